@@ -1,0 +1,50 @@
+# make test is all a contributor needs: it installs what the tests use (redis-server and Chromium from Debian's packages, the browser
+# test's npm packages), then runs everything. A test that would be skipped fails here.
+
+GO ?= go
+export CHROMIUM ?= /usr/bin/chromium
+
+.PHONY: test setup go-test browser-test fuzz lint build
+
+test: setup go-test browser-test
+
+# What a fresh Debian machine with Go and Node lacks.
+setup:
+	@missing=; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	test -x $(CHROMIUM) || missing="$$missing chromium"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	npm ci --prefix web/e2e --silent
+
+go-test:
+	CLOAKROOM_TEST_ALL=1 $(GO) test -race -shuffle=on ./...
+
+browser-test: build
+	npm test --prefix web/client --silent
+	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+# Every fuzz target for FUZZTIME each.
+FUZZTIME ?= 60s
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# govulncheck ends with status 3 for a vulnerability; with another where its database is out of reach.
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck ./...
+	GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || { [ $$? -ne 3 ] && echo "NOT CHECKED for vulnerabilities: govulncheck did not get to its database"; }

@@ -1,0 +1,38 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"time"
+)
+
+// Admin returns the handler of the admin listener: /healthz, which says that the process lives, and /readyz, which says that the store
+// answers and the provider was found at least once.
+func (s *Server) Admin() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.ready(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "ok\n")
+	})
+	return mux
+}
+
+func (s *Server) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var errs []error
+	if _, _, _, err := s.store.Get(ctx, "readyz"); err != nil {
+		errs = append(errs, errors.New("store: does not answer"))
+		s.log.WarnContext(ctx, "not ready: the store does not answer", "err", err)
+	}
+	if s.provider.found.Load() == nil {
+		errs = append(errs, errors.New("provider: not found yet"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,203 @@
+package bff
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/securecookie"
+	"golang.org/x/oauth2"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// attempt is one attempt to log in. Between login and callback it lives in a cookie of its own in the browser that made
+// it, sealed; nothing is stored here. So several tabs can log in at once, and what was begun in one browser cannot be
+// completed in another (RFC 9700 4.7.1).
+type attempt struct {
+	State    string         `json:"s"`
+	Nonce    string         `json:"n"`
+	Verifier session.Secret `json:"-"`
+	ReturnTo string         `json:"r"`
+	Began    int64          `json:"b"` // Unix seconds
+
+	Prompt    string `json:"p,omitempty"`
+	MaxAge    string `json:"m,omitempty"` // seconds, as asked for
+	ACRValues string `json:"a,omitempty"` // space-separated
+
+	// The session there was when the login began: the one that its success replaces.
+	Replaces  string `json:"o,omitempty"` // session.Session.ID
+	Subject   string `json:"u,omitempty"`
+	CrossSite bool   `json:"x,omitempty"` // another site sent the browser here
+
+	Restarted bool `json:"-"` // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
+}
+
+const (
+	attemptLife = 10 * time.Minute
+	// stateLife is for how long a state is known as ours when its attempt is gone.
+	stateLife   = 24 * time.Hour
+	maxAttempts = 5
+	// maxAttemptBytes is what the cookies of all attempts may add to a request, in total.
+	maxAttemptBytes = 5000
+)
+
+// attempts seals login attempts into cookies and takes them out again.
+type attempts struct {
+	cookie      session.Cookie
+	name        string // what the cookies' names begin with
+	codecs      []securecookie.Codec
+	stateCodecs []securecookie.Codec
+}
+
+func newAttempts(cookie session.Cookie, keys [][]byte) (attempts, error) {
+	codecs, err := session.Codecs(keys, "login attempt", attemptLife)
+	if err != nil {
+		return attempts{}, err
+	}
+	stateCodecs, err := session.Codecs(keys, "login state", stateLife)
+	if err != nil {
+		return attempts{}, err
+	}
+	return attempts{cookie: cookie, name: cookie.Name("cloakroom-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
+}
+
+// begin gives a its secrets and the browser its cookie. Of older attempts it keeps the newest, so that ones which were never
+// finished cannot pile up in the browser.
+func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
+	var err error
+	if a.State, err = as.newState(a.Restarted); err != nil {
+		return err
+	}
+	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
+	a.Verifier = session.Secret(oauth2.GenerateVerifier())
+	a.Began = time.Now().Unix()
+
+	name := as.cookieName(a.State)
+	value, err := as.seal(name, a)
+	if err != nil {
+		return fmt.Errorf("seal login attempt: %w", err)
+	}
+	as.prune(w, r, len(name)+len(value))
+	as.set(w, name, value, int(attemptLife/time.Second))
+	return nil
+}
+
+// take returns the attempt that state belongs to and takes its cookie away, whatever follows: an attempt has one end. An attempt
+// that is not there, has expired, or is for another state gives nil.
+func (as *attempts) take(w http.ResponseWriter, r *http.Request, state string) *attempt {
+	name := as.cookieName(state)
+	cookies := r.CookiesNamed(name)
+	if len(cookies) == 0 {
+		return nil
+	}
+	as.set(w, name, "", -1)
+	if len(cookies) > 1 {
+		return nil
+	}
+	a, err := as.open(name, cookies[0].Value)
+	if err != nil || a.State == "" || subtle.ConstantTimeCompare([]byte(a.State), []byte(state)) != 1 {
+		return nil
+	}
+	return a
+}
+
+// newState returns a state that can later be told from one that somebody made up, and that says whether it was begun by us.
+func (as *attempts) newState(restarted bool) (string, error) {
+	var b [17]byte
+	rand.Read(b[:16])
+	if restarted {
+		b[16] = 1
+	}
+	return securecookie.EncodeMulti("state", b[:], as.stateCodecs...)
+}
+
+// stale says whether state is that of an attempt which was begun here and is gone, so that the login may be begun again: once, for
+// the second time something is in the way that will still be there the third time.
+func (as *attempts) stale(state string) bool {
+	var b []byte
+	err := securecookie.DecodeMulti("state", state, &b, as.stateCodecs...)
+	return err == nil && len(b) == 17 && b[16] == 0
+}
+
+// cookieName is the name of the cookie of the attempt with a state.
+func (as *attempts) cookieName(state string) string {
+	sum := sha256.Sum256([]byte(state))
+	return as.name + hex.EncodeToString(sum[:6])
+}
+
+// prune takes away attempts until there is room for one more that takes up size: first what does not open, then the oldest.
+func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int) {
+	type kept struct {
+		name  string
+		size  int
+		began int64
+	}
+	var others []kept
+	for _, c := range r.Cookies() {
+		if !strings.HasPrefix(c.Name, as.name) {
+			continue
+		}
+		k := kept{c.Name, len(c.Name) + len(c.Value), 0}
+		if a, err := as.open(c.Name, c.Value); err == nil {
+			k.began = a.Began
+		}
+		others = append(others, k)
+	}
+	slices.SortFunc(others, func(a, b kept) int { return int(b.began - a.began) })
+	for i, k := range others {
+		size += k.size
+		if i >= maxAttempts-1 || size > maxAttemptBytes || k.began == 0 {
+			as.set(w, k.name, "", -1)
+		}
+	}
+}
+
+// sealedAttempt is an attempt as it stands in the cookie: the one place where its verifier is written out.
+type sealedAttempt struct {
+	attempt
+	Verifier  string `json:"v"`
+	Restarted bool   `json:"z,omitempty"`
+}
+
+func (as *attempts) seal(name string, a *attempt) (string, error) {
+	plain, err := json.Marshal(sealedAttempt{*a, a.Verifier.Reveal(), a.Restarted})
+	if err != nil {
+		return "", err
+	}
+	return securecookie.EncodeMulti(name, plain, as.codecs...)
+}
+
+func (as *attempts) open(name, value string) (*attempt, error) {
+	var plain []byte
+	if err := securecookie.DecodeMulti(name, value, &plain, as.codecs...); err != nil {
+		return nil, err
+	}
+	var sealed sealedAttempt
+	if err := json.Unmarshal(plain, &sealed); err != nil {
+		return nil, err
+	}
+	a := sealed.attempt
+	a.Verifier = session.Secret(sealed.Verifier)
+	a.Restarted = sealed.Restarted
+	if a.Nonce == "" || a.Verifier == "" || a.ReturnTo == "" {
+		return nil, errors.New("login attempt is not whole")
+	}
+	return &a, nil
+}
+
+// set writes an attempt's cookie. It is Lax, for a Strict one would not come along on the way back from the provider.
+func (as *attempts) set(w http.ResponseWriter, name, value string, maxAge int) {
+	http.SetCookie(w, &http.Cookie{
+		Name: name, Value: value, Path: "/", MaxAge: maxAge,
+		Secure: !as.cookie.InsecureHTTP, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	})
+}

@@ -1,0 +1,310 @@
+// Package bff is a backend for a frontend: it signs users in with OpenID Connect, keeps their tokens, and hands a single-page
+// app's API calls on with the access token that the browser never has (RFC 10017 6.1).
+//
+// # How a request travels
+//
+// Server.ServeHTTP refuses what is not for this host and paths that can be read in two ways. What is under the prefix
+// (/bff) goes through the table in New to one handler each; what is under a route goes to its upstream (proxy.go); the
+// rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
+//
+//	login     login.go     attempt.begin → provider.authURL → 302
+//	callback  login.go     attempts.take → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
+//	API call  proxy.go     guard → sessions.Fresh → upstream
+//	refresh   session/refresh.go, when Fresh finds that a token is about to expire
+//	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
+//
+// provider.go, token.go and idtoken.go are what speaks to the provider. The package session keeps sessions and decides
+// when to refresh; it knows neither HTTP routes nor OAuth.
+package bff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/securecookie"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Config is what a Server needs.
+type Config struct {
+	// PublicURL is what the browser sees: scheme and host, nothing else. Redirect URIs, cookie flags and the Host and Origin that are
+	// let in come from it alone. It is https, or http on a loopback host.
+	PublicURL string
+	// Prefix is where the endpoints for the browser are; empty means /bff.
+	Prefix string
+	// TrustedProxies are the peers whose X-Forwarded-For and X-Forwarded-Host are believed. None by default.
+	TrustedProxies []netip.Prefix
+
+	Provider ProviderConfig
+	// Sessions configures the session.Manager. Refresh, Revoke, Logger and Cookie.InsecureHTTP are set by New.
+	Sessions session.Config
+	Routes   []Route
+
+	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
+	Client   http.Handler // serves the browser client at Prefix/client.js; nil: 404
+
+	Logger *slog.Logger // nil means slog.Default()
+}
+
+// Server is the broker as an http.Handler. It needs Discover to run beside it.
+type Server struct {
+	origin    string // scheme://host of the public URL, as browsers write an Origin
+	host      string
+	prefix    string
+	proxies   []netip.Prefix
+	table     map[string][]endpoint // :: path → one endpoint a method
+	routes    []*route              // longest path first
+	frontend  http.Handler
+	sessions  *session.Manager
+	store     session.Store
+	provider  *provider
+	attempts  attempts
+	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
+	log       *slog.Logger
+
+	revoking sync.WaitGroup // revocations under way, for Drain
+}
+
+// endpoint is one line of the route table.
+type endpoint struct {
+	method string
+	path   string
+	guard  func(s *Server, r *http.Request) error
+	serve  func(s *Server, w *response, r *http.Request) error
+}
+
+// endpoints is every address under the prefix, and what has to hold before its handler runs.
+var endpoints = []endpoint{
+	{"GET", "/login", navigation, (*Server).login},
+	{"GET", "/callback", navigation, (*Server).callback},
+	{"POST", "/logout", fetchOrForm, (*Server).logout},
+	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
+	{"GET", "/session", fetch, (*Server).showSession},
+	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
+}
+
+// New returns a Server for cfg. It does no I/O. The error joins a *session.FieldError for every mistake in cfg.
+func New(cfg Config) (*Server, error) {
+	s := &Server{prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, store: cfg.Sessions.Store, log: cfg.Logger}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.prefix == "" {
+		s.prefix = "/bff"
+	}
+	var errs []error
+	fail := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+
+	public, err := parsePublicURL(cfg.PublicURL)
+	if err != nil {
+		fail(&session.FieldError{Field: "PublicURL", Err: err})
+	} else {
+		s.origin, s.host = public.Scheme+"://"+public.Host, public.Host
+		cfg.Sessions.Cookie.InsecureHTTP = public.Scheme == "http"
+	}
+	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
+		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
+	}
+	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
+	fail(err)
+
+	cfg.Sessions.Logger = s.log
+	cfg.Sessions.Refresh = s.provider.refresh
+	cfg.Sessions.Revoke = s.provider.revoke
+	s.sessions, err = session.NewManager(cfg.Sessions)
+	fail(err)
+	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys)
+	if err == nil {
+		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, "logout state", time.Hour)
+		fail(err)
+	} // else NewManager has said so already
+
+	for i, r := range cfg.Routes {
+		field := fmt.Sprintf("Routes[%d]", i)
+		parsed, err := newRoute(r, field, s.prefix)
+		fail(err)
+		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.path == parsed.path }) {
+			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.path)})
+		}
+		s.routes = append(s.routes, parsed)
+	}
+	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.path) - len(a.path) })
+
+	s.table = make(map[string][]endpoint)
+	for _, e := range endpoints {
+		s.table[s.prefix+e.path] = append(s.table[s.prefix+e.path], e)
+	}
+	if cfg.Client != nil {
+		s.table[s.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", anyone, func(_ *Server, w *response, r *http.Request) error {
+			cfg.Client.ServeHTTP(w, r)
+			return nil
+		}}}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// parsePublicURL reads scheme and host of what the browser sees.
+func parsePublicURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		return nil, errors.New("missing")
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
+		return nil, fmt.Errorf("%q holds more than scheme and host", raw)
+	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+		return nil, fmt.Errorf("%q: without https the session cookie would be open to whoever is on the way; http is for loopback hosts alone", raw)
+	}
+	u.Host = strings.ToLower(u.Host)
+	if u.Scheme == "https" {
+		u.Host = strings.TrimSuffix(u.Host, ":443")
+	} else {
+		u.Host = strings.TrimSuffix(u.Host, ":80")
+	}
+	return u, nil
+}
+
+// Discover finds the provider and keeps what is known of it current, until ctx ends. Until it is found nobody can sign in; all
+// else works.
+func (s *Server) Discover(ctx context.Context) { s.provider.keepFound(ctx) }
+
+// Drain waits until no token refresh and no revocation is under way, or until ctx ends. Call it when no more requests come in.
+func (s *Server) Drain(ctx context.Context) error {
+	if err := s.sessions.Drain(ctx); err != nil {
+		return err
+	}
+	done := make(chan struct{})
+	go func() { // ends with the last revocation, which is bounded
+		s.revoking.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for revocations: %w", ctx.Err())
+	}
+}
+
+// ServeHTTP answers one request and logs one line about it.
+func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	w := newResponse(rw)
+	defer func() { s.logRequest(w, r, time.Since(began)) }() // also when the proxy aborts an answer it has begun
+	if err := s.serve(w, r); err != nil {
+		s.writeProblem(w, r, err)
+	}
+}
+
+func (s *Server) serve(w *response, r *http.Request) error {
+	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+		return errMethod
+	}
+	if !s.hostAllowed(r) {
+		return errWrongHost.because(fmt.Errorf("Host is %.80q", r.Host))
+	}
+	if err := checkPath(r.URL.EscapedPath()); err != nil {
+		return errAmbiguousPath.because(err)
+	}
+	path := r.URL.Path
+	if path == s.prefix || underPath(path, s.prefix+"/") {
+		return s.serveEndpoint(w, r)
+	}
+	for _, route := range s.routes {
+		if underPath(path, route.path) {
+			return s.proxy(w, r, route)
+		}
+		if path+"/" == route.path {
+			return errNotFound // not the app's index: whoever asks means the API
+		}
+	}
+	if s.frontend == nil {
+		return errNotFound
+	}
+	s.frontend.ServeHTTP(w, r)
+	return nil
+}
+
+func (s *Server) serveEndpoint(w *response, r *http.Request) error {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	methods := s.table[r.URL.Path]
+	if len(methods) == 0 {
+		return errNotFound
+	}
+	for _, e := range methods {
+		if e.method != r.Method {
+			w.Header().Add("Allow", e.method)
+			continue
+		}
+		w.Header().Del("Allow")
+		if err := e.guard(s, r); err != nil {
+			return err
+		}
+		return e.serve(s, w, r)
+	}
+	return errMethod
+}
+
+// hostAllowed says whether the request is for the host of the public URL, as its sender or a trusted proxy names it.
+func (s *Server) hostAllowed(r *http.Request) bool {
+	host := r.Host
+	if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" && s.fromTrustedProxy(r) {
+		host = forwarded
+	}
+	host = strings.ToLower(host)
+	if strings.HasPrefix(s.origin, "https:") {
+		host = strings.TrimSuffix(host, ":443")
+	} else {
+		host = strings.TrimSuffix(host, ":80")
+	}
+	return host == s.host
+}
+
+func (s *Server) fromTrustedProxy(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && s.trusts(peer.Addr())
+}
+
+func (s *Server) trusts(ip netip.Addr) bool {
+	return slices.ContainsFunc(s.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
+}
+
+func (s *Server) logRequest(w *response, r *http.Request, took time.Duration) {
+	level := slog.LevelInfo
+	attrs := []slog.Attr{
+		slog.String("request", w.requestID),
+		slog.String("method", r.Method),
+		slog.String("path", r.URL.Path), // never the query: codes and states are in it
+		slog.Int("status", w.status),
+		slog.Int64("bytes", w.bytes),
+		slog.Duration("took", took),
+	}
+	if w.session != "" {
+		attrs = append(attrs, slog.String("session", w.session))
+	}
+	if w.problem != nil {
+		level = w.problem.level()
+		attrs = append(attrs, slog.String("err", w.problem.Error()))
+	}
+	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+}

@@ -1,0 +1,68 @@
+package bff
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// The guards of the route table. Each looks at one request and says why it may not go on, or nil.
+
+// anyone lets everything through.
+func anyone(*Server, *http.Request) error { return nil }
+
+// navigation lets the browser itself through, on its way to a page. A script would follow the redirect to the provider and fail there with an error
+// that explains nothing, and a prefetch would begin logins that nobody asked for.
+func navigation(_ *Server, r *http.Request) error {
+	h := r.Header
+	switch mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest"); {
+	case strings.Contains(h.Get("Sec-Purpose"), "prefetch"), strings.Contains(h.Get("Purpose"), "prefetch"), strings.Contains(h.Get("X-Moz"), "prefetch"):
+	case mode != "" && mode != "navigate", dest != "" && dest != "document":
+	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
+	case mode == "" && prefersJSON(r):
+	default:
+		return nil
+	}
+	return errNavigationOnly
+}
+
+// fetch lets a script of our own origin through. The header X-CSRF makes a browser ask before it sends such a request for
+// another origin (RFC 10017 6.1.3.3.2), which is never allowed; what the browser says of where it comes from is checked besides.
+func fetch(s *Server, r *http.Request) error {
+	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
+		return errCSRF.because(fmt.Errorf("X-CSRF is %.20q", v))
+	}
+	if site := r.Header.Values("Sec-Fetch-Site"); len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
+		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+	}
+	return s.originAllowed(r)
+}
+
+// sameOrigin lets a request through of which the browser says that a page of our origin made it. It is for what cannot send a
+// header: forms, EventSource, WebSocket, images, downloads. A browser that says nothing is not believed.
+func sameOrigin(s *Server, r *http.Request) error {
+	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
+	switch {
+	case len(site) == 0 && len(origin) == 0:
+		return errCSRF.because(fmt.Errorf("neither Sec-Fetch-Site nor Origin is there"))
+	case len(site) > 0 && (len(site) != 1 || site[0] != "same-origin"):
+		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+	}
+	return s.originAllowed(r)
+}
+
+// fetchOrForm lets a script or a form of our own origin through.
+func fetchOrForm(s *Server, r *http.Request) error {
+	if r.Header.Get("X-Csrf") != "" {
+		return fetch(s, r)
+	}
+	return sameOrigin(s, r)
+}
+
+// originAllowed refuses every Origin but our own. A request without one passes: that is for the guard to judge.
+func (s *Server) originAllowed(r *http.Request) error {
+	if origin := r.Header.Values("Origin"); len(origin) > 0 && (len(origin) != 1 || origin[0] != s.origin) {
+		return errCSRF.because(fmt.Errorf("Origin is %.80q, want %q", origin, s.origin))
+	}
+	return nil
+}

@@ -1,0 +1,241 @@
+package bff
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+const (
+	// clockSkew is how far the provider's clock and ours may be apart.
+	clockSkew = 90 * time.Second
+	// maxIDTokenAge is how old an ID token may be that comes straight from the token endpoint.
+	maxIDTokenAge = 10 * time.Minute
+)
+
+// idToken is what is believed of a verified ID token.
+type idToken struct {
+	Issuer   string
+	Subject  string
+	SID      string
+	Nonce    string
+	ACR      string
+	AuthTime time.Time // zero: not said
+	// User holds the claims that speak of the user, without those of the protocol.
+	User json.RawMessage
+}
+
+// errKeysUnreachable says that the provider's key set could not be had, and so nothing about the token.
+var errKeysUnreachable = errors.New("the provider's keys cannot be had")
+
+// verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
+// auth_time, is checked by attempt.satisfiedBy.
+func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*idToken, error) {
+	raw := tokens.ID.Reveal()
+	if err := checkTokenType(raw); err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	// Signature, algorithm, iss, aud and exp. The algorithms are the provider's asymmetric ones: neither none nor HMAC can come up.
+	keys := &keySet{KeySet: m.keys}
+	verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
+		ClientID:             p.cfg.ClientID,
+		SupportedSigningAlgs: asymmetric(m.IDTokenAlgorithms),
+		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
+	}).Verify(ctx, raw)
+	if keys.unreachable != nil {
+		return nil, fmt.Errorf("ID token: %w: %w", errKeysUnreachable, keys.unreachable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+
+	var payload json.RawMessage
+	if err := verified.Claims(&payload); err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	claims, err := parseClaims(payload)
+	if err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	if verified.Issuer != p.cfg.Issuer {
+		return nil, fmt.Errorf("ID token: iss is %q, want %q", verified.Issuer, p.cfg.Issuer)
+	}
+	for _, aud := range verified.Audience {
+		if aud != p.cfg.ClientID { // 3.1.3.7 (3): no audience is trusted but us
+			return nil, fmt.Errorf("ID token: aud names %q beside us", aud)
+		}
+	}
+	if azp, ok := claims["azp"]; ok && azp != p.cfg.ClientID { // 3.1.3.7 (5)
+		return nil, fmt.Errorf("ID token: azp is %v, want %q", azp, p.cfg.ClientID)
+	}
+	if sub := verified.Subject; sub == "" || len(sub) > 255 || !utf8.ValidString(sub) { // Core 2
+		return nil, errors.New("ID token: sub is missing, or longer than 255 bytes")
+	}
+	issued, err := timeClaim(claims, "iat") // 3.1.3.7 (10)
+	if err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	switch age := time.Since(issued); {
+	case issued.IsZero():
+		return nil, errors.New("ID token: iat is missing")
+	case age > maxIDTokenAge:
+		return nil, fmt.Errorf("ID token: iat is %v ago", age.Round(time.Second))
+	case age < -clockSkew:
+		return nil, fmt.Errorf("ID token: iat is %v ahead of our clock", -age.Round(time.Second))
+	}
+	if notBefore, err := timeClaim(claims, "nbf"); err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	} else if time.Until(notBefore) > clockSkew {
+		return nil, fmt.Errorf("ID token: nbf is %v ahead of our clock", time.Until(notBefore).Round(time.Second))
+	}
+	if verified.AccessTokenHash != "" { // 3.1.3.8
+		if err := verified.VerifyAccessToken(tokens.Access.Reveal()); err != nil {
+			return nil, fmt.Errorf("ID token: at_hash: %w", err)
+		}
+	}
+	if _, ok := claims["events"]; ok { // a logout token, which is signed with the same keys
+		return nil, errors.New("ID token: it has the claim events of a logout token")
+	}
+
+	id := &idToken{Issuer: verified.Issuer, Subject: verified.Subject, Nonce: verified.Nonce}
+	if id.AuthTime, err = timeClaim(claims, "auth_time"); err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	id.SID, _ = claims["sid"].(string)
+	id.ACR, _ = claims["acr"].(string)
+	for _, name := range []string{"iss", "aud", "azp", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "jti", "sid", "typ", "_claim_names", "_claim_sources"} {
+		delete(claims, name)
+	}
+	if id.User, err = json.Marshal(claims); err != nil {
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
+	return id, nil
+}
+
+// satisfiedBy says whether the ID token is for this attempt, and whether the user signed in as it asked.
+func (a *attempt) satisfiedBy(id *idToken) error {
+	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(a.Nonce)) != 1 { // 3.1.3.7 (11)
+		return errLoginInvalid.because(errors.New("ID token: nonce is not the one that was sent"))
+	}
+	if a.ACRValues != "" && !slices.Contains(strings.Fields(a.ACRValues), id.ACR) { // 3.1.3.7 (12)
+		return errLoginTooWeak.because(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
+	}
+	if a.MaxAge != "" { // 3.1.3.7 (13)
+		if id.AuthTime.IsZero() {
+			return errLoginInvalid.because(errors.New("ID token: auth_time is missing, and max_age was sent"))
+		}
+		seconds, _ := strconv.Atoi(a.MaxAge)
+		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+clockSkew {
+			return errAuthTooOld
+		}
+	}
+	return nil
+}
+
+// errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
+var errAuthTooOld = errLoginTooWeak.because(errors.New("ID token: auth_time is longer ago than max_age"))
+
+// keySet notices whether a signature could not be checked because the keys could not be had, which the verifier does not pass on.
+type keySet struct {
+	oidc.KeySet
+	unreachable error
+}
+
+func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
+	payload, err := k.KeySet.VerifySignature(ctx, jwt)
+	k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
+	return payload, err
+}
+
+// asymmetric returns those of the algorithms that verify with a public key; RS256 where the provider names none (Core 2).
+func asymmetric(algorithms []string) []string {
+	all := []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
+	var known []string
+	for _, a := range algorithms {
+		if slices.Contains(all, a) {
+			known = append(known, a)
+		}
+	}
+	if len(known) == 0 {
+		return []string{oidc.RS256}
+	}
+	return known
+}
+
+// checkTokenType refuses a JWT that says it is something else than an ID token, whose typ is JWT or not there (RFC 8725 3.12).
+func checkTokenType(raw string) error {
+	encoded, _, _ := strings.Cut(raw, ".")
+	b, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err != nil {
+		return errors.New("it is not a JWT")
+	}
+	var header struct {
+		Type string `json:"typ"`
+	}
+	if err := json.Unmarshal(b, &header); err != nil {
+		return errors.New("its header is not JSON")
+	}
+	switch typ := strings.TrimPrefix(strings.ToLower(header.Type), "application/"); typ {
+	case "", "jwt":
+		return nil
+	default:
+		return fmt.Errorf("its typ is %.40q", typ)
+	}
+}
+
+// parseClaims reads claims that mean one thing only: a name that comes twice, or in two cases, is refused, for readers
+// differ in which they take.
+func parseClaims(payload []byte) (map[string]any, error) {
+	d := json.NewDecoder(bytes.NewReader(payload))
+	d.UseNumber()
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return nil, errors.New("the claims are not a JSON object")
+	}
+	claims := make(map[string]any)
+	seen := make(map[string]bool)
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		name, _ := t.(string)
+		if folded := strings.ToLower(name); seen[folded] {
+			return nil, fmt.Errorf("the claim %.40q comes twice", name)
+		} else {
+			seen[folded] = true
+		}
+		var value any
+		if err := d.Decode(&value); err != nil {
+			return nil, err
+		}
+		claims[name] = value
+	}
+	return claims, nil
+}
+
+// timeClaim reads a NumericDate (RFC 7519 2); zero when it is not there.
+func timeClaim(claims map[string]any, name string) (time.Time, error) {
+	value, ok := claims[name]
+	if !ok || value == nil {
+		return time.Time{}, nil
+	}
+	number, _ := value.(json.Number)
+	seconds, err := number.Float64()
+	if err != nil || seconds < 0 || seconds > 1e11 {
+		return time.Time{}, fmt.Errorf("%s is not a date", name)
+	}
+	return time.Unix(int64(seconds), 0), nil
+}

@@ -1,0 +1,251 @@
+package bff
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// login begins an attempt and sends the browser to the provider.
+func (s *Server) login(w *response, r *http.Request) error {
+	w.page = true
+	q := r.URL.Query()
+	a := &attempt{ReturnTo: parseReturnTo(q.Get("return_to"))}
+	extra, err := loginParameters(q)
+	if err != nil {
+		return errLoginParameter.because(err).returningTo(a.ReturnTo)
+	}
+	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
+
+	current, err := s.sessions.Get(r.Context(), r)
+	switch {
+	case err == nil:
+		a.Replaces, a.Subject = current.ID, current.Subject
+	case !errors.Is(err, session.ErrNone):
+		return err
+	}
+	a.CrossSite = r.Header.Get("Sec-Fetch-Site") == "cross-site"
+	return s.toProvider(w, r, a, extra)
+}
+
+func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
+	if _, err := s.provider.metadata(); err != nil {
+		return err
+	}
+	if err := s.attempts.begin(w, r, a); err != nil {
+		return err
+	}
+	location, err := s.provider.authURL(a, extra)
+	if err != nil {
+		return err
+	}
+	http.Redirect(w, r, location, http.StatusFound)
+	return nil
+}
+
+// loginParameters returns what of a login link goes on to the provider (OpenID Connect Core 3.1.2.1). What is not named here is ignored: an app's
+// link does not choose client, scope or redirect URI.
+func loginParameters(q url.Values) (url.Values, error) {
+	extra := make(url.Values)
+	for _, name := range []string{"prompt", "login_hint", "acr_values", "max_age", "ui_locales"} {
+		value := q.Get(name)
+		if value == "" {
+			continue
+		}
+		if len(value) > 256 || strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c == 0x7f }) {
+			return nil, fmt.Errorf("%s is longer than 256 bytes or holds control characters", name)
+		}
+		extra.Set(name, value)
+	}
+	if prompt := extra.Get("prompt"); prompt != "" {
+		for _, p := range strings.Fields(prompt) {
+			switch p {
+			case "login", "consent", "select_account", "create":
+			case "none":
+				if prompt != "none" {
+					return nil, fmt.Errorf("prompt %q has none beside others", prompt)
+				}
+			default:
+				return nil, fmt.Errorf("prompt %q is not one", p)
+			}
+		}
+	}
+	if maxAge := extra.Get("max_age"); maxAge != "" {
+		if n, err := strconv.Atoi(maxAge); err != nil || n < 0 || n > 1e9 {
+			return nil, fmt.Errorf("max_age %q is not a number of seconds", maxAge)
+		}
+	}
+	return extra, nil
+}
+
+// callback completes an attempt with what the provider says in the query. Whatever is wrong with it, no session that exists is touched.
+func (s *Server) callback(w *response, r *http.Request) error {
+	w.page = true
+	answer, err := parseAnswer(r.URL.RawQuery)
+	if err != nil {
+		return errBadCallback.because(err)
+	}
+	a := s.attempts.take(w, r, answer.state)
+	if a == nil {
+		if answer.err == "" && s.attempts.stale(answer.state) {
+			return s.restart(w, r, &attempt{ReturnTo: "/"}, nil)
+		}
+		return errBadCallback.because(errors.New("no attempt in this browser has this state"))
+	}
+	err = s.complete(w, r, answer, a)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, errAuthTooOld) && !a.Restarted { // the provider did not mind max_age: ask for what it cannot overlook
+		return s.restart(w, r, a, url.Values{"prompt": {"login"}, "max_age": {a.MaxAge}})
+	}
+	return problemOf(err).returningTo(a.ReturnTo)
+}
+
+// restart begins the login again: once, for an attempt that was begun so is never stale.
+func (s *Server) restart(w *response, r *http.Request, before *attempt, extra url.Values) error {
+	a := *before
+	a.Restarted = true
+	if a.ACRValues != "" {
+		extra.Set("acr_values", a.ACRValues)
+	}
+	return s.toProvider(w, r, &a, extra)
+}
+
+// complete makes a session of a provider's answer to an attempt.
+func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *attempt) error {
+	ctx := r.Context()
+	m, err := s.provider.metadata()
+	if err != nil {
+		return err
+	}
+	if err := m.checkIssuer(answer, s.provider.cfg.Issuer); err != nil { // before anything else is believed, an error too
+		return errBadCallback.because(err)
+	}
+	if answer.err != "" {
+		return refusedLogin(w, r, answer.err, a)
+	}
+	first, err := s.claim(ctx, a)
+	if err != nil {
+		return err
+	}
+	if !first {
+		return errBadCallback.because(errors.New("the attempt was completed before"))
+	}
+	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
+	if err != nil {
+		return failedExchange(err)
+	}
+	if err := a.satisfiedBy(id); err != nil {
+		return err
+	}
+	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
+		return errOtherAccount
+	}
+	started, err := s.sessions.Start(ctx, w, session.Session{
+		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
+	}, a.Replaces)
+	if err != nil {
+		return err
+	}
+	w.session = started.ID
+	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
+	http.Redirect(w, r, a.ReturnTo, http.StatusSeeOther)
+	return nil
+}
+
+// claim makes the attempt ours to complete: its code is redeemed once, however often and wherever the callback arrives.
+func (s *Server) claim(ctx context.Context, a *attempt) (bool, error) {
+	sum := sha256.Sum256([]byte(a.State))
+	first, err := s.store.Create(ctx, "login:"+base64.RawURLEncoding.EncodeToString(sum[:]), []byte{1}, attemptLife)
+	if err != nil {
+		return false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
+	}
+	return first, nil
+}
+
+// authAnswer is the provider's answer to an authorization request (RFC 6749 4.1.2, RFC 9207 2).
+type authAnswer struct {
+	state string
+	code  string
+	err   string
+	iss   string
+	issOK bool // iss is there
+}
+
+// parseAnswer reads a callback's query. It holds a state and either a code or an error, each once.
+func parseAnswer(query string) (authAnswer, error) {
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return authAnswer{}, err
+	}
+	for _, name := range []string{"state", "code", "error", "iss"} {
+		if len(q[name]) > 1 { // RFC 6749 3.1
+			return authAnswer{}, fmt.Errorf("%s is there %d times", name, len(q[name]))
+		}
+	}
+	answer := authAnswer{state: q.Get("state"), code: q.Get("code"), err: q.Get("error"), iss: q.Get("iss"), issOK: q.Has("iss")}
+	switch {
+	case answer.state == "":
+		return authAnswer{}, errors.New("state is missing")
+	case (answer.code == "") == (answer.err == ""):
+		return authAnswer{}, errors.New("either code or error has to be there, not both")
+	}
+	return answer, nil
+}
+
+// checkIssuer refuses an answer of another provider than the one that was asked (RFC 9207 2.4).
+func (m *metadata) checkIssuer(answer authAnswer, want string) error {
+	switch {
+	case answer.issOK && answer.iss != want:
+		return fmt.Errorf("iss is %.80q, want %q", answer.iss, want)
+	case !answer.issOK && m.IssParameter:
+		return errors.New("iss is missing, and the provider says that it sends it")
+	}
+	return nil
+}
+
+// refusedLogin says what it means that the provider did not sign the user in. Of its words only the code, and that only in the log, is used.
+func refusedLogin(w *response, r *http.Request, code string, a *attempt) error {
+	cause := fmt.Errorf("the provider answered %.40q", code)
+	switch code {
+	case "login_required", "interaction_required", "consent_required", "account_selection_required":
+		if a.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
+			http.Redirect(w, r, a.ReturnTo, http.StatusSeeOther)
+			return nil
+		}
+	case "access_denied":
+		return errLoginCancelled.because(cause)
+	case "temporarily_unavailable", "server_error":
+		return errProviderUnavailable.because(cause)
+	case "unmet_authentication_requirements":
+		return errLoginTooWeak.because(cause)
+	}
+	return errLoginRefused.because(cause)
+}
+
+// failedExchange says what it means that there is no verified user after the code was sent.
+func failedExchange(err error) error {
+	var unrefreshed *session.RefreshError
+	var known *problem
+	var refusal *tokenError
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, session.ErrNoAnswer), errors.Is(err, errKeysUnreachable):
+		return errProviderUnavailable.because(err)
+	case errors.As(err, &unrefreshed) && errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == 429):
+		return errProviderUnavailable.because(err)
+	case errors.Is(err, session.ErrRefused), errors.As(err, &refusal):
+		return errLoginRefused.because(err)
+	}
+	return errLoginInvalid.because(err)
+}

@@ -1,0 +1,107 @@
+package bff
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/securecookie"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+const (
+	revokeTimeout  = 3 * time.Second // a logout waits no longer for the provider
+	revokeTries    = 4
+	maxRevokeDelay = 30 * time.Second
+)
+
+// logout ends the session here, then tells the provider, then says where the browser goes to log out there too. It answers the
+// same without a session.
+func (s *Server) logout(w *response, r *http.Request) error {
+	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
+	returnTo := parseReturnTo(r.FormValue("return_to"))
+	ended, err := s.sessions.End(r.Context(), w, r)
+	if err != nil {
+		return err
+	}
+	var idToken session.Secret
+	if ended != nil {
+		w.session = ended.ID
+		s.log.InfoContext(r.Context(), "session ended", "session", ended.ID, "reason", "logout", "request", w.requestID)
+		idToken = ended.Tokens.ID
+		s.revoke(r.Context(), ended)
+	}
+	state, err := securecookie.EncodeMulti("logout", []byte(returnTo), s.logoutTos...)
+	if err != nil {
+		return err
+	}
+	location := s.provider.logoutURL(idToken, s.origin+s.prefix+"/logout/callback", state)
+	if location == "" {
+		location = returnTo
+	}
+	if prefersJSON(r) {
+		w.Header().Set("Content-Type", "application/json")
+		return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})
+	}
+	http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
+	return nil
+}
+
+// logoutCallback is where the provider sends the browser after a logout. A state that is not ours leads to the app's front page.
+func (s *Server) logoutCallback(w *response, r *http.Request) error {
+	returnTo := "/"
+	var sealed []byte
+	if err := securecookie.DecodeMulti("logout", r.URL.Query().Get("state"), &sealed, s.logoutTos...); err == nil {
+		returnTo = parseReturnTo(string(sealed))
+	}
+	http.Redirect(w, r, returnTo, http.StatusSeeOther)
+	return nil
+}
+
+// revoke takes an ended session's refresh token back at the provider. The user, who is signed out already, waits for the first try
+// only; if the provider is out of reach more are made in the background.
+func (s *Server) revoke(ctx context.Context, ended *session.Session) {
+	ctx = context.WithoutCancel(ctx)
+	try := func() error {
+		ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+		defer cancel()
+		return s.provider.revoke(ctx, ended.Tokens)
+	}
+	err := try()
+	if err == nil {
+		return
+	}
+	s.log.WarnContext(ctx, "refresh token not revoked", "session", ended.ID, "err", err)
+	if !passes(err) {
+		return
+	}
+	s.revoking.Go(func() { // ends after revokeTries, each of which is bounded
+		for n := 1; n < revokeTries && passes(err); n++ {
+			time.Sleep(revokeDelay(err, n))
+			err = try()
+		}
+		if err != nil {
+			s.log.ErrorContext(ctx, "refresh token never revoked; it is good until the provider lets it expire", "session", ended.ID, "err", err)
+		}
+	})
+}
+
+// passes says whether the same request may well be answered later (RFC 7009 2.2.1: 503 means that the token still exists).
+func passes(err error) bool {
+	var refusal *tokenError
+	if errors.As(err, &refusal) {
+		return refusal.status >= 500 || refusal.status == http.StatusTooManyRequests
+	}
+	return errors.Is(err, session.ErrNoAnswer)
+}
+
+func revokeDelay(err error, n int) time.Duration {
+	var told *session.RefreshError
+	if errors.As(err, &told) && told.RetryAfter > 0 {
+		return min(told.RetryAfter, maxRevokeDelay)
+	}
+	return time.Second << n
+}

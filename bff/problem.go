@@ -1,0 +1,190 @@
+package bff
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// problem is an error as the client may see it (RFC 9457): what is fixed about it, never its cause.
+type problem struct {
+	status     int
+	code       string // stable; what scripts branch on
+	title      string // what happened
+	detail     string // what to do about it
+	loginURL   bool   // tell where to sign in
+	retryAfter time.Duration
+
+	cause    error  // for the log
+	returnTo string // where a new try of a login leads
+}
+
+func (p *problem) Error() string {
+	if p.cause != nil {
+		return p.code + ": " + p.cause.Error()
+	}
+	return p.code
+}
+
+func (p *problem) Unwrap() error { return p.cause }
+
+// because returns the problem with a cause for the log.
+func (p *problem) because(err error) *problem {
+	q := *p
+	q.cause = err
+	return &q
+}
+
+// returningTo returns the problem with the path that a new try of the login leads back to.
+func (p *problem) returningTo(path string) *problem {
+	q := *p
+	q.returnTo = path
+	return &q
+}
+
+var (
+	errBadRequest       = &problem{status: 400, code: "bad_request", title: "The request cannot be understood"}
+	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
+	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
+	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}
+	errCSRF             = &problem{status: 403, code: "csrf", title: "The request may come from another site", detail: "Send the header X-CSRF: 1 from a page of this origin."}
+	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
+	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
+	errWrongHost        = &problem{status: 421, code: "wrong_host", title: "This host is not served here", detail: "The Host header has to be that of server.public_url."}
+	errInternal         = &problem{status: 500, code: "internal", title: "Something went wrong here"}
+	errUpstream         = &problem{status: 502, code: "upstream_failed", title: "The API did not answer as it should"}
+	errUpstreamTimeout  = &problem{status: 504, code: "upstream_timeout", title: "The API did not answer in time"}
+	errStoreUnavailable = &problem{status: 503, code: "store_unavailable", title: "Sessions cannot be reached for the moment", detail: "Nobody has been signed out. Try again in a few seconds.", retryAfter: 2 * time.Second}
+
+	errProviderUnavailable = &problem{status: 503, code: "provider_unavailable", title: "The sign-in service cannot be reached for the moment", detail: "Try again in a few seconds.", retryAfter: 5 * time.Second}
+
+	errLoginParameter = &problem{status: 400, code: "bad_login_parameter", title: "The sign-in link is not right", detail: "One of its parameters has a value that does not exist. Start again from the app."}
+	errBadCallback    = &problem{status: 400, code: "bad_callback", title: "This sign-in cannot be completed", detail: "It was started in another browser, a while ago, or not at all; or the browser refuses cookies. Nothing has changed. Start again from here."}
+	errLoginCancelled = &problem{status: 403, code: "login_cancelled", title: "You did not sign in", detail: "The sign-in was cancelled, or this account may not use the app. Nothing has changed."}
+	errLoginRefused   = &problem{status: 502, code: "login_refused", title: "The sign-in service refused", detail: "It did not complete the sign-in. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
+	errLoginInvalid   = &problem{status: 502, code: "login_invalid", title: "The sign-in could not be verified", detail: "The answer of the sign-in service is not one to be trusted. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
+	errLoginTooWeak   = &problem{status: 403, code: "login_too_weak", title: "A stronger sign-in is needed", detail: "The sign-in service did not confirm the way of signing in that was asked for. You are signed in as before."}
+	errOtherAccount   = &problem{status: 403, code: "other_account", title: "You are signed in as somebody else", detail: "Another site started this sign-in, and it is for another account than yours. You are signed in as before. Sign out first if you want to change."}
+)
+
+// problemOf is the one place that says which error is which problem.
+func problemOf(err error) *problem {
+	var p *problem
+	var unrefreshed *session.RefreshError
+	switch {
+	case errors.As(err, &p):
+		return p
+	case errors.Is(err, session.ErrNone), errors.Is(err, session.ErrEnded):
+		return errNotSignedIn.because(err)
+	case errors.Is(err, session.ErrStore):
+		return errStoreUnavailable.because(err)
+	case errors.As(err, &unrefreshed):
+		p = errProviderUnavailable.because(err)
+		p.retryAfter = unrefreshed.RetryAfter
+		return p
+	default:
+		return errInternal.because(err)
+	}
+}
+
+// level says how much an operator should care.
+func (p *problem) level() slog.Level {
+	switch {
+	case p.status >= 500:
+		return slog.LevelError
+	case p.status == 401 || p.status == 404:
+		return slog.LevelInfo
+	default:
+		return slog.LevelWarn
+	}
+}
+
+// writeProblem answers with err: as a page where a person looks at it, as problem+json everywhere else.
+func (s *Server) writeProblem(w *response, r *http.Request, err error) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		w.status = statusClientLeft
+		return
+	}
+	p := problemOf(err)
+	if errors.Is(err, session.ErrEnded) {
+		s.sessions.ClearCookie(w)
+	}
+	w.problem = p
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	if p.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
+	}
+	if p.status == http.StatusUnauthorized {
+		// RFC 9110 15.5.2 wants a challenge; one of an unknown scheme opens no browser dialogue.
+		h.Set("WWW-Authenticate", `Cookie realm="cloakroom"`)
+	}
+	if w.page && !prefersJSON(r) {
+		s.writePage(w, p)
+		return
+	}
+	h.Set("Content-Type", "application/problem+json")
+	body := problemBody{Title: p.title, Status: p.status, Code: p.code, Detail: p.detail, RequestID: w.requestID}
+	if p.loginURL {
+		body.LoginURL = s.prefix + "/login"
+	}
+	w.WriteHeader(p.status)
+	json.NewEncoder(w).Encode(body)
+}
+
+type problemBody struct {
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Code      string `json:"code"`
+	Detail    string `json:"detail,omitempty"`
+	LoginURL  string `json:"login_url,omitempty"`
+	RequestID string `json:"request_id"`
+}
+
+//go:embed page.html
+var pageHTML string
+
+var page = template.Must(template.New("page").Parse(pageHTML))
+
+// pageCSP lets the page's own style in, and nothing else.
+var pageCSP = func() string {
+	_, style, _ := strings.Cut(pageHTML, "<style>")
+	style, _, _ = strings.Cut(style, "</style>")
+	sum := sha256.Sum256([]byte(style))
+	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}()
+
+func (s *Server) writePage(w *response, p *problem) {
+	tryAgain := s.prefix + "/login"
+	if p.returnTo != "" && p.returnTo != "/" {
+		tryAgain += "?" + url.Values{"return_to": {p.returnTo}}.Encode()
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", pageCSP)
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Frame-Options", "DENY")
+	w.WriteHeader(p.status)
+	page.Execute(w, map[string]any{
+		"Title": p.title, "Detail": p.detail, "Code": p.code, "RequestID": w.requestID, "TryAgain": tryAgain,
+	})
+}
+
+// prefersJSON says whether whoever asks names JSON and not HTML as what it takes.
+func prefersJSON(r *http.Request) bool {
+	accept := strings.Join(r.Header.Values("Accept"), ",")
+	return strings.Contains(accept, "json") && !strings.Contains(accept, "text/html")
+}

@@ -1,0 +1,227 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Route says what happens to the requests under a path.
+type Route struct {
+	Path     string // begins with a slash; with one at the end it is everything below, without one also the path itself
+	Upstream string // http or https URL; its path goes before the request's
+	Token    string // user: the user's access token, 401 without a session. none: nothing. There is no default
+	CSRF     string // header (the default), or fetch-metadata for what cannot send a header
+}
+
+// route is a Route as it is used.
+type route struct {
+	path      string
+	upstream  *url.URL
+	user      bool // attach the user's access token
+	guard     func(s *Server, r *http.Request) error
+	transport *http.Transport
+}
+
+func newRoute(r Route, field, prefix string) (*route, error) {
+	parsed := &route{path: r.Path}
+	var errs []error
+	fail := func(name, format string, args ...any) {
+		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
+	}
+	if err := checkPath(r.Path); err != nil {
+		fail("Path", "%w", err)
+	} else if underPath(r.Path, prefix) || underPath(prefix, r.Path) {
+		fail("Path", "%q and the broker's own %q overlap", r.Path, prefix)
+	}
+	u, err := url.Parse(r.Upstream)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		fail("Upstream", "%q is not a URL such as http://orders.internal:8080", r.Upstream)
+	}
+	parsed.upstream = u
+	switch r.Token {
+	case "user":
+		parsed.user = true
+	case "none":
+	default:
+		fail("Token", "%q is none of user, none", r.Token)
+	}
+	switch r.CSRF {
+	case "", "header":
+		parsed.guard = fetch
+	case "fetch-metadata":
+		parsed.guard = sameOrigin
+	default:
+		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
+	}
+	parsed.transport = &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		ResponseHeaderTimeout: 60 * time.Second,
+		TLSHandshakeTimeout:   10 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConnsPerHost:   256,
+		DisableCompression:    true, // what the upstream sends is what the browser gets
+		ForceAttemptHTTP2:     true,
+	}
+	return parsed, errors.Join(errs...)
+}
+
+// proxy hands the request on to the route's upstream, with the user's access token where the route says so.
+func (s *Server) proxy(w *response, r *http.Request, route *route) error {
+	if err := route.guard(s, r); err != nil {
+		return err
+	}
+	var token string
+	if route.user {
+		current, err := s.sessions.Fresh(r.Context(), r)
+		if err != nil {
+			return err
+		}
+		w.session = current.ID
+		if r.Header.Get("X-Background") != "1" {
+			if err := s.sessions.Touch(r.Context(), current); err != nil {
+				return err
+			}
+		}
+		token = current.Tokens.Access.Reveal()
+	}
+	var failed error
+	forward := httputil.ReverseProxy{
+		Transport: route.transport,
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.SetURL(route.upstream)
+			s.filterRequest(p.Out.Header)
+			s.setForwarded(p)
+			if token != "" {
+				p.Out.Header.Set("Authorization", "Bearer "+token)
+			}
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			s.filterResponse(resp.Header)
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = upstreamProblem(err) },
+		ErrorLog:     nil, // what goes wrong after the answer has begun shows as an aborted request in our own log line
+	}
+	forward.ServeHTTP(w, r)
+	return failed
+}
+
+func upstreamProblem(err error) error {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return errUpstreamTimeout.because(err)
+	}
+	return errUpstream.because(err)
+}
+
+// notUpstream are the request headers that are ours, or that only a proxy may set. Names that begin with X-Forwarded-, or hold an underscore,
+// which some servers take for a hyphen, go too.
+var notUpstream = map[string]bool{
+	"Authorization": true, "Proxy-Authorization": true, "Dpop": true, "Forwarded": true,
+	"X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true, "X-Original-Uri": true,
+	"X-Http-Method-Override": true, "X-Http-Method": true, "X-Method-Override": true,
+	"X-Csrf": true, "X-Background": true,
+}
+
+// filterRequest takes out of a request's header what must not reach an upstream, our cookies among it.
+func (s *Server) filterRequest(h http.Header) {
+	for name := range h {
+		if notUpstream[name] || strings.HasPrefix(name, "X-Forwarded-") || strings.ContainsRune(name, '_') {
+			delete(h, name)
+		}
+	}
+	lines := h["Cookie"]
+	delete(h, "Cookie")
+	for _, line := range lines {
+		if rest := s.withoutOurCookies(line); rest != "" {
+			h["Cookie"] = append(h["Cookie"], rest)
+		}
+	}
+}
+
+func (s *Server) withoutOurCookies(line string) string {
+	var rest []string
+	for part := range strings.SplitSeq(line, ";") {
+		part = strings.TrimSpace(part)
+		name, _, _ := strings.Cut(part, "=")
+		if part != "" && !s.ourCookie(strings.TrimSpace(name)) {
+			rest = append(rest, part)
+		}
+	}
+	return strings.Join(rest, "; ")
+}
+
+// ourCookie says whether a cookie name is one of ours, in any case of letters.
+func (s *Server) ourCookie(name string) bool {
+	name = strings.ToLower(name)
+	return name == strings.ToLower(s.sessions.CookieName()) || strings.HasPrefix(name, strings.ToLower(s.attempts.name))
+}
+
+// setForwarded tells the upstream who asked for what. Of what came in only the part that trusted proxies wrote is kept.
+func (s *Server) setForwarded(p *httputil.ProxyRequest) {
+	h := p.Out.Header
+	h.Set("X-Forwarded-Host", s.host)
+	h.Set("X-Forwarded-Proto", s.origin[:strings.Index(s.origin, ":")])
+	if client := s.clientIP(p.In); client != "" {
+		h.Set("X-Forwarded-For", client)
+	}
+}
+
+// clientIP is the address of whoever is in front of the last trusted proxy.
+func (s *Server) clientIP(r *http.Request) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	ip := peer.Addr().Unmap()
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && s.trusts(ip); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		ip = hop.Unmap()
+	}
+	return ip.String()
+}
+
+// notDownstream are the response headers by which an upstream would act on our whole origin.
+var notDownstream = []string{
+	"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Public-Key-Pins",
+	"Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers",
+	"Access-Control-Expose-Headers", "Access-Control-Max-Age", "Access-Control-Allow-Private-Network",
+	"Secure-Session-Registration", "Secure-Session-Challenge", "Server", "X-Powered-By",
+}
+
+// filterResponse takes out of a response's header what is not for an upstream to say, and keeps what it says from being cached
+// for somebody else.
+func (s *Server) filterResponse(h http.Header) {
+	for _, name := range notDownstream {
+		h.Del(name)
+	}
+	cookies := h["Set-Cookie"]
+	delete(h, "Set-Cookie")
+	for _, line := range cookies {
+		name, _, _ := strings.Cut(line, "=")
+		name = strings.TrimSpace(name)
+		if !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") {
+			h["Set-Cookie"] = append(h["Set-Cookie"], line)
+		}
+	}
+	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" {
+		h.Set("Cache-Control", "private, no-store")
+	}
+}

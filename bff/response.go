@@ -1,0 +1,47 @@
+package bff
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"net/http"
+)
+
+// statusClientLeft is logged, never sent: there was nobody left to send it to.
+const statusClientLeft = 499
+
+// response is the ResponseWriter of every request: it knows what was answered, for the log line at the edge.
+type response struct {
+	http.ResponseWriter
+	requestID string
+	page      bool // a person looks at the answer: errors are pages
+
+	status  int
+	bytes   int64
+	problem *problem
+	session string // the ID of the session that the request was made in
+}
+
+func newResponse(w http.ResponseWriter) *response {
+	var id [8]byte
+	rand.Read(id[:])
+	return &response{ResponseWriter: w, requestID: hex.EncodeToString(id[:])}
+}
+
+func (w *response) WriteHeader(status int) {
+	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach what the server's writer can do besides.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

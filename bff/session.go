@@ -1,0 +1,71 @@
+package bff
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// sessionBody is what the app may know of its session. There is no token in it.
+type sessionBody struct {
+	Authenticated bool            `json:"authenticated"`
+	User          json.RawMessage `json:"user,omitempty"`
+	Session       *sessionTimes   `json:"session,omitempty"`
+}
+
+type sessionTimes struct {
+	ID                   string     `json:"id"`
+	CreatedAt            time.Time  `json:"created_at"`
+	IdleExpiresAt        time.Time  `json:"idle_expires_at"`
+	ExpiresAt            time.Time  `json:"expires_at"`
+	AccessTokenExpiresAt *time.Time `json:"access_token_expires_at"` // null: the provider did not say
+}
+
+// showSession says who is signed in. It neither refreshes nor extends the session.
+func (s *Server) showSession(w *response, r *http.Request) error {
+	current, err := s.sessions.Get(r.Context(), r)
+	if errors.Is(err, session.ErrNone) {
+		return writeSession(w, nil)
+	}
+	if err != nil {
+		return err
+	}
+	return writeSession(w, current)
+}
+
+// refreshSession refreshes the tokens now, whether they are about to expire or not.
+func (s *Server) refreshSession(w *response, r *http.Request) error {
+	current, err := s.sessions.Renew(r.Context(), r)
+	if err != nil {
+		return err
+	}
+	return writeSession(w, current)
+}
+
+func writeSession(w *response, current *session.Session) error {
+	var body sessionBody
+	if current != nil {
+		w.session = current.ID
+		body = sessionBody{
+			Authenticated: true,
+			User:          current.Claims,
+			Session: &sessionTimes{
+				ID:            current.ID,
+				CreatedAt:     jsonTime(current.CreatedAt),
+				IdleExpiresAt: jsonTime(current.IdleExpiresAt),
+				ExpiresAt:     jsonTime(current.ExpiresAt),
+			},
+		}
+		if expiry := current.Tokens.Expiry; !expiry.IsZero() {
+			at := jsonTime(expiry)
+			body.Session.AccessTokenExpiresAt = &at
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(body)
+}
+
+func jsonTime(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"cmp"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// config is the configuration as it is written: in YAML, where a key is the path of yaml tags (oidc.client_id), and in
+// the environment, where it is that path in capitals (CLOAKROOM_OIDC_CLIENT_ID), which wins. A secret can also be the content
+// of a file, named by the key with _file at its end.
+type config struct {
+	Server   serverConfig   `yaml:"server"`
+	OIDC     oidcConfig     `yaml:"oidc"`
+	Store    storeConfig    `yaml:"store"`
+	Session  sessionConfig  `yaml:"session"`
+	Routes   []routeConfig  `yaml:"routes"`
+	Frontend frontendConfig `yaml:"frontend"`
+}
+
+type serverConfig struct {
+	Listen         string         `yaml:"listen"`          // default 127.0.0.1:8080
+	PublicURL      string         `yaml:"public_url"`      // required
+	Prefix         string         `yaml:"prefix"`          // default /bff
+	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
+	AdminToken     session.Secret `yaml:"admin_token"`     // required when admin_listen is not on the loopback interface
+	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
+	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
+	TLS            tlsConfig      `yaml:"tls"`
+}
+
+type tlsConfig struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+type oidcConfig struct {
+	Issuer       string         `yaml:"issuer"`        // required
+	ClientID     string         `yaml:"client_id"`     // required
+	ClientSecret session.Secret `yaml:"client_secret"` // required
+	ClientAuth   string         `yaml:"client_auth"`   // default client_secret_basic
+	Scopes       []string       `yaml:"scopes"`        // default openid, profile, email, offline_access
+}
+
+type storeConfig struct {
+	URL    session.Secret `yaml:"url"`    // may hold a password; default memory:
+	Prefix string         `yaml:"prefix"` // default cloakroom:
+}
+
+type sessionConfig struct {
+	Keys         []session.Secret `yaml:"keys"`          // base64 of 32 bytes each; required with a store that outlives the process
+	IdleTimeout  time.Duration    `yaml:"idle_timeout"`  // default 30m
+	MaxLifetime  time.Duration    `yaml:"max_lifetime"`  // default 12h
+	RefreshAhead time.Duration    `yaml:"refresh_ahead"` // default 1m
+	Cookie       cookieConfig     `yaml:"cookie"`
+}
+
+type cookieConfig struct {
+	SameSite string `yaml:"same_site"` // strict, the default, or lax
+}
+
+type routeConfig struct {
+	Path     string `yaml:"path"`
+	Upstream string `yaml:"upstream"`
+	Token    string `yaml:"token"`
+	CSRF     string `yaml:"csrf"`
+}
+
+type frontendConfig struct {
+	Dir string `yaml:"dir"`
+}
+
+// configError is every mistake in a configuration, one line each. The command ends with status 2.
+type configError struct{ mistakes []string }
+
+func (e *configError) Error() string { return strings.Join(e.mistakes, "\n") }
+
+func (c *config) setDefaults() {
+	c.Server.Listen = cmp.Or(c.Server.Listen, "127.0.0.1:8080")
+	c.Server.AdminListen = cmp.Or(c.Server.AdminListen, "127.0.0.1:9090")
+	c.Server.ShutdownGrace = cmp.Or(c.Server.ShutdownGrace, 30*time.Second)
+	c.Store.URL = cmp.Or(c.Store.URL, "memory:")
+}
+
+// keyOf maps a field of the packages' Configs to the key it is configured by, for errors that an operator reads.
+func keyOf(field string) string {
+	name, index, indexed := strings.Cut(field, "[")
+	if indexed {
+		index = "[" + index
+	}
+	key, ok := map[string]string{
+		"PublicURL": "server.public_url", "Prefix": "server.prefix",
+		"Provider.Issuer": "oidc.issuer", "Provider.ClientID": "oidc.client_id",
+		"Provider.ClientSecret": "oidc.client_secret", "Provider.ClientAuth": "oidc.client_auth",
+		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
+		"Routes": "routes",
+	}[name]
+	if !ok {
+		return field
+	}
+	return key + strings.ToLower(index)
+}
+
+// explain turns the joined errors of a package's constructor into lines with keys.
+func explain(err error) []string {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var lines []string
+		for _, e := range joined.Unwrap() {
+			lines = append(lines, explain(e)...)
+		}
+		return lines
+	}
+	var field *session.FieldError
+	if errors.As(err, &field) {
+		return []string{keyOf(field.Field) + ": " + field.Err.Error()}
+	}
+	return []string{err.Error()}
+}
+
+// sessionKeys decodes session.keys.
+func (c *config) sessionKeys() ([][]byte, []string) {
+	var keys [][]byte
+	var mistakes []string
+	for i, k := range c.Session.Keys {
+		b, err := decodeBase64(k.Reveal())
+		if err != nil || len(b) != 32 {
+			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints one that is", i))
+			continue
+		}
+		keys = append(keys, b)
+	}
+	return keys, mistakes
+}
+
+// decodeBase64 takes both alphabets, with padding or without.
+func decodeBase64(text string) ([]byte, error) {
+	text = strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(text), "=")
+	return base64.RawStdEncoding.DecodeString(text)
+}
+
+// trustedProxies parses server.trusted_proxies. A single address is a network of one.
+func (c *config) trustedProxies() ([]netip.Prefix, []string) {
+	var proxies []netip.Prefix
+	var mistakes []string
+	for i, text := range c.Server.TrustedProxies {
+		p, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		switch {
+		case err != nil:
+			mistakes = append(mistakes, fmt.Sprintf("server.trusted_proxies[%d]: %q is not a network such as 10.0.0.0/8", i, text))
+		case p.Bits() == 0:
+			mistakes = append(mistakes, fmt.Sprintf("server.trusted_proxies[%d]: %q would let everybody say who they are", i, text))
+		default:
+			proxies = append(proxies, p)
+		}
+	}
+	return proxies, mistakes
+}
+
+// checkListeners looks at the addresses to listen on.
+func (c *config) checkListeners() []string {
+	var mistakes []string
+	for key, addr := range map[string]string{"server.listen": c.Server.Listen, "server.admin_listen": c.Server.AdminListen} {
+		if _, err := net.ResolveTCPAddr("tcp", addr); err != nil {
+			mistakes = append(mistakes, fmt.Sprintf("%s: %q is not an address such as 127.0.0.1:8080", key, addr))
+		}
+	}
+	if host, _, err := net.SplitHostPort(c.Server.AdminListen); err == nil && c.Server.AdminToken == "" {
+		if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+			mistakes = append(mistakes, fmt.Sprintf("server.admin_token: missing, and server.admin_listen %q is not on the loopback interface", c.Server.AdminListen))
+		}
+	}
+	if (c.Server.TLS.CertFile == "") != (c.Server.TLS.KeyFile == "") {
+		mistakes = append(mistakes, "server.tls: cert_file and key_file go together")
+	}
+	return mistakes
+}
+
+// logValue is the configuration as it is in force, without its secrets.
+func (c *config) logValue() slog.Value { return logStruct(reflect.ValueOf(*c)) }
+
+func logStruct(v reflect.Value) slog.Value {
+	var attrs []slog.Attr
+	for i := range v.NumField() {
+		f, name := v.Field(i), tag(v.Type().Field(i))
+		switch {
+		case f.IsZero():
+		case f.Kind() == reflect.Struct:
+			attrs = append(attrs, slog.Attr{Key: name, Value: logStruct(f)})
+		case isStructSlice(f):
+			for j := range f.Len() {
+				attrs = append(attrs, slog.Attr{Key: fmt.Sprintf("%s[%d]", name, j), Value: logStruct(f.Index(j))})
+			}
+		case f.Kind() == reflect.Slice && isSecret(f):
+			attrs = append(attrs, slog.Any(name, fmt.Sprintf("%v", f.Interface())))
+		default:
+			attrs = append(attrs, slog.Any(name, f.Interface()))
+		}
+	}
+	return slog.GroupValue(attrs...)
+}

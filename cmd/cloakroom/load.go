@@ -1,0 +1,324 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// loader reads a configuration and collects what is wrong with it.
+type loader struct {
+	file     string
+	getenv   func(string) string
+	mistakes []string
+	files    map[string]string // :: key of a secret → the file that holds it
+}
+
+// loadConfig reads the file, unless its name is empty, then the environment, then the files that secrets are in. The error is a *configError.
+func loadConfig(file string, getenv func(string) string) (*config, error) {
+	l := &loader{file: file, getenv: getenv, files: make(map[string]string)}
+	c := new(config)
+	if file != "" {
+		l.readFile(c)
+	}
+	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
+	l.readSecrets(reflect.ValueOf(c).Elem(), "")
+	c.setDefaults()
+	if len(l.mistakes) > 0 {
+		return nil, &configError{l.mistakes}
+	}
+	return c, nil
+}
+
+func (l *loader) mistake(format string, args ...any) {
+	l.mistakes = append(l.mistakes, fmt.Sprintf(format, args...))
+}
+
+func (l *loader) readFile(c *config) {
+	text, err := os.ReadFile(l.file)
+	if err != nil {
+		l.mistake("%v", err)
+		return
+	}
+	var doc yaml.Node
+	if err := yaml.Load(text, &doc); err != nil {
+		l.mistake("%s: %v", l.file, err)
+		return
+	}
+	if len(doc.Content) > 0 { // else the file is empty
+		l.decode(doc.Content[0], reflect.ValueOf(c).Elem(), "")
+	}
+}
+
+// decode puts a YAML node into v. key is the path that led here.
+func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+		return
+	}
+	fail := func(format string, args ...any) {
+		l.mistake("%s:%d: %s: %s", l.file, n.Line, cmp.Or(key, "the file"), fmt.Sprintf(format, args...))
+	}
+	switch {
+	case v.Kind() == reflect.Struct:
+		if n.Kind != yaml.MappingNode {
+			fail("%s is not a mapping of keys to values", shown(n, v))
+			return
+		}
+		l.decodeStruct(n, v, key)
+	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
+		v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
+		for i, item := range n.Content {
+			l.decode(item, v.Index(i), fmt.Sprintf("%s[%d]", key, i))
+		}
+	case n.Kind == yaml.ScalarNode && !isStructSlice(v):
+		if err := setText(v, n.Value); err != nil {
+			fail("%v", err)
+		}
+	default:
+		fail("%s is not %s", shown(n, v), kindName(v))
+	}
+}
+
+func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
+	seen := make(map[string]bool)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name, value := n.Content[i], n.Content[i+1]
+		at := join(key, name.Value)
+		if seen[name.Value] {
+			l.mistake("%s:%d: %s: is there twice", l.file, name.Line, at)
+			continue
+		}
+		seen[name.Value] = true
+		if f, ok := fieldNamed(v, name.Value); ok {
+			l.decode(value, f, at)
+			continue
+		}
+		if secret, ok := strings.CutSuffix(name.Value, "_file"); ok {
+			if f, ok := fieldNamed(v, secret); ok && isSecret(f) {
+				l.files[join(key, secret)] = value.Value
+				continue
+			}
+		}
+		hint := ""
+		if near := nearest(name.Value, fieldNames(v)); near != "" {
+			hint = fmt.Sprintf("; did you mean %s?", near)
+		}
+		l.mistake("%s:%d: %s: unknown key%s", l.file, name.Line, at, hint)
+	}
+}
+
+// readEnvironment overrides every key whose environment variable is set.
+func (l *loader) readEnvironment(v reflect.Value, key string) {
+	for i := range v.NumField() {
+		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
+		if f.Kind() == reflect.Struct {
+			l.readEnvironment(f, at)
+			continue
+		}
+		name := "CLOAKROOM_" + strings.ToUpper(strings.ReplaceAll(at, ".", "_"))
+		if isSecret(f) {
+			if path := l.getenv(name + "_FILE"); path != "" {
+				l.files[at] = path
+				f.SetZero()
+			}
+		}
+		text := l.getenv(name)
+		if text == "" {
+			continue
+		}
+		delete(l.files, at)
+		if isStructSlice(f) { // routes: YAML, in its flow style most likely
+			var doc yaml.Node
+			if err := yaml.Load([]byte(text), &doc); err != nil || len(doc.Content) == 0 {
+				l.mistake("%s: not YAML: %v", name, err)
+				continue
+			}
+			inEnvironment := *l
+			inEnvironment.file, inEnvironment.mistakes = name, nil
+			inEnvironment.decode(doc.Content[0], f, at)
+			l.mistakes = append(l.mistakes, inEnvironment.mistakes...)
+			continue
+		}
+		if err := setText(f, text); err != nil {
+			l.mistake("%s: %v", name, err)
+		}
+	}
+}
+
+// readSecrets reads the files that secrets are in.
+func (l *loader) readSecrets(v reflect.Value, key string) {
+	for i := range v.NumField() {
+		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
+		if f.Kind() == reflect.Struct {
+			l.readSecrets(f, at)
+			continue
+		}
+		path, ok := l.files[at]
+		if !ok {
+			continue
+		}
+		if !f.IsZero() {
+			l.mistake("%s: is there twice, as %s and as %s_file", at, at, at)
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			l.mistake("%s_file: %v", at, err)
+			continue
+		}
+		secret := strings.TrimSpace(string(text))
+		if secret == "" {
+			l.mistake("%s_file: %s is empty", at, path)
+			continue
+		}
+		setText(f, secret)
+	}
+}
+
+// setText reads text into a value that is not made of others. A list is written with commas, spaces or line ends between its items.
+func setText(v reflect.Value, text string) error {
+	switch p := v.Addr().Interface().(type) {
+	case *string:
+		*p = text
+	case *session.Secret:
+		*p = session.Secret(text)
+	case *time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 90s, 30m or 12h", text)
+		}
+		if d <= 0 {
+			return fmt.Errorf("%q has to be more than nothing", text)
+		}
+		*p = d
+	case *bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false", text)
+		}
+		*p = b
+	case *[]string:
+		*p = splitList(text)
+	case *[]session.Secret:
+		*p = nil
+		for _, item := range splitList(text) {
+			*p = append(*p, session.Secret(item))
+		}
+	default:
+		panic(fmt.Sprintf("no way to read text into a %T", p))
+	}
+	return nil
+}
+
+func splitList(text string) []string {
+	return strings.FieldsFunc(text, func(c rune) bool { return c == ',' || c == ' ' || c == '\n' || c == '\r' || c == '\t' })
+}
+
+func join(key, name string) string {
+	if key == "" {
+		return name
+	}
+	return key + "." + name
+}
+
+func tag(f reflect.StructField) string { return f.Tag.Get("yaml") }
+
+func fieldNamed(v reflect.Value, name string) (reflect.Value, bool) {
+	for i := range v.NumField() {
+		if tag(v.Type().Field(i)) == name {
+			return v.Field(i), true
+		}
+	}
+	return reflect.Value{}, false
+}
+
+func fieldNames(v reflect.Value) []string {
+	var names []string
+	for i := range v.NumField() {
+		name := tag(v.Type().Field(i))
+		names = append(names, name)
+		if isSecret(v.Field(i)) {
+			names = append(names, name+"_file")
+		}
+	}
+	return names
+}
+
+func isSecret(v reflect.Value) bool {
+	switch v.Interface().(type) {
+	case session.Secret, []session.Secret:
+		return true
+	}
+	return false
+}
+
+func isStructSlice(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct
+}
+
+func kindName(v reflect.Value) string {
+	switch {
+	case isStructSlice(v):
+		return "a list of mappings"
+	case v.Kind() == reflect.Slice:
+		return "a list"
+	default:
+		return "a single value"
+	}
+}
+
+// shown is what a message says of a node that is of the wrong kind.
+func shown(n *yaml.Node, v reflect.Value) string {
+	switch {
+	case n.Kind == yaml.MappingNode:
+		return "a mapping"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	case isSecret(v):
+		return "[redacted]"
+	default:
+		return strconv.Quote(n.Value)
+	}
+}
+
+// nearest returns the one of names that a mistyped name is most likely meant to be, or "".
+func nearest(name string, names []string) string {
+	best, distance := "", 3 // more changes than two are another word
+	for _, n := range names {
+		if d := editDistance(name, n); d < distance {
+			best, distance = n, d
+		}
+	}
+	return best
+}
+
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}

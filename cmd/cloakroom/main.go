@@ -1,0 +1,133 @@
+// Command cloakroom is a backend for a frontend: it keeps a single-page app's tokens on the server, behind a cookie that
+// opens nothing by itself.
+//
+//	cloakroom demo                  everything in one process: a provider, an API, an app. Nothing else to install
+//	cloakroom serve --config FILE   the broker
+//	cloakroom keygen                prints a new key for session.keys
+//	cloakroom version               prints version, commit and Go version
+//
+// serve and demo end on SIGINT and SIGTERM: they stop accepting, let what is under way finish for as long as
+// server.shutdown_grace, and leave. Logs go to standard error.
+//
+// The exit status is 0, 1 for a failure, or 2 for a mistake in the command line or the configuration.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	stop() // a second signal ends the process at once
+	os.Exit(exitCode(err))
+}
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func exitCode(err error) int {
+	var config *configError
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &config), errors.As(err, &usage):
+		return 2
+	default:
+		return 1
+	}
+}
+
+// run is the whole program: it returns when the command has ended, or ctx has and everything is shut down. What goes
+// wrong is printed to stderr and returned.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	root := &cobra.Command{
+		Use:           "cloakroom",
+		Short:         "A backend for a frontend: your app's tokens stay on the server",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(demoCommand(getenv), serveCommand(getenv), keygenCommand(), versionCommand())
+	for _, c := range root.Commands() {
+		c.Args = noArguments
+	}
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+	}
+	return err
+}
+
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument, and there is %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+	}
+	return nil
+}
+
+func keygenCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "keygen",
+		Short: "Print a new key for session.keys",
+		RunE: func(c *cobra.Command, _ []string) error {
+			key := make([]byte, 32)
+			rand.Read(key)
+			_, err := fmt.Fprintln(c.OutOrStdout(), base64.StdEncoding.EncodeToString(key))
+			return err
+		},
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print version, commit and Go version",
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), buildVersion())
+			return err
+		},
+	}
+}
+
+// version is set by the release build: -ldflags "-X main.version=v1.2.3 -X main.commit=…".
+var version, commit string
+
+func buildVersion() string {
+	v, rev := version, commit
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if v == "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && rev == "" {
+				rev = s.Value
+			}
+		}
+	}
+	if v == "" || v == "(devel)" {
+		v = "development"
+	}
+	if rev == "" {
+		rev = "unknown"
+	}
+	return fmt.Sprintf("cloakroom %s, commit %s, %s", v, rev, runtime.Version())
+}

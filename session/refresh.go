@@ -1,0 +1,286 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// ErrRefused is what Config.Refresh wraps when the provider says that the grant is over (RFC 6749 5.2: invalid_grant).
+// Nothing else ends a session.
+var ErrRefused = errors.New("the provider refused the refresh token")
+
+// ErrNoAnswer is what Config.Refresh wraps when the request may have reached the provider and no answer came back: the refresh token may
+// have been rotated. The same request is made once more, for providers allow a lost answer to be asked for again.
+var ErrNoAnswer = errors.New("no answer from the provider")
+
+// RefreshError says that the tokens could not be refreshed for now. The session is kept.
+type RefreshError struct {
+	RetryAfter time.Duration // how long to wait before the next try, at least a second
+	Err        error
+}
+
+func (e *RefreshError) Error() string { return "refresh tokens: " + e.Err.Error() }
+func (e *RefreshError) Unwrap() error { return e.Err }
+
+const (
+	// refreshTimeout bounds the requests of one refresh to the provider. They are made on a context of their own, so that a client that
+	// leaves does not lose a rotated token.
+	refreshTimeout = 45 * time.Second
+	// unknownLife is how long an access token is taken to live when the provider does not say (RFC 6749 5.1: unknown, not endless).
+	unknownLife = 5 * time.Minute
+
+	minRetryAfter = time.Second
+	maxRetryAfter = 30 * time.Second
+)
+
+// Fresh returns the request's session with an access token that can be used now. While the token is good nobody waits: one
+// that is about to expire is refreshed in the background. One that has expired is refreshed first, once for all
+// requests that need it.
+//
+// The error is ErrNone, ErrEnded, a *RefreshError, wraps ErrStore, or is the context's.
+func (m *Manager) Fresh(ctx context.Context, r *http.Request) (*Session, error) {
+	s, err := m.Get(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if !m.due(s, now) {
+		return s, nil
+	}
+	f := m.refresh(ctx, s)
+	if s.Tokens.usable(now) {
+		return s, nil
+	}
+	return f.wait(ctx)
+}
+
+// Renew refreshes the request's session now, whether its access token is still good or not. It joins a refresh that is
+// under way. Errors are those of Fresh.
+func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) {
+	s, err := m.Get(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	if s.Tokens.Refresh == "" {
+		return s, nil
+	}
+	return m.refresh(ctx, s).wait(ctx)
+}
+
+// Drain waits until no refresh is under way, or until ctx ends. Call it when no more requests come in: a process that
+// leaves in the middle of a refresh takes a rotated refresh token with it.
+func (m *Manager) Drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { // ends with the last refresh, which is bounded
+		m.refreshing.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for token refreshes: %w", ctx.Err())
+	}
+}
+
+// expires is when the access token is to be taken as expired.
+func (t *Tokens) expires() time.Time {
+	if t.Expiry.IsZero() {
+		return t.Issued.Add(unknownLife)
+	}
+	return t.Expiry
+}
+
+// usable says whether the access token will still be good when it arrives upstream.
+func (t *Tokens) usable(now time.Time) bool {
+	expires := t.expires()
+	leeway := min(5*time.Second, expires.Sub(t.Issued)/10)
+	return now.Before(expires.Add(-leeway))
+}
+
+// due says whether the tokens are to be refreshed by now. Without a refresh token they never are: the session ends with
+// the access token, or, where its end is unknown, lives on with it.
+func (m *Manager) due(s *Session, now time.Time) bool {
+	if s.Tokens.Refresh == "" {
+		return false
+	}
+	expires := s.Tokens.expires()
+	ahead := min(m.cfg.refreshAhead(), expires.Sub(s.Tokens.Issued)/2)
+	return !now.Before(expires.Add(-ahead)) || !s.Tokens.usable(now)
+}
+
+// flight is one refresh of one session, which everybody who needs it shares. After a failure it stays until it is time to try
+// again, so that an outage of the provider is not answered with a storm.
+type flight struct {
+	done    chan struct{} // closed when session and err are set
+	session *Session
+	err     error
+}
+
+func (f *flight) wait(ctx context.Context) (*Session, error) {
+	select {
+	case <-f.done:
+		return f.session, f.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// refresh joins the refresh of s, and starts it where there is none. It does not wait.
+func (m *Manager) refresh(ctx context.Context, s *Session) *flight {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if f := m.flights[s.ID]; f != nil {
+		return f
+	}
+	f := &flight{done: make(chan struct{})}
+	m.flights[s.ID] = f
+	ctx = context.WithoutCancel(ctx)             // the refresh outlives the request that started it
+	m.refreshing.Go(func() { m.fly(ctx, f, s) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
+	return f
+}
+
+// fly refreshes s and tells those who wait.
+func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
+	var unsaved *Session
+	f.session, unsaved, f.err = m.refreshTokens(ctx, s)
+	close(f.done)
+
+	if unsaved != nil {
+		m.log.ErrorContext(ctx, "refreshed tokens not saved; trying until the store is back", "session", s.ID, "err", f.err)
+		m.saveLater(ctx, unsaved)
+	}
+	if retry := (*RefreshError)(nil); errors.As(f.err, &retry) {
+		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter, "err", f.err)
+		time.AfterFunc(retry.RetryAfter, func() { m.forget(s.ID) })
+		return
+	}
+	m.forget(s.ID)
+}
+
+func (m *Manager) forget(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.flights, id)
+}
+
+// refreshTokens replaces the tokens of s, which somebody found to be due, and returns the session with the new ones once they
+// are saved. When they were obtained but the store did not take them, they are returned as unsaved beside the error.
+func (m *Manager) refreshTokens(ctx context.Context, s *Session) (fresh, unsaved *Session, err error) {
+	now, err := m.load(ctx, s.ticket)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
+		return now, nil, nil // somebody else refreshed it since s was read
+	}
+	tokens, err := m.askProvider(ctx, now)
+	if errors.Is(err, ErrRefused) {
+		fresh, err = m.refused(ctx, now, err)
+		return fresh, nil, err
+	}
+	if err != nil {
+		return nil, nil, retryLater(err)
+	}
+	next := *now
+	next.Tokens = merge(now.Tokens, tokens)
+	if next.sealed, err = m.ring.seal(&next); err != nil {
+		return nil, nil, err
+	}
+	next.replaces = now.sealed
+	fresh, err = m.save(ctx, &next)
+	if errors.Is(err, ErrStore) {
+		return nil, &next, err
+	}
+	return fresh, nil, err
+}
+
+// askProvider refreshes at the provider, and once more when the answer was lost.
+func (m *Manager) askProvider(ctx context.Context, s *Session) (Tokens, error) {
+	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	tokens, err := m.cfg.Refresh(ctx, s)
+	if errors.Is(err, ErrNoAnswer) {
+		m.log.WarnContext(ctx, "no answer to a refresh; asking once more", "session", s.ID, "err", err)
+		return m.cfg.Refresh(ctx, s)
+	}
+	return tokens, err
+}
+
+// refused ends a session whose refresh token the provider does not take, unless the store shows that the token was replaced meanwhile.
+func (m *Manager) refused(ctx context.Context, s *Session, cause error) (*Session, error) {
+	now, err := m.load(ctx, s.ticket)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(now.sealed, s.sealed) {
+		return now, nil
+	}
+	if err := m.cfg.Store.Delete(ctx, recordKey(s.ID)); err != nil {
+		return nil, storeError("delete", err)
+	}
+	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "refresh refused", "err", cause)
+	return nil, ErrEnded
+}
+
+// save puts next in the place of the record it replaces, on condition that it is still there: a session that was ended stays
+// ended, and the tokens obtained for it meanwhile are given back.
+func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
+	replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), next.replaces, next.sealed)
+	if err != nil {
+		return nil, storeError("save refreshed tokens", err)
+	}
+	if replaced {
+		m.log.InfoContext(ctx, "session refreshed", "session", next.ID, "access_token_expires_at", next.Tokens.Expiry)
+		return next, nil
+	}
+	now, err := m.load(ctx, next.ticket) // ours, by a write whose answer was lost, or somebody else's, or none
+	if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
+		if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
+			m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
+		}
+	}
+	return now, err
+}
+
+// saveLater saves tokens that exist in this process alone, for their predecessors are spent, as soon as the store takes them.
+// Meanwhile the session's flight stays known, so that nobody spends the old refresh token again.
+func (m *Manager) saveLater(ctx context.Context, next *Session) {
+	for time.Now().Before(next.ExpiresAt) {
+		time.Sleep(minRetryAfter)
+		_, err := m.save(ctx, next)
+		if errors.Is(err, ErrStore) {
+			continue
+		}
+		m.log.InfoContext(ctx, "refreshed tokens saved at last", "session", next.ID, "err", err)
+		return
+	}
+}
+
+// merge returns what a refresh makes of the tokens: what the answer does not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
+func merge(old, new Tokens) Tokens {
+	if new.Refresh == "" {
+		new.Refresh = old.Refresh
+	}
+	if new.ID == "" {
+		new.ID = old.ID
+	}
+	if new.Scope == "" {
+		new.Scope = old.Scope
+	}
+	return new
+}
+
+// retryLater makes a fault of the provider into a RefreshError, whose RetryAfter is within bounds.
+func retryLater(err error) error {
+	retry := &RefreshError{Err: err}
+	if given := (*RefreshError)(nil); errors.As(err, &given) {
+		*retry = *given
+	}
+	retry.RetryAfter = min(max(retry.RetryAfter, minRetryAfter), maxRetryAfter)
+	return retry
+}

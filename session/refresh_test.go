@@ -1,0 +1,404 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// tokenEndpoint is a provider that rotates refresh tokens and takes each once.
+type tokenEndpoint struct {
+	takes    time.Duration
+	answer   func(n int, next session.Tokens) (session.Tokens, error) // nil: the tokens it would give
+	calls    atomic.Int32
+	reused   atomic.Int32
+	mu       sync.Mutex
+	spent    map[string]bool
+	revoked  []string
+	returned []context.Context
+}
+
+func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session) (session.Tokens, error) {
+	n := int(p.calls.Add(1))
+	time.Sleep(p.takes)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.returned = append(p.returned, ctx)
+	if p.spent == nil {
+		p.spent = make(map[string]bool)
+	}
+	old := s.Tokens.Refresh.Reveal()
+	if p.spent[old] {
+		p.reused.Add(1)
+	}
+	now := time.Now()
+	suffix := string(rune('1' + n))
+	next := session.Tokens{Access: session.Secret("access-" + suffix), Refresh: session.Secret("refresh-" + suffix), Issued: now, Expiry: now.Add(time.Minute)}
+	if p.answer != nil {
+		var err error
+		if next, err = p.answer(n, next); err != nil {
+			return session.Tokens{}, err
+		}
+	}
+	p.spent[old] = true
+	return next, ctx.Err()
+}
+
+func (p *tokenEndpoint) revoke(_ context.Context, t session.Tokens) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.revoked = append(p.revoked, t.Refresh.Reveal())
+	return nil
+}
+
+// minute returns tokens that live for a minute.
+func minute() session.Tokens {
+	t := tokens()
+	t.Expiry = t.Issued.Add(time.Minute)
+	return t
+}
+
+// withProvider runs a test in a bubble of fake time, with alice signed in for a minute's token.
+func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(t *testing.T, m *session.Manager, r *http.Request)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		cfg.Refresh, cfg.Revoke = p.refresh, p.revoke
+		m := newManager(t, cfg)
+		_, r := signIn(t, m, minute())
+		test(t, m, r)
+		if n := p.reused.Load(); n > 0 {
+			t.Errorf("the provider saw %d refresh tokens that it had replaced", n)
+		}
+		if err := m.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute) // until what a failure left behind is forgotten
+	})
+}
+
+func fresh(t *testing.T, m *session.Manager, r *http.Request, wantAccess string) *session.Session {
+	t.Helper()
+	s, err := m.Fresh(t.Context(), r)
+	if err != nil {
+		t.Fatalf("Fresh: %v, want %s", err, wantAccess)
+	}
+	if got := s.Tokens.Access.Reveal(); got != wantAccess {
+		t.Errorf("Fresh: got %s, want %s", got, wantAccess)
+	}
+	return s
+}
+
+func TestRefreshOnceForManyRequests(t *testing.T) {
+	p := &tokenEndpoint{takes: 150 * time.Millisecond}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 200 {
+			all.Go(func() { fresh(t, m, r, "access-2") })
+		}
+		all.Wait()
+		if took := time.Since(began); took != p.takes {
+			t.Errorf("the slowest waited %v, want the provider's %v", took, p.takes)
+		}
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes for 200 requests, want 1", n)
+		}
+		fresh(t, m, r, "access-2")
+	})
+}
+
+func TestNobodyWaitsWhileTheTokenIsGood(t *testing.T) {
+	p := &tokenEndpoint{takes: 7 * time.Second}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(29 * time.Second)
+		fresh(t, m, r, "access-1")
+		if n := p.calls.Load(); n != 0 {
+			t.Errorf("%d refreshes in the first half of the token's life, want none", n)
+		}
+		time.Sleep(2 * time.Second)
+		for range 10 {
+			began := time.Now()
+			fresh(t, m, r, "access-1")
+			if waited := time.Since(began); waited > 0 {
+				t.Errorf("waited %v for a token that is good", waited)
+			}
+		}
+		time.Sleep(8 * time.Second)
+		fresh(t, m, r, "access-2")
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes, want 1", n)
+		}
+	})
+}
+
+func TestTheRefreshOutlivesTheRequestThatStartedIt(t *testing.T) {
+	p := &tokenEndpoint{takes: time.Second}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		ctx, leave := context.WithCancel(t.Context())
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			leave()
+		}()
+		if _, err := m.Fresh(ctx, r); !errors.Is(err, context.Canceled) {
+			t.Errorf("Fresh for a client that left: got %v, want context.Canceled", err)
+		}
+		if err := m.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		fresh(t, m, r, "access-2")
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes, want 1", n)
+		}
+	})
+}
+
+func TestOnlyARefusalEndsTheSession(t *testing.T) {
+	fault := errors.New("502 bad gateway")
+	for name, test := range map[string]struct {
+		err   error
+		calls int32 // refresh requests until the failure is known
+		ends  bool
+	}{
+		"invalid_grant":             {session.ErrRefused, 1, true},
+		"fault":                     {fault, 1, false},
+		"fault with a hint":         {&session.RefreshError{RetryAfter: 3 * time.Second, Err: fault}, 1, false},
+		"no answer, and none again": {session.ErrNoAnswer, 2, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err }}
+			withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+				time.Sleep(50 * time.Second)
+				fresh(t, m, r, "access-1") // still good, whatever the provider says
+				time.Sleep(50 * time.Second)
+				p.calls.Store(0)
+				_, err := m.Fresh(t.Context(), r)
+				if n := p.calls.Load(); !test.ends && n != test.calls {
+					t.Errorf("%d refresh requests, want %d", n, test.calls)
+				}
+				if test.ends {
+					if !errors.Is(err, session.ErrNone) { // the refresh in the background had found out
+						t.Errorf("Fresh: got %v, want ErrNone", err)
+					}
+					wantNone(t, m, r, "after the refusal")
+					return
+				}
+				var retry *session.RefreshError
+				if !errors.As(err, &retry) || retry.RetryAfter < time.Second {
+					t.Errorf("Fresh: got %v, want a RefreshError", err)
+				}
+				wantAlive(t, m, r, "after the fault")
+				p.answer = nil
+				time.Sleep(retry.RetryAfter)
+				if _, err := m.Fresh(t.Context(), r); err != nil {
+					t.Errorf("Fresh once the provider is back: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestARefusalWhileTheTokenIsNeededIsErrEnded(t *testing.T) {
+	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrEnded) {
+			t.Errorf("Fresh: got %v, want ErrEnded", err)
+		}
+		wantNone(t, m, r, "after the refusal")
+	})
+}
+
+func TestALostAnswerIsAskedForOnceMore(t *testing.T) {
+	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+		if n == 1 {
+			return session.Tokens{}, session.ErrNoAnswer
+		}
+		return next, nil
+	}}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		fresh(t, m, r, "access-3")
+	})
+}
+
+func TestAProviderThatFailsIsNotAskedByEveryRequest(t *testing.T) {
+	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) {
+		return session.Tokens{}, errors.New("down")
+	}}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		for range 100 {
+			if _, err := m.Fresh(t.Context(), r); err == nil {
+				t.Error("Fresh: no error")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := p.calls.Load(); n > 11 {
+			t.Errorf("%d requests in ten seconds of outage, want at most one a second", n)
+		}
+	})
+}
+
+func TestWhatTheAnswerDoesNotHoldStaysAsItWas(t *testing.T) {
+	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+		next.Refresh, next.Expiry = "", time.Time{}
+		if n == 2 {
+			next.Scope = "openid"
+		}
+		return next, nil
+	}}
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{Refresh: p.refresh})
+		_, r := signIn(t, m, minute())
+		time.Sleep(time.Minute)
+		s := fresh(t, m, r, "access-2")
+		if s.Tokens.Refresh.Reveal() != "refresh-1" || s.Tokens.ID.Reveal() != "idtoken-1" || s.Tokens.Scope != "openid api" {
+			t.Errorf("got %q, %q, scope %q; want the refresh token, ID token and scope from before", s.Tokens.Refresh.Reveal(), s.Tokens.ID.Reveal(), s.Tokens.Scope)
+		}
+		time.Sleep(time.Minute)
+		fresh(t, m, r, "access-2")
+		time.Sleep(5 * time.Minute) // no expires_in is not for ever
+		if s := fresh(t, m, r, "access-3"); s.Tokens.Scope != "openid" {
+			t.Errorf("scope %q, want the narrower one of the answer", s.Tokens.Scope)
+		}
+	})
+}
+
+func TestASessionThatEndedDuringARefreshStaysEnded(t *testing.T) {
+	p := &tokenEndpoint{takes: time.Second}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		go func() {
+			time.Sleep(500 * time.Millisecond)
+			if _, err := m.End(t.Context(), httptest.NewRecorder(), r); err != nil {
+				t.Error(err)
+			}
+		}()
+		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrNone) {
+			t.Errorf("Fresh: got %v, want ErrNone", err)
+		}
+		wantNone(t, m, r, "after the refresh")
+		if len(p.revoked) != 1 || p.revoked[0] != "refresh-2" {
+			t.Errorf("revoked %v, want the refresh token that came too late", p.revoked)
+		}
+	})
+}
+
+func TestARefreshIsNoActivity(t *testing.T) {
+	p := new(tokenEndpoint)
+	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		for range 3 {
+			time.Sleep(55 * time.Second)
+			if _, err := m.Fresh(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(15 * time.Second)
+		wantNone(t, m, r, "three minutes without Touch")
+	})
+}
+
+func TestTokensThatTheStoreDoesNotTakeAreNotLost(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := &brokenStore{Store: new(tokenstore.Memory)}
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		store.fail(nil, errors.New("OOM command not allowed"))
+		for range 20 { // the new token is not used before it is saved, and the old one is not spent twice
+			if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrStore) {
+				t.Errorf("Fresh: got %v, want ErrStore", err)
+			}
+			time.Sleep(time.Second / 2)
+		}
+		store.fail(nil, nil)
+		time.Sleep(2 * time.Second)
+		fresh(t, m, r, "access-2")
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes, want 1", n)
+		}
+	})
+}
+
+func TestAWriteWhoseAnswerWasLostIsFoundAgain(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := &lossyStore{Store: new(tokenstore.Memory)}
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		store.loseNext.Store(true)
+		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrStore) {
+			t.Errorf("Fresh: got %v, want ErrStore", err)
+		}
+		fresh(t, m, r, "access-2")
+		if len(p.revoked) > 0 {
+			t.Errorf("revoked %v, which are in use", p.revoked)
+		}
+	})
+}
+
+// lossyStore writes, and then says that it could not.
+type lossyStore struct {
+	session.Store
+	loseNext atomic.Bool
+}
+
+func (s *lossyStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
+	replaced, err := s.Store.Replace(ctx, key, old, value)
+	if s.loseNext.Swap(false) {
+		return false, errors.New("i/o timeout")
+	}
+	return replaced, err
+}
+
+func TestRenewRefreshesATokenThatIsStillGood(t *testing.T) {
+	p := new(tokenEndpoint)
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		s, err := m.Renew(t.Context(), r)
+		if err != nil || s.Tokens.Access.Reveal() != "access-2" {
+			t.Fatalf("Renew: got %v, %v, want new tokens", s, err)
+		}
+		fresh(t, m, r, "access-2")
+	})
+}
+
+func TestTheTokenIsNotUsedWhenItWouldExpireOnTheWay(t *testing.T) {
+	p := new(tokenEndpoint)
+	withProvider(t, p, session.Config{RefreshAhead: time.Nanosecond}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(56 * time.Second)
+		fresh(t, m, r, "access-2")
+	})
+}
+
+func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session) (session.Tokens, error) {
+			time.Sleep(time.Second)
+			now := time.Now()
+			return session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}, nil
+		}})
+		var all sync.WaitGroup
+		for i := range 100 {
+			sub := string(rune('A' + i))
+			w := httptest.NewRecorder()
+			if _, err := m.Start(t.Context(), w, session.Session{Subject: sub, Tokens: minute()}, ""); err != nil {
+				t.Fatal(err)
+			}
+			r := requestWith(w.Result().Cookies()...)
+			all.Go(func() {
+				time.Sleep(time.Minute)
+				fresh(t, m, r, "access of "+sub)
+			})
+		}
+		all.Wait()
+	})
+}

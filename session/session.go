@@ -1,0 +1,313 @@
+// Package session keeps a signed-in user's tokens on the server, behind a cookie that opens nothing by itself.
+//
+// A session is a record in a Store. Its key in the store is a hash of the session's id; its value is sealed under a key
+// made of two halves: a data key that only the user's cookie holds, and a key derived from the operator's session keys.
+// Whoever has the store alone, or the cookie alone, reads nothing.
+//
+// The Manager is what a server uses: Start at login, Get to look, Fresh for a session whose access token can be used now,
+// Touch when the user was active, End at logout. Refreshing is in refresh.go, and nowhere else.
+package session
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// ErrNone says that a request has no session: no cookie, one that does not open, or one whose session is unknown, expired
+// or ended. The cases are deliberately one: to the caller, and to whoever probes, there is no difference.
+var ErrNone = errors.New("no session")
+
+// ErrEnded says that the session was ended just now because it has no way to a usable access token any more: the provider
+// refused to refresh it. Later requests get ErrNone.
+var ErrEnded = errors.New("session ended: the provider refused to refresh its tokens")
+
+// ErrStore says that the store could not be asked. It says nothing about the session, which is to be taken as alive.
+var ErrStore = errors.New("session store unavailable")
+
+// Tokens are what the provider issued for one session.
+type Tokens struct {
+	Access  Secret
+	Refresh Secret // empty: the provider issued none, and the session ends with its access token
+	ID      Secret
+	Scope   string    // as granted, space-separated
+	Issued  time.Time // when Access was received
+	Expiry  time.Time // when Access expires; zero: the provider did not say
+}
+
+// Session is one user signed in on one browser. A *Session is shared between requests and must not be modified.
+type Session struct {
+	// ID names the session in the store and towards its user, operators and logs. It is the hash of the id in the cookie:
+	// it opens nothing, and that id cannot be found from it.
+	ID      string
+	Issuer  string // iss of the ID token
+	Subject string // sub of the ID token
+	SID     string // sid of the ID token, empty where the provider has none
+	Claims  json.RawMessage
+	Tokens  Tokens
+
+	CreatedAt     time.Time
+	ExpiresAt     time.Time // the absolute end; never moves
+	IdleExpiresAt time.Time // moves with Touch, never beyond ExpiresAt
+
+	ticket   ticket
+	sealed   []byte // the record as it is in the store
+	replaces []byte // the record that this one was made of, which a conditional write expects to find
+}
+
+// Format writes the session's ID, whatever the verb: fmt would print the unexported half of the key too.
+func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID) }
+
+// LogValue returns the session's ID.
+func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
+
+// Store keeps records: opaque bytes under a key, each with a time to live. A Store is safe for concurrent use, and every
+// method is atomic and sees all that was written before it began. A record whose time to live has passed does not exist.
+//
+// An error is a fault of the store (it is out of reach, full, or misconfigured), never an answer: a record that is not
+// there is not an error. After an error of a writing method the write may or may not have happened.
+type Store interface {
+	// Get returns the value under key and how much longer it lives; found is false when there is none.
+	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
+	// Create writes a record under a key that has none, to live for ttl, which is positive. It returns false and writes nothing when there is one.
+	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
+	// Replace writes value in the place of old and leaves the time to live as it is. It returns false and writes nothing
+	// when the record is gone or no longer holds old: a late writer can neither revive nor overwrite.
+	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
+	// Touch lets a record live for ttl, which is positive, from now on. It returns false when there is none.
+	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
+	// Delete removes a record. That there is none is not an error.
+	Delete(ctx context.Context, key string) error
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	Store Store
+
+	// Keys are the operator's secrets of 32 bytes each. The first seals, all open, so that a key can be rotated without a logout.
+	Keys [][]byte
+
+	IdleTimeout  time.Duration // a session ends after so long without Touch; zero means 30 minutes
+	MaxLifetime  time.Duration // a session ends so long after Start, whatever happens; zero means 12 hours
+	RefreshAhead time.Duration // tokens are refreshed in the background so long before they expire, at most half their life; zero means a minute
+
+	Cookie Cookie
+
+	// Refresh trades the tokens' refresh token for new ones; an empty field in what it returns means that the provider sent
+	// none. It wraps ErrRefused when the provider says that the grant is over, and ErrNoAnswer when the request
+	// may have been processed but no answer arrived. Its context does not end with the request that caused it.
+	Refresh func(ctx context.Context, s *Session) (Tokens, error)
+
+	// Revoke tells the provider that the tokens are not needed any more. It is called for tokens that were obtained for a
+	// session which ended meanwhile. Nil: they are dropped.
+	Revoke func(ctx context.Context, t Tokens) error
+
+	Logger *slog.Logger // nil means slog.Default()
+}
+
+func (c *Config) idleTimeout() time.Duration  { return orDefault(c.IdleTimeout, 30*time.Minute) }
+func (c *Config) maxLifetime() time.Duration  { return orDefault(c.MaxLifetime, 12*time.Hour) }
+func (c *Config) refreshAhead() time.Duration { return orDefault(c.RefreshAhead, time.Minute) }
+
+func orDefault(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// Manager starts, finds, refreshes and ends sessions. It is safe for concurrent use.
+type Manager struct {
+	cfg    Config
+	log    *slog.Logger
+	ring   keyring
+	cookie cookie
+
+	refreshing sync.WaitGroup // refreshes under way, for Drain
+
+	mu      sync.Mutex         // guards flights
+	flights map[string]*flight // :: Session.ID → its refresh under way, or its failure while it is too early to try again
+}
+
+// FieldError is a mistake in one field of a Config.
+type FieldError struct {
+	Field string // as in Go: "MaxLifetime", "Keys[1]"
+	Err   error
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// NewManager returns a Manager. It does no I/O. The error joins a *FieldError for every mistake in cfg.
+func NewManager(cfg Config) (*Manager, error) {
+	var errs []error
+	if cfg.Store == nil {
+		errs = append(errs, &FieldError{"Store", errors.New("missing")})
+	}
+	if cfg.Refresh == nil {
+		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
+	}
+	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.IdleTimeout, "MaxLifetime": cfg.MaxLifetime, "RefreshAhead": cfg.RefreshAhead} {
+		if d < 0 {
+			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
+		}
+	}
+	if cfg.maxLifetime() < time.Second {
+		errs = append(errs, &FieldError{"MaxLifetime", fmt.Errorf("%v is shorter than a second", cfg.MaxLifetime)})
+	}
+	ring, err := newKeyring(cfg.Keys)
+	if err != nil {
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, flights: make(map[string]*flight)}
+	if m.log == nil {
+		m.log = slog.Default()
+	}
+	m.cookie = newCookie(cfg.Cookie, ring, cfg.maxLifetime())
+	return m, nil
+}
+
+// Start begins a session for s (Issuer, Subject, SID, Claims and Tokens are read) and gives the browser its cookie. The
+// session has a new id and a new data key, whatever the browser brought: there is nothing to fixate.
+// replaces is the ID of the session that this login takes the place of, which is ended, or empty.
+func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, replaces string) (*Session, error) {
+	now := time.Now()
+	s.ticket = newTicket()
+	s.ID = s.ticket.sessionID()
+	s.CreatedAt = now
+	s.ExpiresAt = now.Add(m.cfg.maxLifetime())
+	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() && s.Tokens.Expiry.Before(s.ExpiresAt) {
+		s.ExpiresAt = s.Tokens.Expiry // nothing can come after the only access token
+	}
+	ttl := m.idleTTL(&s, now)
+	if ttl <= 0 {
+		return nil, errors.New("start session: the access token is expired already and there is no refresh token")
+	}
+	s.IdleExpiresAt = now.Add(ttl)
+	sealed, err := m.ring.seal(&s)
+	if err != nil {
+		return nil, err
+	}
+	s.sealed = sealed
+	created, err := m.cfg.Store.Create(ctx, recordKey(s.ID), sealed, ttl)
+	if err != nil {
+		return nil, storeError("create", err)
+	}
+	if !created {
+		return nil, errors.New("start session: its random id is taken")
+	}
+	value, err := m.cookie.encode(s.ticket)
+	if err != nil {
+		return nil, err
+	}
+	if replaces != "" && replaces != s.ID {
+		if err := m.cfg.Store.Delete(ctx, recordKey(replaces)); err != nil {
+			return nil, storeError("end the session before", err)
+		}
+	}
+	m.cookie.set(w, value, s.ExpiresAt.Sub(now))
+	return &s, nil
+}
+
+// Get returns the request's session. It changes nothing: neither does it refresh tokens, nor does it count as activity.
+// The error is ErrNone or wraps ErrStore.
+func (m *Manager) Get(ctx context.Context, r *http.Request) (*Session, error) {
+	t, ok := m.cookie.ticket(r)
+	if !ok {
+		return nil, ErrNone
+	}
+	return m.load(ctx, t)
+}
+
+// Touch counts as activity of the session's user and moves the idle time-out. It writes at most sixty times in an idle
+// time-out, so a session may end up to a sixtieth of it early.
+func (m *Manager) Touch(ctx context.Context, s *Session) error {
+	now := time.Now()
+	ttl := m.idleTTL(s, now)
+	if ttl <= 0 {
+		return ErrNone
+	}
+	if ttl-s.IdleExpiresAt.Sub(now) < m.cfg.idleTimeout()/60 {
+		return nil
+	}
+	found, err := m.cfg.Store.Touch(ctx, recordKey(s.ID), ttl)
+	if err != nil {
+		return storeError("touch", err)
+	}
+	if !found {
+		return ErrNone
+	}
+	return nil
+}
+
+// End ends the request's session, takes the cookie from the browser, and returns the session as it was, so that the
+// provider can be told; nil when there was none, which is not an error. When the store cannot be asked the session lives on and the
+// cookie stays, for nothing else would be true.
+func (m *Manager) End(ctx context.Context, w http.ResponseWriter, r *http.Request) (*Session, error) {
+	s, err := m.Get(ctx, r)
+	if err != nil && !errors.Is(err, ErrNone) {
+		return nil, err
+	}
+	if s != nil {
+		if err := m.cfg.Store.Delete(ctx, recordKey(s.ID)); err != nil {
+			return nil, storeError("delete", err)
+		}
+	}
+	m.cookie.clear(w)
+	return s, nil
+}
+
+// ClearCookie takes the cookie of a session that has ended from the browser.
+func (m *Manager) ClearCookie(w http.ResponseWriter) { m.cookie.clear(w) }
+
+// CookieName returns the name of the session cookie, which must not reach an upstream.
+func (m *Manager) CookieName() string { return m.cookie.name }
+
+// recordKey is the key in the store of the session with an ID.
+func recordKey(id string) string { return "session:" + id }
+
+// load reads the session that a ticket opens.
+func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
+	id := t.sessionID()
+	sealed, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(id))
+	if err != nil {
+		return nil, storeError("read", err)
+	}
+	if !found {
+		return nil, ErrNone
+	}
+	s, err := m.ring.open(t, sealed)
+	if err != nil {
+		// A record that does not open under the cookie that names it was sealed with a key that has been removed, or
+		// tampered with. Either way there is no session in it.
+		m.log.WarnContext(ctx, "session record does not open", "session", id, "err", err)
+		return nil, ErrNone
+	}
+	now := time.Now()
+	if !now.Before(s.ExpiresAt) {
+		return nil, ErrNone
+	}
+	s.IdleExpiresAt = now.Add(ttl)
+	if s.IdleExpiresAt.After(s.ExpiresAt) {
+		s.IdleExpiresAt = s.ExpiresAt
+	}
+	return s, nil
+}
+
+// idleTTL is how long the session's record lives from now if nothing touches it: the idle time-out, cut at the absolute end.
+func (m *Manager) idleTTL(s *Session, now time.Time) time.Duration {
+	return min(m.cfg.idleTimeout(), s.ExpiresAt.Sub(now))
+}
+
+func storeError(op string, err error) error {
+	return fmt.Errorf("%w: %s: %w", ErrStore, op, err)
+}

@@ -1,0 +1,496 @@
+package session_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+var (
+	keyA = bytes.Repeat([]byte("a"), 32)
+	keyB = bytes.Repeat([]byte("b"), 32)
+)
+
+// newManager returns a Manager for cfg, whose unset fields become what most tests want.
+func newManager(t *testing.T, cfg session.Config) *session.Manager {
+	t.Helper()
+	if cfg.Store == nil {
+		cfg.Store = new(tokenstore.Memory)
+	}
+	if cfg.Keys == nil {
+		cfg.Keys = [][]byte{keyA}
+	}
+	if cfg.Refresh == nil {
+		cfg.Refresh = func(context.Context, *session.Session) (session.Tokens, error) {
+			t.Error("a refresh that nobody needs")
+			return session.Tokens{}, errors.New("unexpected")
+		}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	m, err := session.NewManager(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// tokens returns tokens that live for an hour.
+func tokens() session.Tokens {
+	now := time.Now()
+	return session.Tokens{Access: "access-1", Refresh: "refresh-1", ID: "idtoken-1", Scope: "openid api", Issued: now, Expiry: now.Add(time.Hour)}
+}
+
+// signIn starts a session for alice with tokens and returns a request that brings its cookie.
+func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, *http.Request) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	s, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, requestWith(w.Result().Cookies()...)
+}
+
+func requestWith(cookies ...*http.Cookie) *http.Request {
+	r := httptest.NewRequest("GET", "/", nil)
+	for _, c := range cookies {
+		r.AddCookie(c)
+	}
+	return r
+}
+
+func wantNone(t *testing.T, m *session.Manager, r *http.Request, why string) {
+	t.Helper()
+	if s, err := m.Get(t.Context(), r); !errors.Is(err, session.ErrNone) {
+		t.Errorf("%s: got %v, %v, want ErrNone", why, s, err)
+	}
+}
+
+func wantAlive(t *testing.T, m *session.Manager, r *http.Request, why string) *session.Session {
+	t.Helper()
+	s, err := m.Get(t.Context(), r)
+	if err != nil {
+		t.Fatalf("%s: %v, want the session", why, err)
+	}
+	return s
+}
+
+func TestASessionIsFoundByItsCookie(t *testing.T) {
+	m := newManager(t, session.Config{})
+	started, r := signIn(t, m, tokens())
+	got := wantAlive(t, m, r, "after Start")
+	if got.ID != started.ID || got.Subject != "alice" || got.SID != "sid-1" || got.Tokens.Access.Reveal() != "access-1" || string(got.Claims) != `{"sub":"alice"}` {
+		t.Errorf("got %+v, want what was started", got)
+	}
+	wantNone(t, m, requestWith(), "without a cookie")
+}
+
+func TestTheCookieIsOutOfReachOfScriptsAndOtherSites(t *testing.T) {
+	for name, test := range map[string]struct {
+		cookie session.Cookie
+		want   string
+	}{
+		"by default": {session.Cookie{}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Strict"},
+		"lax":        {session.Cookie{SameSite: http.SameSiteLaxMode}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Lax"},
+		"localhost":  {session.Cookie{InsecureHTTP: true}, "cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newManager(t, session.Config{Cookie: test.cookie})
+			w := httptest.NewRecorder()
+			if _, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, ""); err != nil {
+				t.Fatal(err)
+			}
+			c := w.Result().Cookies()[0]
+			if got := strings.Replace(w.Header().Get("Set-Cookie"), c.Value, "VALUE", 1); got != test.want {
+				t.Errorf("%s: got  %s\nwant %s", name, got, test.want)
+			}
+			if len(c.Name)+len(c.Value) > 300 {
+				t.Errorf("%s: the cookie takes %d bytes", name, len(c.Name)+len(c.Value))
+			}
+			w = httptest.NewRecorder()
+			if _, err := m.End(t.Context(), w, requestWith(c)); err != nil {
+				t.Fatal(err)
+			}
+			gone := strings.NewReplacer("=VALUE", "=", "Max-Age=43200", "Max-Age=0").Replace(test.want)
+			if got := w.Header().Get("Set-Cookie"); got != gone {
+				t.Errorf("%s: taken away by %s\nwant %s", name, got, gone)
+			}
+		})
+	}
+}
+
+func TestBadCookiesAreNoSessionAndNothingElse(t *testing.T) {
+	m := newManager(t, session.Config{})
+	_, r := signIn(t, m, tokens())
+	good := r.Cookies()[0]
+	with := func(value string) *http.Cookie { return &http.Cookie{Name: good.Name, Value: value} }
+
+	for i := range len(good.Value) {
+		flipped := []byte(good.Value)
+		flipped[i] ^= 1
+		// The last character of base64 may hold bits that mean nothing; a flip there changes no byte.
+		if s, err := m.Get(t.Context(), requestWith(with(string(flipped)))); !errors.Is(err, session.ErrNone) && i < len(good.Value)-2 {
+			t.Errorf("bit of character %d flipped: got %v, %v, want ErrNone", i, s, err)
+		}
+		wantNone(t, m, requestWith(with(good.Value[:i])), "truncated")
+	}
+	_, otherRequest := signIn(t, newManager(t, session.Config{Keys: [][]byte{keyB}}), tokens())
+	wantNone(t, m, otherRequest, "from another key")
+	wantNone(t, m, requestWith(with(strings.Repeat("noise", 800))), "4 KB of noise")
+	wantNone(t, m, requestWith(with("")), "empty")
+	wantNone(t, m, requestWith(good, with("x")), "twice, the good one first")
+	wantNone(t, m, requestWith(with("x"), good), "twice, the good one last")
+	wantNone(t, m, requestWith(&http.Cookie{Name: strings.ToLower(good.Name), Value: good.Value}), "in another case of letters")
+	wantNone(t, m, requestWith(&http.Cookie{Name: "cloakroom", Value: good.Value}), "under another name")
+	wantAlive(t, m, requestWith(append(others(100), good)...), "among a hundred others")
+}
+
+func others(n int) []*http.Cookie {
+	var cookies []*http.Cookie
+	for i := range n {
+		cookies = append(cookies, &http.Cookie{Name: fmt.Sprintf("other%d", i), Value: "x"})
+	}
+	return cookies
+}
+
+func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
+	m := newManager(t, session.Config{})
+	before, old := signIn(t, m, tokens())
+	w := httptest.NewRecorder()
+	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, before.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.ID == before.ID {
+		t.Error("the session kept its ID over a login")
+	}
+	wantNone(t, m, old, "the cookie from before the login")
+	wantAlive(t, m, requestWith(w.Result().Cookies()...), "the cookie of the login")
+}
+
+func TestEndEndsTheSessionOnceAndForAll(t *testing.T) {
+	m := newManager(t, session.Config{})
+	_, r := signIn(t, m, tokens())
+	ended, err := m.End(t.Context(), httptest.NewRecorder(), r)
+	if err != nil || ended == nil || ended.Tokens.Refresh.Reveal() != "refresh-1" {
+		t.Fatalf("End: got %v, %v, want the session as it was", ended, err)
+	}
+	wantNone(t, m, r, "after End")
+	if ended, err := m.End(t.Context(), httptest.NewRecorder(), r); ended != nil || err != nil {
+		t.Errorf("End again: got %v, %v, want nil, nil", ended, err)
+	}
+}
+
+func TestIdleTimeoutMovesWithTouchAndMaxLifetimeNeverMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{IdleTimeout: 10 * time.Minute, MaxLifetime: time.Hour})
+		tk := tokens()
+		tk.Expiry = time.Now().Add(24 * time.Hour)
+		started, r := signIn(t, m, tk)
+		if got, want := started.ExpiresAt.Sub(started.CreatedAt), time.Hour; got != want {
+			t.Errorf("lives for %v, want %v", got, want)
+		}
+		for range 6 {
+			time.Sleep(9 * time.Minute)
+			s := wantAlive(t, m, r, "within the idle time-out")
+			if err := m.Touch(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := wantAlive(t, m, r, "54 minutes on")
+		if got := time.Until(s.IdleExpiresAt).Round(time.Second); got != 6*time.Minute {
+			t.Errorf("idle time-out in %v, want it cut at the end of the lifetime in 6m", got)
+		}
+		time.Sleep(6 * time.Minute)
+		wantNone(t, m, r, "after max_lifetime, though it was never idle")
+
+		_, r = signIn(t, m, tk)
+		time.Sleep(5 * time.Minute)
+		wantAlive(t, m, r, "half way, and Get does not count as activity")
+		time.Sleep(5 * time.Minute)
+		wantNone(t, m, r, "after idle_timeout")
+	})
+}
+
+func TestTouchWritesNowAndThenOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &countingStore{Store: new(tokenstore.Memory)}
+		m := newManager(t, session.Config{Store: store, IdleTimeout: time.Hour, MaxLifetime: 12 * time.Hour})
+		tk := tokens()
+		tk.Expiry = time.Now().Add(24 * time.Hour)
+		_, r := signIn(t, m, tk)
+		for range 3600 {
+			time.Sleep(time.Second)
+			if err := m.Touch(t.Context(), wantAlive(t, m, r, "active")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if store.touches > 60 {
+			t.Errorf("%d writes for 3600 calls in an hour, want at most 60", store.touches)
+		}
+	})
+}
+
+type countingStore struct {
+	session.Store
+	touches int
+}
+
+func (s *countingStore) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
+	s.touches++
+	return s.Store.Touch(ctx, key, ttl)
+}
+
+func TestWithoutARefreshTokenTheSessionEndsWithTheAccessToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{})
+		tk := tokens()
+		tk.Refresh, tk.Expiry = "", time.Now().Add(5*time.Minute)
+		_, r := signIn(t, m, tk)
+		time.Sleep(5*time.Minute - time.Second)
+		wantAlive(t, m, r, "while the token lives")
+		time.Sleep(time.Second)
+		wantNone(t, m, r, "after the token")
+	})
+}
+
+func TestKeysRotateWithoutALogout(t *testing.T) {
+	store := new(tokenstore.Memory)
+	manager := func(keys ...[]byte) *session.Manager {
+		return newManager(t, session.Config{Store: store, Keys: keys})
+	}
+	_, old := signIn(t, manager(keyA), tokens())
+	wantAlive(t, manager(keyB, keyA), old, "a new first key")
+	_, young := signIn(t, manager(keyB, keyA), tokens())
+	wantAlive(t, manager(keyB), young, "the old key removed, sealed with the new one")
+	wantNone(t, manager(keyB), old, "the old key removed, sealed with it")
+}
+
+func TestADumpOfTheStoreOpensNothing(t *testing.T) {
+	store := &dumpStore{Store: new(tokenstore.Memory), dump: make(map[string][]byte)}
+	m := newManager(t, session.Config{Store: store})
+	_, r := signIn(t, m, tokens())
+	_, r2 := signIn(t, m, tokens())
+	cookie := r.Cookies()[0].Value
+	for key, value := range store.dump {
+		for _, secret := range []string{"access-1", "refresh-1", "idtoken-1", "alice", "sid-1"} {
+			if strings.Contains(key, secret) || bytes.Contains(value, []byte(secret)) {
+				t.Errorf("%s is readable in the record under %s", secret, key)
+			}
+		}
+		if strings.Contains(cookie, strings.TrimPrefix(key, "session:")) {
+			t.Error("the cookie shows the key of the record")
+		}
+	}
+
+	// A record under the key of another session does not open: it is bound to its place.
+	keys := make([]string, 0, 2)
+	for key := range store.dump {
+		keys = append(keys, key)
+	}
+	store.swap = map[string]string{keys[0]: keys[1], keys[1]: keys[0]}
+	wantNone(t, m, r, "with the records swapped")
+	wantNone(t, m, r2, "with the records swapped")
+}
+
+func TestNoTwoRecordsAreAlike(t *testing.T) {
+	store := &dumpStore{Store: new(tokenstore.Memory), dump: make(map[string][]byte)}
+	m := newManager(t, session.Config{Store: store})
+	nonces := make(map[string]bool)
+	const n = 2000
+	for range n {
+		signIn(t, m, tokens())
+	}
+	for _, value := range store.dump {
+		nonces[string(value[5:17])] = true
+	}
+	if len(store.dump) != n || len(nonces) != n {
+		t.Errorf("%d records with %d nonces, want %d of each", len(store.dump), len(nonces), n)
+	}
+}
+
+// dumpStore remembers what was written, and can confuse keys as a client that is one reply off would.
+type dumpStore struct {
+	session.Store
+	dump map[string][]byte
+	swap map[string]string
+}
+
+func (s *dumpStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	s.dump[key] = value
+	return s.Store.Create(ctx, key, value, ttl)
+}
+
+func (s *dumpStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if other, ok := s.swap[key]; ok {
+		key = other
+	}
+	return s.Store.Get(ctx, key)
+}
+
+func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
+	store := &brokenStore{Store: new(tokenstore.Memory)}
+	m := newManager(t, session.Config{Store: store})
+	s, r := signIn(t, m, tokens())
+	store.fail(errors.New("connection refused"), nil)
+	w := httptest.NewRecorder()
+	for name, call := range map[string]func() error{
+		"Get":   func() error { _, err := m.Get(t.Context(), r); return err },
+		"Fresh": func() error { _, err := m.Fresh(t.Context(), r); return err },
+		"End":   func() error { _, err := m.End(t.Context(), w, r); return err },
+		"Start": func() error {
+			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, s.ID)
+			return err
+		},
+	} {
+		if err := call(); !errors.Is(err, session.ErrStore) || errors.Is(err, session.ErrNone) {
+			t.Errorf("%s: got %v, want ErrStore", name, err)
+		}
+	}
+	if cookies := w.Result().Cookies(); len(cookies) > 0 {
+		t.Errorf("a cookie was changed: %v", cookies)
+	}
+	store.fail(nil, nil)
+	wantAlive(t, m, r, "after the outage")
+}
+
+// brokenStore is out of order as far as it is told to be.
+type brokenStore struct {
+	session.Store
+	mu         sync.Mutex
+	err        error // of every method
+	replaceErr error // of Replace
+}
+
+func (s *brokenStore) fail(all, replace error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err, s.replaceErr = all, replace
+}
+
+func (s *brokenStore) errs() (all, replace error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err, errors.Join(s.err, s.replaceErr)
+}
+
+func (s *brokenStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if err, _ := s.errs(); err != nil {
+		return nil, 0, false, err
+	}
+	return s.Store.Get(ctx, key)
+}
+
+func (s *brokenStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if err, _ := s.errs(); err != nil {
+		return false, err
+	}
+	return s.Store.Create(ctx, key, value, ttl)
+}
+
+func (s *brokenStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
+	if _, err := s.errs(); err != nil {
+		return false, err
+	}
+	return s.Store.Replace(ctx, key, old, value)
+}
+
+func TestMistakesInTheConfigAreAllReported(t *testing.T) {
+	_, err := session.NewManager(session.Config{Keys: [][]byte{keyA, []byte("short")}, IdleTimeout: -1, MaxLifetime: time.Millisecond})
+	var fields []string
+	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+		var field *session.FieldError
+		for _, e := range flatten(e) {
+			if errors.As(e, &field) {
+				fields = append(fields, field.Field)
+			}
+		}
+	}
+	slices.Sort(fields)
+	if want := []string{"IdleTimeout", "Keys[1]", "MaxLifetime", "Refresh", "Store"}; !slices.Equal(fields, want) {
+		t.Errorf("mistakes in %v, want %v", fields, want)
+	}
+}
+
+func flatten(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+func TestNoWayOfPrintingShowsAToken(t *testing.T) {
+	m := newManager(t, session.Config{})
+	s, _ := signIn(t, m, tokens())
+	var out bytes.Buffer
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%X", "%t", "%c", "%U", "%e"} {
+		fmt.Fprintf(&out, format+"\n", s)
+		fmt.Fprintf(&out, format+"\n", *s)
+		fmt.Fprintf(&out, format+"\n", s.Tokens)
+		fmt.Fprintf(&out, format+"\n", s.Tokens.Access)
+		fmt.Fprintf(&out, format+"\n", []session.Secret{s.Tokens.Access})
+		fmt.Fprintf(&out, format+"\n", map[session.Secret]session.Secret{s.Tokens.Access: s.Tokens.Refresh})
+	}
+	fmt.Fprintln(&out, s, s.Tokens, s.Tokens.Access, errors.New("x"), fmt.Errorf("%w %v", io.EOF, s.Tokens.Refresh))
+	for _, log := range []*slog.Logger{slog.New(slog.NewTextHandler(&out, nil)), slog.New(slog.NewJSONHandler(&out, nil))} {
+		log.Info("x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access, slog.Group("g", "t", s.Tokens.ID))
+	}
+	json.NewEncoder(&out).Encode(s)
+	cookie := fmt.Sprint(m.TicketBytes(s))
+	if strings.Contains(out.String(), strings.Trim(cookie, "[]")) {
+		t.Errorf("the cookie's key was printed")
+	}
+	for _, token := range []session.Secret{s.Tokens.Access, s.Tokens.Refresh, s.Tokens.ID} {
+		raw := token.Reveal()
+		for _, form := range []string{raw, fmt.Sprintf("%x", raw), fmt.Sprintf("%X", raw), fmt.Sprint([]byte(raw))} {
+			if strings.Contains(out.String(), form) {
+				t.Errorf("%s was printed", raw)
+			}
+		}
+	}
+}
+
+func FuzzCookie(f *testing.F) {
+	m, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{keyA}, Refresh: func(context.Context, *session.Session) (session.Tokens, error) {
+		return session.Tokens{}, nil
+	}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	if _, err := m.Start(context.Background(), w, session.Session{Tokens: session.Tokens{Access: "a", Refresh: "r"}}, ""); err != nil {
+		f.Fatal(err)
+	}
+	good := w.Result().Cookies()[0]
+	for _, line := range []string{good.Name + "=" + good.Value, good.Name + "=", good.Name + "=x; " + good.Name + "=y", ";;=;", good.Name + `="` + good.Value + `"`, strings.Repeat("a=b; ", 200)} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header["Cookie"] = []string{line}
+		s, err := m.Get(t.Context(), r)
+		if err == nil && !strings.Contains(line, good.Value[:len(good.Value)-4]) {
+			t.Errorf("%q opens the session %v", line, s)
+		}
+		if err != nil && !errors.Is(err, session.ErrNone) {
+			t.Errorf("%q: %v, want ErrNone", line, err)
+		}
+	})
+}

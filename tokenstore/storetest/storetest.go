@@ -1,0 +1,198 @@
+// Package storetest is the contract of session.Store as a test, and a real Redis to run it against.
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Run checks that the store keeps the contract of session.Store. It uses keys of its own, so the store may hold other things.
+func Run(t *testing.T, store session.Store) {
+	ctx := t.Context()
+	run := fmt.Sprintf("storetest:%x:", rand.Uint64())
+	key := func(t *testing.T) string { return run + t.Name() }
+
+	t.Run("WhatIsNotThereIsNoError", func(t *testing.T) {
+		wantAbsent(t, store, key(t))
+		if err := store.Delete(ctx, key(t)); err != nil {
+			t.Errorf("Delete of an absent record: %v", err)
+		}
+		if found, err := store.Touch(ctx, key(t), time.Minute); found || err != nil {
+			t.Errorf("Touch of an absent record: got %v, %v, want false, nil", found, err)
+		}
+		if replaced, err := store.Replace(ctx, key(t), []byte("old"), []byte("new")); replaced || err != nil {
+			t.Errorf("Replace of an absent record: got %v, %v, want false, nil", replaced, err)
+		}
+		wantAbsent(t, store, key(t))
+	})
+
+	t.Run("GetReturnsWhatWasCreated", func(t *testing.T) {
+		value := []byte("\x00\xff\r\n arbitrary bytes")
+		create(t, store, key(t), value, time.Minute)
+		wantValue(t, store, key(t), value, 59*time.Second, time.Minute)
+	})
+
+	t.Run("CreateDoesNotOverwrite", func(t *testing.T) {
+		create(t, store, key(t), []byte("first"), time.Minute)
+		if created, err := store.Create(ctx, key(t), []byte("second"), time.Hour); created || err != nil {
+			t.Errorf("second Create: got %v, %v, want false, nil", created, err)
+		}
+		wantValue(t, store, key(t), []byte("first"), 59*time.Second, time.Minute)
+	})
+
+	t.Run("OfManyCreatorsOneWins", func(t *testing.T) {
+		var wins atomic.Int32
+		var all sync.WaitGroup
+		for range 16 {
+			all.Go(func() {
+				created, err := store.Create(ctx, key(t), []byte("mine"), time.Minute)
+				if err != nil {
+					t.Error(err)
+				}
+				if created {
+					wins.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if wins.Load() != 1 {
+			t.Errorf("%d of 16 creators were told that they created the record, want 1", wins.Load())
+		}
+	})
+
+	t.Run("ReplaceNeedsTheOldValueAndKeepsTheTimeToLive", func(t *testing.T) {
+		create(t, store, key(t), []byte("one"), time.Minute)
+		if replaced, err := store.Replace(ctx, key(t), []byte("two"), []byte("three")); replaced || err != nil {
+			t.Errorf("Replace of another value: got %v, %v, want false, nil", replaced, err)
+		}
+		wantValue(t, store, key(t), []byte("one"), 59*time.Second, time.Minute)
+		if replaced, err := store.Replace(ctx, key(t), []byte("one"), []byte("two")); !replaced || err != nil {
+			t.Errorf("Replace: got %v, %v, want true, nil", replaced, err)
+		}
+		wantValue(t, store, key(t), []byte("two"), 59*time.Second, time.Minute)
+	})
+
+	t.Run("OfManyReplacersOneWins", func(t *testing.T) {
+		create(t, store, key(t), []byte("old"), time.Minute)
+		var wins atomic.Int32
+		var all sync.WaitGroup
+		for i := range 16 {
+			all.Go(func() {
+				replaced, err := store.Replace(ctx, key(t), []byte("old"), fmt.Appendf(nil, "new %d", i))
+				if err != nil {
+					t.Error(err)
+				}
+				if replaced {
+					wins.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if wins.Load() != 1 {
+			t.Errorf("%d of 16 replacers were told that they replaced the record, want 1", wins.Load())
+		}
+	})
+
+	t.Run("AfterDeleteALateWriterRevivesNothing", func(t *testing.T) {
+		create(t, store, key(t), []byte("old"), time.Minute)
+		if err := store.Delete(ctx, key(t)); err != nil {
+			t.Fatal(err)
+		}
+		if replaced, err := store.Replace(ctx, key(t), []byte("old"), []byte("new")); replaced || err != nil {
+			t.Errorf("Replace after Delete: got %v, %v, want false, nil", replaced, err)
+		}
+		if found, err := store.Touch(ctx, key(t), time.Hour); found || err != nil {
+			t.Errorf("Touch after Delete: got %v, %v, want false, nil", found, err)
+		}
+		wantAbsent(t, store, key(t))
+	})
+
+	t.Run("TouchSetsTheTimeToLive", func(t *testing.T) {
+		create(t, store, key(t), []byte("value"), time.Minute)
+		if found, err := store.Touch(ctx, key(t), time.Hour); !found || err != nil {
+			t.Errorf("Touch: got %v, %v, want true, nil", found, err)
+		}
+		wantValue(t, store, key(t), []byte("value"), 59*time.Minute, time.Hour)
+		if found, err := store.Touch(ctx, key(t), time.Minute); !found || err != nil {
+			t.Errorf("Touch: got %v, %v, want true, nil", found, err)
+		}
+		wantValue(t, store, key(t), []byte("value"), 59*time.Second, time.Minute)
+	})
+
+	t.Run("ARecordExpires", func(t *testing.T) {
+		for name, write := range map[string]func(key string){
+			"created": func(key string) { create(t, store, key, []byte("value"), 80*time.Millisecond) },
+			"touched": func(key string) {
+				create(t, store, key, []byte("value"), time.Hour)
+				if _, err := store.Touch(ctx, key, 80*time.Millisecond); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"in less than the store can count": func(key string) { create(t, store, key, []byte("value"), time.Nanosecond) },
+		} {
+			k := key(t) + name
+			write(k)
+			time.Sleep(120 * time.Millisecond)
+			if replaced, err := store.Replace(ctx, k, []byte("value"), []byte("new")); replaced || err != nil {
+				t.Errorf("%s: Replace of an expired record: got %v, %v, want false, nil", name, replaced, err)
+			}
+			wantAbsent(t, store, k)
+			create(t, store, k, []byte("again"), time.Minute)
+			wantValue(t, store, k, []byte("again"), 59*time.Second, time.Minute)
+		}
+	})
+
+	t.Run("TheCallerKeepsItsBytes", func(t *testing.T) {
+		value := []byte("value")
+		create(t, store, key(t), value, time.Minute)
+		copy(value, "VALUE")
+		got, _, _, err := store.Get(ctx, key(t))
+		if err != nil || string(got) != "value" {
+			t.Errorf("got %q, %v after the caller's slice changed, want %q", got, err, "value")
+		}
+		copy(got, "VALUE")
+		wantValue(t, store, key(t), []byte("value"), 0, time.Minute)
+	})
+
+	t.Run("AContextThatEndedIsAnErrorOrAnAnswerNeverAbsence", func(t *testing.T) {
+		create(t, store, key(t), []byte("value"), time.Minute)
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, _, found, err := store.Get(ended, key(t)); !found && err == nil {
+			t.Error("Get on an ended context says that the record does not exist")
+		}
+	})
+}
+
+func create(t *testing.T, store session.Store, key string, value []byte, ttl time.Duration) {
+	t.Helper()
+	if created, err := store.Create(t.Context(), key, value, ttl); !created || err != nil {
+		t.Fatalf("Create %s: got %v, %v, want true, nil", key, created, err)
+	}
+}
+
+func wantAbsent(t *testing.T, store session.Store, key string) {
+	t.Helper()
+	if value, _, found, err := store.Get(t.Context(), key); found || err != nil {
+		t.Errorf("Get %s: got %q, %v, %v, want none", key, value, found, err)
+	}
+}
+
+func wantValue(t *testing.T, store session.Store, key string, want []byte, minTTL, maxTTL time.Duration) {
+	t.Helper()
+	value, ttl, found, err := store.Get(t.Context(), key)
+	if !found || err != nil || !bytes.Equal(value, want) {
+		t.Errorf("Get %s: got %q, %v, %v, want %q", key, value, found, err, want)
+	}
+	if ttl < minTTL || ttl > maxTTL {
+		t.Errorf("Get %s: lives for another %v, want %v to %v", key, ttl, minTTL, maxTTL)
+	}
+}
