@@ -25,17 +25,12 @@ func checkPath(escaped string) error {
 			return fmt.Errorf("path %q holds a control character or a backslash", escaped)
 		}
 	}
-	for i := 0; i+2 < len(escaped); i++ {
-		if escaped[i] != '%' {
-			continue
-		}
-		switch strings.ToLower(escaped[i+1 : i+3]) {
-		case "2e", "2f":
-			return fmt.Errorf("path %q holds an encoded dot or slash", escaped)
-		case "25":
-			if i+4 < len(escaped) && isHex(escaped[i+3]) && isHex(escaped[i+4]) {
-				return fmt.Errorf("path %q is encoded twice", escaped)
-			}
+	if lower := strings.ToLower(escaped); strings.Contains(lower, "%2e") || strings.Contains(lower, "%2f") {
+		return fmt.Errorf("path %q holds an encoded dot or slash", escaped)
+	}
+	for i := 0; i+2 < len(path); i++ {
+		if path[i] == '%' && isHex(path[i+1]) && isHex(path[i+2]) {
+			return fmt.Errorf("path %q is encoded twice", escaped)
 		}
 	}
 	for i, segment := range strings.Split(path[1:], "/") {
@@ -43,7 +38,7 @@ func checkPath(escaped string) error {
 		switch {
 		case name == "." || name == "..":
 			return fmt.Errorf("path %q holds a dot segment", escaped)
-		case segment == "" && i < strings.Count(path[1:], "/"):
+		case name == "" && (segment != "" || i < strings.Count(path[1:], "/")):
 			return fmt.Errorf("path %q holds an empty segment", escaped)
 		}
 	}

@@ -242,7 +242,7 @@ func (t limitedAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp.Body = &limitedBody{resp.Body, maxAnswer}
+	resp.Body = &limitedBody{resp.Body, maxAnswer + 1}
 	return resp, nil
 }
 

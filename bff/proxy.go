@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -40,8 +41,8 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	}
 	if err := checkPath(r.Path); err != nil {
 		fail("Path", "%w", err)
-	} else if underPath(r.Path, prefix) || underPath(prefix, r.Path) {
-		fail("Path", "%q and the broker's own %q overlap", r.Path, prefix)
+	} else if underPath(r.Path, prefix) {
+		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
 	u, err := url.Parse(r.Upstream)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
@@ -110,7 +111,7 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = upstreamProblem(err) },
-		ErrorLog:     nil, // what goes wrong after the answer has begun shows as an aborted request in our own log line
+		ErrorLog:     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // an answer that breaks off shows in our own log line
 	}
 	forward.ServeHTTP(w, r)
 	return failed

@@ -49,7 +49,7 @@ func (l *loader) readFile(c *config) {
 		return
 	}
 	var doc yaml.Node
-	if err := yaml.Load(text, &doc); err != nil {
+	if err := yaml.Unmarshal(text, &doc); err != nil {
 		l.mistake("%s: %v", l.file, err)
 		return
 	}

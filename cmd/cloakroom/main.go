@@ -60,7 +60,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Short:         "A backend for a frontend: your app's tokens stay on the server",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("there is no command %q; see cloakroom --help", args[0])}
+			}
+			return c.Help()
+		},
 	}
 	root.SetArgs(args)
 	root.SetOut(stdout)

@@ -39,7 +39,11 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 				return err
 			}
 			defer b.close()
-			return b.run(c.Context(), func(url string) { log.Info("listening", "listen", b.public.Addr, "public_url", url) })
+			public, err := net.Listen("tcp", cfg.Server.Listen)
+			if err != nil {
+				return fmt.Errorf("server.listen: %w", err)
+			}
+			return b.run(c.Context(), public)
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML); every key can also be set by the environment")
@@ -79,6 +83,7 @@ func newBroker(cfg *config, log *slog.Logger) (*broker, error) {
 	store, err := openStore(cfg, log)
 	if err != nil {
 		collect([]string{err.Error()})
+		store = new(tokenstore.Memory) // what follows is for the other mistakes
 	}
 	if len(cfg.Session.Keys) == 0 && cfg.Store.URL == "memory:" {
 		keys = [][]byte{make([]byte, 32)} // the sessions it seals live no longer than this process either
@@ -93,7 +98,7 @@ func newBroker(cfg *config, log *slog.Logger) (*broker, error) {
 		routes = append(routes, bff.Route{Path: r.Path, Upstream: r.Upstream, Token: r.Token, CSRF: r.CSRF})
 	}
 	if len(keys) == 0 && len(cfg.Session.Keys) > 0 {
-		keys = [][]byte{make([]byte, 32)} // every key is wrong and has been complained of: look for other mistakes
+		keys = [][]byte{make([]byte, 32)} // every one is wrong, as has been said
 	}
 	server, err := bff.New(bff.Config{
 		PublicURL:      cfg.Server.PublicURL,
@@ -130,14 +135,13 @@ func newBroker(cfg *config, log *slog.Logger) (*broker, error) {
 		log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
 	}
 	b := &broker{cfg: cfg, log: log, store: store, server: server}
-	b.public = newHTTPServer(cfg.Server.Listen, server, log)
-	b.admin = newHTTPServer(cfg.Server.AdminListen, server.Admin(), log)
+	b.public = newHTTPServer(server, log)
+	b.admin = newHTTPServer(server.Admin(), log)
 	return b, nil
 }
 
-func newHTTPServer(addr string, h http.Handler, log *slog.Logger) *http.Server {
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Addr:              addr,
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second, // there is none for bodies and answers: uploads and streams take as long as they take
 		IdleTimeout:       2 * time.Minute,
@@ -172,19 +176,22 @@ func newFrontend(cfg *config) (http.Handler, error) {
 	return web.New(web.Config{Dir: cfg.Frontend.Dir, FormAction: formAction})
 }
 
-// run listens and serves until ctx ends, then shuts down: no new connections, what is under way finishes, and no rotated token is lost.
-// It calls listening with the public URL once everything listens.
-func (b *broker) run(ctx context.Context, listening func(publicURL string)) error {
-	public, err := b.listen()
-	if err != nil {
-		return err
+// run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way
+// finishes, and no rotated token is lost. It closes public.
+func (b *broker) run(ctx context.Context, public net.Listener) error {
+	defer public.Close()
+	if files := b.cfg.Server.TLS; files.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
+		if err != nil {
+			return fmt.Errorf("server.tls: %w", err)
+		}
+		public = tls.NewListener(public, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 	}
-	admin, err := net.Listen("tcp", b.admin.Addr)
+	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
 	if err != nil {
-		public.Close()
 		return fmt.Errorf("server.admin_listen: %w", err)
 	}
-	listening(b.cfg.Server.PublicURL)
+	b.log.Info("listening", "listen", public.Addr(), "admin_listen", admin.Addr(), "public_url", b.cfg.Server.PublicURL)
 
 	group, serving := errgroup.WithContext(ctx)
 	discovering, stopDiscovering := context.WithCancel(context.WithoutCancel(ctx))
@@ -208,22 +215,6 @@ func (b *broker) run(ctx context.Context, listening func(publicURL string)) erro
 		return b.server.Drain(grace)
 	})
 	return group.Wait()
-}
-
-func (b *broker) listen() (net.Listener, error) {
-	l, err := net.Listen("tcp", b.public.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("server.listen: %w", err)
-	}
-	if b.cfg.Server.TLS.CertFile == "" {
-		return l, nil
-	}
-	cert, err := tls.LoadX509KeyPair(b.cfg.Server.TLS.CertFile, b.cfg.Server.TLS.KeyFile)
-	if err != nil {
-		l.Close()
-		return nil, fmt.Errorf("server.tls: %w", err)
-	}
-	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}), nil
 }
 
 func serve(s *http.Server, l net.Listener) error {

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const goodKey = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+// load writes text to a file and loads it with an environment.
+func load(t *testing.T, text string, env map[string]string) (*config, error) {
+	t.Helper()
+	return loadConfig(writeFile(t, "cloakroom.yaml", text), func(name string) string { return env[name] })
+}
+
+func writeFile(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func mustLoad(t *testing.T, text string, env map[string]string) *config {
+	t.Helper()
+	c, err := load(t, text, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestTheConfigurationIsReadFromTheFile(t *testing.T) {
+	c := mustLoad(t, `
+server: {public_url: "https://app.example.com", shutdown_grace: 5s, trusted_proxies: [10.0.0.0/8, 192.168.1.1]}
+oidc:
+  issuer: https://id.example.com
+  client_id: 010
+  client_secret: 0x10
+  scopes: [openid, api]
+session:
+  keys: [`+goodKey+`]
+routes:
+  - {path: /api/, upstream: "http://a", token: user}
+  - {path: /public/, upstream: "http://b", token: none, csrf: fetch-metadata}
+`, nil)
+	if c.Server.PublicURL != "https://app.example.com" || c.Server.ShutdownGrace != 5*time.Second || c.OIDC.ClientID != "010" || c.OIDC.ClientSecret.Reveal() != "0x10" {
+		t.Errorf("got %+v", c)
+	}
+	if len(c.Routes) != 2 || c.Routes[1].CSRF != "fetch-metadata" || !slices.Equal(c.OIDC.Scopes, []string{"openid", "api"}) {
+		t.Errorf("got %+v", c)
+	}
+	if c.Server.Listen != "127.0.0.1:8080" || c.Server.AdminListen != "127.0.0.1:9090" || c.Store.URL.Reveal() != "memory:" {
+		t.Errorf("defaults: got %+v", c)
+	}
+	if keys, wrong := c.sessionKeys(); len(keys) != 1 || len(keys[0]) != 32 || wrong != nil {
+		t.Errorf("keys: got %v, %v", keys, wrong)
+	}
+	if proxies, wrong := c.trustedProxies(); len(proxies) != 2 || wrong != nil {
+		t.Errorf("proxies: got %v, %v", proxies, wrong)
+	}
+}
+
+func TestTheEnvironmentWins(t *testing.T) {
+	c := mustLoad(t, "oidc: {client_id: file, client_secret_file: /nowhere, scopes: [a]}\nserver: {shutdown_grace: 1s}\nroutes: [{path: /old/}]\n", map[string]string{
+		"CLOAKROOM_OIDC_CLIENT_ID":        "environment",
+		"CLOAKROOM_OIDC_CLIENT_SECRET":    "s3cr#t: {",
+		"CLOAKROOM_OIDC_SCOPES":           "openid,email profile",
+		"CLOAKROOM_SERVER_SHUTDOWN_GRACE": "2m",
+		"CLOAKROOM_SESSION_KEYS":          goodKey + "," + goodKey,
+		"CLOAKROOM_SERVER_TLS_CERT_FILE":  "/tls.crt",
+		"CLOAKROOM_ROUTES":                "[{path: /api/, upstream: 'http://a', token: user}]",
+	})
+	if c.OIDC.ClientID != "environment" || c.OIDC.ClientSecret.Reveal() != "s3cr#t: {" || !slices.Equal(c.OIDC.Scopes, []string{"openid", "email", "profile"}) {
+		t.Errorf("got %+v", c.OIDC)
+	}
+	if c.Server.ShutdownGrace != 2*time.Minute || len(c.Session.Keys) != 2 || c.Server.TLS.CertFile != "/tls.crt" || len(c.Routes) != 1 || c.Routes[0].Token != "user" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestSecretsComeFromFiles(t *testing.T) {
+	secret := writeFile(t, "secret", "from a file\n")
+	keys := writeFile(t, "keys", goodKey+"\n"+goodKey+"\n")
+	c := mustLoad(t, "oidc: {client_secret_file: "+secret+"}\nsession: {keys_file: "+keys+"}\n", nil)
+	if c.OIDC.ClientSecret.Reveal() != "from a file" || len(c.Session.Keys) != 2 {
+		t.Errorf("from the file's twins: got %q and %d keys", c.OIDC.ClientSecret.Reveal(), len(c.Session.Keys))
+	}
+	c = mustLoad(t, "oidc: {client_secret: inline}\n", map[string]string{"CLOAKROOM_OIDC_CLIENT_SECRET_FILE": secret})
+	if c.OIDC.ClientSecret.Reveal() != "from a file" {
+		t.Errorf("from the environment's twin: got %q", c.OIDC.ClientSecret.Reveal())
+	}
+}
+
+func TestEveryMistakeIsALineOfItsOwn(t *testing.T) {
+	empty := writeFile(t, "empty", "\n")
+	_, err := load(t, `
+sever: {}
+server:
+  publc_url: https://app.example.com
+  shutdown_grace: 30
+  listen: [a]
+  tls: yes
+oidc:
+  client_id: a
+  client_id: b
+  client_secret: {a: hunter2}
+  client_secret_file: `+empty+`
+  scopes: {a: b}
+session:
+  idle_timeout: -1m
+routes:
+  - /api/
+frontend: ./dist
+`, map[string]string{"CLOAKROOM_SESSION_MAX_LIFETIME": "long", "CLOAKROOM_SERVER_ADMIN_TOKEN_FILE": "/nowhere/token"})
+	if exitCode(err) != 2 {
+		t.Fatalf("got %v, status %d, want status 2", err, exitCode(err))
+	}
+	for _, want := range []string{
+		":2: sever: unknown key; did you mean server?",
+		":4: server.publc_url: unknown key; did you mean public_url?",
+		`:5: server.shutdown_grace: "30" is not a duration such as 90s, 30m or 12h`,
+		":6: server.listen: a list is not a single value",
+		`:7: server.tls: "yes" is not a mapping of keys to values`,
+		":10: oidc.client_id: is there twice",
+		":11: oidc.client_secret: a mapping is not a single value",
+		"oidc.client_secret_file: " + empty + " is empty",
+		":13: oidc.scopes: a mapping is not a list",
+		`:15: session.idle_timeout: "-1m" has to be more than nothing`,
+		`:17: routes[0]: "/api/" is not a mapping of keys to values`,
+		`:18: frontend: "./dist" is not a mapping of keys to values`,
+		`CLOAKROOM_SESSION_MAX_LIFETIME: "long" is not a duration such as 90s, 30m or 12h`,
+		"server.admin_token_file: open /nowhere/token: no such file or directory",
+	} {
+		if !slices.ContainsFunc(strings.Split(err.Error(), "\n"), func(line string) bool { return strings.HasSuffix(line, want) }) {
+			t.Errorf("no line says %q", want)
+		}
+	}
+	if n := len(strings.Split(err.Error(), "\n")); n != 14 {
+		t.Errorf("%d lines, want 14:\n%v", n, err)
+	}
+	if strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a secret was printed:\n%v", err)
+	}
+}
+
+func TestWhatTheBrokerCannotStartWithIsReportedAtOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		yaml string
+		want []string
+	}{
+		"nothing": {"", []string{
+			"oidc.client_id: missing",
+			"oidc.client_secret: missing; a client without credentials is refused (RFC 10017 6.1.3.1)",
+			"oidc.issuer: missing",
+			"server.public_url: missing",
+		}},
+		"everything": {`
+server: {listen: nowhere, admin_listen: "0.0.0.0:9090", public_url: "http://app.example.com", trusted_proxies: [0.0.0.0/0, proxy], prefix: bff, tls: {cert_file: x}}
+oidc: {issuer: "http://id.example.com", client_id: spa, client_secret: s, client_auth: none}
+store: {url: "redis://:hunter2/0@redis"}
+session: {keys: [hunter2], cookie: {same_site: none}}
+routes:
+  - {path: api, upstream: "orders:8080", token: maybe, csrf: never}
+frontend: {dir: /nowhere/dist}
+`, []string{
+			`frontend.dir: `,
+			`oidc.client_auth: "none" is none of client_secret_basic, client_secret_post`,
+			`oidc.issuer: "http://id.example.com": plain http is for a provider on a loopback host alone`,
+			`routes[0].csrf: "never" is none of header, fetch-metadata`,
+			`routes[0].path: path "api" does not begin with a slash`,
+			`routes[0].token: "maybe" is none of user, none`,
+			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,
+			`server.admin_token: missing, and server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
+			`server.listen: "nowhere" is not an address such as 127.0.0.1:8080`,
+			`server.prefix: "bff" is not a path such as /bff`,
+			`server.public_url: "http://app.example.com": without https`,
+			`server.tls: cert_file and key_file go together`,
+			`server.trusted_proxies[0]: "0.0.0.0/0" would let everybody say who they are`,
+			`server.trusted_proxies[1]: "proxy" is not a network such as 10.0.0.0/8`,
+			`session.cookie.same_site: "none" is neither strict nor lax`,
+			`session.keys[0]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints one that is`,
+			`store.url: not a URL such as redis://user:password@host:6379/0`,
+		}},
+		"redis without keys": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "redis://localhost"}
+`, []string{"session.keys: missing; at least one key of 32 bytes is needed"}},
+		"routes in the way": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+routes:
+  - {path: /bff/x, upstream: "http://a", token: none}
+  - {path: /, upstream: "http://a", token: none}
+  - {path: /api/, upstream: "http://a", token: none}
+  - {path: /api/, upstream: "http://b", token: none}
+`, []string{
+			`routes[0].path: "/bff/x" is under the broker's own "/bff"`,
+			`routes[3].path: "/api/" is the path of another route too`,
+		}},
+		"an unknown store": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "mysql://hunter2"}
+session: {keys: [` + goodKey + `]}
+`, []string{"store.url: it begins with none of redis:, rediss:, memory:"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			err := run(t.Context(), []string{"serve", "--config", writeFile(t, "cloakroom.yaml", test.yaml)}, func(string) string { return "" }, &stdout, &stderr)
+			if exitCode(err) != 2 {
+				t.Fatalf("got %v, status %d, want status 2", err, exitCode(err))
+			}
+			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+			slices.Sort(lines)
+			if len(lines) != len(test.want) {
+				t.Errorf("%d lines, want %d:\n%s", len(lines), len(test.want), strings.Join(lines, "\n"))
+			}
+			for i := range min(len(lines), len(test.want)) {
+				if !strings.HasPrefix(lines[i], test.want[i]) {
+					t.Errorf("got  %s\nwant %s", lines[i], test.want[i])
+				}
+			}
+			if strings.Contains(stderr.String()+stdout.String(), "hunter2") {
+				t.Errorf("a secret was printed:\n%s", stderr.String())
+			}
+		})
+	}
+}
+
+func TestTheCommentedConfigurationIsOneThatWorks(t *testing.T) {
+	text, err := os.ReadFile("../../configs/cloakroom.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := writeFile(t, "secret", goodKey)
+	keys := writeFile(t, "keys", goodKey)
+	dist := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	full := strings.NewReplacer("/run/secrets/client", secret, "/run/secrets/session-keys", keys, "./dist", dist,
+		"# admin_token_file: /run/secrets/admin-token", "admin_token_file: "+secret, "# tls:", "tls:", "#   cert_file", "  cert_file", "#   key_file", "  key_file").Replace(string(text))
+	c := mustLoad(t, full, nil)
+	b, err := newBroker(c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	if len(missingKeys(full)) > 0 {
+		t.Errorf("the file says nothing of %v", missingKeys(full))
+	}
+}
+
+// missingKeys returns the keys of the configuration that a commented file does not mention.
+func missingKeys(text string) []string {
+	var missing []string
+	for _, key := range []string{"listen", "public_url", "prefix", "admin_listen", "admin_token", "trusted_proxies", "shutdown_grace", "cert_file", "key_file", "issuer", "client_id", "client_secret", "client_auth", "scopes", "url", "keys", "idle_timeout", "max_lifetime", "refresh_ahead", "same_site", "path", "upstream", "token", "csrf", "dir"} {
+		if !strings.Contains(text, key+":") && !strings.Contains(text, key+"_file:") {
+			missing = append(missing, key)
+		}
+	}
+	return missing
+}
+
+func TestKeygenPrintsAKeyThatServeTakes(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"keygen"}, nil, &out, &out); err != nil {
+		t.Fatal(err)
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(out.String()))
+	if err != nil || len(key) != 32 {
+		t.Errorf("got %q, want the base64 of 32 bytes", out.String())
+	}
+}
+
+func TestMistakesInTheCommandLineAreStatus2(t *testing.T) {
+	for _, args := range [][]string{{"serve", "--confg", "x"}, {"keygen", "x"}, {"sreve"}, {"serve", "--config", "/nowhere.yaml"}} {
+		var out bytes.Buffer
+		if err := run(t.Context(), args, func(string) string { return "" }, &out, &out); exitCode(err) != 2 || out.Len() == 0 {
+			t.Errorf("%v: got status %d and %q, want status 2 and a message", args, exitCode(err), out.String())
+		}
+	}
+}
+
+func TestTheLoggedConfigurationHasNoSecrets(t *testing.T) {
+	c := mustLoad(t, "oidc: {client_secret: hunter2, client_id: spa}\nstore: {url: 'redis://:hunter2@h'}\nsession: {keys: [hunter2]}\nserver: {admin_token: hunter2}\nroutes: [{path: /api/}]\n", nil)
+	var out bytes.Buffer
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "in_force", c.logValue())
+	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "in_force", c.logValue())
+	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "/api/") || !strings.Contains(out.String(), "spa") {
+		t.Errorf("got %s", out.String())
+	}
+}

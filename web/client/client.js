@@ -1,0 +1,199 @@
+// The browser client of Cloakroom: who is signed in, calls to the API, signing in and out. The tokens stay with the broker; this
+// file has no way to them.
+//
+//   import { createClient } from "/bff/client.js";
+//   const client = createClient();
+//   const { authenticated, user } = await client.session();
+//   const orders = await client.fetch("/api/orders");
+//
+// The types are in client.d.ts.
+
+/**
+ * @typedef {import("./client.d.ts").Session} Session
+ * @typedef {import("./client.d.ts").EventName} EventName
+ * @typedef {import("./client.d.ts").Listener} Listener
+ */
+
+/** An answer of the broker that says what went wrong (RFC 9457). Branch on `code`. */
+export class ProblemError extends Error {
+  /**
+   * @param {number} status
+   * @param {import("./client.d.ts").Problem} problem what the answer says; nothing if it came from something on the way
+   */
+  constructor(status, problem = {}) {
+    super([problem.title ?? `The answer has status ${status}`, problem.detail].filter(Boolean).join(": "));
+    this.name = "ProblemError";
+    this.status = status;
+    this.code = problem.code;
+    this.loginUrl = problem.login_url;
+    this.requestId = problem.request_id;
+  }
+}
+
+/**
+ * Creates a client. A page needs one.
+ *
+ * @param {import("./client.d.ts").ClientOptions} [options]
+ * @returns {import("./client.d.ts").Client}
+ */
+export function createClient({ prefix = ownPrefix() } = {}) {
+  const tabs = new BroadcastChannel(`cloakroom ${prefix}`);
+  /** @type {Record<EventName, Set<Listener>>} */
+  const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set() };
+
+  /** @type {Session | undefined} what the broker said last */
+  let known;
+  let asked = 0; // counts questions: an answer that a later one has overtaken is old news
+
+  /** @param {Session} session */
+  function learn(session) {
+    const before = known;
+    known = session;
+    if (JSON.stringify(before) === JSON.stringify(session)) return;
+    if (idOf(session) !== idOf(before)) tabs.postMessage(idOf(session));
+    if (session.authenticated && !before?.authenticated) emit("signed-in", session);
+    if (!session.authenticated && before?.authenticated) emit("signed-out", session);
+    emit("change", session);
+  }
+
+  function learnSignedOut() {
+    asked++; // an answer still under way was given before
+    if (!known) emit("signed-out", { authenticated: false }); // the page made a call, so it took the user for signed in
+    learn({ authenticated: false });
+  }
+
+  /**
+   * @param {EventName} event
+   * @param {Session} session
+   */
+  function emit(event, session) {
+    for (const listener of [...listeners[event]]) {
+      try {
+        listener(session);
+      } catch (err) {
+        reportError(err); // one listener's mistake is not the next one's, nor the caller's
+      }
+    }
+  }
+
+  /**
+   * Sends a request to this origin alone, whatever redirects it meets: `mode` makes the browser see to it.
+   *
+   * @param {RequestInfo | URL} input
+   * @param {RequestInit} [init]
+   * @returns {Promise<Response>}
+   */
+  async function send(input, init) {
+    const target = input instanceof Request ? input : new URL(input, document.baseURI);
+    const { origin } = new URL(target instanceof Request ? target.url : target);
+    if (origin !== location.origin) {
+      throw new TypeError(`client.fetch is for ${location.origin} alone, not for ${origin}: use the browser's fetch there`);
+    }
+    const request = new Request(target, { ...init, mode: "same-origin" });
+    request.headers.set("X-CSRF", "1");
+    const response = await fetch(request);
+    if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") learnSignedOut();
+    return response;
+  }
+
+  /**
+   * Asks the broker itself, and takes nothing but a good answer.
+   *
+   * @param {string} path
+   * @param {RequestInit} [init]
+   * @returns {Promise<any>}
+   */
+  async function ask(path, init) {
+    const response = await send(prefix + path, { cache: "no-store", ...init });
+    if (!response.ok) throw new ProblemError(response.status, await problemIn(response));
+    return response.json();
+  }
+
+  /**
+   * @param {string} path
+   * @param {RequestInit} [init]
+   * @returns {Promise<any>}
+   */
+  async function askSession(path, init) {
+    const question = ++asked;
+    const session = await ask(path, init);
+    if (question === asked) learn(session);
+    return session;
+  }
+
+  const session = () => askSession("/session");
+
+  // Tabs tell each other which session they know of. One that hears of another asks the broker, as does a page that comes back as it
+  // was left (from the browser's back/forward cache), perhaps after a logout.
+  const lookAgain = () => void session().catch(() => {}); // if that fails, so will the next call, and say why
+  tabs.addEventListener("message", ({ data }) => {
+    if (data !== idOf(known)) lookAgain();
+  });
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) lookAgain();
+  });
+
+  return {
+    session,
+    refresh: () => askSession("/session/refresh", { method: "POST" }),
+
+    fetch(input, { background = false, ...init } = {}) {
+      const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : undefined));
+      if (background) headers.set("X-Background", "1"); // does not count as activity
+      return send(input, { ...init, headers });
+    },
+
+    login({ returnTo = location.pathname + location.search + location.hash, prompt, loginHint, acrValues, maxAge, uiLocales } = {}) {
+      const query = new URLSearchParams({ return_to: returnTo });
+      const optional = { prompt, login_hint: loginHint, acr_values: acrValues, max_age: maxAge, ui_locales: uiLocales };
+      for (const [name, value] of Object.entries(optional)) {
+        if (value !== undefined) query.set(name, String(value));
+      }
+      location.assign(`${prefix}/login?${query}`);
+    },
+
+    async logout({ returnTo = "/" } = {}) {
+      const { redirect_to: redirectTo } = await ask("/logout", {
+        method: "POST",
+        headers: { Accept: "application/json" },
+        body: new URLSearchParams({ return_to: returnTo }),
+      });
+      learnSignedOut();
+      tabs.postMessage(null); // also when this page never asked who is signed in
+      location.assign(redirectTo);
+    },
+
+    on(event, listener) {
+      const all = listeners[event];
+      if (!all) throw new TypeError(`there is no event ${event}, only ${Object.keys(listeners).join(", ")}`);
+      all.add(listener);
+      return () => void all.delete(listener);
+    },
+  };
+}
+
+/** @param {Session | undefined} session */
+const idOf = (session) => session?.session?.id ?? null;
+
+/**
+ * The prefix that this file was loaded from. In a bundle it cannot know, and takes the default.
+ *
+ * @returns {string}
+ */
+function ownPrefix() {
+  const { pathname } = new URL(import.meta.url);
+  return pathname.endsWith("/client.js") ? pathname.slice(0, -"/client.js".length) : "/bff";
+}
+
+/**
+ * @param {Response} response
+ * @returns {Promise<import("./client.d.ts").Problem>} empty, if the answer is no problem+json
+ */
+async function problemIn(response) {
+  if (!response.headers.get("Content-Type")?.startsWith("application/problem+json")) return {};
+  try {
+    return (await response.json()) ?? {};
+  } catch {
+    return {};
+  }
+}

@@ -1,0 +1,331 @@
+import assert from "node:assert/strict";
+import { beforeEach, test } from "node:test";
+
+import { createClient, ProblemError } from "./client.js";
+
+const origin = "https://app.example.com";
+
+/** What a browser has and Node has not. Each test gets a new page. */
+let page;
+
+beforeEach(() => {
+  page = { requests: [], answers: [], visited: [], tabs: [], pageshow: [], errors: [] };
+  globalThis.location = {
+    origin,
+    href: `${origin}/orders?page=2#third`,
+    pathname: "/orders",
+    search: "?page=2",
+    hash: "#third",
+    assign: (url) => page.visited.push(url),
+  };
+  globalThis.document = { baseURI: globalThis.location.href };
+  globalThis.reportError = (err) => page.errors.push(err);
+  globalThis.addEventListener = (type, listener) => type === "pageshow" && page.pageshow.push(listener);
+  globalThis.fetch = async (request) => {
+    page.requests.push(request);
+    const next = page.answers.shift();
+    assert.ok(next, `no answer was prepared for ${request.method} ${request.url}`);
+    return next;
+  };
+  globalThis.BroadcastChannel = class {
+    constructor(name) {
+      Object.assign(this, { name, sent: [], listeners: [] });
+      page.tabs.push(this);
+    }
+    postMessage(data) {
+      this.sent.push(data);
+    }
+    addEventListener(_, listener) {
+      this.listeners.push(listener);
+    }
+    receive(data) {
+      for (const listener of this.listeners) listener({ data });
+    }
+  };
+});
+
+const json = (body, status = 200, type = "application/json") =>
+  new Response(JSON.stringify(body), { status, headers: { "Content-Type": type } });
+const problem = (status, code, more) =>
+  json({ type: "about:blank", title: "A title", status, code, request_id: "r1", ...more }, status, "application/problem+json");
+const alice = (id = "s1") => ({
+  authenticated: true,
+  user: { sub: "alice", name: "Alice" },
+  session: { id, created_at: "2026-11-01T10:00:00Z", idle_expires_at: "2026-11-01T10:30:00Z", expires_at: "2026-11-01T22:00:00Z", access_token_expires_at: "2026-11-01T10:01:00Z" },
+});
+const nobody = { authenticated: false };
+const notSignedIn = () => problem(401, "not_signed_in", { login_url: "/bff/login" });
+
+/** Records the names of the events that a client raises. */
+function record(client) {
+  const events = [];
+  for (const event of ["signed-in", "signed-out", "change"]) client.on(event, () => events.push(event));
+  return events;
+}
+
+/** Lets everything that is under way come to rest. */
+const settle = () => new Promise((done) => setImmediate(done));
+
+test("the prefix is where the module came from, or /bff in a bundle, or what is given", async () => {
+  page.answers = [json(nobody), json(nobody), json(nobody)];
+  await createClient({ prefix: "/auth" }).session();
+  await createClient().session();
+  // In Node the module's address is that of its file.
+  const { pathname } = new URL("./client.js", import.meta.url);
+  const bundled = await import(`data:text/javascript,${encodeURIComponent(await (await import("node:fs/promises")).readFile(new URL("./client.js", import.meta.url), "utf8"))}`);
+  await bundled.createClient().session();
+  assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/auth/session", pathname.replace("/client.js", "/session"), "/bff/session"]);
+});
+
+test("session asks the broker with the header that it wants", async () => {
+  page.answers = [json(alice())];
+  const session = await createClient({ prefix: "/bff" }).session();
+  assert.deepEqual(session, alice());
+  const [request] = page.requests;
+  assert.equal(request.method, "GET");
+  assert.equal(request.url, `${origin}/bff/session`);
+  assert.equal(request.headers.get("X-CSRF"), "1");
+  assert.equal(request.mode, "same-origin");
+});
+
+test("refresh posts, and answers as session does", async () => {
+  page.answers = [json(alice())];
+  assert.deepEqual(await createClient({ prefix: "/bff" }).refresh(), alice());
+  assert.equal(page.requests[0].method, "POST");
+  assert.equal(page.requests[0].url, `${origin}/bff/session/refresh`);
+});
+
+test("an error of the broker is a ProblemError that says what to do", async () => {
+  page.answers = [problem(503, "store_unavailable", { detail: "Try again." })];
+  await assert.rejects(createClient({ prefix: "/bff" }).session(), (err) => {
+    assert.ok(err instanceof ProblemError && err instanceof Error);
+    assert.equal(err.name, "ProblemError");
+    assert.equal(err.message, "A title: Try again.");
+    assert.deepEqual([err.status, err.code, err.loginUrl, err.requestId], [503, "store_unavailable", undefined, "r1"]);
+    return true;
+  });
+});
+
+test("an error of something on the way is a ProblemError without a code", async () => {
+  for (const answer of [
+    new Response("<h1>Bad gateway</h1>", { status: 502, headers: { "Content-Type": "text/html" } }),
+    new Response("{", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
+    new Response("null", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
+  ]) {
+    page.answers = [answer];
+    await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "The answer has status 502" });
+  }
+});
+
+test("fetch adds X-CSRF and keeps what it is given", async () => {
+  page.answers = [json({}), json({}), json({}), json({})];
+  const client = createClient({ prefix: "/bff" });
+  await client.fetch("/api/orders", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
+  await client.fetch("more");
+  await client.fetch(new URL("/api/url", origin));
+  await client.fetch(new Request(`${origin}/api/request`, { method: "PUT", headers: { "If-Match": '"1"' }, body: "x" }));
+  const [orders, more, url, request] = page.requests;
+  assert.deepEqual([orders.method, orders.url, orders.headers.get("Content-Type"), await orders.text()], ["POST", `${origin}/api/orders`, "application/json", "{}"]);
+  assert.equal(more.url, `${origin}/more`);
+  assert.equal(url.url, `${origin}/api/url`);
+  assert.deepEqual([request.method, request.headers.get("If-Match"), await request.text()], ["PUT", '"1"', "x"]);
+  for (const r of page.requests) {
+    assert.equal(r.headers.get("X-CSRF"), "1");
+    assert.equal(r.headers.has("X-Background"), false);
+    assert.equal(r.mode, "same-origin");
+  }
+});
+
+test("a background call says so", async () => {
+  page.answers = [json({}), json({})];
+  const client = createClient({ prefix: "/bff" });
+  await client.fetch("/api/news", { background: true });
+  await client.fetch(new Request(`${origin}/api/news`, { headers: { Accept: "text/plain" } }), { background: true });
+  assert.deepEqual(page.requests.map((r) => [r.headers.get("X-Background"), r.headers.get("Accept")]), [["1", null], ["1", "text/plain"]]);
+});
+
+test("fetch sends nothing to another origin", async () => {
+  const client = createClient({ prefix: "/bff" });
+  for (const elsewhere of ["https://evil.example/x", "//evil.example/x", "http://app.example.com/x", "https://app.example.com:8443/x", "data:text/plain,x", new Request("https://evil.example/x")]) {
+    await assert.rejects(client.fetch(elsewhere), TypeError);
+  }
+  assert.equal(page.requests.length, 0);
+});
+
+test("a 401 of the broker raises signed-out once, and is returned unread", async () => {
+  page.answers = [json(alice()), notSignedIn(), notSignedIn()];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  const response = await client.fetch("/api/me");
+  assert.equal(response.status, 401);
+  assert.equal((await response.json()).login_url, "/bff/login");
+  await client.fetch("/api/me");
+  assert.deepEqual(events, ["signed-out", "change"]);
+});
+
+test("a 401 raises signed-out on a page that never asked who is signed in", async () => {
+  page.answers = [notSignedIn()];
+  const client = createClient({ prefix: "/bff" });
+  const events = record(client);
+  await client.fetch("/api/me");
+  assert.deepEqual(events, ["signed-out", "change"]);
+});
+
+test("no other answer raises signed-out", async () => {
+  const client = createClient({ prefix: "/bff" });
+  page.answers = [json(alice())];
+  await client.session();
+  const events = record(client);
+  for (const answer of [
+    problem(401, "navigation_only"),
+    problem(403, "not_signed_in"),
+    problem(503, "store_unavailable"),
+    json({ code: "not_signed_in" }, 401),
+    new Response("no", { status: 401 }),
+  ]) {
+    page.answers = [answer];
+    await client.fetch("/api/me");
+  }
+  assert.deepEqual(events, []);
+});
+
+test("signed-in and change say what became different", async () => {
+  const later = alice();
+  later.session.access_token_expires_at = "2026-11-01T10:02:00Z";
+  page.answers = [json(nobody), json(alice()), json(alice()), json(later), json(nobody)];
+  const client = createClient({ prefix: "/bff" });
+  const events = record(client);
+  const perCall = [];
+  for (let i = 0; i < 5; i++) {
+    await client.session();
+    perCall.push(events.splice(0));
+  }
+  assert.deepEqual(perCall, [["change"], ["signed-in", "change"], [], ["change"], ["signed-out", "change"]]);
+});
+
+test("an answer that a later one overtook changes nothing", async () => {
+  let answerFirst;
+  globalThis.fetch = () => new Promise((resolve) => (answerFirst = resolve));
+  const client = createClient({ prefix: "/bff" });
+  const first = client.session();
+  await settle();
+  globalThis.fetch = async () => json(nobody);
+  await client.session();
+  const events = record(client);
+  answerFirst(json(alice()));
+  await first;
+  assert.deepEqual(events, []);
+});
+
+test("on returns what ends it, and knows its events", async () => {
+  page.answers = [json(alice()), json(nobody)];
+  const client = createClient({ prefix: "/bff" });
+  const seen = [];
+  const off = client.on("change", (session) => seen.push(session));
+  await client.session();
+  off();
+  await client.session();
+  assert.deepEqual(seen, [alice()]);
+  assert.throws(() => client.on("signedout", () => {}), TypeError);
+});
+
+test("a listener that throws keeps neither the others nor the caller from going on", async () => {
+  page.answers = [json(alice())];
+  const client = createClient({ prefix: "/bff" });
+  const mistake = new Error("a mistake");
+  client.on("signed-in", () => {
+    throw mistake;
+  });
+  const events = record(client);
+  await client.session();
+  assert.deepEqual(events, ["signed-in", "change"]);
+  assert.deepEqual(page.errors, [mistake]);
+});
+
+test("login leaves for the broker, and comes back here unless told otherwise", () => {
+  const client = createClient({ prefix: "/bff" });
+  client.login();
+  client.login({ returnTo: "/a?b=c&d", prompt: "login", loginHint: "alice@example.com", acrValues: "mfa", maxAge: 0, uiLocales: "de en" });
+  const [here, there] = page.visited.map((url) => new URL(url, origin));
+  assert.equal(here.pathname, "/bff/login");
+  assert.deepEqual(Object.fromEntries(here.searchParams), { return_to: "/orders?page=2#third" });
+  assert.deepEqual(Object.fromEntries(there.searchParams), {
+    return_to: "/a?b=c&d",
+    prompt: "login",
+    login_hint: "alice@example.com",
+    acr_values: "mfa",
+    max_age: "0",
+    ui_locales: "de en",
+  });
+});
+
+test("logout posts, tells the other tabs and leaves for the provider", async () => {
+  page.answers = [json(alice()), json({ redirect_to: "https://id.example.com/logout?x=y" })];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  await client.logout({ returnTo: "/bye" });
+  const request = page.requests[1];
+  assert.deepEqual([request.method, request.url], ["POST", `${origin}/bff/logout`]);
+  assert.deepEqual([request.headers.get("Accept"), request.headers.get("X-CSRF")], ["application/json", "1"]);
+  assert.match(request.headers.get("Content-Type"), /^application\/x-www-form-urlencoded/);
+  assert.equal(await request.text(), "return_to=%2Fbye");
+  assert.deepEqual(events, ["signed-out", "change"]);
+  assert.equal(page.tabs[0].sent.at(-1), null);
+  assert.deepEqual(page.visited, ["https://id.example.com/logout?x=y"]);
+});
+
+test("a logout that is not done stays on the page, signed in", async () => {
+  page.answers = [json(alice()), problem(503, "store_unavailable")];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  const sent = page.tabs[0].sent.length;
+  await assert.rejects(client.logout(), { name: "ProblemError", code: "store_unavailable" });
+  assert.deepEqual([events, page.visited, page.tabs[0].sent.length], [[], [], sent]);
+});
+
+test("a tab that hears of another session asks the broker, and only then", async () => {
+  page.answers = [json(alice("s1")), json(nobody), json(alice("s2"))];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  const [tab] = page.tabs;
+  assert.deepEqual(tab.sent, ["s1"]);
+
+  tab.receive("s1"); // another tab loaded
+  await settle();
+  assert.deepEqual([page.requests.length, events], [1, []]);
+
+  tab.receive(null); // signed out there
+  await settle();
+  assert.deepEqual([page.requests.length, events.splice(0)], [2, ["signed-out", "change"]]);
+
+  tab.receive("s2"); // and in again
+  await settle();
+  assert.deepEqual([page.requests.length, events.splice(0)], [3, ["signed-in", "change"]]);
+  assert.deepEqual(tab.sent, ["s1", null, "s2"]);
+});
+
+test("a page that comes back from the back/forward cache looks again", async () => {
+  page.answers = [json(alice()), json(nobody)];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  page.pageshow[0]({ persisted: false });
+  page.pageshow[0]({ persisted: true });
+  await settle();
+  assert.equal(page.requests.length, 2);
+  assert.deepEqual(events, ["signed-out", "change"]);
+});
+
+test("what another tab says does no harm while the broker is out of reach", async () => {
+  page.answers = [json(alice()), problem(503, "store_unavailable")];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const events = record(client);
+  page.tabs[0].receive(null);
+  await settle();
+  assert.deepEqual(events, []);
+});

@@ -1,0 +1,144 @@
+package web
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// policy is the Content-Security-Policy of the app's pages. Scripts run when they are the app's own files, or stand in the page as it
+// was built: those are let in by hash. A nonce would do the same, but needs a page that is new on every load, so that none could be
+// revalidated with an ETag.
+type policy struct {
+	sources      map[string]string // :: directive → sources, separated by spaces
+	formAction   string
+	trustedTypes bool
+}
+
+// directives can take more sources, by Config.Sources. These are the ones they have anyway.
+var directives = map[string]string{
+	"script-src":  "'self'",
+	"style-src":   "'self' 'unsafe-inline'", // a style attribute runs nothing, and most component libraries write some
+	"img-src":     "'self' data:",
+	"font-src":    "'self' data:",
+	"connect-src": "'self'",
+	"frame-src":   "'self'",
+	"media-src":   "'self'",
+	"worker-src":  "'self'",
+}
+
+func newPolicy(cfg Config) (policy, error) {
+	p := policy{sources: maps.Clone(directives), formAction: "'self'", trustedTypes: cfg.TrustedTypes}
+	var errs []error
+	for _, origin := range cfg.FormAction {
+		if !originSource.MatchString(origin) {
+			errs = append(errs, fmt.Errorf("form-action: %q is not an origin such as https://id.example.com", origin))
+			continue
+		}
+		p.formAction += " " + origin
+	}
+	for _, directive := range slices.Sorted(maps.Keys(cfg.Sources)) {
+		if _, known := directives[directive]; !known {
+			errs = append(errs, fmt.Errorf("%q is not a directive that takes more sources: these do: %s", directive, strings.Join(slices.Sorted(maps.Keys(directives)), ", ")))
+			continue
+		}
+		for _, source := range cfg.Sources[directive] {
+			if err := checkSource(directive, source); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", directive, err))
+				continue
+			}
+			p.sources[directive] += " " + source
+		}
+	}
+	return p, errors.Join(errs...)
+}
+
+// originSource matches an origin, or a pattern of origins with a wildcard for the first label (CSP3 2.3.1).
+var originSource = regexp.MustCompile(`^(https?|wss?)://(\*\.)?([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
+
+// checkSource refuses what would switch a directive off, and above all what would let in a script that an attacker writes.
+func checkSource(directive, source string) error {
+	switch {
+	case originSource.MatchString(source):
+		return nil
+	case directive == "script-src" && source == "'wasm-unsafe-eval'": // WebAssembly, not eval
+		return nil
+	case directive != "script-src" && (source == "data:" || source == "blob:"):
+		return nil
+	}
+	return fmt.Errorf("%q is not an origin such as https://cdn.example.com", source)
+}
+
+// forPage returns the policy for an HTML page, or with nil for any other file: a worker script's own policy is what rules the worker.
+func (p policy) forPage(page []byte) string {
+	var b strings.Builder
+	b.WriteString("default-src 'self'")
+	for _, directive := range slices.Sorted(maps.Keys(p.sources)) {
+		fmt.Fprintf(&b, "; %s %s", directive, p.sources[directive])
+		if directive == "script-src" {
+			for _, hash := range scriptHashes(page) {
+				b.WriteString(" " + hash)
+			}
+		}
+	}
+	base := "'none'"
+	if baseElement.Match(page) { // the app was built to need one, as Angular's are
+		base = "'self'"
+	}
+	fmt.Fprintf(&b, "; object-src 'none'; base-uri %s; form-action %s; frame-ancestors 'none'", base, p.formAction)
+	if p.trustedTypes {
+		b.WriteString("; require-trusted-types-for 'script'")
+	}
+	return b.String()
+}
+
+var (
+	scriptElement = regexp.MustCompile(`(?is)<script(?:[\s/](?:[^>"']|"[^"]*"|'[^']*')*)?>(.*?)</script[\s/>]`)
+	baseElement   = regexp.MustCompile(`(?i)<base[\s/>]`)
+	// A browser parses a page after it made every line end a \n (HTML 13.2.3.5), and hashes what it parsed.
+	lineEnds = strings.NewReplacer("\r\n", "\n", "\r", "\n")
+)
+
+// scriptHashes returns a hash source for each script that stands in the page itself (CSP3 2.3.1). It looks neither at types, for
+// import maps need one as well, nor for comments: a hash too many lets in nothing that is not in the page.
+func scriptHashes(page []byte) []string {
+	var hashes []string
+	for _, match := range scriptElement.FindAllSubmatch(page, -1) {
+		if len(match[1]) == 0 {
+			continue
+		}
+		sum := sha256.Sum256([]byte(lineEnds.Replace(string(match[1]))))
+		hash := "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+		if !slices.Contains(hashes, hash) {
+			hashes = append(hashes, hash)
+		}
+	}
+	return hashes
+}
+
+// asking are the features that browsers let a page use unless a policy says otherwise, and that reach a user's devices, place or money.
+var asking = []string{
+	"accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "hid", "idle-detection", "local-fonts", "magnetometer",
+	"microphone", "midi", "payment", "screen-wake-lock", "serial", "usb", "xr-spatial-tracking",
+}
+
+func permissionsPolicy(used []string) (string, error) {
+	var errs []error
+	for _, feature := range used {
+		if !slices.Contains(asking, feature) {
+			errs = append(errs, fmt.Errorf("permission %q is not one of those denied: %s", feature, strings.Join(asking, ", ")))
+		}
+	}
+	var denied []string
+	for _, feature := range asking {
+		if !slices.Contains(used, feature) {
+			denied = append(denied, feature+"=()")
+		}
+	}
+	return strings.Join(denied, ", "), errors.Join(errs...)
+}
