@@ -1,3 +1,7 @@
+// The types of client.js. For an app that imports it from the broker, tell TypeScript where this file is:
+//
+//   "paths": { "/bff/client.js": ["./types/cloakroom-client.d.ts"] }
+
 /** Who is signed in, as the broker says. `Claims` is what your provider puts into an ID token. */
 export type Session<Claims extends object = UserClaims> =
   | { authenticated: false; user?: undefined; session?: undefined }

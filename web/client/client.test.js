@@ -276,6 +276,12 @@ test("logout posts, tells the other tabs and leaves for the provider", async () 
   assert.deepEqual(page.visited, ["https://id.example.com/logout?x=y"]);
 });
 
+test("logout tells the other tabs also on a page that never asked who is signed in", async () => {
+  page.answers = [json({ redirect_to: "/" })];
+  await createClient({ prefix: "/bff" }).logout();
+  assert.deepEqual(page.tabs[0].sent, [null]);
+});
+
 test("a logout that is not done stays on the page, signed in", async () => {
   page.answers = [json(alice()), problem(503, "store_unavailable")];
   const client = createClient({ prefix: "/bff" });

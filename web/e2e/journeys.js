@@ -1,0 +1,327 @@
+// What people do with the sample app in a browser, whatever serves it.
+import assert from "node:assert/strict";
+import { mkdir } from "node:fs/promises";
+import { after, before, describe, test } from "node:test";
+
+import { chromium } from "playwright-core";
+
+const screenshots = new URL("screenshots/", import.meta.url).pathname;
+
+/**
+ * @typedef {{ baseURL: string, stop: () => Promise<void> }} Deployment
+ * @typedef {import("playwright-core").Page} Page
+ */
+
+/**
+ * Registers the tests for one way to run the broker.
+ *
+ * @param {string} name
+ * @param {() => Promise<Deployment>} deploy
+ * @param {{ tokenLife: number }} options tokenLife is the life of an access token, in seconds
+ */
+export function journeys(name, deploy, { tokenLife }) {
+  describe(name, { timeout: 180_000 }, () => {
+    /** @type {Deployment} */
+    let deployment;
+    /** @type {import("playwright-core").Browser} */
+    let browser;
+
+    before(async () => {
+      await mkdir(screenshots, { recursive: true });
+      deployment = await deploy();
+      browser = await chromium.launch({
+        executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+        args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+      });
+    });
+    after(async () => {
+      await browser?.close();
+      await deployment?.stop();
+    });
+
+    /**
+     * Registers a test with a browser profile of its own. Whatever it does, no page may have complained or met a token in the end.
+     *
+     * @param {string} title
+     * @param {(visit: { open: (path?: string) => Promise<Page>, shot: (page: Page, state: string) => Promise<void>, context: import("playwright-core").BrowserContext }) => Promise<void>} steps
+     */
+    function journey(title, steps) {
+      test(title, async () => {
+        const context = await browser.newContext({ baseURL: deployment.baseURL, viewport: { width: 1280, height: 900 } });
+        context.setDefaultTimeout(15_000);
+        const seen = watch(context, deployment.baseURL);
+        try {
+          await steps({
+            context,
+            async open(path = "/") {
+              const page = await context.newPage();
+              await page.goto(path);
+              await page.locator('body:not([data-state="loading"])').waitFor();
+              return page;
+            },
+            shot: (page, state) => shoot(page, `${name} ${state}`),
+          });
+          for (const page of context.pages()) await holdsNoToken(page);
+          await seen.isClean();
+        } finally {
+          await context.close();
+        }
+      });
+    }
+
+    journey("a stranger is asked to sign in, and may call what is public", async ({ open, shot }) => {
+      const page = await open();
+      await page.locator("#sign-in").waitFor();
+      assert.equal(await page.locator("#user-name").isVisible(), false);
+      await shot(page, "signed out");
+
+      assert.deepEqual(await call(page, "#call-public"), { path: "/public/time", status: 200 });
+      assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 401 });
+      assert.equal(await page.locator("#signed-out-notice").isVisible(), false); // nobody was signed in
+      await shot(page, "signed out, refused");
+    });
+
+    journey("alice signs in by keyboard, comes back to where she was, and calls the API", async ({ open, shot, context }) => {
+      const page = await open("/coats/17?shelf=2#hook");
+      await page.locator("#sign-in").focus();
+      await page.keyboard.press("Enter");
+      await atProvider(page);
+      await page.locator("#user-name").waitFor();
+      assert.match(await page.locator("#user-name").innerText(), /alice/i);
+      assert.equal(page.url(), `${deployment.baseURL}/coats/17?shelf=2#hook`);
+      assert.match(await page.locator("#token-countdown").innerText(), /^\d+:\d\d$/);
+      await shot(page, "signed in");
+
+      assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 200 });
+      assert.match(await page.locator("#result").innerText(), /alice/i);
+      assert.deepEqual(await call(page, "#call-orders"), { path: "/api/orders", status: 200 });
+      await shot(page, "an answer");
+      assert.deepEqual(await call(page, "#call-public"), { path: "/public/time", status: 200 });
+      assert.deepEqual(await call(page, "#call-admin"), { path: "/api/admin", status: 403 });
+      assert.match(await page.locator("#result").innerText(), /insufficient_scope/);
+      assert.equal(await page.locator("#user-name").isVisible(), true); // a refusal is no sign-out
+      await shot(page, "not allowed");
+
+      const [cookie, ...others] = (await context.cookies(deployment.baseURL)).filter((c) => c.name.includes("cloakroom"));
+      assert.deepEqual([cookie.httpOnly, cookie.sameSite, cookie.path, others.length], [true, "Strict", "/", 0]);
+
+      await page.locator("#look").click();
+      await page.locator("#look-result[data-verdict]").waitFor();
+      assert.equal(await page.locator("#look-result").getAttribute("data-verdict"), "clean");
+      await shot(page, "what JavaScript sees");
+    });
+
+    journey("the look finds a token if there is one", async ({ open, shot }) => {
+      const page = await open();
+      const planted = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.";
+      await page.evaluate((token) => localStorage.setItem("token", token), planted);
+      await page.locator("#look").click();
+      await page.locator('#look-result[data-verdict="found"]').waitFor();
+      await shot(page, "a token in sight");
+      await assert.rejects(holdsNoToken(page), /localStorage/); // so does the test itself
+      await page.evaluate(() => localStorage.clear());
+    });
+
+    journey("calls go on through refreshes without a hiccup", async ({ open, shot }) => {
+      const page = await open();
+      await signIn(page);
+      const ticket = await page.locator("#ticket-number").innerText();
+      await page.locator("#keep-calling").check();
+      const signedInAt = Date.now();
+      await page.locator('#tally:not([data-refreshes="0"]):not([data-refreshes="1"])').waitFor({ timeout: tokenLife * 4000 });
+      assert.ok(Date.now() - signedInAt > (tokenLife / 2) * 1000, "two refreshes take a while");
+      while (Date.now() - signedInAt < tokenLife * 1500) await nextCall(page); // past the end of the first token in any case
+      const { calls, failures } = await page.locator("#tally").evaluate((tally) => ({ ...tally.dataset }));
+      assert.equal(failures, "0");
+      assert.ok(Number(calls) > tokenLife, `got ${calls} calls in ${tokenLife * 1.5} s`);
+      await page.locator("#keep-calling").uncheck();
+      await shot(page, "after refreshes");
+
+      await page.reload();
+      await page.locator("#user-name").waitFor();
+      assert.equal(await page.locator("#ticket-number").innerText(), ticket, "the reload keeps the session");
+
+      const before = await expiry(page);
+      await page.locator("#refresh-now").click();
+      await page.waitForFunction((was) => Date.parse(document.querySelector("#token-countdown").dataset.expiresAt) > was, before);
+      assert.match(await page.locator("#refresh-note").innerText(), /because you asked/);
+    });
+
+    journey("a session that ends elsewhere is noticed at the next call", async ({ open, shot }) => {
+      const page = await open();
+      await signIn(page);
+      const other = await open();
+      await other.locator("#user-name").waitFor(); // the same session in a second tab
+
+      // As on another device or at the provider: nobody tells the tabs.
+      const status = await other.evaluate(async () => (await fetch("/bff/logout", { method: "POST", headers: { "X-CSRF": "1", Accept: "application/json" } })).status);
+      assert.equal(status, 200);
+      assert.equal(await page.locator("#user-name").isVisible(), true);
+
+      assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 401 });
+      await page.locator("#signed-out-notice").waitFor();
+      assert.equal(await page.locator("#user-name").isVisible(), false);
+      await other.locator("#signed-out-notice").waitFor(); // from the first tab, by then
+      await shot(page, "signed out elsewhere");
+
+      await page.locator("#sign-in-again").click();
+      await atProvider(page);
+      await page.locator("#user-name").waitFor();
+      assert.equal(await page.locator("#signed-out-notice").isVisible(), false);
+      await other.locator("#user-name").waitFor(); // and the other tab is in again as well
+    });
+
+    journey("signing out leaves every tab signed out", async ({ open, context }) => {
+      const page = await open();
+      await signIn(page);
+      const other = await open("/elsewhere");
+      await other.locator("#user-name").waitFor();
+      await page.locator("#sign-out").click();
+      await page.waitForURL(`${deployment.baseURL}/`);
+      await page.locator("#sign-in").waitFor();
+      await other.locator("#signed-out-notice").waitFor(); // without a call of its own
+      assert.deepEqual((await context.cookies(deployment.baseURL)).filter((c) => c.name.includes("cloakroom")), []);
+      assert.deepEqual(await call(other, "#call-me"), { path: "/api/me", status: 401 });
+
+      await page.goBack(); // which may bring the page back as it was left
+      await page.goForward();
+      await page.locator("#sign-in").waitFor();
+      assert.equal(await page.locator("#user-name").isVisible(), false);
+    });
+  });
+}
+
+/** Signs in as alice. @param {Page} page */
+async function signIn(page) {
+  await page.locator("#sign-in").click();
+  await atProvider(page);
+  await page.locator("#user-name").waitFor();
+}
+
+/** Picks alice at the provider, unless it knows her already and asks nothing. @param {Page} page */
+async function atProvider(page) {
+  const alice = page.locator('button[name="user"][value="alice"]');
+  await alice.or(page.locator("#user-name")).filter({ visible: true }).first().waitFor();
+  if (await alice.isVisible()) await alice.click();
+}
+
+/**
+ * Presses a button that calls the API, and returns what came of it.
+ *
+ * @param {Page} page
+ * @param {string} button
+ */
+async function call(page, button) {
+  const path = await page.locator(button).getAttribute("data-path");
+  const answered = page.waitForResponse((response) => new URL(response.url()).pathname === path);
+  await page.locator(button).click();
+  const status = (await answered).status();
+  await page.locator(`#result[data-path="${path}"][data-status="${status}"]`).waitFor();
+  await page.locator(`${button}[aria-busy="false"]`).waitFor();
+  return { path, status };
+}
+
+/** @param {Page} page */
+const nextCall = (page) => page.waitForResponse((response) => response.url().endsWith("/api/me"));
+
+/** @param {Page} page */
+const expiry = (page) => page.locator("#token-countdown").evaluate((clock) => Date.parse(clock.dataset.expiresAt));
+
+const jwt = /eyJ[\w-]{5,}\.[\w-]*\.[\w-]*/;
+const tokenMember = /(access|refresh|id)_token\W{1,4}[\w-]{8}/;
+
+/** @param {string} where @param {string} text */
+function assertNoToken(where, text) {
+  for (const token of [jwt, tokenMember]) assert.doesNotMatch(text, token, `${where} holds something like a token`);
+}
+
+/** Looks for a token wherever a script in the page could. @param {Page} page */
+async function holdsNoToken(page) {
+  const places = await page.evaluate(async () => ({
+    "document.cookie": document.cookie,
+    localStorage: JSON.stringify({ ...localStorage }),
+    sessionStorage: JSON.stringify({ ...sessionStorage }),
+    indexedDB: JSON.stringify(await indexedDB.databases()),
+    caches: JSON.stringify(await caches.keys()),
+    "window.name": window.name,
+    history: JSON.stringify(history.state),
+    location: location.href,
+    document: document.documentElement.outerHTML,
+  }));
+  for (const [place, text] of Object.entries(places)) assertNoToken(place, text);
+  assert.doesNotMatch(places["document.cookie"], /cloakroom/);
+}
+
+/**
+ * Records what the pages of a context complain of, the answers that they get and the addresses that they stay at.
+ *
+ * @param {import("playwright-core").BrowserContext} context
+ * @param {string} baseURL
+ */
+function watch(context, baseURL) {
+  const complaints = [];
+  const addresses = [];
+  /** @type {Promise<{ url: string, text: string } | undefined>[]} */
+  const answers = [];
+
+  context.on("page", (page) => {
+    page.on("pageerror", (err) => complaints.push(String(err)));
+    page.on("framenavigated", (frame) => addresses.push(frame.url()));
+    page.on("response", (response) => {
+      if (!response.url().startsWith(`${baseURL}/`) || (response.status() >= 300 && response.status() < 400)) return;
+      const text = response.body().then((body) => body.toString());
+      answers.push(
+        Promise.all([text, response.allHeaders()]).then(
+          ([body, headers]) => ({ url: response.url(), text: JSON.stringify(headers) + body }),
+          () => undefined, // the page has left before it could be read, and has not read it either
+        ),
+      );
+    });
+  });
+  context.on("console", (message) => {
+    const { url } = message.location();
+    // Browsers report every such answer. These are the ones that the journeys ask for.
+    const expected = /^Failed to load resource: the server responded with a status of (401|403) /.test(message.text()) && url.startsWith(`${baseURL}/api/`);
+    if (["error", "warning"].includes(message.type()) && !expected) complaints.push(`${message.text()} (${url})`);
+  });
+
+  return {
+    async isClean() {
+      assert.deepEqual(complaints, []);
+      const read = (await Promise.all(answers)).filter((answer) => answer !== undefined);
+      for (const path of ["/bff/session", "/bff/client.js", "/demo.js"]) {
+        assert.ok(read.some(({ url }) => new URL(url).pathname === path), `the answers of ${path} were not looked at`);
+      }
+      for (const { url, text } of read) {
+        // The address at the provider that a logout leads to carries the ID token as its hint (RP-Initiated Logout 2).
+        const shown = new URL(url).pathname === "/bff/logout" ? text.replace(/id_token_hint=[\w.-]+/, "") : text;
+        assertNoToken(url, shown);
+      }
+      for (const address of addresses.filter((a) => a.startsWith(`${baseURL}/`))) {
+        const { searchParams, hash } = new URL(address);
+        for (const name of ["code", "state", "session_state", "iss"]) assert.ok(!searchParams.has(name), `${name} stayed in ${address}`);
+        assert.doesNotMatch(hash, /code=|state=|token=/);
+      }
+    },
+  };
+}
+
+/**
+ * Takes pictures of a state: light and dark, on a desktop and on a phone. It also sees that nothing sticks out of the phone.
+ *
+ * @param {Page} page
+ * @param {string} name
+ */
+async function shoot(page, name) {
+  const file = name.replaceAll(/[^a-z]+/gi, "-");
+  for (const [device, width] of [["desktop", 1280], ["phone", 390]]) {
+    await page.setViewportSize({ width, height: 900 });
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+      await page.screenshot({ path: `${screenshots}${file}-${device}-${colorScheme}.png`, fullPage: true });
+    }
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `the page is wider than ${width} pixels`);
+  }
+  await page.setViewportSize({ width: 1280, height: 900 });
+  await page.emulateMedia({ colorScheme: null, reducedMotion: null });
+}

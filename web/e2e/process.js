@@ -1,0 +1,74 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+
+export const repository = new URL("../..", import.meta.url).pathname;
+
+/**
+ * Starts a program and waits until it prints a line that matches `ready`, on standard output or error.
+ *
+ * @param {string} command
+ * @param {string[]} args
+ * @param {{ ready: RegExp, env?: Record<string, string> }} options
+ * @returns {Promise<{ match: RegExpMatchArray, stop: () => Promise<void> }>}
+ */
+export async function start(command, args, { ready, env = {} }) {
+  const child = spawn(command, args, { cwd: repository, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+  const die = () => child.kill("SIGKILL");
+  process.once("exit", die); // when the test run is cut off
+  const exited = once(child, "exit").then(([code, signal]) => {
+    process.off("exit", die);
+    return code ?? signal;
+  });
+  let said = "";
+  const match = await new Promise((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding("utf8").on("data", (text) => {
+        said += text;
+        const found = said.match(ready);
+        if (found) resolve(found);
+      });
+    }
+    child.once("error", reject);
+    exited.then((code) => reject(new Error(`${command} ${args.join(" ")} ended with ${code} before it was ready:\n${said}`)), reject);
+  });
+  return {
+    match,
+    async stop() {
+      child.kill("SIGTERM");
+      await exited;
+    },
+  };
+}
+
+/** Runs a program to its end. @param {string} command @param {string[]} args */
+async function run(command, args) {
+  const child = spawn(command, args, { cwd: repository, stdio: ["ignore", "pipe", "pipe"] });
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (said += text));
+  const [code] = await once(child, "exit");
+  if (code !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${code}:\n${said}`);
+}
+
+/** Builds a Go program of this repository. @param {string} path @returns {Promise<string>} the binary's path */
+export async function build(path) {
+  const binary = join(await mkdtemp(join(tmpdir(), "cloakroom-")), basename(path));
+  await run("go", ["build", "-o", binary, path]);
+  return binary;
+}
+
+/** The path of the broker's binary: $CLOAKROOM, or one that is built now. */
+export const cloakroom = async () => process.env.CLOAKROOM ?? build("./cmd/cloakroom");
+
+/** A TCP port of 127.0.0.1 that nobody listens on. @returns {Promise<number>} */
+export async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}

@@ -1,0 +1,852 @@
+package web_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/web"
+)
+
+const (
+	indexHTML = "<!doctype html><title>App</title><script type=module src=/assets/index-BkRj3xGh.js></script>"
+	immutable = "public, max-age=31536000, immutable"
+)
+
+// app is what a build writes.
+func app() fstest.MapFS {
+	files := make(fstest.MapFS)
+	for name, content := range map[string]string{
+		"index.html":                                  indexHTML,
+		"assets/index-BkRj3xGh.js":                    "console.log('app')",
+		"assets/index-BkRj3xGh.js.map":                "{}",
+		"assets/index-BkRj3xGh.css":                   "body{}",
+		"favicon.svg":                                 "<svg/>",
+		"sw.js":                                       "// worker",
+		"about.html":                                  "<!doctype html>about",
+		".env":                                        "SECRET=1",
+		".git/config":                                 "[core]",
+		"assets/.hidden.js":                           "hidden",
+		".well-known/security.txt":                    "Contact:",
+		".well-known/apple-app-site-association":      "{}",
+		".well-known/.private":                        "no",
+		"docs/.well-known/security.txt":               "no",
+		"assets/index-BkRj3xGh.js.map.gz":             "{}",
+		"assets/LEGACY.JS.MAP":                        "{}",
+		"fonts/Inter-SemiBold.woff2":                  "font",
+		"assets/data.unknownext":                      "data",
+		"people/index.html":                           "<!doctype html>not served for the directory",
+		"assets/with space-BkRj3xGh.js":               "space",
+		"assets/sub/worker.4f3a2b1c9d8e7f60.chunk.js": "worker",
+	} {
+		files[name] = &fstest.MapFile{Data: []byte(content)}
+	}
+	return files
+}
+
+func newHandler(t *testing.T, cfg web.Config) *web.Handler {
+	t.Helper()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	h, err := web.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// do sends a request with headers given as "Name: value".
+func do(h http.Handler, method, target string, headers ...string) *http.Response {
+	r := httptest.NewRequest(method, target, nil)
+	for _, line := range headers {
+		name, value, _ := strings.Cut(line, ": ")
+		r.Header.Add(name, value)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func body(t *testing.T, resp *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func wantHeader(t *testing.T, resp *http.Response, name, want string) {
+	t.Helper()
+	values := resp.Header.Values(name)
+	if want == "" && len(values) == 0 {
+		return
+	}
+	if len(values) != 1 || values[0] != want {
+		t.Errorf("%s: got %q, want %q", name, values, want)
+	}
+}
+
+const navigate = "Sec-Fetch-Mode: navigate"
+
+func TestWhatIsServedAtWhichPath(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app()})
+	for _, tt := range []struct {
+		path    string
+		headers []string
+		status  int
+		body    string // "index" for index.html
+		kind    string
+		cache   string
+	}{
+		{"/", nil, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/index.html", nil, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/about.html", nil, 200, "<!doctype html>about", "text/html; charset=utf-8", "no-cache"},
+		{"/assets/index-BkRj3xGh.js", nil, 200, "console.log('app')", "text/javascript; charset=utf-8", immutable},
+		{"/assets/index-BkRj3xGh.css", nil, 200, "body{}", "text/css; charset=utf-8", immutable},
+		{"/assets/with%20space-BkRj3xGh.js", nil, 200, "space", "text/javascript; charset=utf-8", immutable},
+		{"/assets/sub/worker.4f3a2b1c9d8e7f60.chunk.js", nil, 200, "worker", "text/javascript; charset=utf-8", immutable},
+		{"/favicon.svg", nil, 200, "<svg/>", "image/svg+xml", "no-cache"},
+		{"/sw.js", nil, 200, "// worker", "text/javascript; charset=utf-8", "no-cache"},
+		{"/fonts/Inter-SemiBold.woff2", nil, 200, "font", "font/woff2", "no-cache"},
+		{"/assets/data.unknownext", nil, 200, "data", "application/octet-stream", "no-cache"},
+		{"/.well-known/security.txt", nil, 200, "Contact:", "text/plain; charset=utf-8", "no-cache"},
+		{"/.well-known/apple-app-site-association", nil, 200, "{}", "application/json", "no-cache"},
+
+		// A place in the app, for a navigation alone.
+		{"/orders/17", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/orders/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/people", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/people/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/people/jane.doe", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/docs/v1.2", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/orders/17", []string{"Accept: text/html,application/xhtml+xml,*/*;q=0.8"}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/orders/17", nil, 404, "", "", ""},
+		{"/orders/17", []string{"Accept: */*"}, 404, "", "", ""},
+		{"/orders/17", []string{"Accept: application/json"}, 404, "", "", ""},
+		{"/orders/17", []string{"Sec-Fetch-Mode: cors", "Accept: text/html"}, 404, "", "", ""},
+		{"/orders/17", []string{"Sec-Fetch-Mode: no-cors", "Accept: text/html"}, 404, "", "", ""},
+		{"/people/", nil, 404, "", "", ""},
+
+		// An asset that is not there is not there, whoever asks.
+		{"/assets/index-OLDhash1.js", nil, 404, "", "", ""},
+		{"/assets/index-OLDhash1.js", []string{navigate}, 404, "", "", ""},
+		{"/logo.PNG", []string{navigate}, 404, "", "", ""},
+		{"/data.json", []string{navigate}, 404, "", "", ""},
+		{"/sw.js/", []string{navigate}, 404, "", "", ""},
+		{"/old.html", []string{navigate}, 404, "", "", ""},
+
+		// Not for the world.
+		{"/.env", []string{navigate}, 404, "", "", ""},
+		{"/.git/config", []string{navigate}, 404, "", "", ""},
+		{"/.git", []string{navigate}, 404, "", "", ""},
+		{"/.gitignore", []string{navigate}, 404, "", "", ""},
+		{"/assets/.hidden.js", nil, 404, "", "", ""},
+		{"/.well-known/.private", nil, 404, "", "", ""},
+		{"/docs/.well-known/security.txt", nil, 404, "", "", ""},
+		{"/assets", nil, 404, "", "", ""},
+		{"/assets/", nil, 404, "", "", ""},
+		{"/assets/index-BkRj3xGh.js.map", nil, 404, "", "", ""},
+		{"/assets/index-BkRj3xGh.js.map.gz", nil, 404, "", "", ""},
+		{"/assets/LEGACY.JS.MAP", nil, 404, "", "", ""},
+
+		// Paths that try to get out.
+		{"/../web.go", []string{navigate}, 404, "", "", ""},
+		{"/assets/../../web.go", []string{navigate}, 404, "", "", ""},
+		{"/%2e%2e/web.go", []string{navigate}, 404, "", "", ""},
+		{"/..%2fweb.go", []string{navigate}, 404, "", "", ""},
+		{"/assets/..%5c..%5cweb.go", []string{navigate}, 404, "", "", ""},
+		{"//index.html", []string{navigate}, 404, "", "", ""},
+		{"/assets//index-BkRj3xGh.js", []string{navigate}, 404, "", "", ""},
+		{"/./index.html", []string{navigate}, 404, "", "", ""},
+		{"/index.html%00.js", []string{navigate}, 404, "", "", ""},
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			t.Run(strings.Join(append([]string{method, tt.path}, tt.headers...), " "), func(t *testing.T) {
+				resp := do(h, method, tt.path, tt.headers...)
+				if resp.StatusCode != tt.status {
+					t.Fatalf("got status %d, want %d", resp.StatusCode, tt.status)
+				}
+				if tt.status != 200 {
+					wantHeader(t, resp, "Cache-Control", "no-store")
+					wantHeader(t, resp, "Content-Type", "text/plain; charset=utf-8")
+					return
+				}
+				want := tt.body
+				if want == "index" {
+					want = indexHTML
+				}
+				wantHeader(t, resp, "Content-Length", fmt.Sprint(len(want)))
+				if method == "HEAD" {
+					want = ""
+				}
+				if got := body(t, resp); got != want {
+					t.Errorf("got body %q, want %q", got, want)
+				}
+				wantHeader(t, resp, "Content-Type", tt.kind)
+				wantHeader(t, resp, "Cache-Control", tt.cache)
+				if resp.Header.Get("ETag") == "" {
+					t.Error("there is no ETag")
+				}
+			})
+		}
+	}
+}
+
+func TestSourceMapsAreServedWhereTheyAreWanted(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app(), SourceMaps: true})
+	resp := do(h, "GET", "/assets/index-BkRj3xGh.js.map")
+	if resp.StatusCode != 200 {
+		t.Fatalf("got status %d, want 200", resp.StatusCode)
+	}
+	wantHeader(t, resp, "Content-Type", "application/json")
+}
+
+func TestOnlyGetAndHeadAreTaken(t *testing.T) {
+	for name, h := range map[string]http.Handler{"Handler": newHandler(t, web.Config{FS: app()}), "Client": web.Client()} {
+		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"} {
+			resp := do(h, method, "/", navigate)
+			if resp.StatusCode != 405 {
+				t.Errorf("%s %s: got status %d, want 405", name, method, resp.StatusCode)
+			}
+			wantHeader(t, resp, "Allow", "GET, HEAD")
+		}
+	}
+}
+
+func TestEveryAnswerCarriesTheSecurityHeadersOnce(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app()})
+	for _, resp := range []*http.Response{
+		do(h, "GET", "/"),
+		do(h, "GET", "/orders/17", navigate),
+		do(h, "GET", "/assets/index-BkRj3xGh.js"),
+		do(h, "GET", "/assets/index-BkRj3xGh.js", "Range: bytes=0-1"),
+		do(h, "GET", "/assets/index-BkRj3xGh.js", "Range: bytes=99999-"),
+		do(h, "GET", "/", "If-None-Match: *"),
+		do(h, "GET", "/missing.js"),
+		do(h, "POST", "/"),
+	} {
+		wantHeader(t, resp, "X-Content-Type-Options", "nosniff")
+		wantHeader(t, resp, "X-Frame-Options", "DENY")
+		wantHeader(t, resp, "Referrer-Policy", "no-referrer")
+		wantHeader(t, resp, "Cross-Origin-Opener-Policy", "same-origin")
+		wantHeader(t, resp, "Cross-Origin-Resource-Policy", "same-origin")
+		wantHeader(t, resp, "Strict-Transport-Security", "")
+		if policy := resp.Header.Values("Permissions-Policy"); len(policy) != 1 || !strings.Contains(policy[0], "geolocation=()") {
+			t.Errorf("%d: got Permissions-Policy %q", resp.StatusCode, policy)
+		}
+		if csp := resp.Header.Values("Content-Security-Policy"); len(csp) != 1 || !strings.Contains(csp[0], "frame-ancestors 'none'") {
+			t.Errorf("%d: got Content-Security-Policy %q", resp.StatusCode, csp)
+		}
+		for _, name := range []string{"Server", "X-Powered-By", "X-XSS-Protection", "Set-Cookie", "Last-Modified", "Service-Worker-Allowed"} {
+			wantHeader(t, resp, name, "")
+		}
+	}
+}
+
+func TestHTTPSIsToBeRememberedOnlyWhereItIsUsed(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app(), HTTPS: true})
+	for _, target := range []string{"/", "/missing.js"} {
+		wantHeader(t, do(h, "GET", target), "Strict-Transport-Security", "max-age=31536000; includeSubDomains")
+	}
+}
+
+func TestConditionalAndRangeRequests(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app()})
+	const path = "/favicon.svg"
+	etag := do(h, "GET", path).Header.Get("ETag")
+	for _, tt := range []struct {
+		name   string
+		header string
+		status int
+		body   string
+	}{
+		{"known", "If-None-Match: " + etag, 304, ""},
+		{"known among others", `If-None-Match: "x", ` + etag, 304, ""},
+		{"unknown", `If-None-Match: "x"`, 200, "<svg/>"},
+		{"a time is no validator", "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT", 200, "<svg/>"},
+		{"match", "If-Match: " + etag, 200, "<svg/>"},
+		{"no match", `If-Match: "x"`, 412, ""},
+		{"range", "Range: bytes=1-3", 206, "svg"},
+		{"suffix", "Range: bytes=-2", 206, "/>"},
+		{"beyond the end", "Range: bytes=99-", 416, "*"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			resp := do(h, "GET", path, tt.header)
+			if resp.StatusCode != tt.status {
+				t.Fatalf("got status %d, want %d", resp.StatusCode, tt.status)
+			}
+			if got := body(t, resp); tt.body != "*" && got != tt.body {
+				t.Errorf("got body %q, want %q", got, tt.body)
+			}
+		})
+	}
+}
+
+// compressed returns the app with siblings for one script.
+func compressed() fstest.MapFS {
+	files := app()
+	var gz bytes.Buffer
+	w := gzip.NewWriter(&gz)
+	io.WriteString(w, "console.log('app')")
+	w.Close()
+	files["assets/index-BkRj3xGh.js.gz"] = &fstest.MapFile{Data: gz.Bytes()}
+	files["assets/index-BkRj3xGh.js.br"] = &fstest.MapFile{Data: []byte("brotli")} // nobody here decodes it
+	return files
+}
+
+func TestASmallerSiblingIsServedToWhomItSuits(t *testing.T) {
+	files := compressed()
+	server := httptest.NewServer(newHandler(t, web.Config{FS: files}))
+	defer server.Close()
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
+	const name = "assets/index-BkRj3xGh.js"
+	get := func(t *testing.T, method string, headers ...string) *http.Response {
+		t.Helper()
+		r, err := http.NewRequest(method, server.URL+"/"+name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range headers {
+			field, value, _ := strings.Cut(line, ": ")
+			r.Header.Add(field, value)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	etags := make(map[string]string) // :: coding → ETag
+	for _, tt := range []struct{ accept, coding string }{
+		{"", ""},
+		{"identity", ""},
+		{"zstd", ""},
+		{"gzip", "gzip"},
+		{"GZIP", "gzip"},
+		{"gzip, deflate, br, zstd", "br"},
+		{"br;q=0.1, gzip;q=1.0", "br"},
+		{"br;q=0, gzip", "gzip"},
+		{"br; q=0.000 , gzip;Q=0.5", "gzip"},
+		{"*", "br"},
+		{"*, br;q=0", "gzip"},
+		{"br;q=0, *", "gzip"},
+		{"*;q=0", ""},
+		{"br;q=nonsense, gzip", "gzip"},
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			t.Run(method+" "+tt.accept, func(t *testing.T) {
+				resp := get(t, method, "Accept-Encoding: "+tt.accept)
+				suffix := map[string]string{"": "", "br": ".br", "gzip": ".gz"}[tt.coding]
+				want := files[name+suffix].Data
+				if resp.StatusCode != 200 || resp.ContentLength != int64(len(want)) {
+					t.Errorf("got status %d and length %d, want 200 and %d", resp.StatusCode, resp.ContentLength, len(want))
+				}
+				if got := body(t, resp); method == "GET" && got != string(want) {
+					t.Errorf("got body %q, want %q", got, want)
+				}
+				wantHeader(t, resp, "Content-Encoding", tt.coding)
+				wantHeader(t, resp, "Vary", "Accept-Encoding")
+				wantHeader(t, resp, "Content-Type", "text/javascript; charset=utf-8")
+				wantHeader(t, resp, "Cache-Control", immutable)
+				etags[tt.coding] = resp.Header.Get("ETag")
+			})
+		}
+	}
+	if len(etags) != 3 || etags["br"] == etags["gzip"] || etags["br"] == etags[""] || etags["gzip"] == etags[""] {
+		t.Errorf("got ETags %v, want three", etags)
+	}
+
+	for _, tt := range []struct {
+		header string
+		status int
+		body   string
+	}{
+		{"Range: bytes=0-2", 206, "bro"},
+		{"Range: bytes=99-", 416, "*"},
+		{"If-None-Match: " + etags["br"], 304, ""},
+		{"If-None-Match: " + etags["gzip"], 200, "brotli"},
+		{"If-Match: " + etags["br"], 200, "brotli"},
+		{`If-Match: "x"`, 412, ""},
+	} {
+		t.Run(tt.header, func(t *testing.T) {
+			resp := get(t, "GET", "Accept-Encoding: br", tt.header)
+			if resp.StatusCode != tt.status {
+				t.Fatalf("got status %d, want %d", resp.StatusCode, tt.status)
+			}
+			if got := body(t, resp); tt.body != "*" && got != tt.body {
+				t.Errorf("got body %q, want %q", got, tt.body)
+			}
+		})
+	}
+}
+
+func TestASiblingOfAnEarlierDeployIsLeftAlone(t *testing.T) {
+	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		name     string
+		older    time.Duration
+		encoding string
+	}{
+		{"written after the file", -time.Hour, "br"},
+		{"copied together", 5 * time.Second, "br"},
+		{"left behind", time.Hour, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			files := app()
+			files["sw.js"].ModTime = now
+			files["sw.js.br"] = &fstest.MapFile{Data: []byte("brotli"), ModTime: now.Add(-tt.older)}
+			resp := do(newHandler(t, web.Config{FS: files}), "GET", "/sw.js", "Accept-Encoding: br")
+			wantHeader(t, resp, "Content-Encoding", tt.encoding)
+		})
+	}
+}
+
+func TestALargeFileIsNotReadIntoMemoryToBeServed(t *testing.T) {
+	dir := writeApp(t)
+	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
+	file := filepath.Join(dir, "video.mp4")
+	write(t, file, large)
+	h := newHandler(t, web.Config{Dir: dir})
+	resp := do(h, "GET", "/video.mp4", "Range: bytes=1048576-1048580")
+	if got := body(t, resp); resp.StatusCode != 206 || got != "01234" {
+		t.Errorf("got %d %q, want 206 and 01234", resp.StatusCode, got)
+	}
+	etag := resp.Header.Get("ETag")
+	if resp := do(h, "GET", "/video.mp4", "If-None-Match: "+etag); etag == "" || resp.StatusCode != 304 {
+		t.Errorf("got %d for ETag %q, want 304", resp.StatusCode, etag)
+	}
+	if err := os.Chtimes(file, time.Time{}, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if resp := do(h, "GET", "/video.mp4", "If-None-Match: "+etag); resp.StatusCode != 200 {
+		t.Errorf("got %d after the file changed, want 200", resp.StatusCode)
+	}
+}
+
+// writeApp puts the app into a directory.
+func writeApp(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "dist")
+	if err := os.CopyFS(dir, app()); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func write(t *testing.T, name string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, content, 0o666); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestADeployIsVisibleOnTheNextLoad(t *testing.T) {
+	const next = "<!doctype html><script>next()</script>"
+	for _, tt := range []struct {
+		name   string
+		deploy func(t *testing.T, dir string)
+	}{
+		{"a file is written over, its time unchanged", func(t *testing.T, dir string) {
+			index := filepath.Join(dir, "index.html")
+			info, err := os.Stat(index)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, index, []byte(next))
+			if err := os.Chtimes(index, info.ModTime(), info.ModTime()); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the directory is removed and made again", func(t *testing.T, dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(dir, 0o777); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir, "index.html"), []byte(next))
+		}},
+		{"a link is turned to another directory", func(t *testing.T, dir string) {
+			if err := os.Rename(dir, dir+".1"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(dir+".2", 0o777); err != nil {
+				t.Fatal(err)
+			}
+			write(t, filepath.Join(dir+".2", "index.html"), []byte(next))
+			if err := os.Symlink(dir+".2", dir); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := writeApp(t)
+			h := newHandler(t, web.Config{Dir: dir})
+			etag := do(h, "GET", "/orders", navigate).Header.Get("ETag")
+			tt.deploy(t, dir)
+			resp := do(h, "GET", "/orders", navigate, "If-None-Match: "+etag)
+			if got := body(t, resp); got != next {
+				t.Errorf("got %d %q, want the new index.html", resp.StatusCode, got)
+			}
+			if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, hash("next()")) {
+				t.Errorf("got policy %q, want one that lets in the new script", csp)
+			}
+		})
+	}
+}
+
+func TestWhileADeployIsUnderWayPagesAreAskedForAgain(t *testing.T) {
+	dir := writeApp(t)
+	var log bytes.Buffer
+	h := newHandler(t, web.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"/", "/orders"} {
+		resp := do(h, "GET", target, navigate)
+		if resp.StatusCode != 503 {
+			t.Errorf("%s: got status %d, want 503", target, resp.StatusCode)
+		}
+		wantHeader(t, resp, "Retry-After", "2")
+		wantHeader(t, resp, "Cache-Control", "no-store")
+	}
+	if !strings.Contains(log.String(), "the app has no index.html") {
+		t.Errorf("the log does not say what is wrong: %s", &log)
+	}
+	if resp := do(h, "GET", "/assets/index-BkRj3xGh.js"); resp.StatusCode != 404 {
+		t.Errorf("asset: got status %d, want 404", resp.StatusCode)
+	}
+}
+
+func TestLinksInTheDirectoryLeadNowhereElse(t *testing.T) {
+	dir := writeApp(t)
+	outside := t.TempDir()
+	write(t, filepath.Join(outside, "secret.txt"), []byte("secret"))
+	for link, target := range map[string]string{
+		"secret.txt":   filepath.Join(outside, "secret.txt"),
+		"outside":      outside,
+		"relative.txt": filepath.Join("..", filepath.Base(outside), "secret.txt"),
+		"inside.svg":   "favicon.svg",
+		"loop.txt":     "loop.txt",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := newHandler(t, web.Config{Dir: dir})
+	for path, want := range map[string]int{"/secret.txt": 404, "/outside/secret.txt": 404, "/relative.txt": 404, "/loop.txt": 404, "/inside.svg": 200, "/favicon.svg/x.svg": 404} {
+		if resp := do(h, "GET", path); resp.StatusCode != want {
+			t.Errorf("%s: got status %d, want %d", path, resp.StatusCode, want)
+		}
+	}
+	if resp := do(h, "GET", "/"+strings.Repeat("x", 4000)+".js"); resp.StatusCode != 404 {
+		t.Errorf("a name too long for the file system: got status %d, want 404", resp.StatusCode)
+	}
+}
+
+// denied is an app whose files may not be read.
+type denied struct{ fs.FS }
+
+func (d denied) Open(name string) (fs.File, error) {
+	if name != "index.html" {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrPermission}
+	}
+	return d.FS.Open(name)
+}
+
+func TestAFileThatMayNotBeReadIsAnOperatorsMistake(t *testing.T) {
+	var log bytes.Buffer
+	h := newHandler(t, web.Config{FS: denied{app()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	resp := do(h, "GET", "/favicon.svg")
+	if resp.StatusCode != 500 || strings.Contains(body(t, resp), "permission") {
+		t.Errorf("got status %d, want 500 without the cause", resp.StatusCode)
+	}
+	if !strings.Contains(log.String(), "permission denied") && !strings.Contains(log.String(), "permission") {
+		t.Errorf("the log does not say why: %s", &log)
+	}
+}
+
+func TestNewSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
+	empty := t.TempDir()
+	outer := filepath.Dir(writeApp(t))
+	file := filepath.Join(empty, "file")
+	noIndex := t.TempDir()
+	write(t, file, nil)
+	for _, tt := range []struct {
+		name string
+		cfg  web.Config
+		want string
+	}{
+		{"nothing", web.Config{}, "exactly one of Dir and FS has to be there"},
+		{"both", web.Config{Dir: outer, FS: app()}, "exactly one of Dir and FS has to be there"},
+		{"absent", web.Config{Dir: filepath.Join(noIndex, "dist")}, fmt.Sprintf("%q does not exist: build the app first, or name the directory that its build writes to", filepath.Join(noIndex, "dist"))},
+		{"a file", web.Config{Dir: file}, fmt.Sprintf("%q is not a directory", file)},
+		{"no index", web.Config{Dir: noIndex}, fmt.Sprintf("%q has no index.html: build the app first, or name the directory that its build writes to", noIndex)},
+		{"one too high", web.Config{Dir: outer}, fmt.Sprintf("%q has no index.html, but %q has: is that what you mean?", outer, filepath.Join(outer, "dist"))},
+		{"no index in FS", web.Config{FS: fstest.MapFS{}}, "open index.html: file does not exist"},
+		{"form-action", web.Config{FS: app(), FormAction: []string{"https://id.example.com/x"}}, `form-action: "https://id.example.com/x" is not an origin such as https://id.example.com`},
+		{"form-action that adds a directive", web.Config{FS: app(), FormAction: []string{"https://a; script-src *"}}, `form-action: "https://a; script-src *" is not an origin such as https://id.example.com`},
+		{"unsafe script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"'unsafe-inline'"}}}, `script-src: "'unsafe-inline'" is not an origin such as https://cdn.example.com`},
+		{"data script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"data:"}}}, `script-src: "data:" is not an origin such as https://cdn.example.com`},
+		{"everything", web.Config{FS: app(), Sources: map[string][]string{"connect-src": {"*"}}}, `connect-src: "*" is not an origin such as https://cdn.example.com`},
+		{"fixed directive", web.Config{FS: app(), Sources: map[string][]string{"frame-ancestors": {"https://a.example"}}}, `"frame-ancestors" is not a directive that takes more sources: these do: connect-src, font-src, frame-src, img-src, media-src, script-src, style-src, worker-src`},
+		{"permission", web.Config{FS: app(), Permissions: []string{"telepathy"}}, `permission "telepathy" is not one of those denied: accelerometer, camera, display-capture, geolocation, gyroscope, hid, idle-detection, local-fonts, magnetometer, microphone, midi, payment, screen-wake-lock, serial, usb, xr-spatial-tracking`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h, err := web.New(tt.cfg)
+			if h != nil || err == nil || err.Error() != tt.want {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+		})
+	}
+	_, err := web.New(web.Config{Dir: file, FormAction: []string{"x"}, Permissions: []string{"y"}})
+	if got := strings.Count(err.Error(), "\n") + 1; got != 3 {
+		t.Errorf("got %d lines, want one for each of 3 mistakes: %v", got, err)
+	}
+}
+
+// hash returns the source that lets in a script.
+func hash(script string) string {
+	sum := sha256.Sum256([]byte(script))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+}
+
+// directive returns the sources of one directive of a policy.
+func directive(policy, name string) []string {
+	for d := range strings.SplitSeq(policy, "; ") {
+		if fields := strings.Fields(d); fields[0] == name {
+			return fields[1:]
+		}
+	}
+	return nil
+}
+
+func TestScriptsInThePageRunByTheirHash(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		page string
+		want []string
+	}{
+		{"none", indexHTML, nil},
+		{"one", "<script>a()</script>", []string{"a()"}},
+		{"several, one of them twice", "<script>a()</script><p><script>b()</script><script>a()</script>", []string{"a()", "b()"}},
+		{"attributes", `<script type="module" data-x="a>b" async>a()</script>`, []string{"a()"}},
+		{"single quotes", `<script data-x='">'>a()</script>`, []string{"a()"}},
+		{"import map", `<script type="importmap">{"imports":{}}</script>`, []string{`{"imports":{}}`}},
+		{"upper case", "<SCRIPT>a()</SCRIPT >", []string{"a()"}},
+		{"white space counts", "<script>\n  a()\n</script\n>", []string{"\n  a()\n"}},
+		{"line ends as the browser reads them", "<script>\r\na()\r</script>", []string{"\na()\n"}},
+		{"not UTF-8 alone", "<script>a('ü')</script>", []string{"a('ü')"}},
+		{"another element", "<scripty>a()</scripty>", nil},
+		{"never closed", "<script>a()", nil},
+		{"tags within", "<script>a('<b></b>')</script>", []string{"a('<b></b>')"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			files := app()
+			files["index.html"].Data = []byte(tt.page)
+			want := []string{"'self'"}
+			for _, script := range tt.want {
+				want = append(want, hash(script))
+			}
+			policy := do(newHandler(t, web.Config{FS: files}), "GET", "/").Header.Get("Content-Security-Policy")
+			if got := directive(policy, "script-src"); !slices.Equal(got, want) {
+				t.Errorf("got script-src %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestThePolicyIsStrictAndTakesWhatIsListed(t *testing.T) {
+	get := func(t *testing.T, cfg web.Config, target string) string {
+		return do(newHandler(t, cfg), "GET", target).Header.Get("Content-Security-Policy")
+	}
+	strict := get(t, web.Config{FS: app()}, "/")
+	want := "default-src 'self'; connect-src 'self'; font-src 'self' data:; frame-src 'self'; img-src 'self' data:; media-src 'self'; script-src 'self'; " +
+		"style-src 'self' 'unsafe-inline'; worker-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+	if strict != want {
+		t.Errorf("got %s\nwant %s", strict, want)
+	}
+	if got := get(t, web.Config{FS: app()}, "/sw.js"); got != want {
+		t.Errorf("a script: got %s\nwant %s", got, want)
+	}
+
+	wide := get(t, web.Config{
+		FS:         app(),
+		FormAction: []string{"https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
+		Sources: map[string][]string{
+			"connect-src": {"https://errors.example.com", "wss://live.example.com:8443"},
+			"img-src":     {"https://*.tiles.example.com", "blob:"},
+			"script-src":  {"'wasm-unsafe-eval'"},
+		},
+		TrustedTypes: true,
+	}, "/")
+	for name, want := range map[string][]string{
+		"form-action":               {"'self'", "https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
+		"connect-src":               {"'self'", "https://errors.example.com", "wss://live.example.com:8443"},
+		"img-src":                   {"'self'", "data:", "https://*.tiles.example.com", "blob:"},
+		"script-src":                {"'self'", "'wasm-unsafe-eval'"},
+		"require-trusted-types-for": {"'script'"},
+	} {
+		if got := directive(wide, name); !slices.Equal(got, want) {
+			t.Errorf("got %s %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestAPageBuiltWithABaseElementMayUseIt(t *testing.T) {
+	files := app()
+	files["index.html"].Data = []byte(`<!doctype html><base href="/"><script src=main.js></script>`)
+	policy := do(newHandler(t, web.Config{FS: files}), "GET", "/").Header.Get("Content-Security-Policy")
+	if got := directive(policy, "base-uri"); !slices.Equal(got, []string{"'self'"}) {
+		t.Errorf("got base-uri %q, want 'self'", got)
+	}
+}
+
+func TestAFeatureThatTheAppUsesIsNotDenied(t *testing.T) {
+	policy := do(newHandler(t, web.Config{FS: app(), Permissions: []string{"camera"}}), "GET", "/").Header.Get("Permissions-Policy")
+	if strings.Contains(policy, "camera") || !strings.Contains(policy, "microphone=()") {
+		t.Errorf("got %q, want all but camera denied", policy)
+	}
+}
+
+func TestAHashInTheNameIsToldFromAWord(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		want bool
+	}{
+		{"assets/index-BkRj3xGh.js", true},     // Vite
+		{"assets/index-C_5k-9aB.css", true},    // base64url with its own - and _
+		{"assets/logo-D4xZ-_1q.svg", true},     //
+		{"assets/a-b-c-BxKqRtYp.js", true},     // no digit, no word either
+		{"_app/entry/start.Bk3jXxGh.js", true}, // SvelteKit
+		{"main-5VXQ4T7B.js", true},             // esbuild, Angular
+		{"main.4f3a2b1c.js", true},             // webpack
+		{"css/app.8e0d62a1.chunk.css", true},   //
+		{"main.4f3a2b1c9d8e7f601234.js", true}, //
+		{"_next/webpack-0f9e8d7c6b5a4321.js", true},
+		{"_next/static/css/0f9e8d7c6b5a4321.css", true},
+		{"static/media/logo.6ce24c58023cc2f8fd88fe9d219db6c6.svg", true},
+		{"workbox-3e911b1d.js", true},
+		{"index.html", false},
+		{"main.js", false},
+		{"sw.js", false},
+		{"service-worker.js", false},
+		{"jquery-3.7.1.min.js", false},
+		{"my-component.js", false},
+		{"dark-settings.css", false},
+		{"android-chrome-512x512.png", false},
+		{"photo-1024x768.jpg", false},
+		{"Inter-SemiBold.woff2", false},
+		{"Inter-Variable.woff2", false},
+		{"web-HTMLPage.js", false},
+		{"device-iPhone15.png", false},
+		{"news-Version2.json", false},
+		{"report-20260131.pdf", false},
+		{"report-2026-01-31.pdf", false},
+		{"report-Jan-2026.pdf", false},
+		{"list-VERSIONS.json", false},
+		{"x-deadbeef.js", false}, // hexadecimal, but a word
+		{"4f3a2b1c.js", false},   // a name, not a name with a hash
+		{"app.settings.json", false},
+		{"site.webmanifest", false},
+		{"LICENSE", false},
+		{".well-known/security.txt", false},
+		{"v1-BkRj3xGh/app.js", false}, // the directory's name says nothing about the file
+	} {
+		files := app()
+		files[tt.name] = &fstest.MapFile{Data: []byte("x")}
+		resp := do(newHandler(t, web.Config{FS: files}), "GET", "/"+tt.name)
+		if resp.StatusCode != 200 {
+			t.Errorf("%s: got status %d", tt.name, resp.StatusCode)
+		}
+		if got := resp.Header.Get("Cache-Control") == immutable; got != tt.want {
+			t.Errorf("%s: got immutable %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestTheClientIsAModuleThatIsRevalidated(t *testing.T) {
+	h := web.Client()
+	resp := do(h, "GET", "/bff/client.js")
+	if got := body(t, resp); resp.StatusCode != 200 || !strings.Contains(got, "export function createClient") {
+		t.Fatalf("got %d %.60q", resp.StatusCode, got)
+	}
+	wantHeader(t, resp, "Content-Type", "text/javascript; charset=utf-8")
+	wantHeader(t, resp, "Cache-Control", "no-cache")
+	wantHeader(t, resp, "X-Content-Type-Options", "nosniff")
+	wantHeader(t, resp, "Cross-Origin-Resource-Policy", "same-origin")
+	if resp := do(h, "GET", "/bff/client.js", "If-None-Match: "+resp.Header.Get("ETag")); resp.StatusCode != 304 {
+		t.Errorf("got status %d for the ETag, want 304", resp.StatusCode)
+	}
+}
+
+func TestTheDemoIsAnAppWithoutScriptsInItsPage(t *testing.T) {
+	h := newHandler(t, web.Config{FS: web.Demo(), TrustedTypes: true})
+	page := do(h, "GET", "/", navigate)
+	if got := directive(page.Header.Get("Content-Security-Policy"), "script-src"); !slices.Equal(got, []string{"'self'"}) {
+		t.Errorf("got script-src %q, want 'self' alone", got)
+	}
+	html := body(t, page)
+	for _, name := range []string{"/demo.css", "/demo.js", "/ticket.svg"} {
+		if resp := do(h, "GET", name); resp.StatusCode != 200 {
+			t.Errorf("%s: got status %d", name, resp.StatusCode)
+		}
+		if !strings.Contains(html, `"`+name+`"`) {
+			t.Errorf("the page does not mention %s", name)
+		}
+	}
+}
+
+func FuzzNoPathLeadsToWhatIsNotPublic(f *testing.F) {
+	for _, path := range []string{"/", "/assets/index-BkRj3xGh.js", "/.env", "/../secret.txt", "/assets/../.env", "/%2e%2e/secret.txt", "//", "/.git/config", "/a/./b", "/\x00", `/..\secret.txt`, "/assets/index-BkRj3xGh.js.map.br"} {
+		f.Add(path, "gzip, br;q=0.5", true)
+	}
+	dir := filepath.Join(f.TempDir(), "dist")
+	files := compressed()
+	files[".env"].Data = []byte("not public")
+	files[".git/config"].Data = []byte("not public")
+	files["assets/index-BkRj3xGh.js.map"].Data = []byte("not public")
+	if err := os.CopyFS(dir, files); err != nil {
+		f.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(dir), "secret.txt"), []byte("not public"), 0o666); err != nil {
+		f.Fatal(err)
+	}
+	h, err := web.New(web.Config{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, path, acceptEncoding string, navigation bool) {
+		r := httptest.NewRequest("GET", "/", nil)
+		r.URL.Path = path
+		r.Header.Set("Accept-Encoding", acceptEncoding)
+		if navigation {
+			r.Header.Set("Sec-Fetch-Mode", "navigate")
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != 200 && w.Code != 404 {
+			t.Errorf("%q: got status %d, want 200 or 404", path, w.Code)
+		}
+		if strings.Contains(w.Body.String(), "not public") {
+			t.Errorf("%q: got what is not public", path)
+		}
+	})
+}
