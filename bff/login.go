@@ -16,7 +16,7 @@ import (
 
 // login begins an attempt and sends the browser to the provider.
 func (s *Server) login(w *response, r *http.Request) error {
-	w.page = true
+	w.page = loginPage
 	q := r.URL.Query()
 	a := &attempt{ReturnTo: parseReturnTo(q.Get("return_to"))}
 	extra, err := loginParameters(q)
@@ -88,7 +88,7 @@ func loginParameters(q url.Values) (url.Values, error) {
 
 // callback completes an attempt with what the provider says in the query. Whatever is wrong with it, no session that exists is touched.
 func (s *Server) callback(w *response, r *http.Request) error {
-	w.page = true
+	w.page = loginPage
 	answer, err := parseAnswer(r.URL.RawQuery)
 	if err != nil {
 		return errBadCallback.because(err)

@@ -21,6 +21,7 @@ const (
 // logout ends the session here, then tells the provider, then says where the browser goes to log out there too. It answers the
 // same without a session.
 func (s *Server) logout(w *response, r *http.Request) error {
+	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
 	returnTo := parseReturnTo(r.FormValue("return_to"))
 	ended, err := s.sessions.End(r.Context(), w, r)

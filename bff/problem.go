@@ -132,7 +132,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		// RFC 9110 15.5.2 wants a challenge; one of an unknown scheme opens no browser dialogue.
 		h.Set("WWW-Authenticate", `Cookie realm="cloakroom"`)
 	}
-	if w.page && !prefersJSON(r) {
+	if w.page != noPage && !prefersJSON(r) {
 		s.writePage(w, p)
 		return
 	}
@@ -157,7 +157,7 @@ type problemBody struct {
 //go:embed page.html
 var pageHTML string
 
-var page = template.Must(template.New("page").Parse(pageHTML))
+var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 
 // pageCSP lets the page's own style in, and nothing else.
 var pageCSP = func() string {
@@ -168,9 +168,12 @@ var pageCSP = func() string {
 }()
 
 func (s *Server) writePage(w *response, p *problem) {
-	tryAgain := s.prefix + "/login"
-	if p.returnTo != "" && p.returnTo != "/" {
-		tryAgain += "?" + url.Values{"return_to": {p.returnTo}}.Encode()
+	tryAgain := ""
+	if w.page == loginPage {
+		tryAgain = s.prefix + "/login"
+		if p.returnTo != "" && p.returnTo != "/" {
+			tryAgain += "?" + url.Values{"return_to": {p.returnTo}}.Encode()
+		}
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
@@ -178,7 +181,7 @@ func (s *Server) writePage(w *response, p *problem) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.status)
-	page.Execute(w, map[string]any{
+	pageTemplate.Execute(w, map[string]any{
 		"Title": p.title, "Detail": p.detail, "Code": p.code, "RequestID": w.requestID, "TryAgain": tryAgain,
 	})
 }

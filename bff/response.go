@@ -13,13 +13,22 @@ const statusClientLeft = 499
 type response struct {
 	http.ResponseWriter
 	requestID string
-	page      bool // a person looks at the answer: errors are pages
+	page      page // whether a person looks at the answer
 
 	status  int
 	bytes   int64
 	problem *problem
 	session string // the ID of the session that the request was made in
 }
+
+// page says how an error is shown to a person.
+type page int
+
+const (
+	noPage    page = iota // it is not: it is problem+json
+	plainPage             // with the way back to the app
+	loginPage             // with the way to sign in again as well
+)
 
 func newResponse(w http.ResponseWriter) *response {
 	var id [8]byte

@@ -383,9 +383,9 @@ func contentType(name string) string {
 //go:embed client/client.js
 var clientJS []byte
 
-// Client serves the browser client, an ES module, whatever the path.
+// Client serves the browser client, an ES module, whatever the path. Like all answers of the broker itself it is not stored: a page
+// and the broker it talks to never differ in version.
 func Client() http.Handler {
-	etag := etagOf(clientJS)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -396,8 +396,7 @@ func Client() http.Handler {
 			return
 		}
 		h.Set("Content-Type", contentTypes[".js"])
-		h.Set("Cache-Control", "no-cache")
-		h.Set("ETag", etag)
+		h.Set("Cache-Control", "no-store")
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(clientJS))
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/http/cookiejar"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -16,6 +17,9 @@ type Browser struct {
 	t      testing.TB
 	base   string // the app's origin
 	client *http.Client
+
+	mu   sync.Mutex // guards seen
+	seen strings.Builder
 }
 
 // NewBrowser returns a browser whose app is at base, a URL without a path.
@@ -117,7 +121,30 @@ func (b *Browser) Do(method, target, body string, header ...string) *Answer {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.see(resp, text)
 	return &Answer{resp, string(text)}
+}
+
+// see remembers what came from the app. The hint that a logout takes along to the provider is an ID token by its nature; it is left out.
+func (b *Browser) see(resp *http.Response, body []byte) {
+	if !strings.HasPrefix(resp.Request.URL.String(), b.base+"/") {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	header := resp.Header.Clone()
+	if u, err := resp.Location(); err == nil && u.Query().Has("id_token_hint") {
+		header.Del("Location")
+	}
+	header.Write(&b.seen)
+	b.seen.Write(body)
+}
+
+// Seen returns all that came from the app, headers and bodies.
+func (b *Browser) Seen() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen.String()
 }
 
 // Follow navigates from redirect to redirect, until an answer is none or leads to the prefix stop, and returns the last answer and the URL it leads to.

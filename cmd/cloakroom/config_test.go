@@ -252,7 +252,7 @@ func TestTheCommentedConfigurationIsOneThatWorks(t *testing.T) {
 	full := strings.NewReplacer("/run/secrets/client", secret, "/run/secrets/session-keys", keys, "./dist", dist,
 		"# admin_token_file: /run/secrets/admin-token", "admin_token_file: "+secret, "# tls:", "tls:", "#   cert_file", "  cert_file", "#   key_file", "  key_file").Replace(string(text))
 	c := mustLoad(t, full, nil)
-	b, err := newBroker(c, slog.New(slog.DiscardHandler))
+	b, err := newBroker(c, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

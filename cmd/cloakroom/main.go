@@ -26,6 +26,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 func main() {
@@ -95,12 +97,17 @@ func keygenCommand() *cobra.Command {
 		Use:   "keygen",
 		Short: "Print a new key for session.keys",
 		RunE: func(c *cobra.Command, _ []string) error {
-			key := make([]byte, 32)
-			rand.Read(key)
-			_, err := fmt.Fprintln(c.OutOrStdout(), base64.StdEncoding.EncodeToString(key))
+			_, err := fmt.Fprintln(c.OutOrStdout(), newKey().Reveal())
 			return err
 		},
 	}
+}
+
+// newKey returns a key for session.keys.
+func newKey() session.Secret {
+	key := make([]byte, 32)
+	rand.Read(key)
+	return session.Secret(base64.StdEncoding.EncodeToString(key))
 }
 
 func versionCommand() *cobra.Command {

@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -34,7 +34,7 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 				return err
 			}
 			log := slog.New(slog.NewJSONHandler(c.ErrOrStderr(), nil))
-			b, err := newBroker(cfg, log)
+			b, err := newBroker(cfg, nil, log)
 			if err != nil {
 				return err
 			}
@@ -66,13 +66,12 @@ type broker struct {
 	admin  *http.Server
 }
 
-// newBroker puts the parts together. It does no I/O but to look at the app's files. The error is a *configError with every mistake in cfg.
-func newBroker(cfg *config, log *slog.Logger) (*broker, error) {
+// newBroker puts the parts together. It does no I/O but to look at the app's files, which are app, or those in frontend.dir where that is
+// nil. The error is a *configError with every mistake in cfg.
+func newBroker(cfg *config, app fs.FS, log *slog.Logger) (*broker, error) {
 	var mistakes []string
 	collect := func(more []string) { mistakes = append(mistakes, more...) }
 
-	keys, wrong := cfg.sessionKeys()
-	collect(wrong)
 	proxies, wrong := cfg.trustedProxies()
 	collect(wrong)
 	collect(cfg.checkListeners())
@@ -86,10 +85,11 @@ func newBroker(cfg *config, log *slog.Logger) (*broker, error) {
 		store = new(tokenstore.Memory) // what follows is for the other mistakes
 	}
 	if len(cfg.Session.Keys) == 0 && cfg.Store.URL == "memory:" {
-		keys = [][]byte{make([]byte, 32)} // the sessions it seals live no longer than this process either
-		rand.Read(keys[0])
+		cfg.Session.Keys = []session.Secret{newKey()} // the sessions it seals live no longer than this process either
 	}
-	frontend, err := newFrontend(cfg)
+	keys, wrong := cfg.sessionKeys()
+	collect(wrong)
+	frontend, err := newFrontend(cfg, app, log)
 	if err != nil {
 		collect([]string{"frontend.dir: " + err.Error()})
 	}
@@ -165,15 +165,18 @@ func openStore(cfg *config, log *slog.Logger) (store, error) {
 	return nil, errors.New("store.url: it begins with none of redis:, rediss:, memory:")
 }
 
-func newFrontend(cfg *config) (http.Handler, error) {
-	if cfg.Frontend.Dir == "" {
+func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error) {
+	if cfg.Frontend.Dir == "" && app == nil {
 		return nil, nil
 	}
 	var formAction []string
 	if u, err := url.Parse(cfg.OIDC.Issuer); err == nil && u.Host != "" {
 		formAction = []string{u.Scheme + "://" + u.Host} // a logout form is redirected there
 	}
-	return web.New(web.Config{Dir: cfg.Frontend.Dir, FormAction: formAction})
+	return web.New(web.Config{
+		Dir: cfg.Frontend.Dir, FS: app, FormAction: formAction,
+		HTTPS: strings.HasPrefix(cfg.Server.PublicURL, "https:"), Logger: log,
+	})
 }
 
 // run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way

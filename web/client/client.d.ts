@@ -106,8 +106,8 @@ export interface Client<Claims extends object = UserClaims> {
   fetch(input: RequestInfo | URL, init?: FetchOptions): Promise<Response>;
   /** Leaves the page to sign in. */
   login(options?: LoginOptions): void;
-  /** Ends the session, tells the other tabs, and leaves the page to sign out at the provider. */
-  logout(options?: LogoutOptions): Promise<void>;
+  /** Leaves the page to sign out, here and at the provider. If that cannot be done, the browser shows a page that says so. */
+  logout(options?: LogoutOptions): void;
   /** Calls `listener` at each `event`. Returns a function that ends this. */
   on(event: EventName, listener: Listener<Claims>): () => void;
 }

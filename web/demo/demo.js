@@ -14,13 +14,12 @@ window.fetch = async (...request) => {
 };
 
 const client = createClient();
-let leaving = false; // for the provider, by the user's own wish
 
 // Who is signed in
 
 client.on("change", show);
 client.on("signed-out", () => {
-  $("signed-out-notice").hidden = leaving;
+  $("signed-out-notice").hidden = false;
 });
 client.on("signed-in", () => {
   $("signed-out-notice").hidden = true;
@@ -49,11 +48,7 @@ function show({ authenticated, user, session }) {
 }
 
 $("sign-in").onclick = $("sign-in-again").onclick = () => client.login();
-$("sign-out").onclick = () =>
-  attempt($("sign-out"), async () => {
-    leaving = true;
-    await client.logout();
-  }).finally(() => (leaving = false));
+$("sign-out").onclick = () => client.logout();
 
 // How long the access token is good. The page has this from the session; the token it has never seen.
 

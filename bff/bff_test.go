@@ -1,0 +1,238 @@
+package bff_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// app is a broker on a free port with a provider and an upstream of its own.
+type app struct {
+	t        *testing.T
+	url      string
+	provider *bfftest.Provider
+	echo     *bfftest.Echo
+	store    *faultyStore
+	server   *bff.Server
+	logs     *buffer
+}
+
+// newApp starts a broker that edit, unless it is nil, has configured. Its provider has been found when newApp returns, unless it is down.
+func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	a := &app{t: t, url: "http://localhost:" + port, store: &faultyStore{Store: new(tokenstore.Memory)}, logs: new(buffer), echo: bfftest.NewEcho(t)}
+	a.provider = bfftest.NewProvider(t, a.url)
+	cfg := bff.Config{
+		PublicURL: a.url,
+		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
+		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes: []bff.Route{
+			{Path: "/api/", Upstream: a.echo.URL, Token: "user"},
+			{Path: "/public/", Upstream: a.echo.URL, Token: "none"},
+			{Path: "/stream/", Upstream: a.echo.URL, Token: "user", CSRF: "fetch-metadata"},
+		},
+		Frontend: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the app") }),
+		Logger:   slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if edit != nil {
+		edit(a, &cfg)
+	}
+	a.server, err = bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(a.server)
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	ctx, stop := context.WithCancel(context.Background())
+	var discovering sync.WaitGroup
+	discovering.Go(func() { a.server.Discover(ctx) })
+	t.Cleanup(func() {
+		s.Close()
+		if err := a.server.Drain(context.Background()); err != nil {
+			t.Error(err)
+		}
+		stop()
+		discovering.Wait()
+		a.provider.NothingLeaked(t, "the log", a.logs.String())
+	})
+	if a.provider.Up() {
+		a.waitReady()
+	}
+	return a
+}
+
+// waitReady waits until the provider has been found.
+func (a *app) waitReady() {
+	a.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		w := httptest.NewRecorder()
+		a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if w.Code == 200 {
+			return
+		}
+	}
+	a.t.Fatalf("not ready after 20 s:\n%s", a.logs)
+}
+
+func (a *app) browser() *bfftest.Browser {
+	b := bfftest.NewBrowser(a.t, a.url)
+	a.t.Cleanup(func() { a.provider.NothingLeaked(a.t, "what a browser saw", b.Seen()) })
+	return b
+}
+
+// signedIn returns a browser in which alice has signed in.
+func (a *app) signedIn() *bfftest.Browser {
+	a.t.Helper()
+	b := a.browser()
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		a.t.Fatalf("sign in: got %d, want 303:\n%s\n%s", answer.StatusCode, answer.Text, a.logs)
+	}
+	return b
+}
+
+// wantSession checks who is signed in, "" for nobody.
+func (a *app) wantSession(b *bfftest.Browser, sub string) {
+	a.t.Helper()
+	var got sessionBody
+	b.Fetch("GET", "/bff/session").Decode(a.t, &got)
+	if got.Authenticated != (sub != "") || got.User.Sub != sub {
+		a.t.Errorf("signed in: %v as %q, want %q", got.Authenticated, got.User.Sub, sub)
+	}
+}
+
+// sessionBody is what /bff/session answers.
+type sessionBody struct {
+	Authenticated bool
+	User          struct{ Sub, Name, Email string }
+	Session       struct {
+		ID                   string    `json:"id"`
+		CreatedAt            time.Time `json:"created_at"`
+		IdleExpiresAt        time.Time `json:"idle_expires_at"`
+		ExpiresAt            time.Time `json:"expires_at"`
+		AccessTokenExpiresAt time.Time `json:"access_token_expires_at"`
+	}
+}
+
+func wantProblem(t *testing.T, a *bfftest.Answer, status int, code string) {
+	t.Helper()
+	if a.StatusCode != status || a.Code() != code {
+		t.Errorf("%s %s: got %d %q, want %d %q:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Code(), status, code, a.Text)
+	}
+	if got := a.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("%s %s: Cache-Control is %q, want no-store", a.Request.Method, a.Request.URL.Path, got)
+	}
+}
+
+// wantPage checks for an error page with a way on.
+func wantPage(t *testing.T, a *bfftest.Answer, status int, code string) {
+	t.Helper()
+	if a.StatusCode != status || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") || !strings.Contains(a.Text, "<code>"+code+"</code>") {
+		t.Errorf("%s %s: got %d %s, want the page %d %s:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header.Get("Content-Type"), status, code, a.Text)
+	}
+	if !strings.Contains(a.Text, `href="/bff/login`) {
+		t.Errorf("the page %s has no way to try again", code)
+	}
+	for name, want := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"} {
+		if got := a.Header.Get(name); got != want {
+			t.Errorf("the page %s: %s is %q, want %q", code, name, got, want)
+		}
+	}
+}
+
+func echoed(t *testing.T, a *bfftest.Answer) bfftest.Echoed {
+	t.Helper()
+	var e bfftest.Echoed
+	if a.StatusCode != 200 {
+		t.Fatalf("%s %s: got %d, want the upstream's 200:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Text)
+	}
+	a.Decode(t, &e)
+	return e
+}
+
+// faultyStore is out of order while down is set.
+type faultyStore struct {
+	session.Store
+	mu   sync.Mutex
+	down error
+}
+
+func (s *faultyStore) setDown(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = err
+}
+
+func (s *faultyStore) err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down
+}
+
+func (s *faultyStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if err := s.err(); err != nil {
+		return nil, 0, false, err
+	}
+	return s.Store.Get(ctx, key)
+}
+
+func (s *faultyStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if err := s.err(); err != nil {
+		return false, err
+	}
+	return s.Store.Create(ctx, key, value, ttl)
+}
+
+// buffer is a bytes.Buffer for several writers.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// lines returns the log lines with a message, decoded.
+func (b *buffer) lines(t *testing.T, msg string) []map[string]any {
+	t.Helper()
+	var found []map[string]any
+	for line := range strings.Lines(b.String()) {
+		var l map[string]any
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatalf("a log line that is not JSON: %s", line)
+		}
+		if l["msg"] == msg {
+			found = append(found, l)
+		}
+	}
+	return found
+}

@@ -1,0 +1,606 @@
+package bff_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+)
+
+func TestFromLoginToAPICallToLogout(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	a.wantSession(b, "")
+
+	answer := b.SignIn("alice", "return_to="+url.QueryEscape("/orders?tab=2#top"))
+	if got := answer.Location(t).String(); answer.StatusCode != 303 || got != a.url+"/orders?tab=2#top" {
+		t.Errorf("callback: got %d to %s, want 303 to where the login began", answer.StatusCode, got)
+	}
+	a.wantSession(b, "alice")
+
+	e := echoed(t, b.Fetch("GET", "/api/orders?x=1"))
+	if e.URI != "/api/orders?x=1" || !strings.HasPrefix(e.Header.Get("Authorization"), "Bearer ey") {
+		t.Errorf("upstream got %s with Authorization %.10q, want the path and a token", e.URI, e.Header.Get("Authorization"))
+	}
+	if got := e.Header.Get("Cookie"); got != "" {
+		t.Errorf("upstream got the cookie %q, want none", got)
+	}
+
+	answer = b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
+	out := answer.Location(t)
+	if answer.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) || out.Query().Get("id_token_hint") == "" || out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
+		t.Errorf("logout: got %d to %s, want 303 to the provider's end_session", answer.StatusCode, out)
+	}
+	a.wantSession(b, "")
+	answer = b.Follow(b.Navigate(out.String()), a.url+"/bye")
+	if got := answer.Location(t).String(); got != a.url+"/bye" {
+		t.Errorf("after the provider's logout: got to %s, want /bye", got)
+	}
+	wantProblem(t, b.Fetch("GET", "/api/orders"), 401, "not_signed_in")
+}
+
+func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	answer := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
+		"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.example")
+	q := answer.Location(t).Query()
+	for name, want := range map[string]string{
+		"response_type": "code", "client_id": a.provider.Client.ID, "redirect_uri": a.url + "/bff/callback",
+		"scope": "openid profile email offline_access", "code_challenge_method": "S256", "request": "", "claims": "", "prompt": "",
+	} {
+		if got := q.Get(name); got != want || len(q[name]) > 1 {
+			t.Errorf("%s: got %q, want %q", name, q[name], want)
+		}
+	}
+	for _, name := range []string{"state", "nonce", "code_challenge"} {
+		if got := q.Get(name); len(got) < 22 {
+			t.Errorf("%s: got %q, want 128 random bits", name, got)
+		}
+	}
+	cookie := answer.Header.Get("Set-Cookie")
+	if !regexp.MustCompile(`^cloakroom-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`).MatchString(cookie) {
+		t.Errorf("the attempt's cookie: got %s", cookie)
+	}
+	if strings.Contains(cookie, q.Get("state")) || strings.Contains(cookie, q.Get("nonce")) {
+		t.Error("the attempt's cookie can be read")
+	}
+}
+
+func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
+	for name, want := range map[string]string{"prompt": "login consent", "login_hint": "alice@example.com", "acr_values": "gold silver", "max_age": "60", "ui_locales": "de"} {
+		if got := q.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+	for _, query := range []string{"prompt=evil", "prompt=none+login", "max_age=soon", "max_age=-1", "login_hint=" + strings.Repeat("a", 300), "ui_locales=a%0d%0ab"} {
+		wantPage(t, b.Navigate("/bff/login?"+query), 400, "bad_login_parameter")
+	}
+}
+
+func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	for name, header := range map[string][]string{
+		"fetch":               {"Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
+		"no-cors":             {"Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"},
+		"iframe":              {"Sec-Fetch-Dest", "iframe"},
+		"old fetch":           {"Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json"},
+		"the client":          {"X-CSRF", "1"},
+		"XMLHttpRequest":      {"Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "X-Requested-With", "XMLHttpRequest"},
+		"prefetch":            {"Sec-Purpose", "prefetch"},
+		"prerender":           {"Sec-Purpose", "prefetch;prerender"},
+		"old prefetch":        {"Purpose", "prefetch"},
+		"prefetch of Firefox": {"X-Moz", "prefetch"},
+	} {
+		for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/logout/callback"} {
+			answer := b.Navigate(path, header...)
+			wantProblem(t, answer, 401, "navigation_only")
+			if len(answer.Cookies()) > 0 || !strings.Contains(answer.Text, `"login_url":"/bff/login"`) {
+				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path, answer.Cookies(), answer.Text)
+			}
+		}
+	}
+	if got := b.Do("GET", "/bff/login", "").StatusCode; got != 302 {
+		t.Errorf("a client that says nothing of itself: got %d, want 302", got)
+	}
+}
+
+func TestSeveralTabsLogInAtOnce(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	var answers []*bfftest.Answer
+	seen := make(map[string]bool)
+	for i := range 5 {
+		begun := b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i))
+		q := begun.Location(t).Query()
+		for _, name := range []string{"state", "nonce", "code_challenge"} {
+			if seen[q.Get(name)] {
+				t.Errorf("two attempts have the same %s", name)
+			}
+			seen[q.Get(name)] = true
+		}
+		answers = append(answers, begun)
+	}
+	for _, i := range []int{3, 0, 4, 1, 2} {
+		answer := b.Navigate(b.Pick("alice", answers[i].Location(t).String()).Location(t).String())
+		if want := fmt.Sprintf("%s/tab%d", a.url, i); answer.StatusCode != 303 || answer.Location(t).String() != want {
+			t.Errorf("tab %d: got %d to %s, want %s", i, answer.StatusCode, answer.Location(t), want)
+		}
+	}
+}
+
+func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	for i := range 1000 {
+		path := "/bff/login?return_to=/" + strings.Repeat("x", i)
+		if answer := b.Navigate(path); answer.StatusCode != 302 {
+			t.Fatalf("login %d: got %d", i, answer.StatusCode)
+		}
+		size := 0
+		for _, c := range b.Cookies() {
+			size += len(c.Name) + len(c.Value)
+		}
+		if n := len(b.Cookies()); n > 5 || size > 6000 {
+			t.Fatalf("after login %d there are %d cookies of %d bytes", i, n, size)
+		}
+	}
+	if n := a.store.Store.(interface{ Len() int }).Len(); n != 0 {
+		t.Errorf("anonymous logins wrote %d records", n)
+	}
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("the next login: got %d, want 303", answer.StatusCode)
+	}
+}
+
+// callback is the provider's redirect back, which a test spoils.
+func callback(b *bfftest.Browser) (*url.URL, url.Values) {
+	u := b.AnswerOfProvider("alice", "return_to=/here").Location(nil)
+	return u, u.Query()
+}
+
+func TestCallbacksThatAreRefused(t *testing.T) {
+	a := newApp(t, nil)
+	for name, spoil := range map[string]func(q url.Values){
+		"no state":               func(q url.Values) { q.Del("state") },
+		"empty state":            func(q url.Values) { q.Set("state", "") },
+		"altered state":          func(q url.Values) { s := []byte(q.Get("state")); s[20] ^= 1; q.Set("state", string(s)) },
+		"altered end of state":   func(q url.Values) { s := []byte(q.Get("state")); s[len(s)-5] ^= 1; q.Set("state", string(s)) },
+		"state twice":            func(q url.Values) { q.Add("state", q.Get("state")) },
+		"code twice":             func(q url.Values) { q.Add("code", "x") },
+		"iss twice":              func(q url.Values) { q.Add("iss", q.Get("iss")) },
+		"error twice":            func(q url.Values) { q.Del("code"); q["error"] = []string{"access_denied", "x"} },
+		"code and error":         func(q url.Values) { q.Set("error", "access_denied") },
+		"neither code nor error": func(q url.Values) { q.Del("code") },
+		"no iss":                 func(q url.Values) { q.Del("iss") },
+		"another iss":            func(q url.Values) { q.Set("iss", "https://evil.example") },
+		"iss with a slash":       func(q url.Values) { q.Set("iss", q.Get("iss")+"/") },
+		"iss in capitals":        func(q url.Values) { q.Set("iss", strings.ToUpper(q.Get("iss"))) },
+		"an error of another": func(q url.Values) {
+			q.Del("code")
+			q.Set("error", "access_denied")
+			q.Set("iss", "https://evil.example")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := a.signedIn()
+			u, q := callback(b)
+			spoil(q)
+			u.RawQuery = q.Encode()
+			before := a.provider.TokenRequests()
+			wantPage(t, b.Navigate(u.String()), 400, "bad_callback")
+			if n := a.provider.TokenRequests() - before; n > 0 {
+				t.Errorf("%d token requests, want none", n)
+			}
+			a.wantSession(b, "alice")
+		})
+	}
+	t.Run("a query that is none", func(t *testing.T) {
+		b := a.signedIn()
+		u, q := callback(b)
+		u.RawQuery = q.Encode() + "&x=%zz"
+		wantPage(t, b.Navigate(u.String()), 400, "bad_callback")
+		a.wantSession(b, "alice")
+	})
+	t.Run("posted", func(t *testing.T) {
+		b := a.signedIn()
+		u, q := callback(b)
+		u.RawQuery = ""
+		wantProblem(t, b.Submit(u.String(), q), 405, "method_not_allowed")
+		for _, body := range []string{"", "x"} {
+			wantProblem(t, b.Do("POST", u.String(), body, "Content-Type", ""), 405, "method_not_allowed")
+		}
+		a.wantSession(b, "alice")
+	})
+}
+
+func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	u, _ := callback(b)
+
+	// In another browser a login begins anew there: once, then there is a page.
+	before := a.provider.TokenRequests()
+	other := a.browser()
+	restarted := other.Navigate(u.String())
+	if got := restarted.Location(t); restarted.StatusCode != 302 || !strings.HasPrefix(got.String(), a.provider.Issuer) {
+		t.Fatalf("in another browser: got %d to %s, want a new login", restarted.StatusCode, got)
+	}
+	second := other.Pick("bob", restarted.Location(t).String()).Location(t)
+	for _, c := range other.Cookies() {
+		other.SetCookie(&http.Cookie{Name: c.Name, Path: "/", MaxAge: -1})
+	}
+	wantPage(t, other.Navigate(second.String()), 400, "bad_callback")
+	if n := a.provider.TokenRequests() - before; n != 0 {
+		t.Errorf("%d token requests, want none", n)
+	}
+	a.wantSession(other, "")
+
+	// In its own browser it works once.
+	if answer := b.Navigate(u.String()); answer.StatusCode != 303 {
+		t.Errorf("in its own browser: got %d, want 303", answer.StatusCode)
+	}
+	if again := b.Navigate(u.String()); again.StatusCode != 302 || !strings.HasPrefix(again.Location(t).String(), a.provider.Issuer) {
+		t.Errorf("again: got %d, want a new login", again.StatusCode)
+	}
+	if n := a.provider.TokenRequests() - before; n != 1 {
+		t.Errorf("%d token requests, want 1", n)
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	u, _ := callback(b)
+	var header []string
+	for _, c := range b.Cookies() {
+		header = append(header, c.Name+"="+c.Value)
+	}
+	before := a.provider.TokenRequests()
+	statuses := make(chan int, 8)
+	var all sync.WaitGroup
+	for range cap(statuses) {
+		twin := a.browser()
+		all.Go(func() { statuses <- twin.Navigate(u.String(), "Cookie", strings.Join(header, "; ")).StatusCode })
+	}
+	all.Wait()
+	close(statuses)
+	completed := 0
+	for s := range statuses {
+		if s == 303 {
+			completed++
+		} else if s != 400 {
+			t.Errorf("got %d, want 303 or 400", s)
+		}
+	}
+	if n := a.provider.TokenRequests() - before; n != 1 || completed != 1 {
+		t.Errorf("%d token requests and %d logins, want 1 of each", n, completed)
+	}
+}
+
+func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	b.Navigate("/bff/login")
+	var login, sess *http.Cookie
+	for _, c := range b.Cookies() {
+		if c.Name == "cloakroom" {
+			sess = c
+		} else {
+			login = c
+		}
+	}
+	other := a.browser()
+	other.SetCookie(&http.Cookie{Name: "cloakroom", Value: login.Value, Path: "/"})
+	a.wantSession(other, "")
+	other.SetCookie(&http.Cookie{Name: login.Name, Value: sess.Value, Path: "/"})
+	if answer := other.Navigate("/bff/login"); answer.StatusCode != 302 {
+		t.Errorf("login: got %d, want 302", answer.StatusCode)
+	}
+}
+
+func TestWhatAnIDTokenMustBe(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.IDTokenFaults {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.signedIn()
+			stranger := a.browser()
+			u := stranger.AnswerOfProvider("bob", "").Location(t)
+			a.provider.Misbehave(t, m)
+			wantPage(t, stranger.Navigate(u.String()), 502, "login_invalid")
+			a.wantSession(stranger, "")
+
+			// Where somebody is signed in, they stay so.
+			wantPage(t, b.SignIn("alice", "prompt=login"), 502, "login_invalid")
+			a.wantSession(b, "alice")
+			a.provider.Behave()
+			if answer := stranger.SignIn("bob", ""); answer.StatusCode != 303 {
+				t.Errorf("once the provider is right again: got %d, want 303", answer.StatusCode)
+			}
+		})
+	}
+}
+
+func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.IDTokenOddities {
+		t.Run(m.Name, func(t *testing.T) {
+			a.provider.Misbehave(t, m)
+			b := a.browser()
+			if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+				t.Errorf("got %d, want 303:\n%s", answer.StatusCode, a.logs.lines(t, "request"))
+			}
+			a.wantSession(b, "alice")
+		})
+	}
+}
+
+func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
+	a := newApp(t, nil)
+	a.signedIn()
+	a.provider.Misbehave(t, bfftest.IDTokenReplayed(a.provider))
+	b := a.browser()
+	wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
+	a.wantSession(b, "")
+}
+
+func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.TokenAnswerFaults {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.browser()
+			u := b.AnswerOfProvider("alice", "").Location(t)
+			a.provider.Misbehave(t, m)
+			answer := b.Navigate(u.String())
+			if answer.StatusCode != 502 && answer.StatusCode != 503 || !strings.Contains(answer.Text, "Try again") {
+				t.Errorf("got %d, want a page with 502 or 503:\n%s", answer.StatusCode, answer.Text)
+			}
+			a.provider.Behave()
+			a.wantSession(b, "")
+		})
+	}
+}
+
+func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
+	a := newApp(t, nil)
+	for code, want := range map[string]struct {
+		status int
+		code   string
+	}{
+		"access_denied":                     {403, "login_cancelled"},
+		"server_error":                      {503, "provider_unavailable"},
+		"temporarily_unavailable":           {503, "provider_unavailable"},
+		"invalid_scope":                     {502, "login_refused"},
+		"login_required":                    {502, "login_refused"},
+		"unmet_authentication_requirements": {403, "login_too_weak"},
+		"<script>alert(1)</script>":         {502, "login_refused"},
+		strings.Repeat("x", 5000):           {502, "login_refused"},
+	} {
+		b := a.signedIn()
+		u, q := callback(b)
+		q.Del("code")
+		q.Set("error", code)
+		q.Set("error_description", "<img src=x onerror=alert(2)>")
+		q.Set("error_uri", "https://evil.example")
+		u.RawQuery = q.Encode()
+		answer := b.Navigate(u.String())
+		wantPage(t, answer, want.status, want.code)
+		if strings.Contains(answer.Text, "alert") || strings.Contains(answer.Text, "evil") || strings.Contains(answer.Text, "xxxx") {
+			t.Errorf("%.20s: the page repeats what the provider said:\n%s", code, answer.Text)
+		}
+		if !strings.Contains(answer.Text, `href="/bff/login?return_to=%2Fhere"`) {
+			t.Errorf("%.20s: trying again does not lead back to where it began", code)
+		}
+		if csp := answer.Header.Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
+			t.Errorf("CSP of the page: %s", csp)
+		}
+		a.wantSession(b, "alice")
+	}
+}
+
+func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	answer := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
+	if got := answer.Location(t).String(); answer.StatusCode != 303 || got != a.url+"/back" {
+		t.Errorf("got %d to %s, want 303 to /back", answer.StatusCode, got)
+	}
+	a.wantSession(b, "")
+	if n := len(b.Cookies()); n != 0 {
+		t.Errorf("%d cookies are left of the attempt", n)
+	}
+}
+
+func TestStepUpIsCheckedOnReturn(t *testing.T) {
+	a := newApp(t, nil)
+	t.Run("the level asked for", func(t *testing.T) {
+		b := a.signedIn()
+		if answer := b.SignIn("alice", "acr_values=gold"); answer.StatusCode != 303 {
+			t.Errorf("got %d, want 303", answer.StatusCode)
+		}
+	})
+	t.Run("a lower level", func(t *testing.T) {
+		b := a.signedIn()
+		a.provider.Misbehave(t, bfftest.LowerACR)
+		wantPage(t, b.SignIn("alice", "acr_values=gold"), 403, "login_too_weak")
+		a.wantSession(b, "alice")
+	})
+	t.Run("no acr", func(t *testing.T) {
+		b := a.signedIn()
+		a.provider.Misbehave(t, bfftest.NoACR)
+		wantPage(t, b.SignIn("alice", "acr_values=gold"), 403, "login_too_weak")
+	})
+	t.Run("max_age and no auth_time", func(t *testing.T) {
+		b := a.signedIn()
+		a.provider.Misbehave(t, bfftest.NoAuthTime)
+		wantPage(t, b.SignIn("alice", "max_age=60"), 502, "login_invalid")
+		a.wantSession(b, "alice")
+	})
+	t.Run("auth_time too long ago is asked for again, once", func(t *testing.T) {
+		b := a.signedIn()
+		a.provider.Misbehave(t, bfftest.OldAuthTime)
+		again := b.SignIn("alice", "max_age=60&return_to=/pay")
+		q := again.Location(t).Query()
+		if again.StatusCode != 302 || q.Get("prompt") != "login" || q.Get("max_age") != "60" {
+			t.Fatalf("got %d with %v, want a login that asks again", again.StatusCode, q)
+		}
+		wantPage(t, b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
+		a.wantSession(b, "alice")
+	})
+}
+
+func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	old := b.Cookies()[0]
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Fatalf("second login: got %d", answer.StatusCode)
+	}
+	thief := a.browser()
+	thief.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
+	a.wantSession(thief, "")
+	a.wantSession(b, "alice")
+
+	// A cookie planted before the login is not the one after it.
+	attacker := a.signedIn()
+	victim := a.browser()
+	victim.SetCookie(&http.Cookie{Name: "cloakroom", Value: attacker.Cookies()[0].Value, Path: "/"})
+	if answer := victim.SignIn("bob", "prompt=login"); answer.StatusCode != 303 {
+		t.Fatalf("victim's login: got %d", answer.StatusCode)
+	}
+	a.wantSession(victim, "bob")
+	a.wantSession(attacker, "")
+}
+
+func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	begun := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site")
+	wantPage(t, b.Navigate(b.Pick("bob", begun.Location(t).String()).Location(t).String()), 403, "other_account")
+	a.wantSession(b, "alice")
+}
+
+func TestTheProviderMayBeDownAtStart(t *testing.T) {
+	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, bfftest.ProviderDown) })
+	b := a.browser()
+	wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
+	if got := b.Navigate("/").Text; got != "the app" {
+		t.Errorf("GET /: got %q, want the app", got)
+	}
+	a.wantSession(b, "")
+	wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
+	a.provider.Behave()
+	a.waitReady()
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("once the provider is back: got %d, want 303", answer.StatusCode)
+	}
+}
+
+func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
+	for _, m := range bfftest.DiscoveryFaults {
+		t.Run(m.Name, func(t *testing.T) {
+			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
+			b := a.browser()
+			a.provider.WaitDiscovered(t)
+			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
+			a.provider.Behave()
+			a.waitReady()
+			if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+				t.Errorf("once it is right: got %d, want 303", answer.StatusCode)
+			}
+		})
+	}
+}
+
+func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
+	a := newApp(t, nil)
+	a.signedIn()
+	if err := a.provider.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	a.signedIn()
+	before := a.provider.JWKSFetches()
+	a.provider.Misbehave(t, bfftest.UnknownKeyID)
+	for range 20 {
+		b := a.browser()
+		if answer := b.SignIn("alice", ""); answer.StatusCode/100 != 5 {
+			t.Fatalf("a token of an unknown key: got %d", answer.StatusCode)
+		}
+	}
+	if n := a.provider.JWKSFetches() - before; n > 3 {
+		t.Errorf("20 tokens of unknown keys caused %d fetches of the key set, want at most 3", n)
+	}
+}
+
+func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	u, _ := callback(b)
+	a.store.setDown(errors.New("connection refused"))
+	wantPage(t, b.Navigate(u.String()), 503, "store_unavailable")
+	if answer := b.Navigate("/bff/login"); answer.StatusCode != 302 {
+		t.Errorf("login without a session needs no store: got %d, want 302", answer.StatusCode)
+	}
+	a.store.setDown(nil)
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("after the outage: got %d, want 303", answer.StatusCode)
+	}
+}
+
+func TestOtherHostsAreNotServed(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	for _, host := range []string{"evil.example", "localhost", "localhost:1", "localhost.evil.example"} {
+		req, _ := http.NewRequest("GET", a.url+"/bff/login", nil)
+		req.Host = host
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 421 {
+			t.Errorf("Host %s: got %d, want 421", host, resp.StatusCode)
+		}
+	}
+	if got := b.Navigate("/bff/login", "X-Forwarded-Host", "evil.example").StatusCode; got != 302 {
+		t.Errorf("X-Forwarded-Host of nobody in particular: got %d, want it ignored", got)
+	}
+}
+
+func TestEveryAttemptCookieIsTakenAwayInTheEnd(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	u, q := callback(b)
+	q.Del("code")
+	q.Set("error", "access_denied")
+	u.RawQuery = q.Encode()
+	b.Navigate(u.String())
+	if names := cookieNames(b); len(names) != 0 {
+		t.Errorf("after a cancelled login there are the cookies %v", names)
+	}
+	b.SignIn("alice", "")
+	if names := cookieNames(b); !slices.Equal(names, []string{"cloakroom"}) {
+		t.Errorf("after a login there are the cookies %v", names)
+	}
+}
+
+func cookieNames(b *bfftest.Browser) []string {
+	var names []string
+	for _, c := range b.Cookies() {
+		names = append(names, c.Name)
+	}
+	return names
+}

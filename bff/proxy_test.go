@@ -1,0 +1,226 @@
+package bff_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+)
+
+func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	b.Navigate("/bff/login") // an attempt's cookie beside the session's
+	forged := []string{
+		"Authorization", "Bearer forged", "Proxy-Authorization", "forged", "DPoP", "forged", "Forwarded", "for=forged",
+		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "forged", "X-Forwarded-Uri", "/forged", "X-Forwarded-User", "forged",
+		"X-Real-IP", "forged", "X-Original-URL", "/forged", "X-Rewrite-URL", "/forged", "X-HTTP-Method-Override", "FORGED", "X-HTTP-Method", "FORGED", "X-Method-Override", "FORGED",
+		"X_Forwarded_User", "forged", "X-Forwarded_User", "forged", "Connection", "Authorization, X-Forwarded-For, Cookie", "X-Background", "1",
+	}
+	for _, path := range []string{"/api/x", "/public/x"} {
+		e := echoed(t, b.Fetch("POST", path, forged...))
+		for name, values := range e.Header {
+			if strings.Contains(strings.ToLower(strings.Join(values, " ")), "forged") || strings.Contains(name, "_") || strings.Contains(strings.Join(values, " "), "6.6.6.6") {
+				t.Errorf("%s: upstream got %s: %q", path, name, values)
+			}
+		}
+		for _, name := range []string{"Cookie", "X-Csrf", "X-Background", "Proxy-Authorization", "Dpop", "Forwarded"} {
+			if v, ok := e.Header[name]; ok {
+				t.Errorf("%s: upstream got %s: %q", path, name, v)
+			}
+		}
+		wantToken := path == "/api/x"
+		if got := e.Header["Authorization"]; (len(got) == 1) != wantToken {
+			t.Errorf("%s: upstream got Authorization %q", path, got)
+		}
+		if got := e.Header.Get("X-Forwarded-For"); got != "127.0.0.1" && got != "::1" {
+			t.Errorf("%s: X-Forwarded-For is %q, want the peer", path, got)
+		}
+		if got := e.Header.Get("X-Forwarded-Host") + " " + e.Header.Get("X-Forwarded-Proto"); got != strings.TrimPrefix(a.url, "http://")+" http" {
+			t.Errorf("%s: forwarded as %s", path, got)
+		}
+	}
+	e := echoed(t, b.Fetch("GET", "/api/x", "Cookie", "theme=dark; cloakroom-login-x=y; CLOAKROOM=z; lang=de; cloakroom="))
+	_ = e
+}
+
+func TestOtherCookiesPass(t *testing.T) {
+	a := newApp(t, nil)
+	for sent, want := range map[string]string{
+		"theme=dark; cloakroom=x; lang=de":                     "theme=dark; lang=de",
+		"cloakroom=x; cloakroom=y; CLOAKROOM=z; Cloakroom = q": "",
+		"cloakroom-login-abc=x; cloakrooms=kept":               "cloakrooms=kept",
+		" ; ;; a=b;":                                           "a=b",
+		"=; noequals; cloakroom":                               "=; noequals",
+	} {
+		e := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", sent))
+		if got := strings.Join(e.Header["Cookie"], " | "); got != want {
+			t.Errorf("%q: upstream got %q, want %q", sent, got, want)
+		}
+	}
+}
+
+func TestATrustedProxyIsBelieved(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("10.0.0.0/8")}
+	})
+	for sent, want := range map[string]string{
+		"203.0.113.7": "203.0.113.7", "6.6.6.6, 203.0.113.7": "203.0.113.7", "6.6.6.6, 203.0.113.7, 10.1.2.3": "203.0.113.7", "junk": "", "6.6.6.6, junk, 10.1.2.3": "10.1.2.3",
+	} {
+		e := echoed(t, a.browser().Fetch("GET", "/public/x", "X-Forwarded-For", sent))
+		if got := e.Header.Get("X-Forwarded-For"); got != want && !(want == "" && (got == "127.0.0.1" || got == "::1")) {
+			t.Errorf("%q: upstream got %q, want %q", sent, got, want)
+		}
+	}
+	host := strings.TrimPrefix(a.url, "http://")
+	for _, forwarded := range []string{host, "evil.example"} {
+		req, _ := http.NewRequest("GET", a.url+"/bff/login", nil)
+		req.Host = "broker.internal:8080"
+		req.Header.Set("X-Forwarded-Host", forwarded)
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if want := map[bool]int{true: 302, false: 421}[forwarded == host]; resp.StatusCode != want {
+			t.Errorf("X-Forwarded-Host %s: got %d, want %d", forwarded, resp.StatusCode, want)
+		}
+	}
+}
+
+func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
+	a := newApp(t, nil)
+	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		for _, name := range []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Server", "X-Powered-By", "Secure-Session-Registration"} {
+			h.Set(name, "x")
+		}
+		for _, c := range []string{"cloakroom=x; Path=/", "__Host-Http-cloakroom=x", "__Secure-x=y", "cloakroom-login-x=y", " CLOAKROOM =x", "theme=dark"} {
+			h.Add("Set-Cookie", c)
+		}
+		if r.URL.Query().Has("cache") {
+			h.Set("Cache-Control", "max-age=60")
+		}
+		io.WriteString(w, "ok")
+	}
+	b := a.signedIn()
+	answer := b.Fetch("GET", "/api/x")
+	for name := range answer.Header {
+		switch name {
+		case "Cache-Control", "Content-Length", "Content-Type", "Date", "Set-Cookie":
+		default:
+			t.Errorf("the browser got %s: %q", name, answer.Header[name])
+		}
+	}
+	if got := answer.Header["Set-Cookie"]; len(got) != 1 || got[0] != "theme=dark" {
+		t.Errorf("cookies: got %q, want the theme alone", got)
+	}
+	if got := answer.Header.Get("Cache-Control"); got != "private, no-store" {
+		t.Errorf("Cache-Control: got %q", got)
+	}
+	if got := b.Fetch("GET", "/api/x?cache").Header.Get("Cache-Control"); got != "max-age=60" {
+		t.Errorf("Cache-Control that is there: got %q", got)
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for _, path := range []string{"/api/a%20b", "/api/%C3%BC?q=%2F..%2F", "/api/a;b=c", "/api/x?/public/../", "/api/%41"} {
+		if e := echoed(t, b.Fetch("GET", path)); e.URI != path {
+			t.Errorf("%s: upstream got %s", path, e.URI)
+		}
+	}
+	before := a.echo.Calls()
+	for _, path := range []string{"/public/../api/x", "/public/%2e%2e/api/x", "/public/..%2fapi/x", "/public/..;/api/x", "/public//x", "/public/%5c..%5cx", "/public/%252e%252e/x", "/public/x%00"} {
+		u, err := url.Parse(a.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Opaque = "//" + u.Host + path // as it stands, past the client's own cleaning
+		req := &http.Request{Method: "GET", URL: u, Host: u.Host, Header: http.Header{"X-Csrf": {"1"}}}
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 400 {
+			t.Errorf("%s: got %d, want 400", path, resp.StatusCode)
+		}
+	}
+	if a.echo.Calls() != before {
+		t.Error("an ambiguous path reached the upstream")
+	}
+	wantProblem(t, b.Fetch("GET", "/apix"), 404, "")
+}
+
+func TestMethodsThatAreNeverHandedOn(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for _, path := range []string{"/api/x", "/", "/bff/session"} {
+		wantProblem(t, b.Fetch("TRACE", path), 405, "method_not_allowed")
+	}
+}
+
+func TestAnUpstreamThatIsNotThere(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	a.echo.Close()
+	answer := b.Fetch("GET", "/api/x")
+	wantProblem(t, answer, 502, "upstream_failed")
+	if strings.Contains(answer.Text, strings.TrimPrefix(a.echo.URL, "http://")) {
+		t.Errorf("the upstream's address is shown: %s", answer.Text)
+	}
+}
+
+func TestEventsArriveAsTheyAreSent(t *testing.T) {
+	a := newApp(t, nil)
+	next := make(chan string)
+	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for event := range next {
+			fmt.Fprintf(w, "data: %s\n\n", event)
+			w.(http.Flusher).Flush()
+		}
+	}
+	b := a.signedIn()
+	resp := b.Open("/stream/x")
+	defer resp.Body.Close()
+	defer close(next)
+	lines := bufio.NewReader(resp.Body)
+	for i := range 3 {
+		next <- fmt.Sprint(i)
+		if line, err := lines.ReadString('\n'); err != nil || line != fmt.Sprintf("data: %d\n", i) {
+			t.Fatalf("event %d: got %q, %v", i, line, err)
+		}
+		lines.ReadString('\n')
+	}
+}
+
+func TestEachRequestIsOneLineInTheLog(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	before := len(a.logs.lines(t, "request"))
+	b.Fetch("GET", "/api/orders?secret=in-the-query")
+	b.Fetch("GET", "/api/orders", "X-CSRF", "")
+	lines := a.logs.lines(t, "request")[before:]
+	if len(lines) != 2 {
+		t.Fatalf("%d lines for 2 requests", len(lines))
+	}
+	if l := lines[0]; l["status"] != 200.0 || l["path"] != "/api/orders" || l["level"] != "INFO" || l["session"] == nil || l["method"] != "GET" {
+		t.Errorf("got %v", l)
+	}
+	if l := lines[1]; l["status"] != 403.0 || l["level"] != "WARN" || !strings.HasPrefix(fmt.Sprint(l["err"]), "csrf: X-CSRF is") {
+		t.Errorf("got %v", l)
+	}
+	if strings.Contains(a.logs.String(), "in-the-query") {
+		t.Error("a query is in the log")
+	}
+}

@@ -1,0 +1,465 @@
+package bff_test
+
+import (
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+)
+
+func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	if got := b.Fetch("GET", "/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
+		t.Errorf("nobody signed in: got %d %s", got.StatusCode, got.Text)
+	}
+	b = a.signedIn()
+	answer := b.Fetch("GET", "/bff/session")
+	var got sessionBody
+	answer.Decode(t, &got)
+	now := time.Now()
+	if !got.Authenticated || got.User.Sub != "alice" || got.User.Email == "" || len(got.Session.ID) != 43 {
+		t.Errorf("got %s", answer.Text)
+	}
+	for name, test := range map[string]struct {
+		at   time.Time
+		want time.Duration
+	}{
+		"created_at": {got.Session.CreatedAt, 0}, "idle_expires_at": {got.Session.IdleExpiresAt, 30 * time.Minute},
+		"expires_at": {got.Session.ExpiresAt, 12 * time.Hour}, "access_token_expires_at": {got.Session.AccessTokenExpiresAt, a.provider.AccessTokenTTL},
+	} {
+		if off := test.at.Sub(now) - test.want; off < -10*time.Second || off > time.Second {
+			t.Errorf("%s: %v from now, want %v", name, test.at.Sub(now), test.want)
+		}
+	}
+	if strings.Contains(answer.Text, `"iss"`) || strings.Contains(answer.Text, "nonce") {
+		t.Errorf("claims of the protocol are shown: %s", answer.Text)
+	}
+	if h := answer.Header; h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" || h.Get("X-Content-Type-Options") != "nosniff" {
+		t.Errorf("headers: %v", h)
+	}
+}
+
+func TestCSRF(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	csrf := map[string]struct {
+		header []string
+		ok     bool
+	}{
+		"the client":              {nil, true},
+		"without Sec-Fetch":       {[]string{"Sec-Fetch-Site", "", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", ""}, true},
+		"with our Origin":         {[]string{"Origin", a.url}, true},
+		"no header":               {[]string{"X-CSRF", ""}, false},
+		"another value":           {[]string{"X-CSRF", "true"}, false},
+		"two values":              {[]string{"X-CSRF", "1, 1"}, false},
+		"another site":            {[]string{"Sec-Fetch-Site", "cross-site"}, false},
+		"a sibling domain":        {[]string{"Sec-Fetch-Site", "same-site"}, false},
+		"an address bar":          {[]string{"Sec-Fetch-Site", "none"}, false},
+		"nonsense":                {[]string{"Sec-Fetch-Site", "Same-Origin"}, false},
+		"a foreign Origin":        {[]string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, false},
+		"Origin null":             {[]string{"Sec-Fetch-Site", "", "Origin", "null"}, false},
+		"an Origin that contains": {[]string{"Sec-Fetch-Site", "", "Origin", a.url + ".evil.example"}, false},
+		"another port":            {[]string{"Sec-Fetch-Site", "", "Origin", "http://localhost:1"}, false},
+	}
+	for _, call := range []struct{ method, path string }{{"GET", "/bff/session"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}, {"POST", "/api/x"}, {"OPTIONS", "/api/x"}, {"GET", "/public/x"}} {
+		for name, test := range csrf {
+			before := a.echo.Calls()
+			answer := b.Fetch(call.method, call.path, test.header...)
+			if test.ok {
+				if answer.StatusCode != 200 {
+					t.Errorf("%s %s, %s: got %d, want 200", call.method, call.path, name, answer.StatusCode)
+				}
+				continue
+			}
+			wantProblem(t, answer, 403, "csrf")
+			if a.echo.Calls() != before {
+				t.Errorf("%s %s, %s: the upstream was called", call.method, call.path, name)
+			}
+			for header := range answer.Header {
+				if strings.HasPrefix(header, "Access-Control-") {
+					t.Errorf("%s %s, %s: %s is there", call.method, call.path, name, header)
+				}
+			}
+		}
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestARouteForWhatCannotSendAHeader(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for name, test := range map[string]struct {
+		header []string
+		ok     bool
+	}{
+		"same origin":          {[]string{"Sec-Fetch-Site", "same-origin"}, true},
+		"by Origin":            {[]string{"Sec-Fetch-Site", "", "Origin", a.url}, true},
+		"another site":         {[]string{"Sec-Fetch-Site", "cross-site"}, false},
+		"a sibling":            {[]string{"Sec-Fetch-Site", "same-site"}, false},
+		"an address bar":       {[]string{"Sec-Fetch-Site", "none"}, false},
+		"nothing said":         {[]string{"Sec-Fetch-Site", ""}, false},
+		"only the header":      {[]string{"Sec-Fetch-Site", "", "X-CSRF", "1"}, false},
+		"another site, header": {[]string{"Sec-Fetch-Site", "cross-site", "X-CSRF", "1"}, false},
+		"a foreign Origin":     {[]string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, false},
+	} {
+		answer := b.Fetch("GET", "/stream/x", append([]string{"X-CSRF", ""}, test.header...)...)
+		if test.ok != (answer.StatusCode == 200) || !test.ok && answer.Code() != "csrf" {
+			t.Errorf("%s: got %d %s", name, answer.StatusCode, answer.Code())
+		}
+	}
+}
+
+func TestRefreshNow(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	first := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization")
+	answer := b.Fetch("POST", "/bff/session/refresh")
+	var got sessionBody
+	answer.Decode(t, &got)
+	if answer.StatusCode != 200 || !got.Authenticated || got.User.Sub != "alice" {
+		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	}
+	if second := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization"); second == first {
+		t.Error("the token is the one from before the refresh")
+	}
+	wantProblem(t, a.browser().Fetch("POST", "/bff/session/refresh"), 401, "not_signed_in")
+}
+
+func TestTheIdleTimeoutMovesWithAPICallsAlone(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.IdleTimeout = time.Second })
+	idle := func(b *bfftest.Browser) time.Time {
+		var got sessionBody
+		b.Fetch("GET", "/bff/session").Decode(t, &got)
+		return got.Session.IdleExpiresAt
+	}
+	b := a.signedIn()
+	before := idle(b)
+	time.Sleep(50 * time.Millisecond)
+	b.Fetch("GET", "/bff/session")
+	b.Fetch("GET", "/api/x", "X-Background", "1")
+	b.Fetch("GET", "/public/x")
+	if moved := idle(b).Sub(before); moved > 20*time.Millisecond {
+		t.Errorf("moved by %v without activity", moved)
+	}
+	b.Fetch("GET", "/api/x")
+	if moved := idle(b).Sub(before); moved < 40*time.Millisecond {
+		t.Errorf("moved by %v by an API call, want 50 ms", moved)
+	}
+}
+
+func TestAStoreOutageSignsNobodyOut(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	a.store.setDown(errors.New("dial tcp: connection refused"))
+	for _, answer := range []*bfftest.Answer{
+		b.Fetch("GET", "/bff/session"), b.Fetch("POST", "/bff/session/refresh"), b.Fetch("GET", "/api/x"), b.Fetch("POST", "/bff/logout"),
+	} {
+		wantProblem(t, answer, 503, "store_unavailable")
+		if answer.Header.Get("Retry-After") == "" || len(answer.Cookies()) > 0 {
+			t.Errorf("%s: Retry-After %q and cookies %v, want one and none", answer.Request.URL.Path, answer.Header.Get("Retry-After"), answer.Cookies())
+		}
+		if strings.Contains(answer.Text, "dial") {
+			t.Errorf("the cause is shown: %s", answer.Text)
+		}
+	}
+	if got := b.Navigate("/").Text; got != "the app" {
+		t.Errorf("GET /: got %q, want the app", got)
+	}
+	if n := len(a.logs.lines(t, "request")); n == 0 {
+		t.Error("nothing in the log")
+	}
+	a.store.setDown(nil)
+	a.wantSession(b, "alice")
+}
+
+// expired returns a browser in which alice signed in and whose access token has expired since.
+func (a *app) expired() *bfftest.Browser {
+	a.t.Helper()
+	a.provider.Misbehave(a.t, bfftest.ShortLived)
+	b := a.signedIn()
+	a.provider.Behave()
+	time.Sleep(1100 * time.Millisecond)
+	return b
+}
+
+func TestOneRefreshForManyCalls(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.expired()
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+				t.Errorf("got %d, want 200", got)
+			}
+		})
+	}
+	all.Wait()
+	if n := a.provider.Refreshes(); n != 1 {
+		t.Errorf("%d refreshes, want 1", n)
+	}
+	if n := a.provider.Reuses(); n != 0 {
+		t.Errorf("%d refresh tokens were used twice", n)
+	}
+}
+
+func TestARefusedRefreshEndsTheSession(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.RefreshRefusals {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.expired()
+			a.provider.Misbehave(t, m)
+			answer := b.Fetch("GET", "/api/x")
+			wantProblem(t, answer, 401, "not_signed_in")
+			if !strings.Contains(answer.Text, `"login_url":"/bff/login"`) {
+				t.Errorf("no login_url: %s", answer.Text)
+			}
+			if names := cookieNames(b); len(names) != 0 {
+				t.Errorf("the cookies %v are left", names)
+			}
+			a.provider.Behave()
+			a.wantSession(b, "")
+		})
+	}
+}
+
+func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.RefreshFaults {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.expired()
+			a.provider.Misbehave(t, m)
+			answer := b.Fetch("GET", "/api/x")
+			wantProblem(t, answer, 503, "provider_unavailable")
+			if answer.Header.Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+			a.wantSession(b, "alice")
+			a.provider.Behave()
+			waitFor(t, "the refresh works again", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+			if n := a.provider.Reuses(); n != 0 {
+				t.Errorf("%d refresh tokens were used twice", n)
+			}
+		})
+	}
+}
+
+func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
+	a.provider.Misbehave(t, bfftest.LivesFor(4))
+	b := a.signedIn()
+	a.provider.Misbehave(t, bfftest.ProviderDown)
+	time.Sleep(2100 * time.Millisecond) // past half its life, when it is refreshed ahead
+	for range 3 {
+		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+			t.Errorf("got %d, want 200 with the token that is still good", got)
+		}
+	}
+}
+
+func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
+	a := newApp(t, nil)
+	for _, m := range bfftest.RefreshOddities {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.expired()
+			a.provider.Misbehave(t, m)
+			for range 2 {
+				if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+					t.Errorf("got %d, want 200:\n%v", got, a.logs.lines(t, "request"))
+				}
+			}
+			a.provider.Behave()
+			if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
+				t.Errorf("the refresh after it: got %d, want 200", answer.StatusCode)
+			}
+		})
+	}
+}
+
+func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
+	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Grace(10 * time.Second) })
+	b := a.expired()
+	a.provider.Misbehave(t, bfftest.LostAnswer(1))
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("got %d, want 200", got)
+	}
+}
+
+func TestAClientThatLeavesLosesNoToken(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.expired()
+	release := make(chan struct{})
+	arrived := a.provider.Hold(t, release)
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		b.Abort("GET", "/api/x", arrived)
+	}()
+	<-left
+	close(release)
+	waitFor(t, "the refresh is saved", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+	if n, reused := a.provider.Refreshes(), a.provider.Reuses(); n != 1 || reused != 0 {
+		t.Errorf("%d refreshes, %d reuses, want 1 and 0", n, reused)
+	}
+}
+
+func TestALogoutDuringARefreshWins(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.expired()
+	release := make(chan struct{})
+	arrived := a.provider.Hold(t, release)
+	status := make(chan int)
+	go func() { status <- b.Fetch("GET", "/api/x").StatusCode }()
+	<-arrived
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Errorf("logout: got %d", got)
+	}
+	close(release)
+	if got := <-status; got != 401 {
+		t.Errorf("the call: got %d, want 401", got)
+	}
+	a.wantSession(b, "")
+	waitFor(t, "the token that came too late is given back", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+}
+
+func TestLogout(t *testing.T) {
+	a := newApp(t, nil)
+	t.Run("by fetch", func(t *testing.T) {
+		b := a.signedIn()
+		old := b.Cookies()[0]
+		answer := b.Fetch("POST", "/bff/logout")
+		var got struct {
+			RedirectTo string `json:"redirect_to"`
+		}
+		answer.Decode(t, &got)
+		if u, err := url.Parse(got.RedirectTo); answer.StatusCode != 200 || err != nil || !strings.HasPrefix(got.RedirectTo, a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
+			t.Errorf("got %d %s, want the provider's end_session", answer.StatusCode, answer.Text)
+		}
+		a.wantSession(b, "")
+		b.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
+		a.wantSession(b, "")
+		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
+		if n := a.provider.LiveRefreshTokens(); n != 0 {
+			t.Errorf("%d refresh tokens are still good", n)
+		}
+	})
+	t.Run("without a session the answer is the same", func(t *testing.T) {
+		b := a.browser()
+		if got := b.Submit("/bff/logout", nil); got.StatusCode != 303 || !strings.HasPrefix(got.Location(t).String(), a.provider.Issuer) {
+			t.Errorf("by form: got %d", got.StatusCode)
+		}
+		if got := b.Fetch("POST", "/bff/logout"); got.StatusCode != 200 || !strings.Contains(got.Text, "redirect_to") {
+			t.Errorf("by fetch: got %d %s", got.StatusCode, got.Text)
+		}
+	})
+	t.Run("of another site", func(t *testing.T) {
+		b := a.signedIn()
+		for name, answer := range map[string]*bfftest.Answer{
+			"form":              b.Do("POST", "/bff/logout", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"),
+			"form of a sibling": b.Do("POST", "/bff/logout", "", "Origin", "http://evil.localhost", "Sec-Fetch-Site", "same-site"),
+			"who says nothing":  b.Do("POST", "/bff/logout", ""),
+			"sandboxed":         b.Do("POST", "/bff/logout", "", "Origin", "null"),
+		} {
+			if answer.StatusCode != 403 || answer.Code() != "csrf" || len(answer.Cookies()) > 0 {
+				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name, answer.StatusCode, answer.Code(), answer.Cookies())
+			}
+		}
+		wantProblem(t, b.Navigate("/bff/logout"), 405, "method_not_allowed")
+		a.wantSession(b, "alice")
+	})
+	t.Run("the provider out of reach", func(t *testing.T) {
+		for _, m := range bfftest.RevocationFaults {
+			b := a.signedIn()
+			a.provider.Misbehave(t, m)
+			if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+				t.Errorf("%s: got %d, want 303", m.Name, got)
+			}
+			a.wantSession(b, "")
+			a.provider.Behave()
+			waitFor(t, m.Name+": the token is revoked later", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+		}
+	})
+	t.Run("return_to", func(t *testing.T) {
+		for returnTo, want := range map[string]string{"/bye?x=1": "/bye?x=1", "//evil.example": "/", "https://evil.example": "/", "": "/"} {
+			b := a.signedIn()
+			out := b.Submit("/bff/logout", url.Values{"return_to": {returnTo}})
+			back := b.Follow(b.Navigate(out.Location(t).String()), a.url+want)
+			if got := back.Location(t).String(); back.StatusCode != 303 && back.StatusCode != 302 || got != a.url+want {
+				t.Errorf("%q: got to %s, want %s", returnTo, got, want)
+			}
+		}
+	})
+	t.Run("a state that is not ours", func(t *testing.T) {
+		b := a.browser()
+		for _, state := range []string{"", "x", "//evil.example", base64.URLEncoding.EncodeToString([]byte("/x"))} {
+			if got := b.Navigate("/bff/logout/callback?state=" + url.QueryEscape(state)); got.StatusCode != 303 || got.Location(t).String() != a.url+"/" {
+				t.Errorf("%q: got %d to %s, want 303 to /", state, got.StatusCode, got.Location(t))
+			}
+		}
+	})
+}
+
+func TestBadCookiesAreNoSession(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	good := b.Cookies()[0].Value
+	flipped := []byte(good)
+	flipped[len(flipped)/2] ^= 1
+	for name, cookie := range map[string]string{
+		"flipped": "cloakroom=" + string(flipped), "truncated": "cloakroom=" + good[:len(good)-9], "noise": "cloakroom=" + strings.Repeat("noise", 800),
+		"empty": "cloakroom=", "twice": "cloakroom=" + good + "; cloakroom=" + good, "in capitals": "CLOAKROOM=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
+		"not a cookie": ";;=;;", "quoted": `cloakroom="` + good[:20] + `"`,
+	} {
+		stranger := a.browser()
+		if got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
+			t.Errorf("%s: got %d %s", name, got.StatusCode, got.Text)
+		}
+		wantProblem(t, stranger.Fetch("GET", "/api/x", "Cookie", cookie), 401, "not_signed_in")
+		if got := stranger.Navigate("/bff/login", "Cookie", cookie).StatusCode; got != 302 {
+			t.Errorf("%s: login: got %d, want 302", name, got)
+		}
+	}
+	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; cloakroom="+good); !strings.Contains(got.Text, "alice") {
+		t.Errorf("beside another cookie: got %s", got.Text)
+	}
+}
+
+func TestProbesAreNotOnThePublicListener(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Frontend = nil })
+	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/admin/sessions", "/debug/pprof/", "/bff/nothing", "/bff", "/bff/", "/api"} {
+		wantStatus := a.browser().Fetch("GET", path, "User-Agent", "kube-probe/1.30")
+		if wantStatus.StatusCode != 404 || wantStatus.Code() != "not_found" {
+			t.Errorf("%s: got %d %s, want 404 not_found", path, wantStatus.StatusCode, wantStatus.Code())
+		}
+	}
+	w := httptest.NewRecorder()
+	a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
+	if w.Code != 200 {
+		t.Errorf("/healthz: got %d", w.Code)
+	}
+	a.store.setDown(errors.New("down"))
+	w = httptest.NewRecorder()
+	a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+	if w.Code != 503 || !strings.Contains(w.Body.String(), "store") {
+		t.Errorf("/readyz with the store down: got %d %s", w.Code, w.Body)
+	}
+}
+
+// waitFor waits until something that was begun has happened.
+func waitFor(t *testing.T, what string, happened func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if happened() {
+			return
+		}
+	}
+	t.Errorf("not within 15 s: %s", what)
+}
