@@ -16,7 +16,7 @@
 //   - alg is one of Config.Algorithms, to the letter, and fits the issuer's key that kid names: its type, and its alg if it has one.
 //     A token without a kid is accepted if exactly one key fits. Keys that the token brings or points to are ignored.
 //   - The signature is right. Nothing of the payload is read before that.
-//   - No claim comes twice, not even in another case.
+//   - No claim comes twice, not even in another case, and none of those below is in another case.
 //   - iss is Config.Issuer and aud holds Config.Audience, to the letter.
 //   - exp lies ahead, nbf and iat do not, give or take Config.Leeway.
 //   - exp, sub, client_id, iat and jti are there.
@@ -41,7 +41,7 @@
 //     A key that the issuer has withdrawn is thus trusted no longer than that.
 //   - If the issuer fails, or answers with a set that has no usable key, the last good keys serve for up to another hour.
 //   - A token with an unknown kid starts a fetch, which it waits for, and which all that come meanwhile share; the next such fetch
-//     is 30 seconds later at the earliest. Until then an unknown kid is refused at once.
+//     is 30 seconds later at the earliest. Until then an unknown kid is refused at once: as invalid, or with ErrUnavailable if the last fetch failed.
 //
 // When there are no keys to decide with, the error is [ErrUnavailable], and never an [InvalidTokenError].
 package bearer
@@ -128,28 +128,29 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		log:        cfg.Logger,
 	}
 	var errs []error
+	fail := func(field string, err error) { errs = append(errs, fmt.Errorf("%s: %w", field, err)) }
 	if err := checkIssuer(cfg.Issuer); err != nil {
-		errs = append(errs, fmt.Errorf("Issuer: %w", err))
+		fail("Issuer", err)
 	}
 	if cfg.Audience == "" {
-		errs = append(errs, errors.New("Audience: missing"))
+		fail("Audience", errors.New("missing"))
 	}
 	if len(cfg.Algorithms) == 0 {
 		v.algorithms = defaultAlgorithms
 	}
 	for _, name := range cfg.Algorithms {
 		if _, ok := algorithms[name]; !ok { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
-			errs = append(errs, fmt.Errorf("Algorithms: %q is not the name of an algorithm with a public key, such as RS256", name))
+			fail("Algorithms", fmt.Errorf("%q is not the name of an algorithm with a public key, such as RS256", name))
 		}
 	}
 	switch {
 	case cfg.Leeway == 0:
 		v.leeway = defaultLeeway
 	case cfg.Leeway < 0 || cfg.Leeway > maxLeeway:
-		errs = append(errs, fmt.Errorf("Leeway: %v is not between 0 and %v", cfg.Leeway, maxLeeway))
+		fail("Leeway", fmt.Errorf("%v is not between 0 and %v", cfg.Leeway, maxLeeway))
 	}
 	if strings.ContainsFunc(cfg.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
-		errs = append(errs, fmt.Errorf("Realm: %q has other characters than printable ASCII without quotes and backslashes", cfg.Realm))
+		fail("Realm", fmt.Errorf("%q has other characters than printable ASCII without quotes and backslashes", cfg.Realm))
 	}
 	if v.log == nil {
 		v.log = slog.Default()
@@ -200,7 +201,7 @@ func isLoopback(host string) bool {
 // few seconds later.
 var ErrUnavailable = errors.New("the issuer's keys cannot be had")
 
-// InvalidTokenError says why a token is not good. No other try with it will succeed.
+// InvalidTokenError says why a token is not good. Whoever sent it needs another one.
 type InvalidTokenError struct {
 	// Reason is for whoever sent the token: fixed words in ASCII, in which nothing of the token occurs.
 	Reason string
@@ -243,8 +244,8 @@ func (t *Token) IsClient() bool { return t.Subject == t.ClientID }
 // Claims is the JSON object of a token's claims, as the issuer wrote it.
 type Claims []byte
 
-// Decode stores the claims in v as [json.Unmarshal] does. Its tolerance of names in another case does no harm here, for of two such names
-// the token would have been refused.
+// Decode stores the claims in v as [json.Unmarshal] does, which takes a name in another case for the one it looks for. That makes no difference for the
+// claims that Token has fields for, and there are never two to choose from: such a token would have been refused.
 func (c Claims) Decode(v any) error { return json.Unmarshal(c, v) }
 
 // Verify returns the token that raw encodes, if it is good. Otherwise the error is an [*InvalidTokenError], or wraps [ErrUnavailable].
@@ -295,6 +296,9 @@ func (v *Verifier) checkSignature(ctx context.Context, h header, j *jws) error {
 	return nil
 }
 
+// claimsRead are the claims that token reads. None may be there in another case alone: token would miss it, and Claims.Decode would not.
+var claimsRead = []string{"iss", "sub", "client_id", "azp", "aud", "scope", "exp", "nbf", "iat", "jti", "nonce", "at_hash", "c_hash", "events", "cnf"}
+
 // token reads claims whose signature is right, and checks them (RFC 9068 section 4).
 func (v *Verifier) token(payload []byte) (*Token, error) {
 	t := &Token{Claims: payload}
@@ -332,6 +336,12 @@ func (v *Verifier) token(payload []byte) (*Token, error) {
 			other = string(name)
 		case "cnf":
 			bound = true
+		default:
+			for _, known := range claimsRead {
+				if strings.EqualFold(known, string(name)) {
+					return fmt.Errorf("%.40q is in another case than %s", name, known)
+				}
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -12,7 +12,7 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
-	"io"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -44,7 +44,6 @@ type signer struct {
 // Generating a key takes long, so the tests share these.
 var (
 	rsaKey     = sync.OnceValue(func() *signer { return newRSA("rsa", "RS256", 2048) })
-	otherRSA   = sync.OnceValue(func() *signer { return newRSA("rsa", "RS256", 2048) })
 	ecKey      = sync.OnceValue(func() *signer { return newEC("ec", "ES256", elliptic.P256()) })
 	otherEC    = sync.OnceValue(func() *signer { return newEC("ec", "ES256", elliptic.P256()) })
 	ed25519Key = sync.OnceValue(func() *signer {
@@ -209,7 +208,7 @@ func (i *issuer) verifier(t testing.TB, edits ...func(*bearer.Config)) *bearer.V
 	cfg := bearer.Config{
 		Issuer: issuerURL, Audience: audience,
 		HTTPClient: &http.Client{Transport: i},
-		Logger:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:     slog.New(slog.DiscardHandler),
 	}
 	for _, e := range edits {
 		e(&cfg)
@@ -298,4 +297,28 @@ func send(h http.Handler, target string, authorization ...string) *http.Response
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w.Result()
+}
+
+func (l *logs) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// What the example needs.
+
+func exampleIssuer() *http.Client { return &http.Client{Transport: newIssuer(ecKey().jwk())} }
+
+func aliceToken() string { return ecKey().token() }
+
+func call(h http.Handler, method, token string) {
+	r := httptest.NewRequest(method, "/orders", nil)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	fmt.Print(method, ": ", w.Code)
+	if challenge := w.Header().Get("WWW-Authenticate"); challenge != "" {
+		fmt.Print(", ", challenge)
+	}
+	fmt.Println()
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -118,6 +120,13 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		input = input[:strings.LastIndexByte(input, '.')]
 		return input + "." + base64.RawURLEncoding.EncodeToString(signature([]byte(input)))
 	}
+	saltedBy := func(length int) string {
+		input := rs.tokenWithHeader(object{"alg": "PS256"})
+		input = input[:strings.LastIndexByte(input, '.')]
+		digest := sha256.Sum256([]byte(input))
+		signature := must(rs.private.Sign(rand.Reader, digest[:], &rsa.PSSOptions{SaltLength: length, Hash: crypto.SHA256}))
+		return input + "." + base64.RawURLEncoding.EncodeToString(signature)
+	}
 	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(rs.private.Public()))})
 
 	for _, test := range []struct {
@@ -230,6 +239,7 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"a claim in two cases", with("sub", `"sub":"alice","SUB":"bob"`), badClaims},
 		{"a claim in two cases beyond ASCII", with("sub", `"sub":"alice","ſub":"bob"`), badClaims},
 		{"a claim twice, once escaped", with("sub", `"sub":"alice","s\u0075b":"bob"`), badClaims},
+		{"a claim in another case", ec.token(object{"scope": nil, "Scope": "orders:read"}), badClaims},
 		{"a claim nobody knows twice", with("sub", `"sub":"alice","x":1,"x":2`), badClaims},
 		{"a header parameter twice", withHeader(`{"typ":"at+jwt","alg":"ES256","kid":"ec","alg":"none"}`), badHeader},
 		{"a header parameter in two cases", withHeader(`{"typ":"at+jwt","alg":"ES256","Alg":"none","kid":"ec"}`), badHeader},
@@ -253,7 +263,7 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"no kid where two keys fit", rs.tokenWithHeader(object{"kid": nil}), badSignature},
 
 		// RFC 7518 section 3.4: ECDSA signatures
-		{"a changed signature", ec.sign(headerOf(ec), nil)[:10] + good[10:len(good)-6] + "AAAAAA", badSignature},
+		{"a changed signature", good[:len(good)-6] + "AAAAAA", badSignature},
 		{"another payload", parts[0] + "." + base64.RawURLEncoding.EncodeToString(must(json.Marshal(claims(object{"sub": "bob"})))) + "." + parts[2], badSignature},
 		{"no signature", parts[0] + "." + parts[1] + ".", badSignature},
 		{"r and s are zero", signedBy(nil, func([]byte) []byte { return make([]byte, 64) }), badSignature},
@@ -268,10 +278,17 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 			s := ec.signature(in)
 			return slices.Concat(make([]byte, 2), s[:32], make([]byte, 2), s[32:])
 		}), badSignature},
+		{"a signature with a zero before s", signedBy(nil, func(in []byte) []byte {
+			s := ec.signature(in)
+			return slices.Concat(s[:32], make([]byte, 1), s[32:])
+		}), badSignature},
 		{"a signature in DER", signedBy(nil, func(in []byte) []byte {
 			digest := sha256.Sum256(in)
 			return must(ec.private.Sign(nil, digest[:], crypto.SHA256))
 		}), badSignature},
+
+		// RFC 7518 section 3.5: PSS
+		{"a salt that is shorter than the hash", saltedBy(20), badSignature},
 
 		// RFC 9449 section 7.2, RFC 8705 section 3: more than a bearer token
 		{"bound to a DPoP key", ec.token(object{"cnf": object{"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}}), boundToKey},

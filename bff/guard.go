@@ -59,10 +59,15 @@ func fetchOrForm(s *Server, r *http.Request) error {
 	return sameOrigin(s, r)
 }
 
-// originAllowed refuses every Origin but our own. A request without one passes: that is for the guard to judge.
+// originAllowed refuses every Origin but our own. A request without one passes: that is for the guard to judge. So does the Origin null where
+// Sec-Fetch-Site has been seen to be same-origin: a browser sends that for a form of a page with the referrer policy no-referrer (Fetch 3.2).
 func (s *Server) originAllowed(r *http.Request) error {
-	if origin := r.Header.Values("Origin"); len(origin) > 0 && (len(origin) != 1 || origin[0] != s.origin) {
-		return errCSRF.because(fmt.Errorf("Origin is %.80q, want %q", origin, s.origin))
+	origin := r.Header.Values("Origin")
+	switch {
+	case len(origin) == 0, len(origin) == 1 && origin[0] == s.origin:
+		return nil
+	case len(origin) == 1 && origin[0] == "null" && r.Header.Get("Sec-Fetch-Site") == "same-origin":
+		return nil
 	}
-	return nil
+	return errCSRF.because(fmt.Errorf("Origin is %.80q, want %q", origin, s.origin))
 }

@@ -166,8 +166,8 @@ func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
 }
 
 // callback is the provider's redirect back, which a test spoils.
-func callback(b *bfftest.Browser) (*url.URL, url.Values) {
-	u := b.AnswerOfProvider("alice", "return_to=/here").Location(nil)
+func callback(t *testing.T, b *bfftest.Browser) (*url.URL, url.Values) {
+	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t)
 	return u, u.Query()
 }
 
@@ -196,7 +196,7 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := a.signedIn()
-			u, q := callback(b)
+			u, q := callback(t, b)
 			spoil(q)
 			u.RawQuery = q.Encode()
 			before := a.provider.TokenRequests()
@@ -209,14 +209,14 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 	}
 	t.Run("a query that is none", func(t *testing.T) {
 		b := a.signedIn()
-		u, q := callback(b)
+		u, q := callback(t, b)
 		u.RawQuery = q.Encode() + "&x=%zz"
 		wantPage(t, b.Navigate(u.String()), 400, "bad_callback")
 		a.wantSession(b, "alice")
 	})
 	t.Run("posted", func(t *testing.T) {
 		b := a.signedIn()
-		u, q := callback(b)
+		u, q := callback(t, b)
 		u.RawQuery = ""
 		wantProblem(t, b.Submit(u.String(), q), 405, "method_not_allowed")
 		for _, body := range []string{"", "x"} {
@@ -229,7 +229,7 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
-	u, _ := callback(b)
+	u, _ := callback(t, b)
 
 	// In another browser a login begins anew there: once, then there is a page.
 	before := a.provider.TokenRequests()
@@ -264,7 +264,7 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
-	u, _ := callback(b)
+	u, _ := callback(t, b)
 	var header []string
 	for _, c := range b.Cookies() {
 		header = append(header, c.Name+"="+c.Value)
@@ -390,7 +390,7 @@ func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
 		strings.Repeat("x", 5000):           {502, "login_refused"},
 	} {
 		b := a.signedIn()
-		u, q := callback(b)
+		u, q := callback(t, b)
 		q.Del("code")
 		q.Set("error", code)
 		q.Set("error_description", "<img src=x onerror=alert(2)>")
@@ -514,7 +514,9 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 		t.Run(m.Name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
-			a.provider.WaitDiscovered(t)
+			waitFor(t, "the provider was asked", func() bool {
+				return len(a.logs.lines(t, "provider not found; nobody can sign in until it is, who is signed in stays so")) > 0
+			})
 			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 			a.provider.Behave()
 			a.waitReady()
@@ -548,7 +550,7 @@ func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
 func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
-	u, _ := callback(b)
+	u, _ := callback(t, b)
 	a.store.setDown(errors.New("connection refused"))
 	wantPage(t, b.Navigate(u.String()), 503, "store_unavailable")
 	if answer := b.Navigate("/bff/login"); answer.StatusCode != 302 {
@@ -583,7 +585,7 @@ func TestOtherHostsAreNotServed(t *testing.T) {
 func TestEveryAttemptCookieIsTakenAwayInTheEnd(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
-	u, q := callback(b)
+	u, q := callback(t, b)
 	q.Del("code")
 	q.Set("error", "access_denied")
 	u.RawQuery = q.Encode()

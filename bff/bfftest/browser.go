@@ -1,6 +1,7 @@
 package bfftest
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -123,6 +124,42 @@ func (b *Browser) Do(method, target, body string, header ...string) *Answer {
 	}
 	b.see(resp, text)
 	return &Answer{resp, string(text)}
+}
+
+// Abort calls a path as Fetch does, and leaves when the channel is closed.
+func (b *Browser) Abort(method, path string, when <-chan struct{}) {
+	ctx, leave := context.WithCancel(b.t.Context())
+	defer leave()
+	go func() {
+		<-when
+		leave()
+	}()
+	req, err := http.NewRequestWithContext(ctx, method, b.absolute(path), nil)
+	if err != nil {
+		b.t.Error(err)
+		return
+	}
+	req.Header.Set("X-CSRF", "1")
+	if resp, err := b.client.Do(req); err == nil {
+		resp.Body.Close()
+		b.t.Errorf("%s %s was answered with %d before anybody left", method, path, resp.StatusCode)
+	}
+}
+
+// Open opens a stream as an EventSource does. The caller closes its body.
+func (b *Browser) Open(path string) *http.Response {
+	b.t.Helper()
+	req, err := http.NewRequestWithContext(b.t.Context(), "GET", b.absolute(path), nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Sec-Fetch-Site", "same-origin")
+	resp, err := b.client.Do(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return resp
 }
 
 // see remembers what came from the app. The hint that a logout takes along to the provider is an ID token by its nature; it is left out.

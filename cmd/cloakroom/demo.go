@@ -70,7 +70,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	app := "http://localhost:" + port
 	issuer := "http://" + idp.Addr().String()
 	secret := rand.Text()
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 
 	provider, err := devop.New(devop.Config{
 		Issuer:         issuer,

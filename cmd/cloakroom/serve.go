@@ -39,6 +39,10 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 				return err
 			}
 			defer b.close()
+			log.Info("configuration", "in_force", cfg.logValue())
+			if cfg.Store.URL == "memory:" {
+				log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
+			}
 			public, err := net.Listen("tcp", cfg.Server.Listen)
 			if err != nil {
 				return fmt.Errorf("server.listen: %w", err)
@@ -129,10 +133,6 @@ func newBroker(cfg *config, app fs.FS, log *slog.Logger) (*broker, error) {
 	}
 	if len(mistakes) > 0 {
 		return nil, &configError{mistakes}
-	}
-	log.Info("configuration", "in_force", cfg.logValue())
-	if cfg.Store.URL == "memory:" {
-		log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
 	}
 	b := &broker{cfg: cfg, log: log, store: store, server: server}
 	b.public = newHTTPServer(server, log)

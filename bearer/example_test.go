@@ -1,0 +1,51 @@
+package bearer_test
+
+import (
+	"fmt"
+	"log"
+	"log/slog"
+	"net/http"
+
+	"github.com/cloakroom-bff/cloakroom/bearer"
+)
+
+func Example() {
+	verifier, err := bearer.NewVerifier(bearer.Config{
+		Issuer:     "https://id.example", // as it writes itself, to the character
+		Audience:   "orders",             // this API
+		HTTPClient: exampleIssuer(),      // only here, so that the example has an issuer to ask
+		Logger:     slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	listOrders := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, _ := bearer.FromContext(r.Context())
+		fmt.Printf("orders of %s\n", token.Subject)
+	})
+	mux := http.NewServeMux()
+	mux.Handle("GET /orders", verifier.Handler(bearer.RequireScope("orders:read")(listOrders)))
+	mux.Handle("DELETE /orders", verifier.Handler(bearer.RequireScope("orders:admin")(listOrders)))
+
+	call(mux, "GET", "")
+	call(mux, "GET", aliceToken())
+	call(mux, "DELETE", aliceToken())
+	// Output:
+	// GET: 401, Bearer
+	// orders of alice
+	// GET: 200
+	// DELETE: 403, Bearer error="insufficient_scope", error_description="the token lacks a scope of orders:admin", scope="orders:admin"
+}
+
+func ExampleClaims_Decode() {
+	token := &bearer.Token{Claims: bearer.Claims(`{"sub": "alice", "tenant": "acme"}`)}
+	var own struct {
+		Tenant string `json:"tenant"`
+	}
+	if err := token.Claims.Decode(&own); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(own.Tenant)
+	// Output: acme
+}

@@ -1,0 +1,62 @@
+package bearer_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bearer"
+)
+
+// FuzzVerify takes hostile text in two places: as a token, and as header and payload under a good signature. What is accepted has to be
+// what encoding/json reads, too.
+func FuzzVerify(f *testing.F) {
+	header, payload := string(headerOf(ed25519Key())), string(must(json.Marshal(claims(object{"exp": time.Now().Add(1000 * time.Hour).Unix()}))))
+	f.Add(ed25519Key().token(), header, payload)
+	f.Add("", `{"alg":"none"}`, `{}`)
+	f.Add("a.b.c", `{"alg":"EdDSA","typ":"at+jwt","kid":"ed","crit":["x"]}`, strings.Replace(payload, `"sub"`, `"s\u0075b"`, 1))
+	f.Add(`{"payload":"x"}`, header+" ", strings.Replace(payload, `"sub"`, `"x":[{"a":"}\\\""},[]],"sub"`, 1))
+	f.Add("..", "[]", strings.Replace(payload, `"sub"`, `"SUB":"bob","sub"`, 1))
+	v := newIssuer(ed25519Key().jwk()).verifier(f)
+	f.Fuzz(func(t *testing.T, raw, header, payload string) {
+		for _, token := range []string{raw, ed25519Key().sign([]byte(header), []byte(payload))} {
+			got, err := v.Verify(t.Context(), token)
+			if err != nil {
+				var invalid *bearer.InvalidTokenError
+				if !errors.As(err, &invalid) || got != nil {
+					t.Fatalf("got %v and %v, want no token and an InvalidTokenError", got, err)
+				}
+				continue
+			}
+			var want struct {
+				Issuer   string `json:"iss"`
+				Subject  string `json:"sub"`
+				ClientID string `json:"client_id"`
+				ID       string `json:"jti"`
+				Scope    string `json:"scope"`
+			}
+			if err := got.Claims.Decode(&want); err != nil {
+				t.Fatalf("accepted claims cannot be decoded: %v", err)
+			}
+			if got.Issuer != want.Issuer || got.Subject != want.Subject || got.ClientID != want.ClientID || got.ID != want.ID {
+				t.Fatalf("got %+v, encoding/json reads %+v", got, want)
+			}
+			if want.Issuer != issuerURL || want.Subject == "" || want.ID == "" {
+				t.Fatalf("accepted: %+v", want)
+			}
+			for _, scope := range got.Scopes {
+				if !strings.Contains(" "+want.Scope+" ", " "+scope+" ") {
+					t.Fatalf("got the scope %q of %q", scope, want.Scope)
+				}
+			}
+			encoded, _, _ := strings.Cut(token, ".")
+			var head map[string]any
+			if err := json.Unmarshal(must(base64.RawURLEncoding.DecodeString(encoded)), &head); err != nil || head["alg"] != "EdDSA" && head["alg"] != "Ed25519" || head["crit"] != nil {
+				t.Fatalf("accepted the header %v, %v", head, err)
+			}
+		}
+	})
+}

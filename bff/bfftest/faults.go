@@ -1,0 +1,437 @@
+package bfftest
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// Fault is one way for a provider to be wrong, or right in an unusual way.
+type Fault struct {
+	Name           string
+	hooks          func(p *Provider) devop.Hooks
+	undiscoverable bool // the provider cannot be found while this is in force
+}
+
+// claims is a fault of the ID token's claims.
+func claims(name string, edit func(claims map[string]any)) Fault {
+	return idToken(name, func(_ *Provider, _, c map[string]any) { edit(c) })
+}
+
+// without is an ID token that lacks a claim, with one that holds a value.
+func without(name, claim string) Fault {
+	return claims(name, func(c map[string]any) { delete(c, claim) })
+}
+
+func with(name, claim string, value any) Fault {
+	return claims(name, func(c map[string]any) { c[claim] = value })
+}
+
+func idToken(name string, edit func(p *Provider, header, claims map[string]any)) Fault {
+	return Fault{Name: name, hooks: func(p *Provider) devop.Hooks {
+		return devop.Hooks{EditIDToken: func(h, c map[string]any) { edit(p, h, c) }}
+	}}
+}
+
+func signed(name string, sign func(p *Provider, header, claims map[string]any) (string, error)) Fault {
+	return Fault{Name: name, hooks: func(p *Provider) devop.Hooks {
+		return devop.Hooks{SignIDToken: func(h, c map[string]any) (string, error) { return sign(p, h, c) }}
+	}}
+}
+
+func ago(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
+
+// IDTokenFaults are ID tokens that a login must refuse, each for one reason (OpenID Connect Core 3.1.3.7).
+var IDTokenFaults = []Fault{
+	signed("payload changed after signing", func(p *Provider, h, c map[string]any) (string, error) {
+		token, err := p.Sign(h, c)
+		if err != nil {
+			return "", err
+		}
+		parts := strings.Split(token, ".")
+		c["sub"] = "mallory"
+		forged, err := p.Sign(h, c)
+		parts[1] = strings.Split(forged, ".")[1]
+		return strings.Join(parts, "."), err
+	}),
+	signed("alg none", func(_ *Provider, h, c map[string]any) (string, error) {
+		h["alg"] = "none"
+		input, err := devop.SigningInput(h, c)
+		return input + ".", err
+	}),
+	signed("HS256 keyed with the public key", func(p *Provider, h, c map[string]any) (string, error) {
+		der, err := x509.MarshalPKIXPublicKey(p.PublicKey())
+		if err != nil {
+			return "", err
+		}
+		h["alg"] = "HS256"
+		input, err := devop.SigningInput(h, c)
+		mac := hmac.New(sha256.New, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+		mac.Write([]byte(input))
+		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
+	}),
+	signed("HS256 keyed with the client secret", func(p *Provider, h, c map[string]any) (string, error) {
+		h["alg"] = "HS256"
+		input, err := devop.SigningInput(h, c)
+		mac := hmac.New(sha256.New, []byte(p.Client.Secret))
+		mac.Write([]byte(input))
+		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
+	}),
+	signed("an algorithm the provider does not list", func(_ *Provider, h, c map[string]any) (string, error) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return "", err
+		}
+		h["alg"], h["jwk"] = "ES256", jose.JSONWebKey{Key: key.Public()}
+		return signWith(key, jose.ES256, h, c)
+	}),
+	signed("a foreign key that the header holds", func(_ *Provider, h, c map[string]any) (string, error) {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			return "", err
+		}
+		h["alg"], h["jwk"], h["jku"], h["x5u"] = "RS256", jose.JSONWebKey{Key: key.Public()}, "http://127.0.0.1:1/jwks", "http://127.0.0.1:1/x5u"
+		input, err := devop.SigningInput(h, c)
+		if err != nil {
+			return "", err
+		}
+		sum := sha256.Sum256([]byte(input))
+		signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+		return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
+	}),
+	signed("not a JWT", func(*Provider, map[string]any, map[string]any) (string, error) { return "rubbish.in.here", nil }),
+	signed("claims that are no object", func(p *Provider, h, _ map[string]any) (string, error) { return p.SignPayload(h, []byte(`["sub"]`)) }),
+	signed("a claim that is there twice", func(p *Provider, h, c map[string]any) (string, error) {
+		return p.SignPayload(h, []byte(strings.Replace(marshal(c), "{", `{"sub":"mallory",`, 1)))
+	}),
+	signed("a claim that is there in two cases", func(p *Provider, h, c map[string]any) (string, error) {
+		return p.SignPayload(h, []byte(strings.Replace(marshal(c), "{", `{"Sub":"mallory",`, 1)))
+	}),
+	with("another iss", "iss", "https://evil.example"),
+	claims("iss with a slash", func(c map[string]any) { c["iss"] = fmt.Sprint(c["iss"], "/") }),
+	without("no iss", "iss"),
+	with("another aud", "aud", "other"),
+	with("aud that contains us", "aud", "spa2"),
+	with("no aud in the list", "aud", []string{}),
+	without("no aud", "aud"),
+	with("an untrusted aud beside us", "aud", []string{"spa", "other"}),
+	with("another azp", "azp", "other"),
+	with("azp that is no string", "azp", 1),
+	without("no exp", "exp"),
+	with("exp that is no number", "exp", "tomorrow"),
+	claims("expired", func(c map[string]any) { c["exp"] = ago(5 * time.Minute) }),
+	claims("not valid yet", func(c map[string]any) { c["nbf"] = ago(-5 * time.Minute) }),
+	without("no iat", "iat"),
+	with("iat that is no number", "iat", "now"),
+	claims("issued long ago", func(c map[string]any) { c["iat"] = ago(time.Hour) }),
+	claims("issued in the future", func(c map[string]any) { c["iat"] = ago(-10 * time.Minute) }),
+	without("no nonce", "nonce"),
+	with("another nonce", "nonce", "x"),
+	claims("nonce in capitals", func(c map[string]any) { c["nonce"] = strings.ToUpper(fmt.Sprint(c["nonce"])) }),
+	with("nonce that is null", "nonce", nil),
+	with("wrong at_hash", "at_hash", "AAAAAAAAAAAAAAAAAAAAAA"),
+	without("no sub", "sub"),
+	with("empty sub", "sub", ""),
+	with("sub that is a number", "sub", 17),
+	with("sub that is a list", "sub", []string{"alice"}),
+	with("a long sub", "sub", strings.Repeat("a", 256)),
+	with("auth_time that is no number", "auth_time", "yesterday"),
+	with("events of a logout token", "events", map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}}),
+	idToken("typ of a logout token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "logout+jwt" }),
+	idToken("typ of an access token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "at+jwt" }),
+	idToken("typ of an access token, long", func(_ *Provider, h, _ map[string]any) { h["typ"] = "application/at+jwt" }),
+	idToken("unknown crit", func(_ *Provider, h, _ map[string]any) { h["crit"], h["exotic"] = []string{"exotic"}, true }),
+}
+
+// IDTokenOddities are ID tokens that are right, though not as everybody writes them.
+var IDTokenOddities = []Fault{
+	with("aud in a list", "aud", []string{"spa"}),
+	with("our azp", "azp", "spa"),
+	without("no at_hash", "at_hash"),
+	without("no sid", "sid"),
+	with("claims nobody asked for", "exotic", map[string]any{"deep": []any{1, nil, "x"}}),
+	with("claims elsewhere, which are not fetched", "_claim_sources", map[string]any{"src": map[string]any{"endpoint": "http://127.0.0.1:1/claims"}}),
+	claims("a clock a minute behind", func(c map[string]any) { c["iat"], c["exp"] = ago(time.Minute), ago(time.Minute-5*time.Minute) }),
+	claims("a clock a minute ahead", func(c map[string]any) { c["iat"] = ago(-time.Minute) }),
+	claims("dates with a fraction", func(c map[string]any) { c["iat"] = float64(c["iat"].(int64)) + 0.25 }),
+	idToken("no typ", func(_ *Provider, h, _ map[string]any) { delete(h, "typ") }),
+	idToken("typ in small letters", func(_ *Provider, h, _ map[string]any) { h["typ"] = "jwt" }),
+	tokens("token_type in capitals", "authorization_code", func(body map[string]any) { body["token_type"] = "BEARER" }),
+	tokens("expires_in in quotes", "authorization_code", func(body map[string]any) { body["expires_in"] = "300" }),
+	tokens("no scope", "authorization_code", func(body map[string]any) { delete(body, "scope") }),
+	tokens("members nobody knows", "authorization_code", func(body map[string]any) { body["exotic"] = []int{1} }),
+}
+
+// Faults of what an ID token says of the way of signing in.
+var (
+	LowerACR    = with("a lower acr", "acr", "silver")
+	NoACR       = without("no acr", "acr")
+	NoAuthTime  = without("no auth_time", "auth_time")
+	OldAuthTime = claims("auth_time an hour ago", func(c map[string]any) { c["auth_time"] = ago(time.Hour) })
+)
+
+// UnknownKeyID is a signature by a key that is in no set.
+var UnknownKeyID = idToken("unknown kid", func(_ *Provider, h, _ map[string]any) { h["kid"] = rand.Text() })
+
+// IDTokenReplayed is the first ID token that was issued, again.
+func IDTokenReplayed(p *Provider) Fault {
+	first := p.firstIDToken()
+	return tokens("an ID token of another login", "authorization_code", func(body map[string]any) { body["id_token"] = first })
+}
+
+// tokens is a fault of the answers to one grant type.
+func tokens(name, grantType string, edit func(body map[string]any)) Fault {
+	return Fault{Name: name, hooks: func(*Provider) devop.Hooks {
+		return devop.Hooks{EditTokenResponse: func(grant string, status int, body map[string]any) {
+			if grant == grantType && status == http.StatusOK {
+				edit(body)
+			}
+		}}
+	}}
+}
+
+// LivesFor makes the access tokens of a login live for so many seconds.
+func LivesFor(seconds int) Fault {
+	return tokens("short life", "authorization_code", func(body map[string]any) { body["expires_in"] = seconds })
+}
+
+// ShortLived makes the access tokens of a login live for a second.
+var ShortLived = LivesFor(1)
+
+// TokenAnswerFaults are answers to a code that a login must refuse.
+var TokenAnswerFaults = append([]Fault{
+	tokens("no id_token", "authorization_code", func(body map[string]any) { delete(body, "id_token") }),
+	tokens("no access_token", "authorization_code", func(body map[string]any) { delete(body, "access_token") }),
+	tokens("access_token that is a number", "authorization_code", func(body map[string]any) { body["access_token"] = 17 }),
+	tokens("token_type MAC", "authorization_code", func(body map[string]any) { body["token_type"] = "MAC" }),
+	tokens("no token_type", "authorization_code", func(body map[string]any) { delete(body, "token_type") }),
+	tokens("token_type DPoP, which was not agreed on", "authorization_code", func(body map[string]any) { body["token_type"] = "DPoP" }),
+	answers("invalid_grant", "authorization_code", 400, `{"error":"invalid_grant"}`),
+}, endpointFaults("authorization_code")...)
+
+// endpointFaults are the ways of a token endpoint to fail that say nothing about what was sent to it.
+func endpointFaults(grantType string) []Fault {
+	var faults []Fault
+	for _, code := range []string{"invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_request", "invalid_target"} {
+		faults = append(faults, answers(code, grantType, 400, `{"error":"`+code+`"}`))
+	}
+	return append(faults,
+		answers("invalid_client as 401", grantType, 401, `{"error":"invalid_client"}`),
+		answers("use_dpop_nonce", grantType, 400, `{"error":"use_dpop_nonce"}`),
+		answers("408", grantType, 408, ""),
+		answers("429 with Retry-After", grantType, 429, `{"error":"slow_down"}`, "Retry-After", "1"),
+		answers("500", grantType, 500, "oops"),
+		answers("502 in HTML", grantType, 502, "<html>Bad gateway</html>"),
+		answers("503 with a date", grantType, 503, "", "Retry-After", time.Now().Add(time.Second).UTC().Format(http.TimeFormat)),
+		answers("500 that says invalid_grant", grantType, 500, `{"error":"invalid_grant"}`),
+		answers("temporarily_unavailable", grantType, 400, `{"error":"temporarily_unavailable"}`),
+		answers("server_error", grantType, 400, `{"error":"server_error"}`),
+		answers("HTML as 200", grantType, 200, "<html>Log in to the Wi-Fi</html>"),
+		answers("half a JSON", grantType, 200, `{"access_token":"x`),
+		answers("an empty 200", grantType, 200, ""),
+		answers("null", grantType, 200, "null"),
+		answers("a redirect", grantType, 307, "", "Location", "http://127.0.0.1:1/token"),
+		answers("two megabytes", grantType, 200, `{"access_token":"x","token_type":"Bearer","padding":"`+strings.Repeat("x", 2<<20)+`"}`),
+		intercept("a connection that breaks", grantType, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }),
+		intercept("an answer that breaks off", grantType, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Length", "100")
+			io.WriteString(w, `{"access`)
+			hangUp(w)
+		}),
+	)
+}
+
+// RefreshFaults are ways to fail that keep the session.
+var RefreshFaults = endpointFaults("refresh_token")
+
+// RefreshRefusals are answers to a refresh that end the session.
+var RefreshRefusals = []Fault{
+	answers("invalid_grant", "refresh_token", 400, `{"error":"invalid_grant","error_description":"x"}`),
+	answers("invalid_grant as 403", "refresh_token", 403, `{"error":"invalid_grant"}`),
+	with("an ID token for another subject", "sub", "mallory"),
+	with("an ID token of another issuer", "iss", "https://evil.example"),
+	with("an ID token for another client", "aud", "other"),
+	signed("an ID token with a bad signature", func(p *Provider, h, c map[string]any) (string, error) {
+		token, err := p.Sign(h, c)
+		return token[:len(token)-8] + "AAAAAAAA", err
+	}),
+}
+
+// RefreshOddities are answers to a refresh that are right, though not as everybody writes them.
+var RefreshOddities = []Fault{
+	tokens("no id_token", "refresh_token", func(body map[string]any) { delete(body, "id_token") }),
+	tokens("no scope", "refresh_token", func(body map[string]any) { delete(body, "scope") }),
+	tokens("a narrower scope", "refresh_token", func(body map[string]any) { body["scope"] = "openid" }),
+	tokens("no expires_in", "refresh_token", func(body map[string]any) { delete(body, "expires_in") }),
+	tokens("expires_in with a fraction", "refresh_token", func(body map[string]any) { body["expires_in"] = 300.5 }),
+	{Name: "no new refresh token", hooks: func(*Provider) devop.Hooks { return devop.Hooks{KeepRefreshTokens: true} }},
+	{Name: "keys that cannot be had", hooks: func(p *Provider) devop.Hooks {
+		h := idToken("", func(_ *Provider, header, _ map[string]any) { header["kid"] = rand.Text() }).hooks(p)
+		h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/jwks") {
+				http.Error(w, "down", http.StatusServiceUnavailable)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+		return h
+	}},
+}
+
+// RevocationFaults are ways of the revocation endpoint to fail for a while.
+var RevocationFaults = []Fault{
+	intercepted("503", "/revoke", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}),
+	intercepted("a connection that breaks", "/revoke", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }),
+}
+
+// ProviderDown is a provider that answers nothing.
+var ProviderDown = Fault{Name: "down", undiscoverable: true, hooks: func(*Provider) devop.Hooks {
+	return devop.Hooks{Intercept: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }}
+}}
+
+func discovery(name string, edit func(metadata map[string]any)) Fault {
+	return Fault{Name: name, undiscoverable: true, hooks: func(*Provider) devop.Hooks { return devop.Hooks{EditDiscovery: edit} }}
+}
+
+func discoveryAnswer(name string, status int, body string) Fault {
+	f := intercepted(name, "/openid-configuration", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	})
+	f.undiscoverable = true
+	return f
+}
+
+// DiscoveryFaults is metadata of which nothing may be used (OpenID Connect Discovery 4.3).
+var DiscoveryFaults = []Fault{
+	discovery("another issuer", func(m map[string]any) { m["issuer"] = "https://evil.example" }),
+	discovery("issuer with a slash", func(m map[string]any) { m["issuer"] = fmt.Sprint(m["issuer"], "/") }),
+	discovery("no issuer", func(m map[string]any) { delete(m, "issuer") }),
+	discovery("a token endpoint without TLS", func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" }),
+	discovery("an authorization endpoint that is a script", func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" }),
+	discovery("a logout endpoint without TLS", func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" }),
+	discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
+	discoveryAnswer("500", 500, "oops"),
+	discoveryAnswer("404", 404, "{}"),
+	discoveryAnswer("HTML", 200, "<html>"),
+	discoveryAnswer("huge", 200, `{"issuer":"`+strings.Repeat("x", 2<<20)+`"}`),
+	discoveryAnswer("a list", 200, "[]"),
+}
+
+// LostAnswer processes refreshes, and loses the answers to the first n of them.
+func LostAnswer(n int) Fault {
+	return intercept("lost answer", "refresh_token", func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if n == 0 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		n--
+		next.ServeHTTP(httptest.NewRecorder(), r)
+		hangUp(w)
+	})
+}
+
+// Hold keeps the next refreshes waiting until release is closed. It returns a channel that is closed when the first has arrived.
+func (p *Provider) Hold(t testing.TB, release <-chan struct{}) (arrived <-chan struct{}) {
+	first := make(chan struct{})
+	p.Misbehave(t, intercept("hold", "refresh_token", func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		select {
+		case <-first:
+		default:
+			close(first)
+		}
+		<-release
+		next.ServeHTTP(w, r)
+	}))
+	return first
+}
+
+// answers is a fixed answer to one grant type. The provider does not see the request.
+func answers(name, grantType string, status int, body string, header ...string) Fault {
+	return intercept(name, grantType, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Type", "application/json")
+		for i := 0; i+1 < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	})
+}
+
+type interceptor = func(w http.ResponseWriter, r *http.Request, next http.Handler)
+
+func intercept(name, grantType string, f interceptor) Fault {
+	return Fault{Name: name, hooks: func(*Provider) devop.Hooks { return devop.Hooks{Intercept: onGrant(grantType, f)} }}
+}
+
+func onGrant(grantType string, f interceptor) interceptor {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == grantType {
+			f(w, r, next)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+}
+
+func intercepted(name, path string, f interceptor) Fault {
+	return Fault{Name: name, hooks: func(*Provider) devop.Hooks {
+		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, path) {
+				f(w, r, next)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}}
+	}}
+}
+
+// hangUp closes the connection without a further word.
+func hangUp(w http.ResponseWriter) {
+	rc := http.NewResponseController(w)
+	rc.Flush()
+	if conn, _, err := rc.Hijack(); err == nil {
+		conn.Close()
+	}
+}
+
+func signWith(key any, alg jose.SignatureAlgorithm, header, claims map[string]any) (string, error) {
+	options := new(jose.SignerOptions)
+	for name, value := range maps.All(header) {
+		if name != "alg" {
+			options.WithHeader(jose.HeaderKey(name), value)
+		}
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, options)
+	if err != nil {
+		return "", err
+	}
+	jws, err := signer.Sign([]byte(marshal(claims)))
+	if err != nil {
+		return "", err
+	}
+	return jws.CompactSerialize()
+}
