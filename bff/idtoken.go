@@ -156,7 +156,9 @@ type keySet struct {
 
 func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
 	payload, err := k.KeySet.VerifySignature(ctx, jwt)
-	k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
+	if !errors.Is(err, errKeysCurrent) {
+		k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
+	}
 	return payload, err
 }
 

@@ -260,6 +260,9 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// errKeysCurrent says that the key set was fetched a moment ago: a token that it does not verify is wrong.
+var errKeysCurrent = errors.New("the key set was fetched a moment ago")
+
 // limitedRequests lets a request through now and then: a token signed by nobody makes the verifier look for new keys, and
 // anybody can send such tokens.
 type limitedRequests struct {
@@ -269,7 +272,7 @@ type limitedRequests struct {
 
 func (t limitedRequests) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !t.limit.Allow() {
-		return nil, errors.New("the key set was asked for often enough for now")
+		return nil, errKeysCurrent
 	}
 	return t.base.RoundTrip(r)
 }

@@ -36,7 +36,8 @@ func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
 			}
 		}
 		wantToken := path == "/api/x"
-		if got := e.Header["Authorization"]; (len(got) == 1) != wantToken {
+		got := e.Header["Authorization"]
+		if wantToken && (len(got) != 1 || !a.provider.Issued(strings.TrimPrefix(got[0], "Bearer "))) || !wantToken && len(got) > 0 {
 			t.Errorf("%s: upstream got Authorization %q", path, got)
 		}
 		if got := e.Header.Get("X-Forwarded-For"); got != "127.0.0.1" && got != "::1" {
@@ -156,7 +157,10 @@ func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
 	if a.echo.Calls() != before {
 		t.Error("an ambiguous path reached the upstream")
 	}
-	wantProblem(t, b.Fetch("GET", "/apix"), 404, "")
+	if got := b.Fetch("GET", "/apix").Text; got != "the app" {
+		t.Errorf("/apix is not under /api/: got %q, want the app", got)
+	}
+	wantProblem(t, b.Fetch("GET", "/api"), 404, "not_found")
 }
 
 func TestMethodsThatAreNeverHandedOn(t *testing.T) {
@@ -183,6 +187,7 @@ func TestEventsArriveAsTheyAreSent(t *testing.T) {
 	next := make(chan string)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
 		for event := range next {
 			fmt.Fprintf(w, "data: %s\n\n", event)
 			w.(http.Flusher).Flush()

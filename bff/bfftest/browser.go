@@ -1,12 +1,14 @@
 package bfftest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -162,6 +164,8 @@ func (b *Browser) Open(path string) *http.Response {
 	return resp
 }
 
+var hint = regexp.MustCompile(`id_token_hint=[\w.-]+`)
+
 // see remembers what came from the app. The hint that a logout takes along to the provider is an ID token by its nature; it is left out.
 func (b *Browser) see(resp *http.Response, body []byte) {
 	if !strings.HasPrefix(resp.Request.URL.String(), b.base+"/") {
@@ -169,12 +173,10 @@ func (b *Browser) see(resp *http.Response, body []byte) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	header := resp.Header.Clone()
-	if u, err := resp.Location(); err == nil && u.Query().Has("id_token_hint") {
-		header.Del("Location")
-	}
-	header.Write(&b.seen)
-	b.seen.Write(body)
+	var all bytes.Buffer
+	resp.Header.Write(&all)
+	all.Write(body)
+	b.seen.Write(hint.ReplaceAll(all.Bytes(), nil))
 }
 
 // Seen returns all that came from the app, headers and bodies.

@@ -1,15 +1,24 @@
 package bfftest
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 )
 
-// Echo is an upstream that says what it got.
+// Digest is what Echo says of a token, which has no business in an answer.
+func Digest(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Echo is an upstream that says what it got. Of a token in Authorization it says the Digest.
 type Echo struct {
 	*httptest.Server
 	calls atomic.Int64
@@ -40,6 +49,10 @@ func NewEcho(t testing.TB) *Echo {
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
+		}
+		for i, credentials := range r.Header["Authorization"] {
+			scheme, token, _ := strings.Cut(credentials, " ")
+			r.Header["Authorization"][i] = scheme + " " + Digest(token)
 		}
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(Echoed{r.Method, r.RequestURI, r.Host, r.Header, string(body)})

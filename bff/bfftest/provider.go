@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -107,6 +108,13 @@ func marshal(v any) string {
 		panic(err) // what a test made up
 	}
 	return string(b)
+}
+
+// Issued says whether a token with this Digest was issued.
+func (p *Provider) Issued(digest string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.issued, func(token string) bool { return Digest(token) == digest })
 }
 
 // Up says whether the provider answers discovery as it should.
