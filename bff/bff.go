@@ -297,7 +297,7 @@ func (s *Server) logRequest(w *response, r *http.Request, took time.Duration) {
 		slog.String("path", r.URL.Path), // never the query: codes and states are in it
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
-		slog.Duration("took", took),
+		slog.Float64("ms", float64(took.Microseconds())/1000),
 	}
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))

@@ -142,7 +142,7 @@ func (p *provider) keepFound(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		default:
-			p.log.ErrorContext(ctx, "provider not found; nobody can sign in until it is, who is signed in stays so", "issuer", p.cfg.Issuer, "retry_in", wait, "err", err)
+			p.log.ErrorContext(ctx, "provider not found; nobody can sign in until it is, who is signed in stays so", "issuer", p.cfg.Issuer, "retry_in", wait.String(), "err", err)
 			if p.found.Load() != nil {
 				p.log.WarnContext(ctx, "going on with what was known of the provider before")
 			}

@@ -155,7 +155,7 @@ func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 		m.saveLater(ctx, unsaved)
 	}
 	if retry := (*RefreshError)(nil); errors.As(f.err, &retry) {
-		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter, "err", f.err)
+		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
 		time.AfterFunc(retry.RetryAfter, func() { m.forget(s.ID) })
 		return
 	}

@@ -194,7 +194,7 @@ func (b *broker) run(ctx context.Context, public net.Listener) error {
 	if err != nil {
 		return fmt.Errorf("server.admin_listen: %w", err)
 	}
-	b.log.Info("listening", "listen", public.Addr(), "admin_listen", admin.Addr(), "public_url", b.cfg.Server.PublicURL)
+	b.log.Info("listening", "listen", public.Addr().String(), "admin_listen", admin.Addr().String(), "public_url", b.cfg.Server.PublicURL)
 
 	group, serving := errgroup.WithContext(ctx)
 	discovering, stopDiscovering := context.WithCancel(context.WithoutCancel(ctx))
@@ -207,7 +207,7 @@ func (b *broker) run(ctx context.Context, public net.Listener) error {
 	group.Go(func() error {
 		defer stopDiscovering()
 		<-serving.Done() // a signal, or a listener that failed
-		b.log.Info("shutting down", "grace", b.cfg.Server.ShutdownGrace)
+		b.log.Info("shutting down", "grace", b.cfg.Server.ShutdownGrace.String())
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Server.ShutdownGrace)
 		defer cancel()
 		defer b.admin.Close()

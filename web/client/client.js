@@ -50,7 +50,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     const before = known;
     known = session;
     if (JSON.stringify(before) === JSON.stringify(session)) return;
-    if (idOf(session) !== idOf(before)) tabs.postMessage(idOf(session));
+    if (!before || idOf(session) !== idOf(before)) tabs.postMessage(idOf(session)); // after a logout it is the page one comes back to that knows first
     if (session.authenticated && !before?.authenticated) emit("signed-in", session);
     if (!session.authenticated && before?.authenticated) emit("signed-out", session);
     emit("change", session);

@@ -25,7 +25,7 @@ client.login({ returnTo: "/", prompt: "login", loginHint: "a", acrValues: "b", m
 client.login({ return_to: "/" });
 // @ts-expect-error a number of seconds
 client.login({ maxAge: "1m" });
-const left: Promise<void> = client.logout({ returnTo: "/bye" });
+const left: void = client.logout({ returnTo: "/bye" });
 
 const off: () => void = client.on("signed-out", (now) => console.log(now.authenticated));
 off();

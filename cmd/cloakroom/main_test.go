@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+)
+
+// program is a run() in the background.
+type program struct {
+	t      *testing.T
+	stop   context.CancelFunc
+	done   chan error
+	stdout *lockedBuffer
+	stderr *lockedBuffer
+}
+
+// start runs a command. It is stopped, and has to end without an error, when the test ends.
+func start(t *testing.T, env map[string]string, args ...string) *program {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	p := &program{t: t, stop: stop, done: make(chan error, 1), stdout: new(lockedBuffer), stderr: new(lockedBuffer)}
+	go func() { p.done <- run(ctx, args, func(name string) string { return env[name] }, p.stdout, p.stderr) }()
+	t.Cleanup(p.end)
+	return p
+}
+
+func (p *program) end() {
+	p.stop()
+	if err := <-p.done; err != nil {
+		p.t.Errorf("ended with %v:\n%s", err, p.stderr)
+	}
+	p.done <- nil
+}
+
+// waitFor waits until something has been printed, and returns what of it is in the expression's group.
+func (p *program) waitFor(out *lockedBuffer, expression string) string {
+	p.t.Helper()
+	re := regexp.MustCompile(expression)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if m := re.FindStringSubmatch(out.String()); m != nil {
+			return m[len(m)-1]
+		}
+	}
+	p.t.Fatalf("%s was not printed:\n%s%s", expression, p.stdout, p.stderr)
+	return ""
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// The README's story, with the demo as a newcomer has it.
+func TestDemo(t *testing.T) {
+	p := start(t, nil, "demo", "--listen", "127.0.0.1:0", "--access-token-ttl", "3s")
+	app := p.waitFor(p.stdout, `Open (http://localhost:\d+) and sign in`)
+	if n := strings.Count(p.stdout.String(), "http://"); n != 1 {
+		t.Errorf("%d URLs are printed, want the one to open:\n%s", n, p.stdout)
+	}
+	story(t, app, 3*time.Second)
+	p.end()
+	if p.stderr.String() != "" {
+		t.Errorf("a demo in which all went well complains:\n%s", p.stderr)
+	}
+}
+
+// The same with the broker as it runs in production: a file, a secret in another, Redis, and a restart in the middle.
+func TestServeWithRedis(t *testing.T) {
+	redis := storetest.StartRedis(t)
+	public, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	app := "http://localhost:" + port
+	provider := bfftest.NewProvider(t, app)
+	echo := bfftest.NewEcho(t)
+	dist := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html><title>my app</title>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := writeFile(t, "cloakroom.yaml", fmt.Sprintf(`
+server: {listen: %q, admin_listen: %q, public_url: %q}
+oidc: {issuer: %q, client_id: spa, client_secret_file: %q}
+store: {url: %q}
+session: {keys_file: %q}
+routes: [{path: /api/, upstream: %q, token: user}]
+frontend: {dir: %q}
+`, public, admin, app, provider.Issuer, writeFile(t, "secret", provider.Client.Secret+"\n"), redis.URL(), writeFile(t, "keys", goodKey+"\n"), echo.URL, dist))
+
+	p := start(t, nil, "serve", "--config", file)
+	ready(t, admin)
+	b := bfftest.NewBrowser(t, app)
+	if answer := b.Navigate("/orders/17"); answer.StatusCode != 200 || !strings.Contains(answer.Text, "my app") {
+		t.Errorf("the app: got %d %s", answer.StatusCode, answer.Text)
+	}
+	if answer := b.SignIn("alice", "return_to=/orders"); answer.StatusCode != 303 {
+		t.Fatalf("sign in: got %d\n%s", answer.StatusCode, p.stderr)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("API call: got %d", got)
+	}
+	if dump := redis.Do("KEYS", "*"); !strings.Contains(dump, "cloakroom:session:") {
+		t.Errorf("keys in Redis: %q", dump)
+	}
+
+	p.end()
+	p = start(t, nil, "serve", "--config", file)
+	ready(t, admin)
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("API call after a restart: got %d", got)
+	}
+	redis.Kill()
+	for _, path := range []string{"/api/x", "/bff/session"} {
+		if answer := b.Fetch("GET", path); answer.StatusCode != 503 || answer.Code() != "store_unavailable" {
+			t.Errorf("%s without Redis: got %d %s", path, answer.StatusCode, answer.Code())
+		}
+	}
+	redis.Start()
+	ready(t, admin)
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("API call once Redis is back: got %d", got)
+	}
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Errorf("logout: got %d", got)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 401 {
+		t.Errorf("API call after logout: got %d", got)
+	}
+	p.end()
+	provider.NothingLeaked(t, "the log", p.stderr.String())
+	if strings.Contains(p.stderr.String(), goodKey) {
+		t.Error("the log holds a session key")
+	}
+	for line := range strings.Lines(p.stderr.String()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("a log line that is not JSON: %s", line)
+		}
+	}
+}
+
+// story signs in, calls the API over more than one token's life, and signs out.
+func story(t *testing.T, app string, tokenLife time.Duration) {
+	t.Helper()
+	b := bfftest.NewBrowser(t, app)
+	if answer := b.Navigate("/"); answer.StatusCode != 200 || !strings.Contains(answer.Text, "<html") {
+		t.Errorf("the app: got %d", answer.StatusCode)
+	}
+	if answer := b.Navigate("/bff/client.js"); answer.StatusCode != 200 || answer.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("the client: got %d, %s", answer.StatusCode, answer.Header.Get("Cache-Control"))
+	}
+	for deadline := time.Now().Add(5 * time.Second); b.Navigate("/bff/login").StatusCode != 302 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Fatalf("sign in: got %d\n%s", answer.StatusCode, answer.Text)
+	}
+	tokens := make(map[string]bool)
+	for until := time.Now().Add(tokenLife + tokenLife/2); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		var me struct {
+			Message string
+			TokenID string `json:"token_id"`
+		}
+		answer := b.Fetch("GET", "/api/me")
+		answer.Decode(t, &me)
+		if answer.StatusCode != 200 || !strings.Contains(me.Message, "Alice") {
+			t.Fatalf("/api/me: got %d %s", answer.StatusCode, answer.Text)
+		}
+		tokens[me.TokenID] = true
+	}
+	if len(tokens) < 2 {
+		t.Errorf("the access token was not refreshed in one and a half of its lives")
+	}
+	for path, want := range map[string]int{"/api/orders": 200, "/api/admin": 403, "/public/time": 200, "/api/nothing": 404} {
+		if answer := b.Fetch("GET", path); answer.StatusCode != want {
+			t.Errorf("%s: got %d %s, want %d", path, answer.StatusCode, answer.Text, want)
+		}
+	}
+	out := b.Submit("/bff/logout", url.Values{"return_to": {"/"}})
+	back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+	if got := back.Location(t).String(); got != app+"/" {
+		t.Errorf("after logout: at %s, want %s/", got, app)
+	}
+	if got := b.Fetch("GET", "/api/me").StatusCode; got != 401 {
+		t.Errorf("/api/me after logout: got %d", got)
+	}
+	if seen := b.Seen(); strings.Contains(seen, "eyJ") {
+		t.Error("the browser saw something like a token")
+	}
+}
+
+func ready(t *testing.T, admin string) {
+	t.Helper()
+	var last string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		resp, err := http.Get("http://" + admin + "/readyz")
+		if err != nil {
+			last = err.Error()
+			continue
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode == 200 {
+			return
+		}
+		last = string(body)
+	}
+	t.Fatalf("not ready: %s", last)
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestShutdownLetsARequestFinish(t *testing.T) {
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	app := "http://localhost:" + port
+	provider := bfftest.NewProvider(t, app)
+	echo := bfftest.NewEcho(t)
+	arrived, release := make(chan struct{}), make(chan struct{})
+	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-release
+		io.WriteString(w, "whole")
+	}
+	p := start(t, map[string]string{
+		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": app,
+		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"CLOAKROOM_ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none}]",
+	}, "serve")
+	p.waitFor(p.stderr, `"msg":"listening"`)
+	b := bfftest.NewBrowser(t, app)
+	answered := make(chan *bfftest.Answer)
+	go func() { answered <- b.Fetch("GET", "/public/x") }()
+	<-arrived
+	p.stop()
+	p.waitFor(p.stderr, `"msg":"shutting down"`)
+	close(release)
+	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
+		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	}
+}
