@@ -219,7 +219,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		return errMethod
 	}
 	if !s.hostAllowed(r) {
-		return errWrongHost.because(fmt.Errorf("Host is %.80q", r.Host))
+		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
 	if err := checkPath(r.URL.EscapedPath()); err != nil {
 		return errAmbiguousPath.because(err)

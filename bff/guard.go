@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -44,7 +45,7 @@ func sameOrigin(s *Server, r *http.Request) error {
 	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
 	switch {
 	case len(site) == 0 && len(origin) == 0:
-		return errCSRF.because(fmt.Errorf("neither Sec-Fetch-Site nor Origin is there"))
+		return errCSRF.because(errors.New("neither Sec-Fetch-Site nor Origin is there"))
 	case len(site) > 0 && (len(site) != 1 || site[0] != "same-origin"):
 		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
@@ -69,5 +70,5 @@ func (s *Server) originAllowed(r *http.Request) error {
 	case len(origin) == 1 && origin[0] == "null" && r.Header.Get("Sec-Fetch-Site") == "same-origin":
 		return nil
 	}
-	return errCSRF.because(fmt.Errorf("Origin is %.80q, want %q", origin, s.origin))
+	return errCSRF.because(fmt.Errorf("the Origin is %.80q, want %q", origin, s.origin))
 }

@@ -55,7 +55,6 @@ func (p *problem) returningTo(path string) *problem {
 }
 
 var (
-	errBadRequest       = &problem{status: 400, code: "bad_request", title: "The request cannot be understood"}
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
 	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}

@@ -213,7 +213,7 @@ server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
-`, []string{"store.url: it begins with none of redis:, rediss:, memory:"}},
+`, []string{"store.url: its scheme is none of memory, redis, rediss"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

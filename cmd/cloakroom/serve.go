@@ -162,7 +162,7 @@ func openStore(cfg *config, log *slog.Logger) (store, error) {
 		}
 		return s, nil
 	}
-	return nil, errors.New("store.url: it begins with none of redis:, rediss:, memory:")
+	return nil, errors.New("store.url: its scheme is none of memory, redis, rediss")
 }
 
 func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error) {

@@ -134,11 +134,11 @@ func New(cfg Config) (*Provider, error) {
 	var errs []error
 	u, err := url.Parse(cfg.Issuer)
 	if err != nil || u.Scheme != "http" || !loopback(u.Hostname()) || u.RawQuery != "" || u.Fragment != "" {
-		errs = append(errs, fmt.Errorf("Issuer: %q is not an http URL with a loopback host: this provider signs in whoever asks", cfg.Issuer))
+		errs = append(errs, fmt.Errorf("issuer %q is not an http URL with a loopback host: this provider signs in whoever asks", cfg.Issuer))
 	}
 	for i, c := range cfg.Clients {
 		if c.ID == "" || c.Secret == "" {
-			errs = append(errs, fmt.Errorf("Clients[%d]: ID and Secret are needed", i))
+			errs = append(errs, fmt.Errorf("client %d: ID and Secret are needed", i))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

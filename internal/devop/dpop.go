@@ -26,7 +26,7 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request) (jkt strin
 	if len(proofs) > 1 {
 		return fail("invalid_dpop_proof")
 	}
-	jws, err := jose.ParseSigned(proofs[0], []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(proofs[0], []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
 		return fail("invalid_dpop_proof")
 	}

@@ -73,7 +73,7 @@ func (p *Provider) readOwn(raw string, claims any) error {
 	keys := slices.Clone(p.keys)
 	p.mu.Unlock()
 	for _, k := range keys {
-		jws, err := jose.ParseSigned(raw, []jose.SignatureAlgorithm{jose.RS256})
+		jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256})
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,471 @@
+package devop_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+	"golang.org/x/oauth2"
+
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+const (
+	redirectURI = "http://localhost:8080/bff/callback"
+	afterLogout = "http://localhost:8080/bff/logout/callback"
+)
+
+// op is a running provider and a client that knows it.
+type op struct {
+	*devop.Provider
+	t        *testing.T
+	issuer   string
+	oauth    oauth2.Config
+	verifier *oidc.IDTokenVerifier
+	browser  *http.Client
+}
+
+func newOP(t *testing.T, edit func(*devop.Config)) *op {
+	t.Helper()
+	var provider *devop.Provider
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { provider.ServeHTTP(w, r) }))
+	t.Cleanup(server.Close)
+	cfg := devop.Config{
+		Issuer:  server.URL + "/realms/x",
+		Clients: []devop.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
+	}
+	if edit != nil {
+		edit(&cfg)
+	}
+	var err error
+	if provider, err = devop.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	found, err := oidc.NewProvider(t.Context(), cfg.Issuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	endpoint := found.Endpoint()
+	endpoint.AuthStyle = oauth2.AuthStyleInHeader
+	jar, _ := cookiejar.New(nil)
+	return &op{
+		Provider: provider, t: t, issuer: cfg.Issuer,
+		oauth:    oauth2.Config{ClientID: "web", ClientSecret: "a:b%c", RedirectURL: redirectURI, Endpoint: endpoint, Scopes: []string{"openid", "profile", "email"}},
+		verifier: found.Verifier(&oidc.Config{ClientID: "web"}),
+		browser:  &http.Client{Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+	}
+}
+
+var csrf = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
+
+// authorize opens an authorization URL, picks the user where there is a page, and returns what comes back.
+func (o *op) authorize(user, authURL string) url.Values {
+	o.t.Helper()
+	resp, err := o.browser.Get(authURL)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	page, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if resp.StatusCode == 200 {
+		m := csrf.FindSubmatch(page)
+		if m == nil {
+			o.t.Fatalf("a page without the hidden field csrf:\n%s", page)
+		}
+		if resp, err = o.browser.PostForm(authURL, url.Values{"csrf": {string(m[1])}, "user": {user}}); err != nil {
+			o.t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	back, err := resp.Location()
+	if err != nil || !strings.HasPrefix(back.String(), redirectURI) {
+		o.t.Fatalf("got %d to %v, want a redirect to the client:\n%s", resp.StatusCode, back, page)
+	}
+	return back.Query()
+}
+
+// signIn goes through the whole flow.
+func (o *op) signIn(user string, options ...oauth2.AuthCodeOption) *oauth2.Token {
+	o.t.Helper()
+	verifier := oauth2.GenerateVerifier()
+	answer := o.authorize(user, o.oauth.AuthCodeURL("state", append(options, oauth2.S256ChallengeOption(verifier), oidc.Nonce("nonce"))...))
+	token, err := o.oauth.Exchange(o.t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier))
+	if err != nil {
+		o.t.Fatalf("redeem: %v", err)
+	}
+	return token
+}
+
+func (o *op) refresh(token string) (*oauth2.Token, error) {
+	return o.oauth.TokenSource(o.t.Context(), &oauth2.Token{RefreshToken: token}).Token()
+}
+
+func wantError(t *testing.T, err error, code string) {
+	t.Helper()
+	var refused *oauth2.RetrieveError
+	if !errors.As(err, &refused) || refused.ErrorCode != code {
+		t.Errorf("got %v, want %s", err, code)
+	}
+}
+
+func TestCodeFlow(t *testing.T) {
+	o := newOP(t, nil)
+	verifier := oauth2.GenerateVerifier()
+	answer := o.authorize("alice", o.oauth.AuthCodeURL("st", oauth2.S256ChallengeOption(verifier), oidc.Nonce("n"), oauth2.SetAuthURLParam("acr_values", "gold")))
+	if answer.Get("state") != "st" || answer.Get("iss") != o.issuer {
+		t.Errorf("the answer: got %v", answer)
+	}
+	token, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := o.verifier.Verify(t.Context(), token.Extra("id_token").(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claims struct {
+		SID, ACR, Name string
+		AuthTime       int64 `json:"auth_time"`
+	}
+	if err := id.Claims(&claims); err != nil || id.Subject != "alice" || id.Nonce != "n" || claims.SID == "" || claims.ACR != "gold" || claims.Name == "" || claims.AuthTime == 0 {
+		t.Errorf("ID token: got %+v, %+v, %v", id, claims, err)
+	}
+	if err := id.VerifyAccessToken(token.AccessToken); err != nil {
+		t.Errorf("at_hash: %v", err)
+	}
+	if _, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier)); err == nil {
+		t.Error("the code was redeemed twice")
+	}
+	if _, err := o.refresh(token.RefreshToken); err == nil {
+		t.Error("what a code obtained is good after the code was used again")
+	}
+}
+
+func TestWhatTheCodeIsBoundTo(t *testing.T) {
+	o := newOP(t, nil)
+	verifier := oauth2.GenerateVerifier()
+	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
+	_, err := o.oauth.Exchange(t.Context(), code, oauth2.VerifierOption(oauth2.GenerateVerifier()))
+	wantError(t, err, "invalid_grant")
+	stranger := o.oauth
+	stranger.ClientSecret = "wrong"
+	_, err = stranger.Exchange(t.Context(), code, oauth2.VerifierOption(verifier))
+	wantError(t, err, "invalid_client")
+	if answer := o.authorize("alice", o.oauth.AuthCodeURL("")); answer.Get("error") != "invalid_request" || answer.Get("iss") == "" {
+		t.Errorf("without PKCE: got %v", answer)
+	}
+	if answer := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("prompt", "login"))); answer.Get("code") == "" {
+		t.Errorf("prompt=login: got %v", answer)
+	}
+	if answer := o.authorize("", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("prompt", "login"))); answer.Get("error") != "access_denied" {
+		t.Errorf("cancelled: got %v", answer)
+	}
+	evil := o.oauth
+	evil.RedirectURL = "https://evil.example"
+	if resp, err := o.browser.Get(evil.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))); err != nil || resp.StatusCode != 400 {
+		t.Errorf("an unregistered redirect URI: got %v, %v", resp, err)
+	}
+}
+
+func TestPromptNoneAndMaxAge(t *testing.T) {
+	o := newOP(t, nil)
+	ask := func(options ...oauth2.AuthCodeOption) url.Values {
+		return o.authorize("alice", o.oauth.AuthCodeURL("", append(options, oauth2.S256ChallengeOption(oauth2.GenerateVerifier()))...))
+	}
+	none := oauth2.SetAuthURLParam("prompt", "none")
+	if got := ask(none).Get("error"); got != "login_required" {
+		t.Errorf("before: got %q", got)
+	}
+	ask()
+	if got := ask(none); got.Get("code") == "" {
+		t.Errorf("after: got %v", got)
+	}
+	time.Sleep(time.Millisecond)
+	if got := ask(none, oauth2.SetAuthURLParam("max_age", "0")).Get("error"); got != "login_required" {
+		t.Errorf("max_age=0: got %q", got)
+	}
+}
+
+func TestRefreshTokensRotateAndReuseEndsTheFamily(t *testing.T) {
+	o := newOP(t, nil)
+	first := o.signIn("alice")
+	second, err := o.refresh(first.RefreshToken)
+	if err != nil || second.RefreshToken == first.RefreshToken {
+		t.Fatalf("refresh: got %v, %v", second, err)
+	}
+	_, err = o.refresh(first.RefreshToken)
+	wantError(t, err, "invalid_grant")
+	_, err = o.refresh(second.RefreshToken)
+	wantError(t, err, "invalid_grant")
+	if got := o.Stats(); got.Reuses != 1 || got.Tokens["refresh_token"] != 3 || len(got.LiveRefreshTokens) != 0 {
+		t.Errorf("stats: got %+v", got)
+	}
+}
+
+func TestOfTenRefreshesAtOnceOneSucceeds(t *testing.T) {
+	o := newOP(t, nil)
+	token := o.signIn("alice")
+	results := make(chan error, 10)
+	var all sync.WaitGroup
+	for range cap(results) {
+		all.Go(func() {
+			_, err := o.refresh(token.RefreshToken)
+			results <- err
+		})
+	}
+	all.Wait()
+	close(results)
+	succeeded := 0
+	for err := range results {
+		if err == nil {
+			succeeded++
+		}
+	}
+	if succeeded != 1 {
+		t.Errorf("%d of 10 succeeded", succeeded)
+	}
+}
+
+func TestWithinTheGraceTheSuccessorIsAnsweredAgain(t *testing.T) {
+	o := newOP(t, func(c *devop.Config) { c.RefreshGrace = time.Minute })
+	token := o.signIn("alice")
+	first, err := o.refresh(token.RefreshToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := o.refresh(token.RefreshToken)
+	if err != nil || again.RefreshToken != first.RefreshToken {
+		t.Errorf("got %v, %v, want the same successor", again, err)
+	}
+}
+
+func TestKeysRotate(t *testing.T) {
+	o := newOP(t, nil)
+	old := o.signIn("alice").Extra("id_token").(string)
+	if _, err := o.verifier.Verify(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	for _, raw := range []string{old, o.signIn("alice").Extra("id_token").(string)} {
+		if _, err := o.verifier.Verify(t.Context(), raw); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := o.Stats().JWKSFetches; got != 2 {
+		t.Errorf("%d fetches of the key set, want 2", got)
+	}
+}
+
+func TestUserinfoClientCredentialsAndRevocation(t *testing.T) {
+	o := newOP(t, nil)
+	token := o.signIn("bob")
+	userinfo := func(access string) (int, string) {
+		req, _ := http.NewRequest("GET", o.issuer+"/userinfo", nil)
+		req.Header.Set("Authorization", "Bearer "+access)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(b)
+	}
+	if status, body := userinfo(token.AccessToken); status != 200 || !strings.Contains(body, `"sub":"bob"`) || !strings.Contains(body, "bob@example.com") {
+		t.Errorf("userinfo: got %d %s", status, body)
+	}
+	if status, _ := userinfo("x"); status != 401 {
+		t.Errorf("userinfo without a token: got %d", status)
+	}
+	if status, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"api"}}, nil); status != 200 || body["refresh_token"] != nil || body["id_token"] != nil || body["scope"] != "api" {
+		t.Errorf("client credentials: got %d %v", status, body)
+	}
+	for range 2 { // unknown the second time, which is as good
+		if status, _ := o.post("/revoke", url.Values{"token": {token.RefreshToken}}, nil); status != 200 {
+			t.Errorf("revoke: got %d", status)
+		}
+	}
+	_, err := o.refresh(token.RefreshToken)
+	wantError(t, err, "invalid_grant")
+}
+
+// post posts a form as the client.
+func (o *op) post(path string, form url.Values, header http.Header) (int, map[string]any) {
+	o.t.Helper()
+	req, err := http.NewRequest("POST", o.issuer+path, strings.NewReader(form.Encode()))
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	if header != nil {
+		req.Header = header
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.SetBasicAuth(url.QueryEscape(o.oauth.ClientID), url.QueryEscape(o.oauth.ClientSecret))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body := make(map[string]any)
+	json.NewDecoder(resp.Body).Decode(&body)
+	if nonce := resp.Header.Get("DPoP-Nonce"); nonce != "" {
+		body["nonce"] = nonce
+	}
+	return resp.StatusCode, body
+}
+
+func TestPushedRequests(t *testing.T) {
+	o := newOP(t, nil)
+	verifier := oauth2.GenerateVerifier()
+	u, _ := url.Parse(o.oauth.AuthCodeURL("st", oauth2.S256ChallengeOption(verifier)))
+	status, body := o.post("/par", u.Query(), nil)
+	uri, _ := body["request_uri"].(string)
+	if status != 201 || uri == "" {
+		t.Fatalf("got %d %v", status, body)
+	}
+	short := o.issuer + "/authorize?" + url.Values{"client_id": {"web"}, "request_uri": {uri}}.Encode()
+	answer := o.authorize("alice", short)
+	if _, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier)); err != nil || answer.Get("state") != "st" {
+		t.Errorf("got %v, %v", answer, err)
+	}
+	if resp, err := o.browser.Get(short); err != nil || resp.StatusCode != 400 {
+		t.Errorf("a pushed request used twice: got %v, %v", resp, err)
+	}
+}
+
+func TestLogout(t *testing.T) {
+	logouts := make(chan string, 4)
+	client := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { logouts <- r.PostFormValue("logout_token") }))
+	defer client.Close()
+	o := newOP(t, func(c *devop.Config) { c.Clients[0].BackchannelLogoutURI = client.URL })
+	token := o.signIn("alice")
+	id := token.Extra("id_token").(string)
+	out := func(q url.Values) (int, string) {
+		resp, err := o.browser.Get(o.issuer + "/logout?" + q.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode, resp.Header.Get("Location")
+	}
+	for name, q := range map[string]url.Values{
+		"evil redirect": {"id_token_hint": {id}, "post_logout_redirect_uri": {"https://evil.example"}},
+		"evil hint":     {"id_token_hint": {id + "x"}, "post_logout_redirect_uri": {afterLogout}},
+		"no client":     {"post_logout_redirect_uri": {afterLogout}},
+	} {
+		if status, location := out(q); status != 400 || location != "" {
+			t.Errorf("%s: got %d to %q, want 400", name, status, location)
+		}
+	}
+	if status, location := out(url.Values{"id_token_hint": {id}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}}); status != 303 || location != afterLogout+"?state=s" {
+		t.Errorf("got %d to %q", status, location)
+	}
+	logout, err := o.verifier.VerifyLogout(t.Context(), <-logouts)
+	if err != nil || logout.Subject != "alice" || logout.SessionID == "" {
+		t.Errorf("logout token: got %+v, %v", logout, err)
+	}
+	_, err = o.refresh(token.RefreshToken)
+	wantError(t, err, "invalid_grant")
+
+	o.signIn("alice")
+	if err := o.EndUser(context.Background(), "alice"); err != nil {
+		t.Error(err)
+	}
+	if _, err := o.verifier.VerifyLogout(t.Context(), <-logouts); err != nil {
+		t.Error(err)
+	}
+	if got := o.Stats(); got.BackchannelLogouts != 2 || len(got.LiveRefreshTokens) != 0 {
+		t.Errorf("stats: got %+v", got)
+	}
+}
+
+func TestDPoP(t *testing.T) {
+	o := newOP(t, func(c *devop.Config) { c.RequireDPoPNonce = true })
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof := func(claims map[string]any) http.Header {
+		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{EmbedJWK: true}).WithType("dpop+jwt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]any{"jti": rand.Text(), "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()}
+		for name, value := range claims {
+			all[name] = value
+		}
+		payload, _ := json.Marshal(all)
+		jws, err := signer.Sign(payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		compact, _ := jws.CompactSerialize()
+		return http.Header{"Dpop": {compact}}
+	}
+	form := url.Values{"grant_type": {"client_credentials"}}
+	_, body := o.post("/token", form, proof(nil))
+	nonce, _ := body["nonce"].(string)
+	if body["error"] != "use_dpop_nonce" || nonce == "" {
+		t.Fatalf("without a nonce: got %v", body)
+	}
+	good := proof(map[string]any{"nonce": nonce})
+	if status, body := o.post("/token", form, good.Clone()); status != 200 || body["token_type"] != "DPoP" {
+		t.Errorf("got %d %v", status, body)
+	}
+	for name, header := range map[string]http.Header{
+		"replayed":       good,
+		"another method": proof(map[string]any{"nonce": nonce, "htm": "GET"}),
+		"another URL":    proof(map[string]any{"nonce": nonce, "htu": o.issuer + "/par"}),
+		"an old one":     proof(map[string]any{"nonce": nonce, "iat": time.Now().Add(-time.Hour).Unix()}),
+		"twice":          {"Dpop": append(proof(map[string]any{"nonce": nonce})["Dpop"], proof(map[string]any{"nonce": nonce})["Dpop"]...)},
+		"not a JWT":      {"Dpop": {"x"}},
+	} {
+		if status, body := o.post("/token", form, header); status != 400 || body["error"] != "invalid_dpop_proof" {
+			t.Errorf("%s: got %d %v", name, status, body)
+		}
+	}
+}
+
+func TestHooksMakeItWrong(t *testing.T) {
+	o := newOP(t, nil)
+	o.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["aud"] = "other" }})
+	if _, err := o.verifier.Verify(t.Context(), o.signIn("alice").Extra("id_token").(string)); err == nil {
+		t.Error("EditIDToken had no effect")
+	}
+	o.SetHooks(devop.Hooks{EditCallback: func(q url.Values) { q.Del("iss") }})
+	if q := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(oauth2.GenerateVerifier()))); q.Has("iss") {
+		t.Error("EditCallback had no effect")
+	}
+	o.SetHooks(devop.Hooks{EditDiscovery: func(m map[string]any) { m["issuer"] = "x" }, EditJWKS: func(m map[string]any) { m["keys"] = nil }})
+	if _, err := oidc.NewProvider(t.Context(), o.issuer); err == nil {
+		t.Error("EditDiscovery had no effect")
+	}
+	o.SetHooks(devop.Hooks{})
+	if _, err := o.verifier.Verify(t.Context(), o.signIn("alice").Extra("id_token").(string)); err != nil {
+		t.Errorf("without hooks: %v", err)
+	}
+}
+
+func TestItIsForThisMachineAlone(t *testing.T) {
+	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://localhost", "", "http://localhost.evil.example"} {
+		if _, err := devop.New(devop.Config{Issuer: issuer}); err == nil {
+			t.Errorf("%q: no error", issuer)
+		}
+	}
+}
