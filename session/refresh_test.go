@@ -199,7 +199,7 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 				}
 				wantAlive(t, m, r, "after the fault")
 				p.answer = nil
-				time.Sleep(retry.RetryAfter)
+				time.Sleep(retry.RetryAfter + time.Millisecond)
 				if _, err := m.Fresh(t.Context(), r); err != nil {
 					t.Errorf("Fresh once the provider is back: %v", err)
 				}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -260,6 +261,31 @@ func TestTheCommentedConfigurationIsOneThatWorks(t *testing.T) {
 	if len(missingKeys(full)) > 0 {
 		t.Errorf("the file says nothing of %v", missingKeys(full))
 	}
+}
+
+func TestTheConfigurationOfDockerComposeIsOneThatWorks(t *testing.T) {
+	compose, err := os.ReadFile("../../docker-compose.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := make(map[string]string)
+	for _, m := range regexp.MustCompile(`(CLOAKROOM_\w+): (.+)`).FindAllStringSubmatch(string(compose), -1) {
+		env[m[1]] = m[2]
+	}
+	dist := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env["CLOAKROOM_FRONTEND_DIR"] = dist // which the container mounts
+	c, err := loadConfig("../../configs/compose.yaml", func(name string) string { return env[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newBroker(c, nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.close()
 }
 
 // missingKeys returns the keys of the configuration that a commented file does not mention.
