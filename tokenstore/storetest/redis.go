@@ -28,7 +28,7 @@ func StartRedis(t testing.TB) *Server {
 		if os.Getenv("CLOAKROOM_TEST_ALL") != "" {
 			t.Fatal("redis-server is not installed, and CLOAKROOM_TEST_ALL asks for all tests")
 		}
-		t.Skip("SKIPPED: redis-server is not installed, so nothing here is tested against Redis (make test installs it)")
+		skipLoudly(t, "redis-server is not installed, so this is not tested against Redis; make test installs it")
 	}
 	s := &Server{t: t, addr: freeAddr(t), dir: t.TempDir()}
 	s.Start()
@@ -106,6 +106,17 @@ func (s *Server) Do(args ...string) string {
 	var answer bytes.Buffer
 	answer.ReadFrom(conn)
 	return strings.TrimSuffix(answer.String(), "\r\n+OK\r\n")
+}
+
+// skipLoudly skips the test and says so where it is seen: go test shows nothing of what a package that passes prints, so it is written to
+// go test's own standard error.
+func skipLoudly(t testing.TB, why string) {
+	t.Helper()
+	if stderr, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", os.Getppid()), os.O_WRONLY|os.O_APPEND, 0); err == nil {
+		fmt.Fprintf(stderr, "SKIPPED %s: %s\n", t.Name(), why)
+		stderr.Close()
+	}
+	t.Skip(why)
 }
 
 func freeAddr(t testing.TB) string {

@@ -1,0 +1,113 @@
+package bff
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+func newTestAttempts(t testing.TB) *attempts {
+	as, err := newAttempts(session.Cookie{}, [][]byte{bytes.Repeat([]byte("k"), 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &as
+}
+
+// begun returns an attempt and the cookie that it left in the browser.
+func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
+	w := httptest.NewRecorder()
+	if err := as.begin(w, httptest.NewRequest("GET", "/bff/login", nil), a); err != nil {
+		t.Fatal(err)
+	}
+	return a, w.Result().Cookies()[0]
+}
+
+func TestAnAttemptComesBackWhole(t *testing.T) {
+	as := newTestAttempts(t)
+	want, cookie := begun(t, as, &attempt{ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: "id", Subject: "alice", CrossSite: true, Restarted: true})
+	r := httptest.NewRequest("GET", "/bff/callback", nil)
+	r.AddCookie(cookie)
+	w := httptest.NewRecorder()
+	got := as.take(w, r, want.State)
+	if got == nil || *got != *want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if c := w.Result().Cookies(); len(c) != 1 || c[0].Name != cookie.Name || c[0].MaxAge >= 0 || !c[0].Secure || c[0].Path != "/" || !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-") {
+		t.Errorf("the cookie is not taken away: %v", c)
+	}
+	for _, s := range []string{fmt.Sprint(want), fmt.Sprintf("%+v", *want), string(must(json.Marshal(want)))} {
+		if strings.Contains(s, want.Verifier.Reveal()) {
+			t.Errorf("the verifier is printed: %s", s)
+		}
+	}
+}
+
+func must(b []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		as := newTestAttempts(t)
+		a, cookie := begun(t, as, &attempt{ReturnTo: "/"})
+		restarted, _ := begun(t, as, &attempt{ReturnTo: "/", Restarted: true})
+		r := httptest.NewRequest("GET", "/bff/callback", nil)
+		r.AddCookie(cookie)
+		time.Sleep(attemptLife - time.Second)
+		if as.take(httptest.NewRecorder(), r, a.State) == nil {
+			t.Error("gone before its time")
+		}
+		time.Sleep(2 * time.Second)
+		if as.take(httptest.NewRecorder(), r, a.State) != nil {
+			t.Error("still there after its time")
+		}
+		if !as.stale(a.State) || as.stale(restarted.State) || as.stale("x") || as.stale("") {
+			t.Error("a stale attempt is begun again, and one that was begun again is not")
+		}
+		time.Sleep(stateLife)
+		if as.stale(a.State) {
+			t.Error("a state is known for ever")
+		}
+	})
+}
+
+// Of whatever comes as a cookie and a state, only a pair that begin made is taken, and nothing panics.
+func FuzzAttempt(f *testing.F) {
+	as := newTestAttempts(f)
+	a, cookie := begun(f, as, &attempt{ReturnTo: "/"})
+	other, otherCookie := begun(f, as, &attempt{ReturnTo: "/other"})
+	f.Add(a.State, cookie.Name+"="+cookie.Value)
+	f.Add(a.State, cookie.Name+"="+otherCookie.Value)
+	f.Add(other.State, cookie.Name+"="+cookie.Value+"; "+otherCookie.Name+"="+otherCookie.Value)
+	f.Add(a.State, cookie.Name+"="+cookie.Value+"; "+cookie.Name+"="+cookie.Value)
+	f.Add("", as.name+"=;;=")
+	f.Add("x", as.name+"x="+strings.Repeat("A", 5000))
+	f.Fuzz(func(t *testing.T, state, line string) {
+		r := httptest.NewRequest("GET", "/bff/callback", nil)
+		r.Header["Cookie"] = []string{line}
+		got := as.take(httptest.NewRecorder(), r, state)
+		if got != nil && !(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) || state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
+			t.Errorf("state %q with cookies %q is taken for %+v", state, line, got)
+		}
+		if as.stale(state) && state != a.State && state != other.State && !strings.HasPrefix(state, a.State[:len(a.State)-4]) && !strings.HasPrefix(state, other.State[:len(other.State)-4]) {
+			t.Errorf("state %q is taken for ours", state)
+		}
+		as.prune(httptest.NewRecorder(), r, 100)
+		if answer, err := parseAnswer("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.state == "" || (answer.code == "") == (answer.err == "")) {
+			t.Errorf("%q is taken for the answer %+v", line, answer)
+		}
+	})
+}
