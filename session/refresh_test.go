@@ -360,6 +360,38 @@ func (s *lossyStore) Replace(ctx context.Context, key string, old, value []byte)
 	return replaced, err
 }
 
+func TestARequestThatReadTheSessionBeforeTheRefreshUsesItsResult(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := &slowStore{Store: new(tokenstore.Memory)}
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		store.slowNext.Store(true)
+		var late sync.WaitGroup
+		late.Go(func() { fresh(t, m, r, "access-2") })
+		synctest.Wait()
+		fresh(t, m, r, "access-2")
+		late.Wait()
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes, want 1", n)
+		}
+	})
+}
+
+// slowStore takes a second to hand out what it has read.
+type slowStore struct {
+	session.Store
+	slowNext atomic.Bool
+}
+
+func (s *slowStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	slow := s.slowNext.Swap(false)
+	value, ttl, found, err := s.Store.Get(ctx, key)
+	if slow {
+		time.Sleep(time.Second)
+	}
+	return value, ttl, found, err
+}
+
 func TestRenewRefreshesATokenThatIsStillGood(t *testing.T) {
 	p := new(tokenEndpoint)
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {

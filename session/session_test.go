@@ -229,6 +229,23 @@ func TestIdleTimeoutMovesWithTouchAndMaxLifetimeNeverMoves(t *testing.T) {
 	})
 }
 
+func TestMaxLifetimeDoesNotRestOnTheStoresClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{Store: eternalStore{new(tokenstore.Memory)}, IdleTimeout: time.Hour, MaxLifetime: time.Hour})
+		tk := tokens()
+		tk.Expiry = time.Now().Add(24 * time.Hour)
+		_, r := signIn(t, m, tk)
+		time.Sleep(time.Hour)
+		wantNone(t, m, r, "after max_lifetime, with a record that the store did not expire")
+	})
+}
+
+type eternalStore struct{ session.Store }
+
+func (s eternalStore) Create(ctx context.Context, key string, value []byte, _ time.Duration) (bool, error) {
+	return s.Store.Create(ctx, key, value, 1000*time.Hour)
+}
+
 func TestTouchWritesNowAndThenOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &countingStore{Store: new(tokenstore.Memory)}

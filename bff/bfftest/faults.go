@@ -139,7 +139,7 @@ var IDTokenFaults = []Fault{
 	without("no exp", "exp"),
 	with("exp that is no number", "exp", "tomorrow"),
 	claims("expired", func(c map[string]any) { c["exp"] = ago(5 * time.Minute) }),
-	claims("not valid yet", func(c map[string]any) { c["nbf"] = ago(-5 * time.Minute) }),
+	claims("not valid yet", func(c map[string]any) { c["nbf"] = ago(-3 * time.Minute) }),
 	without("no iat", "iat"),
 	with("iat that is no number", "iat", "now"),
 	claims("issued long ago", func(c map[string]any) { c["iat"] = ago(time.Hour) }),
@@ -249,7 +249,9 @@ func endpointFaults(grantType string) []Fault {
 		answers("half a JSON", grantType, 200, `{"access_token":"x`),
 		answers("an empty 200", grantType, 200, ""),
 		answers("null", grantType, 200, "null"),
-		answers("a redirect", grantType, 307, "", "Location", "http://127.0.0.1:1/token"),
+		intercept("a redirect", grantType, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, "http://"+r.Host+elsewhere, http.StatusTemporaryRedirect) // which would take secrets along
+		}),
 		answers("two megabytes", grantType, 200, `{"access_token":"x","token_type":"Bearer","padding":"`+strings.Repeat("x", 2<<20)+`"}`),
 		intercept("a connection that breaks", grantType, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }),
 		intercept("an answer that breaks off", grantType, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +23,8 @@ type Provider struct {
 	Issuer         string
 	Client         devop.Client
 	AccessTokenTTL time.Duration
+
+	strayed atomic.Int32 // requests to elsewhere
 
 	mu       sync.Mutex // guards all below
 	issued   []string   // every token that was issued
@@ -47,12 +50,23 @@ func NewProvider(t testing.TB, app string) *Provider {
 		t.Fatal(err)
 	}
 	server.Start()
-	t.Cleanup(server.Close)
+	t.Cleanup(func() {
+		server.Close()
+		if n := p.strayed.Load(); n > 0 {
+			t.Errorf("%d requests followed a redirect of the token endpoint, with all they carry", n)
+		}
+	})
 	return p
 }
 
+// elsewhere is where a token endpoint that redirects sends its clients.
+const elsewhere = "/elsewhere"
+
 // serve passes requests to the provider, and takes down which tokens it issues.
 func (p *Provider) serve(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == elsewhere {
+		p.strayed.Add(1)
+	}
 	if !strings.HasSuffix(r.URL.Path, "/token") {
 		p.Provider.ServeHTTP(w, r)
 		return
