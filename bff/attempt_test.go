@@ -1,7 +1,7 @@
 package bff
 
 import (
-	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -15,8 +15,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
+// newTestAttempts has a key of its own, also in each process of a fuzz run.
 func newTestAttempts(t testing.TB) *attempts {
-	as, err := newAttempts(session.Cookie{}, [][]byte{bytes.Repeat([]byte("k"), 32)})
+	key := make([]byte, 32)
+	rand.Read(key)
+	as, err := newAttempts(session.Cookie{}, [][]byte{key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +52,22 @@ func TestAnAttemptComesBackWhole(t *testing.T) {
 		if strings.Contains(s, want.Verifier.Reveal()) {
 			t.Errorf("the verifier is printed: %s", s)
 		}
+	}
+}
+
+func TestAnAttemptIsForItsState(t *testing.T) {
+	as := newTestAttempts(t)
+	a, _ := begun(t, as, &attempt{ReturnTo: "/"})
+	other, _ := begun(t, as, &attempt{ReturnTo: "/"})
+	name := as.cookieName(other.State) // as if the tags of two states were the same
+	value, err := as.seal(name, a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("GET", "/bff/callback", nil)
+	r.AddCookie(&http.Cookie{Name: name, Value: value})
+	if got := as.take(httptest.NewRecorder(), r, other.State); got != nil {
+		t.Errorf("taken for another state: %+v", got)
 	}
 }
 
