@@ -244,19 +244,22 @@ func (s *Server) serve(w *response, r *http.Request) error {
 }
 
 func (s *Server) serveEndpoint(w *response, r *http.Request) error {
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Referrer-Policy", "no-referrer")
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // of what is opened as a document; pages have their own
 	methods := s.table[r.URL.Path]
 	if len(methods) == 0 {
 		return errNotFound
 	}
 	for _, e := range methods {
 		if e.method != r.Method {
-			w.Header().Add("Allow", e.method)
+			h.Add("Allow", e.method)
 			continue
 		}
-		w.Header().Del("Allow")
+		h.Del("Allow")
 		if err := e.guard(s, r); err != nil {
 			return err
 		}
@@ -293,6 +296,7 @@ func (s *Server) logRequest(w *response, r *http.Request, took time.Duration) {
 	level := slog.LevelInfo
 	attrs := []slog.Attr{
 		slog.String("request", w.requestID),
+		slog.String("client", s.clientIP(r)),
 		slog.String("method", r.Method),
 		slog.String("path", r.URL.Path), // never the query: codes and states are in it
 		slog.Int("status", w.status),

@@ -222,7 +222,7 @@ func (s *Server) filterResponse(h http.Header) {
 			h["Set-Cookie"] = append(h["Set-Cookie"], line)
 		}
 	}
-	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" {
+	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever is said of the rest
 		h.Set("Cache-Control", "private, no-store")
 	}
 }

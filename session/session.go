@@ -198,16 +198,16 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 		return nil, err
 	}
 	s.sealed = sealed
+	value, err := m.cookie.encode(s.ticket)
+	if err != nil {
+		return nil, err
+	}
 	created, err := m.cfg.Store.Create(ctx, recordKey(s.ID), sealed, ttl)
 	if err != nil {
 		return nil, storeError("create", err)
 	}
 	if !created {
 		return nil, errors.New("start session: its random id is taken")
-	}
-	value, err := m.cookie.encode(s.ticket)
-	if err != nil {
-		return nil, err
 	}
 	if replaces != "" && replaces != s.ID {
 		if err := m.cfg.Store.Delete(ctx, recordKey(replaces)); err != nil {

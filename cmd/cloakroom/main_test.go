@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -270,5 +274,41 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	close(release)
 	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
 		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	}
+}
+
+func TestServeWithTLS(t *testing.T) {
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.StartTLS()
+	certificate.Close()
+	pair := certificate.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, map[string]string{
+		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": "https://localhost:" + port,
+		"CLOAKROOM_SERVER_TLS_CERT_FILE": writeFile(t, "tls.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}))),
+		"CLOAKROOM_SERVER_TLS_KEY_FILE":  writeFile(t, "tls.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))),
+		"CLOAKROOM_OIDC_ISSUER":          "https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": "s",
+	}, "serve")
+	p.waitFor(p.stderr, `"msg":"listening"`)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}}
+	defer client.CloseIdleConnections()
+	req, _ := http.NewRequest("GET", "https://localhost:"+port+"/bff/session", nil)
+	req.Header.Set("X-CSRF", "1")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+		t.Errorf("got %d over %s, want 200 over HTTP/2", resp.StatusCode, resp.Proto)
+	}
+	// The provider is not there: the broker lives, and says so.
+	if resp, err := client.Get("https://localhost:" + port + "/bff/login"); err != nil || resp.StatusCode != 503 {
+		t.Errorf("login: got %v, %v, want 503", resp, err)
 	}
 }
