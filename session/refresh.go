@@ -3,9 +3,11 @@ package session
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -30,6 +32,13 @@ const (
 	// refreshTimeout bounds the requests of one refresh to the provider. They are made on a context of their own, so that a client that
 	// leaves does not lose a rotated token.
 	refreshTimeout = 45 * time.Second
+	// leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting. The lease is renewed while the work
+	// lasts, however long that is.
+	leaseTTL   = 5 * time.Second
+	leaseRenew = leaseTTL / 5
+	// leasePoll is how often a replica looks whether another one has finished.
+	leasePoll = 50 * time.Millisecond
+
 	// unknownLife is how long an access token is taken to live when the provider does not say (RFC 6749 5.1: unknown, not endless).
 	unknownLife = 5 * time.Minute
 
@@ -144,10 +153,19 @@ func (m *Manager) refresh(ctx context.Context, s *Session) *flight {
 	return f
 }
 
-// fly refreshes s and tells those who wait.
+// fly refreshes s and tells those who wait. Of all replicas, one at a time gets to do it.
 func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 	var unsaved *Session
-	f.session, unsaved, f.err = m.refreshTokens(ctx, s)
+	release, elsewhere, err := m.lease(ctx, s)
+	switch {
+	case err != nil:
+		f.err = err
+	case elsewhere != nil:
+		f.session = elsewhere
+	default:
+		defer release()
+		f.session, unsaved, f.err = m.refreshTokens(ctx, s)
+	}
 	close(f.done)
 
 	if unsaved != nil {
@@ -160,6 +178,56 @@ func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 		return
 	}
 	m.forget(s.ID)
+}
+
+// lease waits for the right to refresh s, and keeps it until release is called. If another replica refreshes the session meanwhile, it
+// returns that session instead.
+func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewhere *Session, err error) {
+	owner, key := rand.Text(), leaseKey(s.ID)
+	waiting, cancel := context.WithTimeout(ctx, refreshTimeout)
+	defer cancel()
+	for {
+		acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
+		if err != nil {
+			return nil, nil, storeError("acquire the lease to refresh", err)
+		}
+		if acquired {
+			break
+		}
+		select {
+		case <-waiting.Done():
+			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
+		case <-time.After(leasePoll):
+		}
+		now, err := m.load(waiting, s.ticket)
+		if err != nil {
+			return nil, nil, err
+		}
+		if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
+			return nil, now, nil
+		}
+	}
+	working, finished := context.WithCancel(ctx)
+	var renewing sync.WaitGroup
+	renewing.Go(func() { // until release
+		for {
+			select {
+			case <-working.Done():
+				return
+			case <-time.After(leaseRenew):
+			}
+			if acquired, err := m.cfg.Store.Acquire(working, key, owner, leaseTTL); working.Err() == nil && (err != nil || !acquired) {
+				m.log.WarnContext(ctx, "lease to refresh not renewed", "session", s.ID, "taken", err == nil, "err", err)
+			}
+		}
+	})
+	return func() {
+		finished()
+		renewing.Wait()
+		if err := m.cfg.Store.Release(ctx, key, owner); err != nil {
+			m.log.WarnContext(ctx, "lease to refresh not released; it ends by itself", "session", s.ID, "in", leaseTTL.String(), "err", err)
+		}
+	}, nil, nil
 }
 
 func (m *Manager) forget(id string) {

@@ -434,3 +434,51 @@ func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
 		all.Wait()
 	})
 }
+
+func TestRefreshOnceForManyReplicas(t *testing.T) {
+	for _, takes := range []time.Duration{150 * time.Millisecond, 7 * time.Second, 14 * time.Second} {
+		p := &tokenEndpoint{takes: takes}
+		store := new(tokenstore.Memory)
+		withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+			replicas := []*session.Manager{m}
+			for range 2 {
+				replicas = append(replicas, newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke}))
+			}
+			time.Sleep(time.Minute)
+			began := time.Now()
+			var all sync.WaitGroup
+			for i := range 200 {
+				all.Go(func() { fresh(t, replicas[i%3], r, "access-2") })
+			}
+			all.Wait()
+			if over := time.Since(began) - takes; over > 100*time.Millisecond {
+				t.Errorf("a provider of %v: the slowest waited %v longer", takes, over)
+			}
+			if n := p.calls.Load(); n != 1 {
+				t.Errorf("a provider of %v: %d refreshes, want 1", takes, n)
+			}
+			for _, m := range replicas {
+				if err := m.Drain(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T) {
+	p := new(tokenEndpoint)
+	store := new(tokenstore.Memory)
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		s := wantAlive(t, m, r, "before")
+		if _, err := store.Acquire(t.Context(), "refresh:"+s.ID, "the dead", 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		fresh(t, m, r, "access-2")
+		if took := time.Since(began); took < 4*time.Second || took > 5100*time.Millisecond {
+			t.Errorf("waited %v, want the lease of 5s", took)
+		}
+	})
+}

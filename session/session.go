@@ -84,6 +84,11 @@ type Store interface {
 	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
 	// Delete removes a record. That there is none is not an error.
 	Delete(ctx context.Context, key string) error
+	// Acquire makes owner the holder of the lease under key for ttl from now on, unless somebody else holds it, and says whether it did. The
+	// holder renews its lease by acquiring it again. A lease that is not renewed ends by itself.
+	Acquire(ctx context.Context, key, owner string, ttl time.Duration) (acquired bool, err error)
+	// Release ends the lease under key if owner holds it. That it does not is not an error.
+	Release(ctx context.Context, key, owner string) error
 }
 
 // Config is what a Manager needs.
@@ -272,8 +277,9 @@ func (m *Manager) ClearCookie(w http.ResponseWriter) { m.cookie.clear(w) }
 // CookieName returns the name of the session cookie, which must not reach an upstream.
 func (m *Manager) CookieName() string { return m.cookie.name }
 
-// recordKey is the key in the store of the session with an ID.
+// recordKey is the key in the store of the session with an ID, leaseKey that of the right to refresh it.
 func recordKey(id string) string { return "session:" + id }
+func leaseKey(id string) string  { return "refresh:" + id }
 
 // load reads the session that a ticket opens.
 func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {

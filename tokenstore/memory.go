@@ -45,10 +45,7 @@ func (m *Memory) Create(_ context.Context, key string, value []byte, ttl time.Du
 	if _, ok := m.live(key); ok {
 		return false, nil
 	}
-	if m.records == nil {
-		m.records = make(map[string]record)
-	}
-	m.records[key] = record{slices.Clone(value), time.Now().Add(ttl)}
+	m.put(key, record{slices.Clone(value), time.Now().Add(ttl)})
 	return true, nil
 }
 
@@ -86,6 +83,28 @@ func (m *Memory) Delete(_ context.Context, key string) error {
 	return nil
 }
 
+// Acquire is part of session.Store.
+func (m *Memory) Acquire(_ context.Context, key, owner string, ttl time.Duration) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sweep()
+	if rec, ok := m.live(key); ok && string(rec.value) != owner {
+		return false, nil
+	}
+	m.put(key, record{[]byte(owner), time.Now().Add(ttl)})
+	return true, nil
+}
+
+// Release is part of session.Store.
+func (m *Memory) Release(_ context.Context, key, owner string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if rec, ok := m.live(key); ok && string(rec.value) == owner {
+		delete(m.records, key)
+	}
+	return nil
+}
+
 // Len returns how many records take up memory, expired ones that have not been removed yet among them.
 func (m *Memory) Len() int {
 	m.mu.Lock()
@@ -106,6 +125,14 @@ func (m *Memory) live(key string) (record, bool) {
 		return record{}, false
 	}
 	return rec, true
+}
+
+// put writes a record. The caller holds mu.
+func (m *Memory) put(key string, rec record) {
+	if m.records == nil {
+		m.records = make(map[string]record)
+	}
+	m.records[key] = rec
 }
 
 // sweep removes what has expired, at most once in sweepEvery. The caller holds mu.

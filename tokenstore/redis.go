@@ -110,6 +110,26 @@ func (s *Redis) Delete(ctx context.Context, key string) error {
 	return s.client.Del(ctx, s.prefix+key).Err()
 }
 
+var acquire = redis.NewScript(`
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1`)
+
+// Acquire is part of session.Store.
+func (s *Redis) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {
+	return acquire.Run(ctx, s.client, []string{s.prefix + key}, owner, atLeastMilli(ttl).Milliseconds()).Bool()
+}
+
+var release = redis.NewScript(`
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1`)
+
+// Release is part of session.Store.
+func (s *Redis) Release(ctx context.Context, key, owner string) error {
+	return release.Run(ctx, s.client, []string{s.prefix + key}, owner).Err()
+}
+
 // Ping says whether Redis answers.
 func (s *Redis) Ping(ctx context.Context) error { return s.client.Ping(ctx).Err() }
 

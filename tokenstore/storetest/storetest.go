@@ -150,6 +150,53 @@ func Run(t *testing.T, store session.Store) {
 		}
 	})
 
+	t.Run("ALeaseHasOneHolderWhoAloneRenewsAndReleasesIt", func(t *testing.T) {
+		acquire := func(owner string, ttl time.Duration, want bool) {
+			t.Helper()
+			if got, err := store.Acquire(ctx, key(t), owner, ttl); got != want || err != nil {
+				t.Errorf("Acquire by %s: got %v, %v, want %v, nil", owner, got, err, want)
+			}
+		}
+		release := func(owner string) {
+			t.Helper()
+			if err := store.Release(ctx, key(t), owner); err != nil {
+				t.Errorf("Release by %s: %v", owner, err)
+			}
+		}
+		release("a") // of a lease that nobody holds
+		acquire("a", time.Minute, true)
+		acquire("b", time.Minute, false)
+		release("b")
+		acquire("b", time.Minute, false)
+		acquire("a", 80*time.Millisecond, true)
+		time.Sleep(120 * time.Millisecond)
+		acquire("b", time.Minute, true) // a's has ended
+		release("a")
+		acquire("a", time.Minute, false)
+		release("b")
+		acquire("a", time.Minute, true)
+	})
+
+	t.Run("OfManyOneAcquiresTheLease", func(t *testing.T) {
+		var wins atomic.Int32
+		var all sync.WaitGroup
+		for i := range 16 {
+			all.Go(func() {
+				acquired, err := store.Acquire(ctx, key(t), fmt.Sprint(i), time.Minute)
+				if err != nil {
+					t.Error(err)
+				}
+				if acquired {
+					wins.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if wins.Load() != 1 {
+			t.Errorf("%d of 16 acquired the lease, want 1", wins.Load())
+		}
+	})
+
 	t.Run("TheCallerKeepsItsBytes", func(t *testing.T) {
 		value := []byte("value")
 		create(t, store, key(t), value, time.Minute)
