@@ -115,6 +115,7 @@ func (b *Browser) Do(method, target, body string, header ...string) *Answer {
 		}
 		req.Header.Set(header[i], header[i+1])
 	}
+	req.Host = req.Header.Get("Host") // for a replica that listens elsewhere than the browser thinks
 	resp, err := b.client.Do(req)
 	if err != nil {
 		b.t.Fatal(err)
