@@ -56,7 +56,7 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 }
 
-// Server is the broker as an http.Handler. It needs Discover to run beside it.
+// Server is the broker as an http.Handler, between Start and Close.
 type Server struct {
 	origin    string // scheme://host of the public URL, as browsers write an Origin
 	host      string
@@ -72,7 +72,9 @@ type Server struct {
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
 
-	revoking sync.WaitGroup // revocations under way, for Drain
+	looking     sync.WaitGroup // for the provider
+	stopLooking context.CancelFunc
+	revoking    sync.WaitGroup // revocations under way
 }
 
 // endpoint is one line of the route table.
@@ -182,12 +184,30 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Discover finds the provider and keeps what is known of it current, until ctx ends. Until it is found nobody can sign in; all
-// else works.
-func (s *Server) Discover(ctx context.Context) { s.provider.keepFound(ctx) }
+// Start begins to look for the provider, and keeps what is known of it current until Close. Until it is found nobody can sign in; all else works.
+func (s *Server) Start() {
+	ctx, stop := context.WithCancel(context.Background())
+	s.stopLooking = stop
+	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close
+}
 
-// Drain waits until no token refresh and no revocation is under way, or until ctx ends. Call it when no more requests come in.
-func (s *Server) Drain(ctx context.Context) error {
+// Found waits until the provider has been found, or ctx ends.
+func (s *Server) Found(ctx context.Context) error {
+	select {
+	case <-s.provider.firstFound:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("find the provider: %w", ctx.Err())
+	}
+}
+
+// Close waits until no token refresh and no revocation is under way, or until ctx ends, and stops what Start began. Call it when no more
+// requests come in.
+func (s *Server) Close(ctx context.Context) error {
+	defer s.looking.Wait()
+	if s.stopLooking != nil {
+		defer s.stopLooking()
+	}
 	if err := s.sessions.Drain(ctx); err != nil {
 		return err
 	}

@@ -64,16 +64,12 @@ func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	s.Listener.Close()
 	s.Listener = l
 	s.Start()
-	ctx, stop := context.WithCancel(context.Background())
-	var discovering sync.WaitGroup
-	discovering.Go(func() { a.server.Discover(ctx) })
+	a.server.Start()
 	t.Cleanup(func() {
 		s.Close()
-		if err := a.server.Drain(context.Background()); err != nil {
+		if err := a.server.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
-		stop()
-		discovering.Wait()
 		a.provider.NothingLeaked(t, "the log", a.logs.String())
 	})
 	if a.provider.Up() {
@@ -85,14 +81,11 @@ func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 // waitReady waits until the provider has been found.
 func (a *app) waitReady() {
 	a.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		w := httptest.NewRecorder()
-		a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
-		if w.Code == 200 {
-			return
-		}
+	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
+	defer cancel()
+	if err := a.server.Found(ctx); err != nil {
+		a.t.Fatalf("%v:\n%s", err, a.logs)
 	}
-	a.t.Fatalf("not ready after 20 s:\n%s", a.logs)
 }
 
 func (a *app) browser() *bfftest.Browser {

@@ -42,7 +42,8 @@ type provider struct {
 	keyClient   *http.Client // the same, for the key set
 	log         *slog.Logger
 
-	found atomic.Pointer[metadata] // nil until the provider has been found
+	found      atomic.Pointer[metadata] // nil until the provider has been found
+	firstFound chan struct{}            // closed then
 }
 
 // metadata is what the provider says of itself (OpenID Connect Discovery 3), and what was made of it.
@@ -102,7 +103,7 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	client.Transport = limitedAnswers{client.Transport}
 	keyClient := *client
 	keyClient.Transport = limitedRequests{client.Transport, rate.NewLimiter(rate.Every(10*time.Second), 3)}
-	return &provider{cfg: cfg, redirectURI: redirectURI, client: client, keyClient: &keyClient, log: log}, errors.Join(errs...)
+	return &provider{cfg: cfg, redirectURI: redirectURI, client: client, keyClient: &keyClient, log: log, firstFound: make(chan struct{})}, errors.Join(errs...)
 }
 
 // checkProviderURL accepts https, and http where host and issuer are both on this machine.
@@ -136,6 +137,7 @@ func (p *provider) keepFound(ctx context.Context) {
 		switch found, err := p.discover(ctx); {
 		case err == nil:
 			if p.found.Swap(found) == nil {
+				close(p.firstFound)
 				p.log.InfoContext(ctx, "provider found", "issuer", p.cfg.Issuer)
 			}
 			wait = firstWait

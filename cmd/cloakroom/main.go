@@ -7,7 +7,7 @@
 //	cloakroom version               prints version, commit and Go version
 //
 // serve and demo end on SIGINT and SIGTERM: they stop accepting, let what is under way finish for as long as
-// server.shutdown_grace, and leave. Logs go to standard error.
+// server.shutdown_grace, and leave. serve reads its configuration again on SIGHUP. Logs go to standard error.
 //
 // The exit status is 0, 1 for a failure, or 2 for a mistake in the command line or the configuration.
 package main

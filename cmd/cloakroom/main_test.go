@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -328,6 +329,45 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	close(release)
 	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
 		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	}
+}
+
+func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	app := "http://localhost:" + port
+	provider := bfftest.NewProvider(t, app)
+	echo := bfftest.NewEcho(t)
+	text := fmt.Sprintf("server: {listen: %q, admin_listen: '127.0.0.1:0', public_url: %q}\noidc: {issuer: %q, client_id: spa, client_secret: %q}\n", public, app, provider.Issuer, provider.Client.Secret)
+	file := writeFile(t, "cloakroom.yaml", text)
+	write := func(more string) {
+		if err := os.WriteFile(file, []byte(text+more), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := start(t, nil, "serve", "--config", file)
+	p.waitFor(p.stderr, `"msg":"provider found"`)
+	b := bfftest.NewBrowser(t, app)
+	if got := b.SignIn("alice", "").StatusCode; got != 303 {
+		t.Fatalf("sign in: got %d", got)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 404 {
+		t.Errorf("before there is a route: got %d", got)
+	}
+	write("routes: [{path: /api/, upstream: '" + echo.URL + "', token: user}]\n")
+	p.waitFor(p.stderr, `"in_force":\{.*"routes\[0\]"`)
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("with the route, in the same session: got %d", got)
+	}
+	write("routes: [{path: /api/, token: maybe}]\nstore: {url: 'redis://localhost'}\nnonsense: 1\n")
+	p.waitFor(p.stderr, `"configuration not changed: the one before stays in force","mistakes":\[".*nonsense: unknown key"\]`)
+	write("routes: [{path: /api/, token: maybe}]\nsession: {keys: [" + goodKey + "]}\nstore: {url: 'redis://localhost'}\n")
+	p.waitFor(p.stderr, `"mistakes":\["routes\[0\].token: .*"store: a change needs a restart"\]`)
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("after a broken file: got %d", got)
 	}
 }
 

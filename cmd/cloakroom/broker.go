@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+	"github.com/cloakroom-bff/cloakroom/web"
+)
+
+// store is what the broker needs of a token store beyond session.Store.
+type store interface {
+	session.Store
+	io.Closer
+}
+
+// broker is a bff.Server with all it needs, ready to listen.
+type broker struct {
+	cfg   *config
+	app   fs.FS
+	log   *slog.Logger
+	store store
+
+	server  atomic.Pointer[bff.Server] // the one in force; reload puts another in its place
+	retired sync.WaitGroup             // those before, while they finish what they have begun
+}
+
+// newBroker puts the parts together. It does no I/O but to look at the app's files, which are app, or those in frontend.dir where that is
+// nil. The error is a *configError with every mistake in cfg.
+func newBroker(cfg *config, app fs.FS, log *slog.Logger) (*broker, error) {
+	b := &broker{cfg: cfg, app: app, log: log}
+	var mistakes []string
+	var err error
+	if b.store, err = openStore(cfg, log); err != nil {
+		mistakes = append(mistakes, err.Error())
+		b.store = new(tokenstore.Memory) // what follows is for the other mistakes
+	}
+	if len(cfg.Session.Keys) == 0 && cfg.Store.URL == "memory:" {
+		cfg.Session.Keys = []session.Secret{newKey()} // the sessions it seals live no longer than this process either
+	}
+	server, more := newServer(cfg, b.store, app, log)
+	if mistakes = append(mistakes, more...); len(mistakes) > 0 {
+		return nil, &configError{mistakes}
+	}
+	b.server.Store(server)
+	return b, nil
+}
+
+// newServer makes the server that cfg describes, or says what is wrong with cfg.
+func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Server, []string) {
+	var mistakes []string
+	collect := func(more []string) { mistakes = append(mistakes, more...) }
+
+	proxies, wrong := cfg.trustedProxies()
+	collect(wrong)
+	collect(cfg.checkListeners())
+	sameSite, ok := map[string]http.SameSite{"": http.SameSiteStrictMode, "strict": http.SameSiteStrictMode, "lax": http.SameSiteLaxMode}[cfg.Session.Cookie.SameSite]
+	if !ok {
+		collect([]string{fmt.Sprintf("session.cookie.same_site: %q is neither strict nor lax", cfg.Session.Cookie.SameSite)})
+	}
+	keys, wrong := cfg.sessionKeys()
+	collect(wrong)
+	frontend, err := newFrontend(cfg, app, log)
+	if err != nil {
+		collect([]string{"frontend.dir: " + err.Error()})
+	}
+	var routes []bff.Route
+	for _, r := range cfg.Routes {
+		routes = append(routes, bff.Route{Path: r.Path, Upstream: r.Upstream, Token: r.Token, CSRF: r.CSRF})
+	}
+	if len(keys) == 0 && len(cfg.Session.Keys) > 0 {
+		keys = [][]byte{make([]byte, 32)} // every one is wrong, as has been said
+	}
+	server, err := bff.New(bff.Config{
+		PublicURL:      cfg.Server.PublicURL,
+		Prefix:         cfg.Server.Prefix,
+		TrustedProxies: proxies,
+		Provider: bff.ProviderConfig{
+			Issuer:       cfg.OIDC.Issuer,
+			ClientID:     cfg.OIDC.ClientID,
+			ClientSecret: cfg.OIDC.ClientSecret,
+			ClientAuth:   cfg.OIDC.ClientAuth,
+			Scopes:       cfg.OIDC.Scopes,
+		},
+		Sessions: session.Config{
+			Store:        store,
+			Keys:         keys,
+			IdleTimeout:  cfg.Session.IdleTimeout,
+			MaxLifetime:  cfg.Session.MaxLifetime,
+			RefreshAhead: cfg.Session.RefreshAhead,
+			Cookie:       session.Cookie{SameSite: sameSite},
+		},
+		Routes:   routes,
+		Frontend: frontend,
+		Client:   web.Client(),
+		Logger:   log,
+	})
+	if err != nil {
+		collect(explain(err))
+	}
+	return server, mistakes
+}
+
+func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second, // there is none for bodies and answers: uploads and streams take as long as they take
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+func openStore(cfg *config, log *slog.Logger) (store, error) {
+	scheme, _, _ := strings.Cut(cfg.Store.URL.Reveal(), ":")
+	switch scheme {
+	case "memory":
+		return new(tokenstore.Memory), nil
+	case "redis", "rediss":
+		s, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: cfg.Store.URL.Reveal(), Prefix: cfg.Store.Prefix, Logger: log})
+		if err != nil {
+			return nil, fmt.Errorf("store.url: %w", err)
+		}
+		return s, nil
+	}
+	return nil, errors.New("store.url: its scheme is none of memory, redis, rediss")
+}
+
+func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error) {
+	if cfg.Frontend.Dir == "" && app == nil {
+		return nil, nil
+	}
+	var formAction []string
+	if u, err := url.Parse(cfg.OIDC.Issuer); err == nil && u.Host != "" {
+		formAction = []string{u.Scheme + "://" + u.Host} // a logout form is redirected there
+	}
+	return web.New(web.Config{
+		Dir: cfg.Frontend.Dir, FS: app, FormAction: formAction,
+		HTTPS: strings.HasPrefix(cfg.Server.PublicURL, "https:"), Logger: log,
+	})
+}
+
+// run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way
+// finishes, and no rotated token is lost. At each signal from hangup it loads the configuration again; hangup may be nil. It closes public.
+func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config, error)) error {
+	defer public.Close()
+	if files := b.cfg.Server.TLS; files.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
+		if err != nil {
+			return fmt.Errorf("server.tls: %w", err)
+		}
+		public = tls.NewListener(public, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+	}
+	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
+	if err != nil {
+		return fmt.Errorf("server.admin_listen: %w", err)
+	}
+	b.log.Info("listening", "listen", public.Addr().String(), "admin_listen", admin.Addr().String(), "public_url", b.cfg.Server.PublicURL)
+
+	publicServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().ServeHTTP(w, r) }), b.log)
+	adminServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().Admin().ServeHTTP(w, r) }), b.log)
+	group, serving := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(publicServer, public) })
+	group.Go(func() error { return serve(adminServer, admin) })
+	b.server.Load().Start()
+	group.Go(func() error {
+		for serving.Err() == nil {
+			select {
+			case <-hangup:
+				b.reload(serving, load)
+			case <-serving.Done(): // a signal to end, or a listener that failed
+			}
+		}
+		b.log.Info("shutting down", "grace", b.cfg.Server.ShutdownGrace.String())
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Server.ShutdownGrace)
+		defer cancel()
+		defer adminServer.Close()
+		if err := publicServer.Shutdown(grace); err != nil {
+			b.log.Warn("requests still open after the grace period are cut", "err", err)
+			publicServer.Close()
+		}
+		err := b.server.Load().Close(grace)
+		b.retired.Wait() // bounded by the grace of their own
+		return err
+	})
+	return group.Wait()
+}
+
+// reload puts the configuration that load returns in force, or says why it cannot and keeps the one before. Nobody is signed out by it.
+func (b *broker) reload(ctx context.Context, load func() (*config, error)) {
+	next, err := load()
+	if err == nil {
+		err = b.replace(ctx, next)
+	}
+	var wrong *configError
+	switch {
+	case errors.As(err, &wrong):
+		b.log.Error("configuration not changed: the one before stays in force", "mistakes", wrong.mistakes)
+	case err != nil:
+		b.log.Error("configuration not changed: the one before stays in force", "err", err)
+	default:
+		b.log.Info("configuration", "in_force", b.cfg.logValue())
+	}
+}
+
+func (b *broker) replace(ctx context.Context, next *config) error {
+	var mistakes []string
+	for key, changed := range map[string]bool{
+		"server.listen":       next.Server.Listen != b.cfg.Server.Listen,
+		"server.admin_listen": next.Server.AdminListen != b.cfg.Server.AdminListen,
+		"server.tls":          next.Server.TLS != b.cfg.Server.TLS,
+		"store":               next.Store != b.cfg.Store,
+	} {
+		if changed {
+			mistakes = append(mistakes, key+": a change needs a restart")
+		}
+	}
+	if len(next.Session.Keys) == 0 && next.Store.URL == "memory:" {
+		next.Session.Keys = b.cfg.Session.Keys
+	}
+	server, more := newServer(next, b.store, b.app, b.log)
+	if mistakes = append(mistakes, more...); len(mistakes) > 0 {
+		slices.Sort(mistakes)
+		return &configError{mistakes}
+	}
+	// The old server answers until the new one has found its provider, or for as long as that takes at most.
+	server.Start()
+	finding, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	server.Found(finding)
+	old := b.server.Swap(server)
+	b.cfg = next
+	b.retired.Go(func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), next.Server.ShutdownGrace)
+		defer cancel()
+		if err := old.Close(grace); err != nil {
+			b.log.Warn("the configuration before is still in use by some", "err", err)
+		}
+	})
+	return nil
+}
+
+func serve(s *http.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func (b *broker) close() {
+	if err := b.store.Close(); err != nil {
+		b.log.Warn("close store", "err", err)
+	}
+}
