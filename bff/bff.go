@@ -4,7 +4,7 @@
 // # How a request travels
 //
 // Server.ServeHTTP refuses what is not for this host and paths that can be read in two ways. What is under the prefix
-// (/bff) goes through the table in New to one handler each; what is under a route goes to its upstream (proxy.go); the
+// (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
 //	login     login.go     attempt.begin → provider.authURL → 302
