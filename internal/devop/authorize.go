@@ -2,11 +2,9 @@ package devop
 
 import (
 	"crypto/rand"
-	"crypto/sha256"
-	"embed"
-	"encoding/base64"
+	"crypto/subtle"
+	"errors"
 	"fmt"
-	"html/template"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,218 +13,360 @@ import (
 	"time"
 )
 
+var (
+	prompts   = []string{"none", "login", "consent", "select_account"}
+	acrValues = []string{"silver", "gold"} // each stronger than the one before
+)
+
+const (
+	codeLife    = time.Minute
+	codeMemory  = 10 * time.Minute // for so long after it expired a code is known as used
+	pushedLife  = time.Minute      // until a pushed request is brought to the authorization endpoint
+	patience    = 10 * time.Minute // with a user who reads the page that a pushed request led to
+	proofLife   = 5 * time.Minute  // of DPoP proofs, and of the nonces in them
+	clockSkew   = time.Minute
+	longestName = 255
+)
+
 // authRequest is an authorization request whose client and redirect URI are known to be right (OpenID Connect Core 3.1.2.1).
 type authRequest struct {
-	clientID, redirectURI, state, nonce, scope, challenge, prompt, loginHint, acr, mode, jkt string
-	maxAge                                                                                   int // -1: not asked for
-	resource                                                                                 []string
-	bad                                                                                      string // what is wrong with the rest, for the client
+	client      *Client
+	redirectURI string
+	mode        string // query or form_post
+	state       string
+	nonce       string
+	scope       string // what of it is granted
+	resource    []string
+	challenge   string // S256
+	jkt         string // of the DPoP key that the code is bound to, if it is
+	prompt      []string
+	acr         string        // that is asked for, if one is
+	maxAge      time.Duration // -1: not asked for
+	loginHint   string
+	sub         string // whom the id_token_hint is of, if there is one
+
+	fault *oauthError // what is wrong with it, for the client
+	uri   string      // where it was pushed to, if it was
 }
 
 // pushedRequest is a request that came by PAR (RFC 9126).
 type pushedRequest struct {
-	request authRequest
+	request *authRequest
 	expires time.Time
 }
 
-const cookieName = "devop"
-
-// readRequest reads an authorization request. An error is for the user: there is nobody to redirect to.
-func (p *Provider) readRequest(q url.Values) (*Client, authRequest, error) {
-	client := p.client(q.Get("client_id"))
-	if client == nil {
-		return nil, authRequest{}, fmt.Errorf("no client is registered as %q", q.Get("client_id"))
-	}
-	if !slices.Contains(client.RedirectURIs, q.Get("redirect_uri")) {
-		return nil, authRequest{}, fmt.Errorf("the redirect URI %q is not one of the client %s", q.Get("redirect_uri"), client.ID)
-	}
-	r := authRequest{
-		clientID: client.ID, redirectURI: q.Get("redirect_uri"), state: q.Get("state"), nonce: q.Get("nonce"), scope: grantedScope(client, q.Get("scope")),
-		challenge: q.Get("code_challenge"), prompt: q.Get("prompt"), loginHint: q.Get("login_hint"), mode: q.Get("response_mode"), jkt: q.Get("dpop_jkt"),
-		resource: q["resource"], maxAge: -1, acr: "silver",
-	}
-	if values := strings.Fields(q.Get("acr_values")); len(values) > 0 {
-		r.acr = values[0]
-	}
-	if s := q.Get("max_age"); s != "" {
-		if n, err := strconv.Atoi(s); err == nil && n >= 0 {
-			r.maxAge = n
-		} else {
-			r.bad = "invalid_request"
-		}
-	}
-	switch {
-	case q.Get("response_type") != "code":
-		r.bad = "unsupported_response_type"
-	case !slices.Contains(strings.Fields(q.Get("scope")), "openid"):
-		r.bad = "invalid_scope"
-	case r.challenge == "" || q.Get("code_challenge_method") != "S256", r.mode != "" && r.mode != "query" && r.mode != "form_post":
-		r.bad = "invalid_request"
-	}
-	return client, r, nil
+// session is a user's session at the provider. It ends at expires, or with EndSession.
+type session struct {
+	sid      string
+	cookie   string
+	user     User
+	authTime time.Time
+	acr      string
+	expires  time.Time
+	clients  map[string]bool // which clients have tokens of it
 }
 
-// grantedScope is what of a scope a client may have.
-func grantedScope(c *Client, scope string) string {
-	if len(c.Scopes) == 0 {
-		return scope
+// code is an authorization code: good for a minute, and for one use.
+type code struct {
+	request  *authRequest
+	session  *session
+	authTime time.Time // that of the session may be later by the time the code is redeemed
+	acr      string
+	expires  time.Time
+	used     bool
+	grant    *grant // what it was redeemed for, if it was
+}
+
+// readRequest reads an authorization request. An error is for the user: there is nobody to redirect to.
+func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
+	if len(q["client_id"]) > 1 || len(q["redirect_uri"]) > 1 {
+		return nil, errors.New("client_id or redirect_uri is there twice")
 	}
-	return strings.Join(slices.DeleteFunc(strings.Fields(scope), func(s string) bool { return !slices.Contains(c.Scopes, s) }), " ")
+	client := p.client(q.Get("client_id"))
+	if client == nil {
+		return nil, fmt.Errorf("no client is registered as %q", q.Get("client_id"))
+	}
+	if uri := q.Get("redirect_uri"); uri == "" || !slices.Contains(client.RedirectURIs, uri) {
+		return nil, fmt.Errorf("the redirect_uri %q is not one of the client %s", uri, client.ID)
+	}
+	r := &authRequest{
+		client: client, redirectURI: q.Get("redirect_uri"), mode: q.Get("response_mode"), state: q.Get("state"), nonce: q.Get("nonce"),
+		scope: among(among(q.Get("scope"), client.Scopes), p.cfg.Scopes), resource: q["resource"],
+		challenge: q.Get("code_challenge"), jkt: q.Get("dpop_jkt"), prompt: strings.Fields(q.Get("prompt")), maxAge: -1, loginHint: q.Get("login_hint"),
+	}
+	fault := func(code, description string) (*authRequest, error) {
+		r.fault = &oauthError{code, description}
+		return r, nil
+	}
+	switch r.mode {
+	case "", "query", "form_post":
+	default:
+		r.mode = "query"
+		return fault("invalid_request", "response_mode has to be query or form_post")
+	}
+	if name := repeated(q); name != "" { // RFC 6749 3.1
+		return fault("invalid_request", "a parameter is there twice: "+name)
+	}
+	if q.Has("request") { // OpenID Connect Core 6.1
+		return fault("request_not_supported", "parameters have to be in the query, or pushed")
+	}
+	if q.Get("response_type") != "code" {
+		return fault("unsupported_response_type", "response_type has to be code")
+	}
+	if !slices.Contains(strings.Fields(q.Get("scope")), "openid") {
+		return fault("invalid_scope", "scope has to contain openid")
+	}
+	if (q.Get("code_challenge_method") != "S256" || len(r.challenge) != 43) && !p.hooks.Load().SkipPKCE { // RFC 7636 4.2
+		return fault("invalid_request", "PKCE is required, with a code_challenge of the method S256")
+	}
+	for _, prompt := range r.prompt {
+		if !slices.Contains(prompts, prompt) || prompt == "none" && len(r.prompt) > 1 {
+			return fault("invalid_request", "prompt is not a combination that there is")
+		}
+	}
+	if s := q.Get("max_age"); s != "" {
+		seconds, err := strconv.ParseUint(s, 10, 31)
+		if err != nil {
+			return fault("invalid_request", "max_age has to be a number of seconds")
+		}
+		r.maxAge = time.Duration(seconds) * time.Second
+	}
+	if !areResources(r.resource) {
+		return fault("invalid_target", "resource has to be an absolute URI without a fragment")
+	}
+	// acr_values is in the client's order of preference, and voluntary (OpenID Connect Core 3.1.2.1).
+	if asked := strings.Fields(q.Get("acr_values")); len(asked) > 0 {
+		if i := slices.IndexFunc(asked, func(acr string) bool { return slices.Contains(acrValues, acr) }); i >= 0 {
+			r.acr = asked[i]
+		}
+	}
+	if hint := q.Get("id_token_hint"); hint != "" {
+		claims, err := p.readOwnIDToken(hint)
+		if err != nil {
+			return fault("invalid_request", "the id_token_hint is not an ID token of this provider")
+		}
+		r.sub = claims.Subject
+	}
+	return r, nil
+}
+
+// among is what of a scope is allowed. No scopes mean that all are.
+func among(scope string, allowed []string) string {
+	var granted []string
+	for s := range strings.FieldsSeq(scope) {
+		if (len(allowed) == 0 || slices.Contains(allowed, s)) && !slices.Contains(granted, s) {
+			granted = append(granted, s)
+		}
+	}
+	return strings.Join(granted, " ")
+}
+
+// areResources says whether these can be resource parameters (RFC 8707 2).
+func areResources(resources []string) bool {
+	for _, raw := range resources {
+		if u, err := url.Parse(raw); err != nil || !u.IsAbs() || strings.Contains(raw, "#") {
+			return false
+		}
+	}
+	return true
 }
 
 // push is the endpoint for pushed authorization requests (RFC 9126 2).
 func (p *Provider) push(w http.ResponseWriter, r *http.Request) {
-	client, ok := p.authenticate(w, r)
-	if !ok {
+	request, fault := p.readPushed(w, r)
+	if fault != nil {
+		fault.write(w)
 		return
+	}
+	request.uri = "urn:ietf:params:oauth:request_uri:" + rand.Text()
+	p.mu.Lock()
+	p.prune()
+	p.stats.PushedRequests++
+	p.pushed[request.uri] = &pushedRequest{request, time.Now().Add(pushedLife)}
+	p.mu.Unlock()
+	writeJSON(w, http.StatusCreated, map[string]any{"request_uri": request.uri, "expires_in": int(pushedLife / time.Second)})
+}
+
+func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequest, *oauthError) {
+	if fault := readForm(w, r); fault != nil {
+		return nil, fault
+	}
+	client, fault := p.authenticate(r)
+	if fault != nil {
+		return nil, fault
+	}
+	if r.PostForm.Has("request_uri") {
+		return nil, &oauthError{"invalid_request", "a request_uri cannot be pushed"}
 	}
 	r.PostForm.Set("client_id", client.ID)
-	_, request, err := p.readRequest(r.PostForm)
-	if err != nil || request.bad != "" || r.PostForm.Has("request_uri") {
-		oauthError(w, http.StatusBadRequest, "invalid_request")
+	request, err := p.readRequest(r.PostForm)
+	if err != nil {
+		return nil, &oauthError{"invalid_request", err.Error()}
+	}
+	if request.fault != nil {
+		return nil, request.fault
+	}
+	jkt, fault := p.checkProof(w, r, "")
+	if fault != nil {
+		return nil, fault
+	}
+	if jkt != "" && request.jkt != "" && jkt != request.jkt { // RFC 9449 10.1
+		return nil, &oauthError{"invalid_dpop_proof", "dpop_jkt is not the key of the proof"}
+	}
+	if jkt != "" {
+		request.jkt = jkt
+	}
+	return request, nil
+}
+
+// requested is the authorization request in q, or the pushed one that it names. An error is for the user.
+func (p *Provider) requested(q url.Values) (*authRequest, error) {
+	uri := q.Get("request_uri")
+	if uri == "" {
+		return p.readRequest(q)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pushed := p.pushed[uri]
+	if pushed == nil || time.Now().After(pushed.expires) || pushed.request.client.ID != q.Get("client_id") {
+		return nil, errors.New("it was answered already, has expired, or was never made")
+	}
+	pushed.expires = time.Now().Add(patience) // the page may be loaded again (RFC 9126 4), and the user may think
+	return pushed.request, nil
+}
+
+// satisfiedBy says whether a session does for the request without asking its user. The caller holds mu.
+func (r *authRequest) satisfiedBy(s *session) bool {
+	switch {
+	case s == nil:
+		return false
+	case r.maxAge == 0 || r.maxAge > 0 && time.Since(s.authTime) > r.maxAge:
+		return false
+	case slices.Index(acrValues, r.acr) > slices.Index(acrValues, s.acr):
+		return false
+	case r.sub != "" && r.sub != s.user.Sub:
+		return false
+	case r.loginHint != "" && !s.user.is(r.loginHint):
+		return false
+	}
+	return true
+}
+
+// is says whether a login_hint means the user.
+func (u User) is(hint string) bool { return hint == u.Sub || u.Email != "" && hint == u.Email }
+
+// authorize is the authorization endpoint. A request comes by GET or by POST (OpenID Connect Core 3.1.2.1); with a csrf
+// parameter it is the answer to the page to pick a user.
+func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	if r.Method == http.MethodPost {
+		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		if err := r.ParseForm(); err != nil {
+			p.showMessage(w, http.StatusBadRequest, "That did not work", "The form cannot be read.")
+			return
+		}
+		if !r.PostForm.Has("csrf") {
+			q = r.PostForm
+		}
+	}
+	request, err := p.requested(q)
+	if err != nil {
+		p.showMessage(w, http.StatusBadRequest, "That did not work", "The app's request cannot be answered: "+err.Error()+".")
 		return
 	}
-	uri := "urn:ietf:params:oauth:request_uri:" + rand.Text()
-	p.mu.Lock()
-	p.stats.PushedRequests++
-	p.prune()
-	p.pushed[uri] = &pushedRequest{request, time.Now().Add(time.Minute)}
-	p.mu.Unlock()
-	writeJSON(w, http.StatusCreated, map[string]any{"request_uri": uri, "expires_in": 60})
-}
-
-// requested returns what the query asks for, or answers what is wrong with it.
-func (p *Provider) requested(w http.ResponseWriter, r *http.Request, spend bool) (*Client, authRequest, bool) {
-	q := r.URL.Query()
-	if uri := q.Get("request_uri"); uri != "" {
-		p.mu.Lock()
-		pushed := p.pushed[uri]
-		if spend {
-			delete(p.pushed, uri)
-		}
-		p.mu.Unlock()
-		if pushed == nil || time.Now().After(pushed.expires) || pushed.request.clientID != q.Get("client_id") {
-			http.Error(w, "The pushed request is unknown, used, expired, or another client's.", http.StatusBadRequest)
-			return nil, authRequest{}, false
-		}
-		return p.client(pushed.request.clientID), pushed.request, true
-	}
-	client, request, err := p.readRequest(q)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return nil, authRequest{}, false
-	}
-	return client, request, true
-}
-
-// authorize answers at once where it can, and shows the page to pick a user where it has to.
-func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
-	client, request, ok := p.requested(w, r, false)
-	if !ok {
+	if r.Method == http.MethodPost && r.PostForm.Has("csrf") {
+		p.pick(w, r, request)
 		return
 	}
 	p.mu.Lock()
 	p.stats.Authorizations++
 	s := p.sessionOf(r)
+	satisfied := request.satisfiedBy(s)
 	p.mu.Unlock()
-	if s != nil && request.maxAge >= 0 && time.Since(s.authTime) > time.Duration(request.maxAge)*time.Second {
-		s = nil
-	}
+	mayAsk := !slices.Contains(request.prompt, "none")
+	mustAsk := mayAsk && len(request.prompt) > 0
 	switch {
-	case request.bad != "":
-		p.answer(w, r, request, url.Values{"error": {request.bad}})
-	case request.prompt == "none" && s == nil:
-		p.answer(w, r, request, url.Values{"error": {"login_required"}})
-	case s != nil && (request.prompt == "" || request.prompt == "none" || request.prompt == "consent"):
-		p.grant(w, r, client, request, s)
+	case request.fault != nil:
+		p.refuse(w, r, request, request.fault)
+	case satisfied && !mustAsk:
+		p.approve(w, r, request, s)
+	case !mayAsk:
+		p.refuse(w, r, request, &oauthError{"login_required", "the user has to sign in"})
 	default:
-		p.showPicker(w, r, client, request)
+		p.showPicker(w, r, request, q)
 	}
-}
-
-//go:embed picker.html
-var files embed.FS
-
-var picker = template.Must(template.ParseFS(files, "picker.html"))
-
-// pickerStyle is the page's style as the Content-Security-Policy names it.
-var pickerStyle = func() string {
-	b, _ := files.ReadFile("picker.html")
-	_, style, _ := strings.Cut(string(b), "<style>")
-	style, _, _ = strings.Cut(style, "</style>")
-	sum := sha256.Sum256([]byte(style))
-	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
-}()
-
-func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, client *Client, request authRequest) {
-	csrf := cookieValue(r, cookieName+"-csrf")
-	if csrf == "" {
-		csrf = rand.Text()
-		p.setCookie(w, cookieName+"-csrf", csrf, http.SameSiteStrictMode)
-	}
-	back, _ := url.Parse(request.redirectURI)
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "same-origin")
-	// Browsers apply form-action to the redirect after the post as well.
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src "+pickerStyle+"; img-src data:; base-uri 'none'; frame-ancestors 'none'; form-action 'self' "+back.Scheme+"://"+back.Host)
-	picker.Execute(w, map[string]any{
-		"Client": client.ID, "Scopes": strings.Fields(request.scope), "Users": p.cfg.Users, "Hint": request.loginHint, "CSRF": csrf, "Action": r.URL.RequestURI(),
-	})
 }
 
 // pick takes what the user picked.
-func (p *Provider) pick(w http.ResponseWriter, r *http.Request) {
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	csrf := cookieValue(r, cookieName+"-csrf")
-	if csrf == "" || r.PostFormValue("csrf") != csrf {
-		http.Error(w, "The page is out of date. Go back and load it again.", http.StatusForbidden)
+func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authRequest) {
+	if !p.isOwnForm(r) {
+		p.showMessage(w, http.StatusForbidden, "That did not work", "The page is out of date. Go back and load it again.")
 		return
 	}
-	client, request, ok := p.requested(w, r, true)
-	if !ok {
-		return
-	}
-	picked := r.PostFormValue("user")
+	picked := r.PostForm.Get("user")
 	i := slices.IndexFunc(p.cfg.Users, func(u User) bool { return u.Sub == picked })
 	switch {
-	case request.bad != "":
-		p.answer(w, r, request, url.Values{"error": {request.bad}})
-		return
+	case request.fault != nil:
+		p.refuse(w, r, request, request.fault)
 	case picked == "":
-		p.answer(w, r, request, url.Values{"error": {"access_denied"}})
-		return
+		p.refuse(w, r, request, &oauthError{"access_denied", "the user refused"})
 	case i < 0:
-		http.Error(w, "There is no such user.", http.StatusBadRequest)
-		return
+		p.showMessage(w, http.StatusBadRequest, "That did not work", "There is no such user.")
+	default:
+		s := p.signIn(r, p.cfg.Users[i], request.acr)
+		p.setCookie(w, p.cookieName, s.cookie)
+		p.approve(w, r, request, s)
 	}
-	s := &session{sid: rand.Text(), cookie: rand.Text(), user: p.cfg.Users[i], authTime: time.Now(), clients: make(map[string]bool)}
-	p.mu.Lock()
-	if before := p.sessionOf(r); before != nil && before.user == s.user { // the same user again: the session goes on
-		before.authTime = s.authTime
-		s = before
-	}
-	p.sessions[s.sid] = s
-	p.mu.Unlock()
-	p.setCookie(w, cookieName, s.cookie, http.SameSiteLaxMode)
-	p.grant(w, r, client, request, s)
 }
 
-func (p *Provider) grant(w http.ResponseWriter, r *http.Request, client *Client, request authRequest, s *session) {
+// signIn begins a session, or goes on with the one that the same user has in this browser.
+func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.prune()
+	s := p.sessionOf(r)
+	if s == nil || s.user != user {
+		s = &session{sid: rand.Text(), cookie: rand.Text(), user: user, clients: make(map[string]bool)}
+		p.sessions[s.cookie] = s
+	}
+	now := time.Now()
+	s.authTime, s.acr, s.expires = now, acr, now.Add(p.cfg.RefreshTokenTTL)
+	if acr == "" {
+		s.acr = acrValues[0]
+	}
+	return s
+}
+
+// approve answers with a code.
+func (p *Provider) approve(w http.ResponseWriter, r *http.Request, request *authRequest, s *session) {
 	value := rand.Text()
 	p.mu.Lock()
 	p.prune()
-	p.codes[value] = &code{request: request, client: client, session: s, expires: time.Now().Add(time.Minute)}
+	c := &code{request: request, session: s, authTime: s.authTime, acr: s.acr, expires: time.Now().Add(codeLife)}
+	if request.acr != "" {
+		c.acr = request.acr // it is satisfied, perhaps by a stronger one
+	}
+	p.codes[value] = c
 	p.mu.Unlock()
 	p.answer(w, r, request, url.Values{"code": {value}})
 }
 
-var postBack = template.Must(template.New("").Parse(`<!doctype html><title>Back to the app</title><form method="post" action="{{.URI}}">
-{{range $name, $values := .Answer}}{{range $values}}<input type="hidden" name="{{$name}}" value="{{.}}">{{end}}{{end}}<button>Go on</button></form>`))
+func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, request *authRequest, fault *oauthError) {
+	p.answer(w, r, request, url.Values{"error": {fault.code}, "error_description": {fault.description}})
+}
 
 // answer sends the browser back to the client (RFC 6749 4.1.2), with iss, also of an error (RFC 9207 2).
-func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request authRequest, answer url.Values) {
+func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request *authRequest, answer url.Values) {
+	if request.uri != "" {
+		p.mu.Lock()
+		pushed := p.pushed[request.uri]
+		delete(p.pushed, request.uri)
+		p.mu.Unlock()
+		if pushed == nil {
+			p.showMessage(w, http.StatusBadRequest, "That did not work", "This was answered already, on another page.")
+			return
+		}
+	}
 	if request.state != "" {
 		answer.Set("state", request.state)
 	}
@@ -235,28 +375,50 @@ func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request authRe
 		edit(answer)
 	}
 	if request.mode == "form_post" {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		postBack.Execute(w, map[string]any{"URI": request.redirectURI, "Answer": answer})
+		p.showFormPost(w, request.redirectURI, answer)
 		return
 	}
-	u, _ := url.Parse(request.redirectURI)
+	// 303, so that what was posted here is not posted there (RFC 9700 4.12).
+	redirect(w, r, request.redirectURI, answer)
+}
+
+// redirect goes to a registered URI, with parameters added to it.
+func redirect(w http.ResponseWriter, r *http.Request, uri string, parameters url.Values) {
+	u, _ := url.Parse(uri) // Config.check has parsed it
 	q := u.Query()
-	for name, values := range answer {
+	for name, values := range parameters {
 		q[name] = values
 	}
 	u.RawQuery = q.Encode()
-	http.Redirect(w, r, u.String(), http.StatusSeeOther) // 303: what was posted here is not posted there
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	http.Redirect(w, r, u.String(), http.StatusSeeOther)
 }
 
-// sessionOf returns the user's session here. The caller holds mu.
+// sessionOf returns the session of this browser, or nil. The caller holds mu.
 func (p *Provider) sessionOf(r *http.Request) *session {
-	value := cookieValue(r, cookieName)
-	for _, s := range p.sessions {
-		if value != "" && s.cookie == value {
-			return s
-		}
+	s := p.sessions[cookieValue(r, p.cookieName)]
+	if s == nil || time.Now().After(s.expires) {
+		return nil
 	}
-	return nil
+	return s
+}
+
+// formKey is the hidden field of this browser's forms, and of nobody else's: it is in a cookie of its own. The cookie is Lax because
+// the way to a form leads here from the client's site: a second tab has to find it, and not overwrite it.
+func (p *Provider) formKey(w http.ResponseWriter, r *http.Request) string {
+	key := cookieValue(r, p.cookieName+"-form")
+	if key == "" {
+		key = rand.Text()
+		p.setCookie(w, p.cookieName+"-form", key)
+	}
+	return key
+}
+
+// isOwnForm says whether what is posted comes from a page of ours in this browser.
+func (p *Provider) isOwnForm(r *http.Request) bool {
+	key := cookieValue(r, p.cookieName+"-form")
+	return key != "" && subtle.ConstantTimeCompare([]byte(key), []byte(r.PostForm.Get("csrf"))) == 1
 }
 
 func cookieValue(r *http.Request, name string) string {
@@ -267,6 +429,6 @@ func cookieValue(r *http.Request, name string) string {
 	return c.Value
 }
 
-func (p *Provider) setCookie(w http.ResponseWriter, name, value string, sameSite http.SameSite) {
-	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: p.path + "/", HttpOnly: true, SameSite: sameSite})
+func (p *Provider) setCookie(w http.ResponseWriter, name, value string) {
+	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: p.path + "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
 }

@@ -1,12 +1,16 @@
 // Package devop is an OpenID provider for development: the demo's, and the tests'. It is real OpenID Connect (discovery, a rotating
 // key set, authorization code with PKCE, PAR, RFC 9207, refresh rotation with reuse detection, RP-initiated and back-channel logout,
-// revocation, userinfo, client credentials, DPoP), and it signs in whoever asks: it has no passwords. So its issuer has to
-// be on a loopback host.
+// revocation, userinfo, client credentials, private_key_jwt, DPoP), and it signs in whoever asks: it has no passwords. So its issuer
+// has to be on a loopback host.
 //
-// To sign in without a browser: GET the authorization URL, then POST the same URL with the page's hidden field csrf and user=alice, and
-// the cookie that came with the page. The answer is the redirect back to the client.
+// To sign in without a browser, keep cookies, and
 //
-// Hooks make it misbehave in one way at a time. Without them it keeps to the standards.
+//  1. GET the authorization URL. The answer is the page to pick a user, or at once the redirect to the client if the cookies say who it is.
+//  2. POST to the same URL the form fields csrf, as the page's hidden field has it, and user: the Sub of a user, or nothing to refuse.
+//
+// The answer to that is the redirect to the client.
+//
+// Hooks make it misbehave in one way at a time. Without them it keeps to the standards. All state is in memory, and what has expired is forgotten.
 package devop
 
 import (
@@ -18,40 +22,56 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 )
 
 // Config says who may use the provider. The zero value of every other field than Issuer and Clients is usable.
 type Config struct {
 	Issuer  string // http on a loopback host, with a path or without
 	Clients []Client
-	Users   []User // none means DefaultUsers
+	Users   []User   // none means DefaultUsers
+	Scopes  []string // what users grant, of what clients ask for; none means all of it
 
 	AccessTokenTTL   time.Duration // zero means 5 minutes
 	IDTokenTTL       time.Duration // zero means 5 minutes
-	RefreshTokenTTL  time.Duration // zero means 12 hours
-	RefreshGrace     time.Duration // for so long a replaced refresh token is answered with its successor; zero: using it revokes the family
+	RefreshTokenTTL  time.Duration // zero means 12 hours. Rotation does not extend it. A user's session here lasts as long from its last sign-in
+	RefreshGrace     time.Duration // for so long a refresh token that was just replaced is answered with its successor; zero: using it revokes the family
 	Audience         string        // aud of access tokens when the request names no resource; empty means "api"
-	RequireDPoPNonce bool          // a DPoP proof needs a nonce of the provider
+	RequireDPoPNonce bool          // a DPoP proof for the token endpoint needs a nonce of the provider (RFC 9449 8)
 
-	Logger *slog.Logger // nil means slog.Default()
+	HTTPClient *http.Client // sends back-channel logouts; nil means one that gives up after 5 seconds and follows no redirect
+	Logger     *slog.Logger // nil means slog.Default()
 }
 
-// Client is a relying party.
+// Client is a relying party. It needs a Secret, or Keys, or may have both and use either.
 type Client struct {
-	ID, Secret             string
+	ID                     string
+	Secret                 string            // for client_secret_basic and client_secret_post
+	Keys                   []jose.JSONWebKey // public keys, for private_key_jwt
 	RedirectURIs           []string
 	PostLogoutRedirectURIs []string
-	BackchannelLogoutURI   string
+	BackchannelLogoutURI   string   // empty: it is not told of logouts
 	Scopes                 []string // what it may ask for; none means anything
+	DPoPBound              bool     // it gets no access token without a DPoP proof (RFC 9449 5.2)
 }
 
 // User is somebody who can be picked.
 type User struct {
 	Sub, Name, Email string
+}
+
+// Initial is what stands for the user in a picture.
+func (u User) Initial() string {
+	for _, r := range u.Name + u.Sub {
+		return strings.ToUpper(string(r))
+	}
+	return ""
 }
 
 // DefaultUsers are alice and bob.
@@ -61,68 +81,35 @@ func DefaultUsers() []User {
 
 // Provider is the provider as an http.Handler.
 type Provider struct {
-	cfg   Config
-	path  string // of the issuer
-	mux   *http.ServeMux
-	log   *slog.Logger
-	hooks atomic.Pointer[Hooks]
+	cfg        Config
+	base       string // of its URLs: the issuer without a slash at its end
+	path       string // of base
+	cookieName string
+	mux        *http.ServeMux
+	hooks      atomic.Pointer[Hooks]
 
-	mu       sync.Mutex // guards all below
-	keys     []key      // the newest signs, all are published
-	codes    map[string]*code
-	pushed   map[string]*pushedRequest
-	sessions map[string]*session // :: sid →
-	refresh  map[string]*refreshToken
-	proofs   map[string]time.Time // :: jti of a DPoP proof → when it is forgotten
-	stats    Stats
-	grace    time.Duration
-
-	proofNonce     string
-	proofNonceMade time.Time
-}
-
-// code is an authorization code: good for a minute, and for one use. Its second use revokes what the first one obtained.
-type code struct {
-	request authRequest
-	client  *Client
-	session *session
-	expires time.Time
-	issued  string // the family of refresh tokens that it was redeemed for
-}
-
-// session is a user's session at the provider.
-type session struct {
-	sid      string
-	cookie   string
-	user     User
-	authTime time.Time
-	clients  map[string]bool // which clients have tokens of it
-}
-
-// refreshToken is one of a family of which the newest is good.
-type refreshToken struct {
-	family    string
-	client    string
-	sid       string
-	user      User
-	authTime  time.Time
-	acr       string
-	nonce     string
-	scope     string
-	resource  []string
-	jkt       string
-	expires   time.Time
-	replaced  time.Time // zero: it is the newest
-	successor string
+	mu            sync.Mutex                // guards all below
+	keys          []key                     // the newest signs, all are published
+	pushed        map[string]*pushedRequest // :: request_uri →
+	codes         map[string]*code
+	sessions      map[string]*session // :: its cookie →
+	refreshTokens map[string]*refreshToken
+	accessTokens  map[string]*accessToken
+	used          map[string]time.Time // :: jti of a DPoP proof or a client assertion, with which of them it is → when it may be forgotten
+	dpopNonce     string
+	dpopNonceMade time.Time
+	refreshGrace  time.Duration
+	pruned        time.Time // when prune last looked
+	stats         Stats
 }
 
 // Stats is what has happened, for tests to look at.
 type Stats struct {
-	Tokens             map[string]int // :: grant type → token requests, refused ones too
+	Tokens             map[string]int // :: grant type → token requests, refused ones too; "unsupported" is all grant types that there are not
 	Reuses             int            // of replaced refresh tokens
-	Authorizations     int
-	PushedRequests     int
-	Revocations        int
+	Authorizations     int            // authorization requests
+	PushedRequests     int            // that were taken
+	Revocations        int            // of clients that said who they are, of unknown tokens too
 	DiscoveryFetches   int
 	JWKSFetches        int
 	LiveRefreshTokens  map[string]int // :: sid → refresh tokens that are good
@@ -131,17 +118,8 @@ type Stats struct {
 
 // New returns a Provider. The error joins every mistake in cfg.
 func New(cfg Config) (*Provider, error) {
-	var errs []error
-	u, err := url.Parse(cfg.Issuer)
-	if err != nil || u.Scheme != "http" || !loopback(u.Hostname()) || u.RawQuery != "" || u.Fragment != "" {
-		errs = append(errs, fmt.Errorf("issuer %q is not an http URL with a loopback host: this provider signs in whoever asks", cfg.Issuer))
-	}
-	for i, c := range cfg.Clients {
-		if c.ID == "" || c.Secret == "" {
-			errs = append(errs, fmt.Errorf("client %d: ID and Secret are needed", i))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	u, err := cfg.check()
+	if err != nil {
 		return nil, err
 	}
 	if len(cfg.Users) == 0 {
@@ -155,39 +133,107 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Audience == "" {
 		cfg.Audience = "api"
 	}
-	p := &Provider{
-		cfg: cfg, path: strings.TrimSuffix(u.Path, "/"), mux: http.NewServeMux(), log: cfg.Logger,
-		codes: make(map[string]*code), pushed: make(map[string]*pushedRequest), sessions: make(map[string]*session),
-		refresh: make(map[string]*refreshToken), proofs: make(map[string]time.Time), stats: Stats{Tokens: make(map[string]int)}, grace: cfg.RefreshGrace,
+	if cfg.HTTPClient == nil {
+		cfg.HTTPClient = &http.Client{
+			Timeout:       5 * time.Second,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
 	}
-	if p.log == nil {
-		p.log = slog.Default()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	p := &Provider{
+		cfg:  cfg,
+		base: strings.TrimSuffix(cfg.Issuer, "/"),
+		path: strings.TrimSuffix(u.Path, "/"),
+		// Cookies are for a host with all its ports (RFC 6265 8.5), and there may be another provider on another port.
+		cookieName: strings.TrimSuffix("devop-"+u.Port(), "-"),
+		mux:        http.NewServeMux(),
+
+		pushed: make(map[string]*pushedRequest), codes: make(map[string]*code), sessions: make(map[string]*session),
+		refreshTokens: make(map[string]*refreshToken), accessTokens: make(map[string]*accessToken),
+		used: make(map[string]time.Time), refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
 	}
 	p.SetHooks(Hooks{})
 	if err := p.RotateKeys(); err != nil {
 		return nil, err
 	}
-	for pattern, h := range map[string]http.HandlerFunc{
-		"GET /.well-known/openid-configuration": p.discovery,
-		"GET /jwks":                             p.jwks,
-		"GET /authorize":                        p.authorize,
-		"POST /authorize":                       p.pick,
-		"POST /par":                             p.push,
-		"POST /token":                           p.token,
-		"POST /revoke":                          p.revoke,
-		"/userinfo":                             p.userinfo,
-		"/logout":                               p.endSession,
+	for _, route := range []struct {
+		method, path string
+		handler      http.HandlerFunc
+	}{
+		{"GET", "/.well-known/openid-configuration", p.discovery},
+		{"GET", "/jwks", p.jwks},
+		{"GET", "/authorize", p.authorize},
+		{"POST", "/authorize", p.authorize},
+		{"POST", "/par", p.push},
+		{"POST", "/token", p.token},
+		{"POST", "/revoke", p.revoke},
+		{"GET", "/userinfo", p.userinfo},
+		{"POST", "/userinfo", p.userinfo},
+		{"GET", "/logout", p.endSession},
+		{"POST", "/logout", p.endSession},
+		{"GET", "/style.css", serveFile("style.css")},
+		{"GET", "/form-post.js", serveFile("form-post.js")},
 	} {
-		method, path, found := strings.Cut(pattern, " ")
-		if !found {
-			method, path = "", pattern
-		}
-		p.mux.HandleFunc(strings.TrimSpace(method+" "+p.path+path), h)
+		p.mux.HandleFunc(route.method+" "+p.path+route.path, route.handler)
 	}
 	return p, nil
 }
 
-func loopback(host string) bool {
+// check returns the issuer, and every mistake.
+func (cfg *Config) check() (*url.URL, error) {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	u, err := url.Parse(cfg.Issuer)
+	switch {
+	case err != nil || u.Scheme != "http" || !isLoopback(u.Hostname()):
+		wrong("issuer %q is not an http URL with a loopback host: this provider signs in whoever asks", cfg.Issuer)
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(cfg.Issuer, "#"):
+		wrong("issuer %q has more than scheme, host and path (OpenID Connect Discovery 3)", cfg.Issuer)
+	case u.Path != "" && (u.EscapedPath() != u.Path || strings.ContainsAny(u.Path, "{}") || path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/"):
+		wrong("issuer %q has a path that is not plain", cfg.Issuer)
+	}
+	clients := make(map[string]bool)
+	for i, c := range cfg.Clients {
+		if c.ID == "" || clients[c.ID] {
+			wrong("client %d: ID %q is empty or another client's", i, c.ID)
+		}
+		clients[c.ID] = true
+		if c.Secret == "" && len(c.Keys) == 0 {
+			wrong("client %d: a Secret or Keys are needed: every client is a confidential one", i)
+		}
+		for j, k := range c.Keys {
+			if !k.IsPublic() || !k.Valid() {
+				wrong("client %d: key %d is not a public key", i, j)
+			}
+		}
+		for _, raw := range append(append([]string{c.BackchannelLogoutURI}, c.RedirectURIs...), c.PostLogoutRedirectURIs...) {
+			if u, err := url.Parse(raw); raw != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Contains(raw, "#")) {
+				wrong("client %d: %q is not an http or https URL without a fragment", i, raw)
+			}
+		}
+	}
+	users := make(map[string]bool)
+	for i, user := range cfg.Users {
+		if user.Sub == "" || users[user.Sub] {
+			wrong("user %d: Sub %q is empty or another user's", i, user.Sub)
+		}
+		users[user.Sub] = true
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"AccessTokenTTL", cfg.AccessTokenTTL}, {"IDTokenTTL", cfg.IDTokenTTL}, {"RefreshTokenTTL", cfg.RefreshTokenTTL}, {"RefreshGrace", cfg.RefreshGrace}} {
+		if d.value < 0 {
+			wrong("%s: %v is negative", d.name, d.value)
+		}
+	}
+	return u, errors.Join(errs...)
+}
+
+func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
@@ -207,9 +253,9 @@ func (p *Provider) Stats() Stats {
 	s := p.stats
 	s.Tokens = maps.Clone(s.Tokens)
 	s.LiveRefreshTokens = make(map[string]int)
-	for _, t := range p.refresh {
-		if t.replaced.IsZero() && time.Now().Before(t.expires) {
-			s.LiveRefreshTokens[t.sid]++
+	for _, t := range p.refreshTokens {
+		if t.replaced.IsZero() && time.Now().Before(t.grant.expires) {
+			s.LiveRefreshTokens[t.grant.sid]++
 		}
 	}
 	return s
@@ -224,51 +270,74 @@ func (p *Provider) client(id string) *Client {
 	return nil
 }
 
-// prune forgets what has expired. The caller holds mu.
+// prune forgets what has expired, a minute late at most. The caller holds mu, and does not rely on it: who uses a thing looks at the clock.
 func (p *Provider) prune() {
 	now := time.Now()
-	maps.DeleteFunc(p.codes, func(_ string, c *code) bool { return now.After(c.expires.Add(10 * time.Minute)) })
+	if now.Sub(p.pruned) < time.Minute {
+		return
+	}
+	p.pruned = now
 	maps.DeleteFunc(p.pushed, func(_ string, r *pushedRequest) bool { return now.After(r.expires) })
-	maps.DeleteFunc(p.refresh, func(_ string, t *refreshToken) bool { return now.After(t.expires) })
-	maps.DeleteFunc(p.proofs, func(_ string, until time.Time) bool { return now.After(until) })
+	maps.DeleteFunc(p.codes, func(_ string, c *code) bool { return now.After(c.expires.Add(codeMemory)) })
+	maps.DeleteFunc(p.sessions, func(_ string, s *session) bool { return now.After(s.expires) })
+	maps.DeleteFunc(p.refreshTokens, func(_ string, t *refreshToken) bool { return now.After(t.grant.expires) })
+	maps.DeleteFunc(p.accessTokens, func(_ string, t *accessToken) bool { return now.After(t.expires) })
+	maps.DeleteFunc(p.used, func(_ string, until time.Time) bool { return now.After(until) })
 }
 
+// useOnce says whether an identifier is used for the first time. It is remembered until then.
+func (p *Provider) useOnce(id string, until time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.prune()
+	if _, used := p.used[id]; used {
+		return false
+	}
+	p.used[id] = until
+	return true
+}
+
+// discovery is OpenID Connect Discovery 4.
 func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 	p.mu.Lock()
 	p.stats.DiscoveryFetches++
 	p.mu.Unlock()
-	iss := p.cfg.Issuer
-	base := strings.TrimSuffix(iss, "/")
-	d := map[string]any{
-		"issuer":                                         iss,
-		"authorization_endpoint":                         base + "/authorize",
-		"token_endpoint":                                 base + "/token",
-		"jwks_uri":                                       base + "/jwks",
-		"userinfo_endpoint":                              base + "/userinfo",
-		"end_session_endpoint":                           base + "/logout",
-		"revocation_endpoint":                            base + "/revoke",
-		"pushed_authorization_request_endpoint":          base + "/par",
-		"response_types_supported":                       []string{"code"},
-		"response_modes_supported":                       []string{"query", "form_post"},
-		"grant_types_supported":                          []string{"authorization_code", "refresh_token", "client_credentials"},
-		"subject_types_supported":                        []string{"public"},
-		"id_token_signing_alg_values_supported":          []string{"RS256"},
-		"token_endpoint_auth_methods_supported":          []string{"client_secret_basic", "client_secret_post"},
-		"code_challenge_methods_supported":               []string{"S256"},
-		"scopes_supported":                               []string{"openid", "profile", "email", "offline_access"},
-		"claims_supported":                               []string{"sub", "name", "email", "email_verified", "auth_time", "acr", "sid"},
-		"acr_values_supported":                           []string{"silver", "gold"},
-		"prompt_values_supported":                        []string{"none", "login", "select_account"},
-		"dpop_signing_alg_values_supported":              []string{"ES256"},
-		"authorization_response_iss_parameter_supported": true,
-		"backchannel_logout_supported":                   true,
-		"backchannel_logout_session_supported":           true,
-		"require_pushed_authorization_requests":          false,
+	authMethods := []string{"client_secret_basic", "client_secret_post", "private_key_jwt"}
+	metadata := map[string]any{
+		"issuer":                                                p.cfg.Issuer,
+		"authorization_endpoint":                                p.base + "/authorize",
+		"token_endpoint":                                        p.base + "/token",
+		"jwks_uri":                                              p.base + "/jwks",
+		"userinfo_endpoint":                                     p.base + "/userinfo",
+		"end_session_endpoint":                                  p.base + "/logout",
+		"revocation_endpoint":                                   p.base + "/revoke",
+		"pushed_authorization_request_endpoint":                 p.base + "/par",
+		"response_types_supported":                              []string{"code"},
+		"response_modes_supported":                              []string{"query", "form_post"},
+		"grant_types_supported":                                 grantTypes,
+		"subject_types_supported":                               []string{"public"},
+		"id_token_signing_alg_values_supported":                 []string{"RS256"},
+		"token_endpoint_auth_methods_supported":                 authMethods,
+		"token_endpoint_auth_signing_alg_values_supported":      assertionAlgorithms,
+		"revocation_endpoint_auth_methods_supported":            authMethods,
+		"revocation_endpoint_auth_signing_alg_values_supported": assertionAlgorithms,
+		"code_challenge_methods_supported":                      []string{"S256"},
+		"scopes_supported":                                      []string{"openid", "profile", "email", "offline_access"},
+		"claims_supported":                                      []string{"iss", "aud", "exp", "iat", "sub", "sid", "auth_time", "acr", "nonce", "at_hash", "name", "email", "email_verified"},
+		"acr_values_supported":                                  acrValues,
+		"prompt_values_supported":                               prompts,
+		"dpop_signing_alg_values_supported":                     proofAlgorithms,
+		"authorization_response_iss_parameter_supported":        true,
+		"backchannel_logout_supported":                          true,
+		"backchannel_logout_session_supported":                  true,
+		"require_pushed_authorization_requests":                 false,
+		"request_parameter_supported":                           false,
+		"request_uri_parameter_supported":                       false, // but for those of PAR
 	}
 	if edit := p.hooks.Load().EditDiscovery; edit != nil {
-		edit(d)
+		edit(metadata)
 	}
-	writeJSON(w, http.StatusOK, d)
+	writeJSON(w, http.StatusOK, metadata)
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {
@@ -276,4 +345,54 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
+}
+
+// An oauthError is the answer to a request that is not granted (RFC 6749 4.1.2.1 and 5.2).
+type oauthError struct {
+	code, description string
+}
+
+func (e *oauthError) body() map[string]any {
+	return map[string]any{"error": e.code, "error_description": e.description}
+}
+
+// status is that of an endpoint for clients, not for browsers.
+func (e *oauthError) status() int {
+	switch e.code {
+	case "invalid_client":
+		return http.StatusUnauthorized
+	case "server_error":
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadRequest
+}
+
+func (e *oauthError) write(w http.ResponseWriter) {
+	if e.code == "invalid_client" {
+		w.Header().Set("WWW-Authenticate", `Basic realm="devop"`)
+	}
+	writeJSON(w, e.status(), e.body())
+}
+
+const maxForm = 64 << 10
+
+// readForm reads the form of a request to an endpoint for clients. No parameter may be there twice (RFC 6749 3.2), but for resource (RFC 8707 2).
+func readForm(w http.ResponseWriter, r *http.Request) *oauthError {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	if err := r.ParseForm(); err != nil {
+		return &oauthError{"invalid_request", "the body cannot be read as a form"}
+	}
+	if name := repeated(r.PostForm); name != "" {
+		return &oauthError{"invalid_request", "a parameter is there twice: " + name}
+	}
+	return nil
+}
+
+func repeated(form url.Values) string {
+	for name, values := range form {
+		if len(values) > 1 && name != "resource" {
+			return name
+		}
+	}
+	return ""
 }

@@ -34,9 +34,11 @@ const (
 type op struct {
 	*devop.Provider
 	t        *testing.T
+	ctx      context.Context // with the client's HTTP client, for oauth2 and go-oidc
 	issuer   string
 	oauth    oauth2.Config
 	verifier *oidc.IDTokenVerifier
+	http     *http.Client
 	browser  *http.Client
 }
 
@@ -45,30 +47,63 @@ func newOP(t *testing.T, edit func(*devop.Config)) *op {
 	var provider *devop.Provider
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { provider.ServeHTTP(w, r) }))
 	t.Cleanup(server.Close)
+	return newOPAt(t, server.URL, http.DefaultTransport, &provider, edit)
+}
+
+// newOPInBubble is a provider without a network, for the fake clock of testing/synctest.
+func newOPInBubble(t *testing.T, edit func(*devop.Config)) *op {
+	t.Helper()
+	var provider *devop.Provider
+	return newOPAt(t, "http://127.0.0.1:9000", handlerTransport{&provider}, &provider, edit)
+}
+
+// handlerTransport takes a request straight to the provider.
+type handlerTransport struct{ provider **devop.Provider }
+
+func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	server := r.Clone(r.Context())
+	if server.Body == nil {
+		server.Body = http.NoBody
+	}
+	(*t.provider).ServeHTTP(w, server)
+	resp := w.Result()
+	resp.Request = r
+	return resp, nil
+}
+
+func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **devop.Provider, edit func(*devop.Config)) *op {
+	t.Helper()
 	cfg := devop.Config{
-		Issuer:  server.URL + "/realms/x",
+		Issuer:  base + "/realms/x",
 		Clients: []devop.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
 	}
 	if edit != nil {
 		edit(&cfg)
 	}
 	var err error
-	if provider, err = devop.New(cfg); err != nil {
+	if *provider, err = devop.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	found, err := oidc.NewProvider(t.Context(), cfg.Issuer)
+	client := &http.Client{Transport: transport}
+	ctx := oidc.ClientContext(t.Context(), client)
+	found, err := oidc.NewProvider(ctx, cfg.Issuer)
 	if err != nil {
 		t.Fatal(err)
 	}
 	endpoint := found.Endpoint()
 	endpoint.AuthStyle = oauth2.AuthStyleInHeader
-	jar, _ := cookiejar.New(nil)
 	return &op{
-		Provider: provider, t: t, issuer: cfg.Issuer,
+		Provider: *provider, t: t, ctx: ctx, issuer: cfg.Issuer, http: client, browser: newBrowser(transport),
 		oauth:    oauth2.Config{ClientID: "web", ClientSecret: "a:b%c", RedirectURL: redirectURI, Endpoint: endpoint, Scopes: []string{"openid", "profile", "email"}},
 		verifier: found.Verifier(&oidc.Config{ClientID: "web"}),
-		browser:  &http.Client{Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	}
+}
+
+// newBrowser keeps cookies, and follows no redirect.
+func newBrowser(transport http.RoundTripper) *http.Client {
+	jar, _ := cookiejar.New(nil) // has no error to give
+	return &http.Client{Transport: transport, Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 var csrf = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
@@ -104,7 +139,7 @@ func (o *op) signIn(user string, options ...oauth2.AuthCodeOption) *oauth2.Token
 	o.t.Helper()
 	verifier := oauth2.GenerateVerifier()
 	answer := o.authorize(user, o.oauth.AuthCodeURL("state", append(options, oauth2.S256ChallengeOption(verifier), oidc.Nonce("nonce"))...))
-	token, err := o.oauth.Exchange(o.t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier))
+	token, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier))
 	if err != nil {
 		o.t.Fatalf("redeem: %v", err)
 	}
@@ -112,7 +147,7 @@ func (o *op) signIn(user string, options ...oauth2.AuthCodeOption) *oauth2.Token
 }
 
 func (o *op) refresh(token string) (*oauth2.Token, error) {
-	return o.oauth.TokenSource(o.t.Context(), &oauth2.Token{RefreshToken: token}).Token()
+	return o.oauth.TokenSource(o.ctx, &oauth2.Token{RefreshToken: token}).Token()
 }
 
 func wantError(t *testing.T, err error, code string) {
@@ -130,11 +165,11 @@ func TestCodeFlow(t *testing.T) {
 	if answer.Get("state") != "st" || answer.Get("iss") != o.issuer {
 		t.Errorf("the answer: got %v", answer)
 	}
-	token, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier))
+	token, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier))
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := o.verifier.Verify(t.Context(), token.Extra("id_token").(string))
+	id, err := o.verifier.Verify(o.ctx, token.Extra("id_token").(string))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +183,7 @@ func TestCodeFlow(t *testing.T) {
 	if err := id.VerifyAccessToken(token.AccessToken); err != nil {
 		t.Errorf("at_hash: %v", err)
 	}
-	if _, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier)); err == nil {
+	if _, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier)); err == nil {
 		t.Error("the code was redeemed twice")
 	}
 	if _, err := o.refresh(token.RefreshToken); err == nil {
@@ -160,11 +195,11 @@ func TestWhatTheCodeIsBoundTo(t *testing.T) {
 	o := newOP(t, nil)
 	verifier := oauth2.GenerateVerifier()
 	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
-	_, err := o.oauth.Exchange(t.Context(), code, oauth2.VerifierOption(oauth2.GenerateVerifier()))
+	_, err := o.oauth.Exchange(o.ctx, code, oauth2.VerifierOption(oauth2.GenerateVerifier()))
 	wantError(t, err, "invalid_grant")
 	stranger := o.oauth
 	stranger.ClientSecret = "wrong"
-	_, err = stranger.Exchange(t.Context(), code, oauth2.VerifierOption(verifier))
+	_, err = stranger.Exchange(o.ctx, code, oauth2.VerifierOption(verifier))
 	wantError(t, err, "invalid_client")
 	if answer := o.authorize("alice", o.oauth.AuthCodeURL("")); answer.Get("error") != "invalid_request" || answer.Get("iss") == "" {
 		t.Errorf("without PKCE: got %v", answer)
@@ -195,7 +230,6 @@ func TestPromptNoneAndMaxAge(t *testing.T) {
 	if got := ask(none); got.Get("code") == "" {
 		t.Errorf("after: got %v", got)
 	}
-	time.Sleep(time.Millisecond)
 	if got := ask(none, oauth2.SetAuthURLParam("max_age", "0")).Get("error"); got != "login_required" {
 		t.Errorf("max_age=0: got %q", got)
 	}
@@ -257,14 +291,14 @@ func TestWithinTheGraceTheSuccessorIsAnsweredAgain(t *testing.T) {
 func TestKeysRotate(t *testing.T) {
 	o := newOP(t, nil)
 	old := o.signIn("alice").Extra("id_token").(string)
-	if _, err := o.verifier.Verify(t.Context(), old); err != nil {
+	if _, err := o.verifier.Verify(o.ctx, old); err != nil {
 		t.Fatal(err)
 	}
 	if err := o.RotateKeys(); err != nil {
 		t.Fatal(err)
 	}
 	for _, raw := range []string{old, o.signIn("alice").Extra("id_token").(string)} {
-		if _, err := o.verifier.Verify(t.Context(), raw); err != nil {
+		if _, err := o.verifier.Verify(o.ctx, raw); err != nil {
 			t.Error(err)
 		}
 	}
@@ -279,7 +313,7 @@ func TestUserinfoClientCredentialsAndRevocation(t *testing.T) {
 	userinfo := func(access string) (int, string) {
 		req, _ := http.NewRequest("GET", o.issuer+"/userinfo", nil)
 		req.Header.Set("Authorization", "Bearer "+access)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := o.http.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -317,7 +351,7 @@ func (o *op) post(path string, form url.Values, header http.Header) (int, map[st
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.SetBasicAuth(url.QueryEscape(o.oauth.ClientID), url.QueryEscape(o.oauth.ClientSecret))
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := o.http.Do(req)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -341,7 +375,7 @@ func TestPushedRequests(t *testing.T) {
 	}
 	short := o.issuer + "/authorize?" + url.Values{"client_id": {"web"}, "request_uri": {uri}}.Encode()
 	answer := o.authorize("alice", short)
-	if _, err := o.oauth.Exchange(t.Context(), answer.Get("code"), oauth2.VerifierOption(verifier)); err != nil || answer.Get("state") != "st" {
+	if _, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier)); err != nil || answer.Get("state") != "st" {
 		t.Errorf("got %v, %v", answer, err)
 	}
 	if resp, err := o.browser.Get(short); err != nil || resp.StatusCode != 400 {
@@ -376,7 +410,7 @@ func TestLogout(t *testing.T) {
 	if status, location := out(url.Values{"id_token_hint": {id}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}}); status != 303 || location != afterLogout+"?state=s" {
 		t.Errorf("got %d to %q", status, location)
 	}
-	logout, err := o.verifier.VerifyLogout(t.Context(), <-logouts)
+	logout, err := o.verifier.VerifyLogout(o.ctx, <-logouts)
 	if err != nil || logout.Subject != "alice" || logout.SessionID == "" {
 		t.Errorf("logout token: got %+v, %v", logout, err)
 	}
@@ -387,7 +421,7 @@ func TestLogout(t *testing.T) {
 	if err := o.EndUser(context.Background(), "alice"); err != nil {
 		t.Error(err)
 	}
-	if _, err := o.verifier.VerifyLogout(t.Context(), <-logouts); err != nil {
+	if _, err := o.verifier.VerifyLogout(o.ctx, <-logouts); err != nil {
 		t.Error(err)
 	}
 	if got := o.Stats(); got.BackchannelLogouts != 2 || len(got.LiveRefreshTokens) != 0 {
@@ -395,77 +429,72 @@ func TestLogout(t *testing.T) {
 	}
 }
 
-func TestDPoP(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.RequireDPoPNonce = true })
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proof := func(claims map[string]any) http.Header {
-		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: key}, (&jose.SignerOptions{EmbedJWK: true}).WithType("dpop+jwt"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		all := map[string]any{"jti": rand.Text(), "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()}
-		for name, value := range claims {
-			all[name] = value
-		}
-		payload, _ := json.Marshal(all)
-		jws, err := signer.Sign(payload)
-		if err != nil {
-			t.Fatal(err)
-		}
-		compact, _ := jws.CompactSerialize()
-		return http.Header{"Dpop": {compact}}
-	}
-	form := url.Values{"grant_type": {"client_credentials"}}
-	_, body := o.post("/token", form, proof(nil))
-	nonce, _ := body["nonce"].(string)
-	if body["error"] != "use_dpop_nonce" || nonce == "" {
-		t.Fatalf("without a nonce: got %v", body)
-	}
-	good := proof(map[string]any{"nonce": nonce})
-	if status, body := o.post("/token", form, good.Clone()); status != 200 || body["token_type"] != "DPoP" {
-		t.Errorf("got %d %v", status, body)
-	}
-	for name, header := range map[string]http.Header{
-		"replayed":       good,
-		"another method": proof(map[string]any{"nonce": nonce, "htm": "GET"}),
-		"another URL":    proof(map[string]any{"nonce": nonce, "htu": o.issuer + "/par"}),
-		"an old one":     proof(map[string]any{"nonce": nonce, "iat": time.Now().Add(-time.Hour).Unix()}),
-		"twice":          {"Dpop": append(proof(map[string]any{"nonce": nonce})["Dpop"], proof(map[string]any{"nonce": nonce})["Dpop"]...)},
-		"not a JWT":      {"Dpop": {"x"}},
-	} {
-		if status, body := o.post("/token", form, header); status != 400 || body["error"] != "invalid_dpop_proof" {
-			t.Errorf("%s: got %d %v", name, status, body)
-		}
-	}
-}
-
-func TestHooksMakeItWrong(t *testing.T) {
-	o := newOP(t, nil)
-	o.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["aud"] = "other" }})
-	if _, err := o.verifier.Verify(t.Context(), o.signIn("alice").Extra("id_token").(string)); err == nil {
-		t.Error("EditIDToken had no effect")
-	}
-	o.SetHooks(devop.Hooks{EditCallback: func(q url.Values) { q.Del("iss") }})
-	if q := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(oauth2.GenerateVerifier()))); q.Has("iss") {
-		t.Error("EditCallback had no effect")
-	}
-	o.SetHooks(devop.Hooks{EditDiscovery: func(m map[string]any) { m["issuer"] = "x" }, EditJWKS: func(m map[string]any) { m["keys"] = nil }})
-	if _, err := oidc.NewProvider(t.Context(), o.issuer); err == nil {
-		t.Error("EditDiscovery had no effect")
-	}
-	o.SetHooks(devop.Hooks{})
-	if _, err := o.verifier.Verify(t.Context(), o.signIn("alice").Extra("id_token").(string)); err != nil {
-		t.Errorf("without hooks: %v", err)
-	}
-}
-
 func TestItIsForThisMachineAlone(t *testing.T) {
 	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://localhost", "", "http://localhost.evil.example"} {
 		if _, err := devop.New(devop.Config{Issuer: issuer}); err == nil {
 			t.Errorf("%q: no error", issuer)
+		}
+	}
+}
+
+func TestEveryMistakeIsToldAtOnce(t *testing.T) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = devop.New(devop.Config{
+		Issuer: "https://id.example.com",
+		Clients: []devop.Client{
+			{},
+			{ID: "a", Secret: "s", RedirectURIs: []string{"/callback"}, PostLogoutRedirectURIs: []string{"https://app.example/#x"}, BackchannelLogoutURI: "ftp://app.example"},
+			{ID: "a", Secret: "s"},
+			{ID: "b", Keys: []jose.JSONWebKey{{Key: private}}},
+		},
+		Users:          []devop.User{{Name: "Nobody"}, {Sub: "alice"}, {Sub: "alice"}},
+		AccessTokenTTL: -time.Second,
+	})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{
+		`issuer "https://id.example.com"`, `client 0: ID ""`, "client 0: a Secret or Keys", `client 1: "/callback"`, `client 1: "https://app.example/#x"`, `client 1: "ftp://app.example"`,
+		`client 2: ID "a"`, "client 3: key 0", `user 0: Sub ""`, `user 2: Sub "alice"`, "AccessTokenTTL: -1s",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("nothing says %s:\n%v", want, err)
+		}
+	}
+}
+
+func TestIssuersOfEveryShape(t *testing.T) {
+	for issuer, want := range map[string]string{
+		"http://127.0.0.1:9000":          "http://127.0.0.1:9000/authorize",
+		"http://localhost:9000/":         "http://localhost:9000/authorize",
+		"http://[::1]:9000/realms/x":     "http://[::1]:9000/realms/x/authorize",
+		"http://localhost/realms/x/":     "http://localhost/realms/x/authorize",
+		"http://localhost:9000/a//b":     "",
+		"http://localhost:9000/a/../b":   "",
+		"http://localhost:9000/a/{b}":    "",
+		"http://localhost:9000/a%2fb":    "",
+		"http://localhost:9000/?a=b":     "",
+		"http://localhost:9000/#":        "",
+		"http://alice@localhost:9000/op": "",
+	} {
+		p, err := devop.New(devop.Config{Issuer: issuer})
+		if (err == nil) != (want != "") {
+			t.Errorf("%s: got %v", issuer, err)
+		}
+		if err != nil {
+			continue
+		}
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, httptest.NewRequest("GET", strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", nil))
+		var metadata struct {
+			Issuer        string
+			Authorization string `json:"authorization_endpoint"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &metadata); err != nil || metadata.Issuer != issuer || metadata.Authorization != want {
+			t.Errorf("%s: got %d %+v, %v", issuer, w.Code, metadata, err)
 		}
 	}
 }

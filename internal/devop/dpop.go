@@ -3,6 +3,7 @@ package devop
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -11,74 +12,88 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-const proofLife = 5 * time.Minute
-
-// checkProof verifies the DPoP proof of a request, if it has one, and returns the thumbprint of its key (RFC 9449 4.3), or answers what is wrong.
-func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request) (jkt string, ok bool) {
+// checkProof verifies the DPoP proof of a request, if it has one, and returns the thumbprint of its key (RFC 9449 4.3). With an access token it is the
+// proof for using that token; without, for obtaining one, and may need a nonce.
+func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToken string) (jkt string, fault *oauthError) {
+	refused := func(why string) (string, *oauthError) { return "", &oauthError{"invalid_dpop_proof", why} }
 	proofs := r.Header.Values("DPoP")
-	if len(proofs) == 0 {
-		return "", true
+	switch len(proofs) {
+	case 0:
+		return "", nil
+	case 1:
+	default:
+		return refused("there is more than one proof")
 	}
-	fail := func(code string) (string, bool) {
-		oauthError(w, http.StatusBadRequest, code)
-		return "", false
-	}
-	if len(proofs) > 1 {
-		return fail("invalid_dpop_proof")
-	}
-	jws, err := jose.ParseSignedCompact(proofs[0], []jose.SignatureAlgorithm{jose.ES256})
+	jws, err := jose.ParseSignedCompact(proofs[0], proofAlgorithms)
 	if err != nil {
-		return fail("invalid_dpop_proof")
+		return refused("the proof is not a JWT that is signed as it has to be")
 	}
-	header := jws.Signatures[0].Header
-	if header.JSONWebKey == nil || !header.JSONWebKey.IsPublic() || header.ExtraHeaders[jose.HeaderType] != "dpop+jwt" {
-		return fail("invalid_dpop_proof")
+	header := jws.Signatures[0].Protected
+	if header.ExtraHeaders[jose.HeaderType] != "dpop+jwt" {
+		return refused("typ is not dpop+jwt")
+	}
+	if header.JSONWebKey == nil || !header.JSONWebKey.IsPublic() {
+		return refused("jwk is not a public key")
 	}
 	payload, err := jws.Verify(header.JSONWebKey)
 	if err != nil {
-		return fail("invalid_dpop_proof")
+		return refused("the signature is not that of the jwk")
 	}
 	var claims struct {
-		ID     string `json:"jti"`
-		Method string `json:"htm"`
-		URI    string `json:"htu"`
-		Issued int64  `json:"iat"`
-		Nonce  string `json:"nonce"`
+		ID          string  `json:"jti"`
+		Method      string  `json:"htm"`
+		URI         string  `json:"htu"`
+		Issued      float64 `json:"iat"`
+		Nonce       string  `json:"nonce"`
+		AccessToken string  `json:"ath"`
 	}
 	if err := json.Unmarshal(payload, &claims); err != nil {
-		return fail("invalid_dpop_proof")
+		return refused("the claims cannot be read")
 	}
-	age := time.Since(time.Unix(claims.Issued, 0))
-	origin := strings.TrimSuffix(strings.TrimSuffix(p.cfg.Issuer, "/"), p.path)
-	if claims.ID == "" || claims.Method != r.Method || claims.URI != origin+r.URL.Path || age > proofLife || age < -time.Minute {
-		return fail("invalid_dpop_proof")
+	uri, _, _ := strings.Cut(claims.URI, "#")
+	uri, _, _ = strings.Cut(uri, "?")
+	age := time.Since(time.Unix(int64(claims.Issued), 0))
+	hash := sha256.Sum256([]byte(accessToken))
+	switch {
+	case claims.Method != r.Method:
+		return refused("htm is not the method")
+	case uri != p.base+strings.TrimPrefix(r.URL.Path, p.path):
+		return refused("htu is not this endpoint")
+	case age > proofLife || age < -clockSkew:
+		return refused("iat is not now")
+	case accessToken != "" && claims.AccessToken != encode(hash[:]):
+		return refused("ath is not that of the access token")
 	}
-	if p.cfg.RequireDPoPNonce {
+	if p.cfg.RequireDPoPNonce && accessToken == "" {
 		nonce := p.nonce()
 		w.Header().Set("DPoP-Nonce", nonce)
 		if claims.Nonce != nonce {
-			return fail("use_dpop_nonce")
+			return "", &oauthError{"use_dpop_nonce", "the nonce is in the header DPoP-Nonce"}
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, seen := p.proofs[claims.ID]; seen {
-		return fail("invalid_dpop_proof")
+	if claims.ID == "" || len(claims.ID) > longestName || !p.useOnce("proof "+claims.ID, time.Now().Add(2*proofLife)) {
+		return refused("jti is missing, or was used before")
 	}
-	p.proofs[claims.ID] = time.Now().Add(2 * proofLife)
 	thumbprint, err := header.JSONWebKey.Thumbprint(crypto.SHA256)
 	if err != nil {
-		return fail("invalid_dpop_proof")
+		return refused("jwk has no thumbprint")
 	}
-	return encode(thumbprint), true
+	return encode(thumbprint), nil
 }
 
-// nonce is the one that proofs have to carry now; it changes every proofLife (RFC 9449 8).
+// nonce is the one that proofs have to carry now. It changes with time (RFC 9449 8.2).
 func (p *Provider) nonce() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.proofNonce == "" || time.Since(p.proofNonceMade) > proofLife {
-		p.proofNonce, p.proofNonceMade = rand.Text(), time.Now()
+	if p.dpopNonce == "" || time.Since(p.dpopNonceMade) > proofLife {
+		p.dpopNonce, p.dpopNonceMade = rand.Text(), time.Now()
 	}
-	return p.proofNonce
+	return p.dpopNonce
+}
+
+// RotateDPoPNonce changes the nonce now: the next proof with the old one is answered with use_dpop_nonce.
+func (p *Provider) RotateDPoPNonce() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dpopNonce = ""
 }

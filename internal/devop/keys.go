@@ -7,12 +7,15 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 )
 
 type key struct {
@@ -106,39 +109,33 @@ func (p *Provider) PublicKey() *rsa.PublicKey {
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// idToken makes an ID token (OpenID Connect Core 2) for what a refresh token stands for, which is the same at login.
-func (p *Provider) idToken(t *refreshToken, accessToken string) (string, error) {
-	now := time.Now()
+// newIDToken makes an ID token (OpenID Connect Core 2).
+func (p *Provider) newIDToken(t tokenRequest, accessToken string) (string, error) {
+	g, now := t.grant, time.Now()
 	sum := sha256.Sum256([]byte(accessToken))
 	header := map[string]any{"typ": "JWT"}
 	claims := map[string]any{
-		"iss": p.cfg.Issuer, "aud": t.client, "sub": t.user.Sub, "sid": t.sid,
-		"iat": now.Unix(), "exp": now.Add(p.cfg.IDTokenTTL).Unix(), "auth_time": t.authTime.Unix(),
-		"at_hash": encode(sum[:16]), "acr": t.acr,
-		"name": t.user.Name, "email": t.user.Email, "email_verified": true,
+		"iss": p.cfg.Issuer, "aud": g.client.ID, "sub": g.user.Sub, "sid": g.sid,
+		"iat": now.Unix(), "exp": now.Add(p.cfg.IDTokenTTL).Unix(), "auth_time": g.authTime.Unix(), "acr": g.acr,
+		"at_hash": encode(sum[:len(sum)/2]), // OpenID Connect Core 3.1.3.6
 	}
-	if t.nonce != "" {
-		claims["nonce"] = t.nonce
+	g.user.describe(claims, t.scope)
+	if g.nonce != "" && t.first { // that of a refresh should have none (OpenID Connect Core 12.2)
+		claims["nonce"] = g.nonce
 	}
 	h := p.hooks.Load()
-	if h.EditIDToken != nil {
-		h.EditIDToken(header, claims)
-	}
-	if h.SignIDToken != nil {
-		return h.SignIDToken(header, claims)
-	}
-	return p.Sign(header, claims)
+	return p.make(header, claims, h.EditIDToken, h.SignIDToken)
 }
 
-// accessToken makes a JWT access token (RFC 9068).
-func (p *Provider) accessToken(t *refreshToken) (string, error) {
-	now := time.Now()
+// newAccessToken makes a JWT access token (RFC 9068 2.2).
+func (p *Provider) newAccessToken(t tokenRequest, jkt string) (string, error) {
+	g, now := t.grant, time.Now()
 	header := map[string]any{"typ": "at+jwt"}
 	claims := map[string]any{
-		"iss": p.cfg.Issuer, "sub": t.user.Sub, "client_id": t.client, "scope": t.scope,
+		"iss": p.cfg.Issuer, "sub": g.user.Sub, "client_id": g.client.ID,
 		"iat": now.Unix(), "exp": now.Add(p.cfg.AccessTokenTTL).Unix(), "jti": rand.Text(),
 	}
-	switch len(t.resource) {
+	switch len(t.resource) { // RFC 9068 3
 	case 0:
 		claims["aud"] = p.cfg.Audience
 	case 1:
@@ -146,15 +143,75 @@ func (p *Provider) accessToken(t *refreshToken) (string, error) {
 	default:
 		claims["aud"] = t.resource
 	}
-	if t.sid != "" {
-		claims["sid"], claims["auth_time"], claims["acr"] = t.sid, t.authTime.Unix(), t.acr
-		claims["name"] = t.user.Name
+	if t.scope != "" {
+		claims["scope"] = t.scope
 	}
-	if t.jkt != "" {
-		claims["cnf"] = map[string]any{"jkt": t.jkt} // RFC 9449 6.1
+	if g.sid != "" {
+		claims["sid"], claims["auth_time"], claims["acr"] = g.sid, g.authTime.Unix(), g.acr
+		g.user.describe(claims, t.scope)
 	}
-	if edit := p.hooks.Load().EditAccessToken; edit != nil {
+	if jkt != "" {
+		claims["cnf"] = map[string]any{"jkt": jkt} // RFC 9449 6.1
+	}
+	return p.make(header, claims, p.hooks.Load().EditAccessToken, nil)
+}
+
+// LogoutToken makes a logout token (OpenID Connect Back-Channel Logout 2.4), through the hooks, and sends it nowhere. An empty sub or sid is left out.
+func (p *Provider) LogoutToken(clientID, sub, sid string) (string, error) {
+	now := time.Now()
+	header := map[string]any{"typ": "logout+jwt"}
+	claims := map[string]any{
+		"iss": p.cfg.Issuer, "aud": clientID, "iat": now.Unix(), "exp": now.Add(2 * time.Minute).Unix(), "jti": rand.Text(),
+		"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
+	}
+	if sub != "" {
+		claims["sub"] = sub
+	}
+	if sid != "" {
+		claims["sid"] = sid
+	}
+	h := p.hooks.Load()
+	return p.make(header, claims, h.EditLogoutToken, h.SignLogoutToken)
+}
+
+// make signs a JWT, with what hooks there are for it.
+func (p *Provider) make(header, claims map[string]any, edit func(header, claims map[string]any), sign func(header, claims map[string]any) (string, error)) (string, error) {
+	if edit != nil {
 		edit(header, claims)
 	}
-	return p.Sign(header, claims)
+	if sign == nil {
+		sign = p.Sign
+	}
+	return sign(header, claims)
+}
+
+// readOwnIDToken reads an ID token that this provider signed, with whichever of its keys, expired or not: a hint is about the past.
+func (p *Provider) readOwnIDToken(raw string) (idTokenClaims, error) {
+	p.mu.Lock()
+	keys := slices.Clone(p.keys)
+	p.mu.Unlock()
+	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256})
+	if err != nil {
+		return idTokenClaims{}, err
+	}
+	for _, k := range keys {
+		payload, err := jws.Verify(&k.private.PublicKey)
+		if err != nil {
+			continue
+		}
+		var claims idTokenClaims
+		if err := json.Unmarshal(payload, &claims); err != nil {
+			return idTokenClaims{}, err
+		}
+		if claims.Issuer != p.cfg.Issuer {
+			return idTokenClaims{}, errors.New("it is another issuer's")
+		}
+		return claims, nil
+	}
+	return idTokenClaims{}, errors.New("it was not signed here")
+}
+
+type idTokenClaims struct {
+	jwt.Claims
+	SessionID string `json:"sid"`
 }

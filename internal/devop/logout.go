@@ -2,117 +2,117 @@ package devop
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
-
-	"github.com/go-jose/go-jose/v4"
+	"sync"
 )
 
-// endSession is OpenID Connect RP-Initiated Logout. It asks nobody: whoever comes here wants out.
+// endSession is OpenID Connect RP-Initiated Logout. A client that shows an ID token of the session ends it; anybody else has the user asked first.
 func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	q := r.URL.Query()
 	if r.Method == http.MethodPost {
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 		if err := r.ParseForm(); err != nil {
-			http.Error(w, "The form cannot be read.", http.StatusBadRequest)
+			p.showMessage(w, http.StatusBadRequest, "That did not work", "The form cannot be read.")
 			return
 		}
 		q = r.PostForm
 	}
-	id, sid := q.Get("client_id"), ""
+	clientID, back, state := q.Get("client_id"), q.Get("post_logout_redirect_uri"), q.Get("state")
+	var hinted string // the session that the hint is of
 	if hint := q.Get("id_token_hint"); hint != "" {
-		var claims struct{ Aud, Sid string }
-		if err := p.readOwn(hint, &claims); err != nil || id != "" && id != claims.Aud {
-			http.Error(w, "The id_token_hint is not one of this provider's for this client.", http.StatusBadRequest)
+		claims, err := p.readOwnIDToken(hint)
+		if err == nil && clientID == "" && len(claims.Audience) > 0 {
+			clientID = claims.Audience[0]
+		}
+		if err != nil || !claims.Audience.Contains(clientID) {
+			p.showMessage(w, http.StatusBadRequest, "You are not signed out", "The id_token_hint is not one of this provider for this client.")
 			return
 		}
-		id, sid = claims.Aud, claims.Sid
+		hinted = claims.SessionID
 	}
-	client := p.client(id)
-	back := q.Get("post_logout_redirect_uri")
+	client := p.client(clientID)
 	if back != "" && (client == nil || !slices.Contains(client.PostLogoutRedirectURIs, back)) {
-		http.Error(w, "The post_logout_redirect_uri is not registered.", http.StatusBadRequest)
+		p.showMessage(w, http.StatusBadRequest, "You are not signed out", "The post_logout_redirect_uri is not one of the client.")
 		return
 	}
 	p.mu.Lock()
-	if s := p.sessionOf(r); s != nil {
-		sid = s.sid
-	}
+	s := p.sessionOf(r)
 	p.mu.Unlock()
-	if sid != "" {
-		if err := p.EndSession(r.Context(), sid); err != nil {
-			p.log.Warn("back-channel logout", "err", err)
-		}
+
+	// Without a hint, or with one that is of another session than the browser's, the user has to be asked (RP-Initiated Logout 2).
+	confirmed := r.Method == http.MethodPost && p.isOwnForm(r)
+	switch {
+	case confirmed && q.Get("sign_out") == "no":
+		p.showMessage(w, http.StatusOK, "You are still signed in", "You can close this page.")
+		return
+	case s != nil && s.sid != hinted && !confirmed:
+		p.showSignOut(w, r, s.user, back, state, clientID)
+		return
+	case s != nil:
+		hinted = s.sid
 	}
-	http.SetCookie(w, &http.Cookie{Name: cookieName, Path: p.path + "/", MaxAge: -1, HttpOnly: true})
+	// The user waits for the clients to be told, but need not: one who leaves is signed out all the same.
+	if err := p.EndSession(context.WithoutCancel(r.Context()), hinted); err != nil {
+		p.cfg.Logger.Warn("end session", "err", err)
+	}
+	http.SetCookie(w, &http.Cookie{Name: p.cookieName, Path: p.path + "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 	if back == "" {
-		io.WriteString(w, "You are signed out.\n")
+		p.showMessage(w, http.StatusOK, "You are signed out", "You can close this page.")
 		return
 	}
-	u, _ := url.Parse(back)
-	query := u.Query()
-	if state := q.Get("state"); state != "" {
-		query.Set("state", state)
+	parameters := url.Values{}
+	if state != "" {
+		parameters.Set("state", state)
 	}
-	u.RawQuery = query.Encode()
-	http.Redirect(w, r, u.String(), http.StatusSeeOther)
+	redirect(w, r, back, parameters)
 }
 
-// readOwn reads the claims of a JWT that this provider signed, with whichever of its keys, expired or not.
-func (p *Provider) readOwn(raw string, claims any) error {
-	p.mu.Lock()
-	keys := slices.Clone(p.keys)
-	p.mu.Unlock()
-	for _, k := range keys {
-		jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256})
-		if err != nil {
-			return err
-		}
-		if payload, err := jws.Verify(&k.private.PublicKey); err == nil {
-			return json.Unmarshal(payload, claims)
-		}
-	}
-	return errors.New("it was not signed here")
-}
-
-// EndSession ends a session here: its refresh tokens are revoked, and every client that has a back-channel logout URI is told
-// (OpenID Connect Back-Channel Logout 2.5). The error joins what went wrong with telling them.
+// EndSession ends a session here: what its clients obtained is revoked, and each of them that has a back-channel logout URI is told. It
+// returns when all have answered; the error joins what went wrong with telling them. There being no such session is no error.
 func (p *Provider) EndSession(ctx context.Context, sid string) error {
 	p.mu.Lock()
-	s := p.sessions[sid]
-	if s == nil {
+	var ended *session
+	for cookie, s := range p.sessions {
+		if s.sid == sid {
+			ended = s
+			delete(p.sessions, cookie)
+		}
+	}
+	if ended == nil {
 		p.mu.Unlock()
 		return nil
 	}
-	delete(p.sessions, sid)
-	maps.DeleteFunc(p.refresh, func(_ string, t *refreshToken) bool { return t.sid == sid })
-	clients := slices.Collect(maps.Keys(s.clients))
-	p.mu.Unlock()
-	var errs []error
-	for _, id := range clients {
-		if err := p.tell(ctx, p.client(id), s); err != nil {
-			errs = append(errs, fmt.Errorf("back-channel logout: %w", err))
+	maps.DeleteFunc(p.refreshTokens, func(_ string, t *refreshToken) bool {
+		if t.grant.sid == sid {
+			t.grant.ended = true
 		}
+		return t.grant.ended
+	})
+	clients := slices.Collect(maps.Keys(ended.clients))
+	p.mu.Unlock()
+
+	errs := make([]error, len(clients))
+	var told sync.WaitGroup // each is told by a goroutine that the HTTP client's time-out stops
+	for i, id := range clients {
+		told.Go(func() { errs[i] = p.tell(ctx, p.client(id), ended) })
 	}
+	told.Wait()
 	return errors.Join(errs...)
 }
 
-// EndUser ends all sessions of a user.
+// EndUser ends all sessions of a user, as EndSession does.
 func (p *Provider) EndUser(ctx context.Context, sub string) error {
 	p.mu.Lock()
 	var sids []string
-	for sid, s := range p.sessions {
+	for _, s := range p.sessions {
 		if s.user.Sub == sub {
-			sids = append(sids, sid)
+			sids = append(sids, s.sid)
 		}
 	}
 	p.mu.Unlock()
@@ -123,68 +123,31 @@ func (p *Provider) EndUser(ctx context.Context, sub string) error {
 	return errors.Join(errs...)
 }
 
-// tell sends a logout token (OpenID Connect Back-Channel Logout 2.4).
+// tell sends a logout token (OpenID Connect Back-Channel Logout 2.5). Only 200 acknowledges it (2.8).
 func (p *Provider) tell(ctx context.Context, client *Client, s *session) error {
 	if client.BackchannelLogoutURI == "" {
 		return nil
 	}
-	now := time.Now()
-	header := map[string]any{"typ": "logout+jwt"}
-	claims := map[string]any{
-		"iss": p.cfg.Issuer, "aud": client.ID, "sub": s.user.Sub, "sid": s.sid, "iat": now.Unix(), "exp": now.Add(2 * time.Minute).Unix(), "jti": rand.Text(),
-		"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
-	}
-	if edit := p.hooks.Load().EditLogoutToken; edit != nil {
-		edit(header, claims)
-	}
-	token, err := p.Sign(header, claims)
+	token, err := p.LogoutToken(client.ID, s.user.Sub, s.sid)
 	if err != nil {
-		return err
+		return fmt.Errorf("logout token for %s: %w", client.ID, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, client.BackchannelLogoutURI, strings.NewReader(url.Values{"logout_token": {token}}.Encode()))
+	form := url.Values{"logout_token": {token}}.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, client.BackchannelLogoutURI, strings.NewReader(form))
 	if err != nil {
-		return err
+		return fmt.Errorf("back-channel logout of %s: %w", client.ID, err)
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := p.cfg.HTTPClient.Do(req)
 	if err != nil {
-		return err
+		return fmt.Errorf("back-channel logout of %s: %w", client.ID, err)
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered %d", client.ID, resp.StatusCode)
+		return fmt.Errorf("back-channel logout of %s: %s", client.ID, resp.Status)
 	}
 	p.mu.Lock()
 	p.stats.BackchannelLogouts++
 	p.mu.Unlock()
 	return nil
-}
-
-// userinfo is OpenID Connect Core 5.3.
-func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	var claims struct {
-		Sub, Scope string
-		Exp        int64
-	}
-	if err := p.readOwn(token, &claims); !strings.EqualFold(scheme, "Bearer") || err != nil || time.Now().Unix() >= claims.Exp {
-		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
-		w.WriteHeader(http.StatusUnauthorized)
-		return
-	}
-	body := map[string]any{"sub": claims.Sub}
-	for _, u := range p.cfg.Users {
-		if u.Sub == claims.Sub && slices.Contains(strings.Fields(claims.Scope), "profile") {
-			body["name"] = u.Name
-		}
-		if u.Sub == claims.Sub && slices.Contains(strings.Fields(claims.Scope), "email") {
-			body["email"], body["email_verified"] = u.Email, true
-		}
-	}
-	if edit := p.hooks.Load().EditUserinfo; edit != nil {
-		edit(body)
-	}
-	writeJSON(w, http.StatusOK, body)
 }

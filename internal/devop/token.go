@@ -12,184 +12,333 @@ import (
 	"time"
 )
 
-// authenticate checks the client's credentials (RFC 6749 2.3.1), by exactly one method, or answers what is wrong.
-func (p *Provider) authenticate(w http.ResponseWriter, r *http.Request) (*Client, bool) {
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	if err := r.ParseForm(); err != nil {
-		oauthError(w, http.StatusBadRequest, "invalid_request")
-		return nil, false
-	}
-	id, secret := r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
-	if user, password, ok := r.BasicAuth(); ok {
-		if secret != "" {
-			oauthError(w, http.StatusBadRequest, "invalid_request")
-			return nil, false
-		}
-		id, _ = url.QueryUnescape(user)
-		secret, _ = url.QueryUnescape(password)
-	}
-	client := p.client(id)
-	if client == nil || subtle.ConstantTimeCompare([]byte(secret), []byte(client.Secret)) != 1 {
-		w.Header().Set("WWW-Authenticate", `Basic realm="devop"`)
-		oauthError(w, http.StatusUnauthorized, "invalid_client")
-		return nil, false
-	}
-	return client, true
+var grantTypes = []string{"authorization_code", "refresh_token", "client_credentials"}
+
+// grant is what a client has obtained by one code, or by its own credentials: the family of refresh tokens, of which the newest is good, and
+// the access tokens.
+type grant struct {
+	client   *Client
+	sid      string // empty: the client speaks for itself
+	user     User
+	authTime time.Time
+	acr      string
+	nonce    string
+	scope    string
+	resource []string
+	expires  time.Time
+	ended    bool
 }
 
-func oauthError(w http.ResponseWriter, status int, code string) {
-	writeJSON(w, status, map[string]any{"error": code})
+type refreshToken struct {
+	grant     *grant
+	replaced  time.Time // zero: it is the newest
+	successor string
+}
+
+type accessToken struct {
+	grant   *grant
+	scope   string
+	jkt     string
+	expires time.Time
+}
+
+// tokenRequest is what a token request comes to.
+type tokenRequest struct {
+	grant    *grant
+	scope    string // of the access token: a part of the grant's
+	resource []string
+	refresh  string // the refresh token to answer with, if there is one
+	first    bool   // it redeems a code
 }
 
 // token is the token endpoint.
 func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
-	client, ok := p.authenticate(w, r)
-	if !ok {
-		return
-	}
-	grant := r.PostForm.Get("grant_type")
-	p.mu.Lock()
-	p.stats.Tokens[grant]++
-	p.mu.Unlock()
-	jkt, ok := p.checkProof(w, r)
-	if !ok {
-		return
-	}
-	var t *refreshToken
-	var status int
-	var body map[string]any
-	switch grant {
-	case "authorization_code":
-		t, body = p.redeem(client, r.PostForm, jkt)
-	case "refresh_token":
-		t, body = p.rotate(client, r.PostForm, jkt)
-	case "client_credentials":
-		t = &refreshToken{client: client.ID, user: User{Sub: client.ID}, scope: grantedScope(client, r.PostForm.Get("scope")), resource: r.PostForm["resource"], jkt: jkt}
-	default:
-		body = map[string]any{"error": "unsupported_grant_type"}
-	}
-	status = http.StatusBadRequest
-	if body["error"] == nil {
-		status = http.StatusOK
-		access, err := p.accessToken(t)
-		if err != nil {
-			oauthError(w, http.StatusInternalServerError, "server_error")
-			return
+	grantType, body, fault := p.answerToken(w, r)
+	status := http.StatusOK
+	if fault != nil {
+		status, body = fault.status(), fault.body()
+		if status == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Basic realm="devop"`)
 		}
-		answer := map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": int(p.cfg.AccessTokenTTL / time.Second), "scope": t.scope}
-		if jkt != "" {
-			answer["token_type"] = "DPoP"
-		}
-		if t.sid != "" {
-			if answer["id_token"], err = p.idToken(t, access); err != nil {
-				oauthError(w, http.StatusInternalServerError, "server_error")
-				return
-			}
-		}
-		maps.Copy(answer, body)
-		body = answer
 	}
 	if edit := p.hooks.Load().EditTokenResponse; edit != nil {
-		edit(grant, status, body)
+		edit(grantType, status, body)
 	}
 	writeJSON(w, status, body)
 }
 
-func refused() map[string]any { return map[string]any{"error": "invalid_grant"} }
+func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantType string, body map[string]any, fault *oauthError) {
+	if fault := readForm(w, r); fault != nil {
+		return "", nil, fault
+	}
+	grantType = r.PostForm.Get("grant_type")
+	counted := grantType
+	if !slices.Contains(grantTypes, grantType) {
+		counted = "unsupported"
+	}
+	p.mu.Lock()
+	p.stats.Tokens[counted]++
+	p.mu.Unlock()
 
-// redeem trades a code (RFC 6749 4.1.3, RFC 7636 4.6).
-func (p *Provider) redeem(client *Client, form url.Values, jkt string) (*refreshToken, map[string]any) {
+	client, fault := p.authenticate(r)
+	if fault != nil {
+		return grantType, nil, fault
+	}
+	jkt, fault := p.checkProof(w, r, "")
+	if fault != nil {
+		return grantType, nil, fault
+	}
+	if jkt == "" && client.DPoPBound {
+		return grantType, nil, &oauthError{"invalid_dpop_proof", "this client's tokens are bound to a key: a DPoP proof is needed"}
+	}
+	var t tokenRequest
+	switch grantType {
+	case "authorization_code":
+		t, fault = p.redeem(client, r.PostForm, jkt)
+	case "refresh_token":
+		t, fault = p.rotate(client, r.PostForm)
+	case "client_credentials":
+		g := &grant{client: client, user: User{Sub: client.ID}, scope: among(r.PostForm.Get("scope"), client.Scopes), resource: r.PostForm["resource"]}
+		t = tokenRequest{grant: g}
+		t.scope, t.resource, fault = g.part(g.scope, g.resource)
+	default:
+		fault = &oauthError{"unsupported_grant_type", "grant_type has to be one of " + strings.Join(grantTypes, ", ")}
+	}
+	if fault != nil {
+		return grantType, nil, fault
+	}
+	body, err := p.issue(t, jkt)
+	if err != nil {
+		p.cfg.Logger.Error("issue tokens", "err", err)
+		return grantType, nil, &oauthError{"server_error", "the tokens could not be signed"}
+	}
+	return grantType, body, nil
+}
+
+// redeem trades a code (RFC 6749 4.1.3, RFC 7636 4.6). A code is used by the first attempt of its client, whether that succeeds or not.
+func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.codes[form.Get("code")]
-	if c == nil || c.client != client || time.Now().After(c.expires) {
-		return nil, refused()
+	if c == nil || c.request.client != client {
+		return tokenRequest{}, &oauthError{"invalid_grant", "the code is unknown"}
 	}
-	if c.issued != "" { // RFC 6749 4.1.2: what the first use obtained is taken back
-		p.endFamily(c.issued)
-		return nil, refused()
+	if c.used { // RFC 6749 4.1.2: what the first use obtained is taken back
+		if c.grant != nil {
+			p.end(c.grant)
+		}
+		return tokenRequest{}, &oauthError{"invalid_grant", "the code was used before"}
 	}
+	c.used = true
+	now := time.Now()
 	challenge := sha256.Sum256([]byte(form.Get("code_verifier")))
-	if c.request.redirectURI != form.Get("redirect_uri") || encode(challenge[:]) != c.request.challenge || c.request.jkt != "" && c.request.jkt != jkt {
-		return nil, refused()
+	refused := func(why string) (tokenRequest, *oauthError) {
+		return tokenRequest{}, &oauthError{"invalid_grant", why}
 	}
-	c.issued = rand.Text()
+	switch {
+	case now.After(c.expires):
+		return refused("the code has expired")
+	case p.sessions[c.session.cookie] != c.session:
+		return refused("the user has signed out")
+	case form.Get("redirect_uri") != c.request.redirectURI:
+		return refused("redirect_uri is not that of the authorization request")
+	case subtle.ConstantTimeCompare([]byte(encode(challenge[:])), []byte(c.request.challenge)) != 1 && !p.hooks.Load().SkipPKCE:
+		return refused("code_verifier does not fit the code_challenge")
+	case c.request.jkt != "" && c.request.jkt != jkt: // RFC 9449 10
+		return refused("the code is bound to another key than the DPoP proof's")
+	}
+	g := &grant{
+		client: client, sid: c.session.sid, user: c.session.user, authTime: c.authTime, acr: c.acr, nonce: c.request.nonce,
+		scope: c.request.scope, resource: c.request.resource, expires: now.Add(p.cfg.RefreshTokenTTL),
+	}
+	scope, resource, fault := g.part("", form["resource"])
+	if fault != nil {
+		return tokenRequest{}, fault
+	}
+	c.grant = g
 	c.session.clients[client.ID] = true
-	t := &refreshToken{
-		family: c.issued, client: client.ID, sid: c.session.sid, user: c.session.user, authTime: c.session.authTime, acr: c.request.acr, nonce: c.request.nonce,
-		scope: c.request.scope, resource: append(c.request.resource, form["resource"]...), jkt: jkt, expires: time.Now().Add(p.cfg.RefreshTokenTTL),
-	}
-	return t, map[string]any{"refresh_token": p.issue(t)}
+	c.session.expires = g.expires
+	return tokenRequest{grant: g, scope: scope, resource: resource, refresh: p.newRefreshToken(g), first: true}, nil
 }
 
-// rotate trades a refresh token (RFC 6749 6), each once (RFC 9700 4.14.2).
-func (p *Provider) rotate(client *Client, form url.Values, jkt string) (*refreshToken, map[string]any) {
+// rotate trades a refresh token (RFC 6749 6) for the next one. The second use of one says that somebody else has it too: it ends the family
+// (RFC 9700 4.14.2). It is not bound to a DPoP key, because the client has to say who it is (RFC 9449 5).
+func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.refresh[form.Get("refresh_token")]
 	now := time.Now()
-	if old == nil || old.client != client.ID || now.After(old.expires) || old.jkt != jkt {
-		return nil, refused()
+	old := p.refreshTokens[form.Get("refresh_token")]
+	if old == nil || old.grant.client != client || now.After(old.grant.expires) {
+		return tokenRequest{}, &oauthError{"invalid_grant", "the refresh token is unknown, expired or revoked"}
 	}
-	if !old.replaced.IsZero() {
-		if now.Sub(old.replaced) < p.grace && p.refresh[old.successor] != nil {
-			return p.refresh[old.successor], map[string]any{"refresh_token": old.successor}
-		}
+	if !old.replaced.IsZero() && !(now.Sub(old.replaced) < p.refreshGrace && p.refreshTokens[old.successor].replaced.IsZero()) {
 		p.stats.Reuses++
-		p.endFamily(old.family)
-		return nil, refused()
+		p.end(old.grant)
+		return tokenRequest{}, &oauthError{"invalid_grant", "the refresh token was used before"}
 	}
+	scope, resource, fault := old.grant.part(form.Get("scope"), form["resource"])
+	if fault != nil {
+		return tokenRequest{}, fault // and the token is good still
+	}
+	t := tokenRequest{grant: old.grant, scope: scope, resource: resource}
 	if p.hooks.Load().KeepRefreshTokens {
-		return old, map[string]any{}
+		return t, nil
 	}
-	next := *old
-	next.nonce = "" // OpenID Connect Core 12.2: an ID token of a refresh should have none
-	if asked := form.Get("scope"); asked != "" {
-		for _, s := range strings.Fields(asked) {
-			if !slices.Contains(strings.Fields(old.scope), s) {
-				return nil, map[string]any{"error": "invalid_scope"}
-			}
+	if old.replaced.IsZero() {
+		old.replaced, old.successor = now, p.newRefreshToken(old.grant)
+	}
+	t.refresh = old.successor
+	return t, nil
+}
+
+// part is what a token request asks for of a grant, or all of it when it asks for nothing (RFC 6749 6, RFC 8707 2.2). The grant stays as it is. One
+// that names no resource is good for any.
+func (g *grant) part(scope string, resource []string) (string, []string, *oauthError) {
+	if scope == "" {
+		scope = g.scope
+	}
+	for s := range strings.FieldsSeq(scope) {
+		if !slices.Contains(strings.Fields(g.scope), s) {
+			return "", nil, &oauthError{"invalid_scope", "scope is more than was granted"}
 		}
-		next.scope = asked
 	}
-	if len(form["resource"]) > 0 {
-		next.resource = form["resource"]
+	if len(resource) == 0 {
+		resource = g.resource
 	}
-	old.replaced = now
-	old.successor = p.issue(&next)
-	return &next, map[string]any{"refresh_token": old.successor}
+	for _, r := range resource {
+		if len(g.resource) > 0 && !slices.Contains(g.resource, r) {
+			return "", nil, &oauthError{"invalid_target", "resource is more than was granted"}
+		}
+	}
+	if !areResources(resource) {
+		return "", nil, &oauthError{"invalid_target", "resource has to be an absolute URI without a fragment"}
+	}
+	return scope, resource, nil
+}
+
+// issue makes the tokens of an answer (RFC 6749 5.1, OpenID Connect Core 3.1.3.3 and 12.2).
+func (p *Provider) issue(t tokenRequest, jkt string) (map[string]any, error) {
+	access, err := p.newAccessToken(t, jkt)
+	if err != nil {
+		return nil, err
+	}
+	body := map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": int(p.cfg.AccessTokenTTL / time.Second), "scope": t.scope}
+	if jkt != "" {
+		body["token_type"] = "DPoP"
+	}
+	if t.refresh != "" {
+		body["refresh_token"] = t.refresh
+	}
+	if t.grant.sid != "" {
+		if body["id_token"], err = p.newIDToken(t, access); err != nil {
+			return nil, err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.prune()
+	p.accessTokens[access] = &accessToken{grant: t.grant, scope: t.scope, jkt: jkt, expires: time.Now().Add(p.cfg.AccessTokenTTL)}
+	return body, nil
+}
+
+// newRefreshToken adds one to a grant. The caller holds mu.
+func (p *Provider) newRefreshToken(g *grant) string {
+	p.prune()
+	value := rand.Text() + rand.Text()
+	p.refreshTokens[value] = &refreshToken{grant: g}
+	return value
+}
+
+// end revokes a grant, with all its tokens. The caller holds mu.
+func (p *Provider) end(g *grant) {
+	g.ended = true
+	maps.DeleteFunc(p.refreshTokens, func(_ string, t *refreshToken) bool { return t.grant == g })
 }
 
 // SetRefreshGrace changes Config.RefreshGrace.
 func (p *Provider) SetRefreshGrace(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.grace = d
+	p.refreshGrace = d
 }
 
-// issue makes t a refresh token. The caller holds mu.
-func (p *Provider) issue(t *refreshToken) string {
-	p.prune()
-	value := rand.Text() + rand.Text()
-	p.refresh[value] = t
-	return value
-}
-
-// endFamily revokes a refresh token with all that came before and after it. The caller holds mu.
-func (p *Provider) endFamily(family string) {
-	maps.DeleteFunc(p.refresh, func(_ string, t *refreshToken) bool { return t.family == family })
-}
-
-// revoke is RFC 7009: a token that is unknown is revoked as well.
+// revoke is RFC 7009. A refresh token takes its grant along (2.1). A token that is unknown is revoked as well (2.2), and so, as far as
+// the client can see, is another client's.
 func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
-	client, ok := p.authenticate(w, r)
-	if !ok {
+	fault := readForm(w, r)
+	var client *Client
+	if fault == nil {
+		client, fault = p.authenticate(r)
+	}
+	if fault == nil && r.PostForm.Get("token") == "" {
+		fault = &oauthError{"invalid_request", "token is missing"}
+	}
+	if fault != nil {
+		fault.write(w)
 		return
 	}
+	token := r.PostForm.Get("token")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stats.Revocations++
-	if t := p.refresh[r.PostForm.Get("token")]; t != nil && t.client == client.ID {
-		p.endFamily(t.family)
+	if t := p.refreshTokens[token]; t != nil && t.grant.client == client {
+		p.end(t.grant)
+	}
+	if t := p.accessTokens[token]; t != nil && t.grant.client == client {
+		delete(p.accessTokens, token)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+}
+
+// userinfo is OpenID Connect Core 5.3. It takes the access tokens that were issued here and are good still; one that is bound to a key only
+// with a proof of that key (RFC 9449 7).
+func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
+	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	p.mu.Lock()
+	t := p.accessTokens[value]
+	good := t != nil && !t.grant.ended && time.Now().Before(t.expires)
+	p.mu.Unlock()
+	refuse := func(status int, challenge string) {
+		w.Header().Set("WWW-Authenticate", challenge)
+		w.WriteHeader(status)
+	}
+	switch {
+	case value == "": // RFC 6750 3.1: no error to one who has said nothing
+		refuse(http.StatusUnauthorized, "Bearer")
+		return
+	case !good || t.jkt == "" && !strings.EqualFold(scheme, "Bearer"):
+		refuse(http.StatusUnauthorized, `Bearer error="invalid_token"`)
+		return
+	case t.jkt != "":
+		if !strings.EqualFold(scheme, "DPoP") {
+			refuse(http.StatusUnauthorized, `DPoP error="invalid_token"`)
+			return
+		}
+		if jkt, fault := p.checkProof(w, r, value); fault != nil || jkt != t.jkt {
+			refuse(http.StatusUnauthorized, `DPoP error="invalid_dpop_proof"`)
+			return
+		}
+	}
+	if !slices.Contains(strings.Fields(t.scope), "openid") || t.grant.sid == "" {
+		refuse(http.StatusForbidden, `Bearer error="insufficient_scope", scope="openid"`)
+		return
+	}
+	claims := map[string]any{"sub": t.grant.user.Sub}
+	t.grant.user.describe(claims, t.scope)
+	if edit := p.hooks.Load().EditUserinfo; edit != nil {
+		edit(claims)
+	}
+	writeJSON(w, http.StatusOK, claims)
+}
+
+// describe adds what a scope tells about the user (OpenID Connect Core 5.4).
+func (u User) describe(claims map[string]any, scope string) {
+	scopes := strings.Fields(scope)
+	if u.Name != "" && slices.Contains(scopes, "profile") {
+		claims["name"] = u.Name
+	}
+	if u.Email != "" && slices.Contains(scopes, "email") {
+		claims["email"], claims["email_verified"] = u.Email, true
 	}
 }

@@ -1,0 +1,108 @@
+package devop
+
+import (
+	"crypto/subtle"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+)
+
+const (
+	jwtBearer        = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+	longestAssertion = 10 * time.Minute // that a client assertion may be good for: its jti is remembered so long
+)
+
+// assertionAlgorithms are those of private_key_jwt, proofAlgorithms those of DPoP. None is symmetric (RFC 9449 4.2).
+var (
+	assertionAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.PS256, jose.ES256, jose.EdDSA}
+	proofAlgorithms     = []jose.SignatureAlgorithm{jose.ES256, jose.PS256, jose.EdDSA}
+)
+
+// authenticate says which client sent a form. It takes exactly one method of saying so (RFC 6749 2.3).
+func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
+	form := r.PostForm
+	methods := 0
+	for _, used := range []bool{r.Header.Get("Authorization") != "", form.Has("client_secret"), form.Has("client_assertion")} {
+		if used {
+			methods++
+		}
+	}
+	if methods > 1 {
+		return nil, &oauthError{"invalid_request", "the client says who it is in more than one way"}
+	}
+	if form.Has("client_assertion") {
+		return p.checkAssertion(form)
+	}
+	id, secret := form.Get("client_id"), form.Get("client_secret")
+	if r.Header.Get("Authorization") != "" {
+		user, password, ok := r.BasicAuth()
+		var errID, errSecret error
+		id, errID = url.QueryUnescape(user) // RFC 6749 2.3.1
+		secret, errSecret = url.QueryUnescape(password)
+		if !ok || errID != nil || errSecret != nil || form.Has("client_id") && form.Get("client_id") != id {
+			return nil, &oauthError{"invalid_client", "the Authorization header is not that of a client"}
+		}
+	}
+	client := p.client(id)
+	if client == nil || client.Secret == "" || subtle.ConstantTimeCompare([]byte(secret), []byte(client.Secret)) != 1 {
+		return nil, &oauthError{"invalid_client", "the client is unknown, or its secret is wrong"}
+	}
+	return client, nil
+}
+
+// checkAssertion is private_key_jwt (RFC 7523 3). The audience is the issuer and nobody else (RFC 10070 4): an assertion for another
+// server's endpoint, or for several servers, would be good to whoever received it first.
+func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
+	refused := func(why string) (*Client, *oauthError) { return nil, &oauthError{"invalid_client", why} }
+	if form.Get("client_assertion_type") != jwtBearer {
+		return refused("client_assertion_type is not " + jwtBearer)
+	}
+	jws, err := jose.ParseSignedCompact(form.Get("client_assertion"), assertionAlgorithms)
+	if err != nil {
+		return refused("client_assertion is not a JWT")
+	}
+	var claims jwt.Claims
+	if err := json.Unmarshal(jws.UnsafePayloadWithoutVerification(), &claims); err != nil {
+		return refused("client_assertion has no claims")
+	}
+	client := p.client(claims.Subject) // who it says it is; its keys tell
+	if client == nil || !client.signed(jws) {
+		return refused("client_assertion is not signed by a client that is known")
+	}
+	now := time.Now()
+	switch typ := jws.Signatures[0].Header.ExtraHeaders[jose.HeaderType]; {
+	case typ != nil && typ != "JWT" && typ != "client-authentication+jwt": // servers do not insist on it (RFC 10070 5), but it is not another thing's
+		return refused("client_assertion is a JWT of another kind")
+	case claims.Issuer != client.ID:
+		return refused("client_assertion: iss is not the client")
+	case form.Has("client_id") && form.Get("client_id") != client.ID:
+		return refused("client_id is another client's")
+	case len(claims.Audience) != 1 || claims.Audience[0] != p.cfg.Issuer:
+		return refused("client_assertion: aud has to be the issuer")
+	case claims.Expiry == nil || now.After(claims.Expiry.Time()) || claims.Expiry.Time().Sub(now) > longestAssertion:
+		return refused("client_assertion: exp is missing, past, or far ahead")
+	case claims.NotBefore != nil && claims.NotBefore.Time().Sub(now) > clockSkew:
+		return refused("client_assertion: nbf is in the future")
+	case claims.ID == "" || len(claims.ID) > longestName || !p.useOnce("assertion "+client.ID+" "+claims.ID, claims.Expiry.Time()):
+		return refused("client_assertion: jti is missing, or was used before")
+	}
+	return client, nil
+}
+
+// signed says whether one of the client's keys signed it.
+func (c *Client) signed(jws *jose.JSONWebSignature) bool {
+	id := jws.Signatures[0].Header.KeyID
+	for _, k := range c.Keys {
+		if id != "" && k.KeyID != "" && id != k.KeyID {
+			continue
+		}
+		if _, err := jws.Verify(k.Key); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,77 @@
+package devop
+
+import (
+	"embed"
+	"html/template"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+//go:embed pages
+var files embed.FS
+
+var pages = template.Must(template.ParseFS(files, "pages/*.html"))
+
+// serveFile serves what the pages are made of besides HTML. Their policy allows no other origin and nothing inline.
+func serveFile(name string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-cache")
+		http.ServeFileFS(w, r, files, "pages/"+name)
+	}
+}
+
+// show answers with a page. Sources are those that the page's policy allows it beyond its style.
+func (p *Provider) show(w http.ResponseWriter, status int, page, sources string, data map[string]any) {
+	data["Path"] = p.path
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "strict-origin") // a page whose referrer is hidden posts its forms with the Origin null
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "+sources)
+	w.WriteHeader(status)
+	if err := pages.ExecuteTemplate(w, page, data); err != nil {
+		p.cfg.Logger.Warn("write page", "page", page, "err", err)
+	}
+}
+
+// showPicker asks the user who they are. Answers go to the same request, wherever it came from.
+func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *authRequest, q url.Values) {
+	var hinted string
+	for _, u := range p.cfg.Users {
+		if u.is(request.loginHint) || u.Sub == request.sub {
+			hinted = u.Sub
+			break
+		}
+	}
+	p.show(w, http.StatusOK, "picker.html", formTo(request.redirectURI)+"; frame-ancestors 'none'", map[string]any{
+		"Client": request.client.ID, "Scopes": strings.Fields(request.scope), "Users": p.cfg.Users, "Hinted": hinted,
+		"CSRF": p.formKey(w, r), "Action": p.path + "/authorize?" + q.Encode(),
+	})
+}
+
+// formTo lets a page post to the provider, and be redirected to a URI: browsers hold form-action against redirects too.
+func formTo(uri string) string {
+	u, err := url.Parse(uri)
+	if err != nil || uri == "" {
+		return "form-action 'self'"
+	}
+	return "form-action 'self' " + u.Scheme + "://" + u.Host
+}
+
+// showFormPost answers by a form that posts itself (OAuth 2.0 Form Post Response Mode 2). It may be in a frame: so is a login with prompt=none.
+func (p *Provider) showFormPost(w http.ResponseWriter, uri string, answer url.Values) {
+	p.show(w, http.StatusOK, "form-post.html", formTo(uri)+"; script-src 'self'", map[string]any{"URI": uri, "Answer": answer})
+}
+
+func (p *Provider) showSignOut(w http.ResponseWriter, r *http.Request, user User, back, state, clientID string) {
+	p.show(w, http.StatusOK, "sign-out.html", formTo(back)+"; frame-ancestors 'none'", map[string]any{
+		"User": user, "CSRF": p.formKey(w, r), "Back": back, "State": state, "Client": clientID,
+	})
+}
+
+func (p *Provider) showMessage(w http.ResponseWriter, status int, title, text string) {
+	p.show(w, status, "message.html", "form-action 'none'; frame-ancestors 'none'", map[string]any{"Title": title, "Text": text})
+}
