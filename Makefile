@@ -28,7 +28,7 @@ browser-test: build
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
 
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
 
 # Every fuzz target for FUZZTIME each.
 FUZZTIME ?= 60s
