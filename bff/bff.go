@@ -12,8 +12,9 @@
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
+//	          logout.go    provider.verifyLogoutToken → sessions.EndAll, when the provider says so
 //
-// provider.go, token.go and idtoken.go are what speaks to the provider. The package session keeps sessions and decides
+// provider.go, token.go, idtoken.go and logouttoken.go are what speaks with the provider. The package session keeps sessions and decides
 // when to refresh; it knows neither HTTP routes nor OAuth.
 package bff
 
@@ -72,7 +73,7 @@ type Server struct {
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
 
-	looking     sync.WaitGroup // for the provider
+	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
 	revoking    sync.WaitGroup // revocations under way
 }
@@ -85,12 +86,16 @@ type endpoint struct {
 	serve  func(s *Server, w *response, r *http.Request) error
 }
 
+// backchannelLogoutPath is under the prefix what the provider's server calls, which may know us by another name than browsers do.
+const backchannelLogoutPath = "/backchannel-logout"
+
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
 	{"GET", "/login", navigation, (*Server).login},
 	{"GET", "/callback", navigation, (*Server).callback},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
+	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
 	{"GET", "/session", fetch, (*Server).showSession},
 	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
 }
@@ -184,11 +189,13 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Start begins to look for the provider, and keeps what is known of it current until Close. Until it is found nobody can sign in; all else works.
+// Start begins to look for the provider, and keeps what is known of it current until Close. Until it is found nobody can sign in; all else works. It
+// also begins to follow what other replicas do to the sessions.
 func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopLooking = stop
-	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close
+	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
+	s.looking.Go(func() { s.sessions.Watch(ctx) })
 }
 
 // Found waits until the provider has been found, or ctx ends.
@@ -201,8 +208,11 @@ func (s *Server) Found(ctx context.Context) error {
 	}
 }
 
-// Close waits until no token refresh and no revocation is under way, or until ctx ends, and stops what Start began. Call it when no more
-// requests come in.
+// WaitForStreams waits until no request with a session is under way that takes long, such as a stream, or until ctx ends.
+func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams(ctx) }
+
+// Close waits until no token refresh and no revocation is under way, or until ctx ends, and stops what Start began; streams that are
+// still open are cut. Call it when no more requests come in.
 func (s *Server) Close(ctx context.Context) error {
 	defer s.looking.Wait()
 	if s.stopLooking != nil {
@@ -238,7 +248,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
 		return errMethod
 	}
-	if !s.hostAllowed(r) {
+	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
 	if err := checkPath(r.URL.EscapedPath()); err != nil {

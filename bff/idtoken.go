@@ -45,16 +45,11 @@ var errKeysUnreachable = errors.New("the provider's keys cannot be had")
 // auth_time, is checked by attempt.satisfiedBy.
 func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*idToken, error) {
 	raw := tokens.ID.Reveal()
-	if err := checkTokenType(raw); err != nil {
+	if err := checkTokenType(raw, "jwt"); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	// Signature, algorithm, iss, aud and exp. The algorithms are the provider's asymmetric ones: neither none nor HMAC can come up.
 	keys := &keySet{KeySet: m.keys}
-	verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
-		ClientID:             p.cfg.ClientID,
-		SupportedSigningAlgs: asymmetric(m.IDTokenAlgorithms),
-		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
-	}).Verify(ctx, raw)
+	verified, err := p.verifier(m, keys).Verify(ctx, raw)
 	if keys.unreachable != nil {
 		return nil, fmt.Errorf("ID token: %w: %w", errKeysUnreachable, keys.unreachable)
 	}
@@ -177,8 +172,8 @@ func asymmetric(algorithms []string) []string {
 	return known
 }
 
-// checkTokenType refuses a JWT that says it is something else than an ID token, whose typ is JWT or not there (RFC 8725 3.12).
-func checkTokenType(raw string) error {
+// checkTokenType refuses a JWT whose typ says that it is something else than what is wanted (RFC 8725 3.12). One without a typ, or just with JWT, does not say.
+func checkTokenType(raw, want string) error {
 	encoded, _, _ := strings.Cut(raw, ".")
 	b, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
@@ -191,7 +186,7 @@ func checkTokenType(raw string) error {
 		return errors.New("its header is not JSON")
 	}
 	switch typ := strings.TrimPrefix(strings.ToLower(header.Type), "application/"); typ {
-	case "", "jwt":
+	case "", "jwt", want:
 		return nil
 	default:
 		return fmt.Errorf("its typ is %.40q", typ)

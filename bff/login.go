@@ -2,6 +2,7 @@ package bff
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
@@ -153,6 +154,9 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
 	}, a.Replaces)
+	if errors.Is(err, session.ErrEnded) {
+		return errSignedOutMeanwhile
+	}
 	if err != nil {
 		return err
 	}
@@ -165,7 +169,7 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 // claim makes the attempt ours to complete: its code is redeemed once, however often and wherever the callback arrives.
 func (s *Server) claim(ctx context.Context, a *attempt) (bool, error) {
 	sum := sha256.Sum256([]byte(a.State))
-	first, err := s.store.Create(ctx, "login:"+base64.RawURLEncoding.EncodeToString(sum[:]), []byte{1}, attemptLife)
+	first, err := s.store.Create(ctx, "login:"+base64.RawURLEncoding.EncodeToString(sum[:16]), []byte(rand.Text()), attemptLife) // a value of this call's own
 	if err != nil {
 		return false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
 	}

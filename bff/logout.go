@@ -2,8 +2,13 @@ package bff
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"mime"
 	"net/http"
 	"time"
 
@@ -59,6 +64,54 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 		returnTo = parseReturnTo(string(sealed))
 	}
 	http.Redirect(w, r, returnTo, http.StatusSeeOther)
+	return nil
+}
+
+// backchannelLogout ends what the provider says is over (OpenID Connect Back-Channel Logout 2.5). It is the provider's own server that calls, without
+// a cookie and under whatever name it knows us by; what it says is believed for its signature.
+func (s *Server) backchannelLogout(w *response, r *http.Request) error {
+	w.oauthErrors = true
+	ctx := r.Context()
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
+		return errBadLogoutToken.because(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
+	}
+	if err := r.ParseForm(); err != nil {
+		return errBadLogoutToken.because(err)
+	}
+	if n := len(r.PostForm["logout_token"]); n != 1 {
+		return errBadLogoutToken.because(fmt.Errorf("logout_token is there %d times", n))
+	}
+	m, err := s.provider.metadata()
+	if err != nil {
+		return err
+	}
+	token, err := s.provider.verifyLogoutToken(ctx, m, r.PostForm.Get("logout_token"))
+	if errors.Is(err, errKeysUnreachable) {
+		return errProviderUnavailable.because(err)
+	}
+	if err != nil {
+		return errBadLogoutToken.because(err)
+	}
+	sum := sha256.Sum256([]byte(token.ID))
+	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
+	if _, _, found, err := s.store.Get(ctx, seen); err != nil {
+		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)
+	} else if found {
+		return errBadLogoutToken.because(errors.New("its jti was here before"))
+	}
+	ended, err := s.sessions.EndAll(ctx, s.provider.cfg.Issuer, token.Subject, token.SID)
+	if err != nil {
+		return err
+	}
+	for _, id := range ended {
+		s.log.InfoContext(ctx, "session ended", "session", id, "reason", "back-channel logout", "request", w.requestID)
+	}
+	// Remembered only now: after a failure the provider may send the same token again.
+	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*clockSkew); err != nil {
+		return fmt.Errorf("%w: remember the logout token: %w", session.ErrStore, err)
+	}
+	w.WriteHeader(http.StatusOK)
 	return nil
 }
 

@@ -56,6 +56,7 @@ func (p *problem) returningTo(path string) *problem {
 
 var (
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
+	errBadLogoutToken   = &problem{status: 400, code: "bad_logout_token", title: "This is not a logout that the provider has signed for us"}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
 	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}
 	errCSRF             = &problem{status: 403, code: "csrf", title: "The request may come from another site", detail: "Send the header X-CSRF: 1 from a page of this origin."}
@@ -69,13 +70,14 @@ var (
 
 	errProviderUnavailable = &problem{status: 503, code: "provider_unavailable", title: "The sign-in service cannot be reached for the moment", detail: "Try again in a few seconds.", retryAfter: 5 * time.Second}
 
-	errLoginParameter = &problem{status: 400, code: "bad_login_parameter", title: "The sign-in link is not right", detail: "One of its parameters has a value that does not exist. Start again from the app."}
-	errBadCallback    = &problem{status: 400, code: "bad_callback", title: "This sign-in cannot be completed", detail: "It was started in another browser, a while ago, or not at all; or the browser refuses cookies. Nothing has changed. Start again from here."}
-	errLoginCancelled = &problem{status: 403, code: "login_cancelled", title: "You did not sign in", detail: "The sign-in was cancelled, or this account may not use the app. Nothing has changed."}
-	errLoginRefused   = &problem{status: 502, code: "login_refused", title: "The sign-in service refused", detail: "It did not complete the sign-in. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
-	errLoginInvalid   = &problem{status: 502, code: "login_invalid", title: "The sign-in could not be verified", detail: "The answer of the sign-in service is not one to be trusted. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
-	errLoginTooWeak   = &problem{status: 403, code: "login_too_weak", title: "A stronger sign-in is needed", detail: "The sign-in service did not confirm the way of signing in that was asked for. You are signed in as before."}
-	errOtherAccount   = &problem{status: 403, code: "other_account", title: "You are signed in as somebody else", detail: "Another site started this sign-in, and it is for another account than yours. You are signed in as before. Sign out first if you want to change."}
+	errLoginParameter     = &problem{status: 400, code: "bad_login_parameter", title: "The sign-in link is not right", detail: "One of its parameters has a value that does not exist. Start again from the app."}
+	errBadCallback        = &problem{status: 400, code: "bad_callback", title: "This sign-in cannot be completed", detail: "It was started in another browser, a while ago, or not at all; or the browser refuses cookies. Nothing has changed. Start again from here."}
+	errLoginCancelled     = &problem{status: 403, code: "login_cancelled", title: "You did not sign in", detail: "The sign-in was cancelled, or this account may not use the app. Nothing has changed."}
+	errLoginRefused       = &problem{status: 502, code: "login_refused", title: "The sign-in service refused", detail: "It did not complete the sign-in. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
+	errLoginInvalid       = &problem{status: 502, code: "login_invalid", title: "The sign-in could not be verified", detail: "The answer of the sign-in service is not one to be trusted. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
+	errLoginTooWeak       = &problem{status: 403, code: "login_too_weak", title: "A stronger sign-in is needed", detail: "The sign-in service did not confirm the way of signing in that was asked for. You are signed in as before."}
+	errSignedOutMeanwhile = &problem{status: 403, code: "signed_out_meanwhile", title: "You were signed out while signing in", detail: "The sign-in service ended your session there before the sign-in here was complete. Nothing has changed. Start again."}
+	errOtherAccount       = &problem{status: 403, code: "other_account", title: "You are signed in as somebody else", detail: "Another site started this sign-in, and it is for another account than yours. You are signed in as before. Sign out first if you want to change."}
 )
 
 // problemOf is the one place that says which error is which problem.
@@ -136,15 +138,22 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		return
 	}
 	h.Set("Content-Type", "application/problem+json")
-	body := problemBody{Title: p.title, Status: p.status, Code: p.code, Detail: p.detail, RequestID: w.requestID}
+	status := p.status
+	body := problemBody{Title: p.title, Code: p.code, Detail: p.detail, RequestID: w.requestID}
+	if w.oauthErrors { // OpenID Connect Back-Channel Logout 2.8: whatever is wrong
+		h.Set("Content-Type", "application/json")
+		status, body.Error = http.StatusBadRequest, "invalid_request"
+	}
+	body.Status = status
 	if p.loginURL {
 		body.LoginURL = s.prefix + "/login"
 	}
-	w.WriteHeader(p.status)
+	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
 }
 
 type problemBody struct {
+	Error     string `json:"error,omitempty"`
 	Title     string `json:"title"`
 	Status    int    `json:"status"`
 	Code      string `json:"code"`

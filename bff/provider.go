@@ -33,8 +33,8 @@ type ProviderConfig struct {
 	HTTPClient *http.Client
 }
 
-// provider speaks OpenID Connect with the one provider of this server. This file and its two neighbours, token.go (the token endpoint)
-// and idtoken.go (what of an ID token is believed), are the only ones that know an OAuth library.
+// provider speaks OpenID Connect with the one provider of this server. This file and its neighbours, token.go (the token endpoint),
+// idtoken.go and logouttoken.go (what of such a token is believed), are the only ones that know an OAuth library.
 type provider struct {
 	cfg         ProviderConfig
 	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)

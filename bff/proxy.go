@@ -94,6 +94,11 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			}
 		}
 		token = current.Tokens.Access.Reveal()
+		s.sessions.RenewCookie(w, r, current)
+		ctx, cancel := context.WithCancelCause(r.Context())
+		defer cancel(nil)
+		defer s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })()
+		r = r.WithContext(ctx)
 	}
 	var failed error
 	forward := httputil.ReverseProxy{
@@ -110,8 +115,12 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			s.filterResponse(resp.Header)
 			return nil
 		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = upstreamProblem(err) },
-		ErrorLog:     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // an answer that breaks off shows in our own log line
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			if failed = upstreamProblem(err); context.Cause(r.Context()) == session.ErrEnded {
+				failed = session.ErrEnded
+			}
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // an answer that breaks off shows in our own log line
 	}
 	forward.ServeHTTP(w, r)
 	return failed

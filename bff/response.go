@@ -15,6 +15,8 @@ type response struct {
 	requestID string
 	page      page // whether a person looks at the answer
 
+	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
+
 	status  int
 	bytes   int64
 	problem *problem

@@ -36,14 +36,22 @@ const (
 	// lasts, however long that is.
 	leaseTTL   = 5 * time.Second
 	leaseRenew = leaseTTL / 5
-	// leasePoll is how often a replica looks whether another one has finished.
-	leasePoll = 50 * time.Millisecond
+	// leaseLook is how often a replica that waits for another looks by itself: nobody announces that a lease has run out.
+	leaseLook = 500 * time.Millisecond
+	// leaseGrace is how long nobody takes a lease after the store was away, or may have lost it in a failover: whoever is at work
+	// under one that has run out meanwhile is to have it again.
+	leaseGrace = 2*leaseRenew + ioGrace
+	ioGrace    = 500 * time.Millisecond
 
 	// unknownLife is how long an access token is taken to live when the provider does not say (RFC 6749 5.1: unknown, not endless).
 	unknownLife = 5 * time.Minute
 
+	// Between two tries of a refresh that fails for reasons that may pass there is a pause, which doubles; longer ones only if the provider asks for them.
 	minRetryAfter = time.Second
+	maxBackoff    = 16 * time.Second
 	maxRetryAfter = 30 * time.Second
+	// A failure is remembered for so long after the pause, for the next one to be longer.
+	rememberFailure = time.Minute
 )
 
 // Fresh returns the request's session with an access token that can be used now. While the token is good nobody waits: one
@@ -85,7 +93,7 @@ func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) 
 func (m *Manager) Drain(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() { // ends with the last refresh, which is bounded
-		m.refreshing.Wait()
+		m.working.Wait()
 		close(done)
 	}()
 	select {
@@ -125,9 +133,11 @@ func (m *Manager) due(s *Session, now time.Time) bool {
 // flight is one refresh of one session, which everybody who needs it shares. After a failure it stays until it is time to try
 // again, so that an outage of the provider is not answered with a storm.
 type flight struct {
-	done    chan struct{} // closed when session and err are set
+	failed  int           // how often it was tried before without success
+	done    chan struct{} // closed when all below are set
 	session *Session
 	err     error
+	retryAt time.Time // after a failure: nobody tries again before
 }
 
 func (f *flight) wait(ctx context.Context) (*Session, error) {
@@ -139,17 +149,30 @@ func (f *flight) wait(ctx context.Context) (*Session, error) {
 	}
 }
 
+// over says that the flight has failed and that it is time for another try.
+func (f *flight) over(now time.Time) bool {
+	select {
+	case <-f.done:
+		return !f.retryAt.IsZero() && !now.Before(f.retryAt)
+	default:
+		return false
+	}
+}
+
 // refresh joins the refresh of s, and starts it where there is none. It does not wait.
 func (m *Manager) refresh(ctx context.Context, s *Session) *flight {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if f := m.flights[s.ID]; f != nil {
-		return f
-	}
 	f := &flight{done: make(chan struct{})}
+	if before := m.flights[s.ID]; before != nil {
+		if !before.over(time.Now()) {
+			return before
+		}
+		f.failed = before.failed + 1
+	}
 	m.flights[s.ID] = f
-	ctx = context.WithoutCancel(ctx)             // the refresh outlives the request that started it
-	m.refreshing.Go(func() { m.fly(ctx, f, s) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
+	ctx = context.WithoutCancel(ctx)          // the refresh outlives the request that started it
+	m.working.Go(func() { m.fly(ctx, f, s) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
 	return f
 }
 
@@ -166,18 +189,30 @@ func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 		defer release()
 		f.session, unsaved, f.err = m.refreshTokens(ctx, s)
 	}
+	var retry *RefreshError
+	if errors.As(f.err, &retry) {
+		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
+		f.retryAt = time.Now().Add(retry.RetryAfter)
+		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
+		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(s.ID, f) })
+	}
 	close(f.done)
 
 	if unsaved != nil {
 		m.log.ErrorContext(ctx, "refreshed tokens not saved; trying until the store is back", "session", s.ID, "err", f.err)
 		m.saveLater(ctx, unsaved)
 	}
-	if retry := (*RefreshError)(nil); errors.As(f.err, &retry) {
-		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
-		time.AfterFunc(retry.RetryAfter, func() { m.forget(s.ID) })
-		return
+	if retry == nil {
+		m.forget(s.ID, f)
 	}
-	m.forget(s.ID)
+}
+
+func (m *Manager) forget(id string, f *flight) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.flights[id] == f {
+		delete(m.flights, id)
+	}
 }
 
 // lease waits for the right to refresh s, and keeps it until release is called. If another replica refreshes the session meanwhile, it
@@ -186,41 +221,39 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 	owner, key := rand.Text(), leaseKey(s.ID)
 	waiting, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
-	for {
-		acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
-		if err != nil {
-			return nil, nil, storeError("acquire the lease to refresh", err)
+	changed, stop := m.waking.wait(s.ID)
+	defer stop()
+	for first := true; ; first = false {
+		if !first {
+			now, err := m.load(waiting, s.ticket)
+			if err != nil {
+				return nil, nil, err
+			}
+			if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
+				return nil, now, nil
+			}
 		}
-		if acquired {
-			break
+		wait := m.leaseGraceLeft()
+		if wait <= 0 {
+			acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
+			if err != nil {
+				return nil, nil, storeError("acquire the lease to refresh", err)
+			}
+			if acquired {
+				break
+			}
+			wait = leaseLook
 		}
 		select {
+		case <-changed:
+		case <-time.After(wait):
 		case <-waiting.Done():
 			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
-		case <-time.After(leasePoll):
-		}
-		now, err := m.load(waiting, s.ticket)
-		if err != nil {
-			return nil, nil, err
-		}
-		if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
-			return nil, now, nil
 		}
 	}
 	working, finished := context.WithCancel(ctx)
 	var renewing sync.WaitGroup
-	renewing.Go(func() { // until release
-		for {
-			select {
-			case <-working.Done():
-				return
-			case <-time.After(leaseRenew):
-			}
-			if acquired, err := m.cfg.Store.Acquire(working, key, owner, leaseTTL); working.Err() == nil && (err != nil || !acquired) {
-				m.log.WarnContext(ctx, "lease to refresh not renewed", "session", s.ID, "taken", err == nil, "err", err)
-			}
-		}
-	})
+	renewing.Go(func() { m.renew(working, key, owner, s) }) // until release
 	return func() {
 		finished()
 		renewing.Wait()
@@ -230,10 +263,35 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 	}, nil, nil
 }
 
-func (m *Manager) forget(id string) {
+// renew keeps a lease until ctx ends.
+func (m *Manager) renew(ctx context.Context, key, owner string, s *Session) {
+	pause := leaseRenew
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		acquired, err := m.cfg.Store.Acquire(ctx, key, owner, leaseTTL)
+		if ctx.Err() != nil {
+			return
+		}
+		pause = leaseRenew
+		if err != nil || !acquired {
+			m.log.WarnContext(ctx, "lease to refresh not renewed", "session", s.ID, "taken", err == nil, "err", err)
+			pause = leaseRenew / 4
+		}
+	}
+}
+
+// leaseGraceLeft is how long it still is until a lease may be taken after the store was away.
+func (m *Manager) leaseGraceLeft() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.flights, id)
+	if m.missedAt.IsZero() {
+		return 0
+	}
+	return time.Until(m.missedAt.Add(leaseGrace))
 }
 
 // refreshTokens replaces the tokens of s, which somebody found to be due, and returns the session with the new ones once they
@@ -288,9 +346,10 @@ func (m *Manager) refused(ctx context.Context, s *Session, cause error) (*Sessio
 	if !bytes.Equal(now.sealed, s.sealed) {
 		return now, nil
 	}
-	if err := m.cfg.Store.Delete(ctx, recordKey(s.ID)); err != nil {
+	if err := m.delete(ctx, s.ID); err != nil {
 		return nil, storeError("delete", err)
 	}
+	m.delist(ctx, s)
 	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "refresh refused", "err", cause)
 	return nil, ErrEnded
 }
@@ -303,6 +362,8 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 		return nil, storeError("save refreshed tokens", err)
 	}
 	if replaced {
+		m.journal.replaced(next.ID, next.replaces, next.sealed)
+		m.cache.drop(next.ID)
 		m.log.InfoContext(ctx, "session refreshed", "session", next.ID, "access_token_expires_at", next.Tokens.Expiry)
 		return next, nil
 	}

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -91,6 +92,9 @@ func (ring keyring) seal(s *Session) ([]byte, error) {
 	header := append([]byte{recordVersion}, k.id[:]...)
 	return k.aead(s.ticket).Seal(header, nil, plain, []byte(s.ID)), nil
 }
+
+// first says whether the first key has sealed a record.
+func (ring keyring) first(sealed []byte) bool { return bytes.HasPrefix(sealed[1:], ring[0].id[:]) }
 
 // open is the reverse of seal, for the holder of the ticket.
 func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {

@@ -9,6 +9,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +17,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,9 +27,9 @@ import (
 // or ended. The cases are deliberately one: to the caller, and to whoever probes, there is no difference.
 var ErrNone = errors.New("no session")
 
-// ErrEnded says that the session was ended just now because it has no way to a usable access token any more: the provider
-// refused to refresh it. Later requests get ErrNone.
-var ErrEnded = errors.New("session ended: the provider refused to refresh its tokens")
+// ErrEnded says that the provider has ended the session just now: it refused to refresh the tokens, or it signed the user out while the login was
+// under way. Later requests get ErrNone.
+var ErrEnded = errors.New("the provider has ended the session")
 
 // ErrStore says that the store could not be asked. It says nothing about the session, which is to be taken as alive.
 var ErrStore = errors.New("session store unavailable")
@@ -59,6 +62,7 @@ type Session struct {
 	ticket   ticket
 	sealed   []byte // the record as it is in the store
 	replaces []byte // the record that this one was made of, which a conditional write expects to find
+	touching *atomic.Bool
 }
 
 // Format writes the session's ID, whatever the verb: fmt would print the unexported half of the key too.
@@ -67,28 +71,44 @@ func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID
 // LogValue returns the session's ID.
 func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
 
-// Store keeps records: opaque bytes under a key, each with a time to live. A Store is safe for concurrent use, and every
-// method is atomic and sees all that was written before it began. A record whose time to live has passed does not exist.
+// Store keeps records: opaque bytes under a key, each with a time to live; and sets of names, which have one too. A Store is safe for concurrent
+// use, and every method is atomic and sees all that was written before it began. What has outlived its time does not exist.
 //
 // An error is a fault of the store (it is out of reach, full, or misconfigured), never an answer: a record that is not
-// there is not an error. After an error of a writing method the write may or may not have happened.
+// there is not an error. After an error of a writing method the write may or may not have happened. Each of them can be called
+// again with the same arguments, and then says what it would have said the first time.
 type Store interface {
 	// Get returns the value under key and how much longer it lives; found is false when there is none.
 	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
-	// Create writes a record under a key that has none, to live for ttl, which is positive. It returns false and writes nothing when there is one.
+	// Create writes a record under a key that has none, to live for ttl, which is positive. It returns false and writes nothing when there is
+	// one with another value.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
 	// Replace writes value in the place of old and leaves the time to live as it is. It returns false and writes nothing
-	// when the record is gone or no longer holds old: a late writer can neither revive nor overwrite.
+	// when the record is gone or holds neither: a late writer can neither revive nor overwrite.
 	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
 	// Touch lets a record live for ttl, which is positive, from now on. It returns false when there is none.
 	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
 	// Delete removes a record. That there is none is not an error.
 	Delete(ctx context.Context, key string) error
+
 	// Acquire makes owner the holder of the lease under key for ttl from now on, unless somebody else holds it, and says whether it did. The
 	// holder renews its lease by acquiring it again. A lease that is not renewed ends by itself.
 	Acquire(ctx context.Context, key, owner string, ttl time.Duration) (acquired bool, err error)
 	// Release ends the lease under key if owner holds it. That it does not is not an error.
 	Release(ctx context.Context, key, owner string) error
+
+	// Add puts a member into the set under key. The set lives for ttl from now on, and loses the members that were added longer ago than that.
+	Add(ctx context.Context, key, member string, ttl time.Duration) error
+	// Members returns the members of the set under key, those that were added first at the beginning; none when there is no such set.
+	Members(ctx context.Context, key string) ([]string, error)
+	// Remove takes a member out of the set under key. That it is not in it is not an error.
+	Remove(ctx context.Context, key, member string) error
+
+	// Watch calls changed with the key of every record under "session:" and every lease under "refresh:" that anybody writes, soon after they
+	// did, until ctx ends; with the empty key when any of them may have been written without an announcement. It calls
+	// current to vouch, until a moment, that all that was written before the call has been announced; when it
+	// cannot, it does not. It may call for what has not changed, and from several goroutines at once.
+	Watch(ctx context.Context, changed func(key string), current func(until time.Time))
 }
 
 // Config is what a Manager needs.
@@ -101,6 +121,11 @@ type Config struct {
 	IdleTimeout  time.Duration // a session ends after so long without Touch; zero means 30 minutes
 	MaxLifetime  time.Duration // a session ends so long after Start, whatever happens; zero means 12 hours
 	RefreshAhead time.Duration // tokens are refreshed in the background so long before they expire, at most half their life; zero means a minute
+
+	// CacheMaxAge bounds for how long a session is used without asking the store although nobody announced a change (see Watch). Zero means 5 seconds.
+	CacheMaxAge time.Duration
+	// MaxPerUser is how many sessions a user may have; a login beyond it ends the oldest. Zero means any number.
+	MaxPerUser int
 
 	Cookie Cookie
 
@@ -120,6 +145,8 @@ func (c *Config) idleTimeout() time.Duration  { return orDefault(c.IdleTimeout, 
 func (c *Config) maxLifetime() time.Duration  { return orDefault(c.MaxLifetime, 12*time.Hour) }
 func (c *Config) refreshAhead() time.Duration { return orDefault(c.RefreshAhead, time.Minute) }
 
+func (c *Config) cacheMaxAge() time.Duration { return orDefault(c.CacheMaxAge, 5*time.Second) }
+
 func orDefault(d, otherwise time.Duration) time.Duration {
 	if d == 0 {
 		return otherwise
@@ -133,11 +160,16 @@ type Manager struct {
 	log    *slog.Logger
 	ring   keyring
 	cookie cookie
+	cache  *cache
 
-	refreshing sync.WaitGroup // refreshes under way, for Drain
+	waking  waking
+	ends    ends
+	journal journal
+	working sync.WaitGroup // refreshes under way, for Drain
 
-	mu      sync.Mutex         // guards flights
-	flights map[string]*flight // :: Session.ID → its refresh under way, or its failure while it is too early to try again
+	mu       sync.Mutex         // guards all below
+	flights  map[string]*flight // :: Session.ID → its refresh under way, or its failure while it is too early to try again
+	missedAt time.Time          // when the store last said that changes may have gone unannounced
 }
 
 // FieldError is a mistake in one field of a Config.
@@ -158,13 +190,16 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.Refresh == nil {
 		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
 	}
-	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.IdleTimeout, "MaxLifetime": cfg.MaxLifetime, "RefreshAhead": cfg.RefreshAhead} {
+	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.IdleTimeout, "MaxLifetime": cfg.MaxLifetime, "RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge} {
 		if d < 0 {
 			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
 		}
 	}
 	if cfg.maxLifetime() < time.Second {
 		errs = append(errs, &FieldError{"MaxLifetime", fmt.Errorf("%v is shorter than a second", cfg.MaxLifetime)})
+	}
+	if cfg.MaxPerUser < 0 {
+		errs = append(errs, &FieldError{"MaxPerUser", fmt.Errorf("%d is negative", cfg.MaxPerUser)})
 	}
 	ring, err := newKeyring(cfg.Keys)
 	if err != nil {
@@ -173,7 +208,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, flights: make(map[string]*flight)}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight)}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
@@ -184,6 +219,8 @@ func NewManager(cfg Config) (*Manager, error) {
 // Start begins a session for s (Issuer, Subject, SID, Claims and Tokens are read) and gives the browser its cookie. The
 // session has a new id and a new data key, whatever the browser brought: there is nothing to fixate.
 // replaces is the ID of the session that this login takes the place of, which is ended, or empty.
+//
+// The error is ErrEnded when the provider has ended the session before it began (see EndAll); it may wrap ErrStore.
 func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, replaces string) (*Session, error) {
 	now := time.Now()
 	s.ticket = newTicket()
@@ -198,6 +235,7 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 		return nil, errors.New("start session: the access token is expired already and there is no refresh token")
 	}
 	s.IdleExpiresAt = now.Add(ttl)
+	s.touching = new(atomic.Bool)
 	sealed, err := m.ring.seal(&s)
 	if err != nil {
 		return nil, err
@@ -207,6 +245,10 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 	if err != nil {
 		return nil, err
 	}
+	// In this order a logout at the provider that happens meanwhile either finds the session in the index or is found by enlisted.
+	if err := m.enlist(ctx, &s); err != nil {
+		return nil, storeError("enlist", err)
+	}
 	created, err := m.cfg.Store.Create(ctx, recordKey(s.ID), sealed, ttl)
 	if err != nil {
 		return nil, storeError("create", err)
@@ -214,8 +256,11 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 	if !created {
 		return nil, errors.New("start session: its random id is taken")
 	}
+	if err := m.enlisted(ctx, &s); err != nil {
+		return nil, err
+	}
 	if replaces != "" && replaces != s.ID {
-		if err := m.cfg.Store.Delete(ctx, recordKey(replaces)); err != nil {
+		if err := m.delete(ctx, replaces); err != nil {
 			return nil, storeError("end the session before", err)
 		}
 	}
@@ -226,11 +271,11 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 // Get returns the request's session. It changes nothing: neither does it refresh tokens, nor does it count as activity.
 // The error is ErrNone or wraps ErrStore.
 func (m *Manager) Get(ctx context.Context, r *http.Request) (*Session, error) {
-	t, ok := m.cookie.ticket(r)
+	t, _, ok := m.cookie.ticket(r)
 	if !ok {
 		return nil, ErrNone
 	}
-	return m.load(ctx, t)
+	return m.find(ctx, t)
 }
 
 // Touch counts as activity of the session's user and moves the idle time-out. It writes at most sixty times in an idle
@@ -244,14 +289,47 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if ttl-s.IdleExpiresAt.Sub(now) < m.cfg.idleTimeout()/60 {
 		return nil
 	}
+	if !s.touching.CompareAndSwap(false, true) {
+		return nil // another request with this very reading of the session does it
+	}
 	found, err := m.cfg.Store.Touch(ctx, recordKey(s.ID), ttl)
 	if err != nil {
+		s.touching.Store(false)
 		return storeError("touch", err)
 	}
+	m.cache.drop(s.ID)
 	if !found {
 		return ErrNone
 	}
+	m.reseal(ctx, s)
 	return nil
+}
+
+// reseal lets the first of the session keys seal a record that another one has sealed. If it fails there is another Touch.
+func (m *Manager) reseal(ctx context.Context, s *Session) {
+	if m.ring.first(s.sealed) {
+		return
+	}
+	sealed, err := m.ring.seal(s)
+	if err == nil {
+		_, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), s.sealed, sealed)
+		m.cache.drop(s.ID)
+	}
+	if err != nil {
+		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
+	}
+}
+
+// RenewCookie gives the browser its cookie again if it was sealed with a session key that is not the first any more, so that the old key can be
+// taken away before the session ends. s is the request's session.
+func (m *Manager) RenewCookie(w http.ResponseWriter, r *http.Request, s *Session) {
+	t, first, ok := m.cookie.ticket(r)
+	if !ok || first || t != s.ticket {
+		return
+	}
+	if value, err := m.cookie.encode(t); err == nil {
+		m.cookie.set(w, value, time.Until(s.ExpiresAt))
+	}
 }
 
 // End ends the request's session, takes the cookie from the browser, and returns the session as it was, so that the
@@ -263,12 +341,24 @@ func (m *Manager) End(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		return nil, err
 	}
 	if s != nil {
-		if err := m.cfg.Store.Delete(ctx, recordKey(s.ID)); err != nil {
+		if err := m.delete(ctx, s.ID); err != nil {
 			return nil, storeError("delete", err)
 		}
+		m.delist(ctx, s)
 	}
 	m.cookie.clear(w)
 	return s, nil
+}
+
+// delete ends the session with an ID: nobody finds it any more when it returns, and other replicas forget it within moments.
+func (m *Manager) delete(ctx context.Context, id string) error {
+	if err := m.cfg.Store.Delete(ctx, recordKey(id)); err != nil {
+		return err
+	}
+	m.journal.ended(id)
+	m.cache.drop(id)
+	m.ends.check(id)
+	return nil
 }
 
 // ClearCookie takes the cookie of a session that has ended from the browser.
@@ -281,15 +371,29 @@ func (m *Manager) CookieName() string { return m.cookie.name }
 func recordKey(id string) string { return "session:" + id }
 func leaseKey(id string) string  { return "refresh:" + id }
 
-// load reads the session that a ticket opens.
+// find returns the session that a ticket opens, from the cache if it is there.
+func (m *Manager) find(ctx context.Context, t ticket) (*Session, error) {
+	if s := m.cache.get(t.sessionID(), time.Now()); s != nil && s.ticket.equal(t) {
+		return s, nil
+	}
+	return m.load(ctx, t)
+}
+
+// load reads the session that a ticket opens from the store.
 func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
 	id := t.sessionID()
+	changes, current := m.cache.reading(id)
 	sealed, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(id))
 	if err != nil {
 		return nil, storeError("read", err)
 	}
 	if !found {
 		return nil, ErrNone
+	}
+	if w, ok := m.journal.get(id); ok {
+		if sealed, err = m.heed(ctx, id, w, sealed); err != nil {
+			return nil, err
+		}
 	}
 	s, err := m.ring.open(t, sealed)
 	if err != nil {
@@ -306,7 +410,32 @@ func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
 	if s.IdleExpiresAt.After(s.ExpiresAt) {
 		s.IdleExpiresAt = s.ExpiresAt
 	}
+	s.touching = new(atomic.Bool)
+	m.cache.put(s, changes, current, now)
 	return s, nil
+}
+
+// heed returns what a record should be, where this replica has written it lately and the store shows what was before.
+func (m *Manager) heed(ctx context.Context, id string, w written, sealed []byte) ([]byte, error) {
+	if w.ended {
+		m.log.WarnContext(ctx, "the store has lost the end of a session; it is ended again", "session", id)
+		if err := m.delete(ctx, id); err != nil {
+			return nil, storeError("delete", err)
+		}
+		return nil, ErrNone
+	}
+	if !slices.ContainsFunc(w.olds, func(old []byte) bool { return bytes.Equal(old, sealed) }) {
+		return sealed, nil
+	}
+	m.log.WarnContext(ctx, "the store has lost refreshed tokens; they are written again", "session", id)
+	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.new)
+	if err != nil {
+		return nil, storeError("write again", err)
+	}
+	if !replaced {
+		return nil, ErrNone // it has ended since
+	}
+	return w.new, nil
 }
 
 // idleTTL is how long the session's record lives from now if nothing touches it: the idle time-out, cut at the absolute end.

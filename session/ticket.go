@@ -3,6 +3,7 @@ package session
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -24,10 +25,15 @@ func newTicket() ticket {
 	return t
 }
 
-// sessionID is the hash of the id by which the store, the user and the logs know the session. None of them learns the id.
+// sessionID is the hash of the id by which the store, the user and the logs know the session. None of them learns the id. It has
+// as many bits as the id.
 func (t ticket) sessionID() string {
 	sum := sha256.Sum256(t.id[:])
-	return base64.RawURLEncoding.EncodeToString(sum[:])
+	return base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
+}
+
+func (t ticket) equal(other ticket) bool {
+	return subtle.ConstantTimeCompare(t.id[:], other.id[:])&subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:]) == 1
 }
 
 // Cookie says how the session cookie looks. The zero value is __Host-Http-cloakroom with Secure, HttpOnly, Path=/ and
@@ -69,24 +75,23 @@ func (c cookie) encode(t ticket) (string, error) {
 	return value, nil
 }
 
-// ticket returns what the request's session cookie carries. Two cookies of that name are none: one of them was planted, and
+// ticket returns what the request's session cookie carries, and whether the first of the session keys has sealed it. Two cookies of that name are none: one of them was planted, and
 // which one cannot be known (RFC 6265bis 4.2.2: no reliance on order).
-func (c cookie) ticket(r *http.Request) (ticket, bool) {
+func (c cookie) ticket(r *http.Request) (t ticket, first, ok bool) {
 	cookies := r.CookiesNamed(c.name)
 	if len(cookies) != 1 {
-		return ticket{}, false
+		return ticket{}, false, false
 	}
-	var plain []byte
-	if err := securecookie.DecodeMulti(c.name, cookies[0].Value, &plain, c.codecs...); err != nil {
-		return ticket{}, false
+	for i, codec := range c.codecs {
+		var plain []byte
+		if err := codec.Decode(c.name, cookies[0].Value, &plain); err != nil || len(plain) != len(t.id)+len(t.dataKey) {
+			continue
+		}
+		copy(t.id[:], plain)
+		copy(t.dataKey[:], plain[len(t.id):])
+		return t, i == 0, true
 	}
-	var t ticket
-	if len(plain) != len(t.id)+len(t.dataKey) {
-		return ticket{}, false
-	}
-	copy(t.id[:], plain)
-	copy(t.dataKey[:], plain[len(t.id):])
-	return t, true
+	return ticket{}, false, false
 }
 
 func (c cookie) set(w http.ResponseWriter, value string, maxAge time.Duration) {

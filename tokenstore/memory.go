@@ -15,12 +15,26 @@ import (
 type Memory struct {
 	mu      sync.Mutex        // guards all below
 	records map[string]record // :: key → record
-	sweepAt time.Time         // when expired records are removed next, by whichever write comes then
+	sets    map[string]*set   // :: key → set
+	sweepAt time.Time         // when what has expired is removed next, by whichever write comes then
+
+	watching sync.RWMutex // guards watchers; never taken together with mu
+	watchers map[*func(key string)]struct{}
 }
 
 type record struct {
 	value   []byte
 	expires time.Time
+}
+
+type set struct {
+	members []member // the oldest first
+	expires time.Time
+}
+
+type member struct {
+	name  string
+	added time.Time
 }
 
 // sweepEvery is how long an expired record may take up memory.
@@ -38,24 +52,26 @@ func (m *Memory) Get(_ context.Context, key string) ([]byte, time.Duration, bool
 }
 
 // Create is part of session.Store.
-func (m *Memory) Create(_ context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+func (m *Memory) Create(_ context.Context, key string, value []byte, ttl time.Duration) (created bool, _ error) {
+	defer m.announceIf(&created, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
-	if _, ok := m.live(key); ok {
-		return false, nil
+	if rec, ok := m.live(key); ok {
+		return bytes.Equal(rec.value, value), nil
 	}
 	m.put(key, record{slices.Clone(value), time.Now().Add(ttl)})
 	return true, nil
 }
 
 // Replace is part of session.Store.
-func (m *Memory) Replace(_ context.Context, key string, old, value []byte) (bool, error) {
+func (m *Memory) Replace(_ context.Context, key string, old, value []byte) (replaced bool, _ error) {
+	defer m.announceIf(&replaced, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	rec, ok := m.live(key)
 	if !ok || !bytes.Equal(rec.value, old) {
-		return false, nil
+		return ok && bytes.Equal(rec.value, value), nil
 	}
 	rec.value = slices.Clone(value)
 	m.records[key] = rec
@@ -63,7 +79,8 @@ func (m *Memory) Replace(_ context.Context, key string, old, value []byte) (bool
 }
 
 // Touch is part of session.Store.
-func (m *Memory) Touch(_ context.Context, key string, ttl time.Duration) (bool, error) {
+func (m *Memory) Touch(_ context.Context, key string, ttl time.Duration) (found bool, _ error) {
+	defer m.announceIf(&found, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	rec, ok := m.live(key)
@@ -77,14 +94,18 @@ func (m *Memory) Touch(_ context.Context, key string, ttl time.Duration) (bool, 
 
 // Delete is part of session.Store.
 func (m *Memory) Delete(_ context.Context, key string) error {
+	var found bool
+	defer m.announceIf(&found, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	_, found = m.records[key]
 	delete(m.records, key)
 	return nil
 }
 
 // Acquire is part of session.Store.
-func (m *Memory) Acquire(_ context.Context, key, owner string, ttl time.Duration) (bool, error) {
+func (m *Memory) Acquire(_ context.Context, key, owner string, ttl time.Duration) (acquired bool, _ error) {
+	defer m.announceIf(&acquired, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
@@ -97,19 +118,97 @@ func (m *Memory) Acquire(_ context.Context, key, owner string, ttl time.Duration
 
 // Release is part of session.Store.
 func (m *Memory) Release(_ context.Context, key, owner string) error {
+	var held bool
+	defer m.announceIf(&held, key)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if rec, ok := m.live(key); ok && string(rec.value) == owner {
+	rec, ok := m.live(key)
+	if held = ok && string(rec.value) == owner; held {
 		delete(m.records, key)
 	}
 	return nil
 }
 
-// Len returns how many records take up memory, expired ones that have not been removed yet among them.
+// Add is part of session.Store.
+func (m *Memory) Add(_ context.Context, key, name string, ttl time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sweep()
+	now := time.Now()
+	s := m.sets[key]
+	if s == nil || !now.Before(s.expires) {
+		s = new(set)
+	}
+	s.members = slices.DeleteFunc(s.members, func(old member) bool { return old.name == name || now.Sub(old.added) > ttl })
+	s.members = append(s.members, member{name, now})
+	s.expires = now.Add(ttl)
+	if m.sets == nil {
+		m.sets = make(map[string]*set)
+	}
+	m.sets[key] = s
+	return nil
+}
+
+// Members is part of session.Store.
+func (m *Memory) Members(_ context.Context, key string) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.sets[key]
+	if s == nil || !time.Now().Before(s.expires) {
+		return nil, nil
+	}
+	var names []string
+	for _, member := range s.members {
+		names = append(names, member.name)
+	}
+	return names, nil
+}
+
+// Remove is part of session.Store.
+func (m *Memory) Remove(_ context.Context, key, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s := m.sets[key]; s != nil {
+		s.members = slices.DeleteFunc(s.members, func(member member) bool { return member.name == name })
+		if len(s.members) == 0 {
+			delete(m.sets, key)
+		}
+	}
+	return nil
+}
+
+// Watch is part of session.Store. What is announced here is so before the writing method returns.
+func (m *Memory) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
+	m.watching.Lock()
+	if m.watchers == nil {
+		m.watchers = make(map[*func(key string)]struct{})
+	}
+	m.watchers[&changed] = struct{}{}
+	m.watching.Unlock()
+	current(time.Now().Add(100 * 365 * 24 * time.Hour))
+	<-ctx.Done()
+	m.watching.Lock()
+	defer m.watching.Unlock()
+	delete(m.watchers, &changed)
+}
+
+// announceIf tells those who watch that a record or lease was written, if it was. The caller does not hold mu any more.
+func (m *Memory) announceIf(written *bool, key string) {
+	if !*written {
+		return
+	}
+	m.watching.RLock()
+	defer m.watching.RUnlock()
+	for changed := range m.watchers {
+		(*changed)(key)
+	}
+}
+
+// Len returns how many records and sets take up memory, expired ones that have not been removed yet among them.
 func (m *Memory) Len() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.records)
+	return len(m.records) + len(m.sets)
 }
 
 // Ping says that the store answers: always.
@@ -145,6 +244,11 @@ func (m *Memory) sweep() {
 	for key, rec := range m.records {
 		if !now.Before(rec.expires) {
 			delete(m.records, key)
+		}
+	}
+	for key, s := range m.sets {
+		if !now.Before(s.expires) {
+			delete(m.sets, key)
 		}
 	}
 }

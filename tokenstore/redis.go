@@ -2,9 +2,14 @@ package tokenstore
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -13,56 +18,190 @@ import (
 
 // RedisConfig says where the records are kept.
 type RedisConfig struct {
-	// URL is redis://user:password@host:6379/0, or rediss:// for TLS.
+	// URL names one Redis, the Sentinels that know the master of several, or nodes of a Cluster:
+	//
+	//	redis://user:password@host:6379/0
+	//	redis+sentinel://user:password@host:26379,host:26379/master-name/0
+	//	redis+cluster://user:password@host:6379,host:6379
+	//
+	// With rediss in the place of redis the connections are TLS. User and password are Redis's own; those of the Sentinels are the
+	// parameters sentinel_username and sentinel_password. Special characters are percent-encoded.
 	URL string
+	// RootCAs are who may sign a server's certificate; nil means those of the system.
+	RootCAs *x509.CertPool
 	// Prefix begins every key, so that several applications can share a Redis; empty means "cloakroom:".
 	Prefix string
-	// Logger gets what the Redis client has to say of its connections, at level debug: each failed command is an error besides,
-	// which the caller handles. Nil means slog.Default().
+	// Logger gets what becomes of the connections. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
 // Redis keeps records in Redis 6 or newer, each under one key with a time to live.
 type Redis struct {
-	client *redis.Client
-	prefix string
+	client  redis.UniversalClient
+	masters func(ctx context.Context) ([]*redis.Options, error) // the masters there are now
+	prefix  string
+	log     *slog.Logger
 }
 
 // A store that does not answer is an outage to report, not one to wait out: the request that asks has a user behind it.
 const (
 	dialTimeout = 2 * time.Second
 	ioTimeout   = 2 * time.Second
+	opTimeout   = 2500 * time.Millisecond // of one operation with all its redirects
 )
 
 // NewRedis returns a store for cfg. It does no I/O: a Redis that is down at start is an outage like any other.
 func NewRedis(cfg RedisConfig) (*Redis, error) {
-	o, err := redis.ParseURL(cfg.URL)
-	if err != nil {
-		// The cause quotes the URL, or what it takes for the port, and with it the password.
-		return nil, errors.New("not a URL such as redis://user:password@host:6379/0, or rediss:// for TLS (special characters in the password must be percent-encoded)")
+	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger}
+	if s.prefix == "" {
+		s.prefix = "cloakroom:"
 	}
-	o.DialTimeout = dialTimeout
-	o.ReadTimeout = ioTimeout
-	o.WriteTimeout = ioTimeout
-	o.PoolTimeout = ioTimeout
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	redis.SetLogger(clientLog{s.log}) // the client has one logger for the whole process
+	if err := s.connect(cfg); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// The causes of a URL that cannot be parsed quote it, or what they take for its port, and with it the password: they are not handed on.
+var (
+	errURL         = errors.New("not a URL such as redis://user:password@host:6379/0, or rediss:// for TLS (special characters in the password must be percent-encoded)")
+	errSentinelURL = errors.New("not a URL such as redis+sentinel://user:password@host:26379,host:26379/master-name/0, or rediss+sentinel:// for TLS (special characters in the password must be percent-encoded)")
+	errClusterURL  = errors.New("not a URL such as redis+cluster://user:password@host:6379,host:6379, or rediss+cluster:// for TLS (special characters in the password must be percent-encoded)")
+)
+
+func (s *Redis) connect(cfg RedisConfig) error {
+	scheme, rest, _ := strings.Cut(cfg.URL, "://")
+	scheme, topology, _ := strings.Cut(scheme, "+")
+	secure := func(c *tls.Config) {
+		if c != nil {
+			c.RootCAs = cfg.RootCAs
+		}
+	}
+	switch topology {
+	case "":
+		o, err := redis.ParseURL(cfg.URL)
+		if err != nil {
+			return errURL
+		}
+		tune(o)
+		secure(o.TLSConfig)
+		s.client = redis.NewClient(o)
+		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{o}, nil }
+	case "sentinel":
+		o, err := parseSentinelURL(scheme, rest)
+		if err != nil {
+			return errSentinelURL
+		}
+		secure(o.TLSConfig)
+		client := redis.NewFailoverClient(o)
+		s.client = client
+		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil } // its dialer goes to the master
+	case "cluster":
+		o, err := parseClusterURL(scheme, rest)
+		if err != nil {
+			return errClusterURL
+		}
+		secure(o.TLSConfig)
+		client := redis.NewClusterClient(o)
+		s.client = client
+		s.masters = func(ctx context.Context) ([]*redis.Options, error) { return clusterMasters(ctx, client) }
+	default:
+		return fmt.Errorf("redis+%s is none of redis, redis+sentinel, redis+cluster", topology)
+	}
+	return nil
+}
+
+// tune sets what the library leaves to us, for one server. The two after it say the same of their kinds of options.
+func tune(o *redis.Options) {
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
 	o.ContextTimeoutEnabled = true
 	o.DialerRetries = 1
-	o.MaxRetries = -1 // a retry would replay writes whose answer was lost
+	o.MaxRetries = -1 // the caller knows what may be tried again, and has no time
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	prefix := cfg.Prefix
-	if prefix == "" {
-		prefix = "cloakroom:"
+}
+
+// parseSentinelURL reads what comes after the scheme: user:password@host,host/master/db?sentinel_username=&sentinel_password=
+func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
+	first, query, err := firstAddr(scheme, rest)
+	if err != nil {
+		return nil, err
 	}
-	log := cfg.Logger
-	if log == nil {
-		log = slog.Default()
+	if name, db, _ := strings.Cut(strings.Trim(first.Path, "/"), "/"); name != "" && !query.Has("master_name") {
+		query.Set("master_name", name)
+		first.Path = "/" + db
 	}
-	redis.SetLogger(clientLog{log}) // the client has one logger for the whole process
-	return &Redis{client: redis.NewClient(o), prefix: prefix}, nil
+	user, password := query.Get("sentinel_username"), query.Get("sentinel_password")
+	query.Del("sentinel_username")
+	query.Del("sentinel_password")
+	first.RawQuery = query.Encode()
+	o, err := redis.ParseFailoverURL(first.String())
+	if err != nil {
+		return nil, err
+	}
+	if o.MasterName == "" {
+		return nil, errors.New("the master has no name")
+	}
+	// The library takes a URL's user for the Sentinels'. Who writes a URL means the server with the data.
+	o.Username, o.Password = o.SentinelUsername, o.SentinelPassword
+	o.SentinelUsername, o.SentinelPassword = user, password
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
+	o.ContextTimeoutEnabled = true
+	o.DialerRetries = 1
+	o.MaxRetries = -1
+	return o, nil
+}
+
+// parseClusterURL reads what comes after the scheme: user:password@host,host
+func parseClusterURL(scheme, rest string) (*redis.ClusterOptions, error) {
+	first, query, err := firstAddr(scheme, rest)
+	if err != nil {
+		return nil, err
+	}
+	if db := strings.Trim(first.Path, "/"); db != "" && db != "0" {
+		return nil, errors.New("a cluster has database 0 alone")
+	}
+	first.Path = ""
+	first.RawQuery = query.Encode()
+	o, err := redis.ParseClusterURL(first.String())
+	if err != nil {
+		return nil, err
+	}
+	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
+	o.ContextTimeoutEnabled = true
+	o.DialerRetries = 1
+	o.MaxRetries = -1
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return o, nil
+}
+
+// firstAddr returns the URL of the first of several hosts, and a query that names the others as the library wants them.
+func firstAddr(scheme, rest string) (*url.URL, url.Values, error) {
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	authority, tail := rest[:end], rest[end:]
+	at := strings.LastIndex(authority, "@") + 1
+	hosts := strings.Split(authority[at:], ",")
+	u, err := url.Parse(scheme + "://" + authority[:at] + hosts[0] + tail)
+	if err != nil {
+		return nil, nil, err
+	}
+	query := u.Query()
+	for _, host := range hosts[1:] {
+		query.Add("addr", host)
+	}
+	return u, query, nil
 }
 
 // Get is part of session.Store.
 func (s *Redis) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
 	pipe := s.client.Pipeline()
 	value := pipe.Get(ctx, s.prefix+key)
 	ttl := pipe.PTTL(ctx, s.prefix+key)
@@ -71,73 +210,156 @@ func (s *Redis) Get(ctx context.Context, key string) ([]byte, time.Duration, boo
 		return nil, 0, false, nil
 	}
 	if err != nil {
-		return nil, 0, false, err
+		return nil, 0, false, explain(err)
 	}
 	// The key may have expired between the two, and what has no time to live was not written here.
 	if ttl.Val() <= 0 {
 		return nil, 0, false, nil
 	}
 	b, err := value.Bytes()
-	return b, ttl.Val(), err == nil, err
+	return b, ttl.Val(), err == nil, explain(err)
 }
+
+var create = redis.NewScript(`
+local there = redis.call('GET', KEYS[1])
+if there then return there == ARGV[1] end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return true`)
 
 // Create is part of session.Store.
 func (s *Redis) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
-	err := s.client.SetArgs(ctx, s.prefix+key, value, redis.SetArgs{Mode: "NX", TTL: atLeastMilli(ttl)}).Err()
-	if errors.Is(err, redis.Nil) {
-		return false, nil
-	}
-	return err == nil, err
+	return s.run(ctx, create, key, value, milli(ttl))
 }
 
 var replace = redis.NewScript(`
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local there = redis.call('GET', KEYS[1])
+if there == ARGV[2] then return true end
+if there ~= ARGV[1] then return false end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-return 1`)
+return true`)
 
 // Replace is part of session.Store.
 func (s *Redis) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
-	return replace.Run(ctx, s.client, []string{s.prefix + key}, old, value).Bool()
+	return s.run(ctx, replace, key, old, value)
 }
 
 // Touch is part of session.Store.
 func (s *Redis) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
-	return s.client.PExpire(ctx, s.prefix+key, atLeastMilli(ttl)).Result()
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	found, err := s.client.PExpire(ctx, s.prefix+key, max(ttl, time.Millisecond)).Result()
+	return found, explain(err)
 }
 
 // Delete is part of session.Store.
 func (s *Redis) Delete(ctx context.Context, key string) error {
-	return s.client.Del(ctx, s.prefix+key).Err()
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return explain(s.client.Del(ctx, s.prefix+key).Err())
 }
 
 var acquire = redis.NewScript(`
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
+if holder and holder ~= ARGV[1] then return false end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1`)
+return true`)
 
 // Acquire is part of session.Store.
 func (s *Redis) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {
-	return acquire.Run(ctx, s.client, []string{s.prefix + key}, owner, atLeastMilli(ttl).Milliseconds()).Bool()
+	return s.run(ctx, acquire, key, owner, milli(ttl))
 }
 
 var release = redis.NewScript(`
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return 1`)
+return true`)
 
 // Release is part of session.Store.
 func (s *Redis) Release(ctx context.Context, key, owner string) error {
-	return release.Run(ctx, s.client, []string{s.prefix + key}, owner).Err()
+	_, err := s.run(ctx, release, key, owner)
+	return err
+}
+
+// A set is a sorted set whose scores are when a member was added, in milliseconds.
+var add = redis.NewScript(`
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (ARGV[2] - ARGV[3]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return true`)
+
+// Add is part of session.Store.
+func (s *Redis) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+	_, err := s.run(ctx, add, key, member, time.Now().UnixMilli(), milli(ttl))
+	return err
+}
+
+// Members is part of session.Store.
+func (s *Redis) Members(ctx context.Context, key string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	members, err := s.client.ZRange(ctx, s.prefix+key, 0, -1).Result()
+	return members, explain(err)
+}
+
+// Remove is part of session.Store.
+func (s *Redis) Remove(ctx context.Context, key, member string) error {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return explain(s.client.ZRem(ctx, s.prefix+key, member).Err())
+}
+
+// run runs a script on one key. All of them can be run twice: a redirect or a reconnection in the library may do so.
+func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args ...any) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	ok, err := script.Run(ctx, s.client, []string{s.prefix + key}, args...).Bool()
+	if errors.Is(err, redis.Nil) { // Lua's false
+		return false, nil
+	}
+	return ok, explain(err)
 }
 
 // Ping says whether Redis answers.
-func (s *Redis) Ping(ctx context.Context) error { return s.client.Ping(ctx).Err() }
+func (s *Redis) Ping(ctx context.Context) error { return explain(s.client.Ping(ctx).Err()) }
 
 // Close closes the connections.
 func (s *Redis) Close() error { return s.client.Close() }
 
-// atLeastMilli keeps a time to live of less than Redis can say from being none.
-func atLeastMilli(ttl time.Duration) time.Duration { return max(ttl, time.Millisecond) }
+// milli is a time to live as Redis counts it. One of less than it can say is not none.
+func milli(ttl time.Duration) int64 { return max(ttl.Milliseconds(), 1) }
+
+// explain adds to an error of Redis what an operator can do about it.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var todo string
+	moved, isMoved := redis.IsMovedError(err)
+	switch {
+	case redis.IsOOMError(err):
+		todo = "Redis is full: raise its maxmemory, or find what else fills it; sign-ins and token refreshes fail until then"
+	case redis.IsLoadingError(err):
+		todo = "Redis is reading its data from disk and will answer when it is done"
+	case redis.IsReadOnlyError(err):
+		todo = "this Redis is a replica: after a failover it passes; otherwise point store.url at the master, or at the Sentinels with redis+sentinel:"
+	case redis.IsMasterDownError(err), redis.IsNoReplicasError(err):
+		todo = "Redis has lost its master or its replicas; look at the state of the replication"
+	case redis.IsClusterDownError(err):
+		todo = "the Redis Cluster has slots that nobody serves; look at CLUSTER INFO"
+	case isMoved:
+		todo = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) + "): if store.url does not begin with redis+cluster: or rediss+cluster:, let it"
+	case redis.IsMaxClientsError(err):
+		todo = "Redis takes no more connections: raise its maxclients, or find who holds so many"
+	case redis.IsAuthError(err):
+		todo = "Redis does not accept user and password of store.url"
+	case redis.IsPermissionError(err):
+		todo = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
+	case errors.Is(err, context.DeadlineExceeded):
+		todo = "Redis does not answer in time"
+	default:
+		return err
+	}
+	return fmt.Errorf("%s: %w", todo, err)
+}
 
 type clientLog struct{ log *slog.Logger }
 

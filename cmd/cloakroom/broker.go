@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -106,6 +107,8 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 			IdleTimeout:  cfg.Session.IdleTimeout,
 			MaxLifetime:  cfg.Session.MaxLifetime,
 			RefreshAhead: cfg.Session.RefreshAhead,
+			CacheMaxAge:  cfg.Session.CacheMaxAge,
+			MaxPerUser:   cfg.Session.MaxPerUser,
 			Cookie:       session.Cookie{SameSite: sameSite},
 		},
 		Routes:   routes,
@@ -134,14 +137,34 @@ func openStore(cfg *config, log *slog.Logger) (store, error) {
 	switch scheme {
 	case "memory":
 		return new(tokenstore.Memory), nil
-	case "redis", "rediss":
-		s, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: cfg.Store.URL.Reveal(), Prefix: cfg.Store.Prefix, Logger: log})
+	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster":
+		roots, err := certPool(cfg.Store.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("store.ca_file: %w", err)
+		}
+		s, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: cfg.Store.URL.Reveal(), RootCAs: roots, Prefix: cfg.Store.Prefix, Logger: log})
 		if err != nil {
 			return nil, fmt.Errorf("store.url: %w", err)
 		}
 		return s, nil
 	}
-	return nil, errors.New("store.url: its scheme is none of memory, redis, rediss")
+	return nil, errors.New("store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster, nor of the same with rediss for TLS")
+}
+
+// certPool reads the certificates of a file; nil where there is none, which means those of the system.
+func certPool(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	return pool, nil
 }
 
 func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error) {
@@ -248,11 +271,10 @@ func (b *broker) replace(ctx context.Context, next *config) error {
 	server.Found(finding)
 	old := b.server.Swap(server)
 	b.cfg = next
-	b.retired.Go(func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), next.Server.ShutdownGrace)
-		defer cancel()
-		if err := old.Close(grace); err != nil {
-			b.log.Warn("the configuration before is still in use by some", "err", err)
+	b.retired.Go(func() { // until what was begun under it is over, or until the shutdown
+		old.WaitForStreams(ctx)
+		if err := old.Close(ctx); err != nil {
+			b.log.Warn("the configuration before was still in use by some", "err", err)
 		}
 	})
 	return nil

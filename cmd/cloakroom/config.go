@@ -52,8 +52,9 @@ type oidcConfig struct {
 }
 
 type storeConfig struct {
-	URL    session.Secret `yaml:"url"`    // may hold a password; default memory:
-	Prefix string         `yaml:"prefix"` // default cloakroom:
+	URL    session.Secret `yaml:"url"`     // may hold a password; default memory:
+	Prefix string         `yaml:"prefix"`  // default cloakroom:
+	CAFile string         `yaml:"ca_file"` // PEM; default: the system's
 }
 
 type sessionConfig struct {
@@ -61,6 +62,8 @@ type sessionConfig struct {
 	IdleTimeout  time.Duration    `yaml:"idle_timeout"`  // default 30m
 	MaxLifetime  time.Duration    `yaml:"max_lifetime"`  // default 12h
 	RefreshAhead time.Duration    `yaml:"refresh_ahead"` // default 1m
+	CacheMaxAge  time.Duration    `yaml:"cache_max_age"` // default 5s
+	MaxPerUser   int              `yaml:"max_per_user"`  // default 0: any number
 	Cookie       cookieConfig     `yaml:"cookie"`
 }
 
@@ -102,6 +105,7 @@ func keyOf(field string) string {
 		"Provider.Issuer": "oidc.issuer", "Provider.ClientID": "oidc.client_id",
 		"Provider.ClientSecret": "oidc.client_secret", "Provider.ClientAuth": "oidc.client_auth",
 		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
+		"CacheMaxAge": "session.cache_max_age", "MaxPerUser": "session.max_per_user",
 		"Routes": "routes",
 	}[name]
 	if !ok {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,9 +52,9 @@ func Run(t *testing.T, store session.Store) {
 	t.Run("OfManyCreatorsOneWins", func(t *testing.T) {
 		var wins atomic.Int32
 		var all sync.WaitGroup
-		for range 16 {
+		for i := range 16 {
 			all.Go(func() {
-				created, err := store.Create(ctx, key(t), []byte("mine"), time.Minute)
+				created, err := store.Create(ctx, key(t), fmt.Append(nil, i), time.Minute)
 				if err != nil {
 					t.Error(err)
 				}
@@ -99,6 +100,22 @@ func Run(t *testing.T, store session.Store) {
 		if wins.Load() != 1 {
 			t.Errorf("%d of 16 replacers were told that they replaced the record, want 1", wins.Load())
 		}
+	})
+
+	// A caller that got no answer asks again, and so may the store's own client.
+	t.Run("AWriteThatIsRepeatedSaysTheSame", func(t *testing.T) {
+		for range 2 {
+			create(t, store, key(t), []byte("one"), time.Minute)
+		}
+		for range 2 {
+			if replaced, err := store.Replace(ctx, key(t), []byte("one"), []byte("two")); !replaced || err != nil {
+				t.Errorf("Replace: got %v, %v, want true, nil", replaced, err)
+			}
+		}
+		if created, err := store.Create(ctx, key(t), []byte("one"), time.Minute); created || err != nil {
+			t.Errorf("Create of what was replaced: got %v, %v, want false, nil", created, err)
+		}
+		wantValue(t, store, key(t), []byte("two"), 59*time.Second, time.Minute)
 	})
 
 	t.Run("AfterDeleteALateWriterRevivesNothing", func(t *testing.T) {
@@ -197,6 +214,40 @@ func Run(t *testing.T, store session.Store) {
 		}
 	})
 
+	t.Run("ASetHasItsMembersInTheOrderOfTheirArrival", func(t *testing.T) {
+		wantMembers(t, store, key(t))
+		if err := store.Remove(ctx, key(t), "absent"); err != nil {
+			t.Errorf("Remove from an absent set: %v", err)
+		}
+		for _, member := range []string{"z", "\x00\xff\r\n", "a"} {
+			addMember(t, store, key(t), member, time.Minute)
+			time.Sleep(2 * time.Millisecond) // a store may order by milliseconds
+		}
+		wantMembers(t, store, key(t), "z", "\x00\xff\r\n", "a")
+		addMember(t, store, key(t), "z", time.Minute)
+		wantMembers(t, store, key(t), "\x00\xff\r\n", "a", "z")
+		for range 2 {
+			if err := store.Remove(ctx, key(t), "a"); err != nil {
+				t.Errorf("Remove: %v", err)
+			}
+		}
+		wantMembers(t, store, key(t), "\x00\xff\r\n", "z")
+	})
+
+	t.Run("ASetExpiresAndSoDoesEachMember", func(t *testing.T) {
+		addMember(t, store, key(t), "first", 80*time.Millisecond)
+		time.Sleep(120 * time.Millisecond)
+		wantMembers(t, store, key(t))
+		addMember(t, store, key(t), "second", 100*time.Millisecond)
+		time.Sleep(60 * time.Millisecond)
+		addMember(t, store, key(t), "third", 100*time.Millisecond)
+		time.Sleep(60 * time.Millisecond)
+		addMember(t, store, key(t), "fourth", 100*time.Millisecond) // of which second is older
+		wantMembers(t, store, key(t), "third", "fourth")
+	})
+
+	t.Run("AnAnnouncementFollowsEveryWrite", func(t *testing.T) { announcements(t, store, run) })
+
 	t.Run("TheCallerKeepsItsBytes", func(t *testing.T) {
 		value := []byte("value")
 		create(t, store, key(t), value, time.Minute)
@@ -217,6 +268,71 @@ func Run(t *testing.T, store session.Store) {
 			t.Error("Get on an ended context says that the record does not exist")
 		}
 	})
+}
+
+// announcements writes records and leases and waits for the announcement of each.
+func announcements(t *testing.T, store session.Store, run string) {
+	ctx, stop := context.WithCancel(t.Context())
+	changed, current := make(chan string, 1000), make(chan time.Time, 1000)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		store.Watch(ctx, func(key string) { changed <- key }, func(until time.Time) {
+			select {
+			case current <- until:
+			default: // nobody wants so many
+			}
+		})
+	})
+	defer watching.Wait()
+	defer stop()
+	patience := time.After(10 * time.Second)
+	select {
+	case until := <-current:
+		if !until.After(time.Now()) {
+			t.Errorf("vouches until %v ago", time.Since(until))
+		}
+	case <-patience:
+		t.Fatal("never vouches for anything")
+	}
+	record, lease := "session:"+run, "refresh:"+run
+	for _, write := range []struct {
+		name string
+		key  string
+		do   func() error
+	}{
+		{"Create", record, func() error { _, err := store.Create(ctx, record, []byte("one"), time.Minute); return err }},
+		{"Replace", record, func() error { _, err := store.Replace(ctx, record, []byte("one"), []byte("two")); return err }},
+		{"Touch", record, func() error { _, err := store.Touch(ctx, record, time.Hour); return err }},
+		{"Delete", record, func() error { return store.Delete(ctx, record) }},
+		{"Acquire", lease, func() error { _, err := store.Acquire(ctx, lease, "me", time.Minute); return err }},
+		{"Acquire again", lease, func() error { _, err := store.Acquire(ctx, lease, "me", time.Minute); return err }},
+		{"Release", lease, func() error { return store.Release(ctx, lease, "me") }},
+	} {
+		if err := write.do(); err != nil {
+			t.Fatal(err)
+		}
+		for announced := ""; announced != write.key; {
+			select {
+			case announced = <-changed: // others use the store too
+			case <-patience:
+				t.Fatalf("%s was not announced", write.name)
+			}
+		}
+	}
+}
+
+func addMember(t *testing.T, store session.Store, key, member string, ttl time.Duration) {
+	t.Helper()
+	if err := store.Add(t.Context(), key, member, ttl); err != nil {
+		t.Fatalf("Add to %s: %v", key, err)
+	}
+}
+
+func wantMembers(t *testing.T, store session.Store, key string, want ...string) {
+	t.Helper()
+	if got, err := store.Members(t.Context(), key); !slices.Equal(got, want) || err != nil {
+		t.Errorf("Members of %s: got %q, %v, want %q", key, got, err, want)
+	}
 }
 
 func create(t *testing.T, store session.Store, key string, value []byte, ttl time.Duration) {

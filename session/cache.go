@@ -1,0 +1,133 @@
+package session
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// cache holds the sessions that were read lately, so that a session in use costs the store next to nothing. It is never asked unless
+// the store has vouched, for this very moment, that every change was announced (Store.Watch), and what was announced is not in it any more.
+type cache struct {
+	maxAge time.Duration
+	start  time.Time
+	until  atomic.Int64 // how long after start the store vouches
+	shards [cacheShards]cacheShard
+	seed   maphash.Seed
+}
+
+const (
+	cacheShards    = 64
+	cacheShardSize = 256 // sessions a shard, 16,384 in all: some 60 MB where one has 4 KB of tokens and claims
+)
+
+type cacheShard struct {
+	mu      sync.Mutex             // guards all below
+	changes uint64                 // how many changes were announced: a read that began before the last one is not kept
+	entries map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
+	sweepAt time.Time              // when entries that are too old are removed next
+}
+
+type cacheEntry struct {
+	session  *Session
+	read     time.Time
+	checking bool // somebody reads it again, because it is about to be too old
+}
+
+func newCache(maxAge time.Duration) *cache {
+	return &cache{maxAge: maxAge, start: time.Now(), seed: maphash.MakeSeed()}
+}
+
+// vouch says that the store vouches until a moment.
+func (c *cache) vouch(until time.Time) { c.until.Store(int64(until.Sub(c.start))) }
+
+// current says whether the store vouches.
+func (c *cache) current(now time.Time) bool { return int64(now.Sub(c.start)) < c.until.Load() }
+
+// get returns a session, or nil when it has to be read from the store. One caller of many is told to read it again before it is too old, so that
+// not all of them have to at once.
+func (c *cache) get(id string, now time.Time) *Session {
+	if !c.current(now) {
+		return nil
+	}
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	e := shard.entries[id]
+	if e == nil || !now.Before(e.session.IdleExpiresAt) { // which somebody may have moved
+		return nil
+	}
+	switch age := now.Sub(e.read); {
+	case age > c.maxAge:
+		return nil
+	case age > c.maxAge*4/5 && !e.checking:
+		e.checking = true
+		return nil
+	}
+	return e.session
+}
+
+// reading is to be called before a session is read from the store, and what it returns to be handed to put.
+func (c *cache) reading(id string) (changes uint64, current bool) {
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	return shard.changes, c.current(time.Now())
+}
+
+// put keeps a session that was read, unless it may have changed since.
+func (c *cache) put(s *Session, changes uint64, current bool, now time.Time) {
+	if !current || !c.current(now) {
+		return
+	}
+	shard := c.shard(s.ID)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if shard.changes != changes {
+		return
+	}
+	if shard.entries == nil {
+		shard.entries = make(map[string]*cacheEntry)
+	}
+	if !now.Before(shard.sweepAt) {
+		shard.sweepAt = now.Add(c.maxAge)
+		for id, e := range shard.entries {
+			if now.Sub(e.read) > c.maxAge {
+				delete(shard.entries, id)
+			}
+		}
+	}
+	if len(shard.entries) >= cacheShardSize {
+		for id := range shard.entries { // any: in a few seconds it would have gone by itself
+			delete(shard.entries, id)
+			break
+		}
+	}
+	shard.entries[s.ID] = &cacheEntry{session: s, read: now}
+}
+
+// drop forgets a session, because it has changed.
+func (c *cache) drop(id string) {
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	shard.changes++
+	delete(shard.entries, id)
+}
+
+// clear forgets everything: what has changed is not known.
+func (c *cache) clear() {
+	c.until.Store(0)
+	for i := range c.shards {
+		shard := &c.shards[i]
+		shard.mu.Lock()
+		shard.changes++
+		clear(shard.entries)
+		shard.mu.Unlock()
+	}
+}
+
+func (c *cache) shard(id string) *cacheShard {
+	return &c.shards[maphash.String(c.seed, id)%cacheShards]
+}

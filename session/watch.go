@@ -1,0 +1,348 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// watchAfter is how long somebody has to be at work for a session before its end is watched for.
+	watchAfter = 500 * time.Millisecond
+	// watchEvery is how often it is looked which of the watched sessions have to be read.
+	watchEvery = 100 * time.Millisecond
+	// watchUnannounced is how often each of them is read while the store does not announce changes.
+	watchUnannounced = time.Second
+)
+
+// Watch follows what other replicas do to the sessions, until ctx ends. It is what the cache, streams that end with their session, and a short wait
+// for another replica's refresh rest on: without it every request asks the store, and WhenEnded never calls. When it returns, all who wait for the end of a session
+// have been called, for nobody would tell them any more.
+func (m *Manager) Watch(ctx context.Context) {
+	var both sync.WaitGroup
+	both.Go(func() { m.cfg.Store.Watch(ctx, m.changed, m.cache.vouch) }) // until ctx ends, as the other
+	both.Go(func() { m.watchEnds(ctx) })
+	both.Wait()
+	m.cache.clear()
+	m.ends.all()
+}
+
+// changed is told by the store which record or lease was written; the empty key is all of them.
+func (m *Manager) changed(key string) {
+	if key == "" {
+		m.cache.clear()
+		m.waking.all()
+		m.mu.Lock()
+		m.missedAt = time.Now()
+		m.mu.Unlock()
+		m.ends.check("")
+		m.working.Go(func() { m.redo(context.Background()) }) // bounded by the store's time-outs
+		return
+	}
+	kind, id, _ := strings.Cut(key, ":")
+	if kind == "session" {
+		m.cache.drop(id)
+		m.ends.check(id)
+	}
+	m.waking.one(id)
+}
+
+// waking wakes those who wait for another replica.
+type waking struct {
+	mu      sync.Mutex
+	waiting map[string]chan struct{} // :: Session.ID → where its one waiter is woken
+}
+
+// wait returns where changes of a session are announced until stop is called. There is one waiter a session: its flight.
+func (w *waking) wait(id string) (woken <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.waiting == nil {
+		w.waiting = make(map[string]chan struct{})
+	}
+	w.waiting[id] = c
+	return c, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.waiting, id)
+	}
+}
+
+func (w *waking) one(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	wake(w.waiting[id])
+}
+
+func (w *waking) all() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, c := range w.waiting {
+		wake(c)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // nobody waits, or they are to be woken already
+	}
+}
+
+// ends are the sessions whose end somebody wants to be told of.
+type ends struct {
+	mu      sync.Mutex
+	watched map[string]*watchedSession // :: Session.ID
+}
+
+type watchedSession struct {
+	session *Session
+	checkAt time.Time // when it has to be read from the store
+	calls   map[*whenEnded]struct{}
+}
+
+type whenEnded struct {
+	call    func()
+	stopped bool // guarded by ends.mu
+}
+
+// WhenEnded calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
+// stop is called before. It is for those who are long at work for a session: streams.
+func (m *Manager) WhenEnded(s *Session, ended func()) (stop func()) {
+	call := &whenEnded{call: ended}
+	timer := time.AfterFunc(watchAfter, func() { m.ends.add(s, call) })
+	return func() {
+		if !timer.Stop() {
+			m.ends.remove(s.ID, call)
+		}
+	}
+}
+
+func (e *ends) add(s *Session, call *whenEnded) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if call.stopped {
+		return
+	}
+	if e.watched == nil {
+		e.watched = make(map[string]*watchedSession)
+	}
+	w := e.watched[s.ID]
+	if w == nil {
+		w = &watchedSession{session: s, calls: make(map[*whenEnded]struct{})}
+		e.watched[s.ID] = w
+	}
+	w.checkAt = time.Time{} // it may have ended since it was read
+	w.calls[call] = struct{}{}
+}
+
+func (e *ends) remove(id string, call *whenEnded) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	call.stopped = true
+	if w := e.watched[id]; w != nil {
+		delete(w.calls, call)
+		if len(w.calls) == 0 {
+			delete(e.watched, id)
+		}
+	}
+}
+
+// WaitForStreams waits until nobody wants to be told of any session's end (see WhenEnded), or until ctx ends.
+func (m *Manager) WaitForStreams(ctx context.Context) {
+	for m.ends.any() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+func (e *ends) any() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.watched) > 0
+}
+
+// check has a session, or all of them, read again.
+func (e *ends) check(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w := e.watched[id]; w != nil {
+		w.checkAt = time.Time{}
+	}
+	if id == "" {
+		for _, w := range e.watched {
+			w.checkAt = time.Time{}
+		}
+	}
+}
+
+// due returns the sessions that have to be read.
+func (e *ends) due(now time.Time) []*Session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var due []*Session
+	for _, w := range e.watched {
+		if !now.Before(w.checkAt) {
+			due = append(due, w.session)
+		}
+	}
+	return due
+}
+
+// alive says that a session was found, and when to look again.
+func (e *ends) alive(s *Session, checkAt time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w := e.watched[s.ID]; w != nil {
+		w.session, w.checkAt = s, checkAt
+	}
+}
+
+// ended calls those who wait for a session's end.
+func (e *ends) ended(id string) {
+	e.mu.Lock()
+	w := e.watched[id]
+	delete(e.watched, id)
+	e.mu.Unlock()
+	if w != nil {
+		for call := range w.calls {
+			call.call()
+		}
+	}
+}
+
+// all calls everybody who waits.
+func (e *ends) all() {
+	for _, s := range e.due(forever) {
+		e.ended(s.ID)
+	}
+}
+
+var forever = time.Unix(1<<40, 0)
+
+// watchEnds looks for the ends of the watched sessions, until ctx ends.
+func (m *Manager) watchEnds(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchEvery):
+		}
+		for _, s := range m.ends.due(time.Now()) {
+			now, err := m.find(ctx, s.ticket)
+			if errors.Is(err, ErrNone) {
+				m.ends.ended(s.ID)
+				continue
+			}
+			if err != nil {
+				break // the store cannot be asked; the next round will
+			}
+			checkAt := now.IdleExpiresAt
+			if soon := time.Now().Add(watchUnannounced); !m.cache.current(time.Now()) && soon.Before(checkAt) {
+				checkAt = soon
+			}
+			m.ends.alive(now, checkAt)
+		}
+	}
+}
+
+// journal is what this replica wrote in the last minute and what must not be lost: that a session has ended, and tokens whose predecessors are
+// spent. A store that fails over to a server without the last writes shows what was before them.
+type journal struct {
+	mu      sync.Mutex
+	written map[string]written // :: Session.ID
+}
+
+type written struct {
+	ended bool
+	olds  [][]byte // what the record was before, the oldest first
+	new   []byte
+	at    time.Time
+}
+
+const (
+	journalFor  = time.Minute // more than a replica is ever behind its master
+	journalSize = 10_000
+	journalOlds = 8
+)
+
+// replaced notes that a record was replaced.
+func (j *journal) replaced(id string, old, new []byte) {
+	w := written{new: new}
+	if before, ok := j.get(id); ok {
+		w.olds = before.olds[max(0, len(before.olds)-journalOlds+1):]
+	}
+	w.olds = append(slices.Clip(w.olds), old)
+	j.add(id, w)
+}
+
+// ended notes that a session was ended.
+func (j *journal) ended(id string) { j.add(id, written{ended: true}) }
+
+func (j *journal) add(id string, w written) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.written == nil {
+		j.written = make(map[string]written)
+	}
+	w.at = time.Now()
+	j.written[id] = w
+	if len(j.written) <= journalSize {
+		return
+	}
+	for id, w := range j.written {
+		if time.Since(w.at) > journalFor || len(j.written) > journalSize {
+			delete(j.written, id)
+		}
+	}
+}
+
+func (j *journal) get(id string) (written, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	w, ok := j.written[id]
+	if ok && time.Since(w.at) > journalFor {
+		delete(j.written, id)
+		ok = false
+	}
+	return w, ok
+}
+
+func (j *journal) ids() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var ids []string
+	for id := range j.written {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// redo writes again what the store may have lost. None of it can undo what others have written since: an end is final, and a
+// record is replaced only where it shows what it was before.
+func (m *Manager) redo(ctx context.Context) {
+	for _, id := range m.journal.ids() {
+		w, ok := m.journal.get(id)
+		if !ok {
+			continue
+		}
+		var err error
+		if w.ended {
+			err = m.cfg.Store.Delete(ctx, recordKey(id))
+		}
+		for _, old := range w.olds {
+			_, one := m.cfg.Store.Replace(ctx, recordKey(id), old, w.new)
+			err = errors.Join(err, one)
+		}
+		if err != nil {
+			return // the store is away again; when it is back this is called again, and load heeds the journal in any case
+		}
+	}
+}
