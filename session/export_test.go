@@ -1,4 +1,24 @@
 package session
 
+import (
+	"testing"
+	"time"
+)
+
 // TicketBytes returns the half of the key that only the cookie holds, for a test that looks for it where it must not be.
 func (m *Manager) TicketBytes(s *Session) []byte { return s.ticket.dataKey[:] }
+
+// SealTicketWithOtherKey returns the value of a cookie with the session's id and a data key that is not its.
+func SealTicketWithOtherKey(t *testing.T, s *Session, key []byte) string {
+	forged := s.ticket
+	forged.dataKey[0] ^= 1
+	ring, err := newKeyring([][]byte{key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := newCookie(Cookie{}, ring, time.Hour).encode(forged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}

@@ -312,6 +312,9 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 	sealed, err := m.ring.seal(s)
 	if err == nil {
+		err = m.enlist(ctx, s)
+	}
+	if err == nil {
 		_, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), s.sealed, sealed)
 		m.cache.drop(s.ID)
 	}

@@ -100,9 +100,10 @@ type ends struct {
 }
 
 type watchedSession struct {
-	session *Session
-	checkAt time.Time // when it has to be read from the store
-	calls   map[*whenEnded]struct{}
+	session   *Session // as it was read last
+	checkedAt time.Time
+	changed   bool // it may have changed since
+	calls     map[*whenEnded]struct{}
 }
 
 type whenEnded struct {
@@ -136,7 +137,7 @@ func (e *ends) add(s *Session, call *whenEnded) {
 		w = &watchedSession{session: s, calls: make(map[*whenEnded]struct{})}
 		e.watched[s.ID] = w
 	}
-	w.checkAt = time.Time{} // it may have ended since it was read
+	w.changed = true
 	w.calls[call] = struct{}{}
 }
 
@@ -174,34 +175,35 @@ func (e *ends) check(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w := e.watched[id]; w != nil {
-		w.checkAt = time.Time{}
+		w.changed = true
 	}
 	if id == "" {
 		for _, w := range e.watched {
-			w.checkAt = time.Time{}
+			w.changed = true
 		}
 	}
 }
 
-// due returns the sessions that have to be read.
-func (e *ends) due(now time.Time) []*Session {
+// due returns the sessions that have to be read: they may have changed, they may be idle for too long, or nobody announces changes.
+func (e *ends) due(now time.Time, announced bool) []*Session {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var due []*Session
 	for _, w := range e.watched {
-		if !now.Before(w.checkAt) {
+		if w.changed || !now.Before(w.session.IdleExpiresAt) || !announced && now.Sub(w.checkedAt) >= watchUnannounced {
+			w.changed = false
 			due = append(due, w.session)
 		}
 	}
 	return due
 }
 
-// alive says that a session was found, and when to look again.
-func (e *ends) alive(s *Session, checkAt time.Time) {
+// alive says that a session was found.
+func (e *ends) alive(s *Session, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w := e.watched[s.ID]; w != nil {
-		w.session, w.checkAt = s, checkAt
+		w.session, w.checkedAt = s, now
 	}
 }
 
@@ -220,12 +222,11 @@ func (e *ends) ended(id string) {
 
 // all calls everybody who waits.
 func (e *ends) all() {
-	for _, s := range e.due(forever) {
+	e.check("")
+	for _, s := range e.due(time.Now(), true) {
 		e.ended(s.ID)
 	}
 }
-
-var forever = time.Unix(1<<40, 0)
 
 // watchEnds looks for the ends of the watched sessions, until ctx ends.
 func (m *Manager) watchEnds(ctx context.Context) {
@@ -235,20 +236,22 @@ func (m *Manager) watchEnds(ctx context.Context) {
 			return
 		case <-time.After(watchEvery):
 		}
-		for _, s := range m.ends.due(time.Now()) {
-			now, err := m.find(ctx, s.ticket)
-			if errors.Is(err, ErrNone) {
-				m.ends.ended(s.ID)
-				continue
+		now := time.Now()
+		due := m.ends.due(now, m.cache.current(now))
+		for len(due) > 0 {
+			read, err := m.find(ctx, due[0].ticket)
+			if err != nil && !errors.Is(err, ErrNone) {
+				break // the store cannot be asked
 			}
-			if err != nil {
-				break // the store cannot be asked; the next round will
+			if err == nil {
+				m.ends.alive(read, now)
+			} else {
+				m.ends.ended(due[0].ID)
 			}
-			checkAt := now.IdleExpiresAt
-			if soon := time.Now().Add(watchUnannounced); !m.cache.current(time.Now()) && soon.Before(checkAt) {
-				checkAt = soon
-			}
-			m.ends.alive(now, checkAt)
+			due = due[1:]
+		}
+		for _, s := range due {
+			m.ends.check(s.ID) // in the next round
 		}
 	}
 }

@@ -104,20 +104,7 @@ var IDTokenFaults = []Fault{
 		h["alg"], h["jwk"] = "ES256", jose.JSONWebKey{Key: key.Public()}
 		return signWith(key, jose.ES256, h, c)
 	}),
-	signed("a foreign key that the header holds", func(_ *Provider, h, c map[string]any) (string, error) {
-		key, err := rsa.GenerateKey(rand.Reader, 2048)
-		if err != nil {
-			return "", err
-		}
-		h["alg"], h["jwk"], h["jku"], h["x5u"] = "RS256", jose.JSONWebKey{Key: key.Public()}, "http://127.0.0.1:1/jwks", "http://127.0.0.1:1/x5u"
-		input, err := devop.SigningInput(h, c)
-		if err != nil {
-			return "", err
-		}
-		sum := sha256.Sum256([]byte(input))
-		signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
-		return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
-	}),
+	signed("a foreign key that the header holds", func(_ *Provider, h, c map[string]any) (string, error) { return SignWithForeignKey(h, c) }),
 	signed("not a JWT", func(*Provider, map[string]any, map[string]any) (string, error) { return "rubbish.in.here", nil }),
 	signed("claims that are no object", func(p *Provider, h, _ map[string]any) (string, error) { return p.SignPayload(h, []byte(`["sub"]`)) }),
 	signed("a claim that is there twice", func(p *Provider, h, c map[string]any) (string, error) {
@@ -418,6 +405,22 @@ func hangUp(w http.ResponseWriter) {
 	if conn, _, err := rc.Hijack(); err == nil {
 		conn.Close()
 	}
+}
+
+// SignWithForeignKey signs with a key that is not the provider's, and puts it into the header.
+func SignWithForeignKey(header, claims map[string]any) (string, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return "", err
+	}
+	header["alg"], header["jwk"], header["jku"], header["x5u"] = "RS256", jose.JSONWebKey{Key: key.Public()}, "http://127.0.0.1:1/jwks", "http://127.0.0.1:1/x5u"
+	input, err := devop.SigningInput(header, claims)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(input))
+	signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+	return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
 }
 
 func signWith(key any, alg jose.SignatureAlgorithm, header, claims map[string]any) (string, error) {

@@ -273,7 +273,9 @@ func (b *broker) replace(ctx context.Context, next *config) error {
 	b.cfg = next
 	b.retired.Go(func() { // until what was begun under it is over, or until the shutdown
 		old.WaitForStreams(ctx)
-		if err := old.Close(ctx); err != nil {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), next.Server.ShutdownGrace)
+		defer cancel()
+		if err := old.Close(grace); err != nil {
 			b.log.Warn("the configuration before was still in use by some", "err", err)
 		}
 	})

@@ -1,0 +1,263 @@
+package bff_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
+
+// logoutToken makes a logout token as the hooks say.
+func (a *app) logoutToken(sub, sid string, hooks devop.Hooks) string {
+	a.t.Helper()
+	a.provider.SetHooks(hooks)
+	defer a.provider.SetHooks(devop.Hooks{})
+	token, err := a.provider.LogoutToken(a.provider.Client.ID, sub, sid)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return token
+}
+
+// tellLogout calls the back-channel as the provider does: without a cookie, and by another name.
+func (a *app) tellLogout(form url.Values) *bfftest.Answer {
+	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
+}
+
+// signedInWithSID returns a browser in which alice has signed in, and the sid of her session at the provider.
+func (a *app) signedInWithSID() (*bfftest.Browser, string) {
+	a.t.Helper()
+	var sid string
+	a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) }})
+	defer a.provider.SetHooks(devop.Hooks{})
+	b := a.signedIn()
+	if sid == "" {
+		a.t.Fatal("the ID token has no sid")
+	}
+	return b, sid
+}
+
+func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
+	for name, test := range map[string]struct {
+		sub      string
+		bySID    bool
+		wantLeft string // of first, second (two of alice), bob
+	}{
+		"sid":                   {"", true, "second, bob"},
+		"sub":                   {"alice", false, "bob"},
+		"both":                  {"alice", true, "second, bob"},
+		"sid of another's":      {"bob", true, "first, second, bob"},
+		"a user without any":    {"carol", false, "first, second, bob"},
+		"both, and unknown sub": {"carol", true, "first, second, bob"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, nil)
+			first, sid := a.signedInWithSID()
+			second := a.signedIn()
+			bob := a.browser()
+			bob.SignIn("bob", "")
+			if !test.bySID {
+				sid = ""
+			}
+			answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devop.Hooks{})}, "extra": {"ignored"}})
+			if answer.StatusCode != 200 || answer.Text != "" || answer.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("got %d %s, %q, want 200 no-store and nothing", answer.StatusCode, answer.Header.Get("Cache-Control"), answer.Text)
+			}
+			var left []string
+			for name, b := range map[string]*bfftest.Browser{"first": first, "second": second, "bob": bob} {
+				switch got := b.Fetch("GET", "/api/x").StatusCode; got {
+				case 200:
+					left = append(left, name)
+				case 401:
+				default:
+					t.Errorf("%s: got %d", name, got)
+				}
+			}
+			if len(left) != len(strings.Split(test.wantLeft, ", ")) {
+				t.Errorf("left are %s, want %s", left, test.wantLeft)
+			}
+			for _, name := range left {
+				if !strings.Contains(test.wantLeft, name) {
+					t.Errorf("left are %s, want %s", left, test.wantLeft)
+				}
+			}
+			if n := a.provider.Refreshes(); n != 0 {
+				t.Errorf("%d refreshes after the logout", n)
+			}
+		})
+	}
+}
+
+// wantRefused checks for an error as the provider reads it.
+func wantRefused(t *testing.T, name string, answer *bfftest.Answer, code string) {
+	t.Helper()
+	var body struct{ Error, Code string }
+	answer.Decode(t, &body)
+	if answer.StatusCode != 400 || body.Error != "invalid_request" || body.Code != code ||
+		answer.Header.Get("Content-Type") != "application/json" || answer.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%s: got %d %v\n%s", name, answer.StatusCode, answer.Header, answer.Text)
+	}
+}
+
+func TestLogoutTokensThatAreRefused(t *testing.T) {
+	a := newApp(t, nil)
+	b, sid := a.signedInWithSID()
+	edited := func(edit func(header, claims map[string]any)) url.Values {
+		return url.Values{"logout_token": {a.logoutToken("alice", sid, devop.Hooks{EditLogoutToken: edit})}}
+	}
+	claim := func(name string, value any) url.Values {
+		return edited(func(_, claims map[string]any) {
+			if claims[name] = value; value == nil {
+				delete(claims, name)
+			}
+		})
+	}
+	ago := func(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
+	for name, form := range map[string]url.Values{
+		"none":                       {},
+		"two":                        {"logout_token": {a.logoutToken("alice", sid, devop.Hooks{}), a.logoutToken("alice", sid, devop.Hooks{})}},
+		"not a JWT":                  {"logout_token": {"x"}},
+		"alg none":                   {"logout_token": {"eyJhbGciOiJub25lIn0." + strings.Split(a.logoutToken("alice", sid, devop.Hooks{}), ".")[1] + "."}},
+		"another's signature":        {"logout_token": {a.logoutToken("alice", sid, devop.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}},
+		"iss of another":             claim("iss", "https://other.example"),
+		"no iss":                     claim("iss", nil),
+		"aud of another":             claim("aud", "another"),
+		"aud of another beside ours": claim("aud", []string{a.provider.Client.ID, "another"}),
+		"no aud":                     claim("aud", nil),
+		"no iat":                     claim("iat", nil),
+		"iat a while ago":            claim("iat", ago(10*time.Minute)),
+		"iat ahead":                  claim("iat", ago(-10*time.Minute)),
+		"iat not a date":             claim("iat", "now"),
+		"no exp":                     claim("exp", nil),
+		"exp past":                   claim("exp", ago(5*time.Minute)),
+		"neither sub nor sid":        edited(func(_, claims map[string]any) { delete(claims, "sub"); delete(claims, "sid") }),
+		"sub not a string":           claim("sub", 7),
+		"sub empty":                  claim("sub", ""),
+		"sid empty":                  claim("sid", ""),
+		"no events":                  claim("events", nil),
+		"events not an object":       claim("events", logoutEvent),
+		"another event":              claim("events", map[string]any{"http://schemas.openid.net/event/other": map[string]any{}}),
+		"event not an object":        claim("events", map[string]any{logoutEvent: "yes"}),
+		"event null":                 claim("events", map[string]any{logoutEvent: nil}),
+		"nonce":                      claim("nonce", "n"),
+		"nonce null":                 edited(func(_, claims map[string]any) { claims["nonce"] = nil }),
+		"no jti":                     claim("jti", nil),
+		"typ of an access token":     edited(func(header, _ map[string]any) { header["typ"] = "at+jwt" }),
+		"typ of an ID token":         edited(func(header, _ map[string]any) { header["typ"] = "id_token+jwt" }),
+	} {
+		wantRefused(t, name, a.tellLogout(form), "bad_logout_token")
+		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+			t.Fatalf("%s: it has ended the session: got %d", name, got)
+		}
+	}
+	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devop.Hooks{})}}
+	for name, request := range map[string]func() *bfftest.Answer{
+		"in the query": func() *bfftest.Answer {
+			return a.browser().Do("POST", "/bff/backchannel-logout?"+good.Encode(), "", "Content-Type", "application/x-www-form-urlencoded")
+		},
+		"as JSON": func() *bfftest.Answer {
+			return a.browser().Do("POST", "/bff/backchannel-logout", good.Encode(), "Content-Type", "application/json")
+		},
+		"too long": func() *bfftest.Answer {
+			return a.tellLogout(url.Values{"logout_token": good["logout_token"], "x": {strings.Repeat("x", 100<<10)}})
+		},
+	} {
+		if answer := request(); answer.StatusCode != 400 {
+			t.Errorf("%s: got %d", name, answer.StatusCode)
+		}
+	}
+	if got := a.browser().Navigate("/bff/backchannel-logout?" + good.Encode()).StatusCode; got != 405 {
+		t.Errorf("GET: got %d, want 405", got)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Fatalf("the session has been ended: got %d", got)
+	}
+}
+
+func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
+	for name, edit := range map[string]func(header, claims map[string]any){
+		"no typ":                 func(header, _ map[string]any) { delete(header, "typ") },
+		"typ JWT":                func(header, _ map[string]any) { header["typ"] = "JWT" },
+		"typ in full":            func(header, _ map[string]any) { header["typ"] = "application/logout+jwt" },
+		"aud a list":             func(_, claims map[string]any) { claims["aud"] = []any{claims["aud"]} },
+		"more in the event":      func(_, claims map[string]any) { claims["events"] = map[string]any{logoutEvent: map[string]any{"x": 1}} },
+		"another event besides":  func(_, claims map[string]any) { claims["events"].(map[string]any)["urn:x"] = map[string]any{} },
+		"a clock a minute ahead": func(_, claims map[string]any) { claims["iat"] = time.Now().Add(time.Minute).Unix() },
+		"a clock a minute slow": func(_, claims map[string]any) {
+			claims["iat"], claims["exp"] = time.Now().Add(-61*time.Second).Unix(), time.Now().Add(-time.Second).Unix()
+		},
+	} {
+		a := newApp(t, nil)
+		b, sid := a.signedInWithSID()
+		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{EditLogoutToken: edit})}}); answer.StatusCode != 200 {
+			t.Errorf("%s: got %d %s\n%s", name, answer.StatusCode, answer.Text, a.logs)
+		}
+		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
+	}
+}
+
+func TestALogoutTokenIsGoodForOnce(t *testing.T) {
+	a := newApp(t, nil)
+	_, sid := a.signedInWithSID()
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}
+	a.store.setDown(errors.New("connection refused"))
+	wantRefused(t, "while the store is down", a.tellLogout(form), "store_unavailable")
+	a.store.setDown(nil)
+	if answer := a.tellLogout(form); answer.StatusCode != 200 {
+		t.Errorf("sent again after our failure: got %d %s", answer.StatusCode, answer.Text)
+	}
+	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
+}
+
+func TestStreamsEndWithTheirSession(t *testing.T) {
+	for name, end := range map[string]func(a *app, b *bfftest.Browser, sid string){
+		"logout": func(_ *app, b *bfftest.Browser, _ string) { b.Submit("/bff/logout", nil) },
+		"back-channel logout": func(a *app, _ *bfftest.Browser, sid string) {
+			a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, nil)
+			left := make(chan struct{})
+			a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+				defer close(left)
+				w.Header().Set("Content-Type", "text/event-stream")
+				for i := 0; r.Context().Err() == nil; i++ {
+					fmt.Fprintf(w, "data: %d\n\n", i)
+					w.(http.Flusher).Flush()
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+			b, sid := a.signedInWithSID()
+			resp := b.Open("/stream/x")
+			defer resp.Body.Close()
+			lines := bufio.NewReader(resp.Body)
+			for range 140 { // for longer than it takes until the stream is watched
+				if _, err := lines.ReadString('\n'); err != nil {
+					t.Fatal(err)
+				}
+			}
+			end(a, b, sid)
+			ended := time.Now()
+			io.Copy(io.Discard, lines)
+			if took := time.Since(ended); took > time.Second {
+				t.Errorf("the stream went on for %v", took)
+			}
+			select {
+			case <-left:
+			case <-time.After(5 * time.Second):
+				t.Error("the upstream was not told")
+			}
+		})
+	}
+}

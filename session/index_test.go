@@ -1,0 +1,193 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// signInAs starts a session and returns a request that brings its cookie.
+func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) *http.Request {
+	t.Helper()
+	w := httptest.NewRecorder()
+	if _, err := m.Start(t.Context(), w, session.Session{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()}, ""); err != nil {
+		t.Fatal(err)
+	}
+	return requestWith(w.Result().Cookies()...)
+}
+
+func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
+	const here, there = "https://id.example", "https://other.example"
+	for _, test := range []struct {
+		name         string
+		subject, sid string
+		want         string // who is left
+	}{
+		{"a session at the provider", "", "s1", "alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+		{"a user", "alice", "", "bob s3, alice s1 of another issuer"},
+		{"a session at the provider and its user", "alice", "s1", "alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+		{"a session at the provider that is another user's", "bob", "s1", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+		{"nobody", "carol", "", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+		{"an unknown session", "", "s9", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+	} {
+		m := newManager(t, session.Config{})
+		sessions := []struct {
+			name string
+			r    *http.Request
+		}{
+			{"alice s1", signInAs(t, m, here, "alice", "s1")},
+			{"alice s2", signInAs(t, m, here, "alice", "s2")},
+			{"bob s3", signInAs(t, m, here, "bob", "s3")},
+			{"alice without sid", signInAs(t, m, here, "alice", "")},
+			{"alice s1 of another issuer", signInAs(t, m, there, "alice", "s1")},
+		}
+		ended, err := m.EndAll(t.Context(), here, test.subject, test.sid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []string
+		for _, s := range sessions {
+			if _, err := m.Get(t.Context(), s.r); err == nil {
+				left = append(left, s.name)
+			}
+		}
+		if got := strings.Join(left, ", "); got != test.want || len(ended) != len(sessions)-len(left) {
+			t.Errorf("%s: %d ended, left are %s; want %s", test.name, len(ended), got, test.want)
+		}
+	}
+	if _, err := newManager(t, session.Config{}).EndAll(t.Context(), here, "", ""); err == nil {
+		t.Error("neither subject nor sid: taken for everybody")
+	}
+}
+
+// The provider says that a session is over whose callback is still being worked on.
+func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
+	for name, logout := range map[string]struct{ subject, sid string }{"by sid": {"", "s1"}, "by user": {"alice", ""}, "by both": {"alice", "s1"}} {
+		for when, delay := range map[string]func(store *interposedStore, logout func()){
+			"before the login begins here":   func(_ *interposedStore, logout func()) { logout() },
+			"before the session is enlisted": func(s *interposedStore, logout func()) { s.before("Add", logout) },
+			"before the session is written":  func(s *interposedStore, logout func()) { s.before("Create", logout) },
+			"after the session was written":  func(s *interposedStore, logout func()) { s.before("Members", logout) },
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				store := &interposedStore{Memory: new(tokenstore.Memory)}
+				m := newManager(t, session.Config{Store: store})
+				tk := tokens()
+				time.Sleep(time.Second)
+				delay(store, func() {
+					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid); err != nil {
+						t.Error(err)
+					}
+				})
+				w := httptest.NewRecorder()
+				_, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tk}, "")
+				if !errors.Is(err, session.ErrEnded) || len(w.Result().Cookies()) > 0 {
+					t.Errorf("logout %s %s: got %v and %d cookies, want ErrEnded and none", name, when, err, len(w.Result().Cookies()))
+				}
+			})
+		}
+	}
+}
+
+func TestALoginAfterALogoutIsANewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{})
+		if _, err := m.EndAll(t.Context(), "https://id.example", "alice", ""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		r := signInAs(t, m, "https://id.example", "alice", "s2")
+		wantAlive(t, m, r, "signed in again")
+	})
+}
+
+func TestAUserHasSoManySessionsAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{MaxPerUser: 2, IdleTimeout: 10 * time.Minute})
+		bob := signInAs(t, m, "i", "bob", "")
+		first := signInAs(t, m, "i", "alice", "")
+		time.Sleep(time.Minute)
+		second := signInAs(t, m, "i", "alice", "")
+		time.Sleep(time.Minute)
+		third := signInAs(t, m, "i", "alice", "")
+		wantNone(t, m, first, "the oldest of three")
+		wantAlive(t, m, second, "the second")
+		wantAlive(t, m, third, "the third")
+		wantAlive(t, m, bob, "another user's")
+		time.Sleep(9 * time.Minute) // the second has been idle for too long
+		wantNone(t, m, second, "idle")
+		m.Touch(t.Context(), wantAlive(t, m, third, "the third"))
+		fourth := signInAs(t, m, "i", "alice", "")
+		wantAlive(t, m, third, "of two that live")
+		wantAlive(t, m, fourth, "the fourth")
+	})
+}
+
+func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		manager := func(keys ...[]byte) *session.Manager {
+			return newManager(t, session.Config{Store: store, Keys: keys})
+		}
+		_, r := signIn(t, manager(keyA), tokens())
+		m := manager(keyB, keyA)
+		time.Sleep(time.Minute)
+		s := wantAlive(t, m, r, "both keys")
+		if err := m.Touch(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		m.RenewCookie(w, r, s)
+		renewed := requestWith(w.Result().Cookies()...)
+		wantAlive(t, manager(keyB), renewed, "touched, and the old key removed")
+		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", ""); err != nil || len(ended) != 1 {
+			t.Errorf("logout of what the old key had enlisted: got %v, %v, want one session", ended, err)
+		}
+		wantNone(t, manager(keyB), renewed, "ended")
+
+		w = httptest.NewRecorder()
+		m.RenewCookie(w, renewed, s)
+		if got := w.Result().Cookies(); len(got) > 0 {
+			t.Errorf("a cookie of the first key is renewed: %v", got)
+		}
+	})
+}
+
+// interposedStore lets something happen before a method is called.
+type interposedStore struct {
+	*tokenstore.Memory
+	method string
+	call   func()
+}
+
+func (s *interposedStore) before(method string, call func()) { s.method, s.call = method, call }
+
+func (s *interposedStore) reached(method string) {
+	if s.method == method {
+		s.method = ""
+		s.call()
+	}
+}
+
+func (s *interposedStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+	s.reached("Add")
+	return s.Memory.Add(ctx, key, member, ttl)
+}
+
+func (s *interposedStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	s.reached("Create")
+	return s.Memory.Create(ctx, key, value, ttl)
+}
+
+func (s *interposedStore) Members(ctx context.Context, key string) ([]string, error) {
+	s.reached("Members")
+	return s.Memory.Members(ctx, key)
+}

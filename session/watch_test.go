@@ -1,0 +1,371 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// tappedStore counts what is read, and can keep announcements back or lose what was written.
+type tappedStore struct {
+	*tokenstore.Memory
+	reads atomic.Int32
+
+	mu      sync.Mutex
+	deaf    bool // changes are not announced, and nobody vouches that they are
+	told    map[*func(string)]func(until time.Time)
+	reading func() // called once in the middle of a Get, after the store was read
+}
+
+func newTappedStore() *tappedStore {
+	return &tappedStore{Memory: new(tokenstore.Memory), told: make(map[*func(string)]func(time.Time))}
+}
+
+func (s *tappedStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	s.reads.Add(1)
+	value, ttl, found, err := s.Memory.Get(ctx, key)
+	s.mu.Lock()
+	reading := s.reading
+	s.reading = nil
+	s.mu.Unlock()
+	if reading != nil {
+		reading()
+	}
+	return value, ttl, found, err
+}
+
+func (s *tappedStore) Watch(ctx context.Context, changed func(string), current func(time.Time)) {
+	s.mu.Lock()
+	s.told[&changed] = current
+	s.mu.Unlock()
+	s.Memory.Watch(ctx, func(key string) {
+		s.mu.Lock()
+		deaf := s.deaf
+		s.mu.Unlock()
+		if !deaf {
+			changed(key)
+		}
+	}, current)
+}
+
+// cut keeps announcements back as a lost connection does: what is vouched for lasts for another half second.
+func (s *tappedStore) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = true
+	for _, current := range s.told {
+		current(time.Now().Add(500 * time.Millisecond))
+	}
+}
+
+// mend announces again, after it has said that something was missed.
+func (s *tappedStore) mend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = false
+	for changed, current := range s.told {
+		(*changed)("")
+		current(time.Now().Add(time.Hour))
+	}
+}
+
+// replicas runs a test in a bubble of fake time with n Managers that watch one store, and alice signed in at the first.
+func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		store := newTappedStore()
+		cfg.Store = store
+		var all []*session.Manager
+		for range n {
+			m := newManager(t, cfg)
+			watch(t, m)
+			all = append(all, m)
+		}
+		synctest.Wait()
+		s, r := signIn(t, all[0], tokens())
+		test(t, store, all, s, r)
+	})
+}
+
+func TestASessionInUseIsReadEveryFewSecondsAtMost(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		began := time.Now()
+		const calls = 10_000
+		for range calls {
+			s := wantAlive(t, all[0], r, "in use")
+			if err := all[0].Touch(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if n := store.reads.Load(); n < 2 || n > 5 {
+			t.Errorf("%d reads for %d calls in %v, want one in four seconds", n, calls, time.Since(began))
+		}
+	})
+}
+
+func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
+	for name, end := range map[string]func(ctx context.Context, m *session.Manager, s *session.Session, r *http.Request) error{
+		"logout": func(ctx context.Context, m *session.Manager, _ *session.Session, r *http.Request) error {
+			_, err := m.End(ctx, httptest.NewRecorder(), r)
+			return err
+		},
+		"logout at the provider": func(ctx context.Context, m *session.Manager, s *session.Session, _ *http.Request) error {
+			_, err := m.EndAll(ctx, s.Issuer, s.Subject, s.SID)
+			return err
+		},
+		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ *http.Request) error {
+			_, err := m.Start(ctx, httptest.NewRecorder(), session.Session{Subject: "bob", Tokens: tokens()}, s.ID)
+			return err
+		},
+	} {
+		replicas(t, 3, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+			for _, m := range all {
+				wantAlive(t, m, r, "before "+name)
+				m.WhenEnded(s, func() {})
+			}
+			if err := end(t.Context(), all[1], s, r); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range all {
+				wantNone(t, m, r, "after "+name)
+			}
+		})
+	}
+}
+
+// The store was read, the session ended, and only then the reader goes on: it must not put what it read into the cache.
+func TestWhatChangedWhileItWasReadIsNotCached(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		store.mu.Lock()
+		store.reading = func() {
+			if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+				t.Error(err)
+			}
+		}
+		store.mu.Unlock()
+		all[0].Get(t.Context(), r)
+		wantNone(t, all[0], r, "ended while it was read")
+	})
+}
+
+func TestWithoutAnnouncementsTheCacheIsNotUsed(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		wantAlive(t, all[0], r, "before")
+		store.cut()
+		time.Sleep(500 * time.Millisecond)
+		before := store.reads.Load()
+		for range 10 {
+			wantAlive(t, all[0], r, "unannounced")
+		}
+		if n := store.reads.Load() - before; n != 10 {
+			t.Errorf("%d reads for 10 calls while nobody announces changes, want 10", n)
+		}
+		if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			t.Fatal(err)
+		}
+		wantNone(t, all[0], r, "ended, unannounced")
+		store.mend()
+		wantNone(t, all[0], r, "ended, unannounced, and announcements are back")
+	})
+}
+
+func TestWhatWasCachedBeforeAnnouncementsWereLostIsNotUsedAfter(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		wantAlive(t, all[0], r, "before")
+		store.cut()
+		if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		store.mend()
+		wantNone(t, all[0], r, "ended in between")
+	})
+}
+
+func TestAKeyThatVanishesUnannouncedIsNoticed(t *testing.T) {
+	replicas(t, 1, session.Config{CacheMaxAge: 3 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		wantAlive(t, all[0], r, "before")
+		store.mu.Lock()
+		store.deaf = true // though it vouches
+		store.mu.Unlock()
+		if err := store.Delete(t.Context(), "session:"+s.ID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3*time.Second + time.Millisecond)
+		wantNone(t, all[0], r, "deleted behind our back")
+	})
+}
+
+func TestIdleTimeIsRightOnEveryReplicaWhateverIsCached(t *testing.T) {
+	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		for range 10 { // active at one, only looked at by the other
+			time.Sleep(3 * time.Second)
+			wantAlive(t, all[1], r, "the other replica")
+			if err := all[0].Touch(t.Context(), wantAlive(t, all[0], r, "the active replica")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		for _, m := range all {
+			wantAlive(t, m, r, "before the idle time-out")
+		}
+		time.Sleep(time.Second)
+		for _, m := range all {
+			wantNone(t, m, r, "after the idle time-out")
+		}
+	})
+}
+
+func TestRefreshedTokensAreSeenByEveryReplicaAtOnce(t *testing.T) {
+	p := new(tokenEndpoint)
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		fresh(t, all[0], r, "access-1")
+		fresh(t, all[1], r, "access-1")
+		if _, err := all[0].Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		fresh(t, all[0], r, "access-2")
+		fresh(t, all[1], r, "access-2")
+	})
+}
+
+func TestACachedSessionIsForItsOwnCookieAlone(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		wantAlive(t, all[0], r, "before")
+		forged := requestWith(&http.Cookie{Name: all[0].CookieName(), Value: session.SealTicketWithOtherKey(t, s, keyA)})
+		wantNone(t, all[0], forged, "the right id with another data key")
+	})
+}
+
+func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
+	for name, end := range map[string]func(ctx context.Context, store *tappedStore, m *session.Manager, r *http.Request){
+		"logout at another replica": func(ctx context.Context, _ *tappedStore, m *session.Manager, r *http.Request) {
+			m.End(ctx, httptest.NewRecorder(), r)
+		},
+		"logout that is not announced": func(ctx context.Context, store *tappedStore, m *session.Manager, r *http.Request) {
+			store.cut()
+			m.End(ctx, httptest.NewRecorder(), r)
+		},
+		"idle time-out": func(context.Context, *tappedStore, *session.Manager, *http.Request) { time.Sleep(30 * time.Minute) },
+	} {
+		replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+			ended := make(chan time.Time, 1)
+			all[0].WhenEnded(s, func() { ended <- time.Now() })
+			stopped := all[0].WhenEnded(s, func() { t.Error("called after it was stopped") })
+			time.Sleep(10 * time.Second)
+			stopped()
+			select {
+			case <-ended:
+				t.Errorf("%s: called while the session lives", name)
+			default:
+			}
+			end(t.Context(), store, all[1], r)
+			at := time.Now()
+			select {
+			case <-ended:
+			case <-time.After(time.Minute):
+				t.Fatalf("%s: never called", name)
+			}
+			if late := time.Since(at); late > 1100*time.Millisecond {
+				t.Errorf("%s: called %v later", name, late)
+			}
+		})
+	}
+}
+
+// A server that was a replica a moment ago has become the master, and has not got the last writes.
+func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
+	p := new(tokenEndpoint)
+	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		_, ended := signIn(t, all[0], tokens())
+		keys := []string{"session:" + s.ID, "session:" + wantAlive(t, all[0], ended, "before").ID}
+		before := make(map[string][]byte)
+		for _, key := range keys {
+			before[key], _, _, _ = store.Memory.Get(t.Context(), key)
+		}
+		lose := func() {
+			for _, key := range keys {
+				store.Delete(t.Context(), key)
+				store.Create(t.Context(), key, before[key], time.Hour)
+			}
+		}
+		for range 3 {
+			if _, err := all[0].Renew(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := all[0].End(t.Context(), httptest.NewRecorder(), ended); err != nil {
+			t.Fatal(err)
+		}
+		lose()
+		fresh(t, all[0], r, "access-4")
+		wantNone(t, all[0], ended, "ended, and the store has lost it")
+
+		lose()
+		store.mend() // the others learn of the failover too, and wait until those who know better have spoken
+		time.Sleep(time.Second)
+		fresh(t, all[1], r, "access-4")
+		wantNone(t, all[1], ended, "ended by another replica, and the store has lost it")
+		if _, err := all[1].Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		if n := p.reused.Load(); n > 0 {
+			t.Errorf("%d spent refresh tokens were used", n)
+		}
+	})
+}
+
+// Redis was away for longer than a lease, and its holder is still waiting for the provider.
+func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
+	p := &tokenEndpoint{takes: 10 * time.Second}
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		var both sync.WaitGroup
+		renew := func(m *session.Manager) {
+			both.Go(func() {
+				if _, err := m.Renew(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		renew(all[0])
+		time.Sleep(500 * time.Millisecond)
+		store.Delete(t.Context(), "refresh:"+s.ID)
+		store.mend()
+		renew(all[1])
+		both.Wait()
+		if n, reused := p.calls.Load(), p.reused.Load(); reused > 0 {
+			t.Errorf("%d refreshes, %d of them with a spent token", n, reused)
+		}
+	})
+}
+
+func TestThePauseBetweenTriesGrows(t *testing.T) {
+	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		time.Sleep(time.Minute)
+		for range 60 * 10 {
+			if _, err := m.Fresh(t.Context(), r); err == nil {
+				t.Fatal("a provider that is down has refreshed")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := p.calls.Load(); n < 6 || n > 8 { // at 0, 1, 3, 7, 15, 31, 47 s
+			t.Errorf("the provider was asked %d times in a minute, want 7", n)
+		}
+		p.answer = nil
+		time.Sleep(16 * time.Second)
+		if _, err := m.Fresh(t.Context(), r); err != nil {
+			t.Errorf("the provider is back: %v", err)
+		}
+	})
+}
