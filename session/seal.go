@@ -74,7 +74,7 @@ type record struct {
 	Expiry    int64           `json:"x,omitempty"`
 }
 
-const recordVersion = 1
+const recordVersion = 2
 
 // seal returns the session as bytes for the store: version, key id, nonce, ciphertext and tag. Being sealed with a random
 // nonce, no two records are alike, which conditional writes rely on. This is the one place that opens a Secret for storage.
@@ -82,7 +82,7 @@ func (ring keyring) seal(s *Session) ([]byte, error) {
 	plain, err := json.Marshal(record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
 		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: s.ExpiresAt.UnixMilli(),
-		Access: s.Tokens.Access.Reveal(), Refresh: s.Tokens.Refresh.Reveal(), ID: s.Tokens.ID.Reveal(),
+		Access: unfold(s.Tokens.Access.Reveal()), Refresh: unfold(s.Tokens.Refresh.Reveal()), ID: unfold(s.Tokens.ID.Reveal()),
 		Scope: s.Tokens.Scope, Issued: s.Tokens.Issued.UnixMilli(), Expiry: unixMilli(s.Tokens.Expiry),
 	})
 	if err != nil {
@@ -90,7 +90,7 @@ func (ring keyring) seal(s *Session) ([]byte, error) {
 	}
 	k := ring[0]
 	header := append([]byte{recordVersion}, k.id[:]...)
-	return k.aead(s.ticket).Seal(header, nil, plain, []byte(s.ID)), nil
+	return k.aead(s.ticket).Seal(header, nil, pack(plain), []byte(s.ID)), nil
 }
 
 // first says whether the first key has sealed a record.
@@ -107,7 +107,11 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 			continue
 		}
 		id := t.sessionID()
-		plain, err := k.aead(t).Open(nil, nil, sealed[header:], []byte(id))
+		packed, err := k.aead(t).Open(nil, nil, sealed[header:], []byte(id))
+		if err != nil {
+			return nil, fmt.Errorf("open session: %w", err)
+		}
+		plain, err := unpack(packed)
 		if err != nil {
 			return nil, fmt.Errorf("open session: %w", err)
 		}
@@ -119,7 +123,7 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 			ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
 			CreatedAt: time.UnixMilli(rec.CreatedAt), ExpiresAt: time.UnixMilli(rec.ExpiresAt),
 			Tokens: Tokens{
-				Access: Secret(rec.Access), Refresh: Secret(rec.Refresh), ID: Secret(rec.ID),
+				Access: Secret(fold(rec.Access)), Refresh: Secret(fold(rec.Refresh)), ID: Secret(fold(rec.ID)),
 				Scope: rec.Scope, Issued: time.UnixMilli(rec.Issued), Expiry: timeMilli(rec.Expiry),
 			},
 			ticket: t, sealed: sealed,

@@ -1,11 +1,25 @@
 package storetest
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"math/big"
+	mathrand "math/rand/v2"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,15 +28,48 @@ import (
 
 // Server is a redis-server of a test's own. It stops when the test ends.
 type Server struct {
-	t    testing.TB
-	addr string
-	dir  string
-	cmd  *exec.Cmd
+	t      testing.TB
+	addr   string
+	args   []string
+	user   *url.Userinfo // whom Do signs in as; nil: nobody
+	tls    *tls.Config   // nil: without TLS
+	cmd    *exec.Cmd     // nil while the server is not running
+	exited chan struct{} // closed when cmd has ended
 }
 
-// StartRedis starts a redis-server on a free port of the loopback interface and waits until it answers. On a machine
-// without redis-server the test is skipped, and fails where CLOAKROOM_TEST_ALL is set.
-func StartRedis(t testing.TB) *Server {
+// StartRedis starts a redis-server on a free port of the loopback interface and waits until it answers. Further
+// arguments are handed to redis-server ("--maxmemory", "3mb"). On a machine without redis-server the test is skipped,
+// and fails where CLOAKROOM_TEST_ALL is set.
+func StartRedis(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, func(s *Server, port string) {
+		s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always"}, args...)
+	})
+}
+
+// StartRedisTLS starts a redis-server that speaks only TLS, and only to the user cloakroom with the password p@ss:w/rd. caFile is the
+// certificate of the authority that vouches for it.
+func StartRedisTLS(t testing.TB) (s *Server, caFile string) {
+	t.Helper()
+	dir := t.TempDir()
+	caFile = makeCertificates(t, dir)
+	roots := x509.NewCertPool()
+	if pem, err := os.ReadFile(caFile); err != nil || !roots.AppendCertsFromPEM(pem) {
+		t.Fatalf("read %s: %v", caFile, err)
+	}
+	const user, password = "cloakroom", "p@ss:w/rd"
+	s = start(t, func(s *Server, port string) {
+		s.user = url.UserPassword(user, password)
+		s.tls = &tls.Config{RootCAs: roots}
+		s.args = []string{"--port", "0", "--tls-port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+			"--tls-cert-file", filepath.Join(dir, "server.pem"), "--tls-key-file", filepath.Join(dir, "server.key"), "--tls-ca-cert-file", caFile, "--tls-auth-clients", "no",
+			"--user", "default", "off", "--user", user, "on", ">" + password, "~*", "&*", "+@all"}
+	})
+	return s, caFile
+}
+
+// start starts a redis-server that set makes ready for a port. The port may be taken by someone else before the server has it: then another is tried.
+func start(t testing.TB, set func(s *Server, port string)) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		if os.Getenv("CLOAKROOM_TEST_ALL") != "" {
@@ -30,18 +77,29 @@ func StartRedis(t testing.TB) *Server {
 		}
 		skipLoudly(t, "redis-server is not installed, so this is not tested against Redis; make test installs it")
 	}
-	s := &Server{t: t, addr: freeAddr(t), dir: t.TempDir()}
-	s.Start()
-	t.Cleanup(func() {
-		if s.cmd != nil {
-			s.Kill()
+	for try := 1; ; try++ {
+		port := freePort(t)
+		s := &Server{t: t, addr: net.JoinHostPort("127.0.0.1", port)}
+		set(s, port)
+		err := s.run()
+		if err == nil {
+			t.Cleanup(s.Kill)
+			return s
 		}
-	})
-	return s
+		if try == 3 {
+			t.Fatal(err)
+		}
+	}
 }
 
 // URL is what store.url takes.
-func (s *Server) URL() string { return "redis://" + s.addr + "/0" }
+func (s *Server) URL() string {
+	u := url.URL{Scheme: "redis", User: s.user, Host: s.addr, Path: "/0"}
+	if s.tls != nil {
+		u.Scheme = "rediss"
+	}
+	return u.String()
+}
 
 // Addr is the server's host:port.
 func (s *Server) Addr() string { return s.addr }
@@ -49,33 +107,51 @@ func (s *Server) Addr() string { return s.addr }
 // Start starts the server again, on the same address and with what it had saved, after Kill.
 func (s *Server) Start() {
 	s.t.Helper()
-	_, port, err := net.SplitHostPort(s.addr)
-	if err != nil {
+	if err := s.run(); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+func (s *Server) run() error {
 	var out bytes.Buffer
-	s.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always")
-	s.cmd.Stdout, s.cmd.Stderr = &out, &out
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
+	cmd := exec.Command("redis-server", s.args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		return err
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		if s.Do("PING") == "+PONG" {
-			return
+	exited := make(chan struct{})
+	go func() { // Ends with the process.
+		cmd.Wait()
+		close(exited)
+	}()
+	s.cmd, s.exited = cmd, exited
+	// Whoever answers on the port may be another's server, while this one found the port taken: so it is asked for its process.
+	own := fmt.Sprintf("process_id:%d\r\n", cmd.Process.Pid)
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		select {
+		case <-exited:
+			s.cmd = nil
+			return fmt.Errorf("redis-server on %s ended:\n%s", s.addr, out.String())
+		case <-time.After(10 * time.Millisecond):
 		}
-		if time.Now().After(deadline) {
-			s.cmd.Process.Kill()
-			s.cmd.Wait()
-			s.t.Fatalf("redis-server on %s does not answer:\n%s", s.addr, out.String())
+		switch answer := s.ask(time.Second, "PING"); {
+		case strings.HasPrefix(answer, "-NOAUTH"): // An argument of the test asks for a password, which only the test knows.
+			return nil
+		case answer == "+PONG" && strings.Contains(s.ask(time.Second, "INFO", "server"), own):
+			return nil
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
+	s.Kill()
+	return fmt.Errorf("redis-server on %s does not answer:\n%s", s.addr, out.String())
 }
 
 // Kill ends the server at once, as a crash would.
 func (s *Server) Kill() {
+	if s.cmd == nil {
+		return
+	}
 	s.cmd.Process.Kill()
-	s.cmd.Wait()
+	<-s.exited
 	s.cmd = nil
 }
 
@@ -86,26 +162,108 @@ func (s *Server) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }
 func (s *Server) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Do sends one command and returns what the server answers, as it comes over the wire without the last line end; empty where it does not answer.
-func (s *Server) Do(args ...string) string {
+func (s *Server) Do(args ...string) string { return s.ask(10*time.Second, args...) }
+
+// ask is Do for one who does not want to wait so long.
+func (s *Server) ask(limit time.Duration, args ...string) string {
 	conn, err := net.DialTimeout("tcp", s.addr, time.Second)
 	if err != nil {
 		return ""
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	var cmd strings.Builder
-	fmt.Fprintf(&cmd, "*%d\r\n", len(args))
-	for _, a := range args {
-		fmt.Fprintf(&cmd, "$%d\r\n%s\r\n", len(a), a)
+	conn.SetDeadline(time.Now().Add(limit))
+	if s.tls != nil {
+		config := s.tls.Clone()
+		config.ServerName = "127.0.0.1"
+		conn = tls.Client(conn, config)
 	}
-	// QUIT makes the server close the connection after the answer, whose end is then known without parsing it.
-	cmd.WriteString("*1\r\n$4\r\nQUIT\r\n")
-	if _, err := conn.Write([]byte(cmd.String())); err != nil {
+	answers := bufio.NewReader(conn)
+	if s.user != nil {
+		password, _ := s.user.Password()
+		if answer := exchange(conn, answers, "AUTH", s.user.Username(), password); answer != "+OK" {
+			return answer
+		}
+	}
+	return exchange(conn, answers, args...)
+}
+
+// exchange sends one command and reads its answer.
+func exchange(conn net.Conn, answers *bufio.Reader, args ...string) string {
+	var request, answer strings.Builder
+	fmt.Fprintf(&request, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&request, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if _, err := io.WriteString(conn, request.String()); err != nil {
 		return ""
 	}
-	var answer bytes.Buffer
-	answer.ReadFrom(conn)
-	return strings.TrimSuffix(answer.String(), "\r\n+OK\r\n")
+	if err := copyAnswer(&answer, answers); err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(answer.String(), "\r\n")
+}
+
+// copyAnswer copies one answer of the Redis protocol, however nested, and nothing of what follows.
+func copyAnswer(to io.Writer, from *bufio.Reader) error {
+	line, err := from.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	io.WriteString(to, line)
+	switch n, _ := strconv.Atoi(strings.TrimSpace(line[1:])); {
+	case line[0] == '$' && n >= 0:
+		_, err = io.CopyN(to, from, int64(n)+2)
+	case line[0] == '*':
+		for range n {
+			if err = copyAnswer(to, from); err != nil {
+				break
+			}
+		}
+	}
+	return err
+}
+
+// must is Do, and fails the test where the server does not answer or answers with an error.
+func (s *Server) must(args ...string) string {
+	s.t.Helper()
+	answer := s.Do(args...)
+	if answer == "" || answer[0] == '-' {
+		s.t.Fatalf("redis-server on %s answers %q to %v", s.addr, answer, args)
+	}
+	return answer
+}
+
+// texts are the texts and numbers of an answer in their order, without its nesting; none where it is an error.
+func texts(answer string) []string {
+	var all []string
+	for answer != "" && answer[0] != '-' {
+		line, rest, _ := strings.Cut(answer, "\r\n")
+		switch {
+		case line == "" || line[0] == '*':
+		case line[0] == '$':
+			n, _ := strconv.Atoi(line[1:])
+			n = min(max(n, 0), len(rest))
+			all = append(all, rest[:n])
+			rest = strings.TrimPrefix(rest[n:], "\r\n")
+		default:
+			all = append(all, line[1:])
+		}
+		answer = rest
+	}
+	return all
+}
+
+// text is the only text of an answer.
+func text(answer string) string { return strings.Join(texts(answer), "\r\n") }
+
+// await asks until the answer is yes, and fails the test after the limit. what says what was awaited.
+func await(t testing.TB, limit time.Duration, what string, yes func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !yes(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
 }
 
 // skipLoudly skips the test and says so where it is seen: go test shows nothing of what a package that passes prints, so it is written to
@@ -119,11 +277,56 @@ func skipLoudly(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// freePort finds a port below those that the system gives to outgoing connections, so that none of these takes it while a server that was
+// killed is to come back.
+func freePort(t testing.TB) string {
+	t.Helper()
+	for range 100 {
+		port := strconv.Itoa(10000 + mathrand.IntN(22000))
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port among 100")
+	return ""
+}
+
+// makeCertificates writes an authority's certificate (its file is returned), and server.pem and server.key that it has signed for 127.0.0.1.
+func makeCertificates(t testing.TB, dir string) (caFile string) {
+	t.Helper()
+	newKey := func() *ecdsa.PrivateKey {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return key
+	}
+	write := func(name, kind string, der []byte, err error) string {
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	from, until := time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Cloakroom test authority"}, NotBefore: from, NotAfter: until,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	server := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "127.0.0.1"}, NotBefore: from, NotAfter: until,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	caKey, serverKey := newKey(), newKey()
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
+	caFile = write("ca.pem", "CERTIFICATE", der, err)
+	der, err = x509.CreateCertificate(rand.Reader, server, ca, serverKey.Public(), caKey)
+	write("server.pem", "CERTIFICATE", der, err)
+	der, err = x509.MarshalPKCS8PrivateKey(serverKey)
+	write("server.key", "PRIVATE KEY", der, err)
+	return caFile
 }

@@ -1,0 +1,23 @@
+package session
+
+import (
+	"bytes"
+	"testing"
+)
+
+func FuzzPack(f *testing.F) {
+	for _, token := range []string{
+		"", ".", "..", "a.b.c", "opaque", "\x00a\x00b\x00c", "\x00", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln", "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.",
+		"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln\x00", "e30.e30.e30.e30", "e30=.e30.x", "e31.e30.x", "AA.e30.x", "_w.e30.x", "e3\n0.e30.x",
+	} {
+		f.Add(token)
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		if got := fold(unfold(token)); got != token && token[0] != 0 { // no token begins with NUL
+			t.Errorf("a token of %q came back as %q", token, got)
+		}
+		if got, err := unpack(pack([]byte(token))); err != nil || !bytes.Equal(got, []byte(token)) {
+			t.Errorf("%q came back as %q, %v", token, got, err)
+		}
+	})
+}

@@ -1,0 +1,380 @@
+package storetest_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/redis/go-redis/v9"
+)
+
+func TestRedisTakesArgumentsAndKeepsWhatItSaved(t *testing.T) {
+	t.Parallel()
+	s := storetest.StartRedis(t, "--maxmemory", "3mb")
+	if got := s.Do("CONFIG", "GET", "maxmemory"); !strings.Contains(got, "3145728") {
+		t.Errorf("maxmemory is %q, want 3145728", got)
+	}
+	s.Do("SET", "coat", "blue")
+	s.Kill()
+	if got := s.Do("PING"); got != "" {
+		t.Errorf("a killed server answers %q", got)
+	}
+	s.Start()
+	if got, want := s.Do("GET", "coat"), "$4\r\nblue"; got != want {
+		t.Errorf("after Kill and Start, GET answers %q, want %q", got, want)
+	}
+}
+
+func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
+	t.Parallel()
+	s, caFile := storetest.StartRedisTLS(t)
+	if got := s.Do("SET", "coat", "blue"); got != "+OK" {
+		t.Errorf("SET answers %q", got)
+	}
+	if want := "rediss://cloakroom:p%40ss%3Aw%2Frd@" + s.Addr() + "/0"; s.URL() != want {
+		t.Errorf("URL is %s, want %s", s.URL(), want)
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	get := func(change func(*redis.Options)) (string, error) {
+		options, err := redis.ParseURL(s.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		options.MaxRetries = -1
+		options.TLSConfig.RootCAs = roots
+		change(options)
+		client := redis.NewClient(options)
+		defer client.Close()
+		return client.Get(t.Context(), "coat").Result()
+	}
+	if got, err := get(func(*redis.Options) {}); got != "blue" || err != nil {
+		t.Errorf("with the URL and the authority, GET answers %q, %v", got, err)
+	}
+	if _, err := get(func(o *redis.Options) { o.Password = "password" }); err == nil || !redis.HasErrorPrefix(err, "WRONGPASS") {
+		t.Errorf("with a wrong password: %v, want WRONGPASS", err)
+	}
+	if _, err := get(func(o *redis.Options) { o.Username, o.Password = "", "" }); err == nil || !redis.HasErrorPrefix(err, "NOAUTH") {
+		t.Errorf("with no password: %v, want NOAUTH", err)
+	}
+	var unknown x509.UnknownAuthorityError
+	if _, err := tls.Dial("tcp", s.Addr(), &tls.Config{RootCAs: x509.NewCertPool()}); !errors.As(err, &unknown) {
+		t.Errorf("without the authority: %v, want an unknown authority", err)
+	}
+	if _, err := get(func(o *redis.Options) { o.TLSConfig = nil }); err == nil {
+		t.Error("the server speaks without TLS")
+	}
+}
+
+func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			begin := time.Now()
+			c := storetest.StartSentinel(t)
+			t.Logf("up after %v", time.Since(begin))
+			old, replicas := c.Master(), c.Replicas()
+			if len(replicas) != 2 || slices.Contains(replicas, old) {
+				t.Fatalf("the master is %s, its replicas %v", old.Addr(), replicas)
+			}
+			for _, addr := range sentinels(c.URL()) {
+				client := redis.NewSentinelClient(&redis.Options{Addr: addr})
+				if got, err := client.GetMasterAddrByName(t.Context(), "cloakroom").Result(); err != nil || strings.Join(got, ":") != old.Addr() {
+					t.Errorf("the sentinel %s names %v, %v, want %s", addr, got, err, old.Addr())
+				}
+				client.Close()
+			}
+			old.Do("SET", "coat", "blue")
+			for _, r := range replicas {
+				eventually(t, "the replica has the key", func() bool { return r.Do("GET", "coat") == "$4\r\nblue" })
+			}
+			begin = time.Now()
+			stop(old)
+			master := c.WaitForOtherMaster(old)
+			t.Logf("another master after %v", time.Since(begin))
+			if !slices.Contains(replicas, master) || c.Master() != master {
+				t.Errorf("the new master is %s, and Master names %s", master.Addr(), c.Master().Addr())
+			}
+			if got, want := master.Do("GETSET", "coat", "red"), "$4\r\nblue"; got != want {
+				t.Errorf("the new master answers %q, want %q", got, want)
+			}
+			eventually(t, "the old master, which does not answer, is not among the replicas", func() bool { return !slices.Contains(c.Replicas(), old) })
+			// The old master comes back as a replica.
+			if name == "killed" {
+				old.Start()
+			} else {
+				old.Thaw()
+			}
+			eventually(t, "the old master is a replica with the new one's data", func() bool {
+				return slices.Contains(c.Replicas(), old) && old.Do("GET", "coat") == "$3\r\nred"
+			})
+		})
+	}
+}
+
+func TestClusterMovesASlotWithItsKeys(t *testing.T) {
+	t.Parallel()
+	begin := time.Now()
+	c := storetest.StartCluster(t)
+	t.Logf("up after %v", time.Since(begin))
+	masters := c.Masters()
+	if len(masters) != 3 {
+		t.Fatalf("%d masters, want 3", len(masters))
+	}
+	from := c.MasterOf("{coat}1")
+	to := masters[0]
+	if to == from {
+		to = masters[1]
+	}
+	from.Do("SET", "{coat}1", "blue")
+	from.Do("SET", "{coat}2", "red", "EX", "1000")
+	if got := to.Do("GET", "{coat}1"); !strings.HasPrefix(got, "-MOVED ") || !strings.HasSuffix(got, " "+from.Addr()) {
+		t.Errorf("before the move the other node answers %q, want MOVED to %s", got, from.Addr())
+	}
+	c.MoveSlotOf("{coat}1", to)
+	if got := c.MasterOf("{coat}2"); got != to {
+		t.Errorf("the slot is at %s, want %s", got.Addr(), to.Addr())
+	}
+	for key, want := range map[string]string{"{coat}1": "$4\r\nblue", "{coat}2": "$3\r\nred"} {
+		if got := to.Do("GET", key); got != want {
+			t.Errorf("after the move GET %s answers %q, want %q", key, got, want)
+		}
+		if got := from.Do("GET", key); !strings.HasPrefix(got, "-MOVED ") || !strings.HasSuffix(got, " "+to.Addr()) {
+			t.Errorf("after the move the old node answers %q, want MOVED to %s", got, to.Addr())
+		}
+	}
+	if got := to.Do("TTL", "{coat}2"); got == ":-1" {
+		t.Error("the key lost its time to live on the way")
+	}
+	c.MoveSlotOf("{coat}1", to)
+	c.MoveSlotOf("{coat}1", from)
+	if got, want := from.Do("GET", "{coat}1"), "$4\r\nblue"; got != want {
+		t.Errorf("after the way back GET answers %q, want %q", got, want)
+	}
+}
+
+func TestClusterMakesAReplicaTheMaster(t *testing.T) {
+	t.Parallel()
+	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := storetest.StartCluster(t)
+			client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: strings.Split(strings.TrimPrefix(c.URL(), "redis+cluster://"), ",")})
+			defer client.Close()
+			if err := client.Set(t.Context(), "coat", "blue", 0).Err(); err != nil {
+				t.Fatal(err)
+			}
+			old := c.MasterOf("coat")
+			eventually(t, "the replica has the key", func() bool {
+				return acknowledged(old)
+			})
+			begin := time.Now()
+			stop(old)
+			master := c.WaitForOtherMaster("coat", old)
+			t.Logf("another master after %v", time.Since(begin))
+			if got, want := master.Do("GET", "coat"), "$4\r\nblue"; got != want {
+				t.Errorf("the new master answers %q, want %q", got, want)
+			}
+			if masters := c.Masters(); c.MasterOf("coat") != master || len(masters) != 3 || slices.Contains(masters, old) {
+				t.Errorf("the masters are %v, want the new one among three and not the old one", masters)
+			}
+			if name == "killed" {
+				old.Start()
+			} else {
+				old.Thaw()
+			}
+			eventually(t, "the old master sends clients to the new one", func() bool {
+				return strings.HasSuffix(old.Do("GET", "coat"), " "+master.Addr())
+			})
+		})
+	}
+}
+
+// acknowledged says whether all the master's replicas have all that it wrote.
+func acknowledged(master *storetest.Server) bool {
+	var written, acknowledged string
+	for line := range strings.Lines(master.Do("INFO", "replication")) {
+		line = strings.TrimSpace(line)
+		if _, after, ok := strings.Cut(line, ",offset="); ok {
+			acknowledged, _, _ = strings.Cut(after, ",")
+		}
+		if after, ok := strings.CutPrefix(line, "master_repl_offset:"); ok {
+			written = after
+		}
+	}
+	return written != "" && written == acknowledged
+}
+
+func TestProxyFaults(t *testing.T) {
+	t.Parallel()
+	s := storetest.StartRedis(t)
+	p := storetest.StartProxy(t, s.Addr())
+	c := dial(t, p)
+	c.wants(t, "PING", "+PONG")
+	if n := p.Connections(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+
+	t.Run("none", func(t *testing.T) {
+		client := redis.NewClient(&redis.Options{Addr: p.Addr()})
+		defer client.Close()
+		much := strings.Repeat("0123456789", 400_000)
+		if err := client.Set(t.Context(), "much", much, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := client.Get(t.Context(), "much").Result(); err != nil || got != much {
+			t.Errorf("%d bytes, %v came back, want the %d that were sent", len(got), err, len(much))
+		}
+		client.Close()
+		eventually(t, "one connection again", func() bool { return p.Connections() == 1 })
+	})
+	t.Run("hang", func(t *testing.T) {
+		p.Hang()
+		defer p.Heal()
+		c.send(t, "SET hung 1")
+		other, leaves := dial(t, p), dial(t, p)
+		other.send(t, "PING")
+		c.wantsSilence(t)
+		other.wantsSilence(t)
+		if got := s.Do("EXISTS", "hung"); got != ":0" {
+			t.Errorf("EXISTS answers %q, although nothing should have passed", got)
+		}
+		eventually(t, "three connections", func() bool { return p.Connections() == 3 })
+		leaves.Close()
+		eventually(t, "the one that left is not counted", func() bool { return p.Connections() == 2 })
+		p.Heal()
+		c.answers(t, "+OK")
+		other.answers(t, "+PONG")
+	})
+	t.Run("drop answers", func(t *testing.T) {
+		p.DropAnswers()
+		defer p.Heal()
+		idle := dial(t, p)
+		c.send(t, "SET dropped 1")
+		eventually(t, "the request has reached the target", func() bool { return s.Do("EXISTS", "dropped") == ":1" })
+		c.wantsSilence(t)
+		p.Heal()
+		c.wantsEnd(t)
+		idle.wants(t, "PING", "+PONG")
+	})
+	t.Run("delay", func(t *testing.T) {
+		const d = 200 * time.Millisecond
+		c := dial(t, p)
+		c.wants(t, "PING", "+PONG")
+		p.Delay(d)
+		defer p.Heal()
+		begin := time.Now()
+		c.wants(t, "PING", "+PONG")
+		if took := time.Since(begin); took < 2*d {
+			t.Errorf("an answer after %v, want %v at the least", took, 2*d)
+		}
+		c.send(t, "PING")
+		p.Heal()
+		c.answers(t, "+PONG")
+	})
+	t.Run("cut", func(t *testing.T) {
+		c := dial(t, p)
+		c.wants(t, "PING", "+PONG")
+		p.Cut()
+		defer p.Heal()
+		c.wantsEnd(t)
+		dial(t, p).wantsEnd(t)
+		if n := p.Connections(); n != 0 {
+			t.Errorf("%d connections, want 0", n)
+		}
+		p.Heal()
+		dial(t, p).wants(t, "PING", "+PONG")
+	})
+	t.Run("target away", func(t *testing.T) {
+		c := dial(t, p)
+		c.wants(t, "PING", "+PONG")
+		s.Kill()
+		c.wantsEnd(t)
+		dial(t, p).wantsEnd(t)
+		s.Start()
+		dial(t, p).wants(t, "PING", "+PONG")
+	})
+}
+
+// client is a connection through the proxy on which a test speaks line by line.
+type client struct {
+	net.Conn
+	lines *bufio.Reader
+}
+
+func dial(t *testing.T, p *storetest.Proxy) client {
+	t.Helper()
+	conn, err := net.Dial("tcp", p.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return client{conn, bufio.NewReader(conn)}
+}
+
+func (c client) send(t *testing.T, command string) {
+	t.Helper()
+	if _, err := io.WriteString(c, command+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c client) answers(t *testing.T, want string) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if got, err := c.lines.ReadString('\n'); got != want+"\r\n" {
+		t.Fatalf("the answer is %q, %v, want %q", got, err, want)
+	}
+}
+
+func (c client) wants(t *testing.T, command, answer string) {
+	t.Helper()
+	c.send(t, command)
+	c.answers(t, answer)
+}
+
+// wantsSilence fails the test if anything comes in a time in which an answer would have come.
+func (c client) wantsSilence(t *testing.T) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
+	if got, err := c.lines.ReadString('\n'); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%q, %v came, want silence", got, err)
+	}
+}
+
+// wantsEnd fails the test unless the connection is closed.
+func (c client) wantsEnd(t *testing.T) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if got, err := c.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%q, %v came, want the connection's end", got, err)
+	}
+}
+
+func sentinels(url string) []string {
+	addrs, _, _ := strings.Cut(strings.TrimPrefix(url, "redis+sentinel://"), "/")
+	return strings.Split(addrs, ",")
+}
+
+func eventually(t *testing.T, what string, yes func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !yes(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
