@@ -6,10 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -353,7 +355,11 @@ func explain(err error) error {
 		todo = "Redis does not accept user and password of store.url"
 	case redis.IsPermissionError(err):
 		todo = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, syscall.ECONNREFUSED):
+		todo = "no Redis listens there: is it down, or is store.url wrong?"
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		todo = "Redis has hung up: it was restarted, or takes no more connections (maxclients), or expects TLS (rediss:)"
+	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
 		todo = "Redis does not answer in time"
 	default:
 		return err

@@ -151,10 +151,10 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 		runID.Store(id)
 		return c.ClientTrackingOn(ctx, &redis.ClientTrackingOptions{Bcast: true, Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
 	}
+	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // of its own: copied options share theirs
 	client := redis.NewClient(&o)
 	defer client.Close()
-	err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, changed}, false)
-	if err != nil {
+	if err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, changed}, false); err != nil {
 		return err
 	}
 	// Nothing is ever published there. A subscription is what has the library read from a connection that has not been asked anything.

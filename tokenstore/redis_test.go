@@ -1,0 +1,325 @@
+package tokenstore_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+)
+
+func TestSentinelsKeepTheContract(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, openRedis(t, storetest.StartSentinel(t).URL()))
+}
+
+func TestAClusterKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	storetest.Run(t, openRedis(t, storetest.StartCluster(t).URL()))
+}
+
+func TestRedisWithTLSKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	server, caFile := storetest.StartRedisTLS(t)
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(), RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	storetest.Run(t, store)
+
+	if _, _, _, err := openRedis(t, server.URL()).Get(t.Context(), "k"); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("without the CA: got %v, want an error about the certificate", err)
+	}
+	wrong, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), "cloakroom:", "cloakroom:x", 1), RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { wrong.Close() })
+	wantExplained(t, wrong, "does not accept user and password of store.url")
+}
+
+// watched is somebody who watches a store.
+type watched struct {
+	mu      sync.Mutex
+	changed map[string]int // :: key → how often it was announced
+	until   time.Time
+}
+
+func watch(t *testing.T, store *tokenstore.Redis) *watched {
+	w := &watched{changed: make(map[string]int)}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		store.Watch(ctx, func(key string) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.changed[key]++
+			if key == "" {
+				w.until = time.Time{}
+			}
+		}, func(until time.Time) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.until = until
+		})
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-done
+	})
+	return w
+}
+
+func (w *watched) current() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Before(w.until)
+}
+
+func (w *watched) seen(key string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.changed[key]
+}
+
+func eventually(t *testing.T, what string, yes func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !yes(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// wantNews writes under keys that are spread over all slots, and waits for their announcements.
+func wantNews(t *testing.T, store *tokenstore.Redis, w *watched, what string) {
+	t.Helper()
+	for i := range 20 {
+		key := fmt.Sprintf("session:%s %d", what, i)
+		create(t, store, key)
+		eventually(t, "an announcement of "+key, func() bool { return w.seen(key) > 0 })
+	}
+}
+
+func create(t *testing.T, store *tokenstore.Redis, key string) {
+	t.Helper()
+	eventually(t, "a write", func() bool {
+		created, err := store.Create(t.Context(), key, []byte("v"), time.Minute)
+		return created && err == nil
+	})
+}
+
+func TestAWatchThatIsLostIsKnownToBeLostAndComesBack(t *testing.T) {
+	t.Parallel()
+	server := storetest.StartRedis(t)
+	proxy := storetest.StartProxy(t, server.Addr())
+	store := openRedis(t, "redis://"+proxy.Addr())
+	w := watch(t, store)
+	for _, outage := range []struct {
+		name       string
+		begin, end func()
+	}{
+		{"its connection killed", func() { server.Do("CLIENT", "KILL", "TYPE", "pubsub") }, func() {}},
+		{"cut off", proxy.Cut, proxy.Heal},
+		{"cut off without a word", proxy.Hang, proxy.Heal},
+		{"unheard", proxy.DropAnswers, proxy.Heal},
+		{"the server killed", server.Kill, server.Start},
+		{"the server frozen", server.Freeze, server.Thaw},
+	} {
+		eventually(t, "current before: "+outage.name, w.current)
+		wantNews(t, store, w, "before "+outage.name)
+		missed := w.seen("")
+		outage.begin()
+		began := time.Now()
+		eventually(t, "not current while: "+outage.name, func() bool { return !w.current() || w.seen("") > missed })
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%s: it went unnoticed for %v", outage.name, took)
+		}
+		outage.end()
+		eventually(t, "current after: "+outage.name, w.current)
+		wantNews(t, store, w, "after "+outage.name)
+	}
+	missed := w.seen("")
+	server.Do("FLUSHALL")
+	eventually(t, "all changed after FLUSHALL", func() bool { return w.seen("") > missed })
+}
+
+func TestTheWatchFollowsTheMaster(t *testing.T) {
+	t.Parallel()
+	sentinel := storetest.StartSentinel(t)
+	store := openRedis(t, sentinel.URL())
+	w := watch(t, store)
+	eventually(t, "current", w.current)
+	create(t, store, "session:kept")
+	old := sentinel.Master()
+	missed := w.seen("")
+	old.Kill()
+	sentinel.WaitForOtherMaster(old)
+	eventually(t, "current after the failover", func() bool { return w.seen("") > missed && w.current() })
+	wantNews(t, store, w, "after the failover")
+	if _, _, found, err := store.Get(t.Context(), "session:kept"); !found || err != nil {
+		t.Errorf("what was written before the failover: got %v, %v", found, err)
+	}
+	if master := sentinel.Master(); !strings.Contains(master.Do("CLIENT", "LIST", "TYPE", "pubsub"), "tracking") && !strings.Contains(master.Do("CLIENT", "LIST", "TYPE", "pubsub"), "flags=") {
+		t.Error("nobody watches the master")
+	}
+}
+
+func TestTheWatchFollowsTheMastersOfACluster(t *testing.T) {
+	t.Parallel()
+	cluster := storetest.StartCluster(t)
+	store := openRedis(t, cluster.URL())
+	w := watch(t, store)
+	eventually(t, "current", w.current)
+	wantNews(t, store, w, "on all masters")
+
+	const key = "session:moved"
+	create(t, store, key)
+	for _, master := range cluster.Masters() {
+		if master != cluster.MasterOf("cloakroom:"+key) {
+			cluster.MoveSlotOf("cloakroom:"+key, master)
+			break
+		}
+	}
+	eventually(t, "current after a slot has moved", w.current)
+	before := w.seen(key)
+	eventually(t, "a touch after the move", func() bool {
+		found, err := store.Touch(t.Context(), key, time.Hour)
+		return found && err == nil
+	})
+	eventually(t, "its announcement", func() bool { return w.seen(key) > before })
+
+	old := cluster.MasterOf("cloakroom:" + key)
+	missed := w.seen("")
+	old.Kill()
+	cluster.WaitForOtherMaster("cloakroom:"+key, old)
+	eventually(t, "current after a master was killed", func() bool { return w.seen("") > missed && w.current() })
+	wantNews(t, store, w, "after a master was killed")
+}
+
+// wantExplained reads and writes until there is an error that tells what to do.
+func wantExplained(t *testing.T, store *tokenstore.Redis, want string) {
+	t.Helper()
+	_, err := store.Create(t.Context(), "session:explained", bytes.Repeat([]byte("x"), 1000), time.Minute)
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want an error that says: %s", err, want)
+	}
+}
+
+func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
+	t.Parallel()
+	t.Run("Full", func(t *testing.T) {
+		server := storetest.StartRedis(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
+		store := openRedis(t, server.URL())
+		var err error
+		for i := 0; err == nil && i < 10_000; i++ {
+			_, err = store.Create(t.Context(), fmt.Sprint("session:", i), make([]byte, 1000), time.Minute)
+		}
+		wantExplained(t, store, "raise its maxmemory")
+		if _, _, found, err := store.Get(t.Context(), "session:0"); !found || err != nil {
+			t.Errorf("reading while it is full: got %v, %v", found, err)
+		}
+		if err := store.Delete(t.Context(), "session:0"); err != nil {
+			t.Errorf("a logout while it is full: %v", err)
+		}
+		server.Do("CONFIG", "SET", "maxmemory", "100mb")
+		create(t, store, "session:again")
+	})
+	t.Run("Replica", func(t *testing.T) {
+		server := storetest.StartRedis(t)
+		server.Do("REPLICAOF", "127.0.0.1", "1")
+		store := openRedis(t, server.URL())
+		wantExplained(t, store, "is a replica")
+		server.Do("REPLICAOF", "NO", "ONE")
+		create(t, store, "session:again")
+	})
+	t.Run("PartOfACluster", func(t *testing.T) {
+		cluster := storetest.StartCluster(t)
+		for _, master := range cluster.Masters() {
+			if master != cluster.MasterOf("cloakroom:session:explained") {
+				wantExplained(t, openRedis(t, master.URL()), "redis+cluster:")
+			}
+		}
+	})
+	t.Run("NoMoreConnections", func(t *testing.T) {
+		server := storetest.StartRedis(t, "--maxclients", "2")
+		first, second := openRedis(t, server.URL()), openRedis(t, server.URL())
+		create(t, first, "session:a")
+		create(t, second, "session:b")
+		third := openRedis(t, server.URL())
+		wantExplained(t, third, "maxclients")
+		server.Do("CONFIG", "SET", "maxclients", "100")
+		first.Close()
+		create(t, third, "session:again")
+	})
+	t.Run("NotAllowed", func(t *testing.T) {
+		server := storetest.StartRedis(t)
+		server.Do("ACL", "SETUSER", "poor", "on", ">pw", "~other:*", "+@all")
+		wantExplained(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "may not do this")
+	})
+	t.Run("Frozen", func(t *testing.T) {
+		server := storetest.StartRedis(t)
+		store := openRedis(t, server.URL())
+		create(t, store, "session:a")
+		server.Freeze()
+		wantExplained(t, store, "does not answer in time")
+		server.Thaw()
+		create(t, store, "session:again")
+	})
+	t.Run("NotThere", func(t *testing.T) {
+		server := storetest.StartRedis(t)
+		server.Kill()
+		wantExplained(t, openRedis(t, server.URL()), "no Redis listens there")
+	})
+}
+
+func TestARedisThatEvictsIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	for policy, want := range map[string]bool{"allkeys-lru": true, "volatile-ttl": true, "noeviction": false} {
+		server := storetest.StartRedis(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
+		var log lockedBuffer
+		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		w := watch(t, store)
+		eventually(t, "current", w.current)
+		if got := strings.Contains(log.String(), "set its maxmemory-policy to noeviction"); got != want {
+			t.Errorf("%s: warned: %v, want %v:\n%s", policy, got, want, log.String())
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
