@@ -148,7 +148,7 @@ func openStore(cfg *config, log *slog.Logger) (store, error) {
 		}
 		return s, nil
 	}
-	return nil, errors.New("store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster, nor of the same with rediss for TLS")
+	return nil, errors.New("store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss, rediss+sentinel, rediss+cluster)")
 }
 
 // certPool reads the certificates of a file; nil where there is none, which means those of the system.

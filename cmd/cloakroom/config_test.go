@@ -214,7 +214,28 @@ server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
-`, []string{"store.url: its scheme is none of memory, redis, rediss"}},
+`, []string{"store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+		"Sentinels without the master's name": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "redis+sentinel://user:hunter2@a:26379,b:26379"}
+session: {keys: [` + goodKey + `], max_per_user: -1}
+`, []string{
+			"session.max_per_user: -1 is negative",
+			"store.url: not a URL such as redis+sentinel://user:password@host:26379,host:26379/master-name/0",
+		}},
+		"a Cluster with a database": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "redis+cluster://:hunter2@a:6379,b:6379/1"}
+session: {keys: [` + goodKey + `]}
+`, []string{"store.url: not a URL such as redis+cluster://user:password@host:6379,host:6379"}},
+		"a CA that is not there": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "rediss+cluster://:hunter2@a:6379,b:6379", ca_file: /nowhere/ca.pem}
+session: {keys: [` + goodKey + `]}
+`, []string{"store.ca_file: open /nowhere/ca.pem"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
