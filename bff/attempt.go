@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -169,11 +170,13 @@ type sealedAttempt struct {
 }
 
 func (as *attempts) seal(name string, a *attempt) (string, error) {
-	plain, err := json.Marshal(sealedAttempt{*a, a.Verifier.Reveal(), a.Restarted})
-	if err != nil {
+	var plain bytes.Buffer
+	e := json.NewEncoder(&plain)
+	e.SetEscapeHTML(false) // six bytes for each & of return_to
+	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Restarted}); err != nil {
 		return "", err
 	}
-	return securecookie.EncodeMulti(name, plain, as.codecs...)
+	return securecookie.EncodeMulti(name, plain.Bytes(), as.codecs...)
 }
 
 func (as *attempts) open(name, value string) (*attempt, error) {

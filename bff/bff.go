@@ -26,6 +26,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -88,6 +89,9 @@ type endpoint struct {
 
 // backchannelLogoutPath is under the prefix what the provider's server calls, which may know us by another name than browsers do.
 const backchannelLogoutPath = "/backchannel-logout"
+
+// bodyTimeout is how long a request to one of the endpoints may take to send its body.
+const bodyTimeout = 10 * time.Second
 
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
@@ -238,7 +242,15 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	w := newResponse(rw)
-	defer func() { s.logRequest(w, r, time.Since(began)) }() // also when the proxy aborts an answer it has begun
+	defer func() { // also when the proxy aborts an answer it has begun
+		if cause := recover(); cause != nil {
+			if cause != http.ErrAbortHandler {
+				s.log.ErrorContext(r.Context(), "panic", "request", w.requestID, "cause", cause, "stack", string(debug.Stack()))
+			}
+			defer panic(http.ErrAbortHandler) // the server hangs up, and says nothing more of it
+		}
+		s.logRequest(w, r, time.Since(began))
+	}()
 	if err := s.serve(w, r); err != nil {
 		s.writeProblem(w, r, err)
 	}
@@ -275,6 +287,9 @@ func (s *Server) serve(w *response, r *http.Request) error {
 
 func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	h := w.Header()
+	if r.Body != http.NoBody {
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not all servers can; then theirs has to do
+	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")

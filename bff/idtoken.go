@@ -41,6 +41,9 @@ type idToken struct {
 // errKeysUnreachable says that the provider's key set could not be had, and so nothing about the token.
 var errKeysUnreachable = errors.New("the provider's keys cannot be had")
 
+// errClock says that the token may be right, but not by our clock.
+var errClock = errors.New("its times do not fit our clock")
+
 // verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
 // auth_time, is checked by attempt.satisfiedBy.
 func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*idToken, error) {
@@ -52,6 +55,12 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	verified, err := p.verifier(m, keys).Verify(ctx, raw)
 	if keys.unreachable != nil {
 		return nil, fmt.Errorf("ID token: %w: %w", errKeysUnreachable, keys.unreachable)
+	}
+	if keys.current {
+		return nil, fmt.Errorf("ID token: %w: %w", errKeysCurrent, err)
+	}
+	if expired := (*oidc.TokenExpiredError)(nil); errors.As(err, &expired) {
+		return nil, fmt.Errorf("ID token: %w: %w", errClock, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
@@ -87,14 +96,14 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	case issued.IsZero():
 		return nil, errors.New("ID token: iat is missing")
 	case age > maxIDTokenAge:
-		return nil, fmt.Errorf("ID token: iat is %v ago", age.Round(time.Second))
+		return nil, fmt.Errorf("ID token: %w: iat is %v ago", errClock, age.Round(time.Second))
 	case age < -clockSkew:
-		return nil, fmt.Errorf("ID token: iat is %v ahead of our clock", -age.Round(time.Second))
+		return nil, fmt.Errorf("ID token: %w: iat is %v ahead of our clock", errClock, -age.Round(time.Second))
 	}
 	if notBefore, err := timeClaim(claims, "nbf"); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	} else if time.Until(notBefore) > clockSkew {
-		return nil, fmt.Errorf("ID token: nbf is %v ahead of our clock", time.Until(notBefore).Round(time.Second))
+		return nil, fmt.Errorf("ID token: %w: nbf is %v ahead of our clock", errClock, time.Until(notBefore).Round(time.Second))
 	}
 	if verified.AccessTokenHash != "" { // 3.1.3.8
 		if err := verified.VerifyAccessToken(tokens.Access.Reveal()); err != nil {
@@ -143,15 +152,17 @@ func (a *attempt) satisfiedBy(id *idToken) error {
 // errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
 var errAuthTooOld = errLoginTooWeak.because(errors.New("ID token: auth_time is longer ago than max_age"))
 
-// keySet notices whether a signature could not be checked because the keys could not be had, which the verifier does not pass on.
+// keySet notices whether a signature could not be checked because the keys could not be had, or were had a moment ago, which the verifier does not
+// pass on.
 type keySet struct {
 	oidc.KeySet
 	unreachable error
+	current     bool // the keys were fetched a moment ago
 }
 
 func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
 	payload, err := k.KeySet.VerifySignature(ctx, jwt)
-	if !errors.Is(err, errKeysCurrent) {
+	if k.current = errors.Is(err, errKeysCurrent); !k.current {
 		k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
 	}
 	return payload, err

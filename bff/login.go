@@ -33,8 +33,14 @@ func (s *Server) login(w *response, r *http.Request) error {
 	case !errors.Is(err, session.ErrNone):
 		return err
 	}
-	a.CrossSite = r.Header.Get("Sec-Fetch-Site") == "cross-site"
+	a.CrossSite = crossSite(r)
 	return s.toProvider(w, r, a, extra)
+}
+
+// crossSite says whether another origin sent the browser here, a sibling domain included.
+func crossSite(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site != "" && site != "same-origin" && site != "none"
 }
 
 func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
@@ -97,7 +103,7 @@ func (s *Server) callback(w *response, r *http.Request) error {
 	a := s.attempts.take(w, r, answer.state)
 	if a == nil {
 		if answer.err == "" && s.attempts.stale(answer.state) {
-			return s.restart(w, r, &attempt{ReturnTo: "/"}, nil)
+			return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: crossSite(r)}, nil)
 		}
 		return errBadCallback.because(errors.New("no attempt in this browser has this state"))
 	}
@@ -132,7 +138,7 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 		return errBadCallback.because(err)
 	}
 	if answer.err != "" {
-		return refusedLogin(w, r, answer.err, a)
+		return refusedLogin(w, answer.err, a)
 	}
 	first, err := s.claim(ctx, a)
 	if err != nil {
@@ -145,15 +151,16 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	if err != nil {
 		return failedExchange(err)
 	}
-	if err := a.satisfiedBy(id); err != nil {
+	if err := s.acceptable(a, id); err != nil {
+		s.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
-	}
-	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
-		return errOtherAccount
 	}
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
 	}, a.Replaces)
+	if err != nil {
+		s.revoke(ctx, &session.Session{Tokens: tokens})
+	}
 	if errors.Is(err, session.ErrEnded) {
 		return errSignedOutMeanwhile
 	}
@@ -162,7 +169,24 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	w.session = started.ID
 	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
-	http.Redirect(w, r, a.ReturnTo, http.StatusSeeOther)
+	seeOther(w, a.ReturnTo)
+	return nil
+}
+
+// seeOther sends the browser to a path of this origin, to the character: http.Redirect would clean it.
+func seeOther(w http.ResponseWriter, path string) {
+	w.Header().Set("Location", path)
+	w.WriteHeader(http.StatusSeeOther)
+}
+
+// acceptable says whether who signed in is who this attempt was for.
+func (s *Server) acceptable(a *attempt, id *idToken) error {
+	if err := a.satisfiedBy(id); err != nil {
+		return err
+	}
+	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
+		return errOtherAccount
+	}
 	return nil
 }
 
@@ -218,12 +242,12 @@ func (m *metadata) checkIssuer(answer authAnswer, want string) error {
 }
 
 // refusedLogin says what it means that the provider did not sign the user in. Of its words only the code, and that only in the log, is used.
-func refusedLogin(w *response, r *http.Request, code string, a *attempt) error {
+func refusedLogin(w *response, code string, a *attempt) error {
 	cause := fmt.Errorf("the provider answered %.40q", code)
 	switch code {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
 		if a.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
-			http.Redirect(w, r, a.ReturnTo, http.StatusSeeOther)
+			seeOther(w, a.ReturnTo)
 			return nil
 		}
 	case "access_denied":

@@ -63,7 +63,7 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 	if err := securecookie.DecodeMulti("logout", r.URL.Query().Get("state"), &sealed, s.logoutTos...); err == nil {
 		returnTo = parseReturnTo(string(sealed))
 	}
-	http.Redirect(w, r, returnTo, http.StatusSeeOther)
+	seeOther(w, returnTo)
 	return nil
 }
 

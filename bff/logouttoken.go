@@ -27,7 +27,7 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 		return nil, err
 	}
 	// Signature, algorithm, iss, aud, exp, jti, events, and sub or sid.
-	keys := &keySet{KeySet: m.keys}
+	keys := &keySet{KeySet: m.logoutKeys}
 	verified, err := p.verifier(m, keys).VerifyLogout(ctx, raw)
 	if keys.unreachable != nil {
 		return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.unreachable)

@@ -123,6 +123,9 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		s.sessions.ClearCookie(w)
 	}
 	w.problem = p
+	if r.Body != http.NoBody {
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // the server reads what is left of it
+	}
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")

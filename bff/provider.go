@@ -40,7 +40,9 @@ type provider struct {
 	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)
 	client      *http.Client
 	keyClient   *http.Client // the same, for the key set
-	log         *slog.Logger
+	// logoutKeyClient is the same, for the key set that logout tokens are checked with: anybody can send those, and must not use up what logins need.
+	logoutKeyClient *http.Client
+	log             *slog.Logger
 
 	found      atomic.Pointer[metadata] // nil until the provider has been found
 	firstFound chan struct{}            // closed then
@@ -56,6 +58,7 @@ type metadata struct {
 
 	authorization oauth2.Endpoint
 	keys          oidc.KeySet
+	logoutKeys    oidc.KeySet
 }
 
 const (
@@ -101,9 +104,10 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 		return http.ErrUseLastResponse // a redirected token request would carry the secret and the refresh token elsewhere
 	}
 	client.Transport = limitedAnswers{client.Transport}
-	keyClient := *client
-	keyClient.Transport = limitedRequests{client.Transport, rate.NewLimiter(rate.Every(10*time.Second), 3)}
-	return &provider{cfg: cfg, redirectURI: redirectURI, client: client, keyClient: &keyClient, log: log, firstFound: make(chan struct{})}, errors.Join(errs...)
+	return &provider{
+		cfg: cfg, redirectURI: redirectURI, log: log, firstFound: make(chan struct{}),
+		client: client, keyClient: limited(client), logoutKeyClient: limited(client),
+	}, errors.Join(errs...)
 }
 
 // checkProviderURL accepts https, and http where host and issuer are both on this machine.
@@ -186,6 +190,7 @@ func (p *provider) discover(ctx context.Context) (*metadata, error) {
 		return nil, err
 	}
 	m.keys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.keyClient), m.JWKS)
+	m.logoutKeys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.logoutKeyClient), m.JWKS)
 	return m, nil
 }
 
@@ -262,7 +267,7 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// errKeysCurrent says that the key set was fetched a moment ago: a token that it does not verify is wrong.
+// errKeysCurrent says that the key set was fetched a moment ago: a token that it does not verify is wrong, or signed with a key that is newer still.
 var errKeysCurrent = errors.New("the key set was fetched a moment ago")
 
 // limitedRequests lets a request through now and then: a token signed by nobody makes the verifier look for new keys, and
@@ -270,6 +275,12 @@ var errKeysCurrent = errors.New("the key set was fetched a moment ago")
 type limitedRequests struct {
 	base  http.RoundTripper
 	limit *rate.Limiter
+}
+
+func limited(c *http.Client) *http.Client {
+	l := *c
+	l.Transport = limitedRequests{c.Transport, rate.NewLimiter(rate.Every(10*time.Second), 3)}
+	return &l
 }
 
 func (t limitedRequests) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -41,6 +41,8 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	}
 	if err := checkPath(r.Path); err != nil {
 		fail("Path", "%w", err)
+	} else if strings.ContainsAny(r.Path, "%?#") {
+		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
 	} else if underPath(r.Path, prefix) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
@@ -82,9 +84,10 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 		return err
 	}
 	var token string
+	var current *session.Session
 	if route.user {
-		current, err := s.sessions.Fresh(r.Context(), r)
-		if err != nil {
+		var err error
+		if current, err = s.sessions.Fresh(r.Context(), r); err != nil {
 			return err
 		}
 		w.session = current.ID
@@ -94,7 +97,6 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			}
 		}
 		token = current.Tokens.Access.Reveal()
-		s.sessions.RenewCookie(w, r, current)
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
 		defer s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })()
@@ -105,6 +107,7 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 		Transport: route.transport,
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(route.upstream)
+			p.Out.URL.RawQuery = p.In.URL.RawQuery // as it came: what it means is for the upstream to say
 			s.filterRequest(p.Out.Header)
 			s.setForwarded(p)
 			if token != "" {
@@ -113,11 +116,14 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			s.filterResponse(resp.Header)
+			if current != nil && s.sessions.RenewCookie(r.Context(), w, r, current) {
+				notCached(resp.Header)
+			}
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
 			if failed = upstreamProblem(err); context.Cause(r.Context()) == session.ErrEnded {
-				failed = session.ErrEnded
+				failed = session.ErrNone
 			}
 		},
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // an answer that breaks off shows in our own log line
@@ -225,13 +231,22 @@ func (s *Server) filterResponse(h http.Header) {
 	cookies := h["Set-Cookie"]
 	delete(h, "Set-Cookie")
 	for _, line := range cookies {
-		name, _, _ := strings.Cut(line, "=")
+		pair, _, _ := strings.Cut(line, ";")
+		name, _, named := strings.Cut(pair, "=")
 		name = strings.TrimSpace(name)
-		if !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") {
+		// One without a name is sent back as its value alone, which reads as another cookie's name (RFC 6265bis 5.7).
+		if named && name != "" && !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") {
 			h["Set-Cookie"] = append(h["Set-Cookie"], line)
 		}
 	}
 	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever is said of the rest
-		h.Set("Cache-Control", "private, no-store")
+		notCached(h)
+	}
+}
+
+func notCached(h http.Header) {
+	h.Set("Cache-Control", "private, no-store")
+	for _, name := range []string{"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control"} {
+		h.Del(name)
 	}
 }

@@ -33,7 +33,7 @@ func (s *Server) showSession(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	s.sessions.RenewCookie(w, r, current)
+	s.sessions.RenewCookie(r.Context(), w, r, current)
 	return writeSession(w, current)
 }
 

@@ -58,15 +58,19 @@ func (p *provider) refresh(ctx context.Context, s *session.Session) (session.Tok
 	}
 	id, err := p.verifyIDToken(ctx, m, tokens)
 	switch {
-	case errors.Is(err, errKeysUnreachable):
+	case errors.Is(err, errKeysUnreachable), errors.Is(err, errKeysCurrent), errors.Is(err, errClock):
 		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
 		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
 		tokens.ID = ""
 		return tokens, nil
-	case err != nil:
+	case err == nil && (id.Subject != s.Subject || id.Issuer != s.Issuer): // OpenID Connect Core 12.2
+		err = errors.New("its ID token is for another subject")
+	}
+	if err != nil {
+		if unneeded := p.revoke(ctx, tokens); unneeded != nil {
+			p.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
+		}
 		return session.Tokens{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
-	case id.Subject != s.Subject || id.Issuer != s.Issuer: // OpenID Connect Core 12.2
-		return session.Tokens{}, fmt.Errorf("%w: its ID token is for another subject", session.ErrRefused)
 	}
 	return tokens, nil
 }

@@ -145,7 +145,7 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		w := httptest.NewRecorder()
-		m.RenewCookie(w, r, s)
+		m.RenewCookie(t.Context(), w, r, s)
 		renewed := requestWith(w.Result().Cookies()...)
 		wantAlive(t, manager(keyB), renewed, "touched, and the old key removed")
 		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", ""); err != nil || len(ended) != 1 {
@@ -154,7 +154,7 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 		wantNone(t, manager(keyB), renewed, "ended")
 
 		w = httptest.NewRecorder()
-		m.RenewCookie(w, renewed, s)
+		m.RenewCookie(t.Context(), w, renewed, s)
 		if got := w.Result().Cookies(); len(got) > 0 {
 			t.Errorf("a cookie of the first key is renewed: %v", got)
 		}

@@ -190,13 +190,15 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.Refresh == nil {
 		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
 	}
-	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.IdleTimeout, "MaxLifetime": cfg.MaxLifetime, "RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge} {
+	for name, d := range map[string]time.Duration{"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge} {
 		if d < 0 {
 			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
 		}
 	}
-	if cfg.maxLifetime() < time.Second {
-		errs = append(errs, &FieldError{"MaxLifetime", fmt.Errorf("%v is shorter than a second", cfg.MaxLifetime)})
+	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.idleTimeout(), "MaxLifetime": cfg.maxLifetime()} {
+		if d < time.Second {
+			errs = append(errs, &FieldError{name, fmt.Errorf("%v is shorter than a second", d)})
+		}
 	}
 	if cfg.MaxPerUser < 0 {
 		errs = append(errs, &FieldError{"MaxPerUser", fmt.Errorf("%d is negative", cfg.MaxPerUser)})
@@ -324,15 +326,21 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 }
 
 // RenewCookie gives the browser its cookie again if it was sealed with a session key that is not the first any more, so that the old key can be
-// taken away before the session ends. s is the request's session.
-func (m *Manager) RenewCookie(w http.ResponseWriter, r *http.Request, s *Session) {
+// taken away before the session ends, and says whether it did. s is the request's session; if it has ended meanwhile, the browser may have the cookie of another.
+func (m *Manager) RenewCookie(ctx context.Context, w http.ResponseWriter, r *http.Request, s *Session) bool {
 	t, first, ok := m.cookie.ticket(r)
-	if !ok || first || t != s.ticket {
-		return
+	if !ok || first || !t.equal(s.ticket) {
+		return false
 	}
-	if value, err := m.cookie.encode(t); err == nil {
-		m.cookie.set(w, value, time.Until(s.ExpiresAt))
+	if _, err := m.find(ctx, t); err != nil {
+		return false
 	}
+	value, err := m.cookie.encode(t)
+	if err != nil {
+		return false
+	}
+	m.cookie.set(w, value, time.Until(s.ExpiresAt))
+	return true
 }
 
 // End ends the request's session, takes the cookie from the browser, and returns the session as it was, so that the

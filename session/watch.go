@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -95,7 +96,9 @@ func wake(c chan struct{}) {
 
 // ends are the sessions whose end somebody wants to be told of.
 type ends struct {
-	mu      sync.Mutex
+	asking  atomic.Int64               // calls of WhenEnded that have not been stopped
+	mu      sync.Mutex                 // guards all below
+	over    bool                       // nobody watches any more
 	watched map[string]*watchedSession // :: Session.ID
 }
 
@@ -114,19 +117,25 @@ type whenEnded struct {
 // WhenEnded calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
 // stop is called before. It is for those who are long at work for a session: streams.
 func (m *Manager) WhenEnded(s *Session, ended func()) (stop func()) {
+	m.ends.asking.Add(1)
 	call := &whenEnded{call: ended}
 	timer := time.AfterFunc(watchAfter, func() { m.ends.add(s, call) })
-	return func() {
+	return sync.OnceFunc(func() {
+		m.ends.asking.Add(-1)
 		if !timer.Stop() {
 			m.ends.remove(s.ID, call)
 		}
-	}
+	})
 }
 
 func (e *ends) add(s *Session, call *whenEnded) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if call.stopped {
+		return
+	}
+	if e.over {
+		go call.call()
 		return
 	}
 	if e.watched == nil {
@@ -155,19 +164,13 @@ func (e *ends) remove(id string, call *whenEnded) {
 
 // WaitForStreams waits until nobody wants to be told of any session's end (see WhenEnded), or until ctx ends.
 func (m *Manager) WaitForStreams(ctx context.Context) {
-	for m.ends.any() {
+	for m.ends.asking.Load() > 0 {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(watchEvery):
 		}
 	}
-}
-
-func (e *ends) any() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.watched) > 0
 }
 
 // check has a session, or all of them, read again.
@@ -222,6 +225,9 @@ func (e *ends) ended(id string) {
 
 // all calls everybody who waits.
 func (e *ends) all() {
+	e.mu.Lock()
+	e.over = true
+	e.mu.Unlock()
 	e.check("")
 	for _, s := range e.due(time.Now(), true) {
 		e.ended(s.ID)

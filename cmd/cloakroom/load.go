@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"strconv"
@@ -48,9 +50,14 @@ func (l *loader) readFile(c *config) {
 		l.mistake("%v", err)
 		return
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	var doc, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(&doc); err != nil && err != io.EOF {
 		l.mistake("%s: %v", l.file, err)
+		return
+	}
+	if err := d.Decode(&more); err != io.EOF {
+		l.mistake("%s: it holds more than one document", l.file)
 		return
 	}
 	if len(doc.Content) > 0 { // else the file is empty
