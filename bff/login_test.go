@@ -488,10 +488,25 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 
 func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	a := newApp(t, nil)
-	b := a.signedIn()
-	begun := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site")
-	wantPage(t, b.Navigate(b.Pick("bob", begun.Location(t).String()).Location(t).String()), 403, "other_account")
-	a.wantSession(b, "alice")
+	for _, site := range []string{"cross-site", "same-site"} {
+		b := a.signedIn()
+		begun := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site)
+		wantPage(t, b.Navigate(b.Pick("bob", begun.Location(t).String()).Location(t).String()), 403, "other_account")
+		a.wantSession(b, "alice")
+	}
+	if n := a.provider.LiveRefreshTokens(); n != 2 {
+		t.Errorf("%d refresh tokens are live, want those of the two sessions alone", n)
+	}
+}
+
+func TestReturnToComesBackToTheCharacter(t *testing.T) {
+	a := newApp(t, nil)
+	for _, path := range []string{"/#/open/https://a.example//x/../y", "/?q=" + strings.Repeat("&<>", 330), "/a?b=%zz;c&d=%2F", "/é"} {
+		answer := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
+		if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != path {
+			t.Errorf("got %d to %q, want %q", answer.StatusCode, got, path)
+		}
+	}
 }
 
 func TestTheProviderMayBeDownAtStart(t *testing.T) {

@@ -219,6 +219,22 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
 }
 
+// Whoever can reach the endpoint must not keep logins from learning the provider's new keys.
+func TestJunkLogoutTokensHinderNobody(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.expired()
+	for range 10 {
+		a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}})
+	}
+	if err := a.provider.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("a refresh: got %d", got)
+	}
+	a.signedIn()
+}
+
 func TestStreamsEndWithTheirSession(t *testing.T) {
 	for name, end := range map[string]func(a *app, b *bfftest.Browser, sid string){
 		"logout": func(_ *app, b *bfftest.Browser, _ string) { b.Submit("/bff/logout", nil) },

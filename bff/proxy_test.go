@@ -2,15 +2,22 @@ package bff_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
@@ -184,6 +191,95 @@ func TestAnUpstreamThatIsNotThere(t *testing.T) {
 	wantProblem(t, answer, 502, "upstream_failed")
 	if strings.Contains(answer.Text, strings.TrimPrefix(a.echo.URL, "http://")) {
 		t.Errorf("the upstream's address is shown: %s", answer.Text)
+	}
+}
+
+func TestTheQueryArrivesAsItWasSent(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	const query = "b=1;2&a=%zz&c=3&&d"
+	if got := echoed(t, b.Fetch("GET", "/api/x?"+query)).URI; got != "/api/x?"+query {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
+	a := newApp(t, nil)
+	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "fine=1; Path=/"} {
+			w.Header().Add("Set-Cookie", line)
+		}
+	}
+	if got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "fine=1; Path=/" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
+	keyA, keyB := bytes.Repeat([]byte("a"), 32), bytes.Repeat([]byte("b"), 32)
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
+	before, err := session.NewManager(session.Config{
+		Store: a.store, Keys: [][]byte{keyA}, Cookie: session.Cookie{InsecureHTTP: true},
+		Refresh: func(context.Context, *session.Session) (session.Tokens, error) {
+			return session.Tokens{}, errors.New("unexpected")
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	if _, err := before.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}}, ""); err != nil {
+		t.Fatal(err)
+	}
+	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "public, max-age=31536000")
+	}
+	for path, want := range map[string]string{"/api/x": "private, no-store", "/bff/session": "no-store"} {
+		b := a.browser()
+		b.SetCookie(w.Result().Cookies()[0])
+		first := b.Fetch("GET", path)
+		if first.Header.Get("Set-Cookie") == "" || first.Header.Get("Cache-Control") != want {
+			t.Errorf("%s: got %v", path, first.Header)
+		}
+		if second := b.Fetch("GET", path); second.StatusCode != 200 || second.Header.Get("Set-Cookie") != "" {
+			t.Errorf("%s with the new cookie: got %d %v", path, second.StatusCode, second.Header)
+		}
+	}
+}
+
+func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
+	a := newApp(t, nil)
+	arrived := make(chan struct{})
+	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}
+	b := a.signedIn()
+	late := make(chan *bfftest.Answer)
+	go func() { late <- b.Fetch("GET", "/api/slow") }()
+	<-arrived
+	time.Sleep(600 * time.Millisecond) // until its session's end is watched
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Fatalf("second login: got %d", answer.StatusCode)
+	}
+	answer := <-late
+	wantProblem(t, answer, 401, "not_signed_in")
+	if got := answer.Header.Values("Set-Cookie"); len(got) > 0 {
+		t.Errorf("it changes cookies: %q", got)
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Frontend = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") })
+	})
+	if resp, err := http.Get(a.url + "/"); err == nil {
+		resp.Body.Close()
+		t.Errorf("got %d, want the connection closed", resp.StatusCode)
+	}
+	if lines := a.logs.lines(t, "panic"); len(lines) != 1 || lines[0]["cause"] != "a bug" || !strings.Contains(fmt.Sprint(lines[0]["stack"]), "proxy_test.go") {
+		t.Errorf("got %v", lines)
 	}
 }
 

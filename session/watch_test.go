@@ -283,6 +283,41 @@ func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
 	}
 }
 
+func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			m.Watch(ctx)
+			close(done)
+		}()
+		s, _ := signIn(t, m, tokens())
+		var ended atomic.Int32
+		m.WhenEnded(s, func() { ended.Add(1) })
+		time.Sleep(time.Second)
+		young := m.WhenEnded(s, func() { ended.Add(1) }) // not watched for yet
+		waited := make(chan struct{})
+		go func() {
+			m.WaitForStreams(t.Context())
+			close(waited)
+		}()
+		time.Sleep(100 * time.Millisecond)
+		stop()
+		<-done
+		time.Sleep(time.Second)
+		if n := ended.Load(); n != 2 {
+			t.Errorf("%d of 2 were called", n)
+		}
+		select {
+		case <-waited:
+			t.Error("did not wait for the two")
+		default:
+		}
+		young()
+	})
+}
+
 // A server that was a replica a moment ago has become the master, and has not got the last writes.
 func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 	p := new(tokenEndpoint)

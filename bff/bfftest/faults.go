@@ -272,6 +272,9 @@ var RefreshOddities = []Fault{
 	tokens("a narrower scope", "refresh_token", func(body map[string]any) { body["scope"] = "openid" }),
 	tokens("no expires_in", "refresh_token", func(body map[string]any) { delete(body, "expires_in") }),
 	tokens("expires_in with a fraction", "refresh_token", func(body map[string]any) { body["expires_in"] = 300.5 }),
+	claims("an ID token of eleven minutes ago", func(c map[string]any) { c["iat"] = ago(11 * time.Minute) }),
+	claims("an ID token of two minutes from now", func(c map[string]any) { c["iat"] = ago(-2 * time.Minute) }),
+	claims("an ID token that has expired", func(c map[string]any) { c["exp"] = ago(2 * time.Minute) }),
 	{Name: "no new refresh token", hooks: func(*Provider) devop.Hooks { return devop.Hooks{KeepRefreshTokens: true} }},
 	{Name: "keys that cannot be had", hooks: func(p *Provider) devop.Hooks {
 		h := idToken("", func(_ *Provider, header, _ map[string]any) { header["kid"] = rand.Text() }).hooks(p)

@@ -215,6 +215,25 @@ oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
 `, []string{"store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+		"what could never work": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "memory:"}
+session: {idle_timeout: 30ms, max_lifetime: 900ms}
+routes: [{path: "/caf%C3%A9/", upstream: "http://a", token: none}, {path: "/x?y", upstream: "http://a", token: none}]
+`, []string{
+			`routes[0].path: "/caf%C3%A9/": write it without percent-encoding`,
+			`routes[1].path: "/x?y": write it without percent-encoding`,
+			"session.idle_timeout: 30ms is shorter than a second",
+			"session.max_lifetime: 900ms is shorter than a second",
+		}},
+		"two documents": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+store: {url: "memory:"}
+---
+server: {listen: nowhere}
+`, []string{""}},
 		"Sentinels without the master's name": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
