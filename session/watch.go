@@ -3,11 +3,14 @@ package session
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -280,6 +283,7 @@ const (
 	journalFor  = time.Minute // more than a replica is ever behind its master
 	journalSize = 10_000
 	journalOlds = 8
+	redoAtOnce  = 16 // writes at once: all have to be made before leaseGrace is over
 )
 
 // replaced notes that a record was replaced.
@@ -324,34 +328,36 @@ func (j *journal) get(id string) (written, bool) {
 	return w, ok
 }
 
+// ids returns the sessions that were written, the last one first: what is youngest is likeliest to be lost.
 func (j *journal) ids() []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var ids []string
-	for id := range j.written {
-		ids = append(ids, id)
-	}
-	return ids
+	return slices.SortedFunc(maps.Keys(j.written), func(a, b string) int { return j.written[b].at.Compare(j.written[a].at) })
 }
 
 // redo writes again what the store may have lost. None of it can undo what others have written since: an end is final, and a
 // record is replaced only where it shows what it was before.
 func (m *Manager) redo(ctx context.Context) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(redoAtOnce)
 	for _, id := range m.journal.ids() {
 		w, ok := m.journal.get(id)
-		if !ok {
-			continue
+		if !ok || ctx.Err() != nil {
+			break // the rest is older; or the store is away again, and when it is back this is called again
 		}
-		var err error
-		if w.ended {
-			err = m.cfg.Store.Delete(ctx, recordKey(id))
-		}
-		for _, old := range w.olds {
-			_, one := m.cfg.Store.Replace(ctx, recordKey(id), old, w.new)
-			err = errors.Join(err, one)
-		}
-		if err != nil {
-			return // the store is away again; when it is back this is called again, and load heeds the journal in any case
-		}
+		group.Go(func() error {
+			if w.ended {
+				return m.cfg.Store.Delete(ctx, recordKey(id))
+			}
+			for _, old := range slices.Backward(w.olds) {
+				if _, err := m.cfg.Store.Replace(ctx, recordKey(id), old, w.new); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		m.log.DebugContext(ctx, "the last writes were not repeated; they will be when they are needed", "err", err)
 	}
 }

@@ -338,6 +338,7 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 			if _, err := all[0].Renew(t.Context(), r); err != nil {
 				t.Fatal(err)
 			}
+			synctest.Wait() // until the refresh is over, so that the next one does not join it
 		}
 		if _, err := all[0].End(t.Context(), httptest.NewRecorder(), ended); err != nil {
 			t.Fatal(err)
