@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test fuzz lint build
+.PHONY: test setup go-test browser-test soak bench-sessions fuzz lint build
 
 test: setup go-test browser-test
 
@@ -29,6 +29,15 @@ browser-test: build
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...
+
+# What takes too long for every change: random logins, calls, logouts and faults for SOAK, and two fail-overs with ten thousand sessions.
+SOAK ?= 60s
+soak: setup
+	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
+
+# Sessions in Redis measured: the figures in docs/performance.md. BENCH=-million fills a Redis with a million of them.
+bench-sessions: setup
+	$(GO) run ./internal/sessionbench -o docs/performance.md $(BENCH)
 
 # Every fuzz target for FUZZTIME each.
 FUZZTIME ?= 60s

@@ -12,7 +12,7 @@ import (
 type cache struct {
 	maxAge time.Duration
 	start  time.Time
-	until  atomic.Int64 // how long after start the store vouches
+	until  atomic.Int64 // how long after start the store vouches; 0: it never has
 	shards [cacheShards]cacheShard
 	seed   maphash.Seed
 }
@@ -44,6 +44,9 @@ func (c *cache) vouch(until time.Time) { c.until.Store(int64(until.Sub(c.start))
 
 // current says whether the store vouches.
 func (c *cache) current(now time.Time) bool { return int64(now.Sub(c.start)) < c.until.Load() }
+
+// lost says that the store does not vouch any more, but did.
+func (c *cache) lost(now time.Time) bool { return c.until.Load() != 0 && !c.current(now) }
 
 // get returns a session, or nil when it has to be read from the store. One caller of many is told to read it again before it is too old, so that
 // not all of them have to at once.
@@ -118,7 +121,7 @@ func (c *cache) drop(id string) {
 
 // clear forgets everything: what has changed is not known.
 func (c *cache) clear() {
-	c.until.Store(0)
+	c.until.Store(min(c.until.Load(), int64(time.Since(c.start))))
 	for i := range c.shards {
 		shard := &c.shards[i]
 		shard.mu.Lock()

@@ -221,6 +221,7 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 	owner, key := rand.Text(), leaseKey(s.ID)
 	waiting, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
+	began := time.Now()
 	changed, stop := m.waking.wait(s.ID)
 	defer stop()
 	for first := true; ; first = false {
@@ -233,7 +234,7 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 				return nil, now, nil
 			}
 		}
-		wait := m.leaseGraceLeft()
+		wait := m.leaseGraceLeft(began)
 		if wait <= 0 {
 			acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
 			if err != nil {
@@ -284,14 +285,16 @@ func (m *Manager) renew(ctx context.Context, key, owner string, s *Session) {
 	}
 }
 
-// leaseGraceLeft is how long it still is until a lease may be taken after the store was away.
-func (m *Manager) leaseGraceLeft() time.Duration {
+// leaseGraceLeft is how long it still is until a flight that began at a moment may take a lease: after the store was away, and while it seems to be.
+func (m *Manager) leaseGraceLeft(began time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.missedAt.IsZero() {
-		return 0
+	now := time.Now()
+	since := m.missedAt
+	if m.cache.lost(now) && began.After(since) {
+		since = began
 	}
-	return time.Until(m.missedAt.Add(leaseGrace))
+	return since.Add(leaseGrace).Sub(now)
 }
 
 // refreshTokens replaces the tokens of s, which somebody found to be due, and returns the session with the new ones once they

@@ -210,7 +210,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight)}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), ends: ends{wake: make(chan struct{}, 1)}}
 	if m.log == nil {
 		m.log = slog.Default()
 	}

@@ -15,8 +15,8 @@ import (
 
 const (
 	// watchAfter is how long somebody has to be at work for a session before its end is watched for.
-	watchAfter = 500 * time.Millisecond
-	// watchEvery is how often it is looked which of the watched sessions have to be read.
+	watchAfter = 100 * time.Millisecond
+	// watchEvery is how often it is looked which of the watched sessions have to be read although nobody said that they have changed.
 	watchEvery = 100 * time.Millisecond
 	// watchUnannounced is how often each of them is read while the store does not announce changes.
 	watchUnannounced = time.Second
@@ -99,7 +99,9 @@ func wake(c chan struct{}) {
 
 // ends are the sessions whose end somebody wants to be told of.
 type ends struct {
-	asking  atomic.Int64               // calls of WhenEnded that have not been stopped
+	asking atomic.Int64  // calls of WhenEnded that have not been stopped
+	wake   chan struct{} // there is something to read
+
 	mu      sync.Mutex                 // guards all below
 	over    bool                       // nobody watches any more
 	watched map[string]*watchedSession // :: Session.ID
@@ -149,8 +151,9 @@ func (e *ends) add(s *Session, call *whenEnded) {
 		w = &watchedSession{session: s, calls: make(map[*whenEnded]struct{})}
 		e.watched[s.ID] = w
 	}
-	w.changed = true
+	w.changed = true // since it was read
 	w.calls[call] = struct{}{}
+	wake(e.wake)
 }
 
 func (e *ends) remove(id string, call *whenEnded) {
@@ -182,9 +185,22 @@ func (e *ends) check(id string) {
 	defer e.mu.Unlock()
 	if w := e.watched[id]; w != nil {
 		w.changed = true
+		wake(e.wake)
 	}
 	if id == "" {
 		for _, w := range e.watched {
+			w.changed = true
+		}
+		wake(e.wake)
+	}
+}
+
+// again has sessions read in the next round.
+func (e *ends) again(sessions []*Session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range sessions {
+		if w := e.watched[s.ID]; w != nil {
 			w.changed = true
 		}
 	}
@@ -243,6 +259,7 @@ func (m *Manager) watchEnds(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-m.ends.wake:
 		case <-time.After(watchEvery):
 		}
 		now := time.Now()
@@ -259,9 +276,7 @@ func (m *Manager) watchEnds(ctx context.Context) {
 			}
 			due = due[1:]
 		}
-		for _, s := range due {
-			m.ends.check(s.ID) // in the next round
-		}
+		m.ends.again(due)
 	}
 }
 

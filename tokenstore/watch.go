@@ -33,7 +33,9 @@ const (
 func (s *Redis) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
 	var told string // the error that was logged last
 	for began := true; ctx.Err() == nil; began = false {
+		vouched := false // guarded by watch
 		err := s.watch(ctx, began, changed, func(until time.Time) {
+			vouched = true
 			if told != "" {
 				s.log.InfoContext(ctx, "the store announces changes again: sessions are cached")
 				told = ""
@@ -43,7 +45,9 @@ func (s *Redis) Watch(ctx context.Context, changed func(key string), current fun
 		if ctx.Err() != nil {
 			return
 		}
-		changed("")
+		if vouched {
+			changed("") // otherwise there is nothing new that could have been missed
+		}
 		if err = explain(err); err.Error() != told {
 			told = err.Error()
 			s.log.WarnContext(ctx, "the store does not announce changes: until it does every request asks it", "err", err)

@@ -169,52 +169,6 @@ frontend: {dir: %q}
 	}
 }
 
-// Two replicas with one Redis behind one host: the tokens are refreshed once, and a logout at one is a logout at the other.
-func TestTwoReplicas(t *testing.T) {
-	redis := storetest.StartRedis(t)
-	addrs := []string{freeAddr(t), freeAddr(t)}
-	_, port, _ := net.SplitHostPort(addrs[0])
-	host := "localhost:" + port
-	provider := bfftest.NewProvider(t, "http://"+host)
-	echo := bfftest.NewEcho(t)
-	for _, addr := range addrs {
-		admin := freeAddr(t)
-		start(t, map[string]string{
-			"CLOAKROOM_SERVER_LISTEN": addr, "CLOAKROOM_SERVER_ADMIN_LISTEN": admin, "CLOAKROOM_SERVER_PUBLIC_URL": "http://" + host,
-			"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
-			"CLOAKROOM_STORE_URL": redis.URL(), "CLOAKROOM_SESSION_KEYS": goodKey,
-			"CLOAKROOM_ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
-		}, "serve")
-		ready(t, admin)
-	}
-	provider.Misbehave(t, bfftest.ShortLived)
-	b := bfftest.NewBrowser(t, "http://"+host)
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("sign in: got %d", answer.StatusCode)
-	}
-	provider.Behave()
-	time.Sleep(1100 * time.Millisecond) // until the token has expired
-	var all sync.WaitGroup
-	for i := range 60 {
-		all.Go(func() {
-			if got := b.Fetch("GET", "http://"+addrs[i%2]+"/api/x", "Host", host).StatusCode; got != 200 {
-				t.Errorf("replica %d: got %d, want 200", i%2, got)
-			}
-		})
-	}
-	all.Wait()
-	if n, reuses := provider.Refreshes(), provider.Reuses(); n != 1 || reuses != 0 {
-		t.Errorf("%d refreshes and %d reuses, want 1 and 0", n, reuses)
-	}
-	cookies := cookieHeader(b)
-	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
-	}
-	if got := b.Fetch("GET", "http://"+addrs[1]+"/api/x", "Host", host, "Cookie", cookies).StatusCode; got != 401 {
-		t.Errorf("at the other replica after the logout: got %d, want 401", got)
-	}
-}
-
 func cookieHeader(b *bfftest.Browser) string {
 	var all []string
 	for _, c := range b.Cookies() {
