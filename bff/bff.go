@@ -7,7 +7,7 @@
 // (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
-//	login     login.go     attempt.begin → provider.authURL → 302
+//	login     login.go     attempts.begin → provider.authURL → 302
 //	callback  login.go     attempts.take → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
@@ -270,15 +270,14 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if path == s.prefix || underPath(path, s.prefix+"/") {
 		return s.serveEndpoint(w, r)
 	}
+	withoutSlash := false
 	for _, route := range s.routes {
 		if underPath(path, route.path) {
 			return s.proxy(w, r, route)
 		}
-		if path+"/" == route.path {
-			return errNotFound // not the app's index: whoever asks means the API
-		}
+		withoutSlash = withoutSlash || path+"/" == route.path
 	}
-	if s.frontend == nil {
+	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
 		return errNotFound
 	}
 	s.frontend.ServeHTTP(w, r)

@@ -75,8 +75,8 @@ var (
 	errLoginCancelled     = &problem{status: 403, code: "login_cancelled", title: "You did not sign in", detail: "The sign-in was cancelled, or this account may not use the app. Nothing has changed."}
 	errLoginRefused       = &problem{status: 502, code: "login_refused", title: "The sign-in service refused", detail: "It did not complete the sign-in. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
 	errLoginInvalid       = &problem{status: 502, code: "login_invalid", title: "The sign-in could not be verified", detail: "The answer of the sign-in service is not one to be trusted. Nothing has changed. Try again; if it stays so, tell the people who run this app."}
-	errLoginTooWeak       = &problem{status: 403, code: "login_too_weak", title: "A stronger sign-in is needed", detail: "The sign-in service did not confirm the way of signing in that was asked for. You are signed in as before."}
-	errSignedOutMeanwhile = &problem{status: 403, code: "signed_out_meanwhile", title: "You were signed out while signing in", detail: "The sign-in service ended your session there before the sign-in here was complete. Nothing has changed. Start again."}
+	errLoginTooWeak       = &problem{status: 403, code: "login_too_weak", title: "A stronger sign-in is needed", detail: "The sign-in service did not confirm the way of signing in that was asked for. Nothing has changed."}
+	errSignedOutMeanwhile = &problem{status: 403, code: "signed_out_meanwhile", title: "You were signed out while signing in", detail: "The sign-in service ended your session there before the sign-in here was complete. Start again."}
 	errOtherAccount       = &problem{status: 403, code: "other_account", title: "You are signed in as somebody else", detail: "Another site started this sign-in, and it is for another account than yours. You are signed in as before. Sign out first if you want to change."}
 )
 

@@ -34,7 +34,7 @@ type ProviderConfig struct {
 }
 
 // provider speaks OpenID Connect with the one provider of this server. This file and its neighbours, token.go (the token endpoint),
-// idtoken.go and logouttoken.go (what of such a token is believed), are the only ones that know an OAuth library.
+// idtoken.go and logouttoken.go (what of such a token is believed), are the ones that speak with it.
 type provider struct {
 	cfg         ProviderConfig
 	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)

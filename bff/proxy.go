@@ -186,7 +186,7 @@ func (s *Server) ourCookie(name string) bool {
 	return name == strings.ToLower(s.sessions.CookieName()) || strings.HasPrefix(name, strings.ToLower(s.attempts.name))
 }
 
-// setForwarded tells the upstream who asked for what. Of what came in only the part that trusted proxies wrote is kept.
+// setForwarded tells the upstream who asked for what: the address in front of the trusted proxies, and the host and scheme that the browser sees.
 func (s *Server) setForwarded(p *httputil.ProxyRequest) {
 	h := p.Out.Header
 	h.Set("X-Forwarded-Host", s.host)

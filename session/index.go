@@ -189,8 +189,8 @@ func (m *Manager) members(ctx context.Context, key func(serverKey) string) ([]st
 		if err != nil {
 			return nil, err
 		}
-		for _, m := range members {
-			ids = append(ids, base64.RawURLEncoding.EncodeToString([]byte(m)))
+		for _, member := range members {
+			ids = append(ids, base64.RawURLEncoding.EncodeToString([]byte(member)))
 		}
 	}
 	return ids, nil

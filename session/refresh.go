@@ -12,7 +12,7 @@ import (
 )
 
 // ErrRefused is what Config.Refresh wraps when the provider says that the grant is over (RFC 6749 5.2: invalid_grant).
-// Nothing else ends a session.
+// No other answer of a provider ends a session.
 var ErrRefused = errors.New("the provider refused the refresh token")
 
 // ErrNoAnswer is what Config.Refresh wraps when the request may have reached the provider and no answer came back: the refresh token may
@@ -25,7 +25,7 @@ type RefreshError struct {
 	Err        error
 }
 
-func (e *RefreshError) Error() string { return "refresh tokens: " + e.Err.Error() }
+func (e *RefreshError) Error() string { return e.Err.Error() }
 func (e *RefreshError) Unwrap() error { return e.Err }
 
 const (

@@ -24,7 +24,7 @@ type serverKey struct {
 
 func newKeyring(keys [][]byte) (keyring, error) {
 	if len(keys) == 0 {
-		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed")}
+		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
 	}
 	ring := make(keyring, len(keys))
 	var errs []error

@@ -181,6 +181,9 @@ func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error)
 	})
 }
 
+// closeGrace is how long token refreshes and revocations may take that are under way when all requests are over.
+const closeGrace = 10 * time.Second
+
 // run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way
 // finishes, and no rotated token is lost. At each signal from hangup it loads the configuration again; hangup may be nil. It closes public.
 func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config, error)) error {
@@ -220,7 +223,9 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 			b.log.Warn("requests still open after the grace period are cut", "err", err)
 			publicServer.Close()
 		}
-		err := b.server.Load().Close(grace)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace) // streams may have used up the other
+		defer cancel()
+		err := b.server.Load().Close(closing)
 		b.retired.Wait() // bounded by the grace of their own
 		return err
 	})

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,11 +88,39 @@ type configError struct{ mistakes []string }
 
 func (e *configError) Error() string { return strings.Join(e.mistakes, "\n") }
 
+// bothMistakes joins the mistakes that were found when a configuration was read with those in what could be read of it. A key that could not be read
+// is not also missing.
+func bothMistakes(read, checked error) error {
+	var first, second *configError
+	if !errors.As(read, &first) {
+		return checked
+	}
+	if !errors.As(checked, &second) {
+		return read
+	}
+	all := slices.Clone(first.mistakes)
+	for _, line := range second.mistakes {
+		key, _, _ := strings.Cut(line, ":")
+		if !slices.ContainsFunc(first.mistakes, func(other string) bool { return strings.Contains(other, key) }) {
+			all = append(all, line)
+		}
+	}
+	return &configError{all}
+}
+
 func (c *config) setDefaults() {
 	c.Server.Listen = cmp.Or(c.Server.Listen, "127.0.0.1:8080")
 	c.Server.AdminListen = cmp.Or(c.Server.AdminListen, "127.0.0.1:9090")
 	c.Server.ShutdownGrace = cmp.Or(c.Server.ShutdownGrace, 30*time.Second)
+	c.Server.Prefix = cmp.Or(c.Server.Prefix, "/bff")
+	c.OIDC.ClientAuth = cmp.Or(c.OIDC.ClientAuth, "client_secret_basic")
 	c.Store.URL = cmp.Or(c.Store.URL, "memory:")
+	c.Store.Prefix = cmp.Or(c.Store.Prefix, "cloakroom:")
+	c.Session.IdleTimeout = cmp.Or(c.Session.IdleTimeout, 30*time.Minute)
+	c.Session.MaxLifetime = cmp.Or(c.Session.MaxLifetime, 12*time.Hour)
+	c.Session.RefreshAhead = cmp.Or(c.Session.RefreshAhead, time.Minute)
+	c.Session.CacheMaxAge = cmp.Or(c.Session.CacheMaxAge, 5*time.Second)
+	c.Session.Cookie.SameSite = cmp.Or(c.Session.Cookie.SameSite, "strict")
 }
 
 // keyOf maps a field of the packages' Configs to the key it is configured by, for errors that an operator reads.
@@ -208,6 +237,8 @@ func logStruct(v reflect.Value) slog.Value {
 			}
 		case f.Kind() == reflect.Slice && isSecret(f):
 			attrs = append(attrs, slog.Any(name, fmt.Sprintf("%v", f.Interface())))
+		case f.Type() == reflect.TypeFor[time.Duration]():
+			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as it is written in the file
 		default:
 			attrs = append(attrs, slog.Any(name, f.Interface()))
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -227,13 +228,6 @@ routes: [{path: "/caf%C3%A9/", upstream: "http://a", token: none}, {path: "/x?y"
 			"session.idle_timeout: 30ms is shorter than a second",
 			"session.max_lifetime: 900ms is shorter than a second",
 		}},
-		"two documents": {`
-server: {public_url: "https://app.example.com"}
-oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
-store: {url: "memory:"}
----
-server: {listen: nowhere}
-`, []string{""}},
 		"Sentinels without the master's name": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
@@ -331,12 +325,48 @@ func TestTheConfigurationOfDockerComposeIsOneThatWorks(t *testing.T) {
 // missingKeys returns the keys of the configuration that a commented file does not mention.
 func missingKeys(text string) []string {
 	var missing []string
-	for _, key := range []string{"listen", "public_url", "prefix", "admin_listen", "admin_token", "trusted_proxies", "shutdown_grace", "cert_file", "key_file", "issuer", "client_id", "client_secret", "client_auth", "scopes", "url", "keys", "idle_timeout", "max_lifetime", "refresh_ahead", "same_site", "path", "upstream", "token", "csrf", "dir"} {
+	for _, key := range allKeys(reflect.TypeFor[config]()) {
 		if !strings.Contains(text, key+":") && !strings.Contains(text, key+"_file:") {
 			missing = append(missing, key)
 		}
 	}
 	return missing
+}
+
+// allKeys returns the last part of every key.
+func allKeys(t reflect.Type) []string {
+	var keys []string
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch {
+		case f.Type.Kind() == reflect.Struct:
+			keys = append(keys, allKeys(f.Type)...)
+		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+			keys = append(keys, allKeys(f.Type.Elem())...)
+		default:
+			keys = append(keys, f.Tag.Get("yaml"))
+		}
+	}
+	return keys
+}
+
+// What could be read is checked although something else could not.
+func TestMistakesOfReadingAndOfCheckingAreReportedTogether(t *testing.T) {
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"serve", "--config", writeFile(t, "cloakroom.yaml", `
+server: {public_url: "http://app.example.com", nonsense: 1}
+oidc: {issuer: [x], client_id: spa, client_secret: s}
+session: {idle_timeout: soon}
+routes: [{path: api, upstream: "http://a", token: none}]
+`)}, func(string) string { return "" }, &out, &out)
+	if exitCode(err) != 2 {
+		t.Errorf("got status %d", exitCode(err))
+	}
+	for _, want := range []string{"server.nonsense: unknown key", "oidc.issuer: ", "session.idle_timeout: ", "server.public_url: ", "routes[0].path: "} {
+		if n := strings.Count(out.String(), want); n != 1 {
+			t.Errorf("%q is there %d times, want once:\n%s", want, n, out.String())
+		}
+	}
 }
 
 func TestKeygenPrintsAKeyThatServeTakes(t *testing.T) {
@@ -351,6 +381,11 @@ func TestKeygenPrintsAKeyThatServeTakes(t *testing.T) {
 }
 
 func TestMistakesInTheCommandLineAreStatus2(t *testing.T) {
+	two := writeFile(t, "two.yaml", "server: {listen: nowhere}\n---\nserver: {listen: nowhere}\n")
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"serve", "--config", two}, func(string) string { return "" }, &out, &out); exitCode(err) != 2 || !strings.Contains(out.String(), "more than one document") {
+		t.Errorf("two documents: got status %d and %q", exitCode(err), out.String())
+	}
 	for _, args := range [][]string{{"serve", "--confg", "x"}, {"keygen", "x"}, {"sreve"}, {"serve", "--config", "/nowhere.yaml"}} {
 		var out bytes.Buffer
 		if err := run(t.Context(), args, func(string) string { return "" }, &out, &out); exitCode(err) != 2 || out.Len() == 0 {

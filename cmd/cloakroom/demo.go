@@ -34,7 +34,7 @@ alone: it listens on the loopback interface, and signs in whoever asks.`,
 	}
 	c.Flags().StringVar(&d.listen, "listen", "127.0.0.1:8080", "loopback `ADDRESS` to listen on")
 	c.Flags().DurationVar(&d.accessTokenTTL, "access-token-ttl", time.Minute, "how long access tokens live")
-	c.Flags().StringVar((*string)(&d.store), "store", "memory:", "`URL` of the session store, redis://… for one that outlives the demo")
+	c.Flags().StringVar((*string)(&d.store), "store", "memory:", "`URL` of the session store, redis://… to look into one while the demo runs")
 	return c
 }
 

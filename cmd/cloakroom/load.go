@@ -21,10 +21,13 @@ type loader struct {
 	file     string
 	getenv   func(string) string
 	mistakes []string
-	files    map[string]string // :: key of a secret → the file that holds it
+	// unreadable says that the file could not be read, or is not YAML.
+	unreadable bool
+	files      map[string]string // :: key of a secret → the file that holds it
 }
 
-// loadConfig reads the file, unless its name is empty, then the environment, then the files that secrets are in. The error is a *configError.
+// loadConfig reads the file, unless its name is empty, then the environment, then the files that secrets are in. The error is a *configError; beside
+// it is what could be read, for the mistakes that are in that, or nil where there is no telling.
 func loadConfig(file string, getenv func(string) string) (*config, error) {
 	l := &loader{file: file, getenv: getenv, files: make(map[string]string)}
 	c := new(config)
@@ -34,8 +37,11 @@ func loadConfig(file string, getenv func(string) string) (*config, error) {
 	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
 	l.readSecrets(reflect.ValueOf(c).Elem(), "")
 	c.setDefaults()
-	if len(l.mistakes) > 0 {
+	switch {
+	case l.unreadable:
 		return nil, &configError{l.mistakes}
+	case len(l.mistakes) > 0:
+		return c, &configError{l.mistakes}
 	}
 	return c, nil
 }
@@ -47,16 +53,19 @@ func (l *loader) mistake(format string, args ...any) {
 func (l *loader) readFile(c *config) {
 	text, err := os.ReadFile(l.file)
 	if err != nil {
+		l.unreadable = true
 		l.mistake("%v", err)
 		return
 	}
 	var doc, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	if err := d.Decode(&doc); err != nil && err != io.EOF {
+		l.unreadable = true
 		l.mistake("%s: %v", l.file, err)
 		return
 	}
 	if err := d.Decode(&more); err != io.EOF {
+		l.unreadable = true
 		l.mistake("%s: it holds more than one document", l.file)
 		return
 	}
@@ -136,6 +145,9 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 		name := "CLOAKROOM_" + strings.ToUpper(strings.ReplaceAll(at, ".", "_"))
 		if isSecret(f) {
 			if path := l.getenv(name + "_FILE"); path != "" {
+				if l.getenv(name) != "" {
+					l.mistake("%s_FILE: %s is set too; which of them counts?", name, name)
+				}
 				l.files[at] = path
 				f.SetZero()
 			}
@@ -209,12 +221,6 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q has to be more than nothing", text)
 		}
 		*p = d
-	case *bool:
-		b, err := strconv.ParseBool(text)
-		if err != nil {
-			return fmt.Errorf("%q is neither true nor false", text)
-		}
-		*p = b
 	case *int:
 		n, err := strconv.Atoi(text)
 		if err != nil {

@@ -19,13 +19,16 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 		Long: `Run the broker. On SIGHUP it reads its configuration again; if that is not right, it keeps the one before and says so. What it
 listens on and where sessions are kept change with a restart only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(file, getenv)
-			if err != nil {
-				return err
-			}
 			log := slog.New(slog.NewJSONHandler(c.ErrOrStderr(), nil))
+			cfg, unread := loadConfig(file, getenv)
+			if cfg == nil {
+				return unread
+			}
 			b, err := newBroker(cfg, nil, log)
-			if err != nil {
+			if err := bothMistakes(unread, err); err != nil {
+				if file == "" {
+					return fmt.Errorf("%w\n(No file was read: there is no --config FILE.)", err)
+				}
 				return err
 			}
 			defer b.close()

@@ -20,7 +20,7 @@ export interface UserClaims {
 
 /** When things end. All times are RFC 3339 strings, for `new Date(…)`. */
 export interface SessionTimes {
-  /** Names the session in logs and in the list of the user's sessions. It opens nothing. */
+  /** Names the session in logs. It opens nothing. */
   id: string;
   created_at: string;
   /** When the session ends unless the API is called before. */
