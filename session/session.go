@@ -5,11 +5,17 @@
 // Whoever has the store alone, or the cookie alone, reads nothing.
 //
 // The Manager is what a server uses: Start at login, Get to look, Fresh for a session whose access token can be used now,
-// Touch when the user was active, End at logout. Refreshing is in refresh.go, and nowhere else.
+// Touch when the user was active, End at logout, EndAll when the provider says so. Each concern has one file:
+//
+//	session.go   what a session is, the Store, and what a Manager does
+//	ticket.go    the cookie
+//	seal.go      a record in the store; pack.go makes it small
+//	refresh.go   the only place that decides to refresh, takes the lease, refreshes and saves
+//	index.go     the sessions of a user, and of a session at the provider
+//	watch.go     what other replicas do: it keeps cache.go right, ends streams (ends.go), and repeats what a failover has lost (journal.go)
 package session
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,7 +23,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -210,7 +215,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), ends: ends{wake: make(chan struct{}, 1)}}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)}}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
@@ -424,29 +429,6 @@ func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
 	s.touching = new(atomic.Bool)
 	m.cache.put(s, changes, current, now)
 	return s, nil
-}
-
-// heed returns what a record should be, where this replica has written it lately and the store shows what was before.
-func (m *Manager) heed(ctx context.Context, id string, w written, sealed []byte) ([]byte, error) {
-	if w.ended {
-		m.log.WarnContext(ctx, "the store has lost the end of a session; it is ended again", "session", id)
-		if err := m.delete(ctx, id); err != nil {
-			return nil, storeError("delete", err)
-		}
-		return nil, ErrNone
-	}
-	if !slices.ContainsFunc(w.olds, func(old []byte) bool { return bytes.Equal(old, sealed) }) {
-		return sealed, nil
-	}
-	m.log.WarnContext(ctx, "the store has lost refreshed tokens; they are written again", "session", id)
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.new)
-	if err != nil {
-		return nil, storeError("write again", err)
-	}
-	if !replaced {
-		return nil, ErrNone // it has ended since
-	}
-	return w.new, nil
 }
 
 // idleTTL is how long the session's record lives from now if nothing touches it: the idle time-out, cut at the absolute end.
