@@ -133,6 +133,7 @@ func (m *Manager) due(s *Session, now time.Time) bool {
 // flight is one refresh of one session, which everybody who needs it shares. After a failure it stays until it is time to try
 // again, so that an outage of the provider is not answered with a storm.
 type flight struct {
+	of      *Session      // as it was when the flight began
 	failed  int           // how often it was tried before without success
 	done    chan struct{} // closed when all below are set
 	session *Session
@@ -149,11 +150,11 @@ func (f *flight) wait(ctx context.Context) (*Session, error) {
 	}
 }
 
-// over says that the flight has failed and that it is time for another try.
-func (f *flight) over(now time.Time) bool {
+// over says that the flight has failed, and that it is time for another try or that another replica had more luck with the session.
+func (f *flight) over(s *Session) bool {
 	select {
 	case <-f.done:
-		return !f.retryAt.IsZero() && !now.Before(f.retryAt)
+		return !f.retryAt.IsZero() && (!time.Now().Before(f.retryAt) || !bytes.Equal(f.of.sealed, s.sealed))
 	default:
 		return false
 	}
@@ -163,9 +164,9 @@ func (f *flight) over(now time.Time) bool {
 func (m *Manager) refresh(ctx context.Context, s *Session) *flight {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := &flight{done: make(chan struct{})}
+	f := &flight{of: s, done: make(chan struct{})}
 	if before := m.flights[s.ID]; before != nil {
-		if !before.over(time.Now()) {
+		if !before.over(s) {
 			return before
 		}
 		f.failed = before.failed + 1

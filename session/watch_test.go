@@ -385,6 +385,28 @@ func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
 	})
 }
 
+func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
+	var down atomic.Bool
+	p := &tokenEndpoint{answer: func(_ int, next session.Tokens) (session.Tokens, error) {
+		if down.Load() {
+			return session.Tokens{}, errors.New("down")
+		}
+		return next, nil
+	}}
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		down.Store(true)
+		if _, err := all[0].Renew(t.Context(), r); err == nil {
+			t.Fatal("a provider that is down has refreshed")
+		}
+		down.Store(false)
+		for _, m := range []*session.Manager{all[1], all[0]} {
+			if _, err := m.Renew(t.Context(), r); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 func TestThePauseBetweenTriesGrows(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
