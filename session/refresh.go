@@ -248,7 +248,7 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 		}
 		select {
 		case <-changed:
-		case <-time.After(wait):
+		case <-time.After(min(wait, leaseLook)):
 		case <-waiting.Done():
 			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
 		}

@@ -12,7 +12,7 @@ import (
 // have been called, for nobody would tell them any more.
 func (m *Manager) Watch(ctx context.Context) {
 	var all sync.WaitGroup
-	all.Go(func() { m.cfg.Store.Watch(ctx, m.changed, m.cache.vouch) }) // until ctx ends, as the others
+	all.Go(func() { m.cfg.Store.Watch(ctx, m.changed, m.current) }) // until ctx ends, as the others
 	all.Go(func() { m.watchEnds(ctx) })
 	all.Go(func() { m.redoMissed(ctx) })
 	all.Wait()
@@ -38,6 +38,15 @@ func (m *Manager) changed(key string) {
 		m.ends.check(id)
 	}
 	m.waking.one(id)
+}
+
+// current is told by the store until when it vouches that every change is announced.
+func (m *Manager) current(until time.Time) {
+	lost := m.cache.lost(time.Now())
+	m.cache.vouch(until)
+	if lost {
+		m.waking.all()
+	}
 }
 
 // waking wakes those who wait for another replica.

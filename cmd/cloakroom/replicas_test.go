@@ -41,28 +41,22 @@ func storm(t *testing.T, store redisStore) {
 	f := startFleet(t, nil, store.url, store.url, store.url)
 	const calls, providerTakes = 200, 150 * time.Millisecond
 	f.warm(calls)
-	// What is counted has to be right each time. The clock gets three chances, and more time where the same calls take long without a refresh:
-	// the machine may be busy with something else.
-	for range 3 {
-		v, other := f.expired(t), f.signIn(t, devop.Hooks{})
-		before := f.provider.Refreshes()
-		without := slowest(f.start(other, calls, f.replicas...)())
-		f.answersAfter(providerTakes)
-		replies := f.start(v, calls, f.replicas...)()
-		f.provider.Behave()
-		wantStatuses(t, replies, 200)
-		f.wantRefreshes(t, before+1)
-		if token := replies[0].token; !f.provider.Issued(token) || slices.ContainsFunc(replies, func(r reply) bool { return r.token != token }) {
-			t.Error("not every call reached the upstream with the new token")
-		}
-		took := slowest(replies)
-		limit := providerTakes + max(scaled(t, 250*time.Millisecond), 2*without)
-		t.Logf("slowest of %d calls: %v, of which the provider took %v; without a refresh: %v", calls, took.Round(time.Millisecond), providerTakes, without.Round(time.Millisecond))
-		if took <= limit || t.Failed() {
-			return
-		}
+	v, other := f.expired(t), f.signIn(t, devop.Hooks{})
+	before := f.provider.Refreshes()
+	without := slowest(f.start(other, calls, f.replicas...)()) // as long as the same calls take on this machine, which may be busy, when nothing is refreshed
+	f.answersAfter(providerTakes)
+	replies := f.start(v, calls, f.replicas...)()
+	f.provider.Behave()
+	wantStatuses(t, replies, 200)
+	f.wantRefreshes(t, before+1)
+	if token := replies[0].token; !f.provider.Issued(token) || slices.ContainsFunc(replies, func(r reply) bool { return r.token != token }) {
+		t.Error("not every call reached the upstream with the new token")
 	}
-	t.Error("the slowest call took too long every time")
+	took := slowest(replies)
+	t.Logf("slowest of %d calls: %v, of which the provider took %v; without a refresh: %v", calls, took.Round(time.Millisecond), providerTakes, without.Round(time.Millisecond))
+	if limit := without + providerTakes + scaled(t, 250*time.Millisecond); took > limit {
+		t.Errorf("the slowest call took %v, want %v at most", took, limit)
+	}
 }
 
 // warm opens the connections that so many calls at once need.
