@@ -38,3 +38,44 @@ func TestTheCacheIsBounded(t *testing.T) {
 		}
 	})
 }
+
+func TestASessionIsReadAgainByOneBeforeItIsTooOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(5 * time.Second)
+		c.vouch(time.Now().Add(time.Hour))
+		changes, current := c.reading("id")
+		c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+		got := func() (got string) {
+			for range 3 {
+				if c.get("id", time.Now()) != nil {
+					got += "cached "
+				} else {
+					got += "read "
+				}
+			}
+			return got
+		}
+		time.Sleep(3 * time.Second)
+		if got, want := got(), "cached cached cached "; got != want {
+			t.Errorf("young: %s, want %s", got, want)
+		}
+		time.Sleep(1500 * time.Millisecond)
+		if got, want := got(), "read cached cached "; got != want {
+			t.Errorf("almost too old: %s, want %s", got, want)
+		}
+		time.Sleep(time.Second) // and whoever was to read it has not
+		if got, want := got(), "read read read "; got != want {
+			t.Errorf("too old: %s, want %s", got, want)
+		}
+	})
+}
+
+func TestWhatWasReadWhileNobodyVouchedIsNotCached(t *testing.T) {
+	c := newCache(5 * time.Second)
+	changes, current := c.reading("id")
+	c.vouch(time.Now().Add(time.Hour)) // for what changes from now on
+	c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+	if c.get("id", time.Now()) != nil {
+		t.Error("it is cached")
+	}
+}

@@ -131,6 +131,38 @@ func TestAUserHasSoManySessionsAtMost(t *testing.T) {
 	})
 }
 
+func TestTheOldestSessionIsTheOldestAlsoAfterANewKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		before := newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}})
+		old := signInAs(t, before, "i", "alice", "")
+		time.Sleep(time.Minute)
+		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, MaxPerUser: 1})
+		young := signInAs(t, m, "i", "alice", "")
+		wantNone(t, m, old, "the oldest")
+		wantAlive(t, m, young, "the youngest")
+	})
+}
+
+func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
+	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
+	for name, end := range map[string]func(m *session.Manager, r *http.Request){
+		"logout":          func(m *session.Manager, r *http.Request) { m.End(t.Context(), httptest.NewRecorder(), r) },
+		"refused refresh": func(m *session.Manager, r *http.Request) { m.Renew(t.Context(), r) },
+	} {
+		store := new(tokenstore.Memory)
+		m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+		r := signInAs(t, m, "i", "alice", "s1")
+		end(m, r)
+		if err := m.Drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := store.Len(); n != 0 {
+			t.Errorf("%s: %d keys are left", name, n)
+		}
+	}
+}
+
 func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
@@ -152,6 +184,12 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 			t.Errorf("logout of what the old key had enlisted: got %v, %v, want one session", ended, err)
 		}
 		wantNone(t, manager(keyB), renewed, "ended")
+
+		w = httptest.NewRecorder()
+		m.RenewCookie(t.Context(), w, r, s)
+		if got := w.Result().Cookies(); len(got) > 0 {
+			t.Errorf("a cookie of a session that has ended is renewed: %v", got)
+		}
 
 		w = httptest.NewRecorder()
 		m.RenewCookie(t.Context(), w, renewed, s)

@@ -18,7 +18,9 @@ import (
 // tappedStore counts what is read, and can keep announcements back or lose what was written.
 type tappedStore struct {
 	*tokenstore.Memory
-	reads atomic.Int32
+	reads    atomic.Int32
+	touches  atomic.Int32
+	touching time.Duration // how long a Touch takes
 
 	mu      sync.Mutex
 	deaf    bool // changes are not announced, and nobody vouches that they are
@@ -41,6 +43,12 @@ func (s *tappedStore) Get(ctx context.Context, key string) ([]byte, time.Duratio
 		reading()
 	}
 	return value, ttl, found, err
+}
+
+func (s *tappedStore) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
+	s.touches.Add(1)
+	time.Sleep(s.touching)
+	return s.Memory.Touch(ctx, key, ttl)
 }
 
 func (s *tappedStore) Watch(ctx context.Context, changed func(string), current func(time.Time)) {
@@ -206,6 +214,46 @@ func TestAKeyThatVanishesUnannouncedIsNoticed(t *testing.T) {
 	})
 }
 
+// What a replica did itself it need not be told.
+func TestAReplicaKnowsItsOwnChangesAtOnce(t *testing.T) {
+	p := new(tokenEndpoint)
+	replicas(t, 1, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		store.mu.Lock()
+		store.deaf = true // though it vouches: announcements are on their way
+		store.mu.Unlock()
+		fresh(t, all[0], r, "access-1")
+		if _, err := all[0].Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		fresh(t, all[0], r, "access-2")
+		if _, err := all[0].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			t.Fatal(err)
+		}
+		wantNone(t, all[0], r, "ended")
+	})
+}
+
+func TestOfManyRequestsOneTouches(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+		wantAlive(t, all[0], r, "cached")
+		time.Sleep(time.Minute)
+		s := wantAlive(t, all[0], r, "cached again")
+		store.touching = time.Second
+		var requests sync.WaitGroup
+		for range 10 {
+			requests.Go(func() {
+				if err := all[0].Touch(t.Context(), s); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		requests.Wait()
+		if n := store.touches.Load(); n != 1 {
+			t.Errorf("%d writes, want 1", n)
+		}
+	})
+}
+
 func TestIdleTimeIsRightOnEveryReplicaWhateverIsCached(t *testing.T) {
 	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
 		for range 10 { // active at one, only looked at by the other
@@ -302,7 +350,7 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 			m.WaitForStreams(t.Context())
 			close(waited)
 		}()
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 		stop()
 		<-done
 		time.Sleep(time.Second)
