@@ -169,14 +169,6 @@ frontend: {dir: %q}
 	}
 }
 
-func cookieHeader(b *bfftest.Browser) string {
-	var all []string
-	for _, c := range b.Cookies() {
-		all = append(all, c.Name+"="+c.Value)
-	}
-	return strings.Join(all, "; ")
-}
-
 // story signs in, calls the API over more than one token's life, and signs out.
 func story(t *testing.T, app string, tokenLife time.Duration) {
 	t.Helper()
