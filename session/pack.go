@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"compress/flate"
 	"encoding/base64"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -26,7 +28,7 @@ const packDictionary = `zoneinfo":"locale":"en-US","picture":"https://phone_numb
 	`\"scope\":\"openid profile email offline_access api\"scp\":\"` +
 	`\"email_verified\":true,\"name\":\"\"preferred_username\":\"\"given_name\":\"\"family_name\":\"\"email\":\".com\",` +
 	`"auth_time":1"email_verified":true,"preferred_username":"","given_name":"","family_name":"","name":"","email":".com","acr":"1",` +
-	`{"i":"https://","u":"","d":"","c":{"sub":""},"b":17"e":17"a":"\u0000{"r":""t":"\u0000{"s":"openid profile email offline_access","n":17"x":17`
+	`"},"b":179,"e":43200000,"a":"\u0000{\"alg\":\"RS256\",\"typ\":\"at+jwt\",\"kid\":\"","r":"","t":"\u0000{\"alg\":\"RS256\",\"typ\":\"JWT\",\"kid\":\"","s":"openid profile email","n":-1,"x":300000}{"i":"https://","u":"","d":"","c":{"sub":"`
 
 var packers = sync.Pool{New: func() any {
 	w, err := flate.NewWriterDict(nil, flate.DefaultCompression, []byte(packDictionary))
@@ -59,30 +61,43 @@ func unpack(packed []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// unfold writes out what a JWT says, which packs better than its base64. What is not a JWT, or would not come back as it was, stays as it is.
-func unfold(token string) string {
+// unfold takes a JWT apart into what it says, which packs better than its base64, and its signature, which does not pack. What is not a JWT, or would
+// not come back as it was, stays as it is.
+func unfold(token string) (text string, signature []byte) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 || strings.ContainsAny(token, "\x00\r\n") {
-		return token
+		return token, nil
 	}
-	for i := range 2 {
-		b, err := base64.RawURLEncoding.Strict().DecodeString(parts[i])
-		if err != nil || !utf8.Valid(b) || bytes.IndexByte(b, 0) >= 0 {
-			return token
+	var decoded [3][]byte
+	for i, part := range parts {
+		b, err := base64.RawURLEncoding.Strict().DecodeString(part)
+		if err != nil || i < 2 && (!utf8.Valid(b) || bytes.IndexByte(b, 0) >= 0) {
+			return token, nil
 		}
-		parts[i] = string(b)
+		decoded[i] = b
 	}
-	return "\x00" + strings.Join(parts, "\x00")
+	return "\x00" + string(decoded[0]) + "\x00" + string(decoded[1]), decoded[2]
 }
 
 // fold is the reverse of unfold.
-func fold(unfolded string) string {
-	parts := strings.Split(unfolded, "\x00")
-	if len(parts) != 4 || parts[0] != "" {
-		return unfolded
+func fold(text string, signature []byte) string {
+	parts := strings.Split(text, "\x00")
+	if len(parts) != 3 || parts[0] != "" {
+		return text
 	}
-	for i := 1; i <= 2; i++ {
-		parts[i] = base64.RawURLEncoding.EncodeToString([]byte(parts[i]))
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(parts[1])) + "." + encode([]byte(parts[2])) + "." + encode(signature)
+}
+
+// appendSized appends b in a way that cutSized finds its end.
+func appendSized(to, b []byte) []byte {
+	return append(binary.AppendUvarint(to, uint64(len(b))), b...)
+}
+
+func cutSized(from []byte) (b, rest []byte, err error) {
+	size, n := binary.Uvarint(from)
+	if n <= 0 || size > uint64(len(from)-n) {
+		return nil, nil, errors.New("unpack: cut short")
 	}
-	return strings.Join(parts[1:], ".")
+	return from[n : n+int(size)], from[n+int(size):], nil
 }

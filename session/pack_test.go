@@ -13,9 +13,15 @@ func FuzzPack(f *testing.F) {
 		f.Add(token)
 	}
 	f.Fuzz(func(t *testing.T, token string) {
-		if got := fold(unfold(token)); got != token && token[0] != 0 { // no token begins with NUL
+		text, signature := unfold(token)
+		if got := fold(text, signature); got != token && token[0] != 0 { // no token begins with NUL
 			t.Errorf("a token of %q came back as %q", token, got)
 		}
+		if b, rest, err := cutSized(append(appendSized(nil, signature), token...)); err != nil || !bytes.Equal(b, signature) || string(rest) != token {
+			t.Errorf("%q and %q came back as %q and %q, %v", signature, token, b, rest, err)
+		}
+		cutSized([]byte(token))
+		unpack([]byte(token))
 		if got, err := unpack(pack([]byte(token))); err != nil || !bytes.Equal(got, []byte(token)) {
 			t.Errorf("%q came back as %q, %v", token, got, err)
 		}

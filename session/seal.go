@@ -64,14 +64,14 @@ type record struct {
 	Subject   string          `json:"u"`
 	SID       string          `json:"d,omitempty"`
 	Claims    json.RawMessage `json:"c,omitempty"`
-	CreatedAt int64           `json:"b"` // Unix milliseconds, as all times here
+	CreatedAt int64           `json:"b"` // Unix milliseconds; the other times are milliseconds after it
 	ExpiresAt int64           `json:"e"`
 	Access    string          `json:"a"`
 	Refresh   string          `json:"r,omitempty"`
 	ID        string          `json:"t,omitempty"`
 	Scope     string          `json:"s,omitempty"`
 	Issued    int64           `json:"n"`
-	Expiry    int64           `json:"x,omitempty"`
+	Expiry    *int64          `json:"x,omitempty"`
 }
 
 const recordVersion = 2
@@ -79,18 +79,29 @@ const recordVersion = 2
 // seal returns the session as bytes for the store: version, key id, nonce, ciphertext and tag. Being sealed with a random
 // nonce, no two records are alike, which conditional writes rely on. This is the one place that opens a Secret for storage.
 func (ring keyring) seal(s *Session) ([]byte, error) {
+	var signatures []byte
+	apart := func(token Secret) string {
+		text, signature := unfold(token.Reveal())
+		signatures = appendSized(signatures, signature)
+		return text
+	}
+	after := func(t time.Time) int64 { return t.UnixMilli() - s.CreatedAt.UnixMilli() }
+	var expiry *int64
+	if !s.Tokens.Expiry.IsZero() {
+		expiry = new(after(s.Tokens.Expiry))
+	}
 	plain, err := json.Marshal(record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
-		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: s.ExpiresAt.UnixMilli(),
-		Access: unfold(s.Tokens.Access.Reveal()), Refresh: unfold(s.Tokens.Refresh.Reveal()), ID: unfold(s.Tokens.ID.Reveal()),
-		Scope: s.Tokens.Scope, Issued: s.Tokens.Issued.UnixMilli(), Expiry: unixMilli(s.Tokens.Expiry),
+		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.ExpiresAt),
+		Access: apart(s.Tokens.Access), Refresh: apart(s.Tokens.Refresh), ID: apart(s.Tokens.ID),
+		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("seal session: %w", err)
 	}
 	k := ring[0]
 	header := append([]byte{recordVersion}, k.id[:]...)
-	return k.aead(s.ticket).Seal(header, nil, pack(plain), []byte(s.ID)), nil
+	return k.aead(s.ticket).Seal(header, nil, append(signatures, pack(plain)...), []byte(s.ID)), nil
 }
 
 // first says whether the first key has sealed a record.
@@ -111,6 +122,12 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open session: %w", err)
 		}
+		var signatures [3][]byte // of the access, the refresh and the ID token
+		for i := range signatures {
+			if signatures[i], packed, err = cutSized(packed); err != nil {
+				return nil, fmt.Errorf("open session: %w", err)
+			}
+		}
 		plain, err := unpack(packed)
 		if err != nil {
 			return nil, fmt.Errorf("open session: %w", err)
@@ -119,12 +136,17 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 		if err := json.Unmarshal(plain, &rec); err != nil {
 			return nil, fmt.Errorf("open session: %w", err)
 		}
+		after := func(ms int64) time.Time { return time.UnixMilli(rec.CreatedAt + ms) }
+		var expiry time.Time
+		if rec.Expiry != nil {
+			expiry = after(*rec.Expiry)
+		}
 		return &Session{
 			ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
-			CreatedAt: time.UnixMilli(rec.CreatedAt), ExpiresAt: time.UnixMilli(rec.ExpiresAt),
+			CreatedAt: time.UnixMilli(rec.CreatedAt), ExpiresAt: after(rec.ExpiresAt),
 			Tokens: Tokens{
-				Access: Secret(fold(rec.Access)), Refresh: Secret(fold(rec.Refresh)), ID: Secret(fold(rec.ID)),
-				Scope: rec.Scope, Issued: time.UnixMilli(rec.Issued), Expiry: timeMilli(rec.Expiry),
+				Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
+				Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry,
 			},
 			ticket: t, sealed: sealed,
 		}, nil
@@ -152,18 +174,4 @@ func derive(secret, salt []byte, purpose string, size int) []byte {
 		panic(err) // only for a size beyond 255 hashes
 	}
 	return key
-}
-
-func unixMilli(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMilli()
-}
-
-func timeMilli(ms int64) time.Time {
-	if ms == 0 {
-		return time.Time{}
-	}
-	return time.UnixMilli(ms)
 }

@@ -302,6 +302,27 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		server.Thaw()
 		create(t, store, "session:again")
 	})
+	t.Run("Loading", func(t *testing.T) {
+		server := storetest.StartRedis(t, "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
+		store := openRedis(t, server.URL())
+		for i := range 5000 {
+			create(t, store, fmt.Sprint("session:", i))
+		}
+		server.Do("CONFIG", "SET", "key-load-delay", "500") // microseconds a key; it answers between thousands of them
+		reloaded := make(chan string)
+		go func() { reloaded <- server.Do("DEBUG", "LOADAOF") }()
+		eventually(t, "is reading its data", func() bool {
+			_, err := store.Create(t.Context(), "session:loading", []byte("v"), time.Minute)
+			return strings.Contains(fmt.Sprint(err), "is reading its data")
+		})
+		if got := <-reloaded; got != "+OK" {
+			t.Fatalf("DEBUG LOADAOF: %s", got)
+		}
+		create(t, store, "session:again")
+		if _, _, found, err := store.Get(t.Context(), "session:0"); !found || err != nil {
+			t.Errorf("what was saved: got %v, %v", found, err)
+		}
+	})
 	t.Run("NotThere", func(t *testing.T) {
 		server := storetest.StartRedis(t)
 		server.Kill()

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -166,6 +167,43 @@ frontend: {dir: %q}
 		if !json.Valid([]byte(line)) {
 			t.Errorf("a log line that is not JSON: %s", line)
 		}
+	}
+}
+
+// What a session in use costs Redis: a few commands a second, however many calls there are.
+func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
+	redis := storetest.StartRedis(t)
+	public, admin := freeAddr(t), freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	provider, echo := bfftest.NewProvider(t, "http://localhost:"+port), bfftest.NewEcho(t)
+	start(t, map[string]string{
+		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": admin, "CLOAKROOM_SERVER_PUBLIC_URL": "http://localhost:" + port,
+		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"CLOAKROOM_STORE_URL": redis.URL(), "CLOAKROOM_SESSION_KEYS": goodKey,
+		"CLOAKROOM_ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
+	}, "serve")
+	ready(t, admin)
+	b := bfftest.NewBrowser(t, "http://localhost:"+port)
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Fatalf("sign in: got %d", answer.StatusCode)
+	}
+	commands := func() (n int) {
+		for _, m := range regexp.MustCompile(`cmdstat_[^:]+:calls=(\d+)`).FindAllStringSubmatch(redis.Do("INFO", "commandstats"), -1) {
+			calls, _ := strconv.Atoi(m[1])
+			n += calls
+		}
+		return n
+	}
+	before, began, calls := commands(), time.Now(), 0
+	for ; time.Since(began) < 3*time.Second; calls++ {
+		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+			t.Fatalf("call %d: got %d", calls, got)
+		}
+	}
+	n := commands() - before
+	t.Logf("%d commands for %d calls: %.4f a call", n, calls, float64(n)/float64(calls))
+	if n > 40 { // four heartbeats and a look at the master a second, each session once in four
+		t.Errorf("%d commands in %v, want 40 at most", n, time.Since(began))
 	}
 }
 

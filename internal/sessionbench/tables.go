@@ -44,7 +44,7 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 			b.median("session key "+c.name), b.median("user key "+c.name), b.median("sid key "+c.name))
 	}
 	line("\n*All* is by how much `used_memory` grows; that of the keys is what `MEMORY USAGE` says, which leaves out the tables that find them and their ends. " +
-		"Records are compressed, so all can be less than the tokens. Opaque tokens compress less. Others, not measured here, take 1.9 to 2.1 KB in all with an access token of 700 bytes.\n")
+		"Records are compressed, so all can be less than the tokens. Opaque tokens compress less.\n")
 
 	line("### Many sessions\n")
 	line("| sessions in Redis | signed in within | `used_memory` | a session | a replica's start and first `Get` | `Get` of one among them, p50 | p99 |")
