@@ -28,7 +28,7 @@ type attempt struct {
 	Nonce    string         `json:"n"`
 	Verifier session.Secret `json:"-"`
 	ReturnTo string         `json:"r"`
-	Began    int64          `json:"b"` // Unix seconds
+	Began    int64          `json:"b"` // Unix milliseconds
 
 	Prompt    string `json:"p,omitempty"`
 	MaxAge    string `json:"m,omitempty"` // seconds, as asked for
@@ -80,7 +80,7 @@ func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) er
 	}
 	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
 	a.Verifier = session.Secret(oauth2.GenerateVerifier())
-	a.Began = time.Now().Unix()
+	a.Began = time.Now().UnixMilli()
 
 	name := as.cookieName(a.State)
 	value, err := as.seal(name, a)

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -157,7 +158,7 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-	}, a.Replaces)
+	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: a.Replaces})
 	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 	}

@@ -219,6 +219,21 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
 }
 
+func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	callback := b.AnswerOfProvider("alice", "").Location(t).String()
+	other := a.signedIn() // began, and was complete, before the logout
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{})}}); answer.StatusCode != 200 {
+		t.Fatalf("the logout: got %d", answer.StatusCode)
+	}
+	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
+	a.wantSession(b, "")
+	a.wantSession(other, "")
+	waitFor(t, "the tokens that came too late are given back", func() bool { return a.provider.LiveRefreshTokens() == 2 }) // those of the two sessions, which nobody can open any more
+	a.signedIn()
+}
+
 // Whoever can reach the endpoint must not keep logins from learning the provider's new keys.
 func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 	a := newApp(t, nil)

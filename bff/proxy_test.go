@@ -228,7 +228,7 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	if _, err := before.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}}, ""); err != nil {
+	if _, err := before.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}}, session.Login{}); err != nil {
 		t.Fatal(err)
 	}
 	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {

@@ -43,8 +43,8 @@ func (m *Manager) enlist(ctx context.Context, s *Session) error {
 
 // enlisted is called when a session has begun. It ends it again if the provider has said meanwhile that it is over, and ends others if there
 // are too many.
-func (m *Manager) enlisted(ctx context.Context, s *Session) error {
-	over, err := m.endedAtProvider(ctx, s)
+func (m *Manager) enlisted(ctx context.Context, s *Session, began time.Time) error {
+	over, err := m.endedAtProvider(ctx, s, began)
 	if err != nil {
 		return storeError("look for a logout", err)
 	}
@@ -64,23 +64,22 @@ func (m *Manager) enlisted(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// endedAtProvider says whether a logout has reached us after the session's tokens were issued, or for its sid at any time.
-func (m *Manager) endedAtProvider(ctx context.Context, s *Session) (bool, error) {
+// endedAtProvider says whether a logout of the session's user or sid has reached us since the login began.
+func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Time) (bool, error) {
 	for _, k := range m.ring {
+		keys := []string{k.endedKey(s.Issuer, s.Subject, "")}
 		if s.SID != "" {
-			for _, key := range []string{k.endedKey(s.Issuer, "", s.SID), k.endedKey(s.Issuer, s.Subject, s.SID)} {
-				if at, err := m.cfg.Store.Members(ctx, key); err != nil || len(at) > 0 {
-					return true, err
-				}
+			keys = append(keys, k.endedKey(s.Issuer, "", s.SID), k.endedKey(s.Issuer, s.Subject, s.SID))
+		}
+		for _, key := range keys {
+			ends, err := m.cfg.Store.Members(ctx, key)
+			if err != nil {
+				return false, err
 			}
-		}
-		ends, err := m.cfg.Store.Members(ctx, k.endedKey(s.Issuer, s.Subject, ""))
-		if err != nil {
-			return false, err
-		}
-		for _, at := range ends {
-			if ms, err := strconv.ParseInt(at, 10, 64); err != nil || ms >= s.Tokens.Issued.UnixMilli() {
-				return true, nil
+			for _, at := range ends {
+				if ms, err := strconv.ParseInt(at, 10, 64); err != nil || ms >= began.UnixMilli() {
+					return true, nil
+				}
 			}
 		}
 	}

@@ -18,7 +18,7 @@ import (
 func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) *http.Request {
 	t.Helper()
 	w := httptest.NewRecorder()
-	if _, err := m.Start(t.Context(), w, session.Session{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()}, ""); err != nil {
+	if _, err := m.Start(t.Context(), w, session.Session{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()}, session.Login{}); err != nil {
 		t.Fatal(err)
 	}
 	return requestWith(w.Result().Cookies()...)
@@ -72,7 +72,7 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 	for name, logout := range map[string]struct{ subject, sid string }{"by sid": {"", "s1"}, "by user": {"alice", ""}, "by both": {"alice", "s1"}} {
 		for when, delay := range map[string]func(store *interposedStore, logout func()){
-			"before the login begins here":   func(_ *interposedStore, logout func()) { logout() },
+			"before the callback":            func(_ *interposedStore, logout func()) { logout() },
 			"before the session is enlisted": func(s *interposedStore, logout func()) { s.before("Add", logout) },
 			"before the session is written":  func(s *interposedStore, logout func()) { s.before("Create", logout) },
 			"after the session was written":  func(s *interposedStore, logout func()) { s.before("Members", logout) },
@@ -80,7 +80,7 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := &interposedStore{Memory: new(tokenstore.Memory)}
 				m := newManager(t, session.Config{Store: store})
-				tk := tokens()
+				login := session.Login{Began: time.Now()}
 				time.Sleep(time.Second)
 				delay(store, func() {
 					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid); err != nil {
@@ -88,7 +88,7 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 					}
 				})
 				w := httptest.NewRecorder()
-				_, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tk}, "")
+				_, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tokens()}, login)
 				if !errors.Is(err, session.ErrEnded) || len(w.Result().Cookies()) > 0 {
 					t.Errorf("logout %s %s: got %v and %d cookies, want ErrEnded and none", name, when, err, len(w.Result().Cookies()))
 				}
@@ -106,6 +106,12 @@ func TestALoginAfterALogoutIsANewOne(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		r := signInAs(t, m, "https://id.example", "alice", "s2")
 		wantAlive(t, m, r, "signed in again")
+		if _, err := m.EndAll(t.Context(), "https://id.example", "", "s3"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		r = signInAs(t, m, "https://id.example", "alice", "s3")
+		wantAlive(t, m, r, "signed in again, and the provider has kept its sid")
 	})
 }
 

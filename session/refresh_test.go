@@ -437,7 +437,7 @@ func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
 		for i := range 100 {
 			sub := string(rune('A' + i))
 			w := httptest.NewRecorder()
-			if _, err := m.Start(t.Context(), w, session.Session{Subject: sub, Tokens: minute()}, ""); err != nil {
+			if _, err := m.Start(t.Context(), w, session.Session{Subject: sub, Tokens: minute()}, session.Login{}); err != nil {
 				t.Fatal(err)
 			}
 			r := requestWith(w.Result().Cookies()...)

@@ -223,13 +223,21 @@ func NewManager(cfg Config) (*Manager, error) {
 	return m, nil
 }
 
+// Login is how a session came about.
+type Login struct {
+	Began    time.Time // when the user was sent to the provider; zero means now
+	Replaces string    // ID of the session that this login takes the place of, which is ended; or empty
+}
+
 // Start begins a session for s (Issuer, Subject, SID, Claims and Tokens are read) and gives the browser its cookie. The
 // session has a new id and a new data key, whatever the browser brought: there is nothing to fixate.
-// replaces is the ID of the session that this login takes the place of, which is ended, or empty.
 //
 // The error is ErrEnded when the provider has ended the session before it began (see EndAll); it may wrap ErrStore.
-func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, replaces string) (*Session, error) {
+func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, login Login) (*Session, error) {
 	now := time.Now()
+	if login.Began.IsZero() {
+		login.Began = now
+	}
 	s.ticket = newTicket()
 	s.ID = s.ticket.sessionID()
 	s.CreatedAt = now
@@ -263,11 +271,11 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, r
 	if !created {
 		return nil, errors.New("start session: its random id is taken")
 	}
-	if err := m.enlisted(ctx, &s); err != nil {
+	if err := m.enlisted(ctx, &s, login.Began); err != nil {
 		return nil, err
 	}
-	if replaces != "" && replaces != s.ID {
-		if err := m.delete(ctx, replaces); err != nil {
+	if login.Replaces != "" {
+		if err := m.delete(ctx, login.Replaces); err != nil {
 			return nil, storeError("end the session before", err)
 		}
 	}

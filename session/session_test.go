@@ -61,7 +61,7 @@ func tokens() session.Tokens {
 func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, *http.Request) {
 	t.Helper()
 	w := httptest.NewRecorder()
-	s, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk}, "")
+	s, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk}, session.Login{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestTheCookieIsOutOfReachOfScriptsAndOtherSites(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := newManager(t, session.Config{Cookie: test.cookie})
 			w := httptest.NewRecorder()
-			if _, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, ""); err != nil {
+			if _, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{}); err != nil {
 				t.Fatal(err)
 			}
 			c := w.Result().Cookies()[0]
@@ -174,7 +174,7 @@ func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
 	m := newManager(t, session.Config{})
 	before, old := signIn(t, m, tokens())
 	w := httptest.NewRecorder()
-	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, before.ID)
+	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, session.Login{Replaces: before.ID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 		"Fresh": func() error { _, err := m.Fresh(t.Context(), r); return err },
 		"End":   func() error { _, err := m.End(t.Context(), w, r); return err },
 		"Start": func() error {
-			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, s.ID)
+			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{Replaces: s.ID})
 			return err
 		},
 	} {
@@ -492,7 +492,7 @@ func FuzzCookie(f *testing.F) {
 		f.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	if _, err := m.Start(context.Background(), w, session.Session{Tokens: session.Tokens{Access: "a", Refresh: "r"}}, ""); err != nil {
+	if _, err := m.Start(context.Background(), w, session.Session{Tokens: session.Tokens{Access: "a", Refresh: "r"}}, session.Login{}); err != nil {
 		f.Fatal(err)
 	}
 	good := w.Result().Cookies()[0]

@@ -192,7 +192,7 @@ func noRefresh(context.Context, *session.Session) (session.Tokens, error) {
 // signIn starts a session and returns a request of its browser.
 func signIn(ctx context.Context, r *replica, s session.Session) (*http.Request, error) {
 	w := httptest.NewRecorder()
-	if _, err := r.Start(ctx, w, s, ""); err != nil {
+	if _, err := r.Start(ctx, w, s, session.Login{}); err != nil {
 		return nil, err
 	}
 	request := httptest.NewRequest("GET", "/", nil)
@@ -313,7 +313,7 @@ func (b *bench) login(ctx context.Context) error {
 		sessions[i] = login(false)
 	}
 	return b.cost(ctx, "login", func(i int) error {
-		_, err := b.watching.Start(ctx, httptest.NewRecorder(), sessions[i], "")
+		_, err := b.watching.Start(ctx, httptest.NewRecorder(), sessions[i], session.Login{})
 		return err
 	})
 }
