@@ -19,13 +19,14 @@ type cache struct {
 
 const (
 	cacheShards    = 64
-	cacheShardSize = 256 // sessions a shard, 16,384 in all: some 60 MB where one has 4 KB of tokens and claims
+	cacheShardSize = 1 << 20 // bytes of sessions in each, 64 MiB in all
 )
 
 type cacheShard struct {
 	mu      sync.Mutex             // guards all below
 	changes uint64                 // how many changes were announced: a read that began before the last one is not kept
 	entries map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
+	size    int                    // of entries, in bytes
 	sweepAt time.Time              // when entries that are too old are removed next
 }
 
@@ -97,17 +98,34 @@ func (c *cache) put(s *Session, changes uint64, current bool, now time.Time) {
 		shard.sweepAt = now.Add(c.maxAge)
 		for id, e := range shard.entries {
 			if now.Sub(e.read) > c.maxAge {
-				delete(shard.entries, id)
+				shard.remove(id)
 			}
 		}
 	}
-	if len(shard.entries) >= cacheShardSize {
-		for id := range shard.entries { // any: in a few seconds it would have gone by itself
-			delete(shard.entries, id)
+	shard.remove(s.ID)
+	for id := range shard.entries { // any: in a few seconds it would have gone by itself
+		if shard.size+s.size() <= cacheShardSize {
 			break
 		}
+		shard.remove(id)
 	}
-	shard.entries[s.ID] = &cacheEntry{session: s, read: now}
+	if shard.size+s.size() <= cacheShardSize {
+		shard.entries[s.ID] = &cacheEntry{session: s, read: now}
+		shard.size += s.size()
+	}
+}
+
+// remove forgets an entry, if it is there. The caller holds mu.
+func (s *cacheShard) remove(id string) {
+	if e := s.entries[id]; e != nil {
+		s.size -= e.session.size()
+		delete(s.entries, id)
+	}
+}
+
+// size is about how many bytes a session takes up in memory.
+func (s *Session) size() int {
+	return 1024 + len(s.sealed) + len(s.Claims) + len(s.Tokens.Access) + len(s.Tokens.Refresh) + len(s.Tokens.ID)
 }
 
 // drop forgets a session, because it has changed.
@@ -116,7 +134,7 @@ func (c *cache) drop(id string) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	shard.changes++
-	delete(shard.entries, id)
+	shard.remove(id)
 }
 
 // clear forgets everything: what has changed is not known.
@@ -127,6 +145,7 @@ func (c *cache) clear() {
 		shard.mu.Lock()
 		shard.changes++
 		clear(shard.entries)
+		shard.size = 0
 		shard.mu.Unlock()
 	}
 }

@@ -11,30 +11,46 @@ func TestTheCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)
 		c.vouch(time.Now().Add(time.Hour))
-		fill := func(n int) {
+		fill := func(n, size int) {
 			for i := range n {
 				id := fmt.Sprint(i)
 				changes, current := c.reading(id)
-				c.put(&Session{ID: id, IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
-				if c.get(id, time.Now()) == nil {
+				c.put(&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+				if size < cacheShardSize && c.get(id, time.Now()) == nil {
 					t.Fatal("what was read just now is not cached")
 				}
 			}
 		}
-		held := func() (n int) {
+		held := func() (n, size int) {
 			for i := range c.shards {
 				n += len(c.shards[i].entries)
+				for _, e := range c.shards[i].entries {
+					size += e.session.size()
+				}
+				if c.shards[i].size > cacheShardSize {
+					t.Errorf("a shard holds %d bytes", c.shards[i].size)
+				}
 			}
-			return n
+			return n, size
 		}
-		fill(3 * cacheShards * cacheShardSize)
-		if n := held(); n > cacheShards*cacheShardSize {
-			t.Errorf("%d sessions are held, want %d at most", n, cacheShards*cacheShardSize)
+		fill(100_000, 1000)
+		if n, size := held(); size > cacheShards*cacheShardSize || n < 20_000 {
+			t.Errorf("%d sessions of %d bytes are held, want %d bytes at most, and almost as many", n, size, cacheShards*cacheShardSize)
 		}
+		fill(100, cacheShardSize)
+		fill(200, cacheShardSize/2)
 		time.Sleep(10 * time.Second)
-		fill(1000)
-		if n := held(); n > 1000 {
+		fill(1000, 1000)
+		if n, _ := held(); n > 1000 {
 			t.Errorf("%d sessions are held ten seconds later, want the 1000 in use", n)
+		}
+		for i := range 1000 {
+			c.drop(fmt.Sprint(i))
+		}
+		for i := range c.shards {
+			if shard := &c.shards[i]; shard.size != 0 || len(shard.entries) != 0 {
+				t.Errorf("an empty shard holds %d sessions and %d bytes", len(shard.entries), shard.size)
+			}
 		}
 	})
 }

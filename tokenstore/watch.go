@@ -32,9 +32,9 @@ const (
 // written (CLIENT TRACKING in broadcasting mode, Redis 6): 0.1 ms after the fact, without the writers' help, and whoever they are.
 func (s *Redis) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
 	var told string // the error that was logged last
-	for began := true; ctx.Err() == nil; began = false {
+	for first := true; ctx.Err() == nil; {
 		vouched := false // guarded by watch
-		err := s.watch(ctx, began, changed, func(until time.Time) {
+		err := s.watch(ctx, first, changed, func(until time.Time) {
 			vouched = true
 			if told != "" {
 				s.log.InfoContext(ctx, "the store announces changes again: sessions are cached")
@@ -46,6 +46,7 @@ func (s *Redis) Watch(ctx context.Context, changed func(key string), current fun
 			return
 		}
 		if vouched {
+			first = false
 			changed("") // otherwise there is nothing new that could have been missed
 		}
 		if err = explain(err); err.Error() != told {
@@ -64,9 +65,6 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 	masters, err := s.masters(ctx)
 	if err != nil {
 		return err
-	}
-	if first {
-		s.warnOfEviction(ctx)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	var runID atomic.Value                    // string: which process the last of them is
@@ -90,6 +88,9 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 		})
 	}
 	group.Go(func() error {
+		if first {
+			s.warnOfEviction(ctx)
+		}
 		for {
 			select {
 			case <-ctx.Done():
