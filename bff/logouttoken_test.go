@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -248,6 +249,65 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 		t.Errorf("a refresh: got %d", got)
 	}
 	a.signedIn()
+}
+
+func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
+	a := newApp(t, nil)
+	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(bfftest.Digest(token)), r.Header.Get("Cookie"))
+		rw.Flush()
+		io.Copy(conn, rw) // everything comes back
+	}
+	b := a.signedIn()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	cookie := b.Cookies()[0]
+	fmt.Fprintf(conn, "GET /stream/x HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nOrigin: %s\r\nCookie: %s=%s\r\n\r\n",
+		strings.TrimPrefix(a.url, "http://"), a.url, cookie.Name, cookie.Value)
+	lines := bufio.NewReader(conn)
+	line := func() string {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(line)
+	}
+	if got := line(); !strings.HasPrefix(got, "HTTP/1.1 101 ") {
+		t.Fatalf("got %s", got)
+	}
+	for line() != "" {
+	}
+	if got, want := line(), `Bearer true ""`; got != want {
+		t.Errorf("the upstream got %s, want %s: the token and no cookie", got, want)
+	}
+	for i := range 20 {
+		fmt.Fprintf(conn, "message %d\n", i)
+		if got, want := line(), fmt.Sprint("message ", i); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Fatalf("logout: got %d", got)
+	}
+	ended := time.Now()
+	if rest, err := io.ReadAll(lines); len(rest) > 0 {
+		t.Errorf("after the logout came %q, %v", rest, err)
+	}
+	if took := time.Since(ended); took > time.Second {
+		t.Errorf("it ended %v after the logout", took)
+	}
 }
 
 func TestStreamsEndWithTheirSession(t *testing.T) {

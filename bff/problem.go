@@ -56,6 +56,8 @@ func (p *problem) returningTo(path string) *problem {
 
 var (
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
+	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
+	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
 	errBadLogoutToken   = &problem{status: 400, code: "bad_logout_token", title: "This is not a logout that the provider has signed for us"}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
 	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}

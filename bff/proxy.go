@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -83,9 +84,15 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err := route.guard(s, r); err != nil {
 		return err
 	}
+	if err := s.upgradeAllowed(r); err != nil {
+		return err
+	}
 	var token string
 	var current *session.Session
 	if route.user {
+		if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
+			return errTokenInQuery
+		}
 		var err error
 		if current, err = s.sessions.Fresh(r.Context(), r); err != nil {
 			return err
@@ -110,12 +117,17 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			p.Out.URL.RawQuery = p.In.URL.RawQuery // as it came: what it means is for the upstream to say
 			s.filterRequest(p.Out.Header)
 			s.setForwarded(p)
+			p.Out.Header.Add("Via", "1.1 cloakroom") // RFC 9110 7.6.3
 			if token != "" {
 				p.Out.Header.Set("Authorization", "Bearer "+token)
 			}
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			s.filterResponse(resp.Header)
+			if resp.StatusCode != http.StatusSwitchingProtocols {
+				filterTrailer(resp.Trailer)
+				resp.Body = &bodyWithTrailer{resp.Body, resp}
+			}
 			if current != nil && s.sessions.RenewCookie(r.Context(), w, r, current) {
 				notCached(resp.Header)
 			}
@@ -130,6 +142,37 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	}
 	forward.ServeHTTP(w, r)
 	return failed
+}
+
+// upgradeAllowed lets a WebSocket through that a page of our own origin opens, and no other protocol: h2c would take what is said after it past
+// all that is checked here (RFC 9113 3.1, RFC 6455 10.2).
+func (s *Server) upgradeAllowed(r *http.Request) error {
+	upgrade := r.Header.Values("Upgrade")
+	switch {
+	case len(upgrade) == 0:
+		return nil
+	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
+		return errUpgrade.because(fmt.Errorf("the Upgrade is %.40q", upgrade))
+	case len(r.Header.Values("Origin")) == 0:
+		return errCSRF.because(errors.New("a WebSocket without an Origin"))
+	case r.Header.Get("Origin") == "null":
+		return errCSRF.because(errors.New("a WebSocket of the Origin null"))
+	}
+	return s.originAllowed(r)
+}
+
+// queryHas says whether a query has a parameter, for whichever way of reading it.
+func queryHas(query, name string) bool {
+	for part := range strings.FieldsFuncSeq(query, func(c rune) bool { return c == '&' || c == ';' }) {
+		key, _, _ := strings.Cut(part, "=")
+		if unescaped, err := url.QueryUnescape(key); err == nil {
+			key = unescaped
+		}
+		if strings.EqualFold(key, name) {
+			return true
+		}
+	}
+	return false
 }
 
 func upstreamProblem(err error) error {
@@ -235,13 +278,48 @@ func (s *Server) filterResponse(h http.Header) {
 		name, _, named := strings.Cut(pair, "=")
 		name = strings.TrimSpace(name)
 		// One without a name is sent back as its value alone, which reads as another cookie's name (RFC 6265bis 5.7).
-		if named && name != "" && !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") {
+		if named && name != "" && !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") && !hasDomain(line) {
 			h["Set-Cookie"] = append(h["Set-Cookie"], line)
 		}
 	}
 	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever is said of the rest
 		notCached(h)
 	}
+}
+
+// hasDomain says whether a Set-Cookie line is for other hosts too.
+func hasDomain(line string) bool {
+	_, attributes, _ := strings.Cut(line, ";")
+	for attribute := range strings.SplitSeq(attributes, ";") {
+		name, _, _ := strings.Cut(attribute, "=")
+		if strings.EqualFold(strings.TrimSpace(name), "domain") {
+			return true
+		}
+	}
+	return false
+}
+
+// filterTrailer takes out of a trailer what is taken out of a header.
+func filterTrailer(h http.Header) {
+	for _, name := range notDownstream {
+		h.Del(name)
+	}
+	h.Del("Set-Cookie")
+	h.Del("Cache-Control")
+}
+
+// bodyWithTrailer filters the trailer of a response when it is there: at the end of the body.
+type bodyWithTrailer struct {
+	io.ReadCloser
+	resp *http.Response
+}
+
+func (b *bodyWithTrailer) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		filterTrailer(b.resp.Trailer)
+	}
+	return n, err
 }
 
 func notCached(h http.Header) {

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/netip"
+	"net/textproto"
 	"net/url"
 	"strings"
 	"testing"
@@ -206,12 +208,90 @@ func TestTheQueryArrivesAsItWasSent(t *testing.T) {
 func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
-		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "fine=1; Path=/"} {
+		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "wide=1; domain=example.com", "wide=1; Path=/;Domain = localhost", "fine=1; Path=/"} {
 			w.Header().Add("Set-Cookie", line)
 		}
 	}
 	if got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "fine=1; Path=/" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// An upstream's hints and trailers are headers as well.
+func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
+	a := newApp(t, nil)
+	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		h := w.Header()
+		h.Set("Link", "</x.js>; rel=preload")
+		h.Set("Set-Cookie", "__Host-Http-cloakroom=x")
+		w.WriteHeader(http.StatusEarlyHints)
+		h.Del("Link")
+		h.Del("Set-Cookie")
+		h.Set("Trailer", "Set-Cookie, Clear-Site-Data, X-Checksum")
+		io.WriteString(w, "body")
+		h.Set("Set-Cookie", "cloakroom=x")
+		h.Set("Clear-Site-Data", "*")
+		h.Set("X-Checksum", "17")
+		h.Set(http.TrailerPrefix+"Strict-Transport-Security", "max-age=1")
+	}
+	b := a.signedIn()
+	var hints []int
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+		hints = append(hints, code)
+		return nil
+	}})
+	req, err := http.NewRequestWithContext(ctx, "GET", a.url+"/api/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-CSRF", "1")
+	for _, c := range b.Cookies() {
+		req.AddCookie(c)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "body" {
+		t.Errorf("got %q, %v", body, err)
+	}
+	if len(hints) > 0 {
+		t.Errorf("hints got through: %v", hints)
+	}
+	if got := resp.Trailer; len(got) != 1 || got.Get("X-Checksum") != "17" {
+		t.Errorf("trailer: got %v, want X-Checksum alone", got)
+	}
+}
+
+func TestUpgradesThatAreRefused(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	before := a.echo.Calls()
+	upgrade := func(path string, header ...string) *bfftest.Answer {
+		return b.Do("GET", path, "", append([]string{"Connection", "Upgrade", "X-CSRF", "1"}, header...)...)
+	}
+	for _, path := range []string{"/api/x", "/public/x"} {
+		wantProblem(t, upgrade(path, "Upgrade", "h2c", "HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA"), 400, "upgrade_refused")
+		wantProblem(t, upgrade(path, "Upgrade", "websocket, h2c", "Origin", a.url), 400, "upgrade_refused")
+		wantProblem(t, upgrade(path, "Upgrade", "websocket"), 403, "csrf")
+	}
+	for _, origin := range []string{"", "null", "https://evil.example", strings.Replace(a.url, "localhost", "evil.localhost", 1), a.url + ".evil.example"} {
+		wantProblem(t, upgrade("/stream/x", "Upgrade", "websocket", "Origin", origin, "Sec-Fetch-Site", "same-origin"), 403, "csrf")
+	}
+	if n := a.echo.Calls() - before; n != 0 {
+		t.Errorf("the upstream was dialled %d times", n)
+	}
+}
+
+func TestATokenInTheQueryIsRefused(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for _, query := range []string{"access_token=x", "a=1&access_token", "a=1;access_token=x", "access%5ftoken=x", "Access_Token=x"} {
+		wantProblem(t, b.Fetch("GET", "/api/x?"+query), 400, "token_in_query")
+	}
+	if got := echoed(t, b.Fetch("GET", "/api/x?my_access_token=x&q=access_token")).Header.Get("Via"); got != "1.1 cloakroom" {
+		t.Errorf("Via is %q", got)
 	}
 }
 

@@ -39,7 +39,10 @@ func newResponse(w http.ResponseWriter) *response {
 }
 
 func (w *response) WriteHeader(status int) {
-	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+	if status < 200 && status != http.StatusSwitchingProtocols {
+		return // an upstream's hints: nobody filters their headers, and none is needed
+	}
+	if w.status == 0 {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)
