@@ -110,10 +110,15 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	defer b.close()
 
+	// What is behind the broker outlives it: at its end it may still have tokens to revoke.
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serveUntil(ctx, newHTTPServer(provider, log), idp) })
-	group.Go(func() error { return serveUntil(ctx, newHTTPServer(samples, log), api) })
-	group.Go(func() error { return b.run(ctx, public, nil, nil) })
+	group.Go(func() error { return serveUntil(behind, newHTTPServer(provider, log), idp) })
+	group.Go(func() error { return serveUntil(behind, newHTTPServer(samples, log), api) })
+	group.Go(func() error {
+		defer stopBehind()
+		return b.run(ctx, public, nil, nil)
+	})
 	fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is asked for.\n"+
 		"Access tokens live %v and are refreshed unseen. Ctrl-C ends the demo; nothing is kept.\n", app, d.accessTokenTTL)
 	return group.Wait()
