@@ -46,9 +46,9 @@ func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
 		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
 		Routes: []bff.Route{
-			{Path: "/api/", Upstream: a.echo.URL, Token: "user"},
-			{Path: "/public/", Upstream: a.echo.URL, Token: "none"},
-			{Path: "/stream/", Upstream: a.echo.URL, Token: "user", CSRF: "fetch-metadata"},
+			{Path: "/api/", Upstream: []string{a.echo.URL}, Token: "user"},
+			{Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"},
+			{Path: "/stream/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
 		},
 		Frontend: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the app") }),
 		Logger:   slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -19,10 +19,10 @@ import (
 
 // Route says what happens to the requests under a path.
 type Route struct {
-	Path     string // begins with a slash; with one at the end it is everything below, without one also the path itself
-	Upstream string // http or https URL; its path goes before the request's
-	Token    string // user: the user's access token, 401 without a session. none: nothing. There is no default
-	CSRF     string // header (the default), or fetch-metadata for what cannot send a header
+	Path     string   // begins with a slash; with one at the end it is everything below, without one also the path itself
+	Upstream []string // http or https URLs; their path goes before the request's
+	Token    string   // user: the user's access token, 401 without a session. none: nothing. There is no default
+	CSRF     string   // header (the default), or fetch-metadata for what cannot send a header
 }
 
 // route is a Route as it is used.
@@ -47,7 +47,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	} else if underPath(r.Path, prefix) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
-	u, err := url.Parse(r.Upstream)
+	u, err := url.Parse(strings.Join(r.Upstream, ","))
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 		fail("Upstream", "%q is not a URL such as http://orders.internal:8080", r.Upstream)
 	}

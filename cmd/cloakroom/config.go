@@ -73,10 +73,10 @@ type cookieConfig struct {
 }
 
 type routeConfig struct {
-	Path     string `yaml:"path"`
-	Upstream string `yaml:"upstream"`
-	Token    string `yaml:"token"`
-	CSRF     string `yaml:"csrf"`
+	Path     string   `yaml:"path"`
+	Upstream []string `yaml:"upstream"` // one address or several
+	Token    string   `yaml:"token"`
+	CSRF     string   `yaml:"csrf"`
 }
 
 type frontendConfig struct {

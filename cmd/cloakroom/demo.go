@@ -99,8 +99,8 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		Store:   storeConfig{URL: d.store},
 		Session: sessionConfig{Keys: []session.Secret{newKey()}}, // the provider forgets its users' tokens at the end, so no session need outlive it
 		Routes: []routeConfig{
-			{Path: "/api/", Upstream: "http://" + api.Addr().String(), Token: "user"},
-			{Path: "/public/", Upstream: "http://" + api.Addr().String(), Token: "none"},
+			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user"},
+			{Path: "/public/", Upstream: []string{"http://" + api.Addr().String()}, Token: "none"},
 		},
 	}
 	cfg.setDefaults()
