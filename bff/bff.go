@@ -60,9 +60,12 @@ type Config struct {
 
 // Server is the broker as an http.Handler, between Start and Close.
 type Server struct {
-	origin    string // scheme://host of the public URL, as browsers write an Origin
-	host      string
-	prefix    string
+	origin string // scheme://host of the public URL, as browsers write an Origin
+	host   string
+	prefix string
+
+	forwardedHost, forwardedProto []string // of X-Forwarded-Host and X-Forwarded-Proto
+
 	proxies   []netip.Prefix
 	table     map[string][]endpoint // :: path → one endpoint a method
 	routes    []*route              // longest path first
@@ -125,6 +128,7 @@ func New(cfg Config) (*Server, error) {
 		fail(&session.FieldError{Field: "PublicURL", Err: err})
 	} else {
 		s.origin, s.host = public.Scheme+"://"+public.Host, public.Host
+		s.forwardedHost, s.forwardedProto = []string{public.Host}, []string{public.Scheme}
 		cfg.Sessions.Cookie.InsecureHTTP = public.Scheme == "http"
 	}
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
@@ -148,12 +152,12 @@ func New(cfg Config) (*Server, error) {
 		field := fmt.Sprintf("Routes[%d]", i)
 		parsed, err := newRoute(r, field, s.prefix)
 		fail(err)
-		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.path == parsed.path }) {
-			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.path)})
+		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {
+			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.Path)})
 		}
 		s.routes = append(s.routes, parsed)
 	}
-	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.path) - len(a.path) })
+	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)
 	for _, e := range endpoints {
@@ -272,10 +276,10 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	}
 	withoutSlash := false
 	for _, route := range s.routes {
-		if underPath(path, route.path) {
+		if underPath(path, route.Path) {
 			return s.proxy(w, r, route)
 		}
-		withoutSlash = withoutSlash || path+"/" == route.path
+		withoutSlash = withoutSlash || path+"/" == route.Path
 	}
 	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
 		return errNotFound

@@ -26,6 +26,8 @@ type problem struct {
 	detail     string // what to do about it
 	loginURL   bool   // tell where to sign in
 	retryAfter time.Duration
+	challenge  string     // of the WWW-Authenticate header; empty: one that asks for our cookie
+	login      url.Values // parameters that the login has to have
 
 	cause    error  // for the log
 	returnTo string // where a new try of a login leads
@@ -54,7 +56,23 @@ func (p *problem) returningTo(path string) *problem {
 	return &q
 }
 
+// challenging returns the problem with what WWW-Authenticate is to say (RFC 9110 11.6.1).
+func (p *problem) challenging(challenge string) *problem {
+	q := *p
+	q.challenge = challenge
+	return &q
+}
+
+// signingIn returns the problem with the parameters of the login that mends it.
+func (p *problem) signingIn(login url.Values) *problem {
+	q := *p
+	q.login = login
+	return &q
+}
+
 var (
+	errAbsoluteForm     = &problem{status: 400, code: "ambiguous_host", title: "The request names its host twice", detail: "Send the path alone in the request line."}
+	errBadBody          = &problem{status: 400, code: "bad_body", title: "The request's body cannot be read"}
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
@@ -62,12 +80,17 @@ var (
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
 	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}
 	errCSRF             = &problem{status: 403, code: "csrf", title: "The request may come from another site", detail: "Send the header X-CSRF: 1 from a page of this origin."}
+	errScope            = &problem{status: 403, code: "insufficient_scope", title: "The session lacks a scope that this address needs"}
+	errForbidden        = &problem{status: 403, code: "forbidden", title: "This address is not for this user"}
+	errStepUp           = &problem{status: 401, code: "insufficient_user_authentication", title: "A stronger or newer sign-in is needed", detail: "Send the browser to login_url as a top-level navigation.", loginURL: true}
 	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
 	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
+	errTooLarge         = &problem{status: 413, code: "body_too_large", title: "The request's body is larger than this address takes"}
 	errWrongHost        = &problem{status: 421, code: "wrong_host", title: "This host is not served here", detail: "The Host header has to be that of server.public_url."}
 	errInternal         = &problem{status: 500, code: "internal", title: "Something went wrong here"}
 	errUpstream         = &problem{status: 502, code: "upstream_failed", title: "The API did not answer as it should"}
 	errUpstreamTimeout  = &problem{status: 504, code: "upstream_timeout", title: "The API did not answer in time"}
+	errUpstreamsDown    = &problem{status: 503, code: "upstream_unavailable", title: "The API cannot be reached for the moment", detail: "Try again in a few seconds.", retryAfter: time.Second}
 	errStoreUnavailable = &problem{status: 503, code: "store_unavailable", title: "Sessions cannot be reached for the moment", detail: "Nobody has been signed out. Try again in a few seconds.", retryAfter: 2 * time.Second}
 
 	errProviderUnavailable = &problem{status: 503, code: "provider_unavailable", title: "The sign-in service cannot be reached for the moment", detail: "Try again in a few seconds.", retryAfter: 5 * time.Second}
@@ -134,9 +157,10 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	if p.retryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
 	}
-	if p.status == http.StatusUnauthorized {
-		// RFC 9110 15.5.2 wants a challenge; one of an unknown scheme opens no browser dialogue.
-		h.Set("WWW-Authenticate", `Cookie realm="cloakroom"`)
+	if p.challenge != "" {
+		h.Set("WWW-Authenticate", p.challenge)
+	} else if p.status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", cookieChallenge)
 	}
 	if w.page != noPage && !prefersJSON(r) {
 		s.writePage(w, p)
@@ -152,10 +176,16 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	body.Status = status
 	if p.loginURL {
 		body.LoginURL = s.prefix + "/login"
+		if len(p.login) > 0 {
+			body.LoginURL += "?" + p.login.Encode()
+		}
 	}
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
 }
+
+// cookieChallenge is the challenge that a 401 has to have (RFC 9110 15.5.2). One of an unknown scheme opens no browser dialogue.
+const cookieChallenge = `Cookie realm="cloakroom"`
 
 type problemBody struct {
 	Error     string `json:"error,omitempty"`

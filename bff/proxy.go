@@ -1,159 +1,95 @@
 package bff
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// Route says what happens to the requests under a path.
-type Route struct {
-	Path     string   // begins with a slash; with one at the end it is everything below, without one also the path itself
-	Upstream []string // http or https URLs; their path goes before the request's
-	Token    string   // user: the user's access token, 401 without a session. none: nothing. There is no default
-	CSRF     string   // header (the default), or fetch-metadata for what cannot send a header
-}
-
-// route is a Route as it is used.
-type route struct {
-	path      string
-	upstream  *url.URL
-	user      bool // attach the user's access token
-	guard     func(s *Server, r *http.Request) error
-	transport *http.Transport
-}
-
-func newRoute(r Route, field, prefix string) (*route, error) {
-	parsed := &route{path: r.Path}
-	var errs []error
-	fail := func(name, format string, args ...any) {
-		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
-	}
-	if err := checkPath(r.Path); err != nil {
-		fail("Path", "%w", err)
-	} else if strings.ContainsAny(r.Path, "%?#") {
-		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
-	} else if underPath(r.Path, prefix) {
-		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
-	}
-	u, err := url.Parse(strings.Join(r.Upstream, ","))
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		fail("Upstream", "%q is not a URL such as http://orders.internal:8080", r.Upstream)
-	}
-	parsed.upstream = u
-	switch r.Token {
-	case "user":
-		parsed.user = true
-	case "none":
-	default:
-		fail("Token", "%q is none of user, none", r.Token)
-	}
-	switch r.CSRF {
-	case "", "header":
-		parsed.guard = fetch
-	case "fetch-metadata":
-		parsed.guard = sameOrigin
-	default:
-		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
-	}
-	parsed.transport = &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		ResponseHeaderTimeout: 60 * time.Second,
-		TLSHandshakeTimeout:   10 * time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConnsPerHost:   256,
-		DisableCompression:    true, // what the upstream sends is what the browser gets
-		ForceAttemptHTTP2:     true,
-	}
-	return parsed, errors.Join(errs...)
-}
-
 // proxy hands the request on to the route's upstream, with the user's access token where the route says so.
 func (s *Server) proxy(w *response, r *http.Request, route *route) error {
+	if !route.methodAllowed(r.Method) {
+		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
+		return errMethod
+	}
 	if err := route.guard(s, r); err != nil {
 		return err
 	}
 	if err := s.upgradeAllowed(r); err != nil {
 		return err
 	}
-	var token string
-	var current *session.Session
-	if route.user {
-		if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
-			return errTokenInQuery
-		}
-		var err error
-		if current, err = s.sessions.Fresh(r.Context(), r); err != nil {
-			return err
-		}
-		w.session = current.ID
-		if r.Header.Get("X-Background") != "1" {
-			if err := s.sessions.Touch(r.Context(), current); err != nil {
-				return err
-			}
-		}
-		token = current.Tokens.Access.Reveal()
-		ctx, cancel := context.WithCancelCause(r.Context())
-		defer cancel(nil)
+	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
+		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
+	}
+	current, err := s.userOf(w, r, route)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	if current != nil {
 		defer s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })()
-		r = r.WithContext(ctx)
 	}
-	var failed error
-	forward := httputil.ReverseProxy{
-		Transport: route.transport,
-		Rewrite: func(p *httputil.ProxyRequest) {
-			p.SetURL(route.upstream)
-			p.Out.URL.RawQuery = p.In.URL.RawQuery // as it came: what it means is for the upstream to say
-			s.filterRequest(p.Out.Header)
-			s.setForwarded(p)
-			p.Out.Header.Add("Via", "1.1 cloakroom") // RFC 9110 7.6.3
-			if token != "" {
-				p.Out.Header.Set("Authorization", "Bearer "+token)
-			}
-		},
-		ModifyResponse: func(resp *http.Response) error {
-			s.filterResponse(resp.Header)
-			if resp.StatusCode != http.StatusSwitchingProtocols {
-				filterTrailer(resp.Trailer)
-				resp.Body = &bodyWithTrailer{resp.Body, resp}
-			}
-			if current != nil && s.sessions.RenewCookie(r.Context(), w, r, current) {
-				notCached(resp.Header)
-			}
-			return nil
-		},
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			if failed = upstreamProblem(err); context.Cause(r.Context()) == session.ErrEnded {
-				failed = session.ErrNone
-			}
-		},
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // an answer that breaks off shows in our own log line
+	x := &exchange{s: s, w: w, r: r, route: route, current: current}
+	if d := route.Timeouts.Idle; d > 0 {
+		x.idle = time.AfterFunc(d, func() { cancel(errStoodStill) })
+		defer x.idle.Stop()
 	}
-	forward.ServeHTTP(w, r)
-	return failed
+	return x.run(ctx)
+}
+
+// errStoodStill ends an exchange in which nothing has moved for the route's idle time-out.
+var errStoodStill = errors.New("nothing moved for the idle time-out")
+
+// userOf returns the session whose token goes with the request: nil where the route needs none, or can do without.
+func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Session, error) {
+	if !route.user {
+		return nil, nil
+	}
+	if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
+		return nil, errTokenInQuery
+	}
+	current, err := s.sessions.Fresh(r.Context(), r)
+	if route.anonymous && errors.Is(err, session.ErrNone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.session = current.ID
+	if err := s.satisfied(route, current); err != nil {
+		return nil, err
+	}
+	if r.Header.Get("X-Background") != "1" {
+		if err := s.sessions.Touch(r.Context(), current); err != nil {
+			return nil, err
+		}
+	}
+	return current, nil
 }
 
 // upgradeAllowed lets a WebSocket through that a page of our own origin opens, and no other protocol: h2c would take what is said after it past
 // all that is checked here (RFC 9113 3.1, RFC 6455 10.2).
 func (s *Server) upgradeAllowed(r *http.Request) error {
-	upgrade := r.Header.Values("Upgrade")
+	upgrade := r.Header["Upgrade"]
 	switch {
 	case len(upgrade) == 0:
 		return nil
 	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
 		return errUpgrade.because(fmt.Errorf("the Upgrade is %.40q", upgrade))
-	case len(r.Header.Values("Origin")) == 0:
+	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455 4.1
+		return errUpgrade.because(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
+	case len(r.Header["Origin"]) == 0:
 		return errCSRF.because(errors.New("a WebSocket without an Origin"))
 	case r.Header.Get("Origin") == "null":
 		return errCSRF.because(errors.New("a WebSocket of the Origin null"))
@@ -163,6 +99,9 @@ func (s *Server) upgradeAllowed(r *http.Request) error {
 
 // queryHas says whether a query has a parameter, for whichever way of reading it.
 func queryHas(query, name string) bool {
+	if query == "" {
+		return false
+	}
 	for part := range strings.FieldsFuncSeq(query, func(c rune) bool { return c == '&' || c == ';' }) {
 		key, _, _ := strings.Cut(part, "=")
 		if unescaped, err := url.QueryUnescape(key); err == nil {
@@ -175,10 +114,109 @@ func queryHas(query, name string) bool {
 	return false
 }
 
-func upstreamProblem(err error) error {
+// exchange is one request on its way to the upstream, and the answer on its way back.
+type exchange struct {
+	s       *Server
+	w       *response
+	r       *http.Request
+	route   *route
+	current *session.Session // nil: nobody's
+	idle    *time.Timer      // nil: it may stand still
+}
+
+// run makes the exchange. ctx ends with the client, with the session and with the idle time-out.
+func (x *exchange) run(ctx context.Context) error {
+	body := newRequestBody(x)
+	defer body.end()
+	out := (&http.Request{
+		Method: x.r.Method, Header: x.s.upstreamHeader(x.w, x.r, x.route, x.current), ContentLength: x.r.ContentLength,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}).WithContext(ctx)
+	target := func(a *address) {
+		out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	}
+	resp, a, err := x.route.upstream.send(out, body, target)
+	if err == nil && x.current != nil && rejectsToken(resp) {
+		resp, a, err = x.again(ctx, out, body, target, resp, a)
+	}
+	if err != nil {
+		return x.problem(ctx, body, err)
+	}
+	defer a.done()
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return x.tunnel(ctx, a, resp)
+	}
+	return x.answer(ctx, a, resp, body)
+}
+
+// rejectsToken says whether an upstream does not take the access token, which should be good (RFC 6750 3.1).
+func rejectsToken(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized {
+		return false
+	}
+	for _, challenge := range resp.Header["Www-Authenticate"] {
+		if c := strings.ToLower(challenge); strings.Contains(c, "bearer") && strings.Contains(c, `"invalid_token"`) {
+			return true
+		}
+	}
+	return false
+}
+
+// again makes a request once more, with a new token, after the upstream has rejected the one that it had: it may have been revoked, or signed with a
+// key that is not in use any more. Where that cannot be done the answer is the one that there is.
+func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBody, target func(*address), resp *http.Response, a *address) (*http.Response, *address, error) {
+	if !body.rewindable() {
+		return resp, a, nil
+	}
+	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current)
+	var unrefreshed *session.RefreshError
+	switch {
+	case errors.As(err, &unrefreshed), err == nil && renewed.Tokens.Access == x.current.Tokens.Access:
+		return resp, a, nil
+	case err != nil:
+		resp.Body.Close()
+		a.done()
+		return nil, nil, err
+	}
+	resp.Body.Close()
+	a.done()
+	out.Header["Authorization"] = []string{"Bearer " + renewed.Tokens.Access.Reveal()}
+	return x.route.upstream.send(out, body, target)
+}
+
+// target is the URL of a request at an address: the path that was decided on, octet by octet.
+func (a *address) target(route *route, u *url.URL) *url.URL {
+	escaped, path := u.EscapedPath(), u.Path
+	if route.StripPrefix {
+		prefix := strings.TrimSuffix(route.Path, "/")
+		escaped, path = strings.TrimPrefix(escaped, prefix), strings.TrimPrefix(path, prefix)
+		if path == "" {
+			escaped, path = "/", "/"
+		}
+	}
+	target := *a.url
+	target.Path, target.RawPath = strings.TrimSuffix(a.url.Path, "/")+path, strings.TrimSuffix(a.url.EscapedPath(), "/")+escaped
+	target.RawQuery, target.ForceQuery = u.RawQuery, u.ForceQuery // as it came: what it means is for the upstream to say
+	return &target
+}
+
+// problem says what the client is to be told of an exchange that gave no answer.
+func (x *exchange) problem(ctx context.Context, body *requestBody, err error) error {
+	x.closeUnless(body.over())
+	cause := context.Cause(ctx)
+	var p *problem
 	var timeout net.Error
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(cause, session.ErrEnded):
+		return session.ErrNone
+	case errors.Is(cause, errStoodStill):
+		return errUpstreamTimeout.because(cause)
+	case cause != nil: // the client has left
+		return cause
+	case body.err() != nil:
+		return body.err()
+	case errors.As(err, &p), errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNone), errors.Is(err, session.ErrStore):
 		return err
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return errUpstreamTimeout.because(err)
@@ -186,145 +224,291 @@ func upstreamProblem(err error) error {
 	return errUpstream.because(err)
 }
 
-// notUpstream are the request headers that are ours, or that only a proxy may set. Names that begin with X-Forwarded-, or hold an underscore,
-// which some servers take for a hyphen, go too.
-var notUpstream = map[string]bool{
-	"Authorization": true, "Proxy-Authorization": true, "Dpop": true, "Forwarded": true,
-	"X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true, "X-Original-Uri": true,
-	"X-Http-Method-Override": true, "X-Http-Method": true, "X-Method-Override": true,
-	"X-Csrf": true, "X-Background": true,
-}
-
-// filterRequest takes out of a request's header what must not reach an upstream, our cookies among it.
-func (s *Server) filterRequest(h http.Header) {
-	for name := range h {
-		if notUpstream[name] || strings.HasPrefix(name, "X-Forwarded-") || strings.ContainsRune(name, '_') {
-			delete(h, name)
-		}
+// answer gives the upstream's answer to the client, as it comes.
+func (x *exchange) answer(ctx context.Context, a *address, resp *http.Response, body *requestBody) error {
+	h := x.w.Header()
+	x.s.copyHeader(h, resp.Header)
+	if resp.StatusCode == http.StatusUnauthorized {
+		h["Www-Authenticate"] = withoutDialogue(h["Www-Authenticate"])
 	}
-	lines := h["Cookie"]
-	delete(h, "Cookie")
-	for _, line := range lines {
-		if rest := s.withoutOurCookies(line); rest != "" {
-			h["Cookie"] = append(h["Cookie"], rest)
-		}
+	if location := h["Location"]; len(location) == 1 {
+		h["Location"] = []string{a.location(x.route, location[0])}
 	}
-}
-
-func (s *Server) withoutOurCookies(line string) string {
-	var rest []string
-	for part := range strings.SplitSeq(line, ";") {
-		part = strings.TrimSpace(part)
-		name, _, _ := strings.Cut(part, "=")
-		if part != "" && !s.ourCookie(strings.TrimSpace(name)) {
-			rest = append(rest, part)
-		}
-	}
-	return strings.Join(rest, "; ")
-}
-
-// ourCookie says whether a cookie name is one of ours, in any case of letters.
-func (s *Server) ourCookie(name string) bool {
-	name = strings.ToLower(name)
-	return name == strings.ToLower(s.sessions.CookieName()) || strings.HasPrefix(name, strings.ToLower(s.attempts.name))
-}
-
-// setForwarded tells the upstream who asked for what: the address in front of the trusted proxies, and the host and scheme that the browser sees.
-func (s *Server) setForwarded(p *httputil.ProxyRequest) {
-	h := p.Out.Header
-	h.Set("X-Forwarded-Host", s.host)
-	h.Set("X-Forwarded-Proto", s.origin[:strings.Index(s.origin, ":")])
-	if client := s.clientIP(p.In); client != "" {
-		h.Set("X-Forwarded-For", client)
-	}
-}
-
-// clientIP is the address of whoever is in front of the last trusted proxy.
-func (s *Server) clientIP(r *http.Request) string {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return ""
-	}
-	ip := peer.Addr().Unmap()
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && s.trusts(ip); i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
-			break
-		}
-		ip = hop.Unmap()
-	}
-	return ip.String()
-}
-
-// notDownstream are the response headers by which an upstream would act on our whole origin.
-var notDownstream = []string{
-	"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Public-Key-Pins",
-	"Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers",
-	"Access-Control-Expose-Headers", "Access-Control-Max-Age", "Access-Control-Allow-Private-Network",
-	"Secure-Session-Registration", "Secure-Session-Challenge", "Server", "X-Powered-By",
-}
-
-// filterResponse takes out of a response's header what is not for an upstream to say, and keeps what it says from being cached
-// for somebody else.
-func (s *Server) filterResponse(h http.Header) {
-	for _, name := range notDownstream {
-		h.Del(name)
-	}
-	cookies := h["Set-Cookie"]
-	delete(h, "Set-Cookie")
-	for _, line := range cookies {
-		pair, _, _ := strings.Cut(line, ";")
-		name, _, named := strings.Cut(pair, "=")
-		name = strings.TrimSpace(name)
-		// One without a name is sent back as its value alone, which reads as another cookie's name (RFC 6265bis 5.7).
-		if named && name != "" && !s.ourCookie(name) && !strings.HasPrefix(strings.ToLower(name), "__") && !hasDomain(line) {
-			h["Set-Cookie"] = append(h["Set-Cookie"], line)
-		}
-	}
-	if h.Get("Cache-Control") == "" && h.Get("Expires") == "" || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever is said of the rest
+	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
 	}
-}
-
-// hasDomain says whether a Set-Cookie line is for other hosts too.
-func hasDomain(line string) bool {
-	_, attributes, _ := strings.Cut(line, ";")
-	for attribute := range strings.SplitSeq(attributes, ";") {
-		name, _, _ := strings.Cut(attribute, "=")
-		if strings.EqualFold(strings.TrimSpace(name), "domain") {
-			return true
+	x.closeUnless(body.over())
+	x.w.WriteHeader(resp.StatusCode)
+	if resp.ContentLength < 0 || !body.over() {
+		x.w.Flush() // it may be a while until there is more
+	}
+	if err := x.move(x.w, resp.Body, resp.ContentLength); err != nil {
+		if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
+			x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+		}
+		panic(http.ErrAbortHandler) // the client must not take what it has for all
+	}
+	for name, values := range resp.Trailer {
+		if trailerAllowed(name) && len(values) > 0 {
+			h[http.TrailerPrefix+name] = values
 		}
 	}
-	return false
+	return nil
 }
 
-// filterTrailer takes out of a trailer what is taken out of a header.
-func filterTrailer(h http.Header) {
-	for _, name := range notDownstream {
-		h.Del(name)
+// closeUnless has the client's connection closed after the answer unless its request is over: what remains of a body must not be taken for the next one.
+func (x *exchange) closeUnless(over bool) {
+	if !over && x.r.ProtoMajor == 1 {
+		x.w.Header()["Connection"] = []string{"close"}
 	}
-	h.Del("Set-Cookie")
-	h.Del("Cache-Control")
 }
 
-// bodyWithTrailer filters the trailer of a response when it is there: at the end of the body.
-type bodyWithTrailer struct {
-	io.ReadCloser
-	resp *http.Response
+const smallBuffer, largeBuffer = 2 << 10, 32 << 10
+
+var (
+	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
+	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+)
+
+// move moves all of from to w, each part as soon as it is there. It waits with a small buffer, for most streams are idle most of the time, and uses a large
+// one while much is coming. length is how much that will be, -1 if nobody knows.
+func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
+	if length == 0 {
+		return nil
+	}
+	small, large := smallBuffers.Get().(*[smallBuffer]byte), (*[largeBuffer]byte)(nil)
+	defer smallBuffers.Put(small)
+	defer func() {
+		if large != nil {
+			largeBuffers.Put(large)
+		}
+	}()
+	flusher, _ := w.(interface{ Flush() })
+	for much := length > smallBuffer; ; {
+		buf := small[:]
+		if much && large == nil {
+			large = largeBuffers.Get().(*[largeBuffer]byte)
+		} else if !much && large != nil {
+			largeBuffers.Put(large)
+			large = nil
+		}
+		if large != nil {
+			buf = large[:]
+		}
+		n, err := from.Read(buf)
+		if x.idle != nil {
+			x.idle.Reset(x.route.Timeouts.Idle)
+		}
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if flusher != nil {
+			flusher.Flush()
+		}
+		much = n > smallBuffer/2
+	}
 }
 
-func (b *bodyWithTrailer) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
-		filterTrailer(b.resp.Trailer)
+// tunnel joins the client's connection and the upstream's after a switch of protocols, until both sides have ended, or either fails, or ctx ends.
+func (x *exchange) tunnel(ctx context.Context, a *address, resp *http.Response) error {
+	upstream, ok := resp.Body.(io.ReadWriteCloser)
+	if upgrade := resp.Header["Upgrade"]; !ok || len(x.r.Header["Upgrade"]) == 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
+		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
+	}
+	h := x.w.Header()
+	x.s.copyHeader(h, resp.Header)
+	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
+	client, buffered, err := http.NewResponseController(x.w).Hijack()
+	if err != nil {
+		return errUpgrade.because(err)
+	}
+	defer client.Close()
+	stop := context.AfterFunc(ctx, func() {
+		client.Close()
+		upstream.Close()
+	})
+	defer stop()
+	client.SetDeadline(time.Time{}) // the server's
+	x.w.status = http.StatusSwitchingProtocols
+	head := http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
+	if head.Write(client) != nil {
+		return nil // the client has left
+	}
+	var up error
+	var moving sync.WaitGroup
+	moving.Go(func() { // until the client, or either connection, ends
+		if up = x.move(upstream, buffered, -1); up == nil {
+			up = closeWrite(upstream)
+		}
+		if up != nil {
+			client.Close()
+		}
+	})
+	down := x.move(&counted{client, x.w}, upstream, -1)
+	if down == nil {
+		down = closeWrite(client)
+	}
+	if down != nil {
+		upstream.Close()
+		client.Close()
+	}
+	moving.Wait()
+	return nil
+}
+
+// closeWrite tells a peer that nothing more will come.
+func closeWrite(c any) error {
+	if c, ok := c.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return errors.New("it cannot be closed half")
+}
+
+// counted counts what is written for the log.
+type counted struct {
+	io.Writer
+	w *response
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.w.bytes += int64(n)
+	return n, err
+}
+
+// requestBody is a request's body on its way to the upstream, for which there may be more than one try. A nil one has nothing in it.
+type requestBody struct {
+	x *exchange
+
+	mu      sync.Mutex // guards all below
+	try     int        // its readers are those of this try; those of earlier ones get nothing any more
+	reading bool       // from the client
+	kept    []byte     // its beginning, while that is not too long
+	lost    bool       // it was too long
+	at      int        // how much of what is kept this try has had
+	read    int64
+	failed  error // why there is no more of it, io.EOF for its end
+}
+
+// keptBody is how much of a body is kept.
+const keptBody = 64 << 10
+
+func newRequestBody(x *exchange) *requestBody {
+	if x.r.Body == nil || x.r.Body == http.NoBody {
+		return nil
+	}
+	http.NewResponseController(x.w).EnableFullDuplex() // an upstream may answer before it has all of the body
+	return &requestBody{x: x}
+}
+
+// reader returns the body from its beginning, for one try, or false if that is not to be had any more.
+func (b *requestBody) reader() (io.ReadCloser, bool) {
+	if b == nil {
+		return http.NoBody, true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lost || b.reading {
+		return nil, false
+	}
+	b.try++
+	b.at = 0
+	return &bodyReader{b, b.try}, true
+}
+
+// rewindable says whether there could be a reader now.
+func (b *requestBody) rewindable() bool {
+	if b == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.lost && !b.reading
+}
+
+// bodyReader reads a body for one try.
+type bodyReader struct {
+	*requestBody
+	try int
+}
+
+var errLateReader = errors.New("the body is being read for another try")
+
+func (r *bodyReader) Read(p []byte) (int, error) {
+	b := r.requestBody
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.try != r.try, b.reading:
+		return 0, errLateReader
+	case b.at < len(b.kept):
+		n := copy(p, b.kept[b.at:])
+		b.at += n
+		return n, nil
+	case b.failed != nil:
+		return 0, b.failed
+	}
+	b.reading = true
+	b.mu.Unlock()
+	n, err := b.x.r.Body.Read(p)
+	if b.x.idle != nil {
+		b.x.idle.Reset(b.x.route.Timeouts.Idle)
+	}
+	b.mu.Lock()
+	b.reading = false
+	b.read += int64(n)
+	if limit := b.x.route.MaxBody; limit > 0 && b.read > limit {
+		n, err = 0, errTooLarge.because(fmt.Errorf("it has more than %d bytes", limit))
+	} else if err != nil && err != io.EOF {
+		err = errBadBody.because(err)
+	}
+	b.failed = err
+	if b.lost = b.lost || len(b.kept)+n > keptBody; b.lost {
+		b.kept = nil
+	} else {
+		b.kept = append(b.kept, p[:n]...)
+		b.at = len(b.kept)
 	}
 	return n, err
 }
 
-func notCached(h http.Header) {
-	h.Set("Cache-Control", "private, no-store")
-	for _, name := range []string{"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control"} {
-		h.Del(name)
+// Close does nothing: whether the body is read again is not for a transport to say.
+func (r *bodyReader) Close() error { return nil }
+
+// err returns why the body could not be read; nil if it could, or has not been.
+func (b *requestBody) err() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed == io.EOF {
+		return nil
+	}
+	return b.failed
+}
+
+// over says whether all of the body has been read.
+func (b *requestBody) over() bool {
+	if b == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failed != nil
+}
+
+// end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
+func (b *requestBody) end() {
+	if !b.over() {
+		http.NewResponseController(b.x.w).SetReadDeadline(time.Now())
 	}
 }

@@ -39,9 +39,6 @@ func newResponse(w http.ResponseWriter) *response {
 }
 
 func (w *response) WriteHeader(status int) {
-	if status < 200 && status != http.StatusSwitchingProtocols {
-		return // an upstream's hints: nobody filters their headers, and none is needed
-	}
 	if w.status == 0 {
 		w.status = status
 	}
@@ -56,6 +53,9 @@ func (w *response) Write(b []byte) (int, error) {
 	w.bytes += int64(n)
 	return n, err
 }
+
+// Flush sends what has been written.
+func (w *response) Flush() { http.NewResponseController(w.ResponseWriter).Flush() }
 
 // Unwrap lets http.ResponseController reach what the server's writer can do besides.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

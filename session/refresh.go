@@ -88,6 +88,27 @@ func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) 
 	return m.refresh(ctx, s).wait(ctx)
 }
 
+// renewAgain is how long after a refresh the new token is not refreshed because an API does not take it.
+const renewAgain = 10 * time.Second
+
+// RenewRejected refreshes rejected, the request's session, because an API does not take its access token although it should still be good. Where
+// another request has done so meanwhile, that is the session it returns. It returns rejected itself when its token is fresh from a refresh, for an API that
+// takes none must not have the provider asked with each call. Errors are those of Fresh.
+func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *Session) (*Session, error) {
+	s, err := m.Get(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	refreshed := s.Tokens.Issued.After(s.CreatedAt)
+	switch {
+	case s.Tokens.Access != rejected.Tokens.Access:
+		return s, nil
+	case s.Tokens.Refresh == "", refreshed && time.Since(s.Tokens.Issued) < renewAgain:
+		return rejected, nil
+	}
+	return m.refresh(ctx, s).wait(ctx)
+}
+
 // Drain waits until no refresh is under way, or until ctx ends. Call it when no more requests come in: a process that
 // leaves in the middle of a refresh takes a rotated refresh token with it.
 func (m *Manager) Drain(ctx context.Context) error {

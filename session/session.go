@@ -16,6 +16,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -67,7 +68,24 @@ type Session struct {
 	ticket   ticket
 	sealed   []byte // the record as it is in the store
 	replaces []byte // the record that this one was made of, which a conditional write expects to find
-	touching *atomic.Bool
+	reading  *reading
+}
+
+// reading is what is known of a session beyond its record, by all who share what was read.
+type reading struct {
+	touching atomic.Bool // somebody moves the idle time-out
+	decoding sync.Once
+	claims   map[string]any // decoded
+}
+
+// Claim returns one of the user's claims as encoding/json decodes it, a number as json.Number; nil if there is none of that name.
+func (s *Session) Claim(name string) any {
+	s.reading.decoding.Do(func() {
+		d := json.NewDecoder(bytes.NewReader(s.Claims))
+		d.UseNumber()
+		d.Decode(&s.reading.claims) // it was encoded when the session was started
+	})
+	return s.reading.claims[name]
 }
 
 // Format writes the session's ID, whatever the verb: fmt would print the unexported half of the key too.
@@ -250,7 +268,7 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 		return nil, errors.New("start session: the access token is expired already and there is no refresh token")
 	}
 	s.IdleExpiresAt = now.Add(ttl)
-	s.touching = new(atomic.Bool)
+	s.reading = new(reading)
 	sealed, err := m.ring.seal(&s)
 	if err != nil {
 		return nil, err
@@ -304,12 +322,12 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if ttl-s.IdleExpiresAt.Sub(now) < m.cfg.idleTimeout()/60 {
 		return nil
 	}
-	if !s.touching.CompareAndSwap(false, true) {
+	if !s.reading.touching.CompareAndSwap(false, true) {
 		return nil // another request with this very reading of the session does it
 	}
 	found, err := m.cfg.Store.Touch(ctx, recordKey(s.ID), ttl)
 	if err != nil {
-		s.touching.Store(false)
+		s.reading.touching.Store(false)
 		return storeError("touch", err)
 	}
 	m.cache.drop(s.ID)
@@ -434,7 +452,7 @@ func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
 	if s.IdleExpiresAt.After(s.ExpiresAt) {
 		s.IdleExpiresAt = s.ExpiresAt
 	}
-	s.touching = new(atomic.Bool)
+	s.reading = new(reading)
 	m.cache.put(s, changes, current, now)
 	return s, nil
 }

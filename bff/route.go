@@ -1,0 +1,219 @@
+package bff
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Route says what happens to the requests under a path.
+type Route struct {
+	Path string // begins with a slash; with one at the end it is everything below, without one also the path itself
+
+	// Upstream is where the requests go: URLs with the scheme http, https (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
+	// path goes before the request's; or unix:/run/orders.sock. Of several, one that does not answer is left alone for a while.
+	Upstream    []string
+	StripPrefix bool        // take Path off before the upstream's path goes before what remains
+	TLS         *tls.Config // of https upstreams: whom to trust, and a client certificate; nil: the system's roots and none
+
+	Methods []string // those that are let through; empty: all
+	Token   string   // user: the user's access token, 401 without a session. optional: the token if there is a session. none: nothing. There is no default
+	CSRF    string   // header (the default), or fetch-metadata for what cannot send a header
+
+	Timeouts Timeouts
+	MaxBody  int64 // of a request, in bytes; zero: any
+	NoRetry  bool  // never repeat a request; otherwise an idempotent one is repeated once when its connection ends before an answer
+
+	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them. Without a
+	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
+	Headers map[string]string
+	Require Require
+}
+
+// Timeouts of a route's upstream.
+type Timeouts struct {
+	Connect        time.Duration // zero: 10 seconds
+	ResponseHeader time.Duration // from when the upstream has the whole request; zero: a minute
+	Idle           time.Duration // an exchange in which so long nothing moves is ended; zero: never, which is for streams
+}
+
+// Require is what a user must have for a route. A session is then needed, whatever Token says.
+type Require struct {
+	Scopes []string          // all of them, as granted to the access token; 403 without
+	Claims map[string]string // name → value, or one of the values where the claim is a list; 403 without
+	ACR    []string          // one of them, as the acr of the sign-in; 401 without, and a challenge to sign in so (RFC 9470)
+	MaxAge time.Duration     // how long ago the user may have signed in, by auth_time; 401 beyond, with the same challenge
+}
+
+func (q *Require) empty() bool {
+	return len(q.Scopes) == 0 && len(q.Claims) == 0 && len(q.ACR) == 0 && q.MaxAge == 0
+}
+
+// route is a Route as it is used.
+type route struct {
+	Route
+	user      bool // the user's access token is attached if there is a session
+	anonymous bool // without a session the request goes on
+	guard     func(s *Server, r *http.Request) error
+	upstream  *upstream
+}
+
+func newRoute(r Route, field, prefix string) (*route, error) {
+	parsed := &route{Route: r}
+	var errs []error
+	fail := func(name, format string, args ...any) {
+		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
+	}
+	if err := checkPath(r.Path); err != nil {
+		fail("Path", "%w", err)
+	} else if strings.ContainsAny(r.Path, "%?#") {
+		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
+	} else if underPath(r.Path, prefix) {
+		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
+	}
+	var err error
+	if parsed.upstream, err = newUpstream(r); err != nil {
+		fail("Upstream", "%w", err)
+	}
+	switch r.Token {
+	case "user":
+		parsed.user = true
+	case "optional":
+		parsed.user, parsed.anonymous = true, true
+	case "none":
+		if len(r.Headers) > 0 || !r.Require.empty() {
+			fail("Token", "none goes with neither headers nor require: there is no session to look at")
+		}
+	default:
+		fail("Token", "%q is none of user, optional, none", r.Token)
+	}
+	switch r.CSRF {
+	case "", "header":
+		parsed.guard = fetch
+	case "fetch-metadata":
+		parsed.guard = sameOrigin
+	default:
+		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
+	}
+	for _, m := range r.Methods {
+		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
+			fail("Methods", "%q is not a method to let through, such as GET", m)
+		}
+	}
+	for name, d := range map[string]time.Duration{"Connect": r.Timeouts.Connect, "ResponseHeader": r.Timeouts.ResponseHeader, "Idle": r.Timeouts.Idle} {
+		if d < 0 {
+			fail("Timeouts."+name, "%v is negative", d)
+		}
+	}
+	if r.MaxBody < 0 {
+		fail("MaxBody", "%d is negative", r.MaxBody)
+	}
+	if r.Require.MaxAge < 0 {
+		fail("Require.MaxAge", "%v is negative", r.Require.MaxAge)
+	}
+	if !r.Require.empty() {
+		parsed.anonymous = false
+	}
+	parsed.Headers = make(map[string]string)
+	for name, claim := range r.Headers {
+		canonical := textproto.CanonicalMIMEHeaderKey(name)
+		switch _, ours := requestHeaders[canonical]; {
+		case !isToken(name) || strings.Contains(name, "_") || ours || framing[canonical] || strings.HasPrefix(canonical, "X-Forwarded-"):
+			fail("Headers", "%q is not a header that can be set to a claim, such as X-User", name)
+		case claim == "":
+			fail("Headers", "%q has no claim", name)
+		}
+		parsed.Headers[canonical] = claim
+	}
+	return parsed, errors.Join(errs...)
+}
+
+// framing are headers that say where a message ends, or whom it is for.
+var framing = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Connection": true, "Cookie": true, "Expect": true}
+
+func isToken(s string) bool {
+	return s != "" && strings.IndexFunc(s, func(c rune) bool {
+		return c > '~' || c <= ' ' || strings.ContainsRune(`()<>@,;:\"/[]?={}`, c)
+	}) < 0
+}
+
+// methodAllowed says whether the route lets a method through.
+func (route *route) methodAllowed(method string) bool {
+	return len(route.Methods) == 0 || slices.Contains(route.Methods, method)
+}
+
+// satisfied says whether a session has what the route requires.
+func (s *Server) satisfied(route *route, current *session.Session) error {
+	q := &route.Require
+	if q.empty() {
+		return nil
+	}
+	granted := strings.Fields(current.Tokens.Scope)
+	if len(granted) == 0 { // RFC 6749 5.1: what was asked for
+		granted = s.provider.cfg.Scopes
+	}
+	for _, scope := range q.Scopes {
+		if !slices.Contains(granted, scope) {
+			return errScope.challenging(`Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`).
+				because(fmt.Errorf("the scope %q was not granted", scope))
+		}
+	}
+	for name, want := range q.Claims {
+		if !slices.Contains(claimTexts(current.Claim(name)), want) {
+			return errForbidden.because(fmt.Errorf("the claim %q is not %q", name, want))
+		}
+	}
+	acr, _ := current.Claim("acr").(string)
+	var authTime time.Time
+	if n, ok := current.Claim("auth_time").(json.Number); ok {
+		seconds, _ := n.Float64()
+		authTime = time.Unix(int64(seconds), 0)
+	}
+	weak := len(q.ACR) > 0 && !slices.Contains(q.ACR, acr)
+	old := q.MaxAge > 0 && time.Since(authTime) > q.MaxAge // without an auth_time it is
+	if !weak && !old {
+		return nil
+	}
+	challenge, login := `Bearer error="insufficient_user_authentication"`, make(url.Values)
+	if len(q.ACR) > 0 {
+		challenge += `, acr_values="` + strings.Join(q.ACR, " ") + `"`
+		login.Set("acr_values", strings.Join(q.ACR, " "))
+	}
+	if q.MaxAge > 0 {
+		seconds := strconv.Itoa(int(q.MaxAge / time.Second))
+		challenge += `, max_age="` + seconds + `"`
+		login.Set("max_age", seconds)
+	}
+	return errStepUp.challenging(challenge).signingIn(login).because(fmt.Errorf("acr is %q, auth_time is %v", acr, authTime.UTC()))
+}
+
+// claimTexts returns a claim as texts: one, or those of a list. An object, null and a claim that is not there have none.
+func claimTexts(claim any) []string {
+	switch v := claim.(type) {
+	case string:
+		return []string{v}
+	case bool:
+		return []string{strconv.FormatBool(v)}
+	case json.Number:
+		return []string{v.String()}
+	case []any:
+		var all []string
+		for _, item := range v {
+			if _, list := item.([]any); !list {
+				all = append(all, claimTexts(item)...)
+			}
+		}
+		return all
+	}
+	return nil
+}

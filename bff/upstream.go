@@ -1,0 +1,245 @@
+package bff
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
+)
+
+// upstream is the servers of a route.
+type upstream struct {
+	addresses []*address
+	retry     bool
+	next      atomic.Uint32
+}
+
+// address is one server of an upstream.
+type address struct {
+	url       *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path
+	host      string   // of the Host header
+	transport http.RoundTripper
+	upgrades  http.RoundTripper // for WebSockets, which HTTP/2 has not
+	close     func()            // idle connections
+
+	busy      atomic.Int64 // requests under way
+	failed    atomic.Int32 // how often in a row
+	downUntil atomic.Int64 // Unix nanoseconds; it is not asked before
+}
+
+const (
+	connectTimeout = 10 * time.Second
+	headerTimeout  = time.Minute
+	// An address that fails is left alone for a while, which doubles with each failure in a row.
+	minDown, maxDown = time.Second, 30 * time.Second
+)
+
+func newUpstream(r Route) (*upstream, error) {
+	if len(r.Upstream) == 0 {
+		return nil, errors.New("missing")
+	}
+	u := &upstream{retry: !r.NoRetry}
+	for _, raw := range r.Upstream {
+		a, err := newAddress(raw, r)
+		if err != nil {
+			return nil, err
+		}
+		u.addresses = append(u.addresses, a)
+	}
+	return u, nil
+}
+
+func newAddress(raw string, r Route) (*address, error) {
+	wrong := fmt.Errorf("%q is not a URL such as http://orders.internal:8080 or unix:/run/orders.sock", raw)
+	u, err := url.Parse(raw)
+	if err != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.User != nil || u.Opaque != "" {
+		return nil, wrong
+	}
+	dialer := &net.Dialer{Timeout: cmp.Or(r.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second}
+	network, at := "tcp", u.Host
+	switch u.Scheme {
+	case "http", "https", "h2c":
+		if u.Hostname() == "" || u.Path != "" && checkPath(u.EscapedPath()) != nil {
+			return nil, wrong
+		}
+		if u.Port() == "" {
+			at = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443", "h2c": "80"}[u.Scheme])
+		}
+		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !linkLocal(ip) {
+			dialer.Control = refuseLinkLocal
+		}
+	case "unix":
+		if u.Host != "" || !strings.HasPrefix(u.Path, "/") {
+			return nil, wrong
+		}
+		network, at = "unix", u.Path
+		u = &url.URL{Scheme: "http", Host: "localhost"}
+	default:
+		return nil, wrong
+	}
+	a := &address{url: u, host: u.Host}
+	dial := func(ctx context.Context) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, at)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return c, nil
+	}
+	header := cmp.Or(r.Timeouts.ResponseHeader, headerTimeout)
+	plain := &http1.Client{Dial: dial, HeaderTimeout: header}
+	a.transport, a.upgrades, a.close = plain, plain, plain.CloseIdle
+	if u.Scheme == "http" {
+		return a, nil
+	}
+	general := &http.Transport{
+		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		ResponseHeaderTimeout: header,
+		TLSClientConfig:       r.TLS.Clone(),
+		TLSHandshakeTimeout:   dialer.Timeout,
+		IdleConnTimeout:       time.Minute,
+		MaxIdleConnsPerHost:   256,
+		ExpectContinueTimeout: time.Second,
+		DisableCompression:    true, // what the upstream sends is what the browser gets
+		Protocols:             new(http.Protocols),
+	}
+	a.transport = general
+	a.close = func() { plain.CloseIdle(); general.CloseIdleConnections() }
+	if u.Scheme == "h2c" {
+		general.Protocols.SetUnencryptedHTTP2(true)
+		u.Scheme = "http"
+		return a, nil
+	}
+	general.Protocols.SetHTTP1(true)
+	general.Protocols.SetHTTP2(true)
+	a.upgrades = general // it chooses HTTP/1.1 for them
+	return a, nil
+}
+
+// dialError says that a connection could not be made: nothing has been sent.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
+
+// refuseLinkLocal refuses what a name must not lead to: the addresses at which clouds give credentials to whoever asks. An upstream that is there has to be
+// written as an address.
+func refuseLinkLocal(_, addr string, _ syscall.RawConn) error {
+	if at, err := netip.ParseAddrPort(addr); err != nil || linkLocal(at.Addr()) {
+		return fmt.Errorf("the upstream's name leads to the link-local address %s", addr)
+	}
+	return nil
+}
+
+func linkLocal(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	return ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || ip.WithZone("") == ec2Metadata
+}
+
+var ec2Metadata = netip.MustParseAddr("fd00:ec2::254")
+
+// pick returns the address with the least to do of those that are up and are not tried already.
+func (u *upstream) pick(tried *address) *address {
+	if len(u.addresses) == 1 {
+		return u.addresses[0]
+	}
+	now := time.Now().UnixNano()
+	var best *address
+	from := int(u.next.Add(1))
+	for i := range u.addresses {
+		a := u.addresses[(from+i)%len(u.addresses)]
+		if a != tried && a.downUntil.Load() <= now && (best == nil || a.busy.Load() < best.busy.Load()) {
+			best = a
+		}
+	}
+	return best
+}
+
+// up and down say how an address did.
+func (a *address) up() {
+	if a.failed.Load() != 0 {
+		a.failed.Store(0)
+		a.downUntil.Store(0)
+	}
+}
+
+func (a *address) down() {
+	pause := min(minDown<<min(a.failed.Add(1)-1, 10), maxDown)
+	a.downUntil.Store(time.Now().Add(pause).UnixNano())
+}
+
+// send makes a request of one of the addresses. It asks another one if no connection could be made, and asks once more if the connection ended
+// before an answer and nobody is harmed by doing it twice (RFC 9110 9.2.2). prepare sets in req what depends on the address. The
+// answer's address is busy until done is called.
+func (u *upstream) send(req *http.Request, body *requestBody, prepare func(*address)) (resp *http.Response, a *address, err error) {
+	if a = u.pick(nil); a == nil {
+		return nil, nil, errUpstreamsDown
+	}
+	for asked, repeated := 1, !u.retry; ; asked++ {
+		prepare(a)
+		var again bool
+		if req.Body, again = body.reader(); !again {
+			return nil, nil, err // of the try before: the first one has a reader
+		}
+		if resp, err = a.roundTrip(req); err == nil {
+			return resp, a, nil
+		}
+		if req.Context().Err() != nil || body.err() != nil {
+			return nil, nil, err
+		}
+		a.down()
+		undialled := (*dialError)(nil)
+		switch {
+		case errors.As(err, &undialled) && asked < len(u.addresses): // nothing was sent
+		case !repeated && died(err) && idempotent(req.Method):
+			repeated = true
+		default:
+			return nil, nil, err
+		}
+		if other := u.pick(a); other != nil {
+			a = other
+		} else if undialled != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+func died(err error) bool {
+	return errors.Is(err, http1.ErrDied) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// idempotent lists the methods of RFC 9110 9.2.2, and that of RFC 10008.
+func idempotent(method string) bool {
+	switch method {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "QUERY":
+		return true
+	}
+	return false
+}
+
+func (a *address) roundTrip(req *http.Request) (*http.Response, error) {
+	transport := a.transport
+	if len(req.Header["Upgrade"]) > 0 {
+		transport = a.upgrades
+	}
+	a.busy.Add(1)
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		a.done()
+		return nil, err
+	}
+	a.up()
+	return resp, nil
+}
+
+// done says that an exchange with the address is over.
+func (a *address) done() { a.busy.Add(-1) }

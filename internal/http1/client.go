@@ -1,0 +1,378 @@
+// Package http1 is HTTP/1.1 on the wire, for a proxy: a client for upstreams that are spoken to in plain text, and a look at what a server is sent
+// before it reads it.
+//
+// The client exists because a proxy's request is one goroutine from beginning to end. It writes and reads on the goroutine that calls it, where
+// http.Transport hands each request to two of its own.
+package http1
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ErrDied says that a connection ended before there was any of an answer: the upstream has restarted, or has closed it while it was idle.
+var ErrDied = errors.New("the connection ended before an answer")
+
+// Client is an http.RoundTripper for one upstream. It follows no redirects, adds no header but those of framing (RFC 9112 6), asks for no
+// compression and repeats nothing. A request's header is sent as it is; its context ends the exchange until the answer's body is read or closed.
+// Like that of http.Transport, the body of an answer with status 101 is an io.ReadWriteCloser, which also has CloseWrite.
+type Client struct {
+	// Dial connects to the upstream.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// HeaderTimeout bounds how long the upstream takes from when it has the request to its answer's header; zero: it does not.
+	HeaderTimeout time.Duration
+
+	mu     sync.Mutex // guards all below
+	idle   []*conn    // the one used last at the end
+	closed bool
+}
+
+const (
+	readBuffer = 4 << 10
+	// maxIdle and maxIdleTime bound the connections that are kept for the next request.
+	maxIdle     = 256
+	maxIdleTime = 60 * time.Second
+	// continueTimeout is how long a body is held back that the client wants to be asked for (RFC 9110 10.1.1).
+	continueTimeout = time.Second
+)
+
+// conn is one connection to the upstream.
+type conn struct {
+	net.Conn
+	r         *bufio.Reader
+	look      look
+	idleSince time.Time
+}
+
+// RoundTrip makes one exchange. The error is one of Dial's, wraps ErrDied, is a time-out (os.ErrDeadlineExceeded), or says what is wrong with the answer.
+func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	cn, err := c.conn(req.Context())
+	if err != nil {
+		return nil, err
+	}
+	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
+	x.stop = context.AfterFunc(x.ctx, func() { cn.Close() })
+	resp, err := x.do(req)
+	if err != nil {
+		x.end(false)
+		if cause := context.Cause(x.ctx); cause != nil {
+			return nil, cause
+		}
+		return nil, err
+	}
+	return resp, nil
+}
+
+// CloseIdle closes the connections that are not in use, and those that are when they are not any more.
+func (c *Client) CloseIdle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, cn := range c.idle {
+		cn.Close()
+	}
+	c.idle = nil
+}
+
+// conn returns the connection that was used last, or a new one.
+func (c *Client) conn(ctx context.Context) (*conn, error) {
+	for {
+		cn := c.pop()
+		if cn == nil {
+			break
+		}
+		if time.Since(cn.idleSince) < maxIdleTime && cn.look.quiet() {
+			return cn, nil
+		}
+		cn.Close()
+	}
+	raw, err := c.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer)}
+	cn.look.at(raw)
+	return cn, nil
+}
+
+func (c *Client) pop() *conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.idle) == 0 {
+		return nil
+	}
+	cn := c.idle[len(c.idle)-1]
+	c.idle = c.idle[:len(c.idle)-1]
+	return cn
+}
+
+func (c *Client) push(cn *conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || len(c.idle) >= maxIdle {
+		cn.Close()
+		return
+	}
+	cn.idleSince = time.Now()
+	if len(c.idle) > 0 && cn.idleSince.Sub(c.idle[0].idleSince) > maxIdleTime {
+		c.idle[0].Close()
+		c.idle = c.idle[1:]
+	}
+	c.idle = append(c.idle, cn)
+}
+
+// exchange is one request and its answer.
+type exchange struct {
+	client *Client
+	conn   *conn
+	ctx    context.Context
+	method string
+	stop   func() bool // takes back that the end of ctx closes the connection
+	upload *upload     // nil: the request has no body
+}
+
+// end gives the connection back, or closes it when it is not to be used again.
+func (x *exchange) end(reusable bool) {
+	if x.conn == nil {
+		return
+	}
+	cn := x.conn
+	x.conn = nil
+	if !x.stop() { // ctx has closed it
+		reusable = false
+	}
+	// What comes after an answer was not asked for: the next request must not get it.
+	if reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {
+		x.client.push(cn)
+		return
+	}
+	cn.Close()
+}
+
+func (x *exchange) do(req *http.Request) (*http.Response, error) {
+	if err := x.send(req); err != nil {
+		return nil, err
+	}
+	for hints := 0; ; hints++ {
+		head, err := x.readHead()
+		switch {
+		case err != nil:
+			return nil, err
+		case head.StatusCode == http.StatusSwitchingProtocols:
+			head.Body = &tunnel{x: x}
+			return head, nil
+		case head.StatusCode >= 200:
+			return head, x.body(head)
+		case hints == 8:
+			return nil, errors.New("the answer has too many interim answers")
+		case head.StatusCode == http.StatusContinue && x.upload != nil:
+			x.upload.goOn()
+		}
+	}
+}
+
+// readHead waits for the head of an answer.
+func (x *exchange) readHead() (*http.Response, error) {
+	err := x.await()
+	if err == nil {
+		var resp *http.Response
+		if resp, err = readHead(x.conn.r); err == nil {
+			x.conn.SetReadDeadline(time.Time{})
+			return resp, nil
+		}
+	} else if !errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	if x.upload != nil && x.upload.over() && x.upload.unread != nil { // which explains why there is no answer
+		return nil, x.upload.unread
+	}
+	return nil, err
+}
+
+// await waits for the first byte of an answer. The time for it runs from when the upstream has the whole request.
+func (x *exchange) await() error {
+	for t := x.client.HeaderTimeout; ; {
+		uploading := x.upload != nil && !x.upload.over()
+		if t > 0 {
+			x.conn.SetReadDeadline(time.Now().Add(t))
+		}
+		_, err := x.conn.r.Peek(1)
+		if err == nil || !uploading || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+var buffers = sync.Pool{New: func() any { return new([uploadBuffer]byte) }}
+
+const uploadBuffer = 32 << 10
+
+// send writes the request's head, and begins to send its body.
+func (x *exchange) send(req *http.Request) error {
+	buf := buffers.Get().(*[uploadBuffer]byte)
+	defer buffers.Put(buf)
+	b, err := appendHead(buf[:0], req)
+	if err != nil {
+		return err
+	}
+	if _, err := x.conn.Write(b); err != nil {
+		return fmt.Errorf("%w: %w", ErrDied, err)
+	}
+	if hasBody(req) {
+		x.upload = startUpload(x, req)
+	}
+	return nil
+}
+
+func hasBody(req *http.Request) bool {
+	return req.Body != nil && req.Body != http.NoBody
+}
+
+// appendHead writes a request's head. What could be read as more than one header field is refused, though the caller should know.
+func appendHead(b []byte, req *http.Request) ([]byte, error) {
+	b = append(b, req.Method...)
+	b = append(b, ' ')
+	b = append(b, req.URL.EscapedPath()...)
+	if req.URL.RawQuery != "" || req.URL.ForceQuery {
+		b = append(b, '?')
+		b = append(b, req.URL.RawQuery...)
+	}
+	for _, c := range b[len(req.Method)+1:] {
+		if c <= ' ' || c == 0x7f {
+			return nil, errors.New("the request's target holds a space or a control character")
+		}
+	}
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, req.Host...)
+	b = append(b, "\r\n"...)
+	for name, values := range req.Header {
+		if !token(name) {
+			return nil, fmt.Errorf("the request's header has the name %.40q", name)
+		}
+		for _, v := range values {
+			if !fieldValue(v) {
+				return nil, fmt.Errorf("the request's header %s holds a control character", name)
+			}
+			b = append(b, name...)
+			b = append(b, ": "...)
+			b = append(b, v...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	switch {
+	case !hasBody(req):
+		if req.Method == http.MethodPost || req.Method == http.MethodPut || req.Method == http.MethodPatch {
+			b = append(b, "Content-Length: 0\r\n"...)
+		}
+	case req.ContentLength >= 0:
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, req.ContentLength, 10)
+		b = append(b, "\r\n"...)
+	default:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	}
+	return append(b, "\r\n"...), nil
+}
+
+// upload sends a request's body while the answer is awaited, and longer: an upstream may answer before it has all of it.
+type upload struct {
+	goOn func() // the upstream wants the body
+	done chan struct{}
+	// Set before done is closed:
+	unread error // why the body could not be read
+	sent   bool  // all of it
+}
+
+// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection.
+func startUpload(x *exchange, req *http.Request) *upload {
+	u := &upload{done: make(chan struct{}), goOn: func() {}}
+	wanted := make(chan struct{})
+	if strings.EqualFold(req.Header.Get("Expect"), "100-continue") {
+		u.goOn = sync.OnceFunc(func() { close(wanted) })
+	} else {
+		close(wanted)
+	}
+	cn := x.conn
+	go func() {
+		defer close(u.done)
+		select {
+		case <-wanted:
+		case <-time.After(continueTimeout):
+		case <-req.Context().Done():
+			return
+		}
+		err := sendBody(cn, req)
+		u.sent = err == nil
+		if unread := (unreadError{}); errors.As(err, &unread) {
+			u.unread = unread.error
+			cn.Close() // the upstream must not take what it has for all
+		}
+	}()
+	return u
+}
+
+func (u *upload) over() bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// complete says whether all of the body was sent.
+func (u *upload) complete() bool { return u.over() && u.sent }
+
+// unreadError is an error in reading a request's body.
+type unreadError struct{ error }
+
+// sendBody writes a request's body with its framing.
+func sendBody(w io.Writer, req *http.Request) error {
+	buf := buffers.Get().(*[uploadBuffer]byte)
+	defer buffers.Put(buf)
+	const size, end = 8, 2 // of the lines around a chunk: its length in four hexadecimal digits is enough
+	chunked := req.ContentLength < 0
+	var sent int64
+	for {
+		n, err := req.Body.Read(buf[size : len(buf)-end])
+		sent += int64(n)
+		switch {
+		case n > 0 && chunked:
+			line := strconv.AppendInt(buf[:0:size], int64(n), 16)
+			start := size - len(line) - 2
+			copy(buf[start:], line)
+			copy(buf[size-2:], "\r\n")
+			copy(buf[size+n:], "\r\n")
+			if _, err := w.Write(buf[start : size+n+end]); err != nil {
+				return err
+			}
+		case n > 0 && sent > req.ContentLength:
+			return unreadError{errors.New("the request's body is longer than its Content-Length")}
+		case n > 0:
+			if _, err := w.Write(buf[size : size+n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err != nil && err != io.EOF:
+			return unreadError{err}
+		case err == io.EOF && chunked:
+			_, err := io.WriteString(w, "0\r\n\r\n")
+			return err
+		case err == io.EOF && sent < req.ContentLength:
+			return unreadError{io.ErrUnexpectedEOF}
+		case err == io.EOF:
+			return nil
+		}
+	}
+}
