@@ -264,6 +264,14 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
 		return errMethod
 	}
+	if r.ProtoMajor == 1 {
+		if r.URL.Host != "" { // RFC 9112 3.2.2 would have it win over the Host header, which others on the way may go by
+			return errAbsoluteForm
+		}
+		if len(r.Header["Upgrade"]) > 0 { // what follows was not looked at (see NewListener), unless the proxy switches protocols
+			w.Header()["Connection"] = []string{"close"}
+		}
+	}
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}

@@ -1,14 +1,97 @@
 package bff
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
-// NewListener returns a listener for an http.Server that is to serve a Server.
+// NewListener returns a listener for the http.Server that is to serve a Server. With cfg it speaks TLS. Over it come only requests in HTTP/1.1 whose
+// framing can be read in one way (RFC 9112 11.2): net/http takes some that other servers take for two, and the http.Server answers
+// those 400 and hangs up. It is the listener's business because a handler does not see them as they were sent. HTTP/2 has its own framing, and passes.
 func NewListener(l net.Listener, cfg *tls.Config) net.Listener {
-	if cfg != nil {
-		return tls.NewListener(l, cfg)
+	if cfg == nil {
+		return plainListener{l}
 	}
-	return l
+	ctx, stop := context.WithCancel(context.Background())
+	t := &tlsListener{Listener: l, cfg: cfg, ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop}
+	go t.acceptAll() // until Close
+	return t
+}
+
+type plainListener struct{ net.Listener }
+
+func (l plainListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return http1.ServerConn(c), nil
+}
+
+// tlsListener shakes hands before it hands a connection on, because only then it is known which protocol it speaks.
+type tlsListener struct {
+	net.Listener
+	cfg    *tls.Config
+	ready  chan net.Conn
+	failed chan error
+	ctx    context.Context // ends with Close
+	stop   context.CancelFunc
+}
+
+const handshakeTimeout = 10 * time.Second
+
+func (l *tlsListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ready:
+		return c, nil
+	case err := <-l.failed:
+		l.failed <- err // for whoever asks next
+		return nil, err
+	}
+}
+
+func (l *tlsListener) Close() error {
+	l.stop()
+	return l.Listener.Close()
+}
+
+func (l *tlsListener) acceptAll() {
+	var shaking sync.WaitGroup
+	for {
+		c, err := l.Listener.Accept()
+		if temporary, ok := err.(interface{ Temporary() bool }); ok && temporary.Temporary() && l.ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond) // as http.Server does: there are no more files to be had
+			continue
+		}
+		if err != nil {
+			shaking.Wait()
+			l.failed <- err
+			return
+		}
+		shaking.Go(func() { l.shake(c) }) // bounded by handshakeTimeout, and by Close
+	}
+}
+
+func (l *tlsListener) shake(raw net.Conn) {
+	ctx, cancel := context.WithTimeout(l.ctx, handshakeTimeout)
+	defer cancel()
+	c := tls.Server(raw, l.cfg)
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return
+	}
+	ready := net.Conn(c)
+	if c.ConnectionState().NegotiatedProtocol != "h2" {
+		ready = http1.ServerConn(c)
+	}
+	select {
+	case l.ready <- ready:
+	case <-l.ctx.Done():
+		raw.Close()
+	}
 }

@@ -49,10 +49,10 @@ type Timeouts struct {
 
 // Require is what a user must have for a route. A session is then needed, whatever Token says.
 type Require struct {
-	Scopes []string          // all of them, as granted to the access token; 403 without
-	Claims map[string]string // name → value, or one of the values where the claim is a list; 403 without
-	ACR    []string          // one of them, as the acr of the sign-in; 401 without, and a challenge to sign in so (RFC 9470)
-	MaxAge time.Duration     // how long ago the user may have signed in, by auth_time; 401 beyond, with the same challenge
+	Scopes []string            // all of them, as granted to the access token; 403 without
+	Claims map[string][]string // name → values one of which it has to have, or to hold where it is a list; 403 without
+	ACR    []string            // one of them, as the acr of the sign-in; 401 without, and a challenge to sign in so (RFC 9470)
+	MaxAge time.Duration       // how long ago the user may have signed in, by auth_time; 401 beyond, with the same challenge
 }
 
 func (q *Require) empty() bool {
@@ -118,6 +118,16 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	if r.MaxBody < 0 {
 		fail("MaxBody", "%d is negative", r.MaxBody)
 	}
+	for name, want := range r.Require.Claims {
+		if name == "" || len(want) == 0 {
+			fail("Require.Claims", "%q has no value that would do", name)
+		}
+	}
+	for _, text := range slices.Concat(r.Require.Scopes, r.Require.ACR) {
+		if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749 3.3
+			fail("Require", "%q is neither a scope nor an acr", text)
+		}
+	}
 	if r.Require.MaxAge < 0 {
 		fail("Require.MaxAge", "%v is negative", r.Require.MaxAge)
 	}
@@ -169,8 +179,8 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 		}
 	}
 	for name, want := range q.Claims {
-		if !slices.Contains(claimTexts(current.Claim(name)), want) {
-			return errForbidden.because(fmt.Errorf("the claim %q is not %q", name, want))
+		if !slices.ContainsFunc(claimTexts(current.Claim(name)), func(text string) bool { return slices.Contains(want, text) }) {
+			return errForbidden.because(fmt.Errorf("the claim %q is none of %q", name, want))
 		}
 	}
 	acr, _ := current.Claim("acr").(string)

@@ -83,10 +83,8 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 	if err != nil {
 		collect([]string{"frontend.dir: " + err.Error()})
 	}
-	var routes []bff.Route
-	for _, r := range cfg.Routes {
-		routes = append(routes, bff.Route{Path: r.Path, Upstream: r.Upstream, Token: r.Token, CSRF: r.CSRF})
-	}
+	routes, wrong := cfg.routes()
+	collect(wrong)
 	if len(keys) == 0 && len(cfg.Session.Keys) > 0 {
 		keys = [][]byte{make([]byte, 32)} // every one is wrong, as has been said
 	}
@@ -129,6 +127,8 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+
+		DisableGeneralOptionsHandler: true, // OPTIONS * is for the handler to refuse
 	}
 }
 
@@ -188,12 +188,13 @@ const closeGrace = 10 * time.Second
 // finishes, and no rotated token is lost. At each signal from hangup it loads the configuration again; hangup may be nil. It closes public.
 func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config, error)) error {
 	defer public.Close()
+	var secure *tls.Config
 	if files := b.cfg.Server.TLS; files.CertFile != "" {
 		cert, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
 		if err != nil {
 			return fmt.Errorf("server.tls: %w", err)
 		}
-		public = tls.NewListener(public, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+		secure = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
 	}
 	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
 	if err != nil {
@@ -204,7 +205,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	publicServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().ServeHTTP(w, r) }), b.log)
 	adminServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().Admin().ServeHTTP(w, r) }), b.log)
 	group, serving := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(publicServer, public) })
+	group.Go(func() error { return serve(publicServer, bff.NewListener(public, secure)) })
 	group.Go(func() error { return serve(adminServer, admin) })
 	b.server.Load().Start()
 	group.Go(func() error {

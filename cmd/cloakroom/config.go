@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -73,11 +76,41 @@ type cookieConfig struct {
 }
 
 type routeConfig struct {
-	Path     string   `yaml:"path"`
-	Upstream []string `yaml:"upstream"` // one address or several
-	Token    string   `yaml:"token"`
-	CSRF     string   `yaml:"csrf"`
+	Path        string            `yaml:"path"`
+	Upstream    []string          `yaml:"upstream"` // one address or several
+	UpstreamTLS upstreamTLSConfig `yaml:"upstream_tls"`
+	StripPrefix bool              `yaml:"strip_prefix"`
+	Methods     []string          `yaml:"methods"` // default: all
+	Token       string            `yaml:"token"`
+	CSRF        string            `yaml:"csrf"` // default header
+	Timeouts    timeoutsConfig    `yaml:"timeouts"`
+	MaxBody     byteSize          `yaml:"max_body"` // default: any
+	Retry       string            `yaml:"retry"`    // once, the default, or never
+	Headers     map[string]string `yaml:"headers"`  // name of a header: name of a claim
+	Require     requireConfig     `yaml:"require"`
 }
+
+type upstreamTLSConfig struct {
+	CAFile   string `yaml:"ca_file"`   // PEM; default: the system's
+	CertFile string `yaml:"cert_file"` // PEM, of the client
+	KeyFile  string `yaml:"key_file"`
+}
+
+type timeoutsConfig struct {
+	Connect        time.Duration `yaml:"connect"`         // default 10s
+	ResponseHeader time.Duration `yaml:"response_header"` // default 1m
+	Idle           time.Duration `yaml:"idle"`            // default: never
+}
+
+type requireConfig struct {
+	Scopes []string            `yaml:"scopes"`
+	Claims map[string][]string `yaml:"claims"` // name: one value or several, one of which is enough
+	ACR    []string            `yaml:"acr"`
+	MaxAge time.Duration       `yaml:"max_age"`
+}
+
+// byteSize is a number of bytes, written with a unit or without.
+type byteSize int64
 
 type frontendConfig struct {
 	Dir string `yaml:"dir"`
@@ -140,7 +173,19 @@ func keyOf(field string) string {
 	if !ok {
 		return field
 	}
-	return key + strings.ToLower(index)
+	return key + snakeCase(index)
+}
+
+// snakeCase writes a name in Go as a key: "[0].MaxBody" as "[0].max_body".
+func snakeCase(name string) string {
+	var key strings.Builder
+	for i, c := range name {
+		if i > 0 && unicode.IsUpper(c) && unicode.IsLower(rune(name[i-1])) {
+			key.WriteByte('_')
+		}
+		key.WriteRune(unicode.ToLower(c))
+	}
+	return key.String()
 }
 
 // explain turns the joined errors of a package's constructor into lines with keys.
@@ -178,6 +223,53 @@ func (c *config) sessionKeys() ([][]byte, []string) {
 func decodeBase64(text string) ([]byte, error) {
 	text = strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(text), "=")
 	return base64.RawStdEncoding.DecodeString(text)
+}
+
+// routes makes the routes, and reads the files that they name.
+func (c *config) routes() ([]bff.Route, []string) {
+	var routes []bff.Route
+	var mistakes []string
+	for i, r := range c.Routes {
+		mistake := func(key, format string, args ...any) {
+			mistakes = append(mistakes, fmt.Sprintf("routes[%d].%s: ", i, key)+fmt.Sprintf(format, args...))
+		}
+		retry, ok := map[string]bool{"": true, "once": true, "true": true, "never": false, "false": false}[r.Retry]
+		if !ok {
+			mistake("retry", "%q is neither once nor never", r.Retry)
+		}
+		secure, err := r.UpstreamTLS.load()
+		if err != nil {
+			mistake("upstream_tls", "%v", err)
+		}
+		if secure != nil && !slices.ContainsFunc(r.Upstream, func(u string) bool { return strings.HasPrefix(u, "https:") }) {
+			mistake("upstream_tls", "no upstream of the route is https")
+		}
+		routes = append(routes, bff.Route{
+			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF,
+			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
+		})
+	}
+	return routes, mistakes
+}
+
+// load reads the files; nil where none is named.
+func (t upstreamTLSConfig) load() (*tls.Config, error) {
+	if t == (upstreamTLSConfig{}) {
+		return nil, nil
+	}
+	roots, err := certPool(t.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
+	}
+	cfg := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	if t.CertFile != "" || t.KeyFile != "" {
+		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("cert_file and key_file: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{cert}
+	}
+	return cfg, nil
 }
 
 // trustedProxies parses server.trusted_proxies. A single address is a network of one.
@@ -237,6 +329,8 @@ func logStruct(v reflect.Value) slog.Value {
 			}
 		case f.Kind() == reflect.Slice && isSecret(f):
 			attrs = append(attrs, slog.Any(name, fmt.Sprintf("%v", f.Interface())))
+		case f.Type() == reflect.TypeFor[byteSize]():
+			attrs = append(attrs, slog.Int64(name, f.Int()))
 		case f.Type() == reflect.TypeFor[time.Duration]():
 			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as it is written in the file
 		default:

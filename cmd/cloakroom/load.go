@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"reflect"
 	"strconv"
@@ -92,12 +93,26 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 			return
 		}
 		l.decodeStruct(n, v, key)
+	case v.Kind() == reflect.Map && n.Kind == yaml.MappingNode:
+		v.Set(reflect.MakeMap(v.Type()))
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			name, item := n.Content[i].Value, reflect.New(v.Type().Elem()).Elem()
+			if v.MapIndex(reflect.ValueOf(name)).IsValid() {
+				fail("%q is there twice", name)
+			}
+			if one := n.Content[i+1]; item.Kind() == reflect.Slice && one.Kind == yaml.ScalarNode {
+				item.Set(reflect.ValueOf([]string{one.Value})) // spaces and all
+			} else {
+				l.decode(one, item, join(key, name))
+			}
+			v.SetMapIndex(reflect.ValueOf(name), item)
+		}
 	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 		for i, item := range n.Content {
 			l.decode(item, v.Index(i), fmt.Sprintf("%s[%d]", key, i))
 		}
-	case n.Kind == yaml.ScalarNode && !isStructSlice(v):
+	case n.Kind == yaml.ScalarNode && !isStructSlice(v) && v.Kind() != reflect.Map:
 		if err := setText(v, n.Value); err != nil {
 			fail("%v", err)
 		}
@@ -227,6 +242,18 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q is not a whole number", text)
 		}
 		*p = n
+	case *bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false", text)
+		}
+		*p = b
+	case *byteSize:
+		n, err := parseSize(text)
+		if err != nil {
+			return err
+		}
+		*p = n
 	case *[]string:
 		*p = splitList(text)
 	case *[]session.Secret:
@@ -238,6 +265,19 @@ func setText(v reflect.Value, text string) error {
 		panic(fmt.Sprintf("no way to read text into a %T", p))
 	}
 	return nil
+}
+
+// parseSize reads a number of bytes such as 4096, 64KiB, 10MB or 1GiB.
+func parseSize(text string) (byteSize, error) {
+	digits := strings.TrimRight(text, "kKMGiB ")
+	unit, ok := map[string]byteSize{
+		"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+	}[strings.TrimSpace(text[len(digits):])]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !ok || n <= 0 || n > math.MaxInt64/int64(unit) {
+		return 0, fmt.Errorf("%q is not a size such as 64KiB, 10MB or 1GiB", text)
+	}
+	return byteSize(n) * unit, nil
 }
 
 func splitList(text string) []string {
@@ -290,6 +330,8 @@ func kindName(v reflect.Value) string {
 	switch {
 	case isStructSlice(v):
 		return "a list of mappings"
+	case v.Kind() == reflect.Map:
+		return "a mapping of names to values"
 	case v.Kind() == reflect.Slice:
 		return "a list"
 	default:

@@ -1,13 +1,13 @@
 package http1
 
 // token says whether a name is one that a header field or a method can have (RFC 9110 5.6.2).
-func token(name string) bool {
+func token[T string | []byte](name T) bool {
 	for i := range len(name) {
 		if !tokenByte[name[i]] {
 			return false
 		}
 	}
-	return name != ""
+	return len(name) > 0
 }
 
 var tokenByte = func() (is [256]bool) {

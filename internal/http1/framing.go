@@ -1,0 +1,271 @@
+package http1
+
+import (
+	"bytes"
+	"io"
+	"net"
+)
+
+// ServerConn returns a connection from which a server reads only requests whose framing can be read in one way (RFC 9112 2.2, 5, 6 and 7): one that
+// another server could take to end somewhere else, or to be two, is broken on the way, so that the server answers 400 and hangs up.
+// It is for HTTP/1.1; what follows a request to switch protocols is not looked at, and the server has to hang up where it does not switch.
+func ServerConn(c net.Conn) net.Conn { return &serverConn{Conn: c} }
+
+type serverConn struct {
+	net.Conn
+	framing framing
+	broken  []byte // what the server reads from now on; nil: what the client sends
+}
+
+// breaker is no part of any request: a server that reads it refuses what it has read so far.
+var breaker = []byte("\x00\r\n\r\n")
+
+func (c *serverConn) Read(p []byte) (int, error) {
+	if c.broken != nil {
+		if len(c.broken) == 0 {
+			return 0, io.EOF
+		}
+		n := copy(p, c.broken)
+		c.broken = c.broken[n:]
+		return n, nil
+	}
+	n, err := c.Conn.Read(p)
+	if good := c.framing.look(p[:n]); good < n {
+		c.broken = breaker
+		if good == 0 && n > 0 {
+			return c.Read(p)
+		}
+		return good, nil
+	}
+	return n, err
+}
+
+// ReadFrom lets the server copy from an upstream's connection without looking at it.
+func (c *serverConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
+
+// CloseWrite tells the client that nothing more will come.
+func (c *serverConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return c.Conn.Close()
+}
+
+// framing follows the requests on a connection.
+type framing struct {
+	at   func(*framing, []byte) int // what comes next, and how much of it is there; -1: it is not right. nil: a request line
+	line []byte                     // the beginning of a line whose end is not there yet
+	left int64                      // of the body, or of the chunk
+
+	// Of the request whose head is being read:
+	old                    bool // HTTP/1.0
+	host, lengths, codings int  // how often the field is there
+	length                 int64
+	upgrade                bool
+}
+
+// maxLine bounds what is kept of a line. A server takes none that is so long.
+const maxLine = 64 << 10
+
+// look follows what the client sends, and returns how much of it is right: all of it, or what is before the first thing that is not.
+func (f *framing) look(b []byte) int {
+	seen := 0
+	for seen < len(b) {
+		if f.at == nil {
+			f.at = (*framing).requestLine
+		}
+		n := f.at(f, b[seen:])
+		if n < 0 {
+			return seen
+		}
+		seen += n
+	}
+	return seen
+}
+
+// cut returns the line that b goes on with, without its end, and how much of b that is. A line that is not complete yet is kept, and ok is
+// false. -1 says that it does not end with CRLF alone (RFC 9112 2.2).
+func (f *framing) cut(b []byte) (line []byte, n int, ok bool) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		if f.line = append(f.line, b...); len(f.line) > maxLine {
+			return nil, -1, false
+		}
+		return nil, len(b), false
+	}
+	line = b[:i]
+	if len(f.line) > 0 {
+		line = append(f.line, line...)
+		f.line = line[:0]
+	}
+	if end := len(line) - 1; end >= 0 && line[end] == '\r' && bytes.IndexByte(line[:end], '\r') < 0 {
+		return line[:end], i + 1, true
+	}
+	return nil, -1, false
+}
+
+// requestLine is RFC 9112 3.
+func (f *framing) requestLine(b []byte) int {
+	line, n, ok := f.cut(b)
+	if !ok {
+		return n
+	}
+	method, rest, _ := bytes.Cut(line, space)
+	target, version, _ := bytes.Cut(rest, space)
+	if !token(method) || len(target) == 0 || bytes.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return -1
+	}
+	*f = framing{line: f.line, at: (*framing).field, old: string(version) == "HTTP/1.0"}
+	if !f.old && string(version) != "HTTP/1.1" {
+		return -1
+	}
+	return n
+}
+
+var space = []byte(" ")
+
+// field is a line of the header, or the empty line at its end (RFC 9112 5).
+func (f *framing) field(b []byte) int {
+	line, n, ok := f.cut(b)
+	switch {
+	case !ok:
+		return n
+	case len(line) == 0:
+		return f.endOfHead(n)
+	}
+	name, value, ok := bytes.Cut(line, []byte(":"))
+	if !ok || !token(name) || !fieldValue(value) { // so is a folded line, which begins with a space
+		return -1
+	}
+	value = bytes.Trim(value, " \t")
+	switch len(name) {
+	case len("Host"):
+		if equalFold(name, "host") {
+			f.host++
+		}
+	case len("Upgrade"):
+		if equalFold(name, "upgrade") {
+			f.upgrade = true
+		}
+	case len("Content-Length"):
+		if equalFold(name, "content-length") {
+			f.lengths++
+			if f.length, ok = digits(value, 10); !ok {
+				return -1
+			}
+		}
+	case len("Transfer-Encoding"):
+		if equalFold(name, "transfer-encoding") {
+			if f.codings++; !equalFold(value, "chunked") {
+				return -1
+			}
+		}
+	}
+	return n
+}
+
+func equalFold(b []byte, lower string) bool {
+	return len(b) == len(lower) && bytes.EqualFold(b, []byte(lower))
+}
+
+// digits reads a number that is written with digits alone.
+func digits(b []byte, base int64) (n int64, ok bool) {
+	for _, c := range b {
+		d := int64(0xff)
+		switch {
+		case '0' <= c && c <= '9':
+			d = int64(c - '0')
+		case 'a' <= c|0x20 && c|0x20 <= 'f':
+			d = int64(c|0x20-'a') + 10
+		}
+		if d >= base || n > (1<<62)/base {
+			return 0, false
+		}
+		n = n*base + d
+	}
+	return n, len(b) > 0
+}
+
+// endOfHead finds out where the body ends (RFC 9112 6.3). It is where the requests smuggled past a proxy differ from others.
+func (f *framing) endOfHead(n int) int {
+	switch {
+	case f.host > 1 || f.host == 0 && !f.old: // RFC 9112 3.2
+		return -1
+	case f.lengths > 1 || f.codings > 1 || f.lengths > 0 && f.codings > 0 || f.codings > 0 && f.old:
+		return -1
+	case f.upgrade && (f.codings > 0 || f.length > 0):
+		return -1
+	case f.upgrade:
+		f.at = (*framing).otherProtocol
+	case f.codings > 0:
+		f.at = (*framing).chunkSize
+	case f.length > 0:
+		f.at, f.left = (*framing).body, f.length
+	default:
+		f.at = nil
+	}
+	return n
+}
+
+func (f *framing) otherProtocol(b []byte) int { return len(b) }
+
+func (f *framing) body(b []byte) int {
+	n := min(int64(len(b)), f.left)
+	if f.left -= n; f.left == 0 {
+		f.at = nil
+	}
+	return int(n)
+}
+
+// chunkSize is the line before a chunk (RFC 9112 7.1).
+func (f *framing) chunkSize(b []byte) int {
+	line, n, ok := f.cut(b)
+	if !ok {
+		return n
+	}
+	size, extension, _ := bytes.Cut(line, []byte(";"))
+	if f.left, ok = digits(bytes.TrimRight(size, " \t"), 16); !ok || !fieldValue(extension) {
+		return -1
+	}
+	if f.at = (*framing).chunk; f.left == 0 {
+		f.at = (*framing).trailer
+	}
+	return n
+}
+
+func (f *framing) chunk(b []byte) int {
+	n := min(int64(len(b)), f.left)
+	if f.left -= n; f.left == 0 {
+		f.at = (*framing).chunkEnd
+	}
+	return int(n)
+}
+
+// chunkEnd is the empty line behind a chunk.
+func (f *framing) chunkEnd(b []byte) int {
+	line, n, ok := f.cut(b)
+	switch {
+	case !ok:
+		return n
+	case len(line) > 0:
+		return -1
+	}
+	f.at = (*framing).chunkSize
+	return n
+}
+
+// trailer is a line of the trailer, or the empty line at its end.
+func (f *framing) trailer(b []byte) int {
+	line, n, ok := f.cut(b)
+	switch {
+	case !ok:
+		return n
+	case len(line) == 0:
+		f.at = nil
+		return n
+	}
+	if name, value, ok := bytes.Cut(line, []byte(":")); !ok || !token(name) || !fieldValue(value) {
+		return -1
+	}
+	return n
+}
