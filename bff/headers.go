@@ -79,7 +79,7 @@ func (s *Server) upstreamHeader(w *response, r *http.Request, route *route, curr
 			}
 		}
 	}
-	set := make([]string, 3)
+	set := make([]string, 2)
 	if client := s.clientIP(r); client != "" {
 		set[0] = client
 		out["X-Forwarded-For"] = set[0:1:1]
@@ -94,8 +94,7 @@ func (s *Server) upstreamHeader(w *response, r *http.Request, route *route, curr
 		out["Via"] = append(via[:len(via):len(via)], viaUs...)
 	}
 	if current != nil {
-		set[2] = "Bearer " + current.Tokens.Access.Reveal()
-		out["Authorization"] = set[2:3:3]
+		out["Authorization"] = current.Bearer()
 	}
 	return out
 }

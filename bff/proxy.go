@@ -181,7 +181,7 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	}
 	resp.Body.Close()
 	a.done()
-	out.Header["Authorization"] = []string{"Bearer " + renewed.Tokens.Access.Reveal()}
+	out.Header["Authorization"] = renewed.Bearer()
 	return x.route.upstream.send(out, body, target)
 }
 

@@ -125,7 +125,7 @@ func (s *cacheShard) remove(id string) {
 
 // size is about how many bytes a session takes up in memory.
 func (s *Session) size() int {
-	return 1024 + len(s.sealed) + len(s.Claims) + len(s.Tokens.Access) + len(s.Tokens.Refresh) + len(s.Tokens.ID)
+	return 1024 + len(s.sealed) + 2*len(s.Claims) + 2*len(s.Tokens.Access) + len(s.Tokens.Refresh) + len(s.Tokens.ID)
 }
 
 // drop forgets a session, because it has changed.

@@ -38,7 +38,7 @@ func TestTheCacheIsBounded(t *testing.T) {
 			t.Errorf("%d sessions of %d bytes are held, want %d bytes at most, and almost as many", n, size, cacheShards*cacheShardSize)
 		}
 		fill(100, cacheShardSize)
-		fill(200, cacheShardSize/2)
+		fill(200, cacheShardSize/4)
 		time.Sleep(10 * time.Second)
 		fill(1000, 1000)
 		if n, _ := held(); n > 1000 {

@@ -338,6 +338,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session) (fresh, unsaved
 		return nil, nil, retryLater(err)
 	}
 	next := *now
+	next.reading = new(reading)
 	next.Tokens = merge(now.Tokens, tokens)
 	if next.sealed, err = m.ring.seal(&next); err != nil {
 		return nil, nil, err

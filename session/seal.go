@@ -117,7 +117,7 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 		if k.id != [4]byte(sealed[1:header]) {
 			continue
 		}
-		id := t.sessionID()
+		id := t.sessionID
 		packed, err := k.aead(t).Open(nil, nil, sealed[header:], []byte(id))
 		if err != nil {
 			return nil, fmt.Errorf("open session: %w", err)

@@ -76,6 +76,8 @@ type reading struct {
 	touching atomic.Bool // somebody moves the idle time-out
 	decoding sync.Once
 	claims   map[string]any // decoded
+	bearing  sync.Once
+	bearer   []string
 }
 
 // Claim returns one of the user's claims as encoding/json decodes it, a number as json.Number; nil if there is none of that name.
@@ -93,6 +95,12 @@ func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID
 
 // LogValue returns the session's ID.
 func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
+
+// Bearer returns the values of an Authorization header that carries the access token (RFC 6750 2.1). They must not be modified.
+func (s *Session) Bearer() []string {
+	s.reading.bearing.Do(func() { s.reading.bearer = []string{"Bearer " + s.Tokens.Access.Reveal()} })
+	return s.reading.bearer
+}
 
 // Store keeps records: opaque bytes under a key, each with a time to live; and sets of names, which have one too. A Store is safe for concurrent
 // use, and every method is atomic and sees all that was written before it began. What has outlived its time does not exist.
@@ -257,7 +265,7 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 		login.Began = now
 	}
 	s.ticket = newTicket()
-	s.ID = s.ticket.sessionID()
+	s.ID = s.ticket.sessionID
 	s.CreatedAt = now
 	s.ExpiresAt = now.Add(m.cfg.maxLifetime())
 	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() && s.Tokens.Expiry.Before(s.ExpiresAt) {
@@ -415,7 +423,7 @@ func leaseKey(id string) string  { return "refresh:" + id }
 
 // find returns the session that a ticket opens, from the cache if it is there.
 func (m *Manager) find(ctx context.Context, t ticket) (*Session, error) {
-	if s := m.cache.get(t.sessionID(), time.Now()); s != nil && s.ticket.equal(t) {
+	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.equal(t) {
 		return s, nil
 	}
 	return m.load(ctx, t)
@@ -423,7 +431,7 @@ func (m *Manager) find(ctx context.Context, t ticket) (*Session, error) {
 
 // load reads the session that a ticket opens from the store.
 func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
-	id := t.sessionID()
+	id := t.sessionID
 	changes, current := m.cache.reading(id)
 	sealed, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(id))
 	if err != nil {

@@ -6,7 +6,10 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"fmt"
+	"hash/maphash"
 	"net/http"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/gorilla/securecookie"
@@ -14,22 +17,34 @@ import (
 
 // ticket is what the cookie carries: which record, and this half of the key that opens it.
 type ticket struct {
-	id      [16]byte
-	dataKey [32]byte
+	id        [16]byte
+	dataKey   [32]byte
+	sessionID string
 }
 
 func newTicket() ticket {
 	var t ticket
 	rand.Read(t.id[:]) // never fails: crypto/rand ends the process rather than return a predictable byte
 	rand.Read(t.dataKey[:])
-	return t
+	return t.named()
 }
 
-// sessionID is the hash of the id by which the store, the user and the logs know the session. None of them learns the id. It has
+// parseTicket reads what was in a cookie.
+func parseTicket(b []byte) (t ticket, ok bool) {
+	if len(b) != len(t.id)+len(t.dataKey) {
+		return ticket{}, false
+	}
+	copy(t.id[:], b)
+	copy(t.dataKey[:], b[len(t.id):])
+	return t.named(), true
+}
+
+// named adds the hash of the id by which the store, the user and the logs know the session. None of them learns the id. It has
 // as many bits as the id.
-func (t ticket) sessionID() string {
+func (t ticket) named() ticket {
 	sum := sha256.Sum256(t.id[:])
-	return base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
+	t.sessionID = base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
+	return t
 }
 
 func (t ticket) equal(other ticket) bool {
@@ -58,13 +73,14 @@ type cookie struct {
 	Cookie
 	name   string
 	codecs []securecookie.Codec
+	opened *opened
 }
 
 func newCookie(c Cookie, ring keyring, maxAge time.Duration) cookie {
 	if c.SameSite == 0 {
 		c.SameSite = http.SameSiteStrictMode
 	}
-	return cookie{Cookie: c, name: c.Name("cloakroom"), codecs: ring.codecs("session cookie", maxAge)}
+	return cookie{Cookie: c, name: c.Name("cloakroom"), codecs: ring.codecs("session cookie", maxAge), opened: newOpened()}
 }
 
 func (c cookie) encode(t ticket) (string, error) {
@@ -78,20 +94,89 @@ func (c cookie) encode(t ticket) (string, error) {
 // ticket returns what the request's session cookie carries, and whether the first of the session keys has sealed it. Two cookies of that name are none: one of them was planted, and
 // which one cannot be known (RFC 6265bis 4.2.2: no reliance on order).
 func (c cookie) ticket(r *http.Request) (t ticket, first, ok bool) {
-	cookies := r.CookiesNamed(c.name)
-	if len(cookies) != 1 {
+	value, n := cookieNamed(r.Header["Cookie"], c.name)
+	if n != 1 {
 		return ticket{}, false, false
+	}
+	now := time.Now()
+	if t, first, ok = c.opened.get(value, now); ok {
+		return t, first, true
 	}
 	for i, codec := range c.codecs {
 		var plain []byte
-		if err := codec.Decode(c.name, cookies[0].Value, &plain); err != nil || len(plain) != len(t.id)+len(t.dataKey) {
+		if codec.Decode(c.name, value, &plain) != nil {
 			continue
 		}
-		copy(t.id[:], plain)
-		copy(t.dataKey[:], plain[len(t.id):])
-		return t, i == 0, true
+		if t, ok = parseTicket(plain); ok {
+			c.opened.put(value, t, i == 0, now)
+			return t, i == 0, true
+		}
 	}
 	return ticket{}, false, false
+}
+
+// cookieNamed returns the value of a cookie, and how many of its name there are.
+func cookieNamed(lines []string, name string) (value string, n int) {
+	for _, line := range lines {
+		for len(line) > 0 {
+			var pair string
+			pair, line, _ = strings.Cut(line, ";")
+			pair = strings.Trim(pair, " \t")
+			if v, ok := strings.CutPrefix(pair, name); ok && strings.HasPrefix(v, "=") {
+				value, n = v[1:], n+1
+			}
+		}
+	}
+	return value, n
+}
+
+// opened remembers for some seconds what was in cookies: to open one takes longer than all else that a request with a cached session needs.
+type opened struct {
+	seed   maphash.Seed
+	shards [cacheShards]openedShard
+}
+
+type openedShard struct {
+	mu      sync.Mutex              // guards all below
+	cookies map[string]openedCookie // :: the cookie's value
+}
+
+type openedCookie struct {
+	ticket ticket
+	first  bool
+	at     time.Time
+}
+
+const (
+	openedFor = 10 * time.Second
+	maxOpened = 1024 // in a shard, a quarter of a megabyte
+)
+
+func newOpened() *opened { return &opened{seed: maphash.MakeSeed()} }
+
+func (o *opened) shard(value string) *openedShard {
+	return &o.shards[maphash.String(o.seed, value)%cacheShards]
+}
+
+func (o *opened) get(value string, now time.Time) (t ticket, first, ok bool) {
+	shard := o.shard(value)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	c, ok := shard.cookies[value]
+	if !ok || now.Sub(c.at) > openedFor {
+		return ticket{}, false, false
+	}
+	return c.ticket, c.first, true
+}
+
+func (o *opened) put(value string, t ticket, first bool, now time.Time) {
+	shard := o.shard(value)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if shard.cookies == nil || len(shard.cookies) >= maxOpened {
+		shard.cookies = make(map[string]openedCookie) // those in use are there again within moments
+	}
+	shard.cookies[strings.Clone(value)] = openedCookie{t, first, now}
 }
 
 func (c cookie) set(w http.ResponseWriter, value string, maxAge time.Duration) {
