@@ -471,7 +471,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		err = errBadBody.because(err)
 	}
 	b.failed = err
-	if b.lost = b.lost || len(b.kept)+n > keptBody; b.lost {
+	if b.lost = b.lost || len(b.kept)+n > keptBody || b.x.r.ContentLength > keptBody; b.lost {
 		b.kept = nil
 	} else {
 		b.kept = append(b.kept, p[:n]...)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -88,25 +89,39 @@ func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) 
 	return m.refresh(ctx, s).wait(ctx)
 }
 
-// renewAgain is how long after a refresh the new token is not refreshed because an API does not take it.
+// renewAgain is how long nobody refreshes tokens because an API does not take them, after that was done.
 const renewAgain = 10 * time.Second
 
 // RenewRejected refreshes rejected, the request's session, because an API does not take its access token although it should still be good. Where
-// another request has done so meanwhile, that is the session it returns. It returns rejected itself when its token is fresh from a refresh, for an API that
-// takes none must not have the provider asked with each call. Errors are those of Fresh.
+// another request has done so meanwhile, that is the session it returns. It returns rejected itself where this was done moments ago, for an API that
+// takes no token at all must not have the provider asked with each call. Errors are those of Fresh.
 func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *Session) (*Session, error) {
 	s, err := m.Get(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	refreshed := s.Tokens.Issued.After(s.CreatedAt)
 	switch {
+	case err != nil:
+		return nil, err
 	case s.Tokens.Access != rejected.Tokens.Access:
 		return s, nil
-	case s.Tokens.Refresh == "", refreshed && time.Since(s.Tokens.Issued) < renewAgain:
+	case s.Tokens.Refresh == "" || m.renewedLately(s.ID):
 		return rejected, nil
 	}
-	return m.refresh(ctx, s).wait(ctx)
+	if s, err = m.refresh(ctx, s).wait(ctx); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.renewed[s.ID] = time.Now()
+	return s, nil
+}
+
+// renewedLately says whether a session was refreshed moments ago because its token was rejected.
+func (m *Manager) renewedLately(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(m.renewed, func(_ string, at time.Time) bool { return now.Sub(at) > renewAgain })
+	_, lately := m.renewed[id]
+	return lately
 }
 
 // Drain waits until no refresh is under way, or until ctx ends. Call it when no more requests come in: a process that

@@ -198,9 +198,10 @@ type Manager struct {
 	journal journal
 	working sync.WaitGroup // refreshes under way, for Drain
 
-	mu       sync.Mutex         // guards all below
-	flights  map[string]*flight // :: Session.ID → its refresh under way, or its failure while it is too early to try again
-	missedAt time.Time          // when the store last said that changes may have gone unannounced
+	mu       sync.Mutex           // guards all below
+	flights  map[string]*flight   // :: Session.ID → its refresh under way, or its failure while it is too early to try again
+	renewed  map[string]time.Time // :: Session.ID → when it was refreshed because an API rejected its token
+	missedAt time.Time            // when the store last said that changes may have gone unannounced
 }
 
 // FieldError is a mistake in one field of a Config.
@@ -241,7 +242,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)}}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), renewed: make(map[string]time.Time), ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)}}
 	if m.log == nil {
 		m.log = slog.Default()
 	}

@@ -215,7 +215,7 @@ func (x *exchange) await() error {
 
 var buffers = sync.Pool{New: func() any { return new([uploadBuffer]byte) }}
 
-const uploadBuffer = 32 << 10
+const uploadBuffer = 64 << 10
 
 // send writes the request's head, and begins to send its body.
 func (x *exchange) send(req *http.Request) error {

@@ -1,0 +1,476 @@
+package bff_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// routed starts a broker with one route more than others have, and signs alice in.
+func routed(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bfftest.Browser) {
+	t.Helper()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		if route.Upstream == nil {
+			route.Upstream = []string{a.echo.URL}
+		}
+		cfg.Routes = append(cfg.Routes, route)
+		for _, edit := range provider {
+			edit(a)
+		}
+	})
+	return a, a.signedIn()
+}
+
+func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
+	for _, test := range []struct{ path, base, ask, want string }{
+		{"/orders/", "", "/orders/1?q=a%2Fb", "/1?q=a%2Fb"},
+		{"/orders/", "", "/orders/a%20b/c", "/a%20b/c"},
+		{"/orders/", "", "/orders/", "/"},
+		{"/orders", "", "/orders", "/"},
+		{"/orders", "", "/orders/1", "/1"},
+		{"/orders/", "/v1", "/orders/1", "/v1/1"},
+		{"/orders/", "/v1/", "/orders/1", "/v1/1"},
+		{"/orders", "/v1", "/orders", "/v1/"},
+	} {
+		_, b := routed(t, bff.Route{Path: test.path, Token: "user", StripPrefix: true, Upstream: []string{bfftest.NewEcho(t).URL + test.base}})
+		if got := echoed(t, b.Fetch("GET", test.ask)).URI; got != test.want {
+			t.Errorf("%s of the route %s to %q: the upstream got %s, want %s", test.ask, test.path, test.base, got, test.want)
+		}
+	}
+}
+
+func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
+	echo := bfftest.NewEcho(t)
+	var location atomic.Value
+	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", location.Load().(string))
+		w.WriteHeader(303)
+	}
+	host := strings.TrimPrefix(echo.URL, "http://")
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Routes = append(cfg.Routes,
+			bff.Route{Path: "/plain/", Token: "user", Upstream: []string{echo.URL}},
+			bff.Route{Path: "/stripped/", Token: "user", Upstream: []string{echo.URL}, StripPrefix: true},
+			bff.Route{Path: "/based/", Token: "user", Upstream: []string{echo.URL + "/v1"}, StripPrefix: true})
+	})
+	b := a.signedIn()
+	for _, test := range []struct{ route, location, want string }{
+		{"/plain/", echo.URL + "/plain/x?q=1#f", "/plain/x?q=1#f"},
+		{"/plain/", "//" + host + "/plain/x", "/plain/x"},
+		{"/plain/", "/plain/x", "/plain/x"},
+		{"/plain/", "x", "x"},
+		{"/plain/", "https://elsewhere.example/x", "https://elsewhere.example/x"},
+		{"/plain/", "https://" + host + "/x", "https://" + host + "/x"},
+		{"/plain/", echo.URL, "/"},
+		{"/plain/", echo.URL + "//evil.example/x", echo.URL + "//evil.example/x"},
+		{"/stripped/", "/x", "/stripped/x"},
+		{"/stripped/", echo.URL + "/x%2Fy", "/stripped/x%2Fy"},
+		{"/stripped/", "../x", "../x"},
+		{"/based/", "/v1/x", "/based/x"},
+		{"/based/", echo.URL + "/v1/x", "/based/x"},
+		{"/based/", "/v12/x", "/v12/x"},
+	} {
+		location.Store(test.location)
+		if got := b.Fetch("GET", test.route+"a").Header.Get("Location"); got != test.want {
+			t.Errorf("%s, Location %s: got %s, want %s", test.route, test.location, got, test.want)
+		}
+	}
+}
+
+func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
+	a, b := routed(t, bff.Route{Path: "/read/", Token: "user", Methods: []string{"GET", "HEAD"}})
+	echoed(t, b.Fetch("GET", "/read/x"))
+	before := a.echo.Calls()
+	for _, method := range []string{"POST", "DELETE", "get", "OPTIONS"} {
+		answer := b.Fetch(method, "/read/x")
+		wantProblem(t, answer, 405, "method_not_allowed")
+		if got := answer.Header.Get("Allow"); got != "GET, HEAD" {
+			t.Errorf("Allow is %q", got)
+		}
+	}
+	if n := a.echo.Calls() - before; n > 0 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
+func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
+	a, b := routed(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
+	if got := echoed(t, b.Fetch("GET", "/maybe/x")).Header; !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
+		t.Errorf("signed in, the upstream got %v", got)
+	}
+	if got := echoed(t, a.browser().Fetch("GET", "/maybe/x", "Authorization", "Bearer forged", "X-User", "mallory")).Header; got.Get("Authorization") != "" || got.Get("X-User") != "" {
+		t.Errorf("signed out, the upstream got %v", got)
+	}
+}
+
+func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
+	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
+		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level", "X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
+	}}, func(a *app) {
+		a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+			claims["groups"] = []any{"a", "b", 3, []any{"nested"}}
+			claims["level"], claims["admin"] = 7, true
+			claims["address"] = map[string]any{"country": "NO"}
+			claims["odd"] = "two\r\nlines: 1"
+			claims["name"] = "Ålice"
+		}})
+	})
+	forged := []string{"X-User", "mallory", "X-Email", "x", "X-Groups", "root", "X-None", "x", "X-Object", "x", "X-Odd", "x", "X_User", "mallory", "Connection", "X-User, X-Email"}
+	got := echoed(t, b.Fetch("GET", "/who/x", forged...)).Header
+	for name, want := range map[string]string{
+		"X-User": "alice", "X-Email": "alice@example.com", "X-Groups": "a,b,3", "X-Level": "7", "X-Admin": "true", "X-None": "", "X-Object": "", "X-Odd": "", "X-Name": "Ålice", "X_User": "",
+	} {
+		if values := got.Values(name); strings.Join(values, "|") != want {
+			t.Errorf("%s: got %q, want %q", name, values, want)
+		}
+	}
+	_ = a
+}
+
+func TestARouteMayRequireMoreThanASession(t *testing.T) {
+	signedInAt := time.Now().Add(-10 * time.Minute)
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+			claims["groups"], claims["level"] = []any{"staff", "ops"}, 2
+			claims["acr"], claims["auth_time"] = "silver", signedInAt.Unix()
+		}})
+		cfg.Provider.Scopes = []string{"openid", "profile", "orders:read"}
+		for name, require := range map[string]bff.Require{
+			"scope": {Scopes: []string{"openid", "orders:read"}}, "scope-not": {Scopes: []string{"orders:read", "orders:write"}},
+			"claim": {Claims: map[string][]string{"groups": {"admin", "ops"}, "level": {"2"}}}, "claim-not": {Claims: map[string][]string{"groups": {"staff"}, "level": {"3"}}}, "claim-none": {Claims: map[string][]string{"nothing": {"x"}}},
+			"acr": {ACR: []string{"gold", "silver"}}, "acr-not": {ACR: []string{"gold", "platinum"}},
+			"age": {MaxAge: time.Hour}, "age-not": {MaxAge: 5 * time.Minute}, "both-not": {ACR: []string{"gold"}, MaxAge: 5 * time.Minute},
+		} {
+			cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + name + "/", Token: "optional", Upstream: []string{a.echo.URL}, Require: require})
+		}
+	})
+	b := a.signedIn()
+	for _, name := range []string{"scope", "claim", "acr", "age"} {
+		echoed(t, b.Fetch("GET", "/"+name+"/x"))
+	}
+	before := a.echo.Calls()
+	for _, test := range []struct {
+		name, code, challenge, login string
+		status                       int
+	}{
+		{"scope-not", "insufficient_scope", `Bearer error="insufficient_scope", scope="orders:read orders:write"`, "", 403},
+		{"claim-not", "forbidden", "", "", 403},
+		{"claim-none", "forbidden", "", "", 403},
+		{"acr-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", acr_values="gold platinum"`, "/bff/login?acr_values=gold+platinum", 401},
+		{"age-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", max_age="300"`, "/bff/login?max_age=300", 401},
+		{"both-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="300"`, "/bff/login?acr_values=gold&max_age=300", 401},
+	} {
+		answer := b.Fetch("GET", "/"+test.name+"/x")
+		wantProblem(t, answer, test.status, test.code)
+		var body struct {
+			LoginURL string `json:"login_url"`
+		}
+		answer.Decode(t, &body)
+		if got := answer.Header.Get("WWW-Authenticate"); got != test.challenge || body.LoginURL != test.login {
+			t.Errorf("%s: the challenge is %s and the login %s, want %s and %s", test.name, got, body.LoginURL, test.challenge, test.login)
+		}
+	}
+	for _, name := range []string{"scope", "claim", "acr", "age"} { // a session is needed, whatever the token
+		wantProblem(t, a.browser().Fetch("GET", "/"+name+"/x"), 401, "not_signed_in")
+	}
+	if n := a.echo.Calls() - before; n > 0 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+	wantSession := b.Fetch("GET", "/bff/session")
+	if !strings.Contains(wantSession.Text, `"authenticated":true`) {
+		t.Errorf("a challenge has signed out: %s", wantSession.Text)
+	}
+}
+
+func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	echo := bfftest.NewEcho(t)
+	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		if r.URL.Path == "/slow/body" {
+			io.WriteString(w, "begun")
+			w.(http.Flusher).Flush()
+		}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}
+	for _, test := range []struct{ path, method string }{{"/slow/header", "GET"}, {"/slow/header", "POST"}} {
+		a, b := routed(t, bff.Route{Path: "/slow/", Token: "user", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{ResponseHeader: 50 * time.Millisecond}})
+		wantProblem(t, b.Do(test.method, "/slow/header", "", "X-CSRF", "1"), 504, "upstream_timeout")
+		wantProblem(t, b.Do("POST", "/slow/header", "a body", "X-CSRF", "1"), 504, "upstream_timeout")
+		_ = a
+	}
+	_, b := routed(t, bff.Route{Path: "/slow/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: 50 * time.Millisecond}})
+	wantProblem(t, b.Fetch("GET", "/slow/header"), 504, "upstream_timeout")
+	resp := b.Open("/slow/body")
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); string(text) != "begun" || err == nil {
+		t.Errorf("of an answer that stands still came %q, and the error %v, want one", text, err)
+	}
+}
+
+func TestABodyThatIsTooLargeIsRefused(t *testing.T) {
+	a, b := routed(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
+	if got := echoed(t, b.Do("POST", "/small/x", "0123456789", "X-CSRF", "1")).Body; got != "0123456789" {
+		t.Errorf("of ten bytes %q arrived", got)
+	}
+	before := a.echo.Calls()
+	wantProblem(t, b.Do("POST", "/small/x", "0123456789a", "X-CSRF", "1"), 413, "body_too_large")
+	if n := a.echo.Calls() - before; n > 0 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+	body := struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 1<<20))} // of unknown length
+	req, err := http.NewRequest("POST", a.url+"/small/x", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-CSRF", "1")
+	for _, c := range b.Cookies() {
+		req.AddCookie(c)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != 413 || !strings.Contains(string(text), "body_too_large") {
+		t.Errorf("in chunks: got %d %s", resp.StatusCode, text)
+	}
+}
+
+// hangsUp is an upstream that hangs up on the first requests without an answer, and then answers how many there were.
+func hangsUp(t *testing.T, first int) (url string, asked func() int) {
+	var n atomic.Int32
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if n.Add(1) <= int32(first) {
+			panic(http.ErrAbortHandler)
+		}
+		w.Write(body)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL, func() int { return int(n.Load()) }
+}
+
+func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
+	for _, test := range []struct {
+		method string
+		first  int // requests that are hung up on
+		never  bool
+		status int
+		asked  int
+	}{
+		{"GET", 1, false, 200, 2}, {"PUT", 1, false, 200, 2}, {"DELETE", 1, false, 200, 2}, {"QUERY", 1, false, 200, 2},
+		{"GET", 2, false, 502, 2}, {"POST", 1, false, 502, 1}, {"PATCH", 1, false, 502, 1}, {"GET", 1, true, 502, 1},
+	} {
+		upstream, asked := hangsUp(t, test.first)
+		_, b := routed(t, bff.Route{Path: "/flaky/", Token: "user", Upstream: []string{upstream}, NoRetry: test.never})
+		answer := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
+		if answer.StatusCode != test.status || asked() != test.asked || test.status == 200 && answer.Text != "the body" {
+			t.Errorf("%s, %d hung up on, never %v: got %d %q, the upstream was asked %d times; want %d, %d times", test.method, test.first, test.never, answer.StatusCode, answer.Text, asked(), test.status, test.asked)
+		}
+	}
+}
+
+func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
+	dead := httptest.NewServer(nil)
+	dead.Close()
+	one, two := bfftest.NewEcho(t), bfftest.NewEcho(t)
+	_, b := routed(t, bff.Route{Path: "/many/", Token: "user", Upstream: []string{dead.URL, one.URL, dead.URL, two.URL}})
+	for range 20 {
+		echoed(t, b.Fetch("GET", "/many/x"))
+	}
+	if one.Calls() < 5 || two.Calls() < 5 || one.Calls()+two.Calls() != 20 {
+		t.Errorf("20 requests: %d and %d", one.Calls(), two.Calls())
+	}
+	if got := echoed(t, b.Do("POST", "/many/x", "a body", "X-CSRF", "1")).Body; got != "a body" {
+		t.Errorf("the body that arrived is %q", got)
+	}
+	one.Close()
+	two.Close()
+	first := b.Fetch("GET", "/many/x")
+	if first.StatusCode != 502 && first.StatusCode != 503 {
+		t.Errorf("all down: got %d", first.StatusCode)
+	}
+	b.Fetch("GET", "/many/x")
+	answer := b.Fetch("GET", "/many/x")
+	wantProblem(t, answer, 503, "upstream_unavailable")
+	if answer.Header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After is %q", answer.Header.Get("Retry-After"))
+	}
+}
+
+func TestUpstreamsOfEveryKind(t *testing.T) {
+	handler := bfftest.NewEcho(t).Config.Handler
+	overTLS := httptest.NewUnstartedServer(handler)
+	overTLS.EnableHTTP2 = true
+	overTLS.StartTLS()
+	defer overTLS.Close()
+	h2c := httptest.NewUnstartedServer(handler)
+	h2c.Config.Protocols = new(http.Protocols)
+	h2c.Config.Protocols.SetUnencryptedHTTP2(true)
+	h2c.Start()
+	defer h2c.Close()
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overUnix := &httptest.Server{Listener: l, Config: &http.Server{Handler: handler}}
+	overUnix.Start()
+	defer overUnix.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(overTLS.Certificate())
+
+	for _, test := range []struct {
+		name, upstream string
+		tls            *tls.Config
+	}{
+		{"https", overTLS.URL, &tls.Config{RootCAs: roots}},
+		{"h2c", "h2c" + strings.TrimPrefix(h2c.URL, "http"), nil},
+		{"unix", "unix:" + socket, nil},
+	} {
+		_, b := routed(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{test.upstream}, TLS: test.tls})
+		got := echoed(t, b.Do("POST", "/kind/a%20b?q=1", "a body", "X-CSRF", "1"))
+		if got.URI != "/kind/a%20b?q=1" || got.Body != "a body" || !strings.HasPrefix(got.Header.Get("Authorization"), "Bearer ") || got.Header.Get("User-Agent") == "" {
+			t.Errorf("%s: the upstream got %+v", test.name, got)
+		}
+	}
+	for name, cfg := range map[string]*tls.Config{"none": nil, "others": {RootCAs: x509.NewCertPool()}} {
+		a, b := routed(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS.URL}, TLS: cfg})
+		wantProblem(t, b.Fetch("GET", "/kind/x"), 502, "upstream_failed")
+		if !strings.Contains(a.logs.String(), "certificate signed by unknown authority") {
+			t.Errorf("%s: the log does not say what is wrong", name)
+		}
+	}
+}
+
+func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
+	ours := httptest.NewUnstartedServer(nil)
+	ours.StartTLS()
+	defer ours.Close()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, len(r.TLS.PeerCertificates))
+	}))
+	s.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	s.StartTLS()
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	_, b := routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots, Certificates: ours.TLS.Certificates}})
+	if answer := b.Fetch("GET", "/mtls/x"); answer.StatusCode != 200 || answer.Text != "1" {
+		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	}
+	_, b = routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots}})
+	wantProblem(t, b.Fetch("GET", "/mtls/x"), 502, "upstream_failed")
+}
+
+// rejecting is an upstream that rejects tokens, the first ones or all.
+func rejecting(t *testing.T, first int) (*bfftest.Echo, *atomic.Int32) {
+	var rejected atomic.Int32
+	echo := bfftest.NewEcho(t)
+	var inner *bfftest.Echo
+	inner = bfftest.NewEcho(t)
+	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		if int(rejected.Load()) < first {
+			rejected.Add(1)
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("WWW-Authenticate", `Bearer realm="api", error="invalid_token"`)
+			http.Error(w, "no", 401)
+			return
+		}
+		inner.Config.Handler.ServeHTTP(w, r)
+	}
+	return echo, &rejected
+}
+
+func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *testing.T) {
+	for _, method := range []string{"GET", "POST", "PUT"} {
+		echo, _ := rejecting(t, 1)
+		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+		got := echoed(t, b.Do(method, "/strict/x", "the body", "X-CSRF", "1"))
+		if got.Body != "the body" || !a.provider.Issued(strings.TrimPrefix(got.Header.Get("Authorization"), "Bearer ")) || a.provider.Refreshes() != 1 {
+			t.Errorf("%s: the upstream got %+v after %d refreshes", method, got, a.provider.Refreshes())
+		}
+	}
+}
+
+func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *testing.T) {
+	echo, rejected := rejecting(t, 1<<30)
+	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	for range 5 {
+		answer := b.Fetch("GET", "/strict/x")
+		if answer.StatusCode != 401 || answer.Code() != "" || !strings.Contains(answer.Header.Get("WWW-Authenticate"), "invalid_token") {
+			t.Errorf("got %d %v %s, want the upstream's answer", answer.StatusCode, answer.Header, answer.Text)
+		}
+	}
+	if a.provider.Refreshes() != 1 || rejected.Load() != 6 {
+		t.Errorf("%d refreshes and %d requests for five calls, want 1 and 6", a.provider.Refreshes(), rejected.Load())
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
+	echo, rejected := rejecting(t, 1)
+	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	answer := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
+	if answer.StatusCode != 401 || rejected.Load() != 1 || a.provider.Refreshes() != 0 {
+		t.Errorf("got %d after %d rejections and %d refreshes", answer.StatusCode, rejected.Load(), a.provider.Refreshes())
+	}
+}
+
+func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
+	echo, _ := rejecting(t, 1)
+	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	a.provider.Misbehave(t, bfftest.ProviderDown)
+	if answer := b.Fetch("GET", "/strict/x"); answer.StatusCode != 401 || answer.Code() != "" {
+		t.Errorf("got %d %s, want the upstream's answer", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(b, "alice")
+}
+
+func TestMistakesInARoute(t *testing.T) {
+	for want, route := range map[string]bff.Route{
+		"Routes[0].Upstream: missing":                           {Path: "/x/", Token: "user"},
+		`Routes[0].Upstream: "ftp://x" is not a URL`:            {Path: "/x/", Token: "user", Upstream: []string{"ftp://x"}},
+		`Routes[0].Upstream: "http://u:p@x" is not a URL`:       {Path: "/x/", Token: "user", Upstream: []string{"http://u:p@x"}},
+		`Routes[0].Upstream: "http://x/../y" is not a URL`:      {Path: "/x/", Token: "user", Upstream: []string{"http://x/../y"}},
+		`Routes[0].Upstream: "unix:sock" is not a URL`:          {Path: "/x/", Token: "user", Upstream: []string{"unix:sock"}},
+		`Routes[0].Upstream: "http://y?q" is not a URL`:         {Path: "/x/", Token: "user", Upstream: []string{"http://x", "http://y?q"}},
+		`Routes[0].Methods: "get" is not a method`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"get"}},
+		`Routes[0].Methods: "TRACE" is not a method`:            {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"TRACE"}},
+		`Routes[0].Token: "client" is none of`:                  {Path: "/x/", Token: "client", Upstream: []string{"http://x"}},
+		`Routes[0].Token: none goes with neither`:               {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}},
+		`Routes[0].CSRF: "off" is none of`:                      {Path: "/x/", Token: "user", CSRF: "off", Upstream: []string{"http://x"}},
+		`Routes[0].Headers: "Authorization" is not a header`:    {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"Authorization": "sub"}},
+		`Routes[0].Headers: "x-forwarded-user" is not a header`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"x-forwarded-user": "sub"}},
+		`Routes[0].Headers: "X_User" is not a header`:           {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X_User": "sub"}},
+		`Routes[0].Headers: "host" is not a header`:             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"host": "sub"}},
+		`Routes[0].Headers: "X-User" has no claim`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": ""}},
+		`Routes[0].Require.Claims: "role" has no value`:         {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Require: bff.Require{Claims: map[string][]string{"role": nil}}},
+		`Routes[0].Require: "a b" is neither a scope nor`:       {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Require: bff.Require{Scopes: []string{"a b"}}},
+		`Routes[0].Timeouts.Idle: -1s is negative`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Timeouts: bff.Timeouts{Idle: -time.Second}},
+		`Routes[0].MaxBody: -1 is negative`:                     {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, MaxBody: -1},
+	} {
+		_, err := bff.New(bff.Config{Routes: []bff.Route{route}})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want %s, got\n%v", want, err)
+		}
+	}
+}
