@@ -245,7 +245,7 @@ func (s *Server) Close(ctx context.Context) error {
 // ServeHTTP answers one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	w := newResponse(rw)
+	w := newResponse(rw, r)
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			if cause != http.ErrAbortHandler {

@@ -408,3 +408,35 @@ func TestEachRequestIsOneLineInTheLog(t *testing.T) {
 		t.Error("a query is in the log")
 	}
 }
+
+func TestARequestIsNamedAfterItsTrace(t *testing.T) {
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for parent, want := range map[string]bool{
+		"00-" + trace + "-00f067aa0ba902b7-01":                   true,
+		"cc-" + trace + "-00f067aa0ba902b7-01-more":              true,
+		"00-" + trace + "-00f067aa0ba902b7-01-more":              false,
+		"ff-" + trace + "-00f067aa0ba902b7-01":                   false,
+		"00-" + trace + "-0000000000000000-01":                   false,
+		"00-" + strings.Repeat("0", 32) + "-00f067aa0ba902b7-01": false,
+		"00-" + strings.ToUpper(trace) + "-00f067aa0ba902b7-01":  false,
+		"00-" + trace[:31] + "\"-00f067aa0ba902b7-01":            false,
+		"nonsense": false,
+		"":         false,
+	} {
+		got := echoed(t, b.Fetch("GET", "/api/x", "Traceparent", parent, "X-Request-Id", "forged")).Header
+		if id := got.Values("X-Request-Id"); len(id) != 1 || (id[0] == trace) != want || id[0] == "forged" {
+			t.Errorf("traceparent %q: X-Request-Id is %q", parent, id)
+		}
+		if got.Get("Traceparent") != parent {
+			t.Errorf("traceparent %q arrives as %q", parent, got.Get("Traceparent"))
+		}
+	}
+	a.echo.Close()
+	answer := b.Fetch("GET", "/api/x", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
+	wantProblem(t, answer, 502, "upstream_failed")
+	if !strings.Contains(answer.Text, `"request_id":"`+trace+`"`) {
+		t.Errorf("the problem does not name the trace: %s", answer.Text)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"net/http"
+	"strings"
 )
 
 // statusClientLeft is logged, never sent: there was nobody left to send it to.
@@ -32,10 +33,31 @@ const (
 	loginPage             // with the way to sign in again as well
 )
 
-func newResponse(w http.ResponseWriter) *response {
+func newResponse(w http.ResponseWriter, r *http.Request) *response {
+	return &response{ResponseWriter: w, requestID: requestID(r)}
+}
+
+// requestID is the trace-id of a request that is part of a trace (W3C Trace Context 3.2), else a random name.
+func requestID(r *http.Request) string {
+	if parent := r.Header["Traceparent"]; len(parent) == 1 {
+		if id, ok := traceID(parent[0]); ok {
+			return id
+		}
+	}
 	var id [8]byte
 	rand.Read(id[:])
-	return &response{ResponseWriter: w, requestID: hex.EncodeToString(id[:])}
+	return hex.EncodeToString(id[:])
+}
+
+// traceID reads version-trace-parent-flags, the trace being 32 hexadecimal digits that are not all zero.
+func traceID(parent string) (string, bool) {
+	parts := strings.SplitN(parent, "-", 5)
+	if len(parts) < 4 || len(parts[0]) != 2 || parts[0] == "ff" || parts[0] == "00" && len(parts) > 4 || len(parts[1]) != 32 || len(parts[2]) != 16 || len(parts[3]) != 2 {
+		return "", false
+	}
+	digits := strings.Join(parts[:4], "")
+	hexadecimal := strings.IndexFunc(digits, func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') }) < 0
+	return parts[1], hexadecimal && strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
 }
 
 func (w *response) WriteHeader(status int) {

@@ -106,6 +106,11 @@ export interface Client<Claims extends object = UserClaims> {
   fetch(input: RequestInfo | URL, init?: FetchOptions): Promise<Response>;
   /** Leaves the page to sign in. */
   login(options?: LoginOptions): void;
+  /**
+   * What to call {@link Client.login} with, if an answer says that the user has to sign in more strongly, or again (RFC 9470): the broker's, for a route
+   * that requires it, or the API's own. `undefined` for every other answer.
+   */
+  challenge(response: Response): LoginOptions | undefined;
   /** Leaves the page to sign out, here and at the provider. If that cannot be done, the browser shows a page that says so. */
   logout(options?: LogoutOptions): void;
   /** Calls `listener` at each `event`. Returns a function that ends this. */

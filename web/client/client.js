@@ -152,6 +152,14 @@ export function createClient({ prefix = ownPrefix() } = {}) {
       location.assign(`${prefix}/login?${query}`);
     },
 
+    challenge(response) {
+      const header = response.status === 401 ? (response.headers.get("WWW-Authenticate") ?? "") : "";
+      const parameter = (/** @type {string} */ name) => new RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
+      if (parameter("error") !== "insufficient_user_authentication") return undefined;
+      const maxAge = parameter("max_age");
+      return { acrValues: parameter("acr_values"), maxAge: maxAge === undefined ? undefined : Number(maxAge) };
+    },
+
     logout({ returnTo = "/" } = {}) {
       // A form and not a fetch: the address at the provider that it leads to takes the ID token along as a hint (RP-Initiated Logout 2),
       // and a script has no business with that.

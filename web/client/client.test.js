@@ -184,6 +184,19 @@ test("a 401 raises signed-out on a page that never asked who is signed in", asyn
   assert.deepEqual(events, ["signed-out", "change"]);
 });
 
+test("a challenge to sign in more strongly says how to log in", () => {
+  const client = createClient({ prefix: "/bff" });
+  const answer = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
+  const challenge = 'Bearer realm="api", error="insufficient_user_authentication", acr_values="gold platinum", max_age="300"';
+  assert.deepEqual(client.challenge(answer(401, challenge)), { acrValues: "gold platinum", maxAge: 300 });
+  assert.deepEqual(client.challenge(answer(401, 'Bearer error="insufficient_user_authentication", max_age=5')), { acrValues: undefined, maxAge: 5 });
+  for (const other of [answer(401), answer(403, challenge), answer(401, 'Bearer error="invalid_token"'), answer(401, 'Cookie realm="cloakroom"')]) {
+    assert.equal(client.challenge(other), undefined);
+  }
+  client.login(client.challenge(answer(401, challenge)));
+  assert.deepEqual(page.visited, ["/bff/login?return_to=%2Forders%3Fpage%3D2%23third&acr_values=gold+platinum&max_age=300"]);
+});
+
 test("no other answer raises signed-out", async () => {
   const client = createClient({ prefix: "/bff" });
   page.answers = [json(alice())];
