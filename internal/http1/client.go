@@ -240,6 +240,9 @@ func hasBody(req *http.Request) bool {
 
 // appendHead writes a request's head. What could be read as more than one header field is refused, though the caller should know.
 func appendHead(b []byte, req *http.Request) ([]byte, error) {
+	if !token(req.Method) || !fieldValue(req.Host) {
+		return nil, errors.New("the request's method or host is not one")
+	}
 	b = append(b, req.Method...)
 	b = append(b, ' ')
 	b = append(b, req.URL.EscapedPath()...)
@@ -304,17 +307,18 @@ func startUpload(x *exchange, req *http.Request) *upload {
 	}
 	cn := x.conn
 	go func() {
-		defer close(u.done)
 		select {
 		case <-wanted:
 		case <-time.After(continueTimeout):
 		case <-req.Context().Done():
-			return
 		}
 		err := sendBody(cn, req)
 		u.sent = err == nil
 		if unread := (unreadError{}); errors.As(err, &unread) {
 			u.unread = unread.error
+		}
+		close(u.done)
+		if u.unread != nil {
 			cn.Close() // the upstream must not take what it has for all
 		}
 	}()

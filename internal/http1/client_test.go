@@ -1,0 +1,462 @@
+package http1
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// upstream answers every request with what script says, and counts connections.
+type upstream struct {
+	*Client
+	connections atomic.Int32
+}
+
+// newUpstream starts a server that calls serve for each connection.
+func newUpstream(t *testing.T, serve func(c net.Conn, r *bufio.Reader)) *upstream {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	u := new(upstream)
+	u.Client = &Client{Dial: func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	}}
+	t.Cleanup(u.CloseIdle)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			u.connections.Add(1)
+			go func() {
+				defer c.Close()
+				serve(c, bufio.NewReader(c))
+			}()
+		}
+	}()
+	return u
+}
+
+// answering sends the same bytes for each request.
+func answering(t *testing.T, answer string) *upstream {
+	return newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			io.Copy(io.Discard, req.Body)
+			io.WriteString(c, answer)
+		}
+	})
+}
+
+func request(t *testing.T, method, body string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://api.internal/a%20b?q", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body == "" {
+		req.Body, req.ContentLength = nil, 0
+	}
+	return req
+}
+
+func TestAnswersAsTheyMayBe(t *testing.T) {
+	for _, test := range []struct {
+		name, method, answer string
+		status               int
+		body                 string
+		length               int64
+		reused               bool
+	}{
+		{"length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"no reason", "GET", "HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"same length twice", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"line feeds alone", "GET", "HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", 200, "abc", 3, true},
+		{"empty", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, "", 0, true},
+		{"chunks", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n", 200, "abcd", -1, true},
+		{"head", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", 200, "", 3, true},
+		{"no content", "GET", "HTTP/1.1 204 No Content\r\n\r\n", 204, "", -1, true},
+		{"not modified", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", 304, "", 3, true},
+		{"interim", "GET", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"close", "GET", "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, false},
+		{"HTTP/1.0", "GET", "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, false},
+		{"more than was asked for", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", 200, "abc", 3, false},
+		{"long head", "GET", "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 3*readBuffer) + "\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+	} {
+		u := answering(t, test.answer)
+		for range 2 {
+			resp, err := u.RoundTrip(request(t, test.method, ""))
+			if err != nil {
+				t.Errorf("%s: %v", test.name, err)
+				break
+			}
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != test.status || string(body) != test.body || resp.ContentLength != test.length {
+				t.Errorf("%s: got %d %q of length %d, %v", test.name, resp.StatusCode, body, resp.ContentLength, err)
+			}
+			resp.Body.Close()
+		}
+		if n := u.connections.Load(); (n == 1) != test.reused {
+			t.Errorf("%s: two requests, %d connections", test.name, n)
+		}
+	}
+}
+
+func TestAnswersAsTheyMustNotBe(t *testing.T) {
+	for name, answer := range map[string]string{
+		"no HTTP":                  "SSH-2.0-OpenSSH\r\n\r\n",
+		"another version":          "HTTP/2.0 200 OK\r\n\r\n",
+		"status of four digits":    "HTTP/1.1 2000 OK\r\n\r\n",
+		"no status":                "HTTP/1.1 OK\r\n\r\n",
+		"negative status":          "HTTP/1.1 -20 OK\r\n\r\n",
+		"folded header":            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+		"space before the colon":   "HTTP/1.1 200 OK\r\nA : b\r\nContent-Length: 0\r\n\r\n",
+		"no colon":                 "HTTP/1.1 200 OK\r\nA\r\nContent-Length: 0\r\n\r\n",
+		"carriage return":          "HTTP/1.1 200 OK\r\nA: b\rc\r\nContent-Length: 0\r\n\r\n",
+		"NUL":                      "HTTP/1.1 200 OK\r\nA: b\x00c\r\nContent-Length: 0\r\n\r\n",
+		"two lengths":              "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+		"list of lengths":          "HTTP/1.1 200 OK\r\nContent-Length: 3, 3\r\n\r\nabc",
+		"signed length":            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc",
+		"length and chunks":        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"another coding":           "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+		"chunks in HTTP/1.0":       "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"endless interim answers":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100),
+		"a head without an end":    "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 2*maxHead),
+		"a header without an end":  "HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", maxHead/4),
+		"a body that is too short": "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 30\r\n\r\nabc",
+		"chunks that are not":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+		"chunks without an end":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+		"a trailer that is not":    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno colon\r\n\r\n",
+	} {
+		u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+			if _, err := http.ReadRequest(r); err == nil {
+				io.WriteString(c, answer)
+				c.(*net.TCPConn).CloseWrite()
+				io.Copy(io.Discard, r)
+			}
+		})
+		resp, err := u.RoundTrip(request(t, "GET", ""))
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+			resp.Body.Close()
+		}
+		if err == nil || errors.Is(err, ErrDied) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if u.Client.pop() != nil {
+			t.Errorf("%s: the connection is used again", name)
+		}
+	}
+}
+
+func TestTheTrailerIsThereAfterTheBody(t *testing.T) {
+	u := answering(t, "HTTP/1.1 200 OK\r\nTrailer: Checksum, Other\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nChecksum: 17\r\nUnannounced: x\r\n\r\n")
+	for range 2 {
+		resp, err := u.RoundTrip(request(t, "GET", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, announced := resp.Trailer["Checksum"]; !announced {
+			t.Errorf("announced: %v", resp.Trailer)
+		}
+		io.ReadAll(resp.Body)
+		if resp.Trailer.Get("Checksum") != "17" || resp.Trailer.Get("Unannounced") != "x" {
+			t.Errorf("got %v", resp.Trailer)
+		}
+		resp.Body.Close()
+	}
+	if n := u.connections.Load(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// sent returns what arrives of a request.
+func sent(t *testing.T, req *http.Request) string {
+	got := make(chan string, 1)
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		var all strings.Builder
+		parsed, err := http.ReadRequest(bufio.NewReader(io.TeeReader(r, &all)))
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		io.ReadAll(parsed.Body)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		got <- all.String()
+	})
+	resp, err := u.RoundTrip(req)
+	if err != nil {
+		return "not sent: " + err.Error()
+	}
+	resp.Body.Close()
+	return <-got
+}
+
+func TestARequestIsSentAsItIs(t *testing.T) {
+	for _, test := range []struct{ method, body, want string }{
+		{"GET", "", "GET /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nA: b\r\n\r\n"},
+		{"POST", "", "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nA: b\r\nContent-Length: 0\r\n\r\n"},
+		{"POST", "abc", "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nA: b\r\nContent-Length: 3\r\n\r\nabc"},
+	} {
+		req := request(t, test.method, test.body)
+		req.Header.Set("A", "b")
+		if got := sent(t, req); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+	req := request(t, "POST", strings.Repeat("x", 20))
+	req.ContentLength = -1
+	if got := sent(t, req); got != "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nTransfer-Encoding: chunked\r\n\r\n14\r\nxxxxxxxxxxxxxxxxxxxx\r\n0\r\n\r\n" {
+		t.Errorf("in chunks: %q", got)
+	}
+}
+
+func TestWhatWouldBeTwoRequestsIsNotSent(t *testing.T) {
+	for name, edit := range map[string]func(*http.Request){
+		"header value": func(r *http.Request) { r.Header["A"] = []string{"b\r\nC: d"} },
+		"header name":  func(r *http.Request) { r.Header["A: b\r\nC"] = []string{"d"} },
+		"query":        func(r *http.Request) { r.URL.RawQuery = "a b" },
+		"query line":   func(r *http.Request) { r.URL.RawQuery = "a\r\nb" },
+		"longer body":  func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(strings.NewReader("abcd")), 3 },
+		"shorter body": func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(strings.NewReader("ab")), 3 },
+		"method":       func(r *http.Request) { r.Method = "GET / HTTP/1.1\r\n" },
+		"host":         func(r *http.Request) { r.Host = "a\r\nB: c" },
+		"unread body":  func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(failing{}), -1 },
+	} {
+		req := request(t, "GET", "")
+		edit(req)
+		if got := sent(t, req); !strings.HasPrefix(got, "not sent") {
+			t.Errorf("%s: the upstream got %q", name, got)
+		}
+	}
+}
+
+type failing struct{}
+
+func (failing) Read([]byte) (int, error) { return 0, errors.New("the client has left") }
+
+func TestWhyABodyCouldNotBeReadIsTheError(t *testing.T) {
+	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	req := request(t, "POST", "")
+	req.Body, req.ContentLength = io.NopCloser(failing{}), 10
+	if _, err := u.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "the client has left") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
+	closed := make(chan struct{}, 10)
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		http.ReadRequest(r)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+		c.Close()
+		closed <- struct{}{}
+	})
+	for range 5 {
+		resp, err := u.RoundTrip(request(t, "POST", "body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.ReadAll(resp.Body)
+		resp.Body.Close()
+		<-closed
+		time.Sleep(5 * time.Millisecond) // for the end to arrive
+	}
+}
+
+func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		for n := 0; ; n++ {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+			time.Sleep(5 * time.Millisecond)
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+		}
+	})
+	for range 5 {
+		resp, err := u.RoundTrip(request(t, "GET", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if body, _ := io.ReadAll(resp.Body); string(body) != "good" {
+			t.Fatalf("got %q", body)
+		}
+		resp.Body.Close()
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func TestAConnectionThatEndsBeforeAnAnswerIsToldFromOneThatBreaksOff(t *testing.T) {
+	for answer, died := range map[string]bool{"": true, "HTTP/1.1 20": false} {
+		u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+			http.ReadRequest(r)
+			io.WriteString(c, answer)
+		})
+		if _, err := u.RoundTrip(request(t, "GET", "")); err == nil || errors.Is(err, ErrDied) != died {
+			t.Errorf("%q: got %v", answer, err)
+		}
+	}
+}
+
+func TestTheTimeForAnAnswerRunsFromTheEndOfTheRequest(t *testing.T) {
+	release := make(chan struct{})
+	defer close(release)
+	u := newUpstream(t, func(_ net.Conn, r *bufio.Reader) {
+		if req, err := http.ReadRequest(r); err == nil {
+			io.Copy(io.Discard, req.Body)
+		}
+		<-release
+	})
+	u.HeaderTimeout = 50 * time.Millisecond
+	if _, err := u.RoundTrip(request(t, "GET", "")); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	r, w := io.Pipe()
+	req := request(t, "POST", "")
+	req.Body, req.ContentLength = r, -1
+	began := time.Now()
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		fmt.Fprint(w, "late")
+		w.Close()
+	}()
+	if _, err := u.RoundTrip(req); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(began) < 200*time.Millisecond {
+		t.Errorf("got %v after %v", err, time.Since(began))
+	}
+}
+
+func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
+	gone := make(chan struct{}, 10)
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		if req.Header.Get("Begin") != "" {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+		}
+		io.Copy(io.Discard, r)
+		gone <- struct{}{}
+	})
+	why := errors.New("why")
+	for _, begin := range []string{"", "x"} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		req := request(t, "GET", "").WithContext(ctx)
+		req.Header.Set("Begin", begin)
+		if begin == "" {
+			time.AfterFunc(20*time.Millisecond, func() { cancel(why) })
+		}
+		resp, err := u.RoundTrip(req)
+		if begin == "" && err != why {
+			t.Errorf("before the answer: got %v", err)
+		}
+		if begin != "" {
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(20*time.Millisecond, func() { cancel(why) })
+			if body, err := io.ReadAll(resp.Body); err == nil {
+				t.Errorf("within the answer: got %q without an error", body)
+			}
+			resp.Body.Close()
+		}
+		<-gone
+	}
+}
+
+func TestABodyIsHeldBackUntilItIsAskedFor(t *testing.T) {
+	order := make(chan string, 4)
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return
+		}
+		order <- "head"
+		io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		body, _ := io.ReadAll(req.Body)
+		order <- string(body)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	})
+	req := request(t, "POST", "body")
+	req.Header.Set("Expect", "100-continue")
+	req.Body = io.NopCloser(io.MultiReader(readerFunc(func([]byte) (int, error) {
+		order <- "asked"
+		return 0, io.EOF
+	}), strings.NewReader("body")))
+	resp, err := u.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if a, b, c := <-order, <-order, <-order; a != "head" || b != "asked" || c != "body" {
+		t.Errorf("got %s, %s, %s", a, b, c)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestAnEarlyAnswerIsReadWhileTheBodyIsBeingSent(t *testing.T) {
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		http.ReadRequest(r)
+		io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+		io.Copy(io.Discard, r)
+	})
+	r, w := io.Pipe()
+	defer w.Close()
+	req := request(t, "POST", "")
+	req.Body, req.ContentLength = r, 100
+	resp, err := u.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "no" || resp.StatusCode != 413 {
+		t.Errorf("got %d %q, %v", resp.StatusCode, body, err)
+	}
+	resp.Body.Close()
+	if u.pop() != nil {
+		t.Error("a connection on which a request is not over is used again")
+	}
+}
+
+func TestSwitchedProtocolsAreATunnelThatCanBeClosedHalf(t *testing.T) {
+	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
+		http.ReadRequest(r)
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello ")
+		all, _ := io.ReadAll(r)
+		c.Write(all)
+	})
+	resp, err := u.RoundTrip(request(t, "GET", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel := resp.Body.(io.ReadWriteCloser)
+	io.WriteString(tunnel, "world")
+	if err := tunnel.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := io.ReadAll(tunnel); err != nil || string(all) != "hello world" {
+		t.Errorf("got %q, %v", all, err)
+	}
+	tunnel.Close()
+}

@@ -1,0 +1,159 @@
+package http1
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+const host = "Host: a\r\n"
+
+// right and wrong are what a client may send on a connection.
+var (
+	right = []string{
+		"GET / HTTP/1.1\r\n" + host + "\r\n",
+		"GET / HTTP/1.0\r\n\r\n",
+		"GET /a?b=c HTTP/1.1\r\nhost:a\r\nA: \tb \r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "\r\nGET /2 HTTP/1.1\r\n" + host + "\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n" + host + "\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 4\r\n\r\n\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\nChecksum: 1\r\n\r\n",
+	}
+	wrong = []string{
+		"\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
+		"GET / HTTP/1.1\n" + host + "\r\n",
+		"GET / HTTP/1.1\r\nHost: a\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "\n",
+		"GET / HTTP/1.1\r\n" + host + host + "\r\n",
+		"GET / HTTP/1.1\r\n\r\n",
+		"GET /  HTTP/1.1\r\n" + host + "\r\n",
+		"GET /\tx HTTP/1.1\r\n" + host + "\r\n",
+		"GET / HTTP/1.2\r\n" + host + "\r\n",
+		"GET / http/1.1\r\n" + host + "\r\n",
+		"GET /\r\n",
+		"G ET / HTTP/1.1\r\n" + host + "\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + " folded: 1\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "A: b\r\n\tc\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "A : b\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + ": b\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "no colon\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "A: b\rc\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "A: b\x00c\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "A: b\r\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3, 3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: +3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 0x3\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length:\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 99999999999999999999\r\n\r\nabc",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: identity\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.0\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n-3\r\nabc\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n\r\nabc\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\nabc\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3;a\nb\r\nabc\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n folded: 1\r\n\r\n",
+		"GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\nContent-Length: 3\r\n\r\nabc",
+	}
+)
+
+// follow feeds b in pieces of a size, and returns how much of it is right.
+func follow(f *framing, b string, size int) int {
+	seen := 0
+	for seen < len(b) {
+		piece := b[seen:min(seen+size, len(b))]
+		n := f.look([]byte(piece))
+		if seen += n; n < len(piece) {
+			return seen
+		}
+	}
+	return seen
+}
+
+func TestFramingThatCanBeReadInOneWayPasses(t *testing.T) {
+	for _, b := range right {
+		for _, size := range []int{1, 2, 7, 1 << 20} {
+			var f framing
+			if n := follow(&f, b, size); n < len(b) || f.at != nil {
+				t.Errorf("in pieces of %d: refused after %q of\n%q", size, b[:n], b)
+			}
+		}
+	}
+}
+
+func TestFramingThatCanBeReadInTwoWaysDoesNot(t *testing.T) {
+	for _, b := range wrong {
+		for _, size := range []int{1, 2, 7, 1 << 20} {
+			var f framing
+			if follow(&f, b, size) == len(b) {
+				t.Errorf("in pieces of %d, passed:\n%q", size, b)
+			}
+		}
+		for _, before := range right[:8] { // it is noticed wherever it is
+			var f framing
+			if n := follow(&f, before+b, 1<<20); n == len(before+b) || n < len(before) {
+				t.Errorf("%d bytes pass of\n%q, then\n%q", n, before, b)
+			}
+		}
+	}
+}
+
+func TestAfterAnUpgradeNothingIsLookedAt(t *testing.T) {
+	var f framing
+	for _, b := range []string{"GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\n\r\n", "\x00anything\n\n", "GET / HTTP/1.1\n"} {
+		if n := follow(&f, b, 5); n < len(b) {
+			t.Errorf("%q: %d bytes", b, n)
+		}
+	}
+}
+
+func TestALineWithoutAnEndIsNotKeptForEver(t *testing.T) {
+	var f framing
+	if n := follow(&f, "GET /"+strings.Repeat("x", 2*maxLine), 4096); n > maxLine+4096 {
+		t.Errorf("%d bytes were kept", n)
+	}
+}
+
+// What passes, net/http takes apart at the same places. If it did not, one of the two would be wrong about where a request ends.
+func FuzzFramingAgreesWithTheServer(f *testing.F) {
+	for _, b := range append(right, wrong...) {
+		f.Add([]byte(b))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var whole framing
+		if whole.look(b) < len(b) || whole.at != nil {
+			return
+		}
+		input := bytes.NewReader(b)
+		r := bufio.NewReader(input)
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil { // the server is stricter still
+				return
+			}
+			if _, err := io.Copy(io.Discard, req.Body); err != nil {
+				return
+			}
+			end := len(b) - input.Len() - r.Buffered()
+			var upTo framing
+			if upTo.look(b[:end]); upTo.at != nil {
+				t.Fatalf("the server takes %q for a request", b[:end])
+			}
+		}
+	})
+}
