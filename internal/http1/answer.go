@@ -44,28 +44,29 @@ func readHead(r *bufio.Reader) (*http.Response, error) {
 
 // readLines reads up to an empty line, and returns what is before it with a line feed at each line's end.
 func readLines(r *bufio.Reader) (string, error) {
-	var all []byte // of lines that did not fit into the reader's buffer
-	for {
-		// What has arrived is looked at as a whole: an answer's head mostly arrives at once.
-		if buffered, _ := r.Peek(r.Buffered()); len(all) == 0 {
-			if n := headLength(buffered); n > 0 {
-				text := joined(buffered[:n])
-				r.Discard(n)
-				return text, nil
-			}
-		}
-		line, err := r.ReadSlice('\n')
-		all = append(all, line...)
+	// Mostly it has arrived at once.
+	buffered, _ := r.Peek(r.Buffered())
+	if n := headLength(buffered); n > 0 {
+		text := joined(buffered[:n])
+		r.Discard(n)
+		return text, nil
+	}
+	var all []byte
+	for line := 0; ; {
+		part, err := r.ReadSlice('\n')
+		all = append(all, part...)
 		switch {
 		case len(all) > maxHead:
 			return "", errHead
+		case err == bufio.ErrBufferFull:
 		case err == io.EOF:
 			return "", io.ErrUnexpectedEOF
-		case err != nil && err != bufio.ErrBufferFull:
+		case err != nil:
 			return "", err
-		}
-		if n := headLength(all); n > 0 {
+		case headLength(all[line:]) > 0:
 			return joined(all), nil
+		default:
+			line = len(all)
 		}
 	}
 }
