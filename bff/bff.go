@@ -80,6 +80,9 @@ type Server struct {
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
 	revoking    sync.WaitGroup // revocations under way
+
+	streaming  context.Context // ends with EndStreams
+	endStreams context.CancelFunc
 }
 
 // endpoint is one line of the route table.
@@ -116,6 +119,7 @@ func New(cfg Config) (*Server, error) {
 	if s.prefix == "" {
 		s.prefix = "/bff"
 	}
+	s.streaming, s.endStreams = context.WithCancel(context.Background())
 	var errs []error
 	fail := func(err error) {
 		if err != nil {
@@ -216,6 +220,10 @@ func (s *Server) Found(ctx context.Context) error {
 	}
 }
 
+// EndStreams ends the event streams and WebSockets that are open, for a shutdown: their clients connect again, to another replica, while other
+// requests still finish. It is called once no more requests come in.
+func (s *Server) EndStreams() { s.endStreams() }
+
 // WaitForStreams waits until no request with a session is under way that takes long, such as a stream, or until ctx ends.
 func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams(ctx) }
 
@@ -223,6 +231,10 @@ func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams
 // still open are cut. Call it when no more requests come in.
 func (s *Server) Close(ctx context.Context) error {
 	defer s.looking.Wait()
+	defer s.endStreams()
+	for _, route := range s.routes {
+		defer route.upstream.close()
+	}
 	if s.stopLooking != nil {
 		defer s.stopLooking()
 	}

@@ -40,13 +40,16 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if current != nil {
 		defer s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })()
 	}
-	x := &exchange{s: s, w: w, r: r, route: route, current: current}
+	x := &exchange{s: s, w: w, r: r, route: route, current: current, cancel: cancel}
 	if d := route.Timeouts.Idle; d > 0 {
 		x.idle = time.AfterFunc(d, func() { cancel(errStoodStill) })
 		defer x.idle.Stop()
 	}
 	return x.run(ctx)
 }
+
+// errShutdown ends a stream because the server ends.
+var errShutdown = errors.New("the server ends")
 
 // errStoodStill ends an exchange in which nothing has moved for the route's idle time-out.
 var errStoodStill = errors.New("nothing moved for the idle time-out")
@@ -122,6 +125,7 @@ type exchange struct {
 	route   *route
 	current *session.Session // nil: nobody's
 	idle    *time.Timer      // nil: it may stand still
+	cancel  context.CancelCauseFunc
 }
 
 // run makes the exchange. ctx ends with the client, with the session and with the idle time-out.
@@ -144,8 +148,11 @@ func (x *exchange) run(ctx context.Context) error {
 	}
 	defer a.done()
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
+		defer context.AfterFunc(x.s.streaming, func() { x.cancel(errShutdown) })()
+	}
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return x.tunnel(ctx, a, resp)
+		return x.tunnel(ctx, resp)
 	}
 	return x.answer(ctx, a, resp, body)
 }
@@ -318,7 +325,7 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 }
 
 // tunnel joins the client's connection and the upstream's after a switch of protocols, until both sides have ended, or either fails, or ctx ends.
-func (x *exchange) tunnel(ctx context.Context, a *address, resp *http.Response) error {
+func (x *exchange) tunnel(ctx context.Context, resp *http.Response) error {
 	upstream, ok := resp.Body.(io.ReadWriteCloser)
 	if upgrade := resp.Header["Upgrade"]; !ok || len(x.r.Header["Upgrade"]) == 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
 		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))

@@ -25,6 +25,13 @@ type upstream struct {
 	next      atomic.Uint32
 }
 
+// close closes the connections that are not in use.
+func (u *upstream) close() {
+	for _, a := range u.addresses {
+		a.close()
+	}
+}
+
 // address is one server of an upstream.
 type address struct {
 	url       *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path

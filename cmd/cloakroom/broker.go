@@ -220,6 +220,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Server.ShutdownGrace)
 		defer cancel()
 		defer adminServer.Close()
+		publicServer.RegisterOnShutdown(b.server.Load().EndStreams)
 		if err := publicServer.Shutdown(grace); err != nil {
 			b.log.Warn("requests still open after the grace period are cut", "err", err)
 			publicServer.Close()

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
 const goodKey = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -69,6 +71,54 @@ routes:
 	}
 	if proxies, wrong := c.trustedProxies(); len(proxies) != 2 || wrong != nil {
 		t.Errorf("proxies: got %v, %v", proxies, wrong)
+	}
+}
+
+func TestARouteIsReadFromTheFile(t *testing.T) {
+	c := mustLoad(t, `
+routes:
+  - path: /api/
+    upstream: [http://a:8080, http://b:8080]
+    strip_prefix: true
+    methods: [GET, POST]
+    token: optional
+    timeouts: {connect: 1s, response_header: 2s, idle: 3s}
+    max_body: 10MiB
+    retry: never
+    headers: {X-User: sub, X-Name: preferred_username}
+    require:
+      scopes: [orders:read, orders:write]
+      claims: {groups: [ops, staff], title: the big boss}
+      acr: [gold]
+      max_age: 15m
+  - {path: /one/, upstream: https://one, token: user}
+`, nil)
+	routes, wrong := c.routes()
+	if len(wrong) > 0 || len(routes) != 2 {
+		t.Fatalf("got %d routes, %v", len(routes), wrong)
+	}
+	want := bff.Route{
+		Path: "/api/", Upstream: []string{"http://a:8080", "http://b:8080"}, StripPrefix: true, Methods: []string{"GET", "POST"}, Token: "optional",
+		Timeouts: bff.Timeouts{Connect: time.Second, ResponseHeader: 2 * time.Second, Idle: 3 * time.Second}, MaxBody: 10 << 20, NoRetry: true,
+		Headers: map[string]string{"X-User": "sub", "X-Name": "preferred_username"},
+		Require: bff.Require{Scopes: []string{"orders:read", "orders:write"}, Claims: map[string][]string{"groups": {"ops", "staff"}, "title": {"the big boss"}}, ACR: []string{"gold"}, MaxAge: 15 * time.Minute},
+	}
+	if !reflect.DeepEqual(routes[0], want) {
+		t.Errorf("got  %+v\nwant %+v", routes[0], want)
+	}
+	if routes[1].NoRetry || !slices.Equal(routes[1].Upstream, []string{"https://one"}) {
+		t.Errorf("got %+v", routes[1])
+	}
+}
+
+func TestSizesAreWrittenWithUnits(t *testing.T) {
+	for text, want := range map[string]byteSize{
+		"1": 1, "4096": 4096, "7B": 7, "1kB": 1000, "64KiB": 64 << 10, "10MB": 10_000_000, "10 MiB": 10 << 20, "3GiB": 3 << 30,
+		"": 0, "0": 0, "-1": 0, "1.5MB": 0, "10M": 0, "MB": 0, "9223372036854775807KiB": 0, "99999999999999999999": 0, "1mb": 0,
+	} {
+		if got, err := parseSize(text); got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: got %d, %v, want %d", text, got, err, want)
+		}
 	}
 }
 
@@ -180,7 +230,7 @@ frontend: {dir: /nowhere/dist}
 			`oidc.issuer: "http://id.example.com": plain http is for a provider on a loopback host alone`,
 			`routes[0].csrf: "never" is none of header, fetch-metadata`,
 			`routes[0].path: path "api" does not begin with a slash`,
-			`routes[0].token: "maybe" is none of user, none`,
+			`routes[0].token: "maybe" is none of user, optional, none`,
 			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,
 			`server.admin_token: missing, and server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
 			`server.listen: "nowhere" is not an address such as 127.0.0.1:8080`,
@@ -216,6 +266,26 @@ oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
 `, []string{"store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+		"routes with options": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+routes:
+  - {path: /a/, upstream: [], token: user, retry: twice, methods: [get]}
+  - {path: /b/, upstream: "http://b", token: user, upstream_tls: {ca_file: /nowhere/ca.pem}}
+  - {path: /c/, upstream: "https://c", token: user, upstream_tls: {cert_file: /nowhere/crt}}
+  - {path: /d/, upstream: "http://d", token: none, headers: {Cookie: sub}, require: {claims: {role: []}}}
+  - {path: /e/, upstream: "ftp://e", token: user}
+`, []string{
+			"routes[0].methods: \"get\" is not a method to let through",
+			"routes[0].retry: \"twice\" is neither once nor never",
+			"routes[0].upstream: missing",
+			"routes[1].upstream_tls: ca_file: open /nowhere/ca.pem",
+			"routes[2].upstream_tls: cert_file and key_file: open /nowhere/crt",
+			"routes[3].headers: \"Cookie\" is not a header",
+			"routes[3].require.claims: \"role\" has no value",
+			"routes[3].token: none goes with neither headers nor require",
+			"routes[4].upstream: \"ftp://e\" is not a URL",
+		}},
 		"what could never work": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}

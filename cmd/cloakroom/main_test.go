@@ -316,6 +316,51 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	}
 }
 
+// Streams have no end of their own, so a shutdown does not wait for it: their clients connect again elsewhere.
+func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	app := "http://localhost:" + port
+	provider := bfftest.NewProvider(t, app)
+	echo := bfftest.NewEcho(t)
+	arrived, release, left := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
+	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/public/events" {
+			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+			w.(http.Flusher).Flush()
+			arrived <- struct{}{}
+			<-r.Context().Done()
+			close(left)
+			return
+		}
+		arrived <- struct{}{}
+		<-release
+		io.WriteString(w, "whole")
+	}
+	p := start(t, map[string]string{
+		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": app, "CLOAKROOM_SERVER_SHUTDOWN_GRACE": "10m",
+		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"CLOAKROOM_ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none, csrf: fetch-metadata}]",
+	}, "serve")
+	p.waitFor(p.stderr, `"msg":"listening"`)
+	b := bfftest.NewBrowser(t, app)
+	stream := b.Open("/public/events")
+	defer stream.Body.Close()
+	answered := make(chan *bfftest.Answer)
+	go func() { answered <- b.Fetch("GET", "/public/x") }()
+	<-arrived
+	<-arrived
+	p.stop()
+	<-left
+	if _, err := io.ReadAll(stream.Body); err == nil {
+		t.Error("the stream has ended as if it were complete")
+	}
+	close(release)
+	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
+		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	}
+}
+
 func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
@@ -384,6 +429,17 @@ func TestServeWithTLS(t *testing.T) {
 	defer resp.Body.Close()
 	if resp.StatusCode != 200 || resp.ProtoMajor != 2 {
 		t.Errorf("got %d over %s, want 200 over HTTP/2", resp.StatusCode, resp.Proto)
+	}
+	// What is sent as HTTP/1.1 over TLS is looked at as it is without.
+	raw, err := tls.Dial("tcp", public, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	host := "Host: localhost:" + port + "\r\n"
+	fmt.Fprintf(raw, "POST /bff/session HTTP/1.1\r\n%sContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", host)
+	if answer, _ := io.ReadAll(raw); !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
+		t.Errorf("two lengths over TLS: got %q", answer)
 	}
 	// The provider is not there: the broker lives, and says so.
 	if resp, err := client.Get("https://localhost:" + port + "/bff/login"); err != nil || resp.StatusCode != 503 {
