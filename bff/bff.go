@@ -83,6 +83,7 @@ type Server struct {
 
 	streaming  context.Context // ends with EndStreams
 	endStreams context.CancelFunc
+	streams    sync.WaitGroup // those that go on without a handler
 }
 
 // endpoint is one line of the route table.
@@ -231,7 +232,6 @@ func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams
 // still open are cut. Call it when no more requests come in.
 func (s *Server) Close(ctx context.Context) error {
 	defer s.looking.Wait()
-	defer s.endStreams()
 	for _, route := range s.routes {
 		defer route.upstream.close()
 	}
@@ -242,33 +242,41 @@ func (s *Server) Close(ctx context.Context) error {
 		return err
 	}
 	done := make(chan struct{})
-	go func() { // ends with the last revocation, which is bounded
+	s.endStreams()
+	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
 		s.revoking.Wait()
+		s.streams.Wait()
 		close(done)
 	}()
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("wait for revocations: %w", ctx.Err())
+		return fmt.Errorf("wait for revocations and streams: %w", ctx.Err())
 	}
 }
 
 // ServeHTTP answers one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	began := time.Now()
-	w := newResponse(rw, r)
+	w := s.newResponse(rw, r)
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
-			if cause != http.ErrAbortHandler {
-				s.log.ErrorContext(r.Context(), "panic", "request", w.requestID, "cause", cause, "stack", string(debug.Stack()))
-			}
+			s.logPanic(w, cause)
 			defer panic(http.ErrAbortHandler) // the server hangs up, and says nothing more of it
 		}
-		s.logRequest(w, r, time.Since(began))
+		if !w.streams {
+			s.logRequest(w)
+		}
 	}()
 	if err := s.serve(w, r); err != nil {
 		s.writeProblem(w, r, err)
+	}
+}
+
+// logPanic logs a bug, which is what a panic is, unless it is the way to break off an answer.
+func (s *Server) logPanic(w *response, cause any) {
+	if cause != http.ErrAbortHandler {
+		s.log.Error("panic", "request", w.requestID, "cause", cause, "stack", string(debug.Stack()))
 	}
 }
 
@@ -360,17 +368,17 @@ func (s *Server) trusts(ip netip.Addr) bool {
 	return slices.ContainsFunc(s.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
 }
 
-func (s *Server) logRequest(w *response, r *http.Request, took time.Duration) {
+func (s *Server) logRequest(w *response) {
 	level := slog.LevelInfo
-	attrs := []slog.Attr{
+	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
-		slog.String("client", s.clientIP(r)),
-		slog.String("method", r.Method),
-		slog.String("path", r.URL.Path), // never the query: codes and states are in it
+		slog.String("client", w.client),
+		slog.String("method", w.method),
+		slog.String("path", w.path),
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
-		slog.Float64("ms", float64(took.Microseconds())/1000),
-	}
+		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
+	)
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))
 	}
@@ -378,5 +386,5 @@ func (s *Server) logRequest(w *response, r *http.Request, took time.Duration) {
 		level = w.problem.level()
 		attrs = append(attrs, slog.String("err", w.problem.Error()))
 	}
-	s.log.LogAttrs(r.Context(), level, "request", attrs...)
+	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }

@@ -80,8 +80,8 @@ func (s *Server) upstreamHeader(w *response, r *http.Request, route *route, curr
 		}
 	}
 	set := make([]string, 2)
-	if client := s.clientIP(r); client != "" {
-		set[0] = client
+	if w.client != "" {
+		set[0] = w.client
 		out["X-Forwarded-For"] = set[0:1:1]
 	}
 	set[1] = w.requestID

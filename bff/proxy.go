@@ -35,15 +35,20 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	if current != nil {
-		defer s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })()
-	}
+	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	x := &exchange{s: s, w: w, r: r, route: route, current: current, cancel: cancel}
+	defer func() {
+		if !w.streams {
+			x.end()
+		}
+	}()
+	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
+	if current != nil {
+		x.sessionEnded = s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })
+	}
 	if d := route.Timeouts.Idle; d > 0 {
 		x.idle = time.AfterFunc(d, func() { cancel(errStoodStill) })
-		defer x.idle.Stop()
 	}
 	return x.run(ctx)
 }
@@ -126,6 +131,31 @@ type exchange struct {
 	current *session.Session // nil: nobody's
 	idle    *time.Timer      // nil: it may stand still
 	cancel  context.CancelCauseFunc
+
+	// What is taken back at the end; nil before it is there.
+	clientLeft, shutdown func() bool
+	sessionEnded         func()
+	address              *address
+	resp                 *http.Response
+}
+
+// end ends the exchange, and frees what it holds.
+func (x *exchange) end() {
+	x.clientLeft()
+	if x.sessionEnded != nil {
+		x.sessionEnded()
+	}
+	if x.idle != nil {
+		x.idle.Stop()
+	}
+	if x.shutdown != nil {
+		x.shutdown()
+	}
+	if x.resp != nil {
+		x.resp.Body.Close()
+		x.address.done()
+	}
+	x.cancel(nil)
 }
 
 // run makes the exchange. ctx ends with the client, with the session and with the idle time-out.
@@ -146,15 +176,19 @@ func (x *exchange) run(ctx context.Context) error {
 	if err != nil {
 		return x.problem(ctx, body, err)
 	}
-	defer a.done()
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusSwitchingProtocols || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
-		defer context.AfterFunc(x.s.streaming, func() { x.cancel(errShutdown) })()
+	x.resp, x.address = resp, a
+	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
+	if switching || events {
+		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.cancel(errShutdown) })
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return x.tunnel(ctx, resp)
+	if switching {
+		return x.tunnel(ctx)
 	}
-	return x.answer(ctx, a, resp, body)
+	x.header(ctx, body)
+	if events && x.stream(ctx) {
+		return nil
+	}
+	return x.answer(ctx, body)
 }
 
 // rejectsToken says whether an upstream does not take the access token, which should be good (RFC 6750 3.1).
@@ -231,36 +265,45 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	return errUpstream.because(err)
 }
 
-// answer gives the upstream's answer to the client, as it comes.
-func (x *exchange) answer(ctx context.Context, a *address, resp *http.Response, body *requestBody) error {
+// header puts the upstream's header into ours.
+func (x *exchange) header(ctx context.Context, body *requestBody) {
 	h := x.w.Header()
-	x.s.copyHeader(h, resp.Header)
-	if resp.StatusCode == http.StatusUnauthorized {
+	x.s.copyHeader(h, x.resp.Header)
+	if x.resp.StatusCode == http.StatusUnauthorized {
 		h["Www-Authenticate"] = withoutDialogue(h["Www-Authenticate"])
 	}
 	if location := h["Location"]; len(location) == 1 {
-		h["Location"] = []string{a.location(x.route, location[0])}
+		h["Location"] = []string{x.address.location(x.route, location[0])}
 	}
 	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
 	}
 	x.closeUnless(body.over())
-	x.w.WriteHeader(resp.StatusCode)
-	if resp.ContentLength < 0 || !body.over() {
+}
+
+// answer gives the upstream's answer to the client, as it comes.
+func (x *exchange) answer(ctx context.Context, body *requestBody) error {
+	x.w.WriteHeader(x.resp.StatusCode)
+	if x.resp.ContentLength < 0 || !body.over() {
 		x.w.Flush() // it may be a while until there is more
 	}
-	if err := x.move(x.w, resp.Body, resp.ContentLength); err != nil {
-		if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
-			x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
-		}
+	if err := x.move(x.w, x.resp.Body, x.resp.ContentLength); err != nil {
+		x.brokeOff(ctx, err)
 		panic(http.ErrAbortHandler) // the client must not take what it has for all
 	}
-	for name, values := range resp.Trailer {
+	for name, values := range x.resp.Trailer {
 		if trailerAllowed(name) && len(values) > 0 {
-			h[http.TrailerPrefix+name] = values
+			x.w.Header()[http.TrailerPrefix+name] = values
 		}
 	}
 	return nil
+}
+
+// brokeOff has it logged that an answer broke off, unless that was the client's doing, or the session's end.
+func (x *exchange) brokeOff(ctx context.Context, err error) {
+	if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
+		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+	}
 }
 
 // closeUnless has the client's connection closed after the answer unless its request is over: what remains of a body must not be taken for the next one.
@@ -270,7 +313,7 @@ func (x *exchange) closeUnless(over bool) {
 	}
 }
 
-const smallBuffer, largeBuffer = 2 << 10, 32 << 10
+const smallBuffer, largeBuffer = 1 << 9, 32 << 10
 
 var (
 	smallBuffers = sync.Pool{New: func() any { return new([smallBuffer]byte) }}
@@ -325,13 +368,13 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 }
 
 // tunnel joins the client's connection and the upstream's after a switch of protocols, until both sides have ended, or either fails, or ctx ends.
-func (x *exchange) tunnel(ctx context.Context, resp *http.Response) error {
-	upstream, ok := resp.Body.(io.ReadWriteCloser)
-	if upgrade := resp.Header["Upgrade"]; !ok || len(x.r.Header["Upgrade"]) == 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
+func (x *exchange) tunnel(ctx context.Context) error {
+	upstream, ok := x.resp.Body.(io.ReadWriteCloser)
+	if upgrade := x.resp.Header["Upgrade"]; !ok || len(x.r.Header["Upgrade"]) == 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
 		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
 	}
 	h := x.w.Header()
-	x.s.copyHeader(h, resp.Header)
+	x.s.copyHeader(h, x.resp.Header)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	client, buffered, err := http.NewResponseController(x.w).Hijack()
 	if err != nil {
@@ -345,7 +388,7 @@ func (x *exchange) tunnel(ctx context.Context, resp *http.Response) error {
 	defer stop()
 	client.SetDeadline(time.Time{}) // the server's
 	x.w.status = http.StatusSwitchingProtocols
-	head := http.Response{StatusCode: resp.StatusCode, ProtoMajor: 1, ProtoMinor: 1, Header: h}
+	head := http.Response{StatusCode: x.w.status, ProtoMajor: 1, ProtoMinor: 1, Header: h}
 	if head.Write(client) != nil {
 		return nil // the client has left
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // statusClientLeft is logged, never sent: there was nobody left to send it to.
@@ -13,8 +14,13 @@ const statusClientLeft = 499
 // response is the ResponseWriter of every request: it knows what was answered, for the log line at the edge.
 type response struct {
 	http.ResponseWriter
+	began     time.Time
 	requestID string
-	page      page // whether a person looks at the answer
+	client    string // address
+	method    string
+	path      string // never the query: codes and states are in it
+	page      page   // whether a person looks at the answer
+	streams   bool   // the answer goes on after the handler has returned, and is logged when it ends
 
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
 
@@ -33,8 +39,8 @@ const (
 	loginPage             // with the way to sign in again as well
 )
 
-func newResponse(w http.ResponseWriter, r *http.Request) *response {
-	return &response{ResponseWriter: w, requestID: requestID(r)}
+func (s *Server) newResponse(w http.ResponseWriter, r *http.Request) *response {
+	return &response{ResponseWriter: w, began: time.Now(), requestID: requestID(r), client: s.clientIP(r), method: r.Method, path: r.URL.Path}
 }
 
 // requestID is the trace-id of a request that is part of a trace (W3C Trace Context 3.2), else a random name.

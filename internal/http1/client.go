@@ -38,7 +38,7 @@ type Client struct {
 }
 
 const (
-	readBuffer = 4 << 10
+	readBuffer = 2 << 10
 	// maxIdle and maxIdleTime bound the connections that are kept for the next request.
 	maxIdle     = 256
 	maxIdleTime = 60 * time.Second
