@@ -1,0 +1,216 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// request returns a request as a browser's script sends it.
+func (s *system) request(method, path string, upload int) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, path, s.host)
+	b.WriteString("User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36\r\n" +
+		"Accept: application/json\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-US,en;q=0.9\r\n" +
+		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\nReferer: http://" + s.host + "/orders\r\nX-CSRF: 1\r\n")
+	if s.cookie != "" {
+		b.WriteString("Cookie: " + s.cookie + "\r\n")
+	}
+	if upload > 0 {
+		fmt.Fprintf(&b, "Content-Type: application/octet-stream\r\nContent-Length: %d\r\n", upload)
+	}
+	b.WriteString("\r\n")
+	b.Write(bytes.Repeat([]byte("u"), upload))
+	return b.Bytes()
+}
+
+// measure loads a system for a while, and keeps what it took.
+func (s *system) measure(ctx context.Context, c cell, long time.Duration, r results) error {
+	method := "GET"
+	if c.upload > 0 {
+		method = "POST"
+	}
+	request := s.request(method, c.path, c.upload)
+	if _, err := s.load(ctx, request, c, long/5); err != nil { // warm
+		return err
+	}
+	before, began := s.cpu(), time.Now()
+	took, err := s.load(ctx, request, c, long)
+	if err != nil {
+		return err
+	}
+	elapsed, cpu := time.Since(began), s.cpu()-before
+	slices.Sort(took)
+	what := s.key(c)
+	r.add(what+" rate", float64(len(took))/elapsed.Seconds())
+	r.add(what+" p50", took[len(took)/2])
+	r.add(what+" p99", took[len(took)*99/100])
+	r.add(what+" cpu", cpu/float64(len(took)))
+	r.add(s.name+" peak", s.memory("VmHWM"))
+	return nil
+}
+
+func (s *system) key(c cell) string { return fmt.Sprintf("%s %s %d", s.name, c.name, c.connections) }
+
+// load sends a request again and again on some connections, and returns how many microseconds each took. Every answer is looked at.
+func (s *system) load(ctx context.Context, request []byte, c cell, long time.Duration) ([]float64, error) {
+	until := time.Now().Add(long)
+	took := make([][]float64, c.connections)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range took {
+		group.Go(func() error {
+			conn, err := net.Dial("tcp", s.addr)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			r := bufio.NewReaderSize(conn, 64<<10)
+			for time.Now().Before(until) {
+				began := time.Now()
+				if _, err := conn.Write(request); err != nil {
+					return err
+				}
+				status, length, err := readHead(r)
+				if err != nil {
+					return err
+				}
+				if status != "200" || length != c.answer {
+					return fmt.Errorf("the answer is %s with %d bytes", status, length)
+				}
+				if _, err := r.Discard(length); err != nil {
+					return err
+				}
+				took[i] = append(took[i], float64(time.Since(began).Nanoseconds())/1e3)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		return nil, errors.New("not one request was answered in time")
+	}
+	return all, nil
+}
+
+// measureStreams opens event streams that then are idle, and keeps how much memory each takes.
+func (s *system) measureStreams(ctx context.Context, n int, r results) error {
+	request := s.request("GET", "/events", 0)
+	open := func() (net.Conn, error) {
+		c, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			return nil, err
+		}
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := c.Write(request); err != nil {
+			return nil, err
+		}
+		b := make([]byte, 4096)
+		var all []byte
+		for !bytes.Contains(all, []byte("data: an event")) {
+			n, err := c.Read(b)
+			if err != nil {
+				return nil, fmt.Errorf("%w after %.200q", err, all)
+			}
+			all = append(all, b[:n]...)
+		}
+		return c, nil
+	}
+	first, err := open()
+	if err != nil {
+		return err
+	}
+	defer first.Close()
+	before := s.memory("VmRSS")
+	streams := make([]net.Conn, 0, n)
+	defer func() {
+		for _, c := range streams {
+			c.Close()
+		}
+	}()
+	for range n {
+		c, err := open()
+		if err != nil {
+			return err
+		}
+		streams = append(streams, c)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	time.Sleep(2 * time.Second) // they are idle
+	r.add(s.name+" stream", (s.memory("VmRSS")-before)/float64(n))
+	for _, c := range streams {
+		c.SetReadDeadline(time.Now().Add(time.Microsecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("a stream has not stayed open: %v", err)
+		}
+	}
+	return nil
+}
+
+// processes returns the system's process and all below it.
+func (s *system) processes() []int {
+	if s.process == nil {
+		return nil
+	}
+	all := []int{s.process.Process.Pid}
+	for i := 0; i < len(all); i++ {
+		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", all[i]))
+		for _, list := range lists {
+			text, _ := os.ReadFile(list)
+			for _, field := range strings.Fields(string(text)) {
+				if pid, err := strconv.Atoi(field); err == nil {
+					all = append(all, pid)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// cpu returns how many microseconds the system's processes have run.
+func (s *system) cpu() float64 {
+	var total float64
+	for _, pid := range s.processes() {
+		stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		for _, name := range stats {
+			text, _ := os.ReadFile(name)
+			if fields := strings.Fields(string(text)); len(fields) > 0 {
+				ns, _ := strconv.ParseFloat(fields[0], 64)
+				total += ns / 1e3
+			}
+		}
+	}
+	return total
+}
+
+// memory returns a sum over the system's processes of a field of /proc/PID/status, in KiB.
+func (s *system) memory(field string) float64 {
+	var total float64
+	for _, pid := range s.processes() {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		_, rest, _ := strings.Cut(string(text), "\n"+field+":")
+		if fields := strings.Fields(rest); len(fields) > 0 {
+			kib, _ := strconv.ParseFloat(fields[0], 64)
+			total += kib
+		}
+	}
+	return total
+}

@@ -1,0 +1,158 @@
+//go:build unix
+
+// Proxybench measures what a proxied call costs, beside others, and writes the result into a Markdown file:
+//
+//	go run ./internal/proxybench -o docs/performance.md
+//
+// What is between the lines <!-- bench --> and <!-- /bench --> of the file is replaced, the rest stays. Everything runs on the loopback interface, each
+// system in processes of its own: the upstream asked directly; a bare httputil.ReverseProxy; nginx that does nothing but hand on; Apache with
+// mod_auth_openidc, and Cloakroom, both with sessions in Redis and a user who has signed in. Every figure is the median of -rounds rounds, in each of which every
+// system is measured in every cell once, so that what else the machine does meets all of them.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	rounds  int
+	measure time.Duration
+	streams int
+	only    string
+}
+
+func main() {
+	log.SetFlags(0)
+	if child(os.Args[1:]) {
+		return
+	}
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds` to take the medians of")
+	flag.DurationVar(&o.measure, "time", time.Second, "how `long` to measure each system in each cell in a round")
+	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open, if as many files can be open")
+	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
+	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
+	flag.Parse()
+	if flag.NArg() > 0 || o.rounds < 1 || o.measure <= 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	section, err := run(ctx, o)
+	if err == nil {
+		fmt.Print(section)
+		if *out != "" {
+			err = writeSection(*out, section)
+		}
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// cell is one kind of load.
+type cell struct {
+	name        string
+	path        string
+	upload      int // bytes
+	answer      int // bytes
+	connections int
+}
+
+func cells() []cell {
+	var all []cell
+	for _, kind := range []cell{
+		{name: "1 KB answer", path: "/api/1024", answer: 1024},
+		{name: "64 KB answer", path: "/api/65536", answer: 64 << 10},
+		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, answer: 2},
+	} {
+		for _, kind.connections = range []int{1, 32, 256} {
+			all = append(all, kind)
+		}
+	}
+	return all
+}
+
+func run(ctx context.Context, o options) (string, error) {
+	rig, err := newRig(ctx, o)
+	defer rig.close()
+	if err != nil {
+		return "", err
+	}
+	results := make(results)
+	for round := range o.rounds {
+		log.Printf("round %d of %d", round+1, o.rounds)
+		for _, c := range cells() {
+			for _, s := range rig.systems {
+				if err := s.measure(ctx, c, o.measure, results); err != nil {
+					return "", fmt.Errorf("%s, %s, %d connections: %w", s.name, c.name, c.connections, err)
+				}
+			}
+		}
+	}
+	streams := min(o.streams, openFiles()/2-100)
+	for _, s := range rig.systems {
+		if !s.streams {
+			continue
+		}
+		log.Printf("%d streams through %s", streams, s.name)
+		if err := s.measureStreams(ctx, streams, results); err != nil {
+			return "", fmt.Errorf("streams through %s: %w", s.name, err)
+		}
+	}
+	return rig.tables(results, streams), nil
+}
+
+func openFiles() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024
+	}
+	return int(min(limit.Cur, 1<<20))
+}
+
+const (
+	begin = "<!-- bench -->\n"
+	end   = "<!-- /bench -->\n"
+)
+
+// writeSection replaces what is between the markers of a file. A file without them gets them at its end.
+func writeSection(name, section string) error {
+	old, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	before, rest, found := strings.Cut(string(old), begin)
+	_, after, closed := strings.Cut(rest, end)
+	if found && !closed {
+		return fmt.Errorf("%s has no line %s", name, strings.TrimSpace(end))
+	}
+	if !found && before != "" {
+		before = strings.TrimRight(before, "\n") + "\n\n"
+	}
+	return os.WriteFile(name, []byte(before+begin+section+end+after), 0o644)
+}
+
+// results are what was measured in each round.
+type results map[string][]float64 // :: what → a value for each round
+
+func (r results) add(what string, value float64) { r[what] = append(r[what], value) }
+
+func (r results) median(what string) float64 {
+	values := slices.Sorted(slices.Values(r[what]))
+	if len(values) == 0 {
+		return 0
+	}
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
+}

@@ -1,0 +1,375 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// system is one way to the upstream.
+type system struct {
+	name    string
+	addr    string // where it is asked
+	host    string // of the Host header
+	cookie  string // of the user who has signed in
+	streams bool   // it is measured with event streams too
+	process *exec.Cmd
+}
+
+// rig is all that is measured, and what it needs.
+type rig struct {
+	ctx      context.Context
+	dir      string
+	children []*exec.Cmd
+	upstream string // host:port
+	redis    string // host:port
+	provider *devop.Provider
+	issuer   string
+	systems  []*system
+}
+
+const (
+	direct     = "upstream, directly"
+	bare       = "httputil.ReverseProxy"
+	nginx      = "nginx"
+	apache     = "mod_auth_openidc"
+	ours       = "Cloakroom"
+	user       = "alice"
+	clientName = "bench"
+)
+
+// newRig starts everything.
+func newRig(ctx context.Context, o options) (*rig, error) {
+	dir, err := os.MkdirTemp("", "proxybench")
+	if err != nil {
+		return &rig{}, err
+	}
+	r := &rig{ctx: ctx, dir: dir}
+	self, err := os.Executable()
+	if err != nil {
+		return r, err
+	}
+	r.upstream, r.redis = freeAddr(), freeAddr()
+	if _, err := r.start(r.upstream, self, "upstream", r.upstream); err != nil {
+		return r, err
+	}
+	_, port, _ := net.SplitHostPort(r.redis)
+	if _, err := r.start(r.redis, "redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", dir); err != nil {
+		return r, err
+	}
+	wanted := func(name string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), name) }
+	for _, s := range []struct {
+		name  string
+		start func(*system) error
+	}{
+		{direct, func(s *system) error { s.addr = r.upstream; return nil }},
+		{bare, func(s *system) (err error) {
+			s.streams = true
+			s.process, err = r.start(s.addr, self, "reverseproxy", s.addr, "http://"+r.upstream)
+			return err
+		}},
+		{nginx, r.startNginx},
+		{apache, r.startApache},
+		{ours, r.startOurs},
+	} {
+		if !wanted(s.name) {
+			continue
+		}
+		system := &system{name: s.name, addr: freeAddr()}
+		_, port, _ := net.SplitHostPort(system.addr)
+		system.host = "localhost:" + port
+		if err := s.start(system); err != nil {
+			return r, fmt.Errorf("%s: %w", s.name, err)
+		}
+		r.systems = append(r.systems, system)
+	}
+	return r, nil
+}
+
+// close ends what was started.
+func (r *rig) close() {
+	for _, c := range slices.Backward(r.children) {
+		c.Process.Signal(syscall.SIGTERM)
+		ended := make(chan struct{})
+		go func() {
+			c.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			c.Process.Kill()
+			<-ended
+		}
+	}
+	if r.dir != "" {
+		os.RemoveAll(r.dir)
+	}
+}
+
+// start starts a program, and waits until something listens at addr.
+func (r *rig) start(addr, program string, args ...string) (*exec.Cmd, error) {
+	return r.startWith(nil, addr, program, args...)
+}
+
+func (r *rig) startWith(env []string, addr, program string, args ...string) (*exec.Cmd, error) {
+	c := exec.Command(program, args...)
+	c.Env = append(os.Environ(), env...)
+	out, err := os.Create(filepath.Join(r.dir, fmt.Sprintf("%s-%d.log", filepath.Base(program), len(r.children))))
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	c.Stdout, c.Stderr = out, out
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	r.children = append(r.children, c)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			conn.Close()
+			return c, nil
+		}
+		if time.Now().After(deadline) || r.ctx.Err() != nil {
+			text, _ := os.ReadFile(out.Name())
+			return nil, fmt.Errorf("%s does not listen:\n%s", program, text)
+		}
+	}
+}
+
+func freeAddr() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (r *rig) file(name, text string) (string, error) {
+	path := filepath.Join(r.dir, name)
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// startNginx starts an nginx that does nothing but hand requests on.
+func (r *rig) startNginx(s *system) (err error) {
+	conf, err := r.file("nginx.conf", fmt.Sprintf(`
+daemon off; user root; worker_processes 1; pid %[1]s/nginx.pid; error_log %[1]s/nginx.log crit;
+events { worker_connections 4096; }
+http {
+	access_log off; keepalive_requests 100000000; client_max_body_size 0;
+	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+	upstream api { server %[2]s; keepalive 256; keepalive_requests 100000000; }
+	server {
+		listen %[3]s;
+		location / { proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off; }
+	}
+}`, r.dir, r.upstream, s.addr))
+	if err != nil {
+		return err
+	}
+	s.process, err = r.start(s.addr, "nginx", "-p", r.dir, "-c", conf, "-e", filepath.Join(r.dir, "nginx.log"))
+	return err
+}
+
+// startApache starts an Apache with mod_auth_openidc, which keeps its sessions in Redis and hands the access token on.
+func (r *rig) startApache(s *system) (err error) {
+	redirect := "http://" + s.host + "/api/callback"
+	secret, err := r.register(redirect)
+	if err != nil {
+		return err
+	}
+	var modules strings.Builder
+	for _, m := range []string{"mpm_event", "authn_core", "authz_core", "authz_user", "headers", "proxy", "proxy_http", "auth_openidc"} {
+		fmt.Fprintf(&modules, "LoadModule %s_module /usr/lib/apache2/modules/mod_%s.so\n", m, m)
+	}
+	conf, err := r.file("apache.conf", fmt.Sprintf(`
+%[1]s
+ServerName localhost
+ServerRoot %[2]s
+PidFile %[2]s/apache.pid
+DefaultRuntimeDir %[2]s
+ErrorLog %[2]s/apache.log
+LogLevel error
+Listen %[3]s
+User www-data
+Group www-data
+KeepAlive On
+MaxKeepAliveRequests 0
+KeepAliveTimeout 60
+ThreadLimit 256
+ThreadsPerChild 256
+ServerLimit 2
+StartServers 2
+MaxRequestWorkers 512
+MinSpareThreads 1
+MaxSpareThreads 512
+OIDCProviderMetadataURL %[4]s/.well-known/openid-configuration
+OIDCClientID %[5]s
+OIDCClientSecret %[6]s
+OIDCRedirectURI %[7]s
+OIDCCryptoPassphrase a-passphrase-of-the-bench
+OIDCScope "openid profile email offline_access"
+OIDCPKCEMethod S256
+OIDCCacheType redis
+OIDCRedisCacheServer %[8]s
+OIDCSessionType server-cache
+<Location /api/>
+	AuthType openid-connect
+	Require valid-user
+	RequestHeader set Authorization "Bearer %%{OIDC_access_token}e"
+	ProxyPass http://%[9]s/api/
+</Location>`, modules.String(), r.dir, s.addr, r.issuer, clientName, secret, redirect, r.redis, r.upstream))
+	if err != nil {
+		return err
+	}
+	os.Chmod(r.dir, 0o755) // its workers are another user's
+	if s.process, err = r.start(s.addr, "apache2", "-d", r.dir, "-f", conf, "-D", "FOREGROUND"); err != nil {
+		return err
+	}
+	s.cookie, err = signIn("http://"+s.host+"/api/2", "mod_auth_openidc_session")
+	return err
+}
+
+// startOurs builds and starts the broker as it is shipped: with sessions in Redis, the CSRF check, and a line in the log for each request.
+func (r *rig) startOurs(s *system) (err error) {
+	app := "http://" + s.host
+	secret, err := r.register(app + "/bff/callback")
+	if err != nil {
+		return err
+	}
+	program := filepath.Join(r.dir, "cloakroom")
+	build := exec.CommandContext(r.ctx, "go", "build", "-trimpath", "-o", program, "github.com/cloakroom-bff/cloakroom/cmd/cloakroom")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	key := make([]byte, 32)
+	rand.Read(key)
+	admin := freeAddr()
+	s.streams = true
+	if s.process, err = r.startWith([]string{
+		"CLOAKROOM_SERVER_LISTEN=" + s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN=" + admin, "CLOAKROOM_SERVER_PUBLIC_URL=" + app,
+		"CLOAKROOM_OIDC_ISSUER=" + r.issuer, "CLOAKROOM_OIDC_CLIENT_ID=" + clientName, "CLOAKROOM_OIDC_CLIENT_SECRET=" + secret,
+		"CLOAKROOM_STORE_URL=redis://" + r.redis, "CLOAKROOM_SESSION_KEYS=" + base64.StdEncoding.EncodeToString(key),
+		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, {path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]", r.upstream),
+	}, s.addr, program, "serve"); err != nil {
+		return err
+	}
+	if err := eventually(func() error {
+		resp, err := http.Get("http://" + admin + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != 200 {
+			return errors.New("not ready")
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	s.cookie, err = signIn(app+"/bff/login", "cloakroom")
+	return err
+}
+
+func eventually(f func() error) (err error) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if err = f(); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// register starts a provider that knows a client with a redirect URI, and returns its secret.
+func (r *rig) register(redirectURI string) (secret string, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	r.issuer = "http://" + l.Addr().String()
+	secret = rand.Text()
+	provider, err := devop.New(devop.Config{
+		Issuer: r.issuer, AccessTokenTTL: time.Hour, Logger: slog.New(slog.DiscardHandler),
+		Clients: []devop.Client{{ID: clientName, Secret: secret, RedirectURIs: []string{redirectURI}}},
+	})
+	if err != nil {
+		return "", err
+	}
+	go http.Serve(l, provider) // for as long as this process lives
+	return secret, nil
+}
+
+var hiddenCSRF = regexp.MustCompile(`name="csrf"[^>]*value="([^"]*)"`)
+
+// signIn goes to an address that leads to the provider, picks the user there, and returns the cookie that the app has set in the end.
+func signIn(start, cookie string) (string, error) {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		return "", err
+	}
+	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}
+	get := func(method, address string, form url.Values) (*http.Response, string, error) {
+		req, err := http.NewRequest(method, address, strings.NewReader(form.Encode()))
+		if err != nil {
+			return nil, "", err
+		}
+		req.Header.Set("Accept", "text/html")
+		req.Header.Set("Sec-Fetch-Mode", "navigate")
+		req.Header.Set("Sec-Fetch-Dest", "document")
+		if method == "POST" {
+			u, _ := url.Parse(address)
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			req.Header.Set("Origin", u.Scheme+"://"+u.Host)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, "", err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return resp, string(text), err
+	}
+	resp, text, err := get("GET", start, nil)
+	if err != nil {
+		return "", err
+	}
+	csrf := hiddenCSRF.FindStringSubmatch(text)
+	if csrf == nil {
+		return "", fmt.Errorf("%s leads to %s, which is not the provider's page:\n%.500s", start, resp.Request.URL, text)
+	}
+	resp, text, err = get("POST", resp.Request.URL.String(), url.Values{"csrf": {html.UnescapeString(csrf[1])}, "user": {user}})
+	if err != nil {
+		return "", err
+	}
+	u, _ := url.Parse(start)
+	for _, c := range jar.Cookies(u) {
+		if c.Name == cookie {
+			return c.Name + "=" + c.Value, nil
+		}
+	}
+	return "", fmt.Errorf("signing in ends at %s with %d and without the cookie %s:\n%.500s", resp.Request.URL, resp.StatusCode, cookie, text)
+}

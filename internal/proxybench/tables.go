@@ -1,0 +1,110 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// tables writes down the medians.
+func (r *rig) tables(results results, streams int) string {
+	var t strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
+	line("## The proxy\n")
+	line("%s, %d cores, shared by the proxy, the upstream, Redis and whoever asks; Go %s, %s, %s, %s, %s; %s. By `make bench`, in one run: medians of %d rounds, in each of which each system is measured once in each row.\n",
+		processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
+	line("`mod_auth_openidc` and Cloakroom have their sessions in Redis, and a user who has signed in; both attach the access token. Cloakroom checks for CSRF and writes a line into its log for each request; nginx does neither, it only hands on. " +
+		"The request has the headers of a browser.\n")
+	for _, kind := range cells() {
+		if kind.connections != 1 {
+			continue
+		}
+		line("### %s\n", kind.name)
+		line("| connections | | requests a second | p50 | p99 | CPU a request | of ReverseProxy's | of nginx's |")
+		line("|--:|---|--:|--:|--:|--:|--:|--:|")
+		for _, c := range cells() {
+			if c.name != kind.name {
+				continue
+			}
+			for _, s := range r.systems {
+				what := s.key(c)
+				cpu := results.median(what + " cpu")
+				ratio := func(of string) string {
+					other := results.median((&system{name: of}).key(c) + " cpu")
+					if s.process == nil || other == 0 {
+						return ""
+					}
+					return fmt.Sprintf("%.2f", cpu/other)
+				}
+				shown := "" // of the upstream itself
+				if s.process != nil {
+					shown = duration(cpu)
+				}
+				name := s.name
+				if name == ours {
+					name = "**" + name + "**"
+				}
+				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name, results.median(what+" rate"), duration(results.median(what+" p50")), duration(results.median(what+" p99")), shown, ratio(bare), ratio(nginx))
+			}
+		}
+		line("")
+	}
+	line("### Memory\n")
+	line("| | peak, of all of the above | an idle event stream, of %d |", streams)
+	line("|---|--:|--:|")
+	for _, s := range r.systems {
+		if s.process == nil {
+			continue
+		}
+		stream := ""
+		if s.streams {
+			stream = fmt.Sprintf("%.1f KB", results.median(s.name+" stream"))
+		}
+		line("| %s | %.0f MB | %s |", s.name, results.median(s.name+" peak")/1024, stream)
+	}
+	line("\nPeak is `VmHWM`, the sum of a system's processes.")
+	return t.String()
+}
+
+// duration writes microseconds with three digits.
+func duration(us float64) string {
+	switch {
+	case us >= 1e4:
+		return fmt.Sprintf("%.1f ms", us/1e3)
+	case us >= 1e3:
+		return fmt.Sprintf("%.2f ms", us/1e3)
+	case us >= 100:
+		return fmt.Sprintf("%.0f µs", us)
+	}
+	return fmt.Sprintf("%.1f µs", us)
+}
+
+func processor() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(text)) {
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return runtime.GOARCH
+}
+
+var number = regexp.MustCompile(`\d+\.\d+(\.\d+)?`)
+
+// version asks a program for its version.
+func version(program string, args ...string) string {
+	out, _ := exec.Command(program, args...).CombinedOutput()
+	return program + " " + number.FindString(string(out))
+}
+
+// installed is the version of a Debian package.
+func installed(name string) string {
+	out, _ := exec.Command("dpkg-query", "-W", "-f", "${Version}", name).Output()
+	return "mod_auth_openidc " + number.FindString(string(out))
+}
