@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -19,12 +18,13 @@ const (
 
 // ends are the sessions whose end somebody wants to be told of.
 type ends struct {
-	asking atomic.Int64  // calls of WhenEnded that have not been stopped
-	wake   chan struct{} // there is something to read
+	wake chan struct{} // there is something to read
 
-	mu      sync.Mutex                 // guards all below
-	over    bool                       // nobody watches any more
-	watched map[string]*watchedSession // :: Session.ID
+	mu          sync.Mutex                 // guards all below
+	over        bool                       // nobody watches any more
+	asking      int                        // calls of WhenEnded that have not been stopped
+	first, last *whenEnded                 // those that are not watched for yet, the oldest first: most are stopped before they are
+	watched     map[string]*watchedSession // :: Session.ID
 }
 
 type watchedSession struct {
@@ -34,69 +34,111 @@ type watchedSession struct {
 	calls     map[*whenEnded]struct{}
 }
 
+// whenEnded is one call of WhenEnded. What is in it is guarded by ends.mu.
 type whenEnded struct {
-	call    func()
-	stopped bool // guarded by ends.mu
+	session        *Session
+	call           func()
+	asked          time.Time
+	stopped        bool
+	watched        bool
+	previous, next *whenEnded // of those that are not watched for yet
 }
 
 // WhenEnded calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
 // stop is called before. It is for those who are long at work for a session: streams.
 func (m *Manager) WhenEnded(s *Session, ended func()) (stop func()) {
-	m.ends.asking.Add(1)
-	call := &whenEnded{call: ended}
-	timer := time.AfterFunc(watchAfter, func() { m.ends.add(s, call) })
-	return sync.OnceFunc(func() {
-		m.ends.asking.Add(-1)
-		if !timer.Stop() {
-			m.ends.remove(s.ID, call)
-		}
-	})
+	w := &whenEnded{session: s, call: ended, asked: time.Now()}
+	m.ends.ask(w)
+	return func() { m.ends.stop(w) }
 }
 
-func (e *ends) add(s *Session, call *whenEnded) {
+func (e *ends) ask(w *whenEnded) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if call.stopped {
-		return
-	}
+	e.asking++
 	if e.over {
-		go call.call()
+		go w.call()
 		return
 	}
-	if e.watched == nil {
-		e.watched = make(map[string]*watchedSession)
+	if w.previous = e.last; e.last != nil {
+		e.last.next = w
+	} else {
+		e.first = w
 	}
-	w := e.watched[s.ID]
-	if w == nil {
-		w = &watchedSession{session: s, calls: make(map[*whenEnded]struct{})}
-		e.watched[s.ID] = w
-	}
-	w.changed = true // since it was read
-	w.calls[call] = struct{}{}
-	wake(e.wake)
+	e.last = w
 }
 
-func (e *ends) remove(id string, call *whenEnded) {
+// stop takes back a call of WhenEnded. It can be called again.
+func (e *ends) stop(w *whenEnded) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	call.stopped = true
-	if w := e.watched[id]; w != nil {
-		delete(w.calls, call)
-		if len(w.calls) == 0 {
-			delete(e.watched, id)
+	if w.stopped {
+		return
+	}
+	w.stopped = true
+	e.asking--
+	if !w.watched {
+		e.unlink(w)
+		return
+	}
+	if session := e.watched[w.session.ID]; session != nil {
+		delete(session.calls, w)
+		if len(session.calls) == 0 {
+			delete(e.watched, w.session.ID)
 		}
+	}
+}
+
+// unlink takes a call from the list. The caller holds mu.
+func (e *ends) unlink(w *whenEnded) {
+	if w.previous != nil {
+		w.previous.next = w.next
+	} else if e.first == w {
+		e.first = w.next
+	}
+	if w.next != nil {
+		w.next.previous = w.previous
+	} else if e.last == w {
+		e.last = w.previous
+	}
+	w.previous, w.next = nil, nil
+}
+
+// watchOld watches for those that have been asking for watchAfter, or for all.
+func (e *ends) watchOld(now time.Time, all bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for w := e.first; w != nil && (all || now.Sub(w.asked) >= watchAfter); w = e.first {
+		e.unlink(w)
+		w.watched = true
+		if e.watched == nil {
+			e.watched = make(map[string]*watchedSession)
+		}
+		session := e.watched[w.session.ID]
+		if session == nil {
+			session = &watchedSession{session: w.session, calls: make(map[*whenEnded]struct{})}
+			e.watched[w.session.ID] = session
+		}
+		session.changed = true // since it was read
+		session.calls[w] = struct{}{}
 	}
 }
 
 // WaitForStreams waits until nobody wants to be told of any session's end (see WhenEnded), or until ctx ends.
 func (m *Manager) WaitForStreams(ctx context.Context) {
-	for m.ends.asking.Load() > 0 {
+	for m.ends.anyone() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(watchEvery):
 		}
 	}
+}
+
+func (e *ends) anyone() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asking > 0
 }
 
 // check has a session, or all of them, read again.
@@ -167,6 +209,7 @@ func (e *ends) all() {
 	e.mu.Lock()
 	e.over = true
 	e.mu.Unlock()
+	e.watchOld(time.Now(), true)
 	e.check("")
 	for _, s := range e.due(time.Now(), true) {
 		e.ended(s.ID)
@@ -183,6 +226,7 @@ func (m *Manager) watchEnds(ctx context.Context) {
 		case <-time.After(watchEvery):
 		}
 		now := time.Now()
+		m.ends.watchOld(now, false)
 		due := m.ends.due(now, m.cache.current(now))
 		for len(due) > 0 {
 			read, err := m.find(ctx, due[0].ticket)
