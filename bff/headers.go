@@ -48,9 +48,9 @@ var responseHeaders = map[string]fate{
 	"Set-Cookie": filter,
 }
 
-// upstreamHeader is the request's header as the upstream gets it: what may pass of the client's, then ours, which nothing of the client's can take away.
-func (s *Server) upstreamHeader(w *response, r *http.Request, route *route, current *session.Session) http.Header {
-	out := make(http.Header, len(r.Header)+6)
+// upstreamHeader is the request's header as the upstream gets it: what may pass of the client's, then ours, which nothing of the client's can take away. It
+// is put into out, which is empty.
+func (s *Server) upstreamHeader(out http.Header, w *response, r *http.Request, route *route, current *session.Session) {
 	listed := connectionOptions(r.Header)
 	for name, values := range r.Header {
 		switch fate := requestHeaders[name]; {
@@ -96,7 +96,6 @@ func (s *Server) upstreamHeader(w *response, r *http.Request, route *route, curr
 	if current != nil {
 		out["Authorization"] = current.Bearer()
 	}
-	return out
 }
 
 // viaUs is RFC 9110 7.6.3.

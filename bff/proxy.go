@@ -137,6 +137,7 @@ type exchange struct {
 	sessionEnded         func()
 	address              *address
 	resp                 *http.Response
+	header               http.Header // of the request to the upstream
 }
 
 // end ends the exchange, and frees what it holds.
@@ -155,15 +156,24 @@ func (x *exchange) end() {
 		x.resp.Body.Close()
 		x.address.done()
 	}
+	x.freeHeader()
 	x.cancel(nil)
+}
+
+// freeHeader gives the header of the request to the upstream back, which has been sent.
+func (x *exchange) freeHeader() {
+	x.route.upstream.freeHeader(x.header)
+	x.header = nil
 }
 
 // run makes the exchange. ctx ends with the client, with the session and with the idle time-out.
 func (x *exchange) run(ctx context.Context) error {
 	body := newRequestBody(x)
 	defer body.end()
+	x.header = x.route.upstream.newHeader()
+	x.s.upstreamHeader(x.header, x.w, x.r, x.route, x.current)
 	out := (&http.Request{
-		Method: x.r.Method, Header: x.s.upstreamHeader(x.w, x.r, x.route, x.current), ContentLength: x.r.ContentLength,
+		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
 	target := func(a *address) {
@@ -184,7 +194,7 @@ func (x *exchange) run(ctx context.Context) error {
 	if switching {
 		return x.tunnel(ctx)
 	}
-	x.header(ctx, body)
+	x.answerHeader(ctx, body)
 	if events && x.stream(ctx) {
 		return nil
 	}
@@ -265,8 +275,8 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	return errUpstream.because(err)
 }
 
-// header puts the upstream's header into ours.
-func (x *exchange) header(ctx context.Context, body *requestBody) {
+// answerHeader puts the upstream's header into ours.
+func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 	h := x.w.Header()
 	x.s.copyHeader(h, x.resp.Header)
 	if x.resp.StatusCode == http.StatusUnauthorized {

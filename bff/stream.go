@@ -30,6 +30,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 	h := x.w.Header()
 	h["Connection"], h["Transfer-Encoding"] = []string{"close"}, []string{"chunked"}
 	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	x.freeHeader()
 	x.clientLeft() // the server does not look any more
 	x.w.streams = true
 	x.w, x.r, x.current = w, nil, nil
