@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test soak bench-sessions fuzz lint build
+.PHONY: test setup go-test browser-test soak bench bench-setup bench-sessions fuzz lint build
 
 test: setup go-test browser-test
 
@@ -34,6 +34,17 @@ build:
 SOAK ?= 60s
 soak: setup
 	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
+
+# A proxied call measured beside others: the figures in docs/performance.md, in about six minutes. BENCH has more flags, see go doc ./internal/proxybench.
+bench: setup bench-setup
+	$(GO) run ./internal/proxybench -o docs/performance.md $(BENCH)
+
+# What it is measured beside. Debian's packages start their servers, where there is an init that would.
+bench-setup:
+	@command -v nginx >/dev/null && test -e /usr/lib/apache2/modules/mod_auth_openidc.so || { \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends nginx-light apache2 libapache2-mod-auth-openidc; \
+	}
 
 # Sessions in Redis measured: the figures in docs/performance.md. BENCH=-million fills a Redis with a million of them.
 bench-sessions: setup

@@ -385,14 +385,13 @@ func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
 func rejecting(t *testing.T, first int) (*bfftest.Echo, *atomic.Int32) {
 	var rejected atomic.Int32
 	echo := bfftest.NewEcho(t)
-	var inner *bfftest.Echo
-	inner = bfftest.NewEcho(t)
+	inner := bfftest.NewEcho(t)
 	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		if int(rejected.Load()) < first {
 			rejected.Add(1)
 			io.Copy(io.Discard, r.Body)
 			w.Header().Set("WWW-Authenticate", `Bearer realm="api", error="invalid_token"`)
-			http.Error(w, "no", 401)
+			http.Error(w, "no", http.StatusUnauthorized)
 			return
 		}
 		inner.Config.Handler.ServeHTTP(w, r)

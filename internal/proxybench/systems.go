@@ -45,7 +45,6 @@ type rig struct {
 	children []*exec.Cmd
 	upstream string // host:port
 	redis    string // host:port
-	provider *devop.Provider
 	issuer   string
 	systems  []*system
 }
