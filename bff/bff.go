@@ -295,6 +295,9 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
+	if !isASCII(r.RequestURI) {
+		return errAmbiguousPath.because(fmt.Errorf("the target %.80q is not ASCII", r.RequestURI)) // RFC 3986 2: percent-encoded it would be
+	}
 	if err := checkPath(r.URL.EscapedPath()); err != nil {
 		return errAmbiguousPath.because(err)
 	}

@@ -18,19 +18,24 @@ const (
 	filter             // cookies: those pass that are not ours
 )
 
-// requestHeaders is the fate of request headers. Names that begin with X-Forwarded-, and those with an underscore, which some servers take for a hyphen,
-// are dropped too.
+// requestHeaders is the fate of request headers. Those that forged knows are dropped too.
 var requestHeaders = map[string]fate{
 	// This connection's (RFC 9110 7.6.1).
 	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop,
 	"Upgrade": drop, "Content-Length": drop, "Proxy-Authenticate": drop, "Http2-Settings": drop,
 	// What only we say, or only a proxy that we trust.
 	"Authorization": drop, "Proxy-Authorization": drop, "Dpop": drop, "Forwarded": drop, "X-Request-Id": drop,
-	"X-Real-Ip": drop, "X-Original-Url": drop, "X-Rewrite-Url": drop, "X-Original-Uri": drop, "X-Original-Host": drop, "X-Original-Method": drop,
+	"X-Real-Ip": drop, "X-Rewrite-Url": drop,
 	"X-Client-Ip": drop, "X-Cluster-Client-Ip": drop, "True-Client-Ip": drop, "Client-Ip": drop,
-	"X-Http-Method-Override": drop, "X-Http-Method": drop, "X-Method-Override": drop,
-	"X-Csrf": drop, "X-Background": drop,
+	"X-Http-Method": drop,
+	"X-Csrf":        drop, "X-Background": drop,
 	"Cookie": filter,
+}
+
+// forged says whether a request header is of those by which clients speak for proxies, or have another method taken for theirs, whatever exactly it is
+// called; or has an underscore, which some servers take for a hyphen.
+func forged(name string) bool {
+	return strings.HasPrefix(name, "X-Forwarded") || strings.HasPrefix(name, "X-Original-") || strings.HasSuffix(name, "Method-Override") || strings.Contains(name, "_")
 }
 
 // responseHeaders is the fate of response headers and trailers.
@@ -54,7 +59,7 @@ func (s *Server) upstreamHeader(out http.Header, w *response, r *http.Request, r
 	listed := connectionOptions(r.Header)
 	for name, values := range r.Header {
 		switch fate := requestHeaders[name]; {
-		case fate == drop, strings.HasPrefix(name, "X-Forwarded-"), strings.Contains(name, "_"), listed != nil && listed[name]:
+		case fate == drop, forged(name), listed != nil && listed[name]:
 		case fate == filter:
 			for _, line := range values {
 				if rest := s.withoutOurCookies(line); rest != "" {

@@ -141,7 +141,7 @@ func (p *problem) level() slog.Level {
 func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		w.status = statusClientLeft
-		return
+		panic(http.ErrAbortHandler) // to return would be to answer 200, which a client that has only stopped sending would take for the API's
 	}
 	p := problemOf(err)
 	if errors.Is(err, session.ErrEnded) {

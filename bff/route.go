@@ -138,7 +138,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	for name, claim := range r.Headers {
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
 		switch _, ours := requestHeaders[canonical]; {
-		case !isToken(name) || strings.Contains(name, "_") || ours || framing[canonical] || strings.HasPrefix(canonical, "X-Forwarded-"):
+		case !isToken(name) || ours || forged(canonical) || framing[canonical]:
 			fail("Headers", "%q is not a header that can be set to a claim, such as X-User", name)
 		case claim == "":
 			fail("Headers", "%q has no claim", name)

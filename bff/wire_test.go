@@ -1,0 +1,603 @@
+package bff_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// strictUpstream is an upstream that takes only what is written exactly as RFC 9112 has it, and keeps every byte that it was sent.
+type strictUpstream struct {
+	url string
+
+	mu       sync.Mutex // guards all below
+	requests []string   // heads and bodies
+	wrong    []string   // what it does not take
+}
+
+func newStrictUpstream(t *testing.T) *strictUpstream {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &strictUpstream{url: "http://" + l.Addr().String()}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go u.serve(c)
+		}
+	}()
+	return u
+}
+
+var (
+	strictRequestLine = regexp.MustCompile(`^[!#$%&'*+.^_|~0-9A-Za-z` + "`" + `-]+ /[!-~]* HTTP/1\.1$`)
+	strictField       = regexp.MustCompile(`^[!#$%&'*+.^_|~0-9A-Za-z` + "`" + `-]+: ?[^\x00-\x08\x0a-\x1f\x7f]*$`)
+	strictChunk       = regexp.MustCompile(`^[0-9a-f]+$`)
+)
+
+func (u *strictUpstream) serve(c net.Conn) {
+	defer c.Close()
+	r := bufio.NewReader(c)
+	for {
+		var all strings.Builder
+		line := func() (string, bool) {
+			text, err := r.ReadString('\n')
+			all.WriteString(text)
+			return strings.TrimSuffix(text, "\r\n"), err == nil && strings.HasSuffix(text, "\r\n") && !strings.Contains(text[:len(text)-2], "\r")
+		}
+		refuse := func(why string) {
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.wrong = append(u.wrong, why+": "+all.String())
+		}
+		first, ok := line()
+		if !ok {
+			if all.Len() > 0 {
+				refuse("request line")
+			}
+			return
+		}
+		if !strictRequestLine.MatchString(first) {
+			refuse("request line")
+			return
+		}
+		length, chunked := 0, false
+		for {
+			text, ok := line()
+			if !ok {
+				refuse("header") // or the broker has given the request up
+				return
+			}
+			if text == "" {
+				break
+			}
+			if !strictField.MatchString(text) {
+				refuse("field")
+				return
+			}
+			name, value, _ := strings.Cut(text, ":")
+			switch strings.ToLower(name) {
+			case "content-length":
+				length, _ = strconv.Atoi(strings.TrimSpace(value))
+			case "transfer-encoding":
+				chunked = true
+			case "expect":
+				io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+			}
+		}
+		body := make([]byte, length)
+		if _, err := io.ReadFull(r, body); err != nil {
+			return // the client has not sent all of it, which is not for the upstream to answer
+		}
+		all.Write(body)
+		for chunked {
+			text, ok := line()
+			if !ok {
+				return
+			}
+			size, err := strconv.ParseInt(text, 16, 32)
+			if !strictChunk.MatchString(text) || err != nil {
+				refuse("chunk")
+				return
+			}
+			chunk := make([]byte, size+2)
+			if _, err := io.ReadFull(r, chunk); err != nil {
+				return
+			}
+			if all.Write(chunk); !bytes.HasSuffix(chunk, []byte("\r\n")) {
+				refuse("chunk")
+				return
+			}
+			chunked = size > 0
+		}
+		u.mu.Lock()
+		u.requests = append(u.requests, all.String())
+		u.mu.Unlock()
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	}
+}
+
+func (u *strictUpstream) take() (requests, wrong []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	requests, wrong, u.requests, u.wrong = u.requests, u.wrong, nil, nil
+	return requests, wrong
+}
+
+// wire is a broker that is spoken to in bytes.
+type wire struct {
+	t        *testing.T
+	addr     string
+	host     string
+	upstream *strictUpstream
+	header   string // of a request that is let through, with alice's session
+}
+
+func newWire(t *testing.T) *wire {
+	t.Helper()
+	w := &wire{t: t, upstream: newStrictUpstream(t)}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addr = l.Addr().String()
+	_, port, _ := net.SplitHostPort(w.addr)
+	w.host = "localhost:" + port
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{w.upstream.url}, Token: "user"}}
+		cfg.Frontend = nil
+	})
+	// A listener of the same server that speaks as the broker does; its Host is that of the public URL.
+	s := &http.Server{Handler: a.server, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 64 << 10, DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	go s.Serve(bff.NewListener(l, nil))
+	t.Cleanup(func() { s.Close() })
+	u, err := url.Parse(a.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.host = u.Host
+	b := a.signedIn()
+	for _, c := range b.Cookies() {
+		if c.Name == "cloakroom" {
+			w.header = "Host: " + w.host + "\r\nX-CSRF: 1\r\nCookie: cloakroom=" + c.Value + "\r\n"
+		}
+	}
+	return w
+}
+
+// send sends bytes on a connection of their own, and returns the statuses of the answers and whether the connection was closed after them.
+func (w *wire) send(parts ...string) (statuses []int, closed bool) {
+	w.t.Helper()
+	c, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer c.Close()
+	for _, part := range parts {
+		if _, err := io.WriteString(c, part); err != nil {
+			break // the broker has hung up
+		}
+	}
+	c.SetReadDeadline(time.Now().Add(250 * time.Millisecond)) // after which an open connection is taken for one that stays open
+	r := bufio.NewReader(c)
+	for {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			timeout, ok := err.(net.Error)
+			return statuses, !ok || !timeout.Timeout()
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		if statuses = append(statuses, resp.StatusCode); err != nil {
+			return statuses, true
+		}
+	}
+}
+
+func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) {
+	w := newWire(t)
+	get := func(target, header string) string { return "GET " + target + " HTTP/1.1\r\n" + header + "\r\n" }
+	post := func(header, body string) string {
+		return "POST /api/x HTTP/1.1\r\n" + w.header + header + "\r\n" + body
+	}
+	for name, request := range map[string]string{
+		"length and chunks":              post("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\nG"),
+		"chunks and length":              post("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n", "0\r\n\r\nG"),
+		"chunked twice":                  post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+		"chunked twice in one":           post("Transfer-Encoding: chunked, chunked\r\n", "0\r\n\r\n"),
+		"chunked, then identity":         post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n"),
+		"another coding":                 post("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
+		"a coding with a vertical tab":   post("Transfer-Encoding: \x0bchunked\r\n", "0\r\n\r\n"),
+		"gzip, chunked":                  post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+		"chunks in HTTP/1.0":             "POST /api/x HTTP/1.0\r\n" + w.header + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"two lengths":                    post("Content-Length: 3\r\nContent-Length: 5\r\n", "abcde"),
+		"one length twice":               post("Content-Length: 3\r\nContent-Length: 3\r\n", "abc"),
+		"a list of lengths":              post("Content-Length: 3, 3\r\n", "abc"),
+		"a length with a sign":           post("Content-Length: +3\r\n", "abc"),
+		"a negative length":              post("Content-Length: -3\r\n", "abc"),
+		"a hexadecimal length":           post("Content-Length: 0x3\r\n", "abc"),
+		"an empty length":                post("Content-Length: \r\n", "abc"),
+		"an endless length":              post("Content-Length: 99999999999999999999\r\n", "abc"),
+		"space before the colon":         get("/api/x", w.header+"A : b\r\n"),
+		"tab before the colon":           get("/api/x", w.header+"A\t: b\r\n"),
+		"space before Transfer-Encoding": post("Transfer-Encoding : chunked\r\n", "0\r\n\r\n"),
+		"no name":                        get("/api/x", w.header+": b\r\n"),
+		"no colon":                       get("/api/x", w.header+"A\r\n"),
+		"a name with a parenthesis":      get("/api/x", w.header+"A(: b\r\n"),
+		"a name that is not ASCII":       get("/api/x", w.header+"\xc4: b\r\n"),
+		"a carriage return in a value":   get("/api/x", w.header+"A: b\rC: d\r\n"),
+		"a NUL in a value":               get("/api/x", w.header+"A: b\x00\r\n"),
+		"a control character in a value": get("/api/x", w.header+"A: b\x01\r\n"),
+		"a folded line":                  get("/api/x", w.header+"A: b\r\n c\r\n"),
+		"a folded line with a tab":       get("/api/x", w.header+"A: b\r\n\tc\r\n"),
+		"a folded first line":            get("/api/x", " A: b\r\n"+w.header),
+		"a folded coding":                post("Transfer-Encoding:\r\n chunked\r\n", "0\r\n\r\n"),
+		"a line feed alone, first":       "GET /api/x HTTP/1.1\n" + w.header + "\r\n",
+		"a line feed alone, in between":  get("/api/x", w.header+"A: b\n"),
+		"a line feed alone, last":        "GET /api/x HTTP/1.1\r\n" + w.header + "\n",
+		"a carriage return alone":        "GET /api/x HTTP/1.1\r" + w.header + "\r\n",
+		"two Hosts":                      get("/api/x", w.header+"Host: "+w.host+"\r\n"),
+		"two different Hosts":            get("/api/x", "Host: evil.example\r\n"+w.header),
+		"no Host":                        get("/api/x", strings.Replace(w.header, "Host: "+w.host+"\r\n", "", 1)),
+		"an absolute target":             get("http://"+w.host+"/api/x", w.header),
+		"an absolute target elsewhere":   get("http://evil.example/api/x", w.header),
+		"an absolute target, Host elsewhere": get("http://"+w.host+"/api/x",
+			strings.Replace(w.header, w.host, "evil.example", 1)),
+		"a target with a space":      get("/api/x y", w.header),
+		"a target with a tab":        get("/api/x\ty", w.header),
+		"a target with a fragment":   get("/api/x\x00", w.header),
+		"the asterisk":               "OPTIONS * HTTP/1.1\r\n" + w.header + "\r\n",
+		"another version":            "GET /api/x HTTP/1.2\r\n" + w.header + "\r\n",
+		"HTTP/2 in the request line": "GET /api/x HTTP/2.0\r\n" + w.header + "\r\n",
+		"a version in small letters": "GET /api/x http/1.1\r\n" + w.header + "\r\n",
+		"no version":                 "GET /api/x\r\n\r\n",
+		"the preface of HTTP/2":      "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+		"an empty line first":        "\r\n" + get("/api/x", w.header),
+		"two spaces":                 "GET  /api/x HTTP/1.1\r\n" + w.header + "\r\n",
+		"a size with 0x":             post("Transfer-Encoding: chunked\r\n", "0x3\r\nabc\r\n0\r\n\r\n"),
+		"a size with a sign":         post("Transfer-Encoding: chunked\r\n", "+3\r\nabc\r\n0\r\n\r\n"),
+		"a size with a space":        post("Transfer-Encoding: chunked\r\n", " 3\r\nabc\r\n0\r\n\r\n"),
+		"no size":                    post("Transfer-Encoding: chunked\r\n", "\r\nabc\r\n0\r\n\r\n"),
+		"an endless size":            post("Transfer-Encoding: chunked\r\n", "fffffffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
+		"an extension's line feed":   post("Transfer-Encoding: chunked\r\n", "3;a\nb\r\nabc\r\n0\r\n\r\n"),
+		"a longer chunk":             post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"),
+		"a chunk with a line feed":   post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"),
+		"a folded trailer":           post("Transfer-Encoding: chunked\r\n", "0\r\nA: b\r\n c\r\n\r\n"),
+		"h2c":                        get("/api/x", w.header+"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"),
+		"an upgrade with a body":     post("Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://"+w.host+"\r\nContent-Length: 3\r\n", "abc"),
+	} {
+		statuses, closed := w.send(request)
+		if len(statuses) != 1 || statuses[0] != 400 && statuses[0] != 501 && statuses[0] != 421 {
+			t.Errorf("%s: got %v, want 400", name, statuses)
+		}
+		complete := statuses != nil && (name == "the asterisk" || strings.HasPrefix(name, "an absolute")) // these were read to their end: nothing is left to be taken for another
+		if !closed && !complete {
+			t.Errorf("%s: the connection stays open", name)
+		}
+		if requests, _ := w.upstream.take(); len(requests) > 0 && !strings.Contains(name, "chunk") && !strings.Contains(name, "size") {
+			t.Errorf("%s: the upstream got\n%q", name, requests)
+		}
+		// Behind a good request it is refused as well.
+		statuses, _ = w.send(get("/api/good", w.header), request)
+		if len(statuses) != 2 || statuses[0] != 200 || statuses[1] == 200 {
+			t.Errorf("%s behind a good request: got %v, want 200 and 400", name, statuses)
+		}
+		w.upstream.take()
+	}
+}
+
+func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
+	w := newWire(t)
+	get := "GET /api/x HTTP/1.1\r\n" + w.header
+	post := "POST /api/x HTTP/1.1\r\n" + w.header
+	slow := strings.Split(get+"\r\n", "")
+	for name, test := range map[string]struct {
+		parts []string
+		want  []int
+	}{
+		"plain":                {[]string{get + "\r\n"}, []int{200}},
+		"tabs in values":       {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
+		"bytes beyond ASCII":   {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
+		"many headers":         {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},
+		"too many":             {[]string{get + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 100) + "\r\n"}, []int{431}},
+		"byte by byte":         {slow, []int{200}},
+		"pipelined":            {[]string{get + "\r\n" + get + "\r\n" + get + "\r\n"}, []int{200, 200, 200}},
+		"a body":               {[]string{post + "Content-Length: 3\r\n\r\n", "a", "bc", get + "\r\n"}, []int{200, 200}},
+		"chunks":               {[]string{post + "Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n", "0\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"a trailer":            {[]string{post + "Transfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"expecting 100":        {[]string{post + "Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"}, []int{100, 200}},
+		"HTTP/1.0":             {[]string{"GET /api/x HTTP/1.0\r\n" + w.header + "\r\n"}, []int{200}},
+		"an unread body":       {[]string{strings.Replace(post, "X-CSRF: 1\r\n", "", 1) + "Content-Length: 3\r\n\r\nabc" + get + "\r\n"}, []int{403, 200}},
+		"a method in any case": {[]string{strings.Replace(get, "GET", "gEt", 1) + "\r\n"}, []int{200}},
+	} {
+		if got, _ := w.send(test.parts...); fmt.Sprint(got) != fmt.Sprint(test.want) {
+			t.Errorf("%s: got %v, want %v", name, got, test.want)
+		}
+		requests, wrong := w.upstream.take()
+		if len(wrong) > 0 {
+			t.Errorf("%s: the upstream does not take %q", name, wrong)
+		}
+		for _, r := range requests {
+			w.check(name, r)
+		}
+	}
+}
+
+var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom=`)
+
+// check checks what every request that gets to the upstream has to have.
+func (w *wire) check(name, request string) {
+	w.t.Helper()
+	head, _, _ := strings.Cut(request, "\r\n\r\n")
+	lower := strings.ToLower(head)
+	if strings.Count(lower, "\r\nauthorization: bearer ") != 1 || strings.Count(lower, "\r\nauthorization:") != 1 || strings.Count(lower, "\r\nhost: ") != 1 {
+		w.t.Errorf("%s: the upstream got\n%s", name, head)
+	}
+	if _, target, _ := strings.Cut(head, " "); !strings.HasPrefix(target, "/api/") || ourCookieSent.MatchString(head) {
+		w.t.Errorf("%s: the upstream got\n%s", name, request)
+	}
+}
+
+// Whatever is sent: what the upstream parses are requests that the broker decided on, each with the user's token, and nothing else.
+func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
+	w := newWire(t)
+	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
+	const cookie = "COOKIE" // for what is not to be mutated
+	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "cloakroom=")
+	header := start + "cloakroom=" + cookie + "\r\n"
+	get, post := "GET /api/x HTTP/1.1\r\n"+header, "POST /api/x HTTP/1.1\r\n"+header
+	corpus := []string{
+		get + "\r\n",
+		post + "Content-Length: 3\r\n\r\nabc",
+		post + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+		post + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", 5+len(smuggled), smuggled),
+		post + fmt.Sprintf("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
+		post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n" + smuggled,
+		post + fmt.Sprintf("Content-Length: %d\r\nContent-Length: 0\r\n\r\n%s", len(smuggled), smuggled),
+		post + "Content-Length: 0\r\nX: y\r\n\t\r\n\r\n" + smuggled,
+		get + "X: y\r\n\r\n" + smuggled,
+		get + "X: y\n\nGET /smuggled HTTP/1.1\r\n\r\n",
+		get + "Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://" + w.host + "\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n" + smuggled,
+		"GET /api/x?" + url.QueryEscape(" HTTP/1.1\r\n\r\n"+smuggled) + " HTTP/1.1\r\n" + header + "\r\n",
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	mutate := func(random *rand.Rand, text string) string {
+		b := []byte(text)
+		for range 1 + random.IntN(3) {
+			at := random.IntN(len(b))
+			switch random.IntN(5) {
+			case 0:
+				b = append(b[:at], b[min(at+1+random.IntN(4), len(b)):]...)
+			case 1:
+				b = append(b[:at:at], append([]byte{"\r\n\t :,;\x000a"[random.IntN(10)]}, b[at:]...)...)
+			case 2:
+				b[at] = byte(random.IntN(256))
+			case 3: // a line twice
+				if end := bytes.IndexByte(b[at:], '\n'); end >= 0 {
+					start := bytes.LastIndexByte(b[:at], '\n') + 1
+					b = append(b[:start:start], append(bytes.Clone(b[start:at+end+1]), b[start:]...)...)
+				}
+			case 4:
+				b = append(b[:at:at], append([]byte([]string{"\r\n", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", "\r\n\r\n", "0\r\n\r\n"}[random.IntN(5)]), b[at:]...)...)
+			}
+			if len(b) == 0 {
+				return text
+			}
+		}
+		return string(b)
+	}
+	var answered, sent atomic.Int64 // with 200; of requests on connections
+	one := func(request string) {
+		c, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		io.WriteString(c, strings.ReplaceAll(request, cookie, value))
+		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond)) // then it is not the request that is waited for, but the rest of it
+		answers, _ := io.ReadAll(c)
+		sent.Add(1)
+		answered.Add(int64(bytes.Count(answers, []byte("HTTP/1.1 200 OK")) + bytes.Count(answers, []byte("HTTP/1.0 200 OK"))))
+	}
+	for _, request := range corpus {
+		one(request)
+	}
+	var all sync.WaitGroup
+	ends := time.Now().Add(4 * time.Second)
+	for i := range 16 {
+		all.Go(func() {
+			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			for range 150 {
+				if request := mutate(random, corpus[random.IntN(len(corpus))]); time.Now().Before(ends) {
+					one(request)
+				}
+			}
+		})
+	}
+	all.Wait()
+	requests, wrong := w.upstream.take()
+	for _, r := range requests {
+		w.check("one of them", r)
+	}
+	if len(wrong) > 0 || answered.Load() > int64(len(requests)) {
+		t.Errorf("%d answers with 200; the upstream took %d requests, and not %q", answered.Load(), len(requests), wrong)
+	}
+	t.Logf("%d sent, the upstream took %d", sent.Load(), len(requests))
+	if sent.Load() < 200 || len(requests) < 50 {
+		t.Error("that shows little")
+	}
+}
+
+// The route that is decided on is the one whose upstream gets the request, and the path that was decided on is the one that is sent.
+func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
+	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
+	upstreams := make(map[string]*bfftest.Echo) // :: route's path
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Frontend, cfg.Routes = nil, nil
+		for _, path := range []string{"/a/", "/a/b/", "/ab/", "/a/b/c", "/é/"} {
+			upstreams[path] = bfftest.NewEcho(t)
+			cfg.Routes = append(cfg.Routes, bff.Route{Path: path, Upstream: []string{upstreams[path].URL}, Token: "none"})
+		}
+	})
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	pieces := []string{"a", "b", "c", "ab", "/", "/", "/", ".", "..", "%2e", "%2E%2e", "%2f", "%5c", "\\", ";", ";x=y", "%61", "%62", "%C3%A9", "é", "%20", "+", "~", "%00", "%25", "%252e", "*", "@", ":", "?x=/a/b/", "?", "%3f", "%23", "//", "%c3", "&", "'"}
+	underPath := func(path, prefix string) bool {
+		return strings.HasSuffix(prefix, "/") && strings.HasPrefix(path, prefix) || path == prefix || strings.HasPrefix(path, prefix+"/")
+	}
+	host := strings.TrimPrefix(a.url, "http://")
+	calls := func() (n int) {
+		for _, u := range upstreams {
+			n += u.Calls()
+		}
+		return n
+	}
+	reached := 0
+	for range 3000 {
+		target := paths[random.IntN(len(paths))]
+		for range random.IntN(6) {
+			target += pieces[random.IntN(len(pieces))]
+		}
+		method := []string{"GET", "POST", "PUT", "DELETE", "OPTIONS", "QUERY", "get"}[random.IntN(7)]
+		before := calls()
+		c, err := net.Dial("tcp", host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "%s %s HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nConnection: close\r\n\r\n", method, target, host)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatalf("%s %s: %v", method, target, err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		c.Close()
+		sent := calls() - before
+		if resp.StatusCode != 200 {
+			if sent > 0 || resp.StatusCode != 400 && resp.StatusCode != 404 {
+				t.Fatalf("%s %s: got %d %s, and %d requests were sent on", method, target, resp.StatusCode, text, sent)
+			}
+			continue
+		}
+		reached++
+		escaped, _, _ := strings.Cut(target, "?")
+		decoded, err := url.PathUnescape(escaped)
+		if err != nil {
+			t.Fatalf("%s %s was sent on", method, target)
+		}
+		want := ""
+		for path := range upstreams {
+			if underPath(decoded, path) && len(path) > len(want) {
+				want = path
+			}
+		}
+		var got bfftest.Echoed
+		(&bfftest.Answer{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
+		if want == "" || got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") || got.Method != method || sent != 1 {
+			t.Fatalf("%s %s: %s %s was sent to %s, want the upstream of %q", method, target, got.Method, got.URI, got.Host, want)
+		}
+		if got.URI != target {
+			t.Fatalf("%s %s arrives as %s", method, target, got.URI)
+		}
+		for segment := range strings.SplitSeq(decoded, "/") {
+			if name, _, _ := strings.Cut(segment, ";"); name == "." || name == ".." {
+				t.Fatalf("%s %s was sent on", method, target)
+			}
+		}
+	}
+	t.Logf("%d of 3000 reached an upstream", reached)
+	if reached < 300 {
+		t.Errorf("only %d of 3000 paths reached an upstream: this test shows little", reached)
+	}
+}
+
+// No header by which a client could speak for us gets through, in whichever spelling; ours always do.
+func FuzzRequestHeader(f *testing.F) {
+	for _, name := range []string{"Authorization", "authorization", "Proxy-Authorization", "DPoP", "Forwarded", "X-Forwarded-For", "X-Forwarded-Anything", "X_Forwarded_For", "X-Forwarded_Host", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-User", "X_User", "Connection", "Cookie", "Host", "Te", "Trailer", "Upgrade", "Via", "X-Request-Id"} {
+		f.Add(name, "X-User, Authorization, X-Forwarded-Host, Via")
+		f.Add(name, "cloakroom=x; other=y; CLOAKROOM=z")
+	}
+	echo := bfftest.NewEcho(f)
+	server, err := bff.New(bff.Config{
+		PublicURL: "http://localhost:1", Provider: bff.ProviderConfig{Issuer: "http://127.0.0.1:1", ClientID: "x", ClientSecret: "y"},
+		Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes:   []bff.Route{{Path: "/", Upstream: []string{echo.URL}, Token: "none"}},
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.Fatal(err)
+	}
+	host := l.Addr().String()
+	s := &http.Server{Handler: server, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	go s.Serve(bff.NewListener(l, nil))
+	f.Cleanup(func() {
+		s.Close()
+		server.Close(context.Background())
+	})
+	f.Fuzz(func(t *testing.T, name, value string) {
+		c, err := net.Dial("tcp", host)
+		if err != nil {
+			t.Skip(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		fmt.Fprintf(c, "GET /x HTTP/1.1\r\nHost: localhost:1\r\nX-CSRF: 1\r\n%s: %s\r\nConnection: close\r\n\r\n", name, value)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.StatusCode != 200 {
+			return
+		}
+		text, _ := io.ReadAll(resp.Body)
+		var got bfftest.Echoed
+		(&bfftest.Answer{Response: resp, Text: string(text)}).Decode(t, &got)
+		for name, values := range got.Header {
+			lower := strings.ToLower(name)
+			ours := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost:1", "X-Forwarded-Proto": "http"}[name]
+			switch {
+			case ours != "" && len(values) == 1 && values[0] == ours, name == "X-Request-Id" && len(values) == 1:
+			case strings.Contains(name, "_"), strings.HasPrefix(lower, "x-forwarded"), lower == "authorization", lower == "proxy-authorization", lower == "dpop", lower == "forwarded",
+				lower == "x-real-ip", strings.HasPrefix(lower, "x-original-"), lower == "x-rewrite-url", lower == "method-override", strings.HasSuffix(lower, "-method-override"), lower == "te", lower == "upgrade", lower == "connection", lower == "x-request-id":
+				t.Errorf("%s: %q got through", name, values)
+			case lower == "cookie" && strings.Contains(strings.ToLower(strings.Join(values, ";")), "cloakroom="):
+				for _, line := range values {
+					for pair := range strings.SplitSeq(line, ";") {
+						if n, _, _ := strings.Cut(strings.TrimSpace(pair), "="); strings.EqualFold(strings.TrimSpace(n), "cloakroom") {
+							t.Errorf("our cookie got through: %q", values)
+						}
+					}
+				}
+			}
+		}
+		if got.Header.Get("X-Forwarded-Host") != "localhost:1" || got.Header.Get("X-Forwarded-For") != "127.0.0.1" || !strings.HasSuffix(got.Header.Get("Via"), "1.1 cloakroom") && len(got.Header["Via"]) < 2 || got.Host != strings.TrimPrefix(echo.URL, "http://") {
+			t.Errorf("ours are missing: %v, Host %s", got.Header, got.Host)
+		}
+	})
+}
