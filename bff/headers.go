@@ -242,7 +242,7 @@ func withoutDialogue(challenges []string) []string {
 		for _, w := range words {
 			dialogue = dialogue || w == "basic" || w == "digest" || w == "ntlm" || w == "negotiate" || w == "hoba" || w == "mutual"
 		}
-		if !dialogue {
+		if !dialogue && len(words) > 0 {
 			rest = append(rest, c)
 		}
 	}
