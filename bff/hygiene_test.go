@@ -95,8 +95,12 @@ func TestHygiene(t *testing.T) {
 		refused(t, func() *bfftest.Answer { return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site") }, 403, "csrf")
 	})
 	t.Run("JSON that passes for text does not come from another site", func(t *testing.T) {
-		refused(t, func() *bfftest.Answer { return b.Do("POST", "/api/x", `{"a":1}`, "Content-Type", "text/plain", "Sec-Fetch-Site", "cross-site") }, 403, "csrf")
-		refused(t, func() *bfftest.Answer { return b.Do("POST", "/stream/x", `{"a":1}`, "Content-Type", "text/plain", "Origin", "https://evil.example") }, 403, "csrf")
+		refused(t, func() *bfftest.Answer {
+			return b.Do("POST", "/api/x", `{"a":1}`, "Content-Type", "text/plain", "Sec-Fetch-Site", "cross-site")
+		}, 403, "csrf")
+		refused(t, func() *bfftest.Answer {
+			return b.Do("POST", "/stream/x", `{"a":1}`, "Content-Type", "text/plain", "Origin", "https://evil.example")
+		}, 403, "csrf")
 	})
 	t.Run("refusals that depend on these headers are not kept by a cache", func(t *testing.T) {
 		if got := b.Fetch("GET", "/api/x", "X-CSRF", "").Header.Get("Cache-Control"); got != "no-store" {
