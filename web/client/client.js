@@ -156,8 +156,8 @@ export function createClient({ prefix = ownPrefix() } = {}) {
       const header = response.status === 401 ? (response.headers.get("WWW-Authenticate") ?? "") : "";
       const parameter = (/** @type {string} */ name) => new RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
       if (parameter("error") !== "insufficient_user_authentication") return undefined;
-      const maxAge = parameter("max_age");
-      return { acrValues: parameter("acr_values"), maxAge: maxAge === undefined ? undefined : Number(maxAge) };
+      const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
+      return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
     },
 
     logout({ returnTo = "/" } = {}) {
