@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -38,6 +39,7 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	x := &exchange{s: s, w: w, r: r, route: route, current: current, cancel: cancel}
+	x.writer.Store(http.NewResponseController(w))
 	defer func() {
 		if !w.streams {
 			x.end()
@@ -45,10 +47,10 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	}()
 	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
 	if current != nil {
-		x.sessionEnded = s.sessions.WhenEnded(current, func() { cancel(session.ErrEnded) })
+		x.sessionEnded = s.sessions.WhenEnded(current, func() { x.breakOff(session.ErrEnded) })
 	}
 	if d := route.Timeouts.Idle; d > 0 {
-		x.idle = time.AfterFunc(d, func() { cancel(errStoodStill) })
+		x.idle = time.AfterFunc(d, func() { x.breakOff(errStoodStill) })
 	}
 	return x.run(ctx)
 }
@@ -131,6 +133,7 @@ type exchange struct {
 	current *session.Session // nil: nobody's
 	idle    *time.Timer      // nil: it may stand still
 	cancel  context.CancelCauseFunc
+	writer  atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it
 
 	// What is taken back at the end; nil before it is there.
 	clientLeft, shutdown func() bool
@@ -139,6 +142,17 @@ type exchange struct {
 	resp                 *http.Response
 	header               http.Header // of the request to the upstream
 }
+
+// breakOff ends the exchange from outside, also where a client is waited for that does not read.
+func (x *exchange) breakOff(cause error) {
+	x.cancel(cause)
+	if w := x.writer.Load(); w != nil {
+		w.SetWriteDeadline(time.Now().Add(breakOffTime))
+	}
+}
+
+// breakOffTime is how long a client may take to read how its request has ended.
+const breakOffTime = time.Second
 
 // end ends the exchange, and frees what it holds.
 func (x *exchange) end() {
@@ -189,7 +203,7 @@ func (x *exchange) run(ctx context.Context) error {
 	x.resp, x.address = resp, a
 	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if switching || events {
-		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.cancel(errShutdown) })
+		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
 	}
 	if switching {
 		return x.tunnel(ctx)
@@ -254,8 +268,8 @@ func (a *address) target(route *route, u *url.URL) *url.URL {
 
 // problem says what the client is to be told of an exchange that gave no answer.
 func (x *exchange) problem(ctx context.Context, body *requestBody, err error) error {
-	x.closeUnless(body.over())
 	cause := context.Cause(ctx)
+	x.closeUnless(body.over() && cause == nil) // breakOff has set a deadline
 	var p *problem
 	var timeout net.Error
 	switch {
@@ -386,7 +400,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 	h := x.w.Header()
 	x.s.copyHeader(h, x.resp.Header)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
-	client, buffered, err := http.NewResponseController(x.w).Hijack()
+	client, buffered, err := x.writer.Load().Hijack()
 	if err != nil {
 		return errUpgrade.because(err)
 	}
@@ -465,7 +479,7 @@ func newRequestBody(x *exchange) *requestBody {
 	if x.r.Body == nil || x.r.Body == http.NoBody {
 		return nil
 	}
-	http.NewResponseController(x.w).EnableFullDuplex() // an upstream may answer before it has all of the body
+	x.writer.Load().EnableFullDuplex() // an upstream may answer before it has all of the body
 	return &requestBody{x: x}
 }
 
@@ -569,6 +583,6 @@ func (b *requestBody) over() bool {
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
 func (b *requestBody) end() {
 	if !b.over() {
-		http.NewResponseController(b.x.w).SetReadDeadline(time.Now())
+		b.x.writer.Load().SetReadDeadline(time.Now())
 	}
 }

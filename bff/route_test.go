@@ -473,3 +473,19 @@ func TestMistakesInARoute(t *testing.T) {
 		}
 	}
 }
+
+func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
+	echo := bfftest.NewEcho(t)
+	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			w.Write(make([]byte, 1<<20))
+		}
+	}
+	a, b := routed(t, bff.Route{Path: "/much/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: 100 * time.Millisecond}})
+	resp := b.Open("/much/x")
+	defer resp.Body.Close()
+	waitFor(t, "the request is over", func() bool {
+		lines := a.logs.lines(t, "request")
+		return lines[len(lines)-1]["path"] == "/much/x"
+	})
+}

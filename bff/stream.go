@@ -19,7 +19,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 	if r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.Method != http.MethodGet || r.Body != http.NoBody || x.resp.ContentLength >= 0 {
 		return false
 	}
-	client, _, err := http.NewResponseController(x.w).Hijack()
+	client, _, err := x.writer.Load().Hijack()
 	if err != nil {
 		return false
 	}
@@ -34,6 +34,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 	x.clientLeft() // the server does not look any more
 	x.w.streams = true
 	x.w, x.r, x.current = w, nil, nil
+	x.writer.Store(nil)
 	x.s.streams.Go(func() { x.pump(ctx, client, h) }) // until either side, the session or the server ends
 	return true
 }

@@ -58,7 +58,8 @@ type address struct {
 	host      string   // of the Host header
 	transport http.RoundTripper
 	upgrades  http.RoundTripper // for WebSockets, which HTTP/2 has not
-	close     func()            // idle connections
+	dialer    *net.Dialer
+	close     func() // idle connections
 
 	busy      atomic.Int64 // requests under way
 	failed    atomic.Int32 // how often in a row
@@ -117,7 +118,7 @@ func newAddress(raw string, r Route) (*address, error) {
 	default:
 		return nil, wrong
 	}
-	a := &address{url: u, host: u.Host}
+	a := &address{url: u, host: u.Host, dialer: dialer}
 	dial := func(ctx context.Context) (net.Conn, error) {
 		c, err := dialer.DialContext(ctx, network, at)
 		if err != nil {

@@ -1,0 +1,24 @@
+package bff
+
+import "testing"
+
+func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
+	for address, refused := range map[string]bool{
+		"169.254.169.254:80": true, "169.254.0.1:80": true, "[fe80::1]:80": true, "[fe80::1%eth0]:80": true, "[fd00:ec2::254]:80": true, "[::ffff:169.254.169.254]:80": true,
+		"0.0.0.0:80": true, "[::]:80": true, "224.0.0.1:80": true, "nonsense": true,
+		"127.0.0.1:80": false, "10.0.0.1:80": false, "192.0.2.1:443": false, "[::1]:80": false, "[fd00::1]:80": false,
+	} {
+		if err := refuseLinkLocal("tcp", address, nil); (err != nil) != refused {
+			t.Errorf("%s: got %v", address, err)
+		}
+	}
+	for upstream, checked := range map[string]bool{"http://orders.internal": true, "http://localhost:8080": true, "http://169.254.169.254": false, "http://[fe80::1]:80": false, "http://10.0.0.1": true} {
+		a, err := newAddress(upstream, Route{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.dialer.Control != nil; got != checked {
+			t.Errorf("%s: what its name leads to is checked: %v", upstream, got)
+		}
+	}
+}
