@@ -148,9 +148,7 @@ func (x *exchange) end(reusable bool) {
 	}
 	cn := x.conn
 	x.conn = nil
-	if !x.stop() { // ctx has closed it
-		reusable = false
-	}
+	x.stop() // if that is too late the connection is closed, which look sees
 	// What comes after an answer was not asked for: the next request must not get it.
 	if reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {
 		x.client.push(cn)

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
 // request returns a request as a browser's script sends it.
@@ -38,7 +40,7 @@ func (s *system) request(method, path string, upload int) []byte {
 }
 
 // measure loads a system for a while, and keeps what it took.
-func (s *system) measure(ctx context.Context, c cell, long time.Duration, r results) error {
+func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benchtable.Results) error {
 	method := "GET"
 	if c.upload > 0 {
 		method = "POST"
@@ -55,11 +57,11 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r resu
 	elapsed, cpu := time.Since(began), s.cpu()-before
 	slices.Sort(took)
 	what := s.key(c)
-	r.add(what+" rate", float64(len(took))/elapsed.Seconds())
-	r.add(what+" p50", took[len(took)/2])
-	r.add(what+" p99", took[len(took)*99/100])
-	r.add(what+" cpu", cpu/float64(len(took)))
-	r.add(s.name+" peak", s.memory("VmHWM"))
+	r.Add(what+" rate", float64(len(took))/elapsed.Seconds())
+	r.Add(what+" p50", took[len(took)/2])
+	r.Add(what+" p99", took[len(took)*99/100])
+	r.Add(what+" cpu", cpu/float64(len(took)))
+	r.Add(s.name+" peak", s.memory("VmHWM"))
 	return nil
 }
 
@@ -110,7 +112,7 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 }
 
 // measureStreams opens event streams that then are idle, and keeps how much memory each takes.
-func (s *system) measureStreams(ctx context.Context, n int, r results) error {
+func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results) error {
 	request := s.request("GET", "/events", 0)
 	open := func() (net.Conn, error) {
 		c, err := net.Dial("tcp", s.addr)
@@ -155,7 +157,7 @@ func (s *system) measureStreams(ctx context.Context, n int, r results) error {
 		}
 	}
 	time.Sleep(2 * time.Second) // they are idle
-	r.add(s.name+" stream", (s.memory("VmRSS")-before)/float64(n))
+	r.Add(s.name+" stream", (s.memory("VmRSS")-before)/float64(n))
 	for _, c := range streams {
 		c.SetReadDeadline(time.Now().Add(time.Microsecond))
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -12,16 +12,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
 type options struct {
@@ -53,7 +52,7 @@ func main() {
 	if err == nil {
 		fmt.Print(section)
 		if *out != "" {
-			err = writeSection(*out, section)
+			err = benchtable.WriteSection(*out, "bench", section)
 		}
 	}
 	if err != nil {
@@ -90,7 +89,7 @@ func run(ctx context.Context, o options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	results := make(results)
+	results := make(benchtable.Results)
 	for round := range o.rounds {
 		log.Printf("round %d of %d", round+1, o.rounds)
 		for _, c := range cells() {
@@ -120,39 +119,4 @@ func openFiles() int {
 		return 1024
 	}
 	return int(min(limit.Cur, 1<<20))
-}
-
-const (
-	begin = "<!-- bench -->\n"
-	end   = "<!-- /bench -->\n"
-)
-
-// writeSection replaces what is between the markers of a file. A file without them gets them at its end.
-func writeSection(name, section string) error {
-	old, err := os.ReadFile(name)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	before, rest, found := strings.Cut(string(old), begin)
-	_, after, closed := strings.Cut(rest, end)
-	if found && !closed {
-		return fmt.Errorf("%s has no line %s", name, strings.TrimSpace(end))
-	}
-	if !found && before != "" {
-		before = strings.TrimRight(before, "\n") + "\n\n"
-	}
-	return os.WriteFile(name, []byte(before+begin+section+end+after), 0o644)
-}
-
-// results are what was measured in each round.
-type results map[string][]float64 // :: what → a value for each round
-
-func (r results) add(what string, value float64) { r[what] = append(r[what], value) }
-
-func (r results) median(what string) float64 {
-	values := slices.Sorted(slices.Values(r[what]))
-	if len(values) == 0 {
-		return 0
-	}
-	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }

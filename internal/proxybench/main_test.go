@@ -10,6 +10,8 @@ import (
 	"testing"
 )
 
+const begin, end = "<!-- bench -->\n", "<!-- /bench -->\n"
+
 // The bench itself, as small as it can be, with what every machine has that runs the tests.
 func TestTheBenchRuns(t *testing.T) {
 	if _, err := exec.LookPath("redis-server"); err != nil {

@@ -4,21 +4,22 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
 // tables writes down the medians.
-func (r *rig) tables(results results, streams int) string {
+func (r *rig) tables(results benchtable.Results, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
 	line("%s, %d cores, shared by the proxy, the upstream, Redis and whoever asks; Go %s, %s, %s, %s, %s; %s. By `make bench`, in one run: medians of %d rounds, in each of which each system is measured once in each row.\n",
-		processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
+		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
 	line("`mod_auth_openidc` and Cloakroom have their sessions in Redis, and a user who has signed in; both attach the access token. Cloakroom checks for CSRF and writes a line into its log for each request; nginx does neither, it only hands on. " +
 		"The request has the headers of a browser.\n")
 	for _, kind := range cells() {
@@ -34,23 +35,23 @@ func (r *rig) tables(results results, streams int) string {
 			}
 			for _, s := range r.systems {
 				what := s.key(c)
-				cpu := results.median(what + " cpu")
+				cpu := results.Median(what + " cpu")
 				ratio := func(of string) string {
-					other := results.median((&system{name: of}).key(c) + " cpu")
-					if s.process == nil || other == 0 {
+					other := (&system{name: of}).key(c) + " cpu"
+					if s.process == nil || !results.Has(other) {
 						return ""
 					}
-					return fmt.Sprintf("%.2f", cpu/other)
+					return fmt.Sprintf("%.2f", cpu/results.Median(other))
 				}
 				shown := "" // of the upstream itself
 				if s.process != nil {
-					shown = duration(cpu)
+					shown = benchtable.Duration(1e-6 * cpu)
 				}
 				name := s.name
 				if name == ours {
 					name = "**" + name + "**"
 				}
-				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name, results.median(what+" rate"), duration(results.median(what+" p50")), duration(results.median(what+" p99")), shown, ratio(bare), ratio(nginx))
+				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name, results.Median(what+" rate"), benchtable.Duration(1e-6*results.Median(what+" p50")), benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx))
 			}
 		}
 		line("")
@@ -64,35 +65,12 @@ func (r *rig) tables(results results, streams int) string {
 		}
 		stream := ""
 		if s.streams {
-			stream = fmt.Sprintf("%.1f KB", results.median(s.name+" stream"))
+			stream = fmt.Sprintf("%.1f KB", results.Median(s.name+" stream"))
 		}
-		line("| %s | %.0f MB | %s |", s.name, results.median(s.name+" peak")/1024, stream)
+		line("| %s | %.0f MB | %s |", s.name, results.Median(s.name+" peak")/1024, stream)
 	}
 	line("\nPeak is `VmHWM`, the sum of a system's processes.")
 	return t.String()
-}
-
-// duration writes microseconds with three digits.
-func duration(us float64) string {
-	switch {
-	case us >= 1e4:
-		return fmt.Sprintf("%.1f ms", us/1e3)
-	case us >= 1e3:
-		return fmt.Sprintf("%.2f ms", us/1e3)
-	case us >= 100:
-		return fmt.Sprintf("%.0f µs", us)
-	}
-	return fmt.Sprintf("%.1f µs", us)
-}
-
-func processor() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(text)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return runtime.GOARCH
 }
 
 var number = regexp.MustCompile(`\d+\.\d+(\.\d+)?`)

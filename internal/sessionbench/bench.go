@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -45,7 +46,7 @@ var columns = []struct {
 // bench is what the measurements share.
 type bench struct {
 	options
-	results
+	benchtable.Results
 	lists map[string]string // :: what → the commands it takes, of the last round
 
 	empty, busy   *server  // the one is filled and emptied, the other has some sessions in use
@@ -103,7 +104,7 @@ func newReplica(s *server, watch bool, refresh func(context.Context, *session.Se
 }
 
 func newBench(o options) *bench {
-	return &bench{options: o, results: make(results), lists: make(map[string]string)}
+	return &bench{options: o, Results: make(benchtable.Results), lists: make(map[string]string)}
 }
 
 // prepare starts what the measurements need, until close.
@@ -272,15 +273,15 @@ func (b *bench) memory(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.add("memory "+c.name, filled.bytes/float64(b.sessions))
+		b.Add("memory "+c.name, filled.bytes/float64(b.sessions))
 		for _, kind := range []string{"session", "user", "sid"} {
 			usage, size, err := b.sample(ctx, kind)
 			if err != nil {
 				return err
 			}
-			b.add(kind+" key "+c.name, usage)
+			b.Add(kind+" key "+c.name, usage)
 			if kind == "session" {
-				b.add("record "+c.name, size)
+				b.Add("record "+c.name, size)
 			}
 		}
 	}
@@ -346,8 +347,8 @@ func (b *bench) cost(ctx context.Context, what string, op func(i int) error) err
 	if err != nil {
 		return err
 	}
-	b.addPercentiles(what, took)
-	b.add(what+" cpu", cpu.Seconds()/costOps)
+	addPercentiles(b.Results, what, took)
+	b.Add(what+" cpu", cpu.Seconds()/costOps)
 	_, b.lists[what] = perCall(before, after, costOps)
 	return nil
 }
@@ -387,12 +388,12 @@ func (b *bench) lookUp(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.add(m.what, took.Seconds()/float64(n))
-		b.add(m.what+" allocs", float64(after.Mallocs-before.Mallocs)/float64(n))
-		b.add(m.what+" bytes", float64(after.TotalAlloc-before.TotalAlloc)/float64(n))
+		b.Add(m.what, took.Seconds()/float64(n))
+		b.Add(m.what+" allocs", float64(after.Mallocs-before.Mallocs)/float64(n))
+		b.Add(m.what+" bytes", float64(after.TotalAlloc-before.TotalAlloc)/float64(n))
 		total, _ := perCall(calls, now, n)
-		b.add(m.what+" commands", total)
-		b.add(m.what+" commands a second", total*float64(n)/took.Seconds())
+		b.Add(m.what+" commands", total)
+		b.Add(m.what+" commands a second", total*float64(n)/took.Seconds())
 	}
 	return nil
 }
@@ -440,8 +441,8 @@ func (b *bench) storm(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	b.addPercentiles("storm", took)
-	b.add("storm refreshes", float64(asked.Load()))
+	addPercentiles(b.Results, "storm", took)
+	b.Add("storm refreshes", float64(asked.Load()))
 	return nil
 }
 
@@ -458,7 +459,7 @@ func (b *bench) startUp(ctx context.Context) error {
 			return err
 		}
 		what := strconv.Itoa(z.sessions)
-		b.add("start-up "+what, time.Since(began).Seconds())
+		b.Add("start-up "+what, time.Since(began).Seconds())
 		took := make([]float64, amongOps)
 		for i := range took {
 			began := time.Now()
@@ -467,7 +468,7 @@ func (b *bench) startUp(ctx context.Context) error {
 			}
 			took[i] = time.Since(began).Seconds()
 		}
-		b.addPercentiles("among "+what, took)
+		addPercentiles(b.Results, "among "+what, took)
 	}
 	return nil
 }

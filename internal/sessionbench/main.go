@@ -11,15 +11,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"log"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
+
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
 type options struct {
@@ -48,7 +47,7 @@ func main() {
 	if err == nil {
 		fmt.Print(section)
 		if *out != "" {
-			err = writeSection(*out, section)
+			err = benchtable.WriteSection(*out, "bench-sessions", section)
 		}
 	}
 	if err != nil {
@@ -72,39 +71,4 @@ func run(ctx context.Context, o options) (string, error) {
 		}
 	}
 	return b.tables(ctx)
-}
-
-const (
-	begin = "<!-- bench-sessions -->\n"
-	end   = "<!-- /bench-sessions -->\n"
-)
-
-// writeSection replaces what is between the markers of a file. A file without them gets them at its end.
-func writeSection(name, section string) error {
-	old, err := os.ReadFile(name)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	before, rest, found := strings.Cut(string(old), begin)
-	_, after, closed := strings.Cut(rest, end)
-	if found && !closed {
-		return fmt.Errorf("%s has no line %s", name, strings.TrimSpace(end))
-	}
-	if !found && before != "" {
-		before = strings.TrimRight(before, "\n") + "\n\n"
-	}
-	return os.WriteFile(name, []byte(before+begin+section+end+after), 0o644)
-}
-
-// results are what was measured in each round.
-type results map[string][]float64 // :: what → a value for each round
-
-func (r results) add(what string, value float64) { r[what] = append(r[what], value) }
-
-func (r results) median(what string) float64 {
-	values := slices.Sorted(slices.Values(r[what]))
-	if len(values) == 0 {
-		panic("not measured: " + what)
-	}
-	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }

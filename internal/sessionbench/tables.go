@@ -5,18 +5,19 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
-func (r results) addPercentiles(what string, took []float64) {
+func addPercentiles(r benchtable.Results, what string, took []float64) {
 	slices.Sort(took)
-	r.add(what+" p50", took[len(took)/2])
-	r.add(what+" p99", took[len(took)*99/100])
-	r.add(what+" slowest", took[len(took)-1])
+	r.Add(what+" p50", took[len(took)/2])
+	r.Add(what+" p99", took[len(took)*99/100])
+	r.Add(what+" slowest", took[len(took)-1])
 }
 
 // tables writes down the medians.
@@ -30,7 +31,7 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 
 	line("## Sessions\n")
 	line("%s, %d cores, which Redis shares; Go %s, Redis %s on the same machine, %s. Medians of %d rounds, by `make bench-sessions`.\n",
-		processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), redis["redis_version"], time.Now().Format(time.DateOnly), b.rounds)
+		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), redis["redis_version"], time.Now().Format(time.DateOnly), b.rounds)
 	line("The tokens are an access token of %d bytes and an ID token of %d, both JWTs signed with RS256, and a refresh token that is %d random characters, or a JWT of %d bytes. "+
 		"The claims of the ID token are kept beside it. Each session is another user's and has a `sid`.\n", accessSize, idSize, refreshSize, accessSize)
 
@@ -39,9 +40,9 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line("| refresh token | all | tokens as they are | all without them | sealed record | key `session:` | key `user:` | key `sid:` |")
 	line("|---|--:|--:|--:|--:|--:|--:|--:|")
 	for _, c := range columns {
-		all, tokens := b.median("memory "+c.name), raw(login(c.refreshIsJWT))
-		line("| %s | %.0f | %d | %+.0f | %.0f | %.0f | %.0f | %.0f |", c.name, all, tokens, all-float64(tokens), b.median("record "+c.name),
-			b.median("session key "+c.name), b.median("user key "+c.name), b.median("sid key "+c.name))
+		all, tokens := b.Median("memory "+c.name), raw(login(c.refreshIsJWT))
+		line("| %s | %.0f | %d | %+.0f | %.0f | %.0f | %.0f | %.0f |", c.name, all, tokens, all-float64(tokens), b.Median("record "+c.name),
+			b.Median("session key "+c.name), b.Median("user key "+c.name), b.Median("sid key "+c.name))
 	}
 	line("\n*All* is by how much `used_memory` grows; that of the keys is what `MEMORY USAGE` says, which leaves out the tables that find them and their ends. " +
 		"Records are compressed, so all can be less than the tokens. Opaque tokens compress less.\n")
@@ -52,7 +53,7 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	for _, z := range b.sized {
 		what := fmt.Sprint(z.sessions)
 		line("| %s | %.1f s | %.0f MB | %.0f bytes | %s | %s | %s |", what, z.seconds, z.bytes/1e6, z.bytes/float64(z.sessions),
-			duration(b.median("start-up "+what)), duration(b.median("among "+what+" p50")), duration(b.median("among "+what+" p99")))
+			benchtable.Duration(b.Median("start-up "+what)), benchtable.Duration(b.Median("among "+what+" p50")), benchtable.Duration(b.Median("among "+what+" p99")))
 	}
 	line("\nThe refresh token is random. Nothing is cached.\n")
 
@@ -60,7 +61,7 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line("| | p50 | p99 | CPU of the replica | commands of Redis |")
 	line("|---|--:|--:|--:|---|")
 	for _, what := range []string{"login", "refresh"} {
-		line("| %s | %s | %s | %s | %s |", what, duration(b.median(what+" p50")), duration(b.median(what+" p99")), duration(b.median(what+" cpu")), b.lists[what])
+		line("| %s | %s | %s | %s | %s |", what, benchtable.Duration(b.Median(what+" p50")), benchtable.Duration(b.Median(what+" p99")), benchtable.Duration(b.Median(what+" cpu")), b.lists[what])
 	}
 	line("\nOne at a time; the provider of the refresh answers at once. Those commands that a script (EVALSHA) runs inside Redis are among the commands.\n")
 
@@ -69,8 +70,8 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line("|---|--:|--:|--:|--:|--:|")
 	for _, what := range []string{"cold Get", "cold Fresh", "warm Get", "warm Fresh"} {
 		temperature, call, _ := strings.Cut(what, " ")
-		line("| `%s`, %s | %s | %.0f | %.0f bytes | %.2g | %.0f |", call, temperature, duration(b.median(what)), b.median(what+" allocs"), b.median(what+" bytes"),
-			b.median(what+" commands"), b.median(what+" commands a second"))
+		line("| `%s`, %s | %s | %.0f | %.0f bytes | %.2g | %.0f |", call, temperature, benchtable.Duration(b.Median(what)), b.Median(what+" allocs"), b.Median(what+" bytes"),
+			b.Median(what+" commands"), b.Median(what+" commands a second"))
 	}
 	line("\nOne after the other, as fast as it goes, of %d sessions: `Fresh`, warm, for %v, the others for %v. Cold is without the cache.\n", users, freshFor, lookUpFor)
 
@@ -78,28 +79,6 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line("%d requests at once for one session whose access token has expired, at %d replicas; the provider takes %v:\n", stormCallers, replicas, stormWait)
 	line("| refreshes | p50 | slowest |")
 	line("|--:|--:|--:|")
-	line("| %.3g (%.0f at most) | %s | %s |", b.median("storm refreshes"), slices.Max(b.results["storm refreshes"]), duration(b.median("storm p50")), duration(b.median("storm slowest")))
+	line("| %.3g (%.0f at most) | %s | %s |", b.Median("storm refreshes"), slices.Max(b.Results["storm refreshes"]), benchtable.Duration(b.Median("storm p50")), benchtable.Duration(b.Median("storm slowest")))
 	return t.String(), nil
-}
-
-// duration returns seconds with three digits and a unit that suits them.
-func duration(seconds float64) string {
-	switch {
-	case seconds < 1e-3:
-		return fmt.Sprintf("%.3g µs", seconds*1e6)
-	case seconds < 1:
-		return fmt.Sprintf("%.3g ms", seconds*1e3)
-	}
-	return fmt.Sprintf("%.3g s", seconds)
-}
-
-// processor returns what the processor calls itself, where Linux tells.
-func processor() string {
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return runtime.GOARCH
 }
