@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,15 +33,16 @@ type Client struct {
 	// HeaderTimeout bounds how long the upstream takes from when it has the request to its answer's header; zero: it does not.
 	HeaderTimeout time.Duration
 
-	mu     sync.Mutex // guards all below
-	idle   []*conn    // the one used last at the end
-	closed bool
+	mu       sync.Mutex // guards all below
+	idle     []*conn    // the one used last at the end
+	sweeping bool       // sweep is to be called
+	closed   bool
 }
 
 const (
 	readBuffer = 2 << 10
 	// maxIdle and maxIdleTime bound the connections that are kept for the next request.
-	maxIdle     = 256
+	maxIdle     = 1024
 	maxIdleTime = 60 * time.Second
 	// continueTimeout is how long a body is held back that the client wants to be asked for (RFC 9110 10.1.1).
 	continueTimeout = time.Second
@@ -124,11 +126,28 @@ func (c *Client) push(cn *conn) {
 		return
 	}
 	cn.idleSince = time.Now()
-	if len(c.idle) > 0 && cn.idleSince.Sub(c.idle[0].idleSince) > maxIdleTime {
-		c.idle[0].Close()
-		c.idle = c.idle[1:]
-	}
 	c.idle = append(c.idle, cn)
+	if !c.sweeping {
+		c.sweeping = true
+		time.AfterFunc(maxIdleTime, c.sweep)
+	}
+}
+
+// sweep closes the connections that have been idle for too long, now and again until there is none.
+func (c *Client) sweep() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	c.idle = slices.DeleteFunc(c.idle, func(cn *conn) bool {
+		old := now.Sub(cn.idleSince) >= maxIdleTime
+		if old {
+			cn.Close()
+		}
+		return old
+	})
+	if c.sweeping = len(c.idle) > 0; c.sweeping {
+		time.AfterFunc(maxIdleTime/4, c.sweep)
+	}
 }
 
 // exchange is one request and its answer.

@@ -460,3 +460,24 @@ func TestSwitchedProtocolsAreATunnelThatCanBeClosedHalf(t *testing.T) {
 	}
 	tunnel.Close()
 }
+
+func TestConnectionsThatAreNotUsedAreClosed(t *testing.T) {
+	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	for range 3 {
+		resp, err := u.RoundTrip(request(t, "GET", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	if len(u.idle) != 1 || !u.sweeping {
+		t.Fatalf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
+	}
+	u.sweep() // too early
+	cn := u.idle[0]
+	cn.idleSince = time.Now().Add(-maxIdleTime)
+	u.sweep()
+	if len(u.idle) != 0 || u.sweeping || cn.look.quiet() {
+		t.Errorf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
+	}
+}
