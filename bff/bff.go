@@ -73,6 +73,7 @@ type Server struct {
 	sessions  *session.Manager
 	store     session.Store
 	provider  *provider
+	client    clientToken
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
@@ -141,6 +142,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
+	s.client.provider = s.provider
 
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-
-	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // fate is what becomes of a header on its way through.
@@ -55,7 +53,8 @@ var responseHeaders = map[string]fate{
 
 // upstreamHeader is the request's header as the upstream gets it: what may pass of the client's, then ours, which nothing of the client's can take away. It
 // is put into out, which is empty.
-func (s *Server) upstreamHeader(out http.Header, w *response, r *http.Request, route *route, current *session.Session) {
+func (s *Server) upstreamHeader(out http.Header, x *exchange) {
+	w, r, route, current := x.w, x.r, x.route, x.current
 	listed := connectionOptions(r.Header)
 	for name, values := range r.Header {
 		switch fate := requestHeaders[name]; {
@@ -98,8 +97,8 @@ func (s *Server) upstreamHeader(out http.Header, w *response, r *http.Request, r
 	} else {
 		out["Via"] = append(via[:len(via):len(via)], viaUs...)
 	}
-	if current != nil {
-		out["Authorization"] = current.Bearer()
+	if x.bearer != nil {
+		out["Authorization"] = x.bearer
 	}
 }
 

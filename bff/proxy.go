@@ -36,9 +36,17 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err != nil {
 		return err
 	}
+	var bearer []string
+	if current != nil {
+		bearer = current.Bearer()
+	} else if route.client {
+		if bearer, err = s.client.get(r.Context()); err != nil {
+			return err
+		}
+	}
 	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
-	x := &exchange{s: s, w: w, r: r, route: route, current: current, cancel: cancel}
+	x := &exchange{s: s, w: w, r: r, route: route, current: current, bearer: bearer, cancel: cancel}
 	x.writer.Store(http.NewResponseController(w))
 	defer func() {
 		if !w.streams {
@@ -63,11 +71,14 @@ var errStoodStill = errors.New("nothing moved for the idle time-out")
 
 // userOf returns the session whose token goes with the request: nil where the route needs none, or can do without.
 func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Session, error) {
-	if !route.user {
+	if !route.user && !route.client {
 		return nil, nil
 	}
 	if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
 		return nil, errTokenInQuery
+	}
+	if !route.user {
+		return nil, nil
 	}
 	current, err := s.sessions.Fresh(r.Context(), r)
 	if route.anonymous && errors.Is(err, session.ErrNone) {
@@ -131,6 +142,7 @@ type exchange struct {
 	r       *http.Request
 	route   *route
 	current *session.Session // nil: nobody's
+	bearer  []string         // of the Authorization header; nil: none
 	idle    *time.Timer      // nil: it may stand still
 	cancel  context.CancelCauseFunc
 	writer  atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it
@@ -185,7 +197,7 @@ func (x *exchange) run(ctx context.Context) error {
 	body := newRequestBody(x)
 	defer body.end()
 	x.header = x.route.upstream.newHeader()
-	x.s.upstreamHeader(x.header, x.w, x.r, x.route, x.current)
+	x.s.upstreamHeader(x.header, x)
 	out := (&http.Request{
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -194,7 +206,7 @@ func (x *exchange) run(ctx context.Context) error {
 		out.URL, out.Host = a.target(x.route, x.r.URL), a.host
 	}
 	resp, a, err := x.route.upstream.send(out, body, target)
-	if err == nil && x.current != nil && rejectsToken(resp) {
+	if err == nil && x.bearer != nil && rejectsToken(resp) {
 		resp, a, err = x.again(ctx, out, body, target, resp, a)
 	}
 	if err != nil {
@@ -234,10 +246,10 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	if !body.rewindable() {
 		return resp, a, nil
 	}
-	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current)
+	bearer, err := x.renewBearer(ctx)
 	var unrefreshed *session.RefreshError
 	switch {
-	case errors.As(err, &unrefreshed), err == nil && renewed.Tokens.Access == x.current.Tokens.Access:
+	case errors.As(err, &unrefreshed), err == nil && bearer[0] == x.bearer[0]:
 		return resp, a, nil
 	case err != nil:
 		resp.Body.Close()
@@ -246,8 +258,20 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	}
 	resp.Body.Close()
 	a.done()
-	out.Header["Authorization"] = renewed.Bearer()
+	x.header["Authorization"] = bearer
 	return x.route.upstream.send(out, body, target)
+}
+
+// renewBearer returns another token than the one that was rejected, or the same where there is none.
+func (x *exchange) renewBearer(ctx context.Context) ([]string, error) {
+	if x.current == nil {
+		return x.s.client.renew(ctx, x.bearer)
+	}
+	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current)
+	if err != nil {
+		return nil, err
+	}
+	return renewed.Bearer(), nil
 }
 
 // target is the URL of a request at an address: the path that was decided on, octet by octet.

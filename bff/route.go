@@ -27,8 +27,10 @@ type Route struct {
 	TLS         *tls.Config // of https upstreams: whom to trust, and a client certificate; nil: the system's roots and none
 
 	Methods []string // those that are let through; empty: all
-	Token   string   // user: the user's access token, 401 without a session. optional: the token if there is a session. none: nothing. There is no default
-	CSRF    string   // header (the default), or fetch-metadata for what cannot send a header
+	// Token is what goes with a request. user: the user's access token, 401 without a session. optional: the token if there is a session. client: the broker's own, by
+	// client credentials. user-or-client: the user's, or the broker's own for a caller without a session. none: nothing. There is no default.
+	Token string
+	CSRF  string // header (the default), or fetch-metadata for what cannot send a header
 
 	Timeouts Timeouts
 	MaxBody  int64 // of a request, in bytes; zero: any
@@ -64,6 +66,7 @@ type route struct {
 	Route
 	user      bool // the user's access token is attached if there is a session
 	anonymous bool // without a session the request goes on
+	client    bool // the broker's own token is attached if no user's is
 	guard     func(s *Server, r *http.Request) error
 	upstream  *upstream
 }
@@ -90,12 +93,15 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.user = true
 	case "optional":
 		parsed.user, parsed.anonymous = true, true
-	case "none":
+	case "user-or-client":
+		parsed.user, parsed.anonymous, parsed.client = true, true, true
+	case "client", "none":
+		parsed.client = r.Token == "client"
 		if len(r.Headers) > 0 || !r.Require.empty() {
-			fail("Token", "none goes with neither headers nor require: there is no session to look at")
+			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
 		}
 	default:
-		fail("Token", "%q is none of user, optional, none", r.Token)
+		fail("Token", "%q is none of user, optional, client, user-or-client, none", r.Token)
 	}
 	switch r.CSRF {
 	case "", "header":

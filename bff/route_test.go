@@ -454,7 +454,7 @@ func TestMistakesInARoute(t *testing.T) {
 		`Routes[0].Upstream: "http://y?q" is not a URL`:         {Path: "/x/", Token: "user", Upstream: []string{"http://x", "http://y?q"}},
 		`Routes[0].Methods: "get" is not a method`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"get"}},
 		`Routes[0].Methods: "TRACE" is not a method`:            {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"TRACE"}},
-		`Routes[0].Token: "client" is none of`:                  {Path: "/x/", Token: "client", Upstream: []string{"http://x"}},
+		`Routes[0].Token: "cliant" is none of`:                  {Path: "/x/", Token: "cliant", Upstream: []string{"http://x"}},
 		`Routes[0].Token: none goes with neither`:               {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}},
 		`Routes[0].CSRF: "off" is none of`:                      {Path: "/x/", Token: "user", CSRF: "off", Upstream: []string{"http://x"}},
 		`Routes[0].Headers: "Authorization" is not a header`:    {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"Authorization": "sub"}},

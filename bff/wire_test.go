@@ -601,3 +601,33 @@ func FuzzRequestHeader(f *testing.F) {
 		}
 	})
 }
+
+// What is left of a body that nobody wants any more must not be taken for the next request.
+func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
+	a := newApp(t, nil)
+	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+	}
+	host := strings.TrimPrefix(a.url, "http://")
+	c, err := net.Dial("tcp", host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	smuggled := "GET /public/smuggled HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: 1\r\n\r\n"
+	fmt.Fprintf(c, "POST /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nContent-Length: %d\r\n\r\n", host, len(smuggled)+1)
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusRequestEntityTooLarge || !resp.Close {
+		t.Errorf("got %d, and the connection stays open: %v", resp.StatusCode, !resp.Close)
+	}
+	io.WriteString(c, smuggled)
+	if rest, _ := io.ReadAll(io.MultiReader(resp.Body, r)); len(rest) > 0 || a.echo.Calls() != 1 {
+		t.Errorf("after it came %q, and the upstream was asked %d times", rest, a.echo.Calls())
+	}
+}

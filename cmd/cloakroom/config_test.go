@@ -230,7 +230,7 @@ frontend: {dir: /nowhere/dist}
 			`oidc.issuer: "http://id.example.com": plain http is for a provider on a loopback host alone`,
 			`routes[0].csrf: "never" is none of header, fetch-metadata`,
 			`routes[0].path: path "api" does not begin with a slash`,
-			`routes[0].token: "maybe" is none of user, optional, none`,
+			`routes[0].token: "maybe" is none of user, optional, client, user-or-client, none`,
 			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,
 			`server.admin_token: missing, and server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
 			`server.listen: "nowhere" is not an address such as 127.0.0.1:8080`,

@@ -1,0 +1,138 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// clientToken is the access token of the broker itself, by client credentials (RFC 6749 4.4): for routes on which nobody has to be signed in.
+type clientToken struct {
+	provider *provider
+
+	mu     sync.Mutex // guards all below
+	tokens session.Tokens
+	bearer []string      // of an Authorization header; nil: there is no token yet
+	asking *clientFlight // nil: the provider is not being asked
+	failed time.Time     // when it was asked last without success, or zero
+	err    error         // why
+	forced time.Time     // when it was asked last because an upstream did not take the token
+}
+
+// clientFlight is one request for a token, which everybody shares who needs it.
+type clientFlight struct {
+	done chan struct{} // closed when all below are set
+	b    []string
+	err  error
+}
+
+const (
+	clientTokenTimeout = 30 * time.Second
+	// clientTokenAhead is how long before its end a token is replaced, at most half its life; clientTokenLife is how long one lives whose end the provider does not tell.
+	clientTokenAhead = time.Minute
+	clientTokenLife  = 5 * time.Minute
+	// clientTokenPause is how long the provider is not asked again after it has failed, and clientTokenForce how long because an upstream rejects its tokens.
+	clientTokenPause = 2 * time.Second
+	clientTokenForce = 10 * time.Second
+)
+
+// get returns the token for an Authorization header. Nobody waits while there is one that is good; it is replaced in the background before its end. The error is a
+// *session.RefreshError, or the context's.
+func (c *clientToken) get(ctx context.Context) ([]string, error) {
+	c.mu.Lock()
+	now := time.Now()
+	life := c.tokens.Expiry.Sub(c.tokens.Issued)
+	good := c.bearer != nil && now.Before(c.tokens.Expiry.Add(-min(5*time.Second, life/10)))
+	if good && now.Before(c.tokens.Expiry.Add(-min(clientTokenAhead, life/2))) {
+		defer c.mu.Unlock()
+		return c.bearer, nil
+	}
+	if pause := clientTokenPause - now.Sub(c.failed); !c.failed.IsZero() && pause > 0 && c.asking == nil {
+		defer c.mu.Unlock()
+		if good {
+			return c.bearer, nil
+		}
+		return nil, &session.RefreshError{RetryAfter: pause, Err: c.err}
+	}
+	flight, bearer := c.ask(ctx), c.bearer
+	c.mu.Unlock()
+	if good {
+		return bearer, nil
+	}
+	return flight.wait(ctx)
+}
+
+// renew returns another token than rejected, which an upstream does not take; or rejected itself where that was done moments ago.
+func (c *clientToken) renew(ctx context.Context, rejected []string) ([]string, error) {
+	c.mu.Lock()
+	switch {
+	case c.bearer != nil && c.bearer[0] != rejected[0]:
+		defer c.mu.Unlock()
+		return c.bearer, nil
+	case time.Since(c.forced) < clientTokenForce:
+		defer c.mu.Unlock()
+		return rejected, nil
+	}
+	c.forced = time.Now()
+	flight := c.ask(ctx)
+	c.mu.Unlock()
+	return flight.wait(ctx)
+}
+
+// ask asks the provider, unless that is being done. The caller holds mu.
+func (c *clientToken) ask(ctx context.Context) *clientFlight {
+	if c.asking != nil {
+		return c.asking
+	}
+	flight := &clientFlight{done: make(chan struct{})}
+	c.asking = flight
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clientTokenTimeout)
+	go func() { // bounded by clientTokenTimeout
+		defer cancel()
+		tokens, err := c.provider.clientCredentials(ctx)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.asking = nil
+		if err != nil {
+			var unrefreshed *session.RefreshError
+			if !errors.As(err, &unrefreshed) {
+				unrefreshed = &session.RefreshError{Err: err}
+			}
+			unrefreshed.RetryAfter = max(unrefreshed.RetryAfter, clientTokenPause)
+			flight.err = unrefreshed
+			c.failed, c.err = time.Now(), unrefreshed.Err
+			c.provider.log.Warn("no token for the broker itself", "err", err)
+		} else {
+			if tokens.Expiry.IsZero() {
+				tokens.Expiry = tokens.Issued.Add(clientTokenLife)
+			}
+			c.failed, c.tokens = time.Time{}, tokens
+			c.bearer = []string{"Bearer " + tokens.Access.Reveal()}
+			flight.b = c.bearer
+		}
+		close(flight.done)
+	}()
+	return flight
+}
+
+func (f *clientFlight) wait(ctx context.Context) ([]string, error) {
+	select {
+	case <-f.done:
+		return f.b, f.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// clientCredentials asks for a token of the client's own (RFC 6749 4.4). A refresh token that comes with it is not kept: there is no need for one.
+func (p *provider) clientCredentials(ctx context.Context) (session.Tokens, error) {
+	m, err := p.metadata()
+	if err != nil {
+		return session.Tokens{}, err
+	}
+	return p.askTokens(ctx, m, url.Values{"grant_type": {"client_credentials"}})
+}

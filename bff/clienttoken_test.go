@@ -1,0 +1,156 @@
+package bff_test
+
+import (
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// machine starts a broker with a route for its own token and one for either.
+func machine(t *testing.T, hooks devop.Hooks) (a *app, asked *atomic.Int32) {
+	t.Helper()
+	asked = new(atomic.Int32)
+	intercept := hooks.Intercept
+	hooks.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == "POST" && strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == "client_credentials" {
+			asked.Add(1)
+			if intercept != nil {
+				intercept(w, r, next)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	}
+	a = newApp(t, func(a *app, cfg *bff.Config) {
+		a.provider.SetHooks(hooks)
+		for path, token := range map[string]string{"/machine/": "client", "/either/": "user-or-client"} {
+			cfg.Routes = append(cfg.Routes, bff.Route{Path: path, Token: token, Upstream: []string{a.echo.URL}})
+		}
+	})
+	return a, asked
+}
+
+func bearerOf(t *testing.T, a *app, answer *bfftest.Answer) string {
+	t.Helper()
+	token, ok := strings.CutPrefix(echoed(t, answer).Header.Get("Authorization"), "Bearer ")
+	if !ok || !a.provider.Issued(token) {
+		t.Fatalf("the upstream got Authorization %q", token)
+	}
+	return token
+}
+
+func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
+	a, asked := machine(t, devop.Hooks{})
+	var all sync.WaitGroup
+	tokens := make([]string, 20)
+	for i := range tokens {
+		b := a.browser()
+		all.Go(func() { tokens[i] = b.Fetch("GET", "/machine/x").Text })
+	}
+	all.Wait()
+	first := bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
+	if asked.Load() != 1 {
+		t.Errorf("the provider was asked %d times", asked.Load())
+	}
+	for _, text := range tokens {
+		if !strings.Contains(text, first) {
+			t.Errorf("another token: %s", text)
+		}
+	}
+}
+
+func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
+	a, asked := machine(t, devop.Hooks{})
+	b := a.signedIn()
+	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
+	if asked.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
+		t.Errorf("signed in, it is not the user's; the broker's own was asked for %d times", asked.Load())
+	}
+	if client := bearerOf(t, a, a.browser().Fetch("GET", "/either/x")); client == user || asked.Load() != 1 {
+		t.Error("signed out, it is not the broker's own")
+	}
+	b = a.expired()
+	a.provider.Misbehave(t, bfftest.ProviderDown)
+	wantProblem(t, b.Fetch("GET", "/either/x"), 503, "provider_unavailable") // never the broker's own instead
+}
+
+func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
+	a, asked := machine(t, devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+		if grant == "client_credentials" {
+			body["expires_in"] = 2
+		}
+	}})
+	b := a.browser()
+	first := bearerOf(t, a, b.Fetch("GET", "/machine/x"))
+	waitFor(t, "another token", func() bool { return bearerOf(t, a, b.Fetch("GET", "/machine/x")) != first })
+	if n := asked.Load(); n != 2 {
+		t.Errorf("the provider was asked %d times", n)
+	}
+}
+
+func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(t *testing.T) {
+	var down atomic.Bool
+	a, asked := machine(t, devop.Hooks{
+		EditTokenResponse: func(grant string, _ int, body map[string]any) {
+			if grant == "client_credentials" {
+				body["expires_in"] = 3
+			}
+		},
+		Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if down.Load() {
+				http.Error(w, "down", http.StatusServiceUnavailable)
+				return
+			}
+			next.ServeHTTP(w, r)
+		},
+	})
+	b := a.browser()
+	first := bearerOf(t, a, b.Fetch("GET", "/machine/x"))
+	down.Store(true)
+	ends := time.Now().Add(5 * time.Second)
+	var last *bfftest.Answer
+	for time.Now().Before(ends) {
+		if last = b.Fetch("GET", "/machine/x"); last.StatusCode != 200 {
+			break
+		}
+		if got := bearerOf(t, a, last); got != first {
+			t.Fatal("another token")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	wantProblem(t, last, 503, "provider_unavailable")
+	if last.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	if n := asked.Load(); n > 4 {
+		t.Errorf("the provider was asked %d times in three seconds", n)
+	}
+	down.Store(false)
+	waitFor(t, "a token again", func() bool { return b.Fetch("GET", "/machine/x").StatusCode == 200 })
+}
+
+func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
+	echo, rejected := rejecting(t, 1)
+	a, b := routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
+	first := bearerOf(t, a, b.Fetch("GET", "/strict/x"))
+	if rejected.Load() != 1 || bearerOf(t, a, b.Fetch("GET", "/strict/x")) != first {
+		t.Errorf("%d were rejected, or the token is not kept", rejected.Load())
+	}
+	echo, rejected = rejecting(t, 1<<30)
+	_, b = routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
+	for range 5 {
+		if got := b.Fetch("GET", "/strict/x").StatusCode; got != 401 {
+			t.Errorf("got %d", got)
+		}
+	}
+	if rejected.Load() != 6 {
+		t.Errorf("five calls were %d requests, want 6", rejected.Load())
+	}
+}
