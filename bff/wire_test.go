@@ -617,7 +617,7 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(10 * time.Second))
 	smuggled := "GET /public/smuggled HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: 1\r\n\r\n"
-	fmt.Fprintf(c, "POST /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nContent-Length: %d\r\n\r\n", host, len(smuggled)+1)
+	fmt.Fprintf(c, "POST /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nContent-Length: %d\r\n\r\n", host, len(smuggled))
 	r := bufio.NewReader(c)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
