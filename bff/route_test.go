@@ -195,6 +195,20 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 	}
 }
 
+// RFC 6749 5.1: a token answer without a scope grants what was asked for.
+func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		a.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") }})
+		cfg.Provider.Scopes = []string{"openid", "orders:read"}
+		for _, scope := range []string{"orders:read", "orders:write"} {
+			cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + scope + "/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{Scopes: []string{scope}}})
+		}
+	})
+	b := a.signedIn()
+	echoed(t, b.Fetch("GET", "/orders:read/x"))
+	wantProblem(t, b.Fetch("GET", "/orders:write/x"), 403, "insufficient_scope")
+}
+
 func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)

@@ -1,6 +1,11 @@
 package bff
 
-import "testing"
+import (
+	"errors"
+	"io"
+	"net/http"
+	"testing"
+)
 
 func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 	for address, refused := range map[string]bool{
@@ -20,5 +25,44 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 		if got := a.dialer.Control != nil; got != checked {
 			t.Errorf("%s: what its name leads to is checked: %v", upstream, got)
 		}
+	}
+}
+
+// The readers of a body that is sent again after its first reader was given up.
+func TestABodyIsReadForOneTryAtATime(t *testing.T) {
+	r, w := io.Pipe()
+	b := &requestBody{x: &exchange{r: &http.Request{Body: r}, route: new(route)}}
+	first, ok := b.reader()
+	if !ok {
+		t.Fatal("no reader")
+	}
+	got := make(chan byte)
+	go func() {
+		var p [1]byte
+		first.Read(p[:])
+		got <- p[0]
+	}()
+	for reading := false; !reading; {
+		b.mu.Lock()
+		reading = b.reading
+		b.mu.Unlock()
+	}
+	if _, ok := b.reader(); ok || b.rewindable() {
+		t.Error("there is another reader while the first one waits for the client")
+	}
+	go w.Write([]byte("ab"))
+	if c := <-got; c != 'a' {
+		t.Errorf("got %c", c)
+	}
+	second, ok := b.reader()
+	if !ok {
+		t.Fatal("no second reader")
+	}
+	var p [2]byte
+	if _, err := first.Read(p[:]); !errors.Is(err, errLateReader) {
+		t.Errorf("the first reader takes from the second: %v", err)
+	}
+	if n, err := io.ReadFull(second, p[:]); err != nil || string(p[:n]) != "ab" {
+		t.Errorf("the second reader got %q, %v", p[:n], err)
 	}
 }

@@ -631,3 +631,30 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 		t.Errorf("after it came %q, and the upstream was asked %d times", rest, a.echo.Calls())
 	}
 }
+
+// A client that has only stopped sending must not take nothing for an answer.
+func TestAClientThatLeavesIsNotAnswered(t *testing.T) {
+	a := newApp(t, nil)
+	arrived := make(chan struct{})
+	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}
+	host := strings.TrimPrefix(a.url, "http://")
+	c, err := net.Dial("tcp", host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(c, "GET /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\n\r\n", host)
+	<-arrived
+	c.(*net.TCPConn).CloseWrite()
+	if answer, err := io.ReadAll(c); len(answer) > 0 || err != nil {
+		t.Errorf("got %q, %v", answer, err)
+	}
+	waitFor(t, "it is logged", func() bool {
+		lines := a.logs.lines(t, "request")
+		return len(lines) == 1 && lines[0]["status"] == 499.0
+	})
+}

@@ -95,3 +95,42 @@ func TestWhatWasReadWhileNobodyVouchedIsNotCached(t *testing.T) {
 		t.Error("it is cached")
 	}
 }
+
+func TestWhatWasInACookieIsNotRememberedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOpened()
+		for i := range 200_000 {
+			o.put(fmt.Sprint(i), ticket{sessionID: fmt.Sprint(i)}, true, time.Now())
+			if got, first, ok := o.get(fmt.Sprint(i), time.Now()); !ok || !first || got.sessionID != fmt.Sprint(i) {
+				t.Fatalf("%d: got %v, %v, %v", i, got.sessionID, first, ok)
+			}
+		}
+		held := 0
+		for i := range o.shards {
+			held += len(o.shards[i].cookies)
+		}
+		if held > cacheShards*maxOpened {
+			t.Errorf("%d are remembered", held)
+		}
+		time.Sleep(openedFor + time.Second)
+		if _, _, ok := o.get("199999", time.Now()); ok {
+			t.Error("it is remembered for longer than that")
+		}
+	})
+}
+
+func TestToStopTwiceIsToStopOnce(t *testing.T) {
+	var e ends
+	first, second := &whenEnded{session: &Session{ID: "a"}}, &whenEnded{session: &Session{ID: "a"}}
+	e.ask(first)
+	e.ask(second)
+	e.stop(first)
+	e.stop(first)
+	if !e.anyone() || e.first != second || e.last != second {
+		t.Error("the second is forgotten")
+	}
+	e.stop(second)
+	if e.anyone() || e.first != nil || e.last != nil {
+		t.Error("somebody is left")
+	}
+}

@@ -134,6 +134,7 @@ func TestAnswersAsTheyMustNotBe(t *testing.T) {
 		"list of lengths":          "HTTP/1.1 200 OK\r\nContent-Length: 3, 3\r\n\r\nabc",
 		"signed length":            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc",
 		"length and chunks":        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"two codings":              "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
 		"another coding":           "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
 		"chunks in HTTP/1.0":       "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"endless interim answers":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100),

@@ -84,7 +84,7 @@ func (f *framing) look(b []byte) int {
 }
 
 // cut returns the line that b goes on with, without its end, and how much of b that is. A line that is not complete yet is kept, and ok is
-// false. -1 says that it does not end with CRLF alone (RFC 9112 2.2).
+// false. -1 says that it does not end with CRLF (RFC 9112 2.2).
 func (f *framing) cut(b []byte) (line []byte, n int, ok bool) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
@@ -98,7 +98,7 @@ func (f *framing) cut(b []byte) (line []byte, n int, ok bool) {
 		line = append(f.line, line...)
 		f.line = line[:0]
 	}
-	if end := len(line) - 1; end >= 0 && line[end] == '\r' && bytes.IndexByte(line[:end], '\r') < 0 {
+	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
 		return line[:end], i + 1, true
 	}
 	return nil, -1, false
