@@ -155,10 +155,11 @@ type exchange struct {
 	header               http.Header // of the request to the upstream
 }
 
-// breakOff ends the exchange from outside, also where a client is waited for that does not read.
+// breakOff ends the exchange from outside, also where a client is waited for that does not read, or send. Its connection is closed then.
 func (x *exchange) breakOff(cause error) {
 	x.cancel(cause)
 	if w := x.writer.Load(); w != nil {
+		w.SetReadDeadline(time.Now())
 		w.SetWriteDeadline(time.Now().Add(breakOffTime))
 	}
 }
@@ -202,12 +203,12 @@ func (x *exchange) run(ctx context.Context) error {
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	target := func(a *address) {
+	aim := func(out *http.Request, a *address) {
 		out.URL, out.Host = a.target(x.route, x.r.URL), a.host
 	}
-	resp, a, err := x.route.upstream.send(out, body, target)
+	resp, a, err := x.route.upstream.send(out, body, aim)
 	if err == nil && x.bearer != nil && rejectsToken(resp) {
-		resp, a, err = x.again(ctx, out, body, target, resp, a)
+		resp, a, err = x.again(ctx, out, body, aim, resp, a)
 	}
 	if err != nil {
 		return x.problem(ctx, body, err)
@@ -242,7 +243,7 @@ func rejectsToken(resp *http.Response) bool {
 
 // again makes a request once more, with a new token, after the upstream has rejected the one that it had: it may have been revoked, or signed with a
 // key that is not in use any more. Where that cannot be done the answer is the one that there is.
-func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBody, target func(*address), resp *http.Response, a *address) (*http.Response, *address, error) {
+func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBody, aim func(*http.Request, *address), resp *http.Response, a *address) (*http.Response, *address, error) {
 	if !body.rewindable() {
 		return resp, a, nil
 	}
@@ -259,7 +260,8 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	resp.Body.Close()
 	a.done()
 	x.header["Authorization"] = bearer
-	return x.route.upstream.send(out, body, target)
+	out = out.WithContext(ctx) // what sent it before may still look at it
+	return x.route.upstream.send(out, body, aim)
 }
 
 // renewBearer returns another token than the one that was rejected, or the same where there is none.
@@ -293,7 +295,7 @@ func (a *address) target(route *route, u *url.URL) *url.URL {
 // problem says what the client is to be told of an exchange that gave no answer.
 func (x *exchange) problem(ctx context.Context, body *requestBody, err error) error {
 	cause := context.Cause(ctx)
-	x.closeUnless(body.over() && cause == nil) // breakOff has set a deadline
+	x.closeUnless(body.over() && cause == nil) // breakOff has set deadlines
 	var p *problem
 	var timeout net.Error
 	switch {
@@ -429,6 +431,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		return errUpgrade.because(err)
 	}
 	defer client.Close()
+	x.clientLeft() // the server takes a client that has only stopped sending for one that has left
 	stop := context.AfterFunc(ctx, func() {
 		client.Close()
 		upstream.Close()

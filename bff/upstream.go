@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -208,14 +207,17 @@ func (a *address) down() {
 }
 
 // send makes a request of one of the addresses. It asks another one if no connection could be made, and asks once more if the connection ended
-// before an answer and nobody is harmed by doing it twice (RFC 9110 9.2.2). prepare sets in req what depends on the address. The
+// before an answer and nobody is harmed by doing it twice (RFC 9110 9.2.2). aim sets in a request what depends on the address. The
 // answer's address is busy until done is called.
-func (u *upstream) send(req *http.Request, body *requestBody, prepare func(*address)) (resp *http.Response, a *address, err error) {
+func (u *upstream) send(req *http.Request, body *requestBody, aim func(*http.Request, *address)) (resp *http.Response, a *address, err error) {
 	if a = u.pick(nil); a == nil {
 		return nil, nil, errUpstreamsDown
 	}
 	for asked, repeated := 1, !u.retry; ; asked++ {
-		prepare(a)
+		if asked > 1 {
+			req = req.WithContext(req.Context()) // what sent it before may still look at it
+		}
+		aim(req, a)
 		var again bool
 		if req.Body, again = body.reader(); !again {
 			return nil, nil, err // of the try before: the first one has a reader
@@ -230,7 +232,7 @@ func (u *upstream) send(req *http.Request, body *requestBody, prepare func(*addr
 		undialled := (*dialError)(nil)
 		switch {
 		case errors.As(err, &undialled) && asked < len(u.addresses): // nothing was sent
-		case !repeated && died(err) && idempotent(req.Method):
+		case !repeated && errors.Is(err, http1.ErrDied) && idempotent(req.Method):
 			repeated = true
 		default:
 			return nil, nil, err
@@ -241,10 +243,6 @@ func (u *upstream) send(req *http.Request, body *requestBody, prepare func(*addr
 			return nil, nil, err
 		}
 	}
-}
-
-func died(err error) bool {
-	return errors.Is(err, http1.ErrDied) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
 // idempotent lists the methods of RFC 9110 9.2.2, and that of RFC 10008.
@@ -265,6 +263,10 @@ func (a *address) roundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		a.done()
+		var timeout net.Error
+		if _, plain := transport.(*http1.Client); !plain && !(errors.As(err, &timeout) && timeout.Timeout()) {
+			err = fmt.Errorf("%w: %w", http1.ErrDied, err) // http.Transport does not tell how a connection in HTTP/2 ended, only that there is no answer
+		}
 		return nil, err
 	}
 	a.up()

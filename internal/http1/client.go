@@ -322,14 +322,14 @@ func startUpload(x *exchange, req *http.Request) *upload {
 	} else {
 		close(wanted)
 	}
-	cn := x.conn
+	cn, body, length := x.conn, req.Body, req.ContentLength // the request is its caller's again when there is an answer
 	go func() {
 		select {
 		case <-wanted:
 		case <-time.After(continueTimeout):
-		case <-req.Context().Done():
+		case <-x.ctx.Done():
 		}
-		err := sendBody(cn, req)
+		err := sendBody(cn, body, length)
 		u.sent = err == nil
 		if unread := (unreadError{}); errors.As(err, &unread) {
 			u.unread = unread.error
@@ -357,15 +357,15 @@ func (u *upload) complete() bool { return u.over() && u.sent }
 // unreadError is an error in reading a request's body.
 type unreadError struct{ error }
 
-// sendBody writes a request's body with its framing.
-func sendBody(w io.Writer, req *http.Request) error {
+// sendBody writes a request's body with its framing: in chunks where the length is negative.
+func sendBody(w io.Writer, body io.Reader, length int64) error {
 	buf := buffers.Get().(*[uploadBuffer]byte)
 	defer buffers.Put(buf)
 	const size, end = 8, 2 // of the lines around a chunk: its length in four hexadecimal digits is enough
-	chunked := req.ContentLength < 0
+	chunked := length < 0
 	var sent int64
 	for {
-		n, err := req.Body.Read(buf[size : len(buf)-end])
+		n, err := body.Read(buf[size : len(buf)-end])
 		sent += int64(n)
 		switch {
 		case n > 0 && chunked:
@@ -377,7 +377,7 @@ func sendBody(w io.Writer, req *http.Request) error {
 			if _, err := w.Write(buf[start : size+n+end]); err != nil {
 				return err
 			}
-		case n > 0 && sent > req.ContentLength:
+		case n > 0 && sent > length:
 			return unreadError{errors.New("the request's body is longer than its Content-Length")}
 		case n > 0:
 			if _, err := w.Write(buf[size : size+n]); err != nil {
@@ -390,7 +390,7 @@ func sendBody(w io.Writer, req *http.Request) error {
 		case err == io.EOF && chunked:
 			_, err := io.WriteString(w, "0\r\n\r\n")
 			return err
-		case err == io.EOF && sent < req.ContentLength:
+		case err == io.EOF && sent < length:
 			return unreadError{io.ErrUnexpectedEOF}
 		case err == io.EOF:
 			return nil
