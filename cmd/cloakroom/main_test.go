@@ -142,6 +142,9 @@ frontend: {dir: %q}
 		t.Errorf("API call after a restart: got %d", got)
 	}
 	redis.Kill()
+	eventually(t, time.Second, "the broker notices that Redis is gone and trusts its memory no more", func() bool {
+		return b.Fetch("GET", "/api/x").StatusCode == 503
+	})
 	for _, path := range []string{"/api/x", "/bff/session"} {
 		if answer := b.Fetch("GET", path); answer.StatusCode != 503 || answer.Code() != "store_unavailable" {
 			t.Errorf("%s without Redis: got %d %s", path, answer.StatusCode, answer.Code())

@@ -67,7 +67,8 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 
 func (s *system) key(c cell) string { return fmt.Sprintf("%s %s %d", s.name, c.name, c.connections) }
 
-// load sends a request again and again on some connections, and returns how many microseconds each took. Every answer is looked at.
+// load sends a request again and again on some connections, on each at least once, and returns how many microseconds each took. Every
+// answer is looked at.
 func (s *system) load(ctx context.Context, request []byte, c cell, long time.Duration) ([]float64, error) {
 	until := time.Now().Add(long)
 	took := make([][]float64, c.connections)
@@ -81,7 +82,7 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
 			r := bufio.NewReaderSize(conn, 64<<10)
-			for time.Now().Before(until) {
+			for len(took[i]) == 0 || time.Now().Before(until) {
 				began := time.Now()
 				if _, err := conn.Write(request); err != nil {
 					return err
@@ -104,11 +105,7 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	all := slices.Concat(took...)
-	if len(all) == 0 {
-		return nil, errors.New("not one request was answered in time")
-	}
-	return all, nil
+	return slices.Concat(took...), nil
 }
 
 // measureStreams opens event streams that then are idle, and keeps how much memory each takes.
