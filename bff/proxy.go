@@ -337,7 +337,7 @@ func (x *exchange) answer(ctx context.Context, body *requestBody) error {
 	if x.resp.ContentLength < 0 || !body.over() {
 		x.w.Flush() // it may be a while until there is more
 	}
-	if err := x.move(x.w, x.resp.Body, x.resp.ContentLength); err != nil {
+	if err := x.moveAnswer(ctx, x.w); err != nil {
 		x.brokeOff(ctx, err)
 		panic(http.ErrAbortHandler) // the client must not take what it has for all
 	}
@@ -347,6 +347,11 @@ func (x *exchange) answer(ctx context.Context, body *requestBody) error {
 		}
 	}
 	return nil
+}
+
+// moveAnswer moves the answer's body to w. An upstream that sees its connection closed because the exchange is over can seem to have said all.
+func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
+	return cmp.Or(x.move(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
 // brokeOff has it logged that an answer broke off, unless that was the client's doing, or the session's end.

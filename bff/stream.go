@@ -62,7 +62,7 @@ func (x *exchange) pump(ctx context.Context, client net.Conn, h http.Header) {
 			}
 		}
 	}()
-	if err := x.move(&counted{chunks{client}, x.w}, x.resp.Body, -1); err != nil {
+	if err := x.moveAnswer(ctx, &counted{chunks{client}, x.w}); err != nil {
 		x.brokeOff(ctx, err)
 		return
 	}

@@ -167,9 +167,9 @@ func (x *exchange) end(reusable bool) {
 	}
 	cn := x.conn
 	x.conn = nil
-	x.stop() // if that is too late the connection is closed, which look sees
+	open := x.stop() // else it is being closed, perhaps not before the next request has it
 	// What comes after an answer was not asked for: the next request must not get it.
-	if reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {
+	if open && reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {
 		x.client.push(cn)
 		return
 	}

@@ -305,6 +305,27 @@ func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
 	}
 }
 
+// A client that leaves at the moment its answer ends has a connection closed, which must not be the next request's by then.
+func TestWhoLeavesAtTheEndOfAnAnswerBreaksOffNoOther(t *testing.T) {
+	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+	for n := range 5000 {
+		ctx, leave := context.WithCancel(t.Context())
+		resp, err := u.RoundTrip(request(t, "GET", "").WithContext(ctx))
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave()
+		io.ReadAll(resp.Body)
+		next, err := u.RoundTrip(request(t, "GET", ""))
+		if err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		if body, err := io.ReadAll(next.Body); string(body) != "good" {
+			t.Fatalf("%d: got %q, %v", n, body, err)
+		}
+	}
+}
+
 func TestAConnectionThatEndsBeforeAnAnswerIsToldFromOneThatBreaksOff(t *testing.T) {
 	for answer, died := range map[string]bool{"": true, "HTTP/1.1 20": false} {
 		u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
