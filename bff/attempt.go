@@ -27,6 +27,7 @@ type attempt struct {
 	State    string         `json:"s"`
 	Nonce    string         `json:"n"`
 	Verifier session.Secret `json:"-"`
+	Key      session.Secret `json:"-"` // that the tokens are going to be bound to; empty: they will not be
 	ReturnTo string         `json:"r"`
 	Began    int64          `json:"b"` // Unix milliseconds
 
@@ -39,7 +40,8 @@ type attempt struct {
 	Subject   string `json:"u,omitempty"`
 	CrossSite bool   `json:"x,omitempty"` // another site sent the browser here
 
-	Restarted bool `json:"-"` // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
+	Silent    bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
+	Restarted bool `json:"-"`           // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
 }
 
 const (
@@ -71,17 +73,26 @@ func newAttempts(cookie session.Cookie, keys [][]byte) (attempts, error) {
 	return attempts{cookie: cookie, name: cookie.Name("cloakroom-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
 }
 
-// begin gives a its secrets and the browser its cookie. Of older attempts it keeps the newest, so that ones which were never
-// finished cannot pile up in the browser.
-func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
+// prepare gives a its secrets.
+func (as *attempts) prepare(a *attempt, bound bool) error {
 	var err error
 	if a.State, err = as.newState(a.Restarted); err != nil {
 		return err
 	}
 	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
 	a.Verifier = session.Secret(oauth2.GenerateVerifier())
+	if bound {
+		if a.Key, err = newKey(); err != nil {
+			return err
+		}
+	}
 	a.Began = time.Now().UnixMilli()
+	return nil
+}
 
+// begin gives the browser the cookie of an attempt. Of older attempts it keeps the newest, so that ones which were never
+// finished cannot pile up in the browser.
+func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
 	name := as.cookieName(a.State)
 	value, err := as.seal(name, a)
 	if err != nil {
@@ -162,10 +173,11 @@ func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int) {
 	}
 }
 
-// sealedAttempt is an attempt as it stands in the cookie: the one place where its verifier is written out.
+// sealedAttempt is an attempt as it stands in the cookie: the one place where its secrets are written out.
 type sealedAttempt struct {
 	attempt
 	Verifier  string `json:"v"`
+	Key       string `json:"k,omitempty"`
 	Restarted bool   `json:"z,omitempty"`
 }
 
@@ -173,7 +185,7 @@ func (as *attempts) seal(name string, a *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Restarted}); err != nil {
 		return "", err
 	}
 	return securecookie.EncodeMulti(name, plain.Bytes(), as.codecs...)
@@ -189,7 +201,7 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 		return nil, err
 	}
 	a := sealed.attempt
-	a.Verifier = session.Secret(sealed.Verifier)
+	a.Verifier, a.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
 	a.Restarted = sealed.Restarted
 	if a.Nonce == "" || a.Verifier == "" || a.ReturnTo == "" {
 		return nil, errors.New("login attempt is not whole")

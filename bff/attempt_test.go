@@ -29,6 +29,9 @@ func newTestAttempts(t testing.TB) *attempts {
 // begun returns an attempt and the cookie that it left in the browser.
 func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 	w := httptest.NewRecorder()
+	if err := as.prepare(a, true); err != nil {
+		t.Fatal(err)
+	}
 	if err := as.begin(w, httptest.NewRequest("GET", "/bff/login", nil), a); err != nil {
 		t.Fatal(err)
 	}

@@ -7,14 +7,15 @@
 // (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
-//	login     login.go     attempts.begin → provider.authURL → 302
+//	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
 //	callback  login.go     attempts.take → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
 //	          logout.go    provider.verifyLogoutToken → sessions.EndAll, when the provider says so
+//	in frames silent.go    login and logout without a word to the user, as far as browsers let them
 //
-// provider.go, token.go, idtoken.go and logouttoken.go are what speaks with the provider. The package session keeps sessions and decides
+// provider.go and the files that it names are what speaks with the provider. The package session keeps sessions and decides
 // when to refresh; it knows neither HTTP routes nor OAuth.
 package bff
 
@@ -73,7 +74,6 @@ type Server struct {
 	sessions  *session.Manager
 	store     session.Store
 	provider  *provider
-	client    clientToken
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
@@ -95,8 +95,11 @@ type endpoint struct {
 	serve  func(s *Server, w *response, r *http.Request) error
 }
 
-// backchannelLogoutPath is under the prefix what the provider's server calls, which may know us by another name than browsers do.
-const backchannelLogoutPath = "/backchannel-logout"
+// What the provider's server calls, which may know us by another name than browsers do; under the prefix.
+const (
+	backchannelLogoutPath = "/backchannel-logout"
+	clientKeysPath        = "/jwks.json"
+)
 
 // bodyTimeout is how long a request to one of the endpoints may take to send its body.
 const bodyTimeout = 10 * time.Second
@@ -104,10 +107,14 @@ const bodyTimeout = 10 * time.Second
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
 	{"GET", "/login", navigation, (*Server).login},
-	{"GET", "/callback", navigation, (*Server).callback},
+	{"GET", "/callback", returning, (*Server).callback},
+	{"POST", "/callback", returning, (*Server).callbackForm},
+	{"GET", "/silent-login", frame, (*Server).silentLogin},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
 	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
+	{"GET", "/frontchannel-logout", anyone, (*Server).frontchannelLogout},
+	{"GET", clientKeysPath, anyone, (*Server).clientKeys},
 	{"GET", "/session", fetch, (*Server).showSession},
 	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
 }
@@ -142,7 +149,6 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
-	s.client.provider = s.provider
 
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh
@@ -155,6 +161,7 @@ func New(cfg Config) (*Server, error) {
 		fail(err)
 	} // else NewManager has said so already
 
+	clientTokens := make(map[string]*clientToken)
 	for i, r := range cfg.Routes {
 		field := fmt.Sprintf("Routes[%d]", i)
 		parsed, err := newRoute(r, field, s.prefix)
@@ -163,6 +170,16 @@ func New(cfg Config) (*Server, error) {
 			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.Path)})
 		}
 		s.routes = append(s.routes, parsed)
+		if parsed.user && parsed.targetKey != "" {
+			s.provider.targets[parsed.targetKey] = parsed.target
+		}
+		if parsed.client {
+			if clientTokens[parsed.targetKey] == nil {
+				clientTokens[parsed.targetKey], err = newClientToken(s.provider, parsed.target)
+				fail(err)
+			}
+			parsed.clientToken = clientTokens[parsed.targetKey]
+		}
 	}
 	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
@@ -294,7 +311,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 			w.Header()["Connection"] = []string{"close"}
 		}
 	}
-	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath {
+	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
 	if !isASCII(r.RequestURI) {

@@ -2,6 +2,7 @@ package bff
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"net/url"
 	"sync"
@@ -10,24 +11,39 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// clientToken is the access token of the broker itself, by client credentials (RFC 6749 4.4): for routes on which nobody has to be signed in.
+// clientToken is an access token of the broker itself, by client credentials (RFC 6749 4.4): for routes on which nobody has to be signed in. There is one for
+// each target.
 type clientToken struct {
 	provider *provider
+	target   target
+	key      session.Secret // that the tokens are bound to; empty: they are not
+	private  *ecdsa.PrivateKey
 
 	mu     sync.Mutex // guards all below
 	tokens session.Tokens
-	bearer []string      // of an Authorization header; nil: there is no token yet
+	token  accessToken   // without a header: there is no token yet
 	asking *clientFlight // nil: the provider is not being asked
 	failed time.Time     // when it was asked last without success, or zero
 	err    error         // why
 	forced time.Time     // when it was asked last because an upstream did not take the token
 }
 
+func newClientToken(p *provider, t target) (*clientToken, error) {
+	c := &clientToken{provider: p, target: t}
+	var err error
+	if p.cfg.SenderConstraint == "dpop" { // a key for as long as this process lives, which is as long as the tokens are kept
+		if c.key, err = newKey(); err == nil {
+			c.private, err = parseKey(c.key)
+		}
+	}
+	return c, err
+}
+
 // clientFlight is one request for a token, which everybody shares who needs it.
 type clientFlight struct {
-	done chan struct{} // closed when all below are set
-	b    []string
-	err  error
+	done  chan struct{} // closed when all below are set
+	token accessToken
+	err   error
 }
 
 const (
@@ -40,39 +56,39 @@ const (
 	clientTokenForce = 10 * time.Second
 )
 
-// get returns the token for an Authorization header. Nobody waits while there is one that is good; it is replaced in the background before its end. The error is a
+// get returns the token. Nobody waits while there is one that is good; it is replaced in the background before its end. The error is a
 // *session.RefreshError, or the context's.
-func (c *clientToken) get(ctx context.Context) ([]string, error) {
+func (c *clientToken) get(ctx context.Context) (accessToken, error) {
 	c.mu.Lock()
 	now := time.Now()
 	life := c.tokens.Expiry.Sub(c.tokens.Issued)
-	good := c.bearer != nil && now.Before(c.tokens.Expiry.Add(-min(5*time.Second, life/10)))
+	good := c.token.header != nil && now.Before(c.tokens.Expiry.Add(-min(5*time.Second, life/10)))
 	if good && now.Before(c.tokens.Expiry.Add(-min(clientTokenAhead, life/2))) {
 		defer c.mu.Unlock()
-		return c.bearer, nil
+		return c.token, nil
 	}
 	if pause := clientTokenPause - now.Sub(c.failed); !c.failed.IsZero() && pause > 0 && c.asking == nil {
 		defer c.mu.Unlock()
 		if good {
-			return c.bearer, nil
+			return c.token, nil
 		}
-		return nil, &session.RefreshError{RetryAfter: pause, Err: c.err}
+		return accessToken{}, &session.RefreshError{RetryAfter: pause, Err: c.err}
 	}
-	flight, bearer := c.ask(ctx), c.bearer
+	flight, token := c.ask(ctx), c.token
 	c.mu.Unlock()
 	if good {
-		return bearer, nil
+		return token, nil
 	}
 	return flight.wait(ctx)
 }
 
 // renew returns another token than rejected, which an upstream does not take; or rejected itself where that was done moments ago.
-func (c *clientToken) renew(ctx context.Context, rejected []string) ([]string, error) {
+func (c *clientToken) renew(ctx context.Context, rejected accessToken) (accessToken, error) {
 	c.mu.Lock()
 	switch {
-	case c.bearer != nil && c.bearer[0] != rejected[0]:
+	case c.token.header != nil && c.token.header[0] != rejected.header[0]:
 		defer c.mu.Unlock()
-		return c.bearer, nil
+		return c.token, nil
 	case time.Since(c.forced) < clientTokenForce:
 		defer c.mu.Unlock()
 		return rejected, nil
@@ -93,7 +109,7 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clientTokenTimeout)
 	go func() { // bounded by clientTokenTimeout
 		defer cancel()
-		tokens, err := c.provider.clientCredentials(ctx)
+		tokens, err := c.provider.clientCredentials(ctx, c.target, c.key)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.asking = nil
@@ -111,28 +127,34 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 				tokens.Expiry = tokens.Issued.Add(clientTokenLife)
 			}
 			c.failed, c.tokens = time.Time{}, tokens
-			c.bearer = []string{"Bearer " + tokens.Access.Reveal()}
-			flight.b = c.bearer
+			c.token = accessToken{[]string{tokens.Authorization()}, c.private}
+			flight.token = c.token
 		}
 		close(flight.done)
 	}()
 	return flight
 }
 
-func (f *clientFlight) wait(ctx context.Context) ([]string, error) {
+func (f *clientFlight) wait(ctx context.Context) (accessToken, error) {
 	select {
 	case <-f.done:
-		return f.b, f.err
+		return f.token, f.err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return accessToken{}, ctx.Err()
 	}
 }
 
 // clientCredentials asks for a token of the client's own (RFC 6749 4.4). A refresh token that comes with it is not kept: there is no need for one.
-func (p *provider) clientCredentials(ctx context.Context) (session.Tokens, error) {
+func (p *provider) clientCredentials(ctx context.Context, t target, key session.Secret) (session.Tokens, error) {
 	m, err := p.metadata()
 	if err != nil {
 		return session.Tokens{}, err
 	}
-	return p.askTokens(ctx, m, url.Values{"grant_type": {"client_credentials"}})
+	form := url.Values{"grant_type": {"client_credentials"}}
+	t.addTo(form)
+	answer, err := p.askTokens(ctx, m, form, key)
+	if err != nil {
+		return session.Tokens{}, err
+	}
+	return answer.tokens, nil
 }

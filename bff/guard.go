@@ -27,6 +27,14 @@ func navigation(_ *Server, r *http.Request) error {
 	return errNavigationOnly
 }
 
+// returning lets the browser itself through on its way back from the provider, also in an iframe, where a silent login ends.
+func returning(s *Server, r *http.Request) error {
+	if inFrame(r) {
+		return nil
+	}
+	return navigation(s, r)
+}
+
 // fetch lets a script of our own origin through. The header X-CSRF makes a browser ask before it sends such a request for
 // another origin (RFC 10017 6.1.3.3.2), which is never allowed; what the browser says of where it comes from is checked besides.
 func fetch(s *Server, r *http.Request) error {

@@ -47,7 +47,7 @@ var responseHeaders = map[string]fate{
 	"Secure-Session-Registration": drop, "Secure-Session-Challenge": drop, "Secure-Session-Skipped": drop, "Sec-Session-Registration": drop, "Sec-Session-Challenge": drop,
 	"Origin-Agent-Cluster": drop, "Nel": drop, "Report-To": drop, "Reporting-Endpoints": drop, "Supports-Loading-Mode": drop, "Login-Status": drop, "Set-Login": drop,
 	// What tells of the inside.
-	"Server": drop, "X-Powered-By": drop, "Via": drop,
+	"Server": drop, "X-Powered-By": drop, "Via": drop, "Dpop-Nonce": drop,
 	"Set-Cookie": filter,
 }
 
@@ -97,8 +97,8 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	} else {
 		out["Via"] = append(via[:len(via):len(via)], viaUs...)
 	}
-	if x.bearer != nil {
-		out["Authorization"] = x.bearer
+	if x.token.header != nil {
+		out["Authorization"] = x.token.header
 	}
 }
 

@@ -120,13 +120,34 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	}
 	id.SID, _ = claims["sid"].(string)
 	id.ACR, _ = claims["acr"].(string)
-	for _, name := range []string{"iss", "aud", "azp", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "jti", "sid", "typ", "_claim_names", "_claim_sources"} {
-		delete(claims, name)
-	}
-	if id.User, err = json.Marshal(claims); err != nil {
+	removeProtocolClaims(claims)
+	if err := id.setUser(claims); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	return id, nil
+}
+
+// removeProtocolClaims leaves the claims that speak of the user. Claims that are elsewhere are not fetched from there (Core 5.6.2): whoever wrote the token would
+// choose what we call.
+func removeProtocolClaims(claims map[string]any) {
+	for _, name := range []string{"iss", "aud", "azp", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "jti", "sid", "typ", "_claim_names", "_claim_sources"} {
+		delete(claims, name)
+	}
+}
+
+// maxClaims is how many bytes of JSON the claims of a user may be. They are in each session, and none of them in a cookie.
+const maxClaims = 64 << 10
+
+func (id *idToken) setUser(claims map[string]any) error {
+	b, err := json.Marshal(claims)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxClaims {
+		return fmt.Errorf("the user's claims are %d bytes; %d are the limit", len(b), maxClaims)
+	}
+	id.User = b
+	return nil
 }
 
 // satisfiedBy says whether the ID token is for this attempt, and whether the user signed in as it asked.
@@ -232,6 +253,15 @@ func parseClaims(payload []byte) (map[string]any, error) {
 		claims[name] = value
 	}
 	return claims, nil
+}
+
+// decodeClaims reads the claims of a JWT that was verified before.
+func decodeClaims(encoded string) (map[string]any, error) {
+	payload, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err != nil {
+		return nil, err
+	}
+	return parseClaims(payload)
 }
 
 // timeClaim reads a NumericDate (RFC 7519 2); zero when it is not there.

@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"html/template"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -45,14 +47,14 @@ func crossSite(r *http.Request) bool {
 }
 
 func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
-	if _, err := s.provider.metadata(); err != nil {
+	if err := s.attempts.prepare(a, s.provider.cfg.SenderConstraint == "dpop"); err != nil {
+		return err
+	}
+	location, err := s.provider.authURL(r.Context(), a, extra)
+	if err != nil {
 		return err
 	}
 	if err := s.attempts.begin(w, r, a); err != nil {
-		return err
-	}
-	location, err := s.provider.authURL(a, extra)
-	if err != nil {
 		return err
 	}
 	http.Redirect(w, r, location, http.StatusFound)
@@ -94,25 +96,62 @@ func loginParameters(q url.Values) (url.Values, error) {
 	return extra, nil
 }
 
-// callback completes an attempt with what the provider says in the query. Whatever is wrong with it, no session that exists is touched.
+// callback completes an attempt with what the provider says in the query.
 func (s *Server) callback(w *response, r *http.Request) error {
+	if s.provider.cfg.ResponseMode != "query" {
+		return errMethod
+	}
 	w.page = loginPage
-	answer, err := parseAnswer(r.URL.RawQuery)
+	return s.answered(w, r, r.URL.RawQuery)
+}
+
+// callbackForm completes an attempt with what the provider has the browser post (OAuth 2.0 Form Post Response Mode). As the browser comes from another site its
+// cookies, the attempt's among them, have stayed away, so the page that it gets posts the same once more from here.
+func (s *Server) callbackForm(w *response, r *http.Request) error {
+	if s.provider.cfg.ResponseMode != "form_post" {
+		return errMethod
+	}
+	w.page = loginPage
+	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
+		return errBadCallback.because(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
+	}
+	if err := r.ParseForm(); err != nil {
+		return errBadCallback.because(err)
+	}
+	form := r.PostForm
+	if !form.Has(again) {
+		writePostAgain(w, form)
+		return nil
+	}
+	return s.answered(w, r, form.Encode())
+}
+
+// answered completes an attempt with the parameters of an answer. Whatever is wrong with it, no session that exists is touched.
+func (s *Server) answered(w *response, r *http.Request, parameters string) error {
+	if inFrame(r) { // only a silent login ends there, however it ends
+		w.page = silentPage
+	}
+	answer, err := parseAnswer(parameters)
 	if err != nil {
 		return errBadCallback.because(err)
 	}
 	a := s.attempts.take(w, r, answer.state)
-	if a == nil {
-		if answer.err == "" && s.attempts.stale(answer.state) {
-			return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: crossSite(r)}, nil)
-		}
+	switch {
+	case a != nil && a.Silent:
+		w.page = silentPage
+	case inFrame(r):
+		return errBadCallback.because(errors.New("no silent attempt in this browser has this state"))
+	case a == nil && answer.err == "" && s.attempts.stale(answer.state):
+		return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: crossSite(r)}, nil)
+	case a == nil:
 		return errBadCallback.because(errors.New("no attempt in this browser has this state"))
 	}
 	err = s.complete(w, r, answer, a)
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, errAuthTooOld) && !a.Restarted { // the provider did not mind max_age: ask for what it cannot overlook
+	if errors.Is(err, errAuthTooOld) && !a.Restarted && !a.Silent { // the provider did not mind max_age: ask for what it cannot overlook
 		return s.restart(w, r, a, url.Values{"prompt": {"login"}, "max_age": {a.MaxAge}})
 	}
 	return problemOf(err).returningTo(a.ReturnTo)
@@ -170,8 +209,17 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	w.session = started.ID
 	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
-	seeOther(w, a.ReturnTo)
+	a.end(w, true)
 	return nil
+}
+
+// end is what the browser sees of an attempt that has come to its end without a fault.
+func (a *attempt) end(w *response, authenticated bool) {
+	if a.Silent {
+		writeSilent(w, authenticated)
+		return
+	}
+	seeOther(w, a.ReturnTo)
 }
 
 // seeOther sends the browser to a path of this origin, to the character: http.Redirect would clean it.
@@ -210,7 +258,36 @@ type authAnswer struct {
 	issOK bool // iss is there
 }
 
-// parseAnswer reads a callback's query. It holds a state and either a code or an error, each once.
+// again is the field by which a form says that it was posted from here.
+const again = "cloakroom_again"
+
+const postAgainScript = `document.forms[0].submit()`
+
+var (
+	postAgainCSP  = "default-src 'none'; script-src " + hashSource(postAgainScript) + "; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+	postAgainHTML = template.Must(template.New("again").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
+		`<form method="post">{{range $name, $value := .}}<input type="hidden" name="{{$name}}" value="{{$value}}">{{end}}<noscript><button>Continue</button></noscript></form>` +
+		`<script>` + postAgainScript + `</script></html>`))
+)
+
+// writePostAgain answers with a page that posts an authorization response again, and nothing else that was in the form.
+func writePostAgain(w *response, form url.Values) {
+	fields := map[string]string{again: "1"}
+	for _, name := range []string{"state", "code", "error", "iss"} {
+		if len(form[name]) == 1 {
+			fields[name] = form.Get(name)
+		} else if len(form[name]) > 1 {
+			fields["state"] = "" // it is refused, as it would be from the query
+			break
+		}
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", postAgainCSP)
+	postAgainHTML.Execute(w, fields)
+}
+
+// parseAnswer reads a callback's parameters. It holds a state and either a code or an error, each once.
 func parseAnswer(query string) (authAnswer, error) {
 	q, err := url.ParseQuery(query)
 	if err != nil {
@@ -248,7 +325,7 @@ func refusedLogin(w *response, code string, a *attempt) error {
 	switch code {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
 		if a.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
-			seeOther(w, a.ReturnTo)
+			a.end(w, false)
 			return nil
 		}
 	case "access_denied":

@@ -48,8 +48,11 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/api/orders"), 401, "not_signed_in")
 }
 
+// unpushed leaves authorization requests in the URL, to be looked at.
+func unpushed(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" }
+
 func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, unpushed)
 	b := a.browser()
 	answer := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
 		"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.example")
@@ -77,7 +80,7 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 }
 
 func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, unpushed)
 	b := a.browser()
 	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
 	for name, want := range map[string]string{"prompt": "login consent", "login_hint": "alice@example.com", "acr_values": "gold silver", "max_age": "60", "ui_locales": "de"} {
@@ -107,6 +110,12 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 	} {
 		for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/logout/callback"} {
 			answer := b.Navigate(path, header...)
+			if name == "iframe" && strings.Contains(path, "/callback?") { // a silent login may end so
+				if !strings.Contains(answer.Text, `data-authenticated="false"`) || len(answer.Cookies()) > 0 {
+					t.Errorf("%s of %s: got cookies %v and %s", name, path, answer.Cookies(), answer.Text)
+				}
+				continue
+			}
 			wantProblem(t, answer, 401, "navigation_only")
 			if len(answer.Cookies()) > 0 || !strings.Contains(answer.Text, `"login_url":"/bff/login"`) {
 				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path, answer.Cookies(), answer.Text)
@@ -119,7 +128,7 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 }
 
 func TestSeveralTabsLogInAtOnce(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, unpushed)
 	b := a.browser()
 	var answers []*bfftest.Answer
 	seen := make(map[string]bool)
@@ -426,7 +435,7 @@ func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
 }
 
 func TestStepUpIsCheckedOnReturn(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, unpushed)
 	t.Run("the level asked for", func(t *testing.T) {
 		b := a.signedIn()
 		if answer := b.SignIn("alice", "acr_values=gold"); answer.StatusCode != 303 {

@@ -1,7 +1,11 @@
 package bff
 
 import (
+	"cmp"
 	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -15,29 +19,68 @@ import (
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
-	"golang.org/x/oauth2"
 	"golang.org/x/time/rate"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// ProviderConfig says who signs users in, and who we are to them.
+// ProviderConfig says who signs users in, who we are to them, and what is asked of them.
 type ProviderConfig struct {
-	Issuer       string // as the provider writes it, to the character; https, or http on a loopback host
-	ClientID     string
-	ClientSecret session.Secret
-	ClientAuth   string   // client_secret_basic (the default) or client_secret_post
-	Scopes       []string // openid is added where it is missing; empty means openid, profile, email, offline_access
+	Issuer   string // as the provider writes it, to the character; https, or http on a loopback host
+	ClientID string
 
-	// HTTPClient reaches the provider; nil means one that takes 15 s at most for a request. Redirects are never followed.
+	// ClientAuth is how we say who we are: client_secret_basic (the default) or client_secret_post, for which ClientSecret is needed; private_key_jwt, for
+	// which ClientKeys are; tls_client_auth or self_signed_tls_client_auth, for which ClientCertificate is.
+	ClientAuth   string
+	ClientSecret session.Secret
+	// ClientKeys sign client assertions and request objects: RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519. The first signs, and all are published at
+	// Prefix/jwks.json, so that a new one can be made known before it is used.
+	ClientKeys []crypto.Signer
+	// ClientCertificate is shown to the provider where it asks for one. With SenderConstraint mtls it is shown to upstreams too.
+	ClientCertificate *tls.Certificate
+	// AssertionAudience is the aud of client assertions for a provider that does not go by its issuer (RFC 10070 4); then the keys must not be used anywhere
+	// else. Empty means the issuer.
+	AssertionAudience string
+
+	Scopes     []string          // openid is added where it is missing, and those of routes; empty means openid, profile, email, offline_access
+	Resources  []string          // what the access token is for (RFC 8707); those of routes are asked for besides
+	Audience   string            // the same for providers that have a parameter audience; empty: not sent
+	Parameters map[string]string // what else goes into the authorization request, access_type=offline say
+
+	// PushedRequests says whether authorization requests go to the provider directly (RFC 9126): auto, the default, where it offers that; always; never.
+	PushedRequests string
+	// SignRequests has authorization requests signed (RFC 9101). They are too where the provider demands it.
+	SignRequests bool
+	// ResponseMode is how the answer to one comes back: query, the default, or form_post, which keeps the code out of URLs.
+	ResponseMode string
+	// SenderConstraint binds access tokens to a key, so that nobody else can use them: dpop (RFC 9449, a key for each session) or mtls (RFC 8705, the
+	// ClientCertificate); empty: they are bearer tokens.
+	SenderConstraint string
+	// UserInfo has the user's claims fetched from there too.
+	UserInfo bool
+	// FAPI2 demands what the FAPI 2.0 Security Profile does, of the provider and of the other fields.
+	FAPI2 bool
+
+	// LogoutURL is where users sign out at a provider that does not announce it, and LogoutRedirectParameter what that calls post_logout_redirect_uri. Empty
+	// means end_session_endpoint and the standard's name.
+	LogoutURL               string
+	LogoutRedirectParameter string
+
+	RootCAs *x509.CertPool // who vouches for the provider; nil: the system's
+	// HTTPClient reaches the provider; nil means one that takes 15 s at most for a request. Redirects are never followed. With it, neither RootCAs nor
+	// ClientCertificate can be set: its transport has them.
 	HTTPClient *http.Client
 }
 
-// provider speaks OpenID Connect with the one provider of this server. This file and its neighbours, token.go (the token endpoint),
-// idtoken.go and logouttoken.go (what of such a token is believed), are the ones that speak with it.
+// provider speaks OpenID Connect with the one provider of this server. This file and its neighbours are the ones that speak with it: authorize.go (the
+// authorization request), token.go (the token endpoint), clientauth.go (who we are), dpop.go, userinfo.go, idtoken.go and logouttoken.go (what of such a
+// token is believed).
 type provider struct {
 	cfg         ProviderConfig
 	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)
+	keys        []signingKey
+	targets     map[string]target // what routes want tokens for
+	nonces      nonces
 	client      *http.Client
 	keyClient   *http.Client // the same, for the key set
 	// logoutKeyClient is the same, for the key set that logout tokens are checked with: anybody can send those, and must not use up what logins need.
@@ -48,17 +91,32 @@ type provider struct {
 	firstFound chan struct{}            // closed then
 }
 
-// metadata is what the provider says of itself (OpenID Connect Discovery 3), and what was made of it.
+// metadata is what the provider says of itself (OpenID Connect Discovery 3, RFC 8414 2), and what was made of it.
 type metadata struct {
-	EndSession        string   `json:"end_session_endpoint"`
-	Revocation        string   `json:"revocation_endpoint"`
-	IssParameter      bool     `json:"authorization_response_iss_parameter_supported"`
-	JWKS              string   `json:"jwks_uri"`
-	IDTokenAlgorithms []string `json:"id_token_signing_alg_values_supported"`
+	Authorization string `json:"authorization_endpoint"`
+	JWKS          string `json:"jwks_uri"`
+	called
+	Aliases called `json:"mtls_endpoint_aliases"` // RFC 8705 5
 
-	authorization oauth2.Endpoint
-	keys          oidc.KeySet
-	logoutKeys    oidc.KeySet
+	EndSession          string   `json:"end_session_endpoint"`
+	IssParameter        bool     `json:"authorization_response_iss_parameter_supported"`
+	RequirePushed       bool     `json:"require_pushed_authorization_requests"`
+	RequireSigned       bool     `json:"require_signed_request_object"`
+	IDTokenAlgorithms   []string `json:"id_token_signing_alg_values_supported"`
+	AssertionAlgorithms []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+	RequestAlgorithms   []string `json:"request_object_signing_alg_values_supported"`
+	ProofAlgorithms     []string `json:"dpop_signing_alg_values_supported"`
+
+	keys       oidc.KeySet
+	logoutKeys oidc.KeySet
+}
+
+// called are the endpoints that we call ourselves, where browsers take no part.
+type called struct {
+	Token      string `json:"token_endpoint"`
+	Revocation string `json:"revocation_endpoint"`
+	Pushed     string `json:"pushed_authorization_request_endpoint"`
+	UserInfo   string `json:"userinfo_endpoint"`
 }
 
 const (
@@ -77,19 +135,20 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	if err := checkProviderURL(cfg.Issuer, cfg.Issuer); err != nil {
 		fail("Issuer", err)
 	}
+	if cfg.LogoutURL != "" {
+		if err := checkProviderURL(cfg.LogoutURL, cfg.Issuer); err != nil {
+			fail("LogoutURL", err)
+		}
+	}
 	if cfg.ClientID == "" {
 		fail("ClientID", errors.New("missing"))
 	}
-	switch cfg.ClientAuth {
-	case "":
-		cfg.ClientAuth = "client_secret_basic"
-	case "client_secret_basic", "client_secret_post":
-	default:
-		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post", cfg.ClientAuth))
+	keys, err := newSigningKeys(cfg.ClientKeys, cfg.ClientCertificate)
+	if err != nil {
+		fail("ClientKeys", err)
 	}
-	if cfg.ClientSecret == "" {
-		fail("ClientSecret", errors.New("missing; a client without credentials is refused (RFC 10017 6.1.3.1)"))
-	}
+	checkClientAuth(&cfg, fail)
+	checkRequests(&cfg, fail)
 	if len(cfg.Scopes) == 0 {
 		cfg.Scopes = []string{"openid", "profile", "email", "offline_access"}
 	}
@@ -99,13 +158,23 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	client := &http.Client{Timeout: providerTimeout}
 	if cfg.HTTPClient != nil {
 		*client = *cfg.HTTPClient
+		if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
+			fail("HTTPClient", errors.New("it has a transport of its own, which RootCAs and ClientCertificate would have no part in"))
+		}
+	} else if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.TLSClientConfig = &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS12}
+		if cfg.ClientCertificate != nil {
+			transport.TLSClientConfig.Certificates = []tls.Certificate{*cfg.ClientCertificate}
+		}
+		client.Transport = transport
 	}
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse // a redirected token request would carry the secret and the refresh token elsewhere
 	}
 	client.Transport = limitedAnswers{client.Transport}
 	return &provider{
-		cfg: cfg, redirectURI: redirectURI, log: log, firstFound: make(chan struct{}),
+		cfg: cfg, redirectURI: redirectURI, keys: keys, targets: make(map[string]target), log: log, firstFound: make(chan struct{}),
 		client: client, keyClient: limited(client), logoutKeyClient: limited(client),
 	}, errors.Join(errs...)
 }
@@ -174,24 +243,60 @@ func (p *provider) discover(ctx context.Context) (*metadata, error) {
 	if err := answer.Claims(m); err != nil {
 		return nil, fmt.Errorf("discover: %w", err)
 	}
-	m.authorization = answer.Endpoint()
-	var errs []error
-	for name, endpoint := range map[string]string{"authorization_endpoint": m.authorization.AuthURL, "token_endpoint": m.authorization.TokenURL, "jwks_uri": m.JWKS} {
-		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil {
-			errs = append(errs, fmt.Errorf("discover: %s: %w", name, err))
-		}
+	if p.cfg.ClientCertificate != nil { // RFC 8705 5
+		m.Token, m.Revocation = cmp.Or(m.Aliases.Token, m.Token), cmp.Or(m.Aliases.Revocation, m.Revocation)
+		m.Pushed, m.UserInfo = cmp.Or(m.Aliases.Pushed, m.Pushed), cmp.Or(m.Aliases.UserInfo, m.UserInfo)
 	}
-	for name, endpoint := range map[string]string{"end_session_endpoint": m.EndSession, "revocation_endpoint": m.Revocation} {
-		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil && endpoint != "" {
-			errs = append(errs, fmt.Errorf("discover: %s: %w", name, err))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
+	m.EndSession = cmp.Or(p.cfg.LogoutURL, m.EndSession)
+	if err := errors.Join(p.checkEndpoints(m), p.checkOffers(m)); err != nil {
+		return nil, fmt.Errorf("discover: %w", err)
 	}
 	m.keys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.keyClient), m.JWKS)
 	m.logoutKeys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.logoutKeyClient), m.JWKS)
 	return m, nil
+}
+
+// checkEndpoints accepts URLs that what we send is safe at. Those that we can do without may be missing.
+func (p *provider) checkEndpoints(m *metadata) error {
+	var errs []error
+	for name, endpoint := range map[string]string{"authorization_endpoint": m.Authorization, "token_endpoint": m.Token, "jwks_uri": m.JWKS} {
+		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	for name, endpoint := range map[string]string{
+		"end_session_endpoint": m.EndSession, "revocation_endpoint": m.Revocation, "pushed_authorization_request_endpoint": m.Pushed, "userinfo_endpoint": m.UserInfo,
+	} {
+		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil && endpoint != "" {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkOffers says whether the provider offers what we are configured to use.
+func (p *provider) checkOffers(m *metadata) error {
+	var errs []error
+	lacks := func(format string, args ...any) { errs = append(errs, fmt.Errorf("the provider "+format, args...)) }
+	if p.cfg.PushedRequests == "always" && m.Pushed == "" {
+		lacks("has no pushed_authorization_request_endpoint, and pushed requests are wanted always")
+	}
+	if p.cfg.PushedRequests == "never" && m.RequirePushed {
+		lacks("requires pushed authorization requests, and they are never to be used")
+	}
+	if m.RequireSigned && len(p.keys) == 0 {
+		lacks("requires signed authorization requests, and there is no client key to sign them with")
+	}
+	if p.cfg.SenderConstraint == "dpop" && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
+		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
+	}
+	if p.cfg.UserInfo && m.UserInfo == "" {
+		lacks("has no userinfo_endpoint, and the user's claims are to be fetched from there")
+	}
+	if p.cfg.FAPI2 && !m.IssParameter {
+		lacks("does not send iss in authorization responses (RFC 9207), which FAPI 2.0 demands")
+	}
+	return errors.Join(errs...)
 }
 
 // metadata returns what is known of the provider, or errProviderUnavailable.
@@ -200,20 +305,6 @@ func (p *provider) metadata() (*metadata, error) {
 		return m, nil
 	}
 	return nil, errProviderUnavailable.because(errors.New("the provider has not been found yet"))
-}
-
-// authURL is where the browser goes to log in: authorization code with PKCE, state and nonce, always (RFC 9700 2.1.1).
-func (p *provider) authURL(a *attempt, extra url.Values) (string, error) {
-	m, err := p.metadata()
-	if err != nil {
-		return "", err
-	}
-	options := []oauth2.AuthCodeOption{oauth2.S256ChallengeOption(a.Verifier.Reveal()), oidc.Nonce(a.Nonce)}
-	for name := range extra {
-		options = append(options, oauth2.SetAuthURLParam(name, extra.Get(name)))
-	}
-	c := oauth2.Config{ClientID: p.cfg.ClientID, RedirectURL: p.redirectURI, Endpoint: m.authorization, Scopes: p.cfg.Scopes}
-	return c.AuthCodeURL(a.State, options...), nil
 }
 
 // logoutURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
@@ -231,10 +322,19 @@ func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) 
 	if idToken != "" {
 		q.Set("id_token_hint", idToken.Reveal())
 	}
-	q.Set("post_logout_redirect_uri", redirectURI)
+	q.Set(cmp.Or(p.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
 	q.Set("state", state)
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// origin is that of the issuer.
+func (p *provider) origin() string {
+	u, err := url.Parse(p.cfg.Issuer)
+	if err != nil {
+		return "'none'"
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // limitedAnswers keeps what the provider sends within maxAnswer bytes.

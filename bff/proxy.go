@@ -3,6 +3,7 @@ package bff
 import (
 	"cmp"
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io"
@@ -36,17 +37,17 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err != nil {
 		return err
 	}
-	var bearer []string
+	var token accessToken
 	if current != nil {
-		bearer = current.Bearer()
+		token = accessToken{current.Authorization(route.targetKey), current.Key()}
 	} else if route.client {
-		if bearer, err = s.client.get(r.Context()); err != nil {
+		if token, err = route.clientToken.get(r.Context()); err != nil {
 			return err
 		}
 	}
 	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
-	x := &exchange{s: s, w: w, r: r, route: route, current: current, bearer: bearer, cancel: cancel}
+	x := &exchange{s: s, w: w, r: r, route: route, current: current, token: token, cancel: cancel}
 	x.writer.Store(http.NewResponseController(w))
 	defer func() {
 		if !w.streams {
@@ -80,7 +81,7 @@ func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Se
 	if !route.user {
 		return nil, nil
 	}
-	current, err := s.sessions.Fresh(r.Context(), r)
+	current, err := s.freshFor(r, route)
 	if route.anonymous && errors.Is(err, session.ErrNone) {
 		return nil, nil
 	}
@@ -97,6 +98,22 @@ func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Se
 		}
 	}
 	return current, nil
+}
+
+// freshFor returns the request's session with the token that the route wants. One that is made of the session's own needs that to be good first.
+func (s *Server) freshFor(r *http.Request, route *route) (*session.Session, error) {
+	if route.target.Exchange {
+		if current, err := s.sessions.Fresh(r.Context(), r); err != nil {
+			return current, err
+		}
+	}
+	return s.sessions.FreshFor(r.Context(), r, route.targetKey)
+}
+
+// accessToken is what a request to an upstream carries; the zero value is nothing.
+type accessToken struct {
+	header []string          // the values of its Authorization header
+	key    *ecdsa.PrivateKey // that it is bound to; nil: whoever bears it can use it
 }
 
 // upgradeAllowed lets a WebSocket through that a page of our own origin opens, and no other protocol: h2c would take what is said after it past
@@ -142,8 +159,8 @@ type exchange struct {
 	r       *http.Request
 	route   *route
 	current *session.Session // nil: nobody's
-	bearer  []string         // of the Authorization header; nil: none
-	idle    *time.Timer      // nil: it may stand still
+	token   accessToken
+	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
 	writer  atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it
 
@@ -203,12 +220,12 @@ func (x *exchange) run(ctx context.Context) error {
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	aim := func(out *http.Request, a *address) {
-		out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	resp, a, err := x.route.upstream.send(out, body, x.aim)
+	if err == nil && x.token.key != nil {
+		resp, a, err = x.heedNonce(ctx, out, body, resp, a)
 	}
-	resp, a, err := x.route.upstream.send(out, body, aim)
-	if err == nil && x.bearer != nil && rejectsToken(resp) {
-		resp, a, err = x.again(ctx, out, body, aim, resp, a)
+	if err == nil && x.token.header != nil && rejectsToken(resp) {
+		resp, a, err = x.again(ctx, out, body, resp, a)
 	}
 	if err != nil {
 		return x.problem(ctx, body, err)
@@ -228,13 +245,44 @@ func (x *exchange) run(ctx context.Context) error {
 	return x.answer(ctx, body)
 }
 
+// aim sets in a request what depends on the address that it goes to: where that is, and the proof that we may use the token there, which is another one each time
+// (RFC 9449 7.3).
+func (x *exchange) aim(out *http.Request, a *address) error {
+	out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	if x.token.key == nil {
+		return nil
+	}
+	_, token, _ := strings.Cut(x.token.header[0], " ")
+	signed, err := proof(x.token.key, out.Method, out.URL, token, a.nonce())
+	if err != nil {
+		return err
+	}
+	out.Header["Dpop"] = []string{signed}
+	return nil
+}
+
+// heedNonce takes down the nonce that an upstream gives for the next proof, and makes the request once more if that is what it was refused for (RFC 9449 9).
+func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address) (*http.Response, *address, error) {
+	a.learnNonce(resp.Header)
+	if !wantsNonce(resp) || !body.rewindable() {
+		return resp, a, nil
+	}
+	resp.Body.Close()
+	a.done()
+	resp, a, err := x.route.upstream.send(out.WithContext(ctx), body, x.aim) // what sent it before may still look at the other
+	if err == nil {
+		a.learnNonce(resp.Header)
+	}
+	return resp, a, err
+}
+
 // rejectsToken says whether an upstream does not take the access token, which should be good (RFC 6750 3.1).
 func rejectsToken(resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
 		return false
 	}
 	for _, challenge := range resp.Header["Www-Authenticate"] {
-		if c := strings.ToLower(challenge); strings.Contains(c, "bearer") && strings.Contains(c, `"invalid_token"`) {
+		if c := strings.ToLower(challenge); (strings.Contains(c, "bearer") || strings.Contains(c, "dpop")) && strings.Contains(c, `"invalid_token"`) {
 			return true
 		}
 	}
@@ -243,14 +291,14 @@ func rejectsToken(resp *http.Response) bool {
 
 // again makes a request once more, with a new token, after the upstream has rejected the one that it had: it may have been revoked, or signed with a
 // key that is not in use any more. Where that cannot be done the answer is the one that there is.
-func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBody, aim func(*http.Request, *address), resp *http.Response, a *address) (*http.Response, *address, error) {
+func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address) (*http.Response, *address, error) {
 	if !body.rewindable() {
 		return resp, a, nil
 	}
-	bearer, err := x.renewBearer(ctx)
+	token, err := x.renewToken(ctx)
 	var unrefreshed *session.RefreshError
 	switch {
-	case errors.As(err, &unrefreshed), err == nil && bearer[0] == x.bearer[0]:
+	case errors.As(err, &unrefreshed), err == nil && token.header[0] == x.token.header[0]:
 		return resp, a, nil
 	case err != nil:
 		resp.Body.Close()
@@ -259,21 +307,21 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	}
 	resp.Body.Close()
 	a.done()
-	x.header["Authorization"] = bearer
+	x.token, x.header["Authorization"] = token, token.header
 	out = out.WithContext(ctx) // what sent it before may still look at it
-	return x.route.upstream.send(out, body, aim)
+	return x.route.upstream.send(out, body, x.aim)
 }
 
-// renewBearer returns another token than the one that was rejected, or the same where there is none.
-func (x *exchange) renewBearer(ctx context.Context) ([]string, error) {
+// renewToken returns another token than the one that was rejected, or the same where there is none.
+func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	if x.current == nil {
-		return x.s.client.renew(ctx, x.bearer)
+		return x.route.clientToken.renew(ctx, x.token)
 	}
-	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current)
+	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current, x.route.targetKey)
 	if err != nil {
-		return nil, err
+		return accessToken{}, err
 	}
-	return renewed.Bearer(), nil
+	return accessToken{renewed.Authorization(x.route.targetKey), renewed.Key()}, nil
 }
 
 // target is the URL of a request at an address: the path that was decided on, octet by octet.

@@ -300,8 +300,8 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
 	before, err := session.NewManager(session.Config{
 		Store: a.store, Keys: [][]byte{keyA}, Cookie: session.Cookie{InsecureHTTP: true},
-		Refresh: func(context.Context, *session.Session) (session.Tokens, error) {
-			return session.Tokens{}, errors.New("unexpected")
+		Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
+			return session.Renewal{}, errors.New("unexpected")
 		},
 	})
 	if err != nil {

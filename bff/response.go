@@ -34,9 +34,10 @@ type response struct {
 type page int
 
 const (
-	noPage    page = iota // it is not: it is problem+json
-	plainPage             // with the way back to the app
-	loginPage             // with the way to sign in again as well
+	noPage     page = iota // it is not: it is problem+json
+	plainPage              // with the way back to the app
+	loginPage              // with the way to sign in again as well
+	silentPage             // it is not: a page in an iframe tells the app that nobody is signed in
 )
 
 func (s *Server) newResponse(w http.ResponseWriter, r *http.Request) *response {

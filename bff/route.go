@@ -30,7 +30,15 @@ type Route struct {
 	// Token is what goes with a request. user: the user's access token, 401 without a session. optional: the token if there is a session. client: the broker's own, by
 	// client credentials. user-or-client: the user's, or the broker's own for a caller without a session. none: nothing. There is no default.
 	Token string
-	CSRF  string // header (the default), or fetch-metadata for what cannot send a header
+	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are what the user's token is for where the session's own is for something else: each session has one token
+	// for each such target, obtained by Grant: refresh-token, the default, with the session's refresh token; or token-exchange. They are asked for at login too. Of
+	// Token client they are what the broker's own token is for.
+	Resource string
+	Audience string
+	Scopes   []string
+	Grant    string
+
+	CSRF string // header (the default), or fetch-metadata for what cannot send a header
 
 	Timeouts Timeouts
 	MaxBody  int64 // of a request, in bytes; zero: any
@@ -67,8 +75,12 @@ type route struct {
 	user      bool // the user's access token is attached if there is a session
 	anonymous bool // without a session the request goes on
 	client    bool // the broker's own token is attached if no user's is
-	guard     func(s *Server, r *http.Request) error
-	upstream  *upstream
+	target    target
+	targetKey string
+
+	clientToken *clientToken // nil unless client
+	guard       func(s *Server, r *http.Request) error
+	upstream    *upstream
 }
 
 func newRoute(r Route, field, prefix string) (*route, error) {
@@ -103,6 +115,8 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	default:
 		fail("Token", "%q is none of user, optional, client, user-or-client, none", r.Token)
 	}
+	parsed.target = newTarget(r, fail)
+	parsed.targetKey = parsed.target.key()
 	switch r.CSRF {
 	case "", "header":
 		parsed.guard = fetch
@@ -174,9 +188,11 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	if q.empty() {
 		return nil
 	}
-	granted := strings.Fields(current.Tokens.Scope)
+	granted := strings.Fields(current.Tokens.For(route.targetKey).Scope)
 	if len(granted) == 0 { // RFC 6749 5.1: what was asked for
-		granted = s.provider.cfg.Scopes
+		if granted = route.target.Scopes; len(granted) == 0 {
+			granted = s.provider.scopes()
+		}
 	}
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {

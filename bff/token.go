@@ -2,14 +2,17 @@ package bff
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -21,15 +24,23 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	if err != nil {
 		return session.Tokens{}, nil, err
 	}
-	tokens, err := p.askTokens(ctx, m, url.Values{
+	if bound := p.cfg.SenderConstraint == "dpop"; bound != (a.Key != "") {
+		return session.Tokens{}, nil, errors.New("redeem code: the login began under another configuration, which did not agree whether tokens are bound")
+	}
+	form := url.Values{
 		"grant_type":    {"authorization_code"},
 		"code":          {code},
 		"redirect_uri":  {p.redirectURI},
 		"code_verifier": {a.Verifier.Reveal()},
-	})
+	}
+	if len(p.cfg.Resources) > 0 {
+		form["resource"] = p.cfg.Resources
+	}
+	answer, err := p.askTokens(ctx, m, form, a.Key)
 	if err != nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
 	}
+	tokens := answer.tokens
 	if tokens.ID == "" {
 		return session.Tokens{}, nil, errors.New("redeem code: the answer holds no id_token")
 	}
@@ -37,95 +48,176 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	if err != nil {
 		return session.Tokens{}, nil, err
 	}
+	if p.cfg.UserInfo {
+		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
+			return session.Tokens{}, nil, err
+		}
+	}
 	return tokens, id, nil
 }
 
-// refresh is session.Config.Refresh: RFC 6749 6 and OpenID Connect Core 12.
-func (p *provider) refresh(ctx context.Context, s *session.Session) (session.Tokens, error) {
+// refresh is session.Config.Refresh: RFC 6749 6 and OpenID Connect Core 12; for another target than the session's own also RFC 8707 and RFC 8693.
+func (p *provider) refresh(ctx context.Context, s *session.Session, key string) (session.Renewal, error) {
 	m, err := p.metadata()
 	if err != nil {
-		return session.Tokens{}, err
+		return session.Renewal{}, err
 	}
-	tokens, err := p.askTokens(ctx, m, url.Values{
+	t, err := p.target(key)
+	if err != nil {
+		return session.Renewal{}, err
+	}
+	if t.Exchange {
+		return p.exchangeToken(ctx, m, s, t)
+	}
+	if s.Tokens.Refresh == "" {
+		return session.Renewal{}, errors.New("the session has no refresh token to obtain another token with")
+	}
+	form := url.Values{
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
-	})
+	}
+	t.addTo(form)
+	if key == "" && len(p.cfg.Resources) > 0 {
+		form["resource"] = p.cfg.Resources
+	}
+	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
 	if err != nil {
-		return session.Tokens{}, err
+		return session.Renewal{}, err
 	}
-	if tokens.ID == "" {
-		return tokens, nil
+	renewal := session.Renewal{Tokens: answer.tokens}
+	if answer.tokens.ID == "" {
+		return renewal, nil
 	}
-	id, err := p.verifyIDToken(ctx, m, tokens)
+	id, err := p.verifyIDToken(ctx, m, answer.tokens)
 	switch {
 	case errors.Is(err, errKeysUnreachable), errors.Is(err, errKeysCurrent), errors.Is(err, errClock):
 		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
 		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
-		tokens.ID = ""
-		return tokens, nil
-	case err == nil && (id.Subject != s.Subject || id.Issuer != s.Issuer): // OpenID Connect Core 12.2
-		err = errors.New("its ID token is for another subject")
+		renewal.Tokens.ID = ""
+		return renewal, nil
+	case err == nil:
+		err = id.continues(s)
 	}
 	if err != nil {
-		if unneeded := p.revoke(ctx, tokens); unneeded != nil {
+		if unneeded := p.revoke(ctx, answer.tokens); unneeded != nil {
 			p.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
 		}
-		return session.Tokens{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
+		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
-	return tokens, nil
+	renewal.Claims = p.renewedClaims(ctx, m, s, answer.tokens, id)
+	return renewal, nil
 }
+
+// exchangeToken trades the session's access token for one for another target (RFC 8693). That it is refused says nothing about the session.
+func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Session, t target) (session.Renewal, error) {
+	form := url.Values{
+		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
+		"subject_token":        {s.Tokens.Access.Reveal()},
+		"subject_token_type":   {accessTokenType},
+		"requested_token_type": {accessTokenType},
+	}
+	t.addTo(form)
+	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
+	if refusal := (*tokenError)(nil); errors.As(err, &refusal) {
+		return session.Renewal{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
+	}
+	if err != nil {
+		return session.Renewal{}, fmt.Errorf("exchange the access token: %w", err)
+	}
+	if issued := answer.IssuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
+		return session.Renewal{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
+	}
+	got := session.Tokens{Access: answer.tokens.Access, Scope: answer.tokens.Scope, Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
+	if end := s.Tokens.Expiry; !end.IsZero() && (got.Expiry.IsZero() || end.Before(got.Expiry)) { // it lives no longer than what it was made of
+		got.Expiry = end
+	}
+	return session.Renewal{Tokens: got}, nil
+}
+
+const accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 
 // revoke tells the provider that the tokens are not needed any more (RFC 7009). A provider that has no place for it is told nothing.
 func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	m := p.found.Load()
-	if m == nil || m.Revocation == "" || t.Refresh == "" {
+	if m == nil || m.Revocation == "" {
 		return nil
 	}
-	_, err := p.post(ctx, m.Revocation, url.Values{"token": {t.Refresh.Reveal()}, "token_type_hint": {"refresh_token"}})
-	if err != nil {
-		return fmt.Errorf("revoke refresh token: %w", err)
+	type token struct{ hint, value string }
+	all := []token{{"refresh_token", t.Refresh.Reveal()}, {"access_token", t.Access.Reveal()}}
+	for _, other := range t.Others {
+		all = append(all, token{"access_token", other.Access.Reveal()})
 	}
-	return nil
+	errs := make([]error, len(all))
+	var revoking sync.WaitGroup
+	for i, t := range all {
+		if t.value == "" {
+			continue
+		}
+		revoking.Go(func() {
+			_, err := p.post(ctx, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
+			var refusal *tokenError
+			if errors.As(err, &refusal) && refusal.code == "unsupported_token_type" && t.hint == "access_token" {
+				return // RFC 7009 2.2.1: it ends by itself, soon
+			}
+			if err != nil {
+				errs[i] = fmt.Errorf("revoke %s: %w", t.hint, err)
+			}
+		})
+	}
+	revoking.Wait()
+	return errors.Join(errs...)
 }
 
-// tokenAnswer is RFC 6749 5.1.
+// tokenAnswer is RFC 6749 5.1, with what OpenID Connect Core 3.1.3.3 and RFC 8693 2.2.1 add.
 type tokenAnswer struct {
-	AccessToken  string          `json:"access_token"`
-	TokenType    string          `json:"token_type"`
-	ExpiresIn    json.RawMessage `json:"expires_in"` // a number; some providers send a string
-	RefreshToken string          `json:"refresh_token"`
-	IDToken      string          `json:"id_token"`
-	Scope        string          `json:"scope"`
+	AccessToken     string          `json:"access_token"`
+	TokenType       string          `json:"token_type"`
+	ExpiresIn       json.RawMessage `json:"expires_in"` // a number; some providers send a string
+	RefreshToken    string          `json:"refresh_token"`
+	IDToken         string          `json:"id_token"`
+	Scope           string          `json:"scope"`
+	IssuedTokenType string          `json:"issued_token_type"`
+
+	tokens session.Tokens // what was made of it
 }
 
-// askTokens makes one token request. Nothing is believed about the ID token yet.
-func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values) (session.Tokens, error) {
-	asked := time.Now()
-	body, err := p.post(ctx, m.authorization.TokenURL, form)
+// askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet.
+func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (*tokenAnswer, error) {
+	private, err := parseKey(key)
 	if err != nil {
-		return session.Tokens{}, err
+		return nil, err
 	}
-	var answer tokenAnswer
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return session.Tokens{}, errors.New("the token endpoint's answer is not the JSON it should be") // the cause may quote a token
+	asked := time.Now()
+	body, err := p.post(ctx, m, m.Token, form, private, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	answer := new(tokenAnswer)
+	if err := json.Unmarshal(body, answer); err != nil {
+		return nil, errors.New("the token endpoint's answer is not the JSON it should be") // the cause may quote a token
 	}
 	if answer.AccessToken == "" {
-		return session.Tokens{}, errors.New("the token endpoint's answer holds no access_token")
+		return nil, errors.New("the token endpoint's answer holds no access_token")
 	}
-	if !strings.EqualFold(answer.TokenType, "Bearer") {
-		return session.Tokens{}, fmt.Errorf("the token endpoint's answer has token_type %.20q, want Bearer", answer.TokenType)
+	want := "Bearer"
+	if private != nil {
+		want = "DPoP" // RFC 9449 5: a token that is not bound is not what was asked for
 	}
-	tokens := session.Tokens{
+	if !strings.EqualFold(answer.TokenType, want) {
+		return nil, fmt.Errorf("the token endpoint's answer has token_type %.20q, want %s", answer.TokenType, want)
+	}
+	answer.tokens = session.Tokens{
 		Access:  session.Secret(answer.AccessToken),
 		Refresh: session.Secret(answer.RefreshToken),
 		ID:      session.Secret(answer.IDToken),
 		Scope:   answer.Scope,
 		Issued:  asked, // before the answer, so that the token is never taken to live longer than it does
+		Key:     key,
 	}
 	if seconds, ok := parseSeconds(answer.ExpiresIn); ok {
-		tokens.Expiry = asked.Add(seconds)
+		answer.tokens.Expiry = asked.Add(seconds)
 	}
-	return tokens, nil
+	return answer, nil
 }
 
 // parseSeconds reads expires_in: a number, or one in quotes. What is neither says nothing.
@@ -150,44 +242,69 @@ func (e *tokenError) Error() string {
 	return fmt.Sprintf("the provider answered %d %q", e.status, e.code)
 }
 
-// post sends form to one of the provider's endpoints, as the client that we are, and returns the body of a 200. It says of every
-// other end what it means to a session: refused, no answer, or a fault that passes.
-func (p *provider) post(ctx context.Context, endpoint string, form url.Values) ([]byte, error) {
-	if p.cfg.ClientAuth == "client_secret_post" {
-		form.Set("client_id", p.cfg.ClientID)
-		form.Set("client_secret", p.cfg.ClientSecret.Reveal())
+// post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
+// with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
+func (p *provider) post(ctx context.Context, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
+	for first := true; ; first = false {
+		resp, body, err := p.postOnce(ctx, m, endpoint, form, key)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode == want {
+			return body, nil
+		}
+		var answer struct {
+			Error string `json:"error"`
+		}
+		json.Unmarshal(body, &answer)                                                              // what is not JSON has no code
+		if first && key != nil && answer.Error == "use_dpop_nonce" && nonceOf(resp.Header) != "" { // RFC 9449 8
+			continue
+		}
+		refusal := &tokenError{resp.StatusCode, answer.Error[:min(len(answer.Error), 64)]}
+		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 {
+			return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
+		}
+		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: refusal}
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
+}
+
+// postOnce sends form once. What says who we are is made anew each time, and so is the proof: neither is taken twice.
+func (p *provider) postOnce(ctx context.Context, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	form = maps.Clone(form)
+	if err := p.authenticate(m, req, form); err != nil {
+		return nil, nil, err
+	}
+	text := form.Encode()
+	req.Body, req.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
-	if p.cfg.ClientAuth == "client_secret_basic" {
-		// Both are form-encoded before they go into the header (RFC 6749 2.3.1).
-		req.SetBasicAuth(url.QueryEscape(p.cfg.ClientID), url.QueryEscape(p.cfg.ClientSecret.Reveal()))
+	if key != nil {
+		signed, err := proof(key, http.MethodPost, req.URL, "", p.nonces.get(req.URL))
+		if err != nil {
+			return nil, nil, err
+		}
+		req.Header.Set("DPoP", signed)
 	}
+	return p.do(req)
+}
+
+// do makes a request of the provider, and reads the whole answer.
+func (p *provider) do(req *http.Request) (*http.Response, []byte, error) {
 	resp, err := p.client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
+		return nil, nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
+		return nil, nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
 	}
-	if resp.StatusCode == http.StatusOK {
-		return body, nil
-	}
-	var answer struct {
-		Error string `json:"error"`
-	}
-	json.Unmarshal(body, &answer) // what is not JSON has no code
-	refusal := &tokenError{resp.StatusCode, answer.Error[:min(len(answer.Error), 64)]}
-	if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 {
-		return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
-	}
-	return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: refusal}
+	p.nonces.learn(req.URL, resp.Header) // of a good answer too (RFC 9449 8.2)
+	return resp, body, nil
 }
 
 // retryAfter reads RFC 9110 10.2.3; what is not there or makes no sense is 0.

@@ -63,6 +63,22 @@ type address struct {
 	busy      atomic.Int64 // requests under way
 	failed    atomic.Int32 // how often in a row
 	downUntil atomic.Int64 // Unix nanoseconds; it is not asked before
+
+	proofNonce atomic.Pointer[string] // for the next DPoP proof
+}
+
+// nonce returns what the next DPoP proof for the address has to have; empty: nothing (RFC 9449 9).
+func (a *address) nonce() string {
+	if n := a.proofNonce.Load(); n != nil {
+		return *n
+	}
+	return ""
+}
+
+func (a *address) learnNonce(h http.Header) {
+	if nonce := nonceOf(h); nonce != "" {
+		a.proofNonce.Store(&nonce)
+	}
 }
 
 const (
@@ -209,7 +225,7 @@ func (a *address) down() {
 // send makes a request of one of the addresses. It asks another one if no connection could be made, and asks once more if the connection ended
 // before an answer and nobody is harmed by doing it twice (RFC 9110 9.2.2). aim sets in a request what depends on the address. The
 // answer's address is busy until done is called.
-func (u *upstream) send(req *http.Request, body *requestBody, aim func(*http.Request, *address)) (resp *http.Response, a *address, err error) {
+func (u *upstream) send(req *http.Request, body *requestBody, aim func(*http.Request, *address) error) (resp *http.Response, a *address, err error) {
 	if a = u.pick(nil); a == nil {
 		return nil, nil, errUpstreamsDown
 	}
@@ -217,7 +233,9 @@ func (u *upstream) send(req *http.Request, body *requestBody, aim func(*http.Req
 		if asked > 1 {
 			req = req.WithContext(req.Context()) // what sent it before may still look at it
 		}
-		aim(req, a)
+		if err := aim(req, a); err != nil {
+			return nil, nil, err
+		}
 		var again bool
 		if req.Body, again = body.reader(); !again {
 			return nil, nil, err // of the try before: the first one has a reader

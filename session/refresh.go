@@ -2,6 +2,7 @@ package session
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -61,16 +62,21 @@ const (
 //
 // The error is ErrNone, ErrEnded, a *RefreshError, wraps ErrStore, or is the context's.
 func (m *Manager) Fresh(ctx context.Context, r *http.Request) (*Session, error) {
+	return m.FreshFor(ctx, r, "")
+}
+
+// FreshFor is Fresh for the access token for a target (see Tokens.Others).
+func (m *Manager) FreshFor(ctx context.Context, r *http.Request, target string) (*Session, error) {
 	s, err := m.Get(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	now := time.Now()
-	if !m.due(s, now) {
+	if !m.due(s, target, now) {
 		return s, nil
 	}
-	f := m.refresh(ctx, s)
-	if s.Tokens.usable(now) {
+	f := m.refresh(ctx, s, target)
+	if s.usable(target, now) {
 		return s, nil
 	}
 	return f.wait(ctx)
@@ -86,41 +92,43 @@ func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) 
 	if s.Tokens.Refresh == "" {
 		return s, nil
 	}
-	return m.refresh(ctx, s).wait(ctx)
+	return m.refresh(ctx, s, "").wait(ctx)
 }
 
 // renewAgain is how long nobody refreshes tokens because an API does not take them, after that was done.
 const renewAgain = 10 * time.Second
 
-// RenewRejected refreshes rejected, the request's session, because an API does not take its access token although it should still be good. Where
+// RenewRejected refreshes rejected, the request's session, because an API does not take its access token for a target although it should still be good. Where
 // another request has done so meanwhile, that is the session it returns. It returns rejected itself where this was done moments ago, for an API that
 // takes no token at all must not have the provider asked with each call. Errors are those of Fresh.
-func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *Session) (*Session, error) {
+func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *Session, target string) (*Session, error) {
 	s, err := m.Get(ctx, r)
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case s.Tokens.Access != rejected.Tokens.Access:
+	}
+	e := errand{s.ID, target}
+	switch {
+	case s.Tokens.For(target).Access != rejected.Tokens.For(target).Access:
 		return s, nil
-	case s.Tokens.Refresh == "" || m.renewedLately(s.ID):
+	case s.Tokens.Refresh == "" || m.renewedLately(e):
 		return rejected, nil
 	}
-	if s, err = m.refresh(ctx, s).wait(ctx); err != nil {
+	if s, err = m.refresh(ctx, s, target).wait(ctx); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.renewed[s.ID] = time.Now()
+	m.renewed[e] = time.Now()
 	return s, nil
 }
 
 // renewedLately says whether a session was refreshed moments ago because its token was rejected.
-func (m *Manager) renewedLately(id string) bool {
+func (m *Manager) renewedLately(e errand) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(m.renewed, func(_ string, at time.Time) bool { return now.Sub(at) > renewAgain })
-	_, lately := m.renewed[id]
+	maps.DeleteFunc(m.renewed, func(_ errand, at time.Time) bool { return now.Sub(at) > renewAgain })
+	_, lately := m.renewed[e]
 	return lately
 }
 
@@ -155,21 +163,32 @@ func (t *Tokens) usable(now time.Time) bool {
 	return now.Before(expires.Add(-leeway))
 }
 
-// due says whether the tokens are to be refreshed by now. Without a refresh token they never are: the session ends with
-// the access token, or, where its end is unknown, lives on with it.
-func (m *Manager) due(s *Session, now time.Time) bool {
-	if s.Tokens.Refresh == "" {
-		return false
-	}
-	expires := s.Tokens.expires()
-	ahead := min(m.cfg.refreshAhead(), expires.Sub(s.Tokens.Issued)/2)
-	return !now.Before(expires.Add(-ahead)) || !s.Tokens.usable(now)
+// usable says whether there is an access token for a target that can be used.
+func (s *Session) usable(target string, now time.Time) bool {
+	t := s.Tokens.For(target)
+	return t.Access != "" && t.usable(now)
 }
 
-// flight is one refresh of one session, which everybody who needs it shares. After a failure it stays until it is time to try
+// due says whether the access token for a target is to be refreshed by now, or obtained. Without a refresh token that of no target never is: the session
+// ends with it, or, where its end is unknown, lives on with it.
+func (m *Manager) due(s *Session, target string, now time.Time) bool {
+	if target == "" && s.Tokens.Refresh == "" {
+		return false
+	}
+	t := s.Tokens.For(target)
+	expires := t.expires()
+	ahead := min(m.cfg.refreshAhead(), expires.Sub(t.Issued)/2)
+	return t.Access == "" || !now.Before(expires.Add(-ahead)) || !t.usable(now)
+}
+
+// errand is what a refresh is for.
+type errand struct{ session, target string }
+
+// flight is one refresh of one session for one target, which everybody who needs it shares. After a failure it stays until it is time to try
 // again, so that an outage of the provider is not answered with a storm.
 type flight struct {
-	of      *Session      // as it was when the flight began
+	of      *Session // as it was when the flight began
+	target  string
 	failed  int           // how often it was tried before without success
 	done    chan struct{} // closed when all below are set
 	session *Session
@@ -186,6 +205,8 @@ func (f *flight) wait(ctx context.Context) (*Session, error) {
 	}
 }
 
+func (f *flight) errand() errand { return errand{f.of.ID, f.target} }
+
 // over says that the flight has failed, and that it is time for another try or that another replica had more luck with the session.
 func (f *flight) over(s *Session) bool {
 	select {
@@ -196,27 +217,28 @@ func (f *flight) over(s *Session) bool {
 	}
 }
 
-// refresh joins the refresh of s, and starts it where there is none. It does not wait.
-func (m *Manager) refresh(ctx context.Context, s *Session) *flight {
+// refresh joins the refresh of s for a target, and starts it where there is none. It does not wait.
+func (m *Manager) refresh(ctx context.Context, s *Session, target string) *flight {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := &flight{of: s, done: make(chan struct{})}
-	if before := m.flights[s.ID]; before != nil {
+	f := &flight{of: s, target: target, done: make(chan struct{})}
+	if before := m.flights[f.errand()]; before != nil {
 		if !before.over(s) {
 			return before
 		}
 		f.failed = before.failed + 1
 	}
-	m.flights[s.ID] = f
-	ctx = context.WithoutCancel(ctx)          // the refresh outlives the request that started it
-	m.working.Go(func() { m.fly(ctx, f, s) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
+	m.flights[f.errand()] = f
+	ctx = context.WithoutCancel(ctx)       // the refresh outlives the request that started it
+	m.working.Go(func() { m.fly(ctx, f) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
 	return f
 }
 
-// fly refreshes s and tells those who wait. Of all replicas, one at a time gets to do it.
-func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
+// fly makes the refresh and tells those who wait. Of all replicas, and of all that is to be had for a session, one at a time gets to do it.
+func (m *Manager) fly(ctx context.Context, f *flight) {
+	s := f.of
 	var unsaved *Session
-	release, elsewhere, err := m.lease(ctx, s)
+	release, elsewhere, err := m.lease(ctx, s, f.target)
 	switch {
 	case err != nil:
 		f.err = err
@@ -224,14 +246,14 @@ func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 		f.session = elsewhere
 	default:
 		defer release()
-		f.session, unsaved, f.err = m.refreshTokens(ctx, s)
+		f.session, unsaved, f.err = m.refreshTokens(ctx, s, f.target)
 	}
 	var retry *RefreshError
 	if errors.As(f.err, &retry) {
 		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
 		f.retryAt = time.Now().Add(retry.RetryAfter)
 		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
-		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(s.ID, f) })
+		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })
 	}
 	close(f.done)
 
@@ -240,21 +262,21 @@ func (m *Manager) fly(ctx context.Context, f *flight, s *Session) {
 		m.saveLater(ctx, unsaved)
 	}
 	if retry == nil {
-		m.forget(s.ID, f)
+		m.forget(f)
 	}
 }
 
-func (m *Manager) forget(id string, f *flight) {
+func (m *Manager) forget(f *flight) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.flights[id] == f {
-		delete(m.flights, id)
+	if m.flights[f.errand()] == f {
+		delete(m.flights, f.errand())
 	}
 }
 
 // lease waits for the right to refresh s, and keeps it until release is called. If another replica refreshes the session meanwhile, it
 // returns that session instead.
-func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewhere *Session, err error) {
+func (m *Manager) lease(ctx context.Context, s *Session, target string) (release func(), elsewhere *Session, err error) {
 	owner, key := rand.Text(), leaseKey(s.ID)
 	waiting, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
@@ -267,7 +289,7 @@ func (m *Manager) lease(ctx context.Context, s *Session) (release func(), elsewh
 			if err != nil {
 				return nil, nil, err
 			}
-			if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
+			if now.differs(s, target) && now.usable(target, time.Now()) {
 				return nil, now, nil
 			}
 		}
@@ -334,17 +356,17 @@ func (m *Manager) leaseGraceLeft(began time.Time) time.Duration {
 	return since.Add(leaseGrace).Sub(now)
 }
 
-// refreshTokens replaces the tokens of s, which somebody found to be due, and returns the session with the new ones once they
-// are saved. When they were obtained but the store did not take them, they are returned as unsaved beside the error.
-func (m *Manager) refreshTokens(ctx context.Context, s *Session) (fresh, unsaved *Session, err error) {
+// refreshTokens replaces the access token of s for a target, which somebody found to be due, and returns the session with the new one once it
+// is saved, with all that came along. When they were obtained but the store did not take them, they are returned as unsaved beside the error.
+func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) (fresh, unsaved *Session, err error) {
 	now, err := m.load(ctx, s.ticket)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !bytes.Equal(now.sealed, s.sealed) && now.Tokens.usable(time.Now()) {
+	if now.differs(s, target) && now.usable(target, time.Now()) {
 		return now, nil, nil // somebody else refreshed it since s was read
 	}
-	tokens, err := m.askProvider(ctx, now)
+	renewal, err := m.askProvider(ctx, now, target)
 	if errors.Is(err, ErrRefused) {
 		fresh, err = m.refused(ctx, now, err)
 		return fresh, nil, err
@@ -354,7 +376,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session) (fresh, unsaved
 	}
 	next := *now
 	next.reading = new(reading)
-	next.Tokens = merge(now.Tokens, tokens)
+	next.take(renewal, target)
 	if next.sealed, err = m.ring.seal(&next); err != nil {
 		return nil, nil, err
 	}
@@ -366,16 +388,22 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session) (fresh, unsaved
 	return fresh, nil, err
 }
 
+// differs says whether a session has another access token for a target than s, which was read before.
+func (now *Session) differs(s *Session, target string) bool {
+	a, b := now.Tokens.For(target), s.Tokens.For(target)
+	return a.Access != b.Access || !a.Issued.Equal(b.Issued) // a provider may give the same one again, to live longer
+}
+
 // askProvider refreshes at the provider, and once more when the answer was lost.
-func (m *Manager) askProvider(ctx context.Context, s *Session) (Tokens, error) {
+func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (Renewal, error) {
 	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
 	defer cancel()
-	tokens, err := m.cfg.Refresh(ctx, s)
+	renewal, err := m.cfg.Refresh(ctx, s, target)
 	if errors.Is(err, ErrNoAnswer) {
 		m.log.WarnContext(ctx, "no answer to a refresh; asking once more", "session", s.ID, "err", err)
-		return m.cfg.Refresh(ctx, s)
+		return m.cfg.Refresh(ctx, s, target)
 	}
-	return tokens, err
+	return renewal, err
 }
 
 // refused ends a session whose refresh token the provider does not take, unless the store shows that the token was replaced meanwhile.
@@ -431,18 +459,26 @@ func (m *Manager) saveLater(ctx context.Context, next *Session) {
 	}
 }
 
-// merge returns what a refresh makes of the tokens: what the answer does not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
-func merge(old, new Tokens) Tokens {
-	if new.Refresh == "" {
-		new.Refresh = old.Refresh
+// take puts what a refresh for a target brought into s. What the answer does not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
+func (s *Session) take(r Renewal, target string) {
+	t, got := &s.Tokens, r.Tokens
+	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
+	if r.Claims != nil {
+		s.Claims = r.Claims
 	}
-	if new.ID == "" {
-		new.ID = old.ID
+	got.Scope = cmp.Or(got.Scope, t.For(target).Scope)
+	if target == "" {
+		t.Access, t.Scope, t.Issued, t.Expiry = got.Access, got.Scope, got.Issued, got.Expiry
+		return
 	}
-	if new.Scope == "" {
-		new.Scope = old.Scope
+	now := time.Now()
+	others := maps.Clone(t.Others) // the session that was read shares the map
+	maps.DeleteFunc(others, func(_ string, other Tokens) bool { return !other.usable(now) })
+	if others == nil {
+		others = make(map[string]Tokens)
 	}
-	return new
+	others[target] = got.For("")
+	t.Others = others
 }
 
 // retryLater makes a fault of the provider into a RefreshError, whose RetryAfter is within bounds.

@@ -27,7 +27,7 @@ type tokenEndpoint struct {
 	returned []context.Context
 }
 
-func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session) (session.Tokens, error) {
+func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target string) (session.Renewal, error) {
 	n := int(p.calls.Add(1))
 	time.Sleep(p.takes)
 	p.mu.Lock()
@@ -42,15 +42,15 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session) (sessio
 	}
 	now := time.Now()
 	suffix := string(rune('1' + n))
-	next := session.Tokens{Access: session.Secret("access-" + suffix), Refresh: session.Secret("refresh-" + suffix), Issued: now, Expiry: now.Add(time.Minute)}
+	next := session.Tokens{Access: session.Secret("access-" + suffix + target), Refresh: session.Secret("refresh-" + suffix), Issued: now, Expiry: now.Add(time.Minute)}
 	if p.answer != nil {
 		var err error
 		if next, err = p.answer(n, next); err != nil {
-			return session.Tokens{}, err
+			return session.Renewal{}, err
 		}
 	}
 	p.spent[old] = true
-	return next, ctx.Err()
+	return session.Renewal{Tokens: next}, ctx.Err()
 }
 
 func (p *tokenEndpoint) revoke(_ context.Context, t session.Tokens) error {
@@ -428,10 +428,10 @@ func TestTheTokenIsNotUsedWhenItWouldExpireOnTheWay(t *testing.T) {
 
 func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session) (session.Tokens, error) {
+		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, _ string) (session.Renewal, error) {
 			time.Sleep(time.Second)
 			now := time.Now()
-			return session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}, nil
+			return session.Renewal{Tokens: session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}}, nil
 		}})
 		var all sync.WaitGroup
 		for i := range 100 {

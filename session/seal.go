@@ -72,6 +72,17 @@ type record struct {
 	Scope     string          `json:"s,omitempty"`
 	Issued    int64           `json:"n"`
 	Expiry    *int64          `json:"x,omitempty"`
+	Key       string          `json:"k,omitempty"`
+
+	Others map[string]otherRecord `json:"o,omitempty"`
+}
+
+// otherRecord is an access token for another target.
+type otherRecord struct {
+	Access string `json:"a"`
+	Scope  string `json:"s,omitempty"`
+	Issued int64  `json:"n"`
+	Expiry *int64 `json:"x,omitempty"`
 }
 
 const recordVersion = 2
@@ -86,15 +97,24 @@ func (ring keyring) seal(s *Session) ([]byte, error) {
 		return text
 	}
 	after := func(t time.Time) int64 { return t.UnixMilli() - s.CreatedAt.UnixMilli() }
-	var expiry *int64
-	if !s.Tokens.Expiry.IsZero() {
-		expiry = new(after(s.Tokens.Expiry))
+	expiry := func(t Tokens) *int64 {
+		if t.Expiry.IsZero() {
+			return nil
+		}
+		return new(after(t.Expiry))
+	}
+	var others map[string]otherRecord
+	for target, t := range s.Tokens.Others {
+		if others == nil {
+			others = make(map[string]otherRecord)
+		}
+		others[target] = otherRecord{t.Access.Reveal(), t.Scope, after(t.Issued), expiry(t)}
 	}
 	plain, err := json.Marshal(record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
 		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.ExpiresAt),
 		Access: apart(s.Tokens.Access), Refresh: apart(s.Tokens.Refresh), ID: apart(s.Tokens.ID),
-		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry,
+		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens), Key: s.Tokens.Key.Reveal(), Others: others,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("seal session: %w", err)
@@ -137,16 +157,25 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 			return nil, fmt.Errorf("open session: %w", err)
 		}
 		after := func(ms int64) time.Time { return time.UnixMilli(rec.CreatedAt + ms) }
-		var expiry time.Time
-		if rec.Expiry != nil {
-			expiry = after(*rec.Expiry)
+		expiry := func(ms *int64) time.Time {
+			if ms == nil {
+				return time.Time{}
+			}
+			return after(*ms)
+		}
+		var others map[string]Tokens
+		for target, t := range rec.Others {
+			if others == nil {
+				others = make(map[string]Tokens)
+			}
+			others[target] = Tokens{Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry)}
 		}
 		return &Session{
 			ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
 			CreatedAt: time.UnixMilli(rec.CreatedAt), ExpiresAt: after(rec.ExpiresAt),
 			Tokens: Tokens{
 				Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
-				Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry,
+				Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), Key: Secret(rec.Key), Others: others,
 			},
 			ticket: t, sealed: sealed,
 		}, nil

@@ -18,6 +18,9 @@ package session
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +51,28 @@ type Tokens struct {
 	Scope   string    // as granted, space-separated
 	Issued  time.Time // when Access was received
 	Expiry  time.Time // when Access expires; zero: the provider did not say
+
+	// Key is the private key that the tokens are bound to (RFC 9449), a scalar of P-256 in base64url; empty: whoever bears them can use them.
+	Key Secret
+	// Others are access tokens for other targets than Access is for: target → a Tokens with nothing but Access, Scope, Issued and Expiry. What a
+	// target is only Config.Refresh knows.
+	Others map[string]Tokens
+}
+
+// For returns the access token for a target, as a Tokens with nothing else; the empty target is that of Access.
+func (t *Tokens) For(target string) Tokens {
+	if target != "" {
+		return t.Others[target]
+	}
+	return Tokens{Access: t.Access, Scope: t.Scope, Issued: t.Issued, Expiry: t.Expiry}
+}
+
+// Authorization is the value of a header that carries Access (RFC 6750 2.1), or Access as bound to Key (RFC 9449 7.1). It is a secret.
+func (t *Tokens) Authorization() string {
+	if t.Key != "" {
+		return "DPoP " + t.Access.Reveal()
+	}
+	return "Bearer " + t.Access.Reveal()
 }
 
 // Session is one user signed in on one browser. A *Session is shared between requests and must not be modified.
@@ -77,7 +102,8 @@ type reading struct {
 	decoding sync.Once
 	claims   map[string]any // decoded
 	bearing  sync.Once
-	bearer   []string
+	headers  map[string][]string // :: target → an Authorization header
+	key      *ecdsa.PrivateKey
 }
 
 // Claim returns one of the user's claims as encoding/json decodes it, a number as json.Number; nil if there is none of that name.
@@ -96,10 +122,33 @@ func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID
 // LogValue returns the session's ID.
 func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
 
-// Bearer returns the values of an Authorization header that carries the access token (RFC 6750 2.1). They must not be modified.
-func (s *Session) Bearer() []string {
-	s.reading.bearing.Do(func() { s.reading.bearer = []string{"Bearer " + s.Tokens.Access.Reveal()} })
-	return s.reading.bearer
+// Authorization returns the values of an Authorization header that carries the access token for a target (RFC 6750 2.1, RFC 9449 7.1); nil when there is
+// none. They must not be modified.
+func (s *Session) Authorization(target string) []string {
+	s.bear()
+	return s.reading.headers[target]
+}
+
+// Key returns the private key that the tokens are bound to; nil when there is none.
+func (s *Session) Key() *ecdsa.PrivateKey {
+	s.bear()
+	return s.reading.key
+}
+
+func (s *Session) bear() {
+	s.reading.bearing.Do(func() {
+		t := &s.Tokens
+		if t.Key != "" {
+			scalar, _ := base64.RawURLEncoding.DecodeString(t.Key.Reveal())
+			s.reading.key, _ = ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar) // Start has looked at it
+		}
+		s.reading.headers = map[string][]string{"": {t.Authorization()}}
+		for target := range t.Others {
+			other := t.For(target)
+			other.Key = t.Key
+			s.reading.headers[target] = []string{other.Authorization()}
+		}
+	})
 }
 
 // Store keeps records: opaque bytes under a key, each with a time to live; and sets of names, which have one too. A Store is safe for concurrent
@@ -160,10 +209,10 @@ type Config struct {
 
 	Cookie Cookie
 
-	// Refresh trades the tokens' refresh token for new ones; an empty field in what it returns means that the provider sent
-	// none. It wraps ErrRefused when the provider says that the grant is over, and ErrNoAnswer when the request
+	// Refresh obtains an access token for a target, which is empty or what FreshFor was called with, mostly by trading the tokens' refresh token for
+	// new ones. It wraps ErrRefused when the provider says that the grant is over, and ErrNoAnswer when the request
 	// may have been processed but no answer arrived. Its context does not end with the request that caused it.
-	Refresh func(ctx context.Context, s *Session) (Tokens, error)
+	Refresh func(ctx context.Context, s *Session, target string) (Renewal, error)
 
 	// Revoke tells the provider that the tokens are not needed any more. It is called for tokens that were obtained for a
 	// session which ended meanwhile. Nil: they are dropped.
@@ -199,9 +248,15 @@ type Manager struct {
 	working sync.WaitGroup // refreshes under way, for Drain
 
 	mu       sync.Mutex           // guards all below
-	flights  map[string]*flight   // :: Session.ID → its refresh under way, or its failure while it is too early to try again
-	renewed  map[string]time.Time // :: Session.ID → when it was refreshed because an API rejected its token
+	flights  map[errand]*flight   // a refresh under way, or its failure while it is too early to try again
+	renewed  map[errand]time.Time // when it was refreshed because an API rejected the token
 	missedAt time.Time            // when the store last said that changes may have gone unannounced
+}
+
+// Renewal is what a refresh brought. An empty field means that the provider sent none, and what was there stays.
+type Renewal struct {
+	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; Key and Others are not looked at
+	Claims json.RawMessage // as Session.Claims is to be
 }
 
 // FieldError is a mistake in one field of a Config.
@@ -242,7 +297,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[string]*flight), renewed: make(map[string]time.Time), ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)}}
+	m := &Manager{cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()), flights: make(map[errand]*flight), renewed: make(map[errand]time.Time), ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)}}
 	if m.log == nil {
 		m.log = slog.Default()
 	}
@@ -269,6 +324,10 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	s.ID = s.ticket.sessionID
 	s.CreatedAt = now
 	s.ExpiresAt = now.Add(m.cfg.maxLifetime())
+	s.reading = new(reading)
+	if s.Tokens.Key != "" && s.Key() == nil {
+		return nil, errors.New("start session: the key of its tokens is not one of P-256")
+	}
 	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() && s.Tokens.Expiry.Before(s.ExpiresAt) {
 		s.ExpiresAt = s.Tokens.Expiry // nothing can come after the only access token
 	}
@@ -277,7 +336,6 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 		return nil, errors.New("start session: the access token is expired already and there is no refresh token")
 	}
 	s.IdleExpiresAt = now.Add(ttl)
-	s.reading = new(reading)
 	sealed, err := m.ring.seal(&s)
 	if err != nil {
 		return nil, err

@@ -36,9 +36,9 @@ func newManager(t *testing.T, cfg session.Config) *session.Manager {
 		cfg.Keys = [][]byte{keyA}
 	}
 	if cfg.Refresh == nil {
-		cfg.Refresh = func(context.Context, *session.Session) (session.Tokens, error) {
+		cfg.Refresh = func(context.Context, *session.Session, string) (session.Renewal, error) {
 			t.Error("a refresh that nobody needs")
-			return session.Tokens{}, errors.New("unexpected")
+			return session.Renewal{}, errors.New("unexpected")
 		}
 	}
 	if cfg.Logger == nil {
@@ -485,8 +485,8 @@ func TestNoWayOfPrintingShowsAToken(t *testing.T) {
 }
 
 func FuzzCookie(f *testing.F) {
-	m, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{keyA}, Refresh: func(context.Context, *session.Session) (session.Tokens, error) {
-		return session.Tokens{}, nil
+	m, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{keyA}, Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
+		return session.Renewal{}, nil
 	}})
 	if err != nil {
 		f.Fatal(err)

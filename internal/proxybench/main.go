@@ -100,7 +100,7 @@ func run(ctx context.Context, o options) (string, error) {
 			}
 		}
 	}
-	streams := min(o.streams, openFiles()/2-100)
+	streams := min(o.streams, openFiles()*2/5) // each takes two here, and there are idle connections besides
 	for _, s := range rig.systems {
 		if !s.streams {
 			continue

@@ -78,7 +78,7 @@ type replica struct {
 
 var keys = [][]byte{[]byte(rand.Text() + rand.Text())[:32]}
 
-func newReplica(s *server, watch bool, refresh func(context.Context, *session.Session) (session.Tokens, error)) (*replica, error) {
+func newReplica(s *server, watch bool, refresh func(context.Context, *session.Session, string) (session.Renewal, error)) (*replica, error) {
 	silent := slog.New(slog.DiscardHandler)
 	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: s.url, Logger: silent})
 	if err != nil {
@@ -125,8 +125,8 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	var next atomic.Int64
-	atOnce := func(context.Context, *session.Session) (session.Tokens, error) {
-		return b.issued[next.Add(1)%users], nil
+	atOnce := func(context.Context, *session.Session, string) (session.Renewal, error) {
+		return session.Renewal{Tokens: b.issued[next.Add(1)%users]}, nil
 	}
 	if b.watching, err = newReplica(b.busy, true, atOnce); err != nil {
 		return err
@@ -186,8 +186,8 @@ func (b *bench) addSized(ctx context.Context, sessions int) error {
 	return err
 }
 
-func noRefresh(context.Context, *session.Session) (session.Tokens, error) {
-	return session.Tokens{}, errors.New("nothing is to be refreshed here")
+func noRefresh(context.Context, *session.Session, string) (session.Renewal, error) {
+	return session.Renewal{}, errors.New("nothing is to be refreshed here")
 }
 
 // signIn starts a session and returns a request of its browser.
@@ -401,10 +401,10 @@ func (b *bench) lookUp(ctx context.Context) error {
 // storm lets everybody ask at once for a session whose access token has expired, on several replicas.
 func (b *bench) storm(ctx context.Context) error {
 	var asked atomic.Int64
-	slow := func(context.Context, *session.Session) (session.Tokens, error) {
+	slow := func(context.Context, *session.Session, string) (session.Renewal, error) {
 		asked.Add(1)
 		time.Sleep(stormWait)
-		return b.issued[0], nil
+		return session.Renewal{Tokens: b.issued[0]}, nil
 	}
 	var storming []*replica
 	for range replicas {

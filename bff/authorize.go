@@ -1,0 +1,220 @@
+package bff
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"golang.org/x/oauth2"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// checkRequests looks at what is configured of authorization requests, and at what FAPI 2.0 demands of them and of their tokens.
+func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
+	oneOf := func(name string, value *string, allowed ...string) {
+		if *value == "" {
+			*value = allowed[0]
+		} else if !slices.Contains(allowed, *value) {
+			fail(name, fmt.Errorf("%q is none of %s", *value, strings.Join(allowed, ", ")))
+		}
+	}
+	oneOf("PushedRequests", &cfg.PushedRequests, "auto", "always", "never")
+	oneOf("ResponseMode", &cfg.ResponseMode, "query", "form_post")
+	if cfg.SenderConstraint != "" {
+		oneOf("SenderConstraint", &cfg.SenderConstraint, "dpop", "mtls")
+	}
+	if cfg.SignRequests && len(cfg.ClientKeys) == 0 {
+		fail("ClientKeys", errors.New("missing; signed requests are signed with it"))
+	}
+	if cfg.SenderConstraint == "mtls" && cfg.ClientCertificate == nil {
+		fail("ClientCertificate", errors.New("missing; mtls binds tokens to it"))
+	}
+	for _, resource := range cfg.Resources {
+		if err := checkResource(resource); err != nil {
+			fail("Resources", err)
+		}
+	}
+	for name, value := range cfg.Parameters {
+		if ownParameters[name] || name == "" || !isFieldValue(name+value) {
+			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
+		}
+	}
+	if !cfg.FAPI2 {
+		return
+	}
+	if cfg.SenderConstraint == "" {
+		cfg.SenderConstraint = "dpop"
+	}
+	cfg.PushedRequests = "always"
+	if strings.HasPrefix(cfg.ClientAuth, "client_secret") { // FAPI 2.0 5.3.3.1
+		fail("ClientAuth", fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
+	}
+	if cfg.AssertionAudience != "" && cfg.AssertionAudience != cfg.Issuer {
+		fail("AssertionAudience", errors.New("FAPI 2.0 has the issuer as the only audience"))
+	}
+}
+
+// ownParameters of authorization requests are those that we set, or that an app's link may (see loginParameters), or that would have another request be made.
+var ownParameters = map[string]bool{
+	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
+	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
+	"client_assertion": true, "client_assertion_type": true,
+}
+
+// checkResource accepts absolute URIs without a fragment (RFC 8707 2).
+func checkResource(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") || !isASCII(raw) {
+		return fmt.Errorf("%q is not an absolute URI without a fragment (RFC 8707 2)", raw)
+	}
+	return nil
+}
+
+// authURL is where the browser goes to log in: authorization code with PKCE, state and nonce, always (RFC 9700 2.1.1).
+func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (string, error) {
+	m, err := p.metadata()
+	if err != nil {
+		return "", err
+	}
+	q, err := p.authRequest(m, a, extra)
+	if err != nil {
+		return "", err
+	}
+	if p.cfg.PushedRequests == "always" || p.cfg.PushedRequests == "auto" && m.Pushed != "" {
+		if q, err = p.push(ctx, m, q, a); err != nil {
+			return "", err
+		}
+	}
+	u, err := url.Parse(m.Authorization)
+	if err != nil {
+		return "", err
+	}
+	query := u.Query()
+	for name, values := range q {
+		query[name] = values
+	}
+	u.RawQuery = query.Encode()
+	return u.String(), nil
+}
+
+// authRequest returns the parameters of an authorization request, or those of a signed one (RFC 9101).
+func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.Values, error) {
+	q := make(url.Values)
+	for name, value := range p.cfg.Parameters {
+		q.Set(name, value)
+	}
+	for name := range extra {
+		q.Set(name, extra.Get(name))
+	}
+	q.Set("response_type", "code")
+	q.Set("client_id", p.cfg.ClientID)
+	q.Set("redirect_uri", p.redirectURI)
+	q.Set("scope", strings.Join(p.scopes(), " "))
+	q.Set("state", a.State)
+	q.Set("nonce", a.Nonce)
+	q.Set("code_challenge", oauth2.S256ChallengeFromVerifier(a.Verifier.Reveal()))
+	q.Set("code_challenge_method", "S256")
+	if resources := p.resources(); len(resources) > 0 {
+		q["resource"] = resources
+	}
+	if p.cfg.Audience != "" {
+		q.Set("audience", p.cfg.Audience)
+	}
+	if p.cfg.ResponseMode != "query" {
+		q.Set("response_mode", p.cfg.ResponseMode)
+	}
+	if a.Key != "" { // RFC 9449 10: the code is good for the holder of the key only
+		key, err := parseKey(a.Key)
+		if err != nil {
+			return nil, err
+		}
+		q.Set("dpop_jkt", thumbprint(key))
+	}
+	if !p.cfg.SignRequests && !m.RequireSigned {
+		return q, nil
+	}
+	claims := map[string]any{"iss": p.cfg.ClientID, "aud": p.cfg.Issuer}
+	for name, values := range q {
+		if claims[name] = values[0]; len(values) > 1 {
+			claims[name] = values
+		}
+	}
+	request, err := p.sign("oauth-authz-req+jwt", claims, m.RequestAlgorithms)
+	if err != nil {
+		return nil, err
+	}
+	// Core 6.1 wants these outside as well; the server goes by those inside.
+	return url.Values{"client_id": q["client_id"], "response_type": q["response_type"], "scope": q["scope"], "request": {request}}, nil
+}
+
+// scopes are those that are asked for at login: what routes have tokens for has to be granted then.
+func (p *provider) scopes() []string {
+	all := slices.Clone(p.cfg.Scopes)
+	for _, t := range p.targets {
+		all = append(all, t.Scopes...)
+	}
+	return distinct(all)
+}
+
+func (p *provider) resources() []string {
+	all := slices.Clone(p.cfg.Resources)
+	for _, t := range p.targets {
+		if t.Resource != "" && !t.Exchange {
+			all = append(all, t.Resource)
+		}
+	}
+	return distinct(all)
+}
+
+// distinct leaves the first of each.
+func distinct(all []string) []string {
+	var seen []string
+	for _, s := range all {
+		if !slices.Contains(seen, s) {
+			seen = append(seen, s)
+		}
+	}
+	return seen
+}
+
+// push gives a request to the provider directly, and returns what stands for it in the browser (RFC 9126 2).
+func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attempt) (url.Values, error) {
+	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
+	defer cancel()
+	if q.Has("request") {
+		q = url.Values{"client_id": q["client_id"], "request": q["request"]}
+	}
+	key, err := parseKey(a.Key)
+	if err != nil {
+		return nil, err
+	}
+	body, err := p.post(ctx, m, m.Pushed, q, key, http.StatusCreated)
+	if err != nil {
+		return nil, failedPush(err)
+	}
+	var answer struct {
+		RequestURI string          `json:"request_uri"`
+		ExpiresIn  json.RawMessage `json:"expires_in"`
+	}
+	err = json.Unmarshal(body, &answer)
+	if _, ok := parseSeconds(answer.ExpiresIn); err != nil || answer.RequestURI == "" || !ok {
+		return nil, errLoginRefused.because(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
+	}
+	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {answer.RequestURI}}, nil
+}
+
+// failedPush says what it means to a login that its request was not taken.
+func failedPush(err error) error {
+	err = fmt.Errorf("push the authorization request: %w", err)
+	var refusal *tokenError
+	if errors.Is(err, session.ErrNoAnswer) || errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == http.StatusTooManyRequests) {
+		return errProviderUnavailable.because(err)
+	}
+	return errLoginRefused.because(err)
+}

@@ -1,0 +1,182 @@
+package bff
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+)
+
+const (
+	jwtBearer = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+	// signedLife is how long what we sign for the provider is good for. It is sent at once.
+	signedLife = time.Minute
+)
+
+// checkClientAuth says whether there is what we say with who we are.
+func checkClientAuth(cfg *ProviderConfig, fail func(name string, err error)) {
+	needs := func(name string, missing bool, what string) {
+		if missing {
+			fail(name, fmt.Errorf("missing; %s", what))
+		}
+	}
+	switch cfg.ClientAuth {
+	case "":
+		cfg.ClientAuth = "client_secret_basic"
+		fallthrough
+	case "client_secret_basic", "client_secret_post":
+		needs("ClientSecret", cfg.ClientSecret == "", "a client without credentials is refused (RFC 10017 6.1.3.1)")
+	case "private_key_jwt":
+		needs("ClientKeys", len(cfg.ClientKeys) == 0, "private_key_jwt signs with it")
+	case "tls_client_auth", "self_signed_tls_client_auth":
+		needs("ClientCertificate", cfg.ClientCertificate == nil, cfg.ClientAuth+" is to show it")
+	default:
+		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
+	}
+	if cfg.ClientSecret != "" && cfg.ClientAuth != "client_secret_basic" && cfg.ClientAuth != "client_secret_post" {
+		fail("ClientSecret", fmt.Errorf("%s has no use for it; who holds it could still pass for this client", cfg.ClientAuth))
+	}
+}
+
+// signingKey is a key with which we sign what the provider is to believe is ours.
+type signingKey struct {
+	private crypto.Signer
+	public  jose.JSONWebKey // its KeyID is the thumbprint (RFC 7638)
+}
+
+// newSigningKeys returns the keys, the first of which is the certificate's if that is one of them.
+func newSigningKeys(keys []crypto.Signer, cert *tls.Certificate) ([]signingKey, error) {
+	var all []signingKey
+	for i, private := range keys {
+		if err := strongEnough(private.Public()); err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		public := jose.JSONWebKey{Key: private.Public(), Use: "sig"}
+		thumbprint, err := public.Thumbprint(crypto.SHA256)
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		public.KeyID = base64.RawURLEncoding.EncodeToString(thumbprint)
+		if cert != nil && len(cert.Certificate) > 0 {
+			if leaf, err := x509.ParseCertificate(cert.Certificate[0]); err == nil && isKeyOf(leaf.PublicKey, private.Public()) {
+				public.Certificates = []*x509.Certificate{leaf}
+				sum := sha256.Sum256(leaf.Raw)
+				public.CertificateThumbprintSHA256 = sum[:]
+			}
+		}
+		all = append(all, signingKey{private, public})
+	}
+	return all, nil
+}
+
+func isKeyOf(a, b crypto.PublicKey) bool {
+	key, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(b)
+}
+
+// strongEnough accepts the keys that FAPI 2.0 5.4 does.
+func strongEnough(public crypto.PublicKey) error {
+	switch k := public.(type) {
+	case *rsa.PublicKey:
+		if k.N.BitLen() < 2048 {
+			return fmt.Errorf("an RSA key of %d bits is too weak; 2048 are needed", k.N.BitLen())
+		}
+	case *ecdsa.PublicKey:
+		if k.Curve.Params().BitSize < 256 {
+			return fmt.Errorf("a key on the curve %s is too weak; P-256 is the least", k.Curve.Params().Name)
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("a %T is of none of the kinds RSA, EC and Ed25519", public)
+	}
+	return nil
+}
+
+// algorithm returns what a key signs with, for a provider that supports some algorithms, or does not say which.
+func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgorithm {
+	switch public := k.private.Public().(type) {
+	case *ecdsa.PublicKey:
+		return map[int]jose.SignatureAlgorithm{256: jose.ES256, 384: jose.ES384, 521: jose.ES512}[public.Curve.Params().BitSize]
+	case ed25519.PublicKey:
+		return jose.EdDSA
+	default:
+		if fapi || slices.Contains(supported, string(jose.PS256)) { // RS256 is what FAPI 2.0 5.4 does without
+			return jose.PS256
+		}
+		return jose.RS256
+	}
+}
+
+// sign makes a JWT of a type that the provider is to know as ours.
+func (p *provider) sign(typ string, claims map[string]any, supported []string) (string, error) {
+	k := p.keys[0]
+	options := new(jose.SignerOptions).WithType(jose.ContentType(typ)).WithHeader("kid", k.public.KeyID)
+	if sum := k.public.CertificateThumbprintSHA256; sum != nil { // for providers that know the certificate, and not the key
+		options.WithHeader("x5t#S256", base64.RawURLEncoding.EncodeToString(sum))
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm(supported, p.cfg.FAPI2), Key: k.private}, options)
+	if err != nil {
+		return "", fmt.Errorf("sign for the provider: %w", err)
+	}
+	now := time.Now()
+	claims["iat"], claims["exp"], claims["jti"] = now.Unix(), now.Add(signedLife).Unix(), rand.Text()
+	signed, err := jwt.Signed(signer).Claims(claims).Serialize()
+	if err != nil {
+		return "", fmt.Errorf("sign for the provider: %w", err)
+	}
+	return signed, nil
+}
+
+// authenticate adds to a request who we are, in exactly one way (RFC 6749 2.3).
+func (p *provider) authenticate(m *metadata, req *http.Request, form url.Values) error {
+	switch p.cfg.ClientAuth {
+	case "client_secret_basic":
+		// Both are form-encoded before they go into the header (RFC 6749 2.3.1).
+		req.SetBasicAuth(url.QueryEscape(p.cfg.ClientID), url.QueryEscape(p.cfg.ClientSecret.Reveal()))
+	case "client_secret_post":
+		form.Set("client_id", p.cfg.ClientID)
+		form.Set("client_secret", p.cfg.ClientSecret.Reveal())
+	case "private_key_jwt": // RFC 7523 3, RFC 10070 4
+		audience := p.cfg.AssertionAudience
+		if audience == "" {
+			audience = p.cfg.Issuer
+		}
+		assertion, err := p.sign("client-authentication+jwt", map[string]any{"iss": p.cfg.ClientID, "sub": p.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
+		if err != nil {
+			return err
+		}
+		form.Set("client_assertion_type", jwtBearer)
+		form.Set("client_assertion", assertion)
+	default: // the certificate says who we are, and this whom to compare it with (RFC 8705 2)
+		form.Set("client_id", p.cfg.ClientID)
+	}
+	return nil
+}
+
+// clientKeys shows the public halves of our keys, for the provider to check what we sign.
+func (s *Server) clientKeys(w *response, _ *http.Request) error {
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	for _, k := range s.provider.keys {
+		set.Keys = append(set.Keys, k.public)
+	}
+	if len(set.Keys) == 0 {
+		return errNotFound.because(errors.New("there are no client keys"))
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	return json.NewEncoder(w).Encode(set)
+}

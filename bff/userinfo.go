@@ -1,0 +1,162 @@
+package bff
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// addUserInfo adds to what an ID token says of the user what the provider tells besides (OpenID Connect Core 5.3). What both say is as the ID token
+// has it, which is signed.
+func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *idToken) error {
+	more, err := p.userInfo(ctx, m, tokens)
+	if err != nil {
+		return fmt.Errorf("userinfo: %w", err)
+	}
+	if more["sub"] != id.Subject { // Core 5.3.2: then it is somebody else's
+		return errors.New("userinfo: its sub is not that of the ID token")
+	}
+	own, err := parseClaims(id.User)
+	if err != nil {
+		return err
+	}
+	removeProtocolClaims(more)
+	maps.Copy(more, own)
+	return id.setUser(more)
+}
+
+// userInfo fetches the user's claims: JSON, or a JWT that the provider has signed for us (Core 5.3.2).
+func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (map[string]any, error) {
+	resp, body, err := p.askUserInfo(ctx, m, tokens)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: &tokenError{status: resp.StatusCode}}
+	}
+	switch mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType {
+	case "application/json":
+		return parseClaims(body)
+	case "application/jwt":
+		raw := string(body)
+		if err := checkTokenType(raw, "jwt"); err != nil {
+			return nil, err
+		}
+		keys := &keySet{KeySet: m.keys}
+		verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
+			ClientID: p.cfg.ClientID, SupportedSigningAlgs: asymmetric(m.IDTokenAlgorithms), SkipExpiryCheck: true, // it need not have one
+		}).Verify(ctx, raw)
+		if keys.unreachable != nil {
+			return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.unreachable)
+		}
+		if err != nil {
+			return nil, err
+		}
+		var payload json.RawMessage
+		if err := verified.Claims(&payload); err != nil {
+			return nil, err
+		}
+		return parseClaims(payload)
+	default:
+		return nil, fmt.Errorf("its Content-Type is %.80q", mediaType)
+	}
+}
+
+// askUserInfo asks with the access token, and once more where a DPoP proof has to have a nonce (RFC 9449 9).
+func (p *provider) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
+	key, err := parseKey(tokens.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	for first := true; ; first = false {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.UserInfo, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		req.Header.Set("Accept", "application/json, application/jwt")
+		req.Header.Set("Authorization", tokens.Authorization())
+		if key != nil {
+			signed, err := proof(key, req.Method, req.URL, tokens.Access.Reveal(), p.nonces.get(req.URL))
+			if err != nil {
+				return nil, nil, err
+			}
+			req.Header.Set("DPoP", signed)
+		}
+		resp, body, err := p.do(req)
+		if err != nil || !first || key == nil || !wantsNonce(resp) {
+			return resp, body, err
+		}
+	}
+}
+
+// wantsNonce says whether a server wants the proof to have its nonce (RFC 9449 9).
+func wantsNonce(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized || nonceOf(resp.Header) == "" {
+		return false
+	}
+	for _, challenge := range resp.Header["Www-Authenticate"] {
+		if c := strings.ToLower(challenge); strings.Contains(c, "dpop") && strings.Contains(c, "use_dpop_nonce") {
+			return true
+		}
+	}
+	return false
+}
+
+// continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
+func (id *idToken) continues(s *session.Session) error {
+	switch {
+	case id.Issuer != s.Issuer || id.Subject != s.Subject:
+		return errors.New("its ID token is for another subject")
+	case id.Nonce != "" && id.Nonce != nonceIn(s.Tokens.ID):
+		return errors.New("its ID token has another nonce")
+	}
+	return nil
+}
+
+// nonceIn returns the nonce of an ID token that was verified when it came.
+func nonceIn(raw session.Secret) string {
+	parts := strings.Split(raw.Reveal(), ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	claims, err := decodeClaims(parts[1])
+	if err != nil {
+		return ""
+	}
+	nonce, _ := claims["nonce"].(string)
+	return nonce
+}
+
+// renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
+// what it was where the new ID token does not say it.
+func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *idToken) json.RawMessage {
+	if p.cfg.UserInfo {
+		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
+			p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+			return nil
+		}
+	}
+	claims, err := parseClaims(id.User)
+	if err != nil {
+		return nil
+	}
+	for _, name := range []string{"auth_time", "acr", "amr"} {
+		if before := s.Claim(name); claims[name] == nil && before != nil {
+			claims[name] = before
+		}
+	}
+	if err := id.setUser(claims); err != nil {
+		p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+		return nil
+	}
+	return id.User
+}
