@@ -49,6 +49,9 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 
 	Provider ProviderConfig
+	Claims   Claims
+	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
+	KeepStorage bool
 	// Sessions configures the session.Manager. Refresh, Revoke, Logger and Cookie.InsecureHTTP are set by New.
 	Sessions session.Config
 	Routes   []Route
@@ -74,6 +77,8 @@ type Server struct {
 	sessions  *session.Manager
 	store     session.Store
 	provider  *provider
+	claims    Claims
+	keeps     bool // Config.KeepStorage
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
@@ -147,8 +152,11 @@ func New(cfg Config) (*Server, error) {
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
 	}
+	fail(cfg.Claims.check())
+	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
+	s.provider.claims = cfg.Claims
 
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh

@@ -120,19 +120,12 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	}
 	id.SID, _ = claims["sid"].(string)
 	id.ACR, _ = claims["acr"].(string)
-	removeProtocolClaims(claims)
+	ofUser(claims)
+	p.claims.add(claims)
 	if err := id.setUser(claims); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	return id, nil
-}
-
-// removeProtocolClaims leaves the claims that speak of the user. Claims that are elsewhere are not fetched from there (Core 5.6.2): whoever wrote the token would
-// choose what we call.
-func removeProtocolClaims(claims map[string]any) {
-	for _, name := range []string{"iss", "aud", "azp", "exp", "iat", "nbf", "nonce", "at_hash", "c_hash", "s_hash", "jti", "sid", "typ", "_claim_names", "_claim_sources"} {
-		delete(claims, name)
-	}
 }
 
 // maxClaims is how many bytes of JSON the claims of a user may be. They are in each session, and none of them in a cookie.

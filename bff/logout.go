@@ -48,6 +48,9 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	if location == "" {
 		location = returnTo
 	}
+	if !s.keeps { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
+		w.Header().Set("Clear-Site-Data", `"storage"`)
+	}
 	if prefersJSON(r) {
 		w.Header().Set("Content-Type", "application/json")
 		return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})

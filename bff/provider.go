@@ -78,6 +78,7 @@ type ProviderConfig struct {
 type provider struct {
 	cfg         ProviderConfig
 	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)
+	claims      Claims
 	keys        []signingKey
 	targets     map[string]target // what routes want tokens for
 	nonces      nonces

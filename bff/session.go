@@ -28,13 +28,13 @@ type sessionTimes struct {
 func (s *Server) showSession(w *response, r *http.Request) error {
 	current, err := s.sessions.Get(r.Context(), r)
 	if errors.Is(err, session.ErrNone) {
-		return writeSession(w, nil)
+		return s.writeSession(w, nil)
 	}
 	if err != nil {
 		return err
 	}
 	s.sessions.RenewCookie(r.Context(), w, r, current)
-	return writeSession(w, current)
+	return s.writeSession(w, current)
 }
 
 // refreshSession refreshes the tokens now, whether they are about to expire or not.
@@ -43,16 +43,20 @@ func (s *Server) refreshSession(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeSession(w, current)
+	return s.writeSession(w, current)
 }
 
-func writeSession(w *response, current *session.Session) error {
+func (s *Server) writeSession(w *response, current *session.Session) error {
 	var body sessionBody
 	if current != nil {
 		w.session = current.ID
+		user, err := s.claims.shown(current.Claims)
+		if err != nil {
+			return err
+		}
 		body = sessionBody{
 			Authenticated: true,
-			User:          current.Claims,
+			User:          user,
 			Session: &sessionTimes{
 				ID:            current.ID,
 				CreatedAt:     jsonTime(current.CreatedAt),

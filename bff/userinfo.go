@@ -29,8 +29,9 @@ func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.
 	if err != nil {
 		return err
 	}
-	removeProtocolClaims(more)
+	ofUser(more)
 	maps.Copy(more, own)
+	p.claims.add(more)
 	return id.setUser(more)
 }
 

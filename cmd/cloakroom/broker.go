@@ -85,6 +85,8 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 	}
 	routes, wrong := cfg.routes()
 	collect(wrong)
+	provider, wrong := cfg.provider()
+	collect(wrong)
 	if len(keys) == 0 && len(cfg.Session.Keys) > 0 {
 		keys = [][]byte{make([]byte, 32)} // every one is wrong, as has been said
 	}
@@ -92,13 +94,9 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 		PublicURL:      cfg.Server.PublicURL,
 		Prefix:         cfg.Server.Prefix,
 		TrustedProxies: proxies,
-		Provider: bff.ProviderConfig{
-			Issuer:       cfg.OIDC.Issuer,
-			ClientID:     cfg.OIDC.ClientID,
-			ClientSecret: cfg.OIDC.ClientSecret,
-			ClientAuth:   cfg.OIDC.ClientAuth,
-			Scopes:       cfg.OIDC.Scopes,
-		},
+		Provider:       provider,
+		Claims:         bff.Claims(cfg.Session.Claims),
+		KeepStorage:    cfg.Session.KeepStorage,
 		Sessions: session.Config{
 			Store:        store,
 			Keys:         keys,
@@ -171,13 +169,15 @@ func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error)
 	if cfg.Frontend.Dir == "" && app == nil {
 		return nil, nil
 	}
-	var formAction []string
+	var provider []string
 	if u, err := url.Parse(cfg.OIDC.Issuer); err == nil && u.Host != "" {
-		formAction = []string{u.Scheme + "://" + u.Host} // a logout form is redirected there
+		provider = []string{u.Scheme + "://" + u.Host}
 	}
 	return web.New(web.Config{
-		Dir: cfg.Frontend.Dir, FS: app, FormAction: formAction,
-		HTTPS: strings.HasPrefix(cfg.Server.PublicURL, "https:"), Logger: log,
+		Dir: cfg.Frontend.Dir, FS: app,
+		FormAction: provider,                                   // a logout form is redirected there
+		Sources:    map[string][]string{"frame-src": provider}, // and so is a silent login
+		HTTPS:      strings.HasPrefix(cfg.Server.PublicURL, "https:"), Logger: log,
 	})
 }
 

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"crypto"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -53,6 +58,22 @@ type oidcConfig struct {
 	ClientSecret session.Secret `yaml:"client_secret"` // required
 	ClientAuth   string         `yaml:"client_auth"`   // default client_secret_basic
 	Scopes       []string       `yaml:"scopes"`        // default openid, profile, email, offline_access
+
+	ClientKey               session.Secret    `yaml:"client_key"`                // PEM of one key or several: the first signs, all are published
+	ClientCertFile          string            `yaml:"client_cert_file"`          // PEM of the certificate for the first key
+	ClientAssertionAudience string            `yaml:"client_assertion_audience"` // default: the issuer
+	CAFile                  string            `yaml:"ca_file"`                   // PEM; default: the system's
+	Profile                 string            `yaml:"profile"`                   // fapi2
+	Resource                []string          `yaml:"resource"`
+	Audience                string            `yaml:"audience"`
+	AuthorizationParameters map[string]string `yaml:"authorization_parameters"`
+	PushedRequests          string            `yaml:"pushed_requests"`   // default auto
+	SignRequests            bool              `yaml:"sign_requests"`     // default false
+	ResponseMode            string            `yaml:"response_mode"`     // default query
+	SenderConstraint        string            `yaml:"sender_constraint"` // dpop or mtls; default: none
+	UserInfo                bool              `yaml:"userinfo"`          // default false
+	LogoutURL               string            `yaml:"logout_url"`        // default: what the provider announces
+	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
 }
 
 type storeConfig struct {
@@ -69,6 +90,13 @@ type sessionConfig struct {
 	CacheMaxAge  time.Duration    `yaml:"cache_max_age"` // default 5s
 	MaxPerUser   int              `yaml:"max_per_user"`  // default 0: any number
 	Cookie       cookieConfig     `yaml:"cookie"`
+	Claims       claimsConfig     `yaml:"claims"`
+	KeepStorage  bool             `yaml:"keep_storage"` // default false
+}
+
+type claimsConfig struct {
+	Allow []string          `yaml:"allow"` // what the app may know; default: all
+	Map   map[string]string `yaml:"map"`   // name: where the claim is, such as realm_access.roles
 }
 
 type cookieConfig struct {
@@ -82,7 +110,11 @@ type routeConfig struct {
 	StripPrefix bool              `yaml:"strip_prefix"`
 	Methods     []string          `yaml:"methods"` // default: all
 	Token       string            `yaml:"token"`
-	CSRF        string            `yaml:"csrf"` // default header
+	Resource    string            `yaml:"resource"`
+	Audience    string            `yaml:"audience"`
+	Scopes      []string          `yaml:"scopes"`
+	Grant       string            `yaml:"grant"` // default refresh-token
+	CSRF        string            `yaml:"csrf"`  // default header
 	Timeouts    timeoutsConfig    `yaml:"timeouts"`
 	MaxBody     byteSize          `yaml:"max_body"` // default: any
 	Retry       string            `yaml:"retry"`    // once, the default, or never
@@ -164,12 +196,16 @@ func keyOf(field string) string {
 	}
 	key, ok := map[string]string{
 		"PublicURL": "server.public_url", "Prefix": "server.prefix",
-		"Provider.Issuer": "oidc.issuer", "Provider.ClientID": "oidc.client_id",
-		"Provider.ClientSecret": "oidc.client_secret", "Provider.ClientAuth": "oidc.client_auth",
+		"Provider.ClientKeys": "oidc.client_key", "Provider.ClientCertificate": "oidc.client_cert_file", "Provider.AssertionAudience": "oidc.client_assertion_audience",
+		"Provider.Resources": "oidc.resource", "Provider.Parameters": "oidc.authorization_parameters",
+		"Claims.Allow": "session.claims.allow", "Claims.Map": "session.claims.map",
 		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
 		"CacheMaxAge": "session.cache_max_age", "MaxPerUser": "session.max_per_user",
 		"Routes": "routes",
 	}[name]
+	if of, isProviders := strings.CutPrefix(name, "Provider."); !ok && isProviders {
+		key, ok = "oidc."+snakeCase(of), true
+	}
 	if !ok {
 		return field
 	}
@@ -246,10 +282,86 @@ func (c *config) routes() ([]bff.Route, []string) {
 		}
 		routes = append(routes, bff.Route{
 			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF,
+			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})
 	}
 	return routes, mistakes
+}
+
+// provider makes what is said of the provider, and reads the files that are named there.
+func (c *config) provider() (bff.ProviderConfig, []string) {
+	o := c.OIDC
+	var mistakes []string
+	mistake := func(key, format string, args ...any) {
+		mistakes = append(mistakes, "oidc."+key+": "+fmt.Sprintf(format, args...))
+	}
+	p := bff.ProviderConfig{
+		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience,
+		Resources: o.Resource, Audience: o.Audience, Parameters: o.AuthorizationParameters, PushedRequests: o.PushedRequests, SignRequests: o.SignRequests,
+		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, FAPI2: o.Profile == "fapi2",
+		LogoutURL: o.LogoutURL, LogoutRedirectParameter: o.LogoutRedirectParameter,
+	}
+	if o.Profile != "" && o.Profile != "fapi2" {
+		mistake("profile", "%q is none; there is fapi2", o.Profile)
+	}
+	var err error
+	if p.RootCAs, err = certPool(o.CAFile); err != nil {
+		mistake("ca_file", "%v", err)
+	}
+	if p.ClientKeys, err = parseKeys([]byte(o.ClientKey.Reveal())); err != nil {
+		mistake("client_key", "[redacted] %v", err)
+	}
+	switch {
+	case o.ClientCertFile == "":
+	case len(p.ClientKeys) == 0:
+		if err == nil {
+			mistake("client_key", "missing; client_cert_file is the certificate for it")
+		}
+	default:
+		pem, err := os.ReadFile(o.ClientCertFile)
+		if err != nil {
+			mistake("client_cert_file", "%v", err)
+			break
+		}
+		cert, err := tls.X509KeyPair(pem, []byte(o.ClientKey.Reveal()))
+		if err != nil {
+			mistake("client_cert_file", "it is not a certificate for the first key in client_key: %v", err)
+			break
+		}
+		p.ClientCertificate = &cert
+	}
+	return p, mistakes
+}
+
+// parseKeys reads the private keys in a text in PEM: PKCS #8, PKCS #1 or SEC 1.
+func parseKeys(text []byte) ([]crypto.Signer, error) {
+	var keys []crypto.Signer
+	for {
+		block, rest := pem.Decode(text)
+		if block == nil {
+			if len(bytes.TrimSpace(text)) > 0 {
+				return nil, errors.New("is not private keys in PEM")
+			}
+			return keys, nil
+		}
+		text = rest
+		if block.Type == "EC PARAMETERS" { // openssl ecparam writes them before the key, which has them too
+			continue
+		}
+		var key any
+		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if block.Type == "RSA PRIVATE KEY" {
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		} else if block.Type == "EC PRIVATE KEY" {
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		}
+		signer, ok := key.(crypto.Signer)
+		if err != nil || !ok {
+			return nil, fmt.Errorf("holds a PEM block of type %q that is not a private key without a password", block.Type)
+		}
+		keys = append(keys, signer)
+	}
 }
 
 // load reads the files; nil where none is named.
