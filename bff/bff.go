@@ -172,6 +172,9 @@ func New(cfg Config) (*Server, error) {
 	clientTokens := make(map[string]*clientToken)
 	for i, r := range cfg.Routes {
 		field := fmt.Sprintf("Routes[%d]", i)
+		if cfg.Provider.SenderConstraint == "mtls" && r.Token != "none" {
+			fail(r.show(cfg.Provider.ClientCertificate, field))
+		}
 		parsed, err := newRoute(r, field, s.prefix)
 		fail(err)
 		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -34,13 +35,19 @@ type app struct {
 // newApp starts a broker that edit, unless it is nil, has configured. Its provider has been found when newApp returns, unless it is down.
 func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	t.Helper()
+	return newAppWith(t, nil, edit)
+}
+
+// newAppWith is newApp with a provider that is configured otherwise.
+func newAppWith(t *testing.T, provider func(*devop.Config), edit func(*app, *bff.Config)) *app {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	a := &app{t: t, url: "http://localhost:" + port, store: &faultyStore{Store: new(tokenstore.Memory)}, logs: new(buffer), echo: bfftest.NewEcho(t)}
-	a.provider = bfftest.NewProvider(t, a.url)
+	a.provider = bfftest.StartProvider(t, a.url, provider)
 	cfg := bff.Config{
 		PublicURL: a.url,
 		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
@@ -90,6 +97,9 @@ func (a *app) waitReady() {
 
 func (a *app) browser() *bfftest.Browser {
 	b := bfftest.NewBrowser(a.t, a.url)
+	if a.provider.Roots != nil {
+		b.Trust(a.provider.Roots)
+	}
 	a.t.Cleanup(func() { a.provider.NothingLeaked(a.t, "what a browser saw", b.Seen()) })
 	return b
 }

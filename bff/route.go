@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -166,6 +167,20 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.Headers[canonical] = claim
 	}
 	return parsed, errors.Join(errs...)
+}
+
+// show has the upstream see the certificate that tokens are bound to (RFC 8705 3).
+func (r *Route) show(cert *tls.Certificate, field string) error {
+	for _, upstream := range r.Upstream {
+		if !strings.HasPrefix(upstream, "https:") {
+			return &session.FieldError{Field: field + ".Upstream", Err: fmt.Errorf("%q: tokens are bound to a certificate, which only https shows", upstream)}
+		}
+	}
+	r.TLS = cmp.Or(r.TLS, new(tls.Config)).Clone()
+	if cert != nil && len(r.TLS.Certificates) == 0 {
+		r.TLS.Certificates = []tls.Certificate{*cert}
+	}
+	return nil
 }
 
 // framing are headers that say where a message ends, or whom it is for.

@@ -3,6 +3,8 @@ package bfftest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -227,4 +229,9 @@ func (b *Browser) absolute(target string) string {
 		return b.base + target
 	}
 	return target
+}
+
+// Trust has the browser believe certificates.
+func (b *Browser) Trust(roots *x509.CertPool) {
+	b.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 }

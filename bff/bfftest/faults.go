@@ -303,7 +303,8 @@ var ProviderDown = Fault{Name: "down", undiscoverable: true, hooks: func(*Provid
 	return devop.Hooks{Intercept: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }}
 }}
 
-func discovery(name string, edit func(metadata map[string]any)) Fault {
+// Discovery is metadata that is changed so that nothing of it may be used.
+func Discovery(name string, edit func(metadata map[string]any)) Fault {
 	return Fault{Name: name, undiscoverable: true, hooks: func(*Provider) devop.Hooks { return devop.Hooks{EditDiscovery: edit} }}
 }
 
@@ -319,13 +320,13 @@ func discoveryAnswer(name string, status int, body string) Fault {
 
 // DiscoveryFaults is metadata of which nothing may be used (OpenID Connect Discovery 4.3).
 var DiscoveryFaults = []Fault{
-	discovery("another issuer", func(m map[string]any) { m["issuer"] = "https://evil.example" }),
-	discovery("issuer with a slash", func(m map[string]any) { m["issuer"] = fmt.Sprint(m["issuer"], "/") }),
-	discovery("no issuer", func(m map[string]any) { delete(m, "issuer") }),
-	discovery("a token endpoint without TLS", func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" }),
-	discovery("an authorization endpoint that is a script", func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" }),
-	discovery("a logout endpoint without TLS", func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" }),
-	discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
+	Discovery("another issuer", func(m map[string]any) { m["issuer"] = "https://evil.example" }),
+	Discovery("issuer with a slash", func(m map[string]any) { m["issuer"] = fmt.Sprint(m["issuer"], "/") }),
+	Discovery("no issuer", func(m map[string]any) { delete(m, "issuer") }),
+	Discovery("a token endpoint without TLS", func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" }),
+	Discovery("an authorization endpoint that is a script", func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" }),
+	Discovery("a logout endpoint without TLS", func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" }),
+	Discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
 	discoveryAnswer("500", 500, "oops"),
 	discoveryAnswer("404", 404, "{}"),
 	discoveryAnswer("HTML", 200, "<html>"),

@@ -4,6 +4,8 @@ package bfftest
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +25,7 @@ type Provider struct {
 	Issuer         string
 	Client         devop.Client
 	AccessTokenTTL time.Duration
+	Roots          *x509.CertPool // who vouches for it; nil: nobody, for it speaks plain HTTP
 
 	strayed atomic.Int32 // requests to elsewhere
 
@@ -35,21 +38,42 @@ type Provider struct {
 // NewProvider starts a provider that knows the app at a URL, and alice and bob. It stops when the test ends.
 func NewProvider(t testing.TB, app string) *Provider {
 	t.Helper()
-	p := &Provider{AccessTokenTTL: 5 * time.Minute, up: true}
+	return StartProvider(t, app, nil)
+}
+
+// StartProvider is NewProvider with a configuration of which edit may change all but the issuer: the app is its first client. One whose clients have certificates
+// speaks TLS.
+func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider {
+	t.Helper()
+	p := &Provider{up: true}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
-	p.Issuer = "http://" + server.Listener.Addr().String() + "/op"
-	p.Client = devop.Client{
+	cfg := devop.Config{AccessTokenTTL: 5 * time.Minute, Clients: []devop.Client{{
 		ID:                     "spa",
 		Secret:                 "s3cret:with/odd+characters%&",
 		RedirectURIs:           []string{app + "/bff/callback"},
 		PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
+	}}}
+	if edit != nil {
+		edit(&cfg)
 	}
+	secure := cfg.Clients[0].Certificate != nil
+	cfg.Issuer = "http://" + server.Listener.Addr().String() + "/op"
+	if secure {
+		cfg.Issuer = "https" + strings.TrimPrefix(cfg.Issuer, "http")
+	}
+	p.Issuer, p.Client, p.AccessTokenTTL = cfg.Issuer, cfg.Clients[0], cfg.AccessTokenTTL
 	var err error
-	p.Provider, err = devop.New(devop.Config{Issuer: p.Issuer, Clients: []devop.Client{p.Client}, AccessTokenTTL: p.AccessTokenTTL, RefreshGrace: 0})
-	if err != nil {
+	if p.Provider, err = devop.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	server.Start()
+	if secure {
+		server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+		server.StartTLS()
+		p.Roots = x509.NewCertPool()
+		p.Roots.AddCert(server.Certificate())
+	} else {
+		server.Start()
+	}
 	t.Cleanup(func() {
 		server.Close()
 		if n := p.strayed.Load(); n > 0 {
@@ -104,7 +128,7 @@ func (p *Provider) NothingLeaked(t testing.TB, where, text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, secret := range append(p.issued, p.Client.Secret) {
-		if strings.Contains(text, secret) {
+		if secret != "" && strings.Contains(text, secret) {
 			t.Errorf("%s holds the secret %.12s…", where, secret)
 		}
 	}

@@ -42,8 +42,15 @@ func (b *Browser) Pick(user, authorizationURL string) *Answer {
 	if a.StatusCode != 200 || !strings.Contains(a.Text, `name="user"`) {
 		b.t.Fatalf("GET %s: got %d, want the page to pick a user:\n%s", a.Request.URL, a.StatusCode, a.Text)
 	}
-	form := url.Values{"user": {user}}
-	for _, input := range hidden.FindAllString(a.Text, -1) {
+	form := HiddenFields(a.Text)
+	form.Set("user", user)
+	return b.Follow(b.Submit(a.Request.URL.String(), form), back)
+}
+
+// HiddenFields returns those of the forms on a page.
+func HiddenFields(page string) url.Values {
+	form := make(url.Values)
+	for _, input := range hidden.FindAllString(page, -1) {
 		var name, value string
 		for _, m := range attribute.FindAllStringSubmatch(input, -1) {
 			if m[1] == "name" {
@@ -52,7 +59,7 @@ func (b *Browser) Pick(user, authorizationURL string) *Answer {
 				value = html.UnescapeString(m[2])
 			}
 		}
-		form.Set(name, value)
+		form.Add(name, value)
 	}
-	return b.Follow(b.Submit(a.Request.URL.String(), form), back)
+	return form
 }

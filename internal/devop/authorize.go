@@ -86,6 +86,15 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	if client == nil {
 		return nil, fmt.Errorf("no client is registered as %q", q.Get("client_id"))
 	}
+	if q.Has("request") {
+		signed, err := p.readSigned(client, q)
+		if err != nil {
+			return nil, err
+		}
+		q = signed
+	} else if client.SignsRequests {
+		return nil, errors.New("the client signs its requests, and this one is not signed")
+	}
 	if uri := q.Get("redirect_uri"); uri == "" || !slices.Contains(client.RedirectURIs, uri) {
 		return nil, fmt.Errorf("the redirect_uri %q is not one of the client %s", uri, client.ID)
 	}
@@ -106,9 +115,6 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	}
 	if name := repeated(q); name != "" { // RFC 6749 3.1
 		return fault("invalid_request", "a parameter is there twice: "+name)
-	}
-	if q.Has("request") { // OpenID Connect Core 6.1
-		return fault("request_not_supported", "parameters have to be in the query, or pushed")
 	}
 	if q.Get("response_type") != "code" {
 		return fault("unsupported_response_type", "response_type has to be code")
@@ -223,6 +229,9 @@ func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequ
 func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	uri := q.Get("request_uri")
 	if uri == "" {
+		if client := p.client(q.Get("client_id")); client != nil && client.PushesRequests {
+			return nil, errors.New("the client pushes its requests, and this one was not pushed")
+		}
 		return p.readRequest(q)
 	}
 	p.mu.Lock()

@@ -71,7 +71,6 @@ func TestWhatIsWrongWithARequestIsSaidToTheClient(t *testing.T) {
 		"max_age below zero":         {param("max_age", "-1"), "invalid_request"},
 		"an unknown prompt":          {param("prompt", "sing"), "invalid_request"},
 		"none and another prompt":    {param("prompt", "none login"), "invalid_request"},
-		"a request object":           {param("request", "e30."), "request_not_supported"},
 		"a relative resource":        {param("resource", "/orders"), "invalid_target"},
 		"a resource with a fragment": {param("resource", "https://orders.example/#x"), "invalid_target"},
 		"a hint that is no ID token": {param("id_token_hint", "x"), "invalid_request"},

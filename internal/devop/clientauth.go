@@ -3,8 +3,11 @@ package devop
 import (
 	"crypto/subtle"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -48,10 +51,18 @@ func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 		}
 	}
 	client := p.client(id)
+	if client != nil && methods == 0 && client.shows(r) {
+		return client, nil
+	}
 	if client == nil || client.Secret == "" || subtle.ConstantTimeCompare([]byte(secret), []byte(client.Secret)) != 1 {
 		return nil, &oauthError{"invalid_client", "the client is unknown, or its secret is wrong"}
 	}
 	return client, nil
+}
+
+// shows says whether a request came with the client's certificate (RFC 8705 2.2).
+func (c *Client) shows(r *http.Request) bool {
+	return c.Certificate != nil && strings.Contains(r.URL.Path, "/mtls/") && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && r.TLS.PeerCertificates[0].Equal(c.Certificate)
 }
 
 // checkAssertion is private_key_jwt (RFC 7523 3). The audience is the issuer and nobody else (RFC 10070 4): an assertion for another
@@ -91,6 +102,44 @@ func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 		return refused("client_assertion: jti is missing, or was used before")
 	}
 	return client, nil
+}
+
+// readSigned returns the parameters of a signed authorization request (RFC 9101). The ones beside it count for nothing.
+func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) {
+	jws, err := jose.ParseSignedCompact(q.Get("request"), assertionAlgorithms)
+	if err != nil || !client.signed(jws) {
+		return nil, errors.New("the request object is not signed by the client")
+	}
+	if typ := jws.Signatures[0].Header.ExtraHeaders[jose.HeaderType]; typ != "oauth-authz-req+jwt" {
+		return nil, errors.New("the request object is a JWT of another kind")
+	}
+	var claims jwt.Claims
+	var parameters map[string]any
+	payload := jws.UnsafePayloadWithoutVerification() // it was verified
+	if json.Unmarshal(payload, &claims) != nil || json.Unmarshal(payload, &parameters) != nil {
+		return nil, errors.New("the request object has no claims")
+	}
+	now := time.Now()
+	switch {
+	case claims.Issuer != client.ID, parameters["client_id"] != client.ID, claims.Subject != "":
+		return nil, errors.New("the request object is not the client's: see iss, client_id and sub")
+	case len(claims.Audience) != 1 || claims.Audience[0] != p.cfg.Issuer:
+		return nil, errors.New("the request object is not for this issuer")
+	case claims.Expiry == nil || now.After(claims.Expiry.Time()) || claims.Expiry.Time().Sub(now) > longestAssertion:
+		return nil, errors.New("the request object has no exp, or one that is past or far ahead")
+	}
+	signed := make(url.Values)
+	for name, value := range parameters {
+		switch v := value.(type) {
+		case string:
+			signed.Set(name, v)
+		case []any:
+			for _, item := range v {
+				signed.Add(name, fmt.Sprint(item))
+			}
+		}
+	}
+	return signed, nil
 }
 
 // signed says whether one of the client's keys signed it.

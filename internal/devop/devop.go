@@ -1,6 +1,6 @@
 // Package devop is an OpenID provider for development: the demo's, and the tests'. It is real OpenID Connect (discovery, a rotating
-// key set, authorization code with PKCE, PAR, RFC 9207, refresh rotation with reuse detection, RP-initiated and back-channel logout,
-// revocation, userinfo, client credentials, private_key_jwt, DPoP), and it signs in whoever asks: it has no passwords. So its issuer
+// key set, authorization code with PKCE, PAR, JAR, RFC 9207, refresh rotation with reuse detection, RP-initiated and back-channel logout,
+// revocation, userinfo, client credentials, token exchange, private_key_jwt, mTLS, DPoP), and it signs in whoever asks: it has no passwords. So its issuer
 // has to be on a loopback host.
 //
 // To sign in without a browser, keep cookies, and
@@ -14,6 +14,7 @@
 package devop
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ import (
 
 // Config says who may use the provider. The zero value of every other field than Issuer and Clients is usable.
 type Config struct {
-	Issuer  string // http on a loopback host, with a path or without
+	Issuer  string // on a loopback host, with a path or without
 	Clients []Client
 	Users   []User   // none means DefaultUsers
 	Scopes  []string // what users grant, of what clients ask for; none means all of it
@@ -49,16 +50,20 @@ type Config struct {
 	Logger     *slog.Logger // nil means slog.Default()
 }
 
-// Client is a relying party. It needs a Secret, or Keys, or may have both and use either.
+// Client is a relying party. It needs a Secret, Keys or a Certificate, or may have more of them and use either.
 type Client struct {
 	ID                     string
 	Secret                 string            // for client_secret_basic and client_secret_post
-	Keys                   []jose.JSONWebKey // public keys, for private_key_jwt
+	Keys                   []jose.JSONWebKey // public keys, for private_key_jwt and signed requests
+	Certificate            *x509.Certificate // for self_signed_tls_client_auth, at addresses that begin with /mtls; its tokens are bound to it (RFC 8705 3)
 	RedirectURIs           []string
 	PostLogoutRedirectURIs []string
 	BackchannelLogoutURI   string   // empty: it is not told of logouts
 	Scopes                 []string // what it may ask for; none means anything
 	DPoPBound              bool     // it gets no access token without a DPoP proof (RFC 9449 5.2)
+	SignsRequests          bool     // it signs its authorization requests, all of them (RFC 9101 10.5)
+	PushesRequests         bool     // it pushes them (RFC 9126 6)
+	SignedUserInfo         bool     // userinfo is a JWT for it (OpenID Connect Core 5.3.2)
 }
 
 // User is somebody who can be picked.
@@ -173,6 +178,10 @@ func New(cfg Config) (*Provider, error) {
 		{"POST", "/userinfo", p.userinfo},
 		{"GET", "/logout", p.endSession},
 		{"POST", "/logout", p.endSession},
+		{"POST", "/mtls/par", p.push},
+		{"POST", "/mtls/token", p.token},
+		{"POST", "/mtls/revoke", p.revoke},
+		{"GET", "/mtls/userinfo", p.userinfo},
 		{"GET", "/style.css", serveFile("style.css")},
 		{"GET", "/form-post.js", serveFile("form-post.js")},
 	} {
@@ -188,8 +197,8 @@ func (cfg *Config) check() (*url.URL, error) {
 
 	u, err := url.Parse(cfg.Issuer)
 	switch {
-	case err != nil || u.Scheme != "http" || !isLoopback(u.Hostname()):
-		wrong("issuer %q is not an http URL with a loopback host: this provider signs in whoever asks", cfg.Issuer)
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || !isLoopback(u.Hostname()):
+		wrong("issuer %q is not an http or https URL with a loopback host: this provider signs in whoever asks", cfg.Issuer)
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(cfg.Issuer, "#"):
 		wrong("issuer %q has more than scheme, host and path (OpenID Connect Discovery 3)", cfg.Issuer)
 	case u.Path != "" && (u.EscapedPath() != u.Path || strings.ContainsAny(u.Path, "{}") || path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/"):
@@ -201,8 +210,8 @@ func (cfg *Config) check() (*url.URL, error) {
 			wrong("client %d: ID %q is empty or another client's", i, c.ID)
 		}
 		clients[c.ID] = true
-		if c.Secret == "" && len(c.Keys) == 0 {
-			wrong("client %d: a Secret or Keys are needed: every client is a confidential one", i)
+		if c.Secret == "" && len(c.Keys) == 0 && c.Certificate == nil {
+			wrong("client %d: a Secret, Keys or a Certificate are needed: every client is a confidential one", i)
 		}
 		for j, k := range c.Keys {
 			if !k.IsPublic() || !k.Valid() {
@@ -302,7 +311,7 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 	p.mu.Lock()
 	p.stats.DiscoveryFetches++
 	p.mu.Unlock()
-	authMethods := []string{"client_secret_basic", "client_secret_post", "private_key_jwt"}
+	authMethods := []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "self_signed_tls_client_auth"}
 	metadata := map[string]any{
 		"issuer":                                                p.cfg.Issuer,
 		"authorization_endpoint":                                p.base + "/authorize",
@@ -331,8 +340,15 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 		"backchannel_logout_supported":                          true,
 		"backchannel_logout_session_supported":                  true,
 		"require_pushed_authorization_requests":                 false,
-		"request_parameter_supported":                           false,
-		"request_uri_parameter_supported":                       false, // but for those of PAR
+		"request_parameter_supported":                           true,
+		"request_object_signing_alg_values_supported":           assertionAlgorithms,
+		"require_signed_request_object":                         false,
+		"tls_client_certificate_bound_access_tokens":            true,
+		"mtls_endpoint_aliases": map[string]string{
+			"token_endpoint": p.base + "/mtls/token", "revocation_endpoint": p.base + "/mtls/revoke",
+			"pushed_authorization_request_endpoint": p.base + "/mtls/par", "userinfo_endpoint": p.base + "/mtls/userinfo",
+		},
+		"request_uri_parameter_supported": false, // but for those of PAR
 	}
 	if edit := p.hooks.Load().EditDiscovery; edit != nil {
 		edit(metadata)

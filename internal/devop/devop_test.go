@@ -430,7 +430,7 @@ func TestLogout(t *testing.T) {
 }
 
 func TestItIsForThisMachineAlone(t *testing.T) {
-	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://localhost", "", "http://localhost.evil.example"} {
+	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://10.0.0.1", "", "http://localhost.evil.example"} {
 		if _, err := devop.New(devop.Config{Issuer: issuer}); err == nil {
 			t.Errorf("%q: no error", issuer)
 		}
@@ -457,7 +457,7 @@ func TestEveryMistakeIsToldAtOnce(t *testing.T) {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		`issuer "https://id.example.com"`, `client 0: ID ""`, "client 0: a Secret or Keys", `client 1: "/callback"`, `client 1: "https://app.example/#x"`, `client 1: "ftp://app.example"`,
+		`issuer "https://id.example.com"`, `client 0: ID ""`, "client 0: a Secret, Keys or a Certificate", `client 1: "/callback"`, `client 1: "https://app.example/#x"`, `client 1: "ftp://app.example"`,
 		`client 2: ID "a"`, "client 3: key 0", `user 0: Sub ""`, `user 2: Sub "alice"`, "AccessTokenTTL: -1s",
 	} {
 		if !strings.Contains(err.Error(), want) {

@@ -29,8 +29,9 @@ type Hooks struct {
 	EditAccessToken   func(header, claims map[string]any)
 	EditLogoutToken   func(header, claims map[string]any)
 
-	// SignIDToken and SignLogoutToken sign in the place of the provider's key, after the edits. See Provider.Sign and SigningInput.
+	// SignIDToken, SignLogoutToken and SignUserinfo sign in the place of the provider's key, after the edits. See Provider.Sign and SigningInput.
 	SignIDToken     func(header, claims map[string]any) (string, error)
+	SignUserinfo    func(header, claims map[string]any) (string, error)
 	SignLogoutToken func(header, claims map[string]any) (string, error)
 
 	// KeepRefreshTokens makes a refresh leave the refresh token as it is: the answer holds none.

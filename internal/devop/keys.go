@@ -128,7 +128,7 @@ func (p *Provider) newIDToken(t tokenRequest, accessToken string) (string, error
 }
 
 // newAccessToken makes a JWT access token (RFC 9068 2.2).
-func (p *Provider) newAccessToken(t tokenRequest, jkt string) (string, error) {
+func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error) {
 	g, now := t.grant, time.Now()
 	header := map[string]any{"typ": "at+jwt"}
 	claims := map[string]any{
@@ -150,8 +150,11 @@ func (p *Provider) newAccessToken(t tokenRequest, jkt string) (string, error) {
 		claims["sid"], claims["auth_time"], claims["acr"] = g.sid, g.authTime.Unix(), g.acr
 		g.user.describe(claims, t.scope)
 	}
-	if jkt != "" {
-		claims["cnf"] = map[string]any{"jkt": jkt} // RFC 9449 6.1
+	switch {
+	case bound.jkt != "":
+		claims["cnf"] = map[string]any{"jkt": bound.jkt} // RFC 9449 6.1
+	case bound.x5t != "":
+		claims["cnf"] = map[string]any{"x5t#S256": bound.x5t} // RFC 8705 3.1
 	}
 	return p.make(header, claims, p.hooks.Load().EditAccessToken, nil)
 }

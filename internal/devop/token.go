@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"io"
 	"maps"
 	"net/http"
 	"net/url"
@@ -12,7 +13,12 @@ import (
 	"time"
 )
 
-var grantTypes = []string{"authorization_code", "refresh_token", "client_credentials"}
+var grantTypes = []string{"authorization_code", "refresh_token", "client_credentials", tokenExchange}
+
+const (
+	tokenExchange   = "urn:ietf:params:oauth:grant-type:token-exchange"
+	accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
+)
 
 // grant is what a client has obtained by one code, or by its own credentials: the family of refresh tokens, of which the newest is good, and
 // the access tokens.
@@ -49,6 +55,7 @@ type tokenRequest struct {
 	resource []string
 	refresh  string // the refresh token to answer with, if there is one
 	first    bool   // it redeems a code
+	other    bool   // it exchanges a token
 }
 
 // token is the token endpoint.
@@ -88,6 +95,11 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 	if fault != nil {
 		return grantType, nil, fault
 	}
+	bound := binding{jkt: jkt}
+	if client.shows(r) {
+		sum := sha256.Sum256(client.Certificate.Raw)
+		bound.x5t = encode(sum[:])
+	}
 	if jkt == "" && client.DPoPBound {
 		return grantType, nil, &oauthError{"invalid_dpop_proof", "this client's tokens are bound to a key: a DPoP proof is needed"}
 	}
@@ -101,13 +113,15 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 		g := &grant{client: client, user: User{Sub: client.ID}, scope: among(r.PostForm.Get("scope"), client.Scopes), resource: r.PostForm["resource"]}
 		t = tokenRequest{grant: g}
 		t.scope, t.resource, fault = g.part(g.scope, g.resource)
+	case tokenExchange:
+		t, fault = p.exchange(client, r.PostForm)
 	default:
 		fault = &oauthError{"unsupported_grant_type", "grant_type has to be one of " + strings.Join(grantTypes, ", ")}
 	}
 	if fault != nil {
 		return grantType, nil, fault
 	}
-	body, err := p.issue(t, jkt)
+	body, err := p.issue(t, bound)
 	if err != nil {
 		p.cfg.Logger.Error("issue tokens", "err", err)
 		return grantType, nil, &oauthError{"server_error", "the tokens could not be signed"}
@@ -191,6 +205,32 @@ func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauth
 	return t, nil
 }
 
+// exchange trades one of the client's access tokens for another (RFC 8693 2): for what audience and resource name, with no more than its scope.
+func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oauthError) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if form.Get("subject_token_type") != accessTokenType || form.Has("requested_token_type") && form.Get("requested_token_type") != accessTokenType {
+		return tokenRequest{}, &oauthError{"invalid_request", "only access tokens are exchanged, and for access tokens"}
+	}
+	subject := p.accessTokens[form.Get("subject_token")]
+	if subject == nil || subject.grant.client != client || subject.grant.ended || time.Now().After(subject.expires) {
+		return tokenRequest{}, &oauthError{"invalid_grant", "the subject_token is not a good one of this client's"}
+	}
+	resource := append(form["resource"], form["audience"]...)
+	for _, r := range resource {
+		if strings.HasPrefix(r, "unknown") {
+			return tokenRequest{}, &oauthError{"invalid_target", "nobody is known by this audience"}
+		}
+	}
+	part := *subject.grant
+	part.scope, part.resource = subject.scope, nil
+	scope, _, fault := part.part(form.Get("scope"), nil)
+	if fault != nil {
+		return tokenRequest{}, fault
+	}
+	return tokenRequest{grant: subject.grant, scope: scope, resource: resource, other: true}, nil
+}
+
 // part is what a token request asks for of a grant, or all of it when it asks for nothing (RFC 6749 6, RFC 8707 2.2). The grant stays as it is. One
 // that names no resource is good for any.
 func (g *grant) part(scope string, resource []string) (string, []string, *oauthError) {
@@ -216,20 +256,25 @@ func (g *grant) part(scope string, resource []string) (string, []string, *oauthE
 	return scope, resource, nil
 }
 
+// binding is what an access token is bound to: a DPoP key or a certificate, by thumbprint; or to neither.
+type binding struct{ jkt, x5t string }
+
 // issue makes the tokens of an answer (RFC 6749 5.1, OpenID Connect Core 3.1.3.3 and 12.2).
-func (p *Provider) issue(t tokenRequest, jkt string) (map[string]any, error) {
-	access, err := p.newAccessToken(t, jkt)
+func (p *Provider) issue(t tokenRequest, bound binding) (map[string]any, error) {
+	access, err := p.newAccessToken(t, bound)
 	if err != nil {
 		return nil, err
 	}
 	body := map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": int(p.cfg.AccessTokenTTL / time.Second), "scope": t.scope}
-	if jkt != "" {
+	if bound.jkt != "" {
 		body["token_type"] = "DPoP"
 	}
 	if t.refresh != "" {
 		body["refresh_token"] = t.refresh
 	}
-	if t.grant.sid != "" {
+	if t.other {
+		body["issued_token_type"] = accessTokenType
+	} else if t.grant.sid != "" {
 		if body["id_token"], err = p.newIDToken(t, access); err != nil {
 			return nil, err
 		}
@@ -237,7 +282,7 @@ func (p *Provider) issue(t tokenRequest, jkt string) (map[string]any, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.prune()
-	p.accessTokens[access] = &accessToken{grant: t.grant, scope: t.scope, jkt: jkt, expires: time.Now().Add(p.cfg.AccessTokenTTL)}
+	p.accessTokens[access] = &accessToken{grant: t.grant, scope: t.scope, jkt: bound.jkt, expires: time.Now().Add(p.cfg.AccessTokenTTL)}
 	return body, nil
 }
 
@@ -326,10 +371,24 @@ func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 	}
 	claims := map[string]any{"sub": t.grant.user.Sub}
 	t.grant.user.describe(claims, t.scope)
+	if t.grant.client.SignedUserInfo {
+		claims["iss"], claims["aud"] = p.cfg.Issuer, t.grant.client.ID
+	}
 	if edit := p.hooks.Load().EditUserinfo; edit != nil {
 		edit(claims)
 	}
-	writeJSON(w, http.StatusOK, claims)
+	if !t.grant.client.SignedUserInfo {
+		writeJSON(w, http.StatusOK, claims)
+		return
+	}
+	signed, err := p.make(map[string]any{"typ": "JWT"}, claims, nil, p.hooks.Load().SignUserinfo)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/jwt")
+	w.Header().Set("Cache-Control", "no-store")
+	io.WriteString(w, signed)
 }
 
 // describe adds what a scope tells about the user (OpenID Connect Core 5.4).

@@ -1,0 +1,641 @@
+package bff_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// call is one request that the provider got of the broker.
+type call struct {
+	path   string // after the issuer
+	form   url.Values
+	header http.Header
+	secure bool // with a client certificate
+}
+
+// calls are those that the provider got since it was told to take them down.
+type calls struct {
+	mu  sync.Mutex
+	all []call
+}
+
+// to returns those to a path.
+func (c *calls) to(path string) []call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []call
+	for _, call := range c.all {
+		if call.path == path {
+			found = append(found, call)
+		}
+	}
+	return found
+}
+
+// takeDown has the provider take down what it is asked. Its other hooks are h's.
+func (a *app) takeDown(h devop.Hooks) *calls {
+	c := new(calls)
+	intercept := h.Intercept
+	h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == "POST" {
+			r.ParseForm()
+		}
+		c.mu.Lock()
+		c.all = append(c.all, call{strings.TrimPrefix(r.URL.Path, "/op"), r.PostForm, r.Header.Clone(), r.TLS != nil && len(r.TLS.PeerCertificates) > 0})
+		c.mu.Unlock()
+		if intercept != nil {
+			intercept(w, r, next)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+	a.provider.SetHooks(h)
+	a.t.Cleanup(a.provider.Behave)
+	return c
+}
+
+// unverified returns the header and the claims of a JWT.
+func unverified(t *testing.T, raw string) (header, claims map[string]any) {
+	t.Helper()
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 {
+		t.Fatalf("%.40q is not a JWT", raw)
+	}
+	for i, v := range []*map[string]any{&header, &claims} {
+		b, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return header, claims
+}
+
+func ecKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func edKey(t *testing.T) ed25519.PrivateKey {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// certificate signs itself.
+func certificate(t *testing.T, key crypto.Signer) *tls.Certificate {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "spa"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// withKeys has the app's client sign with keys.
+func withKeys(keys ...crypto.Signer) (func(*devop.Config), func(*app, *bff.Config)) {
+	return func(c *devop.Config) {
+			c.Clients[0].Secret = ""
+			for _, k := range keys {
+				c.Clients[0].Keys = append(c.Clients[0].Keys, jose.JSONWebKey{Key: k.Public()})
+			}
+		}, func(_ *app, cfg *bff.Config) {
+			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientKeys = "", "private_key_jwt", keys
+		}
+}
+
+// aLife is a login, a refresh and a logout.
+func aLife(t *testing.T, a *app) {
+	t.Helper()
+	b := a.signedIn()
+	if got := b.Fetch("POST", "/bff/session/refresh").StatusCode; got != 200 {
+		t.Errorf("refresh: got %d\n%s", got, a.logs)
+	}
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
+		t.Errorf("API call: got %d", got)
+	}
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Errorf("logout: got %d", got)
+	}
+}
+
+func TestASecretIsSentInOneWay(t *testing.T) {
+	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
+		t.Run(method, func(t *testing.T) {
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
+			c := a.takeDown(devop.Hooks{})
+			aLife(t, a)
+			for _, path := range []string{"/par", "/token", "/revoke"} {
+				if len(c.to(path)) == 0 {
+					t.Errorf("nothing was sent to %s", path)
+				}
+				for _, call := range c.to(path) {
+					basic, post := call.header.Get("Authorization"), call.form.Has("client_secret")
+					if (basic != "") != (method == "client_secret_basic") || post != (method == "client_secret_post") || call.form.Has("client_assertion") {
+						t.Errorf("%s: Authorization %.10q, client_secret %v", path, basic, post)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
+	for name, test := range map[string]struct {
+		key crypto.Signer
+		alg string
+	}{"RSA": {rsaKey(t, 2048), "PS256"}, "P-256": {ecKey(t), "ES256"}, "Ed25519": {edKey(t), "EdDSA"}} {
+		t.Run(name, func(t *testing.T) {
+			a := newAppWith(t, first(withKeys(test.key)), second(withKeys(test.key)))
+			c := a.takeDown(devop.Hooks{})
+			aLife(t, a)
+			seen := make(map[any]bool)
+			for _, path := range []string{"/par", "/token", "/token", "/revoke"} {
+				for _, call := range c.to(path) {
+					if call.header.Get("Authorization") != "" || call.form.Has("client_secret") {
+						t.Errorf("%s: there is a secret too", path)
+					}
+					if got := call.form.Get("client_assertion_type"); got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
+						t.Errorf("%s: client_assertion_type is %q", path, got)
+					}
+					header, claims := unverified(t, call.form.Get("client_assertion"))
+					if header["typ"] != "client-authentication+jwt" || header["alg"] != test.alg || header["kid"] == nil {
+						t.Errorf("%s: header is %v", path, header)
+					}
+					if claims["aud"] != a.provider.Issuer || claims["iss"] != "spa" || claims["sub"] != "spa" {
+						t.Errorf("%s: claims are %v", path, claims)
+					}
+					if life := claims["exp"].(float64) - claims["iat"].(float64); life <= 0 || life > 60 {
+						t.Errorf("%s: it lives %v s", path, life)
+					}
+				}
+			}
+			for _, path := range []string{"/par", "/token", "/revoke"} {
+				for _, call := range c.to(path) {
+					_, claims := unverified(t, call.form.Get("client_assertion"))
+					if seen[claims["jti"]] {
+						t.Errorf("%s: jti %v came before", path, claims["jti"])
+					}
+					seen[claims["jti"]] = true
+				}
+			}
+			if len(seen) < 5 {
+				t.Errorf("%d assertions, want one for each of five requests", len(seen))
+			}
+		})
+	}
+}
+
+func first[A, B any](a A, _ B) A  { return a }
+func second[A, B any](_ A, b B) B { return b }
+
+func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
+	key := ecKey(t)
+	provider, edit := withKeys(key)
+	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.AssertionAudience = a.provider.Issuer + "/token"
+	})
+	c := a.takeDown(devop.Hooks{})
+	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider goes by its issuer
+	_, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion"))
+	if claims["aud"] != a.provider.Issuer+"/token" {
+		t.Errorf("aud is %v", claims["aud"])
+	}
+}
+
+func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
+	old, next := rsaKey(t, 2048), ecKey(t)
+	provider, edit := withKeys(old, next)
+	a := newAppWith(t, provider, edit)
+	c := a.takeDown(devop.Hooks{})
+	aLife(t, a)
+	answer := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080") // the provider may know us by another name
+	var set jose.JSONWebKeySet
+	answer.Decode(t, &set)
+	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() || strings.Contains(answer.Text, `"d"`) || answer.Header.Get("Cache-Control") != "no-store" {
+		t.Fatalf("got %d %v %s", answer.StatusCode, answer.Header, answer.Text)
+	}
+	for _, call := range c.to("/token") {
+		header, _ := unverified(t, call.form.Get("client_assertion"))
+		if header["kid"] != set.Keys[0].KeyID {
+			t.Errorf("signed by %v, want %s", header["kid"], set.Keys[0].KeyID)
+		}
+	}
+	wantProblem(t, newApp(t, nil).browser().Fetch("GET", "/bff/jwks.json"), 404, "not_found")
+}
+
+func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) {
+	cert := certificate(t, ecKey(t))
+	shown := make(chan []*x509.Certificate, 10)
+	api := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		shown <- r.TLS.PeerCertificates
+	}))
+	api.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	api.StartTLS()
+	defer api.Close()
+	trust := x509.NewCertPool()
+	trust.AddCert(api.Certificate())
+	var bound string
+	a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
+		cfg.Provider.SenderConstraint, cfg.Provider.RootCAs, cfg.Provider.UserInfo = "mtls", a.provider.Roots, true
+		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user", TLS: &tls.Config{RootCAs: trust}}, {Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}}}
+	})
+	c := a.takeDown(devop.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
+	b := a.signedIn()
+	for _, path := range []string{"/mtls/par", "/mtls/token", "/mtls/userinfo"} {
+		for _, call := range c.to(path) {
+			if !call.secure || path != "/mtls/userinfo" && call.form.Get("client_id") != "spa" {
+				t.Errorf("%s: certificate %v, form %v", path, call.secure, call.form)
+			}
+		}
+		if len(c.to(path)) != 1 || len(c.to(strings.TrimPrefix(path, "/mtls"))) > 0 {
+			t.Errorf("%s was called %d times, what it stands for %d times", path, len(c.to(path)), len(c.to(strings.TrimPrefix(path, "/mtls"))))
+		}
+	}
+	sum := sha256.Sum256(cert.Leaf.Raw)
+	if want := "map[x5t#S256:" + base64.RawURLEncoding.EncodeToString(sum[:]) + "]"; bound != want {
+		t.Errorf("the token is bound to %s, want %s", bound, want)
+	}
+	if answer := b.Fetch("GET", "/api/x"); answer.StatusCode != 200 {
+		t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+	}
+	if got := <-shown; len(got) != 1 || !got[0].Equal(cert.Leaf) {
+		t.Errorf("the upstream saw %d certificates", len(got))
+	}
+	b.Fetch("GET", "/none/x")
+	if got := <-shown; len(got) != 0 {
+		t.Errorf("where no token goes the upstream saw %d certificates", len(got))
+	}
+}
+
+func TestMistakesInWhoWeAre(t *testing.T) {
+	weak, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		edit func(*bff.ProviderConfig)
+		want string
+	}{
+		"an unknown method":              {func(p *bff.ProviderConfig) { p.ClientAuth = "none" }, "Provider.ClientAuth"},
+		"no secret":                      {func(p *bff.ProviderConfig) { p.ClientSecret = "" }, "Provider.ClientSecret: missing"},
+		"no key":                         {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "private_key_jwt", "" }, "Provider.ClientKeys: missing"},
+		"no certificate":                 {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "tls_client_auth", "" }, "Provider.ClientCertificate: missing"},
+		"a secret beside a key":          {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientKeys = "private_key_jwt", []crypto.Signer{ecKey(t)} }, "Provider.ClientSecret: private_key_jwt has no use for it"},
+		"a weak RSA key":                 {func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{rsaKey(t, 1024)} }, "1024 bits"},
+		"a weak curve":                   {func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{weak} }, "P-224"},
+		"mtls without a certificate":     {func(p *bff.ProviderConfig) { p.SenderConstraint = "mtls" }, "Provider.ClientCertificate: missing; mtls"},
+		"an unknown constraint":          {func(p *bff.ProviderConfig) { p.SenderConstraint = "cookie" }, "Provider.SenderConstraint"},
+		"signed requests without a key":  {func(p *bff.ProviderConfig) { p.SignRequests = true }, "Provider.ClientKeys: missing; signed requests"},
+		"a resource that is a path":      {func(p *bff.ProviderConfig) { p.Resources = []string{"/orders"} }, "Provider.Resources"},
+		"a resource with a fragment":     {func(p *bff.ProviderConfig) { p.Resources = []string{"https://orders.example/#x"} }, "Provider.Resources"},
+		"another redirect URI":           {func(p *bff.ProviderConfig) { p.Parameters = map[string]string{"redirect_uri": "https://evil.example"} }, "Provider.Parameters"},
+		"a response mode":                {func(p *bff.ProviderConfig) { p.ResponseMode = "fragment" }, "Provider.ResponseMode"},
+		"FAPI 2.0 with a secret":         {func(p *bff.ProviderConfig) { p.FAPI2 = true }, "Provider.ClientAuth: client_secret_basic is not for FAPI 2.0"},
+		"a logout URL without TLS":       {func(p *bff.ProviderConfig) { p.LogoutURL = "http://id.example/logout" }, "Provider.LogoutURL"},
+		"a certificate and a transport":  {func(p *bff.ProviderConfig) { p.HTTPClient, p.RootCAs = new(http.Client), x509.NewCertPool() }, "Provider.HTTPClient"},
+		"FAPI 2.0 with another audience": {func(p *bff.ProviderConfig) { p.FAPI2, p.AssertionAudience = true, "https://id.example/token" }, "Provider.AssertionAudience"},
+	} {
+		cfg := bff.Config{
+			PublicURL: "https://app.example", Provider: bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
+			Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		}
+		test.edit(&cfg.Provider)
+		if _, err := bff.New(cfg); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}
+
+// FAPI 2.0 Security Profile 5.3.3, with a provider that takes nothing less of this client.
+func TestFAPI2(t *testing.T) {
+	key := ecKey(t)
+	provider, edit := withKeys(key)
+	a := newAppWith(t, func(c *devop.Config) {
+		provider(c)
+		c.RequireDPoPNonce, c.Clients[0].DPoPBound, c.Clients[0].PushesRequests = true, true, true
+	}, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.FAPI2 = true
+	})
+	c := a.takeDown(devop.Hooks{})
+	b := a.browser()
+	q := b.Navigate("/bff/login").Location(t).Query()
+	if len(q) != 2 || !q.Has("client_id") || !q.Has("request_uri") {
+		t.Errorf("the browser was sent with %v", q)
+	}
+	aLife(t, a)
+	for _, call := range c.to("/par") {
+		if nonce := call.form.Get("nonce"); len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
+			t.Errorf("pushed %v", call.form)
+		}
+	}
+	t.Run("an issuer that does not say who answers", func(t *testing.T) {
+		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+			edit(a, cfg)
+			cfg.Provider.FAPI2 = true
+			a.provider.Misbehave(t, bfftest.Discovery("no iss", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
+		})
+		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "RFC 9207") })
+	})
+	t.Run("RSA signs with PS256", func(t *testing.T) {
+		provider, edit := withKeys(rsaKey(t, 2048))
+		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+			edit(a, cfg)
+			cfg.Provider.FAPI2 = true
+		})
+		c := a.takeDown(devop.Hooks{})
+		aLife(t, a)
+		header, _ := unverified(t, c.to("/token")[0].form.Get("client_assertion"))
+		if header["alg"] != "PS256" {
+			t.Errorf("alg is %v", header["alg"])
+		}
+	})
+}
+
+func TestAuthorizationRequestsArePushed(t *testing.T) {
+	a := newApp(t, nil)
+	c := a.takeDown(devop.Hooks{})
+	b := a.browser()
+	seen := make(map[string]bool)
+	for range 2 {
+		q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
+		if len(q) != 2 || q.Get("client_id") != "spa" || seen[q.Get("request_uri")] {
+			t.Errorf("the browser was sent with %v", q)
+		}
+		seen[q.Get("request_uri")] = true
+	}
+	pushed := c.to("/par")
+	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" || pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
+		t.Errorf("pushed %v", pushed)
+	}
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("got %d", answer.StatusCode)
+	}
+}
+
+func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
+	a := newApp(t, nil)
+	answer := func(status int, body string) devop.Hooks {
+		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.URL.Path, "/par") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		}}
+	}
+	good := `{"request_uri":"urn:x","expires_in":60}`
+	for _, test := range []struct {
+		status int
+		body   string
+		want   int
+		code   string
+	}{
+		{200, good, 502, "login_refused"},
+		{201, `{"expires_in":60}`, 502, "login_refused"},
+		{201, `{"request_uri":"urn:x"}`, 502, "login_refused"},
+		{201, `{"request_uri":7,"expires_in":60}`, 502, "login_refused"},
+		{201, `<html>`, 502, "login_refused"},
+		{201, strings.Repeat(" ", 2<<20), 503, "provider_unavailable"},
+		{307, good, 502, "login_refused"},
+		{400, `{"error":"invalid_request"}`, 502, "login_refused"},
+		{400, `{"error":"invalid_grant"}`, 502, "login_refused"},
+		{401, `{"error":"invalid_client"}`, 502, "login_refused"},
+		{405, ``, 502, "login_refused"},
+		{413, ``, 502, "login_refused"},
+		{429, ``, 503, "provider_unavailable"},
+		{500, ``, 503, "provider_unavailable"},
+	} {
+		c := a.takeDown(answer(test.status, test.body))
+		b := a.browser()
+		got := b.Navigate("/bff/login?return_to=/x")
+		wantPage(t, got, test.want, test.code)
+		if n := len(c.to("/par")); n != 1 || len(got.Cookies()) > 0 {
+			t.Errorf("%d %s: pushed %d times, cookies %v", test.status, test.body[:min(len(test.body), 60)], n, got.Cookies())
+		}
+	}
+}
+
+func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
+	a := newApp(t, unpushed)
+	if q := a.browser().Navigate("/bff/login").Location(t).Query(); q.Has("request_uri") || !q.Has("state") {
+		t.Errorf("never: got %v", q)
+	}
+	for name, test := range map[string]struct {
+		mode string
+		edit func(m map[string]any)
+		want string
+	}{
+		"always, and there is no endpoint": {"always", func(m map[string]any) { delete(m, "pushed_authorization_request_endpoint") }, "no pushed_authorization_request_endpoint"},
+		"never, and it is required":        {"never", func(m map[string]any) { m["require_pushed_authorization_requests"] = true }, "requires pushed authorization requests"},
+		"an endpoint without TLS":          {"", func(m map[string]any) { m["pushed_authorization_request_endpoint"] = "http://id.example/par" }, "pushed_authorization_request_endpoint"},
+	} {
+		a := newApp(t, func(a *app, cfg *bff.Config) {
+			cfg.Provider.PushedRequests = test.mode
+			a.provider.Misbehave(t, bfftest.Discovery(name, test.edit))
+		})
+		waitFor(t, name, func() bool { return strings.Contains(a.logs.String(), test.want) })
+		wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
+	}
+}
+
+func TestRequestsAreSigned(t *testing.T) {
+	for _, pushed := range []string{"always", "never"} {
+		t.Run("pushed "+pushed, func(t *testing.T) {
+			key := ecKey(t)
+			a := newAppWith(t, func(c *devop.Config) {
+				c.Clients[0].Keys, c.Clients[0].SignsRequests = []jose.JSONWebKey{{Key: key.Public()}}, true
+			}, func(_ *app, cfg *bff.Config) {
+				cfg.Provider.ClientKeys, cfg.Provider.PushedRequests = []crypto.Signer{key}, pushed
+				cfg.Provider.SignRequests, cfg.Provider.Resources = true, []string{"https://a.example", "https://b.example"}
+			})
+			c := a.takeDown(devop.Hooks{})
+			b := a.browser()
+			if answer := b.SignIn("alice", "login_hint=alice&return_to=/x"); answer.StatusCode != 303 {
+				t.Fatalf("got %d\n%s", answer.StatusCode, a.logs)
+			}
+			var request string
+			if pushed == "always" {
+				form := c.to("/par")[0].form
+				if request = form.Get("request"); form.Has("state") || form.Has("request_uri") {
+					t.Errorf("pushed %v", form)
+				}
+			} else {
+				q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
+				if request = q.Get("request"); q.Get("client_id") != "spa" || q.Has("request_uri") || q.Has("state") || q.Has("nonce") {
+					t.Errorf("sent %v", q)
+				}
+			}
+			header, claims := unverified(t, request)
+			if header["typ"] != "oauth-authz-req+jwt" || claims["iss"] != "spa" || claims["aud"] != a.provider.Issuer || claims["client_id"] != "spa" || claims["sub"] != nil ||
+				claims["exp"] == nil || claims["login_hint"] != "alice" || claims["code_challenge"] == nil || claims["redirect_uri"] != a.url+"/bff/callback" {
+				t.Errorf("header %v, claims %v", header, claims)
+			}
+			if got := fmt.Sprint(claims["resource"]); got != "[https://a.example https://b.example]" {
+				t.Errorf("resource is %s", got)
+			}
+		})
+	}
+	t.Run("since the provider demands it", func(t *testing.T) {
+		key := ecKey(t)
+		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}} }, func(a *app, cfg *bff.Config) {
+			cfg.Provider.ClientKeys = []crypto.Signer{key}
+			f := bfftest.Discovery("", func(m map[string]any) { m["require_signed_request_object"] = true })
+			a.provider.Misbehave(t, f)
+		})
+		a.waitReady()
+		c := a.takeDown(devop.Hooks{})
+		a.browser().Navigate("/bff/login")
+		if !c.to("/par")[0].form.Has("request") {
+			t.Error("the request is not signed")
+		}
+	})
+}
+
+func TestWhatElseARequestSays(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		p := &cfg.Provider
+		p.PushedRequests, p.Resources, p.Audience = "never", []string{"https://a.example", "https://b.example"}, "https://orders.example"
+		p.Parameters = map[string]string{"access_type": "offline", "prompt": "consent"}
+		cfg.Routes[0].Resource, cfg.Routes[0].Scopes = "https://c.example", []string{"orders:read"}
+	})
+	b := a.browser()
+	q := b.Navigate("/bff/login?resource=https://evil.example&audience=evil&access_type=online").Location(t).Query()
+	if !slices.Equal(q["resource"], []string{"https://a.example", "https://b.example", "https://c.example"}) || q.Get("audience") != "https://orders.example" ||
+		q.Get("access_type") != "offline" || q.Get("prompt") != "consent" || q.Get("scope") != "openid profile email offline_access orders:read" {
+		t.Errorf("got %v", q)
+	}
+	if q := b.Navigate("/bff/login?prompt=login").Location(t).Query(); q.Get("prompt") != "login" {
+		t.Errorf("prompt: got %q, want what the app asked for", q["prompt"])
+	}
+}
+
+func TestTheAnswerMayBePosted(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
+	posted := func(t *testing.T, b *bfftest.Browser) url.Values {
+		t.Helper()
+		page := b.Follow(b.Navigate("/bff/login?return_to=/x"), "")
+		form := url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}}
+		page = b.Submit(page.Request.URL.String(), form)
+		fields := bfftest.HiddenFields(page.Text)
+		if !fields.Has("code") || !fields.Has("state") || !fields.Has("iss") {
+			t.Fatalf("the provider posts %v:\n%s", fields, page.Text)
+		}
+		return fields
+	}
+	crossSite := func(b *bfftest.Browser, form url.Values) *bfftest.Answer {
+		return b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
+			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
+	}
+	t.Run("and is posted again from here", func(t *testing.T) {
+		b := a.browser()
+		form := posted(t, b)
+		form.Set("x", `"><script>`)
+		page := crossSite(a.browser(), form) // no cookie comes along
+		again := bfftest.HiddenFields(page.Text)
+		if page.StatusCode != 200 || again.Get("code") != form.Get("code") || again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
+			t.Fatalf("got %d %v:\n%s", page.StatusCode, again, page.Text)
+		}
+		if csp := page.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "form-action 'self'") || strings.Contains(csp, "unsafe") || page.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("got %v", page.Header)
+		}
+		if answer := b.Submit("/bff/callback", again); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
+			t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Header.Get("Location"), answer.Text)
+		}
+		a.wantSession(b, "alice")
+		before := a.provider.TokenRequests()
+		if answer := b.Submit("/bff/callback", again); answer.StatusCode != 302 || a.provider.TokenRequests() != before { // it begins anew
+			t.Errorf("once more: got %d, %d token requests more", answer.StatusCode, a.provider.TokenRequests()-before)
+		}
+	})
+	t.Run("in one way", func(t *testing.T) {
+		b := a.browser()
+		form := posted(t, b)
+		wantProblem(t, b.Navigate("/bff/callback?"+form.Encode()), 405, "method_not_allowed")
+		a.wantSession(b, "")
+	})
+	t.Run("by another browser", func(t *testing.T) {
+		form := posted(t, a.browser())
+		form.Set("cloakroom_again", "1")
+		b := a.browser()
+		answer := crossSite(b, form) // a stale attempt begins anew, here
+		if answer.StatusCode != 302 {
+			t.Errorf("got %d", answer.StatusCode)
+		}
+		a.wantSession(b, "")
+	})
+	t.Run("twice", func(t *testing.T) {
+		b := a.browser()
+		form := posted(t, b)
+		form.Add("code", "another")
+		wantPage(t, b.Submit("/bff/callback", bfftest.HiddenFields(crossSite(b, form).Text)), 400, "bad_callback")
+		form.Set("cloakroom_again", "1")
+		wantPage(t, b.Submit("/bff/callback", form), 400, "bad_callback")
+	})
+	t.Run("nothing", func(t *testing.T) {
+		for _, test := range [][2]string{{"", ""}, {"", "application/x-www-form-urlencoded"}, {"x=%zz", "application/x-www-form-urlencoded"}, {"{}", "application/json"}, {strings.Repeat("a", 70<<10), "application/x-www-form-urlencoded"}} {
+			answer := a.browser().Do("POST", "/bff/callback", test[0], "Content-Type", test[1])
+			if answer.StatusCode != 400 && !(answer.StatusCode == 200 && test[0] == "") { // the page with nothing in it leads to 400
+				t.Errorf("%.20q as %s: got %d", test[0], test[1], answer.StatusCode)
+			}
+		}
+	})
+}
