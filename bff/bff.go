@@ -192,6 +192,9 @@ func New(cfg Config) (*Server, error) {
 			parsed.clientToken = clientTokens[parsed.targetKey]
 		}
 	}
+	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
+		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
+	}
 	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)

@@ -77,7 +77,7 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
 	}
 	t.addTo(form)
-	if key == "" && len(p.cfg.Resources) > 0 {
+	if t.Resource == "" && len(p.cfg.Resources) > 0 { // else it would be for all that was granted
 		form["resource"] = p.cfg.Resources
 	}
 	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)

@@ -1,0 +1,431 @@
+package bff_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// proven is a request with a DPoP proof that was checked as RFC 9449 4.3 has it, but for its nonce.
+type proven struct {
+	jkt, jti, nonce string
+	token           string // digest
+}
+
+// checkProof checks the proof of a request for a URL as a resource server does.
+func checkProof(r *http.Request, target string) (proven, error) {
+	proofs, credentials := r.Header.Values("DPoP"), r.Header.Values("Authorization")
+	if len(proofs) != 1 || len(credentials) != 1 {
+		return proven{}, fmt.Errorf("%d proofs, %d Authorization", len(proofs), len(credentials))
+	}
+	scheme, token, _ := strings.Cut(credentials[0], " ")
+	if scheme != "DPoP" {
+		return proven{}, fmt.Errorf("the scheme is %s", scheme)
+	}
+	jws, err := jose.ParseSignedCompact(proofs[0], []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		return proven{}, err
+	}
+	header := jws.Signatures[0].Protected
+	if header.ExtraHeaders["typ"] != "dpop+jwt" || header.JSONWebKey == nil || !header.JSONWebKey.IsPublic() {
+		return proven{}, fmt.Errorf("header is %v", header)
+	}
+	payload, err := jws.Verify(header.JSONWebKey)
+	if err != nil {
+		return proven{}, err
+	}
+	var claims struct{ JTI, HTM, HTU, ATH, Nonce string }
+	var issued struct{ IAT float64 }
+	if err := json.Unmarshal(payload, &claims); err != nil {
+		return proven{}, err
+	}
+	if err := json.Unmarshal(payload, &issued); err != nil {
+		return proven{}, err
+	}
+	sum := sha256.Sum256([]byte(token))
+	if age := time.Since(time.Unix(int64(issued.IAT), 0)); claims.HTM != r.Method || claims.HTU != target || claims.ATH != base64.RawURLEncoding.EncodeToString(sum[:]) || age > time.Minute || age < -time.Second {
+		return proven{}, fmt.Errorf("the claims are %s, want them for %s %s", payload, r.Method, target)
+	}
+	thumbprint, err := header.JSONWebKey.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return proven{}, err
+	}
+	b := proven{base64.RawURLEncoding.EncodeToString(thumbprint), claims.JTI, claims.Nonce, bfftest.Digest(token)}
+	var confirmation struct{ CNF struct{ JKT string } }
+	encoded, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err != nil {
+		return proven{}, err
+	}
+	if err := json.Unmarshal(encoded, &confirmation); err != nil || confirmation.CNF.JKT != b.jkt {
+		return proven{}, fmt.Errorf("the token is bound to %q, the proof is by %q", confirmation.CNF.JKT, b.jkt)
+	}
+	return b, nil
+}
+
+// boundAPI is an upstream that takes requests with proofs. Those without the nonce that it wants, if it wants one, it refuses.
+type boundAPI struct {
+	*httptest.Server
+	mu    sync.Mutex
+	nonce string
+	got   []proven
+	body  string
+}
+
+func newBoundAPI(t *testing.T) *boundAPI {
+	a := new(boundAPI)
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		b, err := checkProof(r, a.URL+r.URL.EscapedPath())
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		switch {
+		case err != nil:
+			w.Header().Set("WWW-Authenticate", `DPoP error="invalid_dpop_proof"`)
+			http.Error(w, err.Error(), http.StatusUnauthorized)
+			return
+		case slices.ContainsFunc(a.got, func(other proven) bool { return other.jti == b.jti }):
+			http.Error(w, "this proof was here before", http.StatusUnauthorized)
+			return
+		}
+		a.got = append(a.got, b)
+		if a.nonce != "" {
+			w.Header().Set("DPoP-Nonce", a.nonce)
+			if b.nonce != a.nonce {
+				w.Header().Set("WWW-Authenticate", `DPoP error="use_dpop_nonce", error_description="again"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+		}
+		a.body = string(body)
+		io.WriteString(w, "ok")
+	}))
+	t.Cleanup(a.Close)
+	return a
+}
+
+func (a *boundAPI) want(nonce string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.nonce, a.got = nonce, nil
+}
+
+func (a *boundAPI) requests() []proven {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.got)
+}
+
+// newBoundApp is an app whose tokens are bound to keys, at a provider that wants nonces.
+func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
+	t.Helper()
+	api := newBoundAPI(t)
+	return newAppWith(t, func(c *devop.Config) { c.RequireDPoPNonce, c.Clients[0].DPoPBound = true, true }, func(a *app, cfg *bff.Config) {
+		cfg.Provider.SenderConstraint = "dpop"
+		cfg.Routes = []bff.Route{
+			{Path: "/api/", Upstream: []string{api.URL}, Token: "user"},
+			{Path: "/v1/", Upstream: []string{api.URL + "/orders"}, StripPrefix: true, Token: "user"},
+			{Path: "/machines/", Upstream: []string{api.URL}, Token: "client"},
+			{Path: "/none/", Upstream: []string{a.echo.URL}, Token: "none"},
+		}
+		if edit != nil {
+			edit(a, cfg)
+		}
+	}), api
+}
+
+func wantOK(t *testing.T, a *bfftest.Answer) {
+	t.Helper()
+	if a.StatusCode != 200 {
+		t.Errorf("%s %s: got %d %v %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header, a.Text)
+	}
+}
+
+func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	b := a.signedIn()
+	wantOK(t, b.Fetch("GET", "/api/a%20b?q=1", "DPoP", "forged", "Authorization", "DPoP forged"))
+	wantOK(t, b.Fetch("PUT", "/v1/a;b"))
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	other := a.signedIn()
+	wantOK(t, other.Fetch("GET", "/api/x"))
+	got := api.requests()
+	if len(got) != 4 {
+		t.Fatalf("the upstream got %v", got)
+	}
+	if got[0].jkt != got[1].jkt || got[1].jkt != got[2].jkt || got[1].token == got[2].token {
+		t.Errorf("one session, a refresh before the third: got %v", got[:3])
+	}
+	if got[3].jkt == got[0].jkt {
+		t.Error("two sessions share a key")
+	}
+	if answer := echoed(t, b.Fetch("GET", "/none/x", "DPoP", "forged")); answer.Header.Get("DPoP") != "" {
+		t.Error("a proof where no token goes")
+	}
+}
+
+func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	b := a.browser()
+	wantOK(t, b.Fetch("GET", "/machines/x"))
+	wantOK(t, b.Fetch("GET", "/machines/y"))
+	if got := api.requests(); len(got) != 2 || got[0].jkt != got[1].jkt || got[0].token != got[1].token {
+		t.Errorf("got %v", got)
+	}
+}
+
+// The provider wants a nonce: the first request without one is made again, once, and those that follow have it (RFC 9449 8, 8.2).
+func TestTheProvidersNonce(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	c := a.takeDown(devop.Hooks{})
+	b := a.signedIn()
+	nonceIn := func(call call) any {
+		_, claims := unverified(t, call.header.Get("DPoP"))
+		return claims["nonce"]
+	}
+	if pushed := c.to("/par"); len(pushed) != 2 || nonceIn(pushed[0]) != nil || nonceIn(pushed[1]) == nil || pushed[0].form.Get("state") != pushed[1].form.Get("state") {
+		t.Errorf("pushed %d times", len(pushed))
+	}
+	if redeemed := c.to("/token"); len(redeemed) != 1 || nonceIn(redeemed[0]) == nil {
+		t.Errorf("the code was sent %d times, want once, with the nonce that the answer to the push gave", len(redeemed))
+	}
+	a.provider.RotateDPoPNonce()
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	if all := c.to("/token"); len(all) != 4 || nonceIn(all[1]) == nonceIn(all[2]) || nonceIn(all[2]) != nonceIn(all[3]) {
+		t.Errorf("%d token requests for a login and two refreshes with a new nonce between, want 4", len(all))
+	}
+	seen := make(map[any]bool)
+	for _, call := range append(c.to("/par"), c.to("/token")...) {
+		header, claims := unverified(t, call.header.Get("DPoP"))
+		if header["typ"] != "dpop+jwt" || header["alg"] != "ES256" || claims["ath"] != nil || claims["htm"] != "POST" || claims["htu"] != a.provider.Issuer+call.path || seen[claims["jti"]] {
+			t.Errorf("%s: header %v, claims %v", call.path, header, claims)
+		}
+		if jwk := header["jwk"].(map[string]any); len(jwk) != 4 || jwk["d"] != nil {
+			t.Errorf("jwk is %v", jwk)
+		}
+		seen[claims["jti"]] = true
+	}
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	if got := api.requests(); got[0].nonce != "" {
+		t.Errorf("the upstream got the provider's nonce %q", got[0].nonce)
+	}
+	if n := a.provider.Reuses(); n > 0 {
+		t.Errorf("%d refresh tokens were used twice", n)
+	}
+}
+
+// A provider that asks for another nonce each time is a fault that passes, after one more try.
+func TestANonceIsTriedOnce(t *testing.T) {
+	a, _ := newBoundApp(t, nil)
+	b := a.signedIn()
+	c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if !strings.HasSuffix(r.URL.Path, "/token") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("DPoP-Nonce", fmt.Sprint(time.Now().UnixNano()))
+		w.WriteHeader(400)
+		io.WriteString(w, `{"error":"use_dpop_nonce"}`)
+	}})
+	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+	if n := len(c.to("/token")); n != 2 {
+		t.Errorf("%d requests, want 2", n)
+	}
+	a.provider.Behave()
+	a.wantSession(b, "alice")
+}
+
+// An upstream wants a nonce of its own: the request is made again with it, body and all (RFC 9449 9).
+func TestTheUpstreamsNonce(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	c := a.takeDown(devop.Hooks{})
+	b := a.signedIn()
+	api.want("upstream-1")
+	answer := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
+	wantOK(t, answer)
+	if api.body != "the body" || answer.Header.Get("DPoP-Nonce") != "" {
+		t.Errorf("the body arrived as %q, and the browser was told %v", api.body, answer.Header)
+	}
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	wantOK(t, b.Fetch("GET", "/v1/x"))
+	got := api.requests()
+	if len(got) != 5 || got[0].nonce != "" || got[1].nonce != "upstream-1" || got[2].nonce != "upstream-1" || got[4].nonce != "upstream-1" {
+		t.Errorf("the upstream got %v, want its nonce after the first request to each of two addresses", got)
+	}
+	api.want("upstream-2")
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	for _, call := range c.to("/token") {
+		if _, claims := unverified(t, call.header.Get("DPoP")); strings.HasPrefix(fmt.Sprint(claims["nonce"]), "upstream") {
+			t.Error("the provider got the upstream's nonce")
+		}
+	}
+	if n := len(c.to("/token")); n != 2 {
+		t.Errorf("%d token requests, want 2: a nonce is no reason to refresh", n)
+	}
+	api.want("upstream-3")
+	large := strings.Repeat("x", 100<<10)
+	if answer := b.Do("POST", "/api/x", large, "X-CSRF", "1"); answer.StatusCode != 401 || len(api.requests()) != 1 {
+		t.Errorf("a body that is not kept: got %d after %d requests", answer.StatusCode, len(api.requests()))
+	}
+	wantOK(t, b.Do("POST", "/api/x", large, "X-CSRF", "1"))
+}
+
+// Two sessions at once, while the nonce changes: neither gets the other's token (the tests of the proof would see it).
+func TestNoncesMixNoSessions(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	browsers := []*bfftest.Browser{a.signedIn(), a.signedIn(), a.signedIn()}
+	api.want("0")
+	var all sync.WaitGroup
+	for i, b := range browsers {
+		all.Go(func() {
+			for n := range 30 {
+				if i == 0 && n%10 == 9 {
+					api.mu.Lock()
+					api.nonce = fmt.Sprint(n)
+					api.mu.Unlock()
+				}
+				answer := b.Fetch("GET", "/api/x")
+				if answer.StatusCode != 200 && !strings.Contains(answer.Header.Get("WWW-Authenticate"), "use_dpop_nonce") { // it changed twice
+					t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+				}
+			}
+		})
+	}
+	all.Wait()
+	keys := make(map[string]string) // :: token → key
+	for _, r := range api.requests() {
+		if key, ok := keys[r.token]; ok && key != r.jkt {
+			t.Error("a token came with two keys")
+		}
+		keys[r.token] = r.jkt
+	}
+}
+
+// The key is kept with the session: another process with the same store goes on with it.
+func TestTheKeySurvivesARestart(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	b := a.signedIn()
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := bff.New(bff.Config{
+		PublicURL: a.url,
+		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret), SenderConstraint: "dpop"},
+		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes:    []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}},
+		Logger:    slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: next}
+	go server.Serve(l)
+	next.Start()
+	defer next.Close(context.Background())
+	defer server.Close()
+	if err := next.Found(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cookie := b.Cookies()[0]
+	ask := func(method, path string) int {
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+l.Addr().String()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = strings.TrimPrefix(a.url, "http://")
+		req.Header.Set("X-CSRF", "1")
+		req.AddCookie(&http.Cookie{Name: cookie.Name, Value: cookie.Value})
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if one, two, three := ask("GET", "/api/x"), ask("POST", "/bff/session/refresh"), ask("GET", "/api/x"); one != 200 || two != 200 || three != 200 {
+		t.Errorf("got %d, %d, %d", one, two, three)
+	}
+	if got := api.requests(); len(got) != 3 || got[0].jkt != got[1].jkt || got[0].jkt != got[2].jkt {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
+	t.Run("at login", func(t *testing.T) {
+		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
+		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+	})
+	t.Run("at a refresh", func(t *testing.T) {
+		a, _ := newBoundApp(t, nil)
+		b := a.signedIn()
+		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+		a.wantSession(b, "alice")
+	})
+	t.Run("bound where it should not be", func(t *testing.T) {
+		a := newApp(t, nil)
+		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" }})
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+	})
+	t.Run("a provider that takes no ES256", func(t *testing.T) {
+		a := newApp(t, func(a *app, cfg *bff.Config) {
+			cfg.Provider.SenderConstraint = "dpop"
+			a.provider.Misbehave(t, bfftest.Discovery("no ES256", func(m map[string]any) { m["dpop_signing_alg_values_supported"] = []string{"RS256"} }))
+		})
+		waitFor(t, "it is said", func() bool { return strings.Contains(a.logs.String(), "takes no DPoP proofs with ES256") })
+	})
+}
+
+// The code is bound to the key from the beginning (RFC 9449 10): what is in the request says so where it is not pushed with a proof.
+func TestTheCodeIsBoundToTheKey(t *testing.T) {
+	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })
+	b := a.browser()
+	q := b.Navigate("/bff/login").Location(t).Query()
+	if jkt, err := base64.RawURLEncoding.DecodeString(q.Get("dpop_jkt")); err != nil || len(jkt) != 32 {
+		t.Errorf("dpop_jkt is %q", q.Get("dpop_jkt"))
+	}
+	if other := b.Navigate("/bff/login").Location(t).Query(); other.Get("dpop_jkt") == q.Get("dpop_jkt") {
+		t.Error("two logins share a key")
+	}
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("got %d", answer.StatusCode)
+	}
+}
+
+// A nonce that could break out of a proof, or out of a log, is none.
+func TestANonceThatIsNone(t *testing.T) {
+	a, api := newBoundApp(t, nil)
+	b := a.signedIn()
+	for _, nonce := range []string{`a"b`, `a\b`, "a b", strings.Repeat("n", 2000)} {
+		api.want(nonce)
+		if answer := b.Fetch("GET", "/api/x"); answer.StatusCode != 401 || len(api.requests()) != 1 {
+			t.Errorf("%.20q: got %d after %d requests", nonce, answer.StatusCode, len(api.requests()))
+		}
+	}
+}

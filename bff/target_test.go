@@ -1,0 +1,303 @@
+package bff_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// tokenAPI is an upstream that answers with what the access token says, and not with the token.
+func tokenAPI(t *testing.T) *httptest.Server {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		_, claims := unverified(t, token)
+		json.NewEncoder(w).Encode(map[string]any{"sub": claims["sub"], "aud": claims["aud"], "scope": claims["scope"], "digest": bfftest.Digest(token)})
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+type told struct{ Sub, Aud, Scope, Digest string }
+
+func (a *app) told(b *bfftest.Browser, path string) told {
+	a.t.Helper()
+	answer := b.Fetch("GET", path)
+	var got told
+	if answer.StatusCode != 200 {
+		a.t.Fatalf("%s: got %d %s\n%s", path, answer.StatusCode, answer.Text, a.logs)
+	}
+	answer.Decode(a.t, &got)
+	return got
+}
+
+// newTargetApp is an app with a route for each way to a token.
+func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
+	api := tokenAPI(t)
+	return newAppWith(t, func(c *devop.Config) { c.AccessTokenTTL = 20 * time.Second }, func(a *app, cfg *bff.Config) {
+		route := func(path string) bff.Route { return bff.Route{Path: path, Upstream: []string{api.URL}, Token: "user"} }
+		own, orders, billing, few, exchanged, machine := route("/own/"), route("/orders/"), route("/billing/"), route("/few/"), route("/exchanged/"), route("/machine/")
+		orders.Resource, billing.Resource = "https://orders.example", "https://billing.example"
+		few.Scopes = []string{"profile", "few:read"}
+		exchanged.Audience, exchanged.Grant = "legacy", "token-exchange"
+		machine.Token, machine.Resource, machine.Scopes = "client", "https://robots.example", []string{"robots:run"}
+		cfg.Provider.Resources = []string{"https://own.example"}
+		cfg.Routes = []bff.Route{own, orders, billing, few, exchanged, machine}
+		if edit != nil {
+			edit(a, cfg)
+		}
+	})
+}
+
+func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
+	a := newTargetApp(t, nil)
+	c := a.takeDown(devop.Hooks{})
+	b := a.signedIn()
+	all := "openid profile email offline_access few:read"
+	for range 2 {
+		for path, want := range map[string]told{
+			"/own/": {"alice", "https://own.example", all, ""}, "/orders/": {"alice", "https://orders.example", all, ""}, "/billing/": {"alice", "https://billing.example", all, ""},
+			"/few/": {"alice", "https://own.example", "profile few:read", ""}, "/exchanged/": {"alice", "legacy", all, ""}, "/machine/": {"spa", "https://robots.example", "robots:run", ""},
+		} {
+			got := a.told(b, path+"x")
+			if got.Sub != want.Sub || got.Aud != want.Aud || !sameScopes(got.Scope, want.Scope) {
+				t.Errorf("%s: got %+v, want %+v", path, got, want)
+			}
+		}
+	}
+	if n := len(c.to("/token")); n != 6 {
+		t.Errorf("%d token requests for six tokens", n)
+	}
+	if n := a.provider.Reuses(); n > 0 {
+		t.Errorf("%d refresh tokens were used twice", n)
+	}
+	for _, call := range c.to("/token") {
+		if call.form.Get("grant_type") == "urn:ietf:params:oauth:grant-type:token-exchange" &&
+			(call.form.Get("subject_token_type") != "urn:ietf:params:oauth:token-type:access_token" || call.form.Get("audience") != "legacy" || call.form.Has("refresh_token")) {
+			t.Errorf("exchanged with %v", call.form)
+		}
+	}
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Errorf("logout: got %d", got)
+	}
+	hints := make(map[string]int)
+	for _, call := range c.to("/revoke") {
+		hints[call.form.Get("token_type_hint")]++
+	}
+	if hints["refresh_token"] != 1 || hints["access_token"] != 5 {
+		t.Errorf("at logout these were revoked: %v", hints)
+	}
+	for _, path := range []string{"/own/x", "/orders/x", "/exchanged/x"} {
+		wantProblem(t, b.Fetch("GET", path), 401, "not_signed_in")
+	}
+}
+
+func sameScopes(a, b string) bool {
+	one, other := strings.Fields(a), strings.Fields(b)
+	slices.Sort(one)
+	slices.Sort(other)
+	return slices.Equal(one, other)
+}
+
+// Many calls of several users to several targets at once, and through a refresh: each gets what is for it.
+func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
+	a := newTargetApp(t, nil)
+	users := []string{"alice", "bob"}
+	var browsers []*bfftest.Browser
+	for i := range 4 {
+		b := a.browser()
+		if answer := b.SignIn(users[i%2], ""); answer.StatusCode != 303 {
+			t.Fatalf("got %d", answer.StatusCode)
+		}
+		browsers = append(browsers, b)
+	}
+	targets := map[string]string{"/own/": "https://own.example", "/orders/": "https://orders.example", "/billing/": "https://billing.example", "/exchanged/": "legacy"}
+	var mu sync.Mutex
+	owner := make(map[string]string) // :: token → whose, and what for
+	var all sync.WaitGroup
+	for i, b := range browsers {
+		for path, aud := range targets {
+			for range 3 {
+				all.Go(func() {
+					for range 5 {
+						answer := b.Fetch("GET", path+"x")
+						var got told
+						if err := json.Unmarshal([]byte(answer.Text), &got); answer.StatusCode != 200 || err != nil {
+							t.Errorf("%s: got %d %s", path, answer.StatusCode, answer.Text)
+							return
+						}
+						if got.Sub != users[i%2] || got.Aud != aud {
+							t.Errorf("%s of %s: got %+v", path, users[i%2], got)
+						}
+						mu.Lock()
+						if mine := fmt.Sprint(i, aud); owner[got.Digest] == "" {
+							owner[got.Digest] = mine
+						} else if owner[got.Digest] != mine {
+							t.Errorf("a token of %s is used by %s", owner[got.Digest], mine)
+						}
+						mu.Unlock()
+					}
+				})
+			}
+		}
+	}
+	all.Wait()
+	if len(owner) != len(browsers)*len(targets) {
+		t.Errorf("%d tokens for %d sessions and %d targets", len(owner), len(browsers), len(targets))
+	}
+	if n := a.provider.Reuses(); n > 0 {
+		t.Errorf("%d refresh tokens were used twice", n)
+	}
+}
+
+func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Routes[4].Audience = "unknown"
+	})
+	b := a.signedIn()
+	wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
+	for _, fault := range []string{`{"error":"invalid_grant"}`, `{"error":"invalid_target"}`, `{}`, `<html>`} {
+		c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.PostFormValue("grant_type"), "token-exchange") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.WriteHeader(400)
+			io.WriteString(w, fault)
+		}})
+		b := a.signedIn()
+		wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
+		wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
+		a.told(b, "/own/x")
+		a.told(b, "/orders/x")
+		a.wantSession(b, "alice")
+		exchanges := 0
+		for _, call := range c.to("/token") {
+			if strings.HasSuffix(call.form.Get("grant_type"), "token-exchange") {
+				exchanges++
+			}
+		}
+		if exchanges != 1 {
+			t.Errorf("%s: the provider was asked %d times, want once until some time has passed", fault, exchanges)
+		}
+	}
+	t.Run("an answer of another kind", func(t *testing.T) {
+		a := newTargetApp(t, nil)
+		b := a.signedIn()
+		for _, kind := range []any{nil, "urn:ietf:params:oauth:token-type:refresh_token", 7} {
+			a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+				if strings.HasSuffix(grant, "token-exchange") {
+					body["issued_token_type"] = kind
+				}
+			}})
+			wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
+			time.Sleep(1100 * time.Millisecond)
+		}
+	})
+	t.Run("a refused refresh for a target is one for all", func(t *testing.T) {
+		a := newTargetApp(t, nil)
+		b := a.signedIn()
+		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.PostFormValue("grant_type") != "refresh_token" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.WriteHeader(400)
+			io.WriteString(w, `{"error":"invalid_grant"}`)
+		}})
+		wantProblem(t, b.Fetch("GET", "/orders/x"), 401, "not_signed_in")
+		a.wantSession(b, "")
+	})
+}
+
+// What is made of the session's own token is made of a good one, and lives no longer.
+func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
+	a := newTargetApp(t, nil)
+	b := a.signedIn()
+	c := a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+		if strings.HasSuffix(grant, "token-exchange") {
+			body["expires_in"] = 3600
+		} else {
+			body["expires_in"] = 3
+		}
+	}})
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh")) // from now on the own token lives 3 s
+	one := a.told(b, "/exchanged/x")
+	if two := a.told(b, "/exchanged/x"); two.Digest != one.Digest {
+		t.Error("it is exchanged for each request")
+	}
+	time.Sleep(3 * time.Second)
+	if three := a.told(b, "/exchanged/x"); three.Digest == one.Digest {
+		t.Error("it outlives the token that it was made of")
+	}
+	if n := len(c.to("/token")); n < 4 {
+		t.Errorf("%d token requests, want two refreshes and two exchanges", n)
+	}
+}
+
+func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
+	var mu sync.Mutex
+	rejected := ""
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if rejected == "" {
+			rejected = r.Header.Get("Authorization")
+		}
+		if r.Header.Get("Authorization") == rejected {
+			w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
+			w.WriteHeader(401)
+		}
+	}))
+	defer api.Close()
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
+	b := a.signedIn()
+	own := a.told(b, "/own/x")
+	wantOK(t, b.Fetch("GET", "/orders/x"))
+	if a.told(b, "/own/x").Digest != own.Digest {
+		t.Error("the session's own token was replaced")
+	}
+}
+
+func TestMistakesInWhatARouteWantsTokensFor(t *testing.T) {
+	for name, test := range map[string]struct {
+		edit func(*bff.Route)
+		want string
+	}{
+		"a relative resource":                     {func(r *bff.Route) { r.Resource = "/orders" }, "Routes[0].Resource"},
+		"a scope with a space":                    {func(r *bff.Route) { r.Scopes = []string{"a b"} }, "Routes[0].Scopes"},
+		"an unknown grant":                        {func(r *bff.Route) { r.Resource, r.Grant = "https://a.example", "password" }, "Routes[0].Grant"},
+		"a grant for nothing":                     {func(r *bff.Route) { r.Grant = "token-exchange" }, "Routes[0].Grant: there is nothing to ask for"},
+		"an audience by refresh":                  {func(r *bff.Route) { r.Audience = "a" }, "Routes[0].Audience"},
+		"a resource where no token goes":          {func(r *bff.Route) { r.Resource, r.Token = "https://a.example", "none" }, "Routes[0].Token"},
+		"an exchange of the broker's own":         {func(r *bff.Route) { r.Audience, r.Grant, r.Token = "a", "token-exchange", "client" }, "Routes[0].Grant"},
+		"a resource beside one that is not named": {func(r *bff.Route) { r.Token = "user" }, "Provider.Resources: missing"},
+		"mtls to an upstream without mtls":        {nil, "Routes[0].Upstream"},
+	} {
+		a := bff.Config{
+			PublicURL: "https://app.example", Provider: bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
+			Routes: []bff.Route{{Path: "/api/", Upstream: []string{"http://api.internal"}, Token: "user"}},
+		}
+		if strings.Contains(name, "beside") {
+			a.Routes = append(a.Routes, bff.Route{Path: "/b/", Upstream: []string{"http://b.internal"}, Token: "user", Resource: "https://b.example"})
+		}
+		if test.edit != nil {
+			test.edit(&a.Routes[0])
+		} else {
+			a.Provider.SenderConstraint, a.Provider.ClientCertificate = "mtls", certificate(t, ecKey(t))
+		}
+		if _, err := bff.New(a); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}
