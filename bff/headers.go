@@ -78,7 +78,11 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	for name, claim := range route.Headers {
 		delete(out, name)
 		if current != nil {
-			if text := strings.Join(claimTexts(current.Claim(claim)), ","); text != "" && isFieldValue(text) {
+			switch text := strings.Join(claimTexts(current.Claim(claim)), ","); {
+			case text == "" || !isFieldValue(text):
+			case len(text) > maxClaimHeader:
+				s.log.Warn("claim not handed on: it is too long for a header", "header", name, "claim", claim, "bytes", len(text), "session", current.ID)
+			default:
 				out[name] = []string{text}
 			}
 		}
@@ -101,6 +105,9 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 		out["Authorization"] = x.token.header
 	}
 }
+
+// maxClaimHeader is how many bytes a claim can have in a header: servers take 8 KiB for all of them.
+const maxClaimHeader = 4 << 10
 
 // viaUs is RFC 9110 7.6.3.
 var viaUs = []string{"1.1 cloakroom"}

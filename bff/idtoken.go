@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -197,18 +198,28 @@ func asymmetric(algorithms []string) []string {
 	return known
 }
 
+// errNotAJWT says that what came in the place of a JWT is none.
+var errNotAJWT = errors.New("it is not a JWT")
+
 // checkTokenType refuses a JWT whose typ says that it is something else than what is wanted (RFC 8725 3.12). One without a typ, or just with JWT, does not say.
 func checkTokenType(raw, want string) error {
-	encoded, _, _ := strings.Cut(raw, ".")
-	b, err := base64.RawURLEncoding.DecodeString(encoded)
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 {
+		return errNotAJWT
+	}
+	b, err := base64.RawURLEncoding.DecodeString(parts[0])
 	if err != nil {
-		return errors.New("it is not a JWT")
+		return errNotAJWT
 	}
 	var header struct {
-		Type string `json:"typ"`
+		Type      string `json:"typ"`
+		Algorithm string `json:"alg"`
 	}
-	if err := json.Unmarshal(b, &header); err != nil {
-		return errors.New("its header is not JSON")
+	if err := json.Unmarshal(b, &header); err != nil || header.Algorithm == "" {
+		return fmt.Errorf("%w: it has no header", errNotAJWT)
+	}
+	if _, err := decodeClaims(parts[1]); err != nil {
+		return fmt.Errorf("%w: it has no claims", errNotAJWT)
 	}
 	switch typ := strings.TrimPrefix(strings.ToLower(header.Type), "application/"); typ {
 	case "", "jwt", want:
@@ -244,6 +255,12 @@ func parseClaims(payload []byte) (map[string]any, error) {
 			return nil, err
 		}
 		claims[name] = value
+	}
+	if _, err := d.Token(); err != nil { // the end of the object
+		return nil, fmt.Errorf("the claims are cut short: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("there is something after the claims")
 	}
 	return claims, nil
 }

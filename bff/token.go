@@ -90,7 +90,7 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 	}
 	id, err := p.verifyIDToken(ctx, m, answer.tokens)
 	switch {
-	case errors.Is(err, errKeysUnreachable), errors.Is(err, errKeysCurrent), errors.Is(err, errClock):
+	case errors.Is(err, errKeysUnreachable), errors.Is(err, errKeysCurrent), errors.Is(err, errClock), errors.Is(err, errNotAJWT):
 		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
 		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
 		renewal.Tokens.ID = ""

@@ -235,3 +235,10 @@ func (b *Browser) absolute(target string) string {
 func (b *Browser) Trust(roots *x509.CertPool) {
 	b.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 }
+
+// DropCookies forgets the app's cookies, as a user can.
+func (b *Browser) DropCookies() {
+	for _, c := range b.Cookies() {
+		b.SetCookie(&http.Cookie{Name: c.Name, Path: "/", MaxAge: -1})
+	}
+}

@@ -1,0 +1,318 @@
+package bff_test
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// user returns what the app is told of the user.
+func user(t *testing.T, b *bfftest.Browser) map[string]any {
+	t.Helper()
+	var got struct{ User map[string]any }
+	b.Fetch("GET", "/bff/session").Decode(t, &got)
+	return got.User
+}
+
+func withUserInfo(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true }
+
+func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
+	for _, signed := range []bool{false, true} {
+		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
+			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
+			c := a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) {
+				maps.Copy(claims, map[string]any{"department": "wonder", "name": "somebody else", "nonce": "x", "_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}}})
+			}})
+			b := a.signedIn()
+			got := user(t, b)
+			if got["department"] != "wonder" || got["name"] != "Alice Liddell" || got["sub"] != "alice" || got["nonce"] != nil || got["_claim_sources"] != nil || got["aud"] != nil {
+				t.Errorf("got %v", got)
+			}
+			asked := c.to("/userinfo")
+			if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "Bearer ") {
+				t.Errorf("asked %d times", len(asked))
+			}
+			if len(c.to("/elsewhere")) > 0 {
+				t.Error("claims were fetched from where the answer named")
+			}
+		})
+	}
+}
+
+func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
+	answer := func(status int, contentType, body string) devop.Hooks {
+		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.URL.Path, "/userinfo") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", contentType)
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+		}}
+	}
+	edited := func(edit func(map[string]any)) devop.Hooks { return devop.Hooks{EditUserinfo: edit} }
+	for name, test := range map[string]struct {
+		signed bool
+		hooks  devop.Hooks
+		status int
+		code   string
+	}{
+		"another sub":           {false, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
+		"no sub":                {false, edited(func(c map[string]any) { delete(c, "sub") }), 502, "login_invalid"},
+		"a sub in a list":       {false, edited(func(c map[string]any) { c["sub"] = []string{"alice"} }), 502, "login_invalid"},
+		"signed, another sub":   {true, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
+		"signed, another aud":   {true, edited(func(c map[string]any) { c["aud"] = "other" }), 502, "login_invalid"},
+		"signed, no aud":        {true, edited(func(c map[string]any) { delete(c, "aud") }), 502, "login_invalid"},
+		"signed, another iss":   {true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502, "login_invalid"},
+		"signed by another key": {true, devop.Hooks{SignUserinfo: bfftest.SignWithForeignKey}, 502, "login_invalid"},
+		"signed by nobody": {true, devop.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
+			input, err := devop.SigningInput(map[string]any{"alg": "none"}, c)
+			return input + ".", err
+		}}, 502, "login_invalid"},
+		"HTML":            {false, answer(200, "text/html", "<html>"), 502, "login_invalid"},
+		"a token as JSON": {false, answer(200, "application/json", "a.b.c"), 502, "login_invalid"},
+		"no type":         {false, answer(200, "", `{"sub":"alice"}`), 502, "login_invalid"},
+		"a list":          {false, answer(200, "application/json", `[]`), 502, "login_invalid"},
+		"null":            {false, answer(200, "application/json", `null`), 502, "login_invalid"},
+		"sub twice":       {false, answer(200, "application/json", `{"sub":"alice","sub":"bob"}`), 502, "login_invalid"},
+		"Sub and sub":     {false, answer(200, "application/json", `{"Sub":"alice","sub":"alice"}`), 502, "login_invalid"},
+		"cut":             {false, answer(200, "application/json", `{"sub":"alice"`), 502, "login_invalid"},
+		"too many claims": {false, edited(func(c map[string]any) { c["groups"] = strings.Repeat("g", 70<<10) }), 502, "login_invalid"},
+		"huge":            {false, answer(200, "application/json", `{"sub":"alice","x":"`+strings.Repeat("x", 2<<20)+`"}`), 503, "provider_unavailable"},
+		"a redirect":      {false, answer(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"401":             {false, answer(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"500":             {false, answer(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
+		"an ID token":     {true, devop.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }}, 502, "login_invalid"},
+		"a connection lost": {false, devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/userinfo") {
+				panic(http.ErrAbortHandler)
+			}
+			next.ServeHTTP(w, r)
+		}}, 503, "provider_unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = test.signed }, withUserInfo)
+			b := a.signedIn()
+			a.takeDown(test.hooks)
+			wantPage(t, b.SignIn("alice", ""), test.status, test.code)
+			a.wantSession(b, "alice")
+		})
+	}
+}
+
+func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
+	a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
+	for _, typ := range []string{"at+jwt", "logout+jwt", "dpop+jwt"} {
+		a.takeDown(devop.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
+			return a.provider.Sign(map[string]any{"typ": typ}, claims)
+		}})
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+	}
+}
+
+func TestUserInfoWithADPoPProof(t *testing.T) {
+	a, _ := newBoundApp(t, withUserInfo)
+	c := a.takeDown(devop.Hooks{})
+	a.signedIn()
+	if asked := c.to("/userinfo"); len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") || len(asked[0].header.Values("DPoP")) != 1 {
+		t.Errorf("asked %v", asked)
+	}
+	t.Run("that has to have a nonce", func(t *testing.T) {
+		c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/userinfo") {
+				if _, claims := unverified(t, r.Header.Get("DPoP")); claims["nonce"] != "for-userinfo" {
+					w.Header().Set("DPoP-Nonce", "for-userinfo")
+					w.Header().Set("WWW-Authenticate", `DPoP error="use_dpop_nonce"`)
+					w.WriteHeader(401)
+					return
+				}
+			}
+			next.ServeHTTP(w, r)
+		}})
+		a.signedIn()
+		if n := len(c.to("/userinfo")); n != 2 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
+func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
+	var seen string
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Claims = bff.Claims{
+			Allow: []string{"sub", "roles", "org", "missing"},
+			Map:   map[string]string{"roles": "realm_access.roles", "org": "https://app.example/claims.org", "deep": "a.b.c", "nothing": "a.x"},
+		}
+		cfg.Routes[0].Headers = map[string]string{"X-Email": "email", "X-Roles": "roles", "X-Deep": "deep"}
+		cfg.Routes[0].Require = bff.Require{Claims: map[string][]string{"roles": {"admin"}}}
+	})
+	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		claims["realm_access"] = map[string]any{"roles": []string{"admin", "user"}}
+		claims["https://app.example/claims.org"] = "wonderland"
+		claims["a.b"] = map[string]any{"c": "deep"}
+	}})
+	b := a.signedIn()
+	got := user(t, b)
+	if len(got) != 3 || got["sub"] != "alice" || fmt.Sprint(got["roles"]) != "[admin user]" || got["org"] != "wonderland" {
+		t.Errorf("the app sees %v", got)
+	}
+	e := echoed(t, b.Fetch("GET", "/api/x"))
+	if seen = e.Header.Get("X-Email"); seen != "alice@example.com" || e.Header.Get("X-Roles") != "admin,user" || e.Header.Get("X-Deep") != "deep" {
+		t.Errorf("the upstream sees %v", e.Header)
+	}
+}
+
+func TestAMappingThatCannotBe(t *testing.T) {
+	for name, m := range map[string]map[string]string{"sub": {"sub": "email"}, "iss": {"iss": "x"}, "no name": {"": "x"}, "no source": {"x": ""}} {
+		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Claims: bff.Claims{Map: m}})
+		if err == nil || !strings.Contains(err.Error(), "Claims.Map") {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
+	for _, userinfo := range []bool{false, true} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = userinfo })
+		b := a.signedIn()
+		before := user(t, b)
+		a.takeDown(devop.Hooks{
+			EditIDToken: func(_, claims map[string]any) {
+				claims["groups"] = []string{"new"}
+				for _, name := range []string{"auth_time", "acr", "name"} {
+					delete(claims, name)
+				}
+			},
+			EditUserinfo: func(claims map[string]any) { claims["name"] = "Alice P." },
+		})
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		after := user(t, b)
+		wantName := any(nil)
+		if userinfo {
+			wantName = "Alice P."
+		}
+		if fmt.Sprint(after["groups"]) != "[new]" || after["auth_time"] != before["auth_time"] || after["acr"] != before["acr"] || after["name"] != wantName {
+			t.Errorf("userinfo %v: before %v, after %v", userinfo, before, after)
+		}
+	}
+	t.Run("but not while userinfo fails", func(t *testing.T) {
+		a := newApp(t, withUserInfo)
+		b := a.signedIn()
+		before := fmt.Sprint(user(t, b))
+		a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" }, EditIDToken: func(_, claims map[string]any) { claims["groups"] = "new" }})
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		if after := fmt.Sprint(user(t, b)); after != before {
+			t.Errorf("before %s, after %s", before, after)
+		}
+	})
+}
+
+// OpenID Connect Core 12.2.
+func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
+	a := newApp(t, nil)
+	for name, test := range map[string]struct {
+		edit  func(claims map[string]any, nonce any)
+		lives bool
+	}{
+		"no nonce":          {func(claims map[string]any, _ any) { delete(claims, "nonce") }, true},
+		"the nonce of old":  {func(claims map[string]any, nonce any) { claims["nonce"] = nonce }, true},
+		"another nonce":     {func(claims map[string]any, _ any) { claims["nonce"] = "another" }, false},
+		"another subject":   {func(claims map[string]any, _ any) { claims["sub"] = "bob" }, false},
+		"another issuer":    {func(claims map[string]any, _ any) { claims["iss"] = "https://evil.example" }, false},
+		"another audience":  {func(claims map[string]any, _ any) { claims["aud"] = "other" }, false},
+		"a second audience": {func(claims map[string]any, _ any) { claims["aud"] = []string{"spa", "other"} }, false},
+		"another azp":       {func(claims map[string]any, _ any) { claims["azp"] = "other" }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var nonce any
+			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
+			b := a.signedIn()
+			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
+			answer := b.Fetch("POST", "/bff/session/refresh")
+			if test.lives {
+				wantOK(t, answer)
+				a.wantSession(b, "alice")
+			} else {
+				wantProblem(t, answer, 401, "not_signed_in")
+				a.wantSession(b, "")
+			}
+		})
+	}
+}
+
+// What is too long for a header is left out, and what is in no cookie can be long.
+func TestManyClaimsBreakNothing(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Routes[0].Headers = map[string]string{"X-Groups": "groups", "X-User": "sub"}
+	})
+	groups := make([]string, 3000)
+	for i := range groups {
+		groups[i] = fmt.Sprintf("group-%06d", i)
+	}
+	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = groups }})
+	b := a.signedIn()
+	for _, c := range b.Cookies() {
+		if len(c.Name)+len(c.Value) > 400 {
+			t.Errorf("the cookie %s has %d bytes", c.Name, len(c.Value))
+		}
+	}
+	e := echoed(t, b.Fetch("GET", "/api/x"))
+	if e.Header.Get("X-User") != "alice" || e.Header.Get("X-Groups") != "" {
+		t.Errorf("the upstream got %d bytes of groups", len(e.Header.Get("X-Groups")))
+	}
+	if !strings.Contains(a.logs.String(), "X-Groups") {
+		t.Error("nothing is said of what was left out")
+	}
+	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) }})
+	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+}
+
+// Whatever a provider answers with, it is a clean failure, in time.
+func TestHostileTokenAnswers(t *testing.T) {
+	a := newApp(t, nil)
+	token := func() string {
+		return fmt.Sprintf(`{"access_token":"a","token_type":"Bearer","expires_in":60,"id_token":%q}`, "e30.e30.e30")
+	}
+	for name, body := range map[string]string{
+		"deep":              `{"access_token":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + `}`,
+		"a string":          `"x"`,
+		"numbers":           `{"access_token":1,"token_type":2,"id_token":3}`,
+		"null":              `null`,
+		"an empty object":   `{}`,
+		"an ID token of {}": token(),
+		"NUL":               "\x00",
+		"not UTF-8":         "{\"access_token\":\"\xff\xfe\"}",
+	} {
+		b := a.signedIn()
+		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.URL.Path, "/token") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, body)
+		}})
+		began := time.Now()
+		wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
+		if answer := b.Fetch("POST", "/bff/session/refresh"); name == "an ID token of {}" {
+			wantOK(t, answer) // the rest of the answer is good, and what was before is spent
+		} else {
+			wantProblem(t, answer, 503, "provider_unavailable")
+		}
+		a.wantSession(b, "alice")
+		if d := time.Since(began); d > 5*time.Second {
+			t.Errorf("%s: took %v", name, d)
+		}
+		a.provider.Behave()
+	}
+}

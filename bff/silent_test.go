@@ -1,0 +1,274 @@
+package bff_test
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+var inFrame = []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin"}
+
+// silently goes through a silent login, and returns the page that it ends with.
+func silently(b *bfftest.Browser) *bfftest.Answer {
+	answer := b.Navigate("/bff/silent-login", inFrame...)
+	for range 5 {
+		if answer.StatusCode/100 != 3 {
+			break
+		}
+		answer = b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
+	}
+	return answer
+}
+
+func wantSilent(t *testing.T, page *bfftest.Answer, authenticated string) {
+	t.Helper()
+	csp := page.Header.Get("Content-Security-Policy")
+	if page.StatusCode != 200 || !strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) || !strings.Contains(page.Text, `type:"cloakroom:silent-login"`) ||
+		!strings.Contains(page.Text, "location.origin)") || !strings.Contains(csp, "frame-ancestors 'self'") || !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") ||
+		page.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("got %d %v\n%s", page.StatusCode, page.Header, page.Text)
+	}
+}
+
+func TestSilentLogin(t *testing.T) {
+	a := newApp(t, unpushed)
+	b := a.browser()
+	q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
+	if q.Get("prompt") != "none" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("code_challenge") == "" {
+		t.Errorf("asked with %v", q)
+	}
+	wantSilent(t, silently(b), "false") // the provider does not know the user either
+	a.wantSession(b, "")
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Fatalf("got %d", answer.StatusCode)
+	}
+	requests := a.provider.Stats().Authorizations
+	wantSilent(t, silently(b), "true")
+	if n := a.provider.Stats().Authorizations - requests; n > 0 {
+		t.Error("the provider is asked about a user who is signed in here: it might know another one")
+	}
+	var before, after sessionBody
+	b.Fetch("GET", "/bff/session").Decode(t, &before)
+	b.DropCookies()
+	wantSilent(t, silently(b), "true") // the provider knows the user
+	b.Fetch("GET", "/bff/session").Decode(t, &after)
+	if after.User.Sub != "alice" || after.Session.ID == before.Session.ID {
+		t.Errorf("got %+v", after)
+	}
+}
+
+func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
+	a := newApp(t, unpushed)
+	signedInAtTheProvider := func() *bfftest.Browser {
+		b := a.signedIn()
+		b.DropCookies()
+		return b
+	}
+	t.Run("no attempt", func(t *testing.T) {
+		b := signedInAtTheProvider()
+		answer := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
+		b.DropCookies() // a browser that keeps them from frames
+		wantSilent(t, b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		a.wantSession(b, "")
+	})
+	t.Run("a provider that does not answer", func(t *testing.T) {
+		b := signedInAtTheProvider()
+		answer := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
+		a.provider.Misbehave(t, bfftest.ProviderDown)
+		wantSilent(t, b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		a.provider.Behave()
+		a.wantSession(b, "")
+	})
+	t.Run("every reason to ask the user", func(t *testing.T) {
+		for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required", "access_denied", "server_error", "<script>"} {
+			b := signedInAtTheProvider()
+			a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+				answer.Del("code")
+				answer.Set("error", code)
+			}})
+			wantSilent(t, silently(b), "false")
+			a.provider.Behave()
+			a.wantSession(b, "")
+		}
+	})
+	t.Run("a login that is not silent in a frame", func(t *testing.T) {
+		b := a.browser()
+		back := b.AnswerOfProvider("alice", "").Header.Get("Location")
+		requests := a.provider.TokenRequests()
+		wantSilent(t, b.Navigate(back, "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		if a.provider.TokenRequests() > requests {
+			t.Error("the code was redeemed: a page of another site could log its visitor in unseen")
+		}
+		a.wantSession(b, "")
+	})
+}
+
+func TestASilentLoginIsForOurOwnFrames(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	for _, header := range [][]string{
+		{"Sec-Fetch-Dest", "document"}, {"Sec-Fetch-Dest", "empty", "Sec-Fetch-Mode", "cors"}, {"Sec-Fetch-Dest", "image"},
+	} {
+		wantProblem(t, b.Navigate("/bff/silent-login", header...), 401, "navigation_only")
+	}
+	for _, site := range []string{"cross-site", "same-site", "none"} {
+		wantProblem(t, b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", site), 403, "csrf")
+	}
+}
+
+func TestFrontchannelLogout(t *testing.T) {
+	a := newApp(t, nil)
+	origin := strings.TrimSuffix(a.provider.Issuer, "/op")
+	ask := func(b *bfftest.Browser, q url.Values) *bfftest.Answer {
+		t.Helper()
+		answer := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-site")
+		if csp := answer.Header.Get("Content-Security-Policy"); !strings.HasSuffix(csp, "frame-ancestors "+origin) || answer.Header.Get("Cache-Control") != "no-store" || answer.Header.Get("X-Frame-Options") != "" {
+			t.Errorf("got %v", answer.Header)
+		}
+		return answer
+	}
+	b, sid := a.signedInWithSID()
+	other, otherSID := a.signedInWithSID()
+	iss := a.provider.Issuer
+	for name, q := range map[string]url.Values{
+		"neither": {}, "iss alone": {"iss": {iss}}, "sid alone": {"sid": {sid}}, "sid twice": {"iss": {iss}, "sid": {sid, sid}},
+	} {
+		if answer := ask(b, q); answer.StatusCode != 400 || answer.Code() != "bad_frontchannel_logout" {
+			t.Errorf("%s: got %d %s", name, answer.StatusCode, answer.Code())
+		}
+		a.wantSession(b, "alice")
+	}
+	for name, q := range map[string]url.Values{
+		"another sid": {"iss": {iss}, "sid": {otherSID}}, "another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
+	} {
+		if answer := ask(b, q); answer.StatusCode != 200 {
+			t.Errorf("%s: got %d", name, answer.StatusCode)
+		}
+		a.wantSession(b, "alice")
+	}
+	good := url.Values{"iss": {iss}, "sid": {sid}}
+	if answer := ask(a.browser(), good); answer.StatusCode != 200 { // the cookie did not come along
+		t.Errorf("without a cookie: got %d", answer.StatusCode)
+	}
+	a.wantSession(b, "alice")
+	c := a.takeDown(devop.Hooks{})
+	if answer := ask(b, good); answer.StatusCode != 200 {
+		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(b, "")
+	a.wantSession(other, "alice")
+	if n := len(c.to("/revoke")); n != 2 {
+		t.Errorf("%d tokens were revoked, want the refresh and the access token", n)
+	}
+	if answer := ask(b, good); answer.StatusCode != 200 {
+		t.Errorf("once more: got %d", answer.StatusCode)
+	}
+}
+
+// A provider that has no session of its own to name: sid is in none of its tokens, and stands for none.
+func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
+	a := newApp(t, nil)
+	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
+	b, other := a.signedIn(), a.signedIn()
+	for _, sid := range []string{"", "null", "undefined"} {
+		b.Navigate("/bff/frontchannel-logout?"+url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode(), inFrame...)
+	}
+	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+		t.Errorf("logout: got %d", got)
+	}
+	a.wantSession(b, "")
+	a.wantSession(other, "alice")
+}
+
+func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
+	for name, test := range map[string]struct {
+		answer func(w http.ResponseWriter, hint string) bool // false: the provider's own
+		log    string
+	}{
+		"as it should be": {func(http.ResponseWriter, string) bool { return false }, ""},
+		"a provider that does not revoke access tokens": {func(w http.ResponseWriter, hint string) bool {
+			if hint == "access_token" {
+				w.WriteHeader(400)
+				w.Write([]byte(`{"error":"unsupported_token_type"}`))
+			}
+			return hint == "access_token"
+		}, ""},
+		"a provider that refuses": {func(w http.ResponseWriter, _ string) bool {
+			w.WriteHeader(401)
+			w.Write([]byte(`{"error":"invalid_client"}`))
+			return true
+		}, "not revoked"},
+		"a body that means nothing": {func(w http.ResponseWriter, _ string) bool {
+			w.Write([]byte(`{"error":"invalid_client"}`))
+			return true
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, nil)
+			b := a.signedIn()
+			c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.answer(w, r.PostFormValue("token_type_hint")) {
+					next.ServeHTTP(w, r)
+				}
+			}})
+			if answer := b.Submit("/bff/logout", nil); answer.StatusCode != 303 {
+				t.Errorf("got %d", answer.StatusCode)
+			}
+			hints := make(map[string]int)
+			for _, call := range c.to("/revoke") {
+				hints[call.form.Get("token_type_hint")]++
+			}
+			if hints["refresh_token"] != 1 || hints["access_token"] != 1 {
+				t.Errorf("revoked: %v", hints)
+			}
+			if said := strings.Contains(a.logs.String(), "not revoked"); said != (test.log != "") {
+				t.Errorf("a fault is logged: %v", said)
+			}
+			a.wantSession(b, "")
+		})
+	}
+}
+
+func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
+	t.Run("an address and a parameter of their own", func(t *testing.T) {
+		a := newApp(t, func(a *app, cfg *bff.Config) {
+			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = "https://login.example/logout?tenant=1", "logout_uri"
+		})
+		b := a.signedIn()
+		to := b.Submit("/bff/logout", nil).Location(t)
+		if q := to.Query(); to.Host != "login.example" || q.Get("tenant") != "1" || q.Get("logout_uri") != a.url+"/bff/logout/callback" || q.Has("post_logout_redirect_uri") || q.Get("client_id") != "spa" {
+			t.Errorf("sent to %s", to)
+		}
+	})
+	t.Run("not at all", func(t *testing.T) {
+		a := newApp(t, func(a *app, cfg *bff.Config) {
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				delete(m, "end_session_endpoint")
+				delete(m, "revocation_endpoint")
+			}))
+		})
+		a.waitReady()
+		b := a.signedIn()
+		if answer := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}); answer.StatusCode != 303 || answer.Header.Get("Location") != "/bye" {
+			t.Errorf("got %d %s", answer.StatusCode, answer.Header.Get("Location"))
+		}
+		a.wantSession(b, "")
+	})
+}
+
+func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
+	for keep, want := range map[bool]string{false: `"storage"`, true: ""} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.KeepStorage = keep })
+		b := a.signedIn()
+		for _, answer := range []*bfftest.Answer{b.Fetch("POST", "/bff/logout"), b.Submit("/bff/logout", nil)} {
+			if got := answer.Header.Get("Clear-Site-Data"); got != want {
+				t.Errorf("keep %v: got %s, want %s", keep, got, want)
+			}
+		}
+	}
+}
