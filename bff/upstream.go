@@ -3,6 +3,7 @@ package bff
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -142,33 +143,101 @@ func newAddress(raw string, r Route) (*address, error) {
 		return c, nil
 	}
 	header := cmp.Or(r.Timeouts.ResponseHeader, headerTimeout)
-	plain := &http1.Client{Dial: dial, HeaderTimeout: header}
-	a.transport, a.upgrades, a.close = plain, plain, plain.CloseIdle
-	if u.Scheme == "http" {
-		return a, nil
-	}
-	general := &http.Transport{
+	http2 := &http.Transport{
 		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		ResponseHeaderTimeout: header,
 		TLSClientConfig:       r.TLS.Clone(),
 		TLSHandshakeTimeout:   dialer.Timeout,
 		IdleConnTimeout:       time.Minute,
-		MaxIdleConnsPerHost:   256,
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true, // what the upstream sends is what the browser gets
 		Protocols:             new(http.Protocols),
 	}
-	a.transport = general
-	a.close = func() { plain.CloseIdle(); general.CloseIdleConnections() }
-	if u.Scheme == "h2c" {
-		general.Protocols.SetUnencryptedHTTP2(true)
+	switch u.Scheme {
+	case "h2c":
+		http2.Protocols.SetUnencryptedHTTP2(true)
 		u.Scheme = "http"
-		return a, nil
+		plain := &http1.Client{Dial: dial, HeaderTimeout: header}
+		a.transport, a.upgrades = http2Transport{http2}, plain
+		a.close = func() { plain.CloseIdle(); http2.CloseIdleConnections() }
+	case "https":
+		http2.Protocols.SetHTTP2(true)
+		s := &secureTransport{cfg: cmp.Or(r.TLS, new(tls.Config)).Clone(), dial: dial, timeout: dialer.Timeout, http2: http2Transport{http2}}
+		s.cfg.ServerName = cmp.Or(s.cfg.ServerName, u.Hostname())
+		s.http1 = &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) { return s.connect(ctx, "http/1.1") }, HeaderTimeout: header}
+		a.transport, a.upgrades = s, s.http1
+		a.close = func() { s.http1.CloseIdle(); http2.CloseIdleConnections() }
+	default:
+		plain := &http1.Client{Dial: dial, HeaderTimeout: header}
+		a.transport, a.upgrades, a.close = plain, plain, plain.CloseIdle
 	}
-	general.Protocols.SetHTTP1(true)
-	general.Protocols.SetHTTP2(true)
-	a.upgrades = general // it chooses HTTP/1.1 for them
 	return a, nil
+}
+
+// http2Transport is http.Transport, which does not tell how a connection ended, only that there is no answer.
+type http2Transport struct{ *http.Transport }
+
+func (t http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(req)
+	var timeout net.Error
+	if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		err = fmt.Errorf("%w: %w", http1.ErrDied, err)
+	}
+	return resp, err
+}
+
+// secureTransport speaks HTTP/2 with a server that offers it, and HTTP/1.1 with the others. Which it is it finds out with a connection of its own, and again
+// after one that could not be made.
+type secureTransport struct {
+	cfg     *tls.Config
+	dial    func(ctx context.Context) (net.Conn, error)
+	timeout time.Duration // of a handshake
+	http1   *http1.Client
+	http2   http2Transport
+
+	offers atomic.Pointer[string] // what the server has chosen; nil: not known
+}
+
+func (s *secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	offers := s.offers.Load()
+	if offers == nil {
+		c, err := s.connect(req.Context(), "h2", "http/1.1")
+		if err != nil {
+			return nil, err
+		}
+		offers = new(c.(*tls.Conn).ConnectionState().NegotiatedProtocol)
+		s.offers.Store(offers)
+		c.Close()
+	}
+	var resp *http.Response
+	var err error
+	if *offers == "h2" {
+		resp, err = s.http2.RoundTrip(req)
+	} else {
+		resp, err = s.http1.RoundTrip(req)
+	}
+	if err != nil && req.Context().Err() == nil {
+		s.offers.Store(nil)
+	}
+	return resp, err
+}
+
+// connect makes a connection on which the server has chosen one of the protocols.
+func (s *secureTransport) connect(ctx context.Context, protocols ...string) (net.Conn, error) {
+	raw, err := s.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cfg := s.cfg.Clone()
+	cfg.NextProtos = protocols
+	c := tls.Client(raw, cfg)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, &dialError{fmt.Errorf("TLS: %w", err)}
+	}
+	return c, nil
 }
 
 // dialError says that a connection could not be made: nothing has been sent.
@@ -281,10 +350,6 @@ func (a *address) roundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		a.done()
-		var timeout net.Error
-		if _, plain := transport.(*http1.Client); !plain && !(errors.As(err, &timeout) && timeout.Timeout()) {
-			err = fmt.Errorf("%w: %w", http1.ErrDied, err) // http.Transport does not tell how a connection in HTTP/2 ended, only that there is no answer
-		}
 		return nil, err
 	}
 	a.up()

@@ -1,13 +1,15 @@
-// Package http1 is HTTP/1.1 on the wire, for a proxy: a client for upstreams that are spoken to in plain text, and a look at what a server is sent
+// Package http1 is HTTP/1.1 on the wire, for a proxy: a client for upstreams, and a look at what a server is sent
 // before it reads it.
 //
 // The client exists because a proxy's request is one goroutine from beginning to end. It writes and reads on the goroutine that calls it, where
-// http.Transport hands each request to two of its own.
+// http.Transport hands each request to two of its own. And an answer that nobody asked for, which an upstream sends behind another, is seen before its
+// connection is used again.
 package http1
 
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +30,7 @@ var ErrDied = errors.New("the connection ended before an answer")
 // compression and repeats nothing. A request's header is sent as it is; its context ends the exchange until the answer's body is read or closed.
 // Like that of http.Transport, the body of an answer with status 101 is an io.ReadWriteCloser, which also has CloseWrite.
 type Client struct {
-	// Dial connects to the upstream.
+	// Dial connects to the upstream, with TLS where that is to be: a *tls.Conn that has shaken hands.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// HeaderTimeout bounds how long the upstream takes from when it has the request to its answer's header; zero: it does not.
 	HeaderTimeout time.Duration
@@ -52,6 +54,7 @@ const (
 type conn struct {
 	net.Conn
 	r         *bufio.Reader
+	secure    *tls.Conn // nil: it is in plain text
 	look      look
 	idleSince time.Time
 }
@@ -93,7 +96,7 @@ func (c *Client) conn(ctx context.Context) (*conn, error) {
 		if cn == nil {
 			break
 		}
-		if time.Since(cn.idleSince) < maxIdleTime && cn.look.quiet() {
+		if time.Since(cn.idleSince) < maxIdleTime && cn.quiet() {
 			return cn, nil
 		}
 		cn.Close()
@@ -103,8 +106,26 @@ func (c *Client) conn(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer)}
+	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
+		raw = cn.secure.NetConn()
+	}
 	cn.look.at(raw)
 	return cn, nil
+}
+
+// quiet says whether an idle connection is open, and nothing has come on it that nobody asked for.
+func (cn *conn) quiet() bool {
+	if !cn.look.quiet() {
+		return false
+	}
+	if cn.secure == nil {
+		return true
+	}
+	cn.SetReadDeadline(time.Unix(1, 0)) // what TLS has read ahead it gives all the same
+	defer cn.SetReadDeadline(time.Time{})
+	var b [1]byte
+	n, err := cn.secure.Read(b[:])
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 func (c *Client) pop() *conn {
