@@ -255,6 +255,38 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 	if claims["aud"] != a.provider.Issuer+"/token" {
 		t.Errorf("aud is %v", claims["aud"])
 	}
+	a = newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.AssertionAudience = "endpoint"
+	})
+	c = a.takeDown(devop.Hooks{})
+	a.browser().Navigate("/bff/login")
+	if _, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
+		t.Errorf("aud is %v, want the endpoint", claims["aud"])
+	}
+}
+
+func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.TrustedAudiences = []string{"project", "sibling"} })
+	named := func(aud ...string) devop.Hooks {
+		return devop.Hooks{
+			EditIDToken:     func(_, claims map[string]any) { claims["aud"] = aud },
+			EditLogoutToken: func(_, claims map[string]any) { claims["aud"] = aud },
+		}
+	}
+	for _, test := range []struct {
+		aud  []string
+		good bool
+	}{{[]string{"spa", "project"}, true}, {[]string{"sibling", "spa", "project"}, true}, {[]string{"project"}, false}, {[]string{"spa", "other"}, false}, {[]string{"spa", "Project"}, false}} {
+		a.takeDown(named(test.aud...))
+		b := a.browser()
+		if answer := b.SignIn("alice", ""); (answer.StatusCode == 303) != test.good {
+			t.Errorf("%q: got %d", test.aud, answer.StatusCode)
+		}
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode; (got == 200) != test.good {
+			t.Errorf("a logout token for %q: got %d", test.aud, got)
+		}
+	}
 }
 
 func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {

@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -152,9 +153,9 @@ func (p *provider) authenticate(m *metadata, req *http.Request, form url.Values)
 		form.Set("client_id", p.cfg.ClientID)
 		form.Set("client_secret", p.cfg.ClientSecret.Reveal())
 	case "private_key_jwt": // RFC 7523 3, RFC 10070 4
-		audience := p.cfg.AssertionAudience
-		if audience == "" {
-			audience = p.cfg.Issuer
+		audience := cmp.Or(p.cfg.AssertionAudience, p.cfg.Issuer)
+		if audience == "endpoint" {
+			audience = req.URL.String()
 		}
 		assertion, err := p.sign("client-authentication+jwt", map[string]any{"iss": p.cfg.ClientID, "sub": p.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
 		if err != nil {

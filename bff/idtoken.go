@@ -79,7 +79,7 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 		return nil, fmt.Errorf("ID token: iss is %q, want %q", verified.Issuer, p.cfg.Issuer)
 	}
 	for _, aud := range verified.Audience {
-		if aud != p.cfg.ClientID { // 3.1.3.7 (3): no audience is trusted but us
+		if !p.trusts(aud) { // 3.1.3.7 (3)
 			return nil, fmt.Errorf("ID token: aud names %q beside us", aud)
 		}
 	}

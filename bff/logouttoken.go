@@ -55,7 +55,7 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 		}
 	}
 	for _, aud := range verified.Audience {
-		if aud != p.cfg.ClientID {
+		if !p.trusts(aud) {
 			return nil, fmt.Errorf("aud names %q beside us", aud)
 		}
 	}

@@ -38,9 +38,11 @@ type ProviderConfig struct {
 	ClientKeys []crypto.Signer
 	// ClientCertificate is shown to the provider where it asks for one. With SenderConstraint mtls it is shown to upstreams too.
 	ClientCertificate *tls.Certificate
-	// AssertionAudience is the aud of client assertions for a provider that does not go by its issuer (RFC 10070 4); then the keys must not be used anywhere
-	// else. Empty means the issuer.
+	// AssertionAudience is the aud of client assertions for a provider that does not go by its issuer (RFC 10070 4): a URL, or endpoint for the one that is called.
+	// Then the keys must not be used anywhere else. Empty means the issuer.
 	AssertionAudience string
+	// TrustedAudiences may be named beside us in the tokens that the provider makes for us (OpenID Connect Core 3.1.3.7 (3)). None by default.
+	TrustedAudiences []string
 
 	Scopes     []string          // openid is added where it is missing, and those of routes; empty means openid, profile, email, offline_access
 	Resources  []string          // what the access token is for (RFC 8707); those of routes are asked for besides
@@ -327,6 +329,11 @@ func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) 
 	q.Set("state", state)
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// trusts says whether a token for an audience besides us is good for us.
+func (p *provider) trusts(audience string) bool {
+	return audience == p.cfg.ClientID || slices.Contains(p.cfg.TrustedAudiences, audience)
 }
 
 // origin is that of the issuer.

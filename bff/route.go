@@ -206,7 +206,7 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	granted := strings.Fields(current.Tokens.For(route.targetKey).Scope)
 	if len(granted) == 0 { // RFC 6749 5.1: what was asked for
 		if granted = route.target.Scopes; len(granted) == 0 {
-			granted = s.provider.scopes()
+			granted = s.provider.cfg.Scopes
 		}
 	}
 	for _, scope := range q.Scopes {

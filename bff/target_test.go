@@ -63,7 +63,7 @@ func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
 	a := newTargetApp(t, nil)
 	c := a.takeDown(devop.Hooks{})
 	b := a.signedIn()
-	all := "openid profile email offline_access few:read"
+	all := "openid profile email offline_access"
 	for range 2 {
 		for path, want := range map[string]told{
 			"/own/": {"alice", "https://own.example", all, ""}, "/orders/": {"alice", "https://orders.example", all, ""}, "/billing/": {"alice", "https://billing.example", all, ""},

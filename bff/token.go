@@ -33,9 +33,7 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 		"redirect_uri":  {p.redirectURI},
 		"code_verifier": {a.Verifier.Reveal()},
 	}
-	if len(p.cfg.Resources) > 0 {
-		form["resource"] = p.cfg.Resources
-	}
+	p.askForOwn(form)
 	answer, err := p.askTokens(ctx, m, form, a.Key)
 	if err != nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
@@ -54,6 +52,16 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 		}
 	}
 	return tokens, id, nil
+}
+
+// askForOwn has a token request say what the session's own token is for, where more than that was granted: what routes have tokens of their own for.
+func (p *provider) askForOwn(form url.Values) {
+	if len(p.cfg.Resources) > 0 {
+		form["resource"] = p.cfg.Resources
+	}
+	if len(p.scopes()) > len(p.cfg.Scopes) {
+		form.Set("scope", strings.Join(p.cfg.Scopes, " "))
+	}
 }
 
 // refresh is session.Config.Refresh: RFC 6749 6 and OpenID Connect Core 12; for another target than the session's own also RFC 8707 and RFC 8693.
@@ -76,10 +84,8 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
 	}
+	p.askForOwn(form)
 	t.addTo(form)
-	if t.Resource == "" && len(p.cfg.Resources) > 0 { // else it would be for all that was granted
-		form["resource"] = p.cfg.Resources
-	}
 	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
 	if err != nil {
 		return session.Renewal{}, err

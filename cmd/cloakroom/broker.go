@@ -170,8 +170,10 @@ func newFrontend(cfg *config, app fs.FS, log *slog.Logger) (http.Handler, error)
 		return nil, nil
 	}
 	var provider []string
-	if u, err := url.Parse(cfg.OIDC.Issuer); err == nil && u.Host != "" {
-		provider = []string{u.Scheme + "://" + u.Host}
+	for _, raw := range []string{cfg.OIDC.Issuer, cfg.OIDC.LogoutURL} {
+		if u, err := url.Parse(raw); err == nil && u.Host != "" {
+			provider = append(provider, u.Scheme+"://"+u.Host)
+		}
 	}
 	return web.New(web.Config{
 		Dir: cfg.Frontend.Dir, FS: app,

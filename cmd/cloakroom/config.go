@@ -62,8 +62,9 @@ type oidcConfig struct {
 	ClientKey               session.Secret    `yaml:"client_key"`                // PEM of one key or several: the first signs, all are published
 	ClientCertFile          string            `yaml:"client_cert_file"`          // PEM of the certificate for the first key
 	ClientAssertionAudience string            `yaml:"client_assertion_audience"` // default: the issuer
-	CAFile                  string            `yaml:"ca_file"`                   // PEM; default: the system's
-	Profile                 string            `yaml:"profile"`                   // fapi2
+	TrustedAudiences        []string          `yaml:"trusted_audiences"`
+	CAFile                  string            `yaml:"ca_file"` // PEM; default: the system's
+	Profile                 string            `yaml:"profile"` // fapi2
 	Resource                []string          `yaml:"resource"`
 	Audience                string            `yaml:"audience"`
 	AuthorizationParameters map[string]string `yaml:"authorization_parameters"`
@@ -297,7 +298,7 @@ func (c *config) provider() (bff.ProviderConfig, []string) {
 		mistakes = append(mistakes, "oidc."+key+": "+fmt.Sprintf(format, args...))
 	}
 	p := bff.ProviderConfig{
-		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience,
+		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience, TrustedAudiences: o.TrustedAudiences,
 		Resources: o.Resource, Audience: o.Audience, Parameters: o.AuthorizationParameters, PushedRequests: o.PushedRequests, SignRequests: o.SignRequests,
 		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, FAPI2: o.Profile == "fapi2",
 		LogoutURL: o.LogoutURL, LogoutRedirectParameter: o.LogoutRedirectParameter,

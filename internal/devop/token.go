@@ -165,7 +165,7 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 		client: client, sid: c.session.sid, user: c.session.user, authTime: c.authTime, acr: c.acr, nonce: c.request.nonce,
 		scope: c.request.scope, resource: c.request.resource, expires: now.Add(p.cfg.RefreshTokenTTL),
 	}
-	scope, resource, fault := g.part("", form["resource"])
+	scope, resource, fault := g.part(form.Get("scope"), form["resource"]) // RFC 6749 4.1.3 has no scope here; some providers do
 	if fault != nil {
 		return tokenRequest{}, fault
 	}
