@@ -278,6 +278,7 @@ func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 		aud  []string
 		good bool
 	}{{[]string{"spa", "project"}, true}, {[]string{"sibling", "spa", "project"}, true}, {[]string{"project"}, false}, {[]string{"spa", "other"}, false}, {[]string{"spa", "Project"}, false}} {
+		time.Sleep(2 * time.Millisecond) // after the logout before
 		a.takeDown(named(test.aud...))
 		b := a.browser()
 		if answer := b.SignIn("alice", ""); (answer.StatusCode == 303) != test.good {
