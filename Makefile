@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test soak bench bench-setup bench-sessions fuzz lint build
+.PHONY: test setup go-test browser-test test-providers providers-setup soak bench bench-setup bench-sessions fuzz lint build
 
 test: setup go-test browser-test
 
@@ -26,6 +26,22 @@ go-test:
 browser-test: build
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
+
+# The broker with providers that others wrote: Keycloak, which is fetched once into the user's cache, and oidc-provider.
+test-providers: setup providers-setup build
+	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent
+
+providers-setup:
+	@missing=; \
+	command -v java >/dev/null || missing="$$missing default-jre-headless"; \
+	command -v mvn >/dev/null || missing="$$missing maven"; \
+	command -v unzip >/dev/null || missing="$$missing unzip"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	npm ci --prefix web/interop --silent
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/oauth2"
 
@@ -139,7 +140,7 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 	if !p.cfg.SignRequests && !m.RequireSigned {
 		return q, nil
 	}
-	claims := map[string]any{"iss": p.cfg.ClientID, "aud": p.cfg.Issuer}
+	claims := map[string]any{"iss": p.cfg.ClientID, "aud": p.cfg.Issuer, "nbf": time.Now().Add(-10 * time.Second).Unix()} // FAPI 2.0 Message Signing wants nbf too
 	for name, values := range q {
 		if claims[name] = values[0]; len(values) > 1 {
 			claims[name] = values

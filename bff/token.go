@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -235,18 +236,41 @@ func parseSeconds(raw json.RawMessage) (time.Duration, bool) {
 	return time.Duration(seconds * float64(time.Second)), true
 }
 
-// tokenError is an answer that refuses (RFC 6749 5.2). It does not hold the answer's body, which may quote what was sent.
+// tokenError is an answer that refuses (RFC 6749 5.2). Its text is for the log alone.
 type tokenError struct {
 	status int
 	code   string
+	text   string // error_description, without what could be a secret
 }
 
 func (e *tokenError) Error() string {
-	if e.code == "" {
-		return fmt.Sprintf("the provider answered %d", e.status)
+	text := fmt.Sprintf("the provider answered %d", e.status)
+	for _, more := range []string{e.code, e.text} {
+		if more != "" {
+			text += fmt.Sprintf(" %q", more)
+		}
 	}
-	return fmt.Sprintf("the provider answered %d %q", e.status, e.code)
+	return text
 }
+
+// refusal reads an answer that refuses what form asked for.
+func (p *provider) refusal(status int, body []byte, form url.Values) *tokenError {
+	var answer struct {
+		Error       string `json:"error"`
+		Description string `json:"error_description"`
+	}
+	json.Unmarshal(body, &answer) // what is not JSON has neither
+	text := answer.Description[:min(len(answer.Description), 300)]
+	for _, secret := range []string{p.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
+		if secret != "" { // which a provider may quote
+			text = strings.ReplaceAll(text, secret, "…")
+		}
+	}
+	return &tokenError{status, answer.Error[:min(len(answer.Error), 64)], tokenLike.ReplaceAllString(text, "…")}
+}
+
+// tokenLike is what a token or a part of one can look like.
+var tokenLike = regexp.MustCompile(`[\w.~+/=-]{20,}`)
 
 // post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
 // with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
@@ -259,14 +283,10 @@ func (p *provider) post(ctx context.Context, m *metadata, endpoint string, form 
 		if resp.StatusCode == want {
 			return body, nil
 		}
-		var answer struct {
-			Error string `json:"error"`
-		}
-		json.Unmarshal(body, &answer)                                                              // what is not JSON has no code
-		if first && key != nil && answer.Error == "use_dpop_nonce" && nonceOf(resp.Header) != "" { // RFC 9449 8
+		refusal := p.refusal(resp.StatusCode, body, form)
+		if first && key != nil && refusal.code == "use_dpop_nonce" && nonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
-		refusal := &tokenError{resp.StatusCode, answer.Error[:min(len(answer.Error), 64)]}
 		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 {
 			return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
 		}

@@ -81,6 +81,11 @@ export interface LoginOptions {
   uiLocales?: string;
 }
 
+export interface SilentLoginOptions {
+  /** How many milliseconds to wait for the provider. Default: 10,000. */
+  timeout?: number;
+}
+
 export interface LogoutOptions {
   /** Where to arrive signed out: a path of this origin. Default: `/`. */
   returnTo?: string;
@@ -111,6 +116,16 @@ export interface Client<Claims extends object = UserClaims> {
    * that requires it, or the API's own. `undefined` for every other answer.
    */
   challenge(response: Response): LoginOptions | undefined;
+  /**
+   * Leaves the page for the sign-in that an answer demands (see {@link Client.challenge}), to come back to where it is. Returns `false`, and does nothing, for
+   * every other answer. Who does not go through with it stays signed in as before.
+   */
+  stepUp(response: Response, options?: Pick<LoginOptions, "returnTo" | "loginHint" | "uiLocales">): boolean;
+  /**
+   * Finds out, without a word to the user, whether the provider knows them, and signs them in if it does. `false` may also mean that the browser keeps the
+   * provider's cookies out of frames, as more and more do where the provider is another site than the app. Never rejects.
+   */
+  silentLogin(options?: SilentLoginOptions): Promise<boolean>;
   /** Leaves the page to sign out, here and at the provider. If that cannot be done, the browser shows a page that says so. */
   logout(options?: LogoutOptions): void;
   /** Calls `listener` at each `event`. Returns a function that ends this. */

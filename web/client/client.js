@@ -123,6 +123,28 @@ export function createClient({ prefix = ownPrefix() } = {}) {
 
   const session = () => askSession("/session");
 
+  /** @param {import("./client.d.ts").LoginOptions} [options] */
+  function login({ returnTo = location.pathname + location.search + location.hash, prompt, loginHint, acrValues, maxAge, uiLocales } = {}) {
+    const query = new URLSearchParams({ return_to: returnTo });
+    const optional = { prompt, login_hint: loginHint, acr_values: acrValues, max_age: maxAge, ui_locales: uiLocales };
+    for (const [name, value] of Object.entries(optional)) {
+      if (value !== undefined) query.set(name, String(value));
+    }
+    location.assign(`${prefix}/login?${query}`);
+  }
+
+  /**
+   * @param {Response} response
+   * @returns {import("./client.d.ts").LoginOptions | undefined}
+   */
+  function challenge(response) {
+    const header = response.status === 401 ? (response.headers.get("WWW-Authenticate") ?? "") : "";
+    const parameter = (/** @type {string} */ name) => new RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
+    if (parameter("error") !== "insufficient_user_authentication") return undefined;
+    const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
+    return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
+  }
+
   // Tabs tell each other which session they know of. One that hears of another asks the broker, as does a page that comes back as it
   // was left (from the browser's back/forward cache), perhaps after a logout.
   const lookAgain = () => void session().catch(() => {}); // if that fails, so will the next call, and say why
@@ -143,22 +165,38 @@ export function createClient({ prefix = ownPrefix() } = {}) {
       return send(input, { ...init, headers });
     },
 
-    login({ returnTo = location.pathname + location.search + location.hash, prompt, loginHint, acrValues, maxAge, uiLocales } = {}) {
-      const query = new URLSearchParams({ return_to: returnTo });
-      const optional = { prompt, login_hint: loginHint, acr_values: acrValues, max_age: maxAge, ui_locales: uiLocales };
-      for (const [name, value] of Object.entries(optional)) {
-        if (value !== undefined) query.set(name, String(value));
-      }
-      location.assign(`${prefix}/login?${query}`);
+    login,
+
+    silentLogin({ timeout = 10_000 } = {}) {
+      return new Promise((resolve) => {
+        const frame = document.createElement("iframe");
+        frame.hidden = true;
+        frame.src = `${prefix}/silent-login`;
+        /** @param {MessageEvent} event */
+        const hear = ({ origin, source, data }) => {
+          if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") end(data.authenticated === true);
+        };
+        const timer = setTimeout(() => end(false), timeout); // a provider that shows an error page of its own says nothing
+        /** @param {boolean} authenticated */
+        const end = (authenticated) => {
+          clearTimeout(timer);
+          removeEventListener("message", hear);
+          frame.remove();
+          if (!authenticated) return resolve(false);
+          session().then(() => resolve(true), () => resolve(true)); // so that listeners hear of it
+        };
+        addEventListener("message", hear);
+        document.body.append(frame);
+      });
     },
 
-    challenge(response) {
-      const header = response.status === 401 ? (response.headers.get("WWW-Authenticate") ?? "") : "";
-      const parameter = (/** @type {string} */ name) => new RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
-      if (parameter("error") !== "insufficient_user_authentication") return undefined;
-      const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
-      return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
+    stepUp(response, options) {
+      const demanded = challenge(response);
+      if (demanded) login({ ...options, ...demanded });
+      return demanded !== undefined;
     },
+
+    challenge,
 
     logout({ returnTo = "/" } = {}) {
       // A form and not a fetch: the address at the provider that it leads to takes the ID token along as a hint (RP-Initiated Logout 2),

@@ -13,7 +13,7 @@ export const repository = new URL("../..", import.meta.url).pathname;
  * @param {string} command
  * @param {string[]} args
  * @param {{ ready: RegExp, env?: Record<string, string> }} options
- * @returns {Promise<{ match: RegExpMatchArray, stop: () => Promise<void> }>}
+ * @returns {Promise<{ match: RegExpMatchArray, said: () => string, stop: () => Promise<void> }>}
  */
 export async function start(command, args, { ready, env = {} }) {
   const child = spawn(command, args, { cwd: repository, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
@@ -37,6 +37,7 @@ export async function start(command, args, { ready, env = {} }) {
   });
   return {
     match,
+    said: () => said,
     async stop() {
       child.kill("SIGTERM");
       await exited;

@@ -1,0 +1,207 @@
+// The broker with Keycloak.
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { after, before, describe, test } from "node:test";
+
+import { EmbeddedJWK, calculateJwkThumbprint, createRemoteJWKSet, jwtVerify } from "jose";
+
+import { freePort } from "../e2e/process.js";
+import { assertOK, eventually, launch, ready, startAPI, startBroker, visitor } from "./broker.js";
+import { realm, startKeycloak } from "./keycloak.js";
+
+const tokenLife = 6; // seconds
+
+/** Signs in on Keycloak's own page, with the password that is the name. */
+const as = (name) => async (page) => {
+  await page.locator("#username").fill(name);
+  await page.locator("#password").fill(name);
+  await page.locator("#kc-login").click();
+};
+
+/** Checks a bound token and its proof (RFC 9449 4.3). Keycloak puts a member of its own into cnf, beside which oauth4webapi takes none. */
+async function validateBound(as, request, audience) {
+  const [scheme, token] = request.headers.get("authorization").split(" ");
+  assert.equal(scheme, "DPoP");
+  const { payload: claims } = await jwtVerify(token, createRemoteJWKSet(new URL(as.jwks_uri)), { issuer: as.issuer, audience });
+  const { payload: proof, protectedHeader } = await jwtVerify(request.headers.get("dpop"), EmbeddedJWK, { typ: "dpop+jwt", maxTokenAge: 60 });
+  assert.equal(await calculateJwkThumbprint(protectedHeader.jwk), claims.cnf.jkt);
+  assert.deepEqual([proof.htm, proof.htu, proof.ath], [request.method, request.url, createHash("sha256").update(token).digest("base64url")]);
+  return claims;
+}
+
+describe("Keycloak", { timeout: 420_000 }, () => {
+  let keycloak, api, boundAPI, broker, bound, browser, issuer;
+
+  before(async () => {
+    const [port, boundPort] = [await freePort(), await freePort()];
+    keycloak = await startKeycloak();
+    issuer = `${keycloak.url}/realms/cloakroom`;
+    const imported = await realm({ app: `http://localhost:${port}`, tokenLife });
+    imported.clients[1].redirectUris = [`http://localhost:${boundPort}/bff/callback`];
+    await keycloak.admin("POST", "", imported);
+    api = await startAPI(issuer, { audience: "api" });
+    boundAPI = await startAPI(issuer, { audience: "api", validate: validateBound });
+    const routes = [
+      { path: "/api/", upstream: api.url, token: "user" },
+      { path: "/gold/", upstream: api.url, token: "user", require: { acr: ["gold"] } },
+    ];
+    const oidc = { issuer, client_secret: imported.clients[0].secret, scopes: ["openid", "profile", "email"] };
+    broker = await startBroker(port, () => ({ oidc: { ...oidc, client_id: "spa" }, routes }));
+    bound = await startBroker(boundPort, () => ({ oidc: { ...oidc, client_id: "bound", sender_constraint: "dpop" }, routes: [{ path: "/api/", upstream: boundAPI.url, token: "user" }] }));
+    await ready(broker);
+    await ready(bound);
+    browser = await launch();
+  });
+  after(async () => {
+    await browser?.close();
+    await broker?.stop();
+    await bound?.stop();
+    api?.close();
+    boundAPI?.close();
+    await keycloak?.end();
+  });
+
+  test("alice signs in on Keycloak's page, by a pushed request, and calls the API", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"), "?return_to=/coats");
+    assert.equal(new URL(alice.page.url()).pathname, "/coats");
+    const { user } = await alice.session();
+    assert.equal(user.preferred_username, "alice");
+    assert.equal(assertOK(await alice.call("/api/x")).sub, user.sub);
+    const authorization = alice.addresses.find((address) => address.startsWith(`${issuer}/protocol/openid-connect/auth`));
+    assert.deepEqual([...new URL(authorization).searchParams.keys()].sort(), ["client_id", "request_uri"]);
+    await alice.close();
+  });
+
+  test("tokens are refreshed unseen, with rotation and reuse detection on", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    const tokens = new Set();
+    for (const until = Date.now() + 2.5 * tokenLife * 1000; Date.now() < until; ) {
+      const answers = await Promise.all([...Array(10).keys()].map(() => alice.call("/api/x")));
+      for (const answer of answers) tokens.add(assertOK(answer).jti);
+      await new Promise((again) => setTimeout(again, 300));
+    }
+    assert.ok(tokens.size >= 3, `${tokens.size} tokens in two and a half lives of one`);
+    await alice.close();
+  });
+
+  test("a session that is ended in Keycloak's admin API is over here, that one alone", async () => {
+    const [alice, phone] = [await visitor(browser, broker), await visitor(browser, broker)];
+    await alice.signIn(as("alice"));
+    await phone.signIn(as("alice"));
+    const { user } = await alice.session();
+    const sessions = await keycloak.admin("GET", `/cloakroom/users/${user.sub}/sessions`);
+    const newest = sessions.sort((a, b) => b.start - a.start)[0]; // the phone's
+    await keycloak.admin("DELETE", `/cloakroom/sessions/${newest.id}`);
+    await eventually("the phone is signed out", async () => !(await phone.session()).authenticated, 5);
+    assert.equal((await phone.call("/api/x")).status, 401);
+    assertOK(await alice.call("/api/x"));
+    await keycloak.admin("POST", `/cloakroom/users/${user.sub}/logout`);
+    await eventually("alice is signed out everywhere", async () => !(await alice.session()).authenticated, 5);
+    await alice.close();
+    await phone.close();
+  });
+
+  test("what needs a stronger sign-in leads through it and back; who aborts it stays signed in", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"), "?acr_values=silver");
+    assert.equal((await alice.session()).user.acr, "silver");
+    const refused = await alice.call("/gold/x");
+    assert.deepEqual([refused.status, refused.body.code], [401, "insufficient_user_authentication"]);
+    const before = (await alice.session()).session.id;
+
+    const stepUp = () =>
+      alice.page.evaluate(async () => {
+        const { createClient } = await import("/bff/client.js");
+        const client = createClient();
+        client.stepUp(await client.fetch("/gold/x"));
+      });
+    await alice.page.goto("/orders?shelf=2");
+    await stepUp();
+    await alice.page.locator("#password").waitFor();
+    assert.equal(await alice.page.locator("input#username:not([type=hidden])").count(), 0); // it knows who it is
+    await alice.page.goto("/orders?shelf=2"); // alice thinks better of it
+    assert.equal((await alice.session()).session.id, before);
+    assertOK(await alice.call("/api/x"));
+
+    await stepUp();
+    await alice.page.locator("#password").fill("alice");
+    await alice.page.locator("#kc-login").click();
+    await alice.page.waitForURL(`${broker.baseURL}/orders?shelf=2`);
+    assert.equal((await alice.session()).user.acr, "gold");
+    assertOK(await alice.call("/gold/x"));
+    await alice.close();
+  });
+
+  test("tokens are bound to a key, which the API sees proof of", async () => {
+    const alice = await visitor(browser, bound);
+    await alice.signIn(as("alice"));
+    const first = assertOK(await alice.call("/api/x"));
+    assert.match(first.jkt, /^[\w-]{43}$/);
+    await alice.call("/bff/session/refresh", { method: "POST" });
+    const second = assertOK(await alice.call("/api/x"));
+    assert.notEqual(second.jti, first.jti);
+    assert.equal(second.jkt, first.jkt);
+    await alice.close();
+  });
+
+  test("the realm's keys are rotated under a live session", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    await keycloak.admin("POST", "/cloakroom/components", {
+      name: "newer",
+      providerId: "rsa-generated",
+      providerType: "org.keycloak.keys.KeyProvider",
+      config: { priority: ["200"], enabled: ["true"], active: ["true"], algorithm: ["RS256"], keySize: ["2048"] },
+    });
+    assertOK(await alice.call("/bff/session/refresh", { method: "POST" }));
+    assert.equal((await alice.session()).authenticated, true);
+    const bob = await visitor(browser, broker);
+    await bob.signIn(as("bob"));
+    assert.equal((await bob.session()).user.preferred_username, "bob");
+    await alice.close();
+    await bob.close();
+  });
+
+  test("silently: a user whom Keycloak knows is signed in, and a stranger is not", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.page.goto("/");
+    const silently = () =>
+      alice.page.evaluate(async () => {
+        const { createClient } = await import("/bff/client.js");
+        return createClient().silentLogin();
+      });
+    assert.equal(await silently(), false);
+    await alice.signIn(as("alice"));
+    await alice.context.clearCookies({ domain: "localhost" });
+    await alice.page.goto("/");
+    assert.equal((await alice.session()).authenticated, false);
+    assert.equal(typeof (await silently()), "boolean"); // whether Keycloak's cookie comes along in a frame is the browser's to say
+    await alice.close();
+  });
+
+  test("Keycloak stops and starts under a live session", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    const { session } = await alice.session();
+    await keycloak.stop();
+    await eventually("the token is over", async () => (await alice.call("/api/x")).status === 503, 2 * tokenLife);
+    assert.equal((await alice.session()).authenticated, true);
+    await keycloak.start();
+    await eventually("calls go on", async () => (await alice.call("/api/x")).status === 200, 40);
+    assert.equal((await alice.session()).session.id, session.id);
+    await alice.close();
+  });
+
+  test("signing out here signs out there", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"), "?return_to=/coats");
+    await alice.signOut();
+    await alice.page.waitForURL(`${broker.baseURL}/`);
+    assert.deepEqual(await alice.session(), { authenticated: false });
+    await alice.page.goto("/bff/login");
+    await alice.page.locator("#username").waitFor(); // it does not know her any more
+    await alice.close();
+  });
+});

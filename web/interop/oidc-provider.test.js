@@ -1,0 +1,176 @@
+// The broker with panva's oidc-provider.
+import assert from "node:assert/strict";
+import { generateKeyPairSync } from "node:crypto";
+import { after, before, describe, test } from "node:test";
+
+import { freePort } from "../e2e/process.js";
+import { assertOK, eventually, launch, ready, startAPI, startBroker, visitor } from "./broker.js";
+import { startProvider } from "./oidc-provider.js";
+
+const clientKey = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey.export({ type: "pkcs8", format: "pem" });
+
+/** Signs in at the provider's development pages as whoever is named. */
+const as = (name) => async (page) => {
+  await page.locator('input[name="login"]').fill(name);
+  await page.locator('input[name="password"]').fill("any");
+  await page.locator("button[type=submit]").click();
+  await page.getByRole("button", { name: "Continue" }).click(); // consent
+};
+
+describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
+  let provider, orders, billing, broker, browser;
+
+  before(async () => {
+    const [port, providerPort] = [await freePort(), await freePort()];
+    provider = await startProvider({ port: providerPort, app: `http://localhost:${port}` });
+    orders = await startAPI(provider.issuer, { audience: "https://orders.example", requireDPoP: true });
+    billing = await startAPI(provider.issuer, { audience: "https://billing.example", requireDPoP: true });
+    broker = await startBroker(port, () => ({
+      oidc: {
+        issuer: provider.issuer,
+        client_id: "spa",
+        client_auth: "private_key_jwt",
+        client_key: clientKey,
+        profile: "fapi2",
+        sign_requests: true,
+        scopes: ["openid", "offline_access", "api:read"],
+        resource: ["https://orders.example"],
+        authorization_parameters: { prompt: "consent" }, // or oidc-provider leaves offline_access out
+      },
+      routes: [
+        { path: "/orders/", upstream: orders.url, token: "user" },
+        { path: "/billing/", upstream: billing.url, token: "user", resource: "https://billing.example" },
+      ],
+    }));
+    await ready(broker);
+    browser = await launch();
+  });
+  after(async () => {
+    await browser?.close();
+    await broker?.stop();
+    orders?.close();
+    billing?.close();
+    await provider?.stop();
+  });
+
+  // What a provider says of requests that are as they should be: the first proof has no nonce yet, and a JWT cannot be revoked there.
+  const ordinary = /use_dpop_nonce|unsupported_token_type|^grant.revoked/;
+
+  /** What went wrong at the provider or the APIs, which no test expects. */
+  const clean = () => {
+    assert.deepEqual(provider.events.filter((event) => !ordinary.test(event)), []);
+    assert.deepEqual([...orders.refused, ...billing.refused], []);
+  };
+
+  test("alice signs in; each API gets a token of its own that is bound to one key", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    assert.equal((await alice.session()).user.sub, "alice");
+    const one = assertOK(await alice.call("/orders/1"));
+    const two = assertOK(await alice.call("/billing/1"));
+    assert.deepEqual([one.sub, one.aud, two.sub, two.aud], ["alice", "https://orders.example", "alice", "https://billing.example"]);
+    assert.equal(one.jkt, two.jkt);
+    const authorization = alice.addresses.find((address) => address.startsWith(`${provider.issuer}/auth?`));
+    assert.deepEqual([...new URL(authorization).searchParams.keys()].sort(), ["client_id", "request_uri"]);
+    await alice.close();
+    clean();
+  });
+
+  test("refresh tokens rotate, and none is used twice however many calls there are", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    const first = assertOK(await alice.call("/orders/1"));
+    const before = provider.refreshes();
+    for (const _ of [1, 2, 3]) assertOK(await alice.call("/bff/session/refresh", { method: "POST" }));
+    const answers = await Promise.all([...Array(20).keys()].map((n) => alice.call(n % 2 ? "/orders/1" : "/billing/1")));
+    for (const answer of answers) assertOK(answer);
+    assert.notEqual(answers[1].body.jti, first.jti);
+    assert.equal(answers[1].body.jkt, first.jkt);
+    assert.equal(provider.refreshes() - before, 4, "three refreshes, and one for the second API");
+    await alice.close();
+    clean();
+  });
+
+  test("an API wants a nonce of its own", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    orders.wantNonce("orders-1");
+    assertOK(await alice.call("/orders/1", { method: "POST", body: "x" }));
+    orders.wantNonce("orders-2");
+    assertOK(await alice.call("/orders/1"));
+    assertOK(await alice.call("/billing/1"));
+    orders.wantNonce(undefined);
+    await alice.close();
+    clean();
+  });
+
+  test("signing out here signs out there, and the tokens are revoked", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"), "?return_to=/coats");
+    await alice.signOut();
+    await alice.page.getByRole("button", { name: /yes, sign me out/i }).click();
+    await alice.page.waitForURL(`${broker.baseURL}/`);
+    assert.deepEqual(await alice.session(), { authenticated: false });
+    await alice.page.goto("/bff/login");
+    await alice.page.locator('input[name="login"]').waitFor(); // it does not know her any more
+    await alice.close();
+    clean();
+  });
+
+  test("signing out there signs out here, by back-channel logout", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    const bob = await visitor(browser, broker);
+    await bob.signIn(as("bob"));
+    const elsewhere = await alice.context.newPage();
+    await elsewhere.goto(`${provider.issuer}/session/end`);
+    await elsewhere.getByRole("button", { name: /yes, sign me out/i }).click();
+    await eventually("alice is signed out", async () => (await alice.session()).authenticated === false);
+    assert.equal((await alice.call("/orders/1")).status, 401);
+    assertOK(await bob.call("/orders/1"));
+    await alice.close();
+    await bob.close();
+    clean();
+  });
+
+  test("silently: a user whom the provider knows is signed in, and a stranger is not", async () => {
+    const alice = await visitor(browser, broker);
+    const complaints = [];
+    alice.page.on("console", (message) => message.type() === "error" && message.location().url.startsWith(broker.baseURL) && complaints.push(message.text()));
+    await alice.page.goto("/");
+    const silently = () =>
+      alice.page.evaluate(async () => {
+        const { createClient } = await import("/bff/client.js");
+        const client = createClient();
+        const heard = [];
+        client.on("signed-in", ({ user }) => heard.push(user.sub));
+        return [await client.silentLogin(), heard, document.querySelectorAll("iframe").length];
+      });
+    assert.deepEqual(await silently(), [false, [], 0]);
+    await alice.signIn(as("alice"));
+    const cookies = await alice.context.cookies(broker.baseURL);
+    await alice.context.clearCookies({ name: cookies.find(({ name }) => name === "cloakroom").name });
+    await alice.page.goto("/");
+    assert.equal((await alice.session()).authenticated, false);
+    assert.deepEqual(await silently(), [true, ["alice"], 0]);
+    assertOK(await alice.call("/orders/1"));
+    assert.deepEqual(complaints, []);
+    await alice.close();
+    provider.events.length = 0; // that the user has to sign in counts as an error there
+  });
+
+  test("a user who refuses is told so, and nobody is signed in", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.page.goto("/bff/login");
+    await alice.page.getByRole("link", { name: /cancel/i }).click();
+    await alice.page.getByText("You did not sign in").waitFor();
+    await alice.page.getByRole("link", { name: "Back to the app" }).click();
+    assert.deepEqual(await alice.session(), { authenticated: false });
+    await alice.close();
+    provider.events.length = 0; // it counts as an error there
+  });
+
+  test("one proof was sent without a nonce: the very first", () => {
+    assert.equal(provider.nonces(), 1);
+  });
+});
