@@ -41,13 +41,13 @@ func NewProvider(t testing.TB, app string) *Provider {
 	return StartProvider(t, app, nil)
 }
 
-// StartProvider is NewProvider with a configuration of which edit may change all but the issuer: the app is its first client. One whose clients have certificates
-// speaks TLS.
+// StartProvider is NewProvider with a configuration that edit may change: the app is its first client, and the issuer has only a path. A provider whose first
+// client has a certificate speaks TLS.
 func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider {
 	t.Helper()
 	p := &Provider{up: true}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
-	cfg := devop.Config{AccessTokenTTL: 5 * time.Minute, Clients: []devop.Client{{
+	cfg := devop.Config{Issuer: "/op", AccessTokenTTL: 5 * time.Minute, Clients: []devop.Client{{
 		ID:                     "spa",
 		Secret:                 "s3cret:with/odd+characters%&",
 		RedirectURIs:           []string{app + "/bff/callback"},
@@ -57,10 +57,11 @@ func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider
 		edit(&cfg)
 	}
 	secure := cfg.Clients[0].Certificate != nil
-	cfg.Issuer = "http://" + server.Listener.Addr().String() + "/op"
+	scheme := "http://"
 	if secure {
-		cfg.Issuer = "https" + strings.TrimPrefix(cfg.Issuer, "http")
+		scheme = "https://"
 	}
+	cfg.Issuer = scheme + server.Listener.Addr().String() + cfg.Issuer
 	p.Issuer, p.Client, p.AccessTokenTTL = cfg.Issuer, cfg.Clients[0], cfg.AccessTokenTTL
 	var err error
 	if p.Provider, err = devop.New(cfg); err != nil {

@@ -439,5 +439,5 @@ func cookieValue(r *http.Request, name string) string {
 }
 
 func (p *Provider) setCookie(w http.ResponseWriter, name, value string) {
-	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: p.path + "/", HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: p.cfg.CookiePath, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 }

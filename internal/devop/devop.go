@@ -46,6 +46,7 @@ type Config struct {
 	Audience         string        // aud of access tokens when the request names no resource; empty means "api"
 	RequireDPoPNonce bool          // a DPoP proof for the token endpoint needs a nonce of the provider (RFC 9449 8)
 
+	CookiePath string       // of its cookies; empty means the issuer's
 	HTTPClient *http.Client // sends back-channel logouts; nil means one that gives up after 5 seconds and follows no redirect
 	Logger     *slog.Logger // nil means slog.Default()
 }
@@ -137,6 +138,9 @@ func New(cfg Config) (*Provider, error) {
 	}
 	if cfg.Audience == "" {
 		cfg.Audience = "api"
+	}
+	if cfg.CookiePath == "" {
+		cfg.CookiePath = strings.TrimSuffix(u.Path, "/") + "/"
 	}
 	if cfg.HTTPClient == nil {
 		cfg.HTTPClient = &http.Client{
@@ -269,6 +273,9 @@ func (p *Provider) Stats() Stats {
 	}
 	return s
 }
+
+// root is scheme and host of the issuer.
+func (p *Provider) root() string { return strings.TrimSuffix(p.base, p.path) }
 
 func (p *Provider) client(id string) *Client {
 	for i := range p.cfg.Clients {

@@ -50,6 +50,10 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	if err := json.Unmarshal(payload, &claims); err != nil {
 		return refused("the claims cannot be read")
 	}
+	asked, _, _ := strings.Cut(r.RequestURI, "?") // as the client wrote it
+	if asked == "" {
+		asked = r.URL.Path
+	}
 	uri, _, _ := strings.Cut(claims.URI, "#")
 	uri, _, _ = strings.Cut(uri, "?")
 	age := time.Since(time.Unix(int64(claims.Issued), 0))
@@ -57,7 +61,7 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	switch {
 	case claims.Method != r.Method:
 		return refused("htm is not the method")
-	case uri != p.base+strings.TrimPrefix(r.URL.Path, p.path):
+	case uri != p.root()+asked:
 		return refused("htu is not this endpoint")
 	case age > proofLife || age < -clockSkew:
 		return refused("iat is not now")

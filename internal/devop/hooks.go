@@ -29,7 +29,8 @@ type Hooks struct {
 	EditAccessToken   func(header, claims map[string]any)
 	EditLogoutToken   func(header, claims map[string]any)
 
-	// SignIDToken, SignLogoutToken and SignUserinfo sign in the place of the provider's key, after the edits. See Provider.Sign and SigningInput.
+	// SignIDToken and its like sign in the place of the provider's key, after the edits. See Provider.Sign and SigningInput.
+	SignAccessToken func(header, claims map[string]any) (string, error)
 	SignIDToken     func(header, claims map[string]any) (string, error)
 	SignUserinfo    func(header, claims map[string]any) (string, error)
 	SignLogoutToken func(header, claims map[string]any) (string, error)

@@ -156,7 +156,8 @@ func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error)
 	case bound.x5t != "":
 		claims["cnf"] = map[string]any{"x5t#S256": bound.x5t} // RFC 8705 3.1
 	}
-	return p.make(header, claims, p.hooks.Load().EditAccessToken, nil)
+	h := p.hooks.Load()
+	return p.make(header, claims, h.EditAccessToken, h.SignAccessToken)
 }
 
 // LogoutToken makes a logout token (OpenID Connect Back-Channel Logout 2.4), through the hooks, and sends it nowhere. An empty sub or sid is left out.

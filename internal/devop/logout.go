@@ -61,7 +61,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	if err := p.EndSession(context.WithoutCancel(r.Context()), hinted); err != nil {
 		p.cfg.Logger.Warn("end session", "err", err)
 	}
-	http.SetCookie(w, &http.Cookie{Name: p.cookieName, Path: p.path + "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(w, &http.Cookie{Name: p.cookieName, Path: p.cfg.CookiePath, MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 	if back == "" {
 		p.showMessage(w, http.StatusOK, "You are signed out", "You can close this page.")
 		return

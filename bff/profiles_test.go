@@ -1,0 +1,154 @@
+package bff_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// newPlayedApp is an app whose provider plays a service.
+func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app, *calls) {
+	t.Helper()
+	for _, profile := range devop.Profiles {
+		if profile.Name != name {
+			continue
+		}
+		var c *calls
+		a := newAppWith(t, profile.Config, func(a *app, cfg *bff.Config) {
+			c = a.takeDown(profile.Hooks(a.provider.Provider))
+			if edit != nil {
+				edit(a, cfg)
+			}
+		})
+		return a, c
+	}
+	t.Fatalf("no profile is called %s", name)
+	return nil, nil
+}
+
+// Each of them with what configs/providers says, through a login, calls, a refresh and a logout.
+func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
+	for name, edit := range map[string]func(*app, *bff.Config){
+		"auth0": func(_ *app, cfg *bff.Config) { cfg.Provider.Audience = "https://orders.example" },
+		"okta": func(_ *app, cfg *bff.Config) {
+			cfg.Provider.UserInfo, cfg.Provider.SenderConstraint = true, "dpop"
+		},
+		"entra": func(_ *app, cfg *bff.Config) {
+			cfg.Provider.Scopes = []string{"openid", "profile", "email", "offline_access", "api://orders/read"}
+			cfg.Routes[1].Token, cfg.Routes[1].Scopes = "user", []string{"api://billing/read"} // another API
+		},
+		"google": func(_ *app, cfg *bff.Config) {
+			cfg.Provider.Scopes, cfg.Provider.Parameters = []string{"openid", "profile", "email"}, map[string]string{"access_type": "offline", "prompt": "consent"}
+		},
+		"cognito": func(a *app, cfg *bff.Config) {
+			cfg.Provider.Scopes = []string{"openid", "profile", "email"}
+			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = strings.TrimSuffix(a.provider.Issuer, "/eu-central-1_pool")+"/logout", "logout_uri"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, c := newPlayedApp(t, name, edit)
+			b := a.browser()
+			if answer := b.SignIn("alice", "return_to=/x"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
+				t.Fatalf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+			}
+			got := user(t, b)
+			if got["sub"] != "alice" || name == "okta" && got["email"] != "alice@example.com" {
+				t.Errorf("the user is %v", got)
+			}
+			wantOK(t, b.Fetch("GET", "/api/x"))
+			for range 2 {
+				wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+			}
+			if name == "entra" {
+				wantOK(t, b.Fetch("GET", "/public/x"))
+			}
+			wantOK(t, b.Fetch("GET", "/api/x"))
+			answer := b.Submit("/bff/logout", nil)
+			after := b.Follow(answer, a.url+"/x")
+			if answer.StatusCode != 303 || after.StatusCode >= 400 {
+				t.Errorf("logout led to %d %s", after.StatusCode, after.Request.URL)
+			}
+			a.wantSession(b, "")
+			refreshed := 0
+			for _, call := range c.toEnd("/token") {
+				if call.form.Get("grant_type") == "refresh_token" && call.form.Get("refresh_token") != "" {
+					refreshed++
+				}
+			}
+			if want := map[string]int{"entra": 3}[name]; refreshed != max(want, 2) {
+				t.Errorf("%d refreshes", refreshed)
+			}
+		})
+	}
+}
+
+func TestQuirksOfServices(t *testing.T) {
+	t.Run("Auth0 without an audience has a token that no API can read", func(t *testing.T) {
+		a, _ := newPlayedApp(t, "auth0", nil)
+		wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
+	})
+	t.Run("a lost answer of Auth0 is asked for again within the overlap", func(t *testing.T) {
+		a, _ := newPlayedApp(t, "auth0", func(_ *app, cfg *bff.Config) { cfg.Provider.Audience = "https://orders.example" })
+		b := a.signedIn()
+		lost := false
+		for _, profile := range devop.Profiles[:1] {
+			h := profile.Hooks(a.provider.Provider)
+			inner := h.Intercept
+			h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.URL.Path == "/oauth/token" && !lost {
+					lost = true
+					inner(httptest.NewRecorder(), r, next)
+					panic(http.ErrAbortHandler)
+				}
+				inner(w, r, next)
+			}
+			a.provider.SetHooks(h)
+		}
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		if !lost {
+			t.Error("no answer was lost")
+		}
+	})
+	t.Run("Google gives a refresh token only to who asks for it", func(t *testing.T) {
+		a, _ := newPlayedApp(t, "google", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid"} })
+		b := a.signedIn()
+		var got sessionBody
+		b.Fetch("GET", "/bff/session").Decode(t, &got)
+		if !got.Session.ExpiresAt.Equal(got.Session.AccessTokenExpiresAt) {
+			t.Errorf("the session ends at %v, its only token at %v", got.Session.ExpiresAt, got.Session.AccessTokenExpiresAt)
+		}
+	})
+	t.Run("Okta's org server is not asked for a proof with the wrong nonce twice", func(t *testing.T) {
+		a, c := newPlayedApp(t, "okta", func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
+		a.signedIn()
+		a.signedIn()
+		if n := len(c.toEnd("/v1/par")); n != 3 { // once without
+			t.Errorf("%d pushed requests for two logins", n)
+		}
+	})
+	t.Run("Entra wants to be told which API is meant", func(t *testing.T) {
+		a, _ := newPlayedApp(t, "entra", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "api://orders/read"} })
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_refused") // with one API alone the real one does not; ours is strict to see the parameter
+		if !strings.Contains(a.logs.String(), "AADSTS28003") {
+			t.Error("the log does not say why")
+		}
+	})
+}
+
+// toEnd returns the calls to addresses that end with a path.
+func (c *calls) toEnd(path string) []call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var found []call
+	for _, call := range c.all {
+		if strings.HasSuffix(call.path, path) {
+			found = append(found, call)
+		}
+	}
+	return found
+}
+
