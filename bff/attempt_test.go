@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -132,4 +133,37 @@ func FuzzAttempt(f *testing.F) {
 			t.Errorf("%q is taken for the answer %+v", line, answer)
 		}
 	})
+}
+
+// RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the right length, and never the same.
+func TestAnAttemptsSecretsAreLongAndNeverTheSame(t *testing.T) {
+	as := newTestAttempts(t)
+	unreserved := regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`)
+	seen := make(map[string]bool)
+	for range 10_000 {
+		a := &attempt{ReturnTo: "/"}
+		if err := as.prepare(a, false); err != nil {
+			t.Fatal(err)
+		}
+		if !unreserved.MatchString(a.Verifier.Reveal()) || len(a.Nonce) < 22 || len(a.Nonce) > 64 || len(a.State) < 22 {
+			t.Fatalf("got a verifier of %d characters, the nonce %s, the state %s", len(a.Verifier.Reveal()), a.Nonce, a.State)
+		}
+		for _, secret := range []string{a.Verifier.Reveal(), a.Nonce, a.State} {
+			if seen[secret] {
+				t.Fatalf("%s came before", secret)
+			}
+			seen[secret] = true
+		}
+	}
+	for position := range 43 { // no structure: every position of the nonce takes every value
+		values := make(map[byte]bool)
+		for range 1000 {
+			a := &attempt{ReturnTo: "/"}
+			as.prepare(a, false)
+			values[a.Nonce[position]] = true
+		}
+		if len(values) < 16 {
+			t.Errorf("position %d of the nonce has %d values", position, len(values))
+		}
+	}
 }

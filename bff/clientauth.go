@@ -36,6 +36,11 @@ func checkClientAuth(cfg *ProviderConfig, fail func(name string, err error)) {
 			fail(name, fmt.Errorf("missing; %s", what))
 		}
 	}
+	unneeded := func() {
+		if cfg.ClientSecret != "" {
+			fail("ClientSecret", fmt.Errorf("%s has no use for it; who holds it could still pass for this client", cfg.ClientAuth))
+		}
+	}
 	switch cfg.ClientAuth {
 	case "":
 		cfg.ClientAuth = "client_secret_basic"
@@ -43,14 +48,13 @@ func checkClientAuth(cfg *ProviderConfig, fail func(name string, err error)) {
 	case "client_secret_basic", "client_secret_post":
 		needs("ClientSecret", cfg.ClientSecret == "", "a client without credentials is refused (RFC 10017 6.1.3.1)")
 	case "private_key_jwt":
+		unneeded()
 		needs("ClientKeys", len(cfg.ClientKeys) == 0, "private_key_jwt signs with it")
 	case "tls_client_auth", "self_signed_tls_client_auth":
+		unneeded()
 		needs("ClientCertificate", cfg.ClientCertificate == nil, cfg.ClientAuth+" is to show it")
 	default:
 		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
-	}
-	if cfg.ClientSecret != "" && cfg.ClientAuth != "client_secret_basic" && cfg.ClientAuth != "client_secret_post" {
-		fail("ClientSecret", fmt.Errorf("%s has no use for it; who holds it could still pass for this client", cfg.ClientAuth))
 	}
 }
 

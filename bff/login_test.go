@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
 )
 
 func TestFromLoginToAPICallToLogout(t *testing.T) {
@@ -630,4 +631,50 @@ func cookieNames(b *bfftest.Browser) []string {
 		names = append(names, c.Name)
 	}
 	return names
+}
+
+// Where the provider does not check PKCE, or whoever is on the way has taken the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
+func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
+	a := newApp(t, func(a *app, _ *bff.Config) {
+		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) { delete(m, "code_challenge_methods_supported") }))
+	})
+	a.waitReady()
+	c := a.takeDown(devop.Hooks{SkipPKCE: true})
+	attacker, victim := a.browser(), a.signedIn()
+	if form := c.to("/par")[0].form; form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
+		t.Errorf("asked with %v", form)
+	}
+	stolen := attacker.AnswerOfProvider("bob", "").Location(t).Query().Get("code")
+	u, q := callback(t, victim)
+	q.Set("code", stolen)
+	u.RawQuery = q.Encode()
+	wantPage(t, victim.Navigate(u.String()), 502, "login_invalid")
+	a.wantSession(victim, "alice")
+}
+
+// RFC 9207 2.4: an issuer that does not say that it names itself need not; one that does so is taken at its word.
+func TestIssIsCheckedWhereItIsSent(t *testing.T) {
+	unannounced := func(a *app, _ *bff.Config) {
+		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
+	}
+	for name, test := range map[string]struct {
+		edit func(answer url.Values)
+		good bool
+	}{
+		"absent":            {func(q url.Values) { q.Del("iss") }, true},
+		"its own":           {func(url.Values) {}, true},
+		"another's":         {func(q url.Values) { q.Set("iss", "https://evil.example") }, false},
+		"empty":             {func(q url.Values) { q.Set("iss", "") }, false},
+		"its own %-encoded": {func(q url.Values) { q.Set("iss", strings.Replace(q.Get("iss"), "op", "%6Fp", 1)) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, unannounced)
+			a.waitReady()
+			a.takeDown(devop.Hooks{EditCallback: test.edit})
+			answer := a.browser().SignIn("alice", "")
+			if (answer.StatusCode == 303) != test.good {
+				t.Errorf("got %d", answer.StatusCode)
+			}
+		})
+	}
 }
