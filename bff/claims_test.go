@@ -205,6 +205,18 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 			t.Errorf("userinfo %v: before %v, after %v", userinfo, before, after)
 		}
 	}
+	t.Run("but not how and when the user signed in", func(t *testing.T) {
+		a := newApp(t, nil)
+		b := a.signedIn()
+		before := user(t, b)
+		a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+			claims["auth_time"], claims["acr"], claims["amr"] = time.Now().Add(time.Minute).Unix(), "gold", []string{"hwk"}
+		}})
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		if after := user(t, b); after["auth_time"] != before["auth_time"] || after["acr"] != before["acr"] || after["amr"] != nil {
+			t.Errorf("before %v, after %v", before, after)
+		}
+	})
 	t.Run("but not while userinfo fails", func(t *testing.T) {
 		a := newApp(t, withUserInfo)
 		b := a.signedIn()

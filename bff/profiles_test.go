@@ -151,4 +151,3 @@ func (c *calls) toEnd(path string) []call {
 	}
 	return found
 }
-

@@ -138,7 +138,7 @@ func nonceIn(raw session.Secret) string {
 }
 
 // renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
-// what it was where the new ID token does not say it.
+// what it was: if they have done so anew since, in another app say, then not in this session.
 func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *idToken) json.RawMessage {
 	if p.cfg.UserInfo {
 		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
@@ -151,7 +151,8 @@ func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Se
 		return nil
 	}
 	for _, name := range []string{"auth_time", "acr", "amr"} {
-		if before := s.Claim(name); claims[name] == nil && before != nil {
+		delete(claims, name)
+		if before := s.Claim(name); before != nil {
 			claims[name] = before
 		}
 	}

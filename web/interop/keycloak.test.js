@@ -146,6 +146,21 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
+  test("who signs in anew in another app of the realm stays signed in here, as before", async () => {
+    const alice = await visitor(browser, broker);
+    await alice.signIn(as("alice"));
+    const { user } = await alice.session();
+    await new Promise((later) => setTimeout(later, 1500));
+    await alice.page.goto(`${bound.baseURL}/bff/login?prompt=login&return_to=/other`);
+    await alice.page.locator("#password").fill("alice");
+    await alice.page.locator("#kc-login").click();
+    await alice.page.waitForURL(`${bound.baseURL}/other`);
+    await alice.page.goto(`${broker.baseURL}/`);
+    assertOK(await alice.call("/bff/session/refresh", { method: "POST" }));
+    assert.equal((await alice.session()).user.auth_time, user.auth_time);
+    await alice.close();
+  });
+
   test("the realm's keys are rotated under a live session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
