@@ -68,10 +68,11 @@ export async function startAPI(issuer, { audience, requireDPoP = false, validate
  *
  * @param {number} port where the broker is to listen
  * @param {(baseURL: string) => object} configure returns the configuration but for its server and store
+ * @param {string} [host] another one for a second broker: cookies are for a host with all its ports
  */
-export async function startBroker(port, configure) {
+export async function startBroker(port, configure, host = "localhost") {
   const [adminPort, redisPort] = [await freePort(), await freePort()];
-  const baseURL = `http://localhost:${port}`;
+  const baseURL = `http://${host}:${port}`;
   const redis = await start("redis-server", ["--bind", "127.0.0.1", "--port", `${redisPort}`, "--save", "", "--appendonly", "no", "--dir", tmpdir()], {
     ready: /Ready to accept connections/,
   });
@@ -150,7 +151,7 @@ export async function visitor(browser, broker) {
   const context = await browser.newContext({ baseURL });
   context.setDefaultTimeout(Number(process.env.PATIENCE ?? 15_000));
   // Nothing leaves this machine: providers' pages like fonts from elsewhere.
-  await context.route((url) => !["localhost", "127.0.0.1"].includes(url.hostname), (route) => route.abort());
+  await context.route((url) => !/(^|\.)localhost$|^127\.0\.0\.1$/.test(url.hostname), (route) => route.abort());
   const page = await context.newPage();
   const addresses = [];
   page.on("framenavigated", (frame) => addresses.push(frame.url()));

@@ -37,7 +37,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     keycloak = await startKeycloak();
     issuer = `${keycloak.url}/realms/cloakroom`;
     const imported = await realm({ app: `http://localhost:${port}`, tokenLife });
-    imported.clients[1].redirectUris = [`http://localhost:${boundPort}/bff/callback`];
+    imported.clients[1].redirectUris = [`http://bound.localhost:${boundPort}/bff/callback`];
     await keycloak.admin("POST", "", imported);
     api = await startAPI(issuer, { audience: "api" });
     boundAPI = await startAPI(issuer, { audience: "api", validate: validateBound });
@@ -47,7 +47,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     ];
     const oidc = { issuer, client_secret: imported.clients[0].secret, scopes: ["openid", "profile", "email"] };
     broker = await startBroker(port, () => ({ oidc: { ...oidc, client_id: "spa" }, routes }));
-    bound = await startBroker(boundPort, () => ({ oidc: { ...oidc, client_id: "bound", sender_constraint: "dpop" }, routes: [{ path: "/api/", upstream: boundAPI.url, token: "user" }] }));
+    bound = await startBroker(boundPort, () => ({ oidc: { ...oidc, client_id: "bound", sender_constraint: "dpop" }, routes: [{ path: "/api/", upstream: boundAPI.url, token: "user" }] }), "bound.localhost");
     await ready(broker);
     await ready(bound);
     browser = await launch();
