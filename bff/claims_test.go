@@ -30,11 +30,11 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
 			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
 			c := a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) {
-				maps.Copy(claims, map[string]any{"department": "wonder", "name": "somebody else", "nonce": "x", "_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}}})
+				maps.Copy(claims, map[string]any{"department": "wonder", "name": "somebody else", "nonce": "x", "amr": []string{"hwk"}, "_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}}})
 			}})
 			b := a.signedIn()
 			got := user(t, b)
-			if got["department"] != "wonder" || got["name"] != "Alice Liddell" || got["sub"] != "alice" || got["nonce"] != nil || got["_claim_sources"] != nil || got["aud"] != nil {
+			if got["department"] != "wonder" || got["name"] != "Alice Liddell" || got["sub"] != "alice" || got["nonce"] != nil || got["_claim_sources"] != nil || got["amr"] != nil || got["aud"] != nil {
 				t.Errorf("got %v", got)
 			}
 			asked := c.to("/userinfo")

@@ -131,3 +131,16 @@ func nonceOf(h http.Header) string {
 	}
 	return values[0]
 }
+
+// wantsNonce says whether a server wants the proof to have its nonce (RFC 9449 9).
+func wantsNonce(resp *http.Response) bool {
+	if resp.StatusCode != http.StatusUnauthorized || nonceOf(resp.Header) == "" {
+		return false
+	}
+	for _, challenge := range resp.Header["Www-Authenticate"] {
+		if c := strings.ToLower(challenge); strings.Contains(c, "dpop") && strings.Contains(c, "use_dpop_nonce") {
+			return true
+		}
+	}
+	return false
+}

@@ -67,11 +67,7 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 
-	var payload json.RawMessage
-	if err := verified.Claims(&payload); err != nil {
-		return nil, fmt.Errorf("ID token: %w", err)
-	}
-	claims, err := parseClaims(payload)
+	claims, err := claimsOf(verified)
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
@@ -198,6 +194,60 @@ func asymmetric(algorithms []string) []string {
 	return known
 }
 
+// continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
+func (id *idToken) continues(s *session.Session) error {
+	switch {
+	case id.Issuer != s.Issuer || id.Subject != s.Subject:
+		return errors.New("its ID token is for another subject")
+	case id.Nonce != "" && id.Nonce != nonceIn(s.Tokens.ID):
+		return errors.New("its ID token has another nonce")
+	}
+	return nil
+}
+
+// nonceIn returns the nonce of an ID token that was verified when it came.
+func nonceIn(raw session.Secret) string {
+	parts := strings.Split(raw.Reveal(), ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	claims, err := decodeClaims(parts[1])
+	if err != nil {
+		return ""
+	}
+	nonce, _ := claims["nonce"].(string)
+	return nonce
+}
+
+// renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
+// what it was: if they have done so anew since, in another app say, then not in this session.
+func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *idToken) json.RawMessage {
+	if p.cfg.UserInfo {
+		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
+			p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+			return nil
+		}
+	}
+	claims, err := parseClaims(id.User)
+	if err != nil {
+		return nil
+	}
+	for _, name := range signInClaims {
+		delete(claims, name)
+		if before := s.Claim(name); before != nil {
+			claims[name] = before
+		}
+	}
+	if err := id.setUser(claims); err != nil {
+		p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+		return nil
+	}
+	return id.User
+}
+
+// signInClaims say when and how the user signed in.
+var signInClaims = []string{"auth_time", "acr", "amr"}
+
 // errNotAJWT says that what came in the place of a JWT is none.
 var errNotAJWT = errors.New("it is not a JWT")
 
@@ -263,6 +313,15 @@ func parseClaims(payload []byte) (map[string]any, error) {
 		return nil, errors.New("there is something after the claims")
 	}
 	return claims, nil
+}
+
+// claimsOf reads the claims of a token that was verified.
+func claimsOf(verified interface{ Claims(v any) error }) (map[string]any, error) {
+	var payload json.RawMessage
+	if err := verified.Claims(&payload); err != nil {
+		return nil, err
+	}
+	return parseClaims(payload)
 }
 
 // decodeClaims reads the claims of a JWT that was verified before.

@@ -2,7 +2,6 @@ package bff
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -35,11 +34,7 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 	if err != nil {
 		return nil, err
 	}
-	var payload json.RawMessage
-	if err := verified.Claims(&payload); err != nil {
-		return nil, err
-	}
-	claims, err := parseClaims(payload)
+	claims, err := claimsOf(verified)
 	if err != nil {
 		return nil, err
 	}

@@ -2,13 +2,11 @@ package bff
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"mime"
 	"net/http"
-	"strings"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 
@@ -30,6 +28,9 @@ func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.
 		return err
 	}
 	ofUser(more)
+	for _, name := range signInClaims {
+		delete(more, name)
+	}
 	maps.Copy(more, own)
 	p.claims.add(more)
 	return id.setUser(more)
@@ -62,11 +63,7 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 		if err != nil {
 			return nil, err
 		}
-		var payload json.RawMessage
-		if err := verified.Claims(&payload); err != nil {
-			return nil, err
-		}
-		return parseClaims(payload)
+		return claimsOf(verified)
 	default:
 		return nil, fmt.Errorf("its Content-Type is %.80q", mediaType)
 	}
@@ -97,68 +94,4 @@ func (p *provider) askUserInfo(ctx context.Context, m *metadata, tokens session.
 			return resp, body, err
 		}
 	}
-}
-
-// wantsNonce says whether a server wants the proof to have its nonce (RFC 9449 9).
-func wantsNonce(resp *http.Response) bool {
-	if resp.StatusCode != http.StatusUnauthorized || nonceOf(resp.Header) == "" {
-		return false
-	}
-	for _, challenge := range resp.Header["Www-Authenticate"] {
-		if c := strings.ToLower(challenge); strings.Contains(c, "dpop") && strings.Contains(c, "use_dpop_nonce") {
-			return true
-		}
-	}
-	return false
-}
-
-// continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
-func (id *idToken) continues(s *session.Session) error {
-	switch {
-	case id.Issuer != s.Issuer || id.Subject != s.Subject:
-		return errors.New("its ID token is for another subject")
-	case id.Nonce != "" && id.Nonce != nonceIn(s.Tokens.ID):
-		return errors.New("its ID token has another nonce")
-	}
-	return nil
-}
-
-// nonceIn returns the nonce of an ID token that was verified when it came.
-func nonceIn(raw session.Secret) string {
-	parts := strings.Split(raw.Reveal(), ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	claims, err := decodeClaims(parts[1])
-	if err != nil {
-		return ""
-	}
-	nonce, _ := claims["nonce"].(string)
-	return nonce
-}
-
-// renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
-// what it was: if they have done so anew since, in another app say, then not in this session.
-func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *idToken) json.RawMessage {
-	if p.cfg.UserInfo {
-		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
-			p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
-			return nil
-		}
-	}
-	claims, err := parseClaims(id.User)
-	if err != nil {
-		return nil
-	}
-	for _, name := range []string{"auth_time", "acr", "amr"} {
-		delete(claims, name)
-		if before := s.Claim(name); before != nil {
-			claims[name] = before
-		}
-	}
-	if err := id.setUser(claims); err != nil {
-		p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
-		return nil
-	}
-	return id.User
 }
