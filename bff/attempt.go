@@ -81,6 +81,7 @@ func (as *attempts) prepare(a *attempt, bound bool) error {
 	}
 	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
 	a.Verifier = session.Secret(oauth2.GenerateVerifier())
+	a.Key = ""
 	if bound {
 		if a.Key, err = newKey(); err != nil {
 			return err

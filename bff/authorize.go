@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -157,16 +158,16 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 // scopes are those that are asked for at login: what routes have tokens for has to be granted then.
 func (p *provider) scopes() []string {
 	all := slices.Clone(p.cfg.Scopes)
-	for _, t := range p.targets {
-		all = append(all, t.Scopes...)
+	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
+		all = append(all, p.targets[key].Scopes...)
 	}
 	return distinct(all)
 }
 
 func (p *provider) resources() []string {
 	all := slices.Clone(p.cfg.Resources)
-	for _, t := range p.targets {
-		if t.Resource != "" && !t.Exchange {
+	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
+		if t := p.targets[key]; t.Resource != "" && !t.Exchange {
 			all = append(all, t.Resource)
 		}
 	}

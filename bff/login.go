@@ -189,9 +189,11 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
 	if err != nil {
-		return failedExchange(err)
+		err = failedExchange(err)
+	} else {
+		err = s.acceptable(a, id)
 	}
-	if err := s.acceptable(a, id); err != nil {
+	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
 	}

@@ -118,7 +118,7 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	return nil
 }
 
-// revoke takes an ended session's refresh token back at the provider. The user, who is signed out already, waits for the first try
+// revoke takes an ended session's tokens back at the provider. The user, who is signed out already, waits for the first try
 // only; if the provider is out of reach more are made in the background.
 func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	ctx = context.WithoutCancel(ctx)
@@ -131,7 +131,7 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	if err == nil {
 		return
 	}
-	s.log.WarnContext(ctx, "refresh token not revoked", "session", ended.ID, "err", err)
+	s.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
 	if !passes(err) {
 		return
 	}
@@ -141,7 +141,7 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 			err = try()
 		}
 		if err != nil {
-			s.log.ErrorContext(ctx, "refresh token never revoked; it is good until the provider lets it expire", "session", ended.ID, "err", err)
+			s.log.ErrorContext(ctx, "tokens never revoked; they are good until the provider lets them expire", "session", ended.ID, "err", err)
 		}
 	})
 }

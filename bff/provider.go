@@ -246,7 +246,7 @@ func (p *provider) discover(ctx context.Context) (*metadata, error) {
 	if err := answer.Claims(m); err != nil {
 		return nil, fmt.Errorf("discover: %w", err)
 	}
-	if p.cfg.ClientCertificate != nil { // RFC 8705 5
+	if strings.HasSuffix(p.cfg.ClientAuth, "tls_client_auth") || p.cfg.SenderConstraint == "mtls" { // RFC 8705 5
 		m.Token, m.Revocation = cmp.Or(m.Aliases.Token, m.Token), cmp.Or(m.Aliases.Revocation, m.Revocation)
 		m.Pushed, m.UserInfo = cmp.Or(m.Aliases.Pushed, m.Pushed), cmp.Or(m.Aliases.UserInfo, m.UserInfo)
 	}

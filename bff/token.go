@@ -19,7 +19,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and verifies what comes for it.
+// exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and verifies what comes for it. Beside an error there are the tokens that were issued all
+// the same, if any.
 func (p *provider) exchange(ctx context.Context, code string, a *attempt) (session.Tokens, *idToken, error) {
 	m, err := p.metadata()
 	if err != nil {
@@ -41,16 +42,14 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	}
 	tokens := answer.tokens
 	if tokens.ID == "" {
-		return session.Tokens{}, nil, errors.New("redeem code: the answer holds no id_token")
+		return tokens, nil, errors.New("redeem code: the answer holds no id_token")
 	}
 	id, err := p.verifyIDToken(ctx, m, tokens)
-	if err != nil {
-		return session.Tokens{}, nil, err
+	if err == nil && p.cfg.UserInfo {
+		err = p.addUserInfo(ctx, m, tokens, id)
 	}
-	if p.cfg.UserInfo {
-		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
-			return session.Tokens{}, nil, err
-		}
+	if err != nil {
+		return tokens, nil, err
 	}
 	return tokens, id, nil
 }
