@@ -2,9 +2,14 @@ package session_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -498,4 +503,111 @@ func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T)
 			t.Errorf("waited %v, want the lease of 5s", took)
 		}
 	})
+}
+
+func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
+	p := &tokenEndpoint{takes: time.Second}
+	store := new(tokenstore.Memory)
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		freshFor := func(m *session.Manager, target string) string {
+			t.Helper()
+			s, err := m.FreshFor(t.Context(), r, target)
+			if err != nil {
+				t.Fatalf("%s: %v", target, err)
+			}
+			got := s.Tokens.For(target)
+			if header := s.Authorization(target); len(header) != 1 || header[0] != "Bearer "+got.Access.Reveal() {
+				t.Errorf("%s: the header is %q", target, header)
+			}
+			if s.Authorization("unknown") != nil {
+				t.Error("a target that nobody asked for has a token")
+			}
+			return got.Access.Reveal()
+		}
+		var all sync.WaitGroup
+		for range 20 {
+			for _, target := range []string{"orders", "billing"} {
+				all.Go(func() {
+					if got := freshFor(m, target); !strings.HasSuffix(got, target) {
+						t.Errorf("%s: got %s", target, got)
+					}
+				})
+			}
+		}
+		all.Wait()
+		if n := p.calls.Load(); n != 2 {
+			t.Errorf("%d requests for two tokens", n)
+		}
+		fresh(t, m, r, "access-1") // the session's own is as it was
+
+		orders := freshFor(m, "orders")
+		other := newManager(t, session.Config{Store: store, Refresh: p.refresh}) // another replica
+		if got := freshFor(other, "orders"); got != orders || p.calls.Load() != 2 {
+			t.Errorf("another replica has %s, after %d requests", got, p.calls.Load())
+		}
+		time.Sleep(time.Minute)
+		if got := freshFor(m, "orders"); got == orders || !strings.HasSuffix(got, "orders") {
+			t.Errorf("after its end: got %s", got)
+		}
+		s, err := m.Get(t.Context(), r)
+		if err != nil || len(s.Tokens.Others) != 1 {
+			t.Errorf("the record keeps %d tokens, %v; that of billing has expired", len(s.Tokens.Others), err)
+		}
+		if _, err := m.End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.FreshFor(t.Context(), r, "orders"); !errors.Is(err, session.ErrNone) {
+			t.Errorf("after the end: got %v", err)
+		}
+	})
+}
+
+func TestATargetThatFailsHoldsUpNoOther(t *testing.T) {
+	p := &tokenEndpoint{}
+	m := session.Config{Refresh: func(ctx context.Context, s *session.Session, target string) (session.Renewal, error) {
+		if target == "broken" {
+			return session.Renewal{}, errors.New("broken")
+		}
+		return p.refresh(ctx, s, target)
+	}}
+	synctest.Test(t, func(t *testing.T) {
+		manager := newManager(t, m)
+		_, r := signIn(t, manager, minute())
+		for range 3 {
+			var retry *session.RefreshError
+			if _, err := manager.FreshFor(t.Context(), r, "broken"); !errors.As(err, &retry) {
+				t.Errorf("got %v", err)
+			}
+			if _, err := manager.FreshFor(t.Context(), r, "orders"); err != nil {
+				t.Error(err)
+			}
+		}
+		manager.Drain(t.Context())
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+func TestAKeyIsKeptWithTheTokens(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scalar, err := key.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tk := tokens()
+	tk.Key = session.Secret(base64.RawURLEncoding.EncodeToString(scalar))
+	m := newManager(t, session.Config{})
+	_, r := signIn(t, m, tk)
+	s, err := m.Get(t.Context(), r)
+	if err != nil || s.Key() == nil || !s.Key().Equal(key) || s.Authorization("")[0] != "DPoP access-1" {
+		t.Errorf("got %v, %v", s, err)
+	}
+	for _, bad := range []session.Secret{"x", "AAAA", session.Secret(base64.RawURLEncoding.EncodeToString(make([]byte, 32)))} {
+		tk.Key = bad
+		if _, err := m.Start(t.Context(), httptest.NewRecorder(), session.Session{Tokens: tk}, session.Login{}); err == nil {
+			t.Error("a key that is none: no error")
+		}
+	}
 }
