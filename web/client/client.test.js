@@ -9,7 +9,7 @@ const origin = "https://app.example.com";
 let page;
 
 beforeEach(() => {
-  page = { requests: [], answers: [], visited: [], tabs: [], pageshow: [], errors: [], forms: [] };
+  page = { requests: [], answers: [], visited: [], tabs: [], pageshow: [], messages: new Set(), errors: [], forms: [], frames: [] };
   globalThis.location = {
     origin,
     href: `${origin}/orders?page=2#third`,
@@ -28,11 +28,16 @@ beforeEach(() => {
       submit() {
         page.forms.push(this);
       },
+      contentWindow: {},
+      remove() {
+        page.frames = page.frames.filter((frame) => frame !== this);
+      },
     }),
-    body: { append() {} },
+    body: { append: (element) => element.src && page.frames.push(element) },
   };
   globalThis.reportError = (err) => page.errors.push(err);
-  globalThis.addEventListener = (type, listener) => type === "pageshow" && page.pageshow.push(listener);
+  globalThis.addEventListener = (type, listener) => (type === "pageshow" ? page.pageshow.push(listener) : page.messages.add(listener));
+  globalThis.removeEventListener = (_, listener) => page.messages.delete(listener);
   globalThis.fetch = async (request) => {
     page.requests.push(request);
     const next = page.answers.shift();
@@ -335,4 +340,53 @@ test("what another tab says does no harm while the broker is out of reach", asyn
   page.tabs[0].receive(null);
   await settle();
   assert.deepEqual(events, []);
+});
+
+/** A message, as the silent sign-in's page posts it unless something else is said. */
+const tell = (event = {}) => {
+  for (const listener of [...page.messages]) {
+    listener({ origin, source: page.frames[0].contentWindow, data: { type: "cloakroom:silent-login", authenticated: true }, ...event });
+  }
+};
+
+test("silentLogin asks in a frame, and believes nobody else", async () => {
+  const client = createClient({ prefix: "/bff" });
+  let outcome;
+  const silent = client.silentLogin().then((authenticated) => (outcome = authenticated));
+  assert.deepEqual(page.frames.map(({ src, hidden }) => [src, hidden]), [["/bff/silent-login", true]]);
+  tell({ origin: "https://evil.example.com" });
+  tell({ source: {} });
+  tell({ data: { type: "something else", authenticated: true } });
+  tell({ data: null });
+  await new Promise(setImmediate);
+  assert.equal(outcome, undefined);
+  page.answers.push(json({ authenticated: true, user: { sub: "alice" }, session: { id: "s1" } }));
+  const signedIn = [];
+  client.on("signed-in", ({ user }) => signedIn.push(user.sub));
+  tell();
+  await silent;
+  assert.deepEqual([outcome, signedIn, page.frames, page.messages.size], [true, ["alice"], [], 0]);
+});
+
+test("silentLogin takes anything but true for false, and silence too", async () => {
+  for (const authenticated of [false, undefined, "true", 1]) {
+    const silent = createClient({ prefix: "/bff" }).silentLogin();
+    tell({ data: { type: "cloakroom:silent-login", authenticated } });
+    assert.equal(await silent, false);
+  }
+  assert.equal(await createClient({ prefix: "/bff" }).silentLogin({ timeout: 5 }), false);
+  assert.deepEqual([page.requests, page.frames, page.messages.size], [[], [], 0]);
+});
+
+test("stepUp goes where a challenge leads, and nowhere else", () => {
+  const client = createClient({ prefix: "/bff" });
+  const answer = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
+  assert.equal(client.stepUp(answer(401, 'Bearer error="invalid_token"')), false);
+  assert.equal(client.stepUp(answer(403, 'Bearer error="insufficient_user_authentication"')), false);
+  assert.equal(client.stepUp(answer(200)), false);
+  assert.deepEqual(page.visited, []);
+  assert.equal(client.stepUp(answer(401, 'DPoP error="insufficient_user_authentication", acr_values="gold silver", max_age="60"'), { uiLocales: "de" }), true);
+  const { pathname, searchParams } = new URL(page.visited[0], origin);
+  assert.equal(pathname, "/bff/login");
+  assert.deepEqual(Object.fromEntries(searchParams), { return_to: "/orders?page=2#third", acr_values: "gold silver", max_age: "60", ui_locales: "de" });
 });
