@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -324,54 +323,81 @@ func TestNoncesMixNoSessions(t *testing.T) {
 	}
 }
 
+// successor is another process with the app's store and keys, and a configuration of its own. It returns how to ask it as a browser of the app.
+func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method, path string) *http.Response {
+	a.t.Helper()
+	cfg := bff.Config{
+		PublicURL: a.url,
+		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
+		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Logger:    slog.New(slog.DiscardHandler),
+	}
+	edit(&cfg)
+	next, err := bff.New(cfg)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	server := httptest.NewServer(next)
+	next.Start()
+	a.t.Cleanup(func() {
+		server.Close()
+		next.Close(context.Background())
+	})
+	if err := next.Found(a.t.Context()); err != nil {
+		a.t.Fatal(err)
+	}
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(b *bfftest.Browser, method, path string) *http.Response {
+		req, err := http.NewRequestWithContext(a.t.Context(), method, server.URL+path, nil)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		req.Host = strings.TrimPrefix(a.url, "http://")
+		for _, c := range b.Cookies() {
+			req.AddCookie(&http.Cookie{Name: c.Name, Value: c.Value})
+		}
+		if !strings.Contains(path, "/callback") {
+			req.Header.Set("X-CSRF", "1")
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp
+	}
+}
+
 // The key is kept with the session: another process with the same store goes on with it.
 func TestTheKeySurvivesARestart(t *testing.T) {
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
 	wantOK(t, b.Fetch("GET", "/api/x"))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	next, err := bff.New(bff.Config{
-		PublicURL: a.url,
-		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret), SenderConstraint: "dpop"},
-		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
-		Routes:    []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}},
-		Logger:    slog.New(slog.DiscardHandler),
+	ask := a.successor(func(cfg *bff.Config) {
+		cfg.Provider.SenderConstraint = "dpop"
+		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: next}
-	go server.Serve(l)
-	next.Start()
-	defer next.Close(context.Background())
-	defer server.Close()
-	if err := next.Found(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	cookie := b.Cookies()[0]
-	ask := func(method, path string) int {
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+l.Addr().String()+path, nil)
-		if err != nil {
-			t.Fatal(err)
+	for _, call := range [][2]string{{"GET", "/api/x"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}} {
+		if got := ask(b, call[0], call[1]).StatusCode; got != 200 {
+			t.Errorf("%s: got %d", call, got)
 		}
-		req.Host = strings.TrimPrefix(a.url, "http://")
-		req.Header.Set("X-CSRF", "1")
-		req.AddCookie(&http.Cookie{Name: cookie.Name, Value: cookie.Value})
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		return resp.StatusCode
-	}
-	if one, two, three := ask("GET", "/api/x"), ask("POST", "/bff/session/refresh"), ask("GET", "/api/x"); one != 200 || two != 200 || three != 200 {
-		t.Errorf("got %d, %d, %d", one, two, three)
 	}
 	if got := api.requests(); len(got) != 3 || got[0].jkt != got[1].jkt || got[0].jkt != got[2].jkt {
 		t.Errorf("got %v", got)
+	}
+}
+
+// A login that began before tokens were to be bound, or after that was given up, does not end with a session that is otherwise.
+func TestALoginEndsAsItBegan(t *testing.T) {
+	for _, constraint := range []string{"", "dpop"} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = constraint })
+		b := a.browser()
+		back := b.AnswerOfProvider("alice", "").Location(t)
+		other := map[string]string{"": "dpop", "dpop": ""}[constraint]
+		ask := a.successor(func(cfg *bff.Config) { cfg.Provider.SenderConstraint = other })
+		if got := ask(b, "GET", back.RequestURI()).StatusCode; got != 502 || a.provider.TokenRequests() > 0 {
+			t.Errorf("began with %q, ended with %q: got %d after %d token requests", constraint, other, got, a.provider.TokenRequests())
+		}
 	}
 }
 
