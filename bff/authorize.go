@@ -2,7 +2,6 @@ package bff
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -200,15 +199,12 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 	if err != nil {
 		return nil, failedPush(err)
 	}
-	var answer struct {
-		RequestURI string          `json:"request_uri"`
-		ExpiresIn  json.RawMessage `json:"expires_in"`
-	}
-	err = json.Unmarshal(body, &answer)
-	if _, ok := parseSeconds(answer.ExpiresIn); err != nil || answer.RequestURI == "" || !ok {
+	answer, err := parseObject(body)
+	requestURI, _ := answer["request_uri"].(string)
+	if _, ok := parseSeconds(answer["expires_in"]); err != nil || requestURI == "" || !ok {
 		return nil, errLoginRefused.because(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
 	}
-	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {answer.RequestURI}}, nil
+	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil
 }
 
 // failedPush says what it means to a login that its request was not taken.

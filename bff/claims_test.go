@@ -1,6 +1,7 @@
 package bff_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -326,5 +327,66 @@ func TestHostileTokenAnswers(t *testing.T) {
 			t.Errorf("%s: took %v", name, d)
 		}
 		a.provider.Behave()
+	}
+}
+
+// A provider that takes its time is one that does not answer, wherever that is.
+func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.UserInfo, cfg.Provider.HTTPClient = true, &http.Client{Timeout: 300 * time.Millisecond}
+	})
+	slow := func(path string) devop.Hooks {
+		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, path) {
+				select {
+				case <-r.Context().Done():
+				case <-time.After(3 * time.Second):
+				}
+			}
+			next.ServeHTTP(w, r)
+		}}
+	}
+	for path, code := range map[string]string{"/par": "provider_unavailable", "/token": "provider_unavailable", "/userinfo": "provider_unavailable"} {
+		b := a.signedIn()
+		u := ""
+		if path != "/par" {
+			u = b.AnswerOfProvider("alice", "prompt=login").Header.Get("Location")
+		}
+		a.takeDown(slow(path))
+		began := time.Now()
+		if path == "/par" {
+			wantPage(t, b.Navigate("/bff/login"), 503, code)
+		} else {
+			wantPage(t, b.Navigate(u), 503, code)
+		}
+		if d := time.Since(began); d > 2*time.Second {
+			t.Errorf("%s: took %v", path, d)
+		}
+		a.provider.Behave()
+		a.wantSession(b, "alice")
+	}
+	b := a.signedIn()
+	a.takeDown(slow("/revoke"))
+	if answer := b.Submit("/bff/logout", nil); answer.StatusCode != 303 {
+		t.Errorf("logout: got %d", answer.StatusCode)
+	}
+}
+
+// What a provider says of a refusal is in the log, without what it may quote.
+func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
+	b := a.signedIn()
+	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.PostFormValue("grant_type") != "refresh_token" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.WriteHeader(400)
+		json.NewEncoder(w).Encode(map[string]string{"error": "invalid_scope", "error_description": fmt.Sprintf(
+			"no scope <%s> for %s of %s, see eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl", "read", r.PostForm.Get("refresh_token"), r.PostForm.Get("client_secret"))})
+	}})
+	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable") // whose log is looked through at the end
+	if logs := a.logs.String(); !strings.Contains(logs, "no scope <read> for … of …, see …") && !strings.Contains(logs, `no scope \u003cread\u003e for … of …, see …`) {
+		t.Errorf("the log does not say why: %s", logs)
 	}
 }

@@ -431,7 +431,9 @@ func TestFAPI2(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "token_endpoint_auth_signing_alg_values_supported") }))
 		})
+		a.waitReady()
 		c := a.takeDown(devop.Hooks{})
 		aLife(t, a)
 		header, _ := unverified(t, c.to("/token")[0].form.Get("client_assertion"))

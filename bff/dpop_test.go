@@ -235,6 +235,35 @@ func TestTheProvidersNonce(t *testing.T) {
 	}
 }
 
+// A nonce is for the server that gave it, also where a provider has several (RFC 9449 9).
+func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
+	var a *app
+	a, _ = newBoundApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Provider.UserInfo = true
+		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			m["userinfo_endpoint"] = strings.Replace(m["userinfo_endpoint"].(string), "127.0.0.1", "localhost", 1)
+		}))
+	})
+	a.waitReady()
+	var nonces []any
+	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if !strings.HasSuffix(r.URL.Path, "/userinfo") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		_, claims := unverified(t, r.Header.Get("DPoP"))
+		nonces = append(nonces, claims["nonce"])
+		w.Header().Set("DPoP-Nonce", "of-userinfo")
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"sub":"alice"}`)
+	}})
+	a.signedIn()
+	a.signedIn()
+	if len(nonces) != 2 || nonces[0] != nil || nonces[1] != "of-userinfo" {
+		t.Errorf("userinfo got the nonces %v", nonces)
+	}
+}
+
 // A provider that asks for another nonce each time is a fault that passes, after one more try.
 func TestANonceIsTriedOnce(t *testing.T) {
 	a, _ := newBoundApp(t, nil)

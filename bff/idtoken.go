@@ -228,7 +228,7 @@ func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Se
 			return nil
 		}
 	}
-	claims, err := parseClaims(id.User)
+	claims, err := parseObject(id.User)
 	if err != nil {
 		return nil
 	}
@@ -279,13 +279,13 @@ func checkTokenType(raw, want string) error {
 	}
 }
 
-// parseClaims reads claims that mean one thing only: a name that comes twice, or in two cases, is refused, for readers
+// parseObject reads a JSON object that means one thing only: a name that comes twice, or in two cases, is refused, for readers
 // differ in which they take.
-func parseClaims(payload []byte) (map[string]any, error) {
+func parseObject(payload []byte) (map[string]any, error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.UseNumber()
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("the claims are not a JSON object")
+		return nil, errors.New("it is not a JSON object")
 	}
 	claims := make(map[string]any)
 	seen := make(map[string]bool)
@@ -296,7 +296,7 @@ func parseClaims(payload []byte) (map[string]any, error) {
 		}
 		name, _ := t.(string)
 		if folded := strings.ToLower(name); seen[folded] {
-			return nil, fmt.Errorf("the claim %.40q comes twice", name)
+			return nil, fmt.Errorf("its member %.40q comes twice", name)
 		} else {
 			seen[folded] = true
 		}
@@ -307,10 +307,10 @@ func parseClaims(payload []byte) (map[string]any, error) {
 		claims[name] = value
 	}
 	if _, err := d.Token(); err != nil { // the end of the object
-		return nil, fmt.Errorf("the claims are cut short: %w", err)
+		return nil, fmt.Errorf("it is cut short: %w", err)
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("there is something after the claims")
+		return nil, errors.New("there is something after it")
 	}
 	return claims, nil
 }
@@ -321,7 +321,7 @@ func claimsOf(verified interface{ Claims(v any) error }) (map[string]any, error)
 	if err := verified.Claims(&payload); err != nil {
 		return nil, err
 	}
-	return parseClaims(payload)
+	return parseObject(payload)
 }
 
 // decodeClaims reads the claims of a JWT that was verified before.
@@ -330,7 +330,7 @@ func decodeClaims(encoded string) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseClaims(payload)
+	return parseObject(payload)
 }
 
 // timeClaim reads a NumericDate (RFC 7519 2); zero when it is not there.

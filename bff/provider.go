@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -242,8 +243,11 @@ func (p *provider) discover(ctx context.Context) (*metadata, error) {
 	if err != nil {
 		return nil, fmt.Errorf("discover: %w", err)
 	}
-	m := new(metadata)
-	if err := answer.Claims(m); err != nil {
+	m, all := new(metadata), json.RawMessage(nil)
+	if err := errors.Join(answer.Claims(m), answer.Claims(&all)); err != nil {
+		return nil, fmt.Errorf("discover: %w", err)
+	}
+	if _, err := parseObject(all); err != nil {
 		return nil, fmt.Errorf("discover: %w", err)
 	}
 	if strings.HasSuffix(p.cfg.ClientAuth, "tls_client_auth") || p.cfg.SenderConstraint == "mtls" { // RFC 8705 5

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -130,7 +129,7 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 	if err != nil {
 		return session.Renewal{}, fmt.Errorf("exchange the access token: %w", err)
 	}
-	if issued := answer.IssuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
+	if issued := answer.issuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
 		return session.Renewal{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
 	}
 	got := session.Tokens{Access: answer.tokens.Access, Scope: answer.tokens.Scope, Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
@@ -174,17 +173,10 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	return errors.Join(errs...)
 }
 
-// tokenAnswer is RFC 6749 5.1, with what OpenID Connect Core 3.1.3.3 and RFC 8693 2.2.1 add.
+// tokenAnswer is what a token endpoint gives (RFC 6749 5.1).
 type tokenAnswer struct {
-	AccessToken     string          `json:"access_token"`
-	TokenType       string          `json:"token_type"`
-	ExpiresIn       json.RawMessage `json:"expires_in"` // a number; some providers send a string
-	RefreshToken    string          `json:"refresh_token"`
-	IDToken         string          `json:"id_token"`
-	Scope           string          `json:"scope"`
-	IssuedTokenType string          `json:"issued_token_type"`
-
-	tokens session.Tokens // what was made of it
+	tokens          session.Tokens
+	issuedTokenType string // RFC 8693 2.2.1
 }
 
 // askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet.
@@ -198,38 +190,42 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	if err != nil {
 		return nil, err
 	}
-	answer := new(tokenAnswer)
-	if err := json.Unmarshal(body, answer); err != nil {
+	members, err := parseObject(body)
+	if err != nil {
 		return nil, errors.New("the token endpoint's answer is not the JSON it should be") // the cause may quote a token
 	}
-	if answer.AccessToken == "" {
+	text := func(name string) string {
+		s, _ := members[name].(string)
+		return s
+	}
+	if text("access_token") == "" {
 		return nil, errors.New("the token endpoint's answer holds no access_token")
 	}
 	want := "Bearer"
 	if private != nil {
 		want = "DPoP" // RFC 9449 5: a token that is not bound is not what was asked for
 	}
-	if !strings.EqualFold(answer.TokenType, want) {
-		return nil, fmt.Errorf("the token endpoint's answer has token_type %.20q, want %s", answer.TokenType, want)
+	if got := text("token_type"); !strings.EqualFold(got, want) {
+		return nil, fmt.Errorf("the token endpoint's answer has token_type %.20q, want %s", got, want)
 	}
-	answer.tokens = session.Tokens{
-		Access:  session.Secret(answer.AccessToken),
-		Refresh: session.Secret(answer.RefreshToken),
-		ID:      session.Secret(answer.IDToken),
-		Scope:   answer.Scope,
+	answer := &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{
+		Access:  session.Secret(text("access_token")),
+		Refresh: session.Secret(text("refresh_token")),
+		ID:      session.Secret(text("id_token")),
+		Scope:   text("scope"),
 		Issued:  asked, // before the answer, so that the token is never taken to live longer than it does
 		Key:     key,
-	}
-	if seconds, ok := parseSeconds(answer.ExpiresIn); ok {
+	}}
+	if seconds, ok := parseSeconds(members["expires_in"]); ok {
 		answer.tokens.Expiry = asked.Add(seconds)
 	}
 	return answer, nil
 }
 
-// parseSeconds reads expires_in: a number, or one in quotes. What is neither says nothing.
-func parseSeconds(raw json.RawMessage) (time.Duration, bool) {
-	seconds, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
-	if err != nil || seconds <= 0 || seconds > 1e9 {
+// parseSeconds reads expires_in: a number; some providers write one as a text. What is neither says nothing.
+func parseSeconds(value any) (time.Duration, bool) {
+	seconds, err := strconv.ParseFloat(fmt.Sprint(value), 64)
+	if err != nil || !(seconds > 0 && seconds <= 1e9) {
 		return 0, false
 	}
 	return time.Duration(seconds * float64(time.Second)), true
@@ -299,7 +295,6 @@ func (p *provider) postOnce(ctx context.Context, m *metadata, endpoint string, f
 	if err != nil {
 		return nil, nil, err
 	}
-	form = maps.Clone(form)
 	if err := p.authenticate(m, req, form); err != nil {
 		return nil, nil, err
 	}

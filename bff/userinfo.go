@@ -23,7 +23,7 @@ func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.
 	if more["sub"] != id.Subject { // Core 5.3.2: then it is somebody else's
 		return errors.New("userinfo: its sub is not that of the ID token")
 	}
-	own, err := parseClaims(id.User)
+	own, err := parseObject(id.User)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 	}
 	switch mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType {
 	case "application/json":
-		return parseClaims(body)
+		return parseObject(body)
 	case "application/jwt":
 		raw := string(body)
 		if err := checkTokenType(raw, "jwt"); err != nil {

@@ -233,6 +233,10 @@ func endpointFaults(grantType string) []Fault {
 		answers("temporarily_unavailable", grantType, 400, `{"error":"temporarily_unavailable"}`),
 		answers("server_error", grantType, 400, `{"error":"server_error"}`),
 		answers("HTML as 200", grantType, 200, "<html>Log in to the Wi-Fi</html>"),
+		answers("a member that is there twice", grantType, 200, `{"access_token":"x","token_type":"Bearer","expires_in":60,"token_type":"Bearer"}`),
+		answers("a member that is there in two cases", grantType, 200, `{"access_token":"x","Access_Token":"y","token_type":"Bearer","expires_in":60}`),
+		answers("a member in another case", grantType, 200, `{"ACCESS_TOKEN":"x","token_type":"Bearer","expires_in":60}`),
+		answers("two objects", grantType, 200, `{"access_token":"x","token_type":"Bearer","expires_in":60}{}`),
 		answers("half a JSON", grantType, 200, `{"access_token":"x`),
 		answers("an empty 200", grantType, 200, ""),
 		answers("null", grantType, 200, "null"),
@@ -318,6 +322,22 @@ func discoveryAnswer(name string, status int, body string) Fault {
 	return f
 }
 
+// twice is metadata in which a member comes twice.
+func twice(name, member string) Fault {
+	return Fault{Name: name, undiscoverable: true, hooks: func(p *Provider) devop.Hooks {
+		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.URL.Path, "/openid-configuration") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			recorded := httptest.NewRecorder()
+			next.ServeHTTP(recorded, r)
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, strings.Replace(recorded.Body.String(), "{", `{"`+member+`":"https://evil.example/token",`, 1))
+		}}
+	}}
+}
+
 // DiscoveryFaults is metadata of which nothing may be used (OpenID Connect Discovery 4.3).
 var DiscoveryFaults = []Fault{
 	Discovery("another issuer", func(m map[string]any) { m["issuer"] = "https://evil.example" }),
@@ -332,6 +352,7 @@ var DiscoveryFaults = []Fault{
 	discoveryAnswer("HTML", 200, "<html>"),
 	discoveryAnswer("huge", 200, `{"issuer":"`+strings.Repeat("x", 2<<20)+`"}`),
 	discoveryAnswer("a list", 200, "[]"),
+	twice("a member that is there twice", "token_endpoint"),
 }
 
 // LostAnswer processes refreshes, and loses the answers to the first n of them.
