@@ -426,6 +426,14 @@ func TestFAPI2(t *testing.T) {
 		})
 		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "RFC 9207") })
 	})
+	t.Run("a provider without pushed requests", func(t *testing.T) {
+		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+			edit(a, cfg)
+			cfg.Provider.FAPI2 = true
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "pushed_authorization_request_endpoint") }))
+		})
+		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "no pushed_authorization_request_endpoint") })
+	})
 	t.Run("RSA signs with PS256", func(t *testing.T) {
 		provider, edit := withKeys(rsaKey(t, 2048))
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
@@ -550,7 +558,7 @@ func TestRequestsAreSigned(t *testing.T) {
 			var request string
 			if pushed == "always" {
 				form := c.to("/par")[0].form
-				if request = form.Get("request"); form.Has("state") || form.Has("request_uri") {
+				if request = form.Get("request"); form.Has("state") || form.Has("scope") || form.Has("request_uri") {
 					t.Errorf("pushed %v", form)
 				}
 			} else {

@@ -177,6 +177,7 @@ func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	b, other := a.signedIn(), a.signedIn()
 	for _, sid := range []string{"", "null", "undefined"} {
 		b.Navigate("/bff/frontchannel-logout?"+url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode(), inFrame...)
+		a.wantSession(b, "alice")
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
 		t.Errorf("logout: got %d", got)

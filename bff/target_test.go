@@ -48,7 +48,8 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 		route := func(path string) bff.Route { return bff.Route{Path: path, Upstream: []string{api.URL}, Token: "user"} }
 		own, orders, billing, few, exchanged, machine := route("/own/"), route("/orders/"), route("/billing/"), route("/few/"), route("/exchanged/"), route("/machine/")
 		orders.Resource, billing.Resource = "https://orders.example", "https://billing.example"
-		few.Scopes = []string{"profile", "few:read"}
+		few.Scopes, few.Require.Scopes = []string{"profile", "few:read"}, []string{"few:read"} // which the session's own token has not
+		own.Require.Scopes = []string{"email"}
 		exchanged.Audience, exchanged.Grant = "legacy", "token-exchange"
 		machine.Token, machine.Resource, machine.Scopes = "client", "https://robots.example", []string{"robots:run"}
 		cfg.Provider.Resources = []string{"https://own.example"}
