@@ -96,6 +96,10 @@ func (as *attempts) prepare(a *attempt, bound bool) error {
 func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
 	name := as.cookieName(a.State)
 	value, err := as.seal(name, a)
+	if err != nil && a.ReturnTo != "/" { // it may have been too long
+		a.ReturnTo = "/"
+		value, err = as.seal(name, a)
+	}
 	if err != nil {
 		return fmt.Errorf("seal login attempt: %w", err)
 	}

@@ -2,12 +2,15 @@ package bff
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -46,8 +49,20 @@ func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
 			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
 		}
 	}
+	for _, name := range []string{"acr_values", "max_age"} {
+		if value := cfg.Parameters[name]; value != "" {
+			if _, err := loginParameters(url.Values{name: {value}}); err != nil {
+				fail("Parameters", err)
+			}
+		}
+	}
 	if !cfg.FAPI2 {
 		return
+	}
+	for i, key := range cfg.ClientKeys { // FAPI 2.0 5.4: PS256, ES256 and EdDSA
+		if public, ok := key.Public().(*ecdsa.PublicKey); ok && public.Curve != elliptic.P256() {
+			fail("ClientKeys", fmt.Errorf("key %d is on the curve %s; of the curves FAPI 2.0 takes P-256 and Ed25519", i+1, public.Curve.Params().Name))
+		}
 	}
 	if cfg.SenderConstraint == "" {
 		cfg.SenderConstraint = "dpop"
@@ -145,6 +160,9 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 		if claims[name] = values[0]; len(values) > 1 {
 			claims[name] = values
 		}
+	}
+	if seconds, err := strconv.Atoi(q.Get("max_age")); err == nil { // RFC 9101 4: numbers are numbers
+		claims["max_age"] = seconds
 	}
 	request, err := p.sign("oauth-authz-req+jwt", claims, m.RequestAlgorithms)
 	if err != nil {

@@ -25,6 +25,7 @@ type clientToken struct {
 	asking *clientFlight // nil: the provider is not being asked
 	failed time.Time     // when it was asked last without success, or zero
 	err    error         // why
+	pause  time.Duration // from then on until it is asked again
 	forced time.Time     // when it was asked last because an upstream did not take the token
 }
 
@@ -51,9 +52,11 @@ const (
 	// clientTokenAhead is how long before its end a token is replaced, at most half its life; clientTokenLife is how long one lives whose end the provider does not tell.
 	clientTokenAhead = time.Minute
 	clientTokenLife  = 5 * time.Minute
-	// clientTokenPause is how long the provider is not asked again after it has failed, and clientTokenForce how long because an upstream rejects its tokens.
-	clientTokenPause = 2 * time.Second
-	clientTokenForce = 10 * time.Second
+	// clientTokenPause is how long the provider is not asked again after it has failed, clientTokenLongest if it wants to be left alone for longer, and
+	// clientTokenForce how long because an upstream rejects its tokens.
+	clientTokenPause   = 2 * time.Second
+	clientTokenLongest = 30 * time.Second
+	clientTokenForce   = 10 * time.Second
 )
 
 // get returns the token. Nobody waits while there is one that is good; it is replaced in the background before its end. The error is a
@@ -67,7 +70,7 @@ func (c *clientToken) get(ctx context.Context) (accessToken, error) {
 		defer c.mu.Unlock()
 		return c.token, nil
 	}
-	if pause := clientTokenPause - now.Sub(c.failed); !c.failed.IsZero() && pause > 0 && c.asking == nil {
+	if pause := c.pause - now.Sub(c.failed); !c.failed.IsZero() && pause > 0 && c.asking == nil {
 		defer c.mu.Unlock()
 		if good {
 			return c.token, nil
@@ -118,7 +121,8 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 			if !errors.As(err, &unrefreshed) {
 				unrefreshed = &session.RefreshError{Err: err}
 			}
-			unrefreshed.RetryAfter = max(unrefreshed.RetryAfter, clientTokenPause)
+			unrefreshed.RetryAfter = min(max(unrefreshed.RetryAfter, clientTokenPause), clientTokenLongest)
+			c.pause = unrefreshed.RetryAfter
 			flight.err = unrefreshed
 			c.failed, c.err = time.Now(), unrefreshed.Err
 			c.provider.log.Warn("no token for the broker itself", "err", err)

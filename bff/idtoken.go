@@ -42,6 +42,9 @@ type idToken struct {
 // errKeysUnreachable says that the provider's key set could not be had, and so nothing about the token.
 var errKeysUnreachable = errors.New("the provider's keys cannot be had")
 
+// errForeign says that the token is for somebody else, or of somebody else: for another subject or client, of another issuer or login, or not signed by ours.
+var errForeign = errors.New("it is not this login's")
+
 // errClock says that the token may be right, but not by our clock.
 var errClock = errors.New("its times do not fit our clock")
 
@@ -64,6 +67,9 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 		return nil, fmt.Errorf("ID token: %w: %w", errClock, err)
 	}
 	if err != nil {
+		if keys.wrong || !p.isForUs(raw) {
+			err = fmt.Errorf("%w: %w", errForeign, err)
+		}
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 
@@ -72,15 +78,15 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	if verified.Issuer != p.cfg.Issuer {
-		return nil, fmt.Errorf("ID token: iss is %q, want %q", verified.Issuer, p.cfg.Issuer)
+		return nil, fmt.Errorf("ID token: %w: iss is %q, want %q", errForeign, verified.Issuer, p.cfg.Issuer)
 	}
 	for _, aud := range verified.Audience {
 		if !p.trusts(aud) { // 3.1.3.7 (3)
-			return nil, fmt.Errorf("ID token: aud names %q beside us", aud)
+			return nil, fmt.Errorf("ID token: %w: aud names %q beside us", errForeign, aud)
 		}
 	}
 	if azp, ok := claims["azp"]; ok && azp != p.cfg.ClientID { // 3.1.3.7 (5)
-		return nil, fmt.Errorf("ID token: azp is %v, want %q", azp, p.cfg.ClientID)
+		return nil, fmt.Errorf("ID token: %w: azp is %v, want %q", errForeign, azp, p.cfg.ClientID)
 	}
 	if sub := verified.Subject; sub == "" || len(sub) > 255 || !utf8.ValidString(sub) { // Core 2
 		return nil, errors.New("ID token: sub is missing, or longer than 255 bytes")
@@ -140,6 +146,20 @@ func (id *idToken) setUser(claims map[string]any) error {
 	return nil
 }
 
+// isForUs says whether a token, of which nothing is believed, names our issuer and us; what cannot be read does not say otherwise.
+func (p *provider) isForUs(raw string) bool {
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 {
+		return true
+	}
+	claims, err := decodeClaims(parts[1])
+	if err != nil {
+		return true
+	}
+	aud := claimTexts(claims["aud"])
+	return claims["iss"] == p.cfg.Issuer && slices.Contains(aud, p.cfg.ClientID)
+}
+
 // satisfiedBy says whether the ID token is for this attempt, and whether the user signed in as it asked.
 func (a *attempt) satisfiedBy(id *idToken) error {
 	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(a.Nonce)) != 1 { // 3.1.3.7 (11)
@@ -169,6 +189,7 @@ type keySet struct {
 	oidc.KeySet
 	unreachable error
 	current     bool // the keys were fetched a moment ago
+	wrong       bool // none of the keys has made the signature
 }
 
 func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
@@ -176,7 +197,16 @@ func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error
 	if k.current = errors.Is(err, errKeysCurrent); !k.current {
 		k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
 	}
+	k.wrong = err != nil && !k.current && k.unreachable == nil
 	return payload, err
+}
+
+// algorithms are those that the provider may sign with what it says to us.
+func (p *provider) algorithms(m *metadata) []string {
+	if p.cfg.FAPI2 { // 5.4
+		return []string{oidc.PS256, oidc.ES256, oidc.EdDSA}
+	}
+	return asymmetric(m.IDTokenAlgorithms)
 }
 
 // asymmetric returns those of the algorithms that verify with a public key; RS256 where the provider names none (Core 2).
@@ -198,9 +228,9 @@ func asymmetric(algorithms []string) []string {
 func (id *idToken) continues(s *session.Session) error {
 	switch {
 	case id.Issuer != s.Issuer || id.Subject != s.Subject:
-		return errors.New("its ID token is for another subject")
+		return fmt.Errorf("%w: it is for another subject", errForeign)
 	case id.Nonce != "" && id.Nonce != nonceIn(s.Tokens.ID):
-		return errors.New("its ID token has another nonce")
+		return fmt.Errorf("%w: it has another nonce", errForeign)
 	}
 	return nil
 }

@@ -27,15 +27,12 @@ func (s *Server) login(w *response, r *http.Request) error {
 	if err != nil {
 		return errLoginParameter.because(err).returningTo(a.ReturnTo)
 	}
-	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
-
-	current, err := s.sessions.Get(r.Context(), r)
-	switch {
-	case err == nil:
-		a.Replaces, a.Subject = current.ID, current.Subject
-	case !errors.Is(err, session.ErrNone):
-		return err
+	for _, name := range []string{"acr_values", "max_age"} { // what the operator always asks for is checked on return as well
+		if value := s.provider.cfg.Parameters[name]; value != "" && !extra.Has(name) {
+			extra.Set(name, value)
+		}
 	}
+	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
 	a.CrossSite = crossSite(r)
 	return s.toProvider(w, r, a, extra)
 }
@@ -46,7 +43,15 @@ func crossSite(r *http.Request) bool {
 	return site != "" && site != "same-origin" && site != "none"
 }
 
+// toProvider begins an attempt, of which it notes who is signed in now.
 func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
+	current, err := s.sessions.Get(r.Context(), r)
+	switch {
+	case err == nil:
+		a.Replaces, a.Subject = current.ID, current.Subject
+	case !errors.Is(err, session.ErrNone):
+		return err
+	}
 	if err := s.attempts.prepare(a, s.provider.cfg.SenderConstraint == "dpop"); err != nil {
 		return err
 	}
@@ -57,7 +62,11 @@ func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.
 	if err := s.attempts.begin(w, r, a); err != nil {
 		return err
 	}
-	http.Redirect(w, r, location, http.StatusFound)
+	status := http.StatusFound
+	if r.Method == http.MethodPost {
+		status = http.StatusSeeOther // RFC 9700 4.12
+	}
+	http.Redirect(w, r, location, status)
 	return nil
 }
 
@@ -143,7 +152,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 	case inFrame(r):
 		return errBadCallback.because(errors.New("no silent attempt in this browser has this state"))
 	case a == nil && answer.err == "" && s.attempts.stale(answer.state):
-		return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: crossSite(r)}, nil)
+		return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: true}, nil) // whoever sent the browser here, it was not the app
 	case a == nil:
 		return errBadCallback.because(errors.New("no attempt in this browser has this state"))
 	}
@@ -266,7 +275,7 @@ const again = "cloakroom_again"
 const postAgainScript = `document.forms[0].submit()`
 
 var (
-	postAgainCSP  = "default-src 'none'; script-src " + hashSource(postAgainScript) + "; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+	postAgainCSP  = "default-src 'none'; script-src " + hashSource(postAgainScript) + "; base-uri 'none'; frame-ancestors 'self'" // without form-action, which Chromium applies to where the provider is too, should the login begin anew
 	postAgainHTML = template.Must(template.New("again").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
 		`<form method="post">{{range $name, $value := .}}<input type="hidden" name="{{$name}}" value="{{$value}}">{{end}}<noscript><button>Continue</button></noscript></form>` +
 		`<script>` + postAgainScript + `</script></html>`))

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/gorilla/securecookie"
@@ -146,13 +147,18 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	})
 }
 
-// passes says whether the same request may well be answered later (RFC 7009 2.2.1: 503 means that the token still exists).
+// passes says whether the same request may well be answered later (RFC 7009 2.2.1: 503 means that the token still exists); of several that are joined, one of them.
 func passes(err error) bool {
-	var refusal *tokenError
-	if errors.As(err, &refusal) {
-		return refusal.status >= 500 || refusal.status == http.StatusTooManyRequests
+	switch e := err.(type) {
+	case nil:
+		return false
+	case *tokenError:
+		return e.status >= 500 || e.status == http.StatusTooManyRequests
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), passes)
+	default:
+		return err == session.ErrNoAnswer || passes(errors.Unwrap(err))
 	}
-	return errors.Is(err, session.ErrNoAnswer)
 }
 
 func revokeDelay(err error, n int) time.Duration {

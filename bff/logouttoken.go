@@ -72,7 +72,7 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 func (p *provider) verifier(m *metadata, keys oidc.KeySet) *oidc.IDTokenVerifier {
 	return oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
 		ClientID:             p.cfg.ClientID,
-		SupportedSigningAlgs: asymmetric(m.IDTokenAlgorithms),
+		SupportedSigningAlgs: p.algorithms(m),
 		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
 	})
 }

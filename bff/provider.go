@@ -103,6 +103,7 @@ type metadata struct {
 	Aliases called `json:"mtls_endpoint_aliases"` // RFC 8705 5
 
 	EndSession          string   `json:"end_session_endpoint"`
+	CertificateBound    bool     `json:"tls_client_certificate_bound_access_tokens"`
 	IssParameter        bool     `json:"authorization_response_iss_parameter_supported"`
 	RequirePushed       bool     `json:"require_pushed_authorization_requests"`
 	RequireSigned       bool     `json:"require_signed_request_object"`
@@ -296,6 +297,9 @@ func (p *provider) checkOffers(m *metadata) error {
 	}
 	if p.cfg.SenderConstraint == "dpop" && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
 		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
+	}
+	if p.cfg.SenderConstraint == "mtls" && !m.CertificateBound { // RFC 8705 3.3
+		lacks("does not bind access tokens to certificates (tls_client_certificate_bound_access_tokens), and mtls is wanted")
 	}
 	if p.cfg.UserInfo && m.UserInfo == "" {
 		lacks("has no userinfo_endpoint, and the user's claims are to be fetched from there")

@@ -39,7 +39,9 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	}
 	var token accessToken
 	if current != nil {
-		token = accessToken{current.Authorization(route.targetKey), current.Key()}
+		if token = (accessToken{current.Authorization(route.targetKey), current.Key()}); token.header == nil {
+			return errInternal.because(errors.New("the session has no token for this route"))
+		}
 	} else if route.client {
 		if token, err = route.clientToken.get(r.Context()); err != nil {
 			return err
@@ -298,7 +300,7 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	token, err := x.renewToken(ctx)
 	var unrefreshed *session.RefreshError
 	switch {
-	case errors.As(err, &unrefreshed), err == nil && token.header[0] == x.token.header[0]:
+	case errors.As(err, &unrefreshed), err == nil && (len(token.header) == 0 || token.header[0] == x.token.header[0]):
 		return resp, a, nil
 	case err != nil:
 		resp.Body.Close()

@@ -177,7 +177,10 @@ func (r *Route) show(cert *tls.Certificate, field string) error {
 		}
 	}
 	r.TLS = cmp.Or(r.TLS, new(tls.Config)).Clone()
-	if cert != nil && len(r.TLS.Certificates) == 0 {
+	if len(r.TLS.Certificates) > 0 || r.TLS.GetClientCertificate != nil {
+		return &session.FieldError{Field: field + ".TLS", Err: errors.New("it has a certificate of its own, and tokens are bound to the client's: the upstream has to see that one")}
+	}
+	if cert != nil {
 		r.TLS.Certificates = []tls.Certificate{*cert}
 	}
 	return nil
@@ -204,11 +207,6 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 		return nil
 	}
 	granted := strings.Fields(current.Tokens.For(route.targetKey).Scope)
-	if len(granted) == 0 { // RFC 6749 5.1: what was asked for
-		if granted = route.target.Scopes; len(granted) == 0 {
-			granted = s.provider.cfg.Scopes
-		}
-	}
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {
 			return errScope.challenging(`Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`).

@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"encoding/json"
@@ -36,10 +37,16 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	}
 	p.askForOwn(form)
 	answer, err := p.askTokens(ctx, m, form, a.Key)
-	if err != nil {
+	if answer == nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
 	}
 	tokens := answer.tokens
+	if err != nil {
+		return tokens, nil, fmt.Errorf("redeem code: %w", err)
+	}
+	if tokens.Scope == "" { // RFC 6749 5.1: what was asked for
+		tokens.Scope = strings.Join(p.cfg.Scopes, " ")
+	}
 	if tokens.ID == "" {
 		return tokens, nil, errors.New("redeem code: the answer holds no id_token")
 	}
@@ -85,23 +92,39 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 	}
 	p.askForOwn(form)
 	t.addTo(form)
-	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
+	bound := s.Tokens.Key
+	if p.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound
+		if key != "" {
+			return session.Renewal{}, errors.New("the session's own token has to be bound to a key first")
+		}
+		if bound, err = newKey(); err != nil {
+			return session.Renewal{}, err
+		}
+	}
+	answer, err := p.askTokens(ctx, m, form, bound)
 	if err != nil {
-		return session.Renewal{}, err
+		var spent session.Renewal
+		if answer != nil {
+			spent.Tokens.Refresh = answer.tokens.Refresh
+		}
+		return spent, err
 	}
 	renewal := session.Renewal{Tokens: answer.tokens}
+	if key != "" && renewal.Tokens.Scope == "" {
+		renewal.Tokens.Scope = cmp.Or(form.Get("scope"), s.Tokens.Scope)
+	}
 	if answer.tokens.ID == "" {
 		return renewal, nil
 	}
 	id, err := p.verifyIDToken(ctx, m, answer.tokens)
-	switch {
-	case errors.Is(err, errKeysUnreachable), errors.Is(err, errKeysCurrent), errors.Is(err, errClock), errors.Is(err, errNotAJWT):
+	if err == nil {
+		err = id.continues(s)
+	}
+	if err != nil && !errors.Is(err, errForeign) {
 		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
 		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
 		renewal.Tokens.ID = ""
 		return renewal, nil
-	case err == nil:
-		err = id.continues(s)
 	}
 	if err != nil {
 		if unneeded := p.revoke(ctx, answer.tokens); unneeded != nil {
@@ -109,7 +132,12 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		}
 		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
-	renewal.Claims = p.renewedClaims(ctx, m, s, answer.tokens, id)
+	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
+		renewal.Tokens.ID = ""
+	}
+	if key == "" || !p.cfg.UserInfo { // the token of a target is not for userinfo
+		renewal.Claims = p.renewedClaims(ctx, m, s, answer.tokens, id)
+	}
 	return renewal, nil
 }
 
@@ -132,7 +160,7 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 	if issued := answer.issuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
 		return session.Renewal{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
 	}
-	got := session.Tokens{Access: answer.tokens.Access, Scope: answer.tokens.Scope, Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
+	got := session.Tokens{Access: answer.tokens.Access, Scope: cmp.Or(answer.tokens.Scope, form.Get("scope"), noScope), Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
 	if end := s.Tokens.Expiry; !end.IsZero() && (got.Expiry.IsZero() || end.Before(got.Expiry)) { // it lives no longer than what it was made of
 		got.Expiry = end
 	}
@@ -179,7 +207,11 @@ type tokenAnswer struct {
 	issuedTokenType string // RFC 8693 2.2.1
 }
 
-// askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet.
+// noScope is the scope of a token of which the provider says that it has none; the empty one says nothing.
+const noScope = " "
+
+// askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet. Beside an error there is what was
+// issued all the same, if anything was.
 func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (*tokenAnswer, error) {
 	private, err := parseKey(key)
 	if err != nil {
@@ -198,24 +230,28 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		s, _ := members[name].(string)
 		return s
 	}
+	answer := &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
 	if text("access_token") == "" {
-		return nil, errors.New("the token endpoint's answer holds no access_token")
+		return answer, errors.New("the token endpoint's answer holds no access_token")
 	}
 	want := "Bearer"
 	if private != nil {
 		want = "DPoP" // RFC 9449 5: a token that is not bound is not what was asked for
 	}
 	if got := text("token_type"); !strings.EqualFold(got, want) {
-		return nil, fmt.Errorf("the token endpoint's answer has token_type %.20q, want %s", got, want)
+		return answer, fmt.Errorf("the token endpoint's answer has token_type %.20q, want %s", got, want)
 	}
-	answer := &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{
+	answer.tokens = session.Tokens{
 		Access:  session.Secret(text("access_token")),
 		Refresh: session.Secret(text("refresh_token")),
 		ID:      session.Secret(text("id_token")),
 		Scope:   text("scope"),
 		Issued:  asked, // before the answer, so that the token is never taken to live longer than it does
 		Key:     key,
-	}}
+	}
+	if scope, said := members["scope"].(string); said && strings.TrimSpace(scope) == "" {
+		answer.tokens.Scope = noScope
+	}
 	if seconds, ok := parseSeconds(members["expires_in"]); ok {
 		answer.tokens.Expiry = asked.Add(seconds)
 	}
@@ -255,17 +291,29 @@ func (p *provider) refusal(status int, body []byte, form url.Values) *tokenError
 		Description string `json:"error_description"`
 	}
 	json.Unmarshal(body, &answer) // what is not JSON has neither
-	text := answer.Description[:min(len(answer.Description), 300)]
+	refusal := &tokenError{status: status, text: answer.Description}
+	if errorCode.MatchString(answer.Error) {
+		refusal.code = answer.Error
+	}
 	for _, secret := range []string{p.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
 		if secret != "" { // which a provider may quote
-			text = strings.ReplaceAll(text, secret, "…")
+			refusal.text = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(refusal.text)
+			if strings.Contains(refusal.code, secret) {
+				refusal.code = ""
+			}
 		}
 	}
-	return &tokenError{status, answer.Error[:min(len(answer.Error), 64)], tokenLike.ReplaceAllString(text, "…")}
+	refusal.text = tokenLike.ReplaceAllString(refusal.text, "…")
+	refusal.text = refusal.text[:min(len(refusal.text), 300)]
+	return refusal
 }
 
-// tokenLike is what a token or a part of one can look like.
-var tokenLike = regexp.MustCompile(`[\w.~+/=-]{20,}`)
+var (
+	// errorCode is what the error of an answer looks like (RFC 6749 5.2, and all that came after).
+	errorCode = regexp.MustCompile(`^[a-z_.-]{1,64}$`)
+	// tokenLike is what a token or a part of one can look like.
+	tokenLike = regexp.MustCompile(`[\w.~+/=%-]{20,}`)
+)
 
 // post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
 // with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
@@ -282,7 +330,7 @@ func (p *provider) post(ctx context.Context, m *metadata, endpoint string, form 
 		if first && key != nil && refusal.code == "use_dpop_nonce" && nonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
-		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 {
+		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
 			return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
 		}
 		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: refusal}

@@ -55,7 +55,7 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 		}
 		keys := &keySet{KeySet: m.keys}
 		verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
-			ClientID: p.cfg.ClientID, SupportedSigningAlgs: asymmetric(m.IDTokenAlgorithms), SkipExpiryCheck: true, // it need not have one
+			ClientID: p.cfg.ClientID, SupportedSigningAlgs: p.algorithms(m), SkipExpiryCheck: true, // it need not have one
 		}).Verify(ctx, raw)
 		if keys.unreachable != nil {
 			return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.unreachable)

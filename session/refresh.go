@@ -79,7 +79,11 @@ func (m *Manager) FreshFor(ctx context.Context, r *http.Request, target string) 
 	if s.usable(target, now) {
 		return s, nil
 	}
-	return f.wait(ctx)
+	s, err = f.wait(ctx)
+	if err == nil && s.Tokens.For(target).Access == "" {
+		return nil, retryLater(errors.New("the session was changed meanwhile, and has no token for the target"))
+	}
+	return s, err
 }
 
 // Renew refreshes the request's session now, whether its access token is still good or not. It joins a refresh that is
@@ -107,8 +111,8 @@ func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *
 		return nil, err
 	}
 	e := errand{s.ID, target}
-	switch {
-	case s.Tokens.For(target).Access != rejected.Tokens.For(target).Access:
+	switch access := s.Tokens.For(target).Access; {
+	case access != "" && access != rejected.Tokens.For(target).Access:
 		return s, nil
 	case s.Tokens.Refresh == "" || m.renewedLately(e):
 		return rejected, nil
@@ -371,21 +375,27 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 		fresh, err = m.refused(ctx, now, err)
 		return fresh, nil, err
 	}
-	if err != nil {
-		return nil, nil, retryLater(err)
-	}
 	next := *now
 	next.reading = new(reading)
-	next.take(renewal, target)
+	next.replaces = now.sealed
+	var unrefreshed error
+	switch {
+	case err == nil:
+		next.take(renewal, target)
+	case renewal.Tokens.Refresh != "": // the answer was no good, and the refresh token before it is spent
+		unrefreshed = retryLater(err)
+		next.Tokens.Refresh = renewal.Tokens.Refresh
+	default:
+		return nil, nil, retryLater(err)
+	}
 	if next.sealed, err = m.ring.seal(&next); err != nil {
 		return nil, nil, err
 	}
-	next.replaces = now.sealed
 	fresh, err = m.save(ctx, &next)
 	if errors.Is(err, ErrStore) {
 		return nil, &next, err
 	}
-	return fresh, nil, err
+	return fresh, nil, cmp.Or(err, unrefreshed)
 }
 
 // differs says whether a session has another access token for a target than s, which was read before.
@@ -462,6 +472,9 @@ func (m *Manager) saveLater(ctx context.Context, next *Session) {
 // take puts what a refresh for a target brought into s. What the answer does not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
 func (s *Session) take(r Renewal, target string) {
 	t, got := &s.Tokens, r.Tokens
+	if got.Key != "" && got.Key != t.Key {
+		t.Key, t.Others = got.Key, nil
+	}
 	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
 	if r.Claims != nil {
 		s.Claims = r.Claims

@@ -20,6 +20,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -211,7 +212,8 @@ type Config struct {
 
 	// Refresh obtains an access token for a target, which is empty or what FreshFor was called with, mostly by trading the tokens' refresh token for
 	// new ones. It wraps ErrRefused when the provider says that the grant is over, and ErrNoAnswer when the request
-	// may have been processed but no answer arrived. Its context does not end with the request that caused it.
+	// may have been processed but no answer arrived. A refresh token beside another error was issued all the same, in the place of the one that was
+	// spent. Its context does not end with the request that caused it.
 	Refresh func(ctx context.Context, s *Session, target string) (Renewal, error)
 
 	// Revoke tells the provider that the tokens are not needed any more. It is called for tokens that were obtained for a
@@ -255,7 +257,7 @@ type Manager struct {
 
 // Renewal is what a refresh brought. An empty field means that the provider sent none, and what was there stays.
 type Renewal struct {
-	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; Key and Others are not looked at
+	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; another Key binds them from now on, and makes an end of Others
 	Claims json.RawMessage // as Session.Claims is to be
 }
 
@@ -405,18 +407,30 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// reseal lets the first of the session keys seal a record that another one has sealed. If it fails there is another Touch.
+// reseal lets the first of the session keys seal a record that another one has sealed. It leaves a session alone that is being refreshed, whose new tokens
+// would not find the record that they replace. If it fails there is another Touch.
 func (m *Manager) reseal(ctx context.Context, s *Session) {
 	if m.ring.first(s.sealed) {
 		return
 	}
-	sealed, err := m.ring.seal(s)
+	owner := rand.Text()
+	acquired, err := m.cfg.Store.Acquire(ctx, leaseKey(s.ID), owner, leaseTTL)
+	if err == nil && !acquired {
+		return
+	}
+	var sealed []byte
+	if err == nil {
+		sealed, err = m.ring.seal(s)
+	}
 	if err == nil {
 		err = m.enlist(ctx, s)
 	}
 	if err == nil {
 		_, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), s.sealed, sealed)
 		m.cache.drop(s.ID)
+	}
+	if acquired {
+		err = errors.Join(err, m.cfg.Store.Release(ctx, leaseKey(s.ID), owner))
 	}
 	if err != nil {
 		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)

@@ -46,6 +46,8 @@ type Config struct {
 	Audience         string        // aud of access tokens when the request names no resource; empty means "api"
 	RequireDPoPNonce bool          // a DPoP proof for the token endpoint needs a nonce of the provider (RFC 9449 8)
 
+	SigningAlgorithm string // RS256, the default, or PS256
+
 	CookiePath string       // of its cookies; empty means the issuer's
 	HTTPClient *http.Client // sends back-channel logouts; nil means one that gives up after 5 seconds and follows no redirect
 	Logger     *slog.Logger // nil means slog.Default()
@@ -138,6 +140,9 @@ func New(cfg Config) (*Provider, error) {
 	}
 	if cfg.Audience == "" {
 		cfg.Audience = "api"
+	}
+	if cfg.SigningAlgorithm == "" {
+		cfg.SigningAlgorithm = "RS256"
 	}
 	if cfg.CookiePath == "" {
 		cfg.CookiePath = strings.TrimSuffix(u.Path, "/") + "/"
@@ -332,7 +337,7 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 		"response_modes_supported":                              []string{"query", "form_post"},
 		"grant_types_supported":                                 grantTypes,
 		"subject_types_supported":                               []string{"public"},
-		"id_token_signing_alg_values_supported":                 []string{"RS256"},
+		"id_token_signing_alg_values_supported":                 []string{p.cfg.SigningAlgorithm},
 		"token_endpoint_auth_methods_supported":                 authMethods,
 		"token_endpoint_auth_signing_alg_values_supported":      assertionAlgorithms,
 		"revocation_endpoint_auth_methods_supported":            authMethods,

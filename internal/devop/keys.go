@@ -44,7 +44,7 @@ func (p *Provider) jwks(w http.ResponseWriter, _ *http.Request) {
 	p.stats.JWKSFetches++
 	var set []any
 	for _, k := range p.keys {
-		set = append(set, jose.JSONWebKey{Key: k.private.Public(), KeyID: k.id, Algorithm: "RS256", Use: "sig"})
+		set = append(set, jose.JSONWebKey{Key: k.private.Public(), KeyID: k.id, Algorithm: p.cfg.SigningAlgorithm, Use: "sig"})
 	}
 	p.mu.Unlock()
 	body := map[string]any{"keys": set}
@@ -69,7 +69,7 @@ func (p *Provider) SignPayload(header map[string]any, payload []byte) (string, e
 	k := p.keys[0]
 	p.mu.Unlock()
 	header = maps.Clone(header)
-	for name, value := range map[string]any{"alg": "RS256", "kid": k.id} {
+	for name, value := range map[string]any{"alg": p.cfg.SigningAlgorithm, "kid": k.id} {
 		if _, ok := header[name]; !ok {
 			header[name] = value
 		}
@@ -80,7 +80,12 @@ func (p *Provider) SignPayload(header map[string]any, payload []byte) (string, e
 	}
 	input := encode(h) + "." + encode(payload)
 	sum := sha256.Sum256([]byte(input))
-	signature, err := rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, sum[:])
+	var signature []byte
+	if header["alg"] == "PS256" {
+		signature, err = rsa.SignPSS(rand.Reader, k.private, crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+	} else {
+		signature, err = rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, sum[:])
+	}
 	if err != nil {
 		return "", err
 	}
@@ -194,7 +199,7 @@ func (p *Provider) readOwnIDToken(raw string) (idTokenClaims, error) {
 	p.mu.Lock()
 	keys := slices.Clone(p.keys)
 	p.mu.Unlock()
-	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256})
+	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.RS256, jose.PS256})
 	if err != nil {
 		return idTokenClaims{}, err
 	}

@@ -1,0 +1,99 @@
+package session_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// After a rotation of the session keys the first call of a session both refreshes in the background and has its record sealed anew.
+func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		p := &tokenEndpoint{takes: 100 * time.Millisecond}
+		_, r := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), minute())
+		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
+		watch(t, m)
+		time.Sleep(40 * time.Second) // the token is good, and to be refreshed in the background
+		s, err := m.Fresh(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // the refresh is under way; what follows is what proxy.go does next
+		if err := m.Touch(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		m.Drain(t.Context())
+		got, err := m.Get(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rt := got.Tokens.Refresh.Reveal(); rt != "refresh-2" {
+			t.Errorf("the session holds %s, which the provider has replaced", rt)
+		}
+		m.Fresh(t.Context(), r)
+		m.Drain(t.Context())
+		if n := p.reused.Load(); n > 0 {
+			t.Errorf("the provider saw %d spent refresh tokens: it ends the grant, and with it the session", n)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// The same while a token for a target is obtained.
+func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		p := &tokenEndpoint{takes: 100 * time.Millisecond}
+		_, r := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), tokens())
+		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
+		watch(t, m)
+		time.Sleep(40 * time.Second)
+		done := make(chan struct{})
+		go func() { // a call of another route
+			defer close(done)
+			time.Sleep(10 * time.Millisecond)
+			s, err := m.Fresh(context.Background(), r)
+			if err == nil {
+				err = m.Touch(context.Background(), s)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		s, err := m.FreshFor(t.Context(), r, "orders")
+		<-done
+		if err == nil && len(s.Authorization("orders")) == 0 {
+			t.Error("FreshFor returned neither an error nor a token for the target")
+		}
+		m.Drain(t.Context())
+		time.Sleep(time.Minute)
+	})
+}
+
+// A target's token that has run out is forgotten when another target's is obtained.
+func TestRenewRejectedReturnsASessionWithAToken(t *testing.T) {
+	p := &tokenEndpoint{}
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		rejected, err := m.FreshFor(t.Context(), r, "orders")
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(61 * time.Second) // the upstream takes its time
+		if _, err := m.FreshFor(t.Context(), r, "billing"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.RenewRejected(t.Context(), r, rejected, "orders")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Authorization("orders")) == 0 {
+			t.Error("RenewRejected returned a session without a token for the target, and no error")
+		}
+	})
+}
