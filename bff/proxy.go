@@ -164,7 +164,9 @@ type exchange struct {
 	token   accessToken
 	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
-	writer  atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it
+
+	breaking sync.Mutex                              // held while breakOff uses the writer
+	writer   atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it, and in the end
 
 	// What is taken back at the end; nil before it is there.
 	clientLeft, shutdown func() bool
@@ -177,6 +179,8 @@ type exchange struct {
 // breakOff ends the exchange from outside, also where a client is waited for that does not read, or send. Its connection is closed then.
 func (x *exchange) breakOff(cause error) {
 	x.cancel(cause)
+	x.breaking.Lock()
+	defer x.breaking.Unlock()
 	if w := x.writer.Load(); w != nil {
 		w.SetReadDeadline(time.Now())
 		w.SetWriteDeadline(time.Now().Add(breakOffTime))
@@ -186,8 +190,16 @@ func (x *exchange) breakOff(cause error) {
 // breakOffTime is how long a client may take to read how its request has ended.
 const breakOffTime = time.Second
 
+// forgetWriter has breakOff leave the client's connection alone from now on: when the handler has returned it is the server's.
+func (x *exchange) forgetWriter() {
+	x.breaking.Lock() // which waits for a breakOff that is under way
+	defer x.breaking.Unlock()
+	x.writer.Store(nil)
+}
+
 // end ends the exchange, and frees what it holds.
 func (x *exchange) end() {
+	x.forgetWriter()
 	x.clientLeft()
 	if x.sessionEnded != nil {
 		x.sessionEnded()

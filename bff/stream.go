@@ -34,7 +34,7 @@ func (x *exchange) stream(ctx context.Context) bool {
 	x.clientLeft() // the server does not look any more
 	x.w.streams = true
 	x.w, x.r, x.current = w, nil, nil
-	x.writer.Store(nil)
+	x.forgetWriter()
 	x.s.streams.Go(func() { x.pump(ctx, client, h) }) // until either side, the session or the server ends
 	return true
 }

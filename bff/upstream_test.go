@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 )
 
 func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
@@ -64,5 +65,30 @@ func TestABodyIsReadForOneTryAtATime(t *testing.T) {
 	}
 	if n, err := io.ReadFull(second, p[:]); err != nil || string(p[:n]) != "ab" {
 		t.Errorf("the second reader got %q, %v", p[:n], err)
+	}
+}
+
+// deadlines counts how often a deadline of a connection is set.
+type deadlines struct {
+	http.ResponseWriter
+	set int
+}
+
+func (d *deadlines) SetReadDeadline(time.Time) error  { d.set++; return nil }
+func (d *deadlines) SetWriteDeadline(time.Time) error { d.set++; return nil }
+
+// When a handler has returned the connection is the server's, and in HTTP/2 it is gone: whoever ends the session at that moment must not touch it.
+func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
+	d := new(deadlines)
+	x := &exchange{route: &route{upstream: new(upstream)}, cancel: func(error) {}, clientLeft: func() bool { return true }}
+	x.writer.Store(http.NewResponseController(d))
+	x.breakOff(errShutdown)
+	if d.set != 2 {
+		t.Errorf("%d deadlines were set, want one for reading and one for writing", d.set)
+	}
+	x.end()
+	x.breakOff(errShutdown)
+	if d.set != 2 {
+		t.Error("a deadline was set when the exchange was over")
 	}
 }

@@ -182,7 +182,7 @@ func (m *Manager) due(s *Session, target string, now time.Time) bool {
 	t := s.Tokens.For(target)
 	expires := t.expires()
 	ahead := min(m.cfg.refreshAhead(), expires.Sub(t.Issued)/2)
-	return t.Access == "" || !now.Before(expires.Add(-ahead)) || !t.usable(now)
+	return !now.Before(expires.Add(-ahead)) || !t.usable(now) // one that is not there expired long ago
 }
 
 // errand is what a refresh is for.

@@ -611,3 +611,61 @@ func TestAKeyIsKeptWithTheTokens(t *testing.T) {
 		}
 	}
 }
+
+func TestATargetNeedsNoRefreshToken(t *testing.T) {
+	m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, target string) (session.Renewal, error) { // by exchange, say
+		now := time.Now()
+		return session.Renewal{Tokens: session.Tokens{Access: s.Tokens.Access + "-for-" + session.Secret(target), Issued: now, Expiry: now.Add(time.Minute)}}, nil
+	}})
+	tk := tokens()
+	tk.Refresh = ""
+	_, r := signIn(t, m, tk)
+	if s, err := m.FreshFor(t.Context(), r, "orders"); err != nil || s.Tokens.For("orders").Access != "access-1-for-orders" || s.Tokens.Access != "access-1" {
+		t.Errorf("got %v, %v", s, err)
+	}
+}
+
+// Some providers answer a refresh with the token that there was, which lives longer now: who waited for that is served.
+func TestTheSameTokenAgainIsANewOne(t *testing.T) {
+	p := &tokenEndpoint{takes: time.Second, answer: func(_ int, next session.Tokens) (session.Tokens, error) {
+		next.Access = "access-1"
+		return next, nil
+	}}
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		replicas := []*session.Manager{newManager(t, session.Config{Store: store, Refresh: p.refresh}), newManager(t, session.Config{Store: store, Refresh: p.refresh})}
+		_, r := signIn(t, replicas[0], minute())
+		time.Sleep(time.Minute)
+		var all sync.WaitGroup
+		for _, m := range replicas {
+			all.Go(func() { fresh(t, m, r, "access-1") })
+		}
+		all.Wait()
+		if n := p.calls.Load(); n != 1 {
+			t.Errorf("%d refreshes", n)
+		}
+		for _, m := range replicas {
+			m.Drain(t.Context())
+		}
+	})
+}
+
+func TestANewKeyMakesAnEndOfTokensThatItDoesNotBind(t *testing.T) {
+	key := session.Secret(base64.RawURLEncoding.EncodeToString(append(make([]byte, 31), 7)))
+	m := newManager(t, session.Config{Refresh: func(_ context.Context, _ *session.Session, target string) (session.Renewal, error) {
+		now := time.Now()
+		next := session.Tokens{Access: "new", Refresh: "refresh-2", Issued: now, Expiry: now.Add(time.Hour)}
+		if target == "" {
+			next.Key = key
+		}
+		return session.Renewal{Tokens: next}, nil
+	}})
+	_, r := signIn(t, m, tokens())
+	if _, err := m.FreshFor(t.Context(), r, "orders"); err != nil {
+		t.Fatal(err)
+	}
+	s, err := m.Renew(t.Context(), r)
+	if err != nil || s.Key() == nil || s.Authorization("")[0] != "DPoP new" || len(s.Tokens.Others) > 0 {
+		t.Errorf("got %v with %d other tokens, %v", s, len(s.Tokens.Others), err)
+	}
+}
