@@ -108,16 +108,11 @@ func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) er
 	return nil
 }
 
-// take returns the attempt that state belongs to and takes its cookie away, whatever follows: an attempt has one end. An attempt
-// that is not there, has expired, or is for another state gives nil.
-func (as *attempts) take(w http.ResponseWriter, r *http.Request, state string) *attempt {
+// find returns the attempt that state belongs to. An attempt that is not there, has expired, or is for another state gives nil.
+func (as *attempts) find(r *http.Request, state string) *attempt {
 	name := as.cookieName(state)
 	cookies := r.CookiesNamed(name)
-	if len(cookies) == 0 {
-		return nil
-	}
-	as.set(w, name, "", -1)
-	if len(cookies) > 1 {
+	if len(cookies) != 1 {
 		return nil
 	}
 	a, err := as.open(name, cookies[0].Value)
@@ -125,6 +120,13 @@ func (as *attempts) take(w http.ResponseWriter, r *http.Request, state string) *
 		return nil
 	}
 	return a
+}
+
+// drop takes the cookie of the attempt with a state away, whatever is in it: an attempt has one end.
+func (as *attempts) drop(w http.ResponseWriter, r *http.Request, state string) {
+	if name := as.cookieName(state); len(r.CookiesNamed(name)) > 0 {
+		as.set(w, name, "", -1)
+	}
 }
 
 // newState returns a state that can later be told from one that somebody made up, and that says whether it was begun by us.

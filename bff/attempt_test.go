@@ -45,7 +45,8 @@ func TestAnAttemptComesBackWhole(t *testing.T) {
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
 	r.AddCookie(cookie)
 	w := httptest.NewRecorder()
-	got := as.take(w, r, want.State)
+	got := as.find(r, want.State)
+	as.drop(w, r, want.State)
 	if got == nil || *got != *want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -70,7 +71,7 @@ func TestAnAttemptIsForItsState(t *testing.T) {
 	}
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
 	r.AddCookie(&http.Cookie{Name: name, Value: value})
-	if got := as.take(httptest.NewRecorder(), r, other.State); got != nil {
+	if got := as.find(r, other.State); got != nil {
 		t.Errorf("taken for another state: %+v", got)
 	}
 }
@@ -90,11 +91,11 @@ func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
 		r := httptest.NewRequest("GET", "/bff/callback", nil)
 		r.AddCookie(cookie)
 		time.Sleep(attemptLife - time.Second)
-		if as.take(httptest.NewRecorder(), r, a.State) == nil {
+		if as.find(r, a.State) == nil {
 			t.Error("gone before its time")
 		}
 		time.Sleep(2 * time.Second)
-		if as.take(httptest.NewRecorder(), r, a.State) != nil {
+		if as.find(r, a.State) != nil {
 			t.Error("still there after its time")
 		}
 		if !as.stale(a.State) || as.stale(restarted.State) || as.stale("x") || as.stale("") {
@@ -121,13 +122,14 @@ func FuzzAttempt(f *testing.F) {
 	f.Fuzz(func(t *testing.T, state, line string) {
 		r := httptest.NewRequest("GET", "/bff/callback", nil)
 		r.Header["Cookie"] = []string{line}
-		got := as.take(httptest.NewRecorder(), r, state)
+		got := as.find(r, state)
 		if got != nil && !(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) || state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
 			t.Errorf("state %q with cookies %q is taken for %+v", state, line, got)
 		}
 		if as.stale(state) && state != a.State && state != other.State && !strings.HasPrefix(state, a.State[:len(a.State)-4]) && !strings.HasPrefix(state, other.State[:len(other.State)-4]) {
 			t.Errorf("state %q is taken for ours", state)
 		}
+		as.drop(httptest.NewRecorder(), r, state)
 		as.prune(httptest.NewRecorder(), r, 100)
 		if answer, err := parseAnswer("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.state == "" || (answer.code == "") == (answer.err == "")) {
 			t.Errorf("%q is taken for the answer %+v", line, answer)

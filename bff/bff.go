@@ -8,7 +8,7 @@
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
 //	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.take → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
+//	callback  login.go     attempts.find, drop → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL

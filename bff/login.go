@@ -43,13 +43,23 @@ func crossSite(r *http.Request) bool {
 	return site != "" && site != "same-origin" && site != "none"
 }
 
-// toProvider begins an attempt, of which it notes who is signed in now.
-func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
+// noteCurrent notes in an attempt who is signed in now.
+func (s *Server) noteCurrent(r *http.Request, a *attempt) error {
 	current, err := s.sessions.Get(r.Context(), r)
 	switch {
 	case err == nil:
 		a.Replaces, a.Subject = current.ID, current.Subject
-	case !errors.Is(err, session.ErrNone):
+	case errors.Is(err, session.ErrNone):
+		a.Replaces, a.Subject = "", ""
+	default:
+		return err
+	}
+	return nil
+}
+
+// toProvider begins an attempt.
+func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
+	if err := s.noteCurrent(r, a); err != nil {
 		return err
 	}
 	if err := s.attempts.prepare(a, s.provider.cfg.SenderConstraint == "dpop"); err != nil {
@@ -145,7 +155,16 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 	if err != nil {
 		return errBadCallback.because(err)
 	}
-	a := s.attempts.take(w, r, answer.state)
+	a := s.attempts.find(r, answer.state)
+	if a != nil && a.CrossSite {
+		if crossSite(r) {
+			return s.comeAgain(w, answer)
+		}
+		if err := s.noteCurrent(r, a); err != nil {
+			return err
+		}
+	}
+	s.attempts.drop(w, r, answer.state)
 	switch {
 	case a != nil && a.Silent:
 		w.page = silentPage
@@ -267,10 +286,34 @@ type authAnswer struct {
 	err   string
 	iss   string
 	issOK bool // iss is there
+	again bool // it was sent on from here
 }
 
-// again is the field by which a form says that it was posted from here.
+// again is the parameter by which an answer says that it was sent on from here.
 const again = "cloakroom_again"
+
+var comeAgainHTML = template.Must(template.New("come again").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
+	`<meta http-equiv="refresh" content="0;url={{.}}"><a href="{{.}}">Continue</a></html>`))
+
+// comeAgain has the browser bring the provider's answer once more, from a page of ours. It is for a login that another site began: coming from the provider, the
+// browser keeps a Strict session cookie to itself, and nobody could tell whose session the login is about to replace.
+func (s *Server) comeAgain(w *response, answer authAnswer) error {
+	if answer.again {
+		return errBadCallback.because(errors.New("it does not come from the page that should have sent it on"))
+	}
+	q := url.Values{again: {"1"}, "state": {answer.state}}
+	for name, value := range map[string]string{"code": answer.code, "error": answer.err} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	if answer.issOK {
+		q.Set("iss", answer.iss)
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("X-Frame-Options", "DENY")
+	return comeAgainHTML.Execute(w, s.prefix+"/callback?"+q.Encode())
+}
 
 const postAgainScript = `document.forms[0].submit()`
 
@@ -309,7 +352,7 @@ func parseAnswer(query string) (authAnswer, error) {
 			return authAnswer{}, fmt.Errorf("%s is there %d times", name, len(q[name]))
 		}
 	}
-	answer := authAnswer{state: q.Get("state"), code: q.Get("code"), err: q.Get("error"), iss: q.Get("iss"), issOK: q.Has("iss")}
+	answer := authAnswer{state: q.Get("state"), code: q.Get("code"), err: q.Get("error"), iss: q.Get("iss"), issOK: q.Has("iss"), again: q.Has(again)}
 	switch {
 	case answer.state == "":
 		return authAnswer{}, errors.New("state is missing")

@@ -3,6 +3,7 @@ package bff_test
 import (
 	"errors"
 	"fmt"
+	"html"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -500,13 +501,59 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
-		begun := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site)
-		wantPage(t, b.Navigate(b.Pick("bob", begun.Location(t).String()).Location(t).String()), 403, "other_account")
+		callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
+		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool { return c.Name == "cloakroom" })]
+		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1}) // a browser shows no Strict cookie on its way back from the provider
+		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		b.SetCookie(&ticket)
+		wantPage(t, b.Navigate(again, "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		a.wantSession(b, "alice")
 	}
 	if n := a.provider.LiveRefreshTokens(); n != 2 {
 		t.Errorf("%d refresh tokens are live, want those of the two sessions alone", n)
 	}
+}
+
+func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
+	a := newApp(t, nil)
+	for _, user := range []string{"alice", "alice", "bob"} { // alice in two tabs of a browser, and bob after she has left
+		b := a.browser()
+		if user == "bob" {
+			b = a.signedIn()
+		}
+		callback := b.Pick(user, b.Navigate("/bff/login?prompt=login&return_to=/x", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		if user == "bob" {
+			b.Fetch("POST", "/bff/logout")
+		}
+		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		if answer := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
+			t.Errorf("%s: got %d to %q, want 303 to /x", user, answer.StatusCode, answer.Header.Get("Location"))
+		}
+		a.wantSession(b, user)
+		if stale := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); stale.StatusCode != 302 { // as every callback that comes twice
+			t.Errorf("the same once more: got %d, want 302", stale.StatusCode)
+		}
+	}
+}
+
+// Whoever leads a browser to the second step from elsewhere gets no further, and no session is touched.
+func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
+	a := newApp(t, nil)
+	b := a.browser()
+	callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+	wantPage(t, b.Navigate(callback+"&cloakroom_again=1", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
+	a.wantSession(b, "")
+}
+
+// onwards returns where the page leads that has the provider's answer brought from our own origin.
+func onwards(t *testing.T, page *bfftest.Answer) string {
+	t.Helper()
+	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
+	to, _, _ := strings.Cut(rest, `"`)
+	if page.StatusCode != 200 || !ok || page.Header.Get("Set-Cookie") != "" || page.Header.Get("Referrer-Policy") != "no-referrer" {
+		t.Fatalf("got %d with %v, want the page that leads on and no cookie:\n%s", page.StatusCode, page.Header, page.Text)
+	}
+	return html.UnescapeString(to)
 }
 
 func TestReturnToComesBackToTheCharacter(t *testing.T) {
