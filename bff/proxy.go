@@ -245,6 +245,9 @@ func (x *exchange) run(ctx context.Context) error {
 		return x.problem(ctx, body, err)
 	}
 	x.resp, x.address = resp, a
+	if cause := context.Cause(ctx); cause != nil { // an upstream may still answer a request that it sees broken off
+		return x.problem(ctx, body, cause)
+	}
 	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if switching || events {
 		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
