@@ -1,11 +1,12 @@
-// Package bearer protects an API with the access tokens of one issuer: JWTs by RFC 9068, sent as bearer tokens by RFC 6750.
+// Package bearer protects an API with access tokens: JWTs by RFC 9068, sent as bearer tokens by RFC 6750 or bound to their sender by RFC 9449 and RFC 8705.
 //
 //	verifier, err := bearer.NewVerifier(bearer.Config{Issuer: "https://id.example.com", Audience: "orders"})
 //	...
-//	mux.Handle("GET /orders", verifier.Handler(bearer.RequireScope("orders:read")(listOrders)))
+//	mux.Handle("GET /orders", verifier.Handler(bearer.Require("orders:read")(listOrders)))
 //
-// [Verifier.Handler] answers requests without a good token itself; the handler behind it finds the token with [FromContext].
-// [Verifier.Verify] is the same decision for what is no HTTP request.
+// [Verifier.Handler] answers requests without a good token itself; the handler behind it finds the token with [FromContext]. [Require], [RequireAny],
+// [RequireACR] and [RequireFresh] demand more of it. [Verifier.Verify] is the same decision for what is no HTTP request, and [Verifier.Explain] says why it is
+// what it is. An API that several issuers write tokens for has a Verifier for each, and makes one of them with [Either].
 //
 // # What is checked
 //
@@ -15,12 +16,14 @@
 //   - typ is at+jwt, so that an ID token or a logout token cannot pass for an access token.
 //   - alg is one of Config.Algorithms, to the letter, and fits the issuer's key that kid names: its type, and its alg if it has one.
 //     A token without a kid is accepted if exactly one key fits. Keys that the token brings or points to are ignored.
-//   - The signature is right. Nothing of the payload is read before that.
+//   - The signature is right. Until that is known nothing of the payload counts.
 //   - No claim comes twice, not even in another case, and none of those below is in another case.
 //   - iss is Config.Issuer and aud holds Config.Audience, to the letter.
 //   - exp lies ahead, nbf and iat do not, give or take Config.Leeway.
-//   - exp, sub, client_id, iat and jti are there.
-//   - cnf is not: a token bound to a key (RFC 8705, RFC 9449) is more than a bearer token, and refused as one.
+//   - exp, sub, client_id, iat and jti are there, and client_id is one of Config.Clients if there are any.
+//   - A token that is bound to a key or a certificate, by cnf, comes with proof of it: see Config.Origin and Config.ClientCertificate.
+//
+// A token that is no JWT is refused, or looked up with the issuer if there is Config.Introspection.
 //
 // # What is left to the API
 //
@@ -32,8 +35,8 @@
 //
 // # Keys
 //
-// The keys come from the jwks_uri of the issuer's metadata (OpenID Connect Discovery 1.0 section 4). They are fetched with the first token, so an
-// issuer that is down does not keep an API from starting. From then on a verification takes no request to the issuer, and does not
+// The keys come from the jwks_uri of the issuer's metadata (OpenID Connect Discovery 1.0 section 4, or RFC 8414 section 3 where there is none). They are fetched with the
+// first token, so an issuer that is down does not keep an API from starting. From then on a verification takes no request to the issuer, and does not
 // wait for one, with these exceptions:
 //
 //   - The keys are current for the max-age of their Cache-Control, at least 1 minute and at most 1 hour, or for 10 minutes where it gives
@@ -44,11 +47,14 @@
 //     is 30 seconds later at the earliest. Until then an unknown kid is refused at once: as invalid, or with ErrUnavailable if the last fetch failed.
 //
 // When there are no keys to decide with, the error is [ErrUnavailable], and never an [InvalidTokenError].
+//
+// The last few thousand tokens that were found good are remembered until they expire or the keys change, so one that comes again and again costs a hash. Its dates
+// and, if it is bound, its proof are looked at each time.
 package bearer
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,7 +62,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -70,6 +75,9 @@ type Config struct {
 	// Audience is the identifier of this API, which aud has to hold.
 	Audience string
 
+	// Clients are those whose tokens are accepted, by client_id. Empty means all of the issuer's.
+	Clients []string
+
 	// Algorithms are the accepted values of alg: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, Ed25519.
 	// EdDSA and Ed25519 are two names for one algorithm (RFC 9864); a token may use only those that are listed.
 	// Empty means RS256, PS256, ES256, EdDSA and Ed25519.
@@ -80,9 +88,38 @@ type Config struct {
 
 	// InsecureAllowAnyType turns off the demand for typ at+jwt, for an issuer that puts JWT, or nothing, into all it signs. A typ that
 	// names another kind of JWT, as logout+jwt does, is still refused, and so is what has the claims of an ID token or a logout token
-	// (nonce, at_hash, c_hash, events). What is left between an ID token and this API is Audience: it must not be a client's id.
-	// Such issuers seldom follow RFC 9068 otherwise, so client_id, iat and jti may be missing, and azp may stand in for client_id.
+	// (nonce, at_hash, c_hash, events) or says that it is one (token_use, typ). What is left between an ID token and this API is Audience: it must
+	// not be a client's id.
+	//
+	// Such issuers seldom follow RFC 9068 otherwise, so iat and jti may be missing, azp, cid or appid may stand in for client_id, which may be missing as well,
+	// and scp, a string or an array, for scope.
 	InsecureAllowAnyType bool
+
+	// InsecureAllowNoAudience accepts tokens without an aud, for an issuer that gives none, as Amazon Cognito does. Clients has to say whose. A token of one of these clients
+	// is then good at each API that does the same.
+	InsecureAllowNoAudience bool
+
+	// Introspection has the issuer asked about tokens that are no JWTs. Nil means that they are refused.
+	Introspection *Introspection
+
+	// Origin is scheme and host of this API as its clients write them, such as https://api.example.com. With it, tokens that are bound to a DPoP key are accepted from
+	// who has that key (RFC 9449 section 7), and it has to be right, for the client signs for which URL its proof is. Empty means that of Resource; without either such tokens are refused.
+	//
+	// That a proof is used once is known within one Verifier. Where several processes serve an API, whoever reads one's traffic can repeat a proof at another for a minute.
+	Origin string
+
+	// ClientCertificate returns the certificate that the client of a request has proven to have, or nil. With it, tokens that are bound to a certificate are accepted
+	// (RFC 8705 section 3): [PeerCertificate] where this program ends TLS itself. Nil means that they are refused.
+	ClientCertificate func(*http.Request) *x509.Certificate
+
+	// RequireBound refuses tokens that are bound to nothing, which whoever gets hold of them can use.
+	RequireBound bool
+
+	// Resource is the https URL that identifies this API in its metadata (RFC 9728), which [Verifier.Metadata] serves, and which challenges then point to. Empty means that it has none.
+	Resource string
+
+	// Scopes are those that the metadata lists.
+	Scopes []string
 
 	// Realm names the protected space in challenges (RFC 9110 section 11.5). Empty means that they name none.
 	Realm string
@@ -105,27 +142,51 @@ var defaultAlgorithms = []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"}
 
 // Verifier decides whether tokens are good. It is safe for concurrent use.
 type Verifier struct {
-	issuer     string
+	issuers []*issuer
+	good    cache[*goodToken]
+	proofs  proofs
+
+	origin       string // scheme://host, in lower case; empty: no DPoP
+	certificate  func(*http.Request) *x509.Certificate
+	requireBound bool
+	resource     *url.URL // nil: no metadata
+	scopes       []string
+	realm        string
+	log          *slog.Logger
+}
+
+// issuer is what a Verifier knows of one issuer.
+type issuer struct {
+	url        string
 	audience   string
+	noAudience bool // may be missing
+	clients    []string
 	algorithms []string
 	leeway     time.Duration
 	anyType    bool
-	realm      string
 	keys       *remoteKeys
-	log        *slog.Logger
+	introspect *introspector // nil: not available
 }
 
 // NewVerifier returns a Verifier for cfg. It does no I/O. The error joins everything that is wrong in cfg, a line for each field, as in
 // `Audience: missing`.
 func NewVerifier(cfg Config) (*Verifier, error) {
-	v := &Verifier{
-		issuer:     cfg.Issuer,
+	i := &issuer{
+		url:        cfg.Issuer,
 		audience:   cfg.Audience,
+		noAudience: cfg.InsecureAllowNoAudience,
+		clients:    slices.Clone(cfg.Clients),
 		algorithms: slices.Clone(cfg.Algorithms),
 		leeway:     cfg.Leeway,
 		anyType:    cfg.InsecureAllowAnyType,
-		realm:      cfg.Realm,
-		log:        cfg.Logger,
+	}
+	v := &Verifier{
+		issuers:      []*issuer{i},
+		certificate:  cfg.ClientCertificate,
+		requireBound: cfg.RequireBound,
+		scopes:       slices.Clone(cfg.Scopes),
+		realm:        cfg.Realm,
+		log:          cfg.Logger,
 	}
 	var errs []error
 	fail := func(field string, err error) { errs = append(errs, fmt.Errorf("%s: %w", field, err)) }
@@ -135,8 +196,14 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	if cfg.Audience == "" {
 		fail("Audience", errors.New("missing"))
 	}
+	if cfg.InsecureAllowNoAudience && len(cfg.Clients) == 0 {
+		fail("Clients", errors.New("missing; with InsecureAllowNoAudience nothing else says whose tokens are for this API"))
+	}
+	if slices.Contains(cfg.Clients, "") {
+		fail("Clients", errors.New("one is empty"))
+	}
 	if len(cfg.Algorithms) == 0 {
-		v.algorithms = defaultAlgorithms
+		i.algorithms = defaultAlgorithms
 	}
 	for _, name := range cfg.Algorithms {
 		if _, ok := algorithms[name]; !ok { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
@@ -145,21 +212,73 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	}
 	switch {
 	case cfg.Leeway == 0:
-		v.leeway = defaultLeeway
+		i.leeway = defaultLeeway
 	case cfg.Leeway < 0 || cfg.Leeway > maxLeeway:
 		fail("Leeway", fmt.Errorf("%v is not between 0 and %v", cfg.Leeway, maxLeeway))
 	}
-	if strings.ContainsFunc(cfg.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
+	var err error
+	if v.resource, err = parseResource(cfg.Resource); err != nil {
+		fail("Resource", err)
+	}
+	if v.origin, err = parseOrigin(cfg.Origin, v.resource); err != nil {
+		fail("Origin", err)
+	}
+	if cfg.RequireBound && cfg.ClientCertificate == nil && cfg.Origin == "" && cfg.Resource == "" {
+		fail("RequireBound", errors.New("neither Origin nor ClientCertificate is set, so no token at all would be accepted"))
+	}
+	for _, scope := range cfg.Scopes {
+		if !isScope(scope) {
+			fail("Scopes", fmt.Errorf("%q is not one scope", scope))
+		}
+	}
+	if !isQuotable(cfg.Realm) {
 		fail("Realm", fmt.Errorf("%q has other characters than printable ASCII without quotes and backslashes", cfg.Realm))
 	}
 	if v.log == nil {
 		v.log = slog.Default()
 	}
+	if in := cfg.Introspection; in != nil {
+		if err := in.check(); err != nil {
+			fail("Introspection", err)
+		}
+		i.introspect = newIntrospector(*in, cfg.HTTPClient, v.log)
+	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	v.keys = newRemoteKeys(cfg.Issuer, cfg.HTTPClient, v.log)
+	i.keys = newRemoteKeys(cfg.Issuer, cfg.HTTPClient, v.log)
 	return v, nil
+}
+
+// Either returns a Verifier that accepts what one of verifiers accepts: each token is for the one whose issuer it names, and for no other, whatever keys the issuers have. A token
+// that is no JWT is for the one that has Config.Introspection. In all that is not about an issuer, such as Realm, Resource or Origin, it is as the first.
+//
+// The verifiers go on to share their keys with it. The error says that two have the same issuer, or that two have Introspection.
+func Either(verifiers ...*Verifier) (*Verifier, error) {
+	if len(verifiers) == 0 {
+		return nil, errors.New("there is no verifier")
+	}
+	first := verifiers[0]
+	either := &Verifier{
+		origin: first.origin, certificate: first.certificate, requireBound: first.requireBound,
+		resource: first.resource, scopes: first.scopes, realm: first.realm, log: first.log,
+	}
+	asking := 0
+	for _, v := range verifiers {
+		for _, i := range v.issuers {
+			if slices.ContainsFunc(either.issuers, func(other *issuer) bool { return other.url == i.url }) {
+				return nil, fmt.Errorf("the issuer %q is there twice", i.url)
+			}
+			if i.introspect != nil {
+				asking++
+			}
+			either.issuers = append(either.issuers, i)
+		}
+	}
+	if asking > 1 {
+		return nil, errors.New("more than one has Introspection, and a token that is no JWT does not say which of them it is for")
+	}
+	return either, nil
 }
 
 // checkIssuer accepts what RFC 8414 section 2 calls an issuer, and plain http on this machine.
@@ -218,187 +337,162 @@ func (e *InvalidTokenError) Error() string {
 
 func (e *InvalidTokenError) Unwrap() error { return e.Err }
 
+func isInvalid(err error) bool {
+	var invalid *InvalidTokenError
+	return errors.As(err, &invalid)
+}
+
 func invalid(reason string, err error) error { return &InvalidTokenError{reason, err} }
 
-// Token is an access token that was found good. Those who share one must not change it.
-type Token struct {
-	Issuer   string
-	Subject  string   // who it speaks for: a user, or the client itself (see IsClient)
-	ClientID string   // who asked for it
-	Audience []string // the APIs it is for, this one among them
-	Scopes   []string // what it allows; nil if it has no scope
-	Expiry   time.Time
-	IssuedAt time.Time // zero only with InsecureAllowAnyType
-	ID       string    // jti, unique with its issuer; empty only with InsecureAllowAnyType
-	Claims   Claims    // all of them, those above included
-}
-
-// HasScope says whether the token has the scope, to the letter.
-func (t *Token) HasScope(scope string) bool { return slices.Contains(t.Scopes, scope) }
-
-// IsClient says whether the token speaks for the client itself and for no user, which is when sub and client_id are equal (RFC 9068
-// section 2.2). A client can be registered under what is also a user's sub, so ask before looking a user up (section 5). An issuer that needs
-// InsecureAllowAnyType may give a client's tokens another sub, and then this cannot tell.
-func (t *Token) IsClient() bool { return t.Subject == t.ClientID }
-
-// Claims is the JSON object of a token's claims, as the issuer wrote it.
-type Claims []byte
-
-// Decode stores the claims in v as [json.Unmarshal] does, which takes a name in another case for the one it looks for. That makes no difference for the
-// claims that Token has fields for, and there are never two to choose from: such a token would have been refused.
-func (c Claims) Decode(v any) error { return json.Unmarshal(c, v) }
-
 // Verify returns the token that raw encodes, if it is good. Otherwise the error is an [*InvalidTokenError], or wraps [ErrUnavailable].
-// It uses ctx only where it has to wait for the issuer's keys.
+// It uses ctx only where it has to wait for the issuer. A token that is bound to its sender is refused, for there is nothing here to prove it with: see [Verifier.VerifyRequest].
 func (v *Verifier) Verify(ctx context.Context, raw string) (*Token, error) {
-	jws, err := parseJWS(raw)
+	t, err := v.verify(ctx, raw)
+	if err == nil {
+		err = v.checkUnbound(t)
+	}
 	if err != nil {
-		return nil, invalid("the token is not a signed JWT in compact form", err)
-	}
-	header, err := parseHeader(jws.header)
-	if err != nil {
-		return nil, invalid("the token's header is not acceptable", err)
-	}
-	if !slices.Contains(v.algorithms, header.alg) { // RFC 9068 section 4, RFC 8725 section 3.1: to the letter, and none is never there
-		return nil, invalid("the token's algorithm is not accepted", fmt.Errorf("alg is %.40q", header.alg))
-	}
-	if !v.accepts(header.typ) {
-		return nil, invalid("the token is not an access token", fmt.Errorf("typ is %.40q", header.typ))
-	}
-	if err := v.checkSignature(ctx, header, jws); err != nil {
 		return nil, err
-	}
-	return v.token(jws.payload)
-}
-
-// accepts says whether typ is one of an access token. Media types have no case (RFC 7515 section 4.1.9).
-func (v *Verifier) accepts(typ string) bool {
-	typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
-	return typ == "at+jwt" || v.anyType && !strings.HasSuffix(typ, "+jwt")
-}
-
-// checkSignature looks for the signing key among the keys at hand, and once more among the issuer's current ones if it is not there.
-func (v *Verifier) checkSignature(ctx context.Context, h header, j *jws) error {
-	set, latest, err := v.keys.current(ctx)
-	if err != nil {
-		return err
-	}
-	err = set.verify(h, j)
-	if errors.Is(err, errUnknownKey) && !latest { // OpenID Connect Core 1.0 section 10.1.1: the issuer rotates its keys as it likes
-		if set, err = v.keys.newer(ctx, set); err != nil {
-			return err
-		}
-		err = set.verify(h, j)
-	}
-	if err != nil {
-		return invalid("the token's signature is not one of the issuer", err)
-	}
-	return nil
-}
-
-// claimsRead are the claims that token reads. None may be there in another case alone: token would miss it, and Claims.Decode would not.
-var claimsRead = []string{"iss", "sub", "client_id", "azp", "aud", "scope", "exp", "nbf", "iat", "jti", "nonce", "at_hash", "c_hash", "events", "cnf"}
-
-// token reads claims whose signature is right, and checks them (RFC 9068 section 4).
-func (v *Verifier) token(payload []byte) (*Token, error) {
-	t := &Token{Claims: payload}
-	var (
-		notBefore time.Time
-		azp       string
-		other     string // a claim of other kinds of JWT
-		bound     bool
-	)
-	err := members(payload, func(name, value []byte) (err error) {
-		switch string(name) {
-		case "iss":
-			t.Issuer, err = text(value)
-		case "sub":
-			t.Subject, err = text(value)
-		case "client_id":
-			t.ClientID, err = text(value)
-		case "azp":
-			azp, err = text(value)
-		case "aud":
-			t.Audience, err = texts(value)
-		case "scope":
-			var scope string
-			scope, err = text(value)
-			t.Scopes = splitScope(scope)
-		case "exp":
-			t.Expiry, err = date(value)
-		case "nbf":
-			notBefore, err = date(value)
-		case "iat":
-			t.IssuedAt, err = date(value)
-		case "jti":
-			t.ID, err = text(value)
-		case "nonce", "at_hash", "c_hash", "events":
-			other = string(name)
-		case "cnf":
-			bound = true
-		default:
-			for _, known := range claimsRead {
-				if strings.EqualFold(known, string(name)) {
-					return fmt.Errorf("%.40q is in another case than %s", name, known)
-				}
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, invalid("the token's claims cannot be read", err)
-	}
-	if v.anyType {
-		if other != "" {
-			return nil, invalid("the token is not an access token", fmt.Errorf("it has the claim %s", other))
-		}
-		if t.ClientID == "" {
-			t.ClientID = azp
-		}
-	}
-
-	now := time.Now()
-	switch {
-	case t.Issuer != v.issuer:
-		return nil, invalid("the token is from another issuer", fmt.Errorf("iss is %.80q, want %q", t.Issuer, v.issuer))
-	case !slices.Contains(t.Audience, v.audience):
-		return nil, invalid("the token is for another audience", fmt.Errorf("aud is %s, want %q", shorten(t.Audience), v.audience))
-	case t.Expiry.IsZero():
-		return nil, invalid("the token lacks a claim", errors.New("exp is missing"))
-	case !now.Before(t.Expiry.Add(v.leeway)):
-		return nil, invalid("the token has expired", fmt.Errorf("exp is %v", t.Expiry.UTC()))
-	case now.Before(notBefore.Add(-v.leeway)):
-		return nil, invalid("the token is not valid yet", fmt.Errorf("nbf is %v", notBefore.UTC()))
-	case now.Before(t.IssuedAt.Add(-v.leeway)):
-		return nil, invalid("the token is not valid yet", fmt.Errorf("iat is %v", t.IssuedAt.UTC()))
-	case bound:
-		return nil, invalid("the token is bound to a key and cannot be used as a bearer token", nil)
-	case t.Subject == "":
-		return nil, invalid("the token lacks a claim", errors.New("sub is missing"))
-	case v.anyType: // and the rest may be missing
-	case t.ClientID == "":
-		return nil, invalid("the token lacks a claim", errors.New("client_id is missing"))
-	case t.IssuedAt.IsZero():
-		return nil, invalid("the token lacks a claim", errors.New("iat is missing"))
-	case t.ID == "":
-		return nil, invalid("the token lacks a claim", errors.New("jti is missing"))
 	}
 	return t, nil
 }
 
-// splitScope splits at spaces alone, as RFC 6749 section 3.3 has it, and not at what Unicode takes for one.
-func splitScope(scope string) []string {
-	return strings.FieldsFunc(scope, func(c rune) bool { return c == ' ' })
+// checkUnbound accepts what is good in anybody's hands.
+func (v *Verifier) checkUnbound(t *Token) error {
+	switch {
+	case t.cnf.bound():
+		return invalid("the token is bound to a key and cannot be used as a bearer token", nil)
+	case v.requireBound:
+		return invalid("the token is not bound to its sender", nil)
+	}
+	return nil
 }
 
-func shorten(audience []string) string {
-	const most = 80
-	s := strconv.Quote(strings.Join(audience, " "))
-	if len(s) > most {
-		s = s[:most] + "…"
+// verify checks all of a token but what it is bound to.
+func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
+	if len(raw) > maxToken {
+		return nil, invalid("the token is not a signed JWT in compact form", fmt.Errorf("it is longer than %d bytes", maxToken))
 	}
-	return s
+	key := hashOf(raw)
+	if hit, ok := v.good.get(key); ok {
+		if set, _, err := hit.issuer.keys.current(ctx); err != nil {
+			return nil, err
+		} else if set == hit.set {
+			return hit.token, hit.issuer.checkClaims(hit.token, time.Now()) // time goes on
+		}
+	}
+	if i := v.introspecting(); i != nil && !looksLikeJWT(raw) {
+		return i.introspected(ctx, raw, key)
+	}
+	jws, header, err := parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	i, err := v.issuerOf(jws)
+	if err != nil {
+		return nil, err
+	}
+	if err := i.checkHeader(header); err != nil {
+		return nil, err
+	}
+	set, err := i.checkSignature(ctx, header, jws)
+	if err != nil {
+		return nil, err
+	}
+	t, err := i.token(jws.payload, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	v.good.put(key, &goodToken{t, i, set}, t.Expiry)
+	return t, nil
+}
+
+// goodToken is a token that was found good with a set of keys.
+type goodToken struct {
+	token  *Token
+	issuer *issuer
+	set    *keySet
+}
+
+// issuerOf returns the issuer that a token has to be of.
+func (v *Verifier) issuerOf(j *jws) (*issuer, error) {
+	if len(v.issuers) == 1 {
+		return v.issuers[0], nil // which its iss has to name
+	}
+	name, err := issuerNamed(j.payload)
+	if err != nil {
+		return nil, invalid("the token's claims cannot be read", err)
+	}
+	for _, i := range v.issuers {
+		if i.url == name {
+			return i, nil
+		}
+	}
+	return nil, invalid("the token is from another issuer", fmt.Errorf("iss is %.80q, and none of ours", name))
+}
+
+func (v *Verifier) introspecting() *issuer {
+	for _, i := range v.issuers {
+		if i.introspect != nil {
+			return i
+		}
+	}
+	return nil
+}
+
+// parse takes a token apart.
+func parse(raw string) (*jws, header, error) {
+	j, err := parseJWS(raw)
+	if err != nil {
+		return nil, header{}, invalid("the token is not a signed JWT in compact form", err)
+	}
+	h, err := parseHeader(j.header)
+	if err != nil {
+		return nil, header{}, invalid("the token's header is not acceptable", err)
+	}
+	return j, h, nil
+}
+
+func (i *issuer) checkHeader(h header) error {
+	if err := i.checkAlgorithm(h.alg); err != nil {
+		return err
+	}
+	return i.checkType(h.typ)
+}
+
+// checkAlgorithm goes to the letter, and none is never there (RFC 9068 section 4, RFC 8725 section 3.1).
+func (i *issuer) checkAlgorithm(alg string) error {
+	if !slices.Contains(i.algorithms, alg) {
+		return invalid("the token's algorithm is not accepted", fmt.Errorf("alg is %.40q, which is none of %s", alg, strings.Join(i.algorithms, ", ")))
+	}
+	return nil
+}
+
+// checkType lets an access token through. Media types have no case (RFC 7515 section 4.1.9).
+func (i *issuer) checkType(typ string) error {
+	short := strings.TrimPrefix(strings.ToLower(typ), "application/")
+	if short == "at+jwt" || i.anyType && !strings.HasSuffix(short, "+jwt") {
+		return nil
+	}
+	return invalid("the token is not an access token", fmt.Errorf("typ is %.40q, want at+jwt", typ))
+}
+
+// checkSignature looks for the signing key among the keys at hand, and once more among the issuer's current ones if it is not there. It returns
+// those among which it is.
+func (i *issuer) checkSignature(ctx context.Context, h header, j *jws) (*keySet, error) {
+	set, latest, err := i.keys.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = set.verify(h, j)
+	if errors.Is(err, errUnknownKey) && !latest { // OpenID Connect Core 1.0 section 10.1.1: the issuer rotates its keys as it likes
+		if set, err = i.keys.newer(ctx, set); err != nil {
+			return nil, err
+		}
+		err = set.verify(h, j)
+	}
+	if err != nil {
+		return nil, invalid("the token's signature is not one of the issuer", err)
+	}
+	return set, nil
 }

@@ -25,8 +25,8 @@ func Example() {
 		fmt.Printf("orders of %s\n", token.Subject)
 	})
 	mux := http.NewServeMux()
-	mux.Handle("GET /orders", verifier.Handler(bearer.RequireScope("orders:read")(listOrders)))
-	mux.Handle("DELETE /orders", verifier.Handler(bearer.RequireScope("orders:admin")(listOrders)))
+	mux.Handle("GET /orders", verifier.Handler(bearer.Require("orders:read")(listOrders)))
+	mux.Handle("DELETE /orders", verifier.Handler(bearer.Require("orders:admin")(listOrders)))
 
 	call(mux, "GET", "")
 	call(mux, "GET", aliceToken())

@@ -161,7 +161,7 @@ func TestAScopeIsRequiredToTheLetter(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.Realm = "api" })
-			h := v.Handler(bearer.RequireScope(test.required...)(whoami))
+			h := v.Handler(bearer.Require(test.required...)(whoami))
 			resp := send(h, "", "Bearer "+ecKey().token(object{"scope": test.scope}))
 			if resp.StatusCode != test.status {
 				t.Errorf("got %d, want %d", resp.StatusCode, test.status)
@@ -179,7 +179,7 @@ func TestAScopeIsRequiredToTheLetter(t *testing.T) {
 }
 
 func TestAScopeCannotBeRequiredWhereNoTokenIsVerified(t *testing.T) {
-	h := bearer.RequireScope("read")(whoami)
+	h := bearer.Require("read")(whoami)
 	if resp := send(h, "", "Bearer "+ecKey().token()); resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") != "Bearer" {
 		t.Errorf("got %d, %q, want 401 and a bare challenge", resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 	}
@@ -193,10 +193,10 @@ func TestAScopeThatIsNoneIsAMistakeOfTheProgram(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Errorf("RequireScope(%q) does not panic", scopes)
+					t.Errorf("Require(%q) does not panic", scopes)
 				}
 			}()
-			bearer.RequireScope(scopes...)
+			bearer.Require(scopes...)
 		}()
 	}
 }
@@ -227,7 +227,7 @@ func TestTheLogSaysWhyAndHoldsNoToken(t *testing.T) {
 		send(v.Handler(whoami), "/orders", "Bearer "+raw+" "+raw)
 	}
 	text := log.String()
-	for _, want := range []string{`want \"orders\"`, "invoices", "nobody", "path=/orders"} {
+	for _, want := range []string{`this API is \"orders\"`, "invoices", "nobody", "path=/orders"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the log does not say %s:\n%s", want, text)
 		}

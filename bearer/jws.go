@@ -28,6 +28,9 @@ type jws struct {
 	signature []byte
 }
 
+// looksLikeJWT says whether raw has the form of a JWT, signed or encrypted.
+func looksLikeJWT(raw string) bool { n := strings.Count(raw, "."); return n == 2 || n == 4 }
+
 // parseJWS takes a JWS in compact serialization (RFC 7515 section 7.1) apart, and nothing that merely resembles one (RFC 8725bis section 3.14).
 func parseJWS(raw string) (*jws, error) {
 	if len(raw) > maxToken {
@@ -109,6 +112,17 @@ var algorithms = map[string]algorithm{
 	"Ed25519": {"OKP", "Ed25519", 0, verifyEd25519},
 }
 
+// verifies says whether the signature of j is by the key, which has to be of the algorithm's kind.
+func (a algorithm) verifies(key *publicKey, j *jws) bool {
+	digest := j.signed
+	if a.hash != 0 {
+		d := a.hash.New()
+		d.Write(j.signed)
+		digest = d.Sum(nil)
+	}
+	return a.verify(key.public, a.hash, digest, j.signature)
+}
+
 func verifyPKCS1v15(key crypto.PublicKey, hash crypto.Hash, digest, signature []byte) bool {
 	return rsa.VerifyPKCS1v15(key.(*rsa.PublicKey), hash, digest, signature) == nil
 }
@@ -139,18 +153,12 @@ var errUnknownKey = errors.New("no key of the issuer fits")
 // verify checks the signature. The error is errUnknownKey when newer keys of the issuer might make a difference.
 func (s *keySet) verify(h header, j *jws) error {
 	a := algorithms[h.alg]
-	digest := j.signed
-	if a.hash != 0 {
-		d := a.hash.New()
-		d.Write(j.signed)
-		digest = d.Sum(nil)
-	}
 	if h.kid == "" {
 		key, err := s.only(h.alg)
 		if err != nil {
 			return err
 		}
-		if !a.verify(key.public, a.hash, digest, j.signature) {
+		if !a.verifies(key, j) {
 			return fmt.Errorf("%w: there is no kid, and the one key for %s is not the signer's", errUnknownKey, h.alg)
 		}
 		return nil
@@ -162,7 +170,7 @@ func (s *keySet) verify(h header, j *jws) error {
 			continue
 		}
 		known = true
-		if key.fits(h.alg) && a.verify(key.public, a.hash, digest, j.signature) {
+		if key.fits(h.alg) && a.verifies(key, j) {
 			return nil
 		}
 	}

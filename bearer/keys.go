@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -56,12 +57,17 @@ type fetch struct {
 }
 
 func newRemoteKeys(issuer string, client *http.Client, log *slog.Logger) *remoteKeys {
+	return &remoteKeys{issuer: issuer, client: confined(client), log: log}
+}
+
+// confined returns a client as the one given, or as the default, that stays on the host that it asks.
+func confined(client *http.Client) *http.Client {
 	if client == nil {
 		client = new(http.Client)
 	}
 	ours := *client
 	ours.CheckRedirect = sameHostOnly
-	return &remoteKeys{issuer: issuer, client: &ours, log: log}
+	return &ours
 }
 
 // sameHostOnly lets nobody but the issuer say what its keys are: a redirect to another host, or to another scheme, fails.
@@ -190,6 +196,14 @@ func (r *remoteKeys) fetch(ctx context.Context) (*keySet, error) {
 	// OpenID Connect Discovery 1.0 section 4: a slash at the end of the issuer gives way to the path. It stays part of the issuer.
 	where := strings.TrimSuffix(r.issuer, "/") + "/.well-known/openid-configuration"
 	body, _, err := r.get(ctx, where)
+	if errors.Is(err, errNotFound) { // RFC 8414 section 3.1 puts it between host and path
+		u, parseErr := url.Parse(r.issuer)
+		if parseErr != nil {
+			return nil, parseErr
+		}
+		where = u.Scheme + "://" + u.Host + "/.well-known/oauth-authorization-server" + strings.TrimSuffix(u.EscapedPath(), "/")
+		body, _, err = r.get(ctx, where)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -222,6 +236,8 @@ func (r *remoteKeys) fetch(ctx context.Context) (*keySet, error) {
 	return &keySet{keys: keys, refreshAt: expires.Add(-life / 5), expiresAt: expires, staleUntil: expires.Add(staleWindow)}, nil
 }
 
+var errNotFound = errors.New("it answers 404 Not Found")
+
 func (r *remoteKeys) get(ctx context.Context, url string) (body []byte, header http.Header, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -233,6 +249,9 @@ func (r *remoteKeys) get(ctx context.Context, url string) (body []byte, header h
 		return nil, nil, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, nil, fmt.Errorf("%s: %w", url, errNotFound)
+	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, nil, fmt.Errorf("%s: it answers %s", url, resp.Status)
 	}

@@ -38,8 +38,8 @@ func New(cfg Config) (http.Handler, error) {
 		mux.HandleFunc(path, methodNotAllowed)
 	}
 	handle("/api/me", verifier.Handler(http.HandlerFunc(me)))
-	handle("/api/orders", verifier.Handler(bearer.RequireScope("orders:read")(http.HandlerFunc(orders))))
-	handle("/api/admin", verifier.Handler(bearer.RequireScope("admin")(http.HandlerFunc(admin))))
+	handle("/api/orders", verifier.Handler(bearer.Require("orders:read")(http.HandlerFunc(orders))))
+	handle("/api/admin", verifier.Handler(bearer.Require("admin")(http.HandlerFunc(admin))))
 	handle("/public/time", http.HandlerFunc(publicTime))
 	mux.HandleFunc("/", notFound)
 	return mux, nil

@@ -1,0 +1,322 @@
+package bearer
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// What a token is bound to, and how a request proves that it has it.
+
+// confirmation is what a token is bound to (RFC 7800 section 3.1).
+type confirmation struct {
+	key         string // jkt: the thumbprint of a DPoP key (RFC 9449 section 6.1)
+	certificate string // x5t#S256: the hash of a certificate (RFC 8705 section 3.1)
+	unknown     bool   // there is a cnf, and nothing in it that we understand
+}
+
+func (c confirmation) bound() bool { return c != confirmation{} }
+
+func readConfirmation(value []byte) (c confirmation, err error) {
+	err = members(value, func(name, value []byte) (err error) {
+		switch string(name) {
+		case "jkt":
+			c.key, err = text(value)
+		case "x5t#S256":
+			c.certificate, err = text(value)
+		}
+		return err
+	})
+	c.unknown = c.key == "" && c.certificate == ""
+	return c, err
+}
+
+// VerifyRequest returns the token that a request brings, if it is good and, where it is bound to its sender, the request proves that it comes from there. Otherwise the error is an
+// [*InvalidTokenError], wraps [ErrUnavailable], or says what else is wrong with the request; [Verifier.Handler] answers with the status and challenge for each.
+func (v *Verifier) VerifyRequest(r *http.Request) (*Token, error) {
+	scheme, raw, err := v.credentials(r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := v.verify(r.Context(), raw)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.checkBinding(r.Context(), r, scheme, raw, t); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// checkBinding accepts a token from who it is bound to. All that it is bound to counts.
+func (v *Verifier) checkBinding(ctx context.Context, r *http.Request, scheme scheme, raw string, t *Token) error {
+	if !t.cnf.bound() && scheme == schemeBearer {
+		return v.checkUnbound(t)
+	}
+	switch {
+	case t.cnf.unknown:
+		return invalid("the token is bound to its sender in a way that is not supported", nil)
+	case t.cnf.key == "" && scheme == schemeDPoP: // RFC 9449 section 7.1
+		return invalid("the token is not bound to a DPoP key", nil)
+	case t.cnf.key != "" && v.origin == "", t.cnf.certificate != "" && v.certificate == nil:
+		return invalid("the token is bound to a key and cannot be used as a bearer token", nil)
+	case t.cnf.key != "" && scheme != schemeDPoP:
+		return invalid("the token is bound to a DPoP key and has to come with a proof", nil)
+	}
+	if want := t.cnf.certificate; want != "" {
+		certificate := v.certificate(r)
+		if certificate == nil {
+			return invalid("the token is bound to a certificate, and none was shown", nil)
+		}
+		if subtle.ConstantTimeCompare([]byte(thumbprintOf(certificate.Raw)), []byte(want)) != 1 {
+			return invalid("the token is bound to another certificate", nil)
+		}
+	}
+	if t.cnf.key == "" {
+		return nil
+	}
+	return v.checkProof(r, raw, t)
+}
+
+// PeerCertificate returns the certificate with which the client of r has opened its TLS connection to this program, or nil. The program's tls.Config has to ask for it (ClientAuth); for binding tokens
+// any certificate will do, as its private key is proven in the handshake.
+func PeerCertificate(r *http.Request) *x509.Certificate {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return nil
+	}
+	return r.TLS.PeerCertificates[0]
+}
+
+func thumbprintOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return base64url.EncodeToString(sum[:])
+}
+
+// proofLife is how old a DPoP proof may be, apart from the leeway for clocks.
+const proofLife = time.Minute
+
+// checkProof accepts one DPoP proof for this request and this token by the key that the token is bound to (RFC 9449 section 4.3).
+func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
+	fail := func(why string, err error) error { return &proofError{why, err} }
+	headers := r.Header["Dpop"]
+	if len(headers) != 1 { // (1)
+		return fail("there has to be one DPoP proof", fmt.Errorf("there are %d", len(headers)))
+	}
+	j, err := parseJWS(headers[0])
+	if err != nil { // (2)
+		return fail("the DPoP proof is not a signed JWT", err)
+	}
+	h, key, err := parseProofHeader(j.header)
+	switch {
+	case err != nil: // (4), (5), (7)
+		return fail("the DPoP proof's header is not acceptable", err)
+	case !slices.Contains(proofAlgorithms, h.alg): // (5)
+		return fail("the DPoP proof's algorithm is not accepted", fmt.Errorf("alg is %.40q", h.alg))
+	case !key.fits(h.alg) || !key.verifies(h.alg, j): // (6)
+		return fail("the DPoP proof is not signed with its key", nil)
+	}
+	var p struct {
+		id, method, uri, hash string
+		issued                time.Time
+	}
+	err = members(j.payload, func(name, value []byte) (err error) { // (3)
+		switch string(name) {
+		case "jti":
+			p.id, err = text(value)
+		case "htm":
+			p.method, err = text(value)
+		case "htu":
+			p.uri, err = text(value)
+		case "ath":
+			p.hash, err = text(value)
+		case "iat":
+			p.issued, err = date(value)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	})
+	now := time.Now()
+	leeway := v.leeway(t)
+	switch {
+	case err != nil:
+		return fail("the DPoP proof's claims cannot be read", err)
+	case p.id == "" || len(p.id) > 256 || p.issued.IsZero(): // (3)
+		return fail("the DPoP proof lacks a claim", errors.New("jti or iat is missing, or jti is longer than 256 bytes"))
+	case p.method != r.Method: // (8)
+		return fail("the DPoP proof is for another method", fmt.Errorf("htm is %.20q", p.method))
+	case !v.isURL(r, p.uri): // (9)
+		return fail("the DPoP proof is for another URL", fmt.Errorf("htu is %.200q, want %q", p.uri, v.origin+pathOf(r)))
+	case now.Before(p.issued.Add(-leeway)) || !now.Before(p.issued.Add(proofLife + leeway)): // (11)
+		return fail("the DPoP proof is not of now", fmt.Errorf("iat is %v", p.issued.UTC()))
+	case subtle.ConstantTimeCompare([]byte(p.hash), []byte(thumbprintOf([]byte(raw)))) != 1: // (12)
+		return fail("the DPoP proof is for another token", nil)
+	case subtle.ConstantTimeCompare([]byte(key.thumbprint()), []byte(t.cnf.key)) != 1: // (12)
+		return invalid("the token is bound to another DPoP key", nil)
+	case !v.proofs.first(t.cnf.key+" "+p.id, now): // section 11.1
+		return fail("the DPoP proof was used before", nil)
+	}
+	return nil
+}
+
+// leeway is that of the token's issuer.
+func (v *Verifier) leeway(t *Token) time.Duration {
+	for _, i := range v.issuers {
+		if i.url == t.Issuer {
+			return i.leeway
+		}
+	}
+	return 0
+}
+
+// proofAlgorithms are those of section 4.2 that metadata lists: all that have a public key.
+var proofAlgorithms = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"}
+
+// parseProofHeader returns the header of a proof, and the public key that it brings.
+func parseProofHeader(object []byte) (h header, key publicKey, err error) {
+	h, err = parseHeader(object)
+	if err != nil {
+		return h, key, err
+	}
+	if !strings.EqualFold(strings.TrimPrefix(h.typ, "application/"), "dpop+jwt") {
+		return h, key, fmt.Errorf("typ is %.40q, want dpop+jwt", h.typ)
+	}
+	err = members(object, func(name, value []byte) (err error) {
+		if string(name) == "jwk" {
+			key, err = parseKey(value)
+		}
+		return err
+	})
+	if err == nil && key.public == nil {
+		err = errors.New("jwk is missing")
+	}
+	return h, key, err
+}
+
+// isURL says whether a proof's htu is the URL of r, without query and fragment (section 4.3 (9)).
+func (v *Verifier) isURL(r *http.Request, htu string) bool {
+	u, err := url.Parse(htu)
+	if err != nil || u.User != nil {
+		return false
+	}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	return originOf(u) == v.origin && path == pathOf(r)
+}
+
+// pathOf is the path of r as its client wrote it, whatever a handler further out has cut off.
+func pathOf(r *http.Request) string {
+	if path, _, _ := strings.Cut(r.RequestURI, "?"); strings.HasPrefix(path, "/") {
+		return path
+	}
+	return r.URL.EscapedPath()
+}
+
+// originOf is a URL's scheme and host in one form (RFC 3986 section 6.2.2.1, 6.2.3).
+func originOf(u *url.URL) string {
+	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Host)
+	switch scheme {
+	case "https":
+		host = strings.TrimSuffix(host, ":443")
+	case "http":
+		host = strings.TrimSuffix(host, ":80")
+	}
+	return scheme + "://" + host
+}
+
+// parseOrigin reads Config.Origin, which is that of the resource where it is not set.
+func parseOrigin(raw string, resource *url.URL) (string, error) {
+	switch {
+	case raw == "" && resource == nil:
+		return "", nil
+	case raw == "":
+		return originOf(resource), nil
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not scheme and host, such as https://api.example.com", raw)
+	}
+	return originOf(u), nil
+}
+
+// verifies says whether the signature of j is by the key.
+func (k *publicKey) verifies(alg string, j *jws) bool {
+	return algorithms[alg].verifies(k, j)
+}
+
+// thumbprint is the key's by RFC 7638 section 3, RFC 8037 section 2.
+func (k *publicKey) thumbprint() string {
+	encode := base64url.EncodeToString
+	switch public := k.public.(type) {
+	case *rsa.PublicKey:
+		return thumbprintOf([]byte(`{"e":"` + encode(big.NewInt(int64(public.E)).Bytes()) + `","kty":"RSA","n":"` + encode(public.N.Bytes()) + `"}`))
+	case *ecdsa.PublicKey:
+		point, err := public.Bytes() // 4, x and y
+		if err != nil {
+			return ""
+		}
+		half := (len(point) - 1) / 2
+		return thumbprintOf([]byte(`{"crv":"` + k.crv + `","kty":"EC","x":"` + encode(point[1:1+half]) + `","y":"` + encode(point[1+half:]) + `"}`))
+	case ed25519.PublicKey:
+		return thumbprintOf([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + encode(public) + `"}`))
+	}
+	return ""
+}
+
+// proofs are those that have been used. Only who has a good token can add to them, and each is forgotten when it would be too old anyway.
+type proofs struct {
+	mu           sync.Mutex // guards what follows
+	now, earlier map[[sha256.Size]byte]struct{}
+	since        time.Time // when now was begun
+}
+
+// first says whether a proof is seen for the first time.
+func (p *proofs) first(id string, at time.Time) bool {
+	const life = proofLife + 2*maxLeeway
+	key := hashOf(id)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if age := at.Sub(p.since); p.now == nil || age >= life {
+		p.earlier = p.now
+		if age >= 2*life {
+			p.earlier = nil
+		}
+		p.now, p.since = make(map[[sha256.Size]byte]struct{}), at
+	}
+	_, new := p.now[key]
+	_, old := p.earlier[key]
+	p.now[key] = struct{}{}
+	return !new && !old
+}
+
+// proofError says what is wrong with a DPoP proof.
+type proofError struct {
+	reason string // as that of InvalidTokenError
+	err    error
+}
+
+func (e *proofError) Error() string {
+	if e.err != nil {
+		return e.reason + ": " + e.err.Error()
+	}
+	return e.reason
+}
+
+func (e *proofError) Unwrap() error { return e.err }
+
