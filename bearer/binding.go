@@ -161,7 +161,7 @@ func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
 		return fail("the DPoP proof is for another method", fmt.Errorf("htm is %.20q", p.method))
 	case !v.isURL(r, p.uri): // (9)
 		return fail("the DPoP proof is for another URL", fmt.Errorf("htu is %.200q, want %q", p.uri, v.origin+pathOf(r)))
-	case now.Before(p.issued.Add(-leeway)) || !now.Before(p.issued.Add(proofLife + leeway)): // (11)
+	case now.Before(p.issued.Add(-leeway)) || !now.Before(p.issued.Add(proofLife+leeway)): // (11)
 		return fail("the DPoP proof is not of now", fmt.Errorf("iat is %v", p.issued.UTC()))
 	case subtle.ConstantTimeCompare([]byte(p.hash), []byte(thumbprintOf([]byte(raw)))) != 1: // (12)
 		return fail("the DPoP proof is for another token", nil)
@@ -319,4 +319,3 @@ func (e *proofError) Error() string {
 }
 
 func (e *proofError) Unwrap() error { return e.err }
-
