@@ -124,8 +124,9 @@ func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte, q *
 	if q.err != nil && !isInvalid(q.err) {
 		in.log.WarnContext(ctx, "introspection fails", "issuer", i.url, "err", q.err)
 	} else if in.cacheFor > 0 {
-		until := time.Now().Add(in.cacheFor)
-		if q.token != nil && !q.token.Expiry.IsZero() && q.token.Expiry.Before(until) {
+		now := time.Now()
+		until := now.Add(in.cacheFor)
+		if q.token != nil && q.token.Expiry.After(now) && q.token.Expiry.Before(until) {
 			until = q.token.Expiry
 		}
 		in.known.put(key, q.introspected, until)

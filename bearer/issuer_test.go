@@ -139,6 +139,7 @@ type issuer struct {
 	keys         []object
 	cacheControl string
 	answer       http.HandlerFunc // in place of all that follows; nil: answer well
+	elsewhere    http.HandlerFunc // for other URLs than those of metadata and keys; nil: 404
 	asked        map[string]int   // requests by URL
 }
 
@@ -160,6 +161,8 @@ func (i *issuer) RoundTrip(r *http.Request) (*http.Response, error) {
 			w.Header().Set("Cache-Control", cacheControl)
 		}
 		json.NewEncoder(w).Encode(object{"keys": keys})
+	case i.elsewhere != nil:
+		i.elsewhere(w, r)
 	default:
 		w.WriteHeader(http.StatusNotFound)
 	}

@@ -153,10 +153,11 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 	if t.ClientID == "" {
 		t.ClientID = azp
 	}
-	if t.Scopes = splitScope(scope); scope == "" {
-		for _, s := range scp {
-			t.Scopes = append(t.Scopes, splitScope(s)...)
-		}
+	if scope != "" {
+		scp = []string{scope}
+	}
+	for _, s := range scp {
+		t.Scopes = append(t.Scopes, splitScope(s)...)
 	}
 	return t, nil
 }
