@@ -123,7 +123,7 @@ func TestWhatIntrospectionSaysIsChecked(t *testing.T) {
 
 func TestAnIssuerThatDoesNotAnswerIsNoVerdict(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
-		"500": isDown,
+		"500":                    isDown,
 		"401, which is about us": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
 		"a redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, issuerURL+"/other", http.StatusTemporaryRedirect)

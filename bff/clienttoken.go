@@ -131,7 +131,7 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 				tokens.Expiry = tokens.Issued.Add(clientTokenLife)
 			}
 			c.failed, c.tokens = time.Time{}, tokens
-			c.token = accessToken{[]string{tokens.Authorization()}, c.private}
+			c.token = accessToken{header: []string{tokens.Authorization()}, key: c.private}
 			flight.token = c.token
 		}
 		close(flight.done)

@@ -104,6 +104,9 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	if x.token.header != nil {
 		out["Authorization"] = x.token.header
 	}
+	if x.token.callers && len(r.Header["Dpop"]) > 0 { // verified with the token
+		out["Dpop"] = r.Header["Dpop"]
+	}
 }
 
 // maxClaimHeader is how many bytes a claim can have in a header: servers take 8 KiB for all of them.

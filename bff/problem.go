@@ -76,6 +76,7 @@ var (
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
+	errTwoCredentials   = &problem{status: 400, code: "two_credentials", title: "The request has a session and an access token of its own", detail: "Send one of them."}
 	errBadLogoutToken   = &problem{status: 400, code: "bad_logout_token", title: "This is not a logout that the provider has signed for us"}
 	errBadFrontchannel  = &problem{status: 400, code: "bad_frontchannel_logout", title: "This is not a logout that says whose", detail: "It has to have iss and sid."}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}

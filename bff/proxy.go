@@ -24,7 +24,12 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
 		return errMethod
 	}
-	if err := route.guard(s, r); err != nil {
+	ownToken := route.AcceptBearer != nil && bringsToken(r)
+	guard := route.guard
+	if ownToken {
+		guard = fromNoPage
+	}
+	if err := guard(s, r); err != nil {
 		return err
 	}
 	if err := s.upgradeAllowed(r); err != nil {
@@ -33,13 +38,16 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
 		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
 	}
+	if ownToken {
+		return s.proxyWithOwnToken(w, r, route)
+	}
 	current, err := s.userOf(w, r, route)
 	if err != nil {
 		return err
 	}
 	var token accessToken
 	if current != nil {
-		if token = (accessToken{current.Authorization(route.targetKey), current.Key()}); token.header == nil {
+		if token = (accessToken{header: current.Authorization(route.targetKey), key: current.Key()}); token.header == nil {
 			return errInternal.because(errors.New("the session has no token for this route"))
 		}
 	} else if route.client {
@@ -47,6 +55,11 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 			return err
 		}
 	}
+	return s.exchange(w, r, route, current, token)
+}
+
+// exchange makes the exchange with the upstream of a request that may go there.
+func (s *Server) exchange(w *response, r *http.Request, route *route, current *session.Session, token accessToken) error {
 	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	x := &exchange{s: s, w: w, r: r, route: route, current: current, token: token, cancel: cancel}
@@ -114,8 +127,9 @@ func (s *Server) freshFor(r *http.Request, route *route) (*session.Session, erro
 
 // accessToken is what a request to an upstream carries; the zero value is nothing.
 type accessToken struct {
-	header []string          // the values of its Authorization header
-	key    *ecdsa.PrivateKey // that it is bound to; nil: whoever bears it can use it
+	header  []string          // the values of its Authorization header
+	key     *ecdsa.PrivateKey // that it is bound to; nil: whoever bears it can use it
+	callers bool              // it is the caller's own, and so is the proof that comes with it
 }
 
 // upgradeAllowed lets a WebSocket through that a page of our own origin opens, and no other protocol: h2c would take what is said after it past
@@ -238,7 +252,7 @@ func (x *exchange) run(ctx context.Context) error {
 	if err == nil && x.token.key != nil {
 		resp, a, err = x.heedNonce(ctx, out, body, resp, a)
 	}
-	if err == nil && x.token.header != nil && rejectsToken(resp) {
+	if err == nil && x.token.header != nil && !x.token.callers && rejectsToken(resp) {
 		resp, a, err = x.again(ctx, out, body, resp, a)
 	}
 	if err != nil {
@@ -338,7 +352,7 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	if err != nil {
 		return accessToken{}, err
 	}
-	return accessToken{renewed.Authorization(x.route.targetKey), renewed.Key()}, nil
+	return accessToken{header: renewed.Authorization(x.route.targetKey), key: renewed.Key()}, nil
 }
 
 // target is the URL of a request at an address: the path that was decided on, octet by octet.

@@ -41,6 +41,11 @@ type Route struct {
 
 	CSRF string // header (the default), or fetch-metadata for what cannot send a header
 
+	// AcceptBearer wraps what hands on requests that bring an access token of their own, and lets through those whose token is good for this route: it is what package bearer makes,
+	// as in func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) }. It answers the others. Such a request needs neither session nor
+	// CSRF header, may have no session cookie, and goes on with its own token. Nil: there are none; an Authorization header means nothing and is taken out.
+	AcceptBearer func(next http.Handler) http.Handler
+
 	Timeouts Timeouts
 	MaxBody  int64 // of a request, in bytes; zero: any
 	NoRetry  bool  // never repeat a request; otherwise an idempotent one is repeated once when its connection ends before an answer
@@ -115,6 +120,13 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		}
 	default:
 		fail("Token", "%q is none of user, optional, client, user-or-client, none", r.Token)
+	}
+	switch {
+	case r.AcceptBearer == nil:
+	case r.Token == "none":
+		fail("AcceptBearer", "it goes with no token none: nobody needs one there")
+	case !r.Require.empty():
+		fail("AcceptBearer", "it goes with no require, which is about sessions; the scopes that a token needs are part of it")
 	}
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.key()

@@ -83,7 +83,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 	if err != nil {
 		collect([]string{"frontend.dir: " + err.Error()})
 	}
-	routes, wrong := cfg.routes()
+	routes, wrong := cfg.routes(log)
 	collect(wrong)
 	provider, wrong := cfg.provider()
 	collect(wrong)

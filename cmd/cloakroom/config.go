@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -105,22 +107,34 @@ type cookieConfig struct {
 }
 
 type routeConfig struct {
-	Path        string            `yaml:"path"`
-	Upstream    []string          `yaml:"upstream"` // one address or several
-	UpstreamTLS upstreamTLSConfig `yaml:"upstream_tls"`
-	StripPrefix bool              `yaml:"strip_prefix"`
-	Methods     []string          `yaml:"methods"` // default: all
-	Token       string            `yaml:"token"`
-	Resource    string            `yaml:"resource"`
-	Audience    string            `yaml:"audience"`
-	Scopes      []string          `yaml:"scopes"`
-	Grant       string            `yaml:"grant"` // default refresh-token
-	CSRF        string            `yaml:"csrf"`  // default header
-	Timeouts    timeoutsConfig    `yaml:"timeouts"`
-	MaxBody     byteSize          `yaml:"max_body"` // default: any
-	Retry       string            `yaml:"retry"`    // once, the default, or never
-	Headers     map[string]string `yaml:"headers"`  // name of a header: name of a claim
-	Require     requireConfig     `yaml:"require"`
+	Path         string              `yaml:"path"`
+	Upstream     []string            `yaml:"upstream"` // one address or several
+	UpstreamTLS  upstreamTLSConfig   `yaml:"upstream_tls"`
+	StripPrefix  bool                `yaml:"strip_prefix"`
+	Methods      []string            `yaml:"methods"` // default: all
+	Token        string              `yaml:"token"`
+	Resource     string              `yaml:"resource"`
+	Audience     string              `yaml:"audience"`
+	Scopes       []string            `yaml:"scopes"`
+	Grant        string              `yaml:"grant"` // default refresh-token
+	CSRF         string              `yaml:"csrf"`  // default header
+	AcceptBearer *acceptBearerConfig `yaml:"accept_bearer"`
+	Timeouts     timeoutsConfig      `yaml:"timeouts"`
+	MaxBody      byteSize            `yaml:"max_body"` // default: any
+	Retry        string              `yaml:"retry"`    // once, the default, or never
+	Headers      map[string]string   `yaml:"headers"`  // name of a header: name of a claim
+	Require      requireConfig       `yaml:"require"`
+}
+
+// acceptBearerConfig says which access tokens callers may bring themselves.
+type acceptBearerConfig struct {
+	Issuer               string   `yaml:"issuer"`  // default oidc.issuer
+	CAFile               string   `yaml:"ca_file"` // PEM, of the issuer; default: oidc.ca_file for oidc.issuer, otherwise the system's
+	Audience             string   `yaml:"audience"`
+	Scopes               []string `yaml:"scopes"`     // all of them are needed
+	Clients              []string `yaml:"clients"`    // default: any
+	Algorithms           []string `yaml:"algorithms"` // default RS256, PS256, ES256, EdDSA, Ed25519
+	InsecureAllowAnyType bool     `yaml:"insecure_allow_any_type"`
 }
 
 type upstreamTLSConfig struct {
@@ -263,7 +277,7 @@ func decodeBase64(text string) ([]byte, error) {
 }
 
 // routes makes the routes, and reads the files that they name.
-func (c *config) routes() ([]bff.Route, []string) {
+func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 	var routes []bff.Route
 	var mistakes []string
 	for i, r := range c.Routes {
@@ -281,13 +295,61 @@ func (c *config) routes() ([]bff.Route, []string) {
 		if secure != nil && !slices.ContainsFunc(r.Upstream, func(u string) bool { return strings.HasPrefix(u, "https:") }) {
 			mistake("upstream_tls", "no upstream of the route is https")
 		}
+		accept, wrong := c.acceptBearer(r.AcceptBearer, log)
+		for _, line := range wrong {
+			mistake("accept_bearer", "%s", line)
+		}
 		routes = append(routes, bff.Route{
-			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF,
+			AcceptBearer: accept,
+			Path:         r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF,
 			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})
 	}
 	return routes, mistakes
+}
+
+// acceptBearer makes what verifies the tokens that callers of a route bring themselves.
+func (c *config) acceptBearer(a *acceptBearerConfig, log *slog.Logger) (func(http.Handler) http.Handler, []string) {
+	if a == nil {
+		return nil, nil
+	}
+	var mistakes []string
+	issuer, caFile := a.Issuer, a.CAFile
+	if issuer == "" {
+		issuer = c.OIDC.Issuer
+	}
+	if issuer == c.OIDC.Issuer && caFile == "" {
+		caFile = c.OIDC.CAFile
+	}
+	roots, err := certPool(caFile)
+	if err != nil {
+		mistakes = append(mistakes, "ca_file: "+err.Error())
+	}
+	if len(a.Scopes) == 0 {
+		mistakes = append(mistakes, "scopes: missing; what every token of the issuer may do is for no machine")
+	}
+	for _, scope := range a.Scopes {
+		if scope == "" || strings.ContainsAny(scope, " \"\\") {
+			mistakes = append(mistakes, fmt.Sprintf("scopes: %q is not one scope", scope))
+		}
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	verifier, err := bearer.NewVerifier(bearer.Config{
+		Issuer: issuer, Audience: a.Audience, Clients: a.Clients, Algorithms: a.Algorithms, InsecureAllowAnyType: a.InsecureAllowAnyType,
+		Origin: c.Server.PublicURL, HTTPClient: &http.Client{Transport: transport}, Logger: log,
+	})
+	if err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			field, text, _ := strings.Cut(line, ":")
+			mistakes = append(mistakes, snakeCase(field)+":"+text)
+		}
+	}
+	if len(mistakes) > 0 {
+		return nil, mistakes
+	}
+	return func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require(a.Scopes...)(next)) }, nil
 }
 
 // provider makes what is said of the provider, and reads the files that are named there.
@@ -434,6 +496,8 @@ func logStruct(v reflect.Value) slog.Value {
 		f, name := v.Field(i), tag(v.Type().Field(i))
 		switch {
 		case f.IsZero():
+		case f.Kind() == reflect.Pointer:
+			attrs = append(attrs, slog.Attr{Key: name, Value: logStruct(f.Elem())})
 		case f.Kind() == reflect.Struct:
 			attrs = append(attrs, slog.Attr{Key: name, Value: logStruct(f)})
 		case isStructSlice(f):

@@ -93,7 +93,7 @@ routes:
       max_age: 15m
   - {path: /one/, upstream: https://one, token: user}
 `, nil)
-	routes, wrong := c.routes()
+	routes, wrong := c.routes(slog.Default())
 	if len(wrong) > 0 || len(routes) != 2 {
 		t.Fatalf("got %d routes, %v", len(routes), wrong)
 	}
@@ -411,7 +411,7 @@ func allKeys(t reflect.Type) []string {
 		switch {
 		case f.Type.Kind() == reflect.Struct:
 			keys = append(keys, allKeys(f.Type)...)
-		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+		case (f.Type.Kind() == reflect.Slice || f.Type.Kind() == reflect.Pointer) && f.Type.Elem().Kind() == reflect.Struct:
 			keys = append(keys, allKeys(f.Type.Elem())...)
 		default:
 			keys = append(keys, f.Tag.Get("yaml"))

@@ -87,6 +87,9 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		l.mistake("%s:%d: %s: %s", l.file, n.Line, cmp.Or(key, "the file"), fmt.Sprintf(format, args...))
 	}
 	switch {
+	case v.Kind() == reflect.Pointer: // to a struct that may be left out
+		v.Set(reflect.New(v.Type().Elem()))
+		l.decode(n, v.Elem(), key)
 	case v.Kind() == reflect.Struct:
 		if n.Kind != yaml.MappingNode {
 			fail("%s is not a mapping of keys to values", shown(n, v))
