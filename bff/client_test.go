@@ -354,6 +354,16 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	if got := <-shown; len(got) != 0 {
 		t.Errorf("where no token goes the upstream saw %d certificates", len(got))
 	}
+	b.Submit("/bff/logout", nil)
+	revoked := c.to("/mtls/revoke")
+	for _, call := range revoked {
+		if !call.secure || call.form.Get("client_id") != "spa" {
+			t.Errorf("/mtls/revoke: certificate %v, form %v", call.secure, call.form)
+		}
+	}
+	if len(revoked) != 2 || len(c.to("/revoke")) > 0 {
+		t.Errorf("/mtls/revoke was called %d times, what it stands for %d times", len(revoked), len(c.to("/revoke")))
+	}
 }
 
 func TestMistakesInWhoWeAre(t *testing.T) {

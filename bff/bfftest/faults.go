@@ -142,6 +142,20 @@ var IDTokenFaults = []Fault{
 	with("sub that is a list", "sub", []string{"alice"}),
 	with("a long sub", "sub", strings.Repeat("a", 256)),
 	with("auth_time that is no number", "auth_time", "yesterday"),
+	with("iss that is null", "iss", nil),
+	with("sub that is null", "sub", nil),
+	with("aud that is null", "aud", nil),
+	with("aud with a number beside us", "aud", []any{"spa", 7}),
+	with("azp that is null", "azp", nil),
+	with("exp that is null", "exp", nil),
+	with("iat that is null", "iat", nil),
+	claims("what a signed userinfo answer says", func(c map[string]any) {
+		for name := range c {
+			if name != "iss" && name != "aud" && name != "sub" {
+				delete(c, name)
+			}
+		}
+	}),
 	with("events of a logout token", "events", map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}}),
 	idToken("typ of a logout token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "logout+jwt" }),
 	idToken("typ of an access token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "at+jwt" }),
@@ -155,6 +169,10 @@ var IDTokenOddities = []Fault{
 	with("our azp", "azp", "spa"),
 	without("no at_hash", "at_hash"),
 	without("no sid", "sid"),
+	with("sid that is null", "sid", nil),
+	with("acr that is a number", "acr", 1),
+	with("auth_time that is null", "auth_time", nil),
+	with("groups that are of no one kind", "groups", []any{1, nil, "x"}),
 	with("claims nobody asked for", "exotic", map[string]any{"deep": []any{1, nil, "x"}}),
 	with("claims elsewhere, which are not fetched", "_claim_sources", map[string]any{"src": map[string]any{"endpoint": "http://127.0.0.1:1/claims"}}),
 	claims("a clock a minute behind", func(c map[string]any) { c["iat"], c["exp"] = ago(time.Minute), ago(time.Minute-5*time.Minute) }),
@@ -346,6 +364,9 @@ var DiscoveryFaults = []Fault{
 	Discovery("a token endpoint without TLS", func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" }),
 	Discovery("an authorization endpoint that is a script", func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" }),
 	Discovery("a logout endpoint without TLS", func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" }),
+	Discovery("a revocation endpoint without TLS", func(m map[string]any) { m["revocation_endpoint"] = "http://id.example/revoke" }),
+	Discovery("a userinfo endpoint without TLS", func(m map[string]any) { m["userinfo_endpoint"] = "http://id.example/userinfo" }),
+	Discovery("keys without TLS", func(m map[string]any) { m["jwks_uri"] = "http://id.example/jwks" }),
 	Discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
 	discoveryAnswer("500", 500, "oops"),
 	discoveryAnswer("404", 404, "{}"),
