@@ -33,6 +33,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
 // Lines of the standards that no other test in this package would see broken.
@@ -499,6 +500,35 @@ func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser,
 	})
 	defer a.provider.Behave()
 	return a.signedIn(), sid
+}
+
+// Back-Channel Logout 2.8: what failed on the way is not remembered as done, and may be sent again.
+func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
+	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store })
+	b, sid := a.signedInWithSID()
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}
+	store.down.Store(true)
+	wantRefused(t, "while the index is down", a.tellLogout(form), "store_unavailable")
+	a.wantSession(b, "alice")
+	store.down.Store(false)
+	if answer := a.tellLogout(form); answer.StatusCode != 200 {
+		t.Errorf("sent again: got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(b, "")
+}
+
+// forgetfulStore does not know who has which sessions, while it is down.
+type forgetfulStore struct {
+	*tokenstore.Memory
+	down atomic.Bool
+}
+
+func (s *forgetfulStore) Members(ctx context.Context, key string) ([]string, error) {
+	if s.down.Load() {
+		return nil, errors.New("LOADING")
+	}
+	return s.Memory.Members(ctx, key)
 }
 
 // Whoever can reach the endpoint must not have us ask the provider each time.

@@ -11,31 +11,31 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// RFC 6265bis 8.4: a session's ID is random in every place, and never the same.
-func TestTheIDsOfSessionsAreRandom(t *testing.T) {
+// RFC 6265bis 8.4: what a session is known by, and its data key, is random in every byte, and never the same.
+func TestWhatIsInATicketIsRandom(t *testing.T) {
 	m := newManager(t, session.Config{MaxPerUser: 1})
-	const n = 10_000
-	seen := make(map[string]bool)
-	var values [22]map[byte]bool
+	ids, names := make(map[string]bool), make(map[string]bool)
+	var values [16 + 32]map[byte]bool
 	for i := range values {
 		values[i] = make(map[byte]bool)
 	}
-	for range n {
+	for range 10_000 {
 		s, err := m.Start(t.Context(), httptest.NewRecorder(), session.Session{Tokens: tokens()}, session.Login{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if seen[s.ID] || len(s.ID) != len(values) { // 128 bits in base64url
-			t.Fatalf("the ID %s", s.ID)
+		ticket := m.TicketIDBytes(s)
+		if id := string(ticket[:16]); len(ticket) != len(values) || ids[id] || names[s.ID] {
+			t.Fatalf("the ID %s, or what it is a hash of, came before", s.ID)
 		}
-		seen[s.ID] = true
-		for i := range values {
-			values[i][s.ID[i]] = true
+		ids[string(ticket[:16])], names[s.ID] = true, true
+		for i, b := range ticket {
+			values[i][b] = true
 		}
 	}
 	for i, v := range values {
-		if want := 64; i < len(values)-1 && len(v) != want || len(v) < 4 { // the last one holds two bits
-			t.Errorf("position %d of the IDs has %d values", i, len(v))
+		if len(v) != 256 { // of 10 000 samples
+			t.Errorf("byte %d of the tickets has %d values", i, len(v))
 		}
 	}
 }
