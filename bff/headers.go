@@ -30,10 +30,10 @@ var requestHeaders = map[string]fate{
 	"Cookie": filter,
 }
 
-// forged says whether a request header is of those by which clients speak for proxies, or have another method taken for theirs, whatever exactly it is
+// forged says whether a request header is of those by which clients speak for proxies, of their certificates too (RFC 9440), or have another method taken for theirs, whatever exactly it is
 // called; or has an underscore, which some servers take for a hyphen.
 func forged(name string) bool {
-	return strings.HasPrefix(name, "X-Forwarded") || strings.HasPrefix(name, "X-Original-") || strings.HasSuffix(name, "Method-Override") || strings.Contains(name, "_")
+	return strings.HasPrefix(name, "X-Forwarded") || strings.Contains(name, "Client-Cert") || strings.Contains(name, "Ssl-Client") || strings.HasPrefix(name, "X-Original-") || strings.HasSuffix(name, "Method-Override") || strings.Contains(name, "_")
 }
 
 // responseHeaders is the fate of response headers and trailers.

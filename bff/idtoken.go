@@ -91,6 +91,9 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	if sub := verified.Subject; sub == "" || len(sub) > 255 || !utf8.ValidString(sub) { // Core 2
 		return nil, errors.New("ID token: sub is missing, or longer than 255 bytes")
 	}
+	if _, err := timeClaim(claims, "exp"); err != nil { // the verifier also reads one in quotes
+		return nil, fmt.Errorf("ID token: %w", err)
+	}
 	issued, err := timeClaim(claims, "iat") // 3.1.3.7 (10)
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
@@ -198,7 +201,30 @@ func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error
 		k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
 	}
 	k.wrong = err != nil && !k.current && k.unreachable == nil
+	if err == nil {
+		err = checkRSASize(jwt)
+	}
 	return payload, err
+}
+
+// checkRSASize refuses what a small RSA key has signed (RFC 7518 3.3, FAPI 2.0 5.4): a signature is as long as its key.
+func checkRSASize(verified string) error {
+	parts := strings.Split(verified, ".")
+	var header struct {
+		Algorithm string `json:"alg"`
+	}
+	protected, err := base64.RawURLEncoding.DecodeString(parts[0])
+	if err == nil {
+		err = json.Unmarshal(protected, &header)
+	}
+	if err != nil {
+		return err
+	}
+	bits := 8 * base64.RawURLEncoding.DecodedLen(len(parts[2]))
+	if rsa := strings.HasPrefix(header.Algorithm, "RS") || strings.HasPrefix(header.Algorithm, "PS"); rsa && bits < 2048 {
+		return fmt.Errorf("its RSA key has %d bits; 2048 are needed", bits)
+	}
+	return nil
 }
 
 // algorithms are those that the provider may sign with what it says to us.

@@ -54,6 +54,9 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 			return nil, fmt.Errorf("aud names %q beside us", aud)
 		}
 	}
+	if _, err := timeClaim(claims, "exp"); err != nil { // the verifier also reads one in quotes
+		return nil, err
+	}
 	switch issued, err := timeClaim(claims, "iat"); {
 	case err != nil:
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -307,13 +308,16 @@ func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *reque
 	return resp, a, err
 }
 
+// invalidToken finds the error in a challenge, quoted or not (RFC 9110 11.2).
+var invalidToken = regexp.MustCompile(`(?i)\b(?:bearer|dpop)\b.*\berror *= *(?:"invalid_token"|invalid_token\b)`)
+
 // rejectsToken says whether an upstream does not take the access token, which should be good (RFC 6750 3.1).
 func rejectsToken(resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
 		return false
 	}
 	for _, challenge := range resp.Header["Www-Authenticate"] {
-		if c := strings.ToLower(challenge); (strings.Contains(c, "bearer") || strings.Contains(c, "dpop")) && strings.Contains(c, `"invalid_token"`) {
+		if invalidToken.MatchString(challenge) {
 			return true
 		}
 	}

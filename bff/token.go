@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +36,7 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 		"redirect_uri":  {p.redirectURI},
 		"code_verifier": {a.Verifier.Reveal()},
 	}
-	p.askForOwn(form)
+	p.askForOwn(form, p.cfg.Scopes)
 	answer, err := p.askTokens(ctx, m, form, a.Key)
 	if answer == nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
@@ -61,13 +62,26 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 }
 
 // askForOwn has a token request say what the session's own token is for, where more than that was granted: what routes have tokens of their own for.
-func (p *provider) askForOwn(form url.Values) {
+func (p *provider) askForOwn(form url.Values, scopes []string) {
 	if len(p.cfg.Resources) > 0 {
 		form["resource"] = p.cfg.Resources
 	}
 	if len(p.scopes()) > len(p.cfg.Scopes) {
-		form.Set("scope", strings.Join(p.cfg.Scopes, " "))
+		form.Set("scope", strings.Join(scopes, " "))
 	}
+}
+
+// grantedOf returns those of the session's own scopes that were granted, which is all that a refresh may ask for (RFC 6749 6). Not every provider counts openid and
+// offline_access among the scopes that it names; that there is an ID token, and a refresh token, says enough.
+func (p *provider) grantedOf(s *session.Session) []string {
+	granted := strings.Fields(s.Tokens.Scope)
+	var asked []string
+	for _, scope := range p.cfg.Scopes {
+		if scope == "openid" || scope == "offline_access" || slices.Contains(granted, scope) {
+			asked = append(asked, scope)
+		}
+	}
+	return asked
 }
 
 // refresh is session.Config.Refresh: RFC 6749 6 and OpenID Connect Core 12; for another target than the session's own also RFC 8707 and RFC 8693.
@@ -90,7 +104,7 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
 	}
-	p.askForOwn(form)
+	p.askForOwn(form, p.grantedOf(s))
 	t.addTo(form)
 	bound := s.Tokens.Key
 	if p.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	mathrand "math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -255,6 +256,7 @@ func (m *Manager) fly(ctx context.Context, f *flight) {
 	var retry *RefreshError
 	if errors.As(f.err, &retry) {
 		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
+		retry.RetryAfter += mathrand.N(retry.RetryAfter / 4) // so that those who failed together do not come back together
 		f.retryAt = time.Now().Add(retry.RetryAfter)
 		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
 		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })

@@ -165,7 +165,8 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 		client: client, sid: c.session.sid, user: c.session.user, authTime: c.authTime, acr: c.acr, nonce: c.request.nonce,
 		scope: c.request.scope, resource: c.request.resource, expires: now.Add(p.cfg.RefreshTokenTTL),
 	}
-	scope, resource, fault := g.part(form.Get("scope"), form["resource"]) // RFC 6749 4.1.3 has no scope here; some providers do
+	asked := among(form.Get("scope"), strings.Fields(g.scope)) // RFC 6749 4.1.3 has no scope here; some providers do, and give what was granted of it
+	scope, resource, fault := g.part(asked, form["resource"])
 	if fault != nil {
 		return tokenRequest{}, fault
 	}
