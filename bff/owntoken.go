@@ -33,6 +33,9 @@ func fromNoPage(s *Server, r *http.Request) error {
 
 // proxyWithOwnToken hands a request on with the token that it brings, if the route's verifier accepts it, which otherwise answers.
 func (s *Server) proxyWithOwnToken(w *response, r *http.Request, route *route) (err error) {
+	if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
+		return errTokenInQuery
+	}
 	accepted := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		err = s.exchange(w, r, route, nil, accessToken{header: r.Header["Authorization"], callers: true})
 	})

@@ -300,8 +300,7 @@ func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 			mistake("accept_bearer", "%s", line)
 		}
 		routes = append(routes, bff.Route{
-			AcceptBearer: accept,
-			Path:         r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF,
+			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, AcceptBearer: accept,
 			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})

@@ -286,6 +286,24 @@ routes:
 			"routes[3].token: none goes with neither headers nor require",
 			"routes[4].upstream: \"ftp://e\" is not a URL",
 		}},
+		"routes that accept tokens": {`
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+routes:
+  - {path: /a/, upstream: "http://a", token: user, accept_bearer: {}}
+  - {path: /b/, upstream: "http://b", token: user, accept_bearer: {issuer: "http://id.example.com", audience: b, scopes: ["a b"], algorithms: [HS256], ca_file: /nowhere/ca.pem}}
+  - {path: /c/, upstream: "http://c", token: none, accept_bearer: {audience: c, scopes: [c]}}
+  - {path: /d/, upstream: "http://d", token: user, accept_bearer: {audience: d, scopes: [d]}, require: {scopes: [d]}}
+`, []string{
+			"routes[0].accept_bearer: audience: ",
+			"routes[0].accept_bearer: scopes: missing",
+			"routes[1].accept_bearer: algorithms: ",
+			"routes[1].accept_bearer: ca_file: open /nowhere/ca.pem",
+			"routes[1].accept_bearer: issuer: ",
+			"routes[1].accept_bearer: scopes: \"a b\" is not one scope",
+			"routes[2].accept_bearer: it goes with no token none",
+			"routes[3].accept_bearer: it goes with no require",
+		}},
 		"what could never work": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
