@@ -34,9 +34,9 @@ type Introspection struct {
 func (in *Introspection) check() error {
 	var errs []error
 	if in.Endpoint == "" {
-		errs = append(errs, errors.New("Endpoint is missing"))
+		errs = append(errs, errors.New("the Endpoint is missing"))
 	} else if _, err := checkURL(in.Endpoint, true); err != nil {
-		errs = append(errs, fmt.Errorf("Endpoint: %w", err))
+		errs = append(errs, fmt.Errorf("the Endpoint: %w", err))
 	}
 	if in.ClientID == "" || in.ClientSecret == "" {
 		errs = append(errs, errors.New("ClientID or ClientSecret is missing"))

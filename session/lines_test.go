@@ -27,7 +27,7 @@ func TestWhatIsInATicketIsRandom(t *testing.T) {
 			t.Fatal(err)
 		}
 		ticket := m.TicketIDBytes(s)
-		if id := string(ticket[:16]); len(ticket) != len(values) || ids[id] || names[s.ID] {
+		if len(ticket) != len(values) || ids[string(ticket[:16])] || names[s.ID] {
 			t.Fatalf("the ID %s, or what it is a hash of, came before", s.ID)
 		}
 		ids[string(ticket[:16])], names[s.ID] = true, true
