@@ -203,8 +203,8 @@ func TestMistakesInIntrospection(t *testing.T) {
 		in   bearer.Introspection
 		want string
 	}{
-		{bearer.Introspection{}, "Introspection: Endpoint is missing\nClientID or ClientSecret is missing"},
-		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"}, `Introspection: Endpoint: "http://id.example/i": http is for loopback hosts alone; use https`},
+		{bearer.Introspection{}, "Introspection: the Endpoint is missing\nClientID or ClientSecret is missing"},
+		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"}, `Introspection: the Endpoint: "http://id.example/i": http is for loopback hosts alone; use https`},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a"}, "Introspection: ClientID or ClientSecret is missing"},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a", ClientSecret: "s3cret", CacheFor: 2 * time.Hour}, "Introspection: CacheFor: 2h0m0s is longer than an hour"},
 	} {
