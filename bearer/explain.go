@@ -3,24 +3,26 @@ package bearer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
 // A Check is one thing that has to hold of a token, and whether it does.
 type Check struct {
-	Name string // what is looked at: "signature", or the name of a claim or header parameter
+	Name string // what is looked at: the name of a claim or header parameter, or "form", "signature", "claims", "kind", "introspection"
 	Rule string // what has to hold, in words
-	Err  error  // why it does not: an *InvalidTokenError, or one that wraps ErrUnavailable; nil if it does
+	Err  error  // why it does not: an *InvalidTokenError, or one that wraps ErrUnavailable; for a scope another one. Nil if it does
 }
 
 // Explain makes the checks of [Verifier.Verify] one by one and returns what came of each, also of those behind one that has failed, as far as they can be made: it is for people who
-// wonder about a token. Verify accepts a token if and only if no Check has an Err. What a token says whose signature has not been found right proves nothing.
+// wonder about a token. Verify accepts a token if and only if no Check has an Err, but for those of the scopes, which are what [Require] would do. What a token says whose signature has
+// not been found right proves nothing.
 //
-// A token that is no JWT, which an issuer is asked about, is one Check.
-func (v *Verifier) Explain(ctx context.Context, raw string) []Check {
+// Of a token that is no JWT, which an issuer is asked about, there is one Check beside those of the scopes.
+func (v *Verifier) Explain(ctx context.Context, raw string, scopes ...string) []Check {
 	if i := v.introspecting(); i != nil && !looksLikeJWT(raw) {
-		_, err := v.Verify(ctx, raw)
-		return []Check{{"introspection", "its issuer says that it is good", err}}
+		t, err := v.Verify(ctx, raw)
+		return explainScopes([]Check{{"introspection", "its issuer says that it is good", err}}, t, scopes)
 	}
 	jws, h, err := parse(raw)
 	all := []Check{{"form", "it is a signed JWT in compact form", err}}
@@ -53,5 +55,20 @@ func (v *Verifier) Explain(ctx context.Context, raw string) []Check {
 		}
 		all = append(all, Check{c.name, c.rule, err})
 	}
-	return append(all, Check{"cnf", "whoever sends it may use it", v.checkUnbound(t)})
+	all = append(all, Check{"cnf", "whoever sends it may use it", v.checkUnbound(t)})
+	return explainScopes(all, t, scopes)
+}
+
+func explainScopes(all []Check, t *Token, scopes []string) []Check {
+	if t == nil {
+		return all
+	}
+	for _, scope := range scopes {
+		var err error
+		if !t.HasScope(scope) {
+			err = &scopeError{fmt.Sprintf("the token does not allow %s: it has %s", scope, shorten(t.Scopes)), scope}
+		}
+		all = append(all, Check{"scope", "it allows " + scope, err})
+	}
+	return all
 }

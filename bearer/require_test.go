@@ -2,6 +2,7 @@ package bearer_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -199,6 +200,17 @@ func TestExplainSaysWhatVerifyDoes(t *testing.T) {
 				t.Errorf("Verify says %v", err)
 			}
 		})
+	}
+	var scopes []string
+	for _, c := range v.Explain(t.Context(), ecKey().token(object{"scope": "orders:read"}), "orders:read", "orders", "orders:write") {
+		if c.Name == "scope" {
+			scopes = append(scopes, fmt.Sprint(c.Err))
+		} else if c.Err != nil {
+			t.Errorf("%s: %v", c.Name, c.Err)
+		}
+	}
+	if got, want := strings.Join(scopes, "\n"), "<nil>\nthe token does not allow orders: it has [\"orders:read\"]\nthe token does not allow orders:write: it has [\"orders:read\"]"; got != want {
+		t.Errorf("of the scopes it says\n%s\nwant\n%s", got, want)
 	}
 	for _, c := range v.Explain(t.Context(), ecKey().token(object{"aud": []string{"web"}})) {
 		if c.Name == "aud" && (c.Err == nil || !strings.Contains(c.Err.Error(), `aud is ["web"], this API is "orders"`)) {

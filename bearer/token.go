@@ -195,7 +195,7 @@ var checks = []check{
 		}
 		return "the token is from another issuer", fmt.Sprintf("iss is %.80q, want %q", t.Issuer, i.url)
 	}},
-	{"nonce, at_hash, events, …", "it is no other kind of JWT", func(i *issuer, t *Token, _ time.Time) (string, string) {
+	{"kind", "it has no claim of another kind of JWT", func(i *issuer, t *Token, _ time.Time) (string, string) {
 		if t.foreign == "" || !i.anyType { // otherwise typ has said so
 			return "", ""
 		}
@@ -212,13 +212,13 @@ var checks = []check{
 		case t.Expiry.IsZero():
 			return lacks, "exp is missing"
 		case !now.Before(t.Expiry.Add(i.leeway)):
-			return "the token has expired", fmt.Sprintf("exp is %v, %v ago", t.Expiry.UTC(), now.Sub(t.Expiry).Round(time.Second))
+			return "the token has expired", fmt.Sprintf("%s ago, %s", inWords(now.Sub(t.Expiry)), day(t.Expiry))
 		}
 		return "", ""
 	}},
 	{"nbf", "it is valid by now", func(i *issuer, t *Token, now time.Time) (string, string) {
 		if now.Before(t.notBefore.Add(-i.leeway)) {
-			return notYet, fmt.Sprintf("nbf is %v, in %v", t.notBefore.UTC(), t.notBefore.Sub(now).Round(time.Second))
+			return notYet, fmt.Sprintf("nbf is in %s, %s", inWords(t.notBefore.Sub(now)), day(t.notBefore))
 		}
 		return "", ""
 	}},
@@ -227,7 +227,7 @@ var checks = []check{
 		case t.IssuedAt.IsZero() && !i.anyType:
 			return lacks, "iat is missing"
 		case now.Before(t.IssuedAt.Add(-i.leeway)):
-			return notYet, fmt.Sprintf("iat is %v, in %v", t.IssuedAt.UTC(), t.IssuedAt.Sub(now).Round(time.Second))
+			return notYet, fmt.Sprintf("iat is in %s, %s", inWords(t.IssuedAt.Sub(now)), day(t.IssuedAt))
 		}
 		return "", ""
 	}},
@@ -273,6 +273,21 @@ func (i *issuer) checkClaims(t *Token, now time.Time) error {
 		}
 	}
 	return nil
+}
+
+func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// inWords says how long d is as people do.
+func inWords(d time.Duration) string {
+	for _, unit := range []struct {
+		name string
+		time.Duration
+	}{{"days", 24 * time.Hour}, {"hours", time.Hour}, {"minutes", time.Minute}} {
+		if d >= 2*unit.Duration {
+			return fmt.Sprintf("%d %s", d/unit.Duration, unit.name)
+		}
+	}
+	return fmt.Sprintf("%d seconds", d/time.Second)
 }
 
 // splitScope splits at spaces alone, as RFC 6749 section 3.3 has it, and not at what Unicode takes for one.

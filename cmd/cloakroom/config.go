@@ -131,7 +131,7 @@ type acceptBearerConfig struct {
 	Issuer               string   `yaml:"issuer"`  // default oidc.issuer
 	CAFile               string   `yaml:"ca_file"` // PEM, of the issuer; default: oidc.ca_file for oidc.issuer, otherwise the system's
 	Audience             string   `yaml:"audience"`
-	Scopes               []string `yaml:"scopes"`     // all of them are needed
+	Scopes               []string `yaml:"scopes"`     // all of them are needed; default: none is
 	Clients              []string `yaml:"clients"`    // default: any
 	Algorithms           []string `yaml:"algorithms"` // default RS256, PS256, ES256, EdDSA, Ed25519
 	InsecureAllowAnyType bool     `yaml:"insecure_allow_any_type"`
@@ -308,36 +308,43 @@ func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 	return routes, mistakes
 }
 
-// acceptBearer makes what verifies the tokens that callers of a route bring themselves.
+// acceptBearer makes what lets requests through that bring a token of their own.
 func (c *config) acceptBearer(a *acceptBearerConfig, log *slog.Logger) (func(http.Handler) http.Handler, []string) {
 	if a == nil {
 		return nil, nil
 	}
-	var mistakes []string
-	issuer, caFile := a.Issuer, a.CAFile
-	if issuer == "" {
-		issuer = c.OIDC.Issuer
+	of := *a
+	of.Issuer = cmp.Or(of.Issuer, c.OIDC.Issuer)
+	if of.Issuer == c.OIDC.Issuer {
+		of.CAFile = cmp.Or(of.CAFile, c.OIDC.CAFile)
 	}
-	if issuer == c.OIDC.Issuer && caFile == "" {
-		caFile = c.OIDC.CAFile
-	}
-	roots, err := certPool(caFile)
-	if err != nil {
-		mistakes = append(mistakes, "ca_file: "+err.Error())
-	}
-	if len(a.Scopes) == 0 {
-		mistakes = append(mistakes, "scopes: missing; what every token of the issuer may do is for no machine")
-	}
-	for _, scope := range a.Scopes {
+	verifier, mistakes := of.verifier(c.Server.PublicURL, log)
+	for _, scope := range of.Scopes {
 		if scope == "" || strings.ContainsAny(scope, " \"\\") {
 			mistakes = append(mistakes, fmt.Sprintf("scopes: %q is not one scope", scope))
 		}
 	}
+	if len(mistakes) > 0 {
+		return nil, mistakes
+	}
+	if len(of.Scopes) == 0 {
+		return verifier.Handler, nil
+	}
+	return func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require(of.Scopes...)(next)) }, nil
+}
+
+// verifier makes a verifier for tokens that come to an origin, or to none, and says what is wrong with the configuration.
+func (a *acceptBearerConfig) verifier(origin string, log *slog.Logger) (*bearer.Verifier, []string) {
+	var mistakes []string
+	roots, err := certPool(a.CAFile)
+	if err != nil {
+		mistakes = append(mistakes, "ca_file: "+err.Error())
+	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	verifier, err := bearer.NewVerifier(bearer.Config{
-		Issuer: issuer, Audience: a.Audience, Clients: a.Clients, Algorithms: a.Algorithms, InsecureAllowAnyType: a.InsecureAllowAnyType,
-		Origin: c.Server.PublicURL, HTTPClient: &http.Client{Transport: transport}, Logger: log,
+		Issuer: a.Issuer, Audience: a.Audience, Clients: a.Clients, Algorithms: a.Algorithms, InsecureAllowAnyType: a.InsecureAllowAnyType,
+		Origin: origin, HTTPClient: &http.Client{Transport: transport}, Logger: log,
 	})
 	if err != nil {
 		for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -345,10 +352,7 @@ func (c *config) acceptBearer(a *acceptBearerConfig, log *slog.Logger) (func(htt
 			mistakes = append(mistakes, snakeCase(field)+":"+text)
 		}
 	}
-	if len(mistakes) > 0 {
-		return nil, mistakes
-	}
-	return func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require(a.Scopes...)(next)) }, nil
+	return verifier, mistakes
 }
 
 // provider makes what is said of the provider, and reads the files that are named there.

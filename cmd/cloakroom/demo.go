@@ -32,11 +32,14 @@ alone: it listens on the loopback interface, and signs in whoever asks.`,
 			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
-	c.Flags().StringVar(&d.listen, "listen", "127.0.0.1:8080", "loopback `ADDRESS` to listen on")
+	c.Flags().StringVar(&d.listen, "listen", demoListen, "loopback `ADDRESS` to listen on")
 	c.Flags().DurationVar(&d.accessTokenTTL, "access-token-ttl", time.Minute, "how long access tokens live")
 	c.Flags().StringVar((*string)(&d.store), "store", "memory:", "`URL` of the session store, redis://… to look into one while the demo runs")
+	c.AddCommand(demoTokenCommand())
 	return c
 }
+
+const demoListen = "127.0.0.1:8080"
 
 // demo is the whole system in one process. Its broker is the one that serve runs, with a configuration of its own.
 type demo struct {
@@ -83,7 +86,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 			RedirectURIs:           []string{app + "/bff/callback"},
 			PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
 			Scopes:                 demoScopes,
-		}},
+		}, demoCLI},
 	})
 	if err != nil {
 		return err
@@ -99,7 +102,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		Store:   storeConfig{URL: d.store},
 		Session: sessionConfig{Keys: []session.Secret{newKey()}}, // the provider forgets its users' tokens at the end, so no session need outlive it
 		Routes: []routeConfig{
-			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user"},
+			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user", AcceptBearer: &acceptBearerConfig{Audience: "api", Scopes: []string{"orders:read"}}},
 			{Path: "/public/", Upstream: []string{"http://" + api.Addr().String()}, Token: "none"},
 		},
 	}

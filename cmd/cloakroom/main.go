@@ -3,6 +3,9 @@
 //
 //	cloakroom demo                  everything in one process: a provider, an API, an app. Nothing else to install
 //	cloakroom serve --config FILE   the broker
+//	cloakroom demo token            prints an access token of a demo that is running, to call its API with
+//	cloakroom verify --issuer URL --audience NAME
+//	                                says what the access token on standard input is, and whether an API would take it
 //	cloakroom keygen                prints a new key for session.keys
 //	cloakroom version               prints version, commit and Go version
 //
@@ -33,7 +36,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
 	stop() // a second signal ends the process at once
 	os.Exit(exitCode(err))
 }
@@ -56,7 +59,7 @@ func exitCode(err error) int {
 
 // run is the whole program: it returns when the command has ended, or ctx has and everything is shut down. What goes
 // wrong is printed to stderr and returned.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root := &cobra.Command{
 		Use:           "cloakroom",
 		Short:         "A backend for a frontend: your app's tokens stay on the server",
@@ -71,12 +74,16 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		},
 	}
 	root.SetArgs(args)
+	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(demoCommand(getenv), serveCommand(getenv), keygenCommand(), versionCommand())
+	root.AddCommand(demoCommand(getenv), serveCommand(getenv), keygenCommand(), verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		c.Args = noArguments
+		for _, sub := range c.Commands() {
+			sub.Args = noArguments
+		}
 	}
 	err := root.ExecuteContext(ctx)
 	if err != nil {

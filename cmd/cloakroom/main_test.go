@@ -41,7 +41,9 @@ func start(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	p := &program{t: t, stop: stop, done: make(chan error, 1), stdout: new(lockedBuffer), stderr: new(lockedBuffer)}
-	go func() { p.done <- run(ctx, args, func(name string) string { return env[name] }, p.stdout, p.stderr) }()
+	go func() {
+		p.done <- run(ctx, args, func(name string) string { return env[name] }, nil, p.stdout, p.stderr)
+	}()
 	t.Cleanup(p.end)
 	return p
 }

@@ -67,6 +67,7 @@ type Client struct {
 	SignsRequests          bool     // it signs its authorization requests, all of them (RFC 9101 10.5)
 	PushesRequests         bool     // it pushes them (RFC 9126 6)
 	SignedUserInfo         bool     // userinfo is a JWT for it (OpenID Connect Core 5.3.2)
+	NamesUsers             bool     // it gets an access token for the user it names, by grant_type=password (RFC 6749 4.3), whatever the password is: as anybody may sign in here as anybody
 }
 
 // User is somebody who can be picked.

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cloakroom-bff/cloakroom/bearer"
+)
+
+func verifyCommand() *cobra.Command {
+	var api acceptBearerConfig
+	c := &cobra.Command{
+		Use:   "verify --issuer URL --audience AUDIENCE [--scope SCOPE] < TOKEN",
+		Short: "Say what an access token is, and whether an API would take it",
+		Long: `Say what an access token is, and whether an API would take it. The token is read from standard input, and goes nowhere: of the
+network only the issuer's metadata and keys are asked for. What is printed are its header and claims, and then each check that package
+bearer, and accept_bearer, make of it. The exit status is 1 if an API would refuse it.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout())
+		},
+	}
+	c.Flags().StringVar(&api.Issuer, "issuer", "", "`URL` of whoever issues the API's tokens, to the character")
+	c.Flags().StringVar(&api.Audience, "audience", "", "`NAME` of the API, which aud has to hold")
+	c.Flags().StringSliceVar(&api.Scopes, "scope", nil, "`SCOPE` that the token needs; may be given more than once")
+	c.Flags().StringSliceVar(&api.Clients, "client", nil, "`CLIENT_ID` that is accepted; may be given more than once (default any)")
+	c.Flags().StringSliceVar(&api.Algorithms, "algorithm", nil, "`ALG` that is accepted; may be given more than once (default RS256, PS256, ES256, EdDSA, Ed25519)")
+	c.Flags().BoolVar(&api.InsecureAllowAnyType, "insecure-allow-any-type", false, "accept a typ other than at+jwt, as APIs do that have to")
+	c.Flags().StringVar(&api.CAFile, "ca-file", "", "`FILE` with the CAs to trust at the issuer, in PEM")
+	return c
+}
+
+// maxPasted is how much is read for a token. Nothing that is longer is one.
+const maxPasted = 64 << 10
+
+// errRefused says that an API would not take the token.
+var errRefused = errors.New("an API would refuse this token")
+
+// verify lays a token out and says what an API would make of it.
+func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout io.Writer) error {
+	verifier, mistakes := api.verifier("", slog.New(slog.DiscardHandler))
+	if len(mistakes) > 0 {
+		for i, line := range mistakes { // key: what is wrong
+			key, text, _ := strings.Cut(line, ":")
+			mistakes[i] = "--" + strings.ReplaceAll(strings.TrimSuffix(key, "s"), "_", "-") + ":" + text
+		}
+		return usageError{errors.New(strings.Join(mistakes, "\n"))}
+	}
+	pasted, err := io.ReadAll(io.LimitReader(stdin, maxPasted+1))
+	if err != nil {
+		return fmt.Errorf("read the token: %w", err)
+	}
+	words := strings.Fields(string(pasted))
+	if len(words) == 2 && strings.EqualFold(words[0], "Bearer") {
+		words = words[1:]
+	}
+	switch {
+	case len(pasted) > maxPasted:
+		return fmt.Errorf("standard input holds more than %d KiB; that is no token", maxPasted>>10)
+	case len(words) == 0:
+		return errors.New("standard input is empty; pipe a token in")
+	case len(words) > 1:
+		return fmt.Errorf("standard input holds %d words; a token is one", len(words))
+	}
+
+	var out bytes.Buffer
+	raw := words[0]
+	layOut(&out, raw)
+	out.WriteString("Checks\n")
+	var refused, unknown bool
+	for _, c := range verifier.Explain(ctx, raw, api.Scopes...) {
+		var invalid *bearer.InvalidTokenError
+		switch {
+		case c.Err == nil:
+			fmt.Fprintf(&out, "  ✓ %-10s %s\n", c.Name, printable(c.Rule))
+			continue
+		case errors.Is(c.Err, bearer.ErrUnavailable):
+			unknown = true
+			fmt.Fprintf(&out, "  ? %-10s %s\n", c.Name, printable(c.Err.Error()))
+			continue
+		case errors.As(c.Err, &invalid) && invalid.Err != nil:
+			fmt.Fprintf(&out, "  ✗ %-10s %s: %s\n", c.Name, invalid.Reason, printable(invalid.Err.Error()))
+		case errors.As(c.Err, &invalid):
+			fmt.Fprintf(&out, "  ✗ %-10s %s\n", c.Name, invalid.Reason)
+		default:
+			fmt.Fprintf(&out, "  ✗ %-10s %s\n", c.Name, printable(c.Err.Error()))
+		}
+		refused = true
+	}
+	if !refused && !unknown {
+		out.WriteString("\nAn API would take this token.\n")
+	}
+	if _, err := stdout.Write(out.Bytes()); err != nil {
+		return err
+	}
+	switch {
+	case refused:
+		return errRefused
+	case unknown:
+		return errors.New("whether an API would take this token cannot be told without the issuer's keys")
+	}
+	return nil
+}
+
+// layOut writes what a token says, of which nothing is believed. The signature is left out, so that what is printed is no token.
+func layOut(out *bytes.Buffer, raw string) {
+	parts := strings.Split(raw, ".")
+	switch len(parts) {
+	case 3:
+	case 5:
+		out.WriteString("This is an encrypted token (a JWE): only the API that it is for can read it.\n\n")
+		parts = parts[:1]
+	default:
+		out.WriteString("This is no JWT. If it is an opaque token, only its issuer knows what is in it (RFC 7662).\n\n")
+		return
+	}
+	for i, title := range []string{"Header", "Claims"}[:min(2, len(parts))] {
+		fmt.Fprintf(out, "%s\n", title)
+		if err := layOutObject(out, parts[i]); err != nil {
+			fmt.Fprintf(out, "  cannot be read: %s\n", printable(err.Error()))
+		}
+		out.WriteByte('\n')
+	}
+}
+
+// layOutObject writes the members of an encoded JSON object, in their order, one a line.
+func layOutObject(out *bytes.Buffer, encoded string) error {
+	text, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err != nil {
+		return errors.New("it is not base64url")
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return errors.New("it is not a JSON object")
+	}
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return err
+		}
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, value); err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "  %-10s %s%s\n", printable(fmt.Sprint(name)), printable(compact.String()), dateOf(name, value))
+	}
+	_, err = d.Token()
+	return err
+}
+
+// dateOf says which day it is that a claim names in seconds since 1970.
+func dateOf(name any, value json.RawMessage) string {
+	switch name {
+	case "exp", "nbf", "iat", "auth_time", "updated_at":
+	default:
+		return ""
+	}
+	var seconds float64
+	if err := json.Unmarshal(value, &seconds); err != nil || seconds < 0 || seconds > 1e11 {
+		return ""
+	}
+	return time.Unix(int64(seconds), 0).UTC().Format("   2006-01-02 15:04:05 UTC")
+}
+
+// printable writes what a terminal would not show as it is, or would obey, as an escape of JSON.
+func printable(s string) string {
+	var b strings.Builder
+	for _, c := range s {
+		switch {
+		case unicode.IsPrint(c):
+			b.WriteRune(c)
+		case c > 0xffff:
+			fmt.Fprintf(&b, "\\U%08x", c)
+		default:
+			fmt.Fprintf(&b, "\\u%04x", c)
+		}
+	}
+	return b.String()
+}
