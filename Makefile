@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test test-providers providers-setup soak bench bench-setup bench-sessions fuzz lint build
+.PHONY: test setup go-test browser-test test-providers providers-setup soak bench bench-setup bench-sessions bench-bearer fuzz lint build
 
 test: setup go-test browser-test
 
@@ -22,6 +22,7 @@ setup:
 
 go-test:
 	CLOAKROOM_TEST_ALL=1 $(GO) test -race -shuffle=on ./...
+	$(GO) -C internal/bearerbench test ./...
 
 browser-test: build
 	npm test --prefix web/client --silent
@@ -51,8 +52,8 @@ SOAK ?= 60s
 soak: setup
 	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
 
-# A proxied call measured beside others: the figures in docs/performance.md, in about six minutes. BENCH has more flags, see go doc ./internal/proxybench.
-bench: setup bench-setup
+# A proxied call and a verified token measured beside others: the figures in docs/performance.md, in about eight minutes. BENCH has more flags, see go doc ./internal/proxybench.
+bench: setup bench-setup bench-bearer
 	$(GO) run ./internal/proxybench -o docs/performance.md $(BENCH)
 
 # What it is measured beside. Debian's packages start their servers, where there is an init that would.
@@ -65,6 +66,10 @@ bench-setup:
 # Sessions in Redis measured: the figures in docs/performance.md. BENCH=-million fills a Redis with a million of them.
 bench-sessions: setup
 	$(GO) run ./internal/sessionbench -o docs/performance.md $(BENCH)
+
+# Package bearer measured beside other verifiers: a module of its own, for their sake.
+bench-bearer:
+	$(GO) -C internal/bearerbench run . -o $(CURDIR)/docs/performance.md
 
 # Every fuzz target for FUZZTIME each.
 FUZZTIME ?= 60s
@@ -81,6 +86,6 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # govulncheck ends with status 3 for a vulnerability; with another where its database is out of reach.
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
-	$(GO) vet ./...
+	$(GO) vet ./... && $(GO) -C internal/bearerbench vet ./...
 	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck ./...
 	GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || { [ $$? -ne 3 ] && echo "NOT CHECKED for vulnerabilities: govulncheck did not get to its database"; }

@@ -57,9 +57,14 @@ func members(object []byte, visit func(name, value []byte) error) error {
 	return nil
 }
 
-func skipSpace(b []byte) []byte { return bytes.TrimLeft(b, " \t\r\n") }
+func skipSpace(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n') {
+		b = b[1:]
+	}
+	return b
+}
 
-// cutValue cuts b behind the value that it begins with. That value is followed by more: it is a member of an object.
+// cutValue cuts b behind the value that it begins with. That value is followed by more: it is a member of an object or of an array.
 func cutValue(b []byte) (value, rest []byte) {
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {
@@ -75,14 +80,17 @@ func cutValue(b []byte) (value, rest []byte) {
 			if c == '}' || c == ']' {
 				depth--
 			}
-		case strings.IndexByte(",:} \t\r\n", c) >= 0:
+		case strings.IndexByte(",:}] \t\r\n", c) >= 0:
 			return b[:i], b[i:]
 		}
 	}
 	return b, nil
 }
 
-var errNotString = errors.New("it is not a string")
+var (
+	errNotString  = errors.New("it is not a string")
+	errNotStrings = errors.New("it is neither a string nor an array of strings")
+)
 
 // unquote returns what a JSON string stands for.
 func unquote(value []byte) ([]byte, error) {
@@ -108,9 +116,22 @@ func texts(value []byte) ([]string, error) {
 		s, err := text(value)
 		return []string{s}, err
 	}
-	var many []string
-	if err := json.Unmarshal(value, &many); err != nil || many == nil {
-		return nil, errors.New("it is neither a string nor an array of strings")
+	if value[0] != '[' {
+		return nil, errNotStrings
+	}
+	many := []string{}
+	for rest := skipSpace(value[1:]); rest[0] != ']'; { // as in members
+		if rest[0] == ',' {
+			rest = skipSpace(rest[1:])
+		}
+		var element []byte
+		element, rest = cutValue(rest)
+		rest = skipSpace(rest)
+		s, err := text(element)
+		if err != nil {
+			return nil, errNotStrings
+		}
+		many = append(many, s)
 	}
 	return many, nil
 }
