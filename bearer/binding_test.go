@@ -105,6 +105,8 @@ func TestATokenBoundToAKeyComesWithAProof(t *testing.T) {
 		{"alg none", token, []string{key.proof(token, object{"alg": "none"})}, "invalid_dpop_proof"},
 		{"HMAC", token, []string{key.proof(token, object{"alg": "HS256"})}, "invalid_dpop_proof"},
 		{"another alg than the key's", token, []string{key.proof(token, object{"alg": "ES384"})}, "invalid_dpop_proof"},
+		{"RS256 with a key of another type", token, []string{key.proof(token, object{"alg": "RS256"})}, "invalid_dpop_proof"},
+		{"EdDSA with a key of another type", token, []string{key.proof(token, object{"alg": "EdDSA"})}, "invalid_dpop_proof"},
 		{"no jwk", token, []string{key.proof(token, object{"jwk": nil})}, "invalid_dpop_proof"},
 		{"jwk with the private key", token, []string{key.proof(token, object{"jwk": withPrivate})}, "invalid_dpop_proof"},
 		{"jwk that is symmetric", token, []string{key.proof(token, object{"jwk": object{"kty": "oct", "k": "c2VjcmV0"}})}, "invalid_dpop_proof"},
@@ -213,8 +215,11 @@ func TestAProofIsGoodForOneRequestAsLongAsItLives(t *testing.T) {
 		wantCode(t, sendBound(h, "/orders", "DPoP "+token, p), "")
 		for range 100 { // until it is too old
 			wantCode(t, sendBound(h, "/orders", "DPoP "+token, p), "invalid_dpop_proof")
-			wantCode(t, sendBound(h, "/orders", "DPoP "+token, key.proof(token, nil)), "")
+			newer := key.proof(token, nil)
+			wantCode(t, sendBound(h, "/orders", "DPoP "+token, newer), "")
 			time.Sleep(2 * time.Second)
+			wantCode(t, sendBound(h, "/orders", "DPoP "+token, key.proof(token, nil)), "")
+			wantCode(t, sendBound(h, "/orders", "DPoP "+token, newer), "invalid_dpop_proof")
 		}
 		// Another key may have used the same name.
 		other := newEC("", "ES256", elliptic.P256())

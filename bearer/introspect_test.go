@@ -1,6 +1,7 @@
 package bearer_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -125,6 +126,11 @@ func TestAnIssuerThatDoesNotAnswerIsNoVerdict(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"500":                    isDown,
 		"401, which is about us": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
+		"401, with an answer": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(401)
+			fmt.Fprint(w, `{"active":true,"sub":"alice","aud":"orders"}`)
+		},
 		"a redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, issuerURL+"/other", http.StatusTemporaryRedirect)
 		},
@@ -180,6 +186,14 @@ func TestAQuestionIsAskedOnceForAllWhoWait(t *testing.T) {
 			answers(object{"active": true, "sub": "alice", "aud": audience})(w, r)
 		}, func(c *bearer.Config) { c.Introspection.CacheFor = -1 })
 		var all sync.WaitGroup
+		leaving, leave := context.WithCancel(t.Context())
+		all.Go(func() {
+			if _, err := v.Verify(leaving, opaque); !errors.Is(err, bearer.ErrUnavailable) {
+				t.Errorf("who leaves got %v", err)
+			}
+		})
+		synctest.Wait()
+		time.AfterFunc(time.Millisecond, leave) // the question is not this one's alone
 		for range 50 {
 			all.Go(func() {
 				if _, err := v.Verify(t.Context(), opaque); err != nil {
