@@ -154,3 +154,38 @@ func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
 		t.Errorf("five calls were %d requests, want 6", rejected.Load())
 	}
 }
+
+func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
+	key := ecKey(t)
+	cert := certificate(t, key)
+	withKey, signing := withKeys(key)
+	secret := func(method string) func(*app, *bff.Config) {
+		return func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method }
+	}
+	for method, test := range map[string]struct {
+		provider func(*devop.Config)
+		edit     func(*app, *bff.Config)
+		path     string
+		proves   func(call) bool
+	}{
+		"client_secret_basic": {nil, secret("client_secret_basic"), "/token", func(c call) bool { return strings.HasPrefix(c.header.Get("Authorization"), "Basic ") }},
+		"client_secret_post":  {nil, secret("client_secret_post"), "/token", func(c call) bool { return c.form.Has("client_secret") }},
+		"private_key_jwt":     {withKey, signing, "/token", func(c call) bool { return c.form.Has("client_assertion") }},
+		"self_signed_tls_client_auth": {func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = "", "self_signed_tls_client_auth", cert, a.provider.Roots
+		}, "/mtls/token", func(c call) bool { return c.secure && c.form.Get("client_id") == "spa" }},
+	} {
+		t.Run(method, func(t *testing.T) {
+			a := newAppWith(t, test.provider, func(a *app, cfg *bff.Config) {
+				test.edit(a, cfg)
+				cfg.Routes = append(cfg.Routes, bff.Route{Path: "/machine/", Token: "client", Upstream: []string{a.echo.URL}})
+			})
+			c := a.takeDown(devop.Hooks{})
+			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
+			calls := c.to(test.path)
+			if len(calls) != 1 || calls[0].form.Get("grant_type") != "client_credentials" || !test.proves(calls[0]) {
+				t.Errorf("the provider got %v", calls)
+			}
+		})
+	}
+}
