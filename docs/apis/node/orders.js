@@ -1,0 +1,86 @@
+// An API that takes access tokens of one issuer, checked by jose.
+import { createServer } from "node:http";
+import { createRemoteJWKSet, errors, jwtVerify } from "jose";
+
+const { PORT, ISSUER, AUDIENCE } = process.env;
+if (!PORT || !ISSUER || !AUDIENCE) throw new Error("PORT, ISSUER and AUDIENCE have to be set"); // without them jose would not look at iss and aud
+
+/** What a request without a good token gets (RFC 6750 section 3). Nothing of the token is in it. */
+class Refused extends Error {
+  constructor(status, error, scope) {
+    super(error);
+    this.status = status;
+    this.headers = { "Cache-Control": "no-store" };
+    if (status === 503) this.headers["Retry-After"] = "5";
+    else this.headers["WWW-Authenticate"] = "Bearer" + (error ? ` error="${error}"` : "") + (scope ? `, scope="${scope}"` : "");
+  }
+}
+const invalidToken = () => new Refused(401, "invalid_token");
+
+// The keys are where the issuer's metadata says. Both are fetched with the first token, so that an issuer that is down does not keep this API from starting.
+let keys;
+async function findKeys() {
+  const answer = await fetch(`${ISSUER.replace(/\/$/, "")}/.well-known/openid-configuration`, { redirect: "error", signal: AbortSignal.timeout(5000) });
+  const metadata = await answer.json();
+  if (metadata.issuer !== ISSUER) throw new Error("the metadata is of another issuer");
+  // With a kid that is not among the keys they are fetched again, but only 30 s after the last time: anybody can make up a kid.
+  return createRemoteJWKSet(new URL(metadata.jwks_uri), { cooldownDuration: 30_000, cacheMaxAge: 600_000, timeoutDuration: 5000 });
+}
+async function keyFor(header, jws) {
+  try {
+    keys ??= findKeys().catch((err) => ((keys = undefined), Promise.reject(err))); // whoever comes meanwhile waits for the same answer
+    return await (await keys)(header, jws);
+  } catch (err) {
+    if (err instanceof errors.JWKSNoMatchingKey || err instanceof errors.JWKSMultipleMatchingKeys) throw invalidToken();
+    throw new Refused(503); // which says nothing about the token
+  }
+}
+
+/** Returns the claims of a good token (RFC 9068 section 4). */
+async function verify(token) {
+  if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw invalidToken(); // jose would skip padding
+  const { protectedHeader, payload } = await jwtVerify(token, keyFor, {
+    typ: "at+jwt", // no ID token, no logout token
+    algorithms: ["RS256", "PS256", "ES256", "EdDSA"], // none that takes a public key for a secret
+    issuer: ISSUER,
+    audience: AUDIENCE,
+    clockTolerance: 30,
+    maxTokenAge: Number.MAX_SAFE_INTEGER, // or jose would not mind an iat that lies ahead
+    requiredClaims: ["exp", "iat", "sub", "client_id", "jti"],
+  }).catch((err) => Promise.reject(err instanceof Refused ? err : invalidToken()));
+  const text = (claim) => typeof claim === "string" && claim !== "";
+  if (
+    "crit" in protectedHeader || "b64" in protectedHeader || "zip" in protectedHeader || // jose knows b64, and we want none of them
+    !text(payload.sub) || !text(payload.client_id) || !text(payload.jti) ||
+    typeof (payload.scope ?? "") !== "string" ||
+    "cnf" in payload // it is bound to a key, and nobody has asked here for the proof
+  ) throw invalidToken();
+  return payload;
+}
+
+/** Returns the claims of the request's token, if it is good and has the scope. */
+async function authorize(request, scope) {
+  const sent = request.headersDistinct.authorization ?? [];
+  if (sent.length === 0) throw new Refused(401);
+  const query = new URLSearchParams(request.url.replace(/^[^?]*/, ""));
+  if (sent.length > 1 || query.has("access_token")) throw new Refused(400, "invalid_request"); // one token, in one place (section 2)
+  if (!/^Bearer( |$)/i.test(sent[0])) throw new Refused(401);
+  const [, token] = /^Bearer +([\w.~+/-]+=*)$/i.exec(sent[0]) ?? [];
+  if (!token) throw new Refused(400, "invalid_request");
+  const claims = await verify(token);
+  if (!(claims.scope ?? "").split(" ").includes(scope)) throw new Refused(403, "insufficient_scope", scope); // read is not in readwrite
+  return claims;
+}
+
+const server = createServer(async (request, response) => {
+  try {
+    if (request.method !== "GET" || !/^\/orders(\?|$)/.test(request.url)) return response.writeHead(404).end();
+    const claims = await authorize(request, "orders:read");
+    response.writeHead(200, { "Content-Type": "application/json", "Cache-Control": "no-store" });
+    response.end(JSON.stringify({ sub: claims.sub, orders: [] }));
+  } catch (err) {
+    if (!(err instanceof Refused)) console.error(err);
+    response.writeHead(err.status ?? 500, err.headers).end();
+  }
+});
+server.listen(Number(PORT), "127.0.0.1", () => console.log("listening on", server.address().port)); // what ends TLS is in front
