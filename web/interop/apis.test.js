@@ -106,16 +106,16 @@ const table = [
   ["a scheme in lower case", (issuer) => ({ authorization: [`bearer ${token(issuer)}`] }), good],
   ["a scheme in upper case, and two spaces", (issuer) => ({ authorization: [`BEARER  ${token(issuer)}`] }), good],
 
-  ["exp 10 s ago", claims({ get exp() { return now() - 10; } }), good],
-  ["exp 60 s ago", claims({ get exp() { return now() - 60; } }), bad],
+  ["exp 10 s ago", bearing(() => ({ claims: { iat: now() - 300, exp: now() - 10 } })), good],
+  ["exp 60 s ago", bearing(() => ({ claims: { iat: now() - 300, exp: now() - 60 } })), bad],
   ["no exp", claims({ exp: undefined }), bad],
   ["exp as a string", claims({ exp: "32503680000" }), bad],
-  ["nbf 10 s ahead", claims({ get nbf() { return now() + 10; } }), good],
-  ["nbf 60 s ahead", claims({ get nbf() { return now() + 60; } }), bad],
+  ["nbf 10 s ahead", bearing(() => ({ claims: { nbf: now() + 10 } })), good],
+  ["nbf 60 s ahead", bearing(() => ({ claims: { nbf: now() + 60 } })), bad],
   ["nbf as a string", claims({ nbf: "1" }), bad],
-  ["iat 10 s ahead", claims({ get iat() { return now() + 10; } }), good],
-  ["iat 60 s ahead", claims({ get iat() { return now() + 60; } }), bad],
-  ["iat a year ago", claims({ get iat() { return now() - 365 * 86400; } }), good],
+  ["iat 10 s ahead", bearing(() => ({ claims: { iat: now() + 10 } })), good],
+  ["iat 60 s ahead", bearing(() => ({ claims: { iat: now() + 60 } })), bad],
+  ["iat a year ago", bearing(() => ({ claims: { iat: now() - 365 * 86400 } })), good],
   ["no iat", claims({ iat: undefined }), bad],
   ["no sub", claims({ sub: undefined }), bad],
   ["an empty sub", claims({ sub: "" }), bad],
@@ -297,7 +297,7 @@ after(() => lure.down());
 
 describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () => {
   for (const [name, program] of Object.entries(programs)) {
-    describe(name, () => {
+    describe(name, { concurrency: 1 }, () => {
       let command, issuer, api;
       before(async () => {
         command = await program();
@@ -318,8 +318,8 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
 
       test("made-up kids do not have it ask the issuer again and again", async () => {
         const before = issuer.asked["/jwks"];
-        for (let n = 0; n < 20; n++) {
-          const requests = [...Array(10).keys()].map((m) => header({ kid: `made-up-${n}-${m}` })(issuer));
+        for (let n = 0; n < 50; n++) {
+          const requests = [...Array(4).keys()].map((m) => header({ kid: `made-up-${n}-${m}` })(issuer));
           for (const [m, answer] of (await Promise.all(requests.map((r) => ask(api, r)))).entries()) assertAnswer(answer, bad, requests[m]);
         }
         assert.ok(issuer.asked["/jwks"] - before <= 2, `200 tokens caused ${issuer.asked["/jwks"] - before} requests for keys`);

@@ -15,6 +15,8 @@ import org.jose4j.http.Get;
 import org.jose4j.json.JsonUtil;
 import org.jose4j.jwa.AlgorithmConstraints.ConstraintType;
 import org.jose4j.jwk.HttpsJwks;
+import org.jose4j.jwk.JsonWebKey;
+import org.jose4j.jws.JsonWebSignature;
 import org.jose4j.jwt.JwtClaims;
 import org.jose4j.jwt.MalformedClaimException;
 import org.jose4j.jwt.consumer.InvalidJwtException;
@@ -23,6 +25,7 @@ import org.jose4j.jwt.consumer.JwtConsumerBuilder;
 import org.jose4j.jwt.consumer.JwtContext;
 import org.jose4j.jwx.Headers;
 import org.jose4j.keys.resolvers.HttpsJwksVerificationKeyResolver;
+import org.jose4j.lang.JoseException;
 
 /** An API that takes access tokens of one issuer, checked by jose4j. */
 public class Orders {
@@ -62,7 +65,13 @@ public class Orders {
             keys.setDefaultCacheDuration(600); // seconds
             keys.setRefreshReprieveThreshold(30_000); // between two fetches for a kid that is not among the keys: anybody can make one up
             consumer = new JwtConsumerBuilder()
-                .setVerificationKeyResolver(new HttpsJwksVerificationKeyResolver(keys))
+                .setVerificationKeyResolver(new HttpsJwksVerificationKeyResolver(keys) {
+                    @Override
+                    protected JsonWebKey select(JsonWebSignature jws, List<JsonWebKey> all) throws JoseException {
+                        String alg = jws.getAlgorithmHeaderValue(); // a key that names its algorithm is for no other
+                        return super.select(jws, all.stream().filter(key -> key.getAlgorithm() == null || key.getAlgorithm().equals(alg)).toList());
+                    }
+                })
                 .setExpectedType(true, "at+jwt") // no ID token, no logout token
                 .setJwsAlgorithmConstraints(ConstraintType.PERMIT, "RS256", "PS256", "ES256", "EdDSA") // none that takes a public key for a secret
                 .setExpectedIssuer(ISSUER)
