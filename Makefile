@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test test-providers providers-setup soak bench bench-setup bench-sessions bench-bearer fuzz lint build
+.PHONY: test setup go-test browser-test test-providers providers-setup apis-setup apis-tools soak bench bench-setup bench-sessions bench-bearer fuzz lint build
 
 test: setup go-test browser-test
 
@@ -28,8 +28,8 @@ browser-test: build
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
 
-# The broker with providers that others wrote: Keycloak, which is fetched once into the user's cache, and oidc-provider.
-test-providers: setup providers-setup build
+# The broker with providers that others wrote: Keycloak, which is fetched once into the user's cache, and oidc-provider. And the APIs of docs/apis.
+test-providers: setup providers-setup apis-setup build
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent
 
 providers-setup:
@@ -43,6 +43,35 @@ providers-setup:
 		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 	npm ci --prefix web/interop --silent
+
+# The libraries that the APIs of docs/apis use, in the user's cache where they are not Node's. Once they are there, nothing is fetched.
+APIS_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom/apis
+apis-setup: $(APIS_CACHE)/python/installed $(APIS_CACHE)/java/installed docs/apis/node/node_modules/.package-lock.json
+
+apis-tools:
+	@missing=; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	java --list-modules 2>/dev/null | grep -q '^jdk.compiler' || missing="$$missing default-jdk-headless"; \
+	command -v mvn >/dev/null || missing="$$missing maven"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+$(APIS_CACHE)/python/installed: docs/apis/python/requirements.txt | apis-tools
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+$(APIS_CACHE)/java/installed: docs/apis/java/pom.xml | apis-tools
+	rm -rf $(@D)
+	mvn --batch-mode --quiet -f $< dependency:copy-dependencies -DoutputDirectory=$(@D)
+	touch $@
+
+docs/apis/node/node_modules/.package-lock.json: docs/apis/node/package-lock.json
+	npm ci --prefix docs/apis/node --silent
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/ ./cmd/...

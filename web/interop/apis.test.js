@@ -63,11 +63,11 @@ const signers = {
 const now = () => Math.floor(Date.now() / 1000);
 
 /** Returns an access token as RFC 9068 has it, but for what is given. What is undefined is left out. */
-function token(issuer, { claims = {}, header = {}, key = keys.rs, signer = key.jwk.alg ?? "RS256" } = {}) {
+function token(issuer, { claims = {}, header = {}, key = keys.rs, signer = key.jwk.alg ?? "RS256", written = JSON.stringify } = {}) {
   const iat = now();
   const head = { alg: signer, typ: "at+jwt", kid: key.kid, ...header };
   const body = { iss: issuer.url, aud: audience, sub: "alice", client_id: "spa", jti: `${Math.random()}`, iat, exp: iat + 300, scope: "openid orders:read", ...claims };
-  const data = `${base64url(head)}.${base64url(body)}`;
+  const data = `${base64url(head)}.${base64url(written(body))}`;
   return `${data}.${base64url(signers[signer](data, key))}`;
 }
 
@@ -92,6 +92,8 @@ const table = [
   ["a token by RS256 of a key without alg", bearing({ key: keys.any }), good],
   ["a token by PS256 of a key without alg", bearing({ key: keys.any, signer: "PS256" }), good, { python: bad }],
   ["a token without kid, for whose alg there is one key", bearing({ key: keys.ed, header: { kid: undefined } }), good, { python: bad }],
+  ["alg Ed25519", bearing({ key: keys.ed, header: { alg: "Ed25519" } }), bad, { go: good }],
+  ["a claim that comes twice", bearing({ written: (body) => JSON.stringify(body).replace("{", '{"aud":"billing",') }), good, { go: bad, java: bad }],
 
   ["no token", () => ({ authorization: [] }), noToken],
   ["another scheme", () => ({ authorization: ["Basic YWxpY2U6cHc="] }), noToken],
@@ -210,18 +212,20 @@ const table = [
 
 // Servers
 
-/** An issuer, or what passes for one: it counts what it is asked. */
+const metadata = "/.well-known/openid-configuration";
+
+/** An issuer, or what passes for one: it counts what it is asked. Other answers can be put into the place of its own. */
 async function startIssuer({ port, published = Object.values(keys) } = {}) {
   port ??= await freePort();
-  const issuer = { url: `http://127.0.0.1:${port}`, published, asked: { "/.well-known/openid-configuration": 0, "/jwks": 0 }, up, down };
+  const issuer = { url: `http://127.0.0.1:${port}`, published, asked: { [metadata]: 0, "/jwks": 0 }, instead: {}, up, down };
   const server = createServer((request, response) => {
     issuer.asked[request.url] = (issuer.asked[request.url] ?? 0) + 1;
     const answers = {
-      "/.well-known/openid-configuration": () => ({ issuer: issuer.url, jwks_uri: `${issuer.url}/jwks` }),
-      "/jwks": () => ({ keys: [{ kty: "XYZ", kid: "unknown" }, ...issuer.published.map(({ jwk }) => jwk)] }),
+      [metadata]: () => ({ status: 200, body: { issuer: issuer.url, jwks_uri: `${issuer.url}/jwks` } }),
+      "/jwks": () => ({ status: 200, body: { keys: [{ kty: "XYZ", kid: "unknown" }, ...issuer.published.map(({ jwk }) => jwk)] } }),
     };
-    response.writeHead(answers[request.url] ? 200 : 404, { "Content-Type": "application/json" });
-    response.end(JSON.stringify(answers[request.url]?.()));
+    const { status, headers = {}, body = {} } = issuer.instead[request.url] ?? answers[request.url]?.() ?? { status: 404 };
+    response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify(body));
   });
   async function up() {
     server.listen(port, "127.0.0.1");
@@ -280,11 +284,11 @@ function parseChallenge(challenges) {
   return Object.fromEntries([...challenges[0].matchAll(new RegExp(parameter, "g"))].map(([, name, value]) => [name, value]));
 }
 
-/** Asks until the answer has the status. */
-async function askUntil(api, makeRequest, status, limit) {
+/** Asks until the answer is as it has to be in the end. */
+async function askUntil(api, makeRequest, isLast, limit) {
   for (const end = Date.now() + limit; ; await new Promise((done) => setTimeout(done, 250))) {
     const answer = await ask(api, makeRequest());
-    if (answer.status === status) return answer;
+    if (isLast(answer)) return answer;
     assert.ok(Date.now() < end, `after ${limit} ms it still answers ${answer.status}`);
   }
 }
@@ -328,11 +332,11 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
       });
 
       test("nobody else was asked for keys", () => {
-        assert.deepEqual(lure.asked, { "/.well-known/openid-configuration": 0, "/jwks": 0 });
+        assert.deepEqual(lure.asked, { [metadata]: 0, "/jwks": 0 });
       });
     });
 
-    test(`${name}: an issuer that is down when it starts, and one that changes its keys`, async (t) => {
+    test(`${name}: an issuer that is down at first, is not itself then, and changes its keys`, async (t) => {
       const issuer = await startIssuer({ published: [keys.es] });
       const api = await startAPI(await program(), issuer);
       t.after(api.stop);
@@ -340,15 +344,32 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
       const old = () => bearing({ key: keys.es })(issuer);
       const fresh = () => bearing({ key: successor })(issuer);
 
-      assertAnswer(await ask(api, old()), { status: 503 }, old());
+      const unavailable = { status: 503 };
+      const isGood = ({ status }) => status === 200;
+
+      assertAnswer(await ask(api, old()), unavailable, old());
       assertAnswer(await ask(api, { authorization: [] }), noToken, { authorization: [] });
+      const elsewhere = (path) => ({ status: 302, headers: { Location: lure.url + path } });
+      for (const [path, answer] of [
+        [metadata, elsewhere(metadata)],
+        [metadata, { status: 200, body: { issuer: `${issuer.url}/`, jwks_uri: `${issuer.url}/jwks` } }],
+        ["/jwks", elsewhere("/jwks")],
+      ]) {
+        issuer.asked[path] = 0;
+        issuer.instead = { [path]: answer };
+        await issuer.up();
+        assertAnswer(await askUntil(api, old, () => issuer.asked[path] > 0, 15_000), unavailable, old());
+        await issuer.down();
+      }
+      issuer.instead = {};
       await issuer.up();
-      assertAnswer(await askUntil(api, old, 200, 15_000), good, old());
+      assertAnswer(await askUntil(api, old, isGood, 15_000), good, old());
       issuer.published = [successor];
-      assertAnswer(await askUntil(api, fresh, 200, 40_000), good, fresh()); // the libraries have a cool-down of 30 s
+      assertAnswer(await askUntil(api, fresh, isGood, 40_000), good, fresh()); // the libraries have a cool-down of 30 s
       assertAnswer(await ask(api, old()), bad, old());
       await issuer.down();
       assertAnswer(await ask(api, fresh()), good, fresh()); // with the keys that it has
+      assert.deepEqual(lure.asked, { [metadata]: 0, "/jwks": 0 });
     });
   }
 });
