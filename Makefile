@@ -4,7 +4,7 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test test-providers providers-setup apis-setup apis-tools soak bench bench-setup bench-sessions bench-bearer fuzz lint build
+.PHONY: test setup go-test browser-test test-providers providers-setup apis-setup soak bench bench-setup bench-sessions bench-bearer fuzz lint build
 
 test: setup go-test browser-test
 
@@ -46,9 +46,7 @@ providers-setup:
 
 # The libraries that the APIs of docs/apis use, in the user's cache where they are not Node's. Once they are there, nothing is fetched.
 APIS_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom/apis
-apis-setup: $(APIS_CACHE)/python/installed $(APIS_CACHE)/java/installed docs/apis/node/node_modules/.package-lock.json
-
-apis-tools:
+apis-setup:
 	@missing=; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	java --list-modules 2>/dev/null | grep -q '^jdk.compiler' || missing="$$missing default-jdk-headless"; \
@@ -58,19 +56,13 @@ apis-tools:
 		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
-
-$(APIS_CACHE)/python/installed: docs/apis/python/requirements.txt | apis-tools
-	rm -rf $(@D)
-	python3 -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
-	touch $@
-
-$(APIS_CACHE)/java/installed: docs/apis/java/pom.xml | apis-tools
-	rm -rf $(@D)
-	mvn --batch-mode --quiet -f $< dependency:copy-dependencies -DoutputDirectory=$(@D)
-	touch $@
-
-docs/apis/node/node_modules/.package-lock.json: docs/apis/node/package-lock.json
+	@cd docs/apis/python && cmp -s requirements.txt $(APIS_CACHE)/python/requirements.txt || { \
+		rm -rf $(APIS_CACHE)/python && python3 -m venv $(APIS_CACHE)/python && \
+		$(APIS_CACHE)/python/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt && cp requirements.txt $(APIS_CACHE)/python; \
+	}
+	@cd docs/apis/java && cmp -s pom.xml $(APIS_CACHE)/java/pom.xml || { \
+		rm -rf $(APIS_CACHE)/java && mvn --batch-mode --quiet dependency:copy-dependencies -DoutputDirectory=$(APIS_CACHE)/java && cp pom.xml $(APIS_CACHE)/java; \
+	}
 	npm ci --prefix docs/apis/node --silent
 
 build:
