@@ -24,8 +24,7 @@ func main() {
 		log.Fatal(err)
 	}
 	log.Print("listening on ", listener.Addr())
-	server := &http.Server{ReadHeaderTimeout: 10 * time.Second}
-	log.Fatal(server.Serve(listener))
+	log.Fatal((&http.Server{ReadHeaderTimeout: 10 * time.Second}).Serve(listener))
 }
 
 func listOrders(w http.ResponseWriter, r *http.Request) {
