@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 )
 
 // FuzzVerify takes hostile text in two places: as a token, and as header and payload under a good signature. What is accepted has to be
-// what encoding/json reads, too.
+// what encoding/json reads, too, and Explain has to agree.
 func FuzzVerify(f *testing.F) {
 	header, payload := string(headerOf(ed25519Key())), string(must(json.Marshal(claims(object{"exp": time.Now().Add(1000 * time.Hour).Unix()}))))
 	f.Add(ed25519Key().token(), header, payload)
@@ -24,6 +25,10 @@ func FuzzVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw, header, payload string) {
 		for _, token := range []string{raw, ed25519Key().sign([]byte(header), []byte(payload))} {
 			got, err := v.Verify(t.Context(), token)
+			failed := slices.ContainsFunc(v.Explain(t.Context(), token), func(c bearer.Check) bool { return c.Err != nil })
+			if failed != (err != nil) {
+				t.Fatalf("Verify says %v, and Explain otherwise", err)
+			}
 			if err != nil {
 				var invalid *bearer.InvalidTokenError
 				if !errors.As(err, &invalid) || got != nil {
