@@ -32,8 +32,8 @@ is on standard error.`,
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", demoListen, "`ADDRESS` that the demo listens on")
-	c.Flags().StringVar(&user, "user", "alice", "whose: alice or bob")
-	c.Flags().StringVar(&scope, "scope", "orders:read", "what it allows, with spaces between")
+	c.Flags().StringVar(&user, "user", "alice", "`NAME` of the user that it is for: alice or bob")
+	c.Flags().StringVar(&scope, "scope", "orders:read", "`SCOPES` that it allows, with spaces between")
 	return c
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 	"unicode"
@@ -21,13 +22,14 @@ import (
 func verifyCommand() *cobra.Command {
 	var api acceptBearerConfig
 	c := &cobra.Command{
-		Use:   "verify --issuer URL --audience AUDIENCE [--scope SCOPE] < TOKEN",
+		Use:   "verify --issuer URL --audience NAME [--scope SCOPE] < TOKEN",
 		Short: "Say what an access token is, and whether an API would take it",
 		Long: `Say what an access token is, and whether an API would take it. The token is read from standard input, and goes nowhere: of the
 network only the issuer's metadata and keys are asked for. What is printed are its header and claims, and then each check that package
 bearer, and accept_bearer, make of it. The exit status is 1 if an API would refuse it.`,
+		DisableFlagsInUseLine: true,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout())
+			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	c.Flags().StringVar(&api.Issuer, "issuer", "", "`URL` of whoever issues the API's tokens, to the character")
@@ -47,7 +49,7 @@ const maxPasted = 64 << 10
 var errRefused = errors.New("an API would refuse this token")
 
 // verify lays a token out and says what an API would make of it.
-func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout io.Writer) error {
+func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout, stderr io.Writer) error {
 	verifier, mistakes := api.verifier("", slog.New(slog.DiscardHandler))
 	if len(mistakes) > 0 {
 		for i, line := range mistakes { // key: what is wrong
@@ -55,6 +57,9 @@ func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout
 			mistakes[i] = "--" + strings.ReplaceAll(strings.TrimSuffix(key, "s"), "_", "-") + ":" + text
 		}
 		return usageError{errors.New(strings.Join(mistakes, "\n"))}
+	}
+	if isTerminal(stdin) {
+		fmt.Fprintln(stderr, "Paste the token, and end with Enter and Ctrl-D:")
 	}
 	pasted, err := io.ReadAll(io.LimitReader(stdin, maxPasted+1))
 	if err != nil {
@@ -110,6 +115,16 @@ func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout
 		return errors.New("whether an API would take this token cannot be told without the issuer's keys")
 	}
 	return nil
+}
+
+// isTerminal says whether somebody may sit there and wonder what is waited for.
+func isTerminal(r io.Reader) bool {
+	f, ok := r.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // layOut writes what a token says, of which nothing is believed. The signature is left out, so that what is printed is no token.
