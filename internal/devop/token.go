@@ -15,6 +15,8 @@ import (
 
 var grantTypes = []string{"authorization_code", "refresh_token", "client_credentials", tokenExchange}
 
+var errGrantType = &oauthError{"unsupported_grant_type", "grant_type has to be one of " + strings.Join(grantTypes, ", ")}
+
 const (
 	tokenExchange   = "urn:ietf:params:oauth:grant-type:token-exchange"
 	accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
@@ -118,7 +120,7 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 	case "password":
 		t, fault = p.named(client, r.PostForm)
 	default:
-		fault = &oauthError{"unsupported_grant_type", "grant_type has to be one of " + strings.Join(grantTypes, ", ")}
+		fault = errGrantType
 	}
 	if fault != nil {
 		return grantType, nil, fault
@@ -134,7 +136,7 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 // named gives a client a token for the user that it names, without a session.
 func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	if !client.NamesUsers {
-		return tokenRequest{}, &oauthError{"unauthorized_client", "this client may not name a user"}
+		return tokenRequest{}, errGrantType
 	}
 	for _, user := range p.cfg.Users {
 		if user.Sub == form.Get("username") {

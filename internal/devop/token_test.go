@@ -391,3 +391,21 @@ func TestTokenRequestsAreCountedAndMalformedOnesRefused(t *testing.T) {
 		t.Errorf("stats: got %v, want %v", got, want)
 	}
 }
+
+func TestAClientMayNameItsUser(t *testing.T) {
+	o := newOP(t, func(c *devop.Config) {
+		c.Clients[0].NamesUsers, c.Clients[0].Scopes = true, []string{"openid", "orders:read"}
+	})
+	status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {"bob"}, "scope": {"orders:read orders:write"}}, nil)
+	if status != 200 || body["scope"] != "orders:read" || body["refresh_token"] != nil || body["id_token"] != nil {
+		t.Fatalf("got %d %v", status, body)
+	}
+	if header, claims := read(t, body["access_token"]); header["typ"] != "at+jwt" || claims["sub"] != "bob" || claims["client_id"] == "bob" {
+		t.Errorf("the token has %v %v", header, claims)
+	}
+	for _, user := range []string{"", "eve", "BOB"} {
+		if status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {user}}, nil); status != 400 || body["error"] != "invalid_grant" {
+			t.Errorf("%q: got %d %v", user, status, body)
+		}
+	}
+}
