@@ -92,7 +92,10 @@ export async function realm({ app, tokenLife }) {
   const bound = structuredClone(client);
   bound.clientId = "bound";
   bound.attributes["dpop.bound.access.tokens"] = "true";
-  realm.clients.push(bound);
+  const robot = structuredClone(client);
+  Object.assign(robot, { clientId: "robot", standardFlowEnabled: false, serviceAccountsEnabled: true, redirectUris: [] });
+  client.serviceAccountsEnabled = true; // for routes with token: client
+  realm.clients.push(bound, robot);
 
   // Silver is the password; gold is the password once more, which stands for a second factor.
   const level = (name, loa, maxAge, authenticator) => ({

@@ -44,6 +44,8 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     const routes = [
       { path: "/api/", upstream: api.url, token: "user" },
       { path: "/gold/", upstream: api.url, token: "user", require: { acr: ["gold"] } },
+      { path: "/orders/", upstream: api.url, token: "user", accept_bearer: { audience: "api", scopes: ["orders:read"] } },
+      { path: "/own/", upstream: api.url, token: "client", csrf: "fetch-metadata" },
     ];
     const oidc = { issuer, client_secret: imported.clients[0].secret, scopes: ["openid", "profile", "email"] };
     broker = await startBroker(port, () => ({ oidc: { ...oidc, client_id: "spa" }, routes }));
@@ -143,6 +145,29 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     const second = assertOK(await alice.call("/api/x"));
     assert.notEqual(second.jti, first.jti);
     assert.equal(second.jkt, first.jkt);
+    await alice.close();
+  });
+
+  test("a machine brings a token of its own, and the broker gets itself one", async () => {
+    const tokenFor = async (scope) => {
+      const body = new URLSearchParams({ grant_type: "client_credentials", client_id: "robot", client_secret: "demonstration-only", scope });
+      const { access_token: token } = await (await fetch(`${issuer}/protocol/openid-connect/token`, { method: "POST", body })).json();
+      return token;
+    };
+    const call = (token) => fetch(`${broker.baseURL}/orders/7`, { headers: { Authorization: `Bearer ${token}` } });
+    const answer = await call(await tokenFor("orders:read"));
+    assert.equal(answer.status, 200, await answer.clone().text());
+    const seen = await answer.json();
+    assert.deepEqual([seen.aud, seen.scope.split(" ").includes("orders:read")], ["api", true]);
+    assert.equal((await call(await tokenFor("email"))).status, 403);
+    assert.equal((await call(`${await tokenFor("orders:read")}x`)).status, 401);
+
+    const alice = await visitor(browser, broker);
+    await alice.page.goto("/");
+    const own = assertOK(await alice.call("/own/x"));
+    assert.notEqual(own.sub, seen.sub);
+    assert.equal(assertOK(await alice.call("/own/x")).jti, own.jti);
+    assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.close();
   });
 
