@@ -58,12 +58,41 @@ func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout
 		}
 		return usageError{errors.New(strings.Join(mistakes, "\n"))}
 	}
+	raw, err := readToken(stdin, stderr)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	layOut(&out, raw)
+	out.WriteString("Checks\n")
+	signs := make(map[string]bool)
+	for _, c := range verifier.Explain(ctx, raw, api.Scopes...) {
+		sign, words := verdict(c)
+		fmt.Fprintf(&out, "  %s %-10s %s\n", sign, c.Name, printable(words))
+		signs[sign] = true
+	}
+	switch {
+	case signs["✗"]:
+		err = errRefused
+	case signs["?"]:
+		err = errors.New("whether an API would take this token cannot be told without the issuer's keys")
+	default:
+		out.WriteString("\nAn API would take this token.\n")
+	}
+	if _, failed := stdout.Write(out.Bytes()); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// readToken reads the one word that there should be, or what stands in a header.
+func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
 	if isTerminal(stdin) {
 		fmt.Fprintln(stderr, "Paste the token, and end with Enter and Ctrl-D:")
 	}
 	pasted, err := io.ReadAll(io.LimitReader(stdin, maxPasted+1))
 	if err != nil {
-		return fmt.Errorf("read the token: %w", err)
+		return "", fmt.Errorf("read the token: %w", err)
 	}
 	words := strings.Fields(string(pasted))
 	if len(words) == 2 && strings.EqualFold(words[0], "Bearer") {
@@ -71,50 +100,29 @@ func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout
 	}
 	switch {
 	case len(pasted) > maxPasted:
-		return fmt.Errorf("standard input holds more than %d KiB; that is no token", maxPasted>>10)
+		return "", fmt.Errorf("standard input holds more than %d KiB; that is no token", maxPasted>>10)
 	case len(words) == 0:
-		return errors.New("standard input is empty; pipe a token in")
+		return "", errors.New("standard input is empty; pipe a token in")
 	case len(words) > 1:
-		return fmt.Errorf("standard input holds %d words; a token is one", len(words))
+		return "", fmt.Errorf("standard input holds %d words; a token is one", len(words))
 	}
+	return words[0], nil
+}
 
-	var out bytes.Buffer
-	raw := words[0]
-	layOut(&out, raw)
-	out.WriteString("Checks\n")
-	var refused, unknown bool
-	for _, c := range verifier.Explain(ctx, raw, api.Scopes...) {
-		var invalid *bearer.InvalidTokenError
-		switch {
-		case c.Err == nil:
-			fmt.Fprintf(&out, "  ✓ %-10s %s\n", c.Name, printable(c.Rule))
-			continue
-		case errors.Is(c.Err, bearer.ErrUnavailable):
-			unknown = true
-			fmt.Fprintf(&out, "  ? %-10s %s\n", c.Name, printable(c.Err.Error()))
-			continue
-		case errors.As(c.Err, &invalid) && invalid.Err != nil:
-			fmt.Fprintf(&out, "  ✗ %-10s %s: %s\n", c.Name, invalid.Reason, printable(invalid.Err.Error()))
-		case errors.As(c.Err, &invalid):
-			fmt.Fprintf(&out, "  ✗ %-10s %s\n", c.Name, invalid.Reason)
-		default:
-			fmt.Fprintf(&out, "  ✗ %-10s %s\n", c.Name, printable(c.Err.Error()))
-		}
-		refused = true
-	}
-	if !refused && !unknown {
-		out.WriteString("\nAn API would take this token.\n")
-	}
-	if _, err := stdout.Write(out.Bytes()); err != nil {
-		return err
-	}
+// verdict returns what came of a check: ✓, ✗, or ? where it cannot be told, and why.
+func verdict(c bearer.Check) (sign, words string) {
+	var invalid *bearer.InvalidTokenError
 	switch {
-	case refused:
-		return errRefused
-	case unknown:
-		return errors.New("whether an API would take this token cannot be told without the issuer's keys")
+	case c.Err == nil:
+		return "✓", c.Rule
+	case errors.Is(c.Err, bearer.ErrUnavailable):
+		return "?", c.Err.Error()
+	case errors.As(c.Err, &invalid) && invalid.Err != nil:
+		return "✗", invalid.Reason + ": " + invalid.Err.Error()
+	case errors.As(c.Err, &invalid):
+		return "✗", invalid.Reason
 	}
-	return nil
+	return "✗", c.Err.Error()
 }
 
 // isTerminal says whether somebody may sit there and wonder what is waited for.
