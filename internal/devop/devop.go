@@ -257,7 +257,12 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// ServeHTTP answers requests for hosts on this machine. A page of elsewhere whose name is made to point here (DNS rebinding) is not to sign anybody in.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if host := (&url.URL{Host: r.Host}).Hostname(); !isLoopback(host) && !strings.HasSuffix(host, ".localhost") {
+		http.Error(w, "this provider is for this machine alone", http.StatusMisdirectedRequest)
+		return
+	}
 	if intercept := p.hooks.Load().Intercept; intercept != nil {
 		intercept(w, r, p.mux)
 		return

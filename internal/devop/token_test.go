@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"reflect"
 	"strings"
@@ -406,6 +407,18 @@ func TestAClientMayNameItsUser(t *testing.T) {
 	for _, user := range []string{"", "eve", "BOB"} {
 		if status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {user}}, nil); status != 400 || body["error"] != "invalid_grant" {
 			t.Errorf("%q: got %d %v", user, status, body)
+		}
+	}
+}
+
+func TestNoOtherHostIsServed(t *testing.T) {
+	o := newOP(t, nil)
+	for host, want := range map[string]int{"evil.example": 421, "evil.example:8080": 421, "localhost.evil.example": 421, "127.0.0.1.evil.example": 421, "": 421, "localhost": 200, "app.localhost:1": 200, "[::1]:80": 200, "127.0.0.1": 200} {
+		r := httptest.NewRequest("GET", o.issuer+"/jwks", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		if o.Provider.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%q: got %d, want %d", host, w.Code, want)
 		}
 	}
 }
