@@ -354,9 +354,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 
 func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	h := w.Header()
-	if r.Body != http.NoBody {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not all servers can; then theirs has to do
-	}
+	boundBody(w, r)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")

@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -36,9 +37,16 @@ func (s *Server) proxyWithOwnToken(w *response, r *http.Request, route *route) (
 	if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
 		return errTokenInQuery
 	}
-	accepted := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	accepted := false
+	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		accepted = true
 		err = s.exchange(w, r, route, nil, accessToken{header: r.Header["Authorization"], callers: true})
-	})
-	route.AcceptBearer(accepted).ServeHTTP(w, r)
+	})).ServeHTTP(w, r)
+	if !accepted { // it has answered; the reason is for the log
+		refused := errOwnToken.because(errors.New(w.Header().Get("WWW-Authenticate")))
+		refused.status = w.status
+		w.problem = refused
+		boundBody(w, r)
+	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -165,7 +166,7 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 		"an ID token":                      {header: []string{"Authorization", "Bearer " + idToken}, status: 401, challenge: `error="invalid_token"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := a.echo.Calls()
+			before, logged := a.echo.Calls(), len(a.logs.lines(t, "request"))
 			path := test.path
 			if path == "" {
 				path = "/orders/7"
@@ -179,6 +180,10 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 			}
 			if a.echo.Calls() != before {
 				t.Error("the upstream was asked")
+			}
+			waitFor(t, "the request is logged", func() bool { return len(a.logs.lines(t, "request")) > logged })
+			if line := a.logs.lines(t, "request")[logged]; line["status"] != float64(test.status) || !strings.Contains(fmt.Sprint(line["err"]), test.challenge) || line["err"] == nil {
+				t.Errorf("logged: %v", line)
 			}
 		})
 	}

@@ -77,6 +77,7 @@ var (
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
 	errTwoCredentials   = &problem{status: 400, code: "two_credentials", title: "The request has a session and an access token of its own", detail: "Send one of them."}
+	errOwnToken         = &problem{code: "own_token"} // answered by the route's verifier
 	errBadLogoutToken   = &problem{status: 400, code: "bad_logout_token", title: "This is not a logout that the provider has signed for us"}
 	errBadFrontchannel  = &problem{status: 400, code: "bad_frontchannel_logout", title: "This is not a logout that says whose", detail: "It has to have iss and sid."}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
@@ -154,9 +155,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		writeSilent(w, false)
 		return
 	}
-	if r.Body != http.NoBody {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // the server reads what is left of it
-	}
+	boundBody(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -188,6 +187,13 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	}
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
+}
+
+// boundBody bounds how long the rest of a request's body takes, which the server reads even if nobody else does.
+func boundBody(w *response, r *http.Request) {
+	if r.Body != http.NoBody {
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not all servers can; then theirs has to do
+	}
 }
 
 // cookieChallenge is the challenge that a 401 has to have (RFC 9110 15.5.2). One of an unknown scheme opens no browser dialogue.

@@ -122,8 +122,14 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		defer stopBehind()
 		return b.run(ctx, public, nil, nil)
 	})
-	fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is asked for.\n"+
-		"Access tokens live %v and are refreshed unseen. Ctrl-C ends the demo; nothing is kept.\n", app, d.accessTokenTTL)
+	group.Go(func() error {
+		if b.server.Load().Found(ctx) != nil {
+			return nil // what ended the demo before it began is another's to say
+		}
+		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is asked for.\n"+
+			"Access tokens live %v and are refreshed unseen. Ctrl-C ends the demo; nothing is kept.\n", app, d.accessTokenTTL)
+		return err
+	})
 	return group.Wait()
 }
 
