@@ -212,7 +212,7 @@ var checks = []check{
 		case t.Expiry.IsZero():
 			return lacks, "exp is missing"
 		case !now.Before(t.Expiry.Add(i.leeway)):
-			return "the token has expired", fmt.Sprintf("%s ago, %s", inWords(now.Sub(t.Expiry)), day(t.Expiry))
+			return "the token has expired", fmt.Sprintf("it expired %s ago, %s", inWords(now.Sub(t.Expiry)), day(t.Expiry))
 		}
 		return "", ""
 	}},

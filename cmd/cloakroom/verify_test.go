@@ -52,7 +52,7 @@ func TestVerifySaysWhatIsWrongWithAToken(t *testing.T) {
 		"a good one":                {good + "\n", 0, []string{"\n  typ  *\"at+jwt\"\n", "\n  sub  *\"alice\"\n", "  exp  *" + now.Add(time.Minute).UTC().Format("2006-01-02 15:04:05 UTC"), "\nAn API would take this token."}},
 		"from a header":             {"Bearer " + good, 0, []string{"✓ signature"}},
 		"in white space":            {"\n\t " + good + " \r\n", 0, []string{"✓ signature"}},
-		"expired":                   {claim("exp", now.Add(-3*time.Minute).Unix()), 1, []string{"✗ exp  *the token has expired: 3 minutes ago, 20", "✓ aud"}},
+		"expired":                   {claim("exp", now.Add(-3*time.Minute).Unix()), 1, []string{"✗ exp  *the token has expired: it expired 3 minutes ago, 20", "✓ aud"}},
 		"for another API":           {claim("aud", []string{"web"}), 1, []string{`✗ aud  *the token is for another audience: aud is ["web"], this API is "api"`}},
 		"of another issuer":         {claim("iss", "https://id.example"), 1, []string{`✗ iss  *iss is "https://id.example", want "http://`}},
 		"from the future":           {claim("nbf", now.Add(2*time.Hour+time.Minute).Unix()), 1, []string{"✗ nbf  *nbf is in 2 hours, 20"}},
