@@ -3,8 +3,10 @@ package session_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,4 +125,29 @@ func TestThePausesAfterAFailureAreSpread(t *testing.T) {
 		m.Drain(t.Context())
 		time.Sleep(2 * time.Minute)
 	})
+}
+
+// Who has what came of a refresh and asks for another gets another, however soon.
+func TestEachRefreshThatIsAskedForInTurnIsMade(t *testing.T) {
+	var calls atomic.Int32
+	m := newManager(t, session.Config{Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
+		n := calls.Add(1)
+		tk := minute()
+		tk.Access = session.Secret(fmt.Sprint("access-", n))
+		return session.Renewal{Tokens: tk}, nil
+	}})
+	_, r := signIn(t, m, minute())
+	const n = 2000
+	for i := range n {
+		s, err := m.Renew(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := s.Tokens.Access.Reveal(), fmt.Sprint("access-", i+1); got != want {
+			t.Fatalf("got %s, want %s", got, want)
+		}
+	}
+	if err := m.Drain(t.Context()); err != nil {
+		t.Error(err)
+	}
 }

@@ -212,14 +212,18 @@ func (f *flight) wait(ctx context.Context) (*Session, error) {
 
 func (f *flight) errand() errand { return errand{f.of.ID, f.target} }
 
-// over says that the flight has failed, and that it is time for another try or that another replica had more luck with the session.
+// over says that the flight is of no use to who has read s: it has failed, and it is time for another try or another replica had more luck with the session; or s is
+// what came of it.
 func (f *flight) over(s *Session) bool {
 	select {
 	case <-f.done:
-		return !f.retryAt.IsZero() && (!time.Now().Before(f.retryAt) || !bytes.Equal(f.of.sealed, s.sealed))
 	default:
 		return false
 	}
+	if f.err == nil {
+		return bytes.Equal(f.session.sealed, s.sealed)
+	}
+	return !f.retryAt.IsZero() && (!time.Now().Before(f.retryAt) || !bytes.Equal(f.of.sealed, s.sealed))
 }
 
 // refresh joins the refresh of s for a target, and starts it where there is none. It does not wait.
@@ -231,7 +235,9 @@ func (m *Manager) refresh(ctx context.Context, s *Session, target string) *fligh
 		if !before.over(s) {
 			return before
 		}
-		f.failed = before.failed + 1
+		if before.err != nil {
+			f.failed = before.failed + 1
+		}
 	}
 	m.flights[f.errand()] = f
 	ctx = context.WithoutCancel(ctx)       // the refresh outlives the request that started it
@@ -250,8 +256,11 @@ func (m *Manager) fly(ctx context.Context, f *flight) {
 	case elsewhere != nil:
 		f.session = elsewhere
 	default:
-		defer release()
-		f.session, unsaved, f.err = m.refreshTokens(ctx, s, f.target)
+		if f.session, unsaved, f.err = m.refreshTokens(ctx, s, f.target); unsaved != nil {
+			defer release()
+		} else {
+			release() // before anybody can want the next one
+		}
 	}
 	var retry *RefreshError
 	if errors.As(f.err, &retry) {
