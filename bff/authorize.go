@@ -204,7 +204,7 @@ func distinct(all []string) []string {
 
 // push gives a request to the provider directly, and returns what stands for it in the browser (RFC 9126 2).
 func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attempt) (url.Values, error) {
-	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.wait())
 	defer cancel()
 	if q.Has("request") {
 		q = url.Values{"client_id": q["client_id"], "request": q["request"]}
@@ -213,7 +213,7 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 	if err != nil {
 		return nil, err
 	}
-	body, err := p.post(ctx, m, m.Pushed, q, key, http.StatusCreated)
+	body, err := p.post(ctx, p.client, m, m.Pushed, q, key, http.StatusCreated)
 	if err != nil {
 		return nil, failedPush(err)
 	}
@@ -229,7 +229,7 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 func failedPush(err error) error {
 	err = fmt.Errorf("push the authorization request: %w", err)
 	var refusal *tokenError
-	if errors.Is(err, session.ErrNoAnswer) || errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == http.StatusTooManyRequests) {
+	if errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable) || errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == http.StatusTooManyRequests) {
 		return errProviderUnavailable.because(err)
 	}
 	return errLoginRefused.because(err)

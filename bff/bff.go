@@ -52,7 +52,7 @@ type Config struct {
 	Claims   Claims
 	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
 	KeepStorage bool
-	// Sessions configures the session.Manager. Refresh, Revoke, Logger and Cookie.InsecureHTTP are set by New.
+	// Sessions configures the session.Manager. Refresh, Revoke, Ready, Wait, AccessTokenLifetime, Logger and Cookie.InsecureHTTP are set by New.
 	Sessions session.Config
 	Routes   []Route
 
@@ -161,6 +161,8 @@ func New(cfg Config) (*Server, error) {
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh
 	cfg.Sessions.Revoke = s.provider.revoke
+	cfg.Sessions.Ready = s.provider.ready
+	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	s.sessions, err = session.NewManager(cfg.Sessions)
 	fail(err)
 	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys)
@@ -242,6 +244,7 @@ func (s *Server) Start() {
 	s.stopLooking = stop
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Watch(ctx) })
+	s.looking.Go(func() { s.provider.breaker.run(ctx) })
 }
 
 // Found waits until the provider has been found, or ctx ends.

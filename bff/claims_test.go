@@ -333,7 +333,8 @@ func TestHostileTokenAnswers(t *testing.T) {
 // A provider that takes its time is one that does not answer, wherever that is.
 func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		cfg.Provider.UserInfo, cfg.Provider.HTTPClient = true, &http.Client{Timeout: 300 * time.Millisecond}
+		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 300*time.Millisecond
+		cfg.Provider.HTTPClient = &http.Client{Timeout: 300 * time.Millisecond}
 	})
 	slow := func(path string) devop.Hooks {
 		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {

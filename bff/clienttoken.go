@@ -82,7 +82,7 @@ func (c *clientToken) get(ctx context.Context) (accessToken, error) {
 	if good {
 		return token, nil
 	}
-	return flight.wait(ctx)
+	return c.wait(ctx, flight)
 }
 
 // renew returns another token than rejected, which an upstream does not take; or rejected itself where that was done moments ago.
@@ -99,7 +99,7 @@ func (c *clientToken) renew(ctx context.Context, rejected accessToken) (accessTo
 	c.forced = time.Now()
 	flight := c.ask(ctx)
 	c.mu.Unlock()
-	return flight.wait(ctx)
+	return c.wait(ctx, flight)
 }
 
 // ask asks the provider, unless that is being done. The caller holds mu.
@@ -112,11 +112,18 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clientTokenTimeout)
 	go func() { // bounded by clientTokenTimeout
 		defer cancel()
-		tokens, err := c.provider.clientCredentials(ctx, c.target, c.key)
+		_, notReady := c.provider.ready(ctx, "", clientTokenTimeout)
+		var tokens session.Tokens
+		err := notReady
+		if err == nil {
+			tokens, err = c.provider.clientCredentials(ctx, c.target, c.key)
+		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.asking = nil
-		if err != nil {
+		if notReady != nil {
+			flight.err = notReady
+		} else if err != nil {
 			var unrefreshed *session.RefreshError
 			if !errors.As(err, &unrefreshed) {
 				unrefreshed = &session.RefreshError{Err: err}
@@ -139,10 +146,16 @@ func (c *clientToken) ask(ctx context.Context) *clientFlight {
 	return flight
 }
 
-func (f *clientFlight) wait(ctx context.Context) (accessToken, error) {
+// wait returns the result of a flight. It does not wait longer for it than a
+// request may wait for the provider.
+func (c *clientToken) wait(ctx context.Context, f *clientFlight) (accessToken, error) {
+	limit := time.NewTimer(c.provider.cfg.wait())
+	defer limit.Stop()
 	select {
 	case <-f.done:
 		return f.token, f.err
+	case <-limit.C:
+		return accessToken{}, &session.RefreshError{RetryAfter: clientTokenPause, Err: errProviderSilent}
 	case <-ctx.Done():
 		return accessToken{}, ctx.Err()
 	}

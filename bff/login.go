@@ -400,7 +400,7 @@ func failedExchange(err error) error {
 	switch {
 	case errors.As(err, &known):
 		return err
-	case errors.Is(err, session.ErrNoAnswer), errors.Is(err, errKeysUnreachable):
+	case errors.Is(err, session.ErrNoAnswer), errors.Is(err, errUnreachable), errors.Is(err, errKeysUnreachable):
 		return errProviderUnavailable.because(err)
 	case errors.As(err, &unrefreshed) && errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == 429):
 		return errProviderUnavailable.because(err)

@@ -157,7 +157,7 @@ func passes(err error) bool {
 	case interface{ Unwrap() []error }:
 		return slices.ContainsFunc(e.Unwrap(), passes)
 	default:
-		return err == session.ErrNoAnswer || passes(errors.Unwrap(err))
+		return err == session.ErrNoAnswer || err == errUnreachable || passes(errors.Unwrap(err))
 	}
 }
 

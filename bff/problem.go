@@ -117,6 +117,8 @@ func problemOf(err error) *problem {
 		return p
 	case errors.Is(err, session.ErrNone), errors.Is(err, session.ErrEnded):
 		return errNotSignedIn.because(err)
+	case errors.Is(err, session.ErrUserRequired):
+		return errStepUp.challenging(`Bearer error="insufficient_user_authentication"`).because(err)
 	case errors.Is(err, session.ErrStore):
 		return errStoreUnavailable.because(err)
 	case errors.As(err, &unrefreshed):

@@ -69,9 +69,20 @@ type ProviderConfig struct {
 	LogoutURL               string
 	LogoutRedirectParameter string
 
+	// Wait is how long a request waits for the provider before it is refused with
+	// 503. Zero means 5 seconds.
+	Wait time.Duration
+	// AccessTokenLifetime is how long an access token is used if neither the token
+	// response nor the token says when it expires. Zero means 5 minutes.
+	AccessTokenLifetime time.Duration
+
 	RootCAs *x509.CertPool // who vouches for the provider; nil: the system's
-	// HTTPClient reaches the provider; nil means one that takes 15 s at most for a request. Redirects are never followed. With it, neither RootCAs nor
-	// ClientCertificate can be set: its transport has them.
+	// HTTPClient reaches the provider. Nil means one that notices a dead connection
+	// within 30 seconds. Redirects are never followed, and its Timeout does not
+	// apply to token requests, whose refresh token may have been rotated already.
+	// With it, neither RootCAs nor ClientCertificate can be set: its transport has
+	// them. It should use HTTP/1.1: on one connection of HTTP/2, a provider that
+	// stops would fail all requests in flight.
 	HTTPClient *http.Client
 }
 
@@ -86,6 +97,10 @@ type provider struct {
 	targets     map[string]target // what routes want tokens for
 	nonces      nonces
 	client      *http.Client
+	// tokenClient is client without a timeout: a refresh token may have been
+	// rotated by a request that is given up.
+	tokenClient *http.Client
+	breaker     *breaker
 	keyClient   *http.Client // the same, for the key set
 	// logoutKeyClient is the same, for the key set that logout tokens are checked with: anybody can send those, and must not use up what logins need.
 	logoutKeyClient *http.Client
@@ -160,28 +175,96 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	if !slices.Contains(cfg.Scopes, "openid") {
 		cfg.Scopes = append([]string{"openid"}, cfg.Scopes...)
 	}
-	client := &http.Client{Timeout: providerTimeout}
+	client := new(http.Client)
 	if cfg.HTTPClient != nil {
 		*client = *cfg.HTTPClient
 		if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
 			fail("HTTPClient", errors.New("it has a transport of its own, which RootCAs and ClientCertificate would have no part in"))
 		}
-	} else if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
-		transport := http.DefaultTransport.(*http.Transport).Clone()
-		transport.TLSClientConfig = &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS12}
-		if cfg.ClientCertificate != nil {
-			transport.TLSClientConfig.Certificates = []tls.Certificate{*cfg.ClientCertificate}
-		}
-		client.Transport = transport
+	} else {
+		client.Transport = newProviderTransport(&cfg)
 	}
+	client.Timeout = cmp.Or(client.Timeout, providerTimeout)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse // a redirected token request would carry the secret and the refresh token elsewhere
 	}
 	client.Transport = limitedAnswers{client.Transport}
-	return &provider{
+	tokenClient := *client
+	tokenClient.Timeout = 0
+	p := &provider{
+		tokenClient: &tokenClient,
+
 		cfg: cfg, redirectURI: redirectURI, keys: keys, targets: make(map[string]target), log: log, firstFound: make(chan struct{}),
 		client: client, keyClient: limited(client), logoutKeyClient: limited(client),
-	}, errors.Join(errs...)
+	}
+	p.breaker = newBreaker(log, p.probe)
+	return p, errors.Join(errs...)
+}
+
+// newProviderTransport returns the transport for requests to the provider. It
+// uses HTTP/1.1, where a connection carries one request: what happens to one does
+// not decide on others, whose refresh tokens may have been rotated.
+func newProviderTransport(cfg *ProviderConfig) *http.Transport {
+	dialer := &net.Dialer{
+		Timeout: 5 * time.Second,
+		// A dead connection fails within 30 seconds, whether it is idle or not.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
+		Control:         setUserTimeout,
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = dialer.DialContext
+	transport.TLSHandshakeTimeout = 5 * time.Second
+	transport.MaxIdleConnsPerHost = 32
+	transport.IdleConnTimeout = 30 * time.Second
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP1(true)
+	transport.TLSClientConfig = &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS12}
+	if cfg.ClientCertificate != nil {
+		transport.TLSClientConfig.Certificates = []tls.Certificate{*cfg.ClientCertificate}
+	}
+	return transport
+}
+
+func (c *ProviderConfig) wait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
+
+// probe asks the provider for its metadata on a new connection, which changes
+// nothing. Any response will do.
+func (p *provider) probe(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.metadataURL(), nil)
+	if err != nil {
+		return err
+	}
+	req.Close = true
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// metadataURL is where the provider's metadata is (OpenID Connect Discovery 4.1).
+func (p *provider) metadataURL() string {
+	return strings.TrimSuffix(p.cfg.Issuer, "/") + "/.well-known/openid-configuration"
+}
+
+// ready is session.Config.Ready. Until the provider has been found for the first
+// time, requests wait for that.
+func (p *provider) ready(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
+	begun := time.Now()
+	select {
+	case <-p.firstFound:
+	default:
+		limit := time.NewTimer(wait)
+		defer limit.Stop()
+		select {
+		case <-p.firstFound:
+		case <-limit.C:
+			return 0, &session.RefreshError{RetryAfter: time.Second, Err: errors.New("the provider has not been found yet")}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+	return p.breaker.admit(ctx, sessionID, wait-time.Since(begun))
 }
 
 // checkProviderURL accepts https, and http where host and issuer are both on this machine.

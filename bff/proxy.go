@@ -118,12 +118,15 @@ func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Se
 
 // freshFor returns the request's session with the token that the route wants. One that is made of the session's own needs that to be good first.
 func (s *Server) freshFor(r *http.Request, route *route) (*session.Session, error) {
-	if route.target.Exchange {
-		if current, err := s.sessions.Fresh(r.Context(), r); err != nil {
-			return current, err
-		}
+	if !route.target.Exchange {
+		return s.sessions.FreshFor(r.Context(), r, route.targetKey)
 	}
-	return s.sessions.FreshFor(r.Context(), r, route.targetKey)
+	ctx, cancel := context.WithTimeout(r.Context(), s.provider.cfg.wait())
+	defer cancel()
+	if current, err := s.sessions.Fresh(ctx, r); err != nil {
+		return current, err
+	}
+	return s.sessions.FreshFor(ctx, r, route.targetKey)
 }
 
 // accessToken is what a request to an upstream carries; the zero value is nothing.
@@ -390,7 +393,7 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 		return cause
 	case body.err() != nil:
 		return body.err()
-	case errors.As(err, &p), errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNone), errors.Is(err, session.ErrStore):
+	case errors.As(err, &p), errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNone), errors.Is(err, session.ErrStore), errors.Is(err, session.ErrUserRequired):
 		return err
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return errUpstreamTimeout.because(err)

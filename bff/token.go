@@ -4,17 +4,20 @@ import (
 	"cmp"
 	"context"
 	"crypto/ecdsa"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -23,9 +26,14 @@ import (
 // exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and verifies what comes for it. Beside an error there are the tokens that were issued all
 // the same, if any.
 func (p *provider) exchange(ctx context.Context, code string, a *attempt) (session.Tokens, *idToken, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.wait())
+	defer cancel()
 	m, err := p.metadata()
 	if err != nil {
 		return session.Tokens{}, nil, err
+	}
+	if _, err := p.breaker.admit(ctx, "", p.cfg.wait()); err != nil {
+		return session.Tokens{}, nil, errProviderUnavailable.because(err)
 	}
 	if bound := p.cfg.SenderConstraint == "dpop"; bound != (a.Key != "") {
 		return session.Tokens{}, nil, errors.New("redeem code: the login began under another configuration, which did not agree whether tokens are bound")
@@ -165,6 +173,9 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 	}
 	t.addTo(form)
 	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
+	if errors.Is(err, session.ErrUserRequired) {
+		return session.Renewal{}, fmt.Errorf("exchange the access token: %w", err)
+	}
 	if refusal := (*tokenError)(nil); errors.As(err, &refusal) {
 		return session.Renewal{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
 	}
@@ -201,7 +212,7 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 			continue
 		}
 		revoking.Go(func() {
-			_, err := p.post(ctx, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
+			_, err := p.post(ctx, p.client, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
 			var refusal *tokenError
 			if errors.As(err, &refusal) && refusal.code == "unsupported_token_type" && t.hint == "access_token" {
 				return // RFC 7009 2.2.1: it ends by itself, soon
@@ -226,13 +237,23 @@ const noScope = " "
 
 // askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet. Beside an error there is what was
 // issued all the same, if anything was.
-func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (*tokenAnswer, error) {
+func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenAnswer, err error) {
 	private, err := parseKey(key)
 	if err != nil {
 		return nil, err
 	}
 	asked := time.Now()
-	body, err := p.post(ctx, m, m.Token, form, private, http.StatusOK)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := p.breaker.supervise(asked, cancel)
+	defer stop()
+	defer func() {
+		// An error response to a code may be due to the code, which anybody can send.
+		if refusal := (*tokenError)(nil); form.Get("grant_type") != "authorization_code" || !errors.As(err, &refusal) {
+			p.breaker.report(asked, err)
+		}
+	}()
+	body, err := p.post(ctx, p.tokenClient, m, m.Token, form, private, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +265,7 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		s, _ := members[name].(string)
 		return s
 	}
-	answer := &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
+	answer = &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
 	if text("access_token") == "" {
 		return answer, errors.New("the token endpoint's answer holds no access_token")
 	}
@@ -268,8 +289,37 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	}
 	if seconds, ok := parseSeconds(members["expires_in"]); ok {
 		answer.tokens.Expiry = asked.Add(seconds)
+	} else {
+		answer.tokens.Expiry = jwtExpiry(text("access_token"))
 	}
 	return answer, nil
+}
+
+// jwtExpiry returns the exp claim of an access token of which the response does
+// not say when it expires. It is a hint, so the signature is not verified; the
+// zero time means that there is none.
+func jwtExpiry(token string) time.Time {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return time.Time{}
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return time.Time{}
+	}
+	claims, err := parseObject(payload)
+	if err != nil {
+		return time.Time{}
+	}
+	exp, ok := claims["exp"].(json.Number)
+	if !ok {
+		return time.Time{}
+	}
+	seconds, err := exp.Float64()
+	if err != nil || !(seconds > 0 && seconds < 1e11) {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0)
 }
 
 // parseSeconds reads expires_in: a number; some providers write one as a text. What is neither says nothing.
@@ -286,6 +336,22 @@ type tokenError struct {
 	status int
 	code   string
 	text   string // error_description, without what could be a secret
+}
+
+// transient reports whether the same request may succeed later: the provider, or
+// a proxy in front of it, has a fault, or does not know this client for now.
+func (e *tokenError) transient() bool {
+	switch {
+	case e.status >= 500, e.status == http.StatusTooManyRequests, e.status == http.StatusRequestTimeout:
+		return true
+	case e.code == "": // it is not an OAuth error response
+		return true
+	}
+	switch e.code {
+	case "temporarily_unavailable", "server_error", "slow_down", "invalid_client", "unauthorized_client":
+		return true
+	}
+	return false
 }
 
 func (e *tokenError) Error() string {
@@ -322,6 +388,12 @@ func (p *provider) refusal(status int, body []byte, form url.Values) *tokenError
 	return refusal
 }
 
+// userRequired are the error codes by which a provider requires the user to do
+// something (OpenID Connect Core 3.1.2.6), which only a login makes possible.
+var userRequired = map[string]bool{
+	"interaction_required": true, "login_required": true, "consent_required": true, "account_selection_required": true,
+}
+
 var (
 	// errorCode is what the error of an answer looks like (RFC 6749 5.2, and all that came after).
 	errorCode = regexp.MustCompile(`^[a-z_.-]{1,64}$`)
@@ -331,9 +403,9 @@ var (
 
 // post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
 // with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
-func (p *provider) post(ctx context.Context, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
+func (p *provider) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
 	for first := true; ; first = false {
-		resp, body, err := p.postOnce(ctx, m, endpoint, form, key)
+		resp, body, err := p.postOnce(ctx, client, m, endpoint, form, key)
 		if err != nil {
 			return nil, err
 		}
@@ -347,12 +419,15 @@ func (p *provider) post(ctx context.Context, m *metadata, endpoint string, form 
 		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
 			return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
 		}
+		if userRequired[refusal.code] && resp.StatusCode/100 == 4 {
+			return nil, fmt.Errorf("%w: %w", session.ErrUserRequired, refusal)
+		}
 		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: refusal}
 	}
 }
 
 // postOnce sends form once. What says who we are is made anew each time, and so is the proof: neither is taken twice.
-func (p *provider) postOnce(ctx context.Context, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
+func (p *provider) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
 		return nil, nil, err
@@ -361,7 +436,9 @@ func (p *provider) postOnce(ctx context.Context, m *metadata, endpoint string, f
 		return nil, nil, err
 	}
 	text := form.Encode()
-	req.Body, req.ContentLength = io.NopCloser(strings.NewReader(text)), int64(len(text))
+	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }
+	req.Body, _ = req.GetBody() // a request of which nothing was written is sent on another connection
+	req.ContentLength = int64(len(text))
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 	if key != nil {
@@ -371,18 +448,28 @@ func (p *provider) postOnce(ctx context.Context, m *metadata, endpoint string, f
 		}
 		req.Header.Set("DPoP", signed)
 	}
-	return p.do(req)
+	return p.do(client, req)
 }
 
-// do makes a request of the provider, and reads the whole answer.
-func (p *provider) do(req *http.Request) (*http.Response, []byte, error) {
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
+// do makes a request of the provider, and reads the whole response. Its error
+// wraps session.ErrNoAnswer if the provider may have received the request, and
+// errUnreachable if it did not.
+func (p *provider) do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
+	var sent atomic.Bool
+	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
+	resp, err := client.Do(req.WithContext(ctx))
+	var body []byte
+	if err == nil {
+		defer resp.Body.Close()
+		body, err = io.ReadAll(resp.Body)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
 	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errResponseLost) {
+			err = cause
+		}
+		if !sent.Load() {
+			return nil, nil, fmt.Errorf("%w: %w", errUnreachable, err)
+		}
 		return nil, nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
 	}
 	p.nonces.learn(req.URL, resp.Header) // of a good answer too (RFC 9449 8.2)

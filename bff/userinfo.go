@@ -89,7 +89,7 @@ func (p *provider) askUserInfo(ctx context.Context, m *metadata, tokens session.
 			}
 			req.Header.Set("DPoP", signed)
 		}
-		resp, body, err := p.do(req)
+		resp, body, err := p.do(p.client, req)
 		if err != nil || !first || key == nil || !wantsNonce(resp) {
 			return resp, body, err
 		}

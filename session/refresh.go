@@ -18,9 +18,16 @@ import (
 // No other answer of a provider ends a session.
 var ErrRefused = errors.New("the provider refused the refresh token")
 
-// ErrNoAnswer is what Config.Refresh wraps when the request may have reached the provider and no answer came back: the refresh token may
-// have been rotated. The same request is made once more, for providers allow a lost answer to be asked for again.
+// ErrNoAnswer is what Config.Refresh wraps when the request may have reached the
+// provider, and its connection failed before a response came back: the refresh
+// token may have been rotated. The request is repeated once, after the provider
+// has responded to something else (see Config.Ready).
 var ErrNoAnswer = errors.New("no answer from the provider")
+
+// ErrUserRequired is what Config.Refresh wraps when the provider issues no
+// tokens until the user has signed in again, for example interaction_required
+// (OpenID Connect Core 3.1.2.6). The session is kept: a login replaces it.
+var ErrUserRequired = errors.New("the provider requires the user to sign in again")
 
 // RefreshError says that the tokens could not be refreshed for now. The session is kept.
 type RefreshError struct {
@@ -32,9 +39,9 @@ func (e *RefreshError) Error() string { return e.Err.Error() }
 func (e *RefreshError) Unwrap() error { return e.Err }
 
 const (
-	// refreshTimeout bounds the requests of one refresh to the provider. They are made on a context of their own, so that a client that
-	// leaves does not lose a rotated token.
-	refreshTimeout = 45 * time.Second
+	// leaseWait is how long a refresh waits for the lease that another replica
+	// holds. Callers wait no longer than Config.Wait.
+	leaseWait = 45 * time.Second
 	// leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting. The lease is renewed while the work
 	// lasts, however long that is.
 	leaseTTL   = 5 * time.Second
@@ -46,15 +53,15 @@ const (
 	leaseGrace = 2*leaseRenew + ioGrace
 	ioGrace    = 500 * time.Millisecond
 
-	// unknownLife is how long an access token is taken to live when the provider does not say (RFC 6749 5.1: unknown, not endless).
-	unknownLife = 5 * time.Minute
-
 	// Between two tries of a refresh that fails for reasons that may pass there is a pause, which doubles; longer ones only if the provider asks for them.
 	minRetryAfter = time.Second
 	maxBackoff    = 16 * time.Second
 	maxRetryAfter = 30 * time.Second
 	// A failure is remembered for so long after the pause, for the next one to be longer.
 	rememberFailure = time.Minute
+	// userRequiredPause is how long the provider is not asked again after it has
+	// required the user to sign in.
+	userRequiredPause = time.Minute
 )
 
 // Fresh returns the request's session with an access token that can be used now. While the token is good nobody waits: one
@@ -76,11 +83,13 @@ func (m *Manager) FreshFor(ctx context.Context, r *http.Request, target string) 
 	if !m.due(s, target, now) {
 		return s, nil
 	}
-	f := m.refresh(ctx, s, target)
-	if s.usable(target, now) {
+	if m.usable(s, target, now) {
+		if epoch, err := m.ready(ctx, s, 0); err == nil {
+			m.refresh(ctx, s, target, epoch)
+		}
 		return s, nil
 	}
-	s, err = f.wait(ctx)
+	s, err = m.awaitRefresh(ctx, s, target)
 	if err == nil && s.Tokens.For(target).Access == "" {
 		return nil, retryLater(errors.New("the session was changed meanwhile, and has no token for the target"))
 	}
@@ -97,7 +106,44 @@ func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) 
 	if s.Tokens.Refresh == "" {
 		return s, nil
 	}
-	return m.refresh(ctx, s, "").wait(ctx)
+	return m.awaitRefresh(ctx, s, "")
+}
+
+// awaitRefresh joins the refresh of s for a target, or starts it, and waits for
+// the result, at most Config.Wait. Within that time it retries a transient
+// failure if the provider became ready again after it.
+func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
+	deadline := time.Now().Add(m.cfg.wait())
+	waiting, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	epoch, err := m.ready(waiting, s, time.Until(deadline))
+	for err == nil {
+		fresh, failure := m.refresh(waiting, s, target, epoch).wait(waiting)
+		if failure != nil && failure == waiting.Err() {
+			err = failure
+			break
+		}
+		var retry *RefreshError
+		if !errors.As(failure, &retry) {
+			return fresh, failure
+		}
+		before := epoch
+		if epoch, err = m.ready(waiting, s, time.Until(deadline)); err != nil || epoch == before {
+			return nil, failure
+		}
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil, ctx.Err()
+	}
+	return nil, retryLater(fmt.Errorf("no response from the provider within %v: %w", m.cfg.wait(), err))
+}
+
+// ready is Config.Ready, for a Config that may lack it.
+func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (epoch uint64, err error) {
+	if m.cfg.Ready == nil {
+		return 0, nil
+	}
+	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
 // renewAgain is how long nobody refreshes tokens because an API does not take them, after that was done.
@@ -118,7 +164,7 @@ func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *
 	case s.Tokens.Refresh == "" || m.renewedLately(e):
 		return rejected, nil
 	}
-	if s, err = m.refresh(ctx, s, target).wait(ctx); err != nil {
+	if s, err = m.awaitRefresh(ctx, s, target); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
@@ -141,7 +187,7 @@ func (m *Manager) renewedLately(e errand) bool {
 // leaves in the middle of a refresh takes a rotated refresh token with it.
 func (m *Manager) Drain(ctx context.Context) error {
 	done := make(chan struct{})
-	go func() { // ends with the last refresh, which is bounded
+	go func() { // ends with the last refresh
 		m.working.Wait()
 		close(done)
 	}()
@@ -153,25 +199,27 @@ func (m *Manager) Drain(ctx context.Context) error {
 	}
 }
 
-// expires is when the access token is to be taken as expired.
-func (t *Tokens) expires() time.Time {
+// expires returns when the access token is taken as expired. A provider that
+// sends no expires_in leaves it unknown, not endless (RFC 6749 5.1).
+func (m *Manager) expires(t *Tokens) time.Time {
 	if t.Expiry.IsZero() {
-		return t.Issued.Add(unknownLife)
+		return t.Issued.Add(m.cfg.accessTokenLifetime())
 	}
 	return t.Expiry
 }
 
-// usable says whether the access token will still be good when it arrives upstream.
-func (t *Tokens) usable(now time.Time) bool {
-	expires := t.expires()
+// unexpired reports whether the access token will still be good when it arrives
+// upstream.
+func (m *Manager) unexpired(t *Tokens, now time.Time) bool {
+	expires := m.expires(t)
 	leeway := min(5*time.Second, expires.Sub(t.Issued)/10)
 	return now.Before(expires.Add(-leeway))
 }
 
-// usable says whether there is an access token for a target that can be used.
-func (s *Session) usable(target string, now time.Time) bool {
+// usable reports whether s has an access token for a target that can be used.
+func (m *Manager) usable(s *Session, target string, now time.Time) bool {
 	t := s.Tokens.For(target)
-	return t.Access != "" && t.usable(now)
+	return t.Access != "" && m.unexpired(&t, now)
 }
 
 // due says whether the access token for a target is to be refreshed by now, or obtained. Without a refresh token that of no target never is: the session
@@ -181,9 +229,9 @@ func (m *Manager) due(s *Session, target string, now time.Time) bool {
 		return false
 	}
 	t := s.Tokens.For(target)
-	expires := t.expires()
+	expires := m.expires(&t)
 	ahead := min(m.cfg.refreshAhead(), expires.Sub(t.Issued)/2)
-	return !now.Before(expires.Add(-ahead)) || !t.usable(now) // one that is not there expired long ago
+	return !now.Before(expires.Add(-ahead)) || !m.unexpired(&t, now) // one that is not there expired long ago
 }
 
 // errand is what a refresh is for.
@@ -194,6 +242,7 @@ type errand struct{ session, target string }
 type flight struct {
 	of      *Session // as it was when the flight began
 	target  string
+	epoch   uint64        // of Config.Ready when the flight began
 	failed  int           // how often it was tried before without success
 	done    chan struct{} // closed when all below are set
 	session *Session
@@ -212,9 +261,10 @@ func (f *flight) wait(ctx context.Context) (*Session, error) {
 
 func (f *flight) errand() errand { return errand{f.of.ID, f.target} }
 
-// over says that the flight is of no use to who has read s: it has failed, and it is time for another try or another replica had more luck with the session; or s is
-// what came of it.
-func (f *flight) over(s *Session) bool {
+// stale reports whether a caller that read s must start a new refresh: this one
+// failed and its backoff is over, the record has changed or the provider has
+// become ready again since; or s is already its result.
+func (f *flight) stale(s *Session, epoch uint64) bool {
 	select {
 	case <-f.done:
 	default:
@@ -223,16 +273,18 @@ func (f *flight) over(s *Session) bool {
 	if f.err == nil {
 		return bytes.Equal(f.session.sealed, s.sealed)
 	}
-	return !f.retryAt.IsZero() && (!time.Now().Before(f.retryAt) || !bytes.Equal(f.of.sealed, s.sealed))
+	return !f.retryAt.IsZero() &&
+		(!time.Now().Before(f.retryAt) || f.epoch != epoch || !bytes.Equal(f.of.sealed, s.sealed))
 }
 
-// refresh joins the refresh of s for a target, and starts it where there is none. It does not wait.
-func (m *Manager) refresh(ctx context.Context, s *Session, target string) *flight {
+// refresh joins the refresh of s for a target, and starts it where there is
+// none. It does not wait. The refresh outlives the request that started it.
+func (m *Manager) refresh(ctx context.Context, s *Session, target string, epoch uint64) *flight {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := &flight{of: s, target: target, done: make(chan struct{})}
+	f := &flight{of: s, target: target, epoch: epoch, done: make(chan struct{})}
 	if before := m.flights[f.errand()]; before != nil {
-		if !before.over(s) {
+		if !before.stale(s, epoch) {
 			return before
 		}
 		if before.err != nil {
@@ -240,8 +292,8 @@ func (m *Manager) refresh(ctx context.Context, s *Session, target string) *fligh
 		}
 	}
 	m.flights[f.errand()] = f
-	ctx = context.WithoutCancel(ctx)       // the refresh outlives the request that started it
-	m.working.Go(func() { m.fly(ctx, f) }) // bounded by refreshTimeout, and by the session's end while its result cannot be saved
+	ctx = context.WithoutCancel(ctx)
+	m.working.Go(func() { m.fly(ctx, f) }) // bounded by the session's end
 	return f
 }
 
@@ -270,13 +322,19 @@ func (m *Manager) fly(ctx context.Context, f *flight) {
 		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
 		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })
 	}
+	userRequired := errors.Is(f.err, ErrUserRequired)
+	if userRequired {
+		f.retryAt = time.Now().Add(userRequiredPause)
+		m.log.WarnContext(ctx, "tokens not refreshed; the user has to sign in again", "session", s.ID, "err", f.err)
+		time.AfterFunc(userRequiredPause, func() { m.forget(f) })
+	}
 	close(f.done)
 
 	if unsaved != nil {
 		m.log.ErrorContext(ctx, "refreshed tokens not saved; trying until the store is back", "session", s.ID, "err", f.err)
 		m.saveLater(ctx, unsaved)
 	}
-	if retry == nil {
+	if retry == nil && !userRequired {
 		m.forget(f)
 	}
 }
@@ -293,7 +351,7 @@ func (m *Manager) forget(f *flight) {
 // returns that session instead.
 func (m *Manager) lease(ctx context.Context, s *Session, target string) (release func(), elsewhere *Session, err error) {
 	owner, key := rand.Text(), leaseKey(s.ID)
-	waiting, cancel := context.WithTimeout(ctx, refreshTimeout)
+	waiting, cancel := context.WithTimeout(ctx, leaseWait)
 	defer cancel()
 	began := time.Now()
 	changed, stop := m.waking.wait(s.ID)
@@ -304,7 +362,7 @@ func (m *Manager) lease(ctx context.Context, s *Session, target string) (release
 			if err != nil {
 				return nil, nil, err
 			}
-			if now.differs(s, target) && now.usable(target, time.Now()) {
+			if now.differs(s, target) && m.usable(now, target, time.Now()) {
 				return nil, now, nil
 			}
 		}
@@ -378,7 +436,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	if err != nil {
 		return nil, nil, err
 	}
-	if now.differs(s, target) && now.usable(target, time.Now()) {
+	if now.differs(s, target) && m.usable(now, target, time.Now()) {
 		return now, nil, nil // somebody else refreshed it since s was read
 	}
 	renewal, err := m.askProvider(ctx, now, target)
@@ -392,10 +450,12 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	var unrefreshed error
 	switch {
 	case err == nil:
-		next.take(renewal, target)
+		m.take(&next, renewal, target)
 	case renewal.Tokens.Refresh != "": // the answer was no good, and the refresh token before it is spent
 		unrefreshed = retryLater(err)
 		next.Tokens.Refresh = renewal.Tokens.Refresh
+	case errors.Is(err, ErrUserRequired):
+		return nil, nil, err
 	default:
 		return nil, nil, retryLater(err)
 	}
@@ -415,16 +475,22 @@ func (now *Session) differs(s *Session, target string) bool {
 	return a.Access != b.Access || !a.Issued.Equal(b.Issued) // a provider may give the same one again, to live longer
 }
 
-// askProvider refreshes at the provider, and once more when the answer was lost.
+// askProvider refreshes at the provider. Where the request may have been
+// processed and its response was lost, it repeats the request once, after the
+// provider has responded to something else.
 func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (Renewal, error) {
-	ctx, cancel := context.WithTimeout(ctx, refreshTimeout)
+	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()
 	renewal, err := m.cfg.Refresh(ctx, s, target)
-	if errors.Is(err, ErrNoAnswer) {
-		m.log.WarnContext(ctx, "no answer to a refresh; asking once more", "session", s.ID, "err", err)
-		return m.cfg.Refresh(ctx, s, target)
+	if !errors.Is(err, ErrNoAnswer) {
+		return renewal, err
 	}
-	return renewal, err
+	m.log.WarnContext(ctx, "response to a refresh lost; repeated when the provider responds",
+		"session", s.ID, "err", err)
+	if _, notReady := m.ready(ctx, s, time.Until(s.ExpiresAt)); notReady != nil {
+		return Renewal{}, notReady
+	}
+	return m.cfg.Refresh(ctx, s, target)
 }
 
 // refused ends a session whose refresh token the provider does not take, unless the store shows that the token was replaced meanwhile.
@@ -480,8 +546,9 @@ func (m *Manager) saveLater(ctx context.Context, next *Session) {
 	}
 }
 
-// take puts what a refresh for a target brought into s. What the answer does not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
-func (s *Session) take(r Renewal, target string) {
+// take puts what a refresh for a target brought into s. What the response does
+// not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
+func (m *Manager) take(s *Session, r Renewal, target string) {
 	t, got := &s.Tokens, r.Tokens
 	if got.Key != "" && got.Key != t.Key {
 		t.Key, t.Others = got.Key, nil
@@ -497,7 +564,7 @@ func (s *Session) take(r Renewal, target string) {
 	}
 	now := time.Now()
 	others := maps.Clone(t.Others) // the session that was read shares the map
-	maps.DeleteFunc(others, func(_ string, other Tokens) bool { return !other.usable(now) })
+	maps.DeleteFunc(others, func(_ string, other Tokens) bool { return !m.unexpired(&other, now) })
 	if others == nil {
 		others = make(map[string]Tokens)
 	}

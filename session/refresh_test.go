@@ -459,10 +459,12 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 	for _, takes := range []time.Duration{150 * time.Millisecond, 7 * time.Second, 14 * time.Second} {
 		p := &tokenEndpoint{takes: takes}
 		store := new(tokenstore.Memory)
-		withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+		cfg := session.Config{Store: store, Wait: 20 * time.Second}
+		withProvider(t, p, cfg, func(t *testing.T, m *session.Manager, r *http.Request) {
 			replicas := []*session.Manager{m}
 			for range 2 {
-				replica := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+				cfg.Refresh, cfg.Revoke = p.refresh, p.revoke
+				replica := newManager(t, cfg)
 				watch(t, replica)
 				replicas = append(replicas, replica)
 			}

@@ -211,10 +211,22 @@ type Config struct {
 	Cookie Cookie
 
 	// Refresh obtains an access token for a target, which is empty or what FreshFor was called with, mostly by trading the tokens' refresh token for
-	// new ones. It wraps ErrRefused when the provider says that the grant is over, and ErrNoAnswer when the request
+	// new ones. It wraps ErrRefused when the provider says that the grant is over, ErrUserRequired when it requires the user, and ErrNoAnswer when the request
 	// may have been processed but no answer arrived. A refresh token beside another error was issued all the same, in the place of the one that was
 	// spent. Its context does not end with the request that caused it.
 	Refresh func(ctx context.Context, s *Session, target string) (Renewal, error)
+
+	// Ready waits until the provider can be asked, at most for wait. The epoch that
+	// it returns changes when the provider may be asked again although it failed
+	// before: a refresh that failed in an earlier epoch is retried at once. The
+	// error, which wraps a *RefreshError, says why it cannot be asked. id is the
+	// session's. Nil: the provider can always be asked.
+	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
+	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
+	Wait time.Duration
+	// AccessTokenLifetime is how long an access token is used whose expiry is
+	// unknown. Zero means 5 minutes.
+	AccessTokenLifetime time.Duration
 
 	// Revoke tells the provider that the tokens are not needed any more. It is called for tokens that were obtained for a
 	// session which ended meanwhile. Nil: they are dropped.
@@ -226,6 +238,12 @@ type Config struct {
 func (c *Config) idleTimeout() time.Duration  { return orDefault(c.IdleTimeout, 30*time.Minute) }
 func (c *Config) maxLifetime() time.Duration  { return orDefault(c.MaxLifetime, 12*time.Hour) }
 func (c *Config) refreshAhead() time.Duration { return orDefault(c.RefreshAhead, time.Minute) }
+
+func (c *Config) wait() time.Duration { return orDefault(c.Wait, 5*time.Second) }
+
+func (c *Config) accessTokenLifetime() time.Duration {
+	return orDefault(c.AccessTokenLifetime, 5*time.Minute)
+}
 
 func (c *Config) cacheMaxAge() time.Duration { return orDefault(c.CacheMaxAge, 5*time.Second) }
 
@@ -279,7 +297,9 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.Refresh == nil {
 		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
 	}
-	for name, d := range map[string]time.Duration{"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge} {
+	for name, d := range map[string]time.Duration{
+		"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge, "Wait": cfg.Wait, "AccessTokenLifetime": cfg.AccessTokenLifetime,
+	} {
 		if d < 0 {
 			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
 		}

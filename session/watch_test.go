@@ -412,7 +412,7 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 // Redis was away for longer than a lease, and its holder is still waiting for the provider.
 func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
 	p := &tokenEndpoint{takes: 10 * time.Second}
-	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
 		var both sync.WaitGroup
 		renew := func(m *session.Manager) {
 			both.Go(func() {

@@ -1,0 +1,395 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// breaker is the circuit breaker of one provider. It has three states:
+//
+//	closed     token requests are sent
+//	half-open  the provider responds, but with errors: one token request is sent
+//	           each probeInterval, and its success closes the breaker
+//	open       the provider does not respond: no token request is sent; a
+//	           harmless request is, each probeInterval, until one is answered
+//
+// So an outage costs the provider one request a second of each replica, however
+// many sessions wait, and all of them resume with the first success.
+type breaker struct {
+	log   *slog.Logger
+	probe func(context.Context) error // nil: the provider responded, whatever it said
+	wake  chan struct{}               // tells run that the breaker became suspicious
+
+	mu      sync.Mutex // guards all below
+	state   breakerState
+	changed chan struct{} // closed and replaced when a waiting request may have to look again
+	// suspicious is set between a request without a response and the result of
+	// the probe that it causes. Requests wait for that.
+	suspicious bool
+	epoch      uint64         // see session.Config.Ready
+	failures   int            // token requests in a row that failed
+	cause      error          // of the outage
+	since      time.Time      // when the outage began
+	next       time.Time      // half-open: when the next token request is sent
+	waiting    map[string]int // session → its requests that wait
+
+	openedAt  time.Time // when the breaker opened last
+	resumedAt time.Time // when a provider that had not responded did so again
+	provenAt  time.Time // when a token request that was sent after resumedAt was answered first
+	lastAt    time.Time // when the provider responded last
+}
+
+type breakerState int
+
+const (
+	breakerClosed breakerState = iota
+	breakerHalfOpen
+	breakerOpen
+)
+
+const (
+	// probeInterval is the time between two requests to a provider in an outage,
+	// and resumeSpread the time over which the waiting sessions resume after it.
+	// Together they are less than two seconds.
+	probeInterval = 800 * time.Millisecond
+	resumeSpread  = 800 * time.Millisecond
+	// probeTimeout is how long a probe lasts, and silence how long the provider may
+	// take to answer one before it is taken for an outage.
+	probeTimeout = 5 * time.Second
+	silence      = 2 * time.Second
+	// failuresToOpen is how many token requests in a row fail before the breaker
+	// opens. One may fail because of what is in it.
+	failuresToOpen = 2
+	// maxProviderPause is the longest Retry-After that delays the next request.
+	maxProviderPause = 30 * time.Second
+
+	// A token request that is in flight for suspectAfter has the provider probed.
+	suspectAfter = 2 * time.Second
+	// lostAfter is how long a token request that was sent before an outage may
+	// stay in flight while later ones are answered. Then its response is lost.
+	lostAfter = time.Second
+	// maxInFlight bounds how long any token request is in flight while the provider
+	// answers others.
+	maxInFlight = 2 * time.Minute
+)
+
+// errProviderSilent is the cause of an outage in which connections are open and
+// nothing is answered.
+var errProviderSilent = errors.New("the provider does not respond")
+
+// errUnreachable is wrapped by the error of a request that did not reach the
+// provider.
+var errUnreachable = errors.New("the provider cannot be reached")
+
+// errResponseLost cancels a token request that will not be answered any more.
+var errResponseLost = errors.New("the provider answers later requests, but not this one")
+
+func newBreaker(log *slog.Logger, probe func(context.Context) error) *breaker {
+	return &breaker{log: log, probe: probe, wake: make(chan struct{}, 1), changed: make(chan struct{}), waiting: make(map[string]int)}
+}
+
+// admit waits until a token request may be sent for a session, at most for wait.
+// It is the better part of session.Config.Ready.
+func (b *breaker) admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
+	deadline := time.Now().Add(wait)
+	var waited, spread bool
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for {
+		now := time.Now()
+		pause := wait // or until something changes
+		switch {
+		case b.suspicious:
+		case b.state == breakerClosed && waited && !spread:
+			spread = true
+			pause = rand.N(min(resumeSpread, max(deadline.Sub(now), 1)))
+		case b.state == breakerClosed:
+			return b.epoch, nil
+		case b.state == breakerHalfOpen && !now.Before(b.next):
+			b.next = now.Add(probeInterval)
+			b.epoch++
+			return b.epoch, nil
+		case b.state == breakerHalfOpen && b.next.After(deadline):
+			return 0, b.unavailable(b.next.Sub(now))
+		case b.state == breakerHalfOpen:
+			pause = b.next.Sub(now)
+		}
+		if !now.Before(deadline) {
+			return 0, b.unavailable(probeInterval)
+		}
+		waited = waited || b.state != breakerClosed
+		if err := b.wait(ctx, sessionID, min(pause, deadline.Sub(now))); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// wait unlocks mu until pause is over or something changes. The error is the
+// context's, unless its deadline has passed.
+func (b *breaker) wait(ctx context.Context, sessionID string, pause time.Duration) error {
+	changed := b.changed
+	b.waiting[sessionID]++
+	b.mu.Unlock()
+	timer := time.NewTimer(pause)
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	timer.Stop()
+	b.mu.Lock()
+	if b.waiting[sessionID]--; b.waiting[sessionID] == 0 {
+		delete(b.waiting, sessionID)
+	}
+	return ctx.Err()
+}
+
+// unavailable is the error of a request that cannot wait for the provider. The
+// caller holds mu.
+func (b *breaker) unavailable(retryAfter time.Duration) error {
+	err := errProviderSilent
+	if b.state != breakerClosed {
+		err = fmt.Errorf("the provider is unavailable since %s: %w", b.since.UTC().Format(time.RFC3339), b.cause)
+	}
+	return &session.RefreshError{RetryAfter: retryAfter, Err: err}
+}
+
+// report takes note of how a token request that was sent at a moment ended. A
+// request that its caller canceled says nothing.
+func (b *breaker) report(begun time.Time, err error) {
+	var refusal *tokenError
+	var transient *session.RefreshError
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, errResponseLost):
+	case errors.As(err, &refusal) && !refusal.transient():
+		b.succeeded(begun)
+	case errors.As(err, &transient):
+		b.failed(err, true, transient.RetryAfter)
+	case errors.Is(err, errUnreachable), errors.Is(err, session.ErrNoAnswer):
+		b.failed(err, false, 0)
+	case err != nil:
+		b.failed(err, true, 0)
+	default:
+		b.succeeded(begun)
+	}
+}
+
+// succeeded takes note of a token request that was answered as it should be; a
+// refusal of the grant is such a response. begun is when it was sent.
+func (b *breaker) succeeded(begun time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.lastAt, b.failures = now, 0
+	if b.state == breakerOpen {
+		b.resumedAt = now
+	}
+	if begun.After(b.resumedAt) && !b.provenAt.After(b.resumedAt) {
+		b.provenAt = now
+	}
+	if b.state == breakerClosed {
+		return
+	}
+	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(), "waiting_sessions", len(b.waiting))
+	b.state, b.suspicious, b.cause = breakerClosed, false, nil
+	b.epoch++
+	b.notify()
+}
+
+// failed takes note of a token request that was answered with a transient error,
+// or, where responded is false, not at all. The provider is not asked again for
+// retryAfter, within bounds.
+func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.failures++
+	if responded {
+		b.lastAt = now
+	} else {
+		b.suspect()
+	}
+	next := now.Add(min(max(retryAfter, probeInterval), maxProviderPause))
+	switch {
+	case b.state == breakerClosed && b.failures >= failuresToOpen:
+		b.trip(breakerHalfOpen, cause)
+		b.next = next
+	case b.state == breakerHalfOpen:
+		b.cause, b.next = cause, next
+	case b.state == breakerOpen && responded:
+		b.state, b.suspicious, b.cause, b.resumedAt, b.next = breakerHalfOpen, false, cause, now, next
+	}
+	b.notify()
+}
+
+// responded takes note of the response to a probe.
+func (b *breaker) responded() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.lastAt, b.suspicious = now, false
+	if b.state == breakerOpen {
+		b.state, b.resumedAt, b.next = breakerHalfOpen, now, now
+	}
+	b.epoch++ // what failed without a response may be retried
+	b.notify()
+}
+
+// silent takes note of a probe that was not answered.
+func (b *breaker) silent(cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == breakerOpen || !b.suspicious {
+		return
+	}
+	b.openedAt = time.Now()
+	if b.state == breakerClosed {
+		b.trip(breakerOpen, cause)
+	} else {
+		b.state, b.cause = breakerOpen, cause
+	}
+	b.suspicious = false
+	b.notify()
+}
+
+// trip begins an outage. The caller holds mu.
+func (b *breaker) trip(state breakerState, cause error) {
+	b.state, b.cause, b.since = state, cause, time.Now()
+	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(), "waiting_sessions", len(b.waiting), "err", cause)
+}
+
+// suspect has the provider probed. The caller holds mu.
+func (b *breaker) suspect() {
+	if b.state == breakerOpen {
+		return
+	}
+	b.suspicious = true
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// notify has the waiting requests look again. The caller holds mu.
+func (b *breaker) notify() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// run probes the provider when it is suspected not to respond, until ctx ends.
+func (b *breaker) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.wake:
+			b.probeUntilResponse(ctx)
+		}
+	}
+}
+
+// probeUntilResponse sends a probe now and each probeInterval, on a connection of
+// its own, until the provider has responded to one of them or to a token request.
+func (b *breaker) probeUntilResponse(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	defer stop()
+	results := make(chan error)
+	tick := time.NewTicker(probeInterval)
+	defer tick.Stop()
+	quiet := time.NewTimer(silence)
+	defer quiet.Stop()
+	for begun := time.Now(); ; {
+		probes.Go(func() { // bounded by probeTimeout
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			err := b.probe(ctx)
+			select {
+			case results <- err:
+			case <-ctx.Done():
+			}
+		})
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return
+			case err := <-results:
+				if err == nil {
+					b.responded()
+					return
+				}
+				b.silent(err)
+			case <-quiet.C:
+				b.silent(errProviderSilent)
+			case <-tick.C:
+				waiting = false
+			}
+		}
+		if b.respondedSince(begun) {
+			return
+		}
+	}
+}
+
+// respondedSince reports whether the provider has responded to anything after a
+// moment, and the breaker is not open.
+func (b *breaker) respondedSince(begun time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state != breakerOpen && !b.suspicious && b.lastAt.After(begun)
+}
+
+// supervise watches a token request in flight until stop is called. It has the
+// provider probed when there is no response for long. A request stays in flight
+// as long as its connection lives, for the refresh token may have been rotated;
+// but one whose response is lost is canceled with errResponseLost.
+func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (stop func()) {
+	done := make(chan struct{})
+	timer := time.AfterFunc(suspectAfter, func() {
+		tick := time.NewTicker(suspectAfter / 8)
+		defer tick.Stop()
+		var suspected time.Time
+		for {
+			if time.Since(suspected) > maxInFlight/8 {
+				suspected = time.Now()
+				b.mu.Lock()
+				b.suspect()
+				b.notify()
+				b.mu.Unlock()
+			}
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			if b.lost(begun) {
+				cancel(errResponseLost)
+				return
+			}
+		}
+	})
+	return func() {
+		timer.Stop()
+		close(done)
+	}
+}
+
+// lost reports whether a token request that was sent at a moment will not be
+// answered any more.
+func (b *breaker) lost(begun time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if begun.Before(b.openedAt) && b.resumedAt.After(b.openedAt) && b.provenAt.After(b.resumedAt) {
+		return now.Sub(b.provenAt) > lostAfter
+	}
+	return now.Sub(begun) > maxInFlight && b.lastAt.After(begun.Add(maxInFlight/2))
+}
