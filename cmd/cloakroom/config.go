@@ -70,12 +70,14 @@ type oidcConfig struct {
 	Resource                []string          `yaml:"resource"`
 	Audience                string            `yaml:"audience"`
 	AuthorizationParameters map[string]string `yaml:"authorization_parameters"`
-	PushedRequests          string            `yaml:"pushed_requests"`   // default auto
-	SignRequests            bool              `yaml:"sign_requests"`     // default false
-	ResponseMode            string            `yaml:"response_mode"`     // default query
-	SenderConstraint        string            `yaml:"sender_constraint"` // dpop or mtls; default: none
-	UserInfo                bool              `yaml:"userinfo"`          // default false
-	LogoutURL               string            `yaml:"logout_url"`        // default: what the provider announces
+	PushedRequests          string            `yaml:"pushed_requests"`       // default auto
+	SignRequests            bool              `yaml:"sign_requests"`         // default false
+	ResponseMode            string            `yaml:"response_mode"`         // default query
+	SenderConstraint        string            `yaml:"sender_constraint"`     // dpop or mtls; default: none
+	UserInfo                bool              `yaml:"userinfo"`              // default false
+	Wait                    time.Duration     `yaml:"wait"`                  // default 5s
+	AccessTokenLifetime     time.Duration     `yaml:"access_token_lifetime"` // default 5m
+	LogoutURL               string            `yaml:"logout_url"`            // default: what the provider announces
 	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
 }
 
@@ -199,6 +201,8 @@ func (c *config) setDefaults() {
 	c.Session.IdleTimeout = cmp.Or(c.Session.IdleTimeout, 30*time.Minute)
 	c.Session.MaxLifetime = cmp.Or(c.Session.MaxLifetime, 12*time.Hour)
 	c.Session.RefreshAhead = cmp.Or(c.Session.RefreshAhead, time.Minute)
+	c.OIDC.Wait = cmp.Or(c.OIDC.Wait, 5*time.Second)
+	c.OIDC.AccessTokenLifetime = cmp.Or(c.OIDC.AccessTokenLifetime, 5*time.Minute)
 	c.Session.CacheMaxAge = cmp.Or(c.Session.CacheMaxAge, 5*time.Second)
 	c.Session.Cookie.SameSite = cmp.Or(c.Session.Cookie.SameSite, "strict")
 }
@@ -214,6 +218,7 @@ func keyOf(field string) string {
 		"Provider.ClientKeys": "oidc.client_key", "Provider.ClientCertificate": "oidc.client_cert_file", "Provider.AssertionAudience": "oidc.client_assertion_audience",
 		"Provider.Resources": "oidc.resource", "Provider.Parameters": "oidc.authorization_parameters",
 		"Claims.Allow": "session.claims.allow", "Claims.Map": "session.claims.map",
+		"Wait": "oidc.wait", "AccessTokenLifetime": "oidc.access_token_lifetime",
 		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
 		"CacheMaxAge": "session.cache_max_age", "MaxPerUser": "session.max_per_user",
 		"Routes": "routes",
@@ -365,7 +370,7 @@ func (c *config) provider() (bff.ProviderConfig, []string) {
 	p := bff.ProviderConfig{
 		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience, TrustedAudiences: o.TrustedAudiences,
 		Resources: o.Resource, Audience: o.Audience, Parameters: o.AuthorizationParameters, PushedRequests: o.PushedRequests, SignRequests: o.SignRequests,
-		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, FAPI2: o.Profile == "fapi2",
+		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, Wait: o.Wait, AccessTokenLifetime: o.AccessTokenLifetime, FAPI2: o.Profile == "fapi2",
 		LogoutURL: o.LogoutURL, LogoutRedirectParameter: o.LogoutRedirectParameter,
 	}
 	if o.Profile != "" && o.Profile != "fapi2" {

@@ -44,6 +44,9 @@ var builtBroker = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if os.Getenv("CLOAKROOM_TEST_PROVIDER") != "" {
+		serveOutageProvider()
+	}
 	code := m.Run()
 	if brokerDir != "" {
 		os.RemoveAll(brokerDir)
@@ -103,6 +106,14 @@ type fleet struct {
 // startFleet starts a replica for each store URL, and waits until all are ready. Env is added to what configures them.
 func startFleet(t *testing.T, env map[string]string, storeURLs ...string) *fleet {
 	t.Helper()
+	f := newFleet(t)
+	f.startReplicas(env, storeURLs...)
+	return f
+}
+
+// newFleet returns a fleet without replicas: its URL and its provider.
+func newFleet(t *testing.T) *fleet {
+	t.Helper()
 	f := &fleet{t: t, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}}
 	var turn atomic.Uint64
 	balancer := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
@@ -113,6 +124,14 @@ func startFleet(t *testing.T, env map[string]string, storeURLs ...string) *fleet
 	f.host = strings.Replace(balancer.Listener.Addr().String(), "127.0.0.1", "localhost", 1)
 	f.url = "http://" + f.host
 	f.provider = bfftest.NewProvider(t, f.url)
+	return f
+}
+
+// startReplicas starts a replica for each store URL, and waits until all are
+// ready. Env is added to what configures them.
+func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
+	t := f.t
+	t.Helper()
 	echo := bfftest.NewEcho(t)
 	stream := bfftest.NewEcho(t)
 	stream.Answer = func(w http.ResponseWriter, r *http.Request) {
@@ -141,7 +160,6 @@ func startFleet(t *testing.T, env map[string]string, storeURLs ...string) *fleet
 	for _, r := range f.replicas {
 		r.awaitReady(t)
 	}
-	return f
 }
 
 // replica is a process of the broker.

@@ -27,6 +27,7 @@ const (
 	cut
 	hang
 	dropAnswers
+	blackhole
 )
 
 // link is a client's connection and the one to the target that belongs to it.
@@ -38,6 +39,7 @@ type link struct {
 	target     net.Conn // nil until it is reached
 	clientLeft bool
 	lostAnswer bool // What came next would be taken for the answer that was lost.
+	dead       bool // It lost something in a black hole, and passes nothing more.
 }
 
 // chunk is what was read at once; without bytes it is the end of what one side has to say.
@@ -77,10 +79,14 @@ func (p *Proxy) Hang() { p.set(hang, 0) }
 // next would be taken for the answer that was lost.
 func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
 
+// Blackhole loses what is sent in either direction, until Heal. Connections stay
+// open for ever; those that lost something pass nothing more, also after Heal.
+func (p *Proxy) Blackhole() { p.set(blackhole, 0) }
+
 // Delay makes everything arrive later by d, each way, until Heal.
 func (p *Proxy) Delay(d time.Duration) { p.set(none, d) }
 
-// Heal ends what Cut, Hang, DropAnswers or Delay began.
+// Heal ends what Cut, Hang, DropAnswers, Blackhole or Delay began.
 func (p *Proxy) Heal() { p.set(none, 0) }
 
 // Connections is how many connections clients have open.
@@ -224,6 +230,10 @@ func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
 		p.mu.Lock()
 		changed, due := p.changed, time.After(time.Until(c.at.Add(p.delay)))
 		switch drop := p.fault == dropAnswers && answer; {
+		case c.bytes != nil && (l.dead || p.fault == blackhole):
+			l.dead = true
+			p.mu.Unlock()
+			return false
 		case drop && c.bytes != nil:
 			l.lostAnswer = true
 			p.mu.Unlock()
