@@ -292,7 +292,7 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 
 // Whatever a provider answers with, it is a clean failure, in time.
 func TestHostileTokenAnswers(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
 	token := func() string {
 		return fmt.Sprintf(`{"access_token":"a","token_type":"Bearer","expires_in":60,"id_token":%q}`, "e30.e30.e30")
 	}

@@ -248,8 +248,9 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	stop := p.breaker.supervise(asked, cancel)
 	defer stop()
 	defer func() {
-		// An error response to a code may be due to the code, which anybody can send.
-		if refusal := (*tokenError)(nil); form.Get("grant_type") != "authorization_code" || !errors.As(err, &refusal) {
+		// Anybody can send a code, so what is answered to one is no sign of an outage.
+		noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable)
+		if err == nil || noResponse || form.Get("grant_type") != "authorization_code" {
 			p.breaker.report(asked, err)
 		}
 	}()

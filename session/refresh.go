@@ -44,7 +44,7 @@ const (
 	leaseWait = 45 * time.Second
 	// leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting. The lease is renewed while the work
 	// lasts, however long that is.
-	leaseTTL   = 5 * time.Second
+	leaseTTL   = 4 * time.Second
 	leaseRenew = leaseTTL / 5
 	// leaseLook is how often a replica that waits for another looks by itself: nobody announces that a lease has run out.
 	leaseLook = 500 * time.Millisecond

@@ -19,7 +19,7 @@ import (
 // What holds when the broker is several processes with one Redis, and when one of them, Redis or the provider fails.
 
 // leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting.
-const leaseTTL = 5 * time.Second
+const leaseTTL = 4 * time.Second
 
 func TestReplicasOnEveryTopology(t *testing.T) {
 	for _, topology := range topologies {
@@ -277,7 +277,7 @@ func TestTokensAreRefreshedWhereRedisAnnouncesNothing(t *testing.T) {
 func TestTheLeaseOutlastsASlowProvider(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
-	f := startFleet(t, nil, redis.URL(), redis.URL())
+	f := startFleet(t, map[string]string{"OIDC_WAIT": "20s"}, redis.URL(), redis.URL())
 	v := f.expired(t)
 	const providerTakes = leaseTTL + 2*time.Second
 	f.answersAfter(providerTakes)

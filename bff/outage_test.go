@@ -1,0 +1,297 @@
+package bff_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// onRefresh has deal answer the refresh requests of the provider. It is told
+// which one of them it is, from 1.
+func (a *app) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) *calls {
+	var mu sync.Mutex
+	n := 0
+	return a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if r.PostForm.Get("grant_type") != "refresh_token" {
+			provider.ServeHTTP(w, r)
+			return
+		}
+		mu.Lock()
+		n++
+		this := n
+		mu.Unlock()
+		deal(this, w, r, provider)
+	}})
+}
+
+func refuse(w http.ResponseWriter, status int, code string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	fmt.Fprintf(w, `{"error":%q}`, code)
+}
+
+// OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
+func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
+	for _, code := range []string{"interaction_required", "login_required", "consent_required", "account_selection_required"} {
+		for _, status := range []int{400, 401, 403} {
+			t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
+				t.Parallel()
+				a := newApp(t, nil)
+				b := a.expired()
+				calls := a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) { refuse(w, status, code) })
+				for range 5 {
+					answer := b.Fetch("GET", "/api/x")
+					wantProblem(t, answer, 401, "insufficient_user_authentication")
+					if !strings.Contains(answer.Text, `"login_url":"/bff/login"`) || !strings.Contains(answer.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
+						t.Errorf("no login_url or no challenge: %v\n%s", answer.Header, answer.Text)
+					}
+				}
+				wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 401, "insufficient_user_authentication")
+				if n := len(calls.to("/token")); n != 1 {
+					t.Errorf("%d token requests, want 1 until the user has signed in", n)
+				}
+				a.wantSession(b, "alice")
+				a.provider.Behave()
+				if got := b.SignIn("alice", ""); got.StatusCode != 303 {
+					t.Fatalf("sign in again: got %d\n%s", got.StatusCode, got.Text)
+				}
+				wantOK(t, b.Fetch("GET", "/api/x"))
+			})
+		}
+	}
+}
+
+func TestARefreshThatRequiresTheUserLeavesAGoodTokenInUse(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
+	b := a.signedIn()
+	a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		refuse(w, 400, "interaction_required")
+	})
+	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 401, "insufficient_user_authentication")
+	wantOK(t, b.Fetch("GET", "/api/x"))
+}
+
+// unsigned returns an access token with claims that nobody verifies.
+func unsigned(claims string) string {
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(`{"alg":"RS256","typ":"at+jwt"}`)) + "." + encode([]byte(claims)) + ".c2ln"
+}
+
+// RFC 6749 5.1: without expires_in the lifetime is unknown, not endless.
+func TestATokenWithoutExpiresInExpires(t *testing.T) {
+	exp := func(in time.Duration) string { return fmt.Sprintf(`{"exp":%d}`, time.Now().Add(in).Unix()) }
+	for name, test := range map[string]struct {
+		access   func() string
+		lifetime time.Duration
+		want     int // refreshes after two calls
+	}{
+		"exp in an hour":                  {func() string { return unsigned(exp(time.Hour)) }, time.Millisecond, 0},
+		"exp passed":                      {func() string { return unsigned(exp(-time.Hour)) }, time.Hour, 1},
+		"opaque, short lifetime":          {func() string { return "opaque" }, time.Millisecond, 1},
+		"opaque, long lifetime":           {func() string { return "opaque" }, time.Hour, 0},
+		"opaque, default lifetime":        {func() string { return "opaque" }, 0, 0},
+		"no exp, short lifetime":          {func() string { return unsigned(`{"sub":"alice"}`) }, time.Millisecond, 1},
+		"exp is a text":                   {func() string { return unsigned(`{"exp":"soon"}`) }, time.Millisecond, 1},
+		"exp is negative":                 {func() string { return unsigned(`{"exp":-1}`) }, time.Hour, 0},
+		"exp is beyond all time":          {func() string { return unsigned(`{"exp":1e300}`) }, time.Millisecond, 1},
+		"EXP, which is not exp":           {func() string { return unsigned(`{"EXP":1}`) }, time.Hour, 0},
+		"not JSON":                        {func() string { return "a.b.c" }, time.Millisecond, 1},
+		"claims that are not an object":   {func() string { return unsigned(`[1]`) }, time.Millisecond, 1},
+		"claims with the same name twice": {func() string { return unsigned(`{"exp":1,"exp":2}`) }, time.Hour, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.AccessTokenLifetime = test.lifetime })
+			a.provider.SetHooks(devop.Hooks{
+				SignAccessToken:   func(_, _ map[string]any) (string, error) { return test.access(), nil },
+				EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "expires_in") },
+			})
+			b := a.signedIn()
+			time.Sleep(10 * time.Millisecond)
+			a.provider.Behave()
+			for range 2 {
+				wantOK(t, b.Fetch("GET", "/api/x"))
+			}
+			if n := a.provider.Refreshes(); n != test.want {
+				t.Errorf("%d refreshes, want %d", n, test.want)
+			}
+		})
+	}
+}
+
+// A refresh request that may have arrived stays in flight: the provider may
+// have rotated the refresh token already. Its callers do not wait for it longer
+// than they may.
+func TestARefreshInFlightIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 200 * time.Millisecond })
+	b := a.expired()
+	release := make(chan struct{})
+	calls := a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		<-release
+		provider.ServeHTTP(w, r)
+	})
+	for until := time.Now().Add(6 * time.Second); time.Now().Before(until); {
+		answer := b.Fetch("GET", "/api/x")
+		wantProblem(t, answer, 503, "provider_unavailable")
+		if answer.Header.Get("Retry-After") == "" {
+			t.Error("no Retry-After")
+		}
+	}
+	close(release)
+	waitFor(t, "the refresh is answered", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+	if n := len(calls.to("/token")); n != 1 {
+		t.Errorf("%d refresh requests, want 1", n)
+	}
+	a.wantSession(b, "alice")
+}
+
+// In an outage the provider gets one request in a while, however many sessions
+// wait, and all of them are over it at the first success.
+func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	const users = 20
+	var expired []func() int
+	for range users {
+		b := a.expired()
+		expired = append(expired, func() int { return b.Fetch("GET", "/api/x").StatusCode })
+	}
+	var mu sync.Mutex
+	down := true
+	calls := a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		mu.Lock()
+		fail := down
+		mu.Unlock()
+		if fail {
+			http.Error(w, "out of order", 503)
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	callAll := func() map[int]int {
+		var all sync.WaitGroup
+		statuses := make(map[int]int)
+		for _, call := range expired {
+			all.Go(func() {
+				status := call()
+				mu.Lock()
+				defer mu.Unlock()
+				statuses[status]++
+			})
+		}
+		all.Wait()
+		return statuses
+	}
+	if got := callAll(); got[503] != users {
+		t.Errorf("during the outage: %v, want %d times 503", got, users)
+	}
+	first := len(calls.to("/token")) // the first calls came at once
+	if got := callAll(); got[503] != users {
+		t.Errorf("during the outage: %v, want %d times 503", got, users)
+	}
+	if n := len(calls.to("/token")) - first; n > 10 {
+		t.Errorf("%d token requests in 5 s of the outage, want one in 0.8 s", n)
+	}
+	mu.Lock()
+	down = false
+	mu.Unlock()
+	if got := callAll(); got[200] != users {
+		t.Errorf("after the outage: %v, want %d times 200", got, users)
+	}
+	text := a.logs.String()
+	for _, line := range []string{"provider unavailable", "provider recovered"} {
+		if n := strings.Count(text, `"`+line); n != 1 {
+			t.Errorf("%d log lines %q, want 1", n, line)
+		}
+	}
+}
+
+// What one session's refresh meets is no outage.
+func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
+	poisoned := a.expired()
+	first := ""
+	a.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if n == 1 {
+			first = r.PostForm.Get("refresh_token")
+		}
+		if r.PostForm.Get("refresh_token") == first {
+			http.Error(w, "out of order", 500)
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	wantProblem(t, poisoned.Fetch("GET", "/api/x"), 503, "provider_unavailable")
+	for range 5 {
+		b := a.signedIn()
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		wantProblem(t, poisoned.Fetch("GET", "/api/x"), 503, "provider_unavailable")
+	}
+}
+
+// Codes come from anybody; what the provider says of them is no sign of an outage.
+func TestCodesThatFailAreNoOutage(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
+	b := a.expired()
+	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if r.PostForm.Get("grant_type") == "authorization_code" {
+			http.Error(w, "out of order", 500)
+			return
+		}
+		provider.ServeHTTP(w, r)
+	}})
+	for range 5 {
+		wantPage(t, a.browser().SignIn("bob", ""), 503, "provider_unavailable")
+	}
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	if strings.Contains(a.logs.String(), "provider unavailable;") {
+		t.Error("failed codes opened the circuit breaker")
+	}
+}
+
+// A provider that answers nothing keeps nobody waiting longer than oidc.wait,
+// on whichever way.
+func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
+	t.Parallel()
+	const wait = 500 * time.Millisecond
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.Wait, cfg.Provider.UserInfo = wait, true
+	})
+	release := make(chan struct{})
+	defer close(release)
+	b := a.expired()
+	callback := a.browser()
+	u := callback.AnswerOfProvider("alice", "").Location(t).String()
+	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}})
+	for name, call := range map[string]func() int{
+		"an API call": func() int { return b.Fetch("GET", "/api/x").StatusCode },
+		"a refresh":   func() int { return b.Fetch("POST", "/bff/session/refresh").StatusCode },
+		"a login":     func() int { return a.browser().Navigate("/bff/login").StatusCode },
+		"a callback":  func() int { return callback.Navigate(u).StatusCode },
+	} {
+		began := time.Now()
+		if got := call(); got != 503 {
+			t.Errorf("%s: got %d, want 503", name, got)
+		}
+		if took := time.Since(began); took > wait+5*time.Second {
+			t.Errorf("%s: took %v", name, took)
+		}
+	}
+	a.wantSession(b, "alice")
+}
