@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 
@@ -98,15 +101,12 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		l.decodeStruct(n, v, key)
 	case v.Kind() == reflect.Map && n.Kind == yaml.MappingNode:
 		v.Set(reflect.MakeMap(v.Type()))
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			name, item := n.Content[i].Value, reflect.New(v.Type().Elem()).Elem()
-			if v.MapIndex(reflect.ValueOf(name)).IsValid() {
-				fail("%q is there twice", name)
-			}
-			if one := n.Content[i+1]; item.Kind() == reflect.Slice && one.Kind == yaml.ScalarNode {
-				item.Set(reflect.ValueOf([]string{one.Value})) // spaces and all
+		for _, p := range l.pairs(n, key) {
+			name, item := p.name.Value, reflect.New(v.Type().Elem()).Elem()
+			if item.Kind() == reflect.Slice && p.value.Kind == yaml.ScalarNode {
+				item.Set(reflect.ValueOf([]string{p.value.Value})) // spaces and all
 			} else {
-				l.decode(one, item, join(key, name))
+				l.decode(p.value, item, join(key, name))
 			}
 			v.SetMapIndex(reflect.ValueOf(name), item)
 		}
@@ -115,7 +115,7 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		for i, item := range n.Content {
 			l.decode(item, v.Index(i), fmt.Sprintf("%s[%d]", key, i))
 		}
-	case n.Kind == yaml.ScalarNode && !isStructSlice(v) && v.Kind() != reflect.Map:
+	case n.Kind == yaml.ScalarNode && (!isComposite(v) || v.Kind() == reflect.Slice && !isStructSlice(v)):
 		if err := setText(v, n.Value); err != nil {
 			fail("%v", err)
 		}
@@ -125,24 +125,24 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 }
 
 func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
-	seen := make(map[string]bool)
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		name, value := n.Content[i], n.Content[i+1]
+	for _, p := range l.pairs(n, key) {
+		name, value := p.name, p.value
 		at := join(key, name.Value)
-		if seen[name.Value] {
-			l.mistake("%s:%d: %s: is there twice", l.file, name.Line, at)
-			continue
-		}
-		seen[name.Value] = true
 		if f, ok := fieldNamed(v, name.Value); ok {
 			l.decode(value, f, at)
 			continue
 		}
 		if secret, ok := strings.CutSuffix(name.Value, "_file"); ok {
 			if f, ok := fieldNamed(v, secret); ok && isSecret(f) {
-				l.files[join(key, secret)] = value.Value
+				var path string
+				if l.decode(value, reflect.ValueOf(&path).Elem(), at); path != "" {
+					l.files[join(key, secret)] = path
+				}
 				continue
 			}
+		}
+		if key == "" && strings.HasPrefix(name.Value, "x-") {
+			continue // holds anchors
 		}
 		hint := ""
 		if near := nearest(name.Value, fieldNames(v)); near != "" {
@@ -150,6 +150,60 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
 		}
 		l.mistake("%s:%d: %s: unknown key%s", l.file, name.Line, at, hint)
 	}
+}
+
+// pair is a key of a mapping and its value.
+type pair struct{ name, value *yaml.Node }
+
+// pairs returns what is in a mapping, with the mappings that merge keys (<<)
+// name: what the mapping says itself wins, then what is named first. A key that
+// a mapping has twice is a mistake.
+func (l *loader) pairs(n *yaml.Node, key string) []pair {
+	var all []pair
+	seen := make(map[string]bool)
+	merged := make(map[*yaml.Node]bool)
+	var add func(n *yaml.Node)
+	add = func(n *yaml.Node) {
+		if n.Kind == yaml.AliasNode {
+			n = n.Alias
+		}
+		if merged[n] { // an anchor that is named again, or that names itself
+			return
+		}
+		merged[n] = true
+		var merges []*yaml.Node
+		own := make(map[string]bool)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			p := pair{n.Content[i], n.Content[i+1]}
+			name := p.name.Value
+			switch {
+			case p.name.Tag == "!!merge":
+				merges = append(merges, p.value)
+			case own[name]:
+				l.mistake("%s:%d: %s: is there twice", l.file, p.name.Line, join(key, name))
+			case !seen[name]:
+				all = append(all, p)
+				fallthrough
+			default:
+				own[name], seen[name] = true, true
+			}
+		}
+		for _, m := range merges {
+			items := []*yaml.Node{m}
+			if m.Kind == yaml.SequenceNode {
+				items = m.Content
+			}
+			for _, item := range items {
+				if item.Kind != yaml.MappingNode && (item.Kind != yaml.AliasNode || item.Alias.Kind != yaml.MappingNode) {
+					l.mistake("%s:%d: %s: a merge key names mappings, or a list of them", l.file, item.Line, join(key, "<<"))
+					continue
+				}
+				add(item)
+			}
+		}
+	}
+	add(n)
+	return all
 }
 
 // readEnvironment overrides every key whose environment variable is set.
@@ -164,7 +218,7 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 		if isSecret(f) {
 			if path := l.getenv(name + "_FILE"); path != "" {
 				if l.getenv(name) != "" {
-					l.mistake("%s_FILE: %s is set too; which of them counts?", name, name)
+					l.mistake("%s_FILE: set either %s or %s_FILE, not both", name, name, name)
 				}
 				l.files[at] = path
 				f.SetZero()
@@ -175,20 +229,70 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 			continue
 		}
 		delete(l.files, at)
-		if isStructSlice(f) { // routes: YAML, in its flow style most likely
-			var doc yaml.Node
-			if err := yaml.Load([]byte(text), &doc); err != nil || len(doc.Content) == 0 {
-				l.mistake("%s: not YAML: %v", name, err)
-				continue
-			}
-			inEnvironment := *l
-			inEnvironment.file, inEnvironment.mistakes = name, nil
-			inEnvironment.decode(doc.Content[0], f, at)
-			l.mistakes = append(l.mistakes, inEnvironment.mistakes...)
+		if isSecret(f) && cleanSecret(text) == "" {
+			l.mistake("%s: holds white space only", name)
+			continue
+		}
+		// Lists and mappings are YAML, in its flow style most likely. A list can also
+		// be written with commas.
+		list := f.Kind() == reflect.Slice && !isStructSlice(f)
+		if isComposite(f) && !list || list && strings.HasPrefix(strings.TrimSpace(text), "[") {
+			l.decodeText(name, text, f, at)
 			continue
 		}
 		if err := setText(f, text); err != nil {
 			l.mistake("%s: %v", name, err)
+		}
+	}
+}
+
+// decodeText puts the YAML in an environment variable into v.
+func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
+	inEnvironment := *l
+	inEnvironment.file, inEnvironment.mistakes = name, nil
+	var doc yaml.Node
+	switch err := yaml.Load([]byte(text), &doc); {
+	case err != nil && isSecret(v):
+		inEnvironment.mistake("%s: [redacted] is not YAML", name) // the error may quote it
+	case err != nil:
+		inEnvironment.mistake("%s: not YAML: %v", name, err)
+	case len(doc.Content) > 0:
+		inEnvironment.decode(doc.Content[0], v, key)
+	}
+	l.mistakes = append(l.mistakes, inEnvironment.mistakes...)
+}
+
+// strayVariables returns a warning for each environment variable that is no key,
+// but close to one.
+func strayVariables(environ []string) []string {
+	var names []string
+	collectVariables(reflect.TypeFor[config](), "CLOAKROOM", &names)
+	var warnings []string
+	for _, entry := range environ {
+		name, _, _ := strings.Cut(entry, "=")
+		if !strings.HasPrefix(name, "CLOAKROOM_") || slices.Contains(names, name) {
+			continue
+		}
+		if near := nearest(name, names); near != "" {
+			warnings = append(warnings, fmt.Sprintf("%s is not a key and has no effect; did you mean %s?", name, near))
+		}
+	}
+	return warnings
+}
+
+// collectVariables collects the names of the environment variables that set the
+// fields of a struct.
+func collectVariables(t reflect.Type, prefix string, names *[]string) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name := prefix + "_" + strings.ToUpper(tag(f))
+		if f.Type.Kind() == reflect.Struct {
+			collectVariables(f.Type, name, names)
+			continue
+		}
+		*names = append(*names, name)
+		if isSecret(reflect.Zero(f.Type)) {
+			*names = append(*names, name+"_FILE")
 		}
 	}
 }
@@ -214,12 +318,15 @@ func (l *loader) readSecrets(v reflect.Value, key string) {
 			l.mistake("%s_file: %v", at, err)
 			continue
 		}
-		secret := strings.TrimSpace(string(text))
-		if secret == "" {
+		if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
+			l.mistake("%s_file: %s is not a text in UTF-8", at, path)
+			continue
+		}
+		if cleanSecret(string(text)) == "" {
 			l.mistake("%s_file: %s is empty", at, path)
 			continue
 		}
-		setText(f, secret)
+		setText(f, string(text)) // no text is wrong for a secret
 	}
 }
 
@@ -229,7 +336,7 @@ func setText(v reflect.Value, text string) error {
 	case *string:
 		*p = text
 	case *session.Secret:
-		*p = session.Secret(text)
+		*p = session.Secret(cleanSecret(text))
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -265,9 +372,16 @@ func setText(v reflect.Value, text string) error {
 			*p = append(*p, session.Secret(item))
 		}
 	default:
-		panic(fmt.Sprintf("no way to read text into a %T", p))
+		return errors.New("has to be written as YAML")
 	}
 	return nil
+}
+
+// cleanSecret returns a secret without what files and shells add to it: white
+// space around it, and a byte order mark. So it is the same from wherever it is
+// read.
+func cleanSecret(text string) string {
+	return strings.TrimSpace(strings.TrimPrefix(text, "\ufeff"))
 }
 
 // parseSize reads a number of bytes such as 4096, 64KiB, 10MB or 1GiB.
@@ -327,6 +441,11 @@ func isSecret(v reflect.Value) bool {
 
 func isStructSlice(v reflect.Value) bool {
 	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct
+}
+
+// isComposite reports whether a value is made of others.
+func isComposite(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Pointer || v.Kind() == reflect.Struct
 }
 
 func kindName(v reflect.Value) string {
