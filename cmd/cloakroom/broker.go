@@ -39,6 +39,7 @@ type broker struct {
 	app   fs.FS
 	log   *slog.Logger
 	store store
+	cert  *certificate // nil: without TLS
 
 	server  atomic.Pointer[bff.Server] // the one in force; reload puts another in its place
 	retired sync.WaitGroup             // those before, while they finish what they have begun
@@ -56,6 +57,11 @@ func newBroker(cfg *config, app fs.FS, log *slog.Logger) (*broker, error) {
 	}
 	if len(cfg.Session.Keys) == 0 && cfg.Store.URL == "memory:" {
 		cfg.Session.Keys = []session.Secret{newKey()} // the sessions it seals live no longer than this process either
+	}
+	if files := cfg.Server.TLS; files.CertFile != "" && files.KeyFile != "" {
+		if b.cert, err = loadCertificate(files, log); err != nil {
+			mistakes = append(mistakes, err.Error())
+		}
 	}
 	server, more := newServer(cfg, b.store, app, log)
 	if mistakes = append(mistakes, more...); len(mistakes) > 0 {
@@ -191,12 +197,9 @@ const closeGrace = 10 * time.Second
 func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config, error)) error {
 	defer public.Close()
 	var secure *tls.Config
-	if files := b.cfg.Server.TLS; files.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(files.CertFile, files.KeyFile)
-		if err != nil {
-			return fmt.Errorf("server.tls: %w", err)
-		}
-		secure = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	look := make(chan struct{}, 1) // at the certificate's files
+	if b.cert != nil {
+		secure = b.cert.tlsConfig()
 	}
 	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
 	if err != nil {
@@ -209,11 +212,21 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	group, serving := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(publicServer, bff.NewListener(public, secure)) })
 	group.Go(func() error { return serve(adminServer, admin) })
+	if b.cert != nil {
+		group.Go(func() error {
+			b.cert.watch(serving, look)
+			return nil
+		})
+	}
 	b.server.Load().Start()
 	group.Go(func() error {
 		for serving.Err() == nil {
 			select {
 			case <-hangup:
+				select {
+				case look <- struct{}{}:
+				default:
+				}
 				b.reload(serving, load)
 			case <-serving.Done(): // a signal to end, or a listener that failed
 			}
@@ -250,6 +263,9 @@ func (b *broker) reload(ctx context.Context, load func() (*config, error)) {
 		b.log.Error("configuration not changed: the one before stays in force", "err", err)
 	default:
 		b.log.Info("configuration", "in_force", b.cfg.logValue())
+		for _, warning := range b.cfg.warnings() {
+			b.log.Warn("configuration", "warning", warning)
+		}
 	}
 }
 

@@ -476,6 +476,45 @@ func (c *config) trustedProxies() ([]netip.Prefix, []string) {
 	return proxies, mistakes
 }
 
+// warnings are settings that are legal and dangerous.
+func (c *config) warnings() []string {
+	proxies, _ := c.trustedProxies()
+	var all []string
+	if trustsTheWorld(proxies) {
+		all = append(all, fmt.Sprintf("server.trusted_proxies: %q covers much of the internet, where anybody could name any client address; name your proxies alone", c.Server.TrustedProxies))
+	}
+	return all
+}
+
+// notGlobal are networks that do not belong to the internet (RFC 6890).
+var notGlobal = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fc00::/7"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("::1/128"),
+}
+
+// trustsTheWorld reports whether networks cover more of the internet than one
+// operator has: a 64th of its IPv4 or an IPv6 network larger than a /20.
+func trustsTheWorld(proxies []netip.Prefix) bool {
+	var addresses uint64
+	for _, p := range proxies {
+		if p.Addr().Is4In6() {
+			if p.Bits() < 96 {
+				return true
+			}
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		inside := func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) }
+		switch {
+		case slices.ContainsFunc(notGlobal, inside):
+		case p.Addr().Is4():
+			addresses += 1 << (32 - p.Bits())
+		case p.Bits() < 20:
+			return true
+		}
+	}
+	return addresses >= 1<<26
+}
+
 // checkListeners looks at the addresses to listen on.
 func (c *config) checkListeners() []string {
 	var mistakes []string

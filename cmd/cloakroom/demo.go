@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,7 +75,11 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	app := "http://localhost:" + port
 	issuer := "http://" + idp.Addr().String()
 	secret := rand.Text()
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	signal.Ignore(syscall.SIGPIPE)
+	log, stop := newLogger(stderr, func(w io.Writer) slog.Handler {
+		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn})
+	})
+	defer stop()
 
 	provider, err := devop.New(devop.Config{
 		Issuer:         issuer,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -19,7 +20,9 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 		Long: `Run the broker. On SIGHUP it reads its configuration again; if that is not right, it keeps the one before and says so. What it
 listens on and where sessions are kept change with a restart only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewJSONHandler(c.ErrOrStderr(), nil))
+			signal.Ignore(syscall.SIGPIPE) // a log reader that goes away does not end the broker
+			log, stop := newLogger(c.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
+			defer stop()
 			cfg, unread := loadConfig(file, getenv)
 			if cfg == nil {
 				return unread
@@ -33,6 +36,9 @@ listens on and where sessions are kept change with a restart only.`,
 			}
 			defer b.close()
 			log.Info("configuration", "in_force", cfg.logValue())
+			for _, warning := range append(cfg.warnings(), strayVariables(os.Environ())...) {
+				log.Warn("configuration", "warning", warning)
+			}
 			if cfg.Store.URL == "memory:" {
 				log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
 			}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// certificateCheck is how often the files of a certificate are looked at for a
+	// change.
+	certificateCheck = 2 * time.Second
+	// certificateWarning is how long before its end a certificate is warned about,
+	// each certificateReminder.
+	certificateWarning  = 14 * 24 * time.Hour
+	certificateReminder = 24 * time.Hour
+)
+
+// certificate is the certificate of the public listener, as it is in its files.
+// A renewed one is served from the next handshake after it was noticed.
+type certificate struct {
+	files   tlsConfig
+	log     *slog.Logger
+	current atomic.Pointer[tls.Certificate]
+
+	// The rest belongs to the goroutine of watch.
+	seen     [2]fileState // of the certificate and the key, when they were read last
+	reminded time.Time
+}
+
+// fileState tells two contents of a file apart without reading them.
+type fileState struct {
+	modified time.Time
+	size     int64
+	missing  bool
+}
+
+// loadCertificate reads the files. The error names the key of the configuration.
+func loadCertificate(files tlsConfig, log *slog.Logger) (*certificate, error) {
+	c := &certificate{files: files, log: log}
+	c.seen = c.state()
+	loaded, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	c.current.Store(loaded)
+	return c, nil
+}
+
+func (c *certificate) load() (*tls.Certificate, error) {
+	certPEM, err := os.ReadFile(c.files.CertFile)
+	if err != nil {
+		return nil, fmt.Errorf("server.tls.cert_file: %w", err)
+	}
+	keyPEM, err := os.ReadFile(c.files.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("server.tls.key_file: %w", err)
+	}
+	loaded, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("server.tls: %s and %s are not a certificate and its key: %w", c.files.CertFile, c.files.KeyFile, err)
+	}
+	if loaded.Leaf == nil {
+		return nil, errors.New("server.tls.cert_file: the certificate cannot be parsed")
+	}
+	return &loaded, nil
+}
+
+// state follows symbolic links, as those of a mounted Kubernetes secret.
+func (c *certificate) state() (s [2]fileState) {
+	for i, name := range []string{c.files.CertFile, c.files.KeyFile} {
+		info, err := os.Stat(name)
+		if err != nil {
+			s[i].missing = true
+			continue
+		}
+		s[i].modified, s[i].size = info.ModTime(), info.Size()
+	}
+	return s
+}
+
+// tlsConfig is the configuration of a listener that serves the certificate.
+func (c *certificate) tlsConfig() *tls.Config {
+	return &tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil },
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"h2", "http/1.1"},
+	}
+}
+
+// watch serves what the files hold, until ctx ends. It looks at them at each
+// signal of now, and every certificateCheck.
+func (c *certificate) watch(ctx context.Context, now <-chan struct{}) {
+	tick := time.NewTicker(certificateCheck)
+	defer tick.Stop()
+	for {
+		c.remind(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-now:
+		case <-tick.C:
+		}
+		c.reload()
+	}
+}
+
+// reload reads the files if they have changed. What is not a certificate and its
+// key leaves the one before in use: files are often replaced one after the other.
+func (c *certificate) reload() {
+	state := c.state()
+	if state == c.seen {
+		return
+	}
+	loaded, err := c.load()
+	if c.state() != state {
+		return // they are being written; the next look reads them
+	}
+	c.seen = state
+	if err != nil {
+		c.log.Error("certificate not replaced; the one before stays in use", "err", err)
+		return
+	}
+	c.current.Store(loaded)
+	c.reminded = time.Time{}
+	c.log.Info("certificate replaced", "cert_file", c.files.CertFile, "not_after", loaded.Leaf.NotAfter)
+}
+
+// remind logs that the certificate ends soon, or has ended.
+func (c *certificate) remind(now time.Time) {
+	leaf := c.current.Load().Leaf
+	if now.Sub(c.reminded) < certificateReminder || now.Before(leaf.NotAfter.Add(-certificateWarning)) && !now.Before(leaf.NotBefore) {
+		return
+	}
+	c.reminded = now
+	attrs := []any{"cert_file", c.files.CertFile, "subject", subject(leaf), "not_before", leaf.NotBefore, "not_after", leaf.NotAfter}
+	switch {
+	case now.After(leaf.NotAfter):
+		c.log.Error("certificate expired; browsers refuse it", attrs...)
+	case now.Before(leaf.NotBefore):
+		c.log.Error("certificate not valid yet; browsers refuse it", attrs...)
+	default:
+		c.log.Warn("certificate expires soon", attrs...)
+	}
+}
+
+// subject names a certificate: modern ones have no common name.
+func subject(leaf *x509.Certificate) string {
+	if len(leaf.DNSNames) > 0 {
+		return leaf.DNSNames[0]
+	}
+	return leaf.Subject.String()
+}

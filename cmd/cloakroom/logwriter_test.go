@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+func jsonLines(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) }
+
+// A reader that is slow loses lines at most, and is told how many.
+func TestLogLinesThatDoNotFitAreDroppedAndCounted(t *testing.T) {
+	t.Parallel()
+	reader, writer := io.Pipe()
+	log, stop := newLogger(writer, jsonLines)
+	const lines = 3 * logBuffer / 1000
+	text := strings.Repeat("x", 1000)
+	for i := range lines { // nobody reads
+		log.Info("line", "n", i, "text", text)
+	}
+	var read bytes.Buffer
+	done := make(chan struct{})
+	go func() {
+		io.Copy(&read, reader)
+		close(done)
+	}()
+	log.Info("the last")
+	stop()
+	writer.Close()
+	<-done
+	m := regexp.MustCompile(`"msg":"log lines dropped","count":(\d+)`).FindStringSubmatch(read.String())
+	if m == nil {
+		t.Fatalf("no line says that lines were dropped: %.300s", read.String())
+	}
+	var dropped, before int
+	fmt.Sscan(m[1], &dropped)
+	got := regexp.MustCompile(`"msg":"line","n":(\d+),`).FindAllStringSubmatch(read.String(), -1)
+	for i, line := range got {
+		var n int
+		fmt.Sscan(line[1], &n)
+		if i > 0 && n <= before {
+			t.Fatalf("line %d comes after line %d", n, before)
+		}
+		before = n
+	}
+	last := strings.Count(read.String(), "the last")
+	if len(got)+last+dropped != lines+1 || len(got) < 1000 {
+		t.Errorf("%d lines written and %d dropped, want %d together", len(got)+last, dropped, lines+1)
+	}
+}
+
+func TestTheLogIsWrittenBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	var out lockedBuffer
+	log, stop := newLogger(&out, jsonLines)
+	for i := range 1000 {
+		log.Info("line", "n", i)
+	}
+	stop()
+	if n := strings.Count(out.String(), "\n"); n != 1000 || !strings.Contains(out.String(), `"n":999}`) {
+		t.Errorf("%d lines, want 1000", n)
+	}
+	log.Info("after the end") // is no panic
+}
+
+// A log that nobody reads, or whose reader has gone away, changes nothing for
+// requests.
+func TestRequestsDoNotWaitForTheLog(t *testing.T) {
+	t.Parallel()
+	path, err := builtBroker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := freeAddr(t)
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	cmd := exec.Command(path, "serve")
+	cmd.Stderr = writer
+	cmd.Env = []string{
+		"CLOAKROOM_SERVER_LISTEN=" + public, "CLOAKROOM_SERVER_ADMIN_LISTEN=127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL=http://" + public,
+		"CLOAKROOM_OIDC_ISSUER=https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID=spa", "CLOAKROOM_OIDC_CLIENT_SECRET=s",
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	defer cmd.Process.Kill()
+	client := &http.Client{Timeout: 20 * time.Second}
+	get := func() error {
+		resp, err := client.Get("http://" + public + "/" + strings.Repeat("long/", 100))
+		if err == nil {
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		return err
+	}
+	eventually(t, 20*time.Second, "the broker listens", func() bool { return get() == nil })
+	for i := range 1000 { // several times what a pipe holds
+		if err := get(); err != nil {
+			t.Fatalf("nobody reads the log; request %d: %v", i, err)
+		}
+	}
+	reader.Close()
+	for i := range 100 {
+		if err := get(); err != nil {
+			t.Fatalf("the reader of the log is gone; request %d: %v", i, err)
+		}
+	}
+	cmd.Process.Signal(os.Interrupt)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("the broker ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the broker does not end")
+	}
+}
+
+func BenchmarkLogWriter(b *testing.B) {
+	log, stop := newLogger(io.Discard, jsonLines)
+	defer stop()
+	for b.Loop() {
+		log.Info("request", "request", "0123456789abcdef", "client", "203.0.113.7", "method", "GET", "path", "/api/orders", "status", 200)
+	}
+}
