@@ -228,12 +228,11 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		return nil, fmt.Errorf("%q: without https the session cookie would be open to whoever is on the way; http is for loopback hosts alone", raw)
 	}
-	u.Host = strings.ToLower(u.Host)
-	if u.Scheme == "https" {
-		u.Host = strings.TrimSuffix(u.Host, ":443")
-	} else {
-		u.Host = strings.TrimSuffix(u.Host, ":80")
+	host, err := browserHost(u)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", raw, err)
 	}
+	u.Host = host
 	return u, nil
 }
 

@@ -1,0 +1,58 @@
+package bff_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+)
+
+// What browsers send as Host for a public URL, or why no browser would.
+func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
+	for raw, want := range map[string]string{
+		"https://bücher.example":         "xn--bcher-kva.example",
+		"https://BÜCHER.example:8443":    "xn--bcher-kva.example:8443",
+		"https://bu\u0308cher.example":   "xn--bcher-kva.example",
+		"https://例え.jp":                  "xn--r8jz45g.jp",
+		"https://App.Example.COM":        "app.example.com",
+		"https://app.example.com:443":    "app.example.com",
+		"https://app.example.com:0443":   "app.example.com",
+		"https://app.example.com:":       "app.example.com",
+		"https://app.example.com:08443":  "app.example.com:8443",
+		"https://my_app.example.com":     "my_app.example.com",
+		"HTTPS://app.example.com/":       "app.example.com",
+		"https://[2001:DB8:0:0:0:0:0:7]": "[2001:db8::7]",
+		"https://[2001:db8::7]:8443":     "[2001:db8::7]:8443",
+		"https://192.0.2.7":              "192.0.2.7",
+		"http://[0:0:0:0:0:0:0:1]:8080":  "[::1]:8080",
+	} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.PublicURL = raw })
+		if got := a.browser().Do("GET", "/bff/session", "", "Host", want, "X-CSRF", "1"); got.StatusCode != 200 {
+			t.Errorf("%s, Host %s: got %d, want 200", raw, want, got.StatusCode)
+		}
+	}
+	for raw, want := range map[string]string{
+		"https://app.example.com.":                        `write "app.example.com"`,
+		"https://127.1":                                   "IPv4",
+		"https://0x7f.0.0.1":                              "IPv4",
+		"https://app.127":                                 "IPv4",
+		"https://[fe80::1%25eth0]":                        "IPv6",
+		"https://app..example.com":                        "not a host name",
+		"https://.example.com":                            "not a host name",
+		"https://*.example.com":                           "not a host name",
+		"https://app example.com":                         "",
+		"https://app%20x.example.com":                     "",
+		"https://app,b.example.com":                       "not a host name",
+		"https://-.\u200b.example":                        "not a host name",
+		"https://app.example.com:0":                       "not a port",
+		"https://app.example.com:99999":                   "not a port",
+		"https://" + strings.Repeat("a", 64) + ".example": "not a host name",
+		"https:///path":                                   "",
+		"https://:443":                                    "",
+	} {
+		_, err := bff.New(bff.Config{PublicURL: raw})
+		if err == nil || !strings.Contains(err.Error(), "PublicURL: ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want a mistake that says %q", raw, err, want)
+		}
+	}
+}
