@@ -1,0 +1,170 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// newPair returns a certificate for localhost and its key, in PEM.
+func newPair(t *testing.T, serial int64, notAfter time.Time) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
+
+func overwrite(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// served returns the serial number of the certificate that a listener serves.
+func served(t *testing.T, addr string) int64 {
+	t.Helper()
+	c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+}
+
+func TestARenewedCertificateIsServed(t *testing.T) {
+	t.Parallel()
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	soon, year := time.Now().Add(48*time.Hour), time.Now().AddDate(1, 0, 0)
+	cert, key := newPair(t, 1, soon)
+	dir := t.TempDir()
+	mount := filepath.Join(dir, "mount") // a link to a directory, as Kubernetes makes it
+	put := func(name, cert, key string) {
+		version := filepath.Join(dir, name)
+		if err := os.Mkdir(version, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		overwrite(t, filepath.Join(version, "tls.crt"), cert)
+		overwrite(t, filepath.Join(version, "tls.key"), key)
+		if err := os.Symlink(version, mount+".new"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(mount+".new", mount); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("v1", cert, key)
+	certFile, keyFile := filepath.Join(mount, "tls.crt"), filepath.Join(mount, "tls.key")
+	p := start(t, map[string]string{
+		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": "https://localhost:" + port,
+		"CLOAKROOM_SERVER_TLS_CERT_FILE": certFile, "CLOAKROOM_SERVER_TLS_KEY_FILE": keyFile,
+		"CLOAKROOM_OIDC_ISSUER": "https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": "s",
+	}, "serve")
+	p.waitFor(p.stderr, `"msg":"listening"`)
+	p.waitFor(p.stderr, `"level":"WARN","msg":"certificate expires soon"`)
+	if n := served(t, public); n != 1 {
+		t.Fatalf("certificate %d is served, want 1", n)
+	}
+	becomes := func(want int64) {
+		t.Helper()
+		eventually(t, 15*time.Second, "the new certificate is served", func() bool { return served(t, public) == want })
+	}
+
+	cert2, key2 := newPair(t, 2, year)
+	put("v2", cert2, key2)
+	becomes(2)
+
+	// The files are written one after the other: in between they do not fit.
+	cert3, key3 := newPair(t, 3, year)
+	overwrite(t, certFile, cert3)
+	p.waitFor(p.stderr, `"level":"ERROR","msg":"certificate not replaced; the one before stays in use","err":"server.tls`)
+	if n := served(t, public); n != 2 {
+		t.Errorf("certificate %d is served with half of a new pair, want 2", n)
+	}
+	overwrite(t, keyFile, key3)
+	becomes(3)
+
+	for name, text := range map[string]string{"junk": "junk", "nothing": ""} {
+		overwrite(t, certFile, text)
+		time.Sleep(certificateCheck + 500*time.Millisecond)
+		if n := served(t, public); n != 3 {
+			t.Errorf("%s in the file: certificate %d is served, want 3", name, n)
+		}
+	}
+	os.Remove(certFile)
+	time.Sleep(certificateCheck + 500*time.Millisecond)
+	if n := served(t, public); n != 3 {
+		t.Errorf("no file: certificate %d is served, want 3", n)
+	}
+	cert4, key4 := newPair(t, 4, time.Now().Add(-time.Minute))
+	put("v4", cert4, key4)
+	becomes(4)
+	p.waitFor(p.stderr, `"level":"ERROR","msg":"certificate expired; browsers refuse it"`)
+	if strings.Contains(p.stderr.String(), "PRIVATE KEY") {
+		t.Error("a key is in the log")
+	}
+}
+
+func TestMistakesInTheCertificateAreReportedLikeAllOthers(t *testing.T) {
+	cert, key := newPair(t, 1, time.Now().Add(time.Hour))
+	_, otherKey := newPair(t, 2, time.Now().Add(time.Hour))
+	good, fits, other, junk := writeFile(t, "a.crt", cert), writeFile(t, "a.key", key), writeFile(t, "b.key", otherKey), writeFile(t, "junk", "junk")
+	for name, test := range map[string]struct{ cert, key, want string }{
+		"no certificate": {"/nowhere/tls.crt", fits, "server.tls.cert_file: open /nowhere/tls.crt"},
+		"no key":         {good, "/nowhere/tls.key", "server.tls.key_file: open /nowhere/tls.key"},
+		"junk":           {junk, fits, "server.tls: "},
+		"another's key":  {good, other, "server.tls: "},
+		"only one":       {good, "", "server.tls: cert_file and key_file go together"},
+	} {
+		cfg := mustLoad(t, "", map[string]string{"CLOAKROOM_SERVER_TLS_CERT_FILE": test.cert, "CLOAKROOM_SERVER_TLS_KEY_FILE": test.key, "CLOAKROOM_SESSION_MAX_PER_USER": "-1"})
+		_, err := newBroker(cfg, nil, slog.New(slog.DiscardHandler))
+		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "session.max_per_user") {
+			t.Errorf("%s: got %v, want %q among all mistakes", name, err, test.want)
+		}
+	}
+}
+
+func TestTrustingHalfTheInternetIsWarnedAbout(t *testing.T) {
+	for networks, warned := range map[string]bool{
+		"0.0.0.0/1, 128.0.0.0/1":                       true,
+		"0.0.0.0/2":                                    true,
+		"64.0.0.0/3,203.0.113.7":                       true,
+		"::/1, 8000::/1":                               true,
+		"2000::/3":                                     true,
+		"::ffff:0.0.0.0/97":                            true,
+		"::ffff:10.0.0.0/104":                          false,
+		"10.0.0.0/8, 192.168.0.0/16":                   false,
+		"fc00::/7,fe80::/10,127.0.0.1":                 false,
+		"203.0.113.0/24":                               false,
+		"2a00:1450::/32":                               false,
+		"103.21.244.0/22,104.16.0.0/13,2606:4700::/32": false, // a content delivery network's
+	} {
+		c := mustLoad(t, "", map[string]string{"CLOAKROOM_SERVER_TRUSTED_PROXIES": networks})
+		if got := c.warnings(); (len(got) == 1) != warned || warned && !strings.HasPrefix(got[0], "server.trusted_proxies: ") {
+			t.Errorf("%s: got %q", networks, got)
+		}
+	}
+}
