@@ -409,8 +409,8 @@ func (s *Server) logRequest(w *response) {
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
-		slog.String("method", w.method),
-		slog.String("path", w.path),
+		slog.String("method", clip(w.method, 32)),
+		slog.String("path", clip(w.path, 512)),
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
 		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
@@ -420,7 +420,16 @@ func (s *Server) logRequest(w *response) {
 	}
 	if w.problem != nil {
 		level = w.problem.level()
-		attrs = append(attrs, slog.String("err", w.problem.Error()))
+		attrs = append(attrs, slog.String("err", clip(w.problem.Error(), 1024)))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// clip returns a text that a client chose, cut to a size that a log line can
+// carry.
+func clip(text string, size int) string {
+	if len(text) <= size {
+		return text
+	}
+	return strings.ToValidUTF8(text[:size], "") + "…"
 }

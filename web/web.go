@@ -1,7 +1,8 @@
 // Package web serves a single-page app: its files with the caching and the security headers they should have, and its index.html for
 // every address inside the app, so that a reload or a deep link works. It also holds the browser client and the sample app.
 //
-// A Handler keeps nothing between two requests: what is in the directory is what is served, a new deploy with the next load.
+// What is in the directory is what is served, a new deploy with the next load: a
+// Handler keeps no content between two requests, only digests of it.
 package web
 
 import (
@@ -60,6 +61,7 @@ type Handler struct {
 	policy     policy
 	headers    map[string]string // on every answer
 	sourceMaps bool
+	digests    digests
 	log        *slog.Logger
 }
 
@@ -244,23 +246,16 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 		return err
 	}
 	defer f.Close()
-	var page []byte
 	header := make(http.Header)
 	header.Set("Content-Type", contentType(name))
-	if strings.HasPrefix(header.Get("Content-Type"), "text/html") {
-		if page, err = io.ReadAll(f); err != nil {
-			return err
-		}
+	body, policy, err := h.read(name, f, info, strings.HasPrefix(header.Get("Content-Type"), "text/html"))
+	if err != nil {
+		return err
 	}
-	header.Set("Content-Security-Policy", h.policy.forPage(page))
+	header.Set("Content-Security-Policy", policy)
 	header.Set("Cache-Control", "no-cache")
 	if hasContentHash(name) { // the name changes with the content (RFC 8246)
 		header.Set("Cache-Control", "public, max-age=31536000, immutable")
-	}
-
-	body, err := read(f, info, page)
-	if err != nil {
-		return err
 	}
 	for _, e := range encodings {
 		sibling, siblingInfo, err := open(h.files, name+e.suffix)
@@ -273,7 +268,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 		}
 		header.Set("Vary", "Accept-Encoding") // also on the answer that is not encoded (RFC 9110 12.5.5)
 		if header.Get("Content-Encoding") == "" && accepts(r, e.coding) {
-			if body, err = read(sibling, siblingInfo, nil); err != nil {
+			if body, _, err = h.read(name+e.suffix, sibling, siblingInfo, false); err != nil {
 				return err
 			}
 			header.Set("Content-Encoding", e.coding)
@@ -288,6 +283,10 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 	}
 	for field, values := range header {
 		w.Header()[field] = values
+	}
+	if strings.Count(strings.Join(r.Header["Range"], ","), ",") >= maxRanges {
+		r = r.Clone(r.Context())
+		r.Header.Del("Range") // a server may ignore it (RFC 9110 14.2)
 	}
 	// Without a time there is no Last-Modified: builds that can be reproduced give every file the same.
 	http.ServeContent(w, r, "", time.Time{}, body)
@@ -325,26 +324,40 @@ type content struct {
 	etag string // a quoted string, or empty
 }
 
-// maxInMemory is the size up to which a file is read and hashed for every request, which takes well under a millisecond.
-const maxInMemory = 1 << 20
+// maxHashed is the size up to which a file's content is hashed for its validator.
+const maxHashed = 1 << 20
 
-// read returns what is in f. A file above maxInMemory is told apart by size and time, unless there is no time.
-func read(f fs.File, info fs.FileInfo, already []byte) (content, error) {
-	if seeker, ok := f.(io.ReadSeeker); ok && already == nil && info.Size() > maxInMemory {
+// maxRanges is how many ranges of a file one request may ask for. Each costs a
+// part of the response with a header of its own.
+const maxRanges = 16
+
+// read returns the content of f and its Content-Security-Policy. A file above
+// maxHashed is told apart by size and time, unless there is no time. A page is
+// read whatever its size, for its policy names its scripts.
+func (h *Handler) read(name string, f fs.File, info fs.FileInfo, page bool) (content, string, error) {
+	seeker, seeks := f.(io.ReadSeeker)
+	if known, ok := h.digests.get(name, info); ok && seeks {
+		return content{seeker, info.Size(), known.etag}, known.policy, nil
+	}
+	if seeks && !page && info.Size() > maxHashed {
 		c := content{ReadSeeker: seeker, size: info.Size()}
 		if !info.ModTime().IsZero() {
 			c.etag = fmt.Sprintf(`"%x-%x"`, info.Size(), info.ModTime().UnixNano())
 		}
-		return c, nil
+		return c, h.policy.forPage(nil), nil
 	}
-	b := already
-	if b == nil {
-		var err error
-		if b, err = io.ReadAll(f); err != nil {
-			return content{}, err
-		}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		return content{}, "", err
 	}
-	return content{bytes.NewReader(b), int64(len(b)), etagOf(b)}, nil
+	computed := digest{etag: etagOf(b)}
+	if page {
+		computed.policy = h.policy.forPage(b)
+	} else {
+		computed.policy = h.policy.forPage(nil)
+	}
+	h.digests.put(name, info, computed)
+	return content{bytes.NewReader(b), int64(len(b)), computed.etag}, computed.policy, nil
 }
 
 func etagOf(b []byte) string {

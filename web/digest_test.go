@@ -1,0 +1,130 @@
+package web_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/web"
+)
+
+func get(t testing.TB, h http.Handler, path string, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest("GET", path, nil)
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+// Builds that can be reproduced give all files the same time, so neither that
+// nor the size tells a new content from the one before.
+func TestANewContentWithTheSameSizeAndTimeIsNoticed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	epoch := time.Unix(315532800, 0)
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, epoch, epoch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("index.html", "<script>a()</script>")
+	write("app.js", "first!")
+	h, err := web.New(web.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2500 * time.Millisecond) // then digests are remembered
+	for range 2 {
+		get(t, h, "/app.js")
+		get(t, h, "/")
+	}
+	etag, policy := get(t, h, "/app.js").Header().Get("ETag"), get(t, h, "/").Header().Get("Content-Security-Policy")
+	if w := get(t, h, "/app.js", "If-None-Match", etag); w.Code != 304 {
+		t.Errorf("the same content: got %d, want 304", w.Code)
+	}
+	write("app.js", "second")
+	write("index.html", "<script>b()</script>")
+	if w := get(t, h, "/app.js", "If-None-Match", etag); w.Code != 200 || w.Body.String() != "second" || w.Header().Get("ETag") == etag {
+		t.Errorf("a new content: got %d %q %s", w.Code, w.Body, w.Header().Get("ETag"))
+	}
+	if w := get(t, h, "/"); w.Header().Get("Content-Security-Policy") == policy || w.Body.String() != "<script>b()</script>" {
+		t.Errorf("a new page: got %q with the policy of the one before", w.Body)
+	}
+	// A deploy that replaces the file.
+	write("next.js", "third!")
+	if err := os.Rename(filepath.Join(dir, "next.js"), filepath.Join(dir, "app.js")); err != nil {
+		t.Fatal(err)
+	}
+	if w := get(t, h, "/app.js", "If-None-Match", etag); w.Body.String() != "third!" {
+		t.Errorf("a replaced file: got %d %q", w.Code, w.Body)
+	}
+}
+
+func TestManyRangesGetTheWholeFile(t *testing.T) {
+	t.Parallel()
+	h := megabyte(t)
+	if w := get(t, h, "/app.js", "Range", "bytes=0-0,5-5"); w.Code != 206 {
+		t.Errorf("two ranges: got %d, want 206", w.Code)
+	}
+	w := get(t, h, "/app.js", "Range", "bytes=0-0"+strings.Repeat(",0-0", 5000))
+	if w.Code != 200 || w.Body.Len() != 1<<20 {
+		t.Errorf("5,001 ranges: got %d with %d octets, want the file", w.Code, w.Body.Len())
+	}
+}
+
+// megabyte serves a file of 1 MiB, whose digest is remembered.
+func megabyte(t testing.TB) *web.Handler {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string][]byte{"index.html": []byte("<!doctype html>"), "app.js": bytes.Repeat([]byte("0123456789abcdef"), 1<<16)} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h, err := web.New(web.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// What a request costs that is answered with little. The cost of a 404 is the
+// measure.
+func BenchmarkSmallResponses(b *testing.B) {
+	h := megabyte(b)
+	time.Sleep(2500 * time.Millisecond)
+	etag := get(b, h, "/app.js").Header().Get("ETag")
+	for _, request := range []struct {
+		name   string
+		path   string
+		header []string
+	}{
+		{"404", "/nothing.js", nil},
+		{"range of one octet", "/app.js", []string{"Range", "bytes=0-0"}},
+		{"304", "/app.js", []string{"If-None-Match", etag}},
+		{"412", "/app.js", []string{"If-Match", `"other"`}},
+		{"416", "/app.js", []string{"Range", "bytes=99999999-"}},
+		{"page", "/", nil},
+	} {
+		b.Run(fmt.Sprint(request.name), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				get(b, h, request.path, request.header...)
+			}
+		})
+	}
+}
