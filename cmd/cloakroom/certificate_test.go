@@ -55,6 +55,7 @@ func served(t *testing.T, addr string) int64 {
 }
 
 func TestARenewedCertificateIsServed(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)

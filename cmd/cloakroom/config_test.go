@@ -371,7 +371,9 @@ func TestTheCommentedConfigurationIsOneThatWorks(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html>"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	full := strings.NewReplacer("/run/secrets/client", secret, "/run/secrets/session-keys", keys, "./dist", dist,
+	cert, key := newPair(t, 1, time.Now().Add(time.Hour))
+	full := strings.NewReplacer("/etc/cloakroom/tls.crt", writeFile(t, "tls.crt", cert), "/etc/cloakroom/tls.key", writeFile(t, "tls.key", key),
+		"/run/secrets/client", secret, "/run/secrets/session-keys", keys, "./dist", dist,
 		"# admin_token_file: /run/secrets/admin-token", "admin_token_file: "+secret, "# tls:", "tls:", "#   cert_file", "  cert_file", "#   key_file", "  key_file").Replace(string(text))
 	c := mustLoad(t, full, nil)
 	b, err := newBroker(c, nil, slog.New(slog.DiscardHandler))

@@ -29,9 +29,7 @@ import (
 // is a process of its own; its tokens live a minute, and it revokes the tokens
 // of a session whose refresh token is used twice.
 func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
-	if os.Getenv("CLOAKROOM_TEST_ALL") == "" {
-		t.Skip("takes two minutes; CLOAKROOM_TEST_ALL=1 runs it")
-	}
+	slow(t)
 	frozen := func(d time.Duration) func(*outage) {
 		return func(o *outage) {
 			o.signal(syscall.SIGSTOP)

@@ -496,6 +496,14 @@ func slowest(replies []reply) time.Duration {
 	return slices.MaxFunc(replies, func(a, b reply) int { return int(a.took - b.took) }).took
 }
 
+// slow skips a test that is not for the developer's loop: make test runs it.
+func slow(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CLOAKROOM_TEST_ALL") == "" {
+		t.Skip("slow; CLOAKROOM_TEST_ALL=1 runs it")
+	}
+}
+
 // scaled is a limit of time as it is on this machine: CLOAKROOM_TEST_SLOW says by how much it is slower than one that has nothing else to do.
 func scaled(t *testing.T, limit time.Duration) time.Duration {
 	t.Helper()

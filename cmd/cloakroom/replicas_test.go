@@ -24,6 +24,9 @@ const leaseTTL = 4 * time.Second
 func TestReplicasOnEveryTopology(t *testing.T) {
 	for _, topology := range topologies {
 		t.Run(topology.name, func(t *testing.T) {
+			if topology.name != "standalone" {
+				slow(t)
+			}
 			store := topology.start(t)
 			t.Run("AStormOfCallsIsOneRefresh", func(t *testing.T) { storm(t, store) })
 			t.Run("ALogoutReachesEveryReplica", func(t *testing.T) { logoutReaches(t, store) })
@@ -208,6 +211,7 @@ func (f *fleet) outlives(t *testing.T, outage time.Duration, fail func(v *visito
 }
 
 func TestAnOutageOfRedisSignsNobodyOut(t *testing.T) {
+	slow(t)
 	// Longer than an operation's time-out; the long ones are longer than the lease too.
 	const outage, long = 3 * time.Second, leaseTTL + 2*time.Second
 	for name, test := range map[string]struct {
@@ -237,6 +241,7 @@ func TestAnOutageOfRedisSignsNobodyOut(t *testing.T) {
 
 // A replica that alone is cut off from Redis while it refreshes, for less than its lease, is not overtaken by the others.
 func TestAReplicaCutOffForLessThanItsLeaseKeepsIt(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, server.Addr())
@@ -275,6 +280,7 @@ func TestTokensAreRefreshedWhereRedisAnnouncesNothing(t *testing.T) {
 }
 
 func TestTheLeaseOutlastsASlowProvider(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	f := startFleet(t, map[string]string{"OIDC_WAIT": "20s"}, redis.URL(), redis.URL())
@@ -292,6 +298,7 @@ func TestTheLeaseOutlastsASlowProvider(t *testing.T) {
 }
 
 func TestALostAnswer(t *testing.T) {
+	slow(t)
 	for name, test := range map[string]struct {
 		grace time.Duration
 		lost  int
@@ -374,6 +381,7 @@ func TestAReplicaThatIsToldToStopSavesTheTokenFirst(t *testing.T) {
 }
 
 func TestAReplicaThatIsKilledInMidRefreshDelaysOthersByItsLease(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
@@ -400,6 +408,7 @@ func TestAReplicaThatIsKilledInMidRefreshDelaysOthersByItsLease(t *testing.T) {
 }
 
 func TestASessionThatEndsDuringARefreshElsewhereStaysEnded(t *testing.T) {
+	slow(t)
 	for name, test := range map[string]struct {
 		env map[string]string
 		end func(t *testing.T, f *fleet, at *replica, v *visitor)

@@ -47,6 +47,7 @@ const (
 // TestSoakInvariants has users sign in, call, refresh, leave and sign out at random on three replicas while provider, Redis and the replicas
 // themselves fail one after the other. CLOAKROOM_SOAK is how long, CLOAKROOM_SEED repeats what was drawn in a run before.
 func TestSoakInvariants(t *testing.T) {
+	slow(t)
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("CLOAKROOM_SEED"); text != "" {
 		var err error
