@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
 )
@@ -153,8 +155,7 @@ func (b *buffer) wantNo(t *testing.T, msg string) {
 	}
 }
 
-// A key set that cannot be fetched, or does not list the key, is an outage and
-// no verdict.
+// A key set that cannot be fetched, or is empty, is an outage and no verdict.
 func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devop.Hooks{
@@ -171,8 +172,7 @@ func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 			}
 			next.ServeHTTP(w, r)
 		}},
-		"no keys":          {EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
-		"a kid not listed": {EditIDToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }},
+		"no keys": {EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -191,6 +191,51 @@ func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 			waitFor(t, "it is right again", func() bool { return b.SignIn("alice", "").StatusCode == 303 })
 		})
 	}
+}
+
+// A provider may give a new key the kid of the old one.
+func TestAKeyMayBeReplacedUnderItsKid(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	rotated := a.renamedKeys("the-key")
+	a.takeDown(rotated)
+	b := a.signedIn()
+	other, sid := b, ""
+	for range 2 {
+		if err := a.provider.RotateKeys(); err != nil {
+			t.Fatal(err)
+		}
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	}
+	a.logs.wantNo(t, "ID token of a refresh not verified; the one before is kept")
+	hooks := rotated
+	hooks.EditIDToken = func(header, claims map[string]any) {
+		rotated.EditIDToken(header, claims)
+		sid, _ = claims["sid"].(string)
+	}
+	a.takeDown(hooks)
+	other = a.signedIn()
+	if err := a.provider.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	token := a.logoutToken("", sid, rotated)
+	a.takeDown(rotated)
+	if answer := a.tellLogout(url.Values{"logout_token": {token}}); answer.StatusCode != 200 {
+		t.Errorf("logout: got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(other, "")
+	a.wantSession(b, "alice")
+}
+
+// renamedKeys has the provider publish its newest key alone, and sign with it,
+// under a kid.
+func (a *app) renamedKeys(kid string) devop.Hooks {
+	rename := func(header, _ map[string]any) { header["kid"] = kid }
+	return devop.Hooks{EditIDToken: rename, EditLogoutToken: rename, EditJWKS: func(set map[string]any) {
+		key := set["keys"].([]any)[0].(jose.JSONWebKey)
+		key.KeyID = kid
+		set["keys"] = []any{key}
+	}}
 }
 
 // Anybody can send logout tokens with made-up key ids. They must not keep a

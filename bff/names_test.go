@@ -99,7 +99,7 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 	a := newApp(t, nil)
 	for _, more := range []string{
 		`"Groups":["a"],"groups":["b"],"GROUPS":7`,
-		`"Name":"x","EMAIL":null,"email_verified":"yes"`,
+		`"Name":"x","EMAIL":null,"phone_number_verified":"yes"`,
 		`"_claim_names":[],"_claim_sources":7`,
 		`"_claim_names":{"address":"nowhere"}`,
 		`"":"","a.b":1,"deep":[[[[[[[[[[[[[[[[{}]]]]]]]]]]]]]]]]`,

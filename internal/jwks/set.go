@@ -58,6 +58,10 @@ type Config struct {
 	Issuer string
 	// Fetch requests the JWK Set.
 	Fetch func(context.Context) (*Document, error)
+	// KidsReused means that the issuer may replace a key by another one of the same
+	// kid. Then a signature that is wrong is checked with newer keys too, as if the
+	// kid were unknown.
+	KidsReused bool
 	// MaxLifetime bounds the lifetime of the keys, whatever their response says.
 	MaxLifetime time.Duration
 	// Logger is told when the keys cannot be fetched, and when they can again.
@@ -97,7 +101,9 @@ func NewSet(cfg Config) *Set { return &Set{cfg: cfg} }
 
 // Verify checks the signature of a token whose header was read, and returns the
 // keys that it was checked with. The error wraps ErrUnavailable, ErrUnknownKey or
-// ErrSignature. A fetch for the sake of an unknown key takes one token of limit.
+// ErrSignature. A fetch for the sake of an unknown key takes one token of limit;
+// without one the keys at hand decide, and the error is never ErrSignature where
+// newer keys might make a difference.
 func (s *Set) Verify(ctx context.Context, t *Token, limit *rate.Limiter) (*Keys, error) {
 	keys, begun, err := s.current(ctx)
 	if err != nil {
@@ -105,12 +111,13 @@ func (s *Set) Verify(ctx context.Context, t *Token, limit *rate.Limiter) (*Keys,
 	}
 	for {
 		err := keys.verify(t)
-		if !errors.Is(err, ErrUnknownKey) {
+		newerMayDo := errors.Is(err, ErrUnknownKey) || s.cfg.KidsReused && errors.Is(err, ErrSignature)
+		if !newerMayDo {
 			return keys, err
 		}
 		if keys.fetch > begun { // they are newer than the token
 			if t.KeyID == "" { // the keys are complete, and one of them should fit
-				return keys, fmt.Errorf("%w: %w", ErrSignature, err)
+				return keys, fmt.Errorf("%w: %v", ErrSignature, err)
 			}
 			return keys, err
 		}
@@ -119,6 +126,9 @@ func (s *Set) Verify(ctx context.Context, t *Token, limit *rate.Limiter) (*Keys,
 			return nil, fetchErr
 		}
 		if newer == keys {
+			if !errors.Is(err, ErrUnknownKey) {
+				err = fmt.Errorf("%w: %v", ErrUnknownKey, err)
+			}
 			return keys, err
 		}
 		keys = newer

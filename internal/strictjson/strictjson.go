@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	maxMembers = 500 // of one object: each name is compared with each other
+	maxMembers = 1000 // of one object: each name is compared with each other
 	maxDepth   = 64
 )
 
@@ -260,7 +260,7 @@ type member struct {
 }
 
 // Parse reads an object. It does not fail because a name occurs twice, because
-// nothing may depend on that member: see Object.Unique.
+// nothing may depend on that member: see Unique and Unambiguous.
 func Parse(b []byte) (Object, error) {
 	o := make(Object)
 	err := each(b, func(name, value []byte) error {
@@ -274,16 +274,28 @@ func Parse(b []byte) (Object, error) {
 	return o, nil
 }
 
-// Unique fails if a name occurs twice, or if two names differ only in case and
-// one of them is in decisive, as Members does.
-func (o Object) Unique(decisive ...string) error {
+// Unique fails if a name occurs twice.
+func (o Object) Unique() error {
 	for name, m := range o {
 		if m.twice {
 			return fmt.Errorf("%.40q comes twice", name)
 		}
-		for _, known := range decisive {
-			if _, there := o[known]; there && name != known && strings.EqualFold(name, known) {
-				return fmt.Errorf("%.40q comes twice, in different cases", name)
+	}
+	return nil
+}
+
+// Unambiguous fails if one of the names occurs twice, or beside one that differs
+// from it only in case: a reader that folds case would see another value.
+func (o Object) Unambiguous(names ...string) error {
+	for _, known := range names {
+		if m, ok := o[known]; !ok {
+			continue
+		} else if m.twice {
+			return fmt.Errorf("%.40q comes twice", known)
+		}
+		for name := range o {
+			if name != known && strings.EqualFold(name, known) {
+				return fmt.Errorf("%.40q comes twice, in different cases", known)
 			}
 		}
 	}
@@ -342,25 +354,42 @@ func (o Object) Bool(name string) (bool, error) {
 	})
 }
 
-// Value returns a member as encoding/json decodes it, with exact numbers.
-func (o Object) Value(name string) (any, error) {
-	return decode(o, name, func(value []byte) (v any, err error) {
-		d := json.NewDecoder(bytes.NewReader(value))
-		d.UseNumber()
-		err = d.Decode(&v)
-		return v, err
-	})
+// Value returns a member as encoding/json decodes it into any, with exact numbers.
+// It fails if in an object within it a name occurs twice.
+func (o Object) Value(name string) (any, error) { return decode(o, name, decodeValue) }
+
+func decodeValue(value []byte) (v any, err error) {
+	switch value[0] {
+	case '{':
+		object := make(map[string]any)
+		err := Members(value, nil, func(name, value []byte) error {
+			v, err := decodeValue(value)
+			object[string(name)] = v
+			return err
+		})
+		return object, err
+	case '[':
+		array := []any{}
+		err := Elements(value, func(element []byte) error {
+			v, err := decodeValue(element)
+			array = append(array, v)
+			return err
+		})
+		return array, err
+	}
+	d := json.NewDecoder(bytes.NewReader(value))
+	d.UseNumber()
+	err = d.Decode(&v)
+	return v, err
 }
 
-// Map decodes all members as Value does. It fails if a name occurs twice.
-func (o Object) Map() (map[string]any, error) {
+// Map returns all members as Value does. It leaves out those that Value fails for.
+func (o Object) Map() map[string]any {
 	all := make(map[string]any, len(o))
 	for name := range o {
-		value, err := o.Value(name)
-		if err != nil {
-			return nil, err
+		if value, err := o.Value(name); err == nil {
+			all[name] = value
 		}
-		all[name] = value
 	}
-	return all, nil
+	return all
 }
