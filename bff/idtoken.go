@@ -110,36 +110,16 @@ func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, erro
 }
 
 // verify checks that the provider has signed a token for us: algorithm, signature,
-// iss, aud, and exp unless the token need not have one. limit bounds the fetches of
-// the key set for the sake of unknown keys.
-func (p *provider) verify(ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, needNotExpire bool) (*oidc.IDToken, error) {
+// iss, aud, and exp if that is among more. The claims of more are in the result.
+// limit bounds the fetches of the key set for the sake of unknown keys.
+func (p *provider) verify(ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string) (*oidc.IDToken, error) {
 	if m.keys == nil {
 		return nil, fmt.Errorf("%w: the provider's metadata has no jwks_uri", errKeysUnreachable)
 	}
 	if algorithms := p.algorithms(m); !slices.Contains(algorithms, t.Algorithm) {
 		return nil, fmt.Errorf("it is signed with %.40q, and accepted is %q", t.Algorithm, algorithms)
 	}
-	seen := make(map[string]any)
-	for name, read := range map[string]func(string) (any, error){
-		"iss":     func(name string) (any, error) { return t.claims.Text(name) },
-		"sub":     func(name string) (any, error) { return t.claims.Text(name) },
-		"aud":     func(name string) (any, error) { return t.claims.Texts(name) },
-		"nonce":   func(name string) (any, error) { return t.claims.Text(name) },
-		"at_hash": func(name string) (any, error) { return t.claims.Text(name) },
-		"exp":     func(name string) (any, error) { at, err := t.claims.Date(name); return at.Unix(), err },
-	} {
-		value, err := read(name)
-		if err != nil {
-			return nil, err
-		}
-		if raw, _ := t.claims.Raw(name); raw != nil {
-			seen[name] = value
-		}
-	}
-	if seen["exp"] == nil && !needNotExpire {
-		return nil, errors.New("exp is missing")
-	}
-	claims, err := json.Marshal(seen)
+	claims, err := t.seenByGoOIDC(more)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +131,7 @@ func (p *provider) verify(ctx context.Context, m *metadata, t *providerToken, li
 	verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
 		ClientID:             p.cfg.ClientID,
 		SupportedSigningAlgs: []string{algorithm},
-		SkipExpiryCheck:      needNotExpire,
+		SkipExpiryCheck:      !slices.Contains(more, "exp"),
 		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
 	}).Verify(ctx, encodeSegment(`{"alg":"`+algorithm+`"}`)+"."+encodeSegment(string(claims))+".AA")
 	switch expired := (*oidc.TokenExpiredError)(nil); {
@@ -171,6 +151,33 @@ func (p *provider) verify(ctx context.Context, m *metadata, t *providerToken, li
 	return nil, err
 }
 
+// seenByGoOIDC returns iss, aud and more claims. It fails if one has another type
+// than the standard's.
+func (t *providerToken) seenByGoOIDC(more []string) ([]byte, error) {
+	seen := make(map[string]any)
+	for _, name := range append([]string{"iss", "aud"}, more...) {
+		var value any
+		var err error
+		switch name {
+		case "aud":
+			value, err = t.claims.Texts(name)
+		case "exp":
+			var at time.Time
+			if at, err = t.claims.Date(name); err == nil && at.IsZero() {
+				err = errors.New("exp is missing")
+			}
+			value = at.Unix()
+		default:
+			value, err = t.claims.Text(name)
+		}
+		if err != nil {
+			return nil, err
+		}
+		seen[name] = value
+	}
+	return json.Marshal(seen)
+}
+
 func encodeSegment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
 // verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
@@ -180,7 +187,7 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	verified, err := p.verify(ctx, m, t, p.idTokenFetches, false)
+	verified, err := p.verify(ctx, m, t, p.idTokenFetches, "exp", "sub", "nonce", "at_hash")
 	if err == nil {
 		err = p.checkIDToken(t, verified, tokens.Access)
 	}
@@ -276,6 +283,9 @@ func (a *attempt) accepts(id *idToken) error {
 	if a.MaxAge != "" { // 3.1.3.7 (13)
 		if id.AuthTime.IsZero() {
 			return errLoginInvalid.because(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
+		}
+		if time.Until(id.AuthTime) > clockSkew {
+			return errLoginInvalid.because(errors.New("ID token: auth_time is ahead of our clock"))
 		}
 		seconds, _ := strconv.Atoi(a.MaxAge)
 		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+clockSkew {

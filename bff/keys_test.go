@@ -282,3 +282,75 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 	junk()
 	a.signedIn() // whose ID token is signed with a key that is new as well
 }
+
+// The keys at hand, and what has been spent of the fetches for unknown keys, are
+// those of before when the metadata are read again.
+func TestKeysOutliveTheMetadata(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b, sid := a.signedInWithSID()
+	before := a.provider.JWKSFetches()
+	for range 3 {
+		if err := a.server.Rediscover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a.signedIn()
+	}
+	if n := a.provider.JWKSFetches() - before; n != 0 {
+		t.Errorf("%d fetches of the key set, want none", n)
+	}
+	junk := func() {
+		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		a.tellLogout(url.Values{"logout_token": {token}})
+	}
+	began := time.Now()
+	for range 10 {
+		junk()
+		if err := a.server.Rediscover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devop.Hooks{})}}).StatusCode; got != 200 {
+			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
+		}
+	}
+	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/time.Second); n > bound {
+		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
+	}
+	if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}).StatusCode; got != 200 {
+		t.Errorf("got %d", got)
+	}
+	a.wantSession(b, "")
+
+	// At another jwks_uri there are other keys.
+	a.takeDown(devop.Hooks{EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") }})
+	before = a.provider.JWKSFetches()
+	if err := a.server.Rediscover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.signedIn()
+	if n := a.provider.JWKSFetches() - before; n != 1 {
+		t.Errorf("%d fetches of the key set at its new URL, want 1", n)
+	}
+}
+
+// A logout token that is wrong in itself is refused before any key is looked for.
+func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	before := a.provider.JWKSFetches()
+	for _, edit := range []func(claims map[string]any){
+		func(c map[string]any) { c["iss"] = "https://evil.example" },
+		func(c map[string]any) { c["aud"] = "other" },
+		func(c map[string]any) { delete(c, "events") },
+		func(c map[string]any) { delete(c, "jti") },
+		func(c map[string]any) { c["iat"] = 1 },
+		func(c map[string]any) { c["nonce"] = "x" },
+		func(c map[string]any) { c["x"] = strings.Repeat("x", 16<<10) },
+	} {
+		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) }})
+		wantRefused(t, "wrong", a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
+	}
+	if n := a.provider.JWKSFetches() - before; n != 0 {
+		t.Errorf("%d fetches of the key set", n)
+	}
+}

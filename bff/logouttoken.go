@@ -36,7 +36,7 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.verify(ctx, m, t, p.logoutFetches, false); err != nil {
+	if _, err := p.verify(ctx, m, t, p.logoutFetches, "exp"); err != nil {
 		return nil, err
 	}
 	return logout, nil

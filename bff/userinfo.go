@@ -57,7 +57,7 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 		if err != nil {
 			return nil, err
 		}
-		if _, err := p.verify(ctx, m, t, p.idTokenFetches, true); err != nil {
+		if _, err := p.verify(ctx, m, t, p.idTokenFetches); err != nil {
 			return nil, err
 		}
 		return t.claims, nil

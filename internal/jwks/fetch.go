@@ -70,12 +70,9 @@ func (e *StatusError) Error() string {
 
 // location returns where a redirect leads, without what could be a secret.
 func location(resp *http.Response) string {
-	if resp.StatusCode/100 != 3 || resp.Header.Get("Location") == "" {
-		return ""
-	}
 	u, err := resp.Location() // resolved against the URL that was asked
-	if err != nil {
-		return "a URL that cannot be parsed"
+	if err != nil || resp.StatusCode/100 != 3 {
+		return ""
 	}
 	return WithoutQuery(u)
 }
