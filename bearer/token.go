@@ -43,8 +43,22 @@ func (t *Token) IsClient() bool { return t.Subject == t.ClientID }
 type Claims []byte
 
 // Decode stores the claims in v as [json.Unmarshal] does, which takes a name in another case for the one it looks for. That makes no difference for the
-// claims that Token has fields for, and there are never two to choose from: such a token would have been refused.
-func (c Claims) Decode(v any) error { return json.Unmarshal(c, v) }
+// claims that Token has fields for, because a token with one of these in another case is refused. Decode fails if two names differ only in case, as roles
+// and Roles do: there would be two to choose from. Text and List compare names to the letter.
+func (c Claims) Decode(v any) error {
+	var names []string
+	note := func(name, _ []byte) error {
+		names = append(names, string(name))
+		return nil
+	}
+	if err := strictjson.Members(c, nil, note); err != nil {
+		return err
+	}
+	if err := strictjson.Members(c, names, func(_, _ []byte) error { return nil }); err != nil {
+		return err
+	}
+	return json.Unmarshal(c, v)
+}
 
 // Text returns the string at a path of names: Text("tenant") is the claim tenant, and Text("address", "country") a member of the claim address. It returns "" if what is there
 // is no string, or nothing is. Names are compared to the letter.
