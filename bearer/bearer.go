@@ -17,7 +17,7 @@
 //   - alg is one of Config.Algorithms, to the letter, and fits the issuer's key that kid names: its type, and its alg if it has one.
 //     A token without a kid is accepted if exactly one key fits. Keys that the token brings or points to are ignored.
 //   - The signature is right. Until that is known nothing of the payload counts.
-//   - No claim comes twice, not even in another case, and none of those below is in another case.
+//   - No claim comes twice, and none of those below is in another case. Other claims that differ in case are different claims.
 //   - iss is Config.Issuer and aud holds Config.Audience, to the letter.
 //   - exp lies ahead, nbf and iat do not, give or take Config.Leeway.
 //   - exp, sub, client_id, iat and jti are there, and client_id is one of Config.Clients if there are any.
@@ -96,7 +96,7 @@ type Config struct {
 	// not be a client's id.
 	//
 	// Such issuers seldom follow RFC 9068 otherwise, so iat and jti may be missing, azp, cid or appid may stand in for client_id, which may be missing as well,
-	// and scp, a string or an array, for scope.
+	// and scp, a string or an array, for scope, which may be an array in any case.
 	InsecureAllowAnyType bool
 
 	// InsecureAllowNoAudience accepts tokens without an aud, for an issuer that gives none, as Amazon Cognito does. Clients has to say whose. A token of one of these clients

@@ -97,7 +97,9 @@ type provider struct {
 	clientOnly bool
 
 	// How often the key set is fetched for the sake of a key that it does not list.
-	// Anybody can send logout tokens, and must not use up what logins need.
+	// ID tokens come from the provider. Logout tokens come from anybody: one with a
+	// made-up key every second leaves fetches for a genuine one with a new key, and
+	// none of them takes a fetch that a login needs.
 	idTokenFetches, logoutFetches *rate.Limiter
 
 	noRefreshToken sync.Once // warns of it
@@ -194,7 +196,7 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	client.Transport = limitedAnswers{client.Transport}
 	return &provider{
 		cfg: cfg, redirectURI: redirectURI, keys: keys, targets: make(map[string]target), log: log, firstFound: make(chan struct{}),
-		client: client, idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3), logoutFetches: rate.NewLimiter(rate.Every(time.Second), 3),
+		client: client, idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3), logoutFetches: rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}, errors.Join(errs...)
 }
 
