@@ -22,7 +22,8 @@ const (
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }
 
-// newKeys returns the keys of an issuer. Its metadata is asked each time where they are, so that they may move.
+// newKeys returns the keys of an issuer. Each fetch asks its metadata where they
+// are, so that they may move.
 func newKeys(issuer string, client *http.Client, log *slog.Logger) *jwks.Set {
 	client = confined(client)
 	return jwks.NewSet(jwks.Config{
@@ -66,11 +67,13 @@ func confined(client *http.Client) *http.Client {
 	return &ours
 }
 
-// sameHostOnly lets nobody but the issuer say what its keys are: a redirect to another host, or to another scheme, fails.
+// sameHostOnly fails for a redirect to another host or scheme: the keys are those
+// that the issuer serves.
 func sameHostOnly(r *http.Request, via []*http.Request) error {
 	switch first := via[0].URL; {
 	case r.URL.Scheme != first.Scheme || r.URL.Host != first.Host:
-		return fmt.Errorf("it redirects to %s, and redirects to another host are not followed (check the issuer)", jwks.WithoutQuery(r.URL))
+		return fmt.Errorf("it redirects to %s, and redirects to another host are not followed (check the issuer)",
+			jwks.WithoutQuery(r.URL))
 	case len(via) > 3:
 		return fmt.Errorf("it redirects more than 3 times, at last to %s", jwks.WithoutQuery(r.URL))
 	}

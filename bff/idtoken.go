@@ -112,7 +112,9 @@ func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, erro
 // verify checks that the provider has signed a token for us: algorithm, signature,
 // iss, aud, and exp if that is among more. The claims of more are in the result.
 // limit bounds the fetches of the key set for the sake of unknown keys.
-func (p *provider) verify(ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string) (*oidc.IDToken, error) {
+func (p *provider) verify(
+	ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string,
+) (*oidc.IDToken, error) {
 	if m.keys == nil {
 		return nil, fmt.Errorf("%w: the provider's metadata has no jwks_uri", errKeysUnreachable)
 	}
@@ -220,7 +222,8 @@ func (p *provider) checkIDToken(t *providerToken, verified *oidc.IDToken, access
 			return fmt.Errorf("%w: aud names %q beside us", errForeign, aud)
 		}
 	}
-	if azp, err := t.claims.Text("azp"); t.claims.Has("azp") && (err != nil || azp != p.cfg.ClientID) { // 3.1.3.7 (5)
+	azp, err := t.claims.Text("azp")
+	if t.claims.Has("azp") && (err != nil || azp != p.cfg.ClientID) { // 3.1.3.7 (5)
 		return fmt.Errorf("%w: azp is %q, want %q", errForeign, azp, p.cfg.ClientID)
 	}
 	if sub := verified.Subject; sub == "" || len(sub) > 255 { // Core 2

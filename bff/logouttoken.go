@@ -22,8 +22,9 @@ type logoutToken struct {
 	Expiry  time.Time
 }
 
-// verifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6, all but whether it was sent before. Anybody can send one. So the
-// signature comes last: only a token that is right in all else may cause a fetch of the key set.
+// verifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6,
+// except whether it was sent before. Anybody can send one, so the signature comes
+// last: only a token that is right otherwise may cause a fetch of the key set.
 func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw string) (*logoutToken, error) {
 	if len(raw) > maxLogoutToken {
 		return nil, fmt.Errorf("it is longer than %d bytes", maxLogoutToken)
