@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -97,6 +98,9 @@ func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (s
 	m, err := p.metadata()
 	if err != nil {
 		return "", err
+	}
+	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
+		return "", errLoginRefused.because(errors.New("the provider's metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in there"))
 	}
 	q, err := p.authRequest(m, a, extra)
 	if err != nil {
@@ -217,9 +221,10 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 	if err != nil {
 		return nil, failedPush(err)
 	}
-	answer, err := parseObject(body)
-	requestURI, _ := answer["request_uri"].(string)
-	if _, ok := parseSeconds(answer["expires_in"]); err != nil || requestURI == "" || !ok {
+	answer, err := strictjson.Parse(body)
+	requestURI, _ := answer.Text("request_uri")
+	life, _ := answer.Value("expires_in")
+	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
 		return nil, errLoginRefused.because(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
 	}
 	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil

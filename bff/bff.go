@@ -8,7 +8,7 @@
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
 //	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.find, drop → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
+//	callback  login.go     attempts.find, drop → provider.exchange → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
@@ -194,6 +194,7 @@ func New(cfg Config) (*Server, error) {
 			parsed.clientToken = clientTokens[parsed.targetKey]
 		}
 	}
+	s.provider.clientOnly = slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) && !slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
 	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
 		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -84,5 +83,5 @@ var protocolClaims = map[string]bool{
 
 // ofUser leaves the claims that speak of the user.
 func ofUser(claims map[string]any) {
-	maps.DeleteFunc(claims, func(name string, _ any) bool { return protocolClaims[strings.ToLower(name)] })
+	maps.DeleteFunc(claims, func(name string, _ any) bool { return protocolClaims[name] })
 }

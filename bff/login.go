@@ -218,10 +218,6 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
 	if err != nil {
 		err = failedExchange(err)
-	} else {
-		err = s.acceptable(a, id)
-	}
-	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
 	}
@@ -256,17 +252,6 @@ func (a *attempt) end(w *response, authenticated bool) {
 func seeOther(w http.ResponseWriter, path string) {
 	w.Header().Set("Location", path)
 	w.WriteHeader(http.StatusSeeOther)
-}
-
-// acceptable says whether who signed in is who this attempt was for.
-func (s *Server) acceptable(a *attempt, id *idToken) error {
-	if err := a.satisfiedBy(id); err != nil {
-		return err
-	}
-	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
-		return errOtherAccount
-	}
-	return nil
 }
 
 // claim makes the attempt ours to complete: its code is redeemed once, however often and wherever the callback arrives.

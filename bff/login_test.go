@@ -588,7 +588,7 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
 			waitFor(t, "the provider was asked", func() bool {
-				return len(a.logs.lines(t, "provider not found; nobody can sign in until it is, who is signed in stays so")) > 0
+				return len(a.logs.lines(t, "provider discovery failed; sign-in is unavailable, existing sessions are not affected")) > 0
 			})
 			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 			a.provider.Behave()

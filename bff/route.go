@@ -233,8 +233,10 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	acr, _ := current.Claim("acr").(string)
 	var authTime time.Time
 	if n, ok := current.Claim("auth_time").(json.Number); ok {
-		seconds, _ := n.Float64()
-		authTime = time.Unix(int64(seconds), 0)
+		seconds, err := n.Float64()
+		if latest := time.Now().Add(clockSkew).Unix(); err == nil && seconds >= 0 && seconds <= float64(latest) { // what is no date, or in milliseconds, makes no sign-in new
+			authTime = time.Unix(int64(seconds), 0)
+		}
 	}
 	weak := len(q.ACR) > 0 && !slices.Contains(q.ACR, acr)
 	old := q.MaxAge > 0 && time.Since(authTime) > q.MaxAge // without an auth_time it is

@@ -77,6 +77,7 @@ type oidcConfig struct {
 	UserInfo                bool              `yaml:"userinfo"`              // default false
 	Wait                    time.Duration     `yaml:"wait"`                  // default 5s
 	AccessTokenLifetime     time.Duration     `yaml:"access_token_lifetime"` // default 5m
+	IDTokenAlg              string            `yaml:"id_token_alg"`          // default: any that the provider lists
 	LogoutURL               string            `yaml:"logout_url"`            // default: what the provider announces
 	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
 }
@@ -217,7 +218,8 @@ func keyOf(field string) string {
 		"PublicURL": "server.public_url", "Prefix": "server.prefix",
 		"Provider.ClientKeys": "oidc.client_key", "Provider.ClientCertificate": "oidc.client_cert_file", "Provider.AssertionAudience": "oidc.client_assertion_audience",
 		"Provider.Resources": "oidc.resource", "Provider.Parameters": "oidc.authorization_parameters",
-		"Claims.Allow": "session.claims.allow", "Claims.Map": "session.claims.map",
+		"Provider.IDTokenAlg": "oidc.id_token_alg",
+		"Claims.Allow":        "session.claims.allow", "Claims.Map": "session.claims.map",
 		"Wait": "oidc.wait", "AccessTokenLifetime": "oidc.access_token_lifetime",
 		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
 		"CacheMaxAge": "session.cache_max_age", "MaxPerUser": "session.max_per_user",
@@ -370,7 +372,7 @@ func (c *config) provider() (bff.ProviderConfig, []string) {
 	p := bff.ProviderConfig{
 		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience, TrustedAudiences: o.TrustedAudiences,
 		Resources: o.Resource, Audience: o.Audience, Parameters: o.AuthorizationParameters, PushedRequests: o.PushedRequests, SignRequests: o.SignRequests,
-		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, Wait: o.Wait, AccessTokenLifetime: o.AccessTokenLifetime, FAPI2: o.Profile == "fapi2",
+		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, IDTokenAlg: o.IDTokenAlg, Wait: o.Wait, AccessTokenLifetime: o.AccessTokenLifetime, FAPI2: o.Profile == "fapi2",
 		LogoutURL: o.LogoutURL, LogoutRedirectParameter: o.LogoutRedirectParameter,
 	}
 	if o.Profile != "" && o.Profile != "fapi2" {
