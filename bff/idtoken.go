@@ -35,6 +35,9 @@ type idToken struct {
 	Nonce    string
 	ACR      string
 	AuthTime time.Time // zero: not said
+
+	SessionExpiry time.Time // when the provider ends the session; zero: not said
+
 	// User holds the claims that speak of the user, without those of the protocol.
 	User json.RawMessage
 }
@@ -124,6 +127,7 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	if id.AuthTime, err = timeClaim(claims, "auth_time"); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
+	id.SessionExpiry = sessionExpiry(claims)
 	id.SID, _ = claims["sid"].(string)
 	id.ACR, _ = claims["acr"].(string)
 	ofUser(claims)

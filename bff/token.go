@@ -146,6 +146,7 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		}
 		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
+	renewal.ExpiresAt = id.SessionExpiry
 	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
 		renewal.Tokens.ID = ""
 	}
@@ -268,6 +269,9 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	}
 	if seconds, ok := parseSeconds(members["expires_in"]); ok {
 		answer.tokens.Expiry = asked.Add(seconds)
+	}
+	if seconds, ok := parseSeconds(members["refresh_token_expires_in"]); ok {
+		answer.tokens.RefreshExpiry = asked.Add(seconds)
 	}
 	return answer, nil
 }

@@ -1,9 +1,6 @@
 package session
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // TicketBytes returns the half of the key that only the cookie holds, for a test that looks for it where it must not be.
 func (m *Manager) TicketBytes(s *Session) []byte { return s.ticket.dataKey[:] }
@@ -17,11 +14,11 @@ func (m *Manager) TicketIDBytes(s *Session) []byte {
 func SealTicketWithOtherKey(t *testing.T, s *Session, key []byte) string {
 	forged := s.ticket
 	forged.dataKey[0] ^= 1
-	ring, err := newKeyring([][]byte{key})
+	ring, err := newKeyring([][]byte{key}, App{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	value, err := newCookie(Cookie{}, ring, time.Hour).encode(forged)
+	value, err := newCookie(Cookie{}, ring).encode(forged)
 	if err != nil {
 		t.Fatal(err)
 	}

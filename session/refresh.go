@@ -399,7 +399,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	default:
 		return nil, nil, retryLater(err)
 	}
-	if next.sealed, err = m.ring.seal(&next); err != nil {
+	if next.sealed, err = m.sealRefreshed(ctx, now, &next); err != nil {
 		return nil, nil, err
 	}
 	fresh, err = m.save(ctx, &next)
@@ -487,6 +487,7 @@ func (s *Session) take(r Renewal, target string) {
 		t.Key, t.Others = got.Key, nil
 	}
 	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
+	s.moveEnd(r)
 	if r.Claims != nil {
 		s.Claims = r.Claims
 	}

@@ -281,16 +281,24 @@ func (s *Redis) Release(ctx context.Context, key, owner string) error {
 	return err
 }
 
-// A set is a sorted set whose scores are when a member was added, in milliseconds.
+// expiredFor is how long a member stays in a set after its time, because the
+// clocks of the replicas that write it differ.
+const expiredFor = 5 * time.Minute
+
+// A set is a sorted set. The score of a member is when it leaves, in Unix
+// milliseconds by the clock of the replica that added it. The time to live of
+// the set only ever grows.
 var add = redis.NewScript(`
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (ARGV[2] - ARGV[3]))
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local leaves = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not leaves or tonumber(leaves) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[4])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return true`)
 
 // Add is part of session.Store.
 func (s *Redis) Add(ctx context.Context, key, member string, ttl time.Duration) error {
-	_, err := s.run(ctx, add, key, member, time.Now().UnixMilli(), milli(ttl))
+	now := time.Now()
+	_, err := s.run(ctx, add, key, member, now.Add(ttl).UnixMilli(), milli(ttl), now.Add(-expiredFor).UnixMilli())
 	return err
 }
 
