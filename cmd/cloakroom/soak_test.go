@@ -672,9 +672,10 @@ func (s *soak) look(method, path string, a *soakAnswer) {
 	}
 }
 
-// soakWords is what may be a token.
+// sessionCookieSet matches a Set-Cookie header of the session cookie.
 var sessionCookieSet = regexp.MustCompile(`cloakroom-\d+=`)
 
+// soakWords is what may be a token.
 var soakWords = regexp.MustCompile(`[\w.+/=-]{40,}`)
 
 var soakForm = regexp.MustCompile(`name="csrf" value="([^"]*)"`)
