@@ -228,9 +228,11 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
 		ExpiresAt: id.SessionExpiry,
-	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: s.replacedBy(r, a), Replaced: func(old *session.Session) {
+	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: s.replacedBy(r, a), Replaced: func(old *session.Session, kept bool) {
 		s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
-		s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+		if !kept {
+			s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+		}
 	}})
 	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})

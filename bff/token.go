@@ -192,6 +192,9 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	}
 	type token struct{ hint, value string }
 	all := []token{{"refresh_token", t.Refresh.Reveal()}, {"access_token", t.Access.Reveal()}}
+	for _, superseded := range t.Superseded {
+		all = append(all, token{"refresh_token", superseded.Reveal()})
+	}
 	for _, other := range t.Others {
 		all = append(all, token{"access_token", other.Access.Reveal()})
 	}

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -244,12 +245,16 @@ func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
 	w := httptest.NewRecorder()
 	if _, err := m.Start(t.Context(), w, session.Session{Issuer: "i", Subject: "alice", Tokens: tokens()}, session.Login{
 		Replaces: []session.Secret{"", "noise", before.Ticket(), before.Ticket()},
-		Replaced: func(s *session.Session) { replaced = append(replaced, s.ID+" "+s.Tokens.Refresh.Reveal()) },
+		Replaced: func(old *session.Session, kept bool) { replaced = append(replaced, fmt.Sprint(old.ID, kept)) },
 	}); err != nil {
 		t.Fatal(err)
 	}
 	wantAlive(t, m, elsewhere, "the session in another browser")
-	if len(replaced) != 1 || replaced[0] != before.ID+" refresh-1" {
-		t.Errorf("replaced %v, want the session before, once, with its tokens", replaced)
+	if len(replaced) != 1 || replaced[0] != before.ID+"true" {
+		t.Errorf("replaced %v, want the session before, once, and its refresh token kept", replaced)
+	}
+	s := wantAlive(t, m, requestWith(w.Result().Cookies()...), "the new session")
+	if got := s.Tokens.Superseded; len(got) != 1 || got[0].Reveal() != "refresh-1" {
+		t.Errorf("the new session keeps %d refresh tokens, want that of the one before", len(got))
 	}
 }

@@ -126,7 +126,8 @@ type record struct {
 	Expiry    *int64          `json:"x,omitempty"`
 	Key       string          `json:"k,omitempty"`
 
-	RefreshExpiry *int64 `json:"q,omitempty"` // of the refresh token; without: not known
+	RefreshExpiry *int64   `json:"q,omitempty"` // of the refresh token; without: not known
+	Superseded    []string `json:"p,omitempty"`
 
 	Others map[string]otherRecord `json:"o,omitempty"`
 
@@ -204,12 +205,16 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 		}
 		others[target] = otherRecord{t.Access.Reveal(), t.Scope, after(t.Issued), expiry(t.Expiry)}
 	}
+	var superseded []string
+	for _, token := range s.Tokens.Superseded {
+		superseded = append(superseded, token.Reveal())
+	}
 	rec := record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
 		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.limit),
 		Access: apart(s.Tokens.Access), Refresh: apart(s.Tokens.Refresh), ID: apart(s.Tokens.ID),
 		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens.Expiry), Key: s.Tokens.Key.Reveal(), Others: others,
-		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), more: s.more,
+		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), Superseded: superseded, more: s.more,
 	}
 	plain, err := rec.marshal()
 	if err != nil {
@@ -282,13 +287,17 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 		}
 		others[target] = Tokens{Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry)}
 	}
+	var superseded []Secret
+	for _, token := range rec.Superseded {
+		superseded = append(superseded, Secret(token))
+	}
 	s := &Session{
 		ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
 		CreatedAt: time.UnixMilli(rec.CreatedAt),
 		Tokens: Tokens{
 			Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
 			Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), RefreshExpiry: expiry(rec.RefreshExpiry),
-			Key: Secret(rec.Key), Others: others,
+			Superseded: superseded, Key: Secret(rec.Key), Others: others,
 		},
 		limit: after(rec.ExpiresAt), more: rec.more,
 		ticket: t, sealed: sealed,

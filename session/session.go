@@ -28,6 +28,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,11 @@ type Tokens struct {
 
 	// RefreshExpiry is when Refresh expires; zero: the provider did not say.
 	RefreshExpiry time.Time
+
+	// Superseded are the refresh tokens of sessions of the same user that this one
+	// has replaced, the oldest first. They are to be revoked when this one ends,
+	// not before: a provider may revoke all grants of a user to a client at once.
+	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449), a scalar of P-256 in base64url; empty: whoever bears them can use them.
 	Key Secret
@@ -370,10 +376,15 @@ type Login struct {
 	// Replaces are the tickets of the sessions that this login takes the place
 	// of, which are ended. Empty ones are ignored.
 	Replaces []Secret
-	// Replaced is called with each session that was ended so, for its tokens to be
-	// revoked. It must not block. Nil: nothing is called.
-	Replaced func(s *Session)
+	// Replaced is called with each session that was ended so. Its tokens are to be
+	// revoked, unless they are kept: in Tokens.Superseded of the new session,
+	// because it is the same user's. It must not block. Nil: nothing is called.
+	Replaced func(old *Session, kept bool)
 }
+
+// maxSuperseded is how many refresh tokens a session keeps for others. Beyond
+// that the oldest are left to expire.
+const maxSuperseded = 16
 
 // Start begins a session for s (Issuer, Subject, SID, Claims, Tokens and
 // ExpiresAt are read) and gives the browser its cookie. ExpiresAt is when the
@@ -399,6 +410,10 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	}
 	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() {
 		s.limit = earlier(s.limit, s.Tokens.Expiry) // nothing can come after the only access token
+	}
+	old, err := m.openReplaced(ctx, &s, login.Replaces)
+	if err != nil {
+		return nil, err
 	}
 	ttl := m.idleTTL(&s, now)
 	s.recordEnds = now.Add(ttl)
@@ -434,9 +449,13 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	if err := m.checkEnded(ctx, &s, login.Began); err != nil {
 		return nil, err
 	}
-	for _, ticket := range login.Replaces { // before endOldest: they do not count any more
-		if err := m.endReplaced(ctx, ticket, login.Replaced); err != nil {
-			return nil, err
+	for _, o := range old { // before endOldest: they do not count any more
+		if err := m.delete(ctx, o.ID); err != nil {
+			return nil, storeError("end the session before", err)
+		}
+		m.delist(ctx, o)
+		if login.Replaced != nil {
+			login.Replaced(o, o.sameUser(&s))
 		}
 	}
 	if m.cfg.MaxPerUser > 0 {
@@ -448,28 +467,39 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	return &s, nil
 }
 
-// endReplaced ends the session that a ticket opens, and calls replaced with it.
-func (m *Manager) endReplaced(ctx context.Context, text Secret, replaced func(*Session)) error {
-	b, err := base64.RawURLEncoding.DecodeString(text.Reveal())
-	t, ok := parseTicket(b)
-	if err != nil || !ok {
-		return nil
+// openReplaced returns the sessions that tickets open, and puts the refresh
+// tokens of those of the same user into s.
+func (m *Manager) openReplaced(ctx context.Context, s *Session, tickets []Secret) ([]*Session, error) {
+	var all []*Session
+	for _, text := range tickets {
+		b, err := base64.RawURLEncoding.DecodeString(text.Reveal())
+		t, ok := parseTicket(b)
+		if err != nil || !ok || slices.ContainsFunc(all, func(o *Session) bool { return o.ID == t.sessionID }) {
+			continue
+		}
+		o, err := m.load(ctx, t)
+		if errors.Is(err, ErrNone) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, o)
+		if !o.sameUser(s) {
+			continue
+		}
+		kept := append(s.Tokens.Superseded, o.Tokens.Superseded...)
+		if o.Tokens.Refresh != "" {
+			kept = append(kept, o.Tokens.Refresh)
+		}
+		s.Tokens.Superseded = kept[max(0, len(kept)-maxSuperseded):]
 	}
-	old, err := m.load(ctx, t)
-	if err != nil && !errors.Is(err, ErrNone) {
-		return err
-	}
-	if err := m.delete(ctx, t.sessionID); err != nil {
-		return storeError("end the session before", err)
-	}
-	if old == nil {
-		return nil
-	}
-	m.delist(ctx, old)
-	if replaced != nil {
-		replaced(old)
-	}
-	return nil
+	return all, nil
+}
+
+// sameUser reports whether two sessions are the same user's.
+func (s *Session) sameUser(other *Session) bool {
+	return s.Issuer == other.Issuer && s.Subject == other.Subject
 }
 
 // Get returns the request's session. It changes nothing: neither does it refresh tokens, nor does it count as activity.
