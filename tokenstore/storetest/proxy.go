@@ -37,6 +37,7 @@ type link struct {
 	// Guarded by Proxy.mu:
 	target     net.Conn // nil until it is reached
 	clientLeft bool
+	dropped    bool
 	lostAnswer bool // What came next would be taken for the answer that was lost.
 }
 
@@ -76,6 +77,17 @@ func (p *Proxy) Hang() { p.set(hang, 0) }
 // DropAnswers lets requests pass, but nothing come back, until Heal. A connection that has lost an answer so is closed by Heal: what came
 // next would be taken for the answer that was lost.
 func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
+
+// DropSilently lets nothing pass any more on the connections that are open, and
+// tells neither side, as a firewall does that has forgotten them. New
+// connections work.
+func (p *Proxy) DropSilently() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.dropped = true
+	}
+}
 
 // Delay makes everything arrive later by d, each way, until Heal.
 func (p *Proxy) Delay(d time.Duration) { p.set(none, d) }
@@ -224,6 +236,9 @@ func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
 		p.mu.Lock()
 		changed, due := p.changed, time.After(time.Until(c.at.Add(p.delay)))
 		switch drop := p.fault == dropAnswers && answer; {
+		case l.dropped:
+			p.mu.Unlock()
+			return false
 		case drop && c.bytes != nil:
 			l.lostAnswer = true
 			p.mu.Unlock()
