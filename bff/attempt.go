@@ -36,9 +36,9 @@ type attempt struct {
 	ACRValues string `json:"a,omitempty"` // space-separated
 
 	// The session there was when the login began: the one that its success replaces.
-	Replaces  string `json:"o,omitempty"` // session.Session.ID
-	Subject   string `json:"u,omitempty"`
-	CrossSite bool   `json:"x,omitempty"` // another site sent the browser here
+	Replaces  session.Secret `json:"-"` // session.Session.Ticket
+	Subject   string         `json:"u,omitempty"`
+	CrossSite bool           `json:"x,omitempty"` // another site sent the browser here
 
 	Silent    bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
 	Restarted bool `json:"-"`           // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
@@ -59,18 +59,20 @@ type attempts struct {
 	name        string // what the cookies' names begin with
 	codecs      []securecookie.Codec
 	stateCodecs []securecookie.Codec
+
+	refused func(r *http.Request, name string, state session.CookieState) // called with a cookie that find does not use
 }
 
-func newAttempts(cookie session.Cookie, keys [][]byte) (attempts, error) {
-	codecs, err := session.Codecs(keys, "login attempt", attemptLife)
+func newAttempts(cookie session.Cookie, keys [][]byte, app session.App) (attempts, error) {
+	codecs, err := session.Codecs(keys, app, "login attempt", attemptLife)
 	if err != nil {
 		return attempts{}, err
 	}
-	stateCodecs, err := session.Codecs(keys, "login state", stateLife)
+	stateCodecs, err := session.Codecs(keys, app, "login state", stateLife)
 	if err != nil {
 		return attempts{}, err
 	}
-	return attempts{cookie: cookie, name: cookie.Name("cloakroom-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
+	return attempts{cookie: cookie, name: cookie.Name("-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
 }
 
 // prepare gives a its secrets.
@@ -116,16 +118,50 @@ func (as *attempts) find(r *http.Request, state string) *attempt {
 		return nil
 	}
 	a, err := as.open(name, cookies[0].Value)
+	if session.IsForeign(err) {
+		as.refused(r, name, session.CookieForeign)
+	}
 	if err != nil || a.State == "" || subtle.ConstantTimeCompare([]byte(a.State), []byte(state)) != 1 {
 		return nil
 	}
 	return a
 }
 
-// drop takes the cookie of the attempt with a state away, whatever is in it: an attempt has one end.
+// drop takes the cookie of the attempt with a state away: an attempt has one
+// end. Unless it is another App's, it does not matter what is in it.
 func (as *attempts) drop(w http.ResponseWriter, r *http.Request, state string) {
-	if name := as.cookieName(state); len(r.CookiesNamed(name)) > 0 {
+	name := as.cookieName(state)
+	cookies := r.CookiesNamed(name)
+	if len(cookies) == 0 {
+		return
+	}
+	if _, err := as.open(name, cookies[0].Value); !session.IsForeign(err) {
 		as.set(w, name, "", -1)
+	}
+}
+
+// replaceNext tells the other attempts in the browser that a session has begun
+// which the next success replaces. On the way back from the provider a Strict
+// session cookie stays away, and nothing else would name that session.
+func (as *attempts) replaceNext(w http.ResponseWriter, r *http.Request, state string, started *session.Session) {
+	done := as.cookieName(state)
+	n := 0
+	for _, c := range r.Cookies() {
+		if !strings.HasPrefix(c.Name, as.name) || c.Name == done {
+			continue
+		}
+		if n++; n >= maxAttempts {
+			return
+		}
+		a, err := as.open(c.Name, c.Value)
+		if err != nil {
+			continue
+		}
+		a.Replaces, a.Subject = started.Ticket(), started.Subject
+		left := attemptLife - time.Since(time.UnixMilli(a.Began))
+		if value, err := as.seal(c.Name, a); err == nil && left >= time.Second {
+			as.set(w, c.Name, value, int(left/time.Second))
+		}
 	}
 }
 
@@ -166,7 +202,11 @@ func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int) {
 			continue
 		}
 		k := kept{c.Name, len(c.Name) + len(c.Value), 0}
-		if a, err := as.open(c.Name, c.Value); err == nil {
+		a, err := as.open(c.Name, c.Value)
+		if session.IsForeign(err) {
+			continue // another App on this host removes its own
+		}
+		if err == nil {
 			k.began = a.Began
 		}
 		others = append(others, k)
@@ -185,22 +225,28 @@ type sealedAttempt struct {
 	attempt
 	Verifier  string `json:"v"`
 	Key       string `json:"k,omitempty"`
+	Replaces  string `json:"o,omitempty"`
 	Restarted bool   `json:"z,omitempty"`
 }
+
+// sealedName is the name that the value of an attempt's cookie is authenticated
+// with. It is the part that follows from the state, so that an attempt of
+// another App is recognised.
+func (as *attempts) sealedName(name string) string { return strings.TrimPrefix(name, as.name) }
 
 func (as *attempts) seal(name string, a *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Replaces.Reveal(), a.Restarted}); err != nil {
 		return "", err
 	}
-	return securecookie.EncodeMulti(name, plain.Bytes(), as.codecs...)
+	return securecookie.EncodeMulti(as.sealedName(name), plain.Bytes(), as.codecs...)
 }
 
 func (as *attempts) open(name, value string) (*attempt, error) {
 	var plain []byte
-	if err := securecookie.DecodeMulti(name, value, &plain, as.codecs...); err != nil {
+	if err := securecookie.DecodeMulti(as.sealedName(name), value, &plain, as.codecs...); err != nil {
 		return nil, err
 	}
 	var sealed sealedAttempt
@@ -208,8 +254,11 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 		return nil, err
 	}
 	a := sealed.attempt
-	a.Verifier, a.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
+	a.Verifier, a.Key, a.Replaces = session.Secret(sealed.Verifier), session.Secret(sealed.Key), session.Secret(sealed.Replaces)
 	a.Restarted = sealed.Restarted
+	if time.Since(time.UnixMilli(a.Began)) > attemptLife { // replaceNext seals it anew
+		return nil, errors.New("login attempt has expired")
+	}
 	if a.Nonce == "" || a.Verifier == "" || a.ReturnTo == "" {
 		return nil, errors.New("login attempt is not whole")
 	}

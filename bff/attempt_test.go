@@ -20,7 +20,7 @@ import (
 func newTestAttempts(t testing.TB) *attempts {
 	key := make([]byte, 32)
 	rand.Read(key)
-	as, err := newAttempts(session.Cookie{}, [][]byte{key})
+	as, err := newAttempts(session.Cookie{}, [][]byte{key}, session.App{})
 	if err != nil {
 		t.Fatal(err)
 	}

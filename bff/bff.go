@@ -52,7 +52,9 @@ type Config struct {
 	Claims   Claims
 	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
 	KeepStorage bool
-	// Sessions configures the session.Manager. Refresh, Revoke, Ready, Wait, AccessTokenLifetime, Logger and Cookie.InsecureHTTP are set by New.
+	// Sessions configures the session.Manager. New sets App, Refresh, Ready, Wait,
+	// AccessTokenLifetime, Revoke, CookieRefused and Logger, and of Cookie
+	// InsecureHTTP and Port.
 	Sessions session.Config
 	Routes   []Route
 
@@ -76,12 +78,15 @@ type Server struct {
 	frontend  http.Handler
 	sessions  *session.Manager
 	store     session.Store
+	app       session.App // what sessions, attempts and logout states are bound to
 	provider  *provider
 	claims    Claims
 	keeps     bool // Config.KeepStorage
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
 	log       *slog.Logger
+
+	refusedCookies refusedCookies
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -147,7 +152,7 @@ func New(cfg Config) (*Server, error) {
 	} else {
 		s.origin, s.host = public.Scheme+"://"+public.Host, public.Host
 		s.forwardedHost, s.forwardedProto = []string{public.Host}, []string{public.Scheme}
-		cfg.Sessions.Cookie.InsecureHTTP = public.Scheme == "http"
+		cfg.Sessions.Cookie.InsecureHTTP, cfg.Sessions.Cookie.Port = public.Scheme == "http", public.Port()
 	}
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
@@ -158,6 +163,8 @@ func New(cfg Config) (*Server, error) {
 	fail(err)
 	s.provider.claims = cfg.Claims
 
+	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
+	cfg.Sessions.App, cfg.Sessions.CookieRefused = s.app, s.sessionCookieRefused
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh
 	cfg.Sessions.Revoke = s.provider.revoke
@@ -165,9 +172,10 @@ func New(cfg Config) (*Server, error) {
 	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	s.sessions, err = session.NewManager(cfg.Sessions)
 	fail(err)
-	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys)
+	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.app)
+	s.attempts.refused = s.cookieRefused
 	if err == nil {
-		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, "logout state", time.Hour)
+		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, s.app, "logout state", time.Hour)
 		fail(err)
 	} // else NewManager has said so already
 
@@ -295,6 +303,9 @@ func (s *Server) Close(ctx context.Context) error {
 // ServeHTTP answers one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := s.newResponse(rw, r)
+	if len(r.Header["Cookie"]) > 0 {
+		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused
+	}
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			s.logPanic(w, cause)

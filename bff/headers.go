@@ -155,10 +155,20 @@ func (s *Server) withoutOurCookies(line string) string {
 	return rest.String()
 }
 
-// ourCookie says whether a cookie name is one of ours, in any case of letters.
+// ourCookie reports whether a cookie name is one of ours, in any case of
+// letters. So are those of brokers on other ports of this host, which browsers
+// send to each of them, and those of releases that did not name the port.
 func (s *Server) ourCookie(name string) bool {
-	session, attempt := s.sessions.CookieName(), s.attempts.name
-	return strings.EqualFold(name, session) || len(name) >= len(attempt) && strings.EqualFold(name[:len(attempt)], attempt)
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
+	if !ok {
+		return false
+	}
+	if port, ok := strings.CutPrefix(rest, "-"); ok {
+		if afterPort := strings.TrimLeft(port, "0123456789"); len(afterPort) < len(port) {
+			rest = afterPort
+		}
+	}
+	return rest == "" || strings.HasPrefix(rest, "-login-")
 }
 
 // clientIP is the address of whoever is in front of the last trusted proxy.

@@ -270,8 +270,8 @@ func TestHygiene(t *testing.T) {
 		}
 		var both []string
 		for _, c := range append(b.Cookies(), other.Cookies()...) {
-			if c.Name == "cloakroom" {
-				both = append(both, "cloakroom="+c.Value)
+			if c.Name == a.cookieName() {
+				both = append(both, c.Name+"="+c.Value)
 			}
 		}
 		refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x", "Cookie", strings.Join(both, "; ")) }, 401, "not_signed_in") // one of them was planted

@@ -35,6 +35,9 @@ type idToken struct {
 	Nonce    string
 	ACR      string
 	AuthTime time.Time // zero: not said
+
+	SessionExpiry time.Time // when the provider ends the session; zero: not said
+
 	// User holds the claims that speak of the user, without those of the protocol.
 	User json.RawMessage
 }
@@ -200,6 +203,9 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	// Nothing depends on these unless the login asked for them. Another type than
 	// the standard's counts as missing: AD FS writes auth_time as a text.
 	id.AuthTime, _ = t.claims.Date("auth_time")
+	if end, err := t.claims.Date("session_expiry"); err == nil && end.Unix() > 0 { // OpenID Connect Enterprise Extensions
+		id.SessionExpiry = end
+	}
 	id.SID, _ = t.claims.Text("sid")
 	id.ACR, _ = t.claims.Text("acr")
 	user := t.claims.Map()

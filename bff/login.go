@@ -48,7 +48,7 @@ func (s *Server) noteCurrent(r *http.Request, a *attempt) error {
 	current, err := s.sessions.Get(r.Context(), r)
 	switch {
 	case err == nil:
-		a.Replaces, a.Subject = current.ID, current.Subject
+		a.Replaces, a.Subject = current.Ticket(), current.Subject
 	case errors.Is(err, session.ErrNone):
 		a.Replaces, a.Subject = "", ""
 	default:
@@ -223,7 +223,13 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: a.Replaces})
+		ExpiresAt: id.SessionExpiry,
+	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: s.replacedBy(r, a), Replaced: func(old *session.Session, kept bool) {
+		s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
+		if !kept {
+			s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+		}
+	}})
 	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 	}
@@ -235,8 +241,19 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	w.session = started.ID
 	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
+	s.attempts.replaceNext(w, r, a.State, started)
 	a.end(w, true)
 	return nil
+}
+
+// replacedBy returns the tickets of the sessions that the success of an attempt
+// replaces: the one that was there when it began, and the one that is there now.
+func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Secret {
+	tickets := []session.Secret{a.Replaces}
+	if current, err := s.sessions.Get(r.Context(), r); err == nil && current.Ticket() != a.Replaces {
+		tickets = append(tickets, current.Ticket())
+	}
+	return tickets
 }
 
 // end is what the browser sees of an attempt that has come to its end without a fault.

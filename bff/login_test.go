@@ -73,7 +73,7 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 		}
 	}
 	cookie := answer.Header.Get("Set-Cookie")
-	if !regexp.MustCompile(`^cloakroom-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`).MatchString(cookie) {
+	if !regexp.MustCompile(`^cloakroom-\d+-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`).MatchString(cookie) {
 		t.Errorf("the attempt's cookie: got %s", cookie)
 	}
 	if strings.Contains(cookie, q.Get("state")) || strings.Contains(cookie, q.Get("nonce")) {
@@ -309,14 +309,14 @@ func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
 	b.Navigate("/bff/login")
 	var login, sess *http.Cookie
 	for _, c := range b.Cookies() {
-		if c.Name == "cloakroom" {
+		if c.Name == a.cookieName() {
 			sess = c
 		} else {
 			login = c
 		}
 	}
 	other := a.browser()
-	other.SetCookie(&http.Cookie{Name: "cloakroom", Value: login.Value, Path: "/"})
+	other.SetCookie(&http.Cookie{Name: a.cookieName(), Value: login.Value, Path: "/"})
 	a.wantSession(other, "")
 	other.SetCookie(&http.Cookie{Name: login.Name, Value: sess.Value, Path: "/"})
 	if answer := other.Navigate("/bff/login"); answer.StatusCode != 302 {
@@ -489,7 +489,7 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 	// A cookie planted before the login is not the one after it.
 	attacker := a.signedIn()
 	victim := a.browser()
-	victim.SetCookie(&http.Cookie{Name: "cloakroom", Value: attacker.Cookies()[0].Value, Path: "/"})
+	victim.SetCookie(&http.Cookie{Name: a.cookieName(), Value: attacker.Cookies()[0].Value, Path: "/"})
 	if answer := victim.SignIn("bob", "prompt=login"); answer.StatusCode != 303 {
 		t.Fatalf("victim's login: got %d", answer.StatusCode)
 	}
@@ -502,7 +502,7 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
 		callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
-		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool { return c.Name == "cloakroom" })]
+		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool { return c.Name == a.cookieName() })]
 		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1}) // a browser shows no Strict cookie on its way back from the provider
 		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
 		b.SetCookie(&ticket)
@@ -667,7 +667,7 @@ func TestEveryAttemptCookieIsTakenAwayInTheEnd(t *testing.T) {
 		t.Errorf("after a cancelled login there are the cookies %v", names)
 	}
 	b.SignIn("alice", "")
-	if names := cookieNames(b); !slices.Equal(names, []string{"cloakroom"}) {
+	if names := cookieNames(b); !slices.Equal(names, []string{a.cookieName()}) {
 		t.Errorf("after a login there are the cookies %v", names)
 	}
 }

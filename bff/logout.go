@@ -3,7 +3,6 @@ package bff
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -97,7 +96,7 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	if err != nil {
 		return errBadLogoutToken.because(err)
 	}
-	sum := sha256.Sum256([]byte(token.ID))
+	sum := s.app.Digest(token.ID) // a jti is unique for its issuer and client alone
 	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 	if _, _, found, err := s.store.Get(ctx, seen); err != nil {
 		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)

@@ -299,7 +299,8 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	keyA, keyB := bytes.Repeat([]byte("a"), 32), bytes.Repeat([]byte("b"), 32)
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
 	before, err := session.NewManager(session.Config{
-		Store: a.store, Keys: [][]byte{keyA}, Cookie: session.Cookie{InsecureHTTP: true},
+		Store: a.store, Keys: [][]byte{keyA}, Cookie: session.Cookie{InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:")},
+		App: session.App{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, Origin: a.url},
 		Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
 			return session.Renewal{}, errors.New("unexpected")
 		},

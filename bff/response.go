@@ -28,6 +28,8 @@ type response struct {
 	bytes   int64
 	problem *problem
 	session string // the ID of the session that the request was made in
+
+	refusedCookies []string // names of those that cookieRefused has logged
 }
 
 // page says how an error is shown to a person.

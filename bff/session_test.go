@@ -419,9 +419,9 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 	flipped := []byte(good)
 	flipped[len(flipped)/2] ^= 1
 	for name, cookie := range map[string]string{
-		"flipped": "cloakroom=" + string(flipped), "truncated": "cloakroom=" + good[:len(good)-9], "noise": "cloakroom=" + strings.Repeat("noise", 800),
-		"empty": "cloakroom=", "twice": "cloakroom=" + good + "; cloakroom=" + good, "in capitals": "CLOAKROOM=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
-		"not a cookie": ";;=;;", "quoted": `cloakroom="` + good[:20] + `"`,
+		"flipped": a.cookieName() + "=" + string(flipped), "truncated": a.cookieName() + "=" + good[:len(good)-9], "noise": a.cookieName() + "=" + strings.Repeat("noise", 800),
+		"empty": a.cookieName() + "=", "twice": a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good, "in capitals": strings.ToUpper(a.cookieName()) + "=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
+		"not a cookie": ";;=;;", "quoted": a.cookieName() + `="` + good[:20] + `"`,
 	} {
 		stranger := a.browser()
 		if got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
@@ -432,7 +432,7 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 			t.Errorf("%s: login: got %d, want 302", name, got)
 		}
 	}
-	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; cloakroom="+good); !strings.Contains(got.Text, "alice") {
+	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; "+a.cookieName()+"="+good); !strings.Contains(got.Text, "alice") {
 		t.Errorf("beside another cookie: got %s", got.Text)
 	}
 }

@@ -165,6 +165,7 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		}
 		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
+	renewal.ExpiresAt = id.SessionExpiry
 	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
 		renewal.Tokens.ID = ""
 	}
@@ -213,6 +214,9 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	}
 	type token struct{ hint, value string }
 	all := []token{{"refresh_token", t.Refresh.Reveal()}, {"access_token", t.Access.Reveal()}}
+	for _, superseded := range t.Superseded {
+		all = append(all, token{"refresh_token", superseded.Reveal()})
+	}
 	for _, other := range t.Others {
 		all = append(all, token{"access_token", other.Access.Reveal()})
 	}
@@ -304,6 +308,10 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		answer.tokens.Expiry = asked.Add(seconds)
 	} else {
 		answer.tokens.Expiry = jwtExpiry(text("access_token"))
+	}
+	life, _ = members.Value("refresh_token_expires_in")
+	if seconds, ok := parseSeconds(life); ok {
+		answer.tokens.RefreshExpiry = asked.Add(seconds)
 	}
 	return answer, nil
 }

@@ -182,8 +182,8 @@ func newWire(t *testing.T) *wire {
 	w.host = u.Host
 	b := a.signedIn()
 	for _, c := range b.Cookies() {
-		if c.Name == "cloakroom" {
-			w.header = "Host: " + w.host + "\r\nX-CSRF: 1\r\nCookie: cloakroom=" + c.Value + "\r\n"
+		if c.Name == a.cookieName() {
+			w.header = "Host: " + w.host + "\r\nX-CSRF: 1\r\nCookie: " + c.Name + "=" + c.Value + "\r\n"
 		}
 	}
 	return w
@@ -346,7 +346,7 @@ func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
 	}
 }
 
-var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom=`)
+var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom(-\d+)?=`)
 
 // check checks what every request that gets to the upstream has to have.
 func (w *wire) check(name, request string) {
@@ -366,8 +366,9 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	w := newWire(t)
 	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
 	const cookie = "COOKIE" // for what is not to be mutated
-	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "cloakroom=")
-	header := start + "cloakroom=" + cookie + "\r\n"
+	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "Cookie: ")
+	name, value, _ := strings.Cut(value, "=")
+	header := start + "Cookie: " + name + "=" + cookie + "\r\n"
 	get, post := "GET /api/x HTTP/1.1\r\n"+header, "POST /api/x HTTP/1.1\r\n"+header
 	corpus := []string{
 		get + "\r\n",

@@ -86,6 +86,10 @@ type storeConfig struct {
 	URL    session.Secret `yaml:"url"`     // may hold a password; default memory:
 	Prefix string         `yaml:"prefix"`  // default cloakroom:
 	CAFile string         `yaml:"ca_file"` // PEM; default: the system's
+
+	CertFile     string `yaml:"cert_file"` // PEM, of the client
+	KeyFile      string `yaml:"key_file"`
+	PasswordFile string `yaml:"password_file"` // read for each new connection
 }
 
 type sessionConfig struct {
@@ -272,9 +276,40 @@ func (c *config) sessionKeys() ([][]byte, []string) {
 			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints one that is", i))
 			continue
 		}
+		if j := slices.IndexFunc(keys, func(other []byte) bool { return bytes.Equal(other, b) }); j >= 0 {
+			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is a key that is listed before; each key is listed once", i))
+			continue
+		}
+		if why := notRandom(b); why != "" {
+			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is not a secret: %s; cloakroom keygen prints one that is", i, why))
+			continue
+		}
 		keys = append(keys, b)
 	}
 	return keys, mistakes
+}
+
+// notRandom returns what shows that a key was not made at random; empty if
+// nothing does. Of 32 random bytes fewer than 8 are different with a
+// probability of 10^-36.
+func notRandom(key []byte) string {
+	different := make(map[byte]bool)
+	steps := make(map[byte]bool)
+	for i, b := range key {
+		different[b] = true
+		if i > 0 {
+			steps[b-key[i-1]] = true
+		}
+	}
+	switch {
+	case len(different) == 1:
+		return fmt.Sprintf("all bytes are 0x%02x", key[0])
+	case len(steps) == 1:
+		return "its bytes are counted up or down"
+	case len(different) < 8:
+		return fmt.Sprintf("it has %d different bytes", len(different))
+	}
+	return ""
 }
 
 // decodeBase64 takes both alphabets, with padding or without.

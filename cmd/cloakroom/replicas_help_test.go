@@ -176,13 +176,13 @@ type replica struct {
 
 // startReplica starts a process with settings, environment variables without their prefix. When the test ends it has to end well, and to have
 // printed nothing that it should not.
-func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string) *replica {
+func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string, args ...string) *replica {
 	t.Helper()
 	path, err := builtBroker()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &replica{cmd: exec.Command(path, "serve"), stderr: new(lockedBuffer), ended: make(chan struct{})}
+	r := &replica{cmd: exec.Command(path, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
 	r.cmd.Stderr = r.stderr
 	r.cmd.Env = []string{"GORACE=atexit_sleep_ms=50"} // and nothing of the test's
 	for name, value := range settings {

@@ -660,7 +660,7 @@ func (s *soak) look(method, path string, a *soakAnswer) {
 		if a.header.Get("Retry-After") == "" {
 			s.fail("%s %s: 503 without Retry-After: %s", method, path, a.body)
 		}
-		if c := strings.Join(a.header["Set-Cookie"], " "); strings.Contains(c, "cloakroom=") {
+		if c := strings.Join(a.header["Set-Cookie"], " "); sessionCookieSet.MatchString(c) {
 			s.fail("%s %s: 503 touches the session cookie", method, path)
 		}
 	}
@@ -672,6 +672,9 @@ func (s *soak) look(method, path string, a *soakAnswer) {
 		s.mu.Unlock()
 	}
 }
+
+// sessionCookieSet matches a Set-Cookie header of the session cookie.
+var sessionCookieSet = regexp.MustCompile(`cloakroom-\d+=`)
 
 // soakWords is what may be a token.
 var soakWords = regexp.MustCompile(`[\w.+/=-]{40,}`)
