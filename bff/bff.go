@@ -55,6 +55,7 @@ type Config struct {
 	// Sessions configures the session.Manager. Refresh, Revoke, Logger and Cookie.InsecureHTTP are set by New.
 	Sessions session.Config
 	Routes   []Route
+	Limits   Limits
 
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
 	Client   http.Handler // serves the browser client at Prefix/client.js; nil: 404
@@ -81,7 +82,12 @@ type Server struct {
 	keeps     bool // Config.KeepStorage
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
+	hints     *logoutHints
 	log       *slog.Logger
+
+	logins    *limiter[[16]byte] // :: addressKey; logins that were started
+	exchanges *limiter[[16]byte] // :: addressKey; code exchanges that failed
+	refreshes *limiter[string]   // :: session id; refreshes that were forced
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -111,14 +117,15 @@ const bodyTimeout = 10 * time.Second
 
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
-	{"GET", "/login", navigation, (*Server).login},
-	{"GET", "/callback", returning, (*Server).callback},
+	{"GET", "/login", navigation, unlessHead((*Server).login)},
+	{"GET", "/callback", returning, unlessHead((*Server).callback)},
 	{"POST", "/callback", returning, (*Server).callbackForm},
-	{"GET", "/silent-login", frame, (*Server).silentLogin},
+	{"GET", "/silent-login", frame, unlessHead((*Server).silentLogin)},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
+	{"GET", "/logout/continue", navigation, unlessHead((*Server).logoutContinue)},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
 	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
-	{"GET", "/frontchannel-logout", anyone, (*Server).frontchannelLogout},
+	{"GET", "/frontchannel-logout", anyone, unlessHead((*Server).frontchannelLogout)},
 	{"GET", clientKeysPath, anyone, (*Server).clientKeys},
 	{"GET", "/session", fetch, (*Server).showSession},
 	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
@@ -153,6 +160,9 @@ func New(cfg Config) (*Server, error) {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
 	}
 	fail(cfg.Claims.check())
+	fail(cfg.Limits.check())
+	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
+	s.refreshes = newLimiter[string](refreshLimit)
 	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
@@ -166,6 +176,8 @@ func New(cfg Config) (*Server, error) {
 	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys)
 	if err == nil {
 		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, "logout state", time.Hour)
+		fail(err)
+		s.hints, err = newLogoutHints(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
 		fail(err)
 	} // else NewManager has said so already
 
@@ -365,8 +377,11 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 		return errNotFound
 	}
 	for _, e := range methods {
-		if e.method != r.Method {
+		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
 			h.Add("Allow", e.method)
+			if e.method == http.MethodGet {
+				h.Add("Allow", http.MethodHead)
+			}
 			continue
 		}
 		h.Del("Allow")

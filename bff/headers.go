@@ -158,7 +158,7 @@ func (s *Server) withoutOurCookies(line string) string {
 // ourCookie says whether a cookie name is one of ours, in any case of letters.
 func (s *Server) ourCookie(name string) bool {
 	session, attempt := s.sessions.CookieName(), s.attempts.name
-	return strings.EqualFold(name, session) || len(name) >= len(attempt) && strings.EqualFold(name[:len(attempt)], attempt)
+	return strings.EqualFold(name, session) || strings.EqualFold(name, s.hints.name) || len(name) >= len(attempt) && strings.EqualFold(name[:len(attempt)], attempt)
 }
 
 // clientIP is the address of whoever is in front of the last trusted proxy.

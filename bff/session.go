@@ -37,10 +37,19 @@ func (s *Server) showSession(w *response, r *http.Request) error {
 	return s.writeSession(w, current)
 }
 
-// refreshSession refreshes the tokens now, whether they are about to expire or not.
+// refreshSession refreshes the tokens now, whether they are about to expire or
+// not. Each session has a budget for that, for each call is a request to the
+// provider.
 func (s *Server) refreshSession(w *response, r *http.Request) error {
-	current, err := s.sessions.Renew(r.Context(), r)
+	current, err := s.sessions.Get(r.Context(), r)
 	if err != nil {
+		return err
+	}
+	if wait := s.refreshes.take(current.ID); wait > 0 {
+		w.session = current.ID
+		return tooManyRequests(wait, "the session has used up its forced refreshes")
+	}
+	if current, err = s.sessions.Renew(r.Context(), r); err != nil {
 		return err
 	}
 	return s.writeSession(w, current)
