@@ -211,6 +211,9 @@ type cookiePair struct{ name, value string }
 func cookiesWithPrefix(r *http.Request, prefix string, most int) []cookiePair {
 	var found []cookiePair
 	for _, line := range r.Header["Cookie"] {
+		if !strings.Contains(line, prefix) {
+			continue
+		}
 		for pair := range strings.SplitSeq(line, ";") {
 			pair = strings.Trim(pair, " \t")
 			if !strings.HasPrefix(pair, prefix) {

@@ -252,6 +252,12 @@ func parsePublicURL(raw string) (*url.URL, error) {
 func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopLooking = stop
+	for _, route := range s.routes {
+		if route.unreachable(s.provider.cfg.Parameters["acr_values"]) {
+			s.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
+				"route", route.Path, "acr", route.Require.ACR)
+		}
+	}
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Watch(ctx) })
 }

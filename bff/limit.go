@@ -84,24 +84,24 @@ func (l *limiter[K]) spend(key K, cost time.Duration) (wait time.Duration) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	full, ok := l.recent[key]
-	if !ok {
+	full, recent := l.recent[key]
+	if !recent {
 		full = l.older[key]
 	}
 	if full.Before(now) {
 		full = now
 	}
-	if wait := full.Sub(now) + l.interval - l.most; wait > 0 {
-		return wait
+	wait = max(0, full.Sub(now)+l.interval-l.most)
+	if wait == 0 {
+		full = full.Add(cost)
 	}
-	if cost == 0 {
-		return 0
-	}
-	if len(l.recent) >= maxLimited/2 {
+	if !recent && full.After(now) && len(l.recent) >= maxLimited/2 {
 		l.recent, l.older = make(map[K]time.Time), l.recent
 	}
-	l.recent[key] = full.Add(cost)
-	return 0
+	if full.After(now) {
+		l.recent[key] = full
+	}
+	return wait
 }
 
 // addressKey is what of a client address a budget is kept for: the whole of an

@@ -253,9 +253,7 @@ func (s *Server) writePage(w *response, p *problem) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.status)
-	pageTemplate.Execute(w, map[string]any{
-		"Title": p.title, "Detail": p.detail, "Code": p.code, "RequestID": w.requestID, "TryAgain": tryAgain,
-	})
+	pageTemplate.Execute(w, struct{ Title, Detail, Code, RequestID, TryAgain string }{p.title, p.detail, p.code, w.requestID, tryAgain})
 }
 
 // prefersJSON says whether whoever asks names JSON and not HTML as what it takes.

@@ -262,6 +262,14 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	return errStepUp.challenging(challenge).signingIn(login).because(fmt.Errorf("acr is %q, auth_time is %v", acr, authTime.UTC()))
 }
 
+// unreachable reports whether the route requires an acr, and none that a sign-in
+// may have: the operator's acr_values hold for every sign-in.
+func (route *route) unreachable(acrValues string) bool {
+	accepted := strings.Fields(acrValues)
+	return len(accepted) > 0 && len(route.Require.ACR) > 0 &&
+		!slices.ContainsFunc(route.Require.ACR, func(acr string) bool { return slices.Contains(accepted, acr) })
+}
+
 // claimTexts returns a claim as texts: one, or those of a list. An object, null and a claim that is not there have none.
 func claimTexts(claim any) []string {
 	switch v := claim.(type) {
