@@ -7,8 +7,8 @@
 // (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
-//	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.find, drop → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
+//	login     login.go     returnTo → limitLogin → provider.demand → attempts.prepare → provider.authURL → attempts.begin → 302
+//	callback  login.go     attempts.find, drop → claim (once.go) → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
@@ -87,7 +87,7 @@ type Server struct {
 
 	logins    *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges *limiter[[16]byte] // :: addressKey; code exchanges that failed
-	refreshes *limiter[string]   // :: session id; refreshes that were forced
+	refreshes *limiter[[16]byte] // :: hash of the session cookie; refreshes that were forced
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -162,7 +162,7 @@ func New(cfg Config) (*Server, error) {
 	fail(cfg.Claims.check())
 	fail(cfg.Limits.check())
 	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
-	s.refreshes = newLimiter[string](refreshLimit)
+	s.refreshes = newLimiter[[16]byte](refreshLimit)
 	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)

@@ -35,11 +35,14 @@ func (s *Server) login(w *response, r *http.Request) error {
 }
 
 // logReturnTo logs that the browser is going to be sent to another path than it
-// was asked for.
+// was asked for. A query may have secrets of the app.
 func (s *Server) logReturnTo(w *response, asked, used string) {
-	if asked != "" && asked != used {
-		s.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", asked), "used", used, "request", w.requestID)
+	if asked == "" || asked == used {
+		return
 	}
+	path, _, _ := strings.Cut(asked, "?")
+	path, _, _ = strings.Cut(path, "#")
+	s.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", used, "request", w.requestID)
 }
 
 // crossSite reports whether another origin sent the browser here, a sibling
@@ -287,18 +290,18 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), completeTimeout)
 	defer cancel()
-	claim, first, err := s.claim(ctx, a)
+	keys, first, err := s.claim(ctx, a)
 	if err != nil {
 		return err
 	}
 	if !first {
-		return s.joinLogin(r.Context(), w, claim, a)
+		return s.joinLogin(r.Context(), w, keys, a)
 	}
 	if err := s.startSession(ctx, w, answer, a); err != nil {
-		s.dropClaim(ctx, claim)
+		s.dropClaim(ctx, keys)
 		return err
 	}
-	s.shareLogin(ctx, w, claim, a)
+	s.shareLogin(ctx, w, keys, a)
 	s.finish(w, a, true)
 	return nil
 }

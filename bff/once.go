@@ -1,7 +1,6 @@
 package bff
 
 import (
-	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -12,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,7 +32,7 @@ const (
 	joinPoll = 100 * time.Millisecond
 	// joinTimeout is how long it waits.
 	joinTimeout = 20 * time.Second
-	// shareLife is how long after a login its session cookie is given to other
+	// shareLife is how long the session cookie of a login is kept for other
 	// requests with the same attempt and response.
 	shareLife = 30 * time.Second
 )
@@ -43,95 +41,81 @@ const (
 // longer ago.
 var errCompletedBefore = errBadCallback.because(errors.New("the attempt was completed before"))
 
-// loginClaim is the right to complete an attempt.
-type loginClaim struct {
-	key   string
-	value []byte // of this request's own
-}
+// loginClaim names what the store has of an attempt: its claim, and, when it is
+// completed, its result.
+type loginClaim struct{ claim, result string }
 
 // claim claims an attempt. It returns false if another request has done so.
-func (s *Server) claim(ctx context.Context, a *attempt) (claim loginClaim, first bool, err error) {
+func (s *Server) claim(ctx context.Context, a *attempt) (keys loginClaim, first bool, err error) {
 	sum := sha256.Sum256([]byte(a.State))
-	claim = loginClaim{"login:" + base64.RawURLEncoding.EncodeToString(sum[:16]), []byte(rand.Text())}
-	first, err = s.store.Create(ctx, claim.key, claim.value, attemptLife)
+	name := base64.RawURLEncoding.EncodeToString(sum[:16])
+	keys = loginClaim{"login:" + name, "login-result:" + name}
+	first, err = s.store.Create(ctx, keys.claim, []byte(rand.Text()), attemptLife) // a value of this request's own
 	if err != nil {
-		return claim, false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
+		return keys, false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
 	}
-	return claim, first, nil
+	return keys, first, nil
 }
 
 // dropClaim deletes the claim of an attempt that has failed. If the store is out
 // of reach, the claim expires.
-func (s *Server) dropClaim(ctx context.Context, claim loginClaim) {
-	if err := s.store.Delete(ctx, claim.key); err != nil {
+func (s *Server) dropClaim(ctx context.Context, keys loginClaim) {
+	if err := s.store.Delete(ctx, keys.claim); err != nil {
 		s.log.WarnContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
 	}
 }
 
-// sharedMark is what the value of a claim begins with once the attempt is
-// completed.
-var sharedMark = []byte("done ")
-
 // shareLogin leaves the session cookie that is in w for other requests with the
 // same attempt. Only the holder of the attempt's cookie can open it.
-func (s *Server) shareLogin(ctx context.Context, w *response, claim loginClaim, a *attempt) {
+func (s *Server) shareLogin(ctx context.Context, w *response, keys loginClaim, a *attempt) {
 	var cookie string
 	for _, line := range w.Header()["Set-Cookie"] {
 		if strings.HasPrefix(line, s.sessions.CookieName()+"=") {
 			cookie = line
 		}
 	}
-	plain := strconv.AppendInt(nil, time.Now().UnixMilli(), 10)
-	plain = append(append(plain, ' '), cookie...)
-	value := append(bytes.Clone(sharedMark), a.aead().Seal(nil, nil, plain, []byte(claim.key))...)
-	if _, err := s.store.Replace(ctx, claim.key, claim.value, value); err != nil {
+	sealed := a.aead().Seal(nil, nil, []byte(cookie), []byte(keys.result))
+	if _, err := s.store.Create(ctx, keys.result, sealed, shareLife); err != nil {
 		s.log.WarnContext(ctx, "login not shared with requests that wait for it", "err", err)
 	}
 }
 
 // joinLogin waits for the request that has claimed the attempt, and ends as it
 // does.
-func (s *Server) joinLogin(ctx context.Context, w *response, claim loginClaim, a *attempt) error {
+func (s *Server) joinLogin(ctx context.Context, w *response, keys loginClaim, a *attempt) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	for {
-		value, _, found, err := s.store.Get(ctx, claim.key)
+		sealed, _, found, err := s.store.Get(ctx, keys.result)
+		if err == nil && found {
+			cookie, err := a.aead().Open(nil, nil, sealed, []byte(keys.result))
+			if err != nil {
+				return errCompletedBefore
+			}
+			w.Header().Add("Set-Cookie", string(cookie))
+			s.finish(w, a, true)
+			return nil
+		}
+		var ttl time.Duration
+		if err == nil {
+			_, ttl, found, err = s.store.Get(ctx, keys.claim)
+		}
 		switch {
+		case ctx.Err() != nil:
+			return errCompletedBefore
 		case err != nil:
 			return fmt.Errorf("%w: read login claim: %w", session.ErrStore, err)
 		case !found:
 			return errLoginRefused.because(errors.New("the same response was refused in another request"))
-		case bytes.HasPrefix(value, sharedMark):
-			cookie, err := a.openShared(value[len(sharedMark):], claim.key)
-			if err != nil {
-				return err
-			}
-			if cookie != "" {
-				w.Header().Add("Set-Cookie", cookie)
-			}
-			s.finish(w, a, true)
-			return nil
+		case attemptLife-ttl > shareLife: // the result has expired
+			return errCompletedBefore
 		}
 		select {
 		case <-time.After(joinPoll):
 		case <-ctx.Done():
-			return errProviderUnavailable.because(fmt.Errorf("wait for the same login in another request: %w", ctx.Err()))
+			return errCompletedBefore
 		}
 	}
-}
-
-// openShared returns the session cookie that another request got for the attempt.
-func (a *attempt) openShared(sealed []byte, key string) (cookie string, err error) {
-	plain, err := a.aead().Open(nil, nil, sealed, []byte(key))
-	if err != nil {
-		return "", errCompletedBefore
-	}
-	at, cookie, _ := strings.Cut(string(plain), " ")
-	ms, err := strconv.ParseInt(at, 10, 64)
-	if err != nil || time.Since(time.UnixMilli(ms)) > shareLife {
-		return "", errCompletedBefore
-	}
-	return cookie, nil
 }
 
 // aead returns a cipher whose key is made of the attempt's verifier.

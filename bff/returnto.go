@@ -101,8 +101,8 @@ func (s *Server) looseRouteOf(reading string) *route {
 // a navigation that a service worker passed on, whose destination is empty: it
 // is same-origin also if the user followed a link in a mail.
 func startedByOwnPage(r *http.Request) bool {
-	site, dest := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Sec-Fetch-Dest")
-	return len(site) == 1 && site[0] == "same-origin" && len(dest) == 1 && dest[0] == "document"
+	site := r.Header.Values("Sec-Fetch-Site")
+	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("Sec-Fetch-Dest") != "empty"
 }
 
 // maxReadings bounds how often a path may be percent-encoded.
