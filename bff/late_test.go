@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -212,6 +213,33 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 			}
 		}
 		a.wantSession(b, "alice")
+	})
+	t.Run("an authorization response, on two replicas", func(t *testing.T) {
+		var cfg bff.Config
+		a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+		other, at := replica(t, cfg)
+		if err := other.Found(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		attempt := b.Cookies()[0]
+		header := []string{"Host", strings.TrimPrefix(a.url, "http://"), "Cookie", attempt.Name + "=" + attempt.Value}
+		before := a.provider.TokenRequests()
+		var both sync.WaitGroup
+		for _, target := range []string{u, strings.Replace(u, a.url, at, 1)} {
+			both.Go(func() {
+				twin := a.browser()
+				answer := twin.Navigate(target, header...)
+				if answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" || !slices.ContainsFunc(answer.Cookies(), func(c *http.Cookie) bool { return c.Name == "cloakroom" && c.MaxAge > 0 }) {
+					t.Errorf("%s: got %d to %q with %v", target, answer.StatusCode, answer.Header.Get("Location"), answer.Cookies())
+				}
+			})
+		}
+		both.Wait()
+		if n := a.provider.TokenRequests() - before; n != 1 {
+			t.Errorf("%d token requests, want 1", n)
+		}
 	})
 	t.Run("a code that is refused", func(t *testing.T) {
 		b := a.browser()

@@ -1,8 +1,10 @@
 package bff_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -107,9 +109,21 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 
 func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, nil)
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	other, at := replica(t, cfg)
+	if err := other.Found(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	b := a.signedIn()
-	out := continued(t, b)
+	var body struct {
+		RedirectTo string `json:"redirect_to"`
+	}
+	b.Fetch("POST", "/bff/logout").Decode(t, &body)
+	out := b.Navigate(at+body.RedirectTo, "Host", strings.TrimPrefix(a.url, "http://")) // which the jar goes by
+	if !out.Location(t).Query().Has("id_token_hint") {
+		t.Errorf("the other replica sends %s", out.Location(t))
+	}
 	back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
 	if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
 		t.Errorf("got %d to %s", back.StatusCode, back.Header.Get("Location"))
@@ -118,6 +132,24 @@ func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
 	if q := continued(t, a.browser()).Location(t).Query(); q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
 		t.Errorf("without a session: sent %v", q)
 	}
+}
+
+// replica starts another server with a configuration, and returns where it listens.
+func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
+	t.Helper()
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := httptest.NewServer(server)
+	server.Start()
+	t.Cleanup(func() {
+		at.Close()
+		if err := server.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return server, at.URL
 }
 
 // The cookie of one app is no hint of another that has the same keys.
