@@ -50,7 +50,7 @@ func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
 			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
 		}
 	}
-	for _, name := range []string{"acr_values", "max_age"} {
+	for _, name := range []string{"acr_values", "max_age", "prompt"} {
 		if value := cfg.Parameters[name]; value != "" {
 			if _, err := loginParameters(url.Values{name: {value}}); err != nil {
 				fail("Parameters", err)
@@ -82,6 +82,44 @@ var ownParameters = map[string]bool{
 	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
 	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
 	"client_assertion": true, "client_assertion_type": true,
+}
+
+// demand adds to the parameters of a login what the operator demands of every
+// login (Config.Parameters). A link can only ask for more:
+//   - max_age is the shorter of the two.
+//   - acr_values are those of the link that the operator accepts too. Which of two
+//     values is the stronger is for the provider to know, so that none of them
+//     counts as more than the operator's. If the operator accepts none of the
+//     link's, the operator's are sent.
+//   - prompt has the values of both. The none of a link gives way to the
+//     operator's, and the operator's none to those of a link.
+func (p *provider) demand(link url.Values) url.Values {
+	all := maps.Clone(link)
+	if all == nil {
+		all = make(url.Values)
+	}
+	if own := p.cfg.Parameters["max_age"]; own != "" {
+		seconds, err := strconv.Atoi(all.Get("max_age"))
+		if most, _ := strconv.Atoi(own); err != nil || most < seconds {
+			all.Set("max_age", own)
+		}
+	}
+	if own := strings.Fields(p.cfg.Parameters["acr_values"]); len(own) > 0 {
+		accepted := slices.DeleteFunc(strings.Fields(all.Get("acr_values")), func(acr string) bool { return !slices.Contains(own, acr) })
+		if len(accepted) == 0 {
+			accepted = own
+		}
+		all.Set("acr_values", strings.Join(accepted, " "))
+	}
+	own, linked := strings.Fields(p.cfg.Parameters["prompt"]), strings.Fields(all.Get("prompt"))
+	if len(own) > 0 {
+		both := slices.DeleteFunc(distinct(slices.Concat(own, linked)), func(prompt string) bool { return prompt == "none" })
+		if len(both) == 0 {
+			both = []string{"none"}
+		}
+		all.Set("prompt", strings.Join(both, " "))
+	}
+	return all
 }
 
 // checkResource accepts absolute URIs without a fragment (RFC 8707 2).

@@ -7,8 +7,8 @@
 // (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
-//	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.find, drop → provider.exchange → sessions.Start → 303
+//	login     login.go     returnTo → limitLogin → provider.demand → attempts.prepare → provider.authURL → attempts.begin → 302
+//	callback  login.go     attempts.find, drop → claim (once.go) → provider.exchange → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
@@ -57,6 +57,7 @@ type Config struct {
 	// InsecureHTTP and Port.
 	Sessions session.Config
 	Routes   []Route
+	Limits   Limits
 
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
 	Client   http.Handler // serves the browser client at Prefix/client.js; nil: 404
@@ -84,9 +85,13 @@ type Server struct {
 	keeps     bool // Config.KeepStorage
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
+	hints     *logoutHints
 	log       *slog.Logger
 
 	refusedCookies refusedCookies
+	logins         *limiter[[16]byte] // :: addressKey; logins that were started
+	exchanges      *limiter[[16]byte] // :: addressKey; code exchanges that failed
+	refreshes      *limiter[[16]byte] // :: hash of the session cookie; refreshes that were forced
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -116,14 +121,15 @@ const bodyTimeout = 10 * time.Second
 
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
-	{"GET", "/login", navigation, (*Server).login},
-	{"GET", "/callback", returning, (*Server).callback},
+	{"GET", "/login", navigation, unlessHead((*Server).login)},
+	{"GET", "/callback", returning, unlessHead((*Server).callback)},
 	{"POST", "/callback", returning, (*Server).callbackForm},
-	{"GET", "/silent-login", frame, (*Server).silentLogin},
+	{"GET", "/silent-login", frame, unlessHead((*Server).silentLogin)},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
+	{"GET", "/logout/continue", navigation, unlessHead((*Server).logoutContinue)},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
 	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
-	{"GET", "/frontchannel-logout", anyone, (*Server).frontchannelLogout},
+	{"GET", "/frontchannel-logout", anyone, unlessHead((*Server).frontchannelLogout)},
 	{"GET", clientKeysPath, anyone, (*Server).clientKeys},
 	{"GET", "/session", fetch, (*Server).showSession},
 	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
@@ -158,6 +164,9 @@ func New(cfg Config) (*Server, error) {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
 	}
 	fail(cfg.Claims.check())
+	fail(cfg.Limits.check())
+	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
+	s.refreshes = newLimiter[[16]byte](refreshLimit)
 	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
@@ -176,6 +185,8 @@ func New(cfg Config) (*Server, error) {
 	s.attempts.refused = s.cookieRefused
 	if err == nil {
 		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, s.app, "logout state", time.Hour)
+		fail(err)
+		s.hints, err = newLogoutHints(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
 		fail(err)
 	} // else NewManager has said so already
 
@@ -250,6 +261,12 @@ func parsePublicURL(raw string) (*url.URL, error) {
 func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopLooking = stop
+	for _, route := range s.routes {
+		if route.unreachable(s.provider.cfg.Parameters["acr_values"]) {
+			s.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
+				"route", route.Path, "acr", route.Require.ACR)
+		}
+	}
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Watch(ctx) })
 	s.looking.Go(func() { s.provider.breaker.run(ctx) })
@@ -379,8 +396,11 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 		return errNotFound
 	}
 	for _, e := range methods {
-		if e.method != r.Method {
+		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
 			h.Add("Allow", e.method)
+			if e.method == http.MethodGet {
+				h.Add("Allow", http.MethodHead)
+			}
 			continue
 		}
 		h.Del("Allow")

@@ -168,7 +168,7 @@ func (s *Server) ourCookie(name string) bool {
 			rest = afterPort
 		}
 	}
-	return rest == "" || strings.HasPrefix(rest, "-login-")
+	return rest == "" || rest == "-logout" || strings.HasPrefix(rest, "-login-")
 }
 
 // clientIP is the address of whoever is in front of the last trusted proxy.

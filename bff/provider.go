@@ -545,7 +545,7 @@ func (p *provider) metadata() (*metadata, error) {
 }
 
 // logoutURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
-func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) string {
+func (p *provider) logoutURL(hint logoutHint, redirectURI, state string) string {
 	m := p.found.Load()
 	if m == nil || m.EndSession == "" {
 		return ""
@@ -556,13 +556,26 @@ func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) 
 	}
 	q := u.Query()
 	q.Set("client_id", p.cfg.ClientID)
-	if idToken != "" {
-		q.Set("id_token_hint", idToken.Reveal())
-	}
 	q.Set(cmp.Or(p.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
 	q.Set("state", state)
+	without := len(u.Scheme) + len(u.Host) + len(u.EscapedPath()) + len(q.Encode())
+	if token := hint.idToken.Reveal(); token != "" && without+len(token) <= maxLogoutURL {
+		q.Set("id_token_hint", token)
+	} else if hint.user != "" {
+		q.Set("logout_hint", hint.user)
+	}
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// maxLogoutURL bounds the URL with an id_token_hint. nginx has a buffer of 4 kB for
+// the header of our response, of which the rest takes up less than one.
+const maxLogoutURL = 3000
+
+// canLogout reports whether users can sign out at the provider.
+func (p *provider) canLogout() bool {
+	m := p.found.Load()
+	return m != nil && m.EndSession != ""
 }
 
 // trusts says whether a token for an audience besides us is good for us.

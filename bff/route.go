@@ -41,6 +41,11 @@ type Route struct {
 
 	CSRF string // header (the default), or fetch-metadata for what cannot send a header
 
+	// Documents says whether the browser may open the route's responses as
+	// documents of the app's origin. allow: a login or a logout that the app
+	// itself started may lead there. Empty: neither may.
+	Documents string
+
 	// AcceptBearer wraps what hands on requests that bring an access token of their own, and lets through those whose token is good for this route: it is what package bearer makes,
 	// as in func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) }. It answers the others. Such a request needs neither session nor
 	// CSRF header, may have no session cookie, and goes on with its own token. Nil: there are none; an Authorization header means nothing and is taken out.
@@ -137,6 +142,9 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.guard = sameOrigin
 	default:
 		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
+	}
+	if r.Documents != "" && r.Documents != "allow" {
+		fail("Documents", "%q is not allow", r.Documents)
 	}
 	for _, m := range r.Methods {
 		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
@@ -254,6 +262,14 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 		login.Set("max_age", seconds)
 	}
 	return errStepUp.challenging(challenge).signingIn(login).because(fmt.Errorf("acr is %q, auth_time is %v", acr, authTime.UTC()))
+}
+
+// unreachable reports whether the route requires an acr, and none that a sign-in
+// may have: the operator's acr_values hold for every sign-in.
+func (route *route) unreachable(acrValues string) bool {
+	accepted := strings.Fields(acrValues)
+	return len(accepted) > 0 && len(route.Require.ACR) > 0 &&
+		!slices.ContainsFunc(route.Require.ACR, func(acr string) bool { return slices.Contains(accepted, acr) })
 }
 
 // claimTexts returns a claim as texts: one, or those of a list. An object, null and a claim that is not there have none.

@@ -344,8 +344,12 @@ func TestLogout(t *testing.T) {
 			RedirectTo string `json:"redirect_to"`
 		}
 		answer.Decode(t, &got)
-		if u, err := url.Parse(got.RedirectTo); answer.StatusCode != 200 || err != nil || !strings.HasPrefix(got.RedirectTo, a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
-			t.Errorf("got %d %s, want the provider's end_session", answer.StatusCode, answer.Text)
+		if answer.StatusCode != 200 || !strings.HasPrefix(got.RedirectTo, "/bff/logout/continue?") {
+			t.Fatalf("got %d %s, want a path of this origin", answer.StatusCode, answer.Text)
+		}
+		onward := b.Navigate(got.RedirectTo, "Sec-Fetch-Site", "same-origin")
+		if u := onward.Location(t); onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
+			t.Errorf("got %d to %s, want the provider's end_session", onward.StatusCode, u)
 		}
 		a.wantSession(b, "")
 		b.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})

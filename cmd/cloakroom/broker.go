@@ -113,7 +113,10 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 			MaxPerUser:   cfg.Session.MaxPerUser,
 			Cookie:       session.Cookie{SameSite: sameSite},
 		},
-		Routes:   routes,
+		Routes: routes,
+		Limits: bff.Limits{
+			Logins: bff.RateLimit{Rate: float64(cfg.Server.Limits.Logins.Rate), Burst: int(cfg.Server.Limits.Logins.Burst)},
+		},
 		Frontend: frontend,
 		Client:   web.Client(),
 		Logger:   log,

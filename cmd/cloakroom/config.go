@@ -17,6 +17,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -47,7 +48,30 @@ type serverConfig struct {
 	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
 	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
 	TLS            tlsConfig      `yaml:"tls"`
+	Limits         limitsConfig   `yaml:"limits"`
 }
+
+type limitsConfig struct {
+	Logins rateLimitConfig `yaml:"logins"` // default 4/s and 40
+}
+
+type rateLimitConfig struct {
+	Rate  eventRate `yaml:"rate"`  // such as 4/s or 30/m
+	Burst burstSize `yaml:"burst"` // at once
+}
+
+// eventRate is how often something may happen in a second, written as 4/s, 30/m
+// or 100/h.
+type eventRate float64
+
+// String returns the rate as it can be written in the file.
+func (r eventRate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
+
+// MarshalText returns the rate as it can be written in the file, for the log.
+func (r eventRate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// burstSize is a number of events, one or more.
+type burstSize int
 
 type tlsConfig struct {
 	CertFile string `yaml:"cert_file"`
@@ -125,6 +149,7 @@ type routeConfig struct {
 	Scopes       []string            `yaml:"scopes"`
 	Grant        string              `yaml:"grant"` // default refresh-token
 	CSRF         string              `yaml:"csrf"`  // default header
+	Documents    string              `yaml:"documents"`
 	AcceptBearer *acceptBearerConfig `yaml:"accept_bearer"`
 	Timeouts     timeoutsConfig      `yaml:"timeouts"`
 	MaxBody      byteSize            `yaml:"max_body"` // default: any
@@ -231,6 +256,9 @@ func keyOf(field string) string {
 	}[name]
 	if of, isProviders := strings.CutPrefix(name, "Provider."); !ok && isProviders {
 		key, ok = "oidc."+snakeCase(of), true
+	}
+	if strings.HasPrefix(name, "Limits.") {
+		key, ok = "server."+snakeCase(name), true
 	}
 	if !ok {
 		return field
@@ -342,7 +370,7 @@ func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 			mistake("accept_bearer", "%s", line)
 		}
 		routes = append(routes, bff.Route{
-			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, AcceptBearer: accept,
+			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, Documents: r.Documents, AcceptBearer: accept,
 			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})
