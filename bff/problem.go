@@ -73,6 +73,7 @@ func (p *problem) signingIn(login url.Values) *problem {
 var (
 	errAbsoluteForm     = &problem{status: 400, code: "ambiguous_host", title: "The request names its host twice", detail: "Send the path alone in the request line."}
 	errBadBody          = &problem{status: 400, code: "bad_body", title: "The request's body cannot be read"}
+	errBadRequest       = &problem{status: 400, code: "bad_request", title: "The request cannot be sent on", detail: "Its target or a header holds a space or a control character where there can be none."}
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}

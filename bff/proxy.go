@@ -249,7 +249,7 @@ func (x *exchange) run(ctx context.Context) error {
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	resp, a, err := x.route.upstream.send(out, body, x.aim)
+	resp, a, err := x.route.upstream.send(x, out, body)
 	if err == nil && x.token.key != nil {
 		resp, a, err = x.heedNonce(ctx, out, body, resp, a)
 	}
@@ -301,7 +301,7 @@ func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *reque
 	}
 	resp.Body.Close()
 	a.done()
-	resp, a, err := x.route.upstream.send(out.WithContext(ctx), body, x.aim) // what sent it before may still look at the other
+	resp, a, err := x.route.upstream.send(x, out.WithContext(ctx), body) // what sent it before may still look at the other
 	if err == nil {
 		a.learnNonce(resp.Header)
 	}
@@ -344,7 +344,7 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	a.done()
 	x.token, x.header["Authorization"] = token, token.header
 	out = out.WithContext(ctx) // what sent it before may still look at it
-	return x.route.upstream.send(out, body, x.aim)
+	return x.route.upstream.send(x, out, body)
 }
 
 // renewToken returns another token than the one that was rejected, or the same where there is none.
@@ -578,11 +578,12 @@ type requestBody struct {
 	x *exchange
 
 	mu      sync.Mutex // guards all below
+	waiting *sync.Cond // signals that reading has ended
 	try     int        // its readers are those of this try; those of earlier ones get nothing any more
 	reading bool       // from the client
 	kept    []byte     // its beginning, while that is not too long
 	lost    bool       // it was too long
-	at      int        // how much of what is kept this try has had
+	at      int64      // how much of the body this try has had
 	read    int64
 	failed  error // why there is no more of it, io.EOF for its end
 }
@@ -595,22 +596,36 @@ func newRequestBody(x *exchange) *requestBody {
 		return nil
 	}
 	x.writer.Load().EnableFullDuplex() // an upstream may answer before it has all of the body
-	return &requestBody{x: x}
+	b := &requestBody{x: x}
+	b.waiting = sync.NewCond(&b.mu)
+	return b
 }
 
-// reader returns the body from its beginning, for one try, or false if that is not to be had any more.
+// reader returns the body from its beginning, for one try, or false if that is not to be had any more. What an earlier try is still reading from the client is
+// for this one.
 func (b *requestBody) reader() (io.ReadCloser, bool) {
 	if b == nil {
 		return http.NoBody, true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.lost || b.reading {
+	if b.lost {
 		return nil, false
 	}
 	b.try++
 	b.at = 0
+	b.waiting.Broadcast() // for the readers of earlier tries
 	return &bodyReader{b, b.try}, true
+}
+
+// getBody is http.Request.GetBody, with which http.Transport repeats what the
+// server has refused or left out: a body of up to keptBody bytes.
+func (b *requestBody) getBody() (io.ReadCloser, error) {
+	reader, ok := b.reader()
+	if !ok {
+		return nil, errNotKept
+	}
+	return reader, nil
 }
 
 // rewindable says whether there could be a reader now.
@@ -620,7 +635,7 @@ func (b *requestBody) rewindable() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.lost && !b.reading
+	return !b.lost
 }
 
 // bodyReader reads a body for one try.
@@ -629,21 +644,29 @@ type bodyReader struct {
 	try int
 }
 
-var errLateReader = errors.New("the body is being read for another try")
+var (
+	errLateReader = errors.New("the body is being read for another try")
+	errNotKept    = fmt.Errorf("the body is longer than %d bytes and cannot be sent again", keptBody)
+)
 
 func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.reading && b.try == r.try && b.at >= int64(len(b.kept)) {
+		b.waiting.Wait() // for the reader of an earlier try
+	}
 	switch {
-	case b.try != r.try, b.reading:
+	case b.try != r.try:
 		return 0, errLateReader
-	case b.at < len(b.kept):
+	case b.at < int64(len(b.kept)):
 		n := copy(p, b.kept[b.at:])
-		b.at += n
+		b.at += int64(n)
 		return n, nil
 	case b.failed != nil:
 		return 0, b.failed
+	case b.at < b.read: // an earlier try has read too much of it
+		return 0, errNotKept
 	}
 	b.reading = true
 	b.mu.Unlock()
@@ -660,12 +683,17 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		err = errBadBody.because(err)
 	}
 	b.failed = err
+	current := b.try == r.try
 	if b.lost = b.lost || len(b.kept)+n > keptBody || b.x.r.ContentLength > keptBody; b.lost {
 		b.kept = nil
 	} else {
 		b.kept = append(b.kept, p[:n]...)
-		b.at = len(b.kept)
 	}
+	b.waiting.Broadcast()
+	if !current {
+		return 0, errLateReader
+	}
+	b.at += int64(n)
 	return n, err
 }
 
