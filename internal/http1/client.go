@@ -442,7 +442,7 @@ type upload struct {
 	sent   bool  // all of it
 }
 
-// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection.
+// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection. It closes the body then.
 func startUpload(x *exchange, req *http.Request) *upload {
 	u := &upload{done: make(chan struct{}), goOn: func() {}}
 	wanted := make(chan struct{})
@@ -463,6 +463,7 @@ func startUpload(x *exchange, req *http.Request) *upload {
 		if unread := (unreadError{}); errors.As(err, &unread) {
 			u.unread = unread.error
 		}
+		body.Close()
 		close(u.done)
 		if u.unread != nil {
 			cn.Close() // the upstream must not take what it has for all
