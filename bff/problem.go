@@ -89,6 +89,7 @@ var (
 	errStepUp           = &problem{status: 401, code: "insufficient_user_authentication", title: "A stronger or newer sign-in is needed", detail: "Send the browser to login_url as a top-level navigation.", loginURL: true}
 	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
 	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
+	errBodyTooSlow      = &problem{status: 408, code: "body_too_slow", title: "The request took too long to arrive"}
 	errTooLarge         = &problem{status: 413, code: "body_too_large", title: "The request's body is larger than this address takes"}
 	errWrongHost        = &problem{status: 421, code: "wrong_host", title: "This host is not served here", detail: "The Host header has to be that of server.public_url."}
 	errInternal         = &problem{status: 500, code: "internal", title: "Something went wrong here"}

@@ -179,6 +179,8 @@ type exchange struct {
 	token   accessToken
 	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
+	down    pace        // of the response's body
+	writing atomic.Bool // to the client
 
 	breaking sync.Mutex                              // held while breakOff uses the writer
 	writer   atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it, and in the end
@@ -225,6 +227,7 @@ func (x *exchange) end() {
 	if x.shutdown != nil {
 		x.shutdown()
 	}
+	x.down.stop()
 	if x.resp != nil {
 		x.resp.Body.Close()
 		x.address.done()
@@ -266,6 +269,11 @@ func (x *exchange) run(ctx context.Context) error {
 	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if switching || events {
 		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
+	}
+	if switching || isStream(resp.Header.Get("Content-Type")) {
+		body.pace().stop()
+	} else if resp.Body != http.NoBody {
+		x.s.start(&x.down, x.tooSlow)
 	}
 	if switching {
 		return x.tunnel(ctx)
@@ -384,6 +392,10 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	switch {
 	case errors.Is(cause, session.ErrEnded):
 		return session.ErrNone
+	case cause == errSlowSender:
+		return x.s.tooSlow(errBodyTooSlow, cause)
+	case cause == errSlowUpload:
+		return x.s.tooSlow(errUpstreamTimeout, cause)
 	case errors.Is(cause, errStoodStill):
 		return errUpstreamTimeout.because(cause)
 	case cause != nil: // the client has left
@@ -437,10 +449,24 @@ func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
 	return cmp.Or(x.move(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
+// tooSlow ends an exchange whose response does not move.
+func (x *exchange) tooSlow() {
+	if x.writing.Load() {
+		x.breakOff(errSlowReader)
+	} else {
+		x.breakOff(errSlowDownload)
+	}
+}
+
 // brokeOff has it logged that an answer broke off, unless that was the client's doing, or the session's end.
 func (x *exchange) brokeOff(ctx context.Context, err error) {
-	if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
+	switch cause := context.Cause(ctx); cause {
+	case nil, errStoodStill:
 		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+	case errSlowDownload, errSlowUpload:
+		x.w.problem = x.s.tooSlow(errUpstream, cause)
+	case errSlowReader, errSlowSender:
+		x.w.problem = x.s.tooSlow(errBodyTooSlow, cause)
 	}
 }
 
@@ -488,9 +514,13 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 			x.idle.Reset(x.route.Timeouts.Idle)
 		}
 		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
+			x.writing.Store(true)
+			_, err := w.Write(buf[:n])
+			x.writing.Store(false)
+			if err != nil {
 				return err
 			}
+			x.down.moved.Add(int64(n))
 		}
 		if err == io.EOF {
 			return nil
@@ -575,7 +605,8 @@ func (c *counted) Write(p []byte) (int, error) {
 
 // requestBody is a request's body on its way to the upstream, for which there may be more than one try. A nil one has nothing in it.
 type requestBody struct {
-	x *exchange
+	x  *exchange
+	up pace
 
 	mu      sync.Mutex // guards all below
 	waiting *sync.Cond // signals that reading has ended
@@ -615,7 +646,27 @@ func (b *requestBody) reader() (io.ReadCloser, bool) {
 	b.try++
 	b.at = 0
 	b.waiting.Broadcast() // for the readers of earlier tries
-	return &bodyReader{b, b.try}, true
+	return &bodyReader{requestBody: b, try: b.try}, true
+}
+
+// pace returns what watches the body on its way to the upstream.
+func (b *requestBody) pace() *pace {
+	if b == nil {
+		return new(pace)
+	}
+	return &b.up
+}
+
+// tooSlow ends an exchange whose request body does not move.
+func (b *requestBody) tooSlow() {
+	b.mu.Lock()
+	reading := b.reading
+	b.mu.Unlock()
+	if reading {
+		b.x.breakOff(errSlowSender)
+	} else {
+		b.x.breakOff(errSlowUpload)
+	}
 }
 
 // getBody is http.Request.GetBody, with which http.Transport repeats what the
@@ -641,7 +692,8 @@ func (b *requestBody) rewindable() bool {
 // bodyReader reads a body for one try.
 type bodyReader struct {
 	*requestBody
-	try int
+	try     int
+	watched bool // by up; of Read alone
 }
 
 var (
@@ -651,6 +703,10 @@ var (
 
 func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
+	if !r.watched {
+		r.watched = true
+		b.x.s.start(&b.up, b.tooSlow)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.reading && b.try == r.try && b.at >= int64(len(b.kept)) {
@@ -671,6 +727,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.x.r.Body.Read(p)
+	b.up.moved.Add(int64(n))
 	if b.x.idle != nil {
 		b.x.idle.Reset(b.x.route.Timeouts.Idle)
 	}
@@ -697,8 +754,16 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close does nothing: whether the body is read again is not for a transport to say.
-func (r *bodyReader) Close() error { return nil }
+// Close notes that the upstream has the body, or will get no more of it. Whether it is read again is not for a transport to say.
+func (r *bodyReader) Close() error {
+	r.mu.Lock()
+	current := r.requestBody.try == r.try
+	r.mu.Unlock()
+	if current {
+		r.up.stop()
+	}
+	return nil
+}
 
 // err returns why the body could not be read; nil if it could, or has not been.
 func (b *requestBody) err() error {
@@ -725,6 +790,7 @@ func (b *requestBody) over() bool {
 
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
 func (b *requestBody) end() {
+	b.pace().stop()
 	if !b.over() {
 		b.x.writer.Load().SetReadDeadline(time.Now())
 	}

@@ -95,6 +95,11 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	fresh := false
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) { fresh = !info.Reused },
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			if body, ok := req.Body.(*bodyReader); ok && info.Err == nil {
+				body.up.stop() // http.Transport closes it only when the response is over
+			}
+		},
 	})
 	resp, err := t.pool().RoundTrip(req.WithContext(ctx))
 	var timeout net.Error

@@ -34,7 +34,7 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 // The readers of a body that is sent again after its first reader was given up.
 func TestABodyIsReadForOneTryAtATime(t *testing.T) {
 	r, w := io.Pipe()
-	b := &requestBody{x: &exchange{r: &http.Request{Body: r}, route: new(route)}}
+	b := &requestBody{x: &exchange{s: new(Server), r: &http.Request{Body: r}, route: new(route)}}
 	b.waiting = sync.NewCond(&b.mu)
 	first, ok := b.reader()
 	if !ok {

@@ -257,6 +257,12 @@ func setText(v reflect.Value, text string) error {
 			return err
 		}
 		*p = n
+	case *byteRate:
+		n, err := parseRate(text)
+		if err != nil {
+			return err
+		}
+		*p = n
 	case *[]string:
 		*p = splitList(text)
 	case *[]session.Secret:
@@ -281,6 +287,26 @@ func parseSize(text string) (byteSize, error) {
 		return 0, fmt.Errorf("%q is not a size such as 64KiB, 10MB or 1GiB", text)
 	}
 	return byteSize(n) * unit, nil
+}
+
+// parseRate reads a number of bytes a second such as 240B/s or 1KiB/s; off and 0 are noRate.
+func parseRate(text string) (byteRate, error) {
+	size, ok := strings.CutSuffix(text, "/s")
+	if size = strings.TrimSpace(size); text == "off" || size == "0" || ok && size == "0B" {
+		return noRate, nil
+	}
+	n, err := parseSize(size)
+	if err != nil || !ok || n > 1<<40 {
+		return 0, fmt.Errorf("%q is not a rate such as 240B/s or 1KiB/s, or off", text)
+	}
+	return byteRate(n), nil
+}
+
+func (r byteRate) String() string {
+	if r == noRate {
+		return "off"
+	}
+	return strconv.FormatInt(int64(r), 10) + "B/s"
 }
 
 func splitList(text string) []string {
