@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -43,6 +44,9 @@ func (s *server) resolve(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	ips, err := s.resolver.LookupNetIP(ctx, "ip", s.name)
+	if strings.EqualFold(s.name, "localhost") { // it is both, whatever the system knows (RFC 6761 6.3)
+		ips, err = append(ips, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()), nil
+	}
 	if err != nil {
 		return &dialError{err}
 	}
@@ -80,6 +84,7 @@ func (s *server) replace(ips []netip.Addr) {
 	s.addresses.Store(&after)
 	for _, a := range before {
 		if !slices.Contains(after, a) {
+			a.retired.Store(true)
 			a.close()
 		}
 	}

@@ -103,6 +103,7 @@ type address struct {
 	busy    atomic.Int64 // requests in flight
 	retryAt atomic.Int64 // Unix nanoseconds; 0: it has not failed
 	suspect atomic.Bool  // there are failures below
+	retired atomic.Bool  // its name does not lead to it any more
 
 	mu          sync.Mutex // guards all below
 	failures    int        // how often in a row it was marked as failed
@@ -360,6 +361,7 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 		return nil, nil, err
 	}
 	var tried []*address // no connection could be made to them
+	var undialled error
 	for attempt, retried := 0, !u.retry; ; attempt++ {
 		if attempt > 0 {
 			req = req.WithContext(req.Context()) // what sent it before may still look at it
@@ -383,7 +385,10 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 		switch {
 		case errors.As(err, new(*dialError)):
 			a.dialFailed()
-			tried = append(tried, a)
+			if tried = append(tried, a); undialled != nil {
+				err = fmt.Errorf("%w; %w", undialled, err)
+			}
+			undialled = err
 			if a = u.selectAddress(tried); a == nil {
 				u.resolve(req.Context()) // the name may have moved
 				a = u.selectAddress(tried)
@@ -467,4 +472,8 @@ func (a *address) roundTrip(req *http.Request, retry bool) (resp *http.Response,
 }
 
 // done says that an exchange with the address is over.
-func (a *address) done() { a.busy.Add(-1) }
+func (a *address) done() {
+	if a.busy.Add(-1) == 0 && a.retired.Load() {
+		a.close() // an HTTP/2 connection could not be closed while it was in use
+	}
+}
