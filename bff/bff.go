@@ -20,6 +20,7 @@
 package bff
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,10 @@ type Config struct {
 	Routes   []Route
 	Limits   Limits
 
+	// BodyMinRate is how many bytes a second a body has to move, measured over 30 seconds, or its request is ended: from the client,
+	// to and from the upstream, to the client. Event streams, gRPC and WebSockets are excepted. Zero: 240; negative: any.
+	BodyMinRate int64
+
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
 	Client   http.Handler // serves the browser client at Prefix/client.js; nil: 404
 
@@ -92,6 +97,8 @@ type Server struct {
 	logins         *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges      *limiter[[16]byte] // :: addressKey; code exchanges that failed
 	refreshes      *limiter[[16]byte] // :: hash of the session cookie; refreshes that were forced
+	bodyRate       int64              // bytes a second; 0: any
+	paceWindow     time.Duration      // over which it is measured
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -144,6 +151,7 @@ func New(cfg Config) (*Server, error) {
 	if s.prefix == "" {
 		s.prefix = "/bff"
 	}
+	s.bodyRate, s.paceWindow = max(cmp.Or(cfg.BodyMinRate, defaultBodyRate), 0), paceWindow
 	s.streaming, s.endStreams = context.WithCancel(context.Background())
 	var errs []error
 	fail := func(err error) {
@@ -328,6 +336,10 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			s.logPanic(w, cause)
 			defer panic(http.ErrAbortHandler) // the server hangs up, and says nothing more of it
 		}
+		w.pace.stop()
+		if w.slow.Load() {
+			w.problem = s.tooSlow(errBodyTooSlow, errSlowReader)
+		}
 		if !w.streams {
 			s.logRequest(w)
 		}
@@ -379,7 +391,10 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
 		return errNotFound
 	}
+	w.paced = s
 	s.frontend.ServeHTTP(w, r)
+	w.pace.stop()
+	boundBody(w, r) // what is left of it
 	return nil
 }
 

@@ -73,6 +73,7 @@ func (p *problem) signingIn(login url.Values) *problem {
 var (
 	errAbsoluteForm     = &problem{status: 400, code: "ambiguous_host", title: "The request names its host twice", detail: "Send the path alone in the request line."}
 	errBadBody          = &problem{status: 400, code: "bad_body", title: "The request's body cannot be read"}
+	errBadRequest       = &problem{status: 400, code: "bad_request", title: "The request cannot be sent on", detail: "Its target or a header holds a space or a control character where there can be none."}
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
@@ -88,6 +89,7 @@ var (
 	errStepUp           = &problem{status: 401, code: "insufficient_user_authentication", title: "A stronger or newer sign-in is needed", detail: "Send the browser to login_url as a top-level navigation.", loginURL: true}
 	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
 	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
+	errBodyTooSlow      = &problem{status: 408, code: "body_too_slow", title: "The request took too long to arrive"}
 	errTooLarge         = &problem{status: 413, code: "body_too_large", title: "The request's body is larger than this address takes"}
 	errWrongHost        = &problem{status: 421, code: "wrong_host", title: "This host is not served here", detail: "The Host header has to be that of server.public_url."}
 	errTooManyRequests  = &problem{status: 429, code: "too_many_requests", title: "Too many requests", detail: "Wait a moment, then try again."}

@@ -182,6 +182,8 @@ type exchange struct {
 	token   accessToken
 	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
+	down    pace        // of the response's body
+	writing atomic.Bool // to the client
 
 	breaking sync.Mutex                              // held while breakOff uses the writer
 	writer   atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it, and in the end
@@ -228,6 +230,7 @@ func (x *exchange) end() {
 	if x.shutdown != nil {
 		x.shutdown()
 	}
+	x.down.stop()
 	if x.resp != nil {
 		x.resp.Body.Close()
 		x.address.done()
@@ -252,7 +255,7 @@ func (x *exchange) run(ctx context.Context) error {
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	resp, a, err := x.route.upstream.send(out, body, x.aim)
+	resp, a, err := x.route.upstream.send(x, out, body)
 	if err == nil && x.token.key != nil {
 		resp, a, err = x.heedNonce(ctx, out, body, resp, a)
 	}
@@ -269,6 +272,11 @@ func (x *exchange) run(ctx context.Context) error {
 	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
 	if switching || events {
 		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
+	}
+	if switching || isStream(resp.Header.Get("Content-Type")) {
+		body.pace().stop()
+	} else if resp.Body != http.NoBody {
+		x.s.start(&x.down, x.tooSlow)
 	}
 	if switching {
 		return x.tunnel(ctx)
@@ -304,7 +312,7 @@ func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *reque
 	}
 	resp.Body.Close()
 	a.done()
-	resp, a, err := x.route.upstream.send(out.WithContext(ctx), body, x.aim) // what sent it before may still look at the other
+	resp, a, err := x.route.upstream.send(x, out.WithContext(ctx), body) // what sent it before may still look at the other
 	if err == nil {
 		a.learnNonce(resp.Header)
 	}
@@ -347,7 +355,7 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	a.done()
 	x.token, x.header["Authorization"] = token, token.header
 	out = out.WithContext(ctx) // what sent it before may still look at it
-	return x.route.upstream.send(out, body, x.aim)
+	return x.route.upstream.send(x, out, body)
 }
 
 // renewToken returns another token than the one that was rejected, or the same where there is none.
@@ -387,6 +395,10 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	switch {
 	case errors.Is(cause, session.ErrEnded):
 		return session.ErrNone
+	case cause == errSlowSender:
+		return x.s.tooSlow(errBodyTooSlow, cause)
+	case cause == errSlowUpload:
+		return x.s.tooSlow(errUpstreamTimeout, cause)
 	case errors.Is(cause, errStoodStill):
 		return errUpstreamTimeout.because(cause)
 	case cause != nil: // the client has left
@@ -440,10 +452,24 @@ func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
 	return cmp.Or(x.move(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
+// tooSlow ends an exchange whose response does not move.
+func (x *exchange) tooSlow() {
+	if x.writing.Load() {
+		x.breakOff(errSlowReader)
+	} else {
+		x.breakOff(errSlowDownload)
+	}
+}
+
 // brokeOff has it logged that an answer broke off, unless that was the client's doing, or the session's end.
 func (x *exchange) brokeOff(ctx context.Context, err error) {
-	if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
+	switch cause := context.Cause(ctx); cause {
+	case nil, errStoodStill:
 		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+	case errSlowDownload, errSlowUpload:
+		x.w.problem = x.s.tooSlow(errUpstream, cause)
+	case errSlowReader, errSlowSender:
+		x.w.problem = x.s.tooSlow(errBodyTooSlow, cause)
 	}
 }
 
@@ -491,9 +517,13 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 			x.idle.Reset(x.route.Timeouts.Idle)
 		}
 		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
+			x.writing.Store(true)
+			_, err := w.Write(buf[:n])
+			x.writing.Store(false)
+			if err != nil {
 				return err
 			}
+			x.down.moved.Add(int64(n))
 		}
 		if err == io.EOF {
 			return nil
@@ -578,14 +608,16 @@ func (c *counted) Write(p []byte) (int, error) {
 
 // requestBody is a request's body on its way to the upstream, for which there may be more than one try. A nil one has nothing in it.
 type requestBody struct {
-	x *exchange
+	x  *exchange
+	up pace
 
 	mu      sync.Mutex // guards all below
+	waiting *sync.Cond // signals that reading has ended
 	try     int        // its readers are those of this try; those of earlier ones get nothing any more
 	reading bool       // from the client
 	kept    []byte     // its beginning, while that is not too long
 	lost    bool       // it was too long
-	at      int        // how much of what is kept this try has had
+	at      int64      // how much of the body this try has had
 	read    int64
 	failed  error // why there is no more of it, io.EOF for its end
 }
@@ -598,22 +630,56 @@ func newRequestBody(x *exchange) *requestBody {
 		return nil
 	}
 	x.writer.Load().EnableFullDuplex() // an upstream may answer before it has all of the body
-	return &requestBody{x: x}
+	b := &requestBody{x: x}
+	b.waiting = sync.NewCond(&b.mu)
+	return b
 }
 
-// reader returns the body from its beginning, for one try, or false if that is not to be had any more.
+// reader returns the body from its beginning, for one try, or false if that is not to be had any more. What an earlier try is still reading from the client is
+// for this one.
 func (b *requestBody) reader() (io.ReadCloser, bool) {
 	if b == nil {
 		return http.NoBody, true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.lost || b.reading {
+	if b.lost {
 		return nil, false
 	}
 	b.try++
 	b.at = 0
-	return &bodyReader{b, b.try}, true
+	b.waiting.Broadcast() // for the readers of earlier tries
+	return &bodyReader{requestBody: b, try: b.try}, true
+}
+
+// pace returns what watches the body on its way to the upstream.
+func (b *requestBody) pace() *pace {
+	if b == nil {
+		return new(pace)
+	}
+	return &b.up
+}
+
+// tooSlow ends an exchange whose request body does not move.
+func (b *requestBody) tooSlow() {
+	b.mu.Lock()
+	reading := b.reading
+	b.mu.Unlock()
+	if reading {
+		b.x.breakOff(errSlowSender)
+	} else {
+		b.x.breakOff(errSlowUpload)
+	}
+}
+
+// getBody is http.Request.GetBody, with which http.Transport repeats what the
+// server has refused or left out: a body of up to keptBody bytes.
+func (b *requestBody) getBody() (io.ReadCloser, error) {
+	reader, ok := b.reader()
+	if !ok {
+		return nil, errNotKept
+	}
+	return reader, nil
 }
 
 // rewindable says whether there could be a reader now.
@@ -623,34 +689,48 @@ func (b *requestBody) rewindable() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.lost && !b.reading
+	return !b.lost
 }
 
 // bodyReader reads a body for one try.
 type bodyReader struct {
 	*requestBody
-	try int
+	try     int
+	watched bool // by up; of Read alone
 }
 
-var errLateReader = errors.New("the body is being read for another try")
+var (
+	errLateReader = errors.New("the body is being read for another try")
+	errNotKept    = fmt.Errorf("the body is longer than %d bytes and cannot be sent again", keptBody)
+)
 
 func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
+	if !r.watched {
+		r.watched = true
+		b.x.s.start(&b.up, b.tooSlow)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.reading && b.try == r.try && b.at >= int64(len(b.kept)) {
+		b.waiting.Wait() // for the reader of an earlier try
+	}
 	switch {
-	case b.try != r.try, b.reading:
+	case b.try != r.try:
 		return 0, errLateReader
-	case b.at < len(b.kept):
+	case b.at < int64(len(b.kept)):
 		n := copy(p, b.kept[b.at:])
-		b.at += n
+		b.at += int64(n)
 		return n, nil
 	case b.failed != nil:
 		return 0, b.failed
+	case b.at < b.read: // an earlier try has read too much of it
+		return 0, errNotKept
 	}
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.x.r.Body.Read(p)
+	b.up.moved.Add(int64(n))
 	if b.x.idle != nil {
 		b.x.idle.Reset(b.x.route.Timeouts.Idle)
 	}
@@ -663,17 +743,30 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		err = errBadBody.because(err)
 	}
 	b.failed = err
+	current := b.try == r.try
 	if b.lost = b.lost || len(b.kept)+n > keptBody || b.x.r.ContentLength > keptBody; b.lost {
 		b.kept = nil
 	} else {
 		b.kept = append(b.kept, p[:n]...)
-		b.at = len(b.kept)
 	}
+	b.waiting.Broadcast()
+	if !current {
+		return 0, errLateReader
+	}
+	b.at += int64(n)
 	return n, err
 }
 
-// Close does nothing: whether the body is read again is not for a transport to say.
-func (r *bodyReader) Close() error { return nil }
+// Close notes that the upstream has the body, or will get no more of it. Whether it is read again is not for a transport to say.
+func (r *bodyReader) Close() error {
+	r.mu.Lock()
+	current := r.requestBody.try == r.try
+	r.mu.Unlock()
+	if current {
+		r.up.stop()
+	}
+	return nil
+}
 
 // err returns why the body could not be read; nil if it could, or has not been.
 func (b *requestBody) err() error {
@@ -700,6 +793,7 @@ func (b *requestBody) over() bool {
 
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
 func (b *requestBody) end() {
+	b.pace().stop()
 	if !b.over() {
 		b.x.writer.Load().SetReadDeadline(time.Now())
 	}

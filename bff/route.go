@@ -22,7 +22,7 @@ type Route struct {
 	Path string // begins with a slash; with one at the end it is everything below, without one also the path itself
 
 	// Upstream is where the requests go: URLs with the scheme http, https (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
-	// path goes before the request's; or unix:/run/orders.sock. Of several, one that does not answer is left alone for a while.
+	// path goes before the request's; or unix:/run/orders.sock. Of several, and of the addresses of a name, one that has failed is asked last for a while.
 	Upstream    []string
 	StripPrefix bool        // take Path off before the upstream's path goes before what remains
 	TLS         *tls.Config // of https upstreams: whom to trust, and a client certificate; nil: the system's roots and none

@@ -103,6 +103,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 		Provider:       provider,
 		Claims:         bff.Claims(cfg.Session.Claims),
 		KeepStorage:    cfg.Session.KeepStorage,
+		BodyMinRate:    int64(cfg.Server.Limits.BodyMinRate),
 		Sessions: session.Config{
 			Store:        store,
 			Keys:         keys,
@@ -130,7 +131,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second, // there is none for bodies and answers: uploads and streams take as long as they take
+		ReadHeaderTimeout: 10 * time.Second, // bodies are bounded by their rate (server.limits.body_min_rate): uploads and streams take as long as they take
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),

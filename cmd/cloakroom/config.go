@@ -52,7 +52,8 @@ type serverConfig struct {
 }
 
 type limitsConfig struct {
-	Logins rateLimitConfig `yaml:"logins"` // default 4/s and 40
+	BodyMinRate byteRate        `yaml:"body_min_rate"` // default 240B/s
+	Logins      rateLimitConfig `yaml:"logins"`        // default 4/s and 40
 }
 
 type rateLimitConfig struct {
@@ -190,6 +191,11 @@ type requireConfig struct {
 
 // byteSize is a number of bytes, written with a unit or without.
 type byteSize int64
+
+// byteRate is a number of bytes a second, such as 240B/s; noRate is none.
+type byteRate int64
+
+const noRate byteRate = -1
 
 type frontendConfig struct {
 	Dir string `yaml:"dir"`
@@ -620,6 +626,8 @@ func logStruct(v reflect.Value) slog.Value {
 			attrs = append(attrs, slog.Any(name, fmt.Sprintf("%v", f.Interface())))
 		case f.Type() == reflect.TypeFor[byteSize]():
 			attrs = append(attrs, slog.Int64(name, f.Int()))
+		case f.Type() == reflect.TypeFor[byteRate]():
+			attrs = append(attrs, slog.String(name, byteRate(f.Int()).String()))
 		case f.Type() == reflect.TypeFor[time.Duration]():
 			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as it is written in the file
 		default:
