@@ -195,7 +195,17 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
 		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
 	}
-	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
+	for i, route := range s.routes {
+		if route.EncodedSlashes != "pass" {
+			continue
+		}
+		for _, other := range s.routes {
+			if len(other.Path) > len(route.Path) && lenientlyUnder(other.Path, route.Path) {
+				fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i), Err: fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path)})
+			}
+		}
+	}
+	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)
 	for _, e := range endpoints {
@@ -328,24 +338,38 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
-	if !isASCII(r.RequestURI) {
-		return errAmbiguousPath.because(fmt.Errorf("the target %.80q is not ASCII", r.RequestURI)) // RFC 3986 2: percent-encoded it would be
-	}
-	if err := checkPath(r.URL.EscapedPath()); err != nil {
+	if err := checkTarget(r.RequestURI); err != nil {
 		return errAmbiguousPath.because(err)
 	}
-	path := r.URL.Path
-	if path == s.prefix || underPath(path, s.prefix+"/") {
+	raw, path := rawPath(r), r.URL.Path
+	if err := checkPath(raw); err != nil {
+		route, slashErr := s.findSlashRoute(raw, path)
+		switch {
+		case slashErr != nil:
+			return slashErr
+		case route != nil:
+			return s.proxy(w, r, route)
+		case s.anyReadingUnderRoute(raw):
+			return errAmbiguousPath.because(err)
+		}
+		return s.serveFrontend(w, r)
+	}
+	if underPath(path, s.prefix) {
 		return s.serveEndpoint(w, r)
 	}
-	withoutSlash := false
-	for _, route := range s.routes {
-		if underPath(path, route.Path) {
-			return s.proxy(w, r, route)
-		}
-		withoutSlash = withoutSlash || path+"/" == route.Path
+	route, err := s.findRoute(path, path)
+	if err != nil {
+		return err
 	}
-	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
+	if route != nil {
+		return s.proxy(w, r, route)
+	}
+	return s.serveFrontend(w, r)
+}
+
+// serveFrontend serves what belongs to the app itself.
+func (s *Server) serveFrontend(w *response, r *http.Request) error {
+	if s.frontend == nil {
 		return errNotFound
 	}
 	s.frontend.ServeHTTP(w, r)

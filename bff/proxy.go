@@ -280,7 +280,7 @@ func (x *exchange) run(ctx context.Context) error {
 // aim sets in a request what depends on the address that it goes to: where that is, and the proof that we may use the token there, which is another one each time
 // (RFC 9449 7.3).
 func (x *exchange) aim(out *http.Request, a *address) error {
-	out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	out.URL, out.Host = a.target(x.route, x.r), a.host
 	if x.token.key == nil {
 		return nil
 	}
@@ -359,20 +359,34 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	return accessToken{header: renewed.Authorization(x.route.targetKey), key: renewed.Key()}, nil
 }
 
-// target is the URL of a request at an address: the path that was decided on, octet by octet.
-func (a *address) target(route *route, u *url.URL) *url.URL {
-	escaped, path := u.EscapedPath(), u.Path
+// target returns the URL of a request at an address: the path that was decided
+// on, octet by octet, and the query as it came.
+func (a *address) target(route *route, r *http.Request) *url.URL {
+	raw := rawPath(r)
 	if route.StripPrefix {
-		prefix := strings.TrimSuffix(route.Path, "/")
-		escaped, path = strings.TrimPrefix(escaped, prefix), strings.TrimPrefix(path, prefix)
-		if path == "" {
-			escaped, path = "/", "/"
-		}
+		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(route.Path, "/"), "/"))
 	}
+	raw = strings.TrimSuffix(a.url.EscapedPath(), "/") + raw
 	target := *a.url
-	target.Path, target.RawPath = strings.TrimSuffix(a.url.Path, "/")+path, strings.TrimSuffix(a.url.EscapedPath(), "/")+escaped
-	target.RawQuery, target.ForceQuery = u.RawQuery, u.ForceQuery // as it came: what it means is for the upstream to say
+	target.RawPath = raw
+	target.Path, _ = url.PathUnescape(raw) // checkPath has accepted it
+	if target.EscapedPath() != raw {       // net/url would encode characters such as |
+		target.Opaque = raw
+	}
+	target.RawQuery, target.ForceQuery = r.URL.RawQuery, r.URL.ForceQuery
 	return &target
+}
+
+// cutSegments removes the first n segments of a path.
+func cutSegments(path string, n int) string {
+	for range n {
+		i := strings.IndexByte(path[1:], '/')
+		if i < 0 {
+			return "/"
+		}
+		path = path[1+i:]
+	}
+	return path
 }
 
 // problem says what the client is to be told of an exchange that gave no answer.

@@ -39,7 +39,16 @@ type Route struct {
 	Scopes   []string
 	Grant    string
 
-	CSRF string // header (the default), or fetch-metadata for what cannot send a header
+	// CSRF is the proof that a request comes from this origin. header: X-CSRF: 1. fetch-metadata: Sec-Fetch-Site or Origin.
+	// auto, the default: the header, or for GET, HEAD and WebSockets the metadata; or a GET or HEAD navigation that no site
+	// has started.
+	CSRF string
+	// Documents allow lets upstream documents that can run script, such as HTML and SVG, act as pages of this origin. By
+	// default they are sandboxed.
+	Documents string
+	// EncodedSlashes pass accepts %2F in a path as data and sends it to the upstream unchanged. By default such a path is
+	// refused. No longer route may lie below the route.
+	EncodedSlashes string
 
 	// AcceptBearer wraps what hands on requests that bring an access token of their own, and lets through those whose token is good for this route: it is what package bearer makes,
 	// as in func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) }. It answers the others. Such a request needs neither session nor
@@ -53,7 +62,9 @@ type Route struct {
 	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them. Without a
 	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
 	Headers map[string]string
-	Require Require
+	// JSONHeaders are like Headers, and have the claim as JSON in ASCII, objects and lists included.
+	JSONHeaders map[string]string
+	Require     Require
 }
 
 // Timeouts of a route's upstream.
@@ -131,12 +142,20 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.key()
 	switch r.CSRF {
-	case "", "header":
+	case "", "auto":
+		parsed.guard = headerOrMetadata
+	case "header":
 		parsed.guard = fetch
 	case "fetch-metadata":
 		parsed.guard = sameOrigin
 	default:
-		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
+		fail("CSRF", "%q is none of header, fetch-metadata, auto", r.CSRF)
+	}
+	if r.Documents != "" && r.Documents != "allow" {
+		fail("Documents", "%q is not allow; leave it out to sandbox them", r.Documents)
+	}
+	if r.EncodedSlashes != "" && r.EncodedSlashes != "pass" {
+		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", r.EncodedSlashes)
 	}
 	for _, m := range r.Methods {
 		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
@@ -205,6 +224,20 @@ func isToken(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(c rune) bool {
 		return c > '~' || c <= ' ' || strings.ContainsRune(`()<>@,;:\"/[]?={}`, c)
 	}) < 0
+}
+
+// headerOrMetadata is the guard of routes with csrf: auto. It accepts either
+// proof that a request comes from this origin: the header for any method, or for
+// GET and HEAD, and so for WebSockets, what the browser reports of its origin. A
+// navigation that no site has started passes too: the user has typed it.
+func headerOrMetadata(s *Server, r *http.Request) error {
+	switch site := r.Header["Sec-Fetch-Site"]; {
+	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return fetch(s, r)
+	case len(site) == 1 && site[0] == "none" && r.Header.Get("Sec-Fetch-Mode") == "navigate":
+		return s.originAllowed(r)
+	}
+	return sameOrigin(s, r)
 }
 
 // methodAllowed says whether the route lets a method through.

@@ -8,6 +8,7 @@ package http1
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -283,7 +284,7 @@ func appendHead(b []byte, req *http.Request) ([]byte, error) {
 	}
 	b = append(b, req.Method...)
 	b = append(b, ' ')
-	b = append(b, req.URL.EscapedPath()...)
+	b = append(b, cmp.Or(req.URL.Opaque, req.URL.EscapedPath())...) // Opaque is a path that net/url would change
 	if req.URL.RawQuery != "" || req.URL.ForceQuery {
 		b = append(b, '?')
 		b = append(b, req.URL.RawQuery...)
