@@ -329,11 +329,11 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	}
 	if r.ProtoMajor == 1 {
 		if r.URL.Host != "" { // RFC 9112 3.2.2 would have it win over the Host header, which others on the way may go by
-			return errAbsoluteForm
+			return errAbsoluteForm.because(errors.New("the request target is a whole URL"))
 		}
-		if len(r.Header["Upgrade"]) > 0 { // what follows was not looked at (see NewListener), unless the proxy switches protocols
-			w.Header()["Connection"] = []string{"close"}
-		}
+		s.ignoreUpgrade(w, r)
+	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) { // RFC 9113, section 8.3.1
+		return errAbsoluteForm.because(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
@@ -365,6 +365,20 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		return s.proxy(w, r, route)
 	}
 	return s.serveFrontend(w, r)
+}
+
+// ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not
+// ask for a WebSocket: the request is served without (RFC 9110, section 7.8). What
+// follows one that does was not checked (see NewListener), so the connection is
+// closed unless the protocol is switched.
+func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
+	switch upgrade := r.Header["Upgrade"]; {
+	case len(upgrade) == 0:
+	case strings.Contains(strings.ToLower(strings.Join(upgrade, ",")), "websocket"):
+		w.Header()["Connection"] = []string{"close"}
+	default:
+		delete(r.Header, "Upgrade")
+	}
 }
 
 // serveFrontend serves what belongs to the app itself.
@@ -402,12 +416,19 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	return errMethod
 }
 
-// hostAllowed says whether the request is for the host of the public URL, as its sender or a trusted proxy names it.
+// hostAllowed reports whether the request is for the host of the public URL, as
+// its sender or a trusted proxy names it.
 func (s *Server) hostAllowed(r *http.Request) bool {
-	host := r.Host
-	if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" && s.fromTrustedProxy(r) {
-		host = forwarded
+	hosts := s.forwardedHosts(r)
+	if hosts == nil {
+		return s.isPublicHost(r.Host)
 	}
+	return !slices.ContainsFunc(hosts, func(host string) bool { return !s.isPublicHost(host) })
+}
+
+// isPublicHost compares a host with that of the public URL, without regard to
+// case and the default port. A trailing dot counts: it is another origin.
+func (s *Server) isPublicHost(host string) bool {
 	host = strings.ToLower(host)
 	if strings.HasPrefix(s.origin, "https:") {
 		host = strings.TrimSuffix(host, ":443")
@@ -415,11 +436,6 @@ func (s *Server) hostAllowed(r *http.Request) bool {
 		host = strings.TrimSuffix(host, ":80")
 	}
 	return host == s.host
-}
-
-func (s *Server) fromTrustedProxy(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && s.trusts(peer.Addr())
 }
 
 func (s *Server) trusts(ip netip.Addr) bool {
@@ -431,8 +447,8 @@ func (s *Server) logRequest(w *response) {
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
-		slog.String("method", w.method),
-		slog.String("path", w.path),
+		slog.String("method", truncate(w.method, 32)),
+		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
 		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
@@ -442,7 +458,18 @@ func (s *Server) logRequest(w *response) {
 	}
 	if w.problem != nil {
 		level = w.problem.level()
-		attrs = append(attrs, slog.String("err", w.problem.Error()))
+		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// maxLogged is how much of a text is logged whose length others choose.
+const maxLogged = 512
+
+// truncate returns the beginning of a text, up to n bytes.
+func truncate(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	return strings.ToValidUTF8(text[:n], "") + "…"
 }

@@ -183,7 +183,7 @@ func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
 // is in a request line or a URL, without query and fragment. All other paths
 // belong to the app, however odd they are.
 func (s *Server) anyReadingUnderRoute(escaped string) bool {
-	if len(escaped) > maxReadPath {
+	if len(escaped) > maxReadPath || !strings.HasPrefix(escaped, "/") {
 		return true
 	}
 	all, size := []string{escaped}, 0

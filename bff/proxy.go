@@ -36,6 +36,9 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err := s.upgradeAllowed(r); err != nil {
 		return err
 	}
+	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" { // it would act on the whole origin
+		return errServiceWorker
+	}
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
 		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
 	}
@@ -415,12 +418,18 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 // answerHeader puts the upstream's header into ours.
 func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	if x.resp.StatusCode == http.StatusUnauthorized {
 		h["Www-Authenticate"] = withoutDialogue(h["Www-Authenticate"])
 	}
-	if location := h["Location"]; len(location) == 1 {
-		h["Location"] = []string{x.address.location(x.route, location[0])}
+	if hasNoBody(x.resp.StatusCode) {
+		delete(h, "Content-Length") // RFC 9110, section 8.6
+	}
+	if x.resp.StatusCode == http.StatusResetContent {
+		h["Content-Length"] = []string{"0"} // which HTTP/1.1 needs to see its end
+	}
+	if x.route.Documents != "allow" {
+		sandbox(h, x.resp.StatusCode)
 	}
 	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
@@ -431,6 +440,9 @@ func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 // answer gives the upstream's answer to the client, as it comes.
 func (x *exchange) answer(ctx context.Context, body *requestBody) error {
 	x.w.WriteHeader(x.resp.StatusCode)
+	if hasNoBody(x.resp.StatusCode) {
+		return nil
+	}
 	if x.resp.ContentLength < 0 || !body.over() {
 		x.w.Flush() // it may be a while until there is more
 	}
@@ -526,7 +538,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
 	}
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	client, buffered, err := x.writer.Load().Hijack()
 	if err != nil {

@@ -95,13 +95,17 @@ type route struct {
 	target    target
 	targetKey string
 
+	claimNames      map[string]bool // of the headers that are set to claims, without punctuation; nil if there are none
+	forwardedPrefix []string        // of X-Forwarded-Prefix; nil: it is not sent
+	urlPath         string          // Path as it is in a URL
+
 	clientToken *clientToken // nil unless client
 	guard       func(s *Server, r *http.Request) error
 	upstream    *upstream
 }
 
 func newRoute(r Route, field, prefix string) (*route, error) {
-	parsed := &route{Route: r}
+	parsed := &route{Route: r, urlPath: (&url.URL{Path: r.Path}).EscapedPath()}
 	var errs []error
 	fail := func(name, format string, args ...any) {
 		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
@@ -126,7 +130,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.user, parsed.anonymous, parsed.client = true, true, true
 	case "client", "none":
 		parsed.client = r.Token == "client"
-		if len(r.Headers) > 0 || !r.Require.empty() {
+		if len(r.Headers)+len(r.JSONHeaders) > 0 || !r.Require.empty() {
 			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
 		}
 	default:
@@ -186,18 +190,34 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	if !r.Require.empty() {
 		parsed.anonymous = false
 	}
-	parsed.Headers = make(map[string]string)
-	for name, claim := range r.Headers {
-		canonical := textproto.CanonicalMIMEHeaderKey(name)
-		switch _, ours := requestHeaders[canonical]; {
-		case !isToken(name) || ours || forged(canonical) || framing[canonical]:
-			fail("Headers", "%q is not a header that can be set to a claim, such as X-User", name)
-		case claim == "":
-			fail("Headers", "%q has no claim", name)
-		}
-		parsed.Headers[canonical] = claim
+	parsed.Headers = parsed.claimHeaders("Headers", r.Headers, fail)
+	parsed.JSONHeaders = parsed.claimHeaders("JSONHeaders", r.JSONHeaders, fail)
+	if prefix := strings.TrimSuffix(r.Path, "/"); r.StripPrefix && prefix != "" {
+		parsed.forwardedPrefix = []string{strings.TrimSuffix(parsed.urlPath, "/")}
 	}
 	return parsed, errors.Join(errs...)
+}
+
+// claimHeaders returns headers that are set to claims, by their canonical names.
+func (route *route) claimHeaders(field string, headers map[string]string, fail func(name, format string, args ...any)) map[string]string {
+	canonicals := make(map[string]string)
+	for name, claim := range headers {
+		canonical, bare := textproto.CanonicalMIMEHeaderKey(name), bareName(name)
+		switch _, ours := requestHeaders[canonical]; {
+		case !isToken(name) || ours || isSpoofable(canonical) || framing[canonical]:
+			fail(field, "%q is not a header that can be set to a claim, such as X-User", name)
+		case claim == "":
+			fail(field, "%q has no claim", name)
+		case route.claimNames[bare]:
+			fail(field, "%q is configured twice, but for punctuation and case", name)
+		}
+		canonicals[canonical] = claim
+		if route.claimNames == nil {
+			route.claimNames = make(map[string]bool)
+		}
+		route.claimNames[bare] = true
+	}
+	return canonicals
 }
 
 // show has the upstream see the certificate that tokens are bound to (RFC 8705 3).

@@ -202,8 +202,8 @@ func (x *exchange) do(req *http.Request) (*http.Response, error) {
 	if err := x.send(req); err != nil {
 		return nil, err
 	}
-	for hints := 0; ; hints++ {
-		head, err := x.readHead()
+	for interim := 0; ; {
+		head, err := x.readHead(&interim)
 		switch {
 		case err != nil:
 			return nil, err
@@ -212,20 +212,19 @@ func (x *exchange) do(req *http.Request) (*http.Response, error) {
 			return head, nil
 		case head.StatusCode >= 200:
 			return head, x.body(head)
-		case hints == 8:
-			return nil, errors.New("the answer has too many interim answers")
 		case head.StatusCode == http.StatusContinue && x.upload != nil:
 			x.upload.goOn()
 		}
 	}
 }
 
-// readHead waits for the head of an answer.
-func (x *exchange) readHead() (*http.Response, error) {
+// readHead waits for the head of a response. It adds its length to read, which is
+// bounded: an upstream can send any number of interim responses.
+func (x *exchange) readHead(read *int) (*http.Response, error) {
 	err := x.await()
 	if err == nil {
 		var resp *http.Response
-		if resp, err = readHead(x.conn.r); err == nil {
+		if resp, err = readHead(x.conn.r, read); err == nil {
 			x.conn.SetReadDeadline(time.Time{})
 			return resp, nil
 		}
