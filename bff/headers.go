@@ -283,18 +283,15 @@ func isFieldValue(text string) bool {
 }
 
 // withoutOurCookies returns what remains of a Cookie header line: all of it, as
-// it came, if none of the cookies is ours.
+// it came, if none of its cookies is ours or empty.
 func (s *Server) withoutOurCookies(line string) string {
 	var rest strings.Builder
-	ours := false
+	changed := false
 	for part := range strings.SplitSeq(line, ";") {
 		part = strings.TrimSpace(part)
 		name, _, _ := strings.Cut(part, "=")
-		if s.ourCookie(strings.TrimSpace(name)) {
-			ours = true
-			continue
-		}
-		if part == "" {
+		if part == "" || s.ourCookie(strings.TrimSpace(name)) {
+			changed = true
 			continue
 		}
 		if rest.Len() > 0 {
@@ -302,7 +299,7 @@ func (s *Server) withoutOurCookies(line string) string {
 		}
 		rest.WriteString(part)
 	}
-	if !ours {
+	if !changed {
 		return line
 	}
 	return rest.String()

@@ -212,7 +212,7 @@ func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 			w.Header().Add("Set-Cookie", line)
 		}
 	}
-	if got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "fine=1; Path=/" {
+	if got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "fine=1; Path=/api/" {
 		t.Errorf("got %q", got)
 	}
 }
