@@ -271,7 +271,7 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	if q.empty() {
 		return nil
 	}
-	granted := strings.Fields(current.Tokens.For(route.targetKey).Scope)
+	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ") // RFC 6749 3.3: no other space separates
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {
 			return errScope.challenging(`Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`).
