@@ -429,13 +429,16 @@ func (s *Server) hostAllowed(r *http.Request) bool {
 // isPublicHost compares a host with that of the public URL, without regard to
 // case and the default port. A trailing dot counts: it is another origin.
 func (s *Server) isPublicHost(host string) bool {
-	host = strings.ToLower(host)
-	if strings.HasPrefix(s.origin, "https:") {
-		host = strings.TrimSuffix(host, ":443")
-	} else {
-		host = strings.TrimSuffix(host, ":80")
+	if host = strings.ToLower(host); host == s.host {
+		return true
 	}
-	return host == s.host
+	if strings.LastIndexByte(s.host, ':') > strings.LastIndexByte(s.host, ']') { // its port is not the default one
+		return false
+	}
+	if strings.HasPrefix(s.origin, "https:") {
+		return host == s.host+":443"
+	}
+	return host == s.host+":80"
 }
 
 func (s *Server) trusts(ip netip.Addr) bool {
