@@ -225,7 +225,17 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
 		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
 	}
-	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
+	for i, route := range s.routes {
+		if route.EncodedSlashes != "pass" {
+			continue
+		}
+		for _, other := range s.routes {
+			if len(other.Path) > len(route.Path) && lenientlyUnder(other.Path, route.Path) {
+				fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i), Err: fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path)})
+			}
+		}
+	}
+	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)
 	for _, e := range endpoints {
@@ -362,33 +372,61 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	}
 	if r.ProtoMajor == 1 {
 		if r.URL.Host != "" { // RFC 9112 3.2.2 would have it win over the Host header, which others on the way may go by
-			return errAbsoluteForm
+			return errAbsoluteForm.because(errors.New("the request target is a whole URL"))
 		}
-		if len(r.Header["Upgrade"]) > 0 { // what follows was not looked at (see NewListener), unless the proxy switches protocols
-			w.Header()["Connection"] = []string{"close"}
-		}
+		s.ignoreUpgrade(w, r)
+	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) { // RFC 9113, section 8.3.1
+		return errAbsoluteForm.because(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
-	if !isASCII(r.RequestURI) {
-		return errAmbiguousPath.because(fmt.Errorf("the target %.80q is not ASCII", r.RequestURI)) // RFC 3986 2: percent-encoded it would be
-	}
-	if err := checkPath(r.URL.EscapedPath()); err != nil {
+	if err := checkTarget(r.RequestURI); err != nil {
 		return errAmbiguousPath.because(err)
 	}
-	path := r.URL.Path
-	if path == s.prefix || underPath(path, s.prefix+"/") {
+	raw, path := rawPath(r), r.URL.Path
+	if err := checkPath(raw); err != nil {
+		route, slashErr := s.findSlashRoute(raw, path)
+		switch {
+		case slashErr != nil:
+			return slashErr
+		case route != nil:
+			return s.proxy(w, r, route)
+		case s.anyReadingUnderRoute(raw):
+			return errAmbiguousPath.because(err)
+		}
+		return s.serveFrontend(w, r)
+	}
+	if underPath(path, s.prefix) {
 		return s.serveEndpoint(w, r)
 	}
-	withoutSlash := false
-	for _, route := range s.routes {
-		if underPath(path, route.Path) {
-			return s.proxy(w, r, route)
-		}
-		withoutSlash = withoutSlash || path+"/" == route.Path
+	route, err := s.findRoute(path, path)
+	if err != nil {
+		return err
 	}
-	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
+	if route != nil {
+		return s.proxy(w, r, route)
+	}
+	return s.serveFrontend(w, r)
+}
+
+// ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not
+// ask for a WebSocket: the request is served without (RFC 9110, section 7.8). What
+// follows one that does was not checked (see NewListener), so the connection is
+// closed unless the protocol is switched.
+func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
+	switch upgrade := r.Header["Upgrade"]; {
+	case len(upgrade) == 0:
+	case strings.Contains(strings.ToLower(strings.Join(upgrade, ",")), "websocket"):
+		w.Header()["Connection"] = []string{"close"}
+	default:
+		delete(r.Header, "Upgrade")
+	}
+}
+
+// serveFrontend serves what belongs to the app itself.
+func (s *Server) serveFrontend(w *response, r *http.Request) error {
+	if s.frontend == nil {
 		return errNotFound
 	}
 	w.paced = s
@@ -427,24 +465,29 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	return errMethod
 }
 
-// hostAllowed says whether the request is for the host of the public URL, as its sender or a trusted proxy names it.
+// hostAllowed reports whether the request is for the host of the public URL, as
+// its sender or a trusted proxy names it.
 func (s *Server) hostAllowed(r *http.Request) bool {
-	host := r.Host
-	if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" && s.fromTrustedProxy(r) {
-		host = forwarded
+	hosts := s.forwardedHosts(r)
+	if hosts == nil {
+		return s.isPublicHost(r.Host)
 	}
-	host = strings.ToLower(host)
-	if strings.HasPrefix(s.origin, "https:") {
-		host = strings.TrimSuffix(host, ":443")
-	} else {
-		host = strings.TrimSuffix(host, ":80")
-	}
-	return host == s.host
+	return !slices.ContainsFunc(hosts, func(host string) bool { return !s.isPublicHost(host) })
 }
 
-func (s *Server) fromTrustedProxy(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && s.trusts(peer.Addr())
+// isPublicHost compares a host with that of the public URL, without regard to
+// case and the default port. A trailing dot counts: it is another origin.
+func (s *Server) isPublicHost(host string) bool {
+	if host = strings.ToLower(host); host == s.host {
+		return true
+	}
+	if strings.LastIndexByte(s.host, ':') > strings.LastIndexByte(s.host, ']') { // its port is not the default one
+		return false
+	}
+	if strings.HasPrefix(s.origin, "https:") {
+		return host == s.host+":443"
+	}
+	return host == s.host+":80"
 }
 
 func (s *Server) trusts(ip netip.Addr) bool {
@@ -456,8 +499,8 @@ func (s *Server) logRequest(w *response) {
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
-		slog.String("method", clip(w.method, 32)),
-		slog.String("path", clip(w.path, 512)),
+		slog.String("method", truncate(w.method, 32)),
+		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
 		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
@@ -467,16 +510,18 @@ func (s *Server) logRequest(w *response) {
 	}
 	if w.problem != nil {
 		level = w.problem.level()
-		attrs = append(attrs, slog.String("err", clip(w.problem.Error(), 1024)))
+		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// clip returns a text that a client chose, cut to a size that a log line can
-// carry.
-func clip(text string, size int) string {
-	if len(text) <= size {
+// maxLogged is how much of a text is logged whose length others choose.
+const maxLogged = 512
+
+// truncate returns the beginning of a text, up to n bytes.
+func truncate(text string, n int) string {
+	if len(text) <= n {
 		return text
 	}
-	return strings.ToValidUTF8(text[:size], "") + "…"
+	return strings.ToValidUTF8(text[:n], "") + "…"
 }

@@ -219,7 +219,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 // redirect to it has to come from a page of this origin.
 func (s *Server) underRoute(returnTo string) bool {
 	u, err := url.Parse(returnTo)
-	return err == nil && returnTo != "/" && s.routeOf(u.Path) != nil
+	return err == nil && returnTo != "/" && s.anyReadingUnderRoute(u.EscapedPath())
 }
 
 // answeredLate handles a response to an attempt that is gone: the browser has

@@ -87,6 +87,7 @@ var (
 	errScope            = &problem{status: 403, code: "insufficient_scope", title: "The session lacks a scope that this address needs"}
 	errForbidden        = &problem{status: 403, code: "forbidden", title: "This address is not for this user"}
 	errStepUp           = &problem{status: 401, code: "insufficient_user_authentication", title: "A stronger or newer sign-in is needed", detail: "Send the browser to login_url as a top-level navigation.", loginURL: true}
+	errServiceWorker    = &problem{status: 403, code: "service_worker", title: "An API cannot be a service worker", detail: "Serve the script from the app's own files."}
 	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
 	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
 	errBodyTooSlow      = &problem{status: 408, code: "body_too_slow", title: "The request took too long to arrive"}

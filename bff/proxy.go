@@ -36,6 +36,9 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err := s.upgradeAllowed(r); err != nil {
 		return err
 	}
+	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" { // it would act on the whole origin
+		return errServiceWorker
+	}
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
 		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
 	}
@@ -291,7 +294,7 @@ func (x *exchange) run(ctx context.Context) error {
 // aim sets in a request what depends on the address that it goes to: where that is, and the proof that we may use the token there, which is another one each time
 // (RFC 9449 7.3).
 func (x *exchange) aim(out *http.Request, a *address) error {
-	out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	out.URL, out.Host = a.target(x.route, x.r), a.host
 	if x.token.key == nil {
 		return nil
 	}
@@ -370,20 +373,34 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	return accessToken{header: renewed.Authorization(x.route.targetKey), key: renewed.Key()}, nil
 }
 
-// target is the URL of a request at an address: the path that was decided on, octet by octet.
-func (a *address) target(route *route, u *url.URL) *url.URL {
-	escaped, path := u.EscapedPath(), u.Path
+// target returns the URL of a request at an address: the path that was decided
+// on, octet by octet, and the query as it came.
+func (a *address) target(route *route, r *http.Request) *url.URL {
+	raw := rawPath(r)
 	if route.StripPrefix {
-		prefix := strings.TrimSuffix(route.Path, "/")
-		escaped, path = strings.TrimPrefix(escaped, prefix), strings.TrimPrefix(path, prefix)
-		if path == "" {
-			escaped, path = "/", "/"
-		}
+		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(route.Path, "/"), "/"))
 	}
+	raw = strings.TrimSuffix(a.url.EscapedPath(), "/") + raw
 	target := *a.url
-	target.Path, target.RawPath = strings.TrimSuffix(a.url.Path, "/")+path, strings.TrimSuffix(a.url.EscapedPath(), "/")+escaped
-	target.RawQuery, target.ForceQuery = u.RawQuery, u.ForceQuery // as it came: what it means is for the upstream to say
+	target.RawPath = raw
+	target.Path, _ = url.PathUnescape(raw) // checkPath has accepted it
+	if target.EscapedPath() != raw {       // net/url would encode characters such as |
+		target.Opaque = raw
+	}
+	target.RawQuery, target.ForceQuery = r.URL.RawQuery, r.URL.ForceQuery
 	return &target
+}
+
+// cutSegments removes the first n segments of a path.
+func cutSegments(path string, n int) string {
+	for range n {
+		i := strings.IndexByte(path[1:], '/')
+		if i < 0 {
+			return "/"
+		}
+		path = path[1+i:]
+	}
+	return path
 }
 
 // problem says what the client is to be told of an exchange that gave no answer.
@@ -416,12 +433,18 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 // answerHeader puts the upstream's header into ours.
 func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	if x.resp.StatusCode == http.StatusUnauthorized {
 		h["Www-Authenticate"] = withoutDialogue(h["Www-Authenticate"])
 	}
-	if location := h["Location"]; len(location) == 1 {
-		h["Location"] = []string{x.address.location(x.route, location[0])}
+	if hasNoBody(x.resp.StatusCode) {
+		delete(h, "Content-Length") // RFC 9110, section 8.6
+	}
+	if x.resp.StatusCode == http.StatusResetContent {
+		h["Content-Length"] = []string{"0"} // which HTTP/1.1 needs to see its end
+	}
+	if x.route.Documents != "allow" {
+		sandbox(h, x.resp.StatusCode)
 	}
 	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
@@ -432,6 +455,9 @@ func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 // answer gives the upstream's answer to the client, as it comes.
 func (x *exchange) answer(ctx context.Context, body *requestBody) error {
 	x.w.WriteHeader(x.resp.StatusCode)
+	if hasNoBody(x.resp.StatusCode) {
+		return nil
+	}
 	if x.resp.ContentLength < 0 || !body.over() {
 		x.w.Flush() // it may be a while until there is more
 	}
@@ -545,7 +571,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
 	}
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	client, buffered, err := x.writer.Load().Hijack()
 	if err != nil {

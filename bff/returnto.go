@@ -32,11 +32,21 @@ func parseReturnTo(raw string) string {
 	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || u.Opaque != "" {
 		return otherwise
 	}
-	if _, err := readings(u.EscapedPath()); err != nil {
-		return otherwise
+	// One of the servers and browsers on the way may decode the path again.
+	for path, times := u.EscapedPath(), 0; ; times++ {
+		if times > maxDecodings || checkReturnPath(path) != nil {
+			return otherwise
+		}
+		decoded := decodeLeniently(path)
+		if decoded == path {
+			return raw
+		}
+		path = decoded
 	}
-	return raw
 }
+
+// maxDecodings bounds how often a path may be percent-encoded.
+const maxDecodings = 3
 
 // returnTo returns raw if the browser may be sent there after a login or a
 // logout, and "/" otherwise. Every return_to goes through it.
@@ -56,44 +66,17 @@ func (s *Server) returnTo(raw string, ownPage bool) string {
 	if err != nil {
 		return otherwise
 	}
-	route := s.routeOf(u.Path)
-	all, err := readings(u.EscapedPath())
-	if err != nil {
+	escaped := u.EscapedPath()
+	if !s.anyReadingUnderRoute(escaped) {
+		return raw
+	}
+	if !ownPage || checkPath(escaped) != nil {
 		return otherwise
 	}
-	for _, reading := range all {
-		if looselyUnder(reading, s.prefix) {
-			return otherwise
-		}
-		if other := s.looseRouteOf(reading); other != nil && other != route {
-			return otherwise
-		}
-	}
-	if route != nil && (!ownPage || route.Documents != "allow" || checkPath(u.EscapedPath()) != nil) {
+	if route, err := s.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != "allow" {
 		return otherwise
 	}
 	return raw
-}
-
-// routeOf returns the route that a path lies under; nil if there is none.
-func (s *Server) routeOf(path string) *route {
-	for _, route := range s.routes { // the longest first
-		if underPath(path, route.Path) {
-			return route
-		}
-	}
-	return nil
-}
-
-// looseRouteOf returns the longest route that a reading of a path may lie under,
-// for a lenient server; nil if there is none.
-func (s *Server) looseRouteOf(reading string) *route {
-	for _, route := range s.routes {
-		if looselyUnder(reading, route.Path) {
-			return route
-		}
-	}
-	return nil
 }
 
 // startedByOwnPage reports whether a page of the app's origin sent the browser
@@ -105,32 +88,10 @@ func startedByOwnPage(r *http.Request) bool {
 	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("Sec-Fetch-Dest") != "empty"
 }
 
-// maxReadings bounds how often a path may be percent-encoded.
-const maxReadings = 4
-
-// readings returns the ways in which servers may read an escaped path: as it is,
-// and percent-decoded once and more often. It fails if one of them leads
-// elsewhere in a browser or on a lenient server: through a dot segment, a
-// backslash, a control character, or two slashes at the start.
-func readings(escaped string) ([]string, error) {
-	var all []string
-	for reading := escaped; ; {
-		if err := checkReading(reading); err != nil {
-			return nil, err
-		}
-		all = append(all, reading)
-		next := unescape(reading)
-		if next == reading {
-			return all, nil
-		}
-		if len(all) == maxReadings {
-			return nil, errors.New("it is percent-encoded too often")
-		}
-		reading = next
-	}
-}
-
-func checkReading(path string) error {
+// checkReturnPath returns an error if a path leads elsewhere in a browser or on a
+// lenient server: through a dot segment, a backslash, a control character, or two
+// slashes at the start.
+func checkReturnPath(path string) error {
 	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || !utf8.ValidString(path) {
 		return errors.New("it does not begin with one slash, or is not UTF-8")
 	}
@@ -146,55 +107,4 @@ func checkReading(path string) error {
 		}
 	}
 	return nil
-}
-
-// unescape decodes percent-encodings and leaves alone what only looks like one.
-func unescape(s string) string {
-	if !strings.Contains(s, "%") {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '%' && i+2 < len(s) && isHex(s[i+1]) && isHex(s[i+2]) {
-			b.WriteByte(unhex(s[i+1])<<4 | unhex(s[i+2]))
-			i += 2
-			continue
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
-func unhex(c byte) byte {
-	if c <= '9' {
-		return c - '0'
-	}
-	return c | 0x20 - 'a' + 10
-}
-
-// looselyUnder reports whether a lenient server may take a path for prefix or
-// for a path below it.
-func looselyUnder(path, prefix string) bool {
-	path, prefix = loosen(path), loosen(prefix)
-	return prefix == "/" || strings.HasPrefix(path, prefix)
-}
-
-// loosen returns a path as the most lenient server reads it: in one case of
-// letters, up to a question mark or a number sign, without path parameters,
-// without dots and spaces at the end of a segment, without empty segments, and
-// with a slash at the end.
-func loosen(path string) string {
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		path = path[:i]
-	}
-	var b strings.Builder
-	b.WriteByte('/')
-	for segment := range strings.SplitSeq(path, "/") {
-		name, _, _ := strings.Cut(segment, ";")
-		if name = strings.TrimRight(name, ". "); name != "" {
-			b.WriteString(strings.ToLower(strings.ToUpper(name))) // both, for letters such as the long s
-			b.WriteByte('/')
-		}
-	}
-	return b.String()
 }

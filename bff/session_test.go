@@ -49,7 +49,7 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 }
 
 func TestCSRF(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].CSRF, cfg.Routes[1].CSRF = "header", "header" })
 	b := a.signedIn()
 	csrf := map[string]struct {
 		header []string

@@ -286,7 +286,6 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 		"a longer chunk":             post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"),
 		"a chunk with a line feed":   post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"),
 		"a folded trailer":           post("Transfer-Encoding: chunked\r\n", "0\r\nA: b\r\n c\r\n\r\n"),
-		"h2c":                        get("/api/x", w.header+"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"),
 		"an upgrade with a body":     post("Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://"+w.host+"\r\nContent-Length: 3\r\n", "abc"),
 	} {
 		statuses, closed := w.send(request)
@@ -319,6 +318,10 @@ func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
 		want  []int
 	}{
 		"plain":                {[]string{get + "\r\n"}, []int{200}},
+		"h2c":                  {[]string{get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"h2c with a body":      {[]string{post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: 3\r\n\r\nabc" + get + "\r\n"}, []int{200, 200}},
+		"another protocol":     {[]string{get + "Connection: Upgrade\r\nUpgrade: TLS/1.0, foo\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"a list of protocols":  {[]string{get + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n" + get + "\r\n"}, []int{400}}, // what follows one for a WebSocket is not served
 		"tabs in values":       {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
 		"bytes beyond ASCII":   {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
 		"many headers":         {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},

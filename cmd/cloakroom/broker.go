@@ -284,7 +284,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	publicServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().ServeHTTP(w, r) }), b.log)
 	adminServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().Admin().ServeHTTP(w, r) }), b.log)
 	group, serving := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(publicServer, bff.NewListener(public, secure)) })
+	group.Go(func() error { return serve(publicServer, bff.NewLoggedListener(public, secure, b.log)) })
 	group.Go(func() error { return serve(adminServer, admin) })
 	if b.cert != nil {
 		group.Go(func() error {

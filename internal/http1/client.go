@@ -8,6 +8,7 @@ package http1
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -279,10 +280,10 @@ func (x *exchange) end(reusable bool) {
 	cn.Close()
 }
 
-// receive waits for the answer's head.
+// receive waits for the response's head.
 func (x *exchange) receive() (*http.Response, error) {
-	for hints := 0; ; hints++ {
-		head, err := x.readHead()
+	for interim := 0; ; {
+		head, err := x.readHead(&interim)
 		switch {
 		case err != nil:
 			return nil, err
@@ -291,20 +292,19 @@ func (x *exchange) receive() (*http.Response, error) {
 			return head, nil
 		case head.StatusCode >= 200:
 			return head, x.body(head)
-		case hints == 8:
-			return nil, errors.New("the answer has too many interim answers")
 		case head.StatusCode == http.StatusContinue && x.upload != nil:
 			x.upload.goOn()
 		}
 	}
 }
 
-// readHead waits for the head of an answer.
-func (x *exchange) readHead() (*http.Response, error) {
+// readHead waits for the head of a response. It adds its length to read, which is
+// bounded: an upstream can send any number of interim responses.
+func (x *exchange) readHead(read *int) (*http.Response, error) {
 	err := x.await()
 	if err == nil {
 		var resp *http.Response
-		if resp, err = readHead(x.conn.r); err == nil {
+		if resp, err = readHead(x.conn.r, read); err == nil {
 			x.conn.SetReadDeadline(time.Time{})
 			return resp, nil
 		}
@@ -393,7 +393,7 @@ func checkField(name, value string) error {
 
 // appendHead writes a request's head. What could be read as more than one header field is refused, though the caller should know.
 func appendHead(b []byte, req *http.Request) ([]byte, error) {
-	path := req.URL.EscapedPath()
+	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
 	if err := checkTarget(req, path); err != nil {
 		return nil, err
 	}
