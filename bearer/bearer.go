@@ -17,7 +17,7 @@
 //   - alg is one of Config.Algorithms, to the letter, and fits the issuer's key that kid names: its type, and its alg if it has one.
 //     A token without a kid is accepted if exactly one key fits. Keys that the token brings or points to are ignored.
 //   - The signature is right. Until that is known nothing of the payload counts.
-//   - No claim comes twice, not even in another case, and none of those below is in another case.
+//   - No claim comes twice, and none of those below is in another case. Other claims that differ in case are different claims.
 //   - iss is Config.Issuer and aud holds Config.Audience, to the letter.
 //   - exp lies ahead, nbf and iat do not, give or take Config.Leeway.
 //   - exp, sub, client_id, iat and jti are there, and client_id is one of Config.Clients if there are any.
@@ -64,6 +64,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 )
 
 // Config says whose tokens a Verifier accepts, and for whom.
@@ -92,7 +96,7 @@ type Config struct {
 	// not be a client's id.
 	//
 	// Such issuers seldom follow RFC 9068 otherwise, so iat and jti may be missing, azp, cid or appid may stand in for client_id, which may be missing as well,
-	// and scp, a string or an array, for scope.
+	// and scp, a string or an array, for scope, which may be an array in any case.
 	InsecureAllowAnyType bool
 
 	// InsecureAllowNoAudience accepts tokens without an aud, for an issuer that gives none, as Amazon Cognito does. Clients has to say whose. A token of one of these clients
@@ -164,7 +168,8 @@ type issuer struct {
 	algorithms []string
 	leeway     time.Duration
 	anyType    bool
-	keys       *remoteKeys
+	keys       *jwks.Set
+	unknown    *rate.Limiter // of fetches of the keys for the sake of unknown kids
 	introspect *introspector // nil: not available
 }
 
@@ -206,7 +211,7 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		i.algorithms = defaultAlgorithms
 	}
 	for _, name := range cfg.Algorithms {
-		if _, ok := algorithms[name]; !ok { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
+		if !jwks.IsAlgorithm(name) { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
 			fail("Algorithms", fmt.Errorf("%q is not the name of an algorithm with a public key, such as RS256", name))
 		}
 	}
@@ -246,7 +251,8 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	i.keys = newRemoteKeys(cfg.Issuer, cfg.HTTPClient, v.log)
+	i.keys = newKeys(cfg.Issuer, cfg.HTTPClient, v.log)
+	i.unknown = rate.NewLimiter(rate.Every(coolDown), 1)
 	return v, nil
 }
 
@@ -318,7 +324,7 @@ func isLoopback(host string) bool {
 
 // ErrUnavailable says that the issuer's keys could not be had, and nothing about the token: the same request may succeed a
 // few seconds later.
-var ErrUnavailable = errors.New("the issuer's keys cannot be had")
+var ErrUnavailable = jwks.ErrUnavailable
 
 // InvalidTokenError says why a token is not good. Whoever sent it needs another one.
 type InvalidTokenError struct {
@@ -375,16 +381,16 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
 	}
 	key := hashOf(raw)
 	if hit, ok := v.good.get(key); ok {
-		if set, _, err := hit.issuer.keys.current(ctx); err != nil {
+		if keys, err := hit.issuer.keys.Current(ctx); err != nil {
 			return nil, err
-		} else if set == hit.set {
+		} else if keys == hit.keys {
 			return hit.token, nil
 		}
 	}
 	if i := v.introspecting(); i != nil && !looksLikeJWT(raw) {
 		return i.introspected(ctx, raw, key)
 	}
-	jws, header, err := parse(raw)
+	jws, err := parse(raw)
 	if err != nil {
 		return nil, err
 	}
@@ -392,18 +398,18 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := i.checkHeader(header); err != nil {
+	if err := i.checkHeader(jws); err != nil {
 		return nil, err
 	}
-	set, err := i.checkSignature(ctx, header, jws)
+	keys, err := i.checkSignature(ctx, jws)
 	if err != nil {
 		return nil, err
 	}
-	t, err := i.token(jws.payload, time.Now())
+	t, err := i.token(jws.Payload, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	v.good.put(key, &goodToken{t, i, set}, t.Expiry)
+	v.good.put(key, &goodToken{t, i, keys}, t.Expiry)
 	return t, nil
 }
 
@@ -411,15 +417,15 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
 type goodToken struct {
 	token  *Token
 	issuer *issuer
-	set    *keySet
+	keys   *jwks.Keys
 }
 
 // issuerOf returns the issuer that a token has to be of.
-func (v *Verifier) issuerOf(j *jws) (*issuer, error) {
+func (v *Verifier) issuerOf(t *jwks.Token) (*issuer, error) {
 	if len(v.issuers) == 1 {
 		return v.issuers[0], nil // which its iss has to name
 	}
-	name, err := issuerNamed(j.payload)
+	name, err := issuerNamed(t.Payload)
 	if err != nil {
 		return nil, invalid("the token's claims cannot be read", err)
 	}
@@ -440,24 +446,37 @@ func (v *Verifier) introspecting() *issuer {
 	return nil
 }
 
-// parse takes a token apart.
-func parse(raw string) (*jws, header, error) {
-	j, err := parseJWS(raw)
+// maxToken is the length of the longest token that is looked at.
+const maxToken = 16 << 10
+
+// looksLikeJWT reports whether raw has the form of a JWT, signed or encrypted.
+func looksLikeJWT(raw string) bool { n := strings.Count(raw, "."); return n == 2 || n == 4 }
+
+// parse takes a token apart, and reads its header.
+func parse(raw string) (*jwks.Token, error) {
+	t, err := split(raw)
 	if err != nil {
-		return nil, header{}, invalid("the token is not a signed JWT in compact form", err)
+		return nil, invalid("the token is not a signed JWT in compact form", err)
 	}
-	h, err := parseHeader(j.header)
-	if err != nil {
-		return nil, header{}, invalid("the token's header is not acceptable", err)
+	if err := t.ReadHeader(); err != nil {
+		return nil, invalid("the token's header is not acceptable", err)
 	}
-	return j, h, nil
+	return t, nil
 }
 
-func (i *issuer) checkHeader(h header) error {
-	if err := i.checkAlgorithm(h.alg); err != nil {
+// split takes a JWS apart that is not too long.
+func split(raw string) (*jwks.Token, error) {
+	if len(raw) > maxToken {
+		return nil, fmt.Errorf("it is longer than %d bytes", maxToken)
+	}
+	return jwks.Split(raw)
+}
+
+func (i *issuer) checkHeader(t *jwks.Token) error {
+	if err := i.checkAlgorithm(t.Algorithm); err != nil {
 		return err
 	}
-	return i.checkType(h.typ)
+	return i.checkType(t.Type)
 }
 
 // checkAlgorithm goes to the letter, and none is never there (RFC 9068 section 4, RFC 8725 section 3.1).
@@ -477,22 +496,18 @@ func (i *issuer) checkType(typ string) error {
 	return invalid("the token is not an access token", fmt.Errorf("typ is %.40q, want at+jwt", typ))
 }
 
-// checkSignature looks for the signing key among the keys at hand, and once more among the issuer's current ones if it is not there. It returns
-// those among which it is.
-func (i *issuer) checkSignature(ctx context.Context, h header, j *jws) (*keySet, error) {
-	set, latest, err := i.keys.current(ctx)
-	if err != nil {
+// checkSignature verifies the signature with the issuer's keys, and returns those.
+// A token without a kid is accepted only if it is certain which key it is for.
+func (i *issuer) checkSignature(ctx context.Context, t *jwks.Token) (*jwks.Keys, error) {
+	keys, err := i.keys.Verify(ctx, t, i.unknown)
+	if err == nil && t.KeyID == "" && keys.Fitting(t.Algorithm) > 1 {
+		err = fmt.Errorf("there is no kid, and more than one key for %s", t.Algorithm)
+	}
+	switch {
+	case errors.Is(err, ErrUnavailable):
 		return nil, err
-	}
-	err = set.verify(h, j)
-	if errors.Is(err, errUnknownKey) && !latest { // OpenID Connect Core 1.0 section 10.1.1: the issuer rotates its keys as it likes
-		if set, err = i.keys.newer(ctx, set); err != nil {
-			return nil, err
-		}
-		err = set.verify(h, j)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, invalid("the token's signature is not one of the issuer", err)
 	}
-	return set, nil
+	return keys, nil
 }

@@ -2,21 +2,21 @@ package bearer
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/jwks"
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
 // What a token is bound to, and how a request proves that it has it.
@@ -31,12 +31,12 @@ type confirmation struct {
 func (c confirmation) bound() bool { return c != confirmation{} }
 
 func readConfirmation(value []byte) (c confirmation, err error) {
-	err = members(value, func(name, value []byte) (err error) {
+	err = strictjson.Members(value, []string{"jkt", "x5t#S256"}, func(name, value []byte) (err error) {
 		switch string(name) {
 		case "jkt":
-			c.key, err = text(value)
+			c.key, err = strictjson.Text(value)
 		case "x5t#S256":
-			c.certificate, err = text(value)
+			c.certificate, err = strictjson.Text(value)
 		}
 		return err
 	})
@@ -102,7 +102,7 @@ func PeerCertificate(r *http.Request) *x509.Certificate {
 
 func thumbprintOf(b []byte) string {
 	sum := sha256.Sum256(b)
-	return base64url.EncodeToString(sum[:])
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 // proofLife is how old a DPoP proof may be, apart from the leeway for clocks.
@@ -115,35 +115,35 @@ func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
 	if len(headers) != 1 { // (1)
 		return fail("there has to be one DPoP proof", fmt.Errorf("there are %d", len(headers)))
 	}
-	j, err := parseJWS(headers[0])
+	proof, err := split(headers[0])
 	if err != nil { // (2)
 		return fail("the DPoP proof is not a signed JWT", err)
 	}
-	h, key, err := parseProofHeader(j.header)
+	key, err := readProofHeader(proof)
 	switch {
 	case err != nil: // (4), (5), (7)
 		return fail("the DPoP proof's header is not acceptable", err)
-	case !slices.Contains(proofAlgorithms, h.alg): // (5)
-		return fail("the DPoP proof's algorithm is not accepted", fmt.Errorf("alg is %.40q", h.alg))
-	case !key.fits(h.alg) || !key.verifies(h.alg, j): // (6)
+	case !slices.Contains(proofAlgorithms, proof.Algorithm): // (5)
+		return fail("the DPoP proof's algorithm is not accepted", fmt.Errorf("alg is %.40q", proof.Algorithm))
+	case !key.Fits(proof.Algorithm) || !key.Verifies(proof): // (6)
 		return fail("the DPoP proof is not signed with its key", nil)
 	}
 	var p struct {
 		id, method, uri, hash string
 		issued                time.Time
 	}
-	err = members(j.payload, func(name, value []byte) (err error) { // (3)
+	err = strictjson.Members(proof.Payload, proofClaims, func(name, value []byte) (err error) { // (3)
 		switch string(name) {
 		case "jti":
-			p.id, err = text(value)
+			p.id, err = strictjson.Text(value)
 		case "htm":
-			p.method, err = text(value)
+			p.method, err = strictjson.Text(value)
 		case "htu":
-			p.uri, err = text(value)
+			p.uri, err = strictjson.Text(value)
 		case "ath":
-			p.hash, err = text(value)
+			p.hash, err = strictjson.Text(value)
 		case "iat":
-			p.issued, err = date(value)
+			p.issued, err = strictjson.Date(value)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -165,7 +165,7 @@ func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
 		return fail("the DPoP proof is not of now", fmt.Errorf("iat is %v", p.issued.UTC()))
 	case subtle.ConstantTimeCompare([]byte(p.hash), []byte(thumbprintOf([]byte(raw)))) != 1: // (12)
 		return fail("the DPoP proof is for another token", nil)
-	case subtle.ConstantTimeCompare([]byte(key.thumbprint()), []byte(t.cnf.key)) != 1: // (12)
+	case subtle.ConstantTimeCompare([]byte(key.Thumbprint()), []byte(t.cnf.key)) != 1: // (12)
 		return invalid("the token is bound to another DPoP key", nil)
 	case !v.proofs.first(t.cnf.key+" "+p.id, now): // section 11.1
 		return fail("the DPoP proof was used before", nil)
@@ -186,25 +186,30 @@ func (v *Verifier) leeway(t *Token) time.Duration {
 // proofAlgorithms are those of section 4.2 that metadata lists: all that have a public key.
 var proofAlgorithms = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"}
 
-// parseProofHeader returns the header of a proof, and the public key that it brings.
-func parseProofHeader(object []byte) (h header, key publicKey, err error) {
-	h, err = parseHeader(object)
-	if err != nil {
-		return h, key, err
+// proofClaims are those that a proof is judged by.
+var proofClaims = []string{"jti", "htm", "htu", "ath", "iat"}
+
+// readProofHeader reads the header of a proof, and returns the public key in it.
+func readProofHeader(proof *jwks.Token) (*jwks.Key, error) {
+	if err := proof.ReadHeader(); err != nil {
+		return nil, err
 	}
-	if !strings.EqualFold(strings.TrimPrefix(h.typ, "application/"), "dpop+jwt") {
-		return h, key, fmt.Errorf("typ is %.40q, want dpop+jwt", h.typ)
+	if !strings.EqualFold(strings.TrimPrefix(proof.Type, "application/"), "dpop+jwt") {
+		return nil, fmt.Errorf("typ is %.40q, want dpop+jwt", proof.Type)
 	}
-	err = members(object, func(name, value []byte) (err error) {
-		if string(name) == "jwk" {
-			key, err = parseKey(value)
+	var key *jwks.Key
+	err := strictjson.Members(proof.Header, []string{"jwk"}, func(name, value []byte) error {
+		if string(name) != "jwk" {
+			return nil
 		}
+		k, err := jwks.ParseKey(value)
+		key = &k
 		return err
 	})
-	if err == nil && key.public == nil {
+	if err == nil && key == nil {
 		err = errors.New("jwk is missing")
 	}
-	return h, key, err
+	return key, err
 }
 
 // isURL says whether a proof's htu is the URL of r, without query and fragment (section 4.3 (9)).
@@ -253,30 +258,6 @@ func parseOrigin(raw string, resource *url.URL) (string, error) {
 		return "", fmt.Errorf("%q is not scheme and host, such as https://api.example.com", raw)
 	}
 	return originOf(u), nil
-}
-
-// verifies says whether the signature of j is by the key.
-func (k *publicKey) verifies(alg string, j *jws) bool {
-	return algorithms[alg].verifies(k, j)
-}
-
-// thumbprint is the key's by RFC 7638 section 3, RFC 8037 section 2.
-func (k *publicKey) thumbprint() string {
-	encode := base64url.EncodeToString
-	switch public := k.public.(type) {
-	case *rsa.PublicKey:
-		return thumbprintOf([]byte(`{"e":"` + encode(big.NewInt(int64(public.E)).Bytes()) + `","kty":"RSA","n":"` + encode(public.N.Bytes()) + `"}`))
-	case *ecdsa.PublicKey:
-		point, err := public.Bytes() // 4, x and y
-		if err != nil {
-			return ""
-		}
-		half := (len(point) - 1) / 2
-		return thumbprintOf([]byte(`{"crv":"` + k.crv + `","kty":"EC","x":"` + encode(point[1:1+half]) + `","y":"` + encode(point[1+half:]) + `"}`))
-	case ed25519.PublicKey:
-		return thumbprintOf([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + encode(public) + `"}`))
-	}
-	return ""
 }
 
 // proofs are those that have been used. Only who has a good token can add to them, and each is forgotten when it would be too old anyway.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
 // Introspection says how to ask an issuer about tokens that are no JWTs (RFC 7662). What it answers has to hold what is asked of a JWT, but for typ, iss, iat, jti and client_id, which may be
@@ -162,7 +164,7 @@ func (i *issuer) answer(ctx context.Context, raw string) (*Token, error) {
 	}
 	active := ""
 	if err == nil {
-		err = members(body, func(name, value []byte) error {
+		err = strictjson.Members(body, []string{"active"}, func(name, value []byte) error {
 			if string(name) == "active" {
 				active = string(value)
 			}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
 // Token is an access token that was found good. Those who share one must not change it.
@@ -41,13 +43,27 @@ func (t *Token) IsClient() bool { return t.Subject == t.ClientID }
 type Claims []byte
 
 // Decode stores the claims in v as [json.Unmarshal] does, which takes a name in another case for the one it looks for. That makes no difference for the
-// claims that Token has fields for, and there are never two to choose from: such a token would have been refused.
-func (c Claims) Decode(v any) error { return json.Unmarshal(c, v) }
+// claims that Token has fields for, because a token with one of these in another case is refused. Decode fails if two names differ only in case, as roles
+// and Roles do: there would be two to choose from. Text and List compare names to the letter.
+func (c Claims) Decode(v any) error {
+	var names []string
+	note := func(name, _ []byte) error {
+		names = append(names, string(name))
+		return nil
+	}
+	if err := strictjson.Members(c, nil, note); err != nil {
+		return err
+	}
+	if err := strictjson.Members(c, names, func(_, _ []byte) error { return nil }); err != nil {
+		return err
+	}
+	return json.Unmarshal(c, v)
+}
 
 // Text returns the string at a path of names: Text("tenant") is the claim tenant, and Text("address", "country") a member of the claim address. It returns "" if what is there
 // is no string, or nothing is. Names are compared to the letter.
 func (c Claims) Text(path ...string) string {
-	s, err := text(c.at(path))
+	s, err := strictjson.Text(c.at(path))
 	if err != nil {
 		return ""
 	}
@@ -57,7 +73,7 @@ func (c Claims) Text(path ...string) string {
 // List returns the strings at a path of names, as Text does: List("roles"), or List("realm_access", "roles") as Keycloak has it. One string is a list of one. It returns nil if what is
 // there is anything else, as an array in which one member is no string.
 func (c Claims) List(path ...string) []string {
-	list, err := texts(c.at(path))
+	list, err := strictjson.Texts(c.at(path))
 	if err != nil {
 		return nil
 	}
@@ -69,7 +85,7 @@ func (c Claims) at(path []string) []byte {
 	value := []byte(c)
 	for _, name := range path {
 		var found []byte
-		err := members(value, func(member, value []byte) error {
+		err := strictjson.Members(value, []string{name}, func(member, value []byte) error {
 			if string(member) == name {
 				found = value
 			}
@@ -90,48 +106,58 @@ var claimsRead = []string{
 }
 
 // readToken reads claims, by the rules of RFC 9068 section 2.2 or, with anyType, in whatever way issuers write them. It checks nothing but that they can be read.
+//
+// A claim of another type than its standard's is an error, with these exceptions,
+// in which it counts as missing: an optional claim that is null, auth_time that is
+// no date, and acr that is a number or a boolean. What needs one of them, such as
+// RequireFresh, does not get it then.
 func readToken(payload []byte, anyType bool) (*Token, error) {
 	t := &Token{Claims: payload}
-	var azp, scope string
-	var scp []string
-	err := members(payload, func(name, value []byte) (err error) {
+	var client []byte // what stands in for client_id
+	var scopes, scp []string
+	err := strictjson.Members(payload, nil, func(name, value []byte) (err error) {
+		if strictjson.IsNull(value) && slices.Contains(optionalClaims, string(name)) {
+			return nil
+		}
 		switch string(name) {
 		case "iss":
-			t.Issuer, err = text(value)
+			t.Issuer, err = strictjson.Text(value)
 		case "sub":
-			t.Subject, err = text(value)
+			t.Subject, err = strictjson.Text(value)
 		case "client_id":
-			t.ClientID, err = text(value)
+			t.ClientID, err = strictjson.Text(value)
 		case "azp", "cid", "appid":
-			if anyType && (azp == "" || string(name) == "azp") {
-				azp, err = text(value)
+			if anyType && (client == nil || string(name) == "azp") {
+				client = value
 			}
 		case "aud":
-			t.Audience, err = texts(value)
-		case "scope":
-			scope, err = text(value)
+			t.Audience, err = strictjson.Texts(value)
+		case "scope": // an array with IdentityServer
+			scopes, err = strictjson.Texts(value)
 		case "scp":
 			if anyType {
-				scp, err = texts(value)
+				scp, err = strictjson.Texts(value)
 			}
 		case "exp":
-			t.Expiry, err = date(value)
+			t.Expiry, err = strictjson.Date(value)
 		case "nbf":
-			t.notBefore, err = date(value)
+			t.notBefore, err = strictjson.Date(value)
 		case "iat":
-			t.IssuedAt, err = date(value)
+			t.IssuedAt, err = strictjson.Date(value)
 		case "jti":
-			t.ID, err = text(value)
+			t.ID, err = strictjson.Text(value)
 		case "acr":
-			t.ACR, err = text(value)
-		case "auth_time":
-			t.AuthTime, err = date(value)
+			if value[0] == '"' || value[0] == '[' || value[0] == '{' {
+				t.ACR, err = strictjson.Text(value)
+			}
+		case "auth_time": // a text with AD FS
+			t.AuthTime, _ = strictjson.Date(value)
 		case "cnf":
 			t.cnf, err = readConfirmation(value)
 		case "nonce", "at_hash", "c_hash", "events":
 			t.foreign = string(name)
 		case "token_use", "typ": // what some issuers tell their tokens apart by
-			switch kind, _ := text(value); kind {
+			switch kind, _ := strictjson.Text(value); kind {
 			case "id", "ID", "refresh", "refresh_token", "Refresh", "Offline", "Logout":
 				t.foreign = string(name)
 			}
@@ -147,26 +173,31 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 		}
 		return nil
 	})
+	if err == nil && t.ClientID == "" && client != nil {
+		if t.ClientID, err = strictjson.Text(client); err != nil {
+			err = fmt.Errorf("the client: %w", err)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if t.ClientID == "" {
-		t.ClientID = azp
+	if strings.Join(scopes, "") == "" {
+		scopes = scp
 	}
-	if scope != "" {
-		scp = []string{scope}
-	}
-	for _, s := range scp {
+	for _, s := range scopes {
 		t.Scopes = append(t.Scopes, splitScope(s)...)
 	}
 	return t, nil
 }
 
+// optionalClaims are those that count as missing when they are null.
+var optionalClaims = []string{"client_id", "azp", "cid", "appid", "scope", "scp", "nbf", "iat", "jti", "acr", "auth_time"}
+
 // issuerNamed returns the iss of claims that nothing is known of yet.
 func issuerNamed(payload []byte) (name string, err error) {
-	err = members(payload, func(member, value []byte) (err error) {
+	err = strictjson.Members(payload, nil, func(member, value []byte) (err error) {
 		if string(member) == "iss" {
-			name, err = text(value)
+			name, err = strictjson.Text(value)
 		}
 		return err
 	})

@@ -184,7 +184,8 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"no iat", ec.token(object{"iat": nil}), lacksClaim},
 		{"no jti", ec.token(object{"jti": nil}), lacksClaim},
 		{"an empty jti", ec.token(object{"jti": ""}), lacksClaim},
-		{"scope as an array", ec.token(object{"scope": []string{"orders:read"}}), badClaims},
+		{"scope as a number", ec.token(object{"scope": 7}), badClaims},
+		{"scope as an array with a number", ec.token(object{"scope": []any{"orders:read", 7}}), badClaims},
 
 		// RFC 8725 sections 2.1, 3.1 and 3.2: alg
 		{"alg none", signedBy(object{"alg": "none"}, func([]byte) []byte { return nil }), badAlgorithm},

@@ -36,11 +36,12 @@ type attempt struct {
 	ACRValues string `json:"a,omitempty"` // space-separated
 
 	// The session there was when the login began: the one that its success replaces.
-	Replaces  string `json:"o,omitempty"` // session.Session.ID
-	Subject   string `json:"u,omitempty"`
-	CrossSite bool   `json:"x,omitempty"` // another site sent the browser here
+	Replaces  session.Secret `json:"-"` // session.Session.Ticket
+	Subject   string         `json:"u,omitempty"`
+	CrossSite bool           `json:"x,omitempty"` // another site sent the browser here
 
 	Silent    bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
+	OwnPage   bool `json:"w,omitempty"` // a page of the app's origin started it (see startedByOwnPage)
 	Restarted bool `json:"-"`           // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
 }
 
@@ -51,6 +52,12 @@ const (
 	maxAttempts = 5
 	// maxAttemptBytes is what the cookies of all attempts may add to a request, in total.
 	maxAttemptBytes = 5000
+	// maxAttemptsRead bounds how many cookies of attempts are looked at in one
+	// request, and removed with its response.
+	maxAttemptsRead = 16
+	// maxStateReturnTo is the longest return_to that a state contains. The state
+	// is part of two URLs, in which it takes up to twice as much.
+	maxStateReturnTo = 256
 )
 
 // attempts seals login attempts into cookies and takes them out again.
@@ -59,24 +66,26 @@ type attempts struct {
 	name        string // what the cookies' names begin with
 	codecs      []securecookie.Codec
 	stateCodecs []securecookie.Codec
+
+	refused func(r *http.Request, name string, state session.CookieState) // called with a cookie that find does not use
 }
 
-func newAttempts(cookie session.Cookie, keys [][]byte) (attempts, error) {
-	codecs, err := session.Codecs(keys, "login attempt", attemptLife)
+func newAttempts(cookie session.Cookie, keys [][]byte, app session.App) (attempts, error) {
+	codecs, err := session.Codecs(keys, app, "login attempt", attemptLife)
 	if err != nil {
 		return attempts{}, err
 	}
-	stateCodecs, err := session.Codecs(keys, "login state", stateLife)
+	stateCodecs, err := session.Codecs(keys, app, "login state", stateLife)
 	if err != nil {
 		return attempts{}, err
 	}
-	return attempts{cookie: cookie, name: cookie.Name("cloakroom-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
+	return attempts{cookie: cookie, name: cookie.Name("-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
 }
 
 // prepare gives a its secrets.
 func (as *attempts) prepare(a *attempt, bound bool) error {
 	var err error
-	if a.State, err = as.newState(a.Restarted); err != nil {
+	if a.State, err = as.newState(a); err != nil {
 		return err
 	}
 	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
@@ -91,8 +100,8 @@ func (as *attempts) prepare(a *attempt, bound bool) error {
 	return nil
 }
 
-// begin gives the browser the cookie of an attempt. Of older attempts it keeps the newest, so that ones which were never
-// finished cannot pile up in the browser.
+// begin gives the browser the cookie of an attempt. Of older attempts it keeps the
+// newest, so that abandoned ones cannot pile up in the browser.
 func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
 	name := as.cookieName(a.State)
 	value, err := as.seal(name, a)
@@ -103,7 +112,7 @@ func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) er
 	if err != nil {
 		return fmt.Errorf("seal login attempt: %w", err)
 	}
-	as.prune(w, r, len(name)+len(value))
+	as.prune(w, r, len(name)+len(value), a.Restarted)
 	as.set(w, name, value, int(attemptLife/time.Second))
 	return nil
 }
@@ -111,40 +120,77 @@ func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) er
 // find returns the attempt that state belongs to. An attempt that is not there, has expired, or is for another state gives nil.
 func (as *attempts) find(r *http.Request, state string) *attempt {
 	name := as.cookieName(state)
-	cookies := r.CookiesNamed(name)
+	cookies := cookiesWithPrefix(r, name+"=", 2)
 	if len(cookies) != 1 {
 		return nil
 	}
-	a, err := as.open(name, cookies[0].Value)
+	a, err := as.open(name, cookies[0].value)
+	if session.IsForeign(err) {
+		as.refused(r, name, session.CookieForeign)
+	}
 	if err != nil || a.State == "" || subtle.ConstantTimeCompare([]byte(a.State), []byte(state)) != 1 {
 		return nil
 	}
 	return a
 }
 
-// drop takes the cookie of the attempt with a state away, whatever is in it: an attempt has one end.
+// drop takes the cookie of the attempt with a state away: an attempt has one
+// end. Unless it is another App's, it does not matter what is in it.
 func (as *attempts) drop(w http.ResponseWriter, r *http.Request, state string) {
-	if name := as.cookieName(state); len(r.CookiesNamed(name)) > 0 {
+	name := as.cookieName(state)
+	cookies := cookiesWithPrefix(r, name+"=", 1)
+	if len(cookies) == 0 {
+		return
+	}
+	if _, err := as.open(name, cookies[0].value); !session.IsForeign(err) {
 		as.set(w, name, "", -1)
 	}
 }
 
-// newState returns a state that can later be told from one that somebody made up, and that says whether it was begun by us.
-func (as *attempts) newState(restarted bool) (string, error) {
-	var b [17]byte
-	rand.Read(b[:16])
-	if restarted {
-		b[16] = 1
+// replaceNext tells the other attempts in the browser that a session has begun
+// which the next success replaces. On the way back from the provider a Strict
+// session cookie stays away, and nothing else would name that session.
+func (as *attempts) replaceNext(w http.ResponseWriter, r *http.Request, state string, started *session.Session) {
+	done := as.cookieName(state)
+	for _, c := range cookiesWithPrefix(r, as.name, maxAttempts+1) {
+		a, err := as.open(c.name, c.value)
+		if err != nil || c.name == done {
+			continue
+		}
+		a.Replaces, a.Subject = started.Ticket(), started.Subject
+		left := attemptLife - time.Since(time.UnixMilli(a.Began))
+		if value, err := as.seal(c.name, a); err == nil && left >= time.Second {
+			as.set(w, c.name, value, int(left/time.Second))
+		}
 	}
-	return securecookie.EncodeMulti("state", b[:], as.stateCodecs...)
 }
 
-// stale says whether state is that of an attempt which was begun here and is gone, so that the login may be begun again: once, for
-// the second time something is in the way that will still be there the third time.
-func (as *attempts) stale(state string) bool {
+// sentState is what a state says, also once its attempt is gone.
+type sentState struct {
+	returnTo  string // "/" if it was too long
+	restarted bool
+}
+
+// newState returns a state that can later be told from one that somebody made up.
+func (as *attempts) newState(a *attempt) (string, error) {
+	b := make([]byte, 17, 17+len(a.ReturnTo))
+	rand.Read(b[:16])
+	if a.Restarted {
+		b[16] = 1
+	}
+	if len(a.ReturnTo) <= maxStateReturnTo {
+		b = append(b, a.ReturnTo...)
+	}
+	return securecookie.EncodeMulti("state", b, as.stateCodecs...)
+}
+
+// openState returns what a state says, if it is one of ours and not too old.
+func (as *attempts) openState(state string) (sentState, bool) {
 	var b []byte
-	err := securecookie.DecodeMulti("state", state, &b, as.stateCodecs...)
-	return err == nil && len(b) == 17 && b[16] == 0
+	if err := securecookie.DecodeMulti("state", state, &b, as.stateCodecs...); err != nil || len(b) < 17 {
+		return sentState{}, false
+	}
+	return sentState{returnTo: parseReturnTo(string(b[17:])), restarted: b[16] != 0}, true
 }
 
 // cookieName is the name of the cookie of the attempt with a state.
@@ -153,31 +199,67 @@ func (as *attempts) cookieName(state string) string {
 	return as.name + hex.EncodeToString(sum[:6])
 }
 
-// prune takes away attempts until there is room for one more that takes up size: first what does not open, then the oldest.
-func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int) {
+// prune removes cookies of attempts until there is room for one more of a size:
+// first those that do not open, then the oldest. A restarted attempt removes none
+// that is valid but another restarted one: the user may be about to finish it, in
+// another tab. So there are at most maxAttempts, and a restarted one.
+func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int, restarted bool) {
 	type kept struct {
-		name  string
-		size  int
-		began int64
+		name      string
+		size      int
+		began     int64
+		restarted bool
 	}
 	var others []kept
-	for _, c := range r.Cookies() {
-		if !strings.HasPrefix(c.Name, as.name) {
-			continue
+	for _, c := range cookiesWithPrefix(r, as.name, maxAttemptsRead) {
+		k := kept{name: c.name, size: len(c.name) + len(c.value)}
+		a, err := as.open(c.name, c.value)
+		if session.IsForeign(err) {
+			continue // another App on this host removes its own
 		}
-		k := kept{c.Name, len(c.Name) + len(c.Value), 0}
-		if a, err := as.open(c.Name, c.Value); err == nil {
-			k.began = a.Began
+		if err == nil {
+			k.began, k.restarted = a.Began, a.Restarted
 		}
 		others = append(others, k)
 	}
 	slices.SortFunc(others, func(a, b kept) int { return int(b.began - a.began) })
 	for i, k := range others {
 		size += k.size
-		if i >= maxAttempts-1 || size > maxAttemptBytes || k.began == 0 {
+		tooMany := i >= maxAttempts-1 || size > maxAttemptBytes
+		if restarted {
+			tooMany = k.restarted
+		}
+		if tooMany || k.began == 0 {
 			as.set(w, k.name, "", -1)
 		}
 	}
+}
+
+// cookiePair is a cookie as it stands in a request.
+type cookiePair struct{ name, value string }
+
+// cookiesWithPrefix returns the cookies whose names begin with prefix, most at
+// most. Unlike http.Request.Cookies it takes little time for those that are of no
+// interest, of which there may be thousands.
+func cookiesWithPrefix(r *http.Request, prefix string, most int) []cookiePair {
+	var found []cookiePair
+	for _, line := range r.Header["Cookie"] {
+		if !strings.Contains(line, prefix) {
+			continue
+		}
+		for pair := range strings.SplitSeq(line, ";") {
+			pair = strings.Trim(pair, " \t")
+			if !strings.HasPrefix(pair, prefix) {
+				continue
+			}
+			if name, value, ok := strings.Cut(pair, "="); ok {
+				if found = append(found, cookiePair{name, value}); len(found) == most {
+					return found
+				}
+			}
+		}
+	}
+	return found
 }
 
 // sealedAttempt is an attempt as it stands in the cookie: the one place where its secrets are written out.
@@ -185,22 +267,28 @@ type sealedAttempt struct {
 	attempt
 	Verifier  string `json:"v"`
 	Key       string `json:"k,omitempty"`
+	Replaces  string `json:"o,omitempty"`
 	Restarted bool   `json:"z,omitempty"`
 }
+
+// sealedName is the name that the value of an attempt's cookie is authenticated
+// with. It is the part that follows from the state, so that an attempt of
+// another App is recognised.
+func (as *attempts) sealedName(name string) string { return strings.TrimPrefix(name, as.name) }
 
 func (as *attempts) seal(name string, a *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Replaces.Reveal(), a.Restarted}); err != nil {
 		return "", err
 	}
-	return securecookie.EncodeMulti(name, plain.Bytes(), as.codecs...)
+	return securecookie.EncodeMulti(as.sealedName(name), plain.Bytes(), as.codecs...)
 }
 
 func (as *attempts) open(name, value string) (*attempt, error) {
 	var plain []byte
-	if err := securecookie.DecodeMulti(name, value, &plain, as.codecs...); err != nil {
+	if err := securecookie.DecodeMulti(as.sealedName(name), value, &plain, as.codecs...); err != nil {
 		return nil, err
 	}
 	var sealed sealedAttempt
@@ -208,8 +296,11 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 		return nil, err
 	}
 	a := sealed.attempt
-	a.Verifier, a.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
+	a.Verifier, a.Key, a.Replaces = session.Secret(sealed.Verifier), session.Secret(sealed.Key), session.Secret(sealed.Replaces)
 	a.Restarted = sealed.Restarted
+	if time.Since(time.UnixMilli(a.Began)) > attemptLife { // replaceNext seals it anew
+		return nil, errors.New("login attempt has expired")
+	}
 	if a.Nonce == "" || a.Verifier == "" || a.ReturnTo == "" {
 		return nil, errors.New("login attempt is not whole")
 	}

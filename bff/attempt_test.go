@@ -20,7 +20,7 @@ import (
 func newTestAttempts(t testing.TB) *attempts {
 	key := make([]byte, 32)
 	rand.Read(key)
-	as, err := newAttempts(session.Cookie{}, [][]byte{key})
+	as, err := newAttempts(session.Cookie{}, [][]byte{key}, session.App{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,11 +98,13 @@ func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
 		if as.find(r, a.State) != nil {
 			t.Error("still there after its time")
 		}
-		if !as.stale(a.State) || as.stale(restarted.State) || as.stale("x") || as.stale("") {
-			t.Error("a stale attempt is begun again, and one that was begun again is not")
+		for state, want := range map[string]struct{ ok, restarted bool }{a.State: {true, false}, restarted.State: {true, true}, "x": {}, "": {}} {
+			if got, ok := as.openState(state); ok != want.ok || got.restarted != want.restarted {
+				t.Errorf("state %.20q: got %+v, %v, want %+v", state, got, ok, want)
+			}
 		}
 		time.Sleep(stateLife)
-		if as.stale(a.State) {
+		if _, ok := as.openState(a.State); ok {
 			t.Error("a state is known for ever")
 		}
 	})
@@ -126,11 +128,11 @@ func FuzzAttempt(f *testing.F) {
 		if got != nil && !(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) || state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
 			t.Errorf("state %q with cookies %q is taken for %+v", state, line, got)
 		}
-		if as.stale(state) && state != a.State && state != other.State && !strings.HasPrefix(state, a.State[:len(a.State)-4]) && !strings.HasPrefix(state, other.State[:len(other.State)-4]) {
+		if _, ok := as.openState(state); ok && state != a.State && state != other.State && !strings.HasPrefix(state, a.State[:len(a.State)-4]) && !strings.HasPrefix(state, other.State[:len(other.State)-4]) {
 			t.Errorf("state %q is taken for ours", state)
 		}
 		as.drop(httptest.NewRecorder(), r, state)
-		as.prune(httptest.NewRecorder(), r, 100)
+		as.prune(httptest.NewRecorder(), r, 100, false)
 		if answer, err := parseAnswer("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.state == "" || (answer.code == "") == (answer.err == "")) {
 			t.Errorf("%q is taken for the answer %+v", line, answer)
 		}

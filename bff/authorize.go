@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -49,7 +50,7 @@ func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
 			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
 		}
 	}
-	for _, name := range []string{"acr_values", "max_age"} {
+	for _, name := range []string{"acr_values", "max_age", "prompt"} {
 		if value := cfg.Parameters[name]; value != "" {
 			if _, err := loginParameters(url.Values{name: {value}}); err != nil {
 				fail("Parameters", err)
@@ -83,6 +84,44 @@ var ownParameters = map[string]bool{
 	"client_assertion": true, "client_assertion_type": true,
 }
 
+// demand adds to the parameters of a login what the operator demands of every
+// login (Config.Parameters). A link can only ask for more:
+//   - max_age is the shorter of the two.
+//   - acr_values are those of the link that the operator accepts too. Which of two
+//     values is the stronger is for the provider to know, so that none of them
+//     counts as more than the operator's. If the operator accepts none of the
+//     link's, the operator's are sent.
+//   - prompt has the values of both. The none of a link gives way to the
+//     operator's, and the operator's none to those of a link.
+func (p *provider) demand(link url.Values) url.Values {
+	all := maps.Clone(link)
+	if all == nil {
+		all = make(url.Values)
+	}
+	if own := p.cfg.Parameters["max_age"]; own != "" {
+		seconds, err := strconv.Atoi(all.Get("max_age"))
+		if most, _ := strconv.Atoi(own); err != nil || most < seconds {
+			all.Set("max_age", own)
+		}
+	}
+	if own := strings.Fields(p.cfg.Parameters["acr_values"]); len(own) > 0 {
+		accepted := slices.DeleteFunc(strings.Fields(all.Get("acr_values")), func(acr string) bool { return !slices.Contains(own, acr) })
+		if len(accepted) == 0 {
+			accepted = own
+		}
+		all.Set("acr_values", strings.Join(accepted, " "))
+	}
+	own, linked := strings.Fields(p.cfg.Parameters["prompt"]), strings.Fields(all.Get("prompt"))
+	if len(own) > 0 {
+		both := slices.DeleteFunc(distinct(slices.Concat(own, linked)), func(prompt string) bool { return prompt == "none" })
+		if len(both) == 0 {
+			both = []string{"none"}
+		}
+		all.Set("prompt", strings.Join(both, " "))
+	}
+	return all
+}
+
 // checkResource accepts absolute URIs without a fragment (RFC 8707 2).
 func checkResource(raw string) error {
 	u, err := url.Parse(raw)
@@ -97,6 +136,9 @@ func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (s
 	m, err := p.metadata()
 	if err != nil {
 		return "", err
+	}
+	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
+		return "", errLoginRefused.because(errors.New("the provider's metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in there"))
 	}
 	q, err := p.authRequest(m, a, extra)
 	if err != nil {
@@ -217,9 +259,10 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 	if err != nil {
 		return nil, failedPush(err)
 	}
-	answer, err := parseObject(body)
-	requestURI, _ := answer["request_uri"].(string)
-	if _, ok := parseSeconds(answer["expires_in"]); err != nil || requestURI == "" || !ok {
+	answer, err := strictjson.Parse(body)
+	requestURI, _ := answer.Text("request_uri")
+	life, _ := answer.Value("expires_in")
+	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
 		return nil, errLoginRefused.because(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
 	}
 	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil

@@ -7,8 +7,8 @@
 // (/bff) goes through the table endpoints to one handler each; what is under a route goes to its upstream (proxy.go); the
 // rest is the app itself. Every handler returns an error, and problem.go alone says what the client sees of it.
 //
-//	login     login.go     attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.find, drop → provider.exchange → attempt.satisfiedBy → sessions.Start → 303
+//	login     login.go     returnTo → limitLogin → provider.demand → attempts.prepare → provider.authURL → attempts.begin → 302
+//	callback  login.go     attempts.find, drop → claim (once.go) → provider.exchange → sessions.Start → 303
 //	API call  proxy.go     guard → sessions.Fresh → upstream
 //	refresh   session/refresh.go, when Fresh finds that a token is about to expire
 //	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
@@ -20,6 +20,7 @@
 package bff
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,9 +53,16 @@ type Config struct {
 	Claims   Claims
 	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
 	KeepStorage bool
-	// Sessions configures the session.Manager. Refresh, Revoke, Ready, Wait, AccessTokenLifetime, Logger and Cookie.InsecureHTTP are set by New.
+	// Sessions configures the session.Manager. New sets App, Refresh, Ready, Wait,
+	// AccessTokenLifetime, Revoke, CookieRefused and Logger, and of Cookie
+	// InsecureHTTP and Port.
 	Sessions session.Config
 	Routes   []Route
+	Limits   Limits
+
+	// BodyMinRate is how many bytes a second a body has to move, measured over 30 seconds, or its request is ended: from the client,
+	// to and from the upstream, to the client. Event streams, gRPC and WebSockets are excepted. Zero: 240; negative: any.
+	BodyMinRate int64
 
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
 	Client   http.Handler // serves the browser client at Prefix/client.js; nil: 404
@@ -76,12 +84,21 @@ type Server struct {
 	frontend  http.Handler
 	sessions  *session.Manager
 	store     session.Store
+	app       session.App // what sessions, attempts and logout states are bound to
 	provider  *provider
 	claims    Claims
 	keeps     bool // Config.KeepStorage
 	attempts  attempts
 	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
+	hints     *logoutHints
 	log       *slog.Logger
+
+	refusedCookies refusedCookies
+	logins         *limiter[[16]byte] // :: addressKey; logins that were started
+	exchanges      *limiter[[16]byte] // :: addressKey; code exchanges that failed
+	refreshes      *limiter[[16]byte] // :: hash of the session cookie; refreshes that were forced
+	bodyRate       int64              // bytes a second; 0: any
+	paceWindow     time.Duration      // over which it is measured
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -111,14 +128,15 @@ const bodyTimeout = 10 * time.Second
 
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
-	{"GET", "/login", navigation, (*Server).login},
-	{"GET", "/callback", returning, (*Server).callback},
+	{"GET", "/login", navigation, unlessHead((*Server).login)},
+	{"GET", "/callback", returning, unlessHead((*Server).callback)},
 	{"POST", "/callback", returning, (*Server).callbackForm},
-	{"GET", "/silent-login", frame, (*Server).silentLogin},
+	{"GET", "/silent-login", frame, unlessHead((*Server).silentLogin)},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
+	{"GET", "/logout/continue", navigation, unlessHead((*Server).logoutContinue)},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
 	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
-	{"GET", "/frontchannel-logout", anyone, (*Server).frontchannelLogout},
+	{"GET", "/frontchannel-logout", anyone, unlessHead((*Server).frontchannelLogout)},
 	{"GET", clientKeysPath, anyone, (*Server).clientKeys},
 	{"GET", "/session", fetch, (*Server).showSession},
 	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
@@ -133,6 +151,7 @@ func New(cfg Config) (*Server, error) {
 	if s.prefix == "" {
 		s.prefix = "/bff"
 	}
+	s.bodyRate, s.paceWindow = max(cmp.Or(cfg.BodyMinRate, defaultBodyRate), 0), paceWindow
 	s.streaming, s.endStreams = context.WithCancel(context.Background())
 	var errs []error
 	fail := func(err error) {
@@ -147,17 +166,22 @@ func New(cfg Config) (*Server, error) {
 	} else {
 		s.origin, s.host = public.Scheme+"://"+public.Host, public.Host
 		s.forwardedHost, s.forwardedProto = []string{public.Host}, []string{public.Scheme}
-		cfg.Sessions.Cookie.InsecureHTTP = public.Scheme == "http"
+		cfg.Sessions.Cookie.InsecureHTTP, cfg.Sessions.Cookie.Port = public.Scheme == "http", public.Port()
 	}
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
 	}
 	fail(cfg.Claims.check())
+	fail(cfg.Limits.check())
+	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
+	s.refreshes = newLimiter[[16]byte](refreshLimit)
 	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
 	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
 	fail(err)
 	s.provider.claims = cfg.Claims
 
+	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
+	cfg.Sessions.App, cfg.Sessions.CookieRefused = s.app, s.sessionCookieRefused
 	cfg.Sessions.Logger = s.log
 	cfg.Sessions.Refresh = s.provider.refresh
 	cfg.Sessions.Revoke = s.provider.revoke
@@ -165,9 +189,12 @@ func New(cfg Config) (*Server, error) {
 	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	s.sessions, err = session.NewManager(cfg.Sessions)
 	fail(err)
-	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys)
+	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.app)
+	s.attempts.refused = s.cookieRefused
 	if err == nil {
-		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, "logout state", time.Hour)
+		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, s.app, "logout state", time.Hour)
+		fail(err)
+		s.hints, err = newLogoutHints(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
 		fail(err)
 	} // else NewManager has said so already
 
@@ -194,10 +221,21 @@ func New(cfg Config) (*Server, error) {
 			parsed.clientToken = clientTokens[parsed.targetKey]
 		}
 	}
+	s.provider.clientOnly = slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) && !slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
 	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
 		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
 	}
-	slices.SortFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
+	for i, route := range s.routes {
+		if route.EncodedSlashes != "pass" {
+			continue
+		}
+		for _, other := range s.routes {
+			if len(other.Path) > len(route.Path) && lenientlyUnder(other.Path, route.Path) {
+				fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i), Err: fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path)})
+			}
+		}
+	}
+	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)
 	for _, e := range endpoints {
@@ -241,6 +279,12 @@ func parsePublicURL(raw string) (*url.URL, error) {
 func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopLooking = stop
+	for _, route := range s.routes {
+		if route.unreachable(s.provider.cfg.Parameters["acr_values"]) {
+			s.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
+				"route", route.Path, "acr", route.Require.ACR)
+		}
+	}
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Watch(ctx) })
 	s.looking.Go(func() { s.provider.breaker.run(ctx) })
@@ -294,10 +338,17 @@ func (s *Server) Close(ctx context.Context) error {
 // ServeHTTP answers one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := s.newResponse(rw, r)
+	if len(r.Header["Cookie"]) > 0 {
+		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused
+	}
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			s.logPanic(w, cause)
 			defer panic(http.ErrAbortHandler) // the server hangs up, and says nothing more of it
+		}
+		w.pace.stop()
+		if w.slow.Load() {
+			w.problem = s.tooSlow(errBodyTooSlow, errSlowReader)
 		}
 		if !w.streams {
 			s.logRequest(w)
@@ -321,36 +372,67 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	}
 	if r.ProtoMajor == 1 {
 		if r.URL.Host != "" { // RFC 9112 3.2.2 would have it win over the Host header, which others on the way may go by
-			return errAbsoluteForm
+			return errAbsoluteForm.because(errors.New("the request target is a whole URL"))
 		}
-		if len(r.Header["Upgrade"]) > 0 { // what follows was not looked at (see NewListener), unless the proxy switches protocols
-			w.Header()["Connection"] = []string{"close"}
-		}
+		s.ignoreUpgrade(w, r)
+	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) { // RFC 9113, section 8.3.1
+		return errAbsoluteForm.because(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
-	if !isASCII(r.RequestURI) {
-		return errAmbiguousPath.because(fmt.Errorf("the target %.80q is not ASCII", r.RequestURI)) // RFC 3986 2: percent-encoded it would be
-	}
-	if err := checkPath(r.URL.EscapedPath()); err != nil {
+	if err := checkTarget(r.RequestURI); err != nil {
 		return errAmbiguousPath.because(err)
 	}
-	path := r.URL.Path
-	if path == s.prefix || underPath(path, s.prefix+"/") {
+	raw, path := rawPath(r), r.URL.Path
+	if err := checkPath(raw); err != nil {
+		route, slashErr := s.findSlashRoute(raw, path)
+		switch {
+		case slashErr != nil:
+			return slashErr
+		case route != nil:
+			return s.proxy(w, r, route)
+		case s.anyReadingUnderRoute(raw):
+			return errAmbiguousPath.because(err)
+		}
+		return s.serveFrontend(w, r)
+	}
+	if underPath(path, s.prefix) {
 		return s.serveEndpoint(w, r)
 	}
-	withoutSlash := false
-	for _, route := range s.routes {
-		if underPath(path, route.Path) {
-			return s.proxy(w, r, route)
-		}
-		withoutSlash = withoutSlash || path+"/" == route.Path
+	route, err := s.findRoute(path, path)
+	if err != nil {
+		return err
 	}
-	if s.frontend == nil || withoutSlash { // not the app's index: whoever asks means the API
+	if route != nil {
+		return s.proxy(w, r, route)
+	}
+	return s.serveFrontend(w, r)
+}
+
+// ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not
+// ask for a WebSocket: the request is served without (RFC 9110, section 7.8). What
+// follows one that does was not checked (see NewListener), so the connection is
+// closed unless the protocol is switched.
+func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
+	switch upgrade := r.Header["Upgrade"]; {
+	case len(upgrade) == 0:
+	case strings.Contains(strings.ToLower(strings.Join(upgrade, ",")), "websocket"):
+		w.Header()["Connection"] = []string{"close"}
+	default:
+		delete(r.Header, "Upgrade")
+	}
+}
+
+// serveFrontend serves what belongs to the app itself.
+func (s *Server) serveFrontend(w *response, r *http.Request) error {
+	if s.frontend == nil {
 		return errNotFound
 	}
+	w.paced = s
 	s.frontend.ServeHTTP(w, r)
+	w.pace.stop()
+	boundBody(w, r) // what is left of it
 	return nil
 }
 
@@ -367,8 +449,11 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 		return errNotFound
 	}
 	for _, e := range methods {
-		if e.method != r.Method {
+		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
 			h.Add("Allow", e.method)
+			if e.method == http.MethodGet {
+				h.Add("Allow", http.MethodHead)
+			}
 			continue
 		}
 		h.Del("Allow")
@@ -380,24 +465,29 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	return errMethod
 }
 
-// hostAllowed says whether the request is for the host of the public URL, as its sender or a trusted proxy names it.
+// hostAllowed reports whether the request is for the host of the public URL, as
+// its sender or a trusted proxy names it.
 func (s *Server) hostAllowed(r *http.Request) bool {
-	host := r.Host
-	if forwarded := r.Header.Get("X-Forwarded-Host"); forwarded != "" && s.fromTrustedProxy(r) {
-		host = forwarded
+	hosts := s.forwardedHosts(r)
+	if hosts == nil {
+		return s.isPublicHost(r.Host)
 	}
-	host = strings.ToLower(host)
-	if strings.HasPrefix(s.origin, "https:") {
-		host = strings.TrimSuffix(host, ":443")
-	} else {
-		host = strings.TrimSuffix(host, ":80")
-	}
-	return host == s.host
+	return !slices.ContainsFunc(hosts, func(host string) bool { return !s.isPublicHost(host) })
 }
 
-func (s *Server) fromTrustedProxy(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && s.trusts(peer.Addr())
+// isPublicHost compares a host with that of the public URL, without regard to
+// case and the default port. A trailing dot counts: it is another origin.
+func (s *Server) isPublicHost(host string) bool {
+	if host = strings.ToLower(host); host == s.host {
+		return true
+	}
+	if strings.LastIndexByte(s.host, ':') > strings.LastIndexByte(s.host, ']') { // its port is not the default one
+		return false
+	}
+	if strings.HasPrefix(s.origin, "https:") {
+		return host == s.host+":443"
+	}
+	return host == s.host+":80"
 }
 
 func (s *Server) trusts(ip netip.Addr) bool {
@@ -409,8 +499,8 @@ func (s *Server) logRequest(w *response) {
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
-		slog.String("method", clip(w.method, 32)),
-		slog.String("path", clip(w.path, 512)),
+		slog.String("method", truncate(w.method, 32)),
+		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", w.status),
 		slog.Int64("bytes", w.bytes),
 		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
@@ -420,16 +510,18 @@ func (s *Server) logRequest(w *response) {
 	}
 	if w.problem != nil {
 		level = w.problem.level()
-		attrs = append(attrs, slog.String("err", clip(w.problem.Error(), 1024)))
+		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// clip returns a text that a client chose, cut to a size that a log line can
-// carry.
-func clip(text string, size int) string {
-	if len(text) <= size {
+// maxLogged is how much of a text is logged whose length others choose.
+const maxLogged = 512
+
+// truncate returns the beginning of a text, up to n bytes.
+func truncate(text string, n int) string {
+	if len(text) <= n {
 		return text
 	}
-	return strings.ToValidUTF8(text[:size], "") + "…"
+	return strings.ToValidUTF8(text[:n], "") + "…"
 }

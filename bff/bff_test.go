@@ -57,6 +57,7 @@ func newAppWith(t *testing.T, provider func(*devop.Config), edit func(*app, *bff
 			{Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"},
 			{Path: "/stream/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
 		},
+		Limits:   bff.Limits{Logins: bff.RateLimit{Rate: 1e6, Burst: 1e6}}, // all browsers have one address
 		Frontend: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "the app") }),
 		Logger:   slog.New(slog.NewJSONHandler(a.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}

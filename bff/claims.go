@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -79,10 +78,10 @@ func (c *Claims) shown(user json.RawMessage) (json.RawMessage, error) {
 // choose what we call.
 var protocolClaims = map[string]bool{
 	"iss": true, "aud": true, "azp": true, "exp": true, "iat": true, "nbf": true, "nonce": true, "at_hash": true, "c_hash": true, "s_hash": true, "jti": true,
-	"sid": true, "typ": true, "_claim_names": true, "_claim_sources": true,
+	"sid": true, "session_expiry": true, "typ": true, "_claim_names": true, "_claim_sources": true,
 }
 
 // ofUser leaves the claims that speak of the user.
 func ofUser(claims map[string]any) {
-	maps.DeleteFunc(claims, func(name string, _ any) bool { return protocolClaims[strings.ToLower(name)] })
+	maps.DeleteFunc(claims, func(name string, _ any) bool { return protocolClaims[name] })
 }

@@ -12,19 +12,50 @@ import (
 // anyone lets everything through.
 func anyone(*Server, *http.Request) error { return nil }
 
-// navigation lets the browser itself through, on its way to a page. A script would follow the redirect to the provider and fail there with an error
-// that explains nothing, and a prefetch would begin logins that nobody asked for.
+// navigation accepts a top-level navigation of the browser. A script would
+// follow the redirect to the provider and fail there with an error that
+// explains nothing. A prefetch would start logins that nobody asked for.
+//
+// The mode navigate proves a navigation, whatever its destination: that is empty
+// if a service worker of the app passes the navigation on with
+// fetch(event.request). Only frames are refused.
 func navigation(_ *Server, r *http.Request) error {
 	h := r.Header
-	switch mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest"); {
-	case strings.Contains(h.Get("Sec-Purpose"), "prefetch"), strings.Contains(h.Get("Purpose"), "prefetch"), strings.Contains(h.Get("X-Moz"), "prefetch"):
-	case mode != "" && mode != "navigate", dest != "" && dest != "document":
-	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
-	case mode == "" && prefersJSON(r):
-	default:
-		return nil
+	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
+	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
+		if purpose := h.Get(name); strings.Contains(purpose, "prefetch") {
+			return errNavigationOnly.because(fmt.Errorf("%s is %.40q", name, purpose))
+		}
 	}
-	return errNavigationOnly
+	switch {
+	case mode != "" && mode != "navigate":
+		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Mode is %.40q", mode))
+	case frameDestinations[dest], mode == "" && dest != "" && dest != "document":
+		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Dest is %.40q", dest))
+	}
+	switch {
+	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
+		return errNavigationOnly.because(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))
+	case mode == "" && prefersJSON(r):
+		return errNavigationOnly.because(errors.New("Accept asks for JSON"))
+	}
+	return nil
+}
+
+// frameDestinations are the values of Sec-Fetch-Dest of navigations that are not
+// top-level ones (Fetch Metadata 2.1).
+var frameDestinations = map[string]bool{"iframe": true, "frame": true, "fencedframe": true, "embed": true, "object": true}
+
+// unlessHead returns a handler that responds to HEAD with 200 and nothing else.
+// It is for endpoints whose GET starts or ends something.
+func unlessHead(serve func(*Server, *response, *http.Request) error) func(*Server, *response, *http.Request) error {
+	return func(s *Server, w *response, r *http.Request) error {
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusOK)
+			return nil
+		}
+		return serve(s, w, r)
+	}
 }
 
 // returning lets the browser itself through on its way back from the provider, also in an iframe, where a silent login ends.

@@ -1,10 +1,17 @@
 package bff
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // fate is what becomes of a header on its way through.
@@ -16,11 +23,13 @@ const (
 	filter             // cookies: those pass that are not ours
 )
 
-// requestHeaders is the fate of request headers. Those that forged knows are dropped too.
+// requestHeaders is the fate of request headers. What isSpoofable reports is
+// dropped too.
 var requestHeaders = map[string]fate{
 	// This connection's (RFC 9110 7.6.1).
 	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop,
 	"Upgrade": drop, "Content-Length": drop, "Proxy-Authenticate": drop, "Http2-Settings": drop,
+	"Host": drop, // HTTP/2 allows it beside :authority
 	// What only we say, or only a proxy that we trust.
 	"Authorization": drop, "Proxy-Authorization": drop, "Dpop": drop, "Forwarded": drop, "X-Request-Id": drop,
 	"X-Real-Ip": drop, "X-Rewrite-Url": drop,
@@ -30,10 +39,87 @@ var requestHeaders = map[string]fate{
 	"Cookie": filter,
 }
 
-// forged says whether a request header is of those by which clients speak for proxies, of their certificates too (RFC 9440), or have another method taken for theirs, whatever exactly it is
-// called; or has an underscore, which some servers take for a hyphen.
-func forged(name string) bool {
-	return strings.HasPrefix(name, "X-Forwarded") || strings.Contains(name, "Client-Cert") || strings.Contains(name, "Ssl-Client") || strings.HasPrefix(name, "X-Original-") || strings.HasSuffix(name, "Method-Override") || strings.Contains(name, "_")
+// ordinary are headers that nearly every request has, and that are not
+// spoofable. They need no closer look.
+var ordinary = map[string]bool{
+	"Accept": true, "Accept-Encoding": true, "Accept-Language": true, "Cache-Control": true, "Content-Type": true, "Origin": true, "Pragma": true, "Priority": true, "Referer": true,
+	"Sec-Ch-Ua": true, "Sec-Ch-Ua-Mobile": true, "Sec-Ch-Ua-Platform": true, "Sec-Fetch-Dest": true, "Sec-Fetch-Mode": true, "Sec-Fetch-Site": true, "Sec-Fetch-User": true,
+	"Traceparent": true, "User-Agent": true, "If-None-Match": true, "If-Modified-Since": true, "Range": true, "X-Requested-With": true,
+}
+
+// isSpoofable reports whether a request header could impersonate a proxy or its
+// certificate (RFC 9440), override the method, or has an underscore, which some
+// servers take for a hyphen.
+func isSpoofable(name string) bool {
+	if strings.Contains(name, "_") {
+		return true
+	}
+	bare := bareName(name)
+	for _, prefix := range []string{"xforwarded", "xoriginal", "proxy"} {
+		if strings.HasPrefix(bare, prefix) {
+			return true
+		}
+	}
+	return strings.Contains(bare, "clientcert") || strings.Contains(bare, "sslclient") || strings.HasSuffix(bare, "methodoverride") || spoofableNames[bare]
+}
+
+// spoofableNames are the names in requestHeaders that an upstream might take a
+// misspelling for, and those of addresses and hosts, without punctuation.
+var spoofableNames = bareNames(
+	"Authorization", "DPoP", "Forwarded", "X-Request-Id", "X-Real-IP", "X-Rewrite-URL", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Client-IP", "X-HTTP-Method",
+	"CF-Connecting-IP", "CF-Connecting-IPv6", "Fastly-Client-IP", "Fly-Client-IP", "X-Azure-ClientIP", "X-AppEngine-User-IP", "X-Envoy-External-Address", "X-ProxyUser-IP", "X-Remote-IP", "X-Remote-Addr", "Remote-Addr",
+	"X-Host", "X-HTTP-Host-Override", "Front-End-Https", "X-Url-Scheme",
+)
+
+// isIdentity reports whether an upstream could take a request header for the
+// word of a proxy about who the user is. Only routes that are configured to send
+// such a header do.
+func isIdentity(name string) bool {
+	bare := bareName(name)
+	if identityNames[bare] {
+		return true
+	}
+	for _, prefix := range identityPrefixes {
+		if strings.HasPrefix(bare, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	identityNames = bareNames(
+		"Remote-User", "Remote-Name", "Remote-Email", "Remote-Group", "Remote-Groups", "X-Userinfo", "X-ID-Token", "X-Client-Verify", "X-Client-DN", "X-SSL-Cert", "SSL-Cert",
+		"X-Auth-Username", "X-Auth-Userid", "X-Auth-Subject", "X-Auth-Email", "X-Auth-Groups", "X-Auth-Roles", "X-Auth-Audience", "X-Proxy-User", "X-Trusted-User",
+	)
+	// Of oauth2-proxy, Grafana, Kong, authentik, Pomerium, Vouch, Azure, Google, AWS, Cloudflare, Tailscale, mod_auth_openidc.
+	identityPrefixes = []string{
+		"xremoteuser", "xremotegroup", "xremoteextra", "xauthrequest", "xwebauth", "xauthenticated", "xconsumer", "xcredentialidentifier", "xanonymousconsumer", "xauthentik", "xpomerium", "xvouch",
+		"xmsclientprincipal", "xmstoken", "xgoogauthenticateduser", "xgoogiap", "xamznoidc", "cfaccess", "tailscaleuser", "oidcclaim", "oidcaccesstoken", "oidcidtoken",
+	}
+)
+
+// bareName returns the letters and digits of a header name, in lower case: what
+// remains of it for servers that replace or drop the rest.
+func bareName(name string) string {
+	b := make([]byte, 0, 64)
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'A' <= c && c <= 'Z':
+			b = append(b, c|0x20)
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}
+
+func bareNames(names ...string) map[string]bool {
+	bare := make(map[string]bool)
+	for _, name := range names {
+		bare[bareName(name)] = true
+	}
+	return bare
 }
 
 // responseHeaders is the fate of response headers and trailers.
@@ -41,11 +127,15 @@ var responseHeaders = map[string]fate{
 	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop,
 	"Upgrade": drop, "Proxy-Authenticate": drop, "Proxy-Authorization": drop, "Proxy-Authentication-Info": drop,
 	// What acts on our whole origin.
-	"Clear-Site-Data": drop, "Strict-Transport-Security": drop, "Service-Worker-Allowed": drop, "Alt-Svc": drop, "Refresh": drop, "Public-Key-Pins": drop,
+	"Clear-Site-Data": drop, "Strict-Transport-Security": drop, "Service-Worker-Allowed": drop, "Alt-Svc": drop, "Refresh": drop, "Public-Key-Pins": drop, "Public-Key-Pins-Report-Only": drop, "Expect-Ct": drop,
 	"Access-Control-Allow-Origin": drop, "Access-Control-Allow-Credentials": drop, "Access-Control-Allow-Methods": drop, "Access-Control-Allow-Headers": drop,
 	"Access-Control-Expose-Headers": drop, "Access-Control-Max-Age": drop, "Access-Control-Allow-Private-Network": drop,
 	"Secure-Session-Registration": drop, "Secure-Session-Challenge": drop, "Secure-Session-Skipped": drop, "Sec-Session-Registration": drop, "Sec-Session-Challenge": drop,
-	"Origin-Agent-Cluster": drop, "Nel": drop, "Report-To": drop, "Reporting-Endpoints": drop, "Supports-Loading-Mode": drop, "Login-Status": drop, "Set-Login": drop,
+	"Origin-Agent-Cluster": drop, "Nel": drop, "Report-To": drop, "Reporting-Endpoints": drop, "Supports-Loading-Mode": drop, "Login-Status": drop, "Set-Login": drop, "Idp-Signin-Status": drop,
+	"Accept-Ch": drop, "Accept-Ch-Lifetime": drop, "Critical-Ch": drop, "Use-As-Dictionary": drop, "Speculation-Rules": drop, "Activate-Storage-Access": drop, "Cache-Group-Invalidation": drop,
+	"Observe-Browsing-Topics": drop, "Shared-Storage-Write": drop, "Attribution-Reporting-Register-Source": drop, "Attribution-Reporting-Register-Trigger": drop, "Origin-Policy": drop,
+	// What acts on a proxy in front of us.
+	"X-Accel-Redirect": drop, "X-Sendfile": drop, "X-Lighttpd-Send-File": drop, "X-Reproxy-Url": drop, "X-Reproxy-File": drop,
 	// What tells of the inside.
 	"Server": drop, "X-Powered-By": drop, "Via": drop, "Dpop-Nonce": drop,
 	"Set-Cookie": filter,
@@ -58,7 +148,9 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	listed := connectionOptions(r.Header)
 	for name, values := range r.Header {
 		switch fate := requestHeaders[name]; {
-		case fate == drop, forged(name), listed != nil && listed[name]:
+		case fate == drop, listed != nil && listed[name]:
+		case !ordinary[name] && (isSpoofable(name) || isIdentity(name)):
+		case route.claimNames != nil && route.claimNames[bareName(name)]:
 		case fate == filter:
 			for _, line := range values {
 				if rest := s.withoutOurCookies(line); rest != "" {
@@ -69,23 +161,14 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 			out[name] = values
 		}
 	}
-	if upgrade := r.Header["Upgrade"]; len(upgrade) > 0 { // upgradeAllowed has looked at it
+	if upgrade := r.Header["Upgrade"]; len(upgrade) > 0 { // to a WebSocket: upgradeAllowed has checked it
 		out["Upgrade"], out["Connection"] = upgrade, []string{"Upgrade"}
 	}
 	if _, ok := out["User-Agent"]; !ok {
 		out["User-Agent"] = nil // http.Transport would send its own
 	}
-	for name, claim := range route.Headers {
-		delete(out, name)
-		if current != nil {
-			switch text := strings.Join(claimTexts(current.Claim(claim)), ","); {
-			case text == "" || !isFieldValue(text):
-			case len(text) > maxClaimHeader:
-				s.log.Warn("claim not handed on: it is too long for a header", "header", name, "claim", claim, "bytes", len(text), "session", current.ID)
-			default:
-				out[name] = []string{text}
-			}
-		}
+	if current != nil {
+		s.setClaims(out, route, current)
 	}
 	set := make([]string, 2)
 	if w.client != "" {
@@ -96,6 +179,9 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	out["X-Request-Id"] = set[1:2:2]
 	out["X-Forwarded-Host"] = s.forwardedHost
 	out["X-Forwarded-Proto"] = s.forwardedProto
+	if route.forwardedPrefix != nil {
+		out["X-Forwarded-Prefix"] = route.forwardedPrefix
+	}
 	if via := out["Via"]; len(via) == 0 {
 		out["Via"] = viaUs
 	} else {
@@ -107,6 +193,64 @@ func (s *Server) upstreamHeader(out http.Header, x *exchange) {
 	if x.token.callers && len(r.Header["Dpop"]) > 0 { // verified with the token
 		out["Dpop"] = r.Header["Dpop"]
 	}
+}
+
+// setClaims puts the user's claims into the header of a request, as the route is
+// configured. A claim that another server could take for something else is left
+// out, with a warning.
+func (s *Server) setClaims(out http.Header, route *route, current *session.Session) {
+	set := func(name, claim, text, problem string) {
+		switch {
+		case len(text) > maxClaimHeader:
+			problem = "it is too long for a header"
+		case !isFieldValue(text) || text != strings.TrimSpace(text):
+			problem, text = "it has a control character, or a space at its beginning or end", ""
+		}
+		if problem != "" {
+			s.log.Warn("claim not sent to the upstream", "header", name, "claim", claim, "problem", problem, "bytes", len(text), "session", current.ID)
+		}
+		if text != "" && len(text) <= maxClaimHeader {
+			out[name] = []string{text}
+		}
+	}
+	for name, claim := range route.Headers {
+		value, problem := current.Claim(claim), ""
+		texts := claimTexts(value)
+		if _, isList := value.([]any); isList {
+			n := len(texts)
+			texts = slices.DeleteFunc(texts, func(text string) bool { return strings.Contains(text, ",") || text != strings.TrimSpace(text) })
+			if len(texts) < n {
+				problem = "elements with a comma, or a space at the beginning or end, are left out: they would arrive as others (use json_headers)"
+			}
+		}
+		set(name, claim, strings.Join(texts, ","), problem)
+	}
+	for name, claim := range route.JSONHeaders {
+		if value := current.Claim(claim); value != nil {
+			set(name, claim, asciiJSON(value), "")
+		}
+	}
+}
+
+// asciiJSON returns a claim as JSON that any header can have.
+func asciiJSON(claim any) string {
+	text, err := json.Marshal(claim) // of what was JSON: it does not fail
+	if err != nil {
+		return ""
+	}
+	var b strings.Builder
+	for _, c := range string(text) {
+		switch {
+		case c > 0xffff:
+			high, low := utf16.EncodeRune(c)
+			fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
+		case c >= utf8.RuneSelf || c == 0x7f:
+			fmt.Fprintf(&b, `\u%04x`, c)
+		default:
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
 }
 
 // maxClaimHeader is how many bytes a claim can have in a header: servers take 8 KiB for all of them.
@@ -138,13 +282,16 @@ func isFieldValue(text string) bool {
 	return strings.IndexFunc(text, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) < 0
 }
 
-// withoutOurCookies returns what remains of a Cookie header line.
+// withoutOurCookies returns what remains of a Cookie header line: all of it, as
+// it came, if none of its cookies is ours or empty.
 func (s *Server) withoutOurCookies(line string) string {
 	var rest strings.Builder
+	changed := false
 	for part := range strings.SplitSeq(line, ";") {
 		part = strings.TrimSpace(part)
 		name, _, _ := strings.Cut(part, "=")
 		if part == "" || s.ourCookie(strings.TrimSpace(name)) {
+			changed = true
 			continue
 		}
 		if rest.Len() > 0 {
@@ -152,38 +299,32 @@ func (s *Server) withoutOurCookies(line string) string {
 		}
 		rest.WriteString(part)
 	}
+	if !changed {
+		return line
+	}
 	return rest.String()
 }
 
-// ourCookie says whether a cookie name is one of ours, in any case of letters.
+// ourCookie reports whether a cookie name is one of ours, in any case of
+// letters. So are those of brokers on other ports of this host, which browsers
+// send to each of them, and those of releases that did not name the port.
 func (s *Server) ourCookie(name string) bool {
-	session, attempt := s.sessions.CookieName(), s.attempts.name
-	return strings.EqualFold(name, session) || len(name) >= len(attempt) && strings.EqualFold(name[:len(attempt)], attempt)
-}
-
-// clientIP is the address of whoever is in front of the last trusted proxy.
-func (s *Server) clientIP(r *http.Request) string {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return ""
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
+	if !ok {
+		return false
 	}
-	ip := peer.Addr().Unmap()
-	if !s.trusts(ip) {
-		return ip.String()
-	}
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && s.trusts(ip); i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
-		if err != nil {
-			break
+	if port, ok := strings.CutPrefix(rest, "-"); ok {
+		if afterPort := strings.TrimLeft(port, "0123456789"); len(afterPort) < len(port) {
+			rest = afterPort
 		}
-		ip = hop.Unmap()
 	}
-	return ip.String()
+	return rest == "" || rest == "-logout" || strings.HasPrefix(rest, "-login-")
 }
 
-// copyHeader puts into h what an upstream's header may say on our origin, and keeps it from being cached for somebody else.
-func (s *Server) copyHeader(h, from http.Header) {
+// copyHeader puts into h what an upstream's header may say on our origin, and
+// keeps it from being cached for another user. The URLs and cookies in it are
+// mapped to where the browser sees the route.
+func (s *Server) copyHeader(h, from http.Header, route *route, a *address) {
 	listed := connectionOptions(from)
 	for name, values := range from {
 		switch fate := responseHeaders[name]; {
@@ -191,12 +332,25 @@ func (s *Server) copyHeader(h, from http.Header) {
 		case fate == filter:
 			for _, line := range values {
 				if s.cookieAllowed(line) {
-					h[name] = append(h[name], line)
+					h[name] = append(h[name], a.confineCookie(route, line))
 				}
+			}
+		case name == "Location", name == "Content-Location":
+			for _, value := range values {
+				h[name] = append(h[name], s.location(route, a, value))
+			}
+		case name == "Link":
+			for _, value := range values {
+				h[name] = append(h[name], linkTarget.ReplaceAllStringFunc(value, func(target string) string {
+					return "<" + s.location(route, a, target[1:len(target)-1]) + ">"
+				}))
 			}
 		default:
 			h[name] = values
 		}
+	}
+	if _, typed := h["Content-Type"]; !typed {
+		h["Content-Type"] = nil // the server would guess one
 	}
 	if len(h["Cache-Control"]) == 0 && len(h["Expires"]) == 0 || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever is said of the rest
 		notCached(h)
@@ -224,11 +378,41 @@ func hasDomain(line string) bool {
 	return false
 }
 
+// linkTarget finds the URLs in a Link header (RFC 8288, section 3). No parameter
+// has angle brackets around a URL.
+var linkTarget = regexp.MustCompile(`<[^<>"]*>`)
+
+// confineCookie returns a Set-Cookie line whose Path is mapped as a Location is,
+// and lies under the route: no other upstream gets the cookie.
+func (a *address) confineCookie(route *route, line string) string {
+	parts := strings.Split(line, ";")
+	kept := parts[:1:1]
+	path, n := "", 0
+	for _, attribute := range parts[1:] {
+		name, value, _ := strings.Cut(attribute, "=")
+		if strings.EqualFold(strings.TrimSpace(name), "path") {
+			path, n = strings.TrimSpace(value), n+1 // the last one counts (RFC 6265, section 5.3)
+			continue
+		}
+		kept = append(kept, attribute)
+	}
+	confined := route.urlPath
+	if strings.HasPrefix(path, "/") {
+		if mapped, _ := a.publicPath(route, path); underPath(mapped, route.urlPath) {
+			confined = mapped
+		}
+	}
+	if n == 1 && confined == path {
+		return line
+	}
+	return strings.Join(append(kept, " Path="+confined), ";")
+}
+
 var notCachedValue = []string{"private, no-store"}
 
 func notCached(h http.Header) {
 	h["Cache-Control"] = notCachedValue
-	for _, name := range []string{"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control"} {
+	for _, name := range []string{"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "X-Accel-Expires"} {
 		delete(h, name)
 	}
 }
@@ -236,7 +420,7 @@ func notCached(h http.Header) {
 // trailerAllowed says whether an upstream may have a field in its trailer.
 func trailerAllowed(name string) bool {
 	switch name {
-	case "Cache-Control", "Content-Length", "Content-Type", "Content-Encoding", "Content-Range", "Www-Authenticate", "Location", "Authorization":
+	case "Cache-Control", "Content-Length", "Content-Type", "Content-Encoding", "Content-Range", "Www-Authenticate", "Location", "Content-Location", "Link", "Authorization":
 		return false
 	}
 	return responseHeaders[name] == pass
@@ -261,37 +445,68 @@ func withoutDialogue(challenges []string) []string {
 	return rest
 }
 
-// location turns a redirect to the upstream itself into one to the route, which is where the browser finds it. All others stay as they are.
-func (a *address) location(route *route, value string) string {
+// location maps a URL that an upstream refers to: one at the upstream itself, or
+// at our public host, becomes the path at which the browser finds it. Others are
+// returned unchanged.
+func (s *Server) location(route *route, a *address, value string) string {
 	u, err := url.Parse(value)
 	if err != nil || u.Opaque != "" {
 		return value
 	}
-	moved := route.StripPrefix || strings.Trim(a.url.Path, "/") != ""
 	switch {
-	case u.Host != "" && strings.EqualFold(u.Host, a.host) && (u.Scheme == "" || u.Scheme == a.url.Scheme):
-	case u.Host == "" && u.Scheme == "" && moved && strings.HasPrefix(u.Path, "/"):
+	case u.Host == "" && u.Scheme == "" && strings.HasPrefix(u.Path, "/"):
+		if !route.StripPrefix && strings.Trim(a.url.Path, "/") == "" {
+			return value
+		}
+	case u.Host != "" && (u.Scheme == "" || u.Scheme == a.url.Scheme) && sameHost(a.url.Scheme, u.Host, a.host):
+	case u.Host != "" && (u.Scheme == "" || u.Scheme == s.forwardedProto[0]) && sameHost(s.forwardedProto[0], u.Host, s.host):
 	default:
 		return value
 	}
-	base := strings.TrimSuffix(a.url.EscapedPath(), "/")
-	path, ok := strings.CutPrefix(u.EscapedPath(), base)
-	if !ok || path != "" && path[0] != '/' {
-		path = u.EscapedPath() // beside its base: nothing of ours leads there
-	} else if route.StripPrefix {
-		path = strings.TrimSuffix(route.Path, "/") + path
+	path := u.EscapedPath()
+	// An upstream that honours X-Forwarded-Prefix has put the prefix in front already.
+	if prefixed := route.StripPrefix && underPath(path, route.urlPath) && !sameHost(a.url.Scheme, u.Host, a.host); !prefixed {
+		path, _ = a.publicPath(route, path)
 	}
 	if path == "" {
 		path = "/"
 	}
-	if u.RawQuery != "" {
+	if strings.HasPrefix(path, "//") { // it would be another host
+		return value
+	}
+	if u.RawQuery != "" || u.ForceQuery {
 		path += "?" + u.RawQuery
 	}
 	if u.Fragment != "" {
 		path += "#" + u.EscapedFragment()
 	}
-	if strings.HasPrefix(path, "//") { // it would be another host
-		return value
-	}
 	return path
+}
+
+// publicPath maps a path of the upstream to the one at which the browser finds
+// it. It reports whether there is one: the upstream may have paths beside its
+// base, and they stay as they are.
+func (a *address) publicPath(route *route, escaped string) (string, bool) {
+	path, ok := strings.CutPrefix(escaped, strings.TrimSuffix(a.url.EscapedPath(), "/"))
+	if !ok || path != "" && path[0] != '/' {
+		return escaped, false
+	}
+	if route.StripPrefix {
+		path = strings.TrimSuffix(route.urlPath, "/") + path
+	}
+	return path, true
+}
+
+// sameHost reports whether two hosts are the same for a scheme: case, its
+// default port and a trailing dot do not count.
+func sameHost(scheme, a, b string) bool { return plainHost(scheme, a) == plainHost(scheme, b) }
+
+func plainHost(scheme, host string) string {
+	host = strings.TrimSuffix(strings.ToLower(host), map[string]string{"http": ":80", "https": ":443"}[scheme])
+	host = strings.TrimSuffix(host, ":") // an empty port is the default port (RFC 3986, section 3.2.3)
+	name, port := host, ""
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		name, port = host[:i], host[i:]
+	}
+	return strings.TrimSuffix(name, ".") + port
 }

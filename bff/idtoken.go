@@ -1,22 +1,22 @@
 package bff
 
 import (
-	"bytes"
 	"context"
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coreos/go-oidc/v3/oidc"
+	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/internal/jwks"
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -35,11 +35,15 @@ type idToken struct {
 	Nonce    string
 	ACR      string
 	AuthTime time.Time // zero: not said
+
+	SessionExpiry time.Time // when the provider ends the session; zero: not said
+
 	// User holds the claims that speak of the user, without those of the protocol.
 	User json.RawMessage
 }
 
-// errKeysUnreachable says that the provider's key set could not be had, and so nothing about the token.
+// errKeysUnreachable means that the provider's key set cannot be fetched, or is
+// empty. It says nothing about the token.
 var errKeysUnreachable = errors.New("the provider's keys cannot be had")
 
 // errForeign says that the token is for somebody else, or of somebody else: for another subject or client, of another issuer or login, or not signed by ours.
@@ -48,90 +52,217 @@ var errForeign = errors.New("it is not this login's")
 // errClock says that the token may be right, but not by our clock.
 var errClock = errors.New("its times do not fit our clock")
 
+// providerToken is a JWT of the provider. Nothing of it is verified.
+type providerToken struct {
+	*jwks.Token
+	claims strictjson.Object
+}
+
+// decisiveClaims say who a token is for and of, and when.
+var decisiveClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "nonce"}
+
+// parseToken takes a JWT apart whose typ is JWT, the one that is wanted, or
+// missing (RFC 8725, section 3.12). It fails if a claim occurs twice.
+func parseToken(raw, typ string) (*providerToken, error) {
+	t, err := jwks.Split(raw)
+	if err != nil {
+		return nil, fmt.Errorf("it is not a JWT: %w", err)
+	}
+	if err := t.ReadHeader(); err != nil {
+		return nil, fmt.Errorf("header: %w", err)
+	}
+	switch short := strings.TrimPrefix(strings.ToLower(t.Type), "application/"); short {
+	case "", "jwt", typ:
+	default:
+		return nil, fmt.Errorf("its typ is %.40q", short)
+	}
+	claims, err := strictjson.Parse(t.Payload)
+	if err == nil {
+		err = errors.Join(claims.Unique(), claims.Unambiguous(decisiveClaims...))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claims: %w", err)
+	}
+	return &providerToken{t, claims}, nil
+}
+
+// isForUs reports whether a token names our issuer and us.
+func (t *providerToken) isForUs(cfg *ProviderConfig) bool {
+	iss, _ := t.claims.Text("iss")
+	aud, _ := t.claims.Texts("aud")
+	return iss == cfg.Issuer && slices.Contains(aud, cfg.ClientID)
+}
+
+// tokenKeys is the oidc.KeySet for one token.
+//
+// go-oidc decodes claims with encoding/json, which takes a claim in another case
+// for the one it looks for, and fails for the type of a claim that nobody needs.
+// So it does not see the token, but one with the same algorithm and the claims
+// that it decides on.
+type tokenKeys struct {
+	token *providerToken
+	keys  *jwks.Set
+	limit *rate.Limiter
+	seen  []byte // the claims that go-oidc sees
+	err   error  // of the verification
+}
+
+func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, error) {
+	_, k.err = k.keys.Verify(ctx, k.token.Token, k.limit)
+	return k.seen, k.err
+}
+
+// verify checks that the provider has signed a token for us: algorithm, signature,
+// iss, aud, and exp if that is among more. The claims of more are in the result.
+// limit bounds the fetches of the key set for the sake of unknown keys.
+func (p *provider) verify(
+	ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string,
+) (*oidc.IDToken, error) {
+	if m.keys == nil {
+		return nil, fmt.Errorf("%w: the provider's metadata has no jwks_uri", errKeysUnreachable)
+	}
+	if algorithms := p.algorithms(m); !slices.Contains(algorithms, t.Algorithm) {
+		return nil, fmt.Errorf("it is signed with %.40q, and accepted is %q", t.Algorithm, algorithms)
+	}
+	claims, err := t.seenByGoOIDC(more)
+	if err != nil {
+		return nil, err
+	}
+	algorithm := t.Algorithm
+	if algorithm == "Ed25519" { // RFC 9864: the new name, which go-oidc does not know
+		algorithm = oidc.EdDSA
+	}
+	keys := &tokenKeys{token: t, keys: m.keys, limit: limit, seen: claims}
+	verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
+		ClientID:             p.cfg.ClientID,
+		SupportedSigningAlgs: []string{algorithm},
+		SkipExpiryCheck:      !slices.Contains(more, "exp"),
+		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
+	}).Verify(ctx, encodeSegment(`{"alg":"`+algorithm+`"}`)+"."+encodeSegment(string(claims))+".AA")
+	switch expired := (*oidc.TokenExpiredError)(nil); {
+	case err == nil:
+		return verified, nil
+	case errors.Is(keys.err, jwks.ErrUnavailable):
+		return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.err)
+	case errors.Is(keys.err, jwks.ErrUnknownKey): // which proves nothing: the provider may publish it a moment later
+		return nil, fmt.Errorf("it is signed with a key that the provider does not publish: %w", keys.err)
+	case keys.err != nil:
+		return nil, fmt.Errorf("%w: %w", errForeign, keys.err)
+	case errors.As(err, &expired):
+		return nil, fmt.Errorf("%w: %w", errClock, err)
+	case !t.isForUs(&p.cfg):
+		return nil, fmt.Errorf("%w: %w", errForeign, err)
+	}
+	return nil, err
+}
+
+// seenByGoOIDC returns iss, aud and more claims. It fails if one has another type
+// than the standard's.
+func (t *providerToken) seenByGoOIDC(more []string) ([]byte, error) {
+	seen := make(map[string]any)
+	for _, name := range append([]string{"iss", "aud"}, more...) {
+		var value any
+		var err error
+		switch name {
+		case "aud":
+			value, err = t.claims.Texts(name)
+		case "exp":
+			var at time.Time
+			if at, err = t.claims.Date(name); err == nil && at.IsZero() {
+				err = errors.New("exp is missing")
+			}
+			value = at.Unix()
+		default:
+			value, err = t.claims.Text(name)
+		}
+		if err != nil {
+			return nil, err
+		}
+		seen[name] = value
+	}
+	return json.Marshal(seen)
+}
+
+func encodeSegment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+
 // verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
-// auth_time, is checked by attempt.satisfiedBy.
+// auth_time, is checked by attempt.accepts.
 func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*idToken, error) {
-	raw := tokens.ID.Reveal()
-	if err := checkTokenType(raw, "jwt"); err != nil {
-		return nil, fmt.Errorf("ID token: %w", err)
-	}
-	keys := &keySet{KeySet: m.keys}
-	verified, err := p.verifier(m, keys).Verify(ctx, raw)
-	if keys.unreachable != nil {
-		return nil, fmt.Errorf("ID token: %w: %w", errKeysUnreachable, keys.unreachable)
-	}
-	if keys.current {
-		return nil, fmt.Errorf("ID token: %w: %w", errKeysCurrent, err)
-	}
-	if expired := (*oidc.TokenExpiredError)(nil); errors.As(err, &expired) {
-		return nil, fmt.Errorf("ID token: %w: %w", errClock, err)
-	}
-	if err != nil {
-		if keys.wrong || !p.isForUs(raw) {
-			err = fmt.Errorf("%w: %w", errForeign, err)
-		}
-		return nil, fmt.Errorf("ID token: %w", err)
-	}
-
-	claims, err := claimsOf(verified)
+	t, err := parseToken(tokens.ID.Reveal(), "jwt")
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	if verified.Issuer != p.cfg.Issuer {
-		return nil, fmt.Errorf("ID token: %w: iss is %q, want %q", errForeign, verified.Issuer, p.cfg.Issuer)
+	verified, err := p.verify(ctx, m, t, p.idTokenFetches, "exp", "sub", "nonce", "at_hash")
+	if err == nil {
+		err = p.checkIDToken(t, verified, tokens.Access)
 	}
-	for _, aud := range verified.Audience {
-		if !p.trusts(aud) { // 3.1.3.7 (3)
-			return nil, fmt.Errorf("ID token: %w: aud names %q beside us", errForeign, aud)
-		}
-	}
-	if azp, ok := claims["azp"]; ok && azp != p.cfg.ClientID { // 3.1.3.7 (5)
-		return nil, fmt.Errorf("ID token: %w: azp is %v, want %q", errForeign, azp, p.cfg.ClientID)
-	}
-	if sub := verified.Subject; sub == "" || len(sub) > 255 || !utf8.ValidString(sub) { // Core 2
-		return nil, errors.New("ID token: sub is missing, or longer than 255 bytes")
-	}
-	if _, err := timeClaim(claims, "exp"); err != nil { // the verifier also reads one in quotes
-		return nil, fmt.Errorf("ID token: %w", err)
-	}
-	issued, err := timeClaim(claims, "iat") // 3.1.3.7 (10)
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	switch age := time.Since(issued); {
-	case issued.IsZero():
-		return nil, errors.New("ID token: iat is missing")
-	case age > maxIDTokenAge:
-		return nil, fmt.Errorf("ID token: %w: iat is %v ago", errClock, age.Round(time.Second))
-	case age < -clockSkew:
-		return nil, fmt.Errorf("ID token: %w: iat is %v ahead of our clock", errClock, -age.Round(time.Second))
-	}
-	if notBefore, err := timeClaim(claims, "nbf"); err != nil {
-		return nil, fmt.Errorf("ID token: %w", err)
-	} else if time.Until(notBefore) > clockSkew {
-		return nil, fmt.Errorf("ID token: %w: nbf is %v ahead of our clock", errClock, time.Until(notBefore).Round(time.Second))
-	}
-	if verified.AccessTokenHash != "" { // 3.1.3.8
-		if err := verified.VerifyAccessToken(tokens.Access.Reveal()); err != nil {
-			return nil, fmt.Errorf("ID token: at_hash: %w", err)
-		}
-	}
-	if _, ok := claims["events"]; ok { // a logout token, which is signed with the same keys
-		return nil, errors.New("ID token: it has the claim events of a logout token")
-	}
-
 	id := &idToken{Issuer: verified.Issuer, Subject: verified.Subject, Nonce: verified.Nonce}
-	if id.AuthTime, err = timeClaim(claims, "auth_time"); err != nil {
-		return nil, fmt.Errorf("ID token: %w", err)
+	// Nothing depends on these unless the login asked for them. Another type than
+	// the standard's counts as missing: AD FS writes auth_time as a text.
+	id.AuthTime, _ = t.claims.Date("auth_time")
+	if end, err := t.claims.Date("session_expiry"); err == nil && end.Unix() > 0 { // OpenID Connect Enterprise Extensions
+		id.SessionExpiry = end
 	}
-	id.SID, _ = claims["sid"].(string)
-	id.ACR, _ = claims["acr"].(string)
-	ofUser(claims)
-	p.claims.add(claims)
-	if err := id.setUser(claims); err != nil {
+	id.SID, _ = t.claims.Text("sid")
+	id.ACR, _ = t.claims.Text("acr")
+	user := t.claims.Map()
+	ofUser(user)
+	p.claims.add(user)
+	if err := id.setUser(user); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	return id, nil
+}
+
+// checkIDToken checks the claims of a token that we know to be the provider's and
+// for us.
+func (p *provider) checkIDToken(t *providerToken, verified *oidc.IDToken, access session.Secret) error {
+	if verified.Issuer != p.cfg.Issuer { // go-oidc makes an exception for Google
+		return fmt.Errorf("%w: iss is %q, want %q", errForeign, verified.Issuer, p.cfg.Issuer)
+	}
+	for _, aud := range verified.Audience {
+		if !p.trusts(aud) { // 3.1.3.7 (3)
+			return fmt.Errorf("%w: aud names %q beside us", errForeign, aud)
+		}
+	}
+	azp, err := t.claims.Text("azp")
+	if t.claims.Has("azp") && (err != nil || azp != p.cfg.ClientID) { // 3.1.3.7 (5)
+		return fmt.Errorf("%w: azp is %q, want %q", errForeign, azp, p.cfg.ClientID)
+	}
+	if sub := verified.Subject; sub == "" || len(sub) > 255 { // Core 2
+		return errors.New("sub is missing, or longer than 255 bytes")
+	}
+	issued, err := t.claims.Date("iat") // 3.1.3.7 (10)
+	if err != nil {
+		return err
+	}
+	switch age := time.Since(issued); {
+	case issued.IsZero():
+		return errors.New("iat is missing")
+	case age > maxIDTokenAge:
+		return fmt.Errorf("%w: iat is %v ago", errClock, age.Round(time.Second))
+	case age < -clockSkew:
+		return fmt.Errorf("%w: iat is %v ahead of our clock", errClock, -age.Round(time.Second))
+	}
+	notBefore, err := t.claims.Date("nbf")
+	if err != nil {
+		return err
+	}
+	if ahead := time.Until(notBefore); ahead > clockSkew {
+		return fmt.Errorf("%w: nbf is %v ahead of our clock", errClock, ahead.Round(time.Second))
+	}
+	if verified.AccessTokenHash != "" { // 3.1.3.8
+		if err := verified.VerifyAccessToken(access.Reveal()); err != nil {
+			return fmt.Errorf("at_hash: %w", err)
+		}
+	}
+	if t.claims.Has("events") { // a logout token, which is signed with the same keys
+		return errors.New("it has the claim events of a logout token")
+	}
+	return nil
 }
 
 // maxClaims is how many bytes of JSON the claims of a user may be. They are in each session, and none of them in a cookie.
@@ -149,22 +280,9 @@ func (id *idToken) setUser(claims map[string]any) error {
 	return nil
 }
 
-// isForUs says whether a token, of which nothing is believed, names our issuer and us; what cannot be read does not say otherwise.
-func (p *provider) isForUs(raw string) bool {
-	parts := strings.Split(raw, ".")
-	if len(parts) != 3 {
-		return true
-	}
-	claims, err := decodeClaims(parts[1])
-	if err != nil {
-		return true
-	}
-	aud := claimTexts(claims["aud"])
-	return claims["iss"] == p.cfg.Issuer && slices.Contains(aud, p.cfg.ClientID)
-}
-
-// satisfiedBy says whether the ID token is for this attempt, and whether the user signed in as it asked.
-func (a *attempt) satisfiedBy(id *idToken) error {
+// accepts fails unless the ID token is for this attempt and the user signed in as
+// it asked. An attempt of another site does not change who is signed in.
+func (a *attempt) accepts(id *idToken) error {
 	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(a.Nonce)) != 1 { // 3.1.3.7 (11)
 		return errLoginInvalid.because(errors.New("ID token: nonce is not the one that was sent"))
 	}
@@ -173,12 +291,18 @@ func (a *attempt) satisfiedBy(id *idToken) error {
 	}
 	if a.MaxAge != "" { // 3.1.3.7 (13)
 		if id.AuthTime.IsZero() {
-			return errLoginInvalid.because(errors.New("ID token: auth_time is missing, and max_age was sent"))
+			return errLoginInvalid.because(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
+		}
+		if time.Until(id.AuthTime) > clockSkew {
+			return errLoginInvalid.because(errors.New("ID token: auth_time is ahead of our clock"))
 		}
 		seconds, _ := strconv.Atoi(a.MaxAge)
 		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+clockSkew {
 			return errAuthTooOld
 		}
+	}
+	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
+		return errOtherAccount
 	}
 	return nil
 }
@@ -186,68 +310,40 @@ func (a *attempt) satisfiedBy(id *idToken) error {
 // errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
 var errAuthTooOld = errLoginTooWeak.because(errors.New("ID token: auth_time is longer ago than max_age"))
 
-// keySet notices whether a signature could not be checked because the keys could not be had, or were had a moment ago, which the verifier does not
-// pass on.
-type keySet struct {
-	oidc.KeySet
-	unreachable error
-	current     bool // the keys were fetched a moment ago
-	wrong       bool // none of the keys has made the signature
-}
-
-func (k *keySet) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
-	payload, err := k.KeySet.VerifySignature(ctx, jwt)
-	if k.current = errors.Is(err, errKeysCurrent); !k.current {
-		k.unreachable = errors.Unwrap(err) // a signature that does not fit wraps nothing; the errors of the fetch are wrapped
-	}
-	k.wrong = err != nil && !k.current && k.unreachable == nil
-	if err == nil {
-		err = checkRSASize(jwt)
-	}
-	return payload, err
-}
-
-// checkRSASize refuses what a small RSA key has signed (RFC 7518 3.3, FAPI 2.0 5.4): a signature is as long as its key.
-func checkRSASize(verified string) error {
-	parts := strings.Split(verified, ".")
-	var header struct {
-		Algorithm string `json:"alg"`
-	}
-	protected, err := base64.RawURLEncoding.DecodeString(parts[0])
-	if err == nil {
-		err = json.Unmarshal(protected, &header)
-	}
-	if err != nil {
-		return err
-	}
-	bits := 8 * base64.RawURLEncoding.DecodedLen(len(parts[2]))
-	if rsa := strings.HasPrefix(header.Algorithm, "RS") || strings.HasPrefix(header.Algorithm, "PS"); rsa && bits < 2048 {
-		return fmt.Errorf("its RSA key has %d bits; 2048 are needed", bits)
-	}
-	return nil
-}
-
-// algorithms are those that the provider may sign with what it says to us.
+// algorithms are those that the provider may sign with. Neither none nor HMAC is
+// one of them.
 func (p *provider) algorithms(m *metadata) []string {
-	if p.cfg.FAPI2 { // 5.4
-		return []string{oidc.PS256, oidc.ES256, oidc.EdDSA}
+	switch {
+	case p.cfg.IDTokenAlg != "":
+		return []string{p.cfg.IDTokenAlg}
+	case p.cfg.FAPI2:
+		return fapi2Algorithms
 	}
-	return asymmetric(m.IDTokenAlgorithms)
-}
-
-// asymmetric returns those of the algorithms that verify with a public key; RS256 where the provider names none (Core 2).
-func asymmetric(algorithms []string) []string {
-	all := []string{oidc.RS256, oidc.RS384, oidc.RS512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.EdDSA}
 	var known []string
-	for _, a := range algorithms {
-		if slices.Contains(all, a) {
-			known = append(known, a)
+	for _, alg := range m.IDTokenAlgorithms {
+		if jwks.IsAlgorithm(alg) {
+			known = append(known, alg)
 		}
 	}
-	if len(known) == 0 {
+	if len(known) == 0 { // Core 2
 		return []string{oidc.RS256}
 	}
 	return known
+}
+
+// fapi2Algorithms are those of the FAPI 2.0 Security Profile, section 5.4.
+var fapi2Algorithms = []string{oidc.PS256, oidc.ES256, oidc.EdDSA, "Ed25519"}
+
+// checkIDTokenAlg checks IDTokenAlg.
+func checkIDTokenAlg(cfg *ProviderConfig) error {
+	switch alg := cfg.IDTokenAlg; {
+	case alg == "":
+	case !jwks.IsAlgorithm(alg):
+		return fmt.Errorf("%q is not the name of an algorithm with a public key, such as RS256 or ES256", alg)
+	case cfg.FAPI2 && !slices.Contains(fapi2Algorithms, alg):
+		return fmt.Errorf("%s is not for FAPI 2.0, which takes %s", alg, strings.Join(fapi2Algorithms, ", "))
+	}
+	return nil
 }
 
 // continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
@@ -263,15 +359,11 @@ func (id *idToken) continues(s *session.Session) error {
 
 // nonceIn returns the nonce of an ID token that was verified when it came.
 func nonceIn(raw session.Secret) string {
-	parts := strings.Split(raw.Reveal(), ".")
-	if len(parts) != 3 {
-		return ""
-	}
-	claims, err := decodeClaims(parts[1])
+	t, err := parseToken(raw.Reveal(), "jwt")
 	if err != nil {
 		return ""
 	}
-	nonce, _ := claims["nonce"].(string)
+	nonce, _ := t.claims.Text("nonce")
 	return nonce
 }
 
@@ -284,10 +376,11 @@ func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Se
 			return nil
 		}
 	}
-	claims, err := parseObject(id.User)
+	user, err := strictjson.Parse(id.User)
 	if err != nil {
 		return nil
 	}
+	claims := user.Map()
 	for _, name := range signInClaims {
 		delete(claims, name)
 		if before := s.Claim(name); before != nil {
@@ -303,102 +396,3 @@ func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Se
 
 // signInClaims say when and how the user signed in.
 var signInClaims = []string{"auth_time", "acr", "amr"}
-
-// errNotAJWT says that what came in the place of a JWT is none.
-var errNotAJWT = errors.New("it is not a JWT")
-
-// checkTokenType refuses a JWT whose typ says that it is something else than what is wanted (RFC 8725 3.12). One without a typ, or just with JWT, does not say.
-func checkTokenType(raw, want string) error {
-	parts := strings.Split(raw, ".")
-	if len(parts) != 3 {
-		return errNotAJWT
-	}
-	b, err := base64.RawURLEncoding.DecodeString(parts[0])
-	if err != nil {
-		return errNotAJWT
-	}
-	var header struct {
-		Type      string `json:"typ"`
-		Algorithm string `json:"alg"`
-	}
-	if err := json.Unmarshal(b, &header); err != nil || header.Algorithm == "" {
-		return fmt.Errorf("%w: it has no header", errNotAJWT)
-	}
-	if _, err := decodeClaims(parts[1]); err != nil {
-		return fmt.Errorf("%w: it has no claims", errNotAJWT)
-	}
-	switch typ := strings.TrimPrefix(strings.ToLower(header.Type), "application/"); typ {
-	case "", "jwt", want:
-		return nil
-	default:
-		return fmt.Errorf("its typ is %.40q", typ)
-	}
-}
-
-// parseObject reads a JSON object that means one thing only: a name that comes twice, or in two cases, is refused, for readers
-// differ in which they take.
-func parseObject(payload []byte) (map[string]any, error) {
-	d := json.NewDecoder(bytes.NewReader(payload))
-	d.UseNumber()
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("it is not a JSON object")
-	}
-	claims := make(map[string]any)
-	seen := make(map[string]bool)
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, err
-		}
-		name, _ := t.(string)
-		if folded := strings.ToLower(name); seen[folded] {
-			return nil, fmt.Errorf("its member %.40q comes twice", name)
-		} else {
-			seen[folded] = true
-		}
-		var value any
-		if err := d.Decode(&value); err != nil {
-			return nil, err
-		}
-		claims[name] = value
-	}
-	if _, err := d.Token(); err != nil { // the end of the object
-		return nil, fmt.Errorf("it is cut short: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("there is something after it")
-	}
-	return claims, nil
-}
-
-// claimsOf reads the claims of a token that was verified.
-func claimsOf(verified interface{ Claims(v any) error }) (map[string]any, error) {
-	var payload json.RawMessage
-	if err := verified.Claims(&payload); err != nil {
-		return nil, err
-	}
-	return parseObject(payload)
-}
-
-// decodeClaims reads the claims of a JWT that was verified before.
-func decodeClaims(encoded string) (map[string]any, error) {
-	payload, err := base64.RawURLEncoding.DecodeString(encoded)
-	if err != nil {
-		return nil, err
-	}
-	return parseObject(payload)
-}
-
-// timeClaim reads a NumericDate (RFC 7519 2); zero when it is not there.
-func timeClaim(claims map[string]any, name string) (time.Time, error) {
-	value, ok := claims[name]
-	if !ok || value == nil {
-		return time.Time{}, nil
-	}
-	number, _ := value.(json.Number)
-	seconds, err := number.Float64()
-	if err != nil || seconds < 0 || seconds > 1e11 {
-		return time.Time{}, fmt.Errorf("%s is not a date", name)
-	}
-	return time.Unix(int64(seconds), 0), nil
-}

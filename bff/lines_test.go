@@ -167,7 +167,7 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 					a.provider.Misbehave(t, bfftest.ProviderDown)
 					a.provider.SetHooks(redirect)
 				})
-				waitFor(t, "the provider is not found", func() bool { return strings.Contains(a.logs.String(), "provider not found") })
+				waitFor(t, "the provider is not found", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
 				continue
 			}
 			a := newApp(t, withUserInfo)
@@ -236,7 +236,7 @@ func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("a login took %v to fail", d)
 	}
-	waitFor(t, "it is given up", func() bool { return strings.Contains(a.logs.String(), "provider not found") })
+	waitFor(t, "it is given up", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
 	a.provider.Behave()
 	a.waitReady()
 	if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 {

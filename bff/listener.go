@@ -3,6 +3,7 @@ package bff
 import (
 	"context"
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -14,29 +15,48 @@ import (
 // framing can be read in one way (RFC 9112 11.2): net/http takes some that other servers take for two, and the http.Server answers
 // those 400 and hangs up. It is the listener's business because a handler does not see them as they were sent. HTTP/2 has its own framing, and passes.
 func NewListener(l net.Listener, cfg *tls.Config) net.Listener {
+	return NewLoggedListener(l, cfg, slog.Default())
+}
+
+// NewLoggedListener is NewListener with a logger for the requests in HTTP/1.1 that
+// are refused before the Server gets them: those above, and those that net/http
+// cannot read or that are too large.
+func NewLoggedListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
 	if cfg == nil {
-		return plainListener{l}
+		return plainListener{l, log}
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	t := &tlsListener{Listener: l, cfg: cfg, ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop}
+	t := &tlsListener{Listener: l, cfg: cfg, log: log, ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop}
 	go t.acceptAll() // until Close
 	return t
 }
 
-type plainListener struct{ net.Listener }
+type plainListener struct {
+	net.Listener
+	log *slog.Logger
+}
 
 func (l plainListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return http1.ServerConn(c), nil
+	return serverConn(c, l.log), nil
+}
+
+// serverConn returns a connection whose refused requests are logged.
+func serverConn(c net.Conn, log *slog.Logger) net.Conn {
+	return http1.ServerConn(c, func(status int, cause string) {
+		client, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		log.Warn("request refused", "client", client, "status", status, "err", truncate(cause, maxLogged))
+	})
 }
 
 // tlsListener shakes hands before it hands a connection on, because only then it is known which protocol it speaks.
 type tlsListener struct {
 	net.Listener
 	cfg    *tls.Config
+	log    *slog.Logger
 	ready  chan net.Conn
 	failed chan error
 	ctx    context.Context // ends with Close
@@ -82,12 +102,13 @@ func (l *tlsListener) shake(raw net.Conn) {
 	defer cancel()
 	c := tls.Server(raw, l.cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
+		l.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(), "err", truncate(err.Error(), maxLogged))
 		raw.Close()
 		return
 	}
 	ready := net.Conn(c)
 	if c.ConnectionState().NegotiatedProtocol != "h2" {
-		ready = http1.ServerConn(c)
+		ready = serverConn(c, l.log)
 	}
 	select {
 	case l.ready <- ready:

@@ -2,42 +2,51 @@ package bff
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"html/template"
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// login begins an attempt and sends the browser to the provider.
+// login starts an attempt and sends the browser to the provider.
 func (s *Server) login(w *response, r *http.Request) error {
 	w.page = loginPage
 	q := r.URL.Query()
-	a := &attempt{ReturnTo: parseReturnTo(q.Get("return_to"))}
+	ownPage := startedByOwnPage(r)
+	a := &attempt{ReturnTo: s.returnTo(q.Get("return_to"), ownPage), OwnPage: ownPage, CrossSite: crossSite(r)}
+	s.logReturnTo(w, q.Get("return_to"), a.ReturnTo)
 	extra, err := loginParameters(q)
 	if err != nil {
 		return errLoginParameter.because(err).returningTo(a.ReturnTo)
 	}
-	for _, name := range []string{"acr_values", "max_age"} { // what the operator always asks for is checked on return as well
-		if value := s.provider.cfg.Parameters[name]; value != "" && !extra.Has(name) {
-			extra.Set(name, value)
-		}
+	if err := s.toProvider(w, r, a, extra); err != nil {
+		return problemOf(err).returningTo(a.ReturnTo)
 	}
-	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
-	a.CrossSite = crossSite(r)
-	return s.toProvider(w, r, a, extra)
+	return nil
 }
 
-// crossSite says whether another origin sent the browser here, a sibling domain included.
+// logReturnTo logs that the browser is going to be sent to another path than it
+// was asked for. A query may have secrets of the app.
+func (s *Server) logReturnTo(w *response, asked, used string) {
+	if asked == "" || asked == used {
+		return
+	}
+	path, _, _ := strings.Cut(asked, "?")
+	path, _, _ = strings.Cut(path, "#")
+	s.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", used, "request", w.requestID)
+}
+
+// crossSite reports whether another origin sent the browser here, a sibling
+// domain included.
 func crossSite(r *http.Request) bool {
 	site := r.Header.Get("Sec-Fetch-Site")
 	return site != "" && site != "same-origin" && site != "none"
@@ -48,7 +57,7 @@ func (s *Server) noteCurrent(r *http.Request, a *attempt) error {
 	current, err := s.sessions.Get(r.Context(), r)
 	switch {
 	case err == nil:
-		a.Replaces, a.Subject = current.ID, current.Subject
+		a.Replaces, a.Subject = current.Ticket(), current.Subject
 	case errors.Is(err, session.ErrNone):
 		a.Replaces, a.Subject = "", ""
 	default:
@@ -57,8 +66,15 @@ func (s *Server) noteCurrent(r *http.Request, a *attempt) error {
 	return nil
 }
 
-// toProvider begins an attempt.
+// toProvider starts an attempt: every login, silent login and restart goes
+// through it. It spends one of the client's logins, and adds to the parameters
+// what the operator demands of every login.
 func (s *Server) toProvider(w *response, r *http.Request, a *attempt, extra url.Values) error {
+	if err := s.limitLogin(w); err != nil {
+		return err
+	}
+	extra = s.provider.demand(extra)
+	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
 	if err := s.noteCurrent(r, a); err != nil {
 		return err
 	}
@@ -146,7 +162,8 @@ func (s *Server) callbackForm(w *response, r *http.Request) error {
 	return s.answered(w, r, form.Encode())
 }
 
-// answered completes an attempt with the parameters of an answer. Whatever is wrong with it, no session that exists is touched.
+// answered completes an attempt with the parameters of an authorization response.
+// Whatever is wrong with it, no session that exists is touched.
 func (s *Server) answered(w *response, r *http.Request, parameters string) error {
 	if inFrame(r) { // only a silent login ends there, however it ends
 		w.page = silentPage
@@ -156,48 +173,111 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 		return errBadCallback.because(err)
 	}
 	a := s.attempts.find(r, answer.state)
+	if a != nil && crossSite(r) && (a.CrossSite || s.underRoute(a.ReturnTo)) {
+		return s.comeAgain(w, answer)
+	}
 	if a != nil && a.CrossSite {
-		if crossSite(r) {
-			return s.comeAgain(w, answer)
-		}
 		if err := s.noteCurrent(r, a); err != nil {
 			return err
 		}
 	}
-	s.attempts.drop(w, r, answer.state)
 	switch {
 	case a != nil && a.Silent:
 		w.page = silentPage
 	case inFrame(r):
+		s.attempts.drop(w, r, answer.state)
 		return errBadCallback.because(errors.New("no silent attempt in this browser has this state"))
-	case a == nil && answer.err == "" && s.attempts.stale(answer.state):
-		return s.restart(w, r, &attempt{ReturnTo: "/", CrossSite: true}, nil) // whoever sent the browser here, it was not the app
 	case a == nil:
-		return errBadCallback.because(errors.New("no attempt in this browser has this state"))
+		s.attempts.drop(w, r, answer.state)
+		return s.answeredLate(w, r, answer, errors.New("no attempt in this browser has this state"))
 	}
+	if answer.code != "" { // the attempt is kept, so that the same response can be sent later
+		if wait := s.exchanges.check(addressKey(w.client)); wait > 0 {
+			return tooManyRequests(wait, "too many code exchanges of the client address have failed (server.limits.logins)")
+		}
+	}
+	s.attempts.drop(w, r, answer.state)
 	err = s.complete(w, r, answer, a)
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
-	}
-	if errors.Is(err, errAuthTooOld) && !a.Restarted && !a.Silent { // the provider did not mind max_age: ask for what it cannot overlook
-		return s.restart(w, r, a, url.Values{"prompt": {"login"}, "max_age": {a.MaxAge}})
+	case errors.Is(err, errCompletedBefore):
+		if a.Silent {
+			return err
+		}
+		return s.answeredLate(w, r, answer, err)
+	case errors.Is(err, errAuthTooOld) && !a.Restarted && !a.Silent: // the provider ignored max_age: ask for what it cannot overlook
+		return s.restart(w, r, a, url.Values{"prompt": {"login"}})
+	case errors.Is(err, errAuthenticationExpired) && !a.Restarted && !a.Silent:
+		return s.restart(w, r, a, nil)
 	}
 	return problemOf(err).returningTo(a.ReturnTo)
 }
 
-// restart begins the login again: once, for an attempt that was begun so is never stale.
+// underRoute reports whether a return_to lies under a route. Such a route only
+// accepts a request of the same origin, with the session cookie, so that the
+// redirect to it has to come from a page of this origin.
+func (s *Server) underRoute(returnTo string) bool {
+	u, err := url.Parse(returnTo)
+	return err == nil && returnTo != "/" && s.anyReadingUnderRoute(u.EscapedPath())
+}
+
+// answeredLate handles a response to an attempt that is gone: the browser has
+// dropped its cookie, or the attempt was completed. If the state is ours, and
+// there is a session by now, the browser goes where the login was to lead.
+// Otherwise the login starts again, once. cause is the error of a response that
+// neither helps.
+//
+// Anybody can send a browser here with a state of their own. So its return_to
+// counts as that of another site's login, and so does the new attempt.
+func (s *Server) answeredLate(w *response, r *http.Request, answer authAnswer, cause error) error {
+	known, ok := s.attempts.openState(answer.state)
+	if !ok {
+		return errBadCallback.because(cause)
+	}
+	returnTo := s.returnTo(known.returnTo, false)
+	current, err := s.sessions.Get(r.Context(), r)
+	switch {
+	case err == nil:
+		w.session = current.ID
+		seeOther(w, returnTo)
+		return nil
+	case !errors.Is(err, session.ErrNone):
+		return problemOf(err).returningTo(returnTo)
+	case crossSite(r) && !answer.again: // the session cookie may have been withheld
+		return s.comeAgain(w, answer)
+	case !known.restarted && (answer.err == "" || answer.authenticationExpired()):
+		return s.restart(w, r, &attempt{ReturnTo: returnTo, CrossSite: true}, nil)
+	}
+	return errBadCallback.because(cause).returningTo(returnTo)
+}
+
+// restart starts a login again, with what the one before asked for. It happens
+// once: the state of a restarted attempt leads to no other.
 func (s *Server) restart(w *response, r *http.Request, before *attempt, extra url.Values) error {
 	a := *before
 	a.Restarted = true
-	if a.ACRValues != "" {
-		extra.Set("acr_values", a.ACRValues)
+	again := url.Values{"prompt": {before.Prompt}, "max_age": {before.MaxAge}, "acr_values": {before.ACRValues}}
+	for name := range again {
+		if extra.Has(name) {
+			again[name] = extra[name]
+		}
+		if again.Get(name) == "" {
+			again.Del(name)
+		}
 	}
-	return s.toProvider(w, r, &a, extra)
+	if err := s.toProvider(w, r, &a, again); err != nil {
+		return problemOf(err).returningTo(a.ReturnTo)
+	}
+	return nil
 }
+
+// completeTimeout bounds the work that completes an attempt. It goes on if the
+// browser goes away, because it comes back if the user has pressed twice.
+const completeTimeout = 45 * time.Second
 
 // complete makes a session of a provider's answer to an attempt.
 func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *attempt) error {
-	ctx := r.Context()
 	m, err := s.provider.metadata()
 	if err != nil {
 		return err
@@ -206,28 +286,45 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 		return errBadCallback.because(err)
 	}
 	if answer.err != "" {
-		return refusedLogin(w, answer.err, a)
+		return s.refusedLogin(w, answer, a)
 	}
-	first, err := s.claim(ctx, a)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), completeTimeout)
+	defer cancel()
+	keys, first, err := s.claim(ctx, a)
 	if err != nil {
 		return err
 	}
 	if !first {
-		return errBadCallback.because(errors.New("the attempt was completed before"))
+		return s.joinLogin(r.Context(), w, keys, a)
 	}
+	if err := s.startSession(ctx, w, r, answer, a); err != nil {
+		s.dropClaim(ctx, keys)
+		return err
+	}
+	s.shareLogin(ctx, w, keys, a)
+	s.finish(w, a, true)
+	return nil
+}
+
+// startSession redeems the code and starts a session for the user that it is for.
+func (s *Server) startSession(ctx context.Context, w *response, r *http.Request, answer authAnswer, a *attempt) error {
 	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
 	if err != nil {
-		err = failedExchange(err)
-	} else {
-		err = s.acceptable(a, id)
-	}
-	if err != nil {
+		if err = failedExchange(err); !errors.Is(err, errProviderUnavailable) {
+			s.exchanges.take(addressKey(w.client))
+		}
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
 	}
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: a.Replaces})
+		ExpiresAt: id.SessionExpiry,
+	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: s.replacedBy(r, a), Replaced: func(old *session.Session, kept bool) {
+		s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
+		if !kept {
+			s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+		}
+	}})
 	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 	}
@@ -239,17 +336,27 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 	}
 	w.session = started.ID
 	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
-	a.end(w, true)
+	s.attempts.replaceNext(w, r, a.State, started)
 	return nil
 }
 
-// end is what the browser sees of an attempt that has come to its end without a fault.
-func (a *attempt) end(w *response, authenticated bool) {
+// replacedBy returns the tickets of the sessions that the success of an attempt
+// replaces: the one that was there when it began, and the one that is there now.
+func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Secret {
+	tickets := []session.Secret{a.Replaces}
+	if current, err := s.sessions.Get(r.Context(), r); err == nil && current.Ticket() != a.Replaces {
+		tickets = append(tickets, current.Ticket())
+	}
+	return tickets
+}
+
+// finish responds to an attempt that has ended without a fault.
+func (s *Server) finish(w *response, a *attempt, authenticated bool) {
 	if a.Silent {
-		writeSilent(w, authenticated)
+		writeSilent(w, http.StatusOK, authenticated)
 		return
 	}
-	seeOther(w, a.ReturnTo)
+	seeOther(w, s.returnTo(a.ReturnTo, a.OwnPage)) // the routes may have changed since
 }
 
 // seeOther sends the browser to a path of this origin, to the character: http.Redirect would clean it.
@@ -258,32 +365,12 @@ func seeOther(w http.ResponseWriter, path string) {
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// acceptable says whether who signed in is who this attempt was for.
-func (s *Server) acceptable(a *attempt, id *idToken) error {
-	if err := a.satisfiedBy(id); err != nil {
-		return err
-	}
-	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
-		return errOtherAccount
-	}
-	return nil
-}
-
-// claim makes the attempt ours to complete: its code is redeemed once, however often and wherever the callback arrives.
-func (s *Server) claim(ctx context.Context, a *attempt) (bool, error) {
-	sum := sha256.Sum256([]byte(a.State))
-	first, err := s.store.Create(ctx, "login:"+base64.RawURLEncoding.EncodeToString(sum[:16]), []byte(rand.Text()), attemptLife) // a value of this call's own
-	if err != nil {
-		return false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
-	}
-	return first, nil
-}
-
 // authAnswer is the provider's answer to an authorization request (RFC 6749 4.1.2, RFC 9207 2).
 type authAnswer struct {
 	state string
 	code  string
 	err   string
+	text  string // error_description, cleaned
 	iss   string
 	issOK bool // iss is there
 	again bool // it was sent on from here
@@ -295,14 +382,17 @@ const again = "cloakroom_again"
 var comeAgainHTML = template.Must(template.New("come again").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
 	`<meta http-equiv="refresh" content="0;url={{.}}"><a href="{{.}}">Continue</a></html>`))
 
-// comeAgain has the browser bring the provider's answer once more, from a page of ours. It is for a login that another site began: coming from the provider, the
-// browser keeps a Strict session cookie to itself, and nobody could tell whose session the login is about to replace.
+// comeAgain has the browser send the authorization response again, from a page of
+// this origin. On the navigation from the provider a browser withholds a Strict
+// session cookie. Without it nobody could tell whose session the login of another
+// site is about to replace, or whether a session exists by now, and a route would
+// refuse the redirect that follows.
 func (s *Server) comeAgain(w *response, answer authAnswer) error {
 	if answer.again {
 		return errBadCallback.because(errors.New("it does not come from the page that should have sent it on"))
 	}
 	q := url.Values{again: {"1"}, "state": {answer.state}}
-	for name, value := range map[string]string{"code": answer.code, "error": answer.err} {
+	for name, value := range map[string]string{"code": answer.code, "error": answer.err, "error_description": answer.text} {
 		if value != "" {
 			q.Set(name, value)
 		}
@@ -335,15 +425,23 @@ func writePostAgain(w *response, form url.Values) {
 			break
 		}
 	}
+	if text := cleanDescription(form.Get("error_description")); text != "" {
+		fields["error_description"] = text
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", postAgainCSP)
 	postAgainHTML.Execute(w, fields)
 }
 
-// parseAnswer reads a callback's parameters. It holds a state and either a code or an error, each once.
+// maxState bounds the states that are looked at. Ours are shorter.
+const maxState = 2048
+
+// parseAnswer reads a callback's parameters. It holds a state and either a code or
+// an error, each once. Other parameters do not matter (RFC 6749 4.1.2), also if
+// they contain a semicolon, which net/url refuses.
 func parseAnswer(query string) (authAnswer, error) {
-	q, err := url.ParseQuery(query)
+	q, err := url.ParseQuery(strings.ReplaceAll(query, ";", "%3B"))
 	if err != nil {
 		return authAnswer{}, err
 	}
@@ -353,9 +451,12 @@ func parseAnswer(query string) (authAnswer, error) {
 		}
 	}
 	answer := authAnswer{state: q.Get("state"), code: q.Get("code"), err: q.Get("error"), iss: q.Get("iss"), issOK: q.Has("iss"), again: q.Has(again)}
+	answer.text = cleanDescription(q.Get("error_description"))
 	switch {
 	case answer.state == "":
 		return authAnswer{}, errors.New("state is missing")
+	case len(answer.state) > maxState:
+		return authAnswer{}, fmt.Errorf("state has %d bytes", len(answer.state))
 	case (answer.code == "") == (answer.err == ""):
 		return authAnswer{}, errors.New("either code or error has to be there, not both")
 	}
@@ -373,13 +474,53 @@ func (m *metadata) checkIssuer(answer authAnswer, want string) error {
 	return nil
 }
 
-// refusedLogin says what it means that the provider did not sign the user in. Of its words only the code, and that only in the log, is used.
-func refusedLogin(w *response, code string, a *attempt) error {
-	cause := fmt.Errorf("the provider answered %.40q", code)
-	switch code {
+// maxDescription is how much of an error_description is logged.
+const maxDescription = 300
+
+// snakeCase matches names such as authentication_expired, which are no tokens.
+var snakeCase = regexp.MustCompile(`^[a-z]{1,20}(_[a-z]{1,20})+$`)
+
+// cleanDescription returns an error_description for the log: without control
+// characters, without what could be a token, and not longer than maxDescription.
+func cleanDescription(text string) string {
+	text = text[:min(len(text), 4*maxDescription)]
+	text = strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return ' '
+		}
+		return c
+	}, strings.ToValidUTF8(text, ""))
+	text = tokenLike.ReplaceAllStringFunc(text, func(found string) string {
+		if snakeCase.MatchString(found) {
+			return found
+		}
+		return "…"
+	})
+	return strings.ToValidUTF8(text[:min(len(text), maxDescription)], "")
+}
+
+// errAuthenticationExpired is a response of Keycloak: the user took longer to
+// sign in than it remembers the request. A new request mends that.
+var errAuthenticationExpired = errors.New("the sign-in expired at the provider")
+
+func (a *authAnswer) authenticationExpired() bool {
+	return a.err == "temporarily_unavailable" && a.text == "authentication_expired"
+}
+
+// refusedLogin maps an authorization error response to a problem. What the
+// provider says is for the log alone.
+func (s *Server) refusedLogin(w *response, answer authAnswer, a *attempt) error {
+	cause := fmt.Errorf("the provider answered %.40q", answer.err)
+	if answer.text != "" {
+		cause = fmt.Errorf("%w %q", cause, answer.text)
+	}
+	if answer.authenticationExpired() {
+		cause = fmt.Errorf("%w: %w", errAuthenticationExpired, cause)
+	}
+	switch answer.err {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
 		if a.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
-			a.end(w, false)
+			s.finish(w, a, false)
 			return nil
 		}
 	case "access_denied":

@@ -1,15 +1,16 @@
 package bff
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"mime"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
@@ -18,54 +19,101 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
+// maxLogoutBody bounds the body of a back-channel logout. A logout token has a few
+// hundred bytes; anybody can send junk, which must cost little.
+const maxLogoutBody = 10 << 10
+
 const (
 	revokeTimeout  = 3 * time.Second // a logout waits no longer for the provider
 	revokeTries    = 4
 	maxRevokeDelay = 30 * time.Second
 )
 
-// logout ends the session here, then tells the provider, then says where the browser goes to log out there too. It answers the
-// same without a session.
+// logout ends the session here, tells the provider, and sends the browser to sign
+// out there too. Without a session it responds in the same way.
+//
+// A script gets a path of this origin that redirects to the provider once
+// (logoutContinue): the URL at the provider has the ID token in it.
 func (s *Server) logout(w *response, r *http.Request) error {
 	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
-	returnTo := parseReturnTo(r.FormValue("return_to"))
+	asked := r.FormValue("return_to")
+	returnTo := s.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
+	s.logReturnTo(w, asked, returnTo)
 	ended, err := s.sessions.End(r.Context(), w, r)
 	if err != nil {
 		return err
 	}
-	var idToken session.Secret
+	var hint logoutHint
 	if ended != nil {
 		w.session = ended.ID
 		s.log.InfoContext(r.Context(), "session ended", "session", ended.ID, "reason", "logout", "request", w.requestID)
-		idToken = ended.Tokens.ID
+		hint = newLogoutHint(ended)
 		s.revoke(r.Context(), ended)
-	}
-	state, err := securecookie.EncodeMulti("logout", []byte(returnTo), s.logoutTos...)
-	if err != nil {
-		return err
-	}
-	location := s.provider.logoutURL(idToken, s.origin+s.prefix+"/logout/callback", state)
-	if location == "" {
-		location = returnTo
 	}
 	if !s.keeps { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
 		w.Header().Set("Clear-Site-Data", `"storage"`)
 	}
-	if prefersJSON(r) {
-		w.Header().Set("Content-Type", "application/json")
-		return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})
+	location, err := s.endSessionURL(hint, returnTo)
+	if err != nil {
+		return err
 	}
-	http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
+	if !prefersJSON(r) {
+		http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
+		return nil
+	}
+	if s.provider.canLogout() {
+		if location, err = s.hints.put(w, hint, returnTo); err != nil {
+			return err
+		}
+		location = s.prefix + "/logout/continue?" + url.Values{"state": {location}}.Encode()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})
+}
+
+// startedByOwnScript reports whether a script of the app's origin sent a request.
+func startedByOwnScript(r *http.Request) bool {
+	site := r.Header.Values("Sec-Fetch-Site")
+	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("X-Csrf") != ""
+}
+
+// endSessionURL returns where the browser goes to sign out at the provider, and
+// from there to returnTo; or returnTo if it cannot sign out there.
+func (s *Server) endSessionURL(hint logoutHint, returnTo string) (string, error) {
+	state, err := securecookie.EncodeMulti("logout", []byte(returnTo), s.logoutTos...)
+	if err != nil {
+		return "", err
+	}
+	location := s.provider.logoutURL(hint, s.origin+s.prefix+"/logout/callback", state)
+	return cmp.Or(location, returnTo), nil
+}
+
+// logoutContinue is where a script sends the browser after a logout. It redirects
+// to the provider, with the ID token that is in the cookie, and removes the cookie.
+func (s *Server) logoutContinue(w *response, r *http.Request) error {
+	w.page = plainPage
+	hint, returnTo, err := s.hints.take(w, r)
+	if err != nil { // a link from the browser's history, say: the session here has ended long ago
+		s.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
+		seeOther(w, s.returnTo(returnTo, true))
+		return nil
+	}
+	location, err := s.endSessionURL(hint, s.returnTo(returnTo, true))
+	if err != nil {
+		return err
+	}
+	http.Redirect(w, r, location, http.StatusSeeOther)
 	return nil
 }
 
-// logoutCallback is where the provider sends the browser after a logout. A state that is not ours leads to the app's front page.
+// logoutCallback is where the provider sends the browser after a logout. A state
+// that is not ours leads to the app's front page.
 func (s *Server) logoutCallback(w *response, r *http.Request) error {
 	returnTo := "/"
 	var sealed []byte
 	if err := securecookie.DecodeMulti("logout", r.URL.Query().Get("state"), &sealed, s.logoutTos...); err == nil {
-		returnTo = parseReturnTo(string(sealed))
+		returnTo = s.returnTo(string(sealed), true) // logout has looked at who started it
 	}
 	seeOther(w, returnTo)
 	return nil
@@ -76,7 +124,10 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
 	ctx := r.Context()
-	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+	if r.ContentLength > maxLogoutBody {
+		return errBadLogoutToken.because(fmt.Errorf("the body has %d bytes; %d are the limit", r.ContentLength, maxLogoutBody))
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxLogoutBody)
 	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
 		return errBadLogoutToken.because(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
 	}
@@ -97,7 +148,7 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	if err != nil {
 		return errBadLogoutToken.because(err)
 	}
-	sum := sha256.Sum256([]byte(token.ID))
+	sum := s.app.Digest(token.ID) // a jti is unique for its issuer and client alone
 	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 	if _, _, found, err := s.store.Get(ctx, seen); err != nil {
 		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)

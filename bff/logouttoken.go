@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	"github.com/coreos/go-oidc/v3/oidc"
 )
 
-// maxLogoutTokenAge is how old a logout token may be: providers let them live for two minutes (OpenID Connect Back-Channel Logout 4).
-const maxLogoutTokenAge = 5 * time.Minute
+const (
+	// maxLogoutTokenAge is how old a logout token may be: providers let them live for two minutes (OpenID Connect Back-Channel Logout 4).
+	maxLogoutTokenAge = 5 * time.Minute
+	// maxLogoutToken is the length of the longest logout token that is looked at.
+	maxLogoutToken = 16 << 10
+)
 
 // logoutToken is what is believed of a verified logout token. Subject or SID is there, or both.
 type logoutToken struct {
@@ -20,62 +22,78 @@ type logoutToken struct {
 	Expiry  time.Time
 }
 
-// verifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6, all but whether it was sent before.
+// verifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6,
+// except whether it was sent before. Anybody can send one, so the signature comes
+// last: only a token that is right otherwise may cause a fetch of the key set.
 func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw string) (*logoutToken, error) {
-	if err := checkTokenType(raw, "logout+jwt"); err != nil {
-		return nil, err
+	if len(raw) > maxLogoutToken {
+		return nil, fmt.Errorf("it is longer than %d bytes", maxLogoutToken)
 	}
-	// Signature, algorithm, iss, aud, exp, jti, no nonce, events, and sub or sid.
-	keys := &keySet{KeySet: m.logoutKeys}
-	verified, err := p.verifier(m, keys).VerifyLogout(ctx, raw)
-	if keys.unreachable != nil {
-		return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.unreachable)
-	}
+	t, err := parseToken(raw, "logout+jwt")
 	if err != nil {
 		return nil, err
 	}
-	claims, err := claimsOf(verified)
+	logout, err := p.readLogoutToken(t)
 	if err != nil {
 		return nil, err
 	}
-	events, _ := claims["events"].(map[string]any)
-	if _, ok := events["http://schemas.openid.net/event/backchannel-logout"].(map[string]any); !ok {
-		return nil, errors.New("its events do not say that it is a logout")
+	if _, err := p.verify(ctx, m, t, p.logoutFetches, "exp"); err != nil {
+		return nil, err
 	}
-	for _, name := range []string{"sub", "sid", "jti"} {
-		if value, ok := claims[name]; ok {
-			if s, _ := value.(string); s == "" {
-				return nil, fmt.Errorf("%s is not a string with something in it", name)
-			}
-		}
+	return logout, nil
+}
+
+const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
+
+// readLogoutToken checks the claims of a logout token.
+func (p *provider) readLogoutToken(t *providerToken) (*logoutToken, error) {
+	if !t.isForUs(&p.cfg) {
+		return nil, errors.New("iss is not the provider, or aud does not name this client")
 	}
-	for _, aud := range verified.Audience {
+	audience, err := t.claims.Texts("aud")
+	if err != nil {
+		return nil, err
+	}
+	for _, aud := range audience {
 		if !p.trusts(aud) {
 			return nil, fmt.Errorf("aud names %q beside us", aud)
 		}
 	}
-	if _, err := timeClaim(claims, "exp"); err != nil { // the verifier also reads one in quotes
+	if t.claims.Has("nonce") {
+		return nil, errors.New("it has the claim nonce of an ID token")
+	}
+	events, err := t.claims.Object("events")
+	if err != nil {
 		return nil, err
 	}
-	switch issued, err := timeClaim(claims, "iat"); {
+	if event, err := events.Object(logoutEvent); err != nil || event == nil {
+		return nil, errors.New("its events do not say that it is a logout")
+	}
+	var logout logoutToken
+	for name, value := range map[string]*string{"sub": &logout.Subject, "sid": &logout.SID, "jti": &logout.ID} {
+		if *value, err = t.claims.Text(name); err != nil || *value == "" && t.claims.Has(name) {
+			return nil, fmt.Errorf("%s is not a string with something in it", name)
+		}
+	}
+	if logout.ID == "" {
+		return nil, errors.New("jti is missing")
+	}
+	if logout.Subject == "" && logout.SID == "" {
+		return nil, errors.New("neither sub nor sid is there")
+	}
+	if logout.Expiry, err = t.claims.Date("exp"); err != nil {
+		return nil, err
+	}
+	issued, err := t.claims.Date("iat")
+	switch age := time.Since(issued); {
 	case err != nil:
 		return nil, err
 	case issued.IsZero():
 		return nil, errors.New("iat is missing")
-	case time.Since(issued) > maxLogoutTokenAge+clockSkew:
-		return nil, fmt.Errorf("iat is %v ago", time.Since(issued).Round(time.Second))
-	case time.Until(issued) > clockSkew:
-		return nil, fmt.Errorf("iat is %v ahead of our clock", time.Until(issued).Round(time.Second))
+	case age > maxLogoutTokenAge+clockSkew:
+		return nil, fmt.Errorf("iat is %v ago", age.Round(time.Second))
+	case age < -clockSkew:
+		return nil, fmt.Errorf("iat is %v ahead of our clock", -age.Round(time.Second))
 	}
-	return &logoutToken{Subject: verified.Subject, SID: verified.SessionID, ID: verified.TokenID, Expiry: verified.Expiry}, nil
-}
-
-// verifier checks the JWTs that the provider signs for us: signature, algorithm, iss, aud and exp. The algorithms are the provider's asymmetric
-// ones: neither none nor HMAC can come up.
-func (p *provider) verifier(m *metadata, keys oidc.KeySet) *oidc.IDTokenVerifier {
-	return oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
-		ClientID:             p.cfg.ClientID,
-		SupportedSigningAlgs: p.algorithms(m),
-		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
-	})
+	return &logout, nil
 }

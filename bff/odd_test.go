@@ -80,13 +80,20 @@ func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	u := a.browser().AnswerOfProvider("bob", "").Location(t) // the attacker's; its state was begun here
 	b := a.signedIn()
 	before := a.sessionID(b)
-	begun := b.Navigate("/bff/callback?"+url.Values{"state": {u.Query().Get("state")}, "code": {"x"}}.Encode(), "Sec-Fetch-Site", "cross-site")
-	to := begun.Location(t)
-	// The provider knows the victim as bob now (a login CSRF there, a shared computer, another account picked).
-	other := a.browser()
-	other.SignIn("bob", "")
-	answer := b.Navigate(pickAs(t, a, b, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
-	wantPage(t, b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+	stale := "/bff/callback?" + url.Values{"state": {u.Query().Get("state")}, "code": {"x"}}.Encode()
+	if answer := b.Navigate(stale, "Sec-Fetch-Site", "cross-site"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
+		t.Errorf("with a session: got %d to %s, want no login", answer.StatusCode, answer.Header.Get("Location"))
+	}
+	// The session comes about while the login that began anew is under way. The provider knows the victim as bob (a login CSRF there, a shared
+	// computer, another account picked).
+	victim := a.browser()
+	to := victim.Navigate(onwards(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin").Location(t)
+	for _, c := range b.Cookies() {
+		victim.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
+	}
+	answer := victim.Navigate(pickAs(t, a, victim, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
+	wantPage(t, victim.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+	a.wantSession(victim, "alice")
 	a.wantSession(b, "alice")
 	if got := a.sessionID(b); got != before {
 		t.Errorf("the session %s was replaced, and not ended", before)

@@ -1,56 +1,433 @@
 package bff
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
-// checkPath refuses a path that two readers could take for two different paths: this broker, which decides by it, and the
-// upstream, which serves it (RFC 3986 6.2.2). escaped is the path as it stands in the request line, and what passes is what is sent.
-func checkPath(escaped string) error {
-	if !strings.HasPrefix(escaped, "/") {
-		return fmt.Errorf("path %q does not begin with a slash", escaped)
+// checkPath returns an error if two servers could take a path for two different
+// paths: this broker, which decides by it, and the upstream, which serves it
+// (RFC 3986, section 6.2.2). escaped is the path as it is in the request line,
+// and it is sent to the upstream unchanged.
+func checkPath(escaped string) error { return checkEscapedPath(escaped, false) }
+
+// checkEscapedPath is checkPath, which allows encoded slashes if passSlashes is
+// set. They are data then, and separate no segments.
+func checkEscapedPath(escaped string, passSlashes bool) error {
+	switch {
+	case !strings.HasPrefix(escaped, "/"):
+		return pathError(escaped, "does not begin with a slash")
+	case strings.Contains(escaped, "//"):
+		return pathError(escaped, "has an empty segment")
 	}
-	path, err := url.PathUnescape(escaped)
-	if err != nil {
-		return fmt.Errorf("path %q: %w", escaped, err)
-	}
-	if !utf8.ValidString(path) {
-		return fmt.Errorf("path %q is not UTF-8", escaped)
-	}
-	for _, c := range path {
-		if c < ' ' || c == 0x7f || c == '\\' {
-			return fmt.Errorf("path %q holds a control character or a backslash", escaped)
+	path := escaped
+	if !isUnreserved(escaped) {
+		var err error
+		if path, err = url.PathUnescape(escaped); err != nil {
+			return pathError(escaped, "has an invalid percent-encoding")
+		}
+		if err := checkEscapes(escaped, path, passSlashes); err != nil {
+			return err
 		}
 	}
-	if lower := strings.ToLower(escaped); strings.Contains(lower, "%2e") || strings.Contains(lower, "%2f") {
-		return fmt.Errorf("path %q holds an encoded dot or slash", escaped)
-	}
-	for i := 0; i+2 < len(path); i++ {
-		if path[i] == '%' && isHex(path[i+1]) && isHex(path[i+2]) {
-			return fmt.Errorf("path %q is encoded twice", escaped)
-		}
-	}
-	for i, segment := range strings.Split(path[1:], "/") {
-		name, _, _ := strings.Cut(segment, ";") // servers of Java drop what follows, and see .. in "..;"
-		switch {
-		case name == "." || name == "..":
-			return fmt.Errorf("path %q holds a dot segment", escaped)
-		case name == "" && (segment != "" || i < strings.Count(path[1:], "/")):
-			return fmt.Errorf("path %q holds an empty segment", escaped)
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		name, _, hasParameters := strings.Cut(segment, ";") // Java servers ignore path parameters: ..;x is ..
+		switch strings.TrimSpace(name) {
+		case ".", "..":
+			return pathError(escaped, "has a dot segment")
+		case "":
+			if hasParameters {
+				return pathError(escaped, "has an empty segment")
+			}
 		}
 	}
 	return nil
 }
 
-// underPath says whether path is prefix or lies below it; a prefix ends on a segment boundary.
+// checkEscapes checks a path that is not plain, and that was decoded once.
+func checkEscapes(escaped, path string, passSlashes bool) error {
+	if !utf8.ValidString(path) {
+		return pathError(escaped, "is not UTF-8")
+	}
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c < ' ' || c == 0x7f || c == '\\':
+			return pathError(escaped, "has a control character or a backslash")
+		case c == '%' && escapeLength(path[i:]) > 0:
+			return pathError(escaped, "is encoded twice")
+		}
+	}
+	for i := range len(escaped) {
+		switch {
+		case isEscape(escaped[i:], '2', 'e'):
+			return pathError(escaped, "has an encoded dot")
+		case isEscape(escaped[i:], '2', 'f') && !passSlashes:
+			return pathError(escaped, "has an encoded slash")
+		}
+	}
+	return nil
+}
+
+// pathError quotes the beginning of a path: an attacker chooses its length.
+func pathError(escaped, problem string) error {
+	return fmt.Errorf("path %.80q %s", escaped, problem)
+}
+
+// isEscape reports whether s begins with a percent-encoding of two digits, the
+// second of which is a lower-case letter here.
+func isEscape(s string, first, second byte) bool {
+	return len(s) >= 3 && s[0] == '%' && s[1] == first && s[2]|0x20 == second
+}
+
+// isUnreserved reports whether a path has only slashes and the characters that
+// are never encoded (RFC 3986, section 2.3).
+func isUnreserved(path string) bool {
+	for i := range len(path) {
+		switch c := path[i]; {
+		case 'a' <= c|0x20 && c|0x20 <= 'z', '0' <= c && c <= '9', c == '/', c == '-', c == '.', c == '_', c == '~':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// rawPath returns the path of a request as it was sent. If a handler in front
+// of this one has changed the URL, that counts.
+func rawPath(r *http.Request) string {
+	raw, _, _ := strings.Cut(r.RequestURI, "?")
+	if raw == r.URL.Path && !strings.Contains(raw, "%") {
+		return raw
+	}
+	if decoded, err := url.PathUnescape(raw); err == nil && decoded == r.URL.Path && raw != "" {
+		return raw
+	}
+	return r.URL.EscapedPath()
+}
+
+// withSlashes decodes a path except for its encoded slashes, so that these
+// separate no segments.
+func withSlashes(escaped string) string {
+	kept := strings.NewReplacer("%2F", "%252F", "%2f", "%252f").Replace(escaped)
+	path, err := url.PathUnescape(kept)
+	if err != nil {
+		return escaped // checkEscapedPath refuses it
+	}
+	return path
+}
+
+// underPath reports whether path is prefix or lies below it. A prefix ends on a
+// segment boundary.
 func underPath(path, prefix string) bool {
 	if strings.HasSuffix(prefix, "/") {
 		return strings.HasPrefix(path, prefix)
 	}
 	return path == prefix || strings.HasPrefix(path, prefix) && path[len(prefix)] == '/'
+}
+
+// findRoute returns the route that a path lies under, or nil. It fails if a
+// lenient server would read the path as lying under a longer route, or under
+// the prefix of the endpoints. strict is the path by which the route is chosen,
+// decoded all that a lenient server may see in it.
+func (s *Server) findRoute(strict, decoded string) (*route, error) {
+	var found *route
+	for _, route := range s.routes {
+		if underPath(strict, route.Path) {
+			found = route
+			break
+		}
+	}
+	for _, route := range s.routes { // the longest first
+		switch {
+		case found != nil && len(route.Path) <= len(found.Path):
+			return found, s.notUnderPrefix(decoded)
+		case !lenientlyUnder(decoded, route.Path):
+		case found == nil && strict+"/" == route.Path:
+			return nil, errNotFound // not the app's index: the caller means the API
+		default:
+			return nil, errAmbiguousPath.because(pathError(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path)))
+		}
+	}
+	return found, s.notUnderPrefix(decoded)
+}
+
+func (s *Server) notUnderPrefix(decoded string) error {
+	if lenientlyUnder(decoded, s.prefix) {
+		return errAmbiguousPath.because(pathError(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix)))
+	}
+	return nil
+}
+
+// findSlashRoute returns the route of a path with encoded slashes, or nil if it
+// has none that passes them.
+func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
+	if checkEscapedPath(escaped, true) != nil {
+		return nil, nil
+	}
+	route, err := s.findRoute(withSlashes(escaped), decoded)
+	if err != nil || route == nil || route.EncodedSlashes != "pass" {
+		return nil, err
+	}
+	return route, nil
+}
+
+// anyReadingUnderRoute reports whether some server could read a path as lying
+// under a route or under the prefix of the endpoints. escaped is the path as it
+// is in a request line or a URL, without query and fragment. All other paths
+// belong to the app, however odd they are.
+func (s *Server) anyReadingUnderRoute(escaped string) bool {
+	if len(escaped) > maxReadPath || !strings.HasPrefix(escaped, "/") {
+		return true
+	}
+	all, size := []string{escaped}, 0
+	for i := 0; i < len(all); i++ {
+		if lenientlyUnder(all[i], s.prefix) {
+			return true
+		}
+		for _, route := range s.routes {
+			if lenientlyUnder(all[i], route.Path) {
+				return true
+			}
+		}
+		for _, read := range lenientReaders {
+			if next := read(all[i]); !slices.Contains(all, next) {
+				all = append(all, next)
+				size += len(next)
+			}
+		}
+		if len(all) > maxReadings || size > maxReadingBytes {
+			return true // nobody means to write such a path
+		}
+	}
+	return false
+}
+
+// maxReadPath, maxReadings and maxReadingBytes bound what it costs to read a
+// path in all ways.
+const (
+	maxReadPath     = 4 << 10
+	maxReadings     = 64
+	maxReadingBytes = 16 << 10
+)
+
+// lenientReaders are what servers do to a path besides taking it as it is, in
+// any order and repeatedly. lenientlyUnder covers the rest.
+var lenientReaders = []func(path string) string{
+	decodeLeniently,
+	decodeOverlong,
+	func(path string) string { return strings.ReplaceAll(path, `\`, "/") },
+	func(path string) string { return eachSegment(path, withoutParameters) },
+	func(path string) string { return eachSegment(path, trimSegment) },
+	mergeSlashes,
+	removeDotSegments,
+	func(path string) string { // the end of a string in C, a query, a fragment
+		if i := strings.IndexAny(path, "\x00?#"); i >= 0 {
+			return path[:i]
+		}
+		return path
+	},
+}
+
+// decodeLeniently decodes what is percent-encoded, also as %u0041, and leaves
+// the rest.
+func decodeLeniently(path string) string {
+	if !strings.Contains(path, "%") {
+		return path
+	}
+	var b strings.Builder
+	for i := 0; i < len(path); i++ {
+		n := escapeLength(path[i:])
+		if n == 0 {
+			b.WriteByte(path[i])
+			continue
+		}
+		code, _ := strconv.ParseUint(strings.Trim(path[i:i+n], "%uU"), 16, 16)
+		if n == len("%41") {
+			b.WriteByte(byte(code))
+		} else {
+			b.WriteRune(rune(code))
+		}
+		i += n - 1
+	}
+	return b.String()
+}
+
+// escapeLength returns the length of the escape that s begins with, such as %41
+// or %u0041, or 0.
+func escapeLength(s string) int {
+	digits := func(s string, n int) bool {
+		return len(s) >= n && strings.IndexFunc(s[:n], func(c rune) bool { return c > 'f' || !isHex(byte(c)) }) < 0
+	}
+	switch {
+	case s == "" || s[0] != '%':
+		return 0
+	case digits(s[1:], 2):
+		return len("%41")
+	case len(s) > 1 && s[1]|0x20 == 'u' && digits(s[2:], 4):
+		return len("%u0041")
+	}
+	return 0
+}
+
+// decodeOverlong replaces the invalid encodings of ASCII characters in two to
+// four bytes (RFC 3629, section 3) by these characters.
+func decodeOverlong(path string) string {
+	if utf8.ValidString(path) {
+		return path
+	}
+	var b []byte
+	for i := 0; i < len(path); i++ {
+		n := 0 // bytes that follow
+		switch rest := path[i:]; {
+		case rest[0] == 0xc0, rest[0] == 0xc1:
+			n = 1
+		case strings.HasPrefix(rest, "\xe0\x80"), strings.HasPrefix(rest, "\xe0\x81"):
+			n = 2
+		case strings.HasPrefix(rest, "\xf0\x80\x80"), strings.HasPrefix(rest, "\xf0\x80\x81"):
+			n = 3
+		}
+		if n == 0 || i+n >= len(path) {
+			b = append(b, path[i])
+			continue
+		}
+		b = append(b, (path[i+n-1]&1)<<6|path[i+n]&0x3f)
+		i += n
+	}
+	return string(b)
+}
+
+func eachSegment(path string, edit func(string) string) string {
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		segments[i] = edit(segment)
+	}
+	return strings.Join(segments, "/")
+}
+
+func withoutParameters(segment string) string {
+	name, _, _ := strings.Cut(segment, ";")
+	return name
+}
+
+// trimSegment removes trailing dots and spaces from a segment, as Windows does
+// in file names. A dot segment stays one.
+func trimSegment(segment string) string {
+	if segment = strings.TrimRight(segment, " "); segment == "." || segment == ".." {
+		return segment
+	}
+	return strings.TrimRight(segment, ". ")
+}
+
+func mergeSlashes(path string) string {
+	for strings.Contains(path, "//") {
+		path = strings.ReplaceAll(path, "//", "/")
+	}
+	return path
+}
+
+// removeDotSegments is RFC 3986, section 5.2.4.
+func removeDotSegments(path string) string {
+	var out []string
+	segments := strings.Split(path, "/")
+	for i, segment := range segments {
+		last := i == len(segments)-1
+		switch segment {
+		case ".":
+		case "..":
+			out = out[:max(min(1, len(out)), len(out)-1)] // the empty one before the first slash stays
+		default:
+			out = append(out, segment)
+			continue
+		}
+		if last {
+			out = append(out, "")
+		}
+	}
+	return strings.Join(out, "/")
+}
+
+// lenientlyUnder reports whether a lenient server could read a decoded path as
+// lying under prefix: one that merges slashes, appends one, folds case, removes
+// path parameters, or removes spaces and trailing dots.
+func lenientlyUnder(path, prefix string) bool {
+	prefix = strings.Trim(prefix, "/")
+	for prefix != "" {
+		var got, want string
+		want, prefix, _ = strings.Cut(prefix, "/")
+		for got == "" && path != "" { // empty segments, as they are or once trimmed
+			got, path, _ = strings.Cut(path, "/")
+			got = bareSegment(got)
+		}
+		if got != want && !equalFolded(got, bareSegment(want)) {
+			return false
+		}
+	}
+	return true
+}
+
+// bareSegment returns what every server sees in a segment, at least.
+func bareSegment(segment string) string {
+	for i := range len(segment) {
+		if c := segment[i]; c == ';' || c == '?' || c == '#' || c == 0 {
+			segment = segment[:i]
+			break
+		}
+	}
+	if segment == "" || !isTrimmable(segment[0]) && !isTrimmable(segment[len(segment)-1]) {
+		return segment
+	}
+	segment = strings.TrimRightFunc(segment, func(c rune) bool { return c == '.' || unicode.IsSpace(c) })
+	return strings.TrimLeftFunc(segment, unicode.IsSpace)
+}
+
+// isTrimmable reports whether a byte can be part of a dot or a space.
+func isTrimmable(c byte) bool { return c == '.' || c <= ' ' || c >= utf8.RuneSelf }
+
+// equalFolded reports whether two texts are equal for some way of folding case:
+// that of Unicode, where K (U+212A) is k and ſ (U+017F) is s, or that of Java,
+// where İ and ı are i too.
+func equalFolded(a, b string) bool {
+	for a != "" && b != "" {
+		c, n := utf8.DecodeRuneInString(a)
+		d, m := utf8.DecodeRuneInString(b)
+		if c != d && foldRune(c) != foldRune(d) {
+			return false
+		}
+		a, b = a[n:], b[m:]
+	}
+	return a == "" && b == ""
+}
+
+// foldRune returns the same rune for all that are equal but for case.
+func foldRune(c rune) rune {
+	if c < utf8.RuneSelf {
+		return unicode.ToLower(c)
+	}
+	c = unicode.ToLower(unicode.ToUpper(c))
+	folded := c
+	for next := unicode.SimpleFold(c); next != c; next = unicode.SimpleFold(next) {
+		folded = min(folded, next)
+	}
+	return unicode.ToLower(folded)
+}
+
+// checkTarget returns an error if a request target has what no target can have,
+// so that it would be changed on its way.
+func checkTarget(target string) error {
+	switch {
+	case !isASCII(target): // RFC 3986, section 2: it is to be percent-encoded
+		return fmt.Errorf("target %.80q is not ASCII", target)
+	case strings.Contains(target, "#"):
+		return errors.New("target has a fragment")
+	}
+	return nil
 }
 
 func isASCII(s string) bool {
@@ -64,4 +441,11 @@ func isASCII(s string) bool {
 
 func isHex(c byte) bool {
 	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
+}
+
+func unhex(c byte) byte {
+	if c <= '9' {
+		return c - '0'
+	}
+	return c | 0x20 - 'a' + 10
 }

@@ -73,23 +73,27 @@ func (p *problem) signingIn(login url.Values) *problem {
 var (
 	errAbsoluteForm     = &problem{status: 400, code: "ambiguous_host", title: "The request names its host twice", detail: "Send the path alone in the request line."}
 	errBadBody          = &problem{status: 400, code: "bad_body", title: "The request's body cannot be read"}
+	errBadRequest       = &problem{status: 400, code: "bad_request", title: "The request cannot be sent on", detail: "Its target or a header holds a space or a control character where there can be none."}
 	errAmbiguousPath    = &problem{status: 400, code: "ambiguous_path", title: "The path can be read in more than one way", detail: "Send the path without encoded dots, slashes, backslashes or empty segments."}
 	errUpgrade          = &problem{status: 400, code: "upgrade_refused", title: "Only WebSocket can be upgraded to"}
 	errTokenInQuery     = &problem{status: 400, code: "token_in_query", title: "The query holds an access_token", detail: "Leave it out: the token is attached on the way."}
 	errTwoCredentials   = &problem{status: 400, code: "two_credentials", title: "The request has a session and an access token of its own", detail: "Send one of them."}
 	errOwnToken         = &problem{code: "own_token"} // answered by the route's verifier
 	errBadLogoutToken   = &problem{status: 400, code: "bad_logout_token", title: "This is not a logout that the provider has signed for us"}
-	errBadFrontchannel  = &problem{status: 400, code: "bad_frontchannel_logout", title: "This is not a logout that says whose", detail: "It has to have iss and sid."}
+	errBadFrontchannel  = &problem{status: 400, code: "bad_frontchannel_logout", title: "This logout request cannot be carried out", detail: "It needs the iss and sid of the session that this browser has, and a frame whose page is of the same site as this address."}
 	errNotSignedIn      = &problem{status: 401, code: "not_signed_in", title: "Nobody is signed in", loginURL: true}
 	errNavigationOnly   = &problem{status: 401, code: "navigation_only", title: "This address is for the browser to go to", detail: "Send the browser to login_url as a top-level navigation; a script or a prefetch cannot sign in.", loginURL: true}
 	errCSRF             = &problem{status: 403, code: "csrf", title: "The request may come from another site", detail: "Send the header X-CSRF: 1 from a page of this origin."}
 	errScope            = &problem{status: 403, code: "insufficient_scope", title: "The session lacks a scope that this address needs"}
 	errForbidden        = &problem{status: 403, code: "forbidden", title: "This address is not for this user"}
 	errStepUp           = &problem{status: 401, code: "insufficient_user_authentication", title: "A stronger or newer sign-in is needed", detail: "Send the browser to login_url as a top-level navigation.", loginURL: true}
+	errServiceWorker    = &problem{status: 403, code: "service_worker", title: "An API cannot be a service worker", detail: "Serve the script from the app's own files."}
 	errNotFound         = &problem{status: 404, code: "not_found", title: "There is nothing at this address"}
 	errMethod           = &problem{status: 405, code: "method_not_allowed", title: "This address does not take this method"}
+	errBodyTooSlow      = &problem{status: 408, code: "body_too_slow", title: "The request took too long to arrive"}
 	errTooLarge         = &problem{status: 413, code: "body_too_large", title: "The request's body is larger than this address takes"}
 	errWrongHost        = &problem{status: 421, code: "wrong_host", title: "This host is not served here", detail: "The Host header has to be that of server.public_url."}
+	errTooManyRequests  = &problem{status: 429, code: "too_many_requests", title: "Too many requests", detail: "Wait a moment, then try again."}
 	errInternal         = &problem{status: 500, code: "internal", title: "Something went wrong here"}
 	errUpstream         = &problem{status: 502, code: "upstream_failed", title: "The API did not answer as it should"}
 	errUpstreamTimeout  = &problem{status: 504, code: "upstream_timeout", title: "The API did not answer in time"}
@@ -153,17 +157,20 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		s.sessions.ClearCookie(w)
 	}
 	w.problem = p
+	h := w.Header()
 	if w.page == silentPage {
-		writeSilent(w, false)
+		status := http.StatusOK
+		if p.status == http.StatusTooManyRequests {
+			status = p.status
+			setRetryAfter(h, p)
+		}
+		writeSilent(w, status, false)
 		return
 	}
 	boundBody(w, r)
-	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	if p.retryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
-	}
+	setRetryAfter(h, p)
 	if p.challenge != "" {
 		h.Set("WWW-Authenticate", p.challenge)
 	} else if p.status == http.StatusUnauthorized {
@@ -189,6 +196,14 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	}
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(body)
+}
+
+// setRetryAfter tells the client how many seconds to wait, if p says so (RFC 9110
+// 10.2.3).
+func setRetryAfter(h http.Header, p *problem) {
+	if p.retryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int((p.retryAfter+time.Second-1)/time.Second)))
+	}
 }
 
 // boundBody bounds how long the rest of a request's body takes, which the server reads even if nobody else does.
@@ -243,9 +258,7 @@ func (s *Server) writePage(w *response, p *problem) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.status)
-	pageTemplate.Execute(w, map[string]any{
-		"Title": p.title, "Detail": p.detail, "Code": p.code, "RequestID": w.requestID, "TryAgain": tryAgain,
-	})
+	pageTemplate.Execute(w, struct{ Title, Detail, Code, RequestID, TryAgain string }{p.title, p.detail, p.code, w.requestID, tryAgain})
 }
 
 // prefersJSON says whether whoever asks names JSON and not HTML as what it takes.

@@ -6,7 +6,6 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,12 +15,14 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/internal/jwks"
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -61,6 +62,10 @@ type ProviderConfig struct {
 	SenderConstraint string
 	// UserInfo has the user's claims fetched from there too.
 	UserInfo bool
+	// IDTokenAlg is the algorithm of ID tokens, logout tokens and signed userinfo
+	// responses, such as RS256, as this client is registered for it. Empty means
+	// any with a public key that the provider's metadata lists.
+	IDTokenAlg string
 	// FAPI2 demands what the FAPI 2.0 Security Profile does, of the provider and of the other fields.
 	FAPI2 bool
 
@@ -101,49 +106,57 @@ type provider struct {
 	// rotated by a request that is given up.
 	tokenClient *http.Client
 	breaker     *breaker
-	keyClient   *http.Client // the same, for the key set
-	// logoutKeyClient is the same, for the key set that logout tokens are checked with: anybody can send those, and must not use up what logins need.
-	logoutKeyClient *http.Client
-	log             *slog.Logger
+	log         *slog.Logger
+	// clientOnly means that no route has a user's token, but some the broker's own:
+	// nobody has to be able to sign in.
+	clientOnly bool
+
+	// How often the key set is fetched for the sake of a key that it does not list.
+	// ID tokens come from the provider. Logout tokens come from anybody: one with a
+	// made-up key every second leaves fetches for a genuine one with a new key, and
+	// none of them takes a fetch that a login needs.
+	idTokenFetches, logoutFetches *rate.Limiter
+
+	noRefreshToken sync.Once // warns of it
+	ignored        string    // members of the metadata, as was logged last; keepFound alone uses it
 
 	found      atomic.Pointer[metadata] // nil until the provider has been found
 	firstFound chan struct{}            // closed then
 }
 
-// metadata is what the provider says of itself (OpenID Connect Discovery 3, RFC 8414 2), and what was made of it.
+// metadata is what the provider says of itself (OpenID Connect Discovery 3, RFC 8414 2), and what was made of it. A member that it lacks is empty.
 type metadata struct {
-	Authorization string `json:"authorization_endpoint"`
-	JWKS          string `json:"jwks_uri"`
+	Authorization string
+	JWKS          string
 	called
-	Aliases called `json:"mtls_endpoint_aliases"` // RFC 8705 5
 
-	EndSession          string   `json:"end_session_endpoint"`
-	CertificateBound    bool     `json:"tls_client_certificate_bound_access_tokens"`
-	IssParameter        bool     `json:"authorization_response_iss_parameter_supported"`
-	RequirePushed       bool     `json:"require_pushed_authorization_requests"`
-	RequireSigned       bool     `json:"require_signed_request_object"`
-	IDTokenAlgorithms   []string `json:"id_token_signing_alg_values_supported"`
-	AssertionAlgorithms []string `json:"token_endpoint_auth_signing_alg_values_supported"`
-	RequestAlgorithms   []string `json:"request_object_signing_alg_values_supported"`
-	ProofAlgorithms     []string `json:"dpop_signing_alg_values_supported"`
+	EndSession          string
+	CertificateBound    bool
+	IssParameter        bool
+	RequirePushed       bool
+	RequireSigned       bool
+	IDTokenAlgorithms   []string
+	AssertionAlgorithms []string
+	RequestAlgorithms   []string
+	ProofAlgorithms     []string
 
-	keys       oidc.KeySet
-	logoutKeys oidc.KeySet
+	keys *jwks.Set // nil without jwks_uri
 }
 
 // called are the endpoints that we call ourselves, where browsers take no part.
 type called struct {
-	Token      string `json:"token_endpoint"`
-	Revocation string `json:"revocation_endpoint"`
-	Pushed     string `json:"pushed_authorization_request_endpoint"`
-	UserInfo   string `json:"userinfo_endpoint"`
+	Token      string
+	Revocation string
+	Pushed     string
+	UserInfo   string
 }
 
 const (
 	providerTimeout = 15 * time.Second
 	maxAnswer       = 1 << 20 // bytes of any answer of the provider
 
-	// metadataLife is how long the metadata and the key set are taken as current; a key that the provider withdraws is trusted no longer than that.
+	// metadataLife is how long the metadata are taken as current, and the key set at most; a key that the provider withdraws is trusted no longer than
+	// that while the key set can be fetched.
 	metadataLife = 10 * time.Minute
 )
 
@@ -169,6 +182,9 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	}
 	checkClientAuth(&cfg, fail)
 	checkRequests(&cfg, fail)
+	if err := checkIDTokenAlg(&cfg); err != nil {
+		fail("IDTokenAlg", err)
+	}
 	if len(cfg.Scopes) == 0 {
 		cfg.Scopes = []string{"openid", "profile", "email", "offline_access"}
 	}
@@ -195,7 +211,7 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 		tokenClient: &tokenClient,
 
 		cfg: cfg, redirectURI: redirectURI, keys: keys, targets: make(map[string]target), log: log, firstFound: make(chan struct{}),
-		client: client, keyClient: limited(client), logoutKeyClient: limited(client),
+		client: client, idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3), logoutFetches: rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}
 	p.breaker = newBreaker(log, p.probe)
 	return p, errors.Join(errs...)
@@ -289,10 +305,14 @@ func isLoopback(host string) bool {
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
 }
 
-// keepFound finds the provider and keeps what is known of it current, until ctx ends. It may be down at start and at any time after.
+// keepFound discovers the provider and keeps its metadata current, until ctx
+// ends. The provider may be down at start and at any time after. Until it was
+// found first, it is asked each second, for sign-in waits for it.
 func (p *provider) keepFound(ctx context.Context) {
-	const firstWait = 500 * time.Millisecond
+	const firstWait, longestWait, logAgain = 500 * time.Millisecond, 10 * time.Second, time.Minute
 	wait := firstWait
+	var logged string // the cause that was logged last, at loggedAt
+	var loggedAt time.Time
 	for {
 		next := metadataLife
 		switch found, err := p.discover(ctx); {
@@ -301,15 +321,23 @@ func (p *provider) keepFound(ctx context.Context) {
 				close(p.firstFound)
 				p.log.InfoContext(ctx, "provider found", "issuer", p.cfg.Issuer)
 			}
-			wait = firstWait
+			wait, logged = firstWait, ""
 		case ctx.Err() != nil:
 			return
 		default:
-			p.log.ErrorContext(ctx, "provider not found; nobody can sign in until it is, who is signed in stays so", "issuer", p.cfg.Issuer, "retry_in", wait.String(), "err", err)
-			if p.found.Load() != nil {
-				p.log.WarnContext(ctx, "going on with what was known of the provider before")
+			known := p.found.Load() != nil
+			if text := err.Error(); text != logged || time.Since(loggedAt) > logAgain {
+				logged, loggedAt = text, time.Now()
+				if known {
+					p.log.WarnContext(ctx, "provider metadata not refreshed; the metadata before stay in use", "issuer", p.cfg.Issuer, "err", err)
+				} else {
+					p.log.ErrorContext(ctx, "provider discovery failed; sign-in is unavailable, existing sessions are not affected", "issuer", p.cfg.Issuer, "err", err)
+				}
 			}
-			next, wait = wait, min(2*wait, 10*time.Second)
+			next = wait
+			if wait = min(2*wait, longestWait); !known {
+				wait = min(wait, time.Second)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -319,47 +347,159 @@ func (p *provider) keepFound(ctx context.Context) {
 	}
 }
 
-// discover reads the provider's metadata. Nothing of it is used unless all of it is right (OpenID Connect Discovery 4.3).
+// discover reads the provider's metadata. Nothing of it is used unless all of it that is needed is right (OpenID Connect Discovery 4.3).
 func (p *provider) discover(ctx context.Context) (*metadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
-	answer, err := oidc.NewProvider(oidc.ClientContext(ctx, p.client), p.cfg.Issuer)
+	found, _, err := jwks.Discover(ctx, p.client, p.cfg.Issuer)
 	if err != nil {
-		return nil, fmt.Errorf("discover: %w", err)
+		return nil, fmt.Errorf("discover provider: %w%s", err, discoveryAdvice(err))
 	}
-	m, all := new(metadata), json.RawMessage(nil)
-	if err := errors.Join(answer.Claims(m), answer.Claims(&all)); err != nil {
-		return nil, fmt.Errorf("discover: %w", err)
+	m, ignored, err := p.readMetadata(found)
+	if err != nil {
+		return nil, fmt.Errorf("discover provider: %w", err)
 	}
-	if _, err := parseObject(all); err != nil {
-		return nil, fmt.Errorf("discover: %w", err)
-	}
-	if strings.HasSuffix(p.cfg.ClientAuth, "tls_client_auth") || p.cfg.SenderConstraint == "mtls" { // RFC 8705 5
-		m.Token, m.Revocation = cmp.Or(m.Aliases.Token, m.Token), cmp.Or(m.Aliases.Revocation, m.Revocation)
-		m.Pushed, m.UserInfo = cmp.Or(m.Aliases.Pushed, m.Pushed), cmp.Or(m.Aliases.UserInfo, m.UserInfo)
+	if text := fmt.Sprint(ignored); text != p.ignored && ignored != nil {
+		p.log.WarnContext(ctx, "members of the provider's metadata ignored", "issuer", p.cfg.Issuer, "err", ignored)
+		p.ignored = text
 	}
 	m.EndSession = cmp.Or(p.cfg.LogoutURL, m.EndSession)
 	if err := errors.Join(p.checkEndpoints(m), p.checkOffers(m)); err != nil {
-		return nil, fmt.Errorf("discover: %w", err)
+		return nil, fmt.Errorf("discover provider: %w", err)
 	}
-	m.keys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.keyClient), m.JWKS)
-	m.logoutKeys = oidc.NewRemoteKeySet(oidc.ClientContext(ctx, p.logoutKeyClient), m.JWKS)
+	m.keys = p.keySet(m.JWKS)
 	return m, nil
+}
+
+// discoveryAdvice says what an operator can do about metadata that cannot be used.
+func discoveryAdvice(err error) string {
+	status, network := (*jwks.StatusError)(nil), net.Error(nil)
+	switch {
+	case errors.As(err, &status) && status.Location != "":
+		return " (redirects are not followed; set oidc.issuer to the issuer that the metadata there name)"
+	case errors.As(err, &status) && status.Status >= 500, errors.As(err, &network):
+		return "" // it may pass
+	}
+	return " (check oidc.issuer)"
+}
+
+// keySet returns the key set at a URL: the one of before if that has not changed.
+func (p *provider) keySet(from string) *jwks.Set {
+	if from == "" {
+		return nil
+	}
+	if before := p.found.Load(); before != nil && before.JWKS == from {
+		return before.keys
+	}
+	return jwks.NewSet(jwks.Config{
+		Issuer: p.cfg.Issuer, KidsReused: true, MaxLifetime: metadataLife, Logger: p.log,
+		Fetch: func(ctx context.Context) (*jwks.Document, error) {
+			document, err := jwks.Get(ctx, p.client, from)
+			if status := (*jwks.StatusError)(nil); errors.As(err, &status) && status.Location != "" {
+				err = fmt.Errorf("%w (redirects are not followed; the provider's jwks_uri has to be the URL of the keys)", err)
+			}
+			return document, err
+		},
+	})
+}
+
+// readMetadata reads those members of the metadata that we use. A member of another type than the standard's, or that is there twice, is an error if
+// the configuration needs it; otherwise it counts as missing, and ignored says so. Null and the empty string count as missing.
+func (p *provider) readMetadata(found strictjson.Object) (m *metadata, ignored, err error) {
+	m = new(metadata)
+	var wrong, skipped []error
+	note := func(name string, err error) {
+		switch {
+		case err == nil:
+		case p.needs(name):
+			wrong = append(wrong, err)
+		default:
+			skipped = append(skipped, err)
+		}
+	}
+	read := func(o strictjson.Object, name string, text *string) {
+		value, err := o.Text(name)
+		*text = cmp.Or(value, *text)
+		note(name, err)
+	}
+	read(found, "authorization_endpoint", &m.Authorization)
+	read(found, "jwks_uri", &m.JWKS)
+	read(found, "end_session_endpoint", &m.EndSession)
+	readCalled := func(o strictjson.Object) {
+		read(o, "token_endpoint", &m.Token)
+		read(o, "revocation_endpoint", &m.Revocation)
+		read(o, "pushed_authorization_request_endpoint", &m.Pushed)
+		read(o, "userinfo_endpoint", &m.UserInfo)
+	}
+	readCalled(found)
+	if strings.HasSuffix(p.cfg.ClientAuth, "tls_client_auth") || p.cfg.SenderConstraint == "mtls" { // RFC 8705 5
+		aliases, err := found.Object("mtls_endpoint_aliases")
+		note("mtls_endpoint_aliases", err)
+		readCalled(aliases)
+	}
+	for name, flag := range map[string]*bool{
+		"tls_client_certificate_bound_access_tokens":     &m.CertificateBound,
+		"authorization_response_iss_parameter_supported": &m.IssParameter,
+		"require_pushed_authorization_requests":          &m.RequirePushed,
+		"require_signed_request_object":                  &m.RequireSigned,
+	} {
+		value, err := found.Bool(name)
+		*flag = value
+		note(name, err)
+	}
+	for name, list := range map[string]*[]string{
+		"id_token_signing_alg_values_supported":            &m.IDTokenAlgorithms,
+		"token_endpoint_auth_signing_alg_values_supported": &m.AssertionAlgorithms,
+		"request_object_signing_alg_values_supported":      &m.RequestAlgorithms,
+		"dpop_signing_alg_values_supported":                &m.ProofAlgorithms,
+	} {
+		value, err := found.Texts(name)
+		*list = value
+		note(name, err)
+	}
+	slices.SortFunc(skipped, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
+	return m, errors.Join(skipped...), errors.Join(wrong...)
+}
+
+// needs reports whether the configuration needs a member of the metadata.
+func (p *provider) needs(member string) bool {
+	switch member {
+	case "token_endpoint":
+		return true
+	case "authorization_endpoint", "jwks_uri":
+		return !p.clientOnly
+	case "pushed_authorization_request_endpoint":
+		return p.cfg.PushedRequests == "always"
+	case "userinfo_endpoint":
+		return p.cfg.UserInfo
+	case "tls_client_certificate_bound_access_tokens":
+		return p.cfg.SenderConstraint == "mtls"
+	case "authorization_response_iss_parameter_supported":
+		return p.cfg.FAPI2
+	}
+	return false
 }
 
 // checkEndpoints accepts URLs that what we send is safe at. Those that we can do without may be missing.
 func (p *provider) checkEndpoints(m *metadata) error {
 	var errs []error
-	for name, endpoint := range map[string]string{"authorization_endpoint": m.Authorization, "token_endpoint": m.Token, "jwks_uri": m.JWKS} {
-		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-	}
-	for name, endpoint := range map[string]string{
-		"end_session_endpoint": m.EndSession, "revocation_endpoint": m.Revocation, "pushed_authorization_request_endpoint": m.Pushed, "userinfo_endpoint": m.UserInfo,
+	for _, e := range []struct {
+		name, url string
+		optional  bool // see also checkOffers
+	}{
+		{"authorization_endpoint", m.Authorization, p.clientOnly},
+		{"token_endpoint", m.Token, false},
+		{"jwks_uri", m.JWKS, p.clientOnly},
+		{"end_session_endpoint", m.EndSession, true},
+		{"revocation_endpoint", m.Revocation, true},
+		{"pushed_authorization_request_endpoint", m.Pushed, true},
+		{"userinfo_endpoint", m.UserInfo, true},
 	} {
-		if err := checkProviderURL(endpoint, p.cfg.Issuer); err != nil && endpoint != "" {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		if e.url == "" && e.optional {
+			continue
+		}
+		if err := checkProviderURL(e.url, p.cfg.Issuer); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", e.name, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -387,6 +527,9 @@ func (p *provider) checkOffers(m *metadata) error {
 	if p.cfg.UserInfo && m.UserInfo == "" {
 		lacks("has no userinfo_endpoint, and the user's claims are to be fetched from there")
 	}
+	if alg := p.cfg.IDTokenAlg; alg != "" && len(m.IDTokenAlgorithms) > 0 && !slices.Contains(m.IDTokenAlgorithms, alg) {
+		lacks("does not sign ID tokens with %s, only with %q (check oidc.id_token_alg)", alg, m.IDTokenAlgorithms)
+	}
 	if p.cfg.FAPI2 && !m.IssParameter {
 		lacks("does not send iss in authorization responses (RFC 9207), which FAPI 2.0 demands")
 	}
@@ -402,7 +545,7 @@ func (p *provider) metadata() (*metadata, error) {
 }
 
 // logoutURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
-func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) string {
+func (p *provider) logoutURL(hint logoutHint, redirectURI, state string) string {
 	m := p.found.Load()
 	if m == nil || m.EndSession == "" {
 		return ""
@@ -413,13 +556,26 @@ func (p *provider) logoutURL(idToken session.Secret, redirectURI, state string) 
 	}
 	q := u.Query()
 	q.Set("client_id", p.cfg.ClientID)
-	if idToken != "" {
-		q.Set("id_token_hint", idToken.Reveal())
-	}
 	q.Set(cmp.Or(p.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
 	q.Set("state", state)
+	without := len(u.Scheme) + len(u.Host) + len(u.EscapedPath()) + len(q.Encode())
+	if token := hint.idToken.Reveal(); token != "" && without+len(token) <= maxLogoutURL {
+		q.Set("id_token_hint", token)
+	} else if hint.user != "" {
+		q.Set("logout_hint", hint.user)
+	}
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// maxLogoutURL bounds the URL with an id_token_hint. nginx has a buffer of 4 kB for
+// the header of our response, of which the rest takes up less than one.
+const maxLogoutURL = 3000
+
+// canLogout reports whether users can sign out at the provider.
+func (p *provider) canLogout() bool {
+	m := p.found.Load()
+	return m != nil && m.EndSession != ""
 }
 
 // trusts says whether a token for an audience besides us is good for us.
@@ -464,27 +620,4 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
 	b.left -= n
 	return n, err
-}
-
-// errKeysCurrent says that the key set was fetched a moment ago: a token that it does not verify is wrong, or signed with a key that is newer still.
-var errKeysCurrent = errors.New("the key set was fetched a moment ago")
-
-// limitedRequests lets a request through now and then: a token signed by nobody makes the verifier look for new keys, and
-// anybody can send such tokens.
-type limitedRequests struct {
-	base  http.RoundTripper
-	limit *rate.Limiter
-}
-
-func limited(c *http.Client) *http.Client {
-	l := *c
-	l.Transport = limitedRequests{c.Transport, rate.NewLimiter(rate.Every(10*time.Second), 3)}
-	return &l
-}
-
-func (t limitedRequests) RoundTrip(r *http.Request) (*http.Response, error) {
-	if !t.limit.Allow() {
-		return nil, errKeysCurrent
-	}
-	return t.base.RoundTrip(r)
 }

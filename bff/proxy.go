@@ -36,6 +36,9 @@ func (s *Server) proxy(w *response, r *http.Request, route *route) error {
 	if err := s.upgradeAllowed(r); err != nil {
 		return err
 	}
+	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" { // it would act on the whole origin
+		return errServiceWorker
+	}
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
 		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
 	}
@@ -182,6 +185,8 @@ type exchange struct {
 	token   accessToken
 	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
+	down    pace        // of the response's body
+	writing atomic.Bool // to the client
 
 	breaking sync.Mutex                              // held while breakOff uses the writer
 	writer   atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it, and in the end
@@ -228,6 +233,7 @@ func (x *exchange) end() {
 	if x.shutdown != nil {
 		x.shutdown()
 	}
+	x.down.stop()
 	if x.resp != nil {
 		x.resp.Body.Close()
 		x.address.done()
@@ -252,7 +258,7 @@ func (x *exchange) run(ctx context.Context) error {
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}).WithContext(ctx)
-	resp, a, err := x.route.upstream.send(out, body, x.aim)
+	resp, a, err := x.route.upstream.send(x, out, body)
 	if err == nil && x.token.key != nil {
 		resp, a, err = x.heedNonce(ctx, out, body, resp, a)
 	}
@@ -270,6 +276,11 @@ func (x *exchange) run(ctx context.Context) error {
 	if switching || events {
 		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
 	}
+	if switching || isStream(resp.Header.Get("Content-Type")) {
+		body.pace().stop()
+	} else if resp.Body != http.NoBody {
+		x.s.start(&x.down, x.tooSlow)
+	}
 	if switching {
 		return x.tunnel(ctx)
 	}
@@ -283,7 +294,7 @@ func (x *exchange) run(ctx context.Context) error {
 // aim sets in a request what depends on the address that it goes to: where that is, and the proof that we may use the token there, which is another one each time
 // (RFC 9449 7.3).
 func (x *exchange) aim(out *http.Request, a *address) error {
-	out.URL, out.Host = a.target(x.route, x.r.URL), a.host
+	out.URL, out.Host = a.target(x.route, x.r), a.host
 	if x.token.key == nil {
 		return nil
 	}
@@ -304,7 +315,7 @@ func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *reque
 	}
 	resp.Body.Close()
 	a.done()
-	resp, a, err := x.route.upstream.send(out.WithContext(ctx), body, x.aim) // what sent it before may still look at the other
+	resp, a, err := x.route.upstream.send(x, out.WithContext(ctx), body) // what sent it before may still look at the other
 	if err == nil {
 		a.learnNonce(resp.Header)
 	}
@@ -347,7 +358,7 @@ func (x *exchange) again(ctx context.Context, out *http.Request, body *requestBo
 	a.done()
 	x.token, x.header["Authorization"] = token, token.header
 	out = out.WithContext(ctx) // what sent it before may still look at it
-	return x.route.upstream.send(out, body, x.aim)
+	return x.route.upstream.send(x, out, body)
 }
 
 // renewToken returns another token than the one that was rejected, or the same where there is none.
@@ -362,20 +373,34 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	return accessToken{header: renewed.Authorization(x.route.targetKey), key: renewed.Key()}, nil
 }
 
-// target is the URL of a request at an address: the path that was decided on, octet by octet.
-func (a *address) target(route *route, u *url.URL) *url.URL {
-	escaped, path := u.EscapedPath(), u.Path
+// target returns the URL of a request at an address: the path that was decided
+// on, octet by octet, and the query as it came.
+func (a *address) target(route *route, r *http.Request) *url.URL {
+	raw := rawPath(r)
 	if route.StripPrefix {
-		prefix := strings.TrimSuffix(route.Path, "/")
-		escaped, path = strings.TrimPrefix(escaped, prefix), strings.TrimPrefix(path, prefix)
-		if path == "" {
-			escaped, path = "/", "/"
-		}
+		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(route.Path, "/"), "/"))
 	}
+	raw = strings.TrimSuffix(a.url.EscapedPath(), "/") + raw
 	target := *a.url
-	target.Path, target.RawPath = strings.TrimSuffix(a.url.Path, "/")+path, strings.TrimSuffix(a.url.EscapedPath(), "/")+escaped
-	target.RawQuery, target.ForceQuery = u.RawQuery, u.ForceQuery // as it came: what it means is for the upstream to say
+	target.RawPath = raw
+	target.Path, _ = url.PathUnescape(raw) // checkPath has accepted it
+	if target.EscapedPath() != raw {       // net/url would encode characters such as |
+		target.Opaque = raw
+	}
+	target.RawQuery, target.ForceQuery = r.URL.RawQuery, r.URL.ForceQuery
 	return &target
+}
+
+// cutSegments removes the first n segments of a path.
+func cutSegments(path string, n int) string {
+	for range n {
+		i := strings.IndexByte(path[1:], '/')
+		if i < 0 {
+			return "/"
+		}
+		path = path[1+i:]
+	}
+	return path
 }
 
 // problem says what the client is to be told of an exchange that gave no answer.
@@ -387,6 +412,10 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	switch {
 	case errors.Is(cause, session.ErrEnded):
 		return session.ErrNone
+	case cause == errSlowSender:
+		return x.s.tooSlow(errBodyTooSlow, cause)
+	case cause == errSlowUpload:
+		return x.s.tooSlow(errUpstreamTimeout, cause)
 	case errors.Is(cause, errStoodStill):
 		return errUpstreamTimeout.because(cause)
 	case cause != nil: // the client has left
@@ -404,12 +433,18 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 // answerHeader puts the upstream's header into ours.
 func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	if x.resp.StatusCode == http.StatusUnauthorized {
 		h["Www-Authenticate"] = withoutDialogue(h["Www-Authenticate"])
 	}
-	if location := h["Location"]; len(location) == 1 {
-		h["Location"] = []string{x.address.location(x.route, location[0])}
+	if hasNoBody(x.resp.StatusCode) {
+		delete(h, "Content-Length") // RFC 9110, section 8.6
+	}
+	if x.resp.StatusCode == http.StatusResetContent {
+		h["Content-Length"] = []string{"0"} // which HTTP/1.1 needs to see its end
+	}
+	if x.route.Documents != "allow" {
+		sandbox(h, x.resp.StatusCode)
 	}
 	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
@@ -420,6 +455,9 @@ func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 // answer gives the upstream's answer to the client, as it comes.
 func (x *exchange) answer(ctx context.Context, body *requestBody) error {
 	x.w.WriteHeader(x.resp.StatusCode)
+	if hasNoBody(x.resp.StatusCode) {
+		return nil
+	}
 	if x.resp.ContentLength < 0 || !body.over() {
 		x.w.Flush() // it may be a while until there is more
 	}
@@ -440,10 +478,24 @@ func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
 	return cmp.Or(x.move(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
+// tooSlow ends an exchange whose response does not move.
+func (x *exchange) tooSlow() {
+	if x.writing.Load() {
+		x.breakOff(errSlowReader)
+	} else {
+		x.breakOff(errSlowDownload)
+	}
+}
+
 // brokeOff has it logged that an answer broke off, unless that was the client's doing, or the session's end.
 func (x *exchange) brokeOff(ctx context.Context, err error) {
-	if cause := context.Cause(ctx); cause == nil || cause == errStoodStill {
+	switch cause := context.Cause(ctx); cause {
+	case nil, errStoodStill:
 		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+	case errSlowDownload, errSlowUpload:
+		x.w.problem = x.s.tooSlow(errUpstream, cause)
+	case errSlowReader, errSlowSender:
+		x.w.problem = x.s.tooSlow(errBodyTooSlow, cause)
 	}
 }
 
@@ -491,9 +543,13 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 			x.idle.Reset(x.route.Timeouts.Idle)
 		}
 		if n > 0 {
-			if _, err := w.Write(buf[:n]); err != nil {
+			x.writing.Store(true)
+			_, err := w.Write(buf[:n])
+			x.writing.Store(false)
+			if err != nil {
 				return err
 			}
+			x.down.moved.Add(int64(n))
 		}
 		if err == io.EOF {
 			return nil
@@ -515,7 +571,7 @@ func (x *exchange) tunnel(ctx context.Context) error {
 		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
 	}
 	h := x.w.Header()
-	x.s.copyHeader(h, x.resp.Header)
+	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	client, buffered, err := x.writer.Load().Hijack()
 	if err != nil {
@@ -578,14 +634,16 @@ func (c *counted) Write(p []byte) (int, error) {
 
 // requestBody is a request's body on its way to the upstream, for which there may be more than one try. A nil one has nothing in it.
 type requestBody struct {
-	x *exchange
+	x  *exchange
+	up pace
 
 	mu      sync.Mutex // guards all below
+	waiting *sync.Cond // signals that reading has ended
 	try     int        // its readers are those of this try; those of earlier ones get nothing any more
 	reading bool       // from the client
 	kept    []byte     // its beginning, while that is not too long
 	lost    bool       // it was too long
-	at      int        // how much of what is kept this try has had
+	at      int64      // how much of the body this try has had
 	read    int64
 	failed  error // why there is no more of it, io.EOF for its end
 }
@@ -598,22 +656,56 @@ func newRequestBody(x *exchange) *requestBody {
 		return nil
 	}
 	x.writer.Load().EnableFullDuplex() // an upstream may answer before it has all of the body
-	return &requestBody{x: x}
+	b := &requestBody{x: x}
+	b.waiting = sync.NewCond(&b.mu)
+	return b
 }
 
-// reader returns the body from its beginning, for one try, or false if that is not to be had any more.
+// reader returns the body from its beginning, for one try, or false if that is not to be had any more. What an earlier try is still reading from the client is
+// for this one.
 func (b *requestBody) reader() (io.ReadCloser, bool) {
 	if b == nil {
 		return http.NoBody, true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.lost || b.reading {
+	if b.lost {
 		return nil, false
 	}
 	b.try++
 	b.at = 0
-	return &bodyReader{b, b.try}, true
+	b.waiting.Broadcast() // for the readers of earlier tries
+	return &bodyReader{requestBody: b, try: b.try}, true
+}
+
+// pace returns what watches the body on its way to the upstream.
+func (b *requestBody) pace() *pace {
+	if b == nil {
+		return new(pace)
+	}
+	return &b.up
+}
+
+// tooSlow ends an exchange whose request body does not move.
+func (b *requestBody) tooSlow() {
+	b.mu.Lock()
+	reading := b.reading
+	b.mu.Unlock()
+	if reading {
+		b.x.breakOff(errSlowSender)
+	} else {
+		b.x.breakOff(errSlowUpload)
+	}
+}
+
+// getBody is http.Request.GetBody, with which http.Transport repeats what the
+// server has refused or left out: a body of up to keptBody bytes.
+func (b *requestBody) getBody() (io.ReadCloser, error) {
+	reader, ok := b.reader()
+	if !ok {
+		return nil, errNotKept
+	}
+	return reader, nil
 }
 
 // rewindable says whether there could be a reader now.
@@ -623,34 +715,48 @@ func (b *requestBody) rewindable() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.lost && !b.reading
+	return !b.lost
 }
 
 // bodyReader reads a body for one try.
 type bodyReader struct {
 	*requestBody
-	try int
+	try     int
+	watched bool // by up; of Read alone
 }
 
-var errLateReader = errors.New("the body is being read for another try")
+var (
+	errLateReader = errors.New("the body is being read for another try")
+	errNotKept    = fmt.Errorf("the body is longer than %d bytes and cannot be sent again", keptBody)
+)
 
 func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
+	if !r.watched {
+		r.watched = true
+		b.x.s.start(&b.up, b.tooSlow)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for b.reading && b.try == r.try && b.at >= int64(len(b.kept)) {
+		b.waiting.Wait() // for the reader of an earlier try
+	}
 	switch {
-	case b.try != r.try, b.reading:
+	case b.try != r.try:
 		return 0, errLateReader
-	case b.at < len(b.kept):
+	case b.at < int64(len(b.kept)):
 		n := copy(p, b.kept[b.at:])
-		b.at += n
+		b.at += int64(n)
 		return n, nil
 	case b.failed != nil:
 		return 0, b.failed
+	case b.at < b.read: // an earlier try has read too much of it
+		return 0, errNotKept
 	}
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.x.r.Body.Read(p)
+	b.up.moved.Add(int64(n))
 	if b.x.idle != nil {
 		b.x.idle.Reset(b.x.route.Timeouts.Idle)
 	}
@@ -663,17 +769,30 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 		err = errBadBody.because(err)
 	}
 	b.failed = err
+	current := b.try == r.try
 	if b.lost = b.lost || len(b.kept)+n > keptBody || b.x.r.ContentLength > keptBody; b.lost {
 		b.kept = nil
 	} else {
 		b.kept = append(b.kept, p[:n]...)
-		b.at = len(b.kept)
 	}
+	b.waiting.Broadcast()
+	if !current {
+		return 0, errLateReader
+	}
+	b.at += int64(n)
 	return n, err
 }
 
-// Close does nothing: whether the body is read again is not for a transport to say.
-func (r *bodyReader) Close() error { return nil }
+// Close notes that the upstream has the body, or will get no more of it. Whether it is read again is not for a transport to say.
+func (r *bodyReader) Close() error {
+	r.mu.Lock()
+	current := r.requestBody.try == r.try
+	r.mu.Unlock()
+	if current {
+		r.up.stop()
+	}
+	return nil
+}
 
 // err returns why the body could not be read; nil if it could, or has not been.
 func (b *requestBody) err() error {
@@ -700,6 +819,7 @@ func (b *requestBody) over() bool {
 
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
 func (b *requestBody) end() {
+	b.pace().stop()
 	if !b.over() {
 		b.x.writer.Load().SetReadDeadline(time.Now())
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,12 +23,20 @@ type response struct {
 	page      page   // whether a person looks at the answer
 	streams   bool   // the answer goes on after the handler has returned, and is logged when it ends
 
+	// Of a response that no upstream sends:
+	paced   *Server // whose limit is in force; nil: none
+	pace    pace
+	writing atomic.Bool // to the client
+	slow    atomic.Bool // it was ended because the client reads too slowly
+
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
 
 	status  int
 	bytes   int64
 	problem *problem
 	session string // the ID of the session that the request was made in
+
+	refusedCookies []string // names of those that cookieRefused has logged
 }
 
 // page says how an error is shown to a person.
@@ -78,9 +87,24 @@ func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	if w.paced != nil && w.bytes == 0 && !isStream(w.Header().Get("Content-Type")) {
+		w.paced.start(&w.pace, w.endSlow)
+	}
+	w.writing.Store(true)
 	n, err := w.ResponseWriter.Write(b)
+	w.writing.Store(false)
+	w.pace.moved.Add(int64(n))
 	w.bytes += int64(n)
 	return n, err
+}
+
+// endSlow ends a response that the client does not read. A handler that is not
+// writing is slow itself, which is its own affair.
+func (w *response) endSlow() {
+	if w.writing.Load() {
+		w.slow.Store(true)
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
+	}
 }
 
 // Flush sends what has been written.

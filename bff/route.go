@@ -22,7 +22,7 @@ type Route struct {
 	Path string // begins with a slash; with one at the end it is everything below, without one also the path itself
 
 	// Upstream is where the requests go: URLs with the scheme http, https (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
-	// path goes before the request's; or unix:/run/orders.sock. Of several, one that does not answer is left alone for a while.
+	// path goes before the request's; or unix:/run/orders.sock. Of several, and of the addresses of a name, one that has failed is asked last for a while.
 	Upstream    []string
 	StripPrefix bool        // take Path off before the upstream's path goes before what remains
 	TLS         *tls.Config // of https upstreams: whom to trust, and a client certificate; nil: the system's roots and none
@@ -39,7 +39,17 @@ type Route struct {
 	Scopes   []string
 	Grant    string
 
-	CSRF string // header (the default), or fetch-metadata for what cannot send a header
+	// CSRF is the proof that a request comes from this origin. header: X-CSRF: 1. fetch-metadata: Sec-Fetch-Site or Origin.
+	// auto, the default: the header, or for GET, HEAD and WebSockets the metadata; or a GET or HEAD navigation that no site
+	// has started.
+	CSRF string
+	// Documents allow lets upstream documents that can run script, such as HTML and
+	// SVG, act as pages of this origin, and a login or a logout that the app itself
+	// started lead there. By default they are sandboxed, and neither may.
+	Documents string
+	// EncodedSlashes pass accepts %2F in a path as data and sends it to the upstream unchanged. By default such a path is
+	// refused. No longer route may lie below the route.
+	EncodedSlashes string
 
 	// AcceptBearer wraps what hands on requests that bring an access token of their own, and lets through those whose token is good for this route: it is what package bearer makes,
 	// as in func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) }. It answers the others. Such a request needs neither session nor
@@ -53,7 +63,9 @@ type Route struct {
 	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them. Without a
 	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
 	Headers map[string]string
-	Require Require
+	// JSONHeaders are like Headers, and have the claim as JSON in ASCII, objects and lists included.
+	JSONHeaders map[string]string
+	Require     Require
 }
 
 // Timeouts of a route's upstream.
@@ -84,13 +96,17 @@ type route struct {
 	target    target
 	targetKey string
 
+	claimNames      map[string]bool // of the headers that are set to claims, without punctuation; nil if there are none
+	forwardedPrefix []string        // of X-Forwarded-Prefix; nil: it is not sent
+	urlPath         string          // Path as it is in a URL
+
 	clientToken *clientToken // nil unless client
 	guard       func(s *Server, r *http.Request) error
 	upstream    *upstream
 }
 
 func newRoute(r Route, field, prefix string) (*route, error) {
-	parsed := &route{Route: r}
+	parsed := &route{Route: r, urlPath: (&url.URL{Path: r.Path}).EscapedPath()}
 	var errs []error
 	fail := func(name, format string, args ...any) {
 		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
@@ -115,7 +131,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.user, parsed.anonymous, parsed.client = true, true, true
 	case "client", "none":
 		parsed.client = r.Token == "client"
-		if len(r.Headers) > 0 || !r.Require.empty() {
+		if len(r.Headers)+len(r.JSONHeaders) > 0 || !r.Require.empty() {
 			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
 		}
 	default:
@@ -131,12 +147,20 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.key()
 	switch r.CSRF {
-	case "", "header":
+	case "", "auto":
+		parsed.guard = headerOrMetadata
+	case "header":
 		parsed.guard = fetch
 	case "fetch-metadata":
 		parsed.guard = sameOrigin
 	default:
-		fail("CSRF", "%q is none of header, fetch-metadata", r.CSRF)
+		fail("CSRF", "%q is none of header, fetch-metadata, auto", r.CSRF)
+	}
+	if r.Documents != "" && r.Documents != "allow" {
+		fail("Documents", "%q is not allow; leave it out to sandbox them", r.Documents)
+	}
+	if r.EncodedSlashes != "" && r.EncodedSlashes != "pass" {
+		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", r.EncodedSlashes)
 	}
 	for _, m := range r.Methods {
 		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
@@ -167,18 +191,34 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	if !r.Require.empty() {
 		parsed.anonymous = false
 	}
-	parsed.Headers = make(map[string]string)
-	for name, claim := range r.Headers {
-		canonical := textproto.CanonicalMIMEHeaderKey(name)
-		switch _, ours := requestHeaders[canonical]; {
-		case !isToken(name) || ours || forged(canonical) || framing[canonical]:
-			fail("Headers", "%q is not a header that can be set to a claim, such as X-User", name)
-		case claim == "":
-			fail("Headers", "%q has no claim", name)
-		}
-		parsed.Headers[canonical] = claim
+	parsed.Headers = parsed.claimHeaders("Headers", r.Headers, fail)
+	parsed.JSONHeaders = parsed.claimHeaders("JSONHeaders", r.JSONHeaders, fail)
+	if prefix := strings.TrimSuffix(r.Path, "/"); r.StripPrefix && prefix != "" {
+		parsed.forwardedPrefix = []string{strings.TrimSuffix(parsed.urlPath, "/")}
 	}
 	return parsed, errors.Join(errs...)
+}
+
+// claimHeaders returns headers that are set to claims, by their canonical names.
+func (route *route) claimHeaders(field string, headers map[string]string, fail func(name, format string, args ...any)) map[string]string {
+	canonicals := make(map[string]string)
+	for name, claim := range headers {
+		canonical, bare := textproto.CanonicalMIMEHeaderKey(name), bareName(name)
+		switch _, ours := requestHeaders[canonical]; {
+		case !isToken(name) || ours || isSpoofable(canonical) || framing[canonical]:
+			fail(field, "%q is not a header that can be set to a claim, such as X-User", name)
+		case claim == "":
+			fail(field, "%q has no claim", name)
+		case route.claimNames[bare]:
+			fail(field, "%q is configured twice, but for punctuation and case", name)
+		}
+		canonicals[canonical] = claim
+		if route.claimNames == nil {
+			route.claimNames = make(map[string]bool)
+		}
+		route.claimNames[bare] = true
+	}
+	return canonicals
 }
 
 // show has the upstream see the certificate that tokens are bound to (RFC 8705 3).
@@ -207,6 +247,20 @@ func isToken(s string) bool {
 	}) < 0
 }
 
+// headerOrMetadata is the guard of routes with csrf: auto. It accepts either
+// proof that a request comes from this origin: the header for any method, or for
+// GET and HEAD, and so for WebSockets, what the browser reports of its origin. A
+// navigation that no site has started passes too: the user has typed it.
+func headerOrMetadata(s *Server, r *http.Request) error {
+	switch site := r.Header["Sec-Fetch-Site"]; {
+	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return fetch(s, r)
+	case len(site) == 1 && site[0] == "none" && r.Header.Get("Sec-Fetch-Mode") == "navigate":
+		return s.originAllowed(r)
+	}
+	return sameOrigin(s, r)
+}
+
 // methodAllowed says whether the route lets a method through.
 func (route *route) methodAllowed(method string) bool {
 	return len(route.Methods) == 0 || slices.Contains(route.Methods, method)
@@ -218,7 +272,7 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	if q.empty() {
 		return nil
 	}
-	granted := strings.Fields(current.Tokens.For(route.targetKey).Scope)
+	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ") // RFC 6749 3.3: no other space separates
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {
 			return errScope.challenging(`Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`).
@@ -233,8 +287,10 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 	acr, _ := current.Claim("acr").(string)
 	var authTime time.Time
 	if n, ok := current.Claim("auth_time").(json.Number); ok {
-		seconds, _ := n.Float64()
-		authTime = time.Unix(int64(seconds), 0)
+		seconds, err := n.Float64()
+		if latest := time.Now().Add(clockSkew).Unix(); err == nil && seconds >= 0 && seconds <= float64(latest) { // what is no date, or in milliseconds, makes no sign-in new
+			authTime = time.Unix(int64(seconds), 0)
+		}
 	}
 	weak := len(q.ACR) > 0 && !slices.Contains(q.ACR, acr)
 	old := q.MaxAge > 0 && time.Since(authTime) > q.MaxAge // without an auth_time it is
@@ -252,6 +308,14 @@ func (s *Server) satisfied(route *route, current *session.Session) error {
 		login.Set("max_age", seconds)
 	}
 	return errStepUp.challenging(challenge).signingIn(login).because(fmt.Errorf("acr is %q, auth_time is %v", acr, authTime.UTC()))
+}
+
+// unreachable reports whether the route requires an acr, and none that a sign-in
+// may have: the operator's acr_values hold for every sign-in.
+func (route *route) unreachable(acrValues string) bool {
+	accepted := strings.Fields(acrValues)
+	return len(accepted) > 0 && len(route.Require.ACR) > 0 &&
+		!slices.ContainsFunc(route.Require.ACR, func(acr string) bool { return slices.Contains(accepted, acr) })
 }
 
 // claimTexts returns a claim as texts: one, or those of a list. An object, null and a claim that is not there have none.

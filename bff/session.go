@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -37,8 +38,16 @@ func (s *Server) showSession(w *response, r *http.Request) error {
 	return s.writeSession(w, current)
 }
 
-// refreshSession refreshes the tokens now, whether they are about to expire or not.
+// refreshSession refreshes the tokens now, whether they are about to expire or
+// not. Each session has a budget for that, for each call is a request to the
+// provider. It is looked up by the cookie, which needs no store.
 func (s *Server) refreshSession(w *response, r *http.Request) error {
+	if cookies := cookiesWithPrefix(r, s.sessions.CookieName()+"=", 2); len(cookies) == 1 {
+		sum := sha256.Sum256([]byte(cookies[0].value))
+		if wait := s.refreshes.take([16]byte(sum[:])); wait > 0 {
+			return tooManyRequests(wait, "the session has used up its forced refreshes")
+		}
+	}
 	current, err := s.sessions.Renew(r.Context(), r)
 	if err != nil {
 		return err

@@ -49,7 +49,7 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 }
 
 func TestCSRF(t *testing.T) {
-	a := newApp(t, nil)
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].CSRF, cfg.Routes[1].CSRF = "header", "header" })
 	b := a.signedIn()
 	csrf := map[string]struct {
 		header []string
@@ -344,8 +344,12 @@ func TestLogout(t *testing.T) {
 			RedirectTo string `json:"redirect_to"`
 		}
 		answer.Decode(t, &got)
-		if u, err := url.Parse(got.RedirectTo); answer.StatusCode != 200 || err != nil || !strings.HasPrefix(got.RedirectTo, a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
-			t.Errorf("got %d %s, want the provider's end_session", answer.StatusCode, answer.Text)
+		if answer.StatusCode != 200 || !strings.HasPrefix(got.RedirectTo, "/bff/logout/continue?") {
+			t.Fatalf("got %d %s, want a path of this origin", answer.StatusCode, answer.Text)
+		}
+		onward := b.Navigate(got.RedirectTo, "Sec-Fetch-Site", "same-origin")
+		if u := onward.Location(t); onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
+			t.Errorf("got %d to %s, want the provider's end_session", onward.StatusCode, u)
 		}
 		a.wantSession(b, "")
 		b.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
@@ -419,9 +423,9 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 	flipped := []byte(good)
 	flipped[len(flipped)/2] ^= 1
 	for name, cookie := range map[string]string{
-		"flipped": "cloakroom=" + string(flipped), "truncated": "cloakroom=" + good[:len(good)-9], "noise": "cloakroom=" + strings.Repeat("noise", 800),
-		"empty": "cloakroom=", "twice": "cloakroom=" + good + "; cloakroom=" + good, "in capitals": "CLOAKROOM=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
-		"not a cookie": ";;=;;", "quoted": `cloakroom="` + good[:20] + `"`,
+		"flipped": a.cookieName() + "=" + string(flipped), "truncated": a.cookieName() + "=" + good[:len(good)-9], "noise": a.cookieName() + "=" + strings.Repeat("noise", 800),
+		"empty": a.cookieName() + "=", "twice": a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good, "in capitals": strings.ToUpper(a.cookieName()) + "=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
+		"not a cookie": ";;=;;", "quoted": a.cookieName() + `="` + good[:20] + `"`,
 	} {
 		stranger := a.browser()
 		if got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
@@ -432,7 +436,7 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 			t.Errorf("%s: login: got %d, want 302", name, got)
 		}
 	}
-	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; cloakroom="+good); !strings.Contains(got.Text, "alice") {
+	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; "+a.cookieName()+"="+good); !strings.Contains(got.Text, "alice") {
 		t.Errorf("beside another cookie: got %s", got.Text)
 	}
 }

@@ -16,17 +16,23 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 	w.page = silentPage
 	switch _, err := s.sessions.Get(r.Context(), r); {
 	case err == nil: // to ask the provider could make another user of this one
-		writeSilent(w, true)
+		writeSilent(w, http.StatusOK, true)
 		return nil
 	case !errors.Is(err, session.ErrNone):
 		return err
 	}
-	return s.toProvider(w, r, &attempt{ReturnTo: "/", Prompt: "none", Silent: true}, url.Values{"prompt": {"none"}})
+	silent := url.Values{"prompt": {"none"}}
+	if prompt := s.provider.demand(silent).Get("prompt"); prompt != "none" {
+		return errLoginTooWeak.because(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
+	}
+	return s.toProvider(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
 
-// frame lets an iframe of our own origin through.
+// frame accepts an iframe of our own origin. The destination is empty if a
+// service worker of the app passes its navigation on.
 func frame(s *Server, r *http.Request) error {
-	if dest := r.Header.Get("Sec-Fetch-Dest"); dest != "" && dest != "iframe" {
+	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
+	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
 		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Dest is %.40q, want iframe", dest))
 	}
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
@@ -46,17 +52,22 @@ const (
 
 var silentCSP = "default-src 'none'; script-src " + hashSource(silentScript) + "; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
-func writeSilent(w *response, authenticated bool) {
+func writeSilent(w *response, status int, authenticated bool) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", silentCSP)
 	h.Set("X-Frame-Options", "SAMEORIGIN")
+	w.WriteHeader(status)
 	fmt.Fprintf(w, silentHTML, authenticated)
 }
 
-// frontchannelLogout ends the session of the browser in which the provider shows this address in an iframe (OpenID Connect Front-Channel Logout 2). It is
-// best effort: where the provider is another site than we are, the session cookie does not come along, and then nothing ends. Back-channel logout has no
-// such limit. Whoever does not know which session it is ends none.
+// frontchannelLogout ends the session of the browser in which the provider loads
+// this endpoint in an iframe (OpenID Connect Front-Channel Logout 2). The response
+// is 200 only if the session has ended or there was none. It is an error
+//   - without iss and sid: any page could end the session;
+//   - if they are not those of this browser's session, which goes on;
+//   - in a frame of another site: browsers withhold the session cookie there, so
+//     that nothing can be ended. Back-channel logout has no such limit.
 func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+s.provider.origin())
@@ -68,10 +79,15 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	}
 	current, err := s.sessions.Get(r.Context(), r)
 	switch {
-	case errors.Is(err, session.ErrNone), err == nil && (current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]):
+	case errors.Is(err, session.ErrNone):
+		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !s.hasSessionCookie(r) {
+			return errBadFrontchannel.because(errors.New("Sec-Fetch-Site is cross-site, where browsers send no session cookie (use back-channel logout)"))
+		}
 		return nil
 	case err != nil:
 		return err
+	case current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]:
+		return errBadFrontchannel.because(errors.New("iss and sid are not those of the session"))
 	}
 	ended, err := s.sessions.End(r.Context(), w, r)
 	if err != nil || ended == nil {

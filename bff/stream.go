@@ -29,7 +29,9 @@ func (x *exchange) stream(ctx context.Context) bool {
 	}
 	h := x.w.Header()
 	h["Connection"], h["Transfer-Encoding"] = []string{"close"}, []string{"chunked"}
-	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	if len(h["Date"]) == 0 { // RFC 9110, section 6.6.1
+		h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	}
 	x.freeHeader()
 	x.clientLeft() // the server does not look any more
 	x.w.streams = true

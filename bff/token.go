@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -60,11 +60,20 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 		return tokens, nil, errors.New("redeem code: the answer holds no id_token")
 	}
 	id, err := p.verifyIDToken(ctx, m, tokens)
+	if err == nil {
+		err = a.accepts(id) // before the access token is used for anything
+	}
 	if err == nil && p.cfg.UserInfo {
 		err = p.addUserInfo(ctx, m, tokens, id)
 	}
 	if err != nil {
 		return tokens, nil, err
+	}
+	if tokens.Refresh == "" && slices.Contains(p.cfg.Scopes, "offline_access") {
+		p.noRefreshToken.Do(func() {
+			p.log.WarnContext(ctx, "provider issued no refresh token though offline_access was requested; sessions end with their access token", "issuer", p.cfg.Issuer,
+				"advice", "allow refresh tokens for this client at the provider, or leave offline_access out of oidc.scopes")
+		})
 	}
 	return tokens, id, nil
 }
@@ -138,7 +147,9 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 	if answer.tokens.ID == "" {
 		return renewal, nil
 	}
-	id, err := p.verifyIDToken(ctx, m, answer.tokens)
+	checking, cancel := context.WithTimeout(ctx, p.cfg.wait()) // the new refresh token has to be saved
+	defer cancel()
+	id, err := p.verifyIDToken(checking, m, answer.tokens)
 	if err == nil {
 		err = id.continues(s)
 	}
@@ -154,11 +165,12 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 		}
 		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
+	renewal.ExpiresAt = id.SessionExpiry
 	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
 		renewal.Tokens.ID = ""
 	}
 	if key == "" || !p.cfg.UserInfo { // the token of a target is not for userinfo
-		renewal.Claims = p.renewedClaims(ctx, m, s, answer.tokens, id)
+		renewal.Claims = p.renewedClaims(checking, m, s, answer.tokens, id)
 	}
 	return renewal, nil
 }
@@ -202,6 +214,9 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	}
 	type token struct{ hint, value string }
 	all := []token{{"refresh_token", t.Refresh.Reveal()}, {"access_token", t.Access.Reveal()}}
+	for _, superseded := range t.Superseded {
+		all = append(all, token{"refresh_token", superseded.Reveal()})
+	}
 	for _, other := range t.Others {
 		all = append(all, token{"access_token", other.Access.Reveal()})
 	}
@@ -258,12 +273,15 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	if err != nil {
 		return nil, err
 	}
-	members, err := parseObject(body)
+	members, err := strictjson.Parse(body)
+	if err == nil {
+		err = members.Unambiguous("access_token", "token_type", "refresh_token", "id_token", "scope", "expires_in", "issued_token_type")
+	}
 	if err != nil {
 		return nil, errors.New("the token endpoint's answer is not the JSON it should be") // the cause may quote a token
 	}
-	text := func(name string) string {
-		s, _ := members[name].(string)
+	text := func(name string) string { // what is no text is not there
+		s, _ := members.Text(name)
 		return s
 	}
 	answer = &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
@@ -281,17 +299,19 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		Access:  session.Secret(text("access_token")),
 		Refresh: session.Secret(text("refresh_token")),
 		ID:      session.Secret(text("id_token")),
-		Scope:   text("scope"),
+		Scope:   scopeOf(members),
 		Issued:  asked, // before the answer, so that the token is never taken to live longer than it does
 		Key:     key,
 	}
-	if scope, said := members["scope"].(string); said && strings.TrimSpace(scope) == "" {
-		answer.tokens.Scope = noScope
-	}
-	if seconds, ok := parseSeconds(members["expires_in"]); ok {
+	life, _ := members.Value("expires_in")
+	if seconds, ok := parseSeconds(life); ok {
 		answer.tokens.Expiry = asked.Add(seconds)
 	} else {
 		answer.tokens.Expiry = jwtExpiry(text("access_token"))
+	}
+	life, _ = members.Value("refresh_token_expires_in")
+	if seconds, ok := parseSeconds(life); ok {
+		answer.tokens.RefreshExpiry = asked.Add(seconds)
 	}
 	return answer, nil
 }
@@ -308,19 +328,30 @@ func jwtExpiry(token string) time.Time {
 	if err != nil {
 		return time.Time{}
 	}
-	claims, err := parseObject(payload)
+	claims, err := strictjson.Parse(payload)
 	if err != nil {
 		return time.Time{}
 	}
-	exp, ok := claims["exp"].(json.Number)
-	if !ok {
+	exp, err := claims.Date("exp")
+	if err != nil || exp.Unix() <= 0 || exp.Unix() > 1e11 {
 		return time.Time{}
 	}
-	seconds, err := exp.Float64()
-	if err != nil || !(seconds > 0 && seconds < 1e11) {
-		return time.Time{}
+	return exp
+}
+
+// scopeOf returns the scope of a token answer: empty if it says nothing, which
+// means what was asked for (RFC 6749 5.1). Some providers write an array. Of
+// anything else nothing was granted.
+func scopeOf(members strictjson.Object) string {
+	if raw, err := members.Raw("scope"); err == nil && raw == nil {
+		return ""
 	}
-	return time.Unix(int64(seconds), 0)
+	scopes, err := members.Texts("scope")
+	scope := strings.Join(scopes, " ")
+	if err != nil || strings.TrimSpace(scope) == "" {
+		return noScope
+	}
+	return scope
 }
 
 // parseSeconds reads expires_in: a number; some providers write one as a text. What is neither says nothing.
@@ -367,14 +398,15 @@ func (e *tokenError) Error() string {
 
 // refusal reads an answer that refuses what form asked for.
 func (p *provider) refusal(status int, body []byte, form url.Values) *tokenError {
-	var answer struct {
-		Error       string `json:"error"`
-		Description string `json:"error_description"`
+	answer, _ := strictjson.Parse(body) // what is no object has no members
+	code, _ := answer.Text("error")
+	if answer.Unambiguous("error") != nil {
+		code = ""
 	}
-	json.Unmarshal(body, &answer) // what is not JSON has neither
-	refusal := &tokenError{status: status, text: answer.Description}
-	if errorCode.MatchString(answer.Error) {
-		refusal.code = answer.Error
+	description, _ := answer.Text("error_description")
+	refusal := &tokenError{status: status, text: description}
+	if errorCode.MatchString(code) {
+		refusal.code = code
 	}
 	for _, secret := range []string{p.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
 		if secret != "" { // which a provider may quote

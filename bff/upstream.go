@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,10 +23,10 @@ import (
 
 // upstream is the servers of a route.
 type upstream struct {
-	addresses []*address
-	retry     bool
-	plain     bool // all of them are spoken to by our own client, which is done with a request's header when it has an answer
-	next      atomic.Uint32
+	servers []*server
+	retry   bool
+	plain   bool // all of them are spoken to by our own client, which is done with a request's header when it has an answer
+	next    atomic.Uint32
 }
 
 // headers are empty ones. To make one for each request would be a tenth of all that the broker allocates.
@@ -47,46 +49,81 @@ func (u *upstream) freeHeader(h http.Header) {
 
 // close closes the connections that are not in use.
 func (u *upstream) close() {
-	for _, a := range u.addresses {
-		a.close()
+	for _, s := range u.servers {
+		for _, a := range s.current(time.Now()) {
+			a.close()
+		}
 	}
 }
 
-// address is one server of an upstream.
-type address struct {
-	url       *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path
-	host      string   // of the Host header
-	transport http.RoundTripper
-	upgrades  http.RoundTripper // for WebSockets, which HTTP/2 has not
-	dialer    *net.Dialer
-	close     func() // idle connections
+// server is one of the URLs that a route names as its upstream.
+type server struct {
+	url    *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path
+	host   string   // of the Host header
+	dialer *net.Dialer
+	// newAddress makes the address at which the server is: host:port, or the path of a socket.
+	newAddress func(at string) *address
 
-	busy      atomic.Int64 // requests under way
-	failed    atomic.Int32 // how often in a row
-	downUntil atomic.Int64 // Unix nanoseconds; it is not asked before
+	name     string // to be looked up; empty: the server has one address
+	port     uint16
+	resolver *net.Resolver // nil: the system's
+
+	addresses atomic.Pointer[[]*address] // nil: the name has not been resolved yet
+	resolveAt atomic.Int64               // Unix nanoseconds
+	resolving chan struct{}              // holds something while resolve runs
+	resolved  time.Time                  // guarded by resolving
 
 	proofNonce atomic.Pointer[string] // for the next DPoP proof
 }
 
-// nonce returns what the next DPoP proof for the address has to have; empty: nothing (RFC 9449 9).
-func (a *address) nonce() string {
-	if n := a.proofNonce.Load(); n != nil {
+// nonce returns what the next DPoP proof for the server has to have; empty: nothing (RFC 9449 9).
+func (s *server) nonce() string {
+	if n := s.proofNonce.Load(); n != nil {
 		return *n
 	}
 	return ""
 }
 
-func (a *address) learnNonce(h http.Header) {
+func (s *server) learnNonce(h http.Header) {
 	if nonce := nonceOf(h); nonce != "" {
-		a.proofNonce.Store(&nonce)
+		s.proofNonce.Store(&nonce)
 	}
+}
+
+// address is one address of a server.
+type address struct {
+	*server
+	ip    netip.Addr // of a name
+	spare bool       // it is for when those that are not have failed
+
+	dial      func(ctx context.Context) (net.Conn, error)
+	transport transport
+	upgrades  transport // for WebSockets, which HTTP/2 has not
+
+	busy    atomic.Int64 // requests in flight
+	retryAt atomic.Int64 // Unix nanoseconds; 0: it has not failed
+	suspect atomic.Bool  // there are failures below
+	retired atomic.Bool  // its name does not lead to it any more
+
+	mu          sync.Mutex // guards all below
+	failures    int        // how often in a row it was marked as failed
+	unreachable bool       // the last time because no connection could be made
+	failing     []string   // requests that failed in a row on connections of their own
+}
+
+func (a *address) close() {
+	a.transport.CloseIdle()
+	a.upgrades.CloseIdle()
 }
 
 const (
 	connectTimeout = 10 * time.Second
 	headerTimeout  = time.Minute
-	// An address that fails is left alone for a while, which doubles with each failure in a row.
-	minDown, maxDown = time.Second, 30 * time.Second
+	// A failed address is left alone for a while, which doubles with each failure
+	// in a row. It is short, so that recovery is noticed soon.
+	minDown, maxDown = time.Second, 5 * time.Second
+	// An address has failed when so many different requests have, in a row.
+	maxFailing = 3
 )
 
 func newUpstream(r Route) (*upstream, error) {
@@ -95,35 +132,44 @@ func newUpstream(r Route) (*upstream, error) {
 	}
 	u := &upstream{retry: !r.NoRetry, plain: true}
 	for _, raw := range r.Upstream {
-		a, err := newAddress(raw, r)
+		s, err := newServer(raw, r)
 		if err != nil {
 			return nil, err
 		}
-		u.addresses = append(u.addresses, a)
-		_, plain := a.transport.(*http1.Client)
-		u.plain = u.plain && plain
+		u.servers = append(u.servers, s)
+		u.plain = u.plain && s.url.Scheme == "http" && !strings.HasPrefix(raw, "h2c:")
 	}
 	return u, nil
 }
 
-func newAddress(raw string, r Route) (*address, error) {
+func newServer(raw string, r Route) (*server, error) {
 	wrong := fmt.Errorf("%q is not a URL such as http://orders.internal:8080 or unix:/run/orders.sock", raw)
 	u, err := url.Parse(raw)
 	if err != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.User != nil || u.Opaque != "" {
 		return nil, wrong
 	}
-	dialer := &net.Dialer{Timeout: cmp.Or(r.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second}
-	network, at := "tcp", u.Host
+	s := &server{
+		dialer:    &net.Dialer{Timeout: cmp.Or(r.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second},
+		resolving: make(chan struct{}, 1),
+	}
+	network, at, speaks := "tcp", u.Host, u.Scheme
 	switch u.Scheme {
 	case "http", "https", "h2c":
 		if u.Hostname() == "" || u.Path != "" && checkPath(u.EscapedPath()) != nil {
 			return nil, wrong
 		}
-		if u.Port() == "" {
-			at = net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443", "h2c": "80"}[u.Scheme])
+		port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443", "h2c": "80"}[u.Scheme])
+		at = net.JoinHostPort(u.Hostname(), port)
+		ip, err := netip.ParseAddr(u.Hostname())
+		if err != nil || !linkLocal(ip) {
+			s.dialer.Control = refuseLinkLocal
 		}
-		if ip, err := netip.ParseAddr(u.Hostname()); err != nil || !linkLocal(ip) {
-			dialer.Control = refuseLinkLocal
+		if err != nil {
+			n, err := strconv.ParseUint(port, 10, 16)
+			if err != nil {
+				return nil, wrong
+			}
+			s.name, s.port = u.Hostname(), uint16(n)
 		}
 	case "unix":
 		if u.Host != "" || !strings.HasPrefix(u.Path, "/") {
@@ -134,110 +180,39 @@ func newAddress(raw string, r Route) (*address, error) {
 	default:
 		return nil, wrong
 	}
-	a := &address{url: u, host: u.Host, dialer: dialer}
-	dial := func(ctx context.Context) (net.Conn, error) {
-		c, err := dialer.DialContext(ctx, network, at)
-		if err != nil {
-			return nil, &dialError{err}
-		}
-		return c, nil
+	s.url, s.host = u, u.Host
+	if speaks == "h2c" {
+		u.Scheme = "http"
+	}
+	secure := cmp.Or(r.TLS, new(tls.Config)).Clone()
+	secure.ServerName = cmp.Or(secure.ServerName, u.Hostname())
+	if secure.ClientSessionCache == nil && secure.GetClientCertificate == nil { // a session stays with the certificate it began with
+		secure.ClientSessionCache = tls.NewLRUClientSessionCache(0) // this server's alone: no other trusts the same CAs and shows the same certificate
 	}
 	header := cmp.Or(r.Timeouts.ResponseHeader, headerTimeout)
-	http2 := &http.Transport{
-		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-		ResponseHeaderTimeout: header,
-		TLSClientConfig:       r.TLS.Clone(),
-		TLSHandshakeTimeout:   dialer.Timeout,
-		IdleConnTimeout:       time.Minute,
-		ExpectContinueTimeout: time.Second,
-		DisableCompression:    true, // what the upstream sends is what the browser gets
-		Protocols:             new(http.Protocols),
-	}
-	switch u.Scheme {
-	case "h2c":
-		http2.Protocols.SetUnencryptedHTTP2(true)
-		u.Scheme = "http"
-		plain := &http1.Client{Dial: dial, HeaderTimeout: header}
-		a.transport, a.upgrades = http2Transport{http2}, plain
-		a.close = func() { plain.CloseIdle(); http2.CloseIdleConnections() }
-	case "https":
-		http2.Protocols.SetHTTP2(true)
-		s := &secureTransport{cfg: cmp.Or(r.TLS, new(tls.Config)).Clone(), dial: dial, timeout: dialer.Timeout, http2: http2Transport{http2}}
-		s.cfg.ServerName = cmp.Or(s.cfg.ServerName, u.Hostname())
-		s.http1 = &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) { return s.connect(ctx, "http/1.1") }, HeaderTimeout: header}
-		a.transport, a.upgrades = s, s.http1
-		a.close = func() { s.http1.CloseIdle(); http2.CloseIdleConnections() }
-	default:
-		plain := &http1.Client{Dial: dial, HeaderTimeout: header}
-		a.transport, a.upgrades, a.close = plain, plain, plain.CloseIdle
-	}
-	return a, nil
-}
-
-// http2Transport is http.Transport, which does not tell how a connection ended, only that there is no answer.
-type http2Transport struct{ *http.Transport }
-
-func (t http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(req)
-	var timeout net.Error
-	if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
-		err = fmt.Errorf("%w: %w", http1.ErrDied, err)
-	}
-	return resp, err
-}
-
-// secureTransport speaks HTTP/2 with a server that offers it, and HTTP/1.1 with the others. Which it is it finds out with a connection of its own, and again
-// after one that could not be made.
-type secureTransport struct {
-	cfg     *tls.Config
-	dial    func(ctx context.Context) (net.Conn, error)
-	timeout time.Duration // of a handshake
-	http1   *http1.Client
-	http2   http2Transport
-
-	offers atomic.Pointer[string] // what the server has chosen; nil: not known
-}
-
-func (s *secureTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	offers := s.offers.Load()
-	if offers == nil {
-		c, err := s.connect(req.Context(), "h2", "http/1.1")
-		if err != nil {
-			return nil, err
+	s.newAddress = func(at string) *address {
+		a := &address{server: s}
+		a.dial = func(ctx context.Context) (net.Conn, error) {
+			c, err := s.dialer.DialContext(ctx, network, at)
+			if err != nil {
+				return nil, &dialError{err}
+			}
+			return c, nil
 		}
-		offers = new(c.(*tls.Conn).ConnectionState().NegotiatedProtocol)
-		s.offers.Store(offers)
-		c.Close()
+		switch plain := (&http1.Client{Dial: a.dial, HeaderTimeout: header, MaxAge: maxConnAge}); speaks {
+		case "https":
+			a.transport, a.upgrades = newSecureTransport(a.dial, secure, s.dialer.Timeout, header)
+		case "h2c":
+			a.transport, a.upgrades = &http2Transport{connect: a.dial, headerTimeout: header}, plain
+		default:
+			a.transport, a.upgrades = plain, plain
+		}
+		return a
 	}
-	var resp *http.Response
-	var err error
-	if *offers == "h2" {
-		resp, err = s.http2.RoundTrip(req)
-	} else {
-		resp, err = s.http1.RoundTrip(req)
+	if s.name == "" {
+		s.addresses.Store(&[]*address{s.newAddress(at)})
 	}
-	if err != nil && req.Context().Err() == nil {
-		s.offers.Store(nil)
-	}
-	return resp, err
-}
-
-// connect makes a connection on which the server has chosen one of the protocols.
-func (s *secureTransport) connect(ctx context.Context, protocols ...string) (net.Conn, error) {
-	raw, err := s.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	cfg := s.cfg.Clone()
-	cfg.NextProtos = protocols
-	c := tls.Client(raw, cfg)
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	if err := c.HandshakeContext(ctx); err != nil {
-		raw.Close()
-		return nil, &dialError{fmt.Errorf("TLS: %w", err)}
-	}
-	return c, nil
+	return s, nil
 }
 
 // dialError says that a connection could not be made: nothing has been sent.
@@ -261,75 +236,210 @@ func linkLocal(ip netip.Addr) bool {
 
 var ec2Metadata = netip.MustParseAddr("fd00:ec2::254")
 
-// pick returns the address with the least to do of those that are up and are not tried already.
-func (u *upstream) pick(tried *address) *address {
-	if len(u.addresses) == 1 {
-		return u.addresses[0]
+// selectAddress returns the address with the fewest requests in flight of those
+// that have not been tried. One that has failed is returned only if all have, or
+// to find out whether it is back; nil means that all have been tried.
+func (u *upstream) selectAddress(tried []*address) *address {
+	now := time.Now()
+	if len(u.servers) == 1 && len(tried) == 0 {
+		if list := u.servers[0].current(now); len(list) == 1 {
+			return list[0]
+		}
 	}
-	now := time.Now().UnixNano()
+	const healthy, spare, failed = 0, 1, 2
 	var best *address
-	from := int(u.next.Add(1))
-	for i := range u.addresses {
-		a := u.addresses[(from+i)%len(u.addresses)]
-		if a != tried && a.downUntil.Load() <= now && (best == nil || a.busy.Load() < best.busy.Load()) {
-			best = a
+	var bestRank, bestPlace int
+	var bestBusy int64
+	n, from := 0, int(u.next.Add(1)&0xffff)
+	for _, s := range u.servers {
+		n += len(s.current(now))
+	}
+	i := 0
+	for _, s := range u.servers {
+		for _, a := range s.current(now) {
+			i++
+			if slices.Contains(tried, a) {
+				continue
+			}
+			rank := healthy
+			if at := a.retryAt.Load(); at != 0 {
+				rank = failed
+				if at <= now.UnixNano() && a.retry(at) {
+					return a
+				}
+			} else if a.spare {
+				rank = spare
+			}
+			// Of those that are equal each request begins with another one.
+			place, busy := (i+from)%n, a.busy.Load()
+			if best == nil || cmp.Or(rank-bestRank, cmp.Compare(busy, bestBusy), place-bestPlace) < 0 {
+				best, bestRank, bestBusy, bestPlace = a, rank, busy, place
+			}
 		}
 	}
 	return best
 }
 
-// up and down say how an address did.
-func (a *address) up() {
-	if a.failed.Load() != 0 {
-		a.failed.Store(0)
-		a.downUntil.Store(0)
+// retry reports whether a request is to find out if a failed address is back. Where
+// no connection could be made that takes no request: it is tried in the background.
+// at is what retryAt was.
+func (a *address) retry(at int64) bool {
+	a.mu.Lock()
+	pause, unreachable := a.pause(), a.unreachable
+	a.mu.Unlock()
+	if !a.retryAt.CompareAndSwap(at, time.Now().Add(pause).UnixNano()) {
+		return false // another request is faster
+	}
+	if unreachable {
+		go a.probe() // ends after the time for a connection attempt
+		return false
+	}
+	return true
+}
+
+func (a *address) probe() {
+	c, err := a.dial(context.Background())
+	if err != nil {
+		a.dialFailed()
+		return
+	}
+	c.Close()
+	a.markHealthy()
+}
+
+// pause returns how long a failed address is left alone. a.mu is held.
+func (a *address) pause() time.Duration { return min(minDown<<min(a.failures-1, 10), maxDown) }
+
+// markHealthy notes that the address has answered.
+func (a *address) markHealthy() {
+	if !a.suspect.Load() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failures, a.unreachable, a.failing = 0, false, nil
+	a.retryAt.Store(0)
+	a.suspect.Store(false)
+}
+
+// markFailed has others tried first. a.mu is held.
+func (a *address) markFailed(unreachable bool) {
+	a.failures++
+	a.unreachable = unreachable
+	a.retryAt.Store(time.Now().Add(a.pause()).UnixNano())
+	a.suspect.Store(true)
+}
+
+// dialFailed notes that no connection could be made.
+func (a *address) dialFailed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.markFailed(true)
+}
+
+// requestFailed notes that a request has failed on a connection of its own. That
+// may be due to the request: only several different ones tell of the address.
+func (a *address) requestFailed(request string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.suspect.Store(true)
+	if !slices.Contains(a.failing, request) && len(a.failing) < maxFailing {
+		a.failing = append(a.failing, request)
+	}
+	if len(a.failing) == maxFailing && !a.unreachable {
+		a.markFailed(false)
 	}
 }
 
-func (a *address) down() {
-	pause := min(minDown<<min(a.failed.Add(1)-1, 10), maxDown)
-	a.downUntil.Store(time.Now().Add(pause).UnixNano())
-}
-
-// send makes a request of one of the addresses. It asks another one if no connection could be made, and asks once more if the connection ended
-// before an answer and nobody is harmed by doing it twice (RFC 9110 9.2.2). aim sets in a request what depends on the address. The
-// answer's address is busy until done is called.
-func (u *upstream) send(req *http.Request, body *requestBody, aim func(*http.Request, *address) error) (resp *http.Response, a *address, err error) {
-	if a = u.pick(nil); a == nil {
-		return nil, nil, errUpstreamsDown
+// send sends a request to one of the addresses, and returns the response and the
+// address, which is busy until done is called. A request goes to another address
+// if no connection could be made. One whose connection ended before a response is
+// sent once more, on a fresh connection, if that does no harm (RFC 9110 9.2.2).
+func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*http.Response, *address, error) {
+	a, err := u.firstAddress(req.Context())
+	if err != nil {
+		return nil, nil, err
 	}
-	for asked, repeated := 1, !u.retry; ; asked++ {
-		if asked > 1 {
+	var tried []*address // no connection could be made to them
+	var undialled error
+	for attempt, retried := 0, !u.retry; ; attempt++ {
+		if attempt > 0 {
 			req = req.WithContext(req.Context()) // what sent it before may still look at it
 		}
-		if err := aim(req, a); err != nil {
+		if err := x.aim(req, a); err != nil {
 			return nil, nil, err
 		}
-		var again bool
-		if req.Body, again = body.reader(); !again {
-			return nil, nil, err // of the try before: the first one has a reader
+		reader, ok := body.reader()
+		if !ok {
+			return nil, nil, err // of the attempt before: the first one has a reader
 		}
-		if resp, err = a.roundTrip(req); err == nil {
+		req.Body, req.GetBody = reader, body.getBody
+		var resp *http.Response
+		if resp, err = a.roundTrip(req, attempt > 0); err == nil {
 			return resp, a, nil
 		}
 		if req.Context().Err() != nil || body.err() != nil {
 			return nil, nil, err
 		}
-		a.down()
-		undialled := (*dialError)(nil)
+		var failed *http1.Error
 		switch {
-		case errors.As(err, &undialled) && asked < len(u.addresses): // nothing was sent
-		case !repeated && errors.Is(err, http1.ErrDied) && idempotent(req.Method):
-			repeated = true
+		case errors.As(err, new(*dialError)):
+			a.dialFailed()
+			if tried = append(tried, a); undialled != nil {
+				err = fmt.Errorf("%w; %w", undialled, err)
+			}
+			undialled = err
+			if a = u.selectAddress(tried); a == nil {
+				u.resolve(req.Context()) // the name may have moved
+				a = u.selectAddress(tried)
+			}
+			if a == nil && len(u.servers) > 1 {
+				err = errUpstreamsDown.because(err)
+			}
+			if a == nil {
+				return nil, nil, err
+			}
+		case errors.As(err, &failed):
+			if failed.Fresh {
+				a.requestFailed(x.w.client + " " + req.Method + " " + req.URL.Path)
+			}
+			if retried || !errors.Is(err, http1.ErrDied) || !idempotent(req.Method) {
+				return nil, nil, err
+			}
+			retried = true
+			if other := u.selectAddress(append(tried, a)); other != nil && other.retryAt.Load() == 0 {
+				a = other
+			}
 		default:
-			return nil, nil, err
-		}
-		if other := u.pick(a); other != nil {
-			a = other
-		} else if undialled != nil {
+			if errors.Is(err, http1.ErrInvalidRequest) {
+				err = errBadRequest.because(err)
+			}
 			return nil, nil, err
 		}
 	}
+}
+
+// firstAddress selects an address for a new request.
+func (u *upstream) firstAddress(ctx context.Context) (*address, error) {
+	if a := u.selectAddress(nil); a != nil {
+		return a, nil
+	}
+	err := u.resolve(ctx) // for the first time
+	if a := u.selectAddress(nil); a != nil {
+		return a, nil
+	}
+	return nil, err
+}
+
+// resolve looks up the names of all servers.
+func (u *upstream) resolve(ctx context.Context) error {
+	var errs []error
+	for _, s := range u.servers {
+		if s.name != "" {
+			errs = append(errs, s.resolve(ctx))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // idempotent lists the methods of RFC 9110 9.2.2, and that of RFC 10008.
@@ -341,20 +451,29 @@ func idempotent(method string) bool {
 	return false
 }
 
-func (a *address) roundTrip(req *http.Request) (*http.Response, error) {
-	transport := a.transport
+// roundTrip sends a request to the address, on a fresh connection for a retry.
+func (a *address) roundTrip(req *http.Request, retry bool) (resp *http.Response, err error) {
+	t := a.transport
 	if len(req.Header["Upgrade"]) > 0 {
-		transport = a.upgrades
+		t = a.upgrades
 	}
 	a.busy.Add(1)
-	resp, err := transport.RoundTrip(req)
+	if retry {
+		resp, err = t.RoundTripFresh(req)
+	} else {
+		resp, err = t.RoundTrip(req)
+	}
 	if err != nil {
 		a.done()
 		return nil, err
 	}
-	a.up()
+	a.markHealthy()
 	return resp, nil
 }
 
 // done says that an exchange with the address is over.
-func (a *address) done() { a.busy.Add(-1) }
+func (a *address) done() {
+	if a.busy.Add(-1) == 0 && a.retired.Load() {
+		a.close() // an HTTP/2 connection could not be closed while it was in use
+	}
+}

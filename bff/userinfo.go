@@ -8,36 +8,36 @@ import (
 	"mime"
 	"net/http"
 
-	"github.com/coreos/go-oidc/v3/oidc"
-
+	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // addUserInfo adds to what an ID token says of the user what the provider tells besides (OpenID Connect Core 5.3). What both say is as the ID token
 // has it, which is signed.
 func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *idToken) error {
-	more, err := p.userInfo(ctx, m, tokens)
+	told, err := p.userInfo(ctx, m, tokens)
 	if err != nil {
 		return fmt.Errorf("userinfo: %w", err)
 	}
-	if more["sub"] != id.Subject { // Core 5.3.2: then it is somebody else's
+	if sub, err := told.Text("sub"); err != nil || sub != id.Subject { // Core 5.3.2: then it is somebody else's
 		return errors.New("userinfo: its sub is not that of the ID token")
 	}
-	own, err := parseObject(id.User)
+	own, err := strictjson.Parse(id.User)
 	if err != nil {
 		return err
 	}
+	more := told.Map()
 	ofUser(more)
 	for _, name := range signInClaims {
 		delete(more, name)
 	}
-	maps.Copy(more, own)
+	maps.Copy(more, own.Map())
 	p.claims.add(more)
 	return id.setUser(more)
 }
 
 // userInfo fetches the user's claims: JSON, or a JWT that the provider has signed for us (Core 5.3.2).
-func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (map[string]any, error) {
+func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
 	resp, body, err := p.askUserInfo(ctx, m, tokens)
 	if err != nil {
 		return nil, err
@@ -47,23 +47,20 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 	}
 	switch mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType {
 	case "application/json":
-		return parseObject(body)
-	case "application/jwt":
-		raw := string(body)
-		if err := checkTokenType(raw, "jwt"); err != nil {
-			return nil, err
-		}
-		keys := &keySet{KeySet: m.keys}
-		verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
-			ClientID: p.cfg.ClientID, SupportedSigningAlgs: p.algorithms(m), SkipExpiryCheck: true, // it need not have one
-		}).Verify(ctx, raw)
-		if keys.unreachable != nil {
-			return nil, fmt.Errorf("%w: %w", errKeysUnreachable, keys.unreachable)
-		}
+		told, err := strictjson.Parse(body)
 		if err != nil {
 			return nil, err
 		}
-		return claimsOf(verified)
+		return told, errors.Join(told.Unique(), told.Unambiguous("sub"))
+	case "application/jwt":
+		t, err := parseToken(string(body), "jwt")
+		if err != nil {
+			return nil, err
+		}
+		if _, err := p.verify(ctx, m, t, p.idTokenFetches); err != nil {
+			return nil, err
+		}
+		return t.claims, nil
 	default:
 		return nil, fmt.Errorf("its Content-Type is %.80q", mediaType)
 	}

@@ -182,8 +182,8 @@ func newWire(t *testing.T) *wire {
 	w.host = u.Host
 	b := a.signedIn()
 	for _, c := range b.Cookies() {
-		if c.Name == "cloakroom" {
-			w.header = "Host: " + w.host + "\r\nX-CSRF: 1\r\nCookie: cloakroom=" + c.Value + "\r\n"
+		if c.Name == a.cookieName() {
+			w.header = "Host: " + w.host + "\r\nX-CSRF: 1\r\nCookie: " + c.Name + "=" + c.Value + "\r\n"
 		}
 	}
 	return w
@@ -286,7 +286,6 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 		"a longer chunk":             post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"),
 		"a chunk with a line feed":   post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"),
 		"a folded trailer":           post("Transfer-Encoding: chunked\r\n", "0\r\nA: b\r\n c\r\n\r\n"),
-		"h2c":                        get("/api/x", w.header+"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"),
 		"an upgrade with a body":     post("Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://"+w.host+"\r\nContent-Length: 3\r\n", "abc"),
 	} {
 		statuses, closed := w.send(request)
@@ -319,6 +318,10 @@ func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
 		want  []int
 	}{
 		"plain":                {[]string{get + "\r\n"}, []int{200}},
+		"h2c":                  {[]string{get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"h2c with a body":      {[]string{post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: 3\r\n\r\nabc" + get + "\r\n"}, []int{200, 200}},
+		"another protocol":     {[]string{get + "Connection: Upgrade\r\nUpgrade: TLS/1.0, foo\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
+		"a list of protocols":  {[]string{get + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n" + get + "\r\n"}, []int{400}}, // what follows one for a WebSocket is not served
 		"tabs in values":       {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
 		"bytes beyond ASCII":   {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
 		"many headers":         {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},
@@ -346,7 +349,7 @@ func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
 	}
 }
 
-var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom=`)
+var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom(-\d+)?=`)
 
 // check checks what every request that gets to the upstream has to have.
 func (w *wire) check(name, request string) {
@@ -366,8 +369,9 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	w := newWire(t)
 	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
 	const cookie = "COOKIE" // for what is not to be mutated
-	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "cloakroom=")
-	header := start + "cloakroom=" + cookie + "\r\n"
+	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "Cookie: ")
+	name, value, _ := strings.Cut(value, "=")
+	header := start + "Cookie: " + name + "=" + cookie + "\r\n"
 	get, post := "GET /api/x HTTP/1.1\r\n"+header, "POST /api/x HTTP/1.1\r\n"+header
 	corpus := []string{
 		get + "\r\n",

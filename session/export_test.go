@@ -1,8 +1,9 @@
 package session
 
 import (
+	"context"
+	"encoding/json"
 	"testing"
-	"time"
 )
 
 // TicketBytes returns the half of the key that only the cookie holds, for a test that looks for it where it must not be.
@@ -17,13 +18,53 @@ func (m *Manager) TicketIDBytes(s *Session) []byte {
 func SealTicketWithOtherKey(t *testing.T, s *Session, key []byte) string {
 	forged := s.ticket
 	forged.dataKey[0] ^= 1
-	ring, err := newKeyring([][]byte{key})
+	ring, err := newKeyring([][]byte{key}, App{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	value, err := newCookie(Cookie{}, ring, time.Hour).encode(forged)
+	value, err := newCookie(Cookie{}, ring).encode(forged)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return value
+}
+
+// Open reads the record of a session that another Manager has started.
+func (m *Manager) Open(ctx context.Context, s *Session) (*Session, error) {
+	return m.load(ctx, s.ticket)
+}
+
+// RecordJSON returns the JSON in a session's record.
+func (m *Manager) RecordJSON(ctx context.Context, s *Session) ([]byte, error) {
+	s, err := m.load(ctx, s.ticket)
+	if err != nil {
+		return nil, err
+	}
+	k, _ := m.ring.sealer(s.sealed)
+	packed, err := k.aead(s.ticket).Open(nil, nil, s.sealed[5:], k.associated(s.ID))
+	for range 3 {
+		if err == nil {
+			_, packed, err = cutSized(packed)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return unpack(packed)
+}
+
+// AddMember adds a member to the JSON in a session's record, as a later release may do.
+func (m *Manager) AddMember(ctx context.Context, s *Session, name string, value json.RawMessage) error {
+	s, err := m.load(ctx, s.ticket)
+	if err != nil {
+		return err
+	}
+	changed := *s
+	changed.more = map[string]json.RawMessage{name: value}
+	sealed, err := m.ring.seal(&changed)
+	if err != nil {
+		return err
+	}
+	_, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), s.sealed, sealed)
+	return err
 }

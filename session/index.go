@@ -1,20 +1,31 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
 // endedFor is how long it is remembered that the provider ended a session: longer than a login takes that was under way.
 const endedFor = 15 * time.Minute
 
-// The indexes are sets of session IDs: one for each user, one for each session at the provider. The sets "ended:…" hold when such a one was
-// ended. Their keys are made with a session key, so that the store does not tell who has a session.
+// settledAfter is how long after its creation a session that is in an index has
+// a record for certain, or never gets one. Start lists a session before it
+// writes the record; the write takes seconds at most.
+const settledAfter = time.Minute
+
+// The indexes are sets of sessions: one for each user, one for each session at
+// the provider. The sets "ended:…" hold when such a one was ended. Their keys
+// are made with a session key and the App, so that the store does not tell who
+// has a session, and no App finds another's. A session is in an index until its
+// absolute end, whatever the maximum lifetime is elsewhere.
 
 func (k serverKey) userKey(issuer, subject string) string {
 	return "user:" + k.name("user", issuer, subject)
@@ -27,41 +38,40 @@ func (k serverKey) endedKey(issuer, subject, sid string) string {
 }
 
 func (k serverKey) name(purpose string, parts ...string) string {
-	return base64.RawURLEncoding.EncodeToString(derive(k.secret, nil, fmt.Sprintf("index %s %q", purpose, parts), 16))
+	return base64.RawURLEncoding.EncodeToString(derive(k.secret, nil, fmt.Sprintf("index %s %x", purpose, k.app.Digest(parts...)), 16))
 }
 
-// enlist puts a session that is about to begin into the indexes. Its members are the IDs' bytes, for the store's memory.
+// enlist puts a session into the indexes that the first key names, until its
+// absolute end.
 func (m *Manager) enlist(ctx context.Context, s *Session) error {
-	life := m.cfg.maxLifetime() // even if this session's is shorter: others are there too
+	life := time.Until(s.limit)
+	if life <= 0 {
+		return nil
+	}
 	if s.SID != "" {
-		if err := m.cfg.Store.Add(ctx, m.ring[0].sidKey(s.Issuer, s.SID), member(s.ID), life); err != nil {
+		if err := m.cfg.Store.Add(ctx, m.ring[0].sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
 			return err
 		}
 	}
-	return m.cfg.Store.Add(ctx, m.ring[0].userKey(s.Issuer, s.Subject), member(s.ID), life)
+	return m.cfg.Store.Add(ctx, m.ring[0].userKey(s.Issuer, s.Subject), memberOf(s), life)
 }
 
-// enlisted is called when a session has begun. It ends it again if the provider has said meanwhile that it is over, and ends others if there
-// are too many.
-func (m *Manager) enlisted(ctx context.Context, s *Session, began time.Time) error {
+// checkEnded ends a session that has just begun again if the provider has said
+// meanwhile that it is over.
+func (m *Manager) checkEnded(ctx context.Context, s *Session, began time.Time) error {
 	over, err := m.endedAtProvider(ctx, s, began)
 	if err != nil {
 		return storeError("look for a logout", err)
 	}
-	if over {
-		if err := m.delete(ctx, s.ID); err != nil {
-			return storeError("delete", err)
-		}
-		m.delist(ctx, s)
-		m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "signed out at the provider before the login was complete")
-		return ErrEnded
+	if !over {
+		return nil
 	}
-	if m.cfg.MaxPerUser > 0 {
-		if err := m.endOldest(ctx, s); err != nil {
-			return storeError("end the oldest session", err)
-		}
+	if err := m.delete(ctx, s.ID); err != nil {
+		return storeError("delete", err)
 	}
-	return nil
+	m.delist(ctx, s)
+	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "signed out at the provider before the login was complete")
+	return ErrEnded
 }
 
 // endedAtProvider says whether a logout of the session's user or sid has reached us since the login began.
@@ -86,31 +96,32 @@ func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Ti
 	return false, nil
 }
 
-// endOldest ends the user's oldest sessions as long as there are more than MaxPerUser.
+// endOldest ends the user's oldest sessions as long as there are more than
+// MaxPerUser. Of logins that happen at once, each one that looks after the last
+// has begun comes to the same result.
 func (m *Manager) endOldest(ctx context.Context, s *Session) error {
-	ids, err := m.members(ctx, func(k serverKey) string { return k.userKey(s.Issuer, s.Subject) })
-	if err != nil || len(ids) <= m.cfg.MaxPerUser {
+	listed, err := m.listed(ctx, func(k serverKey) string { return k.userKey(s.Issuer, s.Subject) })
+	if err != nil || len(listed) <= m.cfg.MaxPerUser {
 		return err
 	}
-	var alive []string
-	for _, id := range ids {
-		_, _, found, err := m.cfg.Store.Get(ctx, recordKey(id))
+	var alive []listedSession
+	for _, l := range listed {
+		_, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
 		if err != nil {
 			return err
 		}
 		if found {
-			alive = append(alive, id)
-			continue
-		}
-		if err := m.cfg.Store.Remove(ctx, m.ring[0].userKey(s.Issuer, s.Subject), member(id)); err != nil { // it ended without us
-			return err
+			alive = append(alive, l)
+		} else if l.settled() { // it ended without us
+			m.forgetListed(ctx, l)
 		}
 	}
-	for _, id := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
-		if err := m.delete(ctx, id); err != nil {
+	for _, l := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
+		if err := m.delete(ctx, l.id); err != nil {
 			return err
 		}
-		m.log.InfoContext(ctx, "session ended", "session", id, "reason", "the user has signed in elsewhere too often", "max_per_user", m.cfg.MaxPerUser)
+		m.forgetListed(ctx, l)
+		m.log.InfoContext(ctx, "session ended", "session", l.id, "reason", "the user has signed in elsewhere too often", "max_per_user", m.cfg.MaxPerUser)
 	}
 	return nil
 }
@@ -129,77 +140,138 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string) ([]st
 			return nil, storeError("remember a logout", err)
 		}
 	}
-	var ids []string
+	var listed []listedSession
 	var err error
 	if sid != "" {
-		if ids, err = m.members(ctx, func(k serverKey) string { return k.sidKey(issuer, sid) }); err != nil {
+		if listed, err = m.listed(ctx, func(k serverKey) string { return k.sidKey(issuer, sid) }); err != nil {
 			return nil, storeError("look up sessions", err)
 		}
 	}
 	if subject != "" {
-		users, err := m.members(ctx, func(k serverKey) string { return k.userKey(issuer, subject) })
+		users, err := m.listed(ctx, func(k serverKey) string { return k.userKey(issuer, subject) })
 		if err != nil {
 			return nil, storeError("look up sessions", err)
 		}
 		if sid == "" {
-			ids = users
+			listed = users
 		} else {
-			ids = slices.DeleteFunc(ids, func(id string) bool { return !slices.Contains(users, id) })
+			listed = inBoth(listed, users)
 		}
 	}
-	for _, id := range ids {
-		if err := m.delete(ctx, id); err != nil {
+	var ids []string
+	for _, l := range listed {
+		_, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
+		if err != nil {
+			return nil, storeError("read", err)
+		}
+		if err := m.delete(ctx, l.id); err != nil { // also if it was not found: Start may write it just now
 			return nil, storeError("delete", err)
 		}
-		for _, k := range m.ring {
-			if subject != "" {
-				m.forgetMember(ctx, k.userKey(issuer, subject), id)
-			}
-			if sid != "" {
-				m.forgetMember(ctx, k.sidKey(issuer, sid), id)
-			}
+		if found {
+			ids = append(ids, l.id)
+		}
+		if found || l.settled() {
+			m.forgetListed(ctx, l)
 		}
 	}
 	return ids, nil
+}
+
+// inBoth returns the sessions that are in both a and b.
+func inBoth(a, b []listedSession) []listedSession {
+	var both []listedSession
+	for _, l := range a {
+		if i := slices.IndexFunc(b, func(other listedSession) bool { return other.member == l.member }); i >= 0 {
+			l.keys = append(l.keys, b[i].keys...)
+			both = append(both, l)
+		}
+	}
+	return both
 }
 
 // delist takes an ended session out of the indexes.
 func (m *Manager) delist(ctx context.Context, s *Session) {
 	for _, k := range m.ring {
-		m.forgetMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID)
+		m.forgetMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
 		if s.SID != "" {
-			m.forgetMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID)
+			m.forgetMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
 		}
 	}
 }
 
-// forgetMember tidies an index. That it fails does no harm: whoever finds the ID there finds no session, and one day it expires.
-func (m *Manager) forgetMember(ctx context.Context, key, id string) {
-	if err := m.cfg.Store.Remove(ctx, key, member(id)); err != nil {
-		m.log.DebugContext(ctx, "ended session still in an index", "session", id, "err", err)
-	}
+// listedSession is a session as it is in the indexes of one user, or of one
+// session at the provider.
+type listedSession struct {
+	id      string // Session.ID
+	created time.Time
+	member  string
+	keys    []string // of the sets that it is in
 }
 
-// members returns the session IDs in an index, whichever key names it, the oldest first: those under keys that do not seal any more.
-func (m *Manager) members(ctx context.Context, key func(serverKey) string) ([]string, error) {
-	var ids []string
-	for _, k := range slices.Backward(m.ring) {
+// settled reports whether the session, if it has no record, never gets one.
+func (l listedSession) settled() bool { return time.Since(l.created) > settledAfter }
+
+// listed returns the sessions in an index, whichever session key names it, each
+// of them once, the oldest first.
+func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
+	var all []listedSession
+	at := make(map[string]int) // :: member → its place in all
+	for _, k := range m.ring {
 		members, err := m.cfg.Store.Members(ctx, key(k))
 		if err != nil {
 			return nil, err
 		}
 		for _, member := range members {
-			ids = append(ids, base64.RawURLEncoding.EncodeToString([]byte(member)))
+			if len(member) != memberSize {
+				continue // another release wrote it
+			}
+			i, ok := at[member]
+			if !ok {
+				i = len(all)
+				at[member] = i
+				all = append(all, parseMember(member))
+			}
+			all[i].keys = append(all[i].keys, key(k))
 		}
 	}
-	return ids, nil
+	slices.SortFunc(all, func(a, b listedSession) int {
+		return cmp.Or(a.created.Compare(b.created), strings.Compare(a.id, b.id))
+	})
+	return all, nil
 }
 
-// member is a session ID as it is in an index.
-func member(id string) string {
-	b, err := base64.RawURLEncoding.DecodeString(id)
+// forgetListed takes a session that has ended out of the sets that it was found in.
+func (m *Manager) forgetListed(ctx context.Context, l listedSession) {
+	for _, key := range l.keys {
+		m.forgetMember(ctx, key, l.id, l.member)
+	}
+}
+
+// forgetMember tidies an index. That it fails does no harm: whoever finds the ID there finds no session, and one day it expires.
+func (m *Manager) forgetMember(ctx context.Context, key, id, member string) {
+	if err := m.cfg.Store.Remove(ctx, key, member); err != nil {
+		m.log.DebugContext(ctx, "ended session still in an index", "session", id, "err", err)
+	}
+}
+
+// A member of an index is the 16 octets of a session's ID, and 6 octets of
+// Session.CreatedAt in Unix milliseconds. It never changes while the session
+// lives.
+const memberSize = 16 + 6
+
+func memberOf(s *Session) string {
+	id, err := base64.RawURLEncoding.DecodeString(s.ID)
 	if err != nil {
 		panic(err) // we made it
 	}
-	return string(b)
+	created := binary.BigEndian.AppendUint64(nil, uint64(s.CreatedAt.UnixMilli()))
+	return string(append(id, created[2:]...))
+}
+
+func parseMember(member string) listedSession {
+	created := binary.BigEndian.Uint64(append([]byte{0, 0}, member[16:]...))
+	return listedSession{
+		id:      base64.RawURLEncoding.EncodeToString([]byte(member[:16])),
+		created: time.UnixMilli(int64(created)), member: member,
+	}
 }

@@ -459,7 +459,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	default:
 		return nil, nil, retryLater(err)
 	}
-	if next.sealed, err = m.ring.seal(&next); err != nil {
+	if next.sealed, err = m.sealRefreshed(ctx, now, &next); err != nil {
 		return nil, nil, err
 	}
 	fresh, err = m.save(ctx, &next)
@@ -554,6 +554,7 @@ func (m *Manager) take(s *Session, r Renewal, target string) {
 		t.Key, t.Others = got.Key, nil
 	}
 	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
+	s.moveEnd(r)
 	if r.Claims != nil {
 		s.Claims = r.Claims
 	}

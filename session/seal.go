@@ -9,54 +9,106 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/gorilla/securecookie"
 )
 
-// keyring holds the operator's session keys. The first seals, all open.
+// keyring holds the operator's session keys for one App. The first seals, all
+// open.
 type keyring []serverKey
 
 type serverKey struct {
 	secret []byte
 	id     [4]byte // which key sealed a record, without a trial of each; tells nothing about the key
+	app    App
+	bound  [sha256.Size]byte // App.Digest, part of what a record is authenticated with
 }
 
-func newKeyring(keys [][]byte) (keyring, error) {
+func newKeyring(keys [][]byte, app App) (keyring, error) {
 	if len(keys) == 0 {
 		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
 	}
 	ring := make(keyring, len(keys))
 	var errs []error
 	for i, k := range keys {
-		if len(k) != 32 {
-			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), fmt.Errorf("has %d bytes, 32 are needed", len(k))})
+		if err := checkKey(keys, i); err != nil {
+			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), err})
 			continue
 		}
-		ring[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4))}
+		ring[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4)), app: app, bound: app.Digest()}
 	}
 	return ring, errors.Join(errs...)
 }
 
-// Codecs returns securecookie codecs for one purpose, in the order of keys, made of keys that serve nothing else.
-func Codecs(keys [][]byte, purpose string, maxAge time.Duration) ([]securecookie.Codec, error) {
-	ring, err := newKeyring(keys)
+// checkKey refuses a key that cannot be meant. What looks like text is for the
+// configuration to judge.
+func checkKey(keys [][]byte, i int) error {
+	k := keys[i]
+	switch first := slices.IndexFunc(keys, func(other []byte) bool { return bytes.Equal(other, k) }); {
+	case len(k) != 32:
+		return fmt.Errorf("has %d bytes, 32 are needed", len(k))
+	case bytes.Equal(k, make([]byte, 32)):
+		return errors.New("is 32 zero bytes, not a secret (cloakroom keygen prints one)")
+	case first < i:
+		return fmt.Errorf("is the same as Keys[%d]; each key is listed once", first)
+	}
+	return nil
+}
+
+// Codecs returns securecookie codecs for one purpose of one App, in the order
+// of keys, made of keys that serve nothing else. A value that was sealed for
+// another App does not open (see IsForeign). They take a []byte and return one.
+func Codecs(keys [][]byte, app App, purpose string, maxAge time.Duration) ([]securecookie.Codec, error) {
+	ring, err := newKeyring(keys, app)
 	if err != nil {
 		return nil, err
 	}
 	return ring.codecs(purpose, maxAge), nil
 }
 
+// codecs is Codecs; a maxAge of 0 means that values have no age limit.
 func (ring keyring) codecs(purpose string, maxAge time.Duration) []securecookie.Codec {
 	codecs := make([]securecookie.Codec, len(ring))
 	for i, k := range ring {
 		c := securecookie.New(derive(k.secret, nil, purpose+" mac", 32), derive(k.secret, nil, purpose+" encryption", 32))
 		c.MaxAge(int(maxAge / time.Second))
-		c.SetSerializer(securecookie.NopEncoder{})
+		c.SetSerializer(envelope{[appTagSize]byte(k.bound[:])})
 		codecs[i] = c
 	}
 	return codecs
 }
+
+// recordVersion is the first octet of a record, and says how the rest is laid
+// out:
+//
+//	octet  0        recordVersion
+//	octets 1 to 4   which session key sealed it (serverKey.id)
+//	octets 5 to 16  nonce of AES-256-GCM
+//	the rest        ciphertext and tag
+//
+// The key is HKDF-SHA-256 of the cookie's data key, with the session key as
+// salt. The associated data are octets 0 to 4, the 32 octets of App.Digest, and
+// Session.ID. The plaintext is the signatures of the access, the refresh and
+// the ID token, each preceded by its length as a uvarint, and the JSON of
+// record, compressed by DEFLATE with packDictionary.
+//
+// Rules for a change:
+//   - A release reads the version before its own as well, and writes it until
+//     all replicas run the new release. So nobody is signed out by an upgrade,
+//     and not by a rollback to the release before either.
+//   - A new member of the JSON is no new version. Members that a release does
+//     not know are kept when it writes the record again (record.more). Their
+//     names are not reused.
+//   - Everything else is a new version: the cipher, the associated data, the
+//     dictionary, the meaning or the type of a member.
+//
+// Version 3 is the first one with these rules. The versions before it are not
+// read.
+const recordVersion = 3
 
 // record is a Session as it is stored. The short names are for the store's memory.
 type record struct {
@@ -74,7 +126,47 @@ type record struct {
 	Expiry    *int64          `json:"x,omitempty"`
 	Key       string          `json:"k,omitempty"`
 
+	RefreshExpiry *int64   `json:"q,omitempty"` // of the refresh token; without: not known
+	Superseded    []string `json:"p,omitempty"`
+
 	Others map[string]otherRecord `json:"o,omitempty"`
+
+	more map[string]json.RawMessage // members that this release does not know
+}
+
+// unmarshalRecord reads the JSON of a record. Members of a later release end up
+// in more.
+func unmarshalRecord(plain []byte) (rec record, err error) {
+	known := json.NewDecoder(bytes.NewReader(plain))
+	known.DisallowUnknownFields()
+	if known.Decode(&rec) == nil {
+		return rec, nil
+	}
+	rec = record{}
+	if err := json.Unmarshal(plain, &rec); err != nil {
+		return record{}, err
+	}
+	if err := json.Unmarshal(plain, &rec.more); err != nil {
+		return record{}, err
+	}
+	for f := range reflect.TypeFor[record]().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		delete(rec.more, name)
+	}
+	return rec, nil
+}
+
+// marshal is the reverse of unmarshalRecord.
+func (rec *record) marshal() ([]byte, error) {
+	plain, err := json.Marshal(rec)
+	if err != nil || len(rec.more) == 0 {
+		return plain, err
+	}
+	more, err := json.Marshal(rec.more)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(plain[:len(plain)-1], ','), more[1:]...), nil
 }
 
 // otherRecord is an access token for another target.
@@ -85,11 +177,14 @@ type otherRecord struct {
 	Expiry *int64 `json:"x,omitempty"`
 }
 
-const recordVersion = 2
+// seal returns the session as bytes for the store (see recordVersion), sealed
+// with the first key.
+func (ring keyring) seal(s *Session) ([]byte, error) { return ring[0].seal(s) }
 
-// seal returns the session as bytes for the store: version, key id, nonce, ciphertext and tag. Being sealed with a random
-// nonce, no two records are alike, which conditional writes rely on. This is the one place that opens a Secret for storage.
-func (ring keyring) seal(s *Session) ([]byte, error) {
+// seal returns the session as bytes for the store (see recordVersion). As the
+// nonce is random, no two records are alike, which conditional writes rely on.
+// This is the one place that opens a Secret for storage.
+func (k serverKey) seal(s *Session) ([]byte, error) {
 	var signatures []byte
 	apart := func(token Secret) string {
 		text, signature := unfold(token.Reveal())
@@ -97,31 +192,53 @@ func (ring keyring) seal(s *Session) ([]byte, error) {
 		return text
 	}
 	after := func(t time.Time) int64 { return t.UnixMilli() - s.CreatedAt.UnixMilli() }
-	expiry := func(t Tokens) *int64 {
-		if t.Expiry.IsZero() {
+	expiry := func(t time.Time) *int64 {
+		if t.IsZero() {
 			return nil
 		}
-		return new(after(t.Expiry))
+		return new(after(t))
 	}
 	var others map[string]otherRecord
 	for target, t := range s.Tokens.Others {
 		if others == nil {
 			others = make(map[string]otherRecord)
 		}
-		others[target] = otherRecord{t.Access.Reveal(), t.Scope, after(t.Issued), expiry(t)}
+		others[target] = otherRecord{t.Access.Reveal(), t.Scope, after(t.Issued), expiry(t.Expiry)}
 	}
-	plain, err := json.Marshal(record{
+	var superseded []string
+	for _, token := range s.Tokens.Superseded {
+		superseded = append(superseded, token.Reveal())
+	}
+	rec := record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
-		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.ExpiresAt),
+		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.limit),
 		Access: apart(s.Tokens.Access), Refresh: apart(s.Tokens.Refresh), ID: apart(s.Tokens.ID),
-		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens), Key: s.Tokens.Key.Reveal(), Others: others,
-	})
+		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens.Expiry), Key: s.Tokens.Key.Reveal(), Others: others,
+		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), Superseded: superseded, more: s.more,
+	}
+	plain, err := rec.marshal()
 	if err != nil {
 		return nil, fmt.Errorf("seal session: %w", err)
 	}
-	k := ring[0]
 	header := append([]byte{recordVersion}, k.id[:]...)
-	return k.aead(s.ticket).Seal(header, nil, append(signatures, pack(plain)...), []byte(s.ID)), nil
+	return k.aead(s.ticket).Seal(header, nil, append(signatures, pack(plain)...), k.associated(s.ID)), nil
+}
+
+// associated returns the associated data of the record of the session with an ID.
+func (k serverKey) associated(id string) []byte {
+	data := append([]byte{recordVersion}, k.id[:]...)
+	data = append(data, k.bound[:]...)
+	return append(data, id...)
+}
+
+// sealer returns the key that sealed a record; ok is false when it is not among the session keys.
+func (ring keyring) sealer(sealed []byte) (k serverKey, ok bool) {
+	const header = 1 + 4
+	i := slices.IndexFunc(ring, func(k serverKey) bool { return len(sealed) >= header && k.id == [4]byte(sealed[1:header]) })
+	if i < 0 {
+		return serverKey{}, false
+	}
+	return ring[i], true
 }
 
 // first says whether the first key has sealed a record.
@@ -133,54 +250,60 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 	if len(sealed) < header || sealed[0] != recordVersion {
 		return nil, errors.New("open session: not a record of this version")
 	}
-	for _, k := range ring {
-		if k.id != [4]byte(sealed[1:header]) {
-			continue
-		}
-		id := t.sessionID
-		packed, err := k.aead(t).Open(nil, nil, sealed[header:], []byte(id))
-		if err != nil {
-			return nil, fmt.Errorf("open session: %w", err)
-		}
-		var signatures [3][]byte // of the access, the refresh and the ID token
-		for i := range signatures {
-			if signatures[i], packed, err = cutSized(packed); err != nil {
-				return nil, fmt.Errorf("open session: %w", err)
-			}
-		}
-		plain, err := unpack(packed)
-		if err != nil {
-			return nil, fmt.Errorf("open session: %w", err)
-		}
-		var rec record
-		if err := json.Unmarshal(plain, &rec); err != nil {
-			return nil, fmt.Errorf("open session: %w", err)
-		}
-		after := func(ms int64) time.Time { return time.UnixMilli(rec.CreatedAt + ms) }
-		expiry := func(ms *int64) time.Time {
-			if ms == nil {
-				return time.Time{}
-			}
-			return after(*ms)
-		}
-		var others map[string]Tokens
-		for target, t := range rec.Others {
-			if others == nil {
-				others = make(map[string]Tokens)
-			}
-			others[target] = Tokens{Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry)}
-		}
-		return &Session{
-			ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
-			CreatedAt: time.UnixMilli(rec.CreatedAt), ExpiresAt: after(rec.ExpiresAt),
-			Tokens: Tokens{
-				Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
-				Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), Key: Secret(rec.Key), Others: others,
-			},
-			ticket: t, sealed: sealed,
-		}, nil
+	k, ok := ring.sealer(sealed)
+	if !ok {
+		return nil, errors.New("open session: it was sealed with a key that is not among the session keys any more")
 	}
-	return nil, errors.New("open session: it was sealed with a key that is not among the session keys any more")
+	id := t.sessionID
+	packed, err := k.aead(t).Open(nil, nil, sealed[header:], k.associated(id))
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	var signatures [3][]byte // of the access, the refresh and the ID token
+	for i := range signatures {
+		if signatures[i], packed, err = cutSized(packed); err != nil {
+			return nil, fmt.Errorf("open session: %w", err)
+		}
+	}
+	plain, err := unpack(packed)
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	rec, err := unmarshalRecord(plain)
+	if err != nil {
+		return nil, fmt.Errorf("open session: %w", err)
+	}
+	after := func(ms int64) time.Time { return time.UnixMilli(rec.CreatedAt + ms) }
+	expiry := func(ms *int64) time.Time {
+		if ms == nil {
+			return time.Time{}
+		}
+		return after(*ms)
+	}
+	var others map[string]Tokens
+	for target, t := range rec.Others {
+		if others == nil {
+			others = make(map[string]Tokens)
+		}
+		others[target] = Tokens{Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry)}
+	}
+	var superseded []Secret
+	for _, token := range rec.Superseded {
+		superseded = append(superseded, Secret(token))
+	}
+	s := &Session{
+		ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
+		CreatedAt: time.UnixMilli(rec.CreatedAt),
+		Tokens: Tokens{
+			Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
+			Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), RefreshExpiry: expiry(rec.RefreshExpiry),
+			Superseded: superseded, Key: Secret(rec.Key), Others: others,
+		},
+		limit: after(rec.ExpiresAt), more: rec.more,
+		ticket: t, sealed: sealed,
+	}
+	s.setEnd()
+	return s, nil
 }
 
 // aead returns the cipher of one session: its key takes both the cookie's half and ours.

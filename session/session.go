@@ -28,6 +28,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,14 @@ type Tokens struct {
 	Scope   string    // as granted, space-separated
 	Issued  time.Time // when Access was received
 	Expiry  time.Time // when Access expires; zero: the provider did not say
+
+	// RefreshExpiry is when Refresh expires; zero: the provider did not say.
+	RefreshExpiry time.Time
+
+	// Superseded are the refresh tokens of sessions of the same user that this one
+	// has replaced, the oldest first. They are to be revoked when this one ends,
+	// not before: a provider may revoke all grants of a user to a client at once.
+	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449), a scalar of P-256 in base64url; empty: whoever bears them can use them.
 	Key Secret
@@ -87,9 +96,16 @@ type Session struct {
 	Claims  json.RawMessage
 	Tokens  Tokens
 
-	CreatedAt     time.Time
-	ExpiresAt     time.Time // the absolute end; never moves
+	CreatedAt time.Time
+	// ExpiresAt is the end of the session. It moves only with the refresh token,
+	// where that has an end, and never beyond Config.MaxLifetime after CreatedAt
+	// or what the provider set as the session's end.
+	ExpiresAt     time.Time
 	IdleExpiresAt time.Time // moves with Touch, never beyond ExpiresAt
+
+	limit      time.Time                  // ExpiresAt, if the refresh token had no end
+	recordEnds time.Time                  // when the store drops the record unless there is another Touch
+	more       map[string]json.RawMessage // record.more
 
 	ticket   ticket
 	sealed   []byte // the record as it is in the store
@@ -152,6 +168,41 @@ func (s *Session) bear() {
 	})
 }
 
+// Ticket returns what opens the session's record, for Login.Replaces. It is as
+// secret as the session's cookie.
+func (s *Session) Ticket() Secret {
+	return Secret(base64.RawURLEncoding.EncodeToString(append(s.ticket.id[:], s.ticket.dataKey[:]...)))
+}
+
+// setEnd computes ExpiresAt and IdleExpiresAt.
+func (s *Session) setEnd() {
+	s.ExpiresAt = s.limit
+	if s.Tokens.Refresh != "" && !s.Tokens.RefreshExpiry.IsZero() {
+		s.ExpiresAt = earlier(s.limit, s.Tokens.RefreshExpiry)
+	}
+	s.IdleExpiresAt = earlier(s.recordEnds, s.ExpiresAt)
+}
+
+// moveEnd moves ExpiresAt after a refresh. A refresh token that came without an
+// end has none that is known. The provider's end of the session is final: a
+// later one does not move it back.
+func (s *Session) moveEnd(r Renewal) {
+	if r.Tokens.Refresh != "" || !r.Tokens.RefreshExpiry.IsZero() {
+		s.Tokens.RefreshExpiry = r.Tokens.RefreshExpiry
+	}
+	if !r.ExpiresAt.IsZero() {
+		s.limit = earlier(s.limit, r.ExpiresAt)
+	}
+	s.setEnd()
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // Store keeps records: opaque bytes under a key, each with a time to live; and sets of names, which have one too. A Store is safe for concurrent
 // use, and every method is atomic and sees all that was written before it began. What has outlived its time does not exist.
 //
@@ -178,9 +229,13 @@ type Store interface {
 	// Release ends the lease under key if owner holds it. That it does not is not an error.
 	Release(ctx context.Context, key, owner string) error
 
-	// Add puts a member into the set under key. The set lives for ttl from now on, and loses the members that were added longer ago than that.
+	// Add puts a member into the set under key, to be in it for ttl from now on.
+	// A member that is in it already stays at least as long as before. The set
+	// lives as long as the member that stays longest.
 	Add(ctx context.Context, key, member string, ttl time.Duration) error
-	// Members returns the members of the set under key, those that were added first at the beginning; none when there is no such set.
+	// Members returns the members of the set under key, in any order; none when
+	// there is no such set. A member whose time is over may be returned for some
+	// minutes more while the set has others.
 	Members(ctx context.Context, key string) ([]string, error)
 	// Remove takes a member out of the set under key. That it is not in it is not an error.
 	Remove(ctx context.Context, key, member string) error
@@ -198,9 +253,11 @@ type Config struct {
 
 	// Keys are the operator's secrets of 32 bytes each. The first seals, all open, so that a key can be rotated without a logout.
 	Keys [][]byte
+	// App is whose sessions these are: those of another one are not seen.
+	App App
 
 	IdleTimeout  time.Duration // a session ends after so long without Touch; zero means 30 minutes
-	MaxLifetime  time.Duration // a session ends so long after Start, whatever happens; zero means 12 hours
+	MaxLifetime  time.Duration // a session ends so long after Start at the latest; zero means 12 hours
 	RefreshAhead time.Duration // tokens are refreshed in the background so long before they expire, at most half their life; zero means a minute
 
 	// CacheMaxAge bounds for how long a session is used without asking the store although nobody announced a change (see Watch). Zero means 5 seconds.
@@ -209,6 +266,10 @@ type Config struct {
 	MaxPerUser int
 
 	Cookie Cookie
+	// CookieRefused is called with a request whose session cookie is not used,
+	// each time that it is read, and why that is. It is not called for the cookie
+	// of a session that has ended. Nil: nothing is called.
+	CookieRefused func(r *http.Request, state CookieState)
 
 	// Refresh obtains an access token for a target, which is empty or what FreshFor was called with, mostly by trading the tokens' refresh token for
 	// new ones. It wraps ErrRefused when the provider says that the grant is over, ErrUserRequired when it requires the user, and ErrNoAnswer when the request
@@ -277,6 +338,8 @@ type Manager struct {
 type Renewal struct {
 	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; another Key binds them from now on, and makes an end of Others
 	Claims json.RawMessage // as Session.Claims is to be
+
+	ExpiresAt time.Time // when the provider ends the session
 }
 
 // FieldError is a mistake in one field of a Config.
@@ -312,7 +375,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	if cfg.MaxPerUser < 0 {
 		errs = append(errs, &FieldError{"MaxPerUser", fmt.Errorf("%d is negative", cfg.MaxPerUser)})
 	}
-	ring, err := newKeyring(cfg.Keys)
+	ring, err := newKeyring(cfg.Keys, cfg.App)
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -323,18 +386,30 @@ func NewManager(cfg Config) (*Manager, error) {
 	if m.log == nil {
 		m.log = slog.Default()
 	}
-	m.cookie = newCookie(cfg.Cookie, ring, cfg.maxLifetime())
+	m.cookie = newCookie(cfg.Cookie, ring)
 	return m, nil
 }
 
 // Login is how a session came about.
 type Login struct {
-	Began    time.Time // when the user was sent to the provider; zero means now
-	Replaces string    // ID of the session that this login takes the place of, which is ended; or empty
+	Began time.Time // when the user was sent to the provider; zero means now
+	// Replaces are the tickets of the sessions that this login takes the place
+	// of, which are ended. Empty ones are ignored.
+	Replaces []Secret
+	// Replaced is called with each session that was ended so. Its tokens are to be
+	// revoked, unless they are kept: in Tokens.Superseded of the new session,
+	// because it is the same user's. It must not block. Nil: nothing is called.
+	Replaced func(old *Session, kept bool)
 }
 
-// Start begins a session for s (Issuer, Subject, SID, Claims and Tokens are read) and gives the browser its cookie. The
-// session has a new id and a new data key, whatever the browser brought: there is nothing to fixate.
+// maxSuperseded is how many refresh tokens a session keeps for others. Beyond
+// that the oldest are left to expire.
+const maxSuperseded = 16
+
+// Start begins a session for s (Issuer, Subject, SID, Claims, Tokens and
+// ExpiresAt are read) and gives the browser its cookie. ExpiresAt is when the
+// provider ends the session; zero: it did not say. The session has a new id and
+// a new data key, whatever the browser brought: there is nothing to fixate.
 //
 // The error is ErrEnded when the provider has ended the session before it began (see EndAll); it may wrap ErrStore.
 func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, login Login) (*Session, error) {
@@ -345,19 +420,31 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	s.ticket = newTicket()
 	s.ID = s.ticket.sessionID
 	s.CreatedAt = now
-	s.ExpiresAt = now.Add(m.cfg.maxLifetime())
+	s.limit = now.Add(m.cfg.maxLifetime())
+	if !s.ExpiresAt.IsZero() {
+		s.limit = earlier(s.limit, s.ExpiresAt)
+	}
 	s.reading = new(reading)
 	if s.Tokens.Key != "" && s.Key() == nil {
 		return nil, errors.New("start session: the key of its tokens is not one of P-256")
 	}
-	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() && s.Tokens.Expiry.Before(s.ExpiresAt) {
-		s.ExpiresAt = s.Tokens.Expiry // nothing can come after the only access token
+	if s.Tokens.Refresh == "" && !s.Tokens.Expiry.IsZero() {
+		s.limit = earlier(s.limit, s.Tokens.Expiry) // nothing can come after the only access token
+	}
+	old, err := m.openReplaced(ctx, &s, login.Replaces)
+	if err != nil {
+		return nil, err
 	}
 	ttl := m.idleTTL(&s, now)
-	if ttl <= 0 {
+	s.recordEnds = now.Add(ttl)
+	s.setEnd()
+	switch {
+	case s.ExpiresAt.After(now):
+	case !s.limit.After(now) && s.limit.Equal(s.Tokens.Expiry):
 		return nil, errors.New("start session: the access token is expired already and there is no refresh token")
+	default:
+		return nil, fmt.Errorf("%w: it ended the session, or lets it end, at %v", ErrEnded, s.ExpiresAt)
 	}
-	s.IdleExpiresAt = now.Add(ttl)
 	sealed, err := m.ring.seal(&s)
 	if err != nil {
 		return nil, err
@@ -367,7 +454,8 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	if err != nil {
 		return nil, err
 	}
-	// In this order a logout at the provider that happens meanwhile either finds the session in the index or is found by enlisted.
+	// In this order a logout at the provider that happens meanwhile either finds
+	// the session in the index or is found by checkEnded.
 	if err := m.enlist(ctx, &s); err != nil {
 		return nil, storeError("enlist", err)
 	}
@@ -378,24 +466,68 @@ func (m *Manager) Start(ctx context.Context, w http.ResponseWriter, s Session, l
 	if !created {
 		return nil, errors.New("start session: its random id is taken")
 	}
-	if err := m.enlisted(ctx, &s, login.Began); err != nil {
+	if err := m.checkEnded(ctx, &s, login.Began); err != nil {
 		return nil, err
 	}
-	if login.Replaces != "" {
-		if err := m.delete(ctx, login.Replaces); err != nil {
+	for _, o := range old { // before endOldest: they do not count any more
+		if err := m.delete(ctx, o.ID); err != nil {
 			return nil, storeError("end the session before", err)
 		}
+		m.delist(ctx, o)
+		if login.Replaced != nil {
+			login.Replaced(o, o.sameUser(&s))
+		}
 	}
-	m.cookie.set(w, value, s.ExpiresAt.Sub(now))
+	if m.cfg.MaxPerUser > 0 {
+		if err := m.endOldest(ctx, &s); err != nil {
+			return nil, storeError("end the oldest session", err)
+		}
+	}
+	m.cookie.set(w, value, s.limit.Sub(now))
 	return &s, nil
+}
+
+// openReplaced returns the sessions that tickets open, and puts the refresh
+// tokens of those of the same user into s.
+func (m *Manager) openReplaced(ctx context.Context, s *Session, tickets []Secret) ([]*Session, error) {
+	var all []*Session
+	for _, text := range tickets {
+		b, err := base64.RawURLEncoding.DecodeString(text.Reveal())
+		t, ok := parseTicket(b)
+		if err != nil || !ok || slices.ContainsFunc(all, func(o *Session) bool { return o.ID == t.sessionID }) {
+			continue
+		}
+		o, err := m.load(ctx, t)
+		if errors.Is(err, ErrNone) {
+			continue // it has ended
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, o)
+		if !o.sameUser(s) {
+			continue
+		}
+		kept := append(s.Tokens.Superseded, o.Tokens.Superseded...)
+		if o.Tokens.Refresh != "" {
+			kept = append(kept, o.Tokens.Refresh)
+		}
+		s.Tokens.Superseded = kept[max(0, len(kept)-maxSuperseded):]
+	}
+	return all, nil
+}
+
+// sameUser reports whether two sessions are the same user's.
+func (s *Session) sameUser(other *Session) bool {
+	return s.Issuer == other.Issuer && s.Subject == other.Subject
 }
 
 // Get returns the request's session. It changes nothing: neither does it refresh tokens, nor does it count as activity.
 // The error is ErrNone or wraps ErrStore.
 func (m *Manager) Get(ctx context.Context, r *http.Request) (*Session, error) {
-	t, _, ok := m.cookie.ticket(r)
-	if !ok {
-		return nil, ErrNone
+	t, _, err := m.ticket(r)
+	if err != nil {
+		return nil, err
 	}
 	return m.find(ctx, t)
 }
@@ -408,7 +540,7 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if ttl <= 0 {
 		return ErrNone
 	}
-	if ttl-s.IdleExpiresAt.Sub(now) < m.cfg.idleTimeout()/60 {
+	if ttl-s.recordEnds.Sub(now) < m.cfg.idleTimeout()/60 {
 		return nil
 	}
 	if !s.reading.touching.CompareAndSwap(false, true) {
@@ -440,10 +572,10 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 	var sealed []byte
 	if err == nil {
-		sealed, err = m.ring.seal(s)
+		err = m.enlist(ctx, s)
 	}
 	if err == nil {
-		err = m.enlist(ctx, s)
+		sealed, err = m.ring.seal(s)
 	}
 	if err == nil {
 		_, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), s.sealed, sealed)
@@ -457,11 +589,27 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 }
 
+// sealRefreshed seals next, which a refresh made of s. Where that moves the
+// record to another key, the session is put into the indexes that this key
+// names first, so that they list it when the old key is gone. While that fails
+// the record stays with the old key, and is moved by a later refresh or Touch.
+func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, error) {
+	k, ok := m.ring.sealer(s.sealed)
+	if !ok || m.ring.first(s.sealed) {
+		return m.ring.seal(next)
+	}
+	if err := m.enlist(ctx, next); err != nil {
+		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
+		return k.seal(next)
+	}
+	return m.ring.seal(next)
+}
+
 // RenewCookie gives the browser its cookie again if it was sealed with a session key that is not the first any more, so that the old key can be
 // taken away before the session ends, and says whether it did. s is the request's session; if it has ended meanwhile, the browser may have the cookie of another.
 func (m *Manager) RenewCookie(ctx context.Context, w http.ResponseWriter, r *http.Request, s *Session) bool {
-	t, first, ok := m.cookie.ticket(r)
-	if !ok || first || !t.equal(s.ticket) {
+	t, first, err := m.ticket(r)
+	if err != nil || first || !t.equal(s.ticket) {
 		return false
 	}
 	if _, err := m.find(ctx, t); err != nil {
@@ -471,13 +619,14 @@ func (m *Manager) RenewCookie(ctx context.Context, w http.ResponseWriter, r *htt
 	if err != nil {
 		return false
 	}
-	m.cookie.set(w, value, time.Until(s.ExpiresAt))
+	m.cookie.set(w, value, time.Until(s.limit))
 	return true
 }
 
 // End ends the request's session, takes the cookie from the browser, and returns the session as it was, so that the
 // provider can be told; nil when there was none, which is not an error. When the store cannot be asked the session lives on and the
-// cookie stays, for nothing else would be true.
+// cookie stays, for nothing else would be true. A cookie of another App stays
+// too.
 func (m *Manager) End(ctx context.Context, w http.ResponseWriter, r *http.Request) (*Session, error) {
 	s, err := m.Get(ctx, r)
 	if err != nil && !errors.Is(err, ErrNone) {
@@ -489,7 +638,9 @@ func (m *Manager) End(ctx context.Context, w http.ResponseWriter, r *http.Reques
 		}
 		m.delist(ctx, s)
 	}
-	m.cookie.clear(w)
+	if !errors.Is(err, ErrForeign) {
+		m.cookie.clear(w)
+	}
 	return s, nil
 }
 
@@ -549,18 +700,18 @@ func (m *Manager) load(ctx context.Context, t ticket) (*Session, error) {
 	if !now.Before(s.ExpiresAt) {
 		return nil, ErrNone
 	}
-	s.IdleExpiresAt = now.Add(ttl)
-	if s.IdleExpiresAt.After(s.ExpiresAt) {
-		s.IdleExpiresAt = s.ExpiresAt
-	}
+	s.recordEnds = now.Add(ttl)
+	s.setEnd()
 	s.reading = new(reading)
 	m.cache.put(s, changes, current, now)
 	return s, nil
 }
 
-// idleTTL is how long the session's record lives from now if nothing touches it: the idle time-out, cut at the absolute end.
+// idleTTL is how long the session's record lives from now if nothing touches
+// it: the idle timeout, cut at the absolute end. The end of the refresh token
+// does not count here, because a refresh moves it without a Touch.
 func (m *Manager) idleTTL(s *Session, now time.Time) time.Duration {
-	return min(m.cfg.idleTimeout(), s.ExpiresAt.Sub(now))
+	return min(m.cfg.idleTimeout(), s.limit.Sub(now))
 }
 
 func storeError(op string, err error) error {

@@ -109,7 +109,7 @@ func TestTheCookieIsOutOfReachOfScriptsAndOtherSites(t *testing.T) {
 	}{
 		"by default": {session.Cookie{}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Strict"},
 		"lax":        {session.Cookie{SameSite: http.SameSiteLaxMode}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Lax"},
-		"localhost":  {session.Cookie{InsecureHTTP: true}, "cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"},
+		"localhost":  {session.Cookie{InsecureHTTP: true, Port: "8080"}, "cloakroom-8080=VALUE; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			m := newManager(t, session.Config{Cookie: test.cookie})
@@ -174,7 +174,7 @@ func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
 	m := newManager(t, session.Config{})
 	before, old := signIn(t, m, tokens())
 	w := httptest.NewRecorder()
-	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, session.Login{Replaces: before.ID})
+	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, session.Login{Replaces: []session.Secret{before.Ticket()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 		"Fresh": func() error { _, err := m.Fresh(t.Context(), r); return err },
 		"End":   func() error { _, err := m.End(t.Context(), w, r); return err },
 		"Start": func() error {
-			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{Replaces: s.ID})
+			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{Replaces: []session.Secret{s.Ticket()}})
 			return err
 		},
 	} {

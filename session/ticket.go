@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -51,22 +52,37 @@ func (t ticket) equal(other ticket) bool {
 	return subtle.ConstantTimeCompare(t.id[:], other.id[:])&subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:]) == 1
 }
 
-// Cookie says how the session cookie looks. The zero value is __Host-Http-cloakroom with Secure, HttpOnly, Path=/ and
-// SameSite=Strict.
+// Cookie says how the session cookie looks. The zero value is
+// __Host-Http-cloakroom with Secure, HttpOnly, Path=/ and SameSite=Strict.
 type Cookie struct {
-	// InsecureHTTP drops the name's prefix and the Secure attribute, for development on http://localhost only.
+	// InsecureHTTP drops the name's prefix and the Secure attribute, for
+	// development on http://localhost only.
 	InsecureHTTP bool
+	// Port is that of the public URL, empty for the scheme's default. With
+	// InsecureHTTP it is part of the name, because cookies do not tell the ports
+	// of one host apart.
+	Port string
 	// SameSite is Strict when zero; the only other value to use is http.SameSiteLaxMode.
 	SameSite http.SameSite
 }
 
-// Name returns base with the prefix that makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
-func (c Cookie) Name(base string) string {
+// Name returns the name of the session cookie with suffix at its end. Its
+// prefix makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
+func (c Cookie) Name(suffix string) string {
 	if c.InsecureHTTP {
-		return base
+		return "cloakroom-" + cmp.Or(c.Port, "80") + suffix
 	}
-	return "__Host-Http-" + base
+	return "__Host-Http-cloakroom" + suffix
 }
+
+// CookieState is why a session cookie is not used.
+type CookieState string
+
+const (
+	CookieForeign    CookieState = "foreign"    // of another App with the same session keys
+	CookieUnopenable CookieState = "unopenable" // by none of the session keys: tampered with, or sealed with another key or by another release
+	CookieDuplicate  CookieState = "duplicate"  // there are several of its name
+)
 
 // cookie reads and writes the session cookie.
 type cookie struct {
@@ -76,43 +92,81 @@ type cookie struct {
 	opened *opened
 }
 
-func newCookie(c Cookie, ring keyring, maxAge time.Duration) cookie {
+// sealedName is the name that the session cookie's value is authenticated with.
+// It is the same for all, so that one of another App is recognised: the name
+// that the browser knows follows from the App.
+const sealedName = "session"
+
+// newCookie returns a cookie for the App of ring. Its value has no age limit:
+// when a session ends is in its record, and replicas with a shorter maximum
+// lifetime do not end sessions of others.
+func newCookie(c Cookie, ring keyring) cookie {
 	if c.SameSite == 0 {
 		c.SameSite = http.SameSiteStrictMode
 	}
-	return cookie{Cookie: c, name: c.Name("cloakroom"), codecs: ring.codecs("session cookie", maxAge), opened: newOpened()}
+	return cookie{Cookie: c, name: c.Name(""), codecs: ring.codecs("session cookie", 0), opened: newOpened()}
 }
 
 func (c cookie) encode(t ticket) (string, error) {
-	value, err := securecookie.EncodeMulti(c.name, append(t.id[:], t.dataKey[:]...), c.codecs...)
+	value, err := securecookie.EncodeMulti(sealedName, append(t.id[:], t.dataKey[:]...), c.codecs...)
 	if err != nil {
 		return "", fmt.Errorf("seal session cookie: %w", err)
 	}
 	return value, nil
 }
 
-// ticket returns what the request's session cookie carries, and whether the first of the session keys has sealed it. Two cookies of that name are none: one of them was planted, and
-// which one cannot be known (RFC 6265bis 4.2.2: no reliance on order).
-func (c cookie) ticket(r *http.Request) (t ticket, first, ok bool) {
+// ticket returns what the request's session cookie carries, and whether the
+// first of the session keys has sealed it. The state is empty if there is a
+// ticket, and if there is no cookie. If the cookie occurs twice, it is rejected:
+// one may have been injected, and the order is not significant (RFC 6265bis
+// 4.2.2).
+func (c cookie) ticket(r *http.Request) (t ticket, first, ok bool, state CookieState) {
 	value, n := cookieNamed(r.Header["Cookie"], c.name)
-	if n != 1 {
-		return ticket{}, false, false
+	switch {
+	case n == 0:
+		return ticket{}, false, false, ""
+	case n > 1:
+		return ticket{}, false, false, CookieDuplicate
 	}
 	now := time.Now()
 	if t, first, ok = c.opened.get(value, now); ok {
-		return t, first, true
+		return t, first, true, ""
 	}
+	state = CookieUnopenable
 	for i, codec := range c.codecs {
 		var plain []byte
-		if codec.Decode(c.name, value, &plain) != nil {
+		if err := codec.Decode(sealedName, value, &plain); err != nil {
+			if IsForeign(err) {
+				state = CookieForeign
+			}
 			continue
 		}
 		if t, ok = parseTicket(plain); ok {
 			c.opened.put(value, t, i == 0, now)
-			return t, i == 0, true
+			return t, i == 0, true, ""
 		}
 	}
-	return ticket{}, false, false
+	return ticket{}, false, false, state
+}
+
+// ticket returns what the request's session cookie carries, and whether the
+// first of the session keys has sealed it. The error wraps ErrNone, and says
+// why; for the cookie of another App it wraps ErrForeign too.
+func (m *Manager) ticket(r *http.Request) (t ticket, first bool, err error) {
+	t, first, ok, state := m.cookie.ticket(r)
+	if ok {
+		return t, first, nil
+	}
+	if state == "" {
+		return ticket{}, false, ErrNone
+	}
+	if m.cfg.CookieRefused != nil {
+		m.cfg.CookieRefused(r, state)
+	}
+	if state == CookieForeign {
+		return ticket{}, false, fmt.Errorf("%w: the session cookie is foreign: %w", ErrNone, ErrForeign)
+	}
+	return ticket{}, false, fmt.Errorf("%w: the session cookie is %s", ErrNone, state)
 }
 
 // cookieNamed returns the value of a cookie, and how many of its name there are.

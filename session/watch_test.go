@@ -132,7 +132,7 @@ func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
 			return err
 		},
 		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ *http.Request) error {
-			_, err := m.Start(ctx, httptest.NewRecorder(), session.Session{Subject: "bob", Tokens: tokens()}, session.Login{Replaces: s.ID})
+			_, err := m.Start(ctx, httptest.NewRecorder(), session.Session{Subject: "bob", Tokens: tokens()}, session.Login{Replaces: []session.Secret{s.Ticket()}})
 			return err
 		},
 	} {

@@ -5,6 +5,7 @@ package tokenstore
 import (
 	"bytes"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -15,7 +16,7 @@ import (
 type Memory struct {
 	mu      sync.Mutex        // guards all below
 	records map[string]record // :: key → record
-	sets    map[string]*set   // :: key → set
+	sets    map[string]set    // :: key → set
 	sweepAt time.Time         // when what has expired is removed next, by whichever write comes then
 
 	watching sync.RWMutex // guards watchers; never taken together with mu
@@ -27,15 +28,8 @@ type record struct {
 	expires time.Time
 }
 
-type set struct {
-	members []member // the oldest first
-	expires time.Time
-}
-
-type member struct {
-	name  string
-	added time.Time
-}
+// set is when each of its members leaves it. One without members is removed.
+type set map[string]time.Time
 
 // sweepEvery is how long an expired record may take up memory.
 const sweepEvery = time.Minute
@@ -134,18 +128,19 @@ func (m *Memory) Add(_ context.Context, key, name string, ttl time.Duration) err
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
-	now := time.Now()
-	s := m.sets[key]
-	if s == nil || !now.Before(s.expires) {
-		s = new(set)
-	}
-	s.members = slices.DeleteFunc(s.members, func(old member) bool { return old.name == name || now.Sub(old.added) > ttl })
-	s.members = append(s.members, member{name, now})
-	s.expires = now.Add(ttl)
 	if m.sets == nil {
-		m.sets = make(map[string]*set)
+		m.sets = make(map[string]set)
 	}
-	m.sets[key] = s
+	s := m.sets[key]
+	if s == nil {
+		s = make(set)
+		m.sets[key] = s
+	}
+	now := time.Now()
+	s.expire(now)
+	if leaves := now.Add(ttl); leaves.After(s[name]) {
+		s[name] = leaves
+	}
 	return nil
 }
 
@@ -154,27 +149,25 @@ func (m *Memory) Members(_ context.Context, key string) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.sets[key]
-	if s == nil || !time.Now().Before(s.expires) {
-		return nil, nil
-	}
-	var names []string
-	for _, member := range s.members {
-		names = append(names, member.name)
-	}
-	return names, nil
+	s.expire(time.Now())
+	return slices.Sorted(maps.Keys(s)), nil
 }
 
 // Remove is part of session.Store.
 func (m *Memory) Remove(_ context.Context, key, name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s := m.sets[key]; s != nil {
-		s.members = slices.DeleteFunc(s.members, func(member member) bool { return member.name == name })
-		if len(s.members) == 0 {
-			delete(m.sets, key)
-		}
+	s := m.sets[key]
+	delete(s, name)
+	if len(s) == 0 {
+		delete(m.sets, key)
 	}
 	return nil
+}
+
+// expire removes the members whose time is over.
+func (s set) expire(now time.Time) {
+	maps.DeleteFunc(s, func(_ string, leaves time.Time) bool { return !now.Before(leaves) })
 }
 
 // Watch is part of session.Store. What is announced here is so before the writing method returns.
@@ -247,7 +240,7 @@ func (m *Memory) sweep() {
 		}
 	}
 	for key, s := range m.sets {
-		if !now.Before(s.expires) {
+		if s.expire(now); len(s) == 0 {
 			delete(m.sets, key)
 		}
 	}

@@ -1,6 +1,7 @@
 package tokenstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,12 +27,19 @@ type RedisConfig struct {
 	//	redis://user:password@host:6379/0
 	//	redis+sentinel://user:password@host:26379,host:26379/master-name/0
 	//	redis+cluster://user:password@host:6379,host:6379
+	//	unix:///run/redis/redis.sock?db=0
 	//
 	// With rediss in the place of redis the connections are TLS. User and password are Redis's own; those of the Sentinels are the
 	// parameters sentinel_username and sentinel_password. Special characters are percent-encoded.
 	URL string
 	// RootCAs are who may sign a server's certificate; nil means those of the system.
 	RootCAs *x509.CertPool
+	// ClientCertificate returns the certificate for a new connection with TLS. Nil
+	// means that there is none.
+	ClientCertificate func() (*tls.Certificate, error)
+	// Password returns the password for a new connection, in the place of the one
+	// in the URL. The Sentinels' is not meant. Nil means the one in the URL.
+	Password func() (string, error)
 	// Prefix begins every key, so that several applications can share a Redis; empty means "cloakroom:".
 	Prefix string
 	// Logger gets what becomes of the connections. Nil means slog.Default().
@@ -43,6 +52,10 @@ type Redis struct {
 	masters func(ctx context.Context) ([]*redis.Options, error) // the masters there are now
 	prefix  string
 	log     *slog.Logger
+
+	password func() (string, error)
+	made     time.Time
+	suspect  atomic.Int64 // clock before which idle connections may have been dropped silently
 }
 
 // A store that does not answer is an outage to report, not one to wait out: the request that asks has a user behind it.
@@ -54,7 +67,7 @@ const (
 
 // NewRedis returns a store for cfg. It does no I/O: a Redis that is down at start is an outage like any other.
 func NewRedis(cfg RedisConfig) (*Redis, error) {
-	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger}
+	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger, password: cfg.Password, made: time.Now()}
 	if s.prefix == "" {
 		s.prefix = "cloakroom:"
 	}
@@ -71,26 +84,36 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 // The causes of a URL that cannot be parsed quote it, or what they take for its port, and with it the password: they are not handed on.
 var (
 	errURL         = errors.New("not a URL such as redis://user:password@host:6379/0, or rediss:// for TLS (special characters in the password must be percent-encoded)")
+	errUnixURL     = errors.New("not a URL such as unix:///run/redis/redis.sock?db=0 or unix://user:password@/run/redis/redis.sock (special characters in the password must be percent-encoded)")
 	errSentinelURL = errors.New("not a URL such as redis+sentinel://user:password@host:26379,host:26379/master-name/0, or rediss+sentinel:// for TLS (special characters in the password must be percent-encoded)")
 	errClusterURL  = errors.New("not a URL such as redis+cluster://user:password@host:6379,host:6379, or rediss+cluster:// for TLS (special characters in the password must be percent-encoded)")
 )
 
 func (s *Redis) connect(cfg RedisConfig) error {
-	scheme, rest, _ := strings.Cut(cfg.URL, "://")
+	scheme, rest, _ := strings.Cut(cfg.URL, ":")
+	rest = strings.TrimPrefix(rest, "//")
 	scheme, topology, _ := strings.Cut(scheme, "+")
-	secure := func(c *tls.Config) {
-		if c != nil {
-			c.RootCAs = cfg.RootCAs
+	secure := func(c *tls.Config) *tls.Config {
+		if c == nil {
+			return nil
 		}
+		c.RootCAs = cfg.RootCAs
+		if cfg.ClientCertificate != nil {
+			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.ClientCertificate() }
+		}
+		return c
 	}
 	switch topology {
 	case "":
 		o, err := redis.ParseURL(cfg.URL)
-		if err != nil {
+		switch {
+		case err != nil && scheme == "unix":
+			return errUnixURL
+		case err != nil || scheme != "unix" && !strings.Contains(cfg.URL, "://"):
 			return errURL
 		}
 		tune(o)
-		secure(o.TLSConfig)
+		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
 		s.client = redis.NewClient(o)
 		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{o}, nil }
 	case "sentinel":
@@ -98,7 +121,7 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		if err != nil {
 			return errSentinelURL
 		}
-		secure(o.TLSConfig)
+		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
 		client := redis.NewFailoverClient(o)
 		s.client = client
 		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil } // its dialer goes to the master
@@ -107,7 +130,7 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		if err != nil {
 			return errClusterURL
 		}
-		secure(o.TLSConfig)
+		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
 		client := redis.NewClusterClient(o)
 		s.client = client
 		s.masters = func(ctx context.Context) ([]*redis.Options, error) { return clusterMasters(ctx, client) }
@@ -117,12 +140,25 @@ func (s *Redis) connect(cfg RedisConfig) error {
 	return nil
 }
 
+// credentials returns what a new connection signs in with, as user; nil where
+// the URL says so.
+func (s *Redis) credentials(user string) func(context.Context) (string, string, error) {
+	if s.password == nil {
+		return nil
+	}
+	return func(context.Context) (string, string, error) {
+		password, err := s.password()
+		return user, password, err
+	}
+}
+
 // tune sets what the library leaves to us, for one server. The two after it say the same of their kinds of options.
 func tune(o *redis.Options) {
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
 	o.ContextTimeoutEnabled = true
 	o.DialerRetries = 1
-	o.MaxRetries = -1 // the caller knows what may be tried again, and has no time
+	o.MaxRetries = -1 // do retries
+	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 }
 
@@ -154,6 +190,7 @@ func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
 	o.ContextTimeoutEnabled = true
 	o.DialerRetries = 1
 	o.MaxRetries = -1
+	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
 	return o, nil
 }
 
@@ -176,6 +213,7 @@ func parseClusterURL(scheme, rest string) (*redis.ClusterOptions, error) {
 	o.ContextTimeoutEnabled = true
 	o.DialerRetries = 1
 	o.MaxRetries = -1
+	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return o, nil
 }
@@ -201,25 +239,26 @@ func firstAddr(scheme, rest string) (*url.URL, url.Values, error) {
 }
 
 // Get is part of session.Store.
-func (s *Redis) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	pipe := s.client.Pipeline()
-	value := pipe.Get(ctx, s.prefix+key)
-	ttl := pipe.PTTL(ctx, s.prefix+key)
-	_, err := pipe.Exec(ctx)
-	if errors.Is(err, redis.Nil) {
-		return nil, 0, false, nil
-	}
-	if err != nil {
-		return nil, 0, false, explain(err)
-	}
-	// The key may have expired between the two, and what has no time to live was not written here.
-	if ttl.Val() <= 0 {
-		return nil, 0, false, nil
-	}
-	b, err := value.Bytes()
-	return b, ttl.Val(), err == nil, explain(err)
+func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error) {
+	err = s.do(ctx, func(ctx context.Context) error {
+		pipe := s.client.Pipeline()
+		got := pipe.Get(ctx, s.prefix+key)
+		left := pipe.PTTL(ctx, s.prefix+key)
+		if _, err := pipe.Exec(ctx); errors.Is(err, redis.Nil) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		// The key may have expired between the two, and what has no time to live was
+		// not written here.
+		if left.Val() <= 0 {
+			return nil
+		}
+		b, err := got.Bytes()
+		value, ttl, found = b, left.Val(), err == nil
+		return err
+	})
+	return value, ttl, found, err
 }
 
 var create = redis.NewScript(`
@@ -247,17 +286,17 @@ func (s *Redis) Replace(ctx context.Context, key string, old, value []byte) (boo
 
 // Touch is part of session.Store.
 func (s *Redis) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	found, err := s.client.PExpire(ctx, s.prefix+key, max(ttl, time.Millisecond)).Result()
-	return found, explain(err)
+	var found bool
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		found, err = s.client.PExpire(ctx, s.prefix+key, max(ttl, time.Millisecond)).Result()
+		return err
+	})
+	return found, err
 }
 
 // Delete is part of session.Store.
 func (s *Redis) Delete(ctx context.Context, key string) error {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	return explain(s.client.Del(ctx, s.prefix+key).Err())
+	return s.do(ctx, func(ctx context.Context) error { return s.client.Del(ctx, s.prefix+key).Err() })
 }
 
 var acquire = redis.NewScript(`
@@ -281,47 +320,59 @@ func (s *Redis) Release(ctx context.Context, key, owner string) error {
 	return err
 }
 
-// A set is a sorted set whose scores are when a member was added, in milliseconds.
+// expiredFor is how long a member stays in a set after its time, because the
+// clocks of the replicas that write it differ.
+const expiredFor = 5 * time.Minute
+
+// A set is a sorted set. The score of a member is when it leaves, in Unix
+// milliseconds by the clock of the replica that added it. The time to live of
+// the set only ever grows.
 var add = redis.NewScript(`
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (ARGV[2] - ARGV[3]))
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local leaves = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not leaves or tonumber(leaves) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[4])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return true`)
 
 // Add is part of session.Store.
 func (s *Redis) Add(ctx context.Context, key, member string, ttl time.Duration) error {
-	_, err := s.run(ctx, add, key, member, time.Now().UnixMilli(), milli(ttl))
+	now := time.Now()
+	_, err := s.run(ctx, add, key, member, now.Add(ttl).UnixMilli(), milli(ttl), now.Add(-expiredFor).UnixMilli())
 	return err
 }
 
 // Members is part of session.Store.
 func (s *Redis) Members(ctx context.Context, key string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	members, err := s.client.ZRange(ctx, s.prefix+key, 0, -1).Result()
-	return members, explain(err)
+	var members []string
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		members, err = s.client.ZRange(ctx, s.prefix+key, 0, -1).Result()
+		return err
+	})
+	return members, err
 }
 
 // Remove is part of session.Store.
 func (s *Redis) Remove(ctx context.Context, key, member string) error {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	return explain(s.client.ZRem(ctx, s.prefix+key, member).Err())
+	return s.do(ctx, func(ctx context.Context) error { return s.client.ZRem(ctx, s.prefix+key, member).Err() })
 }
 
-// run runs a script on one key. All of them can be run twice: a redirect or a reconnection in the library may do so.
+// run runs a script on one key. All of them can be run twice: do may do so.
 func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args ...any) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
-	defer cancel()
-	ok, err := script.Run(ctx, s.client, []string{s.prefix + key}, args...).Bool()
-	if errors.Is(err, redis.Nil) { // Lua's false
-		return false, nil
-	}
-	return ok, explain(err)
+	var ok bool
+	err := s.do(ctx, func(ctx context.Context) (err error) {
+		ok, err = script.Run(ctx, s.client, []string{s.prefix + key}, args...).Bool()
+		if errors.Is(err, redis.Nil) { // Lua's false
+			ok, err = false, nil
+		}
+		return err
+	})
+	return ok, err
 }
 
-// Ping says whether Redis answers.
-func (s *Redis) Ping(ctx context.Context) error { return explain(s.client.Ping(ctx).Err()) }
+// Ping returns an error unless Redis answers.
+func (s *Redis) Ping(ctx context.Context) error {
+	return s.do(ctx, func(ctx context.Context) error { return s.client.Ping(ctx).Err() })
+}
 
 // Close closes the connections.
 func (s *Redis) Close() error { return s.client.Close() }
@@ -352,7 +403,7 @@ func explain(err error) error {
 	case redis.IsMaxClientsError(err):
 		todo = "Redis takes no more connections: raise its maxclients, or find who holds so many"
 	case redis.IsAuthError(err):
-		todo = "Redis does not accept user and password of store.url"
+		todo = "Redis does not accept user and password of store.url (or of store.password_file)"
 	case redis.IsPermissionError(err):
 		todo = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
 	case errors.Is(err, syscall.ECONNREFUSED):

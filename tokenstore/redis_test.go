@@ -54,26 +54,6 @@ func TestRedisWithTLSKeepsTheContract(t *testing.T) {
 	wantExplained(t, wrong, "does not accept user and password of store.url")
 }
 
-// The rights that the documentation names are enough, and are no more than what is needed to begin with.
-func TestAUserWithTheDocumentedRightsKeepsTheContract(t *testing.T) {
-	t.Parallel()
-	docs, err := os.ReadFile("../docs/sessions.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rights, _ := strings.Cut(string(docs), "for a user with an ACL: `")
-	rights, _, _ = strings.Cut(rights, "`")
-	server := storetest.StartRedis(t)
-	if got := server.Do(append([]string{"ACL", "SETUSER", "cloakroom", "on", ">pw"}, strings.Fields(strings.ReplaceAll(rights, "PREFIX", "cloakroom:"))...)...); got != "+OK" {
-		t.Fatalf("ACL SETUSER %s: %s", rights, got)
-	}
-	store := openRedis(t, strings.Replace(server.URL(), "://", "://cloakroom:pw@", 1))
-	storetest.Run(t, store)
-	w := watch(t, store)
-	eventually(t, "current", w.current)
-	wantNews(t, store, w, "with few rights")
-}
-
 // watched is somebody who watches a store.
 type watched struct {
 	mu      sync.Mutex

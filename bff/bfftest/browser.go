@@ -242,3 +242,6 @@ func (b *Browser) DropCookies() {
 		b.SetCookie(&http.Cookie{Name: c.Name, Path: "/", MaxAge: -1})
 	}
 }
+
+// CookiesFor returns the cookies that would be sent to a URL.
+func (b *Browser) CookiesFor(u *url.URL) []*http.Cookie { return b.client.Jar.Cookies(u) }

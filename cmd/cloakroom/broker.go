@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -50,15 +51,14 @@ type broker struct {
 func newBroker(cfg *config, app fs.FS, log *slog.Logger) (*broker, error) {
 	b := &broker{cfg: cfg, app: app, log: log}
 	var mistakes []string
-	var err error
-	if b.store, err = openStore(cfg, log); err != nil {
-		mistakes = append(mistakes, err.Error())
+	if b.store, mistakes = openStore(cfg, log); len(mistakes) > 0 {
 		b.store = new(tokenstore.Memory) // what follows is for the other mistakes
 	}
 	if len(cfg.Session.Keys) == 0 && cfg.Store.URL == "memory:" {
 		cfg.Session.Keys = []session.Secret{newKey()} // the sessions it seals live no longer than this process either
 	}
 	if files := cfg.Server.TLS; files.CertFile != "" && files.KeyFile != "" {
+		var err error
 		if b.cert, err = loadCertificate(files, log); err != nil {
 			mistakes = append(mistakes, err.Error())
 		}
@@ -94,7 +94,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 	provider, wrong := cfg.provider()
 	collect(wrong)
 	if len(keys) == 0 && len(cfg.Session.Keys) > 0 {
-		keys = [][]byte{make([]byte, 32)} // every one is wrong, as has been said
+		keys = [][]byte{bytes.Repeat([]byte("k"), 32)} // every one is wrong, as has been said
 	}
 	server, err := bff.New(bff.Config{
 		PublicURL:      cfg.Server.PublicURL,
@@ -103,6 +103,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 		Provider:       provider,
 		Claims:         bff.Claims(cfg.Session.Claims),
 		KeepStorage:    cfg.Session.KeepStorage,
+		BodyMinRate:    int64(cfg.Server.Limits.BodyMinRate),
 		Sessions: session.Config{
 			Store:        store,
 			Keys:         keys,
@@ -113,7 +114,10 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 			MaxPerUser:   cfg.Session.MaxPerUser,
 			Cookie:       session.Cookie{SameSite: sameSite},
 		},
-		Routes:   routes,
+		Routes: routes,
+		Limits: bff.Limits{
+			Logins: bff.RateLimit{Rate: float64(cfg.Server.Limits.Logins.Rate), Burst: int(cfg.Server.Limits.Logins.Burst)},
+		},
 		Frontend: frontend,
 		Client:   web.Client(),
 		Logger:   log,
@@ -127,7 +131,7 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second, // there is none for bodies and answers: uploads and streams take as long as they take
+		ReadHeaderTimeout: 10 * time.Second, // bodies are bounded by their rate (server.limits.body_min_rate): uploads and streams take as long as they take
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -136,23 +140,93 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-func openStore(cfg *config, log *slog.Logger) (store, error) {
-	scheme, _, _ := strings.Cut(cfg.Store.URL.Reveal(), ":")
+// openStore makes the store, or says what is wrong with its configuration. It
+// does no I/O but to read the files that are named there.
+func openStore(cfg *config, log *slog.Logger) (store, []string) {
+	c := cfg.Store
+	var mistakes []string
+	mistake := func(key, format string, args ...any) {
+		mistakes = append(mistakes, "store."+key+": "+fmt.Sprintf(format, args...))
+	}
+	scheme, _, _ := strings.Cut(c.URL.Reveal(), ":")
 	switch scheme {
 	case "memory":
-		return new(tokenstore.Memory), nil
-	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster":
-		roots, err := certPool(cfg.Store.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("store.ca_file: %w", err)
+		for key, value := range map[string]string{"cert_file": c.CertFile, "key_file": c.KeyFile, "password_file": c.PasswordFile} {
+			if value != "" {
+				mistake(key, "%q is for Redis, and store.url is memory:", value)
+			}
 		}
-		s, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: cfg.Store.URL.Reveal(), RootCAs: roots, Prefix: cfg.Store.Prefix, Logger: log})
-		if err != nil {
-			return nil, fmt.Errorf("store.url: %w", err)
-		}
-		return s, nil
+		slices.Sort(mistakes)
+		return new(tokenstore.Memory), mistakes
+	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix":
+	default:
+		mistake("url", "its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss, rediss+sentinel, rediss+cluster), unix")
+		return nil, mistakes
 	}
-	return nil, errors.New("store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss, rediss+sentinel, rediss+cluster)")
+	redis := tokenstore.RedisConfig{URL: c.URL.Reveal(), Prefix: c.Prefix, Logger: log}
+	var err error
+	if redis.RootCAs, err = certPool(c.CAFile); err != nil {
+		mistake("ca_file", "%v", err)
+	}
+	switch {
+	case c.CertFile == "" && c.KeyFile == "":
+	case c.KeyFile == "":
+		mistake("key_file", "missing; it is the key of store.cert_file %q", c.CertFile)
+	case c.CertFile == "":
+		mistake("cert_file", "missing; store.key_file %q is the key of a certificate", c.KeyFile)
+	case !strings.HasPrefix(scheme, "rediss"):
+		mistake("cert_file", "%q is for TLS, and store.url begins with %s:; let it begin with rediss", c.CertFile, scheme)
+	default:
+		redis.ClientCertificate = func() (*tls.Certificate, error) { // for each connection: certificates are renewed
+			cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+			return &cert, err
+		}
+		if _, err := redis.ClientCertificate(); err != nil {
+			mistake("cert_file", "%q and store.key_file %q are not a certificate and its key: %v", c.CertFile, c.KeyFile, err)
+		}
+	}
+	if c.PasswordFile != "" {
+		redis.Password = func() (string, error) { return readPassword(c.PasswordFile) }
+		if _, err := redis.Password(); err != nil {
+			mistake("password_file", "%v", err)
+		}
+		if hasPassword(c.URL.Reveal()) {
+			mistake("password_file", "%q is set, and store.url holds a password too; remove one of them", c.PasswordFile)
+		}
+	}
+	s, err := tokenstore.NewRedis(redis)
+	if err != nil {
+		mistake("url", "%v", err)
+	}
+	if len(mistakes) > 0 {
+		if s != nil {
+			s.Close()
+		}
+		return nil, mistakes
+	}
+	return s, nil
+}
+
+// hasPassword reports whether a store URL, of one host or of several, holds a password.
+func hasPassword(storeURL string) bool {
+	_, rest, _ := strings.Cut(storeURL, "://")
+	authority := rest[:len(rest)-len(strings.TrimLeftFunc(rest, func(c rune) bool { return c != '/' && c != '?' }))]
+	user := authority[:max(0, strings.LastIndexByte(authority, '@'))]
+	return strings.Contains(user, ":")
+}
+
+// readPassword reads a password from a file, without the line end that editors
+// put after it.
+func readPassword(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	password := strings.TrimSpace(string(text))
+	if password == "" {
+		return "", fmt.Errorf("%s is empty", file)
+	}
+	return password, nil
 }
 
 // certPool reads the certificates of a file; nil where there is none, which means those of the system.
@@ -210,7 +284,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	publicServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().ServeHTTP(w, r) }), b.log)
 	adminServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().Admin().ServeHTTP(w, r) }), b.log)
 	group, serving := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(publicServer, bff.NewListener(public, secure)) })
+	group.Go(func() error { return serve(publicServer, bff.NewLoggedListener(public, secure, b.log)) })
 	group.Go(func() error { return serve(adminServer, admin) })
 	if b.cert != nil {
 		group.Go(func() error {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -47,7 +48,31 @@ type serverConfig struct {
 	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
 	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
 	TLS            tlsConfig      `yaml:"tls"`
+	Limits         limitsConfig   `yaml:"limits"`
 }
+
+type limitsConfig struct {
+	BodyMinRate byteRate        `yaml:"body_min_rate"` // default 240B/s
+	Logins      rateLimitConfig `yaml:"logins"`        // default 4/s and 40
+}
+
+type rateLimitConfig struct {
+	Rate  eventRate `yaml:"rate"`  // such as 4/s or 30/m
+	Burst burstSize `yaml:"burst"` // at once
+}
+
+// eventRate is how often something may happen in a second, written as 4/s, 30/m
+// or 100/h.
+type eventRate float64
+
+// String returns the rate as it can be written in the file.
+func (r eventRate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
+
+// MarshalText returns the rate as it can be written in the file, for the log.
+func (r eventRate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// burstSize is a number of events, one or more.
+type burstSize int
 
 type tlsConfig struct {
 	CertFile string `yaml:"cert_file"`
@@ -77,6 +102,7 @@ type oidcConfig struct {
 	UserInfo                bool              `yaml:"userinfo"`              // default false
 	Wait                    time.Duration     `yaml:"wait"`                  // default 5s
 	AccessTokenLifetime     time.Duration     `yaml:"access_token_lifetime"` // default 5m
+	IDTokenAlg              string            `yaml:"id_token_alg"`          // default: any that the provider lists
 	LogoutURL               string            `yaml:"logout_url"`            // default: what the provider announces
 	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
 }
@@ -85,6 +111,10 @@ type storeConfig struct {
 	URL    session.Secret `yaml:"url"`     // may hold a password; default memory:
 	Prefix string         `yaml:"prefix"`  // default cloakroom:
 	CAFile string         `yaml:"ca_file"` // PEM; default: the system's
+
+	CertFile     string `yaml:"cert_file"` // PEM, of the client
+	KeyFile      string `yaml:"key_file"`
+	PasswordFile string `yaml:"password_file"` // read for each new connection
 }
 
 type sessionConfig struct {
@@ -120,6 +150,7 @@ type routeConfig struct {
 	Scopes       []string            `yaml:"scopes"`
 	Grant        string              `yaml:"grant"` // default refresh-token
 	CSRF         string              `yaml:"csrf"`  // default header
+	Documents    string              `yaml:"documents"`
 	AcceptBearer *acceptBearerConfig `yaml:"accept_bearer"`
 	Timeouts     timeoutsConfig      `yaml:"timeouts"`
 	MaxBody      byteSize            `yaml:"max_body"` // default: any
@@ -160,6 +191,11 @@ type requireConfig struct {
 
 // byteSize is a number of bytes, written with a unit or without.
 type byteSize int64
+
+// byteRate is a number of bytes a second, such as 240B/s; noRate is none.
+type byteRate int64
+
+const noRate byteRate = -1
 
 type frontendConfig struct {
 	Dir string `yaml:"dir"`
@@ -217,7 +253,8 @@ func keyOf(field string) string {
 		"PublicURL": "server.public_url", "Prefix": "server.prefix",
 		"Provider.ClientKeys": "oidc.client_key", "Provider.ClientCertificate": "oidc.client_cert_file", "Provider.AssertionAudience": "oidc.client_assertion_audience",
 		"Provider.Resources": "oidc.resource", "Provider.Parameters": "oidc.authorization_parameters",
-		"Claims.Allow": "session.claims.allow", "Claims.Map": "session.claims.map",
+		"Provider.IDTokenAlg": "oidc.id_token_alg",
+		"Claims.Allow":        "session.claims.allow", "Claims.Map": "session.claims.map",
 		"Wait": "oidc.wait", "AccessTokenLifetime": "oidc.access_token_lifetime",
 		"Keys": "session.keys", "IdleTimeout": "session.idle_timeout", "MaxLifetime": "session.max_lifetime", "RefreshAhead": "session.refresh_ahead",
 		"CacheMaxAge": "session.cache_max_age", "MaxPerUser": "session.max_per_user",
@@ -225,6 +262,9 @@ func keyOf(field string) string {
 	}[name]
 	if of, isProviders := strings.CutPrefix(name, "Provider."); !ok && isProviders {
 		key, ok = "oidc."+snakeCase(of), true
+	}
+	if strings.HasPrefix(name, "Limits.") {
+		key, ok = "server."+snakeCase(name), true
 	}
 	if !ok {
 		return field
@@ -270,9 +310,40 @@ func (c *config) sessionKeys() ([][]byte, []string) {
 			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints one that is", i))
 			continue
 		}
+		if j := slices.IndexFunc(keys, func(other []byte) bool { return bytes.Equal(other, b) }); j >= 0 {
+			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is a key that is listed before; each key is listed once", i))
+			continue
+		}
+		if why := notRandom(b); why != "" {
+			mistakes = append(mistakes, fmt.Sprintf("session.keys[%d]: [redacted] is not a secret: %s; cloakroom keygen prints one that is", i, why))
+			continue
+		}
 		keys = append(keys, b)
 	}
 	return keys, mistakes
+}
+
+// notRandom returns what shows that a key was not made at random; empty if
+// nothing does. Of 32 random bytes fewer than 8 are different with a
+// probability of 10^-36.
+func notRandom(key []byte) string {
+	different := make(map[byte]bool)
+	steps := make(map[byte]bool)
+	for i, b := range key {
+		different[b] = true
+		if i > 0 {
+			steps[b-key[i-1]] = true
+		}
+	}
+	switch {
+	case len(different) == 1:
+		return fmt.Sprintf("all bytes are 0x%02x", key[0])
+	case len(steps) == 1:
+		return "its bytes are counted up or down"
+	case len(different) < 8:
+		return fmt.Sprintf("it has %d different bytes", len(different))
+	}
+	return ""
 }
 
 // decodeBase64 takes both alphabets, with padding or without.
@@ -305,7 +376,7 @@ func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 			mistake("accept_bearer", "%s", line)
 		}
 		routes = append(routes, bff.Route{
-			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, AcceptBearer: accept,
+			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, Documents: r.Documents, AcceptBearer: accept,
 			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})
@@ -370,7 +441,7 @@ func (c *config) provider() (bff.ProviderConfig, []string) {
 	p := bff.ProviderConfig{
 		Issuer: o.Issuer, ClientID: o.ClientID, ClientSecret: o.ClientSecret, ClientAuth: o.ClientAuth, Scopes: o.Scopes, AssertionAudience: o.ClientAssertionAudience, TrustedAudiences: o.TrustedAudiences,
 		Resources: o.Resource, Audience: o.Audience, Parameters: o.AuthorizationParameters, PushedRequests: o.PushedRequests, SignRequests: o.SignRequests,
-		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, Wait: o.Wait, AccessTokenLifetime: o.AccessTokenLifetime, FAPI2: o.Profile == "fapi2",
+		ResponseMode: o.ResponseMode, SenderConstraint: o.SenderConstraint, UserInfo: o.UserInfo, IDTokenAlg: o.IDTokenAlg, Wait: o.Wait, AccessTokenLifetime: o.AccessTokenLifetime, FAPI2: o.Profile == "fapi2",
 		LogoutURL: o.LogoutURL, LogoutRedirectParameter: o.LogoutRedirectParameter,
 	}
 	if o.Profile != "" && o.Profile != "fapi2" {
@@ -555,6 +626,8 @@ func logStruct(v reflect.Value) slog.Value {
 			attrs = append(attrs, slog.Any(name, fmt.Sprintf("%v", f.Interface())))
 		case f.Type() == reflect.TypeFor[byteSize]():
 			attrs = append(attrs, slog.Int64(name, f.Int()))
+		case f.Type() == reflect.TypeFor[byteRate]():
+			attrs = append(attrs, slog.String(name, byteRate(f.Int()).String()))
 		case f.Type() == reflect.TypeFor[time.Duration]():
 			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as it is written in the file
 		default:

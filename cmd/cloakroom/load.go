@@ -364,6 +364,24 @@ func setText(v reflect.Value, text string) error {
 			return err
 		}
 		*p = n
+	case *eventRate:
+		rate, err := parseRate(text)
+		if err != nil {
+			return err
+		}
+		*p = rate
+	case *burstSize:
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return fmt.Errorf("%q is not a whole number of 1 or more", text)
+		}
+		*p = burstSize(n)
+	case *byteRate:
+		n, err := parseByteRate(text)
+		if err != nil {
+			return err
+		}
+		*p = n
 	case *[]string:
 		*p = splitList(text)
 	case *[]session.Secret:
@@ -395,6 +413,37 @@ func parseSize(text string) (byteSize, error) {
 		return 0, fmt.Errorf("%q is not a size such as 64KiB, 10MB or 1GiB", text)
 	}
 	return byteSize(n) * unit, nil
+}
+
+// parseRate reads a rate such as 4/s, 30/m or 100/h.
+func parseRate(text string) (eventRate, error) {
+	number, unit, _ := strings.Cut(text, "/")
+	seconds, ok := map[string]float64{"s": 1, "m": 60, "h": 3600}[strings.TrimSpace(unit)]
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || !ok || !(n > 0 && n <= 1e9) {
+		return 0, fmt.Errorf("%q is not a rate such as 4/s, 30/m or 100/h", text)
+	}
+	return eventRate(n / seconds), nil
+}
+
+// parseByteRate reads a number of bytes a second such as 240B/s or 1KiB/s; off and 0 are noRate.
+func parseByteRate(text string) (byteRate, error) {
+	size, ok := strings.CutSuffix(text, "/s")
+	if size = strings.TrimSpace(size); text == "off" || size == "0" || ok && size == "0B" {
+		return noRate, nil
+	}
+	n, err := parseSize(size)
+	if err != nil || !ok || n > 1<<40 {
+		return 0, fmt.Errorf("%q is not a rate such as 240B/s or 1KiB/s, or off", text)
+	}
+	return byteRate(n), nil
+}
+
+func (r byteRate) String() string {
+	if r == noRate {
+		return "off"
+	}
+	return strconv.FormatInt(int64(r), 10) + "B/s"
 }
 
 func splitList(text string) []string {

@@ -50,6 +50,9 @@ var goodValues = map[reflect.Type]map[string]any{
 		"{access_type: offline}":          map[string]string{"access_type": "offline"},
 		"access_type: offline\nprompt: a": map[string]string{"access_type": "offline", "prompt": "a"},
 	},
+	reflect.TypeFor[byteRate]():      {"1KiB/s": byteRate(1024), "off": noRate},
+	reflect.TypeFor[eventRate]():     {"4/s": eventRate(4), "30/m": eventRate(0.5)},
+	reflect.TypeFor[burstSize]():     {"40": burstSize(40)},
 	reflect.TypeFor[[]routeConfig](): {"[{path: /api/}]": []routeConfig{{Path: "/api/"}}},
 }
 

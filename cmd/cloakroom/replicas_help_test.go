@@ -180,9 +180,9 @@ type replica struct {
 
 // startReplica starts a process with settings, environment variables without their prefix. When the test ends it has to end well, and to have
 // printed nothing that it should not.
-func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string) *replica {
+func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string, args ...string) *replica {
 	t.Helper()
-	r := &replica{cmd: brokerCommand(t, "serve"), stderr: new(lockedBuffer), ended: make(chan struct{})}
+	r := &replica{cmd: brokerCommand(t, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
 	r.cmd.Stderr = r.stderr
 	for name, value := range settings {
 		r.cmd.Env = append(r.cmd.Env, "CLOAKROOM_"+name+"="+value)

@@ -18,11 +18,15 @@ const maxHead = 256 << 10
 
 var errHead = errors.New("the answer's head is too long")
 
-// readHead reads the status line and the header of an answer (RFC 9112 4, 5).
-func readHead(r *bufio.Reader) (*http.Response, error) {
+// readHead reads the status line and the header of a response (RFC 9112, sections
+// 4 and 5). read is how much has been read of the heads before it, and is updated.
+func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 	text, err := readLines(r)
 	if err != nil {
 		return nil, err
+	}
+	if *read += len(text); *read > maxHead {
+		return nil, errHead
 	}
 	status, text, _ := strings.Cut(text, "\n")
 	resp := &http.Response{ProtoMajor: 1, Proto: "HTTP/1.1", ProtoMinor: 1}

@@ -8,6 +8,7 @@ package http1
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,6 +27,19 @@ import (
 // ErrDied says that a connection ended before there was any of an answer: the upstream has restarted, or has closed it while it was idle.
 var ErrDied = errors.New("the connection ended before an answer")
 
+// ErrInvalidRequest reports that a request cannot be written: its target, its
+// header or its method holds what would end it. Nothing has been dialed.
+var ErrInvalidRequest = errors.New("the request cannot be written")
+
+// Error is a failure on a connection to the upstream.
+type Error struct {
+	Fresh bool // the connection was made for this request
+	Err   error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
 // Client is an http.RoundTripper for one upstream. It follows no redirects, adds no header but those of framing (RFC 9112 6), asks for no
 // compression and repeats nothing. A request's header is sent as it is; its context ends the exchange until the answer's body is read or closed.
 // Like that of http.Transport, the body of an answer with status 101 is an io.ReadWriteCloser, which also has CloseWrite.
@@ -34,6 +48,8 @@ type Client struct {
 	Dial func(ctx context.Context) (net.Conn, error)
 	// HeaderTimeout bounds how long the upstream takes from when it has the request to its answer's header; zero: it does not.
 	HeaderTimeout time.Duration
+	// MaxAge is how old a connection may be when it takes a request; zero means any age.
+	MaxAge time.Duration
 
 	mu       sync.Mutex // guards all below
 	idle     []*conn    // the one used last at the end
@@ -56,27 +72,70 @@ type conn struct {
 	r         *bufio.Reader
 	secure    *tls.Conn // nil: it is in plain text
 	look      look
+	made      time.Time
+	used      bool // by another request before
 	idleSince time.Time
 }
 
-// RoundTrip makes one exchange. The error is one of Dial's, wraps ErrDied, is a time-out (os.ErrDeadlineExceeded), or says what is wrong with the answer.
+// RoundTrip makes one exchange. The error is one of Dial's or of the request's
+// body or context, wraps ErrInvalidRequest, or is an *Error. That wraps ErrDied
+// or os.ErrDeadlineExceeded, or says what is wrong with the answer.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
-	cn, err := c.conn(req.Context())
+	return c.roundTrip(req, false)
+}
+
+// RoundTripFresh is RoundTrip on a connection of its own. A retry needs that:
+// what ended one idle connection may have ended the others too.
+func (c *Client) RoundTripFresh(req *http.Request) (*http.Response, error) {
+	return c.roundTrip(req, true)
+}
+
+func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error) {
+	buf := heads.Get().(*[]byte)
+	head, err := appendHead((*buf)[:0], req)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+	}
+	var cn *conn
+	if !fresh {
+		cn = c.idleConn()
+	}
+	if cn == nil {
+		if cn, err = c.dial(req.Context()); err != nil {
+			return nil, err
+		}
 	}
 	x := &exchange{client: c, conn: cn, ctx: req.Context(), method: req.Method}
 	x.stop = context.AfterFunc(x.ctx, func() { cn.Close() })
-	resp, err := x.do(req)
-	if err != nil {
-		x.end(false)
-		if cause := context.Cause(x.ctx); cause != nil {
-			return nil, cause
-		}
-		return nil, err
+	err = x.send(req, head)
+	if *buf = head; cap(head) <= maxPooledHead {
+		heads.Put(buf)
 	}
-	return resp, nil
+	var resp *http.Response
+	if err == nil {
+		resp, err = x.receive()
+	}
+	if err == nil {
+		return resp, nil
+	}
+	x.end(false)
+	if cause := context.Cause(x.ctx); cause != nil {
+		return nil, cause
+	}
+	if unread := (unreadError{}); errors.As(err, &unread) {
+		return nil, unread.error
+	}
+	if cn.used && errors.Is(err, ErrDied) {
+		c.dropIdle(cn.idleSince)
+	}
+	return nil, &Error{Fresh: !cn.used, Err: err}
 }
+
+// heads holds buffers for the heads of requests.
+var heads = sync.Pool{New: func() any { return new(make([]byte, 0, 2<<10)) }}
+
+// maxPooledHead bounds the buffers that are kept in heads.
+const maxPooledHead = 16 << 10
 
 // CloseIdle closes the connections that are not in use, and those that are when they are not any more.
 func (c *Client) CloseIdle() {
@@ -89,28 +148,51 @@ func (c *Client) CloseIdle() {
 	c.idle = nil
 }
 
-// conn returns the connection that was used last, or a new one.
-func (c *Client) conn(ctx context.Context) (*conn, error) {
+// idleConn returns the idle connection that was used last, or nil.
+func (c *Client) idleConn() *conn {
 	for {
 		cn := c.pop()
 		if cn == nil {
-			break
+			return nil
 		}
-		if time.Since(cn.idleSince) < maxIdleTime && cn.quiet() {
-			return cn, nil
+		if now := time.Now(); now.Sub(cn.idleSince) < maxIdleTime && !c.tooOld(cn, now) && cn.quiet() {
+			return cn
 		}
 		cn.Close()
 	}
+}
+
+// dial returns a new connection.
+func (c *Client) dial(ctx context.Context) (*conn, error) {
 	raw, err := c.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer)}
+	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer), made: time.Now()}
 	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
 		raw = cn.secure.NetConn()
 	}
 	cn.look.at(raw)
 	return cn, nil
+}
+
+// tooOld reports whether a connection takes no more requests because of its age.
+func (c *Client) tooOld(cn *conn, now time.Time) bool {
+	return c.MaxAge > 0 && now.Sub(cn.made) >= c.MaxAge
+}
+
+// dropIdle closes the connections that have been idle at least as long as one
+// that was found dead. Those that were used later are known to be alive.
+func (c *Client) dropIdle(since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle = slices.DeleteFunc(c.idle, func(cn *conn) bool {
+		suspect := !cn.idleSince.After(since)
+		if suspect {
+			cn.Close()
+		}
+		return suspect
+	})
 }
 
 // quiet says whether an idle connection is open, and nothing has come on it that nobody asked for.
@@ -142,11 +224,12 @@ func (c *Client) pop() *conn {
 func (c *Client) push(cn *conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || len(c.idle) >= maxIdle {
+	now := time.Now()
+	if c.closed || len(c.idle) >= maxIdle || c.tooOld(cn, now) {
 		cn.Close()
 		return
 	}
-	cn.idleSince = time.Now()
+	cn.used, cn.idleSince = true, now
 	c.idle = append(c.idle, cn)
 	if !c.sweeping {
 		c.sweeping = true
@@ -160,7 +243,7 @@ func (c *Client) sweep() {
 	defer c.mu.Unlock()
 	now := time.Now()
 	c.idle = slices.DeleteFunc(c.idle, func(cn *conn) bool {
-		old := now.Sub(cn.idleSince) >= maxIdleTime
+		old := now.Sub(cn.idleSince) >= maxIdleTime || c.tooOld(cn, now)
 		if old {
 			cn.Close()
 		}
@@ -197,12 +280,10 @@ func (x *exchange) end(reusable bool) {
 	cn.Close()
 }
 
-func (x *exchange) do(req *http.Request) (*http.Response, error) {
-	if err := x.send(req); err != nil {
-		return nil, err
-	}
-	for hints := 0; ; hints++ {
-		head, err := x.readHead()
+// receive waits for the response's head.
+func (x *exchange) receive() (*http.Response, error) {
+	for interim := 0; ; {
+		head, err := x.readHead(&interim)
 		switch {
 		case err != nil:
 			return nil, err
@@ -211,20 +292,19 @@ func (x *exchange) do(req *http.Request) (*http.Response, error) {
 			return head, nil
 		case head.StatusCode >= 200:
 			return head, x.body(head)
-		case hints == 8:
-			return nil, errors.New("the answer has too many interim answers")
 		case head.StatusCode == http.StatusContinue && x.upload != nil:
 			x.upload.goOn()
 		}
 	}
 }
 
-// readHead waits for the head of an answer.
-func (x *exchange) readHead() (*http.Response, error) {
+// readHead waits for the head of a response. It adds its length to read, which is
+// bounded: an upstream can send any number of interim responses.
+func (x *exchange) readHead(read *int) (*http.Response, error) {
 	err := x.await()
 	if err == nil {
 		var resp *http.Response
-		if resp, err = readHead(x.conn.r); err == nil {
+		if resp, err = readHead(x.conn.r, read); err == nil {
 			x.conn.SetReadDeadline(time.Time{})
 			return resp, nil
 		}
@@ -232,7 +312,7 @@ func (x *exchange) readHead() (*http.Response, error) {
 		err = fmt.Errorf("%w: %w", ErrDied, err)
 	}
 	if x.upload != nil && x.upload.over() && x.upload.unread != nil { // which explains why there is no answer
-		return nil, x.upload.unread
+		return nil, unreadError{x.upload.unread}
 	}
 	return nil, err
 }
@@ -256,14 +336,8 @@ var buffers = sync.Pool{New: func() any { return new([uploadBuffer]byte) }}
 const uploadBuffer = 64 << 10
 
 // send writes the request's head, and begins to send its body.
-func (x *exchange) send(req *http.Request) error {
-	buf := buffers.Get().(*[uploadBuffer]byte)
-	defer buffers.Put(buf)
-	b, err := appendHead(buf[:0], req)
-	if err != nil {
-		return err
-	}
-	if _, err := x.conn.Write(b); err != nil {
+func (x *exchange) send(req *http.Request, head []byte) error {
+	if _, err := x.conn.Write(head); err != nil {
 		return fmt.Errorf("%w: %w", ErrDied, err)
 	}
 	if hasBody(req) {
@@ -276,33 +350,67 @@ func hasBody(req *http.Request) bool {
 	return req.Body != nil && req.Body != http.NoBody
 }
 
+// CheckRequest returns an error that wraps ErrInvalidRequest if RoundTrip would.
+// It is for requests that another client sends.
+func CheckRequest(req *http.Request) error {
+	if err := checkTarget(req, req.URL.EscapedPath()); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+	}
+	for name, values := range req.Header {
+		for _, v := range values {
+			if err := checkField(name, v); err != nil {
+				return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkTarget checks what the first two lines of a request hold.
+func checkTarget(req *http.Request, path string) error {
+	if !token(req.Method) || !fieldValue(req.Host) {
+		return errors.New("the request's method or host is not one")
+	}
+	for _, part := range [...]string{path, req.URL.RawQuery} {
+		for i := range len(part) {
+			if c := part[i]; c <= ' ' || c == 0x7f {
+				return errors.New("the request's target holds a space or a control character")
+			}
+		}
+	}
+	return nil
+}
+
+func checkField(name, value string) error {
+	if !token(name) {
+		return fmt.Errorf("the request's header has the name %.40q", name)
+	}
+	if !fieldValue(value) {
+		return fmt.Errorf("the request's header %s holds a control character", name)
+	}
+	return nil
+}
+
 // appendHead writes a request's head. What could be read as more than one header field is refused, though the caller should know.
 func appendHead(b []byte, req *http.Request) ([]byte, error) {
-	if !token(req.Method) || !fieldValue(req.Host) {
-		return nil, errors.New("the request's method or host is not one")
+	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
+	if err := checkTarget(req, path); err != nil {
+		return nil, err
 	}
 	b = append(b, req.Method...)
 	b = append(b, ' ')
-	b = append(b, req.URL.EscapedPath()...)
+	b = append(b, path...)
 	if req.URL.RawQuery != "" || req.URL.ForceQuery {
 		b = append(b, '?')
 		b = append(b, req.URL.RawQuery...)
-	}
-	for _, c := range b[len(req.Method)+1:] {
-		if c <= ' ' || c == 0x7f {
-			return nil, errors.New("the request's target holds a space or a control character")
-		}
 	}
 	b = append(b, " HTTP/1.1\r\nHost: "...)
 	b = append(b, req.Host...)
 	b = append(b, "\r\n"...)
 	for name, values := range req.Header {
-		if !token(name) {
-			return nil, fmt.Errorf("the request's header has the name %.40q", name)
-		}
 		for _, v := range values {
-			if !fieldValue(v) {
-				return nil, fmt.Errorf("the request's header %s holds a control character", name)
+			if err := checkField(name, v); err != nil {
+				return nil, err
 			}
 			b = append(b, name...)
 			b = append(b, ": "...)
@@ -334,7 +442,7 @@ type upload struct {
 	sent   bool  // all of it
 }
 
-// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection.
+// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection. It closes the body then.
 func startUpload(x *exchange, req *http.Request) *upload {
 	u := &upload{done: make(chan struct{}), goOn: func() {}}
 	wanted := make(chan struct{})
@@ -355,6 +463,7 @@ func startUpload(x *exchange, req *http.Request) *upload {
 		if unread := (unreadError{}); errors.As(err, &unread) {
 			u.unread = unread.error
 		}
+		body.Close()
 		close(u.done)
 		if u.unread != nil {
 			cn.Close() // the upstream must not take what it has for all

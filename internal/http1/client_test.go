@@ -85,6 +85,8 @@ func TestAnswersAsTheyMayBe(t *testing.T) {
 		reused               bool
 	}{
 		{"length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"nine interim", "GET", strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 9) + "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"a thousand interim", "GET", strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 1000) + "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
 		{"no reason", "GET", "HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
 		{"same length twice", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
 		{"line feeds alone", "GET", "HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", 200, "abc", 3, true},
@@ -137,7 +139,7 @@ func TestAnswersAsTheyMustNotBe(t *testing.T) {
 		"two codings":              "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
 		"another coding":           "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
 		"chunks in HTTP/1.0":       "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"endless interim answers":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 100),
+		"endless interim answers":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxHead/20),
 		"a head without an end":    "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 2*maxHead),
 		"a header without an end":  "HTTP/1.1 200 OK\r\n" + strings.Repeat("A: b\r\n", maxHead/4),
 		"a body that is too short": "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 30\r\n\r\nabc",

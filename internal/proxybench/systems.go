@@ -290,7 +290,11 @@ func (r *rig) startOurs(s *system) (err error) {
 	}); err != nil {
 		return err
 	}
-	s.cookie, err = signIn(app+"/bff/login", "cloakroom")
+	u, err := url.Parse(app)
+	if err != nil {
+		return err
+	}
+	s.cookie, err = signIn(app+"/bff/login", "cloakroom-"+u.Port())
 	return err
 }
 

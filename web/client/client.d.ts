@@ -67,7 +67,7 @@ export interface FetchOptions extends RequestInit {
 }
 
 export interface LoginOptions {
-  /** Where to arrive signed in: a path of this origin. Default: here. */
+  /** Where to arrive signed in: a path of the app. A route's path needs `documents: allow` there. Default: here. */
   returnTo?: string;
   /** `login` asks for the password again, `select_account` for the account, `create` for a new one; `none` asks nothing. */
   prompt?: "login" | "consent" | "select_account" | "create" | "none" | (string & {});
@@ -87,7 +87,7 @@ export interface SilentLoginOptions {
 }
 
 export interface LogoutOptions {
-  /** Where to arrive signed out: a path of this origin. Default: `/`. */
+  /** Where to arrive signed out: a path of the app. A route's path needs `documents: allow` there. Default: `/`. */
   returnTo?: string;
 }
 

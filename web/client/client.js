@@ -199,8 +199,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     challenge,
 
     logout({ returnTo = "/" } = {}) {
-      // A form and not a fetch: the address at the provider that it leads to takes the ID token along as a hint (RP-Initiated Logout 2),
-      // and a script has no business with that.
+      // A form and not a fetch: the browser follows the redirect to the provider by itself, and shows the page of an error.
       const form = document.createElement("form");
       form.method = "POST";
       form.action = `${prefix}/logout`;

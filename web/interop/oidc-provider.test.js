@@ -149,7 +149,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     assert.deepEqual(await silently(), [false, [], 0]);
     await alice.signIn(as("alice"));
     const cookies = await alice.context.cookies(broker.baseURL);
-    await alice.context.clearCookies({ name: cookies.find(({ name }) => name === "cloakroom").name });
+    await alice.context.clearCookies({ name: cookies.find(({ name }) => name === `cloakroom-${new URL(broker.baseURL).port}`).name });
     await alice.page.goto("/");
     assert.equal((await alice.session()).authenticated, false);
     assert.deepEqual(await silently(), [true, ["alice"], 0]);

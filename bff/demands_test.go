@@ -1,0 +1,154 @@
+package bff_test
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// demanding has the operator demand something of every login.
+func demanding(t *testing.T, parameters map[string]string) *app {
+	return newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.PushedRequests, cfg.Provider.Parameters = "never", parameters
+	})
+}
+
+func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ name, operator, link, want string }{
+		{"acr_values", "gold", "", "gold"},
+		{"acr_values", "gold", "silver", "gold"},
+		{"acr_values", "gold", "silver gold", "gold"},
+		{"acr_values", "gold", "Gold", "gold"},
+		{"acr_values", "gold platinum", "platinum", "platinum"},
+		{"acr_values", "gold platinum", "platinum bronze gold", "platinum gold"},
+		{"acr_values", "", "silver", "silver"},
+		{"max_age", "300", "", "300"},
+		{"max_age", "300", "3000", "300"},
+		{"max_age", "300", "60", "60"},
+		{"max_age", "300", "0", "0"},
+		{"max_age", "300", "000400", "300"},
+		{"max_age", "0", "60", "0"},
+		{"max_age", "", "60", "60"},
+		{"prompt", "login", "", "login"},
+		{"prompt", "login", "none", "login"},
+		{"prompt", "login", "consent", "login consent"},
+		{"prompt", "login consent", "login", "login consent"},
+		{"prompt", "", "none", "none"},
+		{"prompt", "none", "login", "login"},
+	} {
+		parameters := map[string]string{}
+		if test.operator != "" {
+			parameters[test.name] = test.operator
+		}
+		a := demanding(t, parameters)
+		q := a.browser().Navigate("/bff/login?" + url.Values{test.name: {test.link}}.Encode()).Location(t).Query()
+		if got := q[test.name]; len(got) != 1 || got[0] != test.want {
+			t.Errorf("%s: the operator says %q, a link %q: sent %q, want %q", test.name, test.operator, test.link, got, test.want)
+		}
+	}
+}
+
+// Each way to sign in, with an ID token that has what the link says and not what the operator does.
+func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
+	t.Parallel()
+	silver := devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}
+	old := devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		claims["acr"], claims["auth_time"] = "gold", time.Now().Add(-time.Hour).Unix()
+	}}
+	a := demanding(t, map[string]string{"acr_values": "gold", "max_age": "300"})
+	t.Run("a login link", func(t *testing.T) {
+		a.takeDown(silver)
+		wantPage(t, a.browser().SignIn("alice", "acr_values=silver"), 403, "login_too_weak")
+		a.takeDown(old)
+		again := a.browser().SignIn("alice", "max_age=7200")
+		if again.StatusCode != 302 || again.Location(t).Query().Get("prompt") != "login" || again.Location(t).Query().Get("acr_values") != "gold" {
+			t.Errorf("an old sign-in: got %d, want a login that asks again", again.StatusCode)
+		}
+	})
+	t.Run("a silent login", func(t *testing.T) {
+		for name, h := range map[string]devop.Hooks{"too weak": silver, "too old": old} {
+			a.provider.Behave()
+			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+			b := a.signedIn()
+			b.DropCookies()
+			a.takeDown(h)
+			q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
+			if q.Get("acr_values") != "gold" || q.Get("max_age") != "300" || q.Get("prompt") != "none" {
+				t.Errorf("%s: sent %v", name, q)
+			}
+			wantSilent(t, silently(b), "false")
+			a.wantSession(b, "")
+		}
+	})
+	t.Run("a login that starts again", func(t *testing.T) {
+		a.takeDown(silver)
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "acr_values=gold").Location(t)
+		b.DropCookies()
+		to := b.Navigate(u.String()).Location(t)
+		if q := to.Query(); q.Get("acr_values") != "gold" || q.Get("max_age") != "300" {
+			t.Errorf("sent %v", q)
+		}
+		back := b.Pick("alice", to.String()).Location(t).String()
+		wantPage(t, b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
+		a.wantSession(b, "")
+	})
+	t.Run("one of another site", func(t *testing.T) {
+		a.takeDown(silver)
+		b := a.browser()
+		back := b.Pick("alice", b.Navigate("/bff/login?acr_values=silver&max_age=9999", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		wantPage(t, b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
+		a.wantSession(b, "")
+	})
+	t.Run("one that meets them", func(t *testing.T) {
+		a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+		b := a.browser()
+		if answer := b.SignIn("alice", "acr_values=silver&max_age=60"); answer.StatusCode != 303 {
+			t.Errorf("got %d", answer.StatusCode)
+		}
+		a.wantSession(b, "alice")
+	})
+}
+
+func TestASilentLoginCannotMeetADemandToAskTheUser(t *testing.T) {
+	t.Parallel()
+	a := demanding(t, map[string]string{"prompt": "login"})
+	b := a.signedIn()
+	b.DropCookies()
+	before := a.provider.Stats().Authorizations
+	wantSilent(t, silently(b), "false")
+	if n := a.provider.Stats().Authorizations - before; n > 0 || len(b.Cookies()) > 0 {
+		t.Errorf("%d requests to the provider, cookies %v", n, cookieNames(b))
+	}
+	if !strings.Contains(a.logs.String(), "rules out a silent login") {
+		t.Error("nothing in the log says why")
+	}
+}
+
+func TestAPromptOfTheOperatorThatIsNoneIsAMistake(t *testing.T) {
+	t.Parallel()
+	for _, prompt := range []string{"evil", "none login", "Login"} {
+		_, err := bff.New(bff.Config{Provider: bff.ProviderConfig{Parameters: map[string]string{"prompt": prompt}}})
+		if err == nil || !strings.Contains(err.Error(), "Provider.Parameters: prompt") {
+			t.Errorf("%q: got %v", prompt, err)
+		}
+	}
+}
+
+func TestARouteThatNoSignInSatisfiesIsWarnedAbout(t *testing.T) {
+	t.Parallel()
+	for acr, want := range map[string]int{"platinum": 1, "gold": 0} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) {
+			cfg.Provider.Parameters = map[string]string{"acr_values": "gold"}
+			cfg.Routes[0].Require.ACR = []string{acr}
+		})
+		if got := strings.Count(a.logs.String(), "no sign-in satisfies a route"); got != want {
+			t.Errorf("%s: %d warnings, want %d", acr, got, want)
+		}
+	}
+}

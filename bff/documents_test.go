@@ -1,0 +1,189 @@
+package bff_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+)
+
+// ownPage are the headers of a navigation that a page of the app started.
+var ownPage = []string{"Sec-Fetch-Site", "same-origin"}
+
+// documentsApp has a route that allows documents, and others that do not.
+func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
+	return newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Routes = append(cfg.Routes,
+			bff.Route{Path: "/files/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
+			bff.Route{Path: "/docs/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata", Documents: "allow"},
+			bff.Route{Path: "/docs/private/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
+		)
+		if edit != nil {
+			edit(cfg)
+		}
+	})
+}
+
+// landing signs alice in from a login link, and returns where the browser ends.
+func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string) string {
+	t.Helper()
+	begun := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
+	if begun.StatusCode != 302 {
+		t.Fatalf("login: got %d", begun.StatusCode)
+	}
+	answer := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	if answer.StatusCode == 200 {
+		answer = b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin")
+	}
+	if answer.StatusCode != 303 {
+		t.Fatalf("return_to %q: got %d, want 303", returnTo, answer.StatusCode)
+	}
+	return answer.Header.Get("Location")
+}
+
+func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T) {
+	t.Parallel()
+	a := documentsApp(t, nil)
+	t.Run("who started the login", func(t *testing.T) {
+		for name, test := range map[string]struct {
+			header []string
+			want   string
+		}{
+			"the app":          {ownPage, "/docs/x.html?y=1#z"},
+			"another site":     {[]string{"Sec-Fetch-Site", "cross-site"}, "/"},
+			"a sibling":        {[]string{"Sec-Fetch-Site", "same-site"}, "/"},
+			"the user":         {[]string{"Sec-Fetch-Site", "none"}, "/"},
+			"nobody knows":     {[]string{"Sec-Fetch-Site", "", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", ""}, "/"},
+			"a service worker": {[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Dest", "empty"}, "/"},
+		} {
+			if got := landing(t, a.browser(), "/docs/x.html?y=1#z", test.header...); got != test.want {
+				t.Errorf("%s: ended at %s, want %s", name, got, test.want)
+			}
+		}
+	})
+	t.Run("where it leads", func(t *testing.T) {
+		for returnTo, want := range map[string]string{
+			"/docs/": "/docs/", "/docs/a/b?x=%2F": "/docs/a/b?x=%2F",
+			"/files/x.html": "/", "/files/": "/", "/files": "/", "/api/x": "/", "/public/x": "/", "/stream/x": "/",
+			"/docs/private/x": "/", "/docs/private": "/", "/docs": "/",
+			// Other readings of the path.
+			"/Files/x": "/", "/files;a=b/x": "/", "/files./x": "/", "/files%20/x": "/", "/x%2F..%2Ffiles/x": "/", "/%66iles/x": "/", "/%2566iles/x": "/", "/files%2Fx": "/", "/files%252Fx": "/",
+			"/x/..%2Ffiles/x": "/", "/fileſ/x": "/", "/files%3Fx": "/", "/files%23/x": "/", "/docs/Private/x": "/", "/docs/private;x/y": "/", "/docs//private/x": "/", "/docs%2Fprivate/x": "/", "/docs/a%2Fb": "/",
+			// Our own endpoints.
+			"/bff": "/", "/bff/": "/", "/bff/logout/callback": "/", "/bff/session": "/", "/BFF/login": "/", "/bff%2Flogin": "/", "/bff;x/login": "/", "/bff./login": "/", "/x%2F..%2Fbff/login": "/",
+			// The app's own paths, though they can be read in several ways.
+			"/group%2Fproject": "/group%2Fproject", "/app/files/group%2Fproject": "/app/files/group%2Fproject", "/search/a%2520b": "/search/a%2520b", "/orders//42": "/orders//42", "/a;b=c/x": "/a;b=c/x",
+			"/filesystem": "/filesystem", "/bffs": "/bffs", "/apiary/": "/apiary/", "/50%25": "/50%25", "/x?next=/files/x": "/x?next=/files/x", "/#/files/x": "/#/files/x",
+		} {
+			if got := landing(t, a.browser(), returnTo, ownPage...); got != want {
+				t.Errorf("%s: ended at %s, want %s", returnTo, got, want)
+			}
+		}
+	})
+}
+
+// The attempt's own page cannot make another site's login one of the app's: neither a page that offers another try, nor a stale response.
+func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
+	t.Parallel()
+	a := documentsApp(t, nil)
+	link := "/bff/login?return_to=%2Fdocs%2Fx.html"
+	t.Run("the page of a login that failed", func(t *testing.T) {
+		for _, answer := range []*bfftest.Answer{
+			a.browser().Navigate(link+"&prompt=evil", "Sec-Fetch-Site", "cross-site"),
+			a.browser().Navigate("/bff/callback?state=x&code=y&return_to=%2Fdocs%2Fx.html", "Sec-Fetch-Site", "cross-site"),
+		} {
+			if answer.StatusCode != 400 || strings.Contains(answer.Text, "docs") || strings.Contains(answer.Text, "return_to") {
+				t.Errorf("got %d:\n%s", answer.StatusCode, answer.Text)
+			}
+		}
+		if answer := a.browser().Navigate(link+"&prompt=evil", ownPage...); !strings.Contains(answer.Text, "return_to=%2Fdocs%2Fx.html") {
+			t.Errorf("the app's own: the way to try again is lost:\n%s", answer.Text)
+		}
+	})
+	t.Run("a state of the attacker's own login", func(t *testing.T) {
+		attacker := a.browser()
+		state := attacker.Navigate(link, ownPage...).Location(t)
+		form := attacker.Pick("alice", state.String()).Location(t).Query()
+		stale := "/bff/callback?" + url.Values{"state": form["state"], "code": {"x"}}.Encode()
+		signedIn := a.signedIn()
+		if answer := signedIn.Navigate(stale, "Sec-Fetch-Site", "cross-site"); answer.Header.Get("Location") != "/" {
+			t.Errorf("with a session: ended at %s", answer.Header.Get("Location"))
+		}
+		stranger := a.browser()
+		restarted := stranger.Navigate(onwards(t, stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
+		back := stranger.Navigate(stranger.Pick("alice", restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+		if answer := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin"); answer.Header.Get("Location") != "/" {
+			t.Errorf("without a session: ended at %s", answer.Header.Get("Location"))
+		}
+	})
+}
+
+func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
+	t.Parallel()
+	a := documentsApp(t, nil)
+	for returnTo, want := range map[string]string{
+		"/bye": "/bye", "/docs/bye.html": "/docs/bye.html", "/files/x": "/", "/api/x": "/", "/bff/login": "/", "/bff/logout/callback": "/", "/BFF/login": "/", "/bff%2Flogin": "/", "/docs/private/x": "/",
+	} {
+		submitter, b := a.signedIn(), a.signedIn()
+		byForm := submitter.Submit("/bff/logout", url.Values{"return_to": {returnTo}}).Location(t).String()
+		var script struct {
+			RedirectTo string `json:"redirect_to"`
+		}
+		b.Do("POST", "/bff/logout", url.Values{"return_to": {returnTo}}.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "application/json",
+			"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty").Decode(t, &script)
+		byScript := b.Navigate(script.RedirectTo, ownPage...).Location(t).String()
+		for how, browser := range map[string]*bfftest.Browser{"form": submitter, "script": b} {
+			out := map[string]string{"form": byForm, "script": byScript}[how]
+			answer := browser.Navigate(browser.Navigate(out).Location(t).String())
+			if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != want {
+				t.Errorf("%s, %s: ended at %q, want %s", how, returnTo, got, want)
+			}
+		}
+	}
+	// A request whose origin nobody vouches for but its Origin or X-CSRF.
+	b := a.signedIn()
+	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html", "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
+	answer := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+	if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != "/" {
+		t.Errorf("without Sec-Fetch-Site: ended at %q", got)
+	}
+}
+
+// Whatever response mode and whoever starts the login: the upstream of a route without documents is never called.
+func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"query", "form_post"} {
+		a := documentsApp(t, func(cfg *bff.Config) { cfg.Provider.ResponseMode = mode })
+		b := a.browser()
+		if mode == "query" {
+			if got := landing(t, b, "/files/x.html", "Sec-Fetch-Site", "cross-site"); got != "/" {
+				t.Errorf("%s: ended at %s", mode, got)
+			}
+		} else {
+			page := b.Follow(b.Navigate("/bff/login?return_to=/files/x.html", "Sec-Fetch-Site", "cross-site"), "")
+			page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
+			page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
+			answer := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
+			if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != "/" {
+				t.Errorf("%s: got %d to %s", mode, answer.StatusCode, got)
+			}
+		}
+		a.wantSession(b, "alice")
+		if n := a.echo.Calls(); n > 0 {
+			t.Errorf("%s: the upstream was called %d times", mode, n)
+		}
+	}
+}
+
+func TestDocumentsIsAllowOrNothing(t *testing.T) {
+	t.Parallel()
+	for value, good := range map[string]bool{"": true, "allow": true, "Allow": false, "true": false, "sandbox": false} {
+		_, err := bff.New(bff.Config{Routes: []bff.Route{{Path: "/docs/", Upstream: []string{"http://docs.internal"}, Token: "user", Documents: value}}})
+		if said := strings.Contains(fmt.Sprint(err), fmt.Sprintf("Routes[0].Documents: %q", value)); said == good {
+			t.Errorf("%q: got %v", value, err)
+		}
+	}
+}

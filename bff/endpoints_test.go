@@ -1,0 +1,247 @@
+package bff_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// A service worker that answers navigations with fetch(event.request) leaves the mode and takes the destination away.
+func TestTheModeNavigateProvesANavigation(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	through := []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "empty", "Sec-Fetch-Site", "same-origin"}
+	t.Run("from the login to the logout", func(t *testing.T) {
+		b := a.browser()
+		begun := b.Navigate("/bff/login?return_to=/x", through...)
+		if begun.StatusCode != 302 {
+			t.Fatalf("login: got %d\n%s", begun.StatusCode, begun.Text)
+		}
+		end := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), append(through, "Sec-Fetch-Site", "cross-site")...)
+		if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
+			t.Errorf("callback: got %d to %q", end.StatusCode, end.Header.Get("Location"))
+		}
+		a.wantSession(b, "alice")
+		out := b.Do("POST", "/bff/logout", "", append([]string{"Content-Type", "application/x-www-form-urlencoded", "Origin", a.url, "Accept", "text/html"}, through...)...)
+		back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String(), append(through, "Sec-Fetch-Site", "cross-site")...)
+		if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
+			t.Errorf("the way back from a logout: got %d to %q", back.StatusCode, back.Header.Get("Location"))
+		}
+	})
+	t.Run("a silent login", func(t *testing.T) {
+		b := a.signedIn()
+		b.DropCookies()
+		answer := b.Navigate("/bff/silent-login", through...)
+		for answer.StatusCode/100 == 3 {
+			answer = b.Navigate(answer.Header.Get("Location"), append(through, "Sec-Fetch-Site", "cross-site")...)
+		}
+		wantSilent(t, answer, "true")
+		a.wantSession(b, "alice")
+	})
+	t.Run("an error is a page", func(t *testing.T) {
+		wantPage(t, a.browser().Navigate("/bff/callback?state=x&code=y", through...), 400, "bad_callback")
+	})
+	t.Run("frames are refused", func(t *testing.T) {
+		for _, dest := range []string{"iframe", "frame", "fencedframe", "embed", "object"} {
+			for _, path := range []string{"/bff/login", "/bff/logout/callback", "/bff/logout/continue"} {
+				wantProblem(t, a.browser().Navigate(path, "Sec-Fetch-Dest", dest), 401, "navigation_only")
+			}
+			if dest != "iframe" { // where a silent login ends
+				wantProblem(t, a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest), 401, "navigation_only")
+			}
+		}
+	})
+	t.Run("other modes are refused", func(t *testing.T) {
+		for _, mode := range []string{"cors", "no-cors", "same-origin", "websocket", "nested-navigate", "navigate, cors"} {
+			for _, dest := range []string{"empty", "document", ""} {
+				wantProblem(t, a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", mode, "Sec-Fetch-Dest", dest), 401, "navigation_only")
+			}
+		}
+		wantProblem(t, a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "empty"), 401, "navigation_only")
+	})
+}
+
+func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
+	t.Parallel()
+	client := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("export {}")) })
+	key := ecKey(t)
+	provider, edit := withKeys(key)
+	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Client = client
+	})
+	c := a.takeDown(devop.Hooks{})
+	b, sid := a.signedInWithSID()
+	begun := b.Navigate("/bff/login?return_to=/x").Location(t).String()
+	callback := strings.TrimPrefix(b.Pick("alice", begun).Location(t).String(), a.url)
+	pushed, redeemed, before := len(c.to("/par")), a.provider.TokenRequests(), fmt.Sprint(b.Cookies())
+	front := "/bff/frontchannel-logout?" + url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode()
+	for path, want := range map[string]int{
+		"/bff/login": 200, "/bff/login?prompt=evil": 200, "/bff/silent-login": 200, callback: 200, "/bff/callback": 200, "/bff/logout/callback": 303, "/bff/logout/continue": 200, front: 200,
+		"/bff/jwks.json": 200, "/bff/client.js": 200, "/bff/session": 200, "/bff/nothing": 404,
+	} {
+		header := []string{"X-CSRF", ""}
+		if path == "/bff/session" {
+			header = []string{"X-CSRF", "1"}
+		}
+		if answer := b.Do("HEAD", path, "", header...); answer.StatusCode != want || len(answer.Cookies()) > 0 || answer.Text != "" {
+			t.Errorf("HEAD %s: got %d %v, want %d", path, answer.StatusCode, answer.Header, want)
+		}
+	}
+	wantStatus := func(method, path string, status int, header ...string) *bfftest.Answer {
+		t.Helper()
+		answer := b.Do(method, path, "", header...)
+		if answer.StatusCode != status {
+			t.Errorf("%s %s: got %d, want %d", method, path, answer.StatusCode, status)
+		}
+		return answer
+	}
+	wantStatus("HEAD", "/bff/session", 403) // as GET
+	wantStatus("HEAD", "/bff/login", 401, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty")
+	for _, path := range []string{"/bff/logout", "/bff/session/refresh", "/bff/backchannel-logout"} {
+		if allow := wantStatus("HEAD", path, 405, "X-CSRF", "1").Header.Values("Allow"); !slices.Equal(allow, []string{"POST"}) {
+			t.Errorf("%s: Allow is %q", path, allow)
+		}
+	}
+	if allow := wantStatus("PUT", "/bff/login", 405).Header.Values("Allow"); !slices.Equal(allow, []string{"GET", "HEAD"}) {
+		t.Errorf("Allow is %q", allow)
+	}
+	if n := len(c.to("/par")) - pushed; n > 0 || a.provider.TokenRequests() != redeemed || fmt.Sprint(b.Cookies()) != before {
+		t.Errorf("HEAD made %d requests to the provider, or changed the cookies %v", n, cookieNames(b))
+	}
+	a.wantSession(b, "alice")
+	if answer := b.Navigate(callback); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
+		t.Errorf("the response that HEAD has seen: got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	}
+}
+
+// OpenID Connect Front-Channel Logout 2: 200 says that there is no session any more.
+func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b, sid := a.signedInWithSID()
+	ask := func(b *bfftest.Browser, q url.Values, site string) *bfftest.Answer {
+		return b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", site)
+	}
+	good := url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}
+	ticket := *b.Cookies()[0]
+	b.DropCookies() // which a browser withholds in a frame of another site
+	wantProblem(t, ask(b, good, "cross-site"), 400, "bad_frontchannel_logout")
+	b.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
+	a.wantSession(b, "alice")
+	for name, q := range map[string]url.Values{
+		"nothing": {}, "iss alone": {"iss": good["iss"]}, "sid alone": {"sid": good["sid"]}, "another sid": {"iss": good["iss"], "sid": {"x"}}, "another iss": {"iss": {"https://evil.example"}, "sid": good["sid"]},
+	} {
+		answer := ask(b, q, "same-site")
+		if wantProblem(t, answer, 400, "bad_frontchannel_logout"); len(answer.Cookies()) > 0 {
+			t.Errorf("%s: cookies %v", name, answer.Cookies())
+		}
+		a.wantSession(b, "alice")
+	}
+	if got := ask(b, good, "same-site").StatusCode; got != 200 {
+		t.Errorf("got %d", got)
+	}
+	a.wantSession(b, "")
+	for _, site := range []string{"same-site", "same-origin", ""} { // there is none any more
+		if got := ask(b, good, site).StatusCode; got != 200 {
+			t.Errorf("once more, %s: got %d", site, got)
+		}
+	}
+}
+
+func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	var cookies strings.Builder
+	for i := range 2000 {
+		fmt.Fprintf(&cookies, "cloakroom-login-%d=x; ", i)
+	}
+	b := a.browser()
+	begun := b.Navigate("/bff/login?return_to=/x")
+	u := b.Pick("alice", begun.Location(t).String()).Location(t).String()
+	genuine := b.Cookies()[0]
+	for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/silent-login"} {
+		answer := a.browser().Navigate(path, "Cookie", cookies.String(), "Sec-Fetch-Dest", map[bool]string{true: "iframe"}[path == "/bff/silent-login"], "Sec-Fetch-Site", "")
+		var head strings.Builder
+		answer.Header.Write(&head)
+		if n := len(answer.Header.Values("Set-Cookie")); n > 17 || head.Len() > 4000 {
+			t.Errorf("%s: got %d with %d Set-Cookie headers of %d bytes", path, answer.StatusCode, n, head.Len())
+		}
+	}
+	// The genuine one is found among them.
+	if answer := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
+		t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	}
+}
+
+func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	fetches := a.provider.JWKSFetches()
+	for _, size := range []int{11 << 10, 54 << 10, 1 << 20} {
+		answer := a.tellLogout(url.Values{"logout_token": {strings.Repeat("A", size)}})
+		if answer.StatusCode != 400 || !strings.Contains(answer.Text, "bad_logout_token") {
+			t.Errorf("%d bytes: got %d %s", size, answer.StatusCode, answer.Text)
+		}
+	}
+	if n := a.provider.JWKSFetches() - fetches; n > 0 {
+		t.Errorf("%d key sets were fetched", n)
+	}
+	// One with all that the standard has, and a long sub and sid, is far from that.
+	b, sid := a.signedInWithSID()
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); answer.StatusCode != 200 {
+		t.Errorf("a long one that is right: got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(b, "")
+}
+
+// Each refusal is one line in the log that says what was wrong.
+func TestEveryRefusalLeavesALineThatNamesItsCause(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	b := a.browser()
+	form := []string{"Content-Type", "application/x-www-form-urlencoded"}
+	for _, test := range []struct {
+		name, cause string
+		ask         func() *bfftest.Answer
+	}{
+		{"a fetch of a login", "Sec-Fetch-Mode", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Fetch-Mode", "cors") }},
+		{"a frame", "Sec-Fetch-Dest", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Fetch-Dest", "iframe") }},
+		{"a prefetch", "Sec-Purpose", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Purpose", "prefetch") }},
+		{"a script", "X-CSRF", func() *bfftest.Answer { return b.Navigate("/bff/login", "X-CSRF", "1") }},
+		{"an old script", "Accept", func() *bfftest.Answer {
+			return b.Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json")
+		}},
+		{"a bad parameter", "max_age", func() *bfftest.Answer { return b.Navigate("/bff/login?max_age=x") }},
+		{"a callback without a state", "state", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x") }},
+		{"a callback of nobody", "no attempt", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x&state=y") }},
+		{"a callback in a frame", "no silent attempt", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x&state=y", "Sec-Fetch-Dest", "iframe") }},
+		{"a posted callback", "method_not_allowed", func() *bfftest.Answer { return b.Do("POST", "/bff/callback", "", form...) }},
+		{"a silent login in a window", "Sec-Fetch-Dest", func() *bfftest.Answer { return b.Navigate("/bff/silent-login") }},
+		{"a silent login of another site", "Sec-Fetch-Site", func() *bfftest.Answer {
+			return b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
+		}},
+		{"a logout of another site", "Sec-Fetch-Site", func() *bfftest.Answer { return b.Do("POST", "/bff/logout", "", "Sec-Fetch-Site", "cross-site") }},
+		{"a session without the header", "X-CSRF", func() *bfftest.Answer { return b.Do("GET", "/bff/session", "") }},
+		{"a refresh without a session", "not_signed_in", func() *bfftest.Answer { return b.Fetch("POST", "/bff/session/refresh") }},
+		{"a front-channel logout", "iss", func() *bfftest.Answer { return b.Navigate("/bff/frontchannel-logout") }},
+		{"a back-channel logout", "logout_token", func() *bfftest.Answer { return b.Do("POST", "/bff/backchannel-logout", "x=y", form...) }},
+		{"an unknown endpoint", "not_found", func() *bfftest.Answer { return b.Navigate("/bff/nothing") }},
+		{"another method", "method_not_allowed", func() *bfftest.Answer { return b.Do("DELETE", "/bff/login", "") }},
+	} {
+		before := len(a.logs.String())
+		answer := test.ask()
+		text := a.logs.String()[before:]
+		lines := strings.Count(text, "\n")
+		if answer.StatusCode < 400 && !strings.Contains(answer.Text, `data-authenticated="false"`) || lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
+			t.Errorf("%s: got %d, and in the log:\n%s", test.name, answer.StatusCode, text)
+		}
+	}
+}

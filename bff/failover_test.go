@@ -1,0 +1,335 @@
+package bff_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+)
+
+// upstreamEnv makes the test binary an upstream at the address that it holds.
+const upstreamEnv = "CLOAKROOM_TEST_UPSTREAM"
+
+func init() {
+	if addr := os.Getenv(upstreamEnv); addr != "" {
+		serveProcess(addr)
+		os.Exit(1)
+	}
+}
+
+// serveProcess serves until the process is killed. Responses hold the process id.
+func serveProcess(addr string) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return
+	}
+	fmt.Println(l.Addr())
+	http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch what := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]; {
+		case strings.HasPrefix(what, "close"):
+			panic(http.ErrAbortHandler)
+		case strings.HasPrefix(what, "reset"):
+			if c, _, err := http.NewResponseController(w).Hijack(); err == nil {
+				c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+			}
+		case strings.HasPrefix(what, "wait"):
+			<-r.Context().Done()
+		default:
+			io.Copy(io.Discard, r.Body)
+			fmt.Fprint(w, os.Getpid())
+		}
+	}))
+}
+
+// process is an upstream in a process of its own.
+type process struct {
+	t    *testing.T
+	addr string
+	cmd  *exec.Cmd
+}
+
+// startProcess starts an upstream, which is killed when the test ends. It listens when startProcess returns.
+func startProcess(t *testing.T, addr string) *process {
+	t.Helper()
+	p := &process{t: t, addr: addr, cmd: exec.Command(os.Args[0])}
+	p.cmd.Env, p.cmd.Stderr = append(os.Environ(), upstreamEnv+"="+addr), os.Stderr
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.addr = strings.TrimSpace(line)
+	return p
+}
+
+func (p *process) pid() string { return fmt.Sprint(p.cmd.Process.Pid) }
+func (p *process) url() string { return "http://" + p.addr }
+
+func (p *process) kill() {
+	if p.cmd.ProcessState == nil {
+		p.cmd.Process.Kill()
+		p.cmd.Wait()
+	}
+}
+
+func (p *process) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// pair is a broker with a route to two processes.
+func pair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one, two *process) {
+	t.Helper()
+	one, two = startProcess(t, "127.0.0.1:0"), startProcess(t, "127.0.0.1:0")
+	route := bff.Route{Path: "/pair/", Token: "none", Upstream: []string{one.url(), two.url()}}
+	if edit != nil {
+		edit(&route)
+	}
+	a, b = routed(t, route)
+	return a, b, one, two
+}
+
+// wantFrom makes requests until each of the processes has answered one, all of which have to succeed.
+func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
+	t.Helper()
+	missing := make(map[string]bool)
+	for _, p := range processes {
+		missing[p.pid()] = true
+	}
+	for deadline := time.Now().Add(20 * time.Second); len(missing) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		answer := b.Fetch("GET", "/pair/x")
+		if answer.StatusCode != 200 {
+			t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+		}
+		delete(missing, answer.Text)
+	}
+	if len(missing) > 0 {
+		t.Fatalf("no request was sent to %v", missing)
+	}
+}
+
+func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
+	t.Parallel()
+	a, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 100 * time.Millisecond })
+	others := func() {
+		t.Helper()
+		for _, method := range []string{"GET", "POST", "GET"} {
+			if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 {
+				t.Errorf("another user's request: got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+			}
+		}
+	}
+	for _, poison := range []struct {
+		method, path string
+		status       int
+	}{
+		{"GET", "close", 502}, {"POST", "close", 502}, {"GET", "reset", 502}, {"POST", "reset", 502}, {"GET", "wait", 504}, {"POST", "wait", 504},
+	} {
+		for range 5 {
+			if answer := b.Fetch(poison.method, "/pair/"+poison.path); answer.StatusCode != poison.status {
+				t.Errorf("%s %s: got %d", poison.method, poison.path, answer.StatusCode)
+			}
+			others()
+		}
+		for range 10 { // nobody else calls meanwhile
+			b.Fetch(poison.method, "/pair/"+poison.path)
+		}
+		others()
+		left := make(chan struct{})
+		time.AfterFunc(20*time.Millisecond, func() { close(left) })
+		b.Abort("GET", "/pair/wait", left)
+		others()
+	}
+	for i := range 20 { // even if all addresses count as failed
+		b.Fetch("POST", fmt.Sprint("/pair/close", i))
+		others()
+	}
+	for i := range 20 {
+		b.Fetch("POST", fmt.Sprint("/pair/close-in-a-row", i))
+	}
+	others()
+	wantFrom(t, b, one, two)
+}
+
+func TestARequestThatCannotBeWrittenIsRefusedBeforeAnAddressIsChosen(t *testing.T) {
+	t.Parallel()
+	var calls = make(map[string]int)
+	f := newFront(t, func(f *front, cfg *bff.Config) {
+		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/nobody/", Token: "none", CSRF: "fetch-metadata", Upstream: []string{"http://127.0.0.1:1", "http://127.0.0.1:1"}})
+	})
+	for _, w := range f.ways {
+		w.answers(func(http.ResponseWriter, *http.Request) {})
+	}
+	client := f.newClient(t, 2)
+	for _, path := range append([]string{"/nobody/"}, f.ways[0].path, f.ways[2].path, f.ways[3].path) {
+		for _, query := range []string{"a b", "a=%20 ", "<\"> "} {
+			u, err := url.Parse(f.url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			u.Scheme, u.Path, u.RawQuery = "https", path+"x", query
+			req := (&http.Request{Method: "GET", URL: u, Header: http.Header{"Sec-Fetch-Site": {"same-origin"}}}).WithContext(t.Context())
+			for _, c := range f.browser.Cookies() {
+				req.AddCookie(c)
+			}
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != 400 || !strings.Contains(string(text), `"bad_request"`) {
+				t.Errorf("%s?%s: got %d %s, want 400 bad_request", path, query, resp.StatusCode, text)
+			}
+			calls[path]++
+		}
+	}
+	for _, w := range f.ways {
+		if n := w.calls.Load(); n > 0 {
+			t.Errorf("%s: the upstream got %d requests", w.name, n)
+		}
+	}
+	if got := strings.Count(f.logs.String(), "bad_request"); got != 12 {
+		t.Errorf("%d log lines name the cause of 12 refusals", got)
+	}
+}
+
+func TestAnAddressWhoseProcessCrashesAndRestarts(t *testing.T) {
+	t.Parallel()
+	a, b, one, two := pair(t, nil)
+	wantFrom(t, b, one, two)
+	one.kill()
+	for i := range 30 {
+		method := []string{"GET", "PUT"}[i%2] // a POST on a connection that dies is not repeated
+		if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 || answer.Text != two.pid() {
+			t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+		}
+	}
+	for range 10 {
+		if answer := b.Fetch("POST", "/pair/x"); answer.StatusCode != 200 {
+			t.Errorf("POST: got %d %s", answer.StatusCode, answer.Text)
+		}
+	}
+	one = startProcess(t, one.addr)
+	wantFrom(t, b, one, two)
+}
+
+func TestAnAddressThatStallsIsLeftAloneUntilItAnswers(t *testing.T) {
+	t.Parallel()
+	_, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 200 * time.Millisecond })
+	wantFrom(t, b, one, two)
+	one.signal(syscall.SIGSTOP)
+	defer one.signal(syscall.SIGCONT)
+	failed, inARow := 0, 0
+	for i := 0; inARow < 40 && failed < 30; i++ {
+		if b.Fetch("GET", fmt.Sprint("/pair/", i)).StatusCode == 200 {
+			inARow++
+		} else {
+			failed++
+			inARow = 0
+		}
+	}
+	if inARow < 40 {
+		t.Errorf("the address still gets requests after %d of them have failed", failed)
+	}
+	one.signal(syscall.SIGCONT)
+	wantFrom(t, b, one, two)
+}
+
+func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
+	t.Parallel()
+	a, b, one, two := pair(t, nil)
+	for _, back := range []*process{one, two, one} {
+		one.kill()
+		two.kill()
+		for range 5 {
+			answer := b.Fetch("GET", "/pair/x")
+			if answer.StatusCode != 502 { // on a connection that has just died
+				wantProblem(t, answer, 503, "upstream_unavailable")
+			}
+		}
+		p := startProcess(t, back.addr)
+		for _, method := range []string{"GET", "POST"} {
+			if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 || answer.Text != p.pid() {
+				t.Fatalf("%s when one is back: got %d %s\n%s", method, answer.StatusCode, answer.Text, a.logs)
+			}
+		}
+		p.kill()
+	}
+}
+
+// A connection attempt that nobody answers takes as long as timeouts.connect: one request may meet that, not one in a while.
+func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testing.T) {
+	t.Parallel()
+	full := fullListener(t)
+	p := startProcess(t, "127.0.0.1:0")
+	_, b := routed(t, bff.Route{Path: "/pair/", Token: "none", Upstream: []string{"http://" + full, p.url()}, Timeouts: bff.Timeouts{Connect: time.Second}})
+	slow := 0
+	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		began := time.Now()
+		if answer := b.Fetch("POST", "/pair/x"); answer.StatusCode != 200 {
+			t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+		}
+		if time.Since(began) > 800*time.Millisecond {
+			slow++
+		}
+	}
+	if slow > 2 {
+		t.Errorf("%d requests waited for the address", slow)
+	}
+}
+
+// fullListener returns an address at which connection attempts get no answer: the backlog is full.
+func fullListener(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	at, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", at.(*syscall.SockaddrInet4).Port)
+	for range 8 {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		cancel()
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	t.Skip("the backlog does not fill up on this system")
+	return ""
+}

@@ -1,0 +1,93 @@
+package bff_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// Until all of an ID token is right the access token is used for nothing.
+func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, withUserInfo)
+	claim := func(name string, value any) func(header, claims map[string]any) {
+		return func(_, claims map[string]any) { setMember(claims, name, value) }
+	}
+	for name, test := range map[string]struct {
+		query string
+		edit  func(header, claims map[string]any)
+	}{
+		"another nonce":       {"", claim("nonce", "x")},
+		"no nonce":            {"", claim("nonce", missing{})},
+		"another sub's nonce": {"", claim("nonce", 7)},
+		"a lower acr":         {"acr_values=gold", claim("acr", "silver")},
+		"no acr":              {"acr_values=gold", claim("acr", missing{})},
+		"an old sign-in":      {"max_age=60", claim("auth_time", time.Now().Add(-time.Hour).Unix())},
+		"no auth_time":        {"max_age=60", claim("auth_time", missing{})},
+		"another aud":         {"", claim("aud", "other")},
+		"at_hash":             {"", claim("at_hash", "AAAAAAAAAAAAAAAAAAAAAA")},
+		"unknown kid":         {"", func(header, _ map[string]any) { header["kid"] = "unknown" }},
+	} {
+		c := a.takeDown(devop.Hooks{EditIDToken: test.edit})
+		b := a.browser()
+		if got := b.SignIn("alice", test.query).StatusCode; got == 303 {
+			t.Errorf("%s: signed in", name)
+		}
+		if n := len(c.to("/userinfo")); n != 0 {
+			t.Errorf("%s: userinfo was asked %d times", name, n)
+		}
+		a.wantSession(b, "")
+	}
+	t.Run("another user than the one who is signed in", func(t *testing.T) {
+		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
+		b := a.signedIn()
+		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
+		c := a.takeDown(devop.Hooks{})
+		answer := b.Navigate(pickAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
+		wantPage(t, b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+		if n := len(c.to("/userinfo")); n != 0 {
+			t.Errorf("userinfo was asked %d times", n)
+		}
+		a.wantSession(b, "alice")
+	})
+	c := a.takeDown(devop.Hooks{})
+	a.signedIn()
+	if n := len(c.to("/userinfo")); n != 1 {
+		t.Errorf("userinfo was asked %d times at a good login", n)
+	}
+}
+
+// Who asks for offline_access and gets no refresh token is told so once.
+func TestALoginWithoutARefreshTokenIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"
+	none := devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") }}
+	a := newApp(t, nil)
+	a.signedIn()
+	a.logs.wantNo(t, said)
+	for _, value := range []any{missing{}, nil, "", 7} {
+		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) }})
+		a.signedIn()
+	}
+	if n := len(a.logs.lines(t, said)); n != 1 {
+		t.Errorf("it is said %d times, want once", n)
+	}
+	t.Run("not where it was not asked for", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "email"} })
+		a.takeDown(none)
+		a.signedIn()
+		a.logs.wantNo(t, said)
+	})
+	t.Run("nor at a login that fails", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, nil)
+		hooks := none
+		hooks.EditIDToken = func(_, claims map[string]any) { claims["nonce"] = "x" }
+		a.takeDown(hooks)
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+		a.logs.wantNo(t, said)
+	})
+}

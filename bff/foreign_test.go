@@ -1,0 +1,125 @@
+package bff_test
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// neighbours returns two apps with the same session keys and the same store.
+func neighbours(t *testing.T) (first, second *app) {
+	t.Helper()
+	store := new(tokenstore.Memory)
+	edit := func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store }
+	return newApp(t, edit), newApp(t, edit)
+}
+
+// planted returns a browser at an app with the cookies of a browser at its neighbour, under the names that they have here.
+func (a *app) planted(other *app, from *bfftest.Browser) *bfftest.Browser {
+	b := a.browser()
+	for _, c := range from.Cookies() {
+		b.SetCookie(&http.Cookie{Name: strings.Replace(c.Name, other.cookieName(), a.cookieName(), 1), Value: c.Value, Path: "/"})
+	}
+	return b
+}
+
+// Two providers may give their logout tokens the same jti.
+func TestTheLogoutTokenOfOneAppIsNotUsedUpByAnother(t *testing.T) {
+	t.Parallel()
+	first, second := neighbours(t)
+	for _, a := range []*app{first, second} {
+		b := a.signedIn()
+		same := devop.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["jti"] = "1" }}
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 200 {
+			t.Errorf("got %d %s, want 200", got.StatusCode, got.Text)
+		}
+		a.wantSession(b, "")
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 400 {
+			t.Errorf("the same token again: got %d, want 400", got.StatusCode)
+		}
+	}
+}
+
+// The login attempts of a neighbour are not counted among this app's, and not removed.
+func TestAttemptsOfAnotherAppAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	first, second := neighbours(t)
+	b := first.browser()
+	for range 4 {
+		b.Navigate("/bff/login")
+	}
+	at := second.planted(first, b)
+	n := len(at.Cookies())
+	for range 5 {
+		for _, line := range at.Navigate("/bff/login").Header["Set-Cookie"] {
+			if strings.Contains(line, "Max-Age=0") {
+				t.Errorf("a login removes %s", line)
+			}
+		}
+	}
+	if got := len(at.Cookies()); got != n+5 {
+		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
+	}
+	at.Navigate("/bff/login") // the first of its own makes room
+	if got := len(at.Cookies()); got != n+5 {
+		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
+	}
+	if got := at.SignIn("alice", ""); got.StatusCode != 303 {
+		t.Errorf("sign in: got %d", got.StatusCode)
+	}
+	second.wantSession(at, "alice")
+}
+
+// A foreign cookie is counted and logged once a request, however often it is read. So is no other.
+func TestAForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
+	t.Parallel()
+	first, second := neighbours(t)
+	at := second.planted(first, first.signedIn())
+	lines := func() int { return len(second.logs.lines(t, "cookie refused")) }
+	for i, get := range []func(){
+		func() { at.Fetch("GET", "/api/x") },
+		func() { at.Fetch("GET", "/bff/session") },
+		func() { at.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin") }, // looks twice
+		func() { at.Navigate("/bff/login") },
+		func() { at.Submit("/bff/logout", nil) },
+	} {
+		get()
+		if n, counted := lines(), second.server.CookiesRefused(session.CookieForeign); n != i+1 || counted != uint64(i+1) {
+			t.Errorf("after %d requests: %d lines, %d counted", i+1, n, counted)
+		}
+	}
+	line := second.logs.lines(t, "cookie refused")[0]
+	if line["event"] != "cookie.foreign" || line["level"] != "WARN" || line["cookie"] != second.cookieName() || line["request"] == "" {
+		t.Errorf("got %v", line)
+	}
+	before := lines()
+	at.Navigate("/")               // the app itself needs no session
+	at.Fetch("GET", "/public/x")   // nor does this route
+	second.browser().Navigate("/") // no cookie
+	b := second.signedIn()         // a good one
+	b.Submit("/bff/logout", nil)   // and one of a session that has ended
+	b.Fetch("GET", "/bff/session") // after which there is none
+	second.browser().Fetch("GET", "/api/x", "Cookie", second.cookieName()+"=noise")
+	var foreign int
+	for _, line := range second.logs.lines(t, "cookie refused") {
+		if line["event"] == "cookie.foreign" {
+			foreign++
+		} else if line["event"] != "cookie.unopenable" || line["level"] != "DEBUG" {
+			t.Errorf("got %v", line)
+		}
+	}
+	if foreign != before {
+		t.Errorf("%d foreign cookies, want %d", foreign, before)
+	}
+	if n := second.server.CookiesRefused(session.CookieUnopenable); n != 1 {
+		t.Errorf("%d cookies that do not open are counted, want 1", n)
+	}
+	first.wantSession(first.signedIn(), "alice")
+}

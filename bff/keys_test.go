@@ -1,0 +1,356 @@
+package bff_test
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// withJunkKeys publishes JSON values before and after the provider's keys.
+func withJunkKeys(junk ...string) devop.Hooks {
+	return devop.Hooks{EditJWKS: func(set map[string]any) {
+		var all []any
+		for _, j := range junk {
+			all = append(all, json.RawMessage(j))
+		}
+		good := set["keys"].([]any)
+		set["keys"] = append(append(append([]any{}, all...), good...), all...)
+	}}
+}
+
+// RFC 7517, section 5: keys that are not understood, incomplete or out of range
+// are ignored, and the others are used.
+func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
+	t.Parallel()
+	secret := strings.Repeat("c2VjcmV0", 20)
+	for name, junk := range map[string]string{
+		"RSA without a modulus":          `{"kty":"RSA","kid":"old","use":"sig"}`,
+		"RSA with an empty modulus":      `{"kty":"RSA","kid":"old","n":"","e":"AQAB"}`,
+		"RSA that is no base64url":       `{"kty":"RSA","kid":"old","n":"***","e":"AQAB"}`,
+		"RSA of 1024 bits":               `{"kty":"RSA","kid":"old","n":"` + strings.Repeat("_", 171) + `","e":"AQAB"}`,
+		"secp256k1 without alg":          `{"kty":"EC","crv":"secp256k1","kid":"k1","x":"AAAA","y":"AAAA"}`,
+		"a point that is off the curve":  `{"kty":"EC","crv":"P-256","kid":"p","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"}`,
+		"EC without a curve":             `{"kty":"EC","kid":"p","x":"AAAA","y":"AAAA"}`,
+		"Ed448":                          `{"kty":"OKP","crv":"Ed448","kid":"o","x":"AAAA"}`,
+		"a type nobody knows":            `{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA"}`,
+		"a shared secret":                `{"kty":"oct","kid":"s","k":"` + secret + `"}`,
+		"a private key":                  `{"kty":"RSA","kid":"d","n":"AQAB","e":"AQAB","d":"` + secret + `"}`,
+		"a key for encryption":           `{"kty":"RSA","kid":"e","use":"enc","n":"AQAB","e":"AQAB"}`,
+		"an empty object":                `{}`,
+		"null":                           `null`,
+		"a number":                       `7`,
+		"a string":                       `"key"`,
+		"a list":                         `[]`,
+		"kty that is a number":           `{"kty":7}`,
+		"kid that is a number":           `{"kty":"RSA","kid":7,"n":"AQAB","e":"AQAB"}`,
+		"a member that is there twice":   `{"kty":"RSA","kty":"EC","kid":"t"}`,
+		"a certificate that is none":     `{"kty":"RSA","kid":"x","x5c":["AAAA"],"n":"AQAB","e":"AQAB"}`,
+		"a key with a member in another": `{"KTY":"RSA","kid":"x","n":"AQAB","e":"AQAB"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, nil)
+			a.takeDown(withJunkKeys(junk))
+			a.signedIn()
+			if strings.Contains(a.logs.String(), secret[:20]) {
+				t.Error("the log holds key material")
+			}
+		})
+	}
+	t.Run("none is left", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, nil)
+		a.takeDown(devop.Hooks{EditJWKS: func(set map[string]any) {
+			var all []any
+			for i := range 50 {
+				all = append(all, json.RawMessage(fmt.Sprintf(`{"kty":"RSA","kid":"old%d","use":"sig","n":"%s"}`, i, secret)))
+			}
+			set["keys"] = all
+		}})
+		wantPage(t, a.browser().SignIn("alice", ""), 503, "provider_unavailable")
+		for _, line := range a.logs.lines(t, "request") {
+			if text := fmt.Sprint(line["err"]); strings.Contains(text, secret[:20]) || len(text) > 1000 {
+				t.Errorf("the log line has %d bytes: %s", len(text), text)
+			}
+		}
+	})
+}
+
+// An unknown key proves nothing about the user: the new tokens are used, and the
+// ID token of before is kept.
+func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
+	t.Parallel()
+	unknown := func(header, _ map[string]any) { header["kid"] = rand.Text() }
+	jwks := func(serve http.HandlerFunc) func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/jwks") {
+				serve(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}
+	}
+	answer := func(status int, body string) func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		return jwks(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			fmt.Fprint(w, body)
+		})
+	}
+	for name, hooks := range map[string]devop.Hooks{
+		"a kid that is not listed":   {EditIDToken: unknown},
+		"an empty kid":               {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); header["kid"] = " " }},
+		"no keys at all":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
+		"keys that are null":         {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = nil }},
+		"no member keys":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { delete(set, "keys") }},
+		"keys of no use":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{map[string]any{"kty": "oct", "k": "AAAA"}} }},
+		"503":                        {EditIDToken: unknown, Intercept: answer(503, "down")},
+		"404":                        {EditIDToken: unknown, Intercept: answer(404, "{}")},
+		"HTML":                       {EditIDToken: unknown, Intercept: answer(200, "<html>")},
+		"a connection that breaks":   {EditIDToken: unknown, Intercept: jwks(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })},
+		"a redirect":                 {EditIDToken: unknown, Intercept: jwks(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) })},
+		"another sub, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["sub"] = "bob" }},
+		"another iss, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["iss"] = "https://evil.example" }},
+		"a nonce of no login, ditto": {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["nonce"] = "x" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, nil)
+			b := a.signedIn()
+			hint := func() string {
+				return b.Submit("/bff/logout", nil).Location(t).Query().Get("id_token_hint")
+			}
+			a.takeDown(hooks)
+			for range 6 { // more than the key set is fetched for unknown keys
+				wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+			}
+			a.wantSession(b, "alice")
+			if n := len(a.logs.lines(t, "ID token of a refresh not verified; the one before is kept")); n != 6 {
+				t.Errorf("%d warnings for 6 refreshes", n)
+			}
+			a.provider.Behave()
+			a.logs.wantNo(t, "tokens of an answer that is not to be trusted not revoked")
+			if hint() == "" {
+				t.Error("the ID token of before is gone")
+			}
+		})
+	}
+}
+
+// wantNo fails the test if there is a log line with a message.
+func (b *buffer) wantNo(t *testing.T, msg string) {
+	t.Helper()
+	if lines := b.lines(t, msg); len(lines) > 0 {
+		t.Errorf("the log says: %v", lines[0])
+	}
+}
+
+// A key set that cannot be fetched, or is empty, is an outage and no verdict.
+func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
+	t.Parallel()
+	for name, hooks := range map[string]devop.Hooks{
+		"503": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/jwks") {
+				http.Error(w, "down", 503)
+				return
+			}
+			next.ServeHTTP(w, r)
+		}},
+		"no answer": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/jwks") {
+				panic(http.ErrAbortHandler)
+			}
+			next.ServeHTTP(w, r)
+		}},
+		"no keys": {EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, nil)
+			a.takeDown(hooks)
+			b := a.browser()
+			for range 5 {
+				answer := b.SignIn("alice", "")
+				wantPage(t, answer, 503, "provider_unavailable")
+				if answer.Header.Get("Retry-After") == "" {
+					t.Error("no Retry-After")
+				}
+			}
+			a.wantSession(b, "")
+			a.provider.Behave()
+			waitFor(t, "it is right again", func() bool { return b.SignIn("alice", "").StatusCode == 303 })
+		})
+	}
+}
+
+// A provider may give a new key the kid of the old one.
+func TestAKeyMayBeReplacedUnderItsKid(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	rotated := a.renamedKeys("the-key")
+	a.takeDown(rotated)
+	b := a.signedIn()
+	other, sid := b, ""
+	for range 2 {
+		if err := a.provider.RotateKeys(); err != nil {
+			t.Fatal(err)
+		}
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	}
+	a.logs.wantNo(t, "ID token of a refresh not verified; the one before is kept")
+	hooks := rotated
+	hooks.EditIDToken = func(header, claims map[string]any) {
+		rotated.EditIDToken(header, claims)
+		sid, _ = claims["sid"].(string)
+	}
+	a.takeDown(hooks)
+	other = a.signedIn()
+	if err := a.provider.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	token := a.logoutToken("", sid, rotated)
+	a.takeDown(rotated)
+	if answer := a.tellLogout(url.Values{"logout_token": {token}}); answer.StatusCode != 200 {
+		t.Errorf("logout: got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(other, "")
+	a.wantSession(b, "alice")
+}
+
+// renamedKeys has the provider publish its newest key alone, and sign with it,
+// under a kid.
+func (a *app) renamedKeys(kid string) devop.Hooks {
+	rename := func(header, _ map[string]any) { header["kid"] = kid }
+	return devop.Hooks{EditIDToken: rename, EditLogoutToken: rename, EditJWKS: func(set map[string]any) {
+		key := set["keys"].([]any)[0].(jose.JSONWebKey)
+		key.KeyID = kid
+		set["keys"] = []any{key}
+	}}
+}
+
+// Anybody can send logout tokens with made-up key ids. They must not keep a
+// genuine one from the keys that it needs, and not have us fetch without end.
+func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b, sid := a.signedInWithSID()
+	other, otherSID := a.signedInWithSID()
+	junk := func() {
+		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+			t.Errorf("junk: got %d, want 400", got)
+		}
+	}
+	before, began := a.provider.JWKSFetches(), time.Now()
+	every := time.NewTicker(time.Second)
+	defer every.Stop()
+	for i, genuine := range []struct {
+		b   *bfftest.Browser
+		sid string
+	}{{b, sid}, {other, otherSID}} {
+		for range 3 {
+			junk()
+			<-every.C
+		}
+		junk()
+		if err := a.provider.RotateKeys(); err != nil {
+			t.Fatal(err)
+		}
+		answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devop.Hooks{})}})
+		if answer.StatusCode != 200 {
+			t.Errorf("genuine token %d: got %d %s, want 200", i+1, answer.StatusCode, answer.Text)
+		}
+		a.wantSession(genuine.b, "")
+	}
+	bound := 4 + int(time.Since(began)/(700*time.Millisecond))
+	if n := a.provider.JWKSFetches() - before; n > bound {
+		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
+	}
+	if err := a.provider.RotateKeys(); err != nil {
+		t.Fatal(err)
+	}
+	junk()
+	a.signedIn() // whose ID token is signed with a key that is new as well
+}
+
+// The keys at hand, and what has been spent of the fetches for unknown keys, are
+// those of before when the metadata are read again.
+func TestKeysOutliveTheMetadata(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b, sid := a.signedInWithSID()
+	before := a.provider.JWKSFetches()
+	for range 3 {
+		if err := a.server.Rediscover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a.signedIn()
+	}
+	if n := a.provider.JWKSFetches() - before; n != 0 {
+		t.Errorf("%d fetches of the key set, want none", n)
+	}
+	junk := func() {
+		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		a.tellLogout(url.Values{"logout_token": {token}})
+	}
+	began := time.Now()
+	for range 10 {
+		junk()
+		if err := a.server.Rediscover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devop.Hooks{})}}).StatusCode; got != 200 {
+			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
+		}
+	}
+	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/(700*time.Millisecond)); n > bound {
+		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
+	}
+	if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}).StatusCode; got != 200 {
+		t.Errorf("got %d", got)
+	}
+	a.wantSession(b, "")
+
+	// At another jwks_uri there are other keys.
+	a.takeDown(devop.Hooks{EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") }})
+	before = a.provider.JWKSFetches()
+	if err := a.server.Rediscover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.signedIn()
+	if n := a.provider.JWKSFetches() - before; n != 1 {
+		t.Errorf("%d fetches of the key set at its new URL, want 1", n)
+	}
+}
+
+// A logout token that is wrong in itself is refused before any key is looked for.
+func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	before := a.provider.JWKSFetches()
+	for _, edit := range []func(claims map[string]any){
+		func(c map[string]any) { c["iss"] = "https://evil.example" },
+		func(c map[string]any) { c["aud"] = "other" },
+		func(c map[string]any) { delete(c, "events") },
+		func(c map[string]any) { delete(c, "jti") },
+		func(c map[string]any) { c["iat"] = 1 },
+		func(c map[string]any) { c["nonce"] = "x" },
+		func(c map[string]any) { c["x"] = strings.Repeat("x", 16<<10) },
+	} {
+		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) }})
+		wantRefused(t, "wrong", a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
+	}
+	if n := a.provider.JWKSFetches() - before; n != 0 {
+		t.Errorf("%d fetches of the key set", n)
+	}
+}

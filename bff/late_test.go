@@ -1,0 +1,429 @@
+package bff_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// A browser that restores its tabs starts a login in each of them, more than there is room for.
+func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
+	t.Parallel()
+	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
+		a := newApp(t, unpushed)
+		b := a.browser()
+		begun := make([]*bfftest.Answer, len(order))
+		for i := range begun {
+			begun[i] = b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d?x=%%26%%23y", i))
+		}
+		for n, i := range order {
+			answer := b.Navigate(b.Pick("alice", begun[i].Location(t).String()).Location(t).String())
+			if answer.StatusCode == 302 { // it started again, which only the first may
+				if n > 0 {
+					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
+				}
+				answer = b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+				answer = b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin")
+			}
+			if want := fmt.Sprintf("/tab%d?x=&#y", i); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
+				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, answer.StatusCode, answer.Header.Get("Location"), want)
+			}
+		}
+		a.wantSession(b, "alice")
+	}
+}
+
+func TestARestartEvictsNoAttempt(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	b := a.browser()
+	stale := b.Navigate("/bff/login?return_to=/stale").Location(t).Query().Get("state")
+	b.DropCookies()
+	var begun []*bfftest.Answer
+	for i := range 5 {
+		begun = append(begun, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
+	}
+	for range 10 { // as another site could have the browser do
+		again := "/bff/callback?" + url.Values{"state": {stale}, "code": {"x"}}.Encode()
+		if got := b.Navigate(again).StatusCode; got != 302 {
+			t.Fatalf("a stale response: got %d, want a login that starts again", got)
+		}
+		if n := len(b.Cookies()); n > 6 {
+			t.Fatalf("%d attempts are in the browser", n)
+		}
+	}
+	for i, answer := range begun {
+		answer = b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String())
+		if want := fmt.Sprintf("/tab%d", i); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
+			t.Errorf("tab %d: got %d to %q", i, answer.StatusCode, answer.Header.Get("Location"))
+		}
+	}
+}
+
+// On the way from the provider a browser withholds the Strict cookie of the session there is.
+func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	u := b.AnswerOfProvider("alice", "return_to=/late").Location(t)
+	b.DropCookies()
+	cases := map[string]string{"a code": u.String()}
+	for _, code := range []string{"access_denied", "login_required", "temporarily_unavailable", "server_error"} {
+		q := u.Query()
+		q.Del("code")
+		q.Set("error", code)
+		cases[code] = "/bff/callback?" + q.Encode()
+	}
+	signedIn := a.signedIn()
+	ticket := *signedIn.Cookies()[0]
+	for name, late := range cases {
+		signedIn.DropCookies()
+		page := signedIn.Navigate(late, "Sec-Fetch-Site", "cross-site")
+		again := onwards(t, page)
+		signedIn.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
+		if answer := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/late" {
+			t.Errorf("%s: got %d to %q, want 303 to /late", name, answer.StatusCode, answer.Header.Get("Location"))
+		}
+		a.wantSession(signedIn, "alice")
+	}
+	// A made-up state leads nowhere.
+	wantPage(t, signedIn.Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
+}
+
+func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, unpushed)
+	for _, n := range []int{1, 200, 256, 257, 1000} {
+		path := "/" + strings.Repeat("a", n-1)
+		b := a.browser()
+		to := b.AnswerOfProvider("alice", url.Values{"return_to": {path}}.Encode()).Location(t)
+		if state := to.Query().Get("state"); len(state) > 700 {
+			t.Errorf("%d bytes: the state has %d", n, len(state))
+		}
+		b.Navigate(to.String())
+		want := path
+		if n > 256 {
+			want = "/"
+		}
+		if answer := b.Navigate(to.String()); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
+			t.Errorf("%d bytes: got %d to %.20q", n, answer.StatusCode, answer.Header.Get("Location"))
+		}
+	}
+}
+
+// The user presses twice: the browser leaves the first request, and with it the cookie in its response.
+func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			once.Do(func() { close(arrived) })
+			<-release
+		}
+		next.ServeHTTP(w, r)
+	}})
+	before := a.provider.TokenRequests()
+	first, leave := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(first, "GET", u, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range b.Cookies() {
+		req.AddCookie(c)
+	}
+	left := make(chan error)
+	go func() {
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		left <- err
+	}()
+	<-arrived
+	leave()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the first request ended with %v before its browser left", err)
+	}
+	second := make(chan *bfftest.Answer)
+	go func() { second <- b.Navigate(u) }()
+	time.AfterFunc(200*time.Millisecond, func() { close(release) }) // whichever comes first is right
+	if answer := <-second; answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
+		t.Errorf("got %d to %q\n%s", answer.StatusCode, answer.Header.Get("Location"), answer.Text)
+	}
+	a.wantSession(b, "alice")
+	if n := a.provider.TokenRequests() - before; n != 1 {
+		t.Errorf("%d token requests, want 1", n)
+	}
+}
+
+// What is left of a login in the store opens nothing, and gives nobody a session later.
+func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+	attempt := *b.Cookies()[0]
+	b.Navigate(u)
+	b.Fetch("POST", "/bff/logout")
+	thief := a.browser()
+	thief.SetCookie(&http.Cookie{Name: attempt.Name, Value: attempt.Value, Path: "/"})
+	before := a.provider.TokenRequests()
+	thief.Navigate(u)
+	a.wantSession(thief, "") // the session has ended
+	if n := a.provider.TokenRequests() - before; n > 0 {
+		t.Errorf("the code was redeemed again")
+	}
+	other := a.browser() // without the attempt
+	other.Navigate(u)
+	a.wantSession(other, "")
+}
+
+func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	twice := func(ask func() *bfftest.Answer) (got [2]*bfftest.Answer) {
+		var both sync.WaitGroup
+		for i := range got {
+			both.Go(func() { got[i] = ask() })
+		}
+		both.Wait()
+		return got
+	}
+	t.Run("a login", func(t *testing.T) {
+		b := a.browser()
+		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate("/bff/login?return_to=/x") }) {
+			end := b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String())
+			if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
+				t.Errorf("got %d to %q", end.StatusCode, end.Header.Get("Location"))
+			}
+		}
+		a.wantSession(b, "alice")
+	})
+	t.Run("an authorization response, on two replicas", func(t *testing.T) {
+		var cfg bff.Config
+		a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+		other, at := replica(t, cfg)
+		if err := other.Found(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		attempt := b.Cookies()[0]
+		header := []string{"Host", strings.TrimPrefix(a.url, "http://"), "Cookie", attempt.Name + "=" + attempt.Value}
+		before := a.provider.TokenRequests()
+		var both sync.WaitGroup
+		for _, target := range []string{u, strings.Replace(u, a.url, at, 1)} {
+			both.Go(func() {
+				twin := a.browser()
+				answer := twin.Navigate(target, header...)
+				if answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" || !slices.ContainsFunc(answer.Cookies(), func(c *http.Cookie) bool { return c.Name == "cloakroom" && c.MaxAge > 0 }) {
+					t.Errorf("%s: got %d to %q with %v", target, answer.StatusCode, answer.Header.Get("Location"), answer.Cookies())
+				}
+			})
+		}
+		both.Wait()
+		if n := a.provider.TokenRequests() - before; n != 1 {
+			t.Errorf("%d token requests, want 1", n)
+		}
+	})
+	t.Run("a code that is refused", func(t *testing.T) {
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "").Location(t)
+		q := u.Query()
+		q.Set("code", "junk")
+		before := a.provider.TokenRequests()
+		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate("/bff/callback?" + q.Encode()) }) {
+			if answer.StatusCode != 502 && answer.StatusCode != 302 { // 302: the first was over, its attempt gone
+				t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+			}
+		}
+		if n := a.provider.TokenRequests() - before; n > 2 {
+			t.Errorf("%d token requests", n)
+		}
+	})
+	t.Run("a logout", func(t *testing.T) {
+		for _, asks := range []func(b *bfftest.Browser) *bfftest.Answer{
+			func(b *bfftest.Browser) *bfftest.Answer {
+				return b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
+			},
+			func(b *bfftest.Browser) *bfftest.Answer { return b.Fetch("POST", "/bff/logout") },
+		} {
+			b := a.signedIn()
+			got := twice(func() *bfftest.Answer { return asks(b) })
+			if got[0].StatusCode != got[1].StatusCode || got[0].StatusCode >= 400 {
+				t.Errorf("got %d and %d", got[0].StatusCode, got[1].StatusCode)
+			}
+			a.wantSession(b, "")
+		}
+	})
+	t.Run("the way back from a logout", func(t *testing.T) {
+		b := a.signedIn()
+		back := b.Navigate(b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}).Location(t).String()).Location(t).String()
+		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate(back) }) {
+			if answer.StatusCode != 303 || answer.Header.Get("Location") != "/bye" {
+				t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+			}
+		}
+	})
+	t.Run("a refresh", func(t *testing.T) {
+		b := a.signedIn()
+		for _, answer := range twice(func() *bfftest.Answer { return b.Fetch("POST", "/bff/session/refresh") }) {
+			wantOK(t, answer)
+		}
+	})
+}
+
+func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	expired := devop.Hooks{EditCallback: func(answer url.Values) {
+		answer.Del("code")
+		answer.Set("error", "temporarily_unavailable")
+		answer.Set("error_description", "authentication_expired")
+	}}
+	t.Run("and then succeeds", func(t *testing.T) {
+		b := a.browser()
+		a.takeDown(expired)
+		back := b.AnswerOfProvider("alice", "return_to=/here&max_age=300").Location(t).String()
+		c := a.takeDown(devop.Hooks{})
+		again := b.Navigate(back)
+		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
+			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
+		}
+		if answer := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()); answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
+			t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+		}
+		a.wantSession(b, "alice")
+	})
+	t.Run("or fails again", func(t *testing.T) {
+		a.takeDown(expired)
+		b := a.browser()
+		again := b.Navigate(b.AnswerOfProvider("alice", "return_to=/here").Location(t).String())
+		answer := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
+		wantPage(t, answer, 503, "provider_unavailable")
+		if !strings.Contains(answer.Text, "return_to=%2Fhere") {
+			t.Error("the way to try again does not lead back")
+		}
+	})
+	t.Run("its attempt gone", func(t *testing.T) {
+		a.takeDown(expired)
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		b.DropCookies()
+		again := b.Navigate(onwards(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
+		if again.StatusCode != 302 {
+			t.Errorf("got %d, want a login that starts again", again.StatusCode)
+		}
+		b.DropCookies()
+		u = b.Pick("alice", again.Location(t).String()).Location(t).String()
+		wantPage(t, b.Navigate(u), 400, "bad_callback")
+	})
+	t.Run("of another site", func(t *testing.T) {
+		a.takeDown(expired)
+		b := a.browser()
+		back := b.Pick("alice", b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		if got := b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin").StatusCode; got != 302 {
+			t.Errorf("got %d", got)
+		}
+	})
+	t.Run("in a frame nobody is signed in", func(t *testing.T) {
+		a.takeDown(expired)
+		wantSilent(t, silently(a.browser()), "false")
+	})
+	t.Run("by a posted response", func(t *testing.T) {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
+		a.takeDown(expired)
+		b := a.browser()
+		page := b.Follow(b.Navigate("/bff/login"), "")
+		page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
+		page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
+		if answer := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text)); answer.StatusCode != 303 || !strings.HasPrefix(answer.Header.Get("Location"), a.provider.Issuer) {
+			t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+		}
+	})
+	t.Run("another description starts nothing", func(t *testing.T) {
+		for _, text := range []string{"", "overloaded", "not authentication_expired"} {
+			a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+				answer.Del("code")
+				answer.Set("error", "temporarily_unavailable")
+				answer.Set("error_description", text)
+			}})
+			wantPage(t, a.browser().SignIn("alice", ""), 503, "provider_unavailable")
+		}
+	})
+}
+
+func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
+	t.Parallel()
+	secret := "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2VjcmV0"
+	for _, test := range []struct{ text, want, not string }{
+		{"The user has no licence for this app", "The user has no licence for this app", ""},
+		{"AADSTS50105: not assigned", "AADSTS50105: not assigned", ""},
+		{"authentication_expired", "authentication_expired", ""},
+		{"token " + secret + " is bad", "token … is bad", secret},
+		{"a\r\nb\x00c\x1b[31md\u202ee", "a  b c [31md e", "\\u202e"},
+		{strings.Repeat("word ", 1000), strings.Repeat("word ", 59), strings.Repeat("word ", 61)},
+		{strings.Repeat("ü ", 1000), "ü ü", strings.Repeat("ü ", 101)},
+		{"half \xff byte", "half  byte", "\\xff"},
+	} {
+		a := newApp(t, nil)
+		b := a.browser()
+		u, q := callback(t, b)
+		q.Del("code")
+		q.Set("error", "access_denied")
+		q["error_description"] = []string{test.text, "twice"}
+		u.RawQuery = q.Encode()
+		answer := b.Navigate(u.String())
+		wantPage(t, answer, 403, "login_cancelled")
+		lines := 0
+		for _, l := range a.logs.lines(t, "request") {
+			if l["path"] == "/bff/callback" {
+				lines++
+				err := fmt.Sprint(l["err"])
+				if !strings.Contains(err, test.want) || test.not != "" && strings.Contains(err, test.not) || len(err) > 500 {
+					t.Errorf("%.40q: the log says %q", test.text, err)
+				}
+			}
+		}
+		if lines != 1 {
+			t.Errorf("%.40q: %d lines in the log", test.text, lines)
+		}
+		if strings.Contains(answer.Text, "licence") || strings.Contains(answer.Text, "AADSTS") {
+			t.Error("the page repeats it")
+		}
+	}
+}
+
+// RFC 6749 4.1.2: unrecognised parameters are ignored.
+func TestParametersThatAreNotUsedRefuseNothing(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for _, more := range []string{"session_state=x&session_state=y", "state2=x", "scope=", "error_description=x&error_uri=y", "session_state=a;b", "client_info=%22%7B", "x=" + strings.Repeat("y", 10000), "iss2", "&&", "id_token=x&access_token=y", "code2=x"} {
+		b := a.browser()
+		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		if answer := b.Navigate(u + "&" + more); answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
+			t.Errorf("%.40q: got %d\n%s", more, answer.StatusCode, answer.Text)
+		}
+		a.wantSession(b, "alice")
+	}
+	for _, more := range []string{"utm_source=x", "prompt2=evil", "max_ages=x", "scope=x&scope=y", "x=%22%3B"} {
+		if got := a.browser().Navigate("/bff/login?" + more).StatusCode; got != 302 {
+			t.Errorf("a login with %s: got %d", more, got)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package bff
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// RateLimit bounds how often something may happen: Burst times at once, and
+// Rate times a second in the long run.
+type RateLimit struct {
+	Rate  float64
+	Burst int
+}
+
+// Limits bound what one client can make the broker do.
+type Limits struct {
+	// Logins is the budget of one client address: of the logins that it starts,
+	// silent ones included, and, apart from those, of the code exchanges that
+	// fail. The addresses of an IPv6 /64 network share one. A zero Rate means 4
+	// a second, a zero Burst 40.
+	Logins RateLimit
+}
+
+// check reports mistakes in the limits and fills in the defaults.
+func (l *Limits) check() error {
+	var errs []error
+	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate", Err: fmt.Errorf("%v is not a rate such as 4 a second", rate)})
+	} else if rate > 0 && rate < 1.0/3600 {
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate", Err: fmt.Errorf("%v is less than once an hour", rate)})
+	} else if rate == 0 {
+		l.Logins.Rate = 4
+	}
+	if l.Logins.Burst < 0 || l.Logins.Burst > 1e6 {
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Burst", Err: fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)})
+	} else if l.Logins.Burst == 0 {
+		l.Logins.Burst = 40
+	}
+	return errors.Join(errs...)
+}
+
+// refreshLimit is how often a session's tokens may be refreshed by
+// POST /bff/session/refresh.
+var refreshLimit = RateLimit{Rate: 0.5, Burst: 5}
+
+// maxLimited bounds the memory of a limiter: the number of keys that it knows.
+const maxLimited = 1 << 16
+
+// limiter keeps one budget for each key, in the memory of this replica. It
+// forgets the keys that were not used for longest when there are too many.
+type limiter[K comparable] struct {
+	interval time.Duration // in which a budget grows by one
+	most     time.Duration // Burst intervals
+
+	mu sync.Mutex // guards all below
+	// When each key's budget is full again. A key that is in neither map has a
+	// full budget. When recent has half of maxLimited keys it becomes older.
+	recent, older map[K]time.Time
+}
+
+func newLimiter[K comparable](limit RateLimit) *limiter[K] {
+	interval := time.Duration(max(1, float64(time.Second)/limit.Rate))
+	return &limiter[K]{interval: interval, most: time.Duration(limit.Burst) * interval, recent: make(map[K]time.Time)}
+}
+
+// take spends one of a key's budget. It returns how long to wait before there
+// is one again, and spends nothing, if there is none.
+func (l *limiter[K]) take(key K) (wait time.Duration) {
+	return l.spend(key, l.interval)
+}
+
+// check is take, but spends nothing in either case.
+func (l *limiter[K]) check(key K) (wait time.Duration) {
+	return l.spend(key, 0)
+}
+
+func (l *limiter[K]) spend(key K, cost time.Duration) (wait time.Duration) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	full, recent := l.recent[key]
+	if !recent {
+		full = l.older[key]
+	}
+	if full.Before(now) {
+		full = now
+	}
+	wait = max(0, full.Sub(now)+l.interval-l.most)
+	if wait == 0 {
+		full = full.Add(cost)
+	}
+	if !recent && full.After(now) && len(l.recent) >= maxLimited/2 {
+		l.recent, l.older = make(map[K]time.Time), l.recent
+	}
+	if full.After(now) {
+		l.recent[key] = full
+	}
+	return wait
+}
+
+// addressKey is what of a client address a budget is kept for: the whole of an
+// IPv4 address, in either notation, and the /64 network of an IPv6 address,
+// all of which one user may have. Clients without an address share a key.
+func addressKey(client string) (key [16]byte) {
+	ip, err := netip.ParseAddr(client)
+	if err != nil {
+		return key
+	}
+	key = ip.Unmap().As16()
+	if !ip.Unmap().Is4() {
+		clear(key[8:])
+	}
+	return key
+}
+
+// tooManyRequests is the refusal of a client that has used up a budget.
+func tooManyRequests(wait time.Duration, cause string) error {
+	p := errTooManyRequests.because(errors.New(cause))
+	p.retryAfter = wait
+	return p
+}
+
+// limitLogin spends one of the client's logins.
+func (s *Server) limitLogin(w *response) error {
+	if wait := s.logins.take(addressKey(w.client)); wait > 0 {
+		return tooManyRequests(wait, "the client address has used up its logins (server.limits.logins; if it is a proxy's, add it to server.trusted_proxies)")
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package bff
+
+import (
+	"encoding/binary"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestABudgetAllowsABurstAndThenARate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter[string](RateLimit{Rate: 4, Burst: 3})
+		for i := range 3 {
+			if wait := l.take("a"); wait != 0 {
+				t.Errorf("event %d of the burst has to wait %v", i+1, wait)
+			}
+		}
+		for range 5 { // a refusal costs nothing
+			if wait := l.take("a"); wait != 250*time.Millisecond {
+				t.Errorf("beyond the burst: wait %v, want 250ms", wait)
+			}
+		}
+		if l.check("b") != 0 || l.take("b") != 0 {
+			t.Error("another key has to wait")
+		}
+		time.Sleep(250 * time.Millisecond)
+		if l.check("a") != 0 || l.check("a") != 0 || l.take("a") != 0 || l.take("a") == 0 {
+			t.Error("a quarter of a second allows one event, and a check spends none")
+		}
+		time.Sleep(time.Hour)
+		for range 3 {
+			if l.take("a") != 0 {
+				t.Error("after an hour there is no burst")
+			}
+		}
+		if l.take("a") == 0 {
+			t.Error("after an hour there is more than a burst")
+		}
+	})
+}
+
+func TestALimitersMemoryIsBoundedAndKeysInUseAreNotForgotten(t *testing.T) {
+	t.Parallel()
+	l := newLimiter[[16]byte](RateLimit{Rate: 1.0 / 3600, Burst: 2})
+	busy := [16]byte{15: 1}
+	l.take(busy)
+	l.take(busy)
+	for i := range 5 * maxLimited {
+		var key [16]byte
+		binary.BigEndian.PutUint64(key[:], uint64(i+1))
+		l.take(key)
+		if i%(maxLimited/4) == 0 && l.take(busy) == 0 {
+			t.Fatalf("after %d other keys one that is in use is forgotten", i)
+		}
+	}
+	if n := len(l.recent) + len(l.older); n > maxLimited {
+		t.Errorf("%d keys are known, want %d at most", n, maxLimited)
+	}
+}
+
+func TestTheAddressesThatShareABudget(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		a, b string
+		same bool
+	}{
+		{"203.0.113.7", "203.0.113.7", true},
+		{"203.0.113.7", "203.0.113.8", false},
+		{"203.0.113.7", "::ffff:203.0.113.7", true},
+		{"::ffff:203.0.113.7", "::ffff:203.0.113.8", false},
+		{"2001:db8::1", "2001:db8::ffff:1", true},
+		{"2001:db8:0:1::1", "2001:db8:0:2::1", false},
+		{"fe80::1%eth0", "fe80::2%eth1", true},
+		{"::1", "127.0.0.1", false},
+		{"::203.0.113.7", "203.0.113.7", false},
+		{"", "@", true},
+	} {
+		if got := addressKey(test.a) == addressKey(test.b); got != test.same {
+			t.Errorf("%q and %q share a budget: %v, want %v", test.a, test.b, got, test.same)
+		}
+	}
+}

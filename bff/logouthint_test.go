@@ -1,0 +1,243 @@
+package bff_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// fat adds group ids to ID tokens, as many as in a large company.
+func fat(groups int) devop.Hooks {
+	return devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		var ids []string
+		for i := range groups {
+			ids = append(ids, fmt.Sprintf("8c5f3a1e-0000-4000-8000-%012d", i))
+		}
+		claims["groups"] = ids
+	}}
+}
+
+// continued signs out as a script does, and returns the redirect to the provider.
+func continued(t *testing.T, b *bfftest.Browser) *bfftest.Answer {
+	t.Helper()
+	answer := b.Fetch("POST", "/bff/logout")
+	var body struct {
+		RedirectTo string `json:"redirect_to"`
+	}
+	answer.Decode(t, &body)
+	if !strings.HasPrefix(body.RedirectTo, "/bff/logout/continue?") {
+		t.Fatalf("redirect_to is %q, want a path of this origin", body.RedirectTo)
+	}
+	return b.Navigate(body.RedirectTo, "Sec-Fetch-Site", "same-origin")
+}
+
+func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
+	t.Parallel()
+	var idToken string
+	a := newApp(t, nil)
+	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) }})
+	b := a.signedIn()
+	answer := b.Fetch("POST", "/bff/logout")
+	var body map[string]string
+	answer.Decode(t, &body)
+	if strings.Contains(answer.Text, "eyJ") || len(body) != 1 {
+		t.Errorf("the response has %s", answer.Text)
+	}
+	if answer.Header.Get("Clear-Site-Data") != `"storage"` {
+		t.Errorf("Clear-Site-Data is %q", answer.Header.Get("Clear-Site-Data"))
+	}
+	var hint *http.Cookie
+	for _, c := range answer.Cookies() {
+		if strings.HasSuffix(c.Name, "cloakroom-logout") {
+			hint = c
+		}
+	}
+	if hint == nil || !hint.HttpOnly || hint.SameSite != http.SameSiteStrictMode || hint.MaxAge > 60 || hint.MaxAge < 1 || hint.Path != "/" || strings.Contains(hint.Value, "eyJ") {
+		t.Fatalf("the cookie of the ID token is %+v", hint)
+	}
+	for name, header := range map[string][]string{
+		"a fetch":       {"Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
+		"the client":    {"X-CSRF", "1"},
+		"an iframe":     {"Sec-Fetch-Dest", "iframe"},
+		"a prefetch":    {"Sec-Purpose", "prefetch"},
+		"an old script": {"Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json"},
+	} {
+		answer := b.Navigate(body["redirect_to"], header...)
+		if wantProblem(t, answer, 401, "navigation_only"); answer.Header.Get("Location") != "" || len(answer.Cookies()) > 0 {
+			t.Errorf("%s: got %v", name, answer.Header)
+		}
+	}
+	if head := b.Do("HEAD", body["redirect_to"], ""); head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
+		t.Errorf("HEAD: got %d %v", head.StatusCode, head.Header)
+	}
+	// Our cookie does not reach upstreams.
+	if e := echoed(t, b.Fetch("GET", "/public/x")); strings.Contains(fmt.Sprint(e.Header["Cookie"]), "logout") {
+		t.Errorf("the upstream got %v", e.Header["Cookie"])
+	}
+
+	once := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin")
+	to := once.Location(t)
+	if q := to.Query(); once.StatusCode != 303 || !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") || q.Get("id_token_hint") != idToken || idToken == "" ||
+		q.Get("client_id") != "spa" || q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" || q.Get("state") == "" || q.Has("logout_hint") {
+		t.Errorf("got %d to %s", once.StatusCode, to)
+	}
+	if len(b.Cookies()) > 0 {
+		t.Errorf("the cookies %v remain", cookieNames(b))
+	}
+	if twice := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin"); twice.StatusCode != 303 || twice.Header.Get("Location") != "/" {
+		t.Errorf("once more: got %d to %s", twice.StatusCode, twice.Header.Get("Location"))
+	}
+	// In another browser, and with a state that somebody made up.
+	if other := a.browser().Navigate(body["redirect_to"]); other.Header.Get("Location") != "/" {
+		t.Errorf("in another browser: got %d to %s", other.StatusCode, other.Header.Get("Location"))
+	}
+	b.SetCookie(&http.Cookie{Name: hint.Name, Value: hint.Value, Path: "/"})
+	for _, state := range []string{"", "x", strings.Repeat("A", 10000), hint.Value} {
+		if answer := b.Navigate("/bff/logout/continue?" + url.Values{"state": {state}}.Encode()); answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
+			t.Errorf("state %.20q: got %d to %s", state, answer.StatusCode, answer.Header.Get("Location"))
+		}
+	}
+}
+
+func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	other, at := replica(t, cfg)
+	if err := other.Found(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b := a.signedIn()
+	var body struct {
+		RedirectTo string `json:"redirect_to"`
+	}
+	b.Fetch("POST", "/bff/logout").Decode(t, &body)
+	out := b.Navigate(at+body.RedirectTo, "Host", strings.TrimPrefix(a.url, "http://")) // which the jar goes by
+	if !out.Location(t).Query().Has("id_token_hint") {
+		t.Errorf("the other replica sends %s", out.Location(t))
+	}
+	back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+	if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
+		t.Errorf("got %d to %s", back.StatusCode, back.Header.Get("Location"))
+	}
+	// Without a session there is no token, and the same path.
+	if q := continued(t, a.browser()).Location(t).Query(); q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
+		t.Errorf("without a session: sent %v", q)
+	}
+}
+
+// replica starts another server with a configuration, and returns where it listens.
+func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
+	t.Helper()
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := httptest.NewServer(server)
+	server.Start()
+	t.Cleanup(func() {
+		at.Close()
+		if err := server.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return server, at.URL
+}
+
+// The cookie of one app is no hint of another that has the same keys.
+func TestAnotherAppsLogoutHintIsNone(t *testing.T) {
+	t.Parallel()
+	a, other := newApp(t, nil), newApp(t, nil)
+	b := a.signedIn()
+	var hint *http.Cookie
+	for _, c := range b.Fetch("POST", "/bff/logout").Cookies() {
+		if strings.HasSuffix(c.Name, "logout") {
+			hint = c
+		}
+	}
+	stranger := other.browser()
+	stranger.SetCookie(&http.Cookie{Name: hint.Name, Value: hint.Value, Path: "/"})
+	if q := continued(t, stranger).Location(t).Query(); q.Has("id_token_hint") {
+		t.Error("the ID token went to another provider")
+	}
+}
+
+func TestALongIDTokenIsLeftOutOfALogout(t *testing.T) {
+	t.Parallel()
+	for _, groups := range []int{0, 10, 25, 40, 60, 200, 600} {
+		a := newApp(t, nil)
+		a.takeDown(fat(groups))
+		for how, sign := range map[string]func(t *testing.T, b *bfftest.Browser) *bfftest.Answer{
+			"form":   func(_ *testing.T, b *bfftest.Browser) *bfftest.Answer { return b.Submit("/bff/logout", nil) },
+			"script": continued,
+		} {
+			answer := sign(t, a.signedIn())
+			to := answer.Location(t)
+			q := to.Query()
+			var head strings.Builder
+			answer.Header.Write(&head)
+			if head.Len() > 3900 { // with the status line it has to fit into nginx's 4 kB
+				t.Errorf("%d groups, %s: the response header has %d bytes", groups, how, head.Len())
+			}
+			long := groups >= 60
+			if q.Get("client_id") != "spa" || q.Get("state") == "" || groups <= 25 && !q.Has("id_token_hint") || long && (q.Has("id_token_hint") || q.Get("logout_hint") != "alice") {
+				t.Errorf("%d groups, %s: sent %v", groups, how, q)
+			}
+			if q.Has("id_token_hint") == q.Has("logout_hint") {
+				t.Errorf("%d groups, %s: one hint, and not two, is right", groups, how)
+			}
+		}
+	}
+}
+
+// The response that keeps the ID token in a cookie has to pass nginx as well.
+func TestTheResponseWithAnIDTokenInACookieIsSmall(t *testing.T) {
+	t.Parallel()
+	for _, groups := range []int{0, 30, 40, 45, 50, 55, 60, 200} {
+		a := newApp(t, nil)
+		a.takeDown(fat(groups))
+		answer := a.signedIn().Fetch("POST", "/bff/logout")
+		var head strings.Builder
+		answer.Header.Write(&head)
+		if head.Len() > 3900 {
+			t.Errorf("%d groups: the response header has %d bytes", groups, head.Len())
+		}
+	}
+}
+
+func TestTheLogoutHintIsWhatTheProviderWantsBack(t *testing.T) {
+	t.Parallel()
+	for claim, want := range map[any]string{"O.CiQ4": "O.CiQ4", nil: "alice", 7: "alice", "": "alice", "a\r\nb": "alice", strings.Repeat("x", 300): "alice"} {
+		a := newApp(t, nil)
+		h := fat(100)
+		edit := h.EditIDToken
+		h.EditIDToken = func(header, claims map[string]any) {
+			edit(header, claims)
+			claims["login_hint"] = claim
+		}
+		a.takeDown(h)
+		if got := a.signedIn().Submit("/bff/logout", nil).Location(t).Query().Get("logout_hint"); got != want {
+			t.Errorf("%v: got %q, want %q", claim, got, want)
+		}
+	}
+}
+
+func TestAProviderWithoutALogoutSendsAScriptStraightBack(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, _ *bff.Config) {
+		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "end_session_endpoint") }))
+	})
+	a.waitReady()
+	b := a.signedIn()
+	if answer := b.Fetch("POST", "/bff/logout"); answer.StatusCode != 200 || strings.TrimSpace(answer.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
+		t.Errorf("got %d %s, cookies %v", answer.StatusCode, answer.Text, cookieNames(b))
+	}
+}

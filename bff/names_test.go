@@ -1,0 +1,219 @@
+package bff_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// withMember writes a member of its own spelling behind those of an object.
+func withMember(object map[string]any, member string) []byte {
+	b, err := json.Marshal(object)
+	if err != nil {
+		panic(err) // what a test made up
+	}
+	return []byte(strings.TrimSuffix(string(b), "}") + "," + member + "}")
+}
+
+// resigned signs claims again with a member more, or with members renamed.
+func (a *app) resigned(more string, rename map[string]string) func(header, claims map[string]any) (string, error) {
+	return func(header, claims map[string]any) (string, error) {
+		for from, to := range rename {
+			claims[to] = claims[from]
+			delete(claims, from)
+		}
+		if more == "" {
+			return a.provider.Sign(header, claims)
+		}
+		return a.provider.SignPayload(header, withMember(claims, more))
+	}
+}
+
+// encoding/json takes ſub and SUB for sub. Names are compared octet by octet: no
+// such member stands in for the real one.
+func TestMembersOfTokensAreNamedExactly(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		more   string
+		rename map[string]string
+	}{
+		"ſub beside sub":      {more: `"ſub":"mallory"`},
+		"SUB beside sub":      {more: `"SUB":"mallory"`},
+		"sub escaped, twice":  {more: `"\u0073ub":"mallory"`},
+		"ſub for sub":         {rename: map[string]string{"sub": "ſub"}},
+		"SUB for sub":         {rename: map[string]string{"sub": "SUB"}},
+		"ISS for iss":         {rename: map[string]string{"iss": "ISS"}},
+		"iſſ for iss":         {rename: map[string]string{"iss": "iſſ"}},
+		"EXP for exp":         {rename: map[string]string{"exp": "EXP"}},
+		"Aud for aud":         {rename: map[string]string{"aud": "Aud"}},
+		"IAT for iat":         {rename: map[string]string{"iat": "IAT"}},
+		"a name with a blank": {rename: map[string]string{"sub": "sub "}},
+		"a name with NUL":     {rename: map[string]string{"sub": "sub\x00"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, nil)
+			b, sid := a.signedInWithSID()
+			a.takeDown(devop.Hooks{SignIDToken: a.resigned(test.more, test.rename)})
+			stranger := a.browser()
+			wantPage(t, stranger.SignIn("bob", ""), 502, "login_invalid")
+			a.wantSession(stranger, "")
+
+			rename := map[string]string{}
+			for from, to := range test.rename {
+				rename[from] = to
+			}
+			more := strings.ReplaceAll(test.more, "mallory", "alice") // whose session it would be
+			token := a.logoutToken("carol", "", devop.Hooks{SignLogoutToken: a.resigned(more, rename)})
+			if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+				t.Errorf("a logout token: got %d, want 400", got)
+			}
+			a.provider.Behave()
+			a.wantSession(b, "alice")
+			if sid == "" {
+				t.Error("no sid")
+			}
+		})
+	}
+	t.Run("sid in another case is no sid", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, nil)
+		b, sid := a.signedInWithSID()
+		token := a.logoutToken("carol", "", devop.Hooks{SignLogoutToken: a.resigned(`"SID":"`+sid+`"`, nil)})
+		a.tellLogout(url.Values{"logout_token": {token}})
+		a.wantSession(b, "alice")
+	})
+}
+
+// Names that differ in case are different names, and those that nothing depends
+// on may be there in any number.
+func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for _, more := range []string{
+		`"Groups":["a"],"groups":["b"],"GROUPS":7`,
+		`"Name":"x","EMAIL":null,"phone_number_verified":"yes"`,
+		`"_claim_names":[],"_claim_sources":7`,
+		`"_claim_names":{"address":"nowhere"}`,
+		`"":"","a.b":1,"deep":[[[[[[[[[[[[[[[[{}]]]]]]]]]]]]]]]]`,
+		`"big":123456789012345678901234567890,"small":1e-400`,
+		`"c_hash":7,"s_hash":[],"jti":7,"typ":7,"amr":7`,
+		`"updated_at":"yesterday","birthdate":0`,
+	} {
+		a.takeDown(devop.Hooks{SignIDToken: a.resigned(more, nil)})
+		b := a.browser()
+		if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+			t.Errorf("%s: got %d, want 303:\n%v", more, answer.StatusCode, a.logs.lines(t, "request"))
+		}
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+		a.wantSession(b, "alice")
+	}
+	a.logs.wantNo(t, "ID token of a refresh not verified; the one before is kept")
+	a.provider.Behave()
+	for _, header := range []map[string]any{
+		{"jwk": 7}, {"x5c": "x"}, {"jku": 7}, {"x5t": []int{1}}, {"cty": 7}, {"Alg": 7, "KID": 7, "Crit": []string{"x"}, "exotic": true},
+	} {
+		if header["KID"] != nil {
+			delete(header, "Alg")
+			delete(header, "KID")
+		}
+		a.takeDown(devop.Hooks{EditIDToken: func(h, _ map[string]any) {
+			for name, value := range header {
+				h[name] = value
+			}
+		}})
+		if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 {
+			t.Errorf("header %v: got %d, want 303:\n%v", header, answer.StatusCode, a.logs.lines(t, "request"))
+		}
+	}
+}
+
+// A claim of the user keeps its name and its number, to the digit.
+func TestClaimsArePassedOnAsTheyAre(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.takeDown(devop.Hooks{SignIDToken: a.resigned(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
+	b := a.signedIn()
+	text := b.Fetch("GET", "/bff/session").Text
+	for _, want := range []string{`"SID":"S-1-5-21"`, `"big":12345678901234567890123`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s is not in %s", want, text)
+		}
+	}
+}
+
+// The words of a token endpoint count under their own names alone, and once.
+func TestMembersOfTokenResponsesAreNamedExactly(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{
+		"Error":              `{"Error":"invalid_grant"}`,
+		"ERROR":              `{"ERROR":"invalid_grant"}`,
+		"error twice":        `{"error":"server_error","error":"invalid_grant"}`,
+		"error in two cases": `{"error":"server_error","ERROR":"invalid_grant"}`,
+		"error in a list":    `{"error":["invalid_grant"]}`,
+		"error in an object": `{"error":{"error":"invalid_grant"}}`,
+		"error and junk":     `{"error":"invalid_grant"} junk`,
+		"cut":                `{"error":"invalid_grant"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, nil)
+			b := a.signedIn()
+			a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.PostFormValue("grant_type") != "refresh_token" {
+					next.ServeHTTP(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(400)
+				io.WriteString(w, body)
+			}})
+			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+			a.provider.Behave()
+			a.wantSession(b, "alice")
+		})
+	}
+}
+
+// The same for metadata: a member in another case is another member.
+func TestMembersOfMetadataAreNamedExactly(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(m map[string]any){
+		"ISSUER":            func(m map[string]any) { m["ISSUER"] = "https://evil.example" },
+		"iſſuer":            func(m map[string]any) { m["iſſuer"] = "https://evil.example" },
+		"Token_Endpoint":    func(m map[string]any) { m["Token_Endpoint"] = "https://evil.example/token" },
+		"JWKS_URI":          func(m map[string]any) { m["JWKS_URI"] = 7 },
+		"jwkſ_uri":          func(m map[string]any) { m["jwkſ_uri"] = "https://evil.example/jwks" },
+		"Userinfo_endpoint": func(m map[string]any) { m["Userinfo_endpoint"] = []int{} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.SetHooks(devop.Hooks{EditDiscovery: edit}) })
+			a.signedIn()
+		})
+	}
+}
+
+// The header of a JWT decides which key checks it.
+func TestMembersOfHeadersAreNamedExactly(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for _, header := range []string{
+		`{"alg":"none","ALG":"RS256"}`, `{"ALG":"RS256"}`, `{"alg":"RS256","alg":"none"}`, `{"alg":"RS256","Alg":"none"}`, `{"alg":7}`, `{"alg":null}`, `{}`, `null`, `[]`, `{"alg":"RS256","kid":7}`, `{"alg":"RS256","typ":7}`,
+		`{"alg":"RS256","crit":[]}`, `{"alg":"RS256","crit":["b64"],"b64":false}`,
+	} {
+		a.takeDown(devop.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {
+			token, err := a.provider.Sign(h, c)
+			_, rest, _ := strings.Cut(token, ".")
+			return base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + rest, err
+		}})
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+	}
+}

@@ -1,0 +1,6 @@
+package bff
+
+import "time"
+
+// SetPaceWindow sets the time over which the rate of bodies is measured.
+func (s *Server) SetPaceWindow(d time.Duration) { s.paceWindow = d }

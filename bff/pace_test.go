@@ -1,0 +1,348 @@
+package bff_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+)
+
+// The rate that bodies need in these tests, and over which time it is measured.
+const (
+	testRate    = 10_000
+	testWindow  = time.Second            // where a body is to be fast enough, on a busy machine too
+	shortWindow = 200 * time.Millisecond // where it is not
+)
+
+// paced runs a test for every way through a broker that ends slow bodies.
+func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *way)) {
+	t.Helper()
+	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
+	f.server.SetPaceWindow(window)
+	t.Run("all", func(t *testing.T) {
+		for _, w := range f.ways {
+			t.Run(w.name, func(t *testing.T) {
+				t.Parallel()
+				test(t, w)
+			})
+		}
+	})
+}
+
+// slowRequest is request with more patience.
+func (w *way) slowRequest(t *testing.T, method, target string, body io.Reader, header ...string) *http.Request {
+	return w.request(t, method, target, body, header...).WithContext(t.Context())
+}
+
+// slowDo does a request of which an error is an answer too.
+func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
+	resp, err := w.client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// wantLogged waits for the line of the request for a path, and checks that it is one, and names the cause.
+func (w *way) wantLogged(t *testing.T, target, cause string) {
+	t.Helper()
+	var lines []string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		lines = nil
+		for line := range strings.Lines(w.logs.String()) {
+			if strings.Contains(line, `"`+w.path+target+`"`) {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) > 0 {
+			break
+		}
+	}
+	if len(lines) != 1 || !strings.Contains(lines[0], cause) {
+		t.Errorf("the log lines are %q, want one that names %q", lines, cause)
+	}
+}
+
+// trickle is a body that comes in pieces, one each 20 ms, until the context ends.
+type trickle struct {
+	ctx    context.Context
+	piece  int
+	pieces int // -1: no end
+}
+
+func (s *trickle) Read(p []byte) (int, error) {
+	if s.pieces == 0 {
+		return 0, io.EOF
+	}
+	s.pieces--
+	select {
+	case <-time.After(20 * time.Millisecond):
+		return copy(p, bytes.Repeat([]byte("x"), s.piece)), nil
+	case <-s.ctx.Done():
+		return 0, s.ctx.Err()
+	}
+}
+
+func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
+	t.Parallel()
+	paced(t, shortWindow, func(t *testing.T, w *way) {
+		ended := make(chan error, 10)
+		w.answers(func(_ http.ResponseWriter, r *http.Request) {
+			_, err := io.Copy(io.Discard, r.Body)
+			ended <- err
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for name, body := range map[string]io.Reader{"stops": nil, "crawls": &trickle{ctx, 10, -1}} {
+			for _, length := range []int64{-1, 1 << 20} {
+				target := fmt.Sprint(name, length)
+				if name == "stops" {
+					from, to := io.Pipe() // which the client closes when it gives up
+					go io.WriteString(to, "four")
+					body = from
+				}
+				req := w.slowRequest(t, "POST", target, body)
+				req.ContentLength = length
+				status, text, err := w.slowDo(req)
+				if status != 408 || !strings.Contains(text, `"body_too_slow"`) || err != nil {
+					t.Errorf("%s: got %d %s, %v", target, status, text, err)
+				}
+				if err := await(t, target+": the upstream is told", ended); err == nil {
+					t.Errorf("%s: the upstream took what it had for all", target)
+				}
+				w.wantLogged(t, target, "the client sends its body too slowly: less than 10000 bytes/s")
+			}
+		}
+	})
+}
+
+func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	paced(t, shortWindow, func(t *testing.T, w *way) {
+		w.answers(func(_ http.ResponseWriter, r *http.Request) {
+			io.ReadFull(r.Body, make([]byte, 1000))
+			select {
+			case <-r.Context().Done():
+			case <-t.Context().Done():
+			}
+		})
+		for _, length := range []int64{-1, flood} {
+			target := fmt.Sprint("upload", length)
+			req := w.slowRequest(t, "PUT", target, io.NopCloser(newSource(flood)))
+			req.ContentLength = length
+			status, text, err := w.slowDo(req)
+			if err == nil && (status != 504 || !strings.Contains(text, `"upstream_timeout"`)) { // of a client that goes on sending the connection may be reset
+				t.Errorf("%s: got %d %s, %v", target, status, text, err)
+			}
+			w.wantLogged(t, target, "the upstream reads the request's body too slowly: less than")
+		}
+	})
+}
+
+func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
+	t.Parallel()
+	paced(t, shortWindow, func(t *testing.T, w *way) {
+		left := make(chan struct{}, 10)
+		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			if strings.HasSuffix(r.URL.Path, "length") {
+				rw.Header().Set("Content-Length", "100")
+			}
+			if !strings.Contains(r.URL.Path, "nothing") {
+				io.WriteString(rw, "four")
+			}
+			flush(rw)
+			for strings.Contains(r.URL.Path, "crawls") && r.Context().Err() == nil {
+				io.WriteString(rw, "x")
+				flush(rw)
+				time.Sleep(20 * time.Millisecond)
+			}
+			<-r.Context().Done()
+			left <- struct{}{}
+		})
+		for _, target := range []string{"stops-length", "stops", "nothing-length", "nothing", "crawls"} {
+			for _, method := range []string{"GET", "POST"} {
+				at := strings.ToLower(method) + target
+				status, text, err := w.slowDo(w.slowRequest(t, method, at, strings.NewReader("body")))
+				if status != 200 && !strings.HasPrefix(target, "nothing") || err == nil {
+					t.Errorf("%s: got %d %q, %v, want an error", at, status, text, err)
+				}
+				await(t, at+": the upstream's call is cancelled", left)
+				w.wantLogged(t, at, "upstream_failed: the upstream sends its response too slowly: less than")
+			}
+		}
+	})
+}
+
+func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	paced(t, shortWindow, func(t *testing.T, w *way) {
+		left := make(chan struct{}, 10)
+		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			io.CopyBuffer(struct{ io.Writer }{rw}, newSource(1<<40), make([]byte, 32<<10))
+			left <- struct{}{}
+		})
+		resp, err := w.client.Do(w.slowRequest(t, "GET", "download", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { // one byte at a time
+			for b := make([]byte, 1); ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+				if _, err := resp.Body.Read(b); err != nil {
+					return
+				}
+			}
+		}()
+		select {
+		case <-left:
+		case <-time.After(20 * time.Second):
+			t.Error("the upstream still sends to a client that does not read")
+		}
+		w.wantLogged(t, "download", "body_too_slow: the client reads the response too slowly: less than")
+	})
+}
+
+func TestBodiesThatAreFastEnoughAndStreamsThatAreQuietGoOn(t *testing.T) {
+	t.Parallel()
+	const long = 3 * testWindow
+	paced(t, testWindow, func(t *testing.T, w *way) {
+		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			switch what := r.URL.Path[len(w.path):]; what {
+			case "upload":
+				n, err := io.Copy(io.Discard, r.Body)
+				time.Sleep(long) // the body has arrived: what takes so long is the answer
+				fmt.Fprint(rw, n, err)
+			case "poll":
+				time.Sleep(long)
+				io.WriteString(rw, "news")
+			case "download":
+				io.Copy(flushing{rw}, &trickle{r.Context(), 2000, int(long / (20 * time.Millisecond))})
+			default:
+				rw.Header().Set("Content-Type", what[1:])
+				io.WriteString(rw, "begun")
+				flush(rw)
+				time.Sleep(long)
+				io.WriteString(rw, "ended")
+			}
+		})
+		pieces := int(long / (20 * time.Millisecond))
+		var all sync.WaitGroup
+		for target, want := range map[string]string{
+			"upload": fmt.Sprint(pieces*2000, " <nil>"), "poll": "news", "download": strings.Repeat("x", pieces*2000),
+			"/text/event-stream": "begunended", "/text/event-stream; charset=utf-8": "begunended", "/application/grpc-web+proto": "begunended",
+		} {
+			var body io.Reader
+			method := "GET"
+			if target == "upload" {
+				method, body = "POST", &trickle{t.Context(), 2000, pieces}
+			}
+			req := w.slowRequest(t, method, "x", body)
+			req.URL.Path = w.path + target
+			if strings.HasPrefix(target, "/") {
+				req.URL.Path = w.path + "-" + target[1:] // an empty segment would be refused
+			}
+			all.Go(func() {
+				if status, text, err := w.slowDo(req); status != 200 || text != want || err != nil {
+					t.Errorf("%s: got %d with %d bytes, %v, want %d bytes", target, status, len(text), err, len(want))
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+type flushing struct{ http.ResponseWriter }
+
+func (f flushing) Write(p []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(p)
+	flush(f.ResponseWriter)
+	return n, err
+}
+
+func TestAWebSocketMayBeQuiet(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
+	f.server.SetPaceWindow(testWindow / 4)
+	w := f.ways[0]
+	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		c, buffered, err := switched(rw)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		line, _ := buffered.ReadString('\n')
+		io.WriteString(c, line)
+	})
+	c, r, _ := w.openSocket(t, "x")
+	time.Sleep(testWindow) // there is no event to wait for: nothing is to happen
+	io.WriteString(c, "hello\n")
+	if line, err := r.ReadString('\n'); line != "hello\n" {
+		t.Errorf("got %q, %v", line, err)
+	}
+}
+
+func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
+	t.Parallel()
+	ended := make(chan error, 2)
+	f := newFront(t, func(_ *front, cfg *bff.Config) {
+		cfg.BodyMinRate = testRate
+		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			_, err := io.Copy(rw, newSource(1<<40))
+			ended <- err
+		})
+	})
+	f.server.SetPaceWindow(shortWindow)
+	for _, w := range []*way{f.ways[0], f.ways[4]} {
+		req := w.slowRequest(t, "GET", "x", nil)
+		req.URL.Path = "/app.js"
+		resp, err := w.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("all was sent")
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("it is still being sent")
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); strings.Count(f.logs.String(), "body_too_slow: the client reads the response too slowly") != 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the log does not name the cause twice:\n%s", f.logs)
+		}
+	}
+}
+
+func TestWithoutAMinimumRateBodiesMayStandStill(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = -1 })
+	f.server.SetPaceWindow(testWindow / 10)
+	w := f.ways[0]
+	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Length", "9")
+		io.WriteString(rw, "four")
+		flush(rw)
+		time.Sleep(testWindow)
+		io.WriteString(rw, " five")
+	})
+	if _, text, err := w.slowDo(w.slowRequest(t, "GET", "x", nil)); text != "four five" || err != nil {
+		t.Errorf("got %q, %v", text, errors.Unwrap(err))
+	}
+}

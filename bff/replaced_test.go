@@ -1,0 +1,149 @@
+package bff_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+)
+
+// strictly does what a browser does with a SameSite=Strict session cookie during a navigation from another site: it sends none, and takes a new one.
+func (a *app) strictly(b *bfftest.Browser, navigate func() *bfftest.Answer) *bfftest.Answer {
+	a.t.Helper()
+	before := a.sessionCookie(b)
+	if before == nil {
+		return navigate()
+	}
+	b.SetCookie(&http.Cookie{Name: before.Name, MaxAge: -1, Path: "/"})
+	answer := navigate()
+	if a.sessionCookie(b) == nil {
+		b.SetCookie(&http.Cookie{Name: before.Name, Value: before.Value, Path: "/"})
+	}
+	return answer
+}
+
+func (a *app) wantNoLiveRefreshTokens(why string) {
+	a.t.Helper()
+	waitFor(a.t, why+": no refresh token is live", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+}
+
+// However the logins come about, after the logout no refresh token of the browser is good any more.
+func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
+	t.Parallel()
+	t.Run("one after the other", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, nil)
+		b := a.browser()
+		for range 5 {
+			callback := b.AnswerOfProvider("alice", "").Location(t).String()
+			if got := a.strictly(b, func() *bfftest.Answer { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }); got.StatusCode != 303 {
+				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
+			}
+		}
+		if n := a.provider.Stats().Revocations; n != 0 {
+			t.Errorf("%d revocations before the logout: a provider may end all grants of a user with one", n)
+		}
+		if got := b.Fetch("POST", "/bff/session/refresh"); got.StatusCode != 200 {
+			t.Errorf("a refresh after the logins: got %d", got.StatusCode)
+		}
+		b.Submit("/bff/logout", nil)
+		a.wantNoLiveRefreshTokens("five logins")
+	})
+	t.Run("begun at once, completed one after the other", func(t *testing.T) {
+		t.Parallel()
+		for _, strict := range []bool{true, false} {
+			a := newApp(t, nil)
+			b := a.browser()
+			var callbacks []string
+			for range 5 {
+				callbacks = append(callbacks, b.AnswerOfProvider("alice", "").Location(t).String())
+			}
+			for _, callback := range callbacks {
+				complete := func() *bfftest.Answer { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }
+				answer := complete
+				if strict {
+					answer = func() *bfftest.Answer { return a.strictly(b, complete) }
+				}
+				if got := answer(); got.StatusCode != 303 {
+					t.Fatalf("callback: got %d\n%s", got.StatusCode, got.Text)
+				}
+			}
+			b.Submit("/bff/logout", nil)
+			a.wantNoLiveRefreshTokens("five tabs")
+		}
+	})
+	t.Run("another user in between", func(t *testing.T) {
+		t.Parallel()
+		a := newApp(t, nil)
+		b := a.browser()
+		for _, user := range []string{"alice", "alice", "bob", "alice"} {
+			if got := b.SignIn(user, "prompt=login"); got.StatusCode != 303 {
+				t.Fatalf("sign in as %s: got %d", user, got.StatusCode)
+			}
+		}
+		b.Submit("/bff/logout", nil)
+		a.wantNoLiveRefreshTokens("alice, bob, alice")
+	})
+}
+
+// The tokens of another user's session are revoked at once, and the login does not wait for it.
+func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	release := make(chan struct{})
+	a.provider.SetHooks(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/revoke") {
+			<-release
+		}
+		next.ServeHTTP(w, r)
+	}})
+	t.Cleanup(a.provider.Behave)
+	if got := b.SignIn("bob", "prompt=login"); got.StatusCode != 303 {
+		t.Fatalf("sign in as bob: got %d\n%s", got.StatusCode, got.Text)
+	}
+	a.wantSession(b, "bob")
+	close(release)
+	waitFor(t, "the refresh token of alice's session is revoked", func() bool { return a.provider.LiveRefreshTokens() == 1 })
+	if n := len(a.logs.lines(t, "session ended")); n != 1 {
+		t.Errorf("%d lines about the end of a session, want one", n)
+	}
+}
+
+// An attempt that names the session it is to replace is no session, and shows nothing of it.
+func TestAnAttemptThatReplacesASessionIsSmallAndShowsNothing(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	line := b.Navigate("/bff/login?return_to=/x").Header.Get("Set-Cookie")
+	value, _, _ := strings.Cut(line, ";")
+	if len(value) > 1500 {
+		t.Errorf("the attempt's cookie has %d bytes", len(value))
+	}
+	_, value, _ = strings.Cut(value, "=")
+	thief := a.browser()
+	thief.SetCookie(&http.Cookie{Name: a.cookieName(), Value: value, Path: "/"})
+	a.wantSession(thief, "")
+	a.wantSession(b, "alice")
+}
+
+// An attempt's life does not begin again when another login is completed meanwhile.
+func TestAnAttemptKeepsItsAge(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	b.Navigate("/bff/login")
+	time.Sleep(1100 * time.Millisecond)
+	lines := b.SignIn("alice", "").Header["Set-Cookie"]
+	for _, line := range lines {
+		if strings.Contains(line, "-login-") && !strings.Contains(line, "Max-Age=0") && (!strings.Contains(line, "Max-Age=59") || strings.Contains(line, "Max-Age=600")) {
+			t.Errorf("the other attempt is set anew: %s", line)
+		}
+	}
+	if len(lines) != 3 { // the session, the attempt that is done, and the other one
+		t.Errorf("got %d cookies: %v", len(lines), lines)
+	}
+}

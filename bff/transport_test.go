@@ -1,0 +1,104 @@
+package bff
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A connection that is too old finishes what it has begun, and takes nothing new.
+func TestAnHTTP2ConnectionThatIsTooOldTakesNoRequest(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	var opened atomic.Int32
+	closed := make(chan struct{}, 10)
+	s := &http.Server{Protocols: new(http.Protocols), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			http.NewResponseController(w).Flush()
+			<-release
+		}
+		io.WriteString(w, "ok")
+	})
+	s.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			opened.Add(1)
+		case http.StateClosed:
+			closed <- struct{}{}
+		}
+	}
+	go s.Serve(l) // until Close
+	t.Cleanup(func() { s.Close() })
+	transport := &http2Transport{connect: func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	}}
+	t.Cleanup(transport.CloseIdle)
+	get := func(path string) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	read := func(resp *http.Response) {
+		t.Helper()
+		defer resp.Body.Close()
+		if text, err := io.ReadAll(resp.Body); string(text) != "ok" || err != nil {
+			t.Errorf("got %q, %v", text, err)
+		}
+	}
+	grow := func() { transport.current.Load().until = time.Now() }
+	read(get("/"))
+	read(get("/"))
+	if n := opened.Load(); n != 1 {
+		t.Fatalf("%d connections", n)
+	}
+	grow()
+	read(get("/"))
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("an idle connection that is too old stays open")
+	}
+	long := get("/long")
+	grow()
+	read(get("/"))
+	if n := opened.Load(); n != 3 {
+		t.Errorf("%d connections, want one each time the last was too old", n)
+	}
+	close(release)
+	read(long)
+}
+
+func TestAPINGGoesBetweenTwoFrames(t *testing.T) {
+	t.Parallel()
+	f := frameCounter{left: 3}
+	for i, step := range []struct {
+		write   string
+		between bool
+	}{
+		{"ab", false}, {"c", true}, {"\x00\x00", false}, {"\x02\x00\x00\x00\x00\x00\x01", false}, {"x", false}, {"y", true},
+		{"\x00\x00\x00\x04\x01\x00\x00\x00\x00", true}, {"\x00\x00\x01\x00\x00\x00\x00\x00\x01x\x00", false}, {strings.Repeat("\x00", 8), true},
+	} {
+		if f.add([]byte(step.write)); f.between() != step.between {
+			t.Errorf("after step %d it is between two frames: %v", i, f.between())
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+)
+
+// All connections to Redis are dropped silently, again and again. Nobody gets an error, and nobody waits long.
+func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
+	t.Parallel()
+	redis := storetest.StartRedis(t)
+	proxy := storetest.StartProxy(t, redis.Addr())
+	f := startFleet(t, nil, strings.Replace(redis.URL(), redis.Addr(), proxy.Addr(), 1))
+	at := f.replicas[0]
+	v := f.signIn(t, devop.Hooks{})
+	for range 3 {
+		f.start(v, 20, at)() // several connections
+		proxy.DropSilently()
+		for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+			if got := f.call(at, v, "GET", "/api/x"); got.status != 200 {
+				t.Fatalf("got %v after %v, want 200", got, got.took)
+			}
+		}
+		proxy.DropSilently()
+		time.Sleep(1500 * time.Millisecond) // the announcements are known to be lost: each request asks Redis
+		if got := f.call(at, v, "POST", "/bff/session/refresh"); got.status != 200 {
+			t.Errorf("a refresh: got %v after %v, want 200", got, got.took)
+		}
+		proxy.DropSilently()
+		f.signIn(t, devop.Hooks{})
+	}
+}

@@ -1,0 +1,260 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// aliveOf returns how many of the requests have a session.
+func aliveOf(m *session.Manager, requests []*http.Request) int {
+	n := 0
+	for _, r := range requests {
+		if _, err := m.Get(context.Background(), r); err == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// signInAtOnce starts n sessions for alice at once.
+func signInAtOnce(t *testing.T, n int, managers ...*session.Manager) []*http.Request {
+	t.Helper()
+	requests := make([]*http.Request, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			w := httptest.NewRecorder()
+			if _, err := managers[i%len(managers)].Start(context.Background(), w, session.Session{Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens()}, session.Login{}); err != nil {
+				t.Error(err)
+			}
+			requests[i] = requestWith(w.Result().Cookies()...)
+		})
+	}
+	all.Wait()
+	return requests
+}
+
+func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
+	t.Parallel()
+	for kind, store := range stores(t) {
+		for range 20 {
+			time.Sleep(2 * time.Millisecond) // a login that begins in the millisecond of a logout is ended by it
+			m := newManager(t, session.Config{Store: store, MaxPerUser: 2})
+			other := newManager(t, session.Config{Store: store, MaxPerUser: 2})
+			requests := signInAtOnce(t, 8, m, other)
+			alive := aliveOf(m, requests)
+			if alive != 2 {
+				t.Errorf("%s: %d of 8 sessions that began at once are alive, want 2", kind, alive)
+			}
+			ended, err := m.EndAll(t.Context(), "i", "alice", "")
+			if err != nil || len(ended) != alive {
+				t.Errorf("%s: EndAll ended %d sessions, %v, want %d", kind, len(ended), err, alive)
+			}
+			if n := aliveOf(m, requests); n != 0 {
+				t.Errorf("%s: %d sessions survived the end of all", kind, n)
+			}
+		}
+	}
+}
+
+// Without a limit, and with the end of all in the middle of the logins: whoever got a cookie is found the next time.
+func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
+	t.Parallel()
+	for kind, store := range stores(t) {
+		m := newManager(t, session.Config{Store: store})
+		for range 20 {
+			var requests []*http.Request
+			var mu sync.Mutex
+			var all sync.WaitGroup
+			for i := range 8 {
+				all.Go(func() {
+					if i == 4 {
+						if _, err := m.EndAll(context.Background(), "i", "alice", ""); err != nil {
+							t.Error(err)
+						}
+						return
+					}
+					w := httptest.NewRecorder()
+					_, err := m.Start(context.Background(), w, session.Session{Issuer: "i", Subject: "alice", Tokens: tokens()}, session.Login{})
+					if err != nil && !errors.Is(err, session.ErrEnded) {
+						t.Error(err)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					requests = append(requests, requestWith(w.Result().Cookies()...))
+				})
+			}
+			all.Wait()
+			if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+				t.Fatal(err)
+			}
+			if n := aliveOf(m, requests); n != 0 {
+				t.Fatalf("%s: %d sessions survived the end of all", kind, n)
+			}
+		}
+	}
+}
+
+// A replica counts while another one has listed a session and not written its record yet.
+func TestASessionThatIsAboutToBeWrittenStaysListed(t *testing.T) {
+	t.Parallel()
+	store := &interposedStore{Memory: new(tokenstore.Memory)}
+	m := newManager(t, session.Config{Store: store, MaxPerUser: 2})
+	other := newManager(t, session.Config{Store: store.Memory, MaxPerUser: 2})
+	signInAs(t, other, "i", "alice", "")
+	signInAs(t, other, "i", "alice", "")
+	time.Sleep(2 * time.Millisecond) // their ages differ in milliseconds
+	store.before("Create", func() { signInAs(t, other, "i", "alice", "") })
+	late := signInAs(t, m, "i", "alice", "")
+	wantAlive(t, m, late, "one of the two youngest")
+	if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+		t.Fatal(err)
+	}
+	wantNone(t, m, late, "after the end of all")
+}
+
+func TestASessionCountsOnceWhateverKeysHaveSealedIt(t *testing.T) {
+	t.Parallel()
+	for kind, store := range stores(t) {
+		manager := func(keys ...[]byte) *session.Manager {
+			return newManager(t, session.Config{Store: store, Keys: keys, MaxPerUser: 2, IdleTimeout: time.Second})
+		}
+		first := signInAs(t, manager(keyA), "i", "alice", "s")
+		m := manager(keyB, keyA)
+		time.Sleep(50 * time.Millisecond) // longer than a sixtieth of the idle timeout
+		if err := m.Touch(t.Context(), wantAlive(t, m, first, kind)); err != nil {
+			t.Fatal(err)
+		}
+		second := signInAs(t, m, "i", "alice", "s")
+		wantAlive(t, m, first, kind+": the first of two")
+		wantAlive(t, m, second, kind+": the second of two")
+		if ended, err := m.EndAll(t.Context(), "i", "", "s"); err != nil || len(ended) != 2 {
+			t.Errorf("%s: EndAll ended %v, %v, want each of two sessions once", kind, ended, err)
+		}
+	}
+}
+
+// A refresh seals the record with the new key. The index that this key names has to list the session too.
+func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
+	t.Parallel()
+	for kind, store := range stores(t) {
+		p := new(tokenEndpoint)
+		manager := func(keys ...[]byte) *session.Manager {
+			return newManager(t, session.Config{Store: store, Keys: keys, Refresh: p.refresh, Revoke: p.revoke})
+		}
+		r := signInAs(t, manager(keyA), "i", "alice", "s")
+		m := manager(keyB, keyA)
+		s, err := m.Renew(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := httptest.NewRecorder()
+		if !m.RenewCookie(t.Context(), w, r, s) {
+			t.Fatal("the cookie was not renewed")
+		}
+		r = requestWith(w.Result().Cookies()...)
+		m = manager(keyB)
+		wantAlive(t, m, r, kind+": the old key removed")
+		if ended, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil || len(ended) != 1 {
+			t.Errorf("%s: EndAll ended %v, %v, want the session", kind, ended, err)
+		}
+		wantNone(t, m, r, kind+": after the end of all")
+	}
+}
+
+// The store is full while a refresh moves a record to the new key.
+func TestARefreshThatCannotListASessionLeavesItWithTheOldKey(t *testing.T) {
+	t.Parallel()
+	store := &unlistingStore{Memory: new(tokenstore.Memory)}
+	p := new(tokenEndpoint)
+	manager := func(keys ...[]byte) *session.Manager {
+		return newManager(t, session.Config{Store: store, Keys: keys, Refresh: p.refresh, Revoke: p.revoke})
+	}
+	r := signInAs(t, manager(keyA), "i", "alice", "")
+	m := manager(keyB, keyA)
+	store.full = true
+	if _, err := m.Renew(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	store.full = false
+	s, err := m.Renew(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	m.RenewCookie(t.Context(), w, r, s)
+	r = requestWith(w.Result().Cookies()...)
+	m = manager(keyB)
+	wantAlive(t, m, r, "the old key removed")
+	if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+		t.Fatal(err)
+	}
+	wantNone(t, m, r, "after the end of all")
+}
+
+// unlistingStore takes no members of sets while it is full.
+type unlistingStore struct {
+	*tokenstore.Memory
+	full bool
+}
+
+func (s *unlistingStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+	if s.full {
+		return errors.New("full")
+	}
+	return s.Memory.Add(ctx, key, member, ttl)
+}
+
+// Replicas disagree about the maximum lifetime.
+func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
+	t.Parallel()
+	for kind, store := range stores(t) {
+		long := newManager(t, session.Config{Store: store, MaxLifetime: time.Hour})
+		short := newManager(t, session.Config{Store: store, MaxLifetime: time.Second})
+		r := signInAs(t, long, "i", "alice", "s")
+		time.Sleep(1100 * time.Millisecond) // the other replica's lifetime
+		brief := signInAs(t, short, "i", "alice", "s")
+		wantAlive(t, short, r, kind+": at the replica with the shorter lifetime")
+		time.Sleep(1100 * time.Millisecond)
+		wantNone(t, long, brief, kind+": the short session")
+		signInAs(t, short, "i", "alice", "s")
+		ended, err := long.EndAll(t.Context(), "i", "alice", "s")
+		if err != nil || len(ended) != 2 {
+			t.Errorf("%s: EndAll ended %v, %v, want both living sessions", kind, ended, err)
+		}
+		wantNone(t, long, r, kind+": after the end of all")
+	}
+}
+
+// The session that a login replaces does not count: nobody else's session has to end for it.
+func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
+	t.Parallel()
+	m := newManager(t, session.Config{MaxPerUser: 2})
+	elsewhere := signInAs(t, m, "i", "alice", "")
+	before := wantAlive(t, m, signInAs(t, m, "i", "alice", ""), "the session before")
+	var replaced []string
+	w := httptest.NewRecorder()
+	if _, err := m.Start(t.Context(), w, session.Session{Issuer: "i", Subject: "alice", Tokens: tokens()}, session.Login{
+		Replaces: []session.Secret{"", "noise", before.Ticket(), before.Ticket()},
+		Replaced: func(old *session.Session, kept bool) { replaced = append(replaced, fmt.Sprint(old.ID, kept)) },
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wantAlive(t, m, elsewhere, "the session in another browser")
+	if len(replaced) != 1 || replaced[0] != before.ID+"true" {
+		t.Errorf("replaced %v, want the session before, once, and its refresh token kept", replaced)
+	}
+	s := wantAlive(t, m, requestWith(w.Result().Cookies()...), "the new session")
+	if got := s.Tokens.Superseded; len(got) != 1 || got[0].Reveal() != "refresh-1" {
+		t.Errorf("the new session keeps %d refresh tokens, want that of the one before", len(got))
+	}
+}

@@ -1,0 +1,208 @@
+package session_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// A member that a later release has put into a record is still there when this one has written the record again.
+func TestMembersOfALaterReleaseAreKept(t *testing.T) {
+	t.Parallel()
+	store := new(tokenstore.Memory)
+	p := new(tokenEndpoint)
+	m := newManager(t, session.Config{Store: store, App: here, Refresh: p.refresh, Revoke: p.revoke})
+	started, r := signIn(t, m, tokens())
+	more := json.RawMessage(`{"nested":[1,"two",null]}`)
+	if err := m.AddMember(t.Context(), started, "later", more); err != nil {
+		t.Fatal(err)
+	}
+	s, err := m.Renew(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Tokens.Access == started.Tokens.Access || s.Subject != "alice" || string(s.Claims) != `{"sub":"alice"}` {
+		t.Errorf("after a refresh: got %+v", s)
+	}
+	record, err := m.RecordJSON(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal(record, &got); err != nil || !bytes.Equal(got["later"], more) {
+		t.Errorf("the record is %s, %v", record, err)
+	}
+	if _, ok := got["u"]; !ok {
+		t.Errorf("the record is %s", record)
+	}
+}
+
+// The layout is what docs/sessions.md and the comment at recordVersion say: a change of it is a new version.
+func TestARecordBeginsWithItsVersion(t *testing.T) {
+	t.Parallel()
+	store := new(tokenstore.Memory)
+	m := newManager(t, session.Config{Store: store, App: here})
+	s, r := signIn(t, m, tokens())
+	value, _, _, err := store.Get(t.Context(), "session:"+s.ID)
+	if err != nil || len(value) < 17 || value[0] != 3 {
+		t.Fatalf("the record begins with %x, %v, want version 3", value[:min(len(value), 17)], err)
+	}
+	for i := range 5 { // version and key are authenticated
+		changed := bytes.Clone(value)
+		changed[i] ^= 1
+		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, value, changed); !replaced || err != nil {
+			t.Fatal(replaced, err)
+		}
+		wantNone(t, newManager(t, session.Config{Store: store, App: here}), r, "with another octet")
+		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, changed, value); !replaced || err != nil {
+			t.Fatal(replaced, err)
+		}
+	}
+	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), r, "as it was")
+}
+
+func TestKeysThatAreNoSecretsAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		keys [][]byte
+		want string
+	}{
+		"zero":        {[][]byte{make([]byte, 32)}, "Keys[0]: is 32 zero bytes"},
+		"second zero": {[][]byte{keyA, make([]byte, 32)}, "Keys[1]: is 32 zero bytes"},
+		"twice":       {[][]byte{keyA, keyB, keyA}, "Keys[2]: is the same as Keys[0]"},
+		"short":       {[][]byte{keyA[:31]}, "Keys[0]: has 31 bytes"},
+	} {
+		_, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Refresh: new(tokenEndpoint).refresh, Keys: test.keys})
+		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(test.want)) {
+			t.Errorf("%s: got %v, want %s", name, err, test.want)
+		}
+	}
+}
+
+// The end of a session is the earliest of what this broker, the provider and the refresh token set.
+func TestTheProviderCapsASession(t *testing.T) {
+	t.Parallel()
+	now := time.Now().Truncate(time.Millisecond)
+	in := func(d time.Duration) time.Time { return now.Add(d) }
+	for name, test := range map[string]struct {
+		provider, refresh time.Time
+		next              []session.Renewal // what each refresh brings
+		want              []time.Time       // the end at first, and after each refresh
+	}{
+		"nothing":            {want: []time.Time{in(time.Hour)}},
+		"session_expiry":     {provider: in(10 * time.Minute), want: []time.Time{in(10 * time.Minute)}},
+		"a later one":        {provider: in(10 * time.Hour), want: []time.Time{in(time.Hour)}},
+		"refresh token":      {refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
+		"a longer one":       {refresh: in(5 * time.Hour), want: []time.Time{in(time.Hour)}},
+		"both":               {provider: in(10 * time.Minute), refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
+		"new refresh tokens": {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("r2", in(10*time.Minute)), refreshed("r3", in(5*time.Hour)), refreshed("r4", in(7*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute), in(time.Hour), in(7 * time.Minute)}},
+		"the same refresh token, with another end":   {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("", in(10*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute)}},
+		"the same refresh token, not a word":         {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(5 * time.Minute)}},
+		"a new refresh token without an end":         {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("r2", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(time.Hour)}},
+		"session_expiry at a refresh":                {next: []session.Renewal{{Tokens: tokens(), ExpiresAt: in(9 * time.Minute)}}, want: []time.Time{in(time.Hour), in(9 * time.Minute)}},
+		"session_expiry that is moved back is final": {provider: in(9 * time.Minute), next: []session.Renewal{{Tokens: tokens(), ExpiresAt: in(20 * time.Minute)}}, want: []time.Time{in(9 * time.Minute), in(9 * time.Minute)}},
+	} {
+		n := 0
+		p := tokenEndpointFunc(func() session.Renewal { n++; return test.next[n-1] })
+		store := new(tokenstore.Memory)
+		m := newManager(t, session.Config{Store: store, MaxLifetime: time.Hour, IdleTimeout: 2 * time.Hour, Refresh: p})
+		tk := tokens()
+		tk.RefreshExpiry = test.refresh
+		r := start(t, m, session.Session{Issuer: "i", Subject: "alice", Tokens: tk, ExpiresAt: test.provider})
+		for i, want := range test.want {
+			if i > 0 {
+				if _, err := m.Renew(t.Context(), r); err != nil {
+					t.Fatalf("%s: refresh: %v", name, err)
+				}
+			}
+			s := wantAlive(t, newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}), r, name)
+			if off := s.ExpiresAt.Sub(want).Abs(); off > 10*time.Second || s.IdleExpiresAt.After(s.ExpiresAt) {
+				t.Errorf("%s: after %d refreshes it ends at +%v (idle +%v), want +%v", name, i, s.ExpiresAt.Sub(now), s.IdleExpiresAt.Sub(now), want.Sub(now))
+			}
+		}
+	}
+}
+
+// refreshed is a refresh that brings a refresh token with an end.
+func refreshed(token session.Secret, end time.Time) session.Renewal {
+	tk := tokens()
+	tk.Refresh, tk.RefreshExpiry = token, end
+	return session.Renewal{Tokens: tk}
+}
+
+func tokenEndpointFunc(next func() session.Renewal) func(context.Context, *session.Session, string) (session.Renewal, error) {
+	return func(context.Context, *session.Session, string) (session.Renewal, error) { return next(), nil }
+}
+
+// start starts a session and returns a request that brings its cookie.
+func start(t *testing.T, m *session.Manager, s session.Session) *http.Request {
+	t.Helper()
+	w := httptest.NewRecorder()
+	if _, err := m.Start(t.Context(), w, s, session.Login{}); err != nil {
+		t.Fatal(err)
+	}
+	return requestWith(w.Result().Cookies()...)
+}
+
+func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute})
+		watch(t, m)
+		tk := tokens()
+		tk.RefreshExpiry = time.Now().Add(10 * time.Minute)
+		r := start(t, m, session.Session{Tokens: tk})
+		other := start(t, m, session.Session{Tokens: tokens(), ExpiresAt: time.Now().Add(20 * time.Minute)})
+		time.Sleep(10*time.Minute - time.Second)
+		wantAlive(t, m, r, "before the end of its refresh token")
+		time.Sleep(time.Second)
+		wantNone(t, m, r, "after the end of its refresh token")
+		m.Touch(t.Context(), wantAlive(t, m, other, "the other session"))
+		time.Sleep(10*time.Minute - time.Second)
+		wantAlive(t, m, other, "before the end that the provider has set")
+		time.Sleep(time.Second)
+		wantNone(t, m, other, "after the end that the provider has set")
+	})
+}
+
+// A refresh moves the end of the session, and the idle timeout goes on as if nothing had been: it neither ends early nor later.
+func TestAMovedEndLeavesTheIdleTimeoutAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute, Refresh: tokenEndpointFunc(func() session.Renewal { return refreshed("r2", time.Now().Add(time.Hour)) })})
+		tk := tokens()
+		tk.RefreshExpiry = time.Now().Add(10 * time.Minute)
+		r := start(t, m, session.Session{Tokens: tk})
+		time.Sleep(5 * time.Minute)
+		if _, err := m.Renew(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(25*time.Minute - time.Second)
+		wantAlive(t, m, r, "within the idle timeout")
+		time.Sleep(time.Second)
+		wantNone(t, m, r, "after the idle timeout")
+	})
+}
+
+func TestASessionThatIsOverAlreadyDoesNotBegin(t *testing.T) {
+	t.Parallel()
+	past := time.Now().Add(-time.Minute)
+	spent := tokens()
+	spent.RefreshExpiry = past
+	m := newManager(t, session.Config{})
+	for name, s := range map[string]session.Session{"session_expiry": {Tokens: tokens(), ExpiresAt: past}, "refresh token": {Tokens: spent}} {
+		w := httptest.NewRecorder()
+		if _, err := m.Start(t.Context(), w, s, session.Login{}); !errors.Is(err, session.ErrEnded) || len(w.Result().Cookies()) > 0 {
+			t.Errorf("%s in the past: got %v, want ErrEnded", name, err)
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package tokenstore_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+)
+
+func openWith(t *testing.T, cfg tokenstore.RedisConfig) *tokenstore.Redis {
+	t.Helper()
+	store, err := tokenstore.NewRedis(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	return store
+}
+
+func TestRedisThatDemandsACertificateKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	server, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	var loads atomic.Int32
+	store := openWith(t, tokenstore.RedisConfig{URL: server.URL() + "?conn_max_lifetime=50ms", RootCAs: roots, ClientCertificate: func() (*tls.Certificate, error) {
+		loads.Add(1)
+		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+		return &cert, err
+	}})
+	storetest.Run(t, store)
+	w := watch(t, store)
+	eventually(t, "current", w.current)
+	if n := loads.Load(); n < 2 {
+		t.Errorf("the certificate was read %d times for several connections", n)
+	}
+	without := openWith(t, tokenstore.RedisConfig{URL: server.URL(), RootCAs: roots})
+	if _, _, _, err := without.Get(t.Context(), "k"); err == nil {
+		t.Error("without a certificate: no error")
+	}
+}
+
+func TestRedisOnAUnixSocketKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "r") // the path of a socket has a hundred bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "redis.sock")
+	server := storetest.StartRedis(t, "--unixsocket", path)
+	if got := server.Do("ACL", "SETUSER", "cloakroom", "on", ">p@ss:w/rd", "~*", "&*", "+@all"); got != "+OK" {
+		t.Fatal(got)
+	}
+	for _, url := range []string{"unix://" + path, "unix:" + path, "unix://" + path + "?db=3", "unix://cloakroom:p%40ss%3Aw%2Frd@" + path} {
+		store := openRedis(t, url)
+		storetest.Run(t, store)
+		w := watch(t, store)
+		eventually(t, "current at "+url, w.current)
+		if err := store.Ping(t.Context()); err != nil {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	create(t, openRedis(t, "unix://"+path+"?db=3"), "session:in three")
+	if got := server.Do("EXISTS", "cloakroom:session:in three"); got != ":0" {
+		t.Error("?db=3 is not another database")
+	}
+	wantExplained(t, openRedis(t, "unix://"+path+".none"), "no such file")
+	for _, bad := range []string{"unix:", "unix://", "unix:relative", "unix:///s?db=x", "unix://user:hun%ter2@/s", "redis:/path"} {
+		if _, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: bad}); err == nil || strings.Contains(err.Error(), "ter2") {
+			t.Errorf("%q: got %v, want an error without the password", bad, err)
+		}
+	}
+}
+
+// A cloud replaces the password all the time. Each connection signs in with the one that is in force.
+func TestThePasswordIsReadForEachConnection(t *testing.T) {
+	t.Parallel()
+	server := storetest.StartRedis(t)
+	file := filepath.Join(t.TempDir(), "password")
+	rotate := func(n int) {
+		t.Helper()
+		if got := server.Do("ACL", "SETUSER", "cloakroom", "on", fmt.Sprintf(">password %d", n), "~*", "&*", "+@all"); got != "+OK" {
+			t.Fatal(got)
+		}
+		if err := os.WriteFile(file+".new", fmt.Appendf(nil, "password %d", n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+		server.Do("ACL", "SETUSER", "cloakroom", fmt.Sprintf("<password %d", n-1)) // the old one ends now
+	}
+	rotate(0)
+	var reads atomic.Int32
+	store := openWith(t, tokenstore.RedisConfig{URL: strings.Replace(server.URL(), "://", "://cloakroom@", 1) + "?conn_max_lifetime=20ms", Password: func() (string, error) {
+		reads.Add(1)
+		b, err := os.ReadFile(file)
+		return string(b), err
+	}})
+	w := watch(t, store)
+	eventually(t, "current", w.current)
+	for n := 1; n <= 15; n++ {
+		rotate(n)
+		for i := range 10 {
+			key := fmt.Sprintf("session:%d-%d", n, i)
+			if created, err := store.Create(t.Context(), key, []byte("v"), time.Minute); !created || err != nil {
+				t.Fatalf("after %d rotations: got %v, %v", n, created, err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	if n := reads.Load(); n < 15 {
+		t.Errorf("the password was read %d times", n)
+	}
+	missed := w.seen("")
+	server.Do("CLIENT", "KILL", "TYPE", "pubsub") // the watch connects anew, with the password of now
+	eventually(t, "current again", func() bool { return w.seen("") > missed && w.current() })
+	wantNews(t, store, w, "with the last password")
+	if err := os.WriteFile(file, []byte("wrong"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	wantExplained(t, store, "store.password_file")
+}
+
+func TestThePasswordIsForSentinelAndClusterToo(t *testing.T) {
+	t.Parallel()
+	sentinel, cluster := storetest.StartSentinel(t), storetest.StartCluster(t)
+	servers := append(append(cluster.Masters(), sentinel.Replicas()...), sentinel.Master())
+	for _, server := range servers {
+		for _, command := range [][]string{{"ACL", "SETUSER", "cloakroom", "on", ">pw", "~*", "&*", "+@all"}} {
+			if got := server.Do(command...); got != "+OK" {
+				t.Fatal(got)
+			}
+		}
+	}
+	for _, url := range []string{sentinel.URL(), cluster.URL()} {
+		for password, good := range map[string]bool{"pw": true, "wrong": false} {
+			store := openWith(t, tokenstore.RedisConfig{URL: strings.Replace(url, "://", "://cloakroom@", 1), Password: func() (string, error) { return password, nil }})
+			if good {
+				storetest.Run(t, store)
+				continue
+			}
+			if _, _, _, err := store.Get(t.Context(), "session:a"); err == nil {
+				t.Errorf("%s with a wrong password: no error", url)
+			}
+		}
+	}
+}

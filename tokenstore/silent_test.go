@@ -1,0 +1,183 @@
+package tokenstore_test
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+)
+
+// warm fills the pool with connections, and returns how many there are.
+func warm(t *testing.T, store *tokenstore.Redis, proxy *storetest.Proxy) int {
+	t.Helper()
+	proxy.Delay(30 * time.Millisecond)
+	defer proxy.Heal()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if _, _, _, err := store.Get(t.Context(), "session:a"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	return proxy.Connections()
+}
+
+// A firewall or load balancer on the way has forgotten the connections. Whatever is asked next is answered.
+func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
+	t.Parallel()
+	plain := storetest.StartRedis(t)
+	secure, caFile := storetest.StartRedisTLS(t)
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	for _, server := range []*storetest.Server{plain, secure} {
+		proxy := storetest.StartProxy(t, server.Addr())
+		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), server.Addr(), proxy.Addr(), 1), RootCAs: roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { store.Close() })
+		ctx := t.Context()
+		for _, op := range []struct {
+			name string
+			do   func(ctx context.Context) (bool, error)
+		}{
+			{"Create", func(ctx context.Context) (bool, error) { return store.Create(ctx, "session:a", []byte("1"), time.Hour) }},
+			{"Get", func(ctx context.Context) (bool, error) {
+				value, ttl, found, err := store.Get(ctx, "session:a")
+				return found && string(value) == "1" && ttl > time.Minute, err
+			}},
+			{"Replace", func(ctx context.Context) (bool, error) {
+				return store.Replace(ctx, "session:a", []byte("1"), []byte("2"))
+			}},
+			{"Touch", func(ctx context.Context) (bool, error) { return store.Touch(ctx, "session:a", time.Hour) }},
+			{"Acquire", func(ctx context.Context) (bool, error) { return store.Acquire(ctx, "refresh:a", "me", time.Hour) }},
+			{"Release", func(ctx context.Context) (bool, error) { return true, store.Release(ctx, "refresh:a", "me") }},
+			{"Add", func(ctx context.Context) (bool, error) { return true, store.Add(ctx, "user:a", "m", time.Hour) }},
+			{"Members", func(ctx context.Context) (bool, error) {
+				members, err := store.Members(ctx, "user:a")
+				return len(members) == 1, err
+			}},
+			{"Remove", func(ctx context.Context) (bool, error) { return true, store.Remove(ctx, "user:a", "m") }},
+			{"Ping", func(ctx context.Context) (bool, error) { return true, store.Ping(ctx) }},
+			{"Delete", func(ctx context.Context) (bool, error) { return true, store.Delete(ctx, "session:a") }},
+		} {
+			if n := warm(t, store, proxy); n < 2 {
+				t.Fatalf("there are %d connections before %s", n, op.name)
+			}
+			proxy.DropSilently()
+			if ok, err := op.do(ctx); !ok || err != nil {
+				t.Errorf("%s after its connection was dropped: got %v, %v", op.name, ok, err)
+			}
+			began := time.Now()
+			for i := range 16 { // one dead connection tells of the others
+				if _, _, _, err := store.Get(ctx, "session:b"); err != nil {
+					t.Errorf("request %d after %s: %v", i, op.name, err)
+				}
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("the 16 requests after %s took %v: each idle connection is found dead by itself", op.name, took)
+			}
+		}
+	}
+}
+
+// All connections are in use when they are dropped.
+func TestRequestsOnConnectionsThatAreDroppedAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	server := storetest.StartRedis(t)
+	proxy := storetest.StartProxy(t, server.Addr())
+	store := openRedis(t, "redis://"+proxy.Addr())
+	warm(t, store, proxy)
+	proxy.Delay(100 * time.Millisecond)
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			key := fmt.Sprint("session:", i)
+			if created, err := store.Create(t.Context(), key, []byte("v"), time.Hour); !created || err != nil {
+				t.Errorf("Create %s: got %v, %v", key, created, err)
+			}
+		})
+	}
+	time.Sleep(50 * time.Millisecond) // the first of them are on their way
+	proxy.DropSilently()
+	all.Wait()
+	if got := server.Do("DBSIZE"); got != ":50" {
+		t.Errorf("there are %s keys, want 50", got)
+	}
+}
+
+// The caller's own deadline holds, and an outage is still one.
+func TestARetryKeepsTheDeadline(t *testing.T) {
+	t.Parallel()
+	server := storetest.StartRedis(t)
+	proxy := storetest.StartProxy(t, server.Addr())
+	store := openRedis(t, "redis://"+proxy.Addr())
+	warm(t, store, proxy)
+	proxy.Hang()
+	for _, limit := range []time.Duration{100 * time.Millisecond, time.Hour} {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		began := time.Now()
+		if _, _, found, err := store.Get(ctx, "session:a"); err == nil {
+			t.Errorf("within %v: got %v, nil, want an error", limit, found)
+		}
+		if took := time.Since(began); took > limit+5*time.Second {
+			t.Errorf("within %v: it took %v", limit, took)
+		}
+		cancel()
+	}
+	proxy.Heal()
+	eventually(t, "it works again", func() bool { return store.Ping(t.Context()) == nil })
+}
+
+// Middleboxes drop connections that are idle for a minute or more. We close them before.
+func TestIdleConnectionsAreClosedHereFirst(t *testing.T) {
+	t.Parallel()
+	for name, url := range map[string]string{
+		"standalone": storetest.StartRedis(t).URL(), "Sentinel": storetest.StartSentinel(t).URL(), "Cluster": storetest.StartCluster(t).URL(),
+	} {
+		idle, err := openRedis(t, url).MaxIdle(t.Context())
+		if err != nil || len(idle) == 0 {
+			t.Fatalf("%s: %v, %v", name, idle, err)
+		}
+		for _, d := range idle {
+			if d <= 0 || d >= time.Minute {
+				t.Errorf("%s: connections may be idle for %v, want less than a minute", name, d)
+			}
+		}
+	}
+	server := storetest.StartRedis(t)
+	store := openRedis(t, server.URL()+"?conn_max_idle_time=50ms")
+	id := func() string { // of the connection that the store uses
+		t.Helper()
+		if err := store.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		m := regexp.MustCompile(`id=(\d+) .* cmd=ping `).FindStringSubmatch(server.Do("CLIENT", "LIST"))
+		if m == nil {
+			t.Fatal("no connection has pinged")
+		}
+		return m[1]
+	}
+	first := id()
+	if second := id(); second != first {
+		t.Errorf("connection %s was not used again, but %s", first, second)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if second := id(); second == first {
+		t.Error("the operator's own idle time does not count")
+	}
+}
