@@ -50,6 +50,23 @@ func newUpstream(t *testing.T, serve func(c net.Conn, r *bufio.Reader)) *upstrea
 	return u
 }
 
+// untilHeard waits until the upstream has closed the idle connection, or has
+// sent something on it. There may be none: it was not kept.
+func (u *upstream) untilHeard(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		u.mu.Lock()
+		quiet := len(u.idle) > 0 && u.idle[0].quiet()
+		u.mu.Unlock()
+		if !quiet {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was heard on the idle connection for 20 s")
+		}
+	}
+}
+
 // answering sends the same bytes for each request.
 func answering(t *testing.T, answer string) *upstream {
 	return newUpstream(t, func(c net.Conn, r *bufio.Reader) {
@@ -264,12 +281,9 @@ func TestWhyABodyCouldNotBeReadIsTheError(t *testing.T) {
 }
 
 func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
-	closed := make(chan struct{}, 10)
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		http.ReadRequest(r)
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
-		c.Close()
-		closed <- struct{}{}
 	})
 	for range 5 {
 		resp, err := u.RoundTrip(request(t, "POST", "body"))
@@ -278,19 +292,19 @@ func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
 		}
 		io.ReadAll(resp.Body)
 		resp.Body.Close()
-		<-closed
-		time.Sleep(5 * time.Millisecond) // for the end to arrive
+		u.untilHeard(t)
 	}
 }
 
 func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
+	idle := make(chan struct{})
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		for n := 0; ; n++ {
 			if _, err := http.ReadRequest(r); err != nil {
 				return
 			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
-			time.Sleep(5 * time.Millisecond)
+			<-idle
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
 		}
 	})
@@ -303,7 +317,8 @@ func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
 			t.Fatalf("got %q", body)
 		}
 		resp.Body.Close()
-		time.Sleep(20 * time.Millisecond)
+		idle <- struct{}{}
+		u.untilHeard(t)
 	}
 }
 
@@ -368,12 +383,13 @@ func TestTheTimeForAnAnswerRunsFromTheEndOfTheRequest(t *testing.T) {
 }
 
 func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
-	gone := make(chan struct{}, 10)
+	arrived, gone := make(chan struct{}, 10), make(chan struct{}, 10)
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		req, err := http.ReadRequest(r)
 		if err != nil {
 			return
 		}
+		arrived <- struct{}{}
 		if req.Header.Get("Begin") != "" {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
 		}
@@ -387,7 +403,10 @@ func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
 		req := request(t, "GET", "").WithContext(ctx)
 		req.Header.Set("Begin", begin)
 		if begin == "" {
-			time.AfterFunc(20*time.Millisecond, func() { cancel(why) })
+			go func() { // until the request has arrived
+				<-arrived
+				cancel(why)
+			}()
 		}
 		resp, err := u.RoundTrip(req)
 		if begin == "" && err != why {
