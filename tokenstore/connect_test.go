@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -65,13 +66,16 @@ func TestRedisOnAUnixSocketKeepsTheContract(t *testing.T) {
 		t.Fatal(got)
 	}
 	for _, url := range []string{"unix://" + path, "unix:" + path, "unix://" + path + "?db=3", "unix://cloakroom:p%40ss%3Aw%2Frd@" + path} {
-		store := openRedis(t, url)
-		storetest.Run(t, store)
-		w := watch(t, store)
-		eventually(t, "current at "+url, w.current)
-		if err := store.Ping(t.Context()); err != nil {
-			t.Errorf("%s: %v", url, err)
-		}
+		t.Run(url, func(t *testing.T) {
+			t.Parallel()
+			store := openRedis(t, url)
+			storetest.Run(t, store)
+			w := watch(t, store)
+			eventually(t, "current", w.current)
+			if err := store.Ping(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	create(t, openRedis(t, "unix://"+path+"?db=3"), "session:in three")
 	if got := server.Do("EXISTS", "cloakroom:session:in three"); got != ":0" {
@@ -137,6 +141,7 @@ func TestThePasswordIsReadForEachConnection(t *testing.T) {
 }
 
 func TestThePasswordIsForSentinelAndClusterToo(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	sentinel, cluster := storetest.StartSentinel(t), storetest.StartCluster(t)
 	servers := append(append(cluster.Masters(), sentinel.Replicas()...), sentinel.Master())

@@ -13,16 +13,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 func TestSentinelsKeepTheContract(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	storetest.Run(t, openRedis(t, storetest.StartSentinel(t).URL()))
 }
 
 func TestAClusterKeepsTheContract(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	storetest.Run(t, openRedis(t, storetest.StartCluster(t).URL()))
 }
@@ -149,7 +152,7 @@ func TestAWatchThatIsLostIsKnownToBeLostAndComesBack(t *testing.T) {
 		outage.begin()
 		began := time.Now()
 		eventually(t, "not current while: "+outage.name, func() bool { return !w.current() || w.seen("") > missed })
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 5*time.Second { // a cached session may be as old
 			t.Errorf("%s: it went unnoticed for %v", outage.name, took)
 		}
 		outage.end()
@@ -162,6 +165,7 @@ func TestAWatchThatIsLostIsKnownToBeLostAndComesBack(t *testing.T) {
 }
 
 func TestTheWatchFollowsTheMaster(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	sentinel := storetest.StartSentinel(t)
 	store := openRedis(t, sentinel.URL())
@@ -183,6 +187,7 @@ func TestTheWatchFollowsTheMaster(t *testing.T) {
 }
 
 func TestTheWatchFollowsTheMastersOfACluster(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	cluster := storetest.StartCluster(t)
 	store := openRedis(t, cluster.URL())
@@ -226,6 +231,7 @@ func wantExplained(t *testing.T, store *tokenstore.Redis, want string) {
 func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 	t.Parallel()
 	t.Run("Full", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
 		store := openRedis(t, server.URL())
 		var err error
@@ -243,6 +249,7 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		create(t, store, "session:again")
 	})
 	t.Run("Replica", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t)
 		server.Do("REPLICAOF", "127.0.0.1", "1")
 		store := openRedis(t, server.URL())
@@ -251,6 +258,8 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		create(t, store, "session:again")
 	})
 	t.Run("PartOfACluster", func(t *testing.T) {
+		testenv.Slow(t)
+		t.Parallel()
 		cluster := storetest.StartCluster(t)
 		for _, master := range cluster.Masters() {
 			if master != cluster.MasterOf("cloakroom:session:explained") {
@@ -259,6 +268,7 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		}
 	})
 	t.Run("NoMoreConnections", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t, "--maxclients", "2")
 		first, second := openRedis(t, server.URL()), openRedis(t, server.URL())
 		create(t, first, "session:a")
@@ -270,11 +280,13 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		create(t, third, "session:again")
 	})
 	t.Run("NotAllowed", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t)
 		server.Do("ACL", "SETUSER", "poor", "on", ">pw", "~other:*", "+@all")
 		wantExplained(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "may not do this")
 	})
 	t.Run("Frozen", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t)
 		store := openRedis(t, server.URL())
 		create(t, store, "session:a")
@@ -284,6 +296,7 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		create(t, store, "session:again")
 	})
 	t.Run("Loading", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t, "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
 		store := openRedis(t, server.URL())
 		for i := range 5000 {
@@ -305,6 +318,7 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		}
 	})
 	t.Run("NotThere", func(t *testing.T) {
+		t.Parallel()
 		server := storetest.StartRedis(t)
 		server.Kill()
 		wantExplained(t, openRedis(t, server.URL()), "no Redis listens there")

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"io"
 	"maps"
 	"net/http"
@@ -52,10 +51,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CLOAKROOM_TEST_PROVIDER") != "" {
 		serveOutageProvider()
 	}
-	if !testenv.All() {
-		flag.Set("test.parallel", "8") // these tests mostly wait; -parallel wins
-	}
-	os.Exit(m.Run())
+	testenv.Main(m)
 }
 
 // topology is one of the ways to run Redis.

@@ -6,11 +6,13 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // All connections to Redis are dropped silently, again and again. Nobody gets an error, and nobody waits long.
 func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, redis.Addr())

@@ -6,6 +6,7 @@
 package testenv
 
 import (
+	"flag"
 	"os"
 	"testing"
 )
@@ -20,4 +21,13 @@ func Slow(t testing.TB) {
 	if !All() {
 		t.Skip("slow; CLOAKROOM_TEST_ALL=1 runs it")
 	}
+}
+
+// Main runs the tests of a package, of which most wait for other processes:
+// eight at a time, unless -parallel says otherwise or all tests are to run.
+func Main(m *testing.M) {
+	if !All() {
+		flag.Set("test.parallel", "8")
+	}
+	os.Exit(m.Run())
 }

@@ -25,6 +25,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // Server is a redis-server of a test's own. It stops when the test ends.
@@ -74,7 +76,7 @@ func (p Program) Start(t testing.TB, args ...string) *Server {
 			t.Fatal(err)
 		}
 		if len(found) != 1 {
-			if os.Getenv("CLOAKROOM_TEST_ALL") != "" {
+			if testenv.All() {
 				t.Fatalf("%s is not in the cache, and CLOAKROOM_TEST_ALL asks for all tests; make setup installs it", p.Name)
 			}
 			skipLoudly(t, p.Name+" is not in the cache, so this is not tested against it; make setup installs it")
@@ -129,7 +131,7 @@ func startRedisTLS(t testing.TB, authClients string) (s *Server, caFile, certFil
 func start(t testing.TB, set func(s *Server, port string)) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("CLOAKROOM_TEST_ALL") != "" {
+		if testenv.All() {
 			t.Fatal("redis-server is not installed, and CLOAKROOM_TEST_ALL asks for all tests")
 		}
 		skipLoudly(t, "redis-server is not installed, so this is not tested against Redis; make test installs it")

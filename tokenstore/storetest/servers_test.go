@@ -13,9 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 	"github.com/redis/go-redis/v9"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestRedisTakesArgumentsAndKeepsWhatItSaved(t *testing.T) {
 	t.Parallel()
@@ -80,6 +83,7 @@ func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
 }
 
 func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
 		t.Run(name, func(t *testing.T) {
@@ -127,6 +131,7 @@ func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
 }
 
 func TestClusterMovesASlotWithItsKeys(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	begin := time.Now()
 	c := storetest.StartCluster(t)
@@ -168,6 +173,7 @@ func TestClusterMovesASlotWithItsKeys(t *testing.T) {
 }
 
 func TestClusterMakesAReplicaTheMaster(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
 		t.Run(name, func(t *testing.T) {
