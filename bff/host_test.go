@@ -9,6 +9,7 @@ import (
 
 // What browsers send as Host for a public URL, or why no browser would.
 func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
+	t.Parallel()
 	for raw, want := range map[string]string{
 		"https://bücher.example":         "xn--bcher-kva.example",
 		"https://BÜCHER.example:8443":    "xn--bcher-kva.example:8443",

@@ -39,6 +39,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 
 // OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
 func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
+	t.Parallel()
 	for _, code := range []string{"interaction_required", "login_required", "consent_required", "account_selection_required"} {
 		for _, status := range []int{400, 401, 403} {
 			t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
@@ -87,6 +88,7 @@ func unsigned(claims string) string {
 
 // RFC 6749 5.1: without expires_in the lifetime is unknown, not endless.
 func TestATokenWithoutExpiresInExpires(t *testing.T) {
+	t.Parallel()
 	exp := func(in time.Duration) string { return fmt.Sprintf(`{"exp":%d}`, time.Now().Add(in).Unix()) }
 	for name, test := range map[string]struct {
 		access   func() string

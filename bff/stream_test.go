@@ -272,6 +272,7 @@ func wantEnd(t *testing.T, what string, r io.Reader) {
 }
 
 func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		arrived := make(chan struct{})
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -302,6 +303,7 @@ func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
 }
 
 func TestChunksPassBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			bothWays(rw)
@@ -329,6 +331,7 @@ func TestChunksPassBothWaysAtOnce(t *testing.T) {
 
 // RFC 10036: what is incremental is handed on as it comes. So is all else.
 func TestNoByteIsHeldBack(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		const text = "byte by byte"
 		seen := make(chan byte, len(text))
@@ -480,6 +483,7 @@ func (w *way) opens(t *testing.T) []open {
 }
 
 func TestAllThatIsOpenEndsWithinASecondOfTheSessionsEnd(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		lifetime time.Duration
@@ -601,6 +605,7 @@ func peakOfHeap(run func()) (peak uint64) {
 }
 
 func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
+	slow(t)
 	if testing.Short() {
 		t.Skip("a gigabyte each way")
 	}
@@ -692,6 +697,7 @@ func settled(t *testing.T, s *source) int64 {
 const bound, flood = 24 << 20, 32 << 20
 
 func TestAnUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		read := make(chan struct{})
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -726,6 +732,7 @@ func TestAnUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
 }
 
 func TestAClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		src := newSource(flood)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -743,6 +750,7 @@ func TestAClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
 }
 
 func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, phase := range []struct {
 			name, method, body string
@@ -812,6 +820,7 @@ func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
 }
 
 func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for name, header := range map[string][2]string{
 			"with a length": {"Content-Length", "100"}, "in chunks": {"Content-Type", "text/plain"}, "of events": {"Content-Type", "text/event-stream"}, "compressed": {"Content-Encoding", "gzip"},
@@ -838,6 +847,7 @@ func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
 }
 
 func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Method != "POST" {
@@ -899,6 +909,7 @@ func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
 }
 
 func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser == 2 {
 			t.SkipNow() // the same, but for what the client sees of it
@@ -955,6 +966,7 @@ func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
 }
 
 func TestAConnectionThatDiedWhileIdleCostsNoRequest(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		for i := range 10 {
@@ -973,6 +985,7 @@ func TestAConnectionThatDiedWhileIdleCostsNoRequest(t *testing.T) {
 
 // The upstream's connection is in use already, and dies with the request: a request is repeated once if that does no harm.
 func TestARequestOnAConnectionThatDiesIsRepeatedOnceOrNotAtAll(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, test := range []struct {
 			method, body string
@@ -1011,6 +1024,7 @@ func TestARequestOnAConnectionThatDiesIsRepeatedOnceOrNotAtAll(t *testing.T) {
 }
 
 func TestAnswersWithoutABody(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
@@ -1064,6 +1078,7 @@ func TestAnswersWithoutABody(t *testing.T) {
 }
 
 func TestHintsStayBehindAndTrailersPass(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
@@ -1102,6 +1117,7 @@ func TestHintsStayBehindAndTrailersPass(t *testing.T) {
 
 // Browsers see no trailers: gRPC-web has its own in the body.
 func TestGRPCWebPassesUnchanged(t *testing.T) {
+	t.Parallel()
 	frame := func(flags byte, text string) string {
 		return string(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(text)))) + text
 	}
@@ -1140,6 +1156,7 @@ func TestGRPCWebPassesUnchanged(t *testing.T) {
 }
 
 func TestCompressedAnswersPassByteForByte(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, accepted := range []string{"", "identity", "gzip, br", "gzip;q=0"} {
 			for _, coding := range []string{"", "gzip", "br", "zstd"} {
@@ -1173,6 +1190,7 @@ func TestCompressedAnswersPassByteForByte(t *testing.T) {
 }
 
 func TestPartsOfAFilePass(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		modified := time.Now().Add(-time.Hour)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1265,6 +1283,7 @@ func socketFrame(payload []byte) []byte {
 }
 
 func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
+	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Sec-WebSocket-Key") == "" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("Authorization") == "" || r.Header.Get("Cookie") != "" {
@@ -1305,6 +1324,7 @@ func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
 }
 
 func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
+	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		got := make(chan string, 1)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1347,6 +1367,7 @@ func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
 }
 
 func TestAnAnswerToAnUpgradeThatIsNoneIsAnAnswer(t *testing.T) {
+	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		for _, status := range []int{200, 403, 426} {
 			w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1369,6 +1390,7 @@ func TestAnAnswerToAnUpgradeThatIsNoneIsAnAnswer(t *testing.T) {
 }
 
 func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
+	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		for name, test := range map[string]struct {
@@ -1412,6 +1434,7 @@ func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
 }
 
 func TestManyStreamsOfOneBrowserPassAtOnce(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser != 2 {
 			t.SkipNow()
@@ -1515,6 +1538,7 @@ func fields2(nameAndValue ...string) (b []byte) {
 
 // A WebSocket over HTTP/2 (RFC 8441) would have to be looked at as one over HTTP/1.1 is. CONNECT is for nobody.
 func TestCONNECTIsRefusedInHTTP2(t *testing.T) {
+	t.Parallel()
 	f := newFront(t, nil)
 	w := f.ways[0]
 	w.answers(func(http.ResponseWriter, *http.Request) {})
@@ -1651,6 +1675,7 @@ func randomProbe(random *rand.Rand, nonce string) *probe {
 }
 
 func TestManyRequestsOnOneConnectionGetTheirAnswersInOrder(t *testing.T) {
+	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser != 1 {
 			t.SkipNow()
@@ -1734,6 +1759,7 @@ type failing struct{}
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the client leaves") }
 
 func TestEveryOneOfManyClientsGetsItsOwnAnswers(t *testing.T) {
+	slow(t)
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		requests := 200
@@ -1827,6 +1853,7 @@ func unrulyAnswer(c net.Conn, r *bufio.Reader, random *rand.Rand) bool {
 }
 
 func TestNoClientGetsAnothersAnswerWhateverTheUpstreamDoes(t *testing.T) {
+	slow(t)
 	plain, overTLS := listen(t), listen(t)
 	f := newFront(t, func(f *front, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes, f.route("/unruly/", "http://"+plain.Addr().String()), f.route("/unruly-tls/", "https://"+overTLS.Addr().String()))
