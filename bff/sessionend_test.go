@@ -121,7 +121,8 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 		}
 	}
 	a.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["refresh_token_expires_in"] = 1 }})
-	b.Fetch("POST", "/bff/session/refresh")
+	time.Sleep(2100 * time.Millisecond)
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	waitFor(t, "the session has ended with its refresh token", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 401 })
 	a.provider.Behave()
 }
