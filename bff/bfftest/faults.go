@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -453,9 +454,11 @@ func hangUp(w http.ResponseWriter) {
 	}
 }
 
+var foreignKey = sync.OnceValues(func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+
 // SignWithForeignKey signs with a key that is not the provider's, and puts it into the header.
 func SignWithForeignKey(header, claims map[string]any) (string, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := foreignKey()
 	if err != nil {
 		return "", err
 	}

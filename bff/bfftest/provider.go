@@ -4,6 +4,7 @@ package bfftest
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // Provider is a development identity provider on a free port.
@@ -47,7 +49,8 @@ func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider
 	t.Helper()
 	p := &Provider{up: true}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
-	cfg := devop.Config{Issuer: "/op", AccessTokenTTL: 5 * time.Minute, Clients: []devop.Client{{
+	newKey := func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }
+	cfg := devop.Config{Issuer: "/op", AccessTokenTTL: 5 * time.Minute, NewKey: newKey, Clients: []devop.Client{{
 		ID:                     "spa",
 		Secret:                 "s3cret:with/odd+characters%&",
 		RedirectURIs:           []string{app + "/bff/callback"},

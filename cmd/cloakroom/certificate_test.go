@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // newPair returns a certificate for localhost and its key, in PEM.
@@ -55,7 +57,7 @@ func served(t *testing.T, addr string) int64 {
 }
 
 func TestARenewedCertificateIsServed(t *testing.T) {
-	slow(t)
+	testenv.Slow(t)
 	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)

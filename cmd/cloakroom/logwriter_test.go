@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -75,22 +74,18 @@ func TestTheLogIsWrittenBeforeTheEnd(t *testing.T) {
 // requests.
 func TestRequestsDoNotWaitForTheLog(t *testing.T) {
 	t.Parallel()
-	path, err := builtBroker()
-	if err != nil {
-		t.Fatal(err)
-	}
 	public := freeAddr(t)
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	cmd := exec.Command(path, "serve")
+	cmd := brokerCommand(t, "serve")
 	cmd.Stderr = writer
-	cmd.Env = []string{
-		"CLOAKROOM_SERVER_LISTEN=" + public, "CLOAKROOM_SERVER_ADMIN_LISTEN=127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL=http://" + public,
+	cmd.Env = append(cmd.Env,
+		"CLOAKROOM_SERVER_LISTEN="+public, "CLOAKROOM_SERVER_ADMIN_LISTEN=127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL=http://"+public,
 		"CLOAKROOM_OIDC_ISSUER=https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID=spa", "CLOAKROOM_OIDC_CLIENT_SECRET=s",
-	}
+	)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

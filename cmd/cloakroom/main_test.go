@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -88,6 +89,7 @@ func (b *lockedBuffer) String() string {
 
 // The README's story, with the demo as a newcomer has it.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	p := start(t, nil, "demo", "--listen", "127.0.0.1:0", "--access-token-ttl", "3s")
 	app := p.waitFor(p.stdout, `Open (http://localhost:\d+) and sign in`)
 	if n := strings.Count(p.stdout.String(), "http://"); n != 1 {
@@ -102,6 +104,7 @@ func TestDemo(t *testing.T) {
 
 // The same with the broker as it runs in production: a file, a secret in another, Redis, and a restart in the middle.
 func TestServeWithRedis(t *testing.T) {
+	t.Parallel()
 	redis := storetest.StartRedis(t)
 	public, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
@@ -144,7 +147,7 @@ frontend: {dir: %q}
 		t.Errorf("API call after a restart: got %d", got)
 	}
 	redis.Kill()
-	eventually(t, time.Second, "the broker notices that Redis is gone and trusts its memory no more", func() bool {
+	eventually(t, 10*time.Second, "the broker notices that Redis is gone and trusts its memory no more", func() bool {
 		return b.Fetch("GET", "/api/x").StatusCode == 503
 	})
 	for _, path := range []string{"/api/x", "/bff/session"} {
@@ -177,6 +180,7 @@ frontend: {dir: %q}
 
 // What a session in use costs Redis: a few commands a second, however many calls there are.
 func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
+	t.Parallel()
 	redis := storetest.StartRedis(t)
 	public, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
@@ -199,16 +203,18 @@ func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
 		}
 		return n
 	}
-	before, began, calls := commands(), time.Now(), 0
-	for ; time.Since(began) < 3*time.Second; calls++ {
+	const calls = 500
+	before, began := commands(), time.Now()
+	for i := range calls {
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-			t.Fatalf("call %d: got %d", calls, got)
+			t.Fatalf("call %d: got %d", i, got)
 		}
 	}
-	n := commands() - before
-	t.Logf("%d commands for %d calls: %.4f a call", n, calls, float64(n)/float64(calls))
-	if n > 40 { // four heartbeats and a look at the master a second, each session once in four
-		t.Errorf("%d commands in %v, want 40 at most", n, time.Since(began))
+	n, took := commands()-before, time.Since(began)
+	t.Logf("%d commands for %d calls in %v", n, calls, took)
+	// Four heartbeats and a look at the master a second, each session once in four.
+	if limit := int(14 * (took.Seconds() + 1)); n > limit {
+		t.Errorf("%d commands in %v, want %d at most", n, took, limit)
 	}
 }
 
@@ -278,17 +284,24 @@ func ready(t *testing.T, admin string) {
 	t.Fatalf("not ready: %s", last)
 }
 
+// freeAddr returns an address of this machine on which nothing listens. Its port
+// is below those that outgoing connections get, so that none takes it before it
+// is used.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.N(22000)))
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port among 100")
+	return ""
 }
 
 func TestShutdownLetsARequestFinish(t *testing.T) {
+	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
@@ -320,6 +333,7 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 
 // Streams have no end of their own, so a shutdown does not wait for it: their clients connect again elsewhere.
 func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
+	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
@@ -403,6 +417,7 @@ func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
 }
 
 func TestServeWithTLS(t *testing.T) {
+	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	certificate := httptest.NewUnstartedServer(nil)

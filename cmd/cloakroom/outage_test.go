@@ -20,6 +20,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
@@ -29,7 +30,7 @@ import (
 // is a process of its own; its tokens live a minute, and it revokes the tokens
 // of a session whose refresh token is used twice.
 func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
-	slow(t)
+	testenv.Slow(t)
 	frozen := func(d time.Duration) func(*outage) {
 		return func(o *outage) {
 			o.signal(syscall.SIGSTOP)
@@ -82,8 +83,13 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 	}
 }
 
-// outageWait is the oidc.wait of the replicas.
-const outageWait = 5 * time.Second
+const (
+	// outageWait is the oidc.wait of the replicas.
+	outageWait = 5 * time.Second
+	// outageOver is after the recovery when no call fails any more. It takes a
+	// second, and more if eleven outages end on one busy machine.
+	outageOver = 4 * time.Second
+)
 
 // outage is three replicas, a provider that fails, and users who call.
 type outage struct {
@@ -201,7 +207,7 @@ func (o *outage) judge(calls []reply, began, recovered time.Time, before, after 
 		longest = max(longest, c.took)
 		if c.status != 200 && c.began.After(recovered) {
 			lastFailure = max(lastFailure, c.began.Add(c.took).Sub(recovered))
-			if c.began.After(recovered.Add(2 * time.Second)) {
+			if c.began.After(recovered.Add(outageOver)) {
 				lateFailures++
 			}
 		}
@@ -212,11 +218,11 @@ func (o *outage) judge(calls []reply, began, recovered time.Time, before, after 
 			o.t.Errorf("%v after the outage began: %v", c.began.Sub(began), c)
 		}
 	}
-	if limit := scaled(o.t, outageWait+500*time.Millisecond); longest > limit {
+	if limit := 2 * outageWait; longest > limit {
 		o.t.Errorf("a call took %v, want at most %v", longest, limit)
 	}
 	if lateFailures > 0 {
-		o.t.Errorf("%d calls that began 2 s after the recovery failed", lateFailures)
+		o.t.Errorf("%d calls that began %v after the recovery failed", lateFailures, outageOver)
 	}
 	if after.Reuses > 0 {
 		o.t.Errorf("%d refresh tokens were used twice", after.Reuses)

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"flag"
 	"io"
 	"maps"
 	"net/http"
@@ -11,7 +11,6 @@ import (
 	"net/http/httputil"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -24,34 +23,39 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// brokerDir is where builtBroker puts the program, if anybody asks for it.
-var brokerDir string
+// brokerName as the name of the program makes the test binary the broker: it is
+// one with the race detector if the tests are.
+const brokerName = "cloakroom"
 
-// builtBroker builds the broker with the race detector, once for all tests.
-var builtBroker = sync.OnceValues(func() (string, error) {
-	var err error
-	if brokerDir, err = os.MkdirTemp("", "cloakroom-test-"); err != nil {
-		return "", err
+// brokerCommand returns the broker as a process of its own, without the test's
+// environment.
+func brokerCommand(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
-	path := filepath.Join(brokerDir, "cloakroom")
-	if out, err := exec.Command("go", "build", "-race", "-o", path, ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the broker: %w\n%s", err, out)
-	}
-	return path, nil
-})
+	cmd := exec.Command(path, args...)
+	cmd.Args[0] = brokerName
+	cmd.Env = []string{"GORACE=atexit_sleep_ms=50"}
+	return cmd
+}
 
 func TestMain(m *testing.M) {
+	if os.Args[0] == brokerName {
+		main()
+	}
 	if os.Getenv("CLOAKROOM_TEST_PROVIDER") != "" {
 		serveOutageProvider()
 	}
-	code := m.Run()
-	if brokerDir != "" {
-		os.RemoveAll(brokerDir)
+	if !testenv.All() {
+		flag.Set("test.parallel", "8") // these tests mostly wait; -parallel wins
 	}
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // topology is one of the ways to run Redis.
@@ -178,13 +182,8 @@ type replica struct {
 // printed nothing that it should not.
 func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string, args ...string) *replica {
 	t.Helper()
-	path, err := builtBroker()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &replica{cmd: exec.Command(path, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
+	r := &replica{cmd: brokerCommand(t, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
 	r.cmd.Stderr = r.stderr
-	r.cmd.Env = []string{"GORACE=atexit_sleep_ms=50"} // and nothing of the test's
 	for name, value := range settings {
 		r.cmd.Env = append(r.cmd.Env, "CLOAKROOM_"+name+"="+value)
 	}
@@ -494,28 +493,6 @@ func wantStatuses(t *testing.T, replies []reply, statuses ...int) map[int]int {
 
 func slowest(replies []reply) time.Duration {
 	return slices.MaxFunc(replies, func(a, b reply) int { return int(a.took - b.took) }).took
-}
-
-// slow skips a test that is not for the developer's loop: make test runs it.
-func slow(t *testing.T) {
-	t.Helper()
-	if os.Getenv("CLOAKROOM_TEST_ALL") == "" {
-		t.Skip("slow; CLOAKROOM_TEST_ALL=1 runs it")
-	}
-}
-
-// scaled is a limit of time as it is on this machine: CLOAKROOM_TEST_SLOW says by how much it is slower than one that has nothing else to do.
-func scaled(t *testing.T, limit time.Duration) time.Duration {
-	t.Helper()
-	text := os.Getenv("CLOAKROOM_TEST_SLOW")
-	if text == "" {
-		return limit
-	}
-	factor, err := strconv.ParseFloat(text, 64)
-	if err != nil || factor < 1 {
-		t.Fatalf("CLOAKROOM_TEST_SLOW: %q is not a number from 1", text)
-	}
-	return time.Duration(float64(limit) * factor)
 }
 
 // await waits until c is closed.

@@ -14,6 +14,8 @@
 package devop
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -46,7 +48,8 @@ type Config struct {
 	Audience         string        // aud of access tokens when the request names no resource; empty means "api"
 	RequireDPoPNonce bool          // a DPoP proof for the token endpoint needs a nonce of the provider (RFC 9449 8)
 
-	SigningAlgorithm string // RS256, the default, or PS256
+	SigningAlgorithm string                          // RS256, the default, or PS256
+	NewKey           func() (*rsa.PrivateKey, error) // returns a key to sign with, not the same one twice; nil means one of 2048 bits is made
 
 	CookiePath string       // of its cookies; empty means the issuer's
 	HTTPClient *http.Client // sends back-channel logouts; nil means one that gives up after 5 seconds and follows no redirect
@@ -141,6 +144,9 @@ func New(cfg Config) (*Provider, error) {
 	}
 	if cfg.Audience == "" {
 		cfg.Audience = "api"
+	}
+	if cfg.NewKey == nil {
+		cfg.NewKey = func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) }
 	}
 	if cfg.SigningAlgorithm == "" {
 		cfg.SigningAlgorithm = "RS256"

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/json"
 	"errors"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 const (
@@ -76,6 +78,7 @@ func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **
 	t.Helper()
 	cfg := devop.Config{
 		Issuer:  base + "/realms/x",
+		NewKey:  func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil },
 		Clients: []devop.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
 	}
 	if edit != nil {
@@ -480,7 +483,7 @@ func TestIssuersOfEveryShape(t *testing.T) {
 		"http://localhost:9000/#":        "",
 		"http://alice@localhost:9000/op": "",
 	} {
-		p, err := devop.New(devop.Config{Issuer: issuer})
+		p, err := devop.New(devop.Config{Issuer: issuer, NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }})
 		if (err == nil) != (want != "") {
 			t.Errorf("%s: got %v", issuer, err)
 		}

@@ -28,7 +28,7 @@ const maxKeys = 3
 
 // RotateKeys makes a new key that signs from now on. The ones before stay published for a while.
 func (p *Provider) RotateKeys() error {
-	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	private, err := p.cfg.NewKey()
 	if err != nil {
 		return fmt.Errorf("make signing key: %w", err)
 	}

@@ -1,0 +1,23 @@
+// Package testenv reports which tests are to run.
+//
+// go test ./... is a developer's loop: it runs in under a minute. Tests with
+// many clients, much data, failovers or long waits run if CLOAKROOM_TEST_ALL is
+// set, as make test does.
+package testenv
+
+import (
+	"os"
+	"testing"
+)
+
+// All reports whether every test is to run. A test that cannot run then fails.
+func All() bool { return os.Getenv("CLOAKROOM_TEST_ALL") != "" }
+
+// Slow skips a test that is too slow for the developer's loop, unless all tests
+// are to run.
+func Slow(t testing.TB) {
+	t.Helper()
+	if !All() {
+		t.Skip("slow; CLOAKROOM_TEST_ALL=1 runs it")
+	}
+}
