@@ -57,3 +57,16 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 		}
 	}
 }
+
+// An upstream's name in other letters than ASCII is looked up as its A-label.
+func TestAnUpstreamMayHaveANameInAnyLetters(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		_, port, _ := strings.Cut(strings.TrimPrefix(a.echo.URL, "http://"), ":")
+		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/idn/", Upstream: []string{"http://bücher.localhost:" + port}, Token: "none"})
+	})
+	a.browser().Fetch("GET", "/idn/x")
+	if log := a.logs.String(); strings.Contains(log, "bücher") || !strings.Contains(log, "xn--bcher-kva.localhost") {
+		t.Errorf("the name that was looked up is not the A-label: %.2000s", log)
+	}
+}

@@ -118,7 +118,7 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 		"404":                        {EditIDToken: unknown, Intercept: answer(404, "{}")},
 		"HTML":                       {EditIDToken: unknown, Intercept: answer(200, "<html>")},
 		"a connection that breaks":   {EditIDToken: unknown, Intercept: jwks(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })},
-		"a redirect":                 {EditIDToken: unknown, Intercept: jwks(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) })},
+		"a redirect":                 {EditIDToken: unknown, Intercept: jwks(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) })},
 		"another sub, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["sub"] = "bob" }},
 		"another iss, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["iss"] = "https://evil.example" }},
 		"a nonce of no login, ditto": {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["nonce"] = "x" }},
@@ -161,7 +161,7 @@ func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 	for name, hooks := range map[string]devop.Hooks{
 		"503": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/jwks") {
-				http.Error(w, "down", 503)
+				http.Error(w, "down", http.StatusServiceUnavailable)
 				return
 			}
 			next.ServeHTTP(w, r)

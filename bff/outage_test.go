@@ -174,7 +174,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 		fail := down
 		mu.Unlock()
 		if fail {
-			http.Error(w, "out of order", 503)
+			http.Error(w, "out of order", http.StatusServiceUnavailable)
 			return
 		}
 		provider.ServeHTTP(w, r)
@@ -228,7 +228,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 			first = r.PostForm.Get("refresh_token")
 		}
 		if r.PostForm.Get("refresh_token") == first {
-			http.Error(w, "out of order", 500)
+			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
 		}
 		provider.ServeHTTP(w, r)
@@ -248,7 +248,7 @@ func TestCodesThatFailAreNoOutage(t *testing.T) {
 	b := a.expired()
 	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") == "authorization_code" {
-			http.Error(w, "out of order", 500)
+			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
 		}
 		provider.ServeHTTP(w, r)
