@@ -272,7 +272,6 @@ func wantEnd(t *testing.T, what string, r io.Reader) {
 }
 
 func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		arrived := make(chan struct{})
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -303,7 +302,6 @@ func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
 }
 
 func TestChunksPassBothWaysAtOnce(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			bothWays(rw)
@@ -331,7 +329,6 @@ func TestChunksPassBothWaysAtOnce(t *testing.T) {
 
 // RFC 10036: what is incremental is handed on as it comes. So is all else.
 func TestNoByteIsHeldBack(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		const text = "byte by byte"
 		seen := make(chan byte, len(text))
@@ -483,7 +480,6 @@ func (w *way) opens(t *testing.T) []open {
 }
 
 func TestAllThatIsOpenEndsWithinASecondOfTheSessionsEnd(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		lifetime time.Duration
@@ -697,7 +693,6 @@ func settled(t *testing.T, s *source) int64 {
 const bound, flood = 24 << 20, 32 << 20
 
 func TestAnUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		read := make(chan struct{})
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -732,7 +727,6 @@ func TestAnUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
 }
 
 func TestAClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		src := newSource(flood)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -750,7 +744,6 @@ func TestAClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
 }
 
 func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, phase := range []struct {
 			name, method, body string
@@ -820,7 +813,6 @@ func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
 }
 
 func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for name, header := range map[string][2]string{
 			"with a length": {"Content-Length", "100"}, "in chunks": {"Content-Type", "text/plain"}, "of events": {"Content-Type", "text/event-stream"}, "compressed": {"Content-Encoding", "gzip"},
@@ -847,7 +839,6 @@ func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
 }
 
 func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Method != "POST" {
@@ -909,7 +900,6 @@ func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
 }
 
 func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser == 2 {
 			t.SkipNow() // the same, but for what the client sees of it
@@ -966,7 +956,6 @@ func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
 }
 
 func TestAConnectionThatDiedWhileIdleCostsNoRequest(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		for i := range 10 {
@@ -985,7 +974,6 @@ func TestAConnectionThatDiedWhileIdleCostsNoRequest(t *testing.T) {
 
 // The upstream's connection is in use already, and dies with the request: a request is repeated once if that does no harm.
 func TestARequestOnAConnectionThatDiesIsRepeatedOnceOrNotAtAll(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, test := range []struct {
 			method, body string
@@ -1024,7 +1012,6 @@ func TestARequestOnAConnectionThatDiesIsRepeatedOnceOrNotAtAll(t *testing.T) {
 }
 
 func TestAnswersWithoutABody(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
@@ -1078,7 +1065,6 @@ func TestAnswersWithoutABody(t *testing.T) {
 }
 
 func TestHintsStayBehindAndTrailersPass(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
@@ -1117,7 +1103,6 @@ func TestHintsStayBehindAndTrailersPass(t *testing.T) {
 
 // Browsers see no trailers: gRPC-web has its own in the body.
 func TestGRPCWebPassesUnchanged(t *testing.T) {
-	t.Parallel()
 	frame := func(flags byte, text string) string {
 		return string(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(text)))) + text
 	}
@@ -1156,7 +1141,6 @@ func TestGRPCWebPassesUnchanged(t *testing.T) {
 }
 
 func TestCompressedAnswersPassByteForByte(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		for _, accepted := range []string{"", "identity", "gzip, br", "gzip;q=0"} {
 			for _, coding := range []string{"", "gzip", "br", "zstd"} {
@@ -1190,7 +1174,6 @@ func TestCompressedAnswersPassByteForByte(t *testing.T) {
 }
 
 func TestPartsOfAFilePass(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		modified := time.Now().Add(-time.Hour)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1283,7 +1266,6 @@ func socketFrame(payload []byte) []byte {
 }
 
 func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
-	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Sec-WebSocket-Key") == "" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("Authorization") == "" || r.Header.Get("Cookie") != "" {
@@ -1324,7 +1306,6 @@ func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
 }
 
 func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
-	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		got := make(chan string, 1)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1367,7 +1348,6 @@ func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
 }
 
 func TestAnAnswerToAnUpgradeThatIsNoneIsAnAnswer(t *testing.T) {
-	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		for _, status := range []int{200, 403, 426} {
 			w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -1390,7 +1370,6 @@ func TestAnAnswerToAnUpgradeThatIsNoneIsAnAnswer(t *testing.T) {
 }
 
 func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
-	t.Parallel()
 	eachSocket(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		for name, test := range map[string]struct {
@@ -1434,7 +1413,6 @@ func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
 }
 
 func TestManyStreamsOfOneBrowserPassAtOnce(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser != 2 {
 			t.SkipNow()
@@ -1538,7 +1516,6 @@ func fields2(nameAndValue ...string) (b []byte) {
 
 // A WebSocket over HTTP/2 (RFC 8441) would have to be looked at as one over HTTP/1.1 is. CONNECT is for nobody.
 func TestCONNECTIsRefusedInHTTP2(t *testing.T) {
-	t.Parallel()
 	f := newFront(t, nil)
 	w := f.ways[0]
 	w.answers(func(http.ResponseWriter, *http.Request) {})
@@ -1675,7 +1652,6 @@ func randomProbe(random *rand.Rand, nonce string) *probe {
 }
 
 func TestManyRequestsOnOneConnectionGetTheirAnswersInOrder(t *testing.T) {
-	t.Parallel()
 	eachWay(t, func(t *testing.T, w *way) {
 		if w.browser != 1 {
 			t.SkipNow()

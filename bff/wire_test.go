@@ -218,7 +218,6 @@ func (w *wire) send(parts ...string) (statuses []int, closed bool) {
 }
 
 func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) {
-	t.Parallel()
 	w := newWire(t)
 	get := func(target, header string) string { return "GET " + target + " HTTP/1.1\r\n" + header + "\r\n" }
 	post := func(header, body string) string {
@@ -310,7 +309,6 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 }
 
 func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
-	t.Parallel()
 	w := newWire(t)
 	get := "GET /api/x HTTP/1.1\r\n" + w.header
 	post := "POST /api/x HTTP/1.1\r\n" + w.header
@@ -368,7 +366,6 @@ func (w *wire) check(name, request string) {
 
 // Whatever is sent: what the upstream parses are requests that the broker decided on, each with the user's token, and nothing else.
 func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
-	t.Parallel()
 	w := newWire(t)
 	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
 	const cookie = "COOKIE" // for what is not to be mutated
@@ -462,7 +459,6 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 
 // The route that is decided on is the one whose upstream gets the request, and the path that was decided on is the one that is sent.
 func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
-	t.Parallel()
 	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
 	upstreams := make(map[string]*bfftest.Echo) // :: route's path
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -612,7 +608,6 @@ func FuzzRequestHeader(f *testing.F) {
 
 // What is left of a body that nobody wants any more must not be taken for the next request.
 func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
-	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
@@ -643,7 +638,6 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 
 // A client that has only stopped sending must not take nothing for an answer.
 func TestAClientThatLeavesIsNotAnswered(t *testing.T) {
-	t.Parallel()
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
 	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
