@@ -40,6 +40,7 @@ func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 }
 
 func TestAnAttemptComesBackWhole(t *testing.T) {
+	t.Parallel()
 	as := newTestAttempts(t)
 	want, cookie := begun(t, as, &attempt{ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: "id", Subject: "alice", CrossSite: true, Restarted: true})
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
@@ -61,6 +62,7 @@ func TestAnAttemptComesBackWhole(t *testing.T) {
 }
 
 func TestAnAttemptIsForItsState(t *testing.T) {
+	t.Parallel()
 	as := newTestAttempts(t)
 	a, _ := begun(t, as, &attempt{ReturnTo: "/"})
 	other, _ := begun(t, as, &attempt{ReturnTo: "/"})
@@ -84,6 +86,7 @@ func must(b []byte, err error) []byte {
 }
 
 func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		as := newTestAttempts(t)
 		a, cookie := begun(t, as, &attempt{ReturnTo: "/"})
@@ -141,6 +144,7 @@ func FuzzAttempt(f *testing.F) {
 
 // RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the right length, and never the same.
 func TestAnAttemptsSecretsAreLongAndNeverTheSame(t *testing.T) {
+	t.Parallel()
 	as := newTestAttempts(t)
 	unreserved := regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`)
 	seen := make(map[string]bool)

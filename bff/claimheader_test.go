@@ -12,7 +12,7 @@ import (
 
 func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/who/", Token: "optional", Headers: map[string]string{"X-User": "sub", "Priority": "email", "X-Roles2": "roles"}, JSONHeaders: map[string]string{"X-Claims": "roles"}})
+	a, b := routed(t, bff.Route{Path: "/who/", Token: "optional", Headers: map[string]string{"X-User": "sub", "Priority": "email", "X-Roles2": "roles"}, HeadersJSON: map[string]string{"X-Claims": "roles"}})
 	forged := []string{"X.User", "X_User", "X-USER", "XUser", "x-u-s-e-r", "X~User", "X'User", "X--User", "-X-User", "X-User-", "priority", "PRI.ORITY", "X.Roles2", "X.Claims", "XCLAIMS"}
 	for name, browser := range map[string]func() http.Header{
 		"signed in": func() http.Header { return echoed(t, b.Fetch("GET", "/who/x", pairs(forged, "root")...)).Header },
@@ -51,7 +51,7 @@ func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user",
 		Headers:     map[string]string{"X-Roles": "roles", "X-Name": "name", "X-Padded": "padded", "X-Lines": "lines", "X-Only": "only"},
-		JSONHeaders: map[string]string{"X-Roles-Json": "roles", "X-Address": "address", "X-Name-Json": "name", "X-None": "nothing"}},
+		HeadersJSON: map[string]string{"X-Roles-Json": "roles", "X-Address": "address", "X-Name-Json": "name", "X-None": "nothing"}},
 		func(a *app) {
 			a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
 				claims["roles"] = []any{"x,admin", "user", " root", "ops\t", 7}
@@ -114,10 +114,10 @@ func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
 func TestClaimHeadersThatAreTheSameForSomeServers(t *testing.T) {
 	t.Parallel()
 	for want, route := range map[string]bff.Route{
-		`"X.User" is configured twice`:                             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}, JSONHeaders: map[string]string{"X.User": "sub"}},
-		`Routes[0].JSONHeaders: "X-Forwarded-For" is not a header`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, JSONHeaders: map[string]string{"X-Forwarded-For": "sub"}},
-		`Routes[0].JSONHeaders: "X-User" has no claim`:             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, JSONHeaders: map[string]string{"X-User": ""}},
-		`none goes with neither headers`:                           {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, JSONHeaders: map[string]string{"X-User": "sub"}},
+		`"X.User" is configured twice`:                             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}, HeadersJSON: map[string]string{"X.User": "sub"}},
+		`Routes[0].HeadersJSON: "X-Forwarded-For" is not a header`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-Forwarded-For": "sub"}},
+		`Routes[0].HeadersJSON: "X-User" has no claim`:             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-User": ""}},
+		`none goes with neither headers`:                           {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-User": "sub"}},
 	} {
 		if _, err := bff.New(bff.Config{Routes: []bff.Route{route}}); !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("want %s, got %v", want, err)

@@ -27,6 +27,7 @@ func user(t *testing.T, b *bfftest.Browser) map[string]any {
 func withUserInfo(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true }
 
 func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
+	t.Parallel()
 	for _, signed := range []bool{false, true} {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
 			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
@@ -50,6 +51,7 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 }
 
 func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
+	t.Parallel()
 	answer := func(status int, contentType, body string) devop.Hooks {
 		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/userinfo") {
@@ -112,6 +114,7 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 }
 
 func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
+	t.Parallel()
 	a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
 	for _, typ := range []string{"at+jwt", "logout+jwt", "dpop+jwt"} {
 		a.takeDown(devop.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
@@ -122,6 +125,7 @@ func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
 }
 
 func TestUserInfoWithADPoPProof(t *testing.T) {
+	t.Parallel()
 	a, _ := newBoundApp(t, withUserInfo)
 	c := a.takeDown(devop.Hooks{})
 	a.signedIn()
@@ -148,6 +152,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 }
 
 func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
+	t.Parallel()
 	var seen string
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Claims = bff.Claims{
@@ -174,6 +179,7 @@ func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
 }
 
 func TestAMappingThatCannotBe(t *testing.T) {
+	t.Parallel()
 	for name, m := range map[string]map[string]string{"sub": {"sub": "email"}, "iss": {"iss": "x"}, "no name": {"": "x"}, "no source": {"x": ""}} {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Claims: bff.Claims{Map: m}})
 		if err == nil || !strings.Contains(err.Error(), "Claims.Map") {
@@ -183,6 +189,7 @@ func TestAMappingThatCannotBe(t *testing.T) {
 }
 
 func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
+	t.Parallel()
 	for _, userinfo := range []bool{false, true} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = userinfo })
 		b := a.signedIn()
@@ -232,6 +239,7 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 
 // OpenID Connect Core 12.2.
 func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for name, test := range map[string]struct {
 		edit  func(claims map[string]any, nonce any)
@@ -265,6 +273,7 @@ func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
 
 // What is too long for a header is left out, and what is in no cookie can be long.
 func TestManyClaimsBreakNothing(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[0].Headers = map[string]string{"X-Groups": "groups", "X-User": "sub"}
 	})
@@ -292,6 +301,7 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 
 // Whatever a provider answers with, it is a clean failure, in time.
 func TestHostileTokenAnswers(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
 	token := func() string {
 		return fmt.Sprintf(`{"access_token":"a","token_type":"Bearer","expires_in":60,"id_token":%q}`, "e30.e30.e30")
@@ -332,6 +342,7 @@ func TestHostileTokenAnswers(t *testing.T) {
 
 // A provider that takes its time is one that does not answer, wherever that is.
 func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 300*time.Millisecond
 		cfg.Provider.HTTPClient = &http.Client{Timeout: 300 * time.Millisecond}
@@ -375,6 +386,7 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 
 // What a provider says of a refusal is in the log, without what it may quote.
 func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 	b := a.signedIn()
 	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -173,6 +173,7 @@ func aLife(t *testing.T, a *app) {
 }
 
 func TestASecretIsSentInOneWay(t *testing.T) {
+	t.Parallel()
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
 		t.Run(method, func(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
@@ -194,6 +195,7 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 }
 
 func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		key crypto.Signer
 		alg string
@@ -243,6 +245,7 @@ func first[A, B any](a A, _ B) A  { return a }
 func second[A, B any](_ A, b B) B { return b }
 
 func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
+	t.Parallel()
 	key := ecKey(t)
 	provider, edit := withKeys(key)
 	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
@@ -267,6 +270,7 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 }
 
 func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.TrustedAudiences = []string{"project", "sibling"} })
 	named := func(aud ...string) devop.Hooks {
 		return devop.Hooks{
@@ -291,6 +295,7 @@ func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 }
 
 func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
+	t.Parallel()
 	old, next := rsaKey(t, 2048), ecKey(t)
 	provider, edit := withKeys(old, next)
 	a := newAppWith(t, provider, edit)
@@ -312,6 +317,7 @@ func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
 }
 
 func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) {
+	t.Parallel()
 	cert := certificate(t, ecKey(t))
 	shown := make(chan []*x509.Certificate, 10)
 	api := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -367,6 +373,7 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 }
 
 func TestMistakesInWhoWeAre(t *testing.T) {
+	t.Parallel()
 	weak, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -407,6 +414,7 @@ func TestMistakesInWhoWeAre(t *testing.T) {
 
 // FAPI 2.0 Security Profile 5.3.3, with a provider that takes nothing less of this client.
 func TestFAPI2(t *testing.T) {
+	t.Parallel()
 	key := ecKey(t)
 	provider, edit := withKeys(key)
 	a := newAppWith(t, func(c *devop.Config) {
@@ -463,6 +471,7 @@ func TestFAPI2(t *testing.T) {
 }
 
 func TestAuthorizationRequestsArePushed(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	c := a.takeDown(devop.Hooks{})
 	b := a.browser()
@@ -484,6 +493,7 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 }
 
 func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	answer := func(status int, body string) devop.Hooks {
 		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -529,6 +539,7 @@ func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 }
 
 func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	if q := a.browser().Navigate("/bff/login").Location(t).Query(); q.Has("request_uri") || !q.Has("state") {
 		t.Errorf("never: got %v", q)
@@ -552,6 +563,7 @@ func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
 }
 
 func TestRequestsAreSigned(t *testing.T) {
+	t.Parallel()
 	for _, pushed := range []string{"always", "never"} {
 		t.Run("pushed "+pushed, func(t *testing.T) {
 			key := ecKey(t)
@@ -605,6 +617,7 @@ func TestRequestsAreSigned(t *testing.T) {
 }
 
 func TestWhatElseARequestSays(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		p := &cfg.Provider
 		p.PushedRequests, p.Resources, p.Audience = "never", []string{"https://a.example", "https://b.example"}, "https://orders.example"
@@ -623,6 +636,7 @@ func TestWhatElseARequestSays(t *testing.T) {
 }
 
 func TestTheAnswerMayBePosted(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	posted := func(t *testing.T, b *bfftest.Browser) url.Values {
 		t.Helper()

@@ -47,6 +47,7 @@ func bearerOf(t *testing.T, a *app, answer *bfftest.Answer) string {
 }
 
 func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
+	t.Parallel()
 	a, asked := machine(t, devop.Hooks{})
 	var all sync.WaitGroup
 	tokens := make([]string, 20)
@@ -67,6 +68,7 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 }
 
 func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
+	t.Parallel()
 	a, asked := machine(t, devop.Hooks{})
 	b := a.signedIn()
 	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
@@ -82,6 +84,7 @@ func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
 }
 
 func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
+	t.Parallel()
 	a, asked := machine(t, devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "client_credentials" {
 			body["expires_in"] = 2
@@ -96,6 +99,7 @@ func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
 }
 
 func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(t *testing.T) {
+	t.Parallel()
 	var down atomic.Bool
 	a, asked := machine(t, devop.Hooks{
 		EditTokenResponse: func(grant string, _ int, body map[string]any) {
@@ -137,6 +141,7 @@ func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(
 }
 
 func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
+	t.Parallel()
 	echo, rejected := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
 	first := bearerOf(t, a, b.Fetch("GET", "/strict/x"))
@@ -156,6 +161,7 @@ func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
 }
 
 func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
+	t.Parallel()
 	key := ecKey(t)
 	cert := certificate(t, key)
 	withKey, signing := withKeys(key)

@@ -161,6 +161,7 @@ func wantOK(t *testing.T, a *bfftest.Answer) {
 }
 
 func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
 	wantOK(t, b.Fetch("GET", "/api/a%20b?q=1", "DPoP", "forged", "Authorization", "DPoP forged"))
@@ -185,6 +186,7 @@ func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
 }
 
 func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.browser()
 	wantOK(t, b.Fetch("GET", "/machines/x"))
@@ -196,6 +198,7 @@ func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
 
 // The provider wants a nonce: the first request without one is made again, once, and those that follow have it (RFC 9449 8, 8.2).
 func TestTheProvidersNonce(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	c := a.takeDown(devop.Hooks{})
 	b := a.signedIn()
@@ -237,6 +240,7 @@ func TestTheProvidersNonce(t *testing.T) {
 
 // A nonce is for the server that gave it, also where a provider has several (RFC 9449 9).
 func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
+	t.Parallel()
 	var a *app
 	a, _ = newBoundApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo = true
@@ -266,6 +270,7 @@ func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 
 // A provider that asks for another nonce each time is a fault that passes, after one more try.
 func TestANonceIsTriedOnce(t *testing.T) {
+	t.Parallel()
 	a, _ := newBoundApp(t, nil)
 	b := a.signedIn()
 	c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -287,6 +292,7 @@ func TestANonceIsTriedOnce(t *testing.T) {
 
 // An upstream wants a nonce of its own: the request is made again with it, body and all (RFC 9449 9).
 func TestTheUpstreamsNonce(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	c := a.takeDown(devop.Hooks{})
 	b := a.signedIn()
@@ -323,6 +329,7 @@ func TestTheUpstreamsNonce(t *testing.T) {
 
 // Two sessions at once, while the nonce changes: neither gets the other's token (the tests of the proof would see it).
 func TestNoncesMixNoSessions(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	browsers := []*bfftest.Browser{a.signedIn(), a.signedIn(), a.signedIn()}
 	api.want("0")
@@ -399,6 +406,7 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 
 // The key is kept with the session: another process with the same store goes on with it.
 func TestTheKeySurvivesARestart(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
 	wantOK(t, b.Fetch("GET", "/api/x"))
@@ -418,6 +426,7 @@ func TestTheKeySurvivesARestart(t *testing.T) {
 
 // A login that began before tokens were to be bound, or after that was given up, does not end with a session that is otherwise.
 func TestALoginEndsAsItBegan(t *testing.T) {
+	t.Parallel()
 	for _, constraint := range []string{"", "dpop"} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = constraint })
 		b := a.browser()
@@ -431,6 +440,7 @@ func TestALoginEndsAsItBegan(t *testing.T) {
 }
 
 func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
+	t.Parallel()
 	t.Run("at login", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
@@ -459,6 +469,7 @@ func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
 
 // The code is bound to the key from the beginning (RFC 9449 10): what is in the request says so where it is not pushed with a proof.
 func TestTheCodeIsBoundToTheKey(t *testing.T) {
+	t.Parallel()
 	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
@@ -475,6 +486,7 @@ func TestTheCodeIsBoundToTheKey(t *testing.T) {
 
 // A nonce that could break out of a proof, or out of a log, is none.
 func TestANonceThatIsNone(t *testing.T) {
+	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
 	for _, nonce := range []string{`a"b`, `a\b`, "a b", strings.Repeat("n", 2000)} {

@@ -220,12 +220,12 @@ func (s *Server) setClaims(out http.Header, route *route, current *session.Sessi
 			n := len(texts)
 			texts = slices.DeleteFunc(texts, func(text string) bool { return strings.Contains(text, ",") || text != strings.TrimSpace(text) })
 			if len(texts) < n {
-				problem = "elements with a comma, or a space at the beginning or end, are left out: they would arrive as others (use json_headers)"
+				problem = "elements with a comma, or a space at the beginning or end, are left out: they would arrive as others (use headers_json)"
 			}
 		}
 		set(name, claim, strings.Join(texts, ","), problem)
 	}
-	for name, claim := range route.JSONHeaders {
+	for name, claim := range route.HeadersJSON {
 		if value := current.Claim(claim); value != nil {
 			set(name, claim, asciiJSON(value), "")
 		}

@@ -9,6 +9,7 @@ import (
 
 // What browsers send as Host for a public URL, or why no browser would.
 func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
+	t.Parallel()
 	for raw, want := range map[string]string{
 		"https://bücher.example":         "xn--bcher-kva.example",
 		"https://BÜCHER.example:8443":    "xn--bcher-kva.example:8443",
@@ -54,5 +55,18 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "PublicURL: ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want a mistake that says %q", raw, err, want)
 		}
+	}
+}
+
+// An upstream's name in other letters than ASCII is looked up as its A-label.
+func TestAnUpstreamMayHaveANameInAnyLetters(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		_, port, _ := strings.Cut(strings.TrimPrefix(a.echo.URL, "http://"), ":")
+		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/idn/", Upstream: []string{"http://bücher.localhost:" + port}, Token: "none"})
+	})
+	a.browser().Fetch("GET", "/idn/x")
+	if log := a.logs.String(); strings.Contains(log, "bücher") || !strings.Contains(log, "xn--bcher-kva.localhost") {
+		t.Errorf("the name that was looked up is not the A-label: %.2000s", log)
 	}
 }

@@ -13,6 +13,7 @@ import (
 // What RFC 10017 6.1.3, RFC 9110 7.6 and those who have been attacked ask of a proxy in front of an API, a case each. What is not here is where it
 // belongs: framing and smuggling in wire_test.go, paths in path_test.go and proxy_test.go, streams in stream_test.go.
 func TestHygiene(t *testing.T) {
+	t.Parallel()
 	var answer func(w http.ResponseWriter, r *http.Request) // of the upstream, for one case
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		echo := a.echo.Config.Handler

@@ -25,8 +25,13 @@ func TestABudgetAllowsABurstAndThenARate(t *testing.T) {
 			t.Error("another key has to wait")
 		}
 		time.Sleep(250 * time.Millisecond)
-		if l.check("a") != 0 || l.check("a") != 0 || l.take("a") != 0 || l.take("a") == 0 {
-			t.Error("a quarter of a second allows one event, and a check spends none")
+		for range 2 {
+			if l.check("a") != 0 {
+				t.Error("a check spends an event")
+			}
+		}
+		if l.take("a") != 0 || l.take("a") == 0 {
+			t.Error("a quarter of a second allows one event")
 		}
 		time.Sleep(time.Hour)
 		for range 3 {

@@ -18,6 +18,7 @@ import (
 )
 
 func TestFromLoginToAPICallToLogout(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	a.wantSession(b, "")
@@ -54,6 +55,7 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 func unpushed(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" }
 
 func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
 	answer := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
@@ -82,6 +84,7 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 }
 
 func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
 	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
@@ -96,6 +99,7 @@ func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
 }
 
 func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	for name, header := range map[string][]string{
@@ -130,6 +134,7 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 }
 
 func TestSeveralTabsLogInAtOnce(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
 	var answers []*bfftest.Answer
@@ -154,6 +159,7 @@ func TestSeveralTabsLogInAtOnce(t *testing.T) {
 }
 
 func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	for i := range 1000 {
@@ -184,6 +190,7 @@ func callback(t *testing.T, b *bfftest.Browser) (*url.URL, url.Values) {
 }
 
 func TestCallbacksThatAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for name, spoil := range map[string]func(q url.Values){
 		"no state":               func(q url.Values) { q.Del("state") },
@@ -239,6 +246,7 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 }
 
 func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	u, _ := callback(t, b)
@@ -274,6 +282,7 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 }
 
 func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	u, _ := callback(t, b)
@@ -312,6 +321,7 @@ func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 }
 
 func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	b.Navigate("/bff/login")
@@ -333,6 +343,7 @@ func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
 }
 
 func TestWhatAnIDTokenMustBe(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range bfftest.IDTokenFaults {
 		t.Run(m.Name, func(t *testing.T) {
@@ -355,6 +366,7 @@ func TestWhatAnIDTokenMustBe(t *testing.T) {
 }
 
 func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range bfftest.IDTokenOddities {
 		t.Run(m.Name, func(t *testing.T) {
@@ -369,6 +381,7 @@ func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
 }
 
 func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
 	a.provider.Misbehave(t, bfftest.IDTokenReplayed(a.provider))
@@ -378,6 +391,7 @@ func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
 }
 
 func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range bfftest.TokenAnswerFaults {
 		t.Run(m.Name, func(t *testing.T) {
@@ -395,6 +409,7 @@ func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
 }
 
 func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for code, want := range map[string]struct {
 		status int
@@ -432,6 +447,7 @@ func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
 }
 
 func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	answer := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
@@ -445,6 +461,7 @@ func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
 }
 
 func TestStepUpIsCheckedOnReturn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	t.Run("the level asked for", func(t *testing.T) {
 		b := a.signedIn()
@@ -483,6 +500,7 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 }
 
 func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	old := b.Cookies()[0]
@@ -506,6 +524,7 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 }
 
 func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
@@ -523,6 +542,7 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 }
 
 func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, user := range []string{"alice", "alice", "bob"} { // alice in two tabs of a browser, and bob after she has left
 		b := a.browser()
@@ -546,6 +566,7 @@ func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
 
 // Whoever leads a browser to the second step from elsewhere gets no further, and no session is touched.
 func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
@@ -565,6 +586,7 @@ func onwards(t *testing.T, page *bfftest.Answer) string {
 }
 
 func TestReturnToComesBackToTheCharacter(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for _, path := range []string{"/#/open/https://a.example//x/../y", "/?q=" + strings.Repeat("&<>", 330), "/a?b=%zz;c&d=%2F", "/é"} {
 		answer := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
@@ -575,6 +597,7 @@ func TestReturnToComesBackToTheCharacter(t *testing.T) {
 }
 
 func TestTheProviderMayBeDownAtStart(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, bfftest.ProviderDown) })
 	b := a.browser()
 	wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
@@ -591,6 +614,7 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 }
 
 func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
+	t.Parallel()
 	for _, m := range bfftest.DiscoveryFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
@@ -609,6 +633,7 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 }
 
 func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
 	if err := a.provider.RotateKeys(); err != nil {
@@ -629,6 +654,7 @@ func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
 }
 
 func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	u, _ := callback(t, b)
@@ -644,6 +670,7 @@ func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
 }
 
 func TestOtherHostsAreNotServed(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	for _, host := range []string{"evil.example", "localhost", "localhost:1", "localhost.evil.example"} {
@@ -664,6 +691,7 @@ func TestOtherHostsAreNotServed(t *testing.T) {
 }
 
 func TestEveryAttemptCookieIsTakenAwayInTheEnd(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	u, q := callback(t, b)
@@ -690,6 +718,7 @@ func cookieNames(b *bfftest.Browser) []string {
 
 // Where the provider does not check PKCE, or whoever is on the way has taken the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
 func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
 		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) { delete(m, "code_challenge_methods_supported") }))
 	})
@@ -709,6 +738,7 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 
 // RFC 9207 2.4: an issuer that does not say that it names itself need not; one that does so is taken at its word.
 func TestIssIsCheckedWhereItIsSent(t *testing.T) {
+	t.Parallel()
 	unannounced := func(a *app, _ *bff.Config) {
 		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
 	}

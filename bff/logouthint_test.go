@@ -56,7 +56,7 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	}
 	var hint *http.Cookie
 	for _, c := range answer.Cookies() {
-		if strings.HasSuffix(c.Name, "cloakroom-logout") {
+		if strings.HasSuffix(c.Name, "-logout") {
 			hint = c
 		}
 	}

@@ -49,6 +49,7 @@ func (a *app) signedInWithSID() (*bfftest.Browser, string) {
 }
 
 func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		sub      string
 		bySID    bool
@@ -111,6 +112,7 @@ func wantRefused(t *testing.T, name string, answer *bfftest.Answer, code string)
 }
 
 func TestLogoutTokensThatAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()
 	edited := func(edit func(header, claims map[string]any)) url.Values {
@@ -186,6 +188,7 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 }
 
 func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
+	t.Parallel()
 	for name, edit := range map[string]func(header, claims map[string]any){
 		"no typ":                 func(header, _ map[string]any) { delete(header, "typ") },
 		"typ JWT":                func(header, _ map[string]any) { header["typ"] = "JWT" },
@@ -208,6 +211,7 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 }
 
 func TestALogoutTokenIsGoodForOnce(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	_, sid := a.signedInWithSID()
 	form := url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}
@@ -221,6 +225,7 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 }
 
 func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	callback := b.AnswerOfProvider("alice", "").Location(t).String()
@@ -237,6 +242,7 @@ func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
 
 // Whoever can reach the endpoint must not keep logins from learning the provider's new keys.
 func TestJunkLogoutTokensHinderNobody(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
 	for range 10 {
@@ -252,6 +258,7 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 }
 
 func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		conn, rw, err := http.NewResponseController(w).Hijack()
@@ -311,6 +318,7 @@ func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
 }
 
 func TestStreamsEndWithTheirSession(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(a *app, b *bfftest.Browser, sid string){
 		"logout": func(_ *app, b *bfftest.Browser, _ string) { b.Submit("/bff/logout", nil) },
 		"back-channel logout": func(a *app, _ *bfftest.Browser, sid string) {

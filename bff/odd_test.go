@@ -30,6 +30,7 @@ import (
 
 // An upstream that rejects a token which has run out and been forgotten meanwhile.
 func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
+	t.Parallel()
 	arrived, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -76,6 +77,7 @@ func (a *app) sessionID(b *bfftest.Browser) string {
 
 // Where a stale callback begins the login again the session that there is counts too: anybody can get a state to be stale.
 func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Cookie.SameSite = http.SameSiteLaxMode })
 	u := a.browser().AnswerOfProvider("bob", "").Location(t) // the attacker's; its state was begun here
 	b := a.signedIn()
@@ -109,6 +111,7 @@ func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string
 
 // A provider, or what is in front of it, that quotes a secret in a refusal.
 func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
+	t.Parallel()
 	for name, answer := range map[string]func(form url.Values, secret string) (string, string){
 		"a refresh token in the code": func(form url.Values, _ string) (string, string) {
 			return `{"error":"unknown token ` + form.Get("refresh_token")[:32] + `"}`, form.Get("refresh_token")[:32]
@@ -156,6 +159,7 @@ func must[T any](v T, err error) T {
 
 // What is wrong with an ID token of a refresh and says nothing of whose it is.
 func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
+	t.Parallel()
 	for name, hooks := range map[string]devop.Hooks{
 		"a new algorithm that the metadata, which is ten minutes old, does not list": {SignIDToken: func(h, c map[string]any) (string, error) {
 			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -184,6 +188,7 @@ func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 
 // OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent once, and there the next time.
 func TestANonceMayComeBack(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	var mu sync.Mutex
 	var nonce any
@@ -208,6 +213,7 @@ func TestANonceMayComeBack(t *testing.T) {
 
 // OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves with each refresh must not open routes that want a fresh one.
 func TestARefreshMakesNoSignInNew(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
 	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
 		if claims["nonce"] != nil {
@@ -226,6 +232,7 @@ func TestARefreshMakesNoSignInNew(t *testing.T) {
 
 // Userinfo gets the token that is for it.
 func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 	b := a.signedIn()
 	c := a.takeDown(devop.Hooks{})
@@ -240,6 +247,7 @@ func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
 
 // A provider that is busy does not end sessions, whatever its body says.
 func TestTooManyRequestsEndNoSession(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{408, 429} {
 		a := newApp(t, nil)
 		b := a.signedIn()
@@ -258,6 +266,7 @@ func TestTooManyRequestsEndNoSession(t *testing.T) {
 
 // A provider that binds tokens to certificates says so (RFC 8705 3.3), and a route cannot show another one than they are bound to.
 func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
+	t.Parallel()
 	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
 	t.Run("the provider does not bind", func(t *testing.T) {
 		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
@@ -281,6 +290,7 @@ func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
 
 // FAPI 2.0 5.4: PS256, ES256 and EdDSA.
 func TestFAPI2TakesNoRS256(t *testing.T) {
+	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
 	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 		edit(a, cfg)
@@ -300,6 +310,7 @@ func TestFAPI2TakesNoRS256(t *testing.T) {
 
 // NaN is no time.
 func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" }})
 	b := a.signedIn()
@@ -313,6 +324,7 @@ func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
 
 // OpenID Connect Core 3.1.3.7 (12, 13): what is asked for is looked at, whoever asked.
 func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Parameters = map[string]string{"acr_values": "gold", "max_age": "60"}
 	})
@@ -326,6 +338,7 @@ func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 
 // A scope that is there and empty is none.
 func TestAnEmptyScopeIsNone(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
 	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
 	b := a.signedIn()
@@ -334,6 +347,7 @@ func TestAnEmptyScopeIsNone(t *testing.T) {
 
 // A token that was exchanged without a scope in the request or the answer has none that could be relied on.
 func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
 	a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if strings.HasSuffix(grant, "token-exchange") {
@@ -345,6 +359,7 @@ func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
 
 // Retry-After counts for the broker's own token too.
 func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client"}}
 	})
@@ -367,6 +382,7 @@ func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
 
 // RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a browser from following one to the provider.
 func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	b := a.browser()
 	page := b.Follow(b.Navigate("/bff/login"), "")
@@ -385,6 +401,7 @@ func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
 
 // One whose characters take more room than they seem to.
 func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	if answer := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode()); answer.StatusCode != 302 {
 		t.Errorf("got %d", answer.StatusCode)
@@ -393,6 +410,7 @@ func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
 
 // RFC 9101 4.
 func TestMaxAgeInASignedRequestIsANumber(t *testing.T) {
+	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
 	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 		edit(a, cfg)
@@ -407,6 +425,7 @@ func TestMaxAgeInASignedRequestIsANumber(t *testing.T) {
 
 // RFC 7009 2.2.1.
 func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	var mu sync.Mutex
@@ -440,6 +459,7 @@ func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T
 
 // A provider whose answer to a refresh is refused, for its token_type say, has rotated the refresh token all the same.
 func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range map[string]func(body map[string]any){
 		"token_type":      func(body map[string]any) { body["token_type"] = "DPoP" },
 		"no access_token": func(body map[string]any) { delete(body, "access_token") },
@@ -462,6 +482,7 @@ func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
 
 // Where tokens are to be bound from now on, those of sessions from before are too.
 func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -505,6 +526,7 @@ func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.
 
 // FAPI 2.0 5.4 again: what we sign with.
 func TestFAPI2TakesNoKeyOfP384(t *testing.T) {
+	t.Parallel()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

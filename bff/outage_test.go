@@ -39,6 +39,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 
 // OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
 func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
+	t.Parallel()
 	for _, code := range []string{"interaction_required", "login_required", "consent_required", "account_selection_required"} {
 		for _, status := range []int{400, 401, 403} {
 			t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
@@ -87,6 +88,7 @@ func unsigned(claims string) string {
 
 // RFC 6749 5.1: without expires_in the lifetime is unknown, not endless.
 func TestATokenWithoutExpiresInExpires(t *testing.T) {
+	t.Parallel()
 	exp := func(in time.Duration) string { return fmt.Sprintf(`{"exp":%d}`, time.Now().Add(in).Unix()) }
 	for name, test := range map[string]struct {
 		access   func() string
@@ -172,7 +174,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 		fail := down
 		mu.Unlock()
 		if fail {
-			http.Error(w, "out of order", 503)
+			http.Error(w, "out of order", http.StatusServiceUnavailable)
 			return
 		}
 		provider.ServeHTTP(w, r)
@@ -226,7 +228,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 			first = r.PostForm.Get("refresh_token")
 		}
 		if r.PostForm.Get("refresh_token") == first {
-			http.Error(w, "out of order", 500)
+			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
 		}
 		provider.ServeHTTP(w, r)
@@ -246,7 +248,7 @@ func TestCodesThatFailAreNoOutage(t *testing.T) {
 	b := a.expired()
 	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") == "authorization_code" {
-			http.Error(w, "out of order", 500)
+			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
 		}
 		provider.ServeHTTP(w, r)

@@ -96,6 +96,7 @@ func (a *app) call(path string, header ...string) *bfftest.Answer {
 }
 
 func TestACallerMayBringItsOwnToken(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
 	refreshes, calls := a.provider.Stats(), a.echo.Calls()
@@ -121,6 +122,7 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 }
 
 func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	good := a.machineToken("orders:read", "")
 	edited := func(edit func(header, claims map[string]any)) string {
@@ -190,6 +192,7 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 }
 
 func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
 	b := a.signedIn()
@@ -207,13 +210,14 @@ func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
 	if answer := b.Fetch("GET", "/orders/7"); answer.StatusCode != 200 || echoed(t, answer).Header.Get("X-User") != "alice" {
 		t.Errorf("the session alone: got %d", answer.StatusCode)
 	}
-	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", ""), 403, "csrf") // which only a token does without
+	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", "", "Sec-Fetch-Site", "cross-site"), 403, "csrf")
 	if got := echoed(t, a.call("/orders/7", "Authorization", "Bearer "+token, "Cookie", "theme=dark")); got.Header.Get("Cookie") != "theme=dark" {
 		t.Errorf("another cookie: the upstream got %q", got.Header.Get("Cookie"))
 	}
 }
 
 func TestNoPageOfAnotherSiteGetsInByAToken(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
 	before := a.echo.Calls()
@@ -233,6 +237,7 @@ func TestNoPageOfAnotherSiteGetsInByAToken(t *testing.T) {
 }
 
 func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	token := "Bearer " + a.machineToken("orders:read", "")
 	wantProblem(t, a.browser().Fetch("GET", "/api/x", "Authorization", token), 401, "not_signed_in")
@@ -253,6 +258,7 @@ func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
 }
 
 func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
+	t.Parallel()
 	echo, rejected := rejecting(t, 100)
 	a := newGateway(t, func(_ *app, cfg *bff.Config) { cfg.Routes[3].Upstream = []string{echo.URL} })
 	answer := a.call("/orders/7", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
@@ -262,6 +268,7 @@ func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
 }
 
 func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
 	a.provider.Misbehave(t, bfftest.ProviderDown)
@@ -272,6 +279,7 @@ func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
 }
 
 func TestATokenBoundToAKeyGoesOnWithItsProof(t *testing.T) {
+	t.Parallel()
 	a := newGateway(t, nil)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -329,6 +337,7 @@ func proofBy(t *testing.T, key *ecdsa.PrivateKey, method, address, token string)
 }
 
 func TestMistakesInRoutesThatAcceptTokens(t *testing.T) {
+	t.Parallel()
 	accept := func(next http.Handler) http.Handler { return next }
 	for want, route := range map[string]bff.Route{
 		"Routes[0].AcceptBearer: it goes with no token none": {Path: "/x/", Upstream: []string{"http://127.0.0.1:1"}, Token: "none", AcceptBearer: accept},

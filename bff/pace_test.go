@@ -94,7 +94,6 @@ func (s *trickle) Read(p []byte) (int, error) {
 }
 
 func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
-	t.Parallel()
 	paced(t, shortWindow, func(t *testing.T, w *way) {
 		ended := make(chan error, 10)
 		w.answers(func(_ http.ResponseWriter, r *http.Request) {
@@ -127,7 +126,6 @@ func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
 }
 
 func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
-	t.Parallel()
 	paced(t, shortWindow, func(t *testing.T, w *way) {
 		w.answers(func(_ http.ResponseWriter, r *http.Request) {
 			io.ReadFull(r.Body, make([]byte, 1000))
@@ -150,7 +148,6 @@ func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
 }
 
 func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
-	t.Parallel()
 	paced(t, shortWindow, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -185,7 +182,6 @@ func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
 }
 
 func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
-	t.Parallel()
 	paced(t, shortWindow, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -216,7 +212,6 @@ func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
 }
 
 func TestBodiesThatAreFastEnoughAndStreamsThatAreQuietGoOn(t *testing.T) {
-	t.Parallel()
 	const long = 3 * testWindow
 	paced(t, testWindow, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
@@ -273,7 +268,6 @@ func (f flushing) Write(p []byte) (int, error) {
 }
 
 func TestAWebSocketMayBeQuiet(t *testing.T) {
-	t.Parallel()
 	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
 	f.server.SetPaceWindow(testWindow / 4)
 	w := f.ways[0]
@@ -296,7 +290,6 @@ func TestAWebSocketMayBeQuiet(t *testing.T) {
 }
 
 func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
-	t.Parallel()
 	ended := make(chan error, 2)
 	f := newFront(t, func(_ *front, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate
@@ -331,7 +324,6 @@ func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
 }
 
 func TestWithoutAMinimumRateBodiesMayStandStill(t *testing.T) {
-	t.Parallel()
 	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = -1 })
 	f.server.SetPaceWindow(testWindow / 10)
 	w := f.ways[0]

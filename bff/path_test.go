@@ -16,6 +16,7 @@ var ambiguousPaths = []string{
 var plainPaths = []string{"/", "/api", "/api/", "/api/x.y", "/api/...", "/api/.well-known", "/api/a;b=c", "/api/%20", "/api/%C3%BC", "/api/ü", "/api/100%25", "/api/50%25-off", "/api/a..b", "/api/%41", "/a:b/@c", "/api/%3Fx", "/api/%23x"}
 
 func TestAPathThatCanBeReadInTwoWaysIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, p := range ambiguousPaths {
 		if checkPath(p) == nil {
 			t.Errorf("%q passes", p)
@@ -63,6 +64,7 @@ func FuzzPath(f *testing.F) {
 }
 
 func TestAPrefixEndsOnASegmentBoundary(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		path, prefix string
 		want         bool

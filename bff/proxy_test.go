@@ -23,6 +23,7 @@ import (
 )
 
 func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	b.Navigate("/bff/login") // an attempt's cookie beside the session's
@@ -59,6 +60,7 @@ func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
 }
 
 func TestOtherCookiesPass(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	for sent, want := range map[string]string{
 		"theme=dark; cloakroom=x; lang=de":                     "theme=dark; lang=de",
@@ -75,6 +77,7 @@ func TestOtherCookiesPass(t *testing.T) {
 }
 
 func TestATrustedProxyIsBelieved(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("10.0.0.0/8")}
 	})
@@ -103,6 +106,7 @@ func TestATrustedProxyIsBelieved(t *testing.T) {
 }
 
 func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -144,6 +148,7 @@ func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 }
 
 func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	for _, path := range []string{"/api/a%20b", "/api/%C3%BC?q=%2F..%2F", "/api/a;b=c", "/api/x?/public/../", "/api/%41"} {
@@ -178,6 +183,7 @@ func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
 }
 
 func TestMethodsThatAreNeverHandedOn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	for _, path := range []string{"/api/x", "/", "/bff/session"} {
@@ -186,6 +192,7 @@ func TestMethodsThatAreNeverHandedOn(t *testing.T) {
 }
 
 func TestAnUpstreamThatIsNotThere(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	a.echo.Close()
@@ -197,6 +204,7 @@ func TestAnUpstreamThatIsNotThere(t *testing.T) {
 }
 
 func TestTheQueryArrivesAsItWasSent(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	const query = "b=1;2&a=%zz&c=3&&d"
@@ -206,6 +214,7 @@ func TestTheQueryArrivesAsItWasSent(t *testing.T) {
 }
 
 func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
 		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "wide=1; domain=example.com", "wide=1; Path=/;Domain = localhost", "fine=1; Path=/"} {
@@ -219,6 +228,7 @@ func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 
 // An upstream's hints and trailers are headers as well.
 func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
 		h := w.Header()
@@ -265,6 +275,7 @@ func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
 }
 
 func TestUpgradesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	before := a.echo.Calls()
@@ -284,6 +295,7 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 }
 
 func TestATokenInTheQueryIsRefused(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	for _, query := range []string{"access_token=x", "a=1&access_token", "a=1;access_token=x", "access%5ftoken=x", "Access_Token=x"} {
@@ -295,6 +307,7 @@ func TestATokenInTheQueryIsRefused(t *testing.T) {
 }
 
 func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
+	t.Parallel()
 	keyA, keyB := bytes.Repeat([]byte("a"), 32), bytes.Repeat([]byte("b"), 32)
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
 	before, err := session.NewManager(session.Config{
@@ -328,6 +341,7 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 }
 
 func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
 	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
@@ -351,6 +365,7 @@ func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
 }
 
 func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Frontend = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") })
 	})
@@ -364,6 +379,7 @@ func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
 }
 
 func TestEventsArriveAsTheyAreSent(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	next := make(chan string)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
@@ -389,6 +405,7 @@ func TestEventsArriveAsTheyAreSent(t *testing.T) {
 }
 
 func TestEachRequestIsOneLineInTheLog(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].CSRF = "header" })
 	b := a.signedIn()
 	before := len(a.logs.lines(t, "request"))
@@ -410,6 +427,7 @@ func TestEachRequestIsOneLineInTheLog(t *testing.T) {
 }
 
 func TestARequestIsNamedAfterItsTrace(t *testing.T) {
+	t.Parallel()
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	a := newApp(t, nil)
 	b := a.signedIn()

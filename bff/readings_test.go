@@ -2,10 +2,13 @@ package bff_test
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -171,6 +174,43 @@ func TestAnEncodedSlashCannotHideALongerRoute(t *testing.T) {
 	for _, want := range []string{`Routes[0].EncodedSlashes: "yes" is not pass`, `Routes[0].Documents: "deny" is not allow`} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("want %s, got %v", want, err)
+		}
+	}
+}
+
+func TestEveryTransportSendsThePathAsItCame(t *testing.T) {
+	t.Parallel()
+	handler := bfftest.NewEcho(t).Config.Handler
+	overTLS := httptest.NewUnstartedServer(handler)
+	overTLS.EnableHTTP2 = true
+	overTLS.StartTLS()
+	defer overTLS.Close()
+	h2c := httptest.NewUnstartedServer(handler)
+	h2c.Config.Protocols = new(http.Protocols)
+	h2c.Config.Protocols.SetUnencryptedHTTP2(true)
+	h2c.Start()
+	defer h2c.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(overTLS.Certificate())
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{
+			{Path: "/tls/", Upstream: []string{overTLS.URL}, TLS: &tls.Config{RootCAs: roots}, Token: "none", EncodedSlashes: "pass"},
+			{Path: "/h2c/", Upstream: []string{"h2c" + strings.TrimPrefix(h2c.URL, "http")}, Token: "none", EncodedSlashes: "pass"},
+			{Path: "/cut/", Upstream: []string{"h2c" + strings.TrimPrefix(h2c.URL, "http") + "/v%201"}, Token: "none", StripPrefix: true},
+		}
+	})
+	for _, rest := range []string{"a|b", `{id}/^"<x>` + "`?q=|", "a%2Fb|c", "%7e%41", "[1]?a=%zz", "?", ""} {
+		for _, route := range []string{"/tls/", "/h2c/", "/cut/"} {
+			target, want := route+rest, route+rest
+			if route == "/cut/" {
+				if strings.Contains(rest, "%2F") {
+					continue
+				}
+				want = "/v%201/" + rest
+			}
+			if got := echoed(t, sendTarget(t, a, target)).URI; got != want {
+				t.Errorf("%s arrives as %s, want %s", target, got, want)
+			}
 		}
 	}
 }

@@ -21,6 +21,7 @@ var localReturnTos = []string{
 }
 
 func TestReturnToIsAPathOfThisOriginOrTheFrontPage(t *testing.T) {
+	t.Parallel()
 	for _, raw := range hostileReturnTos {
 		if got := parseReturnTo(raw); got != "/" {
 			t.Errorf("%q: got %q, want /", raw, got)

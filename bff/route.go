@@ -63,8 +63,8 @@ type Route struct {
 	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them. Without a
 	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
 	Headers map[string]string
-	// JSONHeaders are like Headers, and have the claim as JSON in ASCII, objects and lists included.
-	JSONHeaders map[string]string
+	// HeadersJSON are like Headers, and have the claim as JSON in ASCII, objects and lists included.
+	HeadersJSON map[string]string
 	Require     Require
 }
 
@@ -131,7 +131,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.user, parsed.anonymous, parsed.client = true, true, true
 	case "client", "none":
 		parsed.client = r.Token == "client"
-		if len(r.Headers)+len(r.JSONHeaders) > 0 || !r.Require.empty() {
+		if len(r.Headers)+len(r.HeadersJSON) > 0 || !r.Require.empty() {
 			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
 		}
 	default:
@@ -192,7 +192,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		parsed.anonymous = false
 	}
 	parsed.Headers = parsed.claimHeaders("Headers", r.Headers, fail)
-	parsed.JSONHeaders = parsed.claimHeaders("JSONHeaders", r.JSONHeaders, fail)
+	parsed.HeadersJSON = parsed.claimHeaders("HeadersJSON", r.HeadersJSON, fail)
 	if prefix := strings.TrimSuffix(r.Path, "/"); r.StripPrefix && prefix != "" {
 		parsed.forwardedPrefix = []string{strings.TrimSuffix(parsed.urlPath, "/")}
 	}

@@ -35,6 +35,7 @@ func routed(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bffte
 }
 
 func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ path, base, ask, want string }{
 		{"/orders/", "", "/orders/1?q=a%2Fb", "/1?q=a%2Fb"},
 		{"/orders/", "", "/orders/a%20b/c", "/a%20b/c"},
@@ -53,6 +54,7 @@ func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
 }
 
 func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
+	t.Parallel()
 	echo := bfftest.NewEcho(t)
 	var location atomic.Value
 	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
@@ -91,6 +93,7 @@ func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
 }
 
 func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
+	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/read/", Token: "user", Methods: []string{"GET", "HEAD"}})
 	echoed(t, b.Fetch("GET", "/read/x"))
 	before := a.echo.Calls()
@@ -107,6 +110,7 @@ func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
 }
 
 func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
+	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
 	if got := echoed(t, b.Fetch("GET", "/maybe/x")).Header; !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
 		t.Errorf("signed in, the upstream got %v", got)
@@ -117,6 +121,7 @@ func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
 }
 
 func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
+	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
 		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level", "X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
 	}}, func(a *app) {
@@ -141,6 +146,7 @@ func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
 }
 
 func TestARouteMayRequireMoreThanASession(t *testing.T) {
+	t.Parallel()
 	signedInAt := time.Now().Add(-10 * time.Minute)
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
@@ -197,6 +203,7 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 
 // RFC 6749 5.1: a token answer without a scope grants what was asked for.
 func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		a.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") }})
 		cfg.Provider.Scopes = []string{"openid", "orders:read"}
@@ -210,6 +217,7 @@ func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
 }
 
 func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
 	echo := bfftest.NewEcho(t)
@@ -240,6 +248,7 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 }
 
 func TestABodyThatIsTooLargeIsRefused(t *testing.T) {
+	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
 	if got := echoed(t, b.Do("POST", "/small/x", "0123456789", "X-CSRF", "1")).Body; got != "0123456789" {
 		t.Errorf("of ten bytes %q arrived", got)
@@ -283,6 +292,7 @@ func hangsUp(t *testing.T, first int) (url string, asked func() int) {
 }
 
 func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		method string
 		first  int // requests that are hung up on
@@ -303,6 +313,7 @@ func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
 }
 
 func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	dead := httptest.NewServer(nil)
 	dead.Close()
 	one, two := bfftest.NewEcho(t), bfftest.NewEcho(t)
@@ -331,6 +342,7 @@ func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
 }
 
 func TestUpstreamsOfEveryKind(t *testing.T) {
+	t.Parallel()
 	handler := bfftest.NewEcho(t).Config.Handler
 	overTLS := httptest.NewUnstartedServer(handler)
 	overTLS.EnableHTTP2 = true
@@ -376,6 +388,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 }
 
 func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
+	t.Parallel()
 	ours := httptest.NewUnstartedServer(nil)
 	ours.StartTLS()
 	defer ours.Close()
@@ -414,6 +427,7 @@ func rejecting(t *testing.T, first int) (*bfftest.Echo, *atomic.Int32) {
 }
 
 func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *testing.T) {
+	t.Parallel()
 	for _, method := range []string{"GET", "POST", "PUT"} {
 		echo, _ := rejecting(t, 1)
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
@@ -425,6 +439,7 @@ func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *tes
 }
 
 func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *testing.T) {
+	t.Parallel()
 	echo, rejected := rejecting(t, 1<<30)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	for range 5 {
@@ -440,6 +455,7 @@ func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *t
 }
 
 func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
+	t.Parallel()
 	echo, rejected := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	answer := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
@@ -449,6 +465,7 @@ func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
 }
 
 func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
+	t.Parallel()
 	echo, _ := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	a.provider.Misbehave(t, bfftest.ProviderDown)
@@ -459,6 +476,7 @@ func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
 }
 
 func TestMistakesInARoute(t *testing.T) {
+	t.Parallel()
 	for want, route := range map[string]bff.Route{
 		"Routes[0].Upstream: missing":                           {Path: "/x/", Token: "user"},
 		`Routes[0].Upstream: "ftp://x" is not a URL`:            {Path: "/x/", Token: "user", Upstream: []string{"ftp://x"}},
@@ -489,6 +507,7 @@ func TestMistakesInARoute(t *testing.T) {
 }
 
 func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
+	t.Parallel()
 	echo := bfftest.NewEcho(t)
 	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {

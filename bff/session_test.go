@@ -16,6 +16,7 @@ import (
 )
 
 func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	if got := b.Fetch("GET", "/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
@@ -49,6 +50,7 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 }
 
 func TestCSRF(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].CSRF, cfg.Routes[1].CSRF = "header", "header" })
 	b := a.signedIn()
 	csrf := map[string]struct {
@@ -95,6 +97,7 @@ func TestCSRF(t *testing.T) {
 }
 
 func TestARouteForWhatCannotSendAHeader(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	for name, test := range map[string]struct {
@@ -119,6 +122,7 @@ func TestARouteForWhatCannotSendAHeader(t *testing.T) {
 }
 
 func TestRefreshNow(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	first := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization")
@@ -135,6 +139,7 @@ func TestRefreshNow(t *testing.T) {
 }
 
 func TestTheIdleTimeoutMovesWithAPICallsAlone(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.IdleTimeout = 30 * time.Second })
 	idle := func(b *bfftest.Browser) time.Time {
 		var got sessionBody
@@ -157,6 +162,7 @@ func TestTheIdleTimeoutMovesWithAPICallsAlone(t *testing.T) {
 }
 
 func TestAStoreOutageSignsNobodyOut(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	a.store.setDown(errors.New("dial tcp: connection refused"))
@@ -192,6 +198,7 @@ func (a *app) expired() *bfftest.Browser {
 }
 
 func TestOneRefreshForManyCalls(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
 	var all sync.WaitGroup
@@ -212,6 +219,7 @@ func TestOneRefreshForManyCalls(t *testing.T) {
 }
 
 func TestARefusedRefreshEndsTheSession(t *testing.T) {
+	t.Parallel()
 	for _, m := range bfftest.RefreshRefusals {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
@@ -233,6 +241,7 @@ func TestARefusedRefreshEndsTheSession(t *testing.T) {
 }
 
 func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
+	t.Parallel()
 	for _, m := range bfftest.RefreshFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
@@ -269,6 +278,7 @@ func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
 }
 
 func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
+	t.Parallel()
 	for _, m := range bfftest.RefreshOddities {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
@@ -289,6 +299,7 @@ func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
 }
 
 func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Grace(10 * time.Second) })
 	b := a.expired()
 	a.provider.Misbehave(t, bfftest.LostAnswer(1))
@@ -298,6 +309,7 @@ func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 }
 
 func TestAClientThatLeavesLosesNoToken(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
 	release := make(chan struct{})
@@ -316,6 +328,7 @@ func TestAClientThatLeavesLosesNoToken(t *testing.T) {
 }
 
 func TestALogoutDuringARefreshWins(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
 	release := make(chan struct{})
@@ -335,6 +348,7 @@ func TestALogoutDuringARefreshWins(t *testing.T) {
 }
 
 func TestLogout(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	t.Run("by fetch", func(t *testing.T) {
 		b := a.signedIn()
@@ -417,6 +431,7 @@ func TestLogout(t *testing.T) {
 }
 
 func TestBadCookiesAreNoSession(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
 	good := b.Cookies()[0].Value
@@ -442,6 +457,7 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 }
 
 func TestProbesAreNotOnThePublicListener(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Frontend = nil })
 	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/admin/sessions", "/debug/pprof/", "/bff/nothing", "/bff", "/bff/", "/api"} {
 		wantStatus := a.browser().Fetch("GET", path, "User-Agent", "kube-probe/1.30")

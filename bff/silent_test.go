@@ -36,6 +36,7 @@ func wantSilent(t *testing.T, page *bfftest.Answer, authenticated string) {
 }
 
 func TestSilentLogin(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
 	q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
@@ -63,6 +64,7 @@ func TestSilentLogin(t *testing.T) {
 }
 
 func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, unpushed)
 	signedInAtTheProvider := func() *bfftest.Browser {
 		b := a.signedIn()
@@ -109,6 +111,7 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 }
 
 func TestASilentLoginIsForOurOwnFrames(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
 	for _, header := range [][]string{
@@ -122,6 +125,7 @@ func TestASilentLoginIsForOurOwnFrames(t *testing.T) {
 }
 
 func TestFrontchannelLogout(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	origin := strings.TrimSuffix(a.provider.Issuer, "/op")
 	ask := func(b *bfftest.Browser, q url.Values) *bfftest.Answer {
@@ -172,6 +176,7 @@ func TestFrontchannelLogout(t *testing.T) {
 
 // A provider that has no session of its own to name: sid is in none of its tokens, and stands for none.
 func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
+	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
 	b, other := a.signedIn(), a.signedIn()
@@ -187,6 +192,7 @@ func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
 }
 
 func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		answer func(w http.ResponseWriter, hint string) bool // false: the provider's own
 		log    string
@@ -236,6 +242,7 @@ func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
 }
 
 func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
+	t.Parallel()
 	t.Run("an address and a parameter of their own", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = "https://login.example/logout?tenant=1", "logout_uri"
@@ -263,6 +270,7 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 }
 
 func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
+	t.Parallel()
 	for keep, want := range map[bool]string{false: `"storage"`, true: ""} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.KeepStorage = keep })
 		b := a.signedIn()

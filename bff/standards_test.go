@@ -10,6 +10,7 @@ import (
 )
 
 func TestWhatTheStandardsAreShownByExists(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../docs/standards.md")
 	if err != nil {
 		t.Fatal(err)

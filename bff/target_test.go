@@ -61,6 +61,7 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 }
 
 func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, nil)
 	c := a.takeDown(devop.Hooks{})
 	b := a.signedIn()
@@ -112,6 +113,7 @@ func sameScopes(a, b string) bool {
 
 // Many calls of several users to several targets at once, and through a refresh: each gets what is for it.
 func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, nil)
 	users := []string{"alice", "bob"}
 	var browsers []*bfftest.Browser
@@ -162,6 +164,7 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 }
 
 func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[4].Audience = "unknown"
 	})
@@ -223,6 +226,7 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 
 // What is made of the session's own token is made of a good one, and lives no longer.
 func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
+	t.Parallel()
 	a := newTargetApp(t, nil)
 	b := a.signedIn()
 	c := a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
@@ -247,6 +251,7 @@ func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 }
 
 func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	rejected := ""
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -271,6 +276,7 @@ func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
 }
 
 func TestMistakesInWhatARouteWantsTokensFor(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		edit func(*bff.Route)
 		want string

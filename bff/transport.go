@@ -304,6 +304,14 @@ func (s *secureTransport) roundTrip(req *http.Request, send func(transport, *htt
 	}
 	resp, err := send(s.of(*protocol), req)
 	if errors.Is(err, errOtherProtocol) { // since the last handshake; nothing has been sent
+		if req.GetBody != nil { // http.Transport may have called it, which ends the first reader
+			body, err := req.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			req = req.WithContext(req.Context())
+			req.Body = body
+		}
 		resp, err = send(s.of(*s.protocol.Load()), req)
 	}
 	return resp, err

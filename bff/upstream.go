@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/idna"
+
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
@@ -152,11 +154,18 @@ func newServer(raw string, r Route) (*server, error) {
 		dialer:    &net.Dialer{Timeout: cmp.Or(r.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second},
 		resolving: make(chan struct{}, 1),
 	}
-	network, at, speaks := "tcp", u.Host, u.Scheme
+	network, at, speaks := "tcp", "", u.Scheme
 	switch u.Scheme {
 	case "http", "https", "h2c":
 		if u.Hostname() == "" || u.Path != "" && checkPath(u.EscapedPath()) != nil {
 			return nil, wrong
+		}
+		if !isASCII(u.Host) { // it is looked up as its A-label
+			ascii, err := idna.Lookup.ToASCII(u.Hostname())
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", raw, err)
+			}
+			u.Host = strings.Replace(u.Host, u.Hostname(), ascii, 1)
 		}
 		port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443", "h2c": "80"}[u.Scheme])
 		at = net.JoinHostPort(u.Hostname(), port)

@@ -11,6 +11,7 @@ import (
 )
 
 func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
+	t.Parallel()
 	for address, refused := range map[string]bool{
 		"169.254.169.254:80": true, "169.254.0.1:80": true, "[fe80::1]:80": true, "[fe80::1%eth0]:80": true, "[fd00:ec2::254]:80": true, "[::ffff:169.254.169.254]:80": true,
 		"0.0.0.0:80": true, "[::]:80": true, "224.0.0.1:80": true, "nonsense": true,
@@ -33,6 +34,7 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 
 // The readers of a body that is sent again after its first reader was given up.
 func TestABodyIsReadForOneTryAtATime(t *testing.T) {
+	t.Parallel()
 	r, w := io.Pipe()
 	b := &requestBody{x: &exchange{s: new(Server), r: &http.Request{Body: r}, route: new(route)}}
 	b.waiting = sync.NewCond(&b.mu)
@@ -83,6 +85,7 @@ func (d *deadlines) SetWriteDeadline(time.Time) error { d.set++; return nil }
 
 // When a handler has returned the connection is the server's, and in HTTP/2 it is gone: whoever ends the session at that moment must not touch it.
 func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
+	t.Parallel()
 	d := new(deadlines)
 	x := &exchange{route: &route{upstream: new(upstream)}, cancel: func(error) {}, clientLeft: func() bool { return true }}
 	x.writer.Store(http.NewResponseController(d))

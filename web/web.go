@@ -179,7 +179,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound)
 		return
 	}
-	err := h.serveFile(w, r, name)
+	err := fs.ErrNotExist
+	if isFileName(name) {
+		err = h.serveFile(w, r, name)
+	}
 	if errors.Is(err, fs.ErrNotExist) && name != index && navigates(r) && !isAsset(name) {
 		name = index
 		err = h.serveFile(w, r, index)
@@ -201,9 +204,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // public says whether the world may ask for this path at all. Dotfiles are secrets of the build more often than not (.env, .git);
 // /.well-known/ is made for the public (RFC 8615).
 func (h *Handler) public(name string) bool {
-	if !fs.ValidPath(name) || strings.ContainsAny(name, "\\\x00") {
-		return false
-	}
 	for i, segment := range strings.Split(name, "/") {
 		if strings.HasPrefix(segment, ".") && !(i == 0 && segment == ".well-known") {
 			return false
@@ -222,6 +222,12 @@ func navigates(r *http.Request) bool {
 		return mode == "navigate"
 	}
 	return strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/html")
+}
+
+// isFileName reports whether a path can name a file. Others, with empty segments
+// for example, can still be places in the app.
+func isFileName(name string) bool {
+	return fs.ValidPath(strings.TrimSuffix(name, "/")) && !strings.ContainsAny(name, "\\\x00")
 }
 
 // isAsset says whether a path names a file, not a place in the app: index.html in the stead of a missing script or image would be an

@@ -130,6 +130,15 @@ func TestWhatIsServedAtWhichPath(t *testing.T) {
 
 		// A place in the app, for a navigation alone.
 		{"/orders/17", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/orders//42", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"//orders/42", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/files/group%2Fproject", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/search/a%2520b", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/files/a%5Cb", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/caf%e9", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/orders//42", nil, 404, "", "", ""},
+		{"/orders//.env", []string{navigate}, 404, "", "", ""},
+		{"//.env", []string{navigate}, 404, "", "", ""},
 		{"/orders/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
 		{"/people", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
 		{"/people/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},

@@ -149,14 +149,18 @@ type routeConfig struct {
 	Audience     string              `yaml:"audience"`
 	Scopes       []string            `yaml:"scopes"`
 	Grant        string              `yaml:"grant"` // default refresh-token
-	CSRF         string              `yaml:"csrf"`  // default header
-	Documents    string              `yaml:"documents"`
+	CSRF         string              `yaml:"csrf"`  // default auto
 	AcceptBearer *acceptBearerConfig `yaml:"accept_bearer"`
-	Timeouts     timeoutsConfig      `yaml:"timeouts"`
-	MaxBody      byteSize            `yaml:"max_body"` // default: any
-	Retry        string              `yaml:"retry"`    // once, the default, or never
-	Headers      map[string]string   `yaml:"headers"`  // name of a header: name of a claim
-	Require      requireConfig       `yaml:"require"`
+
+	Documents      string            `yaml:"documents"`       // allow; default: they are sandboxed
+	EncodedSlashes string            `yaml:"encoded_slashes"` // pass; default: they are refused
+	HeadersJSON    map[string]string `yaml:"headers_json"`    // name of a header: name of a claim, which is sent as JSON
+
+	Timeouts timeoutsConfig    `yaml:"timeouts"`
+	MaxBody  byteSize          `yaml:"max_body"` // default: any
+	Retry    string            `yaml:"retry"`    // once, the default, or never
+	Headers  map[string]string `yaml:"headers"`  // name of a header: name of a claim
+	Require  requireConfig     `yaml:"require"`
 }
 
 // acceptBearerConfig says which access tokens callers may bring themselves.
@@ -376,7 +380,8 @@ func (c *config) routes(log *slog.Logger) ([]bff.Route, []string) {
 			mistake("accept_bearer", "%s", line)
 		}
 		routes = append(routes, bff.Route{
-			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, Documents: r.Documents, AcceptBearer: accept,
+			Path: r.Path, Upstream: r.Upstream, TLS: secure, StripPrefix: r.StripPrefix, Methods: r.Methods, Token: r.Token, CSRF: r.CSRF, AcceptBearer: accept,
+			Documents: r.Documents, EncodedSlashes: r.EncodedSlashes, HeadersJSON: r.HeadersJSON,
 			Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Grant: r.Grant,
 			Timeouts: bff.Timeouts(r.Timeouts), MaxBody: int64(r.MaxBody), NoRetry: !retry, Headers: r.Headers, Require: bff.Require(r.Require),
 		})

@@ -228,7 +228,7 @@ frontend: {dir: /nowhere/dist}
 			`frontend.dir: `,
 			`oidc.client_auth: "none" is none of client_secret_basic, client_secret_post`,
 			`oidc.issuer: "http://id.example.com": plain http is for a provider on a loopback host alone`,
-			`routes[0].csrf: "never" is none of header, fetch-metadata`,
+			`routes[0].csrf: "never" is none of header, fetch-metadata, auto`,
 			`routes[0].path: path "api" does not begin with a slash`,
 			`routes[0].token: "maybe" is none of user, optional, client, user-or-client, none`,
 			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+func TestKeysOfARouteThatConcernWhatPasses(t *testing.T) {
+	t.Parallel()
+	c := mustLoad(t, `
+routes:
+  - {path: /git/, upstream: "http://a", token: user, csrf: auto, documents: allow, encoded_slashes: pass, headers_json: {X-Roles: roles}}
+  - {path: /api/, upstream: "http://a", token: user}
+`, nil)
+	routes, wrong := c.routes(slog.Default())
+	if len(wrong) > 0 || len(routes) != 2 {
+		t.Fatalf("got %d routes, %v", len(routes), wrong)
+	}
+	if r := routes[0]; r.CSRF != "auto" || r.Documents != "allow" || r.EncodedSlashes != "pass" || r.HeadersJSON["X-Roles"] != "roles" {
+		t.Errorf("got %+v", r)
+	}
+	_, err := newBroker(mustLoad(t, `
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
+routes:
+  - {path: /git/, upstream: "http://a", token: none, documents: "yes", encoded_slashes: "no"}
+  - {path: /npm/, upstream: "http://a", token: none, encoded_slashes: pass}
+  - {path: /npm/admin/, upstream: "http://a", token: user, headers: {X-Role: role}, headers_json: {X.ROLE: role}}
+`, nil), nil, slog.New(slog.DiscardHandler))
+	if err == nil {
+		t.Fatal("it starts")
+	}
+	for _, want := range []string{
+		`routes[0].documents: "yes" is not allow`, `routes[0].encoded_slashes: "no" is not pass`,
+		`routes[1].encoded_slashes: the route "/npm/admin/" lies below this one`, `routes[2].headers_json: "X.ROLE" is configured twice`,
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no line says %q:\n%v", want, err)
+		}
+	}
+}
