@@ -160,7 +160,7 @@ func (f *front) newClient(t *testing.T, proto int) *http.Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", at)
 		},
-		TLSClientConfig: f.trust, DisableCompression: true, Protocols: new(http.Protocols),
+		TLSClientConfig: f.trust.Clone(), DisableCompression: true, Protocols: new(http.Protocols),
 		MaxConnsPerHost: 8, MaxIdleConnsPerHost: 8,
 	}
 	transport.Protocols.SetHTTP1(proto == 1)
