@@ -57,8 +57,10 @@ type Config struct {
 	Sessions session.Config
 	Routes   []Route
 
-	// BodyMinRate is how many bytes a second a body has to move, measured over 30 seconds, or its request is ended: from the client,
-	// to and from the upstream, to the client. Event streams, gRPC and WebSockets are excepted. Zero: 240; negative: any.
+	// BodyMinRate is how many bytes a second a body has to move, measured over
+	// 30 seconds, or its request is ended: from the client to the upstream and
+	// back. Event streams, gRPC and WebSockets are excepted. Zero means 240, a
+	// negative number any rate.
 	BodyMinRate int64
 
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
