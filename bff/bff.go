@@ -60,8 +60,10 @@ type Config struct {
 	Routes   []Route
 	Limits   Limits
 
-	// BodyMinRate is how many bytes a second a body has to move, measured over 30 seconds, or its request is ended: from the client,
-	// to and from the upstream, to the client. Event streams, gRPC and WebSockets are excepted. Zero: 240; negative: any.
+	// BodyMinRate is how many bytes a second a body has to move, measured over
+	// 30 seconds, or its request is ended: from the client to the upstream and
+	// back. Event streams, gRPC and WebSockets are excepted. Zero means 240, a
+	// negative number any rate.
 	BodyMinRate int64
 
 	Frontend http.Handler // serves the app for every path that is neither under Prefix nor under a route; nil: 404
@@ -341,6 +343,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused
 	}
+	w.unboundWrites(s, r)
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			s.logPanic(w, cause)
@@ -356,6 +359,9 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}()
 	if err := s.serve(w, r); err != nil {
 		s.writeProblem(w, r, err)
+	}
+	if !w.streams && w.status != http.StatusSwitchingProtocols {
+		w.boundWrites(s)
 	}
 }
 

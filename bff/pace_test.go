@@ -338,3 +338,40 @@ func TestWithoutAMinimumRateBodiesMayStandStill(t *testing.T) {
 		t.Errorf("got %q, %v", text, errors.Unwrap(err))
 	}
 }
+
+// Responses that fit into buffers are sent when their handlers have returned.
+func TestAClientThatReadsNoneOfManySmallResponsesIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(_ *front, cfg *bff.Config) {
+		cfg.BodyMinRate = testRate
+		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 2000)) })
+	})
+	f.server.SetPaceWindow(shortWindow)
+	w := f.ways[0]
+	w.answers(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1500)) })
+	for name, head := range map[string]string{"of the upstream": w.head("GET", "x"), "of the app": strings.Replace(w.head("GET", "x"), w.path+"x", "/index.html", 1), "of ours": strings.Replace(w.head("GET", "x"), w.path+"x", "/bff/nothing", 1)} {
+		c, _ := w.dial(t)
+		c.SetDeadline(time.Now().Add(40 * time.Second))
+		sent := 0
+		for ; sent < 1_000_000; sent++ { // until the broker hangs up
+			if _, err := io.WriteString(c, head+"\r\n"); err != nil {
+				var timeout interface{ Timeout() bool }
+				if errors.As(err, &timeout) && timeout.Timeout() {
+					t.Errorf("%s: it still waits for a client that reads nothing, after %d requests", name, sent)
+				}
+				break
+			}
+		}
+	}
+	// A connection that is used again is not bounded by the request before.
+	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		io.WriteString(rw, "begun")
+		flush(rw)
+		io.Copy(flushing{rw}, &trickle{r.Context(), 2000, 50})
+	})
+	for range 2 {
+		if status, text, err := w.slowDo(w.slowRequest(t, "GET", "x", nil)); status != 200 || len(text) != 100_005 || err != nil {
+			t.Errorf("got %d with %d bytes, %v", status, len(text), err)
+		}
+	}
+}

@@ -278,6 +278,8 @@ func (x *exchange) run(ctx context.Context) error {
 	}
 	if switching || isStream(resp.Header.Get("Content-Type")) {
 		body.pace().stop()
+	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
+		x.w.boundWrites(x.s)
 	} else if resp.Body != http.NoBody {
 		x.s.start(&x.down, x.tooSlow)
 	}
@@ -558,7 +560,9 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 			return err
 		}
 		if flusher != nil {
+			x.writing.Store(true)
 			flusher.Flush()
+			x.writing.Store(false)
 		}
 		much = n > smallBuffer/2
 	}

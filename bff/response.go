@@ -29,6 +29,9 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was ended because the client reads too slowly
 
+	timed   bool // the server has a time-out for writing
+	bounded bool // by boundWrites
+
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
 
 	status  int
@@ -96,6 +99,26 @@ func (w *response) Write(b []byte) (int, error) {
 	w.pace.moved.Add(int64(n))
 	w.bytes += int64(n)
 	return n, err
+}
+
+// boundWrites bounds how long what remains of a response takes, which the server
+// may send after the handler has returned. A server with a time-out of its own
+// keeps that.
+func (w *response) boundWrites(s *Server) {
+	if s.bodyRate > 0 && !w.bounded && !w.timed {
+		w.bounded = true
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.paceWindow))
+	}
+}
+
+// unboundWrites takes back what boundWrites did for the request before on the
+// same connection.
+func (w *response) unboundWrites(s *Server, r *http.Request) {
+	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	w.timed = ok && server.WriteTimeout > 0
+	if s.bodyRate > 0 && !w.timed && r.ProtoMajor == 1 {
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Time{})
+	}
 }
 
 // endSlow ends a response that the client does not read. A handler that is not

@@ -262,6 +262,11 @@ func (b *body) read(p []byte) (int, error) {
 	return n, err
 }
 
+// Arrived reports whether all of the body is here, so that reading it waits for nothing.
+func (b *body) Arrived() bool {
+	return b.err == nil && b.chunks == nil && b.left >= 0 && int64(b.x.conn.r.Buffered()) >= b.left
+}
+
 // readTrailer reads what is behind the last chunk, and returns io.EOF.
 func (b *body) readTrailer() error {
 	text, err := readLines(b.x.conn.r)

@@ -5,6 +5,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log"
@@ -12,11 +14,16 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// child is what this program is in a process of its own: "upstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM".
+// child runs this program in a process of its own: "upstream ADDRESS",
+// "goupstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM GOUPSTREAM". It reports
+// whether args name one of these.
 func child(args []string) bool {
 	if len(args) < 2 || strings.HasPrefix(args[0], "-") {
 		return false
@@ -28,20 +35,64 @@ func child(args []string) bool {
 	switch args[0] {
 	case "upstream":
 		serveUpstream(l)
+	case "goupstream":
+		log.Fatal(http.Serve(l, http.HandlerFunc(serveGo)))
 	case "reverseproxy":
-		u, err := url.Parse(args[2])
-		if err != nil {
-			log.Fatal(err)
-		}
-		log.Fatal(http.Serve(l, &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) }}))
+		log.Fatal(http.Serve(l, newReverseProxy(args[2], args[3], os.Getenv(authorizationEnv))))
 	default:
 		log.Fatalf("no child %s", args[0])
 	}
 	return true
 }
 
-// serveUpstream is an upstream that costs as little as it can: it answers /api/N with N bytes, whatever is uploaded, and /events with one event and then
-// nothing more.
+// authorizationEnv holds the Authorization header that the reverse proxy sends.
+const authorizationEnv = "PROXYBENCH_AUTHORIZATION"
+
+// newReverseProxy returns what an engineer would write who needs no sessions: it
+// keeps as many connections as it uses, and sends the headers that Cloakroom sends.
+func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, 512 // the default of 2 dials for most requests
+	transport.DisableCompression = true
+	return &httputil.ReverseProxy{
+		Transport: transport,
+		Rewrite: func(r *httputil.ProxyRequest) {
+			to := upstream
+			if strings.HasPrefix(r.In.URL.Path, goPath) {
+				to = goUpstream
+			}
+			r.SetURL(&url.URL{Scheme: "http", Host: to})
+			r.SetXForwarded()
+			r.Out.Header.Del("X-Csrf")
+			r.Out.Header.Set("Authorization", authorization)
+			r.Out.Header.Set("Via", "1.1 reverseproxy")
+			var id [8]byte
+			rand.Read(id[:])
+			r.Out.Header.Set("X-Request-Id", hex.EncodeToString(id[:]))
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			resp.Header.Del("Server")
+			resp.Header.Set("Cache-Control", "private, no-store")
+			return nil
+		},
+	}
+}
+
+// goPath begins the paths that go to the upstream that is written with net/http.
+const goPath = "/go/"
+
+// serveGo is an upstream as it is written in Go: it answers /go/N with N bytes.
+func serveGo(w http.ResponseWriter, r *http.Request) {
+	n, _ := strconv.Atoi(path.Base(r.URL.Path))
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(n))
+	h.Set("ETag", `"abcdef"`)
+	w.Write(bytes.Repeat([]byte("x"), n))
+}
+
+// serveUpstream is an upstream that costs as little as it can: it answers /api/N with N bytes, whatever is uploaded, /api/chunked/N with N bytes in chunks, /api/head
+// with the head of the request, and /events with one event and then nothing more.
 func serveUpstream(l net.Listener) {
 	for {
 		c, err := l.Accept()
@@ -58,47 +109,107 @@ func serveUpstream(l net.Listener) {
 func answerAll(c net.Conn, r *bufio.Reader) {
 	answers := make(map[string][]byte)
 	for {
-		path, length, err := readHead(r)
+		head, err := readHead(r)
 		if err != nil {
 			return
 		}
-		if path == "/events" {
+		if head.second == "/events" {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\nf\r\ndata: an event\n\r\n")
 			io.Copy(io.Discard, r) // until the other side has had enough
 			return
 		}
-		if _, err := r.Discard(length); err != nil {
+		if _, err := head.readBody(r); err != nil {
 			return
 		}
-		if answers[path] == nil {
-			n, _ := strconv.Atoi(path[strings.LastIndexByte(path, '/')+1:])
-			answers[path] = fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\nContent-Type: application/json\r\nContent-Length: %d\r\nETag: \"abcdef\"\r\n\r\n%s", n, bytes.Repeat([]byte("x"), n))
+		answer := answers[head.second]
+		switch {
+		case head.second == "/api/head":
+			answer = withLength([]byte(head.fields.String()))
+		case answer == nil:
+			n, _ := strconv.Atoi(path.Base(head.second))
+			body := bytes.Repeat([]byte("x"), n)
+			if answer = withLength(body); strings.HasPrefix(head.second, "/api/chunked/") {
+				answer = inChunks(body)
+			}
+			answers[head.second] = answer
 		}
-		if _, err := c.Write(answers[path]); err != nil {
+		if _, err := c.Write(answer); err != nil {
 			return
 		}
 	}
 }
 
-// readHead reads a head, of a request or an answer, and returns the second word of its first line and its Content-Length.
-func readHead(r *bufio.Reader) (second string, length int, err error) {
+const answerHead = "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\nContent-Type: application/json\r\nETag: \"abcdef\"\r\n"
+
+func withLength(body []byte) []byte {
+	return fmt.Appendf(nil, answerHead+"Content-Length: %d\r\n\r\n%s", len(body), body)
+}
+
+// inChunks returns a response whose body is in chunks of 4 KB.
+func inChunks(body []byte) []byte {
+	b := []byte(answerHead + "Transfer-Encoding: chunked\r\n\r\n")
+	for chunk := range slices.Chunk(body, 4<<10) {
+		b = fmt.Appendf(b, "%x\r\n%s\r\n", len(chunk), chunk)
+	}
+	return append(b, "0\r\n\r\n"...)
+}
+
+// head is a head that was read, of a request or of a response.
+type head struct {
+	second string // word of its first line
+	length int    // of its body; -1: it is in chunks
+	fields strings.Builder
+}
+
+func readHead(r *bufio.Reader) (*head, error) {
+	h := new(head)
 	for first := true; ; first = false {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
-			return "", 0, err
+			return nil, err
 		}
 		if first {
 			_, rest, _ := strings.Cut(string(line), " ")
-			second, _, _ = strings.Cut(strings.TrimSpace(rest), " ")
+			h.second, _, _ = strings.Cut(strings.TrimSpace(rest), " ")
 			continue
 		}
 		if len(line) <= 2 {
-			return second, length, nil
+			return h, nil
 		}
-		if name, value, ok := bytes.Cut(line, []byte(":")); ok && len(name) == len("Content-Length") && bytes.EqualFold(name, []byte("Content-Length")) {
-			if length, err = strconv.Atoi(string(bytes.TrimSpace(value))); err != nil {
-				return "", 0, err
+		if h.second == "/api/head" {
+			h.fields.Write(line)
+		}
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		switch value = bytes.TrimSpace(value); {
+		case len(name) == len("Content-Length") && bytes.EqualFold(name, []byte("Content-Length")):
+			if h.length, err = strconv.Atoi(string(value)); err != nil {
+				return nil, err
 			}
+		case len(name) == len("Transfer-Encoding") && bytes.EqualFold(name, []byte("Transfer-Encoding")):
+			h.length = -1
+		}
+	}
+}
+
+// readBody reads what is behind the head, and returns how many bytes that is.
+func (h *head) readBody(r *bufio.Reader) (int, error) {
+	if h.length >= 0 {
+		return r.Discard(h.length)
+	}
+	for all := 0; ; {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return all, err
+		}
+		n, err := strconv.ParseInt(string(bytes.TrimSpace(line)), 16, 32)
+		if err != nil {
+			return all, err
+		}
+		if _, err := r.Discard(int(n) + 2); err != nil {
+			return all, err
+		}
+		if all += int(n); n == 0 {
+			return all, nil
 		}
 	}
 }

@@ -87,15 +87,16 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 				if _, err := conn.Write(request); err != nil {
 					return err
 				}
-				status, length, err := readHead(r)
+				head, err := readHead(r)
 				if err != nil {
 					return err
 				}
-				if status != "200" || length != c.answer {
-					return fmt.Errorf("the answer is %s with %d bytes", status, length)
-				}
-				if _, err := r.Discard(length); err != nil {
+				length, err := head.readBody(r)
+				if err != nil {
 					return err
+				}
+				if head.second != "200" || length != c.answer {
+					return fmt.Errorf("the answer is %s with %d bytes", head.second, length)
 				}
 				took[i] = append(took[i], float64(time.Since(began).Nanoseconds())/1e3)
 			}

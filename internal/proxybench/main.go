@@ -2,12 +2,12 @@
 
 // Proxybench measures what a proxied call costs, beside others, and writes the result into a Markdown file:
 //
-//	go run ./internal/proxybench -o docs/performance.md
+//	go run ./internal/proxybench -envoy ENVOY -o docs/performance.md
 //
 // What is between the lines <!-- bench --> and <!-- /bench --> of the file is replaced, the rest stays. Everything runs on the loopback interface, each
-// system in processes of its own: the upstream asked directly; a bare httputil.ReverseProxy; nginx that does nothing but hand on; Apache with
-// mod_auth_openidc, and Cloakroom, both with sessions in Redis and a user who has signed in. Every figure is the median of -rounds rounds, in each of which every
-// system is measured in every cell once, so that what else the machine does meets all of them.
+// system in processes of its own: the upstream asked directly; an httputil.ReverseProxy that sends the same headers as Cloakroom and keeps its connections; nginx and
+// Envoy that only pass requests on; Envoy with its oauth2 filter; Apache with mod_auth_openidc, and Cloakroom, both with sessions in Redis. The last three have a user who
+// has signed in. Every figure is the median of -rounds rounds, in each of which every system is measured in every cell once, so that what else the machine does meets all of them.
 package main
 
 import (
@@ -28,6 +28,7 @@ type options struct {
 	measure time.Duration
 	streams int
 	only    string
+	envoy   string
 }
 
 func main() {
@@ -37,9 +38,10 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds` to take the medians of")
-	flag.DurationVar(&o.measure, "time", time.Second, "how `long` to measure each system in each cell in a round")
+	flag.DurationVar(&o.measure, "time", 600*time.Millisecond, "how `long` to measure each system in each cell in a round")
 	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open, if as many files can be open")
 	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
+	flag.StringVar(&o.envoy, "envoy", "envoy", "the `program` that is Envoy; make bench-setup installs one")
 	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
 	flag.Parse()
 	if flag.NArg() > 0 || o.rounds < 1 || o.measure <= 0 {
@@ -72,11 +74,13 @@ type cell struct {
 func cells() []cell {
 	var all []cell
 	for _, kind := range []cell{
-		{name: "1 KB answer", path: "/api/1024", answer: 1024},
-		{name: "64 KB answer", path: "/api/65536", answer: 64 << 10},
+		{name: "1 KB response", path: "/api/1024", answer: 1024},
+		{name: "1 KB response of a Go server", path: goPath + "1024", answer: 1024},
+		{name: "16 KB response in chunks", path: "/api/chunked/16384", answer: 16 << 10},
+		{name: "64 KB response", path: "/api/65536", answer: 64 << 10},
 		{name: "1 MB upload", path: "/api/2", upload: 1 << 20, answer: 2},
 	} {
-		for _, kind.connections = range []int{1, 32, 256} {
+		for _, kind.connections = range []int{1, 4, 8, 32} {
 			all = append(all, kind)
 		}
 	}

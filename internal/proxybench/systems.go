@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -14,13 +16,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/cookiejar"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,8 +47,11 @@ type rig struct {
 	dir      string
 	children []*exec.Cmd
 	upstream string // host:port
+	goServer string // host:port of the upstream that is written with net/http
+	envoy    string // its program
 	redis    string // host:port
 	issuer   string
+	sent     string // the Authorization header that Cloakroom sends
 	systems  []*system
 }
 
@@ -53,6 +59,8 @@ const (
 	direct     = "upstream, directly"
 	bare       = "httputil.ReverseProxy"
 	nginx      = "nginx"
+	envoy      = "Envoy"
+	envoyOAuth = "Envoy, oauth2 filter"
 	apache     = "mod_auth_openidc"
 	ours       = "Cloakroom"
 	user       = "alice"
@@ -65,12 +73,15 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 	if err != nil {
 		return &rig{}, err
 	}
-	r := &rig{ctx: ctx, dir: dir}
+	r := &rig{ctx: ctx, dir: dir, envoy: o.envoy, sent: "Bearer " + strings.Repeat("x", 700)}
 	self, err := os.Executable()
 	if err != nil {
 		return r, err
 	}
-	r.upstream, r.redis = freeAddr(), freeAddr()
+	r.upstream, r.goServer, r.redis = freeAddr(), freeAddr(), freeAddr()
+	if _, err := r.start(r.goServer, self, "goupstream", r.goServer); err != nil {
+		return r, err
+	}
 	if _, err := r.start(r.upstream, self, "upstream", r.upstream); err != nil {
 		return r, err
 	}
@@ -79,19 +90,22 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		return r, err
 	}
 	wanted := func(name string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), name) }
+	// In the order in which they start: the reverse proxy sends the token that Cloakroom sends.
 	for _, s := range []struct {
 		name  string
 		start func(*system) error
 	}{
+		{ours, r.startOurs},
 		{direct, func(s *system) error { s.addr = r.upstream; return nil }},
 		{bare, func(s *system) (err error) {
 			s.streams = true
-			s.process, err = r.start(s.addr, self, "reverseproxy", s.addr, "http://"+r.upstream)
+			s.process, err = r.startWith([]string{authorizationEnv + "=" + r.sent}, s.addr, self, "reverseproxy", s.addr, r.upstream, r.goServer)
 			return err
 		}},
 		{nginx, r.startNginx},
+		{envoy, r.startEnvoy},
+		{envoyOAuth, r.startEnvoyOAuth},
 		{apache, r.startApache},
-		{ours, r.startOurs},
 	} {
 		if !wanted(s.name) {
 			continue
@@ -104,7 +118,58 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		}
 		r.systems = append(r.systems, system)
 	}
-	return r, nil
+	if r.systems[0].name == ours { // it is shown last
+		r.systems = append(r.systems[1:], r.systems[0])
+	}
+	return r, r.compareHeaders()
+}
+
+// compareHeaders checks that the upstream gets the same header fields from
+// Cloakroom as from the reverse proxy that it is compared with.
+func (r *rig) compareHeaders() error {
+	got := make(map[string][]string)
+	for _, s := range r.systems {
+		if s.name != ours && s.name != bare {
+			continue
+		}
+		text, err := s.headAtUpstream()
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		var names []string
+		for line := range strings.Lines(text) {
+			name, _, _ := strings.Cut(line, ":")
+			names = append(names, http.CanonicalHeaderKey(name))
+		}
+		slices.Sort(names)
+		got[s.name] = names
+	}
+	if len(got) == 2 && !slices.Equal(got[ours], got[bare]) {
+		return fmt.Errorf("the upstream gets the header fields %q from %s and %q from %s", got[ours], ours, got[bare], bare)
+	}
+	return nil
+}
+
+// headAtUpstream returns the header fields of a request as the upstream got it.
+func (s *system) headAtUpstream() (string, error) {
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Write(s.request("GET", "/api/head", 0)); err != nil {
+		return "", err
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != 200 {
+		return "", fmt.Errorf("the answer is %d: %.200s", resp.StatusCode, text)
+	}
+	return string(text), err
 }
 
 // close ends what was started.
@@ -180,12 +245,15 @@ events { worker_connections 4096; }
 http {
 	access_log off; keepalive_requests 100000000; client_max_body_size 0;
 	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi; uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
-	upstream api { server %[2]s; keepalive 256; keepalive_requests 100000000; }
+	upstream api { server %[2]s; keepalive 512; keepalive_requests 100000000; }
+	upstream go { server %[4]s; keepalive 512; keepalive_requests 100000000; }
+	proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
 	server {
 		listen %[3]s;
-		location / { proxy_pass http://api; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off; }
+		location / { proxy_pass http://api; }
+		location %[5]s { proxy_pass http://go; }
 	}
-}`, r.dir, r.upstream, s.addr))
+}`, r.dir, r.upstream, s.addr, r.goServer, goPath))
 	if err != nil {
 		return err
 	}
@@ -235,12 +303,13 @@ OIDCPKCEMethod S256
 OIDCCacheType redis
 OIDCRedisCacheServer %[8]s
 OIDCSessionType server-cache
-<Location /api/>
+<LocationMatch "^/(api|go)/">
 	AuthType openid-connect
 	Require valid-user
 	RequestHeader set Authorization "Bearer %%{OIDC_access_token}e"
-	ProxyPass http://%[9]s/api/
-</Location>`, modules.String(), r.dir, s.addr, r.issuer, clientName, secret, redirect, r.redis, r.upstream))
+</LocationMatch>
+ProxyPass /api/ http://%[9]s/api/
+ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer, clientName, secret, redirect, r.redis, r.upstream, r.goServer, goPath))
 	if err != nil {
 		return err
 	}
@@ -273,7 +342,7 @@ func (r *rig) startOurs(s *system) (err error) {
 		"CLOAKROOM_SERVER_LISTEN=" + s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN=" + admin, "CLOAKROOM_SERVER_PUBLIC_URL=" + app,
 		"CLOAKROOM_OIDC_ISSUER=" + r.issuer, "CLOAKROOM_OIDC_CLIENT_ID=" + clientName, "CLOAKROOM_OIDC_CLIENT_SECRET=" + secret,
 		"CLOAKROOM_STORE_URL=redis://" + r.redis, "CLOAKROOM_SESSION_KEYS=" + base64.StdEncoding.EncodeToString(key),
-		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, {path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]", r.upstream),
+		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, {path: %[3]s, upstream: 'http://%[2]s', token: user}, {path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]", r.upstream, r.goServer, goPath),
 	}, s.addr, program, "serve"); err != nil {
 		return err
 	}
@@ -294,7 +363,93 @@ func (r *rig) startOurs(s *system) (err error) {
 	if err != nil {
 		return err
 	}
-	s.cookie, err = signIn(app+"/bff/login", "cloakroom-"+u.Port())
+	if s.cookie, err = signIn(app+"/bff/login", "cloakroom-"+u.Port()); err != nil {
+		return err
+	}
+	text, err := s.headAtUpstream()
+	for line := range strings.Lines(text) {
+		if name, value, _ := strings.Cut(line, ":"); strings.EqualFold(name, "Authorization") {
+			r.sent = strings.TrimSpace(value)
+		}
+	}
+	return err
+}
+
+// startEnvoy starts an Envoy that only passes requests on.
+func (r *rig) startEnvoy(s *system) error { return r.runEnvoy(s, "", "") }
+
+// startEnvoyOAuth starts an Envoy whose oauth2 filter signs users in, keeps the
+// tokens in cookies, encrypted, and passes the access token on.
+func (r *rig) startEnvoyOAuth(s *system) error {
+	redirect := "http://" + s.host + "/callback"
+	secret, err := r.register(redirect)
+	if err != nil {
+		return err
+	}
+	filter := fmt.Sprintf(`
+          - name: envoy.filters.http.oauth2
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.oauth2.v3.OAuth2
+              config:
+                token_endpoint: {cluster: provider, uri: %[1]s/token, timeout: 5s}
+                authorization_endpoint: %[1]s/authorize
+                redirect_uri: %[2]s
+                redirect_path_matcher: {path: {exact: /callback}}
+                signout_path: {path: {exact: /signout}}
+                credentials: {client_id: %[3]s, token_secret: {name: token}, hmac_secret: {name: hmac}}
+                forward_bearer_token: true
+                use_refresh_token: true
+                auth_scopes: [openid, profile, email, offline_access]`, r.issuer, redirect, clientName)
+	secrets := fmt.Sprintf(`
+  secrets:
+  - {name: token, generic_secret: {secret: {inline_string: %s}}}
+  - {name: hmac, generic_secret: {secret: {inline_string: %s}}}`, secret, rand.Text())
+	if err := r.runEnvoy(s, filter, secrets); err != nil {
+		return err
+	}
+	s.cookie, err = signIn("http://"+s.host+"/api/2", "")
+	return err
+}
+
+func (r *rig) runEnvoy(s *system, filter, secrets string) (err error) {
+	cluster := func(name, addr string) string {
+		host, port, _ := net.SplitHostPort(addr)
+		return fmt.Sprintf(`
+  - name: %s
+    type: STATIC
+    circuit_breakers: {thresholds: [{max_connections: 4096, max_pending_requests: 4096, max_requests: 4096}]}
+    load_assignment: {cluster_name: %[1]s, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]}`, name, host, port)
+	}
+	host, port, _ := net.SplitHostPort(s.addr)
+	conf, err := r.file("envoy"+port+".yaml", fmt.Sprintf(`
+static_resources:%[1]s
+  listeners:
+  - address: {socket_address: {address: %[2]s, port_value: %[3]s}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          use_remote_address: true
+          stream_idle_timeout: 0s
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - {match: {prefix: %[4]s}, route: {cluster: go, timeout: 0s}}
+              - {match: {prefix: /}, route: {cluster: api, timeout: 0s}}
+          http_filters:%[5]s
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+  clusters:%[6]s
+`, secrets, host, port, goPath, filter, cluster("api", r.upstream)+cluster("go", r.goServer)+cluster("provider", strings.TrimPrefix(cmp.Or(r.issuer, "http://"+r.upstream), "http://"))))
+	if err != nil {
+		return err
+	}
+	s.streams = true
+	s.process, err = r.start(s.addr, r.envoy, "-c", conf, "--disable-hot-restart", "--log-level", "warning", "--concurrency", strconv.Itoa(runtime.NumCPU()))
 	return err
 }
 
@@ -328,12 +483,31 @@ func (r *rig) register(redirectURI string) (secret string, err error) {
 
 var hiddenCSRF = regexp.MustCompile(`name="csrf"[^>]*value="([^"]*)"`)
 
-// signIn goes to an address that leads to the provider, picks the user there, and returns the cookie that the app has set in the end.
-func signIn(start, cookie string) (string, error) {
-	jar, err := cookiejar.New(nil)
-	if err != nil {
-		return "", err
+// cookies is a jar that sends Secure cookies to the loopback interface without
+// TLS, as browsers do.
+type cookies map[string]map[string]string // :: host → name → value
+
+func (c cookies) SetCookies(u *url.URL, set []*http.Cookie) {
+	if c[u.Host] == nil {
+		c[u.Host] = make(map[string]string)
 	}
+	for _, cookie := range set {
+		if c[u.Host][cookie.Name] = cookie.Value; cookie.MaxAge < 0 || cookie.Value == "" || cookie.Value == "deleted" {
+			delete(c[u.Host], cookie.Name)
+		}
+	}
+}
+
+func (c cookies) Cookies(u *url.URL) (all []*http.Cookie) {
+	for name, value := range c[u.Host] {
+		all = append(all, &http.Cookie{Name: name, Value: value})
+	}
+	return all
+}
+
+// signIn goes to an address that leads to the provider, picks the user there, and returns the cookie that the app has set in the end; all of them where that has no name.
+func signIn(start, cookie string) (string, error) {
+	jar := make(cookies)
 	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}
 	get := func(method, address string, form url.Values) (*http.Response, string, error) {
 		req, err := http.NewRequest(method, address, strings.NewReader(form.Encode()))
@@ -369,10 +543,15 @@ func signIn(start, cookie string) (string, error) {
 		return "", err
 	}
 	u, _ := url.Parse(start)
+	var set []string
 	for _, c := range jar.Cookies(u) {
-		if c.Name == cookie {
-			return c.Name + "=" + c.Value, nil
+		if cookie == "" || c.Name == cookie {
+			set = append(set, c.Name+"="+c.Value)
 		}
 	}
-	return "", fmt.Errorf("signing in ends at %s with %d and without the cookie %s:\n%.500s", resp.Request.URL, resp.StatusCode, cookie, text)
+	if len(set) == 0 || resp.StatusCode >= 400 && cookie == "" {
+		return "", fmt.Errorf("signing in ends at %s with %d and without the cookie %s:\n%.500s", resp.Request.URL, resp.StatusCode, cookie, text)
+	}
+	slices.Sort(set)
+	return strings.Join(set, "; "), nil
 }

@@ -18,10 +18,13 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
-	line("%s, %d cores, shared by the proxy, the upstream, Redis and whoever asks; Go %s, %s, %s, %s, %s; %s. By `make bench`, in one run: medians of %d rounds, in each of which each system is measured once in each row.\n",
-		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
-	line("`mod_auth_openidc` and Cloakroom have their sessions in Redis, and a user who has signed in; both attach the access token. Cloakroom checks for CSRF and writes a line into its log for each request; nginx does neither, it only hands on. " +
-		"The request has the headers of a browser.\n")
+	line("%s, %d cores, shared by the proxy, the upstream, Redis and whoever asks; Go %s, %s, %s, %s, %s, %s; %s. By `make bench`, in one run: medians of %d rounds, in each of which each system is measured once in each row.\n",
+		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), envoyVersion(r.envoy), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
+	line("`httputil.ReverseProxy` keeps up to 512 idle connections and sends the header fields that Cloakroom sends, an access token among them; it has no sessions and writes no log. nginx and Envoy only pass requests on. " +
+		"Envoy with its oauth2 filter has the user's tokens in encrypted cookies; `mod_auth_openidc` and Cloakroom have their sessions in Redis; all three attach the access token of a user who has signed in. " +
+		"Cloakroom also checks for CSRF and writes a line into its log for each request. nginx has one worker, Envoy one for each core. The request has the headers of a browser; the upstream is one that costs as little as it can, or `net/http` where the heading says so.\n")
+	line("Figures that were published until 2026-11-28 are not comparable: the `httputil.ReverseProxy` of that benchmark had http.Transport's default pool, two idle connections for a host, and so opened a connection for most requests, while nginx beside it kept 256. " +
+		"It sent fewer headers too. The ratios to it were therefore too good for Cloakroom.\n")
 	for _, kind := range cells() {
 		if kind.connections != 1 {
 			continue
@@ -79,6 +82,16 @@ var number = regexp.MustCompile(`\d+\.\d+(\.\d+)?`)
 func version(program string, args ...string) string {
 	out, _ := exec.Command(program, args...).CombinedOutput()
 	return program + " " + number.FindString(string(out))
+}
+
+// envoyVersion asks Envoy, which has the hash of a commit before its version.
+func envoyVersion(program string) string {
+	out, _ := exec.Command(program, "--version").CombinedOutput()
+	parts := strings.Split(string(out), "/")
+	if len(parts) < 4 {
+		return "no Envoy"
+	}
+	return "Envoy " + parts[len(parts)-4]
 }
 
 // installed is the version of a Debian package.
