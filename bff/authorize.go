@@ -92,7 +92,9 @@ var ownParameters = map[string]bool{
 //     counts as more than the operator's. If the operator accepts none of the
 //     link's, the operator's are sent.
 //   - prompt has the values of both. The none of a link gives way to the
-//     operator's, and the operator's none to those of a link.
+//     operator's, and the operator's none to those of a link. But consent gives way
+//     to the none of a link: it asks for a refresh token (OpenID Connect Core 11),
+//     and the provider refuses prompt=none where it needs the user's consent.
 func (p *provider) demand(link url.Values) url.Values {
 	all := maps.Clone(link)
 	if all == nil {
@@ -112,6 +114,9 @@ func (p *provider) demand(link url.Values) url.Values {
 		all.Set("acr_values", strings.Join(accepted, " "))
 	}
 	own, linked := strings.Fields(p.cfg.Parameters["prompt"]), strings.Fields(all.Get("prompt"))
+	if all.Get("prompt") == "none" {
+		own = slices.DeleteFunc(own, func(prompt string) bool { return prompt == "consent" })
+	}
 	if len(own) > 0 {
 		both := slices.DeleteFunc(distinct(slices.Concat(own, linked)), func(prompt string) bool { return prompt == "none" })
 		if len(both) == 0 {

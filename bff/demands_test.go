@@ -39,6 +39,9 @@ func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
 		{"prompt", "login", "consent", "login consent"},
 		{"prompt", "login consent", "login", "login consent"},
 		{"prompt", "", "none", "none"},
+		{"prompt", "consent", "none", "none"},
+		{"prompt", "consent", "login", "consent login"},
+		{"prompt", "consent login", "none", "login"},
 		{"prompt", "none", "login", "login"},
 	} {
 		parameters := map[string]string{}

@@ -151,7 +151,9 @@ const table = [
   ["a scope in another case", claims({ scope: "Orders:Read" }), tooLittle],
   ["a scope behind a tab", claims({ scope: "openid\torders:read" }), tooLittle],
   ["the scope alone", claims({ scope: "orders:read" }), good],
-  ["scope as an array", claims({ scope: ["orders:read"] }), bad],
+  ["scope as an array", claims({ scope: ["openid", "orders:read"] }), good],
+  ["scope as an array without it", claims({ scope: ["openid"] }), tooLittle],
+  ["scope as an array with a number", claims({ scope: ["orders:read", 7] }), bad],
 
   ["typ JWT", header({ typ: "JWT" }), bad],
   ["no typ", header({ typ: undefined }), bad],

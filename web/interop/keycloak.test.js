@@ -119,18 +119,18 @@ describe("Keycloak", { timeout: 420_000 }, () => {
         const client = createClient();
         client.stepUp(await client.fetch("/gold/x"));
       });
-    await alice.page.goto("/orders?shelf=2");
+    await alice.page.goto("/shop?shelf=2");
     await stepUp();
     await alice.page.locator("#password").waitFor();
     assert.equal(await alice.page.locator("input#username:not([type=hidden])").count(), 0); // it knows who it is
-    await alice.page.goto("/orders?shelf=2"); // alice thinks better of it
+    await alice.page.goto("/shop?shelf=2"); // alice thinks better of it
     assert.equal((await alice.session()).session.id, before);
     assertOK(await alice.call("/api/x"));
 
     await stepUp();
     await alice.page.locator("#password").fill("alice");
     await alice.page.locator("#kc-login").click();
-    await alice.page.waitForURL(`${broker.baseURL}/orders?shelf=2`);
+    await alice.page.waitForURL(`${broker.baseURL}/shop?shelf=2`);
     assert.equal((await alice.session()).user.acr, "gold");
     assertOK(await alice.call("/gold/x"));
     await alice.close();

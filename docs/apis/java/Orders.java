@@ -106,7 +106,7 @@ public class Orders {
                 && !claims.getSubject().isEmpty()
                 && !claims.getJwtId().isEmpty()
                 && claims.hasClaim("client_id") && !claims.getStringClaimValue("client_id").isEmpty()
-                && (!claims.hasClaim("scope") || claims.isClaimValueString("scope"))
+                && scopes(claims).allMatch(String.class::isInstance)
                 && !claims.hasClaim("cnf")) return claims; // it would be bound to a key, and nobody has asked here for the proof
         } catch (InvalidJwtException e) {
             for (Throwable t = e; t != null; t = t.getCause()) if (t instanceof IOException) throw new Refused(503, null); // its key may be a new one
@@ -114,6 +114,12 @@ public class Orders {
             // as below
         }
         throw new Refused(401, INVALID_TOKEN);
+    }
+
+    /** Returns the scope as a list, as some providers write it. */
+    static Stream<?> scopes(JwtClaims claims) {
+        Object scope = claims.getClaimValue("scope");
+        return scope instanceof List<?> list ? list.stream() : Stream.ofNullable(scope);
     }
 
     static final Pattern BEARER = Pattern.compile("Bearer +([\\w.~+/-]+=*)", Pattern.CASE_INSENSITIVE);
@@ -129,8 +135,7 @@ public class Orders {
         Matcher bearer = BEARER.matcher(sent.get(0));
         if (!bearer.matches()) throw new Refused(400, INVALID_REQUEST);
         JwtClaims claims = verify(bearer.group(1));
-        String scopes = claims.hasClaim("scope") ? claims.getClaimValueAsString("scope") : "";
-        if (!List.of(scopes.split(" ")).contains(scope)) throw new Refused(403, "Bearer error=\"insufficient_scope\", scope=\"" + scope + "\""); // read is not in readwrite
+        if (!scopes(claims).flatMap(s -> Stream.of(s.toString().split(" "))).toList().contains(scope)) throw new Refused(403, "Bearer error=\"insufficient_scope\", scope=\"" + scope + "\""); // read is not in readwrite
         return claims;
     }
 

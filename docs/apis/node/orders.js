@@ -52,7 +52,7 @@ async function verify(token) {
   if (
     "crit" in protectedHeader || "b64" in protectedHeader || "zip" in protectedHeader || // jose knows b64, and we want none of them
     !text(payload.sub) || !text(payload.client_id) || !text(payload.jti) ||
-    typeof (payload.scope ?? "") !== "string" ||
+    ![payload.scope ?? ""].flat().every((scope) => typeof scope === "string") || // some providers write an array
     "cnf" in payload // it is bound to a key, and nobody has asked here for the proof
   ) throw invalidToken();
   return payload;
@@ -68,7 +68,7 @@ async function authorize(request, scope) {
   const [, token] = /^Bearer +([\w.~+/-]+=*)$/i.exec(sent[0]) ?? [];
   if (!token) throw new Refused(400, "invalid_request");
   const claims = await verify(token);
-  if (!(claims.scope ?? "").split(" ").includes(scope)) throw new Refused(403, "insufficient_scope", scope); // read is not in readwrite
+  if (![claims.scope ?? ""].flat().join(" ").split(" ").includes(scope)) throw new Refused(403, "insufficient_scope", scope); // read is not in readwrite
   return claims;
 }
 

@@ -88,11 +88,17 @@ def verify(token):
         or header.keys() & {"crit", "b64", "zip"}  # PyJWT knows b64, and we want none of them
         or not all(isinstance(claims[name], str) and claims[name] for name in ("sub", "client_id", "jti"))
         or not all(isinstance(claims.get(name, 0), (int, float)) for name in ("exp", "nbf", "iat"))  # PyJWT takes "1"
-        or not isinstance(claims.get("scope", ""), str)
+        or not all(isinstance(scope, str) for scope in scopes(claims))
         or "cnf" in claims  # it is bound to a key, and nobody has asked here for the proof
     ):
         raise Refused(*INVALID_TOKEN)
     return claims
+
+
+def scopes(claims):
+    """Returns the scope as a list, as some providers write it."""
+    scope = claims.get("scope", "")
+    return scope if isinstance(scope, list) else [scope]
 
 
 class API(BaseHTTPRequestHandler):
@@ -109,7 +115,7 @@ class API(BaseHTTPRequestHandler):
         if not token:
             raise Refused(400, "invalid_request")
         claims = verify(token[1])
-        if scope not in claims.get("scope", "").split(" "):  # read is not in readwrite
+        if scope not in " ".join(scopes(claims)).split(" "):  # read is not in readwrite
             raise Refused(403, "insufficient_scope", scope)
         return claims
 
