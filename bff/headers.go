@@ -42,7 +42,7 @@ var requestHeaders = map[string]fate{
 // ordinary are headers that nearly every request has, and that are not
 // spoofable. They need no closer look.
 var ordinary = map[string]bool{
-	"Accept": true, "Accept-Encoding": true, "Accept-Language": true, "Cache-Control": true, "Content-Type": true, "Origin": true, "Pragma": true, "Priority": true, "Referer": true,
+	"Accept": true, "Accept-Encoding": true, "Accept-Language": true, "Cache-Control": true, "Content-Type": true, "Cookie": true, "Origin": true, "Pragma": true, "Priority": true, "Referer": true,
 	"Sec-Ch-Ua": true, "Sec-Ch-Ua-Mobile": true, "Sec-Ch-Ua-Platform": true, "Sec-Fetch-Dest": true, "Sec-Fetch-Mode": true, "Sec-Fetch-Site": true, "Sec-Fetch-User": true,
 	"Traceparent": true, "User-Agent": true, "If-None-Match": true, "If-Modified-Since": true, "Range": true, "X-Requested-With": true,
 }

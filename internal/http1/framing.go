@@ -24,10 +24,8 @@ type serverConn struct {
 	net.Conn
 	framing framing
 	refused func(status int, cause string)
-	broken  []byte // what the server reads from now on; nil: what the client sends
-	// isBroken is set with broken. A server may read, to notice that the client
-	// leaves, while it writes.
-	isBroken atomic.Bool
+	told    atomic.Bool // that the request is refused; Read and Write are called at once
+	broken  []byte      // what the server reads from now on; nil: what the client sends
 }
 
 // breaker is no part of any request: a server that reads it refuses what it has read so far.
@@ -45,7 +43,7 @@ func (c *serverConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if good := c.framing.look(p[:n]); good < n {
 		c.broken = breaker
-		c.isBroken.Store(true)
+		c.told.Store(true)
 		if c.framing.inHead { // otherwise a handler reads the body, and fails
 			c.refused(http.StatusBadRequest, c.framing.problem)
 		}
@@ -64,7 +62,7 @@ func (c *serverConn) Read(p []byte) (int, error) {
 // Write sees what net/http itself answers to a request that it cannot read, or
 // that is too large. Such a response, and no other, begins with ownHeader.
 func (c *serverConn) Write(p []byte) (int, error) {
-	if status, rest, ok := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n")); ok && !c.isBroken.Load() && bytes.HasPrefix(rest, ownHeader) {
+	if status, rest, ok := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n")); ok && !c.told.Load() && bytes.HasPrefix(rest, ownHeader) {
 		if code, err := strconv.Atoi(string(status[min(len(status), len("HTTP/1.1 ")):min(len(status), len("HTTP/1.1 400"))])); err == nil {
 			c.refused(code, string(bytes.TrimPrefix(rest, ownHeader)))
 		}
