@@ -299,16 +299,24 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		t.Parallel()
 		server := storetest.StartRedis(t, "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
 		store := openRedis(t, server.URL())
-		for i := range 5000 {
-			create(t, store, fmt.Sprint("session:", i))
+		create(t, store, "session:0")
+		const fill = "for i = 1, 20000 do redis.call('SET', 'cloakroom:session:more' .. i, 'v', 'EX', 600) end"
+		if got := server.Do("EVAL", fill, "0"); strings.HasPrefix(got, "-") {
+			t.Fatal(got)
 		}
-		server.Do("CONFIG", "SET", "key-load-delay", "500") // microseconds a key; it answers between thousands of them
+		delay := func(microseconds string) { // a key. Between a thousand of them it answers requests
+			if got := server.Do("CONFIG", "SET", "key-load-delay", microseconds); got != "+OK" {
+				t.Errorf("CONFIG SET key-load-delay: %s", got)
+			}
+		}
+		delay("400")
 		reloaded := make(chan string)
 		go func() { reloaded <- server.Do("DEBUG", "LOADAOF") }()
 		eventually(t, "is reading its data", func() bool {
 			_, err := store.Create(t.Context(), "session:loading", []byte("v"), time.Minute)
 			return strings.Contains(fmt.Sprint(err), "is reading its data")
 		})
+		delay("0")
 		if got := <-reloaded; got != "+OK" {
 			t.Fatalf("DEBUG LOADAOF: %s", got)
 		}

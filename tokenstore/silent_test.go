@@ -108,9 +108,9 @@ func TestRequestsOnConnectionsThatAreDroppedAreMadeAgain(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, server.Addr())
-	store := openRedis(t, "redis://"+proxy.Addr())
+	store := openRedis(t, "redis://"+proxy.Addr()+"?pool_size=20") // whatever the number of processors
 	warm(t, store, proxy)
-	proxy.Delay(100 * time.Millisecond)
+	proxy.Delay(40 * time.Millisecond)
 	var all sync.WaitGroup
 	for i := range 50 {
 		all.Go(func() {
