@@ -24,16 +24,23 @@ var (
 	errSlowDownload = errors.New("the upstream sends its response too slowly")
 )
 
-// pace ends a body that moves too slowly, in either direction. It looks once in
-// each window, so moving costs an addition. The zero value watches nothing.
+// pace ends a body that moves too slowly, in either direction. It looks a few
+// times in each window, so moving costs an addition. The zero value watches
+// nothing.
 type pace struct {
-	moved atomic.Int64 // bytes, in this window
+	moved atomic.Int64 // bytes, since the last look
 
 	mu      sync.Mutex // guards all below
 	timer   *time.Timer
-	due     time.Time
+	due     time.Time // of the next look
 	stopped bool
+	looks   int   // in this window
+	bytes   int64 // in this window
+	quiet   int   // how many looks in a row have seen nothing
 }
+
+// looksPerWindow is how often pace looks in each window.
+const looksPerWindow = 5
 
 // start begins to watch, also again. tooSlow is called at most once, and not after stop.
 func (s *Server) start(p *pace, tooSlow func()) {
@@ -41,27 +48,45 @@ func (s *Server) start(p *pace, tooSlow func()) {
 		return
 	}
 	need := max(s.bodyRate*int64(s.paceWindow)/int64(time.Second), 1)
+	interval := s.paceWindow / looksPerWindow
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.moved.Store(0)
-	p.stopped, p.due = false, time.Now().Add(s.paceWindow)
+	p.stopped, p.due, p.looks, p.bytes, p.quiet = false, time.Now().Add(interval), 0, 0, 0
 	if p.timer != nil {
-		p.timer.Reset(s.paceWindow)
+		p.timer.Reset(interval)
 		return
 	}
-	p.timer = time.AfterFunc(s.paceWindow, func() { // until stop
+	p.timer = time.AfterFunc(interval, func() { // until stop
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		switch {
-		case p.stopped, time.Now().Before(p.due): // it was started again
-		case p.moved.Swap(0) < need:
-			p.stopped = true
-			tooSlow()
-		default:
-			p.due = time.Now().Add(s.paceWindow)
-			p.timer.Reset(s.paceWindow)
+		if p.stopped || time.Now().Before(p.due) { // it was started again
+			return
 		}
+		if p.look(need) {
+			p.due = time.Now().Add(interval)
+			p.timer.Reset(interval)
+			return
+		}
+		p.stopped = true
+		tooSlow()
 	})
+}
+
+// look reports whether the body moves fast enough: need bytes in each window,
+// and something in any time that is as long.
+func (p *pace) look(need int64) bool {
+	n := p.moved.Swap(0)
+	if p.quiet++; n > 0 {
+		p.quiet = 0
+	}
+	p.bytes += n
+	if p.looks++; p.looks < looksPerWindow {
+		return p.quiet < looksPerWindow
+	}
+	enough := p.bytes >= need
+	p.looks, p.bytes = 0, 0
+	return enough
 }
 
 // stop ends the watching. It waits for a tooSlow that is running.
