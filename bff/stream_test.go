@@ -35,6 +35,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // kind is what an upstream speaks.
@@ -601,7 +602,7 @@ func peakOfHeap(run func()) (peak uint64) {
 }
 
 func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
-	slow(t)
+	testenv.Slow(t)
 	if testing.Short() {
 		t.Skip("a gigabyte each way")
 	}
@@ -1735,7 +1736,7 @@ type failing struct{}
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the client leaves") }
 
 func TestEveryOneOfManyClientsGetsItsOwnAnswers(t *testing.T) {
-	slow(t)
+	testenv.Slow(t)
 	eachWay(t, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		requests := 200
@@ -1829,7 +1830,7 @@ func unrulyAnswer(c net.Conn, r *bufio.Reader, random *rand.Rand) bool {
 }
 
 func TestNoClientGetsAnothersAnswerWhateverTheUpstreamDoes(t *testing.T) {
-	slow(t)
+	testenv.Slow(t)
 	plain, overTLS := listen(t), listen(t)
 	f := newFront(t, func(f *front, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes, f.route("/unruly/", "http://"+plain.Addr().String()), f.route("/unruly-tls/", "https://"+overTLS.Addr().String()))

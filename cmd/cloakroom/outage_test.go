@@ -86,9 +86,12 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 const (
 	// outageWait is the oidc.wait of the replicas.
 	outageWait = 5 * time.Second
+	// outageSlack is how much longer a call takes than that, at most, on a busy
+	// machine. On a quiet one it is a few milliseconds.
+	outageSlack = time.Second
 	// outageOver is after the recovery when no call fails any more. It takes a
 	// second, and more if eleven outages end on one busy machine.
-	outageOver = 4 * time.Second
+	outageOver = 3 * time.Second
 )
 
 // outage is three replicas, a provider that fails, and users who call.
@@ -218,7 +221,7 @@ func (o *outage) judge(calls []reply, began, recovered time.Time, before, after 
 			o.t.Errorf("%v after the outage began: %v", c.began.Sub(began), c)
 		}
 	}
-	if limit := 2 * outageWait; longest > limit {
+	if limit := outageWait + outageSlack; longest > limit {
 		o.t.Errorf("a call took %v, want at most %v", longest, limit)
 	}
 	if lateFailures > 0 {
