@@ -161,7 +161,7 @@ func TestARefreshInFlightIsNotRepeated(t *testing.T) {
 func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
-	const users = 20
+	const users = 8
 	var expired []func() int
 	for range users {
 		b := a.expired()
