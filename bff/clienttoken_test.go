@@ -11,6 +11,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // machine starts a broker with a route for its own token and one for either.
@@ -68,6 +69,7 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 }
 
 func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a, asked := machine(t, devop.Hooks{})
 	b := a.signedIn()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // relay passes connections on to an upstream, and can spoil those that are open.
@@ -272,6 +273,7 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 
 // gRPC takes the third PING on a quiet stream for an attack, Tomcat the eleventh.
 func TestAQuietHTTP2StreamIsNotPingedAgainAndAgain(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	more := make(chan struct{})
 	address, _ := h2cServer(t, 0, func(w http.ResponseWriter, r *http.Request) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // upstreamEnv makes the test binary an upstream at the address that it holds.
@@ -132,6 +133,7 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 }
 
 func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = time.Second })
 	others := func() {
@@ -287,6 +289,7 @@ func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
 
 // A connection attempt that nobody answers takes as long as timeouts.connect: one request may meet that, not one in a while.
 func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	full := fullListener(t)
 	p := startProcess(t, "127.0.0.1:0")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // withJunkKeys publishes JSON values before and after the provider's keys.
@@ -241,6 +242,7 @@ func (a *app) renamedKeys(kid string) devop.Hooks {
 // Anybody can send logout tokens with made-up key ids. They must not keep a
 // genuine one from the keys that it needs, and not have us fetch without end.
 func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()

@@ -34,6 +34,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
@@ -568,6 +569,7 @@ func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
 
 // RFC 9110 10.2.3: the provider says when it wants to be asked again, and that is passed on.
 func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	for _, status := range []int{429, 503} {
 		a := newApp(t, nil)

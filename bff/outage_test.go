@@ -11,6 +11,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // onRefresh has deal answer the refresh requests of the provider. It is told
@@ -133,6 +134,7 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 // have rotated the refresh token already. Its callers do not wait for it longer
 // than they may.
 func TestARefreshInFlightIsNotRepeated(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 200 * time.Millisecond })
 	b := a.expired()
@@ -159,6 +161,7 @@ func TestARefreshInFlightIsNotRepeated(t *testing.T) {
 // In an outage the provider gets one request in a while, however many sessions
 // wait, and all of them are over it at the first success.
 func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	const users = 8

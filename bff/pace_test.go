@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // The rate that bodies need in these tests, and over which time it is measured.
@@ -212,6 +213,7 @@ func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
 }
 
 func TestBodiesThatAreFastEnoughAndStreamsThatAreQuietGoOn(t *testing.T) {
+	testenv.Slow(t)
 	const long = 3 * testWindow
 	paced(t, testWindow, func(t *testing.T, w *way) {
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {

@@ -17,6 +17,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // routed starts a broker with one route more than others have, and signs alice in.
@@ -465,6 +466,7 @@ func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
 }
 
 func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	echo, _ := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})

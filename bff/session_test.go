@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
@@ -264,6 +265,7 @@ func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
 }
 
 func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
 	a.provider.Misbehave(t, bfftest.LivesFor(10))

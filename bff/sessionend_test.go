@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // end is when the session that a browser has ends, as the app is told.
@@ -81,6 +82,7 @@ func TestTheProviderEndsASession(t *testing.T) {
 func jsonInt(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
 func TestARefreshMovesTheEndOfASession(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, nil)
 	now := time.Now()

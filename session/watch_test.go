@@ -469,7 +469,7 @@ func TestThePauseBetweenTriesGrows(t *testing.T) {
 			t.Errorf("the provider was asked %d times in a minute, want 7", n)
 		}
 		p.answer = nil
-		time.Sleep(16 * time.Second)
+		time.Sleep(20 * time.Second) // 16 s, and a quarter
 		if _, err := m.Fresh(t.Context(), r); err != nil {
 			t.Errorf("the provider is back: %v", err)
 		}
