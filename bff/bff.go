@@ -303,7 +303,6 @@ func (s *Server) Close(ctx context.Context) error {
 // ServeHTTP answers one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := s.newResponse(rw, r)
-	w.unboundWrites(s, r)
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			s.logPanic(w, cause)
@@ -321,7 +320,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		s.writeProblem(w, r, err)
 	}
 	if !w.streams && w.status != http.StatusSwitchingProtocols {
-		w.boundWrites(s)
+		w.boundWrites(s, r)
 	}
 }
 
