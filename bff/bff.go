@@ -343,7 +343,6 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused
 	}
-	w.unboundWrites(s, r)
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {
 			s.logPanic(w, cause)
@@ -361,7 +360,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		s.writeProblem(w, r, err)
 	}
 	if !w.streams && w.status != http.StatusSwitchingProtocols {
-		w.boundWrites(s)
+		w.boundWrites(s, r)
 	}
 }
 

@@ -279,7 +279,7 @@ func (x *exchange) run(ctx context.Context) error {
 	if switching || isStream(resp.Header.Get("Content-Type")) {
 		body.pace().stop()
 	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
-		x.w.boundWrites(x.s)
+		x.w.boundWrites(x.s, x.r)
 	} else if resp.Body != http.NoBody {
 		x.s.start(&x.down, x.tooSlow)
 	}
@@ -811,14 +811,16 @@ func (b *requestBody) err() error {
 	return b.failed
 }
 
-// over says whether all of the body has been read.
+// over reports whether all of the body has been read. One of which the rest is
+// not wanted is not over: net/http looks for its end when the handler has
+// returned, and in full duplex cannot use the connection after that.
 func (b *requestBody) over() bool {
 	if b == nil {
 		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.failed != nil
+	return b.failed == io.EOF
 }
 
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.

@@ -29,7 +29,6 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was ended because the client reads too slowly
 
-	timed   bool // the server has a time-out for writing
 	bounded bool // by boundWrites
 
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
@@ -102,22 +101,15 @@ func (w *response) Write(b []byte) (int, error) {
 }
 
 // boundWrites bounds how long what remains of a response takes, which the server
-// may send after the handler has returned. A server with a time-out of its own
-// keeps that.
-func (w *response) boundWrites(s *Server) {
-	if s.bodyRate > 0 && !w.bounded && !w.timed {
-		w.bounded = true
-		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.paceWindow))
+// sends when the handler has returned. The server takes the deadline back after
+// that. One with a time-out of its own keeps it.
+func (w *response) boundWrites(s *Server, r *http.Request) {
+	if s.bodyRate <= 0 || w.bounded {
+		return
 	}
-}
-
-// unboundWrites takes back what boundWrites did for the request before on the
-// same connection.
-func (w *response) unboundWrites(s *Server, r *http.Request) {
-	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
-	w.timed = ok && server.WriteTimeout > 0
-	if s.bodyRate > 0 && !w.timed && r.ProtoMajor == 1 {
-		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Time{})
+	w.bounded = true
+	if server, ok := r.Context().Value(http.ServerContextKey).(*http.Server); !ok || server.WriteTimeout <= 0 {
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.paceWindow))
 	}
 }
 

@@ -303,18 +303,17 @@ func (s *secureTransport) roundTrip(req *http.Request, send func(transport, *htt
 		protocol = s.protocol.Load()
 	}
 	resp, err := send(s.of(*protocol), req)
-	if errors.Is(err, errOtherProtocol) { // since the last handshake; nothing has been sent
-		if req.GetBody != nil { // http.Transport may have called it, which ends the first reader
-			body, err := req.GetBody()
-			if err != nil {
-				return nil, err
-			}
-			req = req.WithContext(req.Context())
-			req.Body = body
-		}
-		resp, err = send(s.of(*s.protocol.Load()), req)
+	if !errors.Is(err, errOtherProtocol) { // since the last handshake; nothing has been sent
+		return resp, err
 	}
-	return resp, err
+	if req.Body != nil && req.Body != http.NoBody && req.GetBody != nil { // http.Transport may have taken another one
+		again := *req
+		if again.Body, err = req.GetBody(); err != nil {
+			return nil, err
+		}
+		req = &again
+	}
+	return send(s.of(*s.protocol.Load()), req)
 }
 
 // of returns the transport for a protocol.
