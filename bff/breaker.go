@@ -277,6 +277,13 @@ func (b *breaker) suspect() {
 	}
 }
 
+// outage reports whether the provider fails for all sessions.
+func (b *breaker) outage() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state != breakerClosed
+}
+
 // notify has the waiting requests look again. The caller holds mu.
 func (b *breaker) notify() {
 	close(b.changed)

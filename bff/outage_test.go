@@ -213,6 +213,9 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 		t.Errorf("after the outage: %v, want %d times 200", got, users)
 	}
 	text := a.logs.String()
+	if n := strings.Count(text, `"level":"WARN","msg":"tokens not refreshed`); n > 3 { // before it was known for an outage
+		t.Errorf("%d log lines of sessions whose tokens were not refreshed, want 3 at most", n)
+	}
 	for _, line := range []string{"provider unavailable", "provider recovered"} {
 		if n := strings.Count(text, `"`+line); n != 1 {
 			t.Errorf("%d log lines %q, want 1", n, line)

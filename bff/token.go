@@ -101,8 +101,23 @@ func (p *provider) grantedOf(s *session.Session) []string {
 	return asked
 }
 
-// refresh is session.Config.Refresh: RFC 6749 6 and OpenID Connect Core 12; for another target than the session's own also RFC 8707 and RFC 8693.
+// refresh is session.Config.Refresh. An error in an outage of the provider says
+// so.
 func (p *provider) refresh(ctx context.Context, s *session.Session, key string) (session.Renewal, error) {
+	renewal, err := p.refreshOnce(ctx, s, key)
+	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !p.breaker.outage() {
+		return renewal, err
+	}
+	outage := &session.RefreshError{Outage: true, Err: err}
+	if given := (*session.RefreshError)(nil); errors.As(err, &given) {
+		outage.RetryAfter = given.RetryAfter
+	}
+	return renewal, outage
+}
+
+// refreshOnce makes one refresh request (RFC 6749, section 6; OpenID Connect Core
+// 12), for another target than the session's own also RFC 8707 and RFC 8693.
+func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key string) (session.Renewal, error) {
 	m, err := p.metadata()
 	if err != nil {
 		return session.Renewal{}, err

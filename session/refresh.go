@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
@@ -32,7 +33,10 @@ var ErrUserRequired = errors.New("the provider requires the user to sign in agai
 // RefreshError says that the tokens could not be refreshed for now. The session is kept.
 type RefreshError struct {
 	RetryAfter time.Duration // how long to wait before the next try, at least a second
-	Err        error
+	// Outage is set if the provider fails for all sessions. Config.Refresh has
+	// logged that once, so it is not logged for each session.
+	Outage bool
+	Err    error
 }
 
 func (e *RefreshError) Error() string { return e.Err.Error() }
@@ -319,7 +323,11 @@ func (m *Manager) fly(ctx context.Context, f *flight) {
 		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
 		retry.RetryAfter += mathrand.N(retry.RetryAfter / 4) // so that those who failed together do not come back together
 		f.retryAt = time.Now().Add(retry.RetryAfter)
-		m.log.WarnContext(ctx, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
+		level := slog.LevelWarn
+		if retry.Outage {
+			level = slog.LevelDebug
+		}
+		m.log.Log(ctx, level, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
 		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })
 	}
 	userRequired := errors.Is(f.err, ErrUserRequired)
