@@ -23,7 +23,8 @@ func TestAfterABodyThatIsTooLargeTheConnectionIsClosedOrGoesOn(t *testing.T) {
 	}
 	const chunk, last = "14\r\nxxxxxxxxxxxxxxxxxxxx\r\n", "0\r\n\r\n"
 	for _, parts := range [][]string{
-		{chunk + last}, {chunk, last}, {chunk, chunk + last}, {chunk, chunk, last}, {strings.Repeat(chunk, 1000), last}, {strings.Repeat(chunk, 20_000), last},
+		{chunk + last}, {chunk, last}, {chunk, chunk + last}, {chunk, chunk, last},
+		{strings.Repeat(chunk, 1000), last}, {strings.Repeat(chunk, 20_000), last},
 	} {
 		c, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err != nil {

@@ -141,7 +141,10 @@ func (f *frameKinds) add(p []byte, found func(kind byte)) {
 func h2cServer(t *testing.T, streams int, h http.HandlerFunc) (addr string, s *http.Server) {
 	t.Helper()
 	l := listen(t)
-	s = &http.Server{Handler: h, Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streams}, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	s = &http.Server{
+		Handler: h, Protocols: new(http.Protocols), HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streams},
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
+	}
 	s.Protocols.SetUnencryptedHTTP2(true)
 	go s.Serve(l) // until Close
 	t.Cleanup(func() { s.Close() })
@@ -229,7 +232,8 @@ func serveTLS(t *testing.T, h http.Handler, protocols ...string) (string, *tls.C
 	l := listen(t)
 	cert, trust := serverCertificate(t)
 	s := &http.Server{Handler: h, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	go s.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols})) // until Close
+	cfg := &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protocols}
+	go s.Serve(tls.NewListener(l, cfg)) // until Close
 	t.Cleanup(func() { s.Close() })
 	return l.Addr().String(), trust
 }
@@ -250,7 +254,10 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 			r := newRelay(t, address)
 			// Shorter than the check takes: what gives up on a request must not hide that its connection is dead.
 			for _, timeout := range []time.Duration{0, time.Second} {
-				a, b := routed(t, bff.Route{Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust, Timeouts: bff.Timeouts{ResponseHeader: timeout}})
+				a, b := routed(t, bff.Route{
+					Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust,
+					Timeouts: bff.Timeouts{ResponseHeader: timeout},
+				})
 				if answer := b.Fetch("GET", "/silent/x"); answer.Text != "HTTP/2.0" {
 					t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
 				}
@@ -292,7 +299,9 @@ func TestAQuietHTTP2StreamIsNotPingedAgainAndAgain(t *testing.T) {
 			pings.Add(1)
 		}
 	}
-	_, b := routed(t, bff.Route{Path: "/quiet/", Token: "none", CSRF: "fetch-metadata", Upstream: []string{"h2c://" + r.addr}})
+	_, b := routed(t, bff.Route{
+		Path: "/quiet/", Token: "none", CSRF: "fetch-metadata", Upstream: []string{"h2c://" + r.addr},
+	})
 	resp := b.Open("/quiet/x")
 	defer resp.Body.Close()
 	wantBytes(t, "the beginning", resp.Body, "begun")

@@ -120,7 +120,8 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	for _, p := range processes {
 		missing[p.pid()] = true
 	}
-	for deadline := time.Now().Add(20 * time.Second); len(missing) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	deadline := time.Now().Add(20 * time.Second)
+	for ; len(missing) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		answer := b.Fetch("GET", "/pair/x")
 		if answer.StatusCode != 200 {
 			t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
@@ -148,7 +149,8 @@ func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
 		method, path string
 		status       int
 	}{
-		{"GET", "close", 502}, {"POST", "close", 502}, {"GET", "reset", 502}, {"POST", "reset", 502}, {"GET", "wait", 504}, {"POST", "wait", 504},
+		{"GET", "close", 502}, {"POST", "close", 502}, {"GET", "reset", 502}, {"POST", "reset", 502},
+		{"GET", "wait", 504}, {"POST", "wait", 504},
 	} {
 		mixed, alone := 5, 10
 		if poison.path == "wait" { // each takes a second
@@ -184,7 +186,10 @@ func TestARequestThatCannotBeWrittenIsRefusedBeforeAnAddressIsChosen(t *testing.
 	t.Parallel()
 	var calls = make(map[string]int)
 	f := newFront(t, func(f *front, cfg *bff.Config) {
-		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/nobody/", Token: "none", CSRF: "fetch-metadata", Upstream: []string{"http://127.0.0.1:1", "http://127.0.0.1:1"}})
+		cfg.Routes = append(cfg.Routes, bff.Route{
+			Path: "/nobody/", Token: "none", CSRF: "fetch-metadata",
+			Upstream: []string{"http://127.0.0.1:1", "http://127.0.0.1:1"},
+		})
 	})
 	for _, w := range f.ways {
 		w.answers(func(http.ResponseWriter, *http.Request) {})
@@ -197,7 +202,8 @@ func TestARequestThatCannotBeWrittenIsRefusedBeforeAnAddressIsChosen(t *testing.
 				t.Fatal(err)
 			}
 			u.Scheme, u.Path, u.RawQuery = "https", path+"x", query
-			req := (&http.Request{Method: "GET", URL: u, Header: http.Header{"Sec-Fetch-Site": {"same-origin"}}}).WithContext(t.Context())
+			header := http.Header{"Sec-Fetch-Site": {"same-origin"}}
+			req := (&http.Request{Method: "GET", URL: u, Header: header}).WithContext(t.Context())
 			for _, c := range f.browser.Cookies() {
 				req.AddCookie(c)
 			}
@@ -287,13 +293,17 @@ func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
 	}
 }
 
-// A connection attempt that nobody answers takes as long as timeouts.connect: one request may meet that, not one in a while.
+// A connection attempt that nobody answers takes as long as timeouts.connect: one
+// request may meet that, not one in a while.
 func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	full := fullListener(t)
 	p := startProcess(t, "127.0.0.1:0")
-	_, b := routed(t, bff.Route{Path: "/pair/", Token: "none", Upstream: []string{"http://" + full, p.url()}, Timeouts: bff.Timeouts{Connect: time.Second}})
+	_, b := routed(t, bff.Route{
+		Path: "/pair/", Token: "none", Upstream: []string{"http://" + full, p.url()},
+		Timeouts: bff.Timeouts{Connect: time.Second},
+	})
 	slow := 0
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		began := time.Now()

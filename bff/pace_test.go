@@ -141,7 +141,8 @@ func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
 			req := w.slowRequest(t, "PUT", target, io.NopCloser(newSource(flood)))
 			req.ContentLength = length
 			status, text, err := w.slowDo(req)
-			if err == nil && (status != 504 || !strings.Contains(text, `"upstream_timeout"`)) { // of a client that goes on sending the connection may be reset
+			// The connection of a client that goes on sending may be reset.
+			if err == nil && (status != 504 || !strings.Contains(text, `"upstream_timeout"`)) {
 				t.Errorf("%s: got %d %s, %v", target, status, text, err)
 			}
 			w.wantLogged(t, target, "the upstream reads the request's body too slowly: less than")
@@ -240,7 +241,8 @@ func TestBodiesThatAreFastEnoughAndStreamsThatAreQuietGoOn(t *testing.T) {
 		var all sync.WaitGroup
 		for target, want := range map[string]string{
 			"upload": fmt.Sprint(pieces*2000, " <nil>"), "poll": "news", "download": strings.Repeat("x", pieces*2000),
-			"/text/event-stream": "begunended", "/text/event-stream; charset=utf-8": "begunended", "/application/grpc-web+proto": "begunended",
+			"/text/event-stream": "begunended", "/text/event-stream; charset=utf-8": "begunended",
+			"/application/grpc-web+proto": "begunended",
 		} {
 			var body io.Reader
 			method := "GET"
@@ -319,7 +321,9 @@ func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
 			t.Error("it is still being sent")
 		}
 	}
-	for deadline := time.Now().Add(10 * time.Second); strings.Count(f.logs.String(), "body_too_slow: the client reads the response too slowly") != 2; time.Sleep(10 * time.Millisecond) {
+	const cause = "body_too_slow: the client reads the response too slowly"
+	deadline := time.Now().Add(10 * time.Second)
+	for ; strings.Count(f.logs.String(), cause) != 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the log does not name the cause twice:\n%s", f.logs)
 		}
@@ -352,7 +356,8 @@ func TestAClientThatReadsNoneOfManySmallResponsesIsNotWaitedFor(t *testing.T) {
 	f.server.SetPaceWindow(shortWindow)
 	w := f.ways[0]
 	w.answers(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1500)) })
-	for name, head := range map[string]string{"of the upstream": w.head("GET", "x"), "of the app": strings.Replace(w.head("GET", "x"), w.path+"x", "/index.html", 1), "of ours": strings.Replace(w.head("GET", "x"), w.path+"x", "/bff/nothing", 1)} {
+	for name, path := range map[string]string{"the upstream": w.path + "x", "the app": "/index.html", "ours": "/bff/nothing"} {
+		head := strings.Replace(w.head("GET", "x"), w.path+"x", path, 1)
 		c, _ := w.dial(t)
 		c.SetDeadline(time.Now().Add(40 * time.Second))
 		sent := 0
@@ -373,7 +378,8 @@ func TestAClientThatReadsNoneOfManySmallResponsesIsNotWaitedFor(t *testing.T) {
 		io.Copy(flushing{rw}, &trickle{r.Context(), 2000, 50})
 	})
 	for range 2 {
-		if status, text, err := w.slowDo(w.slowRequest(t, "GET", "x", nil)); status != 200 || len(text) != 100_005 || err != nil {
+		status, text, err := w.slowDo(w.slowRequest(t, "GET", "x", nil))
+		if status != 200 || len(text) != 100_005 || err != nil {
 			t.Errorf("got %d with %d bytes, %v", status, len(text), err)
 		}
 	}

@@ -19,8 +19,10 @@ const (
 // has been resolved. If that was a while ago it is done again, which no request
 // waits for.
 func (s *server) current(now time.Time) []*address {
-	if due := s.resolveAt.Load(); s.name != "" && now.UnixNano() >= due && s.resolveAt.CompareAndSwap(due, now.Add(resolveEvery).UnixNano()) {
-		go s.resolve(context.Background()) // ends after resolveTimeout
+	if due := s.resolveAt.Load(); s.name != "" && now.UnixNano() >= due {
+		if s.resolveAt.CompareAndSwap(due, now.Add(resolveEvery).UnixNano()) {
+			go s.resolve(context.Background()) // ends after resolveTimeout
+		}
 	}
 	if list := s.addresses.Load(); list != nil {
 		return *list

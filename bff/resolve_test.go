@@ -136,7 +136,10 @@ func newHosts(t *testing.T, kind string, ips ...string) (hosts []*host, port str
 func named(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/named/", Token: "none", Upstream: []string{kind + "://upstream.test:" + port}, TLS: trust, Timeouts: bff.Timeouts{Connect: 2 * time.Second}})
+		cfg.Routes = append(cfg.Routes, bff.Route{
+			Path: "/named/", Token: "none", Upstream: []string{kind + "://upstream.test:" + port}, TLS: trust,
+			Timeouts: bff.Timeouts{Connect: 2 * time.Second},
+		})
 	})
 	a.server.SetResolver(n.resolver())
 	return a, a.browser()
@@ -224,7 +227,8 @@ func TestANameThatDoesNotResolveIsTriedAgain(t *testing.T) {
 		t.Errorf("the log does not name the cause:\n%s", a.logs)
 	}
 	n.set("127.0.0.1")
-	for deadline := time.Now().Add(20 * time.Second); b.Fetch("GET", "/named/x").StatusCode != 200; time.Sleep(50 * time.Millisecond) {
+	deadline := time.Now().Add(20 * time.Second)
+	for ; b.Fetch("GET", "/named/x").StatusCode != 200; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it stays down")
 		}
@@ -238,7 +242,9 @@ func TestLocalhostWorksWithEitherFamily(t *testing.T) {
 			t.Run(fmt.Sprint(kind, " at ", ip), func(t *testing.T) {
 				t.Parallel()
 				_, port, trust := newHosts(t, kind, ip)
-				a, b := routed(t, bff.Route{Path: "/local/", Token: "none", Upstream: []string{kind + "://localhost:" + port}, TLS: trust})
+				a, b := routed(t, bff.Route{
+					Path: "/local/", Token: "none", Upstream: []string{kind + "://localhost:" + port}, TLS: trust,
+				})
 				for i := range 10 {
 					if answer := b.Fetch([]string{"POST", "GET"}[i%2], "/local/x"); answer.StatusCode != 200 || answer.Text != ip {
 						t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)

@@ -23,6 +23,9 @@ type transport interface {
 	CloseIdle()
 }
 
+// dialFunc makes a connection.
+type dialFunc func(ctx context.Context) (net.Conn, error)
+
 // maxConnAge is how old a connection to an upstream is when it takes its last
 // request. Whatever balances connections can then move the load.
 const maxConnAge = time.Minute
@@ -31,7 +34,7 @@ const maxConnAge = time.Minute
 // refused or left out before it closed (RFC 9113 8.7), if their body can be read
 // again. connect returns a connection on which HTTP/2 can begin.
 type http2Transport struct {
-	connect       func(ctx context.Context) (net.Conn, error)
+	connect       dialFunc
 	headerTimeout time.Duration
 
 	current atomic.Pointer[http2Pool]
@@ -252,7 +255,7 @@ func (f *frameCounter) between() bool { return f.left == 0 && len(f.head) == 0 }
 // secureTransport speaks HTTP/2 with a server that offers it, and HTTP/1.1 with
 // the others. Which it is each handshake shows, and is remembered.
 type secureTransport struct {
-	dial    func(ctx context.Context) (net.Conn, error)
+	dial    dialFunc
 	timeout time.Duration // of a handshake
 	either  *tls.Config   // offers both protocols
 	http1   *http1.Client
@@ -263,14 +266,26 @@ type secureTransport struct {
 
 // newSecureTransport returns a transport, and another one for WebSockets, which
 // HTTP/2 has not. cfg may have a session cache.
-func newSecureTransport(dial func(context.Context) (net.Conn, error), cfg *tls.Config, timeout, headerTimeout time.Duration) (s *secureTransport, upgrades *http1.Client) {
+func newSecureTransport(dial dialFunc, cfg *tls.Config, timeout, headerTimeout time.Duration) (
+	s *secureTransport, upgrades *http1.Client,
+) {
 	s = &secureTransport{dial: dial, timeout: timeout, either: cfg.Clone()}
 	s.either.NextProtos = []string{"h2", "http/1.1"}
-	s.http1 = &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) { return s.connectFor(ctx, false) }, HeaderTimeout: headerTimeout, MaxAge: maxConnAge}
-	s.http2 = &http2Transport{connect: func(ctx context.Context) (net.Conn, error) { return s.connectFor(ctx, true) }, headerTimeout: headerTimeout}
+	s.http1 = &http1.Client{
+		Dial:          func(ctx context.Context) (net.Conn, error) { return s.connectFor(ctx, false) },
+		HeaderTimeout: headerTimeout,
+		MaxAge:        maxConnAge,
+	}
+	s.http2 = &http2Transport{
+		connect:       func(ctx context.Context) (net.Conn, error) { return s.connectFor(ctx, true) },
+		headerTimeout: headerTimeout,
+	}
 	plain := cfg.Clone()
 	plain.NextProtos = []string{"http/1.1"}
-	return s, &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) { return s.connect(ctx, plain) }, HeaderTimeout: headerTimeout}
+	return s, &http1.Client{
+		Dial:          func(ctx context.Context) (net.Conn, error) { return s.connect(ctx, plain) },
+		HeaderTimeout: headerTimeout,
+	}
 }
 
 func (s *secureTransport) CloseIdle() {
@@ -286,7 +301,9 @@ func (s *secureTransport) RoundTripFresh(req *http.Request) (*http.Response, err
 	return s.roundTrip(req, transport.RoundTripFresh)
 }
 
-func (s *secureTransport) roundTrip(req *http.Request, send func(transport, *http.Request) (*http.Response, error)) (*http.Response, error) {
+func (s *secureTransport) roundTrip(
+	req *http.Request, send func(transport, *http.Request) (*http.Response, error),
+) (*http.Response, error) {
 	protocol := s.protocol.Load()
 	if protocol == nil {
 		if err := http1.CheckRequest(req); err != nil {

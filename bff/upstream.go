@@ -27,7 +27,7 @@ import (
 type upstream struct {
 	servers []*server
 	retry   bool
-	plain   bool // all of them are spoken to by our own client, which is done with a request's header when it has an answer
+	plain   bool // all use http1.Client, which is done with a request's header when there is a response
 	next    atomic.Uint32
 }
 
@@ -98,7 +98,7 @@ type address struct {
 	ip    netip.Addr // of a name
 	spare bool       // it is for when those that are not have failed
 
-	dial      func(ctx context.Context) (net.Conn, error)
+	dial      dialFunc
 	transport transport
 	upgrades  transport // for WebSockets, which HTTP/2 has not
 
@@ -195,8 +195,10 @@ func newServer(raw string, r Route) (*server, error) {
 	}
 	secure := cmp.Or(r.TLS, new(tls.Config)).Clone()
 	secure.ServerName = cmp.Or(secure.ServerName, u.Hostname())
-	if secure.ClientSessionCache == nil && secure.GetClientCertificate == nil { // a session stays with the certificate it began with
-		secure.ClientSessionCache = tls.NewLRUClientSessionCache(0) // this server's alone: no other trusts the same CAs and shows the same certificate
+	// A session stays with the CAs and the certificate that it began with. So the
+	// cache is this server's alone, and there is none if the certificate may change.
+	if secure.ClientSessionCache == nil && secure.GetClientCertificate == nil {
+		secure.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	header := cmp.Or(r.Timeouts.ResponseHeader, headerTimeout)
 	s.newAddress = func(at string) *address {

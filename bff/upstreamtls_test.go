@@ -30,9 +30,11 @@ func serverCertificate(t *testing.T) (tls.Certificate, *tls.Config) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(127, 0, 0, 2), net.IPv4(127, 0, 0, 3), net.IPv6loopback}, DNSNames: []string{"localhost", "upstream.test"},
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		NotBefore:    time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames:    []string{"localhost", "upstream.test"},
+		IsCA:        true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -166,7 +168,8 @@ func TestAServerThatChangesItsProtocolIsFollowed(t *testing.T) {
 		for i := range 3 {
 			body := strings.Repeat("x", 100)
 			method := []string{"GET", "PUT", "DELETE"}[i]
-			if answer := b.Do(method, "/tls/x", body, "X-CSRF", "1"); answer.StatusCode != 200 || !strings.HasPrefix(answer.Text, want) {
+			answer := b.Do(method, "/tls/x", body, "X-CSRF", "1")
+			if answer.StatusCode != 200 || !strings.HasPrefix(answer.Text, want) {
 				t.Errorf("%v, %s: got %d %s\n%s", protocols, method, answer.StatusCode, answer.Text, a.logs)
 			}
 		}
@@ -194,10 +197,15 @@ func TestASessionIsNotResumedWithOtherCertificatesOrCAs(t *testing.T) {
 				}
 			})
 			a := newApp(t, func(_ *app, cfg *bff.Config) {
-				for name, trust := range routes {
-					cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + name + "/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: trust})
+				add := func(name string, trust *tls.Config) {
+					cfg.Routes = append(cfg.Routes, bff.Route{
+						Path: "/" + name + "/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: trust,
+					})
 				}
-				cfg.Routes = append(cfg.Routes, bff.Route{Path: "/mistrusts/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: elsewhere})
+				for name, trust := range routes {
+					add(name, trust)
+				}
+				add("mistrusts", elsewhere)
 			})
 			shown["one"], shown["two"] = one.Certificate[0], two.Certificate[0]
 			b := a.browser()
