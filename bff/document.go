@@ -17,7 +17,8 @@ func hasNoBody(status int) bool {
 func sandbox(h http.Header, status int) {
 	types := h["Content-Type"]
 	switch {
-	case status == http.StatusNotModified && len(types) == 0: // what the browser has stored stays as it is
+	case status == http.StatusNotModified && (len(types) == 0 || len(types) == 1 && !runsScript(types[0])): // what the browser has stored stays as it is
+		h["Content-Type"] = nil
 		delete(h, "Content-Security-Policy")
 		delete(h, "X-Content-Type-Options")
 		return

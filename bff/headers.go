@@ -390,23 +390,28 @@ func (a *address) confineCookie(route *route, line string) string {
 	path, n := "", 0
 	for _, attribute := range parts[1:] {
 		name, value, _ := strings.Cut(attribute, "=")
-		if strings.EqualFold(strings.TrimSpace(name), "path") {
-			path, n = strings.TrimSpace(value), n+1 // the last one counts (RFC 6265, section 5.3)
+		if strings.EqualFold(strings.Trim(name, " \t"), "path") {
+			path, n = strings.Trim(value, " \t"), n+1 // the last one counts (RFC 6265, section 5.3)
 			continue
 		}
 		kept = append(kept, attribute)
 	}
-	confined := route.urlPath
-	if strings.HasPrefix(path, "/") {
-		if mapped, _ := a.publicPath(route, path); underPath(mapped, route.urlPath) {
-			confined = mapped
-		}
+	confined, mapped := route.urlPath, path
+	if !route.prefixed(path) {
+		mapped, _ = a.publicPath(route, path)
+	}
+	if strings.HasPrefix(path, "/") && len(path) <= maxCookiePath && underPath(mapped, route.urlPath) {
+		confined = mapped
 	}
 	if n == 1 && confined == path {
 		return line
 	}
 	return strings.Join(append(kept, " Path="+confined), ";")
 }
+
+// maxCookiePath is the length up to which browsers heed the Path of a cookie
+// (RFC 6265bis, section 5.6).
+const maxCookiePath = 1024
 
 var notCachedValue = []string{"private, no-store"}
 
@@ -464,12 +469,14 @@ func (s *Server) location(route *route, a *address, value string) string {
 		return value
 	}
 	path := u.EscapedPath()
-	// An upstream that honours X-Forwarded-Prefix has put the prefix in front already.
-	if prefixed := route.StripPrefix && underPath(path, route.urlPath) && !sameHost(a.url.Scheme, u.Host, a.host); !prefixed {
+	if !route.prefixed(path) || sameHost(a.url.Scheme, u.Host, a.host) {
 		path, _ = a.publicPath(route, path)
 	}
 	if path == "" {
 		path = "/"
+	}
+	if path+"/" == route.urlPath { // which is not under the route
+		path = route.urlPath
 	}
 	if strings.HasPrefix(path, "//") { // it would be another host
 		return value
@@ -481,6 +488,12 @@ func (s *Server) location(route *route, a *address, value string) string {
 		path += "#" + u.EscapedFragment()
 	}
 	return path
+}
+
+// prefixed reports whether an upstream that honours X-Forwarded-Prefix has put the
+// prefix in front of a path already.
+func (route *route) prefixed(path string) bool {
+	return route.forwardedPrefix != nil && underPath(path, route.forwardedPrefix[0])
 }
 
 // publicPath maps a path of the upstream to the one at which the browser finds

@@ -80,6 +80,18 @@ func (l *limiter[K]) check(key K) (wait time.Duration) {
 	return l.spend(key, 0)
 }
 
+// giveBack returns what take has spent.
+func (l *limiter[K]) giveBack(key K) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, known := range []map[K]time.Time{l.recent, l.older} {
+		if full, ok := known[key]; ok {
+			known[key] = full.Add(-l.interval)
+			return
+		}
+	}
+}
+
 func (l *limiter[K]) spend(key K, cost time.Duration) (wait time.Duration) {
 	now := time.Now()
 	l.mu.Lock()
@@ -124,6 +136,12 @@ func tooManyRequests(wait time.Duration, cause string) error {
 	p := errTooManyRequests.because(errors.New(cause))
 	p.retryAfter = wait
 	return p
+}
+
+// tooManyExchanges is the refusal of a client whose code exchanges have failed
+// too often.
+func tooManyExchanges(wait time.Duration) error {
+	return tooManyRequests(wait, "too many code exchanges of the client address have failed (server.limits.logins)")
 }
 
 // limitLogin spends one of the client's logins.

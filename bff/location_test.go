@@ -46,7 +46,7 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 		{"/stripped/", "//" + host + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", strings.ToUpper(public) + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", strings.Replace(public, "localhost", "localhost.", 1) + "/orders/1", "/stripped/orders/1"},
-		{"/stripped/", public, "/stripped"},
+		{"/stripped/", public, "/stripped/"},
 		{"/stripped/", public + "/stripped/orders/1", "/stripped/orders/1"}, // of an upstream that honours X-Forwarded-Prefix
 		{"/stripped/", "/stripped/orders/1", "/stripped/orders/1"},
 		{"/stripped/", tcp.URL + "/stripped/orders/1", "/stripped/stripped/orders/1"}, // of one that knows nothing of it

@@ -193,7 +193,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 	}
 	if answer.code != "" { // the attempt is kept, so that the same response can be sent later
 		if wait := s.exchanges.check(addressKey(w.client)); wait > 0 {
-			return tooManyRequests(wait, "too many code exchanges of the client address have failed (server.limits.logins)")
+			return tooManyExchanges(wait)
 		}
 	}
 	s.attempts.drop(w, r, answer.state)
@@ -308,14 +308,19 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 
 // startSession redeems the code and starts a session for the user that it is for.
 func (s *Server) startSession(ctx context.Context, w *response, r *http.Request, answer authAnswer, a *attempt) error {
+	address := addressKey(w.client)
+	if wait := s.exchanges.take(address); wait > 0 { // exchanges in flight count, for they may fail
+		return tooManyExchanges(wait)
+	}
 	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
 	if err != nil {
-		if err = failedExchange(err); !errors.Is(err, errProviderUnavailable) {
-			s.exchanges.take(addressKey(w.client))
+		if err = failedExchange(err); errors.Is(err, errProviderUnavailable) {
+			s.exchanges.giveBack(address)
 		}
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
 	}
+	s.exchanges.giveBack(address)
 	started, err := s.sessions.Start(ctx, w, session.Session{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
 		ExpiresAt: id.SessionExpiry,

@@ -2,6 +2,7 @@ package bff
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -40,10 +41,15 @@ func (s *Server) showSession(w *response, r *http.Request) error {
 
 // refreshSession refreshes the tokens now, whether they are about to expire or
 // not. Each session has a budget for that, for each call is a request to the
-// provider. It is looked up by the cookie, which needs no store.
+// provider. It is looked up by the cookie, which needs no store: by what its text
+// decodes to, because several texts decode to the same.
 func (s *Server) refreshSession(w *response, r *http.Request) error {
 	if cookies := cookiesWithPrefix(r, s.sessions.CookieName()+"=", 2); len(cookies) == 1 {
-		sum := sha256.Sum256([]byte(cookies[0].value))
+		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)
+		if err != nil {
+			sealed = nil // it opens no session
+		}
+		sum := sha256.Sum256(sealed)
 		if wait := s.refreshes.take([16]byte(sum[:])); wait > 0 {
 			return tooManyRequests(wait, "the session has used up its forced refreshes")
 		}

@@ -1,0 +1,55 @@
+package bff_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// The last letter of a cookie has bits that mean nothing. A session has one budget
+// of forced refreshes all the same.
+func TestAnotherSpellingOfTheCookieHasNoOtherBudgetOfRefreshes(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	cookie := a.sessionCookie(a.signedIn())
+	sealed, err := base64.URLEncoding.DecodeString(cookie.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare := strings.TrimRight(cookie.Value, "=")
+	padding := cookie.Value[len(bare):]
+	spellings, refreshed := 0, 0
+	for _, last := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
+		value := bare[:len(bare)-1] + string(last) + padding
+		if other, err := base64.URLEncoding.DecodeString(value); err != nil || !bytes.Equal(other, sealed) {
+			continue
+		}
+		spellings++
+		for {
+			req, err := http.NewRequest("POST", a.url+"/bff/session/refresh", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-CSRF", "1")
+			req.Header.Set("Cookie", cookie.Name+"="+value)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode == 429 {
+				break
+			}
+			refreshed++
+		}
+	}
+	if spellings < 2 {
+		t.Fatalf("%d spellings of the cookie: nothing was tested", spellings)
+	}
+	// Beyond the burst of 5 there is one each 2 seconds, of which a slow machine may need some.
+	if refreshed >= 5*spellings {
+		t.Errorf("%d forced refreshes with %d spellings of the cookie, want 5", refreshed, spellings)
+	}
+}
