@@ -282,14 +282,20 @@ func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
 }
 
 func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
+	idle, late := make(chan struct{}), make(chan struct{})
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
-		for n := 0; ; n++ {
+		for {
 			if _, err := http.ReadRequest(r); err != nil {
 				return
 			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
-			time.Sleep(5 * time.Millisecond)
+			select {
+			case <-idle:
+			case <-t.Context().Done():
+				return
+			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+			late <- struct{}{}
 		}
 	})
 	for range 5 {
@@ -301,7 +307,8 @@ func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
 			t.Fatalf("got %q", body)
 		}
 		resp.Body.Close()
-		time.Sleep(20 * time.Millisecond)
+		idle <- struct{}{}
+		<-late // on the loopback interface what was written has arrived
 	}
 }
 
