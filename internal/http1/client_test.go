@@ -297,15 +297,20 @@ func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
 }
 
 func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
-	idle := make(chan struct{})
+	idle, late := make(chan struct{}), make(chan struct{})
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
-		for n := 0; ; n++ {
+		for {
 			if _, err := http.ReadRequest(r); err != nil {
 				return
 			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
-			<-idle
+			select {
+			case <-idle:
+			case <-t.Context().Done():
+				return
+			}
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+			late <- struct{}{}
 		}
 	})
 	for range 5 {
@@ -318,7 +323,7 @@ func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
 		}
 		resp.Body.Close()
 		idle <- struct{}{}
-		u.untilHeard(t)
+		<-late // on the loopback interface what was written has arrived
 	}
 }
 
