@@ -237,6 +237,7 @@ func New(cfg Config) (*Server, error) {
 			}
 		}
 	}
+	s.shareClaimNames()
 	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)

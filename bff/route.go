@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -60,7 +61,7 @@ type Route struct {
 	MaxBody  int64 // of a request, in bytes; zero: any
 	NoRetry  bool  // never repeat a request; otherwise an idempotent one is repeated once when its connection ends before an answer
 
-	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them. Without a
+	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them, on no route to the same host. Without a
 	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
 	Headers map[string]string
 	// HeadersJSON are like Headers, and have the claim as JSON in ASCII, objects and lists included.
@@ -219,6 +220,41 @@ func (route *route) claimHeaders(field string, headers map[string]string, fail f
 		route.claimNames[bare] = true
 	}
 	return canonicals
+}
+
+// shareClaimNames has all routes to one host remove the headers that one of them
+// sets to claims: the host believes them, whichever route a request comes by.
+func (s *Server) shareClaimNames() {
+	byHost := make(map[string]map[string]bool) // :: upstreamHost → claimNames of all its routes
+	for _, route := range s.routes {
+		for _, upstream := range route.Upstream {
+			host := upstreamHost(upstream)
+			if byHost[host] == nil {
+				byHost[host] = make(map[string]bool)
+			}
+			maps.Copy(byHost[host], route.claimNames)
+		}
+	}
+	for _, route := range s.routes {
+		for _, upstream := range route.Upstream {
+			for name := range byHost[upstreamHost(upstream)] {
+				if route.claimNames == nil {
+					route.claimNames = make(map[string]bool)
+				}
+				route.claimNames[name] = true
+			}
+		}
+	}
+}
+
+// upstreamHost returns the host and port of an upstream's URL, or the path of a
+// Unix socket.
+func upstreamHost(upstream string) string {
+	u, err := url.Parse(upstream)
+	if err != nil { // newUpstream has said so
+		return upstream
+	}
+	return cmp.Or(plainHost(strings.Replace(u.Scheme, "h2c", "http", 1), u.Host), u.Path)
 }
 
 // show has the upstream see the certificate that tokens are bound to (RFC 8705 3).
