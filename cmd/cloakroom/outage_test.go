@@ -86,9 +86,10 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 const (
 	// outageWait is the oidc.wait of the replicas.
 	outageWait = 5 * time.Second
-	// outageSlack is how much longer a call takes than that, at most, on a busy
-	// machine. On a quiet one it is a few milliseconds.
-	outageSlack = time.Second
+	// outageSlack is how much longer a call may take than that. On a quiet machine
+	// it is 0.1 s, which the test logs; beside busy loops it was 4.5 s, while this
+	// test signs in hundreds of users. Without a bound calls took over 20 s.
+	outageSlack = 10 * time.Second
 	// outageOver is after the recovery when no call fails any more. It takes a
 	// second, and more if eleven outages end on one busy machine.
 	outageOver = 3 * time.Second
