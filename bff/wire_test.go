@@ -202,9 +202,15 @@ func (w *wire) send(parts ...string) (statuses []int, closed bool) {
 			break // the broker has hung up
 		}
 	}
-	c.SetReadDeadline(time.Now().Add(250 * time.Millisecond)) // after which an open connection is taken for one that stays open
 	r := bufio.NewReader(c)
 	for {
+		// The first response may take a while on a busy machine. After it, a connection
+		// that is open for this long without another is taken for one that stays open.
+		patience := 10 * time.Second
+		if len(statuses) > 0 {
+			patience = 500 * time.Millisecond
+		}
+		c.SetReadDeadline(time.Now().Add(patience))
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
 			timeout, ok := err.(net.Error)
