@@ -58,15 +58,15 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if !prefersJSON(r) {
-		http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
-		return nil
-	}
-	if s.provider.canLogout() {
+	if script := prefersJSON(r) || fromScript(r); script && s.provider.canLogout() {
 		if location, err = s.hints.put(w, hint, returnTo); err != nil {
 			return err
 		}
 		location = s.prefix + "/logout/continue?" + url.Values{"state": {location}}.Encode()
+	}
+	if !prefersJSON(r) {
+		http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
+		return nil
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})
@@ -76,6 +76,13 @@ func (s *Server) logout(w *response, r *http.Request) error {
 func startedByOwnScript(r *http.Request) bool {
 	site := r.Header.Values("Sec-Fetch-Site")
 	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("X-Csrf") != ""
+}
+
+// fromScript reports whether a script sent a request. It can read the URL that its
+// request is redirected to, if the server there allows that (Fetch, section 4.10).
+func fromScript(r *http.Request) bool {
+	mode := r.Header.Get("Sec-Fetch-Mode")
+	return mode != "" && mode != "navigate" || r.Header.Get("X-Csrf") != ""
 }
 
 // endSessionURL returns where the browser goes to sign out at the provider, and

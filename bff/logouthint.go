@@ -91,8 +91,12 @@ func (h *logoutHints) put(w http.ResponseWriter, hint logoutHint, returnTo strin
 // path to return to is then the one that is known.
 func (h *logoutHints) take(w http.ResponseWriter, r *http.Request) (hint logoutHint, returnTo string, err error) {
 	cookies := cookiesWithPrefix(r, h.name+"=", 2)
-	if len(cookies) > 0 {
-		h.set(w, "", -time.Second)
+	var packed []byte
+	for _, c := range cookies {
+		if opened, err := h.open(h.name, c.value); err == nil {
+			packed = opened
+			h.set(w, "", -time.Second) // what does not open may be another App's, and expires soon
+		}
 	}
 	plain, err := h.open("state", r.URL.Query().Get("state"))
 	if err != nil {
@@ -103,11 +107,9 @@ func (h *logoutHints) take(w http.ResponseWriter, r *http.Request) (hint logoutH
 		return hint, "/", fmt.Errorf("state: %w", err)
 	}
 	hint.user = next.User
-	if len(cookies) == 1 { // also that of the same logout in another request, if the user has pressed twice
-		if packed, err := h.open(h.name, cookies[0].value); err == nil {
-			hint.idToken = session.Secret(unpackJWT(packed))
-			return hint, next.ReturnTo, nil
-		}
+	if len(cookies) == 1 && packed != nil { // also that of the same logout in another request, if the user has pressed twice
+		hint.idToken = session.Secret(unpackJWT(packed))
+		return hint, next.ReturnTo, nil
 	}
 	if next.Cookie {
 		return hint, next.ReturnTo, errors.New("the cookie with the ID token is gone: the URL was used before")

@@ -1,0 +1,38 @@
+package bff_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// A script that does not ask for JSON follows the redirect of a logout, and can
+// read where it leads if the provider allows it to. There is no ID token in that.
+func TestALogoutOfAScriptIsNotRedirectedToAURLWithTheIDToken(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for name, header := range map[string][]string{
+		"with the header":    {"Accept", "*/*"},
+		"with metadata only": {"Accept", "*/*", "X-CSRF", ""},
+		"no Accept":          {"Accept", ""},
+		"an old browser":     {"Accept", "*/*", "Sec-Fetch-Mode", "", "Sec-Fetch-Site", "", "Sec-Fetch-Dest", ""},
+		"no-cors":            {"Accept", "*/*", "X-CSRF", "", "Sec-Fetch-Mode", "no-cors"},
+	} {
+		b := a.signedIn()
+		got := b.Fetch("POST", "/bff/logout", header...)
+		location := got.Header.Get("Location")
+		if got.StatusCode != 303 || !strings.HasPrefix(location, "/bff/logout/continue?state=") {
+			t.Errorf("%s: got %d, Location %.60q", name, got.StatusCode, location)
+			continue
+		}
+		if next := b.Fetch("GET", location, header...); next.StatusCode != 401 {
+			t.Errorf("%s: a script continues: got %d, Location %.60q", name, next.StatusCode, next.Header.Get("Location"))
+		}
+		if next := b.Navigate(location); next.StatusCode != 303 || !strings.Contains(next.Header.Get("Location"), "id_token_hint=") {
+			t.Errorf("%s: the user continues: got %d, Location %.60q", name, next.StatusCode, next.Header.Get("Location"))
+		}
+	}
+	// A form of a page is a navigation.
+	if got := a.signedIn().Submit("/bff/logout", nil); got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
+		t.Errorf("a form: got %d, Location %.60q", got.StatusCode, got.Header.Get("Location"))
+	}
+}
