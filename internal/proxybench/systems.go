@@ -417,7 +417,7 @@ func (r *rig) runEnvoy(s *system, filter, secrets string) (err error) {
 		return fmt.Sprintf(`
   - name: %s
     type: STATIC
-    circuit_breakers: {thresholds: [{max_connections: 4096, max_pending_requests: 4096, max_requests: 4096}]}
+    circuit_breakers: {thresholds: [{max_connections: 65536, max_pending_requests: 65536, max_requests: 65536}]}
     load_assignment: {cluster_name: %[1]s, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %s, port_value: %s}}}}]}]}`, name, host, port)
 	}
 	host, port, _ := net.SplitHostPort(s.addr)
