@@ -104,7 +104,8 @@ type Server struct {
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
-	revoking    sync.WaitGroup // revocations under way
+	stopProbing context.CancelFunc // of the breaker; nil before Start
+	revoking    sync.WaitGroup     // revocations under way
 
 	streaming  context.Context // ends with EndStreams
 	endStreams context.CancelFunc
@@ -290,7 +291,9 @@ func (s *Server) Start() {
 	}
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Watch(ctx) })
-	s.looking.Go(func() { s.provider.breaker.run(ctx) })
+	probing, stopProbing := context.WithCancel(context.Background())
+	s.stopProbing = stopProbing
+	go s.provider.breaker.run(probing) // until Close, or longer for the sake of refreshes
 }
 
 // Found waits until the provider has been found, or ctx ends.
@@ -320,9 +323,17 @@ func (s *Server) Close(ctx context.Context) error {
 	if s.stopLooking != nil {
 		defer s.stopLooking()
 	}
+	if s.stopProbing == nil {
+		s.stopProbing = func() {}
+	}
 	if err := s.sessions.Drain(ctx); err != nil {
+		go func() { // ends with the last refresh, which may wait for the provider and holds a lease meanwhile
+			s.sessions.Drain(context.Background())
+			s.stopProbing()
+		}()
 		return err
 	}
+	s.stopProbing()
 	done := make(chan struct{})
 	s.endStreams()
 	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
