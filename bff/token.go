@@ -278,9 +278,7 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 	stop := p.breaker.supervise(asked, cancel)
 	defer stop()
 	defer func() {
-		// Anybody can send a code, so what is answered to one is no sign of an outage.
-		noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable)
-		if err == nil || noResponse || form.Get("grant_type") != "authorization_code" {
+		if noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable); err == nil || noResponse || aboutProvider(form.Get("grant_type"), err) {
 			p.breaker.report(asked, err)
 		}
 	}()
@@ -329,6 +327,20 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		answer.tokens.RefreshExpiry = asked.Add(seconds)
 	}
 	return answer, nil
+}
+
+// aboutProvider reports whether the response to a token request, which is an
+// error, can be a sign of an outage. Anybody can send a code. That the provider
+// refuses another grant than a refresh says nothing about refreshes.
+func aboutProvider(grantType string, err error) bool {
+	var refusal *tokenError
+	switch grantType {
+	case "refresh_token":
+		return true
+	case "authorization_code":
+		return false
+	}
+	return errors.As(err, &refusal) && refusal.serverFault()
 }
 
 // jwtExpiry returns the exp claim of an access token of which the response does
@@ -388,10 +400,7 @@ type tokenError struct {
 // transient reports whether the same request may succeed later: the provider, or
 // a proxy in front of it, has a fault, or does not know this client for now.
 func (e *tokenError) transient() bool {
-	switch {
-	case e.status >= 500, e.status == http.StatusTooManyRequests, e.status == http.StatusRequestTimeout:
-		return true
-	case e.code == "": // it is not an OAuth error response
+	if e.serverFault() || e.code == "" { // it is not an OAuth error response
 		return true
 	}
 	switch e.code {
@@ -399,6 +408,11 @@ func (e *tokenError) transient() bool {
 		return true
 	}
 	return false
+}
+
+// serverFault reports whether the status says that the server cannot serve now.
+func (e *tokenError) serverFault() bool {
+	return e.status >= 500 || e.status == http.StatusTooManyRequests || e.status == http.StatusRequestTimeout
 }
 
 func (e *tokenError) Error() string {
