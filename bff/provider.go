@@ -243,10 +243,48 @@ func newProviderTransport(cfg *ProviderConfig) *http.Transport {
 
 func (c *ProviderConfig) wait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
 
-// probe asks the provider for its metadata on a new connection, which changes
-// nothing. Any response will do.
+// probe asks the provider for its metadata, which changes nothing. Any response
+// will do. If there is none soon, it asks the token endpoint too, without a
+// token request: that may be on another host, and is what matters.
 func (p *provider) probe(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.metadataURL(), nil)
+	ctx, cancel := context.WithCancel(ctx)
+	results := make(chan error, 2)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	ask := func(url string) { asking.Go(func() { results <- p.probeURL(ctx, url) }) }
+	ask(p.metadataURL())
+	m, patience := p.found.Load(), time.NewTimer(probePatience)
+	defer patience.Stop()
+	if m == nil {
+		return <-results
+	}
+	var err error
+	asked := 1
+	for answered := 0; answered < 2; {
+		select {
+		case err = <-results:
+			if err == nil {
+				return nil
+			}
+			answered++
+		case <-patience.C:
+		}
+		if asked == 1 {
+			asked++
+			ask(m.Token)
+		}
+	}
+	return err
+}
+
+// probePatience is how long a probe of the metadata may take before the token
+// endpoint is probed. It is less than silence.
+const probePatience = 500 * time.Millisecond
+
+// probeURL makes a harmless request, on a connection of its own.
+func (p *provider) probeURL(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
