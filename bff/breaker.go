@@ -43,7 +43,7 @@ type breaker struct {
 	openedAt  time.Time // when the breaker opened last
 	resumedAt time.Time // when a provider that had not responded did so again
 	provenAt  time.Time // when a token request that was sent after resumedAt was answered first
-	lastAt    time.Time // when the provider responded last
+	lastAt    time.Time // when a token request was answered last
 }
 
 type breakerState int
@@ -76,7 +76,7 @@ const (
 	// stay in flight while later ones are answered. Then its response is lost.
 	lostAfter = time.Second
 	// maxInFlight bounds how long any token request is in flight while the provider
-	// answers others.
+	// answers other token requests. That it answers a probe does not count.
 	maxInFlight = 2 * time.Minute
 )
 
@@ -234,7 +234,7 @@ func (b *breaker) responded() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	b.lastAt, b.suspicious = now, false
+	b.suspicious = false
 	if b.state == breakerOpen {
 		b.state, b.resumedAt, b.next = breakerHalfOpen, now, now
 	}
