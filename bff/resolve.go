@@ -72,12 +72,14 @@ func (s *server) replace(ips []netip.Addr) {
 		if slices.ContainsFunc(after, same) {
 			continue
 		}
+		var a *address
 		if i := slices.IndexFunc(before, same); i >= 0 {
-			after = append(after, before[i])
-			continue
+			a = before[i]
+		} else {
+			a = s.newAddress(netip.AddrPortFrom(ip, s.port).String())
+			a.ip = ip
 		}
-		a := s.newAddress(netip.AddrPortFrom(ip, s.port).String())
-		a.ip, a.spare = ip, ip.Is4() != ips[0].Unmap().Is4()
+		a.spare.Store(ip.Is4() != ips[0].Unmap().Is4())
 		after = append(after, a)
 	}
 	if len(after) == 0 {

@@ -95,8 +95,8 @@ func (s *server) learnNonce(h http.Header) {
 // address is one address of a server.
 type address struct {
 	*server
-	ip    netip.Addr // of a name
-	spare bool       // it is for when those that are not have failed
+	ip    netip.Addr  // of a name
+	spare atomic.Bool // it is for when those that are not have failed
 
 	dial      dialFunc
 	transport transport
@@ -278,7 +278,7 @@ func (u *upstream) selectAddress(tried []*address) *address {
 				if at <= now.UnixNano() && a.retry(at) {
 					return a
 				}
-			} else if a.spare {
+			} else if a.spare.Load() {
 				rank = spare
 			}
 			// Of those that are equal each request begins with another one.
