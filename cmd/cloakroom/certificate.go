@@ -31,6 +31,7 @@ type certificate struct {
 
 	// The rest belongs to the goroutine of watch.
 	seen     [2]fileState // of the certificate and the key, when they were read last
+	failed   string       // why they could not be loaded then; empty: they could
 	reminded time.Time
 }
 
@@ -115,18 +116,21 @@ func (c *certificate) watch(ctx context.Context, now <-chan struct{}) {
 // key leaves the one before in use: files are often replaced one after the other.
 func (c *certificate) reload() {
 	state := c.state()
-	if state == c.seen {
+	if state == c.seen && c.failed == "" { // what failed may be permissions, which the state does not show
 		return
 	}
 	loaded, err := c.load()
 	if c.state() != state {
 		return // they are being written; the next look reads them
 	}
-	c.seen = state
 	if err != nil {
-		c.log.Error("certificate not replaced; the one before stays in use", "err", err)
+		if state != c.seen || err.Error() != c.failed {
+			c.log.Error("certificate not replaced; the one before stays in use", "err", err)
+		}
+		c.seen, c.failed = state, err.Error()
 		return
 	}
+	c.seen, c.failed = state, ""
 	c.current.Store(loaded)
 	c.reminded = time.Time{}
 	c.log.Info("certificate replaced", "cert_file", c.files.CertFile, "not_after", loaded.Leaf.NotAfter)
