@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -458,18 +459,22 @@ func (s *Server) location(route *route, a *address, value string) string {
 	if err != nil || u.Opaque != "" {
 		return value
 	}
+	// An upstream that heeds X-Forwarded-Proto alone names itself with our scheme.
+	ours := u.Scheme == s.forwardedProto[0]
+	itself := u.Host != "" && (u.Scheme == "" || ours || u.Scheme == a.url.Scheme) &&
+		plainHost(cmp.Or(u.Scheme, a.url.Scheme), u.Host) == plainHost(a.url.Scheme, a.host)
 	switch {
 	case u.Host == "" && u.Scheme == "" && strings.HasPrefix(u.Path, "/"):
 		if !route.StripPrefix && strings.Trim(a.url.Path, "/") == "" {
 			return value
 		}
-	case u.Host != "" && (u.Scheme == "" || u.Scheme == a.url.Scheme) && sameHost(a.url.Scheme, u.Host, a.host):
-	case u.Host != "" && (u.Scheme == "" || u.Scheme == s.forwardedProto[0]) && sameHost(s.forwardedProto[0], u.Host, s.host):
+	case itself:
+	case u.Host != "" && (u.Scheme == "" || ours) && sameHost(s.forwardedProto[0], u.Host, s.host):
 	default:
 		return value
 	}
 	path := u.EscapedPath()
-	if !route.prefixed(path) || sameHost(a.url.Scheme, u.Host, a.host) {
+	if !route.prefixed(path) || itself {
 		path, _ = a.publicPath(route, path)
 	}
 	if path == "" {
