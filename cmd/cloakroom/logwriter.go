@@ -16,6 +16,7 @@ const logBuffer = 4 << 20
 type logWriter struct {
 	to      io.Writer
 	log     *slog.Logger  // writes here
+	direct  *slog.Logger  // writes to that other writer; for run alone
 	written chan struct{} // closed when the writing goroutine has ended
 
 	mu      sync.Mutex
@@ -32,7 +33,7 @@ type logWriter struct {
 func newLogger(to io.Writer, handler func(io.Writer) slog.Handler) (log *slog.Logger, stop func()) {
 	w := &logWriter{to: to, written: make(chan struct{})}
 	w.wake = sync.NewCond(&w.mu)
-	w.log = slog.New(handler(w))
+	w.log, w.direct = slog.New(handler(w)), slog.New(handler(to))
 	go w.run() // until close
 	return w.log, w.close
 }
@@ -68,7 +69,7 @@ func (w *logWriter) run() {
 		// An error, such as that of a closed pipe, is nothing that could be logged.
 		w.to.Write(lines)
 		if dropped > 0 {
-			w.log.Warn("log lines dropped", "count", dropped)
+			w.direct.Warn("log lines dropped", "count", dropped) // in the buffer it could be dropped itself
 		}
 		w.mu.Lock()
 		w.spare = lines
