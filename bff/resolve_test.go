@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // nameServer answers every question for an IPv4 address with its records.
@@ -146,6 +147,7 @@ func named(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*
 }
 
 func TestAllAddressesOfANameAreUsedAndTrafficFollowsIt(t *testing.T) {
+	testenv.Slow(t)
 	t.Parallel()
 	for _, kind := range []string{"http", "h2c", "https"} {
 		t.Run(kind, func(t *testing.T) {
