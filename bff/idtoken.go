@@ -203,8 +203,12 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	// Nothing depends on these unless the login asked for them. Another type than
 	// the standard's counts as missing: AD FS writes auth_time as a text.
 	id.AuthTime, _ = t.claims.Date("auth_time")
-	if end, err := t.claims.Date("session_expiry"); err == nil && end.Unix() > 0 { // OpenID Connect Enterprise Extensions
+	// OpenID Connect Enterprise Extensions. Some providers send a number of seconds,
+	// which as a date is long past: with it nobody could sign in.
+	if end, err := t.claims.Date("session_expiry"); err == nil && end.Year() >= 2001 {
 		id.SessionExpiry = end
+	} else if err == nil && end.Unix() > 0 {
+		p.log.Warn("session_expiry ignored: it is not a time in seconds since 1970", "session_expiry", end.Unix())
 	}
 	id.SID, _ = t.claims.Text("sid")
 	id.ACR, _ = t.claims.Text("acr")

@@ -42,6 +42,7 @@ func TestTheProviderEndsASession(t *testing.T) {
 		"junk: a date as text":             {now.Add(time.Hour).Format(time.RFC3339), "30m", 12 * time.Hour},
 		"junk: zero":                       {0, 0, 12 * time.Hour},
 		"junk: negative":                   {-1, -1, 12 * time.Hour},
+		"junk: a number of seconds":        {3600, nil, 12 * time.Hour},
 		"junk: booleans":                   {true, false, 12 * time.Hour},
 		"junk: a list and an object":       {[]any{unix(time.Hour)}, map[string]any{"seconds": 60}, 12 * time.Hour},
 		"junk: huge":                       {json.Number("1e300"), json.Number("1e300"), 12 * time.Hour},
