@@ -10,6 +10,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 // checkPath returns an error if two servers could take a path for two different
@@ -37,7 +39,7 @@ func checkEscapedPath(escaped string, passSlashes bool) error {
 			return err
 		}
 	}
-	for segment := range strings.SplitSeq(path[1:], "/") {
+	for segment := range strings.SplitSeq(compatible(path)[1:], "/") {
 		name, _, hasParameters := strings.Cut(segment, ";") // Java servers ignore path parameters: ..;x is ..
 		switch strings.TrimSpace(name) {
 		case ".", "..":
@@ -222,6 +224,7 @@ const (
 var lenientReaders = []func(path string) string{
 	decodeLeniently,
 	decodeOverlong,
+	compatible,
 	func(path string) string { return strings.ReplaceAll(path, `\`, "/") },
 	func(path string) string { return eachSegment(path, withoutParameters) },
 	func(path string) string { return eachSegment(path, trimSegment) },
@@ -355,9 +358,10 @@ func removeDotSegments(path string) string {
 
 // lenientlyUnder reports whether a lenient server could read a decoded path as
 // lying under prefix: one that merges slashes, appends one, folds case, removes
-// path parameters, or removes spaces and trailing dots.
+// path parameters, removes spaces and trailing dots, or replaces compatibility
+// characters.
 func lenientlyUnder(path, prefix string) bool {
-	prefix = strings.Trim(prefix, "/")
+	path, prefix = compatible(path), compatible(strings.Trim(prefix, "/"))
 	for prefix != "" {
 		var got, want string
 		want, prefix, _ = strings.Cut(prefix, "/")
@@ -370,6 +374,15 @@ func lenientlyUnder(path, prefix string) bool {
 		}
 	}
 	return true
+}
+
+// compatible returns a path in Unicode's normalization form KC, as some servers
+// read it: ／ (U+FF0F) is a slash then, ａ (U+FF41) an a, and ‥ (U+2025) two dots.
+func compatible(path string) string {
+	if isASCII(path) {
+		return path
+	}
+	return norm.NFKC.String(path)
 }
 
 // bareSegment returns what every server sees in a segment, at least.

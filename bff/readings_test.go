@@ -61,6 +61,7 @@ func TestPathThatALenientServerReadsAsALongerRouteIsRefused(t *testing.T) {
 		"/api/admin./users", "/api/admin../users", "/api/admin%20/users", "/api/admin.%20.%20/users", "/api/admin.", "/api/Admin.;x=y/users", "/api/%20admin/users", "/api/%20/admin/x", "/api/.../admin/x", "/%20/api/x",
 		"/api/admin%C2%A0/users", "/api/admin%3Fx", "/api/admin%23x", "/api/admin%3Fx/users", "/API/admin/users", "/Api/Admin;a/users",
 		"/api/%C5%BFk/x", "/api/s%E2%84%AA/x", "/api/SK/x", "/api/adm%C4%B1n/x", "/api/adm%C4%B0n/x", // ſ, Kelvin sign, ı, İ
+		"/api/%EF%BD%81dmin/x", "/api/%EF%BC%A1dmin/x", "/api/x/%E2%80%A5/admin/x", "/api%EF%BC%8Fadmin/x", "/api/x%EF%BC%8F..%EF%BC%8Fadmin", "/%EF%BD%81pi/x", "/api/admin%EF%BC%9Bx/users", // ａ, Ａ, ‥, ／, ；
 		// Not under a route or the prefix as they stand.
 		"/API/x", "/Api", "/api;x/y", "/api./x", "/api%20/x", "/BFF/session", "/bff;x/session", "/bff./session", "/Bff", "/docs/v1", "/Docs/V1/x", "/docs/v1;x", "/DOCS/v1/",
 		// Encoded twice, or with segments that some servers merge or resolve.
@@ -93,6 +94,7 @@ func TestPathWithOneReadingIsSentToItsRouteUnchanged(t *testing.T) {
 	}{
 		{"/api/x", outer}, {"/api/administrators", outer}, {"/api/administrators/x", outer}, {"/api/x/admin/y", outer}, {"/api/x;admin/y", outer}, {"/api/X.", outer}, {"/api/admin-x/y", outer},
 		{"/api/.admin/x", outer}, {"/api/adm/in", outer}, {"/api/%61", outer}, {"/api/A%20B;c=d/e.f?x=/api/admin/", outer}, {"/api/a|b", outer}, {`/api/{id}/^"<x>` + "`", outer}, {"/api/[1]", outer},
+		{"/api/caf%C3%A9/cafe%CC%81", outer}, {"/api/%E6%BC%A2%E5%AD%97%EF%BC%8F1%EF%BC%8E", outer}, // é twice, 漢字／1．
 		{"/api/%7e%7E%2d", outer}, {"/api/a'b(c)*!", outer}, {"/api/", outer}, {"/api/?", outer}, {"/api/x?a=%zz&b=|", outer},
 		{"/api/admin/", admin}, {"/api/admin/Users;x/y.", admin}, {"/api/%61dmin/x", admin}, {"/Docs/v1", outer}, {"/Docs/v1/", outer}, {"/Docs/v1/x", outer},
 	} {
