@@ -626,6 +626,7 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
+		w.Header().Set("Connection", "close") // net/http cannot use it again after this
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
 	}
 	host := strings.TrimPrefix(a.url, "http://")

@@ -79,7 +79,7 @@ func (c *Sentinel) URL() string {
 func (c *Sentinel) Master() *Server {
 	c.t.Helper()
 	var master *Server
-	await(c.t, 30*time.Second, "the sentinels name one master", func() bool {
+	await(c.t, sentinelPatience, "the sentinels name one master", func() bool {
 		master = c.named()
 		return master != nil
 	})
@@ -101,12 +101,16 @@ func (c *Sentinel) Replicas() []*Server {
 	return replicas
 }
 
-// WaitForOtherMaster waits until the sentinels have made another server than old the master, and all of them name it. It fails the test
-// after 30 seconds.
+// sentinelPatience is how long sentinels may take. One that was not scheduled for
+// two seconds does nothing for the next 30 (it is in "tilt mode").
+const sentinelPatience = 2 * time.Minute
+
+// WaitForOtherMaster waits until the sentinels have made another server than old
+// the master, and all of them name it. It fails the test after two minutes.
 func (c *Sentinel) WaitForOtherMaster(old *Server) *Server {
 	c.t.Helper()
 	var master *Server
-	await(c.t, 30*time.Second, "the sentinels name another master than "+old.Addr(), func() bool {
+	await(c.t, sentinelPatience, "the sentinels name another master than "+old.Addr(), func() bool {
 		master = c.named()
 		return master != nil && master != old && strings.Contains(master.ask(time.Second, "INFO", "replication"), "role:master")
 	})
