@@ -344,15 +344,15 @@ func TestHostileTokenAnswers(t *testing.T) {
 func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 300*time.Millisecond
-		cfg.Provider.HTTPClient = &http.Client{Timeout: 300 * time.Millisecond}
+		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 2*time.Second
+		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
 	})
 	slow := func(path string) devop.Hooks {
 		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, path) {
 				select {
 				case <-r.Context().Done():
-				case <-time.After(3 * time.Second):
+				case <-time.After(time.Minute):
 				}
 			}
 			next.ServeHTTP(w, r)
@@ -371,7 +371,7 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 		} else {
 			wantPage(t, b.Navigate(u), 503, code)
 		}
-		if d := time.Since(began); d > 2*time.Second {
+		if d := time.Since(began); d > 30*time.Second {
 			t.Errorf("%s: took %v", path, d)
 		}
 		a.provider.Behave()

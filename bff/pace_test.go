@@ -96,7 +96,8 @@ func (s *trickle) Read(p []byte) (int, error) {
 }
 
 func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
-	paced(t, shortWindow, func(t *testing.T, w *way) {
+	t.Parallel()
+	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		ended := make(chan error, 10)
 		w.answers(func(_ http.ResponseWriter, r *http.Request) {
 			_, err := io.Copy(io.Discard, r.Body)
@@ -153,7 +154,8 @@ func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
 }
 
 func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
-	paced(t, shortWindow, func(t *testing.T, w *way) {
+	t.Parallel()
+	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
@@ -187,7 +189,8 @@ func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
 }
 
 func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
-	paced(t, shortWindow, func(t *testing.T, w *way) {
+	t.Parallel()
+	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
 		w.answers(func(rw http.ResponseWriter, r *http.Request) {
 			io.CopyBuffer(struct{ io.Writer }{rw}, newSource(1<<40), make([]byte, 32<<10))
