@@ -16,7 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -39,7 +39,7 @@ func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 }
 
 // newAppWith is newApp with a provider that is configured otherwise.
-func newAppWith(t *testing.T, provider func(*devop.Config), edit func(*app, *bff.Config)) *app {
+func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

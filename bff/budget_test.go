@@ -14,7 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -59,7 +59,7 @@ func wantTooMany(t *testing.T, answer *bfftest.Answer) {
 func TestAnAddressHasABudgetOfLogins(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 3, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	from := func(b *bfftest.Browser, path, address string, header ...string) *bfftest.Answer {
 		return b.Navigate(path, append([]string{"X-Forwarded-For", address}, header...)...)
 	}
@@ -116,7 +116,7 @@ func TestAnAddressHasABudgetOfLogins(t *testing.T) {
 func TestALoginThatStartsAgainSpendsTheBudget(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 2, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	u := a.browser().AnswerOfProvider("alice", "").Location(t).String()
 	if got := a.browser().Navigate(u).StatusCode; got != 302 {
 		t.Errorf("once: got %d", got)
@@ -171,7 +171,7 @@ func TestOnlyFailuresOfTheClientSpendTheBudgetOfExchanges(t *testing.T) {
 	a, _ := limited(t, 12, nil)
 	b := a.browser()
 	u := b.AnswerOfProvider("alice", "").Location(t).String()
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return

@@ -3,7 +3,7 @@ package bff_test
 import (
 	"testing"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // A caller's token may have its scope in an array, as IdentityServer writes it.
@@ -21,7 +21,7 @@ func TestACallersTokenMayHaveItsScopeInAnArray(t *testing.T) {
 		{[]any{"orders:read", 7}, 401},
 		{7, 401},
 	} {
-		a.takeDown(devop.Hooks{EditAccessToken: func(_, claims map[string]any) {
+		a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) {
 			claims["aud"], claims["scope"], claims["auth_time"] = "api", test.scope, "2026-01-01T00:00:00Z"
 		}})
 		answer := a.browser().Do("GET", "/orders/x", "", "Authorization", "Bearer "+a.machineToken("orders:read", ""))

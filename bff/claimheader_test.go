@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
@@ -53,7 +53,7 @@ func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 		Headers:     map[string]string{"X-Roles": "roles", "X-Name": "name", "X-Padded": "padded", "X-Lines": "lines", "X-Only": "only"},
 		HeadersJSON: map[string]string{"X-Roles-Json": "roles", "X-Address": "address", "X-Name-Json": "name", "X-None": "nothing"}},
 		func(a *app) {
-			a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+			a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 				claims["roles"] = []any{"x,admin", "user", " root", "ops\t", 7}
 				claims["name"] = "Dö, John 😀"
 				claims["padded"] = "admin "
@@ -130,7 +130,7 @@ func TestScopesAndClaimsAreComparedExactly(t *testing.T) {
 	t.Parallel()
 	for _, granted := range []string{"a\u017fk", "as\u212a", "ASK", "Ask", "asks", "as", "ask\u200b", "ask,x", "ask\u00a0x"} {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
-			a.provider.SetHooks(devop.Hooks{
+			a.provider.SetHooks(devidp.Hooks{
 				EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "openid " + granted },
 				EditIDToken:       func(_, claims map[string]any) { claims["role"], claims["acr"] = granted, granted },
 			})

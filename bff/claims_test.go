@@ -13,7 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // user returns what the app is told of the user.
@@ -30,8 +30,8 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 	t.Parallel()
 	for _, signed := range []bool{false, true} {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
-			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
-			c := a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) {
+			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
+			c := a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
 				maps.Copy(claims, map[string]any{"department": "wonder", "name": "somebody else", "nonce": "x", "amr": []string{"hwk"}, "_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}}})
 			}})
 			b := a.signedIn()
@@ -52,8 +52,8 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 
 func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 	t.Parallel()
-	answer := func(status int, contentType, body string) devop.Hooks {
-		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	answer := func(status int, contentType, body string) devidp.Hooks {
+		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/userinfo") {
 				next.ServeHTTP(w, r)
 				return
@@ -63,10 +63,10 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 			io.WriteString(w, body)
 		}}
 	}
-	edited := func(edit func(map[string]any)) devop.Hooks { return devop.Hooks{EditUserinfo: edit} }
+	edited := func(edit func(map[string]any)) devidp.Hooks { return devidp.Hooks{EditUserinfo: edit} }
 	for name, test := range map[string]struct {
 		signed bool
-		hooks  devop.Hooks
+		hooks  devidp.Hooks
 		status int
 		code   string
 	}{
@@ -77,9 +77,9 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 		"signed, another aud":   {true, edited(func(c map[string]any) { c["aud"] = "other" }), 502, "login_invalid"},
 		"signed, no aud":        {true, edited(func(c map[string]any) { delete(c, "aud") }), 502, "login_invalid"},
 		"signed, another iss":   {true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502, "login_invalid"},
-		"signed by another key": {true, devop.Hooks{SignUserinfo: bfftest.SignWithForeignKey}, 502, "login_invalid"},
-		"signed by nobody": {true, devop.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
-			input, err := devop.SigningInput(map[string]any{"alg": "none"}, c)
+		"signed by another key": {true, devidp.Hooks{SignUserinfo: bfftest.SignWithForeignKey}, 502, "login_invalid"},
+		"signed by nobody": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
+			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
 			return input + ".", err
 		}}, 502, "login_invalid"},
 		"HTML":            {false, answer(200, "text/html", "<html>"), 502, "login_invalid"},
@@ -95,8 +95,8 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 		"a redirect":      {false, answer(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
 		"401":             {false, answer(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
 		"500":             {false, answer(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
-		"an ID token":     {true, devop.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }}, 502, "login_invalid"},
-		"a connection lost": {false, devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		"an ID token":     {true, devidp.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }}, 502, "login_invalid"},
+		"a connection lost": {false, devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
 				panic(http.ErrAbortHandler)
 			}
@@ -104,7 +104,7 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 		}}, 503, "provider_unavailable"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = test.signed }, withUserInfo)
+			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = test.signed }, withUserInfo)
 			b := a.signedIn()
 			a.takeDown(test.hooks)
 			wantPage(t, b.SignIn("alice", ""), test.status, test.code)
@@ -115,9 +115,9 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 
 func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
 	t.Parallel()
-	a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
+	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
 	for _, typ := range []string{"at+jwt", "logout+jwt", "dpop+jwt"} {
-		a.takeDown(devop.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
+		a.takeDown(devidp.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
 			return a.provider.Sign(map[string]any{"typ": typ}, claims)
 		}})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
@@ -127,13 +127,13 @@ func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
 func TestUserInfoWithADPoPProof(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, withUserInfo)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	a.signedIn()
 	if asked := c.to("/userinfo"); len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") || len(asked[0].header.Values("DPoP")) != 1 {
 		t.Errorf("asked %v", asked)
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
-		c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
 				if _, claims := unverified(t, r.Header.Get("DPoP")); claims["nonce"] != "for-userinfo" {
 					w.Header().Set("DPoP-Nonce", "for-userinfo")
@@ -162,7 +162,7 @@ func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
 		cfg.Routes[0].Headers = map[string]string{"X-Email": "email", "X-Roles": "roles", "X-Deep": "deep"}
 		cfg.Routes[0].Require = bff.Require{Claims: map[string][]string{"roles": {"admin"}}}
 	})
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["realm_access"] = map[string]any{"roles": []string{"admin", "user"}}
 		claims["https://app.example/claims.org"] = "wonderland"
 		claims["a.b"] = map[string]any{"c": "deep"}
@@ -194,7 +194,7 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = userinfo })
 		b := a.signedIn()
 		before := user(t, b)
-		a.takeDown(devop.Hooks{
+		a.takeDown(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				claims["groups"] = []string{"new"}
 				for _, name := range []string{"auth_time", "acr", "name"} {
@@ -217,7 +217,7 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		a := newApp(t, nil)
 		b := a.signedIn()
 		before := user(t, b)
-		a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			claims["auth_time"], claims["acr"], claims["amr"] = time.Now().Add(time.Minute).Unix(), "gold", []string{"hwk"}
 		}})
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
@@ -229,7 +229,7 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		a := newApp(t, withUserInfo)
 		b := a.signedIn()
 		before := fmt.Sprint(user(t, b))
-		a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" }, EditIDToken: func(_, claims map[string]any) { claims["groups"] = "new" }})
+		a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" }, EditIDToken: func(_, claims map[string]any) { claims["groups"] = "new" }})
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 		if after := fmt.Sprint(user(t, b)); after != before {
 			t.Errorf("before %s, after %s", before, after)
@@ -256,9 +256,9 @@ func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var nonce any
-			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
+			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
 			b := a.signedIn()
-			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
+			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
 			answer := b.Fetch("POST", "/bff/session/refresh")
 			if test.lives {
 				wantOK(t, answer)
@@ -281,7 +281,7 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 	for i := range groups {
 		groups[i] = fmt.Sprintf("group-%06d", i)
 	}
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = groups }})
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = groups }})
 	b := a.signedIn()
 	for _, c := range b.Cookies() {
 		if len(c.Name)+len(c.Value) > 400 {
@@ -295,7 +295,7 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 	if !strings.Contains(a.logs.String(), "X-Groups") {
 		t.Error("nothing is said of what was left out")
 	}
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) }})
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) }})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 }
 
@@ -317,7 +317,7 @@ func TestHostileTokenAnswers(t *testing.T) {
 		"not UTF-8":         "{\"access_token\":\"\xff\xfe\"}",
 	} {
 		b := a.signedIn()
-		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/token") {
 				next.ServeHTTP(w, r)
 				return
@@ -347,8 +347,8 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 2*time.Second
 		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
 	})
-	slow := func(path string) devop.Hooks {
-		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	slow := func(path string) devidp.Hooks {
+		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, path) {
 				select {
 				case <-r.Context().Done():
@@ -389,7 +389,7 @@ func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 	b := a.signedIn()
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.PostFormValue("grant_type") != "refresh_token" {
 			next.ServeHTTP(w, r)
 			return

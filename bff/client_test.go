@@ -30,7 +30,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -63,7 +63,7 @@ func (c *calls) to(path string) []call {
 }
 
 // takeDown has the provider take down what it is asked. Its other hooks are h's.
-func (a *app) takeDown(h devop.Hooks) *calls {
+func (a *app) takeDown(h devidp.Hooks) *calls {
 	c := new(calls)
 	intercept := h.Intercept
 	h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -146,8 +146,8 @@ func certificate(t *testing.T, key crypto.Signer) *tls.Certificate {
 }
 
 // withKeys has the app's client sign with keys.
-func withKeys(keys ...crypto.Signer) (func(*devop.Config), func(*app, *bff.Config)) {
-	return func(c *devop.Config) {
+func withKeys(keys ...crypto.Signer) (func(*devidp.Config), func(*app, *bff.Config)) {
+	return func(c *devidp.Config) {
 			c.Clients[0].Secret = ""
 			for _, k := range keys {
 				c.Clients[0].Keys = append(c.Clients[0].Keys, jose.JSONWebKey{Key: k.Public()})
@@ -177,7 +177,7 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
 		t.Run(method, func(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
-			c := a.takeDown(devop.Hooks{})
+			c := a.takeDown(devidp.Hooks{})
 			aLife(t, a)
 			for _, path := range []string{"/par", "/token", "/revoke"} {
 				if len(c.to(path)) == 0 {
@@ -202,7 +202,7 @@ func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
 	}{"RSA": {rsaKey(t, 2048), "PS256"}, "P-256": {ecKey(t), "ES256"}, "Ed25519": {edKey(t), "EdDSA"}} {
 		t.Run(name, func(t *testing.T) {
 			a := newAppWith(t, first(withKeys(test.key)), second(withKeys(test.key)))
-			c := a.takeDown(devop.Hooks{})
+			c := a.takeDown(devidp.Hooks{})
 			aLife(t, a)
 			seen := make(map[any]bool)
 			for _, path := range []string{"/par", "/token", "/token", "/revoke"} {
@@ -252,7 +252,7 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.AssertionAudience = a.provider.Issuer + "/token"
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider goes by its issuer
 	_, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion"))
 	if claims["aud"] != a.provider.Issuer+"/token" {
@@ -262,7 +262,7 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.AssertionAudience = "endpoint"
 	})
-	c = a.takeDown(devop.Hooks{})
+	c = a.takeDown(devidp.Hooks{})
 	a.browser().Navigate("/bff/login")
 	if _, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
 		t.Errorf("aud is %v, want the endpoint", claims["aud"])
@@ -272,8 +272,8 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.TrustedAudiences = []string{"project", "sibling"} })
-	named := func(aud ...string) devop.Hooks {
-		return devop.Hooks{
+	named := func(aud ...string) devidp.Hooks {
+		return devidp.Hooks{
 			EditIDToken:     func(_, claims map[string]any) { claims["aud"] = aud },
 			EditLogoutToken: func(_, claims map[string]any) { claims["aud"] = aud },
 		}
@@ -299,7 +299,7 @@ func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	old, next := rsaKey(t, 2048), ecKey(t)
 	provider, edit := withKeys(old, next)
 	a := newAppWith(t, provider, edit)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	aLife(t, a)
 	answer := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080") // the provider may know us by another name
 	var set jose.JSONWebKeySet
@@ -329,12 +329,12 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	trust := x509.NewCertPool()
 	trust.AddCert(api.Certificate())
 	var bound string
-	a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
 		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
 		cfg.Provider.SenderConstraint, cfg.Provider.RootCAs, cfg.Provider.UserInfo = "mtls", a.provider.Roots, true
 		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user", TLS: &tls.Config{RootCAs: trust}}, {Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}}}
 	})
-	c := a.takeDown(devop.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
+	c := a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
 	b := a.signedIn()
 	for _, path := range []string{"/mtls/par", "/mtls/token", "/mtls/userinfo"} {
 		for _, call := range c.to(path) {
@@ -417,7 +417,7 @@ func TestFAPI2(t *testing.T) {
 	t.Parallel()
 	key := ecKey(t)
 	provider, edit := withKeys(key)
-	a := newAppWith(t, func(c *devop.Config) {
+	a := newAppWith(t, func(c *devidp.Config) {
 		provider(c)
 		c.SigningAlgorithm = "PS256"
 		c.RequireDPoPNonce, c.Clients[0].DPoPBound, c.Clients[0].PushesRequests = true, true, true
@@ -425,7 +425,7 @@ func TestFAPI2(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.FAPI2 = true
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
 	if len(q) != 2 || !q.Has("client_id") || !q.Has("request_uri") {
@@ -455,13 +455,13 @@ func TestFAPI2(t *testing.T) {
 	})
 	t.Run("RSA signs with PS256", func(t *testing.T) {
 		keys, edit := withKeys(rsaKey(t, 2048))
-		a := newAppWith(t, func(c *devop.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
+		a := newAppWith(t, func(c *devidp.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
 			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "token_endpoint_auth_signing_alg_values_supported") }))
 		})
 		a.waitReady()
-		c := a.takeDown(devop.Hooks{})
+		c := a.takeDown(devidp.Hooks{})
 		aLife(t, a)
 		header, _ := unverified(t, c.to("/token")[0].form.Get("client_assertion"))
 		if header["alg"] != "PS256" {
@@ -473,7 +473,7 @@ func TestFAPI2(t *testing.T) {
 func TestAuthorizationRequestsArePushed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.browser()
 	seen := make(map[string]bool)
 	for range 2 {
@@ -495,8 +495,8 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	answer := func(status int, body string) devop.Hooks {
-		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	answer := func(status int, body string) devidp.Hooks {
+		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/par") {
 				next.ServeHTTP(w, r)
 				return
@@ -567,13 +567,13 @@ func TestRequestsAreSigned(t *testing.T) {
 	for _, pushed := range []string{"always", "never"} {
 		t.Run("pushed "+pushed, func(t *testing.T) {
 			key := ecKey(t)
-			a := newAppWith(t, func(c *devop.Config) {
+			a := newAppWith(t, func(c *devidp.Config) {
 				c.Clients[0].Keys, c.Clients[0].SignsRequests = []jose.JSONWebKey{{Key: key.Public()}}, true
 			}, func(_ *app, cfg *bff.Config) {
 				cfg.Provider.ClientKeys, cfg.Provider.PushedRequests = []crypto.Signer{key}, pushed
 				cfg.Provider.SignRequests, cfg.Provider.Resources = true, []string{"https://a.example", "https://b.example"}
 			})
-			c := a.takeDown(devop.Hooks{})
+			c := a.takeDown(devidp.Hooks{})
 			b := a.browser()
 			if answer := b.SignIn("alice", "login_hint=alice&return_to=/x"); answer.StatusCode != 303 {
 				t.Fatalf("got %d\n%s", answer.StatusCode, a.logs)
@@ -602,13 +602,13 @@ func TestRequestsAreSigned(t *testing.T) {
 	}
 	t.Run("since the provider demands it", func(t *testing.T) {
 		key := ecKey(t)
-		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}} }, func(a *app, cfg *bff.Config) {
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}} }, func(a *app, cfg *bff.Config) {
 			cfg.Provider.ClientKeys = []crypto.Signer{key}
 			f := bfftest.Discovery("", func(m map[string]any) { m["require_signed_request_object"] = true })
 			a.provider.Misbehave(t, f)
 		})
 		a.waitReady()
-		c := a.takeDown(devop.Hooks{})
+		c := a.takeDown(devidp.Hooks{})
 		a.browser().Navigate("/bff/login")
 		if !c.to("/par")[0].form.Has("request") {
 			t.Error("the request is not signed")

@@ -10,12 +10,12 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // machine starts a broker with a route for its own token and one for either.
-func machine(t *testing.T, hooks devop.Hooks) (a *app, asked *atomic.Int32) {
+func machine(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	t.Helper()
 	asked = new(atomic.Int32)
 	intercept := hooks.Intercept
@@ -49,7 +49,7 @@ func bearerOf(t *testing.T, a *app, answer *bfftest.Answer) string {
 
 func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 	t.Parallel()
-	a, asked := machine(t, devop.Hooks{})
+	a, asked := machine(t, devidp.Hooks{})
 	var all sync.WaitGroup
 	tokens := make([]string, 20)
 	for i := range tokens {
@@ -71,7 +71,7 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	a, asked := machine(t, devop.Hooks{})
+	a, asked := machine(t, devidp.Hooks{})
 	b := a.signedIn()
 	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
 	if asked.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
@@ -87,7 +87,7 @@ func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
 
 func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
 	t.Parallel()
-	a, asked := machine(t, devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	a, asked := machine(t, devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "client_credentials" {
 			body["expires_in"] = 2
 		}
@@ -103,7 +103,7 @@ func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
 func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(t *testing.T) {
 	t.Parallel()
 	var down atomic.Bool
-	a, asked := machine(t, devop.Hooks{
+	a, asked := machine(t, devidp.Hooks{
 		EditTokenResponse: func(grant string, _ int, body map[string]any) {
 			if grant == "client_credentials" {
 				body["expires_in"] = 3
@@ -171,7 +171,7 @@ func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
 		return func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method }
 	}
 	for method, test := range map[string]struct {
-		provider func(*devop.Config)
+		provider func(*devidp.Config)
 		edit     func(*app, *bff.Config)
 		path     string
 		proves   func(call) bool
@@ -179,7 +179,7 @@ func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
 		"client_secret_basic": {nil, secret("client_secret_basic"), "/token", func(c call) bool { return strings.HasPrefix(c.header.Get("Authorization"), "Basic ") }},
 		"client_secret_post":  {nil, secret("client_secret_post"), "/token", func(c call) bool { return c.form.Has("client_secret") }},
 		"private_key_jwt":     {withKey, signing, "/token", func(c call) bool { return c.form.Has("client_assertion") }},
-		"self_signed_tls_client_auth": {func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+		"self_signed_tls_client_auth": {func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
 			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = "", "self_signed_tls_client_auth", cert, a.provider.Roots
 		}, "/mtls/token", func(c call) bool { return c.secure && c.form.Get("client_id") == "spa" }},
 	} {
@@ -188,7 +188,7 @@ func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
 				test.edit(a, cfg)
 				cfg.Routes = append(cfg.Routes, bff.Route{Path: "/machine/", Token: "client", Upstream: []string{a.echo.URL}})
 			})
-			c := a.takeDown(devop.Hooks{})
+			c := a.takeDown(devidp.Hooks{})
 			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
 			calls := c.to(test.path)
 			if len(calls) != 1 || calls[0].form.Get("grant_type") != "client_credentials" || !test.proves(calls[0]) {

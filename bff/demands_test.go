@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // demanding has the operator demand something of every login.
@@ -59,8 +59,8 @@ func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
 // Each way to sign in, with an ID token that has what the link says and not what the operator does.
 func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	t.Parallel()
-	silver := devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}
-	old := devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+	silver := devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}
+	old := devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["acr"], claims["auth_time"] = "gold", time.Now().Add(-time.Hour).Unix()
 	}}
 	a := demanding(t, map[string]string{"acr_values": "gold", "max_age": "300"})
@@ -74,9 +74,9 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 		}
 	})
 	t.Run("a silent login", func(t *testing.T) {
-		for name, h := range map[string]devop.Hooks{"too weak": silver, "too old": old} {
+		for name, h := range map[string]devidp.Hooks{"too weak": silver, "too old": old} {
 			a.provider.Behave()
-			a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 			b := a.signedIn()
 			b.DropCookies()
 			a.takeDown(h)
@@ -109,7 +109,7 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 		a.wantSession(b, "")
 	})
 	t.Run("one that meets them", func(t *testing.T) {
-		a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 		b := a.browser()
 		if answer := b.SignIn("alice", "acr_values=silver&max_age=60"); answer.StatusCode != 303 {
 			t.Errorf("got %d", answer.StatusCode)

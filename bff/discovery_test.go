@@ -12,14 +12,14 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 const notFoundYet = "provider discovery failed; sign-in is unavailable, existing sessions are not affected"
 
 // instead answers the requests for a path, by its end, in the provider's place.
-func instead(path string, serve http.HandlerFunc) devop.Hooks {
-	return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+func instead(path string, serve http.HandlerFunc) devidp.Hooks {
+	return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, path) {
 			serve(w, r)
 			return
@@ -179,7 +179,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 		t.Run(fmt.Sprintf("what is not needed is odd, %d", i), func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, func(a *app, _ *bff.Config) {
-				a.provider.SetHooks(devop.Hooks{EditDiscovery: func(m map[string]any) {
+				a.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
 					for _, member := range unneeded {
 						m[member] = values[member][i%len(values[member])]
 					}
@@ -195,7 +195,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 	t.Run("and it is said what was ignored", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(a *app, _ *bff.Config) {
-			a.provider.SetHooks(devop.Hooks{EditDiscovery: func(m map[string]any) { m["end_session_endpoint"], m["revocation_endpoint"] = 7, []string{"x"} }})
+			a.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) { m["end_session_endpoint"], m["revocation_endpoint"] = 7, []string{"x"} }})
 		})
 		lines := a.logs.lines(t, "members of the provider's metadata ignored")
 		if len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0]["err"]), "end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string") {
@@ -243,14 +243,14 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 			cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: token}, {Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"}}
 		}
 	}
-	without := func(names ...string) devop.Hooks {
-		return devop.Hooks{EditDiscovery: func(m map[string]any) {
+	without := func(names ...string) devidp.Hooks {
+		return devidp.Hooks{EditDiscovery: func(m map[string]any) {
 			for _, name := range names {
 				delete(m, name)
 			}
 		}}
 	}
-	for name, hooks := range map[string]devop.Hooks{
+	for name, hooks := range map[string]devidp.Hooks{
 		"no authorization_endpoint": without("authorization_endpoint"),
 		"no jwks_uri":               without("jwks_uri"),
 		"neither":                   without("authorization_endpoint", "jwks_uri", "response_types_supported", "subject_types_supported", "id_token_signing_alg_values_supported"),
@@ -284,7 +284,7 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 				t.Errorf("the log does not say why: %s", a.logs)
 			}
 			if name == "neither" {
-				wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{})}}), "provider_unavailable")
+				wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}), "provider_unavailable")
 			}
 		})
 	}

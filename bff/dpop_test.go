@@ -22,7 +22,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -139,7 +139,7 @@ func (a *boundAPI) requests() []proven {
 func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
 	t.Helper()
 	api := newBoundAPI(t)
-	return newAppWith(t, func(c *devop.Config) { c.RequireDPoPNonce, c.Clients[0].DPoPBound = true, true }, func(a *app, cfg *bff.Config) {
+	return newAppWith(t, func(c *devidp.Config) { c.RequireDPoPNonce, c.Clients[0].DPoPBound = true, true }, func(a *app, cfg *bff.Config) {
 		cfg.Provider.SenderConstraint = "dpop"
 		cfg.Routes = []bff.Route{
 			{Path: "/api/", Upstream: []string{api.URL}, Token: "user"},
@@ -200,7 +200,7 @@ func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
 func TestTheProvidersNonce(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.signedIn()
 	nonceIn := func(call call) any {
 		_, claims := unverified(t, call.header.Get("DPoP"))
@@ -250,7 +250,7 @@ func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 	})
 	a.waitReady()
 	var nonces []any
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if !strings.HasSuffix(r.URL.Path, "/userinfo") {
 			next.ServeHTTP(w, r)
 			return
@@ -273,7 +273,7 @@ func TestANonceIsTriedOnce(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, nil)
 	b := a.signedIn()
-	c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if !strings.HasSuffix(r.URL.Path, "/token") {
 			next.ServeHTTP(w, r)
 			return
@@ -294,7 +294,7 @@ func TestANonceIsTriedOnce(t *testing.T) {
 func TestTheUpstreamsNonce(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.signedIn()
 	api.want("upstream-1")
 	answer := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
@@ -443,19 +443,19 @@ func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
 	t.Parallel()
 	t.Run("at login", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
-		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	})
 	t.Run("at a refresh", func(t *testing.T) {
 		a, _ := newBoundApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
 		wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 		a.wantSession(b, "alice")
 	})
 	t.Run("bound where it should not be", func(t *testing.T) {
 		a := newApp(t, nil)
-		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" }})
+		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" }})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	})
 	t.Run("a provider that takes no ES256", func(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // A service worker that answers navigations with fetch(event.request) leaves the mode and takes the destination away.
@@ -77,7 +77,7 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 		edit(a, cfg)
 		cfg.Client = client
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b, sid := a.signedInWithSID()
 	begun := b.Navigate("/bff/login?return_to=/x").Location(t).String()
 	callback := strings.TrimPrefix(b.Pick("alice", begun).Location(t).String(), a.url)
@@ -196,7 +196,7 @@ func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
 	}
 	// One with all that the standard has, and a long sub and sid, is far from that.
 	b, sid := a.signedInWithSID()
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); answer.StatusCode != 200 {
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); answer.StatusCode != 200 {
 		t.Errorf("a long one that is right: got %d %s", answer.StatusCode, answer.Text)
 	}
 	a.wantSession(b, "")

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // Whoever sends all codes at once has no more attempts than one after the other.
@@ -20,7 +20,7 @@ func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
 	a, _ := limited(t, burst, nil)
 	release := make(chan struct{})
 	var exchanges atomic.Int64
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			exchanges.Add(1)
 			<-release

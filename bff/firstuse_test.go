@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // Until all of an ID token is right the access token is used for nothing.
@@ -30,7 +30,7 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		"at_hash":             {"", claim("at_hash", "AAAAAAAAAAAAAAAAAAAAAA")},
 		"unknown kid":         {"", func(header, _ map[string]any) { header["kid"] = "unknown" }},
 	} {
-		c := a.takeDown(devop.Hooks{EditIDToken: test.edit})
+		c := a.takeDown(devidp.Hooks{EditIDToken: test.edit})
 		b := a.browser()
 		if got := b.SignIn("alice", test.query).StatusCode; got == 303 {
 			t.Errorf("%s: signed in", name)
@@ -44,7 +44,7 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 		b := a.signedIn()
 		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
-		c := a.takeDown(devop.Hooks{})
+		c := a.takeDown(devidp.Hooks{})
 		answer := b.Navigate(pickAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
 		wantPage(t, b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		if n := len(c.to("/userinfo")); n != 0 {
@@ -52,7 +52,7 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	a.signedIn()
 	if n := len(c.to("/userinfo")); n != 1 {
 		t.Errorf("userinfo was asked %d times at a good login", n)
@@ -63,12 +63,12 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 func TestALoginWithoutARefreshTokenIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"
-	none := devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") }}
+	none := devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") }}
 	a := newApp(t, nil)
 	a.signedIn()
 	a.logs.wantNo(t, said)
 	for _, value := range []any{missing{}, nil, "", 7} {
-		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) }})
+		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) }})
 		a.signedIn()
 	}
 	if n := len(a.logs.lines(t, said)); n != 1 {

@@ -8,7 +8,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -36,7 +36,7 @@ func TestTheLogoutTokenOfOneAppIsNotUsedUpByAnother(t *testing.T) {
 	first, second := neighbours(t)
 	for _, a := range []*app{first, second} {
 		b := a.signedIn()
-		same := devop.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["jti"] = "1" }}
+		same := devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["jti"] = "1" }}
 		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 200 {
 			t.Errorf("got %d %s, want 200", got.StatusCode, got.Text)
 		}

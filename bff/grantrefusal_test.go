@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // What the provider does not issue to this client for one kind of grant is no
@@ -22,7 +22,7 @@ func TestGrantsThatAreRefusedAreNoOutage(t *testing.T) {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			t.Parallel()
 			a := newTargetApp(t, nil)
-			a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if strings.HasSuffix(r.PostFormValue("grant_type"), "token-exchange") {
 					w.WriteHeader(status)
 					fmt.Fprint(w, body)

@@ -15,7 +15,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // An algorithm that the client is not registered for is refused, though the
@@ -28,7 +28,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 	}
 	es256 := func(header, claims map[string]any) (string, error) {
 		header["alg"], header["kid"] = "ES256", "ec"
-		input, err := devop.SigningInput(header, claims)
+		input, err := devidp.SigningInput(header, claims)
 		if err != nil {
 			return "", err
 		}
@@ -40,7 +40,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 		signature := append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
 		return input + "." + base64.RawURLEncoding.EncodeToString(signature), nil
 	}
-	both := devop.Hooks{
+	both := devidp.Hooks{
 		EditDiscovery: func(m map[string]any) {
 			m["id_token_signing_alg_values_supported"] = []string{"RS256", "PS256", "ES256"}
 		},
@@ -59,7 +59,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 	} {
 		t.Run("pinned "+test.pinned, func(t *testing.T) {
 			t.Parallel()
-			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
+			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
 				cfg.Provider.IDTokenAlg = test.pinned
 				a.provider.SetHooks(both)
 			})
@@ -76,7 +76,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 				} else {
 					wantPage(t, answer, 502, "login_invalid")
 				}
-				token := a.logoutToken("carol", "", devop.Hooks{SignLogoutToken: sign})
+				token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: sign})
 				a.takeDown(both) // its keys
 				if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; (got == 200) != test.good[alg] {
 					t.Errorf("a logout token with %s: got %d", alg, got)
@@ -85,7 +85,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 		})
 		t.Run("userinfo, pinned "+test.pinned, func(t *testing.T) {
 			t.Parallel()
-			a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
+			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
 				cfg.Provider.IDTokenAlg, cfg.Provider.UserInfo = test.pinned, true
 				a.provider.SetHooks(both)
 			})

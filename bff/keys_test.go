@@ -13,13 +13,13 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // withJunkKeys publishes JSON values before and after the provider's keys.
-func withJunkKeys(junk ...string) devop.Hooks {
-	return devop.Hooks{EditJWKS: func(set map[string]any) {
+func withJunkKeys(junk ...string) devidp.Hooks {
+	return devidp.Hooks{EditJWKS: func(set map[string]any) {
 		var all []any
 		for _, j := range junk {
 			all = append(all, json.RawMessage(j))
@@ -71,7 +71,7 @@ func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
 	t.Run("none is left", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
-		a.takeDown(devop.Hooks{EditJWKS: func(set map[string]any) {
+		a.takeDown(devidp.Hooks{EditJWKS: func(set map[string]any) {
 			var all []any
 			for i := range 50 {
 				all = append(all, json.RawMessage(fmt.Sprintf(`{"kty":"RSA","kid":"old%d","use":"sig","n":"%s"}`, i, secret)))
@@ -108,7 +108,7 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 			fmt.Fprint(w, body)
 		})
 	}
-	for name, hooks := range map[string]devop.Hooks{
+	for name, hooks := range map[string]devidp.Hooks{
 		"a kid that is not listed":   {EditIDToken: unknown},
 		"an empty kid":               {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); header["kid"] = " " }},
 		"no keys at all":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
@@ -159,7 +159,7 @@ func (b *buffer) wantNo(t *testing.T, msg string) {
 // A key set that cannot be fetched, or is empty, is an outage and no verdict.
 func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 	t.Parallel()
-	for name, hooks := range map[string]devop.Hooks{
+	for name, hooks := range map[string]devidp.Hooks{
 		"503": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/jwks") {
 				http.Error(w, "down", http.StatusServiceUnavailable)
@@ -230,9 +230,9 @@ func TestAKeyMayBeReplacedUnderItsKid(t *testing.T) {
 
 // renamedKeys has the provider publish its newest key alone, and sign with it,
 // under a kid.
-func (a *app) renamedKeys(kid string) devop.Hooks {
+func (a *app) renamedKeys(kid string) devidp.Hooks {
 	rename := func(header, _ map[string]any) { header["kid"] = kid }
-	return devop.Hooks{EditIDToken: rename, EditLogoutToken: rename, EditJWKS: func(set map[string]any) {
+	return devidp.Hooks{EditIDToken: rename, EditLogoutToken: rename, EditJWKS: func(set map[string]any) {
 		key := set["keys"].([]any)[0].(jose.JSONWebKey)
 		key.KeyID = kid
 		set["keys"] = []any{key}
@@ -248,7 +248,7 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 	b, sid := a.signedInWithSID()
 	other, otherSID := a.signedInWithSID()
 	junk := func() {
-		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
 		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Errorf("junk: got %d, want 400", got)
 		}
@@ -268,7 +268,7 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 		if err := a.provider.RotateKeys(); err != nil {
 			t.Fatal(err)
 		}
-		answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devop.Hooks{})}})
+		answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devidp.Hooks{})}})
 		if answer.StatusCode != 200 {
 			t.Errorf("genuine token %d: got %d %s, want 200", i+1, answer.StatusCode, answer.Text)
 		}
@@ -302,7 +302,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		t.Errorf("%d fetches of the key set, want none", n)
 	}
 	junk := func() {
-		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
 		a.tellLogout(url.Values{"logout_token": {token}})
 	}
 	began := time.Now()
@@ -311,20 +311,20 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		if err := a.server.Rediscover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devop.Hooks{})}}).StatusCode; got != 200 {
+		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode; got != 200 {
 			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
 		}
 	}
 	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/(700*time.Millisecond)); n > bound {
 		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
 	}
-	if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}).StatusCode; got != 200 {
+	if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode; got != 200 {
 		t.Errorf("got %d", got)
 	}
 	a.wantSession(b, "")
 
 	// At another jwks_uri there are other keys.
-	a.takeDown(devop.Hooks{EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") }})
+	a.takeDown(devidp.Hooks{EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") }})
 	before = a.provider.JWKSFetches()
 	if err := a.server.Rediscover(t.Context()); err != nil {
 		t.Fatal(err)
@@ -349,7 +349,7 @@ func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
 		func(c map[string]any) { c["nonce"] = "x" },
 		func(c map[string]any) { c["x"] = strings.Repeat("x", 16<<10) },
 	} {
-		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) }})
+		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) }})
 		wantRefused(t, "wrong", a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
 	}
 	if n := a.provider.JWKSFetches() - before; n != 0 {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // A browser that restores its tabs starts a login in each of them, more than there is room for.
@@ -130,7 +130,7 @@ func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			once.Do(func() { close(arrived) })
 			<-release
@@ -291,7 +291,7 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	expired := devop.Hooks{EditCallback: func(answer url.Values) {
+	expired := devidp.Hooks{EditCallback: func(answer url.Values) {
 		answer.Del("code")
 		answer.Set("error", "temporarily_unavailable")
 		answer.Set("error_description", "authentication_expired")
@@ -300,7 +300,7 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		b := a.browser()
 		a.takeDown(expired)
 		back := b.AnswerOfProvider("alice", "return_to=/here&max_age=300").Location(t).String()
-		c := a.takeDown(devop.Hooks{})
+		c := a.takeDown(devidp.Hooks{})
 		again := b.Navigate(back)
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
 			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
@@ -358,7 +358,7 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 	})
 	t.Run("another description starts nothing", func(t *testing.T) {
 		for _, text := range []string{"", "overloaded", "not authentication_expired"} {
-			a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+			a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
 				answer.Del("code")
 				answer.Set("error", "temporarily_unavailable")
 				answer.Set("error_description", text)

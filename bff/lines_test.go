@@ -33,7 +33,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -48,7 +48,7 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["code_challenge_methods_supported"] = []string{"plain"} }))
 	})
 	a.waitReady()
-	a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+	a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
 		answer.Del("code")
 		answer.Set("error", "invalid_request")
 		answer.Set("error_description", "code_challenge_method S256 is not supported")
@@ -162,7 +162,7 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 	defer elsewhere.Close()
 	for _, path := range []string{"/par", "/token", "/userinfo", "/jwks", "/revoke", "/openid-configuration"} {
 		for _, status := range []int{302, 307} {
-			redirect := devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			redirect := devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, path) {
 					next.ServeHTTP(w, r)
 					return
@@ -231,7 +231,7 @@ func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.HTTPClient = &http.Client{Timeout: 300 * time.Millisecond}
 		a.provider.Misbehave(t, bfftest.ProviderDown) // not to be waited for by newApp
-		a.provider.SetHooks(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			select {
 			case <-release:
 				next.ServeHTTP(w, r)
@@ -256,7 +256,7 @@ func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
 func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error) {
 	return func(header, claims map[string]any) (string, error) {
 		header["alg"] = "HS256"
-		input, err := devop.SigningInput(header, claims)
+		input, err := devidp.SigningInput(header, claims)
 		mac := hmac.New(sha256.New, key)
 		mac.Write([]byte(input))
 		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
@@ -265,7 +265,7 @@ func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error
 
 func signedByNobody(header, claims map[string]any) (string, error) {
 	header["alg"] = "none"
-	input, err := devop.SigningInput(header, claims)
+	input, err := devidp.SigningInput(header, claims)
 	return input + ".", err
 }
 
@@ -283,7 +283,7 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 			})
 			a.waitReady()
 			for _, sign := range []func(h, c map[string]any) (string, error){signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret))} {
-				a.takeDown(devop.Hooks{SignIDToken: sign})
+				a.takeDown(devidp.Hooks{SignIDToken: sign})
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 			}
 			a.provider.Behave()
@@ -324,7 +324,7 @@ func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 			a.waitReady()
 			for _, hash := range []func(string) []byte{test.right, test.wrong, func(token string) []byte { return test.right(token + "x") }} {
 				var access string
-				a.takeDown(devop.Hooks{
+				a.takeDown(devidp.Hooks{
 					EditJWKS: keys,
 					SignAccessToken: func(h, c map[string]any) (string, error) {
 						var err error
@@ -388,7 +388,7 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 	} {
 		forge := func(header, claims map[string]any) (string, error) {
 			header["alg"], header["kid"], header[name] = "RS256", "k", value
-			input, err := devop.SigningInput(header, claims)
+			input, err := devidp.SigningInput(header, claims)
 			if err != nil {
 				return "", err
 			}
@@ -396,14 +396,14 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 			signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
 			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
 		}
-		a.takeDown(devop.Hooks{SignIDToken: forge})
+		a.takeDown(devidp.Hooks{SignIDToken: forge})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 		a.provider.Behave()
 		b := a.signedIn()
-		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{SignLogoutToken: forge})}}), "bad_logout_token")
+		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})}}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
-	a.takeDown(devop.Hooks{EditIDToken: func(header, claims map[string]any) {
+	a.takeDown(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
 		header["jku"], header["x5u"] = web.URL, web.URL // beside a signature that is right
 		claims["_claim_names"] = map[string]any{"address": "src"}
 		claims["_claim_sources"] = map[string]any{"src": map[string]any{"endpoint": web.URL, "access_token": "x"}}
@@ -421,7 +421,7 @@ func TestPromptNoneThatFailsIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required"} {
-		a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+		a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
 			answer.Del("code")
 			answer.Set("error", code)
 		}})
@@ -452,7 +452,7 @@ func TestWhatIsSaidAtALogout(t *testing.T) {
 	}
 	t.Run("the ID token, though it has expired", func(t *testing.T) {
 		var idToken string
-		a.takeDown(devop.Hooks{
+		a.takeDown(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				claims["iat"], claims["exp"] = time.Now().Add(-time.Minute).Unix(), time.Now().Add(-time.Second).Unix()
 			},
@@ -475,7 +475,7 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	var idToken, accessToken string
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		idToken, accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
 	}})
 	b, sid := a.signedInWithSIDAs(&idToken, &accessToken)
@@ -483,11 +483,11 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 	for name, token := range map[string]string{
 		"an ID token":                    idToken,
 		"an access token":                accessToken,
-		"HS256 with the client's secret": a.logoutToken("alice", sid, devop.Hooks{SignLogoutToken: signedByHMAC([]byte(a.provider.Client.Secret))}),
-		"an algorithm that is not listed": a.logoutToken("alice", sid, devop.Hooks{SignLogoutToken: func(_, claims map[string]any) (string, error) {
+		"HS256 with the client's secret": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: signedByHMAC([]byte(a.provider.Client.Secret))}),
+		"an algorithm that is not listed": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: func(_, claims map[string]any) (string, error) {
 			return signJWT(jose.ES256, ec, "k", claims)
 		}}),
-		"an ID token with the event": a.logoutToken("alice", sid, devop.Hooks{EditLogoutToken: func(header, claims map[string]any) {
+		"an ID token with the event": a.logoutToken("alice", sid, devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) {
 			header["typ"], claims["nonce"] = "JWT", "n"
 		}}),
 	} {
@@ -495,12 +495,12 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
-		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}); answer.StatusCode != 200 {
+		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}); answer.StatusCode != 200 {
 			t.Errorf("%s: got %d", of, answer.StatusCode)
 		}
 		a.wantSession(b, "")
 	}
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devop.Hooks{})}}); answer.StatusCode != 200 {
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}}); answer.StatusCode != 200 {
 		t.Errorf("an unknown sid: got %d", answer.StatusCode)
 	}
 }
@@ -509,7 +509,7 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
-	a.takeDown(devop.Hooks{
+	a.takeDown(devidp.Hooks{
 		EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) },
 		EditTokenResponse: func(_ string, _ int, body map[string]any) {
 			*idToken, *accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
@@ -525,7 +525,7 @@ func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
 	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store })
 	b, sid := a.signedInWithSID()
-	form := url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}
 	store.down.Store(true)
 	wantRefused(t, "while the index is down", a.tellLogout(form), "store_unavailable")
 	a.wantSession(b, "alice")
@@ -556,7 +556,7 @@ func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
 	a.signedIn()
 	before, began := a.provider.JWKSFetches(), time.Now()
 	for range 30 {
-		token := a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
 		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Fatalf("got %d", got)
 		}
@@ -574,7 +574,7 @@ func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 	for _, status := range []int{429, 503} {
 		a := newApp(t, nil)
 		b := a.expired()
-		c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -696,7 +696,7 @@ func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/exchanged/", Upstream: []string{api.URL}, Token: "user", Audience: "legacy", Grant: "token-exchange"}, {Path: "/machine/", Upstream: []string{api.URL}, Token: "client"}}
 	})
 	traded := 0
-	a.provider.SetHooks(devop.Hooks{
+	a.provider.SetHooks(devidp.Hooks{
 		Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			r.ParseForm()
 			form := r.PostForm.Encode()
@@ -761,7 +761,7 @@ func TestRevocationsAreTriedAgainWithinReason(t *testing.T) {
 			b := a.signedIn()
 			var mu sync.Mutex
 			var tried []time.Time
-			a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/revoke") || r.PostFormValue("token_type_hint") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return
@@ -809,7 +809,7 @@ func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
 			route("/resource/", "https://b.example", "x"), route("/scope/", "https://a.example", "y"), route("/none/", ""),
 		}
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.browser()
 	tokens := make(map[string]string)
 	for range 2 {
@@ -830,7 +830,7 @@ func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 	given := 0
-	c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			given++
 			w.Header().Set("DPoP-Nonce", fmt.Sprint("nonce-", given))
@@ -899,7 +899,7 @@ func TestARequestThatIsMadeAgainHasANewProof(t *testing.T) {
 func TestAClientIDMayHaveAnyCharacters(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
-		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].ID = "https://app.example/?a=b:c%20+é" }, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].ID = "https://app.example/?a=b:c%20+é" }, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
 		aLife(t, a)
 	}
 }
@@ -910,7 +910,7 @@ func TestTheResourceIsNamedInEveryTokenRequest(t *testing.T) {
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Resources = []string{"https://own.example", "https://second.example"}
 	})
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.signedIn()
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	for _, call := range c.to("/token") {
@@ -930,7 +930,7 @@ func TestTheResourceIsNamedInEveryTokenRequest(t *testing.T) {
 func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
-	c := a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "authorization_code" {
 			body["scope"] = "openid profile offline_access" // the user did not grant email
 		}
@@ -948,7 +948,7 @@ func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
 func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
 	t.Parallel()
 	api := tokenAPI(t)
-	a := newAppWith(t, func(c *devop.Config) { c.Scopes = []string{"openid", "profile", "offline_access", "few:read"} }, func(_ *app, cfg *bff.Config) {
+	a := newAppWith(t, func(c *devidp.Config) { c.Scopes = []string{"openid", "profile", "offline_access", "few:read"} }, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{{Path: "/own/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/few/", Upstream: []string{api.URL}, Token: "user", Scopes: []string{"few:read"}}}
 	})
 	b := a.browser()
@@ -966,10 +966,10 @@ func TestAnExpiryInQuotesIsNone(t *testing.T) {
 	a := newApp(t, nil)
 	quoted := func(_, claims map[string]any) { claims["exp"] = fmt.Sprint(claims["exp"]) }
 	b := a.signedIn()
-	a.takeDown(devop.Hooks{EditIDToken: quoted})
+	a.takeDown(devidp.Hooks{EditIDToken: quoted})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	a.provider.Behave()
-	wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{EditLogoutToken: quoted})}}), "bad_logout_token")
+	wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})}}), "bad_logout_token")
 	a.wantSession(b, "alice")
 }
 
@@ -1016,17 +1016,17 @@ func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
 	t.Parallel()
 	keys, edit := withKeys(ecKey(t))
 	small := rsaKey(t, 1024)
-	a := newAppWith(t, func(c *devop.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
+	a := newAppWith(t, func(c *devidp.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
 		edit(a, cfg)
 		cfg.Provider.FAPI2 = true
 	})
-	a.takeDown(devop.Hooks{
+	a.takeDown(devidp.Hooks{
 		EditJWKS: func(set map[string]any) {
 			set["keys"] = []any{jose.JSONWebKey{Key: small.Public(), KeyID: "small", Use: "sig"}}
 		},
 		SignIDToken: func(header, claims map[string]any) (string, error) {
 			header["alg"], header["kid"] = "PS256", "small"
-			input, err := devop.SigningInput(header, claims)
+			input, err := devidp.SigningInput(header, claims)
 			if err != nil {
 				return "", err
 			}

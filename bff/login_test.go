@@ -14,7 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func TestFromLoginToAPICallToLogout(t *testing.T) {
@@ -723,7 +723,7 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) { delete(m, "code_challenge_methods_supported") }))
 	})
 	a.waitReady()
-	c := a.takeDown(devop.Hooks{SkipPKCE: true})
+	c := a.takeDown(devidp.Hooks{SkipPKCE: true})
 	attacker, victim := a.browser(), a.signedIn()
 	if form := c.to("/par")[0].form; form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
 		t.Errorf("asked with %v", form)
@@ -755,7 +755,7 @@ func TestIssIsCheckedWhereItIsSent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, unannounced)
 			a.waitReady()
-			a.takeDown(devop.Hooks{EditCallback: test.edit})
+			a.takeDown(devidp.Hooks{EditCallback: test.edit})
 			answer := a.browser().SignIn("alice", "")
 			if (answer.StatusCode == 303) != test.good {
 				t.Errorf("got %d", answer.StatusCode)

@@ -11,12 +11,12 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // fat adds group ids to ID tokens, as many as in a large company.
-func fat(groups int) devop.Hooks {
-	return devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+func fat(groups int) devidp.Hooks {
+	return devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		var ids []string
 		for i := range groups {
 			ids = append(ids, fmt.Sprintf("8c5f3a1e-0000-4000-8000-%012d", i))
@@ -43,7 +43,7 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	t.Parallel()
 	var idToken string
 	a := newApp(t, nil)
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) }})
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) }})
 	b := a.signedIn()
 	answer := b.Fetch("POST", "/bff/logout")
 	var body map[string]string

@@ -13,16 +13,16 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
 
 // logoutToken makes a logout token as the hooks say.
-func (a *app) logoutToken(sub, sid string, hooks devop.Hooks) string {
+func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 	a.t.Helper()
 	a.provider.SetHooks(hooks)
-	defer a.provider.SetHooks(devop.Hooks{})
+	defer a.provider.SetHooks(devidp.Hooks{})
 	token, err := a.provider.LogoutToken(a.provider.Client.ID, sub, sid)
 	if err != nil {
 		a.t.Fatal(err)
@@ -39,8 +39,8 @@ func (a *app) tellLogout(form url.Values) *bfftest.Answer {
 func (a *app) signedInWithSID() (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
-	a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) }})
-	defer a.provider.SetHooks(devop.Hooks{})
+	a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) }})
+	defer a.provider.SetHooks(devidp.Hooks{})
 	b := a.signedIn()
 	if sid == "" {
 		a.t.Fatal("the ID token has no sid")
@@ -71,7 +71,7 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 			if !test.bySID {
 				sid = ""
 			}
-			answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devop.Hooks{})}, "extra": {"ignored"}})
+			answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})}, "extra": {"ignored"}})
 			if answer.StatusCode != 200 || answer.Text != "" || answer.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("got %d %s, %q, want 200 no-store and nothing", answer.StatusCode, answer.Header.Get("Cache-Control"), answer.Text)
 			}
@@ -116,7 +116,7 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()
 	edited := func(edit func(header, claims map[string]any)) url.Values {
-		return url.Values{"logout_token": {a.logoutToken("alice", sid, devop.Hooks{EditLogoutToken: edit})}}
+		return url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{EditLogoutToken: edit})}}
 	}
 	claim := func(name string, value any) url.Values {
 		return edited(func(_, claims map[string]any) {
@@ -128,10 +128,10 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 	ago := func(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
 	for name, form := range map[string]url.Values{
 		"none":                       {},
-		"two":                        {"logout_token": {a.logoutToken("alice", sid, devop.Hooks{}), a.logoutToken("alice", sid, devop.Hooks{})}},
+		"two":                        {"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{}), a.logoutToken("alice", sid, devidp.Hooks{})}},
 		"not a JWT":                  {"logout_token": {"x"}},
-		"alg none":                   {"logout_token": {"eyJhbGciOiJub25lIn0." + strings.Split(a.logoutToken("alice", sid, devop.Hooks{}), ".")[1] + "."}},
-		"another's signature":        {"logout_token": {a.logoutToken("alice", sid, devop.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}},
+		"alg none":                   {"logout_token": {"eyJhbGciOiJub25lIn0." + strings.Split(a.logoutToken("alice", sid, devidp.Hooks{}), ".")[1] + "."}},
+		"another's signature":        {"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}},
 		"iss of another":             claim("iss", "https://other.example"),
 		"no iss":                     claim("iss", nil),
 		"aud of another":             claim("aud", "another"),
@@ -163,7 +163,7 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 			t.Fatalf("%s: it has ended the session: got %d", name, got)
 		}
 	}
-	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devop.Hooks{})}}
+	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{})}}
 	for name, request := range map[string]func() *bfftest.Answer{
 		"in the query": func() *bfftest.Answer {
 			return a.browser().Do("POST", "/bff/backchannel-logout?"+good.Encode(), "", "Content-Type", "application/x-www-form-urlencoded")
@@ -203,7 +203,7 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	} {
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{EditLogoutToken: edit})}}); answer.StatusCode != 200 {
+		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}}); answer.StatusCode != 200 {
 			t.Errorf("%s: got %d %s\n%s", name, answer.StatusCode, answer.Text, a.logs)
 		}
 		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
@@ -214,7 +214,7 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	_, sid := a.signedInWithSID()
-	form := url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}}
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}
 	a.store.setDown(errors.New("connection refused"))
 	wantRefused(t, "while the store is down", a.tellLogout(form), "store_unavailable")
 	a.store.setDown(nil)
@@ -230,7 +230,7 @@ func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
 	b := a.signedIn()
 	callback := b.AnswerOfProvider("alice", "").Location(t).String()
 	other := a.signedIn() // began, and was complete, before the logout
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{})}}); answer.StatusCode != 200 {
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}); answer.StatusCode != 200 {
 		t.Fatalf("the logout: got %d", answer.StatusCode)
 	}
 	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
@@ -246,7 +246,7 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.expired()
 	for range 10 {
-		a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devop.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}})
+		a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}})
 	}
 	if err := a.provider.RotateKeys(); err != nil {
 		t.Fatal(err)
@@ -322,7 +322,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 	for name, end := range map[string]func(a *app, b *bfftest.Browser, sid string){
 		"logout": func(_ *app, b *bfftest.Browser, _ string) { b.Submit("/bff/logout", nil) },
 		"back-channel logout": func(a *app, _ *bfftest.Browser, sid string) {
-			a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devop.Hooks{})}})
+			a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // missing takes a member away.
@@ -32,7 +32,7 @@ func TestEachClaimOfAnIDTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	signIn := func(query, names string, value any) int {
-		a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			for _, name := range strings.Fields(names) {
 				setMember(claims, name, value)
 			}
@@ -100,7 +100,7 @@ func TestAnOddClaimOpensNoRoute(t *testing.T) {
 		{"/strong/x", `"acr":7`}, {"/strong/x", `"acr":["gold"]`}, {"/strong/x", `"acr":{"gold":1}`}, {"/strong/x", `"ACR":"gold"`},
 		{"/admin/x", `"realm_access":{"roles":["user"],"roles":["admin"]}`}, {"/admin/x", `"realm_access":{"Roles":["admin"]}`}, {"/admin/x", `"Realm_access":{"roles":["admin"]}`}, {"/admin/x", `"realm_access":"{\"roles\":[\"admin\"]}"`},
 	} {
-		a.takeDown(devop.Hooks{SignIDToken: func(header, claims map[string]any) (string, error) {
+		a.takeDown(devidp.Hooks{SignIDToken: func(header, claims map[string]any) (string, error) {
 			delete(claims, "auth_time")
 			delete(claims, "acr")
 			return a.provider.SignPayload(header, withMember(claims, test.more))
@@ -116,7 +116,7 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
 	edit := func(names string, value any) {
-		a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
+		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
 			if status == 200 {
 				for _, name := range strings.Fields(names) {
 					setMember(body, name, value)
@@ -175,7 +175,7 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 		a.provider.Behave()
 		b := a.browser()
 		u := b.AnswerOfProvider("alice", "").Location(t)
-		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/token") {
 				next.ServeHTTP(w, r)
 				return
@@ -207,9 +207,9 @@ func (w *rewriter) Write(b []byte) (int, error) {
 func TestEachMemberOfUserInfoMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	t.Parallel()
 	for _, signed := range []bool{false, true} {
-		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
 		signIn := func(value any, names ...string) int {
-			a.takeDown(devop.Hooks{EditUserinfo: func(claims map[string]any) {
+			a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
 				for _, name := range names {
 					setMember(claims, name, value)
 				}
@@ -233,7 +233,7 @@ func TestEachClaimOfALogoutTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	tell := func(name string, value any) int {
-		token := a.logoutToken("carol", "", devop.Hooks{EditLogoutToken: func(_, claims map[string]any) {
+		token := a.logoutToken("carol", "", devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) {
 			delete(claims, "sid")
 			setMember(claims, name, value)
 		}})

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // withMember writes a member of its own spelling behind those of an object.
@@ -61,7 +61,7 @@ func TestMembersOfTokensAreNamedExactly(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
 			b, sid := a.signedInWithSID()
-			a.takeDown(devop.Hooks{SignIDToken: a.resigned(test.more, test.rename)})
+			a.takeDown(devidp.Hooks{SignIDToken: a.resigned(test.more, test.rename)})
 			stranger := a.browser()
 			wantPage(t, stranger.SignIn("bob", ""), 502, "login_invalid")
 			a.wantSession(stranger, "")
@@ -71,7 +71,7 @@ func TestMembersOfTokensAreNamedExactly(t *testing.T) {
 				rename[from] = to
 			}
 			more := strings.ReplaceAll(test.more, "mallory", "alice") // whose session it would be
-			token := a.logoutToken("carol", "", devop.Hooks{SignLogoutToken: a.resigned(more, rename)})
+			token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resigned(more, rename)})
 			if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 				t.Errorf("a logout token: got %d, want 400", got)
 			}
@@ -86,7 +86,7 @@ func TestMembersOfTokensAreNamedExactly(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		token := a.logoutToken("carol", "", devop.Hooks{SignLogoutToken: a.resigned(`"SID":"`+sid+`"`, nil)})
+		token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resigned(`"SID":"`+sid+`"`, nil)})
 		a.tellLogout(url.Values{"logout_token": {token}})
 		a.wantSession(b, "alice")
 	})
@@ -107,7 +107,7 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 		`"c_hash":7,"s_hash":[],"jti":7,"typ":7,"amr":7`,
 		`"updated_at":"yesterday","birthdate":0`,
 	} {
-		a.takeDown(devop.Hooks{SignIDToken: a.resigned(more, nil)})
+		a.takeDown(devidp.Hooks{SignIDToken: a.resigned(more, nil)})
 		b := a.browser()
 		if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
 			t.Errorf("%s: got %d, want 303:\n%v", more, answer.StatusCode, a.logs.lines(t, "request"))
@@ -124,7 +124,7 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 			delete(header, "Alg")
 			delete(header, "KID")
 		}
-		a.takeDown(devop.Hooks{EditIDToken: func(h, _ map[string]any) {
+		a.takeDown(devidp.Hooks{EditIDToken: func(h, _ map[string]any) {
 			for name, value := range header {
 				h[name] = value
 			}
@@ -139,7 +139,7 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 func TestClaimsArePassedOnAsTheyAre(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devop.Hooks{SignIDToken: a.resigned(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
+	a.takeDown(devidp.Hooks{SignIDToken: a.resigned(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
 	b := a.signedIn()
 	text := b.Fetch("GET", "/bff/session").Text
 	for _, want := range []string{`"SID":"S-1-5-21"`, `"big":12345678901234567890123`} {
@@ -166,7 +166,7 @@ func TestMembersOfTokenResponsesAreNamedExactly(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.PostFormValue("grant_type") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return
@@ -195,7 +195,7 @@ func TestMembersOfMetadataAreNamedExactly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.SetHooks(devop.Hooks{EditDiscovery: edit}) })
+			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.SetHooks(devidp.Hooks{EditDiscovery: edit}) })
 			a.signedIn()
 		})
 	}
@@ -209,7 +209,7 @@ func TestMembersOfHeadersAreNamedExactly(t *testing.T) {
 		`{"alg":"none","ALG":"RS256"}`, `{"ALG":"RS256"}`, `{"alg":"RS256","alg":"none"}`, `{"alg":"RS256","Alg":"none"}`, `{"alg":7}`, `{"alg":null}`, `{}`, `null`, `[]`, `{"alg":"RS256","kid":7}`, `{"alg":"RS256","typ":7}`,
 		`{"alg":"RS256","crit":[]}`, `{"alg":"RS256","crit":["b64"],"b64":false}`,
 	} {
-		a.takeDown(devop.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {
+		a.takeDown(devidp.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {
 			token, err := a.provider.Sign(h, c)
 			_, rest, _ := strings.Cut(token, ".")
 			return base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + rest, err

@@ -24,7 +24,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -40,7 +40,7 @@ func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
 	}))
 	defer api.Close()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
 	b := a.signedIn()
 	status := make(chan string)
 	go func() {
@@ -132,7 +132,7 @@ func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 			b := a.signedIn()
 			var leaked string
-			a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.PostFormValue("grant_type") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return
@@ -160,14 +160,14 @@ func must[T any](v T, err error) T {
 // What is wrong with an ID token of a refresh and says nothing of whose it is.
 func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 	t.Parallel()
-	for name, hooks := range map[string]devop.Hooks{
+	for name, hooks := range map[string]devidp.Hooks{
 		"a new algorithm that the metadata, which is ten minutes old, does not list": {SignIDToken: func(h, c map[string]any) (string, error) {
 			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 			if err != nil {
 				return "", err
 			}
 			h["alg"] = "ES256"
-			input, err := devop.SigningInput(h, c)
+			input, err := devidp.SigningInput(h, c)
 			_ = key
 			return input + "." + strings.Repeat("A", 86), err
 		}},
@@ -193,7 +193,7 @@ func TestANonceMayComeBack(t *testing.T) {
 	var mu sync.Mutex
 	var nonce any
 	refreshes := 0
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		mu.Lock()
 		defer mu.Unlock()
 		if claims["nonce"] != nil {
@@ -215,7 +215,7 @@ func TestANonceMayComeBack(t *testing.T) {
 func TestARefreshMakesNoSignInNew(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		if claims["nonce"] != nil {
 			claims["auth_time"] = time.Now().Add(-time.Hour).Unix()
 		} else {
@@ -235,7 +235,7 @@ func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 	b := a.signedIn()
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	a.told(b, "/orders/x")
 	for _, call := range c.to("/userinfo") {
 		_, token, _ := strings.Cut(call.header.Get("Authorization"), " ")
@@ -251,7 +251,7 @@ func TestTooManyRequestsEndNoSession(t *testing.T) {
 	for _, status := range []int{408, 429} {
 		a := newApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -269,7 +269,7 @@ func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
 	t.Parallel()
 	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
 	t.Run("the provider does not bind", func(t *testing.T) {
-		a := newAppWith(t, func(c *devop.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
 			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
 			cfg.Provider.SenderConstraint, cfg.Provider.RootCAs = "mtls", a.provider.Roots
 			cfg.Routes = nil
@@ -297,7 +297,7 @@ func TestFAPI2TakesNoRS256(t *testing.T) {
 		cfg.Provider.FAPI2 = true
 	})
 	var alg string
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		if raw, ok := body["id_token"].(string); ok {
 			header, _ := unverified(t, raw)
 			alg = fmt.Sprint(header["alg"])
@@ -312,7 +312,7 @@ func TestFAPI2TakesNoRS256(t *testing.T) {
 func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" }})
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" }})
 	b := a.signedIn()
 	for range 10 {
 		b.Fetch("GET", "/api/x")
@@ -328,7 +328,7 @@ func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Parameters = map[string]string{"acr_values": "gold", "max_age": "60"}
 	})
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["acr"], claims["auth_time"] = "silver", time.Now().Add(-time.Hour).Unix()
 	}})
 	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
@@ -340,7 +340,7 @@ func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 func TestAnEmptyScopeIsNone(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
 	b := a.signedIn()
 	wantProblem(t, b.Fetch("GET", "/api/x"), 403, "insufficient_scope")
 }
@@ -349,7 +349,7 @@ func TestAnEmptyScopeIsNone(t *testing.T) {
 func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
-	a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if strings.HasSuffix(grant, "token-exchange") {
 			delete(body, "scope")
 		}
@@ -363,7 +363,7 @@ func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client"}}
 	})
-	c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.PostFormValue("grant_type") != "client_credentials" {
 			next.ServeHTTP(w, r)
 			return
@@ -430,7 +430,7 @@ func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T
 	b := a.signedIn()
 	var mu sync.Mutex
 	tries := 0
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		switch {
 		case !strings.HasSuffix(r.URL.Path, "/revoke"):
 		case r.PostFormValue("token_type_hint") == "access_token":
@@ -467,7 +467,7 @@ func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
+			a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
 			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 			a.provider.Behave()
 			time.Sleep(1200 * time.Millisecond)

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -19,7 +19,7 @@ import (
 func (a *app) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) *calls {
 	var mu sync.Mutex
 	n := 0
-	return a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	return a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") != "refresh_token" {
 			provider.ServeHTTP(w, r)
 			return
@@ -113,7 +113,7 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.AccessTokenLifetime = test.lifetime })
-			a.provider.SetHooks(devop.Hooks{
+			a.provider.SetHooks(devidp.Hooks{
 				SignAccessToken:   func(_, _ map[string]any) (string, error) { return test.access(), nil },
 				EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "expires_in") },
 			})
@@ -252,7 +252,7 @@ func TestCodesThatFailAreNoOutage(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
 	b := a.expired()
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") == "authorization_code" {
 			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
@@ -281,7 +281,7 @@ func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
 	b := a.expired()
 	callback := a.browser()
 	u := callback.AnswerOfProvider("alice", "").Location(t).String()
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 		select {
 		case <-release:
 		case <-r.Context().Done():

@@ -20,7 +20,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // newGateway starts a broker with the route /orders/, which takes tokens that callers bring if they are for api and have the scope orders:read.
@@ -126,7 +126,7 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 	a := newGateway(t, nil)
 	good := a.machineToken("orders:read", "")
 	edited := func(edit func(header, claims map[string]any)) string {
-		a.takeDown(devop.Hooks{EditAccessToken: edit})
+		a.takeDown(devidp.Hooks{EditAccessToken: edit})
 		defer a.provider.Behave()
 		return a.machineToken("orders:read", "")
 	}
@@ -135,7 +135,7 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 	}
 	parts := strings.Split(good, ".")
 	var user, idToken string
-	a.takeDown(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		user, _ = body["access_token"].(string)
 		idToken, _ = body["id_token"].(string)
 	}})

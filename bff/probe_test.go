@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // The metadata can be on another host than the token endpoint. Its outage must
@@ -15,7 +15,7 @@ func TestAnOutageOfTheMetadataIsNoneOfTheTokenEndpoint(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
-	a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.Contains(r.URL.Path, "/.well-known/") {
 			panic(http.ErrAbortHandler)
 		}

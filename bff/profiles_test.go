@@ -7,13 +7,13 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // newPlayedApp is an app whose provider plays a service.
 func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app, *calls) {
 	t.Helper()
-	for _, profile := range devop.Profiles {
+	for _, profile := range devidp.Profiles {
 		if profile.Name != name {
 			continue
 		}
@@ -97,7 +97,7 @@ func TestQuirksOfServices(t *testing.T) {
 		a, _ := newPlayedApp(t, "auth0", func(_ *app, cfg *bff.Config) { cfg.Provider.Audience = "https://orders.example" })
 		b := a.signedIn()
 		lost := false
-		for _, profile := range devop.Profiles[:1] {
+		for _, profile := range devidp.Profiles[:1] {
 			h := profile.Hooks(a.provider.Provider)
 			inner := h.Intercept
 			h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // strictly does what a browser does with a SameSite=Strict session cookie during a navigation from another site: it sends none, and takes a new one.
@@ -95,7 +95,7 @@ func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	release := make(chan struct{})
-	a.provider.SetHooks(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/revoke") {
 			<-release
 		}

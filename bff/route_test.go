@@ -16,7 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -126,7 +126,7 @@ func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
 		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level", "X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
 	}}, func(a *app) {
-		a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			claims["groups"] = []any{"a", "b", 3, []any{"nested"}}
 			claims["level"], claims["admin"] = 7, true
 			claims["address"] = map[string]any{"country": "NO"}
@@ -150,7 +150,7 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 	t.Parallel()
 	signedInAt := time.Now().Add(-10 * time.Minute)
 	a := newApp(t, func(a *app, cfg *bff.Config) {
-		a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			claims["groups"], claims["level"] = []any{"staff", "ops"}, 2
 			claims["acr"], claims["auth_time"] = "silver", signedInAt.Unix()
 		}})
@@ -206,7 +206,7 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
-		a.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") }})
+		a.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") }})
 		cfg.Provider.Scopes = []string{"openid", "orders:read"}
 		for _, scope := range []string{"orders:read", "orders:write"} {
 			cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + scope + "/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{Scopes: []string{scope}}})

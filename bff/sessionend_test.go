@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -50,7 +50,7 @@ func TestTheProviderEndsASession(t *testing.T) {
 		"null":                             {json.RawMessage("null"), json.RawMessage("null"), 12 * time.Hour},
 		"names in another case of letters": {nil, nil, 12 * time.Hour},
 	} {
-		a.provider.SetHooks(devop.Hooks{
+		a.provider.SetHooks(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				if test.expiry != nil {
 					claims["session_expiry"] = test.expiry
@@ -100,7 +100,7 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 		{nil, 36000, 2 * time.Hour},
 		{"soon", 300, 5 * time.Minute},
 	} {
-		a.provider.SetHooks(devop.Hooks{
+		a.provider.SetHooks(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				if step.expiry != nil {
 					claims["session_expiry"] = step.expiry
@@ -123,7 +123,7 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 			t.Errorf("refresh %d: /bff/session shows %v, want %v", i+1, shown, got)
 		}
 	}
-	a.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["refresh_token_expires_in"] = 1 }})
+	a.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["refresh_token_expires_in"] = 1 }})
 	time.Sleep(2100 * time.Millisecond)
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	waitFor(t, "the session has ended with its refresh token", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 401 })
@@ -134,7 +134,7 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 func TestALoginToASessionThatIsOverIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.provider.SetHooks(devop.Hooks{EditIDToken: func(_, claims map[string]any) { claims["session_expiry"] = time.Now().Add(-time.Minute).Unix() }})
+	a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["session_expiry"] = time.Now().Add(-time.Minute).Unix() }})
 	t.Cleanup(a.provider.Behave)
 	b := a.browser()
 	wantPage(t, b.SignIn("alice", ""), 403, "signed_out_meanwhile")

@@ -8,7 +8,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 var inFrame = []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin"}
@@ -89,7 +89,7 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	t.Run("every reason to ask the user", func(t *testing.T) {
 		for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required", "access_denied", "server_error", "<script>"} {
 			b := signedInAtTheProvider()
-			a.takeDown(devop.Hooks{EditCallback: func(answer url.Values) {
+			a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
 				answer.Del("code")
 				answer.Set("error", code)
 			}})
@@ -160,7 +160,7 @@ func TestFrontchannelLogout(t *testing.T) {
 		t.Errorf("without a cookie: got %d", answer.StatusCode)
 	}
 	a.wantSession(b, "alice")
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	if answer := ask(b, good); answer.StatusCode != 200 {
 		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
 	}
@@ -178,7 +178,7 @@ func TestFrontchannelLogout(t *testing.T) {
 func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devop.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
 	b, other := a.signedIn(), a.signedIn()
 	for _, sid := range []string{"", "null", "undefined"} {
 		b.Navigate("/bff/frontchannel-logout?"+url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode(), inFrame...)
@@ -218,7 +218,7 @@ func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.answer(w, r.PostFormValue("token_type_hint")) {
 					next.ServeHTTP(w, r)
 				}

@@ -34,7 +34,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -492,7 +492,7 @@ func TestAllThatIsOpenEndsWithTheSession(t *testing.T) {
 			return time.Now()
 		}},
 		{"back-channel logout", 0, func(f *front) time.Time {
-			f.tellLogout(url.Values{"logout_token": {f.logoutToken("", f.sid, devop.Hooks{})}})
+			f.tellLogout(url.Values{"logout_token": {f.logoutToken("", f.sid, devidp.Hooks{})}})
 			return time.Now()
 		}},
 		{"absolute expiry", 10 * time.Second, func(f *front) time.Time {

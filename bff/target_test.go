@@ -14,7 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // tokenAPI is an upstream that answers with what the access token says, and not with the token.
@@ -44,7 +44,7 @@ func (a *app) told(b *bfftest.Browser, path string) told {
 // newTargetApp is an app with a route for each way to a token.
 func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	api := tokenAPI(t)
-	return newAppWith(t, func(c *devop.Config) { c.AccessTokenTTL = 20 * time.Second }, func(a *app, cfg *bff.Config) {
+	return newAppWith(t, func(c *devidp.Config) { c.AccessTokenTTL = 20 * time.Second }, func(a *app, cfg *bff.Config) {
 		route := func(path string) bff.Route { return bff.Route{Path: path, Upstream: []string{api.URL}, Token: "user"} }
 		own, orders, billing, few, exchanged, machine := route("/own/"), route("/orders/"), route("/billing/"), route("/few/"), route("/exchanged/"), route("/machine/")
 		orders.Resource, billing.Resource = "https://orders.example", "https://billing.example"
@@ -63,7 +63,7 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
-	c := a.takeDown(devop.Hooks{})
+	c := a.takeDown(devidp.Hooks{})
 	b := a.signedIn()
 	all := "openid profile email offline_access"
 	for range 2 {
@@ -171,7 +171,7 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 	b := a.signedIn()
 	wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
 	for _, fault := range []string{`{"error":"invalid_grant"}`, `{"error":"invalid_target"}`, `{}`, `<html>`} {
-		c := a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.PostFormValue("grant_type"), "token-exchange") {
 				next.ServeHTTP(w, r)
 				return
@@ -199,7 +199,7 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
 		for _, kind := range []any{nil, "urn:ietf:params:oauth:token-type:refresh_token", 7} {
-			a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+			a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 				if strings.HasSuffix(grant, "token-exchange") {
 					body["issued_token_type"] = kind
 				}
@@ -211,7 +211,7 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 	t.Run("a refused refresh for a target is one for all", func(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -229,7 +229,7 @@ func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	b := a.signedIn()
-	c := a.takeDown(devop.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if strings.HasSuffix(grant, "token-exchange") {
 			body["expires_in"] = 3600
 		} else {

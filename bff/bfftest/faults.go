@@ -23,13 +23,13 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // Fault is one way for a provider to be wrong, or right in an unusual way.
 type Fault struct {
 	Name           string
-	hooks          func(p *Provider) devop.Hooks
+	hooks          func(p *Provider) devidp.Hooks
 	undiscoverable bool // the provider cannot be found while this is in force
 }
 
@@ -48,14 +48,14 @@ func with(name, claim string, value any) Fault {
 }
 
 func idToken(name string, edit func(p *Provider, header, claims map[string]any)) Fault {
-	return Fault{Name: name, hooks: func(p *Provider) devop.Hooks {
-		return devop.Hooks{EditIDToken: func(h, c map[string]any) { edit(p, h, c) }}
+	return Fault{Name: name, hooks: func(p *Provider) devidp.Hooks {
+		return devidp.Hooks{EditIDToken: func(h, c map[string]any) { edit(p, h, c) }}
 	}}
 }
 
 func signed(name string, sign func(p *Provider, header, claims map[string]any) (string, error)) Fault {
-	return Fault{Name: name, hooks: func(p *Provider) devop.Hooks {
-		return devop.Hooks{SignIDToken: func(h, c map[string]any) (string, error) { return sign(p, h, c) }}
+	return Fault{Name: name, hooks: func(p *Provider) devidp.Hooks {
+		return devidp.Hooks{SignIDToken: func(h, c map[string]any) (string, error) { return sign(p, h, c) }}
 	}}
 }
 
@@ -76,7 +76,7 @@ var IDTokenFaults = []Fault{
 	}),
 	signed("alg none", func(_ *Provider, h, c map[string]any) (string, error) {
 		h["alg"] = "none"
-		input, err := devop.SigningInput(h, c)
+		input, err := devidp.SigningInput(h, c)
 		return input + ".", err
 	}),
 	signed("HS256 keyed with the public key", func(p *Provider, h, c map[string]any) (string, error) {
@@ -85,14 +85,14 @@ var IDTokenFaults = []Fault{
 			return "", err
 		}
 		h["alg"] = "HS256"
-		input, err := devop.SigningInput(h, c)
+		input, err := devidp.SigningInput(h, c)
 		mac := hmac.New(sha256.New, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 		mac.Write([]byte(input))
 		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
 	}),
 	signed("HS256 keyed with the client secret", func(p *Provider, h, c map[string]any) (string, error) {
 		h["alg"] = "HS256"
-		input, err := devop.SigningInput(h, c)
+		input, err := devidp.SigningInput(h, c)
 		mac := hmac.New(sha256.New, []byte(p.Client.Secret))
 		mac.Write([]byte(input))
 		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
@@ -206,8 +206,8 @@ func IDTokenReplayed(p *Provider) Fault {
 
 // tokens is a fault of the answers to one grant type.
 func tokens(name, grantType string, edit func(body map[string]any)) Fault {
-	return Fault{Name: name, hooks: func(*Provider) devop.Hooks {
-		return devop.Hooks{EditTokenResponse: func(grant string, status int, body map[string]any) {
+	return Fault{Name: name, hooks: func(*Provider) devidp.Hooks {
+		return devidp.Hooks{EditTokenResponse: func(grant string, status int, body map[string]any) {
 			if grant == grantType && status == http.StatusOK {
 				edit(body)
 			}
@@ -298,8 +298,8 @@ var RefreshOddities = []Fault{
 	claims("an ID token of eleven minutes ago", func(c map[string]any) { c["iat"] = ago(11 * time.Minute) }),
 	claims("an ID token of two minutes from now", func(c map[string]any) { c["iat"] = ago(-2 * time.Minute) }),
 	claims("an ID token that has expired", func(c map[string]any) { c["exp"] = ago(2 * time.Minute) }),
-	{Name: "no new refresh token", hooks: func(*Provider) devop.Hooks { return devop.Hooks{KeepRefreshTokens: true} }},
-	{Name: "keys that cannot be had", hooks: func(p *Provider) devop.Hooks {
+	{Name: "no new refresh token", hooks: func(*Provider) devidp.Hooks { return devidp.Hooks{KeepRefreshTokens: true} }},
+	{Name: "keys that cannot be had", hooks: func(p *Provider) devidp.Hooks {
 		h := idToken("", func(_ *Provider, header, _ map[string]any) { header["kid"] = rand.Text() }).hooks(p)
 		h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/jwks") {
@@ -322,13 +322,13 @@ var RevocationFaults = []Fault{
 }
 
 // ProviderDown is a provider that answers nothing.
-var ProviderDown = Fault{Name: "down", undiscoverable: true, hooks: func(*Provider) devop.Hooks {
-	return devop.Hooks{Intercept: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }}
+var ProviderDown = Fault{Name: "down", undiscoverable: true, hooks: func(*Provider) devidp.Hooks {
+	return devidp.Hooks{Intercept: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }}
 }}
 
 // Discovery is metadata that is changed so that nothing of it may be used.
 func Discovery(name string, edit func(metadata map[string]any)) Fault {
-	return Fault{Name: name, undiscoverable: true, hooks: func(*Provider) devop.Hooks { return devop.Hooks{EditDiscovery: edit} }}
+	return Fault{Name: name, undiscoverable: true, hooks: func(*Provider) devidp.Hooks { return devidp.Hooks{EditDiscovery: edit} }}
 }
 
 func discoveryAnswer(name string, status int, body string) Fault {
@@ -343,8 +343,8 @@ func discoveryAnswer(name string, status int, body string) Fault {
 
 // twice is metadata in which a member comes twice.
 func twice(name, member string) Fault {
-	return Fault{Name: name, undiscoverable: true, hooks: func(p *Provider) devop.Hooks {
-		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	return Fault{Name: name, undiscoverable: true, hooks: func(p *Provider) devidp.Hooks {
+		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/openid-configuration") {
 				next.ServeHTTP(w, r)
 				return
@@ -420,7 +420,7 @@ func answers(name, grantType string, status int, body string, header ...string) 
 type interceptor = func(w http.ResponseWriter, r *http.Request, next http.Handler)
 
 func intercept(name, grantType string, f interceptor) Fault {
-	return Fault{Name: name, hooks: func(*Provider) devop.Hooks { return devop.Hooks{Intercept: onGrant(grantType, f)} }}
+	return Fault{Name: name, hooks: func(*Provider) devidp.Hooks { return devidp.Hooks{Intercept: onGrant(grantType, f)} }}
 }
 
 func onGrant(grantType string, f interceptor) interceptor {
@@ -434,8 +434,8 @@ func onGrant(grantType string, f interceptor) interceptor {
 }
 
 func intercepted(name, path string, f interceptor) Fault {
-	return Fault{Name: name, hooks: func(*Provider) devop.Hooks {
-		return devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	return Fault{Name: name, hooks: func(*Provider) devidp.Hooks {
+		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, path) {
 				f(w, r, next)
 				return
@@ -463,7 +463,7 @@ func SignWithForeignKey(header, claims map[string]any) (string, error) {
 		return "", err
 	}
 	header["alg"], header["jwk"], header["jku"], header["x5u"] = "RS256", jose.JSONWebKey{Key: key.Public()}, "http://127.0.0.1:1/jwks", "http://127.0.0.1:1/x5u"
-	input, err := devop.SigningInput(header, claims)
+	input, err := devidp.SigningInput(header, claims)
 	if err != nil {
 		return "", err
 	}

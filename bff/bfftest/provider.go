@@ -17,15 +17,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // Provider is a development identity provider on a free port.
 type Provider struct {
-	*devop.Provider
+	*devidp.Provider
 	Issuer         string
-	Client         devop.Client
+	Client         devidp.Client
 	AccessTokenTTL time.Duration
 	Roots          *x509.CertPool // who vouches for it; nil: nobody, for it speaks plain HTTP
 
@@ -45,12 +45,12 @@ func NewProvider(t testing.TB, app string) *Provider {
 
 // StartProvider is NewProvider with a configuration that edit may change: the app is its first client, and the issuer has only a path. A provider whose first
 // client has a certificate speaks TLS.
-func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider {
+func StartProvider(t testing.TB, app string, edit func(*devidp.Config)) *Provider {
 	t.Helper()
 	p := &Provider{up: true}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(p.serve))
 	newKey := func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }
-	cfg := devop.Config{Issuer: "/op", AccessTokenTTL: 5 * time.Minute, NewKey: newKey, Clients: []devop.Client{{
+	cfg := devidp.Config{Issuer: "/op", AccessTokenTTL: 5 * time.Minute, NewKey: newKey, Clients: []devidp.Client{{
 		ID:                     "spa",
 		Secret:                 "s3cret:with/odd+characters%&",
 		RedirectURIs:           []string{app + "/bff/callback"},
@@ -67,7 +67,7 @@ func StartProvider(t testing.TB, app string, edit func(*devop.Config)) *Provider
 	cfg.Issuer = scheme + server.Listener.Addr().String() + cfg.Issuer
 	p.Issuer, p.Client, p.AccessTokenTTL = cfg.Issuer, cfg.Clients[0], cfg.AccessTokenTTL
 	var err error
-	if p.Provider, err = devop.New(cfg); err != nil {
+	if p.Provider, err = devidp.New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	if secure {
@@ -201,7 +201,7 @@ func (p *Provider) Behave() {
 	p.mu.Lock()
 	p.up = true
 	p.mu.Unlock()
-	p.SetHooks(devop.Hooks{})
+	p.SetHooks(devidp.Hooks{})
 }
 
 // Grace lets a replaced refresh token be used again for so long.

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/sampleapi"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
@@ -81,12 +81,12 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	})
 	defer stop()
 
-	provider, err := devop.New(devop.Config{
+	provider, err := devidp.New(devidp.Config{
 		Issuer:         issuer,
-		Users:          devop.DefaultUsers(),
+		Users:          devidp.DefaultUsers(),
 		AccessTokenTTL: d.accessTokenTTL,
 		Logger:         log,
-		Clients: []devop.Client{{
+		Clients: []devidp.Client{{
 			ID:                     "demo",
 			Secret:                 secret,
 			RedirectURIs:           []string{app + "/bff/callback"},

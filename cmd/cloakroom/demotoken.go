@@ -14,11 +14,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // demoCLI is demo token to the demo's provider. Its secret is none: whoever reaches the provider can sign in there as anybody.
-var demoCLI = devop.Client{ID: "cli", Secret: "cli", Scopes: demoScopes, NamesUsers: true}
+var demoCLI = devidp.Client{ID: "cli", Secret: "cli", Scopes: demoScopes, NamesUsers: true}
 
 func demoTokenCommand() *cobra.Command {
 	var listen, user, scope string

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
@@ -69,7 +69,7 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 			t.Parallel()
 			redis := storetest.StartRedis(t)
 			first := startSite(t, redis, func(s *site) {
-				s.provider = bfftest.StartProvider(t, s.url, func(c *devop.Config) {
+				s.provider = bfftest.StartProvider(t, s.url, func(c *devidp.Config) {
 					same := c.Clients[0]
 					same.ID = "other"
 					c.Clients = append(c.Clients, same)
@@ -83,7 +83,7 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 			})
 
 			// The access token has expired: whoever takes the session for its own refreshes it first.
-			first.provider.SetHooks(devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
+			first.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
 			b := first.browser()
 			if got := b.SignIn("alice", ""); got.StatusCode != 303 {
 				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
@@ -184,7 +184,7 @@ func TestALogoutOfOneAppLeavesAnothersSessionsAlone(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	edit := func(s *site) {
-		s.provider = bfftest.StartProvider(t, s.url, func(c *devop.Config) { c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout" })
+		s.provider = bfftest.StartProvider(t, s.url, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout" })
 	}
 	first := startSite(t, redis, edit)
 	second := startSite(t, redis, edit)

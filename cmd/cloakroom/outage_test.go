@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -312,17 +312,17 @@ func serveOutageProvider() {
 	}
 	settings := strings.Fields(os.Getenv("CLOAKROOM_TEST_PROVIDER"))
 	issuer, addr, control, app := settings[0], settings[1], settings[2], settings[3]
-	cfg := devop.Config{
+	cfg := devidp.Config{
 		Issuer: issuer, AccessTokenTTL: time.Minute, Logger: slog.New(slog.DiscardHandler),
-		Clients: []devop.Client{{
+		Clients: []devidp.Client{{
 			ID: "spa", Secret: "s3cret:with/odd+characters%&",
 			RedirectURIs: []string{app + "/bff/callback"}, PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
 		}},
 	}
 	for i := range 50 {
-		cfg.Users = append(cfg.Users, devop.User{Sub: fmt.Sprintf("user%02d", i)})
+		cfg.Users = append(cfg.Users, devidp.User{Sub: fmt.Sprintf("user%02d", i)})
 	}
-	provider, err := devop.New(cfg)
+	provider, err := devidp.New(cfg)
 	fail(err)
 	var serving sync.RWMutex // held by token requests, so that a restart loses no response
 	var mu sync.Mutex

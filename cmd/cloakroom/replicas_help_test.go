@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -255,7 +255,7 @@ type visitor struct {
 func (v *visitor) recordKey() string { return "cloakroom:session:" + v.id }
 
 // signIn signs alice in on a browser of her own, while the provider has hooks.
-func (f *fleet) signIn(t *testing.T, hooks devop.Hooks) *visitor {
+func (f *fleet) signIn(t *testing.T, hooks devidp.Hooks) *visitor {
 	t.Helper()
 	f.provider.SetHooks(hooks)
 	defer f.provider.Behave()
@@ -280,7 +280,7 @@ func (f *fleet) signIn(t *testing.T, hooks devop.Hooks) *visitor {
 // expired returns somebody whose access token has expired.
 func (f *fleet) expired(t *testing.T) *visitor {
 	t.Helper()
-	v := f.signIn(t, devop.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
+	v := f.signIn(t, devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
 	time.Sleep(time.Until(v.expiry))
 	return v
 }
@@ -288,7 +288,7 @@ func (f *fleet) expired(t *testing.T) *visitor {
 // onRefresh has deal see to the requests to refresh tokens, in the provider's place. It is told which one of them it is, from 1.
 func (f *fleet) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) {
 	var n atomic.Int64
-	f.provider.SetHooks(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	f.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == "refresh_token" {
 			deal(int(n.Add(1)), w, r, provider)
 			return

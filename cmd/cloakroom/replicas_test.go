@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -48,7 +48,7 @@ func storm(t *testing.T, store redisStore) {
 	f := startFleet(t, nil, store.url, store.url, store.url)
 	const calls, providerTakes = 200, 150 * time.Millisecond
 	f.warm(calls)
-	v, other := f.expired(t), f.signIn(t, devop.Hooks{})
+	v, other := f.expired(t), f.signIn(t, devidp.Hooks{})
 	before := f.provider.Refreshes()
 	without := slowest(f.start(other, calls, f.replicas...)()) // the same calls, when nothing is refreshed
 	f.answersAfter(providerTakes)
@@ -68,7 +68,7 @@ func storm(t *testing.T, store redisStore) {
 
 // warm opens the connections that so many calls at once need.
 func (f *fleet) warm(calls int) {
-	v := f.signIn(f.t, devop.Hooks{})
+	v := f.signIn(f.t, devidp.Hooks{})
 	var all sync.WaitGroup
 	for i := range calls {
 		all.Go(func() { f.call(f.replicas[i%len(f.replicas)], v, "GET", "/slow/x") })
@@ -87,7 +87,7 @@ func logoutReaches(t *testing.T, store redisStore) {
 	var visitors []*visitor
 	var streams []<-chan time.Time
 	for range 5 {
-		v := f.signIn(t, devop.Hooks{})
+		v := f.signIn(t, devidp.Hooks{})
 		visitors, streams = append(visitors, v), append(streams, f.openStream(t, f.replicas[2], v))
 	}
 	time.Sleep(time.Second)         // a stream's session is watched from its first half second on
@@ -175,7 +175,7 @@ func (f *fleet) openStream(t *testing.T, at *replica, v *visitor) <-chan time.Ti
 // signed out, and all is well soon after its end.
 func (f *fleet) outlives(t *testing.T, outage time.Duration, fail func(v *visitor), heal func()) {
 	t.Helper()
-	ordinary, stale := f.signIn(t, devop.Hooks{}), f.expired(t)
+	ordinary, stale := f.signIn(t, devidp.Hooks{}), f.expired(t)
 	processed, release := f.hold()
 	stop := f.load(ordinary)
 	stopStale := f.load(stale)
@@ -474,7 +474,7 @@ func TestTheRefreshAfterAnUnusualAnswerWorksElsewhere(t *testing.T) {
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	for _, fault := range bfftest.RefreshOddities {
 		t.Run(fault.Name, func(t *testing.T) {
-			v := f.signIn(t, devop.Hooks{})
+			v := f.signIn(t, devidp.Hooks{})
 			f.provider.Misbehave(t, fault)
 			f.wantAlive(t, v)
 			f.provider.Behave()
@@ -499,7 +499,7 @@ func TestAClockThatIsAMinuteOff(t *testing.T) {
 					}
 				}
 			}
-			hooks := devop.Hooks{EditIDToken: shift, EditAccessToken: shift}
+			hooks := devidp.Hooks{EditIDToken: shift, EditAccessToken: shift}
 			v := f.signIn(t, hooks)
 			f.provider.SetHooks(hooks)
 			defer f.provider.Behave()

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -18,7 +18,7 @@ func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 	proxy := storetest.StartProxy(t, redis.Addr())
 	f := startFleet(t, nil, strings.Replace(redis.URL(), redis.Addr(), proxy.Addr(), 1))
 	at := f.replicas[0]
-	v := f.signIn(t, devop.Hooks{})
+	v := f.signIn(t, devidp.Hooks{})
 	for range 3 {
 		f.start(v, 20, at)() // several connections
 		proxy.DropSilently()
@@ -33,6 +33,6 @@ func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 			t.Errorf("a refresh: got %v after %v, want 200", got, got.took)
 		}
 		proxy.DropSilently()
-		f.signIn(t, devop.Hooks{})
+		f.signIn(t, devidp.Hooks{})
 	}
 }

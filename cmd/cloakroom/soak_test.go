@@ -28,7 +28,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -382,7 +382,7 @@ func soakClaims(jwt string) (claims soakToken) {
 // soakProvider is a provider that fails on demand and keeps account of every refresh token: rotation with reuse detection and no grace.
 type soakProvider struct {
 	*bfftest.Provider
-	op      *devop.Provider // answers in its place: it has more users, and tokens that live shorter
+	op      *devidp.Provider // answers in its place: it has more users, and tokens that live shorter
 	soak    *soak
 	fault   atomic.Pointer[soakFault] // nil: none
 	faulted atomic.Int64              // token requests that were not answered as they should
@@ -413,16 +413,16 @@ type soakFault struct {
 
 func newSoakProvider(s *soak, tokenLife time.Duration) *soakProvider {
 	p := &soakProvider{Provider: bfftest.NewProvider(s.t, s.app), soak: s, grants: make(map[string]*soakGrant), codes: make(map[string]*soakGrant), refresh: make(map[string]*soakGrant)}
-	var users []devop.User
+	var users []devidp.User
 	for i := range soakUsers {
-		users = append(users, devop.User{Sub: soakUser(i), Name: "User " + strconv.Itoa(i), Email: soakUser(i) + "@example.com"})
+		users = append(users, devidp.User{Sub: soakUser(i), Name: "User " + strconv.Itoa(i), Email: soakUser(i) + "@example.com"})
 	}
 	var err error
-	p.op, err = devop.New(devop.Config{Issuer: p.Issuer, Clients: []devop.Client{p.Client}, Users: users, AccessTokenTTL: tokenLife})
+	p.op, err = devidp.New(devidp.Config{Issuer: p.Issuer, Clients: []devidp.Client{p.Client}, Users: users, AccessTokenTTL: tokenLife})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p.SetHooks(devop.Hooks{Intercept: p.serve})
+	p.SetHooks(devidp.Hooks{Intercept: p.serve})
 	return p
 }
 
@@ -470,7 +470,7 @@ func (p *soakProvider) serve(w http.ResponseWriter, r *http.Request, _ http.Hand
 
 // process lets the provider answer a token request, and notes what that means.
 func (p *soakProvider) process(r *http.Request, lost bool) (body []byte, status int) {
-	var before, after devop.Stats
+	var before, after devidp.Stats
 	answer := httptest.NewRecorder()
 	if p.strict {
 		p.mu.Lock()

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
@@ -150,7 +150,7 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := startFleet(t, env, env["STORE_URL"])
-			v := f.signIn(t, devop.Hooks{})
+			v := f.signIn(t, devidp.Hooks{})
 			f.wantAlive(t, v)
 			if name != "certificate" {
 				return

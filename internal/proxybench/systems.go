@@ -28,7 +28,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // system is one way to the upstream.
@@ -470,9 +470,9 @@ func (r *rig) register(redirectURI string) (secret string, err error) {
 	}
 	r.issuer = "http://" + l.Addr().String()
 	secret = rand.Text()
-	provider, err := devop.New(devop.Config{
+	provider, err := devidp.New(devidp.Config{
 		Issuer: r.issuer, AccessTokenTTL: time.Hour, Logger: slog.New(slog.DiscardHandler),
-		Clients: []devop.Client{{ID: clientName, Secret: secret, RedirectURIs: []string{redirectURI}}},
+		Clients: []devidp.Client{{ID: clientName, Secret: secret, RedirectURIs: []string{redirectURI}}},
 	})
 	if err != nil {
 		return "", err

@@ -58,7 +58,7 @@ async function serve() {
  * @param {string} baseURL where the broker is going to be
  */
 async function startBackend(baseURL) {
-  const program = await build("./internal/devop/cmd/devop");
+  const program = await build("./internal/devidp/cmd/devidp");
   const { match, stop } = await start(
     program,
     ["--redirect-uri", `${baseURL}/bff/callback`, "--post-logout-redirect-uri", `${baseURL}/bff/logout/callback`, "--access-token-ttl", `${tokenLife}s`],

@@ -62,7 +62,7 @@ for (const mode of ["query", "form_post"]) {
         response.end(`<!doctype html><title>Elsewhere</title><a href="${app}/bff/login?return_to=${encodeURIComponent(new URL(request.url, app).searchParams.get("to"))}">Go</a>`);
       });
       running.push(upstream, elsewhere);
-      const backend = await start(await build("./internal/devop/cmd/devop"), ["--redirect-uri", `${app}/bff/callback`, "--post-logout-redirect-uri", `${app}/bff/logout/callback`], {
+      const backend = await start(await build("./internal/devidp/cmd/devidp"), ["--redirect-uri", `${app}/bff/callback`, "--post-logout-redirect-uri", `${app}/bff/logout/callback`], {
         ready: /^(\{.*"issuer".*\})$/m,
       });
       running.push(backend);

@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"encoding/base64"
@@ -16,7 +16,7 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // read returns the header and the claims of a JWT, without checking anything.
@@ -63,7 +63,7 @@ func (o *op) userinfo(scheme, token string, header http.Header) (*http.Response,
 }
 
 func TestAccessTokensFollowRFC9068(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.AccessTokenTTL, c.Audience = time.Minute, "orders" })
+	o := newOP(t, func(c *devidp.Config) { c.AccessTokenTTL, c.Audience = time.Minute, "orders" })
 	token := o.signIn("alice", param("acr_values", "gold"))
 	header, claims := read(t, token.AccessToken)
 	if header["typ"] != "at+jwt" || header["alg"] != "RS256" || header["kid"] == "" {
@@ -89,7 +89,7 @@ func TestAccessTokensFollowRFC9068(t *testing.T) {
 }
 
 func TestScopesAreThoseThatTheClientMayHaveAndTheUserGrants(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) {
+	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].Scopes = []string{"openid", "profile", "orders:read", "api"}
 		c.Scopes = []string{"openid", "orders:read", "email"}
 	})
@@ -173,7 +173,7 @@ func TestWhatARefreshSaysOfTheUser(t *testing.T) {
 
 func TestThingsExpireAndAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOPInBubble(t, func(c *devop.Config) { c.RefreshTokenTTL, c.AccessTokenTTL = time.Hour, time.Minute })
+		o := newOPInBubble(t, func(c *devidp.Config) { c.RefreshTokenTTL, c.AccessTokenTTL = time.Hour, time.Minute })
 		verifier := oauth2.GenerateVerifier()
 		o.post("/token", url.Values{"grant_type": {"client_credentials"}}, o.proof(newKey(t), nil))
 		code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
@@ -211,7 +211,7 @@ func TestThingsExpireAndAreForgotten(t *testing.T) {
 
 func TestTheGraceIsForALostAnswerOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOPInBubble(t, func(c *devop.Config) { c.RefreshGrace = 10 * time.Second })
+		o := newOPInBubble(t, func(c *devidp.Config) { c.RefreshGrace = 10 * time.Second })
 		late := o.signIn("alice")
 		if _, err := o.refresh(late.RefreshToken); err != nil {
 			t.Fatal(err)
@@ -245,8 +245,8 @@ func TestTheGraceIsForALostAnswerOnly(t *testing.T) {
 }
 
 func TestACodeIsUsedByItsFirstAttempt(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) {
-		c.Clients = append(c.Clients, devop.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
+	o := newOP(t, func(c *devidp.Config) {
+		c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
 	})
 	verifier := oauth2.GenerateVerifier()
 	newCode := func() string {
@@ -320,7 +320,7 @@ func TestUserinfoTakesAccessTokensOnly(t *testing.T) {
 }
 
 func TestRevocation(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.Clients = append(c.Clients, devop.Client{ID: "other", Secret: "s"}) })
+	o := newOP(t, func(c *devidp.Config) { c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s"}) })
 	access, refresh := o.signIn("alice"), o.signIn("alice")
 	revoke := func(token string, want int) {
 		t.Helper()
@@ -358,7 +358,7 @@ func TestRevocation(t *testing.T) {
 }
 
 func TestARefreshTokenIsOfItsClient(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.Clients = append(c.Clients, devop.Client{ID: "other", Secret: "s"}) })
+	o := newOP(t, func(c *devidp.Config) { c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s"}) })
 	token := o.signIn("alice")
 	web := o.oauth
 	o.oauth.ClientID, o.oauth.ClientSecret = "other", "s"
@@ -394,7 +394,7 @@ func TestTokenRequestsAreCountedAndMalformedOnesRefused(t *testing.T) {
 }
 
 func TestAClientMayNameItsUser(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) {
+	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].NamesUsers, c.Clients[0].Scopes = true, []string{"openid", "orders:read"}
 	})
 	status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {"bob"}, "scope": {"orders:read orders:write"}}, nil)

@@ -1,4 +1,4 @@
-package devop
+package devidp
 
 import (
 	"crypto/rand"
@@ -67,7 +67,7 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	if fault != nil {
 		status, body = fault.status(), fault.body()
 		if status == http.StatusUnauthorized {
-			w.Header().Set("WWW-Authenticate", `Basic realm="devop"`)
+			w.Header().Set("WWW-Authenticate", `Basic realm="devidp"`)
 		}
 	}
 	if edit := p.hooks.Load().EditTokenResponse; edit != nil {

@@ -1,4 +1,4 @@
-package devop
+package devidp
 
 import (
 	"crypto"

@@ -1,4 +1,4 @@
-package devop
+package devidp
 
 // Remembered is how many things the provider keeps in memory.
 func (p *Provider) Remembered() int {

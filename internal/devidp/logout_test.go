@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func (o *op) logoutURL(q url.Values) string { return o.issuer + "/logout?" + q.Encode() }
@@ -88,8 +88,8 @@ func TestLogoutWithoutASessionIsALogoutToo(t *testing.T) {
 }
 
 func TestAPostLogoutRedirectURIMatchesExactly(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) {
-		c.Clients = append(c.Clients, devop.Client{ID: "other", Secret: "s", PostLogoutRedirectURIs: []string{"https://other.example/"}})
+	o := newOP(t, func(c *devidp.Config) {
+		c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", PostLogoutRedirectURIs: []string{"https://other.example/"}})
 	})
 	hint := o.signIn("alice").Extra("id_token").(string)
 	for _, uri := range []string{afterLogout + "/", afterLogout + "?a=b", strings.ToUpper(afterLogout), "https://other.example/", "//evil.example", "javascript:alert(1)"} {
@@ -137,10 +137,10 @@ func TestEveryClientOfASessionIsTold(t *testing.T) {
 		}
 	}))
 	defer rp.Close()
-	o := newOP(t, func(c *devop.Config) {
+	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].BackchannelLogoutURI = rp.URL + "/web"
 		for _, id := range []string{"empty", "elsewhere", "untold", "unused"} {
-			client := devop.Client{ID: id, Secret: "s", RedirectURIs: []string{redirectURI}, BackchannelLogoutURI: rp.URL + "/" + id}
+			client := devidp.Client{ID: id, Secret: "s", RedirectURIs: []string{redirectURI}, BackchannelLogoutURI: rp.URL + "/" + id}
 			if id == "untold" {
 				client.BackchannelLogoutURI = ""
 			}

@@ -1,4 +1,4 @@
-// Package devop is an OpenID provider for development: the demo's, and the tests'. It is real OpenID Connect (discovery, a rotating
+// Package devidp is an OpenID provider for development: the demo's, and the tests'. It is real OpenID Connect (discovery, a rotating
 // key set, authorization code with PKCE, PAR, JAR, RFC 9207, refresh rotation with reuse detection, RP-initiated and back-channel logout,
 // revocation, userinfo, client credentials, token exchange, private_key_jwt, mTLS, DPoP), and it signs in whoever asks: it has no passwords. So its issuer
 // has to be on a loopback host.
@@ -11,7 +11,7 @@
 // The answer to that is the redirect to the client.
 //
 // Hooks make it misbehave in one way at a time. Without them it keeps to the standards. All state is in memory, and what has expired is forgotten.
-package devop
+package devidp
 
 import (
 	"crypto/rand"
@@ -168,7 +168,7 @@ func New(cfg Config) (*Provider, error) {
 		base: strings.TrimSuffix(cfg.Issuer, "/"),
 		path: strings.TrimSuffix(u.Path, "/"),
 		// Cookies are for a host with all its ports (RFC 6265 8.5), and there may be another provider on another port.
-		cookieName: strings.TrimSuffix("devop-"+u.Port(), "-"),
+		cookieName: strings.TrimSuffix("devidp-"+u.Port(), "-"),
 		mux:        http.NewServeMux(),
 
 		pushed: make(map[string]*pushedRequest), codes: make(map[string]*code), sessions: make(map[string]*session),
@@ -409,7 +409,7 @@ func (e *oauthError) status() int {
 
 func (e *oauthError) write(w http.ResponseWriter) {
 	if e.code == "invalid_client" {
-		w.Header().Set("WWW-Authenticate", `Basic realm="devop"`)
+		w.Header().Set("WWW-Authenticate", `Basic realm="devidp"`)
 	}
 	writeJSON(w, e.status(), e.body())
 }

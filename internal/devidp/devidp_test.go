@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"context"
@@ -23,7 +23,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -34,7 +34,7 @@ const (
 
 // op is a running provider and a client that knows it.
 type op struct {
-	*devop.Provider
+	*devidp.Provider
 	t        *testing.T
 	ctx      context.Context // with the client's HTTP client, for oauth2 and go-oidc
 	issuer   string
@@ -44,23 +44,23 @@ type op struct {
 	browser  *http.Client
 }
 
-func newOP(t *testing.T, edit func(*devop.Config)) *op {
+func newOP(t *testing.T, edit func(*devidp.Config)) *op {
 	t.Helper()
-	var provider *devop.Provider
+	var provider *devidp.Provider
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { provider.ServeHTTP(w, r) }))
 	t.Cleanup(server.Close)
 	return newOPAt(t, server.URL, http.DefaultTransport, &provider, edit)
 }
 
 // newOPInBubble is a provider without a network, for the fake clock of testing/synctest.
-func newOPInBubble(t *testing.T, edit func(*devop.Config)) *op {
+func newOPInBubble(t *testing.T, edit func(*devidp.Config)) *op {
 	t.Helper()
-	var provider *devop.Provider
+	var provider *devidp.Provider
 	return newOPAt(t, "http://127.0.0.1:9000", handlerTransport{&provider}, &provider, edit)
 }
 
 // handlerTransport takes a request straight to the provider.
-type handlerTransport struct{ provider **devop.Provider }
+type handlerTransport struct{ provider **devidp.Provider }
 
 func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	w := httptest.NewRecorder()
@@ -74,18 +74,18 @@ func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **devop.Provider, edit func(*devop.Config)) *op {
+func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **devidp.Provider, edit func(*devidp.Config)) *op {
 	t.Helper()
-	cfg := devop.Config{
+	cfg := devidp.Config{
 		Issuer:  base + "/realms/x",
 		NewKey:  func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil },
-		Clients: []devop.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
+		Clients: []devidp.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
 	}
 	if edit != nil {
 		edit(&cfg)
 	}
 	var err error
-	if *provider, err = devop.New(cfg); err != nil {
+	if *provider, err = devidp.New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	client := &http.Client{Transport: transport}
@@ -279,7 +279,7 @@ func TestOfTenRefreshesAtOnceOneSucceeds(t *testing.T) {
 }
 
 func TestWithinTheGraceTheSuccessorIsAnsweredAgain(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.RefreshGrace = time.Minute })
+	o := newOP(t, func(c *devidp.Config) { c.RefreshGrace = time.Minute })
 	token := o.signIn("alice")
 	first, err := o.refresh(token.RefreshToken)
 	if err != nil {
@@ -390,7 +390,7 @@ func TestLogout(t *testing.T) {
 	logouts := make(chan string, 4)
 	client := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { logouts <- r.PostFormValue("logout_token") }))
 	defer client.Close()
-	o := newOP(t, func(c *devop.Config) { c.Clients[0].BackchannelLogoutURI = client.URL })
+	o := newOP(t, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = client.URL })
 	token := o.signIn("alice")
 	id := token.Extra("id_token").(string)
 	out := func(q url.Values) (int, string) {
@@ -434,7 +434,7 @@ func TestLogout(t *testing.T) {
 
 func TestItIsForThisMachineAlone(t *testing.T) {
 	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://10.0.0.1", "", "http://localhost.evil.example"} {
-		if _, err := devop.New(devop.Config{Issuer: issuer}); err == nil {
+		if _, err := devidp.New(devidp.Config{Issuer: issuer}); err == nil {
 			t.Errorf("%q: no error", issuer)
 		}
 	}
@@ -445,15 +445,15 @@ func TestEveryMistakeIsToldAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = devop.New(devop.Config{
+	_, err = devidp.New(devidp.Config{
 		Issuer: "https://id.example.com",
-		Clients: []devop.Client{
+		Clients: []devidp.Client{
 			{},
 			{ID: "a", Secret: "s", RedirectURIs: []string{"/callback"}, PostLogoutRedirectURIs: []string{"https://app.example/#x"}, BackchannelLogoutURI: "ftp://app.example"},
 			{ID: "a", Secret: "s"},
 			{ID: "b", Keys: []jose.JSONWebKey{{Key: private}}},
 		},
-		Users:          []devop.User{{Name: "Nobody"}, {Sub: "alice"}, {Sub: "alice"}},
+		Users:          []devidp.User{{Name: "Nobody"}, {Sub: "alice"}, {Sub: "alice"}},
 		AccessTokenTTL: -time.Second,
 	})
 	if err == nil {
@@ -483,7 +483,7 @@ func TestIssuersOfEveryShape(t *testing.T) {
 		"http://localhost:9000/#":        "",
 		"http://alice@localhost:9000/op": "",
 	} {
-		p, err := devop.New(devop.Config{Issuer: issuer, NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }})
+		p, err := devidp.New(devidp.Config{Issuer: issuer, NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }})
 		if (err == nil) != (want != "") {
 			t.Errorf("%s: got %v", issuer, err)
 		}

@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"encoding/json"
@@ -10,7 +10,7 @@ import (
 
 	"github.com/coreos/go-oidc/v3/oidc"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func TestEveryHookMakesOneThingWrong(t *testing.T) {
@@ -18,19 +18,19 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 	idToken := func() string { return o.signIn("alice").Extra("id_token").(string) }
 	broken := func(header, claims map[string]any) (string, error) {
 		header["alg"] = "none"
-		input, err := devop.SigningInput(header, claims)
+		input, err := devidp.SigningInput(header, claims)
 		return input + ".", err
 	}
 	for _, test := range []struct {
 		name  string
-		hooks devop.Hooks
+		hooks devidp.Hooks
 		wrong func() bool
 	}{
-		{"EditDiscovery", devop.Hooks{EditDiscovery: func(m map[string]any) { m["issuer"] = "x" }}, func() bool {
+		{"EditDiscovery", devidp.Hooks{EditDiscovery: func(m map[string]any) { m["issuer"] = "x" }}, func() bool {
 			_, err := oidc.NewProvider(o.ctx, o.issuer)
 			return err != nil
 		}},
-		{"EditJWKS", devop.Hooks{EditJWKS: func(set map[string]any) { set["keys"] = []any{} }}, func() bool {
+		{"EditJWKS", devidp.Hooks{EditJWKS: func(set map[string]any) { set["keys"] = []any{} }}, func() bool {
 			found, err := oidc.NewProvider(o.ctx, o.issuer)
 			if err != nil {
 				t.Fatal(err)
@@ -38,32 +38,32 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			_, err = found.Verifier(&oidc.Config{ClientID: "web"}).Verify(o.ctx, idToken())
 			return err != nil
 		}},
-		{"EditCallback", devop.Hooks{EditCallback: func(q url.Values) { q.Set("iss", "x"); q.Add("state", "twice") }}, func() bool {
+		{"EditCallback", devidp.Hooks{EditCallback: func(q url.Values) { q.Set("iss", "x"); q.Add("state", "twice") }}, func() bool {
 			answer := o.authorize("alice", o.authURL())
 			return answer.Get("iss") == "x" && len(answer["state"]) == 2
 		}},
-		{"EditCallback of an error", devop.Hooks{EditCallback: func(q url.Values) { q.Del("iss") }}, func() bool {
+		{"EditCallback of an error", devidp.Hooks{EditCallback: func(q url.Values) { q.Del("iss") }}, func() bool {
 			answer := o.authorize("alice", o.authURL(param("response_type", "token")))
 			return answer.Get("error") != "" && !answer.Has("iss")
 		}},
-		{"EditIDToken", devop.Hooks{EditIDToken: func(_, c map[string]any) { c["aud"] = "other" }}, func() bool {
+		{"EditIDToken", devidp.Hooks{EditIDToken: func(_, c map[string]any) { c["aud"] = "other" }}, func() bool {
 			_, err := o.verifier.Verify(o.ctx, idToken())
 			return err != nil
 		}},
-		{"SignIDToken", devop.Hooks{SignIDToken: broken}, func() bool {
+		{"SignIDToken", devidp.Hooks{SignIDToken: broken}, func() bool {
 			_, err := o.verifier.Verify(o.ctx, idToken())
 			return err != nil
 		}},
-		{"EditAccessToken", devop.Hooks{EditAccessToken: func(h, c map[string]any) { h["typ"] = "JWT"; c["aud"] = "other" }}, func() bool {
+		{"EditAccessToken", devidp.Hooks{EditAccessToken: func(h, c map[string]any) { h["typ"] = "JWT"; c["aud"] = "other" }}, func() bool {
 			header, claims := read(t, o.signIn("alice").AccessToken)
 			return header["typ"] == "JWT" && claims["aud"] == "other"
 		}},
-		{"EditTokenResponse", devop.Hooks{EditTokenResponse: func(grantType string, status int, body map[string]any) {
+		{"EditTokenResponse", devidp.Hooks{EditTokenResponse: func(grantType string, status int, body map[string]any) {
 			if grantType == "authorization_code" && status == 200 {
 				body["token_type"] = "mac"
 			}
 		}}, func() bool { return o.signIn("alice").Type() != "Bearer" }},
-		{"EditTokenResponse of an error", devop.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
+		{"EditTokenResponse of an error", devidp.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
 			if status == 400 {
 				body["error"] = "temporarily_unavailable"
 			}
@@ -71,13 +71,13 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			_, body := o.post("/token", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {"x"}}, nil)
 			return body["error"] == "temporarily_unavailable"
 		}},
-		{"EditUserinfo", devop.Hooks{EditUserinfo: func(c map[string]any) { c["sub"] = "mallory" }}, func() bool {
+		{"EditUserinfo", devidp.Hooks{EditUserinfo: func(c map[string]any) { c["sub"] = "mallory" }}, func() bool {
 			_, body := o.userinfo("Bearer", o.signIn("alice").AccessToken, nil)
 			return body["sub"] == "mallory"
 		}},
-		{"EditLogoutToken", devop.Hooks{EditLogoutToken: func(_, c map[string]any) { delete(c, "events") }}, func() bool { return !o.takesLogoutToken() }},
-		{"SignLogoutToken", devop.Hooks{SignLogoutToken: broken}, func() bool { return !o.takesLogoutToken() }},
-		{"KeepRefreshTokens", devop.Hooks{KeepRefreshTokens: true}, func() bool {
+		{"EditLogoutToken", devidp.Hooks{EditLogoutToken: func(_, c map[string]any) { delete(c, "events") }}, func() bool { return !o.takesLogoutToken() }},
+		{"SignLogoutToken", devidp.Hooks{SignLogoutToken: broken}, func() bool { return !o.takesLogoutToken() }},
+		{"KeepRefreshTokens", devidp.Hooks{KeepRefreshTokens: true}, func() bool {
 			token := o.signIn("alice").RefreshToken
 			form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token}}
 			for range 2 {
@@ -87,11 +87,11 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			}
 			return true
 		}},
-		{"SkipPKCE", devop.Hooks{SkipPKCE: true}, func() bool {
+		{"SkipPKCE", devidp.Hooks{SkipPKCE: true}, func() bool {
 			_, err := o.oauth.Exchange(o.ctx, o.authorize("alice", o.oauth.AuthCodeURL("")).Get("code"))
 			return err == nil
 		}},
-		{"Intercept", devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		{"Intercept", devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
 				http.Error(w, "oops", http.StatusServiceUnavailable)
 				return
@@ -109,7 +109,7 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 		if !test.wrong() {
 			t.Errorf("%s: no effect", test.name)
 		}
-		o.SetHooks(devop.Hooks{})
+		o.SetHooks(devidp.Hooks{})
 		if test.wrong() {
 			t.Errorf("%s: wrong still, after the hook was taken away", test.name)
 		}
@@ -144,7 +144,7 @@ func TestAnAnswerCanBeHeldUntilAChannelIsClosed(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
 	arrived, release := make(chan struct{}), make(chan struct{})
-	o.SetHooks(devop.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	o.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.PostFormValue("grant_type") == "refresh_token" {
 			close(arrived)
 			<-release
@@ -171,14 +171,14 @@ func TestAnAnswerCanBeHeldUntilAChannelIsClosed(t *testing.T) {
 func TestAnAnswerCanBeLostAfterTheRequestWasProcessed(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
-	o.SetHooks(devop.Hooks{Intercept: func(_ http.ResponseWriter, r *http.Request, next http.Handler) {
+	o.SetHooks(devidp.Hooks{Intercept: func(_ http.ResponseWriter, r *http.Request, next http.Handler) {
 		next.ServeHTTP(httptest.NewRecorder(), r)
 		panic(http.ErrAbortHandler)
 	}})
 	if _, err := o.refresh(token.RefreshToken); err == nil {
 		t.Error("the answer arrived")
 	}
-	o.SetHooks(devop.Hooks{})
+	o.SetHooks(devidp.Hooks{})
 	_, err := o.refresh(token.RefreshToken)
 	wantError(t, err, "invalid_grant")
 }

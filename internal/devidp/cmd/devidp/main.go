@@ -1,4 +1,4 @@
-// Command devop runs the development provider and the sample API by themselves, for a broker in a process of its own: the browser test's.
+// Command devidp runs the development provider and the sample API by themselves, for a broker in a process of its own: the browser test's.
 // When both listen it prints one line of JSON: issuer, client_id, client_secret, and the API's URL as api. It ends on SIGINT and SIGTERM.
 package main
 
@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/sampleapi"
 )
 
@@ -46,11 +46,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	issuer := "http://" + idp.Addr().String()
-	client := devop.Client{
+	client := devidp.Client{
 		ID: "spa", Secret: rand.Text(),
 		RedirectURIs: []string{*redirectURI}, PostLogoutRedirectURIs: []string{*postLogoutURI}, BackchannelLogoutURI: *backchannelURI,
 	}
-	provider, err := devop.New(devop.Config{Issuer: issuer, AccessTokenTTL: *ttl, Clients: []devop.Client{client}})
+	provider, err := devidp.New(devidp.Config{Issuer: issuer, AccessTokenTTL: *ttl, Clients: []devidp.Client{client}})
 	if err != nil {
 		return err
 	}

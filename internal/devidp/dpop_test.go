@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"crypto"
@@ -14,7 +14,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // proof is a request header with a DPoP proof for the token endpoint, but for what is changed.
@@ -70,7 +70,7 @@ func TestDPoPProofs(t *testing.T) {
 }
 
 func TestDPoPNonces(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.RequireDPoPNonce = true })
+	o := newOP(t, func(c *devidp.Config) { c.RequireDPoPNonce = true })
 	key := newKey(t)
 	form := url.Values{"grant_type": {"client_credentials"}}
 	_, body := o.post("/token", form, o.proof(key, nil))
@@ -131,7 +131,7 @@ func TestACodeMayBeBoundToADPoPKey(t *testing.T) {
 }
 
 func TestABoundTokenNeedsItsKey(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.Clients[0].DPoPBound = true })
+	o := newOP(t, func(c *devidp.Config) { c.Clients[0].DPoPBound = true })
 	key := newKey(t)
 	verifier := oauth2.GenerateVerifier()
 	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")

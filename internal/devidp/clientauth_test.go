@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"crypto"
@@ -15,7 +15,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // sign signs claims as a client does.
@@ -85,8 +85,8 @@ func (o *op) postAnonymous(path string, form url.Values, edit func(*http.Request
 
 func TestAClientSaysWhoItIsInOneWay(t *testing.T) {
 	key := newKey(t)
-	o := newOP(t, func(c *devop.Config) {
-		c.Clients = append(c.Clients, devop.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: key.Public()}}})
+	o := newOP(t, func(c *devidp.Config) {
+		c.Clients = append(c.Clients, devidp.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: key.Public()}}})
 	})
 	basic := func(id, secret string) func(*http.Request) {
 		return func(r *http.Request) { r.SetBasicAuth(id, secret) }
@@ -123,8 +123,8 @@ func TestAClientSaysWhoItIsInOneWay(t *testing.T) {
 
 func TestPrivateKeyJWT(t *testing.T) {
 	key, foreign := newKey(t), newKey(t)
-	o := newOP(t, func(c *devop.Config) {
-		c.Clients = append(c.Clients, devop.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: newKey(t).Public(), KeyID: "old"}, {Key: key.Public(), KeyID: "new"}}})
+	o := newOP(t, func(c *devidp.Config) {
+		c.Clients = append(c.Clients, devidp.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: newKey(t).Public(), KeyID: "old"}, {Key: key.Public(), KeyID: "new"}}})
 	})
 	typed := func(typ jose.ContentType) *jose.SignerOptions { return new(jose.SignerOptions).WithType(typ) }
 	claims := func(changes map[string]any) map[string]any {

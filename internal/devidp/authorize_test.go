@@ -1,4 +1,4 @@
-package devop_test
+package devidp_test
 
 import (
 	"html"
@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/internal/devop"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func param(name, value string) oauth2.AuthCodeOption { return oauth2.SetAuthURLParam(name, value) }
@@ -191,7 +191,7 @@ func TestAnotherUserGetsAnotherSession(t *testing.T) {
 }
 
 func TestThePageToPickAUser(t *testing.T) {
-	o := newOP(t, func(c *devop.Config) { c.Users = append(devop.DefaultUsers(), devop.User{Sub: "ça&<b>"}) })
+	o := newOP(t, func(c *devidp.Config) { c.Users = append(devidp.DefaultUsers(), devidp.User{Sub: "ça&<b>"}) })
 	resp, page := o.visit(o.authURL(param("login_hint", "bob")), nil)
 	for _, want := range []string{`value="alice"`, `value="bob" autofocus`, "Alice Liddell", ">Ç</span>", "<strong>web</strong>", "<li>email</li>", "Development provider"} {
 		if !strings.Contains(page, want) {
@@ -296,8 +296,8 @@ func TestFormPost(t *testing.T) {
 
 func TestPushedRequestsAreUsedOnceAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOPInBubble(t, func(c *devop.Config) {
-			c.Clients = append(c.Clients, devop.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
+		o := newOPInBubble(t, func(c *devidp.Config) {
+			c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
 		})
 		push := func() string {
 			u, err := url.Parse(o.authURL())
