@@ -132,17 +132,17 @@ const bodyTimeout = 10 * time.Second
 // endpoints is every address under the prefix, and what has to hold before its handler runs.
 var endpoints = []endpoint{
 	{"GET", "/login", navigation, unlessHead((*Server).login)},
-	{"GET", "/callback", returning, unlessHead((*Server).callback)},
-	{"POST", "/callback", returning, (*Server).callbackForm},
-	{"GET", "/silent-login", frame, unlessHead((*Server).silentLogin)},
+	{"GET", "/callback", callbackNavigation, unlessHead((*Server).callback)},
+	{"POST", "/callback", callbackNavigation, (*Server).callbackForm},
+	{"GET", "/silent-login", sameOriginFrame, unlessHead((*Server).silentLogin)},
 	{"POST", "/logout", fetchOrForm, (*Server).logout},
 	{"GET", "/logout/continue", navigation, unlessHead((*Server).logoutContinue)},
 	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
-	{"POST", backchannelLogoutPath, anyone, (*Server).backchannelLogout},
-	{"GET", "/frontchannel-logout", anyone, unlessHead((*Server).frontchannelLogout)},
-	{"GET", clientKeysPath, anyone, (*Server).clientKeys},
-	{"GET", "/session", fetch, (*Server).showSession},
-	{"POST", "/session/refresh", fetch, (*Server).refreshSession},
+	{"POST", backchannelLogoutPath, public, (*Server).backchannelLogout},
+	{"GET", "/frontchannel-logout", public, unlessHead((*Server).frontchannelLogout)},
+	{"GET", clientKeysPath, public, (*Server).clientKeys},
+	{"GET", "/session", csrfHeader, (*Server).showSession},
+	{"POST", "/session/refresh", csrfHeader, (*Server).refreshSession},
 }
 
 // New returns a Server for cfg. It does no I/O. The error joins a *session.FieldError for every mistake in cfg.
@@ -163,13 +163,13 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 
-	public, err := parsePublicURL(cfg.PublicURL)
+	publicURL, err := parsePublicURL(cfg.PublicURL)
 	if err != nil {
 		fail(&session.FieldError{Field: "PublicURL", Err: err})
 	} else {
-		s.origin, s.host = public.Scheme+"://"+public.Host, public.Host
-		s.forwardedHost, s.forwardedProto = []string{public.Host}, []string{public.Scheme}
-		cfg.Sessions.Cookie.InsecureHTTP, cfg.Sessions.Cookie.Port = public.Scheme == "http", public.Port()
+		s.origin, s.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
+		s.forwardedHost, s.forwardedProto = []string{publicURL.Host}, []string{publicURL.Scheme}
+		cfg.Sessions.Cookie.InsecureHTTP, cfg.Sessions.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
 	}
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
@@ -246,7 +246,7 @@ func New(cfg Config) (*Server, error) {
 		s.table[s.prefix+e.path] = append(s.table[s.prefix+e.path], e)
 	}
 	if cfg.Client != nil {
-		s.table[s.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", anyone, func(_ *Server, w *response, r *http.Request) error {
+		s.table[s.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", public, func(_ *Server, w *response, r *http.Request) error {
 			cfg.Client.ServeHTTP(w, r)
 			return nil
 		}}}

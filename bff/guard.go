@@ -7,10 +7,11 @@ import (
 	"strings"
 )
 
-// The guards of the route table. Each looks at one request and says why it may not go on, or nil.
+// The guards of endpoints and routes. Each returns the error with which a request
+// is refused, or nil.
 
-// anyone lets everything through.
-func anyone(*Server, *http.Request) error { return nil }
+// public accepts every request.
+func public(*Server, *http.Request) error { return nil }
 
 // navigation accepts a top-level navigation of the browser. A script would
 // follow the redirect to the provider and fail there with an error that
@@ -58,17 +59,20 @@ func unlessHead(serve func(*Server, *response, *http.Request) error) func(*Serve
 	}
 }
 
-// returning lets the browser itself through on its way back from the provider, also in an iframe, where a silent login ends.
-func returning(s *Server, r *http.Request) error {
+// callbackNavigation accepts the navigation by which the provider returns the
+// browser, also in an iframe, where a silent login ends.
+func callbackNavigation(s *Server, r *http.Request) error {
 	if inFrame(r) {
 		return nil
 	}
 	return navigation(s, r)
 }
 
-// fetch lets a script of our own origin through. The header X-CSRF makes a browser ask before it sends such a request for
-// another origin (RFC 10017 6.1.3.3.2), which is never allowed; what the browser says of where it comes from is checked besides.
-func fetch(s *Server, r *http.Request) error {
+// csrfHeader accepts a request of a script of this origin. The header X-CSRF makes
+// a browser send a preflight request before a cross-origin request (RFC 10017,
+// section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and Origin are
+// checked too.
+func csrfHeader(s *Server, r *http.Request) error {
 	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
 		return errCSRF.because(fmt.Errorf("X-CSRF is %.20q", v))
 	}
@@ -78,8 +82,10 @@ func fetch(s *Server, r *http.Request) error {
 	return s.originAllowed(r)
 }
 
-// sameOrigin lets a request through of which the browser says that a page of our origin made it. It is for what cannot send a
-// header: forms, EventSource, WebSocket, images, downloads. A browser that says nothing is not believed.
+// sameOrigin accepts a request that the browser marks as made by a page of this
+// origin. It is for requests that cannot have a header of their own: forms,
+// EventSource, WebSocket, images, downloads. A request without such a mark is
+// refused.
 func sameOrigin(s *Server, r *http.Request) error {
 	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
 	switch {
@@ -91,16 +97,32 @@ func sameOrigin(s *Server, r *http.Request) error {
 	return s.originAllowed(r)
 }
 
-// fetchOrForm lets a script or a form of our own origin through.
+// fetchOrForm accepts a request of a script or of a form of this origin.
 func fetchOrForm(s *Server, r *http.Request) error {
 	if r.Header.Get("X-Csrf") != "" {
-		return fetch(s, r)
+		return csrfHeader(s, r)
 	}
 	return sameOrigin(s, r)
 }
 
-// originAllowed refuses every Origin but our own. A request without one passes: that is for the guard to judge. So does the Origin null where
-// Sec-Fetch-Site has been seen to be same-origin: a browser sends that for a form of a page with the referrer policy no-referrer (Fetch 3.2).
+// headerOrMetadata is the guard of routes with csrf: auto. It accepts either
+// proof that a request comes from this origin: the header for any method, or for
+// GET and HEAD, and so for WebSockets, what the browser reports of its origin. A
+// navigation that no site has started passes too: the user has typed it.
+func headerOrMetadata(s *Server, r *http.Request) error {
+	switch site := r.Header["Sec-Fetch-Site"]; {
+	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
+		return csrfHeader(s, r)
+	case len(site) == 1 && site[0] == "none" && r.Header.Get("Sec-Fetch-Mode") == "navigate":
+		return s.originAllowed(r)
+	}
+	return sameOrigin(s, r)
+}
+
+// originAllowed refuses every Origin but that of the public URL. It accepts a
+// request without Origin, which is for the guard to judge. It also accepts the
+// Origin null if Sec-Fetch-Site is same-origin: a browser sends that for a form of
+// a page whose referrer policy is no-referrer (Fetch, section 3.2).
 func (s *Server) originAllowed(r *http.Request) error {
 	origin := r.Header.Values("Origin")
 	switch {

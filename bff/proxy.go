@@ -3,7 +3,6 @@ package bff
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io"
@@ -19,54 +18,25 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// proxy hands the request on to the route's upstream, with the user's access token where the route says so.
+// proxy forwards a request to the route's upstream, with the token that the route
+// is configured for.
 func (s *Server) proxy(w *response, r *http.Request, route *route) error {
-	if !route.methodAllowed(r.Method) {
-		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
-		return errMethod
+	if route.AcceptBearer != nil && hasBearerToken(r) {
+		return s.proxyWithCallerToken(w, r, route)
 	}
-	ownToken := route.AcceptBearer != nil && bringsToken(r)
-	guard := route.guard
-	if ownToken {
-		guard = fromNoPage
-	}
-	if err := guard(s, r); err != nil {
-		return err
-	}
-	if err := s.upgradeAllowed(r); err != nil {
-		return err
-	}
-	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" { // it would act on the whole origin
-		return errServiceWorker
-	}
-	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
-		return errTooLarge.because(fmt.Errorf("it has %d bytes, %d are allowed", r.ContentLength, route.MaxBody))
-	}
-	if ownToken {
-		return s.proxyWithOwnToken(w, r, route)
-	}
-	current, err := s.userOf(w, r, route)
+	granted, err := s.authorize(w, r, route)
 	if err != nil {
 		return err
 	}
-	var token accessToken
-	if current != nil {
-		if token = (accessToken{header: current.Authorization(route.targetKey), key: current.Key()}); token.header == nil {
-			return errInternal.because(errors.New("the session has no token for this route"))
-		}
-	} else if route.client {
-		if token, err = route.clientToken.get(r.Context()); err != nil {
-			return err
-		}
-	}
-	return s.exchange(w, r, route, current, token)
+	return s.exchange(w, r, route, granted)
 }
 
 // exchange makes the exchange with the upstream of a request that may go there.
-func (s *Server) exchange(w *response, r *http.Request, route *route, current *session.Session, token accessToken) error {
+func (s *Server) exchange(w *response, r *http.Request, route *route, granted access) error {
 	// What the exchange runs under is not the request's own context, which ends with the handler: a stream goes on without it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
-	x := &exchange{s: s, w: w, r: r, route: route, current: current, token: token, cancel: cancel}
+	current := granted.session
+	x := &exchange{s: s, w: w, r: r, route: route, current: current, token: granted.token, cancel: cancel}
 	x.writer.Store(http.NewResponseController(w))
 	defer func() {
 		if !w.streams {
@@ -88,92 +58,6 @@ var errShutdown = errors.New("the server ends")
 
 // errStoodStill ends an exchange in which nothing has moved for the route's idle time-out.
 var errStoodStill = errors.New("nothing moved for the idle time-out")
-
-// userOf returns the session whose token goes with the request: nil where the route needs none, or can do without.
-func (s *Server) userOf(w *response, r *http.Request, route *route) (*session.Session, error) {
-	if !route.user && !route.client {
-		return nil, nil
-	}
-	if queryHas(r.URL.RawQuery, "access_token") { // RFC 6750 2: one token, one way
-		return nil, errTokenInQuery
-	}
-	if !route.user {
-		return nil, nil
-	}
-	current, err := s.freshFor(r, route)
-	if route.anonymous && errors.Is(err, session.ErrNone) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	w.session = current.ID
-	if err := s.satisfied(route, current); err != nil {
-		return nil, err
-	}
-	if r.Header.Get("X-Background") != "1" {
-		if err := s.sessions.Touch(r.Context(), current); err != nil {
-			return nil, err
-		}
-	}
-	return current, nil
-}
-
-// freshFor returns the request's session with the token that the route wants. One that is made of the session's own needs that to be good first.
-func (s *Server) freshFor(r *http.Request, route *route) (*session.Session, error) {
-	if !route.target.Exchange {
-		return s.sessions.FreshFor(r.Context(), r, route.targetKey)
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.provider.cfg.wait())
-	defer cancel()
-	if current, err := s.sessions.Fresh(ctx, r); err != nil {
-		return current, err
-	}
-	return s.sessions.FreshFor(ctx, r, route.targetKey)
-}
-
-// accessToken is what a request to an upstream carries; the zero value is nothing.
-type accessToken struct {
-	header  []string          // the values of its Authorization header
-	key     *ecdsa.PrivateKey // that it is bound to; nil: whoever bears it can use it
-	callers bool              // it is the caller's own, and so is the proof that comes with it
-}
-
-// upgradeAllowed lets a WebSocket through that a page of our own origin opens, and no other protocol: h2c would take what is said after it past
-// all that is checked here (RFC 9113 3.1, RFC 6455 10.2).
-func (s *Server) upgradeAllowed(r *http.Request) error {
-	upgrade := r.Header["Upgrade"]
-	switch {
-	case len(upgrade) == 0:
-		return nil
-	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
-		return errUpgrade.because(fmt.Errorf("the Upgrade is %.40q", upgrade))
-	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455 4.1
-		return errUpgrade.because(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
-	case len(r.Header["Origin"]) == 0:
-		return errCSRF.because(errors.New("a WebSocket without an Origin"))
-	case r.Header.Get("Origin") == "null":
-		return errCSRF.because(errors.New("a WebSocket of the Origin null"))
-	}
-	return s.originAllowed(r)
-}
-
-// queryHas says whether a query has a parameter, for whichever way of reading it.
-func queryHas(query, name string) bool {
-	if query == "" {
-		return false
-	}
-	for part := range strings.FieldsFuncSeq(query, func(c rune) bool { return c == '&' || c == ';' }) {
-		key, _, _ := strings.Cut(part, "=")
-		if unescaped, err := url.QueryUnescape(key); err == nil {
-			key = unescaped
-		}
-		if strings.EqualFold(key, name) {
-			return true
-		}
-	}
-	return false
-}
 
 // exchange is one request on its way to the upstream, and the answer on its way back.
 type exchange struct {

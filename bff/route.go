@@ -151,7 +151,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	case "", "auto":
 		parsed.guard = headerOrMetadata
 	case "header":
-		parsed.guard = fetch
+		parsed.guard = csrfHeader
 	case "fetch-metadata":
 		parsed.guard = sameOrigin
 	default:
@@ -281,69 +281,6 @@ func isToken(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(c rune) bool {
 		return c > '~' || c <= ' ' || strings.ContainsRune(`()<>@,;:\"/[]?={}`, c)
 	}) < 0
-}
-
-// headerOrMetadata is the guard of routes with csrf: auto. It accepts either
-// proof that a request comes from this origin: the header for any method, or for
-// GET and HEAD, and so for WebSockets, what the browser reports of its origin. A
-// navigation that no site has started passes too: the user has typed it.
-func headerOrMetadata(s *Server, r *http.Request) error {
-	switch site := r.Header["Sec-Fetch-Site"]; {
-	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return fetch(s, r)
-	case len(site) == 1 && site[0] == "none" && r.Header.Get("Sec-Fetch-Mode") == "navigate":
-		return s.originAllowed(r)
-	}
-	return sameOrigin(s, r)
-}
-
-// methodAllowed says whether the route lets a method through.
-func (route *route) methodAllowed(method string) bool {
-	return len(route.Methods) == 0 || slices.Contains(route.Methods, method)
-}
-
-// satisfied says whether a session has what the route requires.
-func (s *Server) satisfied(route *route, current *session.Session) error {
-	q := &route.Require
-	if q.empty() {
-		return nil
-	}
-	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ") // RFC 6749 3.3: no other space separates
-	for _, scope := range q.Scopes {
-		if !slices.Contains(granted, scope) {
-			return errScope.challenging(`Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`).
-				because(fmt.Errorf("the scope %q was not granted", scope))
-		}
-	}
-	for name, want := range q.Claims {
-		if !slices.ContainsFunc(claimTexts(current.Claim(name)), func(text string) bool { return slices.Contains(want, text) }) {
-			return errForbidden.because(fmt.Errorf("the claim %q is none of %q", name, want))
-		}
-	}
-	acr, _ := current.Claim("acr").(string)
-	var authTime time.Time
-	if n, ok := current.Claim("auth_time").(json.Number); ok {
-		seconds, err := n.Float64()
-		if latest := time.Now().Add(clockSkew).Unix(); err == nil && seconds >= 0 && seconds <= float64(latest) { // what is no date, or in milliseconds, makes no sign-in new
-			authTime = time.Unix(int64(seconds), 0)
-		}
-	}
-	weak := len(q.ACR) > 0 && !slices.Contains(q.ACR, acr)
-	old := q.MaxAge > 0 && time.Since(authTime) > q.MaxAge // without an auth_time it is
-	if !weak && !old {
-		return nil
-	}
-	challenge, login := `Bearer error="insufficient_user_authentication"`, make(url.Values)
-	if len(q.ACR) > 0 {
-		challenge += `, acr_values="` + strings.Join(q.ACR, " ") + `"`
-		login.Set("acr_values", strings.Join(q.ACR, " "))
-	}
-	if q.MaxAge > 0 {
-		seconds := strconv.Itoa(int(q.MaxAge / time.Second))
-		challenge += `, max_age="` + seconds + `"`
-		login.Set("max_age", seconds)
-	}
-	return errStepUp.challenging(challenge).signingIn(login).because(fmt.Errorf("acr is %q, auth_time is %v", acr, authTime.UTC()))
 }
 
 // unreachable reports whether the route requires an acr, and none that a sign-in

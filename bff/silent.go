@@ -28,9 +28,9 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 	return s.toProvider(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
 
-// frame accepts an iframe of our own origin. The destination is empty if a
+// sameOriginFrame accepts an iframe of this origin. The destination is empty if a
 // service worker of the app passes its navigation on.
-func frame(s *Server, r *http.Request) error {
+func sameOriginFrame(s *Server, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
 		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Dest is %.40q, want iframe", dest))

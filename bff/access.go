@@ -1,0 +1,225 @@
+package bff
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// access is what a request to a route has been granted.
+type access struct {
+	session *session.Session // nil: the route needs none, or the caller has none
+	token   accessToken      // the zero value: none
+}
+
+// accessToken is the credential of a request to an upstream. The zero value is none.
+type accessToken struct {
+	header  []string          // the values of the header Authorization
+	key     *ecdsa.PrivateKey // that the token is bound to by DPoP; nil: it is a bearer token
+	callers bool              // the caller has sent it, with its own proof
+}
+
+// authorize decides whether a request may use a route, in which session and with
+// which token. It does not depend on what serves the route. Errors are problems and
+// those of session.Manager.Fresh.
+func (s *Server) authorize(w *response, r *http.Request, route *route) (access, error) {
+	if err := s.checkRequest(w, r, route, route.guard); err != nil {
+		return access{}, err
+	}
+	current, err := s.sessionForRoute(r, route)
+	if err != nil {
+		return access{}, err
+	}
+	if current != nil {
+		w.session = current.ID
+		if err := checkRequirements(route, current); err != nil {
+			return access{}, err
+		}
+		if r.Header.Get("X-Background") != "1" {
+			if err := s.sessions.Touch(r.Context(), current); err != nil {
+				return access{}, err
+			}
+		}
+	}
+	token, err := credential(r.Context(), route, current)
+	return access{session: current, token: token}, err
+}
+
+// checkRequest checks what needs no session: the method, the proof that the request
+// comes from this origin, and the limits of the route.
+func (s *Server) checkRequest(
+	w *response, r *http.Request, route *route, guard func(*Server, *http.Request) error,
+) error {
+	if len(route.Methods) > 0 && !slices.Contains(route.Methods, r.Method) {
+		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
+		return errMethod
+	}
+	if err := guard(s, r); err != nil {
+		return err
+	}
+	if err := s.upgradeAllowed(r); err != nil {
+		return err
+	}
+	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" {
+		return errServiceWorker // it would control the whole origin
+	}
+	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
+		return errTooLarge.because(fmt.Errorf("Content-Length is %d, want at most %d", r.ContentLength, route.MaxBody))
+	}
+	if (route.user || route.client) && queryHas(r.URL.RawQuery, "access_token") {
+		return errTokenInQuery // RFC 6750, section 2: one method of sending a token per request
+	}
+	return nil
+}
+
+// upgradeAllowed accepts the upgrade to a WebSocket that a page of this origin
+// opens. It refuses any other protocol: after an upgrade to h2c requests would reach
+// the upstream unchecked (RFC 9113, section 3.1; RFC 6455, section 10.2).
+func (s *Server) upgradeAllowed(r *http.Request) error {
+	upgrade := r.Header["Upgrade"]
+	switch {
+	case len(upgrade) == 0:
+		return nil
+	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
+		return errUpgrade.because(fmt.Errorf("Upgrade is %.40q", upgrade))
+	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455, section 4.1
+		return errUpgrade.because(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
+	case len(r.Header["Origin"]) == 0:
+		return errCSRF.because(errors.New("a WebSocket without an Origin"))
+	case r.Header.Get("Origin") == "null":
+		return errCSRF.because(errors.New("a WebSocket of the Origin null"))
+	}
+	return s.originAllowed(r)
+}
+
+// queryHas reports whether a query has a parameter, however a server parses it.
+func queryHas(query, name string) bool {
+	if query == "" {
+		return false
+	}
+	isSeparator := func(c rune) bool { return c == '&' || c == ';' }
+	for part := range strings.FieldsFuncSeq(query, isSeparator) {
+		key, _, _ := strings.Cut(part, "=")
+		if unescaped, err := url.QueryUnescape(key); err == nil {
+			key = unescaped
+		}
+		if strings.EqualFold(key, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// sessionForRoute returns the session in which a request uses a route. It is nil if
+// the route takes no session, or if it needs none and there is none.
+func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Session, error) {
+	if !route.user {
+		return nil, nil
+	}
+	current, err := s.freshSession(r, route)
+	if route.anonymous && errors.Is(err, session.ErrNone) {
+		return nil, nil
+	}
+	return current, err
+}
+
+// freshSession returns the request's session with a usable token for the route. Token
+// exchange (RFC 8693) needs a usable token of the session's own first.
+func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, error) {
+	if !route.target.Exchange {
+		return s.sessions.FreshFor(r.Context(), r, route.targetKey)
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), s.provider.cfg.wait())
+	defer cancel()
+	if current, err := s.sessions.Fresh(ctx, r); err != nil {
+		return current, err
+	}
+	return s.sessions.FreshFor(ctx, r, route.targetKey)
+}
+
+// credential returns the token for a route: the session's, or the broker's own.
+func credential(ctx context.Context, route *route, current *session.Session) (accessToken, error) {
+	switch {
+	case current != nil:
+		token := accessToken{header: current.Authorization(route.targetKey), key: current.Key()}
+		if token.header == nil {
+			return accessToken{}, errInternal.because(errors.New("the session has no token for this route"))
+		}
+		return token, nil
+	case route.client:
+		return route.clientToken.get(ctx)
+	}
+	return accessToken{}, nil
+}
+
+// checkRequirements verifies that a session has what a route requires.
+func checkRequirements(route *route, current *session.Session) error {
+	q := &route.Require
+	if q.empty() {
+		return nil
+	}
+	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ") // RFC 6749, section 3.3: no other space separates
+	for _, scope := range q.Scopes {
+		if !slices.Contains(granted, scope) {
+			challenge := `Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`
+			return errScope.challenging(challenge).because(fmt.Errorf("scope %q was not granted", scope))
+		}
+	}
+	for name, want := range q.Claims {
+		accepted := func(text string) bool { return slices.Contains(want, text) }
+		if !slices.ContainsFunc(claimTexts(current.Claim(name)), accepted) {
+			return errForbidden.because(fmt.Errorf("claim %q is none of %q", name, want))
+		}
+	}
+	return q.checkSignIn(current)
+}
+
+// checkSignIn verifies how and when the user signed in. The error challenges the app
+// to have the user sign in as required (RFC 9470, section 3).
+func (q *Require) checkSignIn(current *session.Session) error {
+	acr, _ := current.Claim("acr").(string)
+	at := authTime(current)
+	weak := len(q.ACR) > 0 && !slices.Contains(q.ACR, acr)
+	old := q.MaxAge > 0 && time.Since(at) > q.MaxAge
+	if !weak && !old {
+		return nil
+	}
+	challenge, login := `Bearer error="insufficient_user_authentication"`, make(url.Values)
+	if len(q.ACR) > 0 {
+		challenge += `, acr_values="` + strings.Join(q.ACR, " ") + `"`
+		login.Set("acr_values", strings.Join(q.ACR, " "))
+	}
+	if q.MaxAge > 0 {
+		seconds := strconv.Itoa(int(q.MaxAge / time.Second))
+		challenge += `, max_age="` + seconds + `"`
+		login.Set("max_age", seconds)
+	}
+	cause := fmt.Errorf("acr is %q, auth_time is %v", acr, at.UTC())
+	return errStepUp.challenging(challenge).signingIn(login).because(cause)
+}
+
+// authTime returns when the user signed in. It is zero, and so too old, if the claim
+// auth_time is missing or no possible time: a value in milliseconds lies in the
+// future and must not make a sign-in recent.
+func authTime(current *session.Session) time.Time {
+	n, ok := current.Claim("auth_time").(json.Number)
+	if !ok {
+		return time.Time{}
+	}
+	seconds, err := n.Float64()
+	latest := float64(time.Now().Add(clockSkew).Unix())
+	if err != nil || seconds < 0 || seconds > latest {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0)
+}

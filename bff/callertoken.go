@@ -1,0 +1,58 @@
+package bff
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+)
+
+// Requests that carry an access token of their own, as machines and native apps
+// send them.
+
+// hasBearerToken reports whether a request has an access token in its header (RFC
+// 6750, section 2.1; RFC 9449, section 7.1).
+func hasBearerToken(r *http.Request) bool {
+	for _, credentials := range r.Header["Authorization"] {
+		scheme, _, _ := strings.Cut(credentials, " ")
+		if strings.EqualFold(scheme, "Bearer") || strings.EqualFold(scheme, "DPoP") {
+			return true
+		}
+	}
+	return false
+}
+
+// notFromBrowser guards requests with an access token of their own. Browsers never
+// add one by themselves, so no CSRF header is needed. Cross-site requests are refused
+// nevertheless. With a session cookie besides, it would be unclear which of the two
+// counts.
+func notFromBrowser(s *Server, r *http.Request) error {
+	if len(r.CookiesNamed(s.sessions.CookieName())) > 0 {
+		return errTwoCredentials
+	}
+	site := r.Header.Values("Sec-Fetch-Site")
+	if len(site) > 1 || len(site) == 1 && site[0] != "same-origin" && site[0] != "none" {
+		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+	}
+	return s.originAllowed(r)
+}
+
+// proxyWithCallerToken forwards a request with the token that it carries if the
+// route's verifier accepts the token. Otherwise the verifier has responded.
+func (s *Server) proxyWithCallerToken(w *response, r *http.Request, route *route) (err error) {
+	if err := s.checkRequest(w, r, route, notFromBrowser); err != nil {
+		return err
+	}
+	accepted := false
+	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		accepted = true
+		err = s.exchange(w, r, route, access{token: accessToken{header: r.Header["Authorization"], callers: true}})
+	})).ServeHTTP(w, r)
+	if !accepted {
+		refused := errOwnToken.because(errors.New(w.Header().Get("WWW-Authenticate")))
+		refused.status = w.status
+		w.problem = refused
+		boundBody(w, r)
+	}
+	return err
+}
