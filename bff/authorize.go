@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -197,7 +198,7 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 		if err != nil {
 			return nil, err
 		}
-		q.Set("dpop_jkt", thumbprint(key))
+		q.Set("dpop_jkt", dpop.Thumbprint(key))
 	}
 	if !p.cfg.SignRequests && !m.RequireSigned {
 		return q, nil

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -185,7 +186,7 @@ func (x *exchange) aim(out *http.Request, a *address) error {
 		return nil
 	}
 	_, token, _ := strings.Cut(x.token.header[0], " ")
-	signed, err := proof(x.token.key, out.Method, out.URL, token, a.nonce())
+	signed, err := dpop.Proof(x.token.key, out.Method, out.URL, token, a.nonce())
 	if err != nil {
 		return err
 	}
@@ -196,7 +197,7 @@ func (x *exchange) aim(out *http.Request, a *address) error {
 // heedNonce takes down the nonce that an upstream gives for the next proof, and makes the request once more if that is what it was refused for (RFC 9449 9).
 func (x *exchange) heedNonce(ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address) (*http.Response, *address, error) {
 	a.learnNonce(resp.Header)
-	if !wantsNonce(resp) || !body.rewindable() {
+	if !dpop.WantsNonce(resp) || !body.rewindable() {
 		return resp, a, nil
 	}
 	resp.Body.Close()

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -475,7 +476,7 @@ func (p *provider) post(ctx context.Context, client *http.Client, m *metadata, e
 			return body, nil
 		}
 		refusal := p.refusal(resp.StatusCode, body, form)
-		if first && key != nil && refusal.code == "use_dpop_nonce" && nonceOf(resp.Header) != "" { // RFC 9449 8
+		if first && key != nil && refusal.code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
 		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
@@ -504,7 +505,7 @@ func (p *provider) postOnce(ctx context.Context, client *http.Client, m *metadat
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 	if key != nil {
-		signed, err := proof(key, http.MethodPost, req.URL, "", p.nonces.get(req.URL))
+		signed, err := dpop.Proof(key, http.MethodPost, req.URL, "", p.nonces.get(req.URL))
 		if err != nil {
 			return nil, nil, err
 		}

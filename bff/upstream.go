@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/net/idna"
 
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
@@ -87,7 +88,7 @@ func (s *server) nonce() string {
 }
 
 func (s *server) learnNonce(h http.Header) {
-	if nonce := nonceOf(h); nonce != "" {
+	if nonce := dpop.NonceOf(h); nonce != "" {
 		s.proofNonce.Store(&nonce)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 
+	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -80,14 +81,14 @@ func (p *provider) askUserInfo(ctx context.Context, m *metadata, tokens session.
 		req.Header.Set("Accept", "application/json, application/jwt")
 		req.Header.Set("Authorization", tokens.Authorization())
 		if key != nil {
-			signed, err := proof(key, req.Method, req.URL, tokens.Access.Reveal(), p.nonces.get(req.URL))
+			signed, err := dpop.Proof(key, req.Method, req.URL, tokens.Access.Reveal(), p.nonces.get(req.URL))
 			if err != nil {
 				return nil, nil, err
 			}
 			req.Header.Set("DPoP", signed)
 		}
 		resp, body, err := p.do(p.client, req)
-		if err != nil || !first || key == nil || !wantsNonce(resp) {
+		if err != nil || !first || key == nil || !dpop.WantsNonce(resp) {
 			return resp, body, err
 		}
 	}
