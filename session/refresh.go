@@ -4,14 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
 	"net/http"
-	"sync"
 	"time"
 )
 
@@ -40,23 +38,10 @@ type RefreshError struct {
 }
 
 func (e *RefreshError) Error() string { return e.Err.Error() }
+
 func (e *RefreshError) Unwrap() error { return e.Err }
 
 const (
-	// leaseWait is how long a refresh waits for the lease that another replica
-	// holds. Callers wait no longer than Config.Wait.
-	leaseWait = 45 * time.Second
-	// leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting. The lease is renewed while the work
-	// lasts, however long that is.
-	leaseTTL   = 4 * time.Second
-	leaseRenew = leaseTTL / 5
-	// leaseLook is how often a replica that waits for another looks by itself: nobody announces that a lease has run out.
-	leaseLook = 500 * time.Millisecond
-	// leaseGrace is how long nobody takes a lease after the store was away, or may have lost it in a failover: whoever is at work
-	// under one that has run out meanwhile is to have it again.
-	leaseGrace = 2*leaseRenew + ioGrace
-	ioGrace    = 500 * time.Millisecond
-
 	// Between two tries of a refresh that fails for reasons that may pass there is a pause, which doubles; longer ones only if the provider asks for them.
 	minRetryAfter = time.Second
 	maxBackoff    = 16 * time.Second
@@ -355,88 +340,6 @@ func (m *Manager) forget(f *flight) {
 	}
 }
 
-// lease waits for the right to refresh s, and keeps it until release is called. If another replica refreshes the session meanwhile, it
-// returns that session instead.
-func (m *Manager) lease(ctx context.Context, s *Session, target string) (release func(), elsewhere *Session, err error) {
-	owner, key := rand.Text(), leaseKey(s.ID)
-	waiting, cancel := context.WithTimeout(ctx, leaseWait)
-	defer cancel()
-	began := time.Now()
-	changed, stop := m.waking.wait(s.ID)
-	defer stop()
-	for first := true; ; first = false {
-		if !first {
-			now, err := m.load(waiting, s.ticket)
-			if err != nil {
-				return nil, nil, err
-			}
-			if now.differs(s, target) && m.usable(now, target, time.Now()) {
-				return nil, now, nil
-			}
-		}
-		wait := m.leaseGraceLeft(began)
-		if wait <= 0 {
-			acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
-			if err != nil {
-				return nil, nil, storeError("acquire the lease to refresh", err)
-			}
-			if acquired {
-				break
-			}
-			wait = leaseLook
-		}
-		select {
-		case <-changed:
-		case <-time.After(min(wait, leaseLook)):
-		case <-waiting.Done():
-			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
-		}
-	}
-	working, finished := context.WithCancel(ctx)
-	var renewing sync.WaitGroup
-	renewing.Go(func() { m.renew(working, key, owner, s) }) // until release
-	return func() {
-		finished()
-		renewing.Wait()
-		if err := m.cfg.Store.Release(ctx, key, owner); err != nil {
-			m.log.WarnContext(ctx, "lease to refresh not released; it ends by itself", "session", s.ID, "in", leaseTTL.String(), "err", err)
-		}
-	}, nil, nil
-}
-
-// renew keeps a lease until ctx ends.
-func (m *Manager) renew(ctx context.Context, key, owner string, s *Session) {
-	pause := leaseRenew
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		acquired, err := m.cfg.Store.Acquire(ctx, key, owner, leaseTTL)
-		if ctx.Err() != nil {
-			return
-		}
-		pause = leaseRenew
-		if err != nil || !acquired {
-			m.log.WarnContext(ctx, "lease to refresh not renewed", "session", s.ID, "taken", err == nil, "err", err)
-			pause = leaseRenew / 4
-		}
-	}
-}
-
-// leaseGraceLeft is how long it still is until a flight that began at a moment may take a lease: after the store was away, and while it seems to be.
-func (m *Manager) leaseGraceLeft(began time.Time) time.Duration {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now()
-	since := m.missedAt
-	if m.cache.lost(now) && began.After(since) {
-		since = began
-	}
-	return since.Add(leaseGrace).Sub(now)
-}
-
 // refreshTokens replaces the access token of s for a target, which somebody found to be due, and returns the session with the new one once it
 // is saved, with all that came along. When they were obtained but the store did not take them, they are returned as unsaved beside the error.
 func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) (fresh, unsaved *Session, err error) {
@@ -516,69 +419,6 @@ func (m *Manager) refused(ctx context.Context, s *Session, cause error) (*Sessio
 	m.delist(ctx, s)
 	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "refresh refused", "err", cause)
 	return nil, ErrEnded
-}
-
-// save puts next in the place of the record it replaces, on condition that it is still there: a session that was ended stays
-// ended, and the tokens obtained for it meanwhile are given back.
-func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), next.replaces, next.sealed)
-	if err != nil {
-		return nil, storeError("save refreshed tokens", err)
-	}
-	if replaced {
-		m.journal.replaced(next.ID, next.replaces, next.sealed)
-		m.cache.drop(next.ID)
-		m.log.InfoContext(ctx, "session refreshed", "session", next.ID, "access_token_expires_at", next.Tokens.Expiry)
-		return next, nil
-	}
-	now, err := m.load(ctx, next.ticket) // ours, by a write whose answer was lost, or somebody else's, or none
-	if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
-		if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
-			m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
-		}
-	}
-	return now, err
-}
-
-// saveLater saves tokens that exist in this process alone, for their predecessors are spent, as soon as the store takes them.
-// Meanwhile the session's flight stays known, so that nobody spends the old refresh token again.
-func (m *Manager) saveLater(ctx context.Context, next *Session) {
-	for time.Now().Before(next.ExpiresAt) {
-		time.Sleep(minRetryAfter)
-		_, err := m.save(ctx, next)
-		if errors.Is(err, ErrStore) {
-			continue
-		}
-		m.log.InfoContext(ctx, "refreshed tokens saved at last", "session", next.ID, "err", err)
-		return
-	}
-}
-
-// take puts what a refresh for a target brought into s. What the response does
-// not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
-func (m *Manager) take(s *Session, r Renewal, target string) {
-	t, got := &s.Tokens, r.Tokens
-	if got.Key != "" && got.Key != t.Key {
-		t.Key, t.Others = got.Key, nil
-	}
-	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
-	s.moveEnd(r)
-	if r.Claims != nil {
-		s.Claims = r.Claims
-	}
-	got.Scope = cmp.Or(got.Scope, t.For(target).Scope)
-	if target == "" {
-		t.Access, t.Scope, t.Issued, t.Expiry = got.Access, got.Scope, got.Issued, got.Expiry
-		return
-	}
-	now := time.Now()
-	others := maps.Clone(t.Others) // the session that was read shares the map
-	maps.DeleteFunc(others, func(_ string, other Tokens) bool { return !m.unexpired(&other, now) })
-	if others == nil {
-		others = make(map[string]Tokens)
-	}
-	others[target] = got.For("")
-	t.Others = others
 }
 
 // retryLater makes a fault of the provider into a RefreshError, whose RetryAfter is within bounds.

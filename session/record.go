@@ -4,83 +4,13 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
-
-	"github.com/gorilla/securecookie"
 )
-
-// keyring holds the operator's session keys for one App. The first seals, all
-// open.
-type keyring []serverKey
-
-type serverKey struct {
-	secret []byte
-	id     [4]byte // which key sealed a record, without a trial of each; tells nothing about the key
-	app    App
-	bound  [sha256.Size]byte // App.Digest, part of what a record is authenticated with
-}
-
-func newKeyring(keys [][]byte, app App) (keyring, error) {
-	if len(keys) == 0 {
-		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
-	}
-	ring := make(keyring, len(keys))
-	var errs []error
-	for i, k := range keys {
-		if err := checkKey(keys, i); err != nil {
-			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), err})
-			continue
-		}
-		ring[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4)), app: app, bound: app.Digest()}
-	}
-	return ring, errors.Join(errs...)
-}
-
-// checkKey refuses a key that cannot be meant. What looks like text is for the
-// configuration to judge.
-func checkKey(keys [][]byte, i int) error {
-	k := keys[i]
-	switch first := slices.IndexFunc(keys, func(other []byte) bool { return bytes.Equal(other, k) }); {
-	case len(k) != 32:
-		return fmt.Errorf("has %d bytes, 32 are needed", len(k))
-	case bytes.Equal(k, make([]byte, 32)):
-		return errors.New("is 32 zero bytes, not a secret (cloakroom keygen prints one)")
-	case first < i:
-		return fmt.Errorf("is the same as Keys[%d]; each key is listed once", first)
-	}
-	return nil
-}
-
-// Codecs returns securecookie codecs for one purpose of one App, in the order
-// of keys, made of keys that serve nothing else. A value that was sealed for
-// another App does not open (see IsForeign). They take a []byte and return one.
-func Codecs(keys [][]byte, app App, purpose string, maxAge time.Duration) ([]securecookie.Codec, error) {
-	ring, err := newKeyring(keys, app)
-	if err != nil {
-		return nil, err
-	}
-	return ring.codecs(purpose, maxAge), nil
-}
-
-// codecs is Codecs; a maxAge of 0 means that values have no age limit.
-func (ring keyring) codecs(purpose string, maxAge time.Duration) []securecookie.Codec {
-	codecs := make([]securecookie.Codec, len(ring))
-	for i, k := range ring {
-		c := securecookie.New(derive(k.secret, nil, purpose+" mac", 32), derive(k.secret, nil, purpose+" encryption", 32))
-		c.MaxAge(int(maxAge / time.Second))
-		c.SetSerializer(envelope{[appTagSize]byte(k.bound[:])})
-		codecs[i] = c
-	}
-	return codecs
-}
 
 // recordVersion is the first octet of a record, and says how the rest is laid
 // out:
@@ -231,19 +161,6 @@ func (k serverKey) associated(id string) []byte {
 	return append(data, id...)
 }
 
-// sealer returns the key that sealed a record; ok is false when it is not among the session keys.
-func (ring keyring) sealer(sealed []byte) (k serverKey, ok bool) {
-	const header = 1 + 4
-	i := slices.IndexFunc(ring, func(k serverKey) bool { return len(sealed) >= header && k.id == [4]byte(sealed[1:header]) })
-	if i < 0 {
-		return serverKey{}, false
-	}
-	return ring[i], true
-}
-
-// first says whether the first key has sealed a record.
-func (ring keyring) first(sealed []byte) bool { return bytes.HasPrefix(sealed[1:], ring[0].id[:]) }
-
 // open is the reverse of seal, for the holder of the ticket.
 func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 	const header = 1 + 4
@@ -317,13 +234,4 @@ func (k serverKey) aead(t ticket) cipher.AEAD {
 		panic(err) // AES has blocks of 16 bytes
 	}
 	return aead
-}
-
-// derive makes a key for one purpose (RFC 5869).
-func derive(secret, salt []byte, purpose string, size int) []byte {
-	key, err := hkdf.Key(sha256.New, secret, salt, "cloakroom "+purpose, size)
-	if err != nil {
-		panic(err) // only for a size beyond 255 hashes
-	}
-	return key
 }
