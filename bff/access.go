@@ -136,15 +136,19 @@ func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Sessio
 // freshSession returns the request's session with a usable token for the route. Token
 // exchange (RFC 8693) needs a usable token of the session's own first.
 func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, error) {
+	current, err := s.findSession(r)
+	if err != nil {
+		return nil, err
+	}
 	if !route.target.Exchange {
-		return s.sessions.FreshFor(r.Context(), r, route.targetKey)
+		return s.sessions.Fresh(r.Context(), current, route.targetKey)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.provider.cfg.wait())
 	defer cancel()
-	if current, err := s.sessions.Fresh(ctx, r); err != nil {
-		return current, err
+	if current, err = s.sessions.Fresh(ctx, current, ""); err != nil {
+		return nil, err
 	}
-	return s.sessions.FreshFor(ctx, r, route.targetKey)
+	return s.sessions.Fresh(ctx, current, route.targetKey)
 }
 
 // credential returns the token for a route: the session's, or the broker's own.

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/securecookie"
 	"golang.org/x/oauth2"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -36,7 +35,7 @@ type attempt struct {
 	ACRValues string `json:"a,omitempty"` // space-separated
 
 	// The session there was when the login began: the one that its success replaces.
-	Replaces  session.Secret `json:"-"` // session.Session.Ticket
+	Replaces  session.Ticket `json:"-"`
 	Subject   string         `json:"u,omitempty"`
 	CrossSite bool           `json:"x,omitempty"` // another site sent the browser here
 
@@ -62,24 +61,19 @@ const (
 
 // attempts seals login attempts into cookies and takes them out again.
 type attempts struct {
-	cookie      session.Cookie
-	name        string // what the cookies' names begin with
-	codecs      []securecookie.Codec
-	stateCodecs []securecookie.Codec
+	cookie     session.CookieConfig
+	name       string // what the cookies' names begin with
+	codec      *session.Codec
+	stateCodec *session.Codec
 
 	refused func(r *http.Request, name string, state session.CookieState) // called with a cookie that find does not use
 }
 
-func newAttempts(cookie session.Cookie, keys [][]byte, app session.App) (attempts, error) {
-	codecs, err := session.Codecs(keys, app, "login attempt", attemptLife)
-	if err != nil {
-		return attempts{}, err
+func newAttempts(cookie session.CookieConfig, ring *session.Keyring) attempts {
+	return attempts{
+		cookie: cookie, name: cookie.Name("-login-"),
+		codec: ring.Codec("login attempt", attemptLife), stateCodec: ring.Codec("login state", stateLife),
 	}
-	stateCodecs, err := session.Codecs(keys, app, "login state", stateLife)
-	if err != nil {
-		return attempts{}, err
-	}
-	return attempts{cookie: cookie, name: cookie.Name("-login-"), codecs: codecs, stateCodecs: stateCodecs}, nil
 }
 
 // prepare gives a its secrets.
@@ -125,7 +119,7 @@ func (as *attempts) find(r *http.Request, state string) *attempt {
 		return nil
 	}
 	a, err := as.open(name, cookies[0].value)
-	if session.IsForeign(err) {
+	if errors.Is(err, session.ErrForeign) {
 		as.refused(r, name, session.CookieForeign)
 	}
 	if err != nil || a.State == "" || subtle.ConstantTimeCompare([]byte(a.State), []byte(state)) != 1 {
@@ -142,7 +136,7 @@ func (as *attempts) drop(w http.ResponseWriter, r *http.Request, state string) {
 	if len(cookies) == 0 {
 		return
 	}
-	if _, err := as.open(name, cookies[0].value); !session.IsForeign(err) {
+	if _, err := as.open(name, cookies[0].value); !errors.Is(err, session.ErrForeign) {
 		as.set(w, name, "", -1)
 	}
 }
@@ -181,13 +175,13 @@ func (as *attempts) newState(a *attempt) (string, error) {
 	if len(a.ReturnTo) <= maxStateReturnTo {
 		b = append(b, a.ReturnTo...)
 	}
-	return securecookie.EncodeMulti("state", b, as.stateCodecs...)
+	return as.stateCodec.Seal("state", b)
 }
 
 // openState returns what a state says, if it is one of ours and not too old.
 func (as *attempts) openState(state string) (sentState, bool) {
-	var b []byte
-	if err := securecookie.DecodeMulti("state", state, &b, as.stateCodecs...); err != nil || len(b) < 17 {
+	b, err := as.stateCodec.Open("state", state)
+	if err != nil || len(b) < 17 {
 		return sentState{}, false
 	}
 	return sentState{returnTo: parseReturnTo(string(b[17:])), restarted: b[16] != 0}, true
@@ -214,7 +208,7 @@ func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int, rest
 	for _, c := range cookiesWithPrefix(r, as.name, maxAttemptsRead) {
 		k := kept{name: c.name, size: len(c.name) + len(c.value)}
 		a, err := as.open(c.name, c.value)
-		if session.IsForeign(err) {
+		if errors.Is(err, session.ErrForeign) {
 			continue // another App on this host removes its own
 		}
 		if err == nil {
@@ -280,15 +274,15 @@ func (as *attempts) seal(name string, a *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Replaces.Reveal(), a.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Replaces.Secret().Reveal(), a.Restarted}); err != nil {
 		return "", err
 	}
-	return securecookie.EncodeMulti(as.sealedName(name), plain.Bytes(), as.codecs...)
+	return as.codec.Seal(as.sealedName(name), plain.Bytes())
 }
 
 func (as *attempts) open(name, value string) (*attempt, error) {
-	var plain []byte
-	if err := securecookie.DecodeMulti(as.sealedName(name), value, &plain, as.codecs...); err != nil {
+	plain, err := as.codec.Open(as.sealedName(name), value)
+	if err != nil {
 		return nil, err
 	}
 	var sealed sealedAttempt
@@ -296,7 +290,8 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 		return nil, err
 	}
 	a := sealed.attempt
-	a.Verifier, a.Key, a.Replaces = session.Secret(sealed.Verifier), session.Secret(sealed.Key), session.Secret(sealed.Replaces)
+	a.Verifier, a.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
+	a.Replaces, _ = session.ParseTicket(session.Secret(sealed.Replaces)) // zero without a session
 	a.Restarted = sealed.Restarted
 	if time.Since(time.UnixMilli(a.Began)) > attemptLife { // replaceNext seals it anew
 		return nil, errors.New("login attempt has expired")

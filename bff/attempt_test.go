@@ -16,14 +16,17 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
+var testTicket, _ = session.ParseTicket(session.Secret(strings.Repeat("id", 32)))
+
 // newTestAttempts has a key of its own, also in each process of a fuzz run.
 func newTestAttempts(t testing.TB) *attempts {
 	key := make([]byte, 32)
 	rand.Read(key)
-	as, err := newAttempts(session.Cookie{}, [][]byte{key}, session.App{})
+	ring, err := session.NewKeyring([][]byte{key}, session.App{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	as := newAttempts(session.CookieConfig{}, ring)
 	return &as
 }
 
@@ -42,7 +45,7 @@ func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 func TestAnAttemptComesBackWhole(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
-	want, cookie := begun(t, as, &attempt{ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: "id", Subject: "alice", CrossSite: true, Restarted: true})
+	want, cookie := begun(t, as, &attempt{ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: testTicket, Subject: "alice", CrossSite: true, Restarted: true})
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
 	r.AddCookie(cookie)
 	w := httptest.NewRecorder()

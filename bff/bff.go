@@ -34,8 +34,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gorilla/securecookie"
-
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -54,11 +52,12 @@ type Config struct {
 	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
 	KeepStorage bool
 	// Sessions configures the session.Manager. New sets App, Refresh, Ready, Wait,
-	// AccessTokenLifetime, Revoke, CookieRefused and Logger, and of Cookie
-	// InsecureHTTP and Port.
+	// AccessTokenLifetime, Revoke and Logger.
 	Sessions session.Config
-	Routes   []Route
-	Limits   Limits
+	// Cookie describes the session cookie. New sets InsecureHTTP and Port.
+	Cookie session.CookieConfig
+	Routes []Route
+	Limits Limits
 
 	// BodyMinRate is how many bytes a second a body has to move, measured over
 	// 30 seconds, or its request is ended: from the client to the upstream and
@@ -80,20 +79,21 @@ type Server struct {
 
 	forwardedHost, forwardedProto []string // of X-Forwarded-Host and X-Forwarded-Proto
 
-	proxies   []netip.Prefix
-	table     map[string][]endpoint // :: path → one endpoint a method
-	routes    []*route              // longest path first
-	frontend  http.Handler
-	sessions  *session.Manager
-	store     session.Store
-	app       session.App // what sessions, attempts and logout states are bound to
-	provider  *provider
-	claims    Claims
-	keeps     bool // Config.KeepStorage
-	attempts  attempts
-	logoutTos []securecookie.Codec // seal the state that goes to the provider at logout
-	hints     *logoutHints
-	log       *slog.Logger
+	proxies      []netip.Prefix
+	table        map[string][]endpoint // :: path → one endpoint a method
+	routes       []*route              // longest path first
+	frontend     http.Handler
+	sessions     *session.Manager
+	cookie       *session.Cookie
+	store        session.Store
+	app          session.App // what sessions, attempts and logout states are bound to
+	provider     *provider
+	claims       Claims
+	keeps        bool // Config.KeepStorage
+	attempts     attempts
+	logoutStates *session.Codec // seals the state that goes to the provider at logout
+	hints        *logoutHints
+	log          *slog.Logger
 
 	refusedCookies refusedCookies
 	logins         *limiter[[16]byte] // :: addressKey; logins that were started
@@ -169,7 +169,7 @@ func New(cfg Config) (*Server, error) {
 	} else {
 		s.origin, s.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
 		s.forwardedHost, s.forwardedProto = []string{publicURL.Host}, []string{publicURL.Scheme}
-		cfg.Sessions.Cookie.InsecureHTTP, cfg.Sessions.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
+		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
 	}
 	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
@@ -184,22 +184,22 @@ func New(cfg Config) (*Server, error) {
 	s.provider.claims = cfg.Claims
 
 	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
-	cfg.Sessions.App, cfg.Sessions.CookieRefused = s.app, s.sessionCookieRefused
-	cfg.Sessions.Logger = s.log
+	cfg.Sessions.App, cfg.Sessions.Logger = s.app, s.log
 	cfg.Sessions.Refresh = s.provider.refresh
 	cfg.Sessions.Revoke = s.provider.revoke
 	cfg.Sessions.Ready = s.provider.ready
 	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	s.sessions, err = session.NewManager(cfg.Sessions)
 	fail(err)
-	s.attempts, err = newAttempts(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.app)
-	s.attempts.refused = s.cookieRefused
 	if err == nil {
-		s.logoutTos, err = session.Codecs(cfg.Sessions.Keys, s.app, "logout state", time.Hour)
+		ring := s.sessions.Keyring()
+		s.cookie = session.NewCookie(ring, cfg.Cookie)
+		s.attempts = newAttempts(cfg.Cookie, ring)
+		s.attempts.refused = s.cookieRefused
+		s.logoutStates = ring.Codec("logout state", time.Hour)
+		s.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
 		fail(err)
-		s.hints, err = newLogoutHints(cfg.Sessions.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
-		fail(err)
-	} // else NewManager has said so already
+	}
 
 	clientTokens := make(map[string]*clientToken)
 	for i, r := range cfg.Routes {
@@ -290,7 +290,7 @@ func (s *Server) Start() {
 		}
 	}
 	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
-	s.looking.Go(func() { s.sessions.Watch(ctx) })
+	s.looking.Go(func() { s.sessions.Run(ctx) })
 	probing, stopProbing := context.WithCancel(context.Background())
 	s.stopProbing = stopProbing
 	go s.provider.breaker.run(probing) // until Close, or longer for the sake of refreshes

@@ -27,7 +27,7 @@ func hasBearerToken(r *http.Request) bool {
 // nevertheless. With a session cookie besides, it would be unclear which of the two
 // counts.
 func notFromBrowser(s *Server, r *http.Request) error {
-	if len(r.CookiesNamed(s.sessions.CookieName())) > 0 {
+	if len(r.CookiesNamed(s.cookie.Name())) > 0 {
 		return errTwoCredentials
 	}
 	site := r.Header.Values("Sec-Fetch-Site")

@@ -2,6 +2,8 @@ package bff
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -32,9 +34,50 @@ func (s *Server) CookiesRefused(state session.CookieState) uint64 {
 	return s.refusedCookies.of(state).Load()
 }
 
-// sessionCookieRefused is session.Config.CookieRefused.
-func (s *Server) sessionCookieRefused(r *http.Request, state session.CookieState) {
-	s.cookieRefused(r, s.sessions.CookieName(), state)
+// findSession returns the request's session. It neither refreshes nor extends it.
+// The error wraps session.ErrNone, also if the cookie cannot be used, or
+// session.ErrStore.
+func (s *Server) findSession(r *http.Request) (*session.Session, error) {
+	ticket, state := s.cookie.Read(r)
+	if state.Refused() {
+		s.cookieRefused(r, s.cookie.Name(), state)
+		return nil, fmt.Errorf("%w: the session cookie is %s", session.ErrNone, state)
+	}
+	return s.sessions.Find(r.Context(), ticket)
+}
+
+// renewCookie sends the session cookie again if it is outdated, so that the old
+// session key can be removed before the session ends. It reports whether it did.
+// current is the request's session. If that has ended meanwhile, the browser may
+// have the cookie of another one.
+func (s *Server) renewCookie(ctx context.Context, w http.ResponseWriter, r *http.Request, current *session.Session) bool {
+	ticket, state := s.cookie.Read(r)
+	if state != session.CookieOutdated || !ticket.Equal(current.Ticket()) {
+		return false
+	}
+	if _, err := s.sessions.Find(ctx, ticket); err != nil {
+		return false
+	}
+	s.cookie.Write(w, current)
+	return true
+}
+
+// endSession ends the request's session, deletes the cookie, and returns the
+// session as it was; nil if there was none, which is not an error. If the store
+// fails, the session lives on and the cookie stays. A cookie of another App stays
+// too.
+func (s *Server) endSession(w http.ResponseWriter, r *http.Request) (*session.Session, error) {
+	current, err := s.findSession(r)
+	if err == nil {
+		err = s.sessions.End(r.Context(), current)
+	}
+	if err != nil && !errors.Is(err, session.ErrNone) {
+		return nil, err
+	}
+	if _, state := s.cookie.Read(r); state != session.CookieForeign {
+		s.cookie.Clear(w)
+	}
+	return current, nil
 }
 
 // cookieRefused counts and logs a cookie that is not used, once a request

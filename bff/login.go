@@ -54,12 +54,12 @@ func crossSite(r *http.Request) bool {
 
 // noteCurrent notes in an attempt who is signed in now.
 func (s *Server) noteCurrent(r *http.Request, a *attempt) error {
-	current, err := s.sessions.Get(r.Context(), r)
+	current, err := s.findSession(r)
 	switch {
 	case err == nil:
 		a.Replaces, a.Subject = current.Ticket(), current.Subject
 	case errors.Is(err, session.ErrNone):
-		a.Replaces, a.Subject = "", ""
+		a.Replaces, a.Subject = session.Ticket{}, ""
 	default:
 		return err
 	}
@@ -236,7 +236,7 @@ func (s *Server) answeredLate(w *response, r *http.Request, answer authAnswer, c
 		return errBadCallback.because(cause)
 	}
 	returnTo := s.returnTo(known.returnTo, false)
-	current, err := s.sessions.Get(r.Context(), r)
+	current, err := s.findSession(r)
 	switch {
 	case err == nil:
 		w.session = current.ID
@@ -321,15 +321,17 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 		return err
 	}
 	s.exchanges.giveBack(address)
-	started, err := s.sessions.Start(ctx, w, session.Session{
+	started, err := s.sessions.Start(ctx, session.New{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-		ExpiresAt: id.SessionExpiry,
-	}, session.Login{Began: time.UnixMilli(a.Began), Replaces: s.replacedBy(r, a), Replaced: func(old *session.Session, kept bool) {
-		s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
-		if !kept {
-			s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
-		}
-	}})
+		ExpiresAt: id.SessionExpiry, Began: time.UnixMilli(a.Began),
+		Replaces: s.replacedBy(r, a),
+		Replaced: func(old *session.Session, kept bool) {
+			s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
+			if !kept {
+				s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+			}
+		},
+	})
 	if err != nil {
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 	}
@@ -339,6 +341,7 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 	if err != nil {
 		return err
 	}
+	s.cookie.Write(w, started)
 	w.session = started.ID
 	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
 	s.attempts.replaceNext(w, r, a.State, started)
@@ -347,9 +350,9 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 
 // replacedBy returns the tickets of the sessions that the success of an attempt
 // replaces: the one that was there when it began, and the one that is there now.
-func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Secret {
-	tickets := []session.Secret{a.Replaces}
-	if current, err := s.sessions.Get(r.Context(), r); err == nil && current.Ticket() != a.Replaces {
+func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Ticket {
+	tickets := []session.Ticket{a.Replaces}
+	if current, err := s.findSession(r); err == nil && !current.Ticket().Equal(a.Replaces) {
 		tickets = append(tickets, current.Ticket())
 	}
 	return tickets

@@ -14,8 +14,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/gorilla/securecookie"
-
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -40,7 +38,7 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	asked := r.FormValue("return_to")
 	returnTo := s.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
 	s.logReturnTo(w, asked, returnTo)
-	ended, err := s.sessions.End(r.Context(), w, r)
+	ended, err := s.endSession(w, r)
 	if err != nil {
 		return err
 	}
@@ -88,7 +86,7 @@ func fromScript(r *http.Request) bool {
 // endSessionURL returns where the browser goes to sign out at the provider, and
 // from there to returnTo; or returnTo if it cannot sign out there.
 func (s *Server) endSessionURL(hint logoutHint, returnTo string) (string, error) {
-	state, err := securecookie.EncodeMulti("logout", []byte(returnTo), s.logoutTos...)
+	state, err := s.logoutStates.Seal("logout", []byte(returnTo))
 	if err != nil {
 		return "", err
 	}
@@ -118,9 +116,8 @@ func (s *Server) logoutContinue(w *response, r *http.Request) error {
 // that is not ours leads to the app's front page.
 func (s *Server) logoutCallback(w *response, r *http.Request) error {
 	returnTo := "/"
-	var sealed []byte
-	if err := securecookie.DecodeMulti("logout", r.URL.Query().Get("state"), &sealed, s.logoutTos...); err == nil {
-		returnTo = s.returnTo(string(sealed), true) // logout has looked at who started it
+	if asked, err := s.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
+		returnTo = s.returnTo(string(asked), true) // logout has looked at who started it
 	}
 	seeOther(w, returnTo)
 	return nil

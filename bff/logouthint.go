@@ -44,13 +44,13 @@ const maxLogoutHint = 3000
 // the navigation that follows: sealed, and in a cookie that no script can read.
 // The URL says whether there is a cookie, so that it can be used once.
 type logoutHints struct {
-	cookie session.Cookie
+	cookie session.CookieConfig
 	name   string
 	aeads  []cipher.AEAD // of the session keys; the first seals, all open
 }
 
 // newLogoutHints returns hints that are for one provider and one app alone.
-func newLogoutHints(cookie session.Cookie, keys [][]byte, origin string, p ProviderConfig) (*logoutHints, error) {
+func newLogoutHints(cookie session.CookieConfig, keys [][]byte, origin string, p ProviderConfig) (*logoutHints, error) {
 	h := &logoutHints{cookie: cookie, name: cookie.Name("-logout")}
 	bound, err := json.Marshal([]string{"logout hint", origin, p.Issuer, p.ClientID})
 	if err != nil {

@@ -78,7 +78,7 @@ func (a *app) sessionID(b *bfftest.Browser) string {
 // Where a stale callback begins the login again the session that there is counts too: anybody can get a state to be stale.
 func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Cookie.SameSite = http.SameSiteLaxMode })
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })
 	u := a.browser().AnswerOfProvider("bob", "").Location(t) // the attacker's; its state was begun here
 	b := a.signedIn()
 	before := a.sessionID(b)

@@ -70,7 +70,7 @@ func (s *Server) dropClaim(ctx context.Context, keys loginClaim) {
 func (s *Server) shareLogin(ctx context.Context, w *response, keys loginClaim, a *attempt) {
 	var cookie string
 	for _, line := range w.Header()["Set-Cookie"] {
-		if strings.HasPrefix(line, s.sessions.CookieName()+"=") {
+		if strings.HasPrefix(line, s.cookie.Name()+"=") {
 			cookie = line
 		}
 	}
@@ -144,5 +144,5 @@ func newAEAD(secret []byte, purpose string) cipher.AEAD {
 // hasSessionCookie reports whether the browser sent a session cookie, whatever is
 // in it.
 func (s *Server) hasSessionCookie(r *http.Request) bool {
-	return len(r.CookiesNamed(s.sessions.CookieName())) > 0
+	return len(r.CookiesNamed(s.cookie.Name())) > 0
 }

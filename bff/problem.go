@@ -154,7 +154,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	}
 	p := problemOf(err)
 	if errors.Is(err, session.ErrEnded) {
-		s.sessions.ClearCookie(w)
+		s.cookie.Clear(w)
 	}
 	w.problem = p
 	h := w.Header()

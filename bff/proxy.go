@@ -46,7 +46,7 @@ func (s *Server) exchange(w *response, r *http.Request, route *route, granted ac
 	}()
 	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
 	if current != nil {
-		x.sessionEnded = s.sessions.WhenEnded(current, func() { x.breakOff(session.ErrEnded) })
+		x.sessionEnded = s.sessions.OnEnd(current, func() { x.breakOff(session.ErrEnded) })
 	}
 	if d := route.Timeouts.Idle; d > 0 {
 		x.idle = time.AfterFunc(d, func() { x.breakOff(errStoodStill) })
@@ -253,7 +253,7 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 	if x.current == nil {
 		return x.route.clientToken.renew(ctx, x.token)
 	}
-	renewed, err := x.s.sessions.RenewRejected(ctx, x.r, x.current, x.route.targetKey)
+	renewed, err := x.s.sessions.RefreshRejected(ctx, x.current, x.route.targetKey)
 	if err != nil {
 		return accessToken{}, err
 	}
@@ -333,7 +333,7 @@ func (x *exchange) answerHeader(ctx context.Context, body *requestBody) {
 	if x.route.Documents != "allow" {
 		sandbox(h, x.resp.StatusCode)
 	}
-	if x.current != nil && x.s.sessions.RenewCookie(ctx, x.w, x.r, x.current) {
+	if x.current != nil && x.s.renewCookie(ctx, x.w, x.r, x.current) {
 		notCached(h)
 	}
 	x.closeUnless(body.over())

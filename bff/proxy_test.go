@@ -311,19 +311,21 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	keyA, keyB := bytes.Repeat([]byte("a"), 32), bytes.Repeat([]byte("b"), 32)
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
 	before, err := session.NewManager(session.Config{
-		Store: a.store, Keys: [][]byte{keyA}, Cookie: session.Cookie{InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:")},
+		Store: a.store, Keys: [][]byte{keyA},
 		App: session.App{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, Origin: a.url},
-		Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
-			return session.Renewal{}, errors.New("unexpected")
+		Refresh: func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+			return session.RefreshResult{}, errors.New("unexpected")
 		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := httptest.NewRecorder()
-	if _, err := before.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}}, session.Login{}); err != nil {
+	started, err := before.Start(t.Context(), session.New{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}})
+	if err != nil {
 		t.Fatal(err)
 	}
+	w := httptest.NewRecorder()
+	session.NewCookie(before.Keyring(), session.CookieConfig{InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:")}).Write(w, started)
 	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "public, max-age=31536000")
 	}

@@ -28,14 +28,14 @@ type sessionTimes struct {
 
 // showSession says who is signed in. It neither refreshes nor extends the session.
 func (s *Server) showSession(w *response, r *http.Request) error {
-	current, err := s.sessions.Get(r.Context(), r)
+	current, err := s.findSession(r)
 	if errors.Is(err, session.ErrNone) {
 		return s.writeSession(w, nil)
 	}
 	if err != nil {
 		return err
 	}
-	s.sessions.RenewCookie(r.Context(), w, r, current)
+	s.renewCookie(r.Context(), w, r, current)
 	return s.writeSession(w, current)
 }
 
@@ -44,7 +44,7 @@ func (s *Server) showSession(w *response, r *http.Request) error {
 // provider. It is looked up by the cookie, which needs no store: by what its text
 // decodes to, because several texts decode to the same.
 func (s *Server) refreshSession(w *response, r *http.Request) error {
-	if cookies := cookiesWithPrefix(r, s.sessions.CookieName()+"=", 2); len(cookies) == 1 {
+	if cookies := cookiesWithPrefix(r, s.cookie.Name()+"=", 2); len(cookies) == 1 {
 		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)
 		if err != nil {
 			sealed = nil // it opens no session
@@ -54,7 +54,10 @@ func (s *Server) refreshSession(w *response, r *http.Request) error {
 			return tooManyRequests(wait, "the session has used up its forced refreshes")
 		}
 	}
-	current, err := s.sessions.Renew(r.Context(), r)
+	current, err := s.findSession(r)
+	if err == nil {
+		current, err = s.sessions.Refresh(r.Context(), current)
+	}
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 // nobody is signed in, which is always a possible answer.
 func (s *Server) silentLogin(w *response, r *http.Request) error {
 	w.page = silentPage
-	switch _, err := s.sessions.Get(r.Context(), r); {
+	switch _, err := s.findSession(r); {
 	case err == nil: // to ask the provider could make another user of this one
 		writeSilent(w, http.StatusOK, true)
 		return nil
@@ -77,7 +77,7 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	if len(iss) != 1 || len(sid) != 1 { // 2: both or neither, and we want both
 		return errBadFrontchannel.because(fmt.Errorf("iss is there %d times, sid %d times", len(iss), len(sid)))
 	}
-	current, err := s.sessions.Get(r.Context(), r)
+	current, err := s.findSession(r)
 	switch {
 	case errors.Is(err, session.ErrNone):
 		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !s.hasSessionCookie(r) {
@@ -89,7 +89,7 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	case current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]:
 		return errBadFrontchannel.because(errors.New("iss and sid are not those of the session"))
 	}
-	ended, err := s.sessions.End(r.Context(), w, r)
+	ended, err := s.endSession(w, r)
 	if err != nil || ended == nil {
 		return err
 	}

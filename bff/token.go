@@ -104,7 +104,7 @@ func (p *provider) grantedOf(s *session.Session) []string {
 
 // refresh is session.Config.Refresh. An error in an outage of the provider says
 // so.
-func (p *provider) refresh(ctx context.Context, s *session.Session, key string) (session.Renewal, error) {
+func (p *provider) refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
 	renewal, err := p.refreshOnce(ctx, s, key)
 	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !p.breaker.outage() {
 		return renewal, err
@@ -118,20 +118,20 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 
 // refreshOnce makes one refresh request (RFC 6749, section 6; OpenID Connect Core
 // 12), for another target than the session's own also RFC 8707 and RFC 8693.
-func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key string) (session.Renewal, error) {
+func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
 	m, err := p.metadata()
 	if err != nil {
-		return session.Renewal{}, err
+		return session.RefreshResult{}, err
 	}
 	t, err := p.target(key)
 	if err != nil {
-		return session.Renewal{}, err
+		return session.RefreshResult{}, err
 	}
 	if t.Exchange {
 		return p.exchangeToken(ctx, m, s, t)
 	}
 	if s.Tokens.Refresh == "" {
-		return session.Renewal{}, errors.New("the session has no refresh token to obtain another token with")
+		return session.RefreshResult{}, errors.New("the session has no refresh token to obtain another token with")
 	}
 	form := url.Values{
 		"grant_type":    {"refresh_token"},
@@ -142,21 +142,21 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 	bound := s.Tokens.Key
 	if p.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound
 		if key != "" {
-			return session.Renewal{}, errors.New("the session's own token has to be bound to a key first")
+			return session.RefreshResult{}, errors.New("the session's own token has to be bound to a key first")
 		}
 		if bound, err = newKey(); err != nil {
-			return session.Renewal{}, err
+			return session.RefreshResult{}, err
 		}
 	}
 	answer, err := p.askTokens(ctx, m, form, bound)
 	if err != nil {
-		var spent session.Renewal
+		var spent session.RefreshResult
 		if answer != nil {
 			spent.Tokens.Refresh = answer.tokens.Refresh
 		}
 		return spent, err
 	}
-	renewal := session.Renewal{Tokens: answer.tokens}
+	renewal := session.RefreshResult{Tokens: answer.tokens}
 	if key != "" && renewal.Tokens.Scope == "" {
 		renewal.Tokens.Scope = cmp.Or(form.Get("scope"), s.Tokens.Scope)
 	}
@@ -179,7 +179,7 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 		if unneeded := p.revoke(ctx, answer.tokens); unneeded != nil {
 			p.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
 		}
-		return session.Renewal{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
+		return session.RefreshResult{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
 	renewal.ExpiresAt = id.SessionExpiry
 	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
@@ -192,7 +192,7 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 }
 
 // exchangeToken trades the session's access token for one for another target (RFC 8693). That it is refused says nothing about the session.
-func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Session, t target) (session.Renewal, error) {
+func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Session, t target) (session.RefreshResult, error) {
 	form := url.Values{
 		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
 		"subject_token":        {s.Tokens.Access.Reveal()},
@@ -202,22 +202,22 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 	t.addTo(form)
 	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
 	if errors.Is(err, session.ErrUserRequired) {
-		return session.Renewal{}, fmt.Errorf("exchange the access token: %w", err)
+		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
 	}
 	if refusal := (*tokenError)(nil); errors.As(err, &refusal) {
-		return session.Renewal{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
+		return session.RefreshResult{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
 	}
 	if err != nil {
-		return session.Renewal{}, fmt.Errorf("exchange the access token: %w", err)
+		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
 	}
 	if issued := answer.issuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
-		return session.Renewal{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
+		return session.RefreshResult{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
 	}
 	got := session.Tokens{Access: answer.tokens.Access, Scope: cmp.Or(answer.tokens.Scope, form.Get("scope"), noScope), Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
 	if end := s.Tokens.Expiry; !end.IsZero() && (got.Expiry.IsZero() || end.Before(got.Expiry)) { // it lives no longer than what it was made of
 		got.Expiry = end
 	}
-	return session.Renewal{Tokens: got}, nil
+	return session.RefreshResult{Tokens: got}, nil
 }
 
 const accessTokenType = "urn:ietf:params:oauth:token-type:access_token"

@@ -1,15 +1,9 @@
 package session_test
 
 import (
-	"context"
 	"errors"
-	"net/http"
-	"net/http/httptest"
-	"slices"
 	"testing"
 	"time"
-
-	"github.com/gorilla/securecookie"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
@@ -46,26 +40,20 @@ var otherApps = map[string]session.App{
 func TestAnAppSeesNothingOfAnother(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
-		manager := func(app session.App, refused *[]session.CookieState) *session.Manager {
-			return newManager(t, session.Config{Store: store, App: app, MaxPerUser: 1, CookieRefused: func(_ *http.Request, state session.CookieState) {
-				*refused = append(*refused, state)
-			}})
+		manager := func(app session.App) *session.Manager {
+			return newManager(t, session.Config{Store: store, App: app, MaxPerUser: 1})
 		}
-		var none []session.CookieState
-		m := manager(here, &none)
-		_, r := signIn(t, m, tokens())
+		m := manager(here)
+		s, ticket := signIn(t, m, tokens())
+		own := newCookieJar(m)
+		own.cookie.Write(own, s)
 		for name, app := range otherApps {
-			var refused []session.CookieState
-			other := manager(app, &refused)
-			if _, err := other.Get(t.Context(), r); !errors.Is(err, session.ErrNone) || !errors.Is(err, session.ErrForeign) {
-				t.Errorf("%s, %s: got %v, want ErrNone and ErrForeign", kind, name, err)
+			other := manager(app)
+			if _, err := other.Find(t.Context(), ticket); !errors.Is(err, session.ErrNone) {
+				t.Errorf("%s, %s: got %v, want ErrNone", kind, name, err)
 			}
-			w := httptest.NewRecorder()
-			if ended, err := other.End(t.Context(), w, r); ended != nil || err != nil || len(w.Result().Cookies()) > 0 {
-				t.Errorf("%s, %s: End returns %v, %v and sets %v", kind, name, ended, err, w.Result().Cookies())
-			}
-			if !slices.Equal(refused, []session.CookieState{session.CookieForeign, session.CookieForeign}) {
-				t.Errorf("%s, %s: refused %v, want it twice, as foreign", kind, name, refused)
+			if got, state := newCookieJar(other).cookie.Read(own.request()); state != session.CookieForeign || got != (session.Ticket{}) {
+				t.Errorf("%s, %s: the cookie is %s, want foreign", kind, name, state)
 			}
 			for _, who := range [][2]string{{"alice", ""}, {"", "sid-1"}, {"alice", "sid-1"}} {
 				if ended, err := other.EndAll(t.Context(), "https://id.example", who[0], who[1]); len(ended) > 0 || err != nil {
@@ -74,15 +62,13 @@ func TestAnAppSeesNothingOfAnother(t *testing.T) {
 			}
 			time.Sleep(2 * time.Millisecond) // a login in the millisecond of a logout is ended by it
 			signIn(t, other, tokens())       // the limit of one session a user is one in each app
-			wantAlive(t, m, r, name)
+			wantAlive(t, m, ticket, name)
 		}
 		signIn(t, m, tokens())
-		if len(none) > 0 {
-			t.Errorf("%s: its own cookie was refused: %v", kind, none)
+		if _, state := own.cookie.Read(own.request()); state != session.CookieCurrent {
+			t.Errorf("%s: its own cookie is %s, want current", kind, state)
 		}
-		if _, err := m.Get(t.Context(), r); !errors.Is(err, session.ErrNone) || errors.Is(err, session.ErrForeign) {
-			t.Errorf("%s: a session that has ended: got %v, want ErrNone alone", kind, err)
-		}
+		wantNone(t, m, ticket, "a session beyond the limit")
 	}
 }
 
@@ -101,67 +87,32 @@ func TestARecordIsBoundToItsApp(t *testing.T) {
 
 func TestWhatSessionKeysSealOpensForItsAppAlone(t *testing.T) {
 	t.Parallel()
-	keys := [][]byte{keyA, keyB}
-	codecs := func(app session.App, purpose string) []securecookie.Codec {
-		c, err := session.Codecs(keys, app, purpose, time.Minute)
+	codec := func(app session.App, purpose string) *session.Codec {
+		ring, err := session.NewKeyring([][]byte{keyA, keyB}, app)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c
+		return ring.Codec(purpose, time.Minute)
 	}
-	value, err := securecookie.EncodeMulti("n", []byte("payload"), codecs(here, "p")...)
+	value, err := codec(here, "p").Seal("n", []byte("payload"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []byte
-	if err := securecookie.DecodeMulti("n", value, &got, codecs(here, "p")...); err != nil || string(got) != "payload" || session.IsForeign(err) {
+	if got, err := codec(here, "p").Open("n", value); err != nil || string(got) != "payload" {
 		t.Errorf("got %q, %v", got, err)
 	}
 	for name, app := range otherApps {
-		got = nil
-		if err := securecookie.DecodeMulti("n", value, &got, codecs(app, "p")...); !session.IsForeign(err) || got != nil {
-			t.Errorf("%s: got %q, %v, want a foreign one", name, got, err)
+		if got, err := codec(app, "p").Open("n", value); !errors.Is(err, session.ErrForeign) || got != nil {
+			t.Errorf("%s: got %q, %v, want ErrForeign", name, got, err)
 		}
 	}
-	for what, err := range map[string]error{
-		"another purpose": securecookie.DecodeMulti("n", value, &got, codecs(here, "q")...),
-		"another name":    securecookie.DecodeMulti("m", value, &got, codecs(here, "p")...),
-		"noise":           securecookie.DecodeMulti("n", "noise", &got, codecs(here, "p")...),
+	for what, open := range map[string]func() ([]byte, error){
+		"another purpose": func() ([]byte, error) { return codec(here, "q").Open("n", value) },
+		"another name":    func() ([]byte, error) { return codec(here, "p").Open("m", value) },
+		"noise":           func() ([]byte, error) { return codec(here, "p").Open("n", "noise") },
 	} {
-		if err == nil || session.IsForeign(err) {
-			t.Errorf("%s: got %v, want an error that is not about another app", what, err)
+		if got, err := open(); err == nil || errors.Is(err, session.ErrForeign) || got != nil {
+			t.Errorf("%s: got %q, %v, want an error that is not ErrForeign", what, got, err)
 		}
-	}
-}
-
-func TestACookieThatIsNotUsedHasAState(t *testing.T) {
-	t.Parallel()
-	var refused []session.CookieState
-	m := newManager(t, session.Config{App: here, CookieRefused: func(_ *http.Request, state session.CookieState) { refused = append(refused, state) }})
-	_, r := signIn(t, m, tokens())
-	good := r.Cookies()[0]
-	_, strange := signIn(t, newManager(t, session.Config{App: here, Keys: [][]byte{keyB}}), tokens())
-	for name, test := range map[string]struct {
-		r    *http.Request
-		want []session.CookieState
-	}{
-		"none":        {requestWith(), nil},
-		"good":        {r, nil},
-		"another key": {strange, []session.CookieState{session.CookieUnopenable}},
-		"cut":         {requestWith(&http.Cookie{Name: good.Name, Value: good.Value[:20]}), []session.CookieState{session.CookieUnopenable}},
-		"empty":       {requestWith(&http.Cookie{Name: good.Name}), []session.CookieState{session.CookieUnopenable}},
-		"twice":       {requestWith(good, good), []session.CookieState{session.CookieDuplicate}},
-	} {
-		refused = nil
-		m.Get(context.Background(), test.r)
-		if !slices.Equal(refused, test.want) {
-			t.Errorf("%s: got %v, want %v", name, refused, test.want)
-		}
-	}
-	refused = nil
-	m.End(t.Context(), httptest.NewRecorder(), r)
-	wantNone(t, m, r, "ended")
-	if len(refused) > 0 {
-		t.Errorf("the cookie of a session that has ended: got %v, want no state", refused)
 	}
 }

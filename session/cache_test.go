@@ -98,21 +98,21 @@ func TestWhatWasReadWhileNobodyVouchedIsNotCached(t *testing.T) {
 
 func TestWhatWasInACookieIsNotRememberedForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOpened()
+		o := newCookieCache()
 		for i := range 200_000 {
-			o.put(fmt.Sprint(i), ticket{sessionID: fmt.Sprint(i)}, true, time.Now())
-			if got, first, ok := o.get(fmt.Sprint(i), time.Now()); !ok || !first || got.sessionID != fmt.Sprint(i) {
-				t.Fatalf("%d: got %v, %v, %v", i, got.sessionID, first, ok)
+			o.put(fmt.Sprint(i), Ticket{sessionID: fmt.Sprint(i)}, CookieOutdated, time.Now())
+			if got, state, ok := o.get(fmt.Sprint(i), time.Now()); !ok || state != CookieOutdated || got.sessionID != fmt.Sprint(i) {
+				t.Fatalf("%d: got %v, %v, %v", i, got.sessionID, state, ok)
 			}
 		}
 		held := 0
 		for i := range o.shards {
 			held += len(o.shards[i].cookies)
 		}
-		if held > cacheShards*maxOpened {
+		if held > cacheShards*cookieCacheShardSize {
 			t.Errorf("%d are remembered", held)
 		}
-		time.Sleep(openedFor + time.Second)
+		time.Sleep(cookieCacheAge + time.Second)
 		if _, _, ok := o.get("199999", time.Now()); ok {
 			t.Error("it is remembered for longer than that")
 		}

@@ -2,135 +2,126 @@ package session
 
 import (
 	"cmp"
-	"fmt"
+	"errors"
 	"hash/maphash"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/gorilla/securecookie"
 )
 
-// Cookie says how the session cookie looks. The zero value is
+// CookieConfig describes the session cookie. The zero value is
 // __Host-Http-cloakroom with Secure, HttpOnly, Path=/ and SameSite=Strict.
-type Cookie struct {
-	// InsecureHTTP drops the name's prefix and the Secure attribute, for
+type CookieConfig struct {
+	// InsecureHTTP drops the prefix of the name and the Secure attribute, for
 	// development on http://localhost only.
 	InsecureHTTP bool
 	// Port is that of the public URL, empty for the scheme's default. With
 	// InsecureHTTP it is part of the name, because cookies do not tell the ports
 	// of one host apart.
 	Port string
-	// SameSite is Strict when zero; the only other value to use is http.SameSiteLaxMode.
+	// SameSite is Strict when zero. The only other value to use is
+	// http.SameSiteLaxMode.
 	SameSite http.SameSite
 }
 
-// Name returns the name of the session cookie with suffix at its end. Its
-// prefix makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
-func (c Cookie) Name(suffix string) string {
+// Name returns the name of the session cookie with suffix at its end. Its prefix
+// makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
+func (c CookieConfig) Name(suffix string) string {
 	if c.InsecureHTTP {
 		return "cloakroom-" + cmp.Or(c.Port, "80") + suffix
 	}
 	return "__Host-Http-cloakroom" + suffix
 }
 
-// CookieState is why a session cookie is not used.
+// CookieState is the state of the session cookie in a request.
 type CookieState string
 
 const (
-	CookieForeign    CookieState = "foreign"    // of another App with the same session keys
-	CookieUnopenable CookieState = "unopenable" // by none of the session keys: tampered with, or sealed with another key or by another release
-	CookieDuplicate  CookieState = "duplicate"  // there are several of its name
+	// CookieAbsent: the request has no session cookie.
+	CookieAbsent CookieState = "absent"
+	// CookieCurrent: the primary session key sealed it.
+	CookieCurrent CookieState = "current"
+	// CookieOutdated: another session key sealed it. It is as good as a current
+	// one until that key is removed; writing it again makes it current.
+	CookieOutdated CookieState = "outdated"
+	// CookieForeign: it belongs to another App with the same session keys, and
+	// must not be deleted.
+	CookieForeign CookieState = "foreign"
+	// CookieUnopenable: no session key opens it. It was modified, or sealed with
+	// another key or by another release.
+	CookieUnopenable CookieState = "unopenable"
+	// CookieDuplicate: the request has several cookies of this name. One may have
+	// been injected, and their order is not significant (RFC 6265bis, section
+	// 4.2.2).
+	CookieDuplicate CookieState = "duplicate"
 )
 
-// cookie reads and writes the session cookie.
-type cookie struct {
-	Cookie
-	name   string
-	codecs []securecookie.Codec
-	opened *opened
+// Refused reports whether a cookie is there and cannot be used.
+func (s CookieState) Refused() bool {
+	return s == CookieForeign || s == CookieUnopenable || s == CookieDuplicate
 }
 
-// sealedName is the name that the session cookie's value is authenticated with.
-// It is the same for all, so that one of another App is recognised: the name
+// Cookie reads and writes the session cookie of one App. It is safe for
+// concurrent use.
+type Cookie struct {
+	cfg   CookieConfig
+	name  string
+	codec *Codec
+	cache *cookieCache
+}
+
+// cookieSealName is the name that the cookie's value is authenticated with. It is
+// the same for all Apps, so that a cookie of another one is recognised: the name
 // that the browser knows follows from the App.
-const sealedName = "session"
+const cookieSealName = "session"
 
-// newCookie returns a cookie for the App of ring. Its value has no age limit:
-// when a session ends is in its record, and replicas with a shorter maximum
-// lifetime do not end sessions of others.
-func newCookie(c Cookie, ring keyring) cookie {
-	if c.SameSite == 0 {
-		c.SameSite = http.SameSiteStrictMode
+// NewCookie returns the cookie that ring seals. Its value has no maximum age: the
+// record says when the session ends. So a replica with a shorter MaxLifetime does
+// not end sessions of others.
+func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
+	if cfg.SameSite == 0 {
+		cfg.SameSite = http.SameSiteStrictMode
 	}
-	return cookie{Cookie: c, name: c.Name(""), codecs: ring.codecs("session cookie", 0), opened: newOpened()}
+	return &Cookie{cfg: cfg, name: cfg.Name(""), codec: ring.Codec("session cookie", 0), cache: newCookieCache()}
 }
 
-func (c cookie) encode(t ticket) (string, error) {
-	value, err := securecookie.EncodeMulti(sealedName, append(t.id[:], t.dataKey[:]...), c.codecs...)
-	if err != nil {
-		return "", fmt.Errorf("seal session cookie: %w", err)
-	}
-	return value, nil
-}
+// Name returns the name of the cookie, which must not reach an upstream.
+func (c *Cookie) Name() string { return c.name }
 
-// ticket returns what the request's session cookie carries, and whether the
-// first of the session keys has sealed it. The state is empty if there is a
-// ticket, and if there is no cookie. If the cookie occurs twice, it is rejected:
-// one may have been injected, and the order is not significant (RFC 6265bis
-// 4.2.2).
-func (c cookie) ticket(r *http.Request) (t ticket, first, ok bool, state CookieState) {
-	value, n := cookieNamed(r.Header["Cookie"], c.name)
+// Read returns the ticket in the request's session cookie, and the state of that
+// cookie. The ticket is zero unless the state is CookieCurrent or CookieOutdated.
+// A ticket does not mean that its session still exists: see Manager.Find.
+func (c *Cookie) Read(r *http.Request) (Ticket, CookieState) {
+	value, n := findCookie(r.Header["Cookie"], c.name)
 	switch {
 	case n == 0:
-		return ticket{}, false, false, ""
+		return Ticket{}, CookieAbsent
 	case n > 1:
-		return ticket{}, false, false, CookieDuplicate
+		return Ticket{}, CookieDuplicate
 	}
 	now := time.Now()
-	if t, first, ok = c.opened.get(value, now); ok {
-		return t, first, true, ""
+	if t, state, ok := c.cache.get(value, now); ok {
+		return t, state
 	}
-	state = CookieUnopenable
-	for i, codec := range c.codecs {
-		var plain []byte
-		if err := codec.Decode(sealedName, value, &plain); err != nil {
-			if IsForeign(err) {
-				state = CookieForeign
-			}
-			continue
-		}
-		if t, ok = parseTicket(plain); ok {
-			c.opened.put(value, t, i == 0, now)
-			return t, i == 0, true, ""
-		}
+	payload, key, err := c.codec.open(cookieSealName, value)
+	if errors.Is(err, ErrForeign) {
+		return Ticket{}, CookieForeign
 	}
-	return ticket{}, false, false, state
+	t, ok := ticketOf(payload)
+	if err != nil || !ok {
+		return Ticket{}, CookieUnopenable
+	}
+	state := CookieCurrent
+	if key > 0 {
+		state = CookieOutdated
+	}
+	c.cache.put(value, t, state, now)
+	return t, state
 }
 
-// ticket returns what the request's session cookie carries, and whether the
-// first of the session keys has sealed it. The error wraps ErrNone, and says
-// why; for the cookie of another App it wraps ErrForeign too.
-func (m *Manager) ticket(r *http.Request) (t ticket, first bool, err error) {
-	t, first, ok, state := m.cookie.ticket(r)
-	if ok {
-		return t, first, nil
-	}
-	if state == "" {
-		return ticket{}, false, ErrNone
-	}
-	if m.cfg.CookieRefused != nil {
-		m.cfg.CookieRefused(r, state)
-	}
-	if state == CookieForeign {
-		return ticket{}, false, fmt.Errorf("%w: the session cookie is foreign: %w", ErrNone, ErrForeign)
-	}
-	return ticket{}, false, fmt.Errorf("%w: the session cookie is %s", ErrNone, state)
-}
-
-// cookieNamed returns the value of a cookie, and how many of its name there are.
-func cookieNamed(lines []string, name string) (value string, n int) {
+// findCookie returns the value of a cookie, and how many of its name there are.
+func findCookie(lines []string, name string) (value string, n int) {
 	for _, line := range lines {
 		for len(line) > 0 {
 			var pair string
@@ -144,66 +135,75 @@ func cookieNamed(lines []string, name string) (value string, n int) {
 	return value, n
 }
 
-func (c cookie) set(w http.ResponseWriter, value string, maxAge time.Duration) {
+// Write sets the cookie of s. The browser keeps it until the session ends at the
+// latest.
+func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
+	value, err := c.codec.Seal(cookieSealName, s.ticket.bytes())
+	if err != nil {
+		panic(err) // only for a value that is too long, and a ticket has a fixed length
+	}
+	c.set(w, value, max(1, int(time.Until(s.limit).Round(time.Second)/time.Second)))
+}
+
+// Clear deletes the cookie from the browser. It repeats the attributes, without
+// which a browser ignores the deletion of a prefixed cookie (RFC 6265bis, section
+// 5.7).
+func (c *Cookie) Clear(w http.ResponseWriter) { c.set(w, "", -1) }
+
+func (c *Cookie) set(w http.ResponseWriter, value string, maxAge int) {
 	http.SetCookie(w, &http.Cookie{
-		Name: c.name, Value: value, Path: "/", MaxAge: max(1, int(maxAge/time.Second)),
-		Secure: !c.InsecureHTTP, HttpOnly: true, SameSite: c.SameSite,
+		Name: c.name, Value: value, Path: "/", MaxAge: maxAge,
+		Secure: !c.cfg.InsecureHTTP, HttpOnly: true, SameSite: c.cfg.SameSite,
 	})
 }
 
-// clear repeats the attributes, without which a browser ignores the deletion of a prefixed cookie (RFC 6265bis 5.7).
-func (c cookie) clear(w http.ResponseWriter) {
-	http.SetCookie(w, &http.Cookie{
-		Name: c.name, Path: "/", MaxAge: -1,
-		Secure: !c.InsecureHTTP, HttpOnly: true, SameSite: c.SameSite,
-	})
-}
-
-// opened remembers for some seconds what was in cookies: to open one takes longer than all else that a request with a cached session needs.
-type opened struct {
+// cookieCache holds the tickets of cookies that were opened in the last seconds.
+// Opening a cookie takes longer than all else that a request with a cached
+// session needs.
+type cookieCache struct {
 	seed   maphash.Seed
-	shards [cacheShards]openedShard
+	shards [cacheShards]cookieCacheShard
 }
 
-type openedShard struct {
-	mu      sync.Mutex              // guards all below
-	cookies map[string]openedCookie // :: the cookie's value
+type cookieCacheShard struct {
+	mu      sync.Mutex              // guards cookies
+	cookies map[string]openedCookie // :: value of the cookie
 }
 
 type openedCookie struct {
-	ticket ticket
-	first  bool
+	ticket Ticket
+	state  CookieState
 	at     time.Time
 }
 
 const (
-	openedFor = 10 * time.Second
-	maxOpened = 1024 // in a shard, a quarter of a megabyte
+	cookieCacheAge       = 10 * time.Second
+	cookieCacheShardSize = 1024 // cookies, a quarter of a megabyte
 )
 
-func newOpened() *opened { return &opened{seed: maphash.MakeSeed()} }
+func newCookieCache() *cookieCache { return &cookieCache{seed: maphash.MakeSeed()} }
 
-func (o *opened) shard(value string) *openedShard {
-	return &o.shards[maphash.String(o.seed, value)%cacheShards]
+func (c *cookieCache) shard(value string) *cookieCacheShard {
+	return &c.shards[maphash.String(c.seed, value)%cacheShards]
 }
 
-func (o *opened) get(value string, now time.Time) (t ticket, first, ok bool) {
-	shard := o.shard(value)
+func (c *cookieCache) get(value string, now time.Time) (t Ticket, state CookieState, ok bool) {
+	shard := c.shard(value)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	c, ok := shard.cookies[value]
-	if !ok || now.Sub(c.at) > openedFor {
-		return ticket{}, false, false
+	opened, ok := shard.cookies[value]
+	if !ok || now.Sub(opened.at) > cookieCacheAge {
+		return Ticket{}, "", false
 	}
-	return c.ticket, c.first, true
+	return opened.ticket, opened.state, true
 }
 
-func (o *opened) put(value string, t ticket, first bool, now time.Time) {
-	shard := o.shard(value)
+func (c *cookieCache) put(value string, t Ticket, state CookieState, now time.Time) {
+	shard := c.shard(value)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	if shard.cookies == nil || len(shard.cookies) >= maxOpened {
-		shard.cookies = make(map[string]openedCookie) // those in use are there again within moments
+	if shard.cookies == nil || len(shard.cookies) >= cookieCacheShardSize {
+		shard.cookies = make(map[string]openedCookie) // those in use are opened again within moments
 	}
-	shard.cookies[strings.Clone(value)] = openedCookie{t, first, now}
+	shard.cookies[strings.Clone(value)] = openedCookie{t, state, now}
 }

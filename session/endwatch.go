@@ -22,7 +22,7 @@ type ends struct {
 
 	mu          sync.Mutex                 // guards all below
 	over        bool                       // nobody watches any more
-	asking      int                        // calls of WhenEnded that have not been stopped
+	asking      int                        // calls of OnEnd that have not been stopped
 	first, last *whenEnded                 // those that are not watched for yet, the oldest first: most are stopped before they are
 	watched     map[string]*watchedSession // :: Session.ID
 }
@@ -34,7 +34,7 @@ type watchedSession struct {
 	calls     map[*whenEnded]struct{}
 }
 
-// whenEnded is one call of WhenEnded. What is in it is guarded by ends.mu.
+// whenEnded is one call of OnEnd. What is in it is guarded by ends.mu.
 type whenEnded struct {
 	session        *Session
 	call           func()
@@ -44,9 +44,9 @@ type whenEnded struct {
 	previous, next *whenEnded // of those that are not watched for yet
 }
 
-// WhenEnded calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
+// OnEnd calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
 // stop is called before. It is for those who are long at work for a session: streams.
-func (m *Manager) WhenEnded(s *Session, ended func()) (stop func()) {
+func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
 	w := &whenEnded{session: s, call: ended, asked: time.Now()}
 	m.ends.ask(w)
 	return func() { m.ends.stop(w) }
@@ -68,7 +68,7 @@ func (e *ends) ask(w *whenEnded) {
 	e.last = w
 }
 
-// stop takes back a call of WhenEnded. It can be called again.
+// stop takes back a call of OnEnd. It can be called again.
 func (e *ends) stop(w *whenEnded) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -124,7 +124,7 @@ func (e *ends) watchOld(now time.Time, all bool) {
 	}
 }
 
-// WaitForStreams waits until nobody wants to be told of any session's end (see WhenEnded), or until ctx ends.
+// WaitForStreams waits until nobody wants to be told of any session's end (see OnEnd), or until ctx ends.
 func (m *Manager) WaitForStreams(ctx context.Context) {
 	for m.ends.anyone() {
 		select {
@@ -229,7 +229,7 @@ func (m *Manager) watchEnds(ctx context.Context) {
 		m.ends.watchOld(now, false)
 		due := m.ends.due(now, m.cache.current(now))
 		for len(due) > 0 {
-			read, err := m.find(ctx, due[0].ticket)
+			read, err := m.Find(ctx, due[0].ticket)
 			if err != nil && !errors.Is(err, ErrNone) {
 				break // the store cannot be asked
 			}

@@ -41,16 +41,16 @@ func (m *Manager) enlist(ctx context.Context, s *Session) error {
 		return nil
 	}
 	if s.SID != "" {
-		if err := m.cfg.Store.Add(ctx, m.ring[0].sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
+		if err := m.cfg.Store.Add(ctx, m.ring.keys[0].sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
 			return err
 		}
 	}
-	return m.cfg.Store.Add(ctx, m.ring[0].userKey(s.Issuer, s.Subject), memberOf(s), life)
+	return m.cfg.Store.Add(ctx, m.ring.keys[0].userKey(s.Issuer, s.Subject), memberOf(s), life)
 }
 
 // delist takes an ended session out of the indexes.
 func (m *Manager) delist(ctx context.Context, s *Session) {
-	for _, k := range m.ring {
+	for _, k := range m.ring.keys {
 		m.forgetMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
 		if s.SID != "" {
 			m.forgetMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
@@ -78,7 +78,7 @@ func (m *Manager) checkEnded(ctx context.Context, s *Session, began time.Time) e
 
 // endedAtProvider says whether a logout of the session's user or sid has reached us since the login began.
 func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Time) (bool, error) {
-	for _, k := range m.ring {
+	for _, k := range m.ring.keys {
 		keys := []string{k.endedKey(s.Issuer, s.Subject, "")}
 		if s.SID != "" {
 			keys = append(keys, k.endedKey(s.Issuer, "", s.SID), k.endedKey(s.Issuer, s.Subject, s.SID))

@@ -3,8 +3,6 @@ package session_test
 import (
 	"context"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,13 +13,13 @@ import (
 )
 
 // signInAs starts a session and returns a request that brings its cookie.
-func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) *http.Request {
+func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) session.Ticket {
 	t.Helper()
-	w := httptest.NewRecorder()
-	if _, err := m.Start(t.Context(), w, session.Session{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()}, session.Login{}); err != nil {
+	s, err := m.Start(t.Context(), session.New{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return requestWith(w.Result().Cookies()...)
+	return s.Ticket()
 }
 
 func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
@@ -40,8 +38,8 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 	} {
 		m := newManager(t, session.Config{})
 		sessions := []struct {
-			name string
-			r    *http.Request
+			name   string
+			ticket session.Ticket
 		}{
 			{"alice s1", signInAs(t, m, here, "alice", "s1")},
 			{"alice s2", signInAs(t, m, here, "alice", "s2")},
@@ -55,7 +53,7 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 		}
 		var left []string
 		for _, s := range sessions {
-			if _, err := m.Get(t.Context(), s.r); err == nil {
+			if _, err := m.Find(t.Context(), s.ticket); err == nil {
 				left = append(left, s.name)
 			}
 		}
@@ -80,17 +78,16 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				store := &interposedStore{Memory: new(tokenstore.Memory)}
 				m := newManager(t, session.Config{Store: store})
-				login := session.Login{Began: time.Now()}
+				began := time.Now()
 				time.Sleep(time.Second)
 				delay(store, func() {
 					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid); err != nil {
 						t.Error(err)
 					}
 				})
-				w := httptest.NewRecorder()
-				_, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tokens()}, login)
-				if !errors.Is(err, session.ErrEnded) || len(w.Result().Cookies()) > 0 {
-					t.Errorf("logout %s %s: got %v and %d cookies, want ErrEnded and none", name, when, err, len(w.Result().Cookies()))
+				_, err := m.Start(t.Context(), session.New{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tokens(), Began: began})
+				if !errors.Is(err, session.ErrEnded) {
+					t.Errorf("logout %s %s: got %v, want ErrEnded", name, when, err)
 				}
 			})
 		}
@@ -104,14 +101,14 @@ func TestALoginAfterALogoutIsANewOne(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
-		r := signInAs(t, m, "https://id.example", "alice", "s2")
-		wantAlive(t, m, r, "signed in again")
+		ticket := signInAs(t, m, "https://id.example", "alice", "s2")
+		wantAlive(t, m, ticket, "signed in again")
 		if _, err := m.EndAll(t.Context(), "https://id.example", "", "s3"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
-		r = signInAs(t, m, "https://id.example", "alice", "s3")
-		wantAlive(t, m, r, "signed in again, and the provider has kept its sid")
+		ticket = signInAs(t, m, "https://id.example", "alice", "s3")
+		wantAlive(t, m, ticket, "signed in again, and the provider has kept its sid")
 	})
 }
 
@@ -152,14 +149,14 @@ func TestTheOldestSessionIsTheOldestAlsoAfterANewKey(t *testing.T) {
 
 func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
-	for name, end := range map[string]func(m *session.Manager, r *http.Request){
-		"logout":          func(m *session.Manager, r *http.Request) { m.End(t.Context(), httptest.NewRecorder(), r) },
-		"refused refresh": func(m *session.Manager, r *http.Request) { m.Renew(t.Context(), r) },
+	for name, end := range map[string]func(m *session.Manager, ticket session.Ticket){
+		"logout":          func(m *session.Manager, ticket session.Ticket) { findEnd(t.Context(), m, ticket) },
+		"refused refresh": func(m *session.Manager, ticket session.Ticket) { findRefresh(t.Context(), m, ticket) },
 	} {
 		store := new(tokenstore.Memory)
 		m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
-		r := signInAs(t, m, "i", "alice", "s1")
-		end(m, r)
+		ticket := signInAs(t, m, "i", "alice", "s1")
+		end(m, ticket)
 		if err := m.Drain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -175,33 +172,18 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 		manager := func(keys ...[]byte) *session.Manager {
 			return newManager(t, session.Config{Store: store, Keys: keys})
 		}
-		_, r := signIn(t, manager(keyA), tokens())
+		_, ticket := signIn(t, manager(keyA), tokens())
 		m := manager(keyB, keyA)
 		time.Sleep(time.Minute)
-		s := wantAlive(t, m, r, "both keys")
+		s := wantAlive(t, m, ticket, "both keys")
 		if err := m.Touch(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
-		w := httptest.NewRecorder()
-		m.RenewCookie(t.Context(), w, r, s)
-		renewed := requestWith(w.Result().Cookies()...)
-		wantAlive(t, manager(keyB), renewed, "touched, and the old key removed")
+		wantAlive(t, manager(keyB), ticket, "touched, and the old key removed")
 		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", ""); err != nil || len(ended) != 1 {
 			t.Errorf("logout of what the old key had enlisted: got %v, %v, want one session", ended, err)
 		}
-		wantNone(t, manager(keyB), renewed, "ended")
-
-		w = httptest.NewRecorder()
-		m.RenewCookie(t.Context(), w, r, s)
-		if got := w.Result().Cookies(); len(got) > 0 {
-			t.Errorf("a cookie of a session that has ended is renewed: %v", got)
-		}
-
-		w = httptest.NewRecorder()
-		m.RenewCookie(t.Context(), w, renewed, s)
-		if got := w.Result().Cookies(); len(got) > 0 {
-			t.Errorf("a cookie of the first key is renewed: %v", got)
-		}
+		wantNone(t, manager(keyB), ticket, "ended")
 	})
 }
 

@@ -13,11 +13,11 @@ import (
 	"github.com/gorilla/securecookie"
 )
 
-// App identifies the application that sessions belong to. All that session
+// App identifies the application that sessions belong to. Everything that session
 // keys seal is bound to it: cookies, records and the names of indexes. So two
 // applications with the same keys in the same store do not see each other's
-// sessions, and neither does one application before and after a change of any
-// of these three. The zero value is an application of its own.
+// sessions. The same holds for one application before and after a change of any
+// of these fields. The zero value is an application of its own.
 type App struct {
 	Issuer   string // of the provider
 	ClientID string
@@ -35,40 +35,46 @@ func (a App) Digest(parts ...string) [sha256.Size]byte {
 	return sha256.Sum256(text)
 }
 
-// ErrForeign reports that something was sealed with one of the session keys,
-// but for another App. It belongs to somebody else: it is not used, and not
-// deleted either.
+// ErrForeign means that one of the session keys sealed a value, but for another
+// App. The value belongs to that App: it is neither used nor deleted.
 var ErrForeign = errors.New("it was sealed for another issuer, client_id or public_url")
 
-// keyring holds the operator's session keys for one App. The first seals, all
-// open.
-type keyring []serverKey
+// Keyring holds the operator's session keys for one App. The first key is the
+// primary: it seals. All keys open, so that keys can be rotated without a logout.
+type Keyring struct {
+	keys []serverKey
+}
 
 type serverKey struct {
 	secret []byte
-	id     [4]byte // which key sealed a record, without a trial of each; tells nothing about the key
+	id     [4]byte // stored with each record, to find its key without trials; reveals nothing of the key
 	app    App
-	bound  [sha256.Size]byte // App.Digest, part of what a record is authenticated with
+	digest [sha256.Size]byte // App.Digest, part of the associated data of records
 }
 
-func newKeyring(keys [][]byte, app App) (keyring, error) {
+// NewKeyring returns a Keyring of keys, each 32 random bytes. The error joins a
+// *FieldError for every mistake, with a field such as Keys[1].
+func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 	if len(keys) == 0 {
 		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
 	}
-	ring := make(keyring, len(keys))
+	ring := &Keyring{make([]serverKey, len(keys))}
 	var errs []error
 	for i, k := range keys {
 		if err := checkKey(keys, i); err != nil {
 			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), err})
 			continue
 		}
-		ring[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4)), app: app, bound: app.Digest()}
+		ring.keys[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4)), app: app, digest: app.Digest()}
 	}
-	return ring, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return ring, nil
 }
 
-// checkKey refuses a key that cannot be meant. What looks like text is for the
-// configuration to judge.
+// checkKey returns an error for a key that cannot be a secret. Keys that look
+// like text are for the configuration to judge.
 func checkKey(keys [][]byte, i int) error {
 	k := keys[i]
 	switch first := slices.IndexFunc(keys, func(other []byte) bool { return bytes.Equal(other, k) }); {
@@ -82,48 +88,77 @@ func checkKey(keys [][]byte, i int) error {
 	return nil
 }
 
-// Codecs returns securecookie codecs for one purpose of one App, in the order
-// of keys, made of keys that serve nothing else. A value that was sealed for
-// another App does not open (see IsForeign). They take a []byte and return one.
-func Codecs(keys [][]byte, app App, purpose string, maxAge time.Duration) ([]securecookie.Codec, error) {
-	ring, err := newKeyring(keys, app)
-	if err != nil {
-		return nil, err
+// keyOf returns the key that sealed a record; ok is false if it is not in the
+// keyring.
+func (r *Keyring) keyOf(sealed []byte) (k serverKey, ok bool) {
+	if len(sealed) < recordHeader {
+		return serverKey{}, false
 	}
-	return ring.codecs(purpose, maxAge), nil
-}
-
-// codecs is Codecs; a maxAge of 0 means that values have no age limit.
-func (ring keyring) codecs(purpose string, maxAge time.Duration) []securecookie.Codec {
-	codecs := make([]securecookie.Codec, len(ring))
-	for i, k := range ring {
-		c := securecookie.New(derive(k.secret, nil, purpose+" mac", 32), derive(k.secret, nil, purpose+" encryption", 32))
-		c.MaxAge(int(maxAge / time.Second))
-		c.SetSerializer(envelope{[appTagSize]byte(k.bound[:])})
-		codecs[i] = c
-	}
-	return codecs
-}
-
-// sealer returns the key that sealed a record; ok is false when it is not among the session keys.
-func (ring keyring) sealer(sealed []byte) (k serverKey, ok bool) {
-	const header = 1 + 4
-	i := slices.IndexFunc(ring, func(k serverKey) bool { return len(sealed) >= header && k.id == [4]byte(sealed[1:header]) })
+	i := slices.IndexFunc(r.keys, func(k serverKey) bool { return k.id == [4]byte(sealed[1:recordHeader]) })
 	if i < 0 {
 		return serverKey{}, false
 	}
-	return ring[i], true
+	return r.keys[i], true
 }
 
-// first says whether the first key has sealed a record.
-func (ring keyring) first(sealed []byte) bool { return bytes.HasPrefix(sealed[1:], ring[0].id[:]) }
+// sealedWithPrimary reports whether the primary key sealed a record.
+func (r *Keyring) sealedWithPrimary(sealed []byte) bool {
+	return bytes.HasPrefix(sealed[1:], r.keys[0].id[:])
+}
 
-// envelopeVersion is the first octet of what a codec seals.
-//
-// What a codec seals is this octet, the first appTagSize octets of App.Digest,
-// and the payload, all three encrypted and authenticated. Its keys do not
-// depend on the App, so a value that was sealed for another one is recognised.
-// The rule of recordVersion holds for its changes too.
+// Codec seals values that leave the server: cookies and state parameters. Its
+// keys serve one purpose and one App. It is safe for concurrent use.
+type Codec struct {
+	codecs []securecookie.Codec // in the order of the keys
+}
+
+// Codec returns the codec for a purpose, which must be different for each use.
+// Values older than maxAge do not open; zero means any age.
+func (r *Keyring) Codec(purpose string, maxAge time.Duration) *Codec {
+	c := &Codec{make([]securecookie.Codec, len(r.keys))}
+	for i, k := range r.keys {
+		codec := securecookie.New(derive(k.secret, nil, purpose+" mac", 32), derive(k.secret, nil, purpose+" encryption", 32))
+		codec.MaxAge(int(maxAge / time.Second))
+		codec.SetSerializer(envelope{[appTagSize]byte(k.digest[:])})
+		c.codecs[i] = codec
+	}
+	return c
+}
+
+// Seal encrypts and authenticates payload, together with name. It returns text
+// that is fit for a cookie or a URL. It fails if that would be longer than 4096
+// bytes.
+func (c *Codec) Seal(name string, payload []byte) (string, error) {
+	return c.codecs[0].Encode(name, payload)
+}
+
+// Open returns the payload that Seal was called with. The error wraps ErrForeign
+// if the value was sealed for another App.
+func (c *Codec) Open(name, value string) ([]byte, error) {
+	payload, _, err := c.open(name, value)
+	return payload, err
+}
+
+// open is Open. It also returns the index of the key that sealed the value.
+func (c *Codec) open(name, value string) (payload []byte, key int, err error) {
+	var errs []error
+	for i, codec := range c.codecs {
+		err := codec.Decode(name, value, &payload)
+		if err == nil {
+			return payload, i, nil
+		}
+		if decode := securecookie.Error(nil); errors.As(err, &decode) && errors.Is(decode.Cause(), ErrForeign) {
+			return nil, 0, ErrForeign
+		}
+		errs = append(errs, err)
+	}
+	return nil, 0, errors.Join(errs...)
+}
+
+// envelopeVersion is the first octet of what a codec seals. It is followed by the
+// first appTagSize octets of App.Digest and by the payload, and all three are
+// encrypted and authenticated. The keys do not depend on the App, so that a value
+// for another App is recognised. The rules of recordVersion hold for changes.
 const (
 	envelopeVersion = 1
 	appTagSize      = 16
@@ -143,8 +178,8 @@ func (e envelope) Serialize(src any) ([]byte, error) {
 }
 
 // Deserialize takes the payload out of the envelope, into a *[]byte. Its
-// arguments were authenticated before. The error is ErrForeign for the envelope
-// of another App.
+// arguments have been authenticated. The error is ErrForeign for the envelope of
+// another App.
 func (e envelope) Deserialize(src []byte, dst any) error {
 	payload, ok := dst.(*[]byte)
 	if !ok {
@@ -160,23 +195,7 @@ func (e envelope) Deserialize(src []byte, dst any) error {
 	return nil
 }
 
-// IsForeign reports whether an error of securecookie.DecodeMulti, with codecs
-// that Codecs returned, means that the value was sealed for another App.
-func IsForeign(err error) bool {
-	var multi securecookie.MultiError
-	if errors.As(err, &multi) {
-		for _, err := range multi {
-			if IsForeign(err) {
-				return true
-			}
-		}
-		return false
-	}
-	var decode securecookie.Error
-	return errors.Is(err, ErrForeign) || errors.As(err, &decode) && errors.Is(decode.Cause(), ErrForeign)
-}
-
-// derive makes a key for one purpose (RFC 5869).
+// derive returns a key for one purpose (RFC 5869).
 func derive(secret, salt []byte, purpose string, size int) []byte {
 	key, err := hkdf.Key(sha256.New, secret, salt, "cloakroom "+purpose, size)
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -24,7 +22,7 @@ func TestWhatIsInATicketIsRandom(t *testing.T) {
 		values[i] = make(map[byte]bool)
 	}
 	for range 10_000 {
-		s, err := m.Start(t.Context(), httptest.NewRecorder(), session.Session{Tokens: tokens()}, session.Login{})
+		s, err := m.Start(t.Context(), session.New{Tokens: tokens()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,22 +46,22 @@ func TestWhatIsInATicketIsRandom(t *testing.T) {
 func TestARefusalOfATokenThatWasReplacedMeanwhileEndsNothing(t *testing.T) {
 	store := leaselessStore{new(tokenstore.Memory)}
 	p := new(tokenEndpoint)
-	slow := func(context.Context, *session.Session, string) (session.Renewal, error) {
+	slow := func(context.Context, *session.Session, string) (session.RefreshResult, error) {
 		time.Sleep(time.Second) // the other one is faster
-		return session.Renewal{}, session.ErrRefused
+		return session.RefreshResult{}, session.ErrRefused
 	}
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		other := newManager(t, session.Config{Store: store, Refresh: slow})
 		time.Sleep(time.Minute)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			fresh(t, other, r, "access-2")
+			fresh(t, other, ticket, "access-2")
 		}()
 		time.Sleep(100 * time.Millisecond)
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		<-done
-		wantAlive(t, m, r, "after the refusal")
+		wantAlive(t, m, ticket, "after the refusal")
 		other.Drain(t.Context())
 	})
 }
@@ -77,11 +75,11 @@ func (leaselessStore) Acquire(context.Context, string, string, time.Duration) (b
 
 func TestARefreshDoesNotMoveTheMaxLifetime(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{MaxLifetime: 10 * time.Minute, IdleTimeout: 10 * time.Minute}, func(t *testing.T, m *session.Manager, r *http.Request) {
-		want := wantAlive(t, m, r, "at first").ExpiresAt
+	withProvider(t, p, session.Config{MaxLifetime: 10 * time.Minute, IdleTimeout: 10 * time.Minute}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		want := wantAlive(t, m, ticket, "at first").ExpiresAt
 		for range 9 {
 			time.Sleep(time.Minute)
-			s, err := m.Fresh(t.Context(), r)
+			s, err := findFresh(t.Context(), m, ticket, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,7 +94,7 @@ func TestARefreshDoesNotMoveTheMaxLifetime(t *testing.T) {
 			t.Errorf("%d refreshes", n)
 		}
 		time.Sleep(time.Minute)
-		wantNone(t, m, r, "after max_lifetime")
+		wantNone(t, m, ticket, "after max_lifetime")
 	})
 }
 
@@ -105,16 +103,16 @@ func TestThePausesAfterAFailureAreSpread(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{Refresh: p.refresh})
-		var all []*http.Request
+		var all []session.Ticket
 		for range 50 {
-			_, r := signIn(t, m, minute())
-			all = append(all, r)
+			_, ticket := signIn(t, m, minute())
+			all = append(all, ticket)
 		}
 		time.Sleep(time.Minute)
 		pauses := make(map[time.Duration]bool)
-		for _, r := range all {
+		for _, ticket := range all {
 			var retry *session.RefreshError
-			if _, err := m.Fresh(t.Context(), r); !errors.As(err, &retry) {
+			if _, err := findFresh(t.Context(), m, ticket, ""); !errors.As(err, &retry) {
 				t.Fatalf("got %v", err)
 			}
 			pauses[retry.RetryAfter] = true
@@ -130,16 +128,16 @@ func TestThePausesAfterAFailureAreSpread(t *testing.T) {
 // Who has what came of a refresh and asks for another gets another, however soon.
 func TestEachRefreshThatIsAskedForInTurnIsMade(t *testing.T) {
 	var calls atomic.Int32
-	m := newManager(t, session.Config{Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
+	m := newManager(t, session.Config{Refresh: func(context.Context, *session.Session, string) (session.RefreshResult, error) {
 		n := calls.Add(1)
 		tk := minute()
 		tk.Access = session.Secret(fmt.Sprint("access-", n))
-		return session.Renewal{Tokens: tk}, nil
+		return session.RefreshResult{Tokens: tk}, nil
 	}})
-	_, r := signIn(t, m, minute())
+	_, ticket := signIn(t, m, minute())
 	const n = 2000
 	for i := range n {
-		s, err := m.Renew(t.Context(), r)
+		s, err := findRefresh(t.Context(), m, ticket)
 		if err != nil {
 			t.Fatal(err)
 		}

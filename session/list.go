@@ -32,7 +32,7 @@ func (l listedSession) settled() bool { return time.Since(l.created) > settledAf
 func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
 	var all []listedSession
 	at := make(map[string]int) // :: member → its place in all
-	for _, k := range m.ring {
+	for _, k := range m.ring.keys {
 		members, err := m.cfg.Store.Members(ctx, key(k))
 		if err != nil {
 			return nil, err
@@ -107,7 +107,7 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string) ([]st
 	}
 	// Remember first, look second: see Start.
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
-	for _, k := range m.ring {
+	for _, k := range m.ring.keys {
 		if err := m.cfg.Store.Add(ctx, k.endedKey(issuer, subject, sid), now, endedFor); err != nil {
 			return nil, storeError("remember a logout", err)
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"sync"
 	"testing"
 	"time"
@@ -14,11 +12,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// aliveOf returns how many of the requests have a session.
-func aliveOf(m *session.Manager, requests []*http.Request) int {
+// aliveOf returns how many of the tickets open a session.
+func aliveOf(m *session.Manager, tickets []session.Ticket) int {
 	n := 0
-	for _, r := range requests {
-		if _, err := m.Get(context.Background(), r); err == nil {
+	for _, ticket := range tickets {
+		if _, err := m.Find(context.Background(), ticket); err == nil {
 			n++
 		}
 	}
@@ -26,21 +24,22 @@ func aliveOf(m *session.Manager, requests []*http.Request) int {
 }
 
 // signInAtOnce starts n sessions for alice at once.
-func signInAtOnce(t *testing.T, n int, managers ...*session.Manager) []*http.Request {
+func signInAtOnce(t *testing.T, n int, managers ...*session.Manager) []session.Ticket {
 	t.Helper()
-	requests := make([]*http.Request, n)
+	tickets := make([]session.Ticket, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
-			w := httptest.NewRecorder()
-			if _, err := managers[i%len(managers)].Start(context.Background(), w, session.Session{Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens()}, session.Login{}); err != nil {
+			s, err := managers[i%len(managers)].Start(context.Background(), session.New{Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens()})
+			if err != nil {
 				t.Error(err)
+				return
 			}
-			requests[i] = requestWith(w.Result().Cookies()...)
+			tickets[i] = s.Ticket()
 		})
 	}
 	all.Wait()
-	return requests
+	return tickets
 }
 
 func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
@@ -50,8 +49,8 @@ func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
 			time.Sleep(2 * time.Millisecond) // a login that begins in the millisecond of a logout is ended by it
 			m := newManager(t, session.Config{Store: store, MaxPerUser: 2})
 			other := newManager(t, session.Config{Store: store, MaxPerUser: 2})
-			requests := signInAtOnce(t, 8, m, other)
-			alive := aliveOf(m, requests)
+			tickets := signInAtOnce(t, 8, m, other)
+			alive := aliveOf(m, tickets)
 			if alive != 2 {
 				t.Errorf("%s: %d of 8 sessions that began at once are alive, want 2", kind, alive)
 			}
@@ -59,7 +58,7 @@ func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
 			if err != nil || len(ended) != alive {
 				t.Errorf("%s: EndAll ended %d sessions, %v, want %d", kind, len(ended), err, alive)
 			}
-			if n := aliveOf(m, requests); n != 0 {
+			if n := aliveOf(m, tickets); n != 0 {
 				t.Errorf("%s: %d sessions survived the end of all", kind, n)
 			}
 		}
@@ -72,7 +71,7 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 	for kind, store := range stores(t) {
 		m := newManager(t, session.Config{Store: store})
 		for range 20 {
-			var requests []*http.Request
+			var tickets []session.Ticket
 			var mu sync.Mutex
 			var all sync.WaitGroup
 			for i := range 8 {
@@ -83,21 +82,23 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 						}
 						return
 					}
-					w := httptest.NewRecorder()
-					_, err := m.Start(context.Background(), w, session.Session{Issuer: "i", Subject: "alice", Tokens: tokens()}, session.Login{})
-					if err != nil && !errors.Is(err, session.ErrEnded) {
-						t.Error(err)
+					s, err := m.Start(context.Background(), session.New{Issuer: "i", Subject: "alice", Tokens: tokens()})
+					if err != nil {
+						if !errors.Is(err, session.ErrEnded) {
+							t.Error(err)
+						}
+						return
 					}
 					mu.Lock()
 					defer mu.Unlock()
-					requests = append(requests, requestWith(w.Result().Cookies()...))
+					tickets = append(tickets, s.Ticket())
 				})
 			}
 			all.Wait()
 			if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
 				t.Fatal(err)
 			}
-			if n := aliveOf(m, requests); n != 0 {
+			if n := aliveOf(m, tickets); n != 0 {
 				t.Fatalf("%s: %d sessions survived the end of all", kind, n)
 			}
 		}
@@ -151,23 +152,17 @@ func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
 		manager := func(keys ...[]byte) *session.Manager {
 			return newManager(t, session.Config{Store: store, Keys: keys, Refresh: p.refresh, Revoke: p.revoke})
 		}
-		r := signInAs(t, manager(keyA), "i", "alice", "s")
+		ticket := signInAs(t, manager(keyA), "i", "alice", "s")
 		m := manager(keyB, keyA)
-		s, err := m.Renew(t.Context(), r)
-		if err != nil {
+		if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 			t.Fatal(err)
 		}
-		w := httptest.NewRecorder()
-		if !m.RenewCookie(t.Context(), w, r, s) {
-			t.Fatal("the cookie was not renewed")
-		}
-		r = requestWith(w.Result().Cookies()...)
 		m = manager(keyB)
-		wantAlive(t, m, r, kind+": the old key removed")
+		wantAlive(t, m, ticket, kind+": the old key removed")
 		if ended, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil || len(ended) != 1 {
 			t.Errorf("%s: EndAll ended %v, %v, want the session", kind, ended, err)
 		}
-		wantNone(t, m, r, kind+": after the end of all")
+		wantNone(t, m, ticket, kind+": after the end of all")
 	}
 }
 
@@ -179,26 +174,22 @@ func TestARefreshThatCannotListASessionLeavesItWithTheOldKey(t *testing.T) {
 	manager := func(keys ...[]byte) *session.Manager {
 		return newManager(t, session.Config{Store: store, Keys: keys, Refresh: p.refresh, Revoke: p.revoke})
 	}
-	r := signInAs(t, manager(keyA), "i", "alice", "")
+	ticket := signInAs(t, manager(keyA), "i", "alice", "")
 	m := manager(keyB, keyA)
 	store.full = true
-	if _, err := m.Renew(t.Context(), r); err != nil {
+	if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 		t.Fatal(err)
 	}
 	store.full = false
-	s, err := m.Renew(t.Context(), r)
-	if err != nil {
+	if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 		t.Fatal(err)
 	}
-	w := httptest.NewRecorder()
-	m.RenewCookie(t.Context(), w, r, s)
-	r = requestWith(w.Result().Cookies()...)
 	m = manager(keyB)
-	wantAlive(t, m, r, "the old key removed")
+	wantAlive(t, m, ticket, "the old key removed")
 	if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
 		t.Fatal(err)
 	}
-	wantNone(t, m, r, "after the end of all")
+	wantNone(t, m, ticket, "after the end of all")
 }
 
 // unlistingStore takes no members of sets while it is full.
@@ -223,10 +214,10 @@ func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
 			long := newManager(t, session.Config{Store: store, MaxLifetime: time.Hour})
 			medium := newManager(t, session.Config{Store: store, MaxLifetime: time.Minute})
 			short := newManager(t, session.Config{Store: store, MaxLifetime: time.Second})
-			r := signInAs(t, long, "i", "alice", "s")
+			ticket := signInAs(t, long, "i", "alice", "s")
 			time.Sleep(1100 * time.Millisecond) // the other replica's lifetime
 			brief := signInAs(t, short, "i", "alice", "s")
-			wantAlive(t, short, r, "at the replica with the shorter lifetime")
+			wantAlive(t, short, ticket, "at the replica with the shorter lifetime")
 			time.Sleep(1100 * time.Millisecond)
 			wantNone(t, long, brief, "the short session")
 			signInAs(t, medium, "i", "alice", "s")
@@ -234,7 +225,7 @@ func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
 			if err != nil || len(ended) != 2 {
 				t.Errorf("EndAll ended %v, %v, want both living sessions", ended, err)
 			}
-			wantNone(t, long, r, "after the end of all")
+			wantNone(t, long, ticket, "after the end of all")
 		})
 	}
 }
@@ -246,18 +237,19 @@ func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
 	elsewhere := signInAs(t, m, "i", "alice", "")
 	before := wantAlive(t, m, signInAs(t, m, "i", "alice", ""), "the session before")
 	var replaced []string
-	w := httptest.NewRecorder()
-	if _, err := m.Start(t.Context(), w, session.Session{Issuer: "i", Subject: "alice", Tokens: tokens()}, session.Login{
-		Replaces: []session.Secret{"", "noise", before.Ticket(), before.Ticket()},
+	started, err := m.Start(t.Context(), session.New{
+		Issuer: "i", Subject: "alice", Tokens: tokens(),
+		Replaces: []session.Ticket{{}, before.Ticket(), before.Ticket()},
 		Replaced: func(old *session.Session, kept bool) { replaced = append(replaced, fmt.Sprint(old.ID, kept)) },
-	}); err != nil {
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	wantAlive(t, m, elsewhere, "the session in another browser")
 	if len(replaced) != 1 || replaced[0] != before.ID+"true" {
 		t.Errorf("replaced %v, want the session before, once, and its refresh token kept", replaced)
 	}
-	s := wantAlive(t, m, requestWith(w.Result().Cookies()...), "the new session")
+	s := wantAlive(t, m, started.Ticket(), "the new session")
 	if got := s.Tokens.Superseded; len(got) != 1 || got[0].Reveal() != "refresh-1" {
 		t.Errorf("the new session keeps %d refresh tokens, want that of the one before", len(got))
 	}

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Renewal is what a refresh brought. An empty field means that the provider sent none, and what was there stays.
-type Renewal struct {
+// RefreshResult is what a refresh brought. An empty field means that the provider sent none, and what was there stays.
+type RefreshResult struct {
 	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; another Key binds them from now on, and makes an end of Others
 	Claims json.RawMessage // as Session.Claims is to be
 
@@ -19,7 +19,7 @@ type Renewal struct {
 
 // take puts what a refresh for a target brought into s. What the response does
 // not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
-func (m *Manager) take(s *Session, r Renewal, target string) {
+func (m *Manager) take(s *Session, r RefreshResult, target string) {
 	t, got := &s.Tokens, r.Tokens
 	if got.Key != "" && got.Key != t.Key {
 		t.Key, t.Others = got.Key, nil
@@ -47,7 +47,7 @@ func (m *Manager) take(s *Session, r Renewal, target string) {
 // moveEnd moves ExpiresAt after a refresh. A refresh token that came without an
 // end has none that is known. The provider's end of the session is final: a
 // later one does not move it back.
-func (s *Session) moveEnd(r Renewal) {
+func (s *Session) moveEnd(r RefreshResult) {
 	if r.Tokens.Refresh != "" || !r.Tokens.RefreshExpiry.IsZero() {
 		s.Tokens.RefreshExpiry = r.Tokens.RefreshExpiry
 	}

@@ -2,7 +2,6 @@ package session_test
 
 import (
 	"context"
-	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,11 +15,11 @@ func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		p := &tokenEndpoint{takes: 100 * time.Millisecond}
-		_, r := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), minute())
+		_, ticket := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), minute())
 		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
 		watch(t, m)
 		time.Sleep(40 * time.Second) // the token is good, and to be refreshed in the background
-		s, err := m.Fresh(t.Context(), r)
+		s, err := findFresh(t.Context(), m, ticket, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -29,14 +28,14 @@ func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.Drain(t.Context())
-		got, err := m.Get(t.Context(), r)
+		got, err := m.Find(t.Context(), ticket)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if rt := got.Tokens.Refresh.Reveal(); rt != "refresh-2" {
 			t.Errorf("the session holds %s, which the provider has replaced", rt)
 		}
-		m.Fresh(t.Context(), r)
+		findFresh(t.Context(), m, ticket, "")
 		m.Drain(t.Context())
 		if n := p.reused.Load(); n > 0 {
 			t.Errorf("the provider saw %d spent refresh tokens: it ends the grant, and with it the session", n)
@@ -50,7 +49,7 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		p := &tokenEndpoint{takes: 100 * time.Millisecond}
-		_, r := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), tokens())
+		_, ticket := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), tokens())
 		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
 		watch(t, m)
 		time.Sleep(40 * time.Second)
@@ -58,7 +57,7 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 		go func() { // a call of another route
 			defer close(done)
 			time.Sleep(10 * time.Millisecond)
-			s, err := m.Fresh(context.Background(), r)
+			s, err := findFresh(context.Background(), m, ticket, "")
 			if err == nil {
 				err = m.Touch(context.Background(), s)
 			}
@@ -66,7 +65,7 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 				t.Error(err)
 			}
 		}()
-		s, err := m.FreshFor(t.Context(), r, "orders")
+		s, err := findFresh(t.Context(), m, ticket, "orders")
 		<-done
 		if err == nil && len(s.Authorization("orders")) == 0 {
 			t.Error("FreshFor returned neither an error nor a token for the target")
@@ -79,16 +78,16 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 // A target's token that has run out is forgotten when another target's is obtained.
 func TestRenewRejectedReturnsASessionWithAToken(t *testing.T) {
 	p := &tokenEndpoint{}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
-		rejected, err := m.FreshFor(t.Context(), r, "orders")
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		rejected, err := findFresh(t.Context(), m, ticket, "orders")
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(61 * time.Second) // the upstream takes its time
-		if _, err := m.FreshFor(t.Context(), r, "billing"); err != nil {
+		if _, err := findFresh(t.Context(), m, ticket, "billing"); err != nil {
 			t.Fatal(err)
 		}
-		got, err := m.RenewRejected(t.Context(), r, rejected, "orders")
+		got, err := m.RefreshRejected(t.Context(), rejected, "orders")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -40,6 +40,8 @@ import (
 // read.
 const recordVersion = 3
 
+const recordHeader = 1 + 4 // octets before the nonce
+
 // record is a Session as it is stored. The short names are for the store's memory.
 type record struct {
 	Issuer    string          `json:"i"`
@@ -109,7 +111,7 @@ type otherRecord struct {
 
 // seal returns the session as bytes for the store (see recordVersion), sealed
 // with the first key.
-func (ring keyring) seal(s *Session) ([]byte, error) { return ring[0].seal(s) }
+func (r *Keyring) seal(s *Session) ([]byte, error) { return r.keys[0].seal(s) }
 
 // seal returns the session as bytes for the store (see recordVersion). As the
 // nonce is random, no two records are alike, which conditional writes rely on.
@@ -157,22 +159,21 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 // associated returns the associated data of the record of the session with an ID.
 func (k serverKey) associated(id string) []byte {
 	data := append([]byte{recordVersion}, k.id[:]...)
-	data = append(data, k.bound[:]...)
+	data = append(data, k.digest[:]...)
 	return append(data, id...)
 }
 
 // open is the reverse of seal, for the holder of the ticket.
-func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
-	const header = 1 + 4
-	if len(sealed) < header || sealed[0] != recordVersion {
+func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
+	if len(sealed) < recordHeader || sealed[0] != recordVersion {
 		return nil, errors.New("open session: not a record of this version")
 	}
-	k, ok := ring.sealer(sealed)
+	k, ok := r.keyOf(sealed)
 	if !ok {
 		return nil, errors.New("open session: it was sealed with a key that is not among the session keys any more")
 	}
 	id := t.sessionID
-	packed, err := k.aead(t).Open(nil, nil, sealed[header:], k.associated(id))
+	packed, err := k.aead(t).Open(nil, nil, sealed[recordHeader:], k.associated(id))
 	if err != nil {
 		return nil, fmt.Errorf("open session: %w", err)
 	}
@@ -224,7 +225,7 @@ func (ring keyring) open(t ticket, sealed []byte) (*Session, error) {
 }
 
 // aead returns the cipher of one session: its key takes both the cookie's half and ours.
-func (k serverKey) aead(t ticket) cipher.AEAD {
+func (k serverKey) aead(t Ticket) cipher.AEAD {
 	block, err := aes.NewCipher(derive(t.dataKey[:], k.secret, "session record", 32))
 	if err != nil {
 		panic(err) // the key has 32 bytes

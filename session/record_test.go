@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,12 +19,12 @@ func TestMembersOfALaterReleaseAreKept(t *testing.T) {
 	store := new(tokenstore.Memory)
 	p := new(tokenEndpoint)
 	m := newManager(t, session.Config{Store: store, App: here, Refresh: p.refresh, Revoke: p.revoke})
-	started, r := signIn(t, m, tokens())
+	started, ticket := signIn(t, m, tokens())
 	more := json.RawMessage(`{"nested":[1,"two",null]}`)
 	if err := m.AddMember(t.Context(), started, "later", more); err != nil {
 		t.Fatal(err)
 	}
-	s, err := m.Renew(t.Context(), r)
+	s, err := findRefresh(t.Context(), m, ticket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +49,7 @@ func TestARecordBeginsWithItsVersion(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
 	m := newManager(t, session.Config{Store: store, App: here})
-	s, r := signIn(t, m, tokens())
+	s, ticket := signIn(t, m, tokens())
 	value, _, _, err := store.Get(t.Context(), "session:"+s.ID)
 	if err != nil || len(value) < 17 || value[0] != 3 {
 		t.Fatalf("the record begins with %x, %v, want version 3", value[:min(len(value), 17)], err)
@@ -62,12 +60,12 @@ func TestARecordBeginsWithItsVersion(t *testing.T) {
 		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, value, changed); !replaced || err != nil {
 			t.Fatal(replaced, err)
 		}
-		wantNone(t, newManager(t, session.Config{Store: store, App: here}), r, "with another octet")
+		wantNone(t, newManager(t, session.Config{Store: store, App: here}), ticket, "with another octet")
 		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, changed, value); !replaced || err != nil {
 			t.Fatal(replaced, err)
 		}
 	}
-	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), r, "as it was")
+	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), ticket, "as it was")
 }
 
 func TestKeysThatAreNoSecretsAreRefused(t *testing.T) {
@@ -95,8 +93,8 @@ func TestTheProviderCapsASession(t *testing.T) {
 	in := func(d time.Duration) time.Time { return now.Add(d) }
 	for name, test := range map[string]struct {
 		provider, refresh time.Time
-		next              []session.Renewal // what each refresh brings
-		want              []time.Time       // the end at first, and after each refresh
+		next              []session.RefreshResult // what each refresh brings
+		want              []time.Time             // the end at first, and after each refresh
 	}{
 		"nothing":            {want: []time.Time{in(time.Hour)}},
 		"session_expiry":     {provider: in(10 * time.Minute), want: []time.Time{in(10 * time.Minute)}},
@@ -104,27 +102,27 @@ func TestTheProviderCapsASession(t *testing.T) {
 		"refresh token":      {refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
 		"a longer one":       {refresh: in(5 * time.Hour), want: []time.Time{in(time.Hour)}},
 		"both":               {provider: in(10 * time.Minute), refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
-		"new refresh tokens": {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("r2", in(10*time.Minute)), refreshed("r3", in(5*time.Hour)), refreshed("r4", in(7*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute), in(time.Hour), in(7 * time.Minute)}},
-		"the same refresh token, with another end":   {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("", in(10*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute)}},
-		"the same refresh token, not a word":         {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(5 * time.Minute)}},
-		"a new refresh token without an end":         {refresh: in(5 * time.Minute), next: []session.Renewal{refreshed("r2", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(time.Hour)}},
-		"session_expiry at a refresh":                {next: []session.Renewal{{Tokens: tokens(), ExpiresAt: in(9 * time.Minute)}}, want: []time.Time{in(time.Hour), in(9 * time.Minute)}},
-		"session_expiry that is moved back is final": {provider: in(9 * time.Minute), next: []session.Renewal{{Tokens: tokens(), ExpiresAt: in(20 * time.Minute)}}, want: []time.Time{in(9 * time.Minute), in(9 * time.Minute)}},
+		"new refresh tokens": {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("r2", in(10*time.Minute)), refreshed("r3", in(5*time.Hour)), refreshed("r4", in(7*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute), in(time.Hour), in(7 * time.Minute)}},
+		"the same refresh token, with another end":   {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", in(10*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute)}},
+		"the same refresh token, not a word":         {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(5 * time.Minute)}},
+		"a new refresh token without an end":         {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("r2", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(time.Hour)}},
+		"session_expiry at a refresh":                {next: []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(9 * time.Minute)}}, want: []time.Time{in(time.Hour), in(9 * time.Minute)}},
+		"session_expiry that is moved back is final": {provider: in(9 * time.Minute), next: []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(20 * time.Minute)}}, want: []time.Time{in(9 * time.Minute), in(9 * time.Minute)}},
 	} {
 		n := 0
-		p := tokenEndpointFunc(func() session.Renewal { n++; return test.next[n-1] })
+		p := tokenEndpointFunc(func() session.RefreshResult { n++; return test.next[n-1] })
 		store := new(tokenstore.Memory)
 		m := newManager(t, session.Config{Store: store, MaxLifetime: time.Hour, IdleTimeout: 2 * time.Hour, Refresh: p})
 		tk := tokens()
 		tk.RefreshExpiry = test.refresh
-		r := start(t, m, session.Session{Issuer: "i", Subject: "alice", Tokens: tk, ExpiresAt: test.provider})
+		ticket := start(t, m, session.New{Issuer: "i", Subject: "alice", Tokens: tk, ExpiresAt: test.provider})
 		for i, want := range test.want {
 			if i > 0 {
-				if _, err := m.Renew(t.Context(), r); err != nil {
+				if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 					t.Fatalf("%s: refresh: %v", name, err)
 				}
 			}
-			s := wantAlive(t, newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}), r, name)
+			s := wantAlive(t, newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}), ticket, name)
 			if off := s.ExpiresAt.Sub(want).Abs(); off > 10*time.Second || s.IdleExpiresAt.After(s.ExpiresAt) {
 				t.Errorf("%s: after %d refreshes it ends at +%v (idle +%v), want +%v", name, i, s.ExpiresAt.Sub(now), s.IdleExpiresAt.Sub(now), want.Sub(now))
 			}
@@ -133,24 +131,24 @@ func TestTheProviderCapsASession(t *testing.T) {
 }
 
 // refreshed is a refresh that brings a refresh token with an end.
-func refreshed(token session.Secret, end time.Time) session.Renewal {
+func refreshed(token session.Secret, end time.Time) session.RefreshResult {
 	tk := tokens()
 	tk.Refresh, tk.RefreshExpiry = token, end
-	return session.Renewal{Tokens: tk}
+	return session.RefreshResult{Tokens: tk}
 }
 
-func tokenEndpointFunc(next func() session.Renewal) func(context.Context, *session.Session, string) (session.Renewal, error) {
-	return func(context.Context, *session.Session, string) (session.Renewal, error) { return next(), nil }
+func tokenEndpointFunc(next func() session.RefreshResult) func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+	return func(context.Context, *session.Session, string) (session.RefreshResult, error) { return next(), nil }
 }
 
 // start starts a session and returns a request that brings its cookie.
-func start(t *testing.T, m *session.Manager, s session.Session) *http.Request {
+func start(t *testing.T, m *session.Manager, s session.New) session.Ticket {
 	t.Helper()
-	w := httptest.NewRecorder()
-	if _, err := m.Start(t.Context(), w, s, session.Login{}); err != nil {
+	started, err := m.Start(t.Context(), s)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return requestWith(w.Result().Cookies()...)
+	return started.Ticket()
 }
 
 func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
@@ -160,12 +158,12 @@ func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
 		watch(t, m)
 		tk := tokens()
 		tk.RefreshExpiry = time.Now().Add(10 * time.Minute)
-		r := start(t, m, session.Session{Tokens: tk})
-		other := start(t, m, session.Session{Tokens: tokens(), ExpiresAt: time.Now().Add(20 * time.Minute)})
+		ticket := start(t, m, session.New{Tokens: tk})
+		other := start(t, m, session.New{Tokens: tokens(), ExpiresAt: time.Now().Add(20 * time.Minute)})
 		time.Sleep(10*time.Minute - time.Second)
-		wantAlive(t, m, r, "before the end of its refresh token")
+		wantAlive(t, m, ticket, "before the end of its refresh token")
 		time.Sleep(time.Second)
-		wantNone(t, m, r, "after the end of its refresh token")
+		wantNone(t, m, ticket, "after the end of its refresh token")
 		m.Touch(t.Context(), wantAlive(t, m, other, "the other session"))
 		time.Sleep(10*time.Minute - time.Second)
 		wantAlive(t, m, other, "before the end that the provider has set")
@@ -178,18 +176,18 @@ func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
 func TestAMovedEndLeavesTheIdleTimeoutAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute, Refresh: tokenEndpointFunc(func() session.Renewal { return refreshed("r2", time.Now().Add(time.Hour)) })})
+		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute, Refresh: tokenEndpointFunc(func() session.RefreshResult { return refreshed("r2", time.Now().Add(time.Hour)) })})
 		tk := tokens()
 		tk.RefreshExpiry = time.Now().Add(10 * time.Minute)
-		r := start(t, m, session.Session{Tokens: tk})
+		ticket := start(t, m, session.New{Tokens: tk})
 		time.Sleep(5 * time.Minute)
-		if _, err := m.Renew(t.Context(), r); err != nil {
+		if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(25*time.Minute - time.Second)
-		wantAlive(t, m, r, "within the idle timeout")
+		wantAlive(t, m, ticket, "within the idle timeout")
 		time.Sleep(time.Second)
-		wantNone(t, m, r, "after the idle timeout")
+		wantNone(t, m, ticket, "after the idle timeout")
 	})
 }
 
@@ -199,9 +197,8 @@ func TestASessionThatIsOverAlreadyDoesNotBegin(t *testing.T) {
 	spent := tokens()
 	spent.RefreshExpiry = past
 	m := newManager(t, session.Config{})
-	for name, s := range map[string]session.Session{"session_expiry": {Tokens: tokens(), ExpiresAt: past}, "refresh token": {Tokens: spent}} {
-		w := httptest.NewRecorder()
-		if _, err := m.Start(t.Context(), w, s, session.Login{}); !errors.Is(err, session.ErrEnded) || len(w.Result().Cookies()) > 0 {
+	for name, s := range map[string]session.New{"session_expiry": {Tokens: tokens(), ExpiresAt: past}, "refresh token": {Tokens: spent}} {
+		if _, err := m.Start(t.Context(), s); !errors.Is(err, session.ErrEnded) {
 			t.Errorf("%s in the past: got %v, want ErrEnded", name, err)
 		}
 	}

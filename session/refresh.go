@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
-	"net/http"
 	"time"
 )
 
@@ -53,21 +52,14 @@ const (
 	userRequiredPause = time.Minute
 )
 
-// Fresh returns the request's session with an access token that can be used now. While the token is good nobody waits: one
-// that is about to expire is refreshed in the background. One that has expired is refreshed first, once for all
-// requests that need it.
+// Fresh returns s with an access token for a target that can be used now. The
+// empty target is that of Tokens.Access; see Tokens.Others for the rest. While the
+// token is good Fresh does not wait: a token that is about to expire is refreshed
+// in the background. An expired one is refreshed first, once for all callers.
 //
-// The error is ErrNone, ErrEnded, a *RefreshError, wraps ErrStore, or is the context's.
-func (m *Manager) Fresh(ctx context.Context, r *http.Request) (*Session, error) {
-	return m.FreshFor(ctx, r, "")
-}
-
-// FreshFor is Fresh for the access token for a target (see Tokens.Others).
-func (m *Manager) FreshFor(ctx context.Context, r *http.Request, target string) (*Session, error) {
-	s, err := m.Get(ctx, r)
-	if err != nil {
-		return nil, err
-	}
+// The error is ErrNone, ErrEnded or the context's, wraps ErrStore or
+// ErrUserRequired, or is a *RefreshError.
+func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Session, error) {
 	now := time.Now()
 	if !m.due(s, target, now) {
 		return s, nil
@@ -78,20 +70,17 @@ func (m *Manager) FreshFor(ctx context.Context, r *http.Request, target string) 
 		}
 		return s, nil
 	}
-	s, err = m.awaitRefresh(ctx, s, target)
+	s, err := m.awaitRefresh(ctx, s, target)
 	if err == nil && s.Tokens.For(target).Access == "" {
 		return nil, retryLater(errors.New("the session was changed meanwhile, and has no token for the target"))
 	}
 	return s, err
 }
 
-// Renew refreshes the request's session now, whether its access token is still good or not. It joins a refresh that is
-// under way. Errors are those of Fresh.
-func (m *Manager) Renew(ctx context.Context, r *http.Request) (*Session, error) {
-	s, err := m.Get(ctx, r)
-	if err != nil {
-		return nil, err
-	}
+// Refresh refreshes the tokens of s now, even if the access token is still good.
+// It joins a refresh that is in flight. Without a refresh token it returns s. Its
+// errors are those of Fresh.
+func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 	if s.Tokens.Refresh == "" {
 		return s, nil
 	}
@@ -138,11 +127,13 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 // renewAgain is how long nobody refreshes tokens because an API does not take them, after that was done.
 const renewAgain = 10 * time.Second
 
-// RenewRejected refreshes rejected, the request's session, because an API does not take its access token for a target although it should still be good. Where
-// another request has done so meanwhile, that is the session it returns. It returns rejected itself where this was done moments ago, for an API that
-// takes no token at all must not have the provider asked with each call. Errors are those of Fresh.
-func (m *Manager) RenewRejected(ctx context.Context, r *http.Request, rejected *Session, target string) (*Session, error) {
-	s, err := m.Get(ctx, r)
+// RefreshRejected refreshes the tokens of rejected, because an API rejected its
+// access token for a target although that should still be good. If another caller
+// has done so meanwhile, it returns that result. It returns rejected itself if the
+// tokens were refreshed for this reason a moment ago: an API that rejects every
+// token must not cause a refresh with each call. Its errors are those of Fresh.
+func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
+	s, err := m.Find(ctx, rejected.ticket)
 	if err != nil {
 		return nil, err
 	}
@@ -389,7 +380,7 @@ func (now *Session) differs(s *Session, target string) bool {
 // askProvider refreshes at the provider. Where the request may have been
 // processed and its response was lost, it repeats the request once, after the
 // provider has responded to something else.
-func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (Renewal, error) {
+func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (RefreshResult, error) {
 	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()
 	renewal, err := m.cfg.Refresh(ctx, s, target)
@@ -399,7 +390,7 @@ func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (R
 	m.log.WarnContext(ctx, "response to a refresh lost; repeated when the provider responds",
 		"session", s.ID, "err", err)
 	if _, notReady := m.ready(ctx, s, time.Until(s.ExpiresAt)); notReady != nil {
-		return Renewal{}, notReady
+		return RefreshResult{}, notReady
 	}
 	return m.cfg.Refresh(ctx, s, target)
 }

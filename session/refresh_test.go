@@ -7,8 +7,6 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,7 +30,7 @@ type tokenEndpoint struct {
 	returned []context.Context
 }
 
-func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target string) (session.Renewal, error) {
+func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target string) (session.RefreshResult, error) {
 	n := int(p.calls.Add(1))
 	time.Sleep(p.takes)
 	p.mu.Lock()
@@ -51,11 +49,11 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target 
 	if p.answer != nil {
 		var err error
 		if next, err = p.answer(n, next); err != nil {
-			return session.Renewal{}, err
+			return session.RefreshResult{}, err
 		}
 	}
 	p.spent[old] = true
-	return session.Renewal{Tokens: next}, ctx.Err()
+	return session.RefreshResult{Tokens: next}, ctx.Err()
 }
 
 func (p *tokenEndpoint) revoke(_ context.Context, t session.Tokens) error {
@@ -73,14 +71,14 @@ func minute() session.Tokens {
 }
 
 // withProvider runs a test in a bubble of fake time, with alice signed in for a minute's token.
-func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(t *testing.T, m *session.Manager, r *http.Request)) {
+func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(t *testing.T, m *session.Manager, ticket session.Ticket)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		cfg.Refresh, cfg.Revoke = p.refresh, p.revoke
 		m := newManager(t, cfg)
 		watch(t, m)
-		_, r := signIn(t, m, minute())
-		test(t, m, r)
+		_, ticket := signIn(t, m, minute())
+		test(t, m, ticket)
 		if n := p.reused.Load(); n > 0 {
 			t.Errorf("the provider saw %d refresh tokens that it had replaced", n)
 		}
@@ -96,7 +94,7 @@ func watch(t *testing.T, m *session.Manager) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
-		m.Watch(ctx)
+		m.Run(ctx)
 		close(done)
 	}()
 	t.Cleanup(func() {
@@ -105,9 +103,9 @@ func watch(t *testing.T, m *session.Manager) {
 	})
 }
 
-func fresh(t *testing.T, m *session.Manager, r *http.Request, wantAccess string) *session.Session {
+func fresh(t *testing.T, m *session.Manager, ticket session.Ticket, wantAccess string) *session.Session {
 	t.Helper()
-	s, err := m.Fresh(t.Context(), r)
+	s, err := findFresh(t.Context(), m, ticket, "")
 	if err != nil {
 		t.Fatalf("Fresh: %v, want %s", err, wantAccess)
 	}
@@ -119,12 +117,12 @@ func fresh(t *testing.T, m *session.Manager, r *http.Request, wantAccess string)
 
 func TestRefreshOnceForManyRequests(t *testing.T) {
 	p := &tokenEndpoint{takes: 150 * time.Millisecond}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		began := time.Now()
 		var all sync.WaitGroup
 		for range 200 {
-			all.Go(func() { fresh(t, m, r, "access-2") })
+			all.Go(func() { fresh(t, m, ticket, "access-2") })
 		}
 		all.Wait()
 		if took := time.Since(began); took != p.takes {
@@ -133,28 +131,28 @@ func TestRefreshOnceForManyRequests(t *testing.T) {
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes for 200 requests, want 1", n)
 		}
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 	})
 }
 
 func TestNobodyWaitsWhileTheTokenIsGood(t *testing.T) {
 	p := &tokenEndpoint{takes: 7 * time.Second}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(29 * time.Second)
-		fresh(t, m, r, "access-1")
+		fresh(t, m, ticket, "access-1")
 		if n := p.calls.Load(); n != 0 {
 			t.Errorf("%d refreshes in the first half of the token's life, want none", n)
 		}
 		time.Sleep(2 * time.Second)
 		for range 10 {
 			began := time.Now()
-			fresh(t, m, r, "access-1")
+			fresh(t, m, ticket, "access-1")
 			if waited := time.Since(began); waited > 0 {
 				t.Errorf("waited %v for a token that is good", waited)
 			}
 		}
 		time.Sleep(8 * time.Second)
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes, want 1", n)
 		}
@@ -163,20 +161,20 @@ func TestNobodyWaitsWhileTheTokenIsGood(t *testing.T) {
 
 func TestTheRefreshOutlivesTheRequestThatStartedIt(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		ctx, leave := context.WithCancel(t.Context())
 		go func() {
 			time.Sleep(100 * time.Millisecond)
 			leave()
 		}()
-		if _, err := m.Fresh(ctx, r); !errors.Is(err, context.Canceled) {
+		if _, err := findFresh(ctx, m, ticket, ""); !errors.Is(err, context.Canceled) {
 			t.Errorf("Fresh for a client that left: got %v, want context.Canceled", err)
 		}
 		if err := m.Drain(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes, want 1", n)
 		}
@@ -197,12 +195,12 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err }}
-			withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+			withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 				time.Sleep(50 * time.Second)
-				fresh(t, m, r, "access-1") // still good, whatever the provider says
+				fresh(t, m, ticket, "access-1") // still good, whatever the provider says
 				time.Sleep(50 * time.Second)
 				p.calls.Store(0)
-				_, err := m.Fresh(t.Context(), r)
+				_, err := findFresh(t.Context(), m, ticket, "")
 				if n := p.calls.Load(); !test.ends && n != test.calls {
 					t.Errorf("%d refresh requests, want %d", n, test.calls)
 				}
@@ -210,17 +208,17 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 					if !errors.Is(err, session.ErrNone) { // the refresh in the background had found out
 						t.Errorf("Fresh: got %v, want ErrNone", err)
 					}
-					wantNone(t, m, r, "after the refusal")
+					wantNone(t, m, ticket, "after the refusal")
 					return
 				}
 				var retry *session.RefreshError
 				if !errors.As(err, &retry) || retry.RetryAfter < time.Second {
 					t.Errorf("Fresh: got %v, want a RefreshError", err)
 				}
-				wantAlive(t, m, r, "after the fault")
+				wantAlive(t, m, ticket, "after the fault")
 				p.answer = nil
 				time.Sleep(retry.RetryAfter + time.Millisecond)
-				if _, err := m.Fresh(t.Context(), r); err != nil {
+				if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 					t.Errorf("Fresh once the provider is back: %v", err)
 				}
 			})
@@ -230,12 +228,12 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 
 func TestARefusalWhileTheTokenIsNeededIsErrEnded(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
-		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrEnded) {
+		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrEnded) {
 			t.Errorf("Fresh: got %v, want ErrEnded", err)
 		}
-		wantNone(t, m, r, "after the refusal")
+		wantNone(t, m, ticket, "after the refusal")
 	})
 }
 
@@ -246,9 +244,9 @@ func TestALostAnswerIsAskedForOnceMore(t *testing.T) {
 		}
 		return next, nil
 	}}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
-		fresh(t, m, r, "access-3")
+		fresh(t, m, ticket, "access-3")
 	})
 }
 
@@ -256,10 +254,10 @@ func TestAProviderThatFailsIsNotAskedByEveryRequest(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) {
 		return session.Tokens{}, errors.New("down")
 	}}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		for range 100 {
-			if _, err := m.Fresh(t.Context(), r); err == nil {
+			if _, err := findFresh(t.Context(), m, ticket, ""); err == nil {
 				t.Error("Fresh: no error")
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -280,16 +278,16 @@ func TestWhatTheAnswerDoesNotHoldStaysAsItWas(t *testing.T) {
 	}}
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{Refresh: p.refresh})
-		_, r := signIn(t, m, minute())
+		_, ticket := signIn(t, m, minute())
 		time.Sleep(time.Minute)
-		s := fresh(t, m, r, "access-2")
+		s := fresh(t, m, ticket, "access-2")
 		if s.Tokens.Refresh.Reveal() != "refresh-1" || s.Tokens.ID.Reveal() != "idtoken-1" || s.Tokens.Scope != "openid api" {
 			t.Errorf("got %q, %q, scope %q; want the refresh token, ID token and scope from before", s.Tokens.Refresh.Reveal(), s.Tokens.ID.Reveal(), s.Tokens.Scope)
 		}
 		time.Sleep(time.Minute)
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		time.Sleep(5 * time.Minute) // no expires_in is not for ever
-		if s := fresh(t, m, r, "access-3"); s.Tokens.Scope != "openid" {
+		if s := fresh(t, m, ticket, "access-3"); s.Tokens.Scope != "openid" {
 			t.Errorf("scope %q, want the narrower one of the answer", s.Tokens.Scope)
 		}
 	})
@@ -297,18 +295,18 @@ func TestWhatTheAnswerDoesNotHoldStaysAsItWas(t *testing.T) {
 
 func TestASessionThatEndedDuringARefreshStaysEnded(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		go func() {
 			time.Sleep(500 * time.Millisecond)
-			if _, err := m.End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			if err := findEnd(t.Context(), m, ticket); err != nil {
 				t.Error(err)
 			}
 		}()
-		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrNone) {
+		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrNone) {
 			t.Errorf("Fresh: got %v, want ErrNone", err)
 		}
-		wantNone(t, m, r, "after the refresh")
+		wantNone(t, m, ticket, "after the refresh")
 		if len(p.revoked) != 1 || p.revoked[0] != "refresh-2" {
 			t.Errorf("revoked %v, want the refresh token that came too late", p.revoked)
 		}
@@ -317,33 +315,33 @@ func TestASessionThatEndedDuringARefreshStaysEnded(t *testing.T) {
 
 func TestARefreshIsNoActivity(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		for range 3 {
 			time.Sleep(55 * time.Second)
-			if _, err := m.Fresh(t.Context(), r); err != nil {
+			if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.Sleep(15 * time.Second)
-		wantNone(t, m, r, "three minutes without Touch")
+		wantNone(t, m, ticket, "three minutes without Touch")
 	})
 }
 
 func TestTokensThatTheStoreDoesNotTakeAreNotLost(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &brokenStore{Store: new(tokenstore.Memory)}
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		store.fail(nil, errors.New("OOM command not allowed"))
 		for range 20 { // the new token is not used before it is saved, and the old one is not spent twice
-			if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrStore) {
+			if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrStore) {
 				t.Errorf("Fresh: got %v, want ErrStore", err)
 			}
 			time.Sleep(time.Second / 2)
 		}
 		store.fail(nil, nil)
 		time.Sleep(2 * time.Second)
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes, want 1", n)
 		}
@@ -353,13 +351,13 @@ func TestTokensThatTheStoreDoesNotTakeAreNotLost(t *testing.T) {
 func TestAWriteWhoseAnswerWasLostIsFoundAgain(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &lossyStore{Store: new(tokenstore.Memory)}
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		store.loseNext.Store(true)
-		if _, err := m.Fresh(t.Context(), r); !errors.Is(err, session.ErrStore) {
+		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrStore) {
 			t.Errorf("Fresh: got %v, want ErrStore", err)
 		}
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		if len(p.revoked) > 0 {
 			t.Errorf("revoked %v, which are in use", p.revoked)
 		}
@@ -383,13 +381,13 @@ func (s *lossyStore) Replace(ctx context.Context, key string, old, value []byte)
 func TestARequestThatReadTheSessionBeforeTheRefreshUsesItsResult(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &slowStore{Store: new(tokenstore.Memory)}
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		store.slowNext.Store(true)
 		var late sync.WaitGroup
-		late.Go(func() { fresh(t, m, r, "access-2") })
+		late.Go(func() { fresh(t, m, ticket, "access-2") })
 		synctest.Wait()
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		late.Wait()
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes, want 1", n)
@@ -414,41 +412,41 @@ func (s *slowStore) Get(ctx context.Context, key string) ([]byte, time.Duration,
 
 func TestRenewRefreshesATokenThatIsStillGood(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
-		s, err := m.Renew(t.Context(), r)
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		s, err := findRefresh(t.Context(), m, ticket)
 		if err != nil || s.Tokens.Access.Reveal() != "access-2" {
 			t.Fatalf("Renew: got %v, %v, want new tokens", s, err)
 		}
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 	})
 }
 
 func TestTheTokenIsNotUsedWhenItWouldExpireOnTheWay(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{RefreshAhead: time.Nanosecond}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{RefreshAhead: time.Nanosecond}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(56 * time.Second)
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 	})
 }
 
 func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, _ string) (session.Renewal, error) {
+		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, _ string) (session.RefreshResult, error) {
 			time.Sleep(time.Second)
 			now := time.Now()
-			return session.Renewal{Tokens: session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}}, nil
+			return session.RefreshResult{Tokens: session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}}, nil
 		}})
 		var all sync.WaitGroup
 		for i := range 100 {
 			sub := string(rune('A' + i))
-			w := httptest.NewRecorder()
-			if _, err := m.Start(t.Context(), w, session.Session{Subject: sub, Tokens: minute()}, session.Login{}); err != nil {
+			s, err := m.Start(t.Context(), session.New{Subject: sub, Tokens: minute()})
+			if err != nil {
 				t.Fatal(err)
 			}
-			r := requestWith(w.Result().Cookies()...)
+			ticket := s.Ticket()
 			all.Go(func() {
 				time.Sleep(time.Minute)
-				fresh(t, m, r, "access of "+sub)
+				fresh(t, m, ticket, "access of "+sub)
 			})
 		}
 		all.Wait()
@@ -460,7 +458,7 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 		p := &tokenEndpoint{takes: takes}
 		store := new(tokenstore.Memory)
 		cfg := session.Config{Store: store, Wait: 20 * time.Second}
-		withProvider(t, p, cfg, func(t *testing.T, m *session.Manager, r *http.Request) {
+		withProvider(t, p, cfg, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 			replicas := []*session.Manager{m}
 			for range 2 {
 				cfg.Refresh, cfg.Revoke = p.refresh, p.revoke
@@ -472,7 +470,7 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 			began := time.Now()
 			var all sync.WaitGroup
 			for i := range 200 {
-				all.Go(func() { fresh(t, replicas[i%3], r, "access-2") })
+				all.Go(func() { fresh(t, replicas[i%3], ticket, "access-2") })
 			}
 			all.Wait()
 			if over := time.Since(began) - takes; over > 10*time.Millisecond {
@@ -493,14 +491,14 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := new(tokenstore.Memory)
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
-		s := wantAlive(t, m, r, "before")
+		s := wantAlive(t, m, ticket, "before")
 		if _, err := store.Acquire(t.Context(), "refresh:"+s.ID, "the dead", 4*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		fresh(t, m, r, "access-2")
+		fresh(t, m, ticket, "access-2")
 		if took := time.Since(began); took < 3*time.Second || took > 4100*time.Millisecond {
 			t.Errorf("waited %v, want the lease of 4s", took)
 		}
@@ -510,10 +508,10 @@ func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T)
 func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
 	store := new(tokenstore.Memory)
-	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		freshFor := func(m *session.Manager, target string) string {
 			t.Helper()
-			s, err := m.FreshFor(t.Context(), r, target)
+			s, err := findFresh(t.Context(), m, ticket, target)
 			if err != nil {
 				t.Fatalf("%s: %v", target, err)
 			}
@@ -540,7 +538,7 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 		if n := p.calls.Load(); n != 2 {
 			t.Errorf("%d requests for two tokens", n)
 		}
-		fresh(t, m, r, "access-1") // the session's own is as it was
+		fresh(t, m, ticket, "access-1") // the session's own is as it was
 
 		orders := freshFor(m, "orders")
 		other := newManager(t, session.Config{Store: store, Refresh: p.refresh}) // another replica
@@ -551,14 +549,14 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 		if got := freshFor(m, "orders"); got == orders || !strings.HasSuffix(got, "orders") {
 			t.Errorf("after its end: got %s", got)
 		}
-		s, err := m.Get(t.Context(), r)
+		s, err := m.Find(t.Context(), ticket)
 		if err != nil || len(s.Tokens.Others) != 1 {
 			t.Errorf("the record keeps %d tokens, %v; that of billing has expired", len(s.Tokens.Others), err)
 		}
-		if _, err := m.End(t.Context(), httptest.NewRecorder(), r); err != nil {
+		if err := findEnd(t.Context(), m, ticket); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.FreshFor(t.Context(), r, "orders"); !errors.Is(err, session.ErrNone) {
+		if _, err := findFresh(t.Context(), m, ticket, "orders"); !errors.Is(err, session.ErrNone) {
 			t.Errorf("after the end: got %v", err)
 		}
 	})
@@ -566,21 +564,21 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 
 func TestATargetThatFailsHoldsUpNoOther(t *testing.T) {
 	p := &tokenEndpoint{}
-	m := session.Config{Refresh: func(ctx context.Context, s *session.Session, target string) (session.Renewal, error) {
+	m := session.Config{Refresh: func(ctx context.Context, s *session.Session, target string) (session.RefreshResult, error) {
 		if target == "broken" {
-			return session.Renewal{}, errors.New("broken")
+			return session.RefreshResult{}, errors.New("broken")
 		}
 		return p.refresh(ctx, s, target)
 	}}
 	synctest.Test(t, func(t *testing.T) {
 		manager := newManager(t, m)
-		_, r := signIn(t, manager, minute())
+		_, ticket := signIn(t, manager, minute())
 		for range 3 {
 			var retry *session.RefreshError
-			if _, err := manager.FreshFor(t.Context(), r, "broken"); !errors.As(err, &retry) {
+			if _, err := findFresh(t.Context(), manager, ticket, "broken"); !errors.As(err, &retry) {
 				t.Errorf("got %v", err)
 			}
-			if _, err := manager.FreshFor(t.Context(), r, "orders"); err != nil {
+			if _, err := findFresh(t.Context(), manager, ticket, "orders"); err != nil {
 				t.Error(err)
 			}
 		}
@@ -601,28 +599,28 @@ func TestAKeyIsKeptWithTheTokens(t *testing.T) {
 	tk := tokens()
 	tk.Key = session.Secret(base64.RawURLEncoding.EncodeToString(scalar))
 	m := newManager(t, session.Config{})
-	_, r := signIn(t, m, tk)
-	s, err := m.Get(t.Context(), r)
+	_, ticket := signIn(t, m, tk)
+	s, err := m.Find(t.Context(), ticket)
 	if err != nil || s.Key() == nil || !s.Key().Equal(key) || s.Authorization("")[0] != "DPoP access-1" {
 		t.Errorf("got %v, %v", s, err)
 	}
 	for _, bad := range []session.Secret{"x", "AAAA", session.Secret(base64.RawURLEncoding.EncodeToString(make([]byte, 32)))} {
 		tk.Key = bad
-		if _, err := m.Start(t.Context(), httptest.NewRecorder(), session.Session{Tokens: tk}, session.Login{}); err == nil {
+		if _, err := m.Start(t.Context(), session.New{Tokens: tk}); err == nil {
 			t.Error("a key that is none: no error")
 		}
 	}
 }
 
 func TestATargetNeedsNoRefreshToken(t *testing.T) {
-	m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, target string) (session.Renewal, error) { // by exchange, say
+	m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, target string) (session.RefreshResult, error) { // by exchange, say
 		now := time.Now()
-		return session.Renewal{Tokens: session.Tokens{Access: s.Tokens.Access + "-for-" + session.Secret(target), Issued: now, Expiry: now.Add(time.Minute)}}, nil
+		return session.RefreshResult{Tokens: session.Tokens{Access: s.Tokens.Access + "-for-" + session.Secret(target), Issued: now, Expiry: now.Add(time.Minute)}}, nil
 	}})
 	tk := tokens()
 	tk.Refresh = ""
-	_, r := signIn(t, m, tk)
-	if s, err := m.FreshFor(t.Context(), r, "orders"); err != nil || s.Tokens.For("orders").Access != "access-1-for-orders" || s.Tokens.Access != "access-1" {
+	_, ticket := signIn(t, m, tk)
+	if s, err := findFresh(t.Context(), m, ticket, "orders"); err != nil || s.Tokens.For("orders").Access != "access-1-for-orders" || s.Tokens.Access != "access-1" {
 		t.Errorf("got %v, %v", s, err)
 	}
 }
@@ -636,11 +634,11 @@ func TestTheSameTokenAgainIsANewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		replicas := []*session.Manager{newManager(t, session.Config{Store: store, Refresh: p.refresh}), newManager(t, session.Config{Store: store, Refresh: p.refresh})}
-		_, r := signIn(t, replicas[0], minute())
+		_, ticket := signIn(t, replicas[0], minute())
 		time.Sleep(time.Minute)
 		var all sync.WaitGroup
 		for _, m := range replicas {
-			all.Go(func() { fresh(t, m, r, "access-1") })
+			all.Go(func() { fresh(t, m, ticket, "access-1") })
 		}
 		all.Wait()
 		if n := p.calls.Load(); n != 1 {
@@ -654,19 +652,19 @@ func TestTheSameTokenAgainIsANewOne(t *testing.T) {
 
 func TestANewKeyMakesAnEndOfTokensThatItDoesNotBind(t *testing.T) {
 	key := session.Secret(base64.RawURLEncoding.EncodeToString(append(make([]byte, 31), 7)))
-	m := newManager(t, session.Config{Refresh: func(_ context.Context, _ *session.Session, target string) (session.Renewal, error) {
+	m := newManager(t, session.Config{Refresh: func(_ context.Context, _ *session.Session, target string) (session.RefreshResult, error) {
 		now := time.Now()
 		next := session.Tokens{Access: "new", Refresh: "refresh-2", Issued: now, Expiry: now.Add(time.Hour)}
 		if target == "" {
 			next.Key = key
 		}
-		return session.Renewal{Tokens: next}, nil
+		return session.RefreshResult{Tokens: next}, nil
 	}})
-	_, r := signIn(t, m, tokens())
-	if _, err := m.FreshFor(t.Context(), r, "orders"); err != nil {
+	_, ticket := signIn(t, m, tokens())
+	if _, err := findFresh(t.Context(), m, ticket, "orders"); err != nil {
 		t.Fatal(err)
 	}
-	s, err := m.Renew(t.Context(), r)
+	s, err := findRefresh(t.Context(), m, ticket)
 	if err != nil || s.Key() == nil || s.Authorization("")[0] != "DPoP new" || len(s.Tokens.Others) > 0 {
 		t.Errorf("got %v with %d other tokens, %v", s, len(s.Tokens.Others), err)
 	}

@@ -4,14 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"net/http"
-	"time"
 )
 
 // reseal lets the first of the session keys seal a record that another one has sealed. It leaves a session alone that is being refreshed, whose new tokens
 // would not find the record that they replace. If it fails there is another Touch.
 func (m *Manager) reseal(ctx context.Context, s *Session) {
-	if m.ring.first(s.sealed) {
+	if m.ring.sealedWithPrimary(s.sealed) {
 		return
 	}
 	owner := rand.Text()
@@ -43,8 +41,8 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 // names first, so that they list it when the old key is gone. While that fails
 // the record stays with the old key, and is moved by a later refresh or Touch.
 func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, error) {
-	k, ok := m.ring.sealer(s.sealed)
-	if !ok || m.ring.first(s.sealed) {
+	k, ok := m.ring.keyOf(s.sealed)
+	if !ok || m.ring.sealedWithPrimary(s.sealed) {
 		return m.ring.seal(next)
 	}
 	if err := m.enlist(ctx, next); err != nil {
@@ -52,22 +50,4 @@ func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, 
 		return k.seal(next)
 	}
 	return m.ring.seal(next)
-}
-
-// RenewCookie gives the browser its cookie again if it was sealed with a session key that is not the first any more, so that the old key can be
-// taken away before the session ends, and says whether it did. s is the request's session; if it has ended meanwhile, the browser may have the cookie of another.
-func (m *Manager) RenewCookie(ctx context.Context, w http.ResponseWriter, r *http.Request, s *Session) bool {
-	t, first, err := m.ticket(r)
-	if err != nil || first || !t.equal(s.ticket) {
-		return false
-	}
-	if _, err := m.find(ctx, t); err != nil {
-		return false
-	}
-	value, err := m.cookie.encode(t)
-	if err != nil {
-		return false
-	}
-	m.cookie.set(w, value, time.Until(s.limit))
-	return true
 }

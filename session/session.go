@@ -4,7 +4,7 @@
 // made of two halves: a data key that only the user's cookie holds, and a key derived from the operator's session keys.
 // Whoever has the store alone, or the cookie alone, reads nothing.
 //
-// The Manager is what a server uses: Start at login, Get to look, Fresh for a session whose access token can be used now,
+// The Manager is what a server uses: Start at login, Find to look, Fresh for a session whose access token can be used now,
 // Touch when the user was active, End at logout, EndAll when the provider says so.
 package session
 
@@ -96,7 +96,7 @@ type Session struct {
 	recordEnds time.Time                  // when the store drops the record unless there is another Touch
 	more       map[string]json.RawMessage // record.more
 
-	ticket   ticket
+	ticket   Ticket
 	sealed   []byte // the record as it is in the store
 	replaces []byte // the record that this one was made of, which a conditional write expects to find
 	reading  *reading
@@ -157,11 +157,8 @@ func (s *Session) bear() {
 	})
 }
 
-// Ticket returns what opens the session's record, for Login.Replaces. It is as
-// secret as the session's cookie.
-func (s *Session) Ticket() Secret {
-	return Secret(base64.RawURLEncoding.EncodeToString(append(s.ticket.id[:], s.ticket.dataKey[:]...)))
-}
+// Ticket returns the ticket that opens the session.
+func (s *Session) Ticket() Ticket { return s.ticket }
 
 // sameUser reports whether two sessions are the same user's.
 func (s *Session) sameUser(other *Session) bool {

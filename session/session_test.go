@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -36,9 +35,9 @@ func newManager(t *testing.T, cfg session.Config) *session.Manager {
 		cfg.Keys = [][]byte{keyA}
 	}
 	if cfg.Refresh == nil {
-		cfg.Refresh = func(context.Context, *session.Session, string) (session.Renewal, error) {
+		cfg.Refresh = func(context.Context, *session.Session, string) (session.RefreshResult, error) {
 			t.Error("a refresh that nobody needs")
-			return session.Renewal{}, errors.New("unexpected")
+			return session.RefreshResult{}, errors.New("unexpected")
 		}
 	}
 	if cfg.Logger == nil {
@@ -58,34 +57,52 @@ func tokens() session.Tokens {
 }
 
 // signIn starts a session for alice with tokens and returns a request that brings its cookie.
-func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, *http.Request) {
+func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, session.Ticket) {
 	t.Helper()
-	w := httptest.NewRecorder()
-	s, err := m.Start(t.Context(), w, session.Session{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk}, session.Login{})
+	s, err := m.Start(t.Context(), session.New{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, requestWith(w.Result().Cookies()...)
+	return s, s.Ticket()
 }
 
-func requestWith(cookies ...*http.Cookie) *http.Request {
-	r := httptest.NewRequest("GET", "/", nil)
-	for _, c := range cookies {
-		r.AddCookie(c)
+// findFresh is Find and Fresh.
+func findFresh(ctx context.Context, m *session.Manager, ticket session.Ticket, target string) (*session.Session, error) {
+	s, err := m.Find(ctx, ticket)
+	if err != nil {
+		return nil, err
 	}
-	return r
+	return m.Fresh(ctx, s, target)
 }
 
-func wantNone(t *testing.T, m *session.Manager, r *http.Request, why string) {
+// findRefresh is Find and Refresh.
+func findRefresh(ctx context.Context, m *session.Manager, ticket session.Ticket) (*session.Session, error) {
+	s, err := m.Find(ctx, ticket)
+	if err != nil {
+		return nil, err
+	}
+	return m.Refresh(ctx, s)
+}
+
+// findEnd is Find and End.
+func findEnd(ctx context.Context, m *session.Manager, ticket session.Ticket) error {
+	s, err := m.Find(ctx, ticket)
+	if err != nil {
+		return err
+	}
+	return m.End(ctx, s)
+}
+
+func wantNone(t *testing.T, m *session.Manager, ticket session.Ticket, why string) {
 	t.Helper()
-	if s, err := m.Get(t.Context(), r); !errors.Is(err, session.ErrNone) {
+	if s, err := m.Find(t.Context(), ticket); !errors.Is(err, session.ErrNone) {
 		t.Errorf("%s: got %v, %v, want ErrNone", why, s, err)
 	}
 }
 
-func wantAlive(t *testing.T, m *session.Manager, r *http.Request, why string) *session.Session {
+func wantAlive(t *testing.T, m *session.Manager, ticket session.Ticket, why string) *session.Session {
 	t.Helper()
-	s, err := m.Get(t.Context(), r)
+	s, err := m.Find(t.Context(), ticket)
 	if err != nil {
 		t.Fatalf("%s: %v, want the session", why, err)
 	}
@@ -94,87 +111,18 @@ func wantAlive(t *testing.T, m *session.Manager, r *http.Request, why string) *s
 
 func TestASessionIsFoundByItsCookie(t *testing.T) {
 	m := newManager(t, session.Config{})
-	started, r := signIn(t, m, tokens())
-	got := wantAlive(t, m, r, "after Start")
+	started, ticket := signIn(t, m, tokens())
+	got := wantAlive(t, m, ticket, "after Start")
 	if got.ID != started.ID || got.Subject != "alice" || got.SID != "sid-1" || got.Tokens.Access.Reveal() != "access-1" || string(got.Claims) != `{"sub":"alice"}` {
 		t.Errorf("got %+v, want what was started", got)
 	}
-	wantNone(t, m, requestWith(), "without a cookie")
-}
-
-func TestTheCookieIsOutOfReachOfScriptsAndOtherSites(t *testing.T) {
-	for name, test := range map[string]struct {
-		cookie session.Cookie
-		want   string
-	}{
-		"by default": {session.Cookie{}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Strict"},
-		"lax":        {session.Cookie{SameSite: http.SameSiteLaxMode}, "__Host-Http-cloakroom=VALUE; Path=/; Max-Age=43200; HttpOnly; Secure; SameSite=Lax"},
-		"localhost":  {session.Cookie{InsecureHTTP: true, Port: "8080"}, "cloakroom-8080=VALUE; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			m := newManager(t, session.Config{Cookie: test.cookie})
-			w := httptest.NewRecorder()
-			if _, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{}); err != nil {
-				t.Fatal(err)
-			}
-			c := w.Result().Cookies()[0]
-			if got := strings.Replace(w.Header().Get("Set-Cookie"), c.Value, "VALUE", 1); got != test.want {
-				t.Errorf("%s: got  %s\nwant %s", name, got, test.want)
-			}
-			if len(c.Name)+len(c.Value) > 300 {
-				t.Errorf("%s: the cookie takes %d bytes", name, len(c.Name)+len(c.Value))
-			}
-			w = httptest.NewRecorder()
-			if _, err := m.End(t.Context(), w, requestWith(c)); err != nil {
-				t.Fatal(err)
-			}
-			gone := strings.NewReplacer("=VALUE", "=", "Max-Age=43200", "Max-Age=0").Replace(test.want)
-			if got := w.Header().Get("Set-Cookie"); got != gone {
-				t.Errorf("%s: taken away by %s\nwant %s", name, got, gone)
-			}
-		})
-	}
-}
-
-func TestBadCookiesAreNoSessionAndNothingElse(t *testing.T) {
-	m := newManager(t, session.Config{})
-	_, r := signIn(t, m, tokens())
-	good := r.Cookies()[0]
-	with := func(value string) *http.Cookie { return &http.Cookie{Name: good.Name, Value: value} }
-
-	for i := range len(good.Value) {
-		flipped := []byte(good.Value)
-		flipped[i] ^= 1
-		// The last character of base64 may hold bits that mean nothing; a flip there changes no byte.
-		if s, err := m.Get(t.Context(), requestWith(with(string(flipped)))); !errors.Is(err, session.ErrNone) && i < len(good.Value)-2 {
-			t.Errorf("bit of character %d flipped: got %v, %v, want ErrNone", i, s, err)
-		}
-		wantNone(t, m, requestWith(with(good.Value[:i])), "truncated")
-	}
-	_, otherRequest := signIn(t, newManager(t, session.Config{Keys: [][]byte{keyB}}), tokens())
-	wantNone(t, m, otherRequest, "from another key")
-	wantNone(t, m, requestWith(with(strings.Repeat("noise", 800))), "4 KB of noise")
-	wantNone(t, m, requestWith(with("")), "empty")
-	wantNone(t, m, requestWith(good, with("x")), "twice, the good one first")
-	wantNone(t, m, requestWith(with("x"), good), "twice, the good one last")
-	wantNone(t, m, requestWith(&http.Cookie{Name: strings.ToLower(good.Name), Value: good.Value}), "in another case of letters")
-	wantNone(t, m, requestWith(&http.Cookie{Name: "cloakroom", Value: good.Value}), "under another name")
-	wantAlive(t, m, requestWith(append(others(100), good)...), "among a hundred others")
-}
-
-func others(n int) []*http.Cookie {
-	var cookies []*http.Cookie
-	for i := range n {
-		cookies = append(cookies, &http.Cookie{Name: fmt.Sprintf("other%d", i), Value: "x"})
-	}
-	return cookies
+	wantNone(t, m, session.Ticket{}, "without a cookie")
 }
 
 func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
 	m := newManager(t, session.Config{})
 	before, old := signIn(t, m, tokens())
-	w := httptest.NewRecorder()
-	after, err := m.Start(t.Context(), w, session.Session{Subject: "alice", Tokens: tokens()}, session.Login{Replaces: []session.Secret{before.Ticket()}})
+	after, err := m.Start(t.Context(), session.New{Subject: "alice", Tokens: tokens(), Replaces: []session.Ticket{before.Ticket()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,19 +130,19 @@ func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
 		t.Error("the session kept its ID over a login")
 	}
 	wantNone(t, m, old, "the cookie from before the login")
-	wantAlive(t, m, requestWith(w.Result().Cookies()...), "the cookie of the login")
+	wantAlive(t, m, after.Ticket(), "the cookie of the login")
 }
 
 func TestEndEndsTheSessionOnceAndForAll(t *testing.T) {
 	m := newManager(t, session.Config{})
-	_, r := signIn(t, m, tokens())
-	ended, err := m.End(t.Context(), httptest.NewRecorder(), r)
-	if err != nil || ended == nil || ended.Tokens.Refresh.Reveal() != "refresh-1" {
-		t.Fatalf("End: got %v, %v, want the session as it was", ended, err)
+	_, ticket := signIn(t, m, tokens())
+	s := wantAlive(t, m, ticket, "before End")
+	if err := m.End(t.Context(), s); err != nil {
+		t.Fatal(err)
 	}
-	wantNone(t, m, r, "after End")
-	if ended, err := m.End(t.Context(), httptest.NewRecorder(), r); ended != nil || err != nil {
-		t.Errorf("End again: got %v, %v, want nil, nil", ended, err)
+	wantNone(t, m, ticket, "after End")
+	if err := m.End(t.Context(), s); err != nil {
+		t.Errorf("End again: got %v, want nil", err)
 	}
 }
 
@@ -203,29 +151,29 @@ func TestIdleTimeoutMovesWithTouchAndMaxLifetimeNeverMoves(t *testing.T) {
 		m := newManager(t, session.Config{IdleTimeout: 10 * time.Minute, MaxLifetime: time.Hour})
 		tk := tokens()
 		tk.Expiry = time.Now().Add(24 * time.Hour)
-		started, r := signIn(t, m, tk)
+		started, ticket := signIn(t, m, tk)
 		if got, want := started.ExpiresAt.Sub(started.CreatedAt), time.Hour; got != want {
 			t.Errorf("lives for %v, want %v", got, want)
 		}
 		for range 6 {
 			time.Sleep(9 * time.Minute)
-			s := wantAlive(t, m, r, "within the idle time-out")
+			s := wantAlive(t, m, ticket, "within the idle time-out")
 			if err := m.Touch(t.Context(), s); err != nil {
 				t.Fatal(err)
 			}
 		}
-		s := wantAlive(t, m, r, "54 minutes on")
+		s := wantAlive(t, m, ticket, "54 minutes on")
 		if got := time.Until(s.IdleExpiresAt).Round(time.Second); got != 6*time.Minute {
 			t.Errorf("idle time-out in %v, want it cut at the end of the lifetime in 6m", got)
 		}
 		time.Sleep(6 * time.Minute)
-		wantNone(t, m, r, "after max_lifetime, though it was never idle")
+		wantNone(t, m, ticket, "after max_lifetime, though it was never idle")
 
-		_, r = signIn(t, m, tk)
+		_, ticket = signIn(t, m, tk)
 		time.Sleep(5 * time.Minute)
-		wantAlive(t, m, r, "half way, and Get does not count as activity")
+		wantAlive(t, m, ticket, "half way, and Get does not count as activity")
 		time.Sleep(5 * time.Minute)
-		wantNone(t, m, r, "after idle_timeout")
+		wantNone(t, m, ticket, "after idle_timeout")
 	})
 }
 
@@ -234,9 +182,9 @@ func TestMaxLifetimeDoesNotRestOnTheStoresClock(t *testing.T) {
 		m := newManager(t, session.Config{Store: eternalStore{new(tokenstore.Memory)}, IdleTimeout: time.Hour, MaxLifetime: time.Hour})
 		tk := tokens()
 		tk.Expiry = time.Now().Add(24 * time.Hour)
-		_, r := signIn(t, m, tk)
+		_, ticket := signIn(t, m, tk)
 		time.Sleep(time.Hour)
-		wantNone(t, m, r, "after max_lifetime, with a record that the store did not expire")
+		wantNone(t, m, ticket, "after max_lifetime, with a record that the store did not expire")
 	})
 }
 
@@ -252,10 +200,10 @@ func TestTouchWritesNowAndThenOnly(t *testing.T) {
 		m := newManager(t, session.Config{Store: store, IdleTimeout: time.Hour, MaxLifetime: 12 * time.Hour})
 		tk := tokens()
 		tk.Expiry = time.Now().Add(24 * time.Hour)
-		_, r := signIn(t, m, tk)
+		_, ticket := signIn(t, m, tk)
 		for range 3600 {
 			time.Sleep(time.Second)
-			if err := m.Touch(t.Context(), wantAlive(t, m, r, "active")); err != nil {
+			if err := m.Touch(t.Context(), wantAlive(t, m, ticket, "active")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -280,11 +228,11 @@ func TestWithoutARefreshTokenTheSessionEndsWithTheAccessToken(t *testing.T) {
 		m := newManager(t, session.Config{})
 		tk := tokens()
 		tk.Refresh, tk.Expiry = "", time.Now().Add(5*time.Minute)
-		_, r := signIn(t, m, tk)
+		_, ticket := signIn(t, m, tk)
 		time.Sleep(5*time.Minute - time.Second)
-		wantAlive(t, m, r, "while the token lives")
+		wantAlive(t, m, ticket, "while the token lives")
 		time.Sleep(time.Second)
-		wantNone(t, m, r, "after the token")
+		wantNone(t, m, ticket, "after the token")
 	})
 }
 
@@ -303,9 +251,11 @@ func TestKeysRotateWithoutALogout(t *testing.T) {
 func TestADumpOfTheStoreOpensNothing(t *testing.T) {
 	store := &dumpStore{Store: new(tokenstore.Memory), dump: make(map[string][]byte)}
 	m := newManager(t, session.Config{Store: store})
-	_, r := signIn(t, m, tokens())
-	_, r2 := signIn(t, m, tokens())
-	cookie := r.Cookies()[0].Value
+	s, ticket := signIn(t, m, tokens())
+	_, ticket2 := signIn(t, m, tokens())
+	w := httptest.NewRecorder()
+	session.NewCookie(m.Keyring(), session.CookieConfig{}).Write(w, s)
+	cookie := w.Result().Cookies()[0].Value
 	for key, value := range store.dump {
 		for _, secret := range []string{"access-1", "refresh-1", "idtoken-1", "alice", "sid-1"} {
 			if strings.Contains(key, secret) || bytes.Contains(value, []byte(secret)) {
@@ -323,8 +273,8 @@ func TestADumpOfTheStoreOpensNothing(t *testing.T) {
 		keys = append(keys, key)
 	}
 	store.swap = map[string]string{keys[0]: keys[1], keys[1]: keys[0]}
-	wantNone(t, m, r, "with the records swapped")
-	wantNone(t, m, r2, "with the records swapped")
+	wantNone(t, m, ticket, "with the records swapped")
+	wantNone(t, m, ticket2, "with the records swapped")
 }
 
 func TestNoTwoRecordsAreAlike(t *testing.T) {
@@ -365,15 +315,14 @@ func (s *dumpStore) Get(ctx context.Context, key string) ([]byte, time.Duration,
 func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 	store := &brokenStore{Store: new(tokenstore.Memory)}
 	m := newManager(t, session.Config{Store: store})
-	s, r := signIn(t, m, tokens())
+	s, ticket := signIn(t, m, tokens())
 	store.fail(errors.New("connection refused"), nil)
-	w := httptest.NewRecorder()
 	for name, call := range map[string]func() error{
-		"Get":   func() error { _, err := m.Get(t.Context(), r); return err },
-		"Fresh": func() error { _, err := m.Fresh(t.Context(), r); return err },
-		"End":   func() error { _, err := m.End(t.Context(), w, r); return err },
+		"Find":  func() error { _, err := m.Find(t.Context(), ticket); return err },
+		"Fresh": func() error { _, err := findFresh(t.Context(), m, ticket, ""); return err },
+		"End":   func() error { return m.End(t.Context(), s) },
 		"Start": func() error {
-			_, err := m.Start(t.Context(), w, session.Session{Tokens: tokens()}, session.Login{Replaces: []session.Secret{s.Ticket()}})
+			_, err := m.Start(t.Context(), session.New{Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()}})
 			return err
 		},
 	} {
@@ -381,11 +330,8 @@ func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrStore", name, err)
 		}
 	}
-	if cookies := w.Result().Cookies(); len(cookies) > 0 {
-		t.Errorf("a cookie was changed: %v", cookies)
-	}
 	store.fail(nil, nil)
-	wantAlive(t, m, r, "after the outage")
+	wantAlive(t, m, ticket, "after the outage")
 }
 
 // brokenStore is out of order as far as it is told to be.
@@ -420,6 +366,13 @@ func (s *brokenStore) Create(ctx context.Context, key string, value []byte, ttl 
 		return false, err
 	}
 	return s.Store.Create(ctx, key, value, ttl)
+}
+
+func (s *brokenStore) Delete(ctx context.Context, key string) error {
+	if err, _ := s.errs(); err != nil {
+		return err
+	}
+	return s.Store.Delete(ctx, key)
 }
 
 func (s *brokenStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
@@ -470,6 +423,9 @@ func TestNoWayOfPrintingShowsAToken(t *testing.T) {
 		log.Info("x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access, slog.Group("g", "t", s.Tokens.ID))
 	}
 	json.NewEncoder(&out).Encode(s)
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
+		fmt.Fprintf(&out, format+"\n", s.Ticket())
+	}
 	cookie := fmt.Sprint(m.TicketBytes(s))
 	if strings.Contains(out.String(), strings.Trim(cookie, "[]")) {
 		t.Errorf("the cookie's key was printed")
@@ -482,32 +438,4 @@ func TestNoWayOfPrintingShowsAToken(t *testing.T) {
 			}
 		}
 	}
-}
-
-func FuzzCookie(f *testing.F) {
-	m, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{keyA}, Refresh: func(context.Context, *session.Session, string) (session.Renewal, error) {
-		return session.Renewal{}, nil
-	}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	w := httptest.NewRecorder()
-	if _, err := m.Start(context.Background(), w, session.Session{Tokens: session.Tokens{Access: "a", Refresh: "r"}}, session.Login{}); err != nil {
-		f.Fatal(err)
-	}
-	good := w.Result().Cookies()[0]
-	for _, line := range []string{good.Name + "=" + good.Value, good.Name + "=", good.Name + "=x; " + good.Name + "=y", ";;=;", good.Name + `="` + good.Value + `"`, strings.Repeat("a=b; ", 200)} {
-		f.Add(line)
-	}
-	f.Fuzz(func(t *testing.T, line string) {
-		r := httptest.NewRequest("GET", "/", nil)
-		r.Header["Cookie"] = []string{line}
-		s, err := m.Get(t.Context(), r)
-		if err == nil && !strings.Contains(line, good.Value[:len(good.Value)-4]) {
-			t.Errorf("%q opens the session %v", line, s)
-		}
-		if err != nil && !errors.Is(err, session.ErrNone) {
-			t.Errorf("%q: %v, want ErrNone", line, err)
-		}
-	})
 }

@@ -5,40 +5,75 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"fmt"
+	"io"
+	"log/slog"
 )
 
-// ticket is what the cookie carries: which record, and this half of the key that opens it.
-type ticket struct {
+// Ticket is what a session cookie carries: a random id, which names the record,
+// and the browser's half of the key that opens the record. A Ticket is as secret
+// as the cookie, and prints as [redacted]. The zero Ticket opens nothing.
+type Ticket struct {
 	id        [16]byte
 	dataKey   [32]byte
-	sessionID string
+	sessionID string // Session.ID, a hash of id; empty in the zero Ticket
 }
 
-func newTicket() ticket {
-	var t ticket
+func newTicket() Ticket {
+	var t Ticket
 	rand.Read(t.id[:]) // never fails: crypto/rand ends the process rather than return a predictable byte
 	rand.Read(t.dataKey[:])
-	return t.named()
+	return t.withSessionID()
 }
 
-// parseTicket reads what was in a cookie.
-func parseTicket(b []byte) (t ticket, ok bool) {
+// ParseTicket returns the Ticket whose Secret is text; ok is false if there is
+// none.
+func ParseTicket(text Secret) (t Ticket, ok bool) {
+	b, err := base64.RawURLEncoding.DecodeString(text.Reveal())
+	if err != nil {
+		return Ticket{}, false
+	}
+	return ticketOf(b)
+}
+
+// ticketOf is the reverse of Ticket.bytes.
+func ticketOf(b []byte) (t Ticket, ok bool) {
 	if len(b) != len(t.id)+len(t.dataKey) {
-		return ticket{}, false
+		return Ticket{}, false
 	}
 	copy(t.id[:], b)
 	copy(t.dataKey[:], b[len(t.id):])
-	return t.named(), true
+	return t.withSessionID(), true
 }
 
-// named adds the hash of the id by which the store, the user and the logs know the session. None of them learns the id. It has
-// as many bits as the id.
-func (t ticket) named() ticket {
+// Secret returns the ticket as text, for ParseTicket. It is empty for the zero
+// Ticket.
+func (t Ticket) Secret() Secret {
+	if t.sessionID == "" {
+		return ""
+	}
+	return Secret(base64.RawURLEncoding.EncodeToString(t.bytes()))
+}
+
+func (t Ticket) bytes() []byte { return append(t.id[:], t.dataKey[:]...) }
+
+// withSessionID sets the name under which the store, the user and the logs know
+// the session. It is a hash, so that none of them learns the id, and has as many
+// bits as the id.
+func (t Ticket) withSessionID() Ticket {
 	sum := sha256.Sum256(t.id[:])
 	t.sessionID = base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
 	return t
 }
 
-func (t ticket) equal(other ticket) bool {
+// Equal reports whether both tickets are the same. The time it takes does not
+// depend on what is in them.
+func (t Ticket) Equal(other Ticket) bool {
 	return subtle.ConstantTimeCompare(t.id[:], other.id[:])&subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:]) == 1
 }
+
+// Format writes [redacted], whatever the verb.
+func (t Ticket) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+
+// LogValue returns [redacted].
+func (t Ticket) LogValue() slog.Value { return slog.StringValue(redacted) }

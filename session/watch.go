@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Watch follows what other replicas do to the sessions, until ctx ends. It is what the cache, streams that end with their session, and a short wait
-// for another replica's refresh rest on: without it every request asks the store, and WhenEnded never calls. When it returns, all who wait for the end of a session
+// Run follows what other replicas do to the sessions, until ctx ends. It is what the cache, streams that end with their session, and a short wait
+// for another replica's refresh rest on: without it every request asks the store, and OnEnd never calls. When it returns, all who wait for the end of a session
 // have been called, for nobody would tell them any more.
-func (m *Manager) Watch(ctx context.Context) {
+func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { m.cfg.Store.Watch(ctx, m.changed, m.current) }) // until ctx ends, as the others
 	all.Go(func() { m.watchEnds(ctx) })

@@ -3,8 +3,6 @@ package session_test
 import (
 	"context"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -87,7 +85,7 @@ func (s *tappedStore) mend() {
 }
 
 // replicas runs a test in a bubble of fake time with n Managers that watch one store, and alice signed in at the first.
-func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request)) {
+func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		store := newTappedStore()
@@ -99,17 +97,17 @@ func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, s
 			all = append(all, m)
 		}
 		synctest.Wait()
-		s, r := signIn(t, all[0], tokens())
-		test(t, store, all, s, r)
+		s, ticket := signIn(t, all[0], tokens())
+		test(t, store, all, s, ticket)
 	})
 }
 
 func TestASessionInUseIsReadEveryFewSecondsAtMost(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		began := time.Now()
 		const calls = 10_000
 		for range calls {
-			s := wantAlive(t, all[0], r, "in use")
+			s := wantAlive(t, all[0], ticket, "in use")
 			if err := all[0].Touch(t.Context(), s); err != nil {
 				t.Fatal(err)
 			}
@@ -122,30 +120,29 @@ func TestASessionInUseIsReadEveryFewSecondsAtMost(t *testing.T) {
 }
 
 func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
-	for name, end := range map[string]func(ctx context.Context, m *session.Manager, s *session.Session, r *http.Request) error{
-		"logout": func(ctx context.Context, m *session.Manager, _ *session.Session, r *http.Request) error {
-			_, err := m.End(ctx, httptest.NewRecorder(), r)
-			return err
+	for name, end := range map[string]func(ctx context.Context, m *session.Manager, s *session.Session, ticket session.Ticket) error{
+		"logout": func(ctx context.Context, m *session.Manager, _ *session.Session, ticket session.Ticket) error {
+			return findEnd(ctx, m, ticket)
 		},
-		"logout at the provider": func(ctx context.Context, m *session.Manager, s *session.Session, _ *http.Request) error {
+		"logout at the provider": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {
 			_, err := m.EndAll(ctx, s.Issuer, s.Subject, s.SID)
 			return err
 		},
-		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ *http.Request) error {
-			_, err := m.Start(ctx, httptest.NewRecorder(), session.Session{Subject: "bob", Tokens: tokens()}, session.Login{Replaces: []session.Secret{s.Ticket()}})
+		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {
+			_, err := m.Start(ctx, session.New{Subject: "bob", Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()}})
 			return err
 		},
 	} {
-		replicas(t, 3, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		replicas(t, 3, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
 			for _, m := range all {
-				wantAlive(t, m, r, "before "+name)
-				m.WhenEnded(s, func() {})
+				wantAlive(t, m, ticket, "before "+name)
+				m.OnEnd(s, func() {})
 			}
-			if err := end(t.Context(), all[1], s, r); err != nil {
+			if err := end(t.Context(), all[1], s, ticket); err != nil {
 				t.Fatal(err)
 			}
 			for _, m := range all {
-				wantNone(t, m, r, "after "+name)
+				wantNone(t, m, ticket, "after "+name)
 			}
 		})
 	}
@@ -153,56 +150,56 @@ func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
 
 // The store was read, the session ended, and only then the reader goes on: it must not put what it read into the cache.
 func TestWhatChangedWhileItWasReadIsNotCached(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		store.mu.Lock()
 		store.reading = func() {
-			if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+			if err := findEnd(t.Context(), all[1], ticket); err != nil {
 				t.Error(err)
 			}
 		}
 		store.mu.Unlock()
-		all[0].Get(t.Context(), r)
-		wantNone(t, all[0], r, "ended while it was read")
+		all[0].Find(t.Context(), ticket)
+		wantNone(t, all[0], ticket, "ended while it was read")
 	})
 }
 
 func TestWithoutAnnouncementsTheCacheIsNotUsed(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
-		wantAlive(t, all[0], r, "before")
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+		wantAlive(t, all[0], ticket, "before")
 		store.cut()
 		time.Sleep(500 * time.Millisecond)
 		before := store.reads.Load()
 		for range 10 {
-			wantAlive(t, all[0], r, "unannounced")
+			wantAlive(t, all[0], ticket, "unannounced")
 		}
 		if n := store.reads.Load() - before; n != 10 {
 			t.Errorf("%d reads for 10 calls while nobody announces changes, want 10", n)
 		}
-		if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+		if err := findEnd(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
-		wantNone(t, all[0], r, "ended, unannounced")
+		wantNone(t, all[0], ticket, "ended, unannounced")
 		store.mend()
-		wantNone(t, all[0], r, "ended, unannounced, and announcements are back")
+		wantNone(t, all[0], ticket, "ended, unannounced, and announcements are back")
 	})
 }
 
 func TestWhatWasCachedBeforeAnnouncementsWereLostIsNotUsedAfter(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
-		wantAlive(t, all[0], r, "before")
+	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+		wantAlive(t, all[0], ticket, "before")
 		store.cut()
-		if _, err := all[1].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+		if err := findEnd(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)
 		store.mend()
-		wantNone(t, all[0], r, "ended in between")
+		wantNone(t, all[0], ticket, "ended in between")
 	})
 }
 
 func TestAKeyThatVanishesUnannouncedIsNoticed(t *testing.T) {
-	replicas(t, 1, session.Config{CacheMaxAge: 3 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
-		wantAlive(t, all[0], r, "before")
+	replicas(t, 1, session.Config{CacheMaxAge: 3 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+		wantAlive(t, all[0], ticket, "before")
 		store.mu.Lock()
 		store.deaf = true // though it vouches
 		store.mu.Unlock()
@@ -210,34 +207,34 @@ func TestAKeyThatVanishesUnannouncedIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(3*time.Second + time.Millisecond)
-		wantNone(t, all[0], r, "deleted behind our back")
+		wantNone(t, all[0], ticket, "deleted behind our back")
 	})
 }
 
 // What a replica did itself it need not be told.
 func TestAReplicaKnowsItsOwnChangesAtOnce(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 1, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+	replicas(t, 1, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		store.mu.Lock()
 		store.deaf = true // though it vouches: announcements are on their way
 		store.mu.Unlock()
-		fresh(t, all[0], r, "access-1")
-		if _, err := all[0].Renew(t.Context(), r); err != nil {
+		fresh(t, all[0], ticket, "access-1")
+		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
 			t.Fatal(err)
 		}
-		fresh(t, all[0], r, "access-2")
-		if _, err := all[0].End(t.Context(), httptest.NewRecorder(), r); err != nil {
+		fresh(t, all[0], ticket, "access-2")
+		if err := findEnd(t.Context(), all[0], ticket); err != nil {
 			t.Fatal(err)
 		}
-		wantNone(t, all[0], r, "ended")
+		wantNone(t, all[0], ticket, "ended")
 	})
 }
 
 func TestOfManyRequestsOneTouches(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
-		wantAlive(t, all[0], r, "cached")
+	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+		wantAlive(t, all[0], ticket, "cached")
 		time.Sleep(time.Minute)
-		s := wantAlive(t, all[0], r, "cached again")
+		s := wantAlive(t, all[0], ticket, "cached again")
 		store.touching = time.Second
 		var requests sync.WaitGroup
 		for range 10 {
@@ -255,61 +252,61 @@ func TestOfManyRequestsOneTouches(t *testing.T) {
 }
 
 func TestIdleTimeIsRightOnEveryReplicaWhateverIsCached(t *testing.T) {
-	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		for range 10 { // active at one, only looked at by the other
 			time.Sleep(3 * time.Second)
-			wantAlive(t, all[1], r, "the other replica")
-			if err := all[0].Touch(t.Context(), wantAlive(t, all[0], r, "the active replica")); err != nil {
+			wantAlive(t, all[1], ticket, "the other replica")
+			if err := all[0].Touch(t.Context(), wantAlive(t, all[0], ticket, "the active replica")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.Sleep(3 * time.Second)
 		for _, m := range all {
-			wantAlive(t, m, r, "before the idle time-out")
+			wantAlive(t, m, ticket, "before the idle time-out")
 		}
 		time.Sleep(time.Second)
 		for _, m := range all {
-			wantNone(t, m, r, "after the idle time-out")
+			wantNone(t, m, ticket, "after the idle time-out")
 		}
 	})
 }
 
 func TestRefreshedTokensAreSeenByEveryReplicaAtOnce(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
-		fresh(t, all[0], r, "access-1")
-		fresh(t, all[1], r, "access-1")
-		if _, err := all[0].Renew(t.Context(), r); err != nil {
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+		fresh(t, all[0], ticket, "access-1")
+		fresh(t, all[1], ticket, "access-1")
+		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
 			t.Fatal(err)
 		}
-		fresh(t, all[0], r, "access-2")
-		fresh(t, all[1], r, "access-2")
+		fresh(t, all[0], ticket, "access-2")
+		fresh(t, all[1], ticket, "access-2")
 	})
 }
 
 func TestACachedSessionIsForItsOwnCookieAlone(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
-		wantAlive(t, all[0], r, "before")
-		forged := requestWith(&http.Cookie{Name: all[0].CookieName(), Value: session.SealTicketWithOtherKey(t, s, keyA)})
+	replicas(t, 1, session.Config{}, func(t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+		wantAlive(t, all[0], ticket, "before")
+		forged := session.TicketWithOtherKey(s)
 		wantNone(t, all[0], forged, "the right id with another data key")
 	})
 }
 
 func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
-	for name, end := range map[string]func(ctx context.Context, store *tappedStore, m *session.Manager, r *http.Request){
-		"logout at another replica": func(ctx context.Context, _ *tappedStore, m *session.Manager, r *http.Request) {
-			m.End(ctx, httptest.NewRecorder(), r)
+	for name, end := range map[string]func(ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket){
+		"logout at another replica": func(ctx context.Context, _ *tappedStore, m *session.Manager, ticket session.Ticket) {
+			findEnd(ctx, m, ticket)
 		},
-		"logout that is not announced": func(ctx context.Context, store *tappedStore, m *session.Manager, r *http.Request) {
+		"logout that is not announced": func(ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket) {
 			store.cut()
-			m.End(ctx, httptest.NewRecorder(), r)
+			findEnd(ctx, m, ticket)
 		},
-		"idle time-out": func(context.Context, *tappedStore, *session.Manager, *http.Request) { time.Sleep(30 * time.Minute) },
+		"idle time-out": func(context.Context, *tappedStore, *session.Manager, session.Ticket) { time.Sleep(30 * time.Minute) },
 	} {
-		replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+		replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
 			ended := make(chan time.Time, 1)
-			all[0].WhenEnded(s, func() { ended <- time.Now() })
-			stopped := all[0].WhenEnded(s, func() { t.Error("called after it was stopped") })
+			all[0].OnEnd(s, func() { ended <- time.Now() })
+			stopped := all[0].OnEnd(s, func() { t.Error("called after it was stopped") })
 			time.Sleep(10 * time.Second)
 			stopped()
 			select {
@@ -317,7 +314,7 @@ func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
 				t.Errorf("%s: called while the session lives", name)
 			default:
 			}
-			end(t.Context(), store, all[1], r)
+			end(t.Context(), store, all[1], ticket)
 			at := time.Now()
 			select {
 			case <-ended:
@@ -337,14 +334,14 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
-			m.Watch(ctx)
+			m.Run(ctx)
 			close(done)
 		}()
 		s, _ := signIn(t, m, tokens())
 		var ended atomic.Int32
-		m.WhenEnded(s, func() { ended.Add(1) })
+		m.OnEnd(s, func() { ended.Add(1) })
 		time.Sleep(time.Second)
-		young := m.WhenEnded(s, func() { ended.Add(1) }) // not watched for yet
+		young := m.OnEnd(s, func() { ended.Add(1) }) // not watched for yet
 		waited := make(chan struct{})
 		go func() {
 			m.WaitForStreams(t.Context())
@@ -369,7 +366,7 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 // A server that was a replica a moment ago has become the master, and has not got the last writes.
 func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
 		_, ended := signIn(t, all[0], tokens())
 		keys := []string{"session:" + s.ID, "session:" + wantAlive(t, all[0], ended, "before").ID}
 		before := make(map[string][]byte)
@@ -383,24 +380,24 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 			}
 		}
 		for range 3 {
-			if _, err := all[0].Renew(t.Context(), r); err != nil {
+			if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
 				t.Fatal(err)
 			}
 			synctest.Wait() // until the refresh is over, so that the next one does not join it
 		}
-		if _, err := all[0].End(t.Context(), httptest.NewRecorder(), ended); err != nil {
+		if err := findEnd(t.Context(), all[0], ended); err != nil {
 			t.Fatal(err)
 		}
 		lose()
-		fresh(t, all[0], r, "access-4")
+		fresh(t, all[0], ticket, "access-4")
 		wantNone(t, all[0], ended, "ended, and the store has lost it")
 
 		lose()
 		store.mend() // the others learn of the failover too, and wait until those who know better have spoken
 		time.Sleep(time.Second)
-		fresh(t, all[1], r, "access-4")
+		fresh(t, all[1], ticket, "access-4")
 		wantNone(t, all[1], ended, "ended by another replica, and the store has lost it")
-		if _, err := all[1].Renew(t.Context(), r); err != nil {
+		if _, err := findRefresh(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
 		if n := p.reused.Load(); n > 0 {
@@ -412,11 +409,11 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 // Redis was away for longer than a lease, and its holder is still waiting for the provider.
 func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
 	p := &tokenEndpoint{takes: 10 * time.Second}
-	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
 		var both sync.WaitGroup
 		renew := func(m *session.Manager) {
 			both.Go(func() {
-				if _, err := m.Renew(t.Context(), r); err != nil {
+				if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 					t.Error(err)
 				}
 			})
@@ -441,14 +438,14 @@ func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
 		}
 		return next, nil
 	}}
-	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, r *http.Request) {
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		down.Store(true)
-		if _, err := all[0].Renew(t.Context(), r); err == nil {
+		if _, err := findRefresh(t.Context(), all[0], ticket); err == nil {
 			t.Fatal("a provider that is down has refreshed")
 		}
 		down.Store(false)
 		for _, m := range []*session.Manager{all[1], all[0]} {
-			if _, err := m.Renew(t.Context(), r); err != nil {
+			if _, err := findRefresh(t.Context(), m, ticket); err != nil {
 				t.Error(err)
 			}
 		}
@@ -457,10 +454,10 @@ func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
 
 func TestThePauseBetweenTriesGrows(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
-	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, r *http.Request) {
+	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		for range 60 * 10 {
-			if _, err := m.Fresh(t.Context(), r); err == nil {
+			if _, err := findFresh(t.Context(), m, ticket, ""); err == nil {
 				t.Fatal("a provider that is down has refreshed")
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -470,7 +467,7 @@ func TestThePauseBetweenTriesGrows(t *testing.T) {
 		}
 		p.answer = nil
 		time.Sleep(20 * time.Second) // 16 s, and a quarter
-		if _, err := m.Fresh(t.Context(), r); err != nil {
+		if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 			t.Errorf("the provider is back: %v", err)
 		}
 	})

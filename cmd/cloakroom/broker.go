@@ -112,8 +112,8 @@ func newServer(cfg *config, store store, app fs.FS, log *slog.Logger) (*bff.Serv
 			RefreshAhead: cfg.Session.RefreshAhead,
 			CacheMaxAge:  cfg.Session.CacheMaxAge,
 			MaxPerUser:   cfg.Session.MaxPerUser,
-			Cookie:       session.Cookie{SameSite: sameSite},
 		},
+		Cookie: session.CookieConfig{SameSite: sameSite},
 		Routes: routes,
 		Limits: bff.Limits{
 			Logins: bff.RateLimit{Rate: float64(cfg.Server.Limits.Logins.Rate), Burst: int(cfg.Server.Limits.Logins.Burst)},

@@ -73,12 +73,28 @@ type filled struct {
 // replica is a Manager with connections of its own.
 type replica struct {
 	*session.Manager
-	close func()
+	cookie *session.Cookie
+	close  func()
+}
+
+// find returns the session of a request.
+func (r *replica) find(ctx context.Context, request *http.Request) (*session.Session, error) {
+	ticket, _ := r.cookie.Read(request)
+	return r.Find(ctx, ticket)
+}
+
+// fresh returns the session of a request with an access token that is good.
+func (r *replica) fresh(ctx context.Context, request *http.Request) (*session.Session, error) {
+	s, err := r.find(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	return r.Fresh(ctx, s, "")
 }
 
 var keys = [][]byte{[]byte(rand.Text() + rand.Text())[:32]}
 
-func newReplica(s *server, watch bool, refresh func(context.Context, *session.Session, string) (session.Renewal, error)) (*replica, error) {
+func newReplica(s *server, watch bool, refresh func(context.Context, *session.Session, string) (session.RefreshResult, error)) (*replica, error) {
 	silent := slog.New(slog.DiscardHandler)
 	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: s.url, Logger: silent})
 	if err != nil {
@@ -94,9 +110,9 @@ func newReplica(s *server, watch bool, refresh func(context.Context, *session.Se
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
 	if watch {
-		watching.Go(func() { m.Watch(ctx) }) // until close
+		watching.Go(func() { m.Run(ctx) }) // until close
 	}
-	return &replica{m, func() {
+	return &replica{m, session.NewCookie(m.Keyring(), session.CookieConfig{}), func() {
 		cancel()
 		watching.Wait()
 		store.Close()
@@ -125,8 +141,8 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	var next atomic.Int64
-	atOnce := func(context.Context, *session.Session, string) (session.Renewal, error) {
-		return session.Renewal{Tokens: b.issued[next.Add(1)%users]}, nil
+	atOnce := func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+		return session.RefreshResult{Tokens: b.issued[next.Add(1)%users]}, nil
 	}
 	if b.watching, err = newReplica(b.busy, true, atOnce); err != nil {
 		return err
@@ -186,16 +202,18 @@ func (b *bench) addSized(ctx context.Context, sessions int) error {
 	return err
 }
 
-func noRefresh(context.Context, *session.Session, string) (session.Renewal, error) {
-	return session.Renewal{}, errors.New("nothing is to be refreshed here")
+func noRefresh(context.Context, *session.Session, string) (session.RefreshResult, error) {
+	return session.RefreshResult{}, errors.New("nothing is to be refreshed here")
 }
 
 // signIn starts a session and returns a request of its browser.
-func signIn(ctx context.Context, r *replica, s session.Session) (*http.Request, error) {
-	w := httptest.NewRecorder()
-	if _, err := r.Start(ctx, w, s, session.Login{}); err != nil {
+func signIn(ctx context.Context, r *replica, s session.New) (*http.Request, error) {
+	started, err := r.Start(ctx, s)
+	if err != nil {
 		return nil, err
 	}
+	w := httptest.NewRecorder()
+	r.cookie.Write(w, started)
 	request := httptest.NewRequest("GET", "/", nil)
 	for _, c := range w.Result().Cookies() {
 		request.AddCookie(c)
@@ -252,7 +270,7 @@ func (b *bench) awaitCache(ctx context.Context, r *replica) error {
 		if err != nil {
 			return err
 		}
-		if _, err := r.Get(ctx, b.requests[0]); err != nil {
+		if _, err := r.find(ctx, b.requests[0]); err != nil {
 			return err
 		}
 		after, err := b.busy.commands(ctx)
@@ -309,20 +327,26 @@ func (b *bench) sample(ctx context.Context, kind string) (usage, size float64, e
 
 // login measures Start.
 func (b *bench) login(ctx context.Context) error {
-	sessions := make([]session.Session, costOps)
+	sessions := make([]session.New, costOps)
 	for i := range sessions {
 		sessions[i] = login(false)
 	}
 	return b.cost(ctx, "login", func(i int) error {
-		_, err := b.watching.Start(ctx, httptest.NewRecorder(), sessions[i], session.Login{})
+		started, err := b.watching.Start(ctx, sessions[i])
+		if err == nil {
+			b.watching.cookie.Write(httptest.NewRecorder(), started)
+		}
 		return err
 	})
 }
 
-// refresh measures Renew, at a provider that answers at once.
+// refresh measures Refresh, at a provider that answers at once.
 func (b *bench) refresh(ctx context.Context) error {
 	return b.cost(ctx, "refresh", func(i int) error {
-		_, err := b.watching.Renew(ctx, b.requests[i%users])
+		s, err := b.watching.find(ctx, b.requests[i%users])
+		if err == nil {
+			_, err = b.watching.Refresh(ctx, s)
+		}
 		return err
 	})
 }
@@ -353,17 +377,17 @@ func (b *bench) cost(ctx context.Context, what string, op func(i int) error) err
 	return nil
 }
 
-// lookUp measures Get and Fresh.
+// lookUp measures Find and Fresh, and the cookie.
 func (b *bench) lookUp(ctx context.Context) error {
 	for _, m := range []struct {
 		what   string
 		lookUp func(context.Context, *http.Request) (*session.Session, error)
 		for_   time.Duration
 	}{
-		{"cold Get", b.plain.Get, lookUpFor},
-		{"cold Fresh", b.plain.Fresh, lookUpFor},
-		{"warm Get", b.watching.Get, lookUpFor},
-		{"warm Fresh", b.watching.Fresh, freshFor},
+		{"cold Get", b.plain.find, lookUpFor},
+		{"cold Fresh", b.plain.fresh, lookUpFor},
+		{"warm Get", b.watching.find, lookUpFor},
+		{"warm Fresh", b.watching.fresh, freshFor},
 	} {
 		for _, r := range b.requests { // into the cache, where there is one
 			if _, err := m.lookUp(ctx, r); err != nil {
@@ -401,10 +425,10 @@ func (b *bench) lookUp(ctx context.Context) error {
 // storm lets everybody ask at once for a session whose access token has expired, on several replicas.
 func (b *bench) storm(ctx context.Context) error {
 	var asked atomic.Int64
-	slow := func(context.Context, *session.Session, string) (session.Renewal, error) {
+	slow := func(context.Context, *session.Session, string) (session.RefreshResult, error) {
 		asked.Add(1)
 		time.Sleep(stormWait)
-		return session.Renewal{Tokens: b.issued[0]}, nil
+		return session.RefreshResult{Tokens: b.issued[0]}, nil
 	}
 	var storming []*replica
 	for range replicas {
@@ -431,7 +455,7 @@ func (b *bench) storm(ctx context.Context) error {
 	for i := range took {
 		group.Go(func() error {
 			<-ready
-			_, err := storming[i%replicas].Fresh(ctx, request)
+			_, err := storming[i%replicas].fresh(ctx, request)
 			took[i] = time.Since(began).Seconds()
 			return err
 		})
@@ -455,7 +479,7 @@ func (b *bench) startUp(ctx context.Context) error {
 			return err
 		}
 		defer r.close()
-		if _, err := r.Get(ctx, z.requests[0]); err != nil {
+		if _, err := r.find(ctx, z.requests[0]); err != nil {
 			return err
 		}
 		what := strconv.Itoa(z.sessions)
@@ -463,7 +487,7 @@ func (b *bench) startUp(ctx context.Context) error {
 		took := make([]float64, amongOps)
 		for i := range took {
 			began := time.Now()
-			if _, err := r.Get(ctx, z.requests[i*7919%len(z.requests)]); err != nil { // a prime: here and there
+			if _, err := r.find(ctx, z.requests[i*7919%len(z.requests)]); err != nil { // a prime: here and there
 				return err
 			}
 			took[i] = time.Since(began).Seconds()

@@ -23,8 +23,8 @@ const (
 )
 
 // login returns what a provider issues for a user whom it has not seen before.
-func login(refreshIsJWT bool) session.Session {
-	s := session.Session{Issuer: issuer, Subject: uuid(), SID: uuid()}
+func login(refreshIsJWT bool) session.New {
+	s := session.New{Issuer: issuer, Subject: uuid(), SID: uuid()}
 	now := time.Now()
 	given, family := word(6), word(8)
 	name, email := fmt.Sprintf("%s %s", title(given), title(family)), fmt.Sprintf("%s.%s@example.com", given, family)
@@ -64,7 +64,7 @@ func jwt(typ string, size int, claims string) (string, json.RawMessage) {
 }
 
 // raw is how many bytes of tokens a session has.
-func raw(s session.Session) int {
+func raw(s session.New) int {
 	return len(s.Tokens.Access.Reveal()) + len(s.Tokens.Refresh.Reveal()) + len(s.Tokens.ID.Reveal())
 }
 
