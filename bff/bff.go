@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -99,8 +100,7 @@ type Server struct {
 	logins         *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges      *limiter[[16]byte] // :: addressKey; code exchanges that failed
 	refreshes      *limiter[[16]byte] // :: hash of the session cookie; refreshes that were forced
-	bodyRate       int64              // bytes a second; 0: any
-	paceWindow     time.Duration      // over which it is measured
+	pace           pace.Limit         // of bodies
 
 	looking     sync.WaitGroup // for the provider, and for what other replicas do
 	stopLooking context.CancelFunc
@@ -124,6 +124,13 @@ type endpoint struct {
 const (
 	backchannelLogoutPath = "/backchannel-logout"
 	clientKeysPath        = "/jwks.json"
+)
+
+const (
+	// defaultBodyRate is Config.BodyMinRate where that is zero, in bytes a second.
+	defaultBodyRate = 240
+	// paceWindow is the time over which the rate is measured.
+	paceWindow = 30 * time.Second
 )
 
 // bodyTimeout is how long a request to one of the endpoints may take to send its body.
@@ -154,7 +161,7 @@ func New(cfg Config) (*Server, error) {
 	if s.prefix == "" {
 		s.prefix = "/bff"
 	}
-	s.bodyRate, s.paceWindow = max(cmp.Or(cfg.BodyMinRate, defaultBodyRate), 0), paceWindow
+	s.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, defaultBodyRate), Window: paceWindow}
 	s.streaming, s.endStreams = context.WithCancel(context.Background())
 	var errs []error
 	fail := func(err error) {
@@ -360,9 +367,9 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			s.logPanic(w, cause)
 			defer panic(http.ErrAbortHandler) // the server hangs up, and says nothing more of it
 		}
-		w.pace.stop()
+		w.pace.Stop()
 		if w.slow.Load() {
-			w.problem = s.tooSlow(errBodyTooSlow, errSlowReader)
+			w.problem = errBodyTooSlow.because(s.pace.Explain(pace.ErrSlowReader))
 		}
 		if !w.streams {
 			s.logRequest(w)
@@ -448,7 +455,7 @@ func (s *Server) serveFrontend(w *response, r *http.Request) error {
 	}
 	w.paced = s
 	s.frontend.ServeHTTP(w, r)
-	w.pace.stop()
+	w.pace.Stop()
 	boundBody(w, r) // what is left of it
 	return nil
 }

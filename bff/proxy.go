@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
+	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -70,8 +71,8 @@ type exchange struct {
 	token   accessToken
 	idle    *time.Timer // nil: it may stand still
 	cancel  context.CancelCauseFunc
-	down    pace        // of the response's body
-	writing atomic.Bool // to the client
+	down    pace.Monitor // of the response's body
+	writing atomic.Bool  // to the client
 
 	breaking sync.Mutex                              // held while breakOff uses the writer
 	writer   atomic.Pointer[http.ResponseController] // of the client's connection; nil once a stream has it, and in the end
@@ -118,7 +119,7 @@ func (x *exchange) end() {
 	if x.shutdown != nil {
 		x.shutdown()
 	}
-	x.down.stop()
+	x.down.Stop()
 	if x.resp != nil {
 		x.resp.Body.Close()
 		x.address.done()
@@ -161,12 +162,12 @@ func (x *exchange) run(ctx context.Context) error {
 	if switching || events {
 		x.shutdown = context.AfterFunc(x.s.streaming, func() { x.breakOff(errShutdown) })
 	}
-	if switching || isStream(resp.Header.Get("Content-Type")) {
-		body.pace().stop()
+	if switching || pace.IsStream(resp.Header.Get("Content-Type")) {
+		body.pace().Stop()
 	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
 		x.w.boundWrites(x.s, x.r)
 	} else if resp.Body != http.NoBody {
-		x.s.start(&x.down, x.tooSlow)
+		x.down.Start(x.s.pace, x.tooSlow)
 	}
 	if switching {
 		return x.tunnel(ctx)
@@ -299,10 +300,10 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	switch {
 	case errors.Is(cause, session.ErrEnded):
 		return session.ErrNone
-	case cause == errSlowSender:
-		return x.s.tooSlow(errBodyTooSlow, cause)
-	case cause == errSlowUpload:
-		return x.s.tooSlow(errUpstreamTimeout, cause)
+	case cause == pace.ErrSlowSender:
+		return errBodyTooSlow.because(x.s.pace.Explain(cause))
+	case cause == pace.ErrSlowUpload:
+		return errUpstreamTimeout.because(x.s.pace.Explain(cause))
 	case errors.Is(cause, errStoodStill):
 		return errUpstreamTimeout.because(cause)
 	case cause != nil: // the client has left
@@ -368,9 +369,9 @@ func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
 // tooSlow ends an exchange whose response does not move.
 func (x *exchange) tooSlow() {
 	if x.writing.Load() {
-		x.breakOff(errSlowReader)
+		x.breakOff(pace.ErrSlowReader)
 	} else {
-		x.breakOff(errSlowDownload)
+		x.breakOff(pace.ErrSlowDownload)
 	}
 }
 
@@ -379,10 +380,10 @@ func (x *exchange) brokeOff(ctx context.Context, err error) {
 	switch cause := context.Cause(ctx); cause {
 	case nil, errStoodStill:
 		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
-	case errSlowDownload, errSlowUpload:
-		x.w.problem = x.s.tooSlow(errUpstream, cause)
-	case errSlowReader, errSlowSender:
-		x.w.problem = x.s.tooSlow(errBodyTooSlow, cause)
+	case pace.ErrSlowDownload, pace.ErrSlowUpload:
+		x.w.problem = errUpstream.because(x.s.pace.Explain(cause))
+	case pace.ErrSlowReader, pace.ErrSlowSender:
+		x.w.problem = errBodyTooSlow.because(x.s.pace.Explain(cause))
 	}
 }
 
@@ -436,7 +437,7 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 			if err != nil {
 				return err
 			}
-			x.down.moved.Add(int64(n))
+			x.down.Add(n)
 		}
 		if err == io.EOF {
 			return nil
@@ -524,7 +525,7 @@ func (c *counted) Write(p []byte) (int, error) {
 // requestBody is a request's body on its way to the upstream, for which there may be more than one try. A nil one has nothing in it.
 type requestBody struct {
 	x  *exchange
-	up pace
+	up pace.Monitor
 
 	mu      sync.Mutex // guards all below
 	waiting *sync.Cond // signals that reading has ended
@@ -568,9 +569,9 @@ func (b *requestBody) reader() (io.ReadCloser, bool) {
 }
 
 // pace returns what watches the body on its way to the upstream.
-func (b *requestBody) pace() *pace {
+func (b *requestBody) pace() *pace.Monitor {
 	if b == nil {
-		return new(pace)
+		return new(pace.Monitor)
 	}
 	return &b.up
 }
@@ -581,9 +582,9 @@ func (b *requestBody) tooSlow() {
 	reading := b.reading
 	b.mu.Unlock()
 	if reading {
-		b.x.breakOff(errSlowSender)
+		b.x.breakOff(pace.ErrSlowSender)
 	} else {
-		b.x.breakOff(errSlowUpload)
+		b.x.breakOff(pace.ErrSlowUpload)
 	}
 }
 
@@ -623,7 +624,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
 	if !r.watched {
 		r.watched = true
-		b.x.s.start(&b.up, b.tooSlow)
+		b.up.Start(b.x.s.pace, b.tooSlow)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -645,7 +646,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	b.reading = true
 	b.mu.Unlock()
 	n, err := b.x.r.Body.Read(p)
-	b.up.moved.Add(int64(n))
+	b.up.Add(n)
 	if b.x.idle != nil {
 		b.x.idle.Reset(b.x.route.Timeouts.Idle)
 	}
@@ -678,7 +679,7 @@ func (r *bodyReader) Close() error {
 	current := r.requestBody.try == r.try
 	r.mu.Unlock()
 	if current {
-		r.up.stop()
+		r.up.Stop()
 	}
 	return nil
 }
@@ -710,7 +711,7 @@ func (b *requestBody) over() bool {
 
 // end lets nobody read the body any more: the upstream has answered without it, and the client is not waited for.
 func (b *requestBody) end() {
-	b.pace().stop()
+	b.pace().Stop()
 	if !b.over() {
 		b.x.writer.Load().SetReadDeadline(time.Now())
 	}

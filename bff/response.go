@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/pace"
 )
 
 // statusClientLeft is logged, never sent: there was nobody left to send it to.
@@ -25,7 +27,7 @@ type response struct {
 
 	// Of a response that no upstream sends:
 	paced   *Server // whose limit is in force; nil: none
-	pace    pace
+	pace    pace.Monitor
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was ended because the client reads too slowly
 
@@ -89,13 +91,13 @@ func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
-	if w.paced != nil && w.bytes == 0 && !isStream(w.Header().Get("Content-Type")) {
-		w.paced.start(&w.pace, w.endSlow)
+	if w.paced != nil && w.bytes == 0 && !pace.IsStream(w.Header().Get("Content-Type")) {
+		w.pace.Start(w.paced.pace, w.endSlow)
 	}
 	w.writing.Store(true)
 	n, err := w.ResponseWriter.Write(b)
 	w.writing.Store(false)
-	w.pace.moved.Add(int64(n))
+	w.pace.Add(n)
 	w.bytes += int64(n)
 	return n, err
 }
@@ -104,12 +106,12 @@ func (w *response) Write(b []byte) (int, error) {
 // sends when the handler has returned. The server takes the deadline back after
 // that. One with a time-out of its own keeps it.
 func (w *response) boundWrites(s *Server, r *http.Request) {
-	if s.bodyRate <= 0 || w.bounded {
+	if s.pace.Rate <= 0 || w.bounded {
 		return
 	}
 	w.bounded = true
 	if server, ok := r.Context().Value(http.ServerContextKey).(*http.Server); !ok || server.WriteTimeout <= 0 {
-		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.paceWindow))
+		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.pace.Window))
 	}
 }
 

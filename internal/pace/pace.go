@@ -1,0 +1,116 @@
+// Package pace ends HTTP bodies that move too slowly.
+package pace
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Why a body was ended.
+var (
+	ErrSlowSender   = errors.New("the client sends its body too slowly")
+	ErrSlowReader   = errors.New("the client reads the response too slowly")
+	ErrSlowUpload   = errors.New("the upstream reads the request's body too slowly")
+	ErrSlowDownload = errors.New("the upstream sends its response too slowly")
+)
+
+// Limit is the rate that a body has to keep.
+type Limit struct {
+	Rate   int64         // bytes a second; zero or less: any rate
+	Window time.Duration // over which the rate is measured
+}
+
+// Explain returns cause, one of the errors above, with the limit in its text.
+func (l Limit) Explain(cause error) error {
+	return fmt.Errorf("%w: less than %d bytes/s over %v", cause, l.Rate, l.Window)
+}
+
+// Monitor watches one body, in one direction. It checks the rate a few times in
+// each window, so moving a part of the body costs an addition. The zero value watches
+// nothing.
+type Monitor struct {
+	moved atomic.Int64 // bytes, since the last check
+
+	mu      sync.Mutex // guards all below
+	timer   *time.Timer
+	due     time.Time // of the next check
+	stopped bool
+	checks  int   // in this window
+	bytes   int64 // in this window
+	quiet   int   // checks in a row that have seen nothing move
+}
+
+// checksPerWindow is how often a Monitor checks the rate in each window.
+const checksPerWindow = 5
+
+// Add counts n bytes that have moved.
+func (m *Monitor) Add(n int) { m.moved.Add(int64(n)) }
+
+// Start begins to watch, or begins anew. It calls tooSlow at most once, and not after
+// Stop.
+func (m *Monitor) Start(limit Limit, tooSlow func()) {
+	if limit.Rate <= 0 {
+		return
+	}
+	need := max(limit.Rate*int64(limit.Window)/int64(time.Second), 1)
+	interval := limit.Window / checksPerWindow
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moved.Store(0)
+	m.stopped, m.due = false, time.Now().Add(interval)
+	m.checks, m.bytes, m.quiet = 0, 0, 0
+	if m.timer != nil {
+		m.timer.Reset(interval)
+		return
+	}
+	m.timer = time.AfterFunc(interval, func() { // until Stop
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.stopped || time.Now().Before(m.due) { // Start was called again
+			return
+		}
+		if m.check(need) {
+			m.due = time.Now().Add(interval)
+			m.timer.Reset(interval)
+			return
+		}
+		m.stopped = true
+		tooSlow()
+	})
+}
+
+// check reports whether the body moves fast enough: need bytes in each window, and
+// something in any period of that length.
+func (m *Monitor) check(need int64) bool {
+	n := m.moved.Swap(0)
+	if m.quiet++; n > 0 {
+		m.quiet = 0
+	}
+	m.bytes += n
+	if m.checks++; m.checks < checksPerWindow {
+		return m.quiet < checksPerWindow
+	}
+	enough := m.bytes >= need
+	m.checks, m.bytes = 0, 0
+	return enough
+}
+
+// Stop ends the watching. It waits for a tooSlow that is running.
+func (m *Monitor) Stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stopped = true
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+}
+
+// IsStream reports whether a response is a stream of messages, which may be idle for
+// any time.
+func IsStream(contentType string) bool {
+	return strings.HasPrefix(contentType, "text/event-stream") || strings.HasPrefix(contentType, "application/grpc")
+}
