@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -178,7 +179,7 @@ func New(cfg Config) (*Server, error) {
 		s.forwardedHost, s.forwardedProto = []string{publicURL.Host}, []string{publicURL.Scheme}
 		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
 	}
-	if checkPath(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
+	if urlpath.Check(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
 		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
 	}
 	fail(cfg.Claims.check())
@@ -240,7 +241,7 @@ func New(cfg Config) (*Server, error) {
 			continue
 		}
 		for _, other := range s.routes {
-			if len(other.Path) > len(route.Path) && lenientlyUnder(other.Path, route.Path) {
+			if len(other.Path) > len(route.Path) && urlpath.LenientlyUnder(other.Path, route.Path) {
 				fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i), Err: fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path)})
 			}
 		}
@@ -405,11 +406,11 @@ func (s *Server) serve(w *response, r *http.Request) error {
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
 		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
 	}
-	if err := checkTarget(r.RequestURI); err != nil {
+	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
 		return errAmbiguousPath.because(err)
 	}
-	raw, path := rawPath(r), r.URL.Path
-	if err := checkPath(raw); err != nil {
+	raw, path := urlpath.Raw(r), r.URL.Path
+	if err := urlpath.Check(raw); err != nil {
 		route, slashErr := s.findSlashRoute(raw, path)
 		switch {
 		case slashErr != nil:
@@ -421,7 +422,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		}
 		return s.serveFrontend(w, r)
 	}
-	if underPath(path, s.prefix) {
+	if urlpath.Under(path, s.prefix) {
 		return s.serveEndpoint(w, r)
 	}
 	route, err := s.findRoute(path, path)

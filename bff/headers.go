@@ -12,6 +12,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -401,7 +402,7 @@ func (a *address) confineCookie(route *route, line string) string {
 	if !route.prefixed(path) {
 		mapped, _ = a.publicPath(route, path)
 	}
-	if strings.HasPrefix(path, "/") && len(path) <= maxCookiePath && underPath(mapped, route.urlPath) {
+	if strings.HasPrefix(path, "/") && len(path) <= maxCookiePath && urlpath.Under(mapped, route.urlPath) {
 		confined = mapped
 	}
 	if n == 1 && confined == path {
@@ -498,7 +499,7 @@ func (s *Server) location(route *route, a *address, value string) string {
 // prefixed reports whether an upstream that honours X-Forwarded-Prefix has put the
 // prefix in front of a path already.
 func (route *route) prefixed(path string) bool {
-	return route.forwardedPrefix != nil && underPath(path, route.forwardedPrefix[0])
+	return route.forwardedPrefix != nil && urlpath.Under(path, route.forwardedPrefix[0])
 }
 
 // publicPath maps a path of the upstream to the one at which the browser finds

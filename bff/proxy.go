@@ -17,6 +17,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -264,14 +265,14 @@ func (x *exchange) renewToken(ctx context.Context) (accessToken, error) {
 // target returns the URL of a request at an address: the path that was decided
 // on, octet by octet, and the query as it came.
 func (a *address) target(route *route, r *http.Request) *url.URL {
-	raw := rawPath(r)
+	raw := urlpath.Raw(r)
 	if route.StripPrefix {
 		raw = cutSegments(raw, strings.Count(strings.TrimSuffix(route.Path, "/"), "/"))
 	}
 	raw = strings.TrimSuffix(a.url.EscapedPath(), "/") + raw
 	target := *a.url
 	target.RawPath = raw
-	target.Path, _ = url.PathUnescape(raw) // checkPath has accepted it
+	target.Path, _ = url.PathUnescape(raw) // urlpath.Check has accepted it
 	if target.EscapedPath() != raw {       // net/url would encode characters such as |
 		target.Opaque = raw
 	}

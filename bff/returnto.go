@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
 // maxReturnTo keeps the cookie of a login attempt small.
@@ -37,7 +39,7 @@ func parseReturnTo(raw string) string {
 		if times > maxDecodings || checkReturnPath(path) != nil {
 			return otherwise
 		}
-		decoded := decodeLeniently(path)
+		decoded := urlpath.DecodeLeniently(path)
 		if decoded == path {
 			return raw
 		}
@@ -70,7 +72,7 @@ func (s *Server) returnTo(raw string, ownPage bool) string {
 	if !s.anyReadingUnderRoute(escaped) {
 		return raw
 	}
-	if !ownPage || checkPath(escaped) != nil {
+	if !ownPage || urlpath.Check(escaped) != nil {
 		return otherwise
 	}
 	if route, err := s.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != "allow" {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -112,11 +113,11 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	fail := func(name, format string, args ...any) {
 		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
 	}
-	if err := checkPath(r.Path); err != nil {
+	if err := urlpath.Check(r.Path); err != nil {
 		fail("Path", "%w", err)
 	} else if strings.ContainsAny(r.Path, "%?#") {
 		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
-	} else if underPath(r.Path, prefix) {
+	} else if urlpath.Under(r.Path, prefix) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
 	var err error

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
 // upstream is the servers of a route.
@@ -158,7 +159,7 @@ func newServer(raw string, r Route) (*server, error) {
 	network, at, speaks := "tcp", "", u.Scheme
 	switch u.Scheme {
 	case "http", "https", "h2c":
-		if u.Hostname() == "" || u.Path != "" && checkPath(u.EscapedPath()) != nil {
+		if u.Hostname() == "" || u.Path != "" && urlpath.Check(u.EscapedPath()) != nil {
 			return nil, wrong
 		}
 		if !isASCII(u.Host) { // it is looked up as its A-label

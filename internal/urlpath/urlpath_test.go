@@ -1,4 +1,4 @@
-package bff
+package urlpath
 
 import (
 	"net/url"
@@ -18,12 +18,12 @@ var plainPaths = []string{"/", "/api", "/api/", "/api/x.y", "/api/...", "/api/.w
 func TestAPathThatCanBeReadInTwoWaysIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, p := range ambiguousPaths {
-		if checkPath(p) == nil {
+		if Check(p) == nil {
 			t.Errorf("%q passes", p)
 		}
 	}
 	for _, p := range plainPaths {
-		if err := checkPath(p); err != nil {
+		if err := Check(p); err != nil {
 			t.Errorf("%q: %v", p, err)
 		}
 	}
@@ -34,7 +34,7 @@ func FuzzPath(f *testing.F) {
 		f.Add(p)
 	}
 	f.Fuzz(func(t *testing.T, escaped string) {
-		if checkPath(escaped) != nil {
+		if Check(escaped) != nil {
 			return
 		}
 		once, err := url.PathUnescape(escaped)
@@ -72,35 +72,8 @@ func TestAPrefixEndsOnASegmentBoundary(t *testing.T) {
 		{"/api", "/api", true}, {"/api/", "/api", true}, {"/api/x", "/api", true}, {"/apix", "/api", false}, {"/ap", "/api", false},
 		{"/api/", "/api/", true}, {"/api/x", "/api/", true}, {"/api", "/api/", false}, {"/apix/y", "/api/", false}, {"/API/x", "/api/", false},
 	} {
-		if got := underPath(test.path, test.prefix); got != test.want {
-			t.Errorf("underPath(%q, %q): got %v, want %v", test.path, test.prefix, got, test.want)
+		if got := Under(test.path, test.prefix); got != test.want {
+			t.Errorf("Under(%q, %q): got %v, want %v", test.path, test.prefix, got, test.want)
 		}
 	}
-}
-
-func BenchmarkFindRoute(b *testing.B) {
-	s := &Server{prefix: "/bff"}
-	for _, p := range []string{"/api/administration/", "/api/reports/yearly/", "/api/admin/", "/events/", "/orders/", "/api/"} {
-		s.routes = append(s.routes, &route{Route: Route{Path: p}})
-	}
-	for _, p := range []string{"/api/orders/17", "/api/orders/A%20B;c=d", "/assets/index-BkRj3xGh.js"} {
-		b.Run(p, func(b *testing.B) {
-			decoded, _ := url.PathUnescape(p)
-			b.ReportAllocs()
-			for b.Loop() {
-				if checkPath(p) != nil {
-					b.Fatal("refused")
-				}
-				if _, err := s.findRoute(decoded, decoded); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-	b.Run("strange", func(b *testing.B) {
-		p := "/" + strings.Repeat("%252e;x/", 400)
-		for b.Loop() {
-			s.anyReadingUnderRoute(p)
-		}
-	})
 }

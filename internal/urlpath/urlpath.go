@@ -1,4 +1,6 @@
-package bff
+// Package urlpath decides whether two servers could read a path of a URL in two
+// ways.
+package urlpath
 
 import (
 	"errors"
@@ -14,26 +16,28 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// checkPath returns an error if two servers could take a path for two different
+// Check returns an error if two servers could take a path for two different
 // paths: this broker, which decides by it, and the upstream, which serves it
 // (RFC 3986, section 6.2.2). escaped is the path as it is in the request line,
 // and it is sent to the upstream unchanged.
-func checkPath(escaped string) error { return checkEscapedPath(escaped, false) }
+func Check(escaped string) error { return check(escaped, false) }
 
-// checkEscapedPath is checkPath, which allows encoded slashes if passSlashes is
-// set. They are data then, and separate no segments.
-func checkEscapedPath(escaped string, passSlashes bool) error {
+// CheckExceptSlashes is Check, but accepts encoded slashes. They are data then, and
+// separate no segments.
+func CheckExceptSlashes(escaped string) error { return check(escaped, true) }
+
+func check(escaped string, passSlashes bool) error {
 	switch {
 	case !strings.HasPrefix(escaped, "/"):
-		return pathError(escaped, "does not begin with a slash")
+		return Error(escaped, "does not begin with a slash")
 	case strings.Contains(escaped, "//"):
-		return pathError(escaped, "has an empty segment")
+		return Error(escaped, "has an empty segment")
 	}
 	path := escaped
 	if !isUnreserved(escaped) {
 		var err error
 		if path, err = url.PathUnescape(escaped); err != nil {
-			return pathError(escaped, "has an invalid percent-encoding")
+			return Error(escaped, "has an invalid percent-encoding")
 		}
 		if err := checkEscapes(escaped, path, passSlashes); err != nil {
 			return err
@@ -43,10 +47,10 @@ func checkEscapedPath(escaped string, passSlashes bool) error {
 		name, _, hasParameters := strings.Cut(segment, ";") // Java servers ignore path parameters: ..;x is ..
 		switch strings.TrimSpace(name) {
 		case ".", "..":
-			return pathError(escaped, "has a dot segment")
+			return Error(escaped, "has a dot segment")
 		case "":
 			if hasParameters {
-				return pathError(escaped, "has an empty segment")
+				return Error(escaped, "has an empty segment")
 			}
 		}
 	}
@@ -56,29 +60,30 @@ func checkEscapedPath(escaped string, passSlashes bool) error {
 // checkEscapes checks a path that is not plain, and that was decoded once.
 func checkEscapes(escaped, path string, passSlashes bool) error {
 	if !utf8.ValidString(path) {
-		return pathError(escaped, "is not UTF-8")
+		return Error(escaped, "is not UTF-8")
 	}
 	for i := range len(path) {
 		switch c := path[i]; {
 		case c < ' ' || c == 0x7f || c == '\\':
-			return pathError(escaped, "has a control character or a backslash")
+			return Error(escaped, "has a control character or a backslash")
 		case c == '%' && escapeLength(path[i:]) > 0:
-			return pathError(escaped, "is encoded twice")
+			return Error(escaped, "is encoded twice")
 		}
 	}
 	for i := range len(escaped) {
 		switch {
 		case isEscape(escaped[i:], '2', 'e'):
-			return pathError(escaped, "has an encoded dot")
+			return Error(escaped, "has an encoded dot")
 		case isEscape(escaped[i:], '2', 'f') && !passSlashes:
-			return pathError(escaped, "has an encoded slash")
+			return Error(escaped, "has an encoded slash")
 		}
 	}
 	return nil
 }
 
-// pathError quotes the beginning of a path: an attacker chooses its length.
-func pathError(escaped, problem string) error {
+// Error returns an error about a path. It quotes only the beginning, because clients
+// choose the length.
+func Error(escaped, problem string) error {
 	return fmt.Errorf("path %.80q %s", escaped, problem)
 }
 
@@ -101,9 +106,9 @@ func isUnreserved(path string) bool {
 	return true
 }
 
-// rawPath returns the path of a request as it was sent. If a handler in front
+// Raw returns the path of a request as it was sent. If a handler in front
 // of this one has changed the URL, that counts.
-func rawPath(r *http.Request) string {
+func Raw(r *http.Request) string {
 	raw, _, _ := strings.Cut(r.RequestURI, "?")
 	if raw == r.URL.Path && !strings.Contains(raw, "%") {
 		return raw
@@ -114,89 +119,38 @@ func rawPath(r *http.Request) string {
 	return r.URL.EscapedPath()
 }
 
-// withSlashes decodes a path except for its encoded slashes, so that these
+// DecodeExceptSlashes decodes a path except for its encoded slashes, so that these
 // separate no segments.
-func withSlashes(escaped string) string {
+func DecodeExceptSlashes(escaped string) string {
 	kept := strings.NewReplacer("%2F", "%252F", "%2f", "%252f").Replace(escaped)
 	path, err := url.PathUnescape(kept)
 	if err != nil {
-		return escaped // checkEscapedPath refuses it
+		return escaped // CheckExceptSlashes refuses it
 	}
 	return path
 }
 
-// underPath reports whether path is prefix or lies below it. A prefix ends on a
+// Under reports whether path is prefix or lies below it. A prefix ends on a
 // segment boundary.
-func underPath(path, prefix string) bool {
+func Under(path, prefix string) bool {
 	if strings.HasSuffix(prefix, "/") {
 		return strings.HasPrefix(path, prefix)
 	}
 	return path == prefix || strings.HasPrefix(path, prefix) && path[len(prefix)] == '/'
 }
 
-// findRoute returns the route that a path lies under, or nil. It fails if a
-// lenient server would read the path as lying under a longer route, or under
-// the prefix of the endpoints. strict is the path by which the route is chosen,
-// decoded all that a lenient server may see in it.
-func (s *Server) findRoute(strict, decoded string) (*route, error) {
-	var found *route
-	for _, route := range s.routes {
-		if underPath(strict, route.Path) {
-			found = route
-			break
-		}
-	}
-	for _, route := range s.routes { // the longest first
-		switch {
-		case found != nil && len(route.Path) <= len(found.Path):
-			return found, s.notUnderPrefix(decoded)
-		case !lenientlyUnder(decoded, route.Path):
-		case found == nil && strict+"/" == route.Path:
-			return nil, errNotFound // not the app's index: the caller means the API
-		default:
-			return nil, errAmbiguousPath.because(pathError(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path)))
-		}
-	}
-	return found, s.notUnderPrefix(decoded)
-}
-
-func (s *Server) notUnderPrefix(decoded string) error {
-	if lenientlyUnder(decoded, s.prefix) {
-		return errAmbiguousPath.because(pathError(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix)))
-	}
-	return nil
-}
-
-// findSlashRoute returns the route of a path with encoded slashes, or nil if it
-// has none that passes them.
-func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
-	if checkEscapedPath(escaped, true) != nil {
-		return nil, nil
-	}
-	route, err := s.findRoute(withSlashes(escaped), decoded)
-	if err != nil || route == nil || route.EncodedSlashes != "pass" {
-		return nil, err
-	}
-	return route, nil
-}
-
-// anyReadingUnderRoute reports whether some server could read a path as lying
-// under a route or under the prefix of the endpoints. escaped is the path as it
-// is in a request line or a URL, without query and fragment. All other paths
-// belong to the app, however odd they are.
-func (s *Server) anyReadingUnderRoute(escaped string) bool {
+// AnyReading reports whether some server could read a path as one for which match
+// reports true. escaped is the path as it is in a request line or a URL, without query
+// and fragment. The result is true for a path that is too long to find out. match
+// covers what LenientlyUnder does.
+func AnyReading(escaped string, match func(decoded string) bool) bool {
 	if len(escaped) > maxReadPath || !strings.HasPrefix(escaped, "/") {
 		return true
 	}
 	all, size := []string{escaped}, 0
 	for i := 0; i < len(all); i++ {
-		if lenientlyUnder(all[i], s.prefix) {
+		if match(all[i]) {
 			return true
-		}
-		for _, route := range s.routes {
-			if lenientlyUnder(all[i], route.Path) {
-				return true
-			}
 		}
 		for _, read := range lenientReaders {
 			if next := read(all[i]); !slices.Contains(all, next) {
@@ -220,9 +174,9 @@ const (
 )
 
 // lenientReaders are what servers do to a path besides taking it as it is, in
-// any order and repeatedly. lenientlyUnder covers the rest.
+// any order and repeatedly. LenientlyUnder covers the rest.
 var lenientReaders = []func(path string) string{
-	decodeLeniently,
+	DecodeLeniently,
 	decodeOverlong,
 	compatible,
 	func(path string) string { return strings.ReplaceAll(path, `\`, "/") },
@@ -238,9 +192,9 @@ var lenientReaders = []func(path string) string{
 	},
 }
 
-// decodeLeniently decodes what is percent-encoded, also as %u0041, and leaves
+// DecodeLeniently decodes what is percent-encoded, also as %u0041, and leaves
 // the rest.
-func decodeLeniently(path string) string {
+func DecodeLeniently(path string) string {
 	if !strings.Contains(path, "%") {
 		return path
 	}
@@ -356,11 +310,11 @@ func removeDotSegments(path string) string {
 	return strings.Join(out, "/")
 }
 
-// lenientlyUnder reports whether a lenient server could read a decoded path as
+// LenientlyUnder reports whether a lenient server could read a decoded path as
 // lying under prefix: one that merges slashes, appends one, folds case, removes
 // path parameters, removes spaces and trailing dots, or replaces compatibility
 // characters.
-func lenientlyUnder(path, prefix string) bool {
+func LenientlyUnder(path, prefix string) bool {
 	path, prefix = compatible(path), compatible(strings.Trim(prefix, "/"))
 	for prefix != "" {
 		var got, want string
@@ -431,9 +385,9 @@ func foldRune(c rune) rune {
 	return unicode.ToLower(folded)
 }
 
-// checkTarget returns an error if a request target has what no target can have,
+// CheckTarget returns an error if a request target has what no target can have,
 // so that it would be changed on its way.
-func checkTarget(target string) error {
+func CheckTarget(target string) error {
 	switch {
 	case !isASCII(target): // RFC 3986, section 2: it is to be percent-encoded
 		return fmt.Errorf("target %.80q is not ASCII", target)
