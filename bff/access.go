@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -62,7 +63,7 @@ func (s *Server) checkRequest(
 ) error {
 	if len(route.Methods) > 0 && !slices.Contains(route.Methods, r.Method) {
 		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
-		return errMethod
+		return problem.MethodNotAllowed
 	}
 	if err := guard(s, r); err != nil {
 		return err
@@ -71,13 +72,13 @@ func (s *Server) checkRequest(
 		return err
 	}
 	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" {
-		return errServiceWorker // it would control the whole origin
+		return problem.ServiceWorker // it would control the whole origin
 	}
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
-		return errTooLarge.because(fmt.Errorf("Content-Length is %d, want at most %d", r.ContentLength, route.MaxBody))
+		return problem.BodyTooLarge.WithCause(fmt.Errorf("Content-Length is %d, want at most %d", r.ContentLength, route.MaxBody))
 	}
 	if (route.user || route.client) && queryHas(r.URL.RawQuery, "access_token") {
-		return errTokenInQuery // RFC 6750, section 2: one method of sending a token per request
+		return problem.TokenInQuery // RFC 6750, section 2: one method of sending a token per request
 	}
 	return nil
 }
@@ -91,13 +92,13 @@ func (s *Server) upgradeAllowed(r *http.Request) error {
 	case len(upgrade) == 0:
 		return nil
 	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
-		return errUpgrade.because(fmt.Errorf("Upgrade is %.40q", upgrade))
+		return problem.UpgradeRefused.WithCause(fmt.Errorf("Upgrade is %.40q", upgrade))
 	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455, section 4.1
-		return errUpgrade.because(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
+		return problem.UpgradeRefused.WithCause(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
 	case len(r.Header["Origin"]) == 0:
-		return errCSRF.because(errors.New("a WebSocket without an Origin"))
+		return problem.CSRF.WithCause(errors.New("a WebSocket without an Origin"))
 	case r.Header.Get("Origin") == "null":
-		return errCSRF.because(errors.New("a WebSocket of the Origin null"))
+		return problem.CSRF.WithCause(errors.New("a WebSocket of the Origin null"))
 	}
 	return s.originAllowed(r)
 }
@@ -157,7 +158,7 @@ func credential(ctx context.Context, route *route, current *session.Session) (ac
 	case current != nil:
 		token := accessToken{header: current.Authorization(route.targetKey), key: current.Key()}
 		if token.header == nil {
-			return accessToken{}, errInternal.because(errors.New("the session has no token for this route"))
+			return accessToken{}, problem.Internal.WithCause(errors.New("the session has no token for this route"))
 		}
 		return token, nil
 	case route.client:
@@ -176,13 +177,13 @@ func checkRequirements(route *route, current *session.Session) error {
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {
 			challenge := `Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`
-			return errScope.challenging(challenge).because(fmt.Errorf("scope %q was not granted", scope))
+			return problem.InsufficientScope.WithChallenge(challenge).WithCause(fmt.Errorf("scope %q was not granted", scope))
 		}
 	}
 	for name, want := range q.Claims {
 		accepted := func(text string) bool { return slices.Contains(want, text) }
 		if !slices.ContainsFunc(claimTexts(current.Claim(name)), accepted) {
-			return errForbidden.because(fmt.Errorf("claim %q is none of %q", name, want))
+			return problem.Forbidden.WithCause(fmt.Errorf("claim %q is none of %q", name, want))
 		}
 	}
 	return q.checkSignIn(current)
@@ -209,7 +210,7 @@ func (q *Require) checkSignIn(current *session.Session) error {
 		login.Set("max_age", seconds)
 	}
 	cause := fmt.Errorf("acr is %q, auth_time is %v", acr, at.UTC())
-	return errStepUp.challenging(challenge).signingIn(login).because(cause)
+	return problem.InsufficientUserAuthentication.WithChallenge(challenge).WithLogin(login).WithCause(cause)
 }
 
 // authTime returns when the user signed in. It is zero, and so too old, if the claim

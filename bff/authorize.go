@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/oauth2"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -144,7 +145,7 @@ func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (s
 		return "", err
 	}
 	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
-		return "", errLoginRefused.because(errors.New("the provider's metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in there"))
+		return "", problem.LoginRefused.WithCause(errors.New("the provider's metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in there"))
 	}
 	q, err := p.authRequest(m, a, extra)
 	if err != nil {
@@ -269,7 +270,7 @@ func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attem
 	requestURI, _ := answer.Text("request_uri")
 	life, _ := answer.Value("expires_in")
 	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
-		return nil, errLoginRefused.because(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
+		return nil, problem.LoginRefused.WithCause(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
 	}
 	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil
 }
@@ -279,7 +280,7 @@ func failedPush(err error) error {
 	err = fmt.Errorf("push the authorization request: %w", err)
 	var refusal *tokenError
 	if errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable) || errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == http.StatusTooManyRequests) {
-		return errProviderUnavailable.because(err)
+		return problem.ProviderUnavailable.WithCause(err)
 	}
-	return errLoginRefused.because(err)
+	return problem.LoginRefused.WithCause(err)
 }

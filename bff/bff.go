@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -370,7 +371,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 		w.pace.Stop()
 		if w.slow.Load() {
-			w.problem = errBodyTooSlow.because(s.pace.Explain(pace.ErrSlowReader))
+			w.problem = problem.BodyTooSlow.WithCause(s.pace.Explain(pace.ErrSlowReader))
 		}
 		if !w.streams {
 			s.logRequest(w)
@@ -393,21 +394,21 @@ func (s *Server) logPanic(w *response, cause any) {
 
 func (s *Server) serve(w *response, r *http.Request) error {
 	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
-		return errMethod
+		return problem.MethodNotAllowed
 	}
 	if r.ProtoMajor == 1 {
 		if r.URL.Host != "" { // RFC 9112 3.2.2 would have it win over the Host header, which others on the way may go by
-			return errAbsoluteForm.because(errors.New("the request target is a whole URL"))
+			return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
 		}
 		s.ignoreUpgrade(w, r)
 	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) { // RFC 9113, section 8.3.1
-		return errAbsoluteForm.because(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
+		return problem.AmbiguousHost.WithCause(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
 	if !s.hostAllowed(r) && r.URL.Path != s.prefix+backchannelLogoutPath && r.URL.Path != s.prefix+clientKeysPath {
-		return errWrongHost.because(fmt.Errorf("the Host is %.80q", r.Host))
+		return problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
 	}
 	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
-		return errAmbiguousPath.because(err)
+		return problem.AmbiguousPath.WithCause(err)
 	}
 	raw, path := urlpath.Raw(r), r.URL.Path
 	if err := urlpath.Check(raw); err != nil {
@@ -418,7 +419,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		case route != nil:
 			return s.proxy(w, r, route)
 		case s.anyReadingUnderRoute(raw):
-			return errAmbiguousPath.because(err)
+			return problem.AmbiguousPath.WithCause(err)
 		}
 		return s.serveFrontend(w, r)
 	}
@@ -452,18 +453,18 @@ func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
 // serveFrontend serves what belongs to the app itself.
 func (s *Server) serveFrontend(w *response, r *http.Request) error {
 	if s.frontend == nil {
-		return errNotFound
+		return problem.NotFound
 	}
 	w.paced = s
 	s.frontend.ServeHTTP(w, r)
 	w.pace.Stop()
-	boundBody(w, r) // what is left of it
+	limitBodyTime(w, r) // what is left of it
 	return nil
 }
 
 func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	h := w.Header()
-	boundBody(w, r)
+	limitBodyTime(w, r)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
@@ -471,7 +472,7 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // of what is opened as a document; pages have their own
 	methods := s.table[r.URL.Path]
 	if len(methods) == 0 {
-		return errNotFound
+		return problem.NotFound
 	}
 	for _, e := range methods {
 		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
@@ -487,7 +488,7 @@ func (s *Server) serveEndpoint(w *response, r *http.Request) error {
 		}
 		return e.serve(s, w, r)
 	}
-	return errMethod
+	return problem.MethodNotAllowed
 }
 
 // hostAllowed reports whether the request is for the host of the public URL, as
@@ -534,7 +535,7 @@ func (s *Server) logRequest(w *response) {
 		attrs = append(attrs, slog.String("session", w.session))
 	}
 	if w.problem != nil {
-		level = w.problem.level()
+		level = w.problem.Level()
 		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
 // Requests that carry an access token of their own, as machines and native apps
@@ -28,11 +30,11 @@ func hasBearerToken(r *http.Request) bool {
 // counts.
 func notFromBrowser(s *Server, r *http.Request) error {
 	if len(r.CookiesNamed(s.cookie.Name())) > 0 {
-		return errTwoCredentials
+		return problem.TwoCredentials
 	}
 	site := r.Header.Values("Sec-Fetch-Site")
 	if len(site) > 1 || len(site) == 1 && site[0] != "same-origin" && site[0] != "none" {
-		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
 	return s.originAllowed(r)
 }
@@ -49,10 +51,9 @@ func (s *Server) proxyWithCallerToken(w *response, r *http.Request, route *route
 		err = s.exchange(w, r, route, access{token: accessToken{header: r.Header["Authorization"], callers: true}})
 	})).ServeHTTP(w, r)
 	if !accepted {
-		refused := errOwnToken.because(errors.New(w.Header().Get("WWW-Authenticate")))
-		refused.status = w.status
-		w.problem = refused
-		boundBody(w, r)
+		refused := &problem.Problem{Status: w.status, Code: "own_token"}
+		w.problem = refused.WithCause(errors.New(w.Header().Get("WWW-Authenticate")))
+		limitBodyTime(w, r)
 	}
 	return err
 }

@@ -21,6 +21,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
 const (
@@ -180,7 +182,7 @@ func (s *Server) clientKeys(w *response, _ *http.Request) error {
 		set.Keys = append(set.Keys, k.public)
 	}
 	if len(set.Keys) == 0 {
-		return errNotFound.because(errors.New("there are no client keys"))
+		return problem.NotFound.WithCause(errors.New("there are no client keys"))
 	}
 	w.Header().Set("Content-Type", "application/jwk-set+json")
 	return json.NewEncoder(w).Encode(set)

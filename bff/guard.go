@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
 // The guards of endpoints and routes. Each returns the error with which a request
@@ -25,20 +27,20 @@ func navigation(_ *Server, r *http.Request) error {
 	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
 		if purpose := h.Get(name); strings.Contains(purpose, "prefetch") {
-			return errNavigationOnly.because(fmt.Errorf("%s is %.40q", name, purpose))
+			return problem.NavigationOnly.WithCause(fmt.Errorf("%s is %.40q", name, purpose))
 		}
 	}
 	switch {
 	case mode != "" && mode != "navigate":
-		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Mode is %.40q", mode))
+		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Mode is %.40q", mode))
 	case frameDestinations[dest], mode == "" && dest != "" && dest != "document":
-		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Dest is %.40q", dest))
+		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Dest is %.40q", dest))
 	}
 	switch {
 	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
-		return errNavigationOnly.because(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))
+		return problem.NavigationOnly.WithCause(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))
 	case mode == "" && prefersJSON(r):
-		return errNavigationOnly.because(errors.New("Accept asks for JSON"))
+		return problem.NavigationOnly.WithCause(errors.New("Accept asks for JSON"))
 	}
 	return nil
 }
@@ -74,10 +76,10 @@ func callbackNavigation(s *Server, r *http.Request) error {
 // checked too.
 func csrfHeader(s *Server, r *http.Request) error {
 	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
-		return errCSRF.because(fmt.Errorf("X-CSRF is %.20q", v))
+		return problem.CSRF.WithCause(fmt.Errorf("X-CSRF is %.20q", v))
 	}
 	if site := r.Header.Values("Sec-Fetch-Site"); len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
-		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
 	return s.originAllowed(r)
 }
@@ -90,9 +92,9 @@ func sameOrigin(s *Server, r *http.Request) error {
 	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
 	switch {
 	case len(site) == 0 && len(origin) == 0:
-		return errCSRF.because(errors.New("neither Sec-Fetch-Site nor Origin is there"))
+		return problem.CSRF.WithCause(errors.New("neither Sec-Fetch-Site nor Origin is there"))
 	case len(site) > 0 && (len(site) != 1 || site[0] != "same-origin"):
-		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
 	return s.originAllowed(r)
 }
@@ -131,5 +133,5 @@ func (s *Server) originAllowed(r *http.Request) error {
 	case len(origin) == 1 && origin[0] == "null" && r.Header.Get("Sec-Fetch-Site") == "same-origin":
 		return nil
 	}
-	return errCSRF.because(fmt.Errorf("the Origin is %.80q, want %q", origin, s.origin))
+	return problem.CSRF.WithCause(fmt.Errorf("the Origin is %.80q, want %q", origin, s.origin))
 }

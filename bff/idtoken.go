@@ -15,6 +15,7 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -288,17 +289,17 @@ func (id *idToken) setUser(claims map[string]any) error {
 // it asked. An attempt of another site does not change who is signed in.
 func (a *attempt) accepts(id *idToken) error {
 	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(a.Nonce)) != 1 { // 3.1.3.7 (11)
-		return errLoginInvalid.because(errors.New("ID token: nonce is not the one that was sent"))
+		return problem.LoginInvalid.WithCause(errors.New("ID token: nonce is not the one that was sent"))
 	}
 	if a.ACRValues != "" && !slices.Contains(strings.Fields(a.ACRValues), id.ACR) { // 3.1.3.7 (12)
-		return errLoginTooWeak.because(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
 	}
 	if a.MaxAge != "" { // 3.1.3.7 (13)
 		if id.AuthTime.IsZero() {
-			return errLoginInvalid.because(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
+			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
 		}
 		if time.Until(id.AuthTime) > clockSkew {
-			return errLoginInvalid.because(errors.New("ID token: auth_time is ahead of our clock"))
+			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))
 		}
 		seconds, _ := strconv.Atoi(a.MaxAge)
 		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+clockSkew {
@@ -306,13 +307,13 @@ func (a *attempt) accepts(id *idToken) error {
 		}
 	}
 	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
-		return errOtherAccount
+		return problem.OtherAccount
 	}
 	return nil
 }
 
 // errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
-var errAuthTooOld = errLoginTooWeak.because(errors.New("ID token: auth_time is longer ago than max_age"))
+var errAuthTooOld = problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is longer ago than max_age"))
 
 // algorithms are those that the provider may sign with. Neither none nor HMAC is
 // one of them.

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -133,9 +134,7 @@ func addressKey(client string) (key [16]byte) {
 
 // tooManyRequests is the refusal of a client that has used up a budget.
 func tooManyRequests(wait time.Duration, cause string) error {
-	p := errTooManyRequests.because(errors.New(cause))
-	p.retryAfter = wait
-	return p
+	return problem.TooManyRequests.WithCause(errors.New(cause)).WithRetryAfter(wait)
 }
 
 // tooManyExchanges is the refusal of a client whose code exchanges have failed

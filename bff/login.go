@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -26,10 +27,10 @@ func (s *Server) login(w *response, r *http.Request) error {
 	s.logReturnTo(w, q.Get("return_to"), a.ReturnTo)
 	extra, err := loginParameters(q)
 	if err != nil {
-		return errLoginParameter.because(err).returningTo(a.ReturnTo)
+		return problem.BadLoginParameter.WithCause(err).WithReturnTo(a.ReturnTo)
 	}
 	if err := s.toProvider(w, r, a, extra); err != nil {
-		return problemOf(err).returningTo(a.ReturnTo)
+		return problemOf(err).WithReturnTo(a.ReturnTo)
 	}
 	return nil
 }
@@ -134,7 +135,7 @@ func loginParameters(q url.Values) (url.Values, error) {
 // callback completes an attempt with what the provider says in the query.
 func (s *Server) callback(w *response, r *http.Request) error {
 	if s.provider.cfg.ResponseMode != "query" {
-		return errMethod
+		return problem.MethodNotAllowed
 	}
 	w.page = loginPage
 	return s.answered(w, r, r.URL.RawQuery)
@@ -144,15 +145,15 @@ func (s *Server) callback(w *response, r *http.Request) error {
 // cookies, the attempt's among them, have stayed away, so the page that it gets posts the same once more from here.
 func (s *Server) callbackForm(w *response, r *http.Request) error {
 	if s.provider.cfg.ResponseMode != "form_post" {
-		return errMethod
+		return problem.MethodNotAllowed
 	}
 	w.page = loginPage
 	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
-		return errBadCallback.because(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
+		return problem.BadCallback.WithCause(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
 	}
 	if err := r.ParseForm(); err != nil {
-		return errBadCallback.because(err)
+		return problem.BadCallback.WithCause(err)
 	}
 	form := r.PostForm
 	if !form.Has(again) {
@@ -170,7 +171,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 	}
 	answer, err := parseAnswer(parameters)
 	if err != nil {
-		return errBadCallback.because(err)
+		return problem.BadCallback.WithCause(err)
 	}
 	a := s.attempts.find(r, answer.state)
 	if a != nil && crossSite(r) && (a.CrossSite || s.underRoute(a.ReturnTo)) {
@@ -186,7 +187,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 		w.page = silentPage
 	case inFrame(r):
 		s.attempts.drop(w, r, answer.state)
-		return errBadCallback.because(errors.New("no silent attempt in this browser has this state"))
+		return problem.BadCallback.WithCause(errors.New("no silent attempt in this browser has this state"))
 	case a == nil:
 		s.attempts.drop(w, r, answer.state)
 		return s.answeredLate(w, r, answer, errors.New("no attempt in this browser has this state"))
@@ -211,7 +212,7 @@ func (s *Server) answered(w *response, r *http.Request, parameters string) error
 	case errors.Is(err, errAuthenticationExpired) && !a.Restarted && !a.Silent:
 		return s.restart(w, r, a, nil)
 	}
-	return problemOf(err).returningTo(a.ReturnTo)
+	return problemOf(err).WithReturnTo(a.ReturnTo)
 }
 
 // underRoute reports whether a return_to lies under a route. Such a route only
@@ -233,7 +234,7 @@ func (s *Server) underRoute(returnTo string) bool {
 func (s *Server) answeredLate(w *response, r *http.Request, answer authAnswer, cause error) error {
 	known, ok := s.attempts.openState(answer.state)
 	if !ok {
-		return errBadCallback.because(cause)
+		return problem.BadCallback.WithCause(cause)
 	}
 	returnTo := s.returnTo(known.returnTo, false)
 	current, err := s.findSession(r)
@@ -243,13 +244,13 @@ func (s *Server) answeredLate(w *response, r *http.Request, answer authAnswer, c
 		seeOther(w, returnTo)
 		return nil
 	case !errors.Is(err, session.ErrNone):
-		return problemOf(err).returningTo(returnTo)
+		return problemOf(err).WithReturnTo(returnTo)
 	case crossSite(r) && !answer.again: // the session cookie may have been withheld
 		return s.comeAgain(w, answer)
 	case !known.restarted && (answer.err == "" || answer.authenticationExpired()):
 		return s.restart(w, r, &attempt{ReturnTo: returnTo, CrossSite: true}, nil)
 	}
-	return errBadCallback.because(cause).returningTo(returnTo)
+	return problem.BadCallback.WithCause(cause).WithReturnTo(returnTo)
 }
 
 // restart starts a login again, with what the one before asked for. It happens
@@ -267,7 +268,7 @@ func (s *Server) restart(w *response, r *http.Request, before *attempt, extra ur
 		}
 	}
 	if err := s.toProvider(w, r, &a, again); err != nil {
-		return problemOf(err).returningTo(a.ReturnTo)
+		return problemOf(err).WithReturnTo(a.ReturnTo)
 	}
 	return nil
 }
@@ -283,7 +284,7 @@ func (s *Server) complete(w *response, r *http.Request, answer authAnswer, a *at
 		return err
 	}
 	if err := m.checkIssuer(answer, s.provider.cfg.Issuer); err != nil { // before anything else is believed, an error too
-		return errBadCallback.because(err)
+		return problem.BadCallback.WithCause(err)
 	}
 	if answer.err != "" {
 		return s.refusedLogin(w, answer, a)
@@ -314,7 +315,7 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 	}
 	tokens, id, err := s.provider.exchange(ctx, answer.code, a)
 	if err != nil {
-		if err = failedExchange(err); errors.Is(err, errProviderUnavailable) {
+		if err = failedExchange(err); errors.Is(err, problem.ProviderUnavailable) {
 			s.exchanges.giveBack(address)
 		}
 		s.revoke(ctx, &session.Session{Tokens: tokens})
@@ -336,7 +337,7 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 		s.revoke(ctx, &session.Session{Tokens: tokens})
 	}
 	if errors.Is(err, session.ErrEnded) {
-		return errSignedOutMeanwhile
+		return problem.SignedOutMeanwhile
 	}
 	if err != nil {
 		return err
@@ -397,7 +398,7 @@ var comeAgainHTML = template.Must(template.New("come again").Parse(`<!doctype ht
 // refuse the redirect that follows.
 func (s *Server) comeAgain(w *response, answer authAnswer) error {
 	if answer.again {
-		return errBadCallback.because(errors.New("it does not come from the page that should have sent it on"))
+		return problem.BadCallback.WithCause(errors.New("it does not come from the page that should have sent it on"))
 	}
 	q := url.Values{again: {"1"}, "state": {answer.state}}
 	for name, value := range map[string]string{"code": answer.code, "error": answer.err, "error_description": answer.text} {
@@ -532,29 +533,29 @@ func (s *Server) refusedLogin(w *response, answer authAnswer, a *attempt) error 
 			return nil
 		}
 	case "access_denied":
-		return errLoginCancelled.because(cause)
+		return problem.LoginCancelled.WithCause(cause)
 	case "temporarily_unavailable", "server_error":
-		return errProviderUnavailable.because(cause)
+		return problem.ProviderUnavailable.WithCause(cause)
 	case "unmet_authentication_requirements":
-		return errLoginTooWeak.because(cause)
+		return problem.LoginTooWeak.WithCause(cause)
 	}
-	return errLoginRefused.because(cause)
+	return problem.LoginRefused.WithCause(cause)
 }
 
 // failedExchange says what it means that there is no verified user after the code was sent.
 func failedExchange(err error) error {
 	var unrefreshed *session.RefreshError
-	var known *problem
+	var known *problem.Problem
 	var refusal *tokenError
 	switch {
 	case errors.As(err, &known):
 		return err
 	case errors.Is(err, session.ErrNoAnswer), errors.Is(err, errUnreachable), errors.Is(err, errKeysUnreachable):
-		return errProviderUnavailable.because(err)
+		return problem.ProviderUnavailable.WithCause(err)
 	case errors.As(err, &unrefreshed) && errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == 429):
-		return errProviderUnavailable.because(err)
+		return problem.ProviderUnavailable.WithCause(err)
 	case errors.Is(err, session.ErrRefused), errors.As(err, &refusal):
-		return errLoginRefused.because(err)
+		return problem.LoginRefused.WithCause(err)
 	}
-	return errLoginInvalid.because(err)
+	return problem.LoginInvalid.WithCause(err)
 }

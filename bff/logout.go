@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -129,17 +130,17 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
 	ctx := r.Context()
 	if r.ContentLength > maxLogoutBody {
-		return errBadLogoutToken.because(fmt.Errorf("the body has %d bytes; %d are the limit", r.ContentLength, maxLogoutBody))
+		return problem.BadLogoutToken.WithCause(fmt.Errorf("the body has %d bytes; %d are the limit", r.ContentLength, maxLogoutBody))
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxLogoutBody)
 	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
-		return errBadLogoutToken.because(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
+		return problem.BadLogoutToken.WithCause(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
 	}
 	if err := r.ParseForm(); err != nil {
-		return errBadLogoutToken.because(err)
+		return problem.BadLogoutToken.WithCause(err)
 	}
 	if n := len(r.PostForm["logout_token"]); n != 1 {
-		return errBadLogoutToken.because(fmt.Errorf("logout_token is there %d times", n))
+		return problem.BadLogoutToken.WithCause(fmt.Errorf("logout_token is there %d times", n))
 	}
 	m, err := s.provider.metadata()
 	if err != nil {
@@ -147,17 +148,17 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	}
 	token, err := s.provider.verifyLogoutToken(ctx, m, r.PostForm.Get("logout_token"))
 	if errors.Is(err, errKeysUnreachable) {
-		return errProviderUnavailable.because(err)
+		return problem.ProviderUnavailable.WithCause(err)
 	}
 	if err != nil {
-		return errBadLogoutToken.because(err)
+		return problem.BadLogoutToken.WithCause(err)
 	}
 	sum := s.app.Digest(token.ID) // a jti is unique for its issuer and client alone
 	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 	if _, _, found, err := s.store.Get(ctx, seen); err != nil {
 		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)
 	} else if found {
-		return errBadLogoutToken.because(errors.New("its jti was here before"))
+		return problem.BadLogoutToken.WithCause(errors.New("its jti was here before"))
 	}
 	ended, err := s.sessions.EndAll(ctx, s.provider.cfg.Issuer, token.Subject, token.SID)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -39,7 +40,7 @@ const (
 
 // errCompletedBefore is the error of a response to an attempt that was completed
 // longer ago.
-var errCompletedBefore = errBadCallback.because(errors.New("the attempt was completed before"))
+var errCompletedBefore = problem.BadCallback.WithCause(errors.New("the attempt was completed before"))
 
 // loginClaim names what the store has of an attempt: its claim, and, when it is
 // completed, its result.
@@ -106,7 +107,7 @@ func (s *Server) joinLogin(ctx context.Context, w *response, keys loginClaim, a 
 		case err != nil:
 			return fmt.Errorf("%w: read login claim: %w", session.ErrStore, err)
 		case !found:
-			return errLoginRefused.because(errors.New("the same response was refused in another request"))
+			return problem.LoginRefused.WithCause(errors.New("the same response was refused in another request"))
 		case attemptLife-ttl > shareLife: // the result has expired
 			return errCompletedBefore
 		}

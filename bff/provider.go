@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -574,12 +575,12 @@ func (p *provider) checkOffers(m *metadata) error {
 	return errors.Join(errs...)
 }
 
-// metadata returns what is known of the provider, or errProviderUnavailable.
+// metadata returns what is known of the provider, or problem.ProviderUnavailable.
 func (p *provider) metadata() (*metadata, error) {
 	if m := p.found.Load(); m != nil {
 		return m, nil
 	}
-	return nil, errProviderUnavailable.because(errors.New("the provider has not been found yet"))
+	return nil, problem.ProviderUnavailable.WithCause(errors.New("the provider has not been found yet"))
 }
 
 // logoutURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
@@ -296,17 +297,17 @@ func cutSegments(path string, n int) string {
 func (x *exchange) problem(ctx context.Context, body *requestBody, err error) error {
 	cause := context.Cause(ctx)
 	x.closeUnless(body.over() && cause == nil) // breakOff has set deadlines
-	var p *problem
+	var p *problem.Problem
 	var timeout net.Error
 	switch {
 	case errors.Is(cause, session.ErrEnded):
 		return session.ErrNone
 	case cause == pace.ErrSlowSender:
-		return errBodyTooSlow.because(x.s.pace.Explain(cause))
+		return problem.BodyTooSlow.WithCause(x.s.pace.Explain(cause))
 	case cause == pace.ErrSlowUpload:
-		return errUpstreamTimeout.because(x.s.pace.Explain(cause))
+		return problem.UpstreamTimeout.WithCause(x.s.pace.Explain(cause))
 	case errors.Is(cause, errStoodStill):
-		return errUpstreamTimeout.because(cause)
+		return problem.UpstreamTimeout.WithCause(cause)
 	case cause != nil: // the client has left
 		return cause
 	case body.err() != nil:
@@ -314,9 +315,9 @@ func (x *exchange) problem(ctx context.Context, body *requestBody, err error) er
 	case errors.As(err, &p), errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNone), errors.Is(err, session.ErrStore), errors.Is(err, session.ErrUserRequired):
 		return err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return errUpstreamTimeout.because(err)
+		return problem.UpstreamTimeout.WithCause(err)
 	}
-	return errUpstream.because(err)
+	return problem.UpstreamFailed.WithCause(err)
 }
 
 // answerHeader puts the upstream's header into ours.
@@ -380,11 +381,11 @@ func (x *exchange) tooSlow() {
 func (x *exchange) brokeOff(ctx context.Context, err error) {
 	switch cause := context.Cause(ctx); cause {
 	case nil, errStoodStill:
-		x.w.problem = errUpstream.because(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
+		x.w.problem = problem.UpstreamFailed.WithCause(fmt.Errorf("the answer broke off: %w", cmp.Or(cause, err)))
 	case pace.ErrSlowDownload, pace.ErrSlowUpload:
-		x.w.problem = errUpstream.because(x.s.pace.Explain(cause))
+		x.w.problem = problem.UpstreamFailed.WithCause(x.s.pace.Explain(cause))
 	case pace.ErrSlowReader, pace.ErrSlowSender:
-		x.w.problem = errBodyTooSlow.because(x.s.pace.Explain(cause))
+		x.w.problem = problem.BodyTooSlow.WithCause(x.s.pace.Explain(cause))
 	}
 }
 
@@ -459,14 +460,14 @@ func (x *exchange) move(w io.Writer, from io.Reader, length int64) error {
 func (x *exchange) tunnel(ctx context.Context) error {
 	upstream, ok := x.resp.Body.(io.ReadWriteCloser)
 	if upgrade := x.resp.Header["Upgrade"]; !ok || len(x.r.Header["Upgrade"]) == 0 || len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket") {
-		return errUpstream.because(fmt.Errorf("it switches to the protocol %.40q", upgrade))
+		return problem.UpstreamFailed.WithCause(fmt.Errorf("it switches to the protocol %.40q", upgrade))
 	}
 	h := x.w.Header()
 	x.s.copyHeader(h, x.resp.Header, x.route, x.address)
 	h["Upgrade"], h["Connection"] = []string{"websocket"}, []string{"Upgrade"}
 	client, buffered, err := x.writer.Load().Hijack()
 	if err != nil {
-		return errUpgrade.because(err)
+		return problem.UpgradeRefused.WithCause(err)
 	}
 	defer client.Close()
 	x.clientLeft() // the server takes a client that has only stopped sending for one that has left
@@ -655,9 +656,9 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	b.reading = false
 	b.read += int64(n)
 	if limit := b.x.route.MaxBody; limit > 0 && b.read > limit {
-		n, err = 0, errTooLarge.because(fmt.Errorf("it has more than %d bytes", limit))
+		n, err = 0, problem.BodyTooLarge.WithCause(fmt.Errorf("it has more than %d bytes", limit))
 	} else if err != nil && err != io.EOF {
-		err = errBadBody.because(err)
+		err = problem.BadBody.WithCause(err)
 	}
 	b.failed = err
 	current := b.try == r.try

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 )
 
@@ -37,7 +38,7 @@ type response struct {
 
 	status  int
 	bytes   int64
-	problem *problem
+	problem *problem.Problem
 	session string // the ID of the session that the request was made in
 
 	refusedCookies []string // names of those that cookieRefused has logged

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
@@ -25,9 +26,9 @@ func (s *Server) findRoute(strict, decoded string) (*route, error) {
 			return found, s.notUnderPrefix(decoded)
 		case !urlpath.LenientlyUnder(decoded, route.Path):
 		case found == nil && strict+"/" == route.Path:
-			return nil, errNotFound // not the app's index: the caller means the API
+			return nil, problem.NotFound // not the app's index: the caller means the API
 		default:
-			return nil, errAmbiguousPath.because(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path)))
+			return nil, problem.AmbiguousPath.WithCause(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path)))
 		}
 	}
 	return found, s.notUnderPrefix(decoded)
@@ -35,7 +36,7 @@ func (s *Server) findRoute(strict, decoded string) (*route, error) {
 
 func (s *Server) notUnderPrefix(decoded string) error {
 	if urlpath.LenientlyUnder(decoded, s.prefix) {
-		return errAmbiguousPath.because(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix)))
+		return problem.AmbiguousPath.WithCause(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix)))
 	}
 	return nil
 }

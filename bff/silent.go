@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -23,7 +24,7 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 	}
 	silent := url.Values{"prompt": {"none"}}
 	if prompt := s.provider.demand(silent).Get("prompt"); prompt != "none" {
-		return errLoginTooWeak.because(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
 	}
 	return s.toProvider(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
@@ -33,10 +34,10 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 func sameOriginFrame(s *Server, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
-		return errNavigationOnly.because(fmt.Errorf("Sec-Fetch-Dest is %.40q, want iframe", dest))
+		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Dest is %.40q, want iframe", dest))
 	}
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
-		return errCSRF.because(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
+		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
 	return nil
 }
@@ -75,19 +76,19 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	q := r.URL.Query()
 	iss, sid := q["iss"], q["sid"]
 	if len(iss) != 1 || len(sid) != 1 { // 2: both or neither, and we want both
-		return errBadFrontchannel.because(fmt.Errorf("iss is there %d times, sid %d times", len(iss), len(sid)))
+		return problem.BadFrontchannelLogout.WithCause(fmt.Errorf("iss is there %d times, sid %d times", len(iss), len(sid)))
 	}
 	current, err := s.findSession(r)
 	switch {
 	case errors.Is(err, session.ErrNone):
 		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !s.hasSessionCookie(r) {
-			return errBadFrontchannel.because(errors.New("Sec-Fetch-Site is cross-site, where browsers send no session cookie (use back-channel logout)"))
+			return problem.BadFrontchannelLogout.WithCause(errors.New("Sec-Fetch-Site is cross-site, where browsers send no session cookie (use back-channel logout)"))
 		}
 		return nil
 	case err != nil:
 		return err
 	case current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]:
-		return errBadFrontchannel.because(errors.New("iss and sid are not those of the session"))
+		return problem.BadFrontchannelLogout.WithCause(errors.New("iss and sid are not those of the session"))
 	}
 	ended, err := s.endSession(w, r)
 	if err != nil || ended == nil {

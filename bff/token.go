@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -34,7 +35,7 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 		return session.Tokens{}, nil, err
 	}
 	if _, err := p.breaker.admit(ctx, "", p.cfg.wait()); err != nil {
-		return session.Tokens{}, nil, errProviderUnavailable.because(err)
+		return session.Tokens{}, nil, problem.ProviderUnavailable.WithCause(err)
 	}
 	if bound := p.cfg.SenderConstraint == "dpop"; bound != (a.Key != "") {
 		return session.Tokens{}, nil, errors.New("redeem code: the login began under another configuration, which did not agree whether tokens are bound")

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/net/idna"
 
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
@@ -407,7 +408,7 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 				a = u.selectAddress(tried)
 			}
 			if a == nil && len(u.servers) > 1 {
-				err = errUpstreamsDown.because(err)
+				err = problem.UpstreamUnavailable.WithCause(err)
 			}
 			if a == nil {
 				return nil, nil, err
@@ -425,7 +426,7 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 			}
 		default:
 			if errors.Is(err, http1.ErrInvalidRequest) {
-				err = errBadRequest.because(err)
+				err = problem.BadRequest.WithCause(err)
 			}
 			return nil, nil, err
 		}
