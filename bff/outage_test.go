@@ -136,7 +136,7 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 func TestARefreshInFlightIsNotRepeated(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 200 * time.Millisecond })
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	b := a.expired()
 	release := make(chan struct{})
 	calls := a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
@@ -226,7 +226,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 // What one session's refresh meets is no outage.
 func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	poisoned := a.expired()
 	first := ""
 	a.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
@@ -250,7 +250,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 // Codes come from anybody; what the provider says of them is no sign of an outage.
 func TestCodesThatFailAreNoOutage(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	b := a.expired()
 	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") == "authorization_code" {
@@ -272,7 +272,7 @@ func TestCodesThatFailAreNoOutage(t *testing.T) {
 // on whichever way.
 func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
 	t.Parallel()
-	const wait = 500 * time.Millisecond
+	const wait = 2 * time.Second
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Wait, cfg.Provider.UserInfo = wait, true
 	})

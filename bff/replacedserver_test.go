@@ -14,7 +14,7 @@ import (
 // that wait for the provider: they hold leases that its successor needs.
 func TestARefreshThatWaitsOutlivesItsServer(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 300 * time.Millisecond })
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	b := a.expired()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	a.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
