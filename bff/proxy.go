@@ -169,7 +169,7 @@ func (x *exchange) run(ctx context.Context) error {
 	} else if arrived, ok := resp.Body.(interface{ Arrived() bool }); ok && arrived.Arrived() {
 		x.w.boundWrites(x.s, x.r)
 	} else if resp.Body != http.NoBody {
-		x.down.Start(x.s.pace, x.tooSlow)
+		x.down.Start(x.s.pace, x.writing.Load, x.tooSlow)
 	}
 	if switching {
 		return x.tunnel(ctx)
@@ -369,8 +369,8 @@ func (x *exchange) moveAnswer(ctx context.Context, w io.Writer) error {
 }
 
 // tooSlow ends an exchange whose response does not move.
-func (x *exchange) tooSlow() {
-	if x.writing.Load() {
+func (x *exchange) tooSlow(client bool) {
+	if client {
 		x.breakOff(pace.ErrSlowReader)
 	} else {
 		x.breakOff(pace.ErrSlowDownload)
@@ -579,15 +579,19 @@ func (b *requestBody) pace() *pace.Monitor {
 }
 
 // tooSlow ends an exchange whose request body does not move.
-func (b *requestBody) tooSlow() {
-	b.mu.Lock()
-	reading := b.reading
-	b.mu.Unlock()
-	if reading {
+func (b *requestBody) tooSlow(client bool) {
+	if client {
 		b.x.breakOff(pace.ErrSlowSender)
 	} else {
 		b.x.breakOff(pace.ErrSlowUpload)
 	}
+}
+
+// isReading reports whether the client is waited for.
+func (b *requestBody) isReading() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reading
 }
 
 // getBody is http.Request.GetBody, with which http.Transport repeats what the
@@ -626,7 +630,7 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 	b := r.requestBody
 	if !r.watched {
 		r.watched = true
-		b.up.Start(b.x.s.pace, b.tooSlow)
+		b.up.Start(b.x.s.pace, b.isReading, b.tooSlow)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -93,7 +93,7 @@ func (w *response) Write(b []byte) (int, error) {
 		w.status = http.StatusOK
 	}
 	if w.paced != nil && w.bytes == 0 && !pace.IsStream(w.Header().Get("Content-Type")) {
-		w.pace.Start(w.paced.pace, w.endSlow)
+		w.pace.Start(w.paced.pace, w.writing.Load, w.endSlow)
 	}
 	w.writing.Store(true)
 	n, err := w.ResponseWriter.Write(b)
@@ -118,8 +118,8 @@ func (w *response) boundWrites(s *Server, r *http.Request) {
 
 // endSlow ends a response that the client does not read. A handler that is not
 // writing is slow itself, which is its own affair.
-func (w *response) endSlow() {
-	if w.writing.Load() {
+func (w *response) endSlow(client bool) {
+	if client {
 		w.slow.Store(true)
 		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now())
 	}

@@ -4,6 +4,7 @@ package pace
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type Monitor struct {
 	checks  int   // in this window
 	bytes   int64 // in this window
 	quiet   int   // checks in a row that have seen nothing move
+	client  uint8 // a bit for each of the last checks: the body waited for the client
 }
 
 // checksPerWindow is how often a Monitor checks the rate in each window.
@@ -50,9 +52,10 @@ const checksPerWindow = 5
 // Add counts n bytes that have moved.
 func (m *Monitor) Add(n int) { m.moved.Add(int64(n)) }
 
-// Start begins to watch, or begins anew. It calls tooSlow at most once, and not after
-// Stop.
-func (m *Monitor) Start(limit Limit, tooSlow func()) {
+// Start begins to watch, or begins anew. onClient reports whether the body waits for
+// the client at this moment. Start calls tooSlow at most once, and not after Stop:
+// with true if most of the last checks found that the body waited for the client.
+func (m *Monitor) Start(limit Limit, onClient func() bool, tooSlow func(client bool)) {
 	if limit.Rate <= 0 {
 		return
 	}
@@ -62,7 +65,7 @@ func (m *Monitor) Start(limit Limit, tooSlow func()) {
 	defer m.mu.Unlock()
 	m.moved.Store(0)
 	m.stopped, m.due = false, time.Now().Add(interval)
-	m.checks, m.bytes, m.quiet = 0, 0, 0
+	m.checks, m.bytes, m.quiet, m.client = 0, 0, 0, 0
 	if m.timer != nil {
 		m.timer.Reset(interval)
 		return
@@ -73,13 +76,18 @@ func (m *Monitor) Start(limit Limit, tooSlow func()) {
 		if m.stopped || time.Now().Before(m.due) { // Start was called again
 			return
 		}
+		m.client <<= 1
+		if onClient() {
+			m.client |= 1
+		}
 		if m.check(need) {
 			m.due = time.Now().Add(interval)
 			m.timer.Reset(interval)
 			return
 		}
 		m.stopped = true
-		tooSlow()
+		last := m.client & (1<<checksPerWindow - 1)
+		tooSlow(bits.OnesCount8(last) > checksPerWindow/2)
 	})
 }
 

@@ -1,6 +1,10 @@
 package pace
 
-import "testing"
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
 
 func TestABodyHasToMoveInEachWindow(t *testing.T) {
 	t.Parallel()
@@ -29,5 +33,34 @@ func TestABodyHasToMoveInEachWindow(t *testing.T) {
 		if ends != test.ends {
 			t.Errorf("%s: check %d ends it, want %d", name, ends, test.ends)
 		}
+	}
+}
+
+// The last check alone says little: an upstream that sends a byte now and then
+// has the client written to at some moments too.
+func TestMostChecksDecideWhoWasSlow(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		onClient []bool // at each check
+		want     bool
+	}{
+		"always":           {[]bool{true, true, true, true, true}, true},
+		"never":            {[]bool{false, false, false, false, false}, false},
+		"at the last only": {[]bool{false, false, false, false, true}, false},
+		"but for the last": {[]bool{true, true, true, true, false}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var m Monitor
+				checks := 0
+				result := make(chan bool, 1)
+				limit := Limit{Rate: 100, Window: time.Second}
+				m.Start(limit, func() bool { checks++; return test.onClient[checks-1] }, func(client bool) { result <- client })
+				if got := <-result; got != test.want {
+					t.Errorf("got client %v, want %v", got, test.want)
+				}
+			})
+		})
 	}
 }
