@@ -55,7 +55,7 @@ type Config struct {
 	// KeepStorage leaves what the app has stored in the browser when its user signs out. Otherwise the browser is told to forget it, for whoever uses it next.
 	KeepStorage bool
 	// Sessions configures the session.Manager. New sets App, Refresh, Ready, Wait,
-	// AccessTokenLifetime, Revoke and Logger.
+	// AccessTokenLifetime, Revoke, Observe and Logger.
 	Sessions session.Config
 	// Cookie describes the session cookie. New sets InsecureHTTP and Port.
 	Cookie session.CookieConfig
@@ -88,6 +88,7 @@ type Server struct {
 	frontend     http.Handler
 	sessions     *session.Manager
 	cookie       *session.Cookie
+	maxPerUser   int // Config.Sessions.MaxPerUser
 	store        session.Store
 	app          session.App // what sessions, attempts and logout states are bound to
 	provider     *provider
@@ -194,6 +195,7 @@ func New(cfg Config) (*Server, error) {
 
 	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
 	cfg.Sessions.App, cfg.Sessions.Logger = s.app, s.log
+	cfg.Sessions.Observe, s.maxPerUser = s.observe, cfg.Sessions.MaxPerUser
 	cfg.Sessions.Refresh = s.provider.refresh
 	cfg.Sessions.Revoke = s.provider.revoke
 	cfg.Sessions.Ready = s.provider.ready
@@ -362,7 +364,7 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := s.newResponse(rw, r)
 	if len(r.Header["Cookie"]) > 0 {
-		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused
+		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}
 	defer func() { // also when the proxy aborts an answer it has begun
 		if cause := recover(); cause != nil {

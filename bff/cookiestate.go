@@ -62,14 +62,14 @@ func (s *Server) renewCookie(ctx context.Context, w http.ResponseWriter, r *http
 	return true
 }
 
-// endSession ends the request's session, deletes the cookie, and returns the
+// endSession ends the request's session for a reason, deletes the cookie, and returns the
 // session as it was; nil if there was none, which is not an error. If the store
 // fails, the session lives on and the cookie stays. A cookie of another App stays
 // too.
-func (s *Server) endSession(w http.ResponseWriter, r *http.Request) (*session.Session, error) {
+func (s *Server) endSession(w http.ResponseWriter, r *http.Request, reason session.Reason) (*session.Session, error) {
 	current, err := s.findSession(r)
 	if err == nil {
-		err = s.sessions.End(r.Context(), current)
+		err = s.sessions.End(r.Context(), current, reason)
 	}
 	if err != nil && !errors.Is(err, session.ErrNone) {
 		return nil, err

@@ -327,7 +327,6 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 		ExpiresAt: id.SessionExpiry, Began: time.UnixMilli(a.Began),
 		Replaces: s.replacedBy(r, a),
 		Replaced: func(old *session.Session, kept bool) {
-			s.log.InfoContext(ctx, "session ended", "session", old.ID, "reason", "replaced", "request", w.requestID)
 			if !kept {
 				s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
 			}
@@ -344,7 +343,6 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 	}
 	s.cookie.Write(w, started)
 	w.session = started.ID
-	s.log.InfoContext(ctx, "session started", "session", started.ID, "request", w.requestID)
 	s.attempts.replaceNext(w, r, a.State, started)
 	return nil
 }

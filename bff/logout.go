@@ -39,14 +39,13 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	asked := r.FormValue("return_to")
 	returnTo := s.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
 	s.logReturnTo(w, asked, returnTo)
-	ended, err := s.endSession(w, r)
+	ended, err := s.endSession(w, r, session.ReasonLogout)
 	if err != nil {
 		return err
 	}
 	var hint logoutHint
 	if ended != nil {
 		w.session = ended.ID
-		s.log.InfoContext(r.Context(), "session ended", "session", ended.ID, "reason", "logout", "request", w.requestID)
 		hint = newLogoutHint(ended)
 		s.revoke(r.Context(), ended)
 	}
@@ -128,7 +127,7 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 // a cookie and under whatever name it knows us by; what it says is believed for its signature.
 func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
-	ctx := r.Context()
+	ctx := context.WithValue(r.Context(), responseKey{}, w) // for observe
 	if r.ContentLength > maxLogoutBody {
 		return problem.BadLogoutToken.WithCause(fmt.Errorf("the body has %d bytes; %d are the limit", r.ContentLength, maxLogoutBody))
 	}
@@ -160,12 +159,8 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	} else if found {
 		return problem.BadLogoutToken.WithCause(errors.New("its jti was here before"))
 	}
-	ended, err := s.sessions.EndAll(ctx, s.provider.cfg.Issuer, token.Subject, token.SID)
-	if err != nil {
+	if _, err := s.sessions.EndAll(ctx, s.provider.cfg.Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
 		return err
-	}
-	for _, id := range ended {
-		s.log.InfoContext(ctx, "session ended", "session", id, "reason", "back-channel logout", "request", w.requestID)
 	}
 	// Remembered only now: after a failure the provider may send the same token again.
 	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*clockSkew); err != nil {

@@ -90,12 +90,11 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	case current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]:
 		return problem.BadFrontchannelLogout.WithCause(errors.New("iss and sid are not those of the session"))
 	}
-	ended, err := s.endSession(w, r)
+	ended, err := s.endSession(w, r, session.ReasonFrontchannel)
 	if err != nil || ended == nil {
 		return err
 	}
 	w.session = ended.ID
-	s.log.InfoContext(r.Context(), "session ended", "session", ended.ID, "reason", "front-channel logout", "request", w.requestID)
 	s.revoke(r.Context(), ended)
 	return nil
 }

@@ -56,7 +56,7 @@ func TestAnAppSeesNothingOfAnother(t *testing.T) {
 				t.Errorf("%s, %s: the cookie is %s, want foreign", kind, name, state)
 			}
 			for _, who := range [][2]string{{"alice", ""}, {"", "sid-1"}, {"alice", "sid-1"}} {
-				if ended, err := other.EndAll(t.Context(), "https://id.example", who[0], who[1]); len(ended) > 0 || err != nil {
+				if ended, err := other.EndAll(t.Context(), "https://id.example", who[0], who[1], session.ReasonBackchannel); len(ended) > 0 || err != nil {
 					t.Errorf("%s, %s: EndAll of %q ends %v, %v", kind, name, who, ended, err)
 				}
 			}

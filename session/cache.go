@@ -18,8 +18,9 @@ type cache struct {
 }
 
 const (
-	cacheShards    = 64
-	cacheShardSize = 1 << 20 // bytes of sessions in each, 64 MiB in all
+	cacheShards      = 64
+	cacheShardSize   = 1 << 20 // bytes of sessions in each, 64 MiB in all
+	cacheShardLimits = 1024    // absolute ends in each, 6 MiB in all
 )
 
 type cacheShard struct {
@@ -27,6 +28,7 @@ type cacheShard struct {
 	changes uint64                 // how many changes were announced: a read that began before the last one is not kept
 	entries map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
 	size    int                    // of entries, in bytes
+	limits  map[string]time.Time   // :: Session.ID → absolute end, of sessions that this replica has seen
 	sweepAt time.Time              // when entries that are too old are removed next
 }
 
@@ -113,6 +115,27 @@ func (c *cache) put(s *Session, changes uint64, current bool, now time.Time) {
 		shard.entries[s.ID] = &cacheEntry{session: s, read: now}
 		shard.size += s.size()
 	}
+}
+
+// noteLimit remembers the absolute end of a session, for limit.
+func (c *cache) noteLimit(id string, limit time.Time) {
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if shard.limits == nil || len(shard.limits) >= cacheShardLimits {
+		shard.limits = make(map[string]time.Time) // those in use are there again within moments
+	}
+	shard.limits[id] = limit
+}
+
+// limit returns the absolute end of a session that may have expired; ok is false
+// if it is not known.
+func (c *cache) limit(id string) (limit time.Time, ok bool) {
+	shard := c.shard(id)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	limit, ok = shard.limits[id]
+	return limit, ok
 }
 
 // remove forgets an entry, if it is there. The caller holds mu.

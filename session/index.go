@@ -68,11 +68,10 @@ func (m *Manager) checkEnded(ctx context.Context, s *Session, began time.Time) e
 	if !over {
 		return nil
 	}
-	if err := m.delete(ctx, s.ID); err != nil {
+	if err := m.end(ctx, s.ID, ReasonBackchannel, s.limit, nil); err != nil {
 		return storeError("delete", err)
 	}
 	m.delist(ctx, s)
-	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "signed out at the provider before the login was complete")
 	return ErrEnded
 }
 

@@ -47,7 +47,7 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 			{"alice without sid", signInAs(t, m, here, "alice", "")},
 			{"alice s1 of another issuer", signInAs(t, m, there, "alice", "s1")},
 		}
-		ended, err := m.EndAll(t.Context(), here, test.subject, test.sid)
+		ended, err := m.EndAll(t.Context(), here, test.subject, test.sid, session.ReasonBackchannel)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,7 +61,7 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 			t.Errorf("%s: %d ended, left are %s; want %s", test.name, len(ended), got, test.want)
 		}
 	}
-	if _, err := newManager(t, session.Config{}).EndAll(t.Context(), here, "", ""); err == nil {
+	if _, err := newManager(t, session.Config{}).EndAll(t.Context(), here, "", "", session.ReasonBackchannel); err == nil {
 		t.Error("neither subject nor sid: taken for everybody")
 	}
 }
@@ -81,7 +81,7 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 				began := time.Now()
 				time.Sleep(time.Second)
 				delay(store, func() {
-					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid); err != nil {
+					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid, session.ReasonBackchannel); err != nil {
 						t.Error(err)
 					}
 				})
@@ -97,13 +97,13 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 func TestALoginAfterALogoutIsANewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{})
-		if _, err := m.EndAll(t.Context(), "https://id.example", "alice", ""); err != nil {
+		if _, err := m.EndAll(t.Context(), "https://id.example", "alice", "", session.ReasonBackchannel); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
 		ticket := signInAs(t, m, "https://id.example", "alice", "s2")
 		wantAlive(t, m, ticket, "signed in again")
-		if _, err := m.EndAll(t.Context(), "https://id.example", "", "s3"); err != nil {
+		if _, err := m.EndAll(t.Context(), "https://id.example", "", "s3", session.ReasonBackchannel); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
@@ -149,20 +149,33 @@ func TestTheOldestSessionIsTheOldestAlsoAfterANewKey(t *testing.T) {
 
 func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
-	for name, end := range map[string]func(m *session.Manager, ticket session.Ticket){
-		"logout":          func(m *session.Manager, ticket session.Ticket) { findEnd(t.Context(), m, ticket) },
-		"refused refresh": func(m *session.Manager, ticket session.Ticket) { findRefresh(t.Context(), m, ticket) },
+	for name, end := range map[string]func(ctx context.Context, m *session.Manager, ticket session.Ticket){
+		"logout":          func(ctx context.Context, m *session.Manager, ticket session.Ticket) { findEnd(ctx, m, ticket) },
+		"refused refresh": func(ctx context.Context, m *session.Manager, ticket session.Ticket) { findRefresh(ctx, m, ticket) },
 	} {
-		store := new(tokenstore.Memory)
-		m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
-		ticket := signInAs(t, m, "i", "alice", "s1")
-		end(m, ticket)
-		if err := m.Drain(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if n := store.Len(); n != 0 {
-			t.Errorf("%s: %d keys are left", name, n)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			store := new(tokenstore.Memory)
+			m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+			ticket := signInAs(t, m, "i", "alice", "s1")
+			id := wantAlive(t, m, ticket, "before").ID
+			end(t.Context(), m, ticket)
+			if err := m.Drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, found, err := store.Get(t.Context(), "tombstone:"+id); !found || err != nil {
+				t.Errorf("%s: there is no tombstone: %v", name, err)
+			}
+			if n := store.Len(); n != 1 {
+				t.Errorf("%s: %d keys are left, want the tombstone", name, n)
+			}
+			time.Sleep(12 * time.Hour)                                                      // until its cookie has expired
+			if _, err := store.Create(t.Context(), "other", nil, time.Second); err != nil { // a write removes expired keys
+				t.Fatal(err)
+			}
+			if n := store.Len(); n != 1 {
+				t.Errorf("%s: %d keys are left besides another one when its cookie has expired", name, n-1)
+			}
+		})
 	}
 }
 
@@ -180,7 +193,7 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantAlive(t, manager(keyB), ticket, "touched, and the old key removed")
-		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", ""); err != nil || len(ended) != 1 {
+		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", "", session.ReasonBackchannel); err != nil || len(ended) != 1 {
 			t.Errorf("logout of what the old key had enlisted: got %v, %v, want one session", ended, err)
 		}
 		wantNone(t, manager(keyB), ticket, "ended")

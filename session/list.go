@@ -27,6 +27,9 @@ type listedSession struct {
 // settled reports whether the session, if it has no record, never gets one.
 func (l listedSession) settled() bool { return time.Since(l.created) > settledAfter }
 
+// latestEnd is when a listed session ends at the latest, and its cookie with it.
+func (m *Manager) latestEnd(l listedSession) time.Time { return l.created.Add(m.cfg.maxLifetime()) }
+
 // listed returns the sessions in an index, whichever session key names it, each
 // of them once, the oldest first.
 func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
@@ -89,11 +92,10 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 		}
 	}
 	for _, l := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
-		if err := m.delete(ctx, l.id); err != nil {
+		if err := m.end(ctx, l.id, ReasonLimit, m.latestEnd(l), nil); err != nil {
 			return err
 		}
 		m.forgetListed(ctx, l)
-		m.log.InfoContext(ctx, "session ended", "session", l.id, "reason", "the user has signed in elsewhere too often", "max_per_user", m.cfg.MaxPerUser)
 	}
 	return nil
 }
@@ -101,7 +103,7 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 // EndAll ends, on every replica, the sessions of a user, or those of one session at the provider, or those of them that are both; subject or sid may be
 // empty, not both. Logins that are under way for them fail with ErrEnded. It returns the IDs of the sessions that it
 // ended; that there were none is not an error. The error wraps ErrStore, and then some of them may still be there.
-func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string) ([]string, error) {
+func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end all sessions of whom? Neither subject nor sid is given")
 	}
@@ -136,11 +138,14 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string) ([]st
 		if err != nil {
 			return nil, storeError("read", err)
 		}
-		if err := m.delete(ctx, l.id); err != nil { // also if it was not found: Start may write it just now
-			return nil, storeError("delete", err)
-		}
 		if found {
+			err = m.end(ctx, l.id, reason, m.latestEnd(l), nil)
 			ids = append(ids, l.id)
+		} else {
+			err = m.delete(ctx, l.id) // Start may write it just now
+		}
+		if err != nil {
+			return nil, storeError("delete", err)
 		}
 		if found || l.settled() {
 			m.forgetListed(ctx, l)

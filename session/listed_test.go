@@ -54,7 +54,7 @@ func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
 			if alive != 2 {
 				t.Errorf("%s: %d of 8 sessions that began at once are alive, want 2", kind, alive)
 			}
-			ended, err := m.EndAll(t.Context(), "i", "alice", "")
+			ended, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel)
 			if err != nil || len(ended) != alive {
 				t.Errorf("%s: EndAll ended %d sessions, %v, want %d", kind, len(ended), err, alive)
 			}
@@ -77,7 +77,7 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 			for i := range 8 {
 				all.Go(func() {
 					if i == 4 {
-						if _, err := m.EndAll(context.Background(), "i", "alice", ""); err != nil {
+						if _, err := m.EndAll(context.Background(), "i", "alice", "", session.ReasonBackchannel); err != nil {
 							t.Error(err)
 						}
 						return
@@ -95,7 +95,7 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 				})
 			}
 			all.Wait()
-			if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+			if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
 				t.Fatal(err)
 			}
 			if n := aliveOf(m, tickets); n != 0 {
@@ -117,7 +117,7 @@ func TestASessionThatIsAboutToBeWrittenStaysListed(t *testing.T) {
 	store.before("Create", func() { signInAs(t, other, "i", "alice", "") })
 	late := signInAs(t, m, "i", "alice", "")
 	wantAlive(t, m, late, "one of the two youngest")
-	if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+	if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
 		t.Fatal(err)
 	}
 	wantNone(t, m, late, "after the end of all")
@@ -138,7 +138,7 @@ func TestASessionCountsOnceWhateverKeysHaveSealedIt(t *testing.T) {
 		second := signInAs(t, m, "i", "alice", "s")
 		wantAlive(t, m, first, kind+": the first of two")
 		wantAlive(t, m, second, kind+": the second of two")
-		if ended, err := m.EndAll(t.Context(), "i", "", "s"); err != nil || len(ended) != 2 {
+		if ended, err := m.EndAll(t.Context(), "i", "", "s", session.ReasonBackchannel); err != nil || len(ended) != 2 {
 			t.Errorf("%s: EndAll ended %v, %v, want each of two sessions once", kind, ended, err)
 		}
 	}
@@ -159,7 +159,7 @@ func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
 		}
 		m = manager(keyB)
 		wantAlive(t, m, ticket, kind+": the old key removed")
-		if ended, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil || len(ended) != 1 {
+		if ended, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil || len(ended) != 1 {
 			t.Errorf("%s: EndAll ended %v, %v, want the session", kind, ended, err)
 		}
 		wantNone(t, m, ticket, kind+": after the end of all")
@@ -186,7 +186,7 @@ func TestARefreshThatCannotListASessionLeavesItWithTheOldKey(t *testing.T) {
 	}
 	m = manager(keyB)
 	wantAlive(t, m, ticket, "the old key removed")
-	if _, err := m.EndAll(t.Context(), "i", "alice", ""); err != nil {
+	if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
 		t.Fatal(err)
 	}
 	wantNone(t, m, ticket, "after the end of all")
@@ -221,7 +221,7 @@ func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
 			time.Sleep(1100 * time.Millisecond)
 			wantNone(t, long, brief, "the short session")
 			signInAs(t, medium, "i", "alice", "s")
-			ended, err := long.EndAll(t.Context(), "i", "alice", "s")
+			ended, err := long.EndAll(t.Context(), "i", "alice", "s", session.ReasonBackchannel)
 			if err != nil || len(ended) != 2 {
 				t.Errorf("EndAll ended %v, %v, want both living sessions", ended, err)
 			}

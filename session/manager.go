@@ -65,6 +65,10 @@ type Config struct {
 	// unknown. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
+	// Observe is called with each event, in the context of the request that caused
+	// it or noticed it. It must not block. Nil: events are dropped.
+	Observe func(ctx context.Context, e Event)
+
 	Logger *slog.Logger // nil means slog.Default()
 }
 
@@ -110,6 +114,8 @@ type Manager struct {
 	ends    ends
 	journal journal
 	working sync.WaitGroup // refreshes in progress, for Drain
+
+	reported reportedEnds
 
 	mu       sync.Mutex           // guards all below
 	flights  map[errand]*flight   // refreshes in flight, and failed ones until their backoff is over
@@ -247,7 +253,7 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 		return nil, err
 	}
 	for _, o := range old { // before endOldest, so that they do not count
-		if err := m.delete(ctx, o.ID); err != nil {
+		if err := m.end(ctx, o.ID, ReasonReplaced, o.limit, nil); err != nil {
 			return nil, storeError("end the session before", err)
 		}
 		m.delist(ctx, o)
@@ -260,6 +266,8 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 			return nil, storeError("end the oldest session", err)
 		}
 	}
+	m.cache.noteLimit(s.ID, s.limit)
+	m.emit(ctx, Event{Kind: SessionStarted, Session: s.ID})
 	return s, nil
 }
 
@@ -291,9 +299,8 @@ func (m *Manager) openReplaced(ctx context.Context, s *Session, tickets []Ticket
 	return all, nil
 }
 
-// Find returns the session that a ticket opens. It changes nothing: it neither
-// refreshes tokens nor counts as activity. The error is ErrNone, or wraps
-// ErrStore.
+// Find returns the session that a ticket opens. It neither refreshes tokens nor
+// counts as activity. The error is ErrNone, or wraps ErrStore.
 func (m *Manager) Find(ctx context.Context, t Ticket) (*Session, error) {
 	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.Equal(t) {
 		return s, nil
@@ -313,6 +320,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		return nil, storeError("read", err)
 	}
 	if !found {
+		m.noticeEnd(ctx, id, m.expiryReason(id, time.Now()))
 		return nil, ErrNone
 	}
 	if w, ok := m.journal.get(id); ok {
@@ -325,15 +333,20 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		// The record was sealed with a key that has been removed, or modified, or the
 		// cookie was made up. In no case is there a session.
 		m.log.WarnContext(ctx, "session record does not open", "session", id, "err", err)
+		if errors.Is(err, errKeyRemoved) {
+			m.noticeEnd(ctx, id, ReasonKeyRemoved)
+		}
 		return nil, ErrNone
 	}
 	now := time.Now()
 	if !now.Before(s.ExpiresAt) {
+		m.noticeEnd(ctx, id, ReasonLifetime)
 		return nil, ErrNone
 	}
 	s.recordEnds = now.Add(ttl)
 	s.setEnd()
 	s.reading = new(reading)
+	m.cache.noteLimit(id, s.limit)
 	m.cache.put(s, changes, current, now)
 	return s, nil
 }
@@ -368,8 +381,8 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 
 // End ends a session. If the error wraps ErrStore the session lives on, and its
 // cookie must stay. It is not an error if the session has ended before.
-func (m *Manager) End(ctx context.Context, s *Session) error {
-	if err := m.delete(ctx, s.ID); err != nil {
+func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
+	if err := m.end(ctx, s.ID, reason, s.limit, nil); err != nil {
 		return storeError("delete", err)
 	}
 	m.delist(ctx, s)

@@ -67,7 +67,7 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	if replaced {
 		m.journal.replaced(next.ID, next.replaces, next.sealed)
 		m.cache.drop(next.ID)
-		m.log.InfoContext(ctx, "session refreshed", "session", next.ID, "access_token_expires_at", next.Tokens.Expiry)
+		m.emit(ctx, Event{Kind: SessionRefreshed, Session: next.ID, TokenExpiry: next.Tokens.Expiry})
 		return next, nil
 	}
 	now, err := m.load(ctx, next.ticket) // ours, by a write whose answer was lost, or somebody else's, or none

@@ -40,6 +40,10 @@ import (
 // read.
 const recordVersion = 3
 
+// errKeyRemoved means that a record was sealed with a key that is not in the
+// keyring.
+var errKeyRemoved = errors.New("it was sealed with a key that is not among the session keys any more")
+
 const recordHeader = 1 + 4 // octets before the nonce
 
 // record is a Session as it is stored. The short names are for the store's memory.
@@ -170,7 +174,7 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 	}
 	k, ok := r.keyOf(sealed)
 	if !ok {
-		return nil, errors.New("open session: it was sealed with a key that is not among the session keys any more")
+		return nil, fmt.Errorf("open session: %w", errKeyRemoved)
 	}
 	id := t.sessionID
 	packed, err := k.aead(t).Open(nil, nil, sealed[recordHeader:], k.associated(id))

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	mathrand "math/rand/v2"
 	"time"
@@ -299,17 +298,13 @@ func (m *Manager) fly(ctx context.Context, f *flight) {
 		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
 		retry.RetryAfter += mathrand.N(retry.RetryAfter / 4) // so that those who failed together do not come back together
 		f.retryAt = time.Now().Add(retry.RetryAfter)
-		level := slog.LevelWarn
-		if retry.Outage {
-			level = slog.LevelDebug
-		}
-		m.log.Log(ctx, level, "tokens not refreshed; the session is kept", "session", s.ID, "retry_after", retry.RetryAfter.String(), "err", f.err)
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: s.ID, Err: f.err})
 		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })
 	}
 	userRequired := errors.Is(f.err, ErrUserRequired)
 	if userRequired {
 		f.retryAt = time.Now().Add(userRequiredPause)
-		m.log.WarnContext(ctx, "tokens not refreshed; the user has to sign in again", "session", s.ID, "err", f.err)
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: s.ID, Err: f.err})
 		time.AfterFunc(userRequiredPause, func() { m.forget(f) })
 	}
 	close(f.done)
@@ -404,11 +399,10 @@ func (m *Manager) refused(ctx context.Context, s *Session, cause error) (*Sessio
 	if !bytes.Equal(now.sealed, s.sealed) {
 		return now, nil
 	}
-	if err := m.delete(ctx, s.ID); err != nil {
+	if err := m.end(ctx, s.ID, ReasonRefused, s.limit, cause); err != nil {
 		return nil, storeError("delete", err)
 	}
 	m.delist(ctx, s)
-	m.log.InfoContext(ctx, "session ended", "session", s.ID, "reason", "refresh refused", "err", cause)
 	return nil, ErrEnded
 }
 

@@ -90,7 +90,7 @@ func findEnd(ctx context.Context, m *session.Manager, ticket session.Ticket) err
 	if err != nil {
 		return err
 	}
-	return m.End(ctx, s)
+	return m.End(ctx, s, session.ReasonLogout)
 }
 
 func wantNone(t *testing.T, m *session.Manager, ticket session.Ticket, why string) {
@@ -137,11 +137,11 @@ func TestEndEndsTheSessionOnceAndForAll(t *testing.T) {
 	m := newManager(t, session.Config{})
 	_, ticket := signIn(t, m, tokens())
 	s := wantAlive(t, m, ticket, "before End")
-	if err := m.End(t.Context(), s); err != nil {
+	if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
 		t.Fatal(err)
 	}
 	wantNone(t, m, ticket, "after End")
-	if err := m.End(t.Context(), s); err != nil {
+	if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
 		t.Errorf("End again: got %v, want nil", err)
 	}
 }
@@ -320,7 +320,7 @@ func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 	for name, call := range map[string]func() error{
 		"Find":  func() error { _, err := m.Find(t.Context(), ticket); return err },
 		"Fresh": func() error { _, err := findFresh(t.Context(), m, ticket, ""); return err },
-		"End":   func() error { return m.End(t.Context(), s) },
+		"End":   func() error { return m.End(t.Context(), s, session.ReasonLogout) },
 		"Start": func() error {
 			_, err := m.Start(t.Context(), session.New{Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()}})
 			return err

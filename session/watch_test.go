@@ -125,7 +125,7 @@ func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
 			return findEnd(ctx, m, ticket)
 		},
 		"logout at the provider": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {
-			_, err := m.EndAll(ctx, s.Issuer, s.Subject, s.SID)
+			_, err := m.EndAll(ctx, s.Issuer, s.Subject, s.SID, session.ReasonBackchannel)
 			return err
 		},
 		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {

@@ -1,0 +1,167 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Kind is what happened to a session.
+type Kind string
+
+const (
+	// SessionStarted: a user signed in.
+	SessionStarted Kind = "session.started"
+	// SessionRefreshed: the provider issued new tokens, and they are stored.
+	SessionRefreshed Kind = "session.refreshed"
+	// RefreshFailed: the tokens could not be refreshed. The session is kept.
+	RefreshFailed Kind = "refresh.failed"
+	// SessionEnded: nobody can use the session any more. Event.Reason says why.
+	SessionEnded Kind = "session.ended"
+)
+
+// Reason is why a session ended.
+type Reason string
+
+const (
+	// ReasonLogout: the user signed out in this browser.
+	ReasonLogout Reason = "logout"
+	// ReasonBackchannel: the provider sent a logout token (OpenID Connect
+	// Back-Channel Logout 1.0), perhaps while the login was in progress.
+	ReasonBackchannel Reason = "backchannel"
+	// ReasonFrontchannel: the provider loaded the logout endpoint in the user's
+	// browser (OpenID Connect Front-Channel Logout 1.0).
+	ReasonFrontchannel Reason = "frontchannel"
+	// ReasonIdle: the user was not active for Config.IdleTimeout. This is also the
+	// reason of a session that the store lost.
+	ReasonIdle Reason = "idle"
+	// ReasonLifetime: the absolute end of the session came, as Config.MaxLifetime,
+	// the provider or its refresh token set it.
+	ReasonLifetime Reason = "lifetime"
+	// ReasonRefused: the provider refused the refresh token (ErrRefused).
+	ReasonRefused Reason = "refused"
+	// ReasonReplaced: a login in the same browser replaced it.
+	ReasonReplaced Reason = "replaced"
+	// ReasonLimit: the user signed in elsewhere, and has no more sessions than
+	// Config.MaxPerUser.
+	ReasonLimit Reason = "limit"
+	// ReasonRevoked: an operator ended it, or the user did so on another device.
+	ReasonRevoked Reason = "revoked"
+	// ReasonKeyRemoved: the session key that sealed it is not in Config.Keys any
+	// more. A replica with that key may still use the session.
+	ReasonKeyRemoved Reason = "key_removed"
+)
+
+// Event is a fact about a session that matters to its user's security.
+type Event struct {
+	Kind    Kind
+	App     App
+	Session string    // Session.ID
+	Reason  Reason    // of SessionEnded, else empty
+	At      time.Time // when the replica noticed it
+
+	// Err is the cause of RefreshFailed, which wraps a *RefreshError or
+	// ErrUserRequired, and of SessionEnded for ReasonRefused. It is nil otherwise.
+	Err error
+	// TokenExpiry is when the new access token of SessionRefreshed expires; zero:
+	// the provider did not say.
+	TokenExpiry time.Time
+}
+
+// emit reports an event to Config.Observe.
+func (m *Manager) emit(ctx context.Context, e Event) {
+	if m.cfg.Observe == nil {
+		return
+	}
+	e.App, e.At = m.cfg.App, time.Now()
+	m.cfg.Observe(ctx, e)
+}
+
+// tombstoneKey is the key in the store of the tombstone of a session: the reason
+// why it ended. It lives until the cookie of the session expires. Without it a
+// replica could not tell a session that another one ended from one that expired.
+func tombstoneKey(id string) string { return "tombstone:" + id }
+
+// bury writes the tombstone of a session whose cookie expires at until. It returns
+// false if the session has one.
+func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time.Time) (first bool, err error) {
+	ttl := time.Until(until)
+	if ttl <= 0 {
+		return true, nil
+	}
+	value := string(reason) + " " + rand.Text() // different from that of any other replica
+	return m.cfg.Store.Create(ctx, tombstoneKey(id), []byte(value), ttl)
+}
+
+// end ends the session with an ID, whose cookie expires at until, and reports it.
+// The tombstone comes first, so that no replica takes the session for an expired
+// one. If the store fails, the session may still be there.
+func (m *Manager) end(ctx context.Context, id string, reason Reason, until time.Time, cause error) error {
+	if _, err := m.bury(ctx, id, reason, until); err != nil {
+		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
+	}
+	if err := m.delete(ctx, id); err != nil {
+		return err
+	}
+	if m.reported.add(id) {
+		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Reason: reason, Err: cause})
+	}
+	return nil
+}
+
+// noticeEnd reports the end of a session that no replica ended. Of all replicas
+// that notice it, one reports it.
+func (m *Manager) noticeEnd(ctx context.Context, id string, reason Reason) {
+	if !m.reported.add(id) {
+		return
+	}
+	first, err := m.bury(ctx, id, reason, time.Now().Add(m.cfg.maxLifetime()))
+	if err != nil {
+		m.reported.remove(id) // the next caller tries again
+		m.log.DebugContext(ctx, "end of a session not reported", "session", id, "err", err)
+		return
+	}
+	if first {
+		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Reason: reason})
+	}
+}
+
+// expiryReason returns why a session expired whose record is gone.
+func (m *Manager) expiryReason(id string, now time.Time) Reason {
+	if limit, ok := m.cache.limit(id); ok && !now.Before(limit) {
+		return ReasonLifetime
+	}
+	return ReasonIdle
+}
+
+// reportedEnds are the sessions whose end this replica has reported, or another
+// one as far as this one knows. It bounds how often a cookie that comes back costs
+// a write.
+type reportedEnds struct {
+	mu  sync.Mutex // guards ids
+	ids map[string]struct{}
+}
+
+const maxReported = 10_000 // a megabyte
+
+// add adds a session. It returns false if it was there.
+func (r *reportedEnds) add(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.ids[id]; ok {
+		return false
+	}
+	if r.ids == nil || len(r.ids) >= maxReported {
+		r.ids = make(map[string]struct{})
+	}
+	r.ids[strings.Clone(id)] = struct{}{}
+	return true
+}
+
+func (r *reportedEnds) remove(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.ids, id)
+}

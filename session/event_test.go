@@ -1,0 +1,306 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// recorder records events.
+type recorder struct {
+	mu     sync.Mutex // guards events
+	events []session.Event
+}
+
+func (r *recorder) observe(_ context.Context, e session.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+// of returns the events of one kind.
+func (r *recorder) of(kind session.Kind) []session.Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found []session.Event
+	for _, e := range r.events {
+		if e.Kind == kind {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// wantEnd checks that one end was reported: that of a session, for a reason.
+func (r *recorder) wantEnd(t *testing.T, id string, reason session.Reason) {
+	t.Helper()
+	ended := r.of(session.SessionEnded)
+	if len(ended) != 1 {
+		t.Fatalf("%d ends reported, want 1: %v", len(ended), ended)
+	}
+	e := ended[0]
+	if e.Session != id {
+		t.Errorf("the session is %s, want %s", e.Session, id)
+	}
+	if e.Reason != reason {
+		t.Errorf("the reason is %s, want %s", e.Reason, reason)
+	}
+	if e.App != here {
+		t.Errorf("the app is %v, want %v", e.App, here)
+	}
+	if !e.At.Equal(time.Now()) {
+		t.Errorf("it is of %v, want now, %v", e.At, time.Now())
+	}
+	if refused := reason == session.ReasonRefused; errors.Is(e.Err, session.ErrRefused) != refused {
+		t.Errorf("the cause is %v", e.Err)
+	}
+}
+
+func TestEachEndIsReportedOnceWithItsReason(t *testing.T) {
+	const idle, lifetime = 30 * time.Minute, time.Hour
+	for name, test := range map[string]struct {
+		reason session.Reason
+		cfg    session.Config
+		end    func(ctx context.Context, m *session.Manager, s *session.Session) error
+	}{
+		"logout": {session.ReasonLogout, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			return m.End(ctx, s, session.ReasonLogout)
+		}},
+		"logout twice": {session.ReasonLogout, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			return errors.Join(m.End(ctx, s, session.ReasonLogout), m.End(ctx, s, session.ReasonLogout))
+		}},
+		"front-channel": {session.ReasonFrontchannel, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			return m.End(ctx, s, session.ReasonFrontchannel)
+		}},
+		"back-channel": {session.ReasonBackchannel, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.EndAll(ctx, s.Issuer, "", s.SID, session.ReasonBackchannel)
+			return err
+		}},
+		"revoked": {session.ReasonRevoked, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.EndAll(ctx, s.Issuer, s.Subject, "", session.ReasonRevoked)
+			return err
+		}},
+		"replaced": {session.ReasonReplaced, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.Start(ctx, session.New{Subject: "bob", Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()}})
+			return err
+		}},
+		"limit": {session.ReasonLimit, session.Config{MaxPerUser: 1}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			time.Sleep(time.Second) // so that the session is the oldest
+			_, err := m.Start(ctx, session.New{Issuer: s.Issuer, Subject: s.Subject, Tokens: tokens()})
+			return err
+		}},
+		"refused": {session.ReasonRefused, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			if _, err := m.Refresh(ctx, s); !errors.Is(err, session.ErrEnded) {
+				return fmt.Errorf("got %v, want ErrEnded", err)
+			}
+			return nil
+		}},
+		"idle": {session.ReasonIdle, session.Config{}, func(context.Context, *session.Manager, *session.Session) error {
+			time.Sleep(idle)
+			return nil
+		}},
+		"lifetime": {session.ReasonLifetime, session.Config{}, func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			for range 3 {
+				time.Sleep(lifetime / 4)
+				now, err := m.Find(ctx, s.Ticket())
+				if err == nil {
+					err = m.Touch(ctx, now)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			time.Sleep(lifetime / 4)
+			return nil
+		}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var r recorder
+			cfg := test.cfg
+			cfg.Store, cfg.App, cfg.IdleTimeout, cfg.MaxLifetime = new(tokenstore.Memory), here, idle, lifetime
+			cfg.Observe = r.observe
+			cfg.Refresh = func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+				return session.RefreshResult{}, session.ErrRefused
+			}
+			one, other := newManager(t, cfg), newManager(t, cfg)
+			s, ticket := signIn(t, one, tokens())
+			if err := test.end(t.Context(), one, s); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			for range 2 { // the cookie comes back
+				wantNone(t, one, ticket, name)
+				wantNone(t, other, ticket, name+", at another replica")
+			}
+			t.Log(name)
+			r.wantEnd(t, s.ID, test.reason)
+			if err := one.Drain(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The refresh token ends before the record does.
+func TestTheEndOfTheRefreshTokenIsALifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		m := newManager(t, session.Config{App: here, Observe: r.observe})
+		tk := tokens()
+		tk.RefreshExpiry = time.Now().Add(time.Minute)
+		s, ticket := signIn(t, m, tk)
+		time.Sleep(time.Minute)
+		wantNone(t, m, ticket, "after the end of its refresh token")
+		wantNone(t, m, ticket, "again")
+		r.wantEnd(t, s.ID, session.ReasonLifetime)
+	})
+}
+
+// No cookie comes back, but a stream is open.
+func TestAnExpiryIsReportedToAnOpenStream(t *testing.T) {
+	for reason, cfg := range map[session.Reason]session.Config{
+		session.ReasonIdle:     {IdleTimeout: time.Minute},
+		session.ReasonLifetime: {MaxLifetime: time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var r recorder
+			cfg.App, cfg.Observe = here, r.observe
+			m := newManager(t, cfg)
+			watch(t, m)
+			s, _ := signIn(t, m, tokens())
+			ended := make(chan struct{})
+			m.OnEnd(s, func() { close(ended) })
+			<-ended
+			r.wantEnd(t, s.ID, reason)
+		})
+	}
+}
+
+func TestALogoutThatOvertakesItsLoginIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		store := &interposedStore{Memory: new(tokenstore.Memory)}
+		m := newManager(t, session.Config{Store: store, App: here, Observe: r.observe})
+		store.before("Create", func() {
+			if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
+				t.Error(err)
+			}
+		})
+		_, err := m.Start(t.Context(), session.New{Issuer: "i", Subject: "alice", Tokens: tokens()})
+		if !errors.Is(err, session.ErrEnded) {
+			t.Errorf("got %v, want ErrEnded", err)
+		}
+		if started := r.of(session.SessionStarted); len(started) > 0 {
+			t.Errorf("reported as started: %v", started)
+		}
+		if ended := r.of(session.SessionEnded); len(ended) != 1 {
+			t.Errorf("%d ends reported, want 1", len(ended))
+		} else if got := ended[0].Reason; got != session.ReasonBackchannel {
+			t.Errorf("the reason is %s, want %s", got, session.ReasonBackchannel)
+		}
+	})
+}
+
+func TestARemovedKeyIsAReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		store := new(tokenstore.Memory)
+		s, ticket := signIn(t, newManager(t, session.Config{Store: store, App: here}), tokens())
+		m := newManager(t, session.Config{Store: store, App: here, Keys: [][]byte{keyB}, Observe: r.observe})
+		wantNone(t, m, ticket, "without its key")
+		r.wantEnd(t, s.ID, session.ReasonKeyRemoved)
+	})
+}
+
+// Whoever holds a session's id and another data key must not end it for others.
+func TestATicketWithAnotherKeyReportsNoEnd(t *testing.T) {
+	var r recorder
+	m := newManager(t, session.Config{App: here, Observe: r.observe})
+	s, ticket := signIn(t, m, tokens())
+	wantNone(t, m, session.TicketWithOtherKey(s), "another data key")
+	wantAlive(t, m, ticket, "its own")
+	if ended := r.of(session.SessionEnded); len(ended) > 0 {
+		t.Errorf("reported: %v", ended)
+	}
+}
+
+// A store that fails does not end sessions, and a failed end is not reported.
+func TestAStoreOutageReportsNoEnd(t *testing.T) {
+	var r recorder
+	store := &brokenStore{Store: new(tokenstore.Memory)}
+	m := newManager(t, session.Config{Store: store, App: here, Observe: r.observe})
+	s, ticket := signIn(t, m, tokens())
+	store.fail(errors.New("connection refused"), nil)
+	if err := m.End(t.Context(), s, session.ReasonLogout); !errors.Is(err, session.ErrStore) {
+		t.Errorf("End: got %v, want ErrStore", err)
+	}
+	if _, err := m.Find(t.Context(), ticket); !errors.Is(err, session.ErrStore) {
+		t.Errorf("Find: got %v, want ErrStore", err)
+	}
+	store.fail(nil, nil)
+	wantAlive(t, m, ticket, "after the outage")
+	if ended := r.of(session.SessionEnded); len(ended) > 0 {
+		t.Errorf("reported: %v", ended)
+	}
+	if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
+		t.Error(err)
+	}
+	if ended := r.of(session.SessionEnded); len(ended) != 1 {
+		t.Errorf("%d ends reported after the outage, want 1", len(ended))
+	}
+}
+
+func TestStartsAndRefreshesAreReported(t *testing.T) {
+	var r recorder
+	fault := errors.New("down")
+	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+		switch n {
+		case 1:
+			return next, nil
+		case 2:
+			return session.Tokens{}, fault
+		}
+		return session.Tokens{}, session.ErrUserRequired
+	}}
+	withProvider(t, p, session.Config{App: here, Observe: r.observe}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		started := r.of(session.SessionStarted)
+		if len(started) != 1 {
+			t.Fatalf("%d starts reported, want 1", len(started))
+		}
+		s, err := findRefresh(t.Context(), m, ticket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := started[0].Session; got != s.ID {
+			t.Errorf("%s started, want %s", got, s.ID)
+		}
+		synctest.Wait()
+		refreshed := r.of(session.SessionRefreshed)
+		if len(refreshed) != 1 {
+			t.Fatalf("%d refreshes reported, want 1", len(refreshed))
+		}
+		if got := refreshed[0].TokenExpiry; !got.Equal(s.Tokens.Expiry) {
+			t.Errorf("the token expires at %v, want %v", got, s.Tokens.Expiry)
+		}
+		for i, cause := range []error{fault, session.ErrUserRequired} {
+			time.Sleep(30 * time.Second) // until the backoff is over
+			if _, err := findRefresh(t.Context(), m, ticket); !errors.Is(err, cause) {
+				t.Errorf("got %v, want %v", err, cause)
+			}
+			synctest.Wait()
+			failed := r.of(session.RefreshFailed)
+			if len(failed) != i+1 {
+				t.Fatalf("%d failures reported, want %d", len(failed), i+1)
+			}
+			if got := failed[i].Err; !errors.Is(got, cause) {
+				t.Errorf("the cause is %v, want %v", got, cause)
+			}
+		}
+	})
+}
