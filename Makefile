@@ -129,9 +129,11 @@ fuzz:
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# textlint checks widths, test names and commit subjects, see CONTRIBUTING.md.
 # govulncheck ends with status 3 for a vulnerability; with another where its database is out of reach.
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
 	$(GO) vet ./... && $(GO) -C internal/bearerbench vet ./...
+	$(GO) run ./internal/textlint
 	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck ./...
 	GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || { [ $$? -ne 3 ] && echo "NOT CHECKED for vulnerabilities: govulncheck did not get to its database"; }
