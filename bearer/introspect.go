@@ -11,9 +11,9 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/flight"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
@@ -59,20 +59,13 @@ type introspector struct {
 
 	known cache[introspected]
 
-	mu     sync.Mutex // guards asking
-	asking map[[sha256.Size]byte]*question
+	calls flight.Group[[sha256.Size]byte, introspected]
 }
 
 // introspected is what an issuer has said of a token: the token, or why it is not good.
 type introspected struct {
 	token *Token
 	err   error
-}
-
-// question is one under way, shared by all who wait for its answer.
-type question struct {
-	done chan struct{} // closed when answer is there
-	introspected
 }
 
 func newIntrospector(in Introspection, client *http.Client, log *slog.Logger) *introspector {
@@ -82,10 +75,7 @@ func newIntrospector(in Introspection, client *http.Client, log *slog.Logger) *i
 	}
 	client = confined(client)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // it has the secret
-	return &introspector{
-		endpoint: in.Endpoint, id: in.ClientID, secret: in.ClientSecret, cacheFor: cacheFor, client: client, log: log,
-		asking: make(map[[sha256.Size]byte]*question),
-	}
+	return &introspector{endpoint: in.Endpoint, id: in.ClientID, secret: in.ClientSecret, cacheFor: cacheFor, client: client, log: log}
 }
 
 // introspected returns the token that raw stands for.
@@ -93,19 +83,12 @@ func (i *issuer) introspected(ctx context.Context, raw string, key [sha256.Size]
 	in := i.introspect
 	answer, ok := in.known.get(key)
 	if !ok {
-		in.mu.Lock()
-		q := in.asking[key]
-		if q == nil {
-			q = &question{done: make(chan struct{})}
-			in.asking[key] = q
-			go i.ask(context.WithoutCancel(ctx), raw, key, q) // it ends after fetchTimeout at the latest; not with the request that needs it first
-		}
-		in.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return nil, unavailable(ctx.Err())
-		case <-q.done:
-			answer = q.introspected
+		var err error
+		answer, err = in.calls.Do(ctx, key, fetchTimeout, func(ctx context.Context) (introspected, error) {
+			return i.ask(ctx, raw, key), nil
+		})
+		if err != nil { // of ctx
+			return nil, unavailable(err)
 		}
 	}
 	if answer.err != nil {
@@ -118,10 +101,8 @@ func (i *issuer) introspected(ctx context.Context, raw string, key [sha256.Size]
 }
 
 // ask asks the issuer, and has its answer remembered. What is no answer is not.
-func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte, q *question) {
+func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte) (q introspected) {
 	in := i.introspect
-	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-	defer cancel()
 	q.token, q.err = i.answer(ctx, raw)
 	if q.err != nil && !isInvalid(q.err) {
 		in.log.WarnContext(ctx, "introspection fails", "issuer", i.url, "err", q.err)
@@ -131,12 +112,9 @@ func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte, q *
 		if q.token != nil && q.token.Expiry.After(now) && q.token.Expiry.Before(until) {
 			until = q.token.Expiry
 		}
-		in.known.put(key, q.introspected, until)
+		in.known.put(key, q, until)
 	}
-	in.mu.Lock()
-	delete(in.asking, key)
-	in.mu.Unlock()
-	close(q.done)
+	return q
 }
 
 // answer asks about one token (RFC 7662 section 2).

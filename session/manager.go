@@ -117,10 +117,10 @@ type Manager struct {
 
 	reported reportedEnds
 
-	mu       sync.Mutex           // guards all below
-	flights  map[errand]*flight   // refreshes in flight, and failed ones until their backoff is over
-	renewed  map[errand]time.Time // when a rejected token was last refreshed
-	missedAt time.Time            // when the store last said that changes may not have been announced
+	mu        sync.Mutex               // guards all below
+	refreshes map[refreshKey]*refresh  // in flight, and failed ones until they are forgotten
+	renewed   map[refreshKey]time.Time // when tokens were last refreshed because an API rejected them
+	missedAt  time.Time                // when the store last said that changes may not have been announced
 }
 
 // NewManager returns a Manager. It does no I/O. The error joins a *FieldError for
@@ -161,7 +161,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	return &Manager{
 		cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()),
 		ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)},
-		flights: make(map[errand]*flight), renewed: make(map[errand]time.Time),
+		refreshes: make(map[refreshKey]*refresh), renewed: make(map[refreshKey]time.Time),
 	}, nil
 }
 

@@ -79,9 +79,9 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	return now, err
 }
 
-// saveLater saves tokens that exist in this process alone, for their predecessors are spent, as soon as the store takes them.
+// retrySave saves tokens that exist in this process alone, for their predecessors are spent, as soon as the store takes them.
 // Meanwhile the session's flight stays known, so that nobody spends the old refresh token again.
-func (m *Manager) saveLater(ctx context.Context, next *Session) {
+func (m *Manager) retrySave(ctx context.Context, next *Session) {
 	for time.Now().Before(next.ExpiresAt) {
 		time.Sleep(minRetryAfter)
 		_, err := m.save(ctx, next)

@@ -7,8 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	mathrand "math/rand/v2"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/flight"
 )
 
 // ErrRefused is what Config.Refresh wraps when the provider says that the grant is over (RFC 6749 5.2: invalid_grant).
@@ -45,7 +46,7 @@ const (
 	maxBackoff    = 16 * time.Second
 	maxRetryAfter = 30 * time.Second
 	// A failure is remembered for so long after the pause, for the next one to be longer.
-	rememberFailure = time.Minute
+	failureMemory = time.Minute
 	// userRequiredPause is how long the provider is not asked again after it has
 	// required the user to sign in.
 	userRequiredPause = time.Minute
@@ -65,7 +66,7 @@ func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Sessio
 	}
 	if m.usable(s, target, now) {
 		if epoch, err := m.ready(ctx, s, 0); err == nil {
-			m.refresh(ctx, s, target, epoch)
+			m.startRefresh(ctx, s, target, epoch)
 		}
 		return s, nil
 	}
@@ -95,7 +96,7 @@ func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (
 	defer cancel()
 	epoch, err := m.ready(waiting, s, time.Until(deadline))
 	for err == nil {
-		fresh, failure := m.refresh(waiting, s, target, epoch).wait(waiting)
+		fresh, failure := m.startRefresh(waiting, s, target, epoch).call.Wait(waiting)
 		if failure != nil && failure == waiting.Err() {
 			err = failure
 			break
@@ -136,7 +137,7 @@ func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target
 	if err != nil {
 		return nil, err
 	}
-	e := errand{s.ID, target}
+	e := refreshKey{s.ID, target}
 	switch access := s.Tokens.For(target).Access; {
 	case access != "" && access != rejected.Tokens.For(target).Access:
 		return s, nil
@@ -153,11 +154,11 @@ func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target
 }
 
 // renewedLately says whether a session was refreshed moments ago because its token was rejected.
-func (m *Manager) renewedLately(e errand) bool {
+func (m *Manager) renewedLately(e refreshKey) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(m.renewed, func(_ errand, at time.Time) bool { return now.Sub(at) > renewAgain })
+	maps.DeleteFunc(m.renewed, func(_ refreshKey, at time.Time) bool { return now.Sub(at) > renewAgain })
 	_, lately := m.renewed[e]
 	return lately
 }
@@ -213,116 +214,105 @@ func (m *Manager) due(s *Session, target string, now time.Time) bool {
 	return !now.Before(expires.Add(-ahead)) || !m.unexpired(&t, now) // one that is not there expired long ago
 }
 
-// errand is what a refresh is for.
-type errand struct{ session, target string }
+// refreshKey is what a refresh is for.
+type refreshKey struct{ session, target string }
 
-// flight is one refresh of one session for one target, which everybody who needs it shares. After a failure it stays until it is time to try
-// again, so that an outage of the provider is not answered with a storm.
-type flight struct {
-	of      *Session // as it was when the flight began
-	target  string
-	epoch   uint64        // of Config.Ready when the flight began
-	failed  int           // how often it was tried before without success
-	done    chan struct{} // closed when all below are set
-	session *Session
-	err     error
-	retryAt time.Time // after a failure: nobody tries again before
+// refresh is one refresh of one session for one target, shared by all callers that
+// need it. A failed refresh is kept until its backoff is over, so that an outage of
+// the provider does not cause a storm of requests.
+type refresh struct {
+	key      refreshKey
+	base     *Session // as it was when the refresh began
+	epoch    uint64   // of Config.Ready when the refresh began
+	failures int      // in a row, before this refresh
+	call     *flight.Call[*Session]
+	retryAt  time.Time // set before call finishes: nobody retries before; zero: it did not fail
 }
-
-func (f *flight) wait(ctx context.Context) (*Session, error) {
-	select {
-	case <-f.done:
-		return f.session, f.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (f *flight) errand() errand { return errand{f.of.ID, f.target} }
 
 // stale reports whether a caller that read s must start a new refresh: this one
 // failed and its backoff is over, the record has changed or the provider has
 // become ready again since; or s is already its result.
-func (f *flight) stale(s *Session, epoch uint64) bool {
-	select {
-	case <-f.done:
-	default:
+func (r *refresh) stale(s *Session, epoch uint64) bool {
+	result, finished, err := r.call.Result()
+	switch {
+	case !finished:
 		return false
+	case err == nil:
+		return bytes.Equal(result.sealed, s.sealed)
+	case r.retryAt.IsZero():
+		return false // it ended the session, or the store failed
 	}
-	if f.err == nil {
-		return bytes.Equal(f.session.sealed, s.sealed)
-	}
-	return !f.retryAt.IsZero() &&
-		(!time.Now().Before(f.retryAt) || f.epoch != epoch || !bytes.Equal(f.of.sealed, s.sealed))
+	return !time.Now().Before(r.retryAt) || r.epoch != epoch || !bytes.Equal(r.base.sealed, s.sealed)
 }
 
-// refresh joins the refresh of s for a target, and starts it where there is
-// none. It does not wait. The refresh outlives the request that started it.
-func (m *Manager) refresh(ctx context.Context, s *Session, target string, epoch uint64) *flight {
+// startRefresh returns the refresh of s for a target that is in flight, or starts
+// one. It does not wait. The refresh outlives the request that started it.
+func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, epoch uint64) *refresh {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	f := &flight{of: s, target: target, epoch: epoch, done: make(chan struct{})}
-	if before := m.flights[f.errand()]; before != nil {
+	r := &refresh{key: refreshKey{s.ID, target}, base: s, epoch: epoch, call: flight.NewCall[*Session]()}
+	if before := m.refreshes[r.key]; before != nil {
 		if !before.stale(s, epoch) {
 			return before
 		}
-		if before.err != nil {
-			f.failed = before.failed + 1
+		if _, _, err := before.call.Result(); err != nil {
+			r.failures = before.failures + 1
 		}
 	}
-	m.flights[f.errand()] = f
+	m.refreshes[r.key] = r
 	ctx = context.WithoutCancel(ctx)
-	m.working.Go(func() { m.fly(ctx, f) }) // bounded by the session's end
-	return f
+	m.working.Go(func() { m.runRefresh(ctx, r) }) // until the session ends at the latest
+	return r
 }
 
-// fly makes the refresh and tells those who wait. Of all replicas, and of all that is to be had for a session, one at a time gets to do it.
-func (m *Manager) fly(ctx context.Context, f *flight) {
-	s := f.of
-	var unsaved *Session
-	release, elsewhere, err := m.lease(ctx, s, f.target)
-	switch {
-	case err != nil:
-		f.err = err
-	case elsewhere != nil:
-		f.session = elsewhere
-	default:
-		if f.session, unsaved, f.err = m.refreshTokens(ctx, s, f.target); unsaved != nil {
-			defer release()
-		} else {
-			release() // before anybody can want the next one
-		}
-	}
+// runRefresh performs the refresh and wakes all waiters. Per session, at most one
+// refresh is in progress across replicas and targets.
+func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
+	s, unsaved, release, err := m.leaseAndRefresh(ctx, r)
 	var retry *RefreshError
-	if errors.As(f.err, &retry) {
-		retry.RetryAfter = max(retry.RetryAfter, min(minRetryAfter<<min(f.failed, 10), maxBackoff))
-		retry.RetryAfter += mathrand.N(retry.RetryAfter / 4) // so that those who failed together do not come back together
-		f.retryAt = time.Now().Add(retry.RetryAfter)
-		m.emit(ctx, Event{Kind: RefreshFailed, Session: s.ID, Err: f.err})
-		time.AfterFunc(retry.RetryAfter+rememberFailure, func() { m.forget(f) })
+	switch {
+	case errors.As(err, &retry):
+		retry.RetryAfter = flight.Jitter(max(retry.RetryAfter, flight.Backoff(minRetryAfter, maxBackoff, r.failures+1)))
+		r.retryAt = time.Now().Add(retry.RetryAfter)
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Err: err})
+		time.AfterFunc(retry.RetryAfter+failureMemory, func() { m.forget(r) })
+	case errors.Is(err, ErrUserRequired):
+		r.retryAt = time.Now().Add(userRequiredPause)
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Err: err})
+		time.AfterFunc(userRequiredPause, func() { m.forget(r) })
 	}
-	userRequired := errors.Is(f.err, ErrUserRequired)
-	if userRequired {
-		f.retryAt = time.Now().Add(userRequiredPause)
-		m.emit(ctx, Event{Kind: RefreshFailed, Session: s.ID, Err: f.err})
-		time.AfterFunc(userRequiredPause, func() { m.forget(f) })
-	}
-	close(f.done)
+	r.call.Finish(s, err)
 
 	if unsaved != nil {
-		m.log.ErrorContext(ctx, "refreshed tokens not saved; trying until the store is back", "session", s.ID, "err", f.err)
-		m.saveLater(ctx, unsaved)
+		m.log.ErrorContext(ctx, "refreshed tokens not saved; retrying until the store is back", "session", unsaved.ID, "err", err)
+		defer release() // after forget
+		m.retrySave(ctx, unsaved)
 	}
-	if retry == nil && !userRequired {
-		m.forget(f)
+	if r.retryAt.IsZero() {
+		m.forget(r)
 	}
 }
 
-func (m *Manager) forget(f *flight) {
+// leaseAndRefresh takes the lease and refreshes the tokens. If they were obtained
+// but not saved, it returns them as unsaved, and the caller has to release the
+// lease.
+func (m *Manager) leaseAndRefresh(ctx context.Context, r *refresh) (s, unsaved *Session, release func(), err error) {
+	release, elsewhere, err := m.lease(ctx, r.base, r.key.target)
+	if err != nil || elsewhere != nil {
+		return elsewhere, nil, nil, err
+	}
+	s, unsaved, err = m.refreshTokens(ctx, r.base, r.key.target)
+	if unsaved == nil {
+		release() // before the waiters wake, which may want the next refresh
+	}
+	return s, unsaved, release, err
+}
+
+func (m *Manager) forget(r *refresh) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.flights[f.errand()] == f {
-		delete(m.flights, f.errand())
+	if m.refreshes[r.key] == r {
+		delete(m.refreshes, r.key)
 	}
 }
 

@@ -28,6 +28,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/cloakroom-bff/cloakroom/internal/flight"
 )
 
 const (
@@ -81,19 +83,12 @@ type Keys struct {
 type Set struct {
 	cfg Config
 
-	mu       sync.Mutex // guards what follows
-	keys     *Keys      // the last good ones; nil until there are some
-	fetching *fetch     // the fetch in flight; nil if there is none
-	err      error      // of the last fetch; nil if it was good
-	failedAt time.Time  // when a fetch last failed
-	begun    int        // how many fetches have begun
-}
-
-// fetch is one attempt to get the keys, shared by all who wait for it.
-type fetch struct {
-	done chan struct{} // closed when keys or err is set
-	keys *Keys
-	err  error
+	mu       sync.Mutex          // guards what follows
+	keys     *Keys               // the last good ones; nil until there are some
+	fetching *flight.Call[*Keys] // the fetch in flight; nil if there is none
+	err      error               // of the last fetch; nil if it was good
+	failedAt time.Time           // when a fetch last failed
+	begun    int                 // how many fetches have begun
 }
 
 // NewSet returns a Set that has no keys yet. It does no I/O.
@@ -167,11 +162,14 @@ func (s *Set) current(ctx context.Context) (keys *Keys, begun int, err error) {
 	case pending == nil:
 		return nil, begun, unavailable(lastErr)
 	}
-	newer, err := pending.wait(ctx)
-	if err != nil && stale {
+	newer, err := pending.Wait(ctx)
+	switch {
+	case err != nil && stale:
 		return keys, begun, nil
+	case err != nil:
+		return nil, begun, unavailable(err)
 	}
-	return newer, begun, err
+	return newer, begun, nil
 }
 
 // newer returns keys that are newer than keys. It returns keys itself if limit
@@ -191,66 +189,54 @@ func (s *Set) newer(ctx context.Context, keys *Keys, limit *rate.Limiter) (*Keys
 
 	switch {
 	case pending != nil:
-		return pending.wait(ctx)
+		newer, err := pending.Wait(ctx)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		return newer, nil
 	case lastErr != nil: // the key may be a new one, which we cannot know
 		return nil, unavailable(lastErr)
 	}
 	return keys, nil
 }
 
-// start begins a fetch. It is not part of the request that it was started by,
-// whose end would fail it for all who wait. It ends after fetchTimeout at the
-// latest. The caller holds s.mu.
-func (s *Set) start(ctx context.Context) *fetch {
-	f := &fetch{done: make(chan struct{})}
-	s.fetching = f
+// start begins a fetch. It ends after fetchTimeout at the latest. The caller holds
+// s.mu.
+func (s *Set) start(ctx context.Context) *flight.Call[*Keys] {
 	s.begun++
 	n := s.begun
-	go func() {
-		defer close(f.done)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
-		defer cancel()
-		if f.keys, f.err = s.fetch(ctx); f.err == nil {
-			f.keys.fetch = n
+	s.fetching = flight.Start(ctx, fetchTimeout, func(ctx context.Context) (*Keys, error) {
+		keys, err := s.fetch(ctx)
+		if err == nil {
+			keys.fetch = n
 		}
-		s.finish(ctx, f)
-	}()
-	return f
+		s.finish(ctx, keys, err)
+		return keys, err
+	})
+	return s.fetching
 }
 
 // finish takes over the result of a fetch. Only good keys replace good keys.
-func (s *Set) finish(ctx context.Context, f *fetch) {
+func (s *Set) finish(ctx context.Context, keys *Keys, err error) {
 	s.mu.Lock()
 	before, beforeErr := s.keys, s.err
-	s.fetching, s.err = nil, f.err
-	if f.err != nil {
+	s.fetching, s.err = nil, err
+	if err != nil {
 		s.failedAt = time.Now()
 	} else {
-		s.keys = f.keys
+		s.keys = keys
 	}
 	s.mu.Unlock()
 
 	log := s.cfg.Logger.With("issuer", s.cfg.Issuer)
 	switch {
-	case f.err != nil && before != nil:
-		log.WarnContext(ctx, "keys cannot be fetched", "err", f.err, "have_keys_until", before.staleUntil)
-	case f.err != nil:
-		log.WarnContext(ctx, "keys cannot be fetched", "err", f.err)
+	case err != nil && before != nil:
+		log.WarnContext(ctx, "keys cannot be fetched", "err", err, "have_keys_until", before.staleUntil)
+	case err != nil:
+		log.WarnContext(ctx, "keys cannot be fetched", "err", err)
 	case before == nil || beforeErr != nil:
-		log.InfoContext(ctx, "keys fetched", "keys", len(f.keys.keys))
+		log.InfoContext(ctx, "keys fetched", "keys", len(keys.keys))
 	}
-}
-
-func (f *fetch) wait(ctx context.Context) (*Keys, error) {
-	select {
-	case <-ctx.Done():
-		return nil, unavailable(ctx.Err())
-	case <-f.done:
-	}
-	if f.err != nil {
-		return nil, unavailable(f.err)
-	}
-	return f.keys, nil
 }
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }
