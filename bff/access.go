@@ -14,21 +14,54 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// access is what a request to a route has been granted.
+// access is what a request to a route has been granted. It is the credential of the
+// request to the upstream.
 type access struct {
+	server  *Server
+	route   *route
 	session *session.Session // nil: the route needs none, or the caller has none
 	token   accessToken      // the zero value: none
 }
 
-// accessToken is the credential of a request to an upstream. The zero value is none.
+// accessToken is an access token as it is sent. The zero value is none.
 type accessToken struct {
-	header  []string          // the values of the header Authorization
-	key     *ecdsa.PrivateKey // that the token is bound to by DPoP; nil: it is a bearer token
-	callers bool              // the caller has sent it, with its own proof
+	header []string          // the values of the header Authorization
+	key    *ecdsa.PrivateKey // that the token is bound to by DPoP; nil: it is a bearer token
 }
+
+// Authorization returns the header of that name.
+func (a *access) Authorization() []string { return a.token.header }
+
+// Key returns the key that the token is bound to, or nil.
+func (a *access) Key() *ecdsa.PrivateKey { return a.token.key }
+
+// Renew returns access with another token after an upstream has rejected this one. It
+// returns nil if there is none, also if the provider cannot be reached.
+func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
+	renewed := *a
+	var err error
+	if a.session == nil {
+		renewed.token, err = a.route.clientToken.renew(ctx, a.token)
+	} else if renewed.session, err = a.server.sessions.RefreshRejected(ctx, a.session, a.route.targetKey); err == nil {
+		renewed.token = sessionToken(renewed.session, a.route)
+	}
+	switch {
+	case errors.As(err, new(*session.RefreshError)):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case len(renewed.token.header) == 0 || renewed.token.header[0] == a.token.header[0]:
+		return nil, nil
+	}
+	return &renewed, nil
+}
+
+// onEnd calls abort when the session has ended.
+func (a *access) onEnd(abort func()) (stop func()) { return a.server.sessions.OnEnd(a.session, abort) }
 
 // authorize decides whether a request may use a route, in which session and with
 // which token. It does not depend on what serves the route. Errors are problems and
@@ -52,8 +85,8 @@ func (s *Server) authorize(w *response, r *http.Request, route *route) (access, 
 			}
 		}
 	}
-	token, err := credential(r.Context(), route, current)
-	return access{session: current, token: token}, err
+	token, err := routeToken(r.Context(), route, current)
+	return access{server: s, route: route, session: current, token: token}, err
 }
 
 // checkRequest checks what needs no session: the method, the proof that the request
@@ -152,11 +185,11 @@ func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, 
 	return s.sessions.Fresh(ctx, current, route.targetKey)
 }
 
-// credential returns the token for a route: the session's, or the broker's own.
-func credential(ctx context.Context, route *route, current *session.Session) (accessToken, error) {
+// routeToken returns the token for a route: the session's, or the broker's own.
+func routeToken(ctx context.Context, route *route, current *session.Session) (accessToken, error) {
 	switch {
 	case current != nil:
-		token := accessToken{header: current.Authorization(route.targetKey), key: current.Key()}
+		token := sessionToken(current, route)
 		if token.header == nil {
 			return accessToken{}, problem.Internal.WithCause(errors.New("the session has no token for this route"))
 		}
@@ -165,6 +198,10 @@ func credential(ctx context.Context, route *route, current *session.Session) (ac
 		return route.clientToken.get(ctx)
 	}
 	return accessToken{}, nil
+}
+
+func sessionToken(current *session.Session, route *route) accessToken {
+	return accessToken{header: current.Authorization(route.targetKey), key: current.Key()}
 }
 
 // checkRequirements verifies that a session has what a route requires.

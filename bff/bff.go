@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -80,8 +81,6 @@ type Server struct {
 	host   string
 	prefix string
 
-	forwardedHost, forwardedProto []string // of X-Forwarded-Host and X-Forwarded-Proto
-
 	proxies      []netip.Prefix
 	table        map[string][]endpoint // :: path → one endpoint a method
 	routes       []*route              // longest path first
@@ -110,9 +109,7 @@ type Server struct {
 	stopProbing context.CancelFunc // of the breaker; nil before Start
 	revoking    sync.WaitGroup     // revocations under way
 
-	streaming  context.Context // ends with EndStreams
-	endStreams context.CancelFunc
-	streams    sync.WaitGroup // those that go on without a handler
+	upstreams *proxy.Group // of the routes
 }
 
 // endpoint is one line of the route table.
@@ -127,13 +124,6 @@ type endpoint struct {
 const (
 	backchannelLogoutPath = "/backchannel-logout"
 	clientKeysPath        = "/jwks.json"
-)
-
-const (
-	// defaultBodyRate is Config.BodyMinRate where that is zero, in bytes a second.
-	defaultBodyRate = 240
-	// paceWindow is the time over which the rate is measured.
-	paceWindow = 30 * time.Second
 )
 
 // bodyTimeout is how long a request to one of the endpoints may take to send its body.
@@ -164,8 +154,7 @@ func New(cfg Config) (*Server, error) {
 	if s.prefix == "" {
 		s.prefix = "/bff"
 	}
-	s.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, defaultBodyRate), Window: paceWindow}
-	s.streaming, s.endStreams = context.WithCancel(context.Background())
+	s.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, pace.DefaultRate), Window: pace.DefaultWindow}
 	var errs []error
 	fail := func(err error) {
 		if err != nil {
@@ -178,7 +167,6 @@ func New(cfg Config) (*Server, error) {
 		fail(&session.FieldError{Field: "PublicURL", Err: err})
 	} else {
 		s.origin, s.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
-		s.forwardedHost, s.forwardedProto = []string{publicURL.Host}, []string{publicURL.Scheme}
 		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
 	}
 	if urlpath.Check(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
@@ -250,6 +238,19 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s.shareClaimNames()
+	s.upstreams = &proxy.Group{
+		PublicURL:      publicURL,
+		OwnCookie:      isOwnCookie,
+		BodyMinRate:    cfg.BodyMinRate,
+		BeforeResponse: s.beforeResponse,
+		Detach:         s.detach,
+		Logger:         s.log,
+	}
+	for i, route := range s.routes {
+		if route.proxy, err = route.newProxy(s.upstreams); err != nil {
+			fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].Upstream", i), Err: err})
+		}
+	}
 	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
 
 	s.table = make(map[string][]endpoint)
@@ -319,7 +320,7 @@ func (s *Server) Found(ctx context.Context) error {
 
 // EndStreams ends the event streams and WebSockets that are open, for a shutdown: their clients connect again, to another replica, while other
 // requests still finish. It is called once no more requests come in.
-func (s *Server) EndStreams() { s.endStreams() }
+func (s *Server) EndStreams() { s.upstreams.EndStreams() }
 
 // WaitForStreams waits until no request with a session is under way that takes long, such as a stream, or until ctx ends.
 func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams(ctx) }
@@ -329,7 +330,7 @@ func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams
 func (s *Server) Close(ctx context.Context) error {
 	defer s.looking.Wait()
 	for _, route := range s.routes {
-		defer route.upstream.close()
+		defer route.proxy.Close()
 	}
 	if s.stopLooking != nil {
 		defer s.stopLooking()
@@ -346,10 +347,10 @@ func (s *Server) Close(ctx context.Context) error {
 	}
 	s.stopProbing()
 	done := make(chan struct{})
-	s.endStreams()
+	s.upstreams.EndStreams()
 	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
 		s.revoking.Wait()
-		s.streams.Wait()
+		s.upstreams.Wait()
 		close(done)
 	}()
 	select {
@@ -375,15 +376,15 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if w.slow.Load() {
 			w.problem = problem.BodyTooSlow.WithCause(s.pace.Explain(pace.ErrSlowReader))
 		}
-		if !w.streams {
+		if !w.detached {
 			s.logRequest(w)
 		}
 	}()
 	if err := s.serve(w, r); err != nil {
 		s.writeProblem(w, r, err)
 	}
-	if !w.streams && w.status != http.StatusSwitchingProtocols {
-		w.boundWrites(s, r)
+	if !w.detached && w.exchange.Status == 0 && !w.exchange.Deadline {
+		s.pace.LimitWrites(http.NewResponseController(w.ResponseWriter), r)
 	}
 }
 
@@ -419,7 +420,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		case slashErr != nil:
 			return slashErr
 		case route != nil:
-			return s.proxy(w, r, route)
+			return s.serveRoute(w, r, route)
 		case s.anyReadingUnderRoute(raw):
 			return problem.AmbiguousPath.WithCause(err)
 		}
@@ -433,7 +434,7 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		return err
 	}
 	if route != nil {
-		return s.proxy(w, r, route)
+		return s.serveRoute(w, r, route)
 	}
 	return s.serveFrontend(w, r)
 }
@@ -524,13 +525,16 @@ func (s *Server) trusts(ip netip.Addr) bool {
 
 func (s *Server) logRequest(w *response) {
 	level := slog.LevelInfo
+	if w.problem == nil && w.exchange.Err != nil {
+		w.problem = problemOf(w.exchange.Err)
+	}
 	attrs := append(make([]slog.Attr, 0, 9),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
 		slog.String("method", truncate(w.method, 32)),
 		slog.String("path", truncate(w.path, maxLogged)),
-		slog.Int("status", w.status),
-		slog.Int64("bytes", w.bytes),
+		slog.Int("status", cmp.Or(w.exchange.Status, w.status)),
+		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
 		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
 	)
 	if w.session != "" {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 )
 
 // Requests that carry an access token of their own, as machines and native apps
@@ -48,7 +49,7 @@ func (s *Server) proxyWithCallerToken(w *response, r *http.Request, route *route
 	accepted := false
 	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		accepted = true
-		err = s.exchange(w, r, route, access{token: accessToken{header: r.Header["Authorization"], callers: true}})
+		err = s.forward(w, r, route, proxy.Options{PassAuthorization: true})
 	})).ServeHTTP(w, r)
 	if !accepted {
 		refused := &problem.Problem{Status: w.status, Code: "own_token"}

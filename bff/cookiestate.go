@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -98,4 +99,20 @@ func (s *Server) cookieRefused(r *http.Request, name string, state session.Cooki
 	}
 	s.log.LogAttrs(context.WithoutCancel(ctx), level, "cookie refused", slog.String("event", "cookie."+string(state)),
 		slog.String("cookie", name), slog.String("request", w.requestID), slog.String("client", w.client))
+}
+
+// isOwnCookie reports whether a cookie is one of the broker's own, in any case of
+// letters. So are those of brokers on other ports of this host, which browsers
+// send to each of them, and those of releases that did not name the port.
+func isOwnCookie(name string) bool {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
+	if !ok {
+		return false
+	}
+	if port, ok := strings.CutPrefix(rest, "-"); ok {
+		if afterPort := strings.TrimLeft(port, "0123456789"); len(afterPort) < len(port) {
+			rest = afterPort
+		}
+	}
+	return rest == "" || rest == "-logout" || strings.HasPrefix(rest, "-login-")
 }

@@ -63,7 +63,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	if p.Challenge != "" {
 		h.Set("WWW-Authenticate", p.Challenge)
 	} else if p.Status == http.StatusUnauthorized {
-		h.Set("WWW-Authenticate", cookieChallenge)
+		h.Set("WWW-Authenticate", problem.CookieChallenge)
 	}
 	if w.page != noPage && !prefersJSON(r) {
 		s.writePage(w, p)
@@ -95,10 +95,6 @@ func limitBodyTime(w *response, r *http.Request) {
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout))
 	}
 }
-
-// cookieChallenge is the challenge that a 401 must have (RFC 9110, section
-// 15.5.2). Browsers do not open a dialog for an unknown scheme.
-const cookieChallenge = `Cookie realm="cloakroom"`
 
 type problemBody struct {
 	Error     string `json:"error,omitempty"`

@@ -3,10 +3,4 @@ package bff
 import "net"
 
 // SetResolver sets what looks up the names of upstreams.
-func (s *Server) SetResolver(r *net.Resolver) {
-	for _, route := range s.routes {
-		for _, server := range route.upstream.servers {
-			server.resolver = r
-		}
-	}
-}
+func (s *Server) SetResolver(r *net.Resolver) { s.upstreams.Resolver = r }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 )
 
@@ -24,7 +25,7 @@ type response struct {
 	method    string
 	path      string // never the query: codes and states are in it
 	page      page   // whether a person looks at the answer
-	streams   bool   // the answer goes on after the handler has returned, and is logged when it ends
+	detached  bool   // the response continues after the handler has returned, and is logged when it ends
 
 	// Of a response that no upstream sends:
 	paced   *Server // whose limit is in force; nil: none
@@ -32,7 +33,8 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was ended because the client reads too slowly
 
-	bounded bool // by boundWrites
+	access   access       // of a request to a route
+	exchange proxy.Record // with the route's upstream
 
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
 
@@ -101,19 +103,6 @@ func (w *response) Write(b []byte) (int, error) {
 	w.pace.Add(n)
 	w.bytes += int64(n)
 	return n, err
-}
-
-// boundWrites bounds how long what remains of a response takes, which the server
-// sends when the handler has returned. The server takes the deadline back after
-// that. One with a time-out of its own keeps it.
-func (w *response) boundWrites(s *Server, r *http.Request) {
-	if s.pace.Rate <= 0 || w.bounded {
-		return
-	}
-	w.bounded = true
-	if server, ok := r.Context().Value(http.ServerContextKey).(*http.Server); !ok || server.WriteTimeout <= 0 {
-		http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(s.pace.Window))
-	}
 }
 
 // endSlow ends a response that the client does not read. A handler that is not

@@ -3,18 +3,15 @@ package bff
 import (
 	"cmp"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
-	"net/textproto"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -71,11 +68,7 @@ type Route struct {
 }
 
 // Timeouts of a route's upstream.
-type Timeouts struct {
-	Connect        time.Duration // zero: 10 seconds
-	ResponseHeader time.Duration // from when the upstream has the whole request; zero: a minute
-	Idle           time.Duration // an exchange in which so long nothing moves is ended; zero: never, which is for streams
-}
+type Timeouts = proxy.Timeouts
 
 // Require is what a user must have for a route. A session is then needed, whatever Token says.
 type Require struct {
@@ -98,17 +91,15 @@ type route struct {
 	target    target
 	targetKey string
 
-	claimNames      map[string]bool // of the headers that are set to claims, without punctuation; nil if there are none
-	forwardedPrefix []string        // of X-Forwarded-Prefix; nil: it is not sent
-	urlPath         string          // Path as it is in a URL
+	claimNames map[string]bool // :: proxy.HeaderKey of the headers that are set to claims; nil if there are none
 
 	clientToken *clientToken // nil unless client
 	guard       func(s *Server, r *http.Request) error
-	upstream    *upstream
+	proxy       *proxy.Proxy
 }
 
 func newRoute(r Route, field, prefix string) (*route, error) {
-	parsed := &route{Route: r, urlPath: (&url.URL{Path: r.Path}).EscapedPath()}
+	parsed := &route{Route: r}
 	var errs []error
 	fail := func(name, format string, args ...any) {
 		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
@@ -119,10 +110,6 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
 	} else if urlpath.Under(r.Path, prefix) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
-	}
-	var err error
-	if parsed.upstream, err = newUpstream(r); err != nil {
-		fail("Upstream", "%w", err)
 	}
 	switch r.Token {
 	case "user":
@@ -195,9 +182,6 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	}
 	parsed.Headers = parsed.claimHeaders("Headers", r.Headers, fail)
 	parsed.HeadersJSON = parsed.claimHeaders("HeadersJSON", r.HeadersJSON, fail)
-	if prefix := strings.TrimSuffix(r.Path, "/"); r.StripPrefix && prefix != "" {
-		parsed.forwardedPrefix = []string{strings.TrimSuffix(parsed.urlPath, "/")}
-	}
 	return parsed, errors.Join(errs...)
 }
 
@@ -205,20 +189,20 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 func (route *route) claimHeaders(field string, headers map[string]string, fail func(name, format string, args ...any)) map[string]string {
 	canonicals := make(map[string]string)
 	for name, claim := range headers {
-		canonical, bare := textproto.CanonicalMIMEHeaderKey(name), bareName(name)
-		switch _, ours := requestHeaders[canonical]; {
-		case !isToken(name) || ours || isSpoofable(canonical) || framing[canonical]:
+		key := proxy.HeaderKey(name)
+		switch {
+		case !proxy.CanSetHeader(name):
 			fail(field, "%q is not a header that can be set to a claim, such as X-User", name)
 		case claim == "":
 			fail(field, "%q has no claim", name)
-		case route.claimNames[bare]:
+		case route.claimNames[key]:
 			fail(field, "%q is configured twice, but for punctuation and case", name)
 		}
-		canonicals[canonical] = claim
+		canonicals[http.CanonicalHeaderKey(name)] = claim
 		if route.claimNames == nil {
 			route.claimNames = make(map[string]bool)
 		}
-		route.claimNames[bare] = true
+		route.claimNames[key] = true
 	}
 	return canonicals
 }
@@ -226,10 +210,10 @@ func (route *route) claimHeaders(field string, headers map[string]string, fail f
 // shareClaimNames has all routes to one host remove the headers that one of them
 // sets to claims: the host believes them, whichever route a request comes by.
 func (s *Server) shareClaimNames() {
-	byHost := make(map[string]map[string]bool) // :: upstreamHost → claimNames of all its routes
+	byHost := make(map[string]map[string]bool) // :: proxy.Host → claimNames of all its routes
 	for _, route := range s.routes {
 		for _, upstream := range route.Upstream {
-			host := upstreamHost(upstream)
+			host := proxy.Host(upstream)
 			if byHost[host] == nil {
 				byHost[host] = make(map[string]bool)
 			}
@@ -238,7 +222,7 @@ func (s *Server) shareClaimNames() {
 	}
 	for _, route := range s.routes {
 		for _, upstream := range route.Upstream {
-			for name := range byHost[upstreamHost(upstream)] {
+			for name := range byHost[proxy.Host(upstream)] {
 				if route.claimNames == nil {
 					route.claimNames = make(map[string]bool)
 				}
@@ -248,14 +232,19 @@ func (s *Server) shareClaimNames() {
 	}
 }
 
-// upstreamHost returns the host and port of an upstream's URL, or the path of a
-// Unix socket.
-func upstreamHost(upstream string) string {
-	u, err := url.Parse(upstream)
-	if err != nil { // newUpstream has said so
-		return upstream
-	}
-	return cmp.Or(plainHost(strings.Replace(u.Scheme, "h2c", "http", 1), u.Host), u.Path)
+// newProxy returns the proxy to the route's upstream.
+func (route *route) newProxy(group *proxy.Group) (*proxy.Proxy, error) {
+	return proxy.New(proxy.Upstream{
+		URLs:           route.Upstream,
+		Path:           route.Path,
+		StripPrefix:    route.StripPrefix,
+		TLS:            route.TLS,
+		Timeouts:       route.Timeouts,
+		MaxBody:        route.MaxBody,
+		NoRetry:        route.NoRetry,
+		AllowDocuments: route.Documents == "allow",
+		Reserved:       slices.Collect(maps.Keys(route.claimNames)),
+	}, group)
 }
 
 // show has the upstream see the certificate that tokens are bound to (RFC 8705 3).
@@ -275,9 +264,13 @@ func (r *Route) show(cert *tls.Certificate, field string) error {
 	return nil
 }
 
-// framing are headers that say where a message ends, or whom it is for.
-var framing = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Connection": true, "Cookie": true, "Expect": true}
+// isFieldValue reports whether a text can be the value of a header field (RFC 9110,
+// section 5.5).
+func isFieldValue(text string) bool {
+	return strings.IndexFunc(text, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) < 0
+}
 
+// isToken reports whether a text is a token (RFC 9110, section 5.6.2).
 func isToken(s string) bool {
 	return s != "" && strings.IndexFunc(s, func(c rune) bool {
 		return c > '~' || c <= ' ' || strings.ContainsRune(`()<>@,;:\"/[]?={}`, c)
@@ -290,25 +283,4 @@ func (route *route) unreachable(acrValues string) bool {
 	accepted := strings.Fields(acrValues)
 	return len(accepted) > 0 && len(route.Require.ACR) > 0 &&
 		!slices.ContainsFunc(route.Require.ACR, func(acr string) bool { return slices.Contains(accepted, acr) })
-}
-
-// claimTexts returns a claim as texts: one, or those of a list. An object, null and a claim that is not there have none.
-func claimTexts(claim any) []string {
-	switch v := claim.(type) {
-	case string:
-		return []string{v}
-	case bool:
-		return []string{strconv.FormatBool(v)}
-	case json.Number:
-		return []string{v.String()}
-	case []any:
-		var all []string
-		for _, item := range v {
-			if _, list := item.([]any); !list {
-				all = append(all, claimTexts(item)...)
-			}
-		}
-		return all
-	}
-	return nil
 }

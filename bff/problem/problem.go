@@ -109,6 +109,10 @@ func Catalogue() []*Problem {
 	})
 }
 
+// CookieChallenge is the challenge of a 401 that needs no other (RFC 9110, section
+// 15.5.2). Its scheme is unknown to browsers, so they do not ask for a password.
+const CookieChallenge = `Cookie realm="cloakroom"`
+
 var catalogue []*Problem
 
 func define(p *Problem) *Problem {

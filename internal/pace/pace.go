@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,12 @@ var (
 	ErrSlowDownload = errors.New("the upstream sends its response too slowly")
 )
 
+// The default limit: bytes a second, and the time over which they are measured.
+const (
+	DefaultRate   = 240
+	DefaultWindow = 30 * time.Second
+)
+
 // Limit is the rate that a body has to keep.
 type Limit struct {
 	Rate   int64         // bytes a second; zero or less: any rate
@@ -28,6 +35,19 @@ type Limit struct {
 // Explain returns cause, one of the errors above, with the limit in its text.
 func (l Limit) Explain(cause error) error {
 	return fmt.Errorf("%w: less than %d bytes/s over %v", cause, l.Rate, l.Window)
+}
+
+// LimitWrites bounds how long it takes to send the rest of a response, which the
+// server does after the handler has returned. The server removes the deadline then. A
+// server with a WriteTimeout keeps that.
+func (l Limit) LimitWrites(w *http.ResponseController, r *http.Request) {
+	if l.Rate <= 0 {
+		return
+	}
+	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok || server.WriteTimeout <= 0 {
+		w.SetWriteDeadline(time.Now().Add(l.Window))
+	}
 }
 
 // Monitor watches one body, in one direction. It checks the rate a few times in

@@ -1,4 +1,4 @@
-package bff
+package proxy
 
 import (
 	"context"
@@ -10,14 +10,13 @@ import (
 
 const (
 	// resolveEvery is how long the addresses of a name are used before they are
-	// looked up again. Whether its records live longer the resolver does not tell.
+	// looked up again. The resolver does not return the TTL of its records.
 	resolveEvery   = 5 * time.Second
 	resolveTimeout = 5 * time.Second
 )
 
-// current returns the addresses of a server, the ones of its name as far as that
-// has been resolved. If that was a while ago it is done again, which no request
-// waits for.
+// current returns the addresses of a server; none if its name was not resolved yet. If
+// the last look-up was resolveEvery ago, it starts another one in the background.
 func (s *server) current(now time.Time) []*address {
 	if due := s.resolveAt.Load(); s.name != "" && now.UnixNano() >= due {
 		if s.resolveAt.CompareAndSwap(due, now.Add(resolveEvery).UnixNano()) {
@@ -30,8 +29,8 @@ func (s *server) current(now time.Time) []*address {
 	return nil
 }
 
-// resolve looks the name up and replaces the addresses. If that fails they stay:
-// an outage of the name service is none of the server. Callers share a look-up
+// resolve looks up the name and replaces the addresses. They stay if that fails: an
+// outage of the name service is no outage of the server. Callers share a look-up
 // that is in progress.
 func (s *server) resolve(ctx context.Context) error {
 	select {
@@ -45,7 +44,7 @@ func (s *server) resolve(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	ips, err := s.resolver.LookupNetIP(ctx, "ip", s.name)
+	ips, err := s.group.Resolver.LookupNetIP(ctx, "ip", s.name)
 	if strings.EqualFold(s.name, "localhost") { // it is both, whatever the system knows (RFC 6761 6.3)
 		ips, err = append(ips, netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()), nil
 	}
@@ -58,9 +57,9 @@ func (s *server) resolve(ctx context.Context) error {
 	return nil
 }
 
-// replace puts the addresses of ips in place of those before. What is the same
-// keeps its connections; what is gone finishes what it has begun. The resolver
-// has sorted ips (RFC 6724): those of another family than the first are spare.
+// replace replaces the addresses by those of ips. An address that stays keeps its
+// connections; one that is gone finishes its requests. The resolver has sorted ips (RFC
+// 6724): those of another family than the first are spare.
 func (s *server) replace(ips []netip.Addr) {
 	var before, after []*address
 	if list := s.addresses.Load(); list != nil {

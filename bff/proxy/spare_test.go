@@ -1,4 +1,4 @@
-package bff
+package proxy
 
 import (
 	"net/netip"
@@ -8,7 +8,7 @@ import (
 // Which addresses are spare is decided by what the name leads to now.
 func TestTheFamilyInUseFollowsTheName(t *testing.T) {
 	t.Parallel()
-	u, err := newUpstream(Route{Upstream: []string{"http://orders.internal"}})
+	u, err := newServerSet(Upstream{URLs: []string{"http://orders.internal"}}, new(Group))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package bff
+package proxy
 
 import (
 	"cmp"
@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 
@@ -26,26 +27,28 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
-// upstream is the servers of a route.
-type upstream struct {
+// serverSet is the servers of an upstream.
+type serverSet struct {
 	servers []*server
 	retry   bool
 	plain   bool // all use http1.Client, which is done with a request's header when there is a response
 	next    atomic.Uint32
 }
 
-// headers are empty ones. To make one for each request would be a tenth of all that the broker allocates.
+// headers holds empty headers. To make one for each request would be a tenth of all
+// allocations.
 var headers = sync.Pool{New: func() any { return make(http.Header, 32) }}
 
-// newHeader returns an empty header for a request, freeHeader takes it back, or nil.
-func (u *upstream) newHeader() http.Header {
+// newHeader returns an empty header for a request.
+func (u *serverSet) newHeader() http.Header {
 	if u.plain {
 		return headers.Get().(http.Header)
 	}
 	return make(http.Header)
 }
 
-func (u *upstream) freeHeader(h http.Header) {
+// freeHeader returns a header of newHeader to the pool. It ignores nil.
+func (u *serverSet) freeHeader(h http.Header) {
 	if u.plain && h != nil {
 		clear(h)
 		headers.Put(h)
@@ -53,7 +56,7 @@ func (u *upstream) freeHeader(h http.Header) {
 }
 
 // close closes the connections that are not in use.
-func (u *upstream) close() {
+func (u *serverSet) close() {
 	for _, s := range u.servers {
 		for _, a := range s.current(time.Now()) {
 			a.close()
@@ -61,7 +64,7 @@ func (u *upstream) close() {
 	}
 }
 
-// server is one of the URLs that a route names as its upstream.
+// server is one of the URLs of an upstream.
 type server struct {
 	url    *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path
 	host   string   // of the Host header
@@ -69,9 +72,9 @@ type server struct {
 	// newAddress makes the address at which the server is: host:port, or the path of a socket.
 	newAddress func(at string) *address
 
-	name     string // to be looked up; empty: the server has one address
-	port     uint16
-	resolver *net.Resolver // nil: the system's
+	name  string // to be looked up; empty: the server has one address
+	port  uint16
+	group *Group // for its resolver
 
 	addresses atomic.Pointer[[]*address] // nil: the name has not been resolved yet
 	resolveAt atomic.Int64               // Unix nanoseconds
@@ -81,7 +84,8 @@ type server struct {
 	proofNonce atomic.Pointer[string] // for the next DPoP proof
 }
 
-// nonce returns what the next DPoP proof for the server has to have; empty: nothing (RFC 9449 9).
+// nonce returns the nonce for the next DPoP proof (RFC 9449, section 9), or an empty
+// string.
 func (s *server) nonce() string {
 	if n := s.proofNonce.Load(); n != nil {
 		return *n
@@ -89,6 +93,7 @@ func (s *server) nonce() string {
 	return ""
 }
 
+// learnNonce stores the nonce of a response, if it has one.
 func (s *server) learnNonce(h http.Header) {
 	if nonce := dpop.NonceOf(h); nonce != "" {
 		s.proofNonce.Store(&nonce)
@@ -98,8 +103,9 @@ func (s *server) learnNonce(h http.Header) {
 // address is one address of a server.
 type address struct {
 	*server
+	at    string      // host:port, or the path of a socket
 	ip    netip.Addr  // of a name
-	spare atomic.Bool // it is for when those that are not have failed
+	spare atomic.Bool // it is used only while all that are not spare have failed
 
 	dial      dialFunc
 	transport transport
@@ -131,30 +137,31 @@ const (
 	maxFailing = 3
 )
 
-func newUpstream(r Route) (*upstream, error) {
-	if len(r.Upstream) == 0 {
+func newServerSet(u Upstream, g *Group) (*serverSet, error) {
+	if len(u.URLs) == 0 {
 		return nil, errors.New("missing")
 	}
-	u := &upstream{retry: !r.NoRetry, plain: true}
-	for _, raw := range r.Upstream {
-		s, err := newServer(raw, r)
+	set := &serverSet{retry: !u.NoRetry, plain: true}
+	for _, raw := range u.URLs {
+		s, err := newServer(raw, u, g)
 		if err != nil {
 			return nil, err
 		}
-		u.servers = append(u.servers, s)
-		u.plain = u.plain && s.url.Scheme == "http" && !strings.HasPrefix(raw, "h2c:")
+		set.servers = append(set.servers, s)
+		set.plain = set.plain && s.url.Scheme == "http" && !strings.HasPrefix(raw, "h2c:")
 	}
-	return u, nil
+	return set, nil
 }
 
-func newServer(raw string, r Route) (*server, error) {
+func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 	wrong := fmt.Errorf("%q is not a URL such as http://orders.internal:8080 or unix:/run/orders.sock", raw)
 	u, err := url.Parse(raw)
 	if err != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || u.User != nil || u.Opaque != "" {
 		return nil, wrong
 	}
 	s := &server{
-		dialer:    &net.Dialer{Timeout: cmp.Or(r.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second},
+		dialer:    &net.Dialer{Timeout: cmp.Or(cfg.Timeouts.Connect, connectTimeout), KeepAlive: 30 * time.Second},
+		group:     g,
 		resolving: make(chan struct{}, 1),
 	}
 	network, at, speaks := "tcp", "", u.Scheme
@@ -196,16 +203,16 @@ func newServer(raw string, r Route) (*server, error) {
 	if speaks == "h2c" {
 		u.Scheme = "http"
 	}
-	secure := cmp.Or(r.TLS, new(tls.Config)).Clone()
+	secure := cmp.Or(cfg.TLS, new(tls.Config)).Clone()
 	secure.ServerName = cmp.Or(secure.ServerName, u.Hostname())
 	// A session stays with the CAs and the certificate that it began with. So the
 	// cache is this server's alone, and there is none if the certificate may change.
 	if secure.ClientSessionCache == nil && secure.GetClientCertificate == nil {
 		secure.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
-	header := cmp.Or(r.Timeouts.ResponseHeader, headerTimeout)
+	header := cmp.Or(cfg.Timeouts.ResponseHeader, headerTimeout)
 	s.newAddress = func(at string) *address {
-		a := &address{server: s}
+		a := &address{server: s, at: at}
 		a.dial = func(ctx context.Context) (net.Conn, error) {
 			c, err := s.dialer.DialContext(ctx, network, at)
 			if err != nil {
@@ -229,13 +236,14 @@ func newServer(raw string, r Route) (*server, error) {
 	return s, nil
 }
 
-// dialError says that a connection could not be made: nothing has been sent.
+// dialError means that no connection could be made: nothing was sent.
 type dialError struct{ error }
 
 func (e *dialError) Unwrap() error { return e.error }
 
-// refuseLinkLocal refuses what a name must not lead to: the addresses at which clouds give credentials to whoever asks. An upstream that is there has to be
-// written as an address.
+// refuseLinkLocal refuses the addresses at which clouds give credentials to every
+// caller. A name must not lead to them; an upstream that is there has to be configured as
+// an address.
 func refuseLinkLocal(_, addr string, _ syscall.RawConn) error {
 	if at, err := netip.ParseAddrPort(addr); err != nil || linkLocal(at.Addr()) {
 		return fmt.Errorf("the upstream's name leads to the link-local address %s", addr)
@@ -253,7 +261,7 @@ var ec2Metadata = netip.MustParseAddr("fd00:ec2::254")
 // selectAddress returns the address with the fewest requests in flight of those
 // that have not been tried. One that has failed is returned only if all have, or
 // to find out whether it is back; nil means that all have been tried.
-func (u *upstream) selectAddress(tried []*address) *address {
+func (u *serverSet) selectAddress(tried []*address) *address {
 	now := time.Now()
 	if len(u.servers) == 1 && len(tried) == 0 {
 		if list := u.servers[0].current(now); len(list) == 1 {
@@ -324,7 +332,7 @@ func (a *address) probe() {
 // pause returns how long a failed address is left alone. a.mu is held.
 func (a *address) pause() time.Duration { return min(minDown<<min(a.failures-1, 10), maxDown) }
 
-// markHealthy notes that the address has answered.
+// markHealthy records that the address has responded.
 func (a *address) markHealthy() {
 	if !a.suspect.Load() {
 		return
@@ -336,7 +344,7 @@ func (a *address) markHealthy() {
 	a.suspect.Store(false)
 }
 
-// markFailed has others tried first. a.mu is held.
+// markFailed has other addresses tried first. a.mu is held.
 func (a *address) markFailed(unreachable bool) {
 	a.failures++
 	a.unreachable = unreachable
@@ -344,15 +352,16 @@ func (a *address) markFailed(unreachable bool) {
 	a.suspect.Store(true)
 }
 
-// dialFailed notes that no connection could be made.
+// dialFailed records that no connection could be made.
 func (a *address) dialFailed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.markFailed(true)
 }
 
-// requestFailed notes that a request has failed on a connection of its own. That
-// may be due to the request: only several different ones tell of the address.
+// requestFailed records that a request has failed on a connection of its own. The
+// request may be the reason, so only several different ones mean that the address has
+// failed.
 func (a *address) requestFailed(request string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -366,21 +375,22 @@ func (a *address) requestFailed(request string) {
 }
 
 // send sends a request to one of the addresses, and returns the response and the
-// address, which is busy until done is called. A request goes to another address
+// address, which is busy until release is called. A request goes to another address
 // if no connection could be made. One whose connection ended before a response is
 // sent once more, on a fresh connection, if that does no harm (RFC 9110 9.2.2).
-func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*http.Response, *address, error) {
+func (u *serverSet) send(x *exchange, req *http.Request, body *requestBody) (*http.Response, *address, error) {
 	a, err := u.firstAddress(req.Context())
 	if err != nil {
 		return nil, nil, err
 	}
+	began := time.Now()
 	var tried []*address // no connection could be made to them
-	var undialled error
+	var undialed error
 	for attempt, retried := 0, !u.retry; ; attempt++ {
 		if attempt > 0 {
-			req = req.WithContext(req.Context()) // what sent it before may still look at it
+			req = req.WithContext(req.Context()) // the transport may still read it
 		}
-		if err := x.aim(req, a); err != nil {
+		if err := x.prepareFor(req, a); err != nil {
 			return nil, nil, err
 		}
 		reader, ok := body.reader()
@@ -389,7 +399,9 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 		}
 		req.Body, req.GetBody = reader, body.getBody
 		var resp *http.Response
-		if resp, err = a.roundTrip(req, attempt > 0); err == nil {
+		resp, err = a.roundTrip(req, attempt > 0)
+		x.record.Upstream, x.record.UpstreamTime = a.at, x.record.UpstreamTime+time.Since(began)
+		if err == nil {
 			return resp, a, nil
 		}
 		if req.Context().Err() != nil || body.err() != nil {
@@ -399,10 +411,10 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 		switch {
 		case errors.As(err, new(*dialError)):
 			a.dialFailed()
-			if tried = append(tried, a); undialled != nil {
-				err = fmt.Errorf("%w; %w", undialled, err)
+			if tried = append(tried, a); undialed != nil {
+				err = fmt.Errorf("%w; %w", undialed, err)
 			}
-			undialled = err
+			undialed = err
 			if a = u.selectAddress(tried); a == nil {
 				u.resolve(req.Context()) // the name may have moved
 				a = u.selectAddress(tried)
@@ -415,7 +427,7 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 			}
 		case errors.As(err, &failed):
 			if failed.Fresh {
-				a.requestFailed(x.w.client + " " + req.Method + " " + req.URL.Path)
+				a.requestFailed(x.opts.Client + " " + req.Method + " " + req.URL.Path)
 			}
 			if retried || !errors.Is(err, http1.ErrDied) || !idempotent(req.Method) {
 				return nil, nil, err
@@ -434,7 +446,7 @@ func (u *upstream) send(x *exchange, req *http.Request, body *requestBody) (*htt
 }
 
 // firstAddress selects an address for a new request.
-func (u *upstream) firstAddress(ctx context.Context) (*address, error) {
+func (u *serverSet) firstAddress(ctx context.Context) (*address, error) {
 	if a := u.selectAddress(nil); a != nil {
 		return a, nil
 	}
@@ -446,7 +458,7 @@ func (u *upstream) firstAddress(ctx context.Context) (*address, error) {
 }
 
 // resolve looks up the names of all servers.
-func (u *upstream) resolve(ctx context.Context) error {
+func (u *serverSet) resolve(ctx context.Context) error {
 	var errs []error
 	for _, s := range u.servers {
 		if s.name != "" {
@@ -456,7 +468,8 @@ func (u *upstream) resolve(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// idempotent lists the methods of RFC 9110 9.2.2, and that of RFC 10008.
+// idempotent reports whether a method is idempotent (RFC 9110, section 9.2.2; RFC
+// 10008).
 func idempotent(method string) bool {
 	switch method {
 	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "QUERY":
@@ -478,16 +491,20 @@ func (a *address) roundTrip(req *http.Request, retry bool) (resp *http.Response,
 		resp, err = t.RoundTrip(req)
 	}
 	if err != nil {
-		a.done()
+		a.release()
 		return nil, err
 	}
 	a.markHealthy()
 	return resp, nil
 }
 
-// done says that an exchange with the address is over.
-func (a *address) done() {
+// release ends an exchange with the address.
+func (a *address) release() {
 	if a.busy.Add(-1) == 0 && a.retired.Load() {
 		a.close() // an HTTP/2 connection could not be closed while it was in use
 	}
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(c rune) bool { return c >= utf8.RuneSelf }) < 0
 }

@@ -1,8 +1,10 @@
-package bff
+package proxy
 
 import (
 	"net/http"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // hasNoBody reports whether a response with a status has no content, whatever its
@@ -38,7 +40,7 @@ func runsScript(contentType string) bool {
 	name = strings.ToLower(strings.Trim(name, " \t"))
 	family, subtype, ok := strings.Cut(name, "/")
 	switch {
-	case !ok, !isToken(family), !isToken(subtype), hasOpenComma(parameters): // of two types the last one counts (MIME Sniffing, section 4.4)
+	case !ok, !httpguts.ValidHeaderFieldName(family), !httpguts.ValidHeaderFieldName(subtype), hasOpenComma(parameters): // of two types the last one counts (MIME Sniffing, section 4.4)
 		return true
 	case family == "*", family == "unknown", name == "application/unknown": // they are sniffed
 		return true

@@ -1,4 +1,4 @@
-package bff
+package proxy
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 		}
 	}
 	for upstream, checked := range map[string]bool{"http://orders.internal": true, "http://localhost:8080": true, "http://169.254.169.254": false, "http://[fe80::1]:80": false, "http://10.0.0.1": true} {
-		s, err := newServer(upstream, Route{})
+		s, err := newServer(upstream, Upstream{}, new(Group))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -33,10 +33,10 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 }
 
 // The readers of a body that is sent again after its first reader was given up.
-func TestABodyIsReadForOneTryAtATime(t *testing.T) {
+func TestABodyIsReadForOneAttemptAtATime(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()
-	b := &requestBody{x: &exchange{s: new(Server), r: &http.Request{Body: r}, route: new(route)}}
+	b := &requestBody{x: &exchange{p: &Proxy{group: new(Group)}, r: &http.Request{Body: r}}}
 	b.waiting = sync.NewCond(&b.mu)
 	first, ok := b.reader()
 	if !ok {
@@ -87,14 +87,14 @@ func (d *deadlines) SetWriteDeadline(time.Time) error { d.set++; return nil }
 func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	t.Parallel()
 	d := new(deadlines)
-	x := &exchange{route: &route{upstream: new(upstream)}, cancel: func(error) {}, clientLeft: func() bool { return true }}
-	x.writer.Store(http.NewResponseController(d))
-	x.breakOff(errShutdown)
+	x := &exchange{p: &Proxy{group: new(Group), servers: new(serverSet)}, cancel: func(error) {}, clientLeft: func() bool { return true }}
+	x.conn.Store(http.NewResponseController(d))
+	x.abort(errShutdown)
 	if d.set != 2 {
 		t.Errorf("%d deadlines were set, want one for reading and one for writing", d.set)
 	}
 	x.end()
-	x.breakOff(errShutdown)
+	x.abort(errShutdown)
 	if d.set != 2 {
 		t.Error("a deadline was set when the exchange was over")
 	}

@@ -1,4 +1,4 @@
-package bff
+package proxy
 
 import (
 	"context"
@@ -100,7 +100,7 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		GotConn: func(info httptrace.GotConnInfo) { fresh = !info.Reused },
 		WroteRequest: func(info httptrace.WroteRequestInfo) {
 			if body, ok := req.Body.(*bodyReader); ok && info.Err == nil {
-				body.up.Stop() // http.Transport closes it only when the response is over
+				body.upload.Stop() // http.Transport closes it only when the response is over
 			}
 		},
 	})

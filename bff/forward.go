@@ -1,0 +1,62 @@
+package bff
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// serveRoute forwards a request to the route's upstream, with the token that the route
+// is configured for.
+func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
+	if route.AcceptBearer != nil && hasBearerToken(r) {
+		return s.proxyWithCallerToken(w, r, route)
+	}
+	granted, err := s.authorize(w, r, route)
+	if err != nil {
+		return err
+	}
+	w.access = granted
+	opts := proxy.Options{Header: s.claimHeader(route, granted.session)}
+	if granted.token.header != nil {
+		opts.Credential = &w.access
+	}
+	if granted.session != nil {
+		opts.OnEnd = w.access.onEnd
+	}
+	return s.forward(w, r, route, opts)
+}
+
+// forward sends a request to the route's upstream.
+func (s *Server) forward(w *response, r *http.Request, route *route, opts proxy.Options) error {
+	opts.Client, opts.RequestID, opts.Record = w.client, w.requestID, &w.exchange
+	err := route.proxy.Forward(w, r, opts)
+	if errors.Is(err, proxy.ErrEnded) {
+		return session.ErrNone
+	}
+	return err
+}
+
+// beforeResponse adds the session cookie to a response of an upstream if the cookie is
+// outdated.
+func (s *Server) beforeResponse(rw http.ResponseWriter, r *http.Request) {
+	if w := rw.(*response); w.access.session != nil {
+		s.renewCookie(r.Context(), w, r, w.access.session)
+	}
+}
+
+// detach has a stream logged when it ends, after its handler.
+func (s *Server) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
+	w := rw.(*response)
+	w.detached = true
+	// Without the ResponseWriter, whose buffers are the server's again.
+	stream := &response{
+		began: w.began, requestID: w.requestID, client: w.client, method: w.method, path: w.path, session: w.session,
+	}
+	return func(record proxy.Record) {
+		stream.exchange = record
+		s.logRequest(stream)
+	}
+}

@@ -1,0 +1,270 @@
+// Package proxy forwards requests to the servers of an upstream, and their responses
+// back: HTTP/1.1, HTTP/2, WebSockets and event streams.
+//
+// A Proxy knows neither sessions nor sign-in. It attaches the Credential that it is
+// given, and removes what only the broker may tell an upstream, or what an upstream
+// may not tell a browser.
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/pace"
+)
+
+// Upstream configures where a Proxy forwards requests to, and what may pass.
+type Upstream struct {
+	// URLs are those of the servers: with the scheme http, https (HTTP/2 where the
+	// server offers it) or h2c (HTTP/2 in plain text), whose path goes before the
+	// request's; or unix:/run/orders.sock.
+	URLs []string
+	// Path is the prefix that the paths of all requests have.
+	Path string
+	// StripPrefix removes Path from the path of a request.
+	StripPrefix bool
+	// TLS is for https: whom to trust, and a client certificate. Nil means the
+	// system's roots and no certificate.
+	TLS      *tls.Config
+	Timeouts Timeouts
+	// MaxBody bounds the body of a request, in bytes. Zero means no bound.
+	MaxBody int64
+	// NoRetry never repeats a request. Otherwise an idempotent one is repeated once
+	// if its connection ends before a response.
+	NoRetry bool
+	// AllowDocuments lets documents that can run script, such as HTML and SVG, act as
+	// pages of the broker's origin. Otherwise they are sandboxed.
+	AllowDocuments bool
+	// Reserved are request headers that the upstream trusts (see Options.Header).
+	// Those that a client sends are removed.
+	Reserved []string
+}
+
+// Timeouts of an upstream.
+type Timeouts struct {
+	Connect        time.Duration // zero: 10 seconds
+	ResponseHeader time.Duration // from when the upstream has the whole request; zero: a minute
+	Idle           time.Duration // without any data in either direction; zero: no limit, as streams need
+}
+
+// Group is what the proxies of one server share: settings and open streams. Its
+// fields must not be changed while requests are served. The zero value is ready to
+// use.
+type Group struct {
+	// PublicURL has the scheme and host that browsers see. Nil means those of each
+	// request.
+	PublicURL *url.URL
+	// OwnCookie reports whether a cookie is the broker's own. Such cookies are
+	// removed from requests, and no upstream can set them. Nil means none.
+	OwnCookie func(name string) bool
+	// BodyMinRate is how many bytes a second a body has to move, measured over
+	// BodyWindow, or the exchange is aborted. Event streams, gRPC and WebSockets are
+	// excepted. Zero means 240, a negative number any rate.
+	BodyMinRate int64
+	// BodyWindow is 30 seconds if zero.
+	BodyWindow time.Duration
+	// BeforeResponse is called before the header of a response is sent. It may add
+	// cookies to the header of w. Nil means nothing to do.
+	BeforeResponse func(w http.ResponseWriter, r *http.Request)
+	// Detach is called if an exchange continues after Forward has returned, as event
+	// streams do. w must not be used any more. done is called when the exchange ends.
+	// Nil means nothing to do.
+	Detach func(w http.ResponseWriter) (done func(Record))
+	// Resolver looks up the names of upstreams. Nil means the system's.
+	Resolver *net.Resolver
+	// Logger logs panics. Nil means slog.Default().
+	Logger *slog.Logger
+
+	detached sync.WaitGroup // exchanges that continue after Forward has returned
+
+	mu      sync.Mutex // guards all below
+	ended   bool       // EndStreams was called
+	streams map[*exchange]struct{}
+}
+
+// EndStreams aborts all event streams and WebSockets, also those that begin later.
+func (g *Group) EndStreams() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = true
+	for x := range g.streams {
+		go x.abort(errShutdown) // returns at once
+	}
+}
+
+// Wait blocks until no exchange continues without its handler. Call EndStreams
+// before.
+func (g *Group) Wait() { g.detached.Wait() }
+
+// addStream has EndStreams abort x until removeStream.
+func (g *Group) addStream(x *exchange) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ended {
+		go x.abort(errShutdown) // returns at once
+		return
+	}
+	if g.streams == nil {
+		g.streams = make(map[*exchange]struct{})
+	}
+	g.streams[x] = struct{}{}
+}
+
+func (g *Group) removeStream(x *exchange) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.streams, x)
+}
+
+func (g *Group) pace() pace.Limit {
+	return pace.Limit{Rate: cmp.Or(g.BodyMinRate, pace.DefaultRate), Window: cmp.Or(g.BodyWindow, pace.DefaultWindow)}
+}
+
+func (g *Group) ownCookie(name string) bool { return g.OwnCookie != nil && g.OwnCookie(name) }
+
+// Proxy forwards requests to one upstream. It is safe for concurrent use.
+type Proxy struct {
+	Upstream
+	group    *Group
+	servers  *serverSet
+	reserved map[string]bool // :: HeaderKey → true
+
+	urlPath         string   // Path as it is in a URL
+	forwardedPrefix []string // of X-Forwarded-Prefix; nil: it is not sent
+	forwardedHost   []string // of X-Forwarded-Host; nil: the request's Host
+	forwardedProto  []string // of X-Forwarded-Proto; nil: the request's scheme
+}
+
+// New returns a Proxy for an upstream. It does no I/O. A nil group means one of its
+// own. The error is about the URLs.
+func New(u Upstream, group *Group) (*Proxy, error) {
+	if group == nil {
+		group = new(Group)
+	}
+	servers, err := newServerSet(u, group)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{Upstream: u, group: group, servers: servers, urlPath: (&url.URL{Path: u.Path}).EscapedPath()}
+	if prefix := strings.TrimSuffix(p.urlPath, "/"); u.StripPrefix && prefix != "" {
+		p.forwardedPrefix = []string{prefix}
+	}
+	if public := group.PublicURL; public != nil {
+		p.forwardedHost, p.forwardedProto = []string{public.Host}, []string{public.Scheme}
+	}
+	if len(u.Reserved) > 0 {
+		p.reserved = headerKeys(u.Reserved...)
+	}
+	return p, nil
+}
+
+// Close closes the connections that are not in use.
+func (p *Proxy) Close() { p.servers.close() }
+
+// Options are what is special about one request.
+type Options struct {
+	// Credential is attached to the request. Nil means none.
+	Credential Credential
+	// PassAuthorization sends the client's own headers Authorization and DPoP, which
+	// were verified before.
+	PassAuthorization bool
+	// Header is added to the request's. Its names should be among Upstream.Reserved.
+	Header http.Header
+	// OnEnd has abort called when the exchange has to end, for example because the
+	// user signs out. Forward then returns ErrEnded. stop takes that back. Nil means
+	// never.
+	OnEnd func(abort func()) (stop func())
+	// Client is the address of the client, for X-Forwarded-For. Empty means unknown.
+	Client string
+	// RequestID is the value of X-Request-Id. Empty means that there is none.
+	RequestID string
+	// Record is filled with what the exchange did. Nil means that nobody wants to
+	// know.
+	Record *Record
+}
+
+// Credential is the access token of a request.
+type Credential interface {
+	// Authorization returns the values of the header Authorization, which must not
+	// be modified.
+	Authorization() []string
+	// Key returns the key that the token is bound to by DPoP (RFC 9449). Nil means
+	// that it is a bearer token.
+	Key() *ecdsa.PrivateKey
+	// Renew returns another credential after the upstream has rejected this one. Nil
+	// means that there is none, and that the upstream's response stands. An error is
+	// returned by Forward.
+	Renew(ctx context.Context) (Credential, error)
+}
+
+// Record is what an exchange did, for a log.
+type Record struct {
+	Upstream     string        // address of the last server: host:port, or the path of a socket
+	UpstreamTime time.Duration // until the header of the last response
+	Retries      int           // requests to the upstream after the first one
+	Status       int           // of a response on a connection that was taken over from net/http; else 0
+	Bytes        int64         // of its body
+	Err          error         // a *problem.Problem: why the response ended too early
+	Deadline     bool          // a deadline for writing the response is set
+}
+
+// ErrEnded is the error of Forward after abort of Options.OnEnd was called.
+var ErrEnded = errors.New("the exchange was ended")
+
+// ServeHTTP forwards a request without a credential.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	client, _, _ := net.SplitHostPort(r.RemoteAddr) // empty if there is none
+	err := p.Forward(w, r, Options{Client: client})
+	if err == nil {
+		return
+	}
+	if errors.Is(err, context.Canceled) {
+		panic(http.ErrAbortHandler) // the client has left
+	}
+	refused := problem.UpstreamFailed
+	errors.As(err, &refused)
+	http.Error(w, refused.Title, refused.Status)
+}
+
+// Forward sends a request to the upstream, and its response to w. If it returns an
+// error, it has written nothing. The error is
+//   - a *problem.Problem;
+//   - ErrEnded;
+//   - context.Canceled if the client has left;
+//   - one of Credential.Renew.
+//
+// It panics with http.ErrAbortHandler if the response ends too early.
+func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) error {
+	// The exchange has a context of its own: the request's ends with the handler, and
+	// an event stream continues after it.
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	x := &exchange{p: p, w: w, r: r, opts: opts, credential: opts.Credential, record: opts.Record, cancel: cancel}
+	if x.record == nil {
+		x.record = new(Record)
+	}
+	x.conn.Store(http.NewResponseController(w))
+	defer func() {
+		if !x.detached {
+			x.end()
+		}
+	}()
+	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
+	if opts.OnEnd != nil {
+		x.stopOnEnd = opts.OnEnd(x.abortEnded)
+	}
+	if d := p.Timeouts.Idle; d > 0 {
+		x.idle = time.AfterFunc(d, func() { x.abort(errIdleTimeout) }) // stopped by end
+	}
+	return x.run(ctx)
+}
