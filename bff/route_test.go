@@ -239,7 +239,7 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 		wantProblem(t, b.Do("POST", "/slow/header", "a body", "X-CSRF", "1"), 504, "upstream_timeout")
 		_ = a
 	}
-	_, b := routed(t, bff.Route{Path: "/slow/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: 50 * time.Millisecond}})
+	_, b := routed(t, bff.Route{Path: "/slow/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: time.Second}})
 	wantProblem(t, b.Fetch("GET", "/slow/header"), 504, "upstream_timeout")
 	resp := b.Open("/slow/body")
 	defer resp.Body.Close()
