@@ -9,18 +9,12 @@ import (
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// claimHeader returns the headers that tell the upstream of a route the user's claims;
-// nil if there are none. A claim that another server could read as another one is left
-// out, with a warning.
-func (s *Server) claimHeader(route *route, current *session.Session) http.Header {
-	if current == nil || len(route.Headers)+len(route.HeadersJSON) == 0 {
-		return nil
-	}
-	out := make(http.Header)
+// setClaims sets the headers that tell the upstream of the route the user's claims. A
+// claim that another server could read as another one is left out, with a warning.
+func (a *access) setClaims(out http.Header) {
+	route, current := a.route, a.session
 	set := func(name, claim, text, problem string) {
 		switch {
 		case len(text) > maxClaimHeader:
@@ -29,7 +23,7 @@ func (s *Server) claimHeader(route *route, current *session.Session) http.Header
 			problem, text = "it has a control character, or a space at its beginning or end", ""
 		}
 		if problem != "" {
-			s.log.Warn("claim not sent to the upstream", "header", name, "claim", claim, "problem", problem, "bytes", len(text), "session", current.ID)
+			a.server.log.Warn("claim not sent to the upstream", "header", name, "claim", claim, "problem", problem, "bytes", len(text), "session", current.ID)
 		}
 		if text != "" && len(text) <= maxClaimHeader {
 			out[name] = []string{text}
@@ -54,7 +48,6 @@ func (s *Server) claimHeader(route *route, current *session.Session) http.Header
 			set(name, claim, asciiJSON(value), "")
 		}
 	}
-	return out
 }
 
 // asciiJSON returns a claim as JSON in ASCII, which any header can have.

@@ -19,12 +19,15 @@ func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
 		return err
 	}
 	w.access = granted
-	opts := proxy.Options{Header: s.claimHeader(route, granted.session)}
+	var opts proxy.Options
 	if granted.token.header != nil {
 		opts.Credential = &w.access
 	}
 	if granted.session != nil {
 		opts.OnEnd = w.access.onEnd
+		if len(route.Headers)+len(route.HeadersJSON) > 0 {
+			opts.SetHeader = w.access.setClaims
+		}
 	}
 	return s.forward(w, r, route, opts)
 }

@@ -34,8 +34,9 @@ type exchange struct {
 	writing    atomic.Bool  // to the client
 	detached   bool         // it continues after Forward has returned
 
-	aborting sync.Mutex                              // held while abort uses conn
-	conn     atomic.Pointer[http.ResponseController] // the client's connection; nil once it is not ours
+	aborting   sync.Mutex                              // held while abort uses conn
+	conn       atomic.Pointer[http.ResponseController] // the client's connection; nil once it is not ours
+	controller http.ResponseController                 // what conn points to
 
 	// What end releases; nil before it is there.
 	clientLeft func() bool
@@ -76,6 +77,7 @@ func (x *exchange) releaseConn() {
 	x.aborting.Lock() // waits for an abort that is running
 	defer x.aborting.Unlock()
 	x.conn.Store(nil)
+	x.controller = http.ResponseController{} // a stream must not keep the buffers of net/http
 }
 
 // end releases what the exchange holds.

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"maps"
 	"net/http"
 	"strings"
 
@@ -174,7 +173,9 @@ func (x *exchange) requestHeader(out http.Header) {
 	if _, ok := out["User-Agent"]; !ok {
 		out["User-Agent"] = nil // http.Transport would send its own
 	}
-	maps.Copy(out, x.opts.Header)
+	if set := x.opts.SetHeader; set != nil {
+		set(out)
+	}
 	x.setForwarded(out)
 	if via := out["Via"]; len(via) == 0 {
 		out["Via"] = viaValue

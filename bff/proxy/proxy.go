@@ -46,7 +46,7 @@ type Upstream struct {
 	// AllowDocuments lets documents that can run script, such as HTML and SVG, act as
 	// pages of the broker's origin. Otherwise they are sandboxed.
 	AllowDocuments bool
-	// Reserved are request headers that the upstream trusts (see Options.Header).
+	// Reserved are request headers that the upstream trusts (see Options.SetHeader).
 	// Those that a client sends are removed.
 	Reserved []string
 }
@@ -179,8 +179,9 @@ type Options struct {
 	// PassAuthorization sends the client's own headers Authorization and DPoP, which
 	// were verified before.
 	PassAuthorization bool
-	// Header is added to the request's. Its names should be among Upstream.Reserved.
-	Header http.Header
+	// SetHeader adds headers to the request, whose names should be among
+	// Upstream.Reserved. Nil means none.
+	SetHeader func(h http.Header)
 	// OnEnd has abort called when the exchange has to end, for example because the
 	// user signs out. Forward then returns ErrEnded. stop takes that back. Nil means
 	// never.
@@ -253,7 +254,8 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	if x.record == nil {
 		x.record = new(Record)
 	}
-	x.conn.Store(http.NewResponseController(w))
+	x.controller = *http.NewResponseController(w)
+	x.conn.Store(&x.controller)
 	defer func() {
 		if !x.detached {
 			x.end()
