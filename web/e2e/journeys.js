@@ -4,7 +4,7 @@ import { mkdir } from "node:fs/promises";
 import http from "node:http";
 import { after, before, describe, test } from "node:test";
 
-import { chromium } from "playwright-core";
+import { launch, savePages } from "./browser.js";
 
 const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
@@ -30,10 +30,7 @@ export function journeys(name, deploy, { tokenLife }) {
     before(async () => {
       await mkdir(screenshots, { recursive: true });
       deployment = await deploy();
-      browser = await chromium.launch({
-        executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-        args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-      });
+      browser = await launch();
     });
     after(async () => {
       await browser?.close();
@@ -64,6 +61,9 @@ export function journeys(name, deploy, { tokenLife }) {
           });
           for (const page of context.pages()) await holdsNoToken(page);
           await seen.isClean();
+        } catch (err) {
+          await savePages(context, `${name} ${title}`);
+          throw err;
         } finally {
           await context.close();
         }

@@ -1,11 +1,15 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 
 export const repository = new URL("../..", import.meta.url).pathname;
+
+/** Where failed tests leave the output of the programs and pictures of the pages. */
+export const failures = join(repository, "web/failures");
 
 /**
  * Starts a program and waits until it prints a line that matches `ready`, on standard output or error.
@@ -24,6 +28,11 @@ export async function start(command, args, { ready, env = {} }) {
     return code ?? signal;
   });
   let said = "";
+  process.once("exit", (status) => {
+    if (status === 0) return;
+    mkdirSync(failures, { recursive: true });
+    writeFileSync(join(failures, `${basename(process.argv[1], ".test.js")}-${basename(command)}-${child.pid}.log`), said);
+  });
   const match = await new Promise((resolve, reject) => {
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text) => {

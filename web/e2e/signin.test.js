@@ -7,8 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { chromium } from "playwright-core";
-
+import { launch, savePages } from "./browser.js";
 import { build, cloakroom, freePort, start } from "./process.js";
 
 /** The app: a page that says who is signed in, and a service worker that passes navigations on. */
@@ -83,10 +82,7 @@ for (const mode of ["query", "form_post"]) {
         assert.ok(Date.now() < deadline, "the broker is not ready");
         await new Promise((again) => setTimeout(again, 50));
       }
-      browser = await chromium.launch({
-        executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-        args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-      });
+      browser = await launch();
     });
     after(async () => {
       await browser?.close();
@@ -106,6 +102,9 @@ for (const mode of ["query", "form_post"]) {
         got.length = 0;
         try {
           await steps(context);
+        } catch (err) {
+          await savePages(context, `${mode} ${title}`);
+          throw err;
         } finally {
           await context.close();
         }

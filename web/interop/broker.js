@@ -8,7 +8,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { allowInsecureRequests, discoveryRequest, processDiscoveryResponse, validateJwtAccessToken } from "oauth4webapi";
-import { chromium } from "playwright-core";
 
 import { cloakroom, freePort, repository, start } from "../e2e/process.js";
 
@@ -133,12 +132,6 @@ export const faults = (broker) =>
     .split("\n")
     .filter((line) => /"level":"(ERROR|WARN)"/.test(line))
     .join("\n");
-
-export const launch = () =>
-  chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-  });
 
 /**
  * A browser profile of its own, and what can be done in it.

@@ -5,8 +5,9 @@ import { after, before, describe, test } from "node:test";
 
 import { EmbeddedJWK, calculateJwkThumbprint, createRemoteJWKSet, jwtVerify } from "jose";
 
+import { closeBrowser, launch } from "../e2e/browser.js";
 import { freePort } from "../e2e/process.js";
-import { assertOK, eventually, launch, ready, startAPI, startBroker, visitor } from "./broker.js";
+import { assertOK, eventually, ready, startAPI, startBroker, visitor } from "./broker.js";
 import { realm, startKeycloak } from "./keycloak.js";
 
 const tokenLife = 6; // seconds
@@ -55,7 +56,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     browser = await launch();
   });
   after(async () => {
-    await browser?.close();
+    await closeBrowser(browser, "Keycloak");
     await broker?.stop();
     await bound?.stop();
     api?.close();

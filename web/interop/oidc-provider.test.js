@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { generateKeyPairSync } from "node:crypto";
 import { after, before, describe, test } from "node:test";
 
+import { closeBrowser, launch } from "../e2e/browser.js";
 import { freePort } from "../e2e/process.js";
-import { assertOK, eventually, launch, ready, startAPI, startBroker, visitor } from "./broker.js";
+import { assertOK, eventually, ready, startAPI, startBroker, visitor } from "./broker.js";
 import { startProvider } from "./oidc-provider.js";
 
 const clientKey = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey.export({ type: "pkcs8", format: "pem" });
@@ -46,7 +47,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     browser = await launch();
   });
   after(async () => {
-    await browser?.close();
+    await closeBrowser(browser, "oidc-provider");
     await broker?.stop();
     orders?.close();
     billing?.close();

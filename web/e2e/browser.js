@@ -1,0 +1,39 @@
+// Chromium, and pictures of its pages where a test fails.
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+
+import { chromium } from "playwright-core";
+
+import { failures } from "./process.js";
+
+/** Starts Chromium without its requests to the Internet. */
+export const launch = () =>
+  chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
+  });
+
+/**
+ * Saves a picture of each open page of a context. It never fails: the test has failed already.
+ *
+ * @param {import("playwright-core").BrowserContext} context
+ * @param {string} title
+ */
+export async function savePages(context, title) {
+  await mkdir(failures, { recursive: true });
+  for (const [i, page] of context.pages().entries()) {
+    const path = join(failures, `${title.replaceAll(/[^a-z0-9]+/gi, "-")}-${i + 1}.png`);
+    await page.screenshot({ path, timeout: 5_000 }).catch((err) => console.error(`screenshot of ${page.url()}: ${err.message}`));
+  }
+}
+
+/**
+ * Closes a browser. Contexts that are still open belong to failed tests: their pages are saved first.
+ *
+ * @param {import("playwright-core").Browser | undefined} browser
+ * @param {string} title
+ */
+export async function closeBrowser(browser, title) {
+  for (const [i, context] of (browser?.contexts() ?? []).entries()) await savePages(context, `${title} ${i + 1}`);
+  await browser?.close();
+}
