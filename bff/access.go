@@ -125,7 +125,7 @@ func (s *Server) upgradeAllowed(r *http.Request) error {
 	case len(upgrade) == 0:
 		return nil
 	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
-		return problem.UpgradeRefused.WithCause(fmt.Errorf("Upgrade is %.40q", upgrade))
+		return problem.UpgradeRefused.WithCause(fmt.Errorf("header Upgrade is %.40q", upgrade))
 	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455, section 4.1
 		return problem.UpgradeRefused.WithCause(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
 	case len(r.Header["Origin"]) == 0:
