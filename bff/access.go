@@ -18,8 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// access is what a request to a route has been granted. It is the credential of the
-// request to the upstream.
+// access is what a request to a route has been granted. It is the credential of
+// the request to the upstream.
 type access struct {
 	server  *Server
 	route   *route
@@ -39,8 +39,8 @@ func (a *access) Authorization() []string { return a.token.header }
 // Key returns the key that the token is bound to, or nil.
 func (a *access) Key() *ecdsa.PrivateKey { return a.token.key }
 
-// Renew returns access with another token after an upstream has rejected this one. It
-// returns nil if there is none, also if the provider cannot be reached.
+// Renew returns access with another token after an upstream has rejected this
+// one. It returns nil if there is none, also if the provider cannot be reached.
 func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
 	renewed := *a
 	var err error
@@ -63,9 +63,9 @@ func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
 // onEnd calls abort when the session has ended.
 func (a *access) onEnd(abort func()) (stop func()) { return a.server.sessions.OnEnd(a.session, abort) }
 
-// authorize decides whether a request may use a route, in which session and with
-// which token. It does not depend on what serves the route. Errors are problems and
-// those of session.Manager.Fresh.
+// authorize decides whether a request may use a route, in which session and
+// with which token. It does not depend on what serves the route. Errors are
+// problems and those of session.Manager.Fresh.
 func (s *Server) authorize(w *response, r *http.Request, route *route) (access, error) {
 	if err := s.checkRequest(w, r, route, route.guard); err != nil {
 		return access{}, err
@@ -89,8 +89,8 @@ func (s *Server) authorize(w *response, r *http.Request, route *route) (access, 
 	return access{server: s, route: route, session: current, token: token}, err
 }
 
-// checkRequest checks what needs no session: the method, the proof that the request
-// comes from this origin, and the limits of the route.
+// checkRequest checks what needs no session: the method, the proof that the
+// request comes from this origin, and the limits of the route.
 func (s *Server) checkRequest(
 	w *response, r *http.Request, route *route, guard func(*Server, *http.Request) error,
 ) error {
@@ -108,7 +108,8 @@ func (s *Server) checkRequest(
 		return problem.ServiceWorker // it would control the whole origin
 	}
 	if route.MaxBody > 0 && r.ContentLength > route.MaxBody {
-		return problem.BodyTooLarge.WithCause(fmt.Errorf("Content-Length is %d, want at most %d", r.ContentLength, route.MaxBody))
+		cause := fmt.Errorf("header Content-Length is %d, want at most %d", r.ContentLength, route.MaxBody)
+		return problem.BodyTooLarge.WithCause(cause)
 	}
 	if (route.user || route.client) && queryHas(r.URL.RawQuery, "access_token") {
 		return problem.TokenInQuery // RFC 6750, section 2: one method of sending a token per request
@@ -117,8 +118,8 @@ func (s *Server) checkRequest(
 }
 
 // upgradeAllowed accepts the upgrade to a WebSocket that a page of this origin
-// opens. It refuses any other protocol: after an upgrade to h2c requests would reach
-// the upstream unchecked (RFC 9113, section 3.1; RFC 6455, section 10.2).
+// opens. It refuses any other protocol: after an upgrade to h2c requests would
+// reach the upstream unchecked (RFC 9113, section 3.1; RFC 6455, section 10.2).
 func (s *Server) upgradeAllowed(r *http.Request) error {
 	upgrade := r.Header["Upgrade"]
 	switch {
@@ -126,8 +127,10 @@ func (s *Server) upgradeAllowed(r *http.Request) error {
 		return nil
 	case len(upgrade) != 1 || !strings.EqualFold(upgrade[0], "websocket"):
 		return problem.UpgradeRefused.WithCause(fmt.Errorf("header Upgrade is %.40q", upgrade))
-	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0: // RFC 6455, section 4.1
-		return problem.UpgradeRefused.WithCause(fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength))
+	case r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0:
+		// RFC 6455, section 4.1
+		cause := fmt.Errorf("%s %s with a body of %d bytes cannot open a WebSocket", r.Method, r.Proto, r.ContentLength)
+		return problem.UpgradeRefused.WithCause(cause)
 	case len(r.Header["Origin"]) == 0:
 		return problem.CSRF.WithCause(errors.New("a WebSocket without an Origin"))
 	case r.Header.Get("Origin") == "null":
@@ -154,8 +157,8 @@ func queryHas(query, name string) bool {
 	return false
 }
 
-// sessionForRoute returns the session in which a request uses a route. It is nil if
-// the route takes no session, or if it needs none and there is none.
+// sessionForRoute returns the session in which a request uses a route. It is
+// nil if the route takes no session, or if it needs none and there is none.
 func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Session, error) {
 	if !route.user {
 		return nil, nil
@@ -167,8 +170,8 @@ func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Sessio
 	return current, err
 }
 
-// freshSession returns the request's session with a usable token for the route. Token
-// exchange (RFC 8693) needs a usable token of the session's own first.
+// freshSession returns the request's session with a usable token for the route.
+// Token exchange (RFC 8693) needs a usable token of the session's own first.
 func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, error) {
 	current, err := s.findSession(r)
 	if err != nil {
@@ -210,11 +213,13 @@ func checkRequirements(route *route, current *session.Session) error {
 	if q.empty() {
 		return nil
 	}
-	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ") // RFC 6749, section 3.3: no other space separates
+	// Only the space separates scopes (RFC 6749, section 3.3).
+	granted := strings.Split(current.Tokens.For(route.targetKey).Scope, " ")
 	for _, scope := range q.Scopes {
 		if !slices.Contains(granted, scope) {
 			challenge := `Bearer error="insufficient_scope", scope="` + strings.Join(q.Scopes, " ") + `"`
-			return problem.InsufficientScope.WithChallenge(challenge).WithCause(fmt.Errorf("scope %q was not granted", scope))
+			cause := fmt.Errorf("scope %q was not granted", scope)
+			return problem.InsufficientScope.WithChallenge(challenge).WithCause(cause)
 		}
 	}
 	for name, want := range q.Claims {
@@ -226,8 +231,8 @@ func checkRequirements(route *route, current *session.Session) error {
 	return q.checkSignIn(current)
 }
 
-// checkSignIn verifies how and when the user signed in. The error challenges the app
-// to have the user sign in as required (RFC 9470, section 3).
+// checkSignIn verifies how and when the user signed in. The error challenges
+// the app to have the user sign in as required (RFC 9470, section 3).
 func (q *Require) checkSignIn(current *session.Session) error {
 	acr, _ := current.Claim("acr").(string)
 	at := authTime(current)
@@ -250,9 +255,9 @@ func (q *Require) checkSignIn(current *session.Session) error {
 	return problem.InsufficientUserAuthentication.WithChallenge(challenge).WithLogin(login).WithCause(cause)
 }
 
-// authTime returns when the user signed in. It is zero, and so too old, if the claim
-// auth_time is missing or no possible time: a value in milliseconds lies in the
-// future and must not make a sign-in recent.
+// authTime returns when the user signed in. It is zero, and so too old, if the
+// claim auth_time is missing or no possible time: a value in milliseconds lies
+// in the future and must not make a sign-in recent.
 func authTime(current *session.Session) time.Time {
 	n, ok := current.Claim("auth_time").(json.Number)
 	if !ok {

@@ -13,8 +13,8 @@ import (
 // Requests that carry an access token of their own, as machines and native apps
 // send them.
 
-// hasBearerToken reports whether a request has an access token in its header (RFC
-// 6750, section 2.1; RFC 9449, section 7.1).
+// hasBearerToken reports whether a request has an access token in its header
+// (RFC 6750, section 2.1; RFC 9449, section 7.1).
 func hasBearerToken(r *http.Request) bool {
 	for _, credentials := range r.Header["Authorization"] {
 		scheme, _, _ := strings.Cut(credentials, " ")
@@ -25,10 +25,10 @@ func hasBearerToken(r *http.Request) bool {
 	return false
 }
 
-// notFromBrowser guards requests with an access token of their own. Browsers never
-// add one by themselves, so no CSRF header is needed. Cross-site requests are refused
-// nevertheless. With a session cookie besides, it would be unclear which of the two
-// counts.
+// notFromBrowser guards requests with an access token of their own. Browsers
+// never add one by themselves, so no CSRF header is needed. Cross-site requests
+// are refused nevertheless. With a session cookie besides, it would be unclear
+// which of the two counts.
 func notFromBrowser(s *Server, r *http.Request) error {
 	if len(r.CookiesNamed(s.cookie.Name())) > 0 {
 		return problem.TwoCredentials

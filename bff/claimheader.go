@@ -11,8 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// setClaims sets the headers that tell the upstream of the route the user's claims. A
-// claim that another server could read as another one is left out, with a warning.
+// setClaims sets the headers that tell the upstream of the route the user's
+// claims. A claim that another server could read as another one is left out,
+// with a warning.
 func (a *access) setClaims(out http.Header) {
 	route, current := a.route, a.session
 	set := func(name, claim, text, problem string) {
@@ -23,7 +24,8 @@ func (a *access) setClaims(out http.Header) {
 			problem, text = "it has a control character, or a space at its beginning or end", ""
 		}
 		if problem != "" {
-			a.server.log.Warn("claim not sent to the upstream", "header", name, "claim", claim, "problem", problem, "bytes", len(text), "session", current.ID)
+			a.server.log.Warn("claim not sent to the upstream", "header", name, "claim", claim,
+				"problem", problem, "bytes", len(text), "session", current.ID)
 		}
 		if text != "" && len(text) <= maxClaimHeader {
 			out[name] = []string{text}
@@ -38,7 +40,8 @@ func (a *access) setClaims(out http.Header) {
 				return strings.Contains(text, ",") || text != strings.TrimSpace(text)
 			})
 			if len(texts) < n {
-				problem = "elements with a comma, or a space at the beginning or end, are left out: they would arrive as others (use headers_json)"
+				problem = "elements with a comma, or a space at the beginning or end, are left out: " +
+					"they would arrive as others (use headers_json)"
 			}
 		}
 		set(name, claim, strings.Join(texts, ","), problem)
@@ -71,12 +74,12 @@ func asciiJSON(claim any) string {
 	return b.String()
 }
 
-// maxClaimHeader bounds the length of a claim in a header, in bytes: servers accept 8
-// KiB for all headers.
+// maxClaimHeader bounds the length of a claim in a header, in bytes: servers
+// accept 8 KiB for all headers.
 const maxClaimHeader = 4 << 10
 
-// claimTexts returns a claim as texts: one, or those of a list. An object, null and a
-// missing claim have none.
+// claimTexts returns a claim as texts: one, or those of a list. An object, null
+// and a missing claim have none.
 func claimTexts(claim any) []string {
 	switch v := claim.(type) {
 	case string:

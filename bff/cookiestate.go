@@ -30,13 +30,14 @@ func (c *refusedCookies) of(state session.CookieState) *atomic.Uint64 {
 }
 
 // CookiesRefused returns how many requests brought a cookie of this broker's
-// name, of a session or a login attempt, that was not used because of its state.
+// name, of a session or a login attempt, that was not used because of its
+// state.
 func (s *Server) CookiesRefused(state session.CookieState) uint64 {
 	return s.refusedCookies.of(state).Load()
 }
 
-// findSession returns the request's session. It neither refreshes nor extends it.
-// The error wraps session.ErrNone, also if the cookie cannot be used, or
+// findSession returns the request's session. It neither refreshes nor extends
+// it. The error wraps session.ErrNone, also if the cookie cannot be used, or
 // session.ErrStore.
 func (s *Server) findSession(r *http.Request) (*session.Session, error) {
 	ticket, state := s.cookie.Read(r)
@@ -48,10 +49,12 @@ func (s *Server) findSession(r *http.Request) (*session.Session, error) {
 }
 
 // renewCookie sends the session cookie again if it is outdated, so that the old
-// session key can be removed before the session ends. It reports whether it did.
-// current is the request's session. If that has ended meanwhile, the browser may
-// have the cookie of another one.
-func (s *Server) renewCookie(ctx context.Context, w http.ResponseWriter, r *http.Request, current *session.Session) bool {
+// session key can be removed before the session ends. It reports whether it
+// did. current is the request's session. If that has ended meanwhile, the
+// browser may have the cookie of another one.
+func (s *Server) renewCookie(
+	ctx context.Context, w http.ResponseWriter, r *http.Request, current *session.Session,
+) bool {
 	ticket, state := s.cookie.Read(r)
 	if state != session.CookieOutdated || !ticket.Equal(current.Ticket()) {
 		return false
@@ -63,10 +66,10 @@ func (s *Server) renewCookie(ctx context.Context, w http.ResponseWriter, r *http
 	return true
 }
 
-// endSession ends the request's session for a reason, deletes the cookie, and returns the
-// session as it was; nil if there was none, which is not an error. If the store
-// fails, the session lives on and the cookie stays. A cookie of another App stays
-// too.
+// endSession ends the request's session for a reason, deletes the cookie, and
+// returns the session as it was; nil if there was none, which is not an error.
+// If the store fails, the session lives on and the cookie stays. A cookie of
+// another App stays too.
 func (s *Server) endSession(w http.ResponseWriter, r *http.Request, reason session.Reason) (*session.Session, error) {
 	current, err := s.findSession(r)
 	if err == nil {
@@ -101,9 +104,10 @@ func (s *Server) cookieRefused(r *http.Request, name string, state session.Cooki
 		slog.String("cookie", name), slog.String("request", w.requestID), slog.String("client", w.client))
 }
 
-// isOwnCookie reports whether a cookie is one of the broker's own, in any case of
-// letters. So are those of brokers on other ports of this host, which browsers
-// send to each of them, and those of releases that did not name the port.
+// isOwnCookie reports whether a cookie is one of the broker's own, in any case
+// of letters. So are those of brokers on other ports of this host, which
+// browsers send to each of them, and those of releases that did not name the
+// port.
 func isOwnCookie(name string) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
 	if !ok {

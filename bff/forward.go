@@ -8,8 +8,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// serveRoute forwards a request to the route's upstream, with the token that the route
-// is configured for.
+// serveRoute forwards a request to the route's upstream, with the token that
+// the route is configured for.
 func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
 	if route.AcceptBearer != nil && hasBearerToken(r) {
 		return s.proxyWithCallerToken(w, r, route)
@@ -42,8 +42,8 @@ func (s *Server) forward(w *response, r *http.Request, route *route, opts proxy.
 	return err
 }
 
-// beforeResponse adds the session cookie to a response of an upstream if the cookie is
-// outdated.
+// beforeResponse adds the session cookie to a response of an upstream if the
+// cookie is outdated.
 func (s *Server) beforeResponse(rw http.ResponseWriter, r *http.Request) {
 	if w := rw.(*response); w.access.session != nil {
 		s.renewCookie(r.Context(), w, r, w.access.session)

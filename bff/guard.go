@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
-// The guards of endpoints and routes. Each returns the error with which a request
-// is refused, or nil.
+// The guards of endpoints and routes. Each returns the error with which a
+// request is refused, or nil.
 
 // public accepts every request.
 func public(*Server, *http.Request) error { return nil }
@@ -19,8 +19,8 @@ func public(*Server, *http.Request) error { return nil }
 // follow the redirect to the provider and fail there with an error that
 // explains nothing. A prefetch would start logins that nobody asked for.
 //
-// The mode navigate proves a navigation, whatever its destination: that is empty
-// if a service worker of the app passes the navigation on with
+// The mode navigate proves a navigation, whatever its destination: that is
+// empty if a service worker of the app passes the navigation on with
 // fetch(event.request). Only frames are refused.
 func navigation(_ *Server, r *http.Request) error {
 	h := r.Header
@@ -45,9 +45,11 @@ func navigation(_ *Server, r *http.Request) error {
 	return nil
 }
 
-// frameDestinations are the values of Sec-Fetch-Dest of navigations that are not
-// top-level ones (Fetch Metadata 2.1).
-var frameDestinations = map[string]bool{"iframe": true, "frame": true, "fencedframe": true, "embed": true, "object": true}
+// frameDestinations are the values of Sec-Fetch-Dest of navigations that are
+// not top-level ones (Fetch Metadata 2.1).
+var frameDestinations = map[string]bool{
+	"iframe": true, "frame": true, "fencedframe": true, "embed": true, "object": true,
+}
 
 // unlessHead returns a handler that responds to HEAD with 200 and nothing else.
 // It is for endpoints whose GET starts or ends something.
@@ -70,10 +72,10 @@ func callbackNavigation(s *Server, r *http.Request) error {
 	return navigation(s, r)
 }
 
-// csrfHeader accepts a request of a script of this origin. The header X-CSRF makes
-// a browser send a preflight request before a cross-origin request (RFC 10017,
-// section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and Origin are
-// checked too.
+// csrfHeader accepts a request of a script of this origin. The header X-CSRF
+// makes a browser send a preflight request before a cross-origin request (RFC
+// 10017, section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and
+// Origin are checked too.
 func csrfHeader(s *Server, r *http.Request) error {
 	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
 		return problem.CSRF.WithCause(fmt.Errorf("X-CSRF is %.20q", v))
@@ -108,9 +110,10 @@ func fetchOrForm(s *Server, r *http.Request) error {
 }
 
 // headerOrMetadata is the guard of routes with csrf: auto. It accepts either
-// proof that a request comes from this origin: the header for any method, or for
-// GET and HEAD, and so for WebSockets, what the browser reports of its origin. A
-// navigation that no site has started passes too: the user has typed it.
+// proof that a request comes from this origin: the header for any method, or
+// for GET and HEAD, and so for WebSockets, what the browser reports of its
+// origin. A navigation that no site has started passes too: the user has typed
+// it.
 func headerOrMetadata(s *Server, r *http.Request) error {
 	switch site := r.Header["Sec-Fetch-Site"]; {
 	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
@@ -123,8 +126,8 @@ func headerOrMetadata(s *Server, r *http.Request) error {
 
 // originAllowed refuses every Origin but that of the public URL. It accepts a
 // request without Origin, which is for the guard to judge. It also accepts the
-// Origin null if Sec-Fetch-Site is same-origin: a browser sends that for a form of
-// a page whose referrer policy is no-referrer (Fetch, section 3.2).
+// Origin null if Sec-Fetch-Site is same-origin: a browser sends that for a form
+// of a page whose referrer policy is no-referrer (Fetch, section 3.2).
 func (s *Server) originAllowed(r *http.Request) error {
 	origin := r.Header.Values("Origin")
 	switch {

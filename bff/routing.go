@@ -28,7 +28,8 @@ func (s *Server) findRoute(strict, decoded string) (*route, error) {
 		case found == nil && strict+"/" == route.Path:
 			return nil, problem.NotFound // not the app's index: the caller means the API
 		default:
-			return nil, problem.AmbiguousPath.WithCause(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path)))
+			cause := urlpath.Error(decoded, fmt.Sprintf("can be read as lying under the route %q", route.Path))
+			return nil, problem.AmbiguousPath.WithCause(cause)
 		}
 	}
 	return found, s.notUnderPrefix(decoded)
@@ -36,7 +37,8 @@ func (s *Server) findRoute(strict, decoded string) (*route, error) {
 
 func (s *Server) notUnderPrefix(decoded string) error {
 	if urlpath.LenientlyUnder(decoded, s.prefix) {
-		return problem.AmbiguousPath.WithCause(urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix)))
+		cause := urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix))
+		return problem.AmbiguousPath.WithCause(cause)
 	}
 	return nil
 }

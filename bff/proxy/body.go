@@ -12,8 +12,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 )
 
-// requestBody is a request's body on its way to the upstream, which may take more
-// than one attempt. A nil one is empty.
+// requestBody is a request's body on its way to the upstream, which may take
+// more than one attempt. A nil one is empty.
 type requestBody struct {
 	x      *exchange
 	upload pace.Monitor
@@ -42,9 +42,9 @@ func newRequestBody(x *exchange) *requestBody {
 	return b
 }
 
-// reader returns the body from its beginning, for a new attempt. It returns false if
-// the beginning is lost. The new reader also gets what an earlier one is reading from
-// the client.
+// reader returns the body from its beginning, for a new attempt. It returns
+// false if the beginning is lost. The new reader also gets what an earlier one
+// is reading from the client.
 func (b *requestBody) reader() (io.ReadCloser, bool) {
 	if b == nil {
 		return http.NoBody, true
@@ -68,8 +68,8 @@ func (b *requestBody) pace() *pace.Monitor {
 	return &b.upload
 }
 
-// tooSlow aborts an exchange whose request body moves too slowly. client reports whether
-// it waited for the client.
+// tooSlow aborts an exchange whose request body moves too slowly. client
+// reports whether it waited for the client.
 func (b *requestBody) tooSlow(client bool) {
 	if client {
 		b.x.abort(pace.ErrSlowSender)
@@ -85,8 +85,8 @@ func (b *requestBody) isReading() bool {
 	return b.reading
 }
 
-// getBody is http.Request.GetBody, with which http.Transport repeats what the server
-// has refused or not processed.
+// getBody is http.Request.GetBody, with which http.Transport repeats what the
+// server has refused or not processed.
 func (b *requestBody) getBody() (io.ReadCloser, error) {
 	reader, ok := b.reader()
 	if !ok {
@@ -151,7 +151,8 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 }
 
 // readClient reads a part of the body from the client and keeps it for another
-// attempt. The caller holds mu, which is released while the client is waited for.
+// attempt. The caller holds mu, which is released while the client is waited
+// for.
 func (b *requestBody) readClient(p []byte) (int, error) {
 	b.reading = true
 	b.mu.Unlock()
@@ -178,8 +179,9 @@ func (b *requestBody) readClient(p []byte) (int, error) {
 	return n, err
 }
 
-// Close means that the upstream has the body, or gets no more of it. It does not end
-// the reading: the transport does not decide whether there is another attempt.
+// Close means that the upstream has the body, or gets no more of it. It does
+// not end the reading: the transport does not decide whether there is another
+// attempt.
 func (r *bodyReader) Close() error {
 	r.mu.Lock()
 	current := r.requestBody.attempt == r.attempt
@@ -203,9 +205,9 @@ func (b *requestBody) err() error {
 	return b.failed
 }
 
-// complete reports whether the whole body was read. A body whose rest is not wanted is
-// not complete: net/http looks for its end when the handler has returned, and in full
-// duplex cannot use the connection after that.
+// complete reports whether the whole body was read. A body whose rest is not
+// wanted is not complete: net/http looks for its end when the handler has
+// returned, and in full duplex cannot use the connection after that.
 func (b *requestBody) complete() bool {
 	if b == nil {
 		return true

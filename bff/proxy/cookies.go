@@ -6,8 +6,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
-// dropOwnCookies removes the broker's own cookies from a line of the header Cookie. The
-// line is unchanged if none of its cookies is the broker's, or empty.
+// dropOwnCookies removes the broker's own cookies from a line of the header
+// Cookie. The line is unchanged if none of its cookies is the broker's, or
+// empty.
 func (g *Group) dropOwnCookies(line string) string {
 	var rest strings.Builder
 	changed := false
@@ -29,9 +30,10 @@ func (g *Group) dropOwnCookies(line string) string {
 	return rest.String()
 }
 
-// cookieAllowed reports whether an upstream may set a cookie: for this host only, and
-// none that could be taken for the broker's own. A browser sends a cookie without a name
-// as its value alone, which reads as another cookie's name (RFC 6265bis, section 5.7).
+// cookieAllowed reports whether an upstream may set a cookie: for this host
+// only, and none that could be taken for the broker's own. A browser sends a
+// cookie without a name as its value alone, which reads as another cookie's
+// name (RFC 6265bis, section 5.7).
 func (g *Group) cookieAllowed(line string) bool {
 	pair, _, _ := strings.Cut(line, ";")
 	name, _, named := strings.Cut(pair, "=")
@@ -51,8 +53,8 @@ func hasDomain(line string) bool {
 	return false
 }
 
-// confineCookie returns a Set-Cookie line whose Path is mapped as a Location is, and
-// lies under the path of the proxy: no other upstream gets the cookie.
+// confineCookie returns a Set-Cookie line whose Path is mapped as a Location
+// is, and lies under the path of the proxy: no other upstream gets the cookie.
 func (x *exchange) confineCookie(line string) string {
 	parts := strings.Split(line, ";")
 	kept := parts[:1:1]

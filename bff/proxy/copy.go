@@ -14,8 +14,8 @@ var (
 	largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 )
 
-// buffer is the buffer of a copy: small while it waits, because most streams are idle
-// most of the time, and large while much arrives.
+// buffer is the buffer of a copy: small while it waits, because most streams
+// are idle most of the time, and large while much arrives.
 type buffer struct {
 	small *[smallBuffer]byte
 	large *[largeBuffer]byte // nil: small is used
@@ -46,14 +46,14 @@ func (b *buffer) free() {
 	}
 }
 
-// copyBody copies the response's body to w. After an abort the upstream may report a
-// clean EOF, so the context's cause is checked too.
+// copyBody copies the response's body to w. After an abort the upstream may
+// report a clean EOF, so the context's cause is checked too.
 func (x *exchange) copyBody(ctx context.Context, w io.Writer) error {
 	return cmp.Or(x.copyBuffered(w, x.resp.Body, x.resp.ContentLength), context.Cause(ctx))
 }
 
-// copyBuffered copies from to w until EOF, each part as soon as it arrives. length is
-// how much will arrive, or -1 if that is not known.
+// copyBuffered copies from to w until EOF, each part as soon as it arrives.
+// length is how much will arrive, or -1 if that is not known.
 func (x *exchange) copyBuffered(w io.Writer, from io.Reader, length int64) error {
 	if length == 0 {
 		return nil

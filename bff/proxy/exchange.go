@@ -19,8 +19,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
-// exchange is one request on its way to the upstream, and the response on its way
-// back.
+// exchange is one request on its way to the upstream, and the response on its
+// way back.
 type exchange struct {
 	p          *Proxy
 	w          http.ResponseWriter
@@ -57,8 +57,8 @@ var (
 // abortGrace is how long a client may take to read how its request ended.
 const abortGrace = time.Second
 
-// abort ends the exchange for a cause. It also interrupts a read from or a write to
-// the client, whose connection is closed then.
+// abort ends the exchange for a cause. It also interrupts a read from or a
+// write to the client, whose connection is closed then.
 func (x *exchange) abort(cause error) {
 	x.cancel(cause)
 	x.aborting.Lock()
@@ -71,8 +71,8 @@ func (x *exchange) abort(cause error) {
 
 func (x *exchange) abortEnded() { x.abort(ErrEnded) }
 
-// releaseConn keeps abort from using the client's connection, which is the server's
-// again once the handler has returned.
+// releaseConn keeps abort from using the client's connection, which is the
+// server's again once the handler has returned.
 func (x *exchange) releaseConn() {
 	x.aborting.Lock() // waits for an abort that is running
 	defer x.aborting.Unlock()
@@ -102,8 +102,8 @@ func (x *exchange) end() {
 	x.cancel(nil)
 }
 
-// freeHeader returns the header of the request to its pool. The request has been
-// sent.
+// freeHeader returns the header of the request to its pool. The request has
+// been sent.
 func (x *exchange) freeHeader() {
 	x.p.servers.freeHeader(x.header)
 	x.header = nil
@@ -123,7 +123,8 @@ func (x *exchange) run(ctx context.Context) error {
 		return x.problem(ctx, body, cause)
 	}
 	contentType := resp.Header.Get("Content-Type")
-	switching, events := resp.StatusCode == http.StatusSwitchingProtocols, strings.HasPrefix(contentType, "text/event-stream")
+	switching := resp.StatusCode == http.StatusSwitchingProtocols
+	events := strings.HasPrefix(contentType, "text/event-stream")
 	if switching || events {
 		x.streaming = true
 		x.p.group.addStream(x)
@@ -145,8 +146,8 @@ func (x *exchange) run(ctx context.Context) error {
 	return x.copyResponse(ctx, body)
 }
 
-// request sends the request, once more if that helps, and returns the response and
-// the address that sent it.
+// request sends the request, once more if that helps, and returns the response
+// and the address that sent it.
 func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Response, *address, error) {
 	x.header = x.p.servers.newHeader()
 	x.requestHeader(x.header)
@@ -172,8 +173,9 @@ func (x *exchange) limitWrites() {
 	}
 }
 
-// prepareFor sets in a request what depends on the address that it goes to: the URL,
-// the Host and the DPoP proof, which is another one each time (RFC 9449, section 7.3).
+// prepareFor sets in a request what depends on the address that it goes to: the
+// URL, the Host and the DPoP proof, which is another one each time (RFC 9449,
+// section 7.3).
 func (x *exchange) prepareFor(out *http.Request, a *address) error {
 	out.URL, out.Host = x.target(a), a.host
 	if x.credential == nil || x.credential.Key() == nil {
@@ -188,8 +190,8 @@ func (x *exchange) prepareFor(out *http.Request, a *address) error {
 	return nil
 }
 
-// retryWithNonce stores the nonce of a response for the next proof. It retries once
-// if the response is the error use_dpop_nonce (RFC 9449, section 9).
+// retryWithNonce stores the nonce of a response for the next proof. It retries
+// once if the response is the error use_dpop_nonce (RFC 9449, section 9).
 func (x *exchange) retryWithNonce(
 	ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address,
 ) (*http.Response, *address, error) {
@@ -207,8 +209,8 @@ func (x *exchange) retryWithNonce(
 	return resp, a, err
 }
 
-// invalidToken matches the error in a challenge, quoted or not (RFC 9110, section
-// 11.2).
+// invalidToken matches the error in a challenge, quoted or not (RFC 9110,
+// section 11.2).
 var invalidToken = regexp.MustCompile(`(?i)\b(?:bearer|dpop)\b.*\berror *= *(?:"invalid_token"|invalid_token\b)`)
 
 // rejectsToken reports whether an upstream rejects the access token (RFC 6750,
@@ -225,9 +227,10 @@ func rejectsToken(resp *http.Response) bool {
 	return false
 }
 
-// retryWithNewToken retries a request after the upstream has rejected its token. The
-// token may have been revoked, or signed with a key that is no longer in use. If there
-// is no other token, or the body cannot be sent again, resp stands.
+// retryWithNewToken retries a request after the upstream has rejected its
+// token. The token may have been revoked, or signed with a key that is no
+// longer in use. If there is no other token, or the body cannot be sent again,
+// resp stands.
 func (x *exchange) retryWithNewToken(
 	ctx context.Context, out *http.Request, body *requestBody, resp *http.Response, a *address,
 ) (*http.Response, *address, error) {
@@ -251,8 +254,8 @@ func (x *exchange) retryWithNewToken(
 // renewError is an error of Credential.Renew.
 type renewError struct{ error }
 
-// target returns the URL of the request at an address: the path that was decided on,
-// octet by octet, and the query as it came.
+// target returns the URL of the request at an address: the path that was
+// decided on, octet by octet, and the query as it came.
 func (x *exchange) target(a *address) *url.URL {
 	raw := urlpath.Raw(x.r)
 	if x.p.StripPrefix {
@@ -356,8 +359,8 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 	return nil
 }
 
-// tooSlow aborts an exchange whose response moves too slowly. client reports whether it
-// waited for the client.
+// tooSlow aborts an exchange whose response moves too slowly. client reports
+// whether it waited for the client.
 func (x *exchange) tooSlow(client bool) {
 	if client {
 		x.abort(pace.ErrSlowReader)
@@ -381,8 +384,9 @@ func (x *exchange) recordAbort(ctx context.Context, err error) {
 	}
 }
 
-// setConnectionClose has the client's connection closed after the response unless the
-// request is complete: the rest of its body must not be read as the next request.
+// setConnectionClose has the client's connection closed after the response
+// unless the request is complete: the rest of its body must not be read as the
+// next request.
 func (x *exchange) setConnectionClose(complete bool) {
 	if !complete && x.r.ProtoMajor == 1 {
 		x.w.Header()["Connection"] = []string{"close"}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -18,28 +19,43 @@ const (
 	filter                     // cookies: the broker's own are removed
 )
 
-// requestHeaders are the actions for request headers. Those that isSpoofable reports
-// are dropped too.
-var requestHeaders = map[string]headerAction{
-	// For one connection (RFC 9110, section 7.6.1).
-	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop,
-	"Upgrade": drop, "Content-Length": drop, "Proxy-Authenticate": drop, "Http2-Settings": drop,
-	"Host": drop, // HTTP/2 allows it beside :authority
-	// Set by the broker, or by a trusted proxy.
-	"Authorization": drop, "Proxy-Authorization": drop, "Dpop": drop, "Forwarded": drop, "X-Request-Id": drop,
-	"X-Real-Ip": drop, "X-Rewrite-Url": drop,
-	"X-Client-Ip": drop, "X-Cluster-Client-Ip": drop, "True-Client-Ip": drop, "Client-Ip": drop,
-	"X-Http-Method": drop,
-	"X-Csrf":        drop, "X-Background": drop,
-	"Cookie": filter,
+// headerTable returns the actions for one header that is filtered, and for
+// those that are dropped.
+func headerTable(filtered string, dropped ...string) map[string]headerAction {
+	table := map[string]headerAction{filtered: filter}
+	for _, name := range dropped {
+		table[name] = drop
+	}
+	return table
 }
+
+// requestHeaders are the actions for request headers. Those that isSpoofable
+// reports are dropped too.
+var requestHeaders = headerTable("Cookie",
+	// For one connection (RFC 9110, section 7.6.1).
+	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Content-Length", "Proxy-Authenticate", "Http2-Settings", "Host", // HTTP/2 allows it beside :authority
+	// Set by the broker, or by a trusted proxy.
+	"Authorization", "Proxy-Authorization", "Dpop", "Forwarded", "X-Request-Id", "X-Real-Ip",
+	"X-Rewrite-Url", "X-Client-Ip", "X-Cluster-Client-Ip", "True-Client-Ip", "Client-Ip",
+	"X-Http-Method", "X-Csrf", "X-Background",
+)
 
 // ordinary are headers that nearly every request has, and that are not
 // spoofable. They need no closer look.
-var ordinary = map[string]bool{
-	"Accept": true, "Accept-Encoding": true, "Accept-Language": true, "Cache-Control": true, "Content-Type": true, "Cookie": true, "Origin": true, "Pragma": true, "Priority": true, "Referer": true,
-	"Sec-Ch-Ua": true, "Sec-Ch-Ua-Mobile": true, "Sec-Ch-Ua-Platform": true, "Sec-Fetch-Dest": true, "Sec-Fetch-Mode": true, "Sec-Fetch-Site": true, "Sec-Fetch-User": true,
-	"Traceparent": true, "User-Agent": true, "If-None-Match": true, "If-Modified-Since": true, "Range": true, "X-Requested-With": true,
+var ordinary = nameSet(
+	"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Type", "Cookie",
+	"Origin", "Pragma", "Priority", "Referer", "Sec-Ch-Ua", "Sec-Ch-Ua-Mobile",
+	"Sec-Ch-Ua-Platform", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User",
+	"Traceparent", "User-Agent", "If-None-Match", "If-Modified-Since", "Range", "X-Requested-With",
+)
+
+func nameSet(names ...string) map[string]bool {
+	set := make(map[string]bool)
+	for _, name := range names {
+		set[name] = true
+	}
+	return set
 }
 
 // isSpoofable reports whether a request header could impersonate a proxy or its
@@ -55,20 +71,24 @@ func isSpoofable(name string) bool {
 			return true
 		}
 	}
-	return strings.Contains(bare, "clientcert") || strings.Contains(bare, "sslclient") || strings.HasSuffix(bare, "methodoverride") || spoofableNames[bare]
+	return strings.Contains(bare, "clientcert") || strings.Contains(bare, "sslclient") ||
+		strings.HasSuffix(bare, "methodoverride") || spoofableNames[bare]
 }
 
 // spoofableNames are the names in requestHeaders that an upstream might take a
 // misspelling for, and those of addresses and hosts, without punctuation.
 var spoofableNames = headerKeys(
-	"Authorization", "DPoP", "Forwarded", "X-Request-Id", "X-Real-IP", "X-Rewrite-URL", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Client-IP", "X-HTTP-Method",
-	"CF-Connecting-IP", "CF-Connecting-IPv6", "Fastly-Client-IP", "Fly-Client-IP", "X-Azure-ClientIP", "X-AppEngine-User-IP", "X-Envoy-External-Address", "X-ProxyUser-IP", "X-Remote-IP", "X-Remote-Addr", "Remote-Addr",
+	"Authorization", "DPoP", "Forwarded", "X-Request-Id", "X-Real-IP", "X-Rewrite-URL",
+	"X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP", "Client-IP", "X-HTTP-Method",
+	"CF-Connecting-IP", "CF-Connecting-IPv6", "Fastly-Client-IP", "Fly-Client-IP",
+	"X-Azure-ClientIP", "X-AppEngine-User-IP", "X-Envoy-External-Address", "X-ProxyUser-IP",
+	"X-Remote-IP", "X-Remote-Addr", "Remote-Addr",
 	"X-Host", "X-HTTP-Host-Override", "Front-End-Https", "X-Url-Scheme",
 )
 
 // isIdentity reports whether an upstream could take a request header for the
-// word of a proxy about who the user is. Only routes that are configured to send
-// such a header do.
+// word of a proxy about who the user is. Only routes that are configured to
+// send such a header do.
 func isIdentity(name string) bool {
 	bare := HeaderKey(name)
 	if identityNames[bare] {
@@ -84,18 +104,25 @@ func isIdentity(name string) bool {
 
 var (
 	identityNames = headerKeys(
-		"Remote-User", "Remote-Name", "Remote-Email", "Remote-Group", "Remote-Groups", "X-Userinfo", "X-ID-Token", "X-Client-Verify", "X-Client-DN", "X-SSL-Cert", "SSL-Cert",
-		"X-Auth-Username", "X-Auth-Userid", "X-Auth-Subject", "X-Auth-Email", "X-Auth-Groups", "X-Auth-Roles", "X-Auth-Audience", "X-Proxy-User", "X-Trusted-User",
+		"Remote-User", "Remote-Name", "Remote-Email", "Remote-Group", "Remote-Groups", "X-Userinfo",
+		"X-ID-Token", "X-Client-Verify", "X-Client-DN", "X-SSL-Cert", "SSL-Cert",
+		"X-Auth-Username", "X-Auth-Userid", "X-Auth-Subject", "X-Auth-Email", "X-Auth-Groups",
+		"X-Auth-Roles", "X-Auth-Audience", "X-Proxy-User", "X-Trusted-User",
 	)
-	// Of oauth2-proxy, Grafana, Kong, authentik, Pomerium, Vouch, Azure, Google, AWS, Cloudflare, Tailscale, mod_auth_openidc.
+	// Of oauth2-proxy, Grafana, Kong, authentik, Pomerium, Vouch, Azure,
+	// Google, AWS, Cloudflare, Tailscale, mod_auth_openidc.
 	identityPrefixes = []string{
-		"xremoteuser", "xremotegroup", "xremoteextra", "xauthrequest", "xwebauth", "xauthenticated", "xconsumer", "xcredentialidentifier", "xanonymousconsumer", "xauthentik", "xpomerium", "xvouch",
-		"xmsclientprincipal", "xmstoken", "xgoogauthenticateduser", "xgoogiap", "xamznoidc", "cfaccess", "tailscaleuser", "oidcclaim", "oidcaccesstoken", "oidcidtoken",
+		"xremoteuser", "xremotegroup", "xremoteextra", "xauthrequest", "xwebauth", "xauthenticated",
+		"xconsumer", "xcredentialidentifier", "xanonymousconsumer", "xauthentik", "xpomerium",
+		"xvouch",
+		"xmsclientprincipal", "xmstoken", "xgoogauthenticateduser", "xgoogiap", "xamznoidc",
+		"cfaccess", "tailscaleuser", "oidcclaim", "oidcaccesstoken", "oidcidtoken",
 	}
 )
 
-// HeaderKey returns the letters and digits of a header name, in lower case. Servers that
-// replace or drop the other characters take names with the same key for the same.
+// HeaderKey returns the letters and digits of a header name, in lower case.
+// Servers that replace or drop the other characters take names with the same
+// key for the same.
 func HeaderKey(name string) string {
 	b := make([]byte, 0, 64)
 	for i := range len(name) {
@@ -117,8 +144,9 @@ func headerKeys(names ...string) map[string]bool {
 	return keys
 }
 
-// CanSetHeader reports whether an upstream may be told something in a request header of
-// that name: it is valid, not used otherwise, and no header that impersonates a proxy.
+// CanSetHeader reports whether an upstream may be told something in a request
+// header of that name: it is valid, not used otherwise, and no header that
+// impersonates a proxy.
 func CanSetHeader(name string) bool {
 	canonical := http.CanonicalHeaderKey(name)
 	_, used := requestHeaders[canonical]
@@ -126,30 +154,36 @@ func CanSetHeader(name string) bool {
 }
 
 // framing are headers that say where a message ends, or whom it is for.
-var framing = map[string]bool{"Host": true, "Content-Length": true, "Transfer-Encoding": true, "Connection": true, "Cookie": true, "Expect": true}
+var framing = nameSet(
+	"Host", "Content-Length", "Transfer-Encoding", "Connection", "Cookie", "Expect",
+)
 
 // responseHeaders are the actions for response headers and trailers.
-var responseHeaders = map[string]headerAction{
-	"Connection": drop, "Keep-Alive": drop, "Proxy-Connection": drop, "Te": drop, "Trailer": drop, "Transfer-Encoding": drop,
-	"Upgrade": drop, "Proxy-Authenticate": drop, "Proxy-Authorization": drop, "Proxy-Authentication-Info": drop,
+var responseHeaders = headerTable("Set-Cookie",
+	"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Proxy-Authenticate", "Proxy-Authorization", "Proxy-Authentication-Info",
 	// These act on the whole origin.
-	"Clear-Site-Data": drop, "Strict-Transport-Security": drop, "Service-Worker-Allowed": drop, "Alt-Svc": drop, "Refresh": drop, "Public-Key-Pins": drop, "Public-Key-Pins-Report-Only": drop, "Expect-Ct": drop,
-	"Access-Control-Allow-Origin": drop, "Access-Control-Allow-Credentials": drop, "Access-Control-Allow-Methods": drop, "Access-Control-Allow-Headers": drop,
-	"Access-Control-Expose-Headers": drop, "Access-Control-Max-Age": drop, "Access-Control-Allow-Private-Network": drop,
-	"Secure-Session-Registration": drop, "Secure-Session-Challenge": drop, "Secure-Session-Skipped": drop, "Sec-Session-Registration": drop, "Sec-Session-Challenge": drop,
-	"Origin-Agent-Cluster": drop, "Nel": drop, "Report-To": drop, "Reporting-Endpoints": drop, "Supports-Loading-Mode": drop, "Login-Status": drop, "Set-Login": drop, "Idp-Signin-Status": drop,
-	"Accept-Ch": drop, "Accept-Ch-Lifetime": drop, "Critical-Ch": drop, "Use-As-Dictionary": drop, "Speculation-Rules": drop, "Activate-Storage-Access": drop, "Cache-Group-Invalidation": drop,
-	"Observe-Browsing-Topics": drop, "Shared-Storage-Write": drop, "Attribution-Reporting-Register-Source": drop, "Attribution-Reporting-Register-Trigger": drop, "Origin-Policy": drop,
+	"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh",
+	"Public-Key-Pins", "Public-Key-Pins-Report-Only", "Expect-Ct", "Access-Control-Allow-Origin",
+	"Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
+	"Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age",
+	"Access-Control-Allow-Private-Network", "Secure-Session-Registration",
+	"Secure-Session-Challenge", "Secure-Session-Skipped", "Sec-Session-Registration",
+	"Sec-Session-Challenge", "Origin-Agent-Cluster", "Nel", "Report-To", "Reporting-Endpoints",
+	"Supports-Loading-Mode", "Login-Status", "Set-Login", "Idp-Signin-Status", "Accept-Ch",
+	"Accept-Ch-Lifetime", "Critical-Ch", "Use-As-Dictionary", "Speculation-Rules",
+	"Activate-Storage-Access", "Cache-Group-Invalidation", "Observe-Browsing-Topics",
+	"Shared-Storage-Write", "Attribution-Reporting-Register-Source",
+	"Attribution-Reporting-Register-Trigger", "Origin-Policy",
 	// These act on a proxy in front of the broker.
-	"X-Accel-Redirect": drop, "X-Sendfile": drop, "X-Lighttpd-Send-File": drop, "X-Reproxy-Url": drop, "X-Reproxy-File": drop,
+	"X-Accel-Redirect", "X-Sendfile", "X-Lighttpd-Send-File", "X-Reproxy-Url", "X-Reproxy-File",
 	// These disclose internals.
-	"Server": drop, "X-Powered-By": drop, "Via": drop, "Dpop-Nonce": drop,
-	"Set-Cookie": filter,
-}
+	"Server", "X-Powered-By", "Via", "Dpop-Nonce",
+)
 
-// requestHeader sets the header of the request to the upstream: what passes of the
-// client's, then the proxy's own, which nothing that a client sends can remove. out is
-// empty.
+// requestHeader sets the header of the request to the upstream: what passes of
+// the client's, then the proxy's own, which nothing that a client sends can
+// remove. out is empty.
 func (x *exchange) requestHeader(out http.Header) {
 	listed := connectionOptions(x.r.Header)
 	for name, values := range x.r.Header {
@@ -244,7 +278,7 @@ func connectionOptions(h http.Header) map[string]bool {
 	for _, line := range h["Connection"] {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.Trim(option, " \t")
-			if option == "" || strings.EqualFold(option, "keep-alive") || strings.EqualFold(option, "close") || strings.EqualFold(option, "upgrade") {
+			if option == "" || isPlainOption(option) {
 				continue
 			}
 			if listed == nil {
@@ -256,9 +290,16 @@ func connectionOptions(h http.Header) map[string]bool {
 	return listed
 }
 
-// copyHeader sets in h what an upstream's header may say on the broker's origin, and
-// keeps it from being cached for another user. URLs and cookies in it are mapped to
-// where the browser sees the upstream.
+// isPlainOption reports whether an option of Connection is no name of a header,
+// or one that is handled elsewhere.
+func isPlainOption(option string) bool {
+	return strings.EqualFold(option, "keep-alive") || strings.EqualFold(option, "close") ||
+		strings.EqualFold(option, "upgrade")
+}
+
+// copyHeader sets in h what an upstream's header may say on the broker's
+// origin, and keeps it from being cached for another user. URLs and cookies in
+// it are mapped to where the browser sees the upstream.
 func (x *exchange) copyHeader(h, from http.Header) {
 	listed := connectionOptions(from)
 	for name, values := range from {
@@ -296,36 +337,49 @@ var noStoreValue = []string{"private, no-store"}
 // setNoStore keeps every cache from storing a response.
 func setNoStore(h http.Header) {
 	h["Cache-Control"] = noStoreValue
-	for _, name := range []string{"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control", "X-Accel-Expires"} {
+	for _, name := range cacheHeaders {
 		delete(h, name)
 	}
+}
+
+// cacheHeaders are the headers besides Cache-Control that allow caching.
+var cacheHeaders = []string{
+	"Expires", "Pragma", "Surrogate-Control", "Cdn-Cache-Control", "Cloudflare-Cdn-Cache-Control",
+	"X-Accel-Expires",
 }
 
 // trailerAllowed reports whether an upstream may send a field in a trailer.
 func trailerAllowed(name string) bool {
 	switch name {
-	case "Cache-Control", "Content-Length", "Content-Type", "Content-Encoding", "Content-Range", "Www-Authenticate", "Location", "Content-Location", "Link", "Authorization":
+	case "Cache-Control", "Content-Length", "Content-Type", "Content-Encoding", "Content-Range",
+		"Www-Authenticate", "Location", "Content-Location", "Link", "Authorization":
 		return false
 	}
 	return responseHeaders[name] == pass
 }
 
-// dropBrowserAuth removes those of a 401's challenges for which a browser asks the user
-// for a password (RFC 9110, section 11.6.1).
+// dropBrowserAuth removes those of a 401's challenges for which a browser asks
+// the user for a password (RFC 9110, section 11.6.1).
 func dropBrowserAuth(challenges []string) []string {
 	var rest []string
-	for _, c := range challenges {
-		words := strings.FieldsFunc(strings.ToLower(c), func(c rune) bool { return c == ' ' || c == ',' || c == '\t' })
-		dialogue := false
-		for _, w := range words {
-			dialogue = dialogue || w == "basic" || w == "digest" || w == "ntlm" || w == "negotiate" || w == "hoba" || w == "mutual"
-		}
-		if !dialogue && len(words) > 0 {
-			rest = append(rest, c)
+	for _, challenge := range challenges {
+		words := strings.FieldsFunc(strings.ToLower(challenge), func(c rune) bool {
+			return c == ' ' || c == ',' || c == '\t'
+		})
+		if len(words) > 0 && !slices.ContainsFunc(words, isBrowserAuth) {
+			rest = append(rest, challenge)
 		}
 	}
 	if len(rest) == 0 {
 		return []string{problem.CookieChallenge}
 	}
 	return rest
+}
+
+func isBrowserAuth(scheme string) bool {
+	switch scheme {
+	case "basic", "digest", "ntlm", "negotiate", "hoba", "mutual":
+		return true
+	}
+	return false
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
-// linkTarget matches the URLs in a Link header (RFC 8288, section 3). No parameter
-// has angle brackets around a URL.
+// linkTarget matches the URLs in a Link header (RFC 8288, section 3). No
+// parameter has angle brackets around a URL.
 var linkTarget = regexp.MustCompile(`<[^<>"]*>`)
 
 // links maps the URLs in a Link header.
@@ -20,15 +20,16 @@ func (x *exchange) links(value string) string {
 	})
 }
 
-// location maps a URL that an upstream refers to: one at the upstream itself, or at the
-// public host, becomes the path at which the browser finds it. Others are returned
-// unchanged.
+// location maps a URL that an upstream refers to: one at the upstream itself,
+// or at the public host, becomes the path at which the browser finds it. Others
+// are returned unchanged.
 func (x *exchange) location(value string) string {
 	u, err := url.Parse(value)
 	if err != nil || u.Opaque != "" {
 		return value
 	}
-	// An upstream that applies only X-Forwarded-Proto names itself with our scheme.
+	// An upstream that applies only X-Forwarded-Proto names itself with our
+	// scheme.
 	a, scheme := x.address, x.publicScheme()
 	ours := u.Scheme == scheme
 	itself := u.Host != "" && (u.Scheme == "" || ours || u.Scheme == a.url.Scheme) &&
@@ -65,8 +66,8 @@ func (x *exchange) location(value string) string {
 	return path
 }
 
-// prefixed reports whether an upstream that applies X-Forwarded-Prefix has put the prefix
-// in front of a path already.
+// prefixed reports whether an upstream that applies X-Forwarded-Prefix has put
+// the prefix in front of a path already.
 func (p *Proxy) prefixed(path string) bool {
 	return p.forwardedPrefix != nil && urlpath.Under(path, p.forwardedPrefix[0])
 }
@@ -85,8 +86,8 @@ func (x *exchange) publicPath(escaped string) (string, bool) {
 	return path, true
 }
 
-// Host returns the host and port of an upstream's URL in their shortest form, or the
-// path of a Unix socket. Two URLs of the same server have the same host.
+// Host returns the host and port of an upstream's URL in their shortest form,
+// or the path of a Unix socket. Two URLs of the same server have the same host.
 func Host(upstream string) string {
 	u, err := url.Parse(upstream)
 	if err != nil { // New refuses it
@@ -95,8 +96,8 @@ func Host(upstream string) string {
 	return cmp.Or(plainHost(strings.Replace(u.Scheme, "h2c", "http", 1), u.Host), u.Path)
 }
 
-// plainHost returns a host in lower case, without the default port of the scheme and
-// without a trailing dot.
+// plainHost returns a host in lower case, without the default port of the
+// scheme and without a trailing dot.
 func plainHost(scheme, host string) string {
 	host = strings.TrimSuffix(strings.ToLower(host), map[string]string{"http": ":80", "https": ":443"}[scheme])
 	host = strings.TrimSuffix(host, ":") // an empty port is the default port (RFC 3986, section 3.2.3)

@@ -1,9 +1,9 @@
-// Package proxy forwards requests to the servers of an upstream, and their responses
-// back: HTTP/1.1, HTTP/2, WebSockets and event streams.
+// Package proxy forwards requests to the servers of an upstream, and their
+// responses back: HTTP/1.1, HTTP/2, WebSockets and event streams.
 //
-// A Proxy knows neither sessions nor sign-in. It attaches the Credential that it is
-// given, and removes what only the broker may tell an upstream, or what an upstream
-// may not tell a browser.
+// A Proxy knows neither sessions nor sign-in. It attaches the Credential that
+// it is given, and removes what only the broker may tell an upstream, or what
+// an upstream may not tell a browser.
 package proxy
 
 import (
@@ -26,9 +26,9 @@ import (
 
 // Upstream configures where a Proxy forwards requests to, and what may pass.
 type Upstream struct {
-	// URLs are those of the servers: with the scheme http, https (HTTP/2 where the
-	// server offers it) or h2c (HTTP/2 in plain text), whose path goes before the
-	// request's; or unix:/run/orders.sock.
+	// URLs are those of the servers: with the scheme http, https (HTTP/2 where
+	// the server offers it) or h2c (HTTP/2 in plain text), whose path goes
+	// before the request's; or unix:/run/orders.sock.
 	URLs []string
 	// Path is the prefix that the paths of all requests have.
 	Path string
@@ -40,14 +40,14 @@ type Upstream struct {
 	Timeouts Timeouts
 	// MaxBody bounds the body of a request, in bytes. Zero means no bound.
 	MaxBody int64
-	// NoRetry never repeats a request. Otherwise an idempotent one is repeated once
-	// if its connection ends before a response.
+	// NoRetry never repeats a request. Otherwise an idempotent one is repeated
+	// once if its connection ends before a response.
 	NoRetry bool
-	// AllowDocuments lets documents that can run script, such as HTML and SVG, act as
-	// pages of the broker's origin. Otherwise they are sandboxed.
+	// AllowDocuments lets documents that can run script, such as HTML and SVG,
+	// act as pages of the broker's origin. Otherwise they are sandboxed.
 	AllowDocuments bool
-	// Reserved are request headers that the upstream trusts (see Options.SetHeader).
-	// Those that a client sends are removed.
+	// Reserved are request headers that the upstream trusts (see
+	// Options.SetHeader). Those that a client sends are removed.
 	Reserved []string
 }
 
@@ -59,27 +59,27 @@ type Timeouts struct {
 }
 
 // Group is what the proxies of one server share: settings and open streams. Its
-// fields must not be changed while requests are served. The zero value is ready to
-// use.
+// fields must not be changed while requests are served. The zero value is ready
+// to use.
 type Group struct {
-	// PublicURL has the scheme and host that browsers see. Nil means those of each
-	// request.
+	// PublicURL has the scheme and host that browsers see. Nil means those of
+	// each request.
 	PublicURL *url.URL
 	// OwnCookie reports whether a cookie is the broker's own. Such cookies are
 	// removed from requests, and no upstream can set them. Nil means none.
 	OwnCookie func(name string) bool
 	// BodyMinRate is how many bytes a second a body has to move, measured over
-	// BodyWindow, or the exchange is aborted. Event streams, gRPC and WebSockets are
-	// excepted. Zero means 240, a negative number any rate.
+	// BodyWindow, or the exchange is aborted. Event streams, gRPC and
+	// WebSockets are excepted. Zero means 240, a negative number any rate.
 	BodyMinRate int64
 	// BodyWindow is 30 seconds if zero.
 	BodyWindow time.Duration
-	// BeforeResponse is called before the header of a response is sent. It may add
-	// cookies to the header of w. Nil means nothing to do.
+	// BeforeResponse is called before the header of a response is sent. It may
+	// add cookies to the header of w. Nil means nothing to do.
 	BeforeResponse func(w http.ResponseWriter, r *http.Request)
-	// Detach is called if an exchange continues after Forward has returned, as event
-	// streams do. w must not be used any more. done is called when the exchange ends.
-	// Nil means nothing to do.
+	// Detach is called if an exchange continues after Forward has returned, as
+	// event streams do. w must not be used any more. done is called when the
+	// exchange ends. Nil means nothing to do.
 	Detach func(w http.ResponseWriter) (done func(Record))
 	// Resolver looks up the names of upstreams. Nil means the system's.
 	Resolver *net.Resolver
@@ -93,7 +93,8 @@ type Group struct {
 	streams map[*exchange]struct{}
 }
 
-// EndStreams aborts all event streams and WebSockets, also those that begin later.
+// EndStreams aborts all event streams and WebSockets, also those that begin
+// later.
 func (g *Group) EndStreams() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -146,8 +147,8 @@ type Proxy struct {
 	forwardedProto  []string // of X-Forwarded-Proto; nil: the request's scheme
 }
 
-// New returns a Proxy for an upstream. It does no I/O. A nil group means one of its
-// own. The error is about the URLs.
+// New returns a Proxy for an upstream. It does no I/O. A nil group means one of
+// its own. The error is about the URLs.
 func New(u Upstream, group *Group) (*Proxy, error) {
 	if group == nil {
 		group = new(Group)
@@ -176,36 +177,37 @@ func (p *Proxy) Close() { p.servers.close() }
 type Options struct {
 	// Credential is attached to the request. Nil means none.
 	Credential Credential
-	// PassAuthorization sends the client's own headers Authorization and DPoP, which
-	// were verified before.
+	// PassAuthorization sends the client's own headers Authorization and DPoP,
+	// which were verified before.
 	PassAuthorization bool
 	// SetHeader adds headers to the request, whose names should be among
 	// Upstream.Reserved. Nil means none.
 	SetHeader func(h http.Header)
-	// OnEnd has abort called when the exchange has to end, for example because the
-	// user signs out. Forward then returns ErrEnded. stop takes that back. Nil means
-	// never.
+	// OnEnd has abort called when the exchange has to end, for example because
+	// the user signs out. Forward then returns ErrEnded. stop takes that back.
+	// Nil means never.
 	OnEnd func(abort func()) (stop func())
-	// Client is the address of the client, for X-Forwarded-For. Empty means unknown.
+	// Client is the address of the client, for X-Forwarded-For. Empty means
+	// unknown.
 	Client string
 	// RequestID is the value of X-Request-Id. Empty means that there is none.
 	RequestID string
-	// Record is filled with what the exchange did. Nil means that nobody wants to
-	// know.
+	// Record is filled with what the exchange did. Nil means that nobody wants
+	// to know.
 	Record *Record
 }
 
 // Credential is the access token of a request.
 type Credential interface {
-	// Authorization returns the values of the header Authorization, which must not
-	// be modified.
+	// Authorization returns the values of the header Authorization, which must
+	// not be modified.
 	Authorization() []string
-	// Key returns the key that the token is bound to by DPoP (RFC 9449). Nil means
-	// that it is a bearer token.
+	// Key returns the key that the token is bound to by DPoP (RFC 9449). Nil
+	// means that it is a bearer token.
 	Key() *ecdsa.PrivateKey
-	// Renew returns another credential after the upstream has rejected this one. Nil
-	// means that there is none, and that the upstream's response stands. An error is
-	// returned by Forward.
+	// Renew returns another credential after the upstream has rejected this
+	// one. Nil means that there is none, and that the upstream's response
+	// stands. An error is returned by Forward.
 	Renew(ctx context.Context) (Credential, error)
 }
 
@@ -238,8 +240,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, refused.Title, refused.Status)
 }
 
-// Forward sends a request to the upstream, and its response to w. If it returns an
-// error, it has written nothing. The error is
+// Forward sends a request to the upstream, and its response to w. If it returns
+// an error, it has written nothing. The error is
 //   - a *problem.Problem;
 //   - ErrEnded;
 //   - context.Canceled if the client has left;
@@ -247,8 +249,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 //
 // It panics with http.ErrAbortHandler if the response ends too early.
 func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) error {
-	// The exchange has a context of its own: the request's ends with the handler, and
-	// an event stream continues after it.
+	// The exchange has a context of its own: the request's ends with the
+	// handler, and an event stream continues after it.
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	x := &exchange{p: p, w: w, r: r, opts: opts, credential: opts.Credential, record: opts.Record, cancel: cancel}
 	if x.record == nil {

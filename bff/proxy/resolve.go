@@ -15,8 +15,9 @@ const (
 	resolveTimeout = 5 * time.Second
 )
 
-// current returns the addresses of a server; none if its name was not resolved yet. If
-// the last look-up was resolveEvery ago, it starts another one in the background.
+// current returns the addresses of a server; none if its name was not resolved
+// yet. If the last look-up was resolveEvery ago, it starts another one in the
+// background.
 func (s *server) current(now time.Time) []*address {
 	if due := s.resolveAt.Load(); s.name != "" && now.UnixNano() >= due {
 		if s.resolveAt.CompareAndSwap(due, now.Add(resolveEvery).UnixNano()) {
@@ -29,9 +30,9 @@ func (s *server) current(now time.Time) []*address {
 	return nil
 }
 
-// resolve looks up the name and replaces the addresses. They stay if that fails: an
-// outage of the name service is no outage of the server. Callers share a look-up
-// that is in progress.
+// resolve looks up the name and replaces the addresses. They stay if that
+// fails: an outage of the name service is no outage of the server. Callers
+// share a look-up that is in progress.
 func (s *server) resolve(ctx context.Context) error {
 	select {
 	case s.resolving <- struct{}{}:
@@ -57,9 +58,9 @@ func (s *server) resolve(ctx context.Context) error {
 	return nil
 }
 
-// replace replaces the addresses by those of ips. An address that stays keeps its
-// connections; one that is gone finishes its requests. The resolver has sorted ips (RFC
-// 6724): those of another family than the first are spare.
+// replace replaces the addresses by those of ips. An address that stays keeps
+// its connections; one that is gone finishes its requests. The resolver has
+// sorted ips (RFC 6724): those of another family than the first are spare.
 func (s *server) replace(ips []netip.Addr) {
 	var before, after []*address
 	if list := s.addresses.Load(); list != nil {

@@ -13,13 +13,15 @@ import (
 	"time"
 )
 
-// stream hijacks the connection and returns the handler's goroutine and buffers to the
-// server: an idle event stream then costs two small goroutines. The connection is closed
-// after the stream. stream returns false, and has done nothing, if that is not possible:
-// with HTTP/2, which keeps less, or if there is a body to read.
+// stream hijacks the connection and returns the handler's goroutine and buffers
+// to the server: an idle event stream then costs two small goroutines. The
+// connection is closed after the stream. stream returns false, and has done
+// nothing, if that is not possible: with HTTP/2, which keeps less, or if there
+// is a body to read.
 func (x *exchange) stream(ctx context.Context) bool {
 	r := x.r
-	if r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.Method != http.MethodGet || r.Body != http.NoBody || x.resp.ContentLength >= 0 {
+	http11 := r.ProtoMajor == 1 && r.ProtoMinor == 1
+	if !http11 || r.Method != http.MethodGet || r.Body != http.NoBody || x.resp.ContentLength >= 0 {
 		return false
 	}
 	client, _, err := x.conn.Load().Hijack()

@@ -31,8 +31,8 @@ type dialFunc func(ctx context.Context) (net.Conn, error)
 const maxConnAge = time.Minute
 
 // http2Transport sends requests in HTTP/2. It repeats those that the server has
-// refused or left out before it closed (RFC 9113 8.7), if their body can be read
-// again. connect returns a connection on which HTTP/2 can begin.
+// refused or left out before it closed (RFC 9113 8.7), if their body can be
+// read again. connect returns a connection on which HTTP/2 can begin.
 type http2Transport struct {
 	connect       dialFunc
 	headerTimeout time.Duration
@@ -114,13 +114,15 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil, &http1.Error{Fresh: fresh, Err: err}
 	}
-	// http.Transport does not tell how a connection ended, only that there is no response.
+	// http.Transport does not tell how a connection ended, only that there is
+	// no response.
 	return nil, &http1.Error{Fresh: fresh, Err: fmt.Errorf("%w: %w", http1.ErrDied, err)}
 }
 
 const (
 	// pingAfter is how long a request waits for any sign of life of an HTTP/2
-	// connection before a PING is sent, pingTimeout how long for the answer to that.
+	// connection before a PING is sent, pingTimeout how long for the answer to
+	// that.
 	pingAfter   = 2 * time.Second
 	pingTimeout = 2 * time.Second
 )
@@ -341,7 +343,8 @@ func (s *secureTransport) of(protocol string) transport {
 	return s.http1
 }
 
-// errOtherProtocol reports that a server has chosen another protocol than before.
+// errOtherProtocol reports that a server has chosen another protocol than
+// before.
 var errOtherProtocol = errors.New("the server has changed its protocol")
 
 // connectFor returns a connection for HTTP/2, or for HTTP/1.1.

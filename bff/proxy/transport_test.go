@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// A connection that is too old finishes what it has begun, and takes nothing new.
+// A connection that is too old finishes what it has begun, and takes nothing
+// new.
 func TestAnHTTP2ConnectionThatIsTooOldTakesNoRequest(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -94,7 +95,8 @@ func TestAPINGGoesBetweenTwoFrames(t *testing.T) {
 		write   string
 		between bool
 	}{
-		{"ab", false}, {"c", true}, {"\x00\x00", false}, {"\x02\x00\x00\x00\x00\x00\x01", false}, {"x", false}, {"y", true},
+		{"ab", false}, {"c", true}, {"\x00\x00", false}, {"\x02\x00\x00\x00\x00\x00\x01", false},
+		{"x", false}, {"y", true},
 		{"\x00\x00\x00\x04\x01\x00\x00\x00\x00", true}, {"\x00\x00\x01\x00\x00\x00\x00\x00\x01x\x00", false},
 		{strings.Repeat("\x00", 8), true},
 	} {

@@ -13,7 +13,8 @@ import (
 func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 	t.Parallel()
 	for address, refused := range map[string]bool{
-		"169.254.169.254:80": true, "169.254.0.1:80": true, "[fe80::1]:80": true, "[fe80::1%eth0]:80": true, "[fd00:ec2::254]:80": true, "[::ffff:169.254.169.254]:80": true,
+		"169.254.169.254:80": true, "169.254.0.1:80": true, "[fe80::1]:80": true,
+		"[fe80::1%eth0]:80": true, "[fd00:ec2::254]:80": true, "[::ffff:169.254.169.254]:80": true,
 		"0.0.0.0:80": true, "[::]:80": true, "224.0.0.1:80": true, "nonsense": true,
 		"127.0.0.1:80": false, "10.0.0.1:80": false, "192.0.2.1:443": false, "[::1]:80": false, "[fd00::1]:80": false,
 	} {
@@ -21,7 +22,10 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 			t.Errorf("%s: got %v", address, err)
 		}
 	}
-	for upstream, checked := range map[string]bool{"http://orders.internal": true, "http://localhost:8080": true, "http://169.254.169.254": false, "http://[fe80::1]:80": false, "http://10.0.0.1": true} {
+	for upstream, checked := range map[string]bool{
+		"http://orders.internal": true, "http://localhost:8080": true, "http://10.0.0.1": true,
+		"http://169.254.169.254": false, "http://[fe80::1]:80": false,
+	} {
 		s, err := newServer(upstream, Upstream{}, new(Group))
 		if err != nil {
 			t.Fatal(err)
@@ -83,11 +87,16 @@ type deadlines struct {
 func (d *deadlines) SetReadDeadline(time.Time) error  { d.set++; return nil }
 func (d *deadlines) SetWriteDeadline(time.Time) error { d.set++; return nil }
 
-// When a handler has returned the connection is the server's, and in HTTP/2 it is gone: whoever ends the session at that moment must not touch it.
+// When a handler has returned the connection is the server's, and in HTTP/2 it
+// is gone: whoever ends the session at that moment must not touch it.
 func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	t.Parallel()
 	d := new(deadlines)
-	x := &exchange{p: &Proxy{group: new(Group), servers: new(serverSet)}, cancel: func(error) {}, clientLeft: func() bool { return true }}
+	x := &exchange{
+		p:          &Proxy{group: new(Group), servers: new(serverSet)},
+		cancel:     func(error) {},
+		clientLeft: func() bool { return true },
+	}
 	x.conn.Store(http.NewResponseController(d))
 	x.abort(errShutdown)
 	if d.set != 2 {

@@ -13,20 +13,21 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
-// isWebSocket reports whether a header asks for a WebSocket, or accepts it, and for
-// nothing else.
+// isWebSocket reports whether a header asks for a WebSocket, or accepts it, and
+// for nothing else.
 func isWebSocket(h http.Header) bool {
 	upgrade := h["Upgrade"]
 	return len(upgrade) == 1 && strings.EqualFold(upgrade[0], "websocket")
 }
 
 // tunnel connects the client's and the upstream's connection after a switch of
-// protocols. It returns when both sides have ended, when either fails, or when ctx is
-// canceled.
+// protocols. It returns when both sides have ended, when either fails, or when
+// ctx is canceled.
 func (x *exchange) tunnel(ctx context.Context) error {
 	upstream, ok := x.resp.Body.(io.ReadWriteCloser)
 	if !ok || len(x.r.Header["Upgrade"]) == 0 || !isWebSocket(x.resp.Header) {
-		return problem.UpstreamFailed.WithCause(fmt.Errorf("it switches to the protocol %.40q", x.resp.Header["Upgrade"]))
+		cause := fmt.Errorf("the upstream switches to the protocol %.40q", x.resp.Header["Upgrade"])
+		return problem.UpstreamFailed.WithCause(cause)
 	}
 	h := x.w.Header()
 	x.copyHeader(h, x.resp.Header)

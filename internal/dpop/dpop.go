@@ -31,9 +31,9 @@ func Thumbprint(key *ecdsa.PrivateKey) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// Proof returns a proof for one request (RFC 9449, section 4.2). token is the access
-// token that the request carries, or empty for a token request; nonce is the one that
-// the server gave last, or empty. A proof must not be sent twice.
+// Proof returns a proof for one request (RFC 9449, section 4.2). token is the
+// access token that the request carries, or empty for a token request; nonce is
+// the one that the server gave last, or empty. A proof must not be sent twice.
 func Proof(key *ecdsa.PrivateKey, method string, u *url.URL, token, nonce string) (string, error) {
 	claims := struct {
 		ID     string `json:"jti"`
@@ -42,7 +42,13 @@ func Proof(key *ecdsa.PrivateKey, method string, u *url.URL, token, nonce string
 		Issued int64  `json:"iat"`
 		Token  string `json:"ath,omitempty"`
 		Nonce  string `json:"nonce,omitempty"`
-	}{ID: rand.Text(), Method: method, URI: u.Scheme + "://" + u.Host + u.EscapedPath(), Issued: time.Now().Unix(), Nonce: nonce}
+	}{
+		ID:     rand.Text(),
+		Method: method,
+		URI:    u.Scheme + "://" + u.Host + u.EscapedPath(),
+		Issued: time.Now().Unix(),
+		Nonce:  nonce,
+	}
 	if token != "" {
 		sum := sha256.Sum256([]byte(token))
 		claims.Token = base64.RawURLEncoding.EncodeToString(sum[:])
@@ -67,8 +73,9 @@ func Proof(key *ecdsa.PrivateKey, method string, u *url.URL, token, nonce string
 // maxNonce bounds the length of a nonce, which goes into every proof.
 const maxNonce = 1024
 
-// NonceOf returns the nonce that a response gives for the next proof, or an empty
-// string if it gives none, or one that is not valid (RFC 9449, section 8.1).
+// NonceOf returns the nonce that a response gives for the next proof, or an
+// empty string if it gives none, or one that is not valid (RFC 9449, section
+// 8.1).
 func NonceOf(h http.Header) string {
 	values := h["Dpop-Nonce"]
 	invalid := func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }
@@ -78,8 +85,8 @@ func NonceOf(h http.Header) string {
 	return values[0]
 }
 
-// WantsNonce reports whether a resource server refused a request because its proof
-// lacks the nonce that the response gives (RFC 9449, section 9).
+// WantsNonce reports whether a resource server refused a request because its
+// proof lacks the nonce that the response gives (RFC 9449, section 9).
 func WantsNonce(resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized || NonceOf(resp.Header) == "" {
 		return false

@@ -37,9 +37,9 @@ func (l Limit) Explain(cause error) error {
 	return fmt.Errorf("%w: less than %d bytes/s over %v", cause, l.Rate, l.Window)
 }
 
-// LimitWrites bounds how long it takes to send the rest of a response, which the
-// server does after the handler has returned. The server removes the deadline then. A
-// server with a WriteTimeout keeps that.
+// LimitWrites bounds how long it takes to send the rest of a response, which
+// the server does after the handler has returned. The server removes the
+// deadline then. A server with a WriteTimeout keeps that.
 func (l Limit) LimitWrites(w *http.ResponseController, r *http.Request) {
 	if l.Rate <= 0 {
 		return
@@ -51,8 +51,8 @@ func (l Limit) LimitWrites(w *http.ResponseController, r *http.Request) {
 }
 
 // Monitor watches one body, in one direction. It checks the rate a few times in
-// each window, so moving a part of the body costs an addition. The zero value watches
-// nothing.
+// each window, so moving a part of the body costs an addition. The zero value
+// watches nothing.
 type Monitor struct {
 	moved atomic.Int64 // bytes, since the last check
 
@@ -72,9 +72,10 @@ const checksPerWindow = 5
 // Add counts n bytes that have moved.
 func (m *Monitor) Add(n int) { m.moved.Add(int64(n)) }
 
-// Start begins to watch, or begins anew. onClient reports whether the body waits for
-// the client at this moment. Start calls tooSlow at most once, and not after Stop:
-// with true if most of the last checks found that the body waited for the client.
+// Start begins to watch, or begins anew. onClient reports whether the body
+// waits for the client at this moment. Start calls tooSlow at most once, and
+// not after Stop: with true if most of the last checks found that the body
+// waited for the client.
 func (m *Monitor) Start(limit Limit, onClient func() bool, tooSlow func(client bool)) {
 	if limit.Rate <= 0 {
 		return
@@ -111,8 +112,8 @@ func (m *Monitor) Start(limit Limit, onClient func() bool, tooSlow func(client b
 	})
 }
 
-// check reports whether the body moves fast enough: need bytes in each window, and
-// something in any period of that length.
+// check reports whether the body moves fast enough: need bytes in each window,
+// and something in any period of that length.
 func (m *Monitor) check(need int64) bool {
 	n := m.moved.Swap(0)
 	if m.quiet++; n > 0 {
@@ -137,8 +138,8 @@ func (m *Monitor) Stop() {
 	}
 }
 
-// IsStream reports whether a response is a stream of messages, which may be idle for
-// any time.
+// IsStream reports whether a response is a stream of messages, which may be
+// idle for any time.
 func IsStream(contentType string) bool {
 	return strings.HasPrefix(contentType, "text/event-stream") || strings.HasPrefix(contentType, "application/grpc")
 }

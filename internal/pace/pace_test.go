@@ -56,7 +56,8 @@ func TestMostChecksDecideWhoWasSlow(t *testing.T) {
 				checks := 0
 				result := make(chan bool, 1)
 				limit := Limit{Rate: 100, Window: time.Second}
-				m.Start(limit, func() bool { checks++; return test.onClient[checks-1] }, func(client bool) { result <- client })
+				onClient := func() bool { checks++; return test.onClient[checks-1] }
+				m.Start(limit, onClient, func(client bool) { result <- client })
 				if got := <-result; got != test.want {
 					t.Errorf("got client %v, want %v", got, test.want)
 				}

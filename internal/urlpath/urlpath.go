@@ -22,8 +22,8 @@ import (
 // and it is sent to the upstream unchanged.
 func Check(escaped string) error { return check(escaped, false) }
 
-// CheckExceptSlashes is Check, but accepts encoded slashes. They are data then, and
-// separate no segments.
+// CheckExceptSlashes is Check, but accepts encoded slashes. They are data then,
+// and separate no segments.
 func CheckExceptSlashes(escaped string) error { return check(escaped, true) }
 
 func check(escaped string, passSlashes bool) error {
@@ -81,8 +81,8 @@ func checkEscapes(escaped, path string, passSlashes bool) error {
 	return nil
 }
 
-// Error returns an error about a path. It quotes only the beginning, because clients
-// choose the length.
+// Error returns an error about a path. It quotes only the beginning, because
+// clients choose the length.
 func Error(escaped, problem string) error {
 	return fmt.Errorf("path %.80q %s", escaped, problem)
 }
@@ -119,8 +119,8 @@ func Raw(r *http.Request) string {
 	return r.URL.EscapedPath()
 }
 
-// DecodeExceptSlashes decodes a path except for its encoded slashes, so that these
-// separate no segments.
+// DecodeExceptSlashes decodes a path except for its encoded slashes, so that
+// these separate no segments.
 func DecodeExceptSlashes(escaped string) string {
 	kept := strings.NewReplacer("%2F", "%252F", "%2f", "%252f").Replace(escaped)
 	path, err := url.PathUnescape(kept)
@@ -139,10 +139,10 @@ func Under(path, prefix string) bool {
 	return path == prefix || strings.HasPrefix(path, prefix) && path[len(prefix)] == '/'
 }
 
-// AnyReading reports whether some server could read a path as one for which match
-// reports true. escaped is the path as it is in a request line or a URL, without query
-// and fragment. The result is true for a path that is too long to find out. match
-// covers what LenientlyUnder does.
+// AnyReading reports whether some server could read a path as one for which
+// match reports true. escaped is the path as it is in a request line or a URL,
+// without query and fragment. The result is true for a path that is too long to
+// find out. match covers what LenientlyUnder does.
 func AnyReading(escaped string, match func(decoded string) bool) bool {
 	if len(escaped) > maxReadPath || !strings.HasPrefix(escaped, "/") {
 		return true
@@ -331,7 +331,8 @@ func LenientlyUnder(path, prefix string) bool {
 }
 
 // compatible returns a path in Unicode's normalization form KC, as some servers
-// read it: ／ (U+FF0F) is a slash then, ａ (U+FF41) an a, and ‥ (U+2025) two dots.
+// read it: ／ (U+FF0F) is a slash then, ａ (U+FF41) an a, and ‥ (U+2025) two
+// dots.
 func compatible(path string) string {
 	if isASCII(path) {
 		return path
