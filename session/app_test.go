@@ -23,7 +23,8 @@ func stores(t *testing.T) map[string]session.Store {
 
 var here = session.App{Issuer: "https://id.example", ClientID: "spa", Origin: "https://app.example"}
 
-// otherApps differ from here in one of the three, or in where one ends and the next begins.
+// otherApps differ from here in one of the three, or in where one ends and the
+// next begins.
 var otherApps = map[string]session.App{
 	"issuer":    {Issuer: "https://id2.example", ClientID: "spa", Origin: "https://app.example"},
 	"client":    {Issuer: "https://id.example", ClientID: "spa2", Origin: "https://app.example"},
@@ -72,7 +73,8 @@ func TestAnAppSeesNothingOfAnother(t *testing.T) {
 	}
 }
 
-// A record does not open for another app, not even for one that knows its ticket.
+// A record does not open for another app, not even for one that knows its
+// ticket.
 func TestARecordIsBoundToItsApp(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)

@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// cache holds the sessions that were read lately, so that a session in use costs the store next to nothing. It is never asked unless
-// the store has vouched, for this very moment, that every change was announced (Store.Watch), and what was announced is not in it any more.
+// cache holds the sessions that were read recently, so that a session in use
+// hardly costs the store anything. It is used only while the store promises
+// that every change has been announced (Watcher), and an announced change
+// invalidates its entry.
 type cache struct {
 	maxAge time.Duration
 	start  time.Time
-	until  atomic.Int64 // how long after start the store vouches; 0: it never has
+	until  atomic.Int64 // how long after start the cache is valid; 0: it never was
 	shards [cacheShards]cacheShard
 	seed   maphash.Seed
 }
@@ -24,73 +26,75 @@ const (
 )
 
 type cacheShard struct {
-	mu      sync.Mutex             // guards all below
-	changes uint64                 // how many changes were announced: a read that began before the last one is not kept
-	entries map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
-	size    int                    // of entries, in bytes
-	limits  map[string]time.Time   // :: Session.ID → absolute end, of sessions that this replica has seen
-	sweepAt time.Time              // when entries that are too old are removed next
+	mu         sync.Mutex             // guards all below
+	generation uint64                 // increases with each change: a value that was read before is discarded
+	entries    map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
+	size       int                    // of entries, in bytes
+	limits     map[string]time.Time   // :: Session.ID → absolute end, of sessions that this replica has seen
+	sweepAt    time.Time              // when entries older than maxAge are removed next
 }
 
 type cacheEntry struct {
-	session  *Session
-	read     time.Time
-	checking bool // somebody reads it again, because it is about to be too old
+	session   *Session
+	read      time.Time
+	reloading bool // one caller reads it again, before it is too old
 }
 
 func newCache(maxAge time.Duration) *cache {
 	return &cache{maxAge: maxAge, start: time.Now(), seed: maphash.MakeSeed()}
 }
 
-// vouch says that the store vouches until a moment.
-func (c *cache) vouch(until time.Time) { c.until.Store(int64(until.Sub(c.start))) }
+// setValidUntil makes the cache valid until a time.
+func (c *cache) setValidUntil(until time.Time) { c.until.Store(int64(until.Sub(c.start))) }
 
-// current says whether the store vouches.
-func (c *cache) current(now time.Time) bool { return int64(now.Sub(c.start)) < c.until.Load() }
+// valid reports whether the cache can be used.
+func (c *cache) valid(now time.Time) bool { return int64(now.Sub(c.start)) < c.until.Load() }
 
-// lost says that the store does not vouch any more, but did.
-func (c *cache) lost(now time.Time) bool { return c.until.Load() != 0 && !c.current(now) }
+// invalidated reports whether the cache was valid, and is not any more.
+func (c *cache) invalidated(now time.Time) bool { return c.until.Load() != 0 && !c.valid(now) }
 
-// get returns a session, or nil when it has to be read from the store. One caller of many is told to read it again before it is too old, so that
-// not all of them have to at once.
+// get returns a session, or nil if it has to be read from the store. Before an
+// entry is too old, it returns nil to one caller, so that not all of them read
+// the store at once.
 func (c *cache) get(id string, now time.Time) *Session {
-	if !c.current(now) {
+	if !c.valid(now) {
 		return nil
 	}
 	shard := c.shard(id)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	e := shard.entries[id]
-	if e == nil || !now.Before(e.session.IdleExpiresAt) { // which somebody may have moved
+	if e == nil || !now.Before(e.session.IdleExpiresAt) { // which another replica may have moved
 		return nil
 	}
 	switch age := now.Sub(e.read); {
 	case age > c.maxAge:
 		return nil
-	case age > c.maxAge*4/5 && !e.checking:
-		e.checking = true
+	case age > c.maxAge*4/5 && !e.reloading:
+		e.reloading = true
 		return nil
 	}
 	return e.session
 }
 
-// reading is to be called before a session is read from the store, and what it returns to be handed to put.
-func (c *cache) reading(id string) (changes uint64, current bool) {
+// beginRead returns a generation for put, which discards a value that was read
+// before a later change. valid is false if the cache cannot be used now.
+func (c *cache) beginRead(id string) (generation uint64, valid bool) {
 	shard := c.shard(id)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	return shard.changes, c.current(time.Now())
+	return shard.generation, c.valid(time.Now())
 }
 
-// put keeps a session that was read, unless it may have changed since.
-func (c *cache) put(s *Session, changes uint64, current bool, now time.Time) {
-	if !current || !c.current(now) {
+// put adds a session that was read, unless it may have changed since beginRead.
+func (c *cache) put(s *Session, generation uint64, valid bool, now time.Time) {
+	if !valid || !c.valid(now) {
 		return
 	}
 	shard := c.shard(s.ID)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	if shard.changes != changes {
+	if shard.generation != generation {
 		return
 	}
 	if shard.entries == nil {
@@ -105,7 +109,7 @@ func (c *cache) put(s *Session, changes uint64, current bool, now time.Time) {
 		}
 	}
 	shard.remove(s.ID)
-	for id := range shard.entries { // any: in a few seconds it would have gone by itself
+	for id := range shard.entries { // any of them: it would be too old in a few seconds
 		if shard.size+s.size() <= cacheShardSize {
 			break
 		}
@@ -128,8 +132,8 @@ func (c *cache) noteLimit(id string, limit time.Time) {
 	shard.limits[id] = limit
 }
 
-// limit returns the absolute end of a session that may have expired; ok is false
-// if it is not known.
+// limit returns the absolute end of a session that may have expired; ok is
+// false if it is not known.
 func (c *cache) limit(id string) (limit time.Time, ok bool) {
 	shard := c.shard(id)
 	shard.mu.Lock()
@@ -138,7 +142,7 @@ func (c *cache) limit(id string) (limit time.Time, ok bool) {
 	return limit, ok
 }
 
-// remove forgets an entry, if it is there. The caller holds mu.
+// remove removes an entry, if there is one. The caller holds mu.
 func (s *cacheShard) remove(id string) {
 	if e := s.entries[id]; e != nil {
 		s.size -= e.session.size()
@@ -146,27 +150,27 @@ func (s *cacheShard) remove(id string) {
 	}
 }
 
-// size is about how many bytes a session takes up in memory.
+// size returns about how many bytes a session takes in memory.
 func (s *Session) size() int {
 	return 1024 + len(s.sealed) + 2*len(s.Claims) + 2*len(s.Tokens.Access) + len(s.Tokens.Refresh) + len(s.Tokens.ID)
 }
 
-// drop forgets a session, because it has changed.
+// drop removes a session that has changed.
 func (c *cache) drop(id string) {
 	shard := c.shard(id)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	shard.changes++
+	shard.generation++
 	shard.remove(id)
 }
 
-// clear forgets everything: what has changed is not known.
+// clear removes all sessions, because any of them may have changed.
 func (c *cache) clear() {
 	c.until.Store(min(c.until.Load(), int64(time.Since(c.start))))
 	for i := range c.shards {
 		shard := &c.shards[i]
 		shard.mu.Lock()
-		shard.changes++
+		shard.generation++
 		clear(shard.entries)
 		shard.size = 0
 		shard.mu.Unlock()

@@ -10,12 +10,12 @@ import (
 func TestTheCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)
-		c.vouch(time.Now().Add(time.Hour))
+		c.setValidUntil(time.Now().Add(time.Hour))
 		fill := func(n, size int) {
 			for i := range n {
 				id := fmt.Sprint(i)
-				changes, current := c.reading(id)
-				c.put(&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+				generation, valid := c.beginRead(id)
+				c.put(&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
 				if size < cacheShardSize && c.get(id, time.Now()) == nil {
 					t.Fatal("what was read just now is not cached")
 				}
@@ -58,9 +58,9 @@ func TestTheCacheIsBounded(t *testing.T) {
 func TestASessionIsReadAgainByOneBeforeItIsTooOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)
-		c.vouch(time.Now().Add(time.Hour))
-		changes, current := c.reading("id")
-		c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+		c.setValidUntil(time.Now().Add(time.Hour))
+		generation, valid := c.beginRead("id")
+		c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
 		got := func() (got string) {
 			for range 3 {
 				if c.get("id", time.Now()) != nil {
@@ -88,9 +88,9 @@ func TestASessionIsReadAgainByOneBeforeItIsTooOld(t *testing.T) {
 
 func TestWhatWasReadWhileNobodyVouchedIsNotCached(t *testing.T) {
 	c := newCache(5 * time.Second)
-	changes, current := c.reading("id")
-	c.vouch(time.Now().Add(time.Hour)) // for what changes from now on
-	c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, changes, current, time.Now())
+	generation, valid := c.beginRead("id")
+	c.setValidUntil(time.Now().Add(time.Hour)) // for what changes from now on
+	c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
 	if c.get("id", time.Now()) != nil {
 		t.Error("it is cached")
 	}
@@ -119,18 +119,24 @@ func TestWhatWasInACookieIsNotRememberedForLong(t *testing.T) {
 	})
 }
 
-func TestToStopTwiceIsToStopOnce(t *testing.T) {
-	var e ends
-	first, second := &whenEnded{session: &Session{ID: "a"}}, &whenEnded{session: &Session{ID: "a"}}
-	e.ask(first)
-	e.ask(second)
+func TestStoppingAnEndWatcherTwiceStopsNoOther(t *testing.T) {
+	var e endWatchers
+	first, second := &endWatcher{session: &Session{ID: "a"}}, &endWatcher{session: &Session{ID: "a"}}
+	e.add(first)
+	e.add(second)
 	e.stop(first)
 	e.stop(first)
-	if !e.anyone() || e.first != second || e.last != second {
-		t.Error("the second is forgotten")
+	if !e.hasActive() {
+		t.Error("none is active")
+	}
+	if e.first != second || e.last != second {
+		t.Error("the second is not in the list")
 	}
 	e.stop(second)
-	if e.anyone() || e.first != nil || e.last != nil {
-		t.Error("somebody is left")
+	if e.hasActive() {
+		t.Error("one is active")
+	}
+	if e.first != nil || e.last != nil {
+		t.Error("the list is not empty")
 	}
 }

@@ -17,16 +17,16 @@ type CookieConfig struct {
 	// development on http://localhost only.
 	InsecureHTTP bool
 	// Port is that of the public URL, empty for the scheme's default. With
-	// InsecureHTTP it is part of the name, because cookies do not tell the ports
-	// of one host apart.
+	// InsecureHTTP it is part of the name, because cookies do not tell the
+	// ports of one host apart.
 	Port string
 	// SameSite is Strict when zero. The only other value to use is
 	// http.SameSiteLaxMode.
 	SameSite http.SameSite
 }
 
-// Name returns the name of the session cookie with suffix at its end. Its prefix
-// makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
+// Name returns the name of the session cookie with suffix at its end. Its
+// prefix makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
 func (c CookieConfig) Name(suffix string) string {
 	if c.InsecureHTTP {
 		return "cloakroom-" + cmp.Or(c.Port, "80") + suffix
@@ -48,12 +48,12 @@ const (
 	// CookieForeign: it belongs to another App with the same session keys, and
 	// must not be deleted.
 	CookieForeign CookieState = "foreign"
-	// CookieUnopenable: no session key opens it. It was modified, or sealed with
-	// another key or by another release.
+	// CookieUnopenable: no session key opens it. It was modified, or sealed
+	// with another key or by another release.
 	CookieUnopenable CookieState = "unopenable"
-	// CookieDuplicate: the request has several cookies of this name. One may have
-	// been injected, and their order is not significant (RFC 6265bis, section
-	// 4.2.2).
+	// CookieDuplicate: the request has several cookies of this name. One may
+	// have been injected, and their order is not significant (RFC 6265bis,
+	// section 4.2.2).
 	CookieDuplicate CookieState = "duplicate"
 )
 
@@ -71,14 +71,14 @@ type Cookie struct {
 	cache *cookieCache
 }
 
-// cookieSealName is the name that the cookie's value is authenticated with. It is
-// the same for all Apps, so that a cookie of another one is recognised: the name
-// that the browser knows follows from the App.
+// cookieSealName is the name that the cookie's value is authenticated with. It
+// is the same for all Apps, so that a cookie of another one is recognised: the
+// name that the browser knows follows from the App.
 const cookieSealName = "session"
 
-// NewCookie returns the cookie that ring seals. Its value has no maximum age: the
-// record says when the session ends. So a replica with a shorter MaxLifetime does
-// not end sessions of others.
+// NewCookie returns the cookie that ring seals. Its value has no maximum age:
+// the record says when the session ends. So a replica with a shorter
+// MaxLifetime does not end sessions of others.
 func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 	if cfg.SameSite == 0 {
 		cfg.SameSite = http.SameSiteStrictMode
@@ -89,9 +89,10 @@ func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 // Name returns the name of the cookie, which must not reach an upstream.
 func (c *Cookie) Name() string { return c.name }
 
-// Read returns the ticket in the request's session cookie, and the state of that
-// cookie. The ticket is zero unless the state is CookieCurrent or CookieOutdated.
-// A ticket does not mean that its session still exists: see Manager.Find.
+// Read returns the ticket in the request's session cookie, and the state of
+// that cookie. The ticket is zero unless the state is CookieCurrent or
+// CookieOutdated. A ticket does not mean that its session still exists: see
+// Manager.Find.
 func (c *Cookie) Read(r *http.Request) (Ticket, CookieState) {
 	value, n := findCookie(r.Header["Cookie"], c.name)
 	switch {
@@ -135,8 +136,8 @@ func findCookie(lines []string, name string) (value string, n int) {
 	return value, n
 }
 
-// Write sets the cookie of s. The browser keeps it until the session ends at the
-// latest.
+// Write sets the cookie of s. The browser keeps it until the session ends at
+// the latest.
 func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 	value, err := c.codec.Seal(cookieSealName, s.ticket.bytes())
 	if err != nil {
@@ -146,8 +147,8 @@ func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 }
 
 // Clear deletes the cookie from the browser. It repeats the attributes, without
-// which a browser ignores the deletion of a prefixed cookie (RFC 6265bis, section
-// 5.7).
+// which a browser ignores the deletion of a prefixed cookie (RFC 6265bis,
+// section 5.7).
 func (c *Cookie) Clear(w http.ResponseWriter) { c.set(w, "", -1) }
 
 func (c *Cookie) set(w http.ResponseWriter, value string, maxAge int) {
@@ -157,9 +158,9 @@ func (c *Cookie) set(w http.ResponseWriter, value string, maxAge int) {
 	})
 }
 
-// cookieCache holds the tickets of cookies that were opened in the last seconds.
-// Opening a cookie takes longer than all else that a request with a cached
-// session needs.
+// cookieCache holds the tickets of cookies that were opened in the last
+// seconds. Opening a cookie takes longer than all else that a request with a
+// cached session needs.
 type cookieCache struct {
 	seed   maphash.Seed
 	shards [cacheShards]cookieCacheShard

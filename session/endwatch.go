@@ -8,56 +8,74 @@ import (
 )
 
 const (
-	// watchAfter is how long somebody has to be at work for a session before its end is watched for.
+	// watchAfter delays registration: most requests finish before it and never
+	// need a watcher.
 	watchAfter = 100 * time.Millisecond
-	// watchEvery is how often it is looked which of the watched sessions have to be read although nobody said that they have changed.
-	watchEvery = 100 * time.Millisecond
-	// watchUnannounced is how often each of them is read while the store does not announce changes.
-	watchUnannounced = time.Second
+	// watchInterval is how often watched sessions are examined for an idle
+	// timeout, and for changes that were not announced.
+	watchInterval = 100 * time.Millisecond
+	// unannouncedInterval is how often each watched session is read while the
+	// store does not announce changes.
+	unannouncedInterval = time.Second
 )
 
-// ends are the sessions whose end somebody wants to be told of.
-type ends struct {
-	wake chan struct{} // there is something to read
+// endWatchers holds the callbacks to run when a session ends.
+type endWatchers struct {
+	changed chan struct{} // receives when a watched session has changed
 
-	mu          sync.Mutex                 // guards all below
-	over        bool                       // nobody watches any more
-	asking      int                        // calls of OnEnd that have not been stopped
-	first, last *whenEnded                 // those that are not watched for yet, the oldest first: most are stopped before they are
+	mu     sync.Mutex // guards all below
+	closed bool       // no session is watched any more
+	active int        // watchers that have not been stopped
+	// first and last are the ends of the list of watchers that are not
+	// registered yet, the oldest first. Most are stopped before they are.
+	first, last *endWatcher
 	watched     map[string]*watchedSession // :: Session.ID
 }
 
 type watchedSession struct {
-	session   *Session // as it was read last
-	checkedAt time.Time
-	changed   bool // it may have changed since
-	calls     map[*whenEnded]struct{}
+	session  *Session // as it was last read
+	readAt   time.Time
+	changed  bool // it may have changed since
+	watchers map[*endWatcher]struct{}
 }
 
-// whenEnded is one call of OnEnd. What is in it is guarded by ends.mu.
-type whenEnded struct {
+// endWatcher is one call of OnEnd. endWatchers.mu guards it.
+type endWatcher struct {
 	session        *Session
-	call           func()
-	asked          time.Time
+	ended          func()
+	since          time.Time
 	stopped        bool
-	watched        bool
-	previous, next *whenEnded // of those that are not watched for yet
+	registered     bool
+	previous, next *endWatcher // in the list of those that are not registered
 }
 
-// OnEnd calls ended once s has ended, by logout, revocation, idle or absolute time-out, on whichever replica: within a second, unless
-// stop is called before. It is for those who are long at work for a session: streams.
+// OnEnd registers a function that is called when s ends, for whatever reason
+// and on whichever replica: within a second, unless stop is called before. It
+// is for streams and other long work for a session. The function must not
+// block.
 func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
-	w := &whenEnded{session: s, call: ended, asked: time.Now()}
-	m.ends.ask(w)
+	w := &endWatcher{session: s, ended: ended, since: time.Now()}
+	m.ends.add(w)
 	return func() { m.ends.stop(w) }
 }
 
-func (e *ends) ask(w *whenEnded) {
+// WaitForStreams blocks until every OnEnd has been stopped, or ctx is done.
+func (m *Manager) WaitForStreams(ctx context.Context) {
+	for m.ends.hasActive() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchInterval):
+		}
+	}
+}
+
+func (e *endWatchers) add(w *endWatcher) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.asking++
-	if e.over {
-		go w.call()
+	e.active++
+	if e.closed {
+		go w.ended() // until it returns, which is soon
 		return
 	}
 	if w.previous = e.last; e.last != nil {
@@ -68,29 +86,29 @@ func (e *ends) ask(w *whenEnded) {
 	e.last = w
 }
 
-// stop takes back a call of OnEnd. It can be called again.
-func (e *ends) stop(w *whenEnded) {
+// stop undoes add. A second call does nothing.
+func (e *endWatchers) stop(w *endWatcher) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w.stopped {
 		return
 	}
 	w.stopped = true
-	e.asking--
-	if !w.watched {
+	e.active--
+	if !w.registered {
 		e.unlink(w)
 		return
 	}
 	if session := e.watched[w.session.ID]; session != nil {
-		delete(session.calls, w)
-		if len(session.calls) == 0 {
+		delete(session.watchers, w)
+		if len(session.watchers) == 0 {
 			delete(e.watched, w.session.ID)
 		}
 	}
 }
 
-// unlink takes a call from the list. The caller holds mu.
-func (e *ends) unlink(w *whenEnded) {
+// unlink removes a watcher from the list. The caller holds mu.
+func (e *endWatchers) unlink(w *endWatcher) {
 	if w.previous != nil {
 		w.previous.next = w.next
 	} else if e.first == w {
@@ -104,142 +122,134 @@ func (e *ends) unlink(w *whenEnded) {
 	w.previous, w.next = nil, nil
 }
 
-// watchOld watches for those that have been asking for watchAfter, or for all.
-func (e *ends) watchOld(now time.Time, all bool) {
+// promote registers the watchers that are older than watchAfter, or all.
+func (e *endWatchers) promote(now time.Time, all bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for w := e.first; w != nil && (all || now.Sub(w.asked) >= watchAfter); w = e.first {
+	for w := e.first; w != nil && (all || now.Sub(w.since) >= watchAfter); w = e.first {
 		e.unlink(w)
-		w.watched = true
+		w.registered = true
 		if e.watched == nil {
 			e.watched = make(map[string]*watchedSession)
 		}
 		session := e.watched[w.session.ID]
 		if session == nil {
-			session = &watchedSession{session: w.session, calls: make(map[*whenEnded]struct{})}
+			session = &watchedSession{session: w.session, watchers: make(map[*endWatcher]struct{})}
 			e.watched[w.session.ID] = session
 		}
-		session.changed = true // since it was read
-		session.calls[w] = struct{}{}
+		session.changed = true // perhaps, since it was read
+		session.watchers[w] = struct{}{}
 	}
 }
 
-// WaitForStreams waits until nobody wants to be told of any session's end (see OnEnd), or until ctx ends.
-func (m *Manager) WaitForStreams(ctx context.Context) {
-	for m.ends.anyone() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(watchEvery):
-		}
-	}
-}
-
-func (e *ends) anyone() bool {
+// hasActive reports whether a watcher has not been stopped.
+func (e *endWatchers) hasActive() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.asking > 0
+	return e.active > 0
 }
 
-// check has a session, or all of them, read again.
-func (e *ends) check(id string) {
+// markChanged has a session read again, or all of them if id is empty.
+func (e *endWatchers) markChanged(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if w := e.watched[id]; w != nil {
-		w.changed = true
-		wake(e.wake)
+	if session := e.watched[id]; session != nil {
+		session.changed = true
+		signal(e.changed)
 	}
 	if id == "" {
-		for _, w := range e.watched {
-			w.changed = true
+		for _, session := range e.watched {
+			session.changed = true
 		}
-		wake(e.wake)
+		signal(e.changed)
 	}
 }
 
-// again has sessions read in the next round.
-func (e *ends) again(sessions []*Session) {
+// requeue has sessions read in the next round.
+func (e *endWatchers) requeue(sessions []*Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, s := range sessions {
-		if w := e.watched[s.ID]; w != nil {
-			w.changed = true
+		if session := e.watched[s.ID]; session != nil {
+			session.changed = true
 		}
 	}
 }
 
-// due returns the sessions that have to be read: they may have changed, they may be idle for too long, or nobody announces changes.
-func (e *ends) due(now time.Time, announced bool) []*Session {
+// due returns the sessions that have to be read: they may have changed, their
+// idle timeout may have come, or the store does not announce changes.
+func (e *endWatchers) due(now time.Time, announced bool) []*Session {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var due []*Session
-	for _, w := range e.watched {
-		if w.changed || !now.Before(w.session.IdleExpiresAt) || !announced && now.Sub(w.checkedAt) >= watchUnannounced {
-			w.changed = false
-			due = append(due, w.session)
+	for _, session := range e.watched {
+		unannounced := !announced && now.Sub(session.readAt) >= unannouncedInterval
+		if session.changed || unannounced || !now.Before(session.session.IdleExpiresAt) {
+			session.changed = false
+			due = append(due, session.session)
 		}
 	}
 	return due
 }
 
-// alive says that a session was found.
-func (e *ends) alive(s *Session, now time.Time) {
+// markAlive records that a session was found.
+func (e *endWatchers) markAlive(s *Session, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if w := e.watched[s.ID]; w != nil {
-		w.session, w.checkedAt = s, now
+	if session := e.watched[s.ID]; session != nil {
+		session.session, session.readAt = s, now
 	}
 }
 
-// ended calls those who wait for a session's end.
-func (e *ends) ended(id string) {
+// notify calls the watchers of a session that has ended.
+func (e *endWatchers) notify(id string) {
 	e.mu.Lock()
-	w := e.watched[id]
+	session := e.watched[id]
 	delete(e.watched, id)
 	e.mu.Unlock()
-	if w != nil {
-		for call := range w.calls {
-			call.call()
+	if session != nil {
+		for w := range session.watchers {
+			w.ended()
 		}
 	}
 }
 
-// all calls everybody who waits.
-func (e *ends) all() {
+// notifyAll calls all watchers, those that are added later included.
+func (e *endWatchers) notifyAll() {
 	e.mu.Lock()
-	e.over = true
+	e.closed = true
 	e.mu.Unlock()
-	e.watchOld(time.Now(), true)
-	e.check("")
+	e.promote(time.Now(), true)
+	e.markChanged("")
 	for _, s := range e.due(time.Now(), true) {
-		e.ended(s.ID)
+		e.notify(s.ID)
 	}
 }
 
-// watchEnds looks for the ends of the watched sessions, until ctx ends.
+// watchEnds looks for ends of watched sessions until ctx is done.
 func (m *Manager) watchEnds(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.ends.wake:
-		case <-time.After(watchEvery):
+		case <-m.ends.changed:
+		case <-time.After(watchInterval):
 		}
 		now := time.Now()
-		m.ends.watchOld(now, false)
-		due := m.ends.due(now, m.cache.current(now))
+		m.ends.promote(now, false)
+		due := m.ends.due(now, m.cache.valid(now))
 		for len(due) > 0 {
-			read, err := m.Find(ctx, due[0].ticket)
+			latest, err := m.Find(ctx, due[0].ticket)
 			if err != nil && !errors.Is(err, ErrNone) {
-				break // the store cannot be asked
+				break // the store is out of reach
 			}
 			if err == nil {
-				m.ends.alive(read, now)
+				m.ends.markAlive(latest, now)
 			} else {
-				m.ends.ended(due[0].ID)
+				m.ends.notify(due[0].ID)
 			}
 			due = due[1:]
 		}
-		m.ends.again(due)
+		m.ends.requeue(due)
 	}
 }

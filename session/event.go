@@ -34,11 +34,11 @@ const (
 	// ReasonFrontchannel: the provider loaded the logout endpoint in the user's
 	// browser (OpenID Connect Front-Channel Logout 1.0).
 	ReasonFrontchannel Reason = "frontchannel"
-	// ReasonIdle: the user was not active for Config.IdleTimeout. This is also the
-	// reason of a session that the store lost.
+	// ReasonIdle: the user was not active for Config.IdleTimeout. This is also
+	// the reason of a session that the store lost.
 	ReasonIdle Reason = "idle"
-	// ReasonLifetime: the absolute end of the session came, as Config.MaxLifetime,
-	// the provider or its refresh token set it.
+	// ReasonLifetime: the absolute end of the session came, as
+	// Config.MaxLifetime, the provider or its refresh token set it.
 	ReasonLifetime Reason = "lifetime"
 	// ReasonRefused: the provider refused the refresh token (ErrRefused).
 	ReasonRefused Reason = "refused"
@@ -47,10 +47,11 @@ const (
 	// ReasonLimit: the user signed in elsewhere, and has no more sessions than
 	// Config.MaxPerUser.
 	ReasonLimit Reason = "limit"
-	// ReasonRevoked: an operator ended it, or the user did so on another device.
+	// ReasonRevoked: an operator ended it, or the user did so on another
+	// device.
 	ReasonRevoked Reason = "revoked"
-	// ReasonKeyRemoved: the session key that sealed it is not in Config.Keys any
-	// more. A replica with that key may still use the session.
+	// ReasonKeyRemoved: the session key that sealed it is not in Config.Keys
+	// any more. A replica with that key may still use the session.
 	ReasonKeyRemoved Reason = "key_removed"
 )
 
@@ -63,10 +64,11 @@ type Event struct {
 	At      time.Time // when the replica noticed it
 
 	// Err is the cause of RefreshFailed, which wraps a *RefreshError or
-	// ErrUserRequired, and of SessionEnded for ReasonRefused. It is nil otherwise.
+	// ErrUserRequired, and of SessionEnded for ReasonRefused. It is nil
+	// otherwise.
 	Err error
-	// TokenExpiry is when the new access token of SessionRefreshed expires; zero:
-	// the provider did not say.
+	// TokenExpiry is when the new access token of SessionRefreshed expires;
+	// zero: the provider did not say.
 	TokenExpiry time.Time
 }
 
@@ -79,13 +81,14 @@ func (m *Manager) emit(ctx context.Context, e Event) {
 	m.cfg.Observe(ctx, e)
 }
 
-// tombstoneKey is the key in the store of the tombstone of a session: the reason
-// why it ended. It lives until the cookie of the session expires. Without it a
-// replica could not tell a session that another one ended from one that expired.
+// tombstoneKey is the key in the store of the tombstone of a session: the
+// reason why it ended. It lives until the cookie of the session expires.
+// Without it a replica could not tell a session that another one ended from one
+// that expired.
 func tombstoneKey(id string) string { return "tombstone:" + id }
 
-// bury writes the tombstone of a session whose cookie expires at until. It returns
-// false if the session has one.
+// bury writes the tombstone of a session whose cookie expires at until. It
+// returns false if the session has one.
 func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time.Time) (first bool, err error) {
 	ttl := time.Until(until)
 	if ttl <= 0 {
@@ -95,9 +98,9 @@ func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time
 	return m.cfg.Store.Create(ctx, tombstoneKey(id), []byte(value), ttl)
 }
 
-// end ends the session with an ID, whose cookie expires at until, and reports it.
-// The tombstone comes first, so that no replica takes the session for an expired
-// one. If the store fails, the session may still be there.
+// end ends the session with an ID, whose cookie expires at until, and reports
+// it. The tombstone comes first, so that no replica takes the session for an
+// expired one. If the store fails, the session may still be there.
 func (m *Manager) end(ctx context.Context, id string, reason Reason, until time.Time, cause error) error {
 	if _, err := m.bury(ctx, id, reason, until); err != nil {
 		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
@@ -137,8 +140,8 @@ func (m *Manager) expiryReason(id string, now time.Time) Reason {
 }
 
 // reportedEnds are the sessions whose end this replica has reported, or another
-// one as far as this one knows. It bounds how often a cookie that comes back costs
-// a write.
+// one as far as this one knows. It bounds how often a cookie that comes back
+// costs a write.
 type reportedEnds struct {
 	mu  sync.Mutex // guards ids
 	ids map[string]struct{}

@@ -5,16 +5,18 @@ import (
 	"encoding/json"
 )
 
-// TicketBytes returns the half of the key that only the cookie holds, for a test that looks for it where it must not be.
+// TicketBytes returns the half of the key that only the cookie holds, for a
+// test that looks for it where it must not be.
 func (m *Manager) TicketBytes(s *Session) []byte { return s.ticket.dataKey[:] }
 
-// TicketIDBytes returns what the cookie names the session by, of which Session.ID is a hash, and behind it TicketBytes.
+// TicketIDBytes returns what the cookie names the session by, of which
+// Session.ID is a hash, and behind it TicketBytes.
 func (m *Manager) TicketIDBytes(s *Session) []byte {
 	return s.ticket.bytes()
 }
 
-// TicketWithOtherKey returns a ticket with the session's id and a data key that is
-// not its.
+// TicketWithOtherKey returns a ticket with the session's id and a data key that
+// is not its.
 func TicketWithOtherKey(s *Session) Ticket {
 	forged := s.ticket
 	forged.dataKey[0] ^= 1
@@ -45,7 +47,8 @@ func (m *Manager) RecordJSON(ctx context.Context, s *Session) ([]byte, error) {
 	return unpack(packed)
 }
 
-// AddMember adds a member to the JSON in a session's record, as a later release may do.
+// AddMember adds a member to the JSON in a session's record, as a later release
+// may do.
 func (m *Manager) AddMember(ctx context.Context, s *Session, name string, value json.RawMessage) error {
 	s, err := m.load(ctx, s.ticket)
 	if err != nil {

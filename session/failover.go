@@ -11,106 +11,113 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// journal is what this replica wrote in the last minute and what must not be lost: that a session has ended, and tokens whose predecessors are
-// spent. A store that fails over to a server without the last writes shows what was before them.
-type journal struct {
-	missed chan struct{} // the store may have failed over
+// failoverLog records this replica's deletions and token rotations of the last
+// minute, so that they can be replayed if a failover loses them: the new master
+// may lack the last writes, and show what was before them.
+type failoverLog struct {
+	missed chan struct{} // receives when the store may have failed over
 
-	mu      sync.Mutex
-	written map[string]written // :: Session.ID
+	mu     sync.Mutex             // guards writes
+	writes map[string]loggedWrite // :: Session.ID → the last write
 }
 
-type written struct {
-	ended bool
-	olds  [][]byte // what the record was before, the oldest first
-	new   []byte
-	at    time.Time
+// loggedWrite is a deletion, or a record with its previous versions.
+type loggedWrite struct {
+	deleted  bool
+	previous [][]byte // the oldest first
+	record   []byte
+	at       time.Time
 }
 
 const (
-	journalFor  = time.Minute // more than a replica is ever behind its master
-	journalSize = 10_000
-	journalOlds = 8
-	redoAtOnce  = 16 // writes at once: all have to be made before leaseGrace is over
+	failoverLogAge  = time.Minute // more than a replica of Redis lags behind its master
+	failoverLogSize = 10_000
+	maxPrevious     = 8
+	replayParallel  = 16 // writes at the same time: the replay has to end within leaseGrace
 )
 
-// replaced notes that a record was replaced.
-func (j *journal) replaced(id string, old, new []byte) {
-	w := written{new: new}
-	if before, ok := j.get(id); ok {
-		w.olds = before.olds[max(0, len(before.olds)-journalOlds+1):]
+// replaced records that a record was replaced.
+func (l *failoverLog) replaced(id string, old, record []byte) {
+	w := loggedWrite{record: record}
+	if before, ok := l.get(id); ok {
+		w.previous = before.previous[max(0, len(before.previous)-maxPrevious+1):]
 	}
-	w.olds = append(slices.Clip(w.olds), old)
-	j.add(id, w)
+	w.previous = append(slices.Clip(w.previous), old)
+	l.add(id, w)
 }
 
-// ended notes that a session was ended.
-func (j *journal) ended(id string) { j.add(id, written{ended: true}) }
+// deleted records that a session ended.
+func (l *failoverLog) deleted(id string) { l.add(id, loggedWrite{deleted: true}) }
 
-func (j *journal) add(id string, w written) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.written == nil {
-		j.written = make(map[string]written)
+func (l *failoverLog) add(id string, w loggedWrite) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.writes == nil {
+		l.writes = make(map[string]loggedWrite)
 	}
 	w.at = time.Now()
-	j.written[id] = w
-	if len(j.written) <= journalSize {
+	l.writes[id] = w
+	if len(l.writes) <= failoverLogSize {
 		return
 	}
-	for id, w := range j.written {
-		if time.Since(w.at) > journalFor || len(j.written) > journalSize {
-			delete(j.written, id)
+	for id, w := range l.writes {
+		if time.Since(w.at) > failoverLogAge || len(l.writes) > failoverLogSize {
+			delete(l.writes, id)
 		}
 	}
 }
 
-func (j *journal) get(id string) (written, bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	w, ok := j.written[id]
-	if ok && time.Since(w.at) > journalFor {
-		delete(j.written, id)
+func (l *failoverLog) get(id string) (loggedWrite, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w, ok := l.writes[id]
+	if ok && time.Since(w.at) > failoverLogAge {
+		delete(l.writes, id)
 		ok = false
 	}
 	return w, ok
 }
 
-// ids returns the sessions that were written, the last one first: what is youngest is likeliest to be lost.
-func (j *journal) ids() []string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(j.written), func(a, b string) int { return j.written[b].at.Compare(j.written[a].at) })
+// ids returns the sessions of all writes, the latest first: the latest writes
+// are the likeliest to be lost.
+func (l *failoverLog) ids() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(l.writes), func(a, b string) int {
+		return l.writes[b].at.Compare(l.writes[a].at)
+	})
 }
 
-// redoMissed repeats the last writes whenever the store may have lost some, until ctx ends.
-func (m *Manager) redoMissed(ctx context.Context) {
+// replayLoop replays the last writes whenever the store may have failed over,
+// until ctx is done.
+func (m *Manager) replayLoop(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-m.journal.missed:
-			m.redo(ctx)
+		case <-m.failover.missed:
+			m.replay(ctx)
 		}
 	}
 }
 
-// redo writes again what the store may have lost. None of it can undo what others have written since: an end is final, and a
-// record is replaced only where it shows what it was before.
-func (m *Manager) redo(ctx context.Context) {
+// replay repeats the last writes. It cannot undo later writes of other
+// replicas: a session stays ended, and a record is replaced only where the
+// store shows a previous version.
+func (m *Manager) replay(ctx context.Context) {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(redoAtOnce)
-	for _, id := range m.journal.ids() {
-		w, ok := m.journal.get(id)
+	group.SetLimit(replayParallel)
+	for _, id := range m.failover.ids() {
+		w, ok := m.failover.get(id)
 		if !ok || ctx.Err() != nil {
-			break // the rest is older; or the store is away again, and when it is back this is called again
+			break // the rest is older, or the store is away again and its return causes another replay
 		}
 		group.Go(func() error {
-			if w.ended {
+			if w.deleted {
 				return m.cfg.Store.Delete(ctx, recordKey(id))
 			}
-			for _, old := range slices.Backward(w.olds) {
-				if _, err := m.cfg.Store.Replace(ctx, recordKey(id), old, w.new); err != nil {
+			for _, old := range slices.Backward(w.previous) {
+				if _, err := m.cfg.Store.Replace(ctx, recordKey(id), old, w.record); err != nil {
 					return err
 				}
 			}
@@ -118,29 +125,31 @@ func (m *Manager) redo(ctx context.Context) {
 		})
 	}
 	if err := group.Wait(); err != nil {
-		m.log.DebugContext(ctx, "the last writes were not repeated; they will be when they are needed", "err", err)
+		m.log.DebugContext(ctx, "last writes not replayed; they are when a session is read", "err", err)
 	}
 }
 
-// heed returns what a record should be, where this replica has written it lately and the store shows what was before.
-func (m *Manager) heed(ctx context.Context, id string, w written, sealed []byte) ([]byte, error) {
-	if w.ended {
-		m.log.WarnContext(ctx, "the store has lost the end of a session; it is ended again", "session", id)
+// reconcile returns the record that should be in the store, where it shows
+// sealed and w is this replica's last write to the session. It repeats w if the
+// store has lost it.
+func (m *Manager) reconcile(ctx context.Context, id string, w loggedWrite, sealed []byte) ([]byte, error) {
+	if w.deleted {
+		m.log.WarnContext(ctx, "session reappeared in the store (failover?); deleted again", "session", id)
 		if err := m.delete(ctx, id); err != nil {
 			return nil, storeError("delete", err)
 		}
 		return nil, ErrNone
 	}
-	if !slices.ContainsFunc(w.olds, func(old []byte) bool { return bytes.Equal(old, sealed) }) {
+	if !slices.ContainsFunc(w.previous, func(old []byte) bool { return bytes.Equal(old, sealed) }) {
 		return sealed, nil
 	}
-	m.log.WarnContext(ctx, "the store has lost refreshed tokens; they are written again", "session", id)
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.new)
+	m.log.WarnContext(ctx, "refreshed tokens disappeared from the store (failover?); written again", "session", id)
+	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.record)
 	if err != nil {
 		return nil, storeError("write again", err)
 	}
 	if !replaced {
 		return nil, ErrNone // it has ended since
 	}
-	return w.new, nil
+	return w.record, nil
 }

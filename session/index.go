@@ -9,14 +9,12 @@ import (
 	"time"
 )
 
-// endedFor is how long it is remembered that the provider ended a session: longer than a login takes that was under way.
-const endedFor = 15 * time.Minute
-
-// The indexes are sets of sessions: one for each user, one for each session at
-// the provider. The sets "ended:…" hold when such a one was ended. Their keys
-// are made with a session key and the App, so that the store does not tell who
-// has a session, and no App finds another's. A session is in an index until its
-// absolute end, whatever the maximum lifetime is elsewhere.
+// An index is a set of sessions: there is one for each user, and one for each
+// session at the provider. The sets under "ended:" hold the times at which the
+// provider ended the sessions of such an index. The keys of all these sets are
+// derived from a session key and the App. So the store does not reveal who has
+// a session, and no App finds sessions of another. A session stays in an index
+// until its absolute end, whatever MaxLifetime other replicas have.
 
 func (k serverKey) userKey(issuer, subject string) string {
 	return "user:" + k.name("user", issuer, subject)
@@ -24,58 +22,74 @@ func (k serverKey) userKey(issuer, subject string) string {
 
 func (k serverKey) sidKey(issuer, sid string) string { return "sid:" + k.name("sid", issuer, sid) }
 
-// endedKey is where the end of all sessions of a user, or of one session at the provider, or of that one if it is this user's, is remembered.
+// endedKey is the key of the ends of a user's sessions, of one session at the
+// provider, or of that one if it is this user's. Subject or sid may be empty.
 func (k serverKey) endedKey(issuer, subject, sid string) string {
 	return "ended:" + k.name("ended", issuer, subject, sid)
 }
 
 func (k serverKey) name(purpose string, parts ...string) string {
-	return base64.RawURLEncoding.EncodeToString(derive(k.secret, nil, fmt.Sprintf("index %s %x", purpose, k.app.Digest(parts...)), 16))
+	info := fmt.Sprintf("index %s %x", purpose, k.app.Digest(parts...))
+	return base64.RawURLEncoding.EncodeToString(derive(k.secret, nil, info, 16))
 }
 
-// enlist puts a session into the indexes that the first key names, until its
+// addToIndexes adds a session to the indexes of the primary key, until its
 // absolute end.
-func (m *Manager) enlist(ctx context.Context, s *Session) error {
+func (m *Manager) addToIndexes(ctx context.Context, s *Session) error {
 	life := time.Until(s.limit)
 	if life <= 0 {
 		return nil
 	}
+	primary := m.ring.keys[0]
 	if s.SID != "" {
-		if err := m.cfg.Store.Add(ctx, m.ring.keys[0].sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
+		if err := m.cfg.Store.Add(ctx, primary.sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
 			return err
 		}
 	}
-	return m.cfg.Store.Add(ctx, m.ring.keys[0].userKey(s.Issuer, s.Subject), memberOf(s), life)
+	return m.cfg.Store.Add(ctx, primary.userKey(s.Issuer, s.Subject), memberOf(s), life)
 }
 
-// delist takes an ended session out of the indexes.
-func (m *Manager) delist(ctx context.Context, s *Session) {
+// removeFromIndexes removes an ended session from the indexes of all keys.
+func (m *Manager) removeFromIndexes(ctx context.Context, s *Session) {
 	for _, k := range m.ring.keys {
-		m.forgetMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
+		m.removeMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
 		if s.SID != "" {
-			m.forgetMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
+			m.removeMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
 		}
 	}
 }
 
-// checkEnded ends a session that has just begun again if the provider has said
-// meanwhile that it is over.
-func (m *Manager) checkEnded(ctx context.Context, s *Session, began time.Time) error {
-	over, err := m.endedAtProvider(ctx, s, began)
+// removeMember removes an ended session from an index. A failure does no harm:
+// the member names a session that does not exist, and expires.
+func (m *Manager) removeMember(ctx context.Context, key, id, member string) {
+	if err := m.cfg.Store.Remove(ctx, key, member); err != nil {
+		m.log.DebugContext(ctx, "ended session still in an index", "session", id, "err", err)
+	}
+}
+
+// endedMemory is how long the end of sessions at the provider is remembered,
+// for logins in progress. No login takes longer.
+const endedMemory = 15 * time.Minute
+
+// finishStart ends a session that has just been written, if the provider ended
+// it since its login began.
+func (m *Manager) finishStart(ctx context.Context, s *Session, began time.Time) error {
+	ended, err := m.endedAtProvider(ctx, s, began)
 	if err != nil {
 		return storeError("look for a logout", err)
 	}
-	if !over {
+	if !ended {
 		return nil
 	}
 	if err := m.end(ctx, s.ID, ReasonBackchannel, s.limit, nil); err != nil {
 		return storeError("delete", err)
 	}
-	m.delist(ctx, s)
+	m.removeFromIndexes(ctx, s)
 	return ErrEnded
 }
 
-// endedAtProvider says whether a logout of the session's user or sid has reached us since the login began.
+// endedAtProvider reports whether EndAll was called for the session's user or
+// sid since its login began.
 func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Time) (bool, error) {
 	for _, k := range m.ring.keys {
 		keys := []string{k.endedKey(s.Issuer, s.Subject, "")}
@@ -97,15 +111,15 @@ func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Ti
 	return false, nil
 }
 
-// A member of an index is the 16 octets of a session's ID, and 6 octets of
-// Session.CreatedAt in Unix milliseconds. It never changes while the session
-// lives.
+// memberSize is the size of a member of an index: the 16 octets of Session.ID,
+// and Session.CreatedAt in Unix milliseconds, as 6 octets. A member never
+// changes.
 const memberSize = 16 + 6
 
 func memberOf(s *Session) string {
 	id, err := base64.RawURLEncoding.DecodeString(s.ID)
 	if err != nil {
-		panic(err) // we made it
+		panic(err) // it comes from Ticket.withSessionID
 	}
 	created := binary.BigEndian.AppendUint64(nil, uint64(s.CreatedAt.UnixMilli()))
 	return string(append(id, created[2:]...))

@@ -66,7 +66,8 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 	}
 }
 
-// The provider says that a session is over whose callback is still being worked on.
+// The provider says that a session is over whose callback is still being worked
+// on.
 func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 	for name, logout := range map[string]struct{ subject, sid string }{"by sid": {"", "s1"}, "by user": {"alice", ""}, "by both": {"alice", "s1"}} {
 		for when, delay := range map[string]func(store *interposedStore, logout func()){

@@ -13,11 +13,11 @@ import (
 	"github.com/gorilla/securecookie"
 )
 
-// App identifies the application that sessions belong to. Everything that session
-// keys seal is bound to it: cookies, records and the names of indexes. So two
-// applications with the same keys in the same store do not see each other's
-// sessions. The same holds for one application before and after a change of any
-// of these fields. The zero value is an application of its own.
+// App identifies the application that sessions belong to. Everything that
+// session keys seal is bound to it: cookies, records and the names of indexes.
+// So two applications with the same keys in the same store do not see each
+// other's sessions. The same holds for one application before and after a
+// change of any of these fields. The zero value is an application of its own.
 type App struct {
 	Issuer   string // of the provider
 	ClientID string
@@ -40,7 +40,8 @@ func (a App) Digest(parts ...string) [sha256.Size]byte {
 var ErrForeign = errors.New("it was sealed for another issuer, client_id or public_url")
 
 // Keyring holds the operator's session keys for one App. The first key is the
-// primary: it seals. All keys open, so that keys can be rotated without a logout.
+// primary: it seals. All keys open, so that keys can be rotated without a
+// logout.
 type Keyring struct {
 	keys []serverKey
 }
@@ -56,7 +57,8 @@ type serverKey struct {
 // *FieldError for every mistake, with a field such as Keys[1].
 func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 	if len(keys) == 0 {
-		return nil, &FieldError{"Keys", errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
+		return nil, &FieldError{"Keys",
+			errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
 	}
 	ring := &Keyring{make([]serverKey, len(keys))}
 	var errs []error
@@ -65,7 +67,8 @@ func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), err})
 			continue
 		}
-		ring.keys[i] = serverKey{secret: k, id: [4]byte(derive(k, nil, "record key id", 4)), app: app, digest: app.Digest()}
+		id := [4]byte(derive(k, nil, "record key id", 4))
+		ring.keys[i] = serverKey{secret: k, id: id, app: app, digest: app.Digest()}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -117,7 +120,10 @@ type Codec struct {
 func (r *Keyring) Codec(purpose string, maxAge time.Duration) *Codec {
 	c := &Codec{make([]securecookie.Codec, len(r.keys))}
 	for i, k := range r.keys {
-		codec := securecookie.New(derive(k.secret, nil, purpose+" mac", 32), derive(k.secret, nil, purpose+" encryption", 32))
+		codec := securecookie.New(
+			derive(k.secret, nil, purpose+" mac", 32),
+			derive(k.secret, nil, purpose+" encryption", 32),
+		)
 		codec.MaxAge(int(maxAge / time.Second))
 		codec.SetSerializer(envelope{[appTagSize]byte(k.digest[:])})
 		c.codecs[i] = codec
@@ -132,8 +138,8 @@ func (c *Codec) Seal(name string, payload []byte) (string, error) {
 	return c.codecs[0].Encode(name, payload)
 }
 
-// Open returns the payload that Seal was called with. The error wraps ErrForeign
-// if the value was sealed for another App.
+// Open returns the payload that Seal was called with. The error wraps
+// ErrForeign if the value was sealed for another App.
 func (c *Codec) Open(name, value string) ([]byte, error) {
 	payload, _, err := c.open(name, value)
 	return payload, err
@@ -155,10 +161,11 @@ func (c *Codec) open(name, value string) (payload []byte, key int, err error) {
 	return nil, 0, errors.Join(errs...)
 }
 
-// envelopeVersion is the first octet of what a codec seals. It is followed by the
-// first appTagSize octets of App.Digest and by the payload, and all three are
-// encrypted and authenticated. The keys do not depend on the App, so that a value
-// for another App is recognised. The rules of recordVersion hold for changes.
+// envelopeVersion is the first octet of what a codec seals. It is followed by
+// the first appTagSize octets of App.Digest and by the payload, and all three
+// are encrypted and authenticated. The keys do not depend on the App, so that a
+// value for another App is recognised. The rules of recordVersion hold for
+// changes.
 const (
 	envelopeVersion = 1
 	appTagSize      = 16
@@ -178,8 +185,8 @@ func (e envelope) Serialize(src any) ([]byte, error) {
 }
 
 // Deserialize takes the payload out of the envelope, into a *[]byte. Its
-// arguments have been authenticated. The error is ErrForeign for the envelope of
-// another App.
+// arguments have been authenticated. The error is ErrForeign for the envelope
+// of another App.
 func (e envelope) Deserialize(src []byte, dst any) error {
 	payload, ok := dst.(*[]byte)
 	if !ok {

@@ -12,38 +12,43 @@ const (
 	// leaseWait is how long a refresh waits for the lease that another replica
 	// holds. Callers wait no longer than Config.Wait.
 	leaseWait = 45 * time.Second
-	// leaseTTL is for how long a replica that dies in the middle of a refresh keeps the others waiting. The lease is renewed while the work
-	// lasts, however long that is.
+	// leaseTTL is how long a replica that dies during a refresh delays the
+	// others. The lease is renewed while the work lasts, however long that is.
 	leaseTTL   = 4 * time.Second
 	leaseRenew = leaseTTL / 5
-	// leaseLook is how often a replica that waits for another looks by itself: nobody announces that a lease has run out.
-	leaseLook = 500 * time.Millisecond
-	// leaseGrace is how long nobody takes a lease after the store was away, or may have lost it in a failover: whoever is at work
-	// under one that has run out meanwhile is to have it again.
+	// leasePoll is the polling interval of a waiting replica. Lease expiry
+	// produces no notification.
+	leasePoll = 500 * time.Millisecond
+	// leaseGrace is how long no replica takes a lease after the store was away,
+	// or may have lost leases in a failover. The holder of a lease that ran out
+	// meanwhile acquires it again first.
 	leaseGrace = 2*leaseRenew + ioGrace
 	ioGrace    = 500 * time.Millisecond
 )
 
-// lease waits for the right to refresh s, and keeps it until release is called. If another replica refreshes the session meanwhile, it
-// returns that session instead.
-func (m *Manager) lease(ctx context.Context, s *Session, target string) (release func(), elsewhere *Session, err error) {
+// lease acquires the lease to refresh s, and keeps it until release is called.
+// If another replica refreshes the session meanwhile, it returns that session
+// instead.
+func (m *Manager) lease(
+	ctx context.Context, s *Session, target string,
+) (release func(), elsewhere *Session, err error) {
 	owner, key := rand.Text(), leaseKey(s.ID)
 	waiting, cancel := context.WithTimeout(ctx, leaseWait)
 	defer cancel()
 	began := time.Now()
-	changed, stop := m.waking.wait(s.ID)
+	changed, stop := m.notifier.wait(s.ID)
 	defer stop()
 	for first := true; ; first = false {
 		if !first {
-			now, err := m.load(waiting, s.ticket)
+			latest, err := m.load(waiting, s.ticket)
 			if err != nil {
 				return nil, nil, err
 			}
-			if now.differs(s, target) && m.usable(now, target, time.Now()) {
-				return nil, now, nil
+			if latest.tokenChanged(s, target) && m.usable(latest, target, time.Now()) {
+				return nil, latest, nil
 			}
 		}
-		wait := m.leaseGraceLeft(began)
+		wait := m.leaseGraceRemaining(began)
 		if wait <= 0 {
 			acquired, err := m.cfg.Store.Acquire(waiting, key, owner, leaseTTL)
 			if err != nil {
@@ -52,29 +57,30 @@ func (m *Manager) lease(ctx context.Context, s *Session, target string) (release
 			if acquired {
 				break
 			}
-			wait = leaseLook
+			wait = leasePoll
 		}
 		select {
 		case <-changed:
-		case <-time.After(min(wait, leaseLook)):
+		case <-time.After(min(wait, leasePoll)):
 		case <-waiting.Done():
 			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
 		}
 	}
 	working, finished := context.WithCancel(ctx)
 	var renewing sync.WaitGroup
-	renewing.Go(func() { m.renew(working, key, owner, s) }) // until release
+	renewing.Go(func() { m.renewLease(working, key, owner, s) }) // until release
 	return func() {
 		finished()
 		renewing.Wait()
 		if err := m.cfg.Store.Release(ctx, key, owner); err != nil {
-			m.log.WarnContext(ctx, "lease to refresh not released; it ends by itself", "session", s.ID, "in", leaseTTL.String(), "err", err)
+			m.log.WarnContext(ctx, "lease to refresh not released; it expires",
+				"session", s.ID, "in", leaseTTL.String(), "err", err)
 		}
 	}, nil, nil
 }
 
-// renew keeps a lease until ctx ends.
-func (m *Manager) renew(ctx context.Context, key, owner string, s *Session) {
+// renewLease renews a lease until ctx is done.
+func (m *Manager) renewLease(ctx context.Context, key, owner string, s *Session) {
 	pause := leaseRenew
 	for {
 		select {
@@ -94,13 +100,15 @@ func (m *Manager) renew(ctx context.Context, key, owner string, s *Session) {
 	}
 }
 
-// leaseGraceLeft is how long it still is until a flight that began at a moment may take a lease: after the store was away, and while it seems to be.
-func (m *Manager) leaseGraceLeft(began time.Time) time.Duration {
+// leaseGraceRemaining returns how long a refresh that began at a time must not
+// take a lease yet: leaseGrace after the store was away, and while it seems to
+// be away.
+func (m *Manager) leaseGraceRemaining(began time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
 	since := m.missedAt
-	if m.cache.lost(now) && began.After(since) {
+	if m.cache.invalidated(now) && began.After(since) {
 		since = began
 	}
 	return since.Add(leaseGrace).Sub(now)

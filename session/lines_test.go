@@ -13,7 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// RFC 6265bis 8.4: what a session is known by, and its data key, is random in every byte, and never the same.
+// RFC 6265bis 8.4: what a session is known by, and its data key, is random in
+// every byte, and never the same.
 func TestWhatIsInATicketIsRandom(t *testing.T) {
 	m := newManager(t, session.Config{MaxPerUser: 1})
 	ids, names := make(map[string]bool), make(map[string]bool)
@@ -42,7 +43,8 @@ func TestWhatIsInATicketIsRandom(t *testing.T) {
 	}
 }
 
-// RFC 10017 6.1.2.2: where a lease was lost another replica may have rotated the refresh token that is refused here. Its tokens are the session's.
+// RFC 10017 6.1.2.2: where a lease was lost another replica may have rotated
+// the refresh token that is refused here. Its tokens are the session's.
 func TestARefusalOfATokenThatWasReplacedMeanwhileEndsNothing(t *testing.T) {
 	store := leaselessStore{new(tokenstore.Memory)}
 	p := new(tokenEndpoint)
@@ -98,7 +100,8 @@ func TestARefreshDoesNotMoveTheMaxLifetime(t *testing.T) {
 	})
 }
 
-// Sessions whose refreshes have failed together are not to be refreshed again together: the pauses differ.
+// Sessions whose refreshes have failed together are not to be refreshed again
+// together: the pauses differ.
 func TestThePausesAfterAFailureAreSpread(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
 	synctest.Test(t, func(t *testing.T) {
@@ -125,7 +128,8 @@ func TestThePausesAfterAFailureAreSpread(t *testing.T) {
 	})
 }
 
-// Who has what came of a refresh and asks for another gets another, however soon.
+// Who has what came of a refresh and asks for another gets another, however
+// soon.
 func TestEachRefreshThatIsAskedForInTurnIsMade(t *testing.T) {
 	var calls atomic.Int32
 	m := newManager(t, session.Config{Refresh: func(context.Context, *session.Session, string) (session.RefreshResult, error) {

@@ -10,13 +10,12 @@ import (
 	"time"
 )
 
-// settledAfter is how long after its creation a session that is in an index has
-// a record for certain, or never gets one. Start lists a session before it
-// writes the record; the write takes seconds at most.
+// settledAfter is how long after its creation a listed session either has a
+// record, or never gets one. Start adds a session to the indexes before it
+// writes the record, and the write takes seconds at most.
 const settledAfter = time.Minute
 
-// listedSession is a session as it is in the indexes of one user, or of one
-// session at the provider.
+// listedSession is a session as it is in the indexes.
 type listedSession struct {
 	id      string // Session.ID
 	created time.Time
@@ -24,17 +23,18 @@ type listedSession struct {
 	keys    []string // of the sets that it is in
 }
 
-// settled reports whether the session, if it has no record, never gets one.
+// settled reports whether the session never gets a record if it has none now.
 func (l listedSession) settled() bool { return time.Since(l.created) > settledAfter }
 
-// latestEnd is when a listed session ends at the latest, and its cookie with it.
+// latestEnd returns when a listed session ends at the latest, and its cookie
+// with it.
 func (m *Manager) latestEnd(l listedSession) time.Time { return l.created.Add(m.cfg.maxLifetime()) }
 
-// listed returns the sessions in an index, whichever session key names it, each
-// of them once, the oldest first.
+// listed returns the sessions in an index, under whichever session key, each of
+// them once, the oldest first.
 func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
 	var all []listedSession
-	at := make(map[string]int) // :: member → its place in all
+	at := make(map[string]int) // :: member → its index in all
 	for _, k := range m.ring.keys {
 		members, err := m.cfg.Store.Members(ctx, key(k))
 		if err != nil {
@@ -59,21 +59,9 @@ func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]lis
 	return all, nil
 }
 
-// inBoth returns the sessions that are in both a and b.
-func inBoth(a, b []listedSession) []listedSession {
-	var both []listedSession
-	for _, l := range a {
-		if i := slices.IndexFunc(b, func(other listedSession) bool { return other.member == l.member }); i >= 0 {
-			l.keys = append(l.keys, b[i].keys...)
-			both = append(both, l)
-		}
-	}
-	return both
-}
-
-// endOldest ends the user's oldest sessions as long as there are more than
-// MaxPerUser. Of logins that happen at once, each one that looks after the last
-// has begun comes to the same result.
+// endOldest ends the oldest sessions of the user of s until there are
+// MaxPerUser. If several logins happen at the same time, each of them that
+// lists the sessions after the last one began comes to the same result.
 func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 	listed, err := m.listed(ctx, func(k serverKey) string { return k.userKey(s.Issuer, s.Subject) })
 	if err != nil || len(listed) <= m.cfg.MaxPerUser {
@@ -87,50 +75,38 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 		}
 		if found {
 			alive = append(alive, l)
-		} else if l.settled() { // it ended without us
-			m.forgetListed(ctx, l)
+		} else if l.settled() { // it has expired
+			m.removeListed(ctx, l)
 		}
 	}
 	for _, l := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
 		if err := m.end(ctx, l.id, ReasonLimit, m.latestEnd(l), nil); err != nil {
 			return err
 		}
-		m.forgetListed(ctx, l)
+		m.removeListed(ctx, l)
 	}
 	return nil
 }
 
-// EndAll ends, on every replica, the sessions of a user, or those of one session at the provider, or those of them that are both; subject or sid may be
-// empty, not both. Logins that are under way for them fail with ErrEnded. It returns the IDs of the sessions that it
-// ended; that there were none is not an error. The error wraps ErrStore, and then some of them may still be there.
+// EndAll ends, on every replica, the sessions of a user, of one session at the
+// provider, or those that are both. Subject or sid may be empty, not both.
+// Logins in progress for these sessions fail with ErrEnded. It returns the IDs
+// of the sessions that it ended, if any. If the error wraps ErrStore, some of
+// them may still exist.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
-		return nil, errors.New("end all sessions of whom? Neither subject nor sid is given")
+		return nil, errors.New("end sessions: subject or sid is required")
 	}
-	// Remember first, look second: see Start.
+	// The end is written before the sessions are listed: see Start.
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
 	for _, k := range m.ring.keys {
-		if err := m.cfg.Store.Add(ctx, k.endedKey(issuer, subject, sid), now, endedFor); err != nil {
+		if err := m.cfg.Store.Add(ctx, k.endedKey(issuer, subject, sid), now, endedMemory); err != nil {
 			return nil, storeError("remember a logout", err)
 		}
 	}
-	var listed []listedSession
-	var err error
-	if sid != "" {
-		if listed, err = m.listed(ctx, func(k serverKey) string { return k.sidKey(issuer, sid) }); err != nil {
-			return nil, storeError("look up sessions", err)
-		}
-	}
-	if subject != "" {
-		users, err := m.listed(ctx, func(k serverKey) string { return k.userKey(issuer, subject) })
-		if err != nil {
-			return nil, storeError("look up sessions", err)
-		}
-		if sid == "" {
-			listed = users
-		} else {
-			listed = inBoth(listed, users)
-		}
+	listed, err := m.listedFor(ctx, issuer, subject, sid)
+	if err != nil {
+		return nil, storeError("list sessions", err)
 	}
 	var ids []string
 	for _, l := range listed {
@@ -142,28 +118,55 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 			err = m.end(ctx, l.id, reason, m.latestEnd(l), nil)
 			ids = append(ids, l.id)
 		} else {
-			err = m.delete(ctx, l.id) // Start may write it just now
+			err = m.delete(ctx, l.id) // Start may be about to write it
 		}
 		if err != nil {
 			return nil, storeError("delete", err)
 		}
 		if found || l.settled() {
-			m.forgetListed(ctx, l)
+			m.removeListed(ctx, l)
 		}
 	}
 	return ids, nil
 }
 
-// forgetListed takes a session that has ended out of the sets that it was found in.
-func (m *Manager) forgetListed(ctx context.Context, l listedSession) {
-	for _, key := range l.keys {
-		m.forgetMember(ctx, key, l.id, l.member)
+// listedFor returns the listed sessions of a user, of one session at the
+// provider, or those that are both.
+func (m *Manager) listedFor(ctx context.Context, issuer, subject, sid string) ([]listedSession, error) {
+	bySID := func(k serverKey) string { return k.sidKey(issuer, sid) }
+	byUser := func(k serverKey) string { return k.userKey(issuer, subject) }
+	switch {
+	case sid == "":
+		return m.listed(ctx, byUser)
+	case subject == "":
+		return m.listed(ctx, bySID)
 	}
+	listed, err := m.listed(ctx, bySID)
+	if err != nil {
+		return nil, err
+	}
+	ofUser, err := m.listed(ctx, byUser)
+	if err != nil {
+		return nil, err
+	}
+	return inBoth(listed, ofUser), nil
 }
 
-// forgetMember tidies an index. That it fails does no harm: whoever finds the ID there finds no session, and one day it expires.
-func (m *Manager) forgetMember(ctx context.Context, key, id, member string) {
-	if err := m.cfg.Store.Remove(ctx, key, member); err != nil {
-		m.log.DebugContext(ctx, "ended session still in an index", "session", id, "err", err)
+// inBoth returns the sessions that are in both a and b.
+func inBoth(a, b []listedSession) []listedSession {
+	var both []listedSession
+	for _, l := range a {
+		if i := slices.IndexFunc(b, func(other listedSession) bool { return other.member == l.member }); i >= 0 {
+			l.keys = append(l.keys, b[i].keys...)
+			both = append(both, l)
+		}
+	}
+	return both
+}
+
+// removeListed removes an ended session from the sets in which it was found.
+func (m *Manager) removeListed(ctx context.Context, l listedSession) {
+	for _, key := range l.keys {
+		m.removeMember(ctx, key, l.id, l.member)
 	}
 }

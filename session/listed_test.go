@@ -65,7 +65,8 @@ func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
 	}
 }
 
-// Without a limit, and with the end of all in the middle of the logins: whoever got a cookie is found the next time.
+// Without a limit, and with the end of all in the middle of the logins: whoever
+// got a cookie is found the next time.
 func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
@@ -105,7 +106,8 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 	}
 }
 
-// A replica counts while another one has listed a session and not written its record yet.
+// A replica counts while another one has listed a session and not written its
+// record yet.
 func TestASessionThatIsAboutToBeWrittenStaysListed(t *testing.T) {
 	t.Parallel()
 	store := &interposedStore{Memory: new(tokenstore.Memory)}
@@ -144,7 +146,8 @@ func TestASessionCountsOnceWhateverKeysHaveSealedIt(t *testing.T) {
 	}
 }
 
-// A refresh seals the record with the new key. The index that this key names has to list the session too.
+// A refresh seals the record with the new key. The index that this key names
+// has to list the session too.
 func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
@@ -230,7 +233,8 @@ func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
 	}
 }
 
-// The session that a login replaces does not count: nobody else's session has to end for it.
+// The session that a login replaces does not count: nobody else's session has
+// to end for it.
 func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
 	t.Parallel()
 	m := newManager(t, session.Config{MaxPerUser: 2})

@@ -23,40 +23,41 @@ type Config struct {
 	// IdleTimeout ends a session so long after the last Touch. Zero means 30
 	// minutes.
 	IdleTimeout time.Duration
-	// MaxLifetime ends a session so long after Start, at the latest. Zero means 12
-	// hours.
+	// MaxLifetime ends a session so long after Start, at the latest. Zero means
+	// 12 hours.
 	MaxLifetime time.Duration
 	// RefreshAhead is how long before they expire tokens are refreshed in the
 	// background, at most half their life. Zero means a minute.
 	RefreshAhead time.Duration
-	// CacheMaxAge is the maximum age of a cached session even if no invalidation
-	// arrives (see Manager.Run). Zero means 5 seconds.
+	// CacheMaxAge is the maximum age of a cached session even if no
+	// invalidation arrives (see Manager.Run). Zero means 5 seconds.
 	CacheMaxAge time.Duration
-	// MaxPerUser is how many sessions a user may have. A login beyond it ends the
-	// oldest. Zero means any number.
+	// MaxPerUser is how many sessions a user may have. A login beyond it ends
+	// the oldest. Zero means any number.
 	MaxPerUser int
 
 	// Refresh obtains an access token for a target, usually with the session's
-	// refresh token. The target is empty, or what Manager.Fresh was called with. Its
-	// context does not end with the request that caused it. Its error wraps
+	// refresh token. The target is empty, or what Manager.Fresh was called
+	// with. Its context does not end with the request that caused it. Its error
+	// wraps
 	//
 	//   - ErrRefused if the provider says that the grant is over,
 	//   - ErrUserRequired if the provider requires the user to sign in again,
-	//   - ErrNoAnswer if the request may have been processed, but its response was
-	//     lost,
+	//   - ErrNoAnswer if the request may have been processed, and its response
+	//     was lost,
 	//   - a *RefreshError to say when to retry.
 	//
-	// Any other error is transient. If Refresh returns both an error and a refresh
-	// token, the old one has been rotated: the new one is stored.
+	// Any other error is transient. If Refresh returns both an error and a
+	// refresh token, the old one has been rotated: the new one is stored.
 	Refresh func(ctx context.Context, s *Session, target string) (RefreshResult, error)
-	// Ready waits until the provider can be asked, at most for wait. id is that of
-	// the session. The epoch that it returns changes when the provider may be asked
-	// although it failed before: a refresh that failed in an earlier epoch is
-	// retried at once. The error, which wraps a *RefreshError, says why the provider
-	// cannot be asked. Nil: it can always be asked.
+	// Ready waits until the provider can be asked, at most for wait. id is that
+	// of the session. The epoch that it returns changes when the provider may
+	// be asked although it failed before: a refresh that failed in an earlier
+	// epoch is retried at once. The error, which wraps a *RefreshError, says
+	// why the provider cannot be asked. Nil: it can always be asked.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
-	// Revoke revokes tokens that were obtained for a session which ended meanwhile.
-	// Nil: they are dropped.
+	// Revoke revokes tokens that were obtained for a session which ended
+	// meanwhile. Nil: they are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
@@ -65,8 +66,8 @@ type Config struct {
 	// unknown. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
-	// Observe is called with each event, in the context of the request that caused
-	// it or noticed it. It must not block. Nil: events are dropped.
+	// Observe is called with each event, in the context of the request that
+	// caused it or noticed it. It must not block. Nil: events are dropped.
 	Observe func(ctx context.Context, e Event)
 
 	Logger *slog.Logger // nil means slog.Default()
@@ -110,10 +111,10 @@ type Manager struct {
 	ring  *Keyring
 	cache *cache
 
-	waking  waking
-	ends    ends
-	journal journal
-	working sync.WaitGroup // refreshes in progress, for Drain
+	notifier notifier
+	ends     endWatchers
+	failover failoverLog
+	working  sync.WaitGroup // refreshes in progress, for Drain
 
 	reported reportedEnds
 
@@ -123,8 +124,8 @@ type Manager struct {
 	missedAt  time.Time                // when the store last said that changes may not have been announced
 }
 
-// NewManager returns a Manager. It does no I/O. The error joins a *FieldError for
-// every mistake in cfg.
+// NewManager returns a Manager. It does no I/O. The error joins a *FieldError
+// for every mistake in cfg.
 func NewManager(cfg Config) (*Manager, error) {
 	var errs []error
 	if cfg.Store == nil {
@@ -134,7 +135,8 @@ func NewManager(cfg Config) (*Manager, error) {
 		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
 	}
 	for name, d := range map[string]time.Duration{
-		"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge, "Wait": cfg.Wait, "AccessTokenLifetime": cfg.AccessTokenLifetime,
+		"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge,
+		"Wait": cfg.Wait, "AccessTokenLifetime": cfg.AccessTokenLifetime,
 	} {
 		if d < 0 {
 			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
@@ -160,7 +162,7 @@ func NewManager(cfg Config) (*Manager, error) {
 	}
 	return &Manager{
 		cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()),
-		ends: ends{wake: make(chan struct{}, 1)}, journal: journal{missed: make(chan struct{}, 1)},
+		ends: endWatchers{changed: make(chan struct{}, 1)}, failover: failoverLog{missed: make(chan struct{}, 1)},
 		refreshes: make(map[refreshKey]*refresh), renewed: make(map[refreshKey]time.Time),
 	}, nil
 }
@@ -178,25 +180,26 @@ type New struct {
 
 	// ExpiresAt is when the provider ends the session; zero: it did not say.
 	ExpiresAt time.Time
-	// Began is when the user was sent to the provider; zero means now. A logout at
-	// the provider since then ends the session.
+	// Began is when the user was sent to the provider; zero means now. A logout
+	// at the provider since then ends the session.
 	Began time.Time
 
-	// Replaces are the tickets of sessions that this one replaces. They are ended.
-	// Zero tickets are ignored.
+	// Replaces are the tickets of sessions that this one replaces. They are
+	// ended. Zero tickets are ignored.
 	Replaces []Ticket
-	// Replaced is called with each session that was ended so. Its tokens have to be
-	// revoked, unless they are kept in Tokens.Superseded of the new session, because
-	// it is the same user's. It must not block. Nil: nothing is called.
+	// Replaced is called with each session that was ended so. Its tokens have
+	// to be revoked, unless they are kept in Tokens.Superseded of the new
+	// session, because it is the same user's. It must not block. Nil: nothing
+	// is called.
 	Replaced func(old *Session, kept bool)
 }
 
-// maxSuperseded is how many refresh tokens of replaced sessions a session keeps.
-// The oldest ones beyond it are left to expire.
+// maxSuperseded is how many refresh tokens of replaced sessions a session
+// keeps. The oldest ones beyond it are left to expire.
 const maxSuperseded = 16
 
-// Start starts a session. It has a new id and a new data key, whatever the browser
-// sent, so that no session can be fixated. The caller sends its cookie
+// Start starts a session. It has a new id and a new data key, whatever the
+// browser sent, so that no session can be fixated. The caller sends its cookie
 // (Cookie.Write).
 //
 // The error is ErrEnded if the provider ended the session before it began (see
@@ -209,7 +212,7 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	t := newTicket()
 	s := &Session{
 		ID: t.sessionID, Issuer: n.Issuer, Subject: n.Subject, SID: n.SID, Claims: n.Claims, Tokens: n.Tokens,
-		CreatedAt: now, limit: now.Add(m.cfg.maxLifetime()), ticket: t, reading: new(reading),
+		CreatedAt: now, limit: now.Add(m.cfg.maxLifetime()), ticket: t, lazy: new(lazy),
 	}
 	if !n.ExpiresAt.IsZero() {
 		s.limit = earlier(s.limit, n.ExpiresAt)
@@ -237,10 +240,10 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	if s.sealed, err = m.ring.seal(s); err != nil {
 		return nil, err
 	}
-	// In this order a logout at the provider that happens meanwhile either finds
-	// the session in the index or is found by checkEnded.
-	if err := m.enlist(ctx, s); err != nil {
-		return nil, storeError("enlist", err)
+	// In this order a logout at the provider that happens meanwhile either
+	// finds the session in the index or is found by finishStart.
+	if err := m.addToIndexes(ctx, s); err != nil {
+		return nil, storeError("add to indexes", err)
 	}
 	created, err := m.cfg.Store.Create(ctx, recordKey(s.ID), s.sealed, ttl)
 	if err != nil {
@@ -249,14 +252,14 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	if !created {
 		return nil, errors.New("start session: its random id is taken")
 	}
-	if err := m.checkEnded(ctx, s, n.Began); err != nil {
+	if err := m.finishStart(ctx, s, n.Began); err != nil {
 		return nil, err
 	}
 	for _, o := range old { // before endOldest, so that they do not count
 		if err := m.end(ctx, o.ID, ReasonReplaced, o.limit, nil); err != nil {
 			return nil, storeError("end the session before", err)
 		}
-		m.delist(ctx, o)
+		m.removeFromIndexes(ctx, o)
 		if n.Replaced != nil {
 			n.Replaced(o, o.sameUser(s))
 		}
@@ -314,7 +317,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	if id == "" {
 		return nil, ErrNone
 	}
-	changes, current := m.cache.reading(id)
+	generation, valid := m.cache.beginRead(id)
 	sealed, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(id))
 	if err != nil {
 		return nil, storeError("read", err)
@@ -323,15 +326,15 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		m.noticeEnd(ctx, id, m.expiryReason(id, time.Now()))
 		return nil, ErrNone
 	}
-	if w, ok := m.journal.get(id); ok {
-		if sealed, err = m.heed(ctx, id, w, sealed); err != nil {
+	if w, ok := m.failover.get(id); ok {
+		if sealed, err = m.reconcile(ctx, id, w, sealed); err != nil {
 			return nil, err
 		}
 	}
 	s, err := m.ring.open(t, sealed)
 	if err != nil {
-		// The record was sealed with a key that has been removed, or modified, or the
-		// cookie was made up. In no case is there a session.
+		// The record was sealed with a key that has been removed, or modified,
+		// or the cookie was made up. In no case is there a session.
 		m.log.WarnContext(ctx, "session record does not open", "session", id, "err", err)
 		if errors.Is(err, errKeyRemoved) {
 			m.noticeEnd(ctx, id, ReasonKeyRemoved)
@@ -345,15 +348,16 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	}
 	s.recordEnds = now.Add(ttl)
 	s.setEnd()
-	s.reading = new(reading)
+	s.lazy = new(lazy)
 	m.cache.noteLimit(id, s.limit)
-	m.cache.put(s, changes, current, now)
+	m.cache.put(s, generation, valid, now)
 	return s, nil
 }
 
 // Touch counts as activity of the user and moves the idle timeout. It writes at
-// most sixty times per idle timeout, so that a session may end up to a sixtieth of
-// it early. The error is ErrNone if the session has ended, or wraps ErrStore.
+// most sixty times per idle timeout, so that a session may end up to a sixtieth
+// of it early. The error is ErrNone if the session has ended, or wraps
+// ErrStore.
 func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	now := time.Now()
 	ttl := m.idleTTL(s, now)
@@ -363,12 +367,12 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if ttl-s.recordEnds.Sub(now) < m.cfg.idleTimeout()/60 {
 		return nil
 	}
-	if !s.reading.touching.CompareAndSwap(false, true) {
+	if !s.lazy.touching.CompareAndSwap(false, true) {
 		return nil // another request that shares this read of the session does it
 	}
 	found, err := m.cfg.Store.Touch(ctx, recordKey(s.ID), ttl)
 	if err != nil {
-		s.reading.touching.Store(false)
+		s.lazy.touching.Store(false)
 		return storeError("touch", err)
 	}
 	m.cache.drop(s.ID)
@@ -385,24 +389,25 @@ func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 	if err := m.end(ctx, s.ID, reason, s.limit, nil); err != nil {
 		return storeError("delete", err)
 	}
-	m.delist(ctx, s)
+	m.removeFromIndexes(ctx, s)
 	return nil
 }
 
-// delete deletes the record of the session with an ID. When it returns no replica
-// finds the session in the store, and within moments none finds it in its cache.
+// delete deletes the record of the session with an ID. When it returns no
+// replica finds the session in the store, and within moments none finds it in
+// its cache.
 func (m *Manager) delete(ctx context.Context, id string) error {
 	if err := m.cfg.Store.Delete(ctx, recordKey(id)); err != nil {
 		return err
 	}
-	m.journal.ended(id)
+	m.failover.deleted(id)
 	m.cache.drop(id)
-	m.ends.check(id)
+	m.ends.markChanged(id)
 	return nil
 }
 
-// recordKey and leaseKey are the keys in the store of a session's record, and of
-// the lease to refresh it.
+// recordKey and leaseKey are the keys in the store of a session's record, and
+// of the lease to refresh it.
 func recordKey(id string) string { return "session:" + id }
 func leaseKey(id string) string  { return "refresh:" + id }
 

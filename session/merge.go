@@ -9,23 +9,29 @@ import (
 	"time"
 )
 
-// RefreshResult is what a refresh brought. An empty field means that the provider sent none, and what was there stays.
+// RefreshResult is what a refresh obtained. An empty field means that the
+// response did not have it, and the session keeps what it has.
 type RefreshResult struct {
-	Tokens Tokens          // Access, Scope, Issued and Expiry are of the target that was asked for; another Key binds them from now on, and makes an end of Others
-	Claims json.RawMessage // as Session.Claims is to be
-
-	ExpiresAt time.Time // when the provider ends the session
+	// Tokens has Access, Scope, Issued and Expiry for the target of the
+	// refresh. Another Key than the session's binds its tokens from now on, and
+	// deletes Others.
+	Tokens Tokens
+	// Claims replaces Session.Claims.
+	Claims json.RawMessage
+	// ExpiresAt is when the provider ends the session.
+	ExpiresAt time.Time
 }
 
-// take puts what a refresh for a target brought into s. What the response does
-// not hold stays as it was (RFC 6749 6; OpenID Connect Core 12.2).
-func (m *Manager) take(s *Session, r RefreshResult, target string) {
+// merge puts the result of a refresh for a target into s. What the response
+// does not have stays as it was (RFC 6749, section 6; OpenID Connect Core,
+// section 12.2).
+func (m *Manager) merge(s *Session, r RefreshResult, target string) {
 	t, got := &s.Tokens, r.Tokens
 	if got.Key != "" && got.Key != t.Key {
 		t.Key, t.Others = got.Key, nil
 	}
 	t.Refresh, t.ID = cmp.Or(got.Refresh, t.Refresh), cmp.Or(got.ID, t.ID)
-	s.moveEnd(r)
+	s.mergeEnd(r)
 	if r.Claims != nil {
 		s.Claims = r.Claims
 	}
@@ -44,10 +50,10 @@ func (m *Manager) take(s *Session, r RefreshResult, target string) {
 	t.Others = others
 }
 
-// moveEnd moves ExpiresAt after a refresh. A refresh token that came without an
-// end has none that is known. The provider's end of the session is final: a
-// later one does not move it back.
-func (s *Session) moveEnd(r RefreshResult) {
+// mergeEnd updates ExpiresAt. A new refresh token without an expiry has an
+// unknown one. The end that the provider sets for the session never becomes
+// later.
+func (s *Session) mergeEnd(r RefreshResult) {
 	if r.Tokens.Refresh != "" || !r.Tokens.RefreshExpiry.IsZero() {
 		s.Tokens.RefreshExpiry = r.Tokens.RefreshExpiry
 	}
@@ -57,30 +63,34 @@ func (s *Session) moveEnd(r RefreshResult) {
 	s.setEnd()
 }
 
-// save puts next in the place of the record it replaces, on condition that it is still there: a session that was ended stays
-// ended, and the tokens obtained for it meanwhile are given back.
+// save replaces the record that next was made of, on condition that it is still
+// there: a session that was ended stays ended, and the tokens that were
+// obtained for it are revoked.
 func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), next.replaces, next.sealed)
 	if err != nil {
 		return nil, storeError("save refreshed tokens", err)
 	}
 	if replaced {
-		m.journal.replaced(next.ID, next.replaces, next.sealed)
+		m.failover.replaced(next.ID, next.replaces, next.sealed)
 		m.cache.drop(next.ID)
 		m.emit(ctx, Event{Kind: SessionRefreshed, Session: next.ID, TokenExpiry: next.Tokens.Expiry})
 		return next, nil
 	}
-	now, err := m.load(ctx, next.ticket) // ours, by a write whose answer was lost, or somebody else's, or none
+	// There is the record of another refresh, or of ours if the response to its
+	// write was lost, or none.
+	latest, err := m.load(ctx, next.ticket)
 	if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
 		if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
 			m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
 		}
 	}
-	return now, err
+	return latest, err
 }
 
-// retrySave saves tokens that exist in this process alone, for their predecessors are spent, as soon as the store takes them.
-// Meanwhile the session's flight stays known, so that nobody spends the old refresh token again.
+// retrySave saves tokens that only this process has, as soon as the store is
+// back: their predecessors are spent. Meanwhile the refresh is kept, so that no
+// caller spends the old refresh token again.
 func (m *Manager) retrySave(ctx context.Context, next *Session) {
 	for time.Now().Before(next.ExpiresAt) {
 		time.Sleep(minRetryAfter)
@@ -88,7 +98,7 @@ func (m *Manager) retrySave(ctx context.Context, next *Session) {
 		if errors.Is(err, ErrStore) {
 			continue
 		}
-		m.log.InfoContext(ctx, "refreshed tokens saved at last", "session", next.ID, "err", err)
+		m.log.InfoContext(ctx, "refreshed tokens saved", "session", next.ID, "err", err)
 		return
 	}
 }

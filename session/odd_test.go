@@ -10,7 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// After a rotation of the session keys the first call of a session both refreshes in the background and has its record sealed anew.
+// After a rotation of the session keys the first call of a session both
+// refreshes in the background and has its record sealed anew.
 func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
@@ -75,7 +76,8 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 	})
 }
 
-// A target's token that has run out is forgotten when another target's is obtained.
+// A target's token that has run out is forgotten when another target's is
+// obtained.
 func TestRenewRejectedReturnsASessionWithAToken(t *testing.T) {
 	p := &tokenEndpoint{}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {

@@ -13,27 +13,34 @@ import (
 	"unicode/utf8"
 )
 
-// A record is packed before it is sealed, for the store's memory: most of it is JSON that says the same three times, in the access token, the ID
-// token and the claims. Whoever sees its length learns how alike they are, and nothing else: no one who can choose what
-// goes into a record can also choose what goes beside it, and see many.
+// Records are compressed before they are encrypted, to save memory in the
+// store: the access token, the ID token and the claims mostly repeat each
+// other. The length of a record reveals only how similar they are. Compression
+// before encryption is safe here: an attacker cannot inject chosen text next to
+// a secret and observe many lengths (CRIME).
 
-// packDictionary is what records tend to hold; what is likeliest comes last. It belongs to recordVersion: with another one old records do not open.
-const packDictionary = `zoneinfo":"locale":"en-US","picture":"https://phone_number_verified":address":"birthdate":"groups":["roles":["admin","user"]` +
-	`\"resource_access\":{\"account\":{\"roles\":[\"manage-account\",\"manage-account-links\",\"view-profile\"]}},` +
-	`\"realm_access\":{\"roles\":[\"offline_access\",\"uma_authorization\",\"default-roles-` +
-	`\"allowed-origins\":[\"https://\"amr\":[\"pwd\"],\"ver\":\"tid\":\"oid\":\"uti\":\"rh\":\"client_id\":\"` +
-	`{\"alg\":\"ES256\",\"typ\":\"at+jwt\",\"kid\":\"{\"alg\":\"RS256\",\"typ\":\"JWT\",\"kid\":\"` +
-	`\"at_hash\":\"\"nonce\":\"\"jti\":\"\"typ\":\"Bearer\",\"typ\":\"ID\",\"azp\":\"\"session_state\":\"\"sid\":\"\"acr\":\"1\",` +
-	`\"exp\":1\"iat\":1\"nbf\":1\"auth_time\":1\"iss\":\"https://\"aud\":\"account\",\"sub\":\"` +
-	`\"scope\":\"openid profile email offline_access api\"scp\":\"` +
-	`\"email_verified\":true,\"name\":\"\"preferred_username\":\"\"given_name\":\"\"family_name\":\"\"email\":\".com\",` +
-	`"auth_time":1"email_verified":true,"preferred_username":"","given_name":"","family_name":"","name":"","email":".com","acr":"1",` +
-	`"},"b":179,"e":43200000,"a":"\u0000{\"alg\":\"RS256\",\"typ\":\"at+jwt\",\"kid\":\"","r":"","t":"\u0000{\"alg\":\"RS256\",\"typ\":\"JWT\",\"kid\":\"","s":"openid profile email","n":-1,"x":300000}{"i":"https://","u":"","d":"","c":{"sub":"`
+// packDictionary is text that records usually contain, the likeliest at the
+// end. It is part of recordVersion: with another dictionary old records do not
+// open.
+const packDictionary = `zoneinfo":"locale":"en-US","picture":"https://phone_number_verified"` +
+	`:address":"birthdate":"groups":["roles":["admin","user"]\"resource_access\":{\"account\":{\"` +
+	`roles\":[\"manage-account\",\"manage-account-links\",\"view-profile\"]}},\"realm_access\":{\"` +
+	`roles\":[\"offline_access\",\"uma_authorization\",\"default-roles-\"allowed-origins\":[\"` +
+	`https://\"amr\":[\"pwd\"],\"ver\":\"tid\":\"oid\":\"uti\":\"rh\":\"client_id\":\"{\"alg\":\"` +
+	`ES256\",\"typ\":\"at+jwt\",\"kid\":\"{\"alg\":\"RS256\",\"typ\":\"JWT\",\"kid\":\"\"at_hash\":\"` +
+	`\"nonce\":\"\"jti\":\"\"typ\":\"Bearer\",\"typ\":\"ID\",\"azp\":\"\"session_state\":\"\"sid\":\"` +
+	`\"acr\":\"1\",\"exp\":1\"iat\":1\"nbf\":1\"auth_time\":1\"iss\":\"https://\"aud\":\"account\",\"` +
+	`sub\":\"\"scope\":\"openid profile email offline_access api\"scp\":\"\"email_verified\":true,\"` +
+	`name\":\"\"preferred_username\":\"\"given_name\":\"\"family_name\":\"\"email\":\".com\","` +
+	`auth_time":1"email_verified":true,"preferred_username":"","given_name":"","family_name":"","` +
+	`name":"","email":".com","acr":"1","},"b":179,"e":43200000,"a":"\u0000{\"alg\":\"RS256\",\"typ\"` +
+	`:\"at+jwt\",\"kid\":\"","r":"","t":"\u0000{\"alg\":\"RS256\",\"typ\":\"JWT\",\"kid\":\"","s":"` +
+	`openid profile email","n":-1,"x":300000}{"i":"https://","u":"","d":"","c":{"sub":"`
 
 var packers = sync.Pool{New: func() any {
 	w, err := flate.NewWriterDict(nil, flate.DefaultCompression, []byte(packDictionary))
 	if err != nil {
-		panic(err) // only for a level that is none
+		panic(err) // only for an invalid level
 	}
 	return w
 }}
@@ -45,7 +52,7 @@ func pack(plain []byte) []byte {
 	w := packers.Get().(*flate.Writer)
 	defer packers.Put(w)
 	w.Reset(&packed)
-	w.Write(plain) // to memory: neither of the two can fail
+	w.Write(plain) // to memory: neither can fail
 	w.Close()
 	return packed.Bytes()
 }
@@ -61,9 +68,10 @@ func unpack(packed []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// unfold takes a JWT apart into what it says, which packs better than its base64, and its signature, which does not pack. What is not a JWT, or would
-// not come back as it was, stays as it is.
-func unfold(token string) (text string, signature []byte) {
+// splitJWT splits a JWT into its decoded header and payload, which compress
+// better than base64, and its signature, which does not compress. A token that
+// is not a JWT, or that joinJWT could not restore, is returned as it is.
+func splitJWT(token string) (text string, signature []byte) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 || strings.ContainsAny(token, "\x00\r\n") {
 		return token, nil
@@ -79,8 +87,8 @@ func unfold(token string) (text string, signature []byte) {
 	return "\x00" + string(decoded[0]) + "\x00" + string(decoded[1]), decoded[2]
 }
 
-// fold is the reverse of unfold.
-func fold(text string, signature []byte) string {
+// joinJWT is the reverse of splitJWT.
+func joinJWT(text string, signature []byte) string {
 	parts := strings.Split(text, "\x00")
 	if len(parts) != 3 || parts[0] != "" {
 		return text
@@ -89,7 +97,7 @@ func fold(text string, signature []byte) string {
 	return encode([]byte(parts[1])) + "." + encode([]byte(parts[2])) + "." + encode(signature)
 }
 
-// appendSized appends b in a way that cutSized finds its end.
+// appendSized appends the length of b and b, for cutSized.
 func appendSized(to, b []byte) []byte {
 	return append(binary.AppendUvarint(to, uint64(len(b))), b...)
 }
@@ -97,7 +105,7 @@ func appendSized(to, b []byte) []byte {
 func cutSized(from []byte) (b, rest []byte, err error) {
 	size, n := binary.Uvarint(from)
 	if n <= 0 || size > uint64(len(from)-n) {
-		return nil, nil, errors.New("unpack: cut short")
+		return nil, nil, errors.New("unpack: truncated")
 	}
 	return from[n : n+int(size)], from[n+int(size):], nil
 }

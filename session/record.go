@@ -12,11 +12,10 @@ import (
 	"time"
 )
 
-// recordVersion is the first octet of a record, and says how the rest is laid
-// out:
+// recordVersion is the first octet of a record. This version has the layout
 //
 //	octet  0        recordVersion
-//	octets 1 to 4   which session key sealed it (serverKey.id)
+//	octets 1 to 4   serverKey.id of the session key that sealed it
 //	octets 5 to 16  nonce of AES-256-GCM
 //	the rest        ciphertext and tag
 //
@@ -26,18 +25,17 @@ import (
 // the ID token, each preceded by its length as a uvarint, and the JSON of
 // record, compressed by DEFLATE with packDictionary.
 //
-// Rules for a change:
-//   - A release reads the version before its own as well, and writes it until
-//     all replicas run the new release. So nobody is signed out by an upgrade,
-//     and not by a rollback to the release before either.
+// Rules for changes:
+//   - A release also reads the version before its own, and writes it until all
+//     replicas run the new release. So neither an upgrade nor a rollback to the
+//     release before signs anybody out.
 //   - A new member of the JSON is no new version. Members that a release does
 //     not know are kept when it writes the record again (record.more). Their
 //     names are not reused.
 //   - Everything else is a new version: the cipher, the associated data, the
 //     dictionary, the meaning or the type of a member.
 //
-// Version 3 is the first one with these rules. The versions before it are not
-// read.
+// Version 3 is the first one with these rules. Earlier versions are not read.
 const recordVersion = 3
 
 // errKeyRemoved means that a record was sealed with a key that is not in the
@@ -46,7 +44,8 @@ var errKeyRemoved = errors.New("it was sealed with a key that is not among the s
 
 const recordHeader = 1 + 4 // octets before the nonce
 
-// record is a Session as it is stored. The short names are for the store's memory.
+// record is a Session as it is stored. Its short names save memory in the
+// store.
 type record struct {
 	Issuer    string          `json:"i"`
 	Subject   string          `json:"u"`
@@ -62,7 +61,7 @@ type record struct {
 	Expiry    *int64          `json:"x,omitempty"`
 	Key       string          `json:"k,omitempty"`
 
-	RefreshExpiry *int64   `json:"q,omitempty"` // of the refresh token; without: not known
+	RefreshExpiry *int64   `json:"q,omitempty"` // of the refresh token; nil: unknown
 	Superseded    []string `json:"p,omitempty"`
 
 	Others map[string]otherRecord `json:"o,omitempty"`
@@ -70,8 +69,8 @@ type record struct {
 	more map[string]json.RawMessage // members that this release does not know
 }
 
-// unmarshalRecord reads the JSON of a record. Members of a later release end up
-// in more.
+// unmarshalRecord parses the JSON of a record. It puts members of a later
+// release into more.
 func unmarshalRecord(plain []byte) (rec record, err error) {
 	known := json.NewDecoder(bytes.NewReader(plain))
 	known.DisallowUnknownFields()
@@ -113,17 +112,17 @@ type otherRecord struct {
 	Expiry *int64 `json:"x,omitempty"`
 }
 
-// seal returns the session as bytes for the store (see recordVersion), sealed
-// with the first key.
+// seal returns the record of a session, encrypted under the primary key (see
+// recordVersion).
 func (r *Keyring) seal(s *Session) ([]byte, error) { return r.keys[0].seal(s) }
 
-// seal returns the session as bytes for the store (see recordVersion). As the
-// nonce is random, no two records are alike, which conditional writes rely on.
-// This is the one place that opens a Secret for storage.
+// seal returns the record of a session, encrypted under k (see recordVersion).
+// The nonce is random, so that no two records are equal: conditional writes
+// rely on it. This is the only place that reveals a Secret for storage.
 func (k serverKey) seal(s *Session) ([]byte, error) {
 	var signatures []byte
-	apart := func(token Secret) string {
-		text, signature := unfold(token.Reveal())
+	split := func(token Secret) string {
+		text, signature := splitJWT(token.Reveal())
 		signatures = appendSized(signatures, signature)
 		return text
 	}
@@ -148,8 +147,9 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 	rec := record{
 		Issuer: s.Issuer, Subject: s.Subject, SID: s.SID, Claims: s.Claims,
 		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: after(s.limit),
-		Access: apart(s.Tokens.Access), Refresh: apart(s.Tokens.Refresh), ID: apart(s.Tokens.ID),
-		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens.Expiry), Key: s.Tokens.Key.Reveal(), Others: others,
+		Access: split(s.Tokens.Access), Refresh: split(s.Tokens.Refresh), ID: split(s.Tokens.ID),
+		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens.Expiry),
+		Key: s.Tokens.Key.Reveal(), Others: others,
 		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), Superseded: superseded, more: s.more,
 	}
 	plain, err := rec.marshal()
@@ -160,14 +160,15 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 	return k.aead(s.ticket).Seal(header, nil, append(signatures, pack(plain)...), k.associated(s.ID)), nil
 }
 
-// associated returns the associated data of the record of the session with an ID.
+// associated returns the associated data of a record, for the session with an
+// ID.
 func (k serverKey) associated(id string) []byte {
 	data := append([]byte{recordVersion}, k.id[:]...)
 	data = append(data, k.digest[:]...)
 	return append(data, id...)
 }
 
-// open is the reverse of seal, for the holder of the ticket.
+// open is the reverse of seal. It needs the ticket of the session.
 func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 	if len(sealed) < recordHeader || sealed[0] != recordVersion {
 		return nil, errors.New("open session: not a record of this version")
@@ -207,7 +208,9 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 		if others == nil {
 			others = make(map[string]Tokens)
 		}
-		others[target] = Tokens{Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry)}
+		others[target] = Tokens{
+			Access: Secret(t.Access), Scope: t.Scope, Issued: after(t.Issued), Expiry: expiry(t.Expiry),
+		}
 	}
 	var superseded []Secret
 	for _, token := range rec.Superseded {
@@ -217,8 +220,9 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 		ID: id, Issuer: rec.Issuer, Subject: rec.Subject, SID: rec.SID, Claims: rec.Claims,
 		CreatedAt: time.UnixMilli(rec.CreatedAt),
 		Tokens: Tokens{
-			Access: Secret(fold(rec.Access, signatures[0])), Refresh: Secret(fold(rec.Refresh, signatures[1])), ID: Secret(fold(rec.ID, signatures[2])),
-			Scope: rec.Scope, Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), RefreshExpiry: expiry(rec.RefreshExpiry),
+			Access: Secret(joinJWT(rec.Access, signatures[0])), Refresh: Secret(joinJWT(rec.Refresh, signatures[1])),
+			ID: Secret(joinJWT(rec.ID, signatures[2])), Scope: rec.Scope,
+			Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), RefreshExpiry: expiry(rec.RefreshExpiry),
 			Superseded: superseded, Key: Secret(rec.Key), Others: others,
 		},
 		limit: after(rec.ExpiresAt), more: rec.more,
@@ -228,7 +232,8 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 	return s, nil
 }
 
-// aead returns the cipher of one session: its key takes both the cookie's half and ours.
+// aead returns the cipher of one session. Its key depends on the data key in
+// the ticket and on k.
 func (k serverKey) aead(t Ticket) cipher.AEAD {
 	block, err := aes.NewCipher(derive(t.dataKey[:], k.secret, "session record", 32))
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// A member that a later release has put into a record is still there when this one has written the record again.
+// A member that a later release has put into a record is still there when this
+// one has written the record again.
 func TestMembersOfALaterReleaseAreKept(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
@@ -44,7 +45,8 @@ func TestMembersOfALaterReleaseAreKept(t *testing.T) {
 	}
 }
 
-// The layout is what docs/sessions.md and the comment at recordVersion say: a change of it is a new version.
+// The layout is what docs/sessions.md and the comment at recordVersion say: a
+// change of it is a new version.
 func TestARecordBeginsWithItsVersion(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
@@ -86,7 +88,8 @@ func TestKeysThatAreNoSecretsAreRefused(t *testing.T) {
 	}
 }
 
-// The end of a session is the earliest of what this broker, the provider and the refresh token set.
+// The end of a session is the earliest of what this broker, the provider and
+// the refresh token set.
 func TestTheProviderCapsASession(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Truncate(time.Millisecond)
@@ -172,7 +175,8 @@ func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
 	})
 }
 
-// A refresh moves the end of the session, and the idle timeout goes on as if nothing had been: it neither ends early nor later.
+// A refresh moves the end of the session, and the idle timeout goes on as if
+// nothing had been: it neither ends early nor later.
 func TestAMovedEndLeavesTheIdleTimeoutAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -12,50 +12,61 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/flight"
 )
 
-// ErrRefused is what Config.Refresh wraps when the provider says that the grant is over (RFC 6749 5.2: invalid_grant).
-// No other answer of a provider ends a session.
+// ErrRefused means that the provider ended the grant (invalid_grant, RFC 6749,
+// section 5.2). Config.Refresh returns it. No other response of a provider ends
+// a session.
 var ErrRefused = errors.New("the provider refused the refresh token")
 
-// ErrNoAnswer is what Config.Refresh wraps when the request may have reached the
-// provider, and its connection failed before a response came back: the refresh
-// token may have been rotated. The request is repeated once, after the provider
-// has responded to something else (see Config.Ready).
-var ErrNoAnswer = errors.New("no answer from the provider")
+// ErrNoAnswer means that a request may have reached the provider, but its
+// connection failed before the response: the refresh token may have been
+// rotated. Config.Refresh returns it. The request is repeated once, after the
+// provider has responded to another one (see Config.Ready).
+var ErrNoAnswer = errors.New("no response from the provider")
 
-// ErrUserRequired is what Config.Refresh wraps when the provider issues no
-// tokens until the user has signed in again, for example interaction_required
-// (OpenID Connect Core 3.1.2.6). The session is kept: a login replaces it.
+// ErrUserRequired means that the provider issues no tokens until the user has
+// signed in again, for example because of interaction_required (OpenID Connect
+// Core, section 3.1.2.6). Config.Refresh returns it. The session is kept: a
+// login replaces it.
 var ErrUserRequired = errors.New("the provider requires the user to sign in again")
 
-// RefreshError says that the tokens could not be refreshed for now. The session is kept.
+// RefreshError means that the tokens could not be refreshed for now. The
+// session is kept.
 type RefreshError struct {
-	RetryAfter time.Duration // how long to wait before the next try, at least a second
-	// Outage is set if the provider fails for all sessions. Config.Refresh has
-	// logged that once, so it is not logged for each session.
+	// RetryAfter is how long to wait before a retry, at least a second.
+	RetryAfter time.Duration
+	// Outage means that the provider fails for all sessions. Config.Refresh
+	// logs that once, so that it is not logged for each session.
 	Outage bool
 	Err    error
 }
 
 func (e *RefreshError) Error() string { return e.Err.Error() }
 
+// Unwrap returns e.Err.
 func (e *RefreshError) Unwrap() error { return e.Err }
 
 const (
-	// Between two tries of a refresh that fails for reasons that may pass there is a pause, which doubles; longer ones only if the provider asks for them.
+	// The backoff after transient errors doubles from minRetryAfter to
+	// maxBackoff. The provider may ask for up to maxRetryAfter.
 	minRetryAfter = time.Second
 	maxBackoff    = 16 * time.Second
 	maxRetryAfter = 30 * time.Second
-	// A failure is remembered for so long after the pause, for the next one to be longer.
+	// failureMemory is how long after its backoff a failure makes the next
+	// backoff longer.
 	failureMemory = time.Minute
-	// userRequiredPause is how long the provider is not asked again after it has
-	// required the user to sign in.
+	// userRequiredPause is how long the provider is not asked after it required
+	// the user to sign in.
 	userRequiredPause = time.Minute
+	// minRenewInterval is the minimum time between two refreshes that were
+	// caused by a rejected token.
+	minRenewInterval = 10 * time.Second
 )
 
 // Fresh returns s with an access token for a target that can be used now. The
-// empty target is that of Tokens.Access; see Tokens.Others for the rest. While the
-// token is good Fresh does not wait: a token that is about to expire is refreshed
-// in the background. An expired one is refreshed first, once for all callers.
+// empty target is that of Tokens.Access; see Tokens.Others for the rest. While
+// the token is good Fresh does not wait: a token that is about to expire is
+// refreshed in the background. An expired one is refreshed first, once for all
+// callers.
 //
 // The error is ErrNone, ErrEnded or the context's, wraps ErrStore or
 // ErrUserRequired, or is a *RefreshError.
@@ -77,9 +88,9 @@ func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Sessio
 	return s, err
 }
 
-// Refresh refreshes the tokens of s now, even if the access token is still good.
-// It joins a refresh that is in flight. Without a refresh token it returns s. Its
-// errors are those of Fresh.
+// Refresh refreshes the tokens of s now, even if the access token is still
+// good. It joins a refresh that is in flight. Without a refresh token it
+// returns s. Its errors are those of Fresh.
 func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 	if s.Tokens.Refresh == "" {
 		return s, nil
@@ -87,9 +98,9 @@ func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 	return m.awaitRefresh(ctx, s, "")
 }
 
-// awaitRefresh joins the refresh of s for a target, or starts it, and waits for
-// the result, at most Config.Wait. Within that time it retries a transient
-// failure if the provider became ready again after it.
+// awaitRefresh joins or starts the refresh of s for a target and waits for the
+// result, at most Config.Wait. Within that time it retries after a transient
+// error if the provider has become ready since.
 func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
 	deadline := time.Now().Add(m.cfg.wait())
 	waiting, cancel := context.WithDeadline(ctx, deadline)
@@ -124,24 +135,22 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// renewAgain is how long nobody refreshes tokens because an API does not take them, after that was done.
-const renewAgain = 10 * time.Second
-
 // RefreshRejected refreshes the tokens of rejected, because an API rejected its
-// access token for a target although that should still be good. If another caller
-// has done so meanwhile, it returns that result. It returns rejected itself if the
-// tokens were refreshed for this reason a moment ago: an API that rejects every
-// token must not cause a refresh with each call. Its errors are those of Fresh.
+// access token for a target although that should still be good. If another
+// caller has done so meanwhile, it returns that result. It returns rejected
+// itself if the tokens were refreshed for this reason a moment ago: an API that
+// rejects every token must not cause a refresh with each call. Its errors are
+// those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, rejected.ticket)
 	if err != nil {
 		return nil, err
 	}
-	e := refreshKey{s.ID, target}
+	key := refreshKey{s.ID, target}
 	switch access := s.Tokens.For(target).Access; {
 	case access != "" && access != rejected.Tokens.For(target).Access:
 		return s, nil
-	case s.Tokens.Refresh == "" || m.renewedLately(e):
+	case s.Tokens.Refresh == "" || m.recentlyRenewed(key):
 		return rejected, nil
 	}
 	if s, err = m.awaitRefresh(ctx, s, target); err != nil {
@@ -149,25 +158,27 @@ func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.renewed[e] = time.Now()
+	m.renewed[key] = time.Now()
 	return s, nil
 }
 
-// renewedLately says whether a session was refreshed moments ago because its token was rejected.
-func (m *Manager) renewedLately(e refreshKey) bool {
+// recentlyRenewed reports whether the tokens were refreshed less than
+// minRenewInterval ago because one was rejected.
+func (m *Manager) recentlyRenewed(key refreshKey) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	maps.DeleteFunc(m.renewed, func(_ refreshKey, at time.Time) bool { return now.Sub(at) > renewAgain })
-	_, lately := m.renewed[e]
-	return lately
+	maps.DeleteFunc(m.renewed, func(_ refreshKey, at time.Time) bool { return now.Sub(at) > minRenewInterval })
+	_, ok := m.renewed[key]
+	return ok
 }
 
-// Drain waits until no refresh is under way, or until ctx ends. Call it when no more requests come in: a process that
-// leaves in the middle of a refresh takes a rotated refresh token with it.
+// Drain blocks until no refresh is in progress, or returns an error when ctx is
+// done. Call it when no more requests arrive: a process that exits during a
+// refresh loses the rotated refresh token.
 func (m *Manager) Drain(ctx context.Context) error {
 	done := make(chan struct{})
-	go func() { // ends with the last refresh
+	go func() { // until the last refresh ends
 		m.working.Wait()
 		close(done)
 	}()
@@ -179,8 +190,8 @@ func (m *Manager) Drain(ctx context.Context) error {
 	}
 }
 
-// expires returns when the access token is taken as expired. A provider that
-// sends no expires_in leaves it unknown, not endless (RFC 6749 5.1).
+// expires returns when an access token expires. Without expires_in that is
+// unknown, not never (RFC 6749, section 5.1).
 func (m *Manager) expires(t *Tokens) time.Time {
 	if t.Expiry.IsZero() {
 		return t.Issued.Add(m.cfg.accessTokenLifetime())
@@ -188,8 +199,8 @@ func (m *Manager) expires(t *Tokens) time.Time {
 	return t.Expiry
 }
 
-// unexpired reports whether the access token will still be good when it arrives
-// upstream.
+// unexpired reports whether an access token will still be good when it reaches
+// the upstream.
 func (m *Manager) unexpired(t *Tokens, now time.Time) bool {
 	expires := m.expires(t)
 	leeway := min(5*time.Second, expires.Sub(t.Issued)/10)
@@ -202,8 +213,9 @@ func (m *Manager) usable(s *Session, target string, now time.Time) bool {
 	return t.Access != "" && m.unexpired(&t, now)
 }
 
-// due says whether the access token for a target is to be refreshed by now, or obtained. Without a refresh token that of no target never is: the session
-// ends with it, or, where its end is unknown, lives on with it.
+// due reports whether the access token for a target has to be refreshed, or
+// obtained for the first time. Without a refresh token Tokens.Access never is:
+// the session ends with it, or goes on with it if its expiry is unknown.
 func (m *Manager) due(s *Session, target string, now time.Time) bool {
 	if target == "" && s.Tokens.Refresh == "" {
 		return false
@@ -211,15 +223,15 @@ func (m *Manager) due(s *Session, target string, now time.Time) bool {
 	t := s.Tokens.For(target)
 	expires := m.expires(&t)
 	ahead := min(m.cfg.refreshAhead(), expires.Sub(t.Issued)/2)
-	return !now.Before(expires.Add(-ahead)) || !m.unexpired(&t, now) // one that is not there expired long ago
+	return !now.Before(expires.Add(-ahead)) || !m.unexpired(&t, now) // the zero Tokens expired long ago
 }
 
 // refreshKey is what a refresh is for.
 type refreshKey struct{ session, target string }
 
-// refresh is one refresh of one session for one target, shared by all callers that
-// need it. A failed refresh is kept until its backoff is over, so that an outage of
-// the provider does not cause a storm of requests.
+// refresh is one refresh of one session for one target, shared by all callers
+// that need it. A failed refresh is kept until its backoff is over, so that an
+// outage of the provider does not cause a storm of requests.
 type refresh struct {
 	key      refreshKey
 	base     *Session // as it was when the refresh began
@@ -245,8 +257,9 @@ func (r *refresh) stale(s *Session, epoch uint64) bool {
 	return !time.Now().Before(r.retryAt) || r.epoch != epoch || !bytes.Equal(r.base.sealed, s.sealed)
 }
 
-// startRefresh returns the refresh of s for a target that is in flight, or starts
-// one. It does not wait. The refresh outlives the request that started it.
+// startRefresh returns the refresh of s for a target that is in flight, or
+// starts one. It does not wait. The refresh outlives the request that started
+// it.
 func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, epoch uint64) *refresh {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -265,8 +278,8 @@ func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, e
 	return r
 }
 
-// runRefresh performs the refresh and wakes all waiters. Per session, at most one
-// refresh is in progress across replicas and targets.
+// runRefresh performs the refresh and wakes all waiters. Per session, at most
+// one refresh is in progress across replicas and targets.
 func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	s, unsaved, release, err := m.leaseAndRefresh(ctx, r)
 	var retry *RefreshError
@@ -284,7 +297,8 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	r.call.Finish(s, err)
 
 	if unsaved != nil {
-		m.log.ErrorContext(ctx, "refreshed tokens not saved; retrying until the store is back", "session", unsaved.ID, "err", err)
+		m.log.ErrorContext(ctx, "refreshed tokens not saved; retrying until the store is back",
+			"session", unsaved.ID, "err", err)
 		defer release() // after forget
 		m.retrySave(ctx, unsaved)
 	}
@@ -293,9 +307,9 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	}
 }
 
-// leaseAndRefresh takes the lease and refreshes the tokens. If they were obtained
-// but not saved, it returns them as unsaved, and the caller has to release the
-// lease.
+// leaseAndRefresh takes the lease and refreshes the tokens. If they were
+// obtained but not saved, it returns them as unsaved, and the caller has to
+// release the lease.
 func (m *Manager) leaseAndRefresh(ctx context.Context, r *refresh) (s, unsaved *Session, release func(), err error) {
 	release, elsewhere, err := m.lease(ctx, r.base, r.key.target)
 	if err != nil || elsewhere != nil {
@@ -316,37 +330,38 @@ func (m *Manager) forget(r *refresh) {
 	}
 }
 
-// refreshTokens replaces the access token of s for a target, which somebody found to be due, and returns the session with the new one once it
-// is saved, with all that came along. When they were obtained but the store did not take them, they are returned as unsaved beside the error.
+// refreshTokens refreshes the tokens of s for a target under the lease, and
+// returns the session with the new ones once they are saved. If they were
+// obtained but not saved, it returns them as unsaved, together with the error.
 func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) (fresh, unsaved *Session, err error) {
-	now, err := m.load(ctx, s.ticket)
+	latest, err := m.load(ctx, s.ticket)
 	if err != nil {
 		return nil, nil, err
 	}
-	if now.differs(s, target) && m.usable(now, target, time.Now()) {
-		return now, nil, nil // somebody else refreshed it since s was read
+	if latest.tokenChanged(s, target) && m.usable(latest, target, time.Now()) {
+		return latest, nil, nil // another caller refreshed it since s was read
 	}
-	renewal, err := m.askProvider(ctx, now, target)
+	result, err := m.callProvider(ctx, latest, target)
 	if errors.Is(err, ErrRefused) {
-		fresh, err = m.refused(ctx, now, err)
+		fresh, err = m.handleInvalidGrant(ctx, latest, err)
 		return fresh, nil, err
 	}
-	next := *now
-	next.reading = new(reading)
-	next.replaces = now.sealed
+	next := *latest
+	next.lazy = new(lazy)
+	next.replaces = latest.sealed
 	var unrefreshed error
 	switch {
 	case err == nil:
-		m.take(&next, renewal, target)
-	case renewal.Tokens.Refresh != "": // the answer was no good, and the refresh token before it is spent
+		m.merge(&next, result, target)
+	case result.Tokens.Refresh != "": // an unusable response that rotated the refresh token
 		unrefreshed = retryLater(err)
-		next.Tokens.Refresh = renewal.Tokens.Refresh
+		next.Tokens.Refresh = result.Tokens.Refresh
 	case errors.Is(err, ErrUserRequired):
 		return nil, nil, err
 	default:
 		return nil, nil, retryLater(err)
 	}
-	if next.sealed, err = m.sealRefreshed(ctx, now, &next); err != nil {
+	if next.sealed, err = m.sealRefreshed(ctx, latest, &next); err != nil {
 		return nil, nil, err
 	}
 	fresh, err = m.save(ctx, &next)
@@ -356,21 +371,22 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	return fresh, nil, cmp.Or(err, unrefreshed)
 }
 
-// differs says whether a session has another access token for a target than s, which was read before.
-func (now *Session) differs(s *Session, target string) bool {
-	a, b := now.Tokens.For(target), s.Tokens.For(target)
-	return a.Access != b.Access || !a.Issued.Equal(b.Issued) // a provider may give the same one again, to live longer
+// tokenChanged reports whether s has another access token for a target than
+// before, which is an earlier read of the session.
+func (s *Session) tokenChanged(before *Session, target string) bool {
+	a, b := s.Tokens.For(target), before.Tokens.For(target)
+	return a.Access != b.Access || !a.Issued.Equal(b.Issued) // a provider may issue the same token with a later expiry
 }
 
-// askProvider refreshes at the provider. Where the request may have been
+// callProvider sends the refresh request. If the request may have been
 // processed and its response was lost, it repeats the request once, after the
-// provider has responded to something else.
-func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (RefreshResult, error) {
+// provider has responded to another one.
+func (m *Manager) callProvider(ctx context.Context, s *Session, target string) (RefreshResult, error) {
 	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()
-	renewal, err := m.cfg.Refresh(ctx, s, target)
+	result, err := m.cfg.Refresh(ctx, s, target)
 	if !errors.Is(err, ErrNoAnswer) {
-		return renewal, err
+		return result, err
 	}
 	m.log.WarnContext(ctx, "response to a refresh lost; repeated when the provider responds",
 		"session", s.ID, "err", err)
@@ -380,23 +396,24 @@ func (m *Manager) askProvider(ctx context.Context, s *Session, target string) (R
 	return m.cfg.Refresh(ctx, s, target)
 }
 
-// refused ends a session whose refresh token the provider does not take, unless the store shows that the token was replaced meanwhile.
-func (m *Manager) refused(ctx context.Context, s *Session, cause error) (*Session, error) {
-	now, err := m.load(ctx, s.ticket)
+// handleInvalidGrant ends a session whose refresh token was refused, unless the
+// store shows that another replica has replaced the token.
+func (m *Manager) handleInvalidGrant(ctx context.Context, s *Session, cause error) (*Session, error) {
+	latest, err := m.load(ctx, s.ticket)
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(now.sealed, s.sealed) {
-		return now, nil
+	if !bytes.Equal(latest.sealed, s.sealed) {
+		return latest, nil
 	}
 	if err := m.end(ctx, s.ID, ReasonRefused, s.limit, cause); err != nil {
 		return nil, storeError("delete", err)
 	}
-	m.delist(ctx, s)
+	m.removeFromIndexes(ctx, s)
 	return nil, ErrEnded
 }
 
-// retryLater makes a fault of the provider into a RefreshError, whose RetryAfter is within bounds.
+// retryLater returns err as a *RefreshError, with a RetryAfter within bounds.
 func retryLater(err error) error {
 	retry := &RefreshError{Err: err}
 	if given := (*RefreshError)(nil); errors.As(err, &given) {

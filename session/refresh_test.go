@@ -70,7 +70,8 @@ func minute() session.Tokens {
 	return t
 }
 
-// withProvider runs a test in a bubble of fake time, with alice signed in for a minute's token.
+// withProvider runs a test in a bubble of fake time, with alice signed in for a
+// minute's token.
 func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(t *testing.T, m *session.Manager, ticket session.Ticket)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -625,7 +626,8 @@ func TestATargetNeedsNoRefreshToken(t *testing.T) {
 	}
 }
 
-// Some providers answer a refresh with the token that there was, which lives longer now: who waited for that is served.
+// Some providers answer a refresh with the token that there was, which lives
+// longer now: who waited for that is served.
 func TestTheSameTokenAgainIsANewOne(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second, answer: func(_ int, next session.Tokens) (session.Tokens, error) {
 		next.Access = "access-1"

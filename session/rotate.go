@@ -6,8 +6,9 @@ import (
 	"errors"
 )
 
-// reseal lets the first of the session keys seal a record that another one has sealed. It leaves a session alone that is being refreshed, whose new tokens
-// would not find the record that they replace. If it fails there is another Touch.
+// reseal re-encrypts the record under the primary key. It skips a session that
+// is being refreshed, whose conditional write would fail. If it fails, the next
+// Touch retries.
 func (m *Manager) reseal(ctx context.Context, s *Session) {
 	if m.ring.sealedWithPrimary(s.sealed) {
 		return
@@ -19,7 +20,7 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 	var sealed []byte
 	if err == nil {
-		err = m.enlist(ctx, s)
+		err = m.addToIndexes(ctx, s)
 	}
 	if err == nil {
 		sealed, err = m.ring.seal(s)
@@ -36,16 +37,16 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 }
 
-// sealRefreshed seals next, which a refresh made of s. Where that moves the
-// record to another key, the session is put into the indexes that this key
-// names first, so that they list it when the old key is gone. While that fails
-// the record stays with the old key, and is moved by a later refresh or Touch.
+// sealRefreshed seals next, which a refresh made of s. If that moves the record
+// to another key, the session is added to the indexes of that key first, so
+// that they list it when the old key is removed. While adding fails the record
+// stays with the old key, and a later refresh or Touch moves it.
 func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, error) {
 	k, ok := m.ring.keyOf(s.sealed)
 	if !ok || m.ring.sealedWithPrimary(s.sealed) {
 		return m.ring.seal(next)
 	}
-	if err := m.enlist(ctx, next); err != nil {
+	if err := m.addToIndexes(ctx, next); err != nil {
 		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
 		return k.seal(next)
 	}

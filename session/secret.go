@@ -7,17 +7,19 @@ import (
 
 const redacted = "[redacted]"
 
-// Secret is a string that does not print: every fmt verb, every slog handler and every marshaller shows [redacted]
-// in its place. Reveal is the one way to read it.
+// Secret is a string that does not print: every fmt verb, slog handler and
+// marshaler writes [redacted] in its place. Only Reveal returns it.
 //
-// fmt can only ask an exported struct field to redact itself, so a Secret belongs in exported fields. It is not for the
-// key of a map either: encoding/json writes a key of kind string as it is.
+// fmt cannot call methods of unexported struct fields, so a Secret belongs in
+// exported fields. It must not be the key of a map: encoding/json writes keys
+// of kind string as they are.
 type Secret string
 
 // Reveal returns the secret itself.
 func (s Secret) Reveal() string { return string(s) }
 
-// Format writes [redacted], whatever the verb: fmt would print the raw string for a verb that does not fit one, %d say.
+// Format writes [redacted], whatever the verb. Without it fmt would print the
+// string for a verb that does not fit one, such as %d.
 func (s Secret) Format(f fmt.State, _ rune) { f.Write([]byte(redacted)) }
 
 // String returns [redacted].
@@ -32,5 +34,6 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText returns [redacted].
 func (s Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// MarshalJSON returns "[redacted]". slog's JSONHandler needs it for a Secret that is nested in a struct.
+// MarshalJSON returns "[redacted]". slog.JSONHandler needs it for a Secret in a
+// struct.
 func (s Secret) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }

@@ -1,11 +1,25 @@
-// Package session keeps a signed-in user's tokens on the server, behind a cookie that opens nothing by itself.
+// Package session keeps the tokens of signed-in users on the server. The
+// browser gets a cookie that opens nothing by itself.
 //
-// A session is a record in a Store. Its key in the store is a hash of the session's id; its value is sealed under a key
-// made of two halves: a data key that only the user's cookie holds, and a key derived from the operator's session keys.
-// Whoever has the store alone, or the cookie alone, reads nothing.
+// A session is a record in a [Store]. Its key in the store is a hash of the
+// session's id. Its value is encrypted under a key with two halves: a data key
+// that only the cookie has, and a key derived from the operator's session keys.
+// Neither the store alone nor the cookie alone reveals anything.
 //
-// The Manager is what a server uses: Start at login, Find to look, Fresh for a session whose access token can be used now,
-// Touch when the user was active, End at logout, EndAll when the provider says so.
+// A server uses a [Manager] and, for each application, a [Cookie]:
+//
+//   - After a login, [Manager.Start] starts a session. [Cookie.Write] sends
+//     its [Ticket] to the browser.
+//   - With each request, [Cookie.Read] returns the ticket, and [Manager.Find]
+//     the session. [Manager.Fresh] returns it with an access token that can be
+//     used. [Manager.Touch] records activity.
+//   - [Manager.End] ends a session. [Manager.EndAll] ends those that the
+//     provider or an operator ends.
+//   - [Manager.Run] follows what other replicas do.
+//   - Config.Observe receives an [Event] for each start, refresh and end.
+//
+// Any number of replicas share a store. Per session at most one refresh is in
+// progress at a time, and an end takes effect on all replicas within 100 ms.
 package session
 
 import (
@@ -23,42 +37,56 @@ import (
 	"time"
 )
 
-// ErrNone says that a request has no session: no cookie, one that does not open, or one whose session is unknown, expired
-// or ended. The cases are deliberately one: to the caller, and to whoever probes, there is no difference.
+// ErrNone means that there is no session: no ticket, a ticket that opens no
+// record, or a session that is unknown, expired or ended. There is one error
+// for all these cases, so that nobody can tell them apart.
 var ErrNone = errors.New("no session")
 
-// ErrEnded says that the provider has ended the session just now: it refused to refresh the tokens, or it signed the user out while the login was
-// under way. Later requests get ErrNone.
+// ErrEnded means that the provider has just ended the session: it refused to
+// refresh the tokens, or it signed the user out while the login was in
+// progress. Later calls return ErrNone.
 var ErrEnded = errors.New("the provider has ended the session")
 
-// ErrStore says that the store could not be asked. It says nothing about the session, which is to be taken as alive.
+// ErrStore means that the store failed. It says nothing about the session,
+// which may still exist.
 var ErrStore = errors.New("session store unavailable")
 
 // Tokens are what the provider issued for one session.
 type Tokens struct {
-	Access  Secret
-	Refresh Secret // empty: the provider issued none, and the session ends with its access token
-	ID      Secret
-	Scope   string    // as granted, space-separated
-	Issued  time.Time // when Access was received
-	Expiry  time.Time // when Access expires; zero: the provider did not say
-
+	// Access is the access token.
+	Access Secret
+	// Refresh is the refresh token. Empty: the provider issued none, and the
+	// session ends with its access token.
+	Refresh Secret
+	// ID is the ID token.
+	ID Secret
+	// Scope is the scope of Access as granted, separated by spaces.
+	Scope string
+	// Issued is when Access was received.
+	Issued time.Time
+	// Expiry is when Access expires; zero: the provider did not say.
+	Expiry time.Time
 	// RefreshExpiry is when Refresh expires; zero: the provider did not say.
 	RefreshExpiry time.Time
 
-	// Superseded are the refresh tokens of sessions of the same user that this one
-	// has replaced, the oldest first. They are to be revoked when this one ends,
-	// not before: a provider may revoke all grants of a user to a client at once.
+	// Superseded are the refresh tokens of sessions of the same user that this
+	// one replaced, the oldest first. They have to be revoked when this one
+	// ends, not before: a provider may revoke all grants of a user to a client
+	// at once.
 	Superseded []Secret
 
-	// Key is the private key that the tokens are bound to (RFC 9449), a scalar of P-256 in base64url; empty: whoever bears them can use them.
+	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
+	// of P-256 in base64url. Empty: they are bearer tokens.
 	Key Secret
-	// Others are access tokens for other targets than Access is for: target → a Tokens with nothing but Access, Scope, Issued and Expiry. What a
-	// target is only Config.Refresh knows.
+	// Others are access tokens for other targets: target → a Tokens with
+	// Access, Scope, Issued and Expiry only. What a target means is up to
+	// Config.Refresh.
 	Others map[string]Tokens
 }
 
-// For returns the access token for a target, as a Tokens with nothing else; the empty target is that of Access.
+// For returns the access token for a target, as a Tokens with Access, Scope,
+// Issued and Expiry only. The empty target is that of Access. Without a token
+// for the target it returns the zero Tokens.
 func (t *Tokens) For(target string) Tokens {
 	if target != "" {
 		return t.Others[target]
@@ -66,7 +94,9 @@ func (t *Tokens) For(target string) Tokens {
 	return Tokens{Access: t.Access, Scope: t.Scope, Issued: t.Issued, Expiry: t.Expiry}
 }
 
-// Authorization is the value of a header that carries Access (RFC 6750 2.1), or Access as bound to Key (RFC 9449 7.1). It is a secret.
+// Authorization returns the value of an Authorization header with Access, as a
+// bearer token (RFC 6750, section 2.1) or bound to Key (RFC 9449, section 7.1).
+// The value is a secret.
 func (t *Tokens) Authorization() string {
 	if t.Key != "" {
 		return "DPoP " + t.Access.Reveal()
@@ -74,85 +104,96 @@ func (t *Tokens) Authorization() string {
 	return "Bearer " + t.Access.Reveal()
 }
 
-// Session is one user signed in on one browser. A *Session is shared between requests and must not be modified.
+// Session is a user who is signed in on one browser. Callers share a *Session
+// and must not modify it.
 type Session struct {
-	// ID names the session in the store and towards its user, operators and logs. It is the hash of the id in the cookie:
-	// it opens nothing, and that id cannot be found from it.
+	// ID names the session in the store, and for its user, operators and logs.
+	// It is a hash of the id in the ticket: it opens nothing, and reveals
+	// nothing of the id.
 	ID      string
-	Issuer  string // iss of the ID token
-	Subject string // sub of the ID token
-	SID     string // sid of the ID token, empty where the provider has none
-	Claims  json.RawMessage
+	Issuer  string          // iss of the ID token
+	Subject string          // sub of the ID token
+	SID     string          // sid of the ID token, empty where the provider has none
+	Claims  json.RawMessage // of the user, an object; see Claim
 	Tokens  Tokens
 
 	CreatedAt time.Time
-	// ExpiresAt is the end of the session. It moves only with the refresh token,
-	// where that has an end, and never beyond Config.MaxLifetime after CreatedAt
-	// or what the provider set as the session's end.
-	ExpiresAt     time.Time
-	IdleExpiresAt time.Time // moves with Touch, never beyond ExpiresAt
+	// ExpiresAt is the absolute end. It moves with RefreshExpiry of the tokens,
+	// but never beyond Config.MaxLifetime after CreatedAt, or the end that the
+	// provider set.
+	ExpiresAt time.Time
+	// IdleExpiresAt is the idle timeout. It moves with Manager.Touch, but never
+	// beyond ExpiresAt.
+	IdleExpiresAt time.Time
 
-	limit      time.Time                  // ExpiresAt, if the refresh token had no end
-	recordEnds time.Time                  // when the store drops the record unless there is another Touch
+	limit      time.Time                  // ExpiresAt as it would be without RefreshExpiry
+	recordEnds time.Time                  // when the record expires in the store unless there is another Touch
 	more       map[string]json.RawMessage // record.more
 
 	ticket   Ticket
 	sealed   []byte // the record as it is in the store
-	replaces []byte // the record that this one was made of, which a conditional write expects to find
-	reading  *reading
+	replaces []byte // the record that this one was made of, which a conditional write expects
+	lazy     *lazy
 }
 
-// reading is what is known of a session beyond its record, by all who share what was read.
-type reading struct {
-	touching atomic.Bool // somebody moves the idle time-out
-	decoding sync.Once
-	claims   map[string]any // decoded
-	bearing  sync.Once
-	headers  map[string][]string // :: target → an Authorization header
-	key      *ecdsa.PrivateKey
+// lazy holds values computed on first use. All users of one store read share
+// it.
+type lazy struct {
+	touching atomic.Bool // one of the users calls Store.Touch
+
+	claimsOnce sync.Once
+	claims     map[string]any
+
+	credentialsOnce sync.Once
+	headers         map[string][]string // :: target → values of an Authorization header
+	key             *ecdsa.PrivateKey
 }
 
-// Claim returns one of the user's claims as encoding/json decodes it, a number as json.Number; nil if there is none of that name.
+// Claim returns a claim of the user as encoding/json decodes it, with numbers
+// as json.Number; nil if there is no such claim.
 func (s *Session) Claim(name string) any {
-	s.reading.decoding.Do(func() {
+	s.lazy.claimsOnce.Do(func() {
 		d := json.NewDecoder(bytes.NewReader(s.Claims))
 		d.UseNumber()
-		d.Decode(&s.reading.claims) // it was encoded when the session was started
+		d.Decode(&s.lazy.claims) // it was encoded when the session started
 	})
-	return s.reading.claims[name]
+	return s.lazy.claims[name]
 }
 
-// Format writes the session's ID, whatever the verb: fmt would print the unexported half of the key too.
+// Format writes the session's ID, whatever the verb: fmt would print the data
+// key too.
 func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID) }
 
 // LogValue returns the session's ID.
 func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
 
-// Authorization returns the values of an Authorization header that carries the access token for a target (RFC 6750 2.1, RFC 9449 7.1); nil when there is
-// none. They must not be modified.
+// Authorization returns the values of an Authorization header with the access
+// token for a target (see Tokens.Authorization); nil if there is none. They
+// must not be modified.
 func (s *Session) Authorization(target string) []string {
-	s.bear()
-	return s.reading.headers[target]
+	s.initCredentials()
+	return s.lazy.headers[target]
 }
 
-// Key returns the private key that the tokens are bound to; nil when there is none.
+// Key returns the private key that the tokens are bound to; nil if they are
+// bearer tokens.
 func (s *Session) Key() *ecdsa.PrivateKey {
-	s.bear()
-	return s.reading.key
+	s.initCredentials()
+	return s.lazy.key
 }
 
-func (s *Session) bear() {
-	s.reading.bearing.Do(func() {
+func (s *Session) initCredentials() {
+	s.lazy.credentialsOnce.Do(func() {
 		t := &s.Tokens
 		if t.Key != "" {
 			scalar, _ := base64.RawURLEncoding.DecodeString(t.Key.Reveal())
-			s.reading.key, _ = ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar) // Start has looked at it
+			s.lazy.key, _ = ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar) // Start has checked it
 		}
-		s.reading.headers = map[string][]string{"": {t.Authorization()}}
+		s.lazy.headers = map[string][]string{"": {t.Authorization()}}
 		for target := range t.Others {
 			other := t.For(target)
 			other.Key = t.Key
-			s.reading.headers[target] = []string{other.Authorization()}
+			s.lazy.headers[target] = []string{other.Authorization()}
 		}
 	})
 }
@@ -160,12 +201,12 @@ func (s *Session) bear() {
 // Ticket returns the ticket that opens the session.
 func (s *Session) Ticket() Ticket { return s.ticket }
 
-// sameUser reports whether two sessions are the same user's.
+// sameUser reports whether two sessions are of the same user.
 func (s *Session) sameUser(other *Session) bool {
 	return s.Issuer == other.Issuer && s.Subject == other.Subject
 }
 
-// setEnd computes ExpiresAt and IdleExpiresAt.
+// setEnd sets ExpiresAt and IdleExpiresAt.
 func (s *Session) setEnd() {
 	s.ExpiresAt = s.limit
 	if s.Tokens.Refresh != "" && !s.Tokens.RefreshExpiry.IsZero() {

@@ -25,7 +25,8 @@ var (
 	keyB = bytes.Repeat([]byte("b"), 32)
 )
 
-// newManager returns a Manager for cfg, whose unset fields become what most tests want.
+// newManager returns a Manager for cfg, whose unset fields become what most
+// tests want.
 func newManager(t *testing.T, cfg session.Config) *session.Manager {
 	t.Helper()
 	if cfg.Store == nil {
@@ -56,7 +57,8 @@ func tokens() session.Tokens {
 	return session.Tokens{Access: "access-1", Refresh: "refresh-1", ID: "idtoken-1", Scope: "openid api", Issued: now, Expiry: now.Add(time.Hour)}
 }
 
-// signIn starts a session for alice with tokens and returns a request that brings its cookie.
+// signIn starts a session for alice with tokens and returns a request that
+// brings its cookie.
 func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, session.Ticket) {
 	t.Helper()
 	s, err := m.Start(t.Context(), session.New{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk})
@@ -267,7 +269,8 @@ func TestADumpOfTheStoreOpensNothing(t *testing.T) {
 		}
 	}
 
-	// A record under the key of another session does not open: it is bound to its place.
+	// A record under the key of another session does not open: it is bound to
+	// its place.
 	keys := make([]string, 0, 2)
 	for key := range store.dump {
 		keys = append(keys, key)
@@ -293,7 +296,8 @@ func TestNoTwoRecordsAreAlike(t *testing.T) {
 	}
 }
 
-// dumpStore remembers what was written, and can confuse keys as a client that is one reply off would.
+// dumpStore remembers what was written, and can confuse keys as a client that
+// is one reply off would.
 type dumpStore struct {
 	session.Store
 	dump map[string][]byte

@@ -7,16 +7,18 @@ import (
 )
 
 // Store keeps sessions where all replicas find them. A Store is safe for
-// concurrent use. Package tokenstore has two of them, and the conformance suite in
-// tokenstore/storetest tests everything that is said here.
+// concurrent use. Package tokenstore has two of them, and the conformance suite
+// in tokenstore/storetest tests everything that is said here.
 //
-// Every method is atomic, and sees all writes that ended before it began. Whatever
-// has outlived its time to live does not exist. Times to live are positive.
+// Every method is atomic, and sees all writes that ended before it began.
+// Whatever has outlived its time to live does not exist. Times to live are
+// positive.
 //
-// An error is a fault of the store: it is out of reach, full or misconfigured. A
-// record that does not exist is not an error. After the error of a writing method,
-// the write may or may not have happened. Every writing method can be repeated with
-// the same arguments, and then returns what it would have returned the first time.
+// An error is a fault of the store: it is out of reach, full or misconfigured.
+// A record that does not exist is not an error. After the error of a writing
+// method, the write may or may not have happened. Every writing method can be
+// repeated with the same arguments, and then returns what it would have
+// returned the first time.
 type Store interface {
 	Records
 	Leases
@@ -29,63 +31,64 @@ type Records interface {
 	// Get returns the value under key, and its remaining time to live; found is
 	// false if there is none.
 	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
-	// Create writes a record under a key that has none. If the key has a record with
-	// another value, it writes nothing and returns false.
+	// Create writes a record under a key that has none. If the key has a record
+	// with another value, it writes nothing and returns false.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
-	// Replace writes value in the place of old, and leaves the time to live as it is.
-	// If there is no record, or it holds neither old nor value, it writes nothing and
-	// returns false: a late writer neither revives nor overwrites a record.
+	// Replace writes value in the place of old, and leaves the time to live as
+	// it is. If there is no record, or it holds neither old nor value, it
+	// writes nothing and returns false: a late writer neither revives nor
+	// overwrites a record.
 	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
-	// Touch sets the time to live of a record, counted from now. It returns false if
-	// there is none.
+	// Touch sets the time to live of a record, counted from now. It returns
+	// false if there is none.
 	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
 	// Delete deletes a record. It is not an error if there is none.
 	Delete(ctx context.Context, key string) error
 }
 
-// Leases are locks that end by themselves, so that a holder that dies delays others
-// only for a while.
+// Leases are locks that end by themselves, so that a holder that dies delays
+// others only for a while.
 type Leases interface {
-	// Acquire makes owner the holder of the lease under key for ttl from now on,
-	// unless there is another holder, and reports whether it did. A holder renews its
-	// lease by acquiring it again.
+	// Acquire makes owner the holder of the lease under key for ttl from now
+	// on, unless there is another holder, and reports whether it did. A holder
+	// renews its lease by acquiring it again.
 	Acquire(ctx context.Context, key, owner string, ttl time.Duration) (acquired bool, err error)
-	// Release ends the lease under key if owner holds it. It is not an error if owner
-	// does not.
+	// Release ends the lease under key if owner holds it. It is not an error if
+	// owner does not.
 	Release(ctx context.Context, key, owner string) error
 }
 
-// Sets are sets of strings under a key. Each member has its own time to live, and a
-// set exists as long as it has members.
+// Sets are sets of strings under a key. Each member has its own time to live,
+// and a set exists as long as it has members.
 type Sets interface {
-	// Add adds a member to the set under key, for ttl from now on. If the set has the
-	// member, its time to live can only become longer.
+	// Add adds a member to the set under key, for ttl from now on. If the set
+	// has the member, its time to live can only become longer.
 	Add(ctx context.Context, key, member string, ttl time.Duration) error
-	// Members returns the members of the set under key, in any order; none if there
-	// is no such set. It may return an expired member for some minutes more while the
-	// set has others.
+	// Members returns the members of the set under key, in any order; none if
+	// there is no such set. It may return an expired member for some minutes
+	// more while the set has others.
 	Members(ctx context.Context, key string) ([]string, error)
-	// Remove removes a member from the set under key. It is not an error if the set
-	// does not have it.
+	// Remove removes a member from the set under key. It is not an error if the
+	// set does not have it.
 	Remove(ctx context.Context, key, member string) error
 }
 
 // Watcher announces writes, whichever process made them. Caches rest on it.
 type Watcher interface {
-	// Watch follows the records under "session:" and the leases under "refresh:"
-	// until ctx is done.
+	// Watch follows the records under "session:" and the leases under
+	// "refresh:" until ctx is done.
 	//
-	// It calls onChange with the key of each one that was written, soon after the
-	// write; and with the empty key if any of them may have been written without an
-	// announcement.
+	// It calls onChange with the key of each one that was written, soon after
+	// the write; and with the empty key if any of them may have been written
+	// without an announcement.
 	//
-	// It calls onValid again and again, with a time until which caches may be used:
-	// every write before the call has been announced. While the store cannot know
-	// that, it does not call onValid. So a cache is outdated for no longer than that
-	// time is ahead.
+	// It calls onValid again and again, with a time until which caches may be
+	// used: every write before the call has been announced. While the store
+	// cannot know that, it does not call onValid. So a cache is outdated for no
+	// longer than that time is ahead.
 	//
-	// Watch may announce keys that have not changed, and may call both functions from
-	// several goroutines at once.
+	// Watch may announce keys that have not changed, and may call both
+	// functions from several goroutines at once.
 	Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time))
 }
 

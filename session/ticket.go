@@ -11,8 +11,9 @@ import (
 )
 
 // Ticket is what a session cookie carries: a random id, which names the record,
-// and the browser's half of the key that opens the record. A Ticket is as secret
-// as the cookie, and prints as [redacted]. The zero Ticket opens nothing.
+// and the browser's half of the key that opens the record. A Ticket is as
+// secret as the cookie, and prints as [redacted]. The zero Ticket opens
+// nothing.
 type Ticket struct {
 	id        [16]byte
 	dataKey   [32]byte
@@ -58,8 +59,8 @@ func (t Ticket) Secret() Secret {
 func (t Ticket) bytes() []byte { return append(t.id[:], t.dataKey[:]...) }
 
 // withSessionID sets the name under which the store, the user and the logs know
-// the session. It is a hash, so that none of them learns the id, and has as many
-// bits as the id.
+// the session. It is a hash, so that none of them learns the id, and has as
+// many bits as the id.
 func (t Ticket) withSessionID() Ticket {
 	sum := sha256.Sum256(t.id[:])
 	t.sessionID = base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
@@ -69,7 +70,9 @@ func (t Ticket) withSessionID() Ticket {
 // Equal reports whether both tickets are the same. The time it takes does not
 // depend on what is in them.
 func (t Ticket) Equal(other Ticket) bool {
-	return subtle.ConstantTimeCompare(t.id[:], other.id[:])&subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:]) == 1
+	sameID := subtle.ConstantTimeCompare(t.id[:], other.id[:])
+	sameKey := subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:])
+	return sameID&sameKey == 1
 }
 
 // Format writes [redacted], whatever the verb.

@@ -7,87 +7,92 @@ import (
 	"time"
 )
 
-// Run follows what other replicas do to the sessions, until ctx ends. It is what the cache, streams that end with their session, and a short wait
-// for another replica's refresh rest on: without it every request asks the store, and OnEnd never calls. When it returns, all who wait for the end of a session
-// have been called, for nobody would tell them any more.
+// Run follows the writes of other replicas until ctx is done. The cache, OnEnd
+// and a short wait for the refresh of another replica rest on it: without it
+// every Find reads the store, and OnEnd never calls. When Run returns, all
+// functions that OnEnd registered have been called, because nothing would call
+// them any more.
 func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
-	all.Go(func() { m.cfg.Store.Watch(ctx, m.changed, m.current) }) // until ctx ends, as the others
+	all.Go(func() { m.cfg.Store.Watch(ctx, m.onChange, m.onValid) }) // until ctx is done, as the others
 	all.Go(func() { m.watchEnds(ctx) })
-	all.Go(func() { m.redoMissed(ctx) })
+	all.Go(func() { m.replayLoop(ctx) })
 	all.Wait()
 	m.cache.clear()
-	m.ends.all()
+	m.ends.notifyAll()
 }
 
-// changed is told by the store which record or lease was written; the empty key is all of them.
-func (m *Manager) changed(key string) {
+// onChange handles the announcement of a record or a lease that was written;
+// the empty key means all of them.
+func (m *Manager) onChange(key string) {
 	if key == "" {
 		m.cache.clear()
-		m.waking.all()
+		m.notifier.wakeAll()
 		m.mu.Lock()
 		m.missedAt = time.Now()
 		m.mu.Unlock()
-		m.ends.check("")
-		wake(m.journal.missed)
+		m.ends.markChanged("")
+		signal(m.failover.missed)
 		return
 	}
 	kind, id, _ := strings.Cut(key, ":")
 	if kind == "session" {
 		m.cache.drop(id)
-		m.ends.check(id)
+		m.ends.markChanged(id)
 	}
-	m.waking.one(id)
+	m.notifier.wake(id)
 }
 
-// current is told by the store until when it vouches that every change is announced.
-func (m *Manager) current(until time.Time) {
-	lost := m.cache.lost(time.Now())
-	m.cache.vouch(until)
-	if lost {
-		m.waking.all()
+// onValid handles the store's promise that all writes have been announced.
+func (m *Manager) onValid(until time.Time) {
+	invalidated := m.cache.invalidated(time.Now())
+	m.cache.setValidUntil(until)
+	if invalidated {
+		m.notifier.wakeAll()
 	}
 }
 
-// waking wakes those who wait for another replica.
-type waking struct {
-	mu      sync.Mutex
-	waiting map[string]chan struct{} // :: Session.ID → where its one waiter is woken
+// notifier wakes refreshes that wait for another replica.
+type notifier struct {
+	mu      sync.Mutex               // guards waiting
+	waiting map[string]chan struct{} // :: Session.ID → the channel of its one waiter
 }
 
-// wait returns where changes of a session are announced until stop is called. There is one waiter a session: its flight.
-func (w *waking) wait(id string) (woken <-chan struct{}, stop func()) {
+// wait returns a channel that receives when the session changes, until stop is
+// called. A session has one waiter, the refresh that waits for its lease.
+func (n *notifier) wait(id string) (woken <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.waiting == nil {
-		w.waiting = make(map[string]chan struct{})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.waiting == nil {
+		n.waiting = make(map[string]chan struct{})
 	}
-	w.waiting[id] = c
+	n.waiting[id] = c
 	return c, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.waiting, id)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.waiting, id)
 	}
 }
 
-func (w *waking) one(id string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	wake(w.waiting[id])
+func (n *notifier) wake(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	signal(n.waiting[id])
 }
 
-func (w *waking) all() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range w.waiting {
-		wake(c)
+func (n *notifier) wakeAll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.waiting {
+		signal(c)
 	}
 }
 
-func wake(c chan struct{}) {
+// signal sends on c unless a signal is pending or c is nil.
+func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
-	default: // nobody waits, or they are to be woken already
+	default:
 	}
 }

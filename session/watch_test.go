@@ -13,7 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// tappedStore counts what is read, and can keep announcements back or lose what was written.
+// tappedStore counts what is read, and can keep announcements back or lose what
+// was written.
 type tappedStore struct {
 	*tokenstore.Memory
 	reads    atomic.Int32
@@ -63,7 +64,8 @@ func (s *tappedStore) Watch(ctx context.Context, changed func(string), current f
 	}, current)
 }
 
-// cut keeps announcements back as a lost connection does: what is vouched for lasts for another half second.
+// cut keeps announcements back as a lost connection does: what is vouched for
+// lasts for another half second.
 func (s *tappedStore) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +86,8 @@ func (s *tappedStore) mend() {
 	}
 }
 
-// replicas runs a test in a bubble of fake time with n Managers that watch one store, and alice signed in at the first.
+// replicas runs a test in a bubble of fake time with n Managers that watch one
+// store, and alice signed in at the first.
 func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -148,7 +151,8 @@ func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
 	}
 }
 
-// The store was read, the session ended, and only then the reader goes on: it must not put what it read into the cache.
+// The store was read, the session ended, and only then the reader goes on: it
+// must not put what it read into the cache.
 func TestWhatChangedWhileItWasReadIsNotCached(t *testing.T) {
 	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
 		store.mu.Lock()
@@ -363,7 +367,8 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 	})
 }
 
-// A server that was a replica a moment ago has become the master, and has not got the last writes.
+// A server that was a replica a moment ago has become the master, and has not
+// got the last writes.
 func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 	p := new(tokenEndpoint)
 	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
@@ -406,7 +411,8 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 	})
 }
 
-// Redis was away for longer than a lease, and its holder is still waiting for the provider.
+// Redis was away for longer than a lease, and its holder is still waiting for
+// the provider.
 func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
 	p := &tokenEndpoint{takes: 10 * time.Second}
 	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
