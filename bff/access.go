@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -45,7 +46,7 @@ func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
 	renewed := *a
 	var err error
 	if a.session == nil {
-		renewed.token, err = a.route.clientToken.renew(ctx, a.token)
+		renewed.token, err = renewClientToken(ctx, a.route, a.token)
 	} else if renewed.session, err = a.server.sessions.RefreshRejected(ctx, a.session, a.route.targetKey); err == nil {
 		renewed.token = sessionToken(renewed.session, a.route)
 	}
@@ -180,7 +181,7 @@ func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, 
 	if !route.target.Exchange {
 		return s.sessions.Fresh(r.Context(), current, route.targetKey)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.provider.cfg.wait())
+	ctx, cancel := context.WithTimeout(r.Context(), s.provider.Config().MaxWait())
 	defer cancel()
 	if current, err = s.sessions.Fresh(ctx, current, ""); err != nil {
 		return nil, err
@@ -198,9 +199,16 @@ func routeToken(ctx context.Context, route *route, current *session.Session) (ac
 		}
 		return token, nil
 	case route.client:
-		return route.clientToken.get(ctx)
+		token, err := route.clientToken.Token(ctx)
+		return accessToken{header: token.Authorization, key: token.Key}, err
 	}
 	return accessToken{}, nil
+}
+
+// renewClientToken returns another token of the broker's own than the rejected one.
+func renewClientToken(ctx context.Context, route *route, rejected accessToken) (accessToken, error) {
+	token, err := route.clientToken.Renew(ctx, oidc.AccessToken{Authorization: rejected.header, Key: rejected.key})
+	return accessToken{header: token.Authorization, key: token.Key}, err
 }
 
 func sessionToken(current *session.Session, route *route) accessToken {
@@ -264,7 +272,7 @@ func authTime(current *session.Session) time.Time {
 		return time.Time{}
 	}
 	seconds, err := n.Float64()
-	latest := float64(time.Now().Add(clockSkew).Unix())
+	latest := float64(time.Now().Add(oidc.ClockSkew).Unix())
 	if err != nil || seconds < 0 || seconds > latest {
 		return time.Time{}
 	}

@@ -31,7 +31,7 @@ func (s *Server) ready(ctx context.Context) error {
 		errs = append(errs, errors.New("store: does not answer"))
 		s.log.WarnContext(ctx, "not ready: the store does not answer", "err", err)
 	}
-	if s.provider.found.Load() == nil {
+	if !s.provider.Discovered() {
 		errs = append(errs, errors.New("provider: not found yet"))
 	}
 	return errors.Join(errs...)

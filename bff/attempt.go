@@ -10,12 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -42,6 +44,11 @@ type attempt struct {
 	Silent    bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
 	OwnPage   bool `json:"w,omitempty"` // a page of the app's origin started it (see startedByOwnPage)
 	Restarted bool `json:"-"`           // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
+}
+
+// request returns the authorization request of the attempt.
+func (a *attempt) request(parameters url.Values) oidc.Request {
+	return oidc.Request{State: a.State, Nonce: a.Nonce, Verifier: a.Verifier, Key: a.Key, Parameters: parameters}
 }
 
 const (
@@ -86,7 +93,7 @@ func (as *attempts) prepare(a *attempt, bound bool) error {
 	a.Verifier = session.Secret(oauth2.GenerateVerifier())
 	a.Key = ""
 	if bound {
-		if a.Key, err = newKey(); err != nil {
+		if a.Key, err = oidc.NewKey(); err != nil {
 			return err
 		}
 	}

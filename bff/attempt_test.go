@@ -139,7 +139,7 @@ func FuzzAttempt(f *testing.F) {
 		}
 		as.drop(httptest.NewRecorder(), r, state)
 		as.prune(httptest.NewRecorder(), r, 100, false)
-		if answer, err := parseAnswer("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.state == "" || (answer.code == "") == (answer.err == "")) {
+		if answer, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.State == "" || (answer.Code == "") == (answer.Error == "")) {
 			t.Errorf("%q is taken for the answer %+v", line, answer)
 		}
 	})

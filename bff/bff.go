@@ -22,6 +22,7 @@ package bff
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,8 +35,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -75,6 +78,9 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 }
 
+// ProviderConfig describes the provider and this app as its client.
+type ProviderConfig = oidc.Config
+
 // Server is the broker as an http.Handler, between Start and Close.
 type Server struct {
 	origin string // scheme://host of the public URL, as browsers write an Origin
@@ -90,7 +96,7 @@ type Server struct {
 	maxPerUser   int // Config.Sessions.MaxPerUser
 	store        session.Store
 	app          session.App // what sessions, attempts and logout states are bound to
-	provider     *provider
+	provider     *oidc.Client
 	claims       Claims
 	keeps        bool // Config.KeepStorage
 	attempts     attempts
@@ -177,16 +183,33 @@ func New(cfg Config) (*Server, error) {
 	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
 	s.refreshes = newLimiter[[16]byte](refreshLimit)
 	s.claims, s.keeps = cfg.Claims, cfg.KeepStorage
-	s.provider, err = newProvider(cfg.Provider, s.origin+s.prefix+"/callback", s.log)
+	for i, r := range cfg.Routes {
+		field := fmt.Sprintf("Routes[%d]", i)
+		if cfg.Provider.SenderConstraint == "mtls" && r.Token != "none" {
+			fail(r.show(cfg.Provider.ClientCertificate, field))
+		}
+		parsed, err := newRoute(r, field, s.prefix)
+		fail(err)
+		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {
+			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.Path)})
+		}
+		s.routes = append(s.routes, parsed)
+	}
+	cfg.Provider.RedirectURI, cfg.Provider.ClaimMap, cfg.Provider.Logger = s.origin+s.prefix+"/callback", cfg.Claims.Map, s.log
+	cfg.Provider.Targets, cfg.Provider.WithoutLogin = s.targets(), s.withoutLogin()
+	s.provider, err = oidc.New(cfg.Provider)
 	fail(err)
-	s.provider.claims = cfg.Claims
+	fail(s.setClientTokens())
+	if len(cfg.Provider.Resources) == 0 && s.mixesResources() {
+		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
+	}
 
 	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
 	cfg.Sessions.App, cfg.Sessions.Logger = s.app, s.log
 	cfg.Sessions.Observe, s.maxPerUser = s.observe, cfg.Sessions.MaxPerUser
-	cfg.Sessions.Refresh = s.provider.refresh
-	cfg.Sessions.Revoke = s.provider.revoke
-	cfg.Sessions.Ready = s.provider.ready
+	cfg.Sessions.Refresh = s.provider.Refresh
+	cfg.Sessions.Revoke = s.provider.Revoke
+	cfg.Sessions.Ready = s.provider.Admit
 	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
 	s.sessions, err = session.NewManager(cfg.Sessions)
 	fail(err)
@@ -200,33 +223,6 @@ func New(cfg Config) (*Server, error) {
 		fail(err)
 	}
 
-	clientTokens := make(map[string]*clientToken)
-	for i, r := range cfg.Routes {
-		field := fmt.Sprintf("Routes[%d]", i)
-		if cfg.Provider.SenderConstraint == "mtls" && r.Token != "none" {
-			fail(r.show(cfg.Provider.ClientCertificate, field))
-		}
-		parsed, err := newRoute(r, field, s.prefix)
-		fail(err)
-		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {
-			fail(&session.FieldError{Field: field + ".Path", Err: fmt.Errorf("%q is the path of another route too", parsed.Path)})
-		}
-		s.routes = append(s.routes, parsed)
-		if parsed.user && parsed.targetKey != "" {
-			s.provider.targets[parsed.targetKey] = parsed.target
-		}
-		if parsed.client {
-			if clientTokens[parsed.targetKey] == nil {
-				clientTokens[parsed.targetKey], err = newClientToken(s.provider, parsed.target)
-				fail(err)
-			}
-			parsed.clientToken = clientTokens[parsed.targetKey]
-		}
-	}
-	s.provider.clientOnly = slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) && !slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
-	if len(cfg.Provider.Resources) == 0 && len(s.provider.resources()) > 0 && slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" }) {
-		fail(&session.FieldError{Field: "Provider.Resources", Err: errors.New("missing; without it the session's own token would be good for what other routes name as their resource (RFC 9700 2.3)")})
-	}
 	for i, route := range s.routes {
 		if route.EncodedSlashes != "pass" {
 			continue
@@ -269,6 +265,51 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// targets returns those for which sessions need access tokens besides their own.
+func (s *Server) targets() []oidc.Target {
+	var all []oidc.Target
+	for _, route := range s.routes {
+		if route.user && route.targetKey != "" {
+			all = append(all, route.target)
+		}
+	}
+	return all
+}
+
+// withoutLogin reports whether no route uses a session, but some the broker's own
+// token: nobody must be able to sign in.
+func (s *Server) withoutLogin() bool {
+	return slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) &&
+		!slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
+}
+
+// mixesResources reports whether some routes name a resource for the session's token
+// and others do not.
+func (s *Server) mixesResources() bool {
+	return slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource != "" && !r.target.Exchange }) &&
+		slices.ContainsFunc(s.routes, func(r *route) bool { return r.user && r.target.Resource == "" })
+}
+
+// setClientTokens gives the routes that use the broker's own token its source. Routes
+// with the same target share one.
+func (s *Server) setClientTokens() error {
+	sources := make(map[string]*oidc.ClientCredentials)
+	for _, route := range s.routes {
+		if !route.client {
+			continue
+		}
+		if sources[route.targetKey] == nil {
+			source, err := s.provider.ClientCredentials(route.target)
+			if err != nil {
+				return err
+			}
+			sources[route.targetKey] = source
+		}
+		route.clientToken = sources[route.targetKey]
+	}
+	return nil
+}
+
 // parsePublicURL reads scheme and host of what the browser sees.
 func parsePublicURL(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
@@ -279,7 +320,7 @@ func parsePublicURL(raw string) (*url.URL, error) {
 		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
 		return nil, fmt.Errorf("%q holds more than scheme and host", raw)
-	case u.Scheme == "http" && !isLoopback(u.Hostname()):
+	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
 		return nil, fmt.Errorf("%q: without https the session cookie would be open to whoever is on the way; http is for loopback hosts alone", raw)
 	}
 	host, err := browserHost(u)
@@ -296,26 +337,21 @@ func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopLooking = stop
 	for _, route := range s.routes {
-		if route.unreachable(s.provider.cfg.Parameters["acr_values"]) {
+		if route.unreachable(s.provider.Config().Parameters["acr_values"]) {
 			s.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
 				"route", route.Path, "acr", route.Require.ACR)
 		}
 	}
-	s.looking.Go(func() { s.provider.keepFound(ctx) }) // until Close, as the next
+	s.looking.Go(func() { s.provider.Run(ctx) }) // until Close, as the next
 	s.looking.Go(func() { s.sessions.Run(ctx) })
 	probing, stopProbing := context.WithCancel(context.Background())
 	s.stopProbing = stopProbing
-	go s.provider.breaker.run(probing) // until Close, or longer for the sake of refreshes
+	go s.provider.Probe(probing) // until Close, or longer for the sake of refreshes
 }
 
 // Found waits until the provider has been found, or ctx ends.
 func (s *Server) Found(ctx context.Context) error {
-	select {
-	case <-s.provider.firstFound:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("find the provider: %w", ctx.Err())
-	}
+	return s.provider.WaitReady(ctx)
 }
 
 // EndStreams ends the event streams and WebSockets that are open, for a shutdown: their clients connect again, to another replica, while other
@@ -437,6 +473,16 @@ func (s *Server) serve(w *response, r *http.Request) error {
 		return s.serveRoute(w, r, route)
 	}
 	return s.serveFrontend(w, r)
+}
+
+// clientKeys shows the public keys with which the provider verifies what we sign.
+func (s *Server) clientKeys(w *response, _ *http.Request) error {
+	set := s.provider.JWKS()
+	if len(set.Keys) == 0 {
+		return problem.NotFound.WithCause(errors.New("there are no client keys"))
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	return json.NewEncoder(w).Encode(set)
 }
 
 // ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -56,7 +57,7 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if script := prefersJSON(r) || fromScript(r); script && s.provider.canLogout() {
+	if script := prefersJSON(r) || fromScript(r); script && s.provider.HasEndSession() {
 		if location, err = s.hints.put(w, hint, returnTo); err != nil {
 			return err
 		}
@@ -90,7 +91,7 @@ func (s *Server) endSessionURL(hint logoutHint, returnTo string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	location := s.provider.logoutURL(hint, s.origin+s.prefix+"/logout/callback", state)
+	location := s.provider.EndSessionURL(hint.idToken, hint.user, s.origin+s.prefix+"/logout/callback", state)
 	return cmp.Or(location, returnTo), nil
 }
 
@@ -141,12 +142,8 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	if n := len(r.PostForm["logout_token"]); n != 1 {
 		return problem.BadLogoutToken.WithCause(fmt.Errorf("logout_token is there %d times", n))
 	}
-	m, err := s.provider.metadata()
-	if err != nil {
-		return err
-	}
-	token, err := s.provider.verifyLogoutToken(ctx, m, r.PostForm.Get("logout_token"))
-	if errors.Is(err, errKeysUnreachable) {
+	token, err := s.provider.VerifyLogoutToken(ctx, r.PostForm.Get("logout_token"))
+	if errors.Is(err, oidc.ErrUnavailable) {
 		return problem.ProviderUnavailable.WithCause(err)
 	}
 	if err != nil {
@@ -159,11 +156,11 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	} else if found {
 		return problem.BadLogoutToken.WithCause(errors.New("its jti was here before"))
 	}
-	if _, err := s.sessions.EndAll(ctx, s.provider.cfg.Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
+	if _, err := s.sessions.EndAll(ctx, s.provider.Config().Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
 		return err
 	}
 	// Remembered only now: after a failure the provider may send the same token again.
-	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*clockSkew); err != nil {
+	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*oidc.ClockSkew); err != nil {
 		return fmt.Errorf("%w: remember the logout token: %w", session.ErrStore, err)
 	}
 	w.WriteHeader(http.StatusOK)
@@ -177,18 +174,18 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	try := func() error {
 		ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 		defer cancel()
-		return s.provider.revoke(ctx, ended.Tokens)
+		return s.provider.Revoke(ctx, ended.Tokens)
 	}
 	err := try()
 	if err == nil {
 		return
 	}
 	s.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
-	if !passes(err) {
+	if !isTransient(err) {
 		return
 	}
 	s.revoking.Go(func() { // ends after revokeTries, each of which is bounded
-		for n := 1; n < revokeTries && passes(err); n++ {
+		for n := 1; n < revokeTries && isTransient(err); n++ {
 			time.Sleep(revokeDelay(err, n))
 			err = try()
 		}
@@ -198,17 +195,18 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	})
 }
 
-// passes says whether the same request may well be answered later (RFC 7009 2.2.1: 503 means that the token still exists); of several that are joined, one of them.
-func passes(err error) bool {
+// isTransient reports whether the same request may succeed later (RFC 7009, section
+// 2.2.1: 503 means that the token still exists). Of joined errors one is enough.
+func isTransient(err error) bool {
 	switch e := err.(type) {
 	case nil:
 		return false
-	case *tokenError:
-		return e.status >= 500 || e.status == http.StatusTooManyRequests
+	case *oidc.Error:
+		return e.Unavailable()
 	case interface{ Unwrap() []error }:
-		return slices.ContainsFunc(e.Unwrap(), passes)
+		return slices.ContainsFunc(e.Unwrap(), isTransient)
 	default:
-		return err == session.ErrNoAnswer || err == errUnreachable || passes(errors.Unwrap(err))
+		return err == session.ErrNoAnswer || errors.Is(err, oidc.ErrUnavailable) || isTransient(errors.Unwrap(err))
 	}
 }
 

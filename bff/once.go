@@ -46,8 +46,8 @@ var errCompletedBefore = problem.BadCallback.WithCause(errors.New("the attempt w
 // completed, its result.
 type loginClaim struct{ claim, result string }
 
-// claim claims an attempt. It returns false if another request has done so.
-func (s *Server) claim(ctx context.Context, a *attempt) (keys loginClaim, first bool, err error) {
+// consumeAttempt claims an attempt. It returns false if another request has done so.
+func (s *Server) consumeAttempt(ctx context.Context, a *attempt) (keys loginClaim, first bool, err error) {
 	sum := sha256.Sum256([]byte(a.State))
 	name := base64.RawURLEncoding.EncodeToString(sum[:16])
 	keys = loginClaim{"login:" + name, "login-result:" + name}

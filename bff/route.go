@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -88,12 +89,12 @@ type route struct {
 	user      bool // the user's access token is attached if there is a session
 	anonymous bool // without a session the request goes on
 	client    bool // the broker's own token is attached if no user's is
-	target    target
+	target    oidc.Target
 	targetKey string
 
 	claimNames map[string]bool // :: proxy.HeaderKey of the headers that are set to claims; nil if there are none
 
-	clientToken *clientToken // nil unless client
+	clientToken *oidc.ClientCredentials // nil unless client
 	guard       func(s *Server, r *http.Request) error
 	proxy       *proxy.Proxy
 }
@@ -134,7 +135,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		fail("AcceptBearer", "it goes with no require, which is about sessions; the scopes that a token needs are part of it")
 	}
 	parsed.target = newTarget(r, fail)
-	parsed.targetKey = parsed.target.key()
+	parsed.targetKey = parsed.target.Key()
 	switch r.CSRF {
 	case "", "auto":
 		parsed.guard = headerOrMetadata

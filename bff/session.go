@@ -68,7 +68,7 @@ func (s *Server) writeSession(w *response, current *session.Session) error {
 	var body sessionBody
 	if current != nil {
 		w.session = current.ID
-		user, err := s.claims.shown(current.Claims)
+		user, err := s.claims.visible(current.Claims)
 		if err != nil {
 			return err
 		}

@@ -23,10 +23,10 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 		return err
 	}
 	silent := url.Values{"prompt": {"none"}}
-	if prompt := s.provider.demand(silent).Get("prompt"); prompt != "none" {
+	if prompt := s.provider.Demand(silent).Get("prompt"); prompt != "none" {
 		return problem.LoginTooWeak.WithCause(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
 	}
-	return s.toProvider(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
+	return s.startLogin(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
 
 // sameOriginFrame accepts an iframe of this origin. The destination is empty if a
@@ -71,7 +71,7 @@ func writeSilent(w *response, status int, authenticated bool) {
 //     that nothing can be ended. Back-channel logout has no such limit.
 func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	h := w.Header()
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+s.provider.origin())
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+s.provider.IssuerOrigin())
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	q := r.URL.Query()
 	iss, sid := q["iss"], q["sid"]

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"crypto/ecdsa"
@@ -17,8 +17,8 @@ import (
 
 // The keys and nonces of DPoP (RFC 9449). A session has its key from its login on.
 
-// newKey makes a key to bind tokens to, as it is kept in a session.
-func newKey() (session.Secret, error) {
+// NewKey makes a key to bind tokens to, as it is kept in a session.
+func NewKey() (session.Secret, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", fmt.Errorf("make a DPoP key: %w", err)
@@ -30,7 +30,7 @@ func newKey() (session.Secret, error) {
 	return session.Secret(base64.RawURLEncoding.EncodeToString(scalar)), nil
 }
 
-// parseKey is the reverse of newKey; nil for no key.
+// parseKey is the reverse of NewKey; nil for no key.
 func parseKey(text session.Secret) (*ecdsa.PrivateKey, error) {
 	if text == "" {
 		return nil, nil

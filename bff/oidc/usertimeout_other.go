@@ -1,6 +1,6 @@
 //go:build !linux
 
-package bff
+package oidc
 
 import "syscall"
 

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"context"
@@ -15,17 +15,21 @@ const (
 )
 
 // logoutToken is what is believed of a verified logout token. Subject or SID is there, or both.
-type logoutToken struct {
+type LogoutToken struct {
 	Subject string
 	SID     string
 	ID      string // jti
 	Expiry  time.Time
 }
 
-// verifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6,
+// VerifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6,
 // except whether it was sent before. Anybody can send one, so the signature comes
 // last: only a token that is right otherwise may cause a fetch of the key set.
-func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw string) (*logoutToken, error) {
+func (p *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToken, error) {
+	m, err := p.discovered()
+	if err != nil {
+		return nil, err
+	}
 	if len(raw) > maxLogoutToken {
 		return nil, fmt.Errorf("it is longer than %d bytes", maxLogoutToken)
 	}
@@ -46,8 +50,8 @@ func (p *provider) verifyLogoutToken(ctx context.Context, m *metadata, raw strin
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
 
 // readLogoutToken checks the claims of a logout token.
-func (p *provider) readLogoutToken(t *providerToken) (*logoutToken, error) {
-	if !t.isForUs(&p.cfg) {
+func (p *Client) readLogoutToken(t *providerToken) (*LogoutToken, error) {
+	if !t.namesThisClient(&p.cfg) {
 		return nil, errors.New("iss is not the provider, or aud does not name this client")
 	}
 	audience, err := t.claims.Texts("aud")
@@ -69,7 +73,7 @@ func (p *provider) readLogoutToken(t *providerToken) (*logoutToken, error) {
 	if event, err := events.Object(logoutEvent); err != nil || event == nil {
 		return nil, errors.New("its events do not say that it is a logout")
 	}
-	var logout logoutToken
+	var logout LogoutToken
 	for name, value := range map[string]*string{"sub": &logout.Subject, "sid": &logout.SID, "jti": &logout.ID} {
 		if *value, err = t.claims.Text(name); err != nil || *value == "" && t.claims.Has(name) {
 			return nil, fmt.Errorf("%s is not a string with something in it", name)
@@ -90,9 +94,9 @@ func (p *provider) readLogoutToken(t *providerToken) (*logoutToken, error) {
 		return nil, err
 	case issued.IsZero():
 		return nil, errors.New("iat is missing")
-	case age > maxLogoutTokenAge+clockSkew:
+	case age > maxLogoutTokenAge+ClockSkew:
 		return nil, fmt.Errorf("iat is %v ago", age.Round(time.Second))
-	case age < -clockSkew:
+	case age < -ClockSkew:
 		return nil, fmt.Errorf("iat is %v ahead of our clock", -age.Round(time.Second))
 	}
 	return &logout, nil

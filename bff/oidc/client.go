@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"cmp"
@@ -21,14 +21,14 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// ProviderConfig says who signs users in, who we are to them, and what is asked of them.
-type ProviderConfig struct {
+// Config says who signs users in, who we are to them, and what is asked of them.
+type Config struct {
 	Issuer   string // as the provider writes it, to the character; https, or http on a loopback host
 	ClientID string
 
@@ -82,6 +82,20 @@ type ProviderConfig struct {
 	// response nor the token says when it expires. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
+	// The rest is set by bff.New.
+
+	// RedirectURI is where the provider sends the browser back to. It is constant: no
+	// request header takes part in it (RFC 9700, section 4.1.3).
+	RedirectURI string
+	// ClaimMap adds claims under other names: name → the path of the value.
+	ClaimMap map[string]string
+	// Targets are those for which sessions get access tokens besides their own.
+	Targets []Target
+	// WithoutLogin means that nobody signs in: only client credentials are used, for
+	// which the metadata needs no authorization_endpoint and no jwks_uri.
+	WithoutLogin bool
+	Logger       *slog.Logger
+
 	RootCAs *x509.CertPool // who vouches for the provider; nil: the system's
 	// HTTPClient reaches the provider. Nil means one that notices a dead connection
 	// within 30 seconds. Redirects are never followed, and its Timeout does not
@@ -95,22 +109,17 @@ type ProviderConfig struct {
 // provider speaks OpenID Connect with the one provider of this server. This file and its neighbours are the ones that speak with it: authorize.go (the
 // authorization request), token.go (the token endpoint), clientauth.go (who we are), dpop.go, userinfo.go, idtoken.go and logouttoken.go (what of such a
 // token is believed).
-type provider struct {
-	cfg         ProviderConfig
-	redirectURI string // a constant: no request header takes part in it (RFC 9700 4.1.3)
-	claims      Claims
-	keys        []signingKey
-	targets     map[string]target // what routes want tokens for
-	nonces      nonces
-	client      *http.Client
+type Client struct {
+	cfg     Config
+	keys    []signingKey
+	targets map[string]Target // what routes want tokens for
+	nonces  nonces
+	client  *http.Client
 	// tokenClient is client without a timeout: a refresh token may have been
 	// rotated by a request that is given up.
 	tokenClient *http.Client
 	breaker     *breaker
 	log         *slog.Logger
-	// clientOnly means that no route has a user's token, but some the broker's own:
-	// nobody has to be able to sign in.
-	clientOnly bool
 
 	// How often the key set is fetched for the sake of a key that it does not list.
 	// ID tokens come from the provider. Logout tokens come from anybody: one with a
@@ -119,17 +128,17 @@ type provider struct {
 	idTokenFetches, logoutFetches *rate.Limiter
 
 	noRefreshToken sync.Once // warns of it
-	ignored        string    // members of the metadata, as was logged last; keepFound alone uses it
+	ignored        string    // members of the metadata, as was logged last; Run alone uses it
 
-	found      atomic.Pointer[metadata] // nil until the provider has been found
-	firstFound chan struct{}            // closed then
+	current atomic.Pointer[metadata] // nil until the provider has been found
+	ready   chan struct{}            // closed then
 }
 
 // metadata is what the provider says of itself (OpenID Connect Discovery 3, RFC 8414 2), and what was made of it. A member that it lacks is empty.
 type metadata struct {
 	Authorization string
 	JWKS          string
-	called
+	backchannelEndpoints
 
 	EndSession          string
 	CertificateBound    bool
@@ -145,7 +154,7 @@ type metadata struct {
 }
 
 // called are the endpoints that we call ourselves, where browsers take no part.
-type called struct {
+type backchannelEndpoints struct {
 	Token      string
 	Revocation string
 	Pushed     string
@@ -154,14 +163,14 @@ type called struct {
 
 const (
 	providerTimeout = 15 * time.Second
-	maxAnswer       = 1 << 20 // bytes of any answer of the provider
+	maxResponse     = 1 << 20 // bytes of any answer of the provider
 
 	// metadataLife is how long the metadata are taken as current, and the key set at most; a key that the provider withdraws is trusted no longer than
 	// that while the key set can be fetched.
 	metadataLife = 10 * time.Minute
 )
 
-func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*provider, error) {
+func New(cfg Config) (*Client, error) {
 	var errs []error
 	fail := func(name string, err error) {
 		errs = append(errs, &session.FieldError{Field: "Provider." + name, Err: err})
@@ -205,23 +214,26 @@ func newProvider(cfg ProviderConfig, redirectURI string, log *slog.Logger) (*pro
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse // a redirected token request would carry the secret and the refresh token elsewhere
 	}
-	client.Transport = limitedAnswers{client.Transport}
+	client.Transport = limitResponses{client.Transport}
 	tokenClient := *client
 	tokenClient.Timeout = 0
-	p := &provider{
-		tokenClient: &tokenClient,
-
-		cfg: cfg, redirectURI: redirectURI, keys: keys, targets: make(map[string]target), log: log, firstFound: make(chan struct{}),
-		client: client, idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3), logoutFetches: rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
+	p := &Client{
+		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger,
+		client: client, tokenClient: &tokenClient, ready: make(chan struct{}),
+		idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3),
+		logoutFetches:  rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}
-	p.breaker = newBreaker(log, p.probe)
+	for _, t := range cfg.Targets {
+		p.targets[t.Key()] = t
+	}
+	p.breaker = newBreaker(cfg.Logger, p.probe)
 	return p, errors.Join(errs...)
 }
 
 // newProviderTransport returns the transport for requests to the provider. It
 // uses HTTP/1.1, where a connection carries one request: what happens to one does
 // not decide on others, whose refresh tokens may have been rotated.
-func newProviderTransport(cfg *ProviderConfig) *http.Transport {
+func newProviderTransport(cfg *Config) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: 5 * time.Second,
 		// A dead connection fails within 30 seconds, whether it is idle or not.
@@ -242,12 +254,13 @@ func newProviderTransport(cfg *ProviderConfig) *http.Transport {
 	return transport
 }
 
-func (c *ProviderConfig) wait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
+// MaxWait returns Wait, or its default.
+func (c *Config) MaxWait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
 
 // probe asks the provider for its metadata, which changes nothing. Any response
 // will do. If there is none soon, it asks the token endpoint too, without a
 // token request: that may be on another host, and is what matters.
-func (p *provider) probe(ctx context.Context) error {
+func (p *Client) probe(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	results := make(chan error, 2)
 	var asking sync.WaitGroup
@@ -255,7 +268,7 @@ func (p *provider) probe(ctx context.Context) error {
 	defer cancel()
 	ask := func(url string) { asking.Go(func() { results <- p.probeURL(ctx, url) }) }
 	ask(p.metadataURL())
-	m, patience := p.found.Load(), time.NewTimer(probePatience)
+	m, patience := p.current.Load(), time.NewTimer(probePatience)
 	defer patience.Stop()
 	if m == nil {
 		return <-results
@@ -284,7 +297,7 @@ func (p *provider) probe(ctx context.Context) error {
 const probePatience = 500 * time.Millisecond
 
 // probeURL makes a harmless request, on a connection of its own.
-func (p *provider) probeURL(ctx context.Context, url string) error {
+func (p *Client) probeURL(ctx context.Context, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -298,21 +311,22 @@ func (p *provider) probeURL(ctx context.Context, url string) error {
 }
 
 // metadataURL is where the provider's metadata is (OpenID Connect Discovery 4.1).
-func (p *provider) metadataURL() string {
+func (p *Client) metadataURL() string {
 	return strings.TrimSuffix(p.cfg.Issuer, "/") + "/.well-known/openid-configuration"
 }
 
-// ready is session.Config.Ready. Until the provider has been found for the first
-// time, requests wait for that.
-func (p *provider) ready(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
+// Admit waits until a token request may be sent for a session, at most for wait.
+// It is session.Config.Ready. Until the metadata has been read for the first time,
+// requests wait for that.
+func (p *Client) Admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
 	begun := time.Now()
 	select {
-	case <-p.firstFound:
+	case <-p.ready:
 	default:
 		limit := time.NewTimer(wait)
 		defer limit.Stop()
 		select {
-		case <-p.firstFound:
+		case <-p.ready:
 		case <-limit.C:
 			return 0, &session.RefreshError{RetryAfter: time.Second, Err: errors.New("the provider has not been found yet")}
 		case <-ctx.Done():
@@ -321,6 +335,39 @@ func (p *provider) ready(ctx context.Context, sessionID string, wait time.Durati
 	}
 	return p.breaker.admit(ctx, sessionID, wait-time.Since(begun))
 }
+
+// Config returns the configuration, with defaults filled in.
+func (p *Client) Config() *Config { return &p.cfg }
+
+// Discovered reports whether the metadata has been read at least once.
+func (p *Client) Discovered() bool { return p.current.Load() != nil }
+
+// WaitReady waits until the metadata has been read for the first time, or ctx ends.
+func (p *Client) WaitReady(ctx context.Context) error {
+	select {
+	case <-p.ready:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("discover provider: %w", ctx.Err())
+	}
+}
+
+// Discover reads the metadata now.
+func (p *Client) Discover(ctx context.Context) error {
+	m, err := p.discover(ctx)
+	if err != nil {
+		return err
+	}
+	if p.current.Swap(m) == nil {
+		close(p.ready)
+		p.log.InfoContext(ctx, "provider found", "issuer", p.cfg.Issuer)
+	}
+	return nil
+}
+
+// Probe probes the provider while it does not respond, until ctx ends. Refreshes in
+// flight need it.
+func (p *Client) Probe(ctx context.Context) { p.breaker.run(ctx) }
 
 // checkProviderURL accepts https, and http where host and issuer are both on this machine.
 func checkProviderURL(raw, issuer string) error {
@@ -333,38 +380,29 @@ func checkProviderURL(raw, issuer string) error {
 	case u.Scheme == "https":
 	case u.Scheme != "http":
 		return fmt.Errorf("%q: the scheme has to be https", raw)
-	case !isLoopback(u.Hostname()) || !strings.HasPrefix(issuer, "http:"):
+	case !loopback.IsHost(u.Hostname()) || !strings.HasPrefix(issuer, "http:"):
 		return fmt.Errorf("%q: plain http is for a provider on a loopback host alone", raw)
 	}
 	return nil
 }
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
-}
-
-// keepFound discovers the provider and keeps its metadata current, until ctx
+// Run discovers the provider and keeps its metadata current, until ctx
 // ends. The provider may be down at start and at any time after. Until it was
 // found first, it is asked each second, for sign-in waits for it.
-func (p *provider) keepFound(ctx context.Context) {
+func (p *Client) Run(ctx context.Context) {
 	const firstWait, longestWait, logAgain = 500 * time.Millisecond, 10 * time.Second, time.Minute
 	wait := firstWait
 	var logged string // the cause that was logged last, at loggedAt
 	var loggedAt time.Time
 	for {
 		next := metadataLife
-		switch found, err := p.discover(ctx); {
+		switch err := p.Discover(ctx); {
 		case err == nil:
-			if p.found.Swap(found) == nil {
-				close(p.firstFound)
-				p.log.InfoContext(ctx, "provider found", "issuer", p.cfg.Issuer)
-			}
 			wait, logged = firstWait, ""
 		case ctx.Err() != nil:
 			return
 		default:
-			known := p.found.Load() != nil
+			known := p.current.Load() != nil
 			if text := err.Error(); text != logged || time.Since(loggedAt) > logAgain {
 				logged, loggedAt = text, time.Now()
 				if known {
@@ -387,7 +425,7 @@ func (p *provider) keepFound(ctx context.Context) {
 }
 
 // discover reads the provider's metadata. Nothing of it is used unless all of it that is needed is right (OpenID Connect Discovery 4.3).
-func (p *provider) discover(ctx context.Context) (*metadata, error) {
+func (p *Client) discover(ctx context.Context) (*metadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
 	found, _, err := jwks.Discover(ctx, p.client, p.cfg.Issuer)
@@ -403,7 +441,7 @@ func (p *provider) discover(ctx context.Context) (*metadata, error) {
 		p.ignored = text
 	}
 	m.EndSession = cmp.Or(p.cfg.LogoutURL, m.EndSession)
-	if err := errors.Join(p.checkEndpoints(m), p.checkOffers(m)); err != nil {
+	if err := errors.Join(p.checkEndpoints(m), p.checkCapabilities(m)); err != nil {
 		return nil, fmt.Errorf("discover provider: %w", err)
 	}
 	m.keys = p.keySet(m.JWKS)
@@ -423,11 +461,11 @@ func discoveryAdvice(err error) string {
 }
 
 // keySet returns the key set at a URL: the one of before if that has not changed.
-func (p *provider) keySet(from string) *jwks.Set {
+func (p *Client) keySet(from string) *jwks.Set {
 	if from == "" {
 		return nil
 	}
-	if before := p.found.Load(); before != nil && before.JWKS == from {
+	if before := p.current.Load(); before != nil && before.JWKS == from {
 		return before.keys
 	}
 	return jwks.NewSet(jwks.Config{
@@ -444,7 +482,7 @@ func (p *provider) keySet(from string) *jwks.Set {
 
 // readMetadata reads those members of the metadata that we use. A member of another type than the standard's, or that is there twice, is an error if
 // the configuration needs it; otherwise it counts as missing, and ignored says so. Null and the empty string count as missing.
-func (p *provider) readMetadata(found strictjson.Object) (m *metadata, ignored, err error) {
+func (p *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, err error) {
 	m = new(metadata)
 	var wrong, skipped []error
 	note := func(name string, err error) {
@@ -501,12 +539,12 @@ func (p *provider) readMetadata(found strictjson.Object) (m *metadata, ignored, 
 }
 
 // needs reports whether the configuration needs a member of the metadata.
-func (p *provider) needs(member string) bool {
+func (p *Client) needs(member string) bool {
 	switch member {
 	case "token_endpoint":
 		return true
 	case "authorization_endpoint", "jwks_uri":
-		return !p.clientOnly
+		return !p.cfg.WithoutLogin
 	case "pushed_authorization_request_endpoint":
 		return p.cfg.PushedRequests == "always"
 	case "userinfo_endpoint":
@@ -520,15 +558,15 @@ func (p *provider) needs(member string) bool {
 }
 
 // checkEndpoints accepts URLs that what we send is safe at. Those that we can do without may be missing.
-func (p *provider) checkEndpoints(m *metadata) error {
+func (p *Client) checkEndpoints(m *metadata) error {
 	var errs []error
 	for _, e := range []struct {
 		name, url string
-		optional  bool // see also checkOffers
+		optional  bool // see also checkCapabilities
 	}{
-		{"authorization_endpoint", m.Authorization, p.clientOnly},
+		{"authorization_endpoint", m.Authorization, p.cfg.WithoutLogin},
 		{"token_endpoint", m.Token, false},
-		{"jwks_uri", m.JWKS, p.clientOnly},
+		{"jwks_uri", m.JWKS, p.cfg.WithoutLogin},
 		{"end_session_endpoint", m.EndSession, true},
 		{"revocation_endpoint", m.Revocation, true},
 		{"pushed_authorization_request_endpoint", m.Pushed, true},
@@ -544,8 +582,8 @@ func (p *provider) checkEndpoints(m *metadata) error {
 	return errors.Join(errs...)
 }
 
-// checkOffers says whether the provider offers what we are configured to use.
-func (p *provider) checkOffers(m *metadata) error {
+// checkCapabilities says whether the provider offers what we are configured to use.
+func (p *Client) checkCapabilities(m *metadata) error {
 	var errs []error
 	lacks := func(format string, args ...any) { errs = append(errs, fmt.Errorf("the provider "+format, args...)) }
 	if p.cfg.PushedRequests == "always" && m.Pushed == "" {
@@ -575,17 +613,18 @@ func (p *provider) checkOffers(m *metadata) error {
 	return errors.Join(errs...)
 }
 
-// metadata returns what is known of the provider, or problem.ProviderUnavailable.
-func (p *provider) metadata() (*metadata, error) {
-	if m := p.found.Load(); m != nil {
+// discovered returns the metadata. The error wraps ErrUnavailable until it has been
+// read for the first time.
+func (p *Client) discovered() (*metadata, error) {
+	if m := p.current.Load(); m != nil {
 		return m, nil
 	}
-	return nil, problem.ProviderUnavailable.WithCause(errors.New("the provider has not been found yet"))
+	return nil, errNotDiscovered
 }
 
-// logoutURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
-func (p *provider) logoutURL(hint logoutHint, redirectURI, state string) string {
-	m := p.found.Load()
+// EndSessionURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
+func (p *Client) EndSessionURL(idToken session.Secret, user, redirectURI, state string) string {
+	m := p.current.Load()
 	if m == nil || m.EndSession == "" {
 		return ""
 	}
@@ -598,32 +637,32 @@ func (p *provider) logoutURL(hint logoutHint, redirectURI, state string) string 
 	q.Set(cmp.Or(p.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
 	q.Set("state", state)
 	without := len(u.Scheme) + len(u.Host) + len(u.EscapedPath()) + len(q.Encode())
-	if token := hint.idToken.Reveal(); token != "" && without+len(token) <= maxLogoutURL {
+	if token := idToken.Reveal(); token != "" && without+len(token) <= maxEndSessionURL {
 		q.Set("id_token_hint", token)
-	} else if hint.user != "" {
-		q.Set("logout_hint", hint.user)
+	} else if user != "" {
+		q.Set("logout_hint", user)
 	}
 	u.RawQuery = q.Encode()
 	return u.String()
 }
 
-// maxLogoutURL bounds the URL with an id_token_hint. nginx has a buffer of 4 kB for
+// maxEndSessionURL bounds the URL with an id_token_hint. nginx has a buffer of 4 kB for
 // the header of our response, of which the rest takes up less than one.
-const maxLogoutURL = 3000
+const maxEndSessionURL = 3000
 
-// canLogout reports whether users can sign out at the provider.
-func (p *provider) canLogout() bool {
-	m := p.found.Load()
+// HasEndSession reports whether users can sign out at the provider too.
+func (p *Client) HasEndSession() bool {
+	m := p.current.Load()
 	return m != nil && m.EndSession != ""
 }
 
 // trusts says whether a token for an audience besides us is good for us.
-func (p *provider) trusts(audience string) bool {
+func (p *Client) trusts(audience string) bool {
 	return audience == p.cfg.ClientID || slices.Contains(p.cfg.TrustedAudiences, audience)
 }
 
-// origin is that of the issuer.
-func (p *provider) origin() string {
+// IssuerOrigin returns the origin of the issuer, as a source in a CSP.
+func (p *Client) IssuerOrigin() string {
 	u, err := url.Parse(p.cfg.Issuer)
 	if err != nil {
 		return "'none'"
@@ -631,10 +670,10 @@ func (p *provider) origin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// limitedAnswers keeps what the provider sends within maxAnswer bytes.
-type limitedAnswers struct{ base http.RoundTripper }
+// limitResponses keeps what the provider sends within maxResponse bytes.
+type limitResponses struct{ base http.RoundTripper }
 
-func (t limitedAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
+func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
 	base := t.base
 	if base == nil {
 		base = http.DefaultTransport
@@ -643,7 +682,7 @@ func (t limitedAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp.Body = &limitedBody{resp.Body, maxAnswer + 1}
+	resp.Body = &limitedBody{resp.Body, maxResponse + 1}
 	return resp, nil
 }
 
@@ -654,7 +693,7 @@ type limitedBody struct {
 
 func (b *limitedBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
-		return 0, fmt.Errorf("the answer is larger than %d bytes", maxAnswer)
+		return 0, fmt.Errorf("the answer is larger than %d bytes", maxResponse)
 	}
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
 	b.left -= n

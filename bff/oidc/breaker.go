@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"context"
@@ -86,7 +86,7 @@ var errProviderSilent = errors.New("the provider does not respond")
 
 // errUnreachable is wrapped by the error of a request that did not reach the
 // provider.
-var errUnreachable = errors.New("the provider cannot be reached")
+var errUnreachable error = unavailable("the provider cannot be reached")
 
 // errResponseLost cancels a token request that will not be answered any more.
 var errResponseLost = errors.New("the provider answers later requests, but not this one")
@@ -164,7 +164,7 @@ func (b *breaker) unavailable(retryAfter time.Duration) error {
 // report takes note of how a token request that was sent at a moment ended. A
 // request that its caller canceled says nothing.
 func (b *breaker) report(begun time.Time, err error) {
-	var refusal *tokenError
+	var refusal *Error
 	var transient *session.RefreshError
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, errResponseLost):

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"context"
@@ -13,17 +13,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
+	"golang.org/x/net/http/httpguts"
 	"golang.org/x/oauth2"
 
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // checkRequests looks at what is configured of authorization requests, and at what FAPI 2.0 demands of them and of their tokens.
-func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
+func checkRequests(cfg *Config, fail func(name string, err error)) {
 	oneOf := func(name string, value *string, allowed ...string) {
 		if *value == "" {
 			*value = allowed[0]
@@ -43,18 +44,18 @@ func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
 		fail("ClientCertificate", errors.New("missing; mtls binds tokens to it"))
 	}
 	for _, resource := range cfg.Resources {
-		if err := checkResource(resource); err != nil {
+		if err := CheckResource(resource); err != nil {
 			fail("Resources", err)
 		}
 	}
 	for name, value := range cfg.Parameters {
-		if ownParameters[name] || name == "" || !isFieldValue(name+value) {
+		if ownParameters[name] || name == "" || !httpguts.ValidHeaderFieldValue(name+value) {
 			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
 		}
 	}
 	for _, name := range []string{"acr_values", "max_age", "prompt"} {
 		if value := cfg.Parameters[name]; value != "" {
-			if _, err := loginParameters(url.Values{name: {value}}); err != nil {
+			if _, err := LoginParameters(url.Values{name: {value}}); err != nil {
 				fail("Parameters", err)
 			}
 		}
@@ -79,14 +80,14 @@ func checkRequests(cfg *ProviderConfig, fail func(name string, err error)) {
 	}
 }
 
-// ownParameters of authorization requests are those that we set, or that an app's link may (see loginParameters), or that would have another request be made.
+// ownParameters of authorization requests are those that we set, or that an app's link may (see LoginParameters), or that would have another request be made.
 var ownParameters = map[string]bool{
 	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
 	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
 	"client_assertion": true, "client_assertion_type": true,
 }
 
-// demand adds to the parameters of a login what the operator demands of every
+// Demand adds to the parameters of a login what the operator demands of every
 // login (Config.Parameters). A link can only ask for more:
 //   - max_age is the shorter of the two.
 //   - acr_values are those of the link that the operator accepts too. Which of two
@@ -97,7 +98,7 @@ var ownParameters = map[string]bool{
 //     operator's, and the operator's none to those of a link. But consent gives way
 //     to the none of a link: it asks for a refresh token (OpenID Connect Core 11),
 //     and the provider refuses prompt=none where it needs the user's consent.
-func (p *provider) demand(link url.Values) url.Values {
+func (p *Client) Demand(link url.Values) url.Values {
 	all := maps.Clone(link)
 	if all == nil {
 		all = make(url.Values)
@@ -129,30 +130,30 @@ func (p *provider) demand(link url.Values) url.Values {
 	return all
 }
 
-// checkResource accepts absolute URIs without a fragment (RFC 8707 2).
-func checkResource(raw string) error {
+// CheckResource accepts absolute URIs without a fragment (RFC 8707 2).
+func CheckResource(raw string) error {
 	u, err := url.Parse(raw)
-	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") || !isASCII(raw) {
+	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") || strings.ContainsFunc(raw, func(c rune) bool { return c > unicode.MaxASCII }) {
 		return fmt.Errorf("%q is not an absolute URI without a fragment (RFC 8707 2)", raw)
 	}
 	return nil
 }
 
-// authURL is where the browser goes to log in: authorization code with PKCE, state and nonce, always (RFC 9700 2.1.1).
-func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (string, error) {
-	m, err := p.metadata()
+// AuthorizationURL is where the browser goes to log in: authorization code with PKCE, state and nonce, always (RFC 9700 2.1.1).
+func (p *Client) AuthorizationURL(ctx context.Context, r Request) (string, error) {
+	m, err := p.discovered()
 	if err != nil {
 		return "", err
 	}
 	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
-		return "", problem.LoginRefused.WithCause(errors.New("the provider's metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in there"))
+		return "", fmt.Errorf("%w: its metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in", ErrRefused)
 	}
-	q, err := p.authRequest(m, a, extra)
+	q, err := p.requestParameters(m, r)
 	if err != nil {
 		return "", err
 	}
 	if p.cfg.PushedRequests == "always" || p.cfg.PushedRequests == "auto" && m.Pushed != "" {
-		if q, err = p.push(ctx, m, q, a); err != nil {
+		if q, err = p.push(ctx, m, q, r); err != nil {
 			return "", err
 		}
 	}
@@ -168,22 +169,22 @@ func (p *provider) authURL(ctx context.Context, a *attempt, extra url.Values) (s
 	return u.String(), nil
 }
 
-// authRequest returns the parameters of an authorization request, or those of a signed one (RFC 9101).
-func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.Values, error) {
+// requestParameters returns the parameters of an authorization request, or those of a signed one (RFC 9101).
+func (p *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	q := make(url.Values)
 	for name, value := range p.cfg.Parameters {
 		q.Set(name, value)
 	}
-	for name := range extra {
-		q.Set(name, extra.Get(name))
+	for name := range r.Parameters {
+		q.Set(name, r.Parameters.Get(name))
 	}
 	q.Set("response_type", "code")
 	q.Set("client_id", p.cfg.ClientID)
-	q.Set("redirect_uri", p.redirectURI)
+	q.Set("redirect_uri", p.cfg.RedirectURI)
 	q.Set("scope", strings.Join(p.scopes(), " "))
-	q.Set("state", a.State)
-	q.Set("nonce", a.Nonce)
-	q.Set("code_challenge", oauth2.S256ChallengeFromVerifier(a.Verifier.Reveal()))
+	q.Set("state", r.State)
+	q.Set("nonce", r.Nonce)
+	q.Set("code_challenge", oauth2.S256ChallengeFromVerifier(r.Verifier.Reveal()))
 	q.Set("code_challenge_method", "S256")
 	if resources := p.resources(); len(resources) > 0 {
 		q["resource"] = resources
@@ -194,8 +195,8 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 	if p.cfg.ResponseMode != "query" {
 		q.Set("response_mode", p.cfg.ResponseMode)
 	}
-	if a.Key != "" { // RFC 9449 10: the code is good for the holder of the key only
-		key, err := parseKey(a.Key)
+	if r.Key != "" { // RFC 9449 10: the code is good for the holder of the key only
+		key, err := parseKey(r.Key)
 		if err != nil {
 			return nil, err
 		}
@@ -222,7 +223,7 @@ func (p *provider) authRequest(m *metadata, a *attempt, extra url.Values) (url.V
 }
 
 // scopes are those that are asked for at login: what routes have tokens for has to be granted then.
-func (p *provider) scopes() []string {
+func (p *Client) scopes() []string {
 	all := slices.Clone(p.cfg.Scopes)
 	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
 		all = append(all, p.targets[key].Scopes...)
@@ -230,7 +231,7 @@ func (p *provider) scopes() []string {
 	return distinct(all)
 }
 
-func (p *provider) resources() []string {
+func (p *Client) resources() []string {
 	all := slices.Clone(p.cfg.Resources)
 	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
 		if t := p.targets[key]; t.Resource != "" && !t.Exchange {
@@ -252,35 +253,39 @@ func distinct(all []string) []string {
 }
 
 // push gives a request to the provider directly, and returns what stands for it in the browser (RFC 9126 2).
-func (p *provider) push(ctx context.Context, m *metadata, q url.Values, a *attempt) (url.Values, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.wait())
+func (p *Client) push(ctx context.Context, m *metadata, q url.Values, r Request) (url.Values, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.MaxWait())
 	defer cancel()
 	if q.Has("request") {
 		q = url.Values{"client_id": q["client_id"], "request": q["request"]}
 	}
-	key, err := parseKey(a.Key)
+	key, err := parseKey(r.Key)
 	if err != nil {
 		return nil, err
 	}
 	body, err := p.post(ctx, p.client, m, m.Pushed, q, key, http.StatusCreated)
 	if err != nil {
-		return nil, failedPush(err)
+		return nil, parError(err)
 	}
 	answer, err := strictjson.Parse(body)
 	requestURI, _ := answer.Text("request_uri")
 	life, _ := answer.Value("expires_in")
 	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
-		return nil, problem.LoginRefused.WithCause(errors.New("push the authorization request: the answer holds no request_uri that lives for a while"))
+		return nil, fmt.Errorf("%w: push authorization request: the response has no request_uri with a lifetime", ErrRefused)
 	}
 	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil
 }
 
-// failedPush says what it means to a login that its request was not taken.
-func failedPush(err error) error {
-	err = fmt.Errorf("push the authorization request: %w", err)
-	var refusal *tokenError
-	if errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable) || errors.As(err, &refusal) && (refusal.status >= 500 || refusal.status == http.StatusTooManyRequests) {
-		return problem.ProviderUnavailable.WithCause(err)
+// parError returns the error of a login whose authorization request was not
+// accepted.
+func parError(err error) error {
+	err = fmt.Errorf("push authorization request: %w", err)
+	var refusal *Error
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		return err
+	case errors.Is(err, session.ErrNoAnswer), errors.As(err, &refusal) && refusal.Unavailable():
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return problem.LoginRefused.WithCause(err)
+	return fmt.Errorf("%w: %w", ErrRefused, err)
 }

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"log/slog"

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"cmp"
@@ -11,8 +11,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -21,8 +19,6 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
-
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
 
 const (
@@ -32,7 +28,7 @@ const (
 )
 
 // checkClientAuth says whether there is what we say with who we are.
-func checkClientAuth(cfg *ProviderConfig, fail func(name string, err error)) {
+func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 	needs := func(name string, missing bool, what string) {
 		if missing {
 			fail(name, fmt.Errorf("missing; %s", what))
@@ -130,7 +126,7 @@ func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgor
 }
 
 // sign makes a JWT of a type that the provider is to know as ours.
-func (p *provider) sign(typ string, claims map[string]any, supported []string) (string, error) {
+func (p *Client) sign(typ string, claims map[string]any, supported []string) (string, error) {
 	k := p.keys[0]
 	options := new(jose.SignerOptions).WithType(jose.ContentType(typ)).WithHeader("kid", k.public.KeyID)
 	if sum := k.public.CertificateThumbprintSHA256; sum != nil { // for providers that know the certificate, and not the key
@@ -150,7 +146,7 @@ func (p *provider) sign(typ string, claims map[string]any, supported []string) (
 }
 
 // authenticate adds to a request who we are, in exactly one way (RFC 6749 2.3).
-func (p *provider) authenticate(m *metadata, req *http.Request, form url.Values) error {
+func (p *Client) authenticate(m *metadata, req *http.Request, form url.Values) error {
 	switch p.cfg.ClientAuth {
 	case "client_secret_basic":
 		// Both are form-encoded before they go into the header (RFC 6749 2.3.1).
@@ -175,15 +171,12 @@ func (p *provider) authenticate(m *metadata, req *http.Request, form url.Values)
 	return nil
 }
 
-// clientKeys shows the public halves of our keys, for the provider to check what we sign.
-func (s *Server) clientKeys(w *response, _ *http.Request) error {
+// JWKS returns the public keys with which the provider verifies what this client
+// signs. It may be empty.
+func (p *Client) JWKS() jose.JSONWebKeySet {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	for _, k := range s.provider.keys {
+	for _, k := range p.keys {
 		set.Keys = append(set.Keys, k.public)
 	}
-	if len(set.Keys) == 0 {
-		return problem.NotFound.WithCause(errors.New("there are no client keys"))
-	}
-	w.Header().Set("Content-Type", "application/jwk-set+json")
-	return json.NewEncoder(w).Encode(set)
+	return set
 }

@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 
 // addUserInfo adds to what an ID token says of the user what the provider tells besides (OpenID Connect Core 5.3). What both say is as the ID token
 // has it, which is signed.
-func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *idToken) error {
+func (p *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *Identity) error {
 	told, err := p.userInfo(ctx, m, tokens)
 	if err != nil {
 		return fmt.Errorf("userinfo: %w", err)
@@ -28,23 +28,23 @@ func (p *provider) addUserInfo(ctx context.Context, m *metadata, tokens session.
 		return err
 	}
 	more := told.Map()
-	ofUser(more)
+	dropProtocolClaims(more)
 	for _, name := range signInClaims {
 		delete(more, name)
 	}
 	maps.Copy(more, own.Map())
-	p.claims.add(more)
+	applyMap(p.cfg.ClaimMap, more)
 	return id.setUser(more)
 }
 
 // userInfo fetches the user's claims: JSON, or a JWT that the provider has signed for us (Core 5.3.2).
-func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
+func (p *Client) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
 	resp, body, err := p.askUserInfo(ctx, m, tokens)
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: &tokenError{status: resp.StatusCode}}
+		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: &Error{Status: resp.StatusCode}}
 	}
 	switch mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType {
 	case "application/json":
@@ -68,7 +68,7 @@ func (p *provider) userInfo(ctx context.Context, m *metadata, tokens session.Tok
 }
 
 // askUserInfo asks with the access token, and once more where a DPoP proof has to have a nonce (RFC 9449 9).
-func (p *provider) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
+func (p *Client) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
 	key, err := parseKey(tokens.Key)
 	if err != nil {
 		return nil, nil, err

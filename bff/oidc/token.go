@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"cmp"
@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -27,27 +26,27 @@ import (
 
 // exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and verifies what comes for it. Beside an error there are the tokens that were issued all
 // the same, if any.
-func (p *provider) exchange(ctx context.Context, code string, a *attempt) (session.Tokens, *idToken, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.wait())
+func (p *Client) Exchange(ctx context.Context, code string, r Request, accept func(*Identity) error) (session.Tokens, *Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.MaxWait())
 	defer cancel()
-	m, err := p.metadata()
+	m, err := p.discovered()
 	if err != nil {
 		return session.Tokens{}, nil, err
 	}
-	if _, err := p.breaker.admit(ctx, "", p.cfg.wait()); err != nil {
-		return session.Tokens{}, nil, problem.ProviderUnavailable.WithCause(err)
+	if _, err := p.breaker.admit(ctx, "", p.cfg.MaxWait()); err != nil {
+		return session.Tokens{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if bound := p.cfg.SenderConstraint == "dpop"; bound != (a.Key != "") {
+	if bound := p.cfg.SenderConstraint == "dpop"; bound != (r.Key != "") {
 		return session.Tokens{}, nil, errors.New("redeem code: the login began under another configuration, which did not agree whether tokens are bound")
 	}
 	form := url.Values{
 		"grant_type":    {"authorization_code"},
 		"code":          {code},
-		"redirect_uri":  {p.redirectURI},
-		"code_verifier": {a.Verifier.Reveal()},
+		"redirect_uri":  {p.cfg.RedirectURI},
+		"code_verifier": {r.Verifier.Reveal()},
 	}
-	p.askForOwn(form, p.cfg.Scopes)
-	answer, err := p.askTokens(ctx, m, form, a.Key)
+	p.setSessionTarget(form, p.cfg.Scopes)
+	answer, err := p.requestTokens(ctx, m, form, r.Key)
 	if answer == nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
 	}
@@ -63,7 +62,10 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	}
 	id, err := p.verifyIDToken(ctx, m, tokens)
 	if err == nil {
-		err = a.accepts(id) // before the access token is used for anything
+		err = r.checkNonce(id)
+	}
+	if err == nil {
+		err = accept(id) // before the access token is used for anything
 	}
 	if err == nil && p.cfg.UserInfo {
 		err = p.addUserInfo(ctx, m, tokens, id)
@@ -80,8 +82,8 @@ func (p *provider) exchange(ctx context.Context, code string, a *attempt) (sessi
 	return tokens, id, nil
 }
 
-// askForOwn has a token request say what the session's own token is for, where more than that was granted: what routes have tokens of their own for.
-func (p *provider) askForOwn(form url.Values, scopes []string) {
+// setSessionTarget has a token request say what the session's own token is for, where more than that was granted: what routes have tokens of their own for.
+func (p *Client) setSessionTarget(form url.Values, scopes []string) {
 	if len(p.cfg.Resources) > 0 {
 		form["resource"] = p.cfg.Resources
 	}
@@ -90,9 +92,9 @@ func (p *provider) askForOwn(form url.Values, scopes []string) {
 	}
 }
 
-// grantedOf returns those of the session's own scopes that were granted, which is all that a refresh may ask for (RFC 6749 6). Not every provider counts openid and
+// grantedScopes returns those of the session's own scopes that were granted, which is all that a refresh may ask for (RFC 6749 6). Not every provider counts openid and
 // offline_access among the scopes that it names; that there is an ID token, and a refresh token, says enough.
-func (p *provider) grantedOf(s *session.Session) []string {
+func (p *Client) grantedScopes(s *session.Session) []string {
 	granted := strings.Fields(s.Tokens.Scope)
 	var asked []string
 	for _, scope := range p.cfg.Scopes {
@@ -103,9 +105,9 @@ func (p *provider) grantedOf(s *session.Session) []string {
 	return asked
 }
 
-// refresh is session.Config.Refresh. An error in an outage of the provider says
+// Refresh is session.Config.Refresh. An error in an outage of the provider says
 // so.
-func (p *provider) refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
+func (p *Client) Refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
 	renewal, err := p.refreshOnce(ctx, s, key)
 	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !p.breaker.outage() {
 		return renewal, err
@@ -119,8 +121,8 @@ func (p *provider) refresh(ctx context.Context, s *session.Session, key string) 
 
 // refreshOnce makes one refresh request (RFC 6749, section 6; OpenID Connect Core
 // 12), for another target than the session's own also RFC 8707 and RFC 8693.
-func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
-	m, err := p.metadata()
+func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
+	m, err := p.discovered()
 	if err != nil {
 		return session.RefreshResult{}, err
 	}
@@ -129,7 +131,7 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 		return session.RefreshResult{}, err
 	}
 	if t.Exchange {
-		return p.exchangeToken(ctx, m, s, t)
+		return p.tokenExchange(ctx, m, s, t)
 	}
 	if s.Tokens.Refresh == "" {
 		return session.RefreshResult{}, errors.New("the session has no refresh token to obtain another token with")
@@ -138,18 +140,18 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
 	}
-	p.askForOwn(form, p.grantedOf(s))
+	p.setSessionTarget(form, p.grantedScopes(s))
 	t.addTo(form)
 	bound := s.Tokens.Key
 	if p.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound
 		if key != "" {
 			return session.RefreshResult{}, errors.New("the session's own token has to be bound to a key first")
 		}
-		if bound, err = newKey(); err != nil {
+		if bound, err = NewKey(); err != nil {
 			return session.RefreshResult{}, err
 		}
 	}
-	answer, err := p.askTokens(ctx, m, form, bound)
+	answer, err := p.requestTokens(ctx, m, form, bound)
 	if err != nil {
 		var spent session.RefreshResult
 		if answer != nil {
@@ -164,20 +166,20 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 	if answer.tokens.ID == "" {
 		return renewal, nil
 	}
-	checking, cancel := context.WithTimeout(ctx, p.cfg.wait()) // the new refresh token has to be saved
+	checking, cancel := context.WithTimeout(ctx, p.cfg.MaxWait()) // the new refresh token has to be saved
 	defer cancel()
 	id, err := p.verifyIDToken(checking, m, answer.tokens)
 	if err == nil {
-		err = id.continues(s)
+		err = id.matchesSession(s)
 	}
-	if err != nil && !errors.Is(err, errForeign) {
+	if err != nil && !errors.Is(err, errTokenMismatch) {
 		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
 		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
 		renewal.Tokens.ID = ""
 		return renewal, nil
 	}
 	if err != nil {
-		if unneeded := p.revoke(ctx, answer.tokens); unneeded != nil {
+		if unneeded := p.Revoke(ctx, answer.tokens); unneeded != nil {
 			p.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
 		}
 		return session.RefreshResult{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
@@ -192,8 +194,8 @@ func (p *provider) refreshOnce(ctx context.Context, s *session.Session, key stri
 	return renewal, nil
 }
 
-// exchangeToken trades the session's access token for one for another target (RFC 8693). That it is refused says nothing about the session.
-func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Session, t target) (session.RefreshResult, error) {
+// tokenExchange trades the session's access token for one for another target (RFC 8693). That it is refused says nothing about the session.
+func (p *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Session, t Target) (session.RefreshResult, error) {
 	form := url.Values{
 		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
 		"subject_token":        {s.Tokens.Access.Reveal()},
@@ -201,11 +203,11 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 		"requested_token_type": {accessTokenType},
 	}
 	t.addTo(form)
-	answer, err := p.askTokens(ctx, m, form, s.Tokens.Key)
+	answer, err := p.requestTokens(ctx, m, form, s.Tokens.Key)
 	if errors.Is(err, session.ErrUserRequired) {
 		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
 	}
-	if refusal := (*tokenError)(nil); errors.As(err, &refusal) {
+	if refusal := (*Error)(nil); errors.As(err, &refusal) {
 		return session.RefreshResult{}, &session.RefreshError{Err: fmt.Errorf("exchange the access token: %w", refusal)}
 	}
 	if err != nil {
@@ -223,9 +225,9 @@ func (p *provider) exchangeToken(ctx context.Context, m *metadata, s *session.Se
 
 const accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 
-// revoke tells the provider that the tokens are not needed any more (RFC 7009). A provider that has no place for it is told nothing.
-func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
-	m := p.found.Load()
+// Revoke tells the provider that the tokens are not needed any more (RFC 7009). A provider that has no place for it is told nothing.
+func (p *Client) Revoke(ctx context.Context, t session.Tokens) error {
+	m := p.current.Load()
 	if m == nil || m.Revocation == "" {
 		return nil
 	}
@@ -245,8 +247,8 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 		}
 		revoking.Go(func() {
 			_, err := p.post(ctx, p.client, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
-			var refusal *tokenError
-			if errors.As(err, &refusal) && refusal.code == "unsupported_token_type" && t.hint == "access_token" {
+			var refusal *Error
+			if errors.As(err, &refusal) && refusal.Code == "unsupported_token_type" && t.hint == "access_token" {
 				return // RFC 7009 2.2.1: it ends by itself, soon
 			}
 			if err != nil {
@@ -258,8 +260,8 @@ func (p *provider) revoke(ctx context.Context, t session.Tokens) error {
 	return errors.Join(errs...)
 }
 
-// tokenAnswer is what a token endpoint gives (RFC 6749 5.1).
-type tokenAnswer struct {
+// tokenResponse is what a token endpoint gives (RFC 6749 5.1).
+type tokenResponse struct {
 	tokens          session.Tokens
 	issuedTokenType string // RFC 8693 2.2.1
 }
@@ -267,9 +269,9 @@ type tokenAnswer struct {
 // noScope is the scope of a token of which the provider says that it has none; the empty one says nothing.
 const noScope = " "
 
-// askTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet. Beside an error there is what was
+// requestTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet. Beside an error there is what was
 // issued all the same, if anything was.
-func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenAnswer, err error) {
+func (p *Client) requestTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenResponse, err error) {
 	private, err := parseKey(key)
 	if err != nil {
 		return nil, err
@@ -299,7 +301,7 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 		s, _ := members.Text(name)
 		return s
 	}
-	answer = &tokenAnswer{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
+	answer = &tokenResponse{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
 	if text("access_token") == "" {
 		return answer, errors.New("the token endpoint's answer holds no access_token")
 	}
@@ -335,7 +337,7 @@ func (p *provider) askTokens(ctx context.Context, m *metadata, form url.Values, 
 // error, can be a sign of an outage. Anybody can send a code. That the provider
 // refuses another grant than a refresh says nothing about refreshes.
 func aboutProvider(grantType string, err error) bool {
-	var refusal *tokenError
+	var refusal *Error
 	switch grantType {
 	case "refresh_token":
 		return true
@@ -392,34 +394,41 @@ func parseSeconds(value any) (time.Duration, bool) {
 	return time.Duration(seconds * float64(time.Second)), true
 }
 
-// tokenError is an answer that refuses (RFC 6749 5.2). Its text is for the log alone.
-type tokenError struct {
-	status int
-	code   string
-	text   string // error_description, without what could be a secret
+// Error is a response that refuses a request (RFC 6749, section 5.2). Its text is
+// for the log alone.
+type Error struct {
+	Status      int
+	Code        string // empty if the response is not an OAuth error
+	Description string // without what could be a secret
 }
 
 // transient reports whether the same request may succeed later: the provider, or
 // a proxy in front of it, has a fault, or does not know this client for now.
-func (e *tokenError) transient() bool {
-	if e.serverFault() || e.code == "" { // it is not an OAuth error response
+func (e *Error) transient() bool {
+	if e.serverFault() || e.Code == "" { // it is not an OAuth error response
 		return true
 	}
-	switch e.code {
+	switch e.Code {
 	case "temporarily_unavailable", "server_error", "slow_down", "invalid_client", "unauthorized_client":
 		return true
 	}
 	return false
 }
 
-// serverFault reports whether the status says that the server cannot serve now.
-func (e *tokenError) serverFault() bool {
-	return e.status >= 500 || e.status == http.StatusTooManyRequests || e.status == http.StatusRequestTimeout
+// Unavailable reports whether the provider cannot serve now, or wants fewer
+// requests.
+func (e *Error) Unavailable() bool {
+	return e.Status >= 500 || e.Status == http.StatusTooManyRequests
 }
 
-func (e *tokenError) Error() string {
-	text := fmt.Sprintf("the provider answered %d", e.status)
-	for _, more := range []string{e.code, e.text} {
+// serverFault reports whether the status says that the server cannot serve now.
+func (e *Error) serverFault() bool {
+	return e.Unavailable() || e.Status == http.StatusRequestTimeout
+}
+
+func (e *Error) Error() string {
+	text := fmt.Sprintf("the provider answered %d", e.Status)
+	for _, more := range []string{e.Code, e.Description} {
 		if more != "" {
 			text += fmt.Sprintf(" %q", more)
 		}
@@ -427,28 +436,28 @@ func (e *tokenError) Error() string {
 	return text
 }
 
-// refusal reads an answer that refuses what form asked for.
-func (p *provider) refusal(status int, body []byte, form url.Values) *tokenError {
+// parseError reads a response that refuses what form asked for.
+func (p *Client) parseError(status int, body []byte, form url.Values) *Error {
 	answer, _ := strictjson.Parse(body) // what is no object has no members
 	code, _ := answer.Text("error")
 	if answer.Unambiguous("error") != nil {
 		code = ""
 	}
 	description, _ := answer.Text("error_description")
-	refusal := &tokenError{status: status, text: description}
+	refusal := &Error{Status: status, Description: description}
 	if errorCode.MatchString(code) {
-		refusal.code = code
+		refusal.Code = code
 	}
 	for _, secret := range []string{p.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
 		if secret != "" { // which a provider may quote
-			refusal.text = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(refusal.text)
-			if strings.Contains(refusal.code, secret) {
-				refusal.code = ""
+			refusal.Description = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(refusal.Description)
+			if strings.Contains(refusal.Code, secret) {
+				refusal.Code = ""
 			}
 		}
 	}
-	refusal.text = tokenLike.ReplaceAllString(refusal.text, "…")
-	refusal.text = refusal.text[:min(len(refusal.text), 300)]
+	refusal.Description = tokenLike.ReplaceAllString(refusal.Description, "…")
+	refusal.Description = refusal.Description[:min(len(refusal.Description), 300)]
 	return refusal
 }
 
@@ -467,7 +476,7 @@ var (
 
 // post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
 // with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
-func (p *provider) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
+func (p *Client) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
 	for first := true; ; first = false {
 		resp, body, err := p.postOnce(ctx, client, m, endpoint, form, key)
 		if err != nil {
@@ -476,14 +485,14 @@ func (p *provider) post(ctx context.Context, client *http.Client, m *metadata, e
 		if resp.StatusCode == want {
 			return body, nil
 		}
-		refusal := p.refusal(resp.StatusCode, body, form)
-		if first && key != nil && refusal.code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
+		refusal := p.parseError(resp.StatusCode, body, form)
+		if first && key != nil && refusal.Code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
-		if refusal.code == "invalid_grant" && resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
+		if refusal.Code == "invalid_grant" && resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusRequestTimeout {
 			return nil, fmt.Errorf("%w: %w", session.ErrRefused, refusal)
 		}
-		if userRequired[refusal.code] && resp.StatusCode/100 == 4 {
+		if userRequired[refusal.Code] && resp.StatusCode/100 == 4 {
 			return nil, fmt.Errorf("%w: %w", session.ErrUserRequired, refusal)
 		}
 		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: refusal}
@@ -491,7 +500,7 @@ func (p *provider) post(ctx context.Context, client *http.Client, m *metadata, e
 }
 
 // postOnce sends form once. What says who we are is made anew each time, and so is the proof: neither is taken twice.
-func (p *provider) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
+func (p *Client) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
 		return nil, nil, err
@@ -518,7 +527,7 @@ func (p *provider) postOnce(ctx context.Context, client *http.Client, m *metadat
 // do makes a request of the provider, and reads the whole response. Its error
 // wraps session.ErrNoAnswer if the provider may have received the request, and
 // errUnreachable if it did not.
-func (p *provider) do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
+func (p *Client) do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
 	var sent atomic.Bool
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	resp, err := client.Do(req.WithContext(ctx))

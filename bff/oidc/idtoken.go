@@ -1,4 +1,4 @@
-package bff
+package oidc
 
 import (
 	"context"
@@ -8,28 +8,26 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/coreos/go-oidc/v3/oidc"
+	goidc "github.com/coreos/go-oidc/v3/oidc"
 	"golang.org/x/time/rate"
 
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 const (
-	// clockSkew is how far the provider's clock and ours may be apart.
-	clockSkew = 90 * time.Second
+	// ClockSkew is how far the provider's clock and ours may be apart.
+	ClockSkew = 90 * time.Second
 	// maxIDTokenAge is how old an ID token may be that comes straight from the token endpoint.
 	maxIDTokenAge = 10 * time.Minute
 )
 
 // idToken is what is believed of a verified ID token.
-type idToken struct {
+type Identity struct {
 	Issuer   string
 	Subject  string
 	SID      string
@@ -45,13 +43,13 @@ type idToken struct {
 
 // errKeysUnreachable means that the provider's key set cannot be fetched, or is
 // empty. It says nothing about the token.
-var errKeysUnreachable = errors.New("the provider's keys cannot be had")
+var errKeysUnreachable error = unavailable("the provider's keys cannot be had")
 
-// errForeign says that the token is for somebody else, or of somebody else: for another subject or client, of another issuer or login, or not signed by ours.
-var errForeign = errors.New("it is not this login's")
+// errTokenMismatch says that the token is for somebody else, or of somebody else: for another subject or client, of another issuer or login, or not signed by ours.
+var errTokenMismatch = errors.New("it is not this login's")
 
-// errClock says that the token may be right, but not by our clock.
-var errClock = errors.New("its times do not fit our clock")
+// errClockSkew says that the token may be right, but not by our clock.
+var errClockSkew = errors.New("its times do not fit our clock")
 
 // providerToken is a JWT of the provider. Nothing of it is verified.
 type providerToken struct {
@@ -87,14 +85,14 @@ func parseToken(raw, typ string) (*providerToken, error) {
 	return &providerToken{t, claims}, nil
 }
 
-// isForUs reports whether a token names our issuer and us.
-func (t *providerToken) isForUs(cfg *ProviderConfig) bool {
+// namesThisClient reports whether a token names our issuer and us.
+func (t *providerToken) namesThisClient(cfg *Config) bool {
 	iss, _ := t.claims.Text("iss")
 	aud, _ := t.claims.Texts("aud")
 	return iss == cfg.Issuer && slices.Contains(aud, cfg.ClientID)
 }
 
-// tokenKeys is the oidc.KeySet for one token.
+// tokenKeys is the goidc.KeySet for one token.
 //
 // go-oidc decodes claims with encoding/json, which takes a claim in another case
 // for the one it looks for, and fails for the type of a claim that nobody needs.
@@ -116,9 +114,9 @@ func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, erro
 // verify checks that the provider has signed a token for us: algorithm, signature,
 // iss, aud, and exp if that is among more. The claims of more are in the result.
 // limit bounds the fetches of the key set for the sake of unknown keys.
-func (p *provider) verify(
+func (p *Client) verify(
 	ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string,
-) (*oidc.IDToken, error) {
+) (*goidc.IDToken, error) {
 	if m.keys == nil {
 		return nil, fmt.Errorf("%w: the provider's metadata has no jwks_uri", errKeysUnreachable)
 	}
@@ -131,16 +129,16 @@ func (p *provider) verify(
 	}
 	algorithm := t.Algorithm
 	if algorithm == "Ed25519" { // RFC 9864: the new name, which go-oidc does not know
-		algorithm = oidc.EdDSA
+		algorithm = goidc.EdDSA
 	}
 	keys := &tokenKeys{token: t, keys: m.keys, limit: limit, seen: claims}
-	verified, err := oidc.NewVerifier(p.cfg.Issuer, keys, &oidc.Config{
+	verified, err := goidc.NewVerifier(p.cfg.Issuer, keys, &goidc.Config{
 		ClientID:             p.cfg.ClientID,
 		SupportedSigningAlgs: []string{algorithm},
 		SkipExpiryCheck:      !slices.Contains(more, "exp"),
-		Now:                  func() time.Time { return time.Now().Add(-clockSkew) },
+		Now:                  func() time.Time { return time.Now().Add(-ClockSkew) },
 	}).Verify(ctx, encodeSegment(`{"alg":"`+algorithm+`"}`)+"."+encodeSegment(string(claims))+".AA")
-	switch expired := (*oidc.TokenExpiredError)(nil); {
+	switch expired := (*goidc.TokenExpiredError)(nil); {
 	case err == nil:
 		return verified, nil
 	case errors.Is(keys.err, jwks.ErrUnavailable):
@@ -148,11 +146,11 @@ func (p *provider) verify(
 	case errors.Is(keys.err, jwks.ErrUnknownKey): // which proves nothing: the provider may publish it a moment later
 		return nil, fmt.Errorf("it is signed with a key that the provider does not publish: %w", keys.err)
 	case keys.err != nil:
-		return nil, fmt.Errorf("%w: %w", errForeign, keys.err)
+		return nil, fmt.Errorf("%w: %w", errTokenMismatch, keys.err)
 	case errors.As(err, &expired):
-		return nil, fmt.Errorf("%w: %w", errClock, err)
-	case !t.isForUs(&p.cfg):
-		return nil, fmt.Errorf("%w: %w", errForeign, err)
+		return nil, fmt.Errorf("%w: %w", errClockSkew, err)
+	case !t.namesThisClient(&p.cfg):
+		return nil, fmt.Errorf("%w: %w", errTokenMismatch, err)
 	}
 	return nil, err
 }
@@ -188,7 +186,7 @@ func encodeSegment(text string) string { return base64.RawURLEncoding.EncodeToSt
 
 // verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
 // auth_time, is checked by attempt.accepts.
-func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*idToken, error) {
+func (p *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*Identity, error) {
 	t, err := parseToken(tokens.ID.Reveal(), "jwt")
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
@@ -200,7 +198,7 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	id := &idToken{Issuer: verified.Issuer, Subject: verified.Subject, Nonce: verified.Nonce}
+	id := &Identity{Issuer: verified.Issuer, Subject: verified.Subject, Nonce: verified.Nonce}
 	// Nothing depends on these unless the login asked for them. Another type than
 	// the standard's counts as missing: AD FS writes auth_time as a text.
 	id.AuthTime, _ = t.claims.Date("auth_time")
@@ -214,8 +212,8 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 	id.SID, _ = t.claims.Text("sid")
 	id.ACR, _ = t.claims.Text("acr")
 	user := t.claims.Map()
-	ofUser(user)
-	p.claims.add(user)
+	dropProtocolClaims(user)
+	applyMap(p.cfg.ClaimMap, user)
 	if err := id.setUser(user); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
@@ -224,18 +222,18 @@ func (p *provider) verifyIDToken(ctx context.Context, m *metadata, tokens sessio
 
 // checkIDToken checks the claims of a token that we know to be the provider's and
 // for us.
-func (p *provider) checkIDToken(t *providerToken, verified *oidc.IDToken, access session.Secret) error {
+func (p *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access session.Secret) error {
 	if verified.Issuer != p.cfg.Issuer { // go-oidc makes an exception for Google
-		return fmt.Errorf("%w: iss is %q, want %q", errForeign, verified.Issuer, p.cfg.Issuer)
+		return fmt.Errorf("%w: iss is %q, want %q", errTokenMismatch, verified.Issuer, p.cfg.Issuer)
 	}
 	for _, aud := range verified.Audience {
 		if !p.trusts(aud) { // 3.1.3.7 (3)
-			return fmt.Errorf("%w: aud names %q beside us", errForeign, aud)
+			return fmt.Errorf("%w: aud names %q beside us", errTokenMismatch, aud)
 		}
 	}
 	azp, err := t.claims.Text("azp")
 	if t.claims.Has("azp") && (err != nil || azp != p.cfg.ClientID) { // 3.1.3.7 (5)
-		return fmt.Errorf("%w: azp is %q, want %q", errForeign, azp, p.cfg.ClientID)
+		return fmt.Errorf("%w: azp is %q, want %q", errTokenMismatch, azp, p.cfg.ClientID)
 	}
 	if sub := verified.Subject; sub == "" || len(sub) > 255 { // Core 2
 		return errors.New("sub is missing, or longer than 255 bytes")
@@ -248,16 +246,16 @@ func (p *provider) checkIDToken(t *providerToken, verified *oidc.IDToken, access
 	case issued.IsZero():
 		return errors.New("iat is missing")
 	case age > maxIDTokenAge:
-		return fmt.Errorf("%w: iat is %v ago", errClock, age.Round(time.Second))
-	case age < -clockSkew:
-		return fmt.Errorf("%w: iat is %v ahead of our clock", errClock, -age.Round(time.Second))
+		return fmt.Errorf("%w: iat is %v ago", errClockSkew, age.Round(time.Second))
+	case age < -ClockSkew:
+		return fmt.Errorf("%w: iat is %v ahead of our clock", errClockSkew, -age.Round(time.Second))
 	}
 	notBefore, err := t.claims.Date("nbf")
 	if err != nil {
 		return err
 	}
-	if ahead := time.Until(notBefore); ahead > clockSkew {
-		return fmt.Errorf("%w: nbf is %v ahead of our clock", errClock, ahead.Round(time.Second))
+	if ahead := time.Until(notBefore); ahead > ClockSkew {
+		return fmt.Errorf("%w: nbf is %v ahead of our clock", errClockSkew, ahead.Round(time.Second))
 	}
 	if verified.AccessTokenHash != "" { // 3.1.3.8
 		if err := verified.VerifyAccessToken(access.Reveal()); err != nil {
@@ -273,7 +271,7 @@ func (p *provider) checkIDToken(t *providerToken, verified *oidc.IDToken, access
 // maxClaims is how many bytes of JSON the claims of a user may be. They are in each session, and none of them in a cookie.
 const maxClaims = 64 << 10
 
-func (id *idToken) setUser(claims map[string]any) error {
+func (id *Identity) setUser(claims map[string]any) error {
 	b, err := json.Marshal(claims)
 	if err != nil {
 		return err
@@ -285,39 +283,17 @@ func (id *idToken) setUser(claims map[string]any) error {
 	return nil
 }
 
-// accepts fails unless the ID token is for this attempt and the user signed in as
-// it asked. An attempt of another site does not change who is signed in.
-func (a *attempt) accepts(id *idToken) error {
-	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(a.Nonce)) != 1 { // 3.1.3.7 (11)
-		return problem.LoginInvalid.WithCause(errors.New("ID token: nonce is not the one that was sent"))
-	}
-	if a.ACRValues != "" && !slices.Contains(strings.Fields(a.ACRValues), id.ACR) { // 3.1.3.7 (12)
-		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
-	}
-	if a.MaxAge != "" { // 3.1.3.7 (13)
-		if id.AuthTime.IsZero() {
-			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
-		}
-		if time.Until(id.AuthTime) > clockSkew {
-			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))
-		}
-		seconds, _ := strconv.Atoi(a.MaxAge)
-		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+clockSkew {
-			return errAuthTooOld
-		}
-	}
-	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
-		return problem.OtherAccount
+// checkNonce verifies that an ID token is for this request (3.1.3.7 (11)).
+func (r *Request) checkNonce(id *Identity) error {
+	if id.Nonce == "" || subtle.ConstantTimeCompare([]byte(id.Nonce), []byte(r.Nonce)) != 1 {
+		return errors.New("ID token: nonce is not the one that was sent")
 	}
 	return nil
 }
 
-// errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
-var errAuthTooOld = problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is longer ago than max_age"))
-
 // algorithms are those that the provider may sign with. Neither none nor HMAC is
 // one of them.
-func (p *provider) algorithms(m *metadata) []string {
+func (p *Client) algorithms(m *metadata) []string {
 	switch {
 	case p.cfg.IDTokenAlg != "":
 		return []string{p.cfg.IDTokenAlg}
@@ -331,16 +307,16 @@ func (p *provider) algorithms(m *metadata) []string {
 		}
 	}
 	if len(known) == 0 { // Core 2
-		return []string{oidc.RS256}
+		return []string{goidc.RS256}
 	}
 	return known
 }
 
 // fapi2Algorithms are those of the FAPI 2.0 Security Profile, section 5.4.
-var fapi2Algorithms = []string{oidc.PS256, oidc.ES256, oidc.EdDSA, "Ed25519"}
+var fapi2Algorithms = []string{goidc.PS256, goidc.ES256, goidc.EdDSA, "Ed25519"}
 
 // checkIDTokenAlg checks IDTokenAlg.
-func checkIDTokenAlg(cfg *ProviderConfig) error {
+func checkIDTokenAlg(cfg *Config) error {
 	switch alg := cfg.IDTokenAlg; {
 	case alg == "":
 	case !jwks.IsAlgorithm(alg):
@@ -352,12 +328,12 @@ func checkIDTokenAlg(cfg *ProviderConfig) error {
 }
 
 // continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
-func (id *idToken) continues(s *session.Session) error {
+func (id *Identity) matchesSession(s *session.Session) error {
 	switch {
 	case id.Issuer != s.Issuer || id.Subject != s.Subject:
-		return fmt.Errorf("%w: it is for another subject", errForeign)
+		return fmt.Errorf("%w: it is for another subject", errTokenMismatch)
 	case id.Nonce != "" && id.Nonce != nonceIn(s.Tokens.ID):
-		return fmt.Errorf("%w: it has another nonce", errForeign)
+		return fmt.Errorf("%w: it has another nonce", errTokenMismatch)
 	}
 	return nil
 }
@@ -374,7 +350,7 @@ func nonceIn(raw session.Secret) string {
 
 // renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
 // what it was: if they have done so anew since, in another app say, then not in this session.
-func (p *provider) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *idToken) json.RawMessage {
+func (p *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *Identity) json.RawMessage {
 	if p.cfg.UserInfo {
 		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
 			p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
