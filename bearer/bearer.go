@@ -1,55 +1,81 @@
-// Package bearer protects an API with access tokens: JWTs by RFC 9068, sent as bearer tokens by RFC 6750 or bound to their sender by RFC 9449 and RFC 8705.
+// Package bearer protects an HTTP API with OAuth access tokens. It verifies
+// JWTs of RFC 9068, sent as bearer tokens (RFC 6750) or bound to their sender
+// with DPoP (RFC 9449) or mutual TLS (RFC 8705).
 //
-//	verifier, err := bearer.NewVerifier(bearer.Config{Issuer: "https://id.example.com", Audience: "orders"})
+//	verifier, err := bearer.NewVerifier(bearer.Config{
+//		Issuer:   "https://id.example.com",
+//		Audience: "orders",
+//	})
 //	...
 //	mux.Handle("GET /orders", verifier.Handler(bearer.Require("orders:read")(listOrders)))
 //
-// [Verifier.Handler] answers requests without a good token itself; the handler behind it finds the token with [FromContext]. [Require], [RequireAny],
-// [RequireACR] and [RequireFresh] demand more of it. [Verifier.Verify] is the same decision for what is no HTTP request, and [Verifier.Explain] says why it is
-// what it is. An API that several issuers write tokens for has a Verifier for each, and makes one of them with [Either].
+// [Verifier.Handler] rejects requests without a valid token. The handler inside
+// it gets the token from [FromContext]. [Require], [RequireAny], [RequireACR]
+// and [RequireFresh] add requirements. [Verifier.Verify] checks a token that
+// did not come in an HTTP request. [Verifier.Explain] lists every check and its
+// result. For an API with several issuers, make one Verifier each and combine
+// them with [NewMultiVerifier].
 //
-// # What is checked
+// # Checks
 //
-// A token is good when all of this holds; whatever is not listed is not checked.
+// A token is valid if all of the following holds. Nothing else is checked.
 //
-//   - It is a JWS in compact serialization of at most 16 KiB, without crit, b64 or zip. Encrypted tokens are refused.
-//   - typ is at+jwt, so that an ID token or a logout token cannot pass for an access token.
-//   - alg is one of Config.Algorithms, to the letter, and fits the issuer's key that kid names: its type, and its alg if it has one.
-//     A token without a kid is accepted if exactly one key fits. Keys that the token brings or points to are ignored.
-//   - The signature is right. Until that is known nothing of the payload counts.
-//   - No claim comes twice, and none of those below is in another case. Other claims that differ in case are different claims.
-//   - iss is Config.Issuer and aud holds Config.Audience, to the letter.
-//   - exp lies ahead, nbf and iat do not, give or take Config.Leeway.
-//   - exp, sub, client_id, iat and jti are there, and client_id is one of Config.Clients if there are any.
-//   - A token that is bound to a key or a certificate, by cnf, comes with proof of it: see Config.Origin and Config.ClientCertificate.
+//   - The token is a JWS in compact serialization of at most 16 KiB, without
+//     the header parameters crit, b64 and zip. Encrypted tokens are rejected.
+//   - typ is at+jwt, so that ID tokens and logout tokens are rejected.
+//   - alg is one of Config.Algorithms, compared exactly. The issuer's key with
+//     the token's kid has the matching type and, if it names one, the same alg.
+//     A token without a kid is accepted if exactly one key fits. Keys in the
+//     token, or referenced by it, are ignored.
+//   - The signature is valid. Before that is known, nothing in the payload is
+//     trusted.
+//   - No claim occurs twice. None of the claims below occurs in another case.
+//     Other claims whose names differ in case are different claims.
+//   - iss equals Config.Issuer and aud contains Config.Audience, compared
+//     exactly.
+//   - exp is in the future, nbf and iat are not, allowing for Config.Leeway.
+//   - exp, sub, client_id, iat and jti are present. If Config.Clients is set,
+//     client_id is one of them.
+//   - A token bound to a key or a certificate (cnf) comes with proof of
+//     possession: see Config.Origin and Config.ClientCertificate.
 //
-// A token that is no JWT is refused, or looked up with the issuer if there is Config.Introspection.
+// A token that is not a JWT is rejected unless Config.Introspection is set.
 //
 // # What is left to the API
 //
-// Whether this subject may do this. A token of the client credentials grant speaks for the client alone, and its sub may read like a
-// user's: ask [Token.IsClient] before taking Subject for a user.
+// The API decides what the subject may do. A token of the client credentials
+// grant represents the client, and its sub may equal a user's. Call
+// [Token.IsClient] before treating Subject as a user.
 //
-// A list of revoked tokens has to go by Token.Issuer and Token.ID. The token as it was sent is no identity, for an ECDSA signature has a
-// second form that is as valid as the first.
+// Identify revoked tokens by Token.Issuer and Token.ID, not by the token
+// string: every ECDSA signature has a second valid encoding, so one token has
+// two strings.
 //
 // # Keys
 //
-// The keys come from the jwks_uri of the issuer's metadata (OpenID Connect Discovery 1.0 section 4, or RFC 8414 section 3 where there is none). They are fetched with the
-// first token, so an issuer that is down does not keep an API from starting. From then on a verification takes no request to the issuer, and does not
-// wait for one, with these exceptions:
+// Keys come from the jwks_uri of the issuer's metadata: OpenID Connect
+// Discovery 1.0 section 4, or else RFC 8414 section 3. They are fetched with
+// the first token, so an API can start while its issuer is down. After that a
+// verification causes no request to the issuer, with these exceptions:
 //
-//   - The keys are current for the max-age of their Cache-Control, at least 1 minute and at most 1 hour, or for 10 minutes where it gives
-//     none. A token that comes in the last fifth of that starts a fetch in the background. If none came, the next one waits for the fetch.
-//     A key that the issuer has withdrawn is thus trusted no longer than that.
-//   - If the issuer fails, or answers with a set that has no usable key, the last good keys serve for up to another hour.
-//   - A token with an unknown kid starts a fetch, which it waits for, and which all that come meanwhile share; the next such fetch
-//     is 30 seconds later at the earliest. Until then an unknown kid is refused at once: as invalid, or with ErrUnavailable if the last fetch failed.
+//   - Keys are fresh for the max-age of their Cache-Control header, between 1
+//     minute and 1 hour, or for 10 minutes without one. The first token in the
+//     last fifth of that time starts a fetch in the background. If no token
+//     arrived in it, the next token waits for a fetch. A withdrawn key is not
+//     trusted any longer than that.
+//   - If the issuer fails, or returns no usable key, the last keys are used for
+//     up to another hour.
+//   - A token with an unknown kid starts a fetch and waits for it. Concurrent
+//     requests share the fetch. The next fetch for this reason is at least 30
+//     seconds later. Until then an unknown kid is rejected at once: as invalid,
+//     or with ErrUnavailable if the last fetch failed.
 //
-// When there are no keys to decide with, the error is [ErrUnavailable], and never an [InvalidTokenError].
+// If there are no keys to decide with, the error is [ErrUnavailable] and never
+// an [InvalidTokenError].
 //
-// The last few thousand tokens that were found good are remembered until they expire or the keys change, so one that comes again and again costs a hash. If it is
-// bound, its proof is looked at each time.
+// The last 4096 valid tokens are cached until they expire or the keys change.
+// Verifying a cached token costs one hash. The proof of a bound token is
+// checked every time.
 package bearer
 
 import (
@@ -70,70 +96,94 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 )
 
-// Config says whose tokens a Verifier accepts, and for whom.
+// Config configures a [Verifier]. Issuer and Audience are required.
 type Config struct {
-	// Issuer is the issuer of the tokens as it writes itself, to the character: the iss of its tokens and the issuer of its metadata. It is
-	// an https URL, or http where the host is localhost, below .localhost, or a loopback address.
+	// Issuer is the issuer identifier exactly as it appears in iss and in the
+	// issuer's metadata. It is an https URL. http is allowed if the host is
+	// localhost, a name below .localhost, or a loopback address.
 	Issuer string
 
-	// Audience is the identifier of this API, which aud has to hold.
+	// Audience is the identifier of this API. aud must contain it.
 	Audience string
 
-	// Clients are those whose tokens are accepted, by client_id. Empty means all of the issuer's.
+	// Clients lists the accepted values of client_id. Empty means all clients
+	// of the issuer.
 	Clients []string
 
-	// Algorithms are the accepted values of alg: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA, Ed25519.
-	// EdDSA and Ed25519 are two names for one algorithm (RFC 9864); a token may use only those that are listed.
-	// Empty means RS256, PS256, ES256, EdDSA and Ed25519.
+	// Algorithms lists the accepted values of alg: RS256, RS384, RS512, PS256,
+	// PS384, PS512, ES256, ES384, ES512, EdDSA, Ed25519. EdDSA and Ed25519 are
+	// two names of one algorithm (RFC 9864); only the listed names are
+	// accepted. Empty means RS256, PS256, ES256, EdDSA and Ed25519.
 	Algorithms []string
 
-	// Leeway is how far the issuer's clock and ours may be apart, at most 60 s. Zero means 30 s.
+	// Leeway is the tolerated difference between the issuer's clock and the
+	// local clock, at most 60 s. Zero means 30 s.
 	Leeway time.Duration
 
-	// InsecureAllowAnyType turns off the demand for typ at+jwt, for an issuer that puts JWT, or nothing, into all it signs. A typ that
-	// names another kind of JWT, as logout+jwt does, is still refused, and so is what has the claims of an ID token or a logout token
-	// (nonce, at_hash, c_hash, events) or says that it is one (token_use, typ). What is left between an ID token and this API is Audience: it must
-	// not be a client's id.
+	// InsecureAllowAnyType accepts tokens whose typ is missing or is not
+	// at+jwt, for issuers that set typ to JWT, or not at all, in everything
+	// they sign. A typ that names another kind of JWT, such as logout+jwt, is
+	// still rejected. So is a token with a claim of ID or logout tokens (nonce,
+	// at_hash, c_hash, events), or one that declares itself such a token
+	// (token_use, typ). An ID token without these claims is rejected only
+	// because of its audience, so Audience must not be a client id.
 	//
-	// Such issuers seldom follow RFC 9068 otherwise, so iat and jti may be missing, azp, cid or appid may stand in for client_id, which may be missing as well,
-	// and scp, a string or an array, for scope, which may be an array in any case.
+	// Such issuers usually deviate from RFC 9068 in other ways, so with this
+	// option iat and jti are optional, azp, cid or appid are accepted as
+	// client_id, which may be missing, and scp, a string or an array, is
+	// accepted as scope.
 	InsecureAllowAnyType bool
 
-	// InsecureAllowNoAudience accepts tokens without an aud, for an issuer that gives none, as Amazon Cognito does. Clients has to say whose. A token of one of these clients
-	// is then good at each API that does the same.
+	// InsecureAllowNoAudience accepts tokens without aud, for issuers that send
+	// none, such as Amazon Cognito. Clients is then required. A token of one of
+	// these clients is valid at every API with this setting.
 	InsecureAllowNoAudience bool
 
-	// Introspection has the issuer asked about tokens that are no JWTs. Nil means that they are refused.
+	// Introspection configures how tokens that are not JWTs are validated by
+	// the issuer. Nil means that they are rejected.
 	Introspection *Introspection
 
-	// Origin is scheme and host of this API as its clients write them, such as https://api.example.com. With it, tokens that are bound to a DPoP key are accepted from
-	// who has that key (RFC 9449 section 7), and it has to be right, for the client signs for which URL its proof is. Empty means that of Resource; without either such tokens are refused.
+	// Origin is the scheme and host of this API as clients see it, such as
+	// https://api.example.com. If it is set, DPoP-bound tokens are accepted
+	// with a proof (RFC 9449 section 7). It must be correct, because the client
+	// signs the URL of its request. Empty means the origin of Resource. If that
+	// is empty too, DPoP-bound tokens are rejected.
 	//
-	// That a proof is used once is known within one Verifier. Where several processes serve an API, whoever reads one's traffic can repeat a proof at another for a minute.
+	// Each Verifier remembers the proofs it has accepted and rejects a replay.
+	// Replicas of an API do not share this memory: an attacker who reads one
+	// replica's traffic can replay a proof at another one for a minute.
 	Origin string
 
-	// ClientCertificate returns the certificate that the client of a request has proven to have, or nil. With it, tokens that are bound to a certificate are accepted
-	// (RFC 8705 section 3): [PeerCertificate] where this program ends TLS itself. Nil means that they are refused.
+	// ClientCertificate returns the certificate that the client of a request
+	// has proven to possess, or nil. If it is set, certificate-bound tokens are
+	// accepted (RFC 8705 section 3). Use [PeerCertificate] if this program
+	// terminates TLS. Nil means that certificate-bound tokens are rejected.
 	ClientCertificate func(*http.Request) *x509.Certificate
 
-	// RequireBound refuses tokens that are bound to nothing, which whoever gets hold of them can use.
+	// RequireBound rejects tokens that are not bound to their sender. A stolen
+	// token of that kind can be used by anyone.
 	RequireBound bool
 
-	// Resource is the https URL that identifies this API in its metadata (RFC 9728), which [Verifier.Metadata] serves, and which challenges then point to. Empty means that it has none.
+	// Resource is the resource identifier of this API (RFC 9728), an https URL.
+	// [Verifier.Metadata] serves the metadata for it, and challenges refer to
+	// that metadata. Empty means no metadata.
 	Resource string
 
-	// Scopes are those that the metadata lists.
+	// Scopes lists the scopes in the metadata.
 	Scopes []string
 
-	// Realm names the protected space in challenges (RFC 9110 section 11.5). Empty means that they name none.
+	// Realm is the realm parameter of challenges (RFC 9110 section 11.5). Empty
+	// means none.
 	Realm string
 
-	// HTTPClient fetches the issuer's metadata and keys. Its CheckRedirect is replaced: redirects are followed on the same host only.
-	// Nil means http.DefaultTransport. A fetch takes 10 s at most in any case.
+	// HTTPClient fetches the issuer's metadata and keys. Its CheckRedirect is
+	// replaced: only redirects to the same host are followed. Nil means a
+	// client with http.DefaultTransport. Every fetch times out after 10 s.
 	HTTPClient *http.Client
 
-	// Logger is told when the keys cannot be fetched and when they can again, and, at the debug level, why tokens are refused.
-	// It is never given a token. Nil means slog.Default().
+	// Logger receives failures to fetch keys and the recovery, and at debug
+	// level the reason for each rejected request. Tokens are never logged. Nil
+	// means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -144,7 +194,8 @@ const (
 
 var defaultAlgorithms = []string{"RS256", "PS256", "ES256", "EdDSA", "Ed25519"}
 
-// Verifier decides whether tokens are good. It is safe for concurrent use.
+// Verifier verifies access tokens. It is safe for concurrent use. Make one with
+// [NewVerifier] or [NewMultiVerifier].
 type Verifier struct {
 	issuers []*issuer
 	good    cache[*goodToken]
@@ -159,22 +210,23 @@ type Verifier struct {
 	log          *slog.Logger
 }
 
-// issuer is what a Verifier knows of one issuer.
+// issuer holds the settings and keys of one issuer.
 type issuer struct {
 	url        string
 	audience   string
-	noAudience bool // may be missing
+	noAudience bool // aud may be missing
 	clients    []string
 	algorithms []string
 	leeway     time.Duration
 	anyType    bool
 	keys       *jwks.Set
-	unknown    *rate.Limiter // of fetches of the keys for the sake of unknown kids
-	introspect *introspector // nil: not available
+	unknown    *rate.Limiter // limits fetches caused by unknown kids
+	introspect *introspector // nil: not configured
 }
 
-// NewVerifier returns a Verifier for cfg. It does no I/O. The error joins everything that is wrong in cfg, a line for each field, as in
-// `Audience: missing`.
+// NewVerifier returns a Verifier for cfg. It does no I/O. If cfg is invalid,
+// the error lists all problems, one line for each field, such as `Audience:
+// missing`.
 func NewVerifier(cfg Config) (*Verifier, error) {
 	i := &issuer{
 		url:        cfg.Issuer,
@@ -202,17 +254,17 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		fail("Audience", errors.New("missing"))
 	}
 	if cfg.InsecureAllowNoAudience && len(cfg.Clients) == 0 {
-		fail("Clients", errors.New("missing; with InsecureAllowNoAudience nothing else says whose tokens are for this API"))
+		fail("Clients", errors.New("missing; required with InsecureAllowNoAudience"))
 	}
 	if slices.Contains(cfg.Clients, "") {
-		fail("Clients", errors.New("one is empty"))
+		fail("Clients", errors.New("contains an empty client id"))
 	}
 	if len(cfg.Algorithms) == 0 {
 		i.algorithms = defaultAlgorithms
 	}
 	for _, name := range cfg.Algorithms {
 		if !jwks.IsAlgorithm(name) { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
-			fail("Algorithms", fmt.Errorf("%q is not the name of an algorithm with a public key, such as RS256", name))
+			fail("Algorithms", fmt.Errorf("%q is not an asymmetric signature algorithm such as RS256", name))
 		}
 	}
 	switch {
@@ -229,15 +281,16 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		fail("Origin", err)
 	}
 	if cfg.RequireBound && cfg.ClientCertificate == nil && cfg.Origin == "" && cfg.Resource == "" {
-		fail("RequireBound", errors.New("neither Origin nor ClientCertificate is set, so no token at all would be accepted"))
+		fail("RequireBound",
+			errors.New("requires Origin, Resource or ClientCertificate; otherwise every token is rejected"))
 	}
 	for _, scope := range cfg.Scopes {
 		if !isScope(scope) {
-			fail("Scopes", fmt.Errorf("%q is not one scope", scope))
+			fail("Scopes", fmt.Errorf("%q is not a scope", scope))
 		}
 	}
 	if !isQuotable(cfg.Realm) {
-		fail("Realm", fmt.Errorf("%q has other characters than printable ASCII without quotes and backslashes", cfg.Realm))
+		fail("Realm", fmt.Errorf("%q must be printable ASCII without quotes and backslashes", cfg.Realm))
 	}
 	if v.log == nil {
 		v.log = slog.Default()
@@ -256,38 +309,45 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Either returns a Verifier that accepts what one of verifiers accepts: each token is for the one whose issuer it names, and for no other, whatever keys the issuers have. A token
-// that is no JWT is for the one that has Config.Introspection. In all that is not about an issuer, such as Realm, Resource or Origin, it is as the first.
+// NewMultiVerifier returns a Verifier that accepts the tokens of several
+// issuers. The iss claim selects the verifier that checks a token, so that an
+// issuer's key never verifies the tokens of another issuer. Tokens that are not
+// JWTs go to the verifier with Config.Introspection. All settings that do not
+// belong to an issuer, such as Realm, Resource and Origin, are those of the
+// first verifier.
 //
-// The verifiers go on to share their keys with it. The error says that two have the same issuer, or that two have Introspection.
-func Either(verifiers ...*Verifier) (*Verifier, error) {
+// The verifiers can still be used by themselves and share their keys with the
+// result. It is an error if no verifier given, if two have the same issuer,
+// or if two have Introspection.
+func NewMultiVerifier(verifiers ...*Verifier) (*Verifier, error) {
 	if len(verifiers) == 0 {
-		return nil, errors.New("there is no verifier")
+		return nil, errors.New("no verifier given")
 	}
 	first := verifiers[0]
-	either := &Verifier{
+	multi := &Verifier{
 		origin: first.origin, certificate: first.certificate, requireBound: first.requireBound,
 		resource: first.resource, scopes: first.scopes, realm: first.realm, log: first.log,
 	}
-	asking := 0
+	introspecting := 0
 	for _, v := range verifiers {
 		for _, i := range v.issuers {
-			if slices.ContainsFunc(either.issuers, func(other *issuer) bool { return other.url == i.url }) {
-				return nil, fmt.Errorf("the issuer %q is there twice", i.url)
+			if slices.ContainsFunc(multi.issuers, func(other *issuer) bool { return other.url == i.url }) {
+				return nil, fmt.Errorf("issuer %q: two verifiers have it", i.url)
 			}
 			if i.introspect != nil {
-				asking++
+				introspecting++
 			}
-			either.issuers = append(either.issuers, i)
+			multi.issuers = append(multi.issuers, i)
 		}
 	}
-	if asking > 1 {
-		return nil, errors.New("more than one has Introspection, and a token that is no JWT does not say which of them it is for")
+	if introspecting > 1 {
+		return nil, errors.New("more than one verifier has Introspection, and opaque tokens do not name their issuer")
 	}
-	return either, nil
+	return multi, nil
 }
 
-// checkIssuer accepts what RFC 8414 section 2 calls an issuer, and plain http on this machine.
+// checkIssuer accepts an issuer identifier of RFC 8414 section 2, and also http
+// on a loopback host.
 func checkIssuer(raw string) error {
 	if raw == "" {
 		return errors.New("missing")
@@ -297,12 +357,13 @@ func checkIssuer(raw string) error {
 	case err != nil:
 		return err
 	case u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
-		return fmt.Errorf("%q: an issuer has neither query nor fragment", raw)
+		return fmt.Errorf("%q: an issuer must not have a query or a fragment", raw)
 	}
 	return nil
 }
 
-// checkURL parses the URL of an issuer or of its keys: https, or http on a loopback host if plain is true.
+// checkURL parses the URL of an issuer or of its keys. The scheme must be
+// https, or http on a loopback host if plain is set.
 func checkURL(raw string, plain bool) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
@@ -311,26 +372,31 @@ func checkURL(raw string, plain bool) (*url.URL, error) {
 	case u.Scheme == "https", u.Scheme == "http" && plain && isLoopback(u.Hostname()):
 		return u, nil
 	case u.Scheme == "http" && plain:
-		return nil, fmt.Errorf("%q: http is for loopback hosts alone; use https", raw)
+		return nil, fmt.Errorf("%q: http is allowed for loopback hosts only; use https", raw)
 	}
-	return nil, fmt.Errorf("%q: the scheme has to be https", raw)
+	return nil, fmt.Errorf("%q: the scheme must be https", raw)
 }
 
-// isLoopback goes by the name, which RFC 6761 section 6.3 reserves, and not by what it resolves to.
+// isLoopback reports whether host is a loopback name (RFC 6761 section 6.3) or
+// address. It does not resolve names.
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
 }
 
-// ErrUnavailable says that the issuer's keys could not be had, and nothing about the token: the same request may succeed a
-// few seconds later.
+// ErrUnavailable reports that the issuer's keys, or its introspection endpoint,
+// were not available. It says nothing about the token: a retry a few seconds
+// later may succeed. Test for it with errors.Is.
 var ErrUnavailable = jwks.ErrUnavailable
 
-// InvalidTokenError says why a token is not good. Whoever sent it needs another one.
+// InvalidTokenError reports why a token is invalid. The client needs another
+// token.
 type InvalidTokenError struct {
-	// Reason is for whoever sent the token: fixed words in ASCII, in which nothing of the token occurs.
+	// Reason is a fixed ASCII text for the client. It contains nothing of the
+	// token.
 	Reason string
-	// Err is for the log, where there is more to say. It may quote claims, shortened, but never the token. It may be nil.
+	// Err has the details for the log, or is nil. It may quote shortened
+	// claims, but never the token.
 	Err error
 }
 
@@ -350,8 +416,10 @@ func isInvalid(err error) bool {
 
 func invalid(reason string, err error) error { return &InvalidTokenError{reason, err} }
 
-// Verify returns the token that raw encodes, if it is good. Otherwise the error is an [*InvalidTokenError], or wraps [ErrUnavailable].
-// It uses ctx only where it has to wait for the issuer. A token that is bound to its sender is refused, for there is nothing here to prove it with: see [Verifier.VerifyRequest].
+// Verify returns the token that raw encodes if it is valid. Otherwise the error
+// is an [*InvalidTokenError] or wraps [ErrUnavailable]. ctx limits only the
+// time spent waiting for the issuer. Tokens that are bound to their sender are
+// rejected, because the proof is in the request: see [Verifier.VerifyRequest].
 func (v *Verifier) Verify(ctx context.Context, raw string) (*Token, error) {
 	t, err := v.verify(ctx, raw)
 	if err == nil {
@@ -363,7 +431,8 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (*Token, error) {
 	return t, nil
 }
 
-// checkUnbound accepts what is good in anybody's hands.
+// checkUnbound rejects a token that is bound to its sender, and one that is not
+// if it must be.
 func (v *Verifier) checkUnbound(t *Token) error {
 	switch {
 	case t.cnf.bound():
@@ -374,10 +443,11 @@ func (v *Verifier) checkUnbound(t *Token) error {
 	return nil
 }
 
-// verify checks all of a token but what it is bound to.
+// verify checks everything but the binding of a token to its sender.
 func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
 	if len(raw) > maxToken {
-		return nil, invalid("the token is not a signed JWT in compact form", fmt.Errorf("it is longer than %d bytes", maxToken))
+		return nil, invalid("the token is not a signed JWT in compact form",
+			fmt.Errorf("it is longer than %d bytes", maxToken))
 	}
 	key := hashOf(raw)
 	if hit, ok := v.good.get(key); ok {
@@ -413,17 +483,17 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*Token, error) {
 	return t, nil
 }
 
-// goodToken is a token that was found good with a set of keys.
+// goodToken is a cached token and the keys that verified it.
 type goodToken struct {
 	token  *Token
 	issuer *issuer
 	keys   *jwks.Keys
 }
 
-// issuerOf returns the issuer that a token has to be of.
+// issuerOf returns the issuer whose keys and rules apply to a token.
 func (v *Verifier) issuerOf(t *jwks.Token) (*issuer, error) {
 	if len(v.issuers) == 1 {
-		return v.issuers[0], nil // which its iss has to name
+		return v.issuers[0], nil // checkClaims compares its iss
 	}
 	name, err := issuerNamed(t.Payload)
 	if err != nil {
@@ -434,7 +504,8 @@ func (v *Verifier) issuerOf(t *jwks.Token) (*issuer, error) {
 			return i, nil
 		}
 	}
-	return nil, invalid("the token is from another issuer", fmt.Errorf("iss is %.80q, and none of ours", name))
+	return nil, invalid("the token is from another issuer",
+		fmt.Errorf("iss is %.80q, which is not an accepted issuer", name))
 }
 
 func (v *Verifier) introspecting() *issuer {
@@ -446,13 +517,13 @@ func (v *Verifier) introspecting() *issuer {
 	return nil
 }
 
-// maxToken is the length of the longest token that is looked at.
+// maxToken is the maximum length of a token in bytes.
 const maxToken = 16 << 10
 
 // looksLikeJWT reports whether raw has the form of a JWT, signed or encrypted.
 func looksLikeJWT(raw string) bool { n := strings.Count(raw, "."); return n == 2 || n == 4 }
 
-// parse takes a token apart, and reads its header.
+// parse splits a token and reads its header.
 func parse(raw string) (*jwks.Token, error) {
 	t, err := split(raw)
 	if err != nil {
@@ -464,7 +535,7 @@ func parse(raw string) (*jwks.Token, error) {
 	return t, nil
 }
 
-// split takes a JWS apart that is not too long.
+// split splits a JWS. It fails if raw is too long.
 func split(raw string) (*jwks.Token, error) {
 	if len(raw) > maxToken {
 		return nil, fmt.Errorf("it is longer than %d bytes", maxToken)
@@ -479,15 +550,18 @@ func (i *issuer) checkHeader(t *jwks.Token) error {
 	return i.checkType(t.Type)
 }
 
-// checkAlgorithm goes to the letter, and none is never there (RFC 9068 section 4, RFC 8725 section 3.1).
+// checkAlgorithm compares alg exactly. none is never accepted (RFC 9068 section
+// 4, RFC 8725 section 3.1).
 func (i *issuer) checkAlgorithm(alg string) error {
 	if !slices.Contains(i.algorithms, alg) {
-		return invalid("the token's algorithm is not accepted", fmt.Errorf("alg is %.40q, which is none of %s", alg, strings.Join(i.algorithms, ", ")))
+		return invalid("the token's algorithm is not accepted",
+			fmt.Errorf("alg is %.40q, want one of %s", alg, strings.Join(i.algorithms, ", ")))
 	}
 	return nil
 }
 
-// checkType lets an access token through. Media types have no case (RFC 7515 section 4.1.9).
+// checkType accepts access tokens. Media types are case-insensitive (RFC 7515
+// section 4.1.9).
 func (i *issuer) checkType(typ string) error {
 	short := strings.TrimPrefix(strings.ToLower(typ), "application/")
 	if short == "at+jwt" || i.anyType && !strings.HasSuffix(short, "+jwt") {
@@ -496,18 +570,18 @@ func (i *issuer) checkType(typ string) error {
 	return invalid("the token is not an access token", fmt.Errorf("typ is %.40q, want at+jwt", typ))
 }
 
-// checkSignature verifies the signature with the issuer's keys, and returns those.
-// A token without a kid is accepted only if it is certain which key it is for.
+// checkSignature verifies the signature and returns the issuer's keys. A token
+// without a kid is accepted only if exactly one key fits.
 func (i *issuer) checkSignature(ctx context.Context, t *jwks.Token) (*jwks.Keys, error) {
 	keys, err := i.keys.Verify(ctx, t, i.unknown)
 	if err == nil && t.KeyID == "" && keys.Fitting(t.Algorithm) > 1 {
-		err = fmt.Errorf("there is no kid, and more than one key for %s", t.Algorithm)
+		err = fmt.Errorf("kid is missing and more than one key fits %s", t.Algorithm)
 	}
 	switch {
 	case errors.Is(err, ErrUnavailable):
 		return nil, err
 	case err != nil:
-		return nil, invalid("the token's signature is not one of the issuer", err)
+		return nil, invalid("the token's signature is not valid", err)
 	}
 	return keys, nil
 }

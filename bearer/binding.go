@@ -19,13 +19,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
-// What a token is bound to, and how a request proves that it has it.
-
-// confirmation is what a token is bound to (RFC 7800 section 3.1).
+// confirmation is the cnf claim of a token (RFC 7800 section 3.1).
 type confirmation struct {
 	key         string // jkt: the thumbprint of a DPoP key (RFC 9449 section 6.1)
 	certificate string // x5t#S256: the hash of a certificate (RFC 8705 section 3.1)
-	unknown     bool   // there is a cnf, and nothing in it that we understand
+	unknown     bool   // cnf has no member that is supported
 }
 
 func (c confirmation) bound() bool { return c != confirmation{} }
@@ -44,8 +42,11 @@ func readConfirmation(value []byte) (c confirmation, err error) {
 	return c, err
 }
 
-// VerifyRequest returns the token that a request brings, if it is good and, where it is bound to its sender, the request proves that it comes from there. Otherwise the error is an
-// [*InvalidTokenError], wraps [ErrUnavailable], or says what else is wrong with the request; [Verifier.Handler] answers with the status and challenge for each.
+// VerifyRequest returns the token of a request if it is valid. If the token is
+// bound to its sender, the request must prove possession. Otherwise the error
+// is an [*InvalidTokenError], wraps [ErrUnavailable], or describes another
+// fault of the request. [Verifier.Handler] maps each of them to a status and a
+// challenge.
 func (v *Verifier) VerifyRequest(r *http.Request) (*Token, error) {
 	scheme, raw, err := v.credentials(r)
 	if err != nil {
@@ -61,25 +62,27 @@ func (v *Verifier) VerifyRequest(r *http.Request) (*Token, error) {
 	return t, nil
 }
 
-// checkBinding accepts a token from who it is bound to. All that it is bound to counts.
+// checkBinding verifies that the request comes from the sender the token is
+// bound to. If the token is bound to both a key and a certificate, both are
+// checked.
 func (v *Verifier) checkBinding(ctx context.Context, r *http.Request, scheme scheme, raw string, t *Token) error {
 	if !t.cnf.bound() && scheme == schemeBearer {
 		return v.checkUnbound(t)
 	}
 	switch {
 	case t.cnf.unknown:
-		return invalid("the token is bound to its sender in a way that is not supported", nil)
+		return invalid("the token's confirmation method is not supported", nil)
 	case t.cnf.key == "" && scheme == schemeDPoP: // RFC 9449 section 7.1
 		return invalid("the token is not bound to a DPoP key", nil)
 	case t.cnf.key != "" && v.origin == "", t.cnf.certificate != "" && v.certificate == nil:
 		return invalid("the token is bound to a key and cannot be used as a bearer token", nil)
 	case t.cnf.key != "" && scheme != schemeDPoP:
-		return invalid("the token is bound to a DPoP key and has to come with a proof", nil)
+		return invalid("the token is bound to a DPoP key and needs a proof", nil)
 	}
 	if want := t.cnf.certificate; want != "" {
 		certificate := v.certificate(r)
 		if certificate == nil {
-			return invalid("the token is bound to a certificate, and none was shown", nil)
+			return invalid("the token is bound to a certificate and the client sent none", nil)
 		}
 		if subtle.ConstantTimeCompare([]byte(thumbprintOf(certificate.Raw)), []byte(want)) != 1 {
 			return invalid("the token is bound to another certificate", nil)
@@ -91,8 +94,10 @@ func (v *Verifier) checkBinding(ctx context.Context, r *http.Request, scheme sch
 	return v.checkProof(r, raw, t)
 }
 
-// PeerCertificate returns the certificate with which the client of r has opened its TLS connection to this program, or nil. The program's tls.Config has to ask for it (ClientAuth); for binding tokens
-// any certificate will do, as its private key is proven in the handshake.
+// PeerCertificate returns the client certificate of the TLS connection that r
+// came on, or nil. tls.Config.ClientAuth must request one. For bound tokens it
+// need not be verified against a CA: the handshake proves possession of its
+// private key.
 func PeerCertificate(r *http.Request) *x509.Certificate {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil
@@ -105,15 +110,16 @@ func thumbprintOf(b []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// proofLife is how old a DPoP proof may be, apart from the leeway for clocks.
+// proofLife is the maximum age of a DPoP proof, without the leeway for clocks.
 const proofLife = time.Minute
 
-// checkProof accepts one DPoP proof for this request and this token by the key that the token is bound to (RFC 9449 section 4.3).
+// checkProof verifies the DPoP proof of a request (RFC 9449 section 4.3). The
+// numbers in its comments are those of the steps in that section.
 func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
-	fail := func(why string, err error) error { return &proofError{why, err} }
+	fail := func(reason string, err error) error { return &proofError{reason, err} }
 	headers := r.Header["Dpop"]
 	if len(headers) != 1 { // (1)
-		return fail("there has to be one DPoP proof", fmt.Errorf("there are %d", len(headers)))
+		return fail("exactly one DPoP proof is required", fmt.Errorf("got %d", len(headers)))
 	}
 	proof, err := split(headers[0])
 	if err != nil { // (2)
@@ -126,7 +132,7 @@ func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
 	case !slices.Contains(proofAlgorithms, proof.Algorithm): // (5)
 		return fail("the DPoP proof's algorithm is not accepted", fmt.Errorf("alg is %.40q", proof.Algorithm))
 	case !key.Fits(proof.Algorithm) || !key.Verifies(proof): // (6)
-		return fail("the DPoP proof is not signed with its key", nil)
+		return fail("the DPoP proof's signature is not valid", nil)
 	}
 	var p struct {
 		id, method, uri, hash string
@@ -156,24 +162,26 @@ func (v *Verifier) checkProof(r *http.Request, raw string, t *Token) error {
 	case err != nil:
 		return fail("the DPoP proof's claims cannot be read", err)
 	case p.id == "" || len(p.id) > 256 || p.issued.IsZero(): // (3)
-		return fail("the DPoP proof lacks a claim", errors.New("jti or iat is missing, or jti is longer than 256 bytes"))
+		return fail("the DPoP proof lacks a claim",
+			errors.New("jti or iat is missing, or jti is longer than 256 bytes"))
 	case p.method != r.Method: // (8)
 		return fail("the DPoP proof is for another method", fmt.Errorf("htm is %.20q", p.method))
 	case !v.isURL(r, p.uri): // (9)
-		return fail("the DPoP proof is for another URL", fmt.Errorf("htu is %.200q, want %q", p.uri, v.origin+pathOf(r)))
+		return fail("the DPoP proof is for another URL",
+			fmt.Errorf("htu is %.200q, want %q", p.uri, v.origin+pathOf(r)))
 	case now.Before(p.issued.Add(-leeway)) || !now.Before(p.issued.Add(proofLife+leeway)): // (11)
-		return fail("the DPoP proof is not of now", fmt.Errorf("iat is %v", p.issued.UTC()))
+		return fail("the DPoP proof is too old or from the future", fmt.Errorf("iat is %v", p.issued.UTC()))
 	case subtle.ConstantTimeCompare([]byte(p.hash), []byte(thumbprintOf([]byte(raw)))) != 1: // (12)
 		return fail("the DPoP proof is for another token", nil)
 	case subtle.ConstantTimeCompare([]byte(key.Thumbprint()), []byte(t.cnf.key)) != 1: // (12)
 		return invalid("the token is bound to another DPoP key", nil)
-	case !v.proofs.first(t.cnf.key+" "+p.id, now): // section 11.1
+	case !v.proofs.markUsed(t.cnf.key+" "+p.id, now): // section 11.1
 		return fail("the DPoP proof was used before", nil)
 	}
 	return nil
 }
 
-// leeway is that of the token's issuer.
+// leeway returns the leeway of the token's issuer.
 func (v *Verifier) leeway(t *Token) time.Duration {
 	for _, i := range v.issuers {
 		if i.url == t.Issuer {
@@ -183,13 +191,15 @@ func (v *Verifier) leeway(t *Token) time.Duration {
 	return 0
 }
 
-// proofAlgorithms are those of section 4.2 that metadata lists: all that have a public key.
-var proofAlgorithms = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512"}
+// proofAlgorithms are the accepted algorithms of DPoP proofs, all of them
+// asymmetric (RFC 9449 section 4.2). Metadata and challenges list them.
+var proofAlgorithms = []string{"ES256", "ES384", "ES512", "EdDSA", "Ed25519", "PS256", "PS384",
+	"PS512", "RS256", "RS384", "RS512"}
 
-// proofClaims are those that a proof is judged by.
+// proofClaims are the claims of a proof that are checked.
 var proofClaims = []string{"jti", "htm", "htu", "ath", "iat"}
 
-// readProofHeader reads the header of a proof, and returns the public key in it.
+// readProofHeader reads the header of a proof and returns its public key.
 func readProofHeader(proof *jwks.Token) (*jwks.Key, error) {
 	if err := proof.ReadHeader(); err != nil {
 		return nil, err
@@ -212,7 +222,8 @@ func readProofHeader(proof *jwks.Token) (*jwks.Key, error) {
 	return key, err
 }
 
-// isURL says whether a proof's htu is the URL of r, without query and fragment (section 4.3 (9)).
+// isURL reports whether a proof's htu is the URL of r without query and
+// fragment (RFC 9449 section 4.3, step 9).
 func (v *Verifier) isURL(r *http.Request, htu string) bool {
 	u, err := url.Parse(htu)
 	if err != nil || u.User != nil {
@@ -225,7 +236,8 @@ func (v *Verifier) isURL(r *http.Request, htu string) bool {
 	return originOf(u) == v.origin && path == pathOf(r)
 }
 
-// pathOf is the path of r as its client wrote it, whatever a handler further out has cut off.
+// pathOf returns the path of r as the client sent it, even if an outer handler
+// has stripped a prefix.
 func pathOf(r *http.Request) string {
 	if path, _, _ := strings.Cut(r.RequestURI, "?"); strings.HasPrefix(path, "/") {
 		return path
@@ -233,7 +245,8 @@ func pathOf(r *http.Request) string {
 	return r.URL.EscapedPath()
 }
 
-// originOf is a URL's scheme and host in one form (RFC 3986 section 6.2.2.1, 6.2.3).
+// originOf returns a URL's scheme and host in normal form (RFC 3986 sections
+// 6.2.2.1 and 6.2.3).
 func originOf(u *url.URL) string {
 	scheme, host := strings.ToLower(u.Scheme), strings.ToLower(u.Host)
 	switch scheme {
@@ -245,7 +258,7 @@ func originOf(u *url.URL) string {
 	return scheme + "://" + host
 }
 
-// parseOrigin reads Config.Origin, which is that of the resource where it is not set.
+// parseOrigin parses Config.Origin. The default is the origin of the resource.
 func parseOrigin(raw string, resource *url.URL) (string, error) {
 	switch {
 	case raw == "" && resource == nil:
@@ -254,21 +267,24 @@ func parseOrigin(raw string, resource *url.URL) (string, error) {
 		return originOf(resource), nil
 	}
 	u, err := url.Parse(raw)
-	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return "", fmt.Errorf("%q is not scheme and host, such as https://api.example.com", raw)
+	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not a scheme and host such as https://api.example.com", raw)
 	}
 	return originOf(u), nil
 }
 
-// proofs are those that have been used. Only who has a good token can add to them, and each is forgotten when it would be too old anyway.
+// proofs remembers which proofs were used. Only a client with a valid token can
+// add one. An entry is dropped when its proof would be too old anyway, so the
+// number is bounded by the request rate.
 type proofs struct {
-	mu           sync.Mutex // guards what follows
+	mu           sync.Mutex // guards the fields below
 	now, earlier map[[sha256.Size]byte]struct{}
-	since        time.Time // when now was begun
+	since        time.Time // when now was created
 }
 
-// first says whether a proof is seen for the first time.
-func (p *proofs) first(id string, at time.Time) bool {
+// markUsed records a proof and reports whether it was new.
+func (p *proofs) markUsed(id string, at time.Time) bool {
 	const life = proofLife + 2*maxLeeway
 	key := hashOf(id)
 	p.mu.Lock()
@@ -286,9 +302,9 @@ func (p *proofs) first(id string, at time.Time) bool {
 	return !new && !old
 }
 
-// proofError says what is wrong with a DPoP proof.
+// proofError reports an invalid DPoP proof.
 type proofError struct {
-	reason string // as that of InvalidTokenError
+	reason string // for the client, like InvalidTokenError.Reason
 	err    error
 }
 

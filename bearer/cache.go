@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// maxCached bounds each cache of tokens.
+// maxCached is the maximum number of entries of each cache.
 const maxCached = 4096
 
-// hashOf stands for a token where it is kept, so that it is not.
+// hashOf returns the key of a token in caches, so that they hold no tokens.
 func hashOf(raw string) [sha256.Size]byte { return sha256.Sum256([]byte(raw)) }
 
-// cache remembers what is known of tokens, until a time for each. Its zero value is empty. When it is full, any one has to go.
+// cache maps token hashes to values until a time for each. The zero value is
+// empty. When the cache is full, an arbitrary entry is evicted.
 type cache[V any] struct {
-	mu sync.RWMutex // guards of
-	of map[[sha256.Size]byte]cached[V]
+	mu      sync.RWMutex // guards entries
+	entries map[[sha256.Size]byte]cached[V]
 }
 
 type cached[V any] struct {
@@ -25,7 +26,7 @@ type cached[V any] struct {
 
 func (c *cache[V]) get(key [sha256.Size]byte) (value V, ok bool) {
 	c.mu.RLock()
-	found, ok := c.of[key]
+	found, ok := c.entries[key]
 	c.mu.RUnlock()
 	if !ok || !time.Now().Before(found.until) {
 		return value, false
@@ -36,14 +37,14 @@ func (c *cache[V]) get(key [sha256.Size]byte) (value V, ok bool) {
 func (c *cache[V]) put(key [sha256.Size]byte, value V, until time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.of == nil {
-		c.of = make(map[[sha256.Size]byte]cached[V])
+	if c.entries == nil {
+		c.entries = make(map[[sha256.Size]byte]cached[V])
 	}
-	if _, there := c.of[key]; !there && len(c.of) >= maxCached {
-		for any := range c.of { // in no order
-			delete(c.of, any)
+	if _, ok := c.entries[key]; !ok && len(c.entries) >= maxCached {
+		for k := range c.entries {
+			delete(c.entries, k)
 			break
 		}
 	}
-	c.of[key] = cached[V]{value, until}
+	c.entries[key] = cached[V]{value, until}
 }

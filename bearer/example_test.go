@@ -11,9 +11,9 @@ import (
 
 func Example() {
 	verifier, err := bearer.NewVerifier(bearer.Config{
-		Issuer:     "https://id.example", // as it writes itself, to the character
-		Audience:   "orders",             // this API
-		HTTPClient: exampleIssuer(),      // only here, so that the example has an issuer to ask
+		Issuer:     "https://id.example", // exactly as in iss
+		Audience:   "orders",             // the identifier of this API
+		HTTPClient: exampleIssuer(),      // an issuer for this example
 		Logger:     slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -32,10 +32,10 @@ func Example() {
 	call(mux, "GET", aliceToken())
 	call(mux, "DELETE", aliceToken())
 	// Output:
-	// GET: 401, Bearer
+	// GET 401 Unauthorized
 	// orders of alice
-	// GET: 200
-	// DELETE: 403, Bearer error="insufficient_scope", error_description="the token lacks a scope of orders:admin", scope="orders:admin"
+	// GET 200 OK
+	// DELETE 403 Forbidden
 }
 
 func ExampleClaims_Decode() {

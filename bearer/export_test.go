@@ -1,4 +1,4 @@
 package bearer
 
-// Remembered is how many good tokens are remembered.
-func (v *Verifier) Remembered() int { return len(v.good.of) }
+// CachedTokens returns the number of cached tokens.
+func (v *Verifier) CachedTokens() int { return len(v.good.entries) }

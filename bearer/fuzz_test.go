@@ -12,23 +12,28 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 )
 
-// FuzzVerify takes hostile text in two places: as a token, and as header and payload under a good signature. What is accepted has to be
-// what encoding/json reads, too, and Explain has to agree.
+// FuzzVerify uses its input as a token, and as header and payload under a valid
+// signature. The claims of an accepted token must be what encoding/json
+// decodes, and Explain must agree with Verify.
 func FuzzVerify(f *testing.F) {
-	header, payload := string(headerOf(ed25519Key())), string(must(json.Marshal(claims(object{"exp": time.Now().Add(1000 * time.Hour).Unix()}))))
+	header := string(headerOf(ed25519Key()))
+	payload := string(must(json.Marshal(claims(object{"exp": time.Now().Add(1000 * time.Hour).Unix()}))))
 	f.Add(ed25519Key().token(), header, payload)
 	f.Add("", `{"alg":"none"}`, `{}`)
-	f.Add("a.b.c", `{"alg":"EdDSA","typ":"at+jwt","kid":"ed","crit":["x"]}`, strings.Replace(payload, `"sub"`, `"s\u0075b"`, 1))
+	f.Add("a.b.c", `{"alg":"EdDSA","typ":"at+jwt","kid":"ed","crit":["x"]}`,
+		strings.Replace(payload, `"sub"`, `"s\u0075b"`, 1))
 	f.Add(`{"payload":"x"}`, header+" ", strings.Replace(payload, `"sub"`, `"x":[{"a":"}\\\""},[]],"sub"`, 1))
-	f.Add("..", header, strings.Replace(payload, `"scope":"orders:read orders:write"`, `"scope":["orders:read","b c"]`, 1))
+	f.Add("..", header,
+		strings.Replace(payload, `"scope":"orders:read orders:write"`, `"scope":["orders:read","b c"]`, 1))
 	f.Add("..", "[]", strings.Replace(payload, `"sub"`, `"SUB":"bob","sub"`, 1))
 	v := newIssuer(ed25519Key().jwk()).verifier(f)
 	f.Fuzz(func(t *testing.T, raw, header, payload string) {
 		for _, token := range []string{raw, ed25519Key().sign([]byte(header), []byte(payload))} {
 			got, err := v.Verify(t.Context(), token)
-			failed := slices.ContainsFunc(v.Explain(t.Context(), token), func(c bearer.Check) bool { return c.Err != nil })
+			failed := slices.ContainsFunc(v.Explain(t.Context(), token),
+				func(c bearer.Check) bool { return c.Err != nil })
 			if failed != (err != nil) {
-				t.Fatalf("Verify says %v, and Explain otherwise", err)
+				t.Fatalf("Verify returned %v, Explain disagrees", err)
 			}
 			if err != nil {
 				var invalid *bearer.InvalidTokenError
@@ -53,7 +58,8 @@ func FuzzVerify(f *testing.F) {
 					scope += " " + one.(string)
 				}
 			}
-			if got.Issuer != want.Issuer || got.Subject != want.Subject || got.ClientID != want.ClientID || got.ID != want.ID {
+			if got.Issuer != want.Issuer || got.Subject != want.Subject ||
+				got.ClientID != want.ClientID || got.ID != want.ID {
 				t.Fatalf("got %+v, encoding/json reads %+v", got, want)
 			}
 			if want.Issuer != issuerURL || want.Subject == "" || want.ID == "" {
@@ -66,7 +72,8 @@ func FuzzVerify(f *testing.F) {
 			}
 			encoded, _, _ := strings.Cut(token, ".")
 			var head map[string]any
-			if err := json.Unmarshal(must(base64.RawURLEncoding.DecodeString(encoded)), &head); err != nil || head["alg"] != "EdDSA" && head["alg"] != "Ed25519" || head["crit"] != nil {
+			if err := json.Unmarshal(must(base64.RawURLEncoding.DecodeString(encoded)),
+				&head); err != nil || head["alg"] != "EdDSA" && head["alg"] != "Ed25519" || head["crit"] != nil {
 				t.Fatalf("accepted the header %v, %v", head, err)
 			}
 		}

@@ -12,7 +12,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 )
 
-// whoami answers with the subject of the token.
+// whoami responds with the subject of the token.
 var whoami = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	token, ok := bearer.FromContext(r.Context())
 	if !ok {
@@ -22,12 +22,12 @@ var whoami = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	w.Write([]byte(token.Subject))
 })
 
-func TestARequestIsAnsweredAsRFC6750Says(t *testing.T) {
+func TestHandlerRFC6750(t *testing.T) {
 	const (
 		bare         = `Bearer realm="orders"`
 		request      = `Bearer realm="orders", error="invalid_request", error_description="`
-		twice        = request + `there is more than one Authorization header, or a token in the query beside it"`
-		malformed    = request + `the Authorization header is not Bearer, a space and one token"`
+		twice        = request + `there is more than one Authorization header or token"`
+		malformed    = request + `the Authorization header is not a scheme, a space and one token"`
 		invalidToken = `Bearer realm="orders", error="invalid_token", error_description="`
 	)
 	good := ecKey().token()
@@ -52,8 +52,10 @@ func TestARequestIsAnsweredAsRFC6750Says(t *testing.T) {
 		{"a scheme that begins like Bearer", "", []string{"Bearerx " + good}, 401, bare},
 		{"a token in the query", "/?access_token=" + good, nil, 401, bare},
 
-		{"an expired token", "", []string{"Bearer " + ecKey().token(object{"exp": 1})}, 401, invalidToken + expired + `"`},
-		{"a token for another audience", "", []string{"Bearer " + ecKey().token(object{"aud": "x"})}, 401, invalidToken + otherAudience + `"`},
+		{"an expired token", "", []string{"Bearer " + ecKey().token(object{"exp": 1})}, 401,
+			invalidToken + expired + `"`},
+		{"a token for another audience", "",
+			[]string{"Bearer " + ecKey().token(object{"aud": "x"})}, 401, invalidToken + otherAudience + `"`},
 		{"what is no JWT", "", []string{"Bearer abc"}, 401, invalidToken + notCompact + `"`},
 		{"a token with padding", "", []string{"Bearer " + good + "="}, 401, invalidToken + notCompact + `"`},
 		{"a forged token", "", []string{"Bearer " + otherEC().token()}, 401, invalidToken + badSignature + `"`},
@@ -87,7 +89,7 @@ func TestARequestIsAnsweredAsRFC6750Says(t *testing.T) {
 	}
 }
 
-// wantProblem checks the body of a refusal.
+// wantProblem checks the body of a rejection.
 func wantProblem(t *testing.T, resp *http.Response, status int) {
 	t.Helper()
 	var problem struct {
@@ -95,7 +97,8 @@ func wantProblem(t *testing.T, resp *http.Response, status int) {
 		Status int
 		Code   string
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&problem); err != nil || problem.Status != status || problem.Title == "" {
+	if err := json.NewDecoder(resp.Body).Decode(&problem); err != nil || problem.Status != status ||
+		problem.Title == "" {
 		t.Errorf("got the problem %+v, %v, want one with a title and the status %d", problem, err, status)
 	}
 	if got := resp.Header.Get("Content-Type"); got != "application/problem+json" {
@@ -104,19 +107,20 @@ func wantProblem(t *testing.T, resp *http.Response, status int) {
 	if got := resp.Header.Get("Cache-Control"); got != "no-store" {
 		t.Errorf("got Cache-Control %q, want no-store", got)
 	}
-	if challenge := resp.Header.Get("WWW-Authenticate"); problem.Code != "" && !strings.Contains(challenge, `error="`+problem.Code+`"`) {
+	if challenge := resp.Header.Get("WWW-Authenticate"); problem.Code != "" &&
+		!strings.Contains(challenge, `error="`+problem.Code+`"`) {
 		t.Errorf("got the code %q and the challenge %q", problem.Code, challenge)
 	}
 }
 
-func TestAChallengeWithoutARealmIsTheSchemeAlone(t *testing.T) {
+func TestChallengeWithoutRealm(t *testing.T) {
 	resp := send(newIssuer().verifier(t).Handler(whoami), "")
 	if got := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != 401 || got != "Bearer" {
 		t.Errorf("got %d and the challenge %q, want 401 and Bearer", resp.StatusCode, got)
 	}
 }
 
-func TestATokenInAFormIsNotUsedAndTheBodyIsLeftAlone(t *testing.T) {
+func TestHandlerDoesNotReadBody(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	post := func(h http.Handler, authorization string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest("POST", "/", strings.NewReader("access_token="+ecKey().token()))
@@ -133,13 +137,13 @@ func TestATokenInAFormIsNotUsedAndTheBodyIsLeftAlone(t *testing.T) {
 	}
 	form := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.PostFormValue("access_token") == "" {
-			t.Error("the body has been read")
+			t.Error("the body was read")
 		}
 	})
 	post(v.Handler(form), "Bearer "+ecKey().token())
 }
 
-func TestAScopeIsRequiredToTheLetter(t *testing.T) {
+func TestRequire(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		scope    any
@@ -168,7 +172,8 @@ func TestAScopeIsRequiredToTheLetter(t *testing.T) {
 			}
 			if test.status == 403 {
 				scope := strings.Join(test.required, " ")
-				want := `Bearer realm="api", error="insufficient_scope", error_description="the token lacks a scope of ` + scope + `", scope="` + scope + `"`
+				want := `Bearer realm="api", error="insufficient_scope", ` +
+					`error_description="the token lacks a required scope: ` + scope + `", scope="` + scope + `"`
 				if got := resp.Header.Get("WWW-Authenticate"); got != want {
 					t.Errorf("got challenge\n%s\nwant\n%s", got, want)
 				}
@@ -178,9 +183,10 @@ func TestAScopeIsRequiredToTheLetter(t *testing.T) {
 	}
 }
 
-func TestAScopeCannotBeRequiredWhereNoTokenIsVerified(t *testing.T) {
+func TestRequireOutsideHandler(t *testing.T) {
 	h := bearer.Require("read")(whoami)
-	if resp := send(h, "", "Bearer "+ecKey().token()); resp.StatusCode != 401 || resp.Header.Get("WWW-Authenticate") != "Bearer" {
+	if resp := send(h, "", "Bearer "+ecKey().token()); resp.StatusCode != 401 ||
+		resp.Header.Get("WWW-Authenticate") != "Bearer" {
 		t.Errorf("got %d, %q, want 401 and a bare challenge", resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 	}
 	if token, ok := bearer.FromContext(t.Context()); ok || token != nil {
@@ -188,7 +194,7 @@ func TestAScopeCannotBeRequiredWhereNoTokenIsVerified(t *testing.T) {
 	}
 }
 
-func TestAScopeThatIsNoneIsAMistakeOfTheProgram(t *testing.T) {
+func TestRequirePanicsWithInvalidScope(t *testing.T) {
 	for _, scopes := range [][]string{nil, {""}, {"a b"}, {"a", `"`}, {"a\\"}, {"ä"}, {"a\n"}} {
 		func() {
 			defer func() {
@@ -201,17 +207,20 @@ func TestAScopeThatIsNoneIsAMistakeOfTheProgram(t *testing.T) {
 	}
 }
 
-func TestWithoutKeysTheAnswerIs503AndNever401(t *testing.T) {
+func TestHandlerWithoutKeys(t *testing.T) {
 	iss := newIssuer(ecKey().jwk())
 	iss.misbehave(isDown)
 	resp := send(iss.verifier(t).Handler(whoami), "", "Bearer "+ecKey().token())
-	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "5" || resp.Header.Get("WWW-Authenticate") != "" {
-		t.Errorf("got %d, Retry-After %q, WWW-Authenticate %q, want 503, 5 and none", resp.StatusCode, resp.Header.Get("Retry-After"), resp.Header.Get("WWW-Authenticate"))
+	if got := resp.Header.Get("Retry-After"); got != "5" {
+		t.Errorf("got Retry-After %q, want 5", got)
+	}
+	if got := resp.Header.Get("WWW-Authenticate"); resp.StatusCode != 503 || got != "" {
+		t.Errorf("got %d and the challenge %q, want 503 and none", resp.StatusCode, got)
 	}
 	wantProblem(t, resp, 503)
 }
 
-func TestTheLogSaysWhyAndHoldsNoToken(t *testing.T) {
+func TestLogHasReasonAndNoToken(t *testing.T) {
 	var log logs
 	iss := newIssuer(ecKey().jwk())
 	v := iss.verifier(t, func(c *bearer.Config) { c.Logger = log.logger() })
@@ -229,19 +238,19 @@ func TestTheLogSaysWhyAndHoldsNoToken(t *testing.T) {
 	text := log.String()
 	for _, want := range []string{`this API is \"orders\"`, "invoices", "nobody", "path=/orders"} {
 		if !strings.Contains(text, want) {
-			t.Errorf("the log does not say %s:\n%s", want, text)
+			t.Errorf("the log lacks %s:\n%s", want, text)
 		}
 	}
 	for _, raw := range raws {
 		for part := range strings.SplitSeq(raw, ".") {
 			if strings.Contains(text, part) {
-				t.Errorf("the log holds a part of a token: %s", part)
+				t.Errorf("the log contains a part of a token: %s", part)
 			}
 		}
 	}
 }
 
-func TestATokenIsUnderstoodFromARealIssuer(t *testing.T) {
+func TestVerifyOverTLS(t *testing.T) {
 	var server *httptest.Server
 	var issuer string // ends in a slash, which the path of the metadata does not double
 	server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -251,12 +260,13 @@ func TestATokenIsUnderstoodFromARealIssuer(t *testing.T) {
 		case "/keys":
 			json.NewEncoder(w).Encode(object{"keys": []object{ecKey().jwk()}})
 		default:
-			t.Errorf("it asks for %s", r.URL.Path)
+			t.Errorf("unexpected request for %s", r.URL.Path)
 		}
 	}))
 	defer server.Close()
 	issuer = server.URL + "/realms/main/"
-	v, err := bearer.NewVerifier(bearer.Config{Issuer: issuer, Audience: audience, HTTPClient: server.Client(), Logger: new(logs).logger()})
+	v, err := bearer.NewVerifier(bearer.Config{Issuer: issuer, Audience: audience,
+		HTTPClient: server.Client(), Logger: new(logs).logger()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +276,6 @@ func TestATokenIsUnderstoodFromARealIssuer(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := v.Verify(ctx, ecKey().token(object{"iss": strings.TrimSuffix(issuer, "/")})); err == nil {
-		t.Error("the issuer without its slash is accepted")
+		t.Error("the issuer without its slash was accepted")
 	}
 }

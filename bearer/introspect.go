@@ -17,39 +17,45 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
-// Introspection says how to ask an issuer about tokens that are no JWTs (RFC 7662). What it answers has to hold what is asked of a JWT, but for typ, iss, iat, jti and client_id, which may be
-// missing; active has to be true.
+// Introspection configures token introspection (RFC 7662) for tokens that are
+// not JWTs. The response must have active: true and meet the requirements of a
+// JWT, except that typ, iss, iat, jti and client_id may be missing.
 //
-// Whoever sends what is no JWT causes a request to the issuer, unless the same was asked a short while ago. How much of that it bears is for a rate limit before this API to say.
+// Every request with an unknown token of this kind causes a request to the
+// issuer, even from unauthenticated clients. Limit the request rate in front of
+// the API to what the issuer can handle.
 type Introspection struct {
-	// Endpoint is the issuer's introspection_endpoint: an https URL, or http on a loopback host.
+	// Endpoint is the issuer's introspection_endpoint: an https URL, or http on
+	// a loopback host.
 	Endpoint string
 
-	// ClientID and ClientSecret are what the issuer knows this API by. They are sent by client_secret_basic (RFC 6749 section 2.3.1).
+	// ClientID and ClientSecret are this API's credentials at the issuer, sent
+	// with client_secret_basic (RFC 6749 section 2.3.1).
 	ClientID, ClientSecret string
 
-	// CacheFor is how long an answer counts, if the token does not expire before. A token that the issuer revokes is accepted for so long.
-	// Zero means 30 s; a negative value that each request asks.
+	// CacheFor is how long a response is cached, at most 1 hour and at most
+	// until the token expires. A revoked token is accepted for that time. Zero
+	// means 30 s. If it is negative, responses are not cached.
 	CacheFor time.Duration
 }
 
 func (in *Introspection) check() error {
 	var errs []error
 	if in.Endpoint == "" {
-		errs = append(errs, errors.New("the Endpoint is missing"))
+		errs = append(errs, errors.New("Endpoint is missing"))
 	} else if _, err := checkURL(in.Endpoint, true); err != nil {
-		errs = append(errs, fmt.Errorf("the Endpoint: %w", err))
+		errs = append(errs, fmt.Errorf("Endpoint: %w", err))
 	}
 	if in.ClientID == "" || in.ClientSecret == "" {
 		errs = append(errs, errors.New("ClientID or ClientSecret is missing"))
 	}
 	if in.CacheFor > time.Hour {
-		errs = append(errs, fmt.Errorf("CacheFor: %v is longer than an hour", in.CacheFor))
+		errs = append(errs, fmt.Errorf("CacheFor: %v is more than 1h", in.CacheFor))
 	}
 	return errors.Join(errs...)
 }
 
-// introspector asks an issuer about tokens.
+// introspector calls the introspection endpoint of an issuer.
 type introspector struct {
 	endpoint   string
 	id, secret string
@@ -62,7 +68,8 @@ type introspector struct {
 	calls flight.Group[[sha256.Size]byte, introspected]
 }
 
-// introspected is what an issuer has said of a token: the token, or why it is not good.
+// introspected is the result of an introspection: a token, or why it is
+// invalid.
 type introspected struct {
 	token *Token
 	err   error
@@ -74,38 +81,40 @@ func newIntrospector(in Introspection, client *http.Client, log *slog.Logger) *i
 		cacheFor = 30 * time.Second
 	}
 	client = confined(client)
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // it has the secret
-	return &introspector{endpoint: in.Endpoint, id: in.ClientID, secret: in.ClientSecret, cacheFor: cacheFor, client: client, log: log}
+	// the request has the secret
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &introspector{endpoint: in.Endpoint, id: in.ClientID, secret: in.ClientSecret,
+		cacheFor: cacheFor, client: client, log: log}
 }
 
-// introspected returns the token that raw stands for.
+// introspected returns the token that raw refers to.
 func (i *issuer) introspected(ctx context.Context, raw string, key [sha256.Size]byte) (*Token, error) {
 	in := i.introspect
-	answer, ok := in.known.get(key)
+	result, ok := in.known.get(key)
 	if !ok {
 		var err error
-		answer, err = in.calls.Do(ctx, key, fetchTimeout, func(ctx context.Context) (introspected, error) {
-			return i.ask(ctx, raw, key), nil
+		result, err = in.calls.Do(ctx, key, fetchTimeout, func(ctx context.Context) (introspected, error) {
+			return i.lookup(ctx, raw, key), nil
 		})
-		if err != nil { // of ctx
+		if err != nil { // ctx is done
 			return nil, unavailable(err)
 		}
 	}
-	if answer.err != nil {
-		return nil, answer.err
+	if result.err != nil {
+		return nil, result.err
 	}
-	if err := i.checkIntrospected(answer.token, time.Now()); err != nil {
+	if err := i.checkIntrospected(result.token, time.Now()); err != nil {
 		return nil, err
 	}
-	return answer.token, nil
+	return result.token, nil
 }
 
-// ask asks the issuer, and has its answer remembered. What is no answer is not.
-func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte) (q introspected) {
+// lookup introspects a token and caches the result. Failures are not cached.
+func (i *issuer) lookup(ctx context.Context, raw string, key [sha256.Size]byte) (q introspected) {
 	in := i.introspect
-	q.token, q.err = i.answer(ctx, raw)
+	q.token, q.err = i.requestIntrospection(ctx, raw)
 	if q.err != nil && !isInvalid(q.err) {
-		in.log.WarnContext(ctx, "introspection fails", "issuer", i.url, "err", q.err)
+		in.log.WarnContext(ctx, "introspection failed", "issuer", i.url, "err", q.err)
 	} else if in.cacheFor > 0 {
 		now := time.Now()
 		until := now.Add(in.cacheFor)
@@ -117,8 +126,8 @@ func (i *issuer) ask(ctx context.Context, raw string, key [sha256.Size]byte) (q 
 	return q
 }
 
-// answer asks about one token (RFC 7662 section 2).
-func (i *issuer) answer(ctx context.Context, raw string) (*Token, error) {
+// requestIntrospection requests the state of one token (RFC 7662 section 2).
+func (i *issuer) requestIntrospection(ctx context.Context, raw string) (*Token, error) {
 	in := i.introspect
 	form := url.Values{"token": {raw}, "token_type_hint": {"access_token"}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.endpoint, strings.NewReader(form.Encode()))
@@ -133,12 +142,13 @@ func (i *issuer) answer(ctx context.Context, raw string) (*Token, error) {
 		return nil, unavailable(err)
 	}
 	defer resp.Body.Close()
-	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); resp.StatusCode != http.StatusOK || kind != "application/json" {
-		return nil, unavailable(fmt.Errorf("%s: it answers %s with %.80q", in.endpoint, resp.Status, kind))
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if resp.StatusCode != http.StatusOK || kind != "application/json" {
+		return nil, unavailable(fmt.Errorf("POST %s: %s with content type %.80q", in.endpoint, resp.Status, kind))
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	if err == nil && len(body) > maxAnswer {
-		err = fmt.Errorf("its answer is longer than %d bytes", maxAnswer)
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse+1))
+	if err == nil && len(body) > maxResponse {
+		err = fmt.Errorf("the response is longer than %d bytes", maxResponse)
 	}
 	active := ""
 	if err == nil {
@@ -167,13 +177,14 @@ func (i *issuer) answer(ctx context.Context, raw string) (*Token, error) {
 	return t, nil
 }
 
-// checkIntrospected demands of an answer what is demanded of the claims of a JWT, except for what an issuer need not say (RFC 7662 section 2.2).
+// checkIntrospected checks a response like the claims of a JWT, except for
+// members that are optional in it (RFC 7662 section 2.2).
 func (i *issuer) checkIntrospected(t *Token, now time.Time) error {
 	as := *i
 	as.anyType = true
-	said := *t
-	if said.Expiry.IsZero() {
-		said.Expiry = now.Add(time.Hour) // it lives while it is active
+	claims := *t
+	if claims.Expiry.IsZero() {
+		claims.Expiry = now.Add(time.Hour) // it is valid as long as it is active
 	}
-	return as.checkClaims(&said, now)
+	return as.checkClaims(&claims, now)
 }

@@ -18,7 +18,8 @@ import (
 
 const opaque = "2YotnFZFEjr1zCsicMWpAA"
 
-// introspecting returns a verifier whose issuer answers all questions with h, and counts them.
+// introspecting returns a verifier whose introspection endpoint is h, and a
+// counter of its requests.
 func introspecting(t *testing.T, h http.HandlerFunc, edits ...func(*bearer.Config)) (*bearer.Verifier, *atomic.Int32) {
 	t.Helper()
 	var asked atomic.Int32
@@ -28,7 +29,8 @@ func introspecting(t *testing.T, h http.HandlerFunc, edits ...func(*bearer.Confi
 		h(w, r)
 	}
 	return iss.verifier(t, append([]func(*bearer.Config){func(c *bearer.Config) {
-		c.Introspection = &bearer.Introspection{Endpoint: issuerURL + "/introspect", ClientID: "the api", ClientSecret: "s+cret:"}
+		c.Introspection = &bearer.Introspection{Endpoint: issuerURL + "/introspect",
+			ClientID: "the api", ClientSecret: "s+cret:"}
 	}}, edits...)...), &asked
 }
 
@@ -43,34 +45,45 @@ func answers(v any) http.HandlerFunc {
 	}
 }
 
-func TestATokenThatIsNoJWTIsIntrospected(t *testing.T) {
+func TestIntrospection(t *testing.T) {
 	exp := time.Now().Add(time.Minute).Unix()
 	v, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
 		id, secret, _ := r.BasicAuth()
 		r.ParseForm()
-		if r.Method != "POST" || r.URL.String() != issuerURL+"/introspect" || id != "the+api" || secret != "s%2Bcret%3A" || r.PostForm.Get("token") != opaque || r.PostForm.Get("token_type_hint") != "access_token" {
-			t.Errorf("got %s %s of %q %q with %v", r.Method, r.URL, id, secret, r.PostForm)
+		for _, field := range []struct{ name, got, want string }{
+			{"method", r.Method, "POST"},
+			{"URL", r.URL.String(), issuerURL + "/introspect"},
+			{"client id", id, "the+api"},
+			{"client secret", secret, "s%2Bcret%3A"},
+			{"token", r.PostForm.Get("token"), opaque},
+			{"token_type_hint", r.PostForm.Get("token_type_hint"), "access_token"},
+		} {
+			if field.got != field.want {
+				t.Errorf("%s: got %q, want %q", field.name, field.got, field.want)
+			}
 		}
-		answers(object{"active": true, "sub": "alice", "client_id": "spa", "aud": []string{audience}, "scope": "orders:read", "exp": exp, "token_type": "Bearer"})(w, r)
+		answers(object{"active": true, "sub": "alice", "client_id": "spa",
+			"aud": []string{audience}, "scope": "orders:read", "exp": exp, "token_type": "Bearer"})(w, r)
 	})
 	for range 3 {
 		token := wantGood(t, v, opaque, "an opaque token")
-		if token.Subject != "alice" || token.ClientID != "spa" || !token.HasScope("orders:read") || token.Issuer != issuerURL || token.Expiry.Unix() != exp {
+		if token.Subject != "alice" || token.ClientID != "spa" || !token.HasScope("orders:read") ||
+			token.Issuer != issuerURL || token.Expiry.Unix() != exp {
 			t.Errorf("got %+v", token)
 		}
 	}
 	if n := asked.Load(); n != 1 {
-		t.Errorf("the issuer was asked %d times, want once", n)
+		t.Errorf("got %d introspection requests, want 1", n)
 	}
 	wantGood(t, v, ecKey().token(), "a JWT")
 	wantInvalid(t, v, otherEC().token(), badSignature)
 	wantInvalid(t, v, ecKey().token(object{"exp": 1}), expired)
 	if n := asked.Load(); n != 1 {
-		t.Errorf("the issuer was asked of a JWT")
+		t.Errorf("got %d introspection requests after JWTs, want 1", n)
 	}
 }
 
-func TestWhatIntrospectionSaysIsChecked(t *testing.T) {
+func TestIntrospectionResponseChecked(t *testing.T) {
 	good := object{"active": true, "sub": "alice", "aud": audience, "exp": time.Now().Add(time.Minute).Unix()}
 	with := func(e object) object { return edit(edit(object{}, good), e) }
 	for _, test := range []struct {
@@ -115,14 +128,15 @@ func TestWhatIntrospectionSaysIsChecked(t *testing.T) {
 					wantInvalid(t, v, opaque, test.reason)
 				}
 			}
-			if n, want := asked.Load(), map[bool]int32{true: 2, false: 1}[test.reason == "-"]; n != want { // what is no answer is not remembered
-				t.Errorf("the issuer was asked %d times, want %d", n, want)
+			// failures are not cached
+			if n, want := asked.Load(), map[bool]int32{true: 2, false: 1}[test.reason == "-"]; n != want {
+				t.Errorf("got %d introspection requests, want %d", n, want)
 			}
 		})
 	}
 }
 
-func TestAnIssuerThatDoesNotAnswerIsNoVerdict(t *testing.T) {
+func TestIntrospectionUnavailable(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"500":                    isDown,
 		"401, which is about us": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
@@ -144,12 +158,12 @@ func TestAnIssuerThatDoesNotAnswerIsNoVerdict(t *testing.T) {
 			t.Errorf("%s: got %v after %d requests, want ErrUnavailable after one", name, err, asked.Load())
 		}
 		if strings.Contains(fmt.Sprint(v.Verify(t.Context(), opaque)), opaque) {
-			t.Errorf("%s: the error has the token", name)
+			t.Errorf("%s: the error contains the token", name)
 		}
 	}
 }
 
-func TestAnAnswerCountsForAWhile(t *testing.T) {
+func TestIntrospectionCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		active := atomic.Bool{}
 		active.Store(true)
@@ -165,21 +179,22 @@ func TestAnAnswerCountsForAWhile(t *testing.T) {
 		active.Store(true)
 		wantInvalid(t, v, opaque, "the token is not active")
 		if n := asked.Load(); n != 2 {
-			t.Errorf("asked %d times, want 2", n)
+			t.Errorf("got %d introspection requests, want 2", n)
 		}
 		short, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
-			answers(object{"active": true, "sub": "alice", "aud": audience, "exp": time.Now().Add(5 * time.Second).Unix()})(w, r)
+			answers(object{"active": true, "sub": "alice", "aud": audience,
+				"exp": time.Now().Add(5 * time.Second).Unix()})(w, r)
 		})
 		wantGood(t, short, opaque, "a token of five seconds")
 		time.Sleep(6 * time.Second)
 		wantGood(t, short, opaque, "the next answer")
 		if n := asked.Load(); n != 2 {
-			t.Errorf("asked %d times of a token that expires, want 2", n)
+			t.Errorf("got %d introspection requests for an expiring token, want 2", n)
 		}
 	})
 }
 
-func TestAQuestionIsAskedOnceForAllWhoWait(t *testing.T) {
+func TestIntrospectionSharedByConcurrentRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
@@ -189,11 +204,11 @@ func TestAQuestionIsAskedOnceForAllWhoWait(t *testing.T) {
 		leaving, leave := context.WithCancel(t.Context())
 		all.Go(func() {
 			if _, err := v.Verify(leaving, opaque); !errors.Is(err, bearer.ErrUnavailable) {
-				t.Errorf("who leaves got %v", err)
+				t.Errorf("the canceled request got %v, want ErrUnavailable", err)
 			}
 		})
 		synctest.Wait()
-		time.AfterFunc(time.Millisecond, leave) // the question is not this one's alone
+		time.AfterFunc(time.Millisecond, leave) // cancels one of the waiting requests
 		for range 50 {
 			all.Go(func() {
 				if _, err := v.Verify(t.Context(), opaque); err != nil {
@@ -203,24 +218,27 @@ func TestAQuestionIsAskedOnceForAllWhoWait(t *testing.T) {
 		}
 		all.Wait()
 		if n := asked.Load(); n != 1 {
-			t.Errorf("asked %d times, want once", n)
+			t.Errorf("got %d introspection requests, want 1", n)
 		}
 		wantGood(t, v, opaque, "once more")
 		if n := asked.Load(); n != 2 {
-			t.Errorf("asked %d times where nothing is to be remembered, want 2", n)
+			t.Errorf("got %d introspection requests without a cache, want 2", n)
 		}
 	})
 }
 
-func TestMistakesInIntrospection(t *testing.T) {
+func TestIntrospectionConfigErrors(t *testing.T) {
 	for _, test := range []struct {
 		in   bearer.Introspection
 		want string
 	}{
-		{bearer.Introspection{}, "Introspection: the Endpoint is missing\nClientID or ClientSecret is missing"},
-		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"}, `Introspection: the Endpoint: "http://id.example/i": http is for loopback hosts alone; use https`},
-		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a"}, "Introspection: ClientID or ClientSecret is missing"},
-		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a", ClientSecret: "s3cret", CacheFor: 2 * time.Hour}, "Introspection: CacheFor: 2h0m0s is longer than an hour"},
+		{bearer.Introspection{}, "Introspection: Endpoint is missing\nClientID or ClientSecret is missing"},
+		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"},
+			`Introspection: Endpoint: "http://id.example/i": http is allowed for loopback hosts only; use https`},
+		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a"},
+			"Introspection: ClientID or ClientSecret is missing"},
+		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a",
+			ClientSecret: "s3cret", CacheFor: 2 * time.Hour}, "Introspection: CacheFor: 2h0m0s is more than 1h"},
 	} {
 		_, err := bearer.NewVerifier(bearer.Config{Issuer: issuerURL, Audience: audience, Introspection: &test.in})
 		if err == nil || err.Error() != test.want {

@@ -41,7 +41,7 @@ type signer struct {
 	private  crypto.Signer
 }
 
-// Generating a key takes long, so the tests share these.
+// Generating keys is slow, so tests share these.
 var (
 	rsaKey     = sync.OnceValue(func() *signer { return newRSA("rsa", "RS256", 2048) })
 	ecKey      = sync.OnceValue(func() *signer { return newEC("ec", "ES256", elliptic.P256()) })
@@ -67,7 +67,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// jwk returns the public key as the issuer publishes it: without alg, so that tests say so where it matters.
+// jwk returns the public key as the issuer publishes it. It has no alg unless a
+// test sets it.
 func (s *signer) jwk(edits ...object) object {
 	var key object
 	encoded := must(json.Marshal(jose.JSONWebKey{Key: s.private.Public(), KeyID: s.kid}))
@@ -75,14 +76,16 @@ func (s *signer) jwk(edits ...object) object {
 	return edit(key, edits...)
 }
 
-// sign returns a compact JWS over whatever header and payload are, by the signer's algorithm.
+// sign returns a compact JWS with any header and payload, signed with the
+// signer's algorithm.
 func (s *signer) sign(header, payload []byte) string {
 	input := base64.RawURLEncoding.EncodeToString(header) + "." + base64.RawURLEncoding.EncodeToString(payload)
 	return input + "." + base64.RawURLEncoding.EncodeToString(s.signature([]byte(input)))
 }
 
 func (s *signer) signature(input []byte) []byte {
-	hash := map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384, "512": crypto.SHA512}[strings.TrimLeft(s.alg, "RSPE")]
+	hash := map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384,
+		"512": crypto.SHA512}[strings.TrimLeft(s.alg, "RSPE")]
 	digest := input
 	var options crypto.SignerOpts = crypto.Hash(0)
 	if s.alg != "EdDSA" {
@@ -102,7 +105,7 @@ func (s *signer) signature(input []byte) []byte {
 	return must(s.private.Sign(rand.Reader, digest, options))
 }
 
-// token returns a good token for the user alice, but for the edits of its claims.
+// token returns a valid token of the user alice. edits replace its claims.
 func (s *signer) token(edits ...object) string { return s.tokenWithHeader(nil, edits...) }
 
 func (s *signer) tokenWithHeader(headerEdit object, claimEdits ...object) string {
@@ -110,7 +113,7 @@ func (s *signer) tokenWithHeader(headerEdit object, claimEdits ...object) string
 	return s.sign(must(json.Marshal(header)), must(json.Marshal(claims(claimEdits...))))
 }
 
-// claims are those of a good token, but for the edits.
+// claims returns the claims of a valid token. edits replace them.
 func claims(edits ...object) object {
 	now := time.Now().Unix()
 	return edit(object{
@@ -119,7 +122,7 @@ func claims(edits ...object) object {
 	}, edits...)
 }
 
-// edit sets the members of edits in o; those that are nil it removes.
+// edit sets the members of edits in o and deletes those that are nil.
 func edit(o object, edits ...object) object {
 	for _, e := range edits {
 		for name, value := range e {
@@ -133,7 +136,8 @@ func edit(o object, edits ...object) object {
 	return o
 }
 
-// issuer is an issuer within the process. It is the transport of the verifier's client.
+// issuer is an in-process issuer. It is the transport of the verifier's HTTP
+// client.
 type issuer struct {
 	mu           sync.Mutex
 	keys         []object
@@ -181,21 +185,21 @@ func (i *issuer) publish(keys ...object) {
 	i.keys = keys
 }
 
-// misbehave makes the issuer answer everything with h, or well again if h is nil.
+// misbehave makes h handle all requests. Nil restores the normal responses.
 func (i *issuer) misbehave(h http.HandlerFunc) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.answer = h
 }
 
-// fetches is how often the keys were asked for.
+// fetches returns the number of requests for the keys.
 func (i *issuer) fetches() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.asked[jwksURL]
 }
 
-// requests are all there were, by URL.
+// requests returns the number of requests by URL.
 func (i *issuer) requests() map[string]int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -232,13 +236,13 @@ func wantGood(t *testing.T, v *bearer.Verifier, raw, why string) *bearer.Token {
 	return token
 }
 
-// reasons tell the client why; these are all there are.
+// These are all the reasons of InvalidTokenError that tests expect.
 const (
 	notCompact    = "the token is not a signed JWT in compact form"
 	badHeader     = "the token's header is not acceptable"
 	badAlgorithm  = "the token's algorithm is not accepted"
 	badType       = "the token is not an access token"
-	badSignature  = "the token's signature is not one of the issuer"
+	badSignature  = "the token's signature is not valid"
 	badClaims     = "the token's claims cannot be read"
 	otherIssuer   = "the token is from another issuer"
 	otherAudience = "the token is for another audience"
@@ -256,11 +260,11 @@ func wantInvalid(t *testing.T, v *bearer.Verifier, raw, reason string) {
 		t.Fatalf("got %v, want an InvalidTokenError for the reason that %s", err, reason)
 	}
 	if strings.ContainsFunc(invalid.Reason, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
-		t.Errorf("the reason %q cannot stand in an error_description", invalid.Reason)
+		t.Errorf("the reason %q is not a valid error_description", invalid.Reason)
 	}
 	for _, part := range strings.Split(raw, ".") {
 		if len(part) > 20 && strings.Contains(err.Error(), part[:20]) {
-			t.Errorf("the error has a piece of the token: %v", err)
+			t.Errorf("the error contains a part of the token: %v", err)
 		}
 	}
 	if len(err.Error()) > 500 {
@@ -273,7 +277,7 @@ func isInvalid(err error) (*bearer.InvalidTokenError, bool) {
 	return invalid, ok
 }
 
-// logs is a log that can be read while it is written.
+// logs is a log that can be read concurrently.
 type logs struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -306,7 +310,7 @@ func (l *logs) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// What the example needs.
+// Helpers of the example.
 
 func exampleIssuer() *http.Client { return &http.Client{Transport: newIssuer(ecKey().jwk())} }
 
@@ -319,9 +323,5 @@ func call(h http.Handler, method, token string) {
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	fmt.Print(method, ": ", w.Code)
-	if challenge := w.Header().Get("WWW-Authenticate"); challenge != "" {
-		fmt.Print(", ", challenge)
-	}
-	fmt.Println()
+	fmt.Println(method, w.Code, http.StatusText(w.Code))
 }

@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	maxLifetime  = time.Hour        // of keys, whatever their Cache-Control says
-	coolDown     = 30 * time.Second // between two fetches for the sake of unknown kids
+	maxLifetime  = time.Hour        // of keys, whatever their Cache-Control is
+	coolDown     = 30 * time.Second // between two fetches caused by unknown kids
 	fetchTimeout = 10 * time.Second // of an introspection
-	maxAnswer    = 1 << 20          // bytes of the response to one
-	retryDelay   = 5 * time.Second  // until a client may ask again while the keys cannot be had
+	maxResponse  = 1 << 20          // of an introspection, in bytes
+	retryDelay   = 5 * time.Second  // Retry-After while the keys are not available
 )
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }
 
-// newKeys returns the keys of an issuer. Each fetch asks its metadata where they
-// are, so that they may move.
+// newKeys returns the keys of an issuer. Each fetch reads its metadata again,
+// since jwks_uri may change.
 func newKeys(issuer string, client *http.Client, log *slog.Logger) *jwks.Set {
 	client = confined(client)
 	return jwks.NewSet(jwks.Config{
@@ -49,7 +49,7 @@ func newKeys(issuer string, client *http.Client, log *slog.Logger) *jwks.Set {
 	})
 }
 
-// advise says what to do about a response that is not the document.
+// advise adds a hint to an error with an HTTP status.
 func advise(err error, what string) error {
 	if errors.As(err, new(*jwks.StatusError)) {
 		return fmt.Errorf("%w (%s)", err, what)
@@ -57,7 +57,8 @@ func advise(err error, what string) error {
 	return err
 }
 
-// confined returns a client as the one given, or as the default, that stays on the host that it asks.
+// confined returns a copy of client, or a default one, that follows only
+// redirects to the same host.
 func confined(client *http.Client) *http.Client {
 	if client == nil {
 		client = new(http.Client)
@@ -67,15 +68,15 @@ func confined(client *http.Client) *http.Client {
 	return &ours
 }
 
-// sameHostOnly fails for a redirect to another host or scheme: the keys are those
-// that the issuer serves.
+// sameHostOnly rejects redirects to another host or scheme, so that keys come
+// from the issuer itself.
 func sameHostOnly(r *http.Request, via []*http.Request) error {
 	switch first := via[0].URL; {
 	case r.URL.Scheme != first.Scheme || r.URL.Host != first.Host:
-		return fmt.Errorf("it redirects to %s, and redirects to another host are not followed (check the issuer)",
+		return fmt.Errorf("redirect to another host is not followed: %s (check the issuer)",
 			jwks.WithoutQuery(r.URL))
 	case len(via) > 3:
-		return fmt.Errorf("it redirects more than 3 times, at last to %s", jwks.WithoutQuery(r.URL))
+		return fmt.Errorf("more than 3 redirects, the last to %s", jwks.WithoutQuery(r.URL))
 	}
 	return nil
 }

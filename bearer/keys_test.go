@@ -40,7 +40,7 @@ func wantFetches(t *testing.T, iss *issuer, want int, why string) {
 	}
 }
 
-// long is a token that outlives every test.
+// long is a token that is valid for longer than any test runs.
 func long(s *signer, header ...object) string {
 	exp := object{"exp": time.Now().Add(100 * time.Hour).Unix()}
 	if len(header) > 0 {
@@ -49,7 +49,7 @@ func long(s *signer, header ...object) string {
 	return s.token(exp)
 }
 
-// warm returns an issuer and a verifier that has its keys.
+// warm returns an issuer and a verifier that has fetched its keys.
 func warm(t *testing.T, keys ...object) (*issuer, *bearer.Verifier) {
 	t.Helper()
 	iss := newIssuer(keys...)
@@ -59,7 +59,7 @@ func warm(t *testing.T, keys ...object) (*issuer, *bearer.Verifier) {
 	return iss, v
 }
 
-func TestAVerificationWithKeysAtHandDoesNotTouchTheNetwork(t *testing.T) {
+func TestVerifyWithKeysUsesNoNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		iss.misbehave(hangs)
@@ -72,7 +72,7 @@ func TestAVerificationWithKeysAtHandDoesNotTouchTheNetwork(t *testing.T) {
 	})
 }
 
-func TestKeysAreFetchedOnceForAllWhoNeedThem(t *testing.T) {
+func TestConcurrentRequestsShareFirstFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := newIssuer(ecKey().jwk())
 		v := iss.verifier(t)
@@ -90,7 +90,7 @@ func TestKeysAreFetchedOnceForAllWhoNeedThem(t *testing.T) {
 	})
 }
 
-func TestARequestThatLeavesDoesNotFailTheFetchForOthers(t *testing.T) {
+func TestCanceledRequestDoesNotCancelFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := newIssuer(ecKey().jwk())
 		release := make(chan struct{})
@@ -124,7 +124,7 @@ func TestARequestThatLeavesDoesNotFailTheFetchForOthers(t *testing.T) {
 	})
 }
 
-// well answers as an issuer in good health does.
+// well responds as a healthy issuer does.
 func well(w http.ResponseWriter, r *http.Request, keys ...object) {
 	if r.URL.String() == jwksURL {
 		json.NewEncoder(w).Encode(object{"keys": keys})
@@ -133,7 +133,7 @@ func well(w http.ResponseWriter, r *http.Request, keys ...object) {
 	}
 }
 
-func TestANewKeyIsFoundWithoutARestart(t *testing.T) {
+func TestNewKeyIsFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		next := newEC("next", "ES256", elliptic.P256())
@@ -145,7 +145,7 @@ func TestANewKeyIsFoundWithoutARestart(t *testing.T) {
 	})
 }
 
-func TestANewKeyWithoutAKidIsFoundToo(t *testing.T) {
+func TestNewKeyWithoutKidIsFetched(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		noKid := object{"kid": nil}
 		iss, v := warm(t, ecKey().jwk())
@@ -155,7 +155,7 @@ func TestANewKeyWithoutAKidIsFoundToo(t *testing.T) {
 	})
 }
 
-func TestAThousandUnknownKidsAreOneFetch(t *testing.T) {
+func TestUnknownKidsCauseOneFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		flood := func() {
@@ -174,14 +174,15 @@ func TestAThousandUnknownKidsAreOneFetch(t *testing.T) {
 	})
 }
 
-func TestUnknownKidsAtTheSameTimeShareOneFetch(t *testing.T) {
+func TestConcurrentUnknownKidsShareFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		var all sync.WaitGroup
 		for i := range 100 {
 			all.Go(func() {
-				if _, ok := isInvalid(errorOf(v.Verify(t.Context(), long(ecKey(), object{"kid": fmt.Sprint("random-", i)})))); !ok {
-					t.Error("a token with an unknown kid is not refused")
+				if _, ok := isInvalid(errorOf(v.Verify(t.Context(),
+					long(ecKey(), object{"kid": fmt.Sprint("random-", i)})))); !ok {
+					t.Error("a token with an unknown kid was accepted")
 				}
 			})
 		}
@@ -192,7 +193,7 @@ func TestUnknownKidsAtTheSameTimeShareOneFetch(t *testing.T) {
 
 func errorOf(_ *bearer.Token, err error) error { return err }
 
-func TestKeysThatAreNewHaveNoNewerOnes(t *testing.T) {
+func TestUnknownKidWithNewKeysCausesNoFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := newIssuer(ecKey().jwk())
 		wantInvalid(t, iss.verifier(t), long(ecKey(), object{"kid": "unknown"}), badSignature)
@@ -200,7 +201,7 @@ func TestKeysThatAreNewHaveNoNewerOnes(t *testing.T) {
 	})
 }
 
-func TestAKnownKidNeverWaitsForAnUnknownOne(t *testing.T) {
+func TestKnownKidDoesNotWaitForUnknownKid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		iss.misbehave(hangs)
@@ -224,12 +225,12 @@ func TestAKnownKidNeverWaitsForAnUnknownOne(t *testing.T) {
 		wantUnavailable(t, v, long(ecKey(), object{"kid": "unknown"}), "an unknown kid while the issuer fails")
 		wantGood(t, v, long(ecKey()), "a known kid during the cool-down")
 		if waited := time.Since(start); waited != 10*time.Second {
-			t.Errorf("during the cool-down there was a wait of %v", waited-10*time.Second)
+			t.Errorf("a token waited for %v during the cool-down", waited-10*time.Second)
 		}
 	})
 }
 
-func TestKeysAreRefreshedInTheBackgroundBeforeTheyExpire(t *testing.T) {
+func TestKeysRefreshInBackground(t *testing.T) {
 	for _, test := range []struct {
 		cacheControl string
 		lifetime     time.Duration
@@ -279,7 +280,7 @@ func TestKeysAreRefreshedInTheBackgroundBeforeTheyExpire(t *testing.T) {
 	}
 }
 
-func TestAKeyThatWasWithdrawnStopsWorkingWhenItsLifetimeIsOver(t *testing.T) {
+func TestWithdrawnKeyExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk(), rsaKey().jwk())
 		iss.publish(rsaKey().jwk())
@@ -291,7 +292,7 @@ func TestAKeyThatWasWithdrawnStopsWorkingWhenItsLifetimeIsOver(t *testing.T) {
 	})
 }
 
-func TestWhileTheIssuerIsDownTheLastKeysServeForAnHour(t *testing.T) {
+func TestKeysUsedForAnHourWhileIssuerIsDown(t *testing.T) {
 	for name, failure := range map[string]http.HandlerFunc{
 		"503":          isDown,
 		"a hang":       hangs,
@@ -328,7 +329,7 @@ func TestWhileTheIssuerIsDownTheLastKeysServeForAnHour(t *testing.T) {
 	}
 }
 
-func TestAfterAPauseAnIssuerThatHangsCostsOneWait(t *testing.T) {
+func TestHangingIssuerDelaysOneRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		iss.misbehave(hangs)
@@ -343,7 +344,7 @@ func TestAfterAPauseAnIssuerThatHangsCostsOneWait(t *testing.T) {
 	})
 }
 
-func TestAnIssuerThatHasJustFailedIsNotAskedAgainForAnUnknownKid(t *testing.T) {
+func TestUnknownKidDoesNotRetryFailedFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		iss.misbehave(isDown)
@@ -355,7 +356,7 @@ func TestAnIssuerThatHasJustFailedIsNotAskedAgainForAnUnknownKid(t *testing.T) {
 	})
 }
 
-func TestAnIssuerThatIsDownAtFirstIsAskedAgainSoon(t *testing.T) {
+func TestFirstFetchIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss := newIssuer(ecKey().jwk())
 		iss.misbehave(isDown)
@@ -372,13 +373,13 @@ func TestAnIssuerThatIsDownAtFirstIsAskedAgainSoon(t *testing.T) {
 		wantGood(t, v, long(ecKey()), "keys at last")
 		for _, want := range []string{"keys cannot be fetched", "503", "keys fetched"} {
 			if strings.Count(log.String(), want) != 1 {
-				t.Errorf("the log does not say once %q:\n%s", want, log.String())
+				t.Errorf("the log does not contain %q exactly once:\n%s", want, log.String())
 			}
 		}
 	})
 }
 
-func TestOnlyKeysForVerifyingAreUsed(t *testing.T) {
+func TestOnlyVerificationKeysAreUsed(t *testing.T) {
 	const bits = 1024
 	small := newRSA("small", "RS256", bits)
 	p384 := newEC("p384", "ES384", elliptic.P384())
@@ -411,17 +412,26 @@ func TestOnlyKeysForVerifyingAreUsed(t *testing.T) {
 		{"an encryption alg", rsaKey().jwk(object{"alg": "RSA-OAEP"}), long(rsaKey()), skipped},
 		{"a key published whole", ecKey().jwk(object{"d": "AAAA"}), long(ecKey()), skipped},
 		{"an RSA key of 1024 bits", small.jwk(), long(small), skipped},
-		{"an RSA key of 16384 bits", rsaKey().jwk(object{"n": strings.Repeat("_", 16384/24*4)}), long(rsaKey()), skipped},
-		{"an RSA key with an even modulus", rsaKey().jwk(object{"n": rsaKey().jwk()["n"].(string)[:340] + "AA"}), long(rsaKey()), skipped},
+		{"an RSA key of 16384 bits", rsaKey().jwk(object{"n": strings.Repeat("_", 16384/24*4)}),
+			long(rsaKey()), skipped},
+		{"an RSA key with an even modulus",
+			rsaKey().jwk(object{"n": rsaKey().jwk()["n"].(string)[:340] + "AA"}), long(rsaKey()), skipped},
 		{"an RSA key with the exponent 1", rsaKey().jwk(object{"e": "AQ"}), long(rsaKey()), skipped},
 		{"an RSA key with an even exponent", rsaKey().jwk(object{"e": "AQAC"}), long(rsaKey()), skipped},
 		{"an RSA key with a huge exponent", rsaKey().jwk(object{"e": "AQAAAAAAAAAB"}), long(rsaKey()), skipped},
 		{"an RSA key without n", rsaKey().jwk(object{"n": nil}), long(rsaKey()), skipped},
-		{"a point that is off the curve", ecKey().jwk(object{"y": base64.RawURLEncoding.EncodeToString(offCurve)}), long(ecKey()), skipped},
-		{"the point 0,0", ecKey().jwk(object{"x": strings.Repeat("A", 43), "y": strings.Repeat("A", 43)}), long(ecKey()), skipped},
-		{"a point beyond the field", ecKey().jwk(object{"x": base64.RawURLEncoding.EncodeToString(beyond(coordinate(ecKey(), "x")))}), long(ecKey()), skipped},
-		{"a point with a zero before", ecKey().jwk(object{"x": base64.RawURLEncoding.EncodeToString(append([]byte{0}, coordinate(ecKey(), "x")...))}), long(ecKey()), skipped},
-		{"a point with x and y cut in the wrong place", ecKey().jwk(cutAt(31, coordinate(ecKey(), "x"), coordinate(ecKey(), "y"))), long(ecKey()), skipped},
+		{"a point that is off the curve",
+			ecKey().jwk(object{"y": base64.RawURLEncoding.EncodeToString(offCurve)}), long(ecKey()), skipped},
+		{"the point 0,0",
+			ecKey().jwk(object{"x": strings.Repeat("A", 43), "y": strings.Repeat("A", 43)}), long(ecKey()), skipped},
+		{"a point beyond the field",
+			ecKey().jwk(object{"x": base64.RawURLEncoding.EncodeToString(beyond(coordinate(ecKey(),
+				"x")))}), long(ecKey()), skipped},
+		{"a point with a zero before",
+			ecKey().jwk(object{"x": base64.RawURLEncoding.EncodeToString(append([]byte{0},
+				coordinate(ecKey(), "x")...))}), long(ecKey()), skipped},
+		{"a point with x and y cut in the wrong place",
+			ecKey().jwk(cutAt(31, coordinate(ecKey(), "x"), coordinate(ecKey(), "y"))), long(ecKey()), skipped},
 		{"a curve nobody knows", ecKey().jwk(object{"crv": "secp256k1"}), long(ecKey()), skipped},
 		{"the key of another curve", p384.jwk(object{"kid": "ec"}), long(ecKey()), unfit},
 		{"Ed25519 that is short", ed25519Key().jwk(object{"x": "AAAA"}), long(ed25519Key()), skipped},
@@ -450,20 +460,23 @@ func TestOnlyKeysForVerifyingAreUsed(t *testing.T) {
 	}
 }
 
-// cutAt makes the first n bytes of a point x, and the others y.
+// cutAt joins the first n bytes of an encoded point as x and the rest as y.
 func cutAt(n int, x, y []byte) object {
 	point := slices.Concat(x, y)
-	return object{"x": base64.RawURLEncoding.EncodeToString(point[:n]), "y": base64.RawURLEncoding.EncodeToString(point[n:])}
+	return object{"x": base64.RawURLEncoding.EncodeToString(point[:n]),
+		"y": base64.RawURLEncoding.EncodeToString(point[n:])}
 }
 
-// beyond adds the prime of P-256 to a coordinate, which is the same point to a careless reader; what does not fit is cut off.
+// beyond adds the prime of P-256 to a coordinate. A decoder that does not check
+// the range takes it for the same point. The result is truncated to the
+// coordinate's size.
 func beyond(coordinate []byte) []byte {
 	n := new(big.Int).SetBytes(coordinate)
 	n.Add(n, elliptic.P256().Params().P)
 	return n.FillBytes(make([]byte, 33))[1:]
 }
 
-func TestAKidThatSeveralKeysHaveIsResolvedByTheAlgorithm(t *testing.T) {
+func TestSharedKidIsResolvedByAlgorithm(t *testing.T) {
 	same := object{"kid": "2026"}
 	v := newIssuer(rsaKey().jwk(same), ecKey().jwk(same), ed25519Key().jwk(same)).verifier(t)
 	for _, s := range []*signer{rsaKey(), ecKey(), ed25519Key()} {
@@ -471,7 +484,7 @@ func TestAKidThatSeveralKeysHaveIsResolvedByTheAlgorithm(t *testing.T) {
 	}
 }
 
-func TestATokenWithoutAKidNeedsToBeUnambiguous(t *testing.T) {
+func TestTokenWithoutKidMustBeUnambiguous(t *testing.T) {
 	noKid := object{"kid": nil}
 	v := newIssuer(rsaKey().jwk(), ecKey().jwk(noKid)).verifier(t)
 	wantGood(t, v, long(ecKey(), noKid), "one key for ES256")
@@ -481,7 +494,7 @@ func TestATokenWithoutAKidNeedsToBeUnambiguous(t *testing.T) {
 	wantInvalid(t, two, long(ecKey(), noKid), badSignature)
 }
 
-func TestNothingIsTakenFromAnIssuerThatIsNotWhatItShouldBe(t *testing.T) {
+func TestInvalidIssuerResponses(t *testing.T) {
 	good := ecKey().jwk()
 	metadata := func(issuer, jwks any) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -533,14 +546,27 @@ func TestNothingIsTakenFromAnIssuerThatIsNotWhatItShouldBe(t *testing.T) {
 		{"a redirect without end", redirect(jwksURL), false},
 		{"404", keys(http.NotFound), false},
 		{"204", keys(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }), false},
-		{"more keys than there can be", keys(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(object{"keys": many}) }), false},
-		{"as many keys as there can be", keys(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(object{"keys": many[:100]}) }), true},
+		{"more keys than there can be",
+			keys(func(w http.ResponseWriter,
+				_ *http.Request) {
+				json.NewEncoder(w).Encode(object{"keys": many})
+			}), false},
+		{"as many keys as there can be",
+			keys(func(w http.ResponseWriter,
+				_ *http.Request) {
+				json.NewEncoder(w).Encode(object{"keys": many[:100]})
+			}), true},
 		{"more than a megabyte", keys(func(w http.ResponseWriter, _ *http.Request) {
 			json.NewEncoder(w).Encode(object{"keys": []object{good}})
 			w.Write(bytes.Repeat([]byte(" "), 1<<20))
 		}), false},
-		{"keys that are not in an array", keys(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode(object{"keys": good}) }), false},
-		{"a bare array", keys(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode([]object{good}) }), false},
+		{"keys that are not in an array",
+			keys(func(w http.ResponseWriter,
+				_ *http.Request) {
+				json.NewEncoder(w).Encode(object{"keys": good})
+			}), false},
+		{"a bare array",
+			keys(func(w http.ResponseWriter, _ *http.Request) { json.NewEncoder(w).Encode([]object{good}) }), false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			iss := newIssuer()
@@ -553,14 +579,14 @@ func TestNothingIsTakenFromAnIssuerThatIsNotWhatItShouldBe(t *testing.T) {
 			}
 			for url := range iss.requests() {
 				if strings.Contains(url, "evil") {
-					t.Errorf("asked %s", url)
+					t.Errorf("unexpected request for %s", url)
 				}
 			}
 		})
 	}
 }
 
-func TestAnAnswerThatUnpacksToTooMuchIsRefused(t *testing.T) {
+func TestCompressedResponseLimit(t *testing.T) {
 	mux := http.NewServeMux()
 	server := httptest.NewServer(mux)
 	defer server.Close()
@@ -585,7 +611,7 @@ func TestAnAnswerThatUnpacksToTooMuchIsRefused(t *testing.T) {
 	wantUnavailable(t, v, long(ecKey()), "64 MiB of keys")
 }
 
-func TestKeysMayMove(t *testing.T) {
+func TestJWKSURIMayChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		iss, v := warm(t, ecKey().jwk())
 		iss.misbehave(func(w http.ResponseWriter, r *http.Request) {

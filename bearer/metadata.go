@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// parseResource reads Config.Resource (RFC 9728 section 1.2).
+// parseResource parses Config.Resource (RFC 9728 section 1.2).
 func parseResource(raw string) (*url.URL, error) {
 	if raw == "" {
 		return nil, nil
@@ -19,21 +19,23 @@ func parseResource(raw string) (*url.URL, error) {
 	case err != nil:
 		return nil, err
 	case u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
-		return nil, fmt.Errorf("%q has a query or a fragment", raw)
+		return nil, fmt.Errorf("%q must not have a query or a fragment", raw)
 	case !isQuotable(raw):
-		return nil, errors.New("it holds quotes or what is not ASCII")
+		return nil, errors.New("quotes and non-ASCII characters are not allowed")
 	}
 	return u, nil
 }
 
 const metadataPath = "/.well-known/oauth-protected-resource"
 
-// Metadata returns where the metadata of this API belongs (RFC 9728 section 3.1), and a handler that serves it, to be given to [http.ServeMux.Handle]:
+// Metadata returns the pattern and the handler for the protected resource
+// metadata of this API (RFC 9728 section 3.1):
 //
 //	mux.Handle(verifier.Metadata())
 //
-// It panics without Config.Resource.
-func (v *Verifier) Metadata() (path string, h http.Handler) {
+// The metadata is public: every origin may read it. Metadata panics if
+// Config.Resource is empty.
+func (v *Verifier) Metadata() (pattern string, h http.Handler) {
 	if v.resource == nil {
 		panic("bearer: Metadata without Config.Resource")
 	}
@@ -57,13 +59,13 @@ func (v *Verifier) Metadata() (path string, h http.Handler) {
 	}
 	body, err := json.Marshal(metadata)
 	if err != nil {
-		panic(err) // strings all of it
+		panic(err) // strings and booleans can always be encoded
 	}
 	return "GET " + v.metadataPath(), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "max-age=3600")
-		w.Header().Set("Access-Control-Allow-Origin", "*") // it is for everybody, scripts of other origins among them
-		w.Write(body)                                      // an error here is a client that has left
+		w.Header().Set("Access-Control-Allow-Origin", "*") // public metadata
+		w.Write(body)                                      // an error means that the client is gone
 	})
 }
 
@@ -71,7 +73,8 @@ func (v *Verifier) metadataPath() string {
 	return metadataPath + strings.TrimSuffix(v.resource.EscapedPath(), "/")
 }
 
-// metadataURL is what a challenge points to (RFC 9728 section 5.1); empty: nothing.
+// metadataURL returns the URL of the metadata for challenges (RFC 9728 section
+// 5.1), or "".
 func (v *Verifier) metadataURL() string {
 	if v.resource == nil {
 		return ""

@@ -12,46 +12,51 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
-// Token is an access token that was found good. Those who share one must not change it.
+// Token is a valid access token. Tokens are cached and shared: do not modify
+// one.
 type Token struct {
 	Issuer   string
-	Subject  string   // who it speaks for: a user, or the client itself (see IsClient)
-	ClientID string   // who asked for it; empty only with InsecureAllowAnyType or Introspection
-	Audience []string // the APIs it is for, this one among them
-	Scopes   []string // what it allows; nil if it has no scope
+	Subject  string   // the user, or the client itself (see IsClient)
+	ClientID string   // the client that requested it; empty only with InsecureAllowAnyType or Introspection
+	Audience []string // the APIs it is for, including this one
+	Scopes   []string // nil if it has none
 	Expiry   time.Time
 	IssuedAt time.Time // zero only with InsecureAllowAnyType or Introspection
-	ID       string    // jti, unique with its issuer; empty only with InsecureAllowAnyType or Introspection
-	ACR      string    // how its user signed in (RFC 9470 section 6); empty if it does not say
-	AuthTime time.Time // when its user signed in; zero if it does not say
-	Claims   Claims    // all of them, those above included
+	ID       string    // jti, unique per issuer; empty only with InsecureAllowAnyType or Introspection
+	ACR      string    // how the user signed in (RFC 9470 section 6); may be empty
+	AuthTime time.Time // when the user signed in; zero if unknown
+	Claims   Claims    // all claims, including those above
 
 	notBefore time.Time
-	foreign   string // a claim that tells another kind of JWT; empty: there is none
+	foreign   string // a claim that marks another kind of JWT; empty: none
 	cnf       confirmation
 }
 
-// HasScope says whether the token has the scope, to the letter.
+// HasScope reports whether the token has the scope. It compares exactly.
 func (t *Token) HasScope(scope string) bool { return slices.Contains(t.Scopes, scope) }
 
-// IsClient says whether the token speaks for the client itself and for no user, which is when sub and client_id are equal (RFC 9068
-// section 2.2). A client can be registered under what is also a user's sub, so ask before looking a user up (section 5). An issuer that needs
-// InsecureAllowAnyType may give a client's tokens another sub, and then this cannot tell.
+// IsClient reports whether the token represents the client itself and not a
+// user: sub equals client_id (RFC 9068 section 2.2). A client may be registered
+// under an id that is also a user's sub, so call IsClient before looking up a
+// user (RFC 9068 section 5). An issuer that needs InsecureAllowAnyType may use
+// another sub for clients; IsClient cannot detect that.
 func (t *Token) IsClient() bool { return t.Subject == t.ClientID }
 
-// Claims is the JSON object of a token's claims, as the issuer wrote it.
+// Claims is the JSON object of a token's claims, as sent by the issuer.
 type Claims []byte
 
-// Decode stores the claims in v as [json.Unmarshal] does, which takes a name in another case for the one it looks for. That makes no difference for the
-// claims that Token has fields for, because a token with one of these in another case is refused. Decode fails if two names differ only in case, as roles
-// and Roles do: there would be two to choose from. Text and List compare names to the letter.
+// Decode decodes the claims into v with [json.Unmarshal], which matches names
+// regardless of case. That is safe for the claims in Token's fields: a token
+// with one of these in another case is rejected. Decode fails if two names
+// differ only in case, such as roles and Roles, because the match would be
+// ambiguous. Text and List compare names exactly.
 func (c Claims) Decode(v any) error {
 	var names []string
-	note := func(name, _ []byte) error {
+	collect := func(name, _ []byte) error {
 		names = append(names, string(name))
 		return nil
 	}
-	if err := strictjson.Members(c, nil, note); err != nil {
+	if err := strictjson.Members(c, nil, collect); err != nil {
 		return err
 	}
 	if err := strictjson.Members(c, names, func(_, _ []byte) error { return nil }); err != nil {
@@ -60,8 +65,9 @@ func (c Claims) Decode(v any) error {
 	return json.Unmarshal(c, v)
 }
 
-// Text returns the string at a path of names: Text("tenant") is the claim tenant, and Text("address", "country") a member of the claim address. It returns "" if what is there
-// is no string, or nothing is. Names are compared to the letter.
+// Text returns the string at a path of names: Text("tenant") is the claim
+// tenant, Text("address", "country") a member of the claim address. It returns
+// "" if there is no string at the path. Names are compared exactly.
 func (c Claims) Text(path ...string) string {
 	s, err := strictjson.Text(c.at(path))
 	if err != nil {
@@ -70,8 +76,10 @@ func (c Claims) Text(path ...string) string {
 	return s
 }
 
-// List returns the strings at a path of names, as Text does: List("roles"), or List("realm_access", "roles") as Keycloak has it. One string is a list of one. It returns nil if what is
-// there is anything else, as an array in which one member is no string.
+// List returns the strings at a path of names, like Text: List("roles"), or
+// List("realm_access", "roles") with Keycloak. A single string is a list of
+// one. List returns nil for any other value, including an array with an element
+// that is not a string.
 func (c Claims) List(path ...string) []string {
 	list, err := strictjson.Texts(c.at(path))
 	if err != nil {
@@ -99,21 +107,25 @@ func (c Claims) at(path []string) []byte {
 	return value
 }
 
-// claimsRead are the claims that readToken reads. None may be there in another case alone: readToken would miss it, and Claims.Decode would not.
+// claimsRead lists the claims that readToken reads. A token with one of them in
+// another case is rejected: readToken would ignore the claim, but Claims.Decode
+// would not.
 var claimsRead = []string{
-	"iss", "sub", "client_id", "azp", "cid", "appid", "aud", "scope", "scp", "exp", "nbf", "iat", "jti", "acr", "auth_time", "cnf",
+	"iss", "sub", "client_id", "azp", "cid", "appid", "aud", "scope", "scp", "exp", "nbf", "iat",
+	"jti", "acr", "auth_time", "cnf",
 	"nonce", "at_hash", "c_hash", "events", "token_use", "typ",
 }
 
-// readToken reads claims, by the rules of RFC 9068 section 2.2 or, with anyType, in whatever way issuers write them. It checks nothing but that they can be read.
+// readToken parses claims by the rules of RFC 9068 section 2.2, or with anyType
+// in the ways in which issuers deviate from it. It checks the syntax only.
 //
-// A claim of another type than its standard's is an error, with these exceptions,
-// in which it counts as missing: an optional claim that is null, auth_time that is
-// no date, and acr that is a number or a boolean. What needs one of them, such as
-// RequireFresh, does not get it then.
+// A claim of the wrong type is an error, with these exceptions, in which the
+// claim counts as missing: an optional claim that is null, an auth_time that is
+// not a date, and an acr that is a number or a boolean. A check that needs such
+// a claim, such as RequireFresh, then fails.
 func readToken(payload []byte, anyType bool) (*Token, error) {
 	t := &Token{Claims: payload}
-	var client []byte // what stands in for client_id
+	var client []byte // a claim used instead of client_id
 	var scopes, scp []string
 	err := strictjson.Members(payload, nil, func(name, value []byte) (err error) {
 		if strictjson.IsNull(value) && slices.Contains(optionalClaims, string(name)) {
@@ -132,7 +144,7 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 			}
 		case "aud":
 			t.Audience, err = strictjson.Texts(value)
-		case "scope": // an array with IdentityServer
+		case "scope": // IdentityServer sends an array
 			scopes, err = strictjson.Texts(value)
 		case "scp":
 			if anyType {
@@ -150,13 +162,13 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 			if value[0] == '"' || value[0] == '[' || value[0] == '{' {
 				t.ACR, err = strictjson.Text(value)
 			}
-		case "auth_time": // a text with AD FS
+		case "auth_time": // AD FS sends a string
 			t.AuthTime, _ = strictjson.Date(value)
 		case "cnf":
 			t.cnf, err = readConfirmation(value)
 		case "nonce", "at_hash", "c_hash", "events":
 			t.foreign = string(name)
-		case "token_use", "typ": // what some issuers tell their tokens apart by
+		case "token_use", "typ": // the kind of token with some issuers
 			switch kind, _ := strictjson.Text(value); kind {
 			case "id", "ID", "refresh", "refresh_token", "Refresh", "Offline", "Logout":
 				t.foreign = string(name)
@@ -164,7 +176,7 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 		default:
 			for _, known := range claimsRead {
 				if strings.EqualFold(known, string(name)) {
-					return fmt.Errorf("%.40q is in another case than %s", name, known)
+					return fmt.Errorf("%.40q must be written %s", name, known)
 				}
 			}
 		}
@@ -175,7 +187,7 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 	})
 	if err == nil && t.ClientID == "" && client != nil {
 		if t.ClientID, err = strictjson.Text(client); err != nil {
-			err = fmt.Errorf("the client: %w", err)
+			err = fmt.Errorf("client: %w", err)
 		}
 	}
 	if err != nil {
@@ -190,10 +202,11 @@ func readToken(payload []byte, anyType bool) (*Token, error) {
 	return t, nil
 }
 
-// optionalClaims are those that count as missing when they are null.
-var optionalClaims = []string{"client_id", "azp", "cid", "appid", "scope", "scp", "nbf", "iat", "jti", "acr", "auth_time"}
+// optionalClaims lists the claims that count as missing if they are null.
+var optionalClaims = []string{"client_id", "azp", "cid", "appid", "scope", "scp", "nbf", "iat",
+	"jti", "acr", "auth_time"}
 
-// issuerNamed returns the iss of claims that nothing is known of yet.
+// issuerNamed returns the iss of claims that are not verified yet.
 func issuerNamed(payload []byte) (name string, err error) {
 	err = strictjson.Members(payload, nil, func(member, value []byte) (err error) {
 		if string(member) == "iss" {
@@ -204,12 +217,13 @@ func issuerNamed(payload []byte) (name string, err error) {
 	return name, err
 }
 
-// A check is one thing that has to hold of a token's claims.
+// check is one requirement of a token's claims.
 type check struct {
-	name string // the claim, or claims
-	rule string // what has to hold
-	// fails returns why it does not; reason is empty if it does.
-	fails func(i *issuer, t *Token, now time.Time) (reason, why string)
+	name string // of the claim
+	rule string // for Explain
+	// fails returns why the requirement is not met: reason for the client,
+	// detail for the log. reason is empty if it is met.
+	fails func(i *issuer, t *Token, now time.Time) (reason, detail string)
 }
 
 const (
@@ -218,62 +232,67 @@ const (
 	otherKind = "the token is not an access token"
 )
 
-// checks are what a token's claims have to be, in the order in which they are looked at (RFC 9068 section 4).
+// checks lists the requirements in the order in which they are checked (RFC
+// 9068 section 4).
 var checks = []check{
-	{"iss", "it is of the issuer", func(i *issuer, t *Token, _ time.Time) (string, string) {
+	{"iss", "its issuer is the configured one", func(i *issuer, t *Token, _ time.Time) (string, string) {
 		if t.Issuer == i.url {
 			return "", ""
 		}
 		return "the token is from another issuer", fmt.Sprintf("iss is %.80q, want %q", t.Issuer, i.url)
 	}},
-	{"kind", "it has no claim of another kind of JWT", func(i *issuer, t *Token, _ time.Time) (string, string) {
-		if t.foreign == "" || !i.anyType { // otherwise typ has said so
-			return "", ""
-		}
-		return otherKind, "by the claim " + t.foreign + " it is one for something else"
-	}},
+	{"kind", "it has no claim of an ID, logout or refresh token",
+		func(i *issuer, t *Token, _ time.Time) (string, string) {
+			if t.foreign == "" || !i.anyType { // otherwise typ was checked
+				return "", ""
+			}
+			return otherKind, "the claim " + t.foreign + " marks another kind of token"
+		}},
 	{"aud", "it is for this API", func(i *issuer, t *Token, _ time.Time) (string, string) {
 		if slices.Contains(t.Audience, i.audience) || len(t.Audience) == 0 && i.noAudience {
 			return "", ""
 		}
-		return "the token is for another audience", fmt.Sprintf("aud is %s, this API is %q", shorten(t.Audience), i.audience)
+		return "the token is for another audience",
+			fmt.Sprintf("aud is %s, this API is %q", shorten(t.Audience), i.audience)
 	}},
 	{"exp", "it has not expired", func(i *issuer, t *Token, now time.Time) (string, string) {
 		switch {
 		case t.Expiry.IsZero():
 			return lacks, "exp is missing"
 		case !now.Before(t.Expiry.Add(i.leeway)):
-			return "the token has expired", fmt.Sprintf("it expired %s ago, %s", inWords(now.Sub(t.Expiry)), day(t.Expiry))
+			return "the token has expired",
+				fmt.Sprintf("it expired %s ago, %s", formatAge(now.Sub(t.Expiry)), formatTime(t.Expiry))
 		}
 		return "", ""
 	}},
-	{"nbf", "it is valid by now", func(i *issuer, t *Token, now time.Time) (string, string) {
+	{"nbf", "its nbf is not in the future", func(i *issuer, t *Token, now time.Time) (string, string) {
 		if now.Before(t.notBefore.Add(-i.leeway)) {
-			return notYet, fmt.Sprintf("nbf is in %s, %s", inWords(t.notBefore.Sub(now)), day(t.notBefore))
+			return notYet, fmt.Sprintf("nbf is in %s, %s", formatAge(t.notBefore.Sub(now)), formatTime(t.notBefore))
 		}
 		return "", ""
 	}},
-	{"iat", "it was issued, and not in the future", func(i *issuer, t *Token, now time.Time) (string, string) {
+	{"iat", "it has an iat that is not in the future", func(i *issuer, t *Token, now time.Time) (string, string) {
 		switch {
 		case t.IssuedAt.IsZero() && !i.anyType:
 			return lacks, "iat is missing"
 		case now.Before(t.IssuedAt.Add(-i.leeway)):
-			return notYet, fmt.Sprintf("iat is in %s, %s", inWords(t.IssuedAt.Sub(now)), day(t.IssuedAt))
+			return notYet, fmt.Sprintf("iat is in %s, %s", formatAge(t.IssuedAt.Sub(now)), formatTime(t.IssuedAt))
 		}
 		return "", ""
 	}},
-	{"sub", "it says who it speaks for", func(_ *issuer, t *Token, _ time.Time) (string, string) {
+	{"sub", "it has a subject", func(_ *issuer, t *Token, _ time.Time) (string, string) {
 		if t.Subject == "" {
 			return lacks, "sub is missing"
 		}
 		return "", ""
 	}},
-	{"client_id", "it says who asked for it, and that client is accepted", func(i *issuer, t *Token, _ time.Time) (string, string) {
+	{"client_id", "its client is accepted", func(i *issuer, t *Token, _ time.Time) (string, string) {
 		switch {
 		case t.ClientID == "" && !i.anyType:
 			return lacks, "client_id is missing"
 		case len(i.clients) > 0 && !slices.Contains(i.clients, t.ClientID):
-			return "the token is of a client that is not accepted", fmt.Sprintf("client_id is %.80q, want one of %s", t.ClientID, shorten(i.clients))
+			return "the token is of a client that is not accepted",
+				fmt.Sprintf("client_id is %.80q, want one of %s", t.ClientID, shorten(i.clients))
 		}
 		return "", ""
 	}},
@@ -285,7 +304,7 @@ var checks = []check{
 	}},
 }
 
-// token reads claims whose signature is right, and checks them.
+// token parses and checks the claims of a token with a valid signature.
 func (i *issuer) token(payload []byte, now time.Time) (*Token, error) {
 	t, err := readToken(payload, i.anyType)
 	if err != nil {
@@ -299,17 +318,17 @@ func (i *issuer) token(payload []byte, now time.Time) (*Token, error) {
 
 func (i *issuer) checkClaims(t *Token, now time.Time) error {
 	for n := range checks {
-		if reason, why := checks[n].fails(i, t, now); reason != "" {
-			return invalid(reason, errors.New(why))
+		if reason, detail := checks[n].fails(i, t, now); reason != "" {
+			return invalid(reason, errors.New(detail))
 		}
 	}
 	return nil
 }
 
-func day(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+func formatTime(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
-// inWords says how long d is as people do.
-func inWords(d time.Duration) string {
+// formatAge formats d as a number of days, hours, minutes or seconds.
+func formatAge(d time.Duration) string {
 	for _, unit := range []struct {
 		name string
 		time.Duration
@@ -321,7 +340,8 @@ func inWords(d time.Duration) string {
 	return fmt.Sprintf("%d seconds", d/time.Second)
 }
 
-// splitScope splits at spaces alone, as RFC 6749 section 3.3 has it, and not at what Unicode takes for one.
+// splitScope splits at spaces only (RFC 6749 section 3.3), not at other Unicode
+// white space.
 func splitScope(scope string) []string {
 	return strings.FieldsFunc(scope, func(c rune) bool { return c == ' ' })
 }

@@ -25,13 +25,22 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 )
 
-func TestAGoodTokenTellsWhoMayDoWhat(t *testing.T) {
+func TestTokenFields(t *testing.T) {
 	now := time.Now().Truncate(time.Second)
 	v := newIssuer(rsaKey().jwk()).verifier(t)
-	token := wantGood(t, v, rsaKey().token(object{"aud": []string{"other", audience}, "tenant": "acme"}), "a good token")
-	if token.Issuer != issuerURL || token.Subject != "alice" || token.ClientID != "spa" || token.ID != "token-1" ||
-		!slices.Equal(token.Audience, []string{"other", audience}) || !slices.Equal(token.Scopes, []string{"orders:read", "orders:write"}) {
-		t.Errorf("got %+v", token)
+	token := wantGood(t, v,
+		rsaKey().token(object{"aud": []string{"other", audience}, "tenant": "acme"}), "a good token")
+	for _, field := range []struct{ name, got, want string }{
+		{"Issuer", token.Issuer, issuerURL},
+		{"Subject", token.Subject, "alice"},
+		{"ClientID", token.ClientID, "spa"},
+		{"ID", token.ID, "token-1"},
+		{"Audience", strings.Join(token.Audience, " "), "other " + audience},
+		{"Scopes", strings.Join(token.Scopes, " "), "orders:read orders:write"},
+	} {
+		if field.got != field.want {
+			t.Errorf("%s: got %q, want %q", field.name, field.got, field.want)
+		}
 	}
 	if token.IssuedAt.Before(now) || token.Expiry.Sub(token.IssuedAt) != 5*time.Minute {
 		t.Errorf("got issued at %v, expiry %v, want five minutes from now on", token.IssuedAt, token.Expiry)
@@ -44,21 +53,23 @@ func TestAGoodTokenTellsWhoMayDoWhat(t *testing.T) {
 	}
 }
 
-// The tokens and the keys are made by another JOSE library.
-func TestEveryAlgorithmIsUnderstood(t *testing.T) {
+// Tokens and keys are made by another JOSE library.
+func TestAlgorithms(t *testing.T) {
 	p384, p521 := newEC("p384", "ES384", elliptic.P384()), newEC("p521", "ES512", elliptic.P521())
 	all := []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 	iss := newIssuer(rsaKey().jwk(), ecKey().jwk(), p384.jwk(), p521.jwk(), ed25519Key().jwk())
 	v := iss.verifier(t, func(c *bearer.Config) { c.Algorithms = all })
 	for _, alg := range all {
 		t.Run(alg, func(t *testing.T) {
-			key := map[string]*signer{"R": rsaKey(), "P": rsaKey(), "ES256": ecKey(), "ES384": p384, "ES512": p521, "EdDSA": ed25519Key()}
+			key := map[string]*signer{"R": rsaKey(), "P": rsaKey(), "ES256": ecKey(), "ES384": p384,
+				"ES512": p521, "EdDSA": ed25519Key()}
 			s := key[alg]
 			if s == nil {
 				s = key[alg[:1]]
 			}
 			signing, err := jose.NewSigner(
-				jose.SigningKey{Algorithm: jose.SignatureAlgorithm(alg), Key: jose.JSONWebKey{Key: s.private, KeyID: s.kid}},
+				jose.SigningKey{Algorithm: jose.SignatureAlgorithm(alg),
+					Key: jose.JSONWebKey{Key: s.private, KeyID: s.kid}},
 				new(jose.SignerOptions).WithType("at+jwt"))
 			if err != nil {
 				t.Fatal(err)
@@ -72,7 +83,7 @@ func TestEveryAlgorithmIsUnderstood(t *testing.T) {
 	}
 }
 
-func TestWhatIsAllowedIsAccepted(t *testing.T) {
+func TestVerifyAccepts(t *testing.T) {
 	in := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
 	for _, test := range []struct {
 		name string
@@ -85,8 +96,13 @@ func TestWhatIsAllowedIsAccepted(t *testing.T) {
 		{"iat within the leeway", ecKey().token(object{"iat": in(20 * time.Second)})},
 		{"a date with a fraction", ecKey().token(object{"exp": float64(in(time.Minute)) + 0.5})},
 		{"no scope", ecKey().token(object{"scope": nil})},
-		{"claims nobody knows, nested and empty", ecKey().token(object{"a": object{}, "b": []any{}, "c": object{"sub": []any{object{"sub": "x"}, `}"],`}}, "": "", "d": false})},
-		{"a claim with escapes", ecKey().sign(headerOf(ecKey()), []byte(strings.Replace(string(must(json.Marshal(claims()))), `"sub":"alice"`, "\n\t \"s\\u0075b\" :\r\n\"\\u0061lice\" ", 1)))},
+		{"claims nobody knows, nested and empty",
+			ecKey().token(object{"a": object{}, "b": []any{},
+				"c": object{"sub": []any{object{"sub": "x"}, `}"],`}}, "": "", "d": false})},
+		{"a claim with escapes",
+			ecKey().sign(headerOf(ecKey()),
+				[]byte(strings.Replace(string(must(json.Marshal(claims()))), `"sub":"alice"`,
+					"\n\t \"s\\u0075b\" :\r\n\"\\u0061lice\" ", 1)))},
 		{"Ed25519 under its old name", ed25519Key().token()},
 		{"Ed25519 under its new name", ed25519Key().tokenWithHeader(object{"alg": "Ed25519"})},
 		{"a header that says more", ecKey().tokenWithHeader(object{"cty": "x", "x": object{"y": 1}})},
@@ -104,7 +120,7 @@ func headerOf(s *signer) []byte {
 	return []byte(fmt.Sprintf(`{"typ":"at+jwt","alg":%q,"kid":%q}`, s.alg, s.kid))
 }
 
-func TestATokenThatFallsShortIsRefused(t *testing.T) {
+func TestVerifyRejects(t *testing.T) {
 	in := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
 	rs, ec := rsaKey(), ecKey()
 	good := ec.token()
@@ -124,10 +140,12 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		input := rs.tokenWithHeader(object{"alg": "PS256"})
 		input = input[:strings.LastIndexByte(input, '.')]
 		digest := sha256.Sum256([]byte(input))
-		signature := must(rs.private.Sign(rand.Reader, digest[:], &rsa.PSSOptions{SaltLength: length, Hash: crypto.SHA256}))
+		signature := must(rs.private.Sign(rand.Reader, digest[:],
+			&rsa.PSSOptions{SaltLength: length, Hash: crypto.SHA256}))
 		return input + "." + base64.RawURLEncoding.EncodeToString(signature)
 	}
-	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(rs.private.Public()))})
+	publicPEM := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
+		Bytes: must(x509.MarshalPKIXPublicKey(rs.private.Public()))})
 
 	for _, test := range []struct {
 		name   string
@@ -176,7 +194,7 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"nbf as a string", ec.token(object{"nbf": "soon"}), badClaims},
 		{"iat far ahead", ec.token(object{"iat": in(time.Hour), "exp": in(2 * time.Hour)}), notYet},
 
-		// RFC 9068 section 2.2: what has to be there
+		// RFC 9068 section 2.2: required claims
 		{"no sub", ec.token(object{"sub": nil}), lacksClaim},
 		{"an empty sub", ec.token(object{"sub": ""}), lacksClaim},
 		{"sub as a number", ec.token(object{"sub": 7}), badClaims},
@@ -196,11 +214,12 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"an alg that is not on the list", ec.tokenWithHeader(object{"alg": "ES384"}), badAlgorithm},
 		{"alg with a space", ec.tokenWithHeader(object{"alg": "ES256 "}), badAlgorithm},
 		{"alg as an array", ec.tokenWithHeader(object{"alg": []string{"ES256"}}), badHeader},
-		{"HMAC with the public key for a secret", signedBy(object{"alg": "HS256", "kid": "rsa"}, func(input []byte) []byte {
-			mac := hmac.New(sha256.New, publicPEM)
-			mac.Write(input)
-			return mac.Sum(nil)
-		}), badAlgorithm},
+		{"HMAC with the public key for a secret",
+			signedBy(object{"alg": "HS256", "kid": "rsa"}, func(input []byte) []byte {
+				mac := hmac.New(sha256.New, publicPEM)
+				mac.Write(input)
+				return mac.Sum(nil)
+			}), badAlgorithm},
 		{"ES256 by an RSA key", ec.tokenWithHeader(object{"kid": "rsa"}), badSignature},
 		{"RS256 by an EC key", rs.tokenWithHeader(object{"kid": "ec"}), badSignature},
 		{"RS256 where PS256 is said", rs.tokenWithHeader(object{"alg": "PS256"}), badSignature},
@@ -230,12 +249,14 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"one part", parts[0], notCompact},
 		{"no header", "." + parts[1] + "." + parts[2], badHeader},
 		{"the other base64 alphabet", ec.token(object{"x": "???>>>"})[:10] + "+/" + good[12:], notCompact},
-		{"JSON serialization", fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2]), notCompact},
+		{"JSON serialization",
+			fmt.Sprintf(`{"protected":%q,"payload":%q,"signature":%q}`, parts[0], parts[1], parts[2]), notCompact},
 		{"an encrypted token", strings.Repeat(parts[0]+".", 4) + parts[2], notCompact},
 		{"no reference token", "2YotnFZFEjr1zCsicMWpAA", notCompact},
 		{"too long a token", ec.token(object{"x": strings.Repeat("x", 16<<10)}), notCompact},
 
-		// RFC 7515 section 5.2, RFC 7519 section 4: what JSON readers disagree about
+		// RFC 7515 section 5.2, RFC 7519 section 4: what JSON readers disagree
+		// about
 		{"a claim twice", with("sub", `"sub":"alice","sub":"bob"`), badClaims},
 		{"a claim in two cases", with("sub", `"sub":"alice","SUB":"bob"`), badClaims},
 		{"a claim in two cases beyond ASCII", with("sub", `"sub":"alice","ſub":"bob"`), badClaims},
@@ -243,7 +264,8 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"a claim in another case", ec.token(object{"scope": nil, "Scope": "orders:read"}), badClaims},
 		{"a claim nobody knows twice", with("sub", `"sub":"alice","x":1,"x":2`), badClaims},
 		{"a header parameter twice", withHeader(`{"typ":"at+jwt","alg":"ES256","kid":"ec","alg":"none"}`), badHeader},
-		{"a header parameter in two cases", withHeader(`{"typ":"at+jwt","alg":"ES256","Alg":"none","kid":"ec"}`), badHeader},
+		{"a header parameter in two cases",
+			withHeader(`{"typ":"at+jwt","alg":"ES256","Alg":"none","kid":"ec"}`), badHeader},
 		{"a header in another case", withHeader(`{"typ":"at+jwt","ALG":"ES256","kid":"ec"}`), badAlgorithm},
 		{"too many header parameters", withHeader(manyMembers(1000)), badHeader},
 		{"a header that is no JSON", withHeader(`alg`), badHeader},
@@ -255,7 +277,7 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		{"no claims", payload(`{}`), otherIssuer},
 		{"claims that are not UTF-8", with("sub", "\"sub\":\"alice\xff\""), badClaims},
 
-		// RFC 8725 section 3.10: kid is a name and nothing else
+		// RFC 8725 section 3.10: kid is only a name
 		{"a kid that is a path", ec.tokenWithHeader(object{"kid": "../../../../dev/null"}), badSignature},
 		{"a kid that is SQL", ec.tokenWithHeader(object{"kid": "' OR '1'='1"}), badSignature},
 		{"a kid with line breaks", ec.tokenWithHeader(object{"kid": "ec\r\nlevel=ERROR msg=forged"}), badSignature},
@@ -265,16 +287,22 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 
 		// RFC 7518 section 3.4: ECDSA signatures
 		{"a changed signature", good[:len(good)-6] + "AAAAAA", badSignature},
-		{"another payload", parts[0] + "." + base64.RawURLEncoding.EncodeToString(must(json.Marshal(claims(object{"sub": "bob"})))) + "." + parts[2], badSignature},
+		{"another payload",
+			parts[0] + "." +
+				base64.RawURLEncoding.EncodeToString(must(json.Marshal(claims(object{"sub": "bob"})))) +
+				"." + parts[2], badSignature},
 		{"no signature", parts[0] + "." + parts[1] + ".", badSignature},
 		{"r and s are zero", signedBy(nil, func([]byte) []byte { return make([]byte, 64) }), badSignature},
-		{"s is zero", signedBy(nil, func(in []byte) []byte { return append(ec.signature(in)[:32], make([]byte, 32)...) }), badSignature},
+		{"s is zero", signedBy(nil,
+			func(in []byte) []byte { return append(ec.signature(in)[:32], make([]byte, 32)...) }), badSignature},
 		{"r and s are the order", signedBy(nil, func([]byte) []byte {
 			n := elliptic.P256().Params().N.Bytes()
 			return append(n, n...)
 		}), badSignature},
-		{"a signature that is short of a byte", signedBy(nil, func(in []byte) []byte { return ec.signature(in)[:63] }), badSignature},
-		{"a signature with a byte more", signedBy(nil, func(in []byte) []byte { return append(ec.signature(in), 0) }), badSignature},
+		{"a signature that is short of a byte",
+			signedBy(nil, func(in []byte) []byte { return ec.signature(in)[:63] }), badSignature},
+		{"a signature with a byte more",
+			signedBy(nil, func(in []byte) []byte { return append(ec.signature(in), 0) }), badSignature},
 		{"a signature with zeros before r and s", signedBy(nil, func(in []byte) []byte {
 			s := ec.signature(in)
 			return slices.Concat(make([]byte, 2), s[:32], make([]byte, 2), s[32:])
@@ -291,9 +319,11 @@ func TestATokenThatFallsShortIsRefused(t *testing.T) {
 		// RFC 7518 section 3.5: PSS
 		{"a salt that is shorter than the hash", saltedBy(20), badSignature},
 
-		// RFC 9449 section 7.2, RFC 8705 section 3: more than a bearer token
-		{"bound to a DPoP key", ec.token(object{"cnf": object{"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}}), boundToKey},
-		{"bound to a certificate", ec.token(object{"cnf": object{"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}}), boundToKey},
+		// RFC 9449 section 7.2, RFC 8705 section 3: bound tokens
+		{"bound to a DPoP key",
+			ec.token(object{"cnf": object{"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"}}), boundToKey},
+		{"bound to a certificate",
+			ec.token(object{"cnf": object{"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"}}), boundToKey},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			same := object{"alg": "RS256", "kid": "rs256"}
@@ -312,8 +342,9 @@ func manyMembers(n int) string {
 	return b.String() + "}"
 }
 
-// base64 has bits to spare at the end of a signature. If they could be anything, one token had many forms.
-func TestTheSpareBitsOfBase64AreZero(t *testing.T) {
+// The last character of a base64 signature has unused bits. If they were
+// ignored, a token would have several encodings.
+func TestTrailingBase64BitsMustBeZero(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	good := ecKey().token()
 	wantGood(t, v, good, "as it was made")
@@ -323,7 +354,7 @@ func TestTheSpareBitsOfBase64AreZero(t *testing.T) {
 	wantInvalid(t, v, good[:last]+string(next), notCompact)
 }
 
-func TestTheSecondFormOfAnECDSASignatureIsTheSameToken(t *testing.T) {
+func TestSecondECDSASignatureIsSameToken(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	good := ecKey().token()
 	dot := strings.LastIndexByte(good, '.')
@@ -334,12 +365,13 @@ func TestTheSecondFormOfAnECDSASignatureIsTheSameToken(t *testing.T) {
 	if second == good {
 		t.Fatal("the two forms are equal")
 	}
-	if first, other := wantGood(t, v, good, "the first form"), wantGood(t, v, second, "the second form"); first.ID != other.ID || first.Issuer != other.Issuer {
+	if first, other := wantGood(t, v, good, "the first form"), wantGood(t, v, second,
+		"the second form"); first.ID != other.ID || first.Issuer != other.Issuer {
 		t.Errorf("got %s and %s, want one identity to revoke", first.ID, other.ID)
 	}
 }
 
-func TestAKeyThatTheTokenBringsIsIgnored(t *testing.T) {
+func TestKeysInTokenAreIgnored(t *testing.T) {
 	evil := newEC("evil", "ES256", elliptic.P256())
 	for _, test := range []struct {
 		name   string
@@ -356,17 +388,18 @@ func TestAKeyThatTheTokenBringsIsIgnored(t *testing.T) {
 			iss := newIssuer(ecKey().jwk())
 			v := iss.verifier(t)
 			wantInvalid(t, v, evil.tokenWithHeader(test.header), badSignature)
-			wantGood(t, v, ecKey().tokenWithHeader(edit(maps.Clone(test.header), object{"kid": "ec"})), "a good token that brings another key")
+			wantGood(t, v, ecKey().tokenWithHeader(edit(maps.Clone(test.header),
+				object{"kid": "ec"})), "a good token that brings another key")
 			for url := range iss.requests() {
 				if !strings.HasPrefix(url, issuerURL+"/") {
-					t.Errorf("asked %s", url)
+					t.Errorf("unexpected request for %s", url)
 				}
 			}
 		})
 	}
 }
 
-func TestAnIssuerThatKnowsNoTypeCanBeAllowedFor(t *testing.T) {
+func TestInsecureAllowAnyType(t *testing.T) {
 	lax := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.InsecureAllowAnyType = true })
 	for _, test := range []struct {
 		name           string
@@ -376,14 +409,16 @@ func TestAnIssuerThatKnowsNoTypeCanBeAllowedFor(t *testing.T) {
 		{"typ JWT", object{"typ": "JWT"}, nil, ""},
 		{"no typ", object{"typ": nil}, nil, ""},
 		{"typ at+jwt", nil, nil, ""},
-		{"without client_id, iat and jti", object{"typ": "JWT"}, object{"client_id": nil, "iat": nil, "jti": nil, "azp": "spa"}, ""},
+		{"without client_id, iat and jti", object{"typ": "JWT"},
+			object{"client_id": nil, "iat": nil, "jti": nil, "azp": "spa"}, ""},
 		{"without sub", object{"typ": "JWT"}, object{"sub": nil}, lacksClaim},
 		{"without exp", object{"typ": "JWT"}, object{"exp": nil}, lacksClaim},
 		{"an ID token with a nonce", object{"typ": "JWT"}, object{"nonce": "n"}, badType},
 		{"an ID token with at_hash", object{"typ": "JWT"}, object{"at_hash": "h"}, badType},
 		{"an ID token with c_hash", object{"typ": "JWT"}, object{"c_hash": "h"}, badType},
 		{"an ID token for the client", object{"typ": "JWT"}, object{"aud": "spa"}, otherAudience},
-		{"a logout token without a type", object{"typ": "JWT"}, object{"events": object{"http://schemas.openid.net/event/backchannel-logout": object{}}}, badType},
+		{"a logout token without a type", object{"typ": "JWT"},
+			object{"events": object{"http://schemas.openid.net/event/backchannel-logout": object{}}}, badType},
 		{"a logout token", object{"typ": "logout+jwt"}, nil, badType},
 		{"a DPoP proof", object{"typ": "application/DPOP+JWT"}, nil, badType},
 	} {
@@ -398,35 +433,37 @@ func TestAnIssuerThatKnowsNoTypeCanBeAllowedFor(t *testing.T) {
 	}
 }
 
-func TestAClientIsNotTakenForAUserOfTheSameName(t *testing.T) {
+func TestIsClient(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
-	if token := wantGood(t, v, ecKey().token(object{"sub": "alice", "client_id": "alice"}), "a token of the client alice"); !token.IsClient() {
-		t.Error("the client alice is taken for the user")
+	if token := wantGood(t, v, ecKey().token(object{"sub": "alice", "client_id": "alice"}),
+		"a token of the client alice"); !token.IsClient() {
+		t.Error("IsClient is false for a token of the client alice")
 	}
 	if token := wantGood(t, v, ecKey().token(), "a token of the user alice"); token.IsClient() {
-		t.Error("the user alice is taken for a client")
+		t.Error("IsClient is true for a token of the user alice")
 	}
 }
 
-func TestATokenOfOneIssuerIsRefusedByAnotherEvenIfTheyShareKeys(t *testing.T) {
+func TestOtherIssuerWithSameKeysIsRejected(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	wantInvalid(t, v, ecKey().token(object{"iss": "https://id.example/other"}), otherIssuer)
 }
 
-func TestScopesAreSplitAtSpacesAlone(t *testing.T) {
+func TestScopesAreSplitAtSpaces(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	token := wantGood(t, v, ecKey().token(object{"scope": "  readwrite a\u00a0b  c\td "}), "a token with odd scopes")
 	if want := []string{"readwrite", "a\u00a0b", "c\td"}; !slices.Equal(token.Scopes, want) {
 		t.Errorf("got %q, want %q", token.Scopes, want)
 	}
-	for scope, want := range map[string]bool{"readwrite": true, "read": false, "write": false, "Readwrite": false, "a": false, "": false, "a b": false} {
+	for scope, want := range map[string]bool{"readwrite": true, "read": false, "write": false,
+		"Readwrite": false, "a": false, "": false, "a b": false} {
 		if token.HasScope(scope) != want {
 			t.Errorf("HasScope(%q): got %v, want %v", scope, !want, want)
 		}
 	}
 }
 
-func TestEveryMistakeInTheConfigurationIsReported(t *testing.T) {
+func TestConfigErrors(t *testing.T) {
 	good := bearer.Config{Issuer: issuerURL, Audience: audience}
 	for _, test := range []struct {
 		name string
@@ -435,26 +472,42 @@ func TestEveryMistakeInTheConfigurationIsReported(t *testing.T) {
 	}{
 		{"nothing set", func(c *bearer.Config) { *c = bearer.Config{} }, "Issuer: missing\nAudience: missing"},
 		{"all wrong", func(c *bearer.Config) {
-			*c = bearer.Config{Issuer: "id.example", Algorithms: []string{"RS256", "none", "HS256"}, Leeway: 61 * time.Second, Realm: `a"b`}
-		}, `Issuer: "id.example" is not a URL such as https://id.example.com
+			*c = bearer.Config{Issuer: "id.example", Algorithms: []string{"RS256", "none", "HS256"},
+				Leeway: 61 * time.Second, Realm: `a"b`}
+		},
+			`Issuer: "id.example" is not a URL such as https://id.example.com
 Audience: missing
-Algorithms: "none" is not the name of an algorithm with a public key, such as RS256
-Algorithms: "HS256" is not the name of an algorithm with a public key, such as RS256
+Algorithms: "none" is not an asymmetric signature algorithm such as RS256
+Algorithms: "HS256" is not an asymmetric signature algorithm such as RS256
 Leeway: 1m1s is not between 0 and 1m0s
-Realm: "a\"b" has other characters than printable ASCII without quotes and backslashes`},
-		{"http", func(c *bearer.Config) { c.Issuer = "http://id.example" }, `Issuer: "http://id.example": http is for loopback hosts alone; use https`},
-		{"http on a host that begins like localhost", func(c *bearer.Config) { c.Issuer = "http://localhost.evil.example" }, `Issuer: "http://localhost.evil.example": http is for loopback hosts alone; use https`},
-		{"another scheme", func(c *bearer.Config) { c.Issuer = "ftp://localhost" }, `Issuer: "ftp://localhost": the scheme has to be https`},
-		{"a query", func(c *bearer.Config) { c.Issuer = issuerURL + "?a=b" }, `Issuer: "https://id.example?a=b": an issuer has neither query nor fragment`},
-		{"a fragment", func(c *bearer.Config) { c.Issuer = issuerURL + "#" }, `Issuer: "https://id.example#": an issuer has neither query nor fragment`},
-		{"a user", func(c *bearer.Config) { c.Issuer = "https://me@id.example" }, `Issuer: "https://me@id.example" is not a URL such as https://id.example.com`},
+Realm: "a\"b" must be printable ASCII without quotes and backslashes`},
+		{"http", func(c *bearer.Config) { c.Issuer = "http://id.example" },
+			`Issuer: "http://id.example": http is allowed for loopback hosts only; use https`},
+		{"http on a host that begins like localhost",
+			func(c *bearer.Config) { c.Issuer = "http://localhost.evil.example" },
+			`Issuer: "http://localhost.evil.example": http is allowed for loopback hosts only; use https`},
+		{"another scheme", func(c *bearer.Config) { c.Issuer = "ftp://localhost" },
+			`Issuer: "ftp://localhost": the scheme must be https`},
+		{"a query", func(c *bearer.Config) { c.Issuer = issuerURL + "?a=b" },
+			`Issuer: "https://id.example?a=b": an issuer must not have a query or a fragment`},
+		{"a fragment", func(c *bearer.Config) { c.Issuer = issuerURL + "#" },
+			`Issuer: "https://id.example#": an issuer must not have a query or a fragment`},
+		{"a user", func(c *bearer.Config) { c.Issuer = "https://me@id.example" },
+			`Issuer: "https://me@id.example" is not a URL such as https://id.example.com`},
 		{"a negative leeway", func(c *bearer.Config) { c.Leeway = -1 }, "Leeway: -1ns is not between 0 and 1m0s"},
-		{"an algorithm in another case", func(c *bearer.Config) { c.Algorithms = []string{"es256"} }, `Algorithms: "es256" is not the name of an algorithm with a public key, such as RS256`},
-		{"an origin with a path", func(c *bearer.Config) { c.Origin = "https://api.example/v1" }, `Origin: "https://api.example/v1" is not scheme and host, such as https://api.example.com`},
-		{"an origin with a user", func(c *bearer.Config) { c.Origin = "https://me@api.example" }, `Origin: "https://me@api.example" is not scheme and host, such as https://api.example.com`},
-		{"an origin without a scheme", func(c *bearer.Config) { c.Origin = "api.example" }, `Origin: "api.example" is not scheme and host, such as https://api.example.com`},
-		{"an origin with a query", func(c *bearer.Config) { c.Origin = "https://api.example?x" }, `Origin: "https://api.example?x" is not scheme and host, such as https://api.example.com`},
-		{"an origin of another scheme", func(c *bearer.Config) { c.Origin = "ftp://api.example" }, `Origin: "ftp://api.example" is not scheme and host, such as https://api.example.com`},
+		{"an algorithm in another case",
+			func(c *bearer.Config) { c.Algorithms = []string{"es256"} },
+			`Algorithms: "es256" is not an asymmetric signature algorithm such as RS256`},
+		{"an origin with a path", func(c *bearer.Config) { c.Origin = "https://api.example/v1" },
+			`Origin: "https://api.example/v1" is not a scheme and host such as https://api.example.com`},
+		{"an origin with a user", func(c *bearer.Config) { c.Origin = "https://me@api.example" },
+			`Origin: "https://me@api.example" is not a scheme and host such as https://api.example.com`},
+		{"an origin without a scheme", func(c *bearer.Config) { c.Origin = "api.example" },
+			`Origin: "api.example" is not a scheme and host such as https://api.example.com`},
+		{"an origin with a query", func(c *bearer.Config) { c.Origin = "https://api.example?x" },
+			`Origin: "https://api.example?x" is not a scheme and host such as https://api.example.com`},
+		{"an origin of another scheme", func(c *bearer.Config) { c.Origin = "ftp://api.example" },
+			`Origin: "ftp://api.example" is not a scheme and host such as https://api.example.com`},
 		{"an origin with a slash", func(c *bearer.Config) { c.Origin = "https://api.example/" }, ""},
 		{"http on localhost", func(c *bearer.Config) { c.Issuer = "http://localhost:8080/realm" }, ""},
 		{"http below .localhost", func(c *bearer.Config) { c.Issuer = "http://id.localhost:8080" }, ""},
@@ -477,13 +530,14 @@ Realm: "a\"b" has other characters than printable ASCII without quotes and backs
 	}
 }
 
-func TestTheLeewayIsWhatIsConfigured(t *testing.T) {
+func TestLeeway(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.Leeway = time.Second })
 	wantInvalid(t, v, ecKey().token(object{"exp": time.Now().Add(-2 * time.Second).Unix()}), expired)
 }
 
-func TestOnlyTheListedAlgorithmsAreAccepted(t *testing.T) {
-	v := newIssuer(ecKey().jwk(), ed25519Key().jwk()).verifier(t, func(c *bearer.Config) { c.Algorithms = []string{"Ed25519"} })
+func TestConfigAlgorithms(t *testing.T) {
+	v := newIssuer(ecKey().jwk(), ed25519Key().jwk()).verifier(t,
+		func(c *bearer.Config) { c.Algorithms = []string{"Ed25519"} })
 	wantGood(t, v, ed25519Key().tokenWithHeader(object{"alg": "Ed25519"}), "Ed25519")
 	wantInvalid(t, v, ed25519Key().token(), badAlgorithm) // EdDSA, the other name
 	wantInvalid(t, v, ecKey().token(), badAlgorithm)

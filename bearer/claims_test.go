@@ -13,9 +13,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 )
 
-// IdentityServer writes scope as an array, in tokens that are otherwise by
-// RFC 9068.
-func TestScopeMayBeAnArray(t *testing.T) {
+// IdentityServer sends scope as an array in tokens that otherwise follow RFC
+// 9068.
+func TestScopeAsArray(t *testing.T) {
 	t.Parallel()
 	for _, anyType := range []bool{false, true} {
 		v := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.InsecureAllowAnyType = anyType })
@@ -62,21 +62,25 @@ func TestScopeMayBeAnArray(t *testing.T) {
 			t.Errorf("%v: got %d, want %d", test.scope, got, test.status)
 		}
 	}
-	v, _ := introspecting(t, answers(object{"active": true, "sub": "alice", "aud": audience, "scope": []string{"orders:read"}}))
+	v, _ := introspecting(t,
+		answers(object{"active": true, "sub": "alice", "aud": audience, "scope": []string{"orders:read"}}))
 	if token := wantGood(t, v, opaque, "an introspected token"); !token.HasScope("orders:read") {
 		t.Errorf("got %q", token.Scopes)
 	}
 }
 
-// A claim of another type than its standard's refuses nobody, unless something
-// depends on it, and grants nothing.
-func TestEachClaimMayBeOddWhereNothingDependsOnIt(t *testing.T) {
+// A claim of an unexpected type does not cause a rejection unless a check needs
+// it, and it never grants anything.
+func TestClaimTypes(t *testing.T) {
 	t.Parallel()
 	null := json.RawMessage("null")
-	odd := []any{nil, null, "", "odd", "2026-01-01T00:00:00Z", 7, -1, 1e300, true, []any{}, []any{"x", 7}, object{}, object{"x": 1}}
+	odd := []any{nil, null, "", "odd", "2026-01-01T00:00:00Z", 7, -1, 1e300, true, []any{},
+		[]any{"x", 7}, object{}, object{"x": 1}}
 	v := newIssuer(ecKey().jwk()).verifier(t)
 	for _, name := range []string{
-		"auth_time", "azp", "cid", "appid", "scp", "typ", "token_use", "nonce", "amr", "groups", "roles", "entitlements", "permissions", "sid", "email", "updated_at", "idp", "tenant", "Name", "_claim_names", "authorization_details", "act", "may_act",
+		"auth_time", "azp", "cid", "appid", "scp", "typ", "token_use", "nonce", "amr", "groups",
+		"roles", "entitlements", "permissions", "sid", "email", "updated_at", "idp", "tenant",
+		"Name", "_claim_names", "authorization_details", "act", "may_act",
 	} {
 		for _, value := range odd {
 			token := wantGood(t, v, ecKey().token(object{name: value}), fmt.Sprintf("%s is %#v", name, value))
@@ -86,7 +90,8 @@ func TestEachClaimMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 		}
 	}
 	for _, value := range []any{null, 7, -1, true} {
-		if token := wantGood(t, v, ecKey().token(object{"acr": value}), fmt.Sprintf("acr is %#v", value)); token.ACR != "" {
+		if token := wantGood(t, v, ecKey().token(object{"acr": value}),
+			fmt.Sprintf("acr is %#v", value)); token.ACR != "" {
 			t.Errorf("acr is %#v: got %q", value, token.ACR)
 		}
 	}
@@ -107,7 +112,7 @@ func TestEachClaimMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	}
 	for _, value := range []any{null, "", "odd", 7, []any{}, object{}, object{"jkt": 7}, object{"jkt": ""}} {
 		if _, err := v.Verify(t.Context(), ecKey().token(object{"cnf": value})); err == nil {
-			t.Errorf("cnf is %#v: a token that may be bound is accepted from anybody", value)
+			t.Errorf("cnf is %#v: a token that may be bound was accepted as a bearer token", value)
 		}
 	}
 	fresh := v.Handler(bearer.RequireFresh(time.Hour)(whoami))
@@ -131,38 +136,41 @@ func TestEachClaimMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	} {
 		wantInvalid(t, lax, ecKey().token(claims), badClaims)
 	}
-	if token := wantGood(t, lax, ecKey().token(object{"client_id": nil, "azp": null, "appid": "spa"}), "appid"); token.ClientID != "spa" {
+	if token := wantGood(t, lax,
+		ecKey().token(object{"client_id": nil, "azp": null, "appid": "spa"}), "appid"); token.ClientID != "spa" {
 		t.Errorf("got the client %q", token.ClientID)
 	}
 }
 
-// Where names differ only in case they are different, unless one of them is a
-// claim that is judged.
-func TestClaimsAreNamedExactly(t *testing.T) {
+// Claims whose names differ only in case are different, unless one of them is a
+// claim that is checked.
+func TestClaimNamesAreCaseSensitive(t *testing.T) {
 	t.Parallel()
 	v := newIssuer(ecKey().jwk()).verifier(t)
-	token := wantGood(t, v, ecKey().token(object{"groups": "a", "Groups": "b", "GROUPS": 7}), "three claims of one name, but for the case")
+	token := wantGood(t, v, ecKey().token(object{"groups": "a", "Groups": "b", "GROUPS": 7}),
+		"three claims of one name, but for the case")
 	if token.Claims.Text("Groups") != "" && token.Claims.Text("Groups") != "b" {
 		t.Errorf("got %q", token.Claims.Text("Groups"))
 	}
 	var folded struct{ Groups any }
 	if err := token.Claims.Decode(&folded); err == nil {
-		t.Errorf("Decode has chosen %v", folded.Groups)
+		t.Errorf("Decode chose %v", folded.Groups)
 	}
-	if token := wantGood(t, v, ecKey().token(object{"groups": "a"}), "one"); token.Claims.Decode(&folded) != nil || folded.Groups != "a" {
+	if token := wantGood(t, v, ecKey().token(object{"groups": "a"}),
+		"one"); token.Claims.Decode(&folded) != nil || folded.Groups != "a" {
 		t.Errorf("got %v", folded.Groups)
 	}
 	for _, name := range []string{"SUB", "ſub", "Iss", "EXP", "aud\u0000", "sub "} {
 		_, err := v.Verify(t.Context(), ecKey().token(object{"sub": nil, name: "alice"}))
 		if err == nil {
-			t.Errorf("%q passes for sub", name)
+			t.Errorf("%q was accepted as sub", name)
 		}
 	}
 }
 
-// A response in the place of metadata or keys is named, without its body and
-// without the query of its Location.
-func TestAnotherResponseInThePlaceOfKeysIsNamed(t *testing.T) {
+// An error about a wrong response names its URL, without the body and without
+// the query of a Location header.
+func TestFetchErrors(t *testing.T) {
 	t.Parallel()
 	redirect := func(path, location string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -189,30 +197,40 @@ func TestAnotherResponseInThePlaceOfKeysIsNamed(t *testing.T) {
 		answer http.HandlerFunc
 		want   string
 	}{
-		{redirect("/openid-configuration", "https://login.example/x?s3cr3t"), "GET https://id.example/.well-known/openid-configuration: it redirects to https://login.example/x, and redirects to another host are not followed (check the issuer)"},
-		{redirect("/keys", "https://keys.example/x?s3cr3t"), "GET https://id.example/keys: it redirects to https://keys.example/x, "},
-		{status("/keys", 404), "GET https://id.example/keys: 404 Not Found (check the jwks_uri of the issuer's metadata)"},
-		{status("/openid-configuration", 403), "GET https://id.example/.well-known/openid-configuration: 403 Forbidden (check the issuer)"},
-		{status("/openid-configuration", 503), "GET https://id.example/.well-known/openid-configuration: 503 Service Unavailable"},
+		{redirect("/openid-configuration", "https://login.example/x?s3cr3t"),
+			"GET https://id.example/.well-known/openid-configuration: " +
+				"redirect to another host is not followed: https://login.example/x (check the issuer)"},
+		{redirect("/keys", "https://keys.example/x?s3cr3t"),
+			"GET https://id.example/keys: redirect to another host is not followed: https://keys.example/x"},
+		{status("/keys", 404),
+			"GET https://id.example/keys: 404 Not Found (check the jwks_uri of the issuer's metadata)"},
+		{status("/openid-configuration", 403),
+			"GET https://id.example/.well-known/openid-configuration: 403 Forbidden (check the issuer)"},
+		{status("/openid-configuration", 503),
+			"GET https://id.example/.well-known/openid-configuration: 503 Service Unavailable"},
 	} {
 		iss := newIssuer()
 		iss.misbehave(test.answer)
 		_, err := iss.verifier(t).Verify(t.Context(), ecKey().token())
-		if !errors.Is(err, bearer.ErrUnavailable) || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "b0dy") || strings.Contains(err.Error(), "s3cr3t") {
+		if !errors.Is(err, bearer.ErrUnavailable) || !strings.Contains(err.Error(), test.want) ||
+			strings.Contains(err.Error(), "b0dy") || strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("got %v\nwant %s", err, test.want)
 		}
 	}
 }
 
-// Errors about a key set do not quote its keys, and do not grow with them.
-func TestAKeySetOfJunkIsDescribedInShort(t *testing.T) {
+// Errors about a key set do not quote keys and are short.
+func TestKeySetErrorIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var junk []object
 		for i := range 100 {
-			junk = append(junk, object{"kty": "RSA", "kid": fmt.Sprint("old", i), "use": "sig", "n": strings.Repeat("c2VjcmV0", 100), "e": "!!"})
+			junk = append(junk,
+				object{"kty": "RSA", "kid": fmt.Sprint("old", i), "use": "sig",
+					"n": strings.Repeat("c2VjcmV0", 100), "e": "!!"})
 		}
 		_, err := newIssuer(junk...).verifier(t).Verify(t.Context(), ecKey().token())
-		if !errors.Is(err, bearer.ErrUnavailable) || strings.Contains(err.Error(), "c2Vj") || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "and 95 more") {
+		if !errors.Is(err, bearer.ErrUnavailable) || strings.Contains(err.Error(), "c2Vj") ||
+			len(err.Error()) > 1000 || !strings.Contains(err.Error(), "and 95 more") {
 			t.Errorf("got %d bytes: %v", len(fmt.Sprint(err)), err)
 		}
 	})

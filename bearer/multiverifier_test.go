@@ -13,7 +13,7 @@ import (
 
 const otherURL = "https://other.example"
 
-// another returns a verifier for a second issuer that has the keys.
+// another returns a verifier for a second issuer with the given keys.
 func another(t *testing.T, url string, keys ...object) *bearer.Verifier {
 	t.Helper()
 	transport := roundTrip(func(r *http.Request) *http.Response {
@@ -39,10 +39,10 @@ type roundTrip func(*http.Request) *http.Response
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r), nil }
 
-func TestIssuersAreKeptApart(t *testing.T) {
+func TestMultiVerifierSeparatesIssuers(t *testing.T) {
 	theirs := otherEC() // under the kid that our issuer's key has, too
 	one := newIssuer(ecKey().jwk(), rsaKey().jwk()).verifier(t, func(c *bearer.Config) { c.Realm = "first" })
-	v, err := bearer.Either(one, another(t, otherURL, theirs.jwk(), rsaKey().jwk()))
+	v, err := bearer.NewMultiVerifier(one, another(t, otherURL, theirs.jwk(), rsaKey().jwk()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,23 +58,26 @@ func TestIssuersAreKeptApart(t *testing.T) {
 	wantInvalid(t, v, ecKey().token(object{"aud": "their name for us"}), otherAudience)
 	wantInvalid(t, v, ecKey().token(object{"iss": otherURL + "/"}), otherIssuer)
 	wantInvalid(t, v, ecKey().token(object{"iss": nil}), otherIssuer)
-	wantInvalid(t, v, ecKey().sign(headerOf(ecKey()), []byte(`{"iss":"`+issuerURL+`","iss":"`+otherURL+`"}`)), badClaims)
+	wantInvalid(t, v,
+		ecKey().sign(headerOf(ecKey()), []byte(`{"iss":"`+issuerURL+`","iss":"`+otherURL+`"}`)), badClaims)
 	if got := send(v.Handler(whoami), "").Header.Get("WWW-Authenticate"); got != `Bearer realm="first"` {
 		t.Errorf("got the challenge %q, want that of the first", got)
 	}
 }
 
-func TestWhatCannotBeOneVerifier(t *testing.T) {
+func TestNewMultiVerifierErrors(t *testing.T) {
 	one := newIssuer(ecKey().jwk()).verifier(t)
 	two := another(t, otherURL, ecKey().jwk())
-	both, err := bearer.Either(one, two)
+	both, err := bearer.NewMultiVerifier(one, two)
 	if err != nil {
 		t.Fatal(err)
 	}
 	asks := func(v *bearer.Config) {
-		v.Introspection = &bearer.Introspection{Endpoint: issuerURL + "/introspect", ClientID: "api", ClientSecret: "secret"}
+		v.Introspection = &bearer.Introspection{Endpoint: issuerURL + "/introspect",
+			ClientID: "api", ClientSecret: "secret"}
 	}
-	third, err := bearer.NewVerifier(bearer.Config{Issuer: "https://third.example", Audience: "x", Introspection: &bearer.Introspection{Endpoint: "https://third.example/i", ClientID: "c", ClientSecret: "s"}})
+	third, err := bearer.NewVerifier(bearer.Config{Issuer: "https://third.example", Audience: "x",
+		Introspection: &bearer.Introspection{Endpoint: "https://third.example/i", ClientID: "c", ClientSecret: "s"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,29 +85,31 @@ func TestWhatCannotBeOneVerifier(t *testing.T) {
 		verifiers []*bearer.Verifier
 		want      string
 	}{
-		{nil, "there is no verifier"},
-		{[]*bearer.Verifier{one, two, one}, `the issuer "https://id.example" is there twice`},
-		{[]*bearer.Verifier{both, two}, `the issuer "https://other.example" is there twice`},
-		{[]*bearer.Verifier{newIssuer().verifier(t, asks), third}, "more than one has Introspection, and a token that is no JWT does not say which of them it is for"},
+		{nil, "no verifier given"},
+		{[]*bearer.Verifier{one, two, one}, `issuer "https://id.example": two verifiers have it`},
+		{[]*bearer.Verifier{both, two}, `issuer "https://other.example": two verifiers have it`},
+		{[]*bearer.Verifier{newIssuer().verifier(t, asks), third},
+			"more than one verifier has Introspection, and opaque tokens do not name their issuer"},
 	} {
-		if v, err := bearer.Either(test.verifiers...); v != nil || err == nil || err.Error() != test.want {
+		if v, err := bearer.NewMultiVerifier(test.verifiers...); v != nil || err == nil || err.Error() != test.want {
 			t.Errorf("got %v, %v, want %q", v, err, test.want)
 		}
 	}
 }
 
-func TestClientsCanBeNamed(t *testing.T) {
+func TestClients(t *testing.T) {
 	v := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.Clients = []string{"cron", "spa"} })
 	wantGood(t, v, ecKey().token(), "of the client spa")
 	for _, client := range []string{"sp", "SPA", "spa cron"} {
 		wantInvalid(t, v, ecKey().token(object{"client_id": client}), "the token is of a client that is not accepted")
 	}
-	lax := newIssuer(ecKey().jwk()).verifier(t, func(c *bearer.Config) { c.Clients, c.InsecureAllowAnyType = []string{"spa"}, true })
+	lax := newIssuer(ecKey().jwk()).verifier(t,
+		func(c *bearer.Config) { c.Clients, c.InsecureAllowAnyType = []string{"spa"}, true })
 	wantInvalid(t, lax, ecKey().token(object{"client_id": nil}), "the token is of a client that is not accepted")
 }
 
-// Tokens as the providers write them whose tokens are not by RFC 9068.
-func TestTokensOfProvidersThatWriteThemTheirOwnWay(t *testing.T) {
+// Tokens of providers that do not follow RFC 9068.
+func TestTokensThatDeviateFromRFC9068(t *testing.T) {
 	lax := func(c *bearer.Config) { c.InsecureAllowAnyType = true }
 	none := object{"client_id": nil, "scope": nil, "jti": nil}
 	for _, test := range []struct {
@@ -115,18 +120,25 @@ func TestTokensOfProvidersThatWriteThemTheirOwnWay(t *testing.T) {
 		scopes string
 		reason string // empty: accepted
 	}{
-		{"Okta", lax, object{"cid": "spa", "scp": []string{"orders:read", "openid"}, "uid": "00u1", "ver": 1}, "spa", "orders:read openid", ""},
-		{"Entra ID, version 2", lax, object{"azp": "spa", "scp": "orders:read User.Read", "ver": "2.0"}, "spa", "orders:read User.Read", ""},
-		{"Entra ID, version 1", lax, object{"appid": "spa", "scp": "orders:read", "ver": "1.0"}, "spa", "orders:read", ""},
-		{"Auth0", lax, object{"azp": "spa", "scope": "openid orders:read", "gty": "password", "permissions": []string{"x"}}, "spa", "openid orders:read", ""},
-		{"Keycloak", lax, object{"azp": "spa", "typ": "Bearer", "scope": "openid", "realm_access": object{"roles": []string{"x"}}}, "spa", "openid", ""},
+		{"Okta", lax, object{"cid": "spa", "scp": []string{"orders:read", "openid"}, "uid": "00u1",
+			"ver": 1}, "spa", "orders:read openid", ""},
+		{"Entra ID, version 2", lax,
+			object{"azp": "spa", "scp": "orders:read User.Read", "ver": "2.0"}, "spa", "orders:read User.Read", ""},
+		{"Entra ID, version 1", lax, object{"appid": "spa", "scp": "orders:read", "ver": "1.0"},
+			"spa", "orders:read", ""},
+		{"Auth0", lax, object{"azp": "spa", "scope": "openid orders:read", "gty": "password",
+			"permissions": []string{"x"}}, "spa", "openid orders:read", ""},
+		{"Keycloak", lax,
+			object{"azp": "spa", "typ": "Bearer", "scope": "openid",
+				"realm_access": object{"roles": []string{"x"}}}, "spa", "openid", ""},
 		{"scope beside scp", lax, object{"scope": "a", "scp": []string{"b"}}, "", "a", ""},
 		{"Keycloak's ID token", lax, object{"azp": "spa", "typ": "ID"}, "", "", badType},
 		{"Keycloak's refresh token", lax, object{"azp": "spa", "typ": "Refresh"}, "", "", badType},
 		{"Cognito's ID token", lax, object{"token_use": "id"}, "", "", badType},
 		{"Cognito, with its client named", func(c *bearer.Config) {
 			c.InsecureAllowAnyType, c.InsecureAllowNoAudience, c.Clients = true, true, []string{"spa"}
-		}, object{"client_id": "spa", "aud": nil, "token_use": "access", "scope": "orders:read"}, "spa", "orders:read", ""},
+		}, object{"client_id": "spa", "aud": nil, "token_use": "access", "scope": "orders:read"},
+			"spa", "orders:read", ""},
 		{"another audience where none is needed", func(c *bearer.Config) {
 			c.InsecureAllowAnyType, c.InsecureAllowNoAudience, c.Clients = true, true, []string{"spa"}
 		}, object{"client_id": "spa", "aud": "invoices"}, "", "", otherAudience},
@@ -140,19 +152,27 @@ func TestTokensOfProvidersThatWriteThemTheirOwnWay(t *testing.T) {
 				wantInvalid(t, v, raw, test.reason)
 				return
 			}
-			if token := wantGood(t, v, raw, test.name); token.ClientID != test.client || strings.Join(token.Scopes, " ") != test.scopes {
-				t.Errorf("got the client %q and the scopes %q, want %q and %q", token.ClientID, token.Scopes, test.client, test.scopes)
+			if token := wantGood(t, v, raw, test.name); token.ClientID != test.client ||
+				strings.Join(token.Scopes, " ") != test.scopes {
+				t.Errorf("got the client %q and the scopes %q, want %q and %q", token.ClientID,
+					token.Scopes, test.client, test.scopes)
 			}
 		})
 	}
 	strict := newIssuer(ecKey().jwk()).verifier(t)
-	if token := wantGood(t, strict, ecKey().token(object{"scope": nil, "scp": []string{"admin"}, "azp": "x"}), "by RFC 9068"); token.Scopes != nil || token.ClientID != "spa" {
+	if token := wantGood(t, strict,
+		ecKey().token(object{"scope": nil, "scp": []string{"admin"},
+			"azp": "x"}), "by RFC 9068"); token.Scopes != nil || token.ClientID != "spa" {
 		t.Errorf("got %q and %q: scp and azp mean something", token.Scopes, token.ClientID)
 	}
 }
 
-func TestClaimsAreFoundByTheirPath(t *testing.T) {
-	c := bearer.Claims(`{"tenant":"acme","roles":["a","b"],"one":"x","realm_access":{"roles":["r"],"Roles":["R"]},"https://example.com/roles":["ns"],"mixed":["a",1],"n":1,"null":null,"a.b":"dotted","deep":{"a":{"b":"c"}}}`)
+func TestClaimsTextAndList(t *testing.T) {
+	c := bearer.Claims(`{
+		"tenant": "acme", "roles": ["a", "b"], "one": "x",
+		"realm_access": {"roles": ["r"], "Roles": ["R"]}, "https://example.com/roles": ["ns"],
+		"mixed": ["a", 1], "n": 1, "null": null, "a.b": "dotted", "deep": {"a": {"b": "c"}}
+	}`)
 	for _, test := range []struct {
 		path []string
 		text string
@@ -174,7 +194,8 @@ func TestClaimsAreFoundByTheirPath(t *testing.T) {
 		{nil, "", ""},
 		{[]string{"realm_access", "roles"}, "", ""}, // it is there in two cases: nobody can tell which is meant
 	} {
-		if text, list := c.Text(test.path...), strings.Join(c.List(test.path...), " "); text != test.text || list != test.list {
+		if text, list := c.Text(test.path...), strings.Join(c.List(test.path...),
+			" "); text != test.text || list != test.list {
 			t.Errorf("%q: got %q and %q, want %q and %q", test.path, text, list, test.text, test.list)
 		}
 	}
