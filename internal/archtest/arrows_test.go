@@ -1,0 +1,169 @@
+// Package archtest tests which packages of this module import each other.
+package archtest
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module = "github.com/cloakroom-bff/cloakroom"
+	root   = "../.."
+)
+
+// arrows lists, for each package, the packages of this module that it may
+// import. Test files are exempt. A new arrow is a decision: add it here and to the
+// table in .github/CONTRIBUTING.md.
+//
+//   - bff is the only package that knows a provider, an upstream, a problem and a
+//     session. oidc and proxy do not know each other.
+//   - oidc does not know problem: bff turns its errors into problems.
+//   - session, tokenstore, bearer and web know none of these. They are used
+//     without bff.
+var arrows = map[string][]string{
+	"cmd/cloakroom": {"bearer", "bff", "session", "tokenstore", "web",
+		"internal/config", "internal/devidp", "internal/sampleapi"},
+	"cmd/sample-api": {"internal/sampleapi"},
+
+	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web"},
+
+	"bff": {"bff/oidc", "bff/problem", "bff/proxy", "session",
+		"internal/http1", "internal/loopback", "internal/pace", "internal/urlpath"},
+	"bff/oidc": {"session",
+		"internal/dpop", "internal/flight", "internal/jwks", "internal/loopback", "internal/strictjson"},
+	"bff/proxy": {"bff/problem",
+		"internal/dpop", "internal/http1", "internal/pace", "internal/urlpath"},
+	"bff/problem": {},
+
+	"session":    {"internal/flight"},
+	"tokenstore": {},
+	"bearer":     {"internal/flight", "internal/jwks", "internal/strictjson"},
+	"web":        {},
+
+	"internal/dpop":       {},
+	"internal/flight":     {},
+	"internal/http1":      {},
+	"internal/jwks":       {"internal/flight", "internal/strictjson"},
+	"internal/loopback":   {},
+	"internal/pace":       {},
+	"internal/strictjson": {},
+	"internal/urlpath":    {},
+
+	// The rest is for development.
+	"bff/bfftest":                {"internal/devidp", "internal/testenv"},
+	"tokenstore/storetest":       {"session", "internal/testenv"},
+	"docs/apis/go":               {"bearer"},
+	"internal/benchtable":        {},
+	"internal/devidp":            {},
+	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},
+	"internal/proxybench":        {"internal/benchtable", "internal/devidp"},
+	"internal/sampleapi":         {"bearer"},
+	"internal/sessionbench":      {"session", "tokenstore", "internal/benchtable"},
+	"internal/testenv":           {},
+	"internal/textlint":          {},
+}
+
+// sessionHTTPFile is the only file of package session that imports net/http: the
+// rest of the package works without an HTTP request.
+const sessionHTTPFile = "session/cookie.go"
+
+func TestPackagesImportOnlyWhatTheirArrowsAllow(t *testing.T) {
+	t.Parallel()
+	files := imports(t)
+	if len(files) == 0 {
+		t.Fatal("found no Go files")
+	}
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		from := path.Dir(file)
+		allowed, ok := arrows[from]
+		if !ok {
+			t.Errorf("%s: package %s has no entry in arrows", file, from)
+			continue
+		}
+		for _, imported := range files[file] {
+			to, ours := strings.CutPrefix(imported, module+"/")
+			if ours && !slices.Contains(allowed, to) {
+				t.Errorf("%s: %s imports %s, want one of %q", file, from, to, allowed)
+			}
+		}
+	}
+}
+
+func TestSessionImportsHTTPInCookieFileOnly(t *testing.T) {
+	t.Parallel()
+	files := imports(t)
+	if !slices.Contains(files[sessionHTTPFile], "net/http") {
+		t.Errorf("%s does not import net/http, got %q", sessionHTTPFile, files[sessionHTTPFile])
+	}
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		if path.Dir(file) != "session" || file == sessionHTTPFile {
+			continue
+		}
+		if slices.Contains(files[file], "net/http") {
+			t.Errorf("%s imports net/http, only %s may", file, sessionHTTPFile)
+		}
+	}
+}
+
+// imports returns the imports of every Go file of the module, except tests, by
+// its path from the root with slashes. Files for other systems are included.
+func imports(t *testing.T) map[string][]string {
+	t.Helper()
+	files := make(map[string][]string)
+	err := filepath.WalkDir(root, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			return skip(name, entry.Name())
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(root, name)
+		if err != nil {
+			return err
+		}
+		var imported []string
+		for _, spec := range parsed.Imports {
+			unquoted, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			imported = append(imported, unquoted)
+		}
+		files[filepath.ToSlash(relative)] = imported
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// skip returns fs.SkipDir for a folder that holds no packages of this module.
+func skip(name, base string) error {
+	if name == root {
+		return nil
+	}
+	if base == "testdata" || base == "node_modules" || strings.HasPrefix(base, ".") || strings.HasPrefix(base, "_") {
+		return fs.SkipDir
+	}
+	if _, err := os.Stat(filepath.Join(name, "go.mod")); err == nil {
+		return fs.SkipDir // another module
+	}
+	return nil
+}
