@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestTheCacheIsBounded(t *testing.T) {
+func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)
 		c.setValidUntil(time.Now().Add(time.Hour))
@@ -15,9 +15,12 @@ func TestTheCacheIsBounded(t *testing.T) {
 			for i := range n {
 				id := fmt.Sprint(i)
 				generation, valid := c.beginRead(id)
-				c.put(&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
+				c.put(
+					&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)},
+					generation, valid, time.Now(),
+				)
 				if size < cacheShardSize && c.get(id, time.Now()) == nil {
-					t.Fatal("what was read just now is not cached")
+					t.Fatal("an entry is missing right after put")
 				}
 			}
 		}
@@ -28,34 +31,35 @@ func TestTheCacheIsBounded(t *testing.T) {
 					size += e.session.size()
 				}
 				if c.shards[i].size > cacheShardSize {
-					t.Errorf("a shard holds %d bytes", c.shards[i].size)
+					t.Errorf("a shard has %d bytes", c.shards[i].size)
 				}
 			}
 			return n, size
 		}
 		fill(100_000, 1000)
 		if n, size := held(); size > cacheShards*cacheShardSize || n < 20_000 {
-			t.Errorf("%d sessions of %d bytes are held, want %d bytes at most, and almost as many", n, size, cacheShards*cacheShardSize)
+			t.Errorf("the cache has %d sessions of %d bytes, want almost %d bytes",
+				n, size, cacheShards*cacheShardSize)
 		}
 		fill(100, cacheShardSize)
 		fill(200, cacheShardSize/4)
 		time.Sleep(10 * time.Second)
 		fill(1000, 1000)
 		if n, _ := held(); n > 1000 {
-			t.Errorf("%d sessions are held ten seconds later, want the 1000 in use", n)
+			t.Errorf("the cache has %d sessions ten seconds later, want the 1000 in use", n)
 		}
 		for i := range 1000 {
 			c.drop(fmt.Sprint(i))
 		}
 		for i := range c.shards {
 			if shard := &c.shards[i]; shard.size != 0 || len(shard.entries) != 0 {
-				t.Errorf("an empty shard holds %d sessions and %d bytes", len(shard.entries), shard.size)
+				t.Errorf("an empty shard has %d sessions and %d bytes", len(shard.entries), shard.size)
 			}
 		}
 	})
 }
 
-func TestASessionIsReadAgainByOneBeforeItIsTooOld(t *testing.T) {
+func TestCacheReloadsEntryBeforeItIsTooOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(5 * time.Second)
 		c.setValidUntil(time.Now().Add(time.Hour))
@@ -79,47 +83,54 @@ func TestASessionIsReadAgainByOneBeforeItIsTooOld(t *testing.T) {
 		if got, want := got(), "read cached cached "; got != want {
 			t.Errorf("almost too old: %s, want %s", got, want)
 		}
-		time.Sleep(time.Second) // and whoever was to read it has not
+		time.Sleep(time.Second) // and the caller that got nil has not read it
 		if got, want := got(), "read read read "; got != want {
 			t.Errorf("too old: %s, want %s", got, want)
 		}
 	})
 }
 
-func TestWhatWasReadWhileNobodyVouchedIsNotCached(t *testing.T) {
+func TestReadWhileCacheWasInvalidIsNotCached(t *testing.T) {
 	c := newCache(5 * time.Second)
 	generation, valid := c.beginRead("id")
-	c.setValidUntil(time.Now().Add(time.Hour)) // for what changes from now on
+	c.setValidUntil(time.Now().Add(time.Hour))
 	c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
 	if c.get("id", time.Now()) != nil {
-		t.Error("it is cached")
+		t.Error("a read from before is cached")
 	}
 }
 
-func TestWhatWasInACookieIsNotRememberedForLong(t *testing.T) {
+func TestCookieCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newCookieCache()
 		for i := range 200_000 {
 			o.put(fmt.Sprint(i), Ticket{sessionID: fmt.Sprint(i)}, CookieOutdated, time.Now())
-			if got, state, ok := o.get(fmt.Sprint(i), time.Now()); !ok || state != CookieOutdated || got.sessionID != fmt.Sprint(i) {
-				t.Fatalf("%d: got %v, %v, %v", i, got.sessionID, state, ok)
+			got, state, ok := o.get(fmt.Sprint(i), time.Now())
+			if !ok {
+				t.Fatalf("cookie %d is missing right after put", i)
+			}
+			if state != CookieOutdated {
+				t.Fatalf("cookie %d is %s, want outdated", i, state)
+			}
+			if got.sessionID != fmt.Sprint(i) {
+				t.Fatalf("cookie %d has the ticket %s", i, got.sessionID)
 			}
 		}
-		held := 0
+		size := 0
 		for i := range o.shards {
-			held += len(o.shards[i].cookies)
+			size += len(o.shards[i].cookies)
 		}
-		if held > cacheShards*cookieCacheShardSize {
-			t.Errorf("%d are remembered", held)
+		if size > cacheShards*cookieCacheShardSize {
+			t.Errorf("the cache has %d cookies", size)
 		}
 		time.Sleep(cookieCacheAge + time.Second)
 		if _, _, ok := o.get("199999", time.Now()); ok {
-			t.Error("it is remembered for longer than that")
+			t.Error("a cookie is older than cookieCacheAge")
 		}
 	})
 }
 
-func TestStoppingAnEndWatcherTwiceStopsNoOther(t *testing.T) {
+func TestEndWatcherStopsOnce(t *testing.T) {
 	var e endWatchers
 	first, second := &endWatcher{session: &Session{ID: "a"}}, &endWatcher{session: &Session{ID: "a"}}
 	e.add(first)

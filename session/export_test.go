@@ -5,25 +5,24 @@ import (
 	"encoding/json"
 )
 
-// TicketBytes returns the half of the key that only the cookie holds, for a
-// test that looks for it where it must not be.
+// TicketBytes returns the data key in the session's ticket.
 func (m *Manager) TicketBytes(s *Session) []byte { return s.ticket.dataKey[:] }
 
-// TicketIDBytes returns what the cookie names the session by, of which
-// Session.ID is a hash, and behind it TicketBytes.
+// TicketIDBytes returns the id in the session's ticket, followed by
+// TicketBytes.
 func (m *Manager) TicketIDBytes(s *Session) []byte {
 	return s.ticket.bytes()
 }
 
-// TicketWithOtherKey returns a ticket with the session's id and a data key that
-// is not its.
+// TicketWithOtherKey returns a ticket with the session's id and another data
+// key.
 func TicketWithOtherKey(s *Session) Ticket {
 	forged := s.ticket
 	forged.dataKey[0] ^= 1
 	return forged
 }
 
-// Open reads the record of a session that another Manager has started.
+// Open reads the record of a session that another Manager started.
 func (m *Manager) Open(ctx context.Context, s *Session) (*Session, error) {
 	return m.load(ctx, s.ticket)
 }
@@ -48,7 +47,7 @@ func (m *Manager) RecordJSON(ctx context.Context, s *Session) ([]byte, error) {
 }
 
 // AddMember adds a member to the JSON in a session's record, as a later release
-// may do.
+// may.
 func (m *Manager) AddMember(ctx context.Context, s *Session, name string, value json.RawMessage) error {
 	s, err := m.load(ctx, s.ticket)
 	if err != nil {

@@ -12,7 +12,17 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// signInAs starts a session and returns a request that brings its cookie.
+// endAll ends sessions and returns their IDs.
+func endAll(t *testing.T, m *session.Manager, issuer, subject, sid string) []string {
+	t.Helper()
+	ended, err := m.EndAll(context.Background(), issuer, subject, sid, session.ReasonBackchannel)
+	if err != nil {
+		t.Error(err)
+	}
+	return ended
+}
+
+// signInAs starts a session and returns its ticket.
 func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) session.Ticket {
 	t.Helper()
 	s, err := m.Start(t.Context(), session.New{Issuer: issuer, Subject: subject, SID: sid, Tokens: tokens()})
@@ -22,17 +32,23 @@ func signInAs(t *testing.T, m *session.Manager, issuer, subject, sid string) ses
 	return s.Ticket()
 }
 
-func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
+func TestEndAllEndsMatchingSessionsOnly(t *testing.T) {
 	const here, there = "https://id.example", "https://other.example"
 	for _, test := range []struct {
 		name         string
 		subject, sid string
-		want         string // who is left
+		want         string // the sessions that are alive after it
 	}{
 		{"a session at the provider", "", "s1", "alice s2, bob s3, alice without sid, alice s1 of another issuer"},
 		{"a user", "alice", "", "bob s3, alice s1 of another issuer"},
-		{"a session at the provider and its user", "alice", "s1", "alice s2, bob s3, alice without sid, alice s1 of another issuer"},
-		{"a session at the provider that is another user's", "bob", "s1", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
+		{
+			"a session at the provider and its user", "alice", "s1",
+			"alice s2, bob s3, alice without sid, alice s1 of another issuer",
+		},
+		{
+			"a session at the provider that is another user's", "bob", "s1",
+			"alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer",
+		},
 		{"nobody", "carol", "", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
 		{"an unknown session", "", "s9", "alice s1, alice s2, bob s3, alice without sid, alice s1 of another issuer"},
 	} {
@@ -47,34 +63,32 @@ func TestEndAllEndsThoseItNamesAndNobodyElse(t *testing.T) {
 			{"alice without sid", signInAs(t, m, here, "alice", "")},
 			{"alice s1 of another issuer", signInAs(t, m, there, "alice", "s1")},
 		}
-		ended, err := m.EndAll(t.Context(), here, test.subject, test.sid, session.ReasonBackchannel)
-		if err != nil {
-			t.Fatal(err)
-		}
+		ended := endAll(t, m, here, test.subject, test.sid)
 		var left []string
 		for _, s := range sessions {
 			if _, err := m.Find(t.Context(), s.ticket); err == nil {
 				left = append(left, s.name)
 			}
 		}
-		if got := strings.Join(left, ", "); got != test.want || len(ended) != len(sessions)-len(left) {
-			t.Errorf("%s: %d ended, left are %s; want %s", test.name, len(ended), got, test.want)
-		}
+		wantEqual(t, test.name+": alive", strings.Join(left, ", "), test.want)
+		wantEqual(t, test.name+": the number of ended sessions", len(ended), len(sessions)-len(left))
 	}
-	if _, err := newManager(t, session.Config{}).EndAll(t.Context(), here, "", "", session.ReasonBackchannel); err == nil {
-		t.Error("neither subject nor sid: taken for everybody")
+	m := newManager(t, session.Config{})
+	if _, err := m.EndAll(t.Context(), here, "", "", session.ReasonBackchannel); err == nil {
+		t.Error("neither subject nor sid: got no error")
 	}
 }
 
-// The provider says that a session is over whose callback is still being worked
-// on.
-func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
-	for name, logout := range map[string]struct{ subject, sid string }{"by sid": {"", "s1"}, "by user": {"alice", ""}, "by both": {"alice", "s1"}} {
+// The provider ends a session while its login is being completed.
+func TestLogoutDuringLoginWins(t *testing.T) {
+	for name, logout := range map[string]struct{ subject, sid string }{
+		"by sid": {"", "s1"}, "by user": {"alice", ""}, "by both": {"alice", "s1"},
+	} {
 		for when, delay := range map[string]func(store *interposedStore, logout func()){
-			"before the callback":            func(_ *interposedStore, logout func()) { logout() },
-			"before the session is enlisted": func(s *interposedStore, logout func()) { s.before("Add", logout) },
-			"before the session is written":  func(s *interposedStore, logout func()) { s.before("Create", logout) },
-			"after the session was written":  func(s *interposedStore, logout func()) { s.before("Members", logout) },
+			"before the callback":           func(_ *interposedStore, logout func()) { logout() },
+			"before the session is indexed": func(s *interposedStore, logout func()) { s.before("Add", logout) },
+			"before the session is written": func(s *interposedStore, logout func()) { s.before("Create", logout) },
+			"after the session was written": func(s *interposedStore, logout func()) { s.before("Members", logout) },
 		} {
 			synctest.Test(t, func(t *testing.T) {
 				store := &interposedStore{Memory: new(tokenstore.Memory)}
@@ -82,11 +96,11 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 				began := time.Now()
 				time.Sleep(time.Second)
 				delay(store, func() {
-					if _, err := m.EndAll(t.Context(), "https://id.example", logout.subject, logout.sid, session.ReasonBackchannel); err != nil {
-						t.Error(err)
-					}
+					endAll(t, m, "https://id.example", logout.subject, logout.sid)
 				})
-				_, err := m.Start(t.Context(), session.New{Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tokens(), Began: began})
+				_, err := m.Start(t.Context(), session.New{
+					Issuer: "https://id.example", Subject: "alice", SID: "s1", Tokens: tokens(), Began: began,
+				})
 				if !errors.Is(err, session.ErrEnded) {
 					t.Errorf("logout %s %s: got %v, want ErrEnded", name, when, err)
 				}
@@ -95,25 +109,21 @@ func TestALogoutThatOvertakesItsLoginWins(t *testing.T) {
 	}
 }
 
-func TestALoginAfterALogoutIsANewOne(t *testing.T) {
+func TestLoginAfterLogoutStartsSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{})
-		if _, err := m.EndAll(t.Context(), "https://id.example", "alice", "", session.ReasonBackchannel); err != nil {
-			t.Fatal(err)
-		}
+		endAll(t, m, "https://id.example", "alice", "")
 		time.Sleep(time.Millisecond)
 		ticket := signInAs(t, m, "https://id.example", "alice", "s2")
 		wantAlive(t, m, ticket, "signed in again")
-		if _, err := m.EndAll(t.Context(), "https://id.example", "", "s3", session.ReasonBackchannel); err != nil {
-			t.Fatal(err)
-		}
+		endAll(t, m, "https://id.example", "", "s3")
 		time.Sleep(time.Millisecond)
 		ticket = signInAs(t, m, "https://id.example", "alice", "s3")
 		wantAlive(t, m, ticket, "signed in again, and the provider has kept its sid")
 	})
 }
 
-func TestAUserHasSoManySessionsAtMost(t *testing.T) {
+func TestMaxPerUserEndsOldestSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{MaxPerUser: 2, IdleTimeout: 10 * time.Minute})
 		bob := signInAs(t, m, "i", "bob", "")
@@ -126,16 +136,16 @@ func TestAUserHasSoManySessionsAtMost(t *testing.T) {
 		wantAlive(t, m, second, "the second")
 		wantAlive(t, m, third, "the third")
 		wantAlive(t, m, bob, "another user's")
-		time.Sleep(9 * time.Minute) // the second has been idle for too long
+		time.Sleep(9 * time.Minute) // until the second expires
 		wantNone(t, m, second, "idle")
 		m.Touch(t.Context(), wantAlive(t, m, third, "the third"))
 		fourth := signInAs(t, m, "i", "alice", "")
-		wantAlive(t, m, third, "of two that live")
+		wantAlive(t, m, third, "one of two")
 		wantAlive(t, m, fourth, "the fourth")
 	})
 }
 
-func TestTheOldestSessionIsTheOldestAlsoAfterANewKey(t *testing.T) {
+func TestMaxPerUserAfterKeyRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		before := newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}})
@@ -148,11 +158,17 @@ func TestTheOldestSessionIsTheOldestAlsoAfterANewKey(t *testing.T) {
 	})
 }
 
-func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
-	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
+func TestEndedSessionLeavesTombstoneOnly(t *testing.T) {
+	p := &tokenEndpoint{
+		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
+	}
 	for name, end := range map[string]func(ctx context.Context, m *session.Manager, ticket session.Ticket){
-		"logout":          func(ctx context.Context, m *session.Manager, ticket session.Ticket) { findEnd(ctx, m, ticket) },
-		"refused refresh": func(ctx context.Context, m *session.Manager, ticket session.Ticket) { findRefresh(ctx, m, ticket) },
+		"logout": func(ctx context.Context, m *session.Manager, ticket session.Ticket) {
+			findEnd(ctx, m, ticket)
+		},
+		"refused refresh": func(ctx context.Context, m *session.Manager, ticket session.Ticket) {
+			findRefresh(ctx, m, ticket)
+		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			store := new(tokenstore.Memory)
@@ -169,8 +185,10 @@ func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
 			if n := store.Len(); n != 1 {
 				t.Errorf("%s: %d keys are left, want the tombstone", name, n)
 			}
-			time.Sleep(12 * time.Hour)                                                      // until its cookie has expired
-			if _, err := store.Create(t.Context(), "other", nil, time.Second); err != nil { // a write removes expired keys
+			// Until its cookie has expired.
+			time.Sleep(12 * time.Hour)
+			// A write removes expired keys.
+			if _, err := store.Create(t.Context(), "other", nil, time.Second); err != nil {
 				t.Fatal(err)
 			}
 			if n := store.Len(); n != 1 {
@@ -180,7 +198,7 @@ func TestAnEndedSessionLeavesNothingBehind(t *testing.T) {
 	}
 }
 
-func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
+func TestTouchMovesSessionToNewKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		manager := func(keys ...[]byte) *session.Manager {
@@ -194,14 +212,14 @@ func TestASessionThatWasSealedWithAnOldKeyOutlivesTheKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantAlive(t, manager(keyB), ticket, "touched, and the old key removed")
-		if ended, err := manager(keyB).EndAll(t.Context(), "https://id.example", "alice", "", session.ReasonBackchannel); err != nil || len(ended) != 1 {
-			t.Errorf("logout of what the old key had enlisted: got %v, %v, want one session", ended, err)
+		if ended := endAll(t, manager(keyB), "https://id.example", "alice", ""); len(ended) != 1 {
+			t.Errorf("EndAll ended %v, want the session that the old key indexed", ended)
 		}
 		wantNone(t, manager(keyB), ticket, "ended")
 	})
 }
 
-// interposedStore lets something happen before a method is called.
+// interposedStore runs a function before the next call of one method.
 type interposedStore struct {
 	*tokenstore.Memory
 	method string

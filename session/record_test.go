@@ -13,9 +13,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// A member that a later release has put into a record is still there when this
-// one has written the record again.
-func TestMembersOfALaterReleaseAreKept(t *testing.T) {
+// A member that a later release added is still in a record that this release
+// has written again.
+func TestRecordKeepsUnknownMembers(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
 	p := new(tokenEndpoint)
@@ -29,9 +29,11 @@ func TestMembersOfALaterReleaseAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Tokens.Access == started.Tokens.Access || s.Subject != "alice" || string(s.Claims) != `{"sub":"alice"}` {
-		t.Errorf("after a refresh: got %+v", s)
+	if s.Tokens.Access == started.Tokens.Access {
+		t.Error("the access token was not refreshed")
 	}
+	wantEqual(t, "Subject", s.Subject, "alice")
+	wantEqual(t, "Claims", string(s.Claims), `{"sub":"alice"}`)
 	record, err := m.RecordJSON(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
@@ -45,9 +47,8 @@ func TestMembersOfALaterReleaseAreKept(t *testing.T) {
 	}
 }
 
-// The layout is what docs/sessions.md and the comment at recordVersion say: a
-// change of it is a new version.
-func TestARecordBeginsWithItsVersion(t *testing.T) {
+// A change of the layout is a new version.
+func TestRecordBeginsWithItsVersion(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
 	m := newManager(t, session.Config{Store: store, App: here})
@@ -70,7 +71,7 @@ func TestARecordBeginsWithItsVersion(t *testing.T) {
 	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), ticket, "as it was")
 }
 
-func TestKeysThatAreNoSecretsAreRefused(t *testing.T) {
+func TestInvalidKeysAreRefused(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		keys [][]byte
@@ -81,36 +82,64 @@ func TestKeysThatAreNoSecretsAreRefused(t *testing.T) {
 		"twice":       {[][]byte{keyA, keyB, keyA}, "Keys[2]: is the same as Keys[0]"},
 		"short":       {[][]byte{keyA[:31]}, "Keys[0]: has 31 bytes"},
 	} {
-		_, err := session.NewManager(session.Config{Store: new(tokenstore.Memory), Refresh: new(tokenEndpoint).refresh, Keys: test.keys})
+		_, err := session.NewManager(session.Config{
+			Store: new(tokenstore.Memory), Refresh: new(tokenEndpoint).refresh, Keys: test.keys,
+		})
 		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(test.want)) {
 			t.Errorf("%s: got %v, want %s", name, err, test.want)
 		}
 	}
 }
 
-// The end of a session is the earliest of what this broker, the provider and
-// the refresh token set.
-func TestTheProviderCapsASession(t *testing.T) {
+// A session ends at the earliest of MaxLifetime, the provider's end and the
+// expiry of the refresh token.
+func TestProviderCapsSession(t *testing.T) {
 	t.Parallel()
 	now := time.Now().Truncate(time.Millisecond)
 	in := func(d time.Duration) time.Time { return now.Add(d) }
 	for name, test := range map[string]struct {
 		provider, refresh time.Time
-		next              []session.RefreshResult // what each refresh brings
-		want              []time.Time             // the end at first, and after each refresh
+		next              []session.RefreshResult // of each refresh
+		want              []time.Time             // the end after the login, and after each refresh
 	}{
-		"nothing":            {want: []time.Time{in(time.Hour)}},
-		"session_expiry":     {provider: in(10 * time.Minute), want: []time.Time{in(10 * time.Minute)}},
-		"a later one":        {provider: in(10 * time.Hour), want: []time.Time{in(time.Hour)}},
-		"refresh token":      {refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
-		"a longer one":       {refresh: in(5 * time.Hour), want: []time.Time{in(time.Hour)}},
-		"both":               {provider: in(10 * time.Minute), refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
-		"new refresh tokens": {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("r2", in(10*time.Minute)), refreshed("r3", in(5*time.Hour)), refreshed("r4", in(7*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute), in(time.Hour), in(7 * time.Minute)}},
-		"the same refresh token, with another end":   {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", in(10*time.Minute))}, want: []time.Time{in(5 * time.Minute), in(10 * time.Minute)}},
-		"the same refresh token, not a word":         {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(5 * time.Minute)}},
-		"a new refresh token without an end":         {refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("r2", time.Time{})}, want: []time.Time{in(5 * time.Minute), in(time.Hour)}},
-		"session_expiry at a refresh":                {next: []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(9 * time.Minute)}}, want: []time.Time{in(time.Hour), in(9 * time.Minute)}},
-		"session_expiry that is moved back is final": {provider: in(9 * time.Minute), next: []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(20 * time.Minute)}}, want: []time.Time{in(9 * time.Minute), in(9 * time.Minute)}},
+		"nothing":              {want: []time.Time{in(time.Hour)}},
+		"session_expiry":       {provider: in(10 * time.Minute), want: []time.Time{in(10 * time.Minute)}},
+		"later session_expiry": {provider: in(10 * time.Hour), want: []time.Time{in(time.Hour)}},
+		"refresh token":        {refresh: in(5 * time.Minute), want: []time.Time{in(5 * time.Minute)}},
+		"later refresh token":  {refresh: in(5 * time.Hour), want: []time.Time{in(time.Hour)}},
+		"both": {
+			provider: in(10 * time.Minute), refresh: in(5 * time.Minute),
+			want: []time.Time{in(5 * time.Minute)},
+		},
+		"new refresh tokens": {
+			refresh: in(5 * time.Minute),
+			next: []session.RefreshResult{
+				refreshed("r2", in(10*time.Minute)), refreshed("r3", in(5*time.Hour)),
+				refreshed("r4", in(7*time.Minute)),
+			},
+			want: []time.Time{in(5 * time.Minute), in(10 * time.Minute), in(time.Hour), in(7 * time.Minute)},
+		},
+		"same refresh token, another expiry": {
+			refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", in(10*time.Minute))},
+			want: []time.Time{in(5 * time.Minute), in(10 * time.Minute)},
+		},
+		"same refresh token, no expiry": {
+			refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("", time.Time{})},
+			want: []time.Time{in(5 * time.Minute), in(5 * time.Minute)},
+		},
+		"new refresh token, no expiry": {
+			refresh: in(5 * time.Minute), next: []session.RefreshResult{refreshed("r2", time.Time{})},
+			want: []time.Time{in(5 * time.Minute), in(time.Hour)},
+		},
+		"session_expiry at a refresh": {
+			next: []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(9 * time.Minute)}},
+			want: []time.Time{in(time.Hour), in(9 * time.Minute)},
+		},
+		"later session_expiry at a refresh": {
+			provider: in(9 * time.Minute),
+			next:     []session.RefreshResult{{Tokens: tokens(), ExpiresAt: in(20 * time.Minute)}},
+			want:     []time.Time{in(9 * time.Minute), in(9 * time.Minute)},
+		},
 	} {
 		n := 0
 		p := tokenEndpointFunc(func() session.RefreshResult { n++; return test.next[n-1] })
@@ -125,26 +154,33 @@ func TestTheProviderCapsASession(t *testing.T) {
 					t.Fatalf("%s: refresh: %v", name, err)
 				}
 			}
-			s := wantAlive(t, newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}), ticket, name)
+			s := wantAlive(
+				t,
+				newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}),
+				ticket, name,
+			)
 			if off := s.ExpiresAt.Sub(want).Abs(); off > 10*time.Second || s.IdleExpiresAt.After(s.ExpiresAt) {
-				t.Errorf("%s: after %d refreshes it ends at +%v (idle +%v), want +%v", name, i, s.ExpiresAt.Sub(now), s.IdleExpiresAt.Sub(now), want.Sub(now))
+				t.Errorf("%s: after %d refreshes it ends at +%v (idle +%v), want +%v",
+					name, i, s.ExpiresAt.Sub(now), s.IdleExpiresAt.Sub(now), want.Sub(now))
 			}
 		}
 	}
 }
 
-// refreshed is a refresh that brings a refresh token with an end.
+// refreshed returns a result with a refresh token that expires at end.
 func refreshed(token session.Secret, end time.Time) session.RefreshResult {
 	tk := tokens()
 	tk.Refresh, tk.RefreshExpiry = token, end
 	return session.RefreshResult{Tokens: tk}
 }
 
-func tokenEndpointFunc(next func() session.RefreshResult) func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+func tokenEndpointFunc(next func() session.RefreshResult) func(
+	context.Context, *session.Session, string,
+) (session.RefreshResult, error) {
 	return func(context.Context, *session.Session, string) (session.RefreshResult, error) { return next(), nil }
 }
 
-// start starts a session and returns a request that brings its cookie.
+// start starts a session and returns its ticket.
 func start(t *testing.T, m *session.Manager, s session.New) session.Ticket {
 	t.Helper()
 	started, err := m.Start(t.Context(), s)
@@ -154,7 +190,7 @@ func start(t *testing.T, m *session.Manager, s session.New) session.Ticket {
 	return started.Ticket()
 }
 
-func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
+func TestSessionEndsWhenProviderSaysSo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute})
@@ -175,12 +211,16 @@ func TestASessionEndsWhenTheProviderSaysSo(t *testing.T) {
 	})
 }
 
-// A refresh moves the end of the session, and the idle timeout goes on as if
-// nothing had been: it neither ends early nor later.
-func TestAMovedEndLeavesTheIdleTimeoutAlone(t *testing.T) {
+// A refresh moves the absolute end of the session, and not its idle timeout.
+func TestMovedEndKeepsIdleTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute, Refresh: tokenEndpointFunc(func() session.RefreshResult { return refreshed("r2", time.Now().Add(time.Hour)) })})
+		m := newManager(t, session.Config{
+			IdleTimeout: 30 * time.Minute,
+			Refresh: tokenEndpointFunc(func() session.RefreshResult {
+				return refreshed("r2", time.Now().Add(time.Hour))
+			}),
+		})
 		tk := tokens()
 		tk.RefreshExpiry = time.Now().Add(10 * time.Minute)
 		ticket := start(t, m, session.New{Tokens: tk})
@@ -195,13 +235,15 @@ func TestAMovedEndLeavesTheIdleTimeoutAlone(t *testing.T) {
 	})
 }
 
-func TestASessionThatIsOverAlreadyDoesNotBegin(t *testing.T) {
+func TestExpiredLoginStartsNoSession(t *testing.T) {
 	t.Parallel()
 	past := time.Now().Add(-time.Minute)
 	spent := tokens()
 	spent.RefreshExpiry = past
 	m := newManager(t, session.Config{})
-	for name, s := range map[string]session.New{"session_expiry": {Tokens: tokens(), ExpiresAt: past}, "refresh token": {Tokens: spent}} {
+	for name, s := range map[string]session.New{
+		"session_expiry": {Tokens: tokens(), ExpiresAt: past}, "refresh token": {Tokens: spent},
+	} {
 		if _, err := m.Start(t.Context(), s); !errors.Is(err, session.ErrEnded) {
 			t.Errorf("%s in the past: got %v, want ErrEnded", name, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,10 +19,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// tokenEndpoint is a provider that rotates refresh tokens and takes each once.
+// tokenEndpoint is a provider that rotates refresh tokens and accepts each
+// once.
 type tokenEndpoint struct {
 	takes    time.Duration
-	answer   func(n int, next session.Tokens) (session.Tokens, error) // nil: the tokens it would give
+	answer   func(n int, next session.Tokens) (session.Tokens, error) // nil: next
 	calls    atomic.Int32
 	reused   atomic.Int32
 	mu       sync.Mutex
@@ -45,7 +47,10 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target 
 	}
 	now := time.Now()
 	suffix := string(rune('1' + n))
-	next := session.Tokens{Access: session.Secret("access-" + suffix + target), Refresh: session.Secret("refresh-" + suffix), Issued: now, Expiry: now.Add(time.Minute)}
+	next := session.Tokens{
+		Access: session.Secret("access-" + suffix + target), Refresh: session.Secret("refresh-" + suffix),
+		Issued: now, Expiry: now.Add(time.Minute),
+	}
 	if p.answer != nil {
 		var err error
 		if next, err = p.answer(n, next); err != nil {
@@ -63,16 +68,18 @@ func (p *tokenEndpoint) revoke(_ context.Context, t session.Tokens) error {
 	return nil
 }
 
-// minute returns tokens that live for a minute.
+// minute returns tokens that expire in a minute.
 func minute() session.Tokens {
 	t := tokens()
 	t.Expiry = t.Issued.Add(time.Minute)
 	return t
 }
 
-// withProvider runs a test in a bubble of fake time, with alice signed in for a
-// minute's token.
-func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(t *testing.T, m *session.Manager, ticket session.Ticket)) {
+// withProvider runs a test in a bubble of fake time. alice is signed in, with
+// tokens that expire in a minute.
+func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(
+	t *testing.T, m *session.Manager, ticket session.Ticket,
+)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		cfg.Refresh, cfg.Revoke = p.refresh, p.revoke
@@ -81,16 +88,16 @@ func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(
 		_, ticket := signIn(t, m, minute())
 		test(t, m, ticket)
 		if n := p.reused.Load(); n > 0 {
-			t.Errorf("the provider saw %d refresh tokens that it had replaced", n)
+			t.Errorf("the provider received %d spent refresh tokens", n)
 		}
 		if err := m.Drain(t.Context()); err != nil {
 			t.Error(err)
 		}
-		time.Sleep(time.Minute) // until what a failure left behind is forgotten
+		time.Sleep(time.Minute) // until failed refreshes are forgotten
 	})
 }
 
-// watch has m follow the store until the test, or its bubble, ends.
+// watch calls m.Run until the test, or its bubble, ends.
 func watch(t *testing.T, m *session.Manager) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -116,7 +123,7 @@ func fresh(t *testing.T, m *session.Manager, ticket session.Ticket, wantAccess s
 	return s
 }
 
-func TestRefreshOnceForManyRequests(t *testing.T) {
+func TestOneRefreshForManyRequests(t *testing.T) {
 	p := &tokenEndpoint{takes: 150 * time.Millisecond}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
@@ -127,7 +134,7 @@ func TestRefreshOnceForManyRequests(t *testing.T) {
 		}
 		all.Wait()
 		if took := time.Since(began); took != p.takes {
-			t.Errorf("the slowest waited %v, want the provider's %v", took, p.takes)
+			t.Errorf("the slowest waited %v, want %v as the provider", took, p.takes)
 		}
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("%d refreshes for 200 requests, want 1", n)
@@ -136,7 +143,7 @@ func TestRefreshOnceForManyRequests(t *testing.T) {
 	})
 }
 
-func TestNobodyWaitsWhileTheTokenIsGood(t *testing.T) {
+func TestFreshDoesNotWaitWhileTokenIsGood(t *testing.T) {
 	p := &tokenEndpoint{takes: 7 * time.Second}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(29 * time.Second)
@@ -160,7 +167,7 @@ func TestNobodyWaitsWhileTheTokenIsGood(t *testing.T) {
 	})
 }
 
-func TestTheRefreshOutlivesTheRequestThatStartedIt(t *testing.T) {
+func TestRefreshOutlivesItsRequest(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
@@ -170,7 +177,7 @@ func TestTheRefreshOutlivesTheRequestThatStartedIt(t *testing.T) {
 			leave()
 		}()
 		if _, err := findFresh(ctx, m, ticket, ""); !errors.Is(err, context.Canceled) {
-			t.Errorf("Fresh for a client that left: got %v, want context.Canceled", err)
+			t.Errorf("Fresh with a cancelled context: got %v, want context.Canceled", err)
 		}
 		if err := m.Drain(t.Context()); err != nil {
 			t.Fatal(err)
@@ -182,23 +189,25 @@ func TestTheRefreshOutlivesTheRequestThatStartedIt(t *testing.T) {
 	})
 }
 
-func TestOnlyARefusalEndsTheSession(t *testing.T) {
+func TestOnlyInvalidGrantEndsSession(t *testing.T) {
 	fault := errors.New("502 bad gateway")
 	for name, test := range map[string]struct {
 		err   error
-		calls int32 // refresh requests until the failure is known
+		calls int32 // refresh requests until the failure is reported
 		ends  bool
 	}{
-		"invalid_grant":             {session.ErrRefused, 1, true},
-		"fault":                     {fault, 1, false},
-		"fault with a hint":         {&session.RefreshError{RetryAfter: 3 * time.Second, Err: fault}, 1, false},
-		"no answer, and none again": {session.ErrNoAnswer, 2, false},
+		"invalid_grant":     {session.ErrRefused, 1, true},
+		"fault":             {fault, 1, false},
+		"fault with a hint": {&session.RefreshError{RetryAfter: 3 * time.Second, Err: fault}, 1, false},
+		"no response twice": {session.ErrNoAnswer, 2, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err }}
+			p := &tokenEndpoint{
+				answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err },
+			}
 			withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 				time.Sleep(50 * time.Second)
-				fresh(t, m, ticket, "access-1") // still good, whatever the provider says
+				fresh(t, m, ticket, "access-1") // it is still good
 				time.Sleep(50 * time.Second)
 				p.calls.Store(0)
 				_, err := findFresh(t.Context(), m, ticket, "")
@@ -206,7 +215,7 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 					t.Errorf("%d refresh requests, want %d", n, test.calls)
 				}
 				if test.ends {
-					if !errors.Is(err, session.ErrNone) { // the refresh in the background had found out
+					if !errors.Is(err, session.ErrNone) { // the refresh in the background ended it
 						t.Errorf("Fresh: got %v, want ErrNone", err)
 					}
 					wantNone(t, m, ticket, "after the refusal")
@@ -220,15 +229,17 @@ func TestOnlyARefusalEndsTheSession(t *testing.T) {
 				p.answer = nil
 				time.Sleep(retry.RetryAfter + time.Millisecond)
 				if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
-					t.Errorf("Fresh once the provider is back: %v", err)
+					t.Errorf("Fresh after the outage: %v", err)
 				}
 			})
 		})
 	}
 }
 
-func TestARefusalWhileTheTokenIsNeededIsErrEnded(t *testing.T) {
-	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused }}
+func TestRefusedRefreshReturnsErrEnded(t *testing.T) {
+	p := &tokenEndpoint{
+		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
+	}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		if _, err := findFresh(t.Context(), m, ticket, ""); !errors.Is(err, session.ErrEnded) {
@@ -238,7 +249,7 @@ func TestARefusalWhileTheTokenIsNeededIsErrEnded(t *testing.T) {
 	})
 }
 
-func TestALostAnswerIsAskedForOnceMore(t *testing.T) {
+func TestLostResponseIsRequestedOnceMore(t *testing.T) {
 	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
 		if n == 1 {
 			return session.Tokens{}, session.ErrNoAnswer
@@ -251,7 +262,7 @@ func TestALostAnswerIsAskedForOnceMore(t *testing.T) {
 	})
 }
 
-func TestAProviderThatFailsIsNotAskedByEveryRequest(t *testing.T) {
+func TestFailedRefreshIsNotRetriedByEveryRequest(t *testing.T) {
 	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) {
 		return session.Tokens{}, errors.New("down")
 	}}
@@ -269,7 +280,7 @@ func TestAProviderThatFailsIsNotAskedByEveryRequest(t *testing.T) {
 	})
 }
 
-func TestWhatTheAnswerDoesNotHoldStaysAsItWas(t *testing.T) {
+func TestMissingResponseMembersKeepTheirValue(t *testing.T) {
 	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
 		next.Refresh, next.Expiry = "", time.Time{}
 		if n == 2 {
@@ -282,19 +293,19 @@ func TestWhatTheAnswerDoesNotHoldStaysAsItWas(t *testing.T) {
 		_, ticket := signIn(t, m, minute())
 		time.Sleep(time.Minute)
 		s := fresh(t, m, ticket, "access-2")
-		if s.Tokens.Refresh.Reveal() != "refresh-1" || s.Tokens.ID.Reveal() != "idtoken-1" || s.Tokens.Scope != "openid api" {
-			t.Errorf("got %q, %q, scope %q; want the refresh token, ID token and scope from before", s.Tokens.Refresh.Reveal(), s.Tokens.ID.Reveal(), s.Tokens.Scope)
-		}
+		wantEqual(t, "Refresh", s.Tokens.Refresh.Reveal(), "refresh-1")
+		wantEqual(t, "ID", s.Tokens.ID.Reveal(), "idtoken-1")
+		wantEqual(t, "Scope", s.Tokens.Scope, "openid api")
 		time.Sleep(time.Minute)
 		fresh(t, m, ticket, "access-2")
-		time.Sleep(5 * time.Minute) // no expires_in is not for ever
+		time.Sleep(5 * time.Minute) // without expires_in a token still expires
 		if s := fresh(t, m, ticket, "access-3"); s.Tokens.Scope != "openid" {
-			t.Errorf("scope %q, want the narrower one of the answer", s.Tokens.Scope)
+			t.Errorf("scope %q, want that of the response", s.Tokens.Scope)
 		}
 	})
 }
 
-func TestASessionThatEndedDuringARefreshStaysEnded(t *testing.T) {
+func TestSessionEndedDuringRefreshStaysEnded(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
@@ -309,14 +320,16 @@ func TestASessionThatEndedDuringARefreshStaysEnded(t *testing.T) {
 		}
 		wantNone(t, m, ticket, "after the refresh")
 		if len(p.revoked) != 1 || p.revoked[0] != "refresh-2" {
-			t.Errorf("revoked %v, want the refresh token that came too late", p.revoked)
+			t.Errorf("revoked %v, want the new refresh token", p.revoked)
 		}
 	})
 }
 
-func TestARefreshIsNoActivity(t *testing.T) {
+func TestRefreshIsNoActivity(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+	withProvider(t, p, session.Config{IdleTimeout: 3 * time.Minute}, func(
+		t *testing.T, m *session.Manager, ticket session.Ticket,
+	) {
 		for range 3 {
 			time.Sleep(55 * time.Second)
 			if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
@@ -328,7 +341,7 @@ func TestARefreshIsNoActivity(t *testing.T) {
 	})
 }
 
-func TestTokensThatTheStoreDoesNotTakeAreNotLost(t *testing.T) {
+func TestUnsavedTokensAreNotLost(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &brokenStore{Store: new(tokenstore.Memory)}
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -349,7 +362,7 @@ func TestTokensThatTheStoreDoesNotTakeAreNotLost(t *testing.T) {
 	})
 }
 
-func TestAWriteWhoseAnswerWasLostIsFoundAgain(t *testing.T) {
+func TestWriteWithLostResponseIsFound(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &lossyStore{Store: new(tokenstore.Memory)}
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -360,12 +373,12 @@ func TestAWriteWhoseAnswerWasLostIsFoundAgain(t *testing.T) {
 		}
 		fresh(t, m, ticket, "access-2")
 		if len(p.revoked) > 0 {
-			t.Errorf("revoked %v, which are in use", p.revoked)
+			t.Errorf("revoked %v, want none", p.revoked)
 		}
 	})
 }
 
-// lossyStore writes, and then says that it could not.
+// lossyStore writes, and can lose the response to a write.
 type lossyStore struct {
 	session.Store
 	loseNext atomic.Bool
@@ -379,7 +392,7 @@ func (s *lossyStore) Replace(ctx context.Context, key string, old, value []byte)
 	return replaced, err
 }
 
-func TestARequestThatReadTheSessionBeforeTheRefreshUsesItsResult(t *testing.T) {
+func TestStaleReadUsesResultOfRefresh(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := &slowStore{Store: new(tokenstore.Memory)}
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -396,7 +409,7 @@ func TestARequestThatReadTheSessionBeforeTheRefreshUsesItsResult(t *testing.T) {
 	})
 }
 
-// slowStore takes a second to hand out what it has read.
+// slowStore can take a second to return a value that it has read.
 type slowStore struct {
 	session.Store
 	slowNext atomic.Bool
@@ -411,31 +424,37 @@ func (s *slowStore) Get(ctx context.Context, key string) ([]byte, time.Duration,
 	return value, ttl, found, err
 }
 
-func TestRenewRefreshesATokenThatIsStillGood(t *testing.T) {
+func TestRefreshReplacesGoodToken(t *testing.T) {
 	p := new(tokenEndpoint)
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		s, err := findRefresh(t.Context(), m, ticket)
 		if err != nil || s.Tokens.Access.Reveal() != "access-2" {
-			t.Fatalf("Renew: got %v, %v, want new tokens", s, err)
+			t.Fatalf("Refresh: got %v, %v, want new tokens", s, err)
 		}
 		fresh(t, m, ticket, "access-2")
 	})
 }
 
-func TestTheTokenIsNotUsedWhenItWouldExpireOnTheWay(t *testing.T) {
+func TestTokenAboutToExpireIsNotUsed(t *testing.T) {
 	p := new(tokenEndpoint)
-	withProvider(t, p, session.Config{RefreshAhead: time.Nanosecond}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+	withProvider(t, p, session.Config{RefreshAhead: time.Nanosecond}, func(
+		t *testing.T, m *session.Manager, ticket session.Ticket,
+	) {
 		time.Sleep(56 * time.Second)
 		fresh(t, m, ticket, "access-2")
 	})
 }
 
-func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
+func TestConcurrentRefreshesKeepUsersApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, _ string) (session.RefreshResult, error) {
+		m := newManager(t, session.Config{Refresh: func(
+			_ context.Context, s *session.Session, _ string,
+		) (session.RefreshResult, error) {
 			time.Sleep(time.Second)
 			now := time.Now()
-			return session.RefreshResult{Tokens: session.Tokens{Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour)}}, nil
+			return session.RefreshResult{Tokens: session.Tokens{
+				Access: session.Secret("access of " + s.Subject), Refresh: "r", Issued: now, Expiry: now.Add(time.Hour),
+			}}, nil
 		}})
 		var all sync.WaitGroup
 		for i := range 100 {
@@ -454,7 +473,7 @@ func TestAHundredUsersRefreshAtOnceAndEachGetsTheirOwn(t *testing.T) {
 	})
 }
 
-func TestRefreshOnceForManyReplicas(t *testing.T) {
+func TestOneRefreshForManyReplicas(t *testing.T) {
 	for _, takes := range []time.Duration{150 * time.Millisecond, 7 * time.Second, 14 * time.Second} {
 		p := &tokenEndpoint{takes: takes}
 		store := new(tokenstore.Memory)
@@ -475,10 +494,10 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 			}
 			all.Wait()
 			if over := time.Since(began) - takes; over > 10*time.Millisecond {
-				t.Errorf("a provider of %v: the slowest waited %v longer", takes, over)
+				t.Errorf("a response after %v: the slowest waited %v longer", takes, over)
 			}
 			if n := p.calls.Load(); n != 1 {
-				t.Errorf("a provider of %v: %d refreshes, want 1", takes, n)
+				t.Errorf("a response after %v: %d refreshes, want 1", takes, n)
 			}
 			for _, m := range replicas {
 				if err := m.Drain(t.Context()); err != nil {
@@ -489,7 +508,7 @@ func TestRefreshOnceForManyReplicas(t *testing.T) {
 	}
 }
 
-func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T) {
+func TestDeadReplicaDelaysOthersByItsLease(t *testing.T) {
 	p := new(tokenEndpoint)
 	store := new(tokenstore.Memory)
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -506,7 +525,7 @@ func TestAReplicaThatDiesInARefreshDelaysTheOthersByItsLeaseAtMost(t *testing.T)
 	})
 }
 
-func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
+func TestEachTargetHasItsOwnToken(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
 	store := new(tokenstore.Memory)
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -521,7 +540,7 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 				t.Errorf("%s: the header is %q", target, header)
 			}
 			if s.Authorization("unknown") != nil {
-				t.Error("a target that nobody asked for has a token")
+				t.Error("an unknown target has a token")
 			}
 			return got.Access.Reveal()
 		}
@@ -539,21 +558,21 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 		if n := p.calls.Load(); n != 2 {
 			t.Errorf("%d requests for two tokens", n)
 		}
-		fresh(t, m, ticket, "access-1") // the session's own is as it was
+		fresh(t, m, ticket, "access-1") // the session's own token is unchanged
 
 		orders := freshFor(m, "orders")
 		other := newManager(t, session.Config{Store: store, Refresh: p.refresh}) // another replica
-		if got := freshFor(other, "orders"); got != orders || p.calls.Load() != 2 {
-			t.Errorf("another replica has %s, after %d requests", got, p.calls.Load())
-		}
+		wantEqual(t, "the token at another replica", freshFor(other, "orders"), orders)
+		wantEqual(t, "the number of requests", p.calls.Load(), 2)
 		time.Sleep(time.Minute)
 		if got := freshFor(m, "orders"); got == orders || !strings.HasSuffix(got, "orders") {
 			t.Errorf("after its end: got %s", got)
 		}
 		s, err := m.Find(t.Context(), ticket)
-		if err != nil || len(s.Tokens.Others) != 1 {
-			t.Errorf("the record keeps %d tokens, %v; that of billing has expired", len(s.Tokens.Others), err)
+		if err != nil {
+			t.Fatal(err)
 		}
+		wantEqual(t, "the number of tokens after that of billing expired", len(s.Tokens.Others), 1)
 		if err := findEnd(t.Context(), m, ticket); err != nil {
 			t.Fatal(err)
 		}
@@ -563,9 +582,11 @@ func TestEachTargetHasATokenOfItsOwn(t *testing.T) {
 	})
 }
 
-func TestATargetThatFailsHoldsUpNoOther(t *testing.T) {
+func TestFailingTargetDelaysNoOther(t *testing.T) {
 	p := &tokenEndpoint{}
-	m := session.Config{Refresh: func(ctx context.Context, s *session.Session, target string) (session.RefreshResult, error) {
+	m := session.Config{Refresh: func(
+		ctx context.Context, s *session.Session, target string,
+	) (session.RefreshResult, error) {
 		if target == "broken" {
 			return session.RefreshResult{}, errors.New("broken")
 		}
@@ -588,7 +609,7 @@ func TestATargetThatFailsHoldsUpNoOther(t *testing.T) {
 	})
 }
 
-func TestAKeyIsKeptWithTheTokens(t *testing.T) {
+func TestTokenKeyIsKept(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -602,40 +623,57 @@ func TestAKeyIsKeptWithTheTokens(t *testing.T) {
 	m := newManager(t, session.Config{})
 	_, ticket := signIn(t, m, tk)
 	s, err := m.Find(t.Context(), ticket)
-	if err != nil || s.Key() == nil || !s.Key().Equal(key) || s.Authorization("")[0] != "DPoP access-1" {
-		t.Errorf("got %v, %v", s, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []session.Secret{"x", "AAAA", session.Secret(base64.RawURLEncoding.EncodeToString(make([]byte, 32)))} {
+	if got := s.Key(); got == nil || !got.Equal(key) {
+		t.Error("the session has another key")
+	}
+	wantEqual(t, "the header", s.Authorization("")[0], "DPoP access-1")
+	zero := session.Secret(base64.RawURLEncoding.EncodeToString(make([]byte, 32)))
+	for _, bad := range []session.Secret{"x", "AAAA", zero} {
 		tk.Key = bad
 		if _, err := m.Start(t.Context(), session.New{Tokens: tk}); err == nil {
-			t.Error("a key that is none: no error")
+			t.Error("an invalid key: got no error")
 		}
 	}
 }
 
-func TestATargetNeedsNoRefreshToken(t *testing.T) {
-	m := newManager(t, session.Config{Refresh: func(_ context.Context, s *session.Session, target string) (session.RefreshResult, error) { // by exchange, say
+func TestTargetNeedsNoRefreshToken(t *testing.T) {
+	// By exchange, say.
+	m := newManager(t, session.Config{Refresh: func(
+		_ context.Context, s *session.Session, target string,
+	) (session.RefreshResult, error) {
 		now := time.Now()
-		return session.RefreshResult{Tokens: session.Tokens{Access: s.Tokens.Access + "-for-" + session.Secret(target), Issued: now, Expiry: now.Add(time.Minute)}}, nil
+		return session.RefreshResult{Tokens: session.Tokens{
+			Access: s.Tokens.Access + "-for-" + session.Secret(target), Issued: now, Expiry: now.Add(time.Minute),
+		}}, nil
 	}})
 	tk := tokens()
 	tk.Refresh = ""
 	_, ticket := signIn(t, m, tk)
-	if s, err := findFresh(t.Context(), m, ticket, "orders"); err != nil || s.Tokens.For("orders").Access != "access-1-for-orders" || s.Tokens.Access != "access-1" {
-		t.Errorf("got %v, %v", s, err)
+	s, err := findFresh(t.Context(), m, ticket, "orders")
+	if err != nil {
+		t.Fatal(err)
 	}
+	orders := s.Tokens.For("orders")
+	wantEqual(t, "the token for orders", orders.Access.Reveal(), "access-1-for-orders")
+	wantEqual(t, "the session's own token", s.Tokens.Access.Reveal(), "access-1")
 }
 
-// Some providers answer a refresh with the token that there was, which lives
-// longer now: who waited for that is served.
-func TestTheSameTokenAgainIsANewOne(t *testing.T) {
+// Some providers respond to a refresh with the same access token and a later
+// expiry.
+func TestSameTokenWithLaterExpiryIsNew(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second, answer: func(_ int, next session.Tokens) (session.Tokens, error) {
 		next.Access = "access-1"
 		return next, nil
 	}}
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
-		replicas := []*session.Manager{newManager(t, session.Config{Store: store, Refresh: p.refresh}), newManager(t, session.Config{Store: store, Refresh: p.refresh})}
+		replicas := []*session.Manager{
+			newManager(t, session.Config{Store: store, Refresh: p.refresh}),
+			newManager(t, session.Config{Store: store, Refresh: p.refresh}),
+		}
 		_, ticket := signIn(t, replicas[0], minute())
 		time.Sleep(time.Minute)
 		var all sync.WaitGroup
@@ -652,9 +690,11 @@ func TestTheSameTokenAgainIsANewOne(t *testing.T) {
 	})
 }
 
-func TestANewKeyMakesAnEndOfTokensThatItDoesNotBind(t *testing.T) {
+func TestNewKeyDropsTokensOfOtherTargets(t *testing.T) {
 	key := session.Secret(base64.RawURLEncoding.EncodeToString(append(make([]byte, 31), 7)))
-	m := newManager(t, session.Config{Refresh: func(_ context.Context, _ *session.Session, target string) (session.RefreshResult, error) {
+	m := newManager(t, session.Config{Refresh: func(
+		_ context.Context, _ *session.Session, target string,
+	) (session.RefreshResult, error) {
 		now := time.Now()
 		next := session.Tokens{Access: "new", Refresh: "refresh-2", Issued: now, Expiry: now.Add(time.Hour)}
 		if target == "" {
@@ -667,7 +707,129 @@ func TestANewKeyMakesAnEndOfTokensThatItDoesNotBind(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := findRefresh(t.Context(), m, ticket)
-	if err != nil || s.Key() == nil || s.Authorization("")[0] != "DPoP new" || len(s.Tokens.Others) > 0 {
-		t.Errorf("got %v with %d other tokens, %v", s, len(s.Tokens.Others), err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Key() == nil {
+		t.Error("the session has no key")
+	}
+	wantEqual(t, "the header", s.Authorization("")[0], "DPoP new")
+	wantEqual(t, "the number of other tokens", len(s.Tokens.Others), 0)
+}
+
+// If a lease was lost, another replica may have rotated the refresh token that
+// is refused here. Its tokens are kept (RFC 10017, section 6.1.2.2).
+func TestRefusalOfReplacedTokenKeepsSession(t *testing.T) {
+	store := leaselessStore{new(tokenstore.Memory)}
+	p := new(tokenEndpoint)
+	slow := func(context.Context, *session.Session, string) (session.RefreshResult, error) {
+		time.Sleep(time.Second) // longer than the other replica
+		return session.RefreshResult{}, session.ErrRefused
+	}
+	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
+		other := newManager(t, session.Config{Store: store, Refresh: slow})
+		time.Sleep(time.Minute)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			fresh(t, other, ticket, "access-2")
+		}()
+		time.Sleep(100 * time.Millisecond)
+		fresh(t, m, ticket, "access-2")
+		<-done
+		wantAlive(t, m, ticket, "after the refusal")
+		other.Drain(t.Context())
+	})
+}
+
+// leaselessStore grants every lease.
+type leaselessStore struct{ session.Store }
+
+func (leaselessStore) Acquire(context.Context, string, string, time.Duration) (bool, error) {
+	return true, nil
+}
+
+func TestRefreshDoesNotMoveMaxLifetime(t *testing.T) {
+	p := new(tokenEndpoint)
+	withProvider(t, p, session.Config{MaxLifetime: 10 * time.Minute, IdleTimeout: 10 * time.Minute}, func(
+		t *testing.T, m *session.Manager, ticket session.Ticket,
+	) {
+		want := wantAlive(t, m, ticket, "at first").ExpiresAt
+		for range 9 {
+			time.Sleep(time.Minute)
+			s, err := findFresh(t.Context(), m, ticket, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Touch(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			if !s.ExpiresAt.Equal(want) {
+				t.Fatalf("it ends at %v, want %v", s.ExpiresAt, want)
+			}
+		}
+		if n := p.calls.Load(); n < 9 {
+			t.Errorf("%d refreshes", n)
+		}
+		time.Sleep(time.Minute)
+		wantNone(t, m, ticket, "after max_lifetime")
+	})
+}
+
+// Sessions whose refreshes failed at the same time must not retry at the same
+// time.
+func TestBackoffHasJitter(t *testing.T) {
+	p := &tokenEndpoint{
+		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{Refresh: p.refresh})
+		var all []session.Ticket
+		for range 50 {
+			_, ticket := signIn(t, m, minute())
+			all = append(all, ticket)
+		}
+		time.Sleep(time.Minute)
+		pauses := make(map[time.Duration]bool)
+		for _, ticket := range all {
+			var retry *session.RefreshError
+			if _, err := findFresh(t.Context(), m, ticket, ""); !errors.As(err, &retry) {
+				t.Fatalf("got %v", err)
+			}
+			pauses[retry.RetryAfter] = true
+		}
+		if len(pauses) < 10 {
+			t.Errorf("50 sessions wait for %v", pauses)
+		}
+		m.Drain(t.Context())
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// A caller that has the result of a refresh and requests another one gets
+// another one, however soon.
+func TestSequentialRefreshesAreAllPerformed(t *testing.T) {
+	var calls atomic.Int32
+	m := newManager(t, session.Config{Refresh: func(
+		context.Context, *session.Session, string,
+	) (session.RefreshResult, error) {
+		n := calls.Add(1)
+		tk := minute()
+		tk.Access = session.Secret(fmt.Sprint("access-", n))
+		return session.RefreshResult{Tokens: tk}, nil
+	}})
+	_, ticket := signIn(t, m, minute())
+	const n = 2000
+	for i := range n {
+		s, err := findRefresh(t.Context(), m, ticket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := s.Tokens.Access.Reveal(), fmt.Sprint("access-", i+1); got != want {
+			t.Fatalf("got %s, want %s", got, want)
+		}
+	}
+	if err := m.Drain(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -25,8 +25,7 @@ var (
 	keyB = bytes.Repeat([]byte("b"), 32)
 )
 
-// newManager returns a Manager for cfg, whose unset fields become what most
-// tests want.
+// newManager returns a Manager for cfg, with defaults that most tests want.
 func newManager(t *testing.T, cfg session.Config) *session.Manager {
 	t.Helper()
 	if cfg.Store == nil {
@@ -37,7 +36,7 @@ func newManager(t *testing.T, cfg session.Config) *session.Manager {
 	}
 	if cfg.Refresh == nil {
 		cfg.Refresh = func(context.Context, *session.Session, string) (session.RefreshResult, error) {
-			t.Error("a refresh that nobody needs")
+			t.Error("unexpected refresh")
 			return session.RefreshResult{}, errors.New("unexpected")
 		}
 	}
@@ -51,17 +50,22 @@ func newManager(t *testing.T, cfg session.Config) *session.Manager {
 	return m
 }
 
-// tokens returns tokens that live for an hour.
+// tokens returns tokens that expire in an hour.
 func tokens() session.Tokens {
 	now := time.Now()
-	return session.Tokens{Access: "access-1", Refresh: "refresh-1", ID: "idtoken-1", Scope: "openid api", Issued: now, Expiry: now.Add(time.Hour)}
+	return session.Tokens{
+		Access: "access-1", Refresh: "refresh-1", ID: "idtoken-1", Scope: "openid api", Issued: now,
+		Expiry: now.Add(time.Hour),
+	}
 }
 
-// signIn starts a session for alice with tokens and returns a request that
-// brings its cookie.
+// signIn starts a session of alice and returns it with its ticket.
 func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Session, session.Ticket) {
 	t.Helper()
-	s, err := m.Start(t.Context(), session.New{Issuer: "https://id.example", Subject: "alice", SID: "sid-1", Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk})
+	s, err := m.Start(t.Context(), session.New{
+		Issuer: "https://id.example", Subject: "alice", SID: "sid-1",
+		Claims: json.RawMessage(`{"sub":"alice"}`), Tokens: tk,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +73,9 @@ func signIn(t *testing.T, m *session.Manager, tk session.Tokens) (*session.Sessi
 }
 
 // findFresh is Find and Fresh.
-func findFresh(ctx context.Context, m *session.Manager, ticket session.Ticket, target string) (*session.Session, error) {
+func findFresh(
+	ctx context.Context, m *session.Manager, ticket session.Ticket, target string,
+) (*session.Session, error) {
 	s, err := m.Find(ctx, ticket)
 	if err != nil {
 		return nil, err
@@ -95,6 +101,14 @@ func findEnd(ctx context.Context, m *session.Manager, ticket session.Ticket) err
 	return m.End(ctx, s, session.ReasonLogout)
 }
 
+// wantEqual reports what if it differs.
+func wantEqual[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s is %v, want %v", what, got, want)
+	}
+}
+
 func wantNone(t *testing.T, m *session.Manager, ticket session.Ticket, why string) {
 	t.Helper()
 	if s, err := m.Find(t.Context(), ticket); !errors.Is(err, session.ErrNone) {
@@ -111,31 +125,35 @@ func wantAlive(t *testing.T, m *session.Manager, ticket session.Ticket, why stri
 	return s
 }
 
-func TestASessionIsFoundByItsCookie(t *testing.T) {
+func TestFindReturnsStartedSession(t *testing.T) {
 	m := newManager(t, session.Config{})
 	started, ticket := signIn(t, m, tokens())
 	got := wantAlive(t, m, ticket, "after Start")
-	if got.ID != started.ID || got.Subject != "alice" || got.SID != "sid-1" || got.Tokens.Access.Reveal() != "access-1" || string(got.Claims) != `{"sub":"alice"}` {
-		t.Errorf("got %+v, want what was started", got)
-	}
+	wantEqual(t, "ID", got.ID, started.ID)
+	wantEqual(t, "Subject", got.Subject, "alice")
+	wantEqual(t, "SID", got.SID, "sid-1")
+	wantEqual(t, "Access", got.Tokens.Access.Reveal(), "access-1")
+	wantEqual(t, "Claims", string(got.Claims), `{"sub":"alice"}`)
 	wantNone(t, m, session.Ticket{}, "without a cookie")
 }
 
-func TestEveryLoginHasANewIDAndEndsTheSessionItReplaces(t *testing.T) {
+func TestLoginHasNewIDAndEndsReplacedSession(t *testing.T) {
 	m := newManager(t, session.Config{})
 	before, old := signIn(t, m, tokens())
-	after, err := m.Start(t.Context(), session.New{Subject: "alice", Tokens: tokens(), Replaces: []session.Ticket{before.Ticket()}})
+	after, err := m.Start(t.Context(), session.New{
+		Subject: "alice", Tokens: tokens(), Replaces: []session.Ticket{before.Ticket()},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if after.ID == before.ID {
-		t.Error("the session kept its ID over a login")
+		t.Error("the login did not change the ID of the session")
 	}
 	wantNone(t, m, old, "the cookie from before the login")
 	wantAlive(t, m, after.Ticket(), "the cookie of the login")
 }
 
-func TestEndEndsTheSessionOnceAndForAll(t *testing.T) {
+func TestEndIsFinal(t *testing.T) {
 	m := newManager(t, session.Config{})
 	_, ticket := signIn(t, m, tokens())
 	s := wantAlive(t, m, ticket, "before End")
@@ -148,45 +166,47 @@ func TestEndEndsTheSessionOnceAndForAll(t *testing.T) {
 	}
 }
 
-func TestIdleTimeoutMovesWithTouchAndMaxLifetimeNeverMoves(t *testing.T) {
+func TestTouchMovesIdleTimeoutNotMaxLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{IdleTimeout: 10 * time.Minute, MaxLifetime: time.Hour})
 		tk := tokens()
 		tk.Expiry = time.Now().Add(24 * time.Hour)
 		started, ticket := signIn(t, m, tk)
 		if got, want := started.ExpiresAt.Sub(started.CreatedAt), time.Hour; got != want {
-			t.Errorf("lives for %v, want %v", got, want)
+			t.Errorf("the session lives for %v, want %v", got, want)
 		}
 		for range 6 {
 			time.Sleep(9 * time.Minute)
-			s := wantAlive(t, m, ticket, "within the idle time-out")
+			s := wantAlive(t, m, ticket, "within the idle timeout")
 			if err := m.Touch(t.Context(), s); err != nil {
 				t.Fatal(err)
 			}
 		}
 		s := wantAlive(t, m, ticket, "54 minutes on")
 		if got := time.Until(s.IdleExpiresAt).Round(time.Second); got != 6*time.Minute {
-			t.Errorf("idle time-out in %v, want it cut at the end of the lifetime in 6m", got)
+			t.Errorf("idle timeout in %v, want the absolute end in 6m", got)
 		}
 		time.Sleep(6 * time.Minute)
-		wantNone(t, m, ticket, "after max_lifetime, though it was never idle")
+		wantNone(t, m, ticket, "after MaxLifetime, never idle")
 
 		_, ticket = signIn(t, m, tk)
 		time.Sleep(5 * time.Minute)
-		wantAlive(t, m, ticket, "half way, and Get does not count as activity")
+		wantAlive(t, m, ticket, "Find does not count as activity")
 		time.Sleep(5 * time.Minute)
-		wantNone(t, m, ticket, "after idle_timeout")
+		wantNone(t, m, ticket, "after IdleTimeout")
 	})
 }
 
-func TestMaxLifetimeDoesNotRestOnTheStoresClock(t *testing.T) {
+func TestMaxLifetimeDoesNotDependOnStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := newManager(t, session.Config{Store: eternalStore{new(tokenstore.Memory)}, IdleTimeout: time.Hour, MaxLifetime: time.Hour})
+		m := newManager(t, session.Config{
+			Store: eternalStore{new(tokenstore.Memory)}, IdleTimeout: time.Hour, MaxLifetime: time.Hour,
+		})
 		tk := tokens()
 		tk.Expiry = time.Now().Add(24 * time.Hour)
 		_, ticket := signIn(t, m, tk)
 		time.Sleep(time.Hour)
-		wantNone(t, m, ticket, "after max_lifetime, with a record that the store did not expire")
+		wantNone(t, m, ticket, "after MaxLifetime, with a record that did not expire")
 	})
 }
 
@@ -196,7 +216,7 @@ func (s eternalStore) Create(ctx context.Context, key string, value []byte, _ ti
 	return s.Store.Create(ctx, key, value, 1000*time.Hour)
 }
 
-func TestTouchWritesNowAndThenOnly(t *testing.T) {
+func TestTouchRarelyWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &countingStore{Store: new(tokenstore.Memory)}
 		m := newManager(t, session.Config{Store: store, IdleTimeout: time.Hour, MaxLifetime: 12 * time.Hour})
@@ -225,7 +245,7 @@ func (s *countingStore) Touch(ctx context.Context, key string, ttl time.Duration
 	return s.Store.Touch(ctx, key, ttl)
 }
 
-func TestWithoutARefreshTokenTheSessionEndsWithTheAccessToken(t *testing.T) {
+func TestSessionWithoutRefreshTokenEndsWithAccess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{})
 		tk := tokens()
@@ -238,19 +258,19 @@ func TestWithoutARefreshTokenTheSessionEndsWithTheAccessToken(t *testing.T) {
 	})
 }
 
-func TestKeysRotateWithoutALogout(t *testing.T) {
+func TestKeysRotateWithoutLogout(t *testing.T) {
 	store := new(tokenstore.Memory)
 	manager := func(keys ...[]byte) *session.Manager {
 		return newManager(t, session.Config{Store: store, Keys: keys})
 	}
 	_, old := signIn(t, manager(keyA), tokens())
-	wantAlive(t, manager(keyB, keyA), old, "a new first key")
+	wantAlive(t, manager(keyB, keyA), old, "another primary key")
 	_, young := signIn(t, manager(keyB, keyA), tokens())
 	wantAlive(t, manager(keyB), young, "the old key removed, sealed with the new one")
 	wantNone(t, manager(keyB), old, "the old key removed, sealed with it")
 }
 
-func TestADumpOfTheStoreOpensNothing(t *testing.T) {
+func TestStoreDumpOpensNothing(t *testing.T) {
 	store := &dumpStore{Store: new(tokenstore.Memory), dump: make(map[string][]byte)}
 	m := newManager(t, session.Config{Store: store})
 	s, ticket := signIn(t, m, tokens())
@@ -261,16 +281,15 @@ func TestADumpOfTheStoreOpensNothing(t *testing.T) {
 	for key, value := range store.dump {
 		for _, secret := range []string{"access-1", "refresh-1", "idtoken-1", "alice", "sid-1"} {
 			if strings.Contains(key, secret) || bytes.Contains(value, []byte(secret)) {
-				t.Errorf("%s is readable in the record under %s", secret, key)
+				t.Errorf("the record under %[2]s has %[1]s in clear text", secret, key)
 			}
 		}
 		if strings.Contains(cookie, strings.TrimPrefix(key, "session:")) {
-			t.Error("the cookie shows the key of the record")
+			t.Error("the cookie contains the key of the record")
 		}
 	}
 
-	// A record under the key of another session does not open: it is bound to
-	// its place.
+	// A record does not open under the key of another session.
 	keys := make([]string, 0, 2)
 	for key := range store.dump {
 		keys = append(keys, key)
@@ -280,7 +299,7 @@ func TestADumpOfTheStoreOpensNothing(t *testing.T) {
 	wantNone(t, m, ticket2, "with the records swapped")
 }
 
-func TestNoTwoRecordsAreAlike(t *testing.T) {
+func TestRecordsAreUnique(t *testing.T) {
 	store := &dumpStore{Store: new(tokenstore.Memory), dump: make(map[string][]byte)}
 	m := newManager(t, session.Config{Store: store})
 	nonces := make(map[string]bool)
@@ -296,8 +315,8 @@ func TestNoTwoRecordsAreAlike(t *testing.T) {
 	}
 }
 
-// dumpStore remembers what was written, and can confuse keys as a client that
-// is one reply off would.
+// dumpStore records what was written. It can confuse keys, as a client does
+// that mixes up responses.
 type dumpStore struct {
 	session.Store
 	dump map[string][]byte
@@ -316,7 +335,7 @@ func (s *dumpStore) Get(ctx context.Context, key string) ([]byte, time.Duration,
 	return s.Store.Get(ctx, key)
 }
 
-func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
+func TestStoreOutageEndsNoSession(t *testing.T) {
 	store := &brokenStore{Store: new(tokenstore.Memory)}
 	m := newManager(t, session.Config{Store: store})
 	s, ticket := signIn(t, m, tokens())
@@ -338,7 +357,7 @@ func TestAStoreOutageIsNotTheEndOfASession(t *testing.T) {
 	wantAlive(t, m, ticket, "after the outage")
 }
 
-// brokenStore is out of order as far as it is told to be.
+// brokenStore fails with the errors that fail sets.
 type brokenStore struct {
 	session.Store
 	mu         sync.Mutex
@@ -386,8 +405,10 @@ func (s *brokenStore) Replace(ctx context.Context, key string, old, value []byte
 	return s.Store.Replace(ctx, key, old, value)
 }
 
-func TestMistakesInTheConfigAreAllReported(t *testing.T) {
-	_, err := session.NewManager(session.Config{Keys: [][]byte{keyA, []byte("short")}, IdleTimeout: -1, MaxLifetime: time.Millisecond})
+func TestNewManagerReportsAllMistakes(t *testing.T) {
+	_, err := session.NewManager(session.Config{
+		Keys: [][]byte{keyA, []byte("short")}, IdleTimeout: -1, MaxLifetime: time.Millisecond,
+	})
 	var fields []string
 	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
 		var field *session.FieldError
@@ -410,7 +431,7 @@ func flatten(err error) []error {
 	return []error{err}
 }
 
-func TestNoWayOfPrintingShowsAToken(t *testing.T) {
+func TestSecretsAreNeverPrinted(t *testing.T) {
 	m := newManager(t, session.Config{})
 	s, _ := signIn(t, m, tokens())
 	var out bytes.Buffer
@@ -423,8 +444,13 @@ func TestNoWayOfPrintingShowsAToken(t *testing.T) {
 		fmt.Fprintf(&out, format+"\n", map[session.Secret]session.Secret{s.Tokens.Access: s.Tokens.Refresh})
 	}
 	fmt.Fprintln(&out, s, s.Tokens, s.Tokens.Access, errors.New("x"), fmt.Errorf("%w %v", io.EOF, s.Tokens.Refresh))
-	for _, log := range []*slog.Logger{slog.New(slog.NewTextHandler(&out, nil)), slog.New(slog.NewJSONHandler(&out, nil))} {
-		log.Info("x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access, slog.Group("g", "t", s.Tokens.ID))
+	for _, log := range []*slog.Logger{
+		slog.New(slog.NewTextHandler(&out, nil)), slog.New(slog.NewJSONHandler(&out, nil)),
+	} {
+		log.Info(
+			"x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access,
+			slog.Group("g", "t", s.Tokens.ID),
+		)
 	}
 	json.NewEncoder(&out).Encode(s)
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
@@ -432,7 +458,7 @@ func TestNoWayOfPrintingShowsAToken(t *testing.T) {
 	}
 	cookie := fmt.Sprint(m.TicketBytes(s))
 	if strings.Contains(out.String(), strings.Trim(cookie, "[]")) {
-		t.Errorf("the cookie's key was printed")
+		t.Errorf("the data key was printed")
 	}
 	for _, token := range []session.Secret{s.Tokens.Access, s.Tokens.Refresh, s.Tokens.ID} {
 		raw := token.Reveal()

@@ -13,8 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// tappedStore counts what is read, and can keep announcements back or lose what
-// was written.
+// tappedStore counts calls. It can withhold announcements and slow down or
+// intercept calls.
 type tappedStore struct {
 	*tokenstore.Memory
 	reads    atomic.Int32
@@ -22,9 +22,9 @@ type tappedStore struct {
 	touching time.Duration // how long a Touch takes
 
 	mu      sync.Mutex
-	deaf    bool // changes are not announced, and nobody vouches that they are
+	deaf    bool // writes are not announced
 	told    map[*func(string)]func(until time.Time)
-	reading func() // called once in the middle of a Get, after the store was read
+	reading func() // called once during a Get, after the read
 }
 
 func newTappedStore() *tappedStore {
@@ -64,8 +64,8 @@ func (s *tappedStore) Watch(ctx context.Context, changed func(string), current f
 	}, current)
 }
 
-// cut keeps announcements back as a lost connection does: what is vouched for
-// lasts for another half second.
+// cut withholds announcements, as a lost connection does: caches stay valid for
+// another half second.
 func (s *tappedStore) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,7 +75,7 @@ func (s *tappedStore) cut() {
 	}
 }
 
-// mend announces again, after it has said that something was missed.
+// mend announces writes again, beginning with the empty key.
 func (s *tappedStore) mend() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,9 +86,11 @@ func (s *tappedStore) mend() {
 	}
 }
 
-// replicas runs a test in a bubble of fake time with n Managers that watch one
-// store, and alice signed in at the first.
-func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket)) {
+// replicas runs a test in a bubble of fake time. n Managers watch one store,
+// and alice is signed in at the first.
+func replicas(t *testing.T, n int, cfg session.Config, test func(
+	t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		store := newTappedStore()
@@ -105,8 +107,10 @@ func replicas(t *testing.T, n int, cfg session.Config, test func(t *testing.T, s
 	})
 }
 
-func TestASessionInUseIsReadEveryFewSecondsAtMost(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+func TestCacheSavesReads(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		began := time.Now()
 		const calls = 10_000
 		for range calls {
@@ -122,21 +126,30 @@ func TestASessionInUseIsReadEveryFewSecondsAtMost(t *testing.T) {
 	})
 }
 
-func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
-	for name, end := range map[string]func(ctx context.Context, m *session.Manager, s *session.Session, ticket session.Ticket) error{
+func TestEndReachesEveryReplica(t *testing.T) {
+	for name, end := range map[string]func(
+		ctx context.Context, m *session.Manager, s *session.Session, ticket session.Ticket,
+	) error{
 		"logout": func(ctx context.Context, m *session.Manager, _ *session.Session, ticket session.Ticket) error {
 			return findEnd(ctx, m, ticket)
 		},
-		"logout at the provider": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {
+		"logout at the provider": func(
+			ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket,
+		) error {
 			_, err := m.EndAll(ctx, s.Issuer, s.Subject, s.SID, session.ReasonBackchannel)
 			return err
 		},
 		"another login": func(ctx context.Context, m *session.Manager, s *session.Session, _ session.Ticket) error {
-			_, err := m.Start(ctx, session.New{Subject: "bob", Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()}})
+			_, err := m.Start(ctx, session.New{
+				Subject: "bob", Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()},
+			})
 			return err
 		},
 	} {
-		replicas(t, 3, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+		replicas(t, 3, session.Config{}, func(
+			t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session,
+			ticket session.Ticket,
+		) {
 			for _, m := range all {
 				wantAlive(t, m, ticket, "before "+name)
 				m.OnEnd(s, func() {})
@@ -151,10 +164,12 @@ func TestAnEndedSessionIsOverOnEveryReplicaAtOnce(t *testing.T) {
 	}
 }
 
-// The store was read, the session ended, and only then the reader goes on: it
-// must not put what it read into the cache.
-func TestWhatChangedWhileItWasReadIsNotCached(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+// A session ends between a read of the store and its return. The reader must
+// not cache it.
+func TestReadThatRacesWithChangeIsNotCached(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		store.mu.Lock()
 		store.reading = func() {
 			if err := findEnd(t.Context(), all[1], ticket); err != nil {
@@ -167,8 +182,10 @@ func TestWhatChangedWhileItWasReadIsNotCached(t *testing.T) {
 	})
 }
 
-func TestWithoutAnnouncementsTheCacheIsNotUsed(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+func TestCacheIsUnusedWithoutAnnouncements(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		wantAlive(t, all[0], ticket, "before")
 		store.cut()
 		time.Sleep(500 * time.Millisecond)
@@ -177,19 +194,21 @@ func TestWithoutAnnouncementsTheCacheIsNotUsed(t *testing.T) {
 			wantAlive(t, all[0], ticket, "unannounced")
 		}
 		if n := store.reads.Load() - before; n != 10 {
-			t.Errorf("%d reads for 10 calls while nobody announces changes, want 10", n)
+			t.Errorf("%d reads for 10 calls without announcements, want 10", n)
 		}
 		if err := findEnd(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
 		wantNone(t, all[0], ticket, "ended, unannounced")
 		store.mend()
-		wantNone(t, all[0], ticket, "ended, unannounced, and announcements are back")
+		wantNone(t, all[0], ticket, "ended unannounced, announcements are back")
 	})
 }
 
-func TestWhatWasCachedBeforeAnnouncementsWereLostIsNotUsedAfter(t *testing.T) {
-	replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+func TestEntriesFromBeforeLostAnnouncementsAreUnused(t *testing.T) {
+	replicas(t, 2, session.Config{}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		wantAlive(t, all[0], ticket, "before")
 		store.cut()
 		if err := findEnd(t.Context(), all[1], ticket); err != nil {
@@ -201,26 +220,30 @@ func TestWhatWasCachedBeforeAnnouncementsWereLostIsNotUsedAfter(t *testing.T) {
 	})
 }
 
-func TestAKeyThatVanishesUnannouncedIsNoticed(t *testing.T) {
-	replicas(t, 1, session.Config{CacheMaxAge: 3 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+func TestUnannouncedDeletionIsNoticed(t *testing.T) {
+	replicas(t, 1, session.Config{CacheMaxAge: 3 * time.Second}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
 		wantAlive(t, all[0], ticket, "before")
 		store.mu.Lock()
-		store.deaf = true // though it vouches
+		store.deaf = true // but the cache is valid
 		store.mu.Unlock()
 		if err := store.Delete(t.Context(), "session:"+s.ID); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(3*time.Second + time.Millisecond)
-		wantNone(t, all[0], ticket, "deleted behind our back")
+		wantNone(t, all[0], ticket, "deleted without an announcement")
 	})
 }
 
-// What a replica did itself it need not be told.
-func TestAReplicaKnowsItsOwnChangesAtOnce(t *testing.T) {
+// A replica sees its own writes before they are announced.
+func TestReplicaSeesItsOwnChanges(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 1, session.Config{Refresh: p.refresh}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+	replicas(t, 1, session.Config{Refresh: p.refresh}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		store.mu.Lock()
-		store.deaf = true // though it vouches: announcements are on their way
+		store.deaf = true // but the cache is valid: announcements are delayed
 		store.mu.Unlock()
 		fresh(t, all[0], ticket, "access-1")
 		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
@@ -234,8 +257,10 @@ func TestAReplicaKnowsItsOwnChangesAtOnce(t *testing.T) {
 	})
 }
 
-func TestOfManyRequestsOneTouches(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+func TestConcurrentTouchesWriteOnce(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		wantAlive(t, all[0], ticket, "cached")
 		time.Sleep(time.Minute)
 		s := wantAlive(t, all[0], ticket, "cached again")
@@ -255,9 +280,11 @@ func TestOfManyRequestsOneTouches(t *testing.T) {
 	})
 }
 
-func TestIdleTimeIsRightOnEveryReplicaWhateverIsCached(t *testing.T) {
-	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
-		for range 10 { // active at one, only looked at by the other
+func TestIdleTimeoutWithCaches(t *testing.T) {
+	replicas(t, 2, session.Config{IdleTimeout: 4 * time.Second, CacheMaxAge: time.Hour}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
+		for range 10 { // Touch at one replica, Find at both
 			time.Sleep(3 * time.Second)
 			wantAlive(t, all[1], ticket, "the other replica")
 			if err := all[0].Touch(t.Context(), wantAlive(t, all[0], ticket, "the active replica")); err != nil {
@@ -266,18 +293,20 @@ func TestIdleTimeIsRightOnEveryReplicaWhateverIsCached(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		for _, m := range all {
-			wantAlive(t, m, ticket, "before the idle time-out")
+			wantAlive(t, m, ticket, "before the idle timeout")
 		}
 		time.Sleep(time.Second)
 		for _, m := range all {
-			wantNone(t, m, ticket, "after the idle time-out")
+			wantNone(t, m, ticket, "after the idle timeout")
 		}
 	})
 }
 
-func TestRefreshedTokensAreSeenByEveryReplicaAtOnce(t *testing.T) {
+func TestRefreshReachesEveryReplica(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		fresh(t, all[0], ticket, "access-1")
 		fresh(t, all[1], ticket, "access-1")
 		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
@@ -288,26 +317,39 @@ func TestRefreshedTokensAreSeenByEveryReplicaAtOnce(t *testing.T) {
 	})
 }
 
-func TestACachedSessionIsForItsOwnCookieAlone(t *testing.T) {
-	replicas(t, 1, session.Config{}, func(t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+func TestCachedSessionNeedsItsDataKey(t *testing.T) {
+	replicas(t, 1, session.Config{}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
 		wantAlive(t, all[0], ticket, "before")
 		forged := session.TicketWithOtherKey(s)
 		wantNone(t, all[0], forged, "the right id with another data key")
 	})
 }
 
-func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
-	for name, end := range map[string]func(ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket){
-		"logout at another replica": func(ctx context.Context, _ *tappedStore, m *session.Manager, ticket session.Ticket) {
+func TestOnEndIsCalled(t *testing.T) {
+	for name, end := range map[string]func(
+		ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket,
+	){
+		"logout at another replica": func(
+			ctx context.Context, _ *tappedStore, m *session.Manager, ticket session.Ticket,
+		) {
 			findEnd(ctx, m, ticket)
 		},
-		"logout that is not announced": func(ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket) {
+		"logout that is not announced": func(
+			ctx context.Context, store *tappedStore, m *session.Manager, ticket session.Ticket,
+		) {
 			store.cut()
 			findEnd(ctx, m, ticket)
 		},
-		"idle time-out": func(context.Context, *tappedStore, *session.Manager, session.Ticket) { time.Sleep(30 * time.Minute) },
+		"idle timeout": func(context.Context, *tappedStore, *session.Manager, session.Ticket) {
+			time.Sleep(30 * time.Minute)
+		},
 	} {
-		replicas(t, 2, session.Config{}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+		replicas(t, 2, session.Config{}, func(
+			t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session,
+			ticket session.Ticket,
+		) {
 			ended := make(chan time.Time, 1)
 			all[0].OnEnd(s, func() { ended <- time.Now() })
 			stopped := all[0].OnEnd(s, func() { t.Error("called after it was stopped") })
@@ -332,7 +374,7 @@ func TestWhoIsAtWorkForASessionLearnsOfItsEnd(t *testing.T) {
 	}
 }
 
-func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
+func TestRunCallsAllWatchersAtItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{})
 		ctx, stop := context.WithCancel(t.Context())
@@ -345,7 +387,7 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 		var ended atomic.Int32
 		m.OnEnd(s, func() { ended.Add(1) })
 		time.Sleep(time.Second)
-		young := m.OnEnd(s, func() { ended.Add(1) }) // not watched for yet
+		young := m.OnEnd(s, func() { ended.Add(1) }) // not registered yet
 		waited := make(chan struct{})
 		go func() {
 			m.WaitForStreams(t.Context())
@@ -356,22 +398,23 @@ func TestNobodyIsLeftWaitingWhenTheWatchIsOver(t *testing.T) {
 		<-done
 		time.Sleep(time.Second)
 		if n := ended.Load(); n != 2 {
-			t.Errorf("%d of 2 were called", n)
+			t.Errorf("%d of 2 watchers were called", n)
 		}
 		select {
 		case <-waited:
-			t.Error("did not wait for the two")
+			t.Error("WaitForStreams returned before stop")
 		default:
 		}
 		young()
 	})
 }
 
-// A server that was a replica a moment ago has become the master, and has not
-// got the last writes.
-func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
+// The store fails over to a server that lacks the last writes.
+func TestLostWritesAreReplayed(t *testing.T) {
 	p := new(tokenEndpoint)
-	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+	replicas(t, 2, session.Config{Refresh: p.refresh, Revoke: p.revoke}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
 		_, ended := signIn(t, all[0], tokens())
 		keys := []string{"session:" + s.ID, "session:" + wantAlive(t, all[0], ended, "before").ID}
 		before := make(map[string][]byte)
@@ -395,13 +438,13 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 		}
 		lose()
 		fresh(t, all[0], ticket, "access-4")
-		wantNone(t, all[0], ended, "ended, and the store has lost it")
+		wantNone(t, all[0], ended, "ended, and the store lost it")
 
 		lose()
-		store.mend() // the others learn of the failover too, and wait until those who know better have spoken
+		store.mend() // the other replica waits until this one has replayed
 		time.Sleep(time.Second)
 		fresh(t, all[1], ticket, "access-4")
-		wantNone(t, all[1], ended, "ended by another replica, and the store has lost it")
+		wantNone(t, all[1], ended, "ended by another replica, and the store lost it")
 		if _, err := findRefresh(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
@@ -411,11 +454,13 @@ func TestWritesThatTheStoreLosesAreMadeAgain(t *testing.T) {
 	})
 }
 
-// Redis was away for longer than a lease, and its holder is still waiting for
+// The store is away for longer than a lease lives, while its holder waits for
 // the provider.
-func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
+func TestLeaseSurvivesStoreOutage(t *testing.T) {
 	p := &tokenEndpoint{takes: 10 * time.Second}
-	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket) {
+	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(
+		t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
 		var both sync.WaitGroup
 		renew := func(m *session.Manager) {
 			both.Go(func() {
@@ -436,7 +481,7 @@ func TestNobodyTakesALeaseThatRanOutWhileTheStoreWasAway(t *testing.T) {
 	})
 }
 
-func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
+func TestSuccessElsewhereClearsFailure(t *testing.T) {
 	var down atomic.Bool
 	p := &tokenEndpoint{answer: func(_ int, next session.Tokens) (session.Tokens, error) {
 		if down.Load() {
@@ -444,10 +489,12 @@ func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
 		}
 		return next, nil
 	}}
-	replicas(t, 2, session.Config{Refresh: p.refresh}, func(t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket) {
+	replicas(t, 2, session.Config{Refresh: p.refresh}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
+	) {
 		down.Store(true)
 		if _, err := findRefresh(t.Context(), all[0], ticket); err == nil {
-			t.Fatal("a provider that is down has refreshed")
+			t.Fatal("the refresh succeeded during the outage")
 		}
 		down.Store(false)
 		for _, m := range []*session.Manager{all[1], all[0]} {
@@ -458,13 +505,15 @@ func TestAFailureHereDoesNotOutliveASuccessElsewhere(t *testing.T) {
 	})
 }
 
-func TestThePauseBetweenTriesGrows(t *testing.T) {
-	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") }}
+func TestBackoffGrows(t *testing.T) {
+	p := &tokenEndpoint{
+		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
+	}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		for range 60 * 10 {
 			if _, err := findFresh(t.Context(), m, ticket, ""); err == nil {
-				t.Fatal("a provider that is down has refreshed")
+				t.Fatal("the refresh succeeded during the outage")
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -472,9 +521,9 @@ func TestThePauseBetweenTriesGrows(t *testing.T) {
 			t.Errorf("the provider was asked %d times in a minute, want 7", n)
 		}
 		p.answer = nil
-		time.Sleep(20 * time.Second) // 16 s, and a quarter
+		time.Sleep(20 * time.Second) // 16 s and jitter
 		if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
-			t.Errorf("the provider is back: %v", err)
+			t.Errorf("after the outage: %v", err)
 		}
 	})
 }

@@ -10,21 +10,25 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// After a rotation of the session keys the first call of a session both
-// refreshes in the background and has its record sealed anew.
-func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
+// After a key rotation the first request of a session both refreshes in the
+// background and moves the record to the new key.
+func TestTouchDuringRefreshAfterKeyRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		p := &tokenEndpoint{takes: 100 * time.Millisecond}
-		_, ticket := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), minute())
-		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
+		_, ticket := signIn(
+			t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), minute(),
+		)
+		m := newManager(t, session.Config{
+			Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke,
+		})
 		watch(t, m)
-		time.Sleep(40 * time.Second) // the token is good, and to be refreshed in the background
+		time.Sleep(40 * time.Second) // the token is good, and refreshed in the background
 		s, err := findFresh(t.Context(), m, ticket, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(10 * time.Millisecond) // the refresh is under way; what follows is what proxy.go does next
+		time.Sleep(10 * time.Millisecond) // the refresh is in progress
 		if err := m.Touch(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
@@ -34,28 +38,32 @@ func TestATouchAfterAKeyRotationLosesNoRotatedRefreshToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rt := got.Tokens.Refresh.Reveal(); rt != "refresh-2" {
-			t.Errorf("the session holds %s, which the provider has replaced", rt)
+			t.Errorf("the session has %s, want the rotated token", rt)
 		}
 		findFresh(t.Context(), m, ticket, "")
 		m.Drain(t.Context())
 		if n := p.reused.Load(); n > 0 {
-			t.Errorf("the provider saw %d spent refresh tokens: it ends the grant, and with it the session", n)
+			t.Errorf("the provider received %d spent refresh tokens", n)
 		}
 		time.Sleep(time.Minute)
 	})
 }
 
-// The same while a token for a target is obtained.
-func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
+// The same happens while a token for a target is obtained.
+func TestFreshReturnsTokenForTargetOrError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := new(tokenstore.Memory)
 		p := &tokenEndpoint{takes: 100 * time.Millisecond}
-		_, ticket := signIn(t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), tokens())
-		m := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke})
+		_, ticket := signIn(
+			t, newManager(t, session.Config{Store: store, Keys: [][]byte{keyA}, Refresh: p.refresh}), tokens(),
+		)
+		m := newManager(t, session.Config{
+			Store: store, Keys: [][]byte{keyB, keyA}, Refresh: p.refresh, Revoke: p.revoke,
+		})
 		watch(t, m)
 		time.Sleep(40 * time.Second)
 		done := make(chan struct{})
-		go func() { // a call of another route
+		go func() { // a request of another route
 			defer close(done)
 			time.Sleep(10 * time.Millisecond)
 			s, err := findFresh(context.Background(), m, ticket, "")
@@ -69,23 +77,23 @@ func TestFreshForReturnsTheTokenItWasAskedForOrAnError(t *testing.T) {
 		s, err := findFresh(t.Context(), m, ticket, "orders")
 		<-done
 		if err == nil && len(s.Authorization("orders")) == 0 {
-			t.Error("FreshFor returned neither an error nor a token for the target")
+			t.Error("Fresh returned neither an error nor a token for the target")
 		}
 		m.Drain(t.Context())
 		time.Sleep(time.Minute)
 	})
 }
 
-// A target's token that has run out is forgotten when another target's is
+// An expired token for one target is dropped when one for another target is
 // obtained.
-func TestRenewRejectedReturnsASessionWithAToken(t *testing.T) {
+func TestRefreshRejectedReturnsTokenForTarget(t *testing.T) {
 	p := &tokenEndpoint{}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		rejected, err := findFresh(t.Context(), m, ticket, "orders")
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(61 * time.Second) // the upstream takes its time
+		time.Sleep(61 * time.Second) // until the token for orders expires
 		if _, err := findFresh(t.Context(), m, ticket, "billing"); err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +102,7 @@ func TestRenewRejectedReturnsASessionWithAToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(got.Authorization("orders")) == 0 {
-			t.Error("RenewRejected returned a session without a token for the target, and no error")
+			t.Error("RefreshRejected returned a session without a token for the target, and no error")
 		}
 	})
 }

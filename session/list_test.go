@@ -23,14 +23,16 @@ func aliveOf(m *session.Manager, tickets []session.Ticket) int {
 	return n
 }
 
-// signInAtOnce starts n sessions for alice at once.
+// signInAtOnce starts n sessions of alice at the same time.
 func signInAtOnce(t *testing.T, n int, managers ...*session.Manager) []session.Ticket {
 	t.Helper()
 	tickets := make([]session.Ticket, n)
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() {
-			s, err := managers[i%len(managers)].Start(context.Background(), session.New{Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens()})
+			s, err := managers[i%len(managers)].Start(context.Background(), session.New{
+				Issuer: "i", Subject: "alice", SID: "s", Tokens: tokens(),
+			})
 			if err != nil {
 				t.Error(err)
 				return
@@ -42,32 +44,32 @@ func signInAtOnce(t *testing.T, n int, managers ...*session.Manager) []session.T
 	return tickets
 }
 
-func TestLoginsAtOnceKeepTheLimitAndStayListed(t *testing.T) {
+func TestConcurrentLoginsKeepMaxPerUser(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		for range 20 {
-			time.Sleep(2 * time.Millisecond) // a login that begins in the millisecond of a logout is ended by it
+			time.Sleep(2 * time.Millisecond) // a logout ends logins of the same millisecond
 			m := newManager(t, session.Config{Store: store, MaxPerUser: 2})
 			other := newManager(t, session.Config{Store: store, MaxPerUser: 2})
 			tickets := signInAtOnce(t, 8, m, other)
 			alive := aliveOf(m, tickets)
 			if alive != 2 {
-				t.Errorf("%s: %d of 8 sessions that began at once are alive, want 2", kind, alive)
+				t.Errorf("%s: %d of 8 concurrent sessions are alive, want 2", kind, alive)
 			}
-			ended, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel)
-			if err != nil || len(ended) != alive {
-				t.Errorf("%s: EndAll ended %d sessions, %v, want %d", kind, len(ended), err, alive)
+			ended := endAll(t, m, "i", "alice", "")
+			if len(ended) != alive {
+				t.Errorf("%s: EndAll ended %d sessions, want %d", kind, len(ended), alive)
 			}
 			if n := aliveOf(m, tickets); n != 0 {
-				t.Errorf("%s: %d sessions survived the end of all", kind, n)
+				t.Errorf("%s: %d sessions are alive after EndAll", kind, n)
 			}
 		}
 	}
 }
 
-// Without a limit, and with the end of all in the middle of the logins: whoever
-// got a cookie is found the next time.
-func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
+// EndAll is called while logins are in progress, without MaxPerUser. Sessions
+// that it misses are found by the next call.
+func TestEndAllFindsConcurrentLogins(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		m := newManager(t, session.Config{Store: store})
@@ -78,12 +80,12 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 			for i := range 8 {
 				all.Go(func() {
 					if i == 4 {
-						if _, err := m.EndAll(context.Background(), "i", "alice", "", session.ReasonBackchannel); err != nil {
-							t.Error(err)
-						}
+						endAll(t, m, "i", "alice", "")
 						return
 					}
-					s, err := m.Start(context.Background(), session.New{Issuer: "i", Subject: "alice", Tokens: tokens()})
+					s, err := m.Start(context.Background(), session.New{
+						Issuer: "i", Subject: "alice", Tokens: tokens(),
+					})
 					if err != nil {
 						if !errors.Is(err, session.ErrEnded) {
 							t.Error(err)
@@ -96,19 +98,17 @@ func TestTheEndOfAllFindsWhoBeganMeanwhile(t *testing.T) {
 				})
 			}
 			all.Wait()
-			if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
-				t.Fatal(err)
-			}
+			endAll(t, m, "i", "alice", "")
 			if n := aliveOf(m, tickets); n != 0 {
-				t.Fatalf("%s: %d sessions survived the end of all", kind, n)
+				t.Fatalf("%s: %d sessions are alive after EndAll", kind, n)
 			}
 		}
 	}
 }
 
-// A replica counts while another one has listed a session and not written its
-// record yet.
-func TestASessionThatIsAboutToBeWrittenStaysListed(t *testing.T) {
+// A replica counts sessions while another one has added a session to the index
+// and not written its record yet.
+func TestUnwrittenSessionStaysListed(t *testing.T) {
 	t.Parallel()
 	store := &interposedStore{Memory: new(tokenstore.Memory)}
 	m := newManager(t, session.Config{Store: store, MaxPerUser: 2})
@@ -119,13 +119,11 @@ func TestASessionThatIsAboutToBeWrittenStaysListed(t *testing.T) {
 	store.before("Create", func() { signInAs(t, other, "i", "alice", "") })
 	late := signInAs(t, m, "i", "alice", "")
 	wantAlive(t, m, late, "one of the two youngest")
-	if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
-		t.Fatal(err)
-	}
-	wantNone(t, m, late, "after the end of all")
+	endAll(t, m, "i", "alice", "")
+	wantNone(t, m, late, "after EndAll")
 }
 
-func TestASessionCountsOnceWhateverKeysHaveSealedIt(t *testing.T) {
+func TestSessionUnderTwoKeysCountsOnce(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		manager := func(keys ...[]byte) *session.Manager {
@@ -140,15 +138,15 @@ func TestASessionCountsOnceWhateverKeysHaveSealedIt(t *testing.T) {
 		second := signInAs(t, m, "i", "alice", "s")
 		wantAlive(t, m, first, kind+": the first of two")
 		wantAlive(t, m, second, kind+": the second of two")
-		if ended, err := m.EndAll(t.Context(), "i", "", "s", session.ReasonBackchannel); err != nil || len(ended) != 2 {
-			t.Errorf("%s: EndAll ended %v, %v, want each of two sessions once", kind, ended, err)
+		if ended := endAll(t, m, "i", "", "s"); len(ended) != 2 {
+			t.Errorf("%s: EndAll ended %v, want each of two sessions once", kind, ended)
 		}
 	}
 }
 
-// A refresh seals the record with the new key. The index that this key names
-// has to list the session too.
-func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
+// A refresh seals the record with the new key. The index of that key has to
+// list the session too.
+func TestRefreshAfterKeyRotationUpdatesIndexes(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		p := new(tokenEndpoint)
@@ -162,15 +160,15 @@ func TestASessionThatWasRefreshedAfterAKeyRotationStaysListed(t *testing.T) {
 		}
 		m = manager(keyB)
 		wantAlive(t, m, ticket, kind+": the old key removed")
-		if ended, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil || len(ended) != 1 {
-			t.Errorf("%s: EndAll ended %v, %v, want the session", kind, ended, err)
+		if ended := endAll(t, m, "i", "alice", ""); len(ended) != 1 {
+			t.Errorf("%s: EndAll ended %v, want the session", kind, ended)
 		}
-		wantNone(t, m, ticket, kind+": after the end of all")
+		wantNone(t, m, ticket, kind+": after EndAll")
 	}
 }
 
 // The store is full while a refresh moves a record to the new key.
-func TestARefreshThatCannotListASessionLeavesItWithTheOldKey(t *testing.T) {
+func TestRefreshKeepsOldKeyWhileIndexesFail(t *testing.T) {
 	t.Parallel()
 	store := &unlistingStore{Memory: new(tokenstore.Memory)}
 	p := new(tokenEndpoint)
@@ -189,13 +187,11 @@ func TestARefreshThatCannotListASessionLeavesItWithTheOldKey(t *testing.T) {
 	}
 	m = manager(keyB)
 	wantAlive(t, m, ticket, "the old key removed")
-	if _, err := m.EndAll(t.Context(), "i", "alice", "", session.ReasonBackchannel); err != nil {
-		t.Fatal(err)
-	}
-	wantNone(t, m, ticket, "after the end of all")
+	endAll(t, m, "i", "alice", "")
+	wantNone(t, m, ticket, "after EndAll")
 }
 
-// unlistingStore takes no members of sets while it is full.
+// unlistingStore fails to add members to sets while it is full.
 type unlistingStore struct {
 	*tokenstore.Memory
 	full bool
@@ -208,8 +204,7 @@ func (s *unlistingStore) Add(ctx context.Context, key, member string, ttl time.D
 	return s.Memory.Add(ctx, key, member, ttl)
 }
 
-// Replicas disagree about the maximum lifetime.
-func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
+func TestReplicasMayDifferInMaxLifetime(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		t.Run(kind, func(t *testing.T) {
@@ -218,24 +213,24 @@ func TestAReplicaWithAShorterLifetimeTakesNothingFromOthers(t *testing.T) {
 			medium := newManager(t, session.Config{Store: store, MaxLifetime: time.Minute})
 			short := newManager(t, session.Config{Store: store, MaxLifetime: time.Second})
 			ticket := signInAs(t, long, "i", "alice", "s")
-			time.Sleep(1100 * time.Millisecond) // the other replica's lifetime
+			time.Sleep(1100 * time.Millisecond) // longer than the lifetime at the other replica
 			brief := signInAs(t, short, "i", "alice", "s")
 			wantAlive(t, short, ticket, "at the replica with the shorter lifetime")
 			time.Sleep(1100 * time.Millisecond)
 			wantNone(t, long, brief, "the short session")
 			signInAs(t, medium, "i", "alice", "s")
-			ended, err := long.EndAll(t.Context(), "i", "alice", "s", session.ReasonBackchannel)
-			if err != nil || len(ended) != 2 {
-				t.Errorf("EndAll ended %v, %v, want both living sessions", ended, err)
+			ended := endAll(t, long, "i", "alice", "s")
+			if len(ended) != 2 {
+				t.Errorf("EndAll ended %v, want both sessions that are alive", ended)
 			}
-			wantNone(t, long, ticket, "after the end of all")
+			wantNone(t, long, ticket, "after EndAll")
 		})
 	}
 }
 
-// The session that a login replaces does not count: nobody else's session has
-// to end for it.
-func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
+// A session that a login replaces does not count, so that no other session ends
+// for it.
+func TestReplacedSessionDoesNotCount(t *testing.T) {
 	t.Parallel()
 	m := newManager(t, session.Config{MaxPerUser: 2})
 	elsewhere := signInAs(t, m, "i", "alice", "")
@@ -255,6 +250,6 @@ func TestALoginThatReplacesASessionEndsNoOther(t *testing.T) {
 	}
 	s := wantAlive(t, m, started.Ticket(), "the new session")
 	if got := s.Tokens.Superseded; len(got) != 1 || got[0].Reveal() != "refresh-1" {
-		t.Errorf("the new session keeps %d refresh tokens, want that of the one before", len(got))
+		t.Errorf("the new session has %d superseded refresh tokens, want one", len(got))
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// stores are the stores that a test of indexes runs against.
+// stores returns the stores that tests of indexes run against.
 func stores(t *testing.T) map[string]session.Store {
 	t.Helper()
 	redis, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: storetest.StartRedis(t).URL()})
@@ -23,7 +23,7 @@ func stores(t *testing.T) map[string]session.Store {
 
 var here = session.App{Issuer: "https://id.example", ClientID: "spa", Origin: "https://app.example"}
 
-// otherApps differ from here in one of the three, or in where one ends and the
+// otherApps differ from here in one field, or in where one field ends and the
 // next begins.
 var otherApps = map[string]session.App{
 	"issuer":    {Issuer: "https://id2.example", ClientID: "spa", Origin: "https://app.example"},
@@ -38,7 +38,7 @@ var otherApps = map[string]session.App{
 	"none":      {},
 }
 
-func TestAnAppSeesNothingOfAnother(t *testing.T) {
+func TestAppsDoNotSeeEachOthersSessions(t *testing.T) {
 	t.Parallel()
 	for kind, store := range stores(t) {
 		manager := func(app session.App) *session.Manager {
@@ -53,16 +53,18 @@ func TestAnAppSeesNothingOfAnother(t *testing.T) {
 			if _, err := other.Find(t.Context(), ticket); !errors.Is(err, session.ErrNone) {
 				t.Errorf("%s, %s: got %v, want ErrNone", kind, name, err)
 			}
-			if got, state := newCookieJar(other).cookie.Read(own.request()); state != session.CookieForeign || got != (session.Ticket{}) {
-				t.Errorf("%s, %s: the cookie is %s, want foreign", kind, name, state)
+			got, state := newCookieJar(other).cookie.Read(own.request())
+			wantEqual(t, kind+", "+name+": the state", state, session.CookieForeign)
+			if got != (session.Ticket{}) {
+				t.Errorf("%s, %s: got a ticket", kind, name)
 			}
 			for _, who := range [][2]string{{"alice", ""}, {"", "sid-1"}, {"alice", "sid-1"}} {
-				if ended, err := other.EndAll(t.Context(), "https://id.example", who[0], who[1], session.ReasonBackchannel); len(ended) > 0 || err != nil {
-					t.Errorf("%s, %s: EndAll of %q ends %v, %v", kind, name, who, ended, err)
+				if ended := endAll(t, other, "https://id.example", who[0], who[1]); len(ended) > 0 {
+					t.Errorf("%s, %s: EndAll of %q ended %v", kind, name, who, ended)
 				}
 			}
-			time.Sleep(2 * time.Millisecond) // a login in the millisecond of a logout is ended by it
-			signIn(t, other, tokens())       // the limit of one session a user is one in each app
+			time.Sleep(2 * time.Millisecond) // a logout ends logins of the same millisecond
+			signIn(t, other, tokens())       // MaxPerUser counts per app
 			wantAlive(t, m, ticket, name)
 		}
 		signIn(t, m, tokens())
@@ -73,9 +75,8 @@ func TestAnAppSeesNothingOfAnother(t *testing.T) {
 	}
 }
 
-// A record does not open for another app, not even for one that knows its
-// ticket.
-func TestARecordIsBoundToItsApp(t *testing.T) {
+// A record does not open for another app, even if that has its ticket.
+func TestRecordIsBoundToItsApp(t *testing.T) {
 	t.Parallel()
 	store := new(tokenstore.Memory)
 	s, _ := signIn(t, newManager(t, session.Config{Store: store, App: here}), tokens())
@@ -87,7 +88,7 @@ func TestARecordIsBoundToItsApp(t *testing.T) {
 	}
 }
 
-func TestWhatSessionKeysSealOpensForItsAppAlone(t *testing.T) {
+func TestCodecOpensForItsAppOnly(t *testing.T) {
 	t.Parallel()
 	codec := func(app session.App, purpose string) *session.Codec {
 		ring, err := session.NewKeyring([][]byte{keyA, keyB}, app)
