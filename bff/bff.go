@@ -151,7 +151,12 @@ var endpoints = []endpoint{
 	{"POST", "/session/refresh", csrfHeader, (*Server).refreshSession},
 }
 
-// New returns a Server for cfg. It does no I/O. The error joins a *session.FieldError for every mistake in cfg.
+// ConfigError is a problem with one field of a Config, such as Routes[0].Token.
+// The text of Err quotes the value where that helps.
+type ConfigError = session.FieldError
+
+// New returns a Server for cfg. It does no I/O. The error joins a *ConfigError for
+// every problem in cfg.
 func New(cfg Config) (*Server, error) {
 	s := &Server{prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, store: cfg.Sessions.Store, log: cfg.Logger}
 	if s.log == nil {

@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 // certificate is the certificate of the public listener, as it is in its files.
 // A renewed one is served from the next handshake after it was noticed.
 type certificate struct {
-	files   tlsConfig
+	files   config.TLS
 	log     *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 
@@ -42,8 +44,8 @@ type fileState struct {
 	missing  bool
 }
 
-// loadCertificate reads the files. The error names the key of the configuration.
-func loadCertificate(files tlsConfig, log *slog.Logger) (*certificate, error) {
+// loadCertificate reads the files. The error is a *config.Error.
+func loadCertificate(files config.TLS, log *slog.Logger) (*certificate, error) {
 	c := &certificate{files: files, log: log}
 	c.seen = c.state()
 	loaded, err := c.load()
@@ -57,18 +59,20 @@ func loadCertificate(files tlsConfig, log *slog.Logger) (*certificate, error) {
 func (c *certificate) load() (*tls.Certificate, error) {
 	certPEM, err := os.ReadFile(c.files.CertFile)
 	if err != nil {
-		return nil, fmt.Errorf("server.tls.cert_file: %w", err)
+		return nil, &config.Error{Key: "server.tls.cert_file", Value: c.files.CertFile, Err: err}
 	}
 	keyPEM, err := os.ReadFile(c.files.KeyFile)
 	if err != nil {
-		return nil, fmt.Errorf("server.tls.key_file: %w", err)
+		return nil, &config.Error{Key: "server.tls.key_file", Value: c.files.KeyFile, Err: err}
 	}
 	loaded, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		return nil, fmt.Errorf("server.tls: %s and %s are not a certificate and its key: %w", c.files.CertFile, c.files.KeyFile, err)
+		err := fmt.Errorf("%s and %s are not a certificate and its key: %w", c.files.CertFile, c.files.KeyFile, err)
+		return nil, &config.Error{Key: "server.tls", Err: err}
 	}
 	if loaded.Leaf == nil {
-		return nil, errors.New("server.tls.cert_file: the certificate cannot be parsed")
+		err := errors.New("the certificate cannot be parsed")
+		return nil, &config.Error{Key: "server.tls.cert_file", Value: c.files.CertFile, Err: err}
 	}
 	return &loaded, nil
 }

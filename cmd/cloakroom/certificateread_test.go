@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 // What makes a file readable again changes neither its time nor its size. The
@@ -15,7 +17,7 @@ func TestACertificateThatBecomesReadableIsServed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cert, key := newPair(t, 1, time.Now().AddDate(1, 0, 0))
-	files := tlsConfig{CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key")}
+	files := config.TLS{CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key")}
 	overwrite(t, files.CertFile, cert)
 	overwrite(t, files.KeyFile, key)
 	logs := new(lockedBuffer)

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/sampleapi"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -102,17 +103,17 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 
-	cfg := &config{
-		Server:  serverConfig{PublicURL: app, AdminListen: "127.0.0.1:0"},
-		OIDC:    oidcConfig{Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes},
-		Store:   storeConfig{URL: d.store},
-		Session: sessionConfig{Keys: []session.Secret{newKey()}}, // the provider forgets its users' tokens at the end, so no session need outlive it
-		Routes: []routeConfig{
-			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user", AcceptBearer: &acceptBearerConfig{Audience: "api", Scopes: []string{"orders:read"}}},
+	cfg := &config.Config{
+		Server:  config.Server{PublicURL: app, AdminListen: "127.0.0.1:0"},
+		OIDC:    config.OIDC{Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes},
+		Store:   config.Store{URL: d.store},
+		Session: config.Session{Keys: []session.Secret{newKey()}}, // the provider forgets its users' tokens at the end, so no session need outlive it
+		Routes: []config.Route{
+			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user", AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
 			{Path: "/public/", Upstream: []string{"http://" + api.Addr().String()}, Token: "none"},
 		},
 	}
-	cfg.setDefaults()
+	cfg.SetDefaults()
 	b, err := newBroker(cfg, web.Demo(), log)
 	if err != nil {
 		return err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -45,12 +46,12 @@ func main() {
 type usageError struct{ error }
 
 func exitCode(err error) int {
-	var config *configError
+	var problems config.Errors
 	var usage usageError
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &config), errors.As(err, &usage):
+	case errors.As(err, &problems), errors.As(err, &usage):
 		return 2
 	default:
 		return 1

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 func serveCommand(getenv func(string) string) *cobra.Command {
@@ -23,23 +25,23 @@ listens on and where sessions are kept change with a restart only.`,
 			signal.Ignore(syscall.SIGPIPE) // a log reader that goes away does not end the broker
 			log, stop := newLogger(c.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
 			defer stop()
-			cfg, unread := loadConfig(file, getenv)
+			cfg, unread := config.Load(file, getenv)
 			if cfg == nil {
 				return unread
 			}
 			b, err := newBroker(cfg, nil, log)
-			if err := bothMistakes(unread, err); err != nil {
+			if err := config.Merge(unread, err); err != nil {
 				if file == "" {
 					return fmt.Errorf("%w\n(No file was read: there is no --config FILE.)", err)
 				}
 				return err
 			}
 			defer b.close()
-			log.Info("configuration", "in_force", cfg.logValue())
-			for _, warning := range append(cfg.warnings(), strayVariables(os.Environ())...) {
+			log.Info("configuration", "in_force", cfg)
+			for _, warning := range append(cfg.Warnings(), config.StrayVariables(os.Environ())...) {
 				log.Warn("configuration", "warning", warning)
 			}
-			if cfg.Store.URL == "memory:" {
+			if cfg.Store.IsInMemory() {
 				log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
 			}
 			public, err := net.Listen("tcp", cfg.Server.Listen)
@@ -49,7 +51,7 @@ listens on and where sessions are kept change with a restart only.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
-			return b.run(c.Context(), public, hangup, func() (*config, error) { return loadConfig(file, getenv) })
+			return b.run(c.Context(), public, hangup, func() (*config.Config, error) { return config.Load(file, getenv) })
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML); every key can also be set by the environment")

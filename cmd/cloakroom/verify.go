@@ -17,10 +17,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloakroom-bff/cloakroom/bearer"
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 func verifyCommand() *cobra.Command {
-	var api acceptBearerConfig
+	var api config.AcceptBearer
 	c := &cobra.Command{
 		Use:   "verify --issuer URL --audience NAME [--scope SCOPE] < TOKEN",
 		Short: "Say what an access token is, and whether an API would take it",
@@ -49,14 +50,14 @@ const maxPasted = 64 << 10
 var errRefused = errors.New("an API would refuse this token")
 
 // verify lays a token out and says what an API would make of it.
-func verify(ctx context.Context, api acceptBearerConfig, stdin io.Reader, stdout, stderr io.Writer) error {
-	verifier, mistakes := api.verifier("", slog.New(slog.DiscardHandler))
-	if len(mistakes) > 0 {
-		for i, line := range mistakes { // key: what is wrong
-			key, text, _ := strings.Cut(line, ":")
-			mistakes[i] = "--" + strings.ReplaceAll(strings.TrimSuffix(key, "s"), "_", "-") + ":" + text
+func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdout, stderr io.Writer) error {
+	verifier, err := api.Verifier("", slog.New(slog.DiscardHandler))
+	var problems config.Errors
+	if errors.As(err, &problems) {
+		for _, problem := range problems {
+			problem.Key = "--" + strings.ReplaceAll(strings.TrimSuffix(problem.Key, "s"), "_", "-")
 		}
-		return usageError{errors.New(strings.Join(mistakes, "\n"))}
+		return usageError{problems}
 	}
 	raw, err := readToken(stdin, stderr)
 	if err != nil {

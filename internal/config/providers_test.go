@@ -1,7 +1,6 @@
-package main
+package config
 
 import (
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -45,18 +44,16 @@ func TestTheProvidersConfigurationsWork(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b, err := newBroker(mustLoad(t, files.Replace(string(text)), nil), nil, slog.New(slog.DiscardHandler))
-			if err != nil {
+			if err := build(mustLoad(t, files.Replace(string(text)), nil)); err != nil {
 				t.Fatal(err)
 			}
-			b.close()
 		})
 	}
 }
 
 // A key that is written in a comment, for whoever needs it, is one that exists.
 func TestTheProvidersCommentsNameKeysThatExist(t *testing.T) {
-	known := allKeys(reflect.TypeFor[config]())
+	known := allKeys(reflect.TypeFor[Config]())
 	commented := regexp.MustCompile(`(?m)^ *# ([a-z0-9_]+):(?: |$)`)
 	for name, dir := range providers(t) {
 		text, err := os.ReadFile(filepath.Join(dir, "cloakroom.yaml"))
@@ -73,7 +70,7 @@ func TestTheProvidersCommentsNameKeysThatExist(t *testing.T) {
 }
 
 func TestTheProvidersReadmesSayWhatToRegister(t *testing.T) {
-	known := allKeys(reflect.TypeFor[config]())
+	known := allKeys(reflect.TypeFor[Config]())
 	named := regexp.MustCompile("`(?:server|oidc|store|session)\\.((?:[a-z_]+\\.)*)([a-z_]+)")
 	for name, dir := range providers(t) {
 		text, err := os.ReadFile(filepath.Join(dir, "README.md"))

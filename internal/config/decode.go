@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"bytes"
@@ -9,73 +9,72 @@ import (
 	"math"
 	"os"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// loader reads a configuration and collects what is wrong with it.
+// loader reads a configuration and collects its problems.
 type loader struct {
-	file     string
+	source   string // the file, or the environment variable that is being read
 	getenv   func(string) string
-	mistakes []string
-	// unreadable says that the file could not be read, or is not YAML.
-	unreadable bool
-	files      map[string]string // :: key of a secret → the file that holds it
+	problems Errors
+	files    map[string]string // :: key of a secret → the file that holds it
 }
 
-// loadConfig reads the file, unless its name is empty, then the environment, then the files that secrets are in. The error is a *configError; beside
-// it is what could be read, for the mistakes that are in that, or nil where there is no telling.
-func loadConfig(file string, getenv func(string) string) (*config, error) {
-	l := &loader{file: file, getenv: getenv, files: make(map[string]string)}
-	c := new(config)
+// Load reads the file, unless its name is empty, then the environment, then the
+// files that hold secrets, and sets the defaults. The error is an Errors. With it
+// Load returns what could be read, so that it can be checked too, or nil if the
+// file is missing or not YAML.
+func Load(file string, getenv func(string) string) (*Config, error) {
+	l := &loader{source: file, getenv: getenv, files: make(map[string]string)}
+	c := new(Config)
+	unreadable := false
 	if file != "" {
-		l.readFile(c)
+		unreadable = !l.readFile(c)
 	}
 	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
 	l.readSecrets(reflect.ValueOf(c).Elem(), "")
-	c.setDefaults()
-	switch {
-	case l.unreadable:
-		return nil, &configError{l.mistakes}
-	case len(l.mistakes) > 0:
-		return c, &configError{l.mistakes}
+	c.SetDefaults()
+	if unreadable {
+		return nil, l.problems
 	}
-	return c, nil
+	return c, l.problems.orNil()
 }
 
-func (l *loader) mistake(format string, args ...any) {
-	l.mistakes = append(l.mistakes, fmt.Sprintf(format, args...))
+// fail adds a problem with a node of the YAML. If a value is of the wrong kind,
+// the problem holds it.
+func (l *loader) fail(n *yaml.Node, key, value, format string, args ...any) {
+	source := fmt.Sprintf("%s:%d", l.source, n.Line)
+	l.problems = append(l.problems, &Error{Source: source, Key: key, Value: value, Err: fmt.Errorf(format, args...)})
 }
 
-func (l *loader) readFile(c *config) {
-	text, err := os.ReadFile(l.file)
+// readFile reports whether the file could be read and is YAML.
+func (l *loader) readFile(c *Config) bool {
+	unreadable := func(source string, err error) bool {
+		l.problems = append(l.problems, &Error{Source: source, Err: err})
+		return false
+	}
+	text, err := os.ReadFile(l.source)
 	if err != nil {
-		l.unreadable = true
-		l.mistake("%v", err)
-		return
+		return unreadable("", err)
 	}
 	var doc, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	if err := d.Decode(&doc); err != nil && err != io.EOF {
-		l.unreadable = true
-		l.mistake("%s: %v", l.file, err)
-		return
+		return unreadable(l.source, err)
 	}
 	if err := d.Decode(&more); err != io.EOF {
-		l.unreadable = true
-		l.mistake("%s: it holds more than one document", l.file)
-		return
+		return unreadable(l.source, errors.New("it holds more than one document"))
 	}
 	if len(doc.Content) > 0 { // else the file is empty
 		l.decode(doc.Content[0], reflect.ValueOf(c).Elem(), "")
 	}
+	return true
 }
 
 // decode puts a YAML node into v. key is the path that led here.
@@ -87,7 +86,11 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		return
 	}
 	fail := func(format string, args ...any) {
-		l.mistake("%s:%d: %s: %s", l.file, n.Line, cmp.Or(key, "the file"), fmt.Sprintf(format, args...))
+		value := describeNode(n, v)
+		if n.Kind == yaml.ScalarNode && !isSecret(v) {
+			value = n.Value
+		}
+		l.fail(n, cmp.Or(key, "the file"), value, format, args...)
 	}
 	switch {
 	case v.Kind() == reflect.Pointer: // to a struct that may be left out
@@ -95,7 +98,7 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		l.decode(n, v.Elem(), key)
 	case v.Kind() == reflect.Struct:
 		if n.Kind != yaml.MappingNode {
-			fail("%s is not a mapping of keys to values", shown(n, v))
+			fail("%s is not a mapping of keys to values", describeNode(n, v))
 			return
 		}
 		l.decodeStruct(n, v, key)
@@ -120,7 +123,7 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 			fail("%v", err)
 		}
 	default:
-		fail("%s is not %s", shown(n, v), kindName(v))
+		fail("%s is not %s", describeNode(n, v), kindName(v))
 	}
 }
 
@@ -145,10 +148,10 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
 			continue // holds anchors
 		}
 		hint := ""
-		if near := nearest(name.Value, fieldNames(v)); near != "" {
+		if near := suggest(name.Value, fieldNames(v)); near != "" {
 			hint = fmt.Sprintf("; did you mean %s?", near)
 		}
-		l.mistake("%s:%d: %s: unknown key%s", l.file, name.Line, at, hint)
+		l.fail(name, at, "", "unknown key%s", hint)
 	}
 }
 
@@ -180,7 +183,7 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 			case p.name.Tag == "!!merge":
 				merges = append(merges, p.value)
 			case own[name]:
-				l.mistake("%s:%d: %s: is there twice", l.file, p.name.Line, join(key, name))
+				l.fail(p.name, join(key, name), "", "is there twice")
 			case !seen[name]:
 				all = append(all, p)
 				fallthrough
@@ -194,8 +197,9 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 				items = m.Content
 			}
 			for _, item := range items {
-				if item.Kind != yaml.MappingNode && (item.Kind != yaml.AliasNode || item.Alias.Kind != yaml.MappingNode) {
-					l.mistake("%s:%d: %s: a merge key names mappings, or a list of them", l.file, item.Line, join(key, "<<"))
+				isAlias := item.Kind == yaml.AliasNode && item.Alias.Kind == yaml.MappingNode
+				if item.Kind != yaml.MappingNode && !isAlias {
+					l.fail(item, join(key, "<<"), "", "a merge key names mappings, or a list of them")
 					continue
 				}
 				add(item)
@@ -204,130 +208,6 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 	}
 	add(n)
 	return all
-}
-
-// readEnvironment overrides every key whose environment variable is set.
-func (l *loader) readEnvironment(v reflect.Value, key string) {
-	for i := range v.NumField() {
-		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
-		if f.Kind() == reflect.Struct {
-			l.readEnvironment(f, at)
-			continue
-		}
-		name := "CLOAKROOM_" + strings.ToUpper(strings.ReplaceAll(at, ".", "_"))
-		if isSecret(f) {
-			if path := l.getenv(name + "_FILE"); path != "" {
-				if l.getenv(name) != "" {
-					l.mistake("%s_FILE: set either %s or %s_FILE, not both", name, name, name)
-				}
-				l.files[at] = path
-				f.SetZero()
-			}
-		}
-		text := l.getenv(name)
-		if text == "" {
-			continue
-		}
-		delete(l.files, at)
-		if isSecret(f) && cleanSecret(text) == "" {
-			l.mistake("%s: holds white space only", name)
-			continue
-		}
-		// Lists and mappings are YAML, in its flow style most likely. A list can also
-		// be written with commas.
-		list := f.Kind() == reflect.Slice && !isStructSlice(f)
-		if isComposite(f) && !list || list && strings.HasPrefix(strings.TrimSpace(text), "[") {
-			l.decodeText(name, text, f, at)
-			continue
-		}
-		if err := setText(f, text); err != nil {
-			l.mistake("%s: %v", name, err)
-		}
-	}
-}
-
-// decodeText puts the YAML in an environment variable into v.
-func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
-	inEnvironment := *l
-	inEnvironment.file, inEnvironment.mistakes = name, nil
-	var doc yaml.Node
-	switch err := yaml.Load([]byte(text), &doc); {
-	case err != nil && isSecret(v):
-		inEnvironment.mistake("%s: [redacted] is not YAML", name) // the error may quote it
-	case err != nil:
-		inEnvironment.mistake("%s: not YAML: %v", name, err)
-	case len(doc.Content) > 0:
-		inEnvironment.decode(doc.Content[0], v, key)
-	}
-	l.mistakes = append(l.mistakes, inEnvironment.mistakes...)
-}
-
-// strayVariables returns a warning for each environment variable that is no key,
-// but close to one.
-func strayVariables(environ []string) []string {
-	var names []string
-	collectVariables(reflect.TypeFor[config](), "CLOAKROOM", &names)
-	var warnings []string
-	for _, entry := range environ {
-		name, _, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, "CLOAKROOM_") || slices.Contains(names, name) {
-			continue
-		}
-		if near := nearest(name, names); near != "" {
-			warnings = append(warnings, fmt.Sprintf("%s is not a key and has no effect; did you mean %s?", name, near))
-		}
-	}
-	return warnings
-}
-
-// collectVariables collects the names of the environment variables that set the
-// fields of a struct.
-func collectVariables(t reflect.Type, prefix string, names *[]string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name := prefix + "_" + strings.ToUpper(tag(f))
-		if f.Type.Kind() == reflect.Struct {
-			collectVariables(f.Type, name, names)
-			continue
-		}
-		*names = append(*names, name)
-		if isSecret(reflect.Zero(f.Type)) {
-			*names = append(*names, name+"_FILE")
-		}
-	}
-}
-
-// readSecrets reads the files that secrets are in.
-func (l *loader) readSecrets(v reflect.Value, key string) {
-	for i := range v.NumField() {
-		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
-		if f.Kind() == reflect.Struct {
-			l.readSecrets(f, at)
-			continue
-		}
-		path, ok := l.files[at]
-		if !ok {
-			continue
-		}
-		if !f.IsZero() {
-			l.mistake("%s: is there twice, as %s and as %s_file", at, at, at)
-			continue
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			l.mistake("%s_file: %v", at, err)
-			continue
-		}
-		if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
-			l.mistake("%s_file: %s is not a text in UTF-8", at, path)
-			continue
-		}
-		if cleanSecret(string(text)) == "" {
-			l.mistake("%s_file: %s is empty", at, path)
-			continue
-		}
-		setText(f, string(text)) // no text is wrong for a secret
-	}
 }
 
 // setText reads text into a value that is not made of others. A list is written with commas, spaces or line ends between its items.
@@ -358,25 +238,25 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q is neither true nor false", text)
 		}
 		*p = b
-	case *byteSize:
+	case *ByteSize:
 		n, err := parseSize(text)
 		if err != nil {
 			return err
 		}
 		*p = n
-	case *eventRate:
+	case *EventRate:
 		rate, err := parseRate(text)
 		if err != nil {
 			return err
 		}
 		*p = rate
-	case *burstSize:
+	case *BurstSize:
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 1 {
 			return fmt.Errorf("%q is not a whole number of 1 or more", text)
 		}
-		*p = burstSize(n)
-	case *byteRate:
+		*p = BurstSize(n)
+	case *ByteRate:
 		n, err := parseByteRate(text)
 		if err != nil {
 			return err
@@ -403,31 +283,31 @@ func cleanSecret(text string) string {
 }
 
 // parseSize reads a number of bytes such as 4096, 64KiB, 10MB or 1GiB.
-func parseSize(text string) (byteSize, error) {
+func parseSize(text string) (ByteSize, error) {
 	digits := strings.TrimRight(text, "kKMGiB ")
-	unit, ok := map[string]byteSize{
+	unit, ok := map[string]ByteSize{
 		"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
 	}[strings.TrimSpace(text[len(digits):])]
 	n, err := strconv.ParseInt(digits, 10, 64)
 	if err != nil || !ok || n <= 0 || n > math.MaxInt64/int64(unit) {
 		return 0, fmt.Errorf("%q is not a size such as 64KiB, 10MB or 1GiB", text)
 	}
-	return byteSize(n) * unit, nil
+	return ByteSize(n) * unit, nil
 }
 
 // parseRate reads a rate such as 4/s, 30/m or 100/h.
-func parseRate(text string) (eventRate, error) {
+func parseRate(text string) (EventRate, error) {
 	number, unit, _ := strings.Cut(text, "/")
 	seconds, ok := map[string]float64{"s": 1, "m": 60, "h": 3600}[strings.TrimSpace(unit)]
 	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
 	if err != nil || !ok || !(n > 0 && n <= 1e9) {
 		return 0, fmt.Errorf("%q is not a rate such as 4/s, 30/m or 100/h", text)
 	}
-	return eventRate(n / seconds), nil
+	return EventRate(n / seconds), nil
 }
 
 // parseByteRate reads a number of bytes a second such as 240B/s or 1KiB/s; off and 0 are noRate.
-func parseByteRate(text string) (byteRate, error) {
+func parseByteRate(text string) (ByteRate, error) {
 	size, ok := strings.CutSuffix(text, "/s")
 	if size = strings.TrimSpace(size); text == "off" || size == "0" || ok && size == "0B" {
 		return noRate, nil
@@ -436,10 +316,10 @@ func parseByteRate(text string) (byteRate, error) {
 	if err != nil || !ok || n > 1<<40 {
 		return 0, fmt.Errorf("%q is not a rate such as 240B/s or 1KiB/s, or off", text)
 	}
-	return byteRate(n), nil
+	return ByteRate(n), nil
 }
 
-func (r byteRate) String() string {
+func (r ByteRate) String() string {
 	if r == noRate {
 		return "off"
 	}
@@ -447,7 +327,7 @@ func (r byteRate) String() string {
 }
 
 func splitList(text string) []string {
-	return strings.FieldsFunc(text, func(c rune) bool { return c == ',' || c == ' ' || c == '\n' || c == '\r' || c == '\t' })
+	return strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(", \n\r\t", c) })
 }
 
 func join(key, name string) string {
@@ -511,7 +391,7 @@ func kindName(v reflect.Value) string {
 }
 
 // shown is what a message says of a node that is of the wrong kind.
-func shown(n *yaml.Node, v reflect.Value) string {
+func describeNode(n *yaml.Node, v reflect.Value) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
 		return "a mapping"
@@ -524,8 +404,8 @@ func shown(n *yaml.Node, v reflect.Value) string {
 	}
 }
 
-// nearest returns the one of names that a mistyped name is most likely meant to be, or "".
-func nearest(name string, names []string) string {
+// suggest returns the one of names that a mistyped name is most likely meant to be, or "".
+func suggest(name string, names []string) string {
 	best, distance := "", 3 // more changes than two are another word
 	for _, n := range names {
 		if d := editDistance(name, n); d < distance {

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"log/slog"
@@ -13,21 +13,22 @@ routes:
   - {path: /git/, upstream: "http://a", token: user, csrf: auto, documents: allow, encoded_slashes: pass, headers_json: {X-Roles: roles}}
   - {path: /api/, upstream: "http://a", token: user}
 `, nil)
-	routes, wrong := c.routes(slog.Default())
-	if len(wrong) > 0 || len(routes) != 2 {
-		t.Fatalf("got %d routes, %v", len(routes), wrong)
+	var problems Errors
+	routes := c.routes(slog.Default(), &problems)
+	if len(problems) > 0 || len(routes) != 2 {
+		t.Fatalf("got %d routes, %v", len(routes), problems)
 	}
 	if r := routes[0]; r.CSRF != "auto" || r.Documents != "allow" || r.EncodedSlashes != "pass" || r.HeadersJSON["X-Roles"] != "roles" {
 		t.Errorf("got %+v", r)
 	}
-	_, err := newBroker(mustLoad(t, `
+	err := build(mustLoad(t, `
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 routes:
   - {path: /git/, upstream: "http://a", token: none, documents: "yes", encoded_slashes: "no"}
   - {path: /npm/, upstream: "http://a", token: none, encoded_slashes: pass}
   - {path: /npm/admin/, upstream: "http://a", token: user, headers: {X-Role: role}, headers_json: {X.ROLE: role}}
-`, nil), nil, slog.New(slog.DiscardHandler))
+`, nil))
 	if err == nil {
 		t.Fatal("it starts")
 	}

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -8,7 +8,7 @@ import (
 
 func TestRatesAreWrittenWithUnits(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]byteRate{
+	for text, want := range map[string]ByteRate{
 		"240B/s": 240, "1KiB/s": 1024, "1kB/s": 1000, "10 MB/s": 10_000_000, "1GiB/s": 1 << 30, "240 B/s": 240, "7/s": 7,
 		"0": noRate, "off": noRate, "0B/s": noRate, "0/s": noRate,
 		"": 0, "240": 0, "240B": 0, "240B/m": 0, "-1B/s": 0, "B/s": 0, "/s": 0, "1.5KiB/s": 0,
@@ -23,7 +23,7 @@ func TestRatesAreWrittenWithUnits(t *testing.T) {
 
 func TestTheMinimumRateOfBodiesIsConfigured(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]byteRate{
+	for text, want := range map[string]ByteRate{
 		"": 0, "server: {limits: {}}": 0,
 		"server: {limits: {body_min_rate: 1KiB/s}}": 1024,
 		"server: {limits: {body_min_rate: off}}":    noRate,
@@ -37,7 +37,7 @@ func TestTheMinimumRateOfBodiesIsConfigured(t *testing.T) {
 	if c.Server.Limits.BodyMinRate != 2048 {
 		t.Errorf("the environment: got %d", c.Server.Limits.BodyMinRate)
 	}
-	if shown := fmt.Sprint(c.logValue()); !strings.Contains(shown, "body_min_rate=2048B/s") {
+	if shown := fmt.Sprint(c.LogValue()); !strings.Contains(shown, "body_min_rate=2048B/s") {
 		t.Errorf("the log shows %s", shown)
 	}
 	_, err := load(t, "server: {limits: {body_min_rate: 240, body_max_rate: 1}}\nstore: {prefix: [1]}\n", nil)

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"log/slog"
@@ -25,7 +25,7 @@ func TestLimitsAreReadFromTheFileAndTheEnvironment(t *testing.T) {
 	if got := c.Server.Limits.Logins; got.Rate != 0.5 || got.Burst != 7 {
 		t.Errorf("got %+v", got)
 	}
-	if routes, _ := c.routes(slog.Default()); routes[0].Documents != "allow" {
+	if routes := c.routes(slog.Default(), new(Errors)); routes[0].Documents != "allow" {
 		t.Errorf("documents: got %q", routes[0].Documents)
 	}
 	c = mustLoad(t, "server: {limits: {logins: {rate: 30/m, burst: 7}}}", map[string]string{"CLOAKROOM_SERVER_LIMITS_LOGINS_RATE": "2/s", "CLOAKROOM_SERVER_LIMITS_LOGINS_BURST": "9"})
@@ -33,7 +33,7 @@ func TestLimitsAreReadFromTheFileAndTheEnvironment(t *testing.T) {
 		t.Errorf("by the environment: got %+v", got)
 	}
 	var log strings.Builder
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("configuration", "in_force", c.logValue())
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("configuration", "in_force", c)
 	if !strings.Contains(log.String(), `"logins":{"rate":"2/s","burst":9}`) {
 		t.Errorf("the log says %s", log.String())
 	}

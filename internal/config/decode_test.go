@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"fmt"
@@ -50,17 +50,17 @@ var goodValues = map[reflect.Type]map[string]any{
 		"{access_type: offline}":          map[string]string{"access_type": "offline"},
 		"access_type: offline\nprompt: a": map[string]string{"access_type": "offline", "prompt": "a"},
 	},
-	reflect.TypeFor[byteRate]():      {"1KiB/s": byteRate(1024), "off": noRate},
-	reflect.TypeFor[eventRate]():     {"4/s": eventRate(4), "30/m": eventRate(0.5)},
-	reflect.TypeFor[burstSize]():     {"40": burstSize(40)},
-	reflect.TypeFor[[]routeConfig](): {"[{path: /api/}]": []routeConfig{{Path: "/api/"}}},
+	reflect.TypeFor[ByteRate]():  {"1KiB/s": ByteRate(1024), "off": noRate},
+	reflect.TypeFor[EventRate](): {"4/s": EventRate(4), "30/m": EventRate(0.5)},
+	reflect.TypeFor[BurstSize](): {"40": BurstSize(40)},
+	reflect.TypeFor[[]Route]():   {"[{path: /api/}]": []Route{{Path: "/api/"}}},
 }
 
 // Every key of every type can be set by the environment.
 func TestEveryKeyCanBeSetByTheEnvironment(t *testing.T) {
-	for _, f := range fields(reflect.TypeFor[config](), "", nil) {
+	for _, f := range fields(reflect.TypeFor[Config](), "", nil) {
 		values, ok := goodValues[f.typ]
-		if !ok && f.typ != reflect.TypeFor[byteSize]() {
+		if !ok && f.typ != reflect.TypeFor[ByteSize]() {
 			t.Errorf("%s: a type %v without values to test", f.key, f.typ)
 		}
 		for text, want := range values {
@@ -81,7 +81,7 @@ func TestEveryKeyCanBeSetByTheEnvironment(t *testing.T) {
 func TestNoValueOfAnyKeyPanics(t *testing.T) {
 	t.Parallel()
 	deep := make(map[reflect.Type]bool) // nesting takes long to parse: one key of each type is enough
-	for _, f := range fields(reflect.TypeFor[config](), "", nil) {
+	for _, f := range fields(reflect.TypeFor[Config](), "", nil) {
 		texts := []string{"{", "[", "[[a]]", "{a: {b: c}}", "- a\n- {b: c}", "*a", "&a [*a]", "!!binary x", "\x00", "\xff", "~", "-", "a: b: c", "<<: x", "{<<: [a]}"}
 		if !deep[f.typ] {
 			deep[f.typ] = true
@@ -142,7 +142,7 @@ routes:
 `,
 	} {
 		c := mustLoad(t, text, nil)
-		want := routeConfig{Path: "/a/", Upstream: []string{"http://a:1"}, Methods: []string{"GET"}, Token: "none"}
+		want := Route{Path: "/a/", Upstream: []string{"http://a:1"}, Methods: []string{"GET"}, Token: "none"}
 		if len(c.Routes) != 1 || !reflect.DeepEqual(c.Routes[0], want) {
 			t.Errorf("%s: got %+v, want %+v", name, c.Routes, want)
 		}
@@ -213,7 +213,7 @@ func TestASecretIsTheSameFromEverywhere(t *testing.T) {
 	if got := mustLoad(t, "oidc: {client_secret: 0123}", nil).OIDC.ClientSecret.Reveal(); got != "0123" {
 		t.Errorf("a number in YAML: got %q", got)
 	}
-	for _, f := range fields(reflect.TypeFor[config](), "", nil) {
+	for _, f := range fields(reflect.TypeFor[Config](), "", nil) {
 		if !isSecret(reflect.Zero(f.typ)) {
 			continue
 		}
@@ -234,7 +234,7 @@ func TestASecretIsTheSameFromEverywhere(t *testing.T) {
 }
 
 func TestVariablesThatAreAlmostAKeyAreWarnedAbout(t *testing.T) {
-	got := strayVariables([]string{
+	got := StrayVariables([]string{
 		"CLOAKROOM_OIDC_CLIENT_SECRT=hidden", "CLOAKROOM_OIDC_CLIENTID=x", "CLOAKROOM_SESSION_KEYS_FLE=x", "CLOAKROOM_SESSION_KEYS=x", "CLOAKROOM_OIDC_CLIENT_SECRET_FILE=x",
 		"CLOAKROOM_SERVICE_HOST=10.0.0.1", "CLOAKROOM_PORT_80_TCP=tcp://10.0.0.1:80", "PATH=x", "CLOAKROOM_", "CLOAKROOM",
 	})

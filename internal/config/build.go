@@ -1,0 +1,424 @@
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/bearer"
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/web"
+)
+
+// NewServer returns the server that c describes. Its sessions are in store. Its
+// frontend is app, or frontend.dir if app is nil. NewServer does no I/O but to read
+// the files that c names. The error is an Errors.
+func (c *Config) NewServer(store session.Store, app fs.FS, log *slog.Logger) (*bff.Server, error) {
+	var problems Errors
+	cfg := c.serverConfig(log, &problems)
+	cfg.Sessions.Store = store
+	frontend, err := c.frontend(app, log)
+	if err != nil {
+		problems.add("frontend.dir", "%w", err)
+	}
+	cfg.Frontend = frontend
+	server, err := bff.New(cfg)
+	problems = append(problems, fromError(err)...)
+	if len(problems) > 0 {
+		return nil, problems.withValues(c)
+	}
+	return server, nil
+}
+
+// serverConfig translates c, except for the store and the frontend.
+func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
+	c.checkListeners(problems)
+	logins := c.Server.Limits.Logins
+	return bff.Config{
+		PublicURL:      c.Server.PublicURL,
+		Prefix:         c.Server.Prefix,
+		TrustedProxies: c.trustedProxies(problems),
+		Provider:       c.provider(problems),
+		Claims:         bff.Claims(c.Session.Claims),
+		KeepStorage:    c.Session.KeepStorage,
+		BodyMinRate:    int64(c.Server.Limits.BodyMinRate),
+		Sessions: session.Config{
+			Keys:         c.sessionKeys(problems),
+			IdleTimeout:  c.Session.IdleTimeout,
+			MaxLifetime:  c.Session.MaxLifetime,
+			RefreshAhead: c.Session.RefreshAhead,
+			CacheMaxAge:  c.Session.CacheMaxAge,
+			MaxPerUser:   c.Session.MaxPerUser,
+		},
+		Cookie: session.CookieConfig{SameSite: c.sameSite(problems)},
+		Routes: c.routes(log, problems),
+		Limits: bff.Limits{
+			Logins: bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
+		},
+		Client: web.Client(),
+		Logger: log,
+	}
+}
+
+func (c *Config) sameSite(problems *Errors) http.SameSite {
+	switch c.Session.Cookie.SameSite {
+	case "lax":
+		return http.SameSiteLaxMode
+	case "", "strict":
+	default:
+		problems.add("session.cookie.same_site", "%q is neither strict nor lax", c.Session.Cookie.SameSite)
+	}
+	return http.SameSiteStrictMode
+}
+
+// sessionKeys decodes session.keys.
+func (c *Config) sessionKeys(problems *Errors) [][]byte {
+	var keys [][]byte
+	for i, k := range c.Session.Keys {
+		fail := func(problem string) {
+			problems.add(fmt.Sprintf("session.keys[%d]", i), "[redacted] %s", problem)
+		}
+		key, err := decodeBase64(k.Reveal())
+		if err != nil || len(key) != 32 {
+			fail("is not the base64 of 32 bytes; cloakroom keygen prints one that is")
+			continue
+		}
+		if slices.ContainsFunc(keys, func(other []byte) bool { return bytes.Equal(other, key) }) {
+			fail("is a key that is listed before; each key is listed once")
+			continue
+		}
+		if why := notRandom(key); why != "" {
+			fail("is not a secret: " + why + "; cloakroom keygen prints one that is")
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 && len(c.Session.Keys) > 0 {
+		return [][]byte{bytes.Repeat([]byte("k"), 32)} // so that they are not reported as missing too
+	}
+	return keys
+}
+
+// notRandom returns what shows that a key was not made at random; empty if
+// nothing does. Of 32 random bytes fewer than 8 are different with a
+// probability of 10^-36.
+func notRandom(key []byte) string {
+	different := make(map[byte]bool)
+	steps := make(map[byte]bool)
+	for i, b := range key {
+		different[b] = true
+		if i > 0 {
+			steps[b-key[i-1]] = true
+		}
+	}
+	switch {
+	case len(different) == 1:
+		return fmt.Sprintf("all bytes are 0x%02x", key[0])
+	case len(steps) == 1:
+		return "its bytes are counted up or down"
+	case len(different) < 8:
+		return fmt.Sprintf("it has %d different bytes", len(different))
+	}
+	return ""
+}
+
+// decodeBase64 takes both alphabets, with padding or without.
+func decodeBase64(text string) ([]byte, error) {
+	text = strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(text), "=")
+	return base64.RawStdEncoding.DecodeString(text)
+}
+
+// routes makes the routes, and reads the files that they name.
+func (c *Config) routes(log *slog.Logger, problems *Errors) []bff.Route {
+	var routes []bff.Route
+	for i, r := range c.Routes {
+		key := fmt.Sprintf("routes[%d].", i)
+		retry, ok := map[string]bool{"": true, "once": true, "true": true, "never": false, "false": false}[r.Retry]
+		if !ok {
+			problems.add(key+"retry", "%q is neither once nor never", r.Retry)
+		}
+		upstreamTLS, err := r.UpstreamTLS.load()
+		if err != nil {
+			problems.add(key+"upstream_tls", "%w", err)
+		}
+		isHTTPS := func(upstream string) bool { return strings.HasPrefix(upstream, "https:") }
+		if upstreamTLS != nil && !slices.ContainsFunc(r.Upstream, isHTTPS) {
+			problems.add(key+"upstream_tls", "no upstream of the route is https")
+		}
+		routes = append(routes, bff.Route{
+			Path:           r.Path,
+			Upstream:       r.Upstream,
+			TLS:            upstreamTLS,
+			StripPrefix:    r.StripPrefix,
+			Methods:        r.Methods,
+			Token:          r.Token,
+			CSRF:           r.CSRF,
+			AcceptBearer:   c.acceptBearer(r.AcceptBearer, key+"accept_bearer", log, problems),
+			Documents:      r.Documents,
+			EncodedSlashes: r.EncodedSlashes,
+			HeadersJSON:    r.HeadersJSON,
+			Resource:       r.Resource,
+			Audience:       r.Audience,
+			Scopes:         r.Scopes,
+			Grant:          r.Grant,
+			Timeouts:       bff.Timeouts(r.Timeouts),
+			MaxBody:        int64(r.MaxBody),
+			NoRetry:        !retry,
+			Headers:        r.Headers,
+			Require:        bff.Require(r.Require),
+		})
+	}
+	return routes
+}
+
+// acceptBearer returns the middleware that verifies the access tokens of callers;
+// nil if a is nil or has problems, which are reported below key.
+func (c *Config) acceptBearer(
+	a *AcceptBearer, key string, log *slog.Logger, problems *Errors,
+) func(http.Handler) http.Handler {
+	if a == nil {
+		return nil
+	}
+	own := *a
+	own.Issuer = cmp.Or(own.Issuer, c.OIDC.Issuer)
+	if own.Issuer == c.OIDC.Issuer {
+		own.CAFile = cmp.Or(own.CAFile, c.OIDC.CAFile)
+	}
+	verifier, err := own.Verifier(c.Server.PublicURL, log)
+	found := fromError(err)
+	for _, scope := range own.Scopes {
+		if scope == "" || strings.ContainsAny(scope, " \"\\") {
+			found.add("scopes", "%q is not one scope", scope)
+		}
+	}
+	if len(found) > 0 {
+		for _, problem := range found {
+			problems.add(key, "%w", problem)
+		}
+		return nil
+	}
+	if len(own.Scopes) == 0 {
+		return verifier.Handler
+	}
+	return func(next http.Handler) http.Handler {
+		return verifier.Handler(bearer.Require(own.Scopes...)(next))
+	}
+}
+
+// Verifier returns a verifier of access tokens for an API at an origin, which may
+// be empty. The error is an Errors with keys of a, such as audience.
+func (a *AcceptBearer) Verifier(origin string, log *slog.Logger) (*bearer.Verifier, error) {
+	var problems Errors
+	roots, err := certPool(a.CAFile)
+	if err != nil {
+		problems.add("ca_file", "%w", err)
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	verifier, err := bearer.NewVerifier(bearer.Config{
+		Issuer:               a.Issuer,
+		Audience:             a.Audience,
+		Clients:              a.Clients,
+		Algorithms:           a.Algorithms,
+		InsecureAllowAnyType: a.InsecureAllowAnyType,
+		Origin:               origin,
+		HTTPClient:           &http.Client{Transport: transport},
+		Logger:               log,
+	})
+	if err != nil {
+		for line := range strings.SplitSeq(err.Error(), "\n") { // "Field: problem", each
+			field, problem, _ := strings.Cut(line, ": ")
+			problems.add(snakeCase(field), "%s", problem)
+		}
+	}
+	return verifier, problems.orNil()
+}
+
+// provider translates oidc, and reads the files that it names.
+func (c *Config) provider(problems *Errors) bff.ProviderConfig {
+	o := c.OIDC
+	p := bff.ProviderConfig{
+		Issuer:                  o.Issuer,
+		ClientID:                o.ClientID,
+		ClientSecret:            o.ClientSecret,
+		ClientAuth:              o.ClientAuth,
+		Scopes:                  o.Scopes,
+		AssertionAudience:       o.ClientAssertionAudience,
+		TrustedAudiences:        o.TrustedAudiences,
+		Resources:               o.Resource,
+		Audience:                o.Audience,
+		Parameters:              o.AuthorizationParameters,
+		PushedRequests:          o.PushedRequests,
+		SignRequests:            o.SignRequests,
+		ResponseMode:            o.ResponseMode,
+		SenderConstraint:        o.SenderConstraint,
+		UserInfo:                o.UserInfo,
+		IDTokenAlg:              o.IDTokenAlg,
+		Wait:                    o.Wait,
+		AccessTokenLifetime:     o.AccessTokenLifetime,
+		FAPI2:                   o.Profile == "fapi2",
+		LogoutURL:               o.LogoutURL,
+		LogoutRedirectParameter: o.LogoutRedirectParameter,
+	}
+	if o.Profile != "" && o.Profile != "fapi2" {
+		problems.add("oidc.profile", "%q is none; there is fapi2", o.Profile)
+	}
+	var err error
+	if p.RootCAs, err = certPool(o.CAFile); err != nil {
+		problems.add("oidc.ca_file", "%w", err)
+	}
+	if p.ClientKeys, err = parseKeys([]byte(o.ClientKey.Reveal())); err != nil {
+		problems.add("oidc.client_key", "[redacted] %w", err)
+		return p
+	}
+	if o.ClientCertFile != "" {
+		p.ClientCertificate = o.clientCertificate(problems)
+	}
+	return p
+}
+
+// clientCertificate reads client_cert_file, which belongs to the first key in
+// client_key; nil if it cannot.
+func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
+	if o.ClientKey == "" {
+		problems.add("oidc.client_key", "missing; client_cert_file is the certificate for it")
+		return nil
+	}
+	pem, err := os.ReadFile(o.ClientCertFile)
+	if err != nil {
+		problems.add("oidc.client_cert_file", "%w", err)
+		return nil
+	}
+	cert, err := tls.X509KeyPair(pem, []byte(o.ClientKey.Reveal()))
+	if err != nil {
+		problems.add("oidc.client_cert_file", "it is not a certificate for the first key in client_key: %w", err)
+		return nil
+	}
+	return &cert
+}
+
+// frontend returns the handler of the app's files; nil if there is no app.
+func (c *Config) frontend(app fs.FS, log *slog.Logger) (http.Handler, error) {
+	if c.Frontend.Dir == "" && app == nil {
+		return nil, nil
+	}
+	var provider []string
+	for _, raw := range []string{c.OIDC.Issuer, c.OIDC.LogoutURL} {
+		if u, err := url.Parse(raw); err == nil && u.Host != "" {
+			provider = append(provider, u.Scheme+"://"+u.Host)
+		}
+	}
+	return web.New(web.Config{
+		Dir:        c.Frontend.Dir,
+		FS:         app,
+		FormAction: provider,                                   // a logout form is redirected there
+		Sources:    map[string][]string{"frame-src": provider}, // and so is a silent login
+		HTTPS:      strings.HasPrefix(c.Server.PublicURL, "https:"),
+		Logger:     log,
+	})
+}
+
+// trustedProxies parses server.trusted_proxies. A single address is a network of
+// one.
+func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
+	var proxies []netip.Prefix
+	for i, text := range c.Server.TrustedProxies {
+		p, err := netip.ParsePrefix(text)
+		if addr, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		key := fmt.Sprintf("server.trusted_proxies[%d]", i)
+		switch {
+		case err != nil:
+			problems.add(key, "%q is not a network such as 10.0.0.0/8", text)
+		case p.Bits() == 0:
+			problems.add(key, "%q would let everybody say who they are", text)
+		default:
+			proxies = append(proxies, p)
+		}
+	}
+	return proxies
+}
+
+// Warnings returns a line for each setting that is valid but dangerous.
+func (c *Config) Warnings() []string {
+	proxies := c.trustedProxies(new(Errors))
+	var all []string
+	if trustsTheWorld(proxies) {
+		all = append(all, fmt.Sprintf("server.trusted_proxies: %q covers much of the internet, where anybody could "+
+			"name any client address; name your proxies alone", c.Server.TrustedProxies))
+	}
+	return all
+}
+
+// notGlobal are networks that do not belong to the internet (RFC 6890).
+var notGlobal = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("fc00::/7"),
+	netip.MustParsePrefix("fe80::/10"),
+}
+
+// trustsTheWorld reports whether networks cover more of the internet than one
+// operator has: a 64th of its IPv4 or an IPv6 network larger than a /20.
+func trustsTheWorld(proxies []netip.Prefix) bool {
+	var addresses uint64
+	for _, p := range proxies {
+		if p.Addr().Is4In6() {
+			if p.Bits() < 96 {
+				return true
+			}
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		inside := func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) }
+		switch {
+		case slices.ContainsFunc(notGlobal, inside):
+		case p.Addr().Is4():
+			addresses += 1 << (32 - p.Bits())
+		case p.Bits() < 20:
+			return true
+		}
+	}
+	return addresses >= 1<<26
+}
+
+// checkListeners checks the addresses to listen on, and what they need.
+func (c *Config) checkListeners(problems *Errors) {
+	s := c.Server
+	checkAddress := func(key, addr string) {
+		if _, err := net.ResolveTCPAddr("tcp", addr); err != nil {
+			problems.add(key, "%q is not an address such as 127.0.0.1:8080", addr)
+		}
+	}
+	checkAddress("server.listen", s.Listen)
+	checkAddress("server.admin_listen", s.AdminListen)
+	if host, _, err := net.SplitHostPort(s.AdminListen); err == nil && s.AdminToken == "" && !isLoopback(host) {
+		problems.add("server.admin_token",
+			"missing, and server.admin_listen %q is not on the loopback interface", s.AdminListen)
+	}
+	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
+		problems.add("server.tls", "cert_file and key_file go together")
+	}
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}

@@ -1,0 +1,233 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Error is one problem in a configuration.
+type Error struct {
+	// Source is where the problem was found: a file, with a line where possible,
+	// or an environment variable. It is empty for a problem that was found after
+	// reading.
+	Source string
+	Key    string // such as oidc.issuer or routes[0].path; empty: the whole source
+	Value  string // as configured, [redacted] if secret; empty: none
+	Err    error  // the problem; its text quotes the value where that helps
+}
+
+// Error returns a line with the place and the problem.
+func (e *Error) Error() string {
+	switch {
+	case e.Source == "" && e.Key == "":
+		return e.Err.Error()
+	case e.Source == "":
+		return e.Key + ": " + e.Err.Error()
+	case e.Key == "", strings.TrimSuffix(e.Source, "_FILE") == variable(e.Key):
+		return e.Source + ": " + e.Err.Error()
+	default:
+		return e.Source + ": " + e.Key + ": " + e.Err.Error()
+	}
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errors is every problem in a configuration. Its text has one line for each.
+type Errors []*Error
+
+func (e Errors) Error() string { return strings.Join(e.Lines(), "\n") }
+
+// Lines returns the text of each problem.
+func (e Errors) Lines() []string {
+	lines := make([]string, len(e))
+	for i, problem := range e {
+		lines[i] = problem.Error()
+	}
+	return lines
+}
+
+func (e Errors) Unwrap() []error {
+	errs := make([]error, len(e))
+	for i, problem := range e {
+		errs[i] = problem
+	}
+	return errs
+}
+
+// Join returns all problems in errs as Errors, sorted by key, or nil if every err
+// is nil.
+func Join(errs ...error) error {
+	var all Errors
+	for _, err := range errs {
+		all = append(all, fromError(err)...)
+	}
+	slices.SortStableFunc(all, func(a, b *Error) int { return strings.Compare(a.Key, b.Key) })
+	return all.orNil()
+}
+
+// Merge joins the Errors of Load with those found afterwards in what could be
+// read. It drops the latter for keys that could not be read: they are not also
+// missing.
+func Merge(read, checked error) error {
+	all := fromError(read)
+	unread := slices.Clone(all)
+	for _, problem := range fromError(checked) {
+		isUnread := func(e *Error) bool { return problem.Key != "" && strings.Contains(e.Key, problem.Key) }
+		if !slices.ContainsFunc(unread, isUnread) {
+			all = append(all, problem)
+		}
+	}
+	return all.orNil()
+}
+
+func (e *Errors) add(key, format string, args ...any) {
+	*e = append(*e, &Error{Key: key, Err: fmt.Errorf(format, args...)})
+}
+
+// orNil returns e as an error: nil if it is empty.
+func (e Errors) orNil() error {
+	if len(e) == 0 {
+		return nil
+	}
+	return e
+}
+
+// withValues adds the values in c that the problems are about.
+func (e Errors) withValues(c *Config) Errors {
+	for _, problem := range e {
+		if problem.Value == "" {
+			problem.Value = valueText(reflect.ValueOf(c).Elem(), problem.Key)
+		}
+	}
+	return e
+}
+
+// valueText returns the value of a key below v; empty if there is none.
+func valueText(v reflect.Value, key string) string {
+	if key == "" {
+		switch {
+		case v.IsZero():
+			return ""
+		case isSecret(v):
+			return "[redacted]"
+		default:
+			return fmt.Sprint(v.Interface())
+		}
+	}
+	name, rest, _ := strings.Cut(key, ".")
+	name, index, indexed := strings.Cut(strings.TrimSuffix(name, "]"), "[")
+	if v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct {
+		return ""
+	}
+	f, ok := fieldNamed(v, name)
+	if !ok {
+		return ""
+	}
+	if indexed {
+		i, err := strconv.Atoi(index)
+		if err != nil || f.Kind() != reflect.Slice || i < 0 || i >= f.Len() {
+			return ""
+		}
+		f = f.Index(i)
+	}
+	if rest == "" && (f.Kind() == reflect.Struct || isStructSlice(f)) { // a section has no value of its own
+		return ""
+	}
+	return valueText(f, rest)
+}
+
+// fromError flattens the errors that a constructor or Join has joined. A
+// *session.FieldError becomes an Error of the key that configures the field.
+func fromError(err error) Errors {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all Errors
+		for _, e := range joined.Unwrap() {
+			all = append(all, fromError(e)...)
+		}
+		return all
+	}
+	var problem *Error
+	var field *session.FieldError
+	switch {
+	case errors.As(err, &problem):
+		return Errors{problem}
+	case errors.As(err, &field):
+		return Errors{{Key: keyOf(field.Field), Err: field.Err}}
+	}
+	return Errors{{Err: err}}
+}
+
+// fieldKeys maps fields of bff.Config to the keys that configure them, where
+// keyOf cannot derive the key.
+var fieldKeys = map[string]string{
+	"PublicURL":                  "server.public_url",
+	"Prefix":                     "server.prefix",
+	"Provider.ClientKeys":        "oidc.client_key",
+	"Provider.ClientCertificate": "oidc.client_cert_file",
+	"Provider.AssertionAudience": "oidc.client_assertion_audience",
+	"Provider.Resources":         "oidc.resource",
+	"Provider.Parameters":        "oidc.authorization_parameters",
+	"Provider.IDTokenAlg":        "oidc.id_token_alg",
+	"Wait":                       "oidc.wait",
+	"AccessTokenLifetime":        "oidc.access_token_lifetime",
+	"Claims.Allow":               "session.claims.allow",
+	"Claims.Map":                 "session.claims.map",
+	"Keys":                       "session.keys",
+	"IdleTimeout":                "session.idle_timeout",
+	"MaxLifetime":                "session.max_lifetime",
+	"RefreshAhead":               "session.refresh_ahead",
+	"CacheMaxAge":                "session.cache_max_age",
+	"MaxPerUser":                 "session.max_per_user",
+	"Routes":                     "routes",
+}
+
+// keyOf returns the key that configures a field of bff.Config, such as
+// routes[0].max_body for Routes[0].MaxBody. An unknown field is its own key.
+func keyOf(field string) string {
+	name, index, indexed := strings.Cut(field, "[")
+	if indexed {
+		index = "[" + index
+	}
+	key, ok := fieldKeys[name]
+	if !ok {
+		if provider, isProvider := strings.CutPrefix(name, "Provider."); isProvider {
+			key, ok = "oidc."+snakeCase(provider), true
+		} else if strings.HasPrefix(name, "Limits.") {
+			key, ok = "server."+snakeCase(name), true
+		}
+	}
+	if !ok {
+		return field
+	}
+	return key + snakeCase(index)
+}
+
+// snakeCase writes a name in Go as a key: "[0].MaxBody" as "[0].max_body".
+func snakeCase(name string) string {
+	var key strings.Builder
+	for i, c := range name {
+		if i > 0 && unicode.IsUpper(c) && unicode.IsLower(rune(name[i-1])) {
+			key.WriteByte('_')
+		}
+		key.WriteRune(unicode.ToLower(c))
+	}
+	return key.String()
+}
+
+// variable returns the environment variable that sets a key.
+func variable(key string) string {
+	return "CLOAKROOM_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}

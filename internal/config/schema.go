@@ -1,0 +1,224 @@
+// Package config reads the configuration of the broker and makes from it what the
+// other packages need.
+package config
+
+import (
+	"cmp"
+	"strconv"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// config is the configuration as it is written: in YAML, where a key is the path of yaml tags (oidc.client_id), and in
+// the environment, where it is that path in capitals (CLOAKROOM_OIDC_CLIENT_ID), which wins. A secret can also be the content
+// of a file, named by the key with _file at its end.
+type Config struct {
+	Server   Server   `yaml:"server"`
+	OIDC     OIDC     `yaml:"oidc"`
+	Store    Store    `yaml:"store"`
+	Session  Session  `yaml:"session"`
+	Routes   []Route  `yaml:"routes"`
+	Frontend Frontend `yaml:"frontend"`
+}
+
+type Server struct {
+	Listen         string         `yaml:"listen"`          // default 127.0.0.1:8080
+	PublicURL      string         `yaml:"public_url"`      // required
+	Prefix         string         `yaml:"prefix"`          // default /bff
+	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
+	AdminToken     session.Secret `yaml:"admin_token"`     // required when admin_listen is not on the loopback interface
+	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
+	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
+	TLS            TLS            `yaml:"tls"`
+	Limits         Limits         `yaml:"limits"`
+}
+
+type Limits struct {
+	BodyMinRate ByteRate  `yaml:"body_min_rate"` // default 240B/s
+	Logins      RateLimit `yaml:"logins"`        // default 4/s and 40
+}
+
+type RateLimit struct {
+	Rate  EventRate `yaml:"rate"`  // such as 4/s or 30/m
+	Burst BurstSize `yaml:"burst"` // at once
+}
+
+// EventRate is how often something may happen in a second, written as 4/s, 30/m
+// or 100/h.
+type EventRate float64
+
+// String returns the rate as it can be written in the file.
+func (r EventRate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
+
+// MarshalText returns the rate as it can be written in the file, for the log.
+func (r EventRate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// BurstSize is a number of events, one or more.
+type BurstSize int
+
+type TLS struct {
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+}
+
+type OIDC struct {
+	Issuer       string         `yaml:"issuer"`        // required
+	ClientID     string         `yaml:"client_id"`     // required
+	ClientSecret session.Secret `yaml:"client_secret"` // required
+	ClientAuth   string         `yaml:"client_auth"`   // default client_secret_basic
+	Scopes       []string       `yaml:"scopes"`        // default openid, profile, email, offline_access
+
+	ClientKey               session.Secret    `yaml:"client_key"`                // PEM of one key or several: the first signs, all are published
+	ClientCertFile          string            `yaml:"client_cert_file"`          // PEM of the certificate for the first key
+	ClientAssertionAudience string            `yaml:"client_assertion_audience"` // default: the issuer
+	TrustedAudiences        []string          `yaml:"trusted_audiences"`
+	CAFile                  string            `yaml:"ca_file"` // PEM; default: the system's
+	Profile                 string            `yaml:"profile"` // fapi2
+	Resource                []string          `yaml:"resource"`
+	Audience                string            `yaml:"audience"`
+	AuthorizationParameters map[string]string `yaml:"authorization_parameters"`
+	PushedRequests          string            `yaml:"pushed_requests"`       // default auto
+	SignRequests            bool              `yaml:"sign_requests"`         // default false
+	ResponseMode            string            `yaml:"response_mode"`         // default query
+	SenderConstraint        string            `yaml:"sender_constraint"`     // dpop or mtls; default: none
+	UserInfo                bool              `yaml:"userinfo"`              // default false
+	Wait                    time.Duration     `yaml:"wait"`                  // default 5s
+	AccessTokenLifetime     time.Duration     `yaml:"access_token_lifetime"` // default 5m
+	IDTokenAlg              string            `yaml:"id_token_alg"`          // default: any that the provider lists
+	LogoutURL               string            `yaml:"logout_url"`            // default: what the provider announces
+	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
+}
+
+type Store struct {
+	URL    session.Secret `yaml:"url"`     // may hold a password; default memory:
+	Prefix string         `yaml:"prefix"`  // default cloakroom:
+	CAFile string         `yaml:"ca_file"` // PEM; default: the system's
+
+	CertFile     string `yaml:"cert_file"` // PEM, of the client
+	KeyFile      string `yaml:"key_file"`
+	PasswordFile string `yaml:"password_file"` // read for each new connection
+}
+
+type Session struct {
+	Keys         []session.Secret `yaml:"keys"`          // base64 of 32 bytes each; required with a store that outlives the process
+	IdleTimeout  time.Duration    `yaml:"idle_timeout"`  // default 30m
+	MaxLifetime  time.Duration    `yaml:"max_lifetime"`  // default 12h
+	RefreshAhead time.Duration    `yaml:"refresh_ahead"` // default 1m
+	CacheMaxAge  time.Duration    `yaml:"cache_max_age"` // default 5s
+	MaxPerUser   int              `yaml:"max_per_user"`  // default 0: any number
+	Cookie       Cookie           `yaml:"cookie"`
+	Claims       Claims           `yaml:"claims"`
+	KeepStorage  bool             `yaml:"keep_storage"` // default false
+}
+
+type Claims struct {
+	Allow []string          `yaml:"allow"` // what the app may know; default: all
+	Map   map[string]string `yaml:"map"`   // name: where the claim is, such as realm_access.roles
+}
+
+type Cookie struct {
+	SameSite string `yaml:"same_site"` // strict, the default, or lax
+}
+
+type Route struct {
+	Path         string        `yaml:"path"`
+	Upstream     []string      `yaml:"upstream"` // one address or several
+	UpstreamTLS  UpstreamTLS   `yaml:"upstream_tls"`
+	StripPrefix  bool          `yaml:"strip_prefix"`
+	Methods      []string      `yaml:"methods"` // default: all
+	Token        string        `yaml:"token"`
+	Resource     string        `yaml:"resource"`
+	Audience     string        `yaml:"audience"`
+	Scopes       []string      `yaml:"scopes"`
+	Grant        string        `yaml:"grant"` // default refresh-token
+	CSRF         string        `yaml:"csrf"`  // default auto
+	AcceptBearer *AcceptBearer `yaml:"accept_bearer"`
+
+	Documents      string            `yaml:"documents"`       // allow; default: they are sandboxed
+	EncodedSlashes string            `yaml:"encoded_slashes"` // pass; default: they are refused
+	HeadersJSON    map[string]string `yaml:"headers_json"`    // name of a header: name of a claim, which is sent as JSON
+
+	Timeouts Timeouts          `yaml:"timeouts"`
+	MaxBody  ByteSize          `yaml:"max_body"` // default: any
+	Retry    string            `yaml:"retry"`    // once, the default, or never
+	Headers  map[string]string `yaml:"headers"`  // name of a header: name of a claim
+	Require  Require           `yaml:"require"`
+}
+
+// AcceptBearer says which access tokens callers may bring themselves.
+type AcceptBearer struct {
+	Issuer               string   `yaml:"issuer"`  // default oidc.issuer
+	CAFile               string   `yaml:"ca_file"` // PEM, of the issuer; default: oidc.ca_file for oidc.issuer, otherwise the system's
+	Audience             string   `yaml:"audience"`
+	Scopes               []string `yaml:"scopes"`     // all of them are needed; default: none is
+	Clients              []string `yaml:"clients"`    // default: any
+	Algorithms           []string `yaml:"algorithms"` // default RS256, PS256, ES256, EdDSA, Ed25519
+	InsecureAllowAnyType bool     `yaml:"insecure_allow_any_type"`
+}
+
+type UpstreamTLS struct {
+	CAFile   string `yaml:"ca_file"`   // PEM; default: the system's
+	CertFile string `yaml:"cert_file"` // PEM, of the client
+	KeyFile  string `yaml:"key_file"`
+}
+
+type Timeouts struct {
+	Connect        time.Duration `yaml:"connect"`         // default 10s
+	ResponseHeader time.Duration `yaml:"response_header"` // default 1m
+	Idle           time.Duration `yaml:"idle"`            // default: never
+}
+
+type Require struct {
+	Scopes []string            `yaml:"scopes"`
+	Claims map[string][]string `yaml:"claims"` // name: one value or several, one of which is enough
+	ACR    []string            `yaml:"acr"`
+	MaxAge time.Duration       `yaml:"max_age"`
+}
+
+// ByteSize is a number of bytes, written with a unit or without.
+type ByteSize int64
+
+// ByteRate is a number of bytes a second, such as 240B/s; noRate is none.
+type ByteRate int64
+
+const noRate ByteRate = -1
+
+type Frontend struct {
+	Dir string `yaml:"dir"`
+}
+
+// SetDefaults sets each key that is not set to its default, as Load does. The
+// other packages have the defaults of the keys that it leaves alone.
+func (c *Config) SetDefaults() {
+	c.Server.Listen = cmp.Or(c.Server.Listen, "127.0.0.1:8080")
+	c.Server.AdminListen = cmp.Or(c.Server.AdminListen, "127.0.0.1:9090")
+	c.Server.ShutdownGrace = cmp.Or(c.Server.ShutdownGrace, 30*time.Second)
+	c.Server.Prefix = cmp.Or(c.Server.Prefix, "/bff")
+	c.OIDC.ClientAuth = cmp.Or(c.OIDC.ClientAuth, "client_secret_basic")
+	c.Store.URL = cmp.Or(c.Store.URL, "memory:")
+	c.Store.Prefix = cmp.Or(c.Store.Prefix, "cloakroom:")
+	c.Session.IdleTimeout = cmp.Or(c.Session.IdleTimeout, 30*time.Minute)
+	c.Session.MaxLifetime = cmp.Or(c.Session.MaxLifetime, 12*time.Hour)
+	c.Session.RefreshAhead = cmp.Or(c.Session.RefreshAhead, time.Minute)
+	c.OIDC.Wait = cmp.Or(c.OIDC.Wait, 5*time.Second)
+	c.OIDC.AccessTokenLifetime = cmp.Or(c.OIDC.AccessTokenLifetime, 5*time.Minute)
+	c.Session.CacheMaxAge = cmp.Or(c.Session.CacheMaxAge, 5*time.Second)
+	c.Session.Cookie.SameSite = cmp.Or(c.Session.Cookie.SameSite, "strict")
+}
+
+// CheckReload reports what differs between c and the configuration in force that
+// only a restart can change. The error is an Errors.
+func (c *Config) CheckReload(inForce *Config) error {
+	var problems Errors
+	check := func(key string, changed bool) {
+		if changed {
+			problems.add(key, "a change needs a restart")
+		}
+	}
+	check("server.listen", c.Server.Listen != inForce.Server.Listen)
+	check("server.admin_listen", c.Server.AdminListen != inForce.Server.AdminListen)
+	check("server.tls", c.Server.TLS != inForce.Server.TLS)
+	check("store", c.Store != inForce.Store)
+	return problems.orNil()
+}

@@ -1,0 +1,141 @@
+package config
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
+)
+
+// TokenStore is a session.Store that has to be closed at the end.
+type TokenStore interface {
+	session.Store
+	io.Closer
+}
+
+// OpenStore returns the store that store.url names. It does no I/O but to read the
+// files that store names. The error is an Errors.
+func (c *Config) OpenStore(log *slog.Logger) (TokenStore, error) {
+	var problems Errors
+	store := c.Store.open(log, &problems)
+	if len(problems) > 0 {
+		if store != nil {
+			store.Close()
+		}
+		return nil, problems.withValues(c)
+	}
+	return store, nil
+}
+
+// IsInMemory reports whether sessions end with the process.
+func (s *Store) IsInMemory() bool { return s.URL == "memory:" }
+
+func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
+	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
+	switch scheme {
+	case "memory":
+		s.checkMemory(problems)
+		return new(tokenstore.Memory)
+	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix":
+	default:
+		problems.add("store.url", "its scheme is none of memory, redis, redis+sentinel, redis+cluster "+
+			"(with TLS: rediss, rediss+sentinel, rediss+cluster), unix")
+		return nil
+	}
+	redis := tokenstore.RedisConfig{URL: s.URL.Reveal(), Prefix: s.Prefix, Logger: log}
+	var err error
+	if redis.RootCAs, err = certPool(s.CAFile); err != nil {
+		problems.add("store.ca_file", "%w", err)
+	}
+	redis.ClientCertificate = s.clientCertificate(scheme, problems)
+	redis.Password = s.password(problems)
+	store, err := tokenstore.NewRedis(redis)
+	if err != nil {
+		problems.add("store.url", "%w", err)
+		return nil
+	}
+	return store
+}
+
+// checkMemory reports the keys that only Redis has a use for.
+func (s *Store) checkMemory(problems *Errors) {
+	for _, setting := range []struct{ key, value string }{
+		{"store.cert_file", s.CertFile}, {"store.key_file", s.KeyFile}, {"store.password_file", s.PasswordFile},
+	} {
+		if setting.value != "" {
+			problems.add(setting.key, "%q is for Redis, and store.url is memory:", setting.value)
+		}
+	}
+}
+
+// clientCertificate returns a function that reads cert_file and key_file for each
+// connection, since certificates are renewed; nil if there are none.
+func (s *Store) clientCertificate(scheme string, problems *Errors) func() (*tls.Certificate, error) {
+	switch {
+	case s.CertFile == "" && s.KeyFile == "":
+		return nil
+	case s.KeyFile == "":
+		problems.add("store.key_file", "missing; it is the key of store.cert_file %q", s.CertFile)
+		return nil
+	case s.CertFile == "":
+		problems.add("store.cert_file", "missing; store.key_file %q is the key of a certificate", s.KeyFile)
+		return nil
+	case !strings.HasPrefix(scheme, "rediss"):
+		problems.add("store.cert_file",
+			"%q is for TLS, and store.url begins with %s:; let it begin with rediss", s.CertFile, scheme)
+		return nil
+	}
+	read := func() (*tls.Certificate, error) {
+		cert, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
+		return &cert, err
+	}
+	if _, err := read(); err != nil {
+		problems.add("store.cert_file",
+			"%q and store.key_file %q are not a certificate and its key: %w", s.CertFile, s.KeyFile, err)
+	}
+	return read
+}
+
+// password returns a function that reads password_file for each connection; nil if
+// there is none.
+func (s *Store) password(problems *Errors) func() (string, error) {
+	if s.PasswordFile == "" {
+		return nil
+	}
+	read := func() (string, error) { return readPassword(s.PasswordFile) }
+	if _, err := read(); err != nil {
+		problems.add("store.password_file", "%w", err)
+	}
+	if hasPassword(s.URL.Reveal()) {
+		problems.add("store.password_file",
+			"%q is set, and store.url holds a password too; remove one of them", s.PasswordFile)
+	}
+	return read
+}
+
+// hasPassword reports whether a store URL, of one host or of several, holds a password.
+func hasPassword(storeURL string) bool {
+	_, rest, _ := strings.Cut(storeURL, "://")
+	authority := rest[:len(rest)-len(strings.TrimLeftFunc(rest, func(c rune) bool { return c != '/' && c != '?' }))]
+	user := authority[:max(0, strings.LastIndexByte(authority, '@'))]
+	return strings.Contains(user, ":")
+}
+
+// readPassword reads a password from a file, without the line end that editors
+// put after it.
+func readPassword(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	password := strings.TrimSpace(string(text))
+	if password == "" {
+		return "", fmt.Errorf("%s is empty", file)
+	}
+	return password, nil
+}
