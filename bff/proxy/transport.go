@@ -116,7 +116,7 @@ func (t *http2Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	// http.Transport does not tell how a connection ended, only that there is
 	// no response.
-	return nil, &http1.Error{Fresh: fresh, Err: fmt.Errorf("%w: %w", http1.ErrDied, err)}
+	return nil, &http1.Error{Fresh: fresh, Err: fmt.Errorf("%w: %w", http1.ErrConnClosed, err)}
 }
 
 const (

@@ -287,7 +287,7 @@ func (u *serverSet) afterFailure(
 		if failed.Fresh {
 			a.requestFailed(x.opts.Client + " " + req.Method + " " + req.URL.Path)
 		}
-		if state.retried || !errors.Is(err, http1.ErrDied) || !idempotent(req.Method) {
+		if state.retried || !errors.Is(err, http1.ErrConnClosed) || !idempotent(req.Method) {
 			return nil, err
 		}
 		state.retried = true

@@ -1,9 +1,10 @@
-// Package http1 is HTTP/1.1 on the wire, for a proxy: a client for upstreams, and a look at what a server is sent
-// before it reads it.
+// Package http1 implements HTTP/1.1 for a proxy: a client for upstreams, and a
+// connection for servers that rejects requests with ambiguous framing.
 //
-// The client exists because a proxy's request is one goroutine from beginning to end. It writes and reads on the goroutine that calls it, where
-// http.Transport hands each request to two of its own. And an answer that nobody asked for, which an upstream sends behind another, is seen before its
-// connection is used again.
+// Client differs from http.Transport in two ways. It writes and reads on the
+// goroutine of its caller, while http.Transport hands each request to two
+// goroutines of its own. And before it reuses a connection, it checks that the
+// upstream has sent nothing after the last response.
 package http1
 
 import (
@@ -24,45 +25,53 @@ import (
 	"time"
 )
 
-// ErrDied says that a connection ended before there was any of an answer: the upstream has restarted, or has closed it while it was idle.
-var ErrDied = errors.New("the connection ended before an answer")
+// ErrConnClosed reports that a connection was closed before the first byte of a
+// response: the upstream has restarted, or has closed it while it was idle.
+var ErrConnClosed = errors.New("the upstream closed the connection before it sent a response")
 
-// ErrInvalidRequest reports that a request cannot be written: its target, its
-// header or its method holds what would end it. Nothing has been dialed.
-var ErrInvalidRequest = errors.New("the request cannot be written")
+// ErrInvalidRequest reports that the method, the target or a header field of a
+// request contains a character that is not allowed there. Nothing was dialed.
+var ErrInvalidRequest = errors.New("invalid request")
 
 // Error is a failure on a connection to the upstream.
 type Error struct {
-	Fresh bool // the connection was made for this request
+	Fresh bool // the connection was opened for this request
 	Err   error
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Client is an http.RoundTripper for one upstream. It follows no redirects, adds no header but those of framing (RFC 9112 6), asks for no
-// compression and repeats nothing. A request's header is sent as it is; its context ends the exchange until the answer's body is read or closed.
-// Like that of http.Transport, the body of an answer with status 101 is an io.ReadWriteCloser, which also has CloseWrite.
+// Client is an http.RoundTripper for one upstream. It sends the header of a
+// request unchanged and adds only the fields of framing (RFC 9112, section 6).
+// It does not follow redirects, ask for compression or retry. The context of a
+// request applies until the body of the response is read or closed. The body of
+// a response with status 101 is an io.ReadWriteCloser, as with http.Transport,
+// and also has CloseWrite.
 type Client struct {
-	// Dial connects to the upstream, with TLS where that is to be: a *tls.Conn that has shaken hands.
+	// Dial connects to the upstream. With TLS it returns a *tls.Conn after the
+	// handshake.
 	Dial func(ctx context.Context) (net.Conn, error)
-	// HeaderTimeout bounds how long the upstream takes from when it has the request to its answer's header; zero: it does not.
+	// HeaderTimeout is the maximum time between the end of the request and the
+	// header of the response; zero means no limit.
 	HeaderTimeout time.Duration
-	// MaxAge is how old a connection may be when it takes a request; zero means any age.
+	// MaxAge is the maximum age of a connection at the start of a request; zero
+	// means no limit.
 	MaxAge time.Duration
 
 	mu       sync.Mutex // guards all below
-	idle     []*conn    // the one used last at the end
-	sweeping bool       // sweep is to be called
+	idle     []*conn    // the most recently used one is the last
+	sweeping bool       // a timer is going to call sweep
 	closed   bool
 }
 
 const (
 	readBuffer = 2 << 10
-	// maxIdle and maxIdleTime bound the connections that are kept for the next request.
+	// maxIdle and maxIdleTime limit the idle connections and their idle time.
 	maxIdle     = 1024
 	maxIdleTime = 60 * time.Second
-	// continueTimeout is how long a body is held back that the client wants to be asked for (RFC 9110 10.1.1).
+	// continueTimeout is how long a body with Expect: 100-continue waits for
+	// that response before it is sent anyway (RFC 9110, section 10.1.1).
 	continueTimeout = time.Second
 )
 
@@ -70,22 +79,23 @@ const (
 type conn struct {
 	net.Conn
 	r         *bufio.Reader
-	secure    *tls.Conn // nil: it is in plain text
-	look      look
-	made      time.Time
-	used      bool // by another request before
+	secure    *tls.Conn // nil without TLS
+	peek      peek
+	opened    time.Time
+	used      bool // by an earlier request
 	idleSince time.Time
 }
 
-// RoundTrip makes one exchange. The error is one of Dial's or of the request's
-// body or context, wraps ErrInvalidRequest, or is an *Error. That wraps ErrDied
-// or os.ErrDeadlineExceeded, or says what is wrong with the answer.
+// RoundTrip sends a request and returns the response. The error is the one of
+// Dial, of the request's body or of its context, or it wraps ErrInvalidRequest,
+// or it is an *Error. An *Error wraps ErrConnClosed or os.ErrDeadlineExceeded,
+// or describes what is wrong with the response.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	return c.roundTrip(req, false)
 }
 
-// RoundTripFresh is RoundTrip on a connection of its own. A retry needs that:
-// what ended one idle connection may have ended the others too.
+// RoundTripFresh is RoundTrip on a new connection. A retry needs it: whatever
+// closed one idle connection may have closed the others, too.
 func (c *Client) RoundTripFresh(req *http.Request) (*http.Response, error) {
 	return c.roundTrip(req, true)
 }
@@ -122,22 +132,23 @@ func (c *Client) roundTrip(req *http.Request, fresh bool) (*http.Response, error
 	if cause := context.Cause(x.ctx); cause != nil {
 		return nil, cause
 	}
-	if unread := (unreadError{}); errors.As(err, &unread) {
+	if unread := (bodyReadError{}); errors.As(err, &unread) {
 		return nil, unread.error
 	}
-	if cn.used && errors.Is(err, ErrDied) {
+	if cn.used && errors.Is(err, ErrConnClosed) {
 		c.dropIdle(cn.idleSince)
 	}
 	return nil, &Error{Fresh: !cn.used, Err: err}
 }
 
-// heads holds buffers for the heads of requests.
+// heads holds buffers for request heads.
 var heads = sync.Pool{New: func() any { return new(make([]byte, 0, 2<<10)) }}
 
-// maxPooledHead bounds the buffers that are kept in heads.
+// maxPooledHead is the maximum size of a buffer in heads.
 const maxPooledHead = 16 << 10
 
-// CloseIdle closes the connections that are not in use, and those that are when they are not any more.
+// CloseIdle closes the idle connections at once. Those in use are closed when
+// they become idle.
 func (c *Client) CloseIdle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,7 +159,8 @@ func (c *Client) CloseIdle() {
 	c.idle = nil
 }
 
-// idleConn returns the idle connection that was used last, or nil.
+// idleConn returns the most recently used idle connection that is still open,
+// or nil.
 func (c *Client) idleConn() *conn {
 	for {
 		cn := c.pop()
@@ -162,27 +174,27 @@ func (c *Client) idleConn() *conn {
 	}
 }
 
-// dial returns a new connection.
+// dial opens a connection.
 func (c *Client) dial(ctx context.Context) (*conn, error) {
 	raw, err := c.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer), made: time.Now()}
+	cn := &conn{Conn: raw, r: bufio.NewReaderSize(raw, readBuffer), opened: time.Now()}
 	if cn.secure, _ = raw.(*tls.Conn); cn.secure != nil {
 		raw = cn.secure.NetConn()
 	}
-	cn.look.at(raw)
+	cn.peek.init(raw)
 	return cn, nil
 }
 
-// tooOld reports whether a connection takes no more requests because of its age.
+// tooOld reports whether a connection has reached MaxAge.
 func (c *Client) tooOld(cn *conn, now time.Time) bool {
-	return c.MaxAge > 0 && now.Sub(cn.made) >= c.MaxAge
+	return c.MaxAge > 0 && now.Sub(cn.opened) >= c.MaxAge
 }
 
 // dropIdle closes the connections that have been idle at least as long as one
-// that was found dead. Those that were used later are known to be alive.
+// that turned out to be closed. Those used later are known to be alive.
 func (c *Client) dropIdle(since time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -195,15 +207,15 @@ func (c *Client) dropIdle(since time.Time) {
 	})
 }
 
-// quiet says whether an idle connection is open, and nothing has come on it that nobody asked for.
+// quiet reports whether an idle connection is open and has no unread data.
 func (cn *conn) quiet() bool {
-	if !cn.look.quiet() {
+	if !cn.peek.quiet() {
 		return false
 	}
 	if cn.secure == nil {
 		return true
 	}
-	cn.SetReadDeadline(time.Unix(1, 0)) // what TLS has read ahead it gives all the same
+	cn.SetReadDeadline(time.Unix(1, 0)) // data that TLS has buffered is still returned
 	defer cn.SetReadDeadline(time.Time{})
 	var b [1]byte
 	n, err := cn.secure.Read(b[:])
@@ -237,7 +249,8 @@ func (c *Client) push(cn *conn) {
 	}
 }
 
-// sweep closes the connections that have been idle for too long, now and again until there is none.
+// sweep closes the connections that have been idle for too long. It calls
+// itself again until none is left.
 func (c *Client) sweep() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -254,25 +267,27 @@ func (c *Client) sweep() {
 	}
 }
 
-// exchange is one request and its answer.
+// exchange is one request and its response.
 type exchange struct {
 	client *Client
 	conn   *conn
 	ctx    context.Context
 	method string
-	stop   func() bool // takes back that the end of ctx closes the connection
-	upload *upload     // nil: the request has no body
+	stop   func() bool // keeps ctx from closing the connection
+	upload *upload     // nil if the request has no body
 }
 
-// end gives the connection back, or closes it when it is not to be used again.
+// end returns the connection to the idle ones, or closes it if it cannot be
+// reused.
 func (x *exchange) end(reusable bool) {
 	if x.conn == nil {
 		return
 	}
 	cn := x.conn
 	x.conn = nil
-	open := x.stop() // else it is being closed, perhaps not before the next request has it
-	// What comes after an answer was not asked for: the next request must not get it.
+	open := x.stop() // false: the context is closing it, perhaps during the next request
+	// Data after a response must not be taken for the response to the next
+	// request.
 	if open && reusable && (x.upload == nil || x.upload.complete()) && cn.r.Buffered() == 0 {
 		x.client.push(cn)
 		return
@@ -280,7 +295,7 @@ func (x *exchange) end(reusable bool) {
 	cn.Close()
 }
 
-// receive waits for the response's head.
+// receive waits for the head of the final response.
 func (x *exchange) receive() (*http.Response, error) {
 	for interim := 0; ; {
 		head, err := x.readHead(&interim)
@@ -293,13 +308,13 @@ func (x *exchange) receive() (*http.Response, error) {
 		case head.StatusCode >= 200:
 			return head, x.body(head)
 		case head.StatusCode == http.StatusContinue && x.upload != nil:
-			x.upload.goOn()
+			x.upload.proceed()
 		}
 	}
 }
 
-// readHead waits for the head of a response. It adds its length to read, which is
-// bounded: an upstream can send any number of interim responses.
+// readHead waits for the head of a response and adds its length to read. The
+// sum is limited, because an upstream can send any number of interim responses.
 func (x *exchange) readHead(read *int) (*http.Response, error) {
 	err := x.await()
 	if err == nil {
@@ -309,18 +324,19 @@ func (x *exchange) readHead(read *int) (*http.Response, error) {
 			return resp, nil
 		}
 	} else if !errors.Is(err, os.ErrDeadlineExceeded) {
-		err = fmt.Errorf("%w: %w", ErrDied, err)
+		err = fmt.Errorf("%w: %w", ErrConnClosed, err)
 	}
-	if x.upload != nil && x.upload.over() && x.upload.unread != nil { // which explains why there is no answer
-		return nil, unreadError{x.upload.unread}
+	if x.upload != nil && x.upload.finished() && x.upload.readErr != nil { // the cause of the missing response
+		return nil, bodyReadError{x.upload.readErr}
 	}
 	return nil, err
 }
 
-// await waits for the first byte of an answer. The time for it runs from when the upstream has the whole request.
+// await waits for the first byte of a response. HeaderTimeout starts when the
+// whole request has been sent.
 func (x *exchange) await() error {
 	for t := x.client.HeaderTimeout; ; {
-		uploading := x.upload != nil && !x.upload.over()
+		uploading := x.upload != nil && !x.upload.finished()
 		if t > 0 {
 			x.conn.SetReadDeadline(time.Now().Add(t))
 		}
@@ -335,10 +351,10 @@ var buffers = sync.Pool{New: func() any { return new([uploadBuffer]byte) }}
 
 const uploadBuffer = 64 << 10
 
-// send writes the request's head, and begins to send its body.
+// send writes the head of the request and starts to send its body.
 func (x *exchange) send(req *http.Request, head []byte) error {
 	if _, err := x.conn.Write(head); err != nil {
-		return fmt.Errorf("%w: %w", ErrDied, err)
+		return fmt.Errorf("%w: %w", ErrConnClosed, err)
 	}
 	if hasBody(req) {
 		x.upload = startUpload(x, req)
@@ -350,8 +366,8 @@ func hasBody(req *http.Request) bool {
 	return req.Body != nil && req.Body != http.NoBody
 }
 
-// CheckRequest returns an error that wraps ErrInvalidRequest if RoundTrip would.
-// It is for requests that another client sends.
+// CheckRequest returns the error that wraps ErrInvalidRequest if RoundTrip
+// would return one. It is for requests that another client sends.
 func CheckRequest(req *http.Request) error {
 	if err := checkTarget(req, req.URL.EscapedPath()); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
@@ -366,15 +382,15 @@ func CheckRequest(req *http.Request) error {
 	return nil
 }
 
-// checkTarget checks what the first two lines of a request hold.
+// checkTarget checks the method, the target and the host of a request.
 func checkTarget(req *http.Request, path string) error {
-	if !token(req.Method) || !fieldValue(req.Host) {
-		return errors.New("the request's method or host is not one")
+	if !isToken(req.Method) || !isFieldValue(req.Host) {
+		return errors.New("invalid method or host")
 	}
 	for _, part := range [...]string{path, req.URL.RawQuery} {
 		for i := range len(part) {
 			if c := part[i]; c <= ' ' || c == 0x7f {
-				return errors.New("the request's target holds a space or a control character")
+				return errors.New("the target contains a space or a control character")
 			}
 		}
 	}
@@ -382,16 +398,17 @@ func checkTarget(req *http.Request, path string) error {
 }
 
 func checkField(name, value string) error {
-	if !token(name) {
-		return fmt.Errorf("the request's header has the name %.40q", name)
+	if !isToken(name) {
+		return fmt.Errorf("invalid header name %.40q", name)
 	}
-	if !fieldValue(value) {
-		return fmt.Errorf("the request's header %s holds a control character", name)
+	if !isFieldValue(value) {
+		return fmt.Errorf("the header %s contains a control character", name)
 	}
 	return nil
 }
 
-// appendHead writes a request's head. What could be read as more than one header field is refused, though the caller should know.
+// appendHead appends the head of a request. It fails for a value that a reader
+// could take for several header fields, even though callers should check that.
 func appendHead(b []byte, req *http.Request) ([]byte, error) {
 	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
 	if err := checkTarget(req, path); err != nil {
@@ -433,25 +450,28 @@ func appendHead(b []byte, req *http.Request) ([]byte, error) {
 	return append(b, "\r\n"...), nil
 }
 
-// upload sends a request's body while the answer is awaited, and longer: an upstream may answer before it has all of it.
+// upload sends the body of a request while the response is read: an upstream
+// may respond before it has received the whole body.
 type upload struct {
-	goOn func() // the upstream wants the body
-	done chan struct{}
+	proceed func() // called when the upstream asks for the body
+	done    chan struct{}
 	// Set before done is closed:
-	unread error // why the body could not be read
-	sent   bool  // all of it
+	readErr error // why the body could not be read
+	sent    bool  // completely
 }
 
-// startUpload sends the body on a goroutine that ends with the body, with an error of its reader, or with the connection. It closes the body then.
+// startUpload sends the body on a goroutine and then closes it. The goroutine
+// ends with the body, with an error of its reader, or when the connection is
+// closed.
 func startUpload(x *exchange, req *http.Request) *upload {
-	u := &upload{done: make(chan struct{}), goOn: func() {}}
+	u := &upload{done: make(chan struct{}), proceed: func() {}}
 	wanted := make(chan struct{})
 	if strings.EqualFold(req.Header.Get("Expect"), "100-continue") {
-		u.goOn = sync.OnceFunc(func() { close(wanted) })
+		u.proceed = sync.OnceFunc(func() { close(wanted) })
 	} else {
 		close(wanted)
 	}
-	cn, body, length := x.conn, req.Body, req.ContentLength // the request is its caller's again when there is an answer
+	cn, body, length := x.conn, req.Body, req.ContentLength // the caller may change the request once it has a response
 	go func() {
 		select {
 		case <-wanted:
@@ -460,19 +480,20 @@ func startUpload(x *exchange, req *http.Request) *upload {
 		}
 		err := sendBody(cn, body, length)
 		u.sent = err == nil
-		if unread := (unreadError{}); errors.As(err, &unread) {
-			u.unread = unread.error
+		if unread := (bodyReadError{}); errors.As(err, &unread) {
+			u.readErr = unread.error
 		}
 		body.Close()
 		close(u.done)
-		if u.unread != nil {
-			cn.Close() // the upstream must not take what it has for all
+		if u.readErr != nil {
+			cn.Close() // the upstream must not take a part for the whole body
 		}
 	}()
 	return u
 }
 
-func (u *upload) over() bool {
+// finished reports whether the goroutine has ended.
+func (u *upload) finished() bool {
 	select {
 	case <-u.done:
 		return true
@@ -481,17 +502,18 @@ func (u *upload) over() bool {
 	}
 }
 
-// complete says whether all of the body was sent.
-func (u *upload) complete() bool { return u.over() && u.sent }
+// complete reports whether the whole body was sent.
+func (u *upload) complete() bool { return u.finished() && u.sent }
 
-// unreadError is an error in reading a request's body.
-type unreadError struct{ error }
+// bodyReadError is an error from reading the body of a request.
+type bodyReadError struct{ error }
 
-// sendBody writes a request's body with its framing: in chunks where the length is negative.
+// sendBody writes the body of a request. If length is negative, it is sent in
+// chunks (RFC 9112, section 7.1).
 func sendBody(w io.Writer, body io.Reader, length int64) error {
 	buf := buffers.Get().(*[uploadBuffer]byte)
 	defer buffers.Put(buf)
-	const size, end = 8, 2 // of the lines around a chunk: its length in four hexadecimal digits is enough
+	const size, end = 8, 2 // of the lines around a chunk: four hexadecimal digits hold its length
 	chunked := length < 0
 	var sent int64
 	for {
@@ -508,7 +530,7 @@ func sendBody(w io.Writer, body io.Reader, length int64) error {
 				return err
 			}
 		case n > 0 && sent > length:
-			return unreadError{errors.New("the request's body is longer than its Content-Length")}
+			return bodyReadError{errors.New("the body is longer than its Content-Length")}
 		case n > 0:
 			if _, err := w.Write(buf[size : size+n]); err != nil {
 				return err
@@ -516,12 +538,12 @@ func sendBody(w io.Writer, body io.Reader, length int64) error {
 		}
 		switch {
 		case err != nil && err != io.EOF:
-			return unreadError{err}
+			return bodyReadError{err}
 		case err == io.EOF && chunked:
 			_, err := io.WriteString(w, "0\r\n\r\n")
 			return err
 		case err == io.EOF && sent < length:
-			return unreadError{io.ErrUnexpectedEOF}
+			return bodyReadError{io.ErrUnexpectedEOF}
 		case err == io.EOF:
 			return nil
 		}

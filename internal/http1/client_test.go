@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// upstream answers every request with what script says, and counts connections.
+// upstream is a client of a test server whose connections are counted.
 type upstream struct {
 	*Client
 	connections atomic.Int32
@@ -50,9 +50,9 @@ func newUpstream(t *testing.T, serve func(c net.Conn, r *bufio.Reader)) *upstrea
 	return u
 }
 
-// untilHeard waits until the upstream has closed the idle connection, or has
-// sent something on it. There may be none: it was not kept.
-func (u *upstream) untilHeard(t *testing.T) {
+// waitNotQuiet waits until the upstream has closed the idle connection, or has
+// sent data on it, or until there is no idle connection.
+func (u *upstream) waitNotQuiet(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
 		u.mu.Lock()
@@ -62,13 +62,13 @@ func (u *upstream) untilHeard(t *testing.T) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("nothing was heard on the idle connection for 20 s")
+			t.Fatal("the idle connection is still quiet after 20 s")
 		}
 	}
 }
 
-// answering sends the same bytes for each request.
-func answering(t *testing.T, answer string) *upstream {
+// newResponder starts a server that sends response for each request.
+func newResponder(t *testing.T, response string) *upstream {
 	return newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		for {
 			req, err := http.ReadRequest(r)
@@ -76,7 +76,7 @@ func answering(t *testing.T, answer string) *upstream {
 				return
 			}
 			io.Copy(io.Discard, req.Body)
-			io.WriteString(c, answer)
+			io.WriteString(c, response)
 		}
 	})
 }
@@ -93,32 +93,46 @@ func request(t *testing.T, method, body string) *http.Request {
 	return req
 }
 
-func TestAnswersAsTheyMayBe(t *testing.T) {
+func TestValidResponses(t *testing.T) {
 	for _, test := range []struct {
-		name, method, answer string
-		status               int
-		body                 string
-		length               int64
-		reused               bool
+		name, method, response string
+		status                 int
+		body                   string
+		length                 int64
+		reused                 bool
 	}{
 		{"length", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
-		{"nine interim", "GET", strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 9) + "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
-		{"a thousand interim", "GET", strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 1000) + "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"nine interim", "GET",
+			strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", 9) +
+				"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"a thousand interim", "GET",
+			strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 1000) +
+				"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
 		{"no reason", "GET", "HTTP/1.1 200\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
-		{"same length twice", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"same length twice", "GET",
+			"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
 		{"line feeds alone", "GET", "HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", 200, "abc", 3, true},
 		{"empty", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, "", 0, true},
-		{"chunks", "GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n", 200, "abcd", -1, true},
+		{"chunks", "GET",
+			"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n",
+			200, "abcd", -1, true},
 		{"head", "HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", 200, "", 3, true},
 		{"no content", "GET", "HTTP/1.1 204 No Content\r\n\r\n", 204, "", -1, true},
 		{"not modified", "GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", 304, "", 3, true},
-		{"interim", "GET", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
-		{"close", "GET", "HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, false},
+		{"interim", "GET",
+			"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" +
+				"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"close", "GET",
+			"HTTP/1.1 200 OK\r\nConnection: x, Close\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, false},
 		{"HTTP/1.0", "GET", "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, false},
-		{"more than was asked for", "GET", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", 200, "abc", 3, false},
-		{"long head", "GET", "HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 3*readBuffer) + "\r\nContent-Length: 3\r\n\r\nabc", 200, "abc", 3, true},
+		{"more than was asked for", "GET",
+			"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc" +
+				"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", 200, "abc", 3, false},
+		{"long head", "GET",
+			"HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 3*readBuffer) + "\r\nContent-Length: 3\r\n\r\nabc",
+			200, "abc", 3, true},
 	} {
-		u := answering(t, test.answer)
+		u := newResponder(t, test.response)
 		for range 2 {
 			resp, err := u.RoundTrip(request(t, test.method, ""))
 			if err != nil {
@@ -126,34 +140,37 @@ func TestAnswersAsTheyMayBe(t *testing.T) {
 				break
 			}
 			body, err := io.ReadAll(resp.Body)
-			if err != nil || resp.StatusCode != test.status || string(body) != test.body || resp.ContentLength != test.length {
+			if err != nil || resp.StatusCode != test.status || string(body) != test.body ||
+				resp.ContentLength != test.length {
 				t.Errorf("%s: got %d %q of length %d, %v", test.name, resp.StatusCode, body, resp.ContentLength, err)
 			}
 			resp.Body.Close()
 		}
 		if n := u.connections.Load(); (n == 1) != test.reused {
-			t.Errorf("%s: two requests, %d connections", test.name, n)
+			t.Errorf("%s: %d connections for two requests", test.name, n)
 		}
 	}
 }
 
-func TestAnswersAsTheyMustNotBe(t *testing.T) {
-	for name, answer := range map[string]string{
-		"no HTTP":                  "SSH-2.0-OpenSSH\r\n\r\n",
-		"another version":          "HTTP/2.0 200 OK\r\n\r\n",
-		"status of four digits":    "HTTP/1.1 2000 OK\r\n\r\n",
-		"no status":                "HTTP/1.1 OK\r\n\r\n",
-		"negative status":          "HTTP/1.1 -20 OK\r\n\r\n",
-		"folded header":            "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
-		"space before the colon":   "HTTP/1.1 200 OK\r\nA : b\r\nContent-Length: 0\r\n\r\n",
-		"no colon":                 "HTTP/1.1 200 OK\r\nA\r\nContent-Length: 0\r\n\r\n",
-		"carriage return":          "HTTP/1.1 200 OK\r\nA: b\rc\r\nContent-Length: 0\r\n\r\n",
-		"NUL":                      "HTTP/1.1 200 OK\r\nA: b\x00c\r\nContent-Length: 0\r\n\r\n",
-		"two lengths":              "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-		"list of lengths":          "HTTP/1.1 200 OK\r\nContent-Length: 3, 3\r\n\r\nabc",
-		"signed length":            "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc",
-		"length and chunks":        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"two codings":              "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+func TestInvalidResponsesAreErrors(t *testing.T) {
+	for name, response := range map[string]string{
+		"no HTTP":                "SSH-2.0-OpenSSH\r\n\r\n",
+		"another version":        "HTTP/2.0 200 OK\r\n\r\n",
+		"status of four digits":  "HTTP/1.1 2000 OK\r\n\r\n",
+		"no status":              "HTTP/1.1 OK\r\n\r\n",
+		"negative status":        "HTTP/1.1 -20 OK\r\n\r\n",
+		"folded header":          "HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+		"space before the colon": "HTTP/1.1 200 OK\r\nA : b\r\nContent-Length: 0\r\n\r\n",
+		"no colon":               "HTTP/1.1 200 OK\r\nA\r\nContent-Length: 0\r\n\r\n",
+		"carriage return":        "HTTP/1.1 200 OK\r\nA: b\rc\r\nContent-Length: 0\r\n\r\n",
+		"NUL":                    "HTTP/1.1 200 OK\r\nA: b\x00c\r\nContent-Length: 0\r\n\r\n",
+		"two lengths":            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+		"list of lengths":        "HTTP/1.1 200 OK\r\nContent-Length: 3, 3\r\n\r\nabc",
+		"signed length":          "HTTP/1.1 200 OK\r\nContent-Length: +3\r\n\r\nabc",
+		"length and chunks": "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n" +
+			"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"two codings": "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" +
+			"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
 		"another coding":           "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
 		"chunks in HTTP/1.0":       "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"endless interim answers":  strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", maxHead/20),
@@ -166,7 +183,7 @@ func TestAnswersAsTheyMustNotBe(t *testing.T) {
 	} {
 		u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 			if _, err := http.ReadRequest(r); err == nil {
-				io.WriteString(c, answer)
+				io.WriteString(c, response)
 				c.(*net.TCPConn).CloseWrite()
 				io.Copy(io.Discard, r)
 			}
@@ -176,24 +193,25 @@ func TestAnswersAsTheyMustNotBe(t *testing.T) {
 			_, err = io.ReadAll(resp.Body)
 			resp.Body.Close()
 		}
-		if err == nil || errors.Is(err, ErrDied) {
+		if err == nil || errors.Is(err, ErrConnClosed) {
 			t.Errorf("%s: got %v", name, err)
 		}
 		if u.Client.pop() != nil {
-			t.Errorf("%s: the connection is used again", name)
+			t.Errorf("%s: the connection is reused", name)
 		}
 	}
 }
 
-func TestTheTrailerIsThereAfterTheBody(t *testing.T) {
-	u := answering(t, "HTTP/1.1 200 OK\r\nTrailer: Checksum, Other\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nChecksum: 17\r\nUnannounced: x\r\n\r\n")
+func TestTrailerIsSetAfterTheBody(t *testing.T) {
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nTrailer: Checksum, Other\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"3\r\nabc\r\n0\r\nChecksum: 17\r\nUnannounced: x\r\n\r\n")
 	for range 2 {
 		resp, err := u.RoundTrip(request(t, "GET", ""))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, announced := resp.Trailer["Checksum"]; !announced {
-			t.Errorf("announced: %v", resp.Trailer)
+			t.Errorf("announced trailer: got %v", resp.Trailer)
 		}
 		io.ReadAll(resp.Body)
 		if resp.Trailer.Get("Checksum") != "17" || resp.Trailer.Get("Unannounced") != "x" {
@@ -202,7 +220,7 @@ func TestTheTrailerIsThereAfterTheBody(t *testing.T) {
 		resp.Body.Close()
 	}
 	if n := u.connections.Load(); n != 1 {
-		t.Errorf("%d connections", n)
+		t.Errorf("got %d connections", n)
 	}
 }
 
@@ -228,7 +246,7 @@ func sent(t *testing.T, req *http.Request) string {
 	return <-got
 }
 
-func TestARequestIsSentAsItIs(t *testing.T) {
+func TestRequestHeaderIsSentUnchanged(t *testing.T) {
 	for _, test := range []struct{ method, body, want string }{
 		{"GET", "", "GET /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nA: b\r\n\r\n"},
 		{"POST", "", "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nA: b\r\nContent-Length: 0\r\n\r\n"},
@@ -242,12 +260,13 @@ func TestARequestIsSentAsItIs(t *testing.T) {
 	}
 	req := request(t, "POST", strings.Repeat("x", 20))
 	req.ContentLength = -1
-	if got := sent(t, req); got != "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nTransfer-Encoding: chunked\r\n\r\n14\r\nxxxxxxxxxxxxxxxxxxxx\r\n0\r\n\r\n" {
+	if got := sent(t, req); got != "POST /a%20b?q HTTP/1.1\r\nHost: api.internal\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"14\r\nxxxxxxxxxxxxxxxxxxxx\r\n0\r\n\r\n" {
 		t.Errorf("in chunks: %q", got)
 	}
 }
 
-func TestWhatWouldBeTwoRequestsIsNotSent(t *testing.T) {
+func TestRequestsThatCouldBeSplitAreNotSent(t *testing.T) {
 	for name, edit := range map[string]func(*http.Request){
 		"header value": func(r *http.Request) { r.Header["A"] = []string{"b\r\nC: d"} },
 		"header name":  func(r *http.Request) { r.Header["A: b\r\nC"] = []string{"d"} },
@@ -271,8 +290,8 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the client has left") }
 
-func TestWhyABodyCouldNotBeReadIsTheError(t *testing.T) {
-	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+func TestBodyReadErrorIsReturned(t *testing.T) {
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	req := request(t, "POST", "")
 	req.Body, req.ContentLength = io.NopCloser(failing{}), 10
 	if _, err := u.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "the client has left") {
@@ -280,7 +299,7 @@ func TestWhyABodyCouldNotBeReadIsTheError(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
+func TestConnectionClosedByUpstreamIsNotReused(t *testing.T) {
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		http.ReadRequest(r)
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
@@ -292,11 +311,11 @@ func TestAConnectionThatTheUpstreamHasClosedIsNotUsed(t *testing.T) {
 		}
 		io.ReadAll(resp.Body)
 		resp.Body.Close()
-		u.untilHeard(t)
+		u.waitNotQuiet(t)
 	}
 }
 
-func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
+func TestLateResponseIsNotUsedForTheNextRequest(t *testing.T) {
 	idle, late := make(chan struct{}), make(chan struct{})
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		for {
@@ -327,9 +346,10 @@ func TestALateAnswerIsNotTheNextRequests(t *testing.T) {
 	}
 }
 
-// A client that leaves at the moment its answer ends has a connection closed, which must not be the next request's by then.
-func TestWhoLeavesAtTheEndOfAnAnswerBreaksOffNoOther(t *testing.T) {
-	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
+// A request that is canceled as its response ends has its connection closed.
+// The next request must not have got it.
+func TestCancelAtTheEndOfAResponseAbortsNoOther(t *testing.T) {
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood")
 	for n := range 5000 {
 		ctx, leave := context.WithCancel(t.Context())
 		resp, err := u.RoundTrip(request(t, "GET", "").WithContext(ctx))
@@ -348,19 +368,19 @@ func TestWhoLeavesAtTheEndOfAnAnswerBreaksOffNoOther(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatEndsBeforeAnAnswerIsToldFromOneThatBreaksOff(t *testing.T) {
-	for answer, died := range map[string]bool{"": true, "HTTP/1.1 20": false} {
+func TestErrConnClosedOnlyBeforeTheFirstByte(t *testing.T) {
+	for response, closed := range map[string]bool{"": true, "HTTP/1.1 20": false} {
 		u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 			http.ReadRequest(r)
-			io.WriteString(c, answer)
+			io.WriteString(c, response)
 		})
-		if _, err := u.RoundTrip(request(t, "GET", "")); err == nil || errors.Is(err, ErrDied) != died {
-			t.Errorf("%q: got %v", answer, err)
+		if _, err := u.RoundTrip(request(t, "GET", "")); err == nil || errors.Is(err, ErrConnClosed) != closed {
+			t.Errorf("%q: got %v", response, err)
 		}
 	}
 }
 
-func TestTheTimeForAnAnswerRunsFromTheEndOfTheRequest(t *testing.T) {
+func TestHeaderTimeoutStartsAtTheEndOfTheRequest(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	u := newUpstream(t, func(_ net.Conn, r *bufio.Reader) {
@@ -387,7 +407,7 @@ func TestTheTimeForAnAnswerRunsFromTheEndOfTheRequest(t *testing.T) {
 	}
 }
 
-func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
+func TestContextEndsAnExchangeInEveryPhase(t *testing.T) {
 	arrived, gone := make(chan struct{}, 10), make(chan struct{}, 10)
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		req, err := http.ReadRequest(r)
@@ -415,7 +435,7 @@ func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
 		}
 		resp, err := u.RoundTrip(req)
 		if begin == "" && err != why {
-			t.Errorf("before the answer: got %v", err)
+			t.Errorf("before the response: got %v", err)
 		}
 		if begin != "" {
 			if err != nil {
@@ -423,7 +443,7 @@ func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
 			}
 			time.AfterFunc(20*time.Millisecond, func() { cancel(why) })
 			if body, err := io.ReadAll(resp.Body); err == nil {
-				t.Errorf("within the answer: got %q without an error", body)
+				t.Errorf("within the response: got %q without an error", body)
 			}
 			resp.Body.Close()
 		}
@@ -431,7 +451,7 @@ func TestTheContextEndsAnExchangeInEveryPhase(t *testing.T) {
 	}
 }
 
-func TestABodyIsHeldBackUntilItIsAskedFor(t *testing.T) {
+func TestBodyWaitsForContinue(t *testing.T) {
 	order := make(chan string, 4)
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		req, err := http.ReadRequest(r)
@@ -464,7 +484,7 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func TestAnEarlyAnswerIsReadWhileTheBodyIsBeingSent(t *testing.T) {
+func TestEarlyResponseIsReadWhileTheBodyIsSent(t *testing.T) {
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		http.ReadRequest(r)
 		io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
@@ -483,11 +503,11 @@ func TestAnEarlyAnswerIsReadWhileTheBodyIsBeingSent(t *testing.T) {
 	}
 	resp.Body.Close()
 	if u.pop() != nil {
-		t.Error("a connection on which a request is not over is used again")
+		t.Error("a connection is reused although the request has not been sent")
 	}
 }
 
-func TestSwitchedProtocolsAreATunnelThatCanBeClosedHalf(t *testing.T) {
+func TestSwitchingProtocolsReturnsATunnelWithCloseWrite(t *testing.T) {
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		http.ReadRequest(r)
 		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhello ")
@@ -509,8 +529,8 @@ func TestSwitchedProtocolsAreATunnelThatCanBeClosedHalf(t *testing.T) {
 	tunnel.Close()
 }
 
-func TestConnectionsThatAreNotUsedAreClosed(t *testing.T) {
-	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+func TestIdleConnectionsAreClosedAfterMaxIdleTime(t *testing.T) {
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	for range 3 {
 		resp, err := u.RoundTrip(request(t, "GET", ""))
 		if err != nil {
@@ -525,7 +545,7 @@ func TestConnectionsThatAreNotUsedAreClosed(t *testing.T) {
 	cn := u.idle[0]
 	cn.idleSince = time.Now().Add(-maxIdleTime)
 	u.sweep()
-	if len(u.idle) != 0 || u.sweeping || cn.look.quiet() {
+	if len(u.idle) != 0 || u.sweeping || cn.peek.quiet() {
 		t.Errorf("%d idle connections, sweeping is %v", len(u.idle), u.sweeping)
 	}
 }

@@ -9,10 +9,17 @@ import (
 	"sync/atomic"
 )
 
-// ServerConn returns a connection from which a server reads only requests whose framing can be read in one way (RFC 9112 2.2, 5, 6 and 7): one that
-// another server could take to end somewhere else, or to be two, is broken on the way, so that the server answers 400 and hangs up.
-// refused, unless it is nil, is called with the cause for each request of which no handler hears: one that is broken so, or that net/http answers itself.
-// It is for HTTP/1.1; what follows a request to switch protocols is not looked at, and the server has to hang up where it does not switch.
+// ServerConn returns a connection from which a server reads only requests with
+// unambiguous framing (RFC 9112, sections 2.2, 5, 6 and 7). If another server
+// could see a different end of a request, or two requests, the data is
+// corrupted on the way: the server then responds with 400 and closes the
+// connection.
+//
+// refused is called with the cause for each request that reaches no handler:
+// one that is corrupted, or that net/http rejects by itself. It may be nil.
+//
+// ServerConn is for HTTP/1.1. It does not check what follows a request to
+// switch protocols. A server that does not switch must close the connection.
 func ServerConn(c net.Conn, refused func(status int, cause string)) net.Conn {
 	if refused == nil {
 		refused = func(int, string) {}
@@ -24,11 +31,12 @@ type serverConn struct {
 	net.Conn
 	framing framing
 	refused func(status int, cause string)
-	told    atomic.Bool // that the request is refused; Read and Write are called at once
-	broken  []byte      // what the server reads from now on; nil: what the client sends
+	told    atomic.Bool // refused has been called; Read and Write run concurrently
+	broken  []byte      // replaces what the client sends, unless it is nil
 }
 
-// breaker is no part of any request: a server that reads it refuses what it has read so far.
+// breaker is invalid anywhere in a request: a server that reads it rejects the
+// request.
 var breaker = []byte("\x00\r\n\r\n")
 
 func (c *serverConn) Read(p []byte) (int, error) {
@@ -41,10 +49,10 @@ func (c *serverConn) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := c.Conn.Read(p)
-	if good := c.framing.look(p[:n]); good < n {
+	if good := c.framing.parse(p[:n]); good < n {
 		c.broken = breaker
 		c.told.Store(true)
-		if c.framing.inHead { // otherwise a handler reads the body, and fails
+		if c.framing.inHead { // otherwise a handler gets an error from the body
 			c.refused(http.StatusBadRequest, c.framing.problem)
 		}
 		if good == 0 && n > 0 {
@@ -54,32 +62,34 @@ func (c *serverConn) Read(p []byte) (int, error) {
 	}
 	if c.framing.expectation {
 		c.framing.expectation = false
-		c.refused(http.StatusExpectationFailed, "unknown expectation") // net/http answers so
+		c.refused(http.StatusExpectationFailed, "unknown expectation") // the response of net/http
 	}
 	return n, err
 }
 
-// Write sees what net/http itself answers to a request that it cannot read, or
-// that is too large. Such a response, and no other, begins with ownHeader.
+// Write detects responses of net/http itself, to a request that it cannot parse
+// or that is too large. Only such a response begins with ownHeader.
 func (c *serverConn) Write(p []byte) (int, error) {
-	if status, rest, ok := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n")); ok && !c.told.Load() && bytes.HasPrefix(rest, ownHeader) {
-		if code, err := strconv.Atoi(string(status[min(len(status), len("HTTP/1.1 ")):min(len(status), len("HTTP/1.1 400"))])); err == nil {
+	status, rest, ok := bytes.Cut(p[:min(len(p), maxOwn)], []byte("\r\n"))
+	if ok && !c.told.Load() && bytes.HasPrefix(rest, ownHeader) {
+		digits := status[min(len(status), len("HTTP/1.1 ")):min(len(status), len("HTTP/1.1 400"))]
+		if code, err := strconv.Atoi(string(digits)); err == nil {
 			c.refused(code, string(bytes.TrimPrefix(rest, ownHeader)))
 		}
 	}
 	return c.Conn.Write(p)
 }
 
-// ownHeader is what net/http writes before its own responses: it has no Date.
-// maxOwn bounds how much of them is read.
+// ownHeader is the header of net/http's own responses, which have no Date.
+// maxOwn is how much of a response is searched for it.
 var ownHeader = []byte("Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
 const maxOwn = 256
 
-// ReadFrom lets the server copy from an upstream's connection without looking at it.
+// ReadFrom lets the server use splice: Write need not see proxied data.
 func (c *serverConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
-// CloseWrite tells the client that nothing more will come.
+// CloseWrite closes the direction to the client.
 func (c *serverConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -87,35 +97,38 @@ func (c *serverConn) CloseWrite() error {
 	return c.Conn.Close()
 }
 
-// framing follows the requests on a connection.
+// framing parses the framing of the requests on a connection.
 type framing struct {
-	at   func(*framing, []byte) int // what comes next, and how much of it is there; -1: it is not right. nil: a request line
-	line []byte                     // the beginning of a line whose end is not there yet
-	left int64                      // of the body, or of the chunk
+	// state parses the next part of a request. It returns how many bytes it has
+	// parsed, or -1 if they are invalid. nil stands for a request line.
+	state func(*framing, []byte) int
+	line  []byte // an incomplete line
+	left  int64  // of the body or of the chunk
 
-	problem     string // why it is not right
-	inHead      bool   // the head of a request is being read: no handler has it
-	expectation bool   // net/http refuses the request for what it expects
+	problem     string // why the request is invalid
+	inHead      bool   // in the head of a request: no handler has it yet
+	expectation bool   // net/http rejects the request because of Expect
 
-	// Of the request whose head is being read:
-	old                    bool // HTTP/1.0
-	host, lengths, codings int  // how often the field is there
+	// Of the head that is being parsed:
+	http10                 bool
+	host, lengths, codings int // number of these fields
 	length                 int64
 	upgrade                bool
-	expected               bool // something else than 100-continue
+	expected               bool // something other than 100-continue
 }
 
-// maxLine bounds what is kept of a line. A server takes none that is so long.
+// maxLine is the maximum length of a line. Servers reject longer ones anyway.
 const maxLine = 64 << 10
 
-// look follows what the client sends, and returns how much of it is right: all of it, or what is before the first thing that is not.
-func (f *framing) look(b []byte) int {
+// parse parses what the client sends. It returns how much of it is valid:
+// len(b), or the length up to the first error.
+func (f *framing) parse(b []byte) int {
 	seen := 0
 	for seen < len(b) {
-		if f.at == nil {
-			f.at, f.inHead = (*framing).requestLine, true
+		if f.state == nil {
+			f.state, f.inHead = (*framing).requestLine, true
 		}
-		n := f.at(f, b[seen:])
+		n := f.state(f, b[seen:])
 		if n < 0 {
 			return seen
 		}
@@ -124,19 +137,20 @@ func (f *framing) look(b []byte) int {
 	return seen
 }
 
-// refuse says why what comes next is not right.
-func (f *framing) refuse(problem string) int {
+// reject records why the request is invalid, and returns -1.
+func (f *framing) reject(problem string) int {
 	f.problem = problem
 	return -1
 }
 
-// cut returns the line that b goes on with, without its end, and how much of b that is. A line that is not complete yet is kept, and ok is
-// false. -1 says that it does not end with CRLF (RFC 9112 2.2).
-func (f *framing) cut(b []byte) (line []byte, n int, ok bool) {
+// cutLine returns the next line of b without its end, and its length in b. If
+// the line is incomplete, it is stored and ok is false. n is -1 if it does not
+// end with CRLF (RFC 9112, section 2.2).
+func (f *framing) cutLine(b []byte) (line []byte, n int, ok bool) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
 		if f.line = append(f.line, b...); len(f.line) > maxLine {
-			return nil, f.refuse("a line is too long"), false
+			return nil, f.reject("a line is too long"), false
 		}
 		return nil, len(b), false
 	}
@@ -148,32 +162,34 @@ func (f *framing) cut(b []byte) (line []byte, n int, ok bool) {
 	if end := len(line) - 1; end >= 0 && line[end] == '\r' {
 		return line[:end], i + 1, true
 	}
-	return nil, f.refuse("a line does not end with CRLF"), false
+	return nil, f.reject("a line does not end with CRLF"), false
 }
 
-// requestLine is RFC 9112 3.
+// requestLine parses a request line (RFC 9112, section 3).
 func (f *framing) requestLine(b []byte) int {
-	line, n, ok := f.cut(b)
+	line, n, ok := f.cutLine(b)
 	if !ok {
 		return n
 	}
 	method, rest, _ := bytes.Cut(line, space)
 	target, version, _ := bytes.Cut(rest, space)
-	if !token(method) || len(target) == 0 || bytes.ContainsFunc(target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-		return f.refuse("the request line is malformed")
+	control := func(c rune) bool { return c <= ' ' || c == 0x7f }
+	if !isToken(method) || len(target) == 0 || bytes.ContainsFunc(target, control) {
+		return f.reject("the request line is malformed")
 	}
-	*f = framing{line: f.line, at: (*framing).field, inHead: true, old: string(version) == "HTTP/1.0"}
-	if !f.old && string(version) != "HTTP/1.1" {
-		return f.refuse("the version is neither HTTP/1.1 nor HTTP/1.0")
+	*f = framing{line: f.line, state: (*framing).field, inHead: true, http10: string(version) == "HTTP/1.0"}
+	if !f.http10 && string(version) != "HTTP/1.1" {
+		return f.reject("the version is neither HTTP/1.1 nor HTTP/1.0")
 	}
 	return n
 }
 
 var space = []byte(" ")
 
-// field is a line of the header, or the empty line at its end (RFC 9112 5).
+// field parses a header line, or the empty line after the header (RFC 9112,
+// section 5).
 func (f *framing) field(b []byte) int {
-	line, n, ok := f.cut(b)
+	line, n, ok := f.cutLine(b)
 	switch {
 	case !ok:
 		return n
@@ -181,8 +197,8 @@ func (f *framing) field(b []byte) int {
 		return f.endOfHead(n)
 	}
 	name, value, ok := bytes.Cut(line, []byte(":"))
-	if !ok || !token(name) || !fieldValue(value) { // so is a folded line, which begins with a space
-		return f.refuse("a header line is malformed")
+	if !ok || !isToken(name) || !isFieldValue(value) { // includes folded lines, which begin with a space
+		return f.reject("a header line is malformed")
 	}
 	value = bytes.Trim(value, " \t")
 	switch len(name) {
@@ -191,24 +207,26 @@ func (f *framing) field(b []byte) int {
 			f.host++
 		}
 	case len("Expect"):
-		if equalFold(name, "expect") && len(value) > 0 && !bytes.Contains(bytes.ToLower(value), []byte("100-continue")) {
+		if equalFold(name, "expect") && len(value) > 0 &&
+			!bytes.Contains(bytes.ToLower(value), []byte("100-continue")) {
 			f.expected = true
 		}
 	case len("Upgrade"):
-		if equalFold(name, "upgrade") && bytes.Contains(bytes.ToLower(value), []byte("websocket")) { // no server switches to another protocol
+		// Servers switch to no other protocol.
+		if equalFold(name, "upgrade") && bytes.Contains(bytes.ToLower(value), []byte("websocket")) {
 			f.upgrade = true
 		}
 	case len("Content-Length"):
 		if equalFold(name, "content-length") {
 			f.lengths++
 			if f.length, ok = digits(value, 10); !ok {
-				return f.refuse("the Content-Length is not a number")
+				return f.reject("the Content-Length is not a number")
 			}
 		}
 	case len("Transfer-Encoding"):
 		if equalFold(name, "transfer-encoding") {
 			if f.codings++; !equalFold(value, "chunked") {
-				return f.refuse("the Transfer-Encoding is not chunked")
+				return f.reject("the Transfer-Encoding is not chunked")
 			}
 		}
 	}
@@ -219,7 +237,7 @@ func equalFold(b []byte, lower string) bool {
 	return len(b) == len(lower) && bytes.EqualFold(b, []byte(lower))
 }
 
-// digits reads a number that is written with digits alone.
+// digits parses a number without a sign.
 func digits(b []byte, base int64) (n int64, ok bool) {
 	for _, c := range b {
 		d := int64(0xff)
@@ -237,24 +255,25 @@ func digits(b []byte, base int64) (n int64, ok bool) {
 	return n, len(b) > 0
 }
 
-// endOfHead finds out where the body ends (RFC 9112 6.3). It is where the requests smuggled past a proxy differ from others.
+// endOfHead determines the length of the body (RFC 9112, section 6.3).
+// Ambiguity here is what request smuggling exploits.
 func (f *framing) endOfHead(n int) int {
 	f.expectation = f.expected
 	switch {
-	case f.host > 1 || f.host == 0 && !f.old: // RFC 9112 3.2
-		return f.refuse("there is not exactly one Host")
-	case f.lengths > 1 || f.codings > 1 || f.lengths > 0 && f.codings > 0 || f.codings > 0 && f.old:
-		return f.refuse("Content-Length and Transfer-Encoding contradict each other, or one of them is there twice")
+	case f.host > 1 || f.host == 0 && !f.http10: // RFC 9112, section 3.2
+		return f.reject("there is not exactly one Host")
+	case f.lengths > 1 || f.codings > 1 || f.lengths > 0 && f.codings > 0 || f.codings > 0 && f.http10:
+		return f.reject("Content-Length and Transfer-Encoding contradict each other, or one of them is there twice")
 	case f.upgrade && (f.codings > 0 || f.length > 0):
-		return f.refuse("a request to switch protocols has a body")
+		return f.reject("a request to switch protocols has a body")
 	case f.upgrade:
-		f.at = (*framing).otherProtocol
+		f.state = (*framing).otherProtocol
 	case f.codings > 0:
-		f.at = (*framing).chunkSize
+		f.state = (*framing).chunkSize
 	case f.length > 0:
-		f.at, f.left = (*framing).body, f.length
+		f.state, f.left = (*framing).body, f.length
 	default:
-		f.at = nil
+		f.state = nil
 	}
 	f.inHead = false
 	return n
@@ -265,23 +284,23 @@ func (f *framing) otherProtocol(b []byte) int { return len(b) }
 func (f *framing) body(b []byte) int {
 	n := min(int64(len(b)), f.left)
 	if f.left -= n; f.left == 0 {
-		f.at = nil
+		f.state = nil
 	}
 	return int(n)
 }
 
-// chunkSize is the line before a chunk (RFC 9112 7.1).
+// chunkSize parses the line before a chunk (RFC 9112, section 7.1).
 func (f *framing) chunkSize(b []byte) int {
-	line, n, ok := f.cut(b)
+	line, n, ok := f.cutLine(b)
 	if !ok {
 		return n
 	}
 	size, extension, _ := bytes.Cut(line, []byte(";"))
-	if f.left, ok = digits(bytes.TrimRight(size, " \t"), 16); !ok || !fieldValue(extension) {
+	if f.left, ok = digits(bytes.TrimRight(size, " \t"), 16); !ok || !isFieldValue(extension) {
 		return -1
 	}
-	if f.at = (*framing).chunk; f.left == 0 {
-		f.at = (*framing).trailer
+	if f.state = (*framing).chunk; f.left == 0 {
+		f.state = (*framing).trailer
 	}
 	return n
 }
@@ -289,35 +308,35 @@ func (f *framing) chunkSize(b []byte) int {
 func (f *framing) chunk(b []byte) int {
 	n := min(int64(len(b)), f.left)
 	if f.left -= n; f.left == 0 {
-		f.at = (*framing).chunkEnd
+		f.state = (*framing).chunkEnd
 	}
 	return int(n)
 }
 
-// chunkEnd is the empty line behind a chunk.
+// chunkEnd parses the line end after a chunk.
 func (f *framing) chunkEnd(b []byte) int {
-	line, n, ok := f.cut(b)
+	line, n, ok := f.cutLine(b)
 	switch {
 	case !ok:
 		return n
 	case len(line) > 0:
 		return -1
 	}
-	f.at = (*framing).chunkSize
+	f.state = (*framing).chunkSize
 	return n
 }
 
-// trailer is a line of the trailer, or the empty line at its end.
+// trailer parses a line of the trailer, or the empty line after it.
 func (f *framing) trailer(b []byte) int {
-	line, n, ok := f.cut(b)
+	line, n, ok := f.cutLine(b)
 	switch {
 	case !ok:
 		return n
 	case len(line) == 0:
-		f.at = nil
+		f.state = nil
 		return n
 	}
-	if name, value, ok := bytes.Cut(line, []byte(":")); !ok || !token(name) || !fieldValue(value) {
+	if name, value, ok := bytes.Cut(line, []byte(":")); !ok || !isToken(name) || !isFieldValue(value) {
 		return -1
 	}
 	return n

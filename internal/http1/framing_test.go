@@ -11,9 +11,9 @@ import (
 
 const host = "Host: a\r\n"
 
-// right and wrong are what a client may send on a connection.
+// valid and invalid are examples of what a client sends on a connection.
 var (
-	right = []string{
+	valid = []string{
 		"GET / HTTP/1.1\r\n" + host + "\r\n",
 		"GET / HTTP/1.0\r\n\r\n",
 		"GET /a?b=c HTTP/1.1\r\nhost:a\r\nA: \tb \r\n\r\n",
@@ -21,10 +21,11 @@ var (
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n" + host + "\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 0\r\n\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Content-Length: 4\r\n\r\n\r\n\r\n",
-		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: Chunked\r\n\r\n3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: Chunked\r\n\r\n" +
+			"3\r\nabc\r\nA;x=\"y\"\r\n0123456789\r\n0\r\n\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
 		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\nChecksum: 1\r\n\r\n",
 	}
-	wrong = []string{
+	invalid = []string{
 		"\r\nGET / HTTP/1.1\r\n" + host + "\r\n",
 		"GET / HTTP/1.1\n" + host + "\r\n",
 		"GET / HTTP/1.1\r\nHost: a\n\r\n",
@@ -72,12 +73,12 @@ var (
 	}
 )
 
-// follow feeds b in pieces of a size, and returns how much of it is right.
+// follow parses b in pieces of the given size. It returns how much is valid.
 func follow(f *framing, b string, size int) int {
 	seen := 0
 	for seen < len(b) {
 		piece := b[seen:min(seen+size, len(b))]
-		n := f.look([]byte(piece))
+		n := f.parse([]byte(piece))
 		if seen += n; n < len(piece) {
 			return seen
 		}
@@ -85,65 +86,66 @@ func follow(f *framing, b string, size int) int {
 	return seen
 }
 
-func TestFramingThatCanBeReadInOneWayPasses(t *testing.T) {
-	for _, b := range right {
+func TestUnambiguousFramingPasses(t *testing.T) {
+	for _, b := range valid {
 		for _, size := range []int{1, 2, 7, 1 << 20} {
 			var f framing
-			if n := follow(&f, b, size); n < len(b) || f.at != nil {
-				t.Errorf("in pieces of %d: refused after %q of\n%q", size, b[:n], b)
+			if n := follow(&f, b, size); n < len(b) || f.state != nil {
+				t.Errorf("in pieces of %d: rejected after %q of\n%q", size, b[:n], b)
 			}
 		}
 	}
 }
 
-func TestFramingThatCanBeReadInTwoWaysDoesNot(t *testing.T) {
-	for _, b := range wrong {
+func TestAmbiguousFramingIsRejected(t *testing.T) {
+	for _, b := range invalid {
 		for _, size := range []int{1, 2, 7, 1 << 20} {
 			var f framing
 			if follow(&f, b, size) == len(b) {
-				t.Errorf("in pieces of %d, passed:\n%q", size, b)
+				t.Errorf("in pieces of %d: accepted\n%q", size, b)
 			}
 		}
-		for _, before := range right[:8] { // it is noticed wherever it is
+		for _, before := range valid[:8] { // anywhere on the connection
 			var f framing
 			if n := follow(&f, before+b, 1<<20); n == len(before+b) || n < len(before) {
-				t.Errorf("%d bytes pass of\n%q, then\n%q", n, before, b)
+				t.Errorf("%d bytes accepted of\n%q, then\n%q", n, before, b)
 			}
 		}
 	}
 }
 
-func TestAfterAnUpgradeNothingIsLookedAt(t *testing.T) {
+func TestNothingIsCheckedAfterAnUpgrade(t *testing.T) {
 	var f framing
-	for _, b := range []string{"GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\n\r\n", "\x00anything\n\n", "GET / HTTP/1.1\n"} {
+	upgrade := "GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\n\r\n"
+	for _, b := range []string{upgrade, "\x00anything\n\n", "GET / HTTP/1.1\n"} {
 		if n := follow(&f, b, 5); n < len(b) {
 			t.Errorf("%q: %d bytes", b, n)
 		}
 	}
 }
 
-func TestALineWithoutAnEndIsNotKeptForEver(t *testing.T) {
+func TestLineLengthIsLimited(t *testing.T) {
 	var f framing
 	if n := follow(&f, "GET /"+strings.Repeat("x", 2*maxLine), 4096); n > maxLine+4096 {
-		t.Errorf("%d bytes were kept", n)
+		t.Errorf("got %d bytes, want at most the limit", n)
 	}
 }
 
-// What passes, net/http takes apart at the same places. If it did not, one of the two would be wrong about where a request ends.
+// net/http must see the end of each accepted request where framing sees it.
 func FuzzFramingAgreesWithTheServer(f *testing.F) {
-	for _, b := range append(right, wrong...) {
+	for _, b := range append(valid, invalid...) {
 		f.Add([]byte(b))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var whole framing
-		if whole.look(b) < len(b) || whole.at != nil {
+		if whole.parse(b) < len(b) || whole.state != nil {
 			return
 		}
 		input := bytes.NewReader(b)
 		r := bufio.NewReader(input)
 		for {
 			req, err := http.ReadRequest(r)
-			if err != nil { // the server is stricter still
+			if err != nil { // net/http is stricter
 				return
 			}
 			if _, err := io.Copy(io.Discard, req.Body); err != nil {
@@ -151,8 +153,8 @@ func FuzzFramingAgreesWithTheServer(f *testing.F) {
 			}
 			end := len(b) - input.Len() - r.Buffered()
 			var upTo framing
-			if upTo.look(b[:end]); upTo.at != nil {
-				t.Fatalf("the server takes %q for a request", b[:end])
+			if upTo.parse(b[:end]); upTo.state != nil {
+				t.Fatalf("net/http parses %q as a request", b[:end])
 			}
 		}
 	})

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// exchangeAll makes n requests at once, which the upstream answers when all have arrived.
+// exchangeAll sends n concurrent requests. The upstream responds when all of
+// them have arrived.
 func exchangeAll(t *testing.T, u *upstream, n int) {
 	t.Helper()
 	done := make(chan error, n)
@@ -34,24 +35,25 @@ func exchangeAll(t *testing.T, u *upstream, n int) {
 	}
 }
 
-func TestARequestThatCannotBeWrittenDialsNobody(t *testing.T) {
+func TestInvalidRequestsAreNotDialed(t *testing.T) {
 	t.Parallel()
 	c := &Client{Dial: func(context.Context) (net.Conn, error) {
-		t.Error("it dials")
+		t.Error("Dial was called")
 		return nil, errors.New("no")
 	}}
 	for name, edit := range map[string]func(*http.Request){
-		"a space in the query":     func(r *http.Request) { r.URL.RawQuery = "a b" },
-		"a control character":      func(r *http.Request) { r.URL.RawQuery = "a\x7f" },
-		"a line feed in a value":   func(r *http.Request) { r.Header.Set("A", "b\nc") },
-		"a space in a name":        func(r *http.Request) { r.Header["A b"] = []string{"c"} },
-		"a method that is no name": func(r *http.Request) { r.Method = "G T" },
-		"a line feed in the host":  func(r *http.Request) { r.Host = "a\nb" },
+		"a space in the query":         func(r *http.Request) { r.URL.RawQuery = "a b" },
+		"a control character":          func(r *http.Request) { r.URL.RawQuery = "a\x7f" },
+		"a line feed in a value":       func(r *http.Request) { r.Header.Set("A", "b\nc") },
+		"a space in a name":            func(r *http.Request) { r.Header["A b"] = []string{"c"} },
+		"a method that is not a token": func(r *http.Request) { r.Method = "G T" },
+		"a line feed in the host":      func(r *http.Request) { r.Host = "a\nb" },
 	} {
 		req := request(t, "GET", "")
 		edit(req)
 		for _, send := range []func(*http.Request) (*http.Response, error){
-			c.RoundTrip, c.RoundTripFresh, func(r *http.Request) (*http.Response, error) { return nil, CheckRequest(r) },
+			c.RoundTrip, c.RoundTripFresh,
+			func(r *http.Request) (*http.Response, error) { return nil, CheckRequest(r) },
 		} {
 			if _, err := send(req); !errors.Is(err, ErrInvalidRequest) {
 				t.Errorf("%s: got %v", name, err)
@@ -63,7 +65,7 @@ func TestARequestThatCannotBeWrittenDialsNobody(t *testing.T) {
 	}
 }
 
-func TestAFailureOnAFreshConnectionIsToldFromOneOnAnOther(t *testing.T) {
+func TestErrorTellsWhetherTheConnectionWasFresh(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t, func(c net.Conn, r *bufio.Reader) {
 		for {
@@ -89,14 +91,16 @@ func TestAFailureOnAFreshConnectionIsToldFromOneOnAnOther(t *testing.T) {
 			}
 			_, err := u.RoundTrip(request(t, method, ""))
 			var failed *Error
-			if !errors.As(err, &failed) || failed.Fresh != fresh || errors.Is(err, ErrDied) != (method == "DELETE") || errors.Is(err, os.ErrDeadlineExceeded) != (method == "PUT") {
+			if !errors.As(err, &failed) || failed.Fresh != fresh ||
+				errors.Is(err, ErrConnClosed) != (method == "DELETE") ||
+				errors.Is(err, os.ErrDeadlineExceeded) != (method == "PUT") {
 				t.Errorf("%s, fresh %v: got %v", method, fresh, err)
 			}
 		}
 	}
 }
 
-func TestIdleConnectionsAsOldAsADeadOneAreDropped(t *testing.T) {
+func TestIdleConnectionsAsOldAsAClosedOneAreDropped(t *testing.T) {
 	t.Parallel()
 	const idle = 5
 	arrived := make(chan struct{}, idle)
@@ -123,18 +127,19 @@ func TestIdleConnectionsAsOldAsADeadOneAreDropped(t *testing.T) {
 	exchangeAll(t, u, idle)
 	dies := request(t, "GET", "")
 	dies.Header.Set("Dies", "yes")
-	if _, err := u.RoundTrip(dies); !errors.Is(err, ErrDied) {
+	if _, err := u.RoundTrip(dies); !errors.Is(err, ErrConnClosed) {
 		t.Fatalf("got %v", err)
 	}
 	if len(u.idle) != 0 {
-		t.Errorf("%d idle connections remain that are as old as one that was dead", len(u.idle))
+		t.Errorf("%d idle connections remain that are as old as the closed one", len(u.idle))
 	}
 	if resp, err := u.RoundTripFresh(dies); err != nil || u.connections.Load() != idle+1 {
 		t.Errorf("got %v, %d connections", err, u.connections.Load())
 	} else {
 		resp.Body.Close()
 	}
-	// A fresh one is made even if another one is idle, which stays.
+	// RoundTripFresh opens a connection although one is idle, and leaves that
+	// alone.
 	exchangeAll(t, u, 1)
 	before := u.connections.Load()
 	resp, err := u.RoundTripFresh(request(t, "GET", ""))
@@ -144,31 +149,31 @@ func TestIdleConnectionsAsOldAsADeadOneAreDropped(t *testing.T) {
 	resp.Body.Close()
 }
 
-func TestAConnectionThatIsTooOldTakesNoRequest(t *testing.T) {
+func TestConnectionOlderThanMaxAgeIsNotReused(t *testing.T) {
 	t.Parallel()
-	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	u.MaxAge = time.Hour
 	exchangeAll(t, u, 1)
 	exchangeAll(t, u, 1)
 	if n := u.connections.Load(); n != 1 {
-		t.Fatalf("%d connections", n)
+		t.Fatalf("got %d connections", n)
 	}
-	u.idle[0].made = time.Now().Add(-time.Hour)
+	u.idle[0].opened = time.Now().Add(-time.Hour)
 	exchangeAll(t, u, 1)
 	if n := u.connections.Load(); n != 2 {
-		t.Errorf("%d connections after the first had become too old", n)
+		t.Errorf("got %d connections after the first had reached MaxAge", n)
 	}
 	old := u.idle[0]
-	old.made = time.Now().Add(-time.Hour)
+	old.opened = time.Now().Add(-time.Hour)
 	u.sweep()
 	if len(u.idle) != 0 || old.quiet() {
-		t.Error("an idle connection that is too old stays open")
+		t.Error("an idle connection older than MaxAge stays open")
 	}
 }
 
-func TestARequestsBodyIsClosedWhenItHasBeenSent(t *testing.T) {
+func TestRequestBodyIsClosedAfterSending(t *testing.T) {
 	t.Parallel()
-	u := answering(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+	u := newResponder(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 	closed := make(chan struct{})
 	req := request(t, "POST", "body")
 	req.Body = closing{strings.NewReader("body"), closed}
@@ -180,7 +185,7 @@ func TestARequestsBodyIsClosedWhenItHasBeenSent(t *testing.T) {
 	select {
 	case <-closed:
 	case <-time.After(10 * time.Second):
-		t.Error("the body is not closed")
+		t.Error("the body was not closed")
 	}
 }
 

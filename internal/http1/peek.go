@@ -7,14 +7,15 @@ import (
 	"syscall"
 )
 
-// look looks at an idle connection before it is used again: whether the upstream has closed it, or has said something that nobody asked for.
-type look struct {
-	raw  syscall.RawConn
-	read func(fd uintptr) bool // one closure for all looks
-	err  error                 // what the last one found
+// peek reads from an idle connection without waiting, before it is reused: the
+// upstream may have closed it, or sent data.
+type peek struct {
+	raw  syscall.RawConn       // nil if the connection does not offer it
+	read func(fd uintptr) bool // allocated once
+	err  error                 // of the last read
 }
 
-func (l *look) at(c net.Conn) {
+func (p *peek) init(c net.Conn) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return
@@ -23,21 +24,21 @@ func (l *look) at(c net.Conn) {
 	if err != nil {
 		return
 	}
-	l.raw = raw
-	l.read = func(fd uintptr) bool {
+	p.raw = raw
+	p.read = func(fd uintptr) bool {
 		var b [1]byte
-		_, l.err = syscall.Read(int(fd), b[:]) // what it reads is lost with the connection
+		_, p.err = syscall.Read(int(fd), b[:]) // a byte that it reads is lost: the connection is closed then
 		return true
 	}
 }
 
-// quiet says whether the connection is open and nothing has arrived on it.
-func (l *look) quiet() bool {
-	if l.raw == nil {
+// quiet reports whether the connection is open and has no unread data.
+func (p *peek) quiet() bool {
+	if p.raw == nil {
 		return false
 	}
-	if err := l.raw.Read(l.read); err != nil {
+	if err := p.raw.Read(p.read); err != nil {
 		return false
 	}
-	return l.err == syscall.EAGAIN || l.err == syscall.EWOULDBLOCK
+	return p.err == syscall.EAGAIN || p.err == syscall.EWOULDBLOCK
 }

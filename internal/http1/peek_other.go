@@ -4,8 +4,9 @@ package http1
 
 import "net"
 
-// look cannot look here: each request has a connection of its own.
-type look struct{}
+// peek reports every connection as closed, because it cannot read without
+// waiting here. Each request has its own connection then.
+type peek struct{}
 
-func (*look) at(net.Conn) {}
-func (*look) quiet() bool { return false }
+func (*peek) init(net.Conn) {}
+func (*peek) quiet() bool   { return false }

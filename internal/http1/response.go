@@ -13,13 +13,14 @@ import (
 	"strings"
 )
 
-// maxHead bounds the head of an answer, and its trailer.
+// maxHead is the maximum size of a response head, and of a trailer.
 const maxHead = 256 << 10
 
-var errHead = errors.New("the answer's head is too long")
+var errHead = errors.New("the head of the response is too long")
 
-// readHead reads the status line and the header of a response (RFC 9112, sections
-// 4 and 5). read is how much has been read of the heads before it, and is updated.
+// readHead reads the status line and the header of a response (RFC 9112,
+// sections 4 and 5). It adds their length to read, the length of the heads
+// before it.
 func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 	text, err := readLines(r)
 	if err != nil {
@@ -36,22 +37,23 @@ func readHead(r *bufio.Reader, read *int) (*http.Response, error) {
 	case "HTTP/1.0":
 		resp.Proto, resp.ProtoMinor = version, 0
 	default:
-		return nil, fmt.Errorf("the answer begins with %.20q", version)
+		return nil, fmt.Errorf("the response begins with %.20q", version)
 	}
 	code, _, _ := strings.Cut(rest, " ")
 	if resp.StatusCode, err = strconv.Atoi(code); err != nil || len(code) != 3 || resp.StatusCode < 100 {
-		return nil, fmt.Errorf("the answer has the status %.20q", code)
+		return nil, fmt.Errorf("invalid status %.20q in the response", code)
 	}
 	resp.Header, err = parseFields(text)
 	return resp, err
 }
 
-// readLines reads up to an empty line, and returns what is before it with a line feed at each line's end.
+// readLines reads up to the first empty line. It returns the lines before it,
+// each ending with a line feed.
 func readLines(r *bufio.Reader) (string, error) {
-	// Mostly it has arrived at once.
+	// Usually everything has arrived already.
 	buffered, _ := r.Peek(r.Buffered())
 	if n := headLength(buffered); n > 0 {
-		text := joined(buffered[:n])
+		text := joinLines(buffered[:n])
 		r.Discard(n)
 		return text, nil
 	}
@@ -68,14 +70,15 @@ func readLines(r *bufio.Reader) (string, error) {
 		case err != nil:
 			return "", err
 		case headLength(all[line:]) > 0:
-			return joined(all), nil
+			return joinLines(all), nil
 		default:
 			line = len(all)
 		}
 	}
 }
 
-// headLength returns the length of what b begins with up to the end of the first empty line; 0 if there is none.
+// headLength returns the length of b up to and including the first empty line,
+// or 0 if there is none.
 func headLength(b []byte) int {
 	for at := 0; ; {
 		i := bytes.IndexByte(b[at:], '\n')
@@ -89,8 +92,8 @@ func headLength(b []byte) int {
 	}
 }
 
-// joined returns lines without the carriage returns at their ends and without the empty line.
-func joined(b []byte) string {
+// joinLines removes the carriage returns and the empty line at the end.
+func joinLines(b []byte) string {
 	var text strings.Builder
 	text.Grow(len(b))
 	for len(b) > 0 {
@@ -105,7 +108,8 @@ func joined(b []byte) string {
 	return text.String()
 }
 
-// parseFields reads header fields, a line each. A folded one is refused, as is whatever else two readers could take for two things.
+// parseFields parses header fields, one per line. It rejects folded lines and
+// everything else that readers could interpret in two ways.
 func parseFields(text string) (http.Header, error) {
 	n := strings.Count(text, "\n")
 	h := make(http.Header, n)
@@ -115,12 +119,12 @@ func parseFields(text string) (http.Header, error) {
 			continue
 		}
 		name, value, ok := strings.Cut(line, ":")
-		if !ok || !token(name) {
-			return nil, errors.New("the answer's header has a line that is not a field") // it may hold what is secret
+		if !ok || !isToken(name) {
+			return nil, errors.New("malformed header line in the response") // not shown: it may be secret
 		}
 		value = strings.Trim(value, " \t")
-		if !fieldValue(value) {
-			return nil, fmt.Errorf("the answer's header %.40s holds a control character", name)
+		if !isFieldValue(value) {
+			return nil, fmt.Errorf("the header %.40s of the response contains a control character", name)
 		}
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		if before, ok := h[name]; ok {
@@ -133,7 +137,8 @@ func parseFields(text string) (http.Header, error) {
 	return h, nil
 }
 
-// body finds out where an answer's body ends (RFC 9112 6.3), and gives the connection back where there is none.
+// body determines the length of the body (RFC 9112, section 6.3) and sets
+// resp.Body. It releases the connection if there is no body.
 func (x *exchange) body(resp *http.Response) error {
 	h := resp.Header
 	encoding, lengths := h["Transfer-Encoding"], h["Content-Length"]
@@ -142,8 +147,10 @@ func (x *exchange) body(resp *http.Response) error {
 	resp.ContentLength = -1
 	b := &body{x: x, resp: resp, keep: keep}
 	switch {
-	case len(encoding) > 0 && (len(lengths) > 0 || resp.ProtoMinor == 0 || len(encoding) > 1 || !strings.EqualFold(encoding[0], "chunked")):
-		return errors.New("the answer's Transfer-Encoding is not chunked, or it has a Content-Length too") // RFC 9112 6.1: somebody is being smuggled past
+	case len(encoding) > 0 && (len(lengths) > 0 || resp.ProtoMinor == 0 ||
+		len(encoding) > 1 || !strings.EqualFold(encoding[0], "chunked")):
+		// Possibly response splitting (RFC 9112, section 6.1).
+		return errors.New("the response has a Transfer-Encoding other than chunked, or a Content-Length as well")
 	case len(lengths) > 0:
 		length, err := contentLength(lengths)
 		if err != nil {
@@ -153,13 +160,14 @@ func (x *exchange) body(resp *http.Response) error {
 		h["Content-Length"] = lengths[:1]
 	}
 	switch {
-	case x.method == http.MethodHead, resp.StatusCode == http.StatusNoContent, resp.StatusCode == http.StatusNotModified:
+	case x.method == http.MethodHead,
+		resp.StatusCode == http.StatusNoContent, resp.StatusCode == http.StatusNotModified:
 		b.left = 0
 	case len(encoding) > 0:
 		b.left, b.chunks = -1, httputil.NewChunkedReader(x.conn.r)
-		resp.Trailer = announced(h["Trailer"])
+		resp.Trailer = announcedTrailer(h["Trailer"])
 	case len(lengths) == 0:
-		b.left, b.keep = -1, false // until the upstream hangs up
+		b.left, b.keep = -1, false // until the upstream closes the connection
 	}
 	if resp.Body = b; b.left == 0 {
 		resp.Body = http.NoBody
@@ -168,21 +176,22 @@ func (x *exchange) body(resp *http.Response) error {
 	return nil
 }
 
-// contentLength reads a length that may be there several times, but says one thing (RFC 9110 8.6).
+// contentLength parses Content-Length. It may occur several times with the same
+// value (RFC 9110, section 8.6).
 func contentLength(values []string) (int64, error) {
 	for _, v := range values {
 		if v != values[0] {
-			return 0, errors.New("the answer has two values of Content-Length")
+			return 0, errors.New("the response has two values of Content-Length")
 		}
 	}
 	length, err := strconv.ParseUint(values[0], 10, 63)
 	if err != nil {
-		return 0, fmt.Errorf("the answer's Content-Length is %.20q", values[0])
+		return 0, fmt.Errorf("invalid Content-Length %.20q in the response", values[0])
 	}
 	return int64(length), nil
 }
 
-// closes says whether a Connection header closes the connection.
+// closes reports whether a Connection header has the option close.
 func closes(values []string) bool {
 	for _, v := range values {
 		for option := range strings.SplitSeq(v, ",") {
@@ -194,8 +203,8 @@ func closes(values []string) bool {
 	return false
 }
 
-// announced are the names of a trailer as the header announces them, without values yet.
-func announced(values []string) http.Header {
+// announcedTrailer returns the names in a Trailer header, without values.
+func announcedTrailer(values []string) http.Header {
 	var trailer http.Header
 	for _, v := range values {
 		for name := range strings.SplitSeq(v, ",") {
@@ -210,14 +219,14 @@ func announced(values []string) http.Header {
 	return trailer
 }
 
-// body is an answer's body. At its end the connection can take the next request.
+// body is the body of a response. At its end the connection is released.
 type body struct {
 	x      *exchange
 	resp   *http.Response
-	keep   bool      // the connection is not to be closed after it
-	chunks io.Reader // of a body in chunks
-	left   int64     // of one with a length; -1: it has none
-	err    error     // what Read returns from now on
+	keep   bool      // the connection can be reused afterwards
+	chunks io.Reader // nil if the body is not chunked
+	left   int64     // bytes that remain; -1 if the length is unknown
+	err    error     // returned by every further Read
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -262,12 +271,13 @@ func (b *body) read(p []byte) (int, error) {
 	return n, err
 }
 
-// Arrived reports whether all of the body is here, so that reading it waits for nothing.
+// Arrived reports whether the rest of the body is buffered, so that reading it
+// does not block.
 func (b *body) Arrived() bool {
 	return b.err == nil && b.chunks == nil && b.left >= 0 && int64(b.x.conn.r.Buffered()) >= b.left
 }
 
-// readTrailer reads what is behind the last chunk, and returns io.EOF.
+// readTrailer reads the trailer after the last chunk and returns io.EOF.
 func (b *body) readTrailer() error {
 	text, err := readLines(b.x.conn.r)
 	if err != nil {
@@ -281,7 +291,7 @@ func (b *body) readTrailer() error {
 	return io.EOF
 }
 
-// Close ends the exchange. What was not read is not waited for.
+// Close ends the exchange. It does not wait for the rest of the body.
 func (b *body) Close() error {
 	if b.err == nil {
 		b.err = http.ErrBodyReadAfterClose
@@ -290,13 +300,13 @@ func (b *body) Close() error {
 	return nil
 }
 
-// tunnel is the connection after a switch of protocols.
+// tunnel is the connection after status 101.
 type tunnel struct{ x *exchange }
 
 func (t *tunnel) Read(p []byte) (int, error)  { return t.x.conn.r.Read(p) }
 func (t *tunnel) Write(p []byte) (int, error) { return t.x.conn.Write(p) }
 
-// CloseWrite tells the upstream that nothing more will come.
+// CloseWrite closes the direction to the upstream.
 func (t *tunnel) CloseWrite() error {
 	if c, ok := t.x.conn.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()

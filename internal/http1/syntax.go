@@ -1,7 +1,8 @@
 package http1
 
-// token says whether a name is one that a header field or a method can have (RFC 9110 5.6.2).
-func token[T string | []byte](name T) bool {
+// isToken reports whether name is a token, as header names and methods are (RFC
+// 9110, section 5.6.2).
+func isToken[T string | []byte](name T) bool {
 	for i := range len(name) {
 		if !tokenByte[name[i]] {
 			return false
@@ -23,8 +24,9 @@ var tokenByte = func() (is [256]bool) {
 	return is
 }()
 
-// fieldValue says whether a value holds nothing that could end it (RFC 9110 5.5).
-func fieldValue[T string | []byte](value T) bool {
+// isFieldValue reports whether value contains no control characters except tabs
+// (RFC 9110, section 5.5).
+func isFieldValue[T string | []byte](value T) bool {
 	for i := range len(value) {
 		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
 			return false
