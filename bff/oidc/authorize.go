@@ -23,7 +23,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// checkRequests looks at what is configured of authorization requests, and at what FAPI 2.0 demands of them and of their tokens.
+// checkRequests looks at what is configured of authorization requests, and at
+// what FAPI 2.0 demands of them and of their tokens.
 func checkRequests(cfg *Config, fail func(name string, err error)) {
 	oneOf := func(name string, value *string, allowed ...string) {
 		if *value == "" {
@@ -80,7 +81,9 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 }
 
-// ownParameters of authorization requests are those that we set, or that an app's link may (see LoginParameters), or that would have another request be made.
+// ownParameters of authorization requests are those that we set, or that an
+// app's link may (see LoginParameters), or that would have another request be
+// made.
 var ownParameters = map[string]bool{
 	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
 	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
@@ -98,25 +101,25 @@ var ownParameters = map[string]bool{
 //     operator's, and the operator's none to those of a link. But consent gives way
 //     to the none of a link: it asks for a refresh token (OpenID Connect Core 11),
 //     and the provider refuses prompt=none where it needs the user's consent.
-func (p *Client) Demand(link url.Values) url.Values {
+func (c *Client) Demand(link url.Values) url.Values {
 	all := maps.Clone(link)
 	if all == nil {
 		all = make(url.Values)
 	}
-	if own := p.cfg.Parameters["max_age"]; own != "" {
+	if own := c.cfg.Parameters["max_age"]; own != "" {
 		seconds, err := strconv.Atoi(all.Get("max_age"))
 		if most, _ := strconv.Atoi(own); err != nil || most < seconds {
 			all.Set("max_age", own)
 		}
 	}
-	if own := strings.Fields(p.cfg.Parameters["acr_values"]); len(own) > 0 {
+	if own := strings.Fields(c.cfg.Parameters["acr_values"]); len(own) > 0 {
 		accepted := slices.DeleteFunc(strings.Fields(all.Get("acr_values")), func(acr string) bool { return !slices.Contains(own, acr) })
 		if len(accepted) == 0 {
 			accepted = own
 		}
 		all.Set("acr_values", strings.Join(accepted, " "))
 	}
-	own, linked := strings.Fields(p.cfg.Parameters["prompt"]), strings.Fields(all.Get("prompt"))
+	own, linked := strings.Fields(c.cfg.Parameters["prompt"]), strings.Fields(all.Get("prompt"))
 	if all.Get("prompt") == "none" {
 		own = slices.DeleteFunc(own, func(prompt string) bool { return prompt == "consent" })
 	}
@@ -139,21 +142,22 @@ func CheckResource(raw string) error {
 	return nil
 }
 
-// AuthorizationURL is where the browser goes to log in: authorization code with PKCE, state and nonce, always (RFC 9700 2.1.1).
-func (p *Client) AuthorizationURL(ctx context.Context, r Request) (string, error) {
-	m, err := p.discovered()
+// AuthorizationURL is where the browser goes to log in: authorization code with
+// PKCE, state and nonce, always (RFC 9700 2.1.1).
+func (c *Client) AuthorizationURL(ctx context.Context, r Request) (string, error) {
+	m, err := c.discovered()
 	if err != nil {
 		return "", err
 	}
 	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
 		return "", fmt.Errorf("%w: its metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in", ErrRefused)
 	}
-	q, err := p.requestParameters(m, r)
+	q, err := c.requestParameters(m, r)
 	if err != nil {
 		return "", err
 	}
-	if p.cfg.PushedRequests == "always" || p.cfg.PushedRequests == "auto" && m.Pushed != "" {
-		if q, err = p.push(ctx, m, q, r); err != nil {
+	if c.cfg.PushedRequests == "always" || c.cfg.PushedRequests == "auto" && m.Pushed != "" {
+		if q, err = c.push(ctx, m, q, r); err != nil {
 			return "", err
 		}
 	}
@@ -169,31 +173,32 @@ func (p *Client) AuthorizationURL(ctx context.Context, r Request) (string, error
 	return u.String(), nil
 }
 
-// requestParameters returns the parameters of an authorization request, or those of a signed one (RFC 9101).
-func (p *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
+// requestParameters returns the parameters of an authorization request, or
+// those of a signed one (RFC 9101).
+func (c *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	q := make(url.Values)
-	for name, value := range p.cfg.Parameters {
+	for name, value := range c.cfg.Parameters {
 		q.Set(name, value)
 	}
 	for name := range r.Parameters {
 		q.Set(name, r.Parameters.Get(name))
 	}
 	q.Set("response_type", "code")
-	q.Set("client_id", p.cfg.ClientID)
-	q.Set("redirect_uri", p.cfg.RedirectURI)
-	q.Set("scope", strings.Join(p.scopes(), " "))
+	q.Set("client_id", c.cfg.ClientID)
+	q.Set("redirect_uri", c.cfg.RedirectURI)
+	q.Set("scope", strings.Join(c.scopes(), " "))
 	q.Set("state", r.State)
 	q.Set("nonce", r.Nonce)
 	q.Set("code_challenge", oauth2.S256ChallengeFromVerifier(r.Verifier.Reveal()))
 	q.Set("code_challenge_method", "S256")
-	if resources := p.resources(); len(resources) > 0 {
+	if resources := c.resources(); len(resources) > 0 {
 		q["resource"] = resources
 	}
-	if p.cfg.Audience != "" {
-		q.Set("audience", p.cfg.Audience)
+	if c.cfg.Audience != "" {
+		q.Set("audience", c.cfg.Audience)
 	}
-	if p.cfg.ResponseMode != "query" {
-		q.Set("response_mode", p.cfg.ResponseMode)
+	if c.cfg.ResponseMode != "query" {
+		q.Set("response_mode", c.cfg.ResponseMode)
 	}
 	if r.Key != "" { // RFC 9449 10: the code is good for the holder of the key only
 		key, err := parseKey(r.Key)
@@ -202,10 +207,10 @@ func (p *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 		}
 		q.Set("dpop_jkt", dpop.Thumbprint(key))
 	}
-	if !p.cfg.SignRequests && !m.RequireSigned {
+	if !c.cfg.SignRequests && !m.RequireSigned {
 		return q, nil
 	}
-	claims := map[string]any{"iss": p.cfg.ClientID, "aud": p.cfg.Issuer, "nbf": time.Now().Add(-10 * time.Second).Unix()} // FAPI 2.0 Message Signing wants nbf too
+	claims := map[string]any{"iss": c.cfg.ClientID, "aud": c.cfg.Issuer, "nbf": time.Now().Add(-10 * time.Second).Unix()} // FAPI 2.0 Message Signing wants nbf too
 	for name, values := range q {
 		if claims[name] = values[0]; len(values) > 1 {
 			claims[name] = values
@@ -214,7 +219,7 @@ func (p *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	if seconds, err := strconv.Atoi(q.Get("max_age")); err == nil { // RFC 9101 4: numbers are numbers
 		claims["max_age"] = seconds
 	}
-	request, err := p.sign("oauth-authz-req+jwt", claims, m.RequestAlgorithms)
+	request, err := c.sign("oauth-authz-req+jwt", claims, m.RequestAlgorithms)
 	if err != nil {
 		return nil, err
 	}
@@ -222,19 +227,20 @@ func (p *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	return url.Values{"client_id": q["client_id"], "response_type": q["response_type"], "scope": q["scope"], "request": {request}}, nil
 }
 
-// scopes are those that are asked for at login: what routes have tokens for has to be granted then.
-func (p *Client) scopes() []string {
-	all := slices.Clone(p.cfg.Scopes)
-	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
-		all = append(all, p.targets[key].Scopes...)
+// scopes are those that are asked for at login: what routes have tokens for has
+// to be granted then.
+func (c *Client) scopes() []string {
+	all := slices.Clone(c.cfg.Scopes)
+	for _, key := range slices.Sorted(maps.Keys(c.targets)) {
+		all = append(all, c.targets[key].Scopes...)
 	}
 	return distinct(all)
 }
 
-func (p *Client) resources() []string {
-	all := slices.Clone(p.cfg.Resources)
-	for _, key := range slices.Sorted(maps.Keys(p.targets)) {
-		if t := p.targets[key]; t.Resource != "" && !t.Exchange {
+func (c *Client) resources() []string {
+	all := slices.Clone(c.cfg.Resources)
+	for _, key := range slices.Sorted(maps.Keys(c.targets)) {
+		if t := c.targets[key]; t.Resource != "" && !t.Exchange {
 			all = append(all, t.Resource)
 		}
 	}
@@ -252,9 +258,10 @@ func distinct(all []string) []string {
 	return seen
 }
 
-// push gives a request to the provider directly, and returns what stands for it in the browser (RFC 9126 2).
-func (p *Client) push(ctx context.Context, m *metadata, q url.Values, r Request) (url.Values, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.MaxWait())
+// push gives a request to the provider directly, and returns what stands for it
+// in the browser (RFC 9126 2).
+func (c *Client) push(ctx context.Context, m *metadata, q url.Values, r Request) (url.Values, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
 	if q.Has("request") {
 		q = url.Values{"client_id": q["client_id"], "request": q["request"]}
@@ -263,7 +270,7 @@ func (p *Client) push(ctx context.Context, m *metadata, q url.Values, r Request)
 	if err != nil {
 		return nil, err
 	}
-	body, err := p.post(ctx, p.client, m, m.Pushed, q, key, http.StatusCreated)
+	body, err := c.post(ctx, c.client, m, m.Pushed, q, key, http.StatusCreated)
 	if err != nil {
 		return nil, parError(err)
 	}
@@ -273,7 +280,7 @@ func (p *Client) push(ctx context.Context, m *metadata, q url.Values, r Request)
 	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
 		return nil, fmt.Errorf("%w: push authorization request: the response has no request_uri with a lifetime", ErrRefused)
 	}
-	return url.Values{"client_id": {p.cfg.ClientID}, "request_uri": {requestURI}}, nil
+	return url.Values{"client_id": {c.cfg.ClientID}, "request_uri": {requestURI}}, nil
 }
 
 // parError returns the error of a login whose authorization request was not

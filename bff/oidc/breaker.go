@@ -55,28 +55,30 @@ const (
 )
 
 const (
-	// probeInterval is the time between two requests to a provider in an outage,
-	// and resumeSpread the time over which the waiting sessions resume after it.
-	// Together they are less than two seconds.
+	// probeInterval is the time between two requests to a provider in an
+	// outage, and resumeSpread the time over which the waiting sessions resume
+	// after it. Together they are less than two seconds.
 	probeInterval = 800 * time.Millisecond
 	resumeSpread  = 800 * time.Millisecond
-	// probeTimeout is how long a probe lasts, and silence how long the provider may
-	// take to answer one before it is taken for an outage.
+	// probeTimeout is how long a probe lasts, and silence how long the provider
+	// may take to answer one before it is taken for an outage.
 	probeTimeout = 5 * time.Second
 	silence      = 2 * time.Second
-	// failuresToOpen is how many token requests in a row fail before the breaker
-	// opens. One may fail because of what is in it.
+	// failuresToOpen is how many token requests in a row fail before the
+	// breaker opens. One may fail because of what is in it.
 	failuresToOpen = 2
 	// maxProviderPause is the longest Retry-After that delays the next request.
 	maxProviderPause = 30 * time.Second
 
-	// A token request that is in flight for suspectAfter has the provider probed.
+	// A token request that is in flight for suspectAfter has the provider
+	// probed.
 	suspectAfter = 2 * time.Second
 	// lostAfter is how long a token request that was sent before an outage may
 	// stay in flight while later ones are answered. Then its response is lost.
 	lostAfter = time.Second
-	// maxInFlight bounds how long any token request is in flight while the provider
-	// answers other token requests. That it answers a probe does not count.
+	// maxInFlight bounds how long any token request is in flight while the
+	// provider answers other token requests. That it answers a probe does not
+	// count.
 	maxInFlight = 2 * time.Minute
 )
 
@@ -95,8 +97,8 @@ func newBreaker(log *slog.Logger, probe func(context.Context) error) *breaker {
 	return &breaker{log: log, probe: probe, wake: make(chan struct{}, 1), changed: make(chan struct{}), waiting: make(map[string]int)}
 }
 
-// admit waits until a token request may be sent for a session, at most for wait.
-// It is the better part of session.Config.Ready.
+// admit waits until a token request may be sent for a session, at most for
+// wait. It is the better part of session.Config.Ready.
 func (b *breaker) admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
 	deadline := time.Now().Add(wait)
 	var waited, spread bool
@@ -203,9 +205,9 @@ func (b *breaker) succeeded(begun time.Time) {
 	b.notify()
 }
 
-// failed takes note of a token request that was answered with a transient error,
-// or, where responded is false, not at all. The provider is not asked again for
-// retryAfter, within bounds.
+// failed takes note of a token request that was answered with a transient
+// error, or, where responded is false, not at all. The provider is not asked
+// again for retryAfter, within bounds.
 func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -302,8 +304,9 @@ func (b *breaker) run(ctx context.Context) {
 	}
 }
 
-// probeUntilResponse sends a probe now and each probeInterval, on a connection of
-// its own, until the provider has responded to one of them or to a token request.
+// probeUntilResponse sends a probe now and each probeInterval, on a connection
+// of its own, until the provider has responded to one of them or to a token
+// request.
 func (b *breaker) probeUntilResponse(ctx context.Context) {
 	ctx, stop := context.WithCancel(ctx)
 	var probes sync.WaitGroup

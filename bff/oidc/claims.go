@@ -1,10 +1,9 @@
 package oidc
 
-import (
-	"maps"
-)
+import "maps"
 
-// applyMap adds the claims of a map: name → the path of the value.
+// applyMap adds to claims those of Config.ClaimMap: name → the path of the
+// value. All paths are looked up before any claim is added.
 func applyMap(paths map[string]string, claims map[string]any) {
 	mapped := make(map[string]any)
 	for name, from := range paths {
@@ -15,7 +14,8 @@ func applyMap(paths map[string]string, claims map[string]any) {
 	maps.Copy(claims, mapped)
 }
 
-// lookUp finds a claim: by its name, which may hold dots, or by the way to it.
+// lookUp returns the claim at a path of names, separated by dots. A name may
+// contain dots itself.
 func lookUp(claims map[string]any, path string) (any, bool) {
 	if value, ok := claims[path]; ok {
 		return value, true
@@ -33,17 +33,19 @@ func lookUp(claims map[string]any, path string) (any, bool) {
 	return nil, false
 }
 
-// protocolClaims speak of a token and not of the user. Claims that are elsewhere are not fetched from there (Core 5.6.2): whoever wrote the token would
-// choose what we call.
+// protocolClaims describe a token and not the user. Aggregated and distributed
+// claims are never fetched (OpenID Connect Core, section 5.6.2): the issuer of
+// the token would choose the URLs that this server requests.
 var protocolClaims = map[string]bool{
-	"iss": true, "aud": true, "azp": true, "exp": true, "iat": true, "nbf": true, "nonce": true, "at_hash": true, "c_hash": true, "s_hash": true, "jti": true,
-	"sid": true, "session_expiry": true, "typ": true, "_claim_names": true, "_claim_sources": true,
+	"iss": true, "aud": true, "azp": true, "exp": true, "iat": true, "nbf": true, "jti": true,
+	"nonce": true, "at_hash": true, "c_hash": true, "s_hash": true, "typ": true,
+	"sid": true, "session_expiry": true, "_claim_names": true, "_claim_sources": true,
 }
 
-// IsProtocolClaim reports whether a claim speaks of a token and not of the user.
+// IsProtocolClaim reports whether a claim describes a token and not the user.
 func IsProtocolClaim(name string) bool { return protocolClaims[name] }
 
-// dropProtocolClaims leaves the claims that speak of the user.
+// dropProtocolClaims removes the claims that do not describe the user.
 func dropProtocolClaims(claims map[string]any) {
 	maps.DeleteFunc(claims, func(name string, _ any) bool { return protocolClaims[name] })
 }

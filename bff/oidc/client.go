@@ -27,114 +27,147 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// Config says who signs users in, who we are to them, and what is asked of them.
+// Config is the configuration of a Client: the provider, this client's
+// registration there, and what is requested for each login.
 type Config struct {
-	Issuer   string // as the provider writes it, to the character; https, or http on a loopback host
+	// Issuer is the issuer identifier, exactly as the provider's metadata has
+	// it. It uses https, or http on a loopback host.
+	Issuer   string
 	ClientID string
 
-	// ClientAuth is how we say who we are: client_secret_basic (the default) or client_secret_post, for which ClientSecret is needed; private_key_jwt, for
-	// which ClientKeys are; tls_client_auth or self_signed_tls_client_auth, for which ClientCertificate is.
+	// ClientAuth is the method of client authentication. Empty means
+	// client_secret_basic.
+	//   - client_secret_basic and client_secret_post need ClientSecret.
+	//   - private_key_jwt needs ClientKeys.
+	//   - tls_client_auth and self_signed_tls_client_auth need
+	//     ClientCertificate.
 	ClientAuth   string
 	ClientSecret session.Secret
-	// ClientKeys sign client assertions and request objects: RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519. The first signs, and all are published at
-	// Prefix/jwks.json, so that a new one can be made known before it is used.
+	// ClientKeys sign client assertions and request objects: RSA of 2048 bits
+	// or more, P-256, P-384, P-521 or Ed25519. The first one signs. All are
+	// published at Prefix/jwks.json, so that a new key is known before it is
+	// used.
 	ClientKeys []crypto.Signer
-	// ClientCertificate is shown to the provider where it asks for one. With SenderConstraint mtls it is shown to upstreams too.
+	// ClientCertificate is the TLS client certificate for the provider. If
+	// SenderConstraint is mtls, upstreams receive it too.
 	ClientCertificate *tls.Certificate
-	// AssertionAudience is the aud of client assertions for a provider that does not go by its issuer (RFC 10070 4): a URL, or endpoint for the one that is called.
-	// Then the keys must not be used anywhere else. Empty means the issuer.
+	// AssertionAudience is the aud of client assertions, for a provider that
+	// does not accept its issuer (RFC 10070, section 4): a URL, or "endpoint"
+	// for the URL of the endpoint that receives the assertion. Then the keys
+	// must not be used anywhere else. Empty means the issuer.
 	AssertionAudience string
-	// TrustedAudiences may be named beside us in the tokens that the provider makes for us (OpenID Connect Core 3.1.3.7 (3)). None by default.
+	// TrustedAudiences may occur beside ClientID in the aud of the provider's
+	// tokens (OpenID Connect Core, section 3.1.3.7 (3)). Empty means none.
 	TrustedAudiences []string
 
-	Scopes     []string          // openid is added where it is missing, and those of routes; empty means openid, profile, email, offline_access
-	Resources  []string          // what the access token is for (RFC 8707); those of routes are asked for besides
-	Audience   string            // the same for providers that have a parameter audience; empty: not sent
-	Parameters map[string]string // what else goes into the authorization request, access_type=offline say
+	// Scopes are requested at login, besides openid and the scopes of Targets.
+	// Empty means openid, profile, email and offline_access.
+	Scopes []string
+	// Resources are the resource indicators of the session's own access token
+	// (RFC 8707). Those of Targets are requested besides.
+	Resources []string
+	// Audience is the parameter audience, which some providers have in place of
+	// resource. Empty means that it is not sent.
+	Audience string
+	// Parameters are added to authorization requests, such as
+	// access_type=offline.
+	Parameters map[string]string
 
-	// PushedRequests says whether authorization requests go to the provider directly (RFC 9126): auto, the default, where it offers that; always; never.
+	// PushedRequests selects when authorization requests are pushed (RFC 9126):
+	// auto (if the provider has an endpoint for them), always or never. Empty
+	// means auto.
 	PushedRequests string
-	// SignRequests has authorization requests signed (RFC 9101). They are too where the provider demands it.
+	// SignRequests signs authorization requests (RFC 9101). They are also
+	// signed if the provider's metadata requires it.
 	SignRequests bool
-	// ResponseMode is how the answer to one comes back: query, the default, or form_post, which keeps the code out of URLs.
+	// ResponseMode is the response mode of authorization requests: query, or
+	// form_post, which keeps the code out of URLs. Empty means query.
 	ResponseMode string
-	// SenderConstraint binds access tokens to a key, so that nobody else can use them: dpop (RFC 9449, a key for each session) or mtls (RFC 8705, the
-	// ClientCertificate); empty: they are bearer tokens.
+	// SenderConstraint binds access tokens to a key, so that a stolen token is
+	// of no use: dpop (RFC 9449, a key for each session) or mtls (RFC 8705, the
+	// key of ClientCertificate). Empty means bearer tokens.
 	SenderConstraint string
-	// UserInfo has the user's claims fetched from there too.
+	// UserInfo adds the claims of the userinfo endpoint to those of the ID
+	// token.
 	UserInfo bool
-	// IDTokenAlg is the algorithm of ID tokens, logout tokens and signed userinfo
-	// responses, such as RS256, as this client is registered for it. Empty means
-	// any with a public key that the provider's metadata lists.
+	// IDTokenAlg is the algorithm of ID tokens, logout tokens and signed
+	// userinfo responses, such as RS256, as this client is registered for it.
+	// Empty means any with a public key that the provider's metadata lists.
 	IDTokenAlg string
-	// FAPI2 demands what the FAPI 2.0 Security Profile does, of the provider and of the other fields.
+	// FAPI2 enforces the FAPI 2.0 Security Profile, for the provider and for
+	// the other fields.
 	FAPI2 bool
 
-	// LogoutURL is where users sign out at a provider that does not announce it, and LogoutRedirectParameter what that calls post_logout_redirect_uri. Empty
-	// means end_session_endpoint and the standard's name.
-	LogoutURL               string
+	// LogoutURL replaces the end_session_endpoint of the metadata, for a
+	// provider that has none there. Empty means end_session_endpoint.
+	LogoutURL string
+	// LogoutRedirectParameter is the name of the parameter with the redirect
+	// URI in a logout request. Empty means post_logout_redirect_uri.
 	LogoutRedirectParameter string
 
-	// Wait is how long a request waits for the provider before it is refused with
-	// 503. Zero means 5 seconds.
+	// Wait is how long a request waits for the provider before it is refused
+	// with 503. Zero means 5 seconds.
 	Wait time.Duration
-	// AccessTokenLifetime is how long an access token is used if neither the token
-	// response nor the token says when it expires. Zero means 5 minutes.
+	// AccessTokenLifetime is how long an access token is used if neither the
+	// token response nor the token says when it expires. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
 	// The rest is set by bff.New.
 
-	// RedirectURI is where the provider sends the browser back to. It is constant: no
-	// request header takes part in it (RFC 9700, section 4.1.3).
+	// RedirectURI is where the provider sends the browser back to. It is
+	// constant: no request header takes part in it (RFC 9700, section 4.1.3).
 	RedirectURI string
 	// ClaimMap adds claims under other names: name → the path of the value.
 	ClaimMap map[string]string
 	// Targets are those for which sessions get access tokens besides their own.
 	Targets []Target
-	// WithoutLogin means that nobody signs in: only client credentials are used, for
-	// which the metadata needs no authorization_endpoint and no jwks_uri.
+	// WithoutLogin means that nobody signs in: only client credentials are
+	// used, for which the metadata needs no authorization_endpoint and no
+	// jwks_uri.
 	WithoutLogin bool
 	Logger       *slog.Logger
 
-	RootCAs *x509.CertPool // who vouches for the provider; nil: the system's
-	// HTTPClient reaches the provider. Nil means one that notices a dead connection
-	// within 30 seconds. Redirects are never followed, and its Timeout does not
-	// apply to token requests, whose refresh token may have been rotated already.
-	// With it, neither RootCAs nor ClientCertificate can be set: its transport has
-	// them. It should use HTTP/1.1: on one connection of HTTP/2, a provider that
-	// stops would fail all requests in flight.
+	// RootCAs verify the provider's certificate. Nil means those of the system.
+	RootCAs *x509.CertPool
+	// HTTPClient reaches the provider. Nil means one that notices a dead
+	// connection within 30 seconds. Redirects are never followed, and its
+	// Timeout does not apply to token requests, whose refresh token may have
+	// been rotated already. With it, neither RootCAs nor ClientCertificate can
+	// be set: its transport has them. It should use HTTP/1.1: on one connection
+	// of HTTP/2, a provider that stops would fail all requests in flight.
 	HTTPClient *http.Client
 }
 
-// provider speaks OpenID Connect with the one provider of this server. This file and its neighbours are the ones that speak with it: authorize.go (the
-// authorization request), token.go (the token endpoint), clientauth.go (who we are), dpop.go, userinfo.go, idtoken.go and logouttoken.go (what of such a
-// token is believed).
+// Client is the OpenID Connect client of one provider. It is safe for
+// concurrent use. Run has to run for it to become ready.
 type Client struct {
 	cfg     Config
 	keys    []signingKey
-	targets map[string]Target // what routes want tokens for
+	targets map[string]Target // :: Target.Key → the target
 	nonces  nonces
 	client  *http.Client
-	// tokenClient is client without a timeout: a refresh token may have been
-	// rotated by a request that is given up.
+	// tokenClient is client without a timeout: a request that is aborted may
+	// have rotated the refresh token already.
 	tokenClient *http.Client
 	breaker     *breaker
 	log         *slog.Logger
 
-	// How often the key set is fetched for the sake of a key that it does not list.
-	// ID tokens come from the provider. Logout tokens come from anybody: one with a
-	// made-up key every second leaves fetches for a genuine one with a new key, and
-	// none of them takes a fetch that a login needs.
+	// Limits of the fetches of the key set that an unknown key id causes. ID
+	// tokens come from the provider, but anybody can send logout tokens. Logout
+	// tokens have a limit of their own, so that they never use up the fetches
+	// of logins. At one forged token a second, a genuine one with a new key
+	// still gets a fetch.
 	idTokenFetches, logoutFetches *rate.Limiter
 
-	noRefreshToken sync.Once // warns of it
-	ignored        string    // members of the metadata, as was logged last; Run alone uses it
+	noRefreshToken sync.Once // logs the missing refresh token
+	ignored        string    // the ignored members of the metadata that were logged last; only Run uses it
 
-	current atomic.Pointer[metadata] // nil until the provider has been found
-	ready   chan struct{}            // closed then
+	current atomic.Pointer[metadata] // nil until the first successful discovery
+	ready   chan struct{}            // closed by the first successful discovery
 }
 
-// metadata is what the provider says of itself (OpenID Connect Discovery 3, RFC 8414 2), and what was made of it. A member that it lacks is empty.
+// metadata is the provider's metadata (OpenID Connect Discovery, section 3; RFC
+// 8414, section 2). A missing member is empty.
 type metadata struct {
 	Authorization string
 	JWKS          string
@@ -153,7 +186,8 @@ type metadata struct {
 	keys *jwks.Set // nil without jwks_uri
 }
 
-// called are the endpoints that we call ourselves, where browsers take no part.
+// backchannelEndpoints are the endpoints that this client calls directly, not
+// through a browser.
 type backchannelEndpoints struct {
 	Token      string
 	Revocation string
@@ -163,13 +197,16 @@ type backchannelEndpoints struct {
 
 const (
 	providerTimeout = 15 * time.Second
-	maxResponse     = 1 << 20 // bytes of any answer of the provider
+	maxResponse     = 1 << 20 // bytes of a response body
 
-	// metadataLife is how long the metadata are taken as current, and the key set at most; a key that the provider withdraws is trusted no longer than
-	// that while the key set can be fetched.
+	// metadataLife is the maximum age of the metadata and of the key set. While
+	// the key set can be fetched, a withdrawn key is trusted no longer than
+	// that.
 	metadataLife = 10 * time.Minute
 )
 
+// New returns a client. It makes no request. All mistakes in the configuration
+// are reported together, each as a *session.FieldError.
 func New(cfg Config) (*Client, error) {
 	var errs []error
 	fail := func(name string, err error) {
@@ -212,7 +249,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	client.Timeout = cmp.Or(client.Timeout, providerTimeout)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
-		return http.ErrUseLastResponse // a redirected token request would carry the secret and the refresh token elsewhere
+		// A redirected token request would send the secret and the refresh
+		// token to another server.
+		return http.ErrUseLastResponse
 	}
 	client.Transport = limitResponses{client.Transport}
 	tokenClient := *client
@@ -231,8 +270,9 @@ func New(cfg Config) (*Client, error) {
 }
 
 // newProviderTransport returns the transport for requests to the provider. It
-// uses HTTP/1.1, where a connection carries one request: what happens to one does
-// not decide on others, whose refresh tokens may have been rotated.
+// uses HTTP/1.1, where a connection carries one request at a time. So a
+// connection that fails takes no other request with it, whose refresh token may
+// have been rotated.
 func newProviderTransport(cfg *Config) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: 5 * time.Second,
@@ -257,18 +297,18 @@ func newProviderTransport(cfg *Config) *http.Transport {
 // MaxWait returns Wait, or its default.
 func (c *Config) MaxWait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
 
-// probe asks the provider for its metadata, which changes nothing. Any response
-// will do. If there is none soon, it asks the token endpoint too, without a
-// token request: that may be on another host, and is what matters.
-func (p *Client) probe(ctx context.Context) error {
+// probe requests the metadata, which has no side effects. Any response is a
+// success. After probePatience without one it also sends a GET to the token
+// endpoint, which may be on another host and is the one that matters.
+func (c *Client) probe(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	results := make(chan error, 2)
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	defer cancel()
-	ask := func(url string) { asking.Go(func() { results <- p.probeURL(ctx, url) }) }
-	ask(p.metadataURL())
-	m, patience := p.current.Load(), time.NewTimer(probePatience)
+	ask := func(url string) { asking.Go(func() { results <- c.probeURL(ctx, url) }) }
+	ask(c.metadataURL())
+	m, patience := c.current.Load(), time.NewTimer(probePatience)
 	defer patience.Stop()
 	if m == nil {
 		return <-results
@@ -297,55 +337,57 @@ func (p *Client) probe(ctx context.Context) error {
 const probePatience = 500 * time.Millisecond
 
 // probeURL makes a harmless request, on a connection of its own.
-func (p *Client) probeURL(ctx context.Context, url string) error {
+func (c *Client) probeURL(ctx context.Context, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	req.Close = true
-	resp, err := p.client.Do(req)
+	resp, err := c.client.Do(req)
 	if err != nil {
 		return err
 	}
 	return resp.Body.Close()
 }
 
-// metadataURL is where the provider's metadata is (OpenID Connect Discovery 4.1).
-func (p *Client) metadataURL() string {
-	return strings.TrimSuffix(p.cfg.Issuer, "/") + "/.well-known/openid-configuration"
+// metadataURL returns the URL of the provider's metadata (OpenID Connect
+// Discovery, section 4.1).
+func (c *Client) metadataURL() string {
+	return strings.TrimSuffix(c.cfg.Issuer, "/") + "/.well-known/openid-configuration"
 }
 
-// Admit waits until a token request may be sent for a session, at most for wait.
-// It is session.Config.Ready. Until the metadata has been read for the first time,
-// requests wait for that.
-func (p *Client) Admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
+// Admit waits until a token request may be sent for a session, at most for
+// wait. It is session.Config.Ready. Until the metadata has been read for the
+// first time, requests wait for that.
+func (c *Client) Admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
 	begun := time.Now()
 	select {
-	case <-p.ready:
+	case <-c.ready:
 	default:
 		limit := time.NewTimer(wait)
 		defer limit.Stop()
 		select {
-		case <-p.ready:
+		case <-c.ready:
 		case <-limit.C:
 			return 0, &session.RefreshError{RetryAfter: time.Second, Err: errors.New("the provider has not been found yet")}
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
 	}
-	return p.breaker.admit(ctx, sessionID, wait-time.Since(begun))
+	return c.breaker.admit(ctx, sessionID, wait-time.Since(begun))
 }
 
 // Config returns the configuration, with defaults filled in.
-func (p *Client) Config() *Config { return &p.cfg }
+func (c *Client) Config() *Config { return &c.cfg }
 
 // Discovered reports whether the metadata has been read at least once.
-func (p *Client) Discovered() bool { return p.current.Load() != nil }
+func (c *Client) Discovered() bool { return c.current.Load() != nil }
 
-// WaitReady waits until the metadata has been read for the first time, or ctx ends.
-func (p *Client) WaitReady(ctx context.Context) error {
+// WaitReady waits until the metadata has been read for the first time, or ctx
+// ends.
+func (c *Client) WaitReady(ctx context.Context) error {
 	select {
-	case <-p.ready:
+	case <-c.ready:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("discover provider: %w", ctx.Err())
@@ -353,23 +395,24 @@ func (p *Client) WaitReady(ctx context.Context) error {
 }
 
 // Discover reads the metadata now.
-func (p *Client) Discover(ctx context.Context) error {
-	m, err := p.discover(ctx)
+func (c *Client) Discover(ctx context.Context) error {
+	m, err := c.discover(ctx)
 	if err != nil {
 		return err
 	}
-	if p.current.Swap(m) == nil {
-		close(p.ready)
-		p.log.InfoContext(ctx, "provider found", "issuer", p.cfg.Issuer)
+	if c.current.Swap(m) == nil {
+		close(c.ready)
+		c.log.InfoContext(ctx, "provider found", "issuer", c.cfg.Issuer)
 	}
 	return nil
 }
 
-// Probe probes the provider while it does not respond, until ctx ends. Refreshes in
-// flight need it.
-func (p *Client) Probe(ctx context.Context) { p.breaker.run(ctx) }
+// Probe probes the provider while it does not respond, until ctx ends.
+// Refreshes in flight need it.
+func (c *Client) Probe(ctx context.Context) { c.breaker.run(ctx) }
 
-// checkProviderURL accepts https, and http where host and issuer are both on this machine.
+// checkProviderURL accepts https. It accepts http only if raw and issuer both
+// have a loopback host.
 func checkProviderURL(raw, issuer string) error {
 	u, err := url.Parse(raw)
 	switch {
@@ -386,29 +429,30 @@ func checkProviderURL(raw, issuer string) error {
 	return nil
 }
 
-// Run discovers the provider and keeps its metadata current, until ctx
-// ends. The provider may be down at start and at any time after. Until it was
-// found first, it is asked each second, for sign-in waits for it.
-func (p *Client) Run(ctx context.Context) {
+// Run discovers the provider and keeps its metadata current, until ctx ends.
+// The provider may be down at start and at any time after. Until the first
+// discovery succeeds, it is retried at least every second, because sign-in
+// waits for it.
+func (c *Client) Run(ctx context.Context) {
 	const firstWait, longestWait, logAgain = 500 * time.Millisecond, 10 * time.Second, time.Minute
 	wait := firstWait
 	var logged string // the cause that was logged last, at loggedAt
 	var loggedAt time.Time
 	for {
 		next := metadataLife
-		switch err := p.Discover(ctx); {
+		switch err := c.Discover(ctx); {
 		case err == nil:
 			wait, logged = firstWait, ""
 		case ctx.Err() != nil:
 			return
 		default:
-			known := p.current.Load() != nil
+			known := c.current.Load() != nil
 			if text := err.Error(); text != logged || time.Since(loggedAt) > logAgain {
 				logged, loggedAt = text, time.Now()
 				if known {
-					p.log.WarnContext(ctx, "provider metadata not refreshed; the metadata before stay in use", "issuer", p.cfg.Issuer, "err", err)
+					c.log.WarnContext(ctx, "provider metadata not refreshed; the metadata before stay in use", "issuer", c.cfg.Issuer, "err", err)
 				} else {
-					p.log.ErrorContext(ctx, "provider discovery failed; sign-in is unavailable, existing sessions are not affected", "issuer", p.cfg.Issuer, "err", err)
+					c.log.ErrorContext(ctx, "provider discovery failed; sign-in is unavailable, existing sessions are not affected", "issuer", c.cfg.Issuer, "err", err)
 				}
 			}
 			next = wait
@@ -424,54 +468,56 @@ func (p *Client) Run(ctx context.Context) {
 	}
 }
 
-// discover reads the provider's metadata. Nothing of it is used unless all of it that is needed is right (OpenID Connect Discovery 4.3).
-func (p *Client) discover(ctx context.Context) (*metadata, error) {
+// discover reads the provider's metadata. It fails if any member that is needed
+// is invalid (OpenID Connect Discovery, section 4.3).
+func (c *Client) discover(ctx context.Context) (*metadata, error) {
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
-	found, _, err := jwks.Discover(ctx, p.client, p.cfg.Issuer)
+	found, _, err := jwks.Discover(ctx, c.client, c.cfg.Issuer)
 	if err != nil {
 		return nil, fmt.Errorf("discover provider: %w%s", err, discoveryAdvice(err))
 	}
-	m, ignored, err := p.readMetadata(found)
+	m, ignored, err := c.readMetadata(found)
 	if err != nil {
 		return nil, fmt.Errorf("discover provider: %w", err)
 	}
-	if text := fmt.Sprint(ignored); text != p.ignored && ignored != nil {
-		p.log.WarnContext(ctx, "members of the provider's metadata ignored", "issuer", p.cfg.Issuer, "err", ignored)
-		p.ignored = text
+	if text := fmt.Sprint(ignored); text != c.ignored && ignored != nil {
+		c.log.WarnContext(ctx, "members of the provider's metadata ignored", "issuer", c.cfg.Issuer, "err", ignored)
+		c.ignored = text
 	}
-	m.EndSession = cmp.Or(p.cfg.LogoutURL, m.EndSession)
-	if err := errors.Join(p.checkEndpoints(m), p.checkCapabilities(m)); err != nil {
+	m.EndSession = cmp.Or(c.cfg.LogoutURL, m.EndSession)
+	if err := errors.Join(c.checkEndpoints(m), c.checkCapabilities(m)); err != nil {
 		return nil, fmt.Errorf("discover provider: %w", err)
 	}
-	m.keys = p.keySet(m.JWKS)
+	m.keys = c.keySet(m.JWKS)
 	return m, nil
 }
 
-// discoveryAdvice says what an operator can do about metadata that cannot be used.
+// discoveryAdvice returns advice for the operator, to be appended to an error
+// of discovery. It is empty for errors that may be transient.
 func discoveryAdvice(err error) string {
 	status, network := (*jwks.StatusError)(nil), net.Error(nil)
 	switch {
 	case errors.As(err, &status) && status.Location != "":
 		return " (redirects are not followed; set oidc.issuer to the issuer that the metadata there name)"
 	case errors.As(err, &status) && status.Status >= 500, errors.As(err, &network):
-		return "" // it may pass
+		return ""
 	}
 	return " (check oidc.issuer)"
 }
 
-// keySet returns the key set at a URL: the one of before if that has not changed.
-func (p *Client) keySet(from string) *jwks.Set {
+// keySet returns the key set at a URL: the current one if the URL is the same.
+func (c *Client) keySet(from string) *jwks.Set {
 	if from == "" {
 		return nil
 	}
-	if before := p.current.Load(); before != nil && before.JWKS == from {
+	if before := c.current.Load(); before != nil && before.JWKS == from {
 		return before.keys
 	}
 	return jwks.NewSet(jwks.Config{
-		Issuer: p.cfg.Issuer, KidsReused: true, MaxLifetime: metadataLife, Logger: p.log,
+		Issuer: c.cfg.Issuer, KidsReused: true, MaxLifetime: metadataLife, Logger: c.log,
 		Fetch: func(ctx context.Context) (*jwks.Document, error) {
-			document, err := jwks.Get(ctx, p.client, from)
+			document, err := jwks.Get(ctx, c.client, from)
 			if status := (*jwks.StatusError)(nil); errors.As(err, &status) && status.Location != "" {
 				err = fmt.Errorf("%w (redirects are not followed; the provider's jwks_uri has to be the URL of the keys)", err)
 			}
@@ -480,15 +526,17 @@ func (p *Client) keySet(from string) *jwks.Set {
 	})
 }
 
-// readMetadata reads those members of the metadata that we use. A member of another type than the standard's, or that is there twice, is an error if
-// the configuration needs it; otherwise it counts as missing, and ignored says so. Null and the empty string count as missing.
-func (p *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, err error) {
+// readMetadata reads the members of the metadata that this client uses. Null
+// and the empty string count as missing. A member that occurs twice, or has a
+// type other than the standard's, is an error if the configuration needs it.
+// Otherwise it counts as missing, and ignored names it.
+func (c *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, err error) {
 	m = new(metadata)
 	var wrong, skipped []error
 	note := func(name string, err error) {
 		switch {
 		case err == nil:
-		case p.needs(name):
+		case c.needs(name):
 			wrong = append(wrong, err)
 		default:
 			skipped = append(skipped, err)
@@ -509,7 +557,7 @@ func (p *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 		read(o, "userinfo_endpoint", &m.UserInfo)
 	}
 	readCalled(found)
-	if strings.HasSuffix(p.cfg.ClientAuth, "tls_client_auth") || p.cfg.SenderConstraint == "mtls" { // RFC 8705 5
+	if strings.HasSuffix(c.cfg.ClientAuth, "tls_client_auth") || c.cfg.SenderConstraint == "mtls" { // RFC 8705 5
 		aliases, err := found.Object("mtls_endpoint_aliases")
 		note("mtls_endpoint_aliases", err)
 		readCalled(aliases)
@@ -539,34 +587,35 @@ func (p *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 }
 
 // needs reports whether the configuration needs a member of the metadata.
-func (p *Client) needs(member string) bool {
+func (c *Client) needs(member string) bool {
 	switch member {
 	case "token_endpoint":
 		return true
 	case "authorization_endpoint", "jwks_uri":
-		return !p.cfg.WithoutLogin
+		return !c.cfg.WithoutLogin
 	case "pushed_authorization_request_endpoint":
-		return p.cfg.PushedRequests == "always"
+		return c.cfg.PushedRequests == "always"
 	case "userinfo_endpoint":
-		return p.cfg.UserInfo
+		return c.cfg.UserInfo
 	case "tls_client_certificate_bound_access_tokens":
-		return p.cfg.SenderConstraint == "mtls"
+		return c.cfg.SenderConstraint == "mtls"
 	case "authorization_response_iss_parameter_supported":
-		return p.cfg.FAPI2
+		return c.cfg.FAPI2
 	}
 	return false
 }
 
-// checkEndpoints accepts URLs that what we send is safe at. Those that we can do without may be missing.
-func (p *Client) checkEndpoints(m *metadata) error {
+// checkEndpoints verifies that all endpoints are safe to send credentials to.
+// Optional ones may be missing.
+func (c *Client) checkEndpoints(m *metadata) error {
 	var errs []error
 	for _, e := range []struct {
 		name, url string
 		optional  bool // see also checkCapabilities
 	}{
-		{"authorization_endpoint", m.Authorization, p.cfg.WithoutLogin},
+		{"authorization_endpoint", m.Authorization, c.cfg.WithoutLogin},
 		{"token_endpoint", m.Token, false},
-		{"jwks_uri", m.JWKS, p.cfg.WithoutLogin},
+		{"jwks_uri", m.JWKS, c.cfg.WithoutLogin},
 		{"end_session_endpoint", m.EndSession, true},
 		{"revocation_endpoint", m.Revocation, true},
 		{"pushed_authorization_request_endpoint", m.Pushed, true},
@@ -575,56 +624,59 @@ func (p *Client) checkEndpoints(m *metadata) error {
 		if e.url == "" && e.optional {
 			continue
 		}
-		if err := checkProviderURL(e.url, p.cfg.Issuer); err != nil {
+		if err := checkProviderURL(e.url, c.cfg.Issuer); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", e.name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// checkCapabilities says whether the provider offers what we are configured to use.
-func (p *Client) checkCapabilities(m *metadata) error {
+// checkCapabilities verifies that the provider supports what the configuration
+// uses.
+func (c *Client) checkCapabilities(m *metadata) error {
 	var errs []error
 	lacks := func(format string, args ...any) { errs = append(errs, fmt.Errorf("the provider "+format, args...)) }
-	if p.cfg.PushedRequests == "always" && m.Pushed == "" {
+	if c.cfg.PushedRequests == "always" && m.Pushed == "" {
 		lacks("has no pushed_authorization_request_endpoint, and pushed requests are wanted always")
 	}
-	if p.cfg.PushedRequests == "never" && m.RequirePushed {
+	if c.cfg.PushedRequests == "never" && m.RequirePushed {
 		lacks("requires pushed authorization requests, and they are never to be used")
 	}
-	if m.RequireSigned && len(p.keys) == 0 {
+	if m.RequireSigned && len(c.keys) == 0 {
 		lacks("requires signed authorization requests, and there is no client key to sign them with")
 	}
-	if p.cfg.SenderConstraint == "dpop" && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
+	if c.cfg.SenderConstraint == "dpop" && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
 		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
 	}
-	if p.cfg.SenderConstraint == "mtls" && !m.CertificateBound { // RFC 8705 3.3
+	if c.cfg.SenderConstraint == "mtls" && !m.CertificateBound { // RFC 8705 3.3
 		lacks("does not bind access tokens to certificates (tls_client_certificate_bound_access_tokens), and mtls is wanted")
 	}
-	if p.cfg.UserInfo && m.UserInfo == "" {
+	if c.cfg.UserInfo && m.UserInfo == "" {
 		lacks("has no userinfo_endpoint, and the user's claims are to be fetched from there")
 	}
-	if alg := p.cfg.IDTokenAlg; alg != "" && len(m.IDTokenAlgorithms) > 0 && !slices.Contains(m.IDTokenAlgorithms, alg) {
+	if alg := c.cfg.IDTokenAlg; alg != "" && len(m.IDTokenAlgorithms) > 0 && !slices.Contains(m.IDTokenAlgorithms, alg) {
 		lacks("does not sign ID tokens with %s, only with %q (check oidc.id_token_alg)", alg, m.IDTokenAlgorithms)
 	}
-	if p.cfg.FAPI2 && !m.IssParameter {
+	if c.cfg.FAPI2 && !m.IssParameter {
 		lacks("does not send iss in authorization responses (RFC 9207), which FAPI 2.0 demands")
 	}
 	return errors.Join(errs...)
 }
 
-// discovered returns the metadata. The error wraps ErrUnavailable until it has been
-// read for the first time.
-func (p *Client) discovered() (*metadata, error) {
-	if m := p.current.Load(); m != nil {
+// discovered returns the metadata. The error wraps ErrUnavailable until it has
+// been read for the first time.
+func (c *Client) discovered() (*metadata, error) {
+	if m := c.current.Load(); m != nil {
 		return m, nil
 	}
 	return nil, errNotDiscovered
 }
 
-// EndSessionURL is where the browser goes to log out at the provider too (OpenID Connect RP-Initiated Logout 2), or "" where it has no such place.
-func (p *Client) EndSessionURL(idToken session.Secret, user, redirectURI, state string) string {
-	m := p.current.Load()
+// EndSessionURL returns the URL to which the browser is sent to log out at the
+// provider too (OpenID Connect RP-Initiated Logout, section 2). It is empty if
+// the provider has no such endpoint or has not been discovered.
+func (c *Client) EndSessionURL(idToken session.Secret, user, redirectURI, state string) string {
+	m := c.current.Load()
 	if m == nil || m.EndSession == "" {
 		return ""
 	}
@@ -633,8 +685,8 @@ func (p *Client) EndSessionURL(idToken session.Secret, user, redirectURI, state 
 		return ""
 	}
 	q := u.Query()
-	q.Set("client_id", p.cfg.ClientID)
-	q.Set(cmp.Or(p.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
+	q.Set("client_id", c.cfg.ClientID)
+	q.Set(cmp.Or(c.cfg.LogoutRedirectParameter, "post_logout_redirect_uri"), redirectURI)
 	q.Set("state", state)
 	without := len(u.Scheme) + len(u.Host) + len(u.EscapedPath()) + len(q.Encode())
 	if token := idToken.Reveal(); token != "" && without+len(token) <= maxEndSessionURL {
@@ -646,31 +698,33 @@ func (p *Client) EndSessionURL(idToken session.Secret, user, redirectURI, state 
 	return u.String()
 }
 
-// maxEndSessionURL bounds the URL with an id_token_hint. nginx has a buffer of 4 kB for
-// the header of our response, of which the rest takes up less than one.
+// maxEndSessionURL is the maximum length of a URL with an id_token_hint. nginx
+// has a buffer of 4 kB for a response header, and our other fields need less
+// than one.
 const maxEndSessionURL = 3000
 
 // HasEndSession reports whether users can sign out at the provider too.
-func (p *Client) HasEndSession() bool {
-	m := p.current.Load()
+func (c *Client) HasEndSession() bool {
+	m := c.current.Load()
 	return m != nil && m.EndSession != ""
 }
 
-// trusts says whether a token for an audience besides us is good for us.
-func (p *Client) trusts(audience string) bool {
-	return audience == p.cfg.ClientID || slices.Contains(p.cfg.TrustedAudiences, audience)
+// trusts reports whether a token may name an audience: this client, or one of
+// TrustedAudiences.
+func (c *Client) trusts(audience string) bool {
+	return audience == c.cfg.ClientID || slices.Contains(c.cfg.TrustedAudiences, audience)
 }
 
 // IssuerOrigin returns the origin of the issuer, as a source in a CSP.
-func (p *Client) IssuerOrigin() string {
-	u, err := url.Parse(p.cfg.Issuer)
+func (c *Client) IssuerOrigin() string {
+	u, err := url.Parse(c.cfg.Issuer)
 	if err != nil {
 		return "'none'"
 	}
 	return u.Scheme + "://" + u.Host
 }
 
-// limitResponses keeps what the provider sends within maxResponse bytes.
+// limitResponses fails the reading of a response body beyond maxResponse bytes.
 type limitResponses struct{ base http.RoundTripper }
 
 func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -23,11 +23,12 @@ import (
 
 const (
 	jwtBearer = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-	// signedLife is how long what we sign for the provider is good for. It is sent at once.
+	// signedLife is the lifetime of signed JWTs. They are sent immediately.
 	signedLife = time.Minute
 )
 
-// checkClientAuth says whether there is what we say with who we are.
+// checkClientAuth verifies that the credentials which ClientAuth needs are
+// configured, and that no client secret is configured without use.
 func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 	needs := func(name string, missing bool, what string) {
 		if missing {
@@ -56,13 +57,13 @@ func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 	}
 }
 
-// signingKey is a key with which we sign what the provider is to believe is ours.
+// signingKey is one of Config.ClientKeys.
 type signingKey struct {
 	private crypto.Signer
 	public  jose.JSONWebKey // its KeyID is the thumbprint (RFC 7638)
 }
 
-// newSigningKeys returns the keys, the first of which is the certificate's if that is one of them.
+// newSigningKeys checks the keys. The key of cert is published with cert.
 func newSigningKeys(keys []crypto.Signer, cert *tls.Certificate) ([]signingKey, error) {
 	var all []signingKey
 	for i, private := range keys {
@@ -92,7 +93,8 @@ func isKeyOf(a, b crypto.PublicKey) bool {
 	return ok && key.Equal(b)
 }
 
-// strongEnough accepts the keys that FAPI 2.0 5.4 does.
+// strongEnough accepts the keys that the FAPI 2.0 Security Profile does,
+// section 5.4.
 func strongEnough(public crypto.PublicKey) error {
 	switch k := public.(type) {
 	case *rsa.PublicKey:
@@ -110,7 +112,8 @@ func strongEnough(public crypto.PublicKey) error {
 	return nil
 }
 
-// algorithm returns what a key signs with, for a provider that supports some algorithms, or does not say which.
+// algorithm returns the signature algorithm for a key. supported lists the
+// provider's algorithms; it is empty if the metadata has none.
 func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgorithm {
 	switch public := k.private.Public().(type) {
 	case *ecdsa.PublicKey:
@@ -125,14 +128,15 @@ func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgor
 	}
 }
 
-// sign makes a JWT of a type that the provider is to know as ours.
-func (p *Client) sign(typ string, claims map[string]any, supported []string) (string, error) {
-	k := p.keys[0]
+// sign returns a JWT of a type, signed with the first of the client's keys. It
+// adds iat, exp and jti to claims.
+func (c *Client) sign(typ string, claims map[string]any, supported []string) (string, error) {
+	k := c.keys[0]
 	options := new(jose.SignerOptions).WithType(jose.ContentType(typ)).WithHeader("kid", k.public.KeyID)
 	if sum := k.public.CertificateThumbprintSHA256; sum != nil { // for providers that know the certificate, and not the key
 		options.WithHeader("x5t#S256", base64.RawURLEncoding.EncodeToString(sum))
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm(supported, p.cfg.FAPI2), Key: k.private}, options)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm(supported, c.cfg.FAPI2), Key: k.private}, options)
 	if err != nil {
 		return "", fmt.Errorf("sign for the provider: %w", err)
 	}
@@ -145,37 +149,39 @@ func (p *Client) sign(typ string, claims map[string]any, supported []string) (st
 	return signed, nil
 }
 
-// authenticate adds to a request who we are, in exactly one way (RFC 6749 2.3).
-func (p *Client) authenticate(m *metadata, req *http.Request, form url.Values) error {
-	switch p.cfg.ClientAuth {
+// authenticate adds the client authentication to a request, by exactly one
+// method (RFC 6749, section 2.3).
+func (c *Client) authenticate(m *metadata, req *http.Request, form url.Values) error {
+	switch c.cfg.ClientAuth {
 	case "client_secret_basic":
-		// Both are form-encoded before they go into the header (RFC 6749 2.3.1).
-		req.SetBasicAuth(url.QueryEscape(p.cfg.ClientID), url.QueryEscape(p.cfg.ClientSecret.Reveal()))
+		// Both are form-encoded before they go into the header (RFC 6749
+		// 2.3.1).
+		req.SetBasicAuth(url.QueryEscape(c.cfg.ClientID), url.QueryEscape(c.cfg.ClientSecret.Reveal()))
 	case "client_secret_post":
-		form.Set("client_id", p.cfg.ClientID)
-		form.Set("client_secret", p.cfg.ClientSecret.Reveal())
+		form.Set("client_id", c.cfg.ClientID)
+		form.Set("client_secret", c.cfg.ClientSecret.Reveal())
 	case "private_key_jwt": // RFC 7523 3, RFC 10070 4
-		audience := cmp.Or(p.cfg.AssertionAudience, p.cfg.Issuer)
+		audience := cmp.Or(c.cfg.AssertionAudience, c.cfg.Issuer)
 		if audience == "endpoint" {
 			audience = req.URL.String()
 		}
-		assertion, err := p.sign("client-authentication+jwt", map[string]any{"iss": p.cfg.ClientID, "sub": p.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
+		assertion, err := c.sign("client-authentication+jwt", map[string]any{"iss": c.cfg.ClientID, "sub": c.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
 		if err != nil {
 			return err
 		}
 		form.Set("client_assertion_type", jwtBearer)
 		form.Set("client_assertion", assertion)
-	default: // the certificate says who we are, and this whom to compare it with (RFC 8705 2)
-		form.Set("client_id", p.cfg.ClientID)
+	default: // the TLS certificate authenticates the client with this id (RFC 8705, section 2)
+		form.Set("client_id", c.cfg.ClientID)
 	}
 	return nil
 }
 
-// JWKS returns the public keys with which the provider verifies what this client
-// signs. It may be empty.
-func (p *Client) JWKS() jose.JSONWebKeySet {
+// JWKS returns the public keys with which the provider verifies what this
+// client signs. It may be empty.
+func (c *Client) JWKS() jose.JSONWebKeySet {
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
-	for _, k := range p.keys {
+	for _, k := range c.keys {
 		set.Keys = append(set.Keys, k.public)
 	}
 	return set

@@ -11,44 +11,50 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// clientToken is an access token of the broker itself, by client credentials (RFC 6749 4.4): for routes on which nobody has to be signed in. There is one for
-// each target.
+// ClientCredentials is the source of the client's own access tokens for one
+// target (RFC 6749, section 4.4). Routes that need no signed-in user use it. It
+// is safe for concurrent use.
 type ClientCredentials struct {
 	client  *Client
 	target  Target
-	key     session.Secret // that the tokens are bound to; empty: they are not
+	key     session.Secret // DPoP key of the tokens; empty: they are bearer tokens
 	private *ecdsa.PrivateKey
 
 	mu        sync.Mutex // guards all below
 	tokens    session.Tokens
-	token     AccessToken   // without a header: there is no token yet
-	inFlight  *tokenFetch   // nil: the provider is not being asked
-	failed    time.Time     // when it was asked last without success, or zero
+	token     AccessToken   // zero: there is no token yet
+	inFlight  *tokenFetch   // nil: no request is in flight
+	failed    time.Time     // when the last request failed; zero: it succeeded
 	err       error         // why
-	pause     time.Duration // from then on until it is asked again
-	renewedAt time.Time     // when it was asked last because an upstream did not take the token
+	pause     time.Duration // between failed and the next request
+	renewedAt time.Time     // of the last request that a rejected token caused
 }
 
 // ClientCredentials returns the source of the broker's own tokens for a target.
-func (p *Client) ClientCredentials(t Target) (*ClientCredentials, error) {
-	c := &ClientCredentials{client: p, target: t}
-	var err error
-	if p.cfg.SenderConstraint == "dpop" { // a key for as long as this process lives, which is as long as the tokens are kept
-		if c.key, err = NewKey(); err == nil {
-			c.private, err = parseKey(c.key)
-		}
+func (c *Client) ClientCredentials(t Target) (*ClientCredentials, error) {
+	credentials := &ClientCredentials{client: c, target: t}
+	if c.cfg.SenderConstraint != "dpop" {
+		return credentials, nil
 	}
-	return c, err
+	// The key lives as long as this process, and so do the tokens.
+	var err error
+	if credentials.key, err = NewKey(); err != nil {
+		return nil, err
+	}
+	if credentials.private, err = parseKey(credentials.key); err != nil {
+		return nil, err
+	}
+	return credentials, nil
 }
 
-// AccessToken is an access token as it is sent to an upstream. The zero value is
-// none.
+// AccessToken is an access token as it is sent to an upstream. The zero value
+// is none.
 type AccessToken struct {
 	Authorization []string          // the value of the header; nil: there is no token
 	Key           *ecdsa.PrivateKey // to which it is bound; nil: it is a bearer token
 }
 
-// tokenFetch is one request for a token, which everybody shares who needs it.
+// tokenFetch is one token request, shared by all callers that wait for it.
 type tokenFetch struct {
 	done  chan struct{} // closed when all below are set
 	token AccessToken
@@ -57,17 +63,22 @@ type tokenFetch struct {
 
 const (
 	fetchTimeout = 30 * time.Second
-	// renewAhead is how long before its end a token is replaced, at most half its life; defaultLifetime is how long one lives whose end the provider does not tell.
-	renewAhead      = time.Minute
+	// renewAhead is how long before its expiry a token is replaced, but at most
+	// half its lifetime.
+	renewAhead = time.Minute
+	// defaultLifetime is the lifetime of a token without expires_in.
 	defaultLifetime = 5 * time.Minute
-	// minBackoff is how long the provider is not asked again after it has failed, maxBackoff if it wants to be left alone for longer, and
-	// minRenewInterval how long because an upstream rejects its tokens.
-	minBackoff       = 2 * time.Second
-	maxBackoff       = 30 * time.Second
+	// minBackoff and maxBackoff bound the pause after a failed request. A
+	// Retry-After of the provider counts between them.
+	minBackoff = 2 * time.Second
+	maxBackoff = 30 * time.Second
+	// minRenewInterval is the minimum time between two requests that rejected
+	// tokens cause.
 	minRenewInterval = 10 * time.Second
 )
 
-// Token returns the token. Nobody waits while there is one that is good; it is replaced in the background before its end. The error is a
+// Token returns the token. It waits only if there is no valid one: a token is
+// replaced in the background before it expires. The error is a
 // *session.RefreshError, or the context's.
 func (c *ClientCredentials) Token(ctx context.Context) (AccessToken, error) {
 	c.mu.Lock()
@@ -93,7 +104,9 @@ func (c *ClientCredentials) Token(ctx context.Context) (AccessToken, error) {
 	return c.wait(ctx, flight)
 }
 
-// Renew returns another token than rejected, which an upstream does not take; or rejected itself where that was done moments ago.
+// Renew returns a token that replaces rejected, which an upstream did not
+// accept. It returns rejected itself if it requested a token within
+// minRenewInterval.
 func (c *ClientCredentials) Renew(ctx context.Context, rejected AccessToken) (AccessToken, error) {
 	c.mu.Lock()
 	switch {
@@ -110,7 +123,8 @@ func (c *ClientCredentials) Renew(ctx context.Context, rejected AccessToken) (Ac
 	return c.wait(ctx, flight)
 }
 
-// fetch asks the provider, unless that is being done. The caller holds mu.
+// fetch starts a token request, or returns the one in flight. The caller holds
+// mu.
 func (c *ClientCredentials) fetch(ctx context.Context) *tokenFetch {
 	if c.inFlight != nil {
 		return c.inFlight
@@ -154,8 +168,7 @@ func (c *ClientCredentials) fetch(ctx context.Context) *tokenFetch {
 	return flight
 }
 
-// wait returns the result of a flight. It does not wait longer for it than a
-// request may wait for the provider.
+// wait returns the result of a fetch. It waits for at most Config.MaxWait.
 func (c *ClientCredentials) wait(ctx context.Context, f *tokenFetch) (AccessToken, error) {
 	limit := time.NewTimer(c.client.cfg.MaxWait())
 	defer limit.Stop()
@@ -169,15 +182,17 @@ func (c *ClientCredentials) wait(ctx context.Context, f *tokenFetch) (AccessToke
 	}
 }
 
-// clientCredentials asks for a token of the client's own (RFC 6749 4.4). A refresh token that comes with it is not kept: there is no need for one.
-func (p *Client) clientCredentials(ctx context.Context, t Target, key session.Secret) (session.Tokens, error) {
-	m, err := p.discovered()
+// clientCredentials requests a token of the client's own (RFC 6749, section
+// 4.4). A refresh token in the response is not used: section 4.4.3 advises
+// against it.
+func (c *Client) clientCredentials(ctx context.Context, t Target, key session.Secret) (session.Tokens, error) {
+	m, err := c.discovered()
 	if err != nil {
 		return session.Tokens{}, err
 	}
 	form := url.Values{"grant_type": {"client_credentials"}}
 	t.addTo(form)
-	answer, err := p.requestTokens(ctx, m, form, key)
+	answer, err := c.requestTokens(ctx, m, form, key)
 	if err != nil {
 		return session.Tokens{}, err
 	}

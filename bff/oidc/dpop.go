@@ -15,9 +15,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// The keys and nonces of DPoP (RFC 9449). A session has its key from its login on.
-
-// NewKey makes a key to bind tokens to, as it is kept in a session.
+// NewKey returns a new DPoP key (RFC 9449) in the form in which sessions store
+// it. A session gets its key at login and keeps it.
 func NewKey() (session.Secret, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -30,7 +29,7 @@ func NewKey() (session.Secret, error) {
 	return session.Secret(base64.RawURLEncoding.EncodeToString(scalar)), nil
 }
 
-// parseKey is the reverse of NewKey; nil for no key.
+// parseKey decodes a key of NewKey. It returns nil for an empty text.
 func parseKey(text session.Secret) (*ecdsa.PrivateKey, error) {
 	if text == "" {
 		return nil, nil
@@ -46,9 +45,10 @@ func parseKey(text session.Secret) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// nonces are those that the provider's servers have given last, each for itself (RFC 9449 8.2, 9): one that another server gave would be refused.
+// nonces holds the last DPoP nonce of each of the provider's servers (RFC 9449,
+// sections 8.2 and 9). A server rejects the nonces of another.
 type nonces struct {
-	mu sync.Mutex
+	mu sync.Mutex        // guards of
 	of map[string]string // :: scheme://host → nonce
 }
 
@@ -58,7 +58,7 @@ func (n *nonces) get(u *url.URL) string {
 	return n.of[u.Scheme+"://"+u.Host]
 }
 
-// learn keeps the nonce of an answer, if it has one.
+// learn stores the nonce of a response, if it has one.
 func (n *nonces) learn(u *url.URL, h http.Header) {
 	nonce := dpop.NonceOf(h)
 	if nonce == "" {

@@ -22,7 +22,8 @@ import (
 const (
 	// ClockSkew is how far the provider's clock and ours may be apart.
 	ClockSkew = 90 * time.Second
-	// maxIDTokenAge is how old an ID token may be that comes straight from the token endpoint.
+	// maxIDTokenAge is how old an ID token may be that comes straight from the
+	// token endpoint.
 	maxIDTokenAge = 10 * time.Minute
 )
 
@@ -37,7 +38,8 @@ type Identity struct {
 
 	SessionExpiry time.Time // when the provider ends the session; zero: not said
 
-	// User holds the claims that speak of the user, without those of the protocol.
+	// User holds the claims that speak of the user, without those of the
+	// protocol.
 	User json.RawMessage
 }
 
@@ -45,7 +47,9 @@ type Identity struct {
 // empty. It says nothing about the token.
 var errKeysUnreachable error = unavailable("the provider's keys cannot be had")
 
-// errTokenMismatch says that the token is for somebody else, or of somebody else: for another subject or client, of another issuer or login, or not signed by ours.
+// errTokenMismatch says that the token is for somebody else, or of somebody
+// else: for another subject or client, of another issuer or login, or not
+// signed by ours.
 var errTokenMismatch = errors.New("it is not this login's")
 
 // errClockSkew says that the token may be right, but not by our clock.
@@ -94,10 +98,10 @@ func (t *providerToken) namesThisClient(cfg *Config) bool {
 
 // tokenKeys is the goidc.KeySet for one token.
 //
-// go-oidc decodes claims with encoding/json, which takes a claim in another case
-// for the one it looks for, and fails for the type of a claim that nobody needs.
-// So it does not see the token, but one with the same algorithm and the claims
-// that it decides on.
+// go-oidc decodes claims with encoding/json, which takes a claim in another
+// case for the one it looks for, and fails for the type of a claim that nobody
+// needs. So it does not see the token, but one with the same algorithm and the
+// claims that it decides on.
 type tokenKeys struct {
 	token *providerToken
 	keys  *jwks.Set
@@ -111,16 +115,17 @@ func (k *tokenKeys) VerifySignature(ctx context.Context, _ string) ([]byte, erro
 	return k.seen, k.err
 }
 
-// verify checks that the provider has signed a token for us: algorithm, signature,
-// iss, aud, and exp if that is among more. The claims of more are in the result.
-// limit bounds the fetches of the key set for the sake of unknown keys.
-func (p *Client) verify(
+// verify checks that the provider has signed a token for us: algorithm,
+// signature, iss, aud, and exp if that is among more. The claims of more are in
+// the result. limit bounds the fetches of the key set for the sake of unknown
+// keys.
+func (c *Client) verify(
 	ctx context.Context, m *metadata, t *providerToken, limit *rate.Limiter, more ...string,
 ) (*goidc.IDToken, error) {
 	if m.keys == nil {
 		return nil, fmt.Errorf("%w: the provider's metadata has no jwks_uri", errKeysUnreachable)
 	}
-	if algorithms := p.algorithms(m); !slices.Contains(algorithms, t.Algorithm) {
+	if algorithms := c.algorithms(m); !slices.Contains(algorithms, t.Algorithm) {
 		return nil, fmt.Errorf("it is signed with %.40q, and accepted is %q", t.Algorithm, algorithms)
 	}
 	claims, err := t.seenByGoOIDC(more)
@@ -132,8 +137,8 @@ func (p *Client) verify(
 		algorithm = goidc.EdDSA
 	}
 	keys := &tokenKeys{token: t, keys: m.keys, limit: limit, seen: claims}
-	verified, err := goidc.NewVerifier(p.cfg.Issuer, keys, &goidc.Config{
-		ClientID:             p.cfg.ClientID,
+	verified, err := goidc.NewVerifier(c.cfg.Issuer, keys, &goidc.Config{
+		ClientID:             c.cfg.ClientID,
 		SupportedSigningAlgs: []string{algorithm},
 		SkipExpiryCheck:      !slices.Contains(more, "exp"),
 		Now:                  func() time.Time { return time.Now().Add(-ClockSkew) },
@@ -149,14 +154,14 @@ func (p *Client) verify(
 		return nil, fmt.Errorf("%w: %w", errTokenMismatch, keys.err)
 	case errors.As(err, &expired):
 		return nil, fmt.Errorf("%w: %w", errClockSkew, err)
-	case !t.namesThisClient(&p.cfg):
+	case !t.namesThisClient(&c.cfg):
 		return nil, fmt.Errorf("%w: %w", errTokenMismatch, err)
 	}
 	return nil, err
 }
 
-// seenByGoOIDC returns iss, aud and more claims. It fails if one has another type
-// than the standard's.
+// seenByGoOIDC returns iss, aud and more claims. It fails if one has another
+// type than the standard's.
 func (t *providerToken) seenByGoOIDC(more []string) ([]byte, error) {
 	seen := make(map[string]any)
 	for _, name := range append([]string{"iss", "aud"}, more...) {
@@ -184,56 +189,57 @@ func (t *providerToken) seenByGoOIDC(more []string) ([]byte, error) {
 
 func encodeSegment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
-// verifyIDToken checks the ID token among tokens by OpenID Connect Core 3.1.3.7. What depends on the login, the nonce, acr and
-// auth_time, is checked by attempt.accepts.
-func (p *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*Identity, error) {
+// verifyIDToken checks the ID token among tokens by OpenID Connect Core
+// 3.1.3.7. What depends on the login, the nonce, acr and auth_time, is checked
+// by attempt.accepts.
+func (c *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*Identity, error) {
 	t, err := parseToken(tokens.ID.Reveal(), "jwt")
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
-	verified, err := p.verify(ctx, m, t, p.idTokenFetches, "exp", "sub", "nonce", "at_hash")
+	verified, err := c.verify(ctx, m, t, c.idTokenFetches, "exp", "sub", "nonce", "at_hash")
 	if err == nil {
-		err = p.checkIDToken(t, verified, tokens.Access)
+		err = c.checkIDToken(t, verified, tokens.Access)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	id := &Identity{Issuer: verified.Issuer, Subject: verified.Subject, Nonce: verified.Nonce}
-	// Nothing depends on these unless the login asked for them. Another type than
-	// the standard's counts as missing: AD FS writes auth_time as a text.
+	// Nothing depends on these unless the login asked for them. Another type
+	// than the standard's counts as missing: AD FS writes auth_time as a text.
 	id.AuthTime, _ = t.claims.Date("auth_time")
-	// OpenID Connect Enterprise Extensions. Some providers send a number of seconds,
-	// which as a date is long past: with it nobody could sign in.
+	// OpenID Connect Enterprise Extensions. Some providers send a number of
+	// seconds, which as a date is long past: with it nobody could sign in.
 	if end, err := t.claims.Date("session_expiry"); err == nil && end.Year() >= 2001 {
 		id.SessionExpiry = end
 	} else if err == nil && end.Unix() > 0 {
-		p.log.Warn("session_expiry ignored: it is not a time in seconds since 1970", "session_expiry", end.Unix())
+		c.log.Warn("session_expiry ignored: it is not a time in seconds since 1970", "session_expiry", end.Unix())
 	}
 	id.SID, _ = t.claims.Text("sid")
 	id.ACR, _ = t.claims.Text("acr")
 	user := t.claims.Map()
 	dropProtocolClaims(user)
-	applyMap(p.cfg.ClaimMap, user)
+	applyMap(c.cfg.ClaimMap, user)
 	if err := id.setUser(user); err != nil {
 		return nil, fmt.Errorf("ID token: %w", err)
 	}
 	return id, nil
 }
 
-// checkIDToken checks the claims of a token that we know to be the provider's and
-// for us.
-func (p *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access session.Secret) error {
-	if verified.Issuer != p.cfg.Issuer { // go-oidc makes an exception for Google
-		return fmt.Errorf("%w: iss is %q, want %q", errTokenMismatch, verified.Issuer, p.cfg.Issuer)
+// checkIDToken checks the claims of a token that we know to be the provider's
+// and for us.
+func (c *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access session.Secret) error {
+	if verified.Issuer != c.cfg.Issuer { // go-oidc makes an exception for Google
+		return fmt.Errorf("%w: iss is %q, want %q", errTokenMismatch, verified.Issuer, c.cfg.Issuer)
 	}
 	for _, aud := range verified.Audience {
-		if !p.trusts(aud) { // 3.1.3.7 (3)
+		if !c.trusts(aud) { // 3.1.3.7 (3)
 			return fmt.Errorf("%w: aud names %q beside us", errTokenMismatch, aud)
 		}
 	}
 	azp, err := t.claims.Text("azp")
-	if t.claims.Has("azp") && (err != nil || azp != p.cfg.ClientID) { // 3.1.3.7 (5)
-		return fmt.Errorf("%w: azp is %q, want %q", errTokenMismatch, azp, p.cfg.ClientID)
+	if t.claims.Has("azp") && (err != nil || azp != c.cfg.ClientID) { // 3.1.3.7 (5)
+		return fmt.Errorf("%w: azp is %q, want %q", errTokenMismatch, azp, c.cfg.ClientID)
 	}
 	if sub := verified.Subject; sub == "" || len(sub) > 255 { // Core 2
 		return errors.New("sub is missing, or longer than 255 bytes")
@@ -268,7 +274,8 @@ func (p *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access 
 	return nil
 }
 
-// maxClaims is how many bytes of JSON the claims of a user may be. They are in each session, and none of them in a cookie.
+// maxClaims is how many bytes of JSON the claims of a user may be. They are in
+// each session, and none of them in a cookie.
 const maxClaims = 64 << 10
 
 func (id *Identity) setUser(claims map[string]any) error {
@@ -291,13 +298,13 @@ func (r *Request) checkNonce(id *Identity) error {
 	return nil
 }
 
-// algorithms are those that the provider may sign with. Neither none nor HMAC is
-// one of them.
-func (p *Client) algorithms(m *metadata) []string {
+// algorithms are those that the provider may sign with. Neither none nor HMAC
+// is one of them.
+func (c *Client) algorithms(m *metadata) []string {
 	switch {
-	case p.cfg.IDTokenAlg != "":
-		return []string{p.cfg.IDTokenAlg}
-	case p.cfg.FAPI2:
+	case c.cfg.IDTokenAlg != "":
+		return []string{c.cfg.IDTokenAlg}
+	case c.cfg.FAPI2:
 		return fapi2Algorithms
 	}
 	var known []string
@@ -327,7 +334,8 @@ func checkIDTokenAlg(cfg *Config) error {
 	return nil
 }
 
-// continues says whether the ID token of a refresh is one for the session that was refreshed (OpenID Connect Core 12.2).
+// continues says whether the ID token of a refresh is one for the session that
+// was refreshed (OpenID Connect Core 12.2).
 func (id *Identity) matchesSession(s *session.Session) error {
 	switch {
 	case id.Issuer != s.Issuer || id.Subject != s.Subject:
@@ -348,12 +356,14 @@ func nonceIn(raw session.Secret) string {
 	return nonce
 }
 
-// renewedClaims returns what the session is to say of the user after a refresh; nil: what it says already. When and how the user signed in stays
-// what it was: if they have done so anew since, in another app say, then not in this session.
-func (p *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *Identity) json.RawMessage {
-	if p.cfg.UserInfo {
-		if err := p.addUserInfo(ctx, m, tokens, id); err != nil {
-			p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+// renewedClaims returns what the session is to say of the user after a refresh;
+// nil: what it says already. When and how the user signed in stays what it was:
+// if they have done so anew since, in another app say, then not in this
+// session.
+func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *Identity) json.RawMessage {
+	if c.cfg.UserInfo {
+		if err := c.addUserInfo(ctx, m, tokens, id); err != nil {
+			c.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
 			return nil
 		}
 	}
@@ -369,7 +379,7 @@ func (p *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Sess
 		}
 	}
 	if err := id.setUser(claims); err != nil {
-		p.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+		c.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
 		return nil
 	}
 	return id.User

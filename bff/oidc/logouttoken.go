@@ -8,13 +8,16 @@ import (
 )
 
 const (
-	// maxLogoutTokenAge is how old a logout token may be: providers let them live for two minutes (OpenID Connect Back-Channel Logout 4).
+	// maxLogoutTokenAge is the maximum age of a logout token. Providers should
+	// let them expire after two minutes (OpenID Connect Back-Channel Logout,
+	// section 4).
 	maxLogoutTokenAge = 5 * time.Minute
-	// maxLogoutToken is the length of the longest logout token that is looked at.
+	// maxLogoutToken is the maximum length of a logout token in bytes.
 	maxLogoutToken = 16 << 10
 )
 
-// logoutToken is what is believed of a verified logout token. Subject or SID is there, or both.
+// LogoutToken holds the claims of a verified logout token. It has Subject, SID
+// or both.
 type LogoutToken struct {
 	Subject string
 	SID     string
@@ -22,11 +25,12 @@ type LogoutToken struct {
 	Expiry  time.Time
 }
 
-// VerifyLogoutToken checks a logout token by OpenID Connect Back-Channel Logout 2.6,
-// except whether it was sent before. Anybody can send one, so the signature comes
-// last: only a token that is right otherwise may cause a fetch of the key set.
-func (p *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToken, error) {
-	m, err := p.discovered()
+// VerifyLogoutToken verifies a logout token (OpenID Connect Back-Channel
+// Logout, section 2.6). It does NOT detect a token that was sent before: the
+// caller does that with ID. Anybody can send one, so the signature is verified
+// last. Only a token that is valid otherwise can cause a fetch of the key set.
+func (c *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToken, error) {
+	m, err := c.discovered()
 	if err != nil {
 		return nil, err
 	}
@@ -37,11 +41,11 @@ func (p *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToke
 	if err != nil {
 		return nil, err
 	}
-	logout, err := p.readLogoutToken(t)
+	logout, err := c.readLogoutToken(t)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.verify(ctx, m, t, p.logoutFetches, "exp"); err != nil {
+	if _, err := c.verify(ctx, m, t, c.logoutFetches, "exp"); err != nil {
 		return nil, err
 	}
 	return logout, nil
@@ -50,8 +54,8 @@ func (p *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToke
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
 
 // readLogoutToken checks the claims of a logout token.
-func (p *Client) readLogoutToken(t *providerToken) (*LogoutToken, error) {
-	if !t.namesThisClient(&p.cfg) {
+func (c *Client) readLogoutToken(t *providerToken) (*LogoutToken, error) {
+	if !t.namesThisClient(&c.cfg) {
 		return nil, errors.New("iss is not the provider, or aud does not name this client")
 	}
 	audience, err := t.claims.Texts("aud")
@@ -59,7 +63,7 @@ func (p *Client) readLogoutToken(t *providerToken) (*LogoutToken, error) {
 		return nil, err
 	}
 	for _, aud := range audience {
-		if !p.trusts(aud) {
+		if !c.trusts(aud) {
 			return nil, fmt.Errorf("aud names %q beside us", aud)
 		}
 	}

@@ -17,15 +17,15 @@ type Request struct {
 	State    string
 	Nonce    string
 	Verifier session.Secret // of PKCE (RFC 7636)
-	// Key is the DPoP key to which the tokens will be bound, as NewKey makes it.
-	// Empty: they are bearer tokens.
+	// Key is the DPoP key to which the tokens will be bound, as NewKey makes
+	// it. Empty: they are bearer tokens.
 	Key        session.Secret
 	Parameters url.Values // those that Client.Demand returned
 }
 
 // LoginParameters returns the parameters of a login link that are passed to the
-// provider (OpenID Connect Core, section 3.1.2.1). Others are ignored: a link does
-// not choose client, scope or redirect URI.
+// provider (OpenID Connect Core, section 3.1.2.1). Others are ignored: a link
+// does not choose client, scope or redirect URI.
 func LoginParameters(q url.Values) (url.Values, error) {
 	extra := make(url.Values)
 	for _, name := range []string{"prompt", "login_hint", "acr_values", "max_age", "ui_locales"} {
@@ -69,11 +69,13 @@ type Response struct {
 	HasIssuer   bool // the parameter iss is there
 }
 
-// maxState is the length of the longest state that is accepted. Ours are shorter.
+// maxState is the length of the longest state that is accepted. Ours are
+// shorter.
 const maxState = 2048
 
-// ParseResponse reads the parameters of a callback. It has a state and either a code
-// or an error, each once. Other parameters are ignored (RFC 6749, section 4.1.2).
+// ParseResponse reads the parameters of a callback. It has a state and either a
+// code or an error, each once. Other parameters are ignored (RFC 6749, section
+// 4.1.2).
 func ParseResponse(q url.Values) (Response, error) {
 	for _, name := range []string{"state", "code", "error", "iss"} {
 		if len(q[name]) > 1 { // RFC 6749 3.1
@@ -98,21 +100,21 @@ func ParseResponse(q url.Values) (Response, error) {
 // CheckIssuer verifies that a response is from the provider that was asked (RFC
 // 9207, section 2.4). It fails with ErrUnavailable if the metadata, which says
 // whether iss is required, has not been read yet.
-func (p *Client) CheckIssuer(resp Response) error {
-	m, err := p.discovered()
+func (c *Client) CheckIssuer(resp Response) error {
+	m, err := c.discovered()
 	switch {
 	case err != nil:
 		return err
-	case resp.HasIssuer && resp.Issuer != p.cfg.Issuer:
-		return fmt.Errorf("iss is %.80q, want %q", resp.Issuer, p.cfg.Issuer)
+	case resp.HasIssuer && resp.Issuer != c.cfg.Issuer:
+		return fmt.Errorf("iss is %.80q, want %q", resp.Issuer, c.cfg.Issuer)
 	case !resp.HasIssuer && m.IssParameter:
 		return errors.New("iss is missing, and the provider's metadata says that it is sent")
 	}
 	return nil
 }
 
-// AuthenticationExpired reports whether the user took longer to sign in than the
-// provider remembers the request, as Keycloak says. A new request helps.
+// AuthenticationExpired reports whether the user took longer to sign in than
+// the provider remembers the request, as Keycloak says. A new request helps.
 func (r *Response) AuthenticationExpired() bool {
 	return r.Error == "temporarily_unavailable" && r.Description == "authentication_expired"
 }
@@ -124,7 +126,8 @@ const maxDescription = 300
 var snakeCase = regexp.MustCompile(`^[a-z]{1,20}(_[a-z]{1,20})+$`)
 
 // CleanDescription returns an error_description for the log: without control
-// characters, without what could be a token, and not longer than maxDescription.
+// characters, without what could be a token, and not longer than
+// maxDescription.
 func CleanDescription(text string) string {
 	text = text[:min(len(text), 4*maxDescription)]
 	text = strings.Map(func(c rune) rune {

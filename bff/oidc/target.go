@@ -9,27 +9,29 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// target is what a route wants an access token for that is not the session's own. The zero value is the session's own.
+// Target describes an access token besides the session's own: a resource, an
+// audience, scopes. The zero value stands for the session's own token.
 type Target struct {
 	Resource string   `json:"r,omitempty"` // RFC 8707
 	Audience string   `json:"a,omitempty"` // RFC 8693
 	Scopes   []string `json:"s,omitempty"`
-	Exchange bool     `json:"x,omitempty"` // by token exchange (RFC 8693), else by refresh
+	Exchange bool     `json:"x,omitempty"` // obtained by token exchange (RFC 8693), not by refresh
 }
 
-// key names a target among a session's tokens; empty for the session's own. Two targets have the same name only if they are the same.
+// Key returns the name of the target among a session's tokens. It is empty for
+// the session's own token, and differs between different targets.
 func (t Target) Key() string {
 	if t.Resource == "" && t.Audience == "" && len(t.Scopes) == 0 {
 		return ""
 	}
 	b, err := json.Marshal(t)
 	if err != nil {
-		panic(err) // strings and a bool
+		panic(err) // cannot happen: the fields are strings and a bool
 	}
 	return string(b)
 }
 
-// addTo adds what a token request has to say to get a token for the target.
+// addTo adds the parameters of the target to a token request.
 func (t Target) addTo(form url.Values) {
 	if t.Resource != "" {
 		form.Set("resource", t.Resource)
@@ -42,9 +44,9 @@ func (t Target) addTo(form url.Values) {
 	}
 }
 
-// target returns what a key stands for.
-func (p *Client) target(key string) (Target, error) {
-	t, ok := p.targets[key]
+// target returns the target with a key. It fails if no route has it.
+func (c *Client) target(key string) (Target, error) {
+	t, ok := c.targets[key]
 	if !ok && key != "" {
 		return Target{}, &session.RefreshError{Err: fmt.Errorf("no route wants a token for %s", key)}
 	}

@@ -24,29 +24,30 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and verifies what comes for it. Beside an error there are the tokens that were issued all
-// the same, if any.
-func (p *Client) Exchange(ctx context.Context, code string, r Request, accept func(*Identity) error) (session.Tokens, *Identity, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.MaxWait())
+// exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and
+// verifies what comes for it. Beside an error there are the tokens that were
+// issued all the same, if any.
+func (c *Client) Exchange(ctx context.Context, code string, r Request, accept func(*Identity) error) (session.Tokens, *Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
-	m, err := p.discovered()
+	m, err := c.discovered()
 	if err != nil {
 		return session.Tokens{}, nil, err
 	}
-	if _, err := p.breaker.admit(ctx, "", p.cfg.MaxWait()); err != nil {
+	if _, err := c.breaker.admit(ctx, "", c.cfg.MaxWait()); err != nil {
 		return session.Tokens{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if bound := p.cfg.SenderConstraint == "dpop"; bound != (r.Key != "") {
+	if bound := c.cfg.SenderConstraint == "dpop"; bound != (r.Key != "") {
 		return session.Tokens{}, nil, errors.New("redeem code: the login began under another configuration, which did not agree whether tokens are bound")
 	}
 	form := url.Values{
 		"grant_type":    {"authorization_code"},
 		"code":          {code},
-		"redirect_uri":  {p.cfg.RedirectURI},
+		"redirect_uri":  {c.cfg.RedirectURI},
 		"code_verifier": {r.Verifier.Reveal()},
 	}
-	p.setSessionTarget(form, p.cfg.Scopes)
-	answer, err := p.requestTokens(ctx, m, form, r.Key)
+	c.setSessionTarget(form, c.cfg.Scopes)
+	answer, err := c.requestTokens(ctx, m, form, r.Key)
 	if answer == nil {
 		return session.Tokens{}, nil, fmt.Errorf("redeem code: %w", err)
 	}
@@ -55,49 +56,52 @@ func (p *Client) Exchange(ctx context.Context, code string, r Request, accept fu
 		return tokens, nil, fmt.Errorf("redeem code: %w", err)
 	}
 	if tokens.Scope == "" { // RFC 6749 5.1: what was asked for
-		tokens.Scope = strings.Join(p.cfg.Scopes, " ")
+		tokens.Scope = strings.Join(c.cfg.Scopes, " ")
 	}
 	if tokens.ID == "" {
 		return tokens, nil, errors.New("redeem code: the answer holds no id_token")
 	}
-	id, err := p.verifyIDToken(ctx, m, tokens)
+	id, err := c.verifyIDToken(ctx, m, tokens)
 	if err == nil {
 		err = r.checkNonce(id)
 	}
 	if err == nil {
 		err = accept(id) // before the access token is used for anything
 	}
-	if err == nil && p.cfg.UserInfo {
-		err = p.addUserInfo(ctx, m, tokens, id)
+	if err == nil && c.cfg.UserInfo {
+		err = c.addUserInfo(ctx, m, tokens, id)
 	}
 	if err != nil {
 		return tokens, nil, err
 	}
-	if tokens.Refresh == "" && slices.Contains(p.cfg.Scopes, "offline_access") {
-		p.noRefreshToken.Do(func() {
-			p.log.WarnContext(ctx, "provider issued no refresh token though offline_access was requested; sessions end with their access token", "issuer", p.cfg.Issuer,
+	if tokens.Refresh == "" && slices.Contains(c.cfg.Scopes, "offline_access") {
+		c.noRefreshToken.Do(func() {
+			c.log.WarnContext(ctx, "provider issued no refresh token though offline_access was requested; sessions end with their access token", "issuer", c.cfg.Issuer,
 				"advice", "allow refresh tokens for this client at the provider, or leave offline_access out of oidc.scopes")
 		})
 	}
 	return tokens, id, nil
 }
 
-// setSessionTarget has a token request say what the session's own token is for, where more than that was granted: what routes have tokens of their own for.
-func (p *Client) setSessionTarget(form url.Values, scopes []string) {
-	if len(p.cfg.Resources) > 0 {
-		form["resource"] = p.cfg.Resources
+// setSessionTarget has a token request say what the session's own token is for,
+// where more than that was granted: what routes have tokens of their own for.
+func (c *Client) setSessionTarget(form url.Values, scopes []string) {
+	if len(c.cfg.Resources) > 0 {
+		form["resource"] = c.cfg.Resources
 	}
-	if len(p.scopes()) > len(p.cfg.Scopes) {
+	if len(c.scopes()) > len(c.cfg.Scopes) {
 		form.Set("scope", strings.Join(scopes, " "))
 	}
 }
 
-// grantedScopes returns those of the session's own scopes that were granted, which is all that a refresh may ask for (RFC 6749 6). Not every provider counts openid and
-// offline_access among the scopes that it names; that there is an ID token, and a refresh token, says enough.
-func (p *Client) grantedScopes(s *session.Session) []string {
+// grantedScopes returns those of the session's own scopes that were granted,
+// which is all that a refresh may ask for (RFC 6749 6). Not every provider
+// counts openid and offline_access among the scopes that it names; that there
+// is an ID token, and a refresh token, says enough.
+func (c *Client) grantedScopes(s *session.Session) []string {
 	granted := strings.Fields(s.Tokens.Scope)
 	var asked []string
-	for _, scope := range p.cfg.Scopes {
+	for _, scope := range c.cfg.Scopes {
 		if scope == "openid" || scope == "offline_access" || slices.Contains(granted, scope) {
 			asked = append(asked, scope)
 		}
@@ -107,9 +111,9 @@ func (p *Client) grantedScopes(s *session.Session) []string {
 
 // Refresh is session.Config.Refresh. An error in an outage of the provider says
 // so.
-func (p *Client) Refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
-	renewal, err := p.refreshOnce(ctx, s, key)
-	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !p.breaker.outage() {
+func (c *Client) Refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
+	renewal, err := c.refreshOnce(ctx, s, key)
+	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !c.breaker.outage() {
 		return renewal, err
 	}
 	outage := &session.RefreshError{Outage: true, Err: err}
@@ -119,19 +123,20 @@ func (p *Client) Refresh(ctx context.Context, s *session.Session, key string) (s
 	return renewal, outage
 }
 
-// refreshOnce makes one refresh request (RFC 6749, section 6; OpenID Connect Core
-// 12), for another target than the session's own also RFC 8707 and RFC 8693.
-func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
-	m, err := p.discovered()
+// refreshOnce makes one refresh request (RFC 6749, section 6; OpenID Connect
+// Core 12), for another target than the session's own also RFC 8707 and RFC
+// 8693.
+func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
+	m, err := c.discovered()
 	if err != nil {
 		return session.RefreshResult{}, err
 	}
-	t, err := p.target(key)
+	t, err := c.target(key)
 	if err != nil {
 		return session.RefreshResult{}, err
 	}
 	if t.Exchange {
-		return p.tokenExchange(ctx, m, s, t)
+		return c.tokenExchange(ctx, m, s, t)
 	}
 	if s.Tokens.Refresh == "" {
 		return session.RefreshResult{}, errors.New("the session has no refresh token to obtain another token with")
@@ -140,10 +145,10 @@ func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 		"grant_type":    {"refresh_token"},
 		"refresh_token": {s.Tokens.Refresh.Reveal()},
 	}
-	p.setSessionTarget(form, p.grantedScopes(s))
+	c.setSessionTarget(form, c.grantedScopes(s))
 	t.addTo(form)
 	bound := s.Tokens.Key
-	if p.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound
+	if c.cfg.SenderConstraint == "dpop" && bound == "" { // the session began when tokens were not to be bound
 		if key != "" {
 			return session.RefreshResult{}, errors.New("the session's own token has to be bound to a key first")
 		}
@@ -151,7 +156,7 @@ func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 			return session.RefreshResult{}, err
 		}
 	}
-	answer, err := p.requestTokens(ctx, m, form, bound)
+	answer, err := c.requestTokens(ctx, m, form, bound)
 	if err != nil {
 		var spent session.RefreshResult
 		if answer != nil {
@@ -166,21 +171,22 @@ func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 	if answer.tokens.ID == "" {
 		return renewal, nil
 	}
-	checking, cancel := context.WithTimeout(ctx, p.cfg.MaxWait()) // the new refresh token has to be saved
+	checking, cancel := context.WithTimeout(ctx, c.cfg.MaxWait()) // the new refresh token has to be saved
 	defer cancel()
-	id, err := p.verifyIDToken(checking, m, answer.tokens)
+	id, err := c.verifyIDToken(checking, m, answer.tokens)
 	if err == nil {
 		err = id.matchesSession(s)
 	}
 	if err != nil && !errors.Is(err, errTokenMismatch) {
-		// The tokens are issued and the ones before are spent. What cannot be verified now is not kept; the rest must not be lost.
-		p.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
+		// The tokens are issued and the ones before are spent. What cannot be
+		// verified now is not kept; the rest must not be lost.
+		c.log.WarnContext(ctx, "ID token of a refresh not verified; the one before is kept", "session", s.ID, "err", err)
 		renewal.Tokens.ID = ""
 		return renewal, nil
 	}
 	if err != nil {
-		if unneeded := p.Revoke(ctx, answer.tokens); unneeded != nil {
-			p.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
+		if unneeded := c.Revoke(ctx, answer.tokens); unneeded != nil {
+			c.log.WarnContext(ctx, "tokens of an answer that is not to be trusted not revoked", "session", s.ID, "err", unneeded)
 		}
 		return session.RefreshResult{}, fmt.Errorf("%w: its answer is not to be trusted: %w", session.ErrRefused, err)
 	}
@@ -188,14 +194,15 @@ func (p *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 	if id.Nonce == "" { // the next one may have it (Core 12.2), and then it has to be the login's
 		renewal.Tokens.ID = ""
 	}
-	if key == "" || !p.cfg.UserInfo { // the token of a target is not for userinfo
-		renewal.Claims = p.renewedClaims(checking, m, s, answer.tokens, id)
+	if key == "" || !c.cfg.UserInfo { // the token of a target is not for userinfo
+		renewal.Claims = c.renewedClaims(checking, m, s, answer.tokens, id)
 	}
 	return renewal, nil
 }
 
-// tokenExchange trades the session's access token for one for another target (RFC 8693). That it is refused says nothing about the session.
-func (p *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Session, t Target) (session.RefreshResult, error) {
+// tokenExchange trades the session's access token for one for another target
+// (RFC 8693). That it is refused says nothing about the session.
+func (c *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Session, t Target) (session.RefreshResult, error) {
 	form := url.Values{
 		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
 		"subject_token":        {s.Tokens.Access.Reveal()},
@@ -203,7 +210,7 @@ func (p *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Sess
 		"requested_token_type": {accessTokenType},
 	}
 	t.addTo(form)
-	answer, err := p.requestTokens(ctx, m, form, s.Tokens.Key)
+	answer, err := c.requestTokens(ctx, m, form, s.Tokens.Key)
 	if errors.Is(err, session.ErrUserRequired) {
 		return session.RefreshResult{}, fmt.Errorf("exchange the access token: %w", err)
 	}
@@ -225,9 +232,10 @@ func (p *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Sess
 
 const accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 
-// Revoke tells the provider that the tokens are not needed any more (RFC 7009). A provider that has no place for it is told nothing.
-func (p *Client) Revoke(ctx context.Context, t session.Tokens) error {
-	m := p.current.Load()
+// Revoke tells the provider that the tokens are not needed any more (RFC 7009).
+// A provider that has no place for it is told nothing.
+func (c *Client) Revoke(ctx context.Context, t session.Tokens) error {
+	m := c.current.Load()
 	if m == nil || m.Revocation == "" {
 		return nil
 	}
@@ -246,7 +254,7 @@ func (p *Client) Revoke(ctx context.Context, t session.Tokens) error {
 			continue
 		}
 		revoking.Go(func() {
-			_, err := p.post(ctx, p.client, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
+			_, err := c.post(ctx, c.client, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
 			var refusal *Error
 			if errors.As(err, &refusal) && refusal.Code == "unsupported_token_type" && t.hint == "access_token" {
 				return // RFC 7009 2.2.1: it ends by itself, soon
@@ -266,12 +274,14 @@ type tokenResponse struct {
 	issuedTokenType string // RFC 8693 2.2.1
 }
 
-// noScope is the scope of a token of which the provider says that it has none; the empty one says nothing.
+// noScope is the scope of a token of which the provider says that it has none;
+// the empty one says nothing.
 const noScope = " "
 
-// requestTokens makes one token request. The tokens are bound to the key, unless that is empty. Nothing is believed about the ID token yet. Beside an error there is what was
-// issued all the same, if anything was.
-func (p *Client) requestTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenResponse, err error) {
+// requestTokens makes one token request. The tokens are bound to the key,
+// unless that is empty. Nothing is believed about the ID token yet. Beside an
+// error there is what was issued all the same, if anything was.
+func (c *Client) requestTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenResponse, err error) {
 	private, err := parseKey(key)
 	if err != nil {
 		return nil, err
@@ -279,14 +289,14 @@ func (p *Client) requestTokens(ctx context.Context, m *metadata, form url.Values
 	asked := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := p.breaker.supervise(asked, cancel)
+	stop := c.breaker.supervise(asked, cancel)
 	defer stop()
 	defer func() {
 		if noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable); err == nil || noResponse || aboutProvider(form.Get("grant_type"), err) {
-			p.breaker.report(asked, err)
+			c.breaker.report(asked, err)
 		}
 	}()
-	body, err := p.post(ctx, p.tokenClient, m, m.Token, form, private, http.StatusOK)
+	body, err := c.post(ctx, c.tokenClient, m, m.Token, form, private, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +395,8 @@ func scopeOf(members strictjson.Object) string {
 	return scope
 }
 
-// parseSeconds reads expires_in: a number; some providers write one as a text. What is neither says nothing.
+// parseSeconds reads expires_in: a number; some providers write one as a text.
+// What is neither says nothing.
 func parseSeconds(value any) (time.Duration, bool) {
 	seconds, err := strconv.ParseFloat(fmt.Sprint(value), 64)
 	if err != nil || !(seconds > 0 && seconds <= 1e9) {
@@ -394,16 +405,16 @@ func parseSeconds(value any) (time.Duration, bool) {
 	return time.Duration(seconds * float64(time.Second)), true
 }
 
-// Error is a response that refuses a request (RFC 6749, section 5.2). Its text is
-// for the log alone.
+// Error is a response that refuses a request (RFC 6749, section 5.2). Its text
+// is for the log alone.
 type Error struct {
 	Status      int
 	Code        string // empty if the response is not an OAuth error
 	Description string // without what could be a secret
 }
 
-// transient reports whether the same request may succeed later: the provider, or
-// a proxy in front of it, has a fault, or does not know this client for now.
+// transient reports whether the same request may succeed later: the provider,
+// or a proxy in front of it, has a fault, or does not know this client for now.
 func (e *Error) transient() bool {
 	if e.serverFault() || e.Code == "" { // it is not an OAuth error response
 		return true
@@ -437,7 +448,7 @@ func (e *Error) Error() string {
 }
 
 // parseError reads a response that refuses what form asked for.
-func (p *Client) parseError(status int, body []byte, form url.Values) *Error {
+func (c *Client) parseError(status int, body []byte, form url.Values) *Error {
 	answer, _ := strictjson.Parse(body) // what is no object has no members
 	code, _ := answer.Text("error")
 	if answer.Unambiguous("error") != nil {
@@ -448,7 +459,7 @@ func (p *Client) parseError(status int, body []byte, form url.Values) *Error {
 	if errorCode.MatchString(code) {
 		refusal.Code = code
 	}
-	for _, secret := range []string{p.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
+	for _, secret := range []string{c.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
 		if secret != "" { // which a provider may quote
 			refusal.Description = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(refusal.Description)
 			if strings.Contains(refusal.Code, secret) {
@@ -468,24 +479,27 @@ var userRequired = map[string]bool{
 }
 
 var (
-	// errorCode is what the error of an answer looks like (RFC 6749 5.2, and all that came after).
+	// errorCode is what the error of an answer looks like (RFC 6749 5.2, and
+	// all that came after).
 	errorCode = regexp.MustCompile(`^[a-z_.-]{1,64}$`)
 	// tokenLike is what a token or a part of one can look like.
 	tokenLike = regexp.MustCompile(`[\w.~+/=%-]{20,}`)
 )
 
-// post sends form to one of the provider's endpoints, as the client that we are, with a DPoP proof unless key is nil, and returns the body of an answer
-// with the status that is wanted. It says of every other end what it means to a session: refused, no answer, or a fault that passes.
-func (p *Client) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
+// post sends form to one of the provider's endpoints, as the client that we
+// are, with a DPoP proof unless key is nil, and returns the body of an answer
+// with the status that is wanted. It says of every other end what it means to a
+// session: refused, no answer, or a fault that passes.
+func (c *Client) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
 	for first := true; ; first = false {
-		resp, body, err := p.postOnce(ctx, client, m, endpoint, form, key)
+		resp, body, err := c.postOnce(ctx, client, m, endpoint, form, key)
 		if err != nil {
 			return nil, err
 		}
 		if resp.StatusCode == want {
 			return body, nil
 		}
-		refusal := p.parseError(resp.StatusCode, body, form)
+		refusal := c.parseError(resp.StatusCode, body, form)
 		if first && key != nil && refusal.Code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
@@ -499,13 +513,14 @@ func (p *Client) post(ctx context.Context, client *http.Client, m *metadata, end
 	}
 }
 
-// postOnce sends form once. What says who we are is made anew each time, and so is the proof: neither is taken twice.
-func (p *Client) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
+// postOnce sends form once. What says who we are is made anew each time, and so
+// is the proof: neither is taken twice.
+func (c *Client) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.authenticate(m, req, form); err != nil {
+	if err := c.authenticate(m, req, form); err != nil {
 		return nil, nil, err
 	}
 	text := form.Encode()
@@ -515,19 +530,19 @@ func (p *Client) postOnce(ctx context.Context, client *http.Client, m *metadata,
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
 	if key != nil {
-		signed, err := dpop.Proof(key, http.MethodPost, req.URL, "", p.nonces.get(req.URL))
+		signed, err := dpop.Proof(key, http.MethodPost, req.URL, "", c.nonces.get(req.URL))
 		if err != nil {
 			return nil, nil, err
 		}
 		req.Header.Set("DPoP", signed)
 	}
-	return p.do(client, req)
+	return c.do(client, req)
 }
 
 // do makes a request of the provider, and reads the whole response. Its error
 // wraps session.ErrNoAnswer if the provider may have received the request, and
 // errUnreachable if it did not.
-func (p *Client) do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
+func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, []byte, error) {
 	var sent atomic.Bool
 	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteHeaders: func() { sent.Store(true) }})
 	resp, err := client.Do(req.WithContext(ctx))
@@ -545,7 +560,7 @@ func (p *Client) do(client *http.Client, req *http.Request) (*http.Response, []b
 		}
 		return nil, nil, fmt.Errorf("%w: %w", session.ErrNoAnswer, err)
 	}
-	p.nonces.learn(req.URL, resp.Header) // of a good answer too (RFC 9449 8.2)
+	c.nonces.learn(req.URL, resp.Header) // of a good answer too (RFC 9449 8.2)
 	return resp, body, nil
 }
 

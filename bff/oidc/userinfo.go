@@ -13,10 +13,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// addUserInfo adds to what an ID token says of the user what the provider tells besides (OpenID Connect Core 5.3). What both say is as the ID token
-// has it, which is signed.
-func (p *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *Identity) error {
-	told, err := p.userInfo(ctx, m, tokens)
+// addUserInfo adds to what an ID token says of the user what the provider tells
+// besides (OpenID Connect Core 5.3). What both say is as the ID token has it,
+// which is signed.
+func (c *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *Identity) error {
+	told, err := c.userInfo(ctx, m, tokens)
 	if err != nil {
 		return fmt.Errorf("userinfo: %w", err)
 	}
@@ -33,13 +34,14 @@ func (p *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.To
 		delete(more, name)
 	}
 	maps.Copy(more, own.Map())
-	applyMap(p.cfg.ClaimMap, more)
+	applyMap(c.cfg.ClaimMap, more)
 	return id.setUser(more)
 }
 
-// userInfo fetches the user's claims: JSON, or a JWT that the provider has signed for us (Core 5.3.2).
-func (p *Client) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
-	resp, body, err := p.askUserInfo(ctx, m, tokens)
+// userInfo fetches the user's claims: JSON, or a JWT that the provider has
+// signed for us (Core 5.3.2).
+func (c *Client) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
+	resp, body, err := c.askUserInfo(ctx, m, tokens)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +60,7 @@ func (p *Client) userInfo(ctx context.Context, m *metadata, tokens session.Token
 		if err != nil {
 			return nil, err
 		}
-		if _, err := p.verify(ctx, m, t, p.idTokenFetches); err != nil {
+		if _, err := c.verify(ctx, m, t, c.idTokenFetches); err != nil {
 			return nil, err
 		}
 		return t.claims, nil
@@ -67,8 +69,9 @@ func (p *Client) userInfo(ctx context.Context, m *metadata, tokens session.Token
 	}
 }
 
-// askUserInfo asks with the access token, and once more where a DPoP proof has to have a nonce (RFC 9449 9).
-func (p *Client) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
+// askUserInfo asks with the access token, and once more where a DPoP proof has
+// to have a nonce (RFC 9449 9).
+func (c *Client) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
 	key, err := parseKey(tokens.Key)
 	if err != nil {
 		return nil, nil, err
@@ -81,13 +84,13 @@ func (p *Client) askUserInfo(ctx context.Context, m *metadata, tokens session.To
 		req.Header.Set("Accept", "application/json, application/jwt")
 		req.Header.Set("Authorization", tokens.Authorization())
 		if key != nil {
-			signed, err := dpop.Proof(key, req.Method, req.URL, tokens.Access.Reveal(), p.nonces.get(req.URL))
+			signed, err := dpop.Proof(key, req.Method, req.URL, tokens.Access.Reveal(), c.nonces.get(req.URL))
 			if err != nil {
 				return nil, nil, err
 			}
 			req.Header.Set("DPoP", signed)
 		}
-		resp, body, err := p.do(p.client, req)
+		resp, body, err := c.do(c.client, req)
 		if err != nil || !first || key == nil || !dpop.WantsNonce(resp) {
 			return resp, body, err
 		}
