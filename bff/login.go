@@ -293,7 +293,7 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 		Replaces: s.replacedBy(r, a),
 		Replaced: func(old *session.Session, kept bool) {
 			if !kept {
-				s.revoking.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+				s.revocations.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
 			}
 		},
 	})

@@ -50,7 +50,7 @@ func (s *Server) logout(w *response, r *http.Request) error {
 		hint = newLogoutHint(ended)
 		s.revoke(r.Context(), ended)
 	}
-	if !s.keeps { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
+	if !s.keepStorage { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
 		w.Header().Set("Clear-Site-Data", `"storage"`)
 	}
 	location, err := s.endSessionURL(hint, returnTo)
@@ -184,7 +184,7 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	if !isTransient(err) {
 		return
 	}
-	s.revoking.Go(func() { // ends after revokeTries, each of which is bounded
+	s.revocations.Go(func() { // ends after revokeTries, each of which is bounded
 		for n := 1; n < revokeTries && isTransient(err); n++ {
 			time.Sleep(revokeDelay(err, n))
 			err = try()

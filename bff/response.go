@@ -1,8 +1,9 @@
 package bff
 
 import (
-	"crypto/rand"
-	"encoding/hex"
+	"cmp"
+	"context"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -13,10 +14,12 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 )
 
-// statusClientLeft is logged, never sent: there was nobody left to send it to.
+// statusClientLeft is logged if the client left before the response. It is
+// never sent.
 const statusClientLeft = 499
 
-// response is the ResponseWriter of every request: it knows what was answered, for the log line at the edge.
+// response is the ResponseWriter of every request. It records what was sent,
+// for the access log.
 type response struct {
 	http.ResponseWriter
 	began     time.Time
@@ -24,14 +27,14 @@ type response struct {
 	client    string // address
 	method    string
 	path      string // never the query: codes and states are in it
-	page      page   // whether a person looks at the answer
+	page      page   // how an error is shown to a person
 	detached  bool   // the response continues after the handler has returned, and is logged when it ends
 
 	// Of a response that no upstream sends:
-	paced   *Server // whose limit is in force; nil: none
+	paced   *Server // whose limit applies; nil: no limit
 	pace    pace.Monitor
 	writing atomic.Bool // to the client
-	slow    atomic.Bool // it was ended because the client reads too slowly
+	slow    atomic.Bool // it was aborted because the client reads too slowly
 
 	access   access       // of a request to a route
 	exchange proxy.Record // with the route's upstream
@@ -43,44 +46,24 @@ type response struct {
 	problem *problem.Problem
 	session string // the ID of the session that the request was made in
 
-	refusedCookies []string // names of those that cookieRefused has logged
+	refusedCookies []string // names that cookieRefused has logged
 }
 
-// page says how an error is shown to a person.
+// page is how an error is shown to a person.
 type page int
 
 const (
-	noPage     page = iota // it is not: it is problem+json
-	plainPage              // with the way back to the app
-	loginPage              // with the way to sign in again as well
-	silentPage             // it is not: a page in an iframe tells the app that nobody is signed in
+	noPage     page = iota // as problem+json
+	plainPage              // as a page with a link to the app
+	loginPage              // as a page with links to the app and to the login
+	silentPage             // not at all: a page in an iframe tells the app that the user is not signed in
 )
 
 func (s *Server) newResponse(w http.ResponseWriter, r *http.Request) *response {
-	return &response{ResponseWriter: w, began: time.Now(), requestID: requestID(r), client: s.clientIP(r), method: r.Method, path: r.URL.Path}
-}
-
-// requestID is the trace-id of a request that is part of a trace (W3C Trace Context 3.2), else a random name.
-func requestID(r *http.Request) string {
-	if parent := r.Header["Traceparent"]; len(parent) == 1 {
-		if id, ok := traceID(parent[0]); ok {
-			return id
-		}
+	return &response{
+		ResponseWriter: w, began: time.Now(),
+		requestID: requestID(r), client: s.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
-	var id [8]byte
-	rand.Read(id[:])
-	return hex.EncodeToString(id[:])
-}
-
-// traceID reads version-trace-parent-flags, the trace being 32 hexadecimal digits that are not all zero.
-func traceID(parent string) (string, bool) {
-	parts := strings.SplitN(parent, "-", 5)
-	if len(parts) < 4 || len(parts[0]) != 2 || parts[0] == "ff" || parts[0] == "00" && len(parts) > 4 || len(parts[1]) != 32 || len(parts[2]) != 16 || len(parts[3]) != 2 {
-		return "", false
-	}
-	digits := strings.Join(parts[:4], "")
-	hexadecimal := strings.IndexFunc(digits, func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') }) < 0
-	return parts[1], hexadecimal && strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
 }
 
 func (w *response) WriteHeader(status int) {
@@ -105,8 +88,8 @@ func (w *response) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// endSlow ends a response that the client does not read. A handler that is not
-// writing is slow itself, which is its own affair.
+// endSlow aborts a response that the client does not read. It does nothing if
+// the handler is slow.
 func (w *response) endSlow(client bool) {
 	if client {
 		w.slow.Store(true)
@@ -117,5 +100,42 @@ func (w *response) endSlow(client bool) {
 // Flush sends what has been written.
 func (w *response) Flush() { http.NewResponseController(w.ResponseWriter).Flush() }
 
-// Unwrap lets http.ResponseController reach what the server's writer can do besides.
+// Unwrap returns the server's writer, for http.ResponseController.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// logRequest writes the line of the access log.
+func (s *Server) logRequest(w *response) {
+	level := slog.LevelInfo
+	if w.problem == nil && w.exchange.Err != nil {
+		w.problem = problemOf(w.exchange.Err)
+	}
+	attrs := append(make([]slog.Attr, 0, 9),
+		slog.String("request", w.requestID),
+		slog.String("client", w.client),
+		slog.String("method", truncate(w.method, 32)),
+		slog.String("path", truncate(w.path, maxLogged)),
+		slog.Int("status", cmp.Or(w.exchange.Status, w.status)),
+		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
+		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
+	)
+	if w.session != "" {
+		attrs = append(attrs, slog.String("session", w.session))
+	}
+	if w.problem != nil {
+		level = w.problem.Level()
+		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
+	}
+	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// maxLogged bounds the length of a logged text that clients or servers choose,
+// in bytes.
+const maxLogged = 512
+
+// truncate returns the beginning of a text, up to n bytes.
+func truncate(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	return strings.ToValidUTF8(text[:n], "") + "…"
+}

@@ -17,53 +17,86 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// Route says what happens to the requests under a path.
+// Route configures what happens to the requests under a path.
 type Route struct {
-	Path string // begins with a slash; with one at the end it is everything below, without one also the path itself
+	// Path begins with a slash. With a slash at the end the route is everything
+	// below; without one also the path itself.
+	Path string
 
-	// Upstream is where the requests go: URLs with the scheme http, https (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
-	// path goes before the request's; or unix:/run/orders.sock. Of several, and of the addresses of a name, one that has failed is asked last for a while.
-	Upstream    []string
-	StripPrefix bool        // take Path off before the upstream's path goes before what remains
-	TLS         *tls.Config // of https upstreams: whom to trust, and a client certificate; nil: the system's roots and none
+	// Upstream is where the requests go: URLs with the scheme http, https
+	// (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
+	// path goes before the request's; or unix:/run/orders.sock. Of several, and
+	// of the addresses of a name, one that has failed is tried last for a
+	// while.
+	Upstream []string
+	// StripPrefix removes Path before the upstream's path is added.
+	StripPrefix bool
+	// TLS is for https upstreams: whom to trust, and a client certificate. Nil
+	// means the system's roots and no certificate.
+	TLS *tls.Config
 
-	Methods []string // those that are let through; empty: all
-	// Token is what goes with a request. user: the user's access token, 401 without a session. optional: the token if there is a session. client: the broker's own, by
-	// client credentials. user-or-client: the user's, or the broker's own for a caller without a session. none: nothing. There is no default.
+	Methods []string // that are allowed; empty: all
+	// Token is what is attached to a request. There is no default.
+	//   - user: the user's access token; 401 without a session.
+	//   - optional: the user's token if there is a session.
+	//   - client: the broker's own token, by client credentials.
+	//   - user-or-client: the user's token, or the broker's own if there is no
+	//     session.
+	//   - none: nothing.
 	Token string
-	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are what the user's token is for where the session's own is for something else: each session has one token
-	// for each such target, obtained by Grant: refresh-token, the default, with the session's refresh token; or token-exchange. They are asked for at login too. Of
-	// Token client they are what the broker's own token is for.
+	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are what the user's
+	// token is for, if not for the same as the session's own token. Each
+	// session has one token for each such target, obtained by Grant:
+	// refresh-token, the default, with the session's refresh token; or
+	// token-exchange. They are also requested at login. With Token client they
+	// are what the broker's own token is for.
 	Resource string
 	Audience string
 	Scopes   []string
 	Grant    string
 
-	// CSRF is the proof that a request comes from this origin. header: X-CSRF: 1. fetch-metadata: Sec-Fetch-Site or Origin.
-	// auto, the default: the header, or for GET, HEAD and WebSockets the metadata; or a GET or HEAD navigation that no site
-	// has started.
+	// CSRF is the proof that a request comes from this origin.
+	//   - header: X-CSRF: 1.
+	//   - fetch-metadata: Sec-Fetch-Site or Origin.
+	//   - auto, the default: the header, or for GET, HEAD and WebSockets the
+	//     metadata; or a GET or HEAD navigation that no site has started.
 	CSRF string
-	// Documents allow lets upstream documents that can run script, such as HTML and
-	// SVG, act as pages of this origin, and a login or a logout that the app itself
-	// started lead there. By default they are sandboxed, and neither may.
+	// Documents allow lets upstream documents that can run script, such as HTML
+	// and SVG, act as pages of this origin, and lets a login or a logout that
+	// the app itself started lead there. By default they are sandboxed, and
+	// neither may.
 	Documents string
-	// EncodedSlashes pass accepts %2F in a path as data and sends it to the upstream unchanged. By default such a path is
-	// refused. No longer route may lie below the route.
+	// EncodedSlashes pass accepts %2F in a path as data and sends it to the
+	// upstream unchanged. By default such a path is refused. No longer route
+	// may lie below the route.
 	EncodedSlashes string
 
-	// AcceptBearer wraps what hands on requests that bring an access token of their own, and lets through those whose token is good for this route: it is what package bearer makes,
-	// as in func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) }. It answers the others. Such a request needs neither session nor
-	// CSRF header, may have no session cookie, and goes on with its own token. Nil: there are none; an Authorization header means nothing and is taken out.
+	// AcceptBearer wraps the handler of requests with an access token of their
+	// own. It calls next for a token that is good for this route, and otherwise
+	// responds itself. Package bearer makes it:
+	//
+	//	func(next http.Handler) http.Handler {
+	//		return verifier.Handler(bearer.Require("orders:read")(next))
+	//	}
+	//
+	// Such a request needs neither session nor CSRF header, must not have a
+	// session cookie, and is forwarded with its own token. Nil means that there
+	// are none: the header Authorization is then removed.
 	AcceptBearer func(next http.Handler) http.Handler
 
 	Timeouts Timeouts
-	MaxBody  int64 // of a request, in bytes; zero: any
-	NoRetry  bool  // never repeat a request; otherwise an idempotent one is repeated once when its connection ends before an answer
+	MaxBody  int64 // of a request, in bytes; zero: no limit
+	// NoRetry never repeats a request. Otherwise an idempotent one is repeated
+	// once if its connection ends before a response.
+	NoRetry bool
 
-	// Headers are those that tell the upstream the user's claims: name of the header → name of the claim. A client cannot set them, on no route to the same host. Without a
-	// session, or for a claim that is not there or is an object, the header is missing; a list is written with commas.
+	// Headers are request headers that tell the upstream the user's claims:
+	// name of the header → name of the claim. A client cannot set them, on no
+	// route to the same host. Without a session, or for a claim that is missing
+	// or an object, there is no header; a list is written with commas.
 	Headers map[string]string
-	// HeadersJSON are like Headers, and have the claim as JSON in ASCII, objects and lists included.
+	// HeadersJSON are like Headers, but have the claim as JSON in ASCII,
+	// objects and lists included.
 	HeadersJSON map[string]string
 	Require     Require
 }
@@ -71,23 +104,31 @@ type Route struct {
 // Timeouts of a route's upstream.
 type Timeouts = proxy.Timeouts
 
-// Require is what a user must have for a route. A session is then needed, whatever Token says.
+// Require is what a user must have for a route. A session is then needed,
+// whatever Token is.
 type Require struct {
-	Scopes []string            // all of them, as granted to the access token; 403 without
-	Claims map[string][]string // name → values one of which it has to have, or to hold where it is a list; 403 without
-	ACR    []string            // one of them, as the acr of the sign-in; 401 without, and a challenge to sign in so (RFC 9470)
-	MaxAge time.Duration       // how long ago the user may have signed in, by auth_time; 401 beyond, with the same challenge
+	// Scopes must all be granted to the access token; 403 otherwise.
+	Scopes []string
+	// Claims maps names of claims to values. Each claim must have one of its
+	// values, or contain it if the claim is a list; 403 otherwise.
+	Claims map[string][]string
+	// ACR must contain the acr of the sign-in; otherwise 401 with a challenge
+	// to sign in so (RFC 9470).
+	ACR []string
+	// MaxAge is how long ago the user may have signed in, by auth_time;
+	// otherwise 401 with the same challenge. Zero means no limit.
+	MaxAge time.Duration
 }
 
 func (q *Require) empty() bool {
 	return len(q.Scopes) == 0 && len(q.Claims) == 0 && len(q.ACR) == 0 && q.MaxAge == 0
 }
 
-// route is a Route as it is used.
+// route is a Route in the form in which it is used.
 type route struct {
 	Route
 	user      bool // the user's access token is attached if there is a session
-	anonymous bool // without a session the request goes on
+	anonymous bool // a session is not needed
 	client    bool // the broker's own token is attached if no user's is
 	target    oidc.Target
 	targetKey string
@@ -110,7 +151,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	} else if strings.ContainsAny(r.Path, "%?#") {
 		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
 	} else if urlpath.Under(r.Path, prefix) {
-		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
+		fail("Path", "%q is under the prefix of the broker's endpoints, %q", r.Path, prefix)
 	}
 	switch r.Token {
 	case "user":
@@ -132,7 +173,8 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	case r.Token == "none":
 		fail("AcceptBearer", "it goes with no token none: nobody needs one there")
 	case !r.Require.empty():
-		fail("AcceptBearer", "it goes with no require, which is about sessions; the scopes that a token needs are part of it")
+		fail("AcceptBearer", "it goes with no require, which is about sessions; "+
+			"the scopes that a token needs are part of it")
 	}
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.Key()
@@ -157,7 +199,9 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 			fail("Methods", "%q is not a method to let through, such as GET", m)
 		}
 	}
-	for name, d := range map[string]time.Duration{"Connect": r.Timeouts.Connect, "ResponseHeader": r.Timeouts.ResponseHeader, "Idle": r.Timeouts.Idle} {
+	for name, d := range map[string]time.Duration{
+		"Connect": r.Timeouts.Connect, "ResponseHeader": r.Timeouts.ResponseHeader, "Idle": r.Timeouts.Idle,
+	} {
 		if d < 0 {
 			fail("Timeouts."+name, "%v is negative", d)
 		}
@@ -186,8 +230,11 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	return parsed, errors.Join(errs...)
 }
 
-// claimHeaders returns headers that are set to claims, by their canonical names.
-func (route *route) claimHeaders(field string, headers map[string]string, fail func(name, format string, args ...any)) map[string]string {
+// claimHeaders returns headers that are set to claims, by their canonical
+// names.
+func (route *route) claimHeaders(
+	field string, headers map[string]string, fail func(name, format string, args ...any),
+) map[string]string {
 	canonicals := make(map[string]string)
 	for name, claim := range headers {
 		key := proxy.HeaderKey(name)
@@ -208,8 +255,9 @@ func (route *route) claimHeaders(field string, headers map[string]string, fail f
 	return canonicals
 }
 
-// shareClaimNames has all routes to one host remove the headers that one of them
-// sets to claims: the host believes them, whichever route a request comes by.
+// shareClaimNames has all routes to one host remove the headers that one of
+// them sets to claims: the host believes them, whichever route a request comes
+// by.
 func (s *Server) shareClaimNames() {
 	byHost := make(map[string]map[string]bool) // :: proxy.Host → claimNames of all its routes
 	for _, route := range s.routes {
@@ -248,16 +296,20 @@ func (route *route) newProxy(group *proxy.Group) (*proxy.Proxy, error) {
 	}, group)
 }
 
-// show has the upstream see the certificate that tokens are bound to (RFC 8705 3).
-func (r *Route) show(cert *tls.Certificate, field string) error {
+// presentCertificate has the upstream see the certificate that tokens are bound
+// to (RFC 8705, section 3).
+func (r *Route) presentCertificate(cert *tls.Certificate, field string) error {
 	for _, upstream := range r.Upstream {
 		if !strings.HasPrefix(upstream, "https:") {
-			return &session.FieldError{Field: field + ".Upstream", Err: fmt.Errorf("%q: tokens are bound to a certificate, which only https shows", upstream)}
+			err := fmt.Errorf("%q: tokens are bound to a certificate, which only https shows", upstream)
+			return &session.FieldError{Field: field + ".Upstream", Err: err}
 		}
 	}
 	r.TLS = cmp.Or(r.TLS, new(tls.Config)).Clone()
 	if len(r.TLS.Certificates) > 0 || r.TLS.GetClientCertificate != nil {
-		return &session.FieldError{Field: field + ".TLS", Err: errors.New("it has a certificate of its own, and tokens are bound to the client's: the upstream has to see that one")}
+		err := errors.New("it has a certificate of its own, and tokens are bound to the client's: " +
+			"the upstream has to see that one")
+		return &session.FieldError{Field: field + ".TLS", Err: err}
 	}
 	if cert != nil {
 		r.TLS.Certificates = []tls.Certificate{*cert}
@@ -265,8 +317,8 @@ func (r *Route) show(cert *tls.Certificate, field string) error {
 	return nil
 }
 
-// isFieldValue reports whether a text can be the value of a header field (RFC 9110,
-// section 5.5).
+// isFieldValue reports whether a text can be the value of a header field (RFC
+// 9110, section 5.5).
 func isFieldValue(text string) bool {
 	return strings.IndexFunc(text, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) < 0
 }
@@ -278,8 +330,8 @@ func isToken(s string) bool {
 	}) < 0
 }
 
-// unreachable reports whether the route requires an acr, and none that a sign-in
-// may have: the operator's acr_values hold for every sign-in.
+// unreachable reports whether the route requires an acr, and none that a
+// sign-in may have: the operator's acr_values hold for every sign-in.
 func (route *route) unreachable(acrValues string) bool {
 	accepted := strings.Fields(acrValues)
 	return len(accepted) > 0 && len(route.Require.ACR) > 0 &&

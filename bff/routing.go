@@ -1,12 +1,131 @@
 package bff
 
 import (
+	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
+
+// addRoutes adds the routes of cfg. The error joins those of all routes.
+func (s *Server) addRoutes(cfg Config, publicURL *url.URL) error {
+	var errs []error
+	fail := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	for i, r := range cfg.Routes {
+		field := fmt.Sprintf("Routes[%d]", i)
+		if cfg.Provider.SenderConstraint == "mtls" && r.Token != "none" {
+			fail(r.presentCertificate(cfg.Provider.ClientCertificate, field))
+		}
+		parsed, err := newRoute(r, field, s.prefix)
+		fail(err)
+		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {
+			err := fmt.Errorf("%q is the path of another route too", parsed.Path)
+			fail(&session.FieldError{Field: field + ".Path", Err: err})
+		}
+		s.routes = append(s.routes, parsed)
+	}
+	fail(s.checkEncodedSlashes())
+	s.shareClaimNames()
+	s.upstreams = &proxy.Group{
+		PublicURL:      publicURL,
+		OwnCookie:      isOwnCookie,
+		BodyMinRate:    cfg.BodyMinRate,
+		BeforeResponse: s.beforeResponse,
+		Detach:         s.detach,
+		Logger:         s.log,
+	}
+	for i, route := range s.routes {
+		var err error
+		if route.proxy, err = route.newProxy(s.upstreams); err != nil {
+			fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].Upstream", i), Err: err})
+		}
+	}
+	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
+	return errors.Join(errs...)
+}
+
+// targets returns those for which sessions need access tokens besides their
+// own.
+func (s *Server) targets() []oidc.Target {
+	var all []oidc.Target
+	for _, route := range s.routes {
+		if route.user && route.targetKey != "" {
+			all = append(all, route.target)
+		}
+	}
+	return all
+}
+
+// withoutLogin reports whether no route uses a session, but some the broker's
+// own token: nobody must be able to sign in.
+func (s *Server) withoutLogin() bool {
+	return slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) &&
+		!slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
+}
+
+// checkResources verifies that the session's own token is bound to a resource
+// if other tokens of the session are (RFC 9700, section 2.3). resources are
+// those that the configuration names for it.
+func (s *Server) checkResources(resources []string) error {
+	bound := func(r *route) bool { return r.user && r.target.Resource != "" && !r.target.Exchange }
+	unbound := func(r *route) bool { return r.user && r.target.Resource == "" }
+	if len(resources) > 0 || !slices.ContainsFunc(s.routes, bound) || !slices.ContainsFunc(s.routes, unbound) {
+		return nil
+	}
+	err := errors.New("missing; without it the session's own token would be good for what other routes " +
+		"name as their resource (RFC 9700 2.3)")
+	return &session.FieldError{Field: "Provider.Resources", Err: err}
+}
+
+// setClientTokens gives the routes that use the broker's own token its source.
+// Routes with the same target share one.
+func (s *Server) setClientTokens() error {
+	sources := make(map[string]*oidc.ClientCredentials)
+	for _, route := range s.routes {
+		if !route.client {
+			continue
+		}
+		if sources[route.targetKey] == nil {
+			source, err := s.provider.ClientCredentials(route.target)
+			if err != nil {
+				return err
+			}
+			sources[route.targetKey] = source
+		}
+		route.clientToken = sources[route.targetKey]
+	}
+	return nil
+}
+
+// checkEncodedSlashes verifies that no route lies below one that passes encoded
+// slashes.
+func (s *Server) checkEncodedSlashes() error {
+	var errs []error
+	for i, route := range s.routes {
+		if route.EncodedSlashes != "pass" {
+			continue
+		}
+		for _, other := range s.routes {
+			if len(other.Path) > len(route.Path) && urlpath.LenientlyUnder(other.Path, route.Path) {
+				errs = append(errs, &session.FieldError{
+					Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i),
+					Err:   fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path),
+				})
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // findRoute returns the route that a path lies under, or nil. It fails if a
 // lenient server would read the path as lying under a longer route, or under

@@ -1,0 +1,111 @@
+package bff
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
+)
+
+// checkAuthority verifies that a request names one host, which is that of the
+// public URL, and uses a method that is served.
+func (s *Server) checkAuthority(w *response, r *http.Request) error {
+	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+		return problem.MethodNotAllowed
+	}
+	if r.ProtoMajor == 1 {
+		// An absolute URL would override the header Host (RFC 9112, section
+		// 3.2.2), which others on the way may use.
+		if r.URL.Host != "" {
+			return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
+		}
+		s.ignoreUpgrade(w, r)
+	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
+		// RFC 9113, section 8.3.1
+		return problem.AmbiguousHost.WithCause(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
+	}
+	anyHost := r.URL.Path == s.prefix+backchannelLogoutPath || r.URL.Path == s.prefix+clientKeysPath
+	if !anyHost && !s.hostAllowed(r) {
+		return problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
+	}
+	return nil
+}
+
+// ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not
+// ask for a WebSocket: the request is served without (RFC 9110, section 7.8).
+// What follows one that does was not checked (see NewListener), so the
+// connection is closed unless the protocol is switched.
+func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
+	switch upgrade := r.Header["Upgrade"]; {
+	case len(upgrade) == 0:
+	case strings.Contains(strings.ToLower(strings.Join(upgrade, ",")), "websocket"):
+		w.Header()["Connection"] = []string{"close"}
+	default:
+		delete(r.Header, "Upgrade")
+	}
+}
+
+// hostAllowed reports whether the request is for the host of the public URL, as
+// its sender or a trusted proxy names it.
+func (s *Server) hostAllowed(r *http.Request) bool {
+	hosts := s.forwardedHosts(r)
+	if hosts == nil {
+		return s.isPublicHost(r.Host)
+	}
+	return !slices.ContainsFunc(hosts, func(host string) bool { return !s.isPublicHost(host) })
+}
+
+// isPublicHost compares a host with that of the public URL, without regard to
+// case and the default port. A trailing dot counts: it is another origin.
+func (s *Server) isPublicHost(host string) bool {
+	if host = strings.ToLower(host); host == s.host {
+		return true
+	}
+	if strings.LastIndexByte(s.host, ':') > strings.LastIndexByte(s.host, ']') { // its port is not the default one
+		return false
+	}
+	if strings.HasPrefix(s.origin, "https:") {
+		return host == s.host+":443"
+	}
+	return host == s.host+":80"
+}
+
+func (s *Server) trusts(ip netip.Addr) bool {
+	return slices.ContainsFunc(s.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
+}
+
+// requestID returns the trace-id of a request that is part of a trace (W3C
+// Trace Context, section 3.2), otherwise a random ID.
+func requestID(r *http.Request) string {
+	if parent := r.Header["Traceparent"]; len(parent) == 1 {
+		if id, ok := traceID(parent[0]); ok {
+			return id
+		}
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	return hex.EncodeToString(id[:])
+}
+
+// traceID returns the trace-id of a traceparent header, which has the form
+// version-trace-parent-flags. The trace-id has 32 hexadecimal digits that are
+// not all zero.
+func traceID(parent string) (string, bool) {
+	parts := strings.SplitN(parent, "-", 5)
+	if len(parts) < 4 || len(parts[0]) != 2 || parts[0] == "ff" || parts[0] == "00" && len(parts) > 4 {
+		return "", false
+	}
+	if len(parts[1]) != 32 || len(parts[2]) != 16 || len(parts[3]) != 2 {
+		return "", false
+	}
+	digits := strings.Join(parts[:4], "")
+	notHex := func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') }
+	hexadecimal := !strings.ContainsFunc(digits, notHex)
+	return parts[1], hexadecimal && strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
+}
