@@ -151,7 +151,7 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	} else if strings.ContainsAny(r.Path, "%?#") {
 		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
 	} else if urlpath.Under(r.Path, prefix) {
-		fail("Path", "%q is under the prefix of the broker's endpoints, %q", r.Path, prefix)
+		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
 	switch r.Token {
 	case "user":
