@@ -310,7 +310,9 @@ func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams
 func (s *Server) Close(ctx context.Context) error {
 	defer s.background.Wait()
 	for _, route := range s.routes {
-		defer route.proxy.Close()
+		if route.proxy != nil {
+			defer route.proxy.Close()
+		}
 	}
 	if s.stopBackground != nil {
 		defer s.stopBackground()
@@ -343,6 +345,12 @@ func (s *Server) Close(ctx context.Context) error {
 
 // ServeHTTP serves one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	s.handle(rw, r, s.serve)
+}
+
+// handle serves a request with serve, turns its error into a response, and writes
+// the line of the access log.
+func (s *Server) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
 	w := s.newResponse(rw, r)
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
@@ -360,7 +368,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			s.logRequest(w)
 		}
 	}()
-	if err := s.serve(w, r); err != nil {
+	if err := serve(w, r); err != nil {
 		s.writeProblem(w, r, err)
 	}
 	if !w.detached && w.exchange.Status == 0 && !w.exchange.Deadline {

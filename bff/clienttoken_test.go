@@ -31,7 +31,9 @@ func machine(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	}
 	a = newApp(t, func(a *app, cfg *bff.Config) {
 		a.provider.SetHooks(hooks)
-		for path, token := range map[string]string{"/machine/": "client", "/either/": "user-or-client"} {
+		for path, token := range map[string]bff.Token{
+			"/machine/": bff.TokenClient, "/either/": bff.TokenUserOrClient,
+		} {
 			cfg.Routes = append(cfg.Routes, bff.Route{Path: path, Token: token, Upstream: []string{a.echo.URL}})
 		}
 	})

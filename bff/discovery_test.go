@@ -238,7 +238,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 // users, and may have its metadata where OAuth has it (RFC 8414).
 func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 	t.Parallel()
-	client := func(token string) func(*app, *bff.Config) {
+	client := func(token bff.Token) func(*app, *bff.Config) {
 		return func(a *app, cfg *bff.Config) {
 			cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: token}, {Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"}}
 		}
@@ -290,12 +290,12 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 	}
 	t.Run("but not where users sign in", func(t *testing.T) {
 		t.Parallel()
-		for _, token := range []string{"user", "optional", "user-or-client", "none"} {
+		for _, token := range []bff.Token{"user", "optional", "user-or-client", "none"} {
 			a := newApp(t, func(a *app, cfg *bff.Config) {
 				client(token)(a, cfg)
 				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "jwks_uri") }))
 			})
-			waitFor(t, token, func() bool { return strings.Contains(a.logs.String(), "jwks_uri: missing") })
+			waitFor(t, string(token), func() bool { return strings.Contains(a.logs.String(), "jwks_uri: missing") })
 		}
 	})
 }

@@ -180,7 +180,7 @@ func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 
 func TestDocumentsIsAllowOrNothing(t *testing.T) {
 	t.Parallel()
-	for value, good := range map[string]bool{"": true, "allow": true, "Allow": false, "true": false, "sandbox": false} {
+	for value, good := range map[bff.Documents]bool{"": true, "allow": true, "Allow": false, "true": false, "sandbox": false} {
 		_, err := bff.New(bff.Config{Routes: []bff.Route{{Path: "/docs/", Upstream: []string{"http://docs.internal"}, Token: "user", Documents: value}}})
 		if said := strings.Contains(fmt.Sprint(err), fmt.Sprintf("Routes[0].Documents: %q", value)); said == good {
 			t.Errorf("%q: got %v", value, err)

@@ -8,8 +8,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// serveRoute forwards a request to the route's upstream, with the token that
-// the route is configured for.
+// serveRoute serves a request to a route, with the token that the route is
+// configured for.
 func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
 	if route.AcceptBearer != nil && hasBearerToken(r) {
 		return s.proxyWithCallerToken(w, r, route)
@@ -32,8 +32,12 @@ func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
 	return s.forward(w, r, route, opts)
 }
 
-// forward sends a request to the route's upstream.
+// forward sends a request to the route's upstream, or to its Handler.
 func (s *Server) forward(w *response, r *http.Request, route *route, opts proxy.Options) error {
+	if route.Handler != nil {
+		s.serveHandler(w, r, route)
+		return nil
+	}
 	opts.Client, opts.RequestID, opts.Record = w.client, w.requestID, &w.exchange
 	err := route.proxy.Forward(w, r, opts)
 	if errors.Is(err, proxy.ErrEnded) {

@@ -75,7 +75,7 @@ func (s *Server) returnTo(raw string, ownPage bool) string {
 	if !ownPage || urlpath.Check(escaped) != nil {
 		return otherwise
 	}
-	if route, err := s.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != "allow" {
+	if route, err := s.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != DocumentsAllow {
 		return otherwise
 	}
 	return raw

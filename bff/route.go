@@ -29,6 +29,11 @@ type Route struct {
 	// of the addresses of a name, one that has failed is tried last for a
 	// while.
 	Upstream []string
+	// Handler serves the requests in place of Upstream. Server.Session returns
+	// the session of its requests. No token is attached, and what configures an
+	// upstream has no effect. Responses are not cached unless Handler sets
+	// Cache-Control.
+	Handler http.Handler
 	// StripPrefix removes Path before the upstream's path is added.
 	StripPrefix bool
 	// TLS is for https upstreams: whom to trust, and a client certificate. Nil
@@ -36,14 +41,7 @@ type Route struct {
 	TLS *tls.Config
 
 	Methods []string // that are allowed; empty: all
-	// Token is what is attached to a request. There is no default.
-	//   - user: the user's access token; 401 without a session.
-	//   - optional: the user's token if there is a session.
-	//   - client: the broker's own token, by client credentials.
-	//   - user-or-client: the user's token, or the broker's own if there is no
-	//     session.
-	//   - none: nothing.
-	Token string
+	Token   Token    // what is attached to a request; there is no default
 	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are what the user's
 	// token is for, if not for the same as the session's own token. Each
 	// session has one token for each such target, obtained by Grant:
@@ -53,23 +51,11 @@ type Route struct {
 	Resource string
 	Audience string
 	Scopes   []string
-	Grant    string
+	Grant    Grant
 
-	// CSRF is the proof that a request comes from this origin.
-	//   - header: X-CSRF: 1.
-	//   - fetch-metadata: Sec-Fetch-Site or Origin.
-	//   - auto, the default: the header, or for GET, HEAD and WebSockets the
-	//     metadata; or a GET or HEAD navigation that no site has started.
-	CSRF string
-	// Documents allow lets upstream documents that can run script, such as HTML
-	// and SVG, act as pages of this origin, and lets a login or a logout that
-	// the app itself started lead there. By default they are sandboxed, and
-	// neither may.
-	Documents string
-	// EncodedSlashes pass accepts %2F in a path as data and sends it to the
-	// upstream unchanged. By default such a path is refused. No longer route
-	// may lie below the route.
-	EncodedSlashes string
+	CSRF           CSRF           // how a request proves that it comes from this origin
+	Documents      Documents      // whether documents of the upstream may run script
+	EncodedSlashes EncodedSlashes // whether %2F is accepted in a path
 
 	// AcceptBearer wraps the handler of requests with an access token of their
 	// own. It calls next for a token that is good for this route, and otherwise
@@ -100,6 +86,61 @@ type Route struct {
 	HeadersJSON map[string]string
 	Require     Require
 }
+
+// Token is what is attached to the requests of a Route.
+type Token string
+
+const (
+	// TokenUser attaches the user's access token. Without a session the
+	// response is 401.
+	TokenUser Token = "user"
+	// TokenOptional attaches the user's access token if there is a session.
+	TokenOptional Token = "optional"
+	// TokenClient attaches the broker's own token, by client credentials.
+	TokenClient Token = "client"
+	// TokenUserOrClient attaches the user's access token, or the broker's own
+	// if there is no session.
+	TokenUserOrClient Token = "user-or-client"
+	// TokenNone attaches nothing. No session is looked up.
+	TokenNone Token = "none"
+)
+
+// Grant is how a session gets a token for the target of a Route.
+type Grant string
+
+const (
+	GrantRefreshToken  Grant = "refresh-token"  // the default: with the session's refresh token
+	GrantTokenExchange Grant = "token-exchange" // RFC 8693
+)
+
+// CSRF is how a request to a Route proves that it comes from this origin.
+type CSRF string
+
+const (
+	// CSRFAuto, the default, accepts CSRFHeader; CSRFFetchMetadata for GET,
+	// HEAD and WebSockets; and a GET or HEAD navigation that no site has
+	// started.
+	CSRFAuto CSRF = "auto"
+	// CSRFHeader accepts X-CSRF: 1.
+	CSRFHeader CSRF = "header"
+	// CSRFFetchMetadata accepts the browser's word: Sec-Fetch-Site, or Origin.
+	CSRFFetchMetadata CSRF = "fetch-metadata"
+)
+
+// Documents is what documents of a Route may do that can run script, such as
+// HTML and SVG. By default they are sandboxed.
+type Documents string
+
+// DocumentsAllow lets documents act as pages of this origin, and lets a login
+// or a logout that the app itself started lead to them.
+const DocumentsAllow Documents = "allow"
+
+// EncodedSlashes is what happens to a path with %2F. By default it is refused.
+type EncodedSlashes string
+
+// EncodedSlashesPass accepts %2F as data and sends it to the upstream
+// unchanged. No longer route may lie below the route.
+const EncodedSlashesPass EncodedSlashes = "pass"
 
 // Timeouts of a route's upstream.
 type Timeouts = proxy.Timeouts
@@ -154,14 +195,14 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
 	switch r.Token {
-	case "user":
+	case TokenUser:
 		parsed.user = true
-	case "optional":
+	case TokenOptional:
 		parsed.user, parsed.anonymous = true, true
-	case "user-or-client":
+	case TokenUserOrClient:
 		parsed.user, parsed.anonymous, parsed.client = true, true, true
-	case "client", "none":
-		parsed.client = r.Token == "client"
+	case TokenClient, TokenNone:
+		parsed.client = r.Token == TokenClient
 		if len(r.Headers)+len(r.HeadersJSON) > 0 || !r.Require.empty() {
 			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
 		}
@@ -170,28 +211,31 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	}
 	switch {
 	case r.AcceptBearer == nil:
-	case r.Token == "none":
+	case r.Token == TokenNone:
 		fail("AcceptBearer", "it goes with no token none: nobody needs one there")
 	case !r.Require.empty():
 		fail("AcceptBearer", "it goes with no require, which is about sessions; "+
 			"the scopes that a token needs are part of it")
 	}
+	if r.Handler != nil {
+		parsed.checkHandler(fail)
+	}
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.Key()
 	switch r.CSRF {
-	case "", "auto":
+	case "", CSRFAuto:
 		parsed.guard = headerOrMetadata
-	case "header":
+	case CSRFHeader:
 		parsed.guard = csrfHeader
-	case "fetch-metadata":
+	case CSRFFetchMetadata:
 		parsed.guard = sameOrigin
 	default:
 		fail("CSRF", "%q is none of header, fetch-metadata, auto", r.CSRF)
 	}
-	if r.Documents != "" && r.Documents != "allow" {
+	if r.Documents != "" && r.Documents != DocumentsAllow {
 		fail("Documents", "%q is not allow; leave it out to sandbox them", r.Documents)
 	}
-	if r.EncodedSlashes != "" && r.EncodedSlashes != "pass" {
+	if r.EncodedSlashes != "" && r.EncodedSlashes != EncodedSlashesPass {
 		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", r.EncodedSlashes)
 	}
 	for _, m := range r.Methods {
@@ -228,6 +272,19 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	parsed.Headers = parsed.claimHeaders("Headers", r.Headers, fail)
 	parsed.HeadersJSON = parsed.claimHeaders("HeadersJSON", r.HeadersJSON, fail)
 	return parsed, errors.Join(errs...)
+}
+
+// checkHandler reports what a route with a Handler cannot have.
+func (route *route) checkHandler(fail func(name, format string, args ...any)) {
+	if len(route.Upstream) > 0 {
+		fail("Upstream", "%q goes with no handler: one of them serves the requests", route.Upstream)
+	}
+	if route.client {
+		fail("Token", "%s goes with no handler, to which no token is attached", route.Token)
+	}
+	if len(route.Headers)+len(route.HeadersJSON) > 0 {
+		fail("Headers", "they go with no handler, which reads the claims of the session")
+	}
 }
 
 // claimHeaders returns headers that are set to claims, by their canonical
@@ -291,7 +348,7 @@ func (route *route) newProxy(group *proxy.Group) (*proxy.Proxy, error) {
 		Timeouts:       route.Timeouts,
 		MaxBody:        route.MaxBody,
 		NoRetry:        route.NoRetry,
-		AllowDocuments: route.Documents == "allow",
+		AllowDocuments: route.Documents == DocumentsAllow,
 		Reserved:       slices.Collect(maps.Keys(route.claimNames)),
 	}, group)
 }

@@ -23,7 +23,7 @@ func (s *Server) addRoutes(cfg Config, publicURL *url.URL) error {
 	}
 	for i, r := range cfg.Routes {
 		field := fmt.Sprintf("Routes[%d]", i)
-		if cfg.Provider.SenderConstraint == "mtls" && r.Token != "none" {
+		if cfg.Provider.SenderConstraint == "mtls" && r.Token != TokenNone {
 			fail(r.presentCertificate(cfg.Provider.ClientCertificate, field))
 		}
 		parsed, err := newRoute(r, field, s.prefix)
@@ -45,6 +45,9 @@ func (s *Server) addRoutes(cfg Config, publicURL *url.URL) error {
 		Logger:         s.log,
 	}
 	for i, route := range s.routes {
+		if route.Handler != nil {
+			continue
+		}
 		var err error
 		if route.proxy, err = route.newProxy(s.upstreams); err != nil {
 			fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].Upstream", i), Err: err})
@@ -112,7 +115,7 @@ func (s *Server) setClientTokens() error {
 func (s *Server) checkEncodedSlashes() error {
 	var errs []error
 	for i, route := range s.routes {
-		if route.EncodedSlashes != "pass" {
+		if route.EncodedSlashes != EncodedSlashesPass {
 			continue
 		}
 		for _, other := range s.routes {
@@ -169,7 +172,7 @@ func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
 		return nil, nil
 	}
 	route, err := s.findRoute(urlpath.DecodeExceptSlashes(escaped), decoded)
-	if err != nil || route == nil || route.EncodedSlashes != "pass" {
+	if err != nil || route == nil || route.EncodedSlashes != EncodedSlashesPass {
 		return nil, err
 	}
 	return route, nil

@@ -6,19 +6,13 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 )
 
-// The ways to a token for a target, as a Route names them.
-const (
-	grantRefresh  = "refresh-token"
-	grantExchange = "token-exchange"
-)
-
 // newTarget returns what r wants tokens for.
 func newTarget(r Route, fail func(name, format string, args ...any)) oidc.Target {
-	t := oidc.Target{Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Exchange: r.Grant == grantExchange}
+	t := oidc.Target{Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Exchange: r.Grant == GrantTokenExchange}
 	switch r.Grant {
-	case "", grantRefresh, grantExchange:
+	case "", GrantRefreshToken, GrantTokenExchange:
 	default:
-		fail("Grant", "%q is neither %s nor %s", r.Grant, grantRefresh, grantExchange)
+		fail("Grant", "%q is neither %s nor %s", r.Grant, GrantRefreshToken, GrantTokenExchange)
 	}
 	if r.Resource != "" {
 		if err := oidc.CheckResource(r.Resource); err != nil {
@@ -36,13 +30,13 @@ func newTarget(r Route, fail func(name, format string, args ...any)) oidc.Target
 		}
 		return oidc.Target{}
 	}
-	if t.Exchange && r.Token == "client" {
+	if t.Exchange && r.Token == TokenClient {
 		fail("Grant", "the broker's own token is asked for; there is no user's to exchange")
 	}
-	if r.Audience != "" && !t.Exchange && r.Token != "client" {
-		fail("Audience", "a refresh cannot ask for it; with resource it can (RFC 8707), or write grant: %s (RFC 8693)", grantExchange)
+	if r.Audience != "" && !t.Exchange && r.Token != TokenClient {
+		fail("Audience", "a refresh cannot ask for it; with resource it can (RFC 8707), or write grant: %s (RFC 8693)", GrantTokenExchange)
 	}
-	if r.Token == "none" {
+	if r.Token == TokenNone {
 		fail("Token", "none has no use for a resource, an audience or scopes")
 	}
 	return t
