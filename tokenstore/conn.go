@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	// maxIdle is how long a connection may be idle. We close it then, before a
-	// firewall, load balancer or NAT gateway on the way drops it silently: their
-	// idle timeouts are a minute or more.
+	// maxIdle is how long a connection may be idle before it is closed.
+	// Firewalls, load balancers and NAT gateways drop idle connections
+	// silently, after a minute or more.
 	maxIdle = 30 * time.Second
-	// tryTimeout is how long the first try of an operation takes at most. If there
-	// is no response by then, the connection may have been dropped silently, and
-	// there is time for another one within opTimeout.
+	// tryTimeout limits the first try of an operation. Without a response by
+	// then the connection may have been dropped silently, and a retry still
+	// fits into opTimeout.
 	tryTimeout = 750 * time.Millisecond
 )
 
-// keepAlive has the kernel find a dead connection within 30 s, and keeps those
-// that are in use for long from being taken for idle on the way.
+// keepAlive lets the kernel detect a dead connection within 30 s, and keeps
+// connections in use from looking idle to a firewall.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 
-// dial connects to a server. secure is nil without TLS.
+// dial returns a dialer. secure is nil without TLS.
 func (s *Redis) dial(secure *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -48,12 +48,11 @@ func (s *Redis) dial(secure *tls.Config) func(ctx context.Context, network, addr
 	}
 }
 
-// clock is the time by which connections are compared: nanoseconds since the
-// store was made.
+// clock returns nanoseconds since the store was made.
 func (s *Redis) clock() int64 { return int64(time.Since(s.made)) }
 
-// conn is a connection that knows when it was last read from. The pool checks
-// each idle connection by its syscall.Conn before it is used.
+// conn records when it was last read from. The pool calls SyscallConn to check
+// an idle connection before it is used.
 type conn struct {
 	net.Conn
 	read    atomic.Int64  // Redis.clock of the last read
@@ -69,10 +68,10 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-var errSuspect = errors.New("the connection was idle when another one was found dead")
+var errSuspect = errors.New("connection was idle when another connection was found dead")
 
-// SyscallConn returns an error for a connection that was last read from before
-// another one was found dead. So the pool drops it.
+// SyscallConn returns an error, on which the pool drops the connection, if it
+// was last read from before another connection was found dead.
 func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if c.read.Load() < c.suspect.Load() {
 		return nil, errSuspect
@@ -80,7 +79,7 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if raw, ok := c.Conn.(syscall.Conn); ok {
 		return raw.SyscallConn()
 	}
-	return uncheckedConn{}, nil // TLS: what there is to read says nothing
+	return uncheckedConn{}, nil // TLS records may be pending on a healthy connection
 }
 
 // uncheckedConn is a syscall.RawConn that does nothing.
@@ -91,8 +90,8 @@ func (uncheckedConn) Read(func(fd uintptr) bool) error  { return nil }
 func (uncheckedConn) Write(func(fd uintptr) bool) error { return nil }
 
 // do performs one operation. If its connection fails, or does not respond in
-// time, it is tried once more on a connection that is known to work, or on a
-// new one. Writes too: each of them can be made twice (see session.Store).
+// time, do retries once on another connection that works, or on a new one.
+// Writes are retried too: they are idempotent (see session.Store).
 func (s *Redis) do(ctx context.Context, op func(ctx context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
@@ -102,18 +101,18 @@ func (s *Redis) do(ctx context.Context, op func(ctx context.Context) error) erro
 	endTry()
 	switch {
 	case ctx.Err() != nil:
-		return explain(err)
+		return withHint(err)
 	case connectionFailed(err):
 		s.suspectBefore(began)
-	case s.password != nil && redis.IsAuthError(err): // it may have been replaced after it was read
+	case s.password != nil && redis.IsAuthError(err): // the password may have been replaced since
 	default:
-		return explain(err)
+		return withHint(err)
 	}
-	return explain(op(ctx))
+	return withHint(op(ctx))
 }
 
-// suspectBefore has the pool drop the connections that were last read from
-// before a moment.
+// suspectBefore makes the pool drop connections that were last read from before
+// moment.
 func (s *Redis) suspectBefore(moment int64) {
 	for {
 		old := s.suspect.Load()
@@ -123,13 +122,14 @@ func (s *Redis) suspectBefore(moment int64) {
 	}
 }
 
-// connectionFailed reports whether an error says nothing but that a connection
-// was of no use. That none can be made is another error.
+// connectionFailed reports whether err means that an existing connection
+// failed. A failure to connect is another error.
 func connectionFailed(err error) bool {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" && !op.Timeout() {
 		return false
 	}
-	return isTimeout(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return isTimeout(err) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -26,7 +26,7 @@ func openWith(t *testing.T, cfg tokenstore.RedisConfig) *tokenstore.Redis {
 	return store
 }
 
-func TestRedisThatDemandsACertificateKeepsTheContract(t *testing.T) {
+func TestRedisWithClientCertificate(t *testing.T) {
 	t.Parallel()
 	server, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
 	pem, err := os.ReadFile(caFile)
@@ -36,11 +36,13 @@ func TestRedisThatDemandsACertificateKeepsTheContract(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
 	var loads atomic.Int32
-	store := openWith(t, tokenstore.RedisConfig{URL: server.URL() + "?conn_max_lifetime=50ms", RootCAs: roots, ClientCertificate: func() (*tls.Certificate, error) {
-		loads.Add(1)
-		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-		return &cert, err
-	}})
+	store := openWith(t,
+		tokenstore.RedisConfig{URL: server.URL() + "?conn_max_lifetime=50ms", RootCAs: roots,
+			ClientCertificate: func() (*tls.Certificate, error) {
+				loads.Add(1)
+				cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+				return &cert, err
+			}})
 	storetest.Run(t, store)
 	w := watch(t, store)
 	eventually(t, "current", w.current)
@@ -53,7 +55,7 @@ func TestRedisThatDemandsACertificateKeepsTheContract(t *testing.T) {
 	}
 }
 
-func TestRedisOnAUnixSocketKeepsTheContract(t *testing.T) {
+func TestRedisOnUnixSocket(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "r") // the path of a socket has a hundred bytes at most
 	if err != nil {
@@ -65,7 +67,8 @@ func TestRedisOnAUnixSocketKeepsTheContract(t *testing.T) {
 	if got := server.Do("ACL", "SETUSER", "cloakroom", "on", ">p@ss:w/rd", "~*", "&*", "+@all"); got != "+OK" {
 		t.Fatal(got)
 	}
-	for _, url := range []string{"unix://" + path, "unix:" + path, "unix://" + path + "?db=3", "unix://cloakroom:p%40ss%3Aw%2Frd@" + path} {
+	for _, url := range []string{"unix://" + path, "unix:" + path, "unix://" + path + "?db=3",
+		"unix://cloakroom:p%40ss%3Aw%2Frd@" + path} {
 		t.Run(url, func(t *testing.T) {
 			t.Parallel()
 			store := openRedis(t, url)
@@ -82,21 +85,24 @@ func TestRedisOnAUnixSocketKeepsTheContract(t *testing.T) {
 		t.Error("?db=3 is not another database")
 	}
 	wantExplained(t, openRedis(t, "unix://"+path+".none"), "no such file")
-	for _, bad := range []string{"unix:", "unix://", "unix:relative", "unix:///s?db=x", "unix://user:hun%ter2@/s", "redis:/path"} {
-		if _, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: bad}); err == nil || strings.Contains(err.Error(), "ter2") {
+	for _, bad := range []string{"unix:", "unix://", "unix:relative", "unix:///s?db=x",
+		"unix://user:hun%ter2@/s", "redis:/path"} {
+		if _, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: bad}); err == nil ||
+			strings.Contains(err.Error(), "ter2") {
 			t.Errorf("%q: got %v, want an error without the password", bad, err)
 		}
 	}
 }
 
-// A cloud replaces the password all the time. Each connection signs in with the one that is in force.
-func TestThePasswordIsReadForEachConnection(t *testing.T) {
+// Some clouds rotate the password often. Each connection uses the current one.
+func TestPasswordForEachConnection(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	file := filepath.Join(t.TempDir(), "password")
 	rotate := func(n int) {
 		t.Helper()
-		if got := server.Do("ACL", "SETUSER", "cloakroom", "on", fmt.Sprintf(">password %d", n), "~*", "&*", "+@all"); got != "+OK" {
+		if got := server.Do("ACL", "SETUSER", "cloakroom", "on", fmt.Sprintf(">password %d", n),
+			"~*", "&*", "+@all"); got != "+OK" {
 			t.Fatal(got)
 		}
 		if err := os.WriteFile(file+".new", fmt.Appendf(nil, "password %d", n), 0o600); err != nil {
@@ -109,11 +115,13 @@ func TestThePasswordIsReadForEachConnection(t *testing.T) {
 	}
 	rotate(0)
 	var reads atomic.Int32
-	store := openWith(t, tokenstore.RedisConfig{URL: strings.Replace(server.URL(), "://", "://cloakroom@", 1) + "?conn_max_lifetime=20ms", Password: func() (string, error) {
-		reads.Add(1)
-		b, err := os.ReadFile(file)
-		return string(b), err
-	}})
+	store := openWith(t,
+		tokenstore.RedisConfig{URL: strings.Replace(server.URL(), "://", "://cloakroom@", 1) +
+			"?conn_max_lifetime=20ms", Password: func() (string, error) {
+			reads.Add(1)
+			b, err := os.ReadFile(file)
+			return string(b), err
+		}})
 	w := watch(t, store)
 	eventually(t, "current", w.current)
 	for n := 1; n <= 15; n++ {
@@ -140,7 +148,7 @@ func TestThePasswordIsReadForEachConnection(t *testing.T) {
 	wantExplained(t, store, "store.password_file")
 }
 
-func TestThePasswordIsForSentinelAndClusterToo(t *testing.T) {
+func TestPasswordWithSentinelAndCluster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	sentinel, cluster := storetest.StartSentinel(t), storetest.StartCluster(t)
@@ -154,7 +162,9 @@ func TestThePasswordIsForSentinelAndClusterToo(t *testing.T) {
 	}
 	for _, url := range []string{sentinel.URL(), cluster.URL()} {
 		for password, good := range map[string]bool{"pw": true, "wrong": false} {
-			store := openWith(t, tokenstore.RedisConfig{URL: strings.Replace(url, "://", "://cloakroom@", 1), Password: func() (string, error) { return password, nil }})
+			store := openWith(t,
+				tokenstore.RedisConfig{URL: strings.Replace(url, "://", "://cloakroom@", 1),
+					Password: func() (string, error) { return password, nil }})
 			if good {
 				storetest.Run(t, store)
 				continue

@@ -1,5 +1,11 @@
-// Package tokenstore keeps session records: in Redis, for any number of replicas, or in memory, for one. Both are a
-// session.Store, under the contract that the package storetest checks. They see sealed bytes, keys that are hashes, and times to live.
+// Package tokenstore implements session.Store: [Redis] for any number of
+// replicas, and [Memory] for a single one.
+//
+//	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: "redis://localhost:6379/0"})
+//
+// Values are encrypted and keys are hashes before they get here, so a store
+// cannot read what it holds. Package storetest checks that a store meets the
+// contract of session.Store.
 package tokenstore
 
 import (
@@ -11,13 +17,14 @@ import (
 	"time"
 )
 
-// Memory is a store in this process's memory: for development, tests and a single replica whose sessions may end with it. The
-// zero value is ready to use.
+// Memory is a store in the memory of this process, for development, tests and a
+// single replica. Its sessions end with the process. The zero value is ready to
+// use. A Memory must not be copied.
 type Memory struct {
-	mu      sync.Mutex        // guards all below
+	mu      sync.Mutex        // guards the fields up to sweepAt
 	records map[string]record // :: key → record
 	sets    map[string]set    // :: key → set
-	sweepAt time.Time         // when what has expired is removed next, by whichever write comes then
+	sweepAt time.Time         // the first write after it removes expired records
 
 	watching sync.RWMutex // guards watchers; never taken together with mu
 	watchers map[*func(key string)]struct{}
@@ -28,10 +35,10 @@ type record struct {
 	expires time.Time
 }
 
-// set is when each of its members leaves it. One without members is removed.
+// set maps each member to the time at which it leaves. Empty sets are removed.
 type set map[string]time.Time
 
-// sweepEvery is how long an expired record may take up memory.
+// sweepEvery is the minimum time between two removals of expired records.
 const sweepEvery = time.Minute
 
 // Get is part of session.Store.
@@ -165,12 +172,13 @@ func (m *Memory) Remove(_ context.Context, key, name string) error {
 	return nil
 }
 
-// expire removes the members whose time is over.
+// expire removes the members that have expired.
 func (s set) expire(now time.Time) {
 	maps.DeleteFunc(s, func(_ string, leaves time.Time) bool { return !now.Before(leaves) })
 }
 
-// Watch is part of session.Store. What is announced here is so before the writing method returns.
+// Watch is part of session.Store. changed is called before the writing method
+// returns.
 func (m *Memory) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
 	m.watching.Lock()
 	if m.watchers == nil {
@@ -185,7 +193,8 @@ func (m *Memory) Watch(ctx context.Context, changed func(key string), current fu
 	delete(m.watchers, &changed)
 }
 
-// announceIf tells those who watch that a record or lease was written, if it was. The caller does not hold mu any more.
+// announceIf calls the watchers if a record or lease was written. The caller
+// must not hold mu.
 func (m *Memory) announceIf(written *bool, key string) {
 	if !*written {
 		return
@@ -197,17 +206,18 @@ func (m *Memory) announceIf(written *bool, key string) {
 	}
 }
 
-// Len returns how many records and sets take up memory, expired ones that have not been removed yet among them.
+// Len returns the number of records and sets in memory, including expired ones
+// that are not removed yet.
 func (m *Memory) Len() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.records) + len(m.sets)
 }
 
-// Ping says that the store answers: always.
+// Ping returns nil.
 func (m *Memory) Ping(context.Context) error { return nil }
 
-// Close does nothing: what Memory holds goes with the process.
+// Close does nothing and returns nil.
 func (m *Memory) Close() error { return nil }
 
 // live returns the record under key unless it has expired. The caller holds mu.
@@ -227,7 +237,8 @@ func (m *Memory) put(key string, rec record) {
 	m.records[key] = rec
 }
 
-// sweep removes what has expired, at most once in sweepEvery. The caller holds mu.
+// sweep removes expired records, at most once in sweepEvery. The caller holds
+// mu.
 func (m *Memory) sweep() {
 	now := time.Now()
 	if now.Before(m.sweepAt) {

@@ -20,52 +20,65 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// RedisConfig says where the records are kept.
+// RedisConfig configures a [Redis] store. Only URL is required.
 type RedisConfig struct {
-	// URL names one Redis, the Sentinels that know the master of several, or nodes of a Cluster:
+	// URL is the address of a Redis server, of the Sentinels of a master, or of
+	// nodes of a Cluster:
 	//
 	//	redis://user:password@host:6379/0
 	//	redis+sentinel://user:password@host:26379,host:26379/master-name/0
 	//	redis+cluster://user:password@host:6379,host:6379
 	//	unix:///run/redis/redis.sock?db=0
 	//
-	// With rediss in the place of redis the connections are TLS. User and password are Redis's own; those of the Sentinels are the
-	// parameters sentinel_username and sentinel_password. Special characters are percent-encoded.
+	// The scheme rediss instead of redis uses TLS. User and password are those
+	// of the Redis servers. Sentinels have their own: the parameters
+	// sentinel_username and sentinel_password. Special characters must be
+	// percent-encoded.
 	URL string
-	// RootCAs are who may sign a server's certificate; nil means those of the system.
+	// RootCAs verifies the certificates of servers. Nil means the system's CAs.
 	RootCAs *x509.CertPool
-	// ClientCertificate returns the certificate for a new connection with TLS. Nil
-	// means that there is none.
+	// ClientCertificate returns the client certificate for a new TLS
+	// connection. Nil means none.
 	ClientCertificate func() (*tls.Certificate, error)
-	// Password returns the password for a new connection, in the place of the one
-	// in the URL. The Sentinels' is not meant. Nil means the one in the URL.
+	// Password returns the password for a new connection to a Redis server,
+	// instead of the one in URL. It does not apply to Sentinels. Nil means the
+	// one in URL.
 	Password func() (string, error)
-	// Prefix begins every key, so that several applications can share a Redis; empty means "cloakroom:".
+	// Prefix is prepended to every key, so that several applications can share
+	// a Redis. Empty means "cloakroom:".
 	Prefix string
-	// Logger gets what becomes of the connections. Nil means slog.Default().
+	// Logger receives the state of the connections. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
-// Redis keeps records in Redis 6 or newer, each under one key with a time to live.
+// Redis is a store in Redis 6 or newer. Every key has a time to live. It is
+// safe for concurrent use.
+//
+// An operation takes at most 2.5 s. If a connection fails, or there is no
+// response within 750 ms, the operation is retried once. An error of Redis
+// includes a hint for the operator. Errors are outages: an absent key is not an
+// error.
 type Redis struct {
 	client  redis.UniversalClient
-	masters func(ctx context.Context) ([]*redis.Options, error) // the masters there are now
+	masters func(ctx context.Context) ([]*redis.Options, error) // the current masters
 	prefix  string
 	log     *slog.Logger
 
 	password func() (string, error)
 	made     time.Time
-	suspect  atomic.Int64 // clock before which idle connections may have been dropped silently
+	suspect  atomic.Int64 // connections last read before this clock are dropped
 }
 
-// A store that does not answer is an outage to report, not one to wait out: the request that asks has a user behind it.
+// A request waits for every operation, so an unresponsive store is reported
+// soon.
 const (
 	dialTimeout = 2 * time.Second
 	ioTimeout   = 2 * time.Second
-	opTimeout   = 2500 * time.Millisecond // of one operation with all its redirects
+	opTimeout   = 2500 * time.Millisecond // of one operation, including redirects and the retry
 )
 
-// NewRedis returns a store for cfg. It does no I/O: a Redis that is down at start is an outage like any other.
+// NewRedis returns a store for cfg. It does no I/O, so Redis may be down at
+// start. The error reports an invalid URL and never contains the password.
 func NewRedis(cfg RedisConfig) (*Redis, error) {
 	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger, password: cfg.Password, made: time.Now()}
 	if s.prefix == "" {
@@ -74,20 +87,29 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 	if s.log == nil {
 		s.log = slog.Default()
 	}
-	redis.SetLogger(clientLog{s.log}) // the client has one logger for the whole process
+	redis.SetLogger(clientLog{s.log}) // the library has one logger per process
 	if err := s.connect(cfg); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// The causes of a URL that cannot be parsed quote it, or what they take for its port, and with it the password: they are not handed on.
+// Errors of URL parsers quote the URL, and with it the password, so they are
+// not wrapped.
 var (
-	errURL         = errors.New("not a URL such as redis://user:password@host:6379/0, or rediss:// for TLS (special characters in the password must be percent-encoded)")
-	errUnixURL     = errors.New("not a URL such as unix:///run/redis/redis.sock?db=0 or unix://user:password@/run/redis/redis.sock (special characters in the password must be percent-encoded)")
-	errSentinelURL = errors.New("not a URL such as redis+sentinel://user:password@host:26379,host:26379/master-name/0, or rediss+sentinel:// for TLS (special characters in the password must be percent-encoded)")
-	errClusterURL  = errors.New("not a URL such as redis+cluster://user:password@host:6379,host:6379, or rediss+cluster:// for TLS (special characters in the password must be percent-encoded)")
+	errURL     = urlError("redis://user:password@host:6379/0", "or rediss:// for TLS")
+	errUnixURL = urlError("unix:///run/redis/redis.sock?db=0",
+		"or unix://user:password@/run/redis/redis.sock")
+	errSentinelURL = urlError("redis+sentinel://user:password@host:26379,host:26379/master-name/0",
+		"or rediss+sentinel:// for TLS")
+	errClusterURL = urlError("redis+cluster://user:password@host:6379,host:6379",
+		"or rediss+cluster:// for TLS")
 )
+
+func urlError(example, other string) error {
+	return fmt.Errorf("not a URL such as %s, %s (special characters in the password must be percent-encoded)",
+		example, other)
+}
 
 func (s *Redis) connect(cfg RedisConfig) error {
 	scheme, rest, _ := strings.Cut(cfg.URL, ":")
@@ -99,7 +121,10 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		}
 		c.RootCAs = cfg.RootCAs
 		if cfg.ClientCertificate != nil {
-			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.ClientCertificate() }
+			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate,
+				error) {
+				return cfg.ClientCertificate()
+			}
 		}
 		return c
 	}
@@ -124,7 +149,8 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
 		client := redis.NewFailoverClient(o)
 		s.client = client
-		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil } // its dialer goes to the master
+		// its dialer connects to the master
+		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil }
 	case "cluster":
 		o, err := parseClusterURL(scheme, rest)
 		if err != nil {
@@ -135,13 +161,13 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		s.client = client
 		s.masters = func(ctx context.Context) ([]*redis.Options, error) { return clusterMasters(ctx, client) }
 	default:
-		return fmt.Errorf("redis+%s is none of redis, redis+sentinel, redis+cluster", topology)
+		return fmt.Errorf("scheme %q is not one of redis, redis+sentinel, redis+cluster", topology)
 	}
 	return nil
 }
 
-// credentials returns what a new connection signs in with, as user; nil where
-// the URL says so.
+// credentials returns a function for the user and password of a new connection.
+// It returns nil if they are those of the URL.
 func (s *Redis) credentials(user string) func(context.Context) (string, string, error) {
 	if s.password == nil {
 		return nil
@@ -152,17 +178,19 @@ func (s *Redis) credentials(user string) func(context.Context) (string, string, 
 	}
 }
 
-// tune sets what the library leaves to us, for one server. The two after it say the same of their kinds of options.
+// tune sets the options of a single server. parseSentinelURL and
+// parseClusterURL set the same for theirs.
 func tune(o *redis.Options) {
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
 	o.ContextTimeoutEnabled = true
 	o.DialerRetries = 1
-	o.MaxRetries = -1 // do retries
+	o.MaxRetries = -1 // Redis.do retries
 	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 }
 
-// parseSentinelURL reads what comes after the scheme: user:password@host,host/master/db?sentinel_username=&sentinel_password=
+// parseSentinelURL parses what follows the scheme:
+// user:password@host,host/master/db?sentinel_username=&sentinel_password=
 func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
 	first, query, err := firstAddr(scheme, rest)
 	if err != nil {
@@ -181,9 +209,10 @@ func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
 		return nil, err
 	}
 	if o.MasterName == "" {
-		return nil, errors.New("the master has no name")
+		return nil, errors.New("master name missing")
 	}
-	// The library takes a URL's user for the Sentinels'. Who writes a URL means the server with the data.
+	// The library assigns the URL's user to the Sentinels. Here it is the user
+	// of the Redis servers.
 	o.Username, o.Password = o.SentinelUsername, o.SentinelPassword
 	o.SentinelUsername, o.SentinelPassword = user, password
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
@@ -194,14 +223,14 @@ func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
 	return o, nil
 }
 
-// parseClusterURL reads what comes after the scheme: user:password@host,host
+// parseClusterURL parses what follows the scheme: user:password@host,host
 func parseClusterURL(scheme, rest string) (*redis.ClusterOptions, error) {
 	first, query, err := firstAddr(scheme, rest)
 	if err != nil {
 		return nil, err
 	}
 	if db := strings.Trim(first.Path, "/"); db != "" && db != "0" {
-		return nil, errors.New("a cluster has database 0 alone")
+		return nil, errors.New("a cluster has database 0 only")
 	}
 	first.Path = ""
 	first.RawQuery = query.Encode()
@@ -218,7 +247,8 @@ func parseClusterURL(scheme, rest string) (*redis.ClusterOptions, error) {
 	return o, nil
 }
 
-// firstAddr returns the URL of the first of several hosts, and a query that names the others as the library wants them.
+// firstAddr returns the URL of the first of several hosts, and a query that
+// lists the others as the library expects.
 func firstAddr(scheme, rest string) (*url.URL, url.Values, error) {
 	end := strings.IndexAny(rest, "/?")
 	if end < 0 {
@@ -249,8 +279,8 @@ func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Dur
 		} else if err != nil {
 			return err
 		}
-		// The key may have expired between the two, and what has no time to live was
-		// not written here.
+		// The key may have expired between the two commands. A key without a
+		// time to live was not written by this package.
 		if left.Val() <= 0 {
 			return nil
 		}
@@ -320,13 +350,13 @@ func (s *Redis) Release(ctx context.Context, key, owner string) error {
 	return err
 }
 
-// expiredFor is how long a member stays in a set after its time, because the
-// clocks of the replicas that write it differ.
+// expiredFor is how long an expired member is kept, because the clocks of
+// replicas differ.
 const expiredFor = 5 * time.Minute
 
-// A set is a sorted set. The score of a member is when it leaves, in Unix
+// A set is stored as a sorted set. The score of a member is its expiry in Unix
 // milliseconds by the clock of the replica that added it. The time to live of
-// the set only ever grows.
+// the set never decreases.
 var add = redis.NewScript(`
 local leaves = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not leaves or tonumber(leaves) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
@@ -356,7 +386,8 @@ func (s *Redis) Remove(ctx context.Context, key, member string) error {
 	return s.do(ctx, func(ctx context.Context) error { return s.client.ZRem(ctx, s.prefix+key, member).Err() })
 }
 
-// run runs a script on one key. All of them can be run twice: do may do so.
+// run runs a script on one key. Scripts are idempotent, since do may retry
+// them.
 func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args ...any) (bool, error) {
 	var ok bool
 	err := s.do(ctx, func(ctx context.Context) (err error) {
@@ -369,7 +400,7 @@ func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args 
 	return ok, err
 }
 
-// Ping returns an error unless Redis answers.
+// Ping returns an error unless Redis responds.
 func (s *Redis) Ping(ctx context.Context) error {
 	return s.do(ctx, func(ctx context.Context) error { return s.client.Ping(ctx).Err() })
 }
@@ -377,45 +408,48 @@ func (s *Redis) Ping(ctx context.Context) error {
 // Close closes the connections.
 func (s *Redis) Close() error { return s.client.Close() }
 
-// milli is a time to live as Redis counts it. One of less than it can say is not none.
+// milli returns ttl in milliseconds, at least 1.
 func milli(ttl time.Duration) int64 { return max(ttl.Milliseconds(), 1) }
 
-// explain adds to an error of Redis what an operator can do about it.
-func explain(err error) error {
+// withHint adds a hint for the operator to an error of Redis.
+func withHint(err error) error {
 	if err == nil {
 		return nil
 	}
-	var todo string
+	var hint string
 	moved, isMoved := redis.IsMovedError(err)
 	switch {
 	case redis.IsOOMError(err):
-		todo = "Redis is full: raise its maxmemory, or find what else fills it; sign-ins and token refreshes fail until then"
+		hint = "Redis is full: raise its maxmemory or free memory; sign-ins and token refreshes fail until then"
 	case redis.IsLoadingError(err):
-		todo = "Redis is reading its data from disk and will answer when it is done"
+		hint = "Redis is reading its data from disk and will answer when it is done"
 	case redis.IsReadOnlyError(err):
-		todo = "this Redis is a replica: after a failover it passes; otherwise point store.url at the master, or at the Sentinels with redis+sentinel:"
+		hint = "this Redis is a replica: during a failover this passes; otherwise " +
+			"point store.url at the master, or at the Sentinels with redis+sentinel:"
 	case redis.IsMasterDownError(err), redis.IsNoReplicasError(err):
-		todo = "Redis has lost its master or its replicas; look at the state of the replication"
+		hint = "Redis has lost its master or its replicas; look at the state of the replication"
 	case redis.IsClusterDownError(err):
-		todo = "the Redis Cluster has slots that nobody serves; look at CLUSTER INFO"
+		hint = "the Redis Cluster has slots that nobody serves; look at CLUSTER INFO"
 	case isMoved:
-		todo = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) + "): if store.url does not begin with redis+cluster: or rediss+cluster:, let it"
+		hint = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) +
+			"): if store.url does not begin with redis+cluster: or rediss+cluster:, let it"
 	case redis.IsMaxClientsError(err):
-		todo = "Redis takes no more connections: raise its maxclients, or find who holds so many"
+		hint = "Redis takes no more connections: raise its maxclients, or find who holds so many"
 	case redis.IsAuthError(err):
-		todo = "Redis does not accept user and password of store.url (or of store.password_file)"
+		hint = "Redis does not accept user and password of store.url (or of store.password_file)"
 	case redis.IsPermissionError(err):
-		todo = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
+		hint = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		todo = "no Redis listens there: is it down, or is store.url wrong?"
+		hint = "no Redis listens there: check that it runs, and store.url"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-		todo = "Redis has hung up: it was restarted, or takes no more connections (maxclients), or expects TLS (rediss:)"
+		hint = "Redis closed the connection: it restarted, has no free connections (maxclients) or " +
+			"expects TLS (rediss:)"
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-		todo = "Redis does not answer in time"
+		hint = "Redis did not respond in time"
 	default:
 		return err
 	}
-	return fmt.Errorf("%s: %w", todo, err)
+	return fmt.Errorf("%s: %w", hint, err)
 }
 
 type clientLog struct{ log *slog.Logger }

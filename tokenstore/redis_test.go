@@ -18,19 +18,19 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-func TestSentinelsKeepTheContract(t *testing.T) {
+func TestSentinel(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	storetest.Run(t, openRedis(t, storetest.StartSentinel(t).URL()))
 }
 
-func TestAClusterKeepsTheContract(t *testing.T) {
+func TestCluster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	storetest.Run(t, openRedis(t, storetest.StartCluster(t).URL()))
 }
 
-func TestRedisWithTLSKeepsTheContract(t *testing.T) {
+func TestRedisWithTLS(t *testing.T) {
 	t.Parallel()
 	server, caFile := storetest.StartRedisTLS(t)
 	pem, err := os.ReadFile(caFile)
@@ -46,10 +46,12 @@ func TestRedisWithTLSKeepsTheContract(t *testing.T) {
 	t.Cleanup(func() { store.Close() })
 	storetest.Run(t, store)
 
-	if _, _, _, err := openRedis(t, server.URL()).Get(t.Context(), "k"); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if _, _, _, err := openRedis(t, server.URL()).Get(t.Context(), "k"); err == nil ||
+		!strings.Contains(err.Error(), "certificate") {
 		t.Errorf("without the CA: got %v, want an error about the certificate", err)
 	}
-	wrong, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), "cloakroom:", "cloakroom:x", 1), RootCAs: roots})
+	wrong, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(),
+		"cloakroom:", "cloakroom:x", 1), RootCAs: roots})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +59,7 @@ func TestRedisWithTLSKeepsTheContract(t *testing.T) {
 	wantExplained(t, wrong, "does not accept user and password of store.url")
 }
 
-// watched is somebody who watches a store.
+// watched records what Watch reports.
 type watched struct {
 	mu      sync.Mutex
 	changed map[string]int // :: key → how often it was announced
@@ -111,7 +113,7 @@ func eventually(t *testing.T, what string, yes func() bool) {
 	}
 }
 
-// wantNews writes under keys that are spread over all slots, and waits for their announcements.
+// wantNews writes keys in many slots and waits for their announcements.
 func wantNews(t *testing.T, store *tokenstore.Redis, w *watched, what string) {
 	t.Helper()
 	for i := range 20 {
@@ -129,7 +131,7 @@ func create(t *testing.T, store *tokenstore.Redis, key string) {
 	})
 }
 
-func TestAWatchThatIsLostIsKnownToBeLostAndComesBack(t *testing.T) {
+func TestWatchReconnects(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, server.Addr())
@@ -164,7 +166,7 @@ func TestAWatchThatIsLostIsKnownToBeLostAndComesBack(t *testing.T) {
 	eventually(t, "all changed after FLUSHALL", func() bool { return w.seen("") > missed })
 }
 
-func TestTheWatchFollowsTheMaster(t *testing.T) {
+func TestWatchFollowsMaster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	sentinel := storetest.StartSentinel(t)
@@ -173,7 +175,8 @@ func TestTheWatchFollowsTheMaster(t *testing.T) {
 	eventually(t, "current", w.current)
 	create(t, store, "session:kept")
 	eventually(t, "every replica has it", func() bool {
-		return !slices.ContainsFunc(sentinel.Replicas(), func(r *storetest.Server) bool { return r.Do("EXISTS", "cloakroom:session:kept") != ":1" })
+		return !slices.ContainsFunc(sentinel.Replicas(),
+			func(r *storetest.Server) bool { return r.Do("EXISTS", "cloakroom:session:kept") != ":1" })
 	})
 	old := sentinel.Master()
 	missed := w.seen("")
@@ -186,7 +189,7 @@ func TestTheWatchFollowsTheMaster(t *testing.T) {
 	}
 }
 
-func TestTheWatchFollowsTheMastersOfACluster(t *testing.T) {
+func TestWatchFollowsClusterMasters(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	cluster := storetest.StartCluster(t)
@@ -219,7 +222,7 @@ func TestTheWatchFollowsTheMastersOfACluster(t *testing.T) {
 	wantNews(t, store, w, "after a master was killed")
 }
 
-// wantExplained reads and writes until there is an error that tells what to do.
+// wantExplained reads and writes until an error has a hint.
 func wantExplained(t *testing.T, store *tokenstore.Redis, want string) {
 	t.Helper()
 	_, err := store.Create(t.Context(), "session:explained", bytes.Repeat([]byte("x"), 1000), time.Minute)
@@ -228,7 +231,7 @@ func wantExplained(t *testing.T, store *tokenstore.Redis, want string) {
 	}
 }
 
-func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
+func TestErrorsHaveHints(t *testing.T) {
 	t.Parallel()
 	t.Run("Full", func(t *testing.T) {
 		t.Parallel()
@@ -291,13 +294,14 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 		store := openRedis(t, server.URL())
 		create(t, store, "session:a")
 		server.Freeze()
-		wantExplained(t, store, "does not answer in time")
+		wantExplained(t, store, "did not respond in time")
 		server.Thaw()
 		create(t, store, "session:again")
 	})
 	t.Run("Loading", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t, "--enable-debug-command", "local", "--loading-process-events-interval-bytes", "1024")
+		server := storetest.StartRedis(t, "--enable-debug-command", "local",
+			"--loading-process-events-interval-bytes", "1024")
 		store := openRedis(t, server.URL())
 		create(t, store, "session:0")
 		const fill = "for i = 1, 20000 do redis.call('SET', 'cloakroom:session:more' .. i, 'v', 'EX', 600) end"
@@ -333,12 +337,13 @@ func TestWhatIsWrongWithRedisIsExplained(t *testing.T) {
 	})
 }
 
-func TestARedisThatEvictsIsWarnedOf(t *testing.T) {
+func TestEvictionWarning(t *testing.T) {
 	t.Parallel()
 	for policy, want := range map[string]bool{"allkeys-lru": true, "volatile-ttl": true, "noeviction": false} {
 		server := storetest.StartRedis(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
 		var log lockedBuffer
-		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(),
+			Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// warm fills the pool with connections, and returns how many there are.
+// warm fills the pool and returns the number of connections.
 func warm(t *testing.T, store *tokenstore.Redis, proxy *storetest.Proxy) int {
 	t.Helper()
 	proxy.Delay(30 * time.Millisecond)
@@ -33,8 +33,9 @@ func warm(t *testing.T, store *tokenstore.Redis, proxy *storetest.Proxy) int {
 	return proxy.Connections()
 }
 
-// A firewall or load balancer on the way has forgotten the connections. Whatever is asked next is answered.
-func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
+// A firewall has dropped the idle connections silently. The next operations
+// succeed.
+func TestSilentlyDroppedIdleConnections(t *testing.T) {
 	t.Parallel()
 	plain := storetest.StartRedis(t)
 	secure, caFile := storetest.StartRedisTLS(t)
@@ -48,7 +49,8 @@ func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			proxy := storetest.StartProxy(t, server.Addr())
-			store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), server.Addr(), proxy.Addr(), 1), RootCAs: roots})
+			store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), server.Addr(),
+				proxy.Addr(), 1), RootCAs: roots})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,7 +60,10 @@ func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
 				name string
 				do   func(ctx context.Context) (bool, error)
 			}{
-				{"Create", func(ctx context.Context) (bool, error) { return store.Create(ctx, "session:a", []byte("1"), time.Hour) }},
+				{"Create", func(ctx context.Context) (bool,
+					error) {
+					return store.Create(ctx, "session:a", []byte("1"), time.Hour)
+				}},
 				{"Get", func(ctx context.Context) (bool, error) {
 					value, ttl, found, err := store.Get(ctx, "session:a")
 					return found && string(value) == "1" && ttl > time.Minute, err
@@ -67,9 +72,18 @@ func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
 					return store.Replace(ctx, "session:a", []byte("1"), []byte("2"))
 				}},
 				{"Touch", func(ctx context.Context) (bool, error) { return store.Touch(ctx, "session:a", time.Hour) }},
-				{"Acquire", func(ctx context.Context) (bool, error) { return store.Acquire(ctx, "refresh:a", "me", time.Hour) }},
-				{"Release", func(ctx context.Context) (bool, error) { return true, store.Release(ctx, "refresh:a", "me") }},
-				{"Add", func(ctx context.Context) (bool, error) { return true, store.Add(ctx, "user:a", "m", time.Hour) }},
+				{"Acquire", func(ctx context.Context) (bool,
+					error) {
+					return store.Acquire(ctx, "refresh:a", "me", time.Hour)
+				}},
+				{"Release", func(ctx context.Context) (bool, error) {
+					return true,
+						store.Release(ctx, "refresh:a", "me")
+				}},
+				{"Add", func(ctx context.Context) (bool, error) {
+					return true,
+						store.Add(ctx, "user:a", "m", time.Hour)
+				}},
 				{"Members", func(ctx context.Context) (bool, error) {
 					members, err := store.Members(ctx, "user:a")
 					return len(members) == 1, err
@@ -96,15 +110,16 @@ func TestConnectionsThatWereDroppedSilentlyCostNobodyAnError(t *testing.T) {
 					}
 				}
 				if took := time.Since(began); took > 5*time.Second {
-					t.Errorf("the 16 requests after %s took %v: each idle connection is found dead by itself", op.name, took)
+					t.Errorf("the 16 requests after %s took %v: each idle connection is found dead by itself", op.name,
+						took)
 				}
 			}
 		})
 	}
 }
 
-// All connections are in use when they are dropped.
-func TestRequestsOnConnectionsThatAreDroppedAreMadeAgain(t *testing.T) {
+// The connections are dropped while they are in use.
+func TestRetryOnDroppedConnection(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, server.Addr())
@@ -128,8 +143,8 @@ func TestRequestsOnConnectionsThatAreDroppedAreMadeAgain(t *testing.T) {
 	}
 }
 
-// The caller's own deadline holds, and an outage is still one.
-func TestARetryKeepsTheDeadline(t *testing.T) {
+// A retry respects the caller's deadline, and an outage is still an error.
+func TestRetryKeepsDeadline(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	proxy := storetest.StartProxy(t, server.Addr())
@@ -151,8 +166,9 @@ func TestARetryKeepsTheDeadline(t *testing.T) {
 	eventually(t, "it works again", func() bool { return store.Ping(t.Context()) == nil })
 }
 
-// Middleboxes drop connections that are idle for a minute or more. We close them before.
-func TestIdleConnectionsAreClosedHereFirst(t *testing.T) {
+// Firewalls drop connections that are idle for a minute or more. The store
+// closes them earlier.
+func TestIdleConnectionsAreClosed(t *testing.T) {
 	t.Parallel()
 	urls := map[string]string{"standalone": storetest.StartRedis(t).URL()}
 	if testenv.All() {

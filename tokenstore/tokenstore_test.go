@@ -14,17 +14,17 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestMemoryKeepsTheContract(t *testing.T) {
+func TestMemory(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, new(tokenstore.Memory))
 }
 
-func TestRedisKeepsTheContract(t *testing.T) {
+func TestRedis(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, openRedis(t, storetest.StartRedis(t).URL()))
 }
 
-func TestEveryRedisKeyIsPrefixedAndHasATimeToLive(t *testing.T) {
+func TestRedisKeysHavePrefixAndTTL(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	store := openRedis(t, server.URL())
@@ -46,7 +46,7 @@ func TestEveryRedisKeyIsPrefixedAndHasATimeToLive(t *testing.T) {
 	}
 }
 
-func TestRedisOutagesAreErrorsAndPass(t *testing.T) {
+func TestRedisOutage(t *testing.T) {
 	t.Parallel()
 	server := storetest.StartRedis(t)
 	store := openRedis(t, server.URL())
@@ -79,8 +79,9 @@ func TestRedisOutagesAreErrorsAndPass(t *testing.T) {
 	}
 }
 
-func TestABadRedisURLIsExplainedWithoutThePassword(t *testing.T) {
-	for _, url := range []string{"", "localhost:6379", "http://localhost", "redis://:pw/1@host", "redis://user:hunter2@host:port", "redis://h/notanumber?password=hunter2", "redis://user:hun%ter2@h"} {
+func TestURLErrorsHidePassword(t *testing.T) {
+	for _, url := range []string{"", "localhost:6379", "http://localhost", "redis://:pw/1@host",
+		"redis://user:hunter2@host:port", "redis://h/notanumber?password=hunter2", "redis://user:hun%ter2@h"} {
 		_, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: url})
 		if err == nil {
 			t.Errorf("%q: no error", url)
@@ -94,7 +95,7 @@ func TestABadRedisURLIsExplainedWithoutThePassword(t *testing.T) {
 	}
 }
 
-func TestMemoryForgetsWhatHasExpired(t *testing.T) {
+func TestMemoryRemovesExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var store tokenstore.Memory
 		for i := range 1000 {

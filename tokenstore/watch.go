@@ -18,40 +18,44 @@ import (
 )
 
 const (
-	// heartbeat is how often each master is asked whether it has told us everything.
+	// heartbeat is the interval of pings to each master.
 	heartbeat = 250 * time.Millisecond
-	// currentFor is how long an answer to that is good. When the connection dies without a word, this is for how long it goes unnoticed.
+	// currentFor is how long a pong is trusted: the time for which a silently
+	// dead connection goes unnoticed.
 	currentFor = 2 * heartbeat
-	// recheck is how often it is looked whether those that are watched are still the masters.
+	// recheck is the interval at which the set of masters is checked.
 	recheck = time.Second
-	// rewatch is the pause before a connection that was lost is made again.
+	// rewatch is the delay before reconnecting.
 	rewatch = 200 * time.Millisecond
 )
 
-// Watch is part of session.Store. It has each master announce, on a connection of its own, every key under the prefix that is
-// written (CLIENT TRACKING in broadcasting mode, Redis 6): 0.1 ms after the fact, without the writers' help, and whoever they are.
+// Watch is part of session.Store. Each master announces, on a connection of its
+// own, every key under the prefix that is written (CLIENT TRACKING in
+// broadcasting mode). That takes about 0.1 ms and covers all writers. Watch
+// reconnects until ctx is done.
 func (s *Redis) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
-	var told string // the error that was logged last
+	var logged string // the last error that was logged
 	for first := true; ctx.Err() == nil; {
-		vouched := false // guarded by watch
+		valid := false // written by one goroutine of watch at a time
 		err := s.watch(ctx, first, changed, func(until time.Time) {
-			vouched = true
-			if told != "" {
-				s.log.InfoContext(ctx, "the store announces changes again: sessions are cached")
-				told = ""
+			valid = true
+			if logged != "" {
+				s.log.InfoContext(ctx, "cache invalidation restored; sessions are cached again")
+				logged = ""
 			}
 			current(until)
 		})
 		if ctx.Err() != nil {
 			return
 		}
-		if vouched {
+		if valid {
 			first = false
-			changed("") // otherwise there is nothing new that could have been missed
+			changed("") // changes may have been missed
 		}
-		if err = explain(err); err.Error() != told {
-			told = err.Error()
-			s.log.WarnContext(ctx, "the store does not announce changes: until it does every request asks it", "err", err)
+		if err = withHint(err); err.Error() != logged {
+			logged = err.Error()
+			s.log.WarnContext(ctx,
+				"cache invalidation lost; every request reads the store", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -60,16 +64,17 @@ func (s *Redis) Watch(ctx context.Context, changed func(key string), current fun
 	}
 }
 
-// watch watches all masters until one of them is lost or there are others. It returns no nil.
+// watch follows all masters until a connection is lost or the set of masters
+// changes. It never returns nil.
 func (s *Redis) watch(ctx context.Context, first bool, changed func(key string), current func(until time.Time)) error {
 	masters, err := s.masters(ctx)
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	var runID atomic.Value                    // string: which process the last of them is
-	var mu sync.Mutex                         // guards all below, and orders the calls of current
-	untils := make([]time.Time, len(masters)) // until when each master has told us everything
+	var runID atomic.Value                    // string: the process of the last master connected to
+	var mu sync.Mutex                         // guards untils and orders the calls of current
+	untils := make([]time.Time, len(masters)) // until when the announcements of each master are complete
 	for i, o := range masters {
 		group.Go(func() error {
 			return s.watchMaster(ctx, o, &runID, changed, func(until time.Time) {
@@ -81,7 +86,7 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 					return
 				}
 				if !all && !first {
-					changed("") // what has changed since they were lost was not announced
+					changed("") // changes may have been missed
 				}
 				current(slices.MinFunc(untils, time.Time.Compare))
 			})
@@ -105,7 +110,8 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 				return errors.New("other servers have become masters")
 			}
 			if watched, _ := runID.Load().(string); len(masters) == 1 && watched != "" {
-				// One address may lead to another server tomorrow: Sentinels, a virtual address and DNS do that.
+				// One address may lead to another server later, with Sentinels,
+				// a virtual address or DNS.
 				if now, err := serverID(ctx, s.client); err != nil || now != watched {
 					return fmt.Errorf("another server has become the master: %w", cmp.Or(err, errOtherServer))
 				}
@@ -115,9 +121,10 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 	return group.Wait()
 }
 
-var errOtherServer = errors.New("it has another run_id")
+var errOtherServer = errors.New("run_id differs")
 
-// serverID is which process a server is; empty where the user may not know.
+// serverID returns the run_id of a server's process, or "" without the right to
+// read it.
 func serverID(ctx context.Context, c interface {
 	Info(ctx context.Context, sections ...string) *redis.StringCmd
 }) (string, error) {
@@ -134,16 +141,22 @@ func infoField(info, name string) string {
 	return value
 }
 
-// warnOfEviction says so where a full Redis would throw sessions away instead of refusing new ones.
+// warnOfEviction logs a warning if a full Redis would evict sessions instead of
+// rejecting writes.
 func (s *Redis) warnOfEviction(ctx context.Context) {
 	info, err := s.client.Info(ctx, "memory").Result()
-	if policy := infoField(info, "maxmemory_policy"); err == nil && policy != "noeviction" && infoField(info, "maxmemory") != "0" {
-		s.log.WarnContext(ctx, "when this Redis is full it signs users out: set its maxmemory-policy to noeviction", "maxmemory_policy", policy)
+	if policy := infoField(info, "maxmemory_policy"); err == nil && policy != "noeviction" &&
+		infoField(info, "maxmemory") != "0" {
+		s.log.WarnContext(ctx,
+			"Redis evicts sessions when it is full; set its maxmemory-policy to noeviction",
+			"maxmemory_policy", policy)
 	}
 }
 
-// watchMaster hands on what one master announces, until the connection is lost.
-func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *atomic.Value, changed func(key string), current func(until time.Time)) error {
+// watchMaster passes on the announcements of one master until the connection is
+// lost.
+func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *atomic.Value,
+	changed func(key string), current func(until time.Time)) error {
 	o := *master
 	o.Protocol = 3
 	o.PoolSize = 1
@@ -154,36 +167,39 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 			return err
 		}
 		runID.Store(id)
-		return c.ClientTrackingOn(ctx, &redis.ClientTrackingOptions{Bcast: true, Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
+		return c.ClientTrackingOn(ctx,
+			&redis.ClientTrackingOptions{Bcast: true,
+				Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
 	}
-	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // of its own: copied options share theirs
+	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // copied options would share one
 	client := redis.NewClient(&o)
 	defer client.Close()
 	if err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, changed}, false); err != nil {
 		return err
 	}
-	// Nothing is ever published there. A subscription is what has the library read from a connection that has not been asked anything.
+	// Nothing is published on this channel. The library only reads from an idle
+	// connection if it has a subscription.
 	subscription := client.Subscribe(ctx, s.prefix+"heartbeat")
 	defer subscription.Close()
-	var asked time.Time // when the question was asked that has not been answered; zero: none
-	ask := func() error {
-		asked = time.Now()
+	var pinged time.Time // when the unanswered ping was sent; zero: none
+	ping := func() error {
+		pinged = time.Now()
 		return subscription.Ping(ctx)
 	}
 	for ctx.Err() == nil {
-		answer, err := subscription.ReceiveTimeout(ctx, heartbeat)
-		switch answer.(type) {
+		message, err := subscription.ReceiveTimeout(ctx, heartbeat)
+		switch message.(type) {
 		case *redis.Subscription:
-			err = ask()
+			err = ping()
 		case *redis.Pong:
-			current(asked.Add(currentFor)) // answers come in order: all that had changed by then has been announced
-			asked = time.Time{}
+			current(pinged.Add(currentFor)) // responses are ordered: all earlier changes were announced
+			pinged = time.Time{}
 		}
 		if isTimeout(err) {
-			if asked.IsZero() {
-				err = ask()
-			} else if waited := time.Since(asked); waited > 4*heartbeat {
-				err = fmt.Errorf("no answer for %v", waited.Round(time.Millisecond))
+			if pinged.IsZero() {
+				err = ping()
+			} else if waited := time.Since(pinged); waited > 4*heartbeat {
+				err = fmt.Errorf("no response for %v", waited.Round(time.Millisecond))
 			} else {
 				err = nil
 			}
@@ -200,14 +216,16 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// announcement hands on the keys of an invalidation message.
+// announcement passes on the keys of invalidation messages.
 type announcement struct {
 	prefix  string
 	changed func(key string)
 }
 
-// HandlePushNotification is called by the library between other replies. A message without keys says that all of them are gone.
-func (a announcement) HandlePushNotification(_ context.Context, _ push.NotificationHandlerContext, message []any) error {
+// HandlePushNotification is called by the library. A message without keys
+// invalidates all keys.
+func (a announcement) HandlePushNotification(_ context.Context, _ push.NotificationHandlerContext,
+	message []any) error {
 	keys, _ := message[len(message)-1].([]any)
 	if len(keys) == 0 {
 		a.changed("")
@@ -220,7 +238,7 @@ func (a announcement) HandlePushNotification(_ context.Context, _ push.Notificat
 	return nil
 }
 
-// clusterMasters returns how to connect to each master that serves slots.
+// clusterMasters returns the options of each master that serves slots.
 func clusterMasters(ctx context.Context, client *redis.ClusterClient) ([]*redis.Options, error) {
 	var mu sync.Mutex
 	var masters []*redis.Options

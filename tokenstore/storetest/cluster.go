@@ -11,18 +11,21 @@ import (
 	"time"
 )
 
-// Cluster is a Redis Cluster of three masters with a replica each. Its nodes take another for dead after 1.5 seconds of silence. Nothing
-// is saved: a node that was killed comes back empty, but knows its place.
+// Cluster is a Redis Cluster of three masters with a replica each. Its nodes
+// take another for dead after 1.5 seconds of silence. Nothing is saved: a node
+// that was killed comes back empty, but knows its place.
 type Cluster struct {
 	t     testing.TB
 	nodes []*Server // first the masters of the beginning
 }
 
-// layout says which slots each master has, as CLUSTER NODES writes them ("0-5460 5462"), by the master's address. Masters without slots,
-// and those that the cluster has given up, are not in it.
+// layout says which slots each master has, as CLUSTER NODES writes them
+// ("0-5460 5462"), by the master's address. Masters without slots, and those
+// that the cluster has given up, are not in it.
 type layout map[string]string
 
-// StartCluster starts the six and returns when all agree on who has which slot and the replicas have their masters' data.
+// StartCluster starts the six and returns when all agree on who has which slot
+// and the replicas have their masters' data.
 func StartCluster(t testing.TB) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
@@ -73,7 +76,8 @@ func StartCluster(t testing.TB) *Cluster {
 // URL is what store.url takes.
 func (c *Cluster) URL() string { return "redis+cluster://" + strings.Join(addrs(c.nodes), ",") }
 
-// Masters are the nodes that have slots, on which all nodes that answer agree. While they differ, during a failover, it waits for them.
+// Masters are the nodes that have slots, on which all nodes that answer agree.
+// While they differ, during a failover, it waits for them.
 func (c *Cluster) Masters() []*Server {
 	c.t.Helper()
 	l := c.settled()
@@ -86,7 +90,8 @@ func (c *Cluster) Masters() []*Server {
 	return masters
 }
 
-// MasterOf is the node that has the key's slot. Like Masters, it waits while the nodes differ.
+// MasterOf is the node that has the key's slot. Like Masters, it waits while
+// the nodes differ.
 func (c *Cluster) MasterOf(key string) *Server {
 	c.t.Helper()
 	slot := c.slot(key)
@@ -97,7 +102,8 @@ func (c *Cluster) MasterOf(key string) *Server {
 	return master
 }
 
-// MoveSlotOf moves the key's slot, with all keys in it, to another master, and returns when all nodes know.
+// MoveSlotOf moves the key's slot, with all keys in it, to another master, and
+// returns when all nodes know.
 func (c *Cluster) MoveSlotOf(key string, to *Server) {
 	c.t.Helper()
 	from := c.MasterOf(key)
@@ -117,7 +123,8 @@ func (c *Cluster) MoveSlotOf(key string, to *Server) {
 		}
 		from.must(append([]string{"MIGRATE", host, port, "", "0", "5000", "REPLACE", "KEYS"}, keys...)...)
 	}
-	// The new owner first: were it told last, the slot would for a moment have nobody.
+	// The new owner first: were it told last, the slot would for a moment have
+	// nobody.
 	to.must("CLUSTER", "SETSLOT", slot, "NODE", toID)
 	from.must("CLUSTER", "SETSLOT", slot, "NODE", toID)
 	await(c.t, 30*time.Second, "all nodes know where slot "+slot+" is", func() bool {
@@ -126,8 +133,9 @@ func (c *Cluster) MoveSlotOf(key string, to *Server) {
 	})
 }
 
-// WaitForOtherMaster waits until another node than old has the key's slot, all nodes that answer know, and the cluster takes commands
-// again. It fails the test after 30 seconds.
+// WaitForOtherMaster waits until another node than old has the key's slot, all
+// nodes that answer know, and the cluster takes commands again. It fails the
+// test after 30 seconds.
 func (c *Cluster) WaitForOtherMaster(key string, old *Server) *Server {
 	c.t.Helper()
 	slot := c.slot(key, old)
@@ -169,7 +177,8 @@ func (c *Cluster) settled() layout {
 	return l
 }
 
-// agreed is the layout in which all nodes that answer agree, four at the least; nil where they do not. Nodes left out are not asked.
+// agreed is the layout in which all nodes that answer agree, four at the least;
+// nil where they do not. Nodes left out are not asked.
 func (c *Cluster) agreed(without ...*Server) layout {
 	var agreed layout
 	answers := 0
@@ -192,8 +201,9 @@ func (c *Cluster) agreed(without ...*Server) layout {
 	return agreed
 }
 
-// parseNodes reads CLUSTER NODES: id, address@bus, flags, its master, two times, epoch, link, and the slots, of which those in brackets
-// are on their way.
+// parseNodes reads CLUSTER NODES: id, address@bus, flags, its master, two
+// times, epoch, link, and the slots, of which those in brackets are on their
+// way.
 func parseNodes(nodes string) layout {
 	l := layout{}
 	for line := range strings.Lines(nodes) {

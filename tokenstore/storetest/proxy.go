@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Proxy passes TCP connections on to a target, and fails at it when told to, in one way at a time. It stops when the test ends.
+// Proxy passes TCP connections on to a target, and fails at it when told to, in
+// one way at a time. It stops when the test ends.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -43,13 +44,15 @@ type link struct {
 	dead       bool // It lost something in a black hole, and passes nothing more.
 }
 
-// chunk is what was read at once; without bytes it is the end of what one side has to say.
+// chunk is what was read at once; without bytes it is the end of what one side
+// has to say.
 type chunk struct {
 	bytes []byte
 	at    time.Time
 }
 
-// StartProxy starts a proxy to the target, a host:port, on a free port of the loopback interface.
+// StartProxy starts a proxy to the target, a host:port, on a free port of the
+// loopback interface.
 func StartProxy(t testing.TB, target string) *Proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -72,16 +75,19 @@ func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 // Cut closes all connections, and new ones at once, until Heal.
 func (p *Proxy) Cut() { p.set(cut, 0) }
 
-// Hang lets nothing pass in either direction, until Heal. Connections stay open, new ones are accepted and hang too. What was sent
-// meanwhile arrives after Heal.
+// Hang lets nothing pass in either direction, until Heal. Connections stay
+// open, new ones are accepted and hang too. What was sent meanwhile arrives
+// after Heal.
 func (p *Proxy) Hang() { p.set(hang, 0) }
 
-// DropAnswers lets requests pass, but nothing come back, until Heal. A connection that has lost an answer so is closed by Heal: what came
-// next would be taken for the answer that was lost.
+// DropAnswers lets requests pass, but nothing come back, until Heal. A
+// connection that has lost an answer so is closed by Heal: what came next would
+// be taken for the answer that was lost.
 func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
 
-// Blackhole loses what is sent in either direction, until Heal. Connections stay
-// open for ever; those that lost something pass nothing more, also after Heal.
+// Blackhole loses what is sent in either direction, until Heal. Connections
+// stay open for ever; those that lost something pass nothing more, also after
+// Heal.
 func (p *Proxy) Blackhole() { p.set(blackhole, 0) }
 
 // DropSilently lets nothing pass any more on the connections that are open, and
@@ -158,8 +164,9 @@ func (p *Proxy) accept() {
 	}
 }
 
-// serve carries a link's bytes until one side closes or the link is cut. Both are read even while nothing passes, so that a client's leaving
-// is seen. All its goroutines end with the link, whose connections are then closed.
+// serve carries a link's bytes until one side closes or the link is cut. Both
+// are read even while nothing passes, so that a client's leaving is seen. All
+// its goroutines end with the link, whose connections are then closed.
 func (p *Proxy) serve(l *link) {
 	requests, answers := make(chan chunk, 1024), make(chan chunk, 1024)
 	p.running.Go(func() {
@@ -218,7 +225,8 @@ func read(l *link, from net.Conn, queue chan<- chunk) {
 	}
 }
 
-// write writes what is in the queue, each chunk when it may pass, and ends the link with it.
+// write writes what is in the queue, each chunk when it may pass, and ends the
+// link with it.
 func (p *Proxy) write(l *link, to net.Conn, queue <-chan chunk, answers bool) {
 	for c := range queue {
 		if !p.pass(l, c, answers) {

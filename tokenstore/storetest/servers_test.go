@@ -353,7 +353,8 @@ func (c client) wants(t *testing.T, command, answer string) {
 	c.answers(t, answer)
 }
 
-// wantsSilence fails the test if anything comes in a time in which an answer would have come.
+// wantsSilence fails the test if anything comes in a time in which an answer
+// would have come.
 func (c client) wantsSilence(t *testing.T) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))

@@ -1,4 +1,7 @@
-// Package storetest is the contract of session.Store as a test, and a real Redis to run it against.
+// Package storetest tests implementations of session.Store, and starts Redis
+// servers to test against.
+//
+//	func TestStore(t *testing.T) { storetest.Run(t, newStore()) }
 package storetest
 
 import (
@@ -15,7 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// Run checks that the store keeps the contract of session.Store. It uses keys of its own, so the store may hold other things.
+// Run tests that store meets the contract of session.Store. It uses random
+// keys, so the store need not be empty.
 func Run(t *testing.T, store session.Store) {
 	ctx := t.Context()
 	run := fmt.Sprintf("storetest:%x:", rand.Uint64())
@@ -102,7 +106,8 @@ func Run(t *testing.T, store session.Store) {
 		}
 	})
 
-	// A caller that got no answer asks again, and so may the store's own client.
+	// A caller without a response retries, and the client of the store may do
+	// so too.
 	t.Run("AWriteThatIsRepeatedSaysTheSame", func(t *testing.T) {
 		for range 2 {
 			create(t, store, key(t), []byte("one"), time.Minute)
@@ -274,7 +279,8 @@ func Run(t *testing.T, store session.Store) {
 	})
 }
 
-// announcements writes records and leases and waits for the announcement of each.
+// announcements writes records and leases and waits for the announcement of
+// each.
 func announcements(t *testing.T, store session.Store, run string) {
 	ctx, stop := context.WithCancel(t.Context())
 	changed, current := make(chan string, 1000), make(chan time.Time, 1000)
@@ -332,7 +338,7 @@ func addMember(t *testing.T, store session.Store, key, member string, ttl time.D
 	}
 }
 
-// wantMembers checks the members of a set, in any order.
+// wantMembers checks the members of a set in any order.
 func wantMembers(t *testing.T, store session.Store, key string, want ...string) {
 	t.Helper()
 	got, err := store.Members(t.Context(), key)
