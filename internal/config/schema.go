@@ -211,14 +211,16 @@ func (c *Config) SetDefaults() {
 // only a restart can change. The error is an Errors.
 func (c *Config) CheckReload(inForce *Config) error {
 	var problems Errors
-	check := func(key string, changed bool) {
-		if changed {
+	changed := map[string]bool{
+		"server.listen":       c.Server.Listen != inForce.Server.Listen,
+		"server.admin_listen": c.Server.AdminListen != inForce.Server.AdminListen,
+		"server.tls":          c.Server.TLS != inForce.Server.TLS,
+		"store":               c.Store != inForce.Store,
+	}
+	for _, key := range restartKeys {
+		if changed[key] {
 			problems.add(key, "a change needs a restart")
 		}
 	}
-	check("server.listen", c.Server.Listen != inForce.Server.Listen)
-	check("server.admin_listen", c.Server.AdminListen != inForce.Server.AdminListen)
-	check("server.tls", c.Server.TLS != inForce.Server.TLS)
-	check("store", c.Store != inForce.Store)
 	return problems.orNil()
 }
