@@ -13,8 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// A login starts a session. Later requests find it by its cookie, and get an access
-// token that can be used.
+// A login starts a session. Later requests find it by its cookie, and get an
+// access token that can be used.
 func Example() {
 	ctx := context.Background()
 	key := make([]byte, 32) // from the configuration, so that sessions survive a restart
@@ -43,7 +43,8 @@ func Example() {
 	now := time.Now()
 	started, err := sessions.Start(ctx, session.New{
 		Issuer: "https://id.example", Subject: "alice",
-		Tokens: session.Tokens{Access: "access token", Refresh: "refresh token", Issued: now.Add(-time.Hour), Expiry: now},
+		Tokens: session.Tokens{Access: "access token", Refresh: "refresh token",
+			Issued: now.Add(-time.Hour), Expiry: now},
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -21,11 +21,11 @@ const (
 )
 
 // arrows lists, for each package, the packages of this module that it may
-// import. Test files are exempt. A new arrow is a decision: add it here and to the
-// table in .github/CONTRIBUTING.md.
+// import. Test files are exempt. A new arrow is a decision: add it here and to
+// the table in .github/CONTRIBUTING.md.
 //
-//   - bff is the only package that knows a provider, an upstream, a problem and a
-//     session. oidc and proxy do not know each other.
+//   - bff is the only package that knows a provider, an upstream, a problem and
+//     a session. oidc and proxy do not know each other.
 //   - oidc does not know problem: bff turns its errors into problems.
 //   - session, tokenstore, bearer and web know none of these. They are used
 //     without bff.
@@ -72,8 +72,8 @@ var arrows = map[string][]string{
 	"internal/textlint":          {},
 }
 
-// sessionHTTPFile is the only file of package session that imports net/http: the
-// rest of the package works without an HTTP request.
+// sessionHTTPFile is the only file of package session that imports net/http:
+// the rest of the package works without an HTTP request.
 const sessionHTTPFile = "session/cookie.go"
 
 func TestPackagesImportOnlyWhatTheirArrowsAllow(t *testing.T) {

@@ -1,10 +1,15 @@
-// Bearerbench measures package bearer beside other verifiers of JWTs, and writes the result into a Markdown file:
+// Bearerbench measures package bearer beside other verifiers of JWTs, and
+// writes the result into a Markdown file:
 //
 //	go -C internal/bearerbench run . -o ../../docs/performance.md
 //
-// What is between the lines <!-- bench-bearer --> and <!-- /bench-bearer --> of the file is replaced, the rest stays. All verify the same tokens, with keys
-// from the same issuer, which they have before the clock starts. Every figure is the median of -rounds rounds, in each of which every system verifies all tokens once, one system after the
-// other and each round in another order. It is a module of its own, so that what it measures is no dependency of anything else.
+// What is between the lines <!-- bench-bearer --> and <!-- /bench-bearer --> of
+// the file is replaced, the rest stays. All verify the same tokens, with keys
+// from the same issuer, which they have before the clock starts. Every figure
+// is the median of -rounds rounds, in each of which every system verifies all
+// tokens once, one system after the other and each round in another order. It
+// is a module of its own, so that what it measures is no dependency of anything
+// else.
 package main
 
 import (
@@ -127,7 +132,8 @@ func measure(ctx context.Context, r benchtable.Results, what string, v verify, r
 	return nil
 }
 
-// together verifies all tokens on all cores, and returns how many seconds that is for each.
+// together verifies all tokens on all cores, and returns how many seconds that
+// is for each.
 func together(ctx context.Context, v verify, raw []string) (float64, error) {
 	runtime.GC()
 	cores := runtime.GOMAXPROCS(0)

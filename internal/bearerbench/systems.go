@@ -22,10 +22,11 @@ import (
 // What an API wants to know of a token, from whichever system.
 type verified struct{ subject, scope string }
 
-// A verify function says whether a token is good.
+// A verify function reports whether a token is good.
 type verify func(ctx context.Context, raw string) (verified, error)
 
-// system is something that verifies tokens. Each is asked to check signature, algorithm, iss, aud and exp, and to tell sub and scope.
+// system is something that verifies tokens. Each is asked to check signature,
+// algorithm, iss, aud and exp, and to tell sub and scope.
 type system struct {
 	name string
 	// begin makes a verifier that has the issuer's keys at hand.
@@ -41,7 +42,8 @@ var systems = []system{
 	{ours, beginBearer},
 }
 
-// beginBearer makes a verifier that has seen no token but one, of which it has the keys.
+// beginBearer makes a verifier that has seen no token but one, of which it has
+// the keys.
 func beginBearer(ctx context.Context, iss *issuer) (verify, error) {
 	v, err := bearer.NewVerifier(bearer.Config{Issuer: iss.url, Audience: audience, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -135,7 +137,8 @@ func beginGolangJWT(ctx context.Context, iss *issuer) (verify, error) {
 	}, nil
 }
 
-// check has a system accept a good token, and refuse one that is expired, for another API, or of another key.
+// check has a system accept a good token, and refuse one that is expired, for
+// another API, or of another key.
 func check(ctx context.Context, s system, iss *issuer, alg string) error {
 	v, err := s.begin(ctx, iss)
 	if err != nil {

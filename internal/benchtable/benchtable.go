@@ -1,4 +1,5 @@
-// Package benchtable is what the benchmarks share: figures by round, and the section of a Markdown file that they are written into.
+// Package benchtable is what the benchmarks share: figures by round, and the
+// section of a Markdown file that they are written into.
 package benchtable
 
 import (
@@ -16,10 +17,11 @@ type Results map[string][]float64 // :: what → a value for each round
 // Add keeps a value of this round.
 func (r Results) Add(what string, value float64) { r[what] = append(r[what], value) }
 
-// Has says whether there is a value.
+// Has reports whether there is a value.
 func (r Results) Has(what string) bool { return len(r[what]) > 0 }
 
-// Median returns the median of the rounds. It panics where nothing was measured.
+// Median returns the median of the rounds. It panics where nothing was
+// measured.
 func (r Results) Median(what string) float64 {
 	values := slices.Sorted(slices.Values(r[what]))
 	if len(values) == 0 {
@@ -50,7 +52,8 @@ func Processor() string {
 	return runtime.GOARCH
 }
 
-// WriteSection replaces what is between the lines <!-- name --> and <!-- /name --> of a file. A file without them gets them at its end.
+// WriteSection replaces what is between the lines <!-- name --> and <!-- /name
+// --> of a file. A file without them gets them at its end.
 func WriteSection(file, name, section string) error {
 	begin, end := "<!-- "+name+" -->\n", "<!-- /"+name+" -->\n"
 	old, err := os.ReadFile(file)

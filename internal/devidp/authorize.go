@@ -28,7 +28,8 @@ const (
 	longestName = 255
 )
 
-// authRequest is an authorization request whose client and redirect URI are known to be right (OpenID Connect Core 3.1.2.1).
+// authRequest is an authorization request whose client and redirect URI are
+// known to be right (OpenID Connect Core 3.1.2.1).
 type authRequest struct {
 	client      *Client
 	redirectURI string
@@ -55,7 +56,8 @@ type pushedRequest struct {
 	expires time.Time
 }
 
-// session is a user's session at the provider. It ends at expires, or with EndSession.
+// session is a user's session at the provider. It ends at expires, or with
+// EndSession.
 type session struct {
 	sid      string
 	cookie   string
@@ -77,7 +79,8 @@ type code struct {
 	grant    *grant // what it was redeemed for, if it was
 }
 
-// readRequest reads an authorization request. An error is for the user: there is nobody to redirect to.
+// readRequest reads an authorization request. An error is for the user: there
+// is nobody to redirect to.
 func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	if len(q["client_id"]) > 1 || len(q["redirect_uri"]) > 1 {
 		return nil, errors.New("client_id or redirect_uri is there twice")
@@ -140,7 +143,8 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	if !areResources(r.resource) {
 		return fault("invalid_target", "resource has to be an absolute URI without a fragment")
 	}
-	// acr_values is in the client's order of preference, and voluntary (OpenID Connect Core 3.1.2.1).
+	// acr_values is in the client's order of preference, and voluntary (OpenID
+	// Connect Core 3.1.2.1).
 	if asked := strings.Fields(q.Get("acr_values")); len(asked) > 0 {
 		if i := slices.IndexFunc(asked, func(acr string) bool { return slices.Contains(acrValues, acr) }); i >= 0 {
 			r.acr = asked[i]
@@ -167,7 +171,7 @@ func among(scope string, allowed []string) string {
 	return strings.Join(granted, " ")
 }
 
-// areResources says whether these can be resource parameters (RFC 8707 2).
+// areResources reports whether these can be resource parameters (RFC 8707 2).
 func areResources(resources []string) bool {
 	for _, raw := range resources {
 		if u, err := url.Parse(raw); err != nil || !u.IsAbs() || strings.Contains(raw, "#") {
@@ -225,7 +229,8 @@ func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequ
 	return request, nil
 }
 
-// requested is the authorization request in q, or the pushed one that it names. An error is for the user.
+// requested is the authorization request in q, or the pushed one that it names.
+// An error is for the user.
 func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	uri := q.Get("request_uri")
 	if uri == "" {
@@ -244,7 +249,8 @@ func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	return pushed.request, nil
 }
 
-// satisfiedBy says whether a session does for the request without asking its user. The caller holds mu.
+// satisfiedBy reports whether a session does for the request without asking its
+// user. The caller holds mu.
 func (r *authRequest) satisfiedBy(s *session) bool {
 	switch {
 	case s == nil:
@@ -261,11 +267,12 @@ func (r *authRequest) satisfiedBy(s *session) bool {
 	return true
 }
 
-// is says whether a login_hint means the user.
+// is reports whether a login_hint means the user.
 func (u User) is(hint string) bool { return hint == u.Sub || u.Email != "" && hint == u.Email }
 
-// authorize is the authorization endpoint. A request comes by GET or by POST (OpenID Connect Core 3.1.2.1); with a csrf
-// parameter it is the answer to the page to pick a user.
+// authorize is the authorization endpoint. A request comes by GET or by POST
+// (OpenID Connect Core 3.1.2.1); with a csrf parameter it is the answer to the
+// page to pick a user.
 func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	if r.Method == http.MethodPost {
@@ -328,7 +335,8 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	}
 }
 
-// signIn begins a session, or goes on with the one that the same user has in this browser.
+// signIn begins a session, or goes on with the one that the same user has in
+// this browser.
 func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -364,7 +372,8 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, request *authR
 	p.answer(w, r, request, url.Values{"error": {fault.code}, "error_description": {fault.description}})
 }
 
-// answer sends the browser back to the client (RFC 6749 4.1.2), with iss, also of an error (RFC 9207 2).
+// answer sends the browser back to the client (RFC 6749 4.1.2), with iss, also
+// of an error (RFC 9207 2).
 func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request *authRequest, answer url.Values) {
 	if request.uri != "" {
 		p.mu.Lock()
@@ -413,8 +422,10 @@ func (p *Provider) sessionOf(r *http.Request) *session {
 	return s
 }
 
-// formKey is the hidden field of this browser's forms, and of nobody else's: it is in a cookie of its own. The cookie is Lax because
-// the way to a form leads here from the client's site: a second tab has to find it, and not overwrite it.
+// formKey is the hidden field of this browser's forms, and of nobody else's: it
+// is in a cookie of its own. The cookie is Lax because the way to a form leads
+// here from the client's site: a second tab has to find it, and not overwrite
+// it.
 func (p *Provider) formKey(w http.ResponseWriter, r *http.Request) string {
 	key := cookieValue(r, p.cookieName+"-form")
 	if key == "" {
@@ -424,7 +435,8 @@ func (p *Provider) formKey(w http.ResponseWriter, r *http.Request) string {
 	return key
 }
 
-// isOwnForm says whether what is posted comes from a page of ours in this browser.
+// isOwnForm reports whether what is posted comes from a page of ours in this
+// browser.
 func (p *Provider) isOwnForm(r *http.Request) bool {
 	key := cookieValue(r, p.cookieName+"-form")
 	return key != "" && subtle.ConstantTimeCompare([]byte(key), []byte(r.PostForm.Get("csrf"))) == 1

@@ -19,13 +19,15 @@ const (
 	longestAssertion = 10 * time.Minute // that a client assertion may be good for: its jti is remembered so long
 )
 
-// assertionAlgorithms are those of private_key_jwt, proofAlgorithms those of DPoP. None is symmetric (RFC 9449 4.2).
+// assertionAlgorithms are those of private_key_jwt, proofAlgorithms those of
+// DPoP. None is symmetric (RFC 9449 4.2).
 var (
 	assertionAlgorithms = []jose.SignatureAlgorithm{jose.RS256, jose.PS256, jose.ES256, jose.EdDSA}
 	proofAlgorithms     = []jose.SignatureAlgorithm{jose.ES256, jose.PS256, jose.EdDSA}
 )
 
-// authenticate says which client sent a form. It takes exactly one method of saying so (RFC 6749 2.3).
+// authenticate says which client sent a form. It takes exactly one method of
+// saying so (RFC 6749 2.3).
 func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 	form := r.PostForm
 	methods := 0
@@ -60,13 +62,15 @@ func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 	return client, nil
 }
 
-// shows says whether a request came with the client's certificate (RFC 8705 2.2).
+// shows reports whether a request came with the client's certificate (RFC 8705
+// 2.2).
 func (c *Client) shows(r *http.Request) bool {
 	return c.Certificate != nil && strings.Contains(r.URL.Path, "/mtls/") && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && r.TLS.PeerCertificates[0].Equal(c.Certificate)
 }
 
-// checkAssertion is private_key_jwt (RFC 7523 3). The audience is the issuer and nobody else (RFC 10070 4): an assertion for another
-// server's endpoint, or for several servers, would be good to whoever received it first.
+// checkAssertion is private_key_jwt (RFC 7523 3). The audience is the issuer
+// and nobody else (RFC 10070 4): an assertion for another server's endpoint, or
+// for several servers, would be good to whoever received it first.
 func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 	refused := func(why string) (*Client, *oauthError) { return nil, &oauthError{"invalid_client", why} }
 	if form.Get("client_assertion_type") != jwtBearer {
@@ -104,7 +108,8 @@ func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 	return client, nil
 }
 
-// readSigned returns the parameters of a signed authorization request (RFC 9101). The ones beside it count for nothing.
+// readSigned returns the parameters of a signed authorization request (RFC
+// 9101). The ones beside it count for nothing.
 func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) {
 	jws, err := jose.ParseSignedCompact(q.Get("request"), assertionAlgorithms)
 	if err != nil || !client.signed(jws) {
@@ -142,7 +147,7 @@ func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) 
 	return signed, nil
 }
 
-// signed says whether one of the client's keys signed it.
+// signed reports whether one of the client's keys signed it.
 func (c *Client) signed(jws *jose.JSONWebSignature) bool {
 	id := jws.Signatures[0].Header.KeyID
 	for _, k := range c.Keys {

@@ -52,7 +52,8 @@ func newOP(t *testing.T, edit func(*devidp.Config)) *op {
 	return newOPAt(t, server.URL, http.DefaultTransport, &provider, edit)
 }
 
-// newOPInBubble is a provider without a network, for the fake clock of testing/synctest.
+// newOPInBubble is a provider without a network, for the fake clock of
+// testing/synctest.
 func newOPInBubble(t *testing.T, edit func(*devidp.Config)) *op {
 	t.Helper()
 	var provider *devidp.Provider
@@ -111,7 +112,8 @@ func newBrowser(transport http.RoundTripper) *http.Client {
 
 var csrf = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
 
-// authorize opens an authorization URL, picks the user where there is a page, and returns what comes back.
+// authorize opens an authorization URL, picks the user where there is a page,
+// and returns what comes back.
 func (o *op) authorize(user, authURL string) url.Values {
 	o.t.Helper()
 	resp, err := o.browser.Get(authURL)

@@ -12,7 +12,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// checkProof verifies the DPoP proof of a request, if it has one, and returns the thumbprint of its key (RFC 9449 4.3). With an access token it is the
+// checkProof verifies the DPoP proof of a request, if it has one, and returns
+// the thumbprint of its key (RFC 9449 4.3). With an access token it is the
 // proof for using that token; without, for obtaining one, and may need a nonce.
 func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToken string) (jkt string, fault *oauthError) {
 	refused := func(why string) (string, *oauthError) { return "", &oauthError{"invalid_dpop_proof", why} }
@@ -85,7 +86,8 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	return encode(thumbprint), nil
 }
 
-// nonce is the one that proofs have to carry now. It changes with time (RFC 9449 8.2).
+// nonce is the one that proofs have to carry now. It changes with time (RFC
+// 9449 8.2).
 func (p *Provider) nonce() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,7 +97,8 @@ func (p *Provider) nonce() string {
 	return p.dpopNonce
 }
 
-// RotateDPoPNonce changes the nonce now: the next proof with the old one is answered with use_dpop_nonce.
+// RotateDPoPNonce changes the nonce now: the next proof with the old one is
+// answered with use_dpop_nonce.
 func (p *Provider) RotateDPoPNonce() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,7 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// proof is a request header with a DPoP proof for the token endpoint, but for what is changed.
+// proof is a request header with a DPoP proof for the token endpoint, but for
+// what is changed.
 func (o *op) proof(key *ecdsa.PrivateKey, changes map[string]any) http.Header {
 	o.t.Helper()
 	claims := with(map[string]any{"jti": rand.Text(), "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()}, changes)

@@ -23,10 +23,12 @@ type key struct {
 	private *rsa.PrivateKey
 }
 
-// maxKeys is how many keys are published: the one that signs, and those that signed what may still be about.
+// maxKeys is how many keys are published: the one that signs, and those that
+// signed what may still be about.
 const maxKeys = 3
 
-// RotateKeys makes a new key that signs from now on. The ones before stay published for a while.
+// RotateKeys makes a new key that signs from now on. The ones before stay
+// published for a while.
 func (p *Provider) RotateKeys() error {
 	private, err := p.cfg.NewKey()
 	if err != nil {
@@ -54,7 +56,8 @@ func (p *Provider) jwks(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, body)
 }
 
-// Sign signs a JWT with the provider's current key, whatever is in it. Header members alg and kid are set where they are missing.
+// Sign signs a JWT with the provider's current key, whatever is in it. Header
+// members alg and kid are set where they are missing.
 func (p *Provider) Sign(header, claims map[string]any) (string, error) {
 	payload, err := json.Marshal(claims)
 	if err != nil {
@@ -165,7 +168,8 @@ func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error)
 	return p.make(header, claims, h.EditAccessToken, h.SignAccessToken)
 }
 
-// LogoutToken makes a logout token (OpenID Connect Back-Channel Logout 2.4), through the hooks, and sends it nowhere. An empty sub or sid is left out.
+// LogoutToken makes a logout token (OpenID Connect Back-Channel Logout 2.4),
+// through the hooks, and sends it nowhere. An empty sub or sid is left out.
 func (p *Provider) LogoutToken(clientID, sub, sid string) (string, error) {
 	now := time.Now()
 	header := map[string]any{"typ": "logout+jwt"}
@@ -194,7 +198,8 @@ func (p *Provider) make(header, claims map[string]any, edit func(header, claims 
 	return sign(header, claims)
 }
 
-// readOwnIDToken reads an ID token that this provider signed, with whichever of its keys, expired or not: a hint is about the past.
+// readOwnIDToken reads an ID token that this provider signed, with whichever of
+// its keys, expired or not: a hint is about the past.
 func (p *Provider) readOwnIDToken(raw string) (idTokenClaims, error) {
 	p.mu.Lock()
 	keys := slices.Clone(p.keys)

@@ -13,7 +13,8 @@ var files embed.FS
 
 var pages = template.Must(template.ParseFS(files, "pages/*.html"))
 
-// serveFile serves what the pages are made of besides HTML. Their policy allows no other origin and nothing inline.
+// serveFile serves what the pages are made of besides HTML. Their policy allows
+// no other origin and nothing inline.
 func serveFile(name string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -22,7 +23,8 @@ func serveFile(name string) http.HandlerFunc {
 	}
 }
 
-// show answers with a page. Sources are those that the page's policy allows it beyond its style.
+// show answers with a page. Sources are those that the page's policy allows it
+// beyond its style.
 func (p *Provider) show(w http.ResponseWriter, status int, page, sources string, data map[string]any) {
 	data["Path"] = p.path
 	h := w.Header()
@@ -37,7 +39,8 @@ func (p *Provider) show(w http.ResponseWriter, status int, page, sources string,
 	}
 }
 
-// showPicker asks the user who they are. Answers go to the same request, wherever it came from.
+// showPicker asks the user who they are. Answers go to the same request,
+// wherever it came from.
 func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *authRequest, q url.Values) {
 	var hinted string
 	for _, u := range p.cfg.Users {
@@ -52,7 +55,8 @@ func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *a
 	})
 }
 
-// formTo lets a page post to the provider, and be redirected to a URI: browsers hold form-action against redirects too.
+// formTo lets a page post to the provider, and be redirected to a URI: browsers
+// hold form-action against redirects too.
 func formTo(uri string) string {
 	u, err := url.Parse(uri)
 	if err != nil || uri == "" {
@@ -61,7 +65,8 @@ func formTo(uri string) string {
 	return "form-action 'self' " + u.Scheme + "://" + u.Host
 }
 
-// showFormPost answers by a form that posts itself (OAuth 2.0 Form Post Response Mode 2). It may be in a frame: so is a login with prompt=none.
+// showFormPost answers by a form that posts itself (OAuth 2.0 Form Post
+// Response Mode 2). It may be in a frame: so is a login with prompt=none.
 func (p *Provider) showFormPost(w http.ResponseWriter, uri string, answer url.Values) {
 	p.show(w, http.StatusOK, "form-post.html", formTo(uri)+"; script-src 'self'", map[string]any{"URI": uri, "Answer": answer})
 }

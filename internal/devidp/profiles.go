@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// A Profile makes the provider behave as a service does that a test cannot reach, in what that documents: addresses, metadata, answers and quirks.
+// A Profile makes the provider behave as a service does that a test cannot
+// reach, in what that documents: addresses, metadata, answers and quirks.
 type Profile struct {
 	Name       string
 	IssuerPath string // of the issuer
@@ -80,7 +81,8 @@ func (f Profile) Hooks(p *Provider) Hooks {
 	return h
 }
 
-// modern is what none of the large services had in its metadata when this was written.
+// modern is what none of the large services had in its metadata when this was
+// written.
 var modern = []string{
 	"pushed_authorization_request_endpoint", "require_pushed_authorization_requests", "authorization_response_iss_parameter_supported",
 	"dpop_signing_alg_values_supported", "prompt_values_supported", "acr_values_supported",

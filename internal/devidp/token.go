@@ -22,8 +22,9 @@ const (
 	accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 )
 
-// grant is what a client has obtained by one code, or by its own credentials: the family of refresh tokens, of which the newest is good, and
-// the access tokens.
+// grant is what a client has obtained by one code, or by its own credentials:
+// the family of refresh tokens, of which the newest is good, and the access
+// tokens.
 type grant struct {
 	client   *Client
 	sid      string // empty: the client speaks for itself
@@ -147,7 +148,8 @@ func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthE
 	return tokenRequest{}, &oauthError{"invalid_grant", "there is no user of that name"}
 }
 
-// redeem trades a code (RFC 6749 4.1.3, RFC 7636 4.6). A code is used by the first attempt of its client, whether that succeeds or not.
+// redeem trades a code (RFC 6749 4.1.3, RFC 7636 4.6). A code is used by the
+// first attempt of its client, whether that succeeds or not.
 func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -194,8 +196,10 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 	return tokenRequest{grant: g, scope: scope, resource: resource, refresh: p.newRefreshToken(g), first: true}, nil
 }
 
-// rotate trades a refresh token (RFC 6749 6) for the next one. The second use of one says that somebody else has it too: it ends the family
-// (RFC 9700 4.14.2). It is not bound to a DPoP key, because the client has to say who it is (RFC 9449 5).
+// rotate trades a refresh token (RFC 6749 6) for the next one. The second use
+// of one says that somebody else has it too: it ends the family (RFC 9700
+// 4.14.2). It is not bound to a DPoP key, because the client has to say who it
+// is (RFC 9449 5).
 func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -224,7 +228,8 @@ func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauth
 	return t, nil
 }
 
-// exchange trades one of the client's access tokens for another (RFC 8693 2): for what audience and resource name, with no more than its scope.
+// exchange trades one of the client's access tokens for another (RFC 8693 2):
+// for what audience and resource name, with no more than its scope.
 func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,8 +255,9 @@ func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oau
 	return tokenRequest{grant: subject.grant, scope: scope, resource: resource, other: true}, nil
 }
 
-// part is what a token request asks for of a grant, or all of it when it asks for nothing (RFC 6749 6, RFC 8707 2.2). The grant stays as it is. One
-// that names no resource is good for any.
+// part is what a token request asks for of a grant, or all of it when it asks
+// for nothing (RFC 6749 6, RFC 8707 2.2). The grant stays as it is. One that
+// names no resource is good for any.
 func (g *grant) part(scope string, resource []string) (string, []string, *oauthError) {
 	if scope == "" {
 		scope = g.scope
@@ -275,10 +281,12 @@ func (g *grant) part(scope string, resource []string) (string, []string, *oauthE
 	return scope, resource, nil
 }
 
-// binding is what an access token is bound to: a DPoP key or a certificate, by thumbprint; or to neither.
+// binding is what an access token is bound to: a DPoP key or a certificate, by
+// thumbprint; or to neither.
 type binding struct{ jkt, x5t string }
 
-// issue makes the tokens of an answer (RFC 6749 5.1, OpenID Connect Core 3.1.3.3 and 12.2).
+// issue makes the tokens of an answer (RFC 6749 5.1, OpenID Connect Core
+// 3.1.3.3 and 12.2).
 func (p *Provider) issue(t tokenRequest, bound binding) (map[string]any, error) {
 	access, err := p.newAccessToken(t, bound)
 	if err != nil {
@@ -326,8 +334,9 @@ func (p *Provider) SetRefreshGrace(d time.Duration) {
 	p.refreshGrace = d
 }
 
-// revoke is RFC 7009. A refresh token takes its grant along (2.1). A token that is unknown is revoked as well (2.2), and so, as far as
-// the client can see, is another client's.
+// revoke is RFC 7009. A refresh token takes its grant along (2.1). A token that
+// is unknown is revoked as well (2.2), and so, as far as the client can see, is
+// another client's.
 func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
 	fault := readForm(w, r)
 	var client *Client
@@ -355,8 +364,9 @@ func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// userinfo is OpenID Connect Core 5.3. It takes the access tokens that were issued here and are good still; one that is bound to a key only
-// with a proof of that key (RFC 9449 7).
+// userinfo is OpenID Connect Core 5.3. It takes the access tokens that were
+// issued here and are good still; one that is bound to a key only with a proof
+// of that key (RFC 9449 7).
 func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	p.mu.Lock()

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// IsHost reports whether host, a name or an IP address, is a loopback host: one at
-// which plain http is safe. Browsers and RFC 6761, section 6.3, treat localhost and
-// the names below it so.
+// IsHost reports whether host, a name or an IP address, is a loopback host: one
+// at which plain http is safe. Browsers and RFC 6761, section 6.3, treat
+// localhost and the names below it so.
 func IsHost(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()

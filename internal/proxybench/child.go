@@ -22,8 +22,8 @@ import (
 )
 
 // child runs this program in a process of its own: "upstream ADDRESS",
-// "goupstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM GOUPSTREAM". It reports
-// whether args name one of these.
+// "goupstream ADDRESS" or "reverseproxy ADDRESS UPSTREAM GOUPSTREAM". It
+// reports whether args name one of these.
 func child(args []string) bool {
 	if len(args) < 2 || strings.HasPrefix(args[0], "-") {
 		return false
@@ -48,8 +48,9 @@ func child(args []string) bool {
 // authorizationEnv holds the Authorization header that the reverse proxy sends.
 const authorizationEnv = "PROXYBENCH_AUTHORIZATION"
 
-// newReverseProxy returns what an engineer would write who needs no sessions: it
-// keeps as many connections as it uses, and sends the headers that Cloakroom sends.
+// newReverseProxy returns what an engineer would write who needs no sessions:
+// it keeps as many connections as it uses, and sends the headers that Cloakroom
+// sends.
 func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = 0, 512 // the default of 2 dials for most requests
@@ -78,7 +79,8 @@ func newReverseProxy(upstream, goUpstream, authorization string) http.Handler {
 	}
 }
 
-// goPath begins the paths that go to the upstream that is written with net/http.
+// goPath begins the paths that go to the upstream that is written with
+// net/http.
 const goPath = "/go/"
 
 // serveGo is an upstream as it is written in Go: it answers /go/N with N bytes.
@@ -91,8 +93,10 @@ func serveGo(w http.ResponseWriter, r *http.Request) {
 	w.Write(bytes.Repeat([]byte("x"), n))
 }
 
-// serveUpstream is an upstream that costs as little as it can: it answers /api/N with N bytes, whatever is uploaded, /api/chunked/N with N bytes in chunks, /api/head
-// with the head of the request, and /events with one event and then nothing more.
+// serveUpstream is an upstream that costs as little as it can: it answers
+// /api/N with N bytes, whatever is uploaded, /api/chunked/N with N bytes in
+// chunks, /api/head with the head of the request, and /events with one event
+// and then nothing more.
 func serveUpstream(l net.Listener) {
 	for {
 		c, err := l.Accept()

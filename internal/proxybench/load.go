@@ -67,8 +67,8 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 
 func (s *system) key(c cell) string { return fmt.Sprintf("%s %s %d", s.name, c.name, c.connections) }
 
-// load sends a request again and again on some connections, on each at least once, and returns how many microseconds each took. Every
-// answer is looked at.
+// load sends a request again and again on some connections, on each at least
+// once, and returns how many microseconds each took. Every answer is looked at.
 func (s *system) load(ctx context.Context, request []byte, c cell, long time.Duration) ([]float64, error) {
 	until := time.Now().Add(long)
 	took := make([][]float64, c.connections)
@@ -109,7 +109,8 @@ func (s *system) load(ctx context.Context, request []byte, c cell, long time.Dur
 	return slices.Concat(took...), nil
 }
 
-// measureStreams opens event streams that then are idle, and keeps how much memory each takes.
+// measureStreams opens event streams that then are idle, and keeps how much
+// memory each takes.
 func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results) error {
 	request := s.request("GET", "/events", 0)
 	open := func() (net.Conn, error) {
@@ -201,7 +202,8 @@ func (s *system) cpu() float64 {
 	return total
 }
 
-// memory returns a sum over the system's processes of a field of /proc/PID/status, in KiB.
+// memory returns a sum over the system's processes of a field of
+// /proc/PID/status, in KiB.
 func (s *system) memory(field string) float64 {
 	var total float64
 	for _, pid := range s.processes() {

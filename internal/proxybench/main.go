@@ -1,13 +1,19 @@
 //go:build unix
 
-// Proxybench measures what a proxied call costs, beside others, and writes the result into a Markdown file:
+// Proxybench measures what a proxied call costs, beside others, and writes the
+// result into a Markdown file:
 //
 //	go run ./internal/proxybench -envoy ENVOY -o docs/performance.md
 //
-// What is between the lines <!-- bench --> and <!-- /bench --> of the file is replaced, the rest stays. Everything runs on the loopback interface, each
-// system in processes of its own: the upstream asked directly; an httputil.ReverseProxy that sends the same headers as Cloakroom and keeps its connections; nginx and
-// Envoy that only pass requests on; Envoy with its oauth2 filter; Apache with mod_auth_openidc, and Cloakroom, both with sessions in Redis. The last three have a user who
-// has signed in. Every figure is the median of -rounds rounds, in each of which every system is measured in every cell once, so that what else the machine does meets all of them.
+// What is between the lines <!-- bench --> and <!-- /bench --> of the file is
+// replaced, the rest stays. Everything runs on the loopback interface, each
+// system in processes of its own: the upstream asked directly; an
+// httputil.ReverseProxy that sends the same headers as Cloakroom and keeps its
+// connections; nginx and Envoy that only pass requests on; Envoy with its
+// oauth2 filter; Apache with mod_auth_openidc, and Cloakroom, both with
+// sessions in Redis. The last three have a user who has signed in. Every figure
+// is the median of -rounds rounds, in each of which every system is measured in
+// every cell once, so that what else the machine does meets all of them.
 package main
 
 import (

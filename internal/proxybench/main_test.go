@@ -14,7 +14,8 @@ import (
 
 const begin, end = "<!-- bench -->\n", "<!-- /bench -->\n"
 
-// The bench itself, as small as it can be, with what every machine has that runs the tests.
+// The bench itself, as small as it can be, with what every machine has that
+// runs the tests.
 func TestTheBenchRuns(t *testing.T) {
 	testenv.Slow(t)
 	if _, err := exec.LookPath("redis-server"); err != nil {

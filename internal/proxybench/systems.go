@@ -90,7 +90,8 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		return r, err
 	}
 	wanted := func(name string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), name) }
-	// In the order in which they start: the reverse proxy sends the token that Cloakroom sends.
+	// In the order in which they start: the reverse proxy sends the token that
+	// Cloakroom sends.
 	for _, s := range []struct {
 		name  string
 		start func(*system) error
@@ -261,7 +262,8 @@ http {
 	return err
 }
 
-// startApache starts an Apache with mod_auth_openidc, which keeps its sessions in Redis and hands the access token on.
+// startApache starts an Apache with mod_auth_openidc, which keeps its sessions
+// in Redis and hands the access token on.
 func (r *rig) startApache(s *system) (err error) {
 	redirect := "http://" + s.host + "/api/callback"
 	secret, err := r.register(redirect)
@@ -321,7 +323,8 @@ ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer
 	return err
 }
 
-// startOurs builds and starts the broker as it is shipped: with sessions in Redis, the CSRF check, and a line in the log for each request.
+// startOurs builds and starts the broker as it is shipped: with sessions in
+// Redis, the CSRF check, and a line in the log for each request.
 func (r *rig) startOurs(s *system) (err error) {
 	app := "http://" + s.host
 	secret, err := r.register(app + "/bff/callback")
@@ -462,7 +465,8 @@ func eventually(f func() error) (err error) {
 	return err
 }
 
-// register starts a provider that knows a client with a redirect URI, and returns its secret.
+// register starts a provider that knows a client with a redirect URI, and
+// returns its secret.
 func (r *rig) register(redirectURI string) (secret string, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -505,7 +509,9 @@ func (c cookies) Cookies(u *url.URL) (all []*http.Cookie) {
 	return all
 }
 
-// signIn goes to an address that leads to the provider, picks the user there, and returns the cookie that the app has set in the end; all of them where that has no name.
+// signIn goes to an address that leads to the provider, picks the user there,
+// and returns the cookie that the app has set in the end; all of them where
+// that has no name.
 func signIn(start, cookie string) (string, error) {
 	jar := make(cookies)
 	client := &http.Client{Jar: jar, Timeout: 10 * time.Second}

@@ -223,7 +223,8 @@ func signIn(ctx context.Context, r *replica, s session.New) (*http.Request, erro
 
 // fill empties Redis and signs in users.
 func fill(ctx context.Context, s *server, r *replica, sessions int, refreshIsJWT bool) (filled, error) {
-	// Some first, for the connections, their buffers and the scripts are no session's memory.
+	// Some first, for the connections, their buffers and the scripts are no
+	// session's memory.
 	if _, err := signInMany(ctx, r, signers*100, refreshIsJWT); err != nil {
 		return filled{}, err
 	}
@@ -306,7 +307,8 @@ func (b *bench) memory(ctx context.Context) error {
 	return b.empty.client.FlushAll(ctx).Err()
 }
 
-// sample returns the mean memory of some keys of one kind, and the mean size of their values if they are strings.
+// sample returns the mean memory of some keys of one kind, and the mean size of
+// their values if they are strings.
 func (b *bench) sample(ctx context.Context, kind string) (usage, size float64, err error) {
 	n := 0.0
 	for i := b.empty.client.Scan(ctx, 0, "cloakroom:"+kind+":*", 1000).Iterator(); n < 500 && i.Next(ctx); n++ {
@@ -422,7 +424,8 @@ func (b *bench) lookUp(ctx context.Context) error {
 	return nil
 }
 
-// storm lets everybody ask at once for a session whose access token has expired, on several replicas.
+// storm lets everybody ask at once for a session whose access token has
+// expired, on several replicas.
 func (b *bench) storm(ctx context.Context) error {
 	var asked atomic.Int64
 	slow := func(context.Context, *session.Session, string) (session.RefreshResult, error) {
@@ -470,7 +473,8 @@ func (b *bench) storm(ctx context.Context) error {
 	return nil
 }
 
-// startUp measures a replica's way to its first session, and the look-up of others among those that are there.
+// startUp measures a replica's way to its first session, and the look-up of
+// others among those that are there.
 func (b *bench) startUp(ctx context.Context) error {
 	for _, z := range b.sized {
 		began := time.Now()

@@ -51,8 +51,9 @@ func tokens(subject, sid string, refreshIsJWT bool) session.Tokens {
 	}
 }
 
-// jwt returns a JWT of size bytes, and its claims. The signature is as random, and as large, as one of RS256; a random jti makes up
-// for what the claims lack.
+// jwt returns a JWT of size bytes, and its claims. The signature is as random,
+// and as large, as one of RS256; a random jti makes up for what the claims
+// lack.
 func jwt(typ string, size int, claims string) (string, json.RawMessage) {
 	header := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"RS256","typ":%q,"kid":%q}`, typ, "2026-11"))
 	signature := make([]byte, 256)

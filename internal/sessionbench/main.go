@@ -1,10 +1,12 @@
 //go:build unix
 
-// Sessionbench measures the session engine against a Redis of its own and writes the result into a Markdown file:
+// Sessionbench measures the session engine against a Redis of its own and
+// writes the result into a Markdown file:
 //
 //	go run ./internal/sessionbench -o docs/performance.md
 //
-// What is between the lines <!-- bench-sessions --> and <!-- /bench-sessions --> of the file is replaced, the rest stays. With
+// What is between the lines <!-- bench-sessions --> and <!-- /bench-sessions
+// --> of the file is replaced, the rest stays. With
 // -million it also measures with a million sessions in Redis, which takes minutes and about 3 GB. Every figure is the median of
 // -rounds rounds, in each of which everything is measured once.
 package main

@@ -70,7 +70,8 @@ func (s *server) info(ctx context.Context, sections ...string) (map[string]strin
 	return fields, err
 }
 
-// usedMemory returns how many bytes Redis has allocated, once it is done with rebuilding its hash tables.
+// usedMemory returns how many bytes Redis has allocated, once it is done with
+// rebuilding its hash tables.
 func (s *server) usedMemory(ctx context.Context) (float64, error) {
 	var last float64
 	for range 100 {
@@ -91,7 +92,8 @@ func (s *server) usedMemory(ctx context.Context) (float64, error) {
 	return last, nil
 }
 
-// commands returns how often each command was called, by clients and by scripts.
+// commands returns how often each command was called, by clients and by
+// scripts.
 func (s *server) commands(ctx context.Context) (map[string]float64, error) {
 	fields, err := s.info(ctx, "commandstats")
 	if err != nil {

@@ -13,7 +13,8 @@ var rsaKeys struct {
 }
 
 // RSAKey returns a key of 2048 bits that no other running test has. When the
-// test ends, another one may get it: making one takes more time than most tests.
+// test ends, another one may get it: making one takes more time than most
+// tests.
 func RSAKey(t testing.TB) *rsa.PrivateKey {
 	t.Helper()
 	rsaKeys.mu.Lock()

@@ -1,5 +1,7 @@
-// Command devidp runs the development provider and the sample API by themselves, for a broker in a process of its own: the browser test's.
-// When both listen it prints one line of JSON: issuer, client_id, client_secret, and the API's URL as api. It ends on SIGINT and SIGTERM.
+// Command devidp runs the development provider and the sample API by
+// themselves, for a broker in a process of its own: the browser test's. When
+// both listen it prints one line of JSON: issuer, client_id, client_secret, and
+// the API's URL as api. It ends on SIGINT and SIGTERM.
 package main
 
 import (
