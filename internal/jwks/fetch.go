@@ -50,7 +50,8 @@ func Get(ctx context.Context, client *http.Client, from string) (*Document, erro
 	return &Document{URL: from, Header: resp.Header, Body: body}, nil
 }
 
-// StatusError is a response that is not the document. It does not quote the body.
+// StatusError is a response that is not the document. It does not quote the
+// body.
 type StatusError struct {
 	URL      string
 	Status   int
@@ -77,8 +78,8 @@ func location(resp *http.Response) string {
 	return WithoutQuery(u)
 }
 
-// WithoutQuery returns what of a URL may be logged: no user, query and fragment,
-// and no more than 300 bytes.
+// WithoutQuery returns what of a URL may be logged: no user, query and
+// fragment, and no more than 300 bytes.
 func WithoutQuery(u *url.URL) string {
 	shown := url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath, Opaque: u.Opaque}
 	return fmt.Sprintf("%.300s", shown.String())
@@ -88,8 +89,8 @@ func WithoutQuery(u *url.URL) string {
 // OpenID Connect Discovery 1.0, section 4, or RFC 8414, section 3, if there is
 // none. The issuer in it is the one that was asked for, to the letter.
 func Discover(ctx context.Context, client *http.Client, issuer string) (strictjson.Object, string, error) {
-	// A slash at the end of the issuer gives way to the path. It stays part of the
-	// issuer.
+	// A slash at the end of the issuer gives way to the path. It stays part of
+	// the issuer.
 	trimmed := strings.TrimSuffix(issuer, "/")
 	document, err := Get(ctx, client, trimmed+"/.well-known/openid-configuration")
 	if status := (*StatusError)(nil); errors.As(err, &status) && status.Status == http.StatusNotFound {

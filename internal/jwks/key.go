@@ -31,7 +31,8 @@ type Key struct {
 }
 
 // Fits reports whether signatures of the algorithm may be checked with the key:
-// its type is right, and it is not for another algorithm (RFC 8725, section 3.1).
+// its type is right, and it is not for another algorithm (RFC 8725, section
+// 3.1).
 func (k *Key) Fits(alg string) bool {
 	a := algorithms[alg]
 	return k.kty == a.kty && k.crv == a.crv && (k.alg == "" || k.alg == alg || k.kty == "OKP")
@@ -77,7 +78,8 @@ func (k *Key) Thumbprint() string {
 
 // parseSet returns the keys of a JWK Set that verify signatures. Keys that are
 // not understood, incomplete, out of range, private, or for something else are
-// ignored (RFC 7517, section 5), and skipped says why. It fails if no key is left.
+// ignored (RFC 7517, section 5), and skipped says why. It fails if no key is
+// left.
 //
 // No error quotes more of a key than its kid and the names of its type, use,
 // algorithm and curve.
@@ -125,7 +127,8 @@ func parseSet(body []byte) (keys []Key, skipped, err error) {
 var privateMembers = []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
 // ParseKey reads a JWK that verifies signatures (RFC 7517, section 4; RFC 7518,
-// section 6; RFC 8037, section 2). Members that it does not use are not looked at.
+// section 6; RFC 8037, section 2). Members that it does not use are not looked
+// at.
 func ParseKey(raw []byte) (Key, error) {
 	jwk, err := strictjson.Parse(raw)
 	if err != nil {

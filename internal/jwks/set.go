@@ -1,19 +1,19 @@
 // Package jwks verifies signatures with the keys that an issuer publishes.
 //
-// A [Set] follows the JWK Set of one issuer (RFC 7517). All its work is started
-// by verifications, which take no request while the keys at hand are current:
+// A [Set] caches the JWK Set of one issuer (RFC 7517). It fetches only because
+// of verifications, which need no request while the cached keys are current:
 //
-//   - Keys are current for the max-age of their Cache-Control, at least 1 minute
-//     and at most Config.MaxLifetime, or for 10 minutes without one. A
-//     verification in the last fifth of that starts a fetch in the background. If
-//     there was none, the next one waits for the fetch. A key that the issuer
-//     withdraws is thus trusted no longer than that.
+//   - Keys are current for the max-age of their Cache-Control, at least 1
+//     minute and at most Config.MaxLifetime, or for 10 minutes without one. A
+//     verification in the last fifth of that starts a fetch in the background.
+//     If there was none, the next one waits for the fetch. A key that the
+//     issuer withdraws is thus trusted no longer than that.
 //   - While the issuer fails, or publishes a set without a usable key, the last
-//     good keys serve for up to another hour.
-//   - A token whose key is not among those at hand waits for a fetch that began
-//     after it arrived, and that all who wait share. The caller says how many such
-//     fetches there may be: anybody can make up tokens with unknown keys.
-//   - After a failure nothing is fetched for 5 seconds.
+//     good keys remain usable for up to another hour.
+//   - A token with an unknown key waits for a fetch that began after the token
+//     arrived. All waiting tokens share it. The caller limits the rate of such
+//     fetches, because anybody can send tokens with unknown keys.
+//   - After a failed fetch the next one starts 5 seconds later at the earliest.
 package jwks
 
 import (
@@ -42,63 +42,65 @@ const (
 )
 
 var (
-	// ErrUnavailable means that there are no keys to decide with. It says nothing
-	// about the token.
-	ErrUnavailable = errors.New("the issuer's keys cannot be had")
+	// ErrUnavailable means that there are no usable keys. The token was not
+	// checked.
+	ErrUnavailable = errors.New("the issuer's keys are not available")
 
-	// ErrUnknownKey means that the signer's key is not among the keys at hand. The
-	// issuer may publish it later, so it does not mean that the token is forged.
+	// ErrUnknownKey means that none of the cached keys is the signer's. The
+	// issuer may publish it later: the token is not necessarily forged.
 	ErrUnknownKey = errors.New("no key of the issuer fits")
 
-	// ErrSignature means that the issuer's key has not made the signature.
-	ErrSignature = errors.New("the signature is not right")
+	// ErrSignature means that the issuer's key did not create the signature.
+	ErrSignature = errors.New("invalid signature")
 )
 
-// Config says where the keys come from.
+// Config describes the source of the keys.
 type Config struct {
-	// Issuer names whose keys they are, for the log.
+	// Issuer is logged.
 	Issuer string
 	// Fetch requests the JWK Set.
 	Fetch func(context.Context) (*Document, error)
-	// KidsReused means that the issuer may replace a key by another one of the same
-	// kid. Then a signature that is wrong is checked with newer keys too, as if the
-	// kid were unknown.
+	// KidsReused means that the issuer may replace a key by another one with
+	// the same kid. An invalid signature is then checked with newer keys, too,
+	// as if the kid were unknown.
 	KidsReused bool
-	// MaxLifetime bounds the lifetime of the keys, whatever their response says.
+	// MaxLifetime is the maximum lifetime of the keys, whatever Cache-Control
+	// says.
 	MaxLifetime time.Duration
-	// Logger is told when the keys cannot be fetched, and when they can again.
+	// Logger gets a record when a fetch fails, and when one succeeds after
+	// that.
 	Logger *slog.Logger
 }
 
-// Keys is what the issuer published at one time. It does not change.
+// Keys holds the keys of one response. It is immutable.
 type Keys struct {
 	keys       []Key
-	fetch      int       // by which fetch they came
-	refreshAt  time.Time // from here on, newer ones are fetched in the background
-	expiresAt  time.Time // from here on, they serve only because the issuer fails
-	staleUntil time.Time // from here on, they do not serve
+	fetch      int       // number of the fetch that returned them
+	refreshAt  time.Time // from then on, newer ones are fetched in the background
+	expiresAt  time.Time // from then on, they are used only if the issuer fails
+	staleUntil time.Time // from then on, they are not used
 }
 
-// Set follows the keys of an issuer. It is safe for concurrent use.
+// Set caches the keys of an issuer. It is safe for concurrent use.
 type Set struct {
 	cfg Config
 
-	mu       sync.Mutex          // guards what follows
-	keys     *Keys               // the last good ones; nil until there are some
+	mu       sync.Mutex          // guards the fields below
+	keys     *Keys               // the last good ones; nil at first
 	fetching *flight.Call[*Keys] // the fetch in flight; nil if there is none
 	err      error               // of the last fetch; nil if it was good
 	failedAt time.Time           // when a fetch last failed
-	begun    int                 // how many fetches have begun
+	begun    int                 // number of fetches begun
 }
 
 // NewSet returns a Set that has no keys yet. It does no I/O.
 func NewSet(cfg Config) *Set { return &Set{cfg: cfg} }
 
-// Verify checks the signature of a token whose header was read, and returns the
-// keys that it was checked with. The error wraps ErrUnavailable, ErrUnknownKey or
-// ErrSignature. A fetch for the sake of an unknown key takes one token of limit;
-// without one the keys at hand decide, and the error is never ErrSignature where
-// newer keys might make a difference.
+// Verify checks the signature of a token after ReadHeader. It returns the keys
+// that it used. The error wraps ErrUnavailable, ErrUnknownKey or ErrSignature.
+// A fetch because of an unknown key takes one token of limit. If there is none,
+// the cached keys decide, and the error is ErrUnknownKey where newer keys might
+// verify the signature.
 func (s *Set) Verify(ctx context.Context, t *Token, limit *rate.Limiter) (*Keys, error) {
 	keys, begun, err := s.current(ctx)
 	if err != nil {
@@ -130,14 +132,14 @@ func (s *Set) Verify(ctx context.Context, t *Token, limit *rate.Limiter) (*Keys,
 	}
 }
 
-// Current returns the keys to verify with. While there are some that may be used
-// it does not wait, but starts a fetch in the background when they get old.
+// Current returns the keys to verify with. It waits only if there are no usable
+// ones. If they are old, it starts a fetch in the background.
 func (s *Set) Current(ctx context.Context) (*Keys, error) {
 	keys, _, err := s.current(ctx)
 	return keys, err
 }
 
-// current is Current. It also returns how many fetches had begun before.
+// current is Current. It also returns the number of fetches begun before.
 func (s *Set) current(ctx context.Context) (keys *Keys, begun int, err error) {
 	now := time.Now()
 	s.mu.Lock()
@@ -157,7 +159,7 @@ func (s *Set) current(ctx context.Context) (keys *Keys, begun int, err error) {
 	switch {
 	case stale && now.Before(keys.expiresAt):
 		return keys, begun, nil
-	case stale && !failedAt.Before(keys.refreshAt): // the issuer was asked, and failed; nobody waits for its next failure
+	case stale && !failedAt.Before(keys.refreshAt): // the last fetch failed: do not wait for another
 		return keys, begun, nil
 	case pending == nil:
 		return nil, begun, unavailable(lastErr)
@@ -172,8 +174,8 @@ func (s *Set) current(ctx context.Context) (keys *Keys, begun int, err error) {
 	return newer, begun, nil
 }
 
-// newer returns keys that are newer than keys. It returns keys itself if limit
-// does not allow a fetch.
+// newer returns keys that are newer than keys, or keys itself if limit does not
+// allow a fetch.
 func (s *Set) newer(ctx context.Context, keys *Keys, limit *rate.Limiter) (*Keys, error) {
 	s.mu.Lock()
 	if s.keys != keys {
@@ -194,14 +196,14 @@ func (s *Set) newer(ctx context.Context, keys *Keys, limit *rate.Limiter) (*Keys
 			return nil, unavailable(err)
 		}
 		return newer, nil
-	case lastErr != nil: // the key may be a new one, which we cannot know
+	case lastErr != nil: // the key may be new
 		return nil, unavailable(lastErr)
 	}
 	return keys, nil
 }
 
-// start begins a fetch. It ends after fetchTimeout at the latest. The caller holds
-// s.mu.
+// start begins a fetch, which ends after fetchTimeout at the latest. The caller
+// holds s.mu.
 func (s *Set) start(ctx context.Context) *flight.Call[*Keys] {
 	s.begun++
 	n := s.begun
@@ -216,7 +218,7 @@ func (s *Set) start(ctx context.Context) *flight.Call[*Keys] {
 	return s.fetching
 }
 
-// finish takes over the result of a fetch. Only good keys replace good keys.
+// finish stores the result of a fetch. Only good keys replace good keys.
 func (s *Set) finish(ctx context.Context, keys *Keys, err error) {
 	s.mu.Lock()
 	before, beforeErr := s.keys, s.err
@@ -262,8 +264,8 @@ func (s *Set) fetch(ctx context.Context) (*Keys, error) {
 	}, nil
 }
 
-// lifetime is how long a response is current (RFC 9111, section 5.2.2), within
-// bounds.
+// lifetime returns how long a response is current (RFC 9111, section 5.2.2): at
+// least minLifetime and, if that is longer, at most most.
 func lifetime(header http.Header, most time.Duration) time.Duration {
 	life := min(defaultLifetime, most)
 	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
@@ -280,9 +282,8 @@ func lifetime(header http.Header, most time.Duration) time.Duration {
 	return max(life, minLifetime)
 }
 
-// verify checks the signature. The error wraps ErrUnknownKey if newer keys of the
-// issuer might make a difference. A token without a kid may be signed with any
-// key that fits.
+// verify checks the signature. The error wraps ErrUnknownKey if newer keys
+// might verify it. A token without a kid may be signed with any key that fits.
 func (k *Keys) verify(t *Token) error {
 	known := false
 	for i := range k.keys {
@@ -297,11 +298,11 @@ func (k *Keys) verify(t *Token) error {
 	}
 	switch {
 	case t.KeyID == "":
-		return fmt.Errorf("%w: there is no kid, and no key for %s is the signer's", ErrUnknownKey, t.Algorithm)
+		return fmt.Errorf("%w: there is no kid, and no key for %s verifies the signature", ErrUnknownKey, t.Algorithm)
 	case !known:
 		return fmt.Errorf("%w: kid is %.80q", ErrUnknownKey, t.KeyID)
 	}
-	return fmt.Errorf("%w: the key %.80q has not made it with %s", ErrSignature, t.KeyID, t.Algorithm)
+	return fmt.Errorf("%w: the key %.80q did not create it with %s", ErrSignature, t.KeyID, t.Algorithm)
 }
 
 // Fitting returns how many of the keys fit an algorithm.

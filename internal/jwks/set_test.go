@@ -96,7 +96,8 @@ func (s *signer) token(t *testing.T) *jwks.Token {
 }
 
 func newSet(i *issuer, edit func(*jwks.Config)) *jwks.Set {
-	cfg := jwks.Config{Issuer: "https://id.example", Fetch: i.fetch, MaxLifetime: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler)}
+	cfg := jwks.Config{Issuer: "https://id.example", Fetch: i.fetch,
+		MaxLifetime: 10 * time.Minute, Logger: slog.New(slog.DiscardHandler)}
 	if edit != nil {
 		edit(&cfg)
 	}
@@ -134,9 +135,9 @@ func TestUnknownKeysDoNotStarveANewOne(t *testing.T) {
 	})
 }
 
-// However fast made-up keys come, the fetches stay bounded, and a new key is known
-// a second later without a fetch of its own.
-func TestAFloodOfUnknownKeysIsBounded(t *testing.T) {
+// However fast made-up keys come, the fetches stay bounded, and a new key is
+// known a second later without a fetch of its own.
+func TestFetchesBecauseOfUnknownKeysAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := new(issuer)
 		i.keys = append(i.keys, newSigner("first").jwk())
@@ -160,7 +161,7 @@ func TestAFloodOfUnknownKeysIsBounded(t *testing.T) {
 }
 
 // A fetch that began before the token came may be one too old.
-func TestATokenWaitsForAFetchThatIsNewerThanItself(t *testing.T) {
+func TestUnknownKeyWaitsForAFetchBegunLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{wait: 2 * time.Second}
 		first, fresh := newSigner("first"), newSigner("fresh")
@@ -181,7 +182,7 @@ func TestATokenWaitsForAFetchThatIsNewerThanItself(t *testing.T) {
 	})
 }
 
-func TestAWithdrawnKeyIsForgottenInTime(t *testing.T) {
+func TestWithdrawnKeyIsNotUsedAfterItsLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{header: http.Header{"Cache-Control": {"max-age=86400"}}}
 		old, left := newSigner("old"), newSigner("left")
@@ -195,7 +196,8 @@ func TestAWithdrawnKeyIsForgottenInTime(t *testing.T) {
 		want(t, s, old.token(t), limit, jwks.ErrUnknownKey, "after MaxLifetime")
 		want(t, s, left.token(t), limit, nil, "the key that is left")
 
-		// While the issuer fails, the last good keys serve for an hour, and no longer.
+		// While the issuer fails, the last good keys serve for an hour, and no
+		// longer.
 		i.set(func() { i.keys = nil })
 		time.Sleep(69 * time.Minute)
 		want(t, s, left.token(t), limit, nil, "within the hour")
@@ -204,7 +206,7 @@ func TestAWithdrawnKeyIsForgottenInTime(t *testing.T) {
 	})
 }
 
-func TestAKidThatIsUsedAgain(t *testing.T) {
+func TestReusedKid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, reused := range []bool{false, true} {
 			i := new(issuer)
@@ -219,7 +221,8 @@ func TestAKidThatIsUsedAgain(t *testing.T) {
 				want(t, s, after.token(t), limit, jwks.ErrSignature, "the new key")
 				continue
 			}
-			want(t, s, after.token(t), rate.NewLimiter(0, 0), jwks.ErrUnknownKey, "where newer keys might make a difference")
+			want(t, s, after.token(t), rate.NewLimiter(0, 0), jwks.ErrUnknownKey,
+				"where newer keys might make a difference")
 			want(t, s, after.token(t), limit, nil, "the new key")
 			want(t, s, before.token(t), limit, jwks.ErrSignature, "the old key")
 			i.set(func() { i.err = errors.New("down") })
@@ -239,7 +242,9 @@ func TestParseKey(t *testing.T) {
 		"members that are unused": {func(k map[string]any) {
 			k["x5c"], k["x5t"], k["exp"], k["nbf"], k["KTY"], k["D"] = 7, nil, "x", []int{}, "RSA", "x"
 		}, true},
-		"empty members":        {func(k map[string]any) { k["use"], k["alg"], k["kid"], k["key_ops"] = "", "", "", nil }, true},
+		"empty members": {func(k map[string]any) {
+			k["use"], k["alg"], k["kid"], k["key_ops"] = "", "", "", nil
+		}, true},
 		"use null":             {func(k map[string]any) { k["use"] = nil }, true},
 		"key_ops as a string":  {func(k map[string]any) { k["key_ops"] = "verify" }, true},
 		"key_ops as an object": {func(k map[string]any) { k["key_ops"] = map[string]any{} }, false},
@@ -263,7 +268,8 @@ func TestParseKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := jwks.ParseKey(raw); (err == nil) != test.good || err != nil && strings.Contains(err.Error(), good["x"].(string)[:10]) {
+		if _, err := jwks.ParseKey(raw); (err == nil) != test.good ||
+			err != nil && strings.Contains(err.Error(), good["x"].(string)[:10]) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}

@@ -20,23 +20,24 @@ import (
 // skips line breaks all the same.
 var base64url = base64.RawURLEncoding.Strict()
 
-// Token is a JWS that was taken apart. Its signature was not verified.
+// Token is a parsed JWS. Its signature has not been verified.
 type Token struct {
 	Header  []byte // the JSON
 	Payload []byte
 
-	// Of the header, all that is used. Not used, on purpose: jwk, jku, x5u, x5c
-	// and their like, because a key that comes with the token proves nothing
-	// (RFC 8725, section 3.10).
+	// Header parameters, set by ReadHeader. jwk, jku, x5u and x5c are ignored
+	// on purpose: a key that comes with the token proves nothing (RFC 8725,
+	// section
+	// 3.10).
 	Algorithm, Type, KeyID string
 
-	signed    []byte // header and payload as they came, with the dot
+	signed    []byte // the encoded header and payload, with the dot
 	signature []byte
 }
 
-// Split takes a JWS in compact serialization apart (RFC 7515, section 7.1), and
-// nothing that only resembles one (RFC 8725bis, section 3.14). It decodes the
-// header from base64url and does not read it.
+// Split parses a JWS in compact serialization (RFC 7515, section 7.1). It
+// rejects what only resembles one (RFC 8725bis, section 3.14). It does not
+// parse the JSON of the header, see ReadHeader.
 func Split(raw string) (*Token, error) {
 	if n := strings.Count(raw, "."); n != 2 { // 4 in a JWE
 		return nil, fmt.Errorf("it has %d dots, want 2", n)
@@ -65,11 +66,12 @@ func Split(raw string) (*Token, error) {
 	return t, nil
 }
 
-// decisive are the header parameters that a token is judged by.
+// decisive are the header parameters that decide on a token.
 var decisive = []string{"alg", "typ", "kid", "crit", "b64", "zip", "enc"}
 
-// ReadHeader reads Algorithm, Type and KeyID. It fails for extensions that change
-// what the token means, because none is understood (RFC 7515, section 4.1.11).
+// ReadHeader reads Algorithm, Type and KeyID. It fails for extensions that
+// change what the token means, because none is understood (RFC 7515, section
+// 4.1.11).
 func (t *Token) ReadHeader() error {
 	return strictjson.Members(t.Header, decisive, func(name, value []byte) (err error) {
 		switch string(name) {
@@ -112,8 +114,9 @@ var algorithms = map[string]algorithm{
 	"Ed25519": {"OKP", "Ed25519", 0, verifyEd25519},
 }
 
-// IsAlgorithm reports whether name is the name of an algorithm that verifies with
-// a public key. Neither none nor HMAC is one (RFC 8725, sections 2.1, 3.1, 3.2).
+// IsAlgorithm reports whether name is the name of an algorithm that verifies
+// with a public key. Neither none nor HMAC is one (RFC 8725, sections 2.1, 3.1,
+// 3.2).
 func IsAlgorithm(name string) bool { _, ok := algorithms[name]; return ok }
 
 func verifyPKCS1v15(key crypto.PublicKey, hash crypto.Hash, digest, signature []byte) bool {

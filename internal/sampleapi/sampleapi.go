@@ -1,5 +1,6 @@
-// Package sampleapi is the API of the demonstration: a coat check, protected by package bearer as any API would be. It knows nothing of the
-// broker, and never answers with a token.
+// Package sampleapi is the API of the demonstration: a coat check, protected by
+// package bearer as any API would be. It knows nothing of the broker, and never
+// answers with a token.
 //
 //	GET /api/me       who the token says you are; any user's token
 //	GET /api/orders   a few coats; scope orders:read
@@ -28,7 +29,8 @@ type Config struct {
 
 // New returns the API. It does no I/O. The error is that of bearer.NewVerifier.
 func New(cfg Config) (http.Handler, error) {
-	verifier, err := bearer.NewVerifier(bearer.Config{Issuer: cfg.Issuer, Audience: cfg.Audience, Realm: "sample-api", Logger: cfg.Logger})
+	verifier, err := bearer.NewVerifier(bearer.Config{Issuer: cfg.Issuer, Audience: cfg.Audience,
+		Realm: "sample-api", Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +58,8 @@ func me(w http.ResponseWriter, r *http.Request) {
 		PreferredUsername string `json:"preferred_username"`
 	}
 	if err := token.Claims.Decode(&user); err != nil {
-		writeProblem(w, http.StatusForbidden, "This is for users with a name", "The claims name and preferred_username have to be strings.")
+		writeProblem(w, http.StatusForbidden, "This is for users with a name",
+			"The claims name and preferred_username have to be strings.")
 		return
 	}
 	writeJSON(w, struct {
@@ -97,7 +100,8 @@ func admin(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, map[string]int{"hooks": 240, "hooks_taken": 3})
 }
 
-// publicTime also says whether credentials came along, which on a route without a token they should not.
+// publicTime also reports whether the request has credentials. On a route
+// without a token it should not have any.
 func publicTime(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, struct {
 		Time              time.Time `json:"time"`

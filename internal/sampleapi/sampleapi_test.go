@@ -31,7 +31,8 @@ func newAPI(t *testing.T) *api {
 		t.Fatal(err)
 	}
 	key := jose.JSONWebKey{Key: private, KeyID: "1"}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: key}, new(jose.SignerOptions).WithType("at+jwt"))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.EdDSA, Key: key},
+		new(jose.SignerOptions).WithType("at+jwt"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,14 +45,16 @@ func newAPI(t *testing.T) *api {
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "1"}}})
 	})
-	handler, err := sampleapi.New(sampleapi.Config{Issuer: server.URL, Audience: "api", Logger: slog.New(slog.DiscardHandler)})
+	handler, err := sampleapi.New(sampleapi.Config{Issuer: server.URL, Audience: "api",
+		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &api{t, server.URL, signer, handler}
 }
 
-// token returns a token of alice with the scope, and more claims over those it has.
+// token returns a token of alice with the scope, and more claims over those it
+// has.
 func (a *api) token(scope string, more map[string]any) string {
 	a.t.Helper()
 	now := time.Now()
@@ -126,13 +129,15 @@ func TestMeSaysWhoTheTokenIsFor(t *testing.T) {
 		"Hello, alice": nil,
 	} {
 		_, answer, _ := a.call("GET", "/api/me", a.token("openid orders:read", claims))
-		if answer["message"] != greeting || answer["sub"] != "alice" || answer["scope"] != "openid orders:read" || answer["token_id"] != "id-1" {
+		if answer["message"] != greeting || answer["sub"] != "alice" ||
+			answer["scope"] != "openid orders:read" || answer["token_id"] != "id-1" {
 			t.Errorf("got %v, want %s and the claims of the token", answer, greeting)
 		}
 		issued, err1 := time.Parse(time.RFC3339, answer["token_issued_at"].(string))
 		expires, err2 := time.Parse(time.RFC3339, answer["token_expires_at"].(string))
 		if err1 != nil || err2 != nil || expires.Sub(issued) != time.Minute {
-			t.Errorf("got issued at %v, expires at %v, want a minute between", answer["token_issued_at"], answer["token_expires_at"])
+			t.Errorf("got issued at %v, expires at %v, want a minute between",
+				answer["token_issued_at"], answer["token_expires_at"])
 		}
 	}
 }
@@ -150,7 +155,8 @@ func TestThePublicPathSaysWhetherATokenCameAlong(t *testing.T) {
 func TestARefusalSaysWhichScopeIsNeeded(t *testing.T) {
 	a := newAPI(t)
 	_, _, header := a.call("GET", "/api/admin", a.token("orders:read", nil))
-	if got := header.Get("WWW-Authenticate"); !strings.Contains(got, `error="insufficient_scope"`) || !strings.Contains(got, `scope="admin"`) {
+	if got := header.Get("WWW-Authenticate"); !strings.Contains(got, `error="insufficient_scope"`) ||
+		!strings.Contains(got, `scope="admin"`) {
 		t.Errorf("got %s", got)
 	}
 }

@@ -1,11 +1,11 @@
-// Package strictjson reads JSON objects that others wrote: tokens, metadata, key
-// sets and responses of providers.
+// Package strictjson parses JSON objects from other parties: tokens, metadata,
+// key sets and responses of providers.
 //
-// encoding/json is too lenient for them. It takes a member named SUB or ſub for
-// sub, lets the last of two members of one name win, and fails as a whole if one
-// member has another type than expected. Here names are compared octet by octet,
-// a name that occurs twice is an error where it is read, a member is decoded
-// when it is needed, and depth and number of members are bounded.
+// encoding/json is too lenient for them. It accepts a member named SUB or ſub
+// as sub, uses the last of two members of one name, and fails as a whole if one
+// member has an unexpected type. Here names are compared octet by octet, a name
+// that occurs twice is an error where it is read, a member is decoded when it
+// is needed, and depth and number of members are bounded.
 package strictjson
 
 import (
@@ -42,10 +42,10 @@ var (
 // unquoted and its value as it is written. It fails if a name occurs twice
 // (RFC 7515, section 5.2; RFC 7519, section 4).
 //
-// It also fails if two names differ only in case and one of them is in decisive,
-// the names that the caller decides on: a reader that folds case would see
-// another value than the caller. Apart from that, names that differ in case are
-// different names.
+// It also fails if two names differ only in case and one of them is in
+// decisive, the names that the caller decides on: a reader that folds case
+// would see another value than the caller. Apart from that, names that differ
+// in case are different names.
 func Members(object []byte, decisive []string, visit func(name, value []byte) error) error {
 	names := make([][]byte, 0, 32)
 	return each(object, func(name, value []byte) error {
@@ -72,8 +72,8 @@ func each(object []byte, visit func(name, value []byte) error) error {
 	if rest[0] != '{' {
 		return errNotObject
 	}
-	// The JSON is valid: rest begins with the character before a member, or is at
-	// the end of the object.
+	// The JSON is valid: rest begins with the character before a member, or is
+	// at the end of the object.
 	n := 0
 	for rest = skipSpace(rest[1:]); rest[0] != '}'; {
 		if rest[0] == ',' {
@@ -110,9 +110,9 @@ func skipSpace(b []byte) []byte {
 	return b
 }
 
-// cutValue cuts b behind the value that it begins with, and reports whether that
-// is nested too deep. More follows the value: it is a member of an object or of
-// an array.
+// cutValue cuts b behind the value that it begins with, and reports whether
+// that is nested too deep. More follows the value: it is a member of an object
+// or of an array.
 func cutValue(b []byte) (value, rest []byte, deep bool) {
 	depth, quoted := 0, false
 	for i := 0; i < len(b); i++ {
@@ -194,8 +194,8 @@ func Text(value []byte) (string, error) {
 	return string(s), err
 }
 
-// Texts decodes an array of strings, or one string as an array of one (RFC 7519,
-// section 4.1.3).
+// Texts decodes an array of strings, or one string as an array of one (RFC
+// 7519, section 4.1.3).
 func Texts(value []byte) ([]string, error) {
 	if value[0] == '"' {
 		s, err := Text(value)
@@ -249,9 +249,9 @@ func IsNull(value []byte) bool { return string(value) == "null" }
 
 // Object is a JSON object whose members are decoded when they are asked for.
 //
-// A member that is null counts as missing: its zero value is returned without an
-// error. A member of another type than is asked for, or that occurs twice, is an
-// error.
+// A member that is null counts as missing: its zero value is returned without
+// an error. A member of another type than is asked for, or that occurs twice,
+// is an error.
 type Object map[string]member
 
 type member struct {
@@ -284,8 +284,9 @@ func (o Object) Unique() error {
 	return nil
 }
 
-// Unambiguous fails if one of the names occurs twice, or beside one that differs
-// from it only in case: a reader that folds case would see another value.
+// Unambiguous fails if one of the names occurs twice, or beside one that
+// differs from it only in case: a reader that folds case would see another
+// value.
 func (o Object) Unambiguous(names ...string) error {
 	for _, known := range names {
 		if m, ok := o[known]; !ok {
@@ -354,8 +355,8 @@ func (o Object) Bool(name string) (bool, error) {
 	})
 }
 
-// Value returns a member as encoding/json decodes it into any, with exact numbers.
-// It fails if in an object within it a name occurs twice.
+// Value returns a member as encoding/json decodes it into any, with exact
+// numbers. It fails if in an object within it a name occurs twice.
 func (o Object) Value(name string) (any, error) { return decode(o, name, decodeValue) }
 
 func decodeValue(value []byte) (v any, err error) {
@@ -383,7 +384,8 @@ func decodeValue(value []byte) (v any, err error) {
 	return v, err
 }
 
-// Map returns all members as Value does. It leaves out those that Value fails for.
+// Map returns all members as Value does. It leaves out those that Value fails
+// for.
 func (o Object) Map() map[string]any {
 	all := make(map[string]any, len(o))
 	for name := range o {

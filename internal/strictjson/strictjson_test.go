@@ -61,7 +61,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestObjectDecodesWhatIsAskedFor(t *testing.T) {
+func TestObjectDecodesMembersOnDemand(t *testing.T) {
 	t.Parallel()
 	o, err := strictjson.Parse([]byte(`{
 		"text": "a\u0062", "null": null, "number": 12345678901234567890.5, "yes": true, "list": ["a", "b"], "mixed": ["a", 7],
@@ -113,7 +113,8 @@ func TestObjectDecodesWhatIsAskedFor(t *testing.T) {
 		}
 	}
 	all := o.Map()
-	if _, ok := all["twice"]; ok || len(all) != 15 || all["text"] != "ab" || all["number"] != json.Number("12345678901234567890.5") {
+	if _, ok := all["twice"]; ok || len(all) != 15 ||
+		all["text"] != "ab" || all["number"] != json.Number("12345678901234567890.5") {
 		t.Errorf("got %d members: %v", len(all), all)
 	}
 }
@@ -153,7 +154,9 @@ func TestNamesAreUnique(t *testing.T) {
 // FuzzParse compares what is read with what encoding/json reads into a map,
 // which does not fold names either.
 func FuzzParse(f *testing.F) {
-	for _, seed := range []string{`{"a":1}`, `{"a":"\ud800"}`, `{"a":[1,{"b":"}"}],"":{}}`, " {\n} ", `[]`, `{"a":1,"a":2}`, `{"\u0061":"\\"}`} {
+	for _, seed := range []string{
+		`{"a":1}`, `{"a":"\ud800"}`, `{"a":[1,{"b":"}"}],"":{}}`, " {\n} ", `[]`, `{"a":1,"a":2}`, `{"\u0061":"\\"}`,
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
