@@ -72,7 +72,8 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// closeGrace is how long token refreshes and revocations may take that are under way when all requests are over.
+// closeGrace is the time for token refreshes and revocations that are in flight when
+// all requests have ended.
 const closeGrace = 10 * time.Second
 
 // run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way
@@ -173,7 +174,7 @@ func (b *broker) replace(ctx context.Context, next *config.Config) error {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), next.Server.ShutdownGrace)
 		defer cancel()
 		if err := old.Close(grace); err != nil {
-			b.log.Warn("the configuration before was still in use by some", "err", err)
+			b.log.Warn("previous configuration closed with requests in progress", "err", err)
 		}
 	})
 	return nil

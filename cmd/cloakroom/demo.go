@@ -27,10 +27,11 @@ func demoCommand(getenv func(string) string) *cobra.Command {
 	var d demo
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Run everything in one process: a provider, an API, an app",
-		Long: `Run everything in one process: the broker, a development identity provider (users alice and bob, no password), a
-sample API that verifies its JWTs, a sample app, and an in-memory store. It prints one URL to open. It is for this machine
-alone: it listens on the loopback interface, and signs in whoever asks.`,
+		Short: "Run a provider, an API and an app in one process",
+		Long: `Run the broker, a development identity provider (users alice and bob, no
+password), a sample API that verifies JWTs, a sample app and an in-memory store in
+one process. It prints one URL to open. It has no authentication, so it listens on
+the loopback interface only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},

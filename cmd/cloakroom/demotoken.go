@@ -24,9 +24,9 @@ func demoTokenCommand() *cobra.Command {
 	var listen, user, scope string
 	c := &cobra.Command{
 		Use:   "token",
-		Short: "Print an access token of a demo that is running",
-		Long: `Print an access token of a demo that is running, to try its API and "cloakroom verify" with. It is on standard output alone; what to do with it
-is on standard error.`,
+		Short: "Print an access token of a running demo",
+		Long: `Print an access token of a running demo, for its API and for "cloakroom verify".
+The token is printed to standard output, how to use it to standard error.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return demoToken(c.Context(), listen, user, scope, c.OutOrStdout(), c.ErrOrStderr())
 		},

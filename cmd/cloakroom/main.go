@@ -1,18 +1,21 @@
-// Command cloakroom is a backend for a frontend: it keeps a single-page app's tokens on the server, behind a cookie that
-// opens nothing by itself.
+// Command cloakroom is a backend for a frontend: it keeps the tokens of a
+// single-page app on the server, behind a session cookie.
 //
-//	cloakroom demo                  everything in one process: a provider, an API, an app. Nothing else to install
-//	cloakroom serve --config FILE   the broker
-//	cloakroom demo token            prints an access token of a demo that is running, to call its API with
+//	cloakroom demo                  run a provider, an API and an app in one process
+//	cloakroom demo token            print an access token of a running demo
+//	cloakroom serve --config FILE   run the broker
 //	cloakroom verify --issuer URL --audience NAME
-//	                                says what the access token on standard input is, and whether an API would take it
-//	cloakroom keygen                prints a new key for session.keys
-//	cloakroom version               prints version, commit and Go version
+//	                                print the access token on standard input and
+//	                                whether an API would accept it
+//	cloakroom keygen                print a new key for session.keys
+//	cloakroom version               print version, commit and Go version
 //
-// serve and demo end on SIGINT and SIGTERM: they stop accepting, let what is under way finish for as long as
-// server.shutdown_grace, and leave. serve reads its configuration again on SIGHUP. Logs go to standard error.
+// serve and demo end on SIGINT and SIGTERM: they stop accepting connections and let
+// requests in flight finish within server.shutdown_grace. serve reloads its
+// configuration on SIGHUP. Logs go to standard error.
 //
-// The exit status is 0, 1 for a failure, or 2 for a mistake in the command line or the configuration.
+// The exit status is 0, 1 for a failure, or 2 for a problem with the command line
+// or the configuration.
 package main
 
 import (
@@ -42,7 +45,7 @@ func main() {
 	os.Exit(exitCode(err))
 }
 
-// usageError is a mistake in the command line.
+// usageError is a problem with the command line.
 type usageError struct{ error }
 
 func exitCode(err error) int {
@@ -58,18 +61,18 @@ func exitCode(err error) int {
 	}
 }
 
-// run is the whole program: it returns when the command has ended, or ctx has and everything is shut down. What goes
-// wrong is printed to stderr and returned.
+// run runs the command in args until it ends, or until ctx ends and everything is
+// shut down. It prints the error to stderr and returns it.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root := &cobra.Command{
 		Use:           "cloakroom",
-		Short:         "A backend for a frontend: your app's tokens stay on the server",
+		Short:         "A backend for a frontend: keeps the tokens of your app on the server",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("there is no command %q; see cloakroom --help", args[0])}
+				return usageError{fmt.Errorf("unknown command %q; see cloakroom --help", args[0])}
 			}
 			return c.Help()
 		},
@@ -95,7 +98,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 
 func noArguments(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("%s takes no argument, and there is %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+		return usageError{fmt.Errorf("%s takes no arguments, got %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
 	}
 	return nil
 }

@@ -19,8 +19,9 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the broker",
-		Long: `Run the broker. On SIGHUP it reads its configuration again; if that is not right, it keeps the one before and says so. What it
-listens on and where sessions are kept change with a restart only.`,
+		Long: `Run the broker. On SIGHUP it reloads its configuration. If the new one has
+problems, it logs them and keeps the old one. Changes of the listeners and of the
+store need a restart.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			signal.Ignore(syscall.SIGPIPE) // a log reader that goes away does not end the broker
 			log, stop := newLogger(c.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
@@ -32,7 +33,7 @@ listens on and where sessions are kept change with a restart only.`,
 			b, err := newBroker(cfg, nil, log)
 			if err := config.Merge(unread, err); err != nil {
 				if file == "" {
-					return fmt.Errorf("%w\n(No file was read: there is no --config FILE.)", err)
+					return fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
 				}
 				return err
 			}

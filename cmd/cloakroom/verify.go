@@ -24,10 +24,11 @@ func verifyCommand() *cobra.Command {
 	var api config.AcceptBearer
 	c := &cobra.Command{
 		Use:   "verify --issuer URL --audience NAME [--scope SCOPE] < TOKEN",
-		Short: "Say what an access token is, and whether an API would take it",
-		Long: `Say what an access token is, and whether an API would take it. The token is read from standard input, and goes nowhere: of the
-network only the issuer's metadata and keys are asked for. What is printed are its header and claims, and then each check that package
-bearer, and accept_bearer, make of it. The exit status is 1 if an API would refuse it.`,
+		Short: "Print an access token and whether an API would accept it",
+		Long: `Print an access token and whether an API would accept it. The token is read from
+standard input and is not sent anywhere: the command only fetches the issuer's
+metadata and keys. It prints header and claims, then each check that package
+bearer and accept_bearer make. The exit status is 1 if an API would refuse it.`,
 		DisableFlagsInUseLine: true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
@@ -43,13 +44,13 @@ bearer, and accept_bearer, make of it. The exit status is 1 if an API would refu
 	return c
 }
 
-// maxPasted is how much is read for a token. Nothing that is longer is one.
+// maxPasted is the maximum size of a token in bytes.
 const maxPasted = 64 << 10
 
-// errRefused says that an API would not take the token.
+// errRefused: an API would refuse the token.
 var errRefused = errors.New("an API would refuse this token")
 
-// verify lays a token out and says what an API would make of it.
+// verify prints a token, the checks of an API and their results.
 func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdout, stderr io.Writer) error {
 	verifier, err := api.Verifier("", slog.New(slog.DiscardHandler))
 	var problems config.Errors
@@ -64,7 +65,7 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 		return err
 	}
 	var out bytes.Buffer
-	layOut(&out, raw)
+	printToken(&out, raw)
 	out.WriteString("Checks\n")
 	signs := make(map[string]bool)
 	for _, c := range verifier.Explain(ctx, raw, api.Scopes...) {
@@ -86,7 +87,7 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 	return err
 }
 
-// readToken reads the one word that there should be, or what stands in a header.
+// readToken reads a token, alone or after "Bearer".
 func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
 	if isTerminal(stdin) {
 		fmt.Fprintln(stderr, "Paste the token, and end with Enter and Ctrl-D:")
@@ -110,7 +111,8 @@ func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
 	return words[0], nil
 }
 
-// verdict returns what came of a check: ✓, ✗, or ? where it cannot be told, and why.
+// verdict returns the result of a check, which is ✓, ✗, or ? if it is unknown, and
+// the reason.
 func verdict(c bearer.Check) (sign, words string) {
 	var invalid *bearer.InvalidTokenError
 	switch {
@@ -126,7 +128,7 @@ func verdict(c bearer.Check) (sign, words string) {
 	return "✗", c.Err.Error()
 }
 
-// isTerminal says whether somebody may sit there and wonder what is waited for.
+// isTerminal reports whether r is a terminal.
 func isTerminal(r io.Reader) bool {
 	f, ok := r.(*os.File)
 	if !ok {
@@ -136,8 +138,9 @@ func isTerminal(r io.Reader) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// layOut writes what a token says, of which nothing is believed. The signature is left out, so that what is printed is no token.
-func layOut(out *bytes.Buffer, raw string) {
+// printToken writes the header and the claims of a token, which it does not verify.
+// It leaves the signature out, so that its output is not a token.
+func printToken(out *bytes.Buffer, raw string) {
 	parts := strings.Split(raw, ".")
 	switch len(parts) {
 	case 3:
@@ -150,15 +153,16 @@ func layOut(out *bytes.Buffer, raw string) {
 	}
 	for i, title := range []string{"Header", "Claims"}[:min(2, len(parts))] {
 		fmt.Fprintf(out, "%s\n", title)
-		if err := layOutObject(out, parts[i]); err != nil {
+		if err := printObject(out, parts[i]); err != nil {
 			fmt.Fprintf(out, "  cannot be read: %s\n", printable(err.Error()))
 		}
 		out.WriteByte('\n')
 	}
 }
 
-// layOutObject writes the members of an encoded JSON object, in their order, one a line.
-func layOutObject(out *bytes.Buffer, encoded string) error {
+// printObject writes the members of an encoded JSON object in their order, one per
+// line.
+func printObject(out *bytes.Buffer, encoded string) error {
 	text, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
 		return errors.New("it is not base64url")
@@ -186,7 +190,7 @@ func layOutObject(out *bytes.Buffer, encoded string) error {
 	return err
 }
 
-// dateOf says which day it is that a claim names in seconds since 1970.
+// dateOf returns the time of a claim in seconds since 1970; empty for other claims.
 func dateOf(name any, value json.RawMessage) string {
 	switch name {
 	case "exp", "nbf", "iat", "auth_time", "updated_at":
@@ -200,7 +204,8 @@ func dateOf(name any, value json.RawMessage) string {
 	return time.Unix(int64(seconds), 0).UTC().Format("   2006-01-02 15:04:05 UTC")
 }
 
-// printable writes what a terminal would not show as it is, or would obey, as an escape of JSON.
+// printable replaces control characters, which a terminal would execute, and other
+// characters that are not printable by escapes.
 func printable(s string) string {
 	var b strings.Builder
 	for _, c := range s {
