@@ -21,9 +21,10 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// attempt is one attempt to log in. Between login and callback it lives in a cookie of its own in the browser that made
-// it, sealed; nothing is stored here. So several tabs can log in at once, and what was begun in one browser cannot be
-// completed in another (RFC 9700 4.7.1).
+// attempt is one login attempt. Between login and callback it is stored sealed
+// in a cookie of its own, and nowhere else. So several tabs can log in at once,
+// and a login that began in one browser cannot be completed in another (RFC
+// 9700, section 4.7.1).
 type attempt struct {
 	State    string         `json:"s"`
 	Nonce    string         `json:"n"`
@@ -36,7 +37,8 @@ type attempt struct {
 	MaxAge    string `json:"m,omitempty"` // seconds, as asked for
 	ACRValues string `json:"a,omitempty"` // space-separated
 
-	// The session there was when the login began: the one that its success replaces.
+	// The session there was when the login began: the one that its success
+	// replaces.
 	Replaces  session.Ticket `json:"-"`
 	Subject   string         `json:"u,omitempty"`
 	CrossSite bool           `json:"x,omitempty"` // another site sent the browser here
@@ -53,16 +55,18 @@ func (a *attempt) request(parameters url.Values) oidc.Request {
 
 const (
 	attemptLife = 10 * time.Minute
-	// stateLife is for how long a state is known as ours when its attempt is gone.
+	// stateLife is for how long a state is known as ours when its attempt is
+	// gone.
 	stateLife   = 24 * time.Hour
 	maxAttempts = 5
-	// maxAttemptBytes is what the cookies of all attempts may add to a request, in total.
+	// maxAttemptBytes is what the cookies of all attempts may add to a request,
+	// in total.
 	maxAttemptBytes = 5000
 	// maxAttemptsRead bounds how many cookies of attempts are looked at in one
 	// request, and removed with its response.
 	maxAttemptsRead = 16
-	// maxStateReturnTo is the longest return_to that a state contains. The state
-	// is part of two URLs, in which it takes up to twice as much.
+	// maxStateReturnTo is the longest return_to that a state contains. The
+	// state is part of two URLs, in which it takes up to twice as much.
 	maxStateReturnTo = 256
 )
 
@@ -101,8 +105,8 @@ func (as *attempts) prepare(a *attempt, bound bool) error {
 	return nil
 }
 
-// begin gives the browser the cookie of an attempt. Of older attempts it keeps the
-// newest, so that abandoned ones cannot pile up in the browser.
+// begin gives the browser the cookie of an attempt. Of older attempts it keeps
+// the newest, so that abandoned ones cannot pile up in the browser.
 func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
 	name := as.cookieName(a.State)
 	value, err := as.seal(name, a)
@@ -118,7 +122,8 @@ func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) er
 	return nil
 }
 
-// find returns the attempt that state belongs to. An attempt that is not there, has expired, or is for another state gives nil.
+// find returns the attempt with a state. It returns nil if there is none in
+// this browser, or if it has expired.
 func (as *attempts) find(r *http.Request, state string) *attempt {
 	name := as.cookieName(state)
 	cookies := cookiesWithPrefix(r, name+"=", 2)
@@ -172,7 +177,8 @@ type sentState struct {
 	restarted bool
 }
 
-// newState returns a state that can later be told from one that somebody made up.
+// newState returns a state that can later be told from one that somebody made
+// up.
 func (as *attempts) newState(a *attempt) (string, error) {
 	b := make([]byte, 17, 17+len(a.ReturnTo))
 	rand.Read(b[:16])
@@ -201,9 +207,9 @@ func (as *attempts) cookieName(state string) string {
 }
 
 // prune removes cookies of attempts until there is room for one more of a size:
-// first those that do not open, then the oldest. A restarted attempt removes none
-// that is valid but another restarted one: the user may be about to finish it, in
-// another tab. So there are at most maxAttempts, and a restarted one.
+// first those that do not open, then the oldest. A restarted attempt removes
+// none that is valid but another restarted one: the user may be about to finish
+// it, in another tab. So there are at most maxAttempts, and a restarted one.
 func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int, restarted bool) {
 	type kept struct {
 		name      string
@@ -240,8 +246,8 @@ func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int, rest
 type cookiePair struct{ name, value string }
 
 // cookiesWithPrefix returns the cookies whose names begin with prefix, most at
-// most. Unlike http.Request.Cookies it takes little time for those that are of no
-// interest, of which there may be thousands.
+// most. Unlike http.Request.Cookies it takes little time for those that are of
+// no interest, of which there may be thousands.
 func cookiesWithPrefix(r *http.Request, prefix string, most int) []cookiePair {
 	var found []cookiePair
 	for _, line := range r.Header["Cookie"] {
@@ -263,7 +269,8 @@ func cookiesWithPrefix(r *http.Request, prefix string, most int) []cookiePair {
 	return found
 }
 
-// sealedAttempt is an attempt as it stands in the cookie: the one place where its secrets are written out.
+// sealedAttempt is the plaintext of the cookie. Only here are the secrets of an
+// attempt serialized.
 type sealedAttempt struct {
 	attempt
 	Verifier  string `json:"v"`
@@ -309,7 +316,8 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 	return &a, nil
 }
 
-// set writes an attempt's cookie. It is Lax, for a Strict one would not come along on the way back from the provider.
+// set writes an attempt's cookie. It is SameSite=Lax, because browsers withhold
+// a Strict one on the navigation back from the provider.
 func (as *attempts) set(w http.ResponseWriter, name, value string, maxAge int) {
 	http.SetCookie(w, &http.Cookie{
 		Name: name, Value: value, Path: "/", MaxAge: maxAge,

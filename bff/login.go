@@ -97,7 +97,7 @@ func (s *Server) startLogin(w *response, r *http.Request, a *attempt, extra url.
 	return nil
 }
 
-// callback completes an attempt with what the provider says in the query.
+// callback completes an attempt with the authorization response in the query.
 func (s *Server) callback(w *response, r *http.Request) error {
 	if s.provider.Config().ResponseMode != "query" {
 		return problem.MethodNotAllowed
@@ -106,8 +106,10 @@ func (s *Server) callback(w *response, r *http.Request) error {
 	return s.handleAuthResponse(w, r, r.URL.RawQuery)
 }
 
-// callbackForm completes an attempt with what the provider has the browser post (OAuth 2.0 Form Post Response Mode). As the browser comes from another site its
-// cookies, the attempt's among them, have stayed away, so the page that it gets posts the same once more from here.
+// callbackForm completes an attempt with a posted response (OAuth 2.0 Form Post
+// Response Mode). On a cross-site POST browsers withhold all cookies, that of
+// the attempt too. So the first response is a page that posts the same again
+// from here.
 func (s *Server) callbackForm(w *response, r *http.Request) error {
 	if s.provider.Config().ResponseMode != "form_post" {
 		return problem.MethodNotAllowed
@@ -128,8 +130,9 @@ func (s *Server) callbackForm(w *response, r *http.Request) error {
 	return s.handleAuthResponse(w, r, form.Encode())
 }
 
-// handleAuthResponse completes an attempt with the parameters of an authorization response.
-// Whatever is wrong with it, no session that exists is touched.
+// handleAuthResponse completes an attempt with the parameters of an
+// authorization response. Whatever is wrong with it, no session that exists is
+// touched.
 func (s *Server) handleAuthResponse(w *response, r *http.Request, parameters string) error {
 	if inFrame(r) { // only a silent login ends there, however it ends
 		w.page = silentPage
@@ -188,9 +191,9 @@ func (s *Server) underRoute(returnTo string) bool {
 	return err == nil && returnTo != "/" && s.anyReadingUnderRoute(u.EscapedPath())
 }
 
-// handleLateResponse handles a response to an attempt that is gone: the browser has
-// dropped its cookie, or the attempt was completed. If the state is ours, and
-// there is a session by now, the browser goes where the login was to lead.
+// handleLateResponse handles a response to an attempt that is gone: the browser
+// has dropped its cookie, or the attempt was completed. If the state is ours,
+// and there is a session by now, the browser goes where the login was to lead.
 // Otherwise the login starts again, once. cause is the error of a response that
 // neither helps.
 //
@@ -242,7 +245,8 @@ func (s *Server) restart(w *response, r *http.Request, before *attempt, extra ur
 // browser goes away, because it comes back if the user has pressed twice.
 const completeTimeout = 45 * time.Second
 
-// complete makes a session of a provider's answer to an attempt.
+// complete verifies the authorization response to an attempt and starts a
+// session.
 func (s *Server) complete(w *response, r *http.Request, resp authResponse, a *attempt) error {
 	// Before anything else is used, an error response included.
 	switch err := s.provider.CheckIssuer(resp.Response); {
@@ -272,7 +276,8 @@ func (s *Server) complete(w *response, r *http.Request, resp authResponse, a *at
 	return nil
 }
 
-// startSession redeems the code and starts a session for the user that it is for.
+// startSession redeems the code and starts a session for the user that it is
+// for.
 func (s *Server) startSession(ctx context.Context, w *response, r *http.Request, resp authResponse, a *attempt) error {
 	address := addressKey(w.client)
 	if wait := s.exchanges.take(address); wait > 0 { // exchanges in flight count, for they may fail
@@ -313,7 +318,8 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 }
 
 // replacedBy returns the tickets of the sessions that the success of an attempt
-// replaces: the one that was there when it began, and the one that is there now.
+// replaces: the one that was there when it began, and the one that is there
+// now.
 func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Ticket {
 	tickets := []session.Ticket{a.Replaces}
 	if current, err := s.findSession(r); err == nil && !current.Ticket().Equal(a.Replaces) {
@@ -331,7 +337,8 @@ func (s *Server) finish(w *response, a *attempt, authenticated bool) {
 	seeOther(w, s.returnTo(a.ReturnTo, a.OwnPage)) // the routes may have changed since
 }
 
-// seeOther sends the browser to a path of this origin, to the character: http.Redirect would clean it.
+// seeOther redirects to a path of this origin without changing it.
+// http.Redirect would clean it.
 func seeOther(w http.ResponseWriter, path string) {
 	w.Header().Set("Location", path)
 	w.WriteHeader(http.StatusSeeOther)
@@ -343,8 +350,8 @@ type authResponse struct {
 	relayed bool // from a page of this origin
 }
 
-// parseAuthResponse reads the parameters of a callback. A semicolon, which net/url
-// refuses, is part of a value.
+// parseAuthResponse reads the parameters of a callback. A semicolon, which
+// net/url refuses, is part of a value.
 func parseAuthResponse(parameters string) (authResponse, error) {
 	q, err := url.ParseQuery(strings.ReplaceAll(parameters, ";", "%3B"))
 	if err != nil {
@@ -360,11 +367,11 @@ const relayedParam = "cloakroom_again"
 var relayHTML = template.Must(template.New("relay").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
 	`<meta http-equiv="refresh" content="0;url={{.}}"><a href="{{.}}">Continue</a></html>`))
 
-// relaySameSite has the browser send the authorization response again, from a page of
-// this origin. On the navigation from the provider a browser withholds a Strict
-// session cookie. Without it nobody could tell whose session the login of another
-// site is about to replace, or whether a session exists by now, and a route would
-// refuse the redirect that follows.
+// relaySameSite has the browser send the authorization response again, from a
+// page of this origin. On the navigation from the provider a browser withholds
+// a Strict session cookie. Without it nobody could tell whose session the login
+// of another site is about to replace, or whether a session exists by now, and
+// a route would refuse the redirect that follows.
 func (s *Server) relaySameSite(w *response, resp authResponse) error {
 	if resp.relayed {
 		return problem.BadCallback.WithCause(errors.New("it does not come from the page that should have sent it on"))
@@ -392,7 +399,8 @@ var (
 		`<script>` + relayScript + `</script></html>`))
 )
 
-// writeRelayForm answers with a page that posts an authorization response again, and nothing else that was in the form.
+// writeRelayForm writes a page that posts the authorization response again,
+// without the other fields of the form.
 func writeRelayForm(w *response, form url.Values) {
 	fields := map[string]string{relayedParam: "1"}
 	for _, name := range []string{"state", "code", "error", "iss"} {
@@ -471,8 +479,9 @@ func tokenErrorProblem(err error) error {
 	return problem.LoginInvalid.WithCause(err)
 }
 
-// accept fails unless the user signed in as the attempt asked (OpenID Connect Core,
-// section 3.1.3.7). An attempt of another site does not change who is signed in.
+// accept fails unless the user signed in as the attempt asked (OpenID Connect
+// Core, section 3.1.3.7). An attempt of another site does not change who is
+// signed in.
 func (a *attempt) accept(id *oidc.Identity) error {
 	if a.ACRValues != "" && !slices.Contains(strings.Fields(a.ACRValues), id.ACR) { // (12)
 		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
@@ -495,5 +504,5 @@ func (a *attempt) accept(id *oidc.Identity) error {
 	return nil
 }
 
-// errAuthTooOld says that the user signed in at the provider longer ago than max_age allows.
+// errAuthTooOld means that the user signed in longer ago than max_age allows.
 var errAuthTooOld = problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is longer ago than max_age"))

@@ -19,8 +19,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// maxLogoutBody bounds the body of a back-channel logout. A logout token has a few
-// hundred bytes; anybody can send junk, which must cost little.
+// maxLogoutBody bounds the body of a back-channel logout. A logout token has a
+// few hundred bytes; anybody can send junk, which must cost little.
 const maxLogoutBody = 10 << 10
 
 const (
@@ -29,8 +29,8 @@ const (
 	maxRevokeDelay = 30 * time.Second
 )
 
-// logout ends the session here, tells the provider, and sends the browser to sign
-// out there too. Without a session it responds in the same way.
+// logout ends the session here, tells the provider, and sends the browser to
+// sign out there too. Without a session it responds in the same way.
 //
 // A script gets a path of this origin that redirects to the provider once
 // (logoutContinue): the URL at the provider has the ID token in it.
@@ -71,14 +71,16 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	return json.NewEncoder(w).Encode(map[string]string{"redirect_to": location})
 }
 
-// startedByOwnScript reports whether a script of the app's origin sent a request.
+// startedByOwnScript reports whether a script of the app's origin sent a
+// request.
 func startedByOwnScript(r *http.Request) bool {
 	site := r.Header.Values("Sec-Fetch-Site")
 	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("X-Csrf") != ""
 }
 
-// fromScript reports whether a script sent a request. It can read the URL that its
-// request is redirected to, if the server there allows that (Fetch, section 4.10).
+// fromScript reports whether a script sent a request. It can read the URL that
+// its request is redirected to, if the server there allows that (Fetch, section
+// 4.10).
 func fromScript(r *http.Request) bool {
 	mode := r.Header.Get("Sec-Fetch-Mode")
 	return mode != "" && mode != "navigate" || r.Header.Get("X-Csrf") != ""
@@ -95,8 +97,9 @@ func (s *Server) endSessionURL(hint logoutHint, returnTo string) (string, error)
 	return cmp.Or(location, returnTo), nil
 }
 
-// logoutContinue is where a script sends the browser after a logout. It redirects
-// to the provider, with the ID token that is in the cookie, and removes the cookie.
+// logoutContinue is where a script sends the browser after a logout. It
+// redirects to the provider, with the ID token that is in the cookie, and
+// removes the cookie.
 func (s *Server) logoutContinue(w *response, r *http.Request) error {
 	w.page = plainPage
 	hint, returnTo, err := s.hints.take(w, r)
@@ -113,8 +116,8 @@ func (s *Server) logoutContinue(w *response, r *http.Request) error {
 	return nil
 }
 
-// logoutCallback is where the provider sends the browser after a logout. A state
-// that is not ours leads to the app's front page.
+// logoutCallback is where the provider sends the browser after a logout. A
+// state that is not ours leads to the app's front page.
 func (s *Server) logoutCallback(w *response, r *http.Request) error {
 	returnTo := "/"
 	if asked, err := s.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
@@ -124,8 +127,10 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 	return nil
 }
 
-// backchannelLogout ends what the provider says is over (OpenID Connect Back-Channel Logout 2.5). It is the provider's own server that calls, without
-// a cookie and under whatever name it knows us by; what it says is believed for its signature.
+// backchannelLogout ends the sessions that a logout token names (OpenID Connect
+// Back-Channel Logout, section 2.5). The request is from the provider's server:
+// it has no cookie, and maybe another Host. The token's signature authenticates
+// it.
 func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
 	ctx := context.WithValue(r.Context(), responseKey{}, w) // for observe
@@ -159,7 +164,8 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	if _, err := s.sessions.EndAll(ctx, s.provider.Config().Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
 		return err
 	}
-	// Remembered only now: after a failure the provider may send the same token again.
+	// Remembered only now: after a failure the provider may send the same token
+	// again.
 	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*oidc.ClockSkew); err != nil {
 		return fmt.Errorf("%w: remember the logout token: %w", session.ErrStore, err)
 	}
@@ -167,8 +173,9 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	return nil
 }
 
-// revoke takes an ended session's tokens back at the provider. The user, who is signed out already, waits for the first try
-// only; if the provider is out of reach more are made in the background.
+// revoke revokes the tokens of an ended session at the provider. The response
+// waits for the first attempt only. After a transient error it retries in the
+// background.
 func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 	ctx = context.WithoutCancel(ctx)
 	try := func() error {
@@ -190,13 +197,14 @@ func (s *Server) revoke(ctx context.Context, ended *session.Session) {
 			err = try()
 		}
 		if err != nil {
-			s.log.ErrorContext(ctx, "tokens never revoked; they are good until the provider lets them expire", "session", ended.ID, "err", err)
+			s.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire", "session", ended.ID, "err", err)
 		}
 	})
 }
 
-// isTransient reports whether the same request may succeed later (RFC 7009, section
-// 2.2.1: 503 means that the token still exists). Of joined errors one is enough.
+// isTransient reports whether the same request may succeed later (RFC 7009,
+// section 2.2.1: 503 means that the token still exists). Of joined errors one
+// is enough.
 func isTransient(err error) bool {
 	switch e := err.(type) {
 	case nil:

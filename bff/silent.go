@@ -10,13 +10,14 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// silentLogin finds out in an iframe of the app's whether the provider knows the user, and signs them in if it does, without a word to them. The page that
-// comes of it tells the app with a message. A browser in which the provider's cookies do not come along in frames of other sites cannot do it: then
-// nobody is signed in, which is always a possible answer.
+// silentLogin starts a login with prompt=none in an iframe of the app. The
+// resulting page posts a message with the outcome to the app. A browser that
+// withholds the provider's cookies in frames of other sites reports that nobody
+// is signed in.
 func (s *Server) silentLogin(w *response, r *http.Request) error {
 	w.page = silentPage
 	switch _, err := s.findSession(r); {
-	case err == nil: // to ask the provider could make another user of this one
+	case err == nil: // the provider could have another user by now
 		writeSilent(w, http.StatusOK, true)
 		return nil
 	case !errors.Is(err, session.ErrNone):
@@ -29,8 +30,8 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 	return s.startLogin(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
 
-// sameOriginFrame accepts an iframe of this origin. The destination is empty if a
-// service worker of the app passes its navigation on.
+// sameOriginFrame accepts an iframe of this origin. The destination is empty if
+// a service worker of the app passes its navigation on.
 func sameOriginFrame(s *Server, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
@@ -42,10 +43,11 @@ func sameOriginFrame(s *Server, r *http.Request) error {
 	return nil
 }
 
-// inFrame says whether a navigation is that of an iframe.
+// inFrame reports whether a request is the navigation of an iframe.
 func inFrame(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Dest") == "iframe" }
 
-// The page that tells the app, and its script, which has to be let in by its hash.
+// The page that posts the outcome to the app. silentCSP allows its script by
+// hash.
 const (
 	silentScript = `parent.postMessage({type:"cloakroom:silent-login",authenticated:document.documentElement.dataset.authenticated==="true"},location.origin)`
 	silentHTML   = `<!doctype html><html lang="en" data-authenticated="%t"><meta charset="utf-8"><title>Silent sign-in</title><script>` + silentScript + `</script></html>`
@@ -62,9 +64,10 @@ func writeSilent(w *response, status int, authenticated bool) {
 	fmt.Fprintf(w, silentHTML, authenticated)
 }
 
-// frontchannelLogout ends the session of the browser in which the provider loads
-// this endpoint in an iframe (OpenID Connect Front-Channel Logout 2). The response
-// is 200 only if the session has ended or there was none. It is an error
+// frontchannelLogout ends the session of the browser in which the provider
+// loads this endpoint in an iframe (OpenID Connect Front-Channel Logout 2). The
+// response is 200 only if the session has ended or there was none. It is an
+// error
 //   - without iss and sid: any page could end the session;
 //   - if they are not those of this browser's session, which goes on;
 //   - in a frame of another site: browsers withhold the session cookie there, so

@@ -23,8 +23,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// checkRequests looks at what is configured of authorization requests, and at
-// what FAPI 2.0 demands of them and of their tokens.
+// checkRequests validates the fields for authorization requests, and fills in
+// their defaults. With FAPI2 it also enforces what the profile requires.
 func checkRequests(cfg *Config, fail func(name string, err error)) {
 	oneOf := func(name string, value *string, allowed ...string) {
 		if *value == "" {
@@ -81,9 +81,8 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 }
 
-// ownParameters of authorization requests are those that we set, or that an
-// app's link may (see LoginParameters), or that would have another request be
-// made.
+// ownParameters cannot be set by Config.Parameters: this client sets them, or
+// they would replace the request.
 var ownParameters = map[string]bool{
 	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
 	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
@@ -142,8 +141,10 @@ func CheckResource(raw string) error {
 	return nil
 }
 
-// AuthorizationURL is where the browser goes to log in: authorization code with
-// PKCE, state and nonce, always (RFC 9700 2.1.1).
+// AuthorizationURL returns the URL to which the browser is sent to log in. The
+// request always uses the authorization code flow with PKCE, state and nonce
+// (RFC 9700, section 2.1.1). The error wraps ErrUnavailable or ErrRefused if
+// the provider is the cause.
 func (c *Client) AuthorizationURL(ctx context.Context, r Request) (string, error) {
 	m, err := c.discovered()
 	if err != nil {
@@ -227,8 +228,8 @@ func (c *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	return url.Values{"client_id": q["client_id"], "response_type": q["response_type"], "scope": q["scope"], "request": {request}}, nil
 }
 
-// scopes are those that are asked for at login: what routes have tokens for has
-// to be granted then.
+// scopes returns the scopes to request at login, those of Targets included:
+// they have to be granted then.
 func (c *Client) scopes() []string {
 	all := slices.Clone(c.cfg.Scopes)
 	for _, key := range slices.Sorted(maps.Keys(c.targets)) {
@@ -237,6 +238,7 @@ func (c *Client) scopes() []string {
 	return distinct(all)
 }
 
+// resources returns the resource indicators to request at login.
 func (c *Client) resources() []string {
 	all := slices.Clone(c.cfg.Resources)
 	for _, key := range slices.Sorted(maps.Keys(c.targets)) {
@@ -247,7 +249,7 @@ func (c *Client) resources() []string {
 	return distinct(all)
 }
 
-// distinct leaves the first of each.
+// distinct returns all without repetitions, in the order of first occurrence.
 func distinct(all []string) []string {
 	var seen []string
 	for _, s := range all {
@@ -258,8 +260,8 @@ func distinct(all []string) []string {
 	return seen
 }
 
-// push gives a request to the provider directly, and returns what stands for it
-// in the browser (RFC 9126 2).
+// push sends a pushed authorization request, and returns the parameters that
+// refer to it (RFC 9126, section 2).
 func (c *Client) push(ctx context.Context, m *metadata, q url.Values, r Request) (url.Values, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()

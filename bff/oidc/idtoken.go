@@ -20,26 +20,26 @@ import (
 )
 
 const (
-	// ClockSkew is how far the provider's clock and ours may be apart.
+	// ClockSkew is the tolerated difference between the provider's clock and
+	// ours.
 	ClockSkew = 90 * time.Second
-	// maxIDTokenAge is how old an ID token may be that comes straight from the
-	// token endpoint.
+	// maxIDTokenAge is the maximum age of an ID token from the token endpoint.
 	maxIDTokenAge = 10 * time.Minute
 )
 
-// idToken is what is believed of a verified ID token.
+// Identity holds the claims of a verified ID token.
 type Identity struct {
 	Issuer   string
 	Subject  string
 	SID      string
 	Nonce    string
 	ACR      string
-	AuthTime time.Time // zero: not said
+	AuthTime time.Time // zero: the token has none
 
-	SessionExpiry time.Time // when the provider ends the session; zero: not said
+	SessionExpiry time.Time // when the provider ends the session; zero: unknown
 
-	// User holds the claims that speak of the user, without those of the
-	// protocol.
+	// User holds the claims that describe the user, as a JSON object. Protocol
+	// claims are not among them.
 	User json.RawMessage
 }
 
@@ -47,21 +47,20 @@ type Identity struct {
 // empty. It says nothing about the token.
 var errKeysUnreachable error = unavailable("the provider's keys cannot be had")
 
-// errTokenMismatch says that the token is for somebody else, or of somebody
-// else: for another subject or client, of another issuer or login, or not
-// signed by ours.
+// errTokenMismatch means that the token is not for this login: another issuer,
+// subject, client or nonce, or a signature that is not the provider's.
 var errTokenMismatch = errors.New("it is not this login's")
 
-// errClockSkew says that the token may be right, but not by our clock.
+// errClockSkew means that the token is not valid at the time of our clock.
 var errClockSkew = errors.New("its times do not fit our clock")
 
-// providerToken is a JWT of the provider. Nothing of it is verified.
+// providerToken is a parsed JWT. Nothing in it has been verified.
 type providerToken struct {
 	*jwks.Token
 	claims strictjson.Object
 }
 
-// decisiveClaims say who a token is for and of, and when.
+// decisiveClaims must not be ambiguous, such as by another case of a letter.
 var decisiveClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "nonce"}
 
 // parseToken takes a JWT apart whose typ is JWT, the one that is wanted, or
@@ -89,7 +88,8 @@ func parseToken(raw, typ string) (*providerToken, error) {
 	return &providerToken{t, claims}, nil
 }
 
-// namesThisClient reports whether a token names our issuer and us.
+// namesThisClient reports whether iss is the configured issuer and aud contains
+// the client id.
 func (t *providerToken) namesThisClient(cfg *Config) bool {
 	iss, _ := t.claims.Text("iss")
 	aud, _ := t.claims.Texts("aud")
@@ -189,9 +189,9 @@ func (t *providerToken) seenByGoOIDC(more []string) ([]byte, error) {
 
 func encodeSegment(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
-// verifyIDToken checks the ID token among tokens by OpenID Connect Core
-// 3.1.3.7. What depends on the login, the nonce, acr and auth_time, is checked
-// by attempt.accepts.
+// verifyIDToken verifies the ID token of a token response (OpenID Connect Core,
+// section 3.1.3.7). It does NOT verify nonce, acr and auth_time, which depend
+// on the request.
 func (c *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.Tokens) (*Identity, error) {
 	t, err := parseToken(tokens.ID.Reveal(), "jwt")
 	if err != nil {
@@ -226,8 +226,8 @@ func (c *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.
 	return id, nil
 }
 
-// checkIDToken checks the claims of a token that we know to be the provider's
-// and for us.
+// checkIDToken verifies the claims of a token whose signature, iss, aud and exp
+// have been verified.
 func (c *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access session.Secret) error {
 	if verified.Issuer != c.cfg.Issuer { // go-oidc makes an exception for Google
 		return fmt.Errorf("%w: iss is %q, want %q", errTokenMismatch, verified.Issuer, c.cfg.Issuer)
@@ -274,10 +274,11 @@ func (c *Client) checkIDToken(t *providerToken, verified *goidc.IDToken, access 
 	return nil
 }
 
-// maxClaims is how many bytes of JSON the claims of a user may be. They are in
-// each session, and none of them in a cookie.
+// maxClaims is the maximum size of a user's claims, in bytes of JSON. They are
+// stored in each session, never in a cookie.
 const maxClaims = 64 << 10
 
+// setUser stores the claims in id.User. It fails if they exceed maxClaims.
 func (id *Identity) setUser(claims map[string]any) error {
 	b, err := json.Marshal(claims)
 	if err != nil {
@@ -298,8 +299,8 @@ func (r *Request) checkNonce(id *Identity) error {
 	return nil
 }
 
-// algorithms are those that the provider may sign with. Neither none nor HMAC
-// is one of them.
+// algorithms returns the signature algorithms that are accepted. Neither none
+// nor HMAC is ever among them.
 func (c *Client) algorithms(m *metadata) []string {
 	switch {
 	case c.cfg.IDTokenAlg != "":
@@ -334,8 +335,8 @@ func checkIDTokenAlg(cfg *Config) error {
 	return nil
 }
 
-// continues says whether the ID token of a refresh is one for the session that
-// was refreshed (OpenID Connect Core 12.2).
+// matchesSession verifies that the ID token of a refresh is for the session
+// that was refreshed (OpenID Connect Core, section 12.2).
 func (id *Identity) matchesSession(s *session.Session) error {
 	switch {
 	case id.Issuer != s.Issuer || id.Subject != s.Subject:
@@ -346,7 +347,8 @@ func (id *Identity) matchesSession(s *session.Session) error {
 	return nil
 }
 
-// nonceIn returns the nonce of an ID token that was verified when it came.
+// nonceIn returns the nonce of an ID token that was verified when it was
+// received.
 func nonceIn(raw session.Secret) string {
 	t, err := parseToken(raw.Reveal(), "jwt")
 	if err != nil {
@@ -356,10 +358,9 @@ func nonceIn(raw session.Secret) string {
 	return nonce
 }
 
-// renewedClaims returns what the session is to say of the user after a refresh;
-// nil: what it says already. When and how the user signed in stays what it was:
-// if they have done so anew since, in another app say, then not in this
-// session.
+// renewedClaims returns the user's claims after a refresh. Nil means that those
+// of the session stay. The claims in signInClaims never change: if the user has
+// signed in again since, then not for this session.
 func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *Identity) json.RawMessage {
 	if c.cfg.UserInfo {
 		if err := c.addUserInfo(ctx, m, tokens, id); err != nil {
@@ -385,5 +386,5 @@ func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Sess
 	return id.User
 }
 
-// signInClaims say when and how the user signed in.
+// signInClaims describe when and how the user signed in.
 var signInClaims = []string{"auth_time", "acr", "amr"}

@@ -24,9 +24,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// exchange redeems the code of a callback (RFC 6749 4.1.3, RFC 7636 4.5) and
-// verifies what comes for it. Beside an error there are the tokens that were
-// issued all the same, if any.
+// Exchange redeems an authorization code (RFC 6749, section 4.1.3; RFC 7636,
+// section 4.5), and verifies the response before it uses the access token.
+// accept decides on the verified identity; its error is returned as it is. With
+// an error, Exchange returns the tokens that were issued nevertheless, so that
+// the caller can revoke them.
 func (c *Client) Exchange(ctx context.Context, code string, r Request, accept func(*Identity) error) (session.Tokens, *Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
@@ -83,8 +85,8 @@ func (c *Client) Exchange(ctx context.Context, code string, r Request, accept fu
 	return tokens, id, nil
 }
 
-// setSessionTarget has a token request say what the session's own token is for,
-// where more than that was granted: what routes have tokens of their own for.
+// setSessionTarget adds the resources and scopes of the session's own token to
+// a token request. The grant may cover more: those of Targets.
 func (c *Client) setSessionTarget(form url.Values, scopes []string) {
 	if len(c.cfg.Resources) > 0 {
 		form["resource"] = c.cfg.Resources
@@ -94,10 +96,10 @@ func (c *Client) setSessionTarget(form url.Values, scopes []string) {
 	}
 }
 
-// grantedScopes returns those of the session's own scopes that were granted,
-// which is all that a refresh may ask for (RFC 6749 6). Not every provider
-// counts openid and offline_access among the scopes that it names; that there
-// is an ID token, and a refresh token, says enough.
+// grantedScopes returns those of the session's own scopes that were granted. A
+// refresh may request no others (RFC 6749, section 6). openid and
+// offline_access are always included: not every provider lists them in scope,
+// but the ID token and the refresh token show that they were granted.
 func (c *Client) grantedScopes(s *session.Session) []string {
 	granted := strings.Fields(s.Tokens.Scope)
 	var asked []string
@@ -109,8 +111,8 @@ func (c *Client) grantedScopes(s *session.Session) []string {
 	return asked
 }
 
-// Refresh is session.Config.Refresh. An error in an outage of the provider says
-// so.
+// Refresh implements session.Config.Refresh. During an outage of the provider
+// its error is a *session.RefreshError with Outage set.
 func (c *Client) Refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
 	renewal, err := c.refreshOnce(ctx, s, key)
 	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !c.breaker.outage() {
@@ -200,8 +202,8 @@ func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 	return renewal, nil
 }
 
-// tokenExchange trades the session's access token for one for another target
-// (RFC 8693). That it is refused says nothing about the session.
+// tokenExchange exchanges the session's access token for one for another target
+// (RFC 8693). A refusal does not end the session.
 func (c *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Session, t Target) (session.RefreshResult, error) {
 	form := url.Values{
 		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
@@ -232,8 +234,8 @@ func (c *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Sess
 
 const accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 
-// Revoke tells the provider that the tokens are not needed any more (RFC 7009).
-// A provider that has no place for it is told nothing.
+// Revoke revokes the tokens at the provider (RFC 7009). It does nothing if the
+// provider has no revocation endpoint.
 func (c *Client) Revoke(ctx context.Context, t session.Tokens) error {
 	m := c.current.Load()
 	if m == nil || m.Revocation == "" {
@@ -380,9 +382,10 @@ func jwtExpiry(token string) time.Time {
 	return exp
 }
 
-// scopeOf returns the scope of a token answer: empty if it says nothing, which
-// means what was asked for (RFC 6749 5.1). Some providers write an array. Of
-// anything else nothing was granted.
+// scopeOf returns the scope of a token response. It is empty if the member is
+// missing, which means the scope that was requested (RFC 6749, section 5.1).
+// Some providers send an array. Any other value means that no scope was
+// granted.
 func scopeOf(members strictjson.Object) string {
 	if raw, err := members.Raw("scope"); err == nil && raw == nil {
 		return ""
@@ -395,8 +398,7 @@ func scopeOf(members strictjson.Object) string {
 	return scope
 }
 
-// parseSeconds reads expires_in: a number; some providers write one as a text.
-// What is neither says nothing.
+// parseSeconds parses expires_in. Some providers send the number as a string.
 func parseSeconds(value any) (time.Duration, bool) {
 	seconds, err := strconv.ParseFloat(fmt.Sprint(value), 64)
 	if err != nil || !(seconds > 0 && seconds <= 1e9) {
@@ -479,10 +481,10 @@ var userRequired = map[string]bool{
 }
 
 var (
-	// errorCode is what the error of an answer looks like (RFC 6749 5.2, and
-	// all that came after).
+	// errorCode matches the values of error (RFC 6749, section 5.2, and its
+	// extensions).
 	errorCode = regexp.MustCompile(`^[a-z_.-]{1,64}$`)
-	// tokenLike is what a token or a part of one can look like.
+	// tokenLike matches what could be a token or a part of one.
 	tokenLike = regexp.MustCompile(`[\w.~+/=%-]{20,}`)
 )
 
@@ -513,8 +515,8 @@ func (c *Client) post(ctx context.Context, client *http.Client, m *metadata, end
 	}
 }
 
-// postOnce sends form once. What says who we are is made anew each time, and so
-// is the proof: neither is taken twice.
+// postOnce sends form once. Each request has a new client assertion and a new
+// DPoP proof, because a provider accepts neither twice.
 func (c *Client) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
@@ -564,7 +566,8 @@ func (c *Client) do(client *http.Client, req *http.Request) (*http.Response, []b
 	return resp, body, nil
 }
 
-// retryAfter reads RFC 9110 10.2.3; what is not there or makes no sense is 0.
+// retryAfter parses Retry-After (RFC 9110, section 10.2.3). It returns 0 if the
+// value is missing or invalid.
 func retryAfter(value string) time.Duration {
 	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
 		return time.Duration(min(seconds, 3600)) * time.Second

@@ -13,8 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// addUserInfo adds to what an ID token says of the user what the provider tells
-// besides (OpenID Connect Core 5.3). What both say is as the ID token has it,
+// addUserInfo adds the claims of the userinfo response to id (OpenID Connect
+// Core, section 5.3). A claim that is in both has the value of the ID token,
 // which is signed.
 func (c *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.Tokens, id *Identity) error {
 	told, err := c.userInfo(ctx, m, tokens)
@@ -38,8 +38,8 @@ func (c *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.To
 	return id.setUser(more)
 }
 
-// userInfo fetches the user's claims: JSON, or a JWT that the provider has
-// signed for us (Core 5.3.2).
+// userInfo fetches the user's claims: JSON, or a signed JWT for this client
+// (OpenID Connect Core, section 5.3.2).
 func (c *Client) userInfo(ctx context.Context, m *metadata, tokens session.Tokens) (strictjson.Object, error) {
 	resp, body, err := c.askUserInfo(ctx, m, tokens)
 	if err != nil {
@@ -69,8 +69,8 @@ func (c *Client) userInfo(ctx context.Context, m *metadata, tokens session.Token
 	}
 }
 
-// askUserInfo asks with the access token, and once more where a DPoP proof has
-// to have a nonce (RFC 9449 9).
+// askUserInfo sends the userinfo request. It retries once if the response
+// requires a DPoP nonce (RFC 9449, section 9).
 func (c *Client) askUserInfo(ctx context.Context, m *metadata, tokens session.Tokens) (*http.Response, []byte, error) {
 	key, err := parseKey(tokens.Key)
 	if err != nil {
