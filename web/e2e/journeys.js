@@ -1,4 +1,4 @@
-// What people do with the sample app in a browser, whatever serves it.
+// Tests of the sample app in a browser, for any way to serve it.
 import assert from "node:assert/strict";
 import { mkdir } from "node:fs/promises";
 import http from "node:http";
@@ -38,7 +38,7 @@ export function journeys(name, deploy, { tokenLife }) {
     });
 
     /**
-     * Registers a test with a browser profile of its own. Whatever it does, no page may have complained or met a token in the end.
+     * Registers a test with its own browser profile. At its end it also checks that no page logged an error or contained a token.
      *
      * @param {string} title
      * @param {(visit: { open: (path?: string) => Promise<Page>, shot: (page: Page, state: string) => Promise<void>, context: import("playwright-core").BrowserContext }) => Promise<void>} steps
@@ -70,7 +70,7 @@ export function journeys(name, deploy, { tokenLife }) {
       });
     }
 
-    journey("a stranger is asked to sign in, and may call what is public", async ({ open, shot }) => {
+    journey("without a session: sign-in button, public API works", async ({ open, shot }) => {
       const page = await open();
       await page.locator("#sign-in").waitFor();
       assert.equal(await page.locator("#user-name").isVisible(), false);
@@ -82,7 +82,7 @@ export function journeys(name, deploy, { tokenLife }) {
       await shot(page, "signed out, refused");
     });
 
-    journey("alice signs in by keyboard, comes back to where she was, and calls the API", async ({ open, shot, context }) => {
+    journey("sign in by keyboard, return to the same page, call the API", async ({ open, shot, context }) => {
       const page = await open("/coats/17?shelf=2#hook");
       await page.locator("#sign-in").focus();
       await page.keyboard.press("Enter");
@@ -112,7 +112,7 @@ export function journeys(name, deploy, { tokenLife }) {
       await shot(page, "what JavaScript sees");
     });
 
-    journey("the look finds a token if there is one", async ({ open, shot }) => {
+    journey("the token check of these tests detects a token", async ({ open, shot }) => {
       const page = await open();
       const planted = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.";
       await page.evaluate((token) => localStorage.setItem("token", token), planted);
@@ -123,7 +123,7 @@ export function journeys(name, deploy, { tokenLife }) {
       await page.evaluate(() => localStorage.clear());
     });
 
-    journey("calls go on through refreshes without a hiccup", async ({ open, shot }) => {
+    journey("API calls succeed during token refreshes", async ({ open, shot }) => {
       const page = await open();
       await signIn(page);
       const ticket = await page.locator("#ticket-number").innerText();
@@ -148,7 +148,7 @@ export function journeys(name, deploy, { tokenLife }) {
       assert.match(await page.locator("#refresh-note").innerText(), /because you asked/);
     });
 
-    journey("a session that ends elsewhere is noticed at the next call", async ({ open, shot, context }) => {
+    journey("the next call notices a session ended elsewhere", async ({ open, shot, context }) => {
       const page = await open();
       await signIn(page);
       const other = await open();
@@ -172,7 +172,7 @@ export function journeys(name, deploy, { tokenLife }) {
       await other.locator("#user-name").waitFor(); // and the other tab is in again as well
     });
 
-    journey("another site may have a stranger sign in, and never has one user replaced by another", async ({ open, shot }) => {
+    journey("another site can start a login but not replace the user", async ({ open, shot }) => {
       const elsewhere = http.createServer((request, response) => {
         response.setHeader("Content-Type", "text/html");
         response.end(`<a href="${deployment.baseURL}/bff/login?prompt=login&return_to=/from-there">Coats</a>`);
@@ -204,7 +204,7 @@ export function journeys(name, deploy, { tokenLife }) {
       }
     });
 
-    journey("signing out leaves every tab signed out", async ({ open, context }) => {
+    journey("signing out in one tab signs out all tabs", async ({ open, context }) => {
       const page = await open();
       await signIn(page);
       const other = await open("/elsewhere");
@@ -306,14 +306,14 @@ function watch(context, baseURL) {
       answers.push(
         Promise.all([text, response.allHeaders()]).then(
           ([body, headers]) => ({ url: response.url(), text: JSON.stringify(headers) + body }),
-          () => undefined, // the page has left before it could be read, and has not read it either
+          () => undefined, // the page navigated away before the body was read
         ),
       );
     });
   });
   context.on("console", (message) => {
     const { url } = message.location();
-    // Browsers report every such answer. These are the ones that the journeys ask for.
+    // Browsers log every such response. The journeys expect these.
     const expected = /^Failed to load resource: the server responded with a status of (401|403) /.test(message.text()) && (url.startsWith(`${baseURL}/api/`) || url.startsWith(`${baseURL}/bff/callback?`));
     if (["error", "warning"].includes(message.type()) && !expected) complaints.push(`${message.text()} (${url})`);
   });
@@ -323,10 +323,10 @@ function watch(context, baseURL) {
       assert.deepEqual(complaints, []);
       const read = (await Promise.all(answers)).filter((answer) => answer !== undefined);
       for (const path of ["/bff/session", "/bff/client.js", "/demo.js"]) {
-        assert.ok(read.some(({ url }) => new URL(url).pathname === path), `the answers of ${path} were not looked at`);
+        assert.ok(read.some(({ url }) => new URL(url).pathname === path), `the response of ${path} was not checked`);
       }
       for (const { url, text } of read) assertNoToken(url, text);
-      // A callback that another site's login ends with is a page for a moment, which the browser then leaves for where the user is going.
+      // The callback of a login from another site is a page for a moment, before the browser goes to return_to.
       for (const address of addresses.filter((a) => a.startsWith(`${baseURL}/`) && !a.startsWith(`${baseURL}/bff/callback?`))) {
         const { searchParams, hash } = new URL(address);
         for (const name of ["code", "state", "session_state", "iss"]) assert.ok(!searchParams.has(name), `${name} stayed in ${address}`);
@@ -337,7 +337,7 @@ function watch(context, baseURL) {
 }
 
 /**
- * Takes pictures of a state: light and dark, on a desktop and on a phone. It also sees that nothing sticks out of the phone.
+ * Takes screenshots of a state: light and dark, on a desktop and on a phone. It fails if the page is wider than the phone.
  *
  * @param {Page} page
  * @param {string} name

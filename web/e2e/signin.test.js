@@ -1,5 +1,5 @@
-// Ways to sign in and out that depend on what a browser sends: who started a navigation, which cookies come along, what a service
-// worker makes of it.
+// Sign-in and sign-out where the result depends on what the browser sends: the initiator of a navigation,
+// cookies, requests of a service worker.
 import assert from "node:assert/strict";
 import { mkdtemp, writeFile } from "node:fs/promises";
 import http from "node:http";
@@ -90,7 +90,7 @@ for (const mode of ["query", "form_post"]) {
     });
 
     /**
-     * Registers a test with a browser profile of its own.
+     * Registers a test with its own browser profile.
      *
      * @param {string} title
      * @param {(context: import("playwright-core").BrowserContext) => Promise<void>} steps
@@ -111,7 +111,7 @@ for (const mode of ["query", "form_post"]) {
       });
     }
 
-    /** Waits until the app says who is signed in. @param {import("playwright-core").Page} page @param {string} user */
+    /** Waits until the app shows the user. @param {import("playwright-core").Page} page @param {string} user */
     const shows = (page, user) => page.locator("#user", { hasText: new RegExp(`^${user}$`) }).waitFor();
 
     /** Picks alice on the provider's page. @param {import("playwright-core").Page} page */
@@ -120,7 +120,7 @@ for (const mode of ["query", "form_post"]) {
     /** @param {import("playwright-core").Page} page */
     const ran = (page) => page.evaluate(() => localStorage.getItem("ran"));
 
-    journey("another site leads nobody under a route", async (context) => {
+    journey("return_to from another site cannot lead under a route", async (context) => {
       const page = await context.newPage();
       for (const known of [false, true]) { // to the provider
         for (const to of ["/files/x.html", "/docs/x.html", "/%66iles/x.html", "/bff/logout/callback"]) {
@@ -136,7 +136,7 @@ for (const mode of ["query", "form_post"]) {
       assert.deepEqual(got, []);
     });
 
-    journey("the user's own address leads nobody under a route either", async (context) => {
+    journey("return_to from the address bar cannot lead under a route", async (context) => {
       const page = await context.newPage();
       await page.goto("/bff/login?return_to=/docs/x.html");
       await pickAlice(page);
@@ -145,7 +145,7 @@ for (const mode of ["query", "form_post"]) {
       assert.deepEqual(got, []);
     });
 
-    journey("the app leads under a route that allows documents, and under no other", async (context) => {
+    journey("the app can return only under a route that allows documents", async (context) => {
       const page = await context.newPage();
       await page.goto("/");
       await shows(page, "nobody");
@@ -162,7 +162,7 @@ for (const mode of ["query", "form_post"]) {
       assert.match(got[0].authorization ?? "", /^Bearer /);
     });
 
-    journey("six restored tabs end where they were", async (context) => {
+    journey("six restored tabs return to their pages", async (context) => {
       const pages = [];
       for (let i = 0; i < 6; i++) {
         const page = await context.newPage();
@@ -177,7 +177,7 @@ for (const mode of ["query", "form_post"]) {
       }
     });
 
-    journey("a service worker that passes navigations on is in nobody's way", async (context) => {
+    journey("a service worker that forwards navigations does no harm", async (context) => {
       const page = await context.newPage();
       await page.goto("/");
       await page.evaluate(async () => {
@@ -206,7 +206,7 @@ for (const mode of ["query", "form_post"]) {
       await shows(page, "nobody");
     });
 
-    journey("a script that signs out meets no ID token", async (context) => {
+    journey("a script that signs out sees no ID token", async (context) => {
       const page = await context.newPage();
       const sent = [];
       page.on("request", (request) => sent.push(request.url()));

@@ -15,12 +15,12 @@ function check(project) {
 }
 
 describe("the client's types", () => {
-  test("are those of the client, and can be used as documented", () => {
+  test("match the client and compile as documented", () => {
     const { ok, said } = check(join(here, "types"));
     assert.ok(ok, said);
   });
 
-  test("would be found wrong if the client did something else", async () => {
+  test("a difference between types and client is detected", async () => {
     const copy = await mkdtemp(join(here, "types-"));
     try {
       await cp(join(here, "../client/client.d.ts"), join(copy, "client/client.d.ts"));

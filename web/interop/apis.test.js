@@ -322,7 +322,7 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
         });
       }
 
-      test("made-up kids do not have it ask the issuer again and again", async () => {
+      test("unknown kids cause a limited number of requests to the issuer", async () => {
         const before = issuer.asked["/jwks"];
         for (let n = 0; n < 50; n++) {
           const requests = [...Array(4).keys()].map((m) => header({ kid: `made-up-${n}-${m}` })(issuer));
@@ -333,12 +333,12 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
         assertAnswer(await ask(api, asked), good, asked);
       });
 
-      test("nobody else was asked for keys", () => {
+      test("keys were requested from the issuer only", () => {
         assert.deepEqual(lure.asked, { [metadata]: 0, "/jwks": 0 });
       });
     });
 
-    test(`${name}: an issuer that is down at first, is not itself then, and changes its keys`, async (t) => {
+    test(`${name}: the issuer is down, then has another name, then rotates keys`, async (t) => {
       const issuer = await startIssuer({ published: [keys.es] });
       const api = await startAPI(await program(), issuer);
       t.after(api.stop);
@@ -376,7 +376,7 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
   }
 });
 
-test("docs/apis.md shows the programs as they are", async () => {
+test("docs/apis.md shows the programs of docs/apis", async () => {
   const page = await readFile(join(repository, "docs/apis.md"), "utf8");
   const shown = [...page.matchAll(/^\[`?([^`\]]+)`?\]\(apis\/([^)]+)\).*\n\n```\w+\n([^]*?)^```$/gm)].map(([, , file, text]) => [file, text]);
   assert.deepEqual(

@@ -1,4 +1,4 @@
-// What stands around a provider in these tests: Redis, the broker, an API that checks its tokens with a library that is not ours, and a browser.
+// The environment of a provider in these tests: Redis, the broker, a browser, and an API that verifies tokens with oauth4webapi.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -105,7 +105,7 @@ export async function startBroker(port, configure, host = "localhost") {
   };
 }
 
-/** Waits until something holds. @param {string} what @param {() => Promise<any>} holds @param {number} [seconds] */
+/** Waits until holds returns a true value. @param {string} what @param {() => Promise<any>} holds @param {number} [seconds] */
 export async function eventually(what, holds, seconds = 15) {
   const deadline = Date.now() + seconds * 1000;
   let last;
@@ -122,10 +122,10 @@ export async function eventually(what, holds, seconds = 15) {
   }
 }
 
-/** Waits until the broker has found its provider. */
+/** Waits until the broker is ready, which includes the provider's metadata. */
 export const ready = (broker) => eventually("the broker is ready", async () => (await fetch(`${broker.adminURL}/readyz`)).ok, 30);
 
-/** What the broker logged of faults. */
+/** The warnings and errors that the broker has logged. */
 export const faults = (broker) =>
   broker
     .said()
@@ -134,7 +134,7 @@ export const faults = (broker) =>
     .join("\n");
 
 /**
- * A browser profile of its own, and what can be done in it.
+ * A browser with its own profile, and actions in it.
  *
  * @param {import("playwright-core").Browser} browser
  * @param {{ baseURL: string, said: () => string }} broker

@@ -64,7 +64,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await keycloak?.end();
   });
 
-  test("alice signs in on Keycloak's page, by a pushed request, and calls the API", async () => {
+  test("sign in with a pushed request, call the API", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"), "?return_to=/coats");
     assert.equal(new URL(alice.page.url()).pathname, "/coats");
@@ -76,7 +76,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("tokens are refreshed unseen, with rotation and reuse detection on", async () => {
+  test("tokens are refreshed with rotation and reuse detection on", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const tokens = new Set();
@@ -89,7 +89,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("a session that is ended in Keycloak's admin API is over here, that one alone", async () => {
+  test("ending a session in Keycloak's admin API ends only that session", async () => {
     const [alice, phone] = [await visitor(browser, broker), await visitor(browser, broker)];
     await alice.signIn(as("alice"));
     await phone.signIn(as("alice"));
@@ -106,7 +106,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await phone.close();
   });
 
-  test("what needs a stronger sign-in leads through it and back; who aborts it stays signed in", async () => {
+  test("step-up to a higher acr and back; aborting keeps the session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"), "?acr_values=silver");
     assert.equal((await alice.session()).user.acr, "silver");
@@ -137,7 +137,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("tokens are bound to a key, which the API sees proof of", async () => {
+  test("DPoP-bound tokens reach the API with a proof", async () => {
     const alice = await visitor(browser, bound);
     await alice.signIn(as("alice"));
     const first = assertOK(await alice.call("/api/x"));
@@ -149,7 +149,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("a machine brings a token of its own, and the broker gets itself one", async () => {
+  test("bearer tokens of machines, client credentials of the broker", async () => {
     const tokenFor = async (scope) => {
       const body = new URLSearchParams({ grant_type: "client_credentials", client_id: "robot", client_secret: "demonstration-only", scope });
       const { access_token: token } = await (await fetch(`${issuer}/protocol/openid-connect/token`, { method: "POST", body })).json();
@@ -172,7 +172,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("who signs in anew in another app of the realm stays signed in here, as before", async () => {
+  test("a new login in another app of the realm keeps the session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const { user } = await alice.session();
@@ -187,7 +187,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("the realm's keys are rotated under a live session", async () => {
+  test("signing keys rotate during a session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     await keycloak.admin("POST", "/cloakroom/components", {
@@ -205,7 +205,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await bob.close();
   });
 
-  test("silently: a user whom Keycloak knows is signed in, and a stranger is not", async () => {
+  test("silent login succeeds only with a session at Keycloak", async () => {
     const alice = await visitor(browser, broker);
     await alice.page.goto("/");
     const silently = () =>
@@ -222,7 +222,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("Keycloak stops and starts under a live session", async () => {
+  test("Keycloak restarts during a session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const { session } = await alice.session();
@@ -235,7 +235,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.close();
   });
 
-  test("signing out here signs out there", async () => {
+  test("signing out ends the session at Keycloak", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"), "?return_to=/coats");
     await alice.signOut();

@@ -54,16 +54,16 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     await provider?.stop();
   });
 
-  // What a provider says of requests that are as they should be: the first proof has no nonce yet, and a JWT cannot be revoked there.
+  // Events of a correct client: the first proof has no nonce yet, and this provider cannot revoke a JWT.
   const ordinary = /use_dpop_nonce|unsupported_token_type|^grant.revoked/;
 
-  /** What went wrong at the provider or the APIs, which no test expects. */
+  /** Fails if the provider or an API reported an error. */
   const clean = () => {
     assert.deepEqual(provider.events.filter((event) => !ordinary.test(event)), []);
     assert.deepEqual([...orders.refused, ...billing.refused], []);
   };
 
-  test("alice signs in; each API gets a token of its own that is bound to one key", async () => {
+  test("sign in; each API gets its own token, bound to one key", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     assert.equal((await alice.session()).user.sub, "alice");
@@ -77,7 +77,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     clean();
   });
 
-  test("refresh tokens rotate, and none is used twice however many calls there are", async () => {
+  test("refresh tokens rotate and are used once, with parallel calls", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const first = assertOK(await alice.call("/orders/1"));
@@ -92,7 +92,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     clean();
   });
 
-  test("an API wants a nonce of its own", async () => {
+  test("an API requires its own DPoP nonce", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     orders.wantNonce("orders-1");
@@ -105,7 +105,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     clean();
   });
 
-  test("signing out here signs out there, and the tokens are revoked", async () => {
+  test("signing out ends the provider's session and revokes tokens", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"), "?return_to=/coats");
     await alice.signOut();
@@ -118,7 +118,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     clean();
   });
 
-  test("signing out there signs out here, by back-channel logout", async () => {
+  test("back-channel logout ends the session", async () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const bob = await visitor(browser, broker);
@@ -134,7 +134,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     clean();
   });
 
-  test("silently: a user whom the provider knows is signed in, and a stranger is not", async () => {
+  test("silent login succeeds only with a session at the provider", async () => {
     const alice = await visitor(browser, broker);
     const complaints = [];
     alice.page.on("console", (message) => message.type() === "error" && message.location().url.startsWith(broker.baseURL) && complaints.push(message.text()));
@@ -160,7 +160,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     provider.events.length = 0; // that the user has to sign in counts as an error there
   });
 
-  test("a user who refuses is told so, and nobody is signed in", async () => {
+  test("refused consent shows an error and starts no session", async () => {
     const alice = await visitor(browser, broker);
     await alice.page.goto("/bff/login");
     await alice.page.getByRole("link", { name: /cancel/i }).click();
@@ -171,7 +171,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     provider.events.length = 0; // it counts as an error there
   });
 
-  test("one proof was sent without a nonce: the very first", () => {
+  test("only the first proof was sent without a nonce", () => {
     assert.equal(provider.nonces(), 1);
   });
 });
