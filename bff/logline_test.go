@@ -1,6 +1,8 @@
 package bff_test
 
 import (
+	"encoding/json"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -22,5 +24,38 @@ func TestLogLinesAreShort(t *testing.T) {
 		if len(line) > 8192 {
 			t.Errorf("a log line has %d octets: %.300s", len(line), line)
 		}
+	}
+}
+
+func TestAccessLogNamesTheUpstream(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	b.Fetch("GET", "/public/x")
+	b.Fetch("GET", "/bff/session")
+	echo, err := url.Parse(a.echo.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type line struct {
+		Msg, Path, Upstream string
+		UpstreamMS          *float64 `json:"upstream_ms"`
+	}
+	lines := make(map[string]line)
+	logged := func() bool {
+		for text := range strings.Lines(a.logs.String()) {
+			var l line
+			if json.Unmarshal([]byte(text), &l) == nil && l.Msg == "request" {
+				lines[l.Path] = l
+			}
+		}
+		return len(lines) == 2
+	}
+	waitFor(t, "both lines", logged)
+	if got := lines["/public/x"]; got.Upstream != echo.Host || got.UpstreamMS == nil {
+		t.Errorf("of a proxied request: got %+v, want the upstream %s and upstream_ms", got, echo.Host)
+	}
+	if got := lines["/bff/session"]; got.Upstream != "" || got.UpstreamMS != nil {
+		t.Errorf("of an endpoint: got %+v, want no upstream", got)
 	}
 }

@@ -109,17 +109,24 @@ func (s *Server) logRequest(w *response) {
 	if w.problem == nil && w.exchange.Err != nil {
 		w.problem = problemOf(w.exchange.Err)
 	}
-	attrs := append(make([]slog.Attr, 0, 9),
+	attrs := append(make([]slog.Attr, 0, 12),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
 		slog.String("method", truncate(w.method, 32)),
 		slog.String("path", truncate(w.path, maxLogged)),
 		slog.Int("status", cmp.Or(w.exchange.Status, w.status)),
 		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
-		slog.Float64("ms", float64(time.Since(w.began).Microseconds())/1000),
+		slog.Float64("ms", milliseconds(time.Since(w.began))),
 	)
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))
+	}
+	if w.exchange.Upstream != "" {
+		attrs = append(attrs, slog.String("upstream", w.exchange.Upstream),
+			slog.Float64("upstream_ms", milliseconds(w.exchange.UpstreamTime)))
+	}
+	if w.exchange.Retries > 0 {
+		attrs = append(attrs, slog.Int("retries", w.exchange.Retries))
 	}
 	if w.problem != nil {
 		level = w.problem.Level()
@@ -127,6 +134,8 @@ func (s *Server) logRequest(w *response) {
 	}
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // maxLogged bounds the length of a logged text that clients or servers choose,
 // in bytes.
