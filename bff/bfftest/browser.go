@@ -33,8 +33,12 @@ func NewBrowser(t testing.TB, base string) *Browser {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Of its own: closing a test server closes the idle connections of the default
+	// transport, which can fail a request of another test.
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	t.Cleanup(transport.CloseIdleConnections)
 	return &Browser{t: t, base: base, client: &http.Client{
-		Jar:           jar,
+		Jar: jar, Transport: transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
