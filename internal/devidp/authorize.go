@@ -28,8 +28,8 @@ const (
 	longestName = 255
 )
 
-// authRequest is an authorization request whose client and redirect URI are
-// known to be right (OpenID Connect Core 3.1.2.1).
+// authRequest is an authorization request with a valid client and redirect URI
+// (OpenID Connect Core, section 3.1.2.1).
 type authRequest struct {
 	client      *Client
 	redirectURI string
@@ -79,8 +79,8 @@ type code struct {
 	grant    *grant // what it was redeemed for, if it was
 }
 
-// readRequest reads an authorization request. An error is for the user: there
-// is nobody to redirect to.
+// readRequest parses an authorization request. An error is shown to the user,
+// because no redirect URI is known to be valid.
 func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	if len(q["client_id"]) > 1 || len(q["redirect_uri"]) > 1 {
 		return nil, errors.New("client_id or redirect_uri is there twice")
@@ -229,8 +229,8 @@ func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequ
 	return request, nil
 }
 
-// requested is the authorization request in q, or the pushed one that it names.
-// An error is for the user.
+// requested returns the authorization request in q, or the pushed request that
+// q names. An error is shown to the user.
 func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	uri := q.Get("request_uri")
 	if uri == "" {
@@ -249,8 +249,8 @@ func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	return pushed.request, nil
 }
 
-// satisfiedBy reports whether a session does for the request without asking its
-// user. The caller holds mu.
+// satisfiedBy reports whether a session satisfies the request without
+// interaction. The caller holds mu.
 func (r *authRequest) satisfiedBy(s *session) bool {
 	switch {
 	case s == nil:
@@ -267,7 +267,7 @@ func (r *authRequest) satisfiedBy(s *session) bool {
 	return true
 }
 
-// is reports whether a login_hint means the user.
+// is reports whether a login_hint identifies the user.
 func (u User) is(hint string) bool { return hint == u.Sub || u.Email != "" && hint == u.Email }
 
 // authorize is the authorization endpoint. A request comes by GET or by POST
@@ -335,8 +335,8 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	}
 }
 
-// signIn begins a session, or goes on with the one that the same user has in
-// this browser.
+// signIn starts a session, or continues the one of the same user in this
+// browser.
 func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -372,8 +372,8 @@ func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, request *authR
 	p.answer(w, r, request, url.Values{"error": {fault.code}, "error_description": {fault.description}})
 }
 
-// answer sends the browser back to the client (RFC 6749 4.1.2), with iss, also
-// of an error (RFC 9207 2).
+// answer redirects the browser to the client (RFC 6749, section 4.1.2). Success
+// and error responses have iss (RFC 9207, section 2).
 func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request *authRequest, answer url.Values) {
 	if request.uri != "" {
 		p.mu.Lock()
@@ -422,10 +422,9 @@ func (p *Provider) sessionOf(r *http.Request) *session {
 	return s
 }
 
-// formKey is the hidden field of this browser's forms, and of nobody else's: it
-// is in a cookie of its own. The cookie is Lax because the way to a form leads
-// here from the client's site: a second tab has to find it, and not overwrite
-// it.
+// formKey returns the CSRF token of this browser's forms, which is stored in a
+// cookie. The cookie is Lax because the browser comes here from the client's
+// site: a second tab must find the cookie and not overwrite it.
 func (p *Provider) formKey(w http.ResponseWriter, r *http.Request) string {
 	key := cookieValue(r, p.cookieName+"-form")
 	if key == "" {
@@ -435,8 +434,8 @@ func (p *Provider) formKey(w http.ResponseWriter, r *http.Request) string {
 	return key
 }
 
-// isOwnForm reports whether what is posted comes from a page of ours in this
-// browser.
+// isOwnForm reports whether a form was posted by one of the provider's pages in
+// this browser.
 func (p *Provider) isOwnForm(r *http.Request) bool {
 	key := cookieValue(r, p.cookieName+"-form")
 	return key != "" && subtle.ConstantTimeCompare([]byte(key), []byte(r.PostForm.Get("csrf"))) == 1

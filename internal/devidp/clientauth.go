@@ -26,8 +26,8 @@ var (
 	proofAlgorithms     = []jose.SignatureAlgorithm{jose.ES256, jose.PS256, jose.EdDSA}
 )
 
-// authenticate says which client sent a form. It takes exactly one method of
-// saying so (RFC 6749 2.3).
+// authenticate returns the client that sent a form. A request must use exactly
+// one method (RFC 6749, section 2.3).
 func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 	form := r.PostForm
 	methods := 0
@@ -62,15 +62,15 @@ func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 	return client, nil
 }
 
-// shows reports whether a request came with the client's certificate (RFC 8705
-// 2.2).
+// shows reports whether a request has the client's certificate (RFC 8705,
+// section 2.2).
 func (c *Client) shows(r *http.Request) bool {
 	return c.Certificate != nil && strings.Contains(r.URL.Path, "/mtls/") && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && r.TLS.PeerCertificates[0].Equal(c.Certificate)
 }
 
-// checkAssertion is private_key_jwt (RFC 7523 3). The audience is the issuer
-// and nobody else (RFC 10070 4): an assertion for another server's endpoint, or
-// for several servers, would be good to whoever received it first.
+// checkAssertion verifies private_key_jwt (RFC 7523, section 3). The audience
+// must be the issuer alone (RFC 10070, section 4): the receiver of an assertion
+// for several servers could use it at another one.
 func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 	refused := func(why string) (*Client, *oauthError) { return nil, &oauthError{"invalid_client", why} }
 	if form.Get("client_assertion_type") != jwtBearer {
@@ -109,7 +109,7 @@ func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 }
 
 // readSigned returns the parameters of a signed authorization request (RFC
-// 9101). The ones beside it count for nothing.
+// 9101). Parameters outside of it are ignored.
 func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) {
 	jws, err := jose.ParseSignedCompact(q.Get("request"), assertionAlgorithms)
 	if err != nil || !client.signed(jws) {

@@ -1,22 +1,22 @@
-// Package devidp is an OpenID provider for development: the demo's, and the
-// tests'. It is real OpenID Connect (discovery, a rotating key set,
+// Package devidp is an OpenID provider for development, used by the demo and
+// the tests. It implements OpenID Connect (discovery, a rotating key set,
 // authorization code with PKCE, PAR, JAR, RFC 9207, refresh rotation with reuse
 // detection, RP-initiated and back-channel logout, revocation, userinfo, client
-// credentials, token exchange, private_key_jwt, mTLS, DPoP), and it signs in
-// whoever asks: it has no passwords. So its issuer has to be on a loopback
+// credentials, token exchange, private_key_jwt, mTLS, DPoP), but it has no
+// passwords: a visitor picks a user. Its issuer must therefore be on a loopback
 // host.
 //
 // To sign in without a browser, keep cookies, and
 //
-//  1. GET the authorization URL. The answer is the page to pick a user, or at
-//     once the redirect to the client if the cookies say who it is.
-//  2. POST to the same URL the form fields csrf, as the page's hidden field has
-//     it, and user: the Sub of a user, or nothing to refuse.
+//  1. GET the authorization URL. The response is the page to pick a user, or a
+//     redirect to the client if the cookies identify a session.
+//  2. POST to the same URL the form fields csrf, the value of the page's hidden
+//     field, and user: the Sub of a user, or nothing to refuse.
 //
 // The answer to that is the redirect to the client.
 //
-// Hooks make it misbehave in one way at a time. Without them it keeps to the
-// standards. All state is in memory, and what has expired is forgotten.
+// Hooks make it misbehave for a test. Without them it follows the standards.
+// All state is in memory, and expired state is removed.
 package devidp
 
 import (
@@ -40,8 +40,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Config says who may use the provider. The zero value of every other field
-// than Issuer and Clients is usable.
+// Config is the configuration of a provider. Issuer and Clients are required;
+// the zero values of the other fields are usable.
 type Config struct {
 	Issuer  string // on a loopback host, with a path or without
 	Clients []Client
@@ -63,8 +63,8 @@ type Config struct {
 	Logger     *slog.Logger // nil means slog.Default()
 }
 
-// Client is a relying party. It needs a Secret, Keys or a Certificate, or may
-// have more of them and use either.
+// Client is a relying party. It needs at least one of Secret, Keys and
+// Certificate, and may authenticate with any that it has.
 type Client struct {
 	ID                     string
 	Secret                 string            // for client_secret_basic and client_secret_post
@@ -175,8 +175,8 @@ func New(cfg Config) (*Provider, error) {
 		cfg:  cfg,
 		base: strings.TrimSuffix(cfg.Issuer, "/"),
 		path: strings.TrimSuffix(u.Path, "/"),
-		// Cookies are for a host with all its ports (RFC 6265 8.5), and there
-		// may be another provider on another port.
+		// Cookies do not depend on the port (RFC 6265, section 8.5), and
+		// another provider may listen on another port.
 		cookieName: strings.TrimSuffix("devidp-"+u.Port(), "-"),
 		mux:        http.NewServeMux(),
 
@@ -272,8 +272,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// ServeHTTP answers requests for hosts on this machine. A page of elsewhere
-// whose name is made to point here (DNS rebinding) is not to sign anybody in.
+// ServeHTTP serves requests whose Host is a loopback host. Otherwise a page of
+// another site could sign in by DNS rebinding.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if host := (&url.URL{Host: r.Host}).Hostname(); !isLoopback(host) && !strings.HasSuffix(host, ".localhost") {
 		http.Error(w, "this provider is for this machine alone", http.StatusMisdirectedRequest)
@@ -313,8 +313,8 @@ func (p *Provider) client(id string) *Client {
 	return nil
 }
 
-// prune forgets what has expired, a minute late at most. The caller holds mu,
-// and does not rely on it: who uses a thing looks at the clock.
+// prune removes expired state, at most once a minute. The caller holds mu.
+// Readers check the expiry themselves.
 func (p *Provider) prune() {
 	now := time.Now()
 	if now.Sub(p.pruned) < time.Minute {
@@ -330,7 +330,7 @@ func (p *Provider) prune() {
 }
 
 // useOnce reports whether an identifier is used for the first time. It is
-// remembered until then.
+// remembered until the given time.
 func (p *Provider) useOnce(id string, until time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -399,8 +399,7 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	json.NewEncoder(w).Encode(body)
 }
 
-// An oauthError is the answer to a request that is not granted (RFC 6749
-// 4.1.2.1 and 5.2).
+// oauthError is an error response (RFC 6749, sections 4.1.2.1 and 5.2).
 type oauthError struct {
 	code, description string
 }
@@ -429,8 +428,8 @@ func (e *oauthError) write(w http.ResponseWriter) {
 
 const maxForm = 64 << 10
 
-// readForm reads the form of a request to an endpoint for clients. No parameter
-// may be there twice (RFC 6749 3.2), but for resource (RFC 8707 2).
+// readForm parses the form of a client's request. No parameter except resource
+// may occur twice (RFC 6749, section 3.2; RFC 8707, section 2).
 func readForm(w http.ResponseWriter, r *http.Request) *oauthError {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	if err := r.ParseForm(); err != nil {

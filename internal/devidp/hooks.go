@@ -5,12 +5,11 @@ import (
 	"net/url"
 )
 
-// Hooks are the places where a test can make the provider wrong. A nil field
-// leaves it right. Maps are edited in place. Every hook may be called by
-// several requests at once.
+// Hooks make the provider misbehave for a test. A nil field changes nothing.
+// Maps are edited in place. A hook may be called concurrently.
 type Hooks struct {
-	// Intercept answers in the place of next, before it, after it, or never. To
-	// hold the refreshes until a channel is closed:
+	// Intercept wraps the handler next. To hold refreshes until a channel is
+	// closed:
 	//
 	//	func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	//		if r.PostFormValue("grant_type") == "refresh_token" {
@@ -19,8 +18,8 @@ type Hooks struct {
 	//		next.ServeHTTP(w, r)
 	//	}
 	//
-	// To lose an answer after the request was processed, give next an
-	// httptest.NewRecorder, and panic with http.ErrAbortHandler.
+	// To lose a response after the request was processed, pass an
+	// httptest.NewRecorder to next, and panic with http.ErrAbortHandler.
 	Intercept func(w http.ResponseWriter, r *http.Request, next http.Handler)
 
 	EditDiscovery     func(metadata map[string]any)
@@ -32,19 +31,19 @@ type Hooks struct {
 	EditAccessToken   func(header, claims map[string]any)
 	EditLogoutToken   func(header, claims map[string]any)
 
-	// SignIDToken and its like sign in the place of the provider's key, after
-	// the edits. See Provider.Sign and SigningInput.
+	// SignIDToken and similar hooks sign instead of the provider, after the
+	// edits. See Provider.Sign and SigningInput.
 	SignAccessToken func(header, claims map[string]any) (string, error)
 	SignIDToken     func(header, claims map[string]any) (string, error)
 	SignUserinfo    func(header, claims map[string]any) (string, error)
 	SignLogoutToken func(header, claims map[string]any) (string, error)
 
-	// KeepRefreshTokens makes a refresh leave the refresh token as it is: the
-	// answer holds none.
+	// KeepRefreshTokens disables rotation: a refresh response has no refresh
+	// token.
 	KeepRefreshTokens bool
 
-	// SkipPKCE takes authorization requests without a code_challenge, and
-	// redeems codes whatever the code_verifier is.
+	// SkipPKCE accepts authorization requests without a code_challenge, and any
+	// code_verifier.
 	SkipPKCE bool
 }
 

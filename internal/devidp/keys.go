@@ -23,12 +23,12 @@ type key struct {
 	private *rsa.PrivateKey
 }
 
-// maxKeys is how many keys are published: the one that signs, and those that
-// signed what may still be about.
+// maxKeys is the number of published keys: the signing key and earlier ones
+// whose tokens may still be valid.
 const maxKeys = 3
 
-// RotateKeys makes a new key that signs from now on. The ones before stay
-// published for a while.
+// RotateKeys creates a new signing key. Earlier keys stay published for a
+// while.
 func (p *Provider) RotateKeys() error {
 	private, err := p.cfg.NewKey()
 	if err != nil {
@@ -56,8 +56,8 @@ func (p *Provider) jwks(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, body)
 }
 
-// Sign signs a JWT with the provider's current key, whatever is in it. Header
-// members alg and kid are set where they are missing.
+// Sign signs any JWT with the current key. It sets the header parameters alg
+// and kid if they are missing.
 func (p *Provider) Sign(header, claims map[string]any) (string, error) {
 	payload, err := json.Marshal(claims)
 	if err != nil {
@@ -168,8 +168,9 @@ func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error)
 	return p.make(header, claims, h.EditAccessToken, h.SignAccessToken)
 }
 
-// LogoutToken makes a logout token (OpenID Connect Back-Channel Logout 2.4),
-// through the hooks, and sends it nowhere. An empty sub or sid is left out.
+// LogoutToken returns a logout token (OpenID Connect Back-Channel Logout,
+// section 2.4) after the hooks have edited it. It does not send it. An empty
+// sub or sid is omitted.
 func (p *Provider) LogoutToken(clientID, sub, sid string) (string, error) {
 	now := time.Now()
 	header := map[string]any{"typ": "logout+jwt"}
@@ -198,8 +199,8 @@ func (p *Provider) make(header, claims map[string]any, edit func(header, claims 
 	return sign(header, claims)
 }
 
-// readOwnIDToken reads an ID token that this provider signed, with whichever of
-// its keys, expired or not: a hint is about the past.
+// readOwnIDToken parses an ID token signed with any of this provider's keys. It
+// may have expired: it is used as a hint.
 func (p *Provider) readOwnIDToken(raw string) (idTokenClaims, error) {
 	p.mu.Lock()
 	keys := slices.Clone(p.keys)

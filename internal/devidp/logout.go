@@ -12,8 +12,9 @@ import (
 	"sync"
 )
 
-// endSession is OpenID Connect RP-Initiated Logout. A client that shows an ID
-// token of the session ends it; anybody else has the user asked first.
+// endSession is the endpoint of OpenID Connect RP-Initiated Logout. A request
+// with an ID token of the session ends it; for any other request the user is
+// asked first.
 func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	q := r.URL.Query()
@@ -46,8 +47,8 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	s := p.sessionOf(r)
 	p.mu.Unlock()
 
-	// Without a hint, or with one that is of another session than the
-	// browser's, the user has to be asked (RP-Initiated Logout 2).
+	// Without a hint, or with a hint for another session, the user must be
+	// asked (RP-Initiated Logout, section 2).
 	confirmed := r.Method == http.MethodPost && p.isOwnForm(r)
 	switch {
 	case confirmed && q.Get("sign_out") == "no":
@@ -59,8 +60,8 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	case s != nil:
 		hinted = s.sid
 	}
-	// The user waits for the clients to be told, but need not: one who leaves
-	// is signed out all the same.
+	// The response waits for the back-channel logouts. If the user leaves
+	// earlier, they continue.
 	if err := p.EndSession(context.WithoutCancel(r.Context()), hinted); err != nil {
 		p.cfg.Logger.Warn("end session", "err", err)
 	}
@@ -76,10 +77,9 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	redirect(w, r, back, parameters)
 }
 
-// EndSession ends a session here: what its clients obtained is revoked, and
-// each of them that has a back-channel logout URI is told. It returns when all
-// have answered; the error joins what went wrong with telling them. There being
-// no such session is no error.
+// EndSession ends a session, revokes its grants, and sends a logout token to
+// each of its clients with a back-channel logout URI. It returns when all have
+// responded; the error joins the failures. An unknown session is not an error.
 func (p *Provider) EndSession(ctx context.Context, sid string) error {
 	p.mu.Lock()
 	var ended *session
@@ -128,8 +128,8 @@ func (p *Provider) EndUser(ctx context.Context, sub string) error {
 	return errors.Join(errs...)
 }
 
-// tell sends a logout token (OpenID Connect Back-Channel Logout 2.5). Only 200
-// acknowledges it (2.8).
+// tell sends a logout token (OpenID Connect Back-Channel Logout, section 2.5).
+// Only status 200 acknowledges it (section 2.8).
 func (p *Provider) tell(ctx context.Context, client *Client, s *session) error {
 	if client.BackchannelLogoutURI == "" {
 		return nil

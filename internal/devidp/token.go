@@ -22,9 +22,9 @@ const (
 	accessTokenType = "urn:ietf:params:oauth:token-type:access_token"
 )
 
-// grant is what a client has obtained by one code, or by its own credentials:
-// the family of refresh tokens, of which the newest is good, and the access
-// tokens.
+// grant holds the tokens that a client obtained with one code, or with its own
+// credentials: a family of refresh tokens, of which only the newest is valid,
+// and access tokens.
 type grant struct {
 	client   *Client
 	sid      string // empty: the client speaks for itself
@@ -148,8 +148,9 @@ func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthE
 	return tokenRequest{}, &oauthError{"invalid_grant", "there is no user of that name"}
 }
 
-// redeem trades a code (RFC 6749 4.1.3, RFC 7636 4.6). A code is used by the
-// first attempt of its client, whether that succeeds or not.
+// redeem exchanges a code for tokens (RFC 6749, section 4.1.3; RFC 7636,
+// section 4.6). The first attempt of the client uses up the code, even if it
+// fails.
 func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -196,10 +197,10 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 	return tokenRequest{grant: g, scope: scope, resource: resource, refresh: p.newRefreshToken(g), first: true}, nil
 }
 
-// rotate trades a refresh token (RFC 6749 6) for the next one. The second use
-// of one says that somebody else has it too: it ends the family (RFC 9700
-// 4.14.2). It is not bound to a DPoP key, because the client has to say who it
-// is (RFC 9449 5).
+// rotate exchanges a refresh token for the next one (RFC 6749, section 6). A
+// second use means that it was stolen, and revokes the family (RFC 9700,
+// section 4.14.2). It is not bound to a DPoP key, because the client is
+// confidential (RFC 9449, section 5).
 func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -228,8 +229,8 @@ func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauth
 	return t, nil
 }
 
-// exchange trades one of the client's access tokens for another (RFC 8693 2):
-// for what audience and resource name, with no more than its scope.
+// exchange exchanges one of the client's access tokens for another (RFC 8693,
+// section 2): for the given audience and resource, with at most the same scope.
 func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -281,12 +282,12 @@ func (g *grant) part(scope string, resource []string) (string, []string, *oauthE
 	return scope, resource, nil
 }
 
-// binding is what an access token is bound to: a DPoP key or a certificate, by
-// thumbprint; or to neither.
+// binding is the thumbprint of the DPoP key or the certificate that an access
+// token is bound to. The zero value is no binding.
 type binding struct{ jkt, x5t string }
 
-// issue makes the tokens of an answer (RFC 6749 5.1, OpenID Connect Core
-// 3.1.3.3 and 12.2).
+// issue creates the tokens of a token response (RFC 6749, section 5.1; OpenID
+// Connect Core, sections 3.1.3.3 and 12.2).
 func (p *Provider) issue(t tokenRequest, bound binding) (map[string]any, error) {
 	access, err := p.newAccessToken(t, bound)
 	if err != nil {
