@@ -101,10 +101,14 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
+// restartHost is where processes listen that are restarted on the same port. No
+// other test uses this address: between the two starts none can take the port.
+const restartHost = "127.0.1.1:0"
+
 // pair is a broker with a route to two processes.
 func pair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one, two *process) {
 	t.Helper()
-	one, two = startProcess(t, "127.0.0.1:0"), startProcess(t, "127.0.0.1:0")
+	one, two = startProcess(t, restartHost), startProcess(t, restartHost)
 	route := bff.Route{Path: "/pair/", Token: "none", Upstream: []string{one.url(), two.url()}}
 	if edit != nil {
 		edit(&route)
