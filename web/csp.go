@@ -11,19 +11,21 @@ import (
 	"strings"
 )
 
-// policy is the Content-Security-Policy of the app's pages. Scripts run when they are the app's own files, or stand in the page as it
-// was built: those are let in by hash. A nonce would do the same, but needs a page that is new on every load, so that none could be
-// revalidated with an ETag.
+// policy is the Content-Security-Policy of the app's pages. It allows scripts
+// in the app's own files, and by hash those in the page itself. A nonce would
+// need a new page for each load, so pages could not be revalidated with an
+// ETag.
 type policy struct {
 	sources      map[string]string // :: directive → sources, separated by spaces
 	formAction   string
 	trustedTypes bool
 }
 
-// directives can take more sources, by Config.Sources. These are the ones they have anyway.
+// directives lists those that Config.Sources can extend, and their default
+// sources.
 var directives = map[string]string{
 	"script-src":  "'self'",
-	"style-src":   "'self' 'unsafe-inline'", // a style attribute runs nothing, and most component libraries write some
+	"style-src":   "'self' 'unsafe-inline'", // style attributes run no script; most component libraries use them
 	"img-src":     "'self' data:",
 	"font-src":    "'self' data:",
 	"connect-src": "'self'",
@@ -44,7 +46,9 @@ func newPolicy(cfg Config) (policy, error) {
 	}
 	for _, directive := range slices.Sorted(maps.Keys(cfg.Sources)) {
 		if _, known := directives[directive]; !known {
-			errs = append(errs, fmt.Errorf("%q is not a directive that takes more sources: these do: %s", directive, strings.Join(slices.Sorted(maps.Keys(directives)), ", ")))
+			errs = append(errs,
+				fmt.Errorf("%q is not a directive that takes more sources: these do: %s", directive,
+					strings.Join(slices.Sorted(maps.Keys(directives)), ", ")))
 			continue
 		}
 		for _, source := range cfg.Sources[directive] {
@@ -58,10 +62,13 @@ func newPolicy(cfg Config) (policy, error) {
 	return p, errors.Join(errs...)
 }
 
-// originSource matches an origin, or a pattern of origins with a wildcard for the first label (CSP3 2.3.1).
-var originSource = regexp.MustCompile(`^(https?|wss?)://(\*\.)?([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
+// originSource matches an origin, or a pattern of origins with a wildcard for
+// the first label (CSP3 2.3.1).
+var originSource = regexp.MustCompile(
+	`^(https?|wss?)://(\*\.)?([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
 
-// checkSource refuses what would switch a directive off, and above all what would let in a script that an attacker writes.
+// checkSource rejects sources that would disable a directive, in particular
+// those that would allow an attacker's script.
 func checkSource(directive, source string) error {
 	switch {
 	case originSource.MatchString(source):
@@ -74,7 +81,8 @@ func checkSource(directive, source string) error {
 	return fmt.Errorf("%q is not an origin such as https://cdn.example.com", source)
 }
 
-// forPage returns the policy for an HTML page, or with nil for any other file: a worker script's own policy is what rules the worker.
+// forPage returns the policy for an HTML page. page is nil for any other file:
+// the policy of a worker script applies to the worker.
 func (p policy) forPage(page []byte) string {
 	var b strings.Builder
 	b.WriteString("default-src 'self'")
@@ -100,12 +108,14 @@ func (p policy) forPage(page []byte) string {
 var (
 	scriptElement = regexp.MustCompile(`(?is)<script(?:[\s/](?:[^>"']|"[^"]*"|'[^']*')*)?>(.*?)</script[\s/>]`)
 	baseElement   = regexp.MustCompile(`(?i)<base[\s/>]`)
-	// A browser parses a page after it made every line end a \n (HTML 13.2.3.5), and hashes what it parsed.
+	// A browser normalizes line ends to \n before it parses (HTML 13.2.3.5),
+	// and hashes the result.
 	lineEnds = strings.NewReplacer("\r\n", "\n", "\r", "\n")
 )
 
-// scriptHashes returns a hash source for each script that stands in the page itself (CSP3 2.3.1). It looks neither at types, for
-// import maps need one as well, nor for comments: a hash too many lets in nothing that is not in the page.
+// scriptHashes returns a hash source for each inline script of a page (CSP3
+// 2.3.1). It ignores types, since import maps need a hash too, and comments: a
+// superfluous hash allows nothing that is not in the page.
 func scriptHashes(page []byte) []string {
 	var hashes []string
 	for _, match := range scriptElement.FindAllSubmatch(page, -1) {
@@ -121,9 +131,11 @@ func scriptHashes(page []byte) []string {
 	return hashes
 }
 
-// asking are the features that browsers let a page use unless a policy says otherwise, and that reach a user's devices, place or money.
+// asking lists the features that pages can use by default and that give access
+// to a user's devices, location or money.
 var asking = []string{
-	"accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "hid", "idle-detection", "local-fonts", "magnetometer",
+	"accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "hid",
+	"idle-detection", "local-fonts", "magnetometer",
 	"microphone", "midi", "payment", "screen-wake-lock", "serial", "usb", "xr-spatial-tracking",
 }
 
@@ -131,7 +143,8 @@ func permissionsPolicy(used []string) (string, error) {
 	var errs []error
 	for _, feature := range used {
 		if !slices.Contains(asking, feature) {
-			errs = append(errs, fmt.Errorf("permission %q is not one of those denied: %s", feature, strings.Join(asking, ", ")))
+			errs = append(errs,
+				fmt.Errorf("permission %q is not one of those denied: %s", feature, strings.Join(asking, ", ")))
 		}
 	}
 	var denied []string

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// digests remembers what was computed from the content of files: a request for
-// one octet, or one that is answered with 304, must not cost the hash of all of
-// it. An entry counts as long as the file is the same one, unchanged.
+// digests caches values computed from the content of files, so that a request
+// for one byte, or one with a 304 response, does not cost a hash of the file.
+// An entry is valid as long as the file is unchanged.
 type digests struct {
-	mu  sync.Mutex // guards all
+	mu  sync.Mutex // guards the fields below
 	all map[string]digest
 }
 
@@ -21,20 +21,21 @@ type digest struct {
 	policy  string // Content-Security-Policy of a page
 }
 
-// fileVersion tells two contents of a file apart without reading them. Its time
-// of modification does not suffice: builds that can be reproduced give all files
-// the same.
+// fileVersion identifies a content of a file without reading it. The
+// modification time is not sufficient: reproducible builds give all files the
+// same.
 type fileVersion struct {
 	device, inode    uint64
 	size             int64
-	modified, change time.Time // change: of the content or of what the file system says of it
+	modified, change time.Time // change: of content or metadata
 }
 
-// maxDigests bounds how many files are remembered, far above what a build has.
+// maxDigests is the maximum number of entries, far above the number of files in
+// a build.
 const maxDigests = 10_000
 
-// settled is how old a change has to be for the file not to change within the
-// resolution of its times.
+// settled is the age of a change after which the file cannot change again
+// within the resolution of its times.
 const settled = 2 * time.Second
 
 func (d *digests) get(name string, info fs.FileInfo) (digest, bool) {
@@ -48,8 +49,7 @@ func (d *digests) get(name string, info fs.FileInfo) (digest, bool) {
 	return found, ok && found.version == version
 }
 
-// put remembers a digest of the content of a file that had info before it was
-// read.
+// put stores a digest of a file that had info before it was read.
 func (d *digests) put(name string, info fs.FileInfo, computed digest) {
 	version, ok := versionOf(info)
 	if !ok || time.Since(version.change) < settled {

@@ -6,15 +6,16 @@ import (
 	"strings"
 )
 
-// hasContentHash says whether a file's name holds a hash of its content, as bundlers write it:
+// hasContentHash reports whether a file name contains a hash of the content, as
+// bundlers write it:
 //
 //	index-BkRj3xGh.js          Vite, Rollup: 8 characters of base64url
 //	main-5VXQ4T7B.js           esbuild, Angular: 8 characters of base32
 //	main.4f3a2b1c.chunk.css    webpack, Parcel: 8 to 64 hexadecimal digits
 //	0f9e8d7c6b5a4321.css       Next.js
 //
-// A browser does not ask for such a file again for a year, so what may as well be a word or a date is not taken for a hash; a
-// hash that is overlooked costs a revalidation.
+// Browsers cache such a file for a year. So what could be a word or a date is
+// not taken for a hash. A hash that is not recognized costs a revalidation.
 func hasContentHash(name string) bool {
 	parts := strings.Split(path.Base(name), ".")
 	for i, part := range parts[:len(parts)-1] {
@@ -26,7 +27,7 @@ func hasContentHash(name string) bool {
 		switch {
 		case len(part) == n && i > 0:
 			token = part
-		case len(part) > n && part[len(part)-n-1] == '-': // base64url has a - of its own
+		case len(part) > n && part[len(part)-n-1] == '-': // - is a character of base64url
 			token = part[len(part)-n:]
 		default:
 			continue
@@ -56,7 +57,8 @@ func isHexHash(s string) bool {
 }
 
 func isBase32Hash(s string) bool {
-	return base32Text.MatchString(s) && strings.ContainsAny(s, digits) && strings.ContainsAny(s, upper) && !wordText.MatchString(s)
+	return base32Text.MatchString(s) && strings.ContainsAny(s, digits) &&
+		strings.ContainsAny(s, upper) && !wordText.MatchString(s)
 }
 
 func isBase64Hash(s string) bool {

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// versionOf returns the version of a file on disk. ok is false for any other.
+// versionOf returns the version of a file on disk. ok is false for other files.
 func versionOf(info fs.FileInfo) (v fileVersion, ok bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

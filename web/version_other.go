@@ -4,5 +4,6 @@ package web
 
 import "io/fs"
 
-// versionOf knows no version of a file here: its content is hashed each time.
+// versionOf has no version of a file on this system, so its content is hashed
+// each time.
 func versionOf(fs.FileInfo) (fileVersion, bool) { return fileVersion{}, false }

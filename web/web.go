@@ -1,8 +1,10 @@
-// Package web serves a single-page app: its files with the caching and the security headers they should have, and its index.html for
-// every address inside the app, so that a reload or a deep link works. It also holds the browser client and the sample app.
+// Package web serves a single-page app: its files with suitable caching and
+// security headers, and its index.html for every path inside the app, so that
+// reloads and deep links work. It also contains the browser client and the app
+// of the demo.
 //
-// What is in the directory is what is served, a new deploy with the next load: a
-// Handler keeps no content between two requests, only digests of it.
+// A Handler serves what is in the directory, so a new deploy is visible on the
+// next load. It caches no content, only digests of it.
 package web
 
 import (
@@ -24,42 +26,50 @@ import (
 	"time"
 )
 
-// Config says what to serve, and what the app's pages may do. Exactly one of Dir and FS is needed; the rest can be left out.
+// Config configures a [Handler]. Exactly one of Dir and FS is required;
+// everything else is optional.
 type Config struct {
-	// Dir is the directory that the app's build writes to, with an index.html in it. A symbolic link inside it that leads out of it is
-	// not followed. Dir itself may be one, or be replaced as a whole, while the Handler serves.
+	// Dir is the output directory of the app's build. It must contain an
+	// index.html. Symbolic links that lead out of it are not followed. Dir
+	// itself may be a symbolic link, and may be replaced while the Handler
+	// serves.
 	Dir string
-	// FS holds the app instead of Dir.
+	// FS contains the app instead of Dir.
 	FS fs.FS
 
-	// FormAction are origins besides the app's own that a form may lead to. Browsers apply form-action to the redirects after a form
-	// post, so the provider's origin has to be here for a logout by form to arrive there.
+	// FormAction lists further origins that a form may lead to. Browsers apply
+	// form-action to redirects after a form post too, so a logout form needs
+	// the provider's origin here.
 	FormAction []string
-	// Sources are what else a directive of the Content-Security-Policy lets in:
+	// Sources adds sources to directives of the Content-Security-Policy:
 	//
 	//	"connect-src": {"https://errors.example.com"}, "img-src": {"https://tiles.example.com", "blob:"}
 	//
-	// The directives are script-src, style-src, img-src, font-src, connect-src, frame-src, media-src and worker-src.
+	// The directives are script-src, style-src, img-src, font-src, connect-src,
+	// frame-src, media-src and worker-src.
 	Sources map[string][]string
-	// Permissions are the browser features that the app uses, as the header Permissions-Policy names them: "geolocation". The others
-	// that ask the user for something are denied.
+	// Permissions lists the browser features that the app uses, by their names
+	// in the Permissions-Policy header, such as "geolocation". Other features
+	// that need the user's consent are denied.
 	Permissions []string
-	// TrustedTypes makes browsers refuse strings where they would be run as script. An app has to be written for it, so it is off.
+	// TrustedTypes makes browsers reject strings that would be run as script.
+	// The app must be written for it.
 	TrustedTypes bool
 
-	// HTTPS says that browsers reach the app by https alone: they are told to remember it (RFC 6797), for subdomains as well.
+	// HTTPS sends Strict-Transport-Security (RFC 6797), subdomains included.
+	// Set it if browsers reach the app by https only.
 	HTTPS bool
-	// SourceMaps serves *.map files. They hold the app's source code.
+	// SourceMaps serves *.map files. They contain the app's source code.
 	SourceMaps bool
 
 	Logger *slog.Logger // nil means slog.Default()
 }
 
-// Handler serves an app. Use New.
+// Handler serves an app. Make one with [New].
 type Handler struct {
 	files      fs.FS
 	policy     policy
-	headers    map[string]string // on every answer
+	headers    map[string]string // of every response
 	sourceMaps bool
 	digests    digests
 	log        *slog.Logger
@@ -67,8 +77,8 @@ type Handler struct {
 
 const index = "index.html"
 
-// New returns a Handler for cfg. It looks for the app's index.html and does no other I/O. The error joins every mistake in cfg, one
-// line each.
+// New returns a Handler for cfg. It looks for index.html and does no other I/O.
+// The error reports all problems of cfg, one on each line.
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{files: cfg.FS, sourceMaps: cfg.SourceMaps, log: cfg.Logger}
 	if h.log == nil {
@@ -77,7 +87,7 @@ func New(cfg Config) (*Handler, error) {
 	var err, filesErr error
 	switch {
 	case (cfg.Dir == "") == (cfg.FS == nil):
-		filesErr = errors.New("exactly one of Dir and FS has to be there")
+		filesErr = errors.New("exactly one of Dir and FS is required")
 	case cfg.Dir != "":
 		h.files = directory(cfg.Dir)
 		filesErr = checkDir(cfg.Dir)
@@ -103,7 +113,7 @@ func New(cfg Config) (*Handler, error) {
 	return h, nil
 }
 
-// checkDir says what is wrong with a directory, and how to mend it.
+// checkDir reports what is wrong with a directory and how to fix it.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -122,13 +132,15 @@ func checkDir(dir string) error {
 		return fmt.Errorf("%q: index.html cannot be read: %w", dir, err)
 	}
 	if inner, _ := fs.Glob(os.DirFS(dir), "*/"+index); len(inner) > 0 {
-		return fmt.Errorf("%q has no index.html, but %q has: is that what you mean?", dir, path.Join(dir, path.Dir(inner[0])))
+		return fmt.Errorf("%q has no index.html, but %q has one: use that directory", dir,
+			path.Join(dir, path.Dir(inner[0])))
 	}
 	return fmt.Errorf("%q has no index.html: build the app first, or name the directory that its build writes to", dir)
 }
 
-// directory is an fs.FS that opens its root anew for each file: a deploy may replace the directory, or the link that names it.
-// os.Root keeps every path inside, symbolic links included.
+// directory is an fs.FS that opens its root for each file, since a deploy may
+// replace the directory or the link to it. os.Root keeps all paths inside,
+// symbolic links included.
 type directory string
 
 func (d directory) Open(name string) (fs.File, error) {
@@ -140,8 +152,9 @@ func (d directory) Open(name string) (fs.File, error) {
 	return root.Open(name)
 }
 
-// open opens a regular file. Whatever is at the name but cannot be served, such as a directory or a link that leads out, does not
-// exist; permission denied remains an error, for an operator has to know.
+// open opens a regular file. Anything that cannot be served, such as a
+// directory or a link that leads out, does not exist. Permission denied remains
+// an error, so that the operator learns of it.
 func open(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
 	f, err := files.Open(name)
 	if errors.Is(err, fs.ErrPermission) {
@@ -161,7 +174,8 @@ func open(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
 	return f, info, nil
 }
 
-// ServeHTTP answers with the file at the path, with index.html for a navigation inside the app, or with 404.
+// ServeHTTP serves the file at the path, index.html for a navigation inside the
+// app, or 404.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name, value := range h.headers {
 		w.Header().Set(name, value)
@@ -189,7 +203,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, fs.ErrNotExist) && name == index: // a deploy that is under way
+	case errors.Is(err, fs.ErrNotExist) && name == index: // a deploy is in progress
 		h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
 		w.Header().Set("Retry-After", "2")
 		refuse(w, http.StatusServiceUnavailable)
@@ -201,8 +215,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// public says whether the world may ask for this path at all. Dotfiles are secrets of the build more often than not (.env, .git);
-// /.well-known/ is made for the public (RFC 8615).
+// public reports whether a path may be served at all. Dotfiles often contain
+// secrets of the build (.env, .git). /.well-known/ is public (RFC 8615).
 func (h *Handler) public(name string) bool {
 	for i, segment := range strings.Split(name, "/") {
 		if strings.HasPrefix(segment, ".") && !(i == 0 && segment == ".well-known") {
@@ -216,7 +230,8 @@ func (h *Handler) public(name string) bool {
 	return h.sourceMaps || path.Ext(plain) != ".map"
 }
 
-// navigates says whether the browser is on its way to a page, as opposed to a script or a page that asks for a file.
+// navigates reports whether the browser loads a page, as opposed to a file for
+// a script or a page.
 func navigates(r *http.Request) bool {
 	if mode := r.Header.Get("Sec-Fetch-Mode"); mode != "" {
 		return mode == "navigate"
@@ -224,20 +239,22 @@ func navigates(r *http.Request) bool {
 	return strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/html")
 }
 
-// isFileName reports whether a path can name a file. Others, with empty segments
-// for example, can still be places in the app.
+// isFileName reports whether a path can name a file. Other paths, such as those
+// with empty segments, can still be inside the app.
 func isFileName(name string) bool {
 	return fs.ValidPath(strings.TrimSuffix(name, "/")) && !strings.ContainsAny(name, "\\\x00")
 }
 
-// isAsset says whether a path names a file, not a place in the app: index.html in the stead of a missing script or image would be an
-// error that is hard to read. /people/jane.doe is a place.
+// isAsset reports whether a path names a file and not a place in the app.
+// index.html instead of a missing script or image would be a confusing error.
+// /people/jane.doe is a place.
 func isAsset(name string) bool {
 	_, known := contentTypes[strings.ToLower(path.Ext(strings.TrimSuffix(name, "/")))]
 	return known
 }
 
-// refuse answers with an error that no cache keeps: the file may be there after the next deploy.
+// refuse sends an error that is not cached: the file may exist after the next
+// deploy.
 func refuse(w http.ResponseWriter, status int) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -245,7 +262,7 @@ func refuse(w http.ResponseWriter, status int) {
 	http.Error(w, http.StatusText(status), status)
 }
 
-// serveFile answers with a file, or returns an error before anything is written.
+// serveFile serves a file, or returns an error before anything is written.
 func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string) error {
 	f, info, err := open(h.files, name)
 	if err != nil {
@@ -270,9 +287,9 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 		}
 		defer sibling.Close()
 		if info.ModTime().Sub(siblingInfo.ModTime()) > sameBuild {
-			continue // it was left behind by an earlier deploy
+			continue // left over from an earlier deploy
 		}
-		header.Set("Vary", "Accept-Encoding") // also on the answer that is not encoded (RFC 9110 12.5.5)
+		header.Set("Vary", "Accept-Encoding") // also if the response is not encoded (RFC 9110 12.5.5)
 		if header.Get("Content-Encoding") == "" && accepts(r, e.coding) {
 			if body, _, err = h.read(name+e.suffix, sibling, siblingInfo, false); err != nil {
 				return err
@@ -283,8 +300,10 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 	if body.etag != "" {
 		header.Set("ETag", body.etag)
 	}
-	if header.Get("Content-Encoding") != "" && r.Header.Get("If-Match") == "" && r.Header.Get("If-Unmodified-Since") == "" {
-		// ServeContent leaves it out for encoded content. With those two it may answer 412, which has no content.
+	if header.Get("Content-Encoding") != "" && r.Header.Get("If-Match") == "" &&
+		r.Header.Get("If-Unmodified-Since") == "" {
+		// ServeContent leaves it out for encoded content. With those two it may
+		// answer 412, which has no content.
 		header.Set("Content-Length", strconv.FormatInt(body.size, 10))
 	}
 	for field, values := range header {
@@ -294,18 +313,22 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 		r = r.Clone(r.Context())
 		r.Header.Del("Range") // a server may ignore it (RFC 9110 14.2)
 	}
-	// Without a time there is no Last-Modified: builds that can be reproduced give every file the same.
+	// Without a time there is no Last-Modified: reproducible builds give every
+	// file the same time.
 	http.ServeContent(w, r, "", time.Time{}, body)
 	return nil
 }
 
-// encodings are the siblings that a build may write beside a file, best first.
+// encodings lists the compressed siblings of a file that a build may write,
+// best first.
 var encodings = []struct{ coding, suffix string }{{"br", ".br"}, {"gzip", ".gz"}}
 
-// sameBuild is how much older than its file a sibling may be. A copy of a build writes its files in any order.
+// sameBuild is how much older than its file a sibling may be. Copying a build
+// writes files in any order.
 const sameBuild = time.Minute
 
-// accepts says whether the client takes a content coding (RFC 9110 12.5.3).
+// accepts reports whether the client accepts a content coding (RFC 9110
+// 12.5.3).
 func accepts(r *http.Request, coding string) bool {
 	accepted := false
 	for item := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
@@ -323,23 +346,24 @@ func accepts(r *http.Request, coding string) bool {
 	return accepted
 }
 
-// content is a file's bytes and a validator for them.
+// content is a file's bytes and validator.
 type content struct {
 	io.ReadSeeker
 	size int64
 	etag string // a quoted string, or empty
 }
 
-// maxHashed is the size up to which a file's content is hashed for its validator.
+// maxHashed is the size up to which a file's content is hashed for its
+// validator.
 const maxHashed = 1 << 20
 
-// maxRanges is how many ranges of a file one request may ask for. Each costs a
-// part of the response with a header of its own.
+// maxRanges is the maximum number of ranges in one request. Each is a part of
+// the response with its own header.
 const maxRanges = 16
 
-// read returns the content of f and its Content-Security-Policy. A file above
-// maxHashed is told apart by size and time, unless there is no time. A page is
-// read whatever its size, for its policy names its scripts.
+// read returns the content of f and its Content-Security-Policy. The validator
+// of a file above maxHashed is its size and time, unless it has no time. A page
+// is read whatever its size, because its policy names its scripts.
 func (h *Handler) read(name string, f fs.File, info fs.FileInfo, page bool) (content, string, error) {
 	seeker, seeks := f.(io.ReadSeeker)
 	if known, ok := h.digests.get(name, info); ok && seeks {
@@ -371,17 +395,21 @@ func etagOf(b []byte) string {
 	return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
 }
 
-// contentTypes are the types of what apps are made of. They are here because what mime knows depends on the machine.
+// contentTypes lists the types of files that apps consist of. The types that
+// package mime knows depend on the machine.
 var contentTypes = map[string]string{
 	".html": "text/html; charset=utf-8", ".htm": "text/html; charset=utf-8",
-	".js": "text/javascript; charset=utf-8", ".mjs": "text/javascript; charset=utf-8", ".cjs": "text/javascript; charset=utf-8",
+	".js": "text/javascript; charset=utf-8", ".mjs": "text/javascript; charset=utf-8",
+	".cjs": "text/javascript; charset=utf-8",
 	".css": "text/css; charset=utf-8", ".txt": "text/plain; charset=utf-8", ".csv": "text/csv; charset=utf-8",
 	".json": "application/json", ".map": "application/json", ".webmanifest": "application/manifest+json",
 	".xml": "application/xml", ".wasm": "application/wasm", ".pdf": "application/pdf",
 	".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
 	".webp": "image/webp", ".avif": "image/avif", ".ico": "image/x-icon", ".bmp": "image/bmp",
-	".woff": "font/woff", ".woff2": "font/woff2", ".ttf": "font/ttf", ".otf": "font/otf", ".eot": "application/vnd.ms-fontobject",
-	".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp4": "video/mp4", ".webm": "video/webm", ".vtt": "text/vtt; charset=utf-8",
+	".woff": "font/woff", ".woff2": "font/woff2", ".ttf": "font/ttf", ".otf": "font/otf",
+	".eot": "application/vnd.ms-fontobject",
+	".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp4": "video/mp4",
+	".webm": "video/webm", ".vtt": "text/vtt; charset=utf-8",
 	".zip": "application/zip", ".gz": "application/gzip", ".br": "application/octet-stream",
 }
 
@@ -391,7 +419,7 @@ func contentType(name string) string {
 		return t
 	}
 	if ext == "" && strings.HasPrefix(name, ".well-known/") {
-		return "application/json" // apple-app-site-association has no extension and has to be JSON
+		return "application/json" // apple-app-site-association has no extension and must be JSON
 	}
 	if t := mime.TypeByExtension(ext); t != "" {
 		return t
@@ -402,8 +430,8 @@ func contentType(name string) string {
 //go:embed client/client.js
 var clientJS []byte
 
-// Client serves the browser client, an ES module, whatever the path. Like all answers of the broker itself it is not stored: a page
-// and the broker it talks to never differ in version.
+// Client serves the browser client, an ES module, for any path. The response is
+// not cached, so that page and broker have the same version.
 func Client() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -423,7 +451,8 @@ func Client() http.Handler {
 //go:embed demo
 var demo embed.FS
 
-// Demo returns the sample app, for Config.FS. It loads the browser client from /bff/client.js.
+// Demo returns the app of the demo, for Config.FS. It loads the browser client
+// from /bff/client.js.
 func Demo() fs.FS {
 	files, err := fs.Sub(demo, "demo")
 	if err != nil {

@@ -104,7 +104,7 @@ func wantHeader(t *testing.T, resp *http.Response, name, want string) {
 
 const navigate = "Sec-Fetch-Mode: navigate"
 
-func TestWhatIsServedAtWhichPath(t *testing.T) {
+func TestPaths(t *testing.T) {
 	h := newHandler(t, web.Config{FS: app()})
 	for _, tt := range []struct {
 		path    string
@@ -217,7 +217,7 @@ func TestWhatIsServedAtWhichPath(t *testing.T) {
 	}
 }
 
-func TestSourceMapsAreServedWhereTheyAreWanted(t *testing.T) {
+func TestSourceMaps(t *testing.T) {
 	h := newHandler(t, web.Config{FS: app(), SourceMaps: true})
 	resp := do(h, "GET", "/assets/index-BkRj3xGh.js.map")
 	if resp.StatusCode != 200 {
@@ -226,7 +226,7 @@ func TestSourceMapsAreServedWhereTheyAreWanted(t *testing.T) {
 	wantHeader(t, resp, "Content-Type", "application/json")
 }
 
-func TestOnlyGetAndHeadAreTaken(t *testing.T) {
+func TestMethods(t *testing.T) {
 	for name, h := range map[string]http.Handler{"Handler": newHandler(t, web.Config{FS: app()}), "Client": web.Client()} {
 		for _, method := range []string{"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"} {
 			resp := do(h, method, "/", navigate)
@@ -238,7 +238,7 @@ func TestOnlyGetAndHeadAreTaken(t *testing.T) {
 	}
 }
 
-func TestEveryAnswerCarriesTheSecurityHeadersOnce(t *testing.T) {
+func TestSecurityHeaders(t *testing.T) {
 	h := newHandler(t, web.Config{FS: app()})
 	for _, resp := range []*http.Response{
 		do(h, "GET", "/"),
@@ -268,7 +268,7 @@ func TestEveryAnswerCarriesTheSecurityHeadersOnce(t *testing.T) {
 	}
 }
 
-func TestHTTPSIsToBeRememberedOnlyWhereItIsUsed(t *testing.T) {
+func TestStrictTransportSecurity(t *testing.T) {
 	h := newHandler(t, web.Config{FS: app(), HTTPS: true})
 	for _, target := range []string{"/", "/missing.js"} {
 		wantHeader(t, do(h, "GET", target), "Strict-Transport-Security", "max-age=31536000; includeSubDomains")
@@ -319,7 +319,7 @@ func compressed() fstest.MapFS {
 	return files
 }
 
-func TestASmallerSiblingIsServedToWhomItSuits(t *testing.T) {
+func TestCompressedSiblings(t *testing.T) {
 	files := compressed()
 	server := httptest.NewServer(newHandler(t, web.Config{FS: files}))
 	defer server.Close()
@@ -406,7 +406,7 @@ func TestASmallerSiblingIsServedToWhomItSuits(t *testing.T) {
 	}
 }
 
-func TestASiblingOfAnEarlierDeployIsLeftAlone(t *testing.T) {
+func TestOutdatedSiblingIsIgnored(t *testing.T) {
 	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 	for _, tt := range []struct {
 		name     string
@@ -427,7 +427,7 @@ func TestASiblingOfAnEarlierDeployIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestALargeFileIsNotReadIntoMemoryToBeServed(t *testing.T) {
+func TestLargeFileIsStreamed(t *testing.T) {
 	dir := writeApp(t)
 	large := bytes.Repeat([]byte("0123456789abcdef"), 1<<17)
 	file := filepath.Join(dir, "video.mp4")
@@ -466,7 +466,7 @@ func write(t *testing.T, name string, content []byte) {
 	}
 }
 
-func TestADeployIsVisibleOnTheNextLoad(t *testing.T) {
+func TestDeployIsVisibleOnNextLoad(t *testing.T) {
 	const next = "<!doctype html><script>next()</script>"
 	for _, tt := range []struct {
 		name   string
@@ -521,7 +521,7 @@ func TestADeployIsVisibleOnTheNextLoad(t *testing.T) {
 	}
 }
 
-func TestWhileADeployIsUnderWayPagesAreAskedForAgain(t *testing.T) {
+func TestDuringDeploy(t *testing.T) {
 	dir := writeApp(t)
 	var log bytes.Buffer
 	h := newHandler(t, web.Config{Dir: dir, Logger: slog.New(slog.NewTextHandler(&log, nil))})
@@ -544,7 +544,7 @@ func TestWhileADeployIsUnderWayPagesAreAskedForAgain(t *testing.T) {
 	}
 }
 
-func TestLinksInTheDirectoryLeadNowhereElse(t *testing.T) {
+func TestSymlinksStayInside(t *testing.T) {
 	dir := writeApp(t)
 	outside := t.TempDir()
 	write(t, filepath.Join(outside, "secret.txt"), []byte("secret"))
@@ -580,7 +580,7 @@ func (d denied) Open(name string) (fs.File, error) {
 	return d.FS.Open(name)
 }
 
-func TestAFileThatMayNotBeReadIsAnOperatorsMistake(t *testing.T) {
+func TestPermissionDenied(t *testing.T) {
 	var log bytes.Buffer
 	h := newHandler(t, web.Config{FS: denied{app()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	resp := do(h, "GET", "/favicon.svg")
@@ -592,7 +592,7 @@ func TestAFileThatMayNotBeReadIsAnOperatorsMistake(t *testing.T) {
 	}
 }
 
-func TestNewSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
+func TestNewErrors(t *testing.T) {
 	empty := t.TempDir()
 	outer := filepath.Dir(writeApp(t))
 	file := filepath.Join(empty, "file")
@@ -603,12 +603,12 @@ func TestNewSaysWhatIsWrongAndHowToMendIt(t *testing.T) {
 		cfg  web.Config
 		want string
 	}{
-		{"nothing", web.Config{}, "exactly one of Dir and FS has to be there"},
-		{"both", web.Config{Dir: outer, FS: app()}, "exactly one of Dir and FS has to be there"},
+		{"nothing", web.Config{}, "exactly one of Dir and FS is required"},
+		{"both", web.Config{Dir: outer, FS: app()}, "exactly one of Dir and FS is required"},
 		{"absent", web.Config{Dir: filepath.Join(noIndex, "dist")}, fmt.Sprintf("%q does not exist: build the app first, or name the directory that its build writes to", filepath.Join(noIndex, "dist"))},
 		{"a file", web.Config{Dir: file}, fmt.Sprintf("%q is not a directory", file)},
 		{"no index", web.Config{Dir: noIndex}, fmt.Sprintf("%q has no index.html: build the app first, or name the directory that its build writes to", noIndex)},
-		{"one too high", web.Config{Dir: outer}, fmt.Sprintf("%q has no index.html, but %q has: is that what you mean?", outer, filepath.Join(outer, "dist"))},
+		{"one too high", web.Config{Dir: outer}, fmt.Sprintf("%q has no index.html, but %q has one: use that directory", outer, filepath.Join(outer, "dist"))},
 		{"no index in FS", web.Config{FS: fstest.MapFS{}}, "open index.html: file does not exist"},
 		{"form-action", web.Config{FS: app(), FormAction: []string{"https://id.example.com/x"}}, `form-action: "https://id.example.com/x" is not an origin such as https://id.example.com`},
 		{"form-action that adds a directive", web.Config{FS: app(), FormAction: []string{"https://a; script-src *"}}, `form-action: "https://a; script-src *" is not an origin such as https://id.example.com`},
@@ -647,7 +647,7 @@ func directive(policy, name string) []string {
 	return nil
 }
 
-func TestScriptsInThePageRunByTheirHash(t *testing.T) {
+func TestInlineScriptHashes(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		page string
@@ -682,7 +682,7 @@ func TestScriptsInThePageRunByTheirHash(t *testing.T) {
 	}
 }
 
-func TestThePolicyIsStrictAndTakesWhatIsListed(t *testing.T) {
+func TestPolicy(t *testing.T) {
 	get := func(t *testing.T, cfg web.Config, target string) string {
 		return do(newHandler(t, cfg), "GET", target).Header.Get("Content-Security-Policy")
 	}
@@ -719,7 +719,7 @@ func TestThePolicyIsStrictAndTakesWhatIsListed(t *testing.T) {
 	}
 }
 
-func TestAPageBuiltWithABaseElementMayUseIt(t *testing.T) {
+func TestBaseElement(t *testing.T) {
 	files := app()
 	files["index.html"].Data = []byte(`<!doctype html><base href="/"><script src=main.js></script>`)
 	policy := do(newHandler(t, web.Config{FS: files}), "GET", "/").Header.Get("Content-Security-Policy")
@@ -728,14 +728,14 @@ func TestAPageBuiltWithABaseElementMayUseIt(t *testing.T) {
 	}
 }
 
-func TestAFeatureThatTheAppUsesIsNotDenied(t *testing.T) {
+func TestPermissions(t *testing.T) {
 	policy := do(newHandler(t, web.Config{FS: app(), Permissions: []string{"camera"}}), "GET", "/").Header.Get("Permissions-Policy")
 	if strings.Contains(policy, "camera") || !strings.Contains(policy, "microphone=()") {
 		t.Errorf("got %q, want all but camera denied", policy)
 	}
 }
 
-func TestAHashInTheNameIsToldFromAWord(t *testing.T) {
+func TestContentHashInName(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		want bool
@@ -791,7 +791,7 @@ func TestAHashInTheNameIsToldFromAWord(t *testing.T) {
 	}
 }
 
-func TestTheClientIsAModuleThatIsNotStored(t *testing.T) {
+func TestClient(t *testing.T) {
 	h := web.Client()
 	resp := do(h, "GET", "/bff/client.js")
 	if got := body(t, resp); resp.StatusCode != 200 || !strings.Contains(got, "export function createClient") {
@@ -803,7 +803,7 @@ func TestTheClientIsAModuleThatIsNotStored(t *testing.T) {
 	wantHeader(t, resp, "Cross-Origin-Resource-Policy", "same-origin")
 }
 
-func TestTheDemoIsAnAppWithoutScriptsInItsPage(t *testing.T) {
+func TestDemoHasNoInlineScripts(t *testing.T) {
 	h := newHandler(t, web.Config{FS: web.Demo(), TrustedTypes: true})
 	page := do(h, "GET", "/", navigate)
 	if got := directive(page.Header.Get("Content-Security-Policy"), "script-src"); !slices.Equal(got, []string{"'self'"}) {
@@ -820,7 +820,7 @@ func TestTheDemoIsAnAppWithoutScriptsInItsPage(t *testing.T) {
 	}
 }
 
-func FuzzNoPathLeadsToWhatIsNotPublic(f *testing.F) {
+func FuzzOnlyPublicFilesAreServed(f *testing.F) {
 	for _, path := range []string{"/", "/assets/index-BkRj3xGh.js", "/.env", "/../secret.txt", "/assets/../.env", "/%2e%2e/secret.txt", "//", "/.git/config", "/a/./b", "/\x00", `/..\secret.txt`, "/assets/index-BkRj3xGh.js.map.br"} {
 		f.Add(path, "gzip, br;q=0.5", true)
 	}
