@@ -1,5 +1,5 @@
-// The browser client of Cloakroom: who is signed in, calls to the API, signing in and out. The tokens stay with the broker; this
-// file has no way to them.
+// The browser client of Cloakroom: session state, API calls, sign-in and
+// sign-out. The tokens stay on the server; this file has no access to them.
 //
 //   import { createClient } from "/bff/client.js";
 //   const client = createClient();
@@ -14,14 +14,14 @@
  * @typedef {import("./client.d.ts").Listener} Listener
  */
 
-/** An answer of the broker that says what went wrong (RFC 9457). Branch on `code`. */
+/** An error response of the broker (RFC 9457). Branch on `code`. */
 export class ProblemError extends Error {
   /**
    * @param {number} status
-   * @param {import("./client.d.ts").Problem} problem what the answer says; nothing if it came from something on the way
+   * @param {import("./client.d.ts").Problem} problem the body; empty if the response is not from the broker
    */
   constructor(status, problem = {}) {
-    super([problem.title ?? `The answer has status ${status}`, problem.detail].filter(Boolean).join(": "));
+    super([problem.title ?? `The response has status ${status}`, problem.detail].filter(Boolean).join(": "));
     this.name = "ProblemError";
     this.status = status;
     this.code = problem.code;
@@ -31,7 +31,7 @@ export class ProblemError extends Error {
 }
 
 /**
- * Creates a client. A page needs one.
+ * Creates a client. One for each page is enough.
  *
  * @param {import("./client.d.ts").ClientOptions} [options]
  * @returns {import("./client.d.ts").Client}
@@ -41,24 +41,26 @@ export function createClient({ prefix = ownPrefix() } = {}) {
   /** @type {Record<EventName, Set<Listener>>} */
   const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set() };
 
-  /** @type {Session | undefined} what the broker said last */
+  /** @type {Session | undefined} the last known session state */
   let known;
-  let asked = 0; // counts questions: an answer that a later one has overtaken is old news
+  let asked = 0; // number of requests: only the response to the latest one counts
 
   /** @param {Session} session */
   function learn(session) {
     const before = known;
     known = session;
     if (JSON.stringify(before) === JSON.stringify(session)) return;
-    if (!before || idOf(session) !== idOf(before)) tabs.postMessage(idOf(session)); // after a logout it is the page one comes back to that knows first
+    // After a logout, the page that the browser returns to is the first to know.
+    if (!before || idOf(session) !== idOf(before)) tabs.postMessage(idOf(session));
     if (session.authenticated && !before?.authenticated) emit("signed-in", session);
     if (!session.authenticated && before?.authenticated) emit("signed-out", session);
     emit("change", session);
   }
 
   function learnSignedOut() {
-    asked++; // an answer still under way was given before
-    if (!known) emit("signed-out", { authenticated: false }); // the page made a call, so it took the user for signed in
+    asked++; // responses in flight are older
+    // The page made a call, so it assumed that the user is signed in.
+    if (!known) emit("signed-out", { authenticated: false });
     learn({ authenticated: false });
   }
 
@@ -71,13 +73,14 @@ export function createClient({ prefix = ownPrefix() } = {}) {
       try {
         listener(session);
       } catch (err) {
-        reportError(err); // one listener's mistake is not the next one's, nor the caller's
+        reportError(err); // must not affect other listeners or the caller
       }
     }
   }
 
   /**
-   * Sends a request to this origin alone, whatever redirects it meets: `mode` makes the browser see to it.
+   * Sends a request to this origin only. `mode` makes the browser enforce that for
+   * redirects too.
    *
    * @param {RequestInfo | URL} input
    * @param {RequestInit} [init]
@@ -87,7 +90,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     const target = input instanceof Request ? input : new URL(input, document.baseURI);
     const { origin } = new URL(target instanceof Request ? target.url : target);
     if (origin !== location.origin) {
-      throw new TypeError(`client.fetch is for ${location.origin} alone, not for ${origin}: use the browser's fetch there`);
+      throw new TypeError(`client.fetch is for ${location.origin} only, not for ${origin}: use the browser's fetch there`);
     }
     const request = new Request(target, { ...init, mode: "same-origin" });
     request.headers.set("X-CSRF", "1");
@@ -97,7 +100,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
   }
 
   /**
-   * Asks the broker itself, and takes nothing but a good answer.
+   * Calls an endpoint of the broker. Throws a ProblemError for an error response.
    *
    * @param {string} path
    * @param {RequestInit} [init]
@@ -145,9 +148,10 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
   }
 
-  // Tabs tell each other which session they know of. One that hears of another asks the broker, as does a page that comes back as it
-  // was left (from the browser's back/forward cache), perhaps after a logout.
-  const lookAgain = () => void session().catch(() => {}); // if that fails, so will the next call, and say why
+  // Tabs tell each other the id of the session they know. A tab that receives
+  // another id asks the broker. So does a page that is restored from the
+  // back/forward cache, perhaps after a logout.
+  const lookAgain = () => void session().catch(() => {}); // the next call reports the error
   tabs.addEventListener("message", ({ data }) => {
     if (data !== idOf(known)) lookAgain();
   });
@@ -176,14 +180,14 @@ export function createClient({ prefix = ownPrefix() } = {}) {
         const hear = ({ origin, source, data }) => {
           if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") end(data.authenticated === true);
         };
-        const timer = setTimeout(() => end(false), timeout); // a provider that shows an error page of its own says nothing
+        const timer = setTimeout(() => end(false), timeout); // the provider may show an error page
         /** @param {boolean} authenticated */
         const end = (authenticated) => {
           clearTimeout(timer);
           removeEventListener("message", hear);
           frame.remove();
           if (!authenticated) return resolve(false);
-          session().then(() => resolve(true), () => resolve(true)); // so that listeners hear of it
+          session().then(() => resolve(true), () => resolve(true)); // notifies listeners
         };
         addEventListener("message", hear);
         document.body.append(frame);
@@ -199,7 +203,8 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     challenge,
 
     logout({ returnTo = "/" } = {}) {
-      // A form and not a fetch: the browser follows the redirect to the provider by itself, and shows the page of an error.
+      // A form, not fetch: the browser follows the redirect to the provider and
+      // shows error pages.
       const form = document.createElement("form");
       form.method = "POST";
       form.action = `${prefix}/logout`;
@@ -225,7 +230,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
 const idOf = (session) => session?.session?.id ?? null;
 
 /**
- * The prefix that this file was loaded from. In a bundle it cannot know, and takes the default.
+ * Returns the prefix that this file was loaded from, or the default in a bundle.
  *
  * @returns {string}
  */
@@ -236,7 +241,7 @@ function ownPrefix() {
 
 /**
  * @param {Response} response
- * @returns {Promise<import("./client.d.ts").Problem>} empty, if the answer is no problem+json
+ * @returns {Promise<import("./client.d.ts").Problem>} empty unless the response is problem+json
  */
 async function problemIn(response) {
   if (!response.headers.get("Content-Type")?.startsWith("application/problem+json")) return {};

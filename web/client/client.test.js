@@ -130,7 +130,7 @@ test("an error of something on the way is a ProblemError without a code", async 
     new Response("null", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
   ]) {
     page.answers = [answer];
-    await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "The answer has status 502" });
+    await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "The response has status 502" });
   }
 });
 

@@ -64,7 +64,7 @@ function showExpiry(rfc3339) {
   if (expires !== before) span = expires - Date.now();
   if (before !== undefined && expires > before) {
     refreshes++;
-    note(`Refreshed at ${new Date().toLocaleTimeString()}. The page did nothing for it.`);
+    note(`Refreshed at ${new Date().toLocaleTimeString()}. The page did nothing.`);
     $("signed-in").animate?.([{ opacity: 0.75 }, { opacity: 1 }], { duration: calm() ? 0 : 500 });
   }
   tick();
@@ -87,7 +87,7 @@ function tick() {
   const seconds = Math.ceil(left / 1000);
   $("token-countdown").textContent = `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
   $("token-bar").style.scale = `${span > 0 ? Math.min(1, left / span) : 0} 1`;
-  if (left === 0) note("Expired. That is no trouble: the next call gets a new one.");
+  if (left === 0) note("Expired. The next call refreshes it.");
 }
 setInterval(tick, 250);
 
@@ -151,10 +151,10 @@ function showAnswer(path, status, took, body) {
  * @param {{ code?: string, error?: string }} problem
  */
 function inWords(status, { code, error }) {
-  if (status < 300) return "Answered.";
-  if (code === "not_signed_in") return "Nobody is signed in, so the broker asked nobody.";
-  if (status === 403) return `The API refused: ${error ?? code ?? "you may not"}. You are signed in all the same.`;
-  if (status === 503) return "Out of reach for the moment. You are signed in all the same.";
+  if (status < 300) return "Success.";
+  if (code === "not_signed_in") return "Not signed in. The broker did not call the API.";
+  if (status === 403) return `The API refused: ${error ?? code ?? "you may not"}. You are still signed in.`;
+  if (status === 503) return "Not available right now. You are still signed in.";
   return "That did not work.";
 }
 
@@ -214,7 +214,7 @@ $("look").onclick = () =>
     }
     const verdict = found
       ? `There is something that looks like a token in ${count(found, "place")}. This should not be.`
-      : "Nothing. There is no token here, and so none that a script could steal.";
+      : "Nothing. There is no token that a script could steal.";
     $("look-result").dataset.verdict = found ? "found" : "clean";
     $("look-result").replaceChildren(element("p", verdict, { className: "verdict" }), list);
   });
