@@ -42,9 +42,9 @@ type Introspection struct {
 func (in *Introspection) check() error {
 	var errs []error
 	if in.Endpoint == "" {
-		errs = append(errs, errors.New("Endpoint is missing"))
+		errs = append(errs, errors.New("no Endpoint is set"))
 	} else if _, err := checkURL(in.Endpoint, true); err != nil {
-		errs = append(errs, fmt.Errorf("Endpoint: %w", err))
+		errs = append(errs, fmt.Errorf("the Endpoint is wrong: %w", err))
 	}
 	if in.ClientID == "" || in.ClientSecret == "" {
 		errs = append(errs, errors.New("ClientID or ClientSecret is missing"))

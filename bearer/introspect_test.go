@@ -232,9 +232,10 @@ func TestIntrospectionConfigErrors(t *testing.T) {
 		in   bearer.Introspection
 		want string
 	}{
-		{bearer.Introspection{}, "Introspection: Endpoint is missing\nClientID or ClientSecret is missing"},
+		{bearer.Introspection{}, "Introspection: no Endpoint is set\nClientID or ClientSecret is missing"},
 		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"},
-			`Introspection: Endpoint: "http://id.example/i": http is allowed for loopback hosts only; use https`},
+			`Introspection: the Endpoint is wrong: "http://id.example/i": ` +
+				`http is allowed for loopback hosts only; use https`},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a"},
 			"Introspection: ClientID or ClientSecret is missing"},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a",
