@@ -401,8 +401,8 @@ func (c *Client) Discover(ctx context.Context) error {
 		return err
 	}
 	if c.current.Swap(m) == nil {
-		close(c.ready)
 		c.log.InfoContext(ctx, "provider found", "issuer", c.cfg.Issuer)
+		close(c.ready)
 	}
 	return nil
 }

@@ -40,6 +40,11 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 	}
 	blackhole := func(d time.Duration) func(*outage) {
 		return func(o *outage) {
+			// No response is lost: a refresh token that has been rotated would be used
+			// twice then, which nobody can avoid.
+			o.proxy.BlackholeRequests()
+			o.fault("idle", 0)
+			time.Sleep(time.Second)
 			o.proxy.Blackhole()
 			time.Sleep(d)
 			o.proxy.Heal()
@@ -369,6 +374,9 @@ func serveOutageProvider() {
 		defer mu.Unlock()
 		until = time.Now().Add(d)
 		switch kind := r.FormValue("kind"); kind {
+		case "idle": // the response comes when no request is being served
+			serving.Lock()
+			serving.Unlock()
 		case "restart":
 			serving.Lock()
 			server.Close()

@@ -28,6 +28,7 @@ const (
 	cut
 	hang
 	dropAnswers
+	blackholeRequests
 	blackhole
 )
 
@@ -89,6 +90,10 @@ func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
 // stay open for ever; those that lost something pass nothing more, also after
 // Heal.
 func (p *Proxy) Blackhole() { p.set(blackhole, 0) }
+
+// BlackholeRequests is Blackhole for what clients send. Responses to what has
+// arrived still pass.
+func (p *Proxy) BlackholeRequests() { p.set(blackholeRequests, 0) }
 
 // DropSilently lets nothing pass any more on the connections that are open, and
 // tells neither side, as a firewall does that has forgotten them. New
@@ -250,7 +255,7 @@ func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
 		p.mu.Lock()
 		changed, due := p.changed, time.After(time.Until(c.at.Add(p.delay)))
 		switch drop := p.fault == dropAnswers && answer; {
-		case c.bytes != nil && (l.dead || p.fault == blackhole):
+		case c.bytes != nil && (l.dead || p.fault == blackhole || p.fault == blackholeRequests && !answer):
 			l.dead = true
 			p.mu.Unlock()
 			return false
