@@ -270,9 +270,10 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Start begins to look for the provider, and keeps what is known of it current
-// until Close. Until it is found nobody can sign in; all else works. It also
-// begins to follow what other replicas do to the sessions.
+// Start begins to discover the provider and to keep its metadata current, until
+// Close. Sign-in is unavailable until discovery has succeeded once; all else
+// works. It also begins to watch for changes that other replicas make to
+// sessions.
 func (s *Server) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	s.stopBackground = stop

@@ -280,7 +280,7 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 				t.Errorf("got %d %s\n%s", got.StatusCode, got.Text, a.logs)
 			}
 			wantPage(t, b.Navigate("/bff/login"), 502, "login_refused")
-			if !strings.Contains(a.logs.String(), "lacks authorization_endpoint or jwks_uri, so nobody can sign in") {
+			if !strings.Contains(a.logs.String(), "the metadata has no authorization_endpoint or no jwks_uri") {
 				t.Errorf("the log does not say why: %s", a.logs)
 			}
 			if name == "neither" {

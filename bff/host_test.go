@@ -58,7 +58,7 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 	}
 }
 
-// An upstream's name in other letters than ASCII is looked up as its A-label.
+// A non-ASCII name of an upstream is looked up as its A-label (RFC 5890).
 func TestAnUpstreamMayHaveANameInAnyLetters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {

@@ -173,9 +173,18 @@ func (f *front) newClient(t *testing.T, proto int) *http.Client {
 // eachWay runs a test for every way through one broker.
 func eachWay(t *testing.T, test func(t *testing.T, w *way)) {
 	t.Helper()
+	eachWayOf(t, 1, test)
+	eachWayOf(t, 2, test)
+}
+
+// eachWayOf runs a test for the ways of a browser with one version of HTTP.
+func eachWayOf(t *testing.T, version int, test func(t *testing.T, w *way)) {
+	t.Helper()
 	f := newFront(t, nil)
 	for _, w := range f.ways {
-		t.Run(w.name, func(t *testing.T) { test(t, w) })
+		if w.browser == version {
+			t.Run(w.name, func(t *testing.T) { test(t, w) })
+		}
 	}
 }
 
@@ -606,9 +615,6 @@ func peakOfHeap(run func()) (peak uint64) {
 
 func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
 	testenv.Slow(t)
-	if testing.Short() {
-		t.Skip("a gigabyte each way")
-	}
 	const allowed = 32 << 20
 	eachWay(t, func(t *testing.T, w *way) {
 		size := int64(1 << 30)
@@ -904,10 +910,7 @@ func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
 }
 
 func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		if w.browser == 2 {
-			t.SkipNow() // the same, but for what the client sees of it
-		}
+	eachWayOf(t, 1, func(t *testing.T, w *way) { // with HTTP/2 it is the same, but for what the client sees
 		for _, test := range []struct {
 			name, target, edit string
 			want               []int
@@ -1242,12 +1245,7 @@ func (w *way) openSocket(t *testing.T, target string) (*net.TCPConn, *bufio.Read
 // eachSocket runs a test for every kind of upstream: a browser opens its WebSockets over HTTP/1.1.
 func eachSocket(t *testing.T, test func(t *testing.T, w *way)) {
 	t.Helper()
-	eachWay(t, func(t *testing.T, w *way) {
-		if w.browser != 1 {
-			t.SkipNow()
-		}
-		test(t, w)
-	})
+	eachWayOf(t, 1, test)
 }
 
 // socketFrame is a frame as a browser sends it (RFC 6455 5.2).
@@ -1417,10 +1415,7 @@ func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
 }
 
 func TestManyStreamsOfOneBrowserPassAtOnce(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		if w.browser != 2 {
-			t.SkipNow()
-		}
+	eachWayOf(t, 2, func(t *testing.T, w *way) {
 		const streams, size = 50, 4 << 20
 		var arrived atomic.Int32
 		allHere := make(chan struct{})
@@ -1656,10 +1651,7 @@ func randomProbe(random *rand.Rand, nonce string) *probe {
 }
 
 func TestManyRequestsOnOneConnectionGetTheirAnswersInOrder(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		if w.browser != 1 {
-			t.SkipNow()
-		}
+	eachWayOf(t, 1, func(t *testing.T, w *way) {
 		w.answers(echoNonce)
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)

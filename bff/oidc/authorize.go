@@ -151,7 +151,7 @@ func (c *Client) AuthorizationURL(ctx context.Context, r Request) (string, error
 		return "", err
 	}
 	if m.Authorization == "" || m.JWKS == "" { // only the broker's own tokens are from there
-		return "", fmt.Errorf("%w: its metadata lacks authorization_endpoint or jwks_uri, so nobody can sign in", ErrRefused)
+		return "", fmt.Errorf("%w: the metadata has no authorization_endpoint or no jwks_uri", ErrRefused)
 	}
 	q, err := c.requestParameters(m, r)
 	if err != nil {

@@ -88,7 +88,7 @@ func (d *deadlines) SetReadDeadline(time.Time) error  { d.set++; return nil }
 func (d *deadlines) SetWriteDeadline(time.Time) error { d.set++; return nil }
 
 // When a handler has returned the connection is the server's, and in HTTP/2 it
-// is gone: whoever ends the session at that moment must not touch it.
+// is gone: the end of the session at that moment must not touch it.
 func TestAnExchangeThatIsOverLeavesItsConnectionAlone(t *testing.T) {
 	t.Parallel()
 	d := new(deadlines)

@@ -176,7 +176,8 @@ func hasLoneSurrogate(value []byte) bool {
 	return false
 }
 
-// codeUnit reads uXXXX of an escape that is known to be valid.
+// codeUnit returns the UTF-16 code unit of a valid escape, which is the letter
+// u and four hexadecimal digits.
 func codeUnit(escape []byte) uint64 {
 	if len(escape) < 5 {
 		return 0
