@@ -29,7 +29,9 @@ import (
 // accept decides on the verified identity; its error is returned as it is. With
 // an error, Exchange returns the tokens that were issued nevertheless, so that
 // the caller can revoke them.
-func (c *Client) Exchange(ctx context.Context, code string, r Request, accept func(*Identity) error) (session.Tokens, *Identity, error) {
+func (c *Client) Exchange(
+	ctx context.Context, code string, r Request, accept func(*Identity) error,
+) (session.Tokens, *Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
 	m, err := c.discovered()
@@ -115,7 +117,8 @@ func (c *Client) grantedScopes(s *session.Session) []string {
 // its error is a *session.RefreshError with Outage set.
 func (c *Client) Refresh(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
 	renewal, err := c.refreshOnce(ctx, s, key)
-	if err == nil || errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired) || !c.breaker.outage() {
+	refused := errors.Is(err, session.ErrRefused) || errors.Is(err, session.ErrUserRequired)
+	if err == nil || refused || !c.breaker.outage() {
 		return renewal, err
 	}
 	outage := &session.RefreshError{Outage: true, Err: err}
@@ -204,7 +207,9 @@ func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 
 // tokenExchange exchanges the session's access token for one for another target
 // (RFC 8693). A refusal does not end the session.
-func (c *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Session, t Target) (session.RefreshResult, error) {
+func (c *Client) tokenExchange(
+	ctx context.Context, m *metadata, s *session.Session, t Target,
+) (session.RefreshResult, error) {
 	form := url.Values{
 		"grant_type":           {"urn:ietf:params:oauth:grant-type:token-exchange"},
 		"subject_token":        {s.Tokens.Access.Reveal()},
@@ -225,8 +230,12 @@ func (c *Client) tokenExchange(ctx context.Context, m *metadata, s *session.Sess
 	if issued := answer.issuedTokenType; issued != accessTokenType && issued != "urn:ietf:params:oauth:token-type:jwt" { // RFC 8693 2.2.1
 		return session.RefreshResult{}, fmt.Errorf("exchange the access token: issued_token_type is %.80q", issued)
 	}
-	got := session.Tokens{Access: answer.tokens.Access, Scope: cmp.Or(answer.tokens.Scope, form.Get("scope"), noScope), Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry}
-	if end := s.Tokens.Expiry; !end.IsZero() && (got.Expiry.IsZero() || end.Before(got.Expiry)) { // it lives no longer than what it was made of
+	got := session.Tokens{
+		Access: answer.tokens.Access, Scope: cmp.Or(answer.tokens.Scope, form.Get("scope"), noScope),
+		Issued: answer.tokens.Issued, Expiry: answer.tokens.Expiry,
+	}
+	// It lives no longer than the token that it was exchanged for.
+	if end := s.Tokens.Expiry; !end.IsZero() && (got.Expiry.IsZero() || end.Before(got.Expiry)) {
 		got.Expiry = end
 	}
 	return session.RefreshResult{Tokens: got}, nil
@@ -256,7 +265,8 @@ func (c *Client) Revoke(ctx context.Context, t session.Tokens) error {
 			continue
 		}
 		revoking.Go(func() {
-			_, err := c.post(ctx, c.client, m, m.Revocation, url.Values{"token": {t.value}, "token_type_hint": {t.hint}}, nil, http.StatusOK)
+			form := url.Values{"token": {t.value}, "token_type_hint": {t.hint}}
+			_, err := c.post(ctx, c.client, m, m.Revocation, form, nil, http.StatusOK)
 			var refusal *Error
 			if errors.As(err, &refusal) && refusal.Code == "unsupported_token_type" && t.hint == "access_token" {
 				return // RFC 7009 2.2.1: it ends by itself, soon
@@ -283,7 +293,9 @@ const noScope = " "
 // requestTokens makes one token request. The tokens are bound to the key,
 // unless that is empty. Nothing is believed about the ID token yet. Beside an
 // error there is what was issued all the same, if anything was.
-func (c *Client) requestTokens(ctx context.Context, m *metadata, form url.Values, key session.Secret) (answer *tokenResponse, err error) {
+func (c *Client) requestTokens(
+	ctx context.Context, m *metadata, form url.Values, key session.Secret,
+) (answer *tokenResponse, err error) {
 	private, err := parseKey(key)
 	if err != nil {
 		return nil, err
@@ -294,7 +306,8 @@ func (c *Client) requestTokens(ctx context.Context, m *metadata, form url.Values
 	stop := c.breaker.supervise(asked, cancel)
 	defer stop()
 	defer func() {
-		if noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable); err == nil || noResponse || aboutProvider(form.Get("grant_type"), err) {
+		noResponse := errors.Is(err, session.ErrNoAnswer) || errors.Is(err, errUnreachable)
+		if err == nil || noResponse || aboutProvider(form.Get("grant_type"), err) {
 			c.breaker.report(asked, err)
 		}
 	}()
@@ -313,7 +326,10 @@ func (c *Client) requestTokens(ctx context.Context, m *metadata, form url.Values
 		s, _ := members.Text(name)
 		return s
 	}
-	answer = &tokenResponse{issuedTokenType: text("issued_token_type"), tokens: session.Tokens{Refresh: session.Secret(text("refresh_token"))}}
+	answer = &tokenResponse{
+		issuedTokenType: text("issued_token_type"),
+		tokens:          session.Tokens{Refresh: session.Secret(text("refresh_token"))},
+	}
 	if text("access_token") == "" {
 		return answer, errors.New("the token endpoint's answer holds no access_token")
 	}
@@ -461,7 +477,11 @@ func (c *Client) parseError(status int, body []byte, form url.Values) *Error {
 	if errorCode.MatchString(code) {
 		refusal.Code = code
 	}
-	for _, secret := range []string{c.cfg.ClientSecret.Reveal(), form.Get("code"), form.Get("code_verifier"), form.Get("refresh_token"), form.Get("token"), form.Get("subject_token")} {
+	secrets := []string{c.cfg.ClientSecret.Reveal()}
+	for _, name := range []string{"code", "code_verifier", "refresh_token", "token", "subject_token"} {
+		secrets = append(secrets, form.Get(name))
+	}
+	for _, secret := range secrets {
 		if secret != "" { // which a provider may quote
 			refusal.Description = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…").Replace(refusal.Description)
 			if strings.Contains(refusal.Code, secret) {
@@ -492,7 +512,9 @@ var (
 // are, with a DPoP proof unless key is nil, and returns the body of an answer
 // with the status that is wanted. It says of every other end what it means to a
 // session: refused, no answer, or a fault that passes.
-func (c *Client) post(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int) ([]byte, error) {
+func (c *Client) post(
+	ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey, want int,
+) ([]byte, error) {
 	for first := true; ; first = false {
 		resp, body, err := c.postOnce(ctx, client, m, endpoint, form, key)
 		if err != nil {
@@ -517,7 +539,9 @@ func (c *Client) post(ctx context.Context, client *http.Client, m *metadata, end
 
 // postOnce sends form once. Each request has a new client assertion and a new
 // DPoP proof, because a provider accepts neither twice.
-func (c *Client) postOnce(ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey) (*http.Response, []byte, error) {
+func (c *Client) postOnce(
+	ctx context.Context, client *http.Client, m *metadata, endpoint string, form url.Values, key *ecdsa.PrivateKey,
+) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
 	if err != nil {
 		return nil, nil, err
