@@ -1,0 +1,127 @@
+package oidc
+
+import (
+	"cmp"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// Config is the configuration of a Client: the provider, this client's
+// registration there, and what is requested for each login.
+type Config struct {
+	// Issuer is the issuer identifier, exactly as the provider's metadata has
+	// it. It uses https, or http on a loopback host.
+	Issuer   string
+	ClientID string
+
+	// ClientAuth is the method of client authentication. Empty means
+	// client_secret_basic.
+	//   - client_secret_basic and client_secret_post need ClientSecret.
+	//   - private_key_jwt needs ClientKeys.
+	//   - tls_client_auth and self_signed_tls_client_auth need
+	//     ClientCertificate.
+	ClientAuth   string
+	ClientSecret session.Secret
+	// ClientKeys sign client assertions and request objects: RSA of 2048 bits
+	// or more, P-256, P-384, P-521 or Ed25519. The first one signs. All are
+	// published at Prefix/jwks.json, so that a new key is known before it is
+	// used.
+	ClientKeys []crypto.Signer
+	// ClientCertificate is the TLS client certificate for the provider. If
+	// SenderConstraint is mtls, upstreams receive it too.
+	ClientCertificate *tls.Certificate
+	// AssertionAudience is the aud of client assertions, for a provider that
+	// does not accept its issuer (RFC 10070, section 4): a URL, or "endpoint"
+	// for the URL of the endpoint that receives the assertion. Then the keys
+	// must not be used anywhere else. Empty means the issuer.
+	AssertionAudience string
+	// TrustedAudiences may occur beside ClientID in the aud of the provider's
+	// tokens (OpenID Connect Core, section 3.1.3.7 (3)). Empty means none.
+	TrustedAudiences []string
+
+	// Scopes are requested at login, besides openid and the scopes of Targets.
+	// Empty means openid, profile, email and offline_access.
+	Scopes []string
+	// Resources are the resource indicators of the session's own access token
+	// (RFC 8707). Those of Targets are requested besides.
+	Resources []string
+	// Audience is the parameter audience, which some providers have in place of
+	// resource. Empty means that it is not sent.
+	Audience string
+	// Parameters are added to authorization requests, such as
+	// access_type=offline.
+	Parameters map[string]string
+
+	// PushedRequests selects when authorization requests are pushed (RFC 9126):
+	// auto (if the provider has an endpoint for them), always or never. Empty
+	// means auto.
+	PushedRequests string
+	// SignRequests signs authorization requests (RFC 9101). They are also
+	// signed if the provider's metadata requires it.
+	SignRequests bool
+	// ResponseMode is the response mode of authorization requests: query, or
+	// form_post, which keeps the code out of URLs. Empty means query.
+	ResponseMode string
+	// SenderConstraint binds access tokens to a key, so that a stolen token is
+	// of no use: dpop (RFC 9449, a key for each session) or mtls (RFC 8705, the
+	// key of ClientCertificate). Empty means bearer tokens.
+	SenderConstraint string
+	// UserInfo adds the claims of the userinfo endpoint to those of the ID
+	// token.
+	UserInfo bool
+	// IDTokenAlg is the algorithm of ID tokens, logout tokens and signed
+	// userinfo responses, such as RS256, as this client is registered for it.
+	// Empty means any with a public key that the provider's metadata lists.
+	IDTokenAlg string
+	// FAPI2 enforces the FAPI 2.0 Security Profile, for the provider and for
+	// the other fields.
+	FAPI2 bool
+
+	// LogoutURL replaces the end_session_endpoint of the metadata, for a
+	// provider that has none there. Empty means end_session_endpoint.
+	LogoutURL string
+	// LogoutRedirectParameter is the name of the parameter with the redirect
+	// URI in a logout request. Empty means post_logout_redirect_uri.
+	LogoutRedirectParameter string
+
+	// Wait is how long a request waits for the provider before it is refused
+	// with 503. Zero means 5 seconds.
+	Wait time.Duration
+	// AccessTokenLifetime is how long an access token is used if neither the
+	// token response nor the token says when it expires. Zero means 5 minutes.
+	AccessTokenLifetime time.Duration
+
+	// The rest is set by bff.New.
+
+	// RedirectURI is where the provider sends the browser back to. It is
+	// constant: no request header takes part in it (RFC 9700, section 4.1.3).
+	RedirectURI string
+	// ClaimMap adds claims under other names: name → the path of the value.
+	ClaimMap map[string]string
+	// Targets are those for which sessions get access tokens besides their own.
+	Targets []Target
+	// WithoutLogin means that nobody signs in: only client credentials are
+	// used, for which the metadata needs no authorization_endpoint and no
+	// jwks_uri.
+	WithoutLogin bool
+	Logger       *slog.Logger
+
+	// RootCAs verify the provider's certificate. Nil means those of the system.
+	RootCAs *x509.CertPool
+	// HTTPClient reaches the provider. Nil means one that notices a dead
+	// connection within 30 seconds. Redirects are never followed, and its
+	// Timeout does not apply to token requests, whose refresh token may have
+	// been rotated already. With it, neither RootCAs nor ClientCertificate can
+	// be set: its transport has them. It should use HTTP/1.1: on one connection
+	// of HTTP/2, a provider that stops would fail all requests in flight.
+	HTTPClient *http.Client
+}
+
+// MaxWait returns Wait, or its default.
+func (c *Config) MaxWait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }

@@ -1,0 +1,74 @@
+package oidc
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// newProviderTransport returns the transport for requests to the provider. It
+// uses HTTP/1.1, where a connection carries one request at a time. So a
+// connection that fails takes no other request with it, whose refresh token may
+// have been rotated.
+func newProviderTransport(cfg *Config) *http.Transport {
+	dialer := &net.Dialer{
+		Timeout: 5 * time.Second,
+		// A dead connection fails within 30 seconds, whether it is idle or not.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
+		Control:         setUserTimeout,
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			// Close discards what has not been delivered. A refresh request that
+			// was given up in an outage must not arrive after its repetition.
+			err = tcp.SetLinger(0)
+		}
+		return conn, err
+	}
+	transport.TLSHandshakeTimeout = 5 * time.Second
+	transport.MaxIdleConnsPerHost = 32
+	transport.IdleConnTimeout = 30 * time.Second
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP1(true)
+	transport.TLSClientConfig = &tls.Config{RootCAs: cfg.RootCAs, MinVersion: tls.VersionTLS12}
+	if cfg.ClientCertificate != nil {
+		transport.TLSClientConfig.Certificates = []tls.Certificate{*cfg.ClientCertificate}
+	}
+	return transport
+}
+
+// limitResponses fails the reading of a response body beyond maxResponse bytes.
+type limitResponses struct{ base http.RoundTripper }
+
+func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
+	base := t.base
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	resp, err := base.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body = &limitedBody{resp.Body, maxResponse + 1}
+	return resp, nil
+}
+
+type limitedBody struct {
+	io.ReadCloser
+	left int
+}
+
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		return 0, fmt.Errorf("the answer is larger than %d bytes", maxResponse)
+	}
+	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
+}
