@@ -138,6 +138,12 @@ type sessionBody struct {
 	}
 }
 
+func (a *app) sessionID(b *bfftest.Browser) string {
+	var body sessionBody
+	b.Fetch("GET", "/bff/session").Decode(a.t, &body)
+	return body.Session.ID
+}
+
 func wantProblem(t *testing.T, a *bfftest.Answer, status int, code string) {
 	t.Helper()
 	if a.StatusCode != status || a.Code() != code {
@@ -239,4 +245,11 @@ func (b *buffer) lines(t *testing.T, msg string) []map[string]any {
 		}
 	}
 	return found
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

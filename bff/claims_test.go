@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -401,5 +402,46 @@ func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
 	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable") // whose log is looked through at the end
 	if logs := a.logs.String(); !strings.Contains(logs, "no scope <read> for … of …, see …") && !strings.Contains(logs, `no scope \u003cread\u003e for … of …, see …`) {
 		t.Errorf("the log does not say why: %s", logs)
+	}
+}
+
+// A provider, or what is in front of it, that quotes a secret in a refusal.
+func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]func(form url.Values, secret string) (string, string){
+		"a refresh token in the code": func(form url.Values, _ string) (string, string) {
+			return `{"error":"unknown token ` + form.Get("refresh_token")[:32] + `"}`, form.Get("refresh_token")[:32]
+		},
+		"the client secret in the code": func(_ url.Values, secret string) (string, string) {
+			return string(must(json.Marshal(map[string]string{"error": "bad secret " + secret}))), secret
+		},
+		"the client secret where the text is cut": func(_ url.Values, secret string) (string, string) {
+			most := secret[:len(secret)-1]
+			return string(must(json.Marshal(map[string]string{"error": "server_error", "error_description": strings.Repeat("x ", 150)[:300-len(most)] + secret}))), strings.ReplaceAll(most, `"`, ``)
+		},
+		"the client secret as it is in a form": func(_ url.Values, secret string) (string, string) {
+			text := url.QueryEscape(secret)
+			return string(must(json.Marshal(map[string]string{"error": "server_error", "error_description": "bad request: client_secret=" + text}))), "3Awith%2Fodd%2Bcharacters%25%26"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
+			b := a.signedIn()
+			var leaked string
+			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.PostFormValue("grant_type") != "refresh_token" {
+					next.ServeHTTP(w, r)
+					return
+				}
+				body, secret := answer(r.PostForm, a.provider.Client.Secret)
+				leaked = secret
+				w.WriteHeader(400)
+				io.WriteString(w, body)
+			}})
+			b.Fetch("POST", "/bff/session/refresh")
+			if leaked == "" || strings.Contains(strings.ReplaceAll(a.logs.String(), `\u0026`, "&"), leaked) {
+				t.Errorf("the log holds %q", leaked)
+			}
+		})
 	}
 }

@@ -194,6 +194,15 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 	}
 }
 
+// RFC 6749 2.3.1: the id is form-encoded as well.
+func TestAClientIDMayHaveAnyCharacters(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].ID = "https://app.example/?a=b:c%20+é" }, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
+		aLife(t, a)
+	}
+}
+
 func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -241,7 +250,8 @@ func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
 	}
 }
 
-func first[A, B any](a A, _ B) A  { return a }
+func first[A, B any](a A, _ B) A { return a }
+
 func second[A, B any](_ A, b B) B { return b }
 
 func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
@@ -372,6 +382,30 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	}
 }
 
+// A provider that binds tokens to certificates says so (RFC 8705 3.3), and a route cannot show another one than they are bound to.
+func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
+	t.Parallel()
+	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
+	t.Run("the provider does not bind", func(t *testing.T) {
+		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
+			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
+			cfg.Provider.SenderConstraint, cfg.Provider.RootCAs = "mtls", a.provider.Roots
+			cfg.Routes = nil
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "tls_client_certificate_bound_access_tokens") }))
+		})
+		waitFor(t, "it is said", func() bool { return strings.Contains(a.logs.String(), "does not bind access tokens to certificates") })
+		wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
+	})
+	t.Run("the route shows another", func(t *testing.T) {
+		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
+			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "tls_client_auth", ClientCertificate: cert, SenderConstraint: "mtls",
+		}, Routes: []bff.Route{{Path: "/api/", Upstream: []string{"https://api.internal"}, Token: "user", TLS: &tls.Config{Certificates: []tls.Certificate{*other}, RootCAs: x509.NewCertPool()}}}})
+		if err == nil || !strings.Contains(err.Error(), "Routes[0]") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
 func TestMistakesInWhoWeAre(t *testing.T) {
 	t.Parallel()
 	weak, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
@@ -468,6 +502,70 @@ func TestFAPI2(t *testing.T) {
 			t.Errorf("alg is %v", header["alg"])
 		}
 	})
+}
+
+// FAPI 2.0 5.4: PS256, ES256 and EdDSA.
+func TestFAPI2TakesNoRS256(t *testing.T) {
+	t.Parallel()
+	provider, edit := withKeys(ecKey(t))
+	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.FAPI2 = true
+	})
+	var alg string
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+		if raw, ok := body["id_token"].(string); ok {
+			header, _ := unverified(t, raw)
+			alg = fmt.Sprint(header["alg"])
+		}
+	}})
+	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+		t.Errorf("an ID token signed with %s is taken", alg)
+	}
+}
+
+// FAPI 2.0 5.4: RSA keys have 2048 bits or more, the provider's as well.
+func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
+	t.Parallel()
+	keys, edit := withKeys(ecKey(t))
+	small := rsaKey(t, 1024)
+	a := newAppWith(t, func(c *devidp.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.FAPI2 = true
+	})
+	a.takeDown(devidp.Hooks{
+		EditJWKS: func(set map[string]any) {
+			set["keys"] = []any{jose.JSONWebKey{Key: small.Public(), KeyID: "small", Use: "sig"}}
+		},
+		SignIDToken: func(header, claims map[string]any) (string, error) {
+			header["alg"], header["kid"] = "PS256", "small"
+			input, err := devidp.SigningInput(header, claims)
+			if err != nil {
+				return "", err
+			}
+			sum := sha256.Sum256([]byte(input))
+			signature, err := rsa.SignPSS(rand.Reader, small, crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
+		},
+	})
+	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+		t.Error("an ID token is taken that is signed by a key of 1024 bits")
+	}
+}
+
+// FAPI 2.0 5.4 again: what we sign with.
+func TestFAPI2TakesNoKeyOfP384(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
+		Issuer: "https://id.example", ClientID: "spa", ClientAuth: "private_key_jwt", ClientKeys: []crypto.Signer{key}, FAPI2: true,
+	}})
+	if err == nil || !strings.Contains(err.Error(), "ClientKeys") {
+		t.Errorf("got %v, want ClientKeys refused: ES384 is not among PS256, ES256 and Ed25519", err)
+	}
 }
 
 func TestAuthorizationRequestsArePushed(t *testing.T) {
@@ -616,6 +714,21 @@ func TestRequestsAreSigned(t *testing.T) {
 	})
 }
 
+// RFC 9101 4.
+func TestMaxAgeInASignedRequestIsANumber(t *testing.T) {
+	t.Parallel()
+	provider, edit := withKeys(ecKey(t))
+	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
+		edit(a, cfg)
+		cfg.Provider.SignRequests, cfg.Provider.PushedRequests = true, "never"
+	})
+	u := a.browser().Navigate("/bff/login?max_age=60").Location(t)
+	_, claims := unverified(t, u.Query().Get("request"))
+	if _, ok := claims["max_age"].(float64); !ok {
+		t.Errorf("max_age is %#v", claims["max_age"])
+	}
+}
+
 func TestWhatElseARequestSays(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -706,4 +819,23 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a browser from following one to the provider.
+func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
+	b := a.browser()
+	page := b.Follow(b.Navigate("/bff/login"), "")
+	page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
+	form := bfftest.HiddenFields(page.Text)
+	b.DropCookies() // stale
+	first := b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
+	answer := b.Submit("/bff/callback", bfftest.HiddenFields(first.Text))
+	if answer.StatusCode != 303 {
+		t.Errorf("got %d to %s after a POST, want 303", answer.StatusCode, answer.Location(t).Host)
+	}
+	if csp := first.Header.Get("Content-Security-Policy"); strings.Contains(csp, "form-action") { // which Chromium applies to the redirects after a form
+		t.Errorf("the page says %s", csp)
+	}
 }

@@ -1,7 +1,9 @@
 package bff_test
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,6 +69,34 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 		if !strings.Contains(text, first) {
 			t.Errorf("another token: %s", text)
 		}
+	}
+}
+
+// RFC 6749 4.4: one token for all that is the same, and another for what is not.
+func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		route := func(path, resource string, scopes ...string) bff.Route {
+			return bff.Route{Path: path, Upstream: []string{a.echo.URL}, Token: "client", Resource: resource, Scopes: scopes}
+		}
+		cfg.Routes = []bff.Route{
+			route("/one/", "https://a.example", "x"), route("/same/", "https://a.example", "x"),
+			route("/resource/", "https://b.example", "x"), route("/scope/", "https://a.example", "y"), route("/none/", ""),
+		}
+	})
+	c := a.takeDown(devidp.Hooks{})
+	b := a.browser()
+	tokens := make(map[string]string)
+	for range 2 {
+		for _, path := range []string{"/one/", "/same/", "/resource/", "/scope/", "/none/"} {
+			tokens[path] = bearerOf(t, a, b.Fetch("GET", path))
+		}
+	}
+	if tokens["/one/"] != tokens["/same/"] {
+		t.Error("two routes for one target have two tokens")
+	}
+	if different := slices.Compact(slices.Sorted(maps.Values(tokens))); len(different) != 4 || len(c.to("/token")) != 4 {
+		t.Errorf("%d tokens in %d requests, want 4 of each", len(different), len(c.to("/token")))
 	}
 }
 
@@ -142,6 +172,29 @@ func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(
 	}
 	down.Store(false)
 	waitFor(t, "a token again", func() bool { return b.Fetch("GET", "/machine/x").StatusCode == 200 })
+}
+
+// Retry-After counts for the broker's own token too.
+func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client"}}
+	})
+	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.PostFormValue("grant_type") != "client_credentials" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Retry-After", "20")
+		w.WriteHeader(429)
+	}})
+	b := a.browser()
+	b.Fetch("GET", "/machine/x")
+	time.Sleep(2100 * time.Millisecond)
+	b.Fetch("GET", "/machine/x")
+	if n := len(c.to("/token")); n != 1 {
+		t.Errorf("asked %d times within 3 s of Retry-After: 20", n)
+	}
 }
 
 func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {

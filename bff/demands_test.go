@@ -118,6 +118,20 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	})
 }
 
+// OpenID Connect Core 3.1.3.7 (12, 13): what is asked for is looked at, whoever asked.
+func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.Parameters = map[string]string{"acr_values": "gold", "max_age": "60"}
+	})
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+		claims["acr"], claims["auth_time"] = "silver", time.Now().Add(-time.Hour).Unix()
+	}})
+	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+		t.Error("acr_values=gold and max_age=60 were sent, silver of an hour ago is taken")
+	}
+}
+
 func TestASilentLoginCannotMeetADemandToAskTheUser(t *testing.T) {
 	t.Parallel()
 	a := demanding(t, map[string]string{"prompt": "login"})

@@ -8,7 +8,9 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
@@ -298,4 +300,86 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 			waitFor(t, string(token), func() bool { return strings.Contains(a.logs.String(), "jwks_uri: missing") })
 		}
 	})
+}
+
+// RFC 9700 4.12: what we send goes to the provider, and nowhere that it points to.
+func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
+	t.Parallel()
+	var strayed atomic.Int32
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		strayed.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, "{}")
+	}))
+	defer elsewhere.Close()
+	for _, path := range []string{"/par", "/token", "/userinfo", "/jwks", "/revoke", "/openid-configuration"} {
+		for _, status := range []int{302, 307} {
+			redirect := devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if !strings.HasSuffix(r.URL.Path, path) {
+					next.ServeHTTP(w, r)
+					return
+				}
+				http.Redirect(w, r, elsewhere.URL+r.URL.Path, status)
+			}}
+			if path == "/openid-configuration" {
+				a := newApp(t, func(a *app, _ *bff.Config) {
+					a.provider.Misbehave(t, bfftest.ProviderDown)
+					a.provider.SetHooks(redirect)
+				})
+				waitFor(t, "the provider is not found", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
+				continue
+			}
+			a := newApp(t, withUserInfo)
+			b := a.browser()
+			if path == "/revoke" {
+				b = a.signedIn()
+			}
+			a.provider.SetHooks(redirect)
+			switch answer := b.Navigate("/bff/login"); {
+			case path == "/par":
+				wantPage(t, answer, 502, "login_refused")
+			case path == "/revoke":
+				if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
+					t.Errorf("logout: got %d", got)
+				}
+			default:
+				if got := b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String()).StatusCode; got/100 != 5 {
+					t.Errorf("%s: got %d", path, got)
+				}
+			}
+			a.provider.Behave()
+		}
+	}
+	if n := strayed.Load(); n > 0 {
+		t.Errorf("%d requests went elsewhere", n)
+	}
+}
+
+// OpenID Connect Discovery 4.2.
+func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
+		a.provider.Misbehave(t, bfftest.ProviderDown) // not to be waited for by newApp
+		a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			select {
+			case <-release:
+				next.ServeHTTP(w, r)
+			case <-r.Context().Done():
+			}
+		}})
+	})
+	defer close(release)
+	began := time.Now()
+	wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
+	if d := time.Since(began); d > 30*time.Second {
+		t.Errorf("a login took %v to fail", d)
+	}
+	waitFor(t, "it is given up", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
+	a.provider.Behave()
+	a.waitReady()
+	if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("once it answers: got %d", answer.StatusCode)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -290,6 +291,32 @@ func TestANonceIsTriedOnce(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
+// RFC 9449 8.2: a nonce that comes with a good answer counts from the next request on.
+func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
+	given := 0
+	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			given++
+			w.Header().Set("DPoP-Nonce", fmt.Sprint("nonce-", given))
+		}
+		next.ServeHTTP(w, r)
+	}})
+	b := a.signedIn()
+	for range 2 {
+		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	}
+	var got []any
+	for _, call := range c.to("/token") {
+		_, claims := unverified(t, call.header.Get("DPoP"))
+		got = append(got, claims["nonce"])
+	}
+	if fmt.Sprint(got) != "[<nil> nonce-1 nonce-2]" {
+		t.Errorf("the nonces were %v", got)
+	}
+}
+
 // An upstream wants a nonce of its own: the request is made again with it, body and all (RFC 9449 9).
 func TestTheUpstreamsNonce(t *testing.T) {
 	t.Parallel()
@@ -325,6 +352,50 @@ func TestTheUpstreamsNonce(t *testing.T) {
 		t.Errorf("a body that is not kept: got %d after %d requests", answer.StatusCode, len(api.requests()))
 	}
 	wantOK(t, b.Do("POST", "/api/x", large, "X-CSRF", "1"))
+}
+
+// RFC 9449 7.3: no proof is sent twice, whatever a request is made again for.
+func TestARequestThatIsMadeAgainHasANewProof(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(w http.ResponseWriter){
+		"a connection that breaks": func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+		"a token that is rejected": func(w http.ResponseWriter) {
+			w.Header().Set("WWW-Authenticate", `DPoP error="invalid_token"`)
+			w.WriteHeader(401)
+		},
+		"a nonce": func(w http.ResponseWriter) {
+			w.Header().Set("DPoP-Nonce", "n")
+			w.Header().Set("WWW-Authenticate", `DPoP error="use_dpop_nonce"`)
+			w.WriteHeader(401)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			var got []proven
+			var api *httptest.Server
+			api = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				p, err := checkProof(r, api.URL+r.URL.EscapedPath())
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				got = append(got, p)
+				first := len(got) == 1
+				mu.Unlock()
+				if first {
+					fail(w)
+				}
+			}))
+			defer api.Close()
+			a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Upstream = []string{api.URL} })
+			wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
+			mu.Lock()
+			defer mu.Unlock()
+			if len(got) != 2 || got[0].jti == got[1].jti || got[0].jkt != got[1].jkt {
+				t.Errorf("the upstream got %v", got)
+			}
+		})
+	}
 }
 
 // Two sessions at once, while the nonce changes: neither gets the other's token (the tests of the proof would see it).
@@ -421,6 +492,50 @@ func TestTheKeySurvivesARestart(t *testing.T) {
 	}
 	if got := api.requests(); len(got) != 3 || got[0].jkt != got[1].jkt || got[0].jkt != got[2].jkt {
 		t.Errorf("got %v", got)
+	}
+}
+
+// Where tokens are to be bound from now on, those of sessions from before are too.
+func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := bff.New(bff.Config{
+		PublicURL: a.url,
+		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret), SenderConstraint: "dpop"},
+		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes:    []bff.Route{{Path: "/api/", Upstream: []string{a.echo.URL}, Token: "user"}},
+		Logger:    slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: next}
+	go server.Serve(l)
+	next.Start()
+	defer next.Close(context.Background())
+	defer server.Close()
+	if err := next.Found(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range [][2]string{{"POST", "/bff/session/refresh"}, {"GET", "/api/x"}} {
+		req, _ := http.NewRequest(call[0], "http://"+l.Addr().String()+call[1], nil)
+		req.Host = strings.TrimPrefix(a.url, "http://")
+		req.Header.Set("X-CSRF", "1")
+		req.AddCookie(&http.Cookie{Name: b.Cookies()[0].Name, Value: b.Cookies()[0].Value})
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if strings.Contains(string(text), `"Bearer `) {
+			t.Errorf("%s: the upstream got a bearer token, sender_constraint is dpop", call[1])
+		}
 	}
 }
 

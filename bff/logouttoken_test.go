@@ -2,6 +2,8 @@ package bff_test
 
 import (
 	"bufio"
+	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -9,11 +11,16 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
@@ -210,6 +217,55 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	}
 }
 
+// Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12 for what is signed by the same keys.
+func TestWhatElseIsNoLogoutToken(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	var idToken, accessToken string
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+		idToken, accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
+	}})
+	b, sid := a.signedInWithSIDAs(&idToken, &accessToken)
+	ec := ecKey(t)
+	for name, token := range map[string]string{
+		"an ID token":                    idToken,
+		"an access token":                accessToken,
+		"HS256 with the client's secret": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: signedByHMAC([]byte(a.provider.Client.Secret))}),
+		"an algorithm that is not listed": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: func(_, claims map[string]any) (string, error) {
+			return signJWT(jose.ES256, ec, "k", claims)
+		}}),
+		"an ID token with the event": a.logoutToken("alice", sid, devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) {
+			header["typ"], claims["nonce"] = "JWT", "n"
+		}}),
+	} {
+		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
+		a.wantSession(b, "alice")
+	}
+	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
+		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}); answer.StatusCode != 200 {
+			t.Errorf("%s: got %d", of, answer.StatusCode)
+		}
+		a.wantSession(b, "")
+	}
+	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}}); answer.StatusCode != 200 {
+		t.Errorf("an unknown sid: got %d", answer.StatusCode)
+	}
+}
+
+// signedInWithSIDAs is signedInWithSID, which also says which tokens there are.
+func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser, string) {
+	a.t.Helper()
+	var sid string
+	a.takeDown(devidp.Hooks{
+		EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) },
+		EditTokenResponse: func(_ string, _ int, body map[string]any) {
+			*idToken, *accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
+		},
+	})
+	defer a.provider.Behave()
+	return a.signedIn(), sid
+}
+
 func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -222,6 +278,36 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 		t.Errorf("sent again after our failure: got %d %s", answer.StatusCode, answer.Text)
 	}
 	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
+}
+
+// Back-Channel Logout 2.8: what failed on the way is not remembered as done, and may be sent again.
+func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
+	t.Parallel()
+	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store })
+	b, sid := a.signedInWithSID()
+	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}
+	store.down.Store(true)
+	wantRefused(t, "while the index is down", a.tellLogout(form), "store_unavailable")
+	a.wantSession(b, "alice")
+	store.down.Store(false)
+	if answer := a.tellLogout(form); answer.StatusCode != 200 {
+		t.Errorf("sent again: got %d %s", answer.StatusCode, answer.Text)
+	}
+	a.wantSession(b, "")
+}
+
+// forgetfulStore does not know who has which sessions, while it is down.
+type forgetfulStore struct {
+	*tokenstore.Memory
+	down atomic.Bool
+}
+
+func (s *forgetfulStore) Members(ctx context.Context, key string) ([]string, error) {
+	if s.down.Load() {
+		return nil, errors.New("LOADING")
+	}
+	return s.Memory.Members(ctx, key)
 }
 
 func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
@@ -255,6 +341,24 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 		t.Errorf("a refresh: got %d", got)
 	}
 	a.signedIn()
+}
+
+// Whoever can reach the endpoint must not have us ask the provider each time.
+func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.signedIn()
+	before, began := a.provider.JWKSFetches(), time.Now()
+	for range 30 {
+		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+			t.Fatalf("got %d", got)
+		}
+	}
+	n, took := a.provider.JWKSFetches()-before, time.Since(began)
+	if most := 4 + int(took/(700*time.Millisecond)); n > most { // three at once, then one in 0.7 s
+		t.Errorf("30 tokens of unknown keys caused %d fetches of the key set in %v, want %d at most", n, took, most)
+	}
 }
 
 func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {

@@ -1,9 +1,15 @@
 package bff_test
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -127,6 +133,70 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 				t.Errorf("%d refreshes, want %d", n, test.want)
 			}
 		})
+	}
+}
+
+// RFC 9110 10.2.3: the provider says when it wants to be asked again, and that is passed on.
+func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
+	testenv.Slow(t)
+	t.Parallel()
+	for _, status := range []int{429, 503} {
+		a := newApp(t, nil)
+		b := a.expired()
+		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.PostFormValue("grant_type") != "refresh_token" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Retry-After", "20")
+			w.WriteHeader(status)
+		}})
+		for range 2 {
+			answer := b.Fetch("GET", "/api/x")
+			wantProblem(t, answer, 503, "provider_unavailable")
+			if got, err := strconv.Atoi(answer.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 { // not everybody at once
+				t.Errorf("%d: Retry-After is %d, %v", status, got, err)
+			}
+			time.Sleep(1100 * time.Millisecond) // longer than the pause that there would be otherwise
+		}
+		if n := len(c.to("/token")); n != 1 {
+			t.Errorf("%d: asked %d times", status, n)
+		}
+		a.provider.Behave()
+		a.wantSession(b, "alice")
+	}
+}
+
+// NaN is no time.
+func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" }})
+	b := a.signedIn()
+	for range 10 {
+		b.Fetch("GET", "/api/x")
+	}
+	if n := a.provider.Refreshes(); n > 1 {
+		t.Errorf("%d refreshes for 10 API calls", n)
+	}
+}
+
+// A provider that is busy does not end sessions, whatever its body says.
+func TestTooManyRequestsEndNoSession(t *testing.T) {
+	t.Parallel()
+	for _, status := range []int{408, 429} {
+		a := newApp(t, nil)
+		b := a.signedIn()
+		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.PostFormValue("grant_type") != "refresh_token" {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.WriteHeader(status)
+			io.WriteString(w, `{"error":"invalid_grant","error_description":"too many requests"}`)
+		}})
+		b.Fetch("POST", "/bff/session/refresh")
+		a.wantSession(b, "alice")
 	}
 }
 
@@ -302,4 +372,49 @@ func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
 		}
 	}
 	a.wantSession(b, "alice")
+}
+
+// broken fails requests to the token endpoint with an error, while there is one.
+type broken struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (b *broken) set(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+func (b *broken) RoundTrip(r *http.Request) (*http.Response, error) {
+	b.mu.Lock()
+	err := b.err
+	b.mu.Unlock()
+	if err != nil && strings.HasSuffix(r.URL.Path, "/token") {
+		return nil, err
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// What keeps a refresh from reaching the provider, or its answer from us, says nothing about the session.
+func TestFaultsOnTheWayToTheProviderKeepTheSession(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]error{
+		"a name that is not found": &net.DNSError{Err: "no such host", Name: "id.example", IsNotFound: true},
+		"a certificate":            &tls.CertificateVerificationError{Err: errors.New("unknown authority")},
+		"a refused connection":     &net.OpError{Op: "dial", Err: errors.New("connection refused")},
+		"a time-out":               context.DeadlineExceeded,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			way := new(broken)
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.HTTPClient = &http.Client{Transport: way} })
+			b := a.expired()
+			way.set(fault)
+			wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
+			a.wantSession(b, "alice")
+			way.set(nil)
+			waitFor(t, "the refresh works again", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+		})
+	}
 }

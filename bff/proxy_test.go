@@ -105,6 +105,20 @@ func TestATrustedProxyIsBelieved(t *testing.T) {
 	}
 }
 
+// RFC 9440 4: what a client says of its certificate is not what a proxy says of it.
+func TestAClientCannotSayWhichCertificateItShowed(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	for _, name := range []string{"Client-Cert", "Client-Cert-Chain"} {
+		for _, path := range []string{"/api/x", "/public/x"} {
+			if got := echoed(t, b.Fetch("GET", path, name, ":Zm9yZ2Vk:")).Header.Values(name); len(got) > 0 {
+				t.Errorf("%s: the upstream got %s: %q", path, name, got)
+			}
+		}
+	}
+}
+
 func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

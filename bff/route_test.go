@@ -217,6 +217,15 @@ func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/orders:write/x"), 403, "insufficient_scope")
 }
 
+// A scope that is there and empty is none.
+func TestAnEmptyScopeIsNone(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
+	b := a.signedIn()
+	wantProblem(t, b.Fetch("GET", "/api/x"), 403, "insufficient_scope")
+}
+
 func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -453,6 +462,59 @@ func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *t
 		t.Errorf("%d refreshes and %d requests for five calls, want 1 and 6", a.provider.Refreshes(), rejected.Load())
 	}
 	a.wantSession(b, "alice")
+}
+
+// RFC 6750 3.1: of an upstream's refusals one speaks of the token.
+func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		status    int
+		challenge string
+	}{
+		{403, ""}, {403, `Bearer error="insufficient_scope", scope="orders:write"`}, {403, `Bearer error="invalid_token"`}, {400, `Bearer error="invalid_request"`},
+		{401, ""}, {401, "Bearer"}, {401, `Bearer realm="api"`}, {401, `Bearer error="invalid_request"`}, {401, `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"`}, {401, `Custom error="invalid_token"`},
+	} {
+		api := bfftest.NewEcho(t)
+		api.Answer = func(w http.ResponseWriter, _ *http.Request) {
+			if test.challenge != "" {
+				w.Header().Set("WWW-Authenticate", test.challenge)
+			}
+			w.WriteHeader(test.status)
+		}
+		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
+		answer := b.Fetch("GET", "/strict/x")
+		if answer.StatusCode != test.status || answer.Code() != "" || strings.HasPrefix(test.challenge, "Bearer") && answer.Header.Get("WWW-Authenticate") != test.challenge {
+			t.Errorf("%d %s: got %d %v", test.status, test.challenge, answer.StatusCode, answer.Header)
+		}
+		if n := a.provider.Refreshes(); n > 0 || api.Calls() != 1 {
+			t.Errorf("%d %s: %d refreshes, %d requests", test.status, test.challenge, n, api.Calls())
+		}
+		a.wantSession(b, "alice")
+	}
+}
+
+// RFC 9110 11.2: the value of an auth-param is a token or a quoted string.
+func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
+	t.Parallel()
+	for _, challenge := range []string{"Bearer error=invalid_token", `Bearer realm="api", error=invalid_token, error_description="it has expired"`} {
+		echo, rejected := rejectingWith(t, challenge)
+		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+		if answer := b.Fetch("GET", "/strict/x"); answer.StatusCode != 200 || a.provider.Refreshes() != 1 {
+			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, answer.StatusCode, *rejected, a.provider.Refreshes())
+		}
+	}
+}
+
+// rejectingWith is an upstream that rejects the first token.
+func rejectingWith(t *testing.T, challenge string) (*bfftest.Echo, *int) {
+	echo, rejected := bfftest.NewEcho(t), new(int)
+	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		if *rejected++; *rejected == 1 {
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}
+	return echo, rejected
 }
 
 func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {

@@ -1,11 +1,11 @@
 package bff_test
 
 import (
-	"encoding/base64"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -310,6 +311,97 @@ func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 	}
 }
 
+// RFC 6749 10.4: a refresh token is for the token endpoint, and at the end for the one that revokes it.
+func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var secrets []string
+	elsewhere := make(map[string]string) // :: where → what was sent there
+	see := func(where string, r *http.Request, body string) {
+		var all strings.Builder
+		fmt.Fprintf(&all, "%s %s\n", r.Method, r.RequestURI)
+		r.Header.Write(&all)
+		mu.Lock()
+		defer mu.Unlock()
+		elsewhere[where] += all.String() + body
+	}
+	api := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		see("the upstream", r, string(body))
+	}))
+	defer api.Close()
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.UserInfo = true
+		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/exchanged/", Upstream: []string{api.URL}, Token: "user", Audience: "legacy", Grant: "token-exchange"}, {Path: "/machine/", Upstream: []string{api.URL}, Token: "client"}}
+	})
+	traded := 0
+	a.provider.SetHooks(devidp.Hooks{
+		Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			r.ParseForm()
+			form := r.PostForm.Encode()
+			switch {
+			case strings.HasSuffix(r.URL.Path, "/token") && r.PostForm.Get("grant_type") == "refresh_token", strings.HasSuffix(r.URL.Path, "/revoke") && r.PostForm.Get("token_type_hint") == "refresh_token":
+				mu.Lock()
+				traded++
+				mu.Unlock()
+			default:
+				see(r.URL.Path, r, form)
+			}
+			next.ServeHTTP(w, r)
+		},
+		EditTokenResponse: func(_ string, _ int, body map[string]any) {
+			if token, _ := body["refresh_token"].(string); token != "" {
+				mu.Lock()
+				secrets = append(secrets, token)
+				mu.Unlock()
+			}
+		},
+	})
+	defer a.provider.Behave()
+	b := a.signedIn()
+	for _, path := range []string{"/api/x", "/exchanged/x", "/machine/x"} {
+		wantOK(t, b.Fetch("POST", path))
+	}
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	wantOK(t, b.Fetch("GET", "/api/x"))
+	b.Navigate(b.Submit("/bff/logout", nil).Location(t).String())
+	mu.Lock()
+	defer mu.Unlock()
+	if len(secrets) != 2 || traded != 2 {
+		t.Errorf("%d refresh tokens were traded %d times, want one refreshed and one revoked", len(secrets), traded)
+	}
+	for where, text := range elsewhere {
+		for _, secret := range secrets {
+			if strings.Contains(text, secret) {
+				t.Errorf("%s got a refresh token", where)
+			}
+		}
+	}
+}
+
+// A provider whose answer to a refresh is refused, for its token_type say, has rotated the refresh token all the same.
+func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(body map[string]any){
+		"token_type":      func(body map[string]any) { body["token_type"] = "DPoP" },
+		"no access_token": func(body map[string]any) { delete(body, "access_token") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, nil)
+			b := a.signedIn()
+			a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
+			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+			a.provider.Behave()
+			time.Sleep(1200 * time.Millisecond)
+			wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+			a.wantSession(b, "alice")
+			if n := a.provider.Reuses(); n > 0 {
+				t.Errorf("%d spent refresh tokens were sent", n)
+			}
+		})
+	}
+}
+
 func TestAClientThatLeavesLosesNoToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -347,89 +439,6 @@ func TestALogoutDuringARefreshWins(t *testing.T) {
 	}
 	a.wantSession(b, "")
 	waitFor(t, "the token that came too late is given back", func() bool { return a.provider.LiveRefreshTokens() == 0 })
-}
-
-func TestLogout(t *testing.T) {
-	t.Parallel()
-	a := newApp(t, nil)
-	t.Run("by fetch", func(t *testing.T) {
-		b := a.signedIn()
-		old := b.Cookies()[0]
-		answer := b.Fetch("POST", "/bff/logout")
-		var got struct {
-			RedirectTo string `json:"redirect_to"`
-		}
-		answer.Decode(t, &got)
-		if answer.StatusCode != 200 || !strings.HasPrefix(got.RedirectTo, "/bff/logout/continue?") {
-			t.Fatalf("got %d %s, want a path of this origin", answer.StatusCode, answer.Text)
-		}
-		onward := b.Navigate(got.RedirectTo, "Sec-Fetch-Site", "same-origin")
-		if u := onward.Location(t); onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
-			t.Errorf("got %d to %s, want the provider's end_session", onward.StatusCode, u)
-		}
-		a.wantSession(b, "")
-		b.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
-		a.wantSession(b, "")
-		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
-		if n := a.provider.LiveRefreshTokens(); n != 0 {
-			t.Errorf("%d refresh tokens are still good", n)
-		}
-	})
-	t.Run("without a session the answer is the same", func(t *testing.T) {
-		b := a.browser()
-		if got := b.Submit("/bff/logout", nil); got.StatusCode != 303 || !strings.HasPrefix(got.Location(t).String(), a.provider.Issuer) {
-			t.Errorf("by form: got %d", got.StatusCode)
-		}
-		if got := b.Fetch("POST", "/bff/logout"); got.StatusCode != 200 || !strings.Contains(got.Text, "redirect_to") {
-			t.Errorf("by fetch: got %d %s", got.StatusCode, got.Text)
-		}
-	})
-	t.Run("of another site", func(t *testing.T) {
-		b := a.signedIn()
-		for name, answer := range map[string]*bfftest.Answer{
-			"form":              b.Do("POST", "/bff/logout", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"),
-			"form of a sibling": b.Do("POST", "/bff/logout", "", "Origin", "http://evil.localhost", "Sec-Fetch-Site", "same-site"),
-			"who says nothing":  b.Do("POST", "/bff/logout", ""),
-			"sandboxed":         b.Do("POST", "/bff/logout", "", "Origin", "null"),
-		} {
-			if answer.StatusCode != 403 || answer.Code() != "csrf" || len(answer.Cookies()) > 0 {
-				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name, answer.StatusCode, answer.Code(), answer.Cookies())
-			}
-		}
-		wantProblem(t, b.Navigate("/bff/logout"), 405, "method_not_allowed")
-		a.wantSession(b, "alice")
-	})
-	t.Run("the provider out of reach", func(t *testing.T) {
-		for _, m := range bfftest.RevocationFaults {
-			before := a.provider.LiveRefreshTokens()
-			b := a.signedIn()
-			a.provider.Misbehave(t, m)
-			if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-				t.Errorf("%s: got %d, want 303", m.Name, got)
-			}
-			a.wantSession(b, "")
-			a.provider.Behave()
-			waitFor(t, m.Name+": the token is revoked later", func() bool { return a.provider.LiveRefreshTokens() == before })
-		}
-	})
-	t.Run("return_to", func(t *testing.T) {
-		for returnTo, want := range map[string]string{"/bye?x=1": "/bye?x=1", "//evil.example": "/", "https://evil.example": "/", "": "/"} {
-			b := a.signedIn()
-			out := b.Submit("/bff/logout", url.Values{"return_to": {returnTo}})
-			back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
-			if got := back.Location(t).String(); back.StatusCode != 303 || got != a.url+want {
-				t.Errorf("%q: got %d to %s, want 303 to %s", returnTo, back.StatusCode, got, want)
-			}
-		}
-	})
-	t.Run("a state that is not ours", func(t *testing.T) {
-		b := a.browser()
-		for _, state := range []string{"", "x", "//evil.example", base64.URLEncoding.EncodeToString([]byte("/x"))} {
-			if got := b.Navigate("/bff/logout/callback?state=" + url.QueryEscape(state)); got.StatusCode != 303 || got.Location(t).String() != a.url+"/" {
-				t.Errorf("%q: got %d to %s, want 303 to /", state, got.StatusCode, got.Location(t))
-			}
-		}
-	})
 }
 
 func TestBadCookiesAreNoSession(t *testing.T) {

@@ -1,12 +1,10 @@
 package bff_test
 
 import (
-	"net/http"
 	"net/url"
 	"strings"
 	"testing"
 
-	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
@@ -189,95 +187,4 @@ func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	}
 	a.wantSession(b, "")
 	a.wantSession(other, "alice")
-}
-
-func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		answer func(w http.ResponseWriter, hint string) bool // false: the provider's own
-		log    string
-	}{
-		"as it should be": {func(http.ResponseWriter, string) bool { return false }, ""},
-		"a provider that does not revoke access tokens": {func(w http.ResponseWriter, hint string) bool {
-			if hint == "access_token" {
-				w.WriteHeader(400)
-				w.Write([]byte(`{"error":"unsupported_token_type"}`))
-			}
-			return hint == "access_token"
-		}, ""},
-		"a provider that refuses": {func(w http.ResponseWriter, _ string) bool {
-			w.WriteHeader(401)
-			w.Write([]byte(`{"error":"invalid_client"}`))
-			return true
-		}, "not revoked"},
-		"a body that means nothing": {func(w http.ResponseWriter, _ string) bool {
-			w.Write([]byte(`{"error":"invalid_client"}`))
-			return true
-		}, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := newApp(t, nil)
-			b := a.signedIn()
-			c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.answer(w, r.PostFormValue("token_type_hint")) {
-					next.ServeHTTP(w, r)
-				}
-			}})
-			if answer := b.Submit("/bff/logout", nil); answer.StatusCode != 303 {
-				t.Errorf("got %d", answer.StatusCode)
-			}
-			hints := make(map[string]int)
-			for _, call := range c.to("/revoke") {
-				hints[call.form.Get("token_type_hint")]++
-			}
-			if hints["refresh_token"] != 1 || hints["access_token"] != 1 {
-				t.Errorf("revoked: %v", hints)
-			}
-			if said := strings.Contains(a.logs.String(), "not revoked"); said != (test.log != "") {
-				t.Errorf("a fault is logged: %v", said)
-			}
-			a.wantSession(b, "")
-		})
-	}
-}
-
-func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
-	t.Parallel()
-	t.Run("an address and a parameter of their own", func(t *testing.T) {
-		a := newApp(t, func(a *app, cfg *bff.Config) {
-			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = "https://login.example/logout?tenant=1", "logout_uri"
-		})
-		b := a.signedIn()
-		to := b.Submit("/bff/logout", nil).Location(t)
-		if q := to.Query(); to.Host != "login.example" || q.Get("tenant") != "1" || q.Get("logout_uri") != a.url+"/bff/logout/callback" || q.Has("post_logout_redirect_uri") || q.Get("client_id") != "spa" {
-			t.Errorf("sent to %s", to)
-		}
-	})
-	t.Run("not at all", func(t *testing.T) {
-		a := newApp(t, func(a *app, cfg *bff.Config) {
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
-				delete(m, "end_session_endpoint")
-				delete(m, "revocation_endpoint")
-			}))
-		})
-		a.waitReady()
-		b := a.signedIn()
-		if answer := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}); answer.StatusCode != 303 || answer.Header.Get("Location") != "/bye" {
-			t.Errorf("got %d %s", answer.StatusCode, answer.Header.Get("Location"))
-		}
-		a.wantSession(b, "")
-	})
-}
-
-func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
-	t.Parallel()
-	for keep, want := range map[bool]string{false: `"storage"`, true: ""} {
-		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.KeepStorage = keep })
-		b := a.signedIn()
-		for _, answer := range []*bfftest.Answer{b.Fetch("POST", "/bff/logout"), b.Submit("/bff/logout", nil)} {
-			if got := answer.Header.Get("Clear-Site-Data"); got != want {
-				t.Errorf("keep %v: got %s, want %s", keep, got, want)
-			}
-		}
-	}
 }

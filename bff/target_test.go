@@ -104,6 +104,62 @@ func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
 	}
 }
 
+// RFC 6749 6: a refresh asks for no scope that was not granted.
+func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
+	t.Parallel()
+	a := newTargetApp(t, nil)
+	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+		if grant == "authorization_code" {
+			body["scope"] = "openid profile offline_access" // the user did not grant email
+		}
+	}})
+	b := a.signedIn()
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	for _, call := range c.to("/token") {
+		if call.form.Get("grant_type") == "refresh_token" && slices.Contains(strings.Fields(call.form.Get("scope")), "email") {
+			t.Errorf("asked for %q", call.form.Get("scope"))
+		}
+	}
+}
+
+// The same with a provider that refuses such a refresh, as RFC 6749 5.2 has it.
+func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
+	t.Parallel()
+	api := tokenAPI(t)
+	a := newAppWith(t, func(c *devidp.Config) { c.Scopes = []string{"openid", "profile", "offline_access", "few:read"} }, func(_ *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{{Path: "/own/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/few/", Upstream: []string{api.URL}, Token: "user", Scopes: []string{"few:read"}}}
+	})
+	b := a.browser()
+	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+		t.Errorf("sign in: got %d\n%s", answer.StatusCode, a.logs.lines(t, "request"))
+	}
+	if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
+		t.Errorf("refresh: got %d", answer.StatusCode)
+	}
+}
+
+// RFC 8707 2: what was asked for at login is asked for with every token.
+func TestTheResourceIsNamedInEveryTokenRequest(t *testing.T) {
+	t.Parallel()
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Provider.Resources = []string{"https://own.example", "https://second.example"}
+	})
+	c := a.takeDown(devidp.Hooks{})
+	b := a.signedIn()
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
+	for _, call := range c.to("/token") {
+		if got := call.form["resource"]; !slices.Equal(got, []string{"https://own.example", "https://second.example"}) {
+			t.Errorf("%s: resource is %q", call.form.Get("grant_type"), got)
+		}
+	}
+	if got := c.to("/par")[0].form["resource"]; !slices.Contains(got, "https://own.example") || !slices.Contains(got, "https://orders.example") || len(got) != 4 {
+		t.Errorf("at login resource is %q", got)
+	}
+	if n := len(c.to("/token")); n != 2 {
+		t.Errorf("%d token requests", n)
+	}
+}
+
 func sameScopes(a, b string) bool {
 	one, other := strings.Fields(a), strings.Fields(b)
 	slices.Sort(one)
@@ -160,6 +216,21 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 	}
 	if n := a.provider.Reuses(); n > 0 {
 		t.Errorf("%d refresh tokens were used twice", n)
+	}
+}
+
+// Userinfo gets the token that is for it.
+func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
+	t.Parallel()
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
+	b := a.signedIn()
+	c := a.takeDown(devidp.Hooks{})
+	a.told(b, "/orders/x")
+	for _, call := range c.to("/userinfo") {
+		_, token, _ := strings.Cut(call.header.Get("Authorization"), " ")
+		if _, claims := unverified(t, token); claims["aud"] == "https://orders.example" {
+			t.Errorf("userinfo was asked with the token for %v", claims["aud"])
+		}
 	}
 }
 
@@ -250,6 +321,18 @@ func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 	}
 }
 
+// A token that was exchanged without a scope in the request or the answer has none that could be relied on.
+func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
+	t.Parallel()
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+		if strings.HasSuffix(grant, "token-exchange") {
+			delete(body, "scope")
+		}
+	}})
+	wantProblem(t, a.signedIn().Fetch("GET", "/exchanged/x"), 403, "insufficient_scope")
+}
+
 func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -272,6 +355,47 @@ func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
 	wantOK(t, b.Fetch("GET", "/orders/x"))
 	if a.told(b, "/own/x").Digest != own.Digest {
 		t.Error("the session's own token was replaced")
+	}
+}
+
+// An upstream that rejects a token which has run out and been forgotten meanwhile.
+func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
+	t.Parallel()
+	arrived, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		once.Do(func() { close(arrived); <-goOn })
+		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
+		w.WriteHeader(401)
+	}))
+	defer api.Close()
+	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
+	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
+	b := a.signedIn()
+	status := make(chan string)
+	go func() {
+		req, _ := http.NewRequest("GET", a.url+"/orders/x", nil)
+		req.Header.Set("X-CSRF", "1")
+		for _, c := range b.Cookies() {
+			req.AddCookie(c)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			status <- err.Error()
+			return
+		}
+		resp.Body.Close()
+		status <- resp.Status
+	}()
+	<-arrived
+	time.Sleep(2200 * time.Millisecond)
+	a.told(b, "/billing/x")
+	close(goOn)
+	if got := <-status; !strings.HasPrefix(got, "401") {
+		t.Errorf("the client got %s, want the upstream's 401", got)
+	}
+	if n := len(a.logs.lines(t, "panic")); n > 0 {
+		t.Errorf("%d panics: %v", n, a.logs.lines(t, "panic")[0]["cause"])
 	}
 }
 

@@ -1,0 +1,315 @@
+package bff_test
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+)
+
+func TestWhatAnIDTokenMustBe(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for _, m := range bfftest.IDTokenFaults {
+		t.Run(m.Name, func(t *testing.T) {
+			b := a.signedIn()
+			stranger := a.browser()
+			u := stranger.AnswerOfProvider("bob", "").Location(t)
+			a.provider.Misbehave(t, m)
+			wantPage(t, stranger.Navigate(u.String()), 502, "login_invalid")
+			a.wantSession(stranger, "")
+
+			// Where somebody is signed in, they stay so.
+			wantPage(t, b.SignIn("alice", "prompt=login"), 502, "login_invalid")
+			a.wantSession(b, "alice")
+			a.provider.Behave()
+			if answer := stranger.SignIn("bob", ""); answer.StatusCode != 303 {
+				t.Errorf("once the provider is right again: got %d, want 303", answer.StatusCode)
+			}
+		})
+	}
+}
+
+func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	for _, m := range bfftest.IDTokenOddities {
+		t.Run(m.Name, func(t *testing.T) {
+			a.provider.Misbehave(t, m)
+			b := a.browser()
+			if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
+				t.Errorf("got %d, want 303:\n%s", answer.StatusCode, a.logs.lines(t, "request"))
+			}
+			a.wantSession(b, "alice")
+		})
+	}
+}
+
+func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.signedIn()
+	a.provider.Misbehave(t, bfftest.IDTokenReplayed(a.provider))
+	b := a.browser()
+	wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
+	a.wantSession(b, "")
+}
+
+// What is wrong with an ID token of a refresh and says nothing of whose it is.
+func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
+	t.Parallel()
+	for name, hooks := range map[string]devidp.Hooks{
+		"a new algorithm that the metadata, which is ten minutes old, does not list": {SignIDToken: func(h, c map[string]any) (string, error) {
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				return "", err
+			}
+			h["alg"] = "ES256"
+			input, err := devidp.SigningInput(h, c)
+			_ = key
+			return input + "." + strings.Repeat("A", 86), err
+		}},
+		"nbf ten minutes ahead of our clock": {EditIDToken: func(_, c map[string]any) { c["nbf"] = time.Now().Add(10 * time.Minute).Unix() }},
+		"claims of 70 KB":                    {EditIDToken: func(_, c map[string]any) { c["groups"] = strings.Repeat("x", 70<<10) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, nil)
+			b := a.signedIn()
+			a.takeDown(hooks)
+			if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode == 401 {
+				t.Errorf("got %d %s", answer.StatusCode, answer.Code())
+			}
+			a.wantSession(b, "alice")
+		})
+	}
+}
+
+// OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent once, and there the next time.
+func TestANonceMayComeBack(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	var mu sync.Mutex
+	var nonce any
+	refreshes := 0
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+		mu.Lock()
+		defer mu.Unlock()
+		if claims["nonce"] != nil {
+			nonce = claims["nonce"]
+		} else if refreshes++; refreshes == 2 {
+			claims["nonce"] = nonce
+		}
+	}})
+	b := a.signedIn()
+	for i := range 2 {
+		if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
+			t.Errorf("refresh %d: got %d %s", i+1, answer.StatusCode, answer.Code())
+		}
+	}
+	a.wantSession(b, "alice")
+}
+
+// OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves with each refresh must not open routes that want a fresh one.
+func TestARefreshMakesNoSignInNew(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
+	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+		if claims["nonce"] != nil {
+			claims["auth_time"] = time.Now().Add(-time.Hour).Unix()
+		} else {
+			claims["auth_time"], claims["acr"] = time.Now().Unix(), "gold"
+		}
+	}})
+	b := a.signedIn()
+	wantProblem(t, b.Fetch("GET", "/api/x"), 401, "insufficient_user_authentication")
+	b.Fetch("POST", "/bff/session/refresh")
+	if got := b.Fetch("GET", "/api/x").StatusCode; got != 401 {
+		t.Errorf("after a refresh, without any sign-in: got %d, want 401", got)
+	}
+}
+
+func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error) {
+	return func(header, claims map[string]any) (string, error) {
+		header["alg"] = "HS256"
+		input, err := devidp.SigningInput(header, claims)
+		mac := hmac.New(sha256.New, key)
+		mac.Write([]byte(input))
+		return input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), err
+	}
+}
+
+func signedByNobody(header, claims map[string]any) (string, error) {
+	header["alg"] = "none"
+	input, err := devidp.SigningInput(header, claims)
+	return input + ".", err
+}
+
+// RFC 8725 3.1, 3.2: not even where the provider says that it signs so.
+func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
+	t.Parallel()
+	for name, listed := range map[string]any{"beside RS256": []string{"none", "HS256", "RS256"}, "alone": []string{"none", "HS256"}, "nothing": nil} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, func(a *app, _ *bff.Config) {
+				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+					if m["id_token_signing_alg_values_supported"] = listed; listed == nil {
+						delete(m, "id_token_signing_alg_values_supported")
+					}
+				}))
+			})
+			a.waitReady()
+			for _, sign := range []func(h, c map[string]any) (string, error){signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret))} {
+				a.takeDown(devidp.Hooks{SignIDToken: sign})
+				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+			}
+			a.provider.Behave()
+			if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 { // RS256 is the default (Core 2)
+				t.Errorf("RS256: got %d", answer.StatusCode)
+			}
+		})
+	}
+}
+
+// OpenID Connect Core 3.1.3.6: at_hash is made with the hash of the algorithm that the ID token is signed with.
+func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
+	t.Parallel()
+	ec384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := func(token string) []byte { sum := sha256.Sum256([]byte(token)); return sum[:16] }
+	middle := func(token string) []byte { sum := sha512.Sum384([]byte(token)); return sum[:24] }
+	long := func(token string) []byte { sum := sha512.Sum512([]byte(token)); return sum[:32] }
+	rs := rsaKey(t, 2048)
+	for _, test := range []struct {
+		alg   jose.SignatureAlgorithm
+		key   crypto.Signer
+		right func(token string) []byte
+		wrong func(token string) []byte
+	}{
+		{jose.RS256, rs, short, long}, {jose.PS256, rs, short, middle}, {jose.ES256, ecKey(t), short, long},
+		{jose.RS384, rs, middle, short}, {jose.ES384, ec384, middle, long}, {jose.PS512, rs, long, short}, {jose.EdDSA, edKey(t), long, short},
+	} {
+		t.Run(string(test.alg), func(t *testing.T) {
+			keys := func(set map[string]any) {
+				set["keys"] = []any{jose.JSONWebKey{Key: test.key.Public(), KeyID: "k", Use: "sig"}}
+			}
+			a := newApp(t, func(a *app, _ *bff.Config) {
+				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["id_token_signing_alg_values_supported"] = []string{string(test.alg)} }))
+			})
+			a.waitReady()
+			for _, hash := range []func(string) []byte{test.right, test.wrong, func(token string) []byte { return test.right(token + "x") }} {
+				var access string
+				a.takeDown(devidp.Hooks{
+					EditJWKS: keys,
+					SignAccessToken: func(h, c map[string]any) (string, error) {
+						var err error
+						access, err = a.provider.Sign(h, c)
+						return access, err
+					},
+					EditIDToken: func(_, claims map[string]any) {
+						claims["at_hash"] = base64.RawURLEncoding.EncodeToString(hash(access))
+					},
+					SignIDToken: func(_, claims map[string]any) (string, error) {
+						return signJWT(test.alg, test.key, "k", claims)
+					},
+				})
+				good := string(hash("a")) == string(test.right("a"))
+				if answer := a.browser().SignIn("alice", ""); (answer.StatusCode == 303) != good {
+					t.Errorf("at_hash right is %v: got %d", good, answer.StatusCode)
+				}
+			}
+		})
+	}
+}
+
+func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string]any) (string, error) {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, new(jose.SignerOptions).WithHeader("kid", kid).WithType("JWT"))
+	if err != nil {
+		return "", err
+	}
+	jws, err := signer.Sign(must(json.Marshal(claims)))
+	if err != nil {
+		return "", err
+	}
+	return jws.CompactSerialize()
+}
+
+// RFC 8725 3.10, Core 5.6.2: where a token says that keys or claims are is nowhere we go.
+func TestNothingThatATokenNamesIsFetched(t *testing.T) {
+	t.Parallel()
+	key := rsaKey(t, 2048)
+	cert := certificate(t, key)
+	var fetched atomic.Int32
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fetched.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(must(json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Use: "sig"}}})))
+	}))
+	defer web.Close()
+	a := newApp(t, nil)
+	for name, value := range map[string]any{
+		"jku": web.URL, "x5u": web.URL, "jwk": jose.JSONWebKey{Key: key.Public(), KeyID: "k", Use: "sig"}, "x5c": []string{base64.StdEncoding.EncodeToString(cert.Certificate[0])},
+	} {
+		forge := func(header, claims map[string]any) (string, error) {
+			header["alg"], header["kid"], header[name] = "RS256", "k", value
+			input, err := devidp.SigningInput(header, claims)
+			if err != nil {
+				return "", err
+			}
+			sum := sha256.Sum256([]byte(input))
+			signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
+			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
+		}
+		a.takeDown(devidp.Hooks{SignIDToken: forge})
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+		a.provider.Behave()
+		b := a.signedIn()
+		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})}}), "bad_logout_token")
+		a.wantSession(b, "alice")
+	}
+	a.takeDown(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
+		header["jku"], header["x5u"] = web.URL, web.URL // beside a signature that is right
+		claims["_claim_names"] = map[string]any{"address": "src"}
+		claims["_claim_sources"] = map[string]any{"src": map[string]any{"endpoint": web.URL, "access_token": "x"}}
+	}})
+	if got := user(t, a.signedIn()); got["address"] != nil || got["_claim_sources"] != nil {
+		t.Errorf("the user is %v", got)
+	}
+	if n := fetched.Load(); n > 0 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// RFC 7519 2: a NumericDate is a number. iat and auth_time in quotes are refused.
+func TestAnExpiryInQuotesIsNone(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	quoted := func(_, claims map[string]any) { claims["exp"] = fmt.Sprint(claims["exp"]) }
+	b := a.signedIn()
+	a.takeDown(devidp.Hooks{EditIDToken: quoted})
+	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
+	a.provider.Behave()
+	wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})}}), "bad_logout_token")
+	a.wantSession(b, "alice")
+}
