@@ -22,7 +22,7 @@ import (
 // access is what a request to a route has been granted. It is the credential of
 // the request to the upstream.
 type access struct {
-	server  *Server
+	app     *app
 	route   *route
 	session *session.Session // nil: the route needs none, or the caller has none
 	token   accessToken      // the zero value: none
@@ -47,7 +47,7 @@ func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
 	var err error
 	if a.session == nil {
 		renewed.token, err = renewClientToken(ctx, a.route, a.token)
-	} else if renewed.session, err = a.server.sessions.RefreshRejected(ctx, a.session, a.route.targetKey); err == nil {
+	} else if renewed.session, err = a.app.sessions.RefreshRejected(ctx, a.session, a.route.targetKey); err == nil {
 		renewed.token = sessionToken(renewed.session, a.route)
 	}
 	switch {
@@ -62,16 +62,16 @@ func (a *access) Renew(ctx context.Context) (proxy.Credential, error) {
 }
 
 // onEnd calls abort when the session has ended.
-func (a *access) onEnd(abort func()) (stop func()) { return a.server.sessions.OnEnd(a.session, abort) }
+func (a *access) onEnd(abort func()) (stop func()) { return a.app.sessions.OnEnd(a.session, abort) }
 
 // authorize decides whether a request may use a route, in which session and
 // with which token. It does not depend on what serves the route. Errors are
 // problems and those of session.Manager.Fresh.
-func (s *Server) authorize(w *response, r *http.Request, route *route) (access, error) {
-	if err := s.checkRequest(w, r, route, route.guard); err != nil {
+func (a *app) authorize(w *response, r *http.Request, route *route) (access, error) {
+	if err := a.checkRequest(w, r, route, route.guard); err != nil {
 		return access{}, err
 	}
-	current, err := s.sessionForRoute(r, route)
+	current, err := a.sessionForRoute(r, route)
 	if err != nil {
 		return access{}, err
 	}
@@ -81,28 +81,28 @@ func (s *Server) authorize(w *response, r *http.Request, route *route) (access, 
 			return access{}, err
 		}
 		if r.Header.Get("X-Background") != "1" {
-			if err := s.sessions.Touch(r.Context(), current); err != nil {
+			if err := a.sessions.Touch(r.Context(), current); err != nil {
 				return access{}, err
 			}
 		}
 	}
 	token, err := routeToken(r.Context(), route, current)
-	return access{server: s, route: route, session: current, token: token}, err
+	return access{app: a, route: route, session: current, token: token}, err
 }
 
 // checkRequest checks what needs no session: the method, the proof that the
 // request comes from this origin, and the limits of the route.
-func (s *Server) checkRequest(
-	w *response, r *http.Request, route *route, guard func(*Server, *http.Request) error,
+func (a *app) checkRequest(
+	w *response, r *http.Request, route *route, guard func(*app, *http.Request) error,
 ) error {
 	if len(route.Methods) > 0 && !slices.Contains(route.Methods, r.Method) {
 		w.Header()["Allow"] = []string{strings.Join(route.Methods, ", ")}
 		return problem.MethodNotAllowed
 	}
-	if err := guard(s, r); err != nil {
+	if err := guard(a, r); err != nil {
 		return err
 	}
-	if err := s.upgradeAllowed(r); err != nil {
+	if err := a.upgradeAllowed(r); err != nil {
 		return err
 	}
 	if len(r.Header["Service-Worker"]) > 0 || r.Header.Get("Sec-Fetch-Dest") == "serviceworker" {
@@ -121,7 +121,7 @@ func (s *Server) checkRequest(
 // upgradeAllowed accepts the upgrade to a WebSocket that a page of this origin
 // opens. It refuses any other protocol: after an upgrade to h2c requests would
 // reach the upstream unchecked (RFC 9113, section 3.1; RFC 6455, section 10.2).
-func (s *Server) upgradeAllowed(r *http.Request) error {
+func (a *app) upgradeAllowed(r *http.Request) error {
 	upgrade := r.Header["Upgrade"]
 	switch {
 	case len(upgrade) == 0:
@@ -137,7 +137,7 @@ func (s *Server) upgradeAllowed(r *http.Request) error {
 	case r.Header.Get("Origin") == "null":
 		return problem.CSRF.WithCause(errors.New("a WebSocket of the Origin null"))
 	}
-	return s.originAllowed(r)
+	return a.originAllowed(r)
 }
 
 // queryHas reports whether a query has a parameter, however a server parses it.
@@ -160,11 +160,11 @@ func queryHas(query, name string) bool {
 
 // sessionForRoute returns the session in which a request uses a route. It is
 // nil if the route takes no session, or if it needs none and there is none.
-func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Session, error) {
+func (a *app) sessionForRoute(r *http.Request, route *route) (*session.Session, error) {
 	if !route.user {
 		return nil, nil
 	}
-	current, err := s.freshSession(r, route)
+	current, err := a.freshSession(r, route)
 	if route.anonymous && errors.Is(err, session.ErrNone) {
 		return nil, nil
 	}
@@ -173,20 +173,20 @@ func (s *Server) sessionForRoute(r *http.Request, route *route) (*session.Sessio
 
 // freshSession returns the request's session with a usable token for the route.
 // Token exchange (RFC 8693) needs a usable token of the session's own first.
-func (s *Server) freshSession(r *http.Request, route *route) (*session.Session, error) {
-	current, err := s.findSession(r)
+func (a *app) freshSession(r *http.Request, route *route) (*session.Session, error) {
+	current, err := a.findSession(r)
 	if err != nil {
 		return nil, err
 	}
 	if !route.target.Exchange {
-		return s.sessions.Fresh(r.Context(), current, route.targetKey)
+		return a.sessions.Fresh(r.Context(), current, route.targetKey)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.provider.Config().MaxWait())
+	ctx, cancel := context.WithTimeout(r.Context(), a.provider.Config().MaxWait())
 	defer cancel()
-	if current, err = s.sessions.Fresh(ctx, current, ""); err != nil {
+	if current, err = a.sessions.Fresh(ctx, current, ""); err != nil {
 		return nil, err
 	}
-	return s.sessions.Fresh(ctx, current, route.targetKey)
+	return a.sessions.Fresh(ctx, current, route.targetKey)
 }
 
 // routeToken returns the token for a route: the session's, or the broker's own.

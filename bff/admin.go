@@ -14,7 +14,7 @@ func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.ready(r.Context()); err != nil {
+		if err := s.current.Load().ready(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
@@ -23,15 +23,15 @@ func (s *Server) Admin() http.Handler {
 	return mux
 }
 
-func (s *Server) ready(ctx context.Context) error {
+func (a *app) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	var errs []error
-	if _, _, _, err := s.store.Get(ctx, "readyz"); err != nil {
+	if _, _, _, err := a.store.Get(ctx, "readyz"); err != nil {
 		errs = append(errs, errors.New("store: does not answer"))
-		s.log.WarnContext(ctx, "not ready: the store does not answer", "err", err)
+		a.log.WarnContext(ctx, "not ready: the store does not answer", "err", err)
 	}
-	if !s.provider.Discovered() {
+	if !a.provider.Discovered() {
 		errs = append(errs, errors.New("provider: not found yet"))
 	}
 	return errors.Join(errs...)

@@ -49,8 +49,8 @@ type attempt struct {
 }
 
 // request returns the authorization request of the attempt.
-func (a *attempt) request(parameters url.Values) oidc.Request {
-	return oidc.Request{State: a.State, Nonce: a.Nonce, Verifier: a.Verifier, Key: a.Key, Parameters: parameters}
+func (at *attempt) request(parameters url.Values) oidc.Request {
+	return oidc.Request{State: at.State, Nonce: at.Nonce, Verifier: at.Verifier, Key: at.Key, Parameters: parameters}
 }
 
 const (
@@ -88,36 +88,36 @@ func newAttempts(cookie session.CookieConfig, ring *session.Keyring) attempts {
 }
 
 // prepare gives a its secrets.
-func (as *attempts) prepare(a *attempt, bound bool) error {
+func (as *attempts) prepare(at *attempt, bound bool) error {
 	var err error
-	if a.State, err = as.newState(a); err != nil {
+	if at.State, err = as.newState(at); err != nil {
 		return err
 	}
-	a.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
-	a.Verifier = session.Secret(oauth2.GenerateVerifier())
-	a.Key = ""
+	at.Nonce = oauth2.GenerateVerifier() // 256 random bits, as for the verifier (RFC 7636 4.1)
+	at.Verifier = session.Secret(oauth2.GenerateVerifier())
+	at.Key = ""
 	if bound {
-		if a.Key, err = oidc.NewKey(); err != nil {
+		if at.Key, err = oidc.NewKey(); err != nil {
 			return err
 		}
 	}
-	a.Began = time.Now().UnixMilli()
+	at.Began = time.Now().UnixMilli()
 	return nil
 }
 
 // begin gives the browser the cookie of an attempt. Of older attempts it keeps
 // the newest, so that abandoned ones cannot pile up in the browser.
-func (as *attempts) begin(w http.ResponseWriter, r *http.Request, a *attempt) error {
-	name := as.cookieName(a.State)
-	value, err := as.seal(name, a)
-	if err != nil && a.ReturnTo != "/" { // it may have been too long
-		a.ReturnTo = "/"
-		value, err = as.seal(name, a)
+func (as *attempts) begin(w http.ResponseWriter, r *http.Request, at *attempt) error {
+	name := as.cookieName(at.State)
+	value, err := as.seal(name, at)
+	if err != nil && at.ReturnTo != "/" { // it may have been too long
+		at.ReturnTo = "/"
+		value, err = as.seal(name, at)
 	}
 	if err != nil {
 		return fmt.Errorf("seal login attempt: %w", err)
 	}
-	as.prune(w, r, len(name)+len(value), a.Restarted)
+	as.prune(w, r, len(name)+len(value), at.Restarted)
 	as.set(w, name, value, int(attemptLife/time.Second))
 	return nil
 }
@@ -130,14 +130,14 @@ func (as *attempts) find(r *http.Request, state string) *attempt {
 	if len(cookies) != 1 {
 		return nil
 	}
-	a, err := as.open(name, cookies[0].value)
+	at, err := as.open(name, cookies[0].value)
 	if errors.Is(err, session.ErrForeign) {
 		as.refused(r, name, session.CookieForeign)
 	}
-	if err != nil || a.State == "" || subtle.ConstantTimeCompare([]byte(a.State), []byte(state)) != 1 {
+	if err != nil || at.State == "" || subtle.ConstantTimeCompare([]byte(at.State), []byte(state)) != 1 {
 		return nil
 	}
-	return a
+	return at
 }
 
 // drop takes the cookie of the attempt with a state away: an attempt has one
@@ -159,13 +159,13 @@ func (as *attempts) drop(w http.ResponseWriter, r *http.Request, state string) {
 func (as *attempts) replaceNext(w http.ResponseWriter, r *http.Request, state string, started *session.Session) {
 	done := as.cookieName(state)
 	for _, c := range cookiesWithPrefix(r, as.name, maxAttempts+1) {
-		a, err := as.open(c.name, c.value)
+		at, err := as.open(c.name, c.value)
 		if err != nil || c.name == done {
 			continue
 		}
-		a.Replaces, a.Subject = started.Ticket(), started.Subject
-		left := attemptLife - time.Since(time.UnixMilli(a.Began))
-		if value, err := as.seal(c.name, a); err == nil && left >= time.Second {
+		at.Replaces, at.Subject = started.Ticket(), started.Subject
+		left := attemptLife - time.Since(time.UnixMilli(at.Began))
+		if value, err := as.seal(c.name, at); err == nil && left >= time.Second {
 			as.set(w, c.name, value, int(left/time.Second))
 		}
 	}
@@ -179,14 +179,14 @@ type sentState struct {
 
 // newState returns a state that can later be told from one that somebody made
 // up.
-func (as *attempts) newState(a *attempt) (string, error) {
-	b := make([]byte, 17, 17+len(a.ReturnTo))
+func (as *attempts) newState(at *attempt) (string, error) {
+	b := make([]byte, 17, 17+len(at.ReturnTo))
 	rand.Read(b[:16])
-	if a.Restarted {
+	if at.Restarted {
 		b[16] = 1
 	}
-	if len(a.ReturnTo) <= maxStateReturnTo {
-		b = append(b, a.ReturnTo...)
+	if len(at.ReturnTo) <= maxStateReturnTo {
+		b = append(b, at.ReturnTo...)
 	}
 	return as.stateCodec.Seal("state", b)
 }
@@ -220,12 +220,12 @@ func (as *attempts) prune(w http.ResponseWriter, r *http.Request, size int, rest
 	var others []kept
 	for _, c := range cookiesWithPrefix(r, as.name, maxAttemptsRead) {
 		k := kept{name: c.name, size: len(c.name) + len(c.value)}
-		a, err := as.open(c.name, c.value)
+		at, err := as.open(c.name, c.value)
 		if errors.Is(err, session.ErrForeign) {
 			continue // another App on this host removes its own
 		}
 		if err == nil {
-			k.began, k.restarted = a.Began, a.Restarted
+			k.began, k.restarted = at.Began, at.Restarted
 		}
 		others = append(others, k)
 	}
@@ -284,11 +284,11 @@ type sealedAttempt struct {
 // another App is recognised.
 func (as *attempts) sealedName(name string) string { return strings.TrimPrefix(name, as.name) }
 
-func (as *attempts) seal(name string, a *attempt) (string, error) {
+func (as *attempts) seal(name string, at *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*a, a.Verifier.Reveal(), a.Key.Reveal(), a.Replaces.Secret().Reveal(), a.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*at, at.Verifier.Reveal(), at.Key.Reveal(), at.Replaces.Secret().Reveal(), at.Restarted}); err != nil {
 		return "", err
 	}
 	return as.codec.Seal(as.sealedName(name), plain.Bytes())
@@ -303,17 +303,17 @@ func (as *attempts) open(name, value string) (*attempt, error) {
 	if err := json.Unmarshal(plain, &sealed); err != nil {
 		return nil, err
 	}
-	a := sealed.attempt
-	a.Verifier, a.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
-	a.Replaces, _ = session.ParseTicket(session.Secret(sealed.Replaces)) // zero without a session
-	a.Restarted = sealed.Restarted
-	if time.Since(time.UnixMilli(a.Began)) > attemptLife { // replaceNext seals it anew
+	at := sealed.attempt
+	at.Verifier, at.Key = session.Secret(sealed.Verifier), session.Secret(sealed.Key)
+	at.Replaces, _ = session.ParseTicket(session.Secret(sealed.Replaces)) // zero without a session
+	at.Restarted = sealed.Restarted
+	if time.Since(time.UnixMilli(at.Began)) > attemptLife { // replaceNext seals it anew
 		return nil, errors.New("login attempt has expired")
 	}
-	if a.Nonce == "" || a.Verifier == "" || a.ReturnTo == "" {
+	if at.Nonce == "" || at.Verifier == "" || at.ReturnTo == "" {
 		return nil, errors.New("login attempt is not whole")
 	}
-	return &a, nil
+	return &at, nil
 }
 
 // set writes an attempt's cookie. It is SameSite=Lax, because browsers withhold

@@ -2,48 +2,40 @@
 // Connect, keeps their tokens, and forwards a single-page app's API calls with
 // the access token that the browser never has (RFC 10017, section 6.1).
 //
-// # How a request travels
+// New makes a Server from a Config, and Server.Run serves it until its context
+// ends. A program that has an http.Server of its own uses the Server as an
+// http.Handler. Server.Session and Server.RequireSession give Go handlers the
+// session of a request.
 //
-// Server.ServeHTTP refuses requests for another host, and paths that can be
-// read in two ways. A path under the prefix (/bff) leads through the table
-// endpoints to its handler. A path under a route leads to the route's upstream.
-// All other paths belong to the app. Every handler returns an error, and one
-// function turns it into a response.
+// # How a request is served
 //
-//	login     login.go     returnTo → limitLogin → provider.demand → attempts.prepare → provider.authURL → attempts.begin → 302
-//	callback  login.go     attempts.find, drop → claim (once.go) → provider.exchange → sessions.Start → 303
-//	API call  access.go    guard → session → requirements → credential → proxy.Forward
-//	refresh   session/refresh.go, when Fresh finds that a token is about to expire
-//	logout    logout.go    sessions.End → provider.revoke → provider.logoutURL
-//	          logout.go    provider.verifyLogoutToken → sessions.EndAll, when the provider says so
-//	in frames silent.go    login and logout without a word to the user, as far as browsers let them
+// The Server refuses requests for another host, and paths that servers read in
+// different ways. A path under Config.Prefix is an endpoint for the browser:
+// login, callback, logout, session. A path under a Route passes the route's
+// guard against cross-site requests, needs a session if the route does, and is
+// forwarded to the route's upstream. All other paths belong to the app.
 //
-// provider.go and the files that it names are what speaks with the provider.
-// The package session keeps sessions and decides when to refresh; it knows
-// neither HTTP routes nor OAuth.
+// Every error that a client sees is a problem of package problem. Package oidc
+// is the client of the provider, package proxy forwards requests, and package
+// session keeps sessions and refreshes their tokens.
 package bff
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"runtime/debug"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
-	"github.com/cloakroom-bff/cloakroom/bff/problem"
-	"github.com/cloakroom-bff/cloakroom/bff/proxy"
-	"github.com/cloakroom-bff/cloakroom/internal/loopback"
-	"github.com/cloakroom-bff/cloakroom/internal/pace"
-	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -84,6 +76,12 @@ type Config struct {
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 
+	// TLS terminates TLS on the listeners of Run. Nil means plain HTTP.
+	TLS *tls.Config
+	// ShutdownGrace is how long requests in flight may take when Run ends. Zero
+	// means 30 seconds.
+	ShutdownGrace time.Duration
+
 	// Logger is slog.Default() if nil.
 	Logger *slog.Logger
 }
@@ -91,388 +89,183 @@ type Config struct {
 // ProviderConfig describes the provider and this app as its client.
 type ProviderConfig = oidc.Config
 
-// Server is the broker as an http.Handler, from Start to Close.
-type Server struct {
-	origin string // scheme://host of the public URL, as browsers write an Origin
-	host   string
-	prefix string
-
-	proxies      []netip.Prefix
-	table        map[string][]endpoint // :: path → one endpoint per method
-	routes       []*route              // longest path first
-	frontend     http.Handler
-	sessions     *session.Manager
-	cookie       *session.Cookie
-	maxPerUser   int // Config.Sessions.MaxPerUser
-	store        session.Store
-	app          session.App // what sessions, attempts and logout states are bound to
-	provider     *oidc.Client
-	claims       Claims
-	keepStorage  bool // Config.KeepStorage
-	attempts     attempts
-	logoutStates *session.Codec // seals the state that goes to the provider at logout
-	hints        *logoutHints
-	log          *slog.Logger
-
-	refusedCookies refusedCookies
-	logins         *limiter[[16]byte] // :: addressKey; logins that were started
-	exchanges      *limiter[[16]byte] // :: addressKey; failed code exchanges
-	refreshes      *limiter[[16]byte] // :: hash of the session cookie; forced refreshes
-	pace           pace.Limit         // of bodies
-
-	background     sync.WaitGroup // discovery, and the watch for changes by other replicas
-	stopBackground context.CancelFunc
-	stopProbing    context.CancelFunc // of the breaker; nil before Start
-	revocations    sync.WaitGroup     // in flight
-
-	upstreams *proxy.Group // of the routes
-}
-
-// endpoint is one line of the table of endpoints.
-type endpoint struct {
-	method string
-	path   string
-	guard  func(s *Server, r *http.Request) error
-	serve  func(s *Server, w *response, r *http.Request) error
-}
-
-// Endpoints that the provider's server calls, which may use another host name
-// than browsers; under the prefix.
-const (
-	backchannelLogoutPath = "/backchannel-logout"
-	clientKeysPath        = "/jwks.json"
-)
-
-// bodyTimeout is how long the body of a request to an endpoint may take.
-const bodyTimeout = 10 * time.Second
-
-// endpoints are the endpoints under the prefix, each with the guard that runs
-// before its handler.
-var endpoints = []endpoint{
-	{"GET", "/login", navigation, unlessHead((*Server).login)},
-	{"GET", "/callback", callbackNavigation, unlessHead((*Server).callback)},
-	{"POST", "/callback", callbackNavigation, (*Server).callbackForm},
-	{"GET", "/silent-login", sameOriginFrame, unlessHead((*Server).silentLogin)},
-	{"POST", "/logout", fetchOrForm, (*Server).logout},
-	{"GET", "/logout/continue", navigation, unlessHead((*Server).logoutContinue)},
-	{"GET", "/logout/callback", navigation, (*Server).logoutCallback},
-	{"POST", backchannelLogoutPath, public, (*Server).backchannelLogout},
-	{"GET", "/frontchannel-logout", public, unlessHead((*Server).frontchannelLogout)},
-	{"GET", clientKeysPath, public, (*Server).clientKeys},
-	{"GET", "/session", csrfHeader, (*Server).showSession},
-	{"POST", "/session/refresh", csrfHeader, (*Server).refreshSession},
-}
-
 // ConfigError is a problem with one field of a Config, such as Routes[0].Token.
 // The text of Err quotes the value where that helps.
 type ConfigError = session.FieldError
 
-// New returns a Server for cfg. It does no I/O. The error joins a *ConfigError for
-// every problem in cfg.
+// Server is a broker. It is safe for concurrent use.
+type Server struct {
+	log     *slog.Logger
+	tls     *tls.Config         // of the listeners
+	current atomic.Pointer[app] // the configuration in force
+
+	refusedCookies refusedCookies
+
+	mu      sync.Mutex      // guards all below
+	running context.Context // of Run; nil before
+	retired sync.WaitGroup  // configurations that Reload replaced, until their requests have ended
+}
+
+// New returns a Server for cfg. It does no I/O. The error joins a *ConfigError
+// for every mistake in cfg.
 func New(cfg Config) (*Server, error) {
-	s := &Server{
-		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
-		store: cfg.Sessions.Store, log: cfg.Logger,
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
 	}
-	if s.log == nil {
-		s.log = slog.Default()
-	}
-	if s.prefix == "" {
-		s.prefix = "/bff"
-	}
-	s.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, pace.DefaultRate), Window: pace.DefaultWindow}
-	var errs []error
-	fail := func(err error) {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-
-	publicURL, err := parsePublicURL(cfg.PublicURL)
+	a, err := newApp(cfg)
 	if err != nil {
-		fail(&session.FieldError{Field: "PublicURL", Err: err})
-	} else {
-		s.origin, s.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
-		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
-	}
-	if urlpath.Check(s.prefix) != nil || s.prefix == "/" || strings.HasSuffix(s.prefix, "/") {
-		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", s.prefix)})
-	}
-	fail(cfg.Claims.check())
-	fail(cfg.Limits.check())
-	s.logins, s.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
-	s.refreshes = newLimiter[[16]byte](refreshLimit)
-	s.claims, s.keepStorage = cfg.Claims, cfg.KeepStorage
-	fail(s.addRoutes(cfg, publicURL))
-	cfg.Provider.RedirectURI, cfg.Provider.ClaimMap, cfg.Provider.Logger = s.origin+s.prefix+"/callback", cfg.Claims.Map, s.log
-	cfg.Provider.Targets, cfg.Provider.WithoutLogin = s.targets(), s.withoutLogin()
-	s.provider, err = oidc.New(cfg.Provider)
-	fail(err)
-	fail(s.setClientTokens())
-	fail(s.checkResources(cfg.Provider.Resources))
-
-	s.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: s.origin}
-	cfg.Sessions.App, cfg.Sessions.Logger = s.app, s.log
-	cfg.Sessions.Observe, s.maxPerUser = s.observe, cfg.Sessions.MaxPerUser
-	cfg.Sessions.Refresh = s.provider.Refresh
-	cfg.Sessions.Revoke = s.provider.Revoke
-	cfg.Sessions.Ready = s.provider.Admit
-	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
-	s.sessions, err = session.NewManager(cfg.Sessions)
-	fail(err)
-	if err == nil {
-		ring := s.sessions.Keyring()
-		s.cookie = session.NewCookie(ring, cfg.Cookie)
-		s.attempts = newAttempts(cfg.Cookie, ring)
-		s.attempts.refused = s.cookieRefused
-		s.logoutStates = ring.Codec("logout state", time.Hour)
-		s.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, s.origin, cfg.Provider)
-		fail(err)
-	}
-
-	s.table = make(map[string][]endpoint)
-	for _, e := range endpoints {
-		s.table[s.prefix+e.path] = append(s.table[s.prefix+e.path], e)
-	}
-	if cfg.Client != nil {
-		serve := func(_ *Server, w *response, r *http.Request) error {
-			cfg.Client.ServeHTTP(w, r)
-			return nil
-		}
-		s.table[s.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", public, serve}}
-	}
-	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	s := &Server{log: cfg.Logger, tls: cfg.TLS}
+	a.server = s
+	s.current.Store(a)
 	return s, nil
 }
 
-// parsePublicURL parses the URL that browsers see, which has a scheme and a
-// host only.
-func parsePublicURL(raw string) (*url.URL, error) {
-	u, err := url.Parse(raw)
-	switch {
-	case raw == "":
-		return nil, errors.New("missing")
-	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
-		return nil, fmt.Errorf("%q holds more than scheme and host", raw)
-	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
-		return nil, fmt.Errorf("%q: without https the session cookie is sent in plain text; "+
-			"http is for loopback hosts only", raw)
+// Run serves the listeners until ctx ends, and then shuts down. It closes them.
+// It is called once, and has to run while the Server serves requests: it
+// discovers the provider, and learns what other replicas change. While the
+// provider cannot be reached, nobody can sign in; sessions work.
+//
+// In the shutdown the listeners are closed, event streams and WebSockets are
+// aborted, so that their clients connect to another replica, and other requests
+// may take ShutdownGrace. Then Run waits up to 10 seconds for token refreshes and
+// revocations: a rotated refresh token that is not stored signs its user out.
+//
+// Without listeners, the Server is the handler of another http.Server. End ctx
+// when that server's Shutdown begins, and wait for both.
+//
+// The error says which listener failed, or that refreshes or revocations did not
+// end in time. Requests that are aborted are logged.
+func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	server := &http.Server{
+		Handler: s,
+		// Bodies are bounded by their rate alone (Config.BodyMinRate): uploads
+		// and streams may take any time.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// OPTIONS * is refused by the handler.
+		DisableGeneralOptionsHandler: true,
 	}
-	host, err := browserHost(u)
-	if err != nil {
-		return nil, fmt.Errorf("%q: %w", raw, err)
-	}
-	u.Host = host
-	return u, nil
-}
-
-// Start begins to discover the provider and to keep its metadata current, until
-// Close. Sign-in is unavailable until discovery has succeeded once; all else
-// works. It also begins to watch for changes that other replicas make to
-// sessions.
-func (s *Server) Start() {
-	ctx, stop := context.WithCancel(context.Background())
-	s.stopBackground = stop
-	for _, route := range s.routes {
-		if route.unreachable(s.provider.Config().Parameters["acr_values"]) {
-			s.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of "+
-				"oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
-				"route", route.Path, "acr", route.Require.ACR)
-		}
-	}
-	s.background.Go(func() { s.provider.Run(ctx) }) // until Close, as the next
-	s.background.Go(func() { s.sessions.Run(ctx) })
-	probing, stopProbing := context.WithCancel(context.Background())
-	s.stopProbing = stopProbing
-	go s.provider.Probe(probing) // until Close, or longer for the sake of refreshes
-}
-
-// Found waits until the provider has been found, or ctx ends.
-func (s *Server) Found(ctx context.Context) error {
-	return s.provider.WaitReady(ctx)
-}
-
-// EndStreams aborts the open event streams and WebSockets, for a shutdown:
-// their clients connect to another replica while other requests finish. Call it
-// when no more requests arrive.
-func (s *Server) EndStreams() { s.upstreams.EndStreams() }
-
-// WaitForStreams blocks until no request with a session is in flight that takes
-// long, such as an event stream, or until ctx is done.
-func (s *Server) WaitForStreams(ctx context.Context) { s.sessions.WaitForStreams(ctx) }
-
-// Close waits until no token refresh and no revocation is in flight, or until
-// ctx is done, and stops what Start began. Open streams are aborted. Call it
-// when no more requests arrive.
-func (s *Server) Close(ctx context.Context) error {
-	defer s.background.Wait()
-	for _, route := range s.routes {
-		if route.proxy != nil {
-			defer route.proxy.Close()
-		}
-	}
-	if s.stopBackground != nil {
-		defer s.stopBackground()
-	}
-	if s.stopProbing == nil {
-		s.stopProbing = func() {}
-	}
-	if err := s.sessions.Drain(ctx); err != nil {
-		go func() { // ends with the last refresh, which may wait for the provider and holds a lease meanwhile
-			s.sessions.Drain(context.Background())
-			s.stopProbing()
-		}()
+	group, serving := errgroup.WithContext(ctx)
+	if err := s.start(serving); err != nil {
 		return err
 	}
-	s.stopProbing()
-	done := make(chan struct{})
-	s.upstreams.EndStreams()
-	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
-		s.revocations.Wait()
-		s.upstreams.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for revocations and streams: %w", ctx.Err())
+	for _, l := range listeners {
+		group.Go(func() error { // until the shutdown
+			err := server.Serve(NewListener(l, s.tls, s.log))
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		})
 	}
+	group.Go(func() error {
+		<-serving.Done() // ctx has ended, or a listener failed
+		return s.shutdown(server)
+	})
+	return group.Wait()
+}
+
+// start starts the work of the configuration in force.
+func (s *Server) start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running != nil {
+		return errors.New("bff: Run was called before")
+	}
+	s.running = ctx
+	s.current.Load().start()
+	return nil
+}
+
+// shutdown ends what Run began.
+func (s *Server) shutdown(server *http.Server) error {
+	s.mu.Lock() // no Reload begins after this
+	a := s.current.Load()
+	s.mu.Unlock()
+	s.log.Info("shutting down", "grace", a.shutdownGrace.String())
+	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
+	defer cancel()
+	server.RegisterOnShutdown(a.upstreams.EndStreams)
+	err := server.Shutdown(grace)
+	if err == nil {
+		err = a.waitIdle(grace)
+	}
+	if err != nil {
+		s.log.Warn("requests still open after the grace period are aborted", "err", err)
+		server.Close()
+	}
+	closing, cancel := context.WithTimeout(context.Background(), closeGrace)
+	defer cancel()
+	err = a.close(closing)
+	s.retired.Wait() // bounded by ShutdownGrace and closeGrace
+	return err
+}
+
+// closeGrace is how long refreshes and revocations in flight may take after the
+// last request.
+const closeGrace = 10 * time.Second
+
+// Reload puts the configuration of next in force: a Server that New has returned
+// and that does not run. Run has to run. No session ends, and requests that were
+// received before end under the configuration before. Reload waits until the
+// provider of next has been discovered, at most for 15 seconds. What belongs to
+// the listeners stays as it is (Config.TLS, Config.Logger).
+func (s *Server) Reload(ctx context.Context, next *Server) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running == nil {
+		return errors.New("bff: Reload before Run")
+	}
+	if s.running.Err() != nil {
+		return errors.New("bff: Reload during the shutdown")
+	}
+	a := next.current.Load()
+	a.server = s
+	a.start()
+	finding, cancel := context.WithTimeout(s.running, reloadWait)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
+	a.provider.WaitReady(finding) // if it fails, the provider is down, and sign-in waits for it
+	before := s.current.Swap(a)
+	s.retired.Go(func() { // until its requests have ended, or until the shutdown and a grace period
+		before.waitIdle(s.running)
+		before.upstreams.EndStreams()
+		grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
+		defer cancel()
+		if err := errors.Join(before.waitIdle(grace), before.close(grace)); err != nil {
+			s.log.Warn("previous configuration closed with requests in flight", "err", err)
+		}
+	})
+	return nil
+}
+
+// reloadWait is how long Reload waits for the provider.
+const reloadWait = 15 * time.Second
+
+// WaitForProvider waits until the provider has been discovered, or ctx ends.
+func (s *Server) WaitForProvider(ctx context.Context) error {
+	return s.current.Load().provider.WaitReady(ctx)
 }
 
 // ServeHTTP serves one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	s.handle(rw, r, s.serve)
+	a := s.enter()
+	a.handle(rw, r, a.serve)
 }
 
-// handle serves a request with serve, turns its error into a response, and writes
-// the line of the access log.
-func (s *Server) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
-	w := s.newResponse(rw, r)
-	if len(r.Header["Cookie"]) > 0 {
-		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
-	}
-	defer func() { // also if the proxy aborts a response
-		if cause := recover(); cause != nil {
-			s.logPanic(w, cause)
-			defer panic(http.ErrAbortHandler) // net/http closes the connection, and logs nothing
+// enter returns the configuration in force, and counts a request in it until
+// app.leave.
+func (s *Server) enter() *app {
+	for {
+		a := s.current.Load()
+		a.requests.Add(1)
+		if s.current.Load() == a {
+			return a
 		}
-		w.pace.Stop()
-		if w.slow.Load() {
-			w.problem = problem.BodyTooSlow.WithCause(s.pace.Explain(pace.ErrSlowReader))
-		}
-		if !w.detached {
-			s.logRequest(w)
-		}
-	}()
-	if err := serve(w, r); err != nil {
-		s.writeProblem(w, r, err)
+		a.leave() // Reload has just replaced it
 	}
-	if !w.detached && w.exchange.Status == 0 && !w.exchange.Deadline {
-		s.pace.LimitWrites(http.NewResponseController(w.ResponseWriter), r)
-	}
-}
-
-// logPanic logs a panic, unless it is the way to abort a response.
-func (s *Server) logPanic(w *response, cause any) {
-	if cause != http.ErrAbortHandler {
-		s.log.Error("panic", "request", w.requestID, "cause", cause, "stack", string(debug.Stack()))
-	}
-}
-
-// serve serves a request: an endpoint, a route or the app itself.
-func (s *Server) serve(w *response, r *http.Request) error {
-	if err := s.checkAuthority(w, r); err != nil {
-		return err
-	}
-	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
-		return problem.AmbiguousPath.WithCause(err)
-	}
-	raw, path := urlpath.Raw(r), r.URL.Path
-	if err := urlpath.Check(raw); err != nil {
-		return s.serveOddPath(w, r, raw, err)
-	}
-	if urlpath.Under(path, s.prefix) {
-		return s.serveEndpoint(w, r)
-	}
-	route, err := s.findRoute(path, path)
-	if err != nil {
-		return err
-	}
-	if route != nil {
-		return s.serveRoute(w, r, route)
-	}
-	return s.serveFrontend(w, r)
-}
-
-// clientKeys shows the public keys with which the provider verifies what we
-// sign.
-func (s *Server) clientKeys(w *response, _ *http.Request) error {
-	set := s.provider.JWKS()
-	if len(set.Keys) == 0 {
-		return problem.NotFound.WithCause(errors.New("there are no client keys"))
-	}
-	w.Header().Set("Content-Type", "application/jwk-set+json")
-	return json.NewEncoder(w).Encode(set)
-}
-
-// serveOddPath serves a request whose path urlpath.Check refuses with cause. A
-// route may pass encoded slashes. All other paths belong to the app, unless
-// some server could read them as lying under a route.
-func (s *Server) serveOddPath(w *response, r *http.Request, raw string, cause error) error {
-	route, err := s.findSlashRoute(raw, r.URL.Path)
-	switch {
-	case err != nil:
-		return err
-	case route != nil:
-		return s.serveRoute(w, r, route)
-	case s.anyReadingUnderRoute(raw):
-		return problem.AmbiguousPath.WithCause(cause)
-	}
-	return s.serveFrontend(w, r)
-}
-
-// serveFrontend serves what belongs to the app itself.
-func (s *Server) serveFrontend(w *response, r *http.Request) error {
-	if s.frontend == nil {
-		return problem.NotFound
-	}
-	w.paced = s
-	s.frontend.ServeHTTP(w, r)
-	w.pace.Stop()
-	limitBodyTime(w, r) // what is left of it
-	return nil
-}
-
-func (s *Server) serveEndpoint(w *response, r *http.Request) error {
-	h := w.Header()
-	limitBodyTime(w, r)
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // pages have their own
-	methods := s.table[r.URL.Path]
-	if len(methods) == 0 {
-		return problem.NotFound
-	}
-	for _, e := range methods {
-		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
-			h.Add("Allow", e.method)
-			if e.method == http.MethodGet {
-				h.Add("Allow", http.MethodHead)
-			}
-			continue
-		}
-		h.Del("Allow")
-		if err := e.guard(s, r); err != nil {
-			return err
-		}
-		return e.serve(s, w, r)
-	}
-	return problem.MethodNotAllowed
 }

@@ -29,6 +29,7 @@ type app struct {
 	echo     *bfftest.Echo
 	store    *faultyStore
 	server   *bff.Server
+	stop     func() error // ends Server.Run, and returns its error
 	logs     *buffer
 }
 
@@ -72,10 +73,10 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 	s.Listener.Close()
 	s.Listener = l
 	s.Start()
-	a.server.Start()
+	a.stop = run(t, a.server)
 	t.Cleanup(func() {
 		s.Close()
-		if err := a.server.Close(context.Background()); err != nil {
+		if err := a.stop(); err != nil {
 			t.Error(err)
 		}
 		a.provider.NothingLeaked(t, "the log", a.logs.String())
@@ -86,12 +87,27 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 	return a
 }
 
+// run runs a server that another http.Server serves. stop ends it. The test
+// ends it too.
+func run(t testing.TB, server *bff.Server) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	result := make(chan error, 1)
+	go func() { result <- server.Run(ctx) }() // until stop
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-result
+	})
+	t.Cleanup(func() { stop() })
+	return stop
+}
+
 // waitReady waits until the provider has been found.
 func (a *app) waitReady() {
 	a.t.Helper()
 	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
 	defer cancel()
-	if err := a.server.Found(ctx); err != nil {
+	if err := a.server.WaitForProvider(ctx); err != nil {
 		a.t.Fatalf("%v:\n%s", err, a.logs)
 	}
 }

@@ -29,27 +29,27 @@ func hasBearerToken(r *http.Request) bool {
 // never add one by themselves, so no CSRF header is needed. Cross-site requests
 // are refused nevertheless. With a session cookie besides, it would be unclear
 // which of the two counts.
-func notFromBrowser(s *Server, r *http.Request) error {
-	if len(r.CookiesNamed(s.cookie.Name())) > 0 {
+func notFromBrowser(a *app, r *http.Request) error {
+	if len(r.CookiesNamed(a.cookie.Name())) > 0 {
 		return problem.TwoCredentials
 	}
 	site := r.Header.Values("Sec-Fetch-Site")
 	if len(site) > 1 || len(site) == 1 && site[0] != "same-origin" && site[0] != "none" {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	return s.originAllowed(r)
+	return a.originAllowed(r)
 }
 
 // proxyWithCallerToken forwards a request with the token that it carries if the
 // route's verifier accepts the token. Otherwise the verifier has responded.
-func (s *Server) proxyWithCallerToken(w *response, r *http.Request, route *route) (err error) {
-	if err := s.checkRequest(w, r, route, notFromBrowser); err != nil {
+func (a *app) proxyWithCallerToken(w *response, r *http.Request, route *route) (err error) {
+	if err := a.checkRequest(w, r, route, notFromBrowser); err != nil {
 		return err
 	}
 	accepted := false
 	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		accepted = true
-		err = s.forward(w, r, route, proxy.Options{PassAuthorization: true})
+		err = a.forward(w, r, route, proxy.Options{PassAuthorization: true})
 	})).ServeHTTP(w, r)
 	if !accepted {
 		refused := &problem.Problem{Status: w.status, Code: "own_token"}

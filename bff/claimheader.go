@@ -24,7 +24,7 @@ func (a *access) setClaims(out http.Header) {
 			problem, text = "it has a control character, or a space at its beginning or end", ""
 		}
 		if problem != "" {
-			a.server.log.Warn("claim not sent to the upstream", "header", name, "claim", claim,
+			a.app.log.Warn("claim not sent to the upstream", "header", name, "claim", claim,
 				"problem", problem, "bytes", len(text), "session", current.ID)
 		}
 		if text != "" && len(text) <= maxClaimHeader {

@@ -17,16 +17,16 @@ const maxHops = 32
 // read, so behind an element that cannot be the client is the proxy that sent it.
 // If the two headers disagree, a client may have sent one of them that no proxy
 // removes, and neither is believed.
-func (s *Server) clientIP(r *http.Request) string {
+func (a *app) clientIP(r *http.Request) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return ""
 	}
 	ip := peer.Addr().Unmap()
-	if !s.trusts(ip) {
+	if !a.trusts(ip) {
 		return ip.String()
 	}
-	hops := s.trustedHops(r, ip)
+	hops := a.trustedHops(r, ip)
 	return hops.client.String()
 }
 
@@ -38,17 +38,17 @@ type hops struct {
 }
 
 // trustedHops reads the headers of a request that has come from a trusted proxy.
-func (s *Server) trustedHops(r *http.Request, peer netip.Addr) hops {
+func (a *app) trustedHops(r *http.Request, peer netip.Addr) hops {
 	untold := hops{client: peer, n: 1}
 	byList, byForwarded := untold, untold
 	listed, forwarded := r.Header["X-Forwarded-For"], r.Header["Forwarded"]
 	if len(listed) > 0 {
-		byList = s.walk(peer, listed, func(element string) (forwardedElement, bool) {
+		byList = a.walk(peer, listed, func(element string) (forwardedElement, bool) {
 			return forwardedElement{node: element}, true
 		})
 	}
 	if len(forwarded) > 0 {
-		byForwarded = s.walk(peer, forwarded, parseForwarded)
+		byForwarded = a.walk(peer, forwarded, parseForwarded)
 	}
 	if !strings.Contains(strings.ToLower(strings.Join(forwarded, ",")), "for=") {
 		byList.host = byForwarded.host
@@ -66,7 +66,7 @@ type forwardedElement struct{ node, host string }
 
 // walk goes through the elements of a header from the right, as long as they come
 // from trusted proxies.
-func (s *Server) walk(peer netip.Addr, lines []string, parse func(element string) (forwardedElement, bool)) hops {
+func (a *app) walk(peer netip.Addr, lines []string, parse func(element string) (forwardedElement, bool)) hops {
 	found := hops{client: peer, n: 1}
 	for i := len(lines) - 1; i >= 0; i-- {
 		for rest, more := lines[i], true; more; {
@@ -85,7 +85,7 @@ func (s *Server) walk(peer netip.Addr, lines []string, parse func(element string
 				return found
 			}
 			found.client = ip
-			if !s.trusts(ip) {
+			if !a.trusts(ip) {
 				return found
 			}
 			found.n++
@@ -170,16 +170,16 @@ func parseNode(text string) (netip.Addr, bool) {
 
 // forwardedHosts returns the hosts that a trusted proxy says the client has asked
 // for; none if it says nothing. Of a list each proxy has added one.
-func (s *Server) forwardedHosts(r *http.Request) []string {
+func (a *app) forwardedHosts(r *http.Request) []string {
 	listed, forwarded := r.Header["X-Forwarded-Host"], r.Header["Forwarded"]
 	if len(listed) == 0 && len(forwarded) == 0 {
 		return nil
 	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !s.trusts(peer.Addr()) {
+	if err != nil || !a.trusts(peer.Addr()) {
 		return nil
 	}
-	told := s.trustedHops(r, peer.Addr().Unmap())
+	told := a.trustedHops(r, peer.Addr().Unmap())
 	var hosts []string
 	if told.host != "" {
 		hosts = append(hosts, told.host)

@@ -39,30 +39,30 @@ func (s *Server) CookiesRefused(state session.CookieState) uint64 {
 // findSession returns the request's session. It neither refreshes nor extends
 // it. The error wraps session.ErrNone, also if the cookie cannot be used, or
 // session.ErrStore.
-func (s *Server) findSession(r *http.Request) (*session.Session, error) {
-	ticket, state := s.cookie.Read(r)
+func (a *app) findSession(r *http.Request) (*session.Session, error) {
+	ticket, state := a.cookie.Read(r)
 	if state.Refused() {
-		s.cookieRefused(r, s.cookie.Name(), state)
+		a.cookieRefused(r, a.cookie.Name(), state)
 		return nil, fmt.Errorf("%w: the session cookie is %s", session.ErrNone, state)
 	}
-	return s.sessions.Find(r.Context(), ticket)
+	return a.sessions.Find(r.Context(), ticket)
 }
 
 // renewCookie sends the session cookie again if it is outdated, so that the old
 // session key can be removed before the session ends. It reports whether it
 // did. current is the request's session. If that has ended meanwhile, the
 // browser may have the cookie of another one.
-func (s *Server) renewCookie(
+func (a *app) renewCookie(
 	ctx context.Context, w http.ResponseWriter, r *http.Request, current *session.Session,
 ) bool {
-	ticket, state := s.cookie.Read(r)
+	ticket, state := a.cookie.Read(r)
 	if state != session.CookieOutdated || !ticket.Equal(current.Ticket()) {
 		return false
 	}
-	if _, err := s.sessions.Find(ctx, ticket); err != nil {
+	if _, err := a.sessions.Find(ctx, ticket); err != nil {
 		return false
 	}
-	s.cookie.Write(w, current)
+	a.cookie.Write(w, current)
 	return true
 }
 
@@ -70,16 +70,16 @@ func (s *Server) renewCookie(
 // returns the session as it was; nil if there was none, which is not an error.
 // If the store fails, the session lives on and the cookie stays. A cookie of
 // another App stays too.
-func (s *Server) endSession(w http.ResponseWriter, r *http.Request, reason session.Reason) (*session.Session, error) {
-	current, err := s.findSession(r)
+func (a *app) endSession(w http.ResponseWriter, r *http.Request, reason session.Reason) (*session.Session, error) {
+	current, err := a.findSession(r)
 	if err == nil {
-		err = s.sessions.End(r.Context(), current, reason)
+		err = a.sessions.End(r.Context(), current, reason)
 	}
 	if err != nil && !errors.Is(err, session.ErrNone) {
 		return nil, err
 	}
-	if _, state := s.cookie.Read(r); state != session.CookieForeign {
-		s.cookie.Clear(w)
+	if _, state := a.cookie.Read(r); state != session.CookieForeign {
+		a.cookie.Clear(w)
 	}
 	return current, nil
 }
@@ -88,19 +88,19 @@ func (s *Server) endSession(w http.ResponseWriter, r *http.Request, reason sessi
 // however often it is read. A foreign one is a warning: two applications share
 // session keys and a host name. Whoever guesses at cookies does not fill the
 // log.
-func (s *Server) cookieRefused(r *http.Request, name string, state session.CookieState) {
+func (a *app) cookieRefused(r *http.Request, name string, state session.CookieState) {
 	ctx := r.Context()
 	w, _ := ctx.Value(responseKey{}).(*response)
 	if w == nil || slices.Contains(w.refusedCookies, name) {
 		return
 	}
 	w.refusedCookies = append(w.refusedCookies, name)
-	s.refusedCookies.of(state).Add(1)
+	a.server.refusedCookies.of(state).Add(1)
 	level := slog.LevelDebug
 	if state == session.CookieForeign {
 		level = slog.LevelWarn
 	}
-	s.log.LogAttrs(context.WithoutCancel(ctx), level, "cookie refused", slog.String("event", "cookie."+string(state)),
+	a.log.LogAttrs(context.WithoutCancel(ctx), level, "cookie refused", slog.String("event", "cookie."+string(state)),
 		slog.String("cookie", name), slog.String("request", w.requestID), slog.String("client", w.client))
 }
 

@@ -2,7 +2,6 @@ package bff_test
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/sha256"
 	"encoding/base64"
@@ -445,12 +444,12 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 		a.t.Fatal(err)
 	}
 	server := httptest.NewServer(next)
-	next.Start()
+	stop := run(a.t, next)
 	a.t.Cleanup(func() {
 		server.Close()
-		next.Close(context.Background())
+		stop()
 	})
-	if err := next.Found(a.t.Context()); err != nil {
+	if err := next.WaitForProvider(a.t.Context()); err != nil {
 		a.t.Fatal(err)
 	}
 	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -516,10 +515,9 @@ func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.
 	}
 	server := &http.Server{Handler: next}
 	go server.Serve(l)
-	next.Start()
-	defer next.Close(context.Background())
+	run(t, next)
 	defer server.Close()
-	if err := next.Found(t.Context()); err != nil {
+	if err := next.WaitForProvider(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for _, call := range [][2]string{{"POST", "/bff/session/refresh"}, {"GET", "/api/x"}} {

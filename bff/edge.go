@@ -15,7 +15,7 @@ import (
 
 // checkAuthority verifies that a request names one host, which is that of the
 // public URL, and uses a method that is served.
-func (s *Server) checkAuthority(w *response, r *http.Request) error {
+func (a *app) checkAuthority(w *response, r *http.Request) error {
 	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
 		return problem.MethodNotAllowed
 	}
@@ -25,13 +25,13 @@ func (s *Server) checkAuthority(w *response, r *http.Request) error {
 		if r.URL.Host != "" {
 			return problem.AmbiguousHost.WithCause(errors.New("the request target is a whole URL"))
 		}
-		s.ignoreUpgrade(w, r)
+		a.ignoreUpgrade(w, r)
 	} else if hosts := r.Header["Host"]; len(hosts) > 1 || len(hosts) == 1 && !strings.EqualFold(hosts[0], r.Host) {
 		// RFC 9113, section 8.3.1
 		return problem.AmbiguousHost.WithCause(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
-	anyHost := r.URL.Path == s.prefix+backchannelLogoutPath || r.URL.Path == s.prefix+clientKeysPath
-	if !anyHost && !s.hostAllowed(r) {
+	anyHost := r.URL.Path == a.prefix+backchannelLogoutPath || r.URL.Path == a.prefix+clientKeysPath
+	if !anyHost && !a.hostAllowed(r) {
 		return problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
 	}
 	return nil
@@ -41,7 +41,7 @@ func (s *Server) checkAuthority(w *response, r *http.Request) error {
 // ask for a WebSocket: the request is served without (RFC 9110, section 7.8).
 // What follows one that does was not checked (see NewListener), so the
 // connection is closed unless the protocol is switched.
-func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
+func (a *app) ignoreUpgrade(w *response, r *http.Request) {
 	switch upgrade := r.Header["Upgrade"]; {
 	case len(upgrade) == 0:
 	case strings.Contains(strings.ToLower(strings.Join(upgrade, ",")), "websocket"):
@@ -53,31 +53,31 @@ func (s *Server) ignoreUpgrade(w *response, r *http.Request) {
 
 // hostAllowed reports whether the request is for the host of the public URL, as
 // its sender or a trusted proxy names it.
-func (s *Server) hostAllowed(r *http.Request) bool {
-	hosts := s.forwardedHosts(r)
+func (a *app) hostAllowed(r *http.Request) bool {
+	hosts := a.forwardedHosts(r)
 	if hosts == nil {
-		return s.isPublicHost(r.Host)
+		return a.isPublicHost(r.Host)
 	}
-	return !slices.ContainsFunc(hosts, func(host string) bool { return !s.isPublicHost(host) })
+	return !slices.ContainsFunc(hosts, func(host string) bool { return !a.isPublicHost(host) })
 }
 
 // isPublicHost compares a host with that of the public URL, without regard to
 // case and the default port. A trailing dot counts: it is another origin.
-func (s *Server) isPublicHost(host string) bool {
-	if host = strings.ToLower(host); host == s.host {
+func (a *app) isPublicHost(host string) bool {
+	if host = strings.ToLower(host); host == a.host {
 		return true
 	}
-	if strings.LastIndexByte(s.host, ':') > strings.LastIndexByte(s.host, ']') { // its port is not the default one
+	if strings.LastIndexByte(a.host, ':') > strings.LastIndexByte(a.host, ']') { // its port is not the default one
 		return false
 	}
-	if strings.HasPrefix(s.origin, "https:") {
-		return host == s.host+":443"
+	if strings.HasPrefix(a.origin, "https:") {
+		return host == a.host+":443"
 	}
-	return host == s.host+":80"
+	return host == a.host+":80"
 }
 
-func (s *Server) trusts(ip netip.Addr) bool {
-	return slices.ContainsFunc(s.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
+func (a *app) trusts(ip netip.Addr) bool {
+	return slices.ContainsFunc(a.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
 }
 
 // requestID returns the trace-id of a request that is part of a trace (W3C

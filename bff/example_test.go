@@ -5,10 +5,8 @@ import (
 	"encoding/base64"
 	"log"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
-	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -35,19 +33,9 @@ func Example() {
 	check(err)
 	listener, err := net.Listen("tcp", "localhost:8080")
 	check(err)
-
-	broker.Start()
-	server := &http.Server{Handler: broker, ReadHeaderTimeout: 10 * time.Second}
-	server.RegisterOnShutdown(broker.EndStreams)
-	go server.Serve(bff.NewListener(listener, nil)) // until Shutdown
-
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	<-interrupted.Done()
-	grace, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	check(server.Shutdown(grace)) // requests first
-	check(broker.Close(grace))    // then refreshes and revocations
+	check(broker.Run(ctx, listener)) // until Ctrl-C
 }
 
 func check(err error) {

@@ -10,11 +10,11 @@ import (
 
 // serveRoute serves a request to a route, with the token that the route is
 // configured for.
-func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
+func (a *app) serveRoute(w *response, r *http.Request, route *route) error {
 	if route.AcceptBearer != nil && hasBearerToken(r) {
-		return s.proxyWithCallerToken(w, r, route)
+		return a.proxyWithCallerToken(w, r, route)
 	}
-	granted, err := s.authorize(w, r, route)
+	granted, err := a.authorize(w, r, route)
 	if err != nil {
 		return err
 	}
@@ -29,13 +29,13 @@ func (s *Server) serveRoute(w *response, r *http.Request, route *route) error {
 			opts.SetHeader = w.access.setClaims
 		}
 	}
-	return s.forward(w, r, route, opts)
+	return a.forward(w, r, route, opts)
 }
 
 // forward sends a request to the route's upstream, or to its Handler.
-func (s *Server) forward(w *response, r *http.Request, route *route, opts proxy.Options) error {
+func (a *app) forward(w *response, r *http.Request, route *route, opts proxy.Options) error {
 	if route.Handler != nil {
-		s.serveHandler(w, r, route)
+		a.serveHandler(w, r, route)
 		return nil
 	}
 	opts.Client, opts.RequestID, opts.Record = w.client, w.requestID, &w.exchange
@@ -48,14 +48,14 @@ func (s *Server) forward(w *response, r *http.Request, route *route, opts proxy.
 
 // beforeResponse adds the session cookie to a response of an upstream if the
 // cookie is outdated.
-func (s *Server) beforeResponse(rw http.ResponseWriter, r *http.Request) {
+func (a *app) beforeResponse(rw http.ResponseWriter, r *http.Request) {
 	if w := rw.(*response); w.access.session != nil {
-		s.renewCookie(r.Context(), w, r, w.access.session)
+		a.renewCookie(r.Context(), w, r, w.access.session)
 	}
 }
 
 // detach has a stream logged when it ends, after its handler.
-func (s *Server) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
+func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	w := rw.(*response)
 	w.detached = true
 	// Without the ResponseWriter, whose buffers are the server's again.
@@ -64,6 +64,7 @@ func (s *Server) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record
-		s.logRequest(stream)
+		a.logRequest(stream)
+		a.leave()
 	}
 }

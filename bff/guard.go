@@ -13,7 +13,7 @@ import (
 // request is refused, or nil.
 
 // public accepts every request.
-func public(*Server, *http.Request) error { return nil }
+func public(*app, *http.Request) error { return nil }
 
 // navigation accepts a top-level navigation of the browser. A script would
 // follow the redirect to the provider and fail there with an error that
@@ -22,7 +22,7 @@ func public(*Server, *http.Request) error { return nil }
 // The mode navigate proves a navigation, whatever its destination: that is
 // empty if a service worker of the app passes the navigation on with
 // fetch(event.request). Only frames are refused.
-func navigation(_ *Server, r *http.Request) error {
+func navigation(_ *app, r *http.Request) error {
 	h := r.Header
 	mode, dest := h.Get("Sec-Fetch-Mode"), h.Get("Sec-Fetch-Dest")
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Moz"} {
@@ -53,44 +53,44 @@ var frameDestinations = map[string]bool{
 
 // unlessHead returns a handler that responds to HEAD with 200 and nothing else.
 // It is for endpoints whose GET starts or ends something.
-func unlessHead(serve func(*Server, *response, *http.Request) error) func(*Server, *response, *http.Request) error {
-	return func(s *Server, w *response, r *http.Request) error {
+func unlessHead(serve func(*app, *response, *http.Request) error) func(*app, *response, *http.Request) error {
+	return func(a *app, w *response, r *http.Request) error {
 		if r.Method == http.MethodHead {
 			w.WriteHeader(http.StatusOK)
 			return nil
 		}
-		return serve(s, w, r)
+		return serve(a, w, r)
 	}
 }
 
 // callbackNavigation accepts the navigation by which the provider returns the
 // browser, also in an iframe, where a silent login ends.
-func callbackNavigation(s *Server, r *http.Request) error {
+func callbackNavigation(a *app, r *http.Request) error {
 	if inFrame(r) {
 		return nil
 	}
-	return navigation(s, r)
+	return navigation(a, r)
 }
 
 // csrfHeader accepts a request of a script of this origin. The header X-CSRF
 // makes a browser send a preflight request before a cross-origin request (RFC
 // 10017, section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and
 // Origin are checked too.
-func csrfHeader(s *Server, r *http.Request) error {
+func csrfHeader(a *app, r *http.Request) error {
 	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
 		return problem.CSRF.WithCause(fmt.Errorf("X-CSRF is %.20q", v))
 	}
 	if site := r.Header.Values("Sec-Fetch-Site"); len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	return s.originAllowed(r)
+	return a.originAllowed(r)
 }
 
 // sameOrigin accepts a request that the browser marks as made by a page of this
 // origin. It is for requests that cannot have a header of their own: forms,
 // EventSource, WebSocket, images, downloads. A request without such a mark is
 // refused.
-func sameOrigin(s *Server, r *http.Request) error {
+func sameOrigin(a *app, r *http.Request) error {
 	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
 	switch {
 	case len(site) == 0 && len(origin) == 0:
@@ -98,15 +98,15 @@ func sameOrigin(s *Server, r *http.Request) error {
 	case len(site) > 0 && (len(site) != 1 || site[0] != "same-origin"):
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}
-	return s.originAllowed(r)
+	return a.originAllowed(r)
 }
 
 // fetchOrForm accepts a request of a script or of a form of this origin.
-func fetchOrForm(s *Server, r *http.Request) error {
+func fetchOrForm(a *app, r *http.Request) error {
 	if r.Header.Get("X-Csrf") != "" {
-		return csrfHeader(s, r)
+		return csrfHeader(a, r)
 	}
-	return sameOrigin(s, r)
+	return sameOrigin(a, r)
 }
 
 // headerOrMetadata is the guard of routes with csrf: auto. It accepts either
@@ -114,27 +114,27 @@ func fetchOrForm(s *Server, r *http.Request) error {
 // for GET and HEAD, and so for WebSockets, what the browser reports of its
 // origin. A navigation that no site has started passes too: the user has typed
 // it.
-func headerOrMetadata(s *Server, r *http.Request) error {
+func headerOrMetadata(a *app, r *http.Request) error {
 	switch site := r.Header["Sec-Fetch-Site"]; {
 	case len(r.Header["X-Csrf"]) > 0, r.Method != http.MethodGet && r.Method != http.MethodHead:
-		return csrfHeader(s, r)
+		return csrfHeader(a, r)
 	case len(site) == 1 && site[0] == "none" && r.Header.Get("Sec-Fetch-Mode") == "navigate":
-		return s.originAllowed(r)
+		return a.originAllowed(r)
 	}
-	return sameOrigin(s, r)
+	return sameOrigin(a, r)
 }
 
 // originAllowed refuses every Origin but that of the public URL. It accepts a
 // request without Origin, which is for the guard to judge. It also accepts the
 // Origin null if Sec-Fetch-Site is same-origin: a browser sends that for a form
 // of a page whose referrer policy is no-referrer (Fetch, section 3.2).
-func (s *Server) originAllowed(r *http.Request) error {
+func (a *app) originAllowed(r *http.Request) error {
 	origin := r.Header.Values("Origin")
 	switch {
-	case len(origin) == 0, len(origin) == 1 && origin[0] == s.origin:
+	case len(origin) == 0, len(origin) == 1 && origin[0] == a.origin:
 		return nil
 	case len(origin) == 1 && origin[0] == "null" && r.Header.Get("Sec-Fetch-Site") == "same-origin":
 		return nil
 	}
-	return problem.CSRF.WithCause(fmt.Errorf("the Origin is %.80q, want %q", origin, s.origin))
+	return problem.CSRF.WithCause(fmt.Errorf("the Origin is %.80q, want %q", origin, a.origin))
 }

@@ -13,8 +13,8 @@ import (
 // wraps session.ErrNone if there is none, or session.ErrStore.
 func (s *Server) Session(r *http.Request) (*session.Session, error) {
 	granted, ok := r.Context().Value(accessKey{}).(*access)
-	if !ok || granted.server != s {
-		return s.findSession(r)
+	if !ok || granted.app.server != s {
+		return s.current.Load().findSession(r)
 	}
 	if granted.session == nil {
 		return nil, session.ErrNone
@@ -31,35 +31,37 @@ type accessKey struct{}
 // wrap handlers within Config.Frontend.
 func (s *Server) RequireSession(h http.Handler) http.Handler {
 	protected := &route{Route: Route{Handler: h}, user: true, guard: headerOrMetadata}
-	serve := func(w *response, r *http.Request) error {
-		if err := s.checkAuthority(w, r); err != nil {
-			return err
-		}
-		return s.serveRoute(w, r, protected)
-	}
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		a := s.enter()
+		serve := func(w *response, r *http.Request) error {
+			if err := a.checkAuthority(w, r); err != nil {
+				return err
+			}
+			return a.serveRoute(w, r, protected)
+		}
 		w, ok := rw.(*response)
 		if !ok {
-			s.handle(rw, r, serve)
+			a.handle(rw, r, serve)
 			return
 		}
+		defer a.leave()
 		if err := serve(w, r); err != nil { // within Frontend: the request is logged there
-			s.writeProblem(w, r, err)
+			a.writeProblem(w, r, err)
 		}
 	})
 }
 
 // serveHandler serves a request that was granted access with the route's
 // Handler.
-func (s *Server) serveHandler(w *response, r *http.Request, route *route) {
+func (a *app) serveHandler(w *response, r *http.Request, route *route) {
 	w.Header()["Cache-Control"] = []string{"private, no-store"}
 	if w.access.session != nil {
-		s.renewCookie(r.Context(), w, r, w.access.session)
+		a.renewCookie(r.Context(), w, r, w.access.session)
 	}
 	if route.MaxBody > 0 {
 		r.Body = http.MaxBytesReader(w, r.Body, route.MaxBody)
 	}
-	w.paced = s
+	w.paced = a
 	route.Handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), accessKey{}, &w.access)))
 	w.pace.Stop()
 	limitBodyTime(w, r)

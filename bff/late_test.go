@@ -218,7 +218,7 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 		var cfg bff.Config
 		a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
 		other, at := replica(t, cfg)
-		if err := other.Found(t.Context()); err != nil {
+		if err := other.WaitForProvider(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		b := a.browser()

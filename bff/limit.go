@@ -144,8 +144,8 @@ func tooManyExchanges(wait time.Duration) error {
 }
 
 // limitLogin spends one of the client's logins.
-func (s *Server) limitLogin(w *response) error {
-	if wait := s.logins.take(addressKey(w.client)); wait > 0 {
+func (a *app) limitLogin(w *response) error {
+	if wait := a.logins.take(addressKey(w.client)); wait > 0 {
 		return tooManyRequests(wait, "the client address has used up its logins (server.limits.logins; if it is a proxy's, add it to server.trusted_proxies)")
 	}
 	return nil

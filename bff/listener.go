@@ -11,22 +11,25 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 )
 
-// NewListener returns a listener for the http.Server that is to serve a Server. With cfg it speaks TLS. Over it come only requests in HTTP/1.1 whose
-// framing can be read in one way (RFC 9112 11.2): net/http takes some that other servers take for two, and the http.Server answers
-// those 400 and hangs up. It is the listener's business because a handler does not see them as they were sent. HTTP/2 has its own framing, and passes.
-func NewListener(l net.Listener, cfg *tls.Config) net.Listener {
-	return NewLoggedListener(l, cfg, slog.Default())
-}
-
-// NewLoggedListener is NewListener with a logger for the requests in HTTP/1.1 that
-// are refused before the Server gets them: those above, and those that net/http
-// cannot read or that are too large.
-func NewLoggedListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
+// NewListener returns a listener for the http.Server of a program that does not
+// give its listeners to Server.Run. It accepts only HTTP/1.1 requests whose end
+// is unambiguous (RFC 9112, section 11.2): net/http accepts some that other
+// servers take for two. The http.Server responds with 400 to the others, and
+// closes the connection. A handler could not see the difference. With a
+// tls.Config it terminates TLS, and passes HTTP/2, which has its own framing. The
+// requests that are refused are logged; a nil logger means slog.Default().
+func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
+	if log == nil {
+		log = slog.Default()
+	}
 	if cfg == nil {
 		return plainListener{l, log}
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	t := &tlsListener{Listener: l, cfg: cfg, log: log, ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop}
+	t := &tlsListener{
+		Listener: l, cfg: cfg, log: log,
+		ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop,
+	}
 	go t.acceptAll() // until Close
 	return t
 }
@@ -52,7 +55,8 @@ func serverConn(c net.Conn, log *slog.Logger) net.Conn {
 	})
 }
 
-// tlsListener shakes hands before it hands a connection on, because only then it is known which protocol it speaks.
+// tlsListener accepts a connection after its TLS handshake, which selects the
+// protocol.
 type tlsListener struct {
 	net.Listener
 	cfg    *tls.Config
@@ -70,7 +74,7 @@ func (l *tlsListener) Accept() (net.Conn, error) {
 	case c := <-l.ready:
 		return c, nil
 	case err := <-l.failed:
-		l.failed <- err // for whoever asks next
+		l.failed <- err // for the next call
 		return nil, err
 	}
 }
@@ -85,7 +89,7 @@ func (l *tlsListener) acceptAll() {
 	for {
 		c, err := l.Listener.Accept()
 		if temporary, ok := err.(interface{ Temporary() bool }); ok && temporary.Temporary() && l.ctx.Err() == nil {
-			time.Sleep(10 * time.Millisecond) // as http.Server does: there are no more files to be had
+			time.Sleep(10 * time.Millisecond) // as http.Server does: there are no file descriptors left
 			continue
 		}
 		if err != nil {

@@ -19,31 +19,31 @@ import (
 )
 
 // login starts an attempt and sends the browser to the provider.
-func (s *Server) login(w *response, r *http.Request) error {
+func (a *app) login(w *response, r *http.Request) error {
 	w.page = loginPage
 	q := r.URL.Query()
 	ownPage := startedByOwnPage(r)
-	a := &attempt{ReturnTo: s.returnTo(q.Get("return_to"), ownPage), OwnPage: ownPage, CrossSite: crossSite(r)}
-	s.logReturnTo(w, q.Get("return_to"), a.ReturnTo)
+	at := &attempt{ReturnTo: a.returnTo(q.Get("return_to"), ownPage), OwnPage: ownPage, CrossSite: crossSite(r)}
+	a.logReturnTo(w, q.Get("return_to"), at.ReturnTo)
 	extra, err := oidc.LoginParameters(q)
 	if err != nil {
-		return problem.BadLoginParameter.WithCause(err).WithReturnTo(a.ReturnTo)
+		return problem.BadLoginParameter.WithCause(err).WithReturnTo(at.ReturnTo)
 	}
-	if err := s.startLogin(w, r, a, extra); err != nil {
-		return problemOf(err).WithReturnTo(a.ReturnTo)
+	if err := a.startLogin(w, r, at, extra); err != nil {
+		return problemOf(err).WithReturnTo(at.ReturnTo)
 	}
 	return nil
 }
 
 // logReturnTo logs that the browser is going to be sent to another path than it
 // was asked for. A query may have secrets of the app.
-func (s *Server) logReturnTo(w *response, asked, used string) {
+func (a *app) logReturnTo(w *response, asked, used string) {
 	if asked == "" || asked == used {
 		return
 	}
 	path, _, _ := strings.Cut(asked, "?")
 	path, _, _ = strings.Cut(path, "#")
-	s.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", used, "request", w.requestID)
+	a.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", used, "request", w.requestID)
 }
 
 // crossSite reports whether another origin sent the browser here, a sibling
@@ -54,13 +54,13 @@ func crossSite(r *http.Request) bool {
 }
 
 // recordCurrentSession records in an attempt who is signed in now.
-func (s *Server) recordCurrentSession(r *http.Request, a *attempt) error {
-	current, err := s.findSession(r)
+func (a *app) recordCurrentSession(r *http.Request, at *attempt) error {
+	current, err := a.findSession(r)
 	switch {
 	case err == nil:
-		a.Replaces, a.Subject = current.Ticket(), current.Subject
+		at.Replaces, at.Subject = current.Ticket(), current.Subject
 	case errors.Is(err, session.ErrNone):
-		a.Replaces, a.Subject = session.Ticket{}, ""
+		at.Replaces, at.Subject = session.Ticket{}, ""
 	default:
 		return err
 	}
@@ -70,23 +70,23 @@ func (s *Server) recordCurrentSession(r *http.Request, a *attempt) error {
 // startLogin starts an attempt: every login, silent login and restart goes
 // through it. It spends one of the client's logins, and adds to the parameters
 // what the operator demands of every login.
-func (s *Server) startLogin(w *response, r *http.Request, a *attempt, extra url.Values) error {
-	if err := s.limitLogin(w); err != nil {
+func (a *app) startLogin(w *response, r *http.Request, at *attempt, extra url.Values) error {
+	if err := a.limitLogin(w); err != nil {
 		return err
 	}
-	extra = s.provider.Demand(extra)
-	a.Prompt, a.MaxAge, a.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
-	if err := s.recordCurrentSession(r, a); err != nil {
+	extra = a.provider.Demand(extra)
+	at.Prompt, at.MaxAge, at.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
+	if err := a.recordCurrentSession(r, at); err != nil {
 		return err
 	}
-	if err := s.attempts.prepare(a, s.provider.Config().SenderConstraint == "dpop"); err != nil {
+	if err := a.attempts.prepare(at, a.provider.Config().SenderConstraint == "dpop"); err != nil {
 		return err
 	}
-	location, err := s.provider.AuthorizationURL(r.Context(), a.request(extra))
+	location, err := a.provider.AuthorizationURL(r.Context(), at.request(extra))
 	if err != nil {
 		return authorizationProblem(err)
 	}
-	if err := s.attempts.begin(w, r, a); err != nil {
+	if err := a.attempts.begin(w, r, at); err != nil {
 		return err
 	}
 	status := http.StatusFound
@@ -98,20 +98,20 @@ func (s *Server) startLogin(w *response, r *http.Request, a *attempt, extra url.
 }
 
 // callback completes an attempt with the authorization response in the query.
-func (s *Server) callback(w *response, r *http.Request) error {
-	if s.provider.Config().ResponseMode != "query" {
+func (a *app) callback(w *response, r *http.Request) error {
+	if a.provider.Config().ResponseMode != "query" {
 		return problem.MethodNotAllowed
 	}
 	w.page = loginPage
-	return s.handleAuthResponse(w, r, r.URL.RawQuery)
+	return a.handleAuthResponse(w, r, r.URL.RawQuery)
 }
 
 // callbackForm completes an attempt with a posted response (OAuth 2.0 Form Post
 // Response Mode). On a cross-site POST browsers withhold all cookies, that of
 // the attempt too. So the first response is a page that posts the same again
 // from here.
-func (s *Server) callbackForm(w *response, r *http.Request) error {
-	if s.provider.Config().ResponseMode != "form_post" {
+func (a *app) callbackForm(w *response, r *http.Request) error {
+	if a.provider.Config().ResponseMode != "form_post" {
 		return problem.MethodNotAllowed
 	}
 	w.page = loginPage
@@ -127,13 +127,13 @@ func (s *Server) callbackForm(w *response, r *http.Request) error {
 		writeRelayForm(w, form)
 		return nil
 	}
-	return s.handleAuthResponse(w, r, form.Encode())
+	return a.handleAuthResponse(w, r, form.Encode())
 }
 
 // handleAuthResponse completes an attempt with the parameters of an
 // authorization response. Whatever is wrong with it, no session that exists is
 // touched.
-func (s *Server) handleAuthResponse(w *response, r *http.Request, parameters string) error {
+func (a *app) handleAuthResponse(w *response, r *http.Request, parameters string) error {
 	if inFrame(r) { // only a silent login ends there, however it ends
 		w.page = silentPage
 	}
@@ -141,54 +141,54 @@ func (s *Server) handleAuthResponse(w *response, r *http.Request, parameters str
 	if err != nil {
 		return problem.BadCallback.WithCause(err)
 	}
-	a := s.attempts.find(r, resp.State)
-	if a != nil && crossSite(r) && (a.CrossSite || s.underRoute(a.ReturnTo)) {
-		return s.relaySameSite(w, resp)
+	at := a.attempts.find(r, resp.State)
+	if at != nil && crossSite(r) && (at.CrossSite || a.underRoute(at.ReturnTo)) {
+		return a.relaySameSite(w, resp)
 	}
-	if a != nil && a.CrossSite {
-		if err := s.recordCurrentSession(r, a); err != nil {
+	if at != nil && at.CrossSite {
+		if err := a.recordCurrentSession(r, at); err != nil {
 			return err
 		}
 	}
 	switch {
-	case a != nil && a.Silent:
+	case at != nil && at.Silent:
 		w.page = silentPage
 	case inFrame(r):
-		s.attempts.drop(w, r, resp.State)
+		a.attempts.drop(w, r, resp.State)
 		return problem.BadCallback.WithCause(errors.New("no silent attempt in this browser has this state"))
-	case a == nil:
-		s.attempts.drop(w, r, resp.State)
-		return s.handleLateResponse(w, r, resp, errors.New("no attempt in this browser has this state"))
+	case at == nil:
+		a.attempts.drop(w, r, resp.State)
+		return a.handleLateResponse(w, r, resp, errors.New("no attempt in this browser has this state"))
 	}
 	if resp.Code != "" { // the attempt is kept, so that the same response can be sent later
-		if wait := s.exchanges.check(addressKey(w.client)); wait > 0 {
+		if wait := a.exchanges.check(addressKey(w.client)); wait > 0 {
 			return tooManyExchanges(wait)
 		}
 	}
-	s.attempts.drop(w, r, resp.State)
-	err = s.complete(w, r, resp, a)
+	a.attempts.drop(w, r, resp.State)
+	err = a.complete(w, r, resp, at)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, errCompletedBefore):
-		if a.Silent {
+		if at.Silent {
 			return err
 		}
-		return s.handleLateResponse(w, r, resp, err)
-	case errors.Is(err, errAuthTooOld) && !a.Restarted && !a.Silent: // the provider ignored max_age: ask for what it cannot overlook
-		return s.restart(w, r, a, url.Values{"prompt": {"login"}})
-	case errors.Is(err, errAuthenticationExpired) && !a.Restarted && !a.Silent:
-		return s.restart(w, r, a, nil)
+		return a.handleLateResponse(w, r, resp, err)
+	case errors.Is(err, errAuthTooOld) && !at.Restarted && !at.Silent: // the provider ignored max_age: ask for what it cannot overlook
+		return a.restart(w, r, at, url.Values{"prompt": {"login"}})
+	case errors.Is(err, errAuthenticationExpired) && !at.Restarted && !at.Silent:
+		return a.restart(w, r, at, nil)
 	}
-	return problemOf(err).WithReturnTo(a.ReturnTo)
+	return problemOf(err).WithReturnTo(at.ReturnTo)
 }
 
 // underRoute reports whether a return_to lies under a route. Such a route only
 // accepts a request of the same origin, with the session cookie, so that the
 // redirect to it has to come from a page of this origin.
-func (s *Server) underRoute(returnTo string) bool {
+func (a *app) underRoute(returnTo string) bool {
 	u, err := url.Parse(returnTo)
-	return err == nil && returnTo != "/" && s.anyReadingUnderRoute(u.EscapedPath())
+	return err == nil && returnTo != "/" && a.anyReadingUnderRoute(u.EscapedPath())
 }
 
 // handleLateResponse handles a response to an attempt that is gone: the browser
@@ -199,13 +199,13 @@ func (s *Server) underRoute(returnTo string) bool {
 //
 // Anybody can send a browser here with a state of their own. So its return_to
 // counts as that of another site's login, and so does the new attempt.
-func (s *Server) handleLateResponse(w *response, r *http.Request, resp authResponse, cause error) error {
-	known, ok := s.attempts.openState(resp.State)
+func (a *app) handleLateResponse(w *response, r *http.Request, resp authResponse, cause error) error {
+	known, ok := a.attempts.openState(resp.State)
 	if !ok {
 		return problem.BadCallback.WithCause(cause)
 	}
-	returnTo := s.returnTo(known.returnTo, false)
-	current, err := s.findSession(r)
+	returnTo := a.returnTo(known.returnTo, false)
+	current, err := a.findSession(r)
 	switch {
 	case err == nil:
 		w.session = current.ID
@@ -214,18 +214,18 @@ func (s *Server) handleLateResponse(w *response, r *http.Request, resp authRespo
 	case !errors.Is(err, session.ErrNone):
 		return problemOf(err).WithReturnTo(returnTo)
 	case crossSite(r) && !resp.relayed: // the session cookie may have been withheld
-		return s.relaySameSite(w, resp)
+		return a.relaySameSite(w, resp)
 	case !known.restarted && (resp.Error == "" || resp.AuthenticationExpired()):
-		return s.restart(w, r, &attempt{ReturnTo: returnTo, CrossSite: true}, nil)
+		return a.restart(w, r, &attempt{ReturnTo: returnTo, CrossSite: true}, nil)
 	}
 	return problem.BadCallback.WithCause(cause).WithReturnTo(returnTo)
 }
 
 // restart starts a login again, with what the one before asked for. It happens
 // once: the state of a restarted attempt leads to no other.
-func (s *Server) restart(w *response, r *http.Request, before *attempt, extra url.Values) error {
-	a := *before
-	a.Restarted = true
+func (a *app) restart(w *response, r *http.Request, before *attempt, extra url.Values) error {
+	at := *before
+	at.Restarted = true
 	again := url.Values{"prompt": {before.Prompt}, "max_age": {before.MaxAge}, "acr_values": {before.ACRValues}}
 	for name := range again {
 		if extra.Has(name) {
@@ -235,8 +235,8 @@ func (s *Server) restart(w *response, r *http.Request, before *attempt, extra ur
 			again.Del(name)
 		}
 	}
-	if err := s.startLogin(w, r, &a, again); err != nil {
-		return problemOf(err).WithReturnTo(a.ReturnTo)
+	if err := a.startLogin(w, r, &at, again); err != nil {
+		return problemOf(err).WithReturnTo(at.ReturnTo)
 	}
 	return nil
 }
@@ -247,63 +247,63 @@ const completeTimeout = 45 * time.Second
 
 // complete verifies the authorization response to an attempt and starts a
 // session.
-func (s *Server) complete(w *response, r *http.Request, resp authResponse, a *attempt) error {
+func (a *app) complete(w *response, r *http.Request, resp authResponse, at *attempt) error {
 	// Before anything else is used, an error response included.
-	switch err := s.provider.CheckIssuer(resp.Response); {
+	switch err := a.provider.CheckIssuer(resp.Response); {
 	case errors.Is(err, oidc.ErrUnavailable):
 		return problem.ProviderUnavailable.WithCause(err)
 	case err != nil:
 		return problem.BadCallback.WithCause(err)
 	}
 	if resp.Error != "" {
-		return s.handleAuthError(w, resp, a)
+		return a.handleAuthError(w, resp, at)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), completeTimeout)
 	defer cancel()
-	keys, first, err := s.consumeAttempt(ctx, a)
+	keys, first, err := a.consumeAttempt(ctx, at)
 	if err != nil {
 		return err
 	}
 	if !first {
-		return s.joinLogin(r.Context(), w, keys, a)
+		return a.joinLogin(r.Context(), w, keys, at)
 	}
-	if err := s.startSession(ctx, w, r, resp, a); err != nil {
-		s.dropClaim(ctx, keys)
+	if err := a.startSession(ctx, w, r, resp, at); err != nil {
+		a.dropClaim(ctx, keys)
 		return err
 	}
-	s.shareLogin(ctx, w, keys, a)
-	s.finish(w, a, true)
+	a.shareLogin(ctx, w, keys, at)
+	a.finish(w, at, true)
 	return nil
 }
 
 // startSession redeems the code and starts a session for the user that it is
 // for.
-func (s *Server) startSession(ctx context.Context, w *response, r *http.Request, resp authResponse, a *attempt) error {
+func (a *app) startSession(ctx context.Context, w *response, r *http.Request, resp authResponse, at *attempt) error {
 	address := addressKey(w.client)
-	if wait := s.exchanges.take(address); wait > 0 { // exchanges in flight count, for they may fail
+	if wait := a.exchanges.take(address); wait > 0 { // exchanges in flight count, for they may fail
 		return tooManyExchanges(wait)
 	}
-	tokens, id, err := s.provider.Exchange(ctx, resp.Code, a.request(nil), a.accept)
+	tokens, id, err := a.provider.Exchange(ctx, resp.Code, at.request(nil), at.accept)
 	if err != nil {
 		if err = tokenErrorProblem(err); errors.Is(err, problem.ProviderUnavailable) {
-			s.exchanges.giveBack(address)
+			a.exchanges.giveBack(address)
 		}
-		s.revoke(ctx, &session.Session{Tokens: tokens})
+		a.revoke(ctx, &session.Session{Tokens: tokens})
 		return err
 	}
-	s.exchanges.giveBack(address)
-	started, err := s.sessions.Start(ctx, session.New{
+	a.exchanges.giveBack(address)
+	started, err := a.sessions.Start(ctx, session.New{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-		ExpiresAt: id.SessionExpiry, Began: time.UnixMilli(a.Began),
-		Replaces: s.replacedBy(r, a),
+		ExpiresAt: id.SessionExpiry, Began: time.UnixMilli(at.Began),
+		Replaces: a.replacedBy(r, at),
 		Replaced: func(old *session.Session, kept bool) {
 			if !kept {
-				s.revocations.Go(func() { s.revoke(ctx, old) }) // the login does not wait for it
+				a.revocations.Go(func() { a.revoke(ctx, old) }) // the login does not wait for it
 			}
 		},
 	})
 	if err != nil {
-		s.revoke(ctx, &session.Session{Tokens: tokens})
+		a.revoke(ctx, &session.Session{Tokens: tokens})
 	}
 	if errors.Is(err, session.ErrEnded) {
 		return problem.SignedOutMeanwhile
@@ -311,30 +311,30 @@ func (s *Server) startSession(ctx context.Context, w *response, r *http.Request,
 	if err != nil {
 		return err
 	}
-	s.cookie.Write(w, started)
+	a.cookie.Write(w, started)
 	w.session = started.ID
-	s.attempts.replaceNext(w, r, a.State, started)
+	a.attempts.replaceNext(w, r, at.State, started)
 	return nil
 }
 
 // replacedBy returns the tickets of the sessions that the success of an attempt
 // replaces: the one that was there when it began, and the one that is there
 // now.
-func (s *Server) replacedBy(r *http.Request, a *attempt) []session.Ticket {
-	tickets := []session.Ticket{a.Replaces}
-	if current, err := s.findSession(r); err == nil && !current.Ticket().Equal(a.Replaces) {
+func (a *app) replacedBy(r *http.Request, at *attempt) []session.Ticket {
+	tickets := []session.Ticket{at.Replaces}
+	if current, err := a.findSession(r); err == nil && !current.Ticket().Equal(at.Replaces) {
 		tickets = append(tickets, current.Ticket())
 	}
 	return tickets
 }
 
 // finish responds to an attempt that has ended without a fault.
-func (s *Server) finish(w *response, a *attempt, authenticated bool) {
-	if a.Silent {
+func (a *app) finish(w *response, at *attempt, authenticated bool) {
+	if at.Silent {
 		writeSilent(w, http.StatusOK, authenticated)
 		return
 	}
-	seeOther(w, s.returnTo(a.ReturnTo, a.OwnPage)) // the routes may have changed since
+	seeOther(w, a.returnTo(at.ReturnTo, at.OwnPage)) // the routes may have changed since
 }
 
 // seeOther redirects to a path of this origin without changing it.
@@ -372,7 +372,7 @@ var relayHTML = template.Must(template.New("relay").Parse(`<!doctype html><html 
 // a Strict session cookie. Without it nobody could tell whose session the login
 // of another site is about to replace, or whether a session exists by now, and
 // a route would refuse the redirect that follows.
-func (s *Server) relaySameSite(w *response, resp authResponse) error {
+func (a *app) relaySameSite(w *response, resp authResponse) error {
 	if resp.relayed {
 		return problem.BadCallback.WithCause(errors.New("it does not come from the page that should have sent it on"))
 	}
@@ -387,7 +387,7 @@ func (s *Server) relaySameSite(w *response, resp authResponse) error {
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("X-Frame-Options", "DENY")
-	return relayHTML.Execute(w, s.prefix+"/callback?"+q.Encode())
+	return relayHTML.Execute(w, a.prefix+"/callback?"+q.Encode())
 }
 
 const relayScript = `document.forms[0].submit()`
@@ -426,7 +426,7 @@ var errAuthenticationExpired = errors.New("the sign-in expired at the provider")
 
 // handleAuthError maps an authorization error response to a problem. What the
 // provider says is for the log alone.
-func (s *Server) handleAuthError(w *response, resp authResponse, a *attempt) error {
+func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error {
 	cause := fmt.Errorf("the provider answered %.40q", resp.Error)
 	if resp.Description != "" {
 		cause = fmt.Errorf("%w %q", cause, resp.Description)
@@ -436,8 +436,8 @@ func (s *Server) handleAuthError(w *response, resp authResponse, a *attempt) err
 	}
 	switch resp.Error {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
-		if a.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
-			s.finish(w, a, false)
+		if at.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
+			a.finish(w, at, false)
 			return nil
 		}
 	case "access_denied":
@@ -482,23 +482,23 @@ func tokenErrorProblem(err error) error {
 // accept fails unless the user signed in as the attempt asked (OpenID Connect
 // Core, section 3.1.3.7). An attempt of another site does not change who is
 // signed in.
-func (a *attempt) accept(id *oidc.Identity) error {
-	if a.ACRValues != "" && !slices.Contains(strings.Fields(a.ACRValues), id.ACR) { // (12)
-		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, a.ACRValues))
+func (at *attempt) accept(id *oidc.Identity) error {
+	if at.ACRValues != "" && !slices.Contains(strings.Fields(at.ACRValues), id.ACR) { // (12)
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, at.ACRValues))
 	}
-	if a.MaxAge != "" { // (13)
+	if at.MaxAge != "" { // (13)
 		if id.AuthTime.IsZero() {
 			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
 		}
 		if time.Until(id.AuthTime) > oidc.ClockSkew {
 			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))
 		}
-		seconds, _ := strconv.Atoi(a.MaxAge)
+		seconds, _ := strconv.Atoi(at.MaxAge)
 		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+oidc.ClockSkew {
 			return errAuthTooOld
 		}
 	}
-	if a.CrossSite && a.Subject != "" && a.Subject != id.Subject {
+	if at.CrossSite && at.Subject != "" && at.Subject != id.Subject {
 		return problem.OtherAccount
 	}
 	return nil

@@ -34,13 +34,13 @@ const (
 //
 // A script gets a path of this origin that redirects to the provider once
 // (logoutContinue): the URL at the provider has the ID token in it.
-func (s *Server) logout(w *response, r *http.Request) error {
+func (a *app) logout(w *response, r *http.Request) error {
 	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
 	asked := r.FormValue("return_to")
-	returnTo := s.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
-	s.logReturnTo(w, asked, returnTo)
-	ended, err := s.endSession(w, r, session.ReasonLogout)
+	returnTo := a.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
+	a.logReturnTo(w, asked, returnTo)
+	ended, err := a.endSession(w, r, session.ReasonLogout)
 	if err != nil {
 		return err
 	}
@@ -48,20 +48,20 @@ func (s *Server) logout(w *response, r *http.Request) error {
 	if ended != nil {
 		w.session = ended.ID
 		hint = newLogoutHint(ended)
-		s.revoke(r.Context(), ended)
+		a.revoke(r.Context(), ended)
 	}
-	if !s.keepStorage { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
+	if !a.keepStorage { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
 		w.Header().Set("Clear-Site-Data", `"storage"`)
 	}
-	location, err := s.endSessionURL(hint, returnTo)
+	location, err := a.endSessionURL(hint, returnTo)
 	if err != nil {
 		return err
 	}
-	if script := prefersJSON(r) || fromScript(r); script && s.provider.HasEndSession() {
-		if location, err = s.hints.put(w, hint, returnTo); err != nil {
+	if script := prefersJSON(r) || fromScript(r); script && a.provider.HasEndSession() {
+		if location, err = a.hints.put(w, hint, returnTo); err != nil {
 			return err
 		}
-		location = s.prefix + "/logout/continue?" + url.Values{"state": {location}}.Encode()
+		location = a.prefix + "/logout/continue?" + url.Values{"state": {location}}.Encode()
 	}
 	if !prefersJSON(r) {
 		http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
@@ -88,27 +88,27 @@ func fromScript(r *http.Request) bool {
 
 // endSessionURL returns where the browser goes to sign out at the provider, and
 // from there to returnTo; or returnTo if it cannot sign out there.
-func (s *Server) endSessionURL(hint logoutHint, returnTo string) (string, error) {
-	state, err := s.logoutStates.Seal("logout", []byte(returnTo))
+func (a *app) endSessionURL(hint logoutHint, returnTo string) (string, error) {
+	state, err := a.logoutStates.Seal("logout", []byte(returnTo))
 	if err != nil {
 		return "", err
 	}
-	location := s.provider.EndSessionURL(hint.idToken, hint.user, s.origin+s.prefix+"/logout/callback", state)
+	location := a.provider.EndSessionURL(hint.idToken, hint.user, a.origin+a.prefix+"/logout/callback", state)
 	return cmp.Or(location, returnTo), nil
 }
 
 // logoutContinue is where a script sends the browser after a logout. It
 // redirects to the provider, with the ID token that is in the cookie, and
 // removes the cookie.
-func (s *Server) logoutContinue(w *response, r *http.Request) error {
+func (a *app) logoutContinue(w *response, r *http.Request) error {
 	w.page = plainPage
-	hint, returnTo, err := s.hints.take(w, r)
+	hint, returnTo, err := a.hints.take(w, r)
 	if err != nil { // a link from the browser's history, say: the session here has ended long ago
-		s.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
-		seeOther(w, s.returnTo(returnTo, true))
+		a.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
+		seeOther(w, a.returnTo(returnTo, true))
 		return nil
 	}
-	location, err := s.endSessionURL(hint, s.returnTo(returnTo, true))
+	location, err := a.endSessionURL(hint, a.returnTo(returnTo, true))
 	if err != nil {
 		return err
 	}
@@ -118,10 +118,10 @@ func (s *Server) logoutContinue(w *response, r *http.Request) error {
 
 // logoutCallback is where the provider sends the browser after a logout. A
 // state that is not ours leads to the app's front page.
-func (s *Server) logoutCallback(w *response, r *http.Request) error {
+func (a *app) logoutCallback(w *response, r *http.Request) error {
 	returnTo := "/"
-	if asked, err := s.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
-		returnTo = s.returnTo(string(asked), true) // logout has looked at who started it
+	if asked, err := a.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
+		returnTo = a.returnTo(string(asked), true) // logout has looked at who started it
 	}
 	seeOther(w, returnTo)
 	return nil
@@ -131,7 +131,7 @@ func (s *Server) logoutCallback(w *response, r *http.Request) error {
 // Back-Channel Logout, section 2.5). The request is from the provider's server:
 // it has no cookie, and maybe another Host. The token's signature authenticates
 // it.
-func (s *Server) backchannelLogout(w *response, r *http.Request) error {
+func (a *app) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
 	ctx := context.WithValue(r.Context(), responseKey{}, w) // for observe
 	if r.ContentLength > maxLogoutBody {
@@ -147,26 +147,26 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 	if n := len(r.PostForm["logout_token"]); n != 1 {
 		return problem.BadLogoutToken.WithCause(fmt.Errorf("logout_token is there %d times", n))
 	}
-	token, err := s.provider.VerifyLogoutToken(ctx, r.PostForm.Get("logout_token"))
+	token, err := a.provider.VerifyLogoutToken(ctx, r.PostForm.Get("logout_token"))
 	if errors.Is(err, oidc.ErrUnavailable) {
 		return problem.ProviderUnavailable.WithCause(err)
 	}
 	if err != nil {
 		return problem.BadLogoutToken.WithCause(err)
 	}
-	sum := s.app.Digest(token.ID) // a jti is unique for its issuer and client alone
+	sum := a.app.Digest(token.ID) // a jti is unique for its issuer and client alone
 	seen := "logout:" + base64.RawURLEncoding.EncodeToString(sum[:16])
-	if _, _, found, err := s.store.Get(ctx, seen); err != nil {
+	if _, _, found, err := a.store.Get(ctx, seen); err != nil {
 		return fmt.Errorf("%w: look for the logout token: %w", session.ErrStore, err)
 	} else if found {
 		return problem.BadLogoutToken.WithCause(errors.New("its jti was here before"))
 	}
-	if _, err := s.sessions.EndAll(ctx, s.provider.Config().Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
+	if _, err := a.sessions.EndAll(ctx, a.provider.Config().Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
 		return err
 	}
 	// Remembered only now: after a failure the provider may send the same token
 	// again.
-	if _, err := s.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*oidc.ClockSkew); err != nil {
+	if _, err := a.store.Create(ctx, seen, []byte(rand.Text()), time.Until(token.Expiry)+2*oidc.ClockSkew); err != nil {
 		return fmt.Errorf("%w: remember the logout token: %w", session.ErrStore, err)
 	}
 	w.WriteHeader(http.StatusOK)
@@ -176,28 +176,28 @@ func (s *Server) backchannelLogout(w *response, r *http.Request) error {
 // revoke revokes the tokens of an ended session at the provider. The response
 // waits for the first attempt only. After a transient error it retries in the
 // background.
-func (s *Server) revoke(ctx context.Context, ended *session.Session) {
+func (a *app) revoke(ctx context.Context, ended *session.Session) {
 	ctx = context.WithoutCancel(ctx)
 	try := func() error {
 		ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 		defer cancel()
-		return s.provider.Revoke(ctx, ended.Tokens)
+		return a.provider.Revoke(ctx, ended.Tokens)
 	}
 	err := try()
 	if err == nil {
 		return
 	}
-	s.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
+	a.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
 	if !isTransient(err) {
 		return
 	}
-	s.revocations.Go(func() { // ends after revokeTries, each of which is bounded
+	a.revocations.Go(func() { // ends after revokeTries, each of which is bounded
 		for n := 1; n < revokeTries && isTransient(err); n++ {
 			time.Sleep(revokeDelay(err, n))
 			err = try()
 		}
 		if err != nil {
-			s.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire", "session", ended.ID, "err", err)
+			a.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire", "session", ended.ID, "err", err)
 		}
 	})
 }

@@ -301,7 +301,7 @@ func TestRevocationsAreTriedAgainWithinReason(t *testing.T) {
 			if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
 				t.Errorf("logout: got %d", got)
 			}
-			if err := a.server.Close(t.Context()); err != nil { // waits for those that are to be made
+			if err := a.stop(); err != nil { // waits for those that are to be made
 				t.Fatal(err)
 			}
 			mu.Lock()

@@ -1,7 +1,6 @@
 package bff_test
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -112,7 +111,7 @@ func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
 	other, at := replica(t, cfg)
-	if err := other.Found(t.Context()); err != nil {
+	if err := other.WaitForProvider(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b := a.signedIn()
@@ -142,10 +141,10 @@ func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
 		t.Fatal(err)
 	}
 	at := httptest.NewServer(server)
-	server.Start()
+	stop := run(t, server)
 	t.Cleanup(func() {
 		at.Close()
-		if err := server.Close(context.Background()); err != nil {
+		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	})

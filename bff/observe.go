@@ -10,7 +10,7 @@ import (
 
 // observe is session.Config.Observe. It is the one place that turns the events of
 // sessions into log lines.
-func (s *Server) observe(ctx context.Context, e session.Event) {
+func (a *app) observe(ctx context.Context, e session.Event) {
 	level, message := slog.LevelInfo, ""
 	attrs := []slog.Attr{slog.String("event", string(e.Kind)), slog.String("session", e.Session)}
 	switch e.Kind {
@@ -34,7 +34,7 @@ func (s *Server) observe(ctx context.Context, e session.Event) {
 		message = "session ended"
 		attrs = append(attrs, slog.String("reason", string(e.Reason)))
 		if e.Reason == session.ReasonLimit {
-			attrs = append(attrs, slog.Int("max_per_user", s.maxPerUser))
+			attrs = append(attrs, slog.Int("max_per_user", a.maxPerUser))
 		}
 	}
 	if e.Err != nil {
@@ -43,5 +43,5 @@ func (s *Server) observe(ctx context.Context, e session.Event) {
 	if w, ok := ctx.Value(responseKey{}).(*response); ok {
 		attrs = append(attrs, slog.String("request", w.requestID))
 	}
-	s.log.LogAttrs(context.WithoutCancel(ctx), level, message, attrs...)
+	a.log.LogAttrs(context.WithoutCancel(ctx), level, message, attrs...)
 }

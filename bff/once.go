@@ -47,11 +47,11 @@ var errCompletedBefore = problem.BadCallback.WithCause(errors.New("the attempt w
 type loginClaim struct{ claim, result string }
 
 // consumeAttempt claims an attempt. It returns false if another request has done so.
-func (s *Server) consumeAttempt(ctx context.Context, a *attempt) (keys loginClaim, first bool, err error) {
-	sum := sha256.Sum256([]byte(a.State))
+func (a *app) consumeAttempt(ctx context.Context, at *attempt) (keys loginClaim, first bool, err error) {
+	sum := sha256.Sum256([]byte(at.State))
 	name := base64.RawURLEncoding.EncodeToString(sum[:16])
 	keys = loginClaim{"login:" + name, "login-result:" + name}
-	first, err = s.store.Create(ctx, keys.claim, []byte(rand.Text()), attemptLife) // a value of this request's own
+	first, err = a.store.Create(ctx, keys.claim, []byte(rand.Text()), attemptLife) // a value of this request's own
 	if err != nil {
 		return keys, false, fmt.Errorf("%w: claim login attempt: %w", session.ErrStore, err)
 	}
@@ -60,46 +60,46 @@ func (s *Server) consumeAttempt(ctx context.Context, a *attempt) (keys loginClai
 
 // dropClaim deletes the claim of an attempt that has failed. If the store is out
 // of reach, the claim expires.
-func (s *Server) dropClaim(ctx context.Context, keys loginClaim) {
-	if err := s.store.Delete(ctx, keys.claim); err != nil {
-		s.log.WarnContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
+func (a *app) dropClaim(ctx context.Context, keys loginClaim) {
+	if err := a.store.Delete(ctx, keys.claim); err != nil {
+		a.log.WarnContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
 	}
 }
 
 // shareLogin leaves the session cookie that is in w for other requests with the
 // same attempt. Only the holder of the attempt's cookie can open it.
-func (s *Server) shareLogin(ctx context.Context, w *response, keys loginClaim, a *attempt) {
+func (a *app) shareLogin(ctx context.Context, w *response, keys loginClaim, at *attempt) {
 	var cookie string
 	for _, line := range w.Header()["Set-Cookie"] {
-		if strings.HasPrefix(line, s.cookie.Name()+"=") {
+		if strings.HasPrefix(line, a.cookie.Name()+"=") {
 			cookie = line
 		}
 	}
-	sealed := a.aead().Seal(nil, nil, []byte(cookie), []byte(keys.result))
-	if _, err := s.store.Create(ctx, keys.result, sealed, shareLife); err != nil {
-		s.log.WarnContext(ctx, "login not shared with requests that wait for it", "err", err)
+	sealed := at.aead().Seal(nil, nil, []byte(cookie), []byte(keys.result))
+	if _, err := a.store.Create(ctx, keys.result, sealed, shareLife); err != nil {
+		a.log.WarnContext(ctx, "login not shared with requests that wait for it", "err", err)
 	}
 }
 
 // joinLogin waits for the request that has claimed the attempt, and ends as it
 // does.
-func (s *Server) joinLogin(ctx context.Context, w *response, keys loginClaim, a *attempt) error {
+func (a *app) joinLogin(ctx context.Context, w *response, keys loginClaim, at *attempt) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	for {
-		sealed, _, found, err := s.store.Get(ctx, keys.result)
+		sealed, _, found, err := a.store.Get(ctx, keys.result)
 		if err == nil && found {
-			cookie, err := a.aead().Open(nil, nil, sealed, []byte(keys.result))
+			cookie, err := at.aead().Open(nil, nil, sealed, []byte(keys.result))
 			if err != nil {
 				return errCompletedBefore
 			}
 			w.Header().Add("Set-Cookie", string(cookie))
-			s.finish(w, a, true)
+			a.finish(w, at, true)
 			return nil
 		}
 		var ttl time.Duration
 		if err == nil {
-			_, ttl, found, err = s.store.Get(ctx, keys.claim)
+			_, ttl, found, err = a.store.Get(ctx, keys.claim)
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -120,8 +120,8 @@ func (s *Server) joinLogin(ctx context.Context, w *response, keys loginClaim, a 
 }
 
 // aead returns a cipher whose key is made of the attempt's verifier.
-func (a *attempt) aead() cipher.AEAD {
-	return newAEAD([]byte(a.Verifier.Reveal()), "login result")
+func (at *attempt) aead() cipher.AEAD {
+	return newAEAD([]byte(at.Verifier.Reveal()), "login result")
 }
 
 // newAEAD returns a cipher whose key is made of a secret for one purpose (RFC
@@ -144,6 +144,6 @@ func newAEAD(secret []byte, purpose string) cipher.AEAD {
 
 // hasSessionCookie reports whether the browser sent a session cookie, whatever is
 // in it.
-func (s *Server) hasSessionCookie(r *http.Request) bool {
-	return len(r.CookiesNamed(s.cookie.Name())) > 0
+func (a *app) hasSessionCookie(r *http.Request) bool {
+	return len(r.CookiesNamed(a.cookie.Name())) > 0
 }

@@ -32,10 +32,10 @@ func hashSource(text string) string {
 
 // writePage responds with an HTML page. The page of a failed login has a link to
 // another try.
-func (s *Server) writePage(w *response, p *problem.Problem) {
+func (a *app) writePage(w *response, p *problem.Problem) {
 	tryAgain := ""
 	if w.page == loginPage {
-		tryAgain = s.prefix + "/login"
+		tryAgain = a.prefix + "/login"
 		if p.ReturnTo != "" && p.ReturnTo != "/" {
 			tryAgain += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
 		}

@@ -34,7 +34,7 @@ func problemOf(err error) *problem.Problem {
 
 // writeProblem responds with err: as an HTML page to a navigation, as
 // application/problem+json otherwise.
-func (s *Server) writeProblem(w *response, r *http.Request, err error) {
+func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		w.status = statusClientLeft
 		// To return would send a 200, which a client that has only stopped sending
@@ -43,7 +43,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	}
 	p := problemOf(err)
 	if errors.Is(err, session.ErrEnded) {
-		s.cookie.Clear(w)
+		a.cookie.Clear(w)
 	}
 	w.problem = p
 	h := w.Header()
@@ -66,7 +66,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 		h.Set("WWW-Authenticate", problem.CookieChallenge)
 	}
 	if w.page != noPage && !prefersJSON(r) {
-		s.writePage(w, p)
+		a.writePage(w, p)
 		return
 	}
 	h.Set("Content-Type", "application/problem+json")
@@ -78,7 +78,7 @@ func (s *Server) writeProblem(w *response, r *http.Request, err error) {
 	}
 	body.Status = status
 	if p.SignIn {
-		body.LoginURL = s.prefix + "/login"
+		body.LoginURL = a.prefix + "/login"
 		if len(p.Login) > 0 {
 			body.LoginURL += "?" + p.Login.Encode()
 		}

@@ -2,7 +2,6 @@ package bff_test
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -35,9 +34,8 @@ func BenchmarkRefusals(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		server.Start()
-		b.Cleanup(func() { server.Close(context.Background()) })
-		if err := server.Found(b.Context()); err != nil {
+		run(b, server)
+		if err := server.WaitForProvider(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		return server

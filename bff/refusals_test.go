@@ -33,7 +33,7 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 			}
 			addr := l.Addr().String()
 			s := &http.Server{Handler: a.server, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), DisableGeneralOptionsHandler: true}
-			go s.Serve(bff.NewLoggedListener(l, cfg, slog.New(slog.NewJSONHandler(a.logs, nil)))) // until Close
+			go s.Serve(bff.NewListener(l, cfg, slog.New(slog.NewJSONHandler(a.logs, nil)))) // until Close
 			defer s.Close()
 			roots := x509.NewCertPool()
 			roots.AddCert(certified.Certificate())

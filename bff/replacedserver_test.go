@@ -1,7 +1,6 @@
 package bff_test
 
 import (
-	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -14,7 +13,11 @@ import (
 // that wait for the provider: they hold leases that its successor needs.
 func TestARefreshThatWaitsOutlivesItsServer(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Provider.Wait, c.ShutdownGrace = 2*time.Second, 100*time.Millisecond
+		cfg = *c
+	})
 	b := a.expired()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	a.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
@@ -27,11 +30,16 @@ func TestARefreshThatWaitsOutlivesItsServer(t *testing.T) {
 	})
 	wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
 	<-arrived
-	closing, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if err := a.server.Close(closing); err == nil {
-		t.Fatal("the server closed while a refresh was under way")
+	next, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := a.server.Reload(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the configuration before is given up", func() bool {
+		return strings.Contains(a.logs.String(), "previous configuration closed with requests in flight")
+	})
 	close(release)
 	waitFor(t, "the refresh is repeated", func() bool { return a.provider.Refreshes() == 1 })
 	waitFor(t, "the session is refreshed", func() bool { return strings.Contains(a.logs.String(), `"msg":"session refreshed"`) })

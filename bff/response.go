@@ -31,7 +31,7 @@ type response struct {
 	detached  bool   // the response continues after the handler has returned, and is logged when it ends
 
 	// Of a response that no upstream sends:
-	paced   *Server // whose limit applies; nil: no limit
+	paced   *app // whose limit applies; nil: no limit
 	pace    pace.Monitor
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was aborted because the client reads too slowly
@@ -59,10 +59,10 @@ const (
 	silentPage             // not at all: a page in an iframe tells the app that the user is not signed in
 )
 
-func (s *Server) newResponse(w http.ResponseWriter, r *http.Request) *response {
+func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {
 	return &response{
 		ResponseWriter: w, began: time.Now(),
-		requestID: requestID(r), client: s.clientIP(r), method: r.Method, path: r.URL.Path,
+		requestID: requestID(r), client: a.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
 }
 
@@ -104,7 +104,7 @@ func (w *response) Flush() { http.NewResponseController(w.ResponseWriter).Flush(
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // logRequest writes the line of the access log.
-func (s *Server) logRequest(w *response) {
+func (a *app) logRequest(w *response) {
 	level := slog.LevelInfo
 	if w.problem == nil && w.exchange.Err != nil {
 		w.problem = problemOf(w.exchange.Err)
@@ -132,7 +132,7 @@ func (s *Server) logRequest(w *response) {
 		level = w.problem.Level()
 		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
 	}
-	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+	a.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

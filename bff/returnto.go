@@ -59,7 +59,7 @@ const maxDecodings = 3
 // documents and ownPage is true: a page of the app's origin started the login.
 // Otherwise another site could have the browser open an upstream's document
 // with the user's token, and as a request of the same origin.
-func (s *Server) returnTo(raw string, ownPage bool) string {
+func (a *app) returnTo(raw string, ownPage bool) string {
 	const otherwise = "/"
 	if parseReturnTo(raw) != raw {
 		return otherwise
@@ -69,13 +69,13 @@ func (s *Server) returnTo(raw string, ownPage bool) string {
 		return otherwise
 	}
 	escaped := u.EscapedPath()
-	if !s.anyReadingUnderRoute(escaped) {
+	if !a.anyReadingUnderRoute(escaped) {
 		return raw
 	}
 	if !ownPage || urlpath.Check(escaped) != nil {
 		return otherwise
 	}
-	if route, err := s.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != DocumentsAllow {
+	if route, err := a.findRoute(u.Path, u.Path); err != nil || route == nil || route.Documents != DocumentsAllow {
 		return otherwise
 	}
 	return raw

@@ -177,7 +177,7 @@ type route struct {
 	claimNames map[string]bool // :: proxy.HeaderKey of the headers that are set to claims; nil if there are none
 
 	clientToken *oidc.ClientCredentials // nil unless client
-	guard       func(s *Server, r *http.Request) error
+	guard       func(s *app, r *http.Request) error
 	proxy       *proxy.Proxy
 }
 
@@ -315,9 +315,9 @@ func (route *route) claimHeaders(
 // shareClaimNames has all routes to one host remove the headers that one of
 // them sets to claims: the host believes them, whichever route a request comes
 // by.
-func (s *Server) shareClaimNames() {
+func (a *app) shareClaimNames() {
 	byHost := make(map[string]map[string]bool) // :: proxy.Host → claimNames of all its routes
-	for _, route := range s.routes {
+	for _, route := range a.routes {
 		for _, upstream := range route.Upstream {
 			host := proxy.Host(upstream)
 			if byHost[host] == nil {
@@ -326,7 +326,7 @@ func (s *Server) shareClaimNames() {
 			maps.Copy(byHost[host], route.claimNames)
 		}
 	}
-	for _, route := range s.routes {
+	for _, route := range a.routes {
 		for _, upstream := range route.Upstream {
 			for name := range byHost[proxy.Host(upstream)] {
 				if route.claimNames == nil {

@@ -14,7 +14,7 @@ import (
 )
 
 // addRoutes adds the routes of cfg. The error joins those of all routes.
-func (s *Server) addRoutes(cfg Config, publicURL *url.URL) error {
+func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 	var errs []error
 	fail := func(err error) {
 		if err != nil {
@@ -26,42 +26,42 @@ func (s *Server) addRoutes(cfg Config, publicURL *url.URL) error {
 		if cfg.Provider.SenderConstraint == "mtls" && r.Token != TokenNone {
 			fail(r.presentCertificate(cfg.Provider.ClientCertificate, field))
 		}
-		parsed, err := newRoute(r, field, s.prefix)
+		parsed, err := newRoute(r, field, a.prefix)
 		fail(err)
-		if slices.ContainsFunc(s.routes, func(other *route) bool { return other.Path == parsed.Path }) {
+		if slices.ContainsFunc(a.routes, func(other *route) bool { return other.Path == parsed.Path }) {
 			err := fmt.Errorf("%q is the path of another route too", parsed.Path)
 			fail(&session.FieldError{Field: field + ".Path", Err: err})
 		}
-		s.routes = append(s.routes, parsed)
+		a.routes = append(a.routes, parsed)
 	}
-	fail(s.checkEncodedSlashes())
-	s.shareClaimNames()
-	s.upstreams = &proxy.Group{
+	fail(a.checkEncodedSlashes())
+	a.shareClaimNames()
+	a.upstreams = &proxy.Group{
 		PublicURL:      publicURL,
 		OwnCookie:      isOwnCookie,
 		BodyMinRate:    cfg.BodyMinRate,
-		BeforeResponse: s.beforeResponse,
-		Detach:         s.detach,
-		Logger:         s.log,
+		BeforeResponse: a.beforeResponse,
+		Detach:         a.detach,
+		Logger:         a.log,
 	}
-	for i, route := range s.routes {
+	for i, route := range a.routes {
 		if route.Handler != nil {
 			continue
 		}
 		var err error
-		if route.proxy, err = route.newProxy(s.upstreams); err != nil {
+		if route.proxy, err = route.newProxy(a.upstreams); err != nil {
 			fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].Upstream", i), Err: err})
 		}
 	}
-	slices.SortStableFunc(s.routes, func(a, b *route) int { return len(b.Path) - len(a.Path) })
+	slices.SortStableFunc(a.routes, func(x, y *route) int { return len(y.Path) - len(x.Path) })
 	return errors.Join(errs...)
 }
 
 // targets returns those for which sessions need access tokens besides their
 // own.
-func (s *Server) targets() []oidc.Target {
+func (a *app) targets() []oidc.Target {
 	var all []oidc.Target
-	for _, route := range s.routes {
+	for _, route := range a.routes {
 		if route.user && route.targetKey != "" {
 			all = append(all, route.target)
 		}
@@ -71,18 +71,18 @@ func (s *Server) targets() []oidc.Target {
 
 // withoutLogin reports whether no route uses a session, but some the broker's
 // own token: nobody must be able to sign in.
-func (s *Server) withoutLogin() bool {
-	return slices.ContainsFunc(s.routes, func(r *route) bool { return r.client }) &&
-		!slices.ContainsFunc(s.routes, func(r *route) bool { return r.user })
+func (a *app) withoutLogin() bool {
+	return slices.ContainsFunc(a.routes, func(r *route) bool { return r.client }) &&
+		!slices.ContainsFunc(a.routes, func(r *route) bool { return r.user })
 }
 
 // checkResources verifies that the session's own token is bound to a resource
 // if other tokens of the session are (RFC 9700, section 2.3). resources are
 // those that the configuration names for it.
-func (s *Server) checkResources(resources []string) error {
+func (a *app) checkResources(resources []string) error {
 	bound := func(r *route) bool { return r.user && r.target.Resource != "" && !r.target.Exchange }
 	unbound := func(r *route) bool { return r.user && r.target.Resource == "" }
-	if len(resources) > 0 || !slices.ContainsFunc(s.routes, bound) || !slices.ContainsFunc(s.routes, unbound) {
+	if len(resources) > 0 || !slices.ContainsFunc(a.routes, bound) || !slices.ContainsFunc(a.routes, unbound) {
 		return nil
 	}
 	err := errors.New("missing; without it the session's own token would be good for what other routes " +
@@ -92,14 +92,14 @@ func (s *Server) checkResources(resources []string) error {
 
 // setClientTokens gives the routes that use the broker's own token its source.
 // Routes with the same target share one.
-func (s *Server) setClientTokens() error {
+func (a *app) setClientTokens() error {
 	sources := make(map[string]*oidc.ClientCredentials)
-	for _, route := range s.routes {
+	for _, route := range a.routes {
 		if !route.client {
 			continue
 		}
 		if sources[route.targetKey] == nil {
-			source, err := s.provider.ClientCredentials(route.target)
+			source, err := a.provider.ClientCredentials(route.target)
 			if err != nil {
 				return err
 			}
@@ -112,13 +112,13 @@ func (s *Server) setClientTokens() error {
 
 // checkEncodedSlashes verifies that no route lies below one that passes encoded
 // slashes.
-func (s *Server) checkEncodedSlashes() error {
+func (a *app) checkEncodedSlashes() error {
 	var errs []error
-	for i, route := range s.routes {
+	for i, route := range a.routes {
 		if route.EncodedSlashes != EncodedSlashesPass {
 			continue
 		}
-		for _, other := range s.routes {
+		for _, other := range a.routes {
 			if len(other.Path) > len(route.Path) && urlpath.LenientlyUnder(other.Path, route.Path) {
 				errs = append(errs, &session.FieldError{
 					Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i),
@@ -134,18 +134,18 @@ func (s *Server) checkEncodedSlashes() error {
 // lenient server would read the path as lying under a longer route, or under
 // the prefix of the endpoints. strict is the path by which the route is chosen,
 // decoded all that a lenient server may see in it.
-func (s *Server) findRoute(strict, decoded string) (*route, error) {
+func (a *app) findRoute(strict, decoded string) (*route, error) {
 	var found *route
-	for _, route := range s.routes {
+	for _, route := range a.routes {
 		if urlpath.Under(strict, route.Path) {
 			found = route
 			break
 		}
 	}
-	for _, route := range s.routes { // the longest first
+	for _, route := range a.routes { // the longest first
 		switch {
 		case found != nil && len(route.Path) <= len(found.Path):
-			return found, s.notUnderPrefix(decoded)
+			return found, a.notUnderPrefix(decoded)
 		case !urlpath.LenientlyUnder(decoded, route.Path):
 		case found == nil && strict+"/" == route.Path:
 			return nil, problem.NotFound // not the app's index: the caller means the API
@@ -154,12 +154,12 @@ func (s *Server) findRoute(strict, decoded string) (*route, error) {
 			return nil, problem.AmbiguousPath.WithCause(cause)
 		}
 	}
-	return found, s.notUnderPrefix(decoded)
+	return found, a.notUnderPrefix(decoded)
 }
 
-func (s *Server) notUnderPrefix(decoded string) error {
-	if urlpath.LenientlyUnder(decoded, s.prefix) {
-		cause := urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", s.prefix))
+func (a *app) notUnderPrefix(decoded string) error {
+	if urlpath.LenientlyUnder(decoded, a.prefix) {
+		cause := urlpath.Error(decoded, fmt.Sprintf("can be read as lying under %q", a.prefix))
 		return problem.AmbiguousPath.WithCause(cause)
 	}
 	return nil
@@ -167,11 +167,11 @@ func (s *Server) notUnderPrefix(decoded string) error {
 
 // findSlashRoute returns the route of a path with encoded slashes, or nil if it
 // has none that passes them.
-func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
+func (a *app) findSlashRoute(escaped, decoded string) (*route, error) {
 	if urlpath.CheckExceptSlashes(escaped) != nil {
 		return nil, nil
 	}
-	route, err := s.findRoute(urlpath.DecodeExceptSlashes(escaped), decoded)
+	route, err := a.findRoute(urlpath.DecodeExceptSlashes(escaped), decoded)
 	if err != nil || route == nil || route.EncodedSlashes != EncodedSlashesPass {
 		return nil, err
 	}
@@ -182,9 +182,9 @@ func (s *Server) findSlashRoute(escaped, decoded string) (*route, error) {
 // under a route or under the prefix of the endpoints. escaped is the path as it
 // is in a request line or a URL, without query and fragment. All other paths
 // belong to the app, however odd they are.
-func (s *Server) anyReadingUnderRoute(escaped string) bool {
+func (a *app) anyReadingUnderRoute(escaped string) bool {
 	return urlpath.AnyReading(escaped, func(decoded string) bool {
 		isOver := func(route *route) bool { return urlpath.LenientlyUnder(decoded, route.Path) }
-		return urlpath.LenientlyUnder(decoded, s.prefix) || slices.ContainsFunc(s.routes, isOver)
+		return urlpath.LenientlyUnder(decoded, a.prefix) || slices.ContainsFunc(a.routes, isOver)
 	})
 }

@@ -9,7 +9,7 @@ import (
 )
 
 func BenchmarkFindRoute(b *testing.B) {
-	s := &Server{prefix: "/bff"}
+	s := &app{prefix: "/bff"}
 	for _, p := range []string{"/api/administration/", "/api/reports/yearly/", "/api/admin/", "/events/", "/orders/", "/api/"} {
 		s.routes = append(s.routes, &route{Route: Route{Path: p}})
 	}

@@ -27,48 +27,48 @@ type sessionTimes struct {
 }
 
 // showSession says who is signed in. It neither refreshes nor extends the session.
-func (s *Server) showSession(w *response, r *http.Request) error {
-	current, err := s.findSession(r)
+func (a *app) showSession(w *response, r *http.Request) error {
+	current, err := a.findSession(r)
 	if errors.Is(err, session.ErrNone) {
-		return s.writeSession(w, nil)
+		return a.writeSession(w, nil)
 	}
 	if err != nil {
 		return err
 	}
-	s.renewCookie(r.Context(), w, r, current)
-	return s.writeSession(w, current)
+	a.renewCookie(r.Context(), w, r, current)
+	return a.writeSession(w, current)
 }
 
 // refreshSession refreshes the tokens now, whether they are about to expire or
 // not. Each session has a budget for that, for each call is a request to the
 // provider. It is looked up by the cookie, which needs no store: by what its text
 // decodes to, because several texts decode to the same.
-func (s *Server) refreshSession(w *response, r *http.Request) error {
-	if cookies := cookiesWithPrefix(r, s.cookie.Name()+"=", 2); len(cookies) == 1 {
+func (a *app) refreshSession(w *response, r *http.Request) error {
+	if cookies := cookiesWithPrefix(r, a.cookie.Name()+"=", 2); len(cookies) == 1 {
 		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)
 		if err != nil {
 			sealed = nil // it opens no session
 		}
 		sum := sha256.Sum256(sealed)
-		if wait := s.refreshes.take([16]byte(sum[:])); wait > 0 {
+		if wait := a.refreshes.take([16]byte(sum[:])); wait > 0 {
 			return tooManyRequests(wait, "the session has used up its forced refreshes")
 		}
 	}
-	current, err := s.findSession(r)
+	current, err := a.findSession(r)
 	if err == nil {
-		current, err = s.sessions.Refresh(r.Context(), current)
+		current, err = a.sessions.Refresh(r.Context(), current)
 	}
 	if err != nil {
 		return err
 	}
-	return s.writeSession(w, current)
+	return a.writeSession(w, current)
 }
 
-func (s *Server) writeSession(w *response, current *session.Session) error {
+func (a *app) writeSession(w *response, current *session.Session) error {
 	var body sessionBody
 	if current != nil {
 		w.session = current.ID
-		user, err := s.claims.visible(current.Claims)
+		user, err := a.claims.visible(current.Claims)
 		if err != nil {
 			return err
 		}

@@ -14,9 +14,9 @@ import (
 // resulting page posts a message with the outcome to the app. A browser that
 // withholds the provider's cookies in frames of other sites reports that nobody
 // is signed in.
-func (s *Server) silentLogin(w *response, r *http.Request) error {
+func (a *app) silentLogin(w *response, r *http.Request) error {
 	w.page = silentPage
-	switch _, err := s.findSession(r); {
+	switch _, err := a.findSession(r); {
 	case err == nil: // the provider could have another user by now
 		writeSilent(w, http.StatusOK, true)
 		return nil
@@ -24,15 +24,15 @@ func (s *Server) silentLogin(w *response, r *http.Request) error {
 		return err
 	}
 	silent := url.Values{"prompt": {"none"}}
-	if prompt := s.provider.Demand(silent).Get("prompt"); prompt != "none" {
+	if prompt := a.provider.Demand(silent).Get("prompt"); prompt != "none" {
 		return problem.LoginTooWeak.WithCause(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
 	}
-	return s.startLogin(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
+	return a.startLogin(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
 
 // sameOriginFrame accepts an iframe of this origin. The destination is empty if
 // a service worker of the app passes its navigation on.
-func sameOriginFrame(s *Server, r *http.Request) error {
+func sameOriginFrame(a *app, r *http.Request) error {
 	mode, dest := r.Header.Get("Sec-Fetch-Mode"), r.Header.Get("Sec-Fetch-Dest")
 	if dest != "" && dest != "iframe" && !(dest == "empty" && mode == "navigate") {
 		return problem.NavigationOnly.WithCause(fmt.Errorf("Sec-Fetch-Dest is %.40q, want iframe", dest))
@@ -72,19 +72,19 @@ func writeSilent(w *response, status int, authenticated bool) {
 //   - if they are not those of this browser's session, which goes on;
 //   - in a frame of another site: browsers withhold the session cookie there, so
 //     that nothing can be ended. Back-channel logout has no such limit.
-func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
+func (a *app) frontchannelLogout(w *response, r *http.Request) error {
 	h := w.Header()
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+s.provider.IssuerOrigin())
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+a.provider.IssuerOrigin())
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	q := r.URL.Query()
 	iss, sid := q["iss"], q["sid"]
 	if len(iss) != 1 || len(sid) != 1 { // 2: both or neither, and we want both
 		return problem.BadFrontchannelLogout.WithCause(fmt.Errorf("iss is there %d times, sid %d times", len(iss), len(sid)))
 	}
-	current, err := s.findSession(r)
+	current, err := a.findSession(r)
 	switch {
 	case errors.Is(err, session.ErrNone):
-		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !s.hasSessionCookie(r) {
+		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !a.hasSessionCookie(r) {
 			return problem.BadFrontchannelLogout.WithCause(errors.New("Sec-Fetch-Site is cross-site, where browsers send no session cookie (use back-channel logout)"))
 		}
 		return nil
@@ -93,11 +93,11 @@ func (s *Server) frontchannelLogout(w *response, r *http.Request) error {
 	case current.SID == "" || current.SID != sid[0] || current.Issuer != iss[0]:
 		return problem.BadFrontchannelLogout.WithCause(errors.New("iss and sid are not those of the session"))
 	}
-	ended, err := s.endSession(w, r, session.ReasonFrontchannel)
+	ended, err := a.endSession(w, r, session.ReasonFrontchannel)
 	if err != nil || ended == nil {
 		return err
 	}
 	w.session = ended.ID
-	s.revoke(r.Context(), ended)
+	a.revoke(r.Context(), ended)
 	return nil
 }

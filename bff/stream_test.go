@@ -129,8 +129,8 @@ func newFront(t *testing.T, edit func(*front, *bff.Config)) *front {
 			f.conns.Add(1)
 		}
 	}}
-	go s.Serve(bff.NewListener(plain, nil)) // until Close, as the next
-	go s.Serve(bff.NewListener(overTLS, &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}))
+	go s.Serve(bff.NewListener(plain, nil, nil)) // until Close, as the next
+	go s.Serve(bff.NewListener(overTLS, &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}, nil))
 	t.Cleanup(func() { s.Close() })
 	f.browser, f.sid = f.signedInWithSID()
 	for _, w := range f.ways {

@@ -3,7 +3,6 @@ package bff_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -174,7 +173,7 @@ func newWire(t *testing.T) *wire {
 	})
 	// A listener of the same server that speaks as the broker does; its Host is that of the public URL.
 	s := &http.Server{Handler: a.server, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 64 << 10, DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	go s.Serve(bff.NewLoggedListener(l, nil, slog.New(slog.DiscardHandler)))
+	go s.Serve(bff.NewListener(l, nil, slog.New(slog.DiscardHandler)))
 	t.Cleanup(func() { s.Close() })
 	u, err := url.Parse(a.url)
 	if err != nil {
@@ -577,11 +576,8 @@ func FuzzRequestHeader(f *testing.F) {
 	}
 	host := l.Addr().String()
 	s := &http.Server{Handler: server, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	go s.Serve(bff.NewLoggedListener(l, nil, slog.New(slog.DiscardHandler)))
-	f.Cleanup(func() {
-		s.Close()
-		server.Close(context.Background())
-	})
+	go s.Serve(bff.NewListener(l, nil, slog.New(slog.DiscardHandler)))
+	f.Cleanup(func() { s.Close() })
 	f.Fuzz(func(t *testing.T, name, value string) {
 		c, err := net.Dial("tcp", host)
 		if err != nil {

@@ -25,7 +25,6 @@ type endWatchers struct {
 
 	mu     sync.Mutex // guards all below
 	closed bool       // no session is watched any more
-	active int        // watchers that have not been stopped
 	// first and last are the ends of the list of watchers that are not
 	// registered yet, the oldest first. Most are stopped before they are.
 	first, last *endWatcher
@@ -59,21 +58,9 @@ func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
 	return func() { m.ends.stop(w) }
 }
 
-// WaitForStreams blocks until every OnEnd has been stopped, or ctx is done.
-func (m *Manager) WaitForStreams(ctx context.Context) {
-	for m.ends.hasActive() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(watchInterval):
-		}
-	}
-}
-
 func (e *endWatchers) add(w *endWatcher) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.active++
 	if e.closed {
 		go w.ended() // until it returns, which is soon
 		return
@@ -94,7 +81,6 @@ func (e *endWatchers) stop(w *endWatcher) {
 		return
 	}
 	w.stopped = true
-	e.active--
 	if !w.registered {
 		e.unlink(w)
 		return
@@ -140,13 +126,6 @@ func (e *endWatchers) promote(now time.Time, all bool) {
 		session.changed = true // perhaps, since it was read
 		session.watchers[w] = struct{}{}
 	}
-}
-
-// hasActive reports whether a watcher has not been stopped.
-func (e *endWatchers) hasActive() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.active > 0
 }
 
 // markChanged has a session read again, or all of them if id is empty.

@@ -10,8 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,8 +28,7 @@ type broker struct {
 	store config.TokenStore
 	cert  *certificate // nil: without TLS
 
-	server  atomic.Pointer[bff.Server] // the one in force; reload puts another in its place
-	retired sync.WaitGroup             // those before, while they finish what they have begun
+	server *bff.Server
 }
 
 // newBroker makes the parts that cfg describes. Its frontend is app, or
@@ -47,64 +44,60 @@ func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error)
 	if len(cfg.Session.Keys) == 0 && cfg.Store.IsInMemory() {
 		cfg.Session.Keys = []session.Secret{newKey()} // the sessions that it seals end with the process too
 	}
-	var certErr error
+	var secure *tls.Config
+	var certErr, serverErr error
 	if files := cfg.Server.TLS; files.CertFile != "" && files.KeyFile != "" {
-		b.cert, certErr = loadCertificate(files, log)
+		if b.cert, certErr = loadCertificate(files, log); certErr == nil {
+			secure = b.cert.tlsConfig()
+		}
 	}
-	server, serverErr := cfg.NewServer(store, app, log)
+	b.server, serverErr = cfg.NewServer(store, app, secure, log)
 	if err := config.Join(storeErr, certErr, serverErr); err != nil {
 		store.Close()
 		return nil, err
 	}
-	b.server.Store(server)
 	return b, nil
 }
 
+// newHTTPServer returns a server for what is not public.
 func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second, // bodies are bounded by their rate (server.limits.body_min_rate): uploads and streams take as long as they take
+		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-
-		DisableGeneralOptionsHandler: true, // OPTIONS * is for the handler to refuse
 	}
 }
 
-// closeGrace is the time for token refreshes and revocations that are in flight when
-// all requests have ended.
-const closeGrace = 10 * time.Second
-
-// run serves until ctx ends, on public and on the admin listener, then shuts down: no new connections, what is under way
-// finishes, and no rotated token is lost. At each signal from hangup it loads the configuration again; hangup may be nil. It closes public.
-func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config.Config, error)) error {
+// run serves public and the admin listener until ctx ends, and then shuts down.
+// It closes public. At each signal from hangup it loads the configuration again;
+// hangup may be nil.
+func (b *broker) run(
+	ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config.Config, error),
+) error {
 	defer public.Close()
-	var secure *tls.Config
-	look := make(chan struct{}, 1) // at the certificate's files
-	if b.cert != nil {
-		secure = b.cert.tlsConfig()
-	}
 	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
 	if err != nil {
 		return fmt.Errorf("server.admin_listen: %w", err)
 	}
 	b.log.Info("listening", "listen", public.Addr().String(), "admin_listen", admin.Addr().String(), "public_url", b.cfg.Server.PublicURL)
 
-	publicServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().ServeHTTP(w, r) }), b.log)
-	adminServer := newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.server.Load().Admin().ServeHTTP(w, r) }), b.log)
+	adminServer := newHTTPServer(b.server.Admin(), b.log)
 	group, serving := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(publicServer, bff.NewLoggedListener(public, secure, b.log)) })
 	group.Go(func() error { return serve(adminServer, admin) })
+	group.Go(func() error {
+		defer adminServer.Close()
+		return b.server.Run(serving, public)
+	})
+	look := make(chan struct{}, 1) // at the certificate's files
 	if b.cert != nil {
 		group.Go(func() error {
 			b.cert.watch(serving, look)
 			return nil
 		})
 	}
-	b.server.Load().Start()
 	group.Go(func() error {
-		for serving.Err() == nil {
+		for {
 			select {
 			case <-hangup:
 				select {
@@ -112,23 +105,10 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 				default:
 				}
 				b.reload(serving, load)
-			case <-serving.Done(): // a signal to end, or a listener that failed
+			case <-serving.Done():
+				return nil
 			}
 		}
-		b.log.Info("shutting down", "grace", b.cfg.Server.ShutdownGrace.String())
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.cfg.Server.ShutdownGrace)
-		defer cancel()
-		defer adminServer.Close()
-		publicServer.RegisterOnShutdown(b.server.Load().EndStreams)
-		if err := publicServer.Shutdown(grace); err != nil {
-			b.log.Warn("requests still open after the grace period are cut", "err", err)
-			publicServer.Close()
-		}
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeGrace) // streams may have used up the other
-		defer cancel()
-		err := b.server.Load().Close(closing)
-		b.retired.Wait() // bounded by the grace of their own
-		return err
 	})
 	return group.Wait()
 }
@@ -158,25 +138,14 @@ func (b *broker) replace(ctx context.Context, next *config.Config) error {
 	if len(next.Session.Keys) == 0 && next.Store.IsInMemory() {
 		next.Session.Keys = b.cfg.Session.Keys
 	}
-	server, err := next.NewServer(b.store, b.app, b.log)
+	server, err := next.NewServer(b.store, b.app, nil, b.log)
 	if err := config.Join(next.CheckReload(b.cfg), err); err != nil {
 		return err
 	}
-	// The old server answers until the new one has found its provider, or for as long as that takes at most.
-	server.Start()
-	finding, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	server.Found(finding)
-	old := b.server.Swap(server)
+	if err := b.server.Reload(ctx, server); err != nil {
+		return err
+	}
 	b.cfg = next
-	b.retired.Go(func() { // until what was begun under it is over, or until the shutdown
-		old.WaitForStreams(ctx)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), next.Server.ShutdownGrace)
-		defer cancel()
-		if err := old.Close(grace); err != nil {
-			b.log.Warn("previous configuration closed with requests in progress", "err", err)
-		}
-	})
 	return nil
 }
 

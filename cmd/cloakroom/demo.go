@@ -131,7 +131,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return b.run(ctx, public, nil, nil)
 	})
 	group.Go(func() error {
-		if b.server.Load().Found(ctx) != nil {
+		if b.server.WaitForProvider(ctx) != nil {
 			return nil // what ended the demo before it began is another's to say
 		}
 		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is asked for.\n"+

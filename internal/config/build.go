@@ -23,12 +23,15 @@ import (
 )
 
 // NewServer returns the server that c describes. Its sessions are in store. Its
-// frontend is app, or frontend.dir if app is nil. NewServer does no I/O but to read
-// the files that c names. The error is an Errors.
-func (c *Config) NewServer(store session.Store, app fs.FS, log *slog.Logger) (*bff.Server, error) {
+// frontend is app, or frontend.dir if app is nil. Its listeners terminate TLS
+// unless secure is nil. NewServer does no I/O but to read the files that c
+// names. The error is an Errors.
+func (c *Config) NewServer(
+	store session.Store, app fs.FS, secure *tls.Config, log *slog.Logger,
+) (*bff.Server, error) {
 	var problems Errors
 	cfg := c.serverConfig(log, &problems)
-	cfg.Sessions.Store = store
+	cfg.Sessions.Store, cfg.TLS = store, secure
 	frontend, err := c.frontend(app, log)
 	if err != nil {
 		problems.add("frontend.dir", "%w", err)
@@ -67,8 +70,9 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 		Limits: bff.Limits{
 			Logins: bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
-		Client: web.Client(),
-		Logger: log,
+		Client:        web.Client(),
+		ShutdownGrace: c.Server.ShutdownGrace,
+		Logger:        log,
 	}
 }
 

@@ -1,0 +1,412 @@
+package bff
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
+	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// app is the broker under one configuration, from start to close.
+type app struct {
+	server   *Server
+	requests atomic.Int64 // in flight, streams included
+
+	origin string // scheme://host of the public URL, as browsers write an Origin
+	host   string
+	prefix string
+
+	proxies      []netip.Prefix
+	table        map[string][]endpoint // :: path → one endpoint per method
+	routes       []*route              // longest path first
+	frontend     http.Handler
+	sessions     *session.Manager
+	cookie       *session.Cookie
+	maxPerUser   int // Config.Sessions.MaxPerUser
+	store        session.Store
+	app          session.App // what sessions, attempts and logout states are bound to
+	provider     *oidc.Client
+	claims       Claims
+	keepStorage  bool // Config.KeepStorage
+	attempts     attempts
+	logoutStates *session.Codec // seals the state that goes to the provider at logout
+	hints        *logoutHints
+	log          *slog.Logger
+
+	logins    *limiter[[16]byte] // :: addressKey; logins that were started
+	exchanges *limiter[[16]byte] // :: addressKey; failed code exchanges
+	refreshes *limiter[[16]byte] // :: hash of the session cookie; forced refreshes
+	pace      pace.Limit         // of bodies
+
+	shutdownGrace  time.Duration
+	background     sync.WaitGroup // discovery, and the watch for changes by other replicas
+	stopBackground context.CancelFunc
+	stopProbing    context.CancelFunc // of the breaker; nil before start
+	revocations    sync.WaitGroup     // in flight
+
+	upstreams *proxy.Group // of the routes
+}
+
+// endpoint is one line of the table of endpoints.
+type endpoint struct {
+	method string
+	path   string
+	guard  func(s *app, r *http.Request) error
+	serve  func(s *app, w *response, r *http.Request) error
+}
+
+// Endpoints that the provider's server calls, which may use another host name
+// than browsers; under the prefix.
+const (
+	backchannelLogoutPath = "/backchannel-logout"
+	clientKeysPath        = "/jwks.json"
+)
+
+// bodyTimeout is how long the body of a request to an endpoint may take.
+const bodyTimeout = 10 * time.Second
+
+// endpoints are the endpoints under the prefix, each with the guard that runs
+// before its handler. What they do is one straight line each:
+//
+//	login     returnTo → startLogin: limitLogin → attempts.prepare → AuthorizationURL → attempts.begin → 302
+//	callback  attempts.find → complete: CheckIssuer → consumeAttempt → Exchange → sessions.Start → 303
+//	logout    sessions.End → revoke → endSessionURL → 303; by the provider: VerifyLogoutToken → sessions.EndAll
+//
+// A request to a route: authorize (guard → session → requirements → token) →
+// proxy.Forward. sessions.Fresh refreshes a token that is about to expire.
+var endpoints = []endpoint{
+	{"GET", "/login", navigation, unlessHead((*app).login)},
+	{"GET", "/callback", callbackNavigation, unlessHead((*app).callback)},
+	{"POST", "/callback", callbackNavigation, (*app).callbackForm},
+	{"GET", "/silent-login", sameOriginFrame, unlessHead((*app).silentLogin)},
+	{"POST", "/logout", fetchOrForm, (*app).logout},
+	{"GET", "/logout/continue", navigation, unlessHead((*app).logoutContinue)},
+	{"GET", "/logout/callback", navigation, (*app).logoutCallback},
+	{"POST", backchannelLogoutPath, public, (*app).backchannelLogout},
+	{"GET", "/frontchannel-logout", public, unlessHead((*app).frontchannelLogout)},
+	{"GET", clientKeysPath, public, (*app).clientKeys},
+	{"GET", "/session", csrfHeader, (*app).showSession},
+	{"POST", "/session/refresh", csrfHeader, (*app).refreshSession},
+}
+
+// newApp returns an app for cfg, whose Logger is set.
+func newApp(cfg Config) (*app, error) {
+	a := &app{
+		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
+		store: cfg.Sessions.Store, log: cfg.Logger,
+	}
+	if a.prefix == "" {
+		a.prefix = "/bff"
+	}
+	a.shutdownGrace = cmp.Or(cfg.ShutdownGrace, 30*time.Second)
+	a.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, pace.DefaultRate), Window: pace.DefaultWindow}
+	var errs []error
+	fail := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+
+	publicURL, err := parsePublicURL(cfg.PublicURL)
+	if err != nil {
+		fail(&session.FieldError{Field: "PublicURL", Err: err})
+	} else {
+		a.origin, a.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
+		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
+	}
+	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
+		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", a.prefix)})
+	}
+	fail(cfg.Claims.check())
+	fail(cfg.Limits.check())
+	a.logins, a.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
+	a.refreshes = newLimiter[[16]byte](refreshLimit)
+	a.claims, a.keepStorage = cfg.Claims, cfg.KeepStorage
+	fail(a.addRoutes(cfg, publicURL))
+	cfg.Provider.RedirectURI, cfg.Provider.ClaimMap, cfg.Provider.Logger = a.origin+a.prefix+"/callback", cfg.Claims.Map, a.log
+	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
+	a.provider, err = oidc.New(cfg.Provider)
+	fail(err)
+	fail(a.setClientTokens())
+	fail(a.checkResources(cfg.Provider.Resources))
+
+	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin}
+	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
+	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
+	cfg.Sessions.Refresh = a.provider.Refresh
+	cfg.Sessions.Revoke = a.provider.Revoke
+	cfg.Sessions.Ready = a.provider.Admit
+	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
+	a.sessions, err = session.NewManager(cfg.Sessions)
+	fail(err)
+	if err == nil {
+		ring := a.sessions.Keyring()
+		a.cookie = session.NewCookie(ring, cfg.Cookie)
+		a.attempts = newAttempts(cfg.Cookie, ring)
+		a.attempts.refused = a.cookieRefused
+		a.logoutStates = ring.Codec("logout state", time.Hour)
+		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.origin, cfg.Provider)
+		fail(err)
+	}
+
+	a.table = make(map[string][]endpoint)
+	for _, e := range endpoints {
+		a.table[a.prefix+e.path] = append(a.table[a.prefix+e.path], e)
+	}
+	if cfg.Client != nil {
+		serve := func(_ *app, w *response, r *http.Request) error {
+			cfg.Client.ServeHTTP(w, r)
+			return nil
+		}
+		a.table[a.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", public, serve}}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// parsePublicURL parses the URL that browsers see, which has a scheme and a
+// host only.
+func parsePublicURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		return nil, errors.New("missing")
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
+		return nil, fmt.Errorf("%q holds more than scheme and host", raw)
+	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
+		return nil, fmt.Errorf("%q: without https the session cookie is sent in plain text; "+
+			"http is for loopback hosts only", raw)
+	}
+	host, err := browserHost(u)
+	if err != nil {
+		return nil, fmt.Errorf("%q: %w", raw, err)
+	}
+	u.Host = host
+	return u, nil
+}
+
+// start starts what runs beside requests, until close: discovery of the
+// provider, and the watch for changes that other replicas make.
+func (a *app) start() {
+	ctx, stop := context.WithCancel(context.Background())
+	a.stopBackground = stop
+	for _, route := range a.routes {
+		if route.unreachable(a.provider.Config().Parameters["acr_values"]) {
+			a.log.Warn("no sign-in satisfies a route: none of require.acr is in acr_values of "+
+				"oidc.authorization_parameters, which every sign-in has to satisfy (add it there)",
+				"route", route.Path, "acr", route.Require.ACR)
+		}
+	}
+	a.background.Go(func() { a.provider.Run(ctx) }) // until close, as the next
+	a.background.Go(func() { a.sessions.Run(ctx) })
+	probing, stopProbing := context.WithCancel(context.Background())
+	a.stopProbing = stopProbing
+	go a.provider.Probe(probing) // until close, or longer for refreshes in flight
+}
+
+// leave ends what Server.enter began.
+func (a *app) leave() { a.requests.Add(-1) }
+
+// waitIdle waits until no request is in flight, or ctx ends.
+func (a *app) waitIdle(ctx context.Context) error {
+	for a.requests.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(idleInterval):
+		}
+	}
+	return nil
+}
+
+// idleInterval is how often waitIdle looks.
+const idleInterval = 10 * time.Millisecond
+
+// close waits until no token refresh and no revocation is in flight, or until
+// ctx ends, and stops what start started. Open streams are aborted.
+func (a *app) close(ctx context.Context) error {
+	defer a.background.Wait()
+	for _, route := range a.routes {
+		if route.proxy != nil {
+			defer route.proxy.Close()
+		}
+	}
+	if a.stopBackground != nil {
+		defer a.stopBackground()
+	}
+	if a.stopProbing == nil {
+		a.stopProbing = func() {}
+	}
+	if err := a.sessions.Drain(ctx); err != nil {
+		go func() { // ends with the last refresh, which may wait for the provider and holds a lease meanwhile
+			a.sessions.Drain(context.Background())
+			a.stopProbing()
+		}()
+		return err
+	}
+	a.stopProbing()
+	done := make(chan struct{})
+	a.upstreams.EndStreams()
+	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
+		a.revocations.Wait()
+		a.upstreams.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for revocations and streams: %w", ctx.Err())
+	}
+}
+
+// handle serves a request that Server.enter has counted, turns its error into a
+// response, and writes the line of the access log.
+func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
+	w := a.newResponse(rw, r)
+	if len(r.Header["Cookie"]) > 0 {
+		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
+	}
+	defer func() { // also if the proxy aborts a response
+		if cause := recover(); cause != nil {
+			a.logPanic(w, cause)
+			defer panic(http.ErrAbortHandler) // net/http closes the connection, and logs nothing
+		}
+		w.pace.Stop()
+		if w.slow.Load() {
+			w.problem = problem.BodyTooSlow.WithCause(a.pace.Explain(pace.ErrSlowReader))
+		}
+		if !w.detached {
+			a.logRequest(w)
+			a.leave()
+		}
+	}()
+	if err := serve(w, r); err != nil {
+		a.writeProblem(w, r, err)
+	}
+	if !w.detached && w.exchange.Status == 0 && !w.exchange.Deadline {
+		a.pace.LimitWrites(http.NewResponseController(w.ResponseWriter), r)
+	}
+}
+
+// logPanic logs a panic, unless it is the way to abort a response.
+func (a *app) logPanic(w *response, cause any) {
+	if cause != http.ErrAbortHandler {
+		a.log.Error("panic", "request", w.requestID, "cause", cause, "stack", string(debug.Stack()))
+	}
+}
+
+// serve serves a request: an endpoint, a route or the app itself.
+func (a *app) serve(w *response, r *http.Request) error {
+	if err := a.checkAuthority(w, r); err != nil {
+		return err
+	}
+	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
+		return problem.AmbiguousPath.WithCause(err)
+	}
+	raw, path := urlpath.Raw(r), r.URL.Path
+	if err := urlpath.Check(raw); err != nil {
+		return a.serveOddPath(w, r, raw, err)
+	}
+	if urlpath.Under(path, a.prefix) {
+		return a.serveEndpoint(w, r)
+	}
+	route, err := a.findRoute(path, path)
+	if err != nil {
+		return err
+	}
+	if route != nil {
+		return a.serveRoute(w, r, route)
+	}
+	return a.serveFrontend(w, r)
+}
+
+// clientKeys shows the public keys with which the provider verifies what we
+// sign.
+func (a *app) clientKeys(w *response, _ *http.Request) error {
+	set := a.provider.JWKS()
+	if len(set.Keys) == 0 {
+		return problem.NotFound.WithCause(errors.New("there are no client keys"))
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	return json.NewEncoder(w).Encode(set)
+}
+
+// serveOddPath serves a request whose path urlpath.Check refuses with cause. A
+// route may pass encoded slashes. All other paths belong to the app, unless
+// some server could read them as lying under a route.
+func (a *app) serveOddPath(w *response, r *http.Request, raw string, cause error) error {
+	route, err := a.findSlashRoute(raw, r.URL.Path)
+	switch {
+	case err != nil:
+		return err
+	case route != nil:
+		return a.serveRoute(w, r, route)
+	case a.anyReadingUnderRoute(raw):
+		return problem.AmbiguousPath.WithCause(cause)
+	}
+	return a.serveFrontend(w, r)
+}
+
+// serveFrontend serves what belongs to the app itself.
+func (a *app) serveFrontend(w *response, r *http.Request) error {
+	if a.frontend == nil {
+		return problem.NotFound
+	}
+	w.paced = a
+	a.frontend.ServeHTTP(w, r)
+	w.pace.Stop()
+	limitBodyTime(w, r) // what is left of it
+	return nil
+}
+
+func (a *app) serveEndpoint(w *response, r *http.Request) error {
+	h := w.Header()
+	limitBodyTime(w, r)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // pages have their own
+	methods := a.table[r.URL.Path]
+	if len(methods) == 0 {
+		return problem.NotFound
+	}
+	for _, e := range methods {
+		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
+			h.Add("Allow", e.method)
+			if e.method == http.MethodGet {
+				h.Add("Allow", http.MethodHead)
+			}
+			continue
+		}
+		h.Del("Allow")
+		if err := e.guard(a, r); err != nil {
+			return err
+		}
+		return e.serve(a, w, r)
+	}
+	return problem.MethodNotAllowed
+}
