@@ -139,8 +139,8 @@ func FuzzAttempt(f *testing.F) {
 		}
 		as.drop(httptest.NewRecorder(), r, state)
 		as.prune(httptest.NewRecorder(), r, 100, false)
-		if answer, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line); err == nil && (answer.State == "" || (answer.Code == "") == (answer.Error == "")) {
-			t.Errorf("%q is taken for the answer %+v", line, answer)
+		if resp, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line); err == nil && (resp.State == "" || (resp.Code == "") == (resp.Error == "")) {
+			t.Errorf("%q is taken for the answer %+v", line, resp)
 		}
 	})
 }

@@ -125,8 +125,8 @@ func (a *app) browser() *bfftest.Browser {
 func (a *app) signedIn() *bfftest.Browser {
 	a.t.Helper()
 	b := a.browser()
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		a.t.Fatalf("sign in: got %d, want 303:\n%s\n%s", answer.StatusCode, answer.Text, a.logs)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		a.t.Fatalf("sign in: got %d, want 303:\n%s\n%s", resp.StatusCode, resp.Text, a.logs)
 	}
 	return b
 }
@@ -160,7 +160,7 @@ func (a *app) sessionID(b *bfftest.Browser) string {
 	return body.Session.ID
 }
 
-func wantProblem(t *testing.T, a *bfftest.Answer, status int, code string) {
+func wantProblem(t *testing.T, a *bfftest.Response, status int, code string) {
 	t.Helper()
 	if a.StatusCode != status || a.Code() != code {
 		t.Errorf("%s %s: got %d %q, want %d %q:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Code(), status, code, a.Text)
@@ -171,7 +171,7 @@ func wantProblem(t *testing.T, a *bfftest.Answer, status int, code string) {
 }
 
 // wantPage checks for an error page with a way on.
-func wantPage(t *testing.T, a *bfftest.Answer, status int, code string) {
+func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 	t.Helper()
 	if a.StatusCode != status || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") || !strings.Contains(a.Text, "<code>"+code+"</code>") {
 		t.Errorf("%s %s: got %d %s, want the page %d %s:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header.Get("Content-Type"), status, code, a.Text)
@@ -186,7 +186,7 @@ func wantPage(t *testing.T, a *bfftest.Answer, status int, code string) {
 	}
 }
 
-func echoed(t *testing.T, a *bfftest.Answer) bfftest.Echoed {
+func echoed(t *testing.T, a *bfftest.Response) bfftest.Echoed {
 	t.Helper()
 	var e bfftest.Echoed
 	if a.StatusCode != 200 {

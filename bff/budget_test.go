@@ -45,14 +45,14 @@ func limited(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app, *writ
 }
 
 // wantTooMany checks for the refusal of a navigation.
-func wantTooMany(t *testing.T, answer *bfftest.Answer) {
+func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	t.Helper()
-	wantPage(t, answer, 429, "too_many_requests")
-	if seconds, err := strconv.Atoi(answer.Header.Get("Retry-After")); err != nil || seconds < 1 || seconds > 3600 {
-		t.Errorf("Retry-After is %q", answer.Header.Get("Retry-After"))
+	wantPage(t, resp, 429, "too_many_requests")
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || seconds < 1 || seconds > 3600 {
+		t.Errorf("Retry-After is %q", resp.Header.Get("Retry-After"))
 	}
-	if len(answer.Cookies()) > 0 {
-		t.Errorf("there are the cookies %v", answer.Cookies())
+	if len(resp.Cookies()) > 0 {
+		t.Errorf("there are the cookies %v", resp.Cookies())
 	}
 }
 
@@ -60,7 +60,7 @@ func TestAnAddressHasABudgetOfLogins(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 3, nil)
 	c := a.takeDown(devidp.Hooks{})
-	from := func(b *bfftest.Browser, path, address string, header ...string) *bfftest.Answer {
+	from := func(b *bfftest.Browser, path, address string, header ...string) *bfftest.Response {
 		return b.Navigate(path, append([]string{"X-Forwarded-For", address}, header...)...)
 	}
 	for range 10 { // these start nothing
@@ -117,7 +117,7 @@ func TestALoginThatStartsAgainSpendsTheBudget(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 2, nil)
 	c := a.takeDown(devidp.Hooks{})
-	u := a.browser().AnswerOfProvider("alice", "").Location(t).String()
+	u := a.browser().AuthResponse("alice", "").Location(t).String()
 	if got := a.browser().Navigate(u).StatusCode; got != 302 {
 		t.Errorf("once: got %d", got)
 	}
@@ -133,14 +133,14 @@ func TestFailedCodeExchangesHaveABudgetAndLeaveNothing(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 3, unpushed)
 	logins := 0
-	anonymous := func(address string) *bfftest.Answer {
+	anonymous := func(address string) *bfftest.Response {
 		logins++ // each from another address
 		b := a.browser()
 		state := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("198.51.100.%d", logins)).Location(t).Query().Get("state")
 		return b.Navigate("/bff/callback?"+url.Values{"state": {state}, "code": {"junk"}, "iss": {a.provider.Issuer}}.Encode(), "X-Forwarded-For", address)
 	}
 	good := a.browser()
-	u := good.AnswerOfProvider("alice", "").Location(t).String()
+	u := good.AuthResponse("alice", "").Location(t).String()
 	before := a.provider.TokenRequests()
 	for range 3 {
 		wantPage(t, anonymous("203.0.113.7"), 502, "login_refused")
@@ -159,8 +159,8 @@ func TestFailedCodeExchangesHaveABudgetAndLeaveNothing(t *testing.T) {
 		t.Errorf("beyond the budget: %d token requests, %d writes", n-3, w.n.Load()-written)
 	}
 	// The attempt is still there.
-	if answer := good.Navigate(u, "X-Forwarded-For", "203.0.113.9"); answer.StatusCode != 303 {
-		t.Errorf("from another address: got %d", answer.StatusCode)
+	if resp := good.Navigate(u, "X-Forwarded-For", "203.0.113.9"); resp.StatusCode != 303 {
+		t.Errorf("from another address: got %d", resp.StatusCode)
 	}
 	a.wantSession(good, "alice")
 }
@@ -170,7 +170,7 @@ func TestOnlyFailuresOfTheClientSpendTheBudgetOfExchanges(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 12, nil)
 	b := a.browser()
-	u := b.AnswerOfProvider("alice", "").Location(t).String()
+	u := b.AuthResponse("alice", "").Location(t).String()
 	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -213,10 +213,10 @@ func TestASessionHasABudgetOfForcedRefreshes(t *testing.T) {
 	refreshes := a.provider.Refreshes()
 	refused := 0
 	for range 20 {
-		if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode == 429 {
+		if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode == 429 {
 			refused++
-			wantProblem(t, answer, 429, "too_many_requests")
-			if got := answer.Header.Get("Retry-After"); got != "1" && got != "2" {
+			wantProblem(t, resp, 429, "too_many_requests")
+			if got := resp.Header.Get("Retry-After"); got != "1" && got != "2" {
 				t.Errorf("Retry-After is %q", got)
 			}
 		}

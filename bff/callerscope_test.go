@@ -24,9 +24,9 @@ func TestACallersTokenMayHaveItsScopeInAnArray(t *testing.T) {
 		a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) {
 			claims["aud"], claims["scope"], claims["auth_time"] = "api", test.scope, "2026-01-01T00:00:00Z"
 		}})
-		answer := a.browser().Do("GET", "/orders/x", "", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
-		if answer.StatusCode != test.status {
-			t.Errorf("%v: got %d %s, want %d", test.scope, answer.StatusCode, answer.Header.Get("WWW-Authenticate"), test.status)
+		resp := a.browser().Do("GET", "/orders/x", "", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
+		if resp.StatusCode != test.status {
+			t.Errorf("%v: got %d %s, want %d", test.scope, resp.StatusCode, resp.Header.Get("WWW-Authenticate"), test.status)
 		}
 	}
 }

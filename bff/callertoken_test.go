@@ -59,21 +59,21 @@ func (a *app) machineToken(scope, proof string) string {
 		a.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var answer struct {
+	var response struct {
 		Token string `json:"access_token"`
 	}
 	body, err := io.ReadAll(resp.Body)
 	if err == nil {
-		err = json.Unmarshal(body, &answer)
+		err = json.Unmarshal(body, &response)
 	}
-	if err != nil || answer.Token == "" {
+	if err != nil || response.Token == "" {
 		a.t.Fatalf("no token for the machine: %v %s", err, body)
 	}
-	return answer.Token
+	return response.Token
 }
 
 // call makes a request as a machine does, with no more headers than these: name, value, name, value.
-func (a *app) call(path string, header ...string) *bfftest.Answer {
+func (a *app) call(path string, header ...string) *bfftest.Response {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), "GET", a.url+path, nil)
 	if err != nil {
@@ -92,7 +92,7 @@ func (a *app) call(path string, header ...string) *bfftest.Answer {
 		a.t.Fatal(err)
 	}
 	a.provider.NothingLeaked(a.t, "an answer", string(text))
-	return &bfftest.Answer{Response: resp, Text: string(text)}
+	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
 func TestACallerMayBringItsOwnToken(t *testing.T) {
@@ -101,23 +101,23 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 	token := a.machineToken("orders:read", "")
 	refreshes, calls := a.provider.Stats(), a.echo.Calls()
 	for range 3 {
-		answer := a.call("/orders/7", "Authorization", "bearer "+token, "X-User", "root")
-		got := echoed(t, answer)
-		if answer.StatusCode != 200 || got.URI != "/orders/7" || got.Header.Get("Authorization") != "bearer "+bfftest.Digest(token) {
-			t.Errorf("got %d, the upstream got %s %v", answer.StatusCode, got.URI, got.Header["Authorization"])
+		resp := a.call("/orders/7", "Authorization", "bearer "+token, "X-User", "root")
+		got := echoed(t, resp)
+		if resp.StatusCode != 200 || got.URI != "/orders/7" || got.Header.Get("Authorization") != "bearer "+bfftest.Digest(token) {
+			t.Errorf("got %d, the upstream got %s %v", resp.StatusCode, got.URI, got.Header["Authorization"])
 		}
 		if user := got.Header.Values("X-User"); len(user) > 0 {
 			t.Errorf("the upstream was told that the user is %q", user)
 		}
-		if len(answer.Header.Values("Set-Cookie")) > 0 || answer.Header.Get("Cache-Control") != "private, no-store" {
-			t.Errorf("the answer has %v", answer.Header)
+		if len(resp.Header.Values("Set-Cookie")) > 0 || resp.Header.Get("Cache-Control") != "private, no-store" {
+			t.Errorf("the answer has %v", resp.Header)
 		}
 	}
 	if after := a.provider.Stats(); after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] || a.echo.Calls()-calls != 3 {
 		t.Errorf("%d calls, and the provider was asked for tokens", a.echo.Calls()-calls)
 	}
-	if answer := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token); answer.StatusCode != 200 || !strings.Contains(answer.Text, "xxxx") {
-		t.Errorf("with a body: got %d", answer.StatusCode)
+	if resp := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token); resp.StatusCode != 200 || !strings.Contains(resp.Text, "xxxx") {
+		t.Errorf("with a body: got %d", resp.StatusCode)
 	}
 }
 
@@ -173,12 +173,12 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 			if path == "" {
 				path = "/orders/7"
 			}
-			answer := a.call(path, test.header...)
-			if answer.StatusCode != test.status || !strings.Contains(answer.Header.Get("WWW-Authenticate"), test.challenge) {
-				t.Errorf("got %d %v\n%s", answer.StatusCode, answer.Header, answer.Text)
+			resp := a.call(path, test.header...)
+			if resp.StatusCode != test.status || !strings.Contains(resp.Header.Get("WWW-Authenticate"), test.challenge) {
+				t.Errorf("got %d %v\n%s", resp.StatusCode, resp.Header, resp.Text)
 			}
-			if got := answer.Header.Get("Content-Type"); got != "application/problem+json" || answer.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("the answer is %s, with %v", got, answer.Header)
+			if got := resp.Header.Get("Content-Type"); got != "application/problem+json" || resp.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("the answer is %s, with %v", got, resp.Header)
 			}
 			if a.echo.Calls() != before {
 				t.Error("the upstream was asked")
@@ -207,8 +207,8 @@ func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
 		t.Error("the upstream was asked")
 	}
 	a.wantSession(b, "alice")
-	if answer := b.Fetch("GET", "/orders/7"); answer.StatusCode != 200 || echoed(t, answer).Header.Get("X-User") != "alice" {
-		t.Errorf("the session alone: got %d", answer.StatusCode)
+	if resp := b.Fetch("GET", "/orders/7"); resp.StatusCode != 200 || echoed(t, resp).Header.Get("X-User") != "alice" {
+		t.Errorf("the session alone: got %d", resp.StatusCode)
 	}
 	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", "", "Sec-Fetch-Site", ""), 403, "csrf") // which only a token does without
 	if got := echoed(t, a.call("/orders/7", "Authorization", "Bearer "+token, "Cookie", "theme=dark")); got.Header.Get("Cookie") != "theme=dark" {
@@ -261,9 +261,9 @@ func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 100)
 	a := newGateway(t, func(_ *app, cfg *bff.Config) { cfg.Routes[3].Upstream = []string{echo.URL} })
-	answer := a.call("/orders/7", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
-	if answer.StatusCode != 401 || !strings.Contains(answer.Header.Get("WWW-Authenticate"), "invalid_token") || rejected.Load() != 1 {
-		t.Errorf("got %d %v after %d requests", answer.StatusCode, answer.Header, rejected.Load())
+	resp := a.call("/orders/7", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
+	if resp.StatusCode != 401 || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") || rejected.Load() != 1 {
+		t.Errorf("got %d %v after %d requests", resp.StatusCode, resp.Header, rejected.Load())
 	}
 }
 
@@ -272,9 +272,9 @@ func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
 	a.provider.Misbehave(t, bfftest.ProviderDown)
-	answer := a.call("/orders/7", "Authorization", "Bearer "+token)
-	if answer.StatusCode != 503 || answer.Header.Get("Retry-After") == "" || a.echo.Calls() > 0 {
-		t.Errorf("got %d %v", answer.StatusCode, answer.Header)
+	resp := a.call("/orders/7", "Authorization", "Bearer "+token)
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || a.echo.Calls() > 0 {
+		t.Errorf("got %d %v", resp.StatusCode, resp.Header)
 	}
 }
 
@@ -298,8 +298,8 @@ func TestATokenBoundToAKeyGoesOnWithItsProof(t *testing.T) {
 		"for another method":  {"Authorization", "DPoP " + token, "DPoP", proofBy(t, key, "POST", a.url+"/orders/7", token)},
 		"for another address": {"Authorization", "DPoP " + token, "DPoP", proofBy(t, key, "GET", a.url+"/orders/8", token)},
 	} {
-		if answer := a.call("/orders/7", header...); answer.StatusCode != 401 {
-			t.Errorf("%s: got %d", name, answer.StatusCode)
+		if resp := a.call("/orders/7", header...); resp.StatusCode != 401 {
+			t.Errorf("%s: got %d", name, resp.StatusCode)
 		}
 	}
 	if n := a.echo.Calls(); n != 1 {

@@ -141,13 +141,13 @@ func TestScopesAndClaimsAreComparedExactly(t *testing.T) {
 			}
 		})
 		b := a.browser()
-		if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-			t.Logf("%+q is refused at sign-in: %d", granted, answer.StatusCode)
+		if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+			t.Logf("%+q is refused at sign-in: %d", granted, resp.StatusCode)
 			continue
 		}
 		for path, code := range map[string]string{"/scope/x": "insufficient_scope", "/claim/x": "forbidden", "/acr/x": "insufficient_user_authentication"} {
-			if answer := b.Fetch("GET", path); answer.Code() != code {
-				t.Errorf("%+q at %s: got %d %s, want %s", granted, path, answer.StatusCode, answer.Code(), code)
+			if resp := b.Fetch("GET", path); resp.Code() != code {
+				t.Errorf("%+q at %s: got %d %s, want %s", granted, path, resp.StatusCode, resp.Code(), code)
 			}
 		}
 	}

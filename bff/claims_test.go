@@ -53,7 +53,7 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 
 func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 	t.Parallel()
-	answer := func(status int, contentType, body string) devidp.Hooks {
+	respond := func(status int, contentType, body string) devidp.Hooks {
 		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/userinfo") {
 				next.ServeHTTP(w, r)
@@ -83,19 +83,19 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
 			return input + ".", err
 		}}, 502, "login_invalid"},
-		"HTML":            {false, answer(200, "text/html", "<html>"), 502, "login_invalid"},
-		"a token as JSON": {false, answer(200, "application/json", "a.b.c"), 502, "login_invalid"},
-		"no type":         {false, answer(200, "", `{"sub":"alice"}`), 502, "login_invalid"},
-		"a list":          {false, answer(200, "application/json", `[]`), 502, "login_invalid"},
-		"null":            {false, answer(200, "application/json", `null`), 502, "login_invalid"},
-		"sub twice":       {false, answer(200, "application/json", `{"sub":"alice","sub":"bob"}`), 502, "login_invalid"},
-		"Sub and sub":     {false, answer(200, "application/json", `{"Sub":"alice","sub":"alice"}`), 502, "login_invalid"},
-		"cut":             {false, answer(200, "application/json", `{"sub":"alice"`), 502, "login_invalid"},
+		"HTML":            {false, respond(200, "text/html", "<html>"), 502, "login_invalid"},
+		"a token as JSON": {false, respond(200, "application/json", "a.b.c"), 502, "login_invalid"},
+		"no type":         {false, respond(200, "", `{"sub":"alice"}`), 502, "login_invalid"},
+		"a list":          {false, respond(200, "application/json", `[]`), 502, "login_invalid"},
+		"null":            {false, respond(200, "application/json", `null`), 502, "login_invalid"},
+		"sub twice":       {false, respond(200, "application/json", `{"sub":"alice","sub":"bob"}`), 502, "login_invalid"},
+		"Sub and sub":     {false, respond(200, "application/json", `{"Sub":"alice","sub":"alice"}`), 502, "login_invalid"},
+		"cut":             {false, respond(200, "application/json", `{"sub":"alice"`), 502, "login_invalid"},
 		"too many claims": {false, edited(func(c map[string]any) { c["groups"] = strings.Repeat("g", 70<<10) }), 502, "login_invalid"},
-		"huge":            {false, answer(200, "application/json", `{"sub":"alice","x":"`+strings.Repeat("x", 2<<20)+`"}`), 503, "provider_unavailable"},
-		"a redirect":      {false, answer(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
-		"401":             {false, answer(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
-		"500":             {false, answer(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
+		"huge":            {false, respond(200, "application/json", `{"sub":"alice","x":"`+strings.Repeat("x", 2<<20)+`"}`), 503, "provider_unavailable"},
+		"a redirect":      {false, respond(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"401":             {false, respond(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"500":             {false, respond(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
 		"an ID token":     {true, devidp.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }}, 502, "login_invalid"},
 		"a connection lost": {false, devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
@@ -260,12 +260,12 @@ func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
 			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
 			b := a.signedIn()
 			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
-			answer := b.Fetch("POST", "/bff/session/refresh")
+			resp := b.Fetch("POST", "/bff/session/refresh")
 			if test.lives {
-				wantOK(t, answer)
+				wantOK(t, resp)
 				a.wantSession(b, "alice")
 			} else {
-				wantProblem(t, answer, 401, "not_signed_in")
+				wantProblem(t, resp, 401, "not_signed_in")
 				a.wantSession(b, "")
 			}
 		})
@@ -328,10 +328,10 @@ func TestHostileTokenAnswers(t *testing.T) {
 		}})
 		began := time.Now()
 		wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
-		if answer := b.Fetch("POST", "/bff/session/refresh"); name == "an ID token of {}" {
-			wantOK(t, answer) // the rest of the answer is good, and what was before is spent
+		if resp := b.Fetch("POST", "/bff/session/refresh"); name == "an ID token of {}" {
+			wantOK(t, resp) // the rest of the answer is good, and what was before is spent
 		} else {
-			wantProblem(t, answer, 503, "provider_unavailable")
+			wantProblem(t, resp, 503, "provider_unavailable")
 		}
 		a.wantSession(b, "alice")
 		if d := time.Since(began); d > 30*time.Second {
@@ -363,7 +363,7 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 		b := a.signedIn()
 		u := ""
 		if path != "/par" {
-			u = b.AnswerOfProvider("alice", "prompt=login").Header.Get("Location")
+			u = b.AuthResponse("alice", "prompt=login").Header.Get("Location")
 		}
 		a.takeDown(slow(path))
 		began := time.Now()
@@ -380,8 +380,8 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 	}
 	b := a.signedIn()
 	a.takeDown(slow("/revoke"))
-	if answer := b.Submit("/bff/logout", nil); answer.StatusCode != 303 {
-		t.Errorf("logout: got %d", answer.StatusCode)
+	if resp := b.Submit("/bff/logout", nil); resp.StatusCode != 303 {
+		t.Errorf("logout: got %d", resp.StatusCode)
 	}
 }
 
@@ -408,7 +408,7 @@ func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
 // A provider, or what is in front of it, that quotes a secret in a refusal.
 func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
 	t.Parallel()
-	for name, answer := range map[string]func(form url.Values, secret string) (string, string){
+	for name, respond := range map[string]func(form url.Values, secret string) (string, string){
 		"a refresh token in the code": func(form url.Values, _ string) (string, string) {
 			return `{"error":"unknown token ` + form.Get("refresh_token")[:32] + `"}`, form.Get("refresh_token")[:32]
 		},
@@ -433,7 +433,7 @@ func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
 					next.ServeHTTP(w, r)
 					return
 				}
-				body, secret := answer(r.PostForm, a.provider.Client.Secret)
+				body, secret := respond(r.PostForm, a.provider.Client.Secret)
 				leaked = secret
 				w.WriteHeader(400)
 				io.WriteString(w, body)

@@ -295,8 +295,8 @@ func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 		time.Sleep(2 * time.Millisecond) // after the logout before
 		a.takeDown(named(test.aud...))
 		b := a.browser()
-		if answer := b.SignIn("alice", ""); (answer.StatusCode == 303) != test.good {
-			t.Errorf("%q: got %d", test.aud, answer.StatusCode)
+		if resp := b.SignIn("alice", ""); (resp.StatusCode == 303) != test.good {
+			t.Errorf("%q: got %d", test.aud, resp.StatusCode)
 		}
 		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode; (got == 200) != test.good {
 			t.Errorf("a logout token for %q: got %d", test.aud, got)
@@ -311,11 +311,11 @@ func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	a := newAppWith(t, provider, edit)
 	c := a.takeDown(devidp.Hooks{})
 	aLife(t, a)
-	answer := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080") // the provider may know us by another name
+	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080") // the provider may know us by another name
 	var set jose.JSONWebKeySet
-	answer.Decode(t, &set)
-	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() || strings.Contains(answer.Text, `"d"`) || answer.Header.Get("Cache-Control") != "no-store" {
-		t.Fatalf("got %d %v %s", answer.StatusCode, answer.Header, answer.Text)
+	resp.Decode(t, &set)
+	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() || strings.Contains(resp.Text, `"d"`) || resp.Header.Get("Cache-Control") != "no-store" {
+		t.Fatalf("got %d %v %s", resp.StatusCode, resp.Header, resp.Text)
 	}
 	for _, call := range c.to("/token") {
 		header, _ := unverified(t, call.form.Get("client_assertion"))
@@ -360,8 +360,8 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	if want := "map[x5t#S256:" + base64.RawURLEncoding.EncodeToString(sum[:]) + "]"; bound != want {
 		t.Errorf("the token is bound to %s, want %s", bound, want)
 	}
-	if answer := b.Fetch("GET", "/api/x"); answer.StatusCode != 200 {
-		t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
+		t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
 	}
 	if got := <-shown; len(got) != 1 || !got[0].Equal(cert.Leaf) {
 		t.Errorf("the upstream saw %d certificates", len(got))
@@ -519,7 +519,7 @@ func TestFAPI2TakesNoRS256(t *testing.T) {
 			alg = fmt.Sprint(header["alg"])
 		}
 	}})
-	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
 		t.Errorf("an ID token signed with %s is taken", alg)
 	}
 }
@@ -548,7 +548,7 @@ func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
 			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
 		},
 	})
-	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
 		t.Error("an ID token is taken that is signed by a key of 1024 bits")
 	}
 }
@@ -585,15 +585,15 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" || pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
 		t.Errorf("pushed %v", pushed)
 	}
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("got %d", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("got %d", resp.StatusCode)
 	}
 }
 
 func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	answer := func(status int, body string) devidp.Hooks {
+	respond := func(status int, body string) devidp.Hooks {
 		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/par") {
 				next.ServeHTTP(w, r)
@@ -626,7 +626,7 @@ func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 		{429, ``, 503, "provider_unavailable"},
 		{500, ``, 503, "provider_unavailable"},
 	} {
-		c := a.takeDown(answer(test.status, test.body))
+		c := a.takeDown(respond(test.status, test.body))
 		b := a.browser()
 		got := b.Navigate("/bff/login?return_to=/x")
 		wantPage(t, got, test.want, test.code)
@@ -673,8 +673,8 @@ func TestRequestsAreSigned(t *testing.T) {
 			})
 			c := a.takeDown(devidp.Hooks{})
 			b := a.browser()
-			if answer := b.SignIn("alice", "login_hint=alice&return_to=/x"); answer.StatusCode != 303 {
-				t.Fatalf("got %d\n%s", answer.StatusCode, a.logs)
+			if resp := b.SignIn("alice", "login_hint=alice&return_to=/x"); resp.StatusCode != 303 {
+				t.Fatalf("got %d\n%s", resp.StatusCode, a.logs)
 			}
 			var request string
 			if pushed == "always" {
@@ -762,7 +762,7 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		}
 		return fields
 	}
-	crossSite := func(b *bfftest.Browser, form url.Values) *bfftest.Answer {
+	crossSite := func(b *bfftest.Browser, form url.Values) *bfftest.Response {
 		return b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
 			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	}
@@ -778,13 +778,13 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		if csp := page.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "form-action") || strings.Contains(csp, "unsafe") || page.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("got %v", page.Header)
 		}
-		if answer := b.Submit("/bff/callback", again); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
-			t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Header.Get("Location"), answer.Text)
+		if resp := b.Submit("/bff/callback", again); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+			t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Header.Get("Location"), resp.Text)
 		}
 		a.wantSession(b, "alice")
 		before := a.provider.TokenRequests()
-		if answer := b.Submit("/bff/callback", again); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before { // there is a session by now
-			t.Errorf("once more: got %d to %s, %d token requests more", answer.StatusCode, answer.Header.Get("Location"), a.provider.TokenRequests()-before)
+		if resp := b.Submit("/bff/callback", again); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before { // there is a session by now
+			t.Errorf("once more: got %d to %s, %d token requests more", resp.StatusCode, resp.Header.Get("Location"), a.provider.TokenRequests()-before)
 		}
 	})
 	t.Run("in one way", func(t *testing.T) {
@@ -797,9 +797,9 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		form := posted(t, a.browser())
 		form.Set("cloakroom_again", "1")
 		b := a.browser()
-		answer := crossSite(b, form) // a stale attempt begins anew, here
-		if answer.StatusCode != 303 || !strings.HasPrefix(answer.Header.Get("Location"), a.provider.Issuer) {
-			t.Errorf("got %d", answer.StatusCode)
+		resp := crossSite(b, form) // a stale attempt begins anew, here
+		if resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
+			t.Errorf("got %d", resp.StatusCode)
 		}
 		a.wantSession(b, "")
 	})
@@ -813,9 +813,9 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 	})
 	t.Run("nothing", func(t *testing.T) {
 		for _, test := range [][2]string{{"", ""}, {"", "application/x-www-form-urlencoded"}, {"x=%zz", "application/x-www-form-urlencoded"}, {"{}", "application/json"}, {strings.Repeat("a", 70<<10), "application/x-www-form-urlencoded"}} {
-			answer := a.browser().Do("POST", "/bff/callback", test[0], "Content-Type", test[1])
-			if answer.StatusCode != 400 && !(answer.StatusCode == 200 && test[0] == "") { // the page with nothing in it leads to 400
-				t.Errorf("%.20q as %s: got %d", test[0], test[1], answer.StatusCode)
+			resp := a.browser().Do("POST", "/bff/callback", test[0], "Content-Type", test[1])
+			if resp.StatusCode != 400 && !(resp.StatusCode == 200 && test[0] == "") { // the page with nothing in it leads to 400
+				t.Errorf("%.20q as %s: got %d", test[0], test[1], resp.StatusCode)
 			}
 		}
 	})
@@ -831,9 +831,9 @@ func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
 	form := bfftest.HiddenFields(page.Text)
 	b.DropCookies() // stale
 	first := b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
-	answer := b.Submit("/bff/callback", bfftest.HiddenFields(first.Text))
-	if answer.StatusCode != 303 {
-		t.Errorf("got %d to %s after a POST, want 303", answer.StatusCode, answer.Location(t).Host)
+	resp := b.Submit("/bff/callback", bfftest.HiddenFields(first.Text))
+	if resp.StatusCode != 303 {
+		t.Errorf("got %d to %s after a POST, want 303", resp.StatusCode, resp.Location(t).Host)
 	}
 	if csp := first.Header.Get("Content-Security-Policy"); strings.Contains(csp, "form-action") { // which Chromium applies to the redirects after a form
 		t.Errorf("the page says %s", csp)

@@ -42,9 +42,9 @@ func machine(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	return a, asked
 }
 
-func bearerOf(t *testing.T, a *app, answer *bfftest.Answer) string {
+func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
 	t.Helper()
-	token, ok := strings.CutPrefix(echoed(t, answer).Header.Get("Authorization"), "Bearer ")
+	token, ok := strings.CutPrefix(echoed(t, resp).Header.Get("Authorization"), "Bearer ")
 	if !ok || !a.provider.Issued(token) {
 		t.Fatalf("the upstream got Authorization %q", token)
 	}
@@ -153,7 +153,7 @@ func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(
 	first := bearerOf(t, a, b.Fetch("GET", "/machine/x"))
 	down.Store(true)
 	ends := time.Now().Add(5 * time.Second)
-	var last *bfftest.Answer
+	var last *bfftest.Response
 	for time.Now().Before(ends) {
 		if last = b.Fetch("GET", "/machine/x"); last.StatusCode != 200 {
 			break

@@ -72,7 +72,7 @@ func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		plants := bfftest.NewEcho(t)
-		plants.Answer = func(w http.ResponseWriter, r *http.Request) {
+		plants.Handler = func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Set-Cookie", r.Header.Get("X-Plant")+"=planted; Path=/")
 		}
 		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/plants/", Upstream: []string{plants.URL}, Token: "none"})
@@ -104,12 +104,12 @@ func TestTwoBrokersOnLocalhostDoNotShareACookie(t *testing.T) {
 		at.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
 	two.wantSession(at, "")
-	if answer := at.SignIn("bob", ""); answer.StatusCode != 303 {
-		t.Fatalf("sign in at the second: got %d", answer.StatusCode)
+	if resp := at.SignIn("bob", ""); resp.StatusCode != 303 {
+		t.Fatalf("sign in at the second: got %d", resp.StatusCode)
 	}
 	two.wantSession(at, "bob")
-	if answer := at.Submit("/bff/logout", nil); answer.StatusCode != 303 {
-		t.Fatalf("logout at the second: got %d", answer.StatusCode)
+	if resp := at.Submit("/bff/logout", nil); resp.StatusCode != 303 {
+		t.Fatalf("logout at the second: got %d", resp.StatusCode)
 	}
 	if c := one.sessionCookie(at); c == nil {
 		t.Error("the second broker has removed the first one's cookie")

@@ -169,7 +169,7 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 			var holding atomic.Int32
 			all := make(chan struct{})
 			echo := bfftest.NewEcho(t)
-			echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+			echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(io.Discard, r.Body)
 				if strings.HasSuffix(r.URL.Path, "/hold") {
 					if holding.Add(1) == idle {
@@ -193,8 +193,8 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 				opened := r.opened.Load()
 				get := func(i int) {
 					method := []string{"GET", "PUT", "DELETE"}[i%3]
-					if answer := b.Fetch(method, "/idle/x"); answer.StatusCode != 200 {
-						t.Errorf("concurrent %v, %s %d: got %d %s\n%s", concurrent, method, i, answer.StatusCode, answer.Text, a.logs)
+					if resp := b.Fetch(method, "/idle/x"); resp.StatusCode != 200 {
+						t.Errorf("concurrent %v, %s %d: got %d %s\n%s", concurrent, method, i, resp.StatusCode, resp.Text, a.logs)
 					}
 				}
 				if concurrent {
@@ -258,16 +258,16 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 					Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust,
 					Timeouts: bff.Timeouts{ResponseHeader: timeout},
 				})
-				if answer := b.Fetch("GET", "/silent/x"); answer.Text != "HTTP/2.0" {
-					t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+				if resp := b.Fetch("GET", "/silent/x"); resp.Text != "HTTP/2.0" {
+					t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
 				}
 				r.each(func(c *relayed) { c.silent.Store(true) })
 				began, good := time.Now(), 0
 				for n := 0; good < 20 && time.Since(began) < 20*time.Second; n++ {
-					if answer := b.Fetch("GET", "/silent/x"); answer.StatusCode == 200 {
+					if resp := b.Fetch("GET", "/silent/x"); resp.StatusCode == 200 {
 						good++
 					} else if good = 0; timeout == 0 {
-						t.Errorf("request %d: got %d %s\n%s", n, answer.StatusCode, answer.Text, a.logs)
+						t.Errorf("request %d: got %d %s\n%s", n, resp.StatusCode, resp.Text, a.logs)
 					}
 				}
 				if good < 20 {
@@ -357,8 +357,8 @@ func TestARequestThatAnHTTP2ServerRefusesIsSentAgain(t *testing.T) {
 	together(requests, func(i int) {
 		body := fmt.Sprintf("%d %s", i, strings.Repeat("x", i*1000))
 		method := []string{"POST", "PATCH"}[i%2]
-		if answer := b.Do(method, "/few/x", body, "X-CSRF", "1"); answer.StatusCode != 200 || answer.Text != body {
-			t.Errorf("%d: got %d %.100s", i, answer.StatusCode, answer.Text)
+		if resp := b.Do(method, "/few/x", body, "X-CSRF", "1"); resp.StatusCode != 200 || resp.Text != body {
+			t.Errorf("%d: got %d %.100s", i, resp.StatusCode, resp.Text)
 		}
 	})
 	all.want(t, requests)
@@ -418,8 +418,8 @@ func TestGracefulRestartsOfAnHTTP2ServerCostNoRequest(t *testing.T) {
 		workers.Go(func() {
 			for ctx.Err() == nil {
 				body := fmt.Sprint("request ", sent.Add(1))
-				if answer := b.Do("POST", "/restarts/x", body, "X-CSRF", "1"); answer.StatusCode != 200 || answer.Text != body {
-					t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+				if resp := b.Do("POST", "/restarts/x", body, "X-CSRF", "1"); resp.StatusCode != 200 || resp.Text != body {
+					t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 				}
 			}
 		})

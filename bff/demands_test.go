@@ -91,7 +91,7 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	t.Run("a login that starts again", func(t *testing.T) {
 		a.takeDown(silver)
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "acr_values=gold").Location(t)
+		u := b.AuthResponse("alice", "acr_values=gold").Location(t)
 		b.DropCookies()
 		to := b.Navigate(u.String()).Location(t)
 		if q := to.Query(); q.Get("acr_values") != "gold" || q.Get("max_age") != "300" {
@@ -111,8 +111,8 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	t.Run("one that meets them", func(t *testing.T) {
 		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 		b := a.browser()
-		if answer := b.SignIn("alice", "acr_values=silver&max_age=60"); answer.StatusCode != 303 {
-			t.Errorf("got %d", answer.StatusCode)
+		if resp := b.SignIn("alice", "acr_values=silver&max_age=60"); resp.StatusCode != 303 {
+			t.Errorf("got %d", resp.StatusCode)
 		}
 		a.wantSession(b, "alice")
 	})
@@ -127,7 +127,7 @@ func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["acr"], claims["auth_time"] = "silver", time.Now().Add(-time.Hour).Unix()
 	}})
-	if answer := a.browser().SignIn("alice", ""); answer.StatusCode == 303 {
+	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
 		t.Error("acr_values=gold and max_age=60 were sent, silver of an hour ago is taken")
 	}
 }

@@ -41,7 +41,7 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 			io.WriteString(w, "the b0dy")
 		}
 	}
-	answer := func(status int) http.HandlerFunc {
+	respond := func(status int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)
 			io.WriteString(w, "the b0dy")
@@ -57,18 +57,18 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 		"metadata, 302":             {metadata, redirect(302, "https://user:s3cr3t@login.example/"), []string{"302 Found to https://login.example/ ("}},
 		"metadata, 307":             {metadata, redirect(307, "/elsewhere?s3cr3t"), []string{"307 Temporary Redirect to http://127.0.0.1:", "/elsewhere ("}},
 		"metadata, 308":             {metadata, redirect(308, "//other.example/x"), []string{"308 Permanent Redirect to http://other.example/x ("}},
-		"metadata, 302 bare":        {metadata, answer(302), []string{"openid-configuration: 302 Found (check oidc.issuer)"}},
-		"metadata, 404":             {metadata, answer(404), []string{"discover provider: GET http://127.0.0.1:", "/op/.well-known/openid-configuration: 404 Not Found (check oidc.issuer)"}},
-		"metadata, 401":             {metadata, answer(401), []string{"401 Unauthorized (check oidc.issuer)"}},
-		"metadata, 503":             {metadata, answer(503), []string{"/op/.well-known/openid-configuration: 503 Service Unavailable"}},
-		"metadata, 204":             {metadata, answer(204), []string{"204 No Content"}},
-		"metadata, 799":             {metadata, answer(799), []string{": 799"}},
-		"metadata, no JSON":         {metadata, answer(200), []string{"/op/.well-known/openid-configuration: it is not JSON (check oidc.issuer)"}},
+		"metadata, 302 bare":        {metadata, respond(302), []string{"openid-configuration: 302 Found (check oidc.issuer)"}},
+		"metadata, 404":             {metadata, respond(404), []string{"discover provider: GET http://127.0.0.1:", "/op/.well-known/openid-configuration: 404 Not Found (check oidc.issuer)"}},
+		"metadata, 401":             {metadata, respond(401), []string{"401 Unauthorized (check oidc.issuer)"}},
+		"metadata, 503":             {metadata, respond(503), []string{"/op/.well-known/openid-configuration: 503 Service Unavailable"}},
+		"metadata, 204":             {metadata, respond(204), []string{"204 No Content"}},
+		"metadata, 799":             {metadata, respond(799), []string{": 799"}},
+		"metadata, no JSON":         {metadata, respond(200), []string{"/op/.well-known/openid-configuration: it is not JSON (check oidc.issuer)"}},
 		"metadata, a long redirect": {metadata, redirect(302, "https://login.example/"+strings.Repeat("x", 5000)), []string{"302 Found to https://login.example/xxx"}},
 		"keys, 302":                 {keys, redirect(302, "https://keys.example/jwks?sig=s3cr3t"), []string{"GET http://127.0.0.1:", "/op/jwks: 302 Found to https://keys.example/jwks (", "jwks_uri"}},
-		"keys, 404":                 {keys, answer(404), []string{"/op/jwks: 404 Not Found"}},
-		"keys, 500":                 {keys, answer(500), []string{"/op/jwks: 500 Internal Server Error"}},
-		"keys, no JSON":             {keys, answer(200), []string{"/op/jwks: JWK Set: it is not JSON"}},
+		"keys, 404":                 {keys, respond(404), []string{"/op/jwks: 404 Not Found"}},
+		"keys, 500":                 {keys, respond(500), []string{"/op/jwks: 500 Internal Server Error"}},
+		"keys, no JSON":             {keys, respond(200), []string{"/op/jwks: JWK Set: it is not JSON"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -335,15 +335,15 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 				b = a.signedIn()
 			}
 			a.provider.SetHooks(redirect)
-			switch answer := b.Navigate("/bff/login"); {
+			switch resp := b.Navigate("/bff/login"); {
 			case path == "/par":
-				wantPage(t, answer, 502, "login_refused")
+				wantPage(t, resp, 502, "login_refused")
 			case path == "/revoke":
 				if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
 					t.Errorf("logout: got %d", got)
 				}
 			default:
-				if got := b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String()).StatusCode; got/100 != 5 {
+				if got := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String()).StatusCode; got/100 != 5 {
 					t.Errorf("%s: got %d", path, got)
 				}
 			}
@@ -379,7 +379,7 @@ func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
 	waitFor(t, "it is given up", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
 	a.provider.Behave()
 	a.waitReady()
-	if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("once it answers: got %d", answer.StatusCode)
+	if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("once it answers: got %d", resp.StatusCode)
 	}
 }

@@ -55,7 +55,7 @@ func newScriptedUpstream(t *testing.T) *scriptedUpstream {
 	return u
 }
 
-func (u *scriptedUpstream) answer(say string) {
+func (u *scriptedUpstream) respond(say string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.say = strings.ReplaceAll(say, "\n", "\r\n")
@@ -125,7 +125,7 @@ func TestProxiedResponseHasNoHeaderThatTheUpstreamDidNotSend(t *testing.T) {
 			"with its own Date": {"GET", "HTTP/1.1 200 OK\nDate: Thu, 01 Jan 2026 00:00:00 GMT\nContent-Length: 31\n\n" + html},
 			"an event stream":   {"GET", "HTTP/1.1 200 OK\nDate: Thu, 01 Jan 2026 00:00:00 GMT\nContent-Type: text/event-stream\nConnection: close\n\ndata: x\n\n"},
 		} {
-			u.answer(test.say)
+			u.respond(test.say)
 			for _, path := range []string{"/x/y", "/allow/y"} {
 				resp, text, err := get(test.method, path)
 				if err != nil {
@@ -179,7 +179,7 @@ func TestResponseWithoutContentHasNoLengthOfOne(t *testing.T) {
 			eachProtocol(t, upstream, func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error)) {
 				for _, status := range []int{204, 205, 304} {
 					for _, rest := range []string{"Content-Length: 5\n\nabcde", "Content-Length: 5\n\n", "Transfer-Encoding: chunked\n\n5\nabcde\n0\n\n", "Content-Length: 0\n\n", "\n"} {
-						u.answer(fmt.Sprintf("HTTP/1.1 %d X\nETag: \"x\"\n%s", status, rest))
+						u.respond(fmt.Sprintf("HTTP/1.1 %d X\nETag: \"x\"\n%s", status, rest))
 						for _, method := range []string{"GET", "HEAD"} {
 							resp, text, err := get(method, fmt.Sprintf("/x/%d", status))
 							if err != nil || resp.StatusCode != status || text != "" || resp.Header.Get("Etag") != `"x"` {
@@ -192,7 +192,7 @@ func TestResponseWithoutContentHasNoLengthOfOne(t *testing.T) {
 						}
 					}
 				}
-				u.answer("HTTP/1.1 200 OK\nContent-Length: 5\n\nabcde")
+				u.respond("HTTP/1.1 200 OK\nContent-Length: 5\n\nabcde")
 				if upstream == u.url {
 					if resp, _, err := get("HEAD", "/x/200"); err != nil || resp.ContentLength != 5 {
 						t.Errorf("HEAD of a response with a length: got %v, %v", resp, err)
@@ -209,7 +209,7 @@ func TestDocumentsThatCanRunScriptAreSandboxed(t *testing.T) {
 	eachProtocol(t, u.url, func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error)) {
 		check := func(method, head string, want bool) {
 			t.Helper()
-			u.answer(head + "Content-Length: 4\n\n<p/>")
+			u.respond(head + "Content-Length: 4\n\n<p/>")
 			for _, path := range []string{"/x/y", "/allow/y"} {
 				resp, _, err := get(method, path, "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document")
 				if err != nil {
@@ -250,7 +250,7 @@ func TestDocumentsThatCanRunScriptAreSandboxed(t *testing.T) {
 			check("GET", ok+"Content-Type: "+contentType+"\n", false)
 		}
 		// A browser updates what it has stored with the header of a 304.
-		u.answer("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
+		u.respond("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
 		if resp, _, err := get("GET", "/x/y"); err != nil || resp.Header["Content-Security-Policy"] != nil || resp.Header["X-Content-Type-Options"] != nil {
 			t.Errorf("304: got %v, %v", resp, err)
 		}
@@ -308,13 +308,13 @@ func TestCookiesOfAnUpstreamAreConfinedToItsRoute(t *testing.T) {
 		{"/based/x", "a=1; Path=/", "a=1; Path=/based/"},
 		{"/based/x", "a=1; Path=/v12", "a=1; Path=/based/"},
 	} {
-		u.answer("HTTP/1.1 200 OK\nContent-Length: 0\nSet-Cookie: " + test.sent + "\n\n")
+		u.respond("HTTP/1.1 200 OK\nContent-Length: 0\nSet-Cookie: " + test.sent + "\n\n")
 		if got := b.Fetch("GET", test.ask).Header.Values("Set-Cookie"); len(got) != 1 || got[0] != test.want {
 			t.Errorf("%s, %q: got %q, want %q", test.ask, test.sent, got, test.want)
 		}
 	}
 	// A browser's jar agrees.
-	u.answer("HTTP/1.1 200 OK\nContent-Length: 0\nSet-Cookie: JSESSIONID=1; Path=/\n\n")
+	u.respond("HTTP/1.1 200 OK\nContent-Length: 0\nSet-Cookie: JSESSIONID=1; Path=/\n\n")
 	b.Fetch("GET", "/strip/x")
 	for path, want := range map[string]bool{"/strip/y": true, "/public/x": false, "/": false, "/stripped": false} {
 		target, _ := url.Parse(a.url + path)
@@ -344,9 +344,9 @@ func TestHeadersThatActOnTheWholeOriginDoNotPass(t *testing.T) {
 				fmt.Fprintf(&lines, "%s: x\n", name)
 			}
 			if trailer {
-				u.answer("HTTP/1.1 200 OK\nContent-Type: text/plain\nTransfer-Encoding: chunked\n\n1\nx\n0\n" + lines.String() + "\n")
+				u.respond("HTTP/1.1 200 OK\nContent-Type: text/plain\nTransfer-Encoding: chunked\n\n1\nx\n0\n" + lines.String() + "\n")
 			} else {
-				u.answer("HTTP/1.1 200 OK\nContent-Type: text/plain\nContent-Length: 1\n" + lines.String() + "\nx")
+				u.respond("HTTP/1.1 200 OK\nContent-Type: text/plain\nContent-Length: 1\n" + lines.String() + "\nx")
 			}
 			resp, _, err := get("GET", "/x/y")
 			if err != nil {

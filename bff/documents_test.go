@@ -34,14 +34,14 @@ func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string
 	if begun.StatusCode != 302 {
 		t.Fatalf("login: got %d", begun.StatusCode)
 	}
-	answer := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-	if answer.StatusCode == 200 {
-		answer = b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin")
+	resp := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	if resp.StatusCode == 200 {
+		resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
 	}
-	if answer.StatusCode != 303 {
-		t.Fatalf("return_to %q: got %d, want 303", returnTo, answer.StatusCode)
+	if resp.StatusCode != 303 {
+		t.Fatalf("return_to %q: got %d, want 303", returnTo, resp.StatusCode)
 	}
-	return answer.Header.Get("Location")
+	return resp.Header.Get("Location")
 }
 
 func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T) {
@@ -91,16 +91,16 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 	a := documentsApp(t, nil)
 	link := "/bff/login?return_to=%2Fdocs%2Fx.html"
 	t.Run("the page of a login that failed", func(t *testing.T) {
-		for _, answer := range []*bfftest.Answer{
+		for _, resp := range []*bfftest.Response{
 			a.browser().Navigate(link+"&prompt=evil", "Sec-Fetch-Site", "cross-site"),
 			a.browser().Navigate("/bff/callback?state=x&code=y&return_to=%2Fdocs%2Fx.html", "Sec-Fetch-Site", "cross-site"),
 		} {
-			if answer.StatusCode != 400 || strings.Contains(answer.Text, "docs") || strings.Contains(answer.Text, "return_to") {
-				t.Errorf("got %d:\n%s", answer.StatusCode, answer.Text)
+			if resp.StatusCode != 400 || strings.Contains(resp.Text, "docs") || strings.Contains(resp.Text, "return_to") {
+				t.Errorf("got %d:\n%s", resp.StatusCode, resp.Text)
 			}
 		}
-		if answer := a.browser().Navigate(link+"&prompt=evil", ownPage...); !strings.Contains(answer.Text, "return_to=%2Fdocs%2Fx.html") {
-			t.Errorf("the app's own: the way to try again is lost:\n%s", answer.Text)
+		if resp := a.browser().Navigate(link+"&prompt=evil", ownPage...); !strings.Contains(resp.Text, "return_to=%2Fdocs%2Fx.html") {
+			t.Errorf("the app's own: the way to try again is lost:\n%s", resp.Text)
 		}
 	})
 	t.Run("a state of the attacker's own login", func(t *testing.T) {
@@ -109,14 +109,14 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 		form := attacker.Pick("alice", state.String()).Location(t).Query()
 		stale := "/bff/callback?" + url.Values{"state": form["state"], "code": {"x"}}.Encode()
 		signedIn := a.signedIn()
-		if answer := signedIn.Navigate(stale, "Sec-Fetch-Site", "cross-site"); answer.Header.Get("Location") != "/" {
-			t.Errorf("with a session: ended at %s", answer.Header.Get("Location"))
+		if resp := signedIn.Navigate(stale, "Sec-Fetch-Site", "cross-site"); resp.Header.Get("Location") != "/" {
+			t.Errorf("with a session: ended at %s", resp.Header.Get("Location"))
 		}
 		stranger := a.browser()
 		restarted := stranger.Navigate(onwards(t, stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		back := stranger.Navigate(stranger.Pick("alice", restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-		if answer := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin"); answer.Header.Get("Location") != "/" {
-			t.Errorf("without a session: ended at %s", answer.Header.Get("Location"))
+		if resp := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin"); resp.Header.Get("Location") != "/" {
+			t.Errorf("without a session: ended at %s", resp.Header.Get("Location"))
 		}
 	})
 }
@@ -137,8 +137,8 @@ func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
 		byScript := b.Navigate(script.RedirectTo, ownPage...).Location(t).String()
 		for how, browser := range map[string]*bfftest.Browser{"form": submitter, "script": b} {
 			out := map[string]string{"form": byForm, "script": byScript}[how]
-			answer := browser.Navigate(browser.Navigate(out).Location(t).String())
-			if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != want {
+			resp := browser.Navigate(browser.Navigate(out).Location(t).String())
+			if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != want {
 				t.Errorf("%s, %s: ended at %q, want %s", how, returnTo, got, want)
 			}
 		}
@@ -146,8 +146,8 @@ func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
 	// A request whose origin nobody vouches for but its Origin or X-CSRF.
 	b := a.signedIn()
 	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html", "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
-	answer := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
-	if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != "/" {
+	resp := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+	if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
 		t.Errorf("without Sec-Fetch-Site: ended at %q", got)
 	}
 }
@@ -166,9 +166,9 @@ func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 			page := b.Follow(b.Navigate("/bff/login?return_to=/files/x.html", "Sec-Fetch-Site", "cross-site"), "")
 			page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
 			page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
-			answer := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
-			if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != "/" {
-				t.Errorf("%s: got %d to %s", mode, answer.StatusCode, got)
+			resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
+			if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
+				t.Errorf("%s: got %d to %s", mode, resp.StatusCode, got)
 			}
 		}
 		a.wantSession(b, "alice")

@@ -153,7 +153,7 @@ func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
 	}), api
 }
 
-func wantOK(t *testing.T, a *bfftest.Answer) {
+func wantOK(t *testing.T, a *bfftest.Response) {
 	t.Helper()
 	if a.StatusCode != 200 {
 		t.Errorf("%s %s: got %d %v %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header, a.Text)
@@ -180,7 +180,7 @@ func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
 	if got[3].jkt == got[0].jkt {
 		t.Error("two sessions share a key")
 	}
-	if answer := echoed(t, b.Fetch("GET", "/none/x", "DPoP", "forged")); answer.Header.Get("DPoP") != "" {
+	if resp := echoed(t, b.Fetch("GET", "/none/x", "DPoP", "forged")); resp.Header.Get("DPoP") != "" {
 		t.Error("a proof where no token goes")
 	}
 }
@@ -323,10 +323,10 @@ func TestTheUpstreamsNonce(t *testing.T) {
 	c := a.takeDown(devidp.Hooks{})
 	b := a.signedIn()
 	api.want("upstream-1")
-	answer := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
-	wantOK(t, answer)
-	if api.body != "the body" || answer.Header.Get("DPoP-Nonce") != "" {
-		t.Errorf("the body arrived as %q, and the browser was told %v", api.body, answer.Header)
+	resp := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
+	wantOK(t, resp)
+	if api.body != "the body" || resp.Header.Get("DPoP-Nonce") != "" {
+		t.Errorf("the body arrived as %q, and the browser was told %v", api.body, resp.Header)
 	}
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantOK(t, b.Fetch("GET", "/v1/x"))
@@ -347,8 +347,8 @@ func TestTheUpstreamsNonce(t *testing.T) {
 	}
 	api.want("upstream-3")
 	large := strings.Repeat("x", 100<<10)
-	if answer := b.Do("POST", "/api/x", large, "X-CSRF", "1"); answer.StatusCode != 401 || len(api.requests()) != 1 {
-		t.Errorf("a body that is not kept: got %d after %d requests", answer.StatusCode, len(api.requests()))
+	if resp := b.Do("POST", "/api/x", large, "X-CSRF", "1"); resp.StatusCode != 401 || len(api.requests()) != 1 {
+		t.Errorf("a body that is not kept: got %d after %d requests", resp.StatusCode, len(api.requests()))
 	}
 	wantOK(t, b.Do("POST", "/api/x", large, "X-CSRF", "1"))
 }
@@ -412,9 +412,9 @@ func TestNoncesMixNoSessions(t *testing.T) {
 					api.nonce = fmt.Sprint(n)
 					api.mu.Unlock()
 				}
-				answer := b.Fetch("GET", "/api/x")
-				if answer.StatusCode != 200 && !strings.Contains(answer.Header.Get("WWW-Authenticate"), "use_dpop_nonce") { // it changed twice
-					t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+				resp := b.Fetch("GET", "/api/x")
+				if resp.StatusCode != 200 && !strings.Contains(resp.Header.Get("WWW-Authenticate"), "use_dpop_nonce") { // it changed twice
+					t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 				}
 			}
 		})
@@ -543,7 +543,7 @@ func TestALoginEndsAsItBegan(t *testing.T) {
 	for _, constraint := range []string{"", "dpop"} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = constraint })
 		b := a.browser()
-		back := b.AnswerOfProvider("alice", "").Location(t)
+		back := b.AuthResponse("alice", "").Location(t)
 		other := map[string]string{"": "dpop", "dpop": ""}[constraint]
 		ask := a.successor(func(cfg *bff.Config) { cfg.Provider.SenderConstraint = other })
 		if got := ask(b, "GET", back.RequestURI()).StatusCode; got != 502 || a.provider.TokenRequests() > 0 {
@@ -592,8 +592,8 @@ func TestTheCodeIsBoundToTheKey(t *testing.T) {
 	if other := b.Navigate("/bff/login").Location(t).Query(); other.Get("dpop_jkt") == q.Get("dpop_jkt") {
 		t.Error("two logins share a key")
 	}
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("got %d", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("got %d", resp.StatusCode)
 	}
 }
 
@@ -604,8 +604,8 @@ func TestANonceThatIsNone(t *testing.T) {
 	b := a.signedIn()
 	for _, nonce := range []string{`a"b`, `a\b`, "a b", strings.Repeat("n", 2000)} {
 		api.want(nonce)
-		if answer := b.Fetch("GET", "/api/x"); answer.StatusCode != 401 || len(api.requests()) != 1 {
-			t.Errorf("%.20q: got %d after %d requests", nonce, answer.StatusCode, len(api.requests()))
+		if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 401 || len(api.requests()) != 1 {
+			t.Errorf("%.20q: got %d after %d requests", nonce, resp.StatusCode, len(api.requests()))
 		}
 	}
 }

@@ -38,11 +38,11 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 	t.Run("a silent login", func(t *testing.T) {
 		b := a.signedIn()
 		b.DropCookies()
-		answer := b.Navigate("/bff/silent-login", through...)
-		for answer.StatusCode/100 == 3 {
-			answer = b.Navigate(answer.Header.Get("Location"), append(through, "Sec-Fetch-Site", "cross-site")...)
+		resp := b.Navigate("/bff/silent-login", through...)
+		for resp.StatusCode/100 == 3 {
+			resp = b.Navigate(resp.Header.Get("Location"), append(through, "Sec-Fetch-Site", "cross-site")...)
 		}
-		wantSilent(t, answer, "true")
+		wantSilent(t, resp, "true")
 		a.wantSession(b, "alice")
 	})
 	t.Run("an error is a page", func(t *testing.T) {
@@ -91,17 +91,17 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 		if path == "/bff/session" {
 			header = []string{"X-CSRF", "1"}
 		}
-		if answer := b.Do("HEAD", path, "", header...); answer.StatusCode != want || len(answer.Cookies()) > 0 || answer.Text != "" {
-			t.Errorf("HEAD %s: got %d %v, want %d", path, answer.StatusCode, answer.Header, want)
+		if resp := b.Do("HEAD", path, "", header...); resp.StatusCode != want || len(resp.Cookies()) > 0 || resp.Text != "" {
+			t.Errorf("HEAD %s: got %d %v, want %d", path, resp.StatusCode, resp.Header, want)
 		}
 	}
-	wantStatus := func(method, path string, status int, header ...string) *bfftest.Answer {
+	wantStatus := func(method, path string, status int, header ...string) *bfftest.Response {
 		t.Helper()
-		answer := b.Do(method, path, "", header...)
-		if answer.StatusCode != status {
-			t.Errorf("%s %s: got %d, want %d", method, path, answer.StatusCode, status)
+		resp := b.Do(method, path, "", header...)
+		if resp.StatusCode != status {
+			t.Errorf("%s %s: got %d, want %d", method, path, resp.StatusCode, status)
 		}
-		return answer
+		return resp
 	}
 	wantStatus("HEAD", "/bff/session", 403) // as GET
 	wantStatus("HEAD", "/bff/login", 401, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty")
@@ -117,8 +117,8 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 		t.Errorf("HEAD made %d requests to the provider, or changed the cookies %v", n, cookieNames(b))
 	}
 	a.wantSession(b, "alice")
-	if answer := b.Navigate(callback); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
-		t.Errorf("the response that HEAD has seen: got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	if resp := b.Navigate(callback); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+		t.Errorf("the response that HEAD has seen: got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 	}
 }
 
@@ -127,7 +127,7 @@ func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()
-	ask := func(b *bfftest.Browser, q url.Values, site string) *bfftest.Answer {
+	ask := func(b *bfftest.Browser, q url.Values, site string) *bfftest.Response {
 		return b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", site)
 	}
 	good := url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}
@@ -139,9 +139,9 @@ func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	for name, q := range map[string]url.Values{
 		"nothing": {}, "iss alone": {"iss": good["iss"]}, "sid alone": {"sid": good["sid"]}, "another sid": {"iss": good["iss"], "sid": {"x"}}, "another iss": {"iss": {"https://evil.example"}, "sid": good["sid"]},
 	} {
-		answer := ask(b, q, "same-site")
-		if wantProblem(t, answer, 400, "bad_frontchannel_logout"); len(answer.Cookies()) > 0 {
-			t.Errorf("%s: cookies %v", name, answer.Cookies())
+		resp := ask(b, q, "same-site")
+		if wantProblem(t, resp, 400, "bad_frontchannel_logout"); len(resp.Cookies()) > 0 {
+			t.Errorf("%s: cookies %v", name, resp.Cookies())
 		}
 		a.wantSession(b, "alice")
 	}
@@ -168,16 +168,16 @@ func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
 	u := b.Pick("alice", begun.Location(t).String()).Location(t).String()
 	genuine := b.Cookies()[0]
 	for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/silent-login"} {
-		answer := a.browser().Navigate(path, "Cookie", cookies.String(), "Sec-Fetch-Dest", map[bool]string{true: "iframe"}[path == "/bff/silent-login"], "Sec-Fetch-Site", "")
+		resp := a.browser().Navigate(path, "Cookie", cookies.String(), "Sec-Fetch-Dest", map[bool]string{true: "iframe"}[path == "/bff/silent-login"], "Sec-Fetch-Site", "")
 		var head strings.Builder
-		answer.Header.Write(&head)
-		if n := len(answer.Header.Values("Set-Cookie")); n > 17 || head.Len() > 4000 {
-			t.Errorf("%s: got %d with %d Set-Cookie headers of %d bytes", path, answer.StatusCode, n, head.Len())
+		resp.Header.Write(&head)
+		if n := len(resp.Header.Values("Set-Cookie")); n > 17 || head.Len() > 4000 {
+			t.Errorf("%s: got %d with %d Set-Cookie headers of %d bytes", path, resp.StatusCode, n, head.Len())
 		}
 	}
 	// The genuine one is found among them.
-	if answer := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
-		t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	if resp := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+		t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 	}
 }
 
@@ -186,9 +186,9 @@ func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
 	a := newApp(t, nil)
 	fetches := a.provider.JWKSFetches()
 	for _, size := range []int{11 << 10, 54 << 10, 1 << 20} {
-		answer := a.tellLogout(url.Values{"logout_token": {strings.Repeat("A", size)}})
-		if answer.StatusCode != 400 || !strings.Contains(answer.Text, "bad_logout_token") {
-			t.Errorf("%d bytes: got %d %s", size, answer.StatusCode, answer.Text)
+		resp := a.tellLogout(url.Values{"logout_token": {strings.Repeat("A", size)}})
+		if resp.StatusCode != 400 || !strings.Contains(resp.Text, "bad_logout_token") {
+			t.Errorf("%d bytes: got %d %s", size, resp.StatusCode, resp.Text)
 		}
 	}
 	if n := a.provider.JWKSFetches() - fetches; n > 0 {
@@ -196,8 +196,8 @@ func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
 	}
 	// One with all that the standard has, and a long sub and sid, is far from that.
 	b, sid := a.signedInWithSID()
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); answer.StatusCode != 200 {
-		t.Errorf("a long one that is right: got %d %s", answer.StatusCode, answer.Text)
+	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); resp.StatusCode != 200 {
+		t.Errorf("a long one that is right: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 }
@@ -210,38 +210,40 @@ func TestEveryRefusalLeavesALineThatNamesItsCause(t *testing.T) {
 	form := []string{"Content-Type", "application/x-www-form-urlencoded"}
 	for _, test := range []struct {
 		name, cause string
-		ask         func() *bfftest.Answer
+		ask         func() *bfftest.Response
 	}{
-		{"a fetch of a login", "Sec-Fetch-Mode", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Fetch-Mode", "cors") }},
-		{"a frame", "Sec-Fetch-Dest", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Fetch-Dest", "iframe") }},
-		{"a prefetch", "Sec-Purpose", func() *bfftest.Answer { return b.Navigate("/bff/login", "Sec-Purpose", "prefetch") }},
-		{"a script", "X-CSRF", func() *bfftest.Answer { return b.Navigate("/bff/login", "X-CSRF", "1") }},
-		{"an old script", "Accept", func() *bfftest.Answer {
+		{"a fetch of a login", "Sec-Fetch-Mode", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Mode", "cors") }},
+		{"a frame", "Sec-Fetch-Dest", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Dest", "iframe") }},
+		{"a prefetch", "Sec-Purpose", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Purpose", "prefetch") }},
+		{"a script", "X-CSRF", func() *bfftest.Response { return b.Navigate("/bff/login", "X-CSRF", "1") }},
+		{"an old script", "Accept", func() *bfftest.Response {
 			return b.Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json")
 		}},
-		{"a bad parameter", "max_age", func() *bfftest.Answer { return b.Navigate("/bff/login?max_age=x") }},
-		{"a callback without a state", "state", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x") }},
-		{"a callback of nobody", "no attempt", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x&state=y") }},
-		{"a callback in a frame", "no silent attempt", func() *bfftest.Answer { return b.Navigate("/bff/callback?code=x&state=y", "Sec-Fetch-Dest", "iframe") }},
-		{"a posted callback", "method_not_allowed", func() *bfftest.Answer { return b.Do("POST", "/bff/callback", "", form...) }},
-		{"a silent login in a window", "Sec-Fetch-Dest", func() *bfftest.Answer { return b.Navigate("/bff/silent-login") }},
-		{"a silent login of another site", "Sec-Fetch-Site", func() *bfftest.Answer {
+		{"a bad parameter", "max_age", func() *bfftest.Response { return b.Navigate("/bff/login?max_age=x") }},
+		{"a callback without a state", "state", func() *bfftest.Response { return b.Navigate("/bff/callback?code=x") }},
+		{"a callback of nobody", "no attempt", func() *bfftest.Response { return b.Navigate("/bff/callback?code=x&state=y") }},
+		{"a callback in a frame", "no silent attempt", func() *bfftest.Response {
+			return b.Navigate("/bff/callback?code=x&state=y", "Sec-Fetch-Dest", "iframe")
+		}},
+		{"a posted callback", "method_not_allowed", func() *bfftest.Response { return b.Do("POST", "/bff/callback", "", form...) }},
+		{"a silent login in a window", "Sec-Fetch-Dest", func() *bfftest.Response { return b.Navigate("/bff/silent-login") }},
+		{"a silent login of another site", "Sec-Fetch-Site", func() *bfftest.Response {
 			return b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
 		}},
-		{"a logout of another site", "Sec-Fetch-Site", func() *bfftest.Answer { return b.Do("POST", "/bff/logout", "", "Sec-Fetch-Site", "cross-site") }},
-		{"a session without the header", "X-CSRF", func() *bfftest.Answer { return b.Do("GET", "/bff/session", "") }},
-		{"a refresh without a session", "not_signed_in", func() *bfftest.Answer { return b.Fetch("POST", "/bff/session/refresh") }},
-		{"a front-channel logout", "iss", func() *bfftest.Answer { return b.Navigate("/bff/frontchannel-logout") }},
-		{"a back-channel logout", "logout_token", func() *bfftest.Answer { return b.Do("POST", "/bff/backchannel-logout", "x=y", form...) }},
-		{"an unknown endpoint", "not_found", func() *bfftest.Answer { return b.Navigate("/bff/nothing") }},
-		{"another method", "method_not_allowed", func() *bfftest.Answer { return b.Do("DELETE", "/bff/login", "") }},
+		{"a logout of another site", "Sec-Fetch-Site", func() *bfftest.Response { return b.Do("POST", "/bff/logout", "", "Sec-Fetch-Site", "cross-site") }},
+		{"a session without the header", "X-CSRF", func() *bfftest.Response { return b.Do("GET", "/bff/session", "") }},
+		{"a refresh without a session", "not_signed_in", func() *bfftest.Response { return b.Fetch("POST", "/bff/session/refresh") }},
+		{"a front-channel logout", "iss", func() *bfftest.Response { return b.Navigate("/bff/frontchannel-logout") }},
+		{"a back-channel logout", "logout_token", func() *bfftest.Response { return b.Do("POST", "/bff/backchannel-logout", "x=y", form...) }},
+		{"an unknown endpoint", "not_found", func() *bfftest.Response { return b.Navigate("/bff/nothing") }},
+		{"another method", "method_not_allowed", func() *bfftest.Response { return b.Do("DELETE", "/bff/login", "") }},
 	} {
 		before := len(a.logs.String())
-		answer := test.ask()
+		resp := test.ask()
 		text := a.logs.String()[before:]
 		lines := strings.Count(text, "\n")
-		if answer.StatusCode < 400 && !strings.Contains(answer.Text, `data-authenticated="false"`) || lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
-			t.Errorf("%s: got %d, and in the log:\n%s", test.name, answer.StatusCode, text)
+		if resp.StatusCode < 400 && !strings.Contains(resp.Text, `data-authenticated="false"`) || lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
+			t.Errorf("%s: got %d, and in the log:\n%s", test.name, resp.StatusCode, text)
 		}
 	}
 }

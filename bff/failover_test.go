@@ -126,11 +126,11 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	}
 	deadline := time.Now().Add(20 * time.Second)
 	for ; len(missing) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		answer := b.Fetch("GET", "/pair/x")
-		if answer.StatusCode != 200 {
-			t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+		resp := b.Fetch("GET", "/pair/x")
+		if resp.StatusCode != 200 {
+			t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
 		}
-		delete(missing, answer.Text)
+		delete(missing, resp.Text)
 	}
 	if len(missing) > 0 {
 		t.Fatalf("no request was sent to %v", missing)
@@ -144,8 +144,8 @@ func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
 	others := func() {
 		t.Helper()
 		for _, method := range []string{"GET", "POST", "GET"} {
-			if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 {
-				t.Errorf("another user's request: got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+			if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 {
+				t.Errorf("another user's request: got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 			}
 		}
 	}
@@ -161,8 +161,8 @@ func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
 			mixed, alone = 2, 4
 		}
 		for range mixed {
-			if answer := b.Fetch(poison.method, "/pair/"+poison.path); answer.StatusCode != poison.status {
-				t.Errorf("%s %s: got %d", poison.method, poison.path, answer.StatusCode)
+			if resp := b.Fetch(poison.method, "/pair/"+poison.path); resp.StatusCode != poison.status {
+				t.Errorf("%s %s: got %d", poison.method, poison.path, resp.StatusCode)
 			}
 			others()
 		}
@@ -240,13 +240,13 @@ func TestAnAddressWhoseProcessCrashesAndRestarts(t *testing.T) {
 	one.kill()
 	for i := range 30 {
 		method := []string{"GET", "PUT"}[i%2] // a POST on a connection that dies is not repeated
-		if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 || answer.Text != two.pid() {
-			t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+		if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 || resp.Text != two.pid() {
+			t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 		}
 	}
 	for range 10 {
-		if answer := b.Fetch("POST", "/pair/x"); answer.StatusCode != 200 {
-			t.Errorf("POST: got %d %s", answer.StatusCode, answer.Text)
+		if resp := b.Fetch("POST", "/pair/x"); resp.StatusCode != 200 {
+			t.Errorf("POST: got %d %s", resp.StatusCode, resp.Text)
 		}
 	}
 	one = startProcess(t, one.addr)
@@ -282,15 +282,15 @@ func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
 		one.kill()
 		two.kill()
 		for range 5 {
-			answer := b.Fetch("GET", "/pair/x")
-			if answer.StatusCode != 502 { // on a connection that has just died
-				wantProblem(t, answer, 503, "upstream_unavailable")
+			resp := b.Fetch("GET", "/pair/x")
+			if resp.StatusCode != 502 { // on a connection that has just died
+				wantProblem(t, resp, 503, "upstream_unavailable")
 			}
 		}
 		p := startProcess(t, back.addr)
 		for _, method := range []string{"GET", "POST"} {
-			if answer := b.Fetch(method, "/pair/x"); answer.StatusCode != 200 || answer.Text != p.pid() {
-				t.Fatalf("%s when one is back: got %d %s\n%s", method, answer.StatusCode, answer.Text, a.logs)
+			if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 || resp.Text != p.pid() {
+				t.Fatalf("%s when one is back: got %d %s\n%s", method, resp.StatusCode, resp.Text, a.logs)
 			}
 		}
 		p.kill()
@@ -311,8 +311,8 @@ func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testin
 	slow := 0
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		began := time.Now()
-		if answer := b.Fetch("POST", "/pair/x"); answer.StatusCode != 200 {
-			t.Fatalf("got %d %s", answer.StatusCode, answer.Text)
+		if resp := b.Fetch("POST", "/pair/x"); resp.StatusCode != 200 {
+			t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
 		}
 		if time.Since(began) > 800*time.Millisecond {
 			slow++

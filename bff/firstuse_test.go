@@ -45,8 +45,8 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		b := a.signedIn()
 		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
 		c := a.takeDown(devidp.Hooks{})
-		answer := b.Navigate(pickAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
-		wantPage(t, b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+		resp := b.Navigate(pickAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
+		wantPage(t, b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		if n := len(c.to("/userinfo")); n != 0 {
 			t.Errorf("userinfo was asked %d times", n)
 		}

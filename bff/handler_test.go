@@ -47,10 +47,10 @@ func newHandlerApp(t *testing.T) *app {
 	})
 }
 
-func wantText(t *testing.T, answer *bfftest.Answer, want string) {
+func wantText(t *testing.T, resp *bfftest.Response, want string) {
 	t.Helper()
-	if answer.StatusCode != http.StatusOK || answer.Text != want {
-		t.Errorf("%s: got %d %q, want 200 %q", answer.Request.URL.Path, answer.StatusCode, answer.Text, want)
+	if resp.StatusCode != http.StatusOK || resp.Text != want {
+		t.Errorf("%s: got %d %q, want 200 %q", resp.Request.URL.Path, resp.StatusCode, resp.Text, want)
 	}
 }
 
@@ -62,9 +62,9 @@ func TestARouteCanHaveAGoHandler(t *testing.T) {
 	wantProblem(t, stranger.Fetch("GET", "/go/x"), 401, "not_signed_in")
 	wantText(t, stranger.Fetch("GET", "/either/x"), "nobody")
 
-	answer := alice.Fetch("GET", "/go/x")
-	wantText(t, answer, "alice")
-	if got := answer.Header.Get("Cache-Control"); got != "private, no-store" {
+	resp := alice.Fetch("GET", "/go/x")
+	wantText(t, resp, "alice")
+	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
 		t.Errorf("Cache-Control is %q", got)
 	}
 	wantText(t, alice.Fetch("GET", "/either/x"), "alice")

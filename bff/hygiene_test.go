@@ -14,14 +14,14 @@ import (
 // belongs: framing and smuggling in wire_test.go, paths in path_test.go and proxy_test.go, streams in stream_test.go.
 func TestHygiene(t *testing.T) {
 	t.Parallel()
-	var answer func(w http.ResponseWriter, r *http.Request) // of the upstream, for one case
+	var respond func(w http.ResponseWriter, r *http.Request) // of the upstream, for one case
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		echo := a.echo.Config.Handler
-		a.echo.Answer = nil
+		a.echo.Handler = nil
 		inner := bfftest.NewEcho(t)
-		inner.Answer = func(w http.ResponseWriter, r *http.Request) {
-			if answer != nil {
-				answer(w, r)
+		inner.Handler = func(w http.ResponseWriter, r *http.Request) {
+			if respond != nil {
+				respond(w, r)
 				return
 			}
 			echo.ServeHTTP(w, r)
@@ -34,10 +34,10 @@ func TestHygiene(t *testing.T) {
 	})
 	b := a.signedIn()
 	upstreamSays := func(t *testing.T, f func(w http.ResponseWriter, r *http.Request)) {
-		answer = f
-		t.Cleanup(func() { answer = nil })
+		respond = f
+		t.Cleanup(func() { respond = nil })
 	}
-	refused := func(t *testing.T, ask func() *bfftest.Answer, status int, code string) {
+	refused := func(t *testing.T, ask func() *bfftest.Response, status int, code string) {
 		t.Helper()
 		before := a.echo.Calls()
 		wantProblem(t, ask(), status, code)
@@ -49,22 +49,22 @@ func TestHygiene(t *testing.T) {
 	t.Run("an unsafe call of another site is refused, on both kinds of routes", func(t *testing.T) {
 		for _, site := range []string{"cross-site", "same-site", "none", "odd", "same-origin, cross-site"} {
 			for _, path := range []string{"/api/x", "/stream/x"} {
-				refused(t, func() *bfftest.Answer { return b.Fetch("POST", path, "Sec-Fetch-Site", site) }, 403, "csrf")
+				refused(t, func() *bfftest.Response { return b.Fetch("POST", path, "Sec-Fetch-Site", site) }, 403, "csrf")
 			}
 		}
 	})
 	t.Run("without Sec-Fetch-Site the Origin has to be ours, to the scheme and the port", func(t *testing.T) {
 		host := strings.TrimPrefix(a.url, "http://")
 		for _, origin := range []string{"null", "https://" + host, "http://localhost", a.url + "0", "http://evil." + host, a.url + ".evil.example", "http://" + strings.ToUpper(host), a.url + "/", "http://127.0.0.1", "file://"} {
-			refused(t, func() *bfftest.Answer { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
-			refused(t, func() *bfftest.Answer { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
+			refused(t, func() *bfftest.Response { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
+			refused(t, func() *bfftest.Response { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
 		}
 		echoed(t, b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", a.url, "X-CSRF", ""))
 	})
 	t.Run("with neither, the header alone decides", func(t *testing.T) {
 		echoed(t, b.Fetch("POST", "/api/x", "Sec-Fetch-Site", ""))
-		refused(t, func() *bfftest.Answer { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
-		refused(t, func() *bfftest.Answer { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
+		refused(t, func() *bfftest.Response { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
+		refused(t, func() *bfftest.Response { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
 	})
 	t.Run("reading is protected like writing", func(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD", "OPTIONS", "QUERY", "gEt"} {
@@ -80,26 +80,26 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("a preflight is not answered, and not passed on", func(t *testing.T) {
-		var answer *bfftest.Answer
-		refused(t, func() *bfftest.Answer {
-			answer = b.Do("OPTIONS", "/api/x", "", "Origin", "https://evil.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-csrf")
-			return answer
+		var resp *bfftest.Response
+		refused(t, func() *bfftest.Response {
+			resp = b.Do("OPTIONS", "/api/x", "", "Origin", "https://evil.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-csrf")
+			return resp
 		}, 403, "csrf")
-		for name := range answer.Header {
+		for name := range resp.Header {
 			if strings.HasPrefix(name, "Access-Control-") {
 				t.Errorf("%s is there", name)
 			}
 		}
 	})
 	t.Run("an API's answer is not opened as a document", func(t *testing.T) {
-		refused(t, func() *bfftest.Answer { return b.Navigate("/api/x") }, 403, "csrf")
-		refused(t, func() *bfftest.Answer { return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site") }, 403, "csrf")
+		refused(t, func() *bfftest.Response { return b.Navigate("/api/x") }, 403, "csrf")
+		refused(t, func() *bfftest.Response { return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site") }, 403, "csrf")
 	})
 	t.Run("JSON that passes for text does not come from another site", func(t *testing.T) {
-		refused(t, func() *bfftest.Answer {
+		refused(t, func() *bfftest.Response {
 			return b.Do("POST", "/api/x", `{"a":1}`, "Content-Type", "text/plain", "Sec-Fetch-Site", "cross-site")
 		}, 403, "csrf")
-		refused(t, func() *bfftest.Answer {
+		refused(t, func() *bfftest.Response {
 			return b.Do("POST", "/stream/x", `{"a":1}`, "Content-Type", "text/plain", "Origin", "https://evil.example")
 		}, 403, "csrf")
 	})
@@ -149,7 +149,7 @@ func TestHygiene(t *testing.T) {
 	})
 	t.Run("forwarded paths, users and methods decide nothing", func(t *testing.T) {
 		for _, name := range []string{"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Original-URL", "X-Rewrite-URL", "X-Original-URI"} {
-			refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x", name, "/public/x") }, 401, "not_signed_in")
+			refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", name, "/public/x") }, 401, "not_signed_in")
 			if got := echoed(t, b.Fetch("GET", "/public/x", name, "/api/x")); got.URI != "/public/x" || len(got.Header["Authorization"]) > 0 {
 				t.Errorf("%s: got %+v", name, got)
 			}
@@ -157,8 +157,8 @@ func TestHygiene(t *testing.T) {
 		if got := echoed(t, b.Fetch("POST", "/api/x", "X-HTTP-Method-Override", "DELETE")); got.Method != "POST" {
 			t.Errorf("got %s", got.Method)
 		}
-		refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x", "User-Agent", "GoogleHC/1.0") }, 401, "not_signed_in")
-		refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x?x=/public/&/public/x") }, 401, "not_signed_in")
+		refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", "User-Agent", "GoogleHC/1.0") }, 401, "not_signed_in")
+		refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x?x=/public/&/public/x") }, 401, "not_signed_in")
 	})
 	t.Run("our cookies are dropped from every Cookie line", func(t *testing.T) {
 		req, err := http.NewRequest("GET", a.url+"/public/x", nil)
@@ -172,7 +172,7 @@ func TestHygiene(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		text, _ := io.ReadAll(resp.Body)
-		if got := echoed(t, &bfftest.Answer{Response: resp, Text: string(text)}).Header["Cookie"]; strings.Join(got, "|") != "keep=1|keep=2" {
+		if got := echoed(t, &bfftest.Response{Response: resp, Text: string(text)}).Header["Cookie"]; strings.Join(got, "|") != "keep=1|keep=2" {
 			t.Errorf("got %q", got)
 		}
 	})
@@ -267,7 +267,7 @@ func TestHygiene(t *testing.T) {
 	t.Run("a forged token in any other place selects nothing", func(t *testing.T) {
 		other := a.signedIn() // a session of its own
 		for _, header := range [][]string{{"Cookie", "__Host-Http-cloakroom=x"}, {"X-Session", "x"}, {"Authorization", "Bearer x"}} {
-			refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x", header...) }, 401, "not_signed_in")
+			refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", header...) }, 401, "not_signed_in")
 		}
 		var both []string
 		for _, c := range append(b.Cookies(), other.Cookies()...) {
@@ -275,6 +275,8 @@ func TestHygiene(t *testing.T) {
 				both = append(both, c.Name+"="+c.Value)
 			}
 		}
-		refused(t, func() *bfftest.Answer { return a.browser().Fetch("GET", "/api/x", "Cookie", strings.Join(both, "; ")) }, 401, "not_signed_in") // one of them was planted
+		refused(t, func() *bfftest.Response {
+			return a.browser().Fetch("GET", "/api/x", "Cookie", strings.Join(both, "; "))
+		}, 401, "not_signed_in") // one of them was planted
 	})
 }

@@ -35,7 +35,7 @@ func TestWhatAnIDTokenMustBe(t *testing.T) {
 		t.Run(m.Name, func(t *testing.T) {
 			b := a.signedIn()
 			stranger := a.browser()
-			u := stranger.AnswerOfProvider("bob", "").Location(t)
+			u := stranger.AuthResponse("bob", "").Location(t)
 			a.provider.Misbehave(t, m)
 			wantPage(t, stranger.Navigate(u.String()), 502, "login_invalid")
 			a.wantSession(stranger, "")
@@ -44,8 +44,8 @@ func TestWhatAnIDTokenMustBe(t *testing.T) {
 			wantPage(t, b.SignIn("alice", "prompt=login"), 502, "login_invalid")
 			a.wantSession(b, "alice")
 			a.provider.Behave()
-			if answer := stranger.SignIn("bob", ""); answer.StatusCode != 303 {
-				t.Errorf("once the provider is right again: got %d, want 303", answer.StatusCode)
+			if resp := stranger.SignIn("bob", ""); resp.StatusCode != 303 {
+				t.Errorf("once the provider is right again: got %d, want 303", resp.StatusCode)
 			}
 		})
 	}
@@ -58,8 +58,8 @@ func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
 		t.Run(m.Name, func(t *testing.T) {
 			a.provider.Misbehave(t, m)
 			b := a.browser()
-			if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-				t.Errorf("got %d, want 303:\n%s", answer.StatusCode, a.logs.lines(t, "request"))
+			if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+				t.Errorf("got %d, want 303:\n%s", resp.StatusCode, a.logs.lines(t, "request"))
 			}
 			a.wantSession(b, "alice")
 		})
@@ -97,8 +97,8 @@ func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
 			a.takeDown(hooks)
-			if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode == 401 {
-				t.Errorf("got %d %s", answer.StatusCode, answer.Code())
+			if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode == 401 {
+				t.Errorf("got %d %s", resp.StatusCode, resp.Code())
 			}
 			a.wantSession(b, "alice")
 		})
@@ -123,8 +123,8 @@ func TestANonceMayComeBack(t *testing.T) {
 	}})
 	b := a.signedIn()
 	for i := range 2 {
-		if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
-			t.Errorf("refresh %d: got %d %s", i+1, answer.StatusCode, answer.Code())
+		if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
+			t.Errorf("refresh %d: got %d %s", i+1, resp.StatusCode, resp.Code())
 		}
 	}
 	a.wantSession(b, "alice")
@@ -183,8 +183,8 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 			}
 			a.provider.Behave()
-			if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 { // RS256 is the default (Core 2)
-				t.Errorf("RS256: got %d", answer.StatusCode)
+			if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 { // RS256 is the default (Core 2)
+				t.Errorf("RS256: got %d", resp.StatusCode)
 			}
 		})
 	}
@@ -235,8 +235,8 @@ func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 					},
 				})
 				good := string(hash("a")) == string(test.right("a"))
-				if answer := a.browser().SignIn("alice", ""); (answer.StatusCode == 303) != good {
-					t.Errorf("at_hash right is %v: got %d", good, answer.StatusCode)
+				if resp := a.browser().SignIn("alice", ""); (resp.StatusCode == 303) != good {
+					t.Errorf("at_hash right is %v: got %d", good, resp.StatusCode)
 				}
 			}
 		})

@@ -68,13 +68,13 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 				hooks.SignIDToken = sign
 				a.takeDown(hooks)
 				b := a.browser()
-				answer := b.SignIn("alice", "")
+				resp := b.SignIn("alice", "")
 				if test.good[alg] {
-					if answer.StatusCode != 303 {
-						t.Errorf("an ID token with %s: got %d", alg, answer.StatusCode)
+					if resp.StatusCode != 303 {
+						t.Errorf("an ID token with %s: got %d", alg, resp.StatusCode)
 					}
 				} else {
-					wantPage(t, answer, 502, "login_invalid")
+					wantPage(t, resp, 502, "login_invalid")
 				}
 				token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: sign})
 				a.takeDown(both) // its keys

@@ -101,7 +101,7 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 			next.ServeHTTP(w, r)
 		}
 	}
-	answer := func(status int, body string) func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	respond := func(status int, body string) func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		return jwks(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(status)
@@ -115,9 +115,9 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 		"keys that are null":         {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = nil }},
 		"no member keys":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { delete(set, "keys") }},
 		"keys of no use":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{map[string]any{"kty": "oct", "k": "AAAA"}} }},
-		"503":                        {EditIDToken: unknown, Intercept: answer(503, "down")},
-		"404":                        {EditIDToken: unknown, Intercept: answer(404, "{}")},
-		"HTML":                       {EditIDToken: unknown, Intercept: answer(200, "<html>")},
+		"503":                        {EditIDToken: unknown, Intercept: respond(503, "down")},
+		"404":                        {EditIDToken: unknown, Intercept: respond(404, "{}")},
+		"HTML":                       {EditIDToken: unknown, Intercept: respond(200, "<html>")},
 		"a connection that breaks":   {EditIDToken: unknown, Intercept: jwks(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })},
 		"a redirect":                 {EditIDToken: unknown, Intercept: jwks(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) })},
 		"another sub, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["sub"] = "bob" }},
@@ -181,9 +181,9 @@ func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 			a.takeDown(hooks)
 			b := a.browser()
 			for range 5 {
-				answer := b.SignIn("alice", "")
-				wantPage(t, answer, 503, "provider_unavailable")
-				if answer.Header.Get("Retry-After") == "" {
+				resp := b.SignIn("alice", "")
+				wantPage(t, resp, 503, "provider_unavailable")
+				if resp.Header.Get("Retry-After") == "" {
 					t.Error("no Retry-After")
 				}
 			}
@@ -221,8 +221,8 @@ func TestAKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	}
 	token := a.logoutToken("", sid, rotated)
 	a.takeDown(rotated)
-	if answer := a.tellLogout(url.Values{"logout_token": {token}}); answer.StatusCode != 200 {
-		t.Errorf("logout: got %d %s", answer.StatusCode, answer.Text)
+	if resp := a.tellLogout(url.Values{"logout_token": {token}}); resp.StatusCode != 200 {
+		t.Errorf("logout: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(other, "")
 	a.wantSession(b, "alice")
@@ -268,9 +268,9 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 		if err := a.provider.RotateKeys(); err != nil {
 			t.Fatal(err)
 		}
-		answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devidp.Hooks{})}})
-		if answer.StatusCode != 200 {
-			t.Errorf("genuine token %d: got %d %s, want 200", i+1, answer.StatusCode, answer.Text)
+		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devidp.Hooks{})}})
+		if resp.StatusCode != 200 {
+			t.Errorf("genuine token %d: got %d %s, want 200", i+1, resp.StatusCode, resp.Text)
 		}
 		a.wantSession(genuine.b, "")
 	}

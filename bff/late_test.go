@@ -23,21 +23,21 @@ func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
 	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
 		a := newApp(t, unpushed)
 		b := a.browser()
-		begun := make([]*bfftest.Answer, len(order))
+		begun := make([]*bfftest.Response, len(order))
 		for i := range begun {
 			begun[i] = b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d?x=%%26%%23y", i))
 		}
 		for n, i := range order {
-			answer := b.Navigate(b.Pick("alice", begun[i].Location(t).String()).Location(t).String())
-			if answer.StatusCode == 302 { // it started again, which only the first may
+			resp := b.Navigate(b.Pick("alice", begun[i].Location(t).String()).Location(t).String())
+			if resp.StatusCode == 302 { // it started again, which only the first may
 				if n > 0 {
 					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
 				}
-				answer = b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-				answer = b.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin")
+				resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+				resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
 			}
-			if want := fmt.Sprintf("/tab%d?x=&#y", i); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
-				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, answer.StatusCode, answer.Header.Get("Location"), want)
+			if want := fmt.Sprintf("/tab%d?x=&#y", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
+				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, resp.StatusCode, resp.Header.Get("Location"), want)
 			}
 		}
 		a.wantSession(b, "alice")
@@ -50,7 +50,7 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 	b := a.browser()
 	stale := b.Navigate("/bff/login?return_to=/stale").Location(t).Query().Get("state")
 	b.DropCookies()
-	var begun []*bfftest.Answer
+	var begun []*bfftest.Response
 	for i := range 5 {
 		begun = append(begun, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
 	}
@@ -63,10 +63,10 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 			t.Fatalf("%d attempts are in the browser", n)
 		}
 	}
-	for i, answer := range begun {
-		answer = b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String())
-		if want := fmt.Sprintf("/tab%d", i); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
-			t.Errorf("tab %d: got %d to %q", i, answer.StatusCode, answer.Header.Get("Location"))
+	for i, resp := range begun {
+		resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String())
+		if want := fmt.Sprintf("/tab%d", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
+			t.Errorf("tab %d: got %d to %q", i, resp.StatusCode, resp.Header.Get("Location"))
 		}
 	}
 }
@@ -76,7 +76,7 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	u := b.AnswerOfProvider("alice", "return_to=/late").Location(t)
+	u := b.AuthResponse("alice", "return_to=/late").Location(t)
 	b.DropCookies()
 	cases := map[string]string{"a code": u.String()}
 	for _, code := range []string{"access_denied", "login_required", "temporarily_unavailable", "server_error"} {
@@ -92,8 +92,8 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 		page := signedIn.Navigate(late, "Sec-Fetch-Site", "cross-site")
 		again := onwards(t, page)
 		signedIn.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
-		if answer := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/late" {
-			t.Errorf("%s: got %d to %q, want 303 to /late", name, answer.StatusCode, answer.Header.Get("Location"))
+		if resp := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/late" {
+			t.Errorf("%s: got %d to %q, want 303 to /late", name, resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(signedIn, "alice")
 	}
@@ -107,7 +107,7 @@ func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
 	for _, n := range []int{1, 200, 256, 257, 1000} {
 		path := "/" + strings.Repeat("a", n-1)
 		b := a.browser()
-		to := b.AnswerOfProvider("alice", url.Values{"return_to": {path}}.Encode()).Location(t)
+		to := b.AuthResponse("alice", url.Values{"return_to": {path}}.Encode()).Location(t)
 		if state := to.Query().Get("state"); len(state) > 700 {
 			t.Errorf("%d bytes: the state has %d", n, len(state))
 		}
@@ -116,8 +116,8 @@ func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
 		if n > 256 {
 			want = "/"
 		}
-		if answer := b.Navigate(to.String()); answer.StatusCode != 303 || answer.Header.Get("Location") != want {
-			t.Errorf("%d bytes: got %d to %.20q", n, answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Navigate(to.String()); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
+			t.Errorf("%d bytes: got %d to %.20q", n, resp.StatusCode, resp.Header.Get("Location"))
 		}
 	}
 }
@@ -127,7 +127,7 @@ func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+	u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -159,11 +159,11 @@ func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 	if err := <-left; !errors.Is(err, context.Canceled) {
 		t.Fatalf("the first request ended with %v before its browser left", err)
 	}
-	second := make(chan *bfftest.Answer)
+	second := make(chan *bfftest.Response)
 	go func() { second <- b.Navigate(u) }()
 	time.AfterFunc(200*time.Millisecond, func() { close(release) }) // whichever comes first is right
-	if answer := <-second; answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
-		t.Errorf("got %d to %q\n%s", answer.StatusCode, answer.Header.Get("Location"), answer.Text)
+	if body := <-second; body.StatusCode != 303 || body.Header.Get("Location") != "/here" {
+		t.Errorf("got %d to %q\n%s", body.StatusCode, body.Header.Get("Location"), body.Text)
 	}
 	a.wantSession(b, "alice")
 	if n := a.provider.TokenRequests() - before; n != 1 {
@@ -176,7 +176,7 @@ func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+	u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 	attempt := *b.Cookies()[0]
 	b.Navigate(u)
 	b.Fetch("POST", "/bff/logout")
@@ -196,7 +196,7 @@ func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
 func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	twice := func(ask func() *bfftest.Answer) (got [2]*bfftest.Answer) {
+	twice := func(ask func() *bfftest.Response) (got [2]*bfftest.Response) {
 		var both sync.WaitGroup
 		for i := range got {
 			both.Go(func() { got[i] = ask() })
@@ -206,8 +206,8 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	}
 	t.Run("a login", func(t *testing.T) {
 		b := a.browser()
-		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate("/bff/login?return_to=/x") }) {
-			end := b.Navigate(b.Pick("alice", answer.Location(t).String()).Location(t).String())
+		for _, resp := range twice(func() *bfftest.Response { return b.Navigate("/bff/login?return_to=/x") }) {
+			end := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String())
 			if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
 				t.Errorf("got %d to %q", end.StatusCode, end.Header.Get("Location"))
 			}
@@ -222,7 +222,7 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 		attempt := b.Cookies()[0]
 		header := []string{"Host", strings.TrimPrefix(a.url, "http://"), "Cookie", attempt.Name + "=" + attempt.Value}
 		before := a.provider.TokenRequests()
@@ -230,9 +230,9 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 		for _, target := range []string{u, strings.Replace(u, a.url, at, 1)} {
 			both.Go(func() {
 				twin := a.browser()
-				answer := twin.Navigate(target, header...)
-				if answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" || !slices.ContainsFunc(answer.Cookies(), func(c *http.Cookie) bool { return !strings.Contains(c.Name, "-login-") && c.MaxAge > 0 }) {
-					t.Errorf("%s: got %d to %q with %v", target, answer.StatusCode, answer.Header.Get("Location"), answer.Cookies())
+				resp := twin.Navigate(target, header...)
+				if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" || !slices.ContainsFunc(resp.Cookies(), func(c *http.Cookie) bool { return !strings.Contains(c.Name, "-login-") && c.MaxAge > 0 }) {
+					t.Errorf("%s: got %d to %q with %v", target, resp.StatusCode, resp.Header.Get("Location"), resp.Cookies())
 				}
 			})
 		}
@@ -243,13 +243,13 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	})
 	t.Run("a code that is refused", func(t *testing.T) {
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "").Location(t)
+		u := b.AuthResponse("alice", "").Location(t)
 		q := u.Query()
 		q.Set("code", "junk")
 		before := a.provider.TokenRequests()
-		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate("/bff/callback?" + q.Encode()) }) {
-			if answer.StatusCode != 502 && answer.StatusCode != 302 { // 302: the first was over, its attempt gone
-				t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+		for _, resp := range twice(func() *bfftest.Response { return b.Navigate("/bff/callback?" + q.Encode()) }) {
+			if resp.StatusCode != 502 && resp.StatusCode != 302 { // 302: the first was over, its attempt gone
+				t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 			}
 		}
 		if n := a.provider.TokenRequests() - before; n > 2 {
@@ -257,14 +257,14 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 		}
 	})
 	t.Run("a logout", func(t *testing.T) {
-		for _, asks := range []func(b *bfftest.Browser) *bfftest.Answer{
-			func(b *bfftest.Browser) *bfftest.Answer {
+		for _, asks := range []func(b *bfftest.Browser) *bfftest.Response{
+			func(b *bfftest.Browser) *bfftest.Response {
 				return b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
 			},
-			func(b *bfftest.Browser) *bfftest.Answer { return b.Fetch("POST", "/bff/logout") },
+			func(b *bfftest.Browser) *bfftest.Response { return b.Fetch("POST", "/bff/logout") },
 		} {
 			b := a.signedIn()
-			got := twice(func() *bfftest.Answer { return asks(b) })
+			got := twice(func() *bfftest.Response { return asks(b) })
 			if got[0].StatusCode != got[1].StatusCode || got[0].StatusCode >= 400 {
 				t.Errorf("got %d and %d", got[0].StatusCode, got[1].StatusCode)
 			}
@@ -274,16 +274,16 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	t.Run("the way back from a logout", func(t *testing.T) {
 		b := a.signedIn()
 		back := b.Navigate(b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}).Location(t).String()).Location(t).String()
-		for _, answer := range twice(func() *bfftest.Answer { return b.Navigate(back) }) {
-			if answer.StatusCode != 303 || answer.Header.Get("Location") != "/bye" {
-				t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+		for _, resp := range twice(func() *bfftest.Response { return b.Navigate(back) }) {
+			if resp.StatusCode != 303 || resp.Header.Get("Location") != "/bye" {
+				t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 			}
 		}
 	})
 	t.Run("a refresh", func(t *testing.T) {
 		b := a.signedIn()
-		for _, answer := range twice(func() *bfftest.Answer { return b.Fetch("POST", "/bff/session/refresh") }) {
-			wantOK(t, answer)
+		for _, resp := range twice(func() *bfftest.Response { return b.Fetch("POST", "/bff/session/refresh") }) {
+			wantOK(t, resp)
 		}
 	})
 }
@@ -291,39 +291,39 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	expired := devidp.Hooks{EditCallback: func(answer url.Values) {
-		answer.Del("code")
-		answer.Set("error", "temporarily_unavailable")
-		answer.Set("error_description", "authentication_expired")
+	expired := devidp.Hooks{EditCallback: func(params url.Values) {
+		params.Del("code")
+		params.Set("error", "temporarily_unavailable")
+		params.Set("error_description", "authentication_expired")
 	}}
 	t.Run("and then succeeds", func(t *testing.T) {
 		b := a.browser()
 		a.takeDown(expired)
-		back := b.AnswerOfProvider("alice", "return_to=/here&max_age=300").Location(t).String()
+		back := b.AuthResponse("alice", "return_to=/here&max_age=300").Location(t).String()
 		c := a.takeDown(devidp.Hooks{})
 		again := b.Navigate(back)
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
 			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
 		}
-		if answer := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()); answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
-			t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()); resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
+			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, "alice")
 	})
 	t.Run("or fails again", func(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
-		again := b.Navigate(b.AnswerOfProvider("alice", "return_to=/here").Location(t).String())
-		answer := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
-		wantPage(t, answer, 503, "provider_unavailable")
-		if !strings.Contains(answer.Text, "return_to=%2Fhere") {
+		again := b.Navigate(b.AuthResponse("alice", "return_to=/here").Location(t).String())
+		resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
+		wantPage(t, resp, 503, "provider_unavailable")
+		if !strings.Contains(resp.Text, "return_to=%2Fhere") {
 			t.Error("the way to try again does not lead back")
 		}
 	})
 	t.Run("its attempt gone", func(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
+		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 		b.DropCookies()
 		again := b.Navigate(onwards(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		if again.StatusCode != 302 {
@@ -352,16 +352,16 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		page := b.Follow(b.Navigate("/bff/login"), "")
 		page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
 		page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
-		if answer := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text)); answer.StatusCode != 303 || !strings.HasPrefix(answer.Header.Get("Location"), a.provider.Issuer) {
-			t.Errorf("got %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text)); resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
+			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
 	})
 	t.Run("another description starts nothing", func(t *testing.T) {
 		for _, text := range []string{"", "overloaded", "not authentication_expired"} {
-			a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
-				answer.Del("code")
-				answer.Set("error", "temporarily_unavailable")
-				answer.Set("error_description", text)
+			a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+				params.Del("code")
+				params.Set("error", "temporarily_unavailable")
+				params.Set("error_description", text)
 			}})
 			wantPage(t, a.browser().SignIn("alice", ""), 503, "provider_unavailable")
 		}
@@ -388,8 +388,8 @@ func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
 		q.Set("error", "access_denied")
 		q["error_description"] = []string{test.text, "twice"}
 		u.RawQuery = q.Encode()
-		answer := b.Navigate(u.String())
-		wantPage(t, answer, 403, "login_cancelled")
+		resp := b.Navigate(u.String())
+		wantPage(t, resp, 403, "login_cancelled")
 		lines := 0
 		for _, l := range a.logs.lines(t, "request") {
 			if l["path"] == "/bff/callback" {
@@ -403,7 +403,7 @@ func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
 		if lines != 1 {
 			t.Errorf("%.40q: %d lines in the log", test.text, lines)
 		}
-		if strings.Contains(answer.Text, "licence") || strings.Contains(answer.Text, "AADSTS") {
+		if strings.Contains(resp.Text, "licence") || strings.Contains(resp.Text, "AADSTS") {
 			t.Error("the page repeats it")
 		}
 	}
@@ -415,9 +415,9 @@ func TestParametersThatAreNotUsedRefuseNothing(t *testing.T) {
 	a := newApp(t, nil)
 	for _, more := range []string{"session_state=x&session_state=y", "state2=x", "scope=", "error_description=x&error_uri=y", "session_state=a;b", "client_info=%22%7B", "x=" + strings.Repeat("y", 10000), "iss2", "&&", "id_token=x&access_token=y", "code2=x"} {
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "return_to=/here").Location(t).String()
-		if answer := b.Navigate(u + "&" + more); answer.StatusCode != 303 || answer.Header.Get("Location") != "/here" {
-			t.Errorf("%.40q: got %d\n%s", more, answer.StatusCode, answer.Text)
+		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
+		if resp := b.Navigate(u + "&" + more); resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
+			t.Errorf("%.40q: got %d\n%s", more, resp.StatusCode, resp.Text)
 		}
 		a.wantSession(b, "alice")
 	}

@@ -29,7 +29,7 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 	go unix.Serve(l) // until Close
 	defer unix.Close()
 	tcp := bfftest.NewEcho(t)
-	tcp.Answer = api.ServeHTTP
+	tcp.Handler = api.ServeHTTP
 	internal := strings.TrimPrefix(tcp.URL, "http://")
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{

@@ -15,7 +15,7 @@ func TestAnUpstreamMayNameItselfWithOurScheme(t *testing.T) {
 	t.Parallel()
 	var say atomic.Pointer[string]
 	a := newApp(t, func(a *app, cfg *bff.Config) {
-		a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", *say.Load())
 			w.WriteHeader(303)
 		}

@@ -25,9 +25,9 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 	b := a.browser()
 	a.wantSession(b, "")
 
-	answer := b.SignIn("alice", "return_to="+url.QueryEscape("/orders?tab=2#top"))
-	if got := answer.Location(t).String(); answer.StatusCode != 303 || got != a.url+"/orders?tab=2#top" {
-		t.Errorf("callback: got %d to %s, want 303 to where the login began", answer.StatusCode, got)
+	resp := b.SignIn("alice", "return_to="+url.QueryEscape("/orders?tab=2#top"))
+	if got := resp.Location(t).String(); resp.StatusCode != 303 || got != a.url+"/orders?tab=2#top" {
+		t.Errorf("callback: got %d to %s, want 303 to where the login began", resp.StatusCode, got)
 	}
 	a.wantSession(b, "alice")
 
@@ -40,14 +40,14 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 		t.Errorf("upstream got the cookie %q, want none", got)
 	}
 
-	answer = b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
-	out := answer.Location(t)
-	if answer.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) || out.Query().Get("id_token_hint") == "" || out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
-		t.Errorf("logout: got %d to %s, want 303 to the provider's end_session", answer.StatusCode, out)
+	resp = b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
+	out := resp.Location(t)
+	if resp.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) || out.Query().Get("id_token_hint") == "" || out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
+		t.Errorf("logout: got %d to %s, want 303 to the provider's end_session", resp.StatusCode, out)
 	}
 	a.wantSession(b, "")
-	answer = b.Follow(b.Navigate(out.String()), a.url+"/bye")
-	if got := answer.Location(t).String(); got != a.url+"/bye" {
+	resp = b.Follow(b.Navigate(out.String()), a.url+"/bye")
+	if got := resp.Location(t).String(); got != a.url+"/bye" {
 		t.Errorf("after the provider's logout: got to %s, want /bye", got)
 	}
 	wantProblem(t, b.Fetch("GET", "/api/orders"), 401, "not_signed_in")
@@ -60,9 +60,9 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
-	answer := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
+	resp := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
 		"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.example")
-	q := answer.Location(t).Query()
+	q := resp.Location(t).Query()
 	for name, want := range map[string]string{
 		"response_type": "code", "client_id": a.provider.Client.ID, "redirect_uri": a.url + "/bff/callback",
 		"scope": "openid profile email offline_access", "code_challenge_method": "S256", "request": "", "claims": "", "prompt": "",
@@ -76,7 +76,7 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 			t.Errorf("%s: got %q, want 128 random bits", name, got)
 		}
 	}
-	cookie := answer.Header.Get("Set-Cookie")
+	cookie := resp.Header.Get("Set-Cookie")
 	if !regexp.MustCompile(`^cloakroom-\d+-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`).MatchString(cookie) {
 		t.Errorf("the attempt's cookie: got %s", cookie)
 	}
@@ -125,10 +125,10 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["code_challenge_methods_supported"] = []string{"plain"} }))
 	})
 	a.waitReady()
-	a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
-		answer.Del("code")
-		answer.Set("error", "invalid_request")
-		answer.Set("error_description", "code_challenge_method S256 is not supported")
+	a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+		params.Del("code")
+		params.Set("error", "invalid_request")
+		params.Set("error_description", "code_challenge_method S256 is not supported")
 	}})
 	b := a.browser()
 	to := b.Navigate("/bff/login").Location(t)
@@ -170,16 +170,16 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 		"prefetch of Firefox": {"X-Moz", "prefetch"},
 	} {
 		for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/logout/callback"} {
-			answer := b.Navigate(path, header...)
+			resp := b.Navigate(path, header...)
 			if name == "iframe" && strings.Contains(path, "/callback?") { // a silent login may end so
-				if !strings.Contains(answer.Text, `data-authenticated="false"`) || len(answer.Cookies()) > 0 {
-					t.Errorf("%s of %s: got cookies %v and %s", name, path, answer.Cookies(), answer.Text)
+				if !strings.Contains(resp.Text, `data-authenticated="false"`) || len(resp.Cookies()) > 0 {
+					t.Errorf("%s of %s: got cookies %v and %s", name, path, resp.Cookies(), resp.Text)
 				}
 				continue
 			}
-			wantProblem(t, answer, 401, "navigation_only")
-			if len(answer.Cookies()) > 0 || !strings.Contains(answer.Text, `"login_url":"/bff/login"`) {
-				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path, answer.Cookies(), answer.Text)
+			wantProblem(t, resp, 401, "navigation_only")
+			if len(resp.Cookies()) > 0 || !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
+				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path, resp.Cookies(), resp.Text)
 			}
 		}
 	}
@@ -192,7 +192,7 @@ func TestSeveralTabsLogInAtOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
-	var answers []*bfftest.Answer
+	var responses []*bfftest.Response
 	seen := make(map[string]bool)
 	for i := range 5 {
 		begun := b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i))
@@ -203,12 +203,12 @@ func TestSeveralTabsLogInAtOnce(t *testing.T) {
 			}
 			seen[q.Get(name)] = true
 		}
-		answers = append(answers, begun)
+		responses = append(responses, begun)
 	}
 	for _, i := range []int{3, 0, 4, 1, 2} {
-		answer := b.Navigate(b.Pick("alice", answers[i].Location(t).String()).Location(t).String())
-		if want := fmt.Sprintf("%s/tab%d", a.url, i); answer.StatusCode != 303 || answer.Location(t).String() != want {
-			t.Errorf("tab %d: got %d to %s, want %s", i, answer.StatusCode, answer.Location(t), want)
+		resp := b.Navigate(b.Pick("alice", responses[i].Location(t).String()).Location(t).String())
+		if want := fmt.Sprintf("%s/tab%d", a.url, i); resp.StatusCode != 303 || resp.Location(t).String() != want {
+			t.Errorf("tab %d: got %d to %s, want %s", i, resp.StatusCode, resp.Location(t), want)
 		}
 	}
 }
@@ -219,8 +219,8 @@ func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
 	b := a.browser()
 	for i := range 1000 {
 		path := "/bff/login?return_to=/" + strings.Repeat("x", i)
-		if answer := b.Navigate(path); answer.StatusCode != 302 {
-			t.Fatalf("login %d: got %d", i, answer.StatusCode)
+		if resp := b.Navigate(path); resp.StatusCode != 302 {
+			t.Fatalf("login %d: got %d", i, resp.StatusCode)
 		}
 		size := 0
 		for _, c := range b.Cookies() {
@@ -233,14 +233,14 @@ func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
 	if n := a.store.Store.(interface{ Len() int }).Len(); n != 0 {
 		t.Errorf("anonymous logins wrote %d records", n)
 	}
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("the next login: got %d, want 303", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("the next login: got %d, want 303", resp.StatusCode)
 	}
 }
 
 // callback is the provider's redirect back, which a test spoils.
 func callback(t *testing.T, b *bfftest.Browser) (*url.URL, url.Values) {
-	u := b.AnswerOfProvider("alice", "return_to=/here").Location(t)
+	u := b.AuthResponse("alice", "return_to=/here").Location(t)
 	return u, u.Query()
 }
 
@@ -324,8 +324,8 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	a.wantSession(other, "")
 
 	// In its own browser it works once.
-	if answer := b.Navigate(u.String()); answer.StatusCode != 303 {
-		t.Errorf("in its own browser: got %d, want 303", answer.StatusCode)
+	if resp := b.Navigate(u.String()); resp.StatusCode != 303 {
+		t.Errorf("in its own browser: got %d, want 303", resp.StatusCode)
 	}
 	if again := b.Navigate(u.String()); again.StatusCode != 303 || again.Header.Get("Location") != "/here" {
 		t.Errorf("again: got %d to %s, want 303 to where the login led, for there is a session", again.StatusCode, again.Header.Get("Location"))
@@ -349,14 +349,14 @@ func TestAnAttemptThatWasTamperedWithIsNone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			attacker, b := a.browser(), a.browser()
-			attacker.AnswerOfProvider("bob", "")
-			u := b.AnswerOfProvider("alice", "").Location(t)
+			attacker.AuthResponse("bob", "")
+			u := b.AuthResponse("alice", "").Location(t)
 			mine, other := *b.Cookies()[0], *attacker.Cookies()[0]
 			tamper(&mine, &other)
 			b.SetCookie(&http.Cookie{Name: mine.Name, Value: mine.Value, Path: "/"})
 			before := a.provider.TokenRequests()
-			if answer := b.Navigate(u.String()); answer.StatusCode == 303 || answer.StatusCode >= 500 {
-				t.Errorf("got %d", answer.StatusCode)
+			if resp := b.Navigate(u.String()); resp.StatusCode == 303 || resp.StatusCode >= 500 {
+				t.Errorf("got %d", resp.StatusCode)
 			}
 			if n := a.provider.TokenRequests() - before; n > 0 {
 				t.Errorf("%d token requests", n)
@@ -388,13 +388,13 @@ func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 	for range cap(statuses) {
 		twin := a.browser()
 		all.Go(func() {
-			answer := twin.Navigate(u.String(), "Cookie", strings.Join(header, "; "))
-			if got := answer.Header.Get("Location"); got != "/here" {
-				t.Errorf("got %d to %q, want /here", answer.StatusCode, got)
+			resp := twin.Navigate(u.String(), "Cookie", strings.Join(header, "; "))
+			if got := resp.Header.Get("Location"); got != "/here" {
+				t.Errorf("got %d to %q, want /here", resp.StatusCode, got)
 			}
 			a.wantSession(twin, "alice")
 			sessions.Store(a.sessionID(twin), true)
-			statuses <- answer.StatusCode
+			statuses <- resp.StatusCode
 		})
 	}
 	all.Wait()
@@ -428,22 +428,22 @@ func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
 	other.SetCookie(&http.Cookie{Name: a.cookieName(), Value: login.Value, Path: "/"})
 	a.wantSession(other, "")
 	other.SetCookie(&http.Cookie{Name: login.Name, Value: sess.Value, Path: "/"})
-	if answer := other.Navigate("/bff/login"); answer.StatusCode != 302 {
-		t.Errorf("login: got %d, want 302", answer.StatusCode)
+	if resp := other.Navigate("/bff/login"); resp.StatusCode != 302 {
+		t.Errorf("login: got %d, want 302", resp.StatusCode)
 	}
 }
 
 func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, m := range bfftest.TokenAnswerFaults {
+	for _, m := range bfftest.TokenResponseFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			b := a.browser()
-			u := b.AnswerOfProvider("alice", "").Location(t)
+			u := b.AuthResponse("alice", "").Location(t)
 			a.provider.Misbehave(t, m)
-			answer := b.Navigate(u.String())
-			if answer.StatusCode != 502 && answer.StatusCode != 503 || !strings.Contains(answer.Text, "Try again") {
-				t.Errorf("got %d, want a page with 502 or 503:\n%s", answer.StatusCode, answer.Text)
+			resp := b.Navigate(u.String())
+			if resp.StatusCode != 502 && resp.StatusCode != 503 || !strings.Contains(resp.Text, "Try again") {
+				t.Errorf("got %d, want a page with 502 or 503:\n%s", resp.StatusCode, resp.Text)
 			}
 			a.provider.Behave()
 			a.wantSession(b, "")
@@ -474,15 +474,15 @@ func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
 		q.Set("error_description", "<img src=x onerror=alert(2)>")
 		q.Set("error_uri", "https://evil.example")
 		u.RawQuery = q.Encode()
-		answer := b.Navigate(u.String())
-		wantPage(t, answer, want.status, want.code)
-		if strings.Contains(answer.Text, "alert") || strings.Contains(answer.Text, "evil") || strings.Contains(answer.Text, "xxxx") {
-			t.Errorf("%.20s: the page repeats what the provider said:\n%s", code, answer.Text)
+		resp := b.Navigate(u.String())
+		wantPage(t, resp, want.status, want.code)
+		if strings.Contains(resp.Text, "alert") || strings.Contains(resp.Text, "evil") || strings.Contains(resp.Text, "xxxx") {
+			t.Errorf("%.20s: the page repeats what the provider said:\n%s", code, resp.Text)
 		}
-		if !strings.Contains(answer.Text, `href="/bff/login?return_to=%2Fhere"`) {
+		if !strings.Contains(resp.Text, `href="/bff/login?return_to=%2Fhere"`) {
 			t.Errorf("%.20s: trying again does not lead back to where it began", code)
 		}
-		if csp := answer.Header.Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
+		if csp := resp.Header.Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
 			t.Errorf("CSP of the page: %s", csp)
 		}
 		a.wantSession(b, "alice")
@@ -508,9 +508,9 @@ func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	answer := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
-	if got := answer.Location(t).String(); answer.StatusCode != 303 || got != a.url+"/back" {
-		t.Errorf("got %d to %s, want 303 to /back", answer.StatusCode, got)
+	resp := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
+	if got := resp.Location(t).String(); resp.StatusCode != 303 || got != a.url+"/back" {
+		t.Errorf("got %d to %s, want 303 to /back", resp.StatusCode, got)
 	}
 	a.wantSession(b, "")
 	if n := len(b.Cookies()); n != 0 {
@@ -523,14 +523,14 @@ func TestPromptNoneThatFailsIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required"} {
-		a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
-			answer.Del("code")
-			answer.Set("error", code)
+		a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+			params.Del("code")
+			params.Set("error", code)
 		}})
 		b := a.browser()
-		answer := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
-		if answer.StatusCode != 303 || answer.Header.Get("Location") != "/back" || len(b.Cookies()) > 0 {
-			t.Errorf("%s: got %d to %s, cookies %v", code, answer.StatusCode, answer.Header.Get("Location"), cookieNames(b))
+		resp := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/back" || len(b.Cookies()) > 0 {
+			t.Errorf("%s: got %d to %s, cookies %v", code, resp.StatusCode, resp.Header.Get("Location"), cookieNames(b))
 		}
 		a.wantSession(b, "")
 	}
@@ -541,8 +541,8 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 	a := newApp(t, unpushed)
 	t.Run("the level asked for", func(t *testing.T) {
 		b := a.signedIn()
-		if answer := b.SignIn("alice", "acr_values=gold"); answer.StatusCode != 303 {
-			t.Errorf("got %d, want 303", answer.StatusCode)
+		if resp := b.SignIn("alice", "acr_values=gold"); resp.StatusCode != 303 {
+			t.Errorf("got %d, want 303", resp.StatusCode)
 		}
 	})
 	t.Run("a lower level", func(t *testing.T) {
@@ -580,8 +580,8 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	old := b.Cookies()[0]
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("second login: got %d", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Fatalf("second login: got %d", resp.StatusCode)
 	}
 	thief := a.browser()
 	thief.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
@@ -592,8 +592,8 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 	attacker := a.signedIn()
 	victim := a.browser()
 	victim.SetCookie(&http.Cookie{Name: a.cookieName(), Value: attacker.Cookies()[0].Value, Path: "/"})
-	if answer := victim.SignIn("bob", "prompt=login"); answer.StatusCode != 303 {
-		t.Fatalf("victim's login: got %d", answer.StatusCode)
+	if resp := victim.SignIn("bob", "prompt=login"); resp.StatusCode != 303 {
+		t.Fatalf("victim's login: got %d", resp.StatusCode)
 	}
 	a.wantSession(victim, "bob")
 	a.wantSession(attacker, "")
@@ -621,12 +621,12 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })
-	u := a.browser().AnswerOfProvider("bob", "").Location(t) // the attacker's; its state was begun here
+	u := a.browser().AuthResponse("bob", "").Location(t) // the attacker's; its state was begun here
 	b := a.signedIn()
 	before := a.sessionID(b)
 	stale := "/bff/callback?" + url.Values{"state": {u.Query().Get("state")}, "code": {"x"}}.Encode()
-	if answer := b.Navigate(stale, "Sec-Fetch-Site", "cross-site"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
-		t.Errorf("with a session: got %d to %s, want no login", answer.StatusCode, answer.Header.Get("Location"))
+	if resp := b.Navigate(stale, "Sec-Fetch-Site", "cross-site"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
+		t.Errorf("with a session: got %d to %s, want no login", resp.StatusCode, resp.Header.Get("Location"))
 	}
 	// The session comes about while the login that began anew is under way. The provider knows the victim as bob (a login CSRF there, a shared
 	// computer, another account picked).
@@ -635,8 +635,8 @@ func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	for _, c := range b.Cookies() {
 		victim.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
-	answer := victim.Navigate(pickAs(t, a, victim, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
-	wantPage(t, victim.Navigate(onwards(t, answer), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+	resp := victim.Navigate(pickAs(t, a, victim, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
+	wantPage(t, victim.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 	a.wantSession(victim, "alice")
 	a.wantSession(b, "alice")
 	if got := a.sessionID(b); got != before {
@@ -664,8 +664,8 @@ func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
 			b.Fetch("POST", "/bff/logout")
 		}
 		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
-		if answer := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
-			t.Errorf("%s: got %d to %q, want 303 to /x", user, answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+			t.Errorf("%s: got %d to %q, want 303 to /x", user, resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, user)
 		if stale := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); stale.StatusCode != 303 || stale.Header.Get("Location") != "/x" { // as every callback that comes twice
@@ -685,7 +685,7 @@ func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
 }
 
 // onwards returns where the page leads that has the provider's answer brought from our own origin.
-func onwards(t *testing.T, page *bfftest.Answer) string {
+func onwards(t *testing.T, page *bfftest.Response) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
 	to, _, _ := strings.Cut(rest, `"`)
@@ -703,7 +703,7 @@ func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
 	b := other.browser()
 	again := b.Navigate(b.Pick("alice", b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	success := other.browser().SignIn("alice", "")
-	for name, page := range map[string]*bfftest.Answer{
+	for name, page := range map[string]*bfftest.Response{
 		"a silent login's":     silently(other.browser()),
 		"that leads on":        again,
 		"that is posted again": a.browser().Do("POST", "/bff/callback", "state=x&code=y", "Content-Type", "application/x-www-form-urlencoded"),
@@ -725,9 +725,9 @@ func TestReturnToComesBackToTheCharacter(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, path := range []string{"/#/open/https://a.example//x/../y", "/?q=" + strings.Repeat("&<>", 330), "/a?b=%zz;c&d=%2F", "/é"} {
-		answer := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
-		if got := answer.Header.Get("Location"); answer.StatusCode != 303 || got != path {
-			t.Errorf("got %d to %q, want %q", answer.StatusCode, got, path)
+		resp := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
+		if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != path {
+			t.Errorf("got %d to %q, want %q", resp.StatusCode, got, path)
 		}
 	}
 }
@@ -737,9 +737,9 @@ func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, returnTo := range []string{"//evil.example", `/\evil.example`, "https://evil.example/x", "/%2fevil.example", "/\t/evil.example", "@evil.example", "javascript:alert(1)", "/x\r\nLocation: https://evil.example", "/" + strings.Repeat("a", 2000)} {
-		answer := a.browser().SignIn("alice", url.Values{"return_to": {returnTo}}.Encode())
-		if got := answer.Header.Values("Location"); answer.StatusCode != 303 || len(got) != 1 || got[0] != "/" {
-			t.Errorf("%.40q: got %d to %q", returnTo, answer.StatusCode, got)
+		resp := a.browser().SignIn("alice", url.Values{"return_to": {returnTo}}.Encode())
+		if got := resp.Header.Values("Location"); resp.StatusCode != 303 || len(got) != 1 || got[0] != "/" {
+			t.Errorf("%.40q: got %d to %q", returnTo, resp.StatusCode, got)
 		}
 	}
 }
@@ -748,8 +748,8 @@ func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
 func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	if answer := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode()); answer.StatusCode != 302 {
-		t.Errorf("got %d", answer.StatusCode)
+	if resp := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode()); resp.StatusCode != 302 {
+		t.Errorf("got %d", resp.StatusCode)
 	}
 }
 
@@ -765,8 +765,8 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
 	a.provider.Behave()
 	a.waitReady()
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("once the provider is back: got %d, want 303", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("once the provider is back: got %d, want 303", resp.StatusCode)
 	}
 }
 
@@ -782,8 +782,8 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 			a.provider.Behave()
 			a.waitReady()
-			if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-				t.Errorf("once it is right: got %d, want 303", answer.StatusCode)
+			if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+				t.Errorf("once it is right: got %d, want 303", resp.StatusCode)
 			}
 		})
 	}
@@ -801,8 +801,8 @@ func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
 	a.provider.Misbehave(t, bfftest.UnknownKeyID)
 	for range 20 {
 		b := a.browser()
-		if answer := b.SignIn("alice", ""); answer.StatusCode/100 != 5 {
-			t.Fatalf("a token of an unknown key: got %d", answer.StatusCode)
+		if resp := b.SignIn("alice", ""); resp.StatusCode/100 != 5 {
+			t.Fatalf("a token of an unknown key: got %d", resp.StatusCode)
 		}
 	}
 	most := 3 + int(time.Since(began)/(10*time.Second))
@@ -818,12 +818,12 @@ func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
 	u, _ := callback(t, b)
 	a.store.setDown(errors.New("connection refused"))
 	wantPage(t, b.Navigate(u.String()), 503, "store_unavailable")
-	if answer := b.Navigate("/bff/login"); answer.StatusCode != 302 {
-		t.Errorf("login without a session needs no store: got %d, want 302", answer.StatusCode)
+	if resp := b.Navigate("/bff/login"); resp.StatusCode != 302 {
+		t.Errorf("login without a session needs no store: got %d, want 302", resp.StatusCode)
 	}
 	a.store.setDown(nil)
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("after the outage: got %d, want 303", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("after the outage: got %d, want 303", resp.StatusCode)
 	}
 }
 
@@ -886,7 +886,7 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 	if form := c.to("/par")[0].form; form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
 		t.Errorf("asked with %v", form)
 	}
-	stolen := attacker.AnswerOfProvider("bob", "").Location(t).Query().Get("code")
+	stolen := attacker.AuthResponse("bob", "").Location(t).Query().Get("code")
 	u, q := callback(t, victim)
 	q.Set("code", stolen)
 	u.RawQuery = q.Encode()
@@ -901,7 +901,7 @@ func TestIssIsCheckedWhereItIsSent(t *testing.T) {
 		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
 	}
 	for name, test := range map[string]struct {
-		edit func(answer url.Values)
+		edit func(params url.Values)
 		good bool
 	}{
 		"absent":            {func(q url.Values) { q.Del("iss") }, true},
@@ -914,9 +914,9 @@ func TestIssIsCheckedWhereItIsSent(t *testing.T) {
 			a := newApp(t, unannounced)
 			a.waitReady()
 			a.takeDown(devidp.Hooks{EditCallback: test.edit})
-			answer := a.browser().SignIn("alice", "")
-			if (answer.StatusCode == 303) != test.good {
-				t.Errorf("got %d", answer.StatusCode)
+			resp := a.browser().SignIn("alice", "")
+			if (resp.StatusCode == 303) != test.good {
+				t.Errorf("got %d", resp.StatusCode)
 			}
 		})
 	}

@@ -21,13 +21,13 @@ func TestLogout(t *testing.T) {
 	t.Run("by fetch", func(t *testing.T) {
 		b := a.signedIn()
 		old := b.Cookies()[0]
-		answer := b.Fetch("POST", "/bff/logout")
+		resp := b.Fetch("POST", "/bff/logout")
 		var got struct {
 			RedirectTo string `json:"redirect_to"`
 		}
-		answer.Decode(t, &got)
-		if answer.StatusCode != 200 || !strings.HasPrefix(got.RedirectTo, "/bff/logout/continue?") {
-			t.Fatalf("got %d %s, want a path of this origin", answer.StatusCode, answer.Text)
+		resp.Decode(t, &got)
+		if resp.StatusCode != 200 || !strings.HasPrefix(got.RedirectTo, "/bff/logout/continue?") {
+			t.Fatalf("got %d %s, want a path of this origin", resp.StatusCode, resp.Text)
 		}
 		onward := b.Navigate(got.RedirectTo, "Sec-Fetch-Site", "same-origin")
 		if u := onward.Location(t); onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
@@ -52,14 +52,14 @@ func TestLogout(t *testing.T) {
 	})
 	t.Run("of another site", func(t *testing.T) {
 		b := a.signedIn()
-		for name, answer := range map[string]*bfftest.Answer{
+		for name, resp := range map[string]*bfftest.Response{
 			"form":              b.Do("POST", "/bff/logout", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"),
 			"form of a sibling": b.Do("POST", "/bff/logout", "", "Origin", "http://evil.localhost", "Sec-Fetch-Site", "same-site"),
 			"who says nothing":  b.Do("POST", "/bff/logout", ""),
 			"sandboxed":         b.Do("POST", "/bff/logout", "", "Origin", "null"),
 		} {
-			if answer.StatusCode != 403 || answer.Code() != "csrf" || len(answer.Cookies()) > 0 {
-				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name, answer.StatusCode, answer.Code(), answer.Cookies())
+			if resp.StatusCode != 403 || resp.Code() != "csrf" || len(resp.Cookies()) > 0 {
+				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name, resp.StatusCode, resp.Code(), resp.Cookies())
 			}
 		}
 		wantProblem(t, b.Navigate("/bff/logout"), 405, "method_not_allowed")
@@ -101,8 +101,8 @@ func TestLogout(t *testing.T) {
 func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		answer func(w http.ResponseWriter, hint string) bool // false: the provider's own
-		log    string
+		respond func(w http.ResponseWriter, hint string) bool // false: the provider's own
+		log     string
 	}{
 		"as it should be": {func(http.ResponseWriter, string) bool { return false }, ""},
 		"a provider that does not revoke access tokens": {func(w http.ResponseWriter, hint string) bool {
@@ -126,12 +126,12 @@ func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
 			c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.answer(w, r.PostFormValue("token_type_hint")) {
+				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.respond(w, r.PostFormValue("token_type_hint")) {
 					next.ServeHTTP(w, r)
 				}
 			}})
-			if answer := b.Submit("/bff/logout", nil); answer.StatusCode != 303 {
-				t.Errorf("got %d", answer.StatusCode)
+			if resp := b.Submit("/bff/logout", nil); resp.StatusCode != 303 {
+				t.Errorf("got %d", resp.StatusCode)
 			}
 			hints := make(map[string]int)
 			for _, call := range c.to("/revoke") {
@@ -169,8 +169,8 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 		})
 		a.waitReady()
 		b := a.signedIn()
-		if answer := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}); answer.StatusCode != 303 || answer.Header.Get("Location") != "/bye" {
-			t.Errorf("got %d %s", answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}); resp.StatusCode != 303 || resp.Header.Get("Location") != "/bye" {
+			t.Errorf("got %d %s", resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, "")
 	})
@@ -181,8 +181,8 @@ func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
 	for keep, want := range map[bool]string{false: `"storage"`, true: ""} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.KeepStorage = keep })
 		b := a.signedIn()
-		for _, answer := range []*bfftest.Answer{b.Fetch("POST", "/bff/logout"), b.Submit("/bff/logout", nil)} {
-			if got := answer.Header.Get("Clear-Site-Data"); got != want {
+		for _, resp := range []*bfftest.Response{b.Fetch("POST", "/bff/logout"), b.Submit("/bff/logout", nil)} {
+			if got := resp.Header.Get("Clear-Site-Data"); got != want {
 				t.Errorf("keep %v: got %s, want %s", keep, got, want)
 			}
 		}
@@ -227,15 +227,15 @@ func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T
 func TestWhatIsSaidAtALogout(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	constant := func(t *testing.T, answer *bfftest.Answer) url.Values {
+	constant := func(t *testing.T, resp *bfftest.Response) url.Values {
 		t.Helper()
-		to := answer.Location(t)
+		to := resp.Location(t)
 		if q := to.Query(); !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") || q.Get("client_id") != "spa" || q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
 			t.Errorf("sent to %s", to)
 		}
 		return to.Query()
 	}
-	post := func(b *bfftest.Browser) *bfftest.Answer {
+	post := func(b *bfftest.Browser) *bfftest.Response {
 		return b.Do("POST", "/bff/logout", "", "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url, "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate",
 			"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "X-Forwarded-Prefix", "/evil", "Forwarded", "host=evil.example")
 	}

@@ -25,13 +25,13 @@ func fat(groups int) devidp.Hooks {
 }
 
 // continued signs out as a script does, and returns the redirect to the provider.
-func continued(t *testing.T, b *bfftest.Browser) *bfftest.Answer {
+func continued(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	t.Helper()
-	answer := b.Fetch("POST", "/bff/logout")
+	resp := b.Fetch("POST", "/bff/logout")
 	var body struct {
 		RedirectTo string `json:"redirect_to"`
 	}
-	answer.Decode(t, &body)
+	resp.Decode(t, &body)
 	if !strings.HasPrefix(body.RedirectTo, "/bff/logout/continue?") {
 		t.Fatalf("redirect_to is %q, want a path of this origin", body.RedirectTo)
 	}
@@ -44,17 +44,17 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	a := newApp(t, nil)
 	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) }})
 	b := a.signedIn()
-	answer := b.Fetch("POST", "/bff/logout")
+	resp := b.Fetch("POST", "/bff/logout")
 	var body map[string]string
-	answer.Decode(t, &body)
-	if strings.Contains(answer.Text, "eyJ") || len(body) != 1 {
-		t.Errorf("the response has %s", answer.Text)
+	resp.Decode(t, &body)
+	if strings.Contains(resp.Text, "eyJ") || len(body) != 1 {
+		t.Errorf("the response has %s", resp.Text)
 	}
-	if answer.Header.Get("Clear-Site-Data") != `"storage"` {
-		t.Errorf("Clear-Site-Data is %q", answer.Header.Get("Clear-Site-Data"))
+	if resp.Header.Get("Clear-Site-Data") != `"storage"` {
+		t.Errorf("Clear-Site-Data is %q", resp.Header.Get("Clear-Site-Data"))
 	}
 	var hint *http.Cookie
-	for _, c := range answer.Cookies() {
+	for _, c := range resp.Cookies() {
 		if strings.HasSuffix(c.Name, "-logout") {
 			hint = c
 		}
@@ -69,9 +69,9 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 		"a prefetch":    {"Sec-Purpose", "prefetch"},
 		"an old script": {"Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json"},
 	} {
-		answer := b.Navigate(body["redirect_to"], header...)
-		if wantProblem(t, answer, 401, "navigation_only"); answer.Header.Get("Location") != "" || len(answer.Cookies()) > 0 {
-			t.Errorf("%s: got %v", name, answer.Header)
+		resp := b.Navigate(body["redirect_to"], header...)
+		if wantProblem(t, resp, 401, "navigation_only"); resp.Header.Get("Location") != "" || len(resp.Cookies()) > 0 {
+			t.Errorf("%s: got %v", name, resp.Header)
 		}
 	}
 	if head := b.Do("HEAD", body["redirect_to"], ""); head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
@@ -100,8 +100,8 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	}
 	b.SetCookie(&http.Cookie{Name: hint.Name, Value: hint.Value, Path: "/"})
 	for _, state := range []string{"", "x", strings.Repeat("A", 10000), hint.Value} {
-		if answer := b.Navigate("/bff/logout/continue?" + url.Values{"state": {state}}.Encode()); answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
-			t.Errorf("state %.20q: got %d to %s", state, answer.StatusCode, answer.Header.Get("Location"))
+		if resp := b.Navigate("/bff/logout/continue?" + url.Values{"state": {state}}.Encode()); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
+			t.Errorf("state %.20q: got %d to %s", state, resp.StatusCode, resp.Header.Get("Location"))
 		}
 	}
 }
@@ -174,15 +174,15 @@ func TestALongIDTokenIsLeftOutOfALogout(t *testing.T) {
 	for _, groups := range []int{0, 10, 25, 40, 60, 200, 600} {
 		a := newApp(t, nil)
 		a.takeDown(fat(groups))
-		for how, sign := range map[string]func(t *testing.T, b *bfftest.Browser) *bfftest.Answer{
-			"form":   func(_ *testing.T, b *bfftest.Browser) *bfftest.Answer { return b.Submit("/bff/logout", nil) },
+		for how, sign := range map[string]func(t *testing.T, b *bfftest.Browser) *bfftest.Response{
+			"form":   func(_ *testing.T, b *bfftest.Browser) *bfftest.Response { return b.Submit("/bff/logout", nil) },
 			"script": continued,
 		} {
-			answer := sign(t, a.signedIn())
-			to := answer.Location(t)
+			resp := sign(t, a.signedIn())
+			to := resp.Location(t)
 			q := to.Query()
 			var head strings.Builder
-			answer.Header.Write(&head)
+			resp.Header.Write(&head)
 			if head.Len() > 3900 { // with the status line it has to fit into nginx's 4 kB
 				t.Errorf("%d groups, %s: the response header has %d bytes", groups, how, head.Len())
 			}
@@ -203,9 +203,9 @@ func TestTheResponseWithAnIDTokenInACookieIsSmall(t *testing.T) {
 	for _, groups := range []int{0, 30, 40, 45, 50, 55, 60, 200} {
 		a := newApp(t, nil)
 		a.takeDown(fat(groups))
-		answer := a.signedIn().Fetch("POST", "/bff/logout")
+		resp := a.signedIn().Fetch("POST", "/bff/logout")
 		var head strings.Builder
-		answer.Header.Write(&head)
+		resp.Header.Write(&head)
 		if head.Len() > 3900 {
 			t.Errorf("%d groups: the response header has %d bytes", groups, head.Len())
 		}
@@ -236,7 +236,7 @@ func TestAProviderWithoutALogoutSendsAScriptStraightBack(t *testing.T) {
 	})
 	a.waitReady()
 	b := a.signedIn()
-	if answer := b.Fetch("POST", "/bff/logout"); answer.StatusCode != 200 || strings.TrimSpace(answer.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
-		t.Errorf("got %d %s, cookies %v", answer.StatusCode, answer.Text, cookieNames(b))
+	if resp := b.Fetch("POST", "/bff/logout"); resp.StatusCode != 200 || strings.TrimSpace(resp.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
+		t.Errorf("got %d %s, cookies %v", resp.StatusCode, resp.Text, cookieNames(b))
 	}
 }

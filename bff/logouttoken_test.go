@@ -38,7 +38,7 @@ func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 }
 
 // tellLogout calls the back-channel as the provider does: without a cookie, and by another name.
-func (a *app) tellLogout(form url.Values) *bfftest.Answer {
+func (a *app) tellLogout(form url.Values) *bfftest.Response {
 	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
 }
 
@@ -78,9 +78,9 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 			if !test.bySID {
 				sid = ""
 			}
-			answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})}, "extra": {"ignored"}})
-			if answer.StatusCode != 200 || answer.Text != "" || answer.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("got %d %s, %q, want 200 no-store and nothing", answer.StatusCode, answer.Header.Get("Cache-Control"), answer.Text)
+			resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})}, "extra": {"ignored"}})
+			if resp.StatusCode != 200 || resp.Text != "" || resp.Header.Get("Cache-Control") != "no-store" {
+				t.Errorf("got %d %s, %q, want 200 no-store and nothing", resp.StatusCode, resp.Header.Get("Cache-Control"), resp.Text)
 			}
 			var left []string
 			for name, b := range map[string]*bfftest.Browser{"first": first, "second": second, "bob": bob} {
@@ -108,13 +108,13 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 }
 
 // wantRefused checks for an error as the provider reads it.
-func wantRefused(t *testing.T, name string, answer *bfftest.Answer, code string) {
+func wantRefused(t *testing.T, name string, resp *bfftest.Response, code string) {
 	t.Helper()
 	var body struct{ Error, Code string }
-	answer.Decode(t, &body)
-	if answer.StatusCode != 400 || body.Error != "invalid_request" || body.Code != code ||
-		answer.Header.Get("Content-Type") != "application/json" || answer.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("%s: got %d %v\n%s", name, answer.StatusCode, answer.Header, answer.Text)
+	resp.Decode(t, &body)
+	if resp.StatusCode != 400 || body.Error != "invalid_request" || body.Code != code ||
+		resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%s: got %d %v\n%s", name, resp.StatusCode, resp.Header, resp.Text)
 	}
 }
 
@@ -171,19 +171,19 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 		}
 	}
 	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{})}}
-	for name, request := range map[string]func() *bfftest.Answer{
-		"in the query": func() *bfftest.Answer {
+	for name, request := range map[string]func() *bfftest.Response{
+		"in the query": func() *bfftest.Response {
 			return a.browser().Do("POST", "/bff/backchannel-logout?"+good.Encode(), "", "Content-Type", "application/x-www-form-urlencoded")
 		},
-		"as JSON": func() *bfftest.Answer {
+		"as JSON": func() *bfftest.Response {
 			return a.browser().Do("POST", "/bff/backchannel-logout", good.Encode(), "Content-Type", "application/json")
 		},
-		"too long": func() *bfftest.Answer {
+		"too long": func() *bfftest.Response {
 			return a.tellLogout(url.Values{"logout_token": good["logout_token"], "x": {strings.Repeat("x", 100<<10)}})
 		},
 	} {
-		if answer := request(); answer.StatusCode != 400 {
-			t.Errorf("%s: got %d", name, answer.StatusCode)
+		if resp := request(); resp.StatusCode != 400 {
+			t.Errorf("%s: got %d", name, resp.StatusCode)
 		}
 	}
 	if got := a.browser().Navigate("/bff/backchannel-logout?" + good.Encode()).StatusCode; got != 405 {
@@ -210,8 +210,8 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	} {
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}}); answer.StatusCode != 200 {
-			t.Errorf("%s: got %d %s\n%s", name, answer.StatusCode, answer.Text, a.logs)
+		if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}}); resp.StatusCode != 200 {
+			t.Errorf("%s: got %d %s\n%s", name, resp.StatusCode, resp.Text, a.logs)
 		}
 		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
 	}
@@ -242,13 +242,13 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
-		if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}); answer.StatusCode != 200 {
-			t.Errorf("%s: got %d", of, answer.StatusCode)
+		if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}); resp.StatusCode != 200 {
+			t.Errorf("%s: got %d", of, resp.StatusCode)
 		}
 		a.wantSession(b, "")
 	}
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}}); answer.StatusCode != 200 {
-		t.Errorf("an unknown sid: got %d", answer.StatusCode)
+	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}}); resp.StatusCode != 200 {
+		t.Errorf("an unknown sid: got %d", resp.StatusCode)
 	}
 }
 
@@ -274,8 +274,8 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	a.store.setDown(errors.New("connection refused"))
 	wantRefused(t, "while the store is down", a.tellLogout(form), "store_unavailable")
 	a.store.setDown(nil)
-	if answer := a.tellLogout(form); answer.StatusCode != 200 {
-		t.Errorf("sent again after our failure: got %d %s", answer.StatusCode, answer.Text)
+	if resp := a.tellLogout(form); resp.StatusCode != 200 {
+		t.Errorf("sent again after our failure: got %d %s", resp.StatusCode, resp.Text)
 	}
 	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
 }
@@ -291,8 +291,8 @@ func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
 	wantRefused(t, "while the index is down", a.tellLogout(form), "store_unavailable")
 	a.wantSession(b, "alice")
 	store.down.Store(false)
-	if answer := a.tellLogout(form); answer.StatusCode != 200 {
-		t.Errorf("sent again: got %d %s", answer.StatusCode, answer.Text)
+	if resp := a.tellLogout(form); resp.StatusCode != 200 {
+		t.Errorf("sent again: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 }
@@ -314,10 +314,10 @@ func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
-	callback := b.AnswerOfProvider("alice", "").Location(t).String()
+	callback := b.AuthResponse("alice", "").Location(t).String()
 	other := a.signedIn() // began, and was complete, before the logout
-	if answer := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}); answer.StatusCode != 200 {
-		t.Fatalf("the logout: got %d", answer.StatusCode)
+	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}); resp.StatusCode != 200 {
+		t.Fatalf("the logout: got %d", resp.StatusCode)
 	}
 	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
 	a.wantSession(b, "")
@@ -364,7 +364,7 @@ func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
 func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			t.Error(err)
@@ -432,7 +432,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			left := make(chan struct{})
-			a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+			a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 				defer close(left)
 				w.Header().Set("Content-Type", "text/event-stream")
 				for i := 0; r.Context().Err() == nil; i++ {

@@ -159,11 +159,11 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 			b := a.signedIn()
 			edit(name, value)
 			wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
-			answer := b.Fetch("POST", "/bff/session/refresh")
+			resp := b.Fetch("POST", "/bff/session/refresh")
 			if name == "id_token" {
-				wantOK(t, answer)
+				wantOK(t, resp)
 			} else {
-				wantProblem(t, answer, 503, "provider_unavailable")
+				wantProblem(t, resp, 503, "provider_unavailable")
 			}
 			a.wantSession(b, "alice")
 		}
@@ -174,7 +174,7 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 	}{{`"session_state":"x","session_state":"y"`, true}, {`"Session_State":"x"`, true}, {`"scope":"openid"`, false}, {`"Scope":"openid"`, false}, {`"ACCESS_TOKEN":"x"`, false}, {`"expires_in":1`, false}} {
 		a.provider.Behave()
 		b := a.browser()
-		u := b.AnswerOfProvider("alice", "").Location(t)
+		u := b.AuthResponse("alice", "").Location(t)
 		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/token") {
 				next.ServeHTTP(w, r)

@@ -109,8 +109,8 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 	} {
 		a.takeDown(devidp.Hooks{SignIDToken: a.resigned(more, nil)})
 		b := a.browser()
-		if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-			t.Errorf("%s: got %d, want 303:\n%v", more, answer.StatusCode, a.logs.lines(t, "request"))
+		if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+			t.Errorf("%s: got %d, want 303:\n%v", more, resp.StatusCode, a.logs.lines(t, "request"))
 		}
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 		a.wantSession(b, "alice")
@@ -129,8 +129,8 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 				h[name] = value
 			}
 		}})
-		if answer := a.browser().SignIn("alice", ""); answer.StatusCode != 303 {
-			t.Errorf("header %v: got %d, want 303:\n%v", header, answer.StatusCode, a.logs.lines(t, "request"))
+		if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 {
+			t.Errorf("header %v: got %d, want 303:\n%v", header, resp.StatusCode, a.logs.lines(t, "request"))
 		}
 	}
 }

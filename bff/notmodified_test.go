@@ -13,7 +13,7 @@ func TestA304DoesNotTakeAStoredDocumentOutOfItsSandbox(t *testing.T) {
 	u := newScriptedUpstream(t)
 	eachProtocol(t, u.url, func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error)) {
 		for _, contentType := range []string{"application/json", "text/plain", "image/png", "application/pdf"} {
-			u.answer("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Type: " + contentType + "\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
+			u.respond("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Type: " + contentType + "\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
 			resp, _, err := get("GET", "/x/y")
 			if err != nil {
 				t.Fatal(err)

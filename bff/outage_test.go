@@ -55,10 +55,10 @@ func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
 				b := a.expired()
 				calls := a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) { refuse(w, status, code) })
 				for range 5 {
-					answer := b.Fetch("GET", "/api/x")
-					wantProblem(t, answer, 401, "insufficient_user_authentication")
-					if !strings.Contains(answer.Text, `"login_url":"/bff/login"`) || !strings.Contains(answer.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
-						t.Errorf("no login_url or no challenge: %v\n%s", answer.Header, answer.Text)
+					resp := b.Fetch("GET", "/api/x")
+					wantProblem(t, resp, 401, "insufficient_user_authentication")
+					if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
+						t.Errorf("no login_url or no challenge: %v\n%s", resp.Header, resp.Text)
 					}
 				}
 				wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 401, "insufficient_user_authentication")
@@ -152,9 +152,9 @@ func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 			w.WriteHeader(status)
 		}})
 		for range 2 {
-			answer := b.Fetch("GET", "/api/x")
-			wantProblem(t, answer, 503, "provider_unavailable")
-			if got, err := strconv.Atoi(answer.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 { // not everybody at once
+			resp := b.Fetch("GET", "/api/x")
+			wantProblem(t, resp, 503, "provider_unavailable")
+			if got, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 { // not everybody at once
 				t.Errorf("%d: Retry-After is %d, %v", status, got, err)
 			}
 			time.Sleep(1100 * time.Millisecond) // longer than the pause that there would be otherwise
@@ -214,9 +214,9 @@ func TestARefreshInFlightIsNotRepeated(t *testing.T) {
 		provider.ServeHTTP(w, r)
 	})
 	for until := time.Now().Add(6 * time.Second); time.Now().Before(until); {
-		answer := b.Fetch("GET", "/api/x")
-		wantProblem(t, answer, 503, "provider_unavailable")
-		if answer.Header.Get("Retry-After") == "" {
+		resp := b.Fetch("GET", "/api/x")
+		wantProblem(t, resp, 503, "provider_unavailable")
+		if resp.Header.Get("Retry-After") == "" {
 			t.Error("no Retry-After")
 		}
 	}
@@ -350,7 +350,7 @@ func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
 	defer close(release)
 	b := a.expired()
 	callback := a.browser()
-	u := callback.AnswerOfProvider("alice", "").Location(t).String()
+	u := callback.AuthResponse("alice", "").Location(t).String()
 	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 		select {
 		case <-release:

@@ -40,7 +40,7 @@ func TestCookiesAndRedirectsOfAnUpstreamThatHonoursThePrefix(t *testing.T) {
 		{"/plain", "Set-Cookie: a=1; Path=/plain/" + strings.Repeat("x", 1100), "a=1; Path=/plain"},
 		{"/plain", "Set-Cookie: a=1; \u00a0Path=/plain", "a=1; \u00a0Path=/plain; Path=/plain"},
 	} {
-		u.answer("HTTP/1.1 200 OK\nContent-Length: 0\n" + test.sent + "\n\n")
+		u.respond("HTTP/1.1 200 OK\nContent-Length: 0\n" + test.sent + "\n\n")
 		name, _, _ := strings.Cut(test.sent, ":")
 		if got := a.browser().Fetch("GET", test.ask).Header.Values(name); len(got) != 1 || got[0] != test.want {
 			t.Errorf("%s, %.60s: got %.80q, want %q", test.ask, test.sent, got, test.want)

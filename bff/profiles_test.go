@@ -53,8 +53,8 @@ func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, c := newPlayedApp(t, name, edit)
 			b := a.browser()
-			if answer := b.SignIn("alice", "return_to=/x"); answer.StatusCode != 303 || answer.Header.Get("Location") != "/x" {
-				t.Fatalf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+			if resp := b.SignIn("alice", "return_to=/x"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+				t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 			}
 			got := user(t, b)
 			if got["sub"] != "alice" || name == "okta" && got["email"] != "alice@example.com" {
@@ -68,9 +68,9 @@ func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
 				wantOK(t, b.Fetch("GET", "/public/x"))
 			}
 			wantOK(t, b.Fetch("GET", "/api/x"))
-			answer := b.Submit("/bff/logout", nil)
-			after := b.Follow(answer, a.url+"/x")
-			if answer.StatusCode != 303 || after.StatusCode >= 400 {
+			resp := b.Submit("/bff/logout", nil)
+			after := b.Follow(resp, a.url+"/x")
+			if resp.StatusCode != 303 || after.StatusCode >= 400 {
 				t.Errorf("logout led to %d %s", after.StatusCode, after.Request.URL)
 			}
 			a.wantSession(b, "")

@@ -122,7 +122,7 @@ func TestAClientCannotSayWhichCertificateItShowed(t *testing.T) {
 func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		for _, name := range []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Server", "X-Powered-By", "Secure-Session-Registration"} {
 			h.Set(name, "x")
@@ -138,18 +138,18 @@ func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 		io.WriteString(w, "ok")
 	}
 	b := a.signedIn()
-	answer := b.Fetch("GET", "/api/x")
-	for name := range answer.Header {
+	resp := b.Fetch("GET", "/api/x")
+	for name := range resp.Header {
 		switch name {
 		case "Cache-Control", "Content-Length", "Content-Type", "Date", "Set-Cookie":
 		default:
-			t.Errorf("the browser got %s: %q", name, answer.Header[name])
+			t.Errorf("the browser got %s: %q", name, resp.Header[name])
 		}
 	}
-	if got := answer.Header["Set-Cookie"]; len(got) != 1 || got[0] != "theme=dark; Path=/api/" {
+	if got := resp.Header["Set-Cookie"]; len(got) != 1 || got[0] != "theme=dark; Path=/api/" {
 		t.Errorf("cookies: got %q, want the theme alone", got)
 	}
-	if got := answer.Header.Get("Cache-Control"); got != "private, no-store" {
+	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
 		t.Errorf("Cache-Control: got %q", got)
 	}
 	if got := b.Fetch("GET", "/api/x?cache&plain").Header.Get("Cache-Control"); got != "max-age=60" {
@@ -210,10 +210,10 @@ func TestAnUpstreamThatIsNotThere(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	a.echo.Close()
-	answer := b.Fetch("GET", "/api/x")
-	wantProblem(t, answer, 502, "upstream_failed")
-	if strings.Contains(answer.Text, strings.TrimPrefix(a.echo.URL, "http://")) {
-		t.Errorf("the upstream's address is shown: %s", answer.Text)
+	resp := b.Fetch("GET", "/api/x")
+	wantProblem(t, resp, 502, "upstream_failed")
+	if strings.Contains(resp.Text, strings.TrimPrefix(a.echo.URL, "http://")) {
+		t.Errorf("the upstream's address is shown: %s", resp.Text)
 	}
 }
 
@@ -230,7 +230,7 @@ func TestTheQueryArrivesAsItWasSent(t *testing.T) {
 func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "wide=1; domain=example.com", "wide=1; Path=/;Domain = localhost", "fine=1; Path=/"} {
 			w.Header().Add("Set-Cookie", line)
 		}
@@ -244,7 +244,7 @@ func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		h := w.Header()
 		h.Set("Link", "</x.js>; rel=preload")
 		h.Set("Set-Cookie", "__Host-Http-cloakroom=x")
@@ -293,7 +293,7 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	before := a.echo.Calls()
-	upgrade := func(path string, header ...string) *bfftest.Answer {
+	upgrade := func(path string, header ...string) *bfftest.Response {
 		return b.Do("GET", path, "", append([]string{"Connection", "Upgrade", "X-CSRF", "1"}, header...)...)
 	}
 	for _, path := range []string{"/api/x", "/public/x"} {
@@ -340,7 +340,7 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	}
 	w := httptest.NewRecorder()
 	session.NewCookie(before.Keyring(), session.CookieConfig{InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:")}).Write(w, started)
-	a.echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "public, max-age=31536000")
 	}
 	for path, want := range map[string]string{"/api/x": "private, no-store", "/bff/session": "no-store"} {
@@ -360,21 +360,21 @@ func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
-	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
 		close(arrived)
 		<-r.Context().Done()
 	}
 	b := a.signedIn()
-	late := make(chan *bfftest.Answer)
+	late := make(chan *bfftest.Response)
 	go func() { late <- b.Fetch("GET", "/api/slow") }()
 	<-arrived
 	time.Sleep(600 * time.Millisecond) // until its session's end is watched
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("second login: got %d", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Fatalf("second login: got %d", resp.StatusCode)
 	}
-	answer := <-late
-	wantProblem(t, answer, 401, "not_signed_in")
-	if got := answer.Header.Values("Set-Cookie"); len(got) > 0 {
+	resp := <-late
+	wantProblem(t, resp, 401, "not_signed_in")
+	if got := resp.Header.Values("Set-Cookie"); len(got) > 0 {
 		t.Errorf("it changes cookies: %q", got)
 	}
 	a.wantSession(b, "alice")
@@ -398,7 +398,7 @@ func TestEventsArriveAsTheyAreSent(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	next := make(chan string)
-	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.(http.Flusher).Flush()
 		for event := range next {
@@ -468,9 +468,9 @@ func TestARequestIsNamedAfterItsTrace(t *testing.T) {
 		}
 	}
 	a.echo.Close()
-	answer := b.Fetch("GET", "/api/x", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
-	wantProblem(t, answer, 502, "upstream_failed")
-	if !strings.Contains(answer.Text, `"request_id":"`+trace+`"`) {
-		t.Errorf("the problem does not name the trace: %s", answer.Text)
+	resp := b.Fetch("GET", "/api/x", "Traceparent", "00-"+trace+"-00f067aa0ba902b7-01")
+	wantProblem(t, resp, 502, "upstream_failed")
+	if !strings.Contains(resp.Text, `"request_id":"`+trace+`"`) {
+		t.Errorf("the problem does not name the trace: %s", resp.Text)
 	}
 }

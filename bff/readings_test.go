@@ -18,7 +18,7 @@ import (
 
 // sendTarget sends a request target as it is, past all cleaning of a client, and
 // returns the response with its body read.
-func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.Answer {
+func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.Response {
 	t.Helper()
 	host := strings.TrimPrefix(a.url, "http://")
 	c, err := net.Dial("tcp", host)
@@ -37,7 +37,7 @@ func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bfftest.Answer{Response: resp, Text: string(text)}
+	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
 // readingsApp has a route with a longer one below it, and the app's own pages.
@@ -69,9 +69,9 @@ func TestPathThatALenientServerReadsAsALongerRouteIsRefused(t *testing.T) {
 		"/%61pi%2Fx", "/x/..%2Fapi/y", "/x/..;y/api/z", "/x/.%2e/api/y", "/x/..%20/api/y", "//api/x", "/.//api/x", "/%2F/api/x", "/x%5C..%5Capi/y", "/%2561pi/x", "/%252561pi/x",
 		"/%c1%a1pi/x", "/%e0%81%a1pi/x", "/%f0%80%81%a1pi/x", "/x%c0%af..%c0%afapi/y", "/%25u0061pi/x", "/api%00/x", "/api%00x", "/x/..%2Fbff/session", "/bff//session", "/;/api/x", "/;x/api/y",
 	} {
-		answer := sendTarget(t, a, target)
-		if answer.StatusCode != 400 || answer.Code() != "ambiguous_path" {
-			t.Errorf("%s: got %d %q, want 400 ambiguous_path: %.80s", target, answer.StatusCode, answer.Code(), answer.Text)
+		resp := sendTarget(t, a, target)
+		if resp.StatusCode != 400 || resp.Code() != "ambiguous_path" {
+			t.Errorf("%s: got %d %q, want 400 ambiguous_path: %.80s", target, resp.StatusCode, resp.Code(), resp.Text)
 		}
 	}
 	if outer.Calls()+admin.Calls() > 0 {
@@ -103,8 +103,8 @@ func TestPathWithOneReadingIsSentToItsRouteUnchanged(t *testing.T) {
 			t.Errorf("%s arrives as %s", test.target, got)
 		}
 	}
-	if answer := sendTarget(t, a, "/api"); answer.StatusCode != 404 || answer.Code() != "not_found" {
-		t.Errorf("/api: got %d %s, want 404 not_found", answer.StatusCode, answer.Code())
+	if resp := sendTarget(t, a, "/api"); resp.StatusCode != 404 || resp.Code() != "not_found" {
+		t.Errorf("/api: got %d %s, want 404 not_found", resp.StatusCode, resp.Code())
 	}
 }
 
@@ -115,13 +115,13 @@ func TestPathWithoutAReadingUnderARouteBelongsToTheApp(t *testing.T) {
 		"/files/group%2Fproject", "/search/a%2520b", "/orders//42", "/", "/apix", "/ap", "/files/a%5Cb", "/files/..%2Fx", "/a/../b", "/a/..;/b", "/x/", "//x", "/x/%2e%2e/%2e%2e/y", "/x/api/y",
 		"/caf%e9", "/x%00y", "/x%252Fapi/y", "/x%2Fapi%2Fy", "/x;y/z", "/Files/./x", "/%2f", "/x//../apix", "/100%25", "/x%3Fy%23z",
 	} {
-		if answer := sendTarget(t, a, target, "Sec-Fetch-Mode: navigate"); answer.StatusCode != 200 || answer.Text != "the app" {
-			t.Errorf("%s: got %d %.80s, want the app", target, answer.StatusCode, answer.Text)
+		if resp := sendTarget(t, a, target, "Sec-Fetch-Mode: navigate"); resp.StatusCode != 200 || resp.Text != "the app" {
+			t.Errorf("%s: got %d %.80s, want the app", target, resp.StatusCode, resp.Text)
 		}
 	}
 	for _, target := range []string{"/x#y", "/x?a#b", "/api/x#y", "/é", "/x?é", "/" + strings.Repeat("%2F", 4000), "/%" + strings.Repeat("25", 300) + "41"} {
-		if answer := sendTarget(t, a, target); answer.StatusCode != 400 || answer.Code() != "ambiguous_path" {
-			t.Errorf("%.40s: got %d %.80s, want 400", target, answer.StatusCode, answer.Text)
+		if resp := sendTarget(t, a, target); resp.StatusCode != 400 || resp.Code() != "ambiguous_path" {
+			t.Errorf("%.40s: got %d %.80s, want 400", target, resp.StatusCode, resp.Text)
 		}
 	}
 }
@@ -153,8 +153,8 @@ func TestEncodedSlashesPassOnARouteThatAllowsThem(t *testing.T) {
 		"/api/x%2Fy", "/api/gitlab%2Fx", "/api%2Fgitlab/x", "/api/gitlab/a%2F..%2Fb", "/api/gitlab/..%2Fadmin", "/api/gitlab/%2F..", "/api/gitlab/x%2F..;y", "/api/gitlab/x%2F.", "/api/gitlab/x%2F%2e%2e",
 		"/api/gitlab/x%5Cy%2Fz", "/api/gitlab/x//y%2Fz", "/api/gitlab/x%252Fy", "/api/gitlab/x%2Fy%00", "/api/gitlab/%ff%2F", "/API/gitlab/x%2Fy", "/api/GitLab/x%2Fy", "/stripped%2Fx",
 	} {
-		if answer := sendTarget(t, a, target); answer.StatusCode != 400 || answer.Code() != "ambiguous_path" {
-			t.Errorf("%s: got %d %.80s, want 400 ambiguous_path", target, answer.StatusCode, answer.Text)
+		if resp := sendTarget(t, a, target); resp.StatusCode != 400 || resp.Code() != "ambiguous_path" {
+			t.Errorf("%s: got %d %.80s, want 400 ambiguous_path", target, resp.StatusCode, resp.Text)
 		}
 	}
 	if strict.Calls() > 0 {

@@ -170,9 +170,9 @@ func TestCSRFAutoTakesEitherProof(t *testing.T) {
 	} {
 		for _, path := range []string{"/api/x", "/public/x"} {
 			before := a.echo.Calls()
-			answer := b.Do(test.method, path, "", test.header...)
-			if (answer.StatusCode == 200) != test.ok || a.echo.Calls() > before != test.ok || !test.ok && answer.StatusCode != 403 {
-				t.Errorf("%s at %s: got %d %s, want it to pass: %v", name, path, answer.StatusCode, answer.Code(), test.ok)
+			resp := b.Do(test.method, path, "", test.header...)
+			if (resp.StatusCode == 200) != test.ok || a.echo.Calls() > before != test.ok || !test.ok && resp.StatusCode != 403 {
+				t.Errorf("%s at %s: got %d %s, want it to pass: %v", name, path, resp.StatusCode, resp.Code(), test.ok)
 			}
 		}
 	}

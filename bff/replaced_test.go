@@ -11,18 +11,18 @@ import (
 )
 
 // strictly does what a browser does with a SameSite=Strict session cookie during a navigation from another site: it sends none, and takes a new one.
-func (a *app) strictly(b *bfftest.Browser, navigate func() *bfftest.Answer) *bfftest.Answer {
+func (a *app) strictly(b *bfftest.Browser, navigate func() *bfftest.Response) *bfftest.Response {
 	a.t.Helper()
 	before := a.sessionCookie(b)
 	if before == nil {
 		return navigate()
 	}
 	b.SetCookie(&http.Cookie{Name: before.Name, MaxAge: -1, Path: "/"})
-	answer := navigate()
+	resp := navigate()
 	if a.sessionCookie(b) == nil {
 		b.SetCookie(&http.Cookie{Name: before.Name, Value: before.Value, Path: "/"})
 	}
-	return answer
+	return resp
 }
 
 func (a *app) wantNoLiveRefreshTokens(why string) {
@@ -38,8 +38,8 @@ func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 		a := newApp(t, nil)
 		b := a.browser()
 		for range 5 {
-			callback := b.AnswerOfProvider("alice", "").Location(t).String()
-			if got := a.strictly(b, func() *bfftest.Answer { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }); got.StatusCode != 303 {
+			callback := b.AuthResponse("alice", "").Location(t).String()
+			if got := a.strictly(b, func() *bfftest.Response { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }); got.StatusCode != 303 {
 				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
 			}
 		}
@@ -59,15 +59,15 @@ func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 			b := a.browser()
 			var callbacks []string
 			for range 5 {
-				callbacks = append(callbacks, b.AnswerOfProvider("alice", "").Location(t).String())
+				callbacks = append(callbacks, b.AuthResponse("alice", "").Location(t).String())
 			}
 			for _, callback := range callbacks {
-				complete := func() *bfftest.Answer { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }
-				answer := complete
+				complete := func() *bfftest.Response { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }
+				finish := complete
 				if strict {
-					answer = func() *bfftest.Answer { return a.strictly(b, complete) }
+					finish = func() *bfftest.Response { return a.strictly(b, complete) }
 				}
-				if got := answer(); got.StatusCode != 303 {
+				if got := finish(); got.StatusCode != 303 {
 					t.Fatalf("callback: got %d\n%s", got.StatusCode, got.Text)
 				}
 			}

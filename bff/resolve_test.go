@@ -157,11 +157,11 @@ func TestAllAddressesOfANameAreUsedAndTrafficFollowsIt(t *testing.T) {
 			a, b := named(t, n, kind, port, trust)
 			get := func(i int) string {
 				t.Helper()
-				answer := b.Fetch([]string{"GET", "POST"}[i%2], "/named/x")
-				if answer.StatusCode != 200 {
-					t.Fatalf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+				resp := b.Fetch([]string{"GET", "POST"}[i%2], "/named/x")
+				if resp.StatusCode != 200 {
+					t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 				}
-				return answer.Text
+				return resp.Text
 			}
 			for i := range 20 {
 				get(i)
@@ -191,9 +191,9 @@ func TestAllAddressesOfANameAreUsedAndTrafficFollowsIt(t *testing.T) {
 			}
 			n.set("127.0.0.2", "127.0.0.1")
 			hosts[2].stop() // the old address is gone at once, and the name has moved
-			answer := b.Fetch("GET", "/named/x")
-			if answer.StatusCode != 200 {
-				t.Errorf("when the name has moved and its address is gone: got %d %s", answer.StatusCode, answer.Text)
+			resp := b.Fetch("GET", "/named/x")
+			if resp.StatusCode != 200 {
+				t.Errorf("when the name has moved and its address is gone: got %d %s", resp.StatusCode, resp.Text)
 			}
 		})
 	}
@@ -206,8 +206,8 @@ func TestAnAddressOfANameThatIsDownCostsNoRequest(t *testing.T) {
 	a, b := named(t, n, "http", port, trust)
 	hosts[1].stop()
 	for range 30 {
-		if answer := b.Fetch("POST", "/named/x"); answer.StatusCode != 200 {
-			t.Fatalf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+		if resp := b.Fetch("POST", "/named/x"); resp.StatusCode != 200 {
+			t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 		}
 	}
 	if hosts[0].calls.Load() < 5 || hosts[2].calls.Load() < 5 {
@@ -223,8 +223,8 @@ func TestANameThatDoesNotResolveIsTriedAgain(t *testing.T) {
 	_, port, trust := newHosts(t, "http", "127.0.0.1")
 	n := newNameServer(t, "169.254.169.254")
 	a, b := named(t, n, "http", port, trust)
-	answer := b.Fetch("GET", "/named/x")
-	wantProblem(t, answer, 502, "upstream_failed")
+	resp := b.Fetch("GET", "/named/x")
+	wantProblem(t, resp, 502, "upstream_failed")
 	if !strings.Contains(a.logs.String(), "link-local") {
 		t.Errorf("the log does not name the cause:\n%s", a.logs)
 	}
@@ -248,8 +248,8 @@ func TestLocalhostWorksWithEitherFamily(t *testing.T) {
 					Path: "/local/", Token: "none", Upstream: []string{kind + "://localhost:" + port}, TLS: trust,
 				})
 				for i := range 10 {
-					if answer := b.Fetch([]string{"POST", "GET"}[i%2], "/local/x"); answer.StatusCode != 200 || answer.Text != ip {
-						t.Errorf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+					if resp := b.Fetch([]string{"POST", "GET"}[i%2], "/local/x"); resp.StatusCode != 200 || resp.Text != ip {
+						t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 					}
 				}
 			})

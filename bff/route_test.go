@@ -58,7 +58,7 @@ func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
 	t.Parallel()
 	echo := bfftest.NewEcho(t)
 	var location atomic.Value
-	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", location.Load().(string))
 		w.WriteHeader(303)
 	}
@@ -99,9 +99,9 @@ func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
 	echoed(t, b.Fetch("GET", "/read/x"))
 	before := a.echo.Calls()
 	for _, method := range []string{"POST", "DELETE", "get", "OPTIONS"} {
-		answer := b.Fetch(method, "/read/x")
-		wantProblem(t, answer, 405, "method_not_allowed")
-		if got := answer.Header.Get("Allow"); got != "GET, HEAD" {
+		resp := b.Fetch(method, "/read/x")
+		wantProblem(t, resp, 405, "method_not_allowed")
+		if got := resp.Header.Get("Allow"); got != "GET, HEAD" {
 			t.Errorf("Allow is %q", got)
 		}
 	}
@@ -180,13 +180,13 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 		{"age-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", max_age="300"`, "/bff/login?max_age=300", 401},
 		{"both-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="300"`, "/bff/login?acr_values=gold&max_age=300", 401},
 	} {
-		answer := b.Fetch("GET", "/"+test.name+"/x")
-		wantProblem(t, answer, test.status, test.code)
+		resp := b.Fetch("GET", "/"+test.name+"/x")
+		wantProblem(t, resp, test.status, test.code)
 		var body struct {
 			LoginURL string `json:"login_url"`
 		}
-		answer.Decode(t, &body)
-		if got := answer.Header.Get("WWW-Authenticate"); got != test.challenge || body.LoginURL != test.login {
+		resp.Decode(t, &body)
+		if got := resp.Header.Get("WWW-Authenticate"); got != test.challenge || body.LoginURL != test.login {
 			t.Errorf("%s: the challenge is %s and the login %s, want %s and %s", test.name, got, body.LoginURL, test.challenge, test.login)
 		}
 	}
@@ -231,7 +231,7 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	echo := bfftest.NewEcho(t)
-	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		if r.URL.Path == "/slow/body" {
 			io.WriteString(w, "begun")
@@ -315,9 +315,9 @@ func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
 	} {
 		upstream, asked := hangsUp(t, test.first)
 		_, b := routed(t, bff.Route{Path: "/flaky/", Token: "user", Upstream: []string{upstream}, NoRetry: test.never})
-		answer := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
-		if answer.StatusCode != test.status || asked() != test.asked || test.status == 200 && answer.Text != "the body" {
-			t.Errorf("%s, %d hung up on, never %v: got %d %q, the upstream was asked %d times; want %d, %d times", test.method, test.first, test.never, answer.StatusCode, answer.Text, asked(), test.status, test.asked)
+		resp := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
+		if resp.StatusCode != test.status || asked() != test.asked || test.status == 200 && resp.Text != "the body" {
+			t.Errorf("%s, %d hung up on, never %v: got %d %q, the upstream was asked %d times; want %d, %d times", test.method, test.first, test.never, resp.StatusCode, resp.Text, asked(), test.status, test.asked)
 		}
 	}
 }
@@ -344,10 +344,10 @@ func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
 		t.Errorf("all down: got %d", first.StatusCode)
 	}
 	b.Fetch("GET", "/many/x")
-	answer := b.Fetch("GET", "/many/x")
-	wantProblem(t, answer, 503, "upstream_unavailable")
-	if answer.Header.Get("Retry-After") != "1" {
-		t.Errorf("Retry-After is %q", answer.Header.Get("Retry-After"))
+	resp := b.Fetch("GET", "/many/x")
+	wantProblem(t, resp, 503, "upstream_unavailable")
+	if resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After is %q", resp.Header.Get("Retry-After"))
 	}
 }
 
@@ -411,8 +411,8 @@ func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
 	_, b := routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots, Certificates: ours.TLS.Certificates}})
-	if answer := b.Fetch("GET", "/mtls/x"); answer.StatusCode != 200 || answer.Text != "1" {
-		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	if resp := b.Fetch("GET", "/mtls/x"); resp.StatusCode != 200 || resp.Text != "1" {
+		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
 	_, b = routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots}})
 	wantProblem(t, b.Fetch("GET", "/mtls/x"), 502, "upstream_failed")
@@ -423,7 +423,7 @@ func rejecting(t *testing.T, first int) (*bfftest.Echo, *atomic.Int32) {
 	var rejected atomic.Int32
 	echo := bfftest.NewEcho(t)
 	inner := bfftest.NewEcho(t)
-	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		if int(rejected.Load()) < first {
 			rejected.Add(1)
 			io.Copy(io.Discard, r.Body)
@@ -453,9 +453,9 @@ func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *t
 	echo, rejected := rejecting(t, 1<<30)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	for range 5 {
-		answer := b.Fetch("GET", "/strict/x")
-		if answer.StatusCode != 401 || answer.Code() != "" || !strings.Contains(answer.Header.Get("WWW-Authenticate"), "invalid_token") {
-			t.Errorf("got %d %v %s, want the upstream's answer", answer.StatusCode, answer.Header, answer.Text)
+		resp := b.Fetch("GET", "/strict/x")
+		if resp.StatusCode != 401 || resp.Code() != "" || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") {
+			t.Errorf("got %d %v %s, want the upstream's answer", resp.StatusCode, resp.Header, resp.Text)
 		}
 	}
 	if a.provider.Refreshes() != 1 || rejected.Load() != 6 {
@@ -475,16 +475,16 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 		{401, ""}, {401, "Bearer"}, {401, `Bearer realm="api"`}, {401, `Bearer error="invalid_request"`}, {401, `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"`}, {401, `Custom error="invalid_token"`},
 	} {
 		api := bfftest.NewEcho(t)
-		api.Answer = func(w http.ResponseWriter, _ *http.Request) {
+		api.Handler = func(w http.ResponseWriter, _ *http.Request) {
 			if test.challenge != "" {
 				w.Header().Set("WWW-Authenticate", test.challenge)
 			}
 			w.WriteHeader(test.status)
 		}
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
-		answer := b.Fetch("GET", "/strict/x")
-		if answer.StatusCode != test.status || answer.Code() != "" || strings.HasPrefix(test.challenge, "Bearer") && answer.Header.Get("WWW-Authenticate") != test.challenge {
-			t.Errorf("%d %s: got %d %v", test.status, test.challenge, answer.StatusCode, answer.Header)
+		resp := b.Fetch("GET", "/strict/x")
+		if resp.StatusCode != test.status || resp.Code() != "" || strings.HasPrefix(test.challenge, "Bearer") && resp.Header.Get("WWW-Authenticate") != test.challenge {
+			t.Errorf("%d %s: got %d %v", test.status, test.challenge, resp.StatusCode, resp.Header)
 		}
 		if n := a.provider.Refreshes(); n > 0 || api.Calls() != 1 {
 			t.Errorf("%d %s: %d refreshes, %d requests", test.status, test.challenge, n, api.Calls())
@@ -499,8 +499,8 @@ func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
 	for _, challenge := range []string{"Bearer error=invalid_token", `Bearer realm="api", error=invalid_token, error_description="it has expired"`} {
 		echo, rejected := rejectingWith(t, challenge)
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
-		if answer := b.Fetch("GET", "/strict/x"); answer.StatusCode != 200 || a.provider.Refreshes() != 1 {
-			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, answer.StatusCode, *rejected, a.provider.Refreshes())
+		if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 200 || a.provider.Refreshes() != 1 {
+			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, resp.StatusCode, *rejected, a.provider.Refreshes())
 		}
 	}
 }
@@ -508,7 +508,7 @@ func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
 // rejectingWith is an upstream that rejects the first token.
 func rejectingWith(t *testing.T, challenge string) (*bfftest.Echo, *int) {
 	echo, rejected := bfftest.NewEcho(t), new(int)
-	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		if *rejected++; *rejected == 1 {
 			w.Header().Set("WWW-Authenticate", challenge)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -521,9 +521,9 @@ func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
-	answer := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
-	if answer.StatusCode != 401 || rejected.Load() != 1 || a.provider.Refreshes() != 0 {
-		t.Errorf("got %d after %d rejections and %d refreshes", answer.StatusCode, rejected.Load(), a.provider.Refreshes())
+	resp := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
+	if resp.StatusCode != 401 || rejected.Load() != 1 || a.provider.Refreshes() != 0 {
+		t.Errorf("got %d after %d rejections and %d refreshes", resp.StatusCode, rejected.Load(), a.provider.Refreshes())
 	}
 }
 
@@ -533,8 +533,8 @@ func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
 	echo, _ := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	a.provider.Misbehave(t, bfftest.ProviderDown)
-	if answer := b.Fetch("GET", "/strict/x"); answer.StatusCode != 401 || answer.Code() != "" {
-		t.Errorf("got %d %s, want the upstream's answer", answer.StatusCode, answer.Text)
+	if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 401 || resp.Code() != "" {
+		t.Errorf("got %d %s, want the upstream's answer", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "alice")
 }
@@ -573,7 +573,7 @@ func TestMistakesInARoute(t *testing.T) {
 func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
 	t.Parallel()
 	echo := bfftest.NewEcho(t)
-	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {
 			w.Write(make([]byte, 1<<20))
 		}

@@ -25,12 +25,12 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 		t.Errorf("nobody signed in: got %d %s", got.StatusCode, got.Text)
 	}
 	b = a.signedIn()
-	answer := b.Fetch("GET", "/bff/session")
+	resp := b.Fetch("GET", "/bff/session")
 	var got sessionBody
-	answer.Decode(t, &got)
+	resp.Decode(t, &got)
 	now := time.Now()
 	if !got.Authenticated || got.User.Sub != "alice" || got.User.Email == "" || len(got.Session.ID) != 22 {
-		t.Errorf("got %s", answer.Text)
+		t.Errorf("got %s", resp.Text)
 	}
 	for name, test := range map[string]struct {
 		at   time.Time
@@ -43,10 +43,10 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 			t.Errorf("%s: %v from now, want %v", name, test.at.Sub(now), test.want)
 		}
 	}
-	if strings.Contains(answer.Text, `"iss"`) || strings.Contains(answer.Text, "nonce") {
-		t.Errorf("claims of the protocol are shown: %s", answer.Text)
+	if strings.Contains(resp.Text, `"iss"`) || strings.Contains(resp.Text, "nonce") {
+		t.Errorf("claims of the protocol are shown: %s", resp.Text)
 	}
-	if h := answer.Header; h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" || h.Get("X-Content-Type-Options") != "nosniff" {
+	if h := resp.Header; h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" || h.Get("X-Content-Type-Options") != "nosniff" {
 		t.Errorf("headers: %v", h)
 	}
 }
@@ -77,18 +77,18 @@ func TestCSRF(t *testing.T) {
 	for _, call := range []struct{ method, path string }{{"GET", "/bff/session"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}, {"POST", "/api/x"}, {"OPTIONS", "/api/x"}, {"GET", "/public/x"}} {
 		for name, test := range csrf {
 			before := a.echo.Calls()
-			answer := b.Fetch(call.method, call.path, test.header...)
+			resp := b.Fetch(call.method, call.path, test.header...)
 			if test.ok {
-				if answer.StatusCode != 200 {
-					t.Errorf("%s %s, %s: got %d, want 200", call.method, call.path, name, answer.StatusCode)
+				if resp.StatusCode != 200 {
+					t.Errorf("%s %s, %s: got %d, want 200", call.method, call.path, name, resp.StatusCode)
 				}
 				continue
 			}
-			wantProblem(t, answer, 403, "csrf")
+			wantProblem(t, resp, 403, "csrf")
 			if a.echo.Calls() != before {
 				t.Errorf("%s %s, %s: the upstream was called", call.method, call.path, name)
 			}
-			for header := range answer.Header {
+			for header := range resp.Header {
 				if strings.HasPrefix(header, "Access-Control-") {
 					t.Errorf("%s %s, %s: %s is there", call.method, call.path, name, header)
 				}
@@ -116,9 +116,9 @@ func TestARouteForWhatCannotSendAHeader(t *testing.T) {
 		"another site, header": {[]string{"Sec-Fetch-Site", "cross-site", "X-CSRF", "1"}, false},
 		"a foreign Origin":     {[]string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, false},
 	} {
-		answer := b.Fetch("GET", "/stream/x", append([]string{"X-CSRF", ""}, test.header...)...)
-		if test.ok != (answer.StatusCode == 200) || !test.ok && answer.Code() != "csrf" {
-			t.Errorf("%s: got %d %s", name, answer.StatusCode, answer.Code())
+		resp := b.Fetch("GET", "/stream/x", append([]string{"X-CSRF", ""}, test.header...)...)
+		if test.ok != (resp.StatusCode == 200) || !test.ok && resp.Code() != "csrf" {
+			t.Errorf("%s: got %d %s", name, resp.StatusCode, resp.Code())
 		}
 	}
 }
@@ -128,11 +128,11 @@ func TestRefreshNow(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	first := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization")
-	answer := b.Fetch("POST", "/bff/session/refresh")
+	resp := b.Fetch("POST", "/bff/session/refresh")
 	var got sessionBody
-	answer.Decode(t, &got)
-	if answer.StatusCode != 200 || !got.Authenticated || got.User.Sub != "alice" {
-		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	resp.Decode(t, &got)
+	if resp.StatusCode != 200 || !got.Authenticated || got.User.Sub != "alice" {
+		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
 	if second := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization"); second == first {
 		t.Error("the token is the one from before the refresh")
@@ -168,15 +168,15 @@ func TestAStoreOutageSignsNobodyOut(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	a.store.setDown(errors.New("dial tcp: connection refused"))
-	for _, answer := range []*bfftest.Answer{
+	for _, resp := range []*bfftest.Response{
 		b.Fetch("GET", "/bff/session"), b.Fetch("POST", "/bff/session/refresh"), b.Fetch("GET", "/api/x"), b.Fetch("POST", "/bff/logout"),
 	} {
-		wantProblem(t, answer, 503, "store_unavailable")
-		if answer.Header.Get("Retry-After") == "" || len(answer.Cookies()) > 0 {
-			t.Errorf("%s: Retry-After %q and cookies %v, want one and none", answer.Request.URL.Path, answer.Header.Get("Retry-After"), answer.Cookies())
+		wantProblem(t, resp, 503, "store_unavailable")
+		if resp.Header.Get("Retry-After") == "" || len(resp.Cookies()) > 0 {
+			t.Errorf("%s: Retry-After %q and cookies %v, want one and none", resp.Request.URL.Path, resp.Header.Get("Retry-After"), resp.Cookies())
 		}
-		if strings.Contains(answer.Text, "dial") {
-			t.Errorf("the cause is shown: %s", answer.Text)
+		if strings.Contains(resp.Text, "dial") {
+			t.Errorf("the cause is shown: %s", resp.Text)
 		}
 	}
 	if got := b.Navigate("/").Text; got != "the app" {
@@ -228,10 +228,10 @@ func TestARefusedRefreshEndsTheSession(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.expired()
 			a.provider.Misbehave(t, m)
-			answer := b.Fetch("GET", "/api/x")
-			wantProblem(t, answer, 401, "not_signed_in")
-			if !strings.Contains(answer.Text, `"login_url":"/bff/login"`) {
-				t.Errorf("no login_url: %s", answer.Text)
+			resp := b.Fetch("GET", "/api/x")
+			wantProblem(t, resp, 401, "not_signed_in")
+			if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
+				t.Errorf("no login_url: %s", resp.Text)
 			}
 			if names := cookieNames(b); len(names) != 0 {
 				t.Errorf("the cookies %v are left", names)
@@ -250,9 +250,9 @@ func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.expired()
 			a.provider.Misbehave(t, m)
-			answer := b.Fetch("GET", "/api/x")
-			wantProblem(t, answer, 503, "provider_unavailable")
-			if answer.Header.Get("Retry-After") == "" {
+			resp := b.Fetch("GET", "/api/x")
+			wantProblem(t, resp, 503, "provider_unavailable")
+			if resp.Header.Get("Retry-After") == "" {
 				t.Error("no Retry-After")
 			}
 			a.wantSession(b, "alice")
@@ -294,8 +294,8 @@ func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
 				}
 			}
 			a.provider.Behave()
-			if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
-				t.Errorf("the refresh after it: got %d, want 200", answer.StatusCode)
+			if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
+				t.Errorf("the refresh after it: got %d, want 200", resp.StatusCode)
 			}
 		})
 	}
@@ -305,7 +305,7 @@ func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Grace(10 * time.Second) })
 	b := a.expired()
-	a.provider.Misbehave(t, bfftest.LostAnswer(1))
+	a.provider.Misbehave(t, bfftest.LostResponse(1))
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
 		t.Errorf("got %d, want 200", got)
 	}

@@ -10,10 +10,10 @@ import (
 )
 
 // end is when the session that a browser has ends, as the app is told.
-func (a *app) end(answer interface{ Decode(testing.TB, any) }) (expires, idle time.Time) {
+func (a *app) end(resp interface{ Decode(testing.TB, any) }) (expires, idle time.Time) {
 	a.t.Helper()
 	var got sessionBody
-	answer.Decode(a.t, &got)
+	resp.Decode(a.t, &got)
 	if !got.Authenticated {
 		a.t.Fatal("nobody is signed in")
 	}
@@ -66,13 +66,13 @@ func TestTheProviderEndsASession(t *testing.T) {
 				}
 			},
 		})
-		answer := a.signedIn().Fetch("GET", "/bff/session")
-		expires, idle := a.end(answer)
+		resp := a.signedIn().Fetch("GET", "/bff/session")
+		expires, idle := a.end(resp)
 		if want := now.Add(test.want); !near(expires, want) || idle.After(expires) {
 			t.Errorf("%s: it ends at +%v, idle +%v, want +%v", name, expires.Sub(now), idle.Sub(now), test.want)
 		}
 		var user struct{ User map[string]any }
-		answer.Decode(t, &user)
+		resp.Decode(t, &user)
 		if _, ok := user.User["session_expiry"]; ok {
 			t.Errorf("%s: session_expiry is shown as a claim of the user", name)
 		}

@@ -12,18 +12,18 @@ import (
 var inFrame = []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin"}
 
 // silently goes through a silent login, and returns the page that it ends with.
-func silently(b *bfftest.Browser) *bfftest.Answer {
-	answer := b.Navigate("/bff/silent-login", inFrame...)
+func silently(b *bfftest.Browser) *bfftest.Response {
+	resp := b.Navigate("/bff/silent-login", inFrame...)
 	for range 5 {
-		if answer.StatusCode/100 != 3 {
+		if resp.StatusCode/100 != 3 {
 			break
 		}
-		answer = b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
+		resp = b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
 	}
-	return answer
+	return resp
 }
 
-func wantSilent(t *testing.T, page *bfftest.Answer, authenticated string) {
+func wantSilent(t *testing.T, page *bfftest.Response, authenticated string) {
 	t.Helper()
 	csp := page.Header.Get("Content-Security-Policy")
 	if page.StatusCode != 200 || !strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) || !strings.Contains(page.Text, `type:"cloakroom:silent-login"`) ||
@@ -43,8 +43,8 @@ func TestSilentLogin(t *testing.T) {
 	}
 	wantSilent(t, silently(b), "false") // the provider does not know the user either
 	a.wantSession(b, "")
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("got %d", answer.StatusCode)
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Fatalf("got %d", resp.StatusCode)
 	}
 	requests := a.provider.Stats().Authorizations
 	wantSilent(t, silently(b), "true")
@@ -71,25 +71,25 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	}
 	t.Run("no attempt", func(t *testing.T) {
 		b := signedInAtTheProvider()
-		answer := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
+		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		b.DropCookies() // a browser that keeps them from frames
-		wantSilent(t, b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		wantSilent(t, b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		a.wantSession(b, "")
 	})
 	t.Run("a provider that does not answer", func(t *testing.T) {
 		b := signedInAtTheProvider()
-		answer := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
+		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		a.provider.Misbehave(t, bfftest.ProviderDown)
-		wantSilent(t, b.Navigate(answer.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		wantSilent(t, b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		a.provider.Behave()
 		a.wantSession(b, "")
 	})
 	t.Run("every reason to ask the user", func(t *testing.T) {
 		for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required", "access_denied", "server_error", "<script>"} {
 			b := signedInAtTheProvider()
-			a.takeDown(devidp.Hooks{EditCallback: func(answer url.Values) {
-				answer.Del("code")
-				answer.Set("error", code)
+			a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+				params.Del("code")
+				params.Set("error", code)
 			}})
 			wantSilent(t, silently(b), "false")
 			a.provider.Behave()
@@ -98,7 +98,7 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	})
 	t.Run("a login that is not silent in a frame", func(t *testing.T) {
 		b := a.browser()
-		back := b.AnswerOfProvider("alice", "").Header.Get("Location")
+		back := b.AuthResponse("alice", "").Header.Get("Location")
 		requests := a.provider.TokenRequests()
 		wantSilent(t, b.Navigate(back, "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		if a.provider.TokenRequests() > requests {
@@ -126,13 +126,13 @@ func TestFrontchannelLogout(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	origin := strings.TrimSuffix(a.provider.Issuer, "/op")
-	ask := func(b *bfftest.Browser, q url.Values) *bfftest.Answer {
+	ask := func(b *bfftest.Browser, q url.Values) *bfftest.Response {
 		t.Helper()
-		answer := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-site")
-		if csp := answer.Header.Get("Content-Security-Policy"); !strings.HasSuffix(csp, "frame-ancestors "+origin) || answer.Header.Get("Cache-Control") != "no-store" || answer.Header.Get("X-Frame-Options") != "" {
-			t.Errorf("got %v", answer.Header)
+		resp := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-site")
+		if csp := resp.Header.Get("Content-Security-Policy"); !strings.HasSuffix(csp, "frame-ancestors "+origin) || resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("X-Frame-Options") != "" {
+			t.Errorf("got %v", resp.Header)
 		}
-		return answer
+		return resp
 	}
 	b, sid := a.signedInWithSID()
 	other, otherSID := a.signedInWithSID()
@@ -140,35 +140,35 @@ func TestFrontchannelLogout(t *testing.T) {
 	for name, q := range map[string]url.Values{
 		"neither": {}, "iss alone": {"iss": {iss}}, "sid alone": {"sid": {sid}}, "sid twice": {"iss": {iss}, "sid": {sid, sid}},
 	} {
-		if answer := ask(b, q); answer.StatusCode != 400 || answer.Code() != "bad_frontchannel_logout" {
-			t.Errorf("%s: got %d %s", name, answer.StatusCode, answer.Code())
+		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" {
+			t.Errorf("%s: got %d %s", name, resp.StatusCode, resp.Code())
 		}
 		a.wantSession(b, "alice")
 	}
 	for name, q := range map[string]url.Values{
 		"another sid": {"iss": {iss}, "sid": {otherSID}}, "another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
 	} {
-		if answer := ask(b, q); answer.StatusCode != 400 || answer.Code() != "bad_frontchannel_logout" { // the session goes on
-			t.Errorf("%s: got %d", name, answer.StatusCode)
+		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" { // the session goes on
+			t.Errorf("%s: got %d", name, resp.StatusCode)
 		}
 		a.wantSession(b, "alice")
 	}
 	good := url.Values{"iss": {iss}, "sid": {sid}}
-	if answer := ask(a.browser(), good); answer.StatusCode != 200 { // the cookie did not come along
-		t.Errorf("without a cookie: got %d", answer.StatusCode)
+	if resp := ask(a.browser(), good); resp.StatusCode != 200 { // the cookie did not come along
+		t.Errorf("without a cookie: got %d", resp.StatusCode)
 	}
 	a.wantSession(b, "alice")
 	c := a.takeDown(devidp.Hooks{})
-	if answer := ask(b, good); answer.StatusCode != 200 {
-		t.Errorf("got %d %s", answer.StatusCode, answer.Text)
+	if resp := ask(b, good); resp.StatusCode != 200 {
+		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 	a.wantSession(other, "alice")
 	if n := len(c.to("/revoke")); n != 2 {
 		t.Errorf("%d tokens were revoked, want the refresh and the access token", n)
 	}
-	if answer := ask(b, good); answer.StatusCode != 200 {
-		t.Errorf("once more: got %d", answer.StatusCode)
+	if resp := ask(b, good); resp.StatusCode != 200 {
+		t.Errorf("once more: got %d", resp.StatusCode)
 	}
 }
 

@@ -32,12 +32,12 @@ type told struct{ Sub, Aud, Scope, Digest string }
 
 func (a *app) told(b *bfftest.Browser, path string) told {
 	a.t.Helper()
-	answer := b.Fetch("GET", path)
+	resp := b.Fetch("GET", path)
 	var got told
-	if answer.StatusCode != 200 {
-		a.t.Fatalf("%s: got %d %s\n%s", path, answer.StatusCode, answer.Text, a.logs)
+	if resp.StatusCode != 200 {
+		a.t.Fatalf("%s: got %d %s\n%s", path, resp.StatusCode, resp.Text, a.logs)
 	}
-	answer.Decode(a.t, &got)
+	resp.Decode(a.t, &got)
 	return got
 }
 
@@ -130,11 +130,11 @@ func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
 		cfg.Routes = []bff.Route{{Path: "/own/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/few/", Upstream: []string{api.URL}, Token: "user", Scopes: []string{"few:read"}}}
 	})
 	b := a.browser()
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Errorf("sign in: got %d\n%s", answer.StatusCode, a.logs.lines(t, "request"))
+	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
+		t.Errorf("sign in: got %d\n%s", resp.StatusCode, a.logs.lines(t, "request"))
 	}
-	if answer := b.Fetch("POST", "/bff/session/refresh"); answer.StatusCode != 200 {
-		t.Errorf("refresh: got %d", answer.StatusCode)
+	if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
+		t.Errorf("refresh: got %d", resp.StatusCode)
 	}
 }
 
@@ -175,8 +175,8 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 	var browsers []*bfftest.Browser
 	for i := range 4 {
 		b := a.browser()
-		if answer := b.SignIn(users[i%2], ""); answer.StatusCode != 303 {
-			t.Fatalf("got %d", answer.StatusCode)
+		if resp := b.SignIn(users[i%2], ""); resp.StatusCode != 303 {
+			t.Fatalf("got %d", resp.StatusCode)
 		}
 		browsers = append(browsers, b)
 	}
@@ -189,10 +189,10 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 			for range 3 {
 				all.Go(func() {
 					for range 5 {
-						answer := b.Fetch("GET", path+"x")
+						resp := b.Fetch("GET", path+"x")
 						var got told
-						if err := json.Unmarshal([]byte(answer.Text), &got); answer.StatusCode != 200 || err != nil {
-							t.Errorf("%s: got %d %s", path, answer.StatusCode, answer.Text)
+						if err := json.Unmarshal([]byte(resp.Text), &got); resp.StatusCode != 200 || err != nil {
+							t.Errorf("%s: got %d %s", path, resp.StatusCode, resp.Text)
 							return
 						}
 						if got.Sub != users[i%2] || got.Aud != aud {

@@ -112,8 +112,8 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 			s := newHandshakes(t, shownCertificate, protocol)
 			a, b := routed(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
 			for i := range 5 {
-				if answer := b.Fetch("GET", "/tls/x"); answer.StatusCode != 200 {
-					t.Fatalf("got %d %s\n%s", answer.StatusCode, answer.Text, a.logs)
+				if resp := b.Fetch("GET", "/tls/x"); resp.StatusCode != 200 {
+					t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 				}
 				all, resumed := s.take()
 				if all != 1 || resumed != min(int32(i), 1) {
@@ -136,11 +136,11 @@ func TestARequestThatFailsCostsNoHandshakeBeyondItsOwn(t *testing.T) {
 			s.take()
 			const requests = 5
 			for range requests {
-				if answer := b.Fetch("POST", "/tls/hangup"); answer.StatusCode != 502 {
-					t.Errorf("got %d", answer.StatusCode)
+				if resp := b.Fetch("POST", "/tls/hangup"); resp.StatusCode != 502 {
+					t.Errorf("got %d", resp.StatusCode)
 				}
-				if answer := b.Fetch("GET", "/tls/x"); answer.StatusCode != 200 {
-					t.Errorf("the next request: got %d", answer.StatusCode)
+				if resp := b.Fetch("GET", "/tls/x"); resp.StatusCode != 200 {
+					t.Errorf("the next request: got %d", resp.StatusCode)
 				}
 			}
 			want := int32(requests) // in HTTP/1.1 hanging up closes the connection
@@ -168,9 +168,9 @@ func TestAServerThatChangesItsProtocolIsFollowed(t *testing.T) {
 		for i := range 3 {
 			body := strings.Repeat("x", 100)
 			method := []string{"GET", "PUT", "DELETE"}[i]
-			answer := b.Do(method, "/tls/x", body, "X-CSRF", "1")
-			if answer.StatusCode != 200 || !strings.HasPrefix(answer.Text, want) {
-				t.Errorf("%v, %s: got %d %s\n%s", protocols, method, answer.StatusCode, answer.Text, a.logs)
+			resp := b.Do(method, "/tls/x", body, "X-CSRF", "1")
+			if resp.StatusCode != 200 || !strings.HasPrefix(resp.Text, want) {
+				t.Errorf("%v, %s: got %d %s\n%s", protocols, method, resp.StatusCode, resp.Text, a.logs)
 			}
 		}
 	}
@@ -211,8 +211,8 @@ func TestASessionIsNotResumedWithOtherCertificatesOrCAs(t *testing.T) {
 			b := a.browser()
 			for range 4 {
 				for name := range routes {
-					if answer := b.Fetch("GET", "/"+name+"/x"); answer.StatusCode != 200 || answer.Text != string(shown[name]) {
-						t.Errorf("%s: got %d, and a certificate of %d bytes", name, answer.StatusCode, len(answer.Text))
+					if resp := b.Fetch("GET", "/"+name+"/x"); resp.StatusCode != 200 || resp.Text != string(shown[name]) {
+						t.Errorf("%s: got %d, and a certificate of %d bytes", name, resp.StatusCode, len(resp.Text))
 					}
 				}
 				wantProblem(t, b.Fetch("GET", "/mistrusts/x"), 502, "upstream_failed")

@@ -438,9 +438,9 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		defer c.Close()
 		io.WriteString(c, strings.ReplaceAll(request, cookie, value))
 		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond)) // then it is not the request that is waited for, but the rest of it
-		answers, _ := io.ReadAll(c)
+		responses, _ := io.ReadAll(c)
 		sent.Add(1)
-		answered.Add(int64(bytes.Count(answers, []byte("HTTP/1.1 200 OK")) + bytes.Count(answers, []byte("HTTP/1.0 200 OK"))))
+		answered.Add(int64(bytes.Count(responses, []byte("HTTP/1.1 200 OK")) + bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
 	}
 	for _, request := range corpus {
 		one(request)
@@ -535,7 +535,7 @@ func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 			}
 		}
 		var got bfftest.Echoed
-		(&bfftest.Answer{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
+		(&bfftest.Response{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
 		if want == "" || got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") || got.Method != method || sent != 1 {
 			t.Fatalf("%s %s: %s %s was sent to %s, want the upstream of %q", method, target, got.Method, got.URI, got.Host, want)
 		}
@@ -592,7 +592,7 @@ func FuzzRequestHeader(f *testing.F) {
 		}
 		text, _ := io.ReadAll(resp.Body)
 		var got bfftest.Echoed
-		(&bfftest.Answer{Response: resp, Text: string(text)}).Decode(t, &got)
+		(&bfftest.Response{Response: resp, Text: string(text)}).Decode(t, &got)
 		for name, values := range got.Header {
 			lower := strings.ToLower(name)
 			ours := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost:1", "X-Forwarded-Proto": "http"}[name]
@@ -620,7 +620,7 @@ func FuzzRequestHeader(f *testing.F) {
 // What is left of a body that nobody wants any more must not be taken for the next request.
 func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 	a := newApp(t, nil)
-	a.echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
 		w.Header().Set("Connection", "close") // net/http cannot use it again after this
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
@@ -652,7 +652,7 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 func TestAClientThatLeavesIsNotAnswered(t *testing.T) {
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
-	a.echo.Answer = func(_ http.ResponseWriter, r *http.Request) {
+	a.echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
 		close(arrived)
 		<-r.Context().Done()
 	}
@@ -666,8 +666,8 @@ func TestAClientThatLeavesIsNotAnswered(t *testing.T) {
 	fmt.Fprintf(c, "GET /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\n\r\n", host)
 	<-arrived
 	c.(*net.TCPConn).CloseWrite()
-	if answer, err := io.ReadAll(c); len(answer) > 0 || err != nil {
-		t.Errorf("got %q, %v", answer, err)
+	if resp, err := io.ReadAll(c); len(resp) > 0 || err != nil {
+		t.Errorf("got %q, %v", resp, err)
 	}
 	waitFor(t, "it is logged", func() bool {
 		lines := a.logs.lines(t, "request")

@@ -44,13 +44,13 @@ func NewBrowser(t testing.TB, base string) *Browser {
 }
 
 // Answer is a response whose body has been read.
-type Answer struct {
+type Response struct {
 	*http.Response
 	Text string
 }
 
 // Location returns where a redirect leads, as an absolute URL.
-func (a *Answer) Location(t testing.TB) *url.URL {
+func (a *Response) Location(t testing.TB) *url.URL {
 	t.Helper()
 	u, err := a.Response.Location()
 	if err != nil {
@@ -60,7 +60,7 @@ func (a *Answer) Location(t testing.TB) *url.URL {
 }
 
 // Decode reads the body as JSON.
-func (a *Answer) Decode(t testing.TB, v any) {
+func (a *Response) Decode(t testing.TB, v any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(a.Text), v); err != nil {
 		t.Fatalf("%s %s: got %d with a body that is not JSON: %v\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, err, a.Text)
@@ -68,7 +68,7 @@ func (a *Answer) Decode(t testing.TB, v any) {
 }
 
 // Code returns the code of a problem+json answer, and "" for every other.
-func (a *Answer) Code() string {
+func (a *Response) Code() string {
 	if a.Header.Get("Content-Type") != "application/problem+json" {
 		return ""
 	}
@@ -78,7 +78,7 @@ func (a *Answer) Code() string {
 }
 
 // Navigate goes to a URL as the user does: a path is one of the app's.
-func (b *Browser) Navigate(target string, header ...string) *Answer {
+func (b *Browser) Navigate(target string, header ...string) *Response {
 	b.t.Helper()
 	return b.Do("GET", target, "", append([]string{
 		"Accept", "text/html,application/xhtml+xml,*/*;q=0.8",
@@ -87,7 +87,7 @@ func (b *Browser) Navigate(target string, header ...string) *Answer {
 }
 
 // Fetch calls a path as a script of the app does through the browser client.
-func (b *Browser) Fetch(method, path string, header ...string) *Answer {
+func (b *Browser) Fetch(method, path string, header ...string) *Response {
 	b.t.Helper()
 	return b.Do(method, path, "", append([]string{
 		"Accept", "application/json", "X-CSRF", "1",
@@ -96,7 +96,7 @@ func (b *Browser) Fetch(method, path string, header ...string) *Answer {
 }
 
 // Submit posts a form of the page at the same URL.
-func (b *Browser) Submit(target string, form url.Values) *Answer {
+func (b *Browser) Submit(target string, form url.Values) *Response {
 	b.t.Helper()
 	u, err := url.Parse(b.absolute(target))
 	if err != nil {
@@ -108,7 +108,7 @@ func (b *Browser) Submit(target string, form url.Values) *Answer {
 }
 
 // Do sends one request. Headers are name, value, name, value; the last value of a name counts, and an empty one takes the header away.
-func (b *Browser) Do(method, target, body string, header ...string) *Answer {
+func (b *Browser) Do(method, target, body string, header ...string) *Response {
 	b.t.Helper()
 	req, err := http.NewRequestWithContext(b.t.Context(), method, b.absolute(target), strings.NewReader(body))
 	if err != nil {
@@ -132,7 +132,7 @@ func (b *Browser) Do(method, target, body string, header ...string) *Answer {
 		b.t.Fatal(err)
 	}
 	b.see(resp, text)
-	return &Answer{resp, string(text)}
+	return &Response{resp, string(text)}
 }
 
 // Abort calls a path as Fetch does, and leaves when the channel is closed.
@@ -194,7 +194,7 @@ func (b *Browser) Seen() string {
 }
 
 // Follow navigates from redirect to redirect, until an answer is none or leads to the prefix stop, and returns the last answer and the URL it leads to.
-func (b *Browser) Follow(a *Answer, stop string) *Answer {
+func (b *Browser) Follow(a *Response, stop string) *Response {
 	b.t.Helper()
 	for range 10 {
 		if a.StatusCode/100 != 3 {

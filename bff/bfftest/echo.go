@@ -24,7 +24,7 @@ type Echo struct {
 	calls atomic.Int64
 
 	// Answer, if it is set before the first request, answers instead of the echo.
-	Answer func(w http.ResponseWriter, r *http.Request)
+	Handler func(w http.ResponseWriter, r *http.Request)
 }
 
 // Echoed is what the upstream got.
@@ -41,8 +41,8 @@ func NewEcho(t testing.TB) *Echo {
 	e := new(Echo)
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e.calls.Add(1)
-		if e.Answer != nil {
-			e.Answer(w, r)
+		if e.Handler != nil {
+			e.Handler(w, r)
 			return
 		}
 		body, err := io.ReadAll(r.Body)

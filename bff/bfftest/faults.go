@@ -223,8 +223,8 @@ func LivesFor(seconds int) Fault {
 // ShortLived makes the access tokens of a login live for a second.
 var ShortLived = LivesFor(1)
 
-// TokenAnswerFaults are answers to a code that a login must refuse.
-var TokenAnswerFaults = append([]Fault{
+// TokenResponseFaults are answers to a code that a login must refuse.
+var TokenResponseFaults = append([]Fault{
 	tokens("no id_token", "authorization_code", func(body map[string]any) { delete(body, "id_token") }),
 	tokens("no access_token", "authorization_code", func(body map[string]any) { delete(body, "access_token") }),
 	tokens("access_token that is a number", "authorization_code", func(body map[string]any) { body["access_token"] = 17 }),
@@ -331,7 +331,7 @@ func Discovery(name string, edit func(metadata map[string]any)) Fault {
 	return Fault{Name: name, undiscoverable: true, hooks: func(*Provider) devidp.Hooks { return devidp.Hooks{EditDiscovery: edit} }}
 }
 
-func discoveryAnswer(name string, status int, body string) Fault {
+func discoveryResponse(name string, status int, body string) Fault {
 	f := intercepted(name, "/openid-configuration", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
@@ -369,16 +369,16 @@ var DiscoveryFaults = []Fault{
 	Discovery("a userinfo endpoint without TLS", func(m map[string]any) { m["userinfo_endpoint"] = "http://id.example/userinfo" }),
 	Discovery("keys without TLS", func(m map[string]any) { m["jwks_uri"] = "http://id.example/jwks" }),
 	Discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
-	discoveryAnswer("500", 500, "oops"),
-	discoveryAnswer("404", 404, "{}"),
-	discoveryAnswer("HTML", 200, "<html>"),
-	discoveryAnswer("huge", 200, `{"issuer":"`+strings.Repeat("x", 2<<20)+`"}`),
-	discoveryAnswer("a list", 200, "[]"),
+	discoveryResponse("500", 500, "oops"),
+	discoveryResponse("404", 404, "{}"),
+	discoveryResponse("HTML", 200, "<html>"),
+	discoveryResponse("huge", 200, `{"issuer":"`+strings.Repeat("x", 2<<20)+`"}`),
+	discoveryResponse("a list", 200, "[]"),
 	twice("a member that is there twice", "token_endpoint"),
 }
 
-// LostAnswer processes refreshes, and loses the answers to the first n of them.
-func LostAnswer(n int) Fault {
+// LostResponse processes refreshes, and loses the answers to the first n of them.
+func LostResponse(n int) Fault {
 	return intercept("lost answer", "refresh_token", func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if n == 0 {
 			next.ServeHTTP(w, r)

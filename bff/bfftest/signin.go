@@ -9,13 +9,13 @@ import (
 
 // SignIn goes through a login at the development provider as one of its users, and returns the app's answer to the callback.
 // Query is what the login link has besides, "return_to=/x" say.
-func (b *Browser) SignIn(user, query string) *Answer {
+func (b *Browser) SignIn(user, query string) *Response {
 	b.t.Helper()
-	return b.Navigate(b.AnswerOfProvider(user, query).Location(b.t).String())
+	return b.Navigate(b.AuthResponse(user, query).Location(b.t).String())
 }
 
-// AnswerOfProvider goes through a login as far as the provider's redirect back to the app, and returns that redirect.
-func (b *Browser) AnswerOfProvider(user, query string) *Answer {
+// AuthResponse goes through a login as far as the provider's redirect back to the app, and returns that redirect.
+func (b *Browser) AuthResponse(user, query string) *Response {
 	b.t.Helper()
 	path := "/bff/login"
 	if query != "" {
@@ -32,7 +32,7 @@ var hidden = regexp.MustCompile(`<input[^>]*type="hidden"[^>]*>`)
 var attribute = regexp.MustCompile(`(name|value)="([^"]*)"`)
 
 // Pick opens an authorization URL, picks a user on the provider's page if there is one, and returns the redirect back to the app.
-func (b *Browser) Pick(user, authorizationURL string) *Answer {
+func (b *Browser) Pick(user, authorizationURL string) *Response {
 	b.t.Helper()
 	back := b.base + "/"
 	a := b.Follow(b.Navigate(authorizationURL), back)

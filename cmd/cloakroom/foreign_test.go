@@ -100,7 +100,7 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 			tokens := len(second.provider.Stats().Tokens)
 			stranger := second.browser()
 			requests := 0
-			send := func(method, path string, header ...string) *bfftest.Answer {
+			send := func(method, path string, header ...string) *bfftest.Response {
 				t.Helper()
 				requests++
 				got := stranger.Do(method, path, "", append([]string{"Host", host, "Cookie", cookie, "X-CSRF", "1", "Accept", "application/json", "Sec-Fetch-Site", "same-origin"}, header...)...)
@@ -145,7 +145,7 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 
 			// The same with a login that was begun at the first app, and with a logout's state.
 			victim := first.browser()
-			back := victim.AnswerOfProvider("bob", "return_to=/x").Location(t)
+			back := victim.AuthResponse("bob", "return_to=/x").Location(t)
 			before := second.provider.TokenRequests()
 			var attempt *http.Cookie
 			for _, c := range victim.Cookies() {

@@ -308,7 +308,7 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	provider := bfftest.NewProvider(t, app)
 	echo := bfftest.NewEcho(t)
 	arrived, release := make(chan struct{}), make(chan struct{})
-	echo.Answer = func(w http.ResponseWriter, _ *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		close(arrived)
 		<-release
 		io.WriteString(w, "whole")
@@ -320,7 +320,7 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
 	b := bfftest.NewBrowser(t, app)
-	answered := make(chan *bfftest.Answer)
+	answered := make(chan *bfftest.Response)
 	go func() { answered <- b.Fetch("GET", "/public/x") }()
 	<-arrived
 	p.stop()
@@ -340,7 +340,7 @@ func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
 	provider := bfftest.NewProvider(t, app)
 	echo := bfftest.NewEcho(t)
 	arrived, release, left := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
-	echo.Answer = func(w http.ResponseWriter, r *http.Request) {
+	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/public/events" {
 			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 			w.(http.Flusher).Flush()
@@ -362,7 +362,7 @@ func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
 	b := bfftest.NewBrowser(t, app)
 	stream := b.Open("/public/events")
 	defer stream.Body.Close()
-	answered := make(chan *bfftest.Answer)
+	answered := make(chan *bfftest.Response)
 	go func() { answered <- b.Fetch("GET", "/public/x") }()
 	<-arrived
 	<-arrived

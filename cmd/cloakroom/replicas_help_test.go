@@ -134,14 +134,14 @@ func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
 	t.Helper()
 	echo := bfftest.NewEcho(t)
 	stream := bfftest.NewEcho(t)
-	stream.Answer = func(w http.ResponseWriter, r *http.Request) {
+	stream.Handler = func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		io.WriteString(w, "data: hello\n\n")
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
 	slow := bfftest.NewEcho(t)
-	slow.Answer = func(http.ResponseWriter, *http.Request) { time.Sleep(200 * time.Millisecond) }
+	slow.Handler = func(http.ResponseWriter, *http.Request) { time.Sleep(200 * time.Millisecond) }
 	for _, storeURL := range storeURLs {
 		settings := map[string]string{
 			"SERVER_LISTEN": "127.0.0.1:0", "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": f.url, "SERVER_SHUTDOWN_GRACE": "10s",
@@ -382,7 +382,7 @@ func (f *fleet) callUntil(ctx context.Context, at *replica, v *visitor, method, 
 		text, err = io.ReadAll(resp.Body)
 		resp.Body.Close()
 		answer.status, answer.text, answer.cookies = resp.StatusCode, string(text), resp.Header["Set-Cookie"]
-		answer.code = (&bfftest.Answer{Response: resp, Text: string(text)}).Code()
+		answer.code = (&bfftest.Response{Response: resp, Text: string(text)}).Code()
 		if m := bearerDigest.FindSubmatch(text); m != nil {
 			answer.token = string(m[1])
 		}

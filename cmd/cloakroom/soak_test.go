@@ -363,7 +363,7 @@ type soakToken struct {
 // soakAPI starts an API that says whose token came with a call, and returns its URL.
 func soakAPI(t *testing.T) string {
 	api := bfftest.NewEcho(t)
-	api.Answer = func(w http.ResponseWriter, r *http.Request) {
+	api.Handler = func(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(soakClaims(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")))
 	}
 	return api.URL
