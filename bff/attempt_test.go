@@ -45,7 +45,10 @@ func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 func TestAnAttemptComesBackWhole(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
-	want, cookie := begun(t, as, &attempt{ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: testTicket, Subject: "alice", CrossSite: true, Restarted: true})
+	want, cookie := begun(t, as, &attempt{
+		ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: testTicket,
+		Subject: "alice", CrossSite: true, Restarted: true,
+	})
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
 	r.AddCookie(cookie)
 	w := httptest.NewRecorder()
@@ -54,7 +57,9 @@ func TestAnAttemptComesBackWhole(t *testing.T) {
 	if got == nil || *got != *want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if c := w.Result().Cookies(); len(c) != 1 || c[0].Name != cookie.Name || c[0].MaxAge >= 0 || !c[0].Secure || c[0].Path != "/" || !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-") {
+	c := w.Result().Cookies()
+	if len(c) != 1 || c[0].Name != cookie.Name || c[0].MaxAge >= 0 || !c[0].Secure ||
+		c[0].Path != "/" || !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-") {
 		t.Errorf("the cookie is not taken away: %v", c)
 	}
 	for _, s := range []string{fmt.Sprint(want), fmt.Sprintf("%+v", *want), string(must(json.Marshal(want)))} {
@@ -104,7 +109,12 @@ func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
 		if as.find(r, a.State) != nil {
 			t.Error("still there after its time")
 		}
-		for state, want := range map[string]struct{ ok, restarted bool }{a.State: {true, false}, restarted.State: {true, true}, "x": {}, "": {}} {
+		for state, want := range map[string]struct{ ok, restarted bool }{
+			a.State:         {true, false},
+			restarted.State: {true, true},
+			"x":             {},
+			"":              {},
+		} {
 			if got, ok := as.openState(state); ok != want.ok || got.restarted != want.restarted {
 				t.Errorf("state %.20q: got %+v, %v, want %+v", state, got, ok, want)
 			}
@@ -116,7 +126,8 @@ func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
 	})
 }
 
-// Of whatever comes as a cookie and a state, only a pair that begin made is taken, and nothing panics.
+// Of whatever comes as a cookie and a state, only a pair that begin made is
+// taken, and nothing panics.
 func FuzzAttempt(f *testing.F) {
 	as := newTestAttempts(f)
 	a, cookie := begun(f, as, &attempt{ReturnTo: "/"})
@@ -131,21 +142,28 @@ func FuzzAttempt(f *testing.F) {
 		r := httptest.NewRequest("GET", "/bff/callback", nil)
 		r.Header["Cookie"] = []string{line}
 		got := as.find(r, state)
-		if got != nil && !(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) || state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
+		if got != nil &&
+			!(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) ||
+				state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
 			t.Errorf("state %q with cookies %q is taken for %+v", state, line, got)
 		}
-		if _, ok := as.openState(state); ok && state != a.State && state != other.State && !strings.HasPrefix(state, a.State[:len(a.State)-4]) && !strings.HasPrefix(state, other.State[:len(other.State)-4]) {
+		_, ok := as.openState(state)
+		if ok && state != a.State && state != other.State &&
+			!strings.HasPrefix(state, a.State[:len(a.State)-4]) &&
+			!strings.HasPrefix(state, other.State[:len(other.State)-4]) {
 			t.Errorf("state %q is taken for ours", state)
 		}
 		as.drop(httptest.NewRecorder(), r, state)
 		as.prune(httptest.NewRecorder(), r, 100, false)
-		if resp, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line); err == nil && (resp.State == "" || (resp.Code == "") == (resp.Error == "")) {
+		resp, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line)
+		if err == nil && (resp.State == "" || (resp.Code == "") == (resp.Error == "")) {
 			t.Errorf("%q is taken for the answer %+v", line, resp)
 		}
 	})
 }
 
-// RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the right length, and never the same.
+// RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the
+// right length, and never the same.
 func TestAnAttemptsSecretsAreLongAndNeverTheSame(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
@@ -157,7 +175,8 @@ func TestAnAttemptsSecretsAreLongAndNeverTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !unreserved.MatchString(a.Verifier.Reveal()) || len(a.Nonce) < 22 || len(a.Nonce) > 64 || len(a.State) < 22 {
-			t.Fatalf("got a verifier of %d characters, the nonce %s, the state %s", len(a.Verifier.Reveal()), a.Nonce, a.State)
+			t.Fatalf("got a verifier of %d characters, the nonce %s, the state %s",
+				len(a.Verifier.Reveal()), a.Nonce, a.State)
 		}
 		for _, secret := range []string{a.Verifier.Reveal(), a.Nonce, a.State} {
 			if seen[secret] {

@@ -124,10 +124,14 @@ func TestHostsThatAreNotThePublicOneAreRefused(t *testing.T) {
 	t.Parallel()
 	w := newWire(t)
 	for host, want := range map[string]int{
-		w.host: 200, strings.ToUpper(w.host): 200, "user@" + w.host: 400, "user:secret@" + w.host: 400, strings.Replace(w.host, ":", ".:", 1): 421, "localhost": 421, "localhost:80": 421, w.host + "0": 421, w.host + ":80": 421,
-		"": 421, " ": 421, w.host + ", " + w.host: 400, w.host + "/x": 400, w.host + "#": 400, "[::1]": 421, "evil." + w.host: 421, w.host + ".": 421,
+		w.host: 200, strings.ToUpper(w.host): 200, "user@" + w.host: 400,
+		"user:secret@" + w.host: 400, strings.Replace(w.host, ":", ".:", 1): 421, "localhost": 421,
+		"localhost:80": 421, w.host + "0": 421, w.host + ":80": 421,
+		"": 421, " ": 421, w.host + ", " + w.host: 400, w.host + "/x": 400, w.host + "#": 400,
+		"[::1]": 421, "evil." + w.host: 421, w.host + ".": 421,
 	} {
-		got, _ := w.send(1, "GET /api/x HTTP/1.1\r\n"+strings.Replace(w.header, "Host: "+w.host, "Host: "+host, 1)+"\r\n")
+		got, _ := w.send(1,
+			"GET /api/x HTTP/1.1\r\n"+strings.Replace(w.header, "Host: "+w.host, "Host: "+host, 1)+"\r\n")
 		if len(got) != 1 || got[0] != want && (want == 200 || got[0] != 400 && got[0] != 421) {
 			t.Errorf("%q: got %v, want %d", host, got, want)
 		}
@@ -136,8 +140,10 @@ func TestHostsThatAreNotThePublicOneAreRefused(t *testing.T) {
 		}
 	}
 	for name, request := range map[string]string{
-		"an empty Host in HTTP/1.0": "GET /api/x HTTP/1.0\r\n" + strings.Replace(w.header, "Host: "+w.host, "Host:", 1) + "\r\n",
-		"no Host in HTTP/1.0":       "GET /api/x HTTP/1.0\r\n" + strings.Replace(w.header, "Host: "+w.host+"\r\n", "", 1) + "\r\n",
+		"an empty Host in HTTP/1.0": "GET /api/x HTTP/1.0\r\n" + strings.Replace(w.header,
+			"Host: "+w.host, "Host:", 1) + "\r\n",
+		"no Host in HTTP/1.0": "GET /api/x HTTP/1.0\r\n" + strings.Replace(w.header,
+			"Host: "+w.host+"\r\n", "", 1) + "\r\n",
 	} {
 		if got, _ := w.send(1, request); len(got) != 1 || got[0] != 421 {
 			t.Errorf("%s: got %v, want 421", name, got)

@@ -33,7 +33,8 @@ type app struct {
 	logs     *buffer
 }
 
-// newApp starts a broker that edit, unless it is nil, has configured. Its provider has been found when newApp returns, unless it is down.
+// newApp starts a broker that edit, unless it is nil, has configured. Its
+// provider has been found when newApp returns, unless it is down.
 func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	return newAppWith(t, nil, edit)
@@ -47,12 +48,21 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 		t.Fatal(err)
 	}
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	a := &app{t: t, url: "http://localhost:" + port, store: &faultyStore{Store: new(tokenstore.Memory)}, logs: new(buffer), echo: bfftest.NewEcho(t)}
+	a := &app{
+		t:     t,
+		url:   "http://localhost:" + port,
+		store: &faultyStore{Store: new(tokenstore.Memory)},
+		logs:  new(buffer),
+		echo:  bfftest.NewEcho(t),
+	}
 	a.provider = bfftest.StartProvider(t, a.url, provider)
 	cfg := bff.Config{
 		PublicURL: a.url,
-		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
-		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Provider: bff.ProviderConfig{
+			Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID,
+			ClientSecret: session.Secret(a.provider.Client.Secret),
+		},
+		Sessions: session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
 		Routes: []bff.Route{
 			{Path: "/api/", Upstream: []string{a.echo.URL}, Token: "user"},
 			{Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"},
@@ -163,7 +173,8 @@ func (a *app) sessionID(b *bfftest.Browser) string {
 func wantProblem(t *testing.T, a *bfftest.Response, status int, code string) {
 	t.Helper()
 	if a.StatusCode != status || a.Code() != code {
-		t.Errorf("%s %s: got %d %q, want %d %q:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Code(), status, code, a.Text)
+		t.Errorf("%s %s: got %d %q, want %d %q:\n%s", a.Request.Method, a.Request.URL.Path,
+			a.StatusCode, a.Code(), status, code, a.Text)
 	}
 	if got := a.Header.Get("Cache-Control"); got != "no-store" {
 		t.Errorf("%s %s: Cache-Control is %q, want no-store", a.Request.Method, a.Request.URL.Path, got)
@@ -173,13 +184,20 @@ func wantProblem(t *testing.T, a *bfftest.Response, status int, code string) {
 // wantPage checks for an error page with a way on.
 func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 	t.Helper()
-	if a.StatusCode != status || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") || !strings.Contains(a.Text, "<code>"+code+"</code>") {
-		t.Errorf("%s %s: got %d %s, want the page %d %s:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header.Get("Content-Type"), status, code, a.Text)
+	if a.StatusCode != status || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") ||
+		!strings.Contains(a.Text, "<code>"+code+"</code>") {
+		t.Errorf("%s %s: got %d %s, want the page %d %s:\n%s", a.Request.Method, a.Request.URL.Path,
+			a.StatusCode, a.Header.Get("Content-Type"), status, code, a.Text)
 	}
 	if !strings.Contains(a.Text, `href="/bff/login`) {
 		t.Errorf("the page %s has no way to try again", code)
 	}
-	for name, want := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"} {
+	for name, want := range map[string]string{
+		"Cache-Control":          "no-store",
+		"Referrer-Policy":        "no-referrer",
+		"X-Content-Type-Options": "nosniff",
+		"X-Frame-Options":        "DENY",
+	} {
 		if got := a.Header.Get(name); got != want {
 			t.Errorf("the page %s: %s is %q, want %q", code, name, got, want)
 		}
@@ -190,7 +208,8 @@ func echoed(t *testing.T, a *bfftest.Response) bfftest.Echoed {
 	t.Helper()
 	var e bfftest.Echoed
 	if a.StatusCode != 200 {
-		t.Fatalf("%s %s: got %d, want the upstream's 200:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Text)
+		t.Fatalf("%s %s: got %d, want the upstream's 200:\n%s", a.Request.Method, a.Request.URL.Path,
+			a.StatusCode, a.Text)
 	}
 	a.Decode(t, &e)
 	return e

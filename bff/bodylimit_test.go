@@ -51,7 +51,8 @@ func TestAfterABodyThatIsTooLargeTheConnectionIsClosedOrGoesOn(t *testing.T) {
 		}
 		io.WriteString(c, head("GET")+"\r\n")
 		if next, err := http.ReadResponse(r, nil); err != nil || next.StatusCode != 200 {
-			t.Errorf("%d bytes: the connection stays open, and then came %v, %v", len(strings.Join(parts, "")), next, err)
+			t.Errorf("%d bytes: the connection stays open, and then came %v, %v",
+				len(strings.Join(parts, "")), next, err)
 		}
 	}
 }

@@ -29,7 +29,8 @@ func (s *writes) Create(ctx context.Context, key string, value []byte, ttl time.
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-// limited has a budget of burst logins, which does not grow while the test runs.
+// limited has a budget of burst logins, which does not grow while the test
+// runs.
 func limited(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app, *writes) {
 	var w *writes
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -79,7 +80,8 @@ func TestAnAddressHasABudgetOfLogins(t *testing.T) {
 		wantTooMany(t, from(a.browser(), "/bff/login", "::ffff:cb00:7107"))
 	}
 	silent := from(a.browser(), "/bff/silent-login", "203.0.113.7", inFrame...)
-	if silent.StatusCode != 429 || silent.Header.Get("Retry-After") == "" || !strings.Contains(silent.Text, `data-authenticated="false"`) {
+	if silent.StatusCode != 429 || silent.Header.Get("Retry-After") == "" ||
+		!strings.Contains(silent.Text, `data-authenticated="false"`) {
 		t.Errorf("a silent login: got %d %v\n%s", silent.StatusCode, silent.Header, silent.Text)
 	}
 	if n := len(c.to("/par")); n != 3 {
@@ -136,8 +138,13 @@ func TestFailedCodeExchangesHaveABudgetAndLeaveNothing(t *testing.T) {
 	anonymous := func(address string) *bfftest.Response {
 		logins++ // each from another address
 		b := a.browser()
-		state := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("198.51.100.%d", logins)).Location(t).Query().Get("state")
-		return b.Navigate("/bff/callback?"+url.Values{"state": {state}, "code": {"junk"}, "iss": {a.provider.Issuer}}.Encode(), "X-Forwarded-For", address)
+		state := b.Navigate("/bff/login",
+			"X-Forwarded-For", fmt.Sprintf("198.51.100.%d", logins)).Location(t).Query().Get("state")
+		return b.Navigate("/bff/callback?"+url.Values{
+			"state": {state},
+			"code":  {"junk"},
+			"iss":   {a.provider.Issuer},
+		}.Encode(), "X-Forwarded-For", address)
 	}
 	good := a.browser()
 	u := good.AuthResponse("alice", "").Location(t).String()
@@ -192,7 +199,10 @@ func TestCallbacksWithoutAnAttemptCostNothing(t *testing.T) {
 	a, w := limited(t, 1000, nil)
 	before := a.provider.TokenRequests()
 	for i := range 20 {
-		for _, query := range []string{"state=x&code=junk", fmt.Sprintf("state=%s&code=junk", strings.Repeat("A", 1000*i)), "state=x&error=y", "code=junk", "state=" + strings.Repeat("%01", 5000) + "&code=junk"} {
+		for _, query := range []string{
+			"state=x&code=junk", fmt.Sprintf("state=%s&code=junk", strings.Repeat("A", 1000*i)),
+			"state=x&error=y", "code=junk", "state=" + strings.Repeat("%01", 5000) + "&code=junk",
+		} {
 			wantPage(t, a.browser().Navigate("/bff/callback?"+query), 400, "bad_callback")
 		}
 	}
@@ -236,8 +246,14 @@ func TestMistakesInLimits(t *testing.T) {
 	for _, test := range []struct {
 		limit bff.RateLimit
 		want  string
-	}{{bff.RateLimit{Rate: -1}, "Limits.Logins.Rate: -1"}, {bff.RateLimit{Rate: 1e-6}, "Limits.Logins.Rate: 1e-06"}, {bff.RateLimit{Burst: -3}, "Limits.Logins.Burst: -3"}, {bff.RateLimit{Burst: 1e9}, "Limits.Logins.Burst: 1000000000"}} {
-		if _, err := bff.New(bff.Config{Limits: bff.Limits{Logins: test.limit}}); err == nil || !strings.Contains(err.Error(), test.want) {
+	}{
+		{bff.RateLimit{Rate: -1}, "Limits.Logins.Rate: -1"},
+		{bff.RateLimit{Rate: 1e-6}, "Limits.Logins.Rate: 1e-06"},
+		{bff.RateLimit{Burst: -3}, "Limits.Logins.Burst: -3"},
+		{bff.RateLimit{Burst: 1e9}, "Limits.Logins.Burst: 1000000000"},
+	} {
+		_, err := bff.New(bff.Config{Limits: bff.Limits{Logins: test.limit}})
+		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%+v: got %v", test.limit, err)
 		}
 	}

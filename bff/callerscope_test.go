@@ -26,7 +26,8 @@ func TestACallersTokenMayHaveItsScopeInAnArray(t *testing.T) {
 		}})
 		resp := a.browser().Do("GET", "/orders/x", "", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
 		if resp.StatusCode != test.status {
-			t.Errorf("%v: got %d %s, want %d", test.scope, resp.StatusCode, resp.Header.Get("WWW-Authenticate"), test.status)
+			t.Errorf("%v: got %d %s, want %d", test.scope, resp.StatusCode,
+				resp.Header.Get("WWW-Authenticate"), test.status)
 		}
 	}
 }

@@ -23,17 +23,23 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// newGateway starts a broker with the route /orders/, which takes tokens that callers bring if they are for api and have the scope orders:read.
+// newGateway starts a broker with the route /orders/, which takes tokens that
+// callers bring if they are for api and have the scope orders:read.
 func newGateway(t *testing.T, edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	return newApp(t, func(a *app, cfg *bff.Config) {
-		verifier, err := bearer.NewVerifier(bearer.Config{Issuer: a.provider.Issuer, Audience: "api", Origin: a.url, Logger: cfg.Logger})
+		verifier, err := bearer.NewVerifier(bearer.Config{
+			Issuer: a.provider.Issuer, Audience: "api", Origin: a.url, Logger: cfg.Logger,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		cfg.Routes = append(cfg.Routes, bff.Route{
-			Path: "/orders/", Upstream: []string{a.echo.URL}, Token: "user", Headers: map[string]string{"X-User": "sub"},
-			AcceptBearer: func(next http.Handler) http.Handler { return verifier.Handler(bearer.Require("orders:read")(next)) },
+			Path: "/orders/", Upstream: []string{a.echo.URL}, Token: "user",
+			Headers: map[string]string{"X-User": "sub"},
+			AcceptBearer: func(next http.Handler) http.Handler {
+				return verifier.Handler(bearer.Require("orders:read")(next))
+			},
 		})
 		if edit != nil {
 			edit(a, cfg)
@@ -41,11 +47,13 @@ func newGateway(t *testing.T, edit func(*app, *bff.Config)) *app {
 	})
 }
 
-// machineToken is what a machine gets from the provider for its own credentials, with a proof unless that is empty.
+// machineToken is what a machine gets from the provider for its own
+// credentials, with a proof unless that is empty.
 func (a *app) machineToken(scope, proof string) string {
 	a.t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}}
-	req, err := http.NewRequestWithContext(a.t.Context(), "POST", a.provider.Issuer+"/token", strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(a.t.Context(), "POST", a.provider.Issuer+"/token",
+		strings.NewReader(form.Encode()))
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -72,7 +80,8 @@ func (a *app) machineToken(scope, proof string) string {
 	return response.Token
 }
 
-// call makes a request as a machine does, with no more headers than these: name, value, name, value.
+// call makes a request as a machine does, with no more headers than these:
+// name, value, name, value.
 func (a *app) call(path string, header ...string) *bfftest.Response {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), "GET", a.url+path, nil)
@@ -103,7 +112,8 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 	for range 3 {
 		resp := a.call("/orders/7", "Authorization", "bearer "+token, "X-User", "root")
 		got := echoed(t, resp)
-		if resp.StatusCode != 200 || got.URI != "/orders/7" || got.Header.Get("Authorization") != "bearer "+bfftest.Digest(token) {
+		if resp.StatusCode != 200 || got.URI != "/orders/7" ||
+			got.Header.Get("Authorization") != "bearer "+bfftest.Digest(token) {
 			t.Errorf("got %d, the upstream got %s %v", resp.StatusCode, got.URI, got.Header["Authorization"])
 		}
 		if user := got.Header.Values("X-User"); len(user) > 0 {
@@ -113,10 +123,12 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 			t.Errorf("the answer has %v", resp.Header)
 		}
 	}
-	if after := a.provider.Stats(); after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] || a.echo.Calls()-calls != 3 {
+	after := a.provider.Stats()
+	if after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] || a.echo.Calls()-calls != 3 {
 		t.Errorf("%d calls, and the provider was asked for tokens", a.echo.Calls()-calls)
 	}
-	if resp := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token); resp.StatusCode != 200 || !strings.Contains(resp.Text, "xxxx") {
+	resp := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token)
+	if resp.StatusCode != 200 || !strings.Contains(resp.Text, "xxxx") {
 		t.Errorf("with a body: got %d", resp.StatusCode)
 	}
 }
@@ -147,25 +159,107 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 		status    int
 		challenge string // what WWW-Authenticate has to hold
 	}{
-		"for another API":                  {header: []string{"Authorization", "Bearer " + claim("aud", "other")}, status: 401, challenge: `error="invalid_token"`},
-		"for more than one, none of it us": {header: []string{"Authorization", "Bearer " + claim("aud", []string{"api2", "API"})}, status: 401, challenge: `error="invalid_token"`},
-		"of another issuer":                {header: []string{"Authorization", "Bearer " + claim("iss", "https://id.example")}, status: 401, challenge: `error="invalid_token"`},
-		"expired":                          {header: []string{"Authorization", "Bearer " + claim("exp", time.Now().Add(-5*time.Minute).Unix())}, status: 401, challenge: `error="invalid_token"`},
-		"of the type of an ID token":       {header: []string{"Authorization", "Bearer " + edited(func(header, _ map[string]any) { header["typ"] = "JWT" })}, status: 401, challenge: `error="invalid_token"`},
-		"bound to a key, without a proof":  {header: []string{"Authorization", "Bearer " + claim("cnf", map[string]any{"jkt": "x"})}, status: 401, challenge: `error="invalid_token"`},
-		"with a signature of its own":      {header: []string{"Authorization", "Bearer " + parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(make([]byte, 256))}, status: 401, challenge: `error="invalid_token"`},
-		"unsigned":                         {header: []string{"Authorization", "Bearer eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0." + parts[1] + "."}, status: 401, challenge: `error="invalid_token"`},
-		"junk":                             {header: []string{"Authorization", "Bearer junk"}, status: 401, challenge: `error="invalid_token"`},
-		"nothing":                          {header: []string{"Authorization", "Bearer"}, status: 400, challenge: `error="invalid_request"`},
-		"two words":                        {header: []string{"Authorization", "Bearer " + good + " x"}, status: 400, challenge: `error="invalid_request"`},
-		"twice":                            {header: []string{"Authorization", "Bearer " + good, "Authorization", "Bearer " + good}, status: 400, challenge: `error="invalid_request"`},
-		"beside another scheme":            {header: []string{"Authorization", "Basic eDp5", "Authorization", "Bearer " + good}, status: 400, challenge: `error="invalid_request"`},
-		"also in the query":                {path: "/orders/7?access_token=" + good, header: []string{"Authorization", "Bearer " + good}, status: 400},
-		"also in the query, in disguise":   {path: "/orders/7?Access%5fToken=x", header: []string{"Authorization", "Bearer " + good}, status: 400},
-		"without the scope":                {header: []string{"Authorization", "Bearer " + a.machineToken("orders:write", "")}, status: 403, challenge: `scope="orders:read"`},
-		"without the scope, but longer":    {header: []string{"Authorization", "Bearer " + claim("scope", "orders:readwrite")}, status: 403, challenge: `error="insufficient_scope"`},
-		"a user's, without the scope":      {header: []string{"Authorization", "Bearer " + user}, status: 403, challenge: `error="insufficient_scope"`},
-		"an ID token":                      {header: []string{"Authorization", "Bearer " + idToken}, status: 401, challenge: `error="invalid_token"`},
+		"for another API": {
+			header:    []string{"Authorization", "Bearer " + claim("aud", "other")},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"for more than one, none of it us": {
+			header:    []string{"Authorization", "Bearer " + claim("aud", []string{"api2", "API"})},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"of another issuer": {
+			header:    []string{"Authorization", "Bearer " + claim("iss", "https://id.example")},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"expired": {
+			header:    []string{"Authorization", "Bearer " + claim("exp", time.Now().Add(-5*time.Minute).Unix())},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"of the type of an ID token": {
+			header: []string{
+				"Authorization",
+				"Bearer " + edited(func(header, _ map[string]any) { header["typ"] = "JWT" }),
+			},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"bound to a key, without a proof": {
+			header:    []string{"Authorization", "Bearer " + claim("cnf", map[string]any{"jkt": "x"})},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"with a signature of its own": {
+			header: []string{
+				"Authorization",
+				"Bearer " + parts[0] + "." + parts[1] + "." + base64.RawURLEncoding.EncodeToString(make([]byte, 256)),
+			},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"unsigned": {
+			header:    []string{"Authorization", "Bearer eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0." + parts[1] + "."},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"junk": {
+			header:    []string{"Authorization", "Bearer junk"},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
+		"nothing": {
+			header:    []string{"Authorization", "Bearer"},
+			status:    400,
+			challenge: `error="invalid_request"`,
+		},
+		"two words": {
+			header:    []string{"Authorization", "Bearer " + good + " x"},
+			status:    400,
+			challenge: `error="invalid_request"`,
+		},
+		"twice": {
+			header:    []string{"Authorization", "Bearer " + good, "Authorization", "Bearer " + good},
+			status:    400,
+			challenge: `error="invalid_request"`,
+		},
+		"beside another scheme": {
+			header:    []string{"Authorization", "Basic eDp5", "Authorization", "Bearer " + good},
+			status:    400,
+			challenge: `error="invalid_request"`,
+		},
+		"also in the query": {
+			path:   "/orders/7?access_token=" + good,
+			header: []string{"Authorization", "Bearer " + good},
+			status: 400,
+		},
+		"also in the query, in disguise": {
+			path:   "/orders/7?Access%5fToken=x",
+			header: []string{"Authorization", "Bearer " + good},
+			status: 400,
+		},
+		"without the scope": {
+			header:    []string{"Authorization", "Bearer " + a.machineToken("orders:write", "")},
+			status:    403,
+			challenge: `scope="orders:read"`,
+		},
+		"without the scope, but longer": {
+			header:    []string{"Authorization", "Bearer " + claim("scope", "orders:readwrite")},
+			status:    403,
+			challenge: `error="insufficient_scope"`,
+		},
+		"a user's, without the scope": {
+			header:    []string{"Authorization", "Bearer " + user},
+			status:    403,
+			challenge: `error="insufficient_scope"`,
+		},
+		"an ID token": {
+			header:    []string{"Authorization", "Bearer " + idToken},
+			status:    401,
+			challenge: `error="invalid_token"`,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, logged := a.echo.Calls(), len(a.logs.lines(t, "request"))
@@ -174,17 +268,21 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 				path = "/orders/7"
 			}
 			resp := a.call(path, test.header...)
-			if resp.StatusCode != test.status || !strings.Contains(resp.Header.Get("WWW-Authenticate"), test.challenge) {
+			if resp.StatusCode != test.status ||
+				!strings.Contains(resp.Header.Get("WWW-Authenticate"), test.challenge) {
 				t.Errorf("got %d %v\n%s", resp.StatusCode, resp.Header, resp.Text)
 			}
-			if got := resp.Header.Get("Content-Type"); got != "application/problem+json" || resp.Header.Get("Cache-Control") != "no-store" {
+			got := resp.Header.Get("Content-Type")
+			if got != "application/problem+json" || resp.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("the answer is %s, with %v", got, resp.Header)
 			}
 			if a.echo.Calls() != before {
 				t.Error("the upstream was asked")
 			}
 			waitFor(t, "the request is logged", func() bool { return len(a.logs.lines(t, "request")) > logged })
-			if line := a.logs.lines(t, "request")[logged]; line["status"] != float64(test.status) || !strings.Contains(fmt.Sprint(line["err"]), test.challenge) || line["err"] == nil {
+			line := a.logs.lines(t, "request")[logged]
+			if line["status"] != float64(test.status) ||
+				!strings.Contains(fmt.Sprint(line["err"]), test.challenge) || line["err"] == nil {
 				t.Errorf("logged: %v", line)
 			}
 		})
@@ -198,10 +296,16 @@ func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
 	b := a.signedIn()
 	cookie := b.Cookies()[0]
 	before := a.echo.Calls()
-	for _, header := range [][]string{{"Authorization", "Bearer " + token}, {"Authorization", "Bearer junk"}, {"Authorization", "dpop x"}, {"Authorization", "Basic eDp5", "Authorization", "Bearer " + token}} {
+	for _, header := range [][]string{
+		{"Authorization", "Bearer " + token},
+		{"Authorization", "Bearer junk"},
+		{"Authorization", "dpop x"},
+		{"Authorization", "Basic eDp5", "Authorization", "Bearer " + token},
+	} {
 		wantProblem(t, b.Fetch("GET", "/orders/7", header...), 400, "two_credentials")
 		wantProblem(t, b.Do("GET", "/orders/7", "", header...), 400, "two_credentials")
-		wantProblem(t, a.call("/orders/7", append(header, "Cookie", cookie.Name+"=of-nobody")...), 400, "two_credentials")
+		wantProblem(t, a.call("/orders/7", append(header, "Cookie", cookie.Name+"=of-nobody")...),
+			400, "two_credentials")
 	}
 	if a.echo.Calls() != before {
 		t.Error("the upstream was asked")
@@ -210,8 +314,10 @@ func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
 	if resp := b.Fetch("GET", "/orders/7"); resp.StatusCode != 200 || echoed(t, resp).Header.Get("X-User") != "alice" {
 		t.Errorf("the session alone: got %d", resp.StatusCode)
 	}
-	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", "", "Sec-Fetch-Site", ""), 403, "csrf") // which only a token does without
-	if got := echoed(t, a.call("/orders/7", "Authorization", "Bearer "+token, "Cookie", "theme=dark")); got.Header.Get("Cookie") != "theme=dark" {
+	// which only a token does without
+	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", "", "Sec-Fetch-Site", ""), 403, "csrf")
+	got := echoed(t, a.call("/orders/7", "Authorization", "Bearer "+token, "Cookie", "theme=dark"))
+	if got.Header.Get("Cookie") != "theme=dark" {
 		t.Errorf("another cookie: the upstream got %q", got.Header.Get("Cookie"))
 	}
 }
@@ -222,12 +328,15 @@ func TestNoPageOfAnotherSiteGetsInByAToken(t *testing.T) {
 	token := a.machineToken("orders:read", "")
 	before := a.echo.Calls()
 	for _, header := range [][]string{
-		{"Origin", "https://evil.example"}, {"Origin", "null"}, {"Sec-Fetch-Site", "cross-site"}, {"Sec-Fetch-Site", "same-site"},
-		{"Sec-Fetch-Site", "none", "Sec-Fetch-Site", "none"}, {"Sec-Fetch-Site", "same-origin", "Origin", "https://evil.example"},
+		{"Origin", "https://evil.example"}, {"Origin", "null"}, {"Sec-Fetch-Site", "cross-site"},
+		{"Sec-Fetch-Site", "same-site"},
+		{"Sec-Fetch-Site", "none", "Sec-Fetch-Site", "none"},
+		{"Sec-Fetch-Site", "same-origin", "Origin", "https://evil.example"},
 	} {
 		wantProblem(t, a.call("/orders/7", append(header, "Authorization", "Bearer "+token)...), 403, "csrf")
 	}
-	preflight := a.browser().Do("OPTIONS", "/orders/7", "", "Origin", "https://evil.example", "Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "authorization")
+	preflight := a.browser().Do("OPTIONS", "/orders/7", "", "Origin", "https://evil.example",
+		"Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "authorization")
 	if preflight.StatusCode < 400 || preflight.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("a preflight: got %d %v", preflight.StatusCode, preflight.Header)
 	}
@@ -242,17 +351,22 @@ func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
 	token := "Bearer " + a.machineToken("orders:read", "")
 	wantProblem(t, a.browser().Fetch("GET", "/api/x", "Authorization", token), 401, "not_signed_in")
 	wantProblem(t, a.call("/api/x", "Authorization", token), 403, "csrf")
-	if got := echoed(t, a.browser().Fetch("GET", "/public/x", "Authorization", token)).Header.Values("Authorization"); len(got) > 0 {
+	got := echoed(t, a.browser().Fetch("GET", "/public/x", "Authorization", token)).Header.Values("Authorization")
+	if len(got) > 0 {
 		t.Errorf("where no token goes the upstream got %q", got)
 	}
 	own := a.signedIn().Fetch("GET", "/api/x", "Authorization", token)
 	if got := bearerOf(t, a, own); got == bfftest.Digest(strings.TrimPrefix(token, "Bearer ")) {
 		t.Error("the caller's token went where the session's belongs")
 	}
-	if got := a.browser().Fetch("GET", "/bff/session", "Authorization", token).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
+	if got := a.browser().Fetch("GET", "/bff/session",
+		"Authorization", token).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
 		t.Errorf("the session is %s", got)
 	}
-	for _, header := range [][]string{nil, {"Authorization", "Basic eDp5"}, {"Authorization", ""}, {"X-Authorization", token}, {"Proxy-Authorization", token}} {
+	for _, header := range [][]string{
+		nil, {"Authorization", "Basic eDp5"}, {"Authorization", ""}, {"X-Authorization", token},
+		{"Proxy-Authorization", token},
+	} {
 		wantProblem(t, a.browser().Fetch("GET", "/orders/7", header...), 401, "not_signed_in")
 	}
 }
@@ -262,7 +376,8 @@ func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
 	echo, rejected := rejecting(t, 100)
 	a := newGateway(t, func(_ *app, cfg *bff.Config) { cfg.Routes[3].Upstream = []string{echo.URL} })
 	resp := a.call("/orders/7", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
-	if resp.StatusCode != 401 || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") || rejected.Load() != 1 {
+	if resp.StatusCode != 401 ||
+		!strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") || rejected.Load() != 1 {
 		t.Errorf("got %d %v after %d requests", resp.StatusCode, resp.Header, rejected.Load())
 	}
 }
@@ -292,11 +407,17 @@ func TestATokenBoundToAKeyGoesOnWithItsProof(t *testing.T) {
 		t.Errorf("the upstream got %v", got.Header)
 	}
 	for name, header := range map[string][]string{
-		"as a bearer token":   {"Authorization", "Bearer " + token},
-		"without a proof":     {"Authorization", "DPoP " + token},
-		"with two":            {"Authorization", "DPoP " + token, "DPoP", proof, "DPoP", proof},
-		"for another method":  {"Authorization", "DPoP " + token, "DPoP", proofBy(t, key, "POST", a.url+"/orders/7", token)},
-		"for another address": {"Authorization", "DPoP " + token, "DPoP", proofBy(t, key, "GET", a.url+"/orders/8", token)},
+		"as a bearer token": {"Authorization", "Bearer " + token},
+		"without a proof":   {"Authorization", "DPoP " + token},
+		"with two":          {"Authorization", "DPoP " + token, "DPoP", proof, "DPoP", proof},
+		"for another method": {
+			"Authorization", "DPoP " + token, "DPoP",
+			proofBy(t, key, "POST", a.url+"/orders/7", token),
+		},
+		"for another address": {
+			"Authorization", "DPoP " + token, "DPoP",
+			proofBy(t, key, "GET", a.url+"/orders/8", token),
+		},
 	} {
 		if resp := a.call("/orders/7", header...); resp.StatusCode != 401 {
 			t.Errorf("%s: got %d", name, resp.StatusCode)
@@ -340,8 +461,19 @@ func TestMistakesInRoutesThatAcceptTokens(t *testing.T) {
 	t.Parallel()
 	accept := func(next http.Handler) http.Handler { return next }
 	for want, route := range map[string]bff.Route{
-		"Routes[0].AcceptBearer: it goes with no token none": {Path: "/x/", Upstream: []string{"http://127.0.0.1:1"}, Token: "none", AcceptBearer: accept},
-		"Routes[0].AcceptBearer: it goes with no require":    {Path: "/x/", Upstream: []string{"http://127.0.0.1:1"}, Token: "user", AcceptBearer: accept, Require: bff.Require{Scopes: []string{"x"}}},
+		"Routes[0].AcceptBearer: it goes with no token none": {
+			Path:         "/x/",
+			Upstream:     []string{"http://127.0.0.1:1"},
+			Token:        "none",
+			AcceptBearer: accept,
+		},
+		"Routes[0].AcceptBearer: it goes with no require": {
+			Path:         "/x/",
+			Upstream:     []string{"http://127.0.0.1:1"},
+			Token:        "user",
+			AcceptBearer: accept,
+			Require:      bff.Require{Scopes: []string{"x"}},
+		},
 	} {
 		_, err := bff.New(bff.Config{Routes: []bff.Route{route}})
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -12,8 +12,16 @@ import (
 
 func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/who/", Token: "optional", Headers: map[string]string{"X-User": "sub", "Priority": "email", "X-Roles2": "roles"}, HeadersJSON: map[string]string{"X-Claims": "roles"}})
-	forged := []string{"X.User", "X_User", "X-USER", "XUser", "x-u-s-e-r", "X~User", "X'User", "X--User", "-X-User", "X-User-", "priority", "PRI.ORITY", "X.Roles2", "X.Claims", "XCLAIMS"}
+	a, b := routed(t, bff.Route{
+		Path:        "/who/",
+		Token:       "optional",
+		Headers:     map[string]string{"X-User": "sub", "Priority": "email", "X-Roles2": "roles"},
+		HeadersJSON: map[string]string{"X-Claims": "roles"},
+	})
+	forged := []string{
+		"X.User", "X_User", "X-USER", "XUser", "x-u-s-e-r", "X~User", "X'User", "X--User",
+		"-X-User", "X-User-", "priority", "PRI.ORITY", "X.Roles2", "X.Claims", "XCLAIMS",
+	}
 	for name, browser := range map[string]func() http.Header{
 		"signed in": func() http.Header { return echoed(t, b.Fetch("GET", "/who/x", pairs(forged, "root")...)).Header },
 		"signed out": func() http.Header {
@@ -27,7 +35,10 @@ func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 			}
 		}
 	}
-	if got := echoed(t, b.Fetch("GET", "/who/x", pairs(forged, "root")...)).Header; got.Get("X-User") != "alice" || got.Get("Priority") != "alice@example.com" {
+	if got := echoed(t,
+		b.Fetch("GET", "/who/x",
+			pairs(forged,
+				"root")...)).Header; got.Get("X-User") != "alice" || got.Get("Priority") != "alice@example.com" {
 		t.Errorf("the claims arrive as %v", got)
 	}
 	pass := []string{"X-Users", "X-User-Id", "X.Username", "XXUser", "X-Roles"}
@@ -50,8 +61,19 @@ func pairs(names []string, value string) []string {
 func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user",
-		Headers:     map[string]string{"X-Roles": "roles", "X-Name": "name", "X-Padded": "padded", "X-Lines": "lines", "X-Only": "only"},
-		HeadersJSON: map[string]string{"X-Roles-Json": "roles", "X-Address": "address", "X-Name-Json": "name", "X-None": "nothing"}},
+		Headers: map[string]string{
+			"X-Roles":  "roles",
+			"X-Name":   "name",
+			"X-Padded": "padded",
+			"X-Lines":  "lines",
+			"X-Only":   "only",
+		},
+		HeadersJSON: map[string]string{
+			"X-Roles-Json": "roles",
+			"X-Address":    "address",
+			"X-Name-Json":  "name",
+			"X-None":       "nothing",
+		}},
 		func(a *app) {
 			a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 				claims["roles"] = []any{"x,admin", "user", " root", "ops\t", 7}
@@ -64,8 +86,10 @@ func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 		})
 	got := echoed(t, b.Fetch("GET", "/who/x")).Header
 	for header, want := range map[string]string{
-		"X-Roles": "user,7", "X-Name": "Dö, John 😀", "X-Padded": "", "X-Lines": "", "X-Only": "", "X-Roles-Json": `["x,admin","user"," root","ops\t",7]`,
-		"X-Address": `{"country":"NO","street":"a,\"b\"\n"}`, "X-Name-Json": `"D\u00f6, John \ud83d\ude00"`, "X-None": "",
+		"X-Roles": "user,7", "X-Name": "Dö, John 😀", "X-Padded": "", "X-Lines": "", "X-Only": "",
+		"X-Roles-Json": `["x,admin","user"," root","ops\t",7]`,
+		"X-Address":    `{"country":"NO","street":"a,\"b\"\n"}`,
+		"X-Name-Json":  `"D\u00f6, John \ud83d\ude00"`, "X-None": "",
 	} {
 		if values := strings.Join(got.Values(header), "|"); values != want {
 			t.Errorf("%s: got %q, want %q", header, values, want)
@@ -78,19 +102,31 @@ func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 		}
 		warned[fmt.Sprint(line["header"])]++
 	}
-	if want := map[string]int{"X-Roles": 1, "X-Padded": 1, "X-Lines": 1, "X-Only": 1}; fmt.Sprint(warned) != fmt.Sprint(want) {
+	want := map[string]int{"X-Roles": 1, "X-Padded": 1, "X-Lines": 1, "X-Only": 1}
+	if fmt.Sprint(warned) != fmt.Sprint(want) {
 		t.Errorf("warnings: got %v, want %v", warned, want)
 	}
 }
 
 func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/grafana/", Token: "user", Headers: map[string]string{"X-WEBAUTH-USER": "sub", "Remote-User": "email"}})
+	a, b := routed(t, bff.Route{
+		Path:    "/grafana/",
+		Token:   "user",
+		Headers: map[string]string{"X-WEBAUTH-USER": "sub", "Remote-User": "email"},
+	})
 	names := []string{
-		"Proxy", "Proxy-User", "Remote-User", "Remote.User", "RemoteUser", "X-Remote-User", "X-Remote-Group", "X-Remote-Extra-Scopes", "X-Forwarded-User", "X.Forwarded.Email", "XForwardedFor", "X-Auth-Request-Email", "X-WEBAUTH-USER",
-		"X-WebAuth-Role", "X-Authenticated-User", "X-Authenticated-Userid", "X-Consumer-Username", "X-Authentik-Username", "X-Pomerium-Jwt-Assertion", "X-Ms-Client-Principal-Name", "X-Goog-Authenticated-User-Email", "X-Goog-Iap-Jwt-Assertion",
-		"X-Amzn-Oidc-Data", "Cf-Access-Jwt-Assertion", "Tailscale-User-Login", "OIDC-CLAIM-sub", "X-Userinfo", "SSL-Client-Verify", "X-SSL-Client-S-DN", "X-Client-Cert", "Client-Cert", "X-Client-Verify", "X-Real-IP", "X.Real.IP", "CF-Connecting-IP",
-		"Fastly-Client-Ip", "X.Original.URL", "X-HTTP-Method-Override", "X.HTTP.Method", "Authorization!", "D.P.o.P", "X-Host",
+		"Proxy", "Proxy-User", "Remote-User", "Remote.User", "RemoteUser", "X-Remote-User",
+		"X-Remote-Group", "X-Remote-Extra-Scopes", "X-Forwarded-User", "X.Forwarded.Email",
+		"XForwardedFor", "X-Auth-Request-Email", "X-WEBAUTH-USER",
+		"X-WebAuth-Role", "X-Authenticated-User", "X-Authenticated-Userid", "X-Consumer-Username",
+		"X-Authentik-Username", "X-Pomerium-Jwt-Assertion", "X-Ms-Client-Principal-Name",
+		"X-Goog-Authenticated-User-Email", "X-Goog-Iap-Jwt-Assertion",
+		"X-Amzn-Oidc-Data", "Cf-Access-Jwt-Assertion", "Tailscale-User-Login", "OIDC-CLAIM-sub",
+		"X-Userinfo", "SSL-Client-Verify", "X-SSL-Client-S-DN", "X-Client-Cert", "Client-Cert",
+		"X-Client-Verify", "X-Real-IP", "X.Real.IP", "CF-Connecting-IP",
+		"Fastly-Client-Ip", "X.Original.URL", "X-HTTP-Method-Override", "X.HTTP.Method",
+		"Authorization!", "D.P.o.P", "X-Host",
 	}
 	got := echoed(t, b.Fetch("GET", "/api/x", pairs(names, "forged-by-client")...)).Header
 	for header, values := range got {
@@ -98,14 +134,22 @@ func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
 			t.Errorf("the upstream got %s: %q", header, values)
 		}
 	}
-	ordinary := []string{"X-Auth-Token", "X-Api-Key", "X-Requested-With", "X-Trace-Id", "X-Amzn-Trace-Id", "X-Remote-Debug", "X-Tenant.Id", "Idempotency-Key", "Oidc", "X-User", "Remote", "X-Correlation-Id", "If-Match", "Tus-Resumable"}
+	ordinary := []string{
+		"X-Auth-Token", "X-Api-Key", "X-Requested-With", "X-Trace-Id", "X-Amzn-Trace-Id",
+		"X-Remote-Debug", "X-Tenant.Id", "Idempotency-Key", "Oidc", "X-User", "Remote",
+		"X-Correlation-Id", "If-Match", "Tus-Resumable",
+	}
 	got = echoed(t, b.Fetch("GET", "/api/x", pairs(ordinary, "kept")...)).Header
 	for _, header := range ordinary {
 		if got[http.CanonicalHeaderKey(header)] == nil {
 			t.Errorf("%s does not arrive", header)
 		}
 	}
-	if got := echoed(t, b.Fetch("GET", "/grafana/x", pairs(names, "forged-by-client")...)).Header; got.Get("X-Webauth-User") != "alice" || got.Get("Remote-User") != "alice@example.com" {
+	if got := echoed(t,
+		b.Fetch("GET", "/grafana/x",
+			pairs(names,
+				"forged-by-client")...)).Header; got.Get("X-Webauth-User") != "alice" ||
+		got.Get("Remote-User") != "alice@example.com" {
 		t.Errorf("the claims arrive as %v", got)
 	}
 	_ = a
@@ -114,10 +158,31 @@ func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
 func TestClaimHeadersThatAreTheSameForSomeServers(t *testing.T) {
 	t.Parallel()
 	for want, route := range map[string]bff.Route{
-		`"X.User" is configured twice`:                             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}, HeadersJSON: map[string]string{"X.User": "sub"}},
-		`Routes[0].HeadersJSON: "X-Forwarded-For" is not a header`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-Forwarded-For": "sub"}},
-		`Routes[0].HeadersJSON: "X-User" has no claim`:             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-User": ""}},
-		`none goes with neither headers`:                           {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, HeadersJSON: map[string]string{"X-User": "sub"}},
+		`"X.User" is configured twice`: {
+			Path:        "/x/",
+			Token:       "user",
+			Upstream:    []string{"http://x"},
+			Headers:     map[string]string{"X-User": "sub"},
+			HeadersJSON: map[string]string{"X.User": "sub"},
+		},
+		`Routes[0].HeadersJSON: "X-Forwarded-For" is not a header`: {
+			Path:        "/x/",
+			Token:       "user",
+			Upstream:    []string{"http://x"},
+			HeadersJSON: map[string]string{"X-Forwarded-For": "sub"},
+		},
+		`Routes[0].HeadersJSON: "X-User" has no claim`: {
+			Path:        "/x/",
+			Token:       "user",
+			Upstream:    []string{"http://x"},
+			HeadersJSON: map[string]string{"X-User": ""},
+		},
+		`none goes with neither headers`: {
+			Path:        "/x/",
+			Token:       "none",
+			Upstream:    []string{"http://x"},
+			HeadersJSON: map[string]string{"X-User": "sub"},
+		},
 	} {
 		if _, err := bff.New(bff.Config{Routes: []bff.Route{route}}); !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("want %s, got %v", want, err)
@@ -128,16 +193,33 @@ func TestClaimHeadersThatAreTheSameForSomeServers(t *testing.T) {
 // RFC 6749, section 3.3: scopes are compared octet by octet.
 func TestScopesAndClaimsAreComparedExactly(t *testing.T) {
 	t.Parallel()
-	for _, granted := range []string{"a\u017fk", "as\u212a", "ASK", "Ask", "asks", "as", "ask\u200b", "ask,x", "ask\u00a0x"} {
+	for _, granted := range []string{
+		"a\u017fk", "as\u212a", "ASK", "Ask", "asks", "as", "ask\u200b", "ask,x", "ask\u00a0x",
+	} {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			a.provider.SetHooks(devidp.Hooks{
 				EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "openid " + granted },
 				EditIDToken:       func(_, claims map[string]any) { claims["role"], claims["acr"] = granted, granted },
 			})
 			cfg.Routes = []bff.Route{
-				{Path: "/scope/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{Scopes: []string{"ask"}}},
-				{Path: "/claim/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{Claims: map[string][]string{"role": {"ask"}}}},
-				{Path: "/acr/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{ACR: []string{"ask"}}},
+				{
+					Path:     "/scope/",
+					Token:    "user",
+					Upstream: []string{a.echo.URL},
+					Require:  bff.Require{Scopes: []string{"ask"}},
+				},
+				{
+					Path:     "/claim/",
+					Token:    "user",
+					Upstream: []string{a.echo.URL},
+					Require:  bff.Require{Claims: map[string][]string{"role": {"ask"}}},
+				},
+				{
+					Path:     "/acr/",
+					Token:    "user",
+					Upstream: []string{a.echo.URL},
+					Require:  bff.Require{ACR: []string{"ask"}},
+				},
 			}
 		})
 		b := a.browser()
@@ -145,7 +227,11 @@ func TestScopesAndClaimsAreComparedExactly(t *testing.T) {
 			t.Logf("%+q is refused at sign-in: %d", granted, resp.StatusCode)
 			continue
 		}
-		for path, code := range map[string]string{"/scope/x": "insufficient_scope", "/claim/x": "forbidden", "/acr/x": "insufficient_user_authentication"} {
+		for path, code := range map[string]string{
+			"/scope/x": "insufficient_scope",
+			"/claim/x": "forbidden",
+			"/acr/x":   "insufficient_user_authentication",
+		} {
 			if resp := b.Fetch("GET", path); resp.Code() != code {
 				t.Errorf("%+q at %s: got %d %s, want %s", granted, path, resp.StatusCode, resp.Code(), code)
 			}

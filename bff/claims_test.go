@@ -33,11 +33,19 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
 			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
 			c := a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
-				maps.Copy(claims, map[string]any{"department": "wonder", "name": "somebody else", "nonce": "x", "amr": []string{"hwk"}, "_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}}})
+				maps.Copy(claims, map[string]any{
+					"department":     "wonder",
+					"name":           "somebody else",
+					"nonce":          "x",
+					"amr":            []string{"hwk"},
+					"_claim_sources": map[string]any{"x": map[string]any{"endpoint": a.provider.Issuer + "/elsewhere"}},
+				})
 			}})
 			b := a.signedIn()
 			got := user(t, b)
-			if got["department"] != "wonder" || got["name"] != "Alice Liddell" || got["sub"] != "alice" || got["nonce"] != nil || got["_claim_sources"] != nil || got["amr"] != nil || got["aud"] != nil {
+			if got["department"] != "wonder" || got["name"] != "Alice Liddell" ||
+				got["sub"] != "alice" || got["nonce"] != nil || got["_claim_sources"] != nil ||
+				got["amr"] != nil || got["aud"] != nil {
 				t.Errorf("got %v", got)
 			}
 			asked := c.to("/userinfo")
@@ -71,13 +79,19 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 		status int
 		code   string
 	}{
-		"another sub":           {false, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
-		"no sub":                {false, edited(func(c map[string]any) { delete(c, "sub") }), 502, "login_invalid"},
-		"a sub in a list":       {false, edited(func(c map[string]any) { c["sub"] = []string{"alice"} }), 502, "login_invalid"},
-		"signed, another sub":   {true, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
-		"signed, another aud":   {true, edited(func(c map[string]any) { c["aud"] = "other" }), 502, "login_invalid"},
-		"signed, no aud":        {true, edited(func(c map[string]any) { delete(c, "aud") }), 502, "login_invalid"},
-		"signed, another iss":   {true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502, "login_invalid"},
+		"another sub": {false, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
+		"no sub":      {false, edited(func(c map[string]any) { delete(c, "sub") }), 502, "login_invalid"},
+		"a sub in a list": {
+			false, edited(func(c map[string]any) { c["sub"] = []string{"alice"} }), 502,
+			"login_invalid",
+		},
+		"signed, another sub": {true, edited(func(c map[string]any) { c["sub"] = "bob" }), 502, "login_invalid"},
+		"signed, another aud": {true, edited(func(c map[string]any) { c["aud"] = "other" }), 502, "login_invalid"},
+		"signed, no aud":      {true, edited(func(c map[string]any) { delete(c, "aud") }), 502, "login_invalid"},
+		"signed, another iss": {
+			true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502,
+			"login_invalid",
+		},
 		"signed by another key": {true, devidp.Hooks{SignUserinfo: bfftest.SignWithForeignKey}, 502, "login_invalid"},
 		"signed by nobody": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
 			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
@@ -88,21 +102,40 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 		"no type":         {false, respond(200, "", `{"sub":"alice"}`), 502, "login_invalid"},
 		"a list":          {false, respond(200, "application/json", `[]`), 502, "login_invalid"},
 		"null":            {false, respond(200, "application/json", `null`), 502, "login_invalid"},
-		"sub twice":       {false, respond(200, "application/json", `{"sub":"alice","sub":"bob"}`), 502, "login_invalid"},
-		"Sub and sub":     {false, respond(200, "application/json", `{"Sub":"alice","sub":"alice"}`), 502, "login_invalid"},
-		"cut":             {false, respond(200, "application/json", `{"sub":"alice"`), 502, "login_invalid"},
-		"too many claims": {false, edited(func(c map[string]any) { c["groups"] = strings.Repeat("g", 70<<10) }), 502, "login_invalid"},
-		"huge":            {false, respond(200, "application/json", `{"sub":"alice","x":"`+strings.Repeat("x", 2<<20)+`"}`), 503, "provider_unavailable"},
-		"a redirect":      {false, respond(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
-		"401":             {false, respond(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
-		"500":             {false, respond(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
-		"an ID token":     {true, devidp.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }}, 502, "login_invalid"},
-		"a connection lost": {false, devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			if strings.HasSuffix(r.URL.Path, "/userinfo") {
-				panic(http.ErrAbortHandler)
-			}
-			next.ServeHTTP(w, r)
-		}}, 503, "provider_unavailable"},
+		"sub twice": {
+			false, respond(200, "application/json", `{"sub":"alice","sub":"bob"}`), 502,
+			"login_invalid",
+		},
+		"Sub and sub": {
+			false, respond(200, "application/json", `{"Sub":"alice","sub":"alice"}`), 502,
+			"login_invalid",
+		},
+		"cut": {false, respond(200, "application/json", `{"sub":"alice"`), 502, "login_invalid"},
+		"too many claims": {
+			false, edited(func(c map[string]any) { c["groups"] = strings.Repeat("g", 70<<10) }),
+			502, "login_invalid",
+		},
+		"huge": {
+			false,
+			respond(200, "application/json", `{"sub":"alice","x":"`+strings.Repeat("x", 2<<20)+`"}`),
+			503, "provider_unavailable",
+		},
+		"a redirect": {false, respond(302, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"401":        {false, respond(401, "application/json", `{"sub":"alice"}`), 502, "login_refused"},
+		"500":        {false, respond(500, "application/json", `{"sub":"alice"}`), 503, "provider_unavailable"},
+		"an ID token": {
+			true,
+			devidp.Hooks{SignUserinfo: nil, Intercept: nil, EditUserinfo: func(c map[string]any) { c["sub"] = nil }},
+			502,
+			"login_invalid",
+		},
+		"a connection lost": {false,
+			devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.HasSuffix(r.URL.Path, "/userinfo") {
+					panic(http.ErrAbortHandler)
+				}
+				next.ServeHTTP(w, r)
+			}}, 503, "provider_unavailable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = test.signed }, withUserInfo)
@@ -130,7 +163,9 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	a, _ := newBoundApp(t, withUserInfo)
 	c := a.takeDown(devidp.Hooks{})
 	a.signedIn()
-	if asked := c.to("/userinfo"); len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") || len(asked[0].header.Values("DPoP")) != 1 {
+	asked := c.to("/userinfo")
+	if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") ||
+		len(asked[0].header.Values("DPoP")) != 1 {
 		t.Errorf("asked %v", asked)
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
@@ -158,7 +193,12 @@ func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Claims = bff.Claims{
 			Allow: []string{"sub", "roles", "org", "missing"},
-			Map:   map[string]string{"roles": "realm_access.roles", "org": "https://app.example/claims.org", "deep": "a.b.c", "nothing": "a.x"},
+			Map: map[string]string{
+				"roles":   "realm_access.roles",
+				"org":     "https://app.example/claims.org",
+				"deep":    "a.b.c",
+				"nothing": "a.x",
+			},
 		}
 		cfg.Routes[0].Headers = map[string]string{"X-Email": "email", "X-Roles": "roles", "X-Deep": "deep"}
 		cfg.Routes[0].Require = bff.Require{Claims: map[string][]string{"roles": {"admin"}}}
@@ -170,18 +210,25 @@ func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
 	}})
 	b := a.signedIn()
 	got := user(t, b)
-	if len(got) != 3 || got["sub"] != "alice" || fmt.Sprint(got["roles"]) != "[admin user]" || got["org"] != "wonderland" {
+	if len(got) != 3 || got["sub"] != "alice" || fmt.Sprint(got["roles"]) != "[admin user]" ||
+		got["org"] != "wonderland" {
 		t.Errorf("the app sees %v", got)
 	}
 	e := echoed(t, b.Fetch("GET", "/api/x"))
-	if seen = e.Header.Get("X-Email"); seen != "alice@example.com" || e.Header.Get("X-Roles") != "admin,user" || e.Header.Get("X-Deep") != "deep" {
+	if seen = e.Header.Get("X-Email"); seen != "alice@example.com" ||
+		e.Header.Get("X-Roles") != "admin,user" || e.Header.Get("X-Deep") != "deep" {
 		t.Errorf("the upstream sees %v", e.Header)
 	}
 }
 
 func TestAMappingThatCannotBe(t *testing.T) {
 	t.Parallel()
-	for name, m := range map[string]map[string]string{"sub": {"sub": "email"}, "iss": {"iss": "x"}, "no name": {"": "x"}, "no source": {"x": ""}} {
+	for name, m := range map[string]map[string]string{
+		"sub":       {"sub": "email"},
+		"iss":       {"iss": "x"},
+		"no name":   {"": "x"},
+		"no source": {"x": ""},
+	} {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Claims: bff.Claims{Map: m}})
 		if err == nil || !strings.Contains(err.Error(), "Claims.Map") {
 			t.Errorf("%s: got %v", name, err)
@@ -210,7 +257,8 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		if userinfo {
 			wantName = "Alice P."
 		}
-		if fmt.Sprint(after["groups"]) != "[new]" || after["auth_time"] != before["auth_time"] || after["acr"] != before["acr"] || after["name"] != wantName {
+		if fmt.Sprint(after["groups"]) != "[new]" || after["auth_time"] != before["auth_time"] ||
+			after["acr"] != before["acr"] || after["name"] != wantName {
 			t.Errorf("userinfo %v: before %v, after %v", userinfo, before, after)
 		}
 	}
@@ -219,10 +267,13 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		b := a.signedIn()
 		before := user(t, b)
 		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
-			claims["auth_time"], claims["acr"], claims["amr"] = time.Now().Add(time.Minute).Unix(), "gold", []string{"hwk"}
+			claims["auth_time"] = time.Now().Add(time.Minute).Unix()
+			claims["acr"] = "gold"
+			claims["amr"] = []string{"hwk"}
 		}})
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
-		if after := user(t, b); after["auth_time"] != before["auth_time"] || after["acr"] != before["acr"] || after["amr"] != nil {
+		after := user(t, b)
+		if after["auth_time"] != before["auth_time"] || after["acr"] != before["acr"] || after["amr"] != nil {
 			t.Errorf("before %v, after %v", before, after)
 		}
 	})
@@ -230,7 +281,10 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 		a := newApp(t, withUserInfo)
 		b := a.signedIn()
 		before := fmt.Sprint(user(t, b))
-		a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" }, EditIDToken: func(_, claims map[string]any) { claims["groups"] = "new" }})
+		a.takeDown(devidp.Hooks{
+			EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" },
+			EditIDToken:  func(_, claims map[string]any) { claims["groups"] = "new" },
+		})
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 		if after := fmt.Sprint(user(t, b)); after != before {
 			t.Errorf("before %s, after %s", before, after)
@@ -272,7 +326,8 @@ func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
 	}
 }
 
-// What is too long for a header is left out, and what is in no cookie can be long.
+// What is too long for a header is left out, and what is in no cookie can be
+// long.
 func TestManyClaimsBreakNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -296,7 +351,9 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 	if !strings.Contains(a.logs.String(), "X-Groups") {
 		t.Error("nothing is said of what was left out")
 	}
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) }})
+	a.takeDown(devidp.Hooks{
+		EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) },
+	})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 }
 
@@ -359,7 +416,11 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 			next.ServeHTTP(w, r)
 		}}
 	}
-	for path, code := range map[string]string{"/par": "provider_unavailable", "/token": "provider_unavailable", "/userinfo": "provider_unavailable"} {
+	for path, code := range map[string]string{
+		"/par":      "provider_unavailable",
+		"/token":    "provider_unavailable",
+		"/userinfo": "provider_unavailable",
+	} {
 		b := a.signedIn()
 		u := ""
 		if path != "/par" {
@@ -397,10 +458,14 @@ func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
 		}
 		w.WriteHeader(400)
 		json.NewEncoder(w).Encode(map[string]string{"error": "invalid_scope", "error_description": fmt.Sprintf(
-			"no scope <%s> for %s of %s, see eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl", "read", r.PostForm.Get("refresh_token"), r.PostForm.Get("client_secret"))})
+			"no scope <%s> for %s of %s, see eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl",
+			"read", r.PostForm.Get("refresh_token"), r.PostForm.Get("client_secret"))})
 	}})
-	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable") // whose log is looked through at the end
-	if logs := a.logs.String(); !strings.Contains(logs, "no scope <read> for … of …, see …") && !strings.Contains(logs, `no scope \u003cread\u003e for … of …, see …`) {
+	// whose log is looked through at the end
+	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
+	logs := a.logs.String()
+	if !strings.Contains(logs, "no scope <read> for … of …, see …") &&
+		!strings.Contains(logs, `no scope \u003cread\u003e for … of …, see …`) {
 		t.Errorf("the log does not say why: %s", logs)
 	}
 }
@@ -417,11 +482,17 @@ func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
 		},
 		"the client secret where the text is cut": func(_ url.Values, secret string) (string, string) {
 			most := secret[:len(secret)-1]
-			return string(must(json.Marshal(map[string]string{"error": "server_error", "error_description": strings.Repeat("x ", 150)[:300-len(most)] + secret}))), strings.ReplaceAll(most, `"`, ``)
+			return string(must(json.Marshal(map[string]string{
+				"error":             "server_error",
+				"error_description": strings.Repeat("x ", 150)[:300-len(most)] + secret,
+			}))), strings.ReplaceAll(most, `"`, ``)
 		},
 		"the client secret as it is in a form": func(_ url.Values, secret string) (string, string) {
 			text := url.QueryEscape(secret)
-			return string(must(json.Marshal(map[string]string{"error": "server_error", "error_description": "bad request: client_secret=" + text}))), "3Awith%2Fodd%2Bcharacters%25%26"
+			return string(must(json.Marshal(map[string]string{
+				"error":             "server_error",
+				"error_description": "bad request: client_secret=" + text,
+			}))), "3Awith%2Fodd%2Bcharacters%25%26"
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -62,7 +62,8 @@ func (c *calls) to(path string) []call {
 	return found
 }
 
-// takeDown has the provider take down what it is asked. Its other hooks are h's.
+// takeDown has the provider take down what it is asked. Its other hooks are
+// h's.
 func (a *app) takeDown(h devidp.Hooks) *calls {
 	c := new(calls)
 	intercept := h.Intercept
@@ -71,7 +72,10 @@ func (a *app) takeDown(h devidp.Hooks) *calls {
 			r.ParseForm()
 		}
 		c.mu.Lock()
-		c.all = append(c.all, call{strings.TrimPrefix(r.URL.Path, "/op"), r.PostForm, r.Header.Clone(), r.TLS != nil && len(r.TLS.PeerCertificates) > 0})
+		c.all = append(c.all, call{
+			strings.TrimPrefix(r.URL.Path, "/op"), r.PostForm, r.Header.Clone(),
+			r.TLS != nil && len(r.TLS.PeerCertificates) > 0,
+		})
 		c.mu.Unlock()
 		if intercept != nil {
 			intercept(w, r, next)
@@ -133,7 +137,12 @@ func edKey(t *testing.T) ed25519.PrivateKey {
 // certificate signs itself.
 func certificate(t *testing.T, key crypto.Signer) *tls.Certificate {
 	t.Helper()
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "spa"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "spa"},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +194,8 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 				}
 				for _, call := range c.to(path) {
 					basic, post := call.header.Get("Authorization"), call.form.Has("client_secret")
-					if (basic != "") != (method == "client_secret_basic") || post != (method == "client_secret_post") || call.form.Has("client_assertion") {
+					if (basic != "") != (method == "client_secret_basic") ||
+						post != (method == "client_secret_post") || call.form.Has("client_assertion") {
 						t.Errorf("%s: Authorization %.10q, client_secret %v", path, basic, post)
 					}
 				}
@@ -198,7 +208,9 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 func TestAClientIDMayHaveAnyCharacters(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
-		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].ID = "https://app.example/?a=b:c%20+é" }, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
+		a := newAppWith(t, func(c *devidp.Config) {
+			c.Clients[0].ID = "https://app.example/?a=b:c%20+é"
+		}, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
 		aLife(t, a)
 	}
 }
@@ -219,11 +231,13 @@ func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
 					if call.header.Get("Authorization") != "" || call.form.Has("client_secret") {
 						t.Errorf("%s: there is a secret too", path)
 					}
-					if got := call.form.Get("client_assertion_type"); got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
+					got := call.form.Get("client_assertion_type")
+					if got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
 						t.Errorf("%s: client_assertion_type is %q", path, got)
 					}
 					header, claims := unverified(t, call.form.Get("client_assertion"))
-					if header["typ"] != "client-authentication+jwt" || header["alg"] != test.alg || header["kid"] == nil {
+					if header["typ"] != "client-authentication+jwt" || header["alg"] != test.alg ||
+						header["kid"] == nil {
 						t.Errorf("%s: header is %v", path, header)
 					}
 					if claims["aud"] != a.provider.Issuer || claims["iss"] != "spa" || claims["sub"] != "spa" {
@@ -274,7 +288,8 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 	})
 	c = a.takeDown(devidp.Hooks{})
 	a.browser().Navigate("/bff/login")
-	if _, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
+	if _, claims := unverified(t,
+		c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
 		t.Errorf("aud is %v, want the endpoint", claims["aud"])
 	}
 }
@@ -291,14 +306,19 @@ func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 	for _, test := range []struct {
 		aud  []string
 		good bool
-	}{{[]string{"spa", "project"}, true}, {[]string{"sibling", "spa", "project"}, true}, {[]string{"project"}, false}, {[]string{"spa", "other"}, false}, {[]string{"spa", "Project"}, false}} {
+	}{
+		{[]string{"spa", "project"}, true}, {[]string{"sibling", "spa", "project"}, true},
+		{[]string{"project"}, false}, {[]string{"spa", "other"}, false},
+		{[]string{"spa", "Project"}, false},
+	} {
 		time.Sleep(2 * time.Millisecond) // after the logout before
 		a.takeDown(named(test.aud...))
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); (resp.StatusCode == 303) != test.good {
 			t.Errorf("%q: got %d", test.aud, resp.StatusCode)
 		}
-		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode; (got == 200) != test.good {
+		got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode
+		if (got == 200) != test.good {
 			t.Errorf("a logout token for %q: got %d", test.aud, got)
 		}
 	}
@@ -311,10 +331,12 @@ func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	a := newAppWith(t, provider, edit)
 	c := a.takeDown(devidp.Hooks{})
 	aLife(t, a)
-	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080") // the provider may know us by another name
+	// the provider may know us by another name
+	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080")
 	var set jose.JSONWebKeySet
 	resp.Decode(t, &set)
-	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() || strings.Contains(resp.Text, `"d"`) || resp.Header.Get("Cache-Control") != "no-store" {
+	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() ||
+		strings.Contains(resp.Text, `"d"`) || resp.Header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("got %d %v %s", resp.StatusCode, resp.Header, resp.Text)
 	}
 	for _, call := range c.to("/token") {
@@ -339,10 +361,17 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	trust := x509.NewCertPool()
 	trust.AddCert(api.Certificate())
 	var bound string
-	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
-		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
+	a := newAppWith(t, func(c *devidp.Config) {
+		c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, ""
+	}, func(a *app, cfg *bff.Config) {
+		cfg.Provider.ClientSecret = ""
+		cfg.Provider.ClientAuth = "self_signed_tls_client_auth"
+		cfg.Provider.ClientCertificate = cert
 		cfg.Provider.SenderConstraint, cfg.Provider.RootCAs, cfg.Provider.UserInfo = "mtls", a.provider.Roots, true
-		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user", TLS: &tls.Config{RootCAs: trust}}, {Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}}}
+		cfg.Routes = []bff.Route{
+			{Path: "/api/", Upstream: []string{api.URL}, Token: "user", TLS: &tls.Config{RootCAs: trust}},
+			{Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}},
+		}
 	})
 	c := a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
 	b := a.signedIn()
@@ -353,7 +382,8 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 			}
 		}
 		if len(c.to(path)) != 1 || len(c.to(strings.TrimPrefix(path, "/mtls"))) > 0 {
-			t.Errorf("%s was called %d times, what it stands for %d times", path, len(c.to(path)), len(c.to(strings.TrimPrefix(path, "/mtls"))))
+			t.Errorf("%s was called %d times, what it stands for %d times", path, len(c.to(path)),
+				len(c.to(strings.TrimPrefix(path, "/mtls"))))
 		}
 	}
 	sum := sha256.Sum256(cert.Leaf.Raw)
@@ -382,24 +412,42 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 	}
 }
 
-// A provider that binds tokens to certificates says so (RFC 8705 3.3), and a route cannot show another one than they are bound to.
+// A provider that binds tokens to certificates says so (RFC 8705 3.3), and a
+// route cannot show another one than they are bound to.
 func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
 	t.Parallel()
 	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
 	t.Run("the provider does not bind", func(t *testing.T) {
-		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
-			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate = "", "self_signed_tls_client_auth", cert
+		a := newAppWith(t, func(c *devidp.Config) {
+			c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, ""
+		}, func(a *app, cfg *bff.Config) {
+			cfg.Provider.ClientSecret = ""
+			cfg.Provider.ClientAuth = "self_signed_tls_client_auth"
+			cfg.Provider.ClientCertificate = cert
 			cfg.Provider.SenderConstraint, cfg.Provider.RootCAs = "mtls", a.provider.Roots
 			cfg.Routes = nil
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "tls_client_certificate_bound_access_tokens") }))
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				delete(m, "tls_client_certificate_bound_access_tokens")
+			}))
 		})
-		waitFor(t, "it is said", func() bool { return strings.Contains(a.logs.String(), "does not bind access tokens to certificates") })
+		waitFor(t, "it is said", func() bool {
+			return strings.Contains(a.logs.String(), "does not bind access tokens to certificates")
+		})
 		wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
 	})
 	t.Run("the route shows another", func(t *testing.T) {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
-			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "tls_client_auth", ClientCertificate: cert, SenderConstraint: "mtls",
-		}, Routes: []bff.Route{{Path: "/api/", Upstream: []string{"https://api.internal"}, Token: "user", TLS: &tls.Config{Certificates: []tls.Certificate{*other}, RootCAs: x509.NewCertPool()}}}})
+			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "tls_client_auth",
+			ClientCertificate: cert, SenderConstraint: "mtls",
+		},
+			Routes: []bff.Route{
+				{
+					Path:     "/api/",
+					Upstream: []string{"https://api.internal"},
+					Token:    "user",
+					TLS:      &tls.Config{Certificates: []tls.Certificate{*other}, RootCAs: x509.NewCertPool()},
+				},
+			}})
 		if err == nil || !strings.Contains(err.Error(), "Routes[0]") {
 			t.Errorf("got %v", err)
 		}
@@ -416,28 +464,83 @@ func TestMistakesInWhoWeAre(t *testing.T) {
 		edit func(*bff.ProviderConfig)
 		want string
 	}{
-		"an unknown method":              {func(p *bff.ProviderConfig) { p.ClientAuth = "none" }, "Provider.ClientAuth"},
-		"no secret":                      {func(p *bff.ProviderConfig) { p.ClientSecret = "" }, "Provider.ClientSecret: missing"},
-		"no key":                         {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "private_key_jwt", "" }, "Provider.ClientKeys: missing"},
-		"no certificate":                 {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "tls_client_auth", "" }, "Provider.ClientCertificate: missing"},
-		"a secret beside a key":          {func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientKeys = "private_key_jwt", []crypto.Signer{ecKey(t)} }, "Provider.ClientSecret: private_key_jwt has no use for it"},
-		"a weak RSA key":                 {func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{rsaKey(t, 1024)} }, "1024 bits"},
-		"a weak curve":                   {func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{weak} }, "P-224"},
-		"mtls without a certificate":     {func(p *bff.ProviderConfig) { p.SenderConstraint = "mtls" }, "Provider.ClientCertificate: missing; mtls"},
-		"an unknown constraint":          {func(p *bff.ProviderConfig) { p.SenderConstraint = "cookie" }, "Provider.SenderConstraint"},
-		"signed requests without a key":  {func(p *bff.ProviderConfig) { p.SignRequests = true }, "Provider.ClientKeys: missing; signed requests"},
-		"a resource that is a path":      {func(p *bff.ProviderConfig) { p.Resources = []string{"/orders"} }, "Provider.Resources"},
-		"a resource with a fragment":     {func(p *bff.ProviderConfig) { p.Resources = []string{"https://orders.example/#x"} }, "Provider.Resources"},
-		"another redirect URI":           {func(p *bff.ProviderConfig) { p.Parameters = map[string]string{"redirect_uri": "https://evil.example"} }, "Provider.Parameters"},
-		"a response mode":                {func(p *bff.ProviderConfig) { p.ResponseMode = "fragment" }, "Provider.ResponseMode"},
-		"FAPI 2.0 with a secret":         {func(p *bff.ProviderConfig) { p.FAPI2 = true }, "Provider.ClientAuth: client_secret_basic is not for FAPI 2.0"},
-		"a logout URL without TLS":       {func(p *bff.ProviderConfig) { p.LogoutURL = "http://id.example/logout" }, "Provider.LogoutURL"},
-		"a certificate and a transport":  {func(p *bff.ProviderConfig) { p.HTTPClient, p.RootCAs = new(http.Client), x509.NewCertPool() }, "Provider.HTTPClient"},
-		"FAPI 2.0 with another audience": {func(p *bff.ProviderConfig) { p.FAPI2, p.AssertionAudience = true, "https://id.example/token" }, "Provider.AssertionAudience"},
+		"an unknown method": {
+			func(p *bff.ProviderConfig) { p.ClientAuth = "none" },
+			"Provider.ClientAuth",
+		},
+		"no secret": {
+			func(p *bff.ProviderConfig) { p.ClientSecret = "" },
+			"Provider.ClientSecret: missing",
+		},
+		"no key": {
+			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "private_key_jwt", "" },
+			"Provider.ClientKeys: missing",
+		},
+		"no certificate": {
+			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientSecret = "tls_client_auth", "" },
+			"Provider.ClientCertificate: missing",
+		},
+		"a secret beside a key": {
+			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientKeys = "private_key_jwt", []crypto.Signer{ecKey(t)} },
+			"Provider.ClientSecret: private_key_jwt has no use for it",
+		},
+		"a weak RSA key": {
+			func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{rsaKey(t, 1024)} },
+			"1024 bits",
+		},
+		"a weak curve": {
+			func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{weak} },
+			"P-224",
+		},
+		"mtls without a certificate": {
+			func(p *bff.ProviderConfig) { p.SenderConstraint = "mtls" },
+			"Provider.ClientCertificate: missing; mtls",
+		},
+		"an unknown constraint": {
+			func(p *bff.ProviderConfig) { p.SenderConstraint = "cookie" },
+			"Provider.SenderConstraint",
+		},
+		"signed requests without a key": {
+			func(p *bff.ProviderConfig) { p.SignRequests = true },
+			"Provider.ClientKeys: missing; signed requests",
+		},
+		"a resource that is a path": {
+			func(p *bff.ProviderConfig) { p.Resources = []string{"/orders"} },
+			"Provider.Resources",
+		},
+		"a resource with a fragment": {
+			func(p *bff.ProviderConfig) { p.Resources = []string{"https://orders.example/#x"} },
+			"Provider.Resources",
+		},
+		"another redirect URI": {
+			func(p *bff.ProviderConfig) { p.Parameters = map[string]string{"redirect_uri": "https://evil.example"} },
+			"Provider.Parameters",
+		},
+		"a response mode": {
+			func(p *bff.ProviderConfig) { p.ResponseMode = "fragment" },
+			"Provider.ResponseMode",
+		},
+		"FAPI 2.0 with a secret": {
+			func(p *bff.ProviderConfig) { p.FAPI2 = true },
+			"Provider.ClientAuth: client_secret_basic is not for FAPI 2.0",
+		},
+		"a logout URL without TLS": {
+			func(p *bff.ProviderConfig) { p.LogoutURL = "http://id.example/logout" },
+			"Provider.LogoutURL",
+		},
+		"a certificate and a transport": {
+			func(p *bff.ProviderConfig) { p.HTTPClient, p.RootCAs = new(http.Client), x509.NewCertPool() },
+			"Provider.HTTPClient",
+		},
+		"FAPI 2.0 with another audience": {
+			func(p *bff.ProviderConfig) { p.FAPI2, p.AssertionAudience = true, "https://id.example/token" },
+			"Provider.AssertionAudience",
+		},
 	} {
 		cfg := bff.Config{
-			PublicURL: "https://app.example", Provider: bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
-			Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+			PublicURL: "https://app.example",
+			Provider:  bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
+			Sessions:  session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
 		}
 		test.edit(&cfg.Provider)
 		if _, err := bff.New(cfg); err == nil || !strings.Contains(err.Error(), test.want) {
@@ -446,7 +549,8 @@ func TestMistakesInWhoWeAre(t *testing.T) {
 	}
 }
 
-// FAPI 2.0 Security Profile 5.3.3, with a provider that takes nothing less of this client.
+// FAPI 2.0 Security Profile 5.3.3, with a provider that takes nothing less of
+// this client.
 func TestFAPI2(t *testing.T) {
 	t.Parallel()
 	key := ecKey(t)
@@ -467,7 +571,8 @@ func TestFAPI2(t *testing.T) {
 	}
 	aLife(t, a)
 	for _, call := range c.to("/par") {
-		if nonce := call.form.Get("nonce"); len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
+		nonce := call.form.Get("nonce")
+		if len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
 			t.Errorf("pushed %v", call.form)
 		}
 	}
@@ -475,7 +580,9 @@ func TestFAPI2(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("no iss", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
+			a.provider.Misbehave(t, bfftest.Discovery("no iss", func(m map[string]any) {
+				delete(m, "authorization_response_iss_parameter_supported")
+			}))
 		})
 		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "RFC 9207") })
 	})
@@ -483,16 +590,25 @@ func TestFAPI2(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "pushed_authorization_request_endpoint") }))
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				delete(m, "pushed_authorization_request_endpoint")
+			}))
 		})
-		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "no pushed_authorization_request_endpoint") })
+		waitFor(t, "it is refused", func() bool {
+			return strings.Contains(a.logs.String(), "no pushed_authorization_request_endpoint")
+		})
 	})
 	t.Run("RSA signs with PS256", func(t *testing.T) {
 		keys, edit := withKeys(rsaKey(t, 2048))
-		a := newAppWith(t, func(c *devidp.Config) { keys(c); c.SigningAlgorithm = "PS256" }, func(a *app, cfg *bff.Config) {
+		a := newAppWith(t, func(c *devidp.Config) {
+			keys(c)
+			c.SigningAlgorithm = "PS256"
+		}, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "token_endpoint_auth_signing_alg_values_supported") }))
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				delete(m, "token_endpoint_auth_signing_alg_values_supported")
+			}))
 		})
 		a.waitReady()
 		c := a.takeDown(devidp.Hooks{})
@@ -544,7 +660,8 @@ func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
 				return "", err
 			}
 			sum := sha256.Sum256([]byte(input))
-			signature, err := rsa.SignPSS(rand.Reader, small, crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+			signature, err := rsa.SignPSS(rand.Reader, small, crypto.SHA256, sum[:],
+				&rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
 		},
 	})
@@ -561,7 +678,8 @@ func TestFAPI2TakesNoKeyOfP384(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
-		Issuer: "https://id.example", ClientID: "spa", ClientAuth: "private_key_jwt", ClientKeys: []crypto.Signer{key}, FAPI2: true,
+		Issuer: "https://id.example", ClientID: "spa", ClientAuth: "private_key_jwt",
+		ClientKeys: []crypto.Signer{key}, FAPI2: true,
 	}})
 	if err == nil || !strings.Contains(err.Error(), "ClientKeys") {
 		t.Errorf("got %v, want ClientKeys refused: ES384 is not among PS256, ES256 and Ed25519", err)
@@ -582,7 +700,8 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 		seen[q.Get("request_uri")] = true
 	}
 	pushed := c.to("/par")
-	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" || pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
+	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" ||
+		pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
 		t.Errorf("pushed %v", pushed)
 	}
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
@@ -631,7 +750,8 @@ func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 		got := b.Navigate("/bff/login?return_to=/x")
 		wantPage(t, got, test.want, test.code)
 		if n := len(c.to("/par")); n != 1 || len(got.Cookies()) > 0 {
-			t.Errorf("%d %s: pushed %d times, cookies %v", test.status, test.body[:min(len(test.body), 60)], n, got.Cookies())
+			t.Errorf("%d %s: pushed %d times, cookies %v", test.status,
+				test.body[:min(len(test.body), 60)], n, got.Cookies())
 		}
 	}
 }
@@ -647,9 +767,21 @@ func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
 		edit func(m map[string]any)
 		want string
 	}{
-		"always, and there is no endpoint": {"always", func(m map[string]any) { delete(m, "pushed_authorization_request_endpoint") }, "no pushed_authorization_request_endpoint"},
-		"never, and it is required":        {"never", func(m map[string]any) { m["require_pushed_authorization_requests"] = true }, "requires pushed authorization requests"},
-		"an endpoint without TLS":          {"", func(m map[string]any) { m["pushed_authorization_request_endpoint"] = "http://id.example/par" }, "pushed_authorization_request_endpoint"},
+		"always, and there is no endpoint": {
+			"always",
+			func(m map[string]any) { delete(m, "pushed_authorization_request_endpoint") },
+			"no pushed_authorization_request_endpoint",
+		},
+		"never, and it is required": {
+			"never",
+			func(m map[string]any) { m["require_pushed_authorization_requests"] = true },
+			"requires pushed authorization requests",
+		},
+		"an endpoint without TLS": {
+			"",
+			func(m map[string]any) { m["pushed_authorization_request_endpoint"] = "http://id.example/par" },
+			"pushed_authorization_request_endpoint",
+		},
 	} {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.PushedRequests = test.mode
@@ -669,7 +801,8 @@ func TestRequestsAreSigned(t *testing.T) {
 				c.Clients[0].Keys, c.Clients[0].SignsRequests = []jose.JSONWebKey{{Key: key.Public()}}, true
 			}, func(_ *app, cfg *bff.Config) {
 				cfg.Provider.ClientKeys, cfg.Provider.PushedRequests = []crypto.Signer{key}, pushed
-				cfg.Provider.SignRequests, cfg.Provider.Resources = true, []string{"https://a.example", "https://b.example"}
+				cfg.Provider.SignRequests = true
+				cfg.Provider.Resources = []string{"https://a.example", "https://b.example"}
 			})
 			c := a.takeDown(devidp.Hooks{})
 			b := a.browser()
@@ -684,13 +817,16 @@ func TestRequestsAreSigned(t *testing.T) {
 				}
 			} else {
 				q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
-				if request = q.Get("request"); q.Get("client_id") != "spa" || q.Has("request_uri") || q.Has("state") || q.Has("nonce") {
+				if request = q.Get("request"); q.Get("client_id") != "spa" ||
+					q.Has("request_uri") || q.Has("state") || q.Has("nonce") {
 					t.Errorf("sent %v", q)
 				}
 			}
 			header, claims := unverified(t, request)
-			if header["typ"] != "oauth-authz-req+jwt" || claims["iss"] != "spa" || claims["aud"] != a.provider.Issuer || claims["client_id"] != "spa" || claims["sub"] != nil ||
-				claims["exp"] == nil || claims["login_hint"] != "alice" || claims["code_challenge"] == nil || claims["redirect_uri"] != a.url+"/bff/callback" {
+			if header["typ"] != "oauth-authz-req+jwt" || claims["iss"] != "spa" ||
+				claims["aud"] != a.provider.Issuer || claims["client_id"] != "spa" || claims["sub"] != nil ||
+				claims["exp"] == nil || claims["login_hint"] != "alice" ||
+				claims["code_challenge"] == nil || claims["redirect_uri"] != a.url+"/bff/callback" {
 				t.Errorf("header %v, claims %v", header, claims)
 			}
 			if got := fmt.Sprint(claims["resource"]); got != "[https://a.example https://b.example]" {
@@ -700,7 +836,9 @@ func TestRequestsAreSigned(t *testing.T) {
 	}
 	t.Run("since the provider demands it", func(t *testing.T) {
 		key := ecKey(t)
-		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}} }, func(a *app, cfg *bff.Config) {
+		a := newAppWith(t, func(c *devidp.Config) {
+			c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}}
+		}, func(a *app, cfg *bff.Config) {
 			cfg.Provider.ClientKeys = []crypto.Signer{key}
 			f := bfftest.Discovery("", func(m map[string]any) { m["require_signed_request_object"] = true })
 			a.provider.Misbehave(t, f)
@@ -733,14 +871,19 @@ func TestWhatElseARequestSays(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		p := &cfg.Provider
-		p.PushedRequests, p.Resources, p.Audience = "never", []string{"https://a.example", "https://b.example"}, "https://orders.example"
+		p.PushedRequests = "never"
+		p.Resources = []string{"https://a.example", "https://b.example"}
+		p.Audience = "https://orders.example"
 		p.Parameters = map[string]string{"access_type": "offline", "prompt": "consent"}
 		cfg.Routes[0].Resource, cfg.Routes[0].Scopes = "https://c.example", []string{"orders:read"}
 	})
 	b := a.browser()
 	q := b.Navigate("/bff/login?resource=https://evil.example&audience=evil&access_type=online").Location(t).Query()
-	if !slices.Equal(q["resource"], []string{"https://a.example", "https://b.example", "https://c.example"}) || q.Get("audience") != "https://orders.example" ||
-		q.Get("access_type") != "offline" || q.Get("prompt") != "consent" || q.Get("scope") != "openid profile email offline_access orders:read" {
+	if !slices.Equal(q["resource"], []string{
+		"https://a.example", "https://b.example", "https://c.example",
+	}) || q.Get("audience") != "https://orders.example" ||
+		q.Get("access_type") != "offline" || q.Get("prompt") != "consent" ||
+		q.Get("scope") != "openid profile email offline_access orders:read" {
 		t.Errorf("got %v", q)
 	}
 	if q := b.Navigate("/bff/login?prompt=login").Location(t).Query(); q.Get("prompt") != "consent login" {
@@ -763,8 +906,10 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		return fields
 	}
 	crossSite := func(b *bfftest.Browser, form url.Values) *bfftest.Response {
-		return b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
-			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
+		return b.Do("POST", "/bff/callback", form.Encode(),
+			"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
+			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate",
+			"Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	}
 	t.Run("and is posted again from here", func(t *testing.T) {
 		b := a.browser()
@@ -772,10 +917,13 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		form.Set("x", `"><script>`)
 		page := crossSite(a.browser(), form) // no cookie comes along
 		again := bfftest.HiddenFields(page.Text)
-		if page.StatusCode != 200 || again.Get("code") != form.Get("code") || again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
+		if page.StatusCode != 200 || again.Get("code") != form.Get("code") ||
+			again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
 			t.Fatalf("got %d %v:\n%s", page.StatusCode, again, page.Text)
 		}
-		if csp := page.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "form-action") || strings.Contains(csp, "unsafe") || page.Header.Get("Cache-Control") != "no-store" {
+		csp := page.Header.Get("Content-Security-Policy")
+		if !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "form-action") ||
+			strings.Contains(csp, "unsafe") || page.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("got %v", page.Header)
 		}
 		if resp := b.Submit("/bff/callback", again); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
@@ -783,8 +931,11 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 		before := a.provider.TokenRequests()
-		if resp := b.Submit("/bff/callback", again); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before { // there is a session by now
-			t.Errorf("once more: got %d to %s, %d token requests more", resp.StatusCode, resp.Header.Get("Location"), a.provider.TokenRequests()-before)
+		// there is a session by now
+		resp := b.Submit("/bff/callback", again)
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before {
+			t.Errorf("once more: got %d to %s, %d token requests more", resp.StatusCode,
+				resp.Header.Get("Location"), a.provider.TokenRequests()-before)
 		}
 	})
 	t.Run("in one way", func(t *testing.T) {
@@ -812,30 +963,44 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		wantPage(t, b.Submit("/bff/callback", form), 400, "bad_callback")
 	})
 	t.Run("nothing", func(t *testing.T) {
-		for _, test := range [][2]string{{"", ""}, {"", "application/x-www-form-urlencoded"}, {"x=%zz", "application/x-www-form-urlencoded"}, {"{}", "application/json"}, {strings.Repeat("a", 70<<10), "application/x-www-form-urlencoded"}} {
+		for _, test := range [][2]string{
+			{"", ""},
+			{"", "application/x-www-form-urlencoded"},
+			{"x=%zz", "application/x-www-form-urlencoded"},
+			{"{}", "application/json"},
+			{strings.Repeat("a", 70<<10), "application/x-www-form-urlencoded"},
+		} {
 			resp := a.browser().Do("POST", "/bff/callback", test[0], "Content-Type", test[1])
-			if resp.StatusCode != 400 && !(resp.StatusCode == 200 && test[0] == "") { // the page with nothing in it leads to 400
+			// the page with nothing in it leads to 400
+			if resp.StatusCode != 400 && !(resp.StatusCode == 200 && test[0] == "") {
 				t.Errorf("%.20q as %s: got %d", test[0], test[1], resp.StatusCode)
 			}
 		}
 	})
 }
 
-// RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a browser from following one to the provider.
+// RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a
+// browser from following one to the provider.
 func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	b := a.browser()
 	page := b.Follow(b.Navigate("/bff/login"), "")
-	page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
+	page = b.Submit(page.Request.URL.String(), url.Values{
+		"user": {"alice"},
+		"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+	})
 	form := bfftest.HiddenFields(page.Text)
 	b.DropCookies() // stale
-	first := b.Do("POST", "/bff/callback", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
+	first := b.Do("POST", "/bff/callback", form.Encode(),
+		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
+		"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	resp := b.Submit("/bff/callback", bfftest.HiddenFields(first.Text))
 	if resp.StatusCode != 303 {
 		t.Errorf("got %d to %s after a POST, want 303", resp.StatusCode, resp.Location(t).Host)
 	}
-	if csp := first.Header.Get("Content-Security-Policy"); strings.Contains(csp, "form-action") { // which Chromium applies to the redirects after a form
+	// which Chromium applies to the redirects after a form
+	if csp := first.Header.Get("Content-Security-Policy"); strings.Contains(csp, "form-action") {
 		t.Errorf("the page says %s", csp)
 	}
 }

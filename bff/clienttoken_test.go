@@ -22,7 +22,8 @@ func machine(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	asked = new(atomic.Int32)
 	intercept := hooks.Intercept
 	hooks.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		if r.Method == "POST" && strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == "client_credentials" {
+		if r.Method == "POST" && strings.HasSuffix(r.URL.Path, "/token") &&
+			r.PostFormValue("grant_type") == "client_credentials" {
 			asked.Add(1)
 			if intercept != nil {
 				intercept(w, r, next)
@@ -72,16 +73,24 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 	}
 }
 
-// RFC 6749 4.4: one token for all that is the same, and another for what is not.
+// RFC 6749 4.4: one token for all that is the same, and another for what is
+// not.
 func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		route := func(path, resource string, scopes ...string) bff.Route {
-			return bff.Route{Path: path, Upstream: []string{a.echo.URL}, Token: "client", Resource: resource, Scopes: scopes}
+			return bff.Route{
+				Path:     path,
+				Upstream: []string{a.echo.URL},
+				Token:    "client",
+				Resource: resource,
+				Scopes:   scopes,
+			}
 		}
 		cfg.Routes = []bff.Route{
 			route("/one/", "https://a.example", "x"), route("/same/", "https://a.example", "x"),
-			route("/resource/", "https://b.example", "x"), route("/scope/", "https://a.example", "y"), route("/none/", ""),
+			route("/resource/", "https://b.example", "x"),
+			route("/scope/", "https://a.example", "y"), route("/none/", ""),
 		}
 	})
 	c := a.takeDown(devidp.Hooks{})
@@ -95,7 +104,8 @@ func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
 	if tokens["/one/"] != tokens["/same/"] {
 		t.Error("two routes for one target have two tokens")
 	}
-	if different := slices.Compact(slices.Sorted(maps.Values(tokens))); len(different) != 4 || len(c.to("/token")) != 4 {
+	different := slices.Compact(slices.Sorted(maps.Values(tokens)))
+	if len(different) != 4 || len(c.to("/token")) != 4 {
 		t.Errorf("%d tokens in %d requests, want 4 of each", len(different), len(c.to("/token")))
 	}
 }
@@ -231,17 +241,36 @@ func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
 		path     string
 		proves   func(call) bool
 	}{
-		"client_secret_basic": {nil, secret("client_secret_basic"), "/token", func(c call) bool { return strings.HasPrefix(c.header.Get("Authorization"), "Basic ") }},
-		"client_secret_post":  {nil, secret("client_secret_post"), "/token", func(c call) bool { return c.form.Has("client_secret") }},
-		"private_key_jwt":     {withKey, signing, "/token", func(c call) bool { return c.form.Has("client_assertion") }},
-		"self_signed_tls_client_auth": {func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" }, func(a *app, cfg *bff.Config) {
-			cfg.Provider.ClientSecret, cfg.Provider.ClientAuth, cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = "", "self_signed_tls_client_auth", cert, a.provider.Roots
-		}, "/mtls/token", func(c call) bool { return c.secure && c.form.Get("client_id") == "spa" }},
+		"client_secret_basic": {
+			nil,
+			secret("client_secret_basic"),
+			"/token",
+			func(c call) bool { return strings.HasPrefix(c.header.Get("Authorization"), "Basic ") },
+		},
+		"client_secret_post": {
+			nil,
+			secret("client_secret_post"),
+			"/token",
+			func(c call) bool { return c.form.Has("client_secret") },
+		},
+		"private_key_jwt": {withKey, signing, "/token", func(c call) bool { return c.form.Has("client_assertion") }},
+		"self_signed_tls_client_auth": {
+			func(c *devidp.Config) { c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, "" },
+			func(a *app, cfg *bff.Config) {
+				cfg.Provider.ClientSecret = ""
+				cfg.Provider.ClientAuth = "self_signed_tls_client_auth"
+				cfg.Provider.ClientCertificate = cert
+				cfg.Provider.RootCAs = a.provider.Roots
+			}, "/mtls/token", func(c call) bool { return c.secure && c.form.Get("client_id") == "spa" }},
 	} {
 		t.Run(method, func(t *testing.T) {
 			a := newAppWith(t, test.provider, func(a *app, cfg *bff.Config) {
 				test.edit(a, cfg)
-				cfg.Routes = append(cfg.Routes, bff.Route{Path: "/machine/", Token: "client", Upstream: []string{a.echo.URL}})
+				cfg.Routes = append(cfg.Routes, bff.Route{
+					Path:     "/machine/",
+					Token:    "client",
+					Upstream: []string{a.echo.URL},
+				})
 			})
 			c := a.takeDown(devidp.Hooks{})
 			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))

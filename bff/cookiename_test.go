@@ -60,8 +60,10 @@ func TestCookieNamesFollowThePublicURL(t *testing.T) {
 		if !regexp.MustCompile(`^` + want + `-login-[0-9a-f]{12}=[\w=-]+` + attributes + `$`).MatchString(line) {
 			t.Errorf("%s: the login sets %s", public, line)
 		}
-		line = a.browser().Do("POST", "/bff/logout", "", "Host", u.Host, "X-CSRF", "1", "Accept", "application/json").Header.Get("Set-Cookie")
-		if !strings.HasPrefix(line, want+"=;") || strings.Contains(line, "Secure") != strings.HasPrefix(public, "https:") {
+		line = a.browser().Do("POST", "/bff/logout", "", "Host", u.Host, "X-CSRF", "1",
+			"Accept", "application/json").Header.Get("Set-Cookie")
+		if !strings.HasPrefix(line, want+"=;") ||
+			strings.Contains(line, "Secure") != strings.HasPrefix(public, "https:") {
 			t.Errorf("%s: the logout sets %s", public, line)
 		}
 	}
@@ -77,7 +79,11 @@ func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
 		}
 		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/plants/", Upstream: []string{plants.URL}, Token: "none"})
 	})
-	for _, name := range []string{"cloakroom-8080", "cloakroom-80", "Cloakroom-65535", "cloakroom-8080-login-abc", "cloakroom", "cloakroom-login-abc", "__Host-Http-cloakroom", "__Host-Http-cloakroom-login-abc"} {
+	for _, name := range []string{
+		"cloakroom-8080", "cloakroom-80", "Cloakroom-65535", "cloakroom-8080-login-abc",
+		"cloakroom", "cloakroom-login-abc", "__Host-Http-cloakroom",
+		"__Host-Http-cloakroom-login-abc",
+	} {
 		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", "a=1; "+name+"=secret; b=2"))
 		if cookie := got.Header.Get("Cookie"); cookie != "a=1; b=2" {
 			t.Errorf("%s: the upstream got %q", name, cookie)
@@ -86,7 +92,10 @@ func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
 			t.Errorf("the upstream has set %s", line)
 		}
 	}
-	for _, name := range []string{"cloakrooms", "cloakroom-8080x", "cloakroom-theme", "cloakroom8080", "my-cloakroom", "cloakroom-8080-logins"} {
+	for _, name := range []string{
+		"cloakrooms", "cloakroom-8080x", "cloakroom-theme", "cloakroom8080", "my-cloakroom",
+		"cloakroom-8080-logins",
+	} {
 		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", name+"=1"))
 		if cookie := got.Header.Get("Cookie"); cookie != name+"=1" {
 			t.Errorf("%s is not ours: the upstream got %q", name, cookie)
@@ -94,7 +103,8 @@ func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
 	}
 }
 
-// Two brokers on one machine: what happens at one leaves the other's cookie alone.
+// Two brokers on one machine: what happens at one leaves the other's cookie
+// alone.
 func TestTwoBrokersOnLocalhostDoNotShareACookie(t *testing.T) {
 	t.Parallel()
 	one, two := newApp(t, nil), newApp(t, nil)

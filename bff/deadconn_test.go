@@ -20,7 +20,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// relay passes connections on to an upstream, and can spoil those that are open.
+// relay passes connections on to an upstream, and can spoil those that are
+// open.
 type relay struct {
 	addr    string
 	target  atomic.Pointer[string]
@@ -137,7 +138,8 @@ func (f *frameKinds) add(p []byte, found func(kind byte)) {
 	}
 }
 
-// h2cServer serves HTTP/2 without TLS, with at most so many streams a connection; 0: any.
+// h2cServer serves HTTP/2 without TLS, with at most so many streams a
+// connection; 0: any.
 func h2cServer(t *testing.T, streams int, h http.HandlerFunc) (addr string, s *http.Server) {
 	t.Helper()
 	l := listen(t)
@@ -184,7 +186,12 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 				address, trust = serveTLS(t, echo.Config.Handler, "http/1.1")
 			}
 			r := newRelay(t, address)
-			a, b := routed(t, bff.Route{Path: "/idle/", Token: "none", Upstream: []string{scheme + "://" + r.addr}, TLS: trust})
+			a, b := routed(t, bff.Route{
+				Path:     "/idle/",
+				Token:    "none",
+				Upstream: []string{scheme + "://" + r.addr},
+				TLS:      trust,
+			})
 			for _, concurrent := range []bool{false, true} {
 				holding.Store(0)
 				all = make(chan struct{})
@@ -194,7 +201,8 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 				get := func(i int) {
 					method := []string{"GET", "PUT", "DELETE"}[i%3]
 					if resp := b.Fetch(method, "/idle/x"); resp.StatusCode != 200 {
-						t.Errorf("concurrent %v, %s %d: got %d %s\n%s", concurrent, method, i, resp.StatusCode, resp.Text, a.logs)
+						t.Errorf("concurrent %v, %s %d: got %d %s\n%s", concurrent, method, i,
+							resp.StatusCode, resp.Text, a.logs)
 					}
 				}
 				if concurrent {
@@ -208,7 +216,8 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 					}
 				}
 			}
-			// A request that is not idempotent finds out once, not once for each connection.
+			// A request that is not idempotent finds out once, not once for
+			// each connection.
 			holding.Store(0)
 			all = make(chan struct{})
 			together(idle, func(int) { b.Fetch("GET", "/idle/hold") })
@@ -252,7 +261,8 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 				address, trust = serveTLS(t, http.HandlerFunc(h), "h2", "http/1.1")
 			}
 			r := newRelay(t, address)
-			// Shorter than the check takes: what gives up on a request must not hide that its connection is dead.
+			// Shorter than the check takes: what gives up on a request must not
+			// hide that its connection is dead.
 			for _, timeout := range []time.Duration{0, time.Second} {
 				a, b := routed(t, bff.Route{
 					Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust,
@@ -278,7 +288,8 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 	}
 }
 
-// gRPC takes the third PING on a quiet stream for an attack, Tomcat the eleventh.
+// gRPC takes the third PING on a quiet stream for an attack, Tomcat the
+// eleventh.
 func TestAQuietHTTP2StreamIsNotPingedAgainAndAgain(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -418,7 +429,8 @@ func TestGracefulRestartsOfAnHTTP2ServerCostNoRequest(t *testing.T) {
 		workers.Go(func() {
 			for ctx.Err() == nil {
 				body := fmt.Sprint("request ", sent.Add(1))
-				if resp := b.Do("POST", "/restarts/x", body, "X-CSRF", "1"); resp.StatusCode != 200 || resp.Text != body {
+				resp := b.Do("POST", "/restarts/x", body, "X-CSRF", "1")
+				if resp.StatusCode != 200 || resp.Text != body {
 					t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 				}
 			}

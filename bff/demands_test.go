@@ -51,12 +51,14 @@ func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
 		a := demanding(t, parameters)
 		q := a.browser().Navigate("/bff/login?" + url.Values{test.name: {test.link}}.Encode()).Location(t).Query()
 		if got := q[test.name]; len(got) != 1 || got[0] != test.want {
-			t.Errorf("%s: the operator says %q, a link %q: sent %q, want %q", test.name, test.operator, test.link, got, test.want)
+			t.Errorf("%s: the operator says %q, a link %q: sent %q, want %q", test.name,
+				test.operator, test.link, got, test.want)
 		}
 	}
 }
 
-// Each way to sign in, with an ID token that has what the link says and not what the operator does.
+// Each way to sign in, with an ID token that has what the link says and not
+// what the operator does.
 func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	t.Parallel()
 	silver := devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}
@@ -69,7 +71,8 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 		wantPage(t, a.browser().SignIn("alice", "acr_values=silver"), 403, "login_too_weak")
 		a.takeDown(old)
 		again := a.browser().SignIn("alice", "max_age=7200")
-		if again.StatusCode != 302 || again.Location(t).Query().Get("prompt") != "login" || again.Location(t).Query().Get("acr_values") != "gold" {
+		if again.StatusCode != 302 || again.Location(t).Query().Get("prompt") != "login" ||
+			again.Location(t).Query().Get("acr_values") != "gold" {
 			t.Errorf("an old sign-in: got %d, want a login that asks again", again.StatusCode)
 		}
 	})
@@ -98,14 +101,20 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 			t.Errorf("sent %v", q)
 		}
 		back := b.Pick("alice", to.String()).Location(t).String()
-		wantPage(t, b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
+		wantPage(t,
+			b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
 	t.Run("one of another site", func(t *testing.T) {
 		a.takeDown(silver)
 		b := a.browser()
-		back := b.Pick("alice", b.Navigate("/bff/login?acr_values=silver&max_age=9999", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
-		wantPage(t, b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
+		back := b.Pick("alice",
+			b.Navigate("/bff/login?acr_values=silver&max_age=9999",
+				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		wantPage(t,
+			b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
 	t.Run("one that meets them", func(t *testing.T) {
@@ -118,7 +127,8 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	})
 }
 
-// OpenID Connect Core 3.1.3.7 (12, 13): what is asked for is looked at, whoever asked.
+// OpenID Connect Core 3.1.3.7 (12, 13): what is asked for is looked at, whoever
+// asked.
 func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {

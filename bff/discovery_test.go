@@ -30,8 +30,8 @@ func instead(path string, serve http.HandlerFunc) devidp.Hooks {
 	}}
 }
 
-// What is in the place of metadata or keys is named: the URL that was asked, the
-// status, where a redirect leads. Its body is not quoted.
+// What is in the place of metadata or keys is named: the URL that was asked,
+// the status, where a redirect leads. Its body is not quoted.
 func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 	t.Parallel()
 	redirect := func(status int, location string) http.HandlerFunc {
@@ -53,22 +53,69 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 		serve http.HandlerFunc
 		want  []string
 	}{
-		"metadata, 301":             {metadata, redirect(301, "https://login.example/op/.well-known/openid-configuration?sig=s3cr3t#x"), []string{"discover provider: GET ", "/op/.well-known/openid-configuration: 301 Moved Permanently to https://login.example/op/.well-known/openid-configuration (", "oidc.issuer"}},
-		"metadata, 302":             {metadata, redirect(302, "https://user:s3cr3t@login.example/"), []string{"302 Found to https://login.example/ ("}},
-		"metadata, 307":             {metadata, redirect(307, "/elsewhere?s3cr3t"), []string{"307 Temporary Redirect to http://127.0.0.1:", "/elsewhere ("}},
-		"metadata, 308":             {metadata, redirect(308, "//other.example/x"), []string{"308 Permanent Redirect to http://other.example/x ("}},
-		"metadata, 302 bare":        {metadata, respond(302), []string{"openid-configuration: 302 Found (check oidc.issuer)"}},
-		"metadata, 404":             {metadata, respond(404), []string{"discover provider: GET http://127.0.0.1:", "/op/.well-known/openid-configuration: 404 Not Found (check oidc.issuer)"}},
-		"metadata, 401":             {metadata, respond(401), []string{"401 Unauthorized (check oidc.issuer)"}},
-		"metadata, 503":             {metadata, respond(503), []string{"/op/.well-known/openid-configuration: 503 Service Unavailable"}},
-		"metadata, 204":             {metadata, respond(204), []string{"204 No Content"}},
-		"metadata, 799":             {metadata, respond(799), []string{": 799"}},
-		"metadata, no JSON":         {metadata, respond(200), []string{"/op/.well-known/openid-configuration: it is not JSON (check oidc.issuer)"}},
-		"metadata, a long redirect": {metadata, redirect(302, "https://login.example/"+strings.Repeat("x", 5000)), []string{"302 Found to https://login.example/xxx"}},
-		"keys, 302":                 {keys, redirect(302, "https://keys.example/jwks?sig=s3cr3t"), []string{"GET http://127.0.0.1:", "/op/jwks: 302 Found to https://keys.example/jwks (", "jwks_uri"}},
-		"keys, 404":                 {keys, respond(404), []string{"/op/jwks: 404 Not Found"}},
-		"keys, 500":                 {keys, respond(500), []string{"/op/jwks: 500 Internal Server Error"}},
-		"keys, no JSON":             {keys, respond(200), []string{"/op/jwks: JWK Set: it is not JSON"}},
+		"metadata, 301": {
+			metadata,
+			redirect(301, "https://login.example/op/.well-known/openid-configuration?sig=s3cr3t#x"),
+			[]string{
+				"discover provider: GET ",
+				"/op/.well-known/openid-configuration: 301 Moved Permanently to https://login.example/op/.well-known/openid-configuration (",
+				"oidc.issuer",
+			},
+		},
+		"metadata, 302": {
+			metadata,
+			redirect(302, "https://user:s3cr3t@login.example/"),
+			[]string{"302 Found to https://login.example/ ("},
+		},
+		"metadata, 307": {
+			metadata,
+			redirect(307, "/elsewhere?s3cr3t"),
+			[]string{"307 Temporary Redirect to http://127.0.0.1:", "/elsewhere ("},
+		},
+		"metadata, 308": {
+			metadata,
+			redirect(308, "//other.example/x"),
+			[]string{"308 Permanent Redirect to http://other.example/x ("},
+		},
+		"metadata, 302 bare": {
+			metadata,
+			respond(302),
+			[]string{"openid-configuration: 302 Found (check oidc.issuer)"},
+		},
+		"metadata, 404": {
+			metadata,
+			respond(404),
+			[]string{
+				"discover provider: GET http://127.0.0.1:",
+				"/op/.well-known/openid-configuration: 404 Not Found (check oidc.issuer)",
+			},
+		},
+		"metadata, 401": {metadata, respond(401), []string{"401 Unauthorized (check oidc.issuer)"}},
+		"metadata, 503": {
+			metadata,
+			respond(503),
+			[]string{"/op/.well-known/openid-configuration: 503 Service Unavailable"},
+		},
+		"metadata, 204": {metadata, respond(204), []string{"204 No Content"}},
+		"metadata, 799": {metadata, respond(799), []string{": 799"}},
+		"metadata, no JSON": {
+			metadata,
+			respond(200),
+			[]string{"/op/.well-known/openid-configuration: it is not JSON (check oidc.issuer)"},
+		},
+		"metadata, a long redirect": {
+			metadata,
+			redirect(302, "https://login.example/"+strings.Repeat("x", 5000)),
+			[]string{"302 Found to https://login.example/xxx"},
+		},
+		"keys, 302": {
+			keys,
+			redirect(302, "https://keys.example/jwks?sig=s3cr3t"),
+			[]string{"GET http://127.0.0.1:", "/op/jwks: 302 Found to https://keys.example/jwks (", "jwks_uri"},
+		},
+		"keys, 404":     {keys, respond(404), []string{"/op/jwks: 404 Not Found"}},
+		"keys, 500":     {keys, respond(500), []string{"/op/jwks: 500 Internal Server Error"}},
+		"keys, no JSON": {keys, respond(200), []string{"/op/jwks: JWK Set: it is not JSON"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -102,8 +149,8 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 	}
 }
 
-// Members of metadata that the configuration does not need may be anything; those
-// that it needs are named when they are not.
+// Members of metadata that the configuration does not need may be anything;
+// those that it needs are named when they are not.
 func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 	t.Parallel()
 	const (
@@ -135,13 +182,23 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 		{"an-extension", odd, nil, found},
 		{"end_session_endpoint", []any{nil, "", 7, true, []any{"https://id.example/"}, map[string]any{}}, nil, found},
 		{"revocation_endpoint", []any{nil, "", 7, true, []any{"https://id.example/"}, map[string]any{}}, nil, found},
-		{"pushed_authorization_request_endpoint", []any{nil, "", 7, true, []any{"https://id.example/"}, map[string]any{}}, nil, found},
+		{
+			"pushed_authorization_request_endpoint",
+			[]any{nil, "", 7, true, []any{"https://id.example/"}, map[string]any{}},
+			nil,
+			found,
+		},
 		{"userinfo_endpoint", []any{nil, "", 7, true, []any{"https://id.example/"}, map[string]any{}}, nil, found},
 		{"require_pushed_authorization_requests", odd, nil, found},
 		{"require_signed_request_object", []any{nil, "", "true", 7, []any{}, map[string]any{}}, nil, found},
 		{"authorization_response_iss_parameter_supported", odd, nil, found},
 		{"tls_client_certificate_bound_access_tokens", odd, nil, found},
-		{"id_token_signing_alg_values_supported", []any{nil, "", "RS256", 7, true, []any{}, []any{"RS256", 7}, []any{"none", "HS256"}, map[string]any{}}, nil, found},
+		{
+			"id_token_signing_alg_values_supported",
+			[]any{nil, "", "RS256", 7, true, []any{}, []any{"RS256", 7}, []any{"none", "HS256"}, map[string]any{}},
+			nil,
+			found,
+		},
 		{"token_endpoint_auth_signing_alg_values_supported", odd, nil, found},
 		{"request_object_signing_alg_values_supported", odd, nil, found},
 		{"dpop_signing_alg_values_supported", odd, nil, found},
@@ -167,7 +224,9 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 					if test.edit != nil {
 						test.edit(&cfg.Provider)
 					}
-					a.provider.Misbehave(t, bfftest.Discovery(test.member, func(m map[string]any) { m[test.member] = value }))
+					a.provider.Misbehave(t, bfftest.Discovery(test.member, func(m map[string]any) {
+						m[test.member] = value
+					}))
 				})
 				waitFor(t, "it is said", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
 				if text := fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"]); !strings.Contains(text, test.member) {
@@ -197,16 +256,28 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 	t.Run("and it is said what was ignored", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(a *app, _ *bff.Config) {
-			a.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) { m["end_session_endpoint"], m["revocation_endpoint"] = 7, []string{"x"} }})
+			a.provider.SetHooks(devidp.Hooks{
+				EditDiscovery: func(m map[string]any) {
+					m["end_session_endpoint"], m["revocation_endpoint"] = 7, []string{"x"}
+				},
+			})
 		})
 		lines := a.logs.lines(t, "members of the provider's metadata ignored")
-		if len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0]["err"]), "end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string") {
+		if len(lines) != 1 ||
+			!strings.Contains(fmt.Sprint(lines[0]["err"]),
+				"end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string") {
 			t.Errorf("got %v", lines)
 		}
 	})
 	t.Run("twice", func(t *testing.T) {
 		t.Parallel()
-		for member, up := range map[string]bool{"scopes_supported": true, "x": true, "end_session_endpoint": true, "jwks_uri": false, "issuer": false} {
+		for member, up := range map[string]bool{
+			"scopes_supported":     true,
+			"x":                    true,
+			"end_session_endpoint": true,
+			"jwks_uri":             false,
+			"issuer":               false,
+		} {
 			twice := instead("/openid-configuration", nil)
 			twice.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/openid-configuration") {
@@ -216,7 +287,9 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 				recorded := httptest.NewRecorder()
 				next.ServeHTTP(recorded, r)
 				w.Header().Set("Content-Type", "application/json")
-				io.WriteString(w, strings.Replace(recorded.Body.String(), "{", `{"`+member+`":"https://evil.example/x","`+member+`":"https://evil.example/x",`, 1))
+				io.WriteString(w,
+					strings.Replace(recorded.Body.String(), "{",
+						`{"`+member+`":"https://evil.example/x","`+member+`":"https://evil.example/x",`, 1))
 			}
 			a := newApp(t, func(a *app, _ *bff.Config) {
 				if !up {
@@ -242,7 +315,10 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 	t.Parallel()
 	client := func(token bff.Token) func(*app, *bff.Config) {
 		return func(a *app, cfg *bff.Config) {
-			cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: token}, {Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"}}
+			cfg.Routes = []bff.Route{
+				{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: token},
+				{Path: "/public/", Upstream: []string{a.echo.URL}, Token: "none"},
+			}
 		}
 	}
 	without := func(names ...string) devidp.Hooks {
@@ -255,7 +331,8 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 	for name, hooks := range map[string]devidp.Hooks{
 		"no authorization_endpoint": without("authorization_endpoint"),
 		"no jwks_uri":               without("jwks_uri"),
-		"neither":                   without("authorization_endpoint", "jwks_uri", "response_types_supported", "subject_types_supported", "id_token_signing_alg_values_supported"),
+		"neither": without("authorization_endpoint", "jwks_uri",
+			"response_types_supported", "subject_types_supported", "id_token_signing_alg_values_supported"),
 		"both of another type": {EditDiscovery: func(m map[string]any) {
 			m["authorization_endpoint"], m["jwks_uri"] = 7, []string{}
 		}},
@@ -286,7 +363,10 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 				t.Errorf("the log does not say why: %s", a.logs)
 			}
 			if name == "neither" {
-				wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}), "provider_unavailable")
+				wantRefused(t, "a logout token",
+					a.tellLogout(url.Values{
+						"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})},
+					}), "provider_unavailable")
 			}
 		})
 	}
@@ -302,7 +382,8 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 	})
 }
 
-// RFC 9700 4.12: what we send goes to the provider, and nowhere that it points to.
+// RFC 9700 4.12: what we send goes to the provider, and nowhere that it points
+// to.
 func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 	t.Parallel()
 	var strayed atomic.Int32
@@ -326,7 +407,9 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 					a.provider.Misbehave(t, bfftest.ProviderDown)
 					a.provider.SetHooks(redirect)
 				})
-				waitFor(t, "the provider is not found", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
+				waitFor(t, "the provider is not found", func() bool {
+					return strings.Contains(a.logs.String(), "provider discovery failed")
+				})
 				continue
 			}
 			a := newApp(t, withUserInfo)
@@ -343,7 +426,8 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 					t.Errorf("logout: got %d", got)
 				}
 			default:
-				if got := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String()).StatusCode; got/100 != 5 {
+				got := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String()).StatusCode
+				if got/100 != 5 {
 					t.Errorf("%s: got %d", path, got)
 				}
 			}

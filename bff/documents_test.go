@@ -18,7 +18,13 @@ func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
 	return newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes,
 			bff.Route{Path: "/files/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
-			bff.Route{Path: "/docs/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata", Documents: "allow"},
+			bff.Route{
+				Path:      "/docs/",
+				Upstream:  []string{a.echo.URL},
+				Token:     "user",
+				CSRF:      "fetch-metadata",
+				Documents: "allow",
+			},
 			bff.Route{Path: "/docs/private/", Upstream: []string{a.echo.URL}, Token: "user", CSRF: "fetch-metadata"},
 		)
 		if edit != nil {
@@ -70,13 +76,20 @@ func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T
 			"/files/x.html": "/", "/files/": "/", "/files": "/", "/api/x": "/", "/public/x": "/", "/stream/x": "/",
 			"/docs/private/x": "/", "/docs/private": "/", "/docs": "/",
 			// Other readings of the path.
-			"/Files/x": "/", "/files;a=b/x": "/", "/files./x": "/", "/files%20/x": "/", "/x%2F..%2Ffiles/x": "/", "/%66iles/x": "/", "/%2566iles/x": "/", "/files%2Fx": "/", "/files%252Fx": "/",
-			"/x/..%2Ffiles/x": "/", "/fileſ/x": "/", "/files%3Fx": "/", "/files%23/x": "/", "/docs/Private/x": "/", "/docs/private;x/y": "/", "/docs//private/x": "/", "/docs%2Fprivate/x": "/", "/docs/a%2Fb": "/",
+			"/Files/x": "/", "/files;a=b/x": "/", "/files./x": "/", "/files%20/x": "/",
+			"/x%2F..%2Ffiles/x": "/", "/%66iles/x": "/", "/%2566iles/x": "/", "/files%2Fx": "/", "/files%252Fx": "/",
+			"/x/..%2Ffiles/x": "/", "/fileſ/x": "/", "/files%3Fx": "/", "/files%23/x": "/",
+			"/docs/Private/x": "/", "/docs/private;x/y": "/", "/docs//private/x": "/",
+			"/docs%2Fprivate/x": "/", "/docs/a%2Fb": "/",
 			// Our own endpoints.
-			"/bff": "/", "/bff/": "/", "/bff/logout/callback": "/", "/bff/session": "/", "/BFF/login": "/", "/bff%2Flogin": "/", "/bff;x/login": "/", "/bff./login": "/", "/x%2F..%2Fbff/login": "/",
+			"/bff": "/", "/bff/": "/", "/bff/logout/callback": "/", "/bff/session": "/",
+			"/BFF/login": "/", "/bff%2Flogin": "/", "/bff;x/login": "/", "/bff./login": "/", "/x%2F..%2Fbff/login": "/",
 			// The app's own paths, though they can be read in several ways.
-			"/group%2Fproject": "/group%2Fproject", "/app/files/group%2Fproject": "/app/files/group%2Fproject", "/search/a%2520b": "/search/a%2520b", "/orders//42": "/orders//42", "/a;b=c/x": "/a;b=c/x",
-			"/filesystem": "/filesystem", "/bffs": "/bffs", "/apiary/": "/apiary/", "/50%25": "/50%25", "/x?next=/files/x": "/x?next=/files/x", "/#/files/x": "/#/files/x",
+			"/group%2Fproject":           "/group%2Fproject",
+			"/app/files/group%2Fproject": "/app/files/group%2Fproject",
+			"/search/a%2520b":            "/search/a%2520b", "/orders//42": "/orders//42", "/a;b=c/x": "/a;b=c/x",
+			"/filesystem": "/filesystem", "/bffs": "/bffs", "/apiary/": "/apiary/",
+			"/50%25": "/50%25", "/x?next=/files/x": "/x?next=/files/x", "/#/files/x": "/#/files/x",
 		} {
 			if got := landing(t, a.browser(), returnTo, ownPage...); got != want {
 				t.Errorf("%s: ended at %s, want %s", returnTo, got, want)
@@ -85,7 +98,8 @@ func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T
 	})
 }
 
-// The attempt's own page cannot make another site's login one of the app's: neither a page that offers another try, nor a stale response.
+// The attempt's own page cannot make another site's login one of the app's:
+// neither a page that offers another try, nor a stale response.
 func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
@@ -93,13 +107,16 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 	t.Run("the page of a login that failed", func(t *testing.T) {
 		for _, resp := range []*bfftest.Response{
 			a.browser().Navigate(link+"&prompt=evil", "Sec-Fetch-Site", "cross-site"),
-			a.browser().Navigate("/bff/callback?state=x&code=y&return_to=%2Fdocs%2Fx.html", "Sec-Fetch-Site", "cross-site"),
+			a.browser().Navigate("/bff/callback?state=x&code=y&return_to=%2Fdocs%2Fx.html",
+				"Sec-Fetch-Site", "cross-site"),
 		} {
-			if resp.StatusCode != 400 || strings.Contains(resp.Text, "docs") || strings.Contains(resp.Text, "return_to") {
+			if resp.StatusCode != 400 || strings.Contains(resp.Text, "docs") ||
+				strings.Contains(resp.Text, "return_to") {
 				t.Errorf("got %d:\n%s", resp.StatusCode, resp.Text)
 			}
 		}
-		if resp := a.browser().Navigate(link+"&prompt=evil", ownPage...); !strings.Contains(resp.Text, "return_to=%2Fdocs%2Fx.html") {
+		resp := a.browser().Navigate(link+"&prompt=evil", ownPage...)
+		if !strings.Contains(resp.Text, "return_to=%2Fdocs%2Fx.html") {
 			t.Errorf("the app's own: the way to try again is lost:\n%s", resp.Text)
 		}
 	})
@@ -113,9 +130,12 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 			t.Errorf("with a session: ended at %s", resp.Header.Get("Location"))
 		}
 		stranger := a.browser()
-		restarted := stranger.Navigate(onwards(t, stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
-		back := stranger.Navigate(stranger.Pick("alice", restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-		if resp := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin"); resp.Header.Get("Location") != "/" {
+		restarted := stranger.Navigate(onwards(t,
+			stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
+		back := stranger.Navigate(stranger.Pick("alice",
+			restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+		resp := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin")
+		if resp.Header.Get("Location") != "/" {
 			t.Errorf("without a session: ended at %s", resp.Header.Get("Location"))
 		}
 	})
@@ -125,15 +145,18 @@ func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
 	for returnTo, want := range map[string]string{
-		"/bye": "/bye", "/docs/bye.html": "/docs/bye.html", "/files/x": "/", "/api/x": "/", "/bff/login": "/", "/bff/logout/callback": "/", "/BFF/login": "/", "/bff%2Flogin": "/", "/docs/private/x": "/",
+		"/bye": "/bye", "/docs/bye.html": "/docs/bye.html", "/files/x": "/", "/api/x": "/",
+		"/bff/login": "/", "/bff/logout/callback": "/", "/BFF/login": "/", "/bff%2Flogin": "/", "/docs/private/x": "/",
 	} {
 		submitter, b := a.signedIn(), a.signedIn()
 		byForm := submitter.Submit("/bff/logout", url.Values{"return_to": {returnTo}}).Location(t).String()
 		var script struct {
 			RedirectTo string `json:"redirect_to"`
 		}
-		b.Do("POST", "/bff/logout", url.Values{"return_to": {returnTo}}.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Accept", "application/json",
-			"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty").Decode(t, &script)
+		b.Do("POST", "/bff/logout", url.Values{"return_to": {returnTo}}.Encode(),
+			"Content-Type", "application/x-www-form-urlencoded", "Accept", "application/json",
+			"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors",
+			"Sec-Fetch-Dest", "empty").Decode(t, &script)
 		byScript := b.Navigate(script.RedirectTo, ownPage...).Location(t).String()
 		for how, browser := range map[string]*bfftest.Browser{"form": submitter, "script": b} {
 			out := map[string]string{"form": byForm, "script": byScript}[how]
@@ -145,14 +168,16 @@ func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
 	}
 	// A request whose origin nobody vouches for but its Origin or X-CSRF.
 	b := a.signedIn()
-	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html", "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
+	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html",
+		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
 	resp := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
 	if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
 		t.Errorf("without Sec-Fetch-Site: ended at %q", got)
 	}
 }
 
-// Whatever response mode and whoever starts the login: the upstream of a route without documents is never called.
+// Whatever response mode and whoever starts the login: the upstream of a route
+// without documents is never called.
 func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"query", "form_post"} {
@@ -164,8 +189,13 @@ func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 			}
 		} else {
 			page := b.Follow(b.Navigate("/bff/login?return_to=/files/x.html", "Sec-Fetch-Site", "cross-site"), "")
-			page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
-			page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
+			page = b.Submit(page.Request.URL.String(), url.Values{
+				"user": {"alice"},
+				"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+			})
+			page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(),
+				"Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site",
+				"Sec-Fetch-Mode", "navigate")
 			resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
 			if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
 				t.Errorf("%s: got %d to %s", mode, resp.StatusCode, got)
@@ -180,8 +210,18 @@ func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 
 func TestDocumentsIsAllowOrNothing(t *testing.T) {
 	t.Parallel()
-	for value, good := range map[bff.Documents]bool{"": true, "allow": true, "Allow": false, "true": false, "sandbox": false} {
-		_, err := bff.New(bff.Config{Routes: []bff.Route{{Path: "/docs/", Upstream: []string{"http://docs.internal"}, Token: "user", Documents: value}}})
+	for value, good := range map[bff.Documents]bool{
+		"":        true,
+		"allow":   true,
+		"Allow":   false,
+		"true":    false,
+		"sandbox": false,
+	} {
+		_, err := bff.New(bff.Config{
+			Routes: []bff.Route{
+				{Path: "/docs/", Upstream: []string{"http://docs.internal"}, Token: "user", Documents: value},
+			},
+		})
 		if said := strings.Contains(fmt.Sprint(err), fmt.Sprintf("Routes[0].Documents: %q", value)); said == good {
 			t.Errorf("%q: got %v", value, err)
 		}

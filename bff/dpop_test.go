@@ -26,7 +26,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// proven is a request with a DPoP proof that was checked as RFC 9449 4.3 has it, but for its nonce.
+// proven is a request with a DPoP proof that was checked as RFC 9449 4.3 has
+// it, but for its nonce.
 type proven struct {
 	jkt, jti, nonce string
 	token           string // digest
@@ -63,7 +64,9 @@ func checkProof(r *http.Request, target string) (proven, error) {
 		return proven{}, err
 	}
 	sum := sha256.Sum256([]byte(token))
-	if age := time.Since(time.Unix(int64(issued.IAT), 0)); claims.HTM != r.Method || claims.HTU != target || claims.ATH != base64.RawURLEncoding.EncodeToString(sum[:]) || age > time.Minute || age < -time.Second {
+	age := time.Since(time.Unix(int64(issued.IAT), 0))
+	if claims.HTM != r.Method || claims.HTU != target ||
+		claims.ATH != base64.RawURLEncoding.EncodeToString(sum[:]) || age > time.Minute || age < -time.Second {
 		return proven{}, fmt.Errorf("the claims are %s, want them for %s %s", payload, r.Method, target)
 	}
 	thumbprint, err := header.JSONWebKey.Thumbprint(crypto.SHA256)
@@ -82,7 +85,8 @@ func checkProof(r *http.Request, target string) (proven, error) {
 	return b, nil
 }
 
-// boundAPI is an upstream that takes requests with proofs. Those without the nonce that it wants, if it wants one, it refuses.
+// boundAPI is an upstream that takes requests with proofs. Those without the
+// nonce that it wants, if it wants one, it refuses.
 type boundAPI struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -135,11 +139,14 @@ func (a *boundAPI) requests() []proven {
 	return slices.Clone(a.got)
 }
 
-// newBoundApp is an app whose tokens are bound to keys, at a provider that wants nonces.
+// newBoundApp is an app whose tokens are bound to keys, at a provider that
+// wants nonces.
 func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
 	t.Helper()
 	api := newBoundAPI(t)
-	return newAppWith(t, func(c *devidp.Config) { c.RequireDPoPNonce, c.Clients[0].DPoPBound = true, true }, func(a *app, cfg *bff.Config) {
+	return newAppWith(t, func(c *devidp.Config) {
+		c.RequireDPoPNonce, c.Clients[0].DPoPBound = true, true
+	}, func(a *app, cfg *bff.Config) {
 		cfg.Provider.SenderConstraint = "dpop"
 		cfg.Routes = []bff.Route{
 			{Path: "/api/", Upstream: []string{api.URL}, Token: "user"},
@@ -196,7 +203,8 @@ func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
 	}
 }
 
-// The provider wants a nonce: the first request without one is made again, once, and those that follow have it (RFC 9449 8, 8.2).
+// The provider wants a nonce: the first request without one is made again,
+// once, and those that follow have it (RFC 9449 8, 8.2).
 func TestTheProvidersNonce(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -206,7 +214,9 @@ func TestTheProvidersNonce(t *testing.T) {
 		_, claims := unverified(t, call.header.Get("DPoP"))
 		return claims["nonce"]
 	}
-	if pushed := c.to("/par"); len(pushed) != 2 || nonceIn(pushed[0]) != nil || nonceIn(pushed[1]) == nil || pushed[0].form.Get("state") != pushed[1].form.Get("state") {
+	pushed := c.to("/par")
+	if len(pushed) != 2 || nonceIn(pushed[0]) != nil || nonceIn(pushed[1]) == nil ||
+		pushed[0].form.Get("state") != pushed[1].form.Get("state") {
 		t.Errorf("pushed %d times", len(pushed))
 	}
 	if redeemed := c.to("/token"); len(redeemed) != 1 || nonceIn(redeemed[0]) == nil {
@@ -215,13 +225,15 @@ func TestTheProvidersNonce(t *testing.T) {
 	a.provider.RotateDPoPNonce()
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
-	if all := c.to("/token"); len(all) != 4 || nonceIn(all[1]) == nonceIn(all[2]) || nonceIn(all[2]) != nonceIn(all[3]) {
+	all := c.to("/token")
+	if len(all) != 4 || nonceIn(all[1]) == nonceIn(all[2]) || nonceIn(all[2]) != nonceIn(all[3]) {
 		t.Errorf("%d token requests for a login and two refreshes with a new nonce between, want 4", len(all))
 	}
 	seen := make(map[any]bool)
 	for _, call := range append(c.to("/par"), c.to("/token")...) {
 		header, claims := unverified(t, call.header.Get("DPoP"))
-		if header["typ"] != "dpop+jwt" || header["alg"] != "ES256" || claims["ath"] != nil || claims["htm"] != "POST" || claims["htu"] != a.provider.Issuer+call.path || seen[claims["jti"]] {
+		if header["typ"] != "dpop+jwt" || header["alg"] != "ES256" || claims["ath"] != nil ||
+			claims["htm"] != "POST" || claims["htu"] != a.provider.Issuer+call.path || seen[claims["jti"]] {
 			t.Errorf("%s: header %v, claims %v", call.path, header, claims)
 		}
 		if jwk := header["jwk"].(map[string]any); len(jwk) != 4 || jwk["d"] != nil {
@@ -238,7 +250,8 @@ func TestTheProvidersNonce(t *testing.T) {
 	}
 }
 
-// A nonce is for the server that gave it, also where a provider has several (RFC 9449 9).
+// A nonce is for the server that gave it, also where a provider has several
+// (RFC 9449 9).
 func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 	t.Parallel()
 	var a *app
@@ -268,7 +281,8 @@ func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 	}
 }
 
-// A provider that asks for another nonce each time is a fault that passes, after one more try.
+// A provider that asks for another nonce each time is a fault that passes,
+// after one more try.
 func TestANonceIsTriedOnce(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, nil)
@@ -290,7 +304,8 @@ func TestANonceIsTriedOnce(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// RFC 9449 8.2: a nonce that comes with a good answer counts from the next request on.
+// RFC 9449 8.2: a nonce that comes with a good answer counts from the next
+// request on.
 func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
@@ -316,7 +331,8 @@ func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
 	}
 }
 
-// An upstream wants a nonce of its own: the request is made again with it, body and all (RFC 9449 9).
+// An upstream wants a nonce of its own: the request is made again with it, body
+// and all (RFC 9449 9).
 func TestTheUpstreamsNonce(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -331,14 +347,16 @@ func TestTheUpstreamsNonce(t *testing.T) {
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantOK(t, b.Fetch("GET", "/v1/x"))
 	got := api.requests()
-	if len(got) != 5 || got[0].nonce != "" || got[1].nonce != "upstream-1" || got[2].nonce != "upstream-1" || got[4].nonce != "upstream-1" {
+	if len(got) != 5 || got[0].nonce != "" || got[1].nonce != "upstream-1" ||
+		got[2].nonce != "upstream-1" || got[4].nonce != "upstream-1" {
 		t.Errorf("the upstream got %v, want its nonce after the first request to each of two addresses", got)
 	}
 	api.want("upstream-2")
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	for _, call := range c.to("/token") {
-		if _, claims := unverified(t, call.header.Get("DPoP")); strings.HasPrefix(fmt.Sprint(claims["nonce"]), "upstream") {
+		_, claims := unverified(t, call.header.Get("DPoP"))
+		if strings.HasPrefix(fmt.Sprint(claims["nonce"]), "upstream") {
 			t.Error("the provider got the upstream's nonce")
 		}
 	}
@@ -397,7 +415,8 @@ func TestARequestThatIsMadeAgainHasANewProof(t *testing.T) {
 	}
 }
 
-// Two sessions at once, while the nonce changes: neither gets the other's token (the tests of the proof would see it).
+// Two sessions at once, while the nonce changes: neither gets the other's token
+// (the tests of the proof would see it).
 func TestNoncesMixNoSessions(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -413,7 +432,8 @@ func TestNoncesMixNoSessions(t *testing.T) {
 					api.mu.Unlock()
 				}
 				resp := b.Fetch("GET", "/api/x")
-				if resp.StatusCode != 200 && !strings.Contains(resp.Header.Get("WWW-Authenticate"), "use_dpop_nonce") { // it changed twice
+				// it changed twice
+				if resp.StatusCode != 200 && !strings.Contains(resp.Header.Get("WWW-Authenticate"), "use_dpop_nonce") {
 					t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 				}
 			}
@@ -429,14 +449,18 @@ func TestNoncesMixNoSessions(t *testing.T) {
 	}
 }
 
-// successor is another process with the app's store and keys, and a configuration of its own. It returns how to ask it as a browser of the app.
+// successor is another process with the app's store and keys, and a
+// configuration of its own. It returns how to ask it as a browser of the app.
 func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method, path string) *http.Response {
 	a.t.Helper()
 	cfg := bff.Config{
 		PublicURL: a.url,
-		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret)},
-		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
-		Logger:    slog.New(slog.DiscardHandler),
+		Provider: bff.ProviderConfig{
+			Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID,
+			ClientSecret: session.Secret(a.provider.Client.Secret),
+		},
+		Sessions: session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Logger:   slog.New(slog.DiscardHandler),
 	}
 	edit(&cfg)
 	next, err := bff.New(cfg)
@@ -474,7 +498,8 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 	}
 }
 
-// The key is kept with the session: another process with the same store goes on with it.
+// The key is kept with the session: another process with the same store goes on
+// with it.
 func TestTheKeySurvivesARestart(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -494,7 +519,8 @@ func TestTheKeySurvivesARestart(t *testing.T) {
 	}
 }
 
-// Where tokens are to be bound from now on, those of sessions from before are too.
+// Where tokens are to be bound from now on, those of sessions from before are
+// too.
 func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -505,10 +531,13 @@ func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.
 	}
 	next, err := bff.New(bff.Config{
 		PublicURL: a.url,
-		Provider:  bff.ProviderConfig{Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID, ClientSecret: session.Secret(a.provider.Client.Secret), SenderConstraint: "dpop"},
-		Sessions:  session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
-		Routes:    []bff.Route{{Path: "/api/", Upstream: []string{a.echo.URL}, Token: "user"}},
-		Logger:    slog.New(slog.DiscardHandler),
+		Provider: bff.ProviderConfig{
+			Issuer: a.provider.Issuer, ClientID: a.provider.Client.ID,
+			ClientSecret: session.Secret(a.provider.Client.Secret), SenderConstraint: "dpop",
+		},
+		Sessions: session.Config{Store: a.store, Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes:   []bff.Route{{Path: "/api/", Upstream: []string{a.echo.URL}, Token: "user"}},
+		Logger:   slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -537,7 +566,8 @@ func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.
 	}
 }
 
-// A login that began before tokens were to be bound, or after that was given up, does not end with a session that is otherwise.
+// A login that began before tokens were to be bound, or after that was given
+// up, does not end with a session that is otherwise.
 func TestALoginEndsAsItBegan(t *testing.T) {
 	t.Parallel()
 	for _, constraint := range []string{"", "dpop"} {
@@ -547,7 +577,8 @@ func TestALoginEndsAsItBegan(t *testing.T) {
 		other := map[string]string{"": "dpop", "dpop": ""}[constraint]
 		ask := a.successor(func(cfg *bff.Config) { cfg.Provider.SenderConstraint = other })
 		if got := ask(b, "GET", back.RequestURI()).StatusCode; got != 502 || a.provider.TokenRequests() > 0 {
-			t.Errorf("began with %q, ended with %q: got %d after %d token requests", constraint, other, got, a.provider.TokenRequests())
+			t.Errorf("began with %q, ended with %q: got %d after %d token requests", constraint,
+				other, got, a.provider.TokenRequests())
 		}
 	}
 }
@@ -556,31 +587,42 @@ func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
 	t.Parallel()
 	t.Run("at login", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
-		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		a.takeDown(devidp.Hooks{
+			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" },
+		})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	})
 	t.Run("at a refresh", func(t *testing.T) {
 		a, _ := newBoundApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" }})
+		a.takeDown(devidp.Hooks{
+			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" },
+		})
 		wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 		a.wantSession(b, "alice")
 	})
 	t.Run("bound where it should not be", func(t *testing.T) {
 		a := newApp(t, nil)
-		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" }})
+		a.takeDown(devidp.Hooks{
+			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" },
+		})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	})
 	t.Run("a provider that takes no ES256", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.SenderConstraint = "dpop"
-			a.provider.Misbehave(t, bfftest.Discovery("no ES256", func(m map[string]any) { m["dpop_signing_alg_values_supported"] = []string{"RS256"} }))
+			a.provider.Misbehave(t, bfftest.Discovery("no ES256", func(m map[string]any) {
+				m["dpop_signing_alg_values_supported"] = []string{"RS256"}
+			}))
 		})
-		waitFor(t, "it is said", func() bool { return strings.Contains(a.logs.String(), "takes no DPoP proofs with ES256") })
+		waitFor(t, "it is said", func() bool {
+			return strings.Contains(a.logs.String(), "takes no DPoP proofs with ES256")
+		})
 	})
 }
 
-// The code is bound to the key from the beginning (RFC 9449 10): what is in the request says so where it is not pushed with a proof.
+// The code is bound to the key from the beginning (RFC 9449 10): what is in the
+// request says so where it is not pushed with a proof.
 func TestTheCodeIsBoundToTheKey(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })

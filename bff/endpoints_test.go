@@ -13,7 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// A service worker that answers navigations with fetch(event.request) leaves the mode and takes the destination away.
+// A service worker that answers navigations with fetch(event.request) leaves
+// the mode and takes the destination away.
 func TestTheModeNavigateProvesANavigation(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -24,13 +25,19 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 		if begun.StatusCode != 302 {
 			t.Fatalf("login: got %d\n%s", begun.StatusCode, begun.Text)
 		}
-		end := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), append(through, "Sec-Fetch-Site", "cross-site")...)
+		end := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(),
+			append(through, "Sec-Fetch-Site", "cross-site")...)
 		if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
 			t.Errorf("callback: got %d to %q", end.StatusCode, end.Header.Get("Location"))
 		}
 		a.wantSession(b, "alice")
-		out := b.Do("POST", "/bff/logout", "", append([]string{"Content-Type", "application/x-www-form-urlencoded", "Origin", a.url, "Accept", "text/html"}, through...)...)
-		back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String(), append(through, "Sec-Fetch-Site", "cross-site")...)
+		out := b.Do("POST", "/bff/logout", "",
+			append([]string{
+				"Content-Type", "application/x-www-form-urlencoded", "Origin", a.url, "Accept",
+				"text/html",
+			}, through...)...)
+		back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String(),
+			append(through, "Sec-Fetch-Site", "cross-site")...)
 		if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
 			t.Errorf("the way back from a logout: got %d to %q", back.StatusCode, back.Header.Get("Location"))
 		}
@@ -54,17 +61,24 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 				wantProblem(t, a.browser().Navigate(path, "Sec-Fetch-Dest", dest), 401, "navigation_only")
 			}
 			if dest != "iframe" { // where a silent login ends
-				wantProblem(t, a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest), 401, "navigation_only")
+				wantProblem(t,
+					a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest),
+					401, "navigation_only")
 			}
 		}
 	})
 	t.Run("other modes are refused", func(t *testing.T) {
-		for _, mode := range []string{"cors", "no-cors", "same-origin", "websocket", "nested-navigate", "navigate, cors"} {
+		for _, mode := range []string{
+			"cors", "no-cors", "same-origin", "websocket", "nested-navigate", "navigate, cors",
+		} {
 			for _, dest := range []string{"empty", "document", ""} {
-				wantProblem(t, a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", mode, "Sec-Fetch-Dest", dest), 401, "navigation_only")
+				wantProblem(t,
+					a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", mode,
+						"Sec-Fetch-Dest", dest), 401, "navigation_only")
 			}
 		}
-		wantProblem(t, a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "empty"), 401, "navigation_only")
+		wantProblem(t,
+			a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "empty"), 401, "navigation_only")
 	})
 }
 
@@ -84,14 +98,16 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 	pushed, redeemed, before := len(c.to("/par")), a.provider.TokenRequests(), fmt.Sprint(b.Cookies())
 	front := "/bff/frontchannel-logout?" + url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode()
 	for path, want := range map[string]int{
-		"/bff/login": 200, "/bff/login?prompt=evil": 200, "/bff/silent-login": 200, callback: 200, "/bff/callback": 200, "/bff/logout/callback": 303, "/bff/logout/continue": 200, front: 200,
+		"/bff/login": 200, "/bff/login?prompt=evil": 200, "/bff/silent-login": 200, callback: 200,
+		"/bff/callback": 200, "/bff/logout/callback": 303, "/bff/logout/continue": 200, front: 200,
 		"/bff/jwks.json": 200, "/bff/client.js": 200, "/bff/session": 200, "/bff/nothing": 404,
 	} {
 		header := []string{"X-CSRF", ""}
 		if path == "/bff/session" {
 			header = []string{"X-CSRF", "1"}
 		}
-		if resp := b.Do("HEAD", path, "", header...); resp.StatusCode != want || len(resp.Cookies()) > 0 || resp.Text != "" {
+		resp := b.Do("HEAD", path, "", header...)
+		if resp.StatusCode != want || len(resp.Cookies()) > 0 || resp.Text != "" {
 			t.Errorf("HEAD %s: got %d %v, want %d", path, resp.StatusCode, resp.Header, want)
 		}
 	}
@@ -106,14 +122,17 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 	wantStatus("HEAD", "/bff/session", 403) // as GET
 	wantStatus("HEAD", "/bff/login", 401, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty")
 	for _, path := range []string{"/bff/logout", "/bff/session/refresh", "/bff/backchannel-logout"} {
-		if allow := wantStatus("HEAD", path, 405, "X-CSRF", "1").Header.Values("Allow"); !slices.Equal(allow, []string{"POST"}) {
+		allow := wantStatus("HEAD", path, 405, "X-CSRF", "1").Header.Values("Allow")
+		if !slices.Equal(allow, []string{"POST"}) {
 			t.Errorf("%s: Allow is %q", path, allow)
 		}
 	}
-	if allow := wantStatus("PUT", "/bff/login", 405).Header.Values("Allow"); !slices.Equal(allow, []string{"GET", "HEAD"}) {
+	allow := wantStatus("PUT", "/bff/login", 405).Header.Values("Allow")
+	if !slices.Equal(allow, []string{"GET", "HEAD"}) {
 		t.Errorf("Allow is %q", allow)
 	}
-	if n := len(c.to("/par")) - pushed; n > 0 || a.provider.TokenRequests() != redeemed || fmt.Sprint(b.Cookies()) != before {
+	n := len(c.to("/par")) - pushed
+	if n > 0 || a.provider.TokenRequests() != redeemed || fmt.Sprint(b.Cookies()) != before {
 		t.Errorf("HEAD made %d requests to the provider, or changed the cookies %v", n, cookieNames(b))
 	}
 	a.wantSession(b, "alice")
@@ -122,7 +141,8 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 	}
 }
 
-// OpenID Connect Front-Channel Logout 2: 200 says that there is no session any more.
+// OpenID Connect Front-Channel Logout 2: 200 says that there is no session any
+// more.
 func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -137,7 +157,9 @@ func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	b.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
 	a.wantSession(b, "alice")
 	for name, q := range map[string]url.Values{
-		"nothing": {}, "iss alone": {"iss": good["iss"]}, "sid alone": {"sid": good["sid"]}, "another sid": {"iss": good["iss"], "sid": {"x"}}, "another iss": {"iss": {"https://evil.example"}, "sid": good["sid"]},
+		"nothing": {}, "iss alone": {"iss": good["iss"]}, "sid alone": {"sid": good["sid"]},
+		"another sid": {"iss": good["iss"], "sid": {"x"}},
+		"another iss": {"iss": {"https://evil.example"}, "sid": good["sid"]},
 	} {
 		resp := ask(b, q, "same-site")
 		if wantProblem(t, resp, 400, "bad_frontchannel_logout"); len(resp.Cookies()) > 0 {
@@ -168,7 +190,8 @@ func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
 	u := b.Pick("alice", begun.Location(t).String()).Location(t).String()
 	genuine := b.Cookies()[0]
 	for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/silent-login"} {
-		resp := a.browser().Navigate(path, "Cookie", cookies.String(), "Sec-Fetch-Dest", map[bool]string{true: "iframe"}[path == "/bff/silent-login"], "Sec-Fetch-Site", "")
+		resp := a.browser().Navigate(path, "Cookie", cookies.String(),
+			"Sec-Fetch-Dest", map[bool]string{true: "iframe"}[path == "/bff/silent-login"], "Sec-Fetch-Site", "")
 		var head strings.Builder
 		resp.Header.Write(&head)
 		if n := len(resp.Header.Values("Set-Cookie")); n > 17 || head.Len() > 4000 {
@@ -176,7 +199,8 @@ func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
 		}
 	}
 	// The genuine one is found among them.
-	if resp := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+	resp := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value)
+	if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 		t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 	}
 }
@@ -194,9 +218,17 @@ func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
 	if n := a.provider.JWKSFetches() - fetches; n > 0 {
 		t.Errorf("%d key sets were fetched", n)
 	}
-	// One with all that the standard has, and a long sub and sid, is far from that.
+	// One with all that the standard has, and a long sub and sid, is far from
+	// that.
 	b, sid := a.signedInWithSID()
-	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) }})}}); resp.StatusCode != 200 {
+	resp := a.tellLogout(url.Values{
+		"logout_token": {
+			a.logoutToken("", sid, devidp.Hooks{
+				EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) },
+			}),
+		},
+	})
+	if resp.StatusCode != 200 {
 		t.Errorf("a long one that is right: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
@@ -212,29 +244,65 @@ func TestEveryRefusalLeavesALineThatNamesItsCause(t *testing.T) {
 		name, cause string
 		ask         func() *bfftest.Response
 	}{
-		{"a fetch of a login", "Sec-Fetch-Mode", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Mode", "cors") }},
-		{"a frame", "Sec-Fetch-Dest", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Dest", "iframe") }},
-		{"a prefetch", "Sec-Purpose", func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Purpose", "prefetch") }},
+		{
+			"a fetch of a login",
+			"Sec-Fetch-Mode",
+			func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Mode", "cors") },
+		},
+		{
+			"a frame",
+			"Sec-Fetch-Dest",
+			func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Fetch-Dest", "iframe") },
+		},
+		{
+			"a prefetch",
+			"Sec-Purpose",
+			func() *bfftest.Response { return b.Navigate("/bff/login", "Sec-Purpose", "prefetch") },
+		},
 		{"a script", "X-CSRF", func() *bfftest.Response { return b.Navigate("/bff/login", "X-CSRF", "1") }},
 		{"an old script", "Accept", func() *bfftest.Response {
 			return b.Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json")
 		}},
 		{"a bad parameter", "max_age", func() *bfftest.Response { return b.Navigate("/bff/login?max_age=x") }},
 		{"a callback without a state", "state", func() *bfftest.Response { return b.Navigate("/bff/callback?code=x") }},
-		{"a callback of nobody", "no attempt", func() *bfftest.Response { return b.Navigate("/bff/callback?code=x&state=y") }},
+		{
+			"a callback of nobody",
+			"no attempt",
+			func() *bfftest.Response { return b.Navigate("/bff/callback?code=x&state=y") },
+		},
 		{"a callback in a frame", "no silent attempt", func() *bfftest.Response {
 			return b.Navigate("/bff/callback?code=x&state=y", "Sec-Fetch-Dest", "iframe")
 		}},
-		{"a posted callback", "method_not_allowed", func() *bfftest.Response { return b.Do("POST", "/bff/callback", "", form...) }},
-		{"a silent login in a window", "Sec-Fetch-Dest", func() *bfftest.Response { return b.Navigate("/bff/silent-login") }},
+		{
+			"a posted callback",
+			"method_not_allowed",
+			func() *bfftest.Response { return b.Do("POST", "/bff/callback", "", form...) },
+		},
+		{
+			"a silent login in a window",
+			"Sec-Fetch-Dest",
+			func() *bfftest.Response { return b.Navigate("/bff/silent-login") },
+		},
 		{"a silent login of another site", "Sec-Fetch-Site", func() *bfftest.Response {
 			return b.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site")
 		}},
-		{"a logout of another site", "Sec-Fetch-Site", func() *bfftest.Response { return b.Do("POST", "/bff/logout", "", "Sec-Fetch-Site", "cross-site") }},
+		{
+			"a logout of another site",
+			"Sec-Fetch-Site",
+			func() *bfftest.Response { return b.Do("POST", "/bff/logout", "", "Sec-Fetch-Site", "cross-site") },
+		},
 		{"a session without the header", "X-CSRF", func() *bfftest.Response { return b.Do("GET", "/bff/session", "") }},
-		{"a refresh without a session", "not_signed_in", func() *bfftest.Response { return b.Fetch("POST", "/bff/session/refresh") }},
+		{
+			"a refresh without a session",
+			"not_signed_in",
+			func() *bfftest.Response { return b.Fetch("POST", "/bff/session/refresh") },
+		},
 		{"a front-channel logout", "iss", func() *bfftest.Response { return b.Navigate("/bff/frontchannel-logout") }},
-		{"a back-channel logout", "logout_token", func() *bfftest.Response { return b.Do("POST", "/bff/backchannel-logout", "x=y", form...) }},
+		{
+			"a back-channel logout",
+			"logout_token",
+			func() *bfftest.Response { return b.Do("POST", "/bff/backchannel-logout", "x=y", form...) },
+		},
 		{"an unknown endpoint", "not_found", func() *bfftest.Response { return b.Navigate("/bff/nothing") }},
 		{"another method", "method_not_allowed", func() *bfftest.Response { return b.Do("DELETE", "/bff/login", "") }},
 	} {
@@ -242,7 +310,8 @@ func TestEveryRefusalLeavesALineThatNamesItsCause(t *testing.T) {
 		resp := test.ask()
 		text := a.logs.String()[before:]
 		lines := strings.Count(text, "\n")
-		if resp.StatusCode < 400 && !strings.Contains(resp.Text, `data-authenticated="false"`) || lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
+		if resp.StatusCode < 400 && !strings.Contains(resp.Text, `data-authenticated="false"`) ||
+			lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
 			t.Errorf("%s: got %d, and in the log:\n%s", test.name, resp.StatusCode, text)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// Whoever sends all codes at once has no more attempts than one after the other.
+// Whoever sends all codes at once has no more attempts than one after the
+// other.
 func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
 	t.Parallel()
 	const burst, callbacks = 3, 12
@@ -34,14 +35,20 @@ func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
 		login := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i+1)).Location(t).String()
 		state := b.Pick("alice", login).Location(t).Query().Get("state")
 		all.Go(func() {
-			got := b.Navigate("/bff/callback?"+url.Values{"state": {state}, "code": {"junk"}, "iss": {a.provider.Issuer}}.Encode(), "X-Forwarded-For", "198.51.100.1")
+			got := b.Navigate("/bff/callback?"+url.Values{
+				"state": {state},
+				"code":  {"junk"},
+				"iss":   {a.provider.Issuer},
+			}.Encode(), "X-Forwarded-For", "198.51.100.1")
 			if got.StatusCode == 429 {
 				refused.Add(1)
 			}
 		})
 	}
 	late := time.AfterFunc(3*time.Second, func() { close(release) }) // the code exchanges time out after 5 seconds
-	waitFor(t, "all callbacks are refused or at the provider", func() bool { return refused.Load()+exchanges.Load() >= callbacks })
+	waitFor(t, "all callbacks are refused or at the provider", func() bool {
+		return refused.Load()+exchanges.Load() >= callbacks
+	})
 	if late.Stop() {
 		close(release)
 	}

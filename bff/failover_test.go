@@ -30,7 +30,8 @@ func init() {
 	}
 }
 
-// serveProcess serves until the process is killed. Responses hold the process id.
+// serveProcess serves until the process is killed. Responses hold the process
+// id.
 func serveProcess(addr string) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -63,7 +64,8 @@ type process struct {
 	cmd  *exec.Cmd
 }
 
-// startProcess starts an upstream, which is killed when the test ends. It listens when startProcess returns.
+// startProcess starts an upstream, which is killed when the test ends. It
+// listens when startProcess returns.
 func startProcess(t *testing.T, addr string) *process {
 	t.Helper()
 	p := &process{t: t, addr: addr, cmd: exec.Command(os.Args[0])}
@@ -117,7 +119,8 @@ func pair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one,
 	return a, b, one, two
 }
 
-// wantFrom makes requests until each of the processes has answered one, all of which have to succeed.
+// wantFrom makes requests until each of the processes has answered one, all of
+// which have to succeed.
 func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	t.Helper()
 	missing := make(map[string]bool)
@@ -297,8 +300,8 @@ func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
 	}
 }
 
-// A connection attempt that nobody answers takes as long as timeouts.connect: one
-// request may meet that, not one in a while.
+// A connection attempt that nobody answers takes as long as timeouts.connect:
+// one request may meet that, not one in a while.
 func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -323,7 +326,8 @@ func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testin
 	}
 }
 
-// fullListener returns an address at which connection attempts get no answer: the backlog is full.
+// fullListener returns an address at which connection attempts get no answer:
+// the backlog is full.
 func fullListener(t *testing.T) string {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)

@@ -63,12 +63,16 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 func TestALoginWithoutARefreshTokenIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"
-	none := devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") }}
+	none := devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") },
+	}
 	a := newApp(t, nil)
 	a.signedIn()
 	a.logs.wantNo(t, said)
 	for _, value := range []any{missing{}, nil, "", 7} {
-		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) }})
+		a.takeDown(devidp.Hooks{
+			EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) },
+		})
 		a.signedIn()
 	}
 	if n := len(a.logs.lines(t, said)); n != 1 {

@@ -21,11 +21,15 @@ func neighbours(t *testing.T) (first, second *app) {
 	return newApp(t, edit), newApp(t, edit)
 }
 
-// planted returns a browser at an app with the cookies of a browser at its neighbour, under the names that they have here.
+// planted returns a browser at an app with the cookies of a browser at its
+// neighbour, under the names that they have here.
 func (a *app) planted(other *app, from *bfftest.Browser) *bfftest.Browser {
 	b := a.browser()
 	for _, c := range from.Cookies() {
-		b.SetCookie(&http.Cookie{Name: strings.Replace(c.Name, other.cookieName(), a.cookieName(), 1), Value: c.Value, Path: "/"})
+		b.SetCookie(&http.Cookie{
+			Name: strings.Replace(c.Name, other.cookieName(), a.cookieName(), 1), Value: c.Value,
+			Path: "/",
+		})
 	}
 	return b
 }
@@ -47,7 +51,8 @@ func TestTheLogoutTokenOfOneAppIsNotUsedUpByAnother(t *testing.T) {
 	}
 }
 
-// The login attempts of a neighbour are not counted among this app's, and not removed.
+// The login attempts of a neighbour are not counted among this app's, and not
+// removed.
 func TestAttemptsOfAnotherAppAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
@@ -77,7 +82,8 @@ func TestAttemptsOfAnotherAppAreLeftAlone(t *testing.T) {
 	second.wantSession(at, "alice")
 }
 
-// A foreign cookie is counted and logged once a request, however often it is read. So is no other.
+// A foreign cookie is counted and logged once a request, however often it is
+// read. So is no other.
 func TestAForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
@@ -86,17 +92,20 @@ func TestAForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	for i, get := range []func(){
 		func() { at.Fetch("GET", "/api/x") },
 		func() { at.Fetch("GET", "/bff/session") },
-		func() { at.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin") }, // looks twice
+		// looks twice
+		func() { at.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin") },
 		func() { at.Navigate("/bff/login") },
 		func() { at.Submit("/bff/logout", nil) },
 	} {
 		get()
-		if n, counted := lines(), second.server.CookiesRefused(session.CookieForeign); n != i+1 || counted != uint64(i+1) {
+		n, counted := lines(), second.server.CookiesRefused(session.CookieForeign)
+		if n != i+1 || counted != uint64(i+1) {
 			t.Errorf("after %d requests: %d lines, %d counted", i+1, n, counted)
 		}
 	}
 	line := second.logs.lines(t, "cookie refused")[0]
-	if line["event"] != "cookie.foreign" || line["level"] != "WARN" || line["cookie"] != second.cookieName() || line["request"] == "" {
+	if line["event"] != "cookie.foreign" || line["level"] != "WARN" ||
+		line["cookie"] != second.cookieName() || line["request"] == "" {
 		t.Errorf("got %v", line)
 	}
 	before := lines()

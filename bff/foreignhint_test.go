@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A cookie between a logout and its continuation is as much another application's
-// as its session cookie is: it is neither used nor removed.
+// A cookie between a logout and its continuation is as much another
+// application's as its session cookie is: it is neither used nor removed.
 func TestTheLogoutCookieOfAnotherApplicationIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
@@ -28,10 +28,12 @@ func TestTheLogoutCookieOfAnotherApplicationIsLeftAlone(t *testing.T) {
 	for _, path := range []string{"/bff/logout/continue?state=x", told.RedirectTo} {
 		got := other.Navigate(path, "Cookie", second.cookieName()+"-logout="+hint.Value)
 		if got.StatusCode != 303 || got.Header.Get("Location") != "/" || len(got.Cookies()) > 0 {
-			t.Errorf("%.40s: got %d, Location %.40q, cookies %v", path, got.StatusCode, got.Header.Get("Location"), got.Cookies())
+			t.Errorf("%.40s: got %d, Location %.40q, cookies %v", path, got.StatusCode,
+				got.Header.Get("Location"), got.Cookies())
 		}
 	}
-	if got := b.Navigate(told.RedirectTo); got.StatusCode != 303 || len(got.Cookies()) != 1 || got.Cookies()[0].MaxAge >= 0 {
+	got := b.Navigate(told.RedirectTo)
+	if got.StatusCode != 303 || len(got.Cookies()) != 1 || got.Cookies()[0].MaxAge >= 0 {
 		t.Errorf("its own application: got %d, cookies %v", got.StatusCode, got.Cookies())
 	}
 }

@@ -39,7 +39,12 @@ func newHandlerApp(t *testing.T) *app {
 		cfg.Routes = []bff.Route{
 			{Path: "/go/", Handler: whoAmI(a), Token: bff.TokenUser, MaxBody: 10},
 			{Path: "/either/", Handler: whoAmI(a), Token: bff.TokenOptional},
-			{Path: "/admin/", Handler: whoAmI(a), Token: bff.TokenUser, Require: bff.Require{Scopes: []string{"admin"}}},
+			{
+				Path:    "/admin/",
+				Handler: whoAmI(a),
+				Token:   bff.TokenUser,
+				Require: bff.Require{Scopes: []string{"admin"}},
+			},
 		}
 		cfg.Frontend = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			a.server.RequireSession(whoAmI(a)).ServeHTTP(w, r)

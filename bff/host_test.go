@@ -63,7 +63,11 @@ func TestAnUpstreamMayHaveANameInAnyLetters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		_, port, _ := strings.Cut(strings.TrimPrefix(a.echo.URL, "http://"), ":")
-		cfg.Routes = append(cfg.Routes, bff.Route{Path: "/idn/", Upstream: []string{"http://bücher.localhost:" + port}, Token: "none"})
+		cfg.Routes = append(cfg.Routes, bff.Route{
+			Path:     "/idn/",
+			Upstream: []string{"http://bücher.localhost:" + port},
+			Token:    "none",
+		})
 	})
 	a.browser().Fetch("GET", "/idn/x")
 	if log := a.logs.String(); strings.Contains(log, "bücher") || !strings.Contains(log, "xn--bcher-kva.localhost") {

@@ -10,8 +10,10 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 )
 
-// What RFC 10017 6.1.3, RFC 9110 7.6 and those who have been attacked ask of a proxy in front of an API, a case each. What is not here is where it
-// belongs: framing and smuggling in wire_test.go, paths in path_test.go and proxy_test.go, streams in stream_test.go.
+// What RFC 10017 6.1.3, RFC 9110 7.6 and those who have been attacked ask of a
+// proxy in front of an API, a case each. What is not here is where it belongs:
+// framing and smuggling in wire_test.go, paths in path_test.go and
+// proxy_test.go, streams in stream_test.go.
 func TestHygiene(t *testing.T) {
 	t.Parallel()
 	var respond func(w http.ResponseWriter, r *http.Request) // of the upstream, for one case
@@ -49,22 +51,36 @@ func TestHygiene(t *testing.T) {
 	t.Run("an unsafe call of another site is refused, on both kinds of routes", func(t *testing.T) {
 		for _, site := range []string{"cross-site", "same-site", "none", "odd", "same-origin, cross-site"} {
 			for _, path := range []string{"/api/x", "/stream/x"} {
-				refused(t, func() *bfftest.Response { return b.Fetch("POST", path, "Sec-Fetch-Site", site) }, 403, "csrf")
+				refused(t, func() *bfftest.Response {
+					return b.Fetch("POST", path, "Sec-Fetch-Site", site)
+				}, 403, "csrf")
 			}
 		}
 	})
 	t.Run("without Sec-Fetch-Site the Origin has to be ours, to the scheme and the port", func(t *testing.T) {
 		host := strings.TrimPrefix(a.url, "http://")
-		for _, origin := range []string{"null", "https://" + host, "http://localhost", a.url + "0", "http://evil." + host, a.url + ".evil.example", "http://" + strings.ToUpper(host), a.url + "/", "http://127.0.0.1", "file://"} {
-			refused(t, func() *bfftest.Response { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
-			refused(t, func() *bfftest.Response { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", origin) }, 403, "csrf")
+		for _, origin := range []string{
+			"null", "https://" + host, "http://localhost", a.url + "0", "http://evil." + host,
+			a.url + ".evil.example", "http://" + strings.ToUpper(host), a.url + "/",
+			"http://127.0.0.1", "file://",
+		} {
+			refused(t, func() *bfftest.Response {
+				return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "Origin", origin)
+			}, 403, "csrf")
+			refused(t, func() *bfftest.Response {
+				return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", origin)
+			}, 403, "csrf")
 		}
 		echoed(t, b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", a.url, "X-CSRF", ""))
 	})
 	t.Run("with neither, the header alone decides", func(t *testing.T) {
 		echoed(t, b.Fetch("POST", "/api/x", "Sec-Fetch-Site", ""))
-		refused(t, func() *bfftest.Response { return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
-		refused(t, func() *bfftest.Response { return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "X-CSRF", "") }, 403, "csrf")
+		refused(t, func() *bfftest.Response {
+			return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "X-CSRF", "")
+		}, 403, "csrf")
+		refused(t, func() *bfftest.Response {
+			return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "X-CSRF", "")
+		}, 403, "csrf")
 	})
 	t.Run("reading is protected like writing", func(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD", "OPTIONS", "QUERY", "gEt"} {
@@ -75,14 +91,16 @@ func TestHygiene(t *testing.T) {
 				t.Errorf("%s: got %d", method, got)
 			}
 		}
-		if got := echoed(t, b.Do("QUERY", "/api/x", "the question", "X-CSRF", "1")); got.Method != "QUERY" || got.Body != "the question" {
+		got := echoed(t, b.Do("QUERY", "/api/x", "the question", "X-CSRF", "1"))
+		if got.Method != "QUERY" || got.Body != "the question" {
 			t.Errorf("a QUERY that is ours: got %+v", got)
 		}
 	})
 	t.Run("a preflight is not answered, and not passed on", func(t *testing.T) {
 		var resp *bfftest.Response
 		refused(t, func() *bfftest.Response {
-			resp = b.Do("OPTIONS", "/api/x", "", "Origin", "https://evil.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-csrf")
+			resp = b.Do("OPTIONS", "/api/x", "", "Origin", "https://evil.example",
+				"Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "x-csrf")
 			return resp
 		}, 403, "csrf")
 		for name := range resp.Header {
@@ -93,7 +111,9 @@ func TestHygiene(t *testing.T) {
 	})
 	t.Run("an API's answer is not opened as a document", func(t *testing.T) {
 		refused(t, func() *bfftest.Response { return b.Navigate("/api/x") }, 403, "csrf")
-		refused(t, func() *bfftest.Response { return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site") }, 403, "csrf")
+		refused(t, func() *bfftest.Response {
+			return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site")
+		}, 403, "csrf")
 	})
 	t.Run("JSON that passes for text does not come from another site", func(t *testing.T) {
 		refused(t, func() *bfftest.Response {
@@ -110,7 +130,10 @@ func TestHygiene(t *testing.T) {
 	})
 	t.Run("headers of this connection go neither way", func(t *testing.T) {
 		upstreamSays(t, func(w http.ResponseWriter, r *http.Request) {
-			for _, name := range []string{"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Proxy-Authenticate", "Proxy-Authorization", "X-Listed", "Connection"} {
+			for _, name := range []string{
+				"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Proxy-Authenticate",
+				"Proxy-Authorization", "X-Listed", "Connection",
+			} {
 				if v := r.Header[name]; len(v) > 0 {
 					t.Errorf("the upstream got %s: %q", name, v)
 				}
@@ -122,7 +145,9 @@ func TestHygiene(t *testing.T) {
 			h.Set("Proxy-Authenticate", "Basic")
 			h.Set("Proxy-Connection", "x")
 		})
-		got := b.Fetch("GET", "/api/x", "Connection", "X-Listed, keep-alive", "X-Listed", "x", "Keep-Alive", "timeout=5", "TE", "trailers", "Proxy-Connection", "x", "Proxy-Authenticate", "x", "Trailer", "X").Header
+		got := b.Fetch("GET", "/api/x", "Connection", "X-Listed, keep-alive", "X-Listed", "x",
+			"Keep-Alive", "timeout=5", "TE", "trailers", "Proxy-Connection", "x",
+			"Proxy-Authenticate", "x", "Trailer", "X").Header
 		for _, name := range []string{"X-Hop", "Keep-Alive", "Proxy-Authenticate", "Proxy-Connection"} {
 			if v := got[name]; len(v) > 0 {
 				t.Errorf("the browser got %s: %q", name, v)
@@ -130,9 +155,15 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("what the broker adds cannot be taken out by Connection, in any case of letters", func(t *testing.T) {
-		for _, connection := range []string{"Authorization", "authorization, cookie", "AUTHORIZATION", "close, X-Forwarded-Host, x-forwarded-proto, Via, X-Request-Id"} {
+		for _, connection := range []string{
+			"Authorization", "authorization, cookie", "AUTHORIZATION",
+			"close, X-Forwarded-Host, x-forwarded-proto, Via, X-Request-Id",
+		} {
 			got := echoed(t, b.Fetch("GET", "/api/x", "Connection", connection)).Header
-			for _, name := range []string{"Authorization", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-For", "Via", "X-Request-Id"} {
+			for _, name := range []string{
+				"Authorization", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-For", "Via",
+				"X-Request-Id",
+			} {
 				if len(got[name]) != 1 {
 					t.Errorf("Connection: %s: the upstream got %s: %q", connection, name, got[name])
 				}
@@ -140,7 +171,9 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("credentials of the client's own are dropped without a session too", func(t *testing.T) {
-		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Authorization", "Bearer x", "Proxy-Authorization", "Basic x", "DPoP", "x")).Header
+		got := echoed(t,
+			a.browser().Fetch("GET", "/public/x", "Authorization", "Bearer x",
+				"Proxy-Authorization", "Basic x", "DPoP", "x")).Header
 		for _, name := range []string{"Authorization", "Proxy-Authorization", "Dpop"} {
 			if len(got[name]) > 0 {
 				t.Errorf("the upstream got %s", name)
@@ -148,38 +181,54 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("forwarded paths, users and methods decide nothing", func(t *testing.T) {
-		for _, name := range []string{"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Original-URL", "X-Rewrite-URL", "X-Original-URI"} {
-			refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", name, "/public/x") }, 401, "not_signed_in")
-			if got := echoed(t, b.Fetch("GET", "/public/x", name, "/api/x")); got.URI != "/public/x" || len(got.Header["Authorization"]) > 0 {
+		for _, name := range []string{
+			"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Original-URL",
+			"X-Rewrite-URL", "X-Original-URI",
+		} {
+			refused(t, func() *bfftest.Response {
+				return a.browser().Fetch("GET", "/api/x", name, "/public/x")
+			}, 401, "not_signed_in")
+			got := echoed(t, b.Fetch("GET", "/public/x", name, "/api/x"))
+			if got.URI != "/public/x" || len(got.Header["Authorization"]) > 0 {
 				t.Errorf("%s: got %+v", name, got)
 			}
 		}
 		if got := echoed(t, b.Fetch("POST", "/api/x", "X-HTTP-Method-Override", "DELETE")); got.Method != "POST" {
 			t.Errorf("got %s", got.Method)
 		}
-		refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", "User-Agent", "GoogleHC/1.0") }, 401, "not_signed_in")
-		refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x?x=/public/&/public/x") }, 401, "not_signed_in")
+		refused(t, func() *bfftest.Response {
+			return a.browser().Fetch("GET", "/api/x", "User-Agent", "GoogleHC/1.0")
+		}, 401, "not_signed_in")
+		refused(t, func() *bfftest.Response {
+			return a.browser().Fetch("GET", "/api/x?x=/public/&/public/x")
+		}, 401, "not_signed_in")
 	})
 	t.Run("our cookies are dropped from every Cookie line", func(t *testing.T) {
 		req, err := http.NewRequest("GET", a.url+"/public/x", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header = http.Header{"X-Csrf": {"1"}, "Cookie": {"cloakroom=a; keep=1", "Cloakroom=b", "cloakroom-login-x=c; keep=2;cloakroom=d"}}
+		req.Header = http.Header{
+			"X-Csrf": {"1"},
+			"Cookie": {"cloakroom=a; keep=1", "Cloakroom=b", "cloakroom-login-x=c; keep=2;cloakroom=d"},
+		}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
 		text, _ := io.ReadAll(resp.Body)
-		if got := echoed(t, &bfftest.Response{Response: resp, Text: string(text)}).Header["Cookie"]; strings.Join(got, "|") != "keep=1|keep=2" {
+		got := echoed(t, &bfftest.Response{Response: resp, Text: string(text)}).Header["Cookie"]
+		if strings.Join(got, "|") != "keep=1|keep=2" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a password dialogue of the upstream's is not the browser's, another challenge is", func(t *testing.T) {
 		for sent, want := range map[string]string{
-			`Basic realm="x"`: `Cookie realm="cloakroom"`, "Negotiate": `Cookie realm="cloakroom"`, "NTLM": `Cookie realm="cloakroom"`, `Bearer realm="x", basic realm="y"`: `Cookie realm="cloakroom"`,
-			`Digest realm="x", nonce="y"`: `Cookie realm="cloakroom"`, `Bearer error="insufficient_user_authentication", acr_values="gold"`: `Bearer error="insufficient_user_authentication", acr_values="gold"`, "": `Cookie realm="cloakroom"`,
+			`Basic realm="x"`: `Cookie realm="cloakroom"`, "Negotiate": `Cookie realm="cloakroom"`,
+			"NTLM": `Cookie realm="cloakroom"`, `Bearer realm="x", basic realm="y"`: `Cookie realm="cloakroom"`,
+			`Digest realm="x", nonce="y"`:                                        `Cookie realm="cloakroom"`,
+			`Bearer error="insufficient_user_authentication", acr_values="gold"`: `Bearer error="insufficient_user_authentication", acr_values="gold"`, "": `Cookie realm="cloakroom"`,
 		} {
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("WWW-Authenticate", sent)
@@ -194,13 +243,19 @@ func TestHygiene(t *testing.T) {
 		upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 			http.Redirect(w, &http.Request{}, "http://127.0.0.1:1/elsewhere", http.StatusTemporaryRedirect)
 		})
-		if got := b.Fetch("POST", "/api/x"); got.StatusCode != 307 || got.Header.Get("Location") != "http://127.0.0.1:1/elsewhere" {
+		got := b.Fetch("POST", "/api/x")
+		if got.StatusCode != 307 || got.Header.Get("Location") != "http://127.0.0.1:1/elsewhere" {
 			t.Errorf("got %d to %s", got.StatusCode, got.Header.Get("Location"))
 		}
 	})
 	t.Run("every header by which an upstream would act on our origin is dropped", func(t *testing.T) {
-		names := []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Public-Key-Pins", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
-			"Access-Control-Allow-Headers", "Access-Control-Expose-Headers", "Access-Control-Max-Age", "Access-Control-Allow-Private-Network", "Secure-Session-Registration", "Secure-Session-Challenge", "NEL", "Report-To", "Reporting-Endpoints", "Origin-Agent-Cluster", "Set-Login"}
+		names := []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed",
+			"Alt-Svc", "Refresh", "Public-Key-Pins", "Access-Control-Allow-Origin",
+			"Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
+			"Access-Control-Allow-Headers", "Access-Control-Expose-Headers",
+			"Access-Control-Max-Age", "Access-Control-Allow-Private-Network",
+			"Secure-Session-Registration", "Secure-Session-Challenge", "NEL", "Report-To",
+			"Reporting-Endpoints", "Origin-Agent-Cluster", "Set-Login"}
 		upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 			for _, name := range names {
 				w.Header().Set(name, "x")
@@ -214,16 +269,23 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("Via is added to the client's, and says nothing of the inside", func(t *testing.T) {
-		if got := echoed(t, b.Fetch("GET", "/api/x", "Via", "1.1 front")).Header["Via"]; strings.Join(got, ", ") != "1.1 front, 1.1 cloakroom" {
+		got := echoed(t, b.Fetch("GET", "/api/x", "Via", "1.1 front")).Header["Via"]
+		if strings.Join(got, ", ") != "1.1 front, 1.1 cloakroom" {
 			t.Errorf("got %q", got)
 		}
-		upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Via", "1.1 internal-proxy.corp:3128") })
+		upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Via", "1.1 internal-proxy.corp:3128")
+		})
 		if got := b.Fetch("GET", "/api/x").Header.Values("Via"); len(got) > 0 {
 			t.Errorf("the browser got %q", got)
 		}
 	})
 	t.Run("an answer that says nothing of caching is not kept, one that does is as it says", func(t *testing.T) {
-		for sent, want := range map[string]string{"": "private, no-store", "no-cache": "no-cache", "public, max-age=60": "public, max-age=60"} {
+		for sent, want := range map[string]string{
+			"":                   "private, no-store",
+			"no-cache":           "no-cache",
+			"public, max-age=60": "public, max-age=60",
+		} {
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 				if sent != "" {
 					w.Header().Set("Cache-Control", sent)
@@ -246,7 +308,9 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("nothing of the inside is on the public side", func(t *testing.T) {
-		for _, path := range []string{"/debug/pprof/", "/debug/vars", "/metrics", "/healthz", "/readyz", "/admin/sessions"} {
+		for _, path := range []string{
+			"/debug/pprof/", "/debug/vars", "/metrics", "/healthz", "/readyz", "/admin/sessions",
+		} {
 			if got := b.Navigate(path); got.Text != "the app" {
 				t.Errorf("%s: got %d %.80s", path, got.StatusCode, got.Text)
 			}
@@ -266,8 +330,13 @@ func TestHygiene(t *testing.T) {
 	})
 	t.Run("a forged token in any other place selects nothing", func(t *testing.T) {
 		other := a.signedIn() // a session of its own
-		for _, header := range [][]string{{"Cookie", "__Host-Http-cloakroom=x"}, {"X-Session", "x"}, {"Authorization", "Bearer x"}} {
-			refused(t, func() *bfftest.Response { return a.browser().Fetch("GET", "/api/x", header...) }, 401, "not_signed_in")
+		for _, header := range [][]string{
+			{"Cookie", "__Host-Http-cloakroom=x"}, {"X-Session", "x"},
+			{"Authorization", "Bearer x"},
+		} {
+			refused(t, func() *bfftest.Response {
+				return a.browser().Fetch("GET", "/api/x", header...)
+			}, 401, "not_signed_in")
 		}
 		var both []string
 		for _, c := range append(b.Cookies(), other.Cookies()...) {

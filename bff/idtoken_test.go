@@ -80,18 +80,21 @@ func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
 func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devidp.Hooks{
-		"a new algorithm that the metadata, which is ten minutes old, does not list": {SignIDToken: func(h, c map[string]any) (string, error) {
-			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-			if err != nil {
-				return "", err
-			}
-			h["alg"] = "ES256"
-			input, err := devidp.SigningInput(h, c)
-			_ = key
-			return input + "." + strings.Repeat("A", 86), err
-		}},
-		"nbf ten minutes ahead of our clock": {EditIDToken: func(_, c map[string]any) { c["nbf"] = time.Now().Add(10 * time.Minute).Unix() }},
-		"claims of 70 KB":                    {EditIDToken: func(_, c map[string]any) { c["groups"] = strings.Repeat("x", 70<<10) }},
+		"a new algorithm that the metadata, which is ten minutes old, does not list": {
+			SignIDToken: func(h, c map[string]any) (string, error) {
+				key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+				if err != nil {
+					return "", err
+				}
+				h["alg"] = "ES256"
+				input, err := devidp.SigningInput(h, c)
+				_ = key
+				return input + "." + strings.Repeat("A", 86), err
+			}},
+		"nbf ten minutes ahead of our clock": {
+			EditIDToken: func(_, c map[string]any) { c["nbf"] = time.Now().Add(10 * time.Minute).Unix() },
+		},
+		"claims of 70 KB": {EditIDToken: func(_, c map[string]any) { c["groups"] = strings.Repeat("x", 70<<10) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
@@ -105,7 +108,8 @@ func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 	}
 }
 
-// OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent once, and there the next time.
+// OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent
+// once, and there the next time.
 func TestANonceMayComeBack(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -130,7 +134,8 @@ func TestANonceMayComeBack(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves with each refresh must not open routes that want a fresh one.
+// OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves
+// with each refresh must not open routes that want a fresh one.
 func TestARefreshMakesNoSignInNew(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
@@ -168,7 +173,11 @@ func signedByNobody(header, claims map[string]any) (string, error) {
 // RFC 8725 3.1, 3.2: not even where the provider says that it signs so.
 func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 	t.Parallel()
-	for name, listed := range map[string]any{"beside RS256": []string{"none", "HS256", "RS256"}, "alone": []string{"none", "HS256"}, "nothing": nil} {
+	for name, listed := range map[string]any{
+		"beside RS256": []string{"none", "HS256", "RS256"},
+		"alone":        []string{"none", "HS256"},
+		"nothing":      nil,
+	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) {
 				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
@@ -178,7 +187,9 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 				}))
 			})
 			a.waitReady()
-			for _, sign := range []func(h, c map[string]any) (string, error){signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret))} {
+			for _, sign := range []func(h, c map[string]any) (string, error){
+				signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret)),
+			} {
 				a.takeDown(devidp.Hooks{SignIDToken: sign})
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 			}
@@ -190,7 +201,8 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 	}
 }
 
-// OpenID Connect Core 3.1.3.6: at_hash is made with the hash of the algorithm that the ID token is signed with.
+// OpenID Connect Core 3.1.3.6: at_hash is made with the hash of the algorithm
+// that the ID token is signed with.
 func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 	t.Parallel()
 	ec384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -208,17 +220,24 @@ func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 		wrong func(token string) []byte
 	}{
 		{jose.RS256, rs, short, long}, {jose.PS256, rs, short, middle}, {jose.ES256, ecKey(t), short, long},
-		{jose.RS384, rs, middle, short}, {jose.ES384, ec384, middle, long}, {jose.PS512, rs, long, short}, {jose.EdDSA, edKey(t), long, short},
+		{jose.RS384, rs, middle, short}, {jose.ES384, ec384, middle, long},
+		{jose.PS512, rs, long, short}, {jose.EdDSA, edKey(t), long, short},
 	} {
 		t.Run(string(test.alg), func(t *testing.T) {
 			keys := func(set map[string]any) {
 				set["keys"] = []any{jose.JSONWebKey{Key: test.key.Public(), KeyID: "k", Use: "sig"}}
 			}
 			a := newApp(t, func(a *app, _ *bff.Config) {
-				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["id_token_signing_alg_values_supported"] = []string{string(test.alg)} }))
+				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+					m["id_token_signing_alg_values_supported"] = []string{string(test.alg)}
+				}))
 			})
 			a.waitReady()
-			for _, hash := range []func(string) []byte{test.right, test.wrong, func(token string) []byte { return test.right(token + "x") }} {
+			for _, hash := range []func(string) []byte{
+				test.right,
+				test.wrong,
+				func(token string) []byte { return test.right(token + "x") },
+			} {
 				var access string
 				a.takeDown(devidp.Hooks{
 					EditJWKS: keys,
@@ -244,7 +263,8 @@ func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 }
 
 func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string]any) (string, error) {
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key}, new(jose.SignerOptions).WithHeader("kid", kid).WithType("JWT"))
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key},
+		new(jose.SignerOptions).WithHeader("kid", kid).WithType("JWT"))
 	if err != nil {
 		return "", err
 	}
@@ -255,7 +275,8 @@ func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string
 	return jws.CompactSerialize()
 }
 
-// RFC 8725 3.10, Core 5.6.2: where a token says that keys or claims are is nowhere we go.
+// RFC 8725 3.10, Core 5.6.2: where a token says that keys or claims are is
+// nowhere we go.
 func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 	t.Parallel()
 	key := rsaKey(t, 2048)
@@ -264,12 +285,16 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fetched.Add(1)
 		w.Header().Set("Content-Type", "application/json")
-		w.Write(must(json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Use: "sig"}}})))
+		w.Write(must(json.Marshal(jose.JSONWebKeySet{
+			Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Use: "sig"}},
+		})))
 	}))
 	defer web.Close()
 	a := newApp(t, nil)
 	for name, value := range map[string]any{
-		"jku": web.URL, "x5u": web.URL, "jwk": jose.JSONWebKey{Key: key.Public(), KeyID: "k", Use: "sig"}, "x5c": []string{base64.StdEncoding.EncodeToString(cert.Certificate[0])},
+		"jku": web.URL, "x5u": web.URL,
+		"jwk": jose.JSONWebKey{Key: key.Public(), KeyID: "k", Use: "sig"},
+		"x5c": []string{base64.StdEncoding.EncodeToString(cert.Certificate[0])},
 	} {
 		forge := func(header, claims map[string]any) (string, error) {
 			header["alg"], header["kid"], header[name] = "RS256", "k", value
@@ -285,7 +310,10 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 		a.provider.Behave()
 		b := a.signedIn()
-		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})}}), "bad_logout_token")
+		wantRefused(t, name,
+			a.tellLogout(url.Values{
+				"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})},
+			}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
 	a.takeDown(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
@@ -301,7 +329,8 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 	}
 }
 
-// RFC 7519 2: a NumericDate is a number. iat and auth_time in quotes are refused.
+// RFC 7519 2: a NumericDate is a number. iat and auth_time in quotes are
+// refused.
 func TestAnExpiryInQuotesIsNone(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -310,6 +339,9 @@ func TestAnExpiryInQuotesIsNone(t *testing.T) {
 	a.takeDown(devidp.Hooks{EditIDToken: quoted})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	a.provider.Behave()
-	wantRefused(t, "a logout token", a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})}}), "bad_logout_token")
+	wantRefused(t, "a logout token",
+		a.tellLogout(url.Values{
+			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})},
+		}), "bad_logout_token")
 	a.wantSession(b, "alice")
 }

@@ -59,7 +59,9 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 	} {
 		t.Run("pinned "+test.pinned, func(t *testing.T) {
 			t.Parallel()
-			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
+			a := newAppWith(t, func(c *devidp.Config) {
+				c.Clients[0].SignedUserInfo = true
+			}, func(a *app, cfg *bff.Config) {
 				cfg.Provider.IDTokenAlg = test.pinned
 				a.provider.SetHooks(both)
 			})
@@ -85,7 +87,9 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 		})
 		t.Run("userinfo, pinned "+test.pinned, func(t *testing.T) {
 			t.Parallel()
-			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, func(a *app, cfg *bff.Config) {
+			a := newAppWith(t, func(c *devidp.Config) {
+				c.Clients[0].SignedUserInfo = true
+			}, func(a *app, cfg *bff.Config) {
 				cfg.Provider.IDTokenAlg, cfg.Provider.UserInfo = test.pinned, true
 				a.provider.SetHooks(both)
 			})
@@ -119,17 +123,29 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 
 func TestAnAlgorithmThatProvesNothingCannotBePinned(t *testing.T) {
 	t.Parallel()
-	for _, alg := range []string{"none", "None", "HS256", "HS512", "rs256", "RS256 ", "RS1", "dir", "ES256K", "ML-DSA-65", "RS256,ES256"} {
+	for _, alg := range []string{
+		"none", "None", "HS256", "HS512", "rs256", "RS256 ", "RS1", "dir", "ES256K", "ML-DSA-65",
+		"RS256,ES256",
+	} {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
 			Issuer: "https://id.example", ClientID: "spa", ClientSecret: "x", IDTokenAlg: alg,
 		}})
-		if err == nil || !strings.Contains(err.Error(), "Provider.IDTokenAlg: ") || !strings.Contains(err.Error(), alg) {
+		if err == nil || !strings.Contains(err.Error(), "Provider.IDTokenAlg: ") ||
+			!strings.Contains(err.Error(), alg) {
 			t.Errorf("%q: got %v", alg, err)
 		}
 	}
-	for alg, good := range map[string]bool{"RS256": false, "ES384": false, "PS256": true, "ES256": true, "EdDSA": true, "Ed25519": true} {
+	for alg, good := range map[string]bool{
+		"RS256":   false,
+		"ES384":   false,
+		"PS256":   true,
+		"ES256":   true,
+		"EdDSA":   true,
+		"Ed25519": true,
+	} {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
-			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "private_key_jwt", ClientKeys: []crypto.Signer{ecKey(t)}, FAPI2: true, IDTokenAlg: alg,
+			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "private_key_jwt",
+			ClientKeys: []crypto.Signer{ecKey(t)}, FAPI2: true, IDTokenAlg: alg,
 		}})
 		if bad := err != nil && strings.Contains(err.Error(), "IDTokenAlg"); bad == good {
 			t.Errorf("FAPI 2.0 with %s: got %v", alg, err)
@@ -142,12 +158,15 @@ func TestAProviderThatDoesNotSignAsPinnedIsNamed(t *testing.T) {
 	pinned := func(list any) *app {
 		return newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.IDTokenAlg = "ES256"
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["id_token_signing_alg_values_supported"] = list }))
+			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				m["id_token_signing_alg_values_supported"] = list
+			}))
 		})
 	}
 	a := pinned([]string{"RS256", "PS256"})
 	waitFor(t, "it is said", func() bool {
-		return strings.Contains(a.logs.String(), `does not sign ID tokens with ES256, only with [\"RS256\" \"PS256\"] (check oidc.id_token_alg)`)
+		return strings.Contains(a.logs.String(),
+			`does not sign ID tokens with ES256, only with [\"RS256\" \"PS256\"] (check oidc.id_token_alg)`)
 	})
 	wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
 	for _, list := range []any{nil, 7, []string{}} { // it does not say

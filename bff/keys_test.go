@@ -35,12 +35,13 @@ func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
 	t.Parallel()
 	secret := strings.Repeat("c2VjcmV0", 20)
 	for name, junk := range map[string]string{
-		"RSA without a modulus":          `{"kty":"RSA","kid":"old","use":"sig"}`,
-		"RSA with an empty modulus":      `{"kty":"RSA","kid":"old","n":"","e":"AQAB"}`,
-		"RSA that is no base64url":       `{"kty":"RSA","kid":"old","n":"***","e":"AQAB"}`,
-		"RSA of 1024 bits":               `{"kty":"RSA","kid":"old","n":"` + strings.Repeat("_", 171) + `","e":"AQAB"}`,
-		"secp256k1 without alg":          `{"kty":"EC","crv":"secp256k1","kid":"k1","x":"AAAA","y":"AAAA"}`,
-		"a point that is off the curve":  `{"kty":"EC","crv":"P-256","kid":"p","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"}`,
+		"RSA without a modulus":     `{"kty":"RSA","kid":"old","use":"sig"}`,
+		"RSA with an empty modulus": `{"kty":"RSA","kid":"old","n":"","e":"AQAB"}`,
+		"RSA that is no base64url":  `{"kty":"RSA","kid":"old","n":"***","e":"AQAB"}`,
+		"RSA of 1024 bits":          `{"kty":"RSA","kid":"old","n":"` + strings.Repeat("_", 171) + `","e":"AQAB"}`,
+		"secp256k1 without alg":     `{"kty":"EC","crv":"secp256k1","kid":"k1","x":"AAAA","y":"AAAA"}`,
+		"a point that is off the curve": `{"kty":"EC","crv":"P-256","kid":"p","x":"` +
+			strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"}`,
 		"EC without a curve":             `{"kty":"EC","kid":"p","x":"AAAA","y":"AAAA"}`,
 		"Ed448":                          `{"kty":"OKP","crv":"Ed448","kid":"o","x":"AAAA"}`,
 		"a type nobody knows":            `{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA"}`,
@@ -74,7 +75,8 @@ func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
 		a.takeDown(devidp.Hooks{EditJWKS: func(set map[string]any) {
 			var all []any
 			for i := range 50 {
-				all = append(all, json.RawMessage(fmt.Sprintf(`{"kty":"RSA","kid":"old%d","use":"sig","n":"%s"}`, i, secret)))
+				all = append(all,
+					json.RawMessage(fmt.Sprintf(`{"kty":"RSA","kid":"old%d","use":"sig","n":"%s"}`, i, secret)))
 			}
 			set["keys"] = all
 		}})
@@ -87,8 +89,8 @@ func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
 	})
 }
 
-// An unknown key proves nothing about the user: the new tokens are used, and the
-// ID token of before is kept.
+// An unknown key proves nothing about the user: the new tokens are used, and
+// the ID token of before is kept.
 func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 	t.Parallel()
 	unknown := func(header, _ map[string]any) { header["kid"] = rand.Text() }
@@ -109,20 +111,48 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 		})
 	}
 	for name, hooks := range map[string]devidp.Hooks{
-		"a kid that is not listed":   {EditIDToken: unknown},
-		"an empty kid":               {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); header["kid"] = " " }},
-		"no keys at all":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{} }},
-		"keys that are null":         {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = nil }},
-		"no member keys":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { delete(set, "keys") }},
-		"keys of no use":             {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = []any{map[string]any{"kty": "oct", "k": "AAAA"}} }},
-		"503":                        {EditIDToken: unknown, Intercept: respond(503, "down")},
-		"404":                        {EditIDToken: unknown, Intercept: respond(404, "{}")},
-		"HTML":                       {EditIDToken: unknown, Intercept: respond(200, "<html>")},
-		"a connection that breaks":   {EditIDToken: unknown, Intercept: jwks(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })},
-		"a redirect":                 {EditIDToken: unknown, Intercept: jwks(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) })},
-		"another sub, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["sub"] = "bob" }},
-		"another iss, unknown kid":   {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["iss"] = "https://evil.example" }},
-		"a nonce of no login, ditto": {EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["nonce"] = "x" }},
+		"a kid that is not listed": {EditIDToken: unknown},
+		"an empty kid": {
+			EditIDToken: func(header, claims map[string]any) { unknown(header, claims); header["kid"] = " " },
+		},
+		"no keys at all": {
+			EditIDToken: unknown,
+			EditJWKS:    func(set map[string]any) { set["keys"] = []any{} },
+		},
+		"keys that are null": {EditIDToken: unknown, EditJWKS: func(set map[string]any) { set["keys"] = nil }},
+		"no member keys": {
+			EditIDToken: unknown,
+			EditJWKS:    func(set map[string]any) { delete(set, "keys") },
+		},
+		"keys of no use": {
+			EditIDToken: unknown,
+			EditJWKS:    func(set map[string]any) { set["keys"] = []any{map[string]any{"kty": "oct", "k": "AAAA"}} },
+		},
+		"503":  {EditIDToken: unknown, Intercept: respond(503, "down")},
+		"404":  {EditIDToken: unknown, Intercept: respond(404, "{}")},
+		"HTML": {EditIDToken: unknown, Intercept: respond(200, "<html>")},
+		"a connection that breaks": {
+			EditIDToken: unknown,
+			Intercept:   jwks(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }),
+		},
+		"a redirect": {
+			EditIDToken: unknown,
+			Intercept: jwks(func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "/elsewhere", http.StatusFound)
+			}),
+		},
+		"another sub, unknown kid": {
+			EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["sub"] = "bob" },
+		},
+		"another iss, unknown kid": {
+			EditIDToken: func(header, claims map[string]any) {
+				unknown(header, claims)
+				claims["iss"] = "https://evil.example"
+			},
+		},
+		"a nonce of no login, ditto": {
+			EditIDToken: func(header, claims map[string]any) { unknown(header, claims); claims["nonce"] = "x" },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -248,7 +278,9 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 	b, sid := a.signedInWithSID()
 	other, otherSID := a.signedInWithSID()
 	junk := func() {
-		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{
+			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
+		})
 		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Errorf("junk: got %d, want 400", got)
 		}
@@ -285,8 +317,8 @@ func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
 	a.signedIn() // whose ID token is signed with a key that is new as well
 }
 
-// The keys at hand, and what has been spent of the fetches for unknown keys, are
-// those of before when the metadata are read again.
+// The keys at hand, and what has been spent of the fetches for unknown keys,
+// are those of before when the metadata are read again.
 func TestKeysOutliveTheMetadata(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -302,7 +334,9 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		t.Errorf("%d fetches of the key set, want none", n)
 	}
 	junk := func() {
-		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{
+			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
+		})
 		a.tellLogout(url.Values{"logout_token": {token}})
 	}
 	began := time.Now()
@@ -311,20 +345,24 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		if err := a.server.Rediscover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode; got != 200 {
+		got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode
+		if got != 200 {
 			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
 		}
 	}
 	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/(700*time.Millisecond)); n > bound {
 		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
 	}
-	if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode; got != 200 {
+	got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode
+	if got != 200 {
 		t.Errorf("got %d", got)
 	}
 	a.wantSession(b, "")
 
 	// At another jwks_uri there are other keys.
-	a.takeDown(devidp.Hooks{EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") }})
+	a.takeDown(devidp.Hooks{
+		EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") },
+	})
 	before = a.provider.JWKSFetches()
 	if err := a.server.Rediscover(t.Context()); err != nil {
 		t.Fatal(err)
@@ -335,7 +373,8 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 	}
 }
 
-// A logout token that is wrong in itself is refused before any key is looked for.
+// A logout token that is wrong in itself is refused before any key is looked
+// for.
 func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -349,7 +388,9 @@ func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
 		func(c map[string]any) { c["nonce"] = "x" },
 		func(c map[string]any) { c["x"] = strings.Repeat("x", 16<<10) },
 	} {
-		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) }})
+		token := a.logoutToken("alice", "", devidp.Hooks{
+			EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) },
+		})
 		wantRefused(t, "wrong", a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
 	}
 	if n := a.provider.JWKSFetches() - before; n != 0 {

@@ -17,7 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// A browser that restores its tabs starts a login in each of them, more than there is room for.
+// A browser that restores its tabs starts a login in each of them, more than
+// there is room for.
 func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
 	t.Parallel()
 	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
@@ -33,11 +34,13 @@ func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
 				if n > 0 {
 					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
 				}
-				resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+				resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String(),
+					"Sec-Fetch-Site", "cross-site")
 				resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
 			}
 			if want := fmt.Sprintf("/tab%d?x=&#y", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
-				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, resp.StatusCode, resp.Header.Get("Location"), want)
+				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, resp.StatusCode,
+					resp.Header.Get("Location"), want)
 			}
 		}
 		a.wantSession(b, "alice")
@@ -71,7 +74,8 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 	}
 }
 
-// On the way from the provider a browser withholds the Strict cookie of the session there is.
+// On the way from the provider a browser withholds the Strict cookie of the
+// session there is.
 func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -92,7 +96,8 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 		page := signedIn.Navigate(late, "Sec-Fetch-Site", "cross-site")
 		again := onwards(t, page)
 		signedIn.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
-		if resp := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/late" {
+		resp := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin")
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/late" {
 			t.Errorf("%s: got %d to %q, want 303 to /late", name, resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(signedIn, "alice")
@@ -122,7 +127,8 @@ func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
 	}
 }
 
-// The user presses twice: the browser leaves the first request, and with it the cookie in its response.
+// The user presses twice: the browser leaves the first request, and with it the
+// cookie in its response.
 func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -171,7 +177,8 @@ func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 	}
 }
 
-// What is left of a login in the store opens nothing, and gives nobody a session later.
+// What is left of a login in the store opens nothing, and gives nobody a
+// session later.
 func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -231,8 +238,12 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 			both.Go(func() {
 				twin := a.browser()
 				resp := twin.Navigate(target, header...)
-				if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" || !slices.ContainsFunc(resp.Cookies(), func(c *http.Cookie) bool { return !strings.Contains(c.Name, "-login-") && c.MaxAge > 0 }) {
-					t.Errorf("%s: got %d to %q with %v", target, resp.StatusCode, resp.Header.Get("Location"), resp.Cookies())
+				if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" ||
+					!slices.ContainsFunc(resp.Cookies(), func(c *http.Cookie) bool {
+						return !strings.Contains(c.Name, "-login-") && c.MaxAge > 0
+					}) {
+					t.Errorf("%s: got %d to %q with %v", target, resp.StatusCode,
+						resp.Header.Get("Location"), resp.Cookies())
 				}
 			})
 		}
@@ -273,7 +284,8 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	})
 	t.Run("the way back from a logout", func(t *testing.T) {
 		b := a.signedIn()
-		back := b.Navigate(b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}).Location(t).String()).Location(t).String()
+		back := b.Navigate(b.Submit("/bff/logout",
+			url.Values{"return_to": {"/bye"}}).Location(t).String()).Location(t).String()
 		for _, resp := range twice(func() *bfftest.Response { return b.Navigate(back) }) {
 			if resp.StatusCode != 303 || resp.Header.Get("Location") != "/bye" {
 				t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
@@ -305,7 +317,8 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
 			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
 		}
-		if resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()); resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
+		resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
 			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, "alice")
@@ -336,8 +349,11 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 	t.Run("of another site", func(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
-		back := b.Pick("alice", b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
-		if got := b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin").StatusCode; got != 302 {
+		back := b.Pick("alice",
+			b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		got := b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+			"Sec-Fetch-Site", "same-origin").StatusCode
+		if got != 302 {
 			t.Errorf("got %d", got)
 		}
 	})
@@ -350,9 +366,15 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
 		page := b.Follow(b.Navigate("/bff/login"), "")
-		page = b.Submit(page.Request.URL.String(), url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}})
-		page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(), "Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")
-		if resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text)); resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
+		page = b.Submit(page.Request.URL.String(), url.Values{
+			"user": {"alice"},
+			"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+		})
+		page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(),
+			"Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site",
+			"Sec-Fetch-Mode", "navigate")
+		resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
+		if resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
 			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
 	})
@@ -395,7 +417,8 @@ func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
 			if l["path"] == "/bff/callback" {
 				lines++
 				err := fmt.Sprint(l["err"])
-				if !strings.Contains(err, test.want) || test.not != "" && strings.Contains(err, test.not) || len(err) > 500 {
+				if !strings.Contains(err, test.want) ||
+					test.not != "" && strings.Contains(err, test.not) || len(err) > 500 {
 					t.Errorf("%.40q: the log says %q", test.text, err)
 				}
 			}
@@ -413,7 +436,11 @@ func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
 func TestParametersThatAreNotUsedRefuseNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, more := range []string{"session_state=x&session_state=y", "state2=x", "scope=", "error_description=x&error_uri=y", "session_state=a;b", "client_info=%22%7B", "x=" + strings.Repeat("y", 10000), "iss2", "&&", "id_token=x&access_token=y", "code2=x"} {
+	for _, more := range []string{
+		"session_state=x&session_state=y", "state2=x", "scope=", "error_description=x&error_uri=y",
+		"session_state=a;b", "client_info=%22%7B", "x=" + strings.Repeat("y", 10000), "iss2", "&&",
+		"id_token=x&access_token=y", "code2=x",
+	} {
 		b := a.browser()
 		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 		if resp := b.Navigate(u + "&" + more); resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {

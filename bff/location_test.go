@@ -19,7 +19,8 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 		(*say.Load())(w.Header())
 		w.WriteHeader(303)
 	})
-	// A name for the upstream, and its default port, need a listener that is found by another way: a Unix socket is localhost.
+	// A name for the upstream, and its default port, need a listener that is
+	// found by another way: a Unix socket is localhost.
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -47,9 +48,11 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 		{"/stripped/", strings.ToUpper(public) + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", strings.Replace(public, "localhost", "localhost.", 1) + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", public, "/stripped/"},
-		{"/stripped/", public + "/stripped/orders/1", "/stripped/orders/1"}, // of an upstream that honours X-Forwarded-Prefix
+		// of an upstream that honours X-Forwarded-Prefix
+		{"/stripped/", public + "/stripped/orders/1", "/stripped/orders/1"},
 		{"/stripped/", "/stripped/orders/1", "/stripped/orders/1"},
-		{"/stripped/", tcp.URL + "/stripped/orders/1", "/stripped/stripped/orders/1"}, // of one that knows nothing of it
+		// of one that knows nothing of it
+		{"/stripped/", tcp.URL + "/stripped/orders/1", "/stripped/stripped/orders/1"},
 		{"/stripped/", "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", "/strippedx/1", "/stripped/strippedx/1"},
 		{"/stripped/", "orders/1?x", "orders/1?x"},
@@ -57,7 +60,10 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 		{"/stripped/", "https://elsewhere.example/orders/1", "https://elsewhere.example/orders/1"},
 		{"/stripped/", "http://user:secret@" + internal + "/x", "/stripped/x"},
 		{"/stripped/", "mailto:x@example.com", "mailto:x@example.com"},
-		{"/stripped/", strings.Replace(public, "http:", "https:", 1) + "/x", strings.Replace(public, "http:", "https:", 1) + "/x"},
+		{
+			"/stripped/", strings.Replace(public, "http:", "https:", 1) + "/x",
+			strings.Replace(public, "http:", "https:", 1) + "/x",
+		},
 		{"/plain/", public + "/plain/1", "/plain/1"},
 		{"/plain/", "http://" + strings.Replace(internal, "127.0.0.1", "127.0.0.1.", 1) + "/plain/1", "/plain/1"},
 		{"/plain/", "//" + internal + "/plain/1", "/plain/1"},
@@ -85,7 +91,8 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 		h.Add("Link", `<https://docs.example/x>; rel=help`)
 	}
 	say.Store(&link)
-	if got := strings.Join(b.Fetch("GET", "/stripped/a").Header.Values("Link"), "|"); got != `</stripped/orders?page=2>; rel="next"; title="a <b> c", </stripped/orders?page=9>; rel=last|<https://docs.example/x>; rel=help` {
+	got := strings.Join(b.Fetch("GET", "/stripped/a").Header.Values("Link"), "|")
+	if got != `</stripped/orders?page=2>; rel="next"; title="a <b> c", </stripped/orders?page=9>; rel=last|<https://docs.example/x>; rel=help` {
 		t.Errorf("Link: got %s", got)
 	}
 }
@@ -101,8 +108,15 @@ func TestThePrefixIsToldToTheUpstreamThatDoesNotGetIt(t *testing.T) {
 			{Path: "/", Token: "none", Upstream: []string{echo.URL}, StripPrefix: true},
 		}
 	})
-	for path, want := range map[string]string{"/plain/x": "", "/stripped/x": "/stripped", "/a/%C3%A9/x": "/a/%C3%A9", "/other": ""} {
-		got := echoed(t, a.browser().Fetch("GET", path, "X-Forwarded-Prefix", "/forged", "Connection", "X-Forwarded-Prefix")).Header["X-Forwarded-Prefix"]
+	for path, want := range map[string]string{
+		"/plain/x":    "",
+		"/stripped/x": "/stripped",
+		"/a/%C3%A9/x": "/a/%C3%A9",
+		"/other":      "",
+	} {
+		got := echoed(t,
+			a.browser().Fetch("GET", path, "X-Forwarded-Prefix", "/forged",
+				"Connection", "X-Forwarded-Prefix")).Header["X-Forwarded-Prefix"]
 		if strings.Join(got, "|") != want {
 			t.Errorf("%s: got %q, want %q", path, got, want)
 		}

@@ -34,7 +34,8 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 	e := echoed(t, b.Fetch("GET", "/api/orders?x=1"))
 	digest, bearer := strings.CutPrefix(e.Header.Get("Authorization"), "Bearer ")
 	if e.URI != "/api/orders?x=1" || !bearer || !a.provider.Issued(digest) {
-		t.Errorf("upstream got %s with Authorization %q, want the path and a token", e.URI, e.Header.Get("Authorization"))
+		t.Errorf("upstream got %s with Authorization %q, want the path and a token", e.URI,
+			e.Header.Get("Authorization"))
 	}
 	if got := e.Header.Get("Cookie"); got != "" {
 		t.Errorf("upstream got the cookie %q, want none", got)
@@ -42,7 +43,9 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 
 	resp = b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
 	out := resp.Location(t)
-	if resp.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) || out.Query().Get("id_token_hint") == "" || out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
+	if resp.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) ||
+		out.Query().Get("id_token_hint") == "" ||
+		out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
 		t.Errorf("logout: got %d to %s, want 303 to the provider's end_session", resp.StatusCode, out)
 	}
 	a.wantSession(b, "")
@@ -65,7 +68,8 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 	q := resp.Location(t).Query()
 	for name, want := range map[string]string{
 		"response_type": "code", "client_id": a.provider.Client.ID, "redirect_uri": a.url + "/bff/callback",
-		"scope": "openid profile email offline_access", "code_challenge_method": "S256", "request": "", "claims": "", "prompt": "",
+		"scope": "openid profile email offline_access", "code_challenge_method": "S256",
+		"request": "", "claims": "", "prompt": "",
 	} {
 		if got := q.Get(name); got != want || len(q[name]) > 1 {
 			t.Errorf("%s: got %q, want %q", name, q[name], want)
@@ -91,27 +95,35 @@ func TestEveryLoginAsksForOpenID(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests, cfg.Provider.Scopes = "never", []string{"profile"}
 	})
-	if got := a.browser().Navigate("/bff/login").Location(t).Query().Get("scope"); !slices.Contains(strings.Fields(got), "openid") {
+	got := a.browser().Navigate("/bff/login").Location(t).Query().Get("scope")
+	if !slices.Contains(strings.Fields(got), "openid") {
 		t.Errorf("scope is %q", got)
 	}
 }
 
-// Whatever a link says, a request has the parameters that it has without; that there is another issuer (Core 4) is one of the things a link may say.
+// Whatever a link says, a request has the parameters that it has without; that
+// there is another issuer (Core 4) is one of the things a link may say.
 func TestALinkAddsNothingToTheRequest(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	link := make(url.Values)
 	for _, name := range []string{
-		"client_id", "scope", "redirect_uri", "response_type", "response_mode", "claims", "request", "request_uri", "state", "nonce", "code_challenge", "code_challenge_method", "dpop_jkt", "resource", "audience",
-		"id_token_hint", "display", "registration", "claims_locales", "authorization_details", "iss", "target_link_uri", "post_logout_redirect_uri", "exotic",
+		"client_id", "scope", "redirect_uri", "response_type", "response_mode", "claims", "request",
+		"request_uri", "state", "nonce", "code_challenge", "code_challenge_method", "dpop_jkt", "resource", "audience",
+		"id_token_hint", "display", "registration", "claims_locales", "authorization_details", "iss",
+		"target_link_uri", "post_logout_redirect_uri", "exotic",
 	} {
 		link.Set(name, "https://evil.example")
 	}
 	for _, query := range []string{"", link.Encode()} {
 		to := a.browser().Navigate("/bff/login?" + query).Location(t)
 		got := slices.Sorted(maps.Keys(to.Query()))
-		want := []string{"client_id", "code_challenge", "code_challenge_method", "nonce", "redirect_uri", "response_type", "scope", "state"}
-		if !strings.HasPrefix(to.String(), a.provider.Issuer+"/authorize?") || strings.Contains(to.String(), "evil") || !slices.Equal(got, want) {
+		want := []string{
+			"client_id", "code_challenge", "code_challenge_method", "nonce", "redirect_uri",
+			"response_type", "scope", "state",
+		}
+		if !strings.HasPrefix(to.String(), a.provider.Issuer+"/authorize?") ||
+			strings.Contains(to.String(), "evil") || !slices.Equal(got, want) {
 			t.Errorf("sent to %s, want these parameters alone: %v", to, want)
 		}
 	}
@@ -122,7 +134,9 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests = "never"
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { m["code_challenge_methods_supported"] = []string{"plain"} }))
+		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			m["code_challenge_methods_supported"] = []string{"plain"}
+		}))
 	})
 	a.waitReady()
 	a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
@@ -143,12 +157,21 @@ func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
 	a := newApp(t, unpushed)
 	b := a.browser()
 	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
-	for name, want := range map[string]string{"prompt": "login consent", "login_hint": "alice@example.com", "acr_values": "gold silver", "max_age": "60", "ui_locales": "de"} {
+	for name, want := range map[string]string{
+		"prompt":     "login consent",
+		"login_hint": "alice@example.com",
+		"acr_values": "gold silver",
+		"max_age":    "60",
+		"ui_locales": "de",
+	} {
 		if got := q.Get(name); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
-	for _, query := range []string{"prompt=evil", "prompt=none+login", "max_age=soon", "max_age=-1", "login_hint=" + strings.Repeat("a", 300), "ui_locales=a%0d%0ab"} {
+	for _, query := range []string{
+		"prompt=evil", "prompt=none+login", "max_age=soon", "max_age=-1",
+		"login_hint=" + strings.Repeat("a", 300), "ui_locales=a%0d%0ab",
+	} {
 		wantPage(t, b.Navigate("/bff/login?"+query), 400, "bad_login_parameter")
 	}
 }
@@ -179,7 +202,8 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 			}
 			wantProblem(t, resp, 401, "navigation_only")
 			if len(resp.Cookies()) > 0 || !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
-				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path, resp.Cookies(), resp.Text)
+				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path,
+					resp.Cookies(), resp.Text)
 			}
 		}
 	}
@@ -248,10 +272,18 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, spoil := range map[string]func(q url.Values){
-		"no state":               func(q url.Values) { q.Del("state") },
-		"empty state":            func(q url.Values) { q.Set("state", "") },
-		"altered state":          func(q url.Values) { s := []byte(q.Get("state")); s[20] ^= 1; q.Set("state", string(s)) },
-		"altered end of state":   func(q url.Values) { s := []byte(q.Get("state")); s[len(s)-5] ^= 1; q.Set("state", string(s)) },
+		"no state":    func(q url.Values) { q.Del("state") },
+		"empty state": func(q url.Values) { q.Set("state", "") },
+		"altered state": func(q url.Values) {
+			s := []byte(q.Get("state"))
+			s[20] ^= 1
+			q.Set("state", string(s))
+		},
+		"altered end of state": func(q url.Values) {
+			s := []byte(q.Get("state"))
+			s[len(s)-5] ^= 1
+			q.Set("state", string(s))
+		},
 		"state twice":            func(q url.Values) { q.Add("state", q.Get("state")) },
 		"code twice":             func(q url.Values) { q.Add("code", "x") },
 		"iss twice":              func(q url.Values) { q.Add("iss", q.Get("iss")) },
@@ -310,7 +342,8 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	before := a.provider.TokenRequests()
 	other := a.browser()
 	restarted := other.Navigate(u.String())
-	if got := restarted.Location(t); restarted.StatusCode != 302 || !strings.HasPrefix(got.String(), a.provider.Issuer) {
+	got := restarted.Location(t)
+	if restarted.StatusCode != 302 || !strings.HasPrefix(got.String(), a.provider.Issuer) {
 		t.Fatalf("in another browser: got %d to %s, want a new login", restarted.StatusCode, got)
 	}
 	second := other.Pick("bob", restarted.Location(t).String()).Location(t)
@@ -328,7 +361,8 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 		t.Errorf("in its own browser: got %d, want 303", resp.StatusCode)
 	}
 	if again := b.Navigate(u.String()); again.StatusCode != 303 || again.Header.Get("Location") != "/here" {
-		t.Errorf("again: got %d to %s, want 303 to where the login led, for there is a session", again.StatusCode, again.Header.Get("Location"))
+		t.Errorf("again: got %d to %s, want 303 to where the login led, for there is a session",
+			again.StatusCode, again.Header.Get("Location"))
 	}
 	if n := a.provider.TokenRequests() - before; n != 1 {
 		t.Errorf("%d token requests, want 1", n)
@@ -336,7 +370,8 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// RFC 9700 4.7.1: what a browser holds of an attempt is good as it was made, under its own name and for its own state.
+// RFC 9700 4.7.1: what a browser holds of an attempt is good as it was made,
+// under its own name and for its own state.
 func TestAnAttemptThatWasTamperedWithIsNone(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -476,20 +511,23 @@ func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
 		u.RawQuery = q.Encode()
 		resp := b.Navigate(u.String())
 		wantPage(t, resp, want.status, want.code)
-		if strings.Contains(resp.Text, "alert") || strings.Contains(resp.Text, "evil") || strings.Contains(resp.Text, "xxxx") {
+		if strings.Contains(resp.Text, "alert") || strings.Contains(resp.Text, "evil") ||
+			strings.Contains(resp.Text, "xxxx") {
 			t.Errorf("%.20s: the page repeats what the provider said:\n%s", code, resp.Text)
 		}
 		if !strings.Contains(resp.Text, `href="/bff/login?return_to=%2Fhere"`) {
 			t.Errorf("%.20s: trying again does not lead back to where it began", code)
 		}
-		if csp := resp.Header.Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
+		csp := resp.Header.Get("Content-Security-Policy")
+		if !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
 			t.Errorf("CSP of the page: %s", csp)
 		}
 		a.wantSession(b, "alice")
 	}
 }
 
-// RFC 9700 4.11.1: an error leads to a page and never to another login, not even where its attempt is gone.
+// RFC 9700 4.11.1: an error leads to a page and never to another login, not
+// even where its attempt is gone.
 func TestAnErrorBeginsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -522,7 +560,9 @@ func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
 func TestPromptNoneThatFailsIsAnAnswer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required"} {
+	for _, code := range []string{
+		"login_required", "interaction_required", "consent_required", "account_selection_required",
+	} {
 		a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
 			params.Del("code")
 			params.Set("error", code)
@@ -604,9 +644,13 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
-		callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
-		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool { return c.Name == a.cookieName() })]
-		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1}) // a browser shows no Strict cookie on its way back from the provider
+		callback := b.Pick("bob",
+			b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
+		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool {
+			return c.Name == a.cookieName()
+		})]
+		// a browser shows no Strict cookie on its way back from the provider
+		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1})
 		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
 		b.SetCookie(&ticket)
 		wantPage(t, b.Navigate(again, "Sec-Fetch-Site", "same-origin"), 403, "other_account")
@@ -617,7 +661,8 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	}
 }
 
-// Where a stale callback begins the login again the session that there is counts too: anybody can get a state to be stale.
+// Where a stale callback begins the login again the session that there is
+// counts too: anybody can get a state to be stale.
 func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })
@@ -625,13 +670,16 @@ func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	b := a.signedIn()
 	before := a.sessionID(b)
 	stale := "/bff/callback?" + url.Values{"state": {u.Query().Get("state")}, "code": {"x"}}.Encode()
-	if resp := b.Navigate(stale, "Sec-Fetch-Site", "cross-site"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
+	if resp := b.Navigate(stale,
+		"Sec-Fetch-Site", "cross-site"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
 		t.Errorf("with a session: got %d to %s, want no login", resp.StatusCode, resp.Header.Get("Location"))
 	}
-	// The session comes about while the login that began anew is under way. The provider knows the victim as bob (a login CSRF there, a shared
-	// computer, another account picked).
+	// The session comes about while the login that began anew is under way. The
+	// provider knows the victim as bob (a login CSRF there, a shared computer,
+	// another account picked).
 	victim := a.browser()
-	to := victim.Navigate(onwards(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin").Location(t)
+	to := victim.Navigate(onwards(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")),
+		"Sec-Fetch-Site", "same-origin").Location(t)
 	for _, c := range b.Cookies() {
 		victim.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
@@ -644,7 +692,8 @@ func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 	}
 }
 
-// pickAs completes an authorization request as another user than the provider's cookie in b says.
+// pickAs completes an authorization request as another user than the provider's
+// cookie in b says.
 func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
 	t.Helper()
 	fresh := a.browser() // without the provider's cookie: its page is shown
@@ -654,43 +703,54 @@ func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string
 func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, user := range []string{"alice", "alice", "bob"} { // alice in two tabs of a browser, and bob after she has left
+	// alice in two tabs of a browser, and bob after she has left
+	for _, user := range []string{"alice", "alice", "bob"} {
 		b := a.browser()
 		if user == "bob" {
 			b = a.signedIn()
 		}
-		callback := b.Pick(user, b.Navigate("/bff/login?prompt=login&return_to=/x", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		callback := b.Pick(user,
+			b.Navigate("/bff/login?prompt=login&return_to=/x",
+				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 		if user == "bob" {
 			b.Fetch("POST", "/bff/logout")
 		}
 		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
-		if resp := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+		resp := b.Navigate(again, "Sec-Fetch-Site", "same-origin")
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 			t.Errorf("%s: got %d to %q, want 303 to /x", user, resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, user)
-		if stale := b.Navigate(again, "Sec-Fetch-Site", "same-origin"); stale.StatusCode != 303 || stale.Header.Get("Location") != "/x" { // as every callback that comes twice
+		// as every callback that comes twice
+		stale := b.Navigate(again, "Sec-Fetch-Site", "same-origin")
+		if stale.StatusCode != 303 || stale.Header.Get("Location") != "/x" {
 			t.Errorf("the same once more: got %d, want 303 to /x", stale.StatusCode)
 		}
 	}
 }
 
-// Whoever leads a browser to the second step from elsewhere gets no further, and no session is touched.
+// Whoever leads a browser to the second step from elsewhere gets no further,
+// and no session is touched.
 func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	callback := b.Pick("bob", b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+	callback := b.Pick("bob",
+		b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 	wantPage(t, b.Navigate(callback+"&cloakroom_again=1", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
 	a.wantSession(b, "")
 }
 
-// onwards returns where the page leads that has the provider's answer brought from our own origin.
+// onwards returns where the page leads that has the provider's answer brought
+// from our own origin.
 func onwards(t *testing.T, page *bfftest.Response) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
 	to, _, _ := strings.Cut(rest, `"`)
-	if page.StatusCode != 200 || !ok || page.Header.Get("Set-Cookie") != "" || page.Header.Get("Referrer-Policy") != "no-referrer" {
-		t.Fatalf("got %d with %v, want the page that leads on and no cookie:\n%s", page.StatusCode, page.Header, page.Text)
+	if page.StatusCode != 200 || !ok || page.Header.Get("Set-Cookie") != "" ||
+		page.Header.Get("Referrer-Policy") != "no-referrer" {
+		t.Fatalf("got %d with %v, want the page that leads on and no cookie:\n%s", page.StatusCode,
+			page.Header, page.Text)
 	}
 	return html.UnescapeString(to)
 }
@@ -701,16 +761,20 @@ func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	other := newApp(t, nil)
 	b := other.browser()
-	again := b.Navigate(b.Pick("alice", b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	again := b.Navigate(b.Pick("alice",
+		b.Navigate("/bff/login",
+			"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	success := other.browser().SignIn("alice", "")
 	for name, page := range map[string]*bfftest.Response{
-		"a silent login's":     silently(other.browser()),
-		"that leads on":        again,
-		"that is posted again": a.browser().Do("POST", "/bff/callback", "state=x&code=y", "Content-Type", "application/x-www-form-urlencoded"),
-		"the redirect":         success,
+		"a silent login's": silently(other.browser()),
+		"that leads on":    again,
+		"that is posted again": a.browser().Do("POST", "/bff/callback", "state=x&code=y",
+			"Content-Type", "application/x-www-form-urlencoded"),
+		"the redirect": success,
 	} {
 		csp := page.Header.Get("Content-Security-Policy")
-		if page.StatusCode >= 400 || page.Header.Get("Referrer-Policy") != "no-referrer" || page.Header.Get("Cache-Control") != "no-store" || !strings.HasPrefix(csp, "default-src 'none'") {
+		if page.StatusCode >= 400 || page.Header.Get("Referrer-Policy") != "no-referrer" ||
+			page.Header.Get("Cache-Control") != "no-store" || !strings.HasPrefix(csp, "default-src 'none'") {
 			t.Errorf("the page %s: got %d %v", name, page.StatusCode, page.Header)
 		}
 		for _, outside := range []string{"http:", "https:", `="//`, "src="} {
@@ -724,7 +788,10 @@ func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
 func TestReturnToComesBackToTheCharacter(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, path := range []string{"/#/open/https://a.example//x/../y", "/?q=" + strings.Repeat("&<>", 330), "/a?b=%zz;c&d=%2F", "/é"} {
+	for _, path := range []string{
+		"/#/open/https://a.example//x/../y", "/?q=" + strings.Repeat("&<>", 330),
+		"/a?b=%zz;c&d=%2F", "/é",
+	} {
 		resp := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
 		if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != path {
 			t.Errorf("got %d to %q, want %q", resp.StatusCode, got, path)
@@ -732,11 +799,16 @@ func TestReturnToComesBackToTheCharacter(t *testing.T) {
 	}
 }
 
-// RFC 9700 4.11.1: what the login link says, and not only what returnto.go reads.
+// RFC 9700 4.11.1: what the login link says, and not only what returnto.go
+// reads.
 func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, returnTo := range []string{"//evil.example", `/\evil.example`, "https://evil.example/x", "/%2fevil.example", "/\t/evil.example", "@evil.example", "javascript:alert(1)", "/x\r\nLocation: https://evil.example", "/" + strings.Repeat("a", 2000)} {
+	for _, returnTo := range []string{
+		"//evil.example", `/\evil.example`, "https://evil.example/x", "/%2fevil.example",
+		"/\t/evil.example", "@evil.example", "javascript:alert(1)",
+		"/x\r\nLocation: https://evil.example", "/" + strings.Repeat("a", 2000),
+	} {
 		resp := a.browser().SignIn("alice", url.Values{"return_to": {returnTo}}.Encode())
 		if got := resp.Header.Values("Location"); resp.StatusCode != 303 || len(got) != 1 || got[0] != "/" {
 			t.Errorf("%.40q: got %d to %q", returnTo, resp.StatusCode, got)
@@ -748,7 +820,8 @@ func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
 func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	if resp := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode()); resp.StatusCode != 302 {
+	resp := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode())
+	if resp.StatusCode != 302 {
 		t.Errorf("got %d", resp.StatusCode)
 	}
 }
@@ -777,7 +850,8 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
 			waitFor(t, "the provider was asked", func() bool {
-				return len(a.logs.lines(t, "provider discovery failed; sign-in is unavailable, existing sessions are not affected")) > 0
+				return len(a.logs.lines(t,
+					"provider discovery failed; sign-in is unavailable, existing sessions are not affected")) > 0
 			})
 			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 			a.provider.Behave()
@@ -874,16 +948,20 @@ func cookieNames(b *bfftest.Browser) []string {
 	return names
 }
 
-// Where the provider does not check PKCE, or whoever is on the way has taken the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
+// Where the provider does not check PKCE, or whoever is on the way has taken
+// the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
 func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
-		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) { delete(m, "code_challenge_methods_supported") }))
+		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) {
+			delete(m, "code_challenge_methods_supported")
+		}))
 	})
 	a.waitReady()
 	c := a.takeDown(devidp.Hooks{SkipPKCE: true})
 	attacker, victim := a.browser(), a.signedIn()
-	if form := c.to("/par")[0].form; form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
+	form := c.to("/par")[0].form
+	if form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
 		t.Errorf("asked with %v", form)
 	}
 	stolen := attacker.AuthResponse("bob", "").Location(t).Query().Get("code")
@@ -894,21 +972,27 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 	a.wantSession(victim, "alice")
 }
 
-// RFC 9207 2.4: an issuer that does not say that it names itself need not; one that does so is taken at its word.
+// RFC 9207 2.4: an issuer that does not say that it names itself need not; one
+// that does so is taken at its word.
 func TestIssIsCheckedWhereItIsSent(t *testing.T) {
 	t.Parallel()
 	unannounced := func(a *app, _ *bff.Config) {
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "authorization_response_iss_parameter_supported") }))
+		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			delete(m, "authorization_response_iss_parameter_supported")
+		}))
 	}
 	for name, test := range map[string]struct {
 		edit func(params url.Values)
 		good bool
 	}{
-		"absent":            {func(q url.Values) { q.Del("iss") }, true},
-		"its own":           {func(url.Values) {}, true},
-		"another's":         {func(q url.Values) { q.Set("iss", "https://evil.example") }, false},
-		"empty":             {func(q url.Values) { q.Set("iss", "") }, false},
-		"its own %-encoded": {func(q url.Values) { q.Set("iss", strings.Replace(q.Get("iss"), "op", "%6Fp", 1)) }, false},
+		"absent":    {func(q url.Values) { q.Del("iss") }, true},
+		"its own":   {func(url.Values) {}, true},
+		"another's": {func(q url.Values) { q.Set("iss", "https://evil.example") }, false},
+		"empty":     {func(q url.Values) { q.Set("iss", "") }, false},
+		"its own %-encoded": {
+			func(q url.Values) { q.Set("iss", strings.Replace(q.Get("iss"), "op", "%6Fp", 1)) },
+			false,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, unannounced)

@@ -13,7 +13,10 @@ func TestLogLinesAreShort(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
 	long := strings.Repeat("%01", 15_000)
-	for _, path := range []string{"/" + long, "/api/" + long, "/bff/" + long, "/bff/login?return_to=/" + long, "/x?" + long, "/bff/callback?state=" + long + "&code=x", "/%2e%2e/" + long} {
+	for _, path := range []string{
+		"/" + long, "/api/" + long, "/bff/" + long, "/bff/login?return_to=/" + long, "/x?" + long,
+		"/bff/callback?state=" + long + "&code=x", "/%2e%2e/" + long,
+	} {
 		b.Fetch("GET", path)
 		b.Navigate(path)
 	}

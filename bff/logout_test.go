@@ -30,7 +30,9 @@ func TestLogout(t *testing.T) {
 			t.Fatalf("got %d %s, want a path of this origin", resp.StatusCode, resp.Text)
 		}
 		onward := b.Navigate(got.RedirectTo, "Sec-Fetch-Site", "same-origin")
-		if u := onward.Location(t); onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) || u.Query().Get("client_id") != a.provider.Client.ID {
+		u := onward.Location(t)
+		if onward.StatusCode != 303 || !strings.HasPrefix(u.String(), a.provider.Issuer) ||
+			u.Query().Get("client_id") != a.provider.Client.ID {
 			t.Errorf("got %d to %s, want the provider's end_session", onward.StatusCode, u)
 		}
 		a.wantSession(b, "")
@@ -43,7 +45,8 @@ func TestLogout(t *testing.T) {
 	})
 	t.Run("without a session the answer is the same", func(t *testing.T) {
 		b := a.browser()
-		if got := b.Submit("/bff/logout", nil); got.StatusCode != 303 || !strings.HasPrefix(got.Location(t).String(), a.provider.Issuer) {
+		got := b.Submit("/bff/logout", nil)
+		if got.StatusCode != 303 || !strings.HasPrefix(got.Location(t).String(), a.provider.Issuer) {
 			t.Errorf("by form: got %d", got.StatusCode)
 		}
 		if got := b.Fetch("POST", "/bff/logout"); got.StatusCode != 200 || !strings.Contains(got.Text, "redirect_to") {
@@ -53,13 +56,16 @@ func TestLogout(t *testing.T) {
 	t.Run("of another site", func(t *testing.T) {
 		b := a.signedIn()
 		for name, resp := range map[string]*bfftest.Response{
-			"form":              b.Do("POST", "/bff/logout", "", "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site"),
-			"form of a sibling": b.Do("POST", "/bff/logout", "", "Origin", "http://evil.localhost", "Sec-Fetch-Site", "same-site"),
-			"who says nothing":  b.Do("POST", "/bff/logout", ""),
-			"sandboxed":         b.Do("POST", "/bff/logout", "", "Origin", "null"),
+			"form": b.Do("POST", "/bff/logout", "", "Origin", "https://evil.example",
+				"Sec-Fetch-Site", "cross-site"),
+			"form of a sibling": b.Do("POST", "/bff/logout", "", "Origin", "http://evil.localhost",
+				"Sec-Fetch-Site", "same-site"),
+			"who says nothing": b.Do("POST", "/bff/logout", ""),
+			"sandboxed":        b.Do("POST", "/bff/logout", "", "Origin", "null"),
 		} {
 			if resp.StatusCode != 403 || resp.Code() != "csrf" || len(resp.Cookies()) > 0 {
-				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name, resp.StatusCode, resp.Code(), resp.Cookies())
+				t.Errorf("%s: got %d %s with cookies %v, want 403 csrf and none", name,
+					resp.StatusCode, resp.Code(), resp.Cookies())
 			}
 		}
 		wantProblem(t, b.Navigate("/bff/logout"), 405, "method_not_allowed")
@@ -75,11 +81,18 @@ func TestLogout(t *testing.T) {
 			}
 			a.wantSession(b, "")
 			a.provider.Behave()
-			waitFor(t, m.Name+": the token is revoked later", func() bool { return a.provider.LiveRefreshTokens() == before })
+			waitFor(t, m.Name+": the token is revoked later", func() bool {
+				return a.provider.LiveRefreshTokens() == before
+			})
 		}
 	})
 	t.Run("return_to", func(t *testing.T) {
-		for returnTo, want := range map[string]string{"/bye?x=1": "/bye?x=1", "//evil.example": "/", "https://evil.example": "/", "": "/"} {
+		for returnTo, want := range map[string]string{
+			"/bye?x=1":             "/bye?x=1",
+			"//evil.example":       "/",
+			"https://evil.example": "/",
+			"":                     "/",
+		} {
 			b := a.signedIn()
 			out := b.Submit("/bff/logout", url.Values{"return_to": {returnTo}})
 			back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
@@ -91,7 +104,8 @@ func TestLogout(t *testing.T) {
 	t.Run("a state that is not ours", func(t *testing.T) {
 		b := a.browser()
 		for _, state := range []string{"", "x", "//evil.example", base64.URLEncoding.EncodeToString([]byte("/x"))} {
-			if got := b.Navigate("/bff/logout/callback?state=" + url.QueryEscape(state)); got.StatusCode != 303 || got.Location(t).String() != a.url+"/" {
+			got := b.Navigate("/bff/logout/callback?state=" + url.QueryEscape(state))
+			if got.StatusCode != 303 || got.Location(t).String() != a.url+"/" {
 				t.Errorf("%q: got %d to %s, want 303 to /", state, got.StatusCode, got.Location(t))
 			}
 		}
@@ -152,11 +166,15 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 	t.Parallel()
 	t.Run("an address and a parameter of their own", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
-			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = "https://login.example/logout?tenant=1", "logout_uri"
+			cfg.Provider.LogoutURL = "https://login.example/logout?tenant=1"
+			cfg.Provider.LogoutRedirectParameter = "logout_uri"
 		})
 		b := a.signedIn()
 		to := b.Submit("/bff/logout", nil).Location(t)
-		if q := to.Query(); to.Host != "login.example" || q.Get("tenant") != "1" || q.Get("logout_uri") != a.url+"/bff/logout/callback" || q.Has("post_logout_redirect_uri") || q.Get("client_id") != "spa" {
+		q := to.Query()
+		if to.Host != "login.example" || q.Get("tenant") != "1" ||
+			q.Get("logout_uri") != a.url+"/bff/logout/callback" ||
+			q.Has("post_logout_redirect_uri") || q.Get("client_id") != "spa" {
 			t.Errorf("sent to %s", to)
 		}
 	})
@@ -169,7 +187,8 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 		})
 		a.waitReady()
 		b := a.signedIn()
-		if resp := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}); resp.StatusCode != 303 || resp.Header.Get("Location") != "/bye" {
+		resp := b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
+		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/bye" {
 			t.Errorf("got %d %s", resp.StatusCode, resp.Header.Get("Location"))
 		}
 		a.wantSession(b, "")
@@ -230,14 +249,18 @@ func TestWhatIsSaidAtALogout(t *testing.T) {
 	constant := func(t *testing.T, resp *bfftest.Response) url.Values {
 		t.Helper()
 		to := resp.Location(t)
-		if q := to.Query(); !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") || q.Get("client_id") != "spa" || q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
+		q := to.Query()
+		if !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") ||
+			q.Get("client_id") != "spa" || q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
 			t.Errorf("sent to %s", to)
 		}
 		return to.Query()
 	}
 	post := func(b *bfftest.Browser) *bfftest.Response {
-		return b.Do("POST", "/bff/logout", "", "Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url, "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate",
-			"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "X-Forwarded-Prefix", "/evil", "Forwarded", "host=evil.example")
+		return b.Do("POST", "/bff/logout", "", "Content-Type", "application/x-www-form-urlencoded",
+			"Accept", "text/html", "Origin", a.url, "Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate",
+			"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https",
+			"X-Forwarded-Prefix", "/evil", "Forwarded", "host=evil.example")
 	}
 	t.Run("the ID token, though it has expired", func(t *testing.T) {
 		var idToken string

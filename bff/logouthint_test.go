@@ -24,7 +24,8 @@ func fat(groups int) devidp.Hooks {
 	}}
 }
 
-// continued signs out as a script does, and returns the redirect to the provider.
+// continued signs out as a script does, and returns the redirect to the
+// provider.
 func continued(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	t.Helper()
 	resp := b.Fetch("POST", "/bff/logout")
@@ -42,7 +43,9 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	t.Parallel()
 	var idToken string
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) }})
+	a.takeDown(devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) },
+	})
 	b := a.signedIn()
 	resp := b.Fetch("POST", "/bff/logout")
 	var body map[string]string
@@ -59,7 +62,8 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 			hint = c
 		}
 	}
-	if hint == nil || !hint.HttpOnly || hint.SameSite != http.SameSiteStrictMode || hint.MaxAge > 60 || hint.MaxAge < 1 || hint.Path != "/" || strings.Contains(hint.Value, "eyJ") {
+	if hint == nil || !hint.HttpOnly || hint.SameSite != http.SameSiteStrictMode ||
+		hint.MaxAge > 60 || hint.MaxAge < 1 || hint.Path != "/" || strings.Contains(hint.Value, "eyJ") {
 		t.Fatalf("the cookie of the ID token is %+v", hint)
 	}
 	for name, header := range map[string][]string{
@@ -74,7 +78,8 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 			t.Errorf("%s: got %v", name, resp.Header)
 		}
 	}
-	if head := b.Do("HEAD", body["redirect_to"], ""); head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
+	head := b.Do("HEAD", body["redirect_to"], "")
+	if head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
 		t.Errorf("HEAD: got %d %v", head.StatusCode, head.Header)
 	}
 	// Our cookie does not reach upstreams.
@@ -84,14 +89,19 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 
 	once := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin")
 	to := once.Location(t)
-	if q := to.Query(); once.StatusCode != 303 || !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") || q.Get("id_token_hint") != idToken || idToken == "" ||
-		q.Get("client_id") != "spa" || q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" || q.Get("state") == "" || q.Has("logout_hint") {
+	if q := to.Query(); once.StatusCode != 303 ||
+		!strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") ||
+		q.Get("id_token_hint") != idToken || idToken == "" ||
+		q.Get("client_id") != "spa" ||
+		q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" || q.Get("state") == "" ||
+		q.Has("logout_hint") {
 		t.Errorf("got %d to %s", once.StatusCode, to)
 	}
 	if len(b.Cookies()) > 0 {
 		t.Errorf("the cookies %v remain", cookieNames(b))
 	}
-	if twice := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin"); twice.StatusCode != 303 || twice.Header.Get("Location") != "/" {
+	twice := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin")
+	if twice.StatusCode != 303 || twice.Header.Get("Location") != "/" {
 		t.Errorf("once more: got %d to %s", twice.StatusCode, twice.Header.Get("Location"))
 	}
 	// In another browser, and with a state that somebody made up.
@@ -100,7 +110,8 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	}
 	b.SetCookie(&http.Cookie{Name: hint.Name, Value: hint.Value, Path: "/"})
 	for _, state := range []string{"", "x", strings.Repeat("A", 10000), hint.Value} {
-		if resp := b.Navigate("/bff/logout/continue?" + url.Values{"state": {state}}.Encode()); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
+		if resp := b.Navigate("/bff/logout/continue?" +
+			url.Values{"state": {state}}.Encode()); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
 			t.Errorf("state %.20q: got %d to %s", state, resp.StatusCode, resp.Header.Get("Location"))
 		}
 	}
@@ -128,12 +139,14 @@ func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
 		t.Errorf("got %d to %s", back.StatusCode, back.Header.Get("Location"))
 	}
 	// Without a session there is no token, and the same path.
-	if q := continued(t, a.browser()).Location(t).Query(); q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
+	q := continued(t, a.browser()).Location(t).Query()
+	if q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
 		t.Errorf("without a session: sent %v", q)
 	}
 }
 
-// replica starts another server with a configuration, and returns where it listens.
+// replica starts another server with a configuration, and returns where it
+// listens.
 func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
 	t.Helper()
 	server, err := bff.New(cfg)
@@ -187,7 +200,9 @@ func TestALongIDTokenIsLeftOutOfALogout(t *testing.T) {
 				t.Errorf("%d groups, %s: the response header has %d bytes", groups, how, head.Len())
 			}
 			long := groups >= 60
-			if q.Get("client_id") != "spa" || q.Get("state") == "" || groups <= 25 && !q.Has("id_token_hint") || long && (q.Has("id_token_hint") || q.Get("logout_hint") != "alice") {
+			if q.Get("client_id") != "spa" || q.Get("state") == "" ||
+				groups <= 25 && !q.Has("id_token_hint") ||
+				long && (q.Has("id_token_hint") || q.Get("logout_hint") != "alice") {
 				t.Errorf("%d groups, %s: sent %v", groups, how, q)
 			}
 			if q.Has("id_token_hint") == q.Has("logout_hint") {
@@ -214,7 +229,14 @@ func TestTheResponseWithAnIDTokenInACookieIsSmall(t *testing.T) {
 
 func TestTheLogoutHintIsWhatTheProviderWantsBack(t *testing.T) {
 	t.Parallel()
-	for claim, want := range map[any]string{"O.CiQ4": "O.CiQ4", nil: "alice", 7: "alice", "": "alice", "a\r\nb": "alice", strings.Repeat("x", 300): "alice"} {
+	for claim, want := range map[any]string{
+		"O.CiQ4":                 "O.CiQ4",
+		nil:                      "alice",
+		7:                        "alice",
+		"":                       "alice",
+		"a\r\nb":                 "alice",
+		strings.Repeat("x", 300): "alice",
+	} {
 		a := newApp(t, nil)
 		h := fat(100)
 		edit := h.EditIDToken
@@ -236,7 +258,8 @@ func TestAProviderWithoutALogoutSendsAScriptStraightBack(t *testing.T) {
 	})
 	a.waitReady()
 	b := a.signedIn()
-	if resp := b.Fetch("POST", "/bff/logout"); resp.StatusCode != 200 || strings.TrimSpace(resp.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
+	resp := b.Fetch("POST", "/bff/logout")
+	if resp.StatusCode != 200 || strings.TrimSpace(resp.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
 		t.Errorf("got %d %s, cookies %v", resp.StatusCode, resp.Text, cookieNames(b))
 	}
 }

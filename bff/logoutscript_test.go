@@ -6,7 +6,8 @@ import (
 )
 
 // A script that does not ask for JSON follows the redirect of a logout, and can
-// read where it leads if the provider allows it to. There is no ID token in that.
+// read where it leads if the provider allows it to. There is no ID token in
+// that.
 func TestALogoutOfAScriptIsNotRedirectedToAURLWithTheIDToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -25,14 +26,18 @@ func TestALogoutOfAScriptIsNotRedirectedToAURLWithTheIDToken(t *testing.T) {
 			continue
 		}
 		if next := b.Fetch("GET", location, header...); next.StatusCode != 401 {
-			t.Errorf("%s: a script continues: got %d, Location %.60q", name, next.StatusCode, next.Header.Get("Location"))
+			t.Errorf("%s: a script continues: got %d, Location %.60q", name, next.StatusCode,
+				next.Header.Get("Location"))
 		}
-		if next := b.Navigate(location); next.StatusCode != 303 || !strings.Contains(next.Header.Get("Location"), "id_token_hint=") {
-			t.Errorf("%s: the user continues: got %d, Location %.60q", name, next.StatusCode, next.Header.Get("Location"))
+		next := b.Navigate(location)
+		if next.StatusCode != 303 || !strings.Contains(next.Header.Get("Location"), "id_token_hint=") {
+			t.Errorf("%s: the user continues: got %d, Location %.60q", name, next.StatusCode,
+				next.Header.Get("Location"))
 		}
 	}
 	// A form of a page is a navigation.
-	if got := a.signedIn().Submit("/bff/logout", nil); got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
+	got := a.signedIn().Submit("/bff/logout", nil)
+	if got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
 		t.Errorf("a form: got %d, Location %.60q", got.StatusCode, got.Header.Get("Location"))
 	}
 }

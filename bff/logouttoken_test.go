@@ -37,12 +37,15 @@ func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 	return token
 }
 
-// tellLogout calls the back-channel as the provider does: without a cookie, and by another name.
+// tellLogout calls the back-channel as the provider does: without a cookie, and
+// by another name.
 func (a *app) tellLogout(form url.Values) *bfftest.Response {
-	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
+	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(),
+		"Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
 }
 
-// signedInWithSID returns a browser in which alice has signed in, and the sid of her session at the provider.
+// signedInWithSID returns a browser in which alice has signed in, and the sid
+// of her session at the provider.
 func (a *app) signedInWithSID() (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
@@ -78,9 +81,13 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 			if !test.bySID {
 				sid = ""
 			}
-			resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})}, "extra": {"ignored"}})
+			resp := a.tellLogout(url.Values{
+				"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})},
+				"extra":        {"ignored"},
+			})
 			if resp.StatusCode != 200 || resp.Text != "" || resp.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("got %d %s, %q, want 200 no-store and nothing", resp.StatusCode, resp.Header.Get("Cache-Control"), resp.Text)
+				t.Errorf("got %d %s, %q, want 200 no-store and nothing", resp.StatusCode,
+					resp.Header.Get("Cache-Control"), resp.Text)
 			}
 			var left []string
 			for name, b := range map[string]*bfftest.Browser{"first": first, "second": second, "bob": bob} {
@@ -134,11 +141,19 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 	}
 	ago := func(d time.Duration) int64 { return time.Now().Add(-d).Unix() }
 	for name, form := range map[string]url.Values{
-		"none":                       {},
-		"two":                        {"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{}), a.logoutToken("alice", sid, devidp.Hooks{})}},
-		"not a JWT":                  {"logout_token": {"x"}},
-		"alg none":                   {"logout_token": {"eyJhbGciOiJub25lIn0." + strings.Split(a.logoutToken("alice", sid, devidp.Hooks{}), ".")[1] + "."}},
-		"another's signature":        {"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}},
+		"none": {},
+		"two": {
+			"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{}), a.logoutToken("alice", sid, devidp.Hooks{})},
+		},
+		"not a JWT": {"logout_token": {"x"}},
+		"alg none": {
+			"logout_token": {
+				"eyJhbGciOiJub25lIn0." + strings.Split(a.logoutToken("alice", sid, devidp.Hooks{}), ".")[1] + ".",
+			},
+		},
+		"another's signature": {
+			"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})},
+		},
 		"iss of another":             claim("iss", "https://other.example"),
 		"no iss":                     claim("iss", nil),
 		"aud of another":             claim("aud", "another"),
@@ -150,20 +165,25 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 		"iat not a date":             claim("iat", "now"),
 		"no exp":                     claim("exp", nil),
 		"exp past":                   claim("exp", ago(5*time.Minute)),
-		"neither sub nor sid":        edited(func(_, claims map[string]any) { delete(claims, "sub"); delete(claims, "sid") }),
-		"sub not a string":           claim("sub", 7),
-		"sub empty":                  claim("sub", ""),
-		"sid empty":                  claim("sid", ""),
-		"no events":                  claim("events", nil),
-		"events not an object":       claim("events", logoutEvent),
-		"another event":              claim("events", map[string]any{"http://schemas.openid.net/event/other": map[string]any{}}),
-		"event not an object":        claim("events", map[string]any{logoutEvent: "yes"}),
-		"event null":                 claim("events", map[string]any{logoutEvent: nil}),
-		"nonce":                      claim("nonce", "n"),
-		"nonce null":                 edited(func(_, claims map[string]any) { claims["nonce"] = nil }),
-		"no jti":                     claim("jti", nil),
-		"typ of an access token":     edited(func(header, _ map[string]any) { header["typ"] = "at+jwt" }),
-		"typ of an ID token":         edited(func(header, _ map[string]any) { header["typ"] = "id_token+jwt" }),
+		"neither sub nor sid": edited(func(_, claims map[string]any) {
+			delete(claims, "sub")
+			delete(claims, "sid")
+		}),
+		"sub not a string":     claim("sub", 7),
+		"sub empty":            claim("sub", ""),
+		"sid empty":            claim("sid", ""),
+		"no events":            claim("events", nil),
+		"events not an object": claim("events", logoutEvent),
+		"another event": claim("events", map[string]any{
+			"http://schemas.openid.net/event/other": map[string]any{},
+		}),
+		"event not an object":    claim("events", map[string]any{logoutEvent: "yes"}),
+		"event null":             claim("events", map[string]any{logoutEvent: nil}),
+		"nonce":                  claim("nonce", "n"),
+		"nonce null":             edited(func(_, claims map[string]any) { claims["nonce"] = nil }),
+		"no jti":                 claim("jti", nil),
+		"typ of an access token": edited(func(header, _ map[string]any) { header["typ"] = "at+jwt" }),
+		"typ of an ID token":     edited(func(header, _ map[string]any) { header["typ"] = "id_token+jwt" }),
 	} {
 		wantRefused(t, name, a.tellLogout(form), "bad_logout_token")
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
@@ -173,7 +193,8 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{})}}
 	for name, request := range map[string]func() *bfftest.Response{
 		"in the query": func() *bfftest.Response {
-			return a.browser().Do("POST", "/bff/backchannel-logout?"+good.Encode(), "", "Content-Type", "application/x-www-form-urlencoded")
+			return a.browser().Do("POST", "/bff/backchannel-logout?"+good.Encode(), "",
+				"Content-Type", "application/x-www-form-urlencoded")
 		},
 		"as JSON": func() *bfftest.Response {
 			return a.browser().Do("POST", "/bff/backchannel-logout", good.Encode(), "Content-Type", "application/json")
@@ -197,12 +218,16 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(header, claims map[string]any){
-		"no typ":                 func(header, _ map[string]any) { delete(header, "typ") },
-		"typ JWT":                func(header, _ map[string]any) { header["typ"] = "JWT" },
-		"typ in full":            func(header, _ map[string]any) { header["typ"] = "application/logout+jwt" },
-		"aud a list":             func(_, claims map[string]any) { claims["aud"] = []any{claims["aud"]} },
-		"more in the event":      func(_, claims map[string]any) { claims["events"] = map[string]any{logoutEvent: map[string]any{"x": 1}} },
-		"another event besides":  func(_, claims map[string]any) { claims["events"].(map[string]any)["urn:x"] = map[string]any{} },
+		"no typ":      func(header, _ map[string]any) { delete(header, "typ") },
+		"typ JWT":     func(header, _ map[string]any) { header["typ"] = "JWT" },
+		"typ in full": func(header, _ map[string]any) { header["typ"] = "application/logout+jwt" },
+		"aud a list":  func(_, claims map[string]any) { claims["aud"] = []any{claims["aud"]} },
+		"more in the event": func(_, claims map[string]any) {
+			claims["events"] = map[string]any{logoutEvent: map[string]any{"x": 1}}
+		},
+		"another event besides": func(_, claims map[string]any) {
+			claims["events"].(map[string]any)["urn:x"] = map[string]any{}
+		},
 		"a clock a minute ahead": func(_, claims map[string]any) { claims["iat"] = time.Now().Add(time.Minute).Unix() },
 		"a clock a minute slow": func(_, claims map[string]any) {
 			claims["iat"], claims["exp"] = time.Now().Add(-61*time.Second).Unix(), time.Now().Add(-time.Second).Unix()
@@ -210,14 +235,16 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	} {
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}}); resp.StatusCode != 200 {
+		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}})
+		if resp.StatusCode != 200 {
 			t.Errorf("%s: got %d %s\n%s", name, resp.StatusCode, resp.Text, a.logs)
 		}
 		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
 	}
 }
 
-// Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12 for what is signed by the same keys.
+// Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12 for what is signed by
+// the same keys.
 func TestWhatElseIsNoLogoutToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -228,26 +255,32 @@ func TestWhatElseIsNoLogoutToken(t *testing.T) {
 	b, sid := a.signedInWithSIDAs(&idToken, &accessToken)
 	ec := ecKey(t)
 	for name, token := range map[string]string{
-		"an ID token":                    idToken,
-		"an access token":                accessToken,
-		"HS256 with the client's secret": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: signedByHMAC([]byte(a.provider.Client.Secret))}),
-		"an algorithm that is not listed": a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: func(_, claims map[string]any) (string, error) {
-			return signJWT(jose.ES256, ec, "k", claims)
-		}}),
-		"an ID token with the event": a.logoutToken("alice", sid, devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) {
-			header["typ"], claims["nonce"] = "JWT", "n"
-		}}),
+		"an ID token":     idToken,
+		"an access token": accessToken,
+		"HS256 with the client's secret": a.logoutToken("alice", sid, devidp.Hooks{
+			SignLogoutToken: signedByHMAC([]byte(a.provider.Client.Secret)),
+		}),
+		"an algorithm that is not listed": a.logoutToken("alice", sid,
+			devidp.Hooks{SignLogoutToken: func(_, claims map[string]any) (string, error) {
+				return signJWT(jose.ES256, ec, "k", claims)
+			}}),
+		"an ID token with the event": a.logoutToken("alice", sid,
+			devidp.Hooks{EditLogoutToken: func(header, claims map[string]any) {
+				header["typ"], claims["nonce"] = "JWT", "n"
+			}}),
 	} {
 		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
 	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
-		if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}); resp.StatusCode != 200 {
+		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
+		if resp.StatusCode != 200 {
 			t.Errorf("%s: got %d", of, resp.StatusCode)
 		}
 		a.wantSession(b, "")
 	}
-	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}}); resp.StatusCode != 200 {
+	resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}})
+	if resp.StatusCode != 200 {
 		t.Errorf("an unknown sid: got %d", resp.StatusCode)
 	}
 }
@@ -280,7 +313,8 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
 }
 
-// Back-Channel Logout 2.8: what failed on the way is not remembered as done, and may be sent again.
+// Back-Channel Logout 2.8: what failed on the way is not remembered as done,
+// and may be sent again.
 func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
 	t.Parallel()
 	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
@@ -316,23 +350,30 @@ func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
 	b := a.signedIn()
 	callback := b.AuthResponse("alice", "").Location(t).String()
 	other := a.signedIn() // began, and was complete, before the logout
-	if resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}}); resp.StatusCode != 200 {
+	resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}})
+	if resp.StatusCode != 200 {
 		t.Fatalf("the logout: got %d", resp.StatusCode)
 	}
 	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
 	a.wantSession(b, "")
 	a.wantSession(other, "")
-	waitFor(t, "the tokens that came too late are given back", func() bool { return a.provider.LiveRefreshTokens() == 2 }) // those of the two sessions, which nobody can open any more
+	// those of the two sessions, which nobody can open any more
+	waitFor(t, "the tokens that came too late are given back", func() bool {
+		return a.provider.LiveRefreshTokens() == 2
+	})
 	a.signedIn()
 }
 
-// Whoever can reach the endpoint must not keep logins from learning the provider's new keys.
+// Whoever can reach the endpoint must not keep logins from learning the
+// provider's new keys.
 func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
 	for range 10 {
-		a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})}})
+		a.tellLogout(url.Values{
+			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})},
+		})
 	}
 	if err := a.provider.RotateKeys(); err != nil {
 		t.Fatal(err)
@@ -350,7 +391,9 @@ func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
 	a.signedIn()
 	before, began := a.provider.JWKSFetches(), time.Now()
 	for range 30 {
-		token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() }})
+		token := a.logoutToken("alice", "", devidp.Hooks{
+			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
+		})
 		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Fatalf("got %d", got)
 		}
@@ -372,7 +415,8 @@ func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
 		}
 		defer conn.Close()
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(bfftest.Digest(token)), r.Header.Get("Cookie"))
+		fmt.Fprintf(rw,
+			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(bfftest.Digest(token)), r.Header.Get("Cookie"))
 		rw.Flush()
 		io.Copy(conn, rw) // everything comes back
 	}
@@ -384,7 +428,8 @@ func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	cookie := b.Cookies()[0]
-	fmt.Fprintf(conn, "GET /stream/x HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nOrigin: %s\r\nCookie: %s=%s\r\n\r\n",
+	fmt.Fprintf(conn,
+		"GET /stream/x HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nOrigin: %s\r\nCookie: %s=%s\r\n\r\n",
 		strings.TrimPrefix(a.url, "http://"), a.url, cookie.Name, cookie.Value)
 	lines := bufio.NewReader(conn)
 	line := func() string {

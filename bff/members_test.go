@@ -24,7 +24,10 @@ func setMember(members map[string]any, name string, value any) {
 }
 
 // odd are values of every JSON type, and none.
-var odd = []any{missing{}, nil, "", "odd", "2026-01-01T00:00:00Z", 0, 7, -1, 1e300, true, []any{}, []any{"x", 7}, map[string]any{}, map[string]any{"x": 1}}
+var odd = []any{
+	missing{}, nil, "", "odd", "2026-01-01T00:00:00Z", 0, 7, -1, 1e300, true, []any{},
+	[]any{"x", 7}, map[string]any{}, map[string]any{"x": 1},
+}
 
 // A claim of another type than the standard's refuses nobody, unless something
 // depends on it.
@@ -41,7 +44,9 @@ func TestEachClaimOfAnIDTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 		return a.browser().SignIn("alice", query).StatusCode
 	}
 	unneeded := []string{
-		"auth_time", "acr", "amr", "sid", "name", "email", "email_verified", "groups", "updated_at", "address", "jti", "c_hash", "s_hash", "typ", "client_id", "scope", "roles", "session_state", "_claim_names", "_claim_sources",
+		"auth_time", "acr", "amr", "sid", "name", "email", "email_verified", "groups", "updated_at",
+		"address", "jti", "c_hash", "s_hash", "typ", "client_id", "scope", "roles", "session_state",
+		"_claim_names", "_claim_sources",
 	}
 	for _, value := range odd {
 		if got := signIn("", strings.Join(unneeded, " "), value); got != 303 {
@@ -92,13 +97,25 @@ func TestAnOddClaimOpensNoRoute(t *testing.T) {
 		cfg.Routes = []bff.Route{
 			{Path: "/fresh/", Upstream: []string{at}, Token: "user", Require: bff.Require{MaxAge: 1e9 * 60}},
 			{Path: "/strong/", Upstream: []string{at}, Token: "user", Require: bff.Require{ACR: []string{"gold", "7"}}},
-			{Path: "/admin/", Upstream: []string{at}, Token: "user", Require: bff.Require{Claims: map[string][]string{"roles": {"admin"}}}},
+			{
+				Path:     "/admin/",
+				Upstream: []string{at},
+				Token:    "user",
+				Require:  bff.Require{Claims: map[string][]string{"roles": {"admin"}}},
+			},
 		}
 	})
 	for _, test := range []struct{ path, more string }{
-		{"/fresh/x", `"auth_time":"9999999999"`}, {"/fresh/x", `"auth_time":[9999999999]`}, {"/fresh/x", `"auth_time":null`}, {"/fresh/x", `"auth_time":true`}, {"/fresh/x", `"auth_time":-1`}, {"/fresh/x", `"auth_time":1e300`}, {"/fresh/x", `"auth_time":1e400`}, {"/fresh/x", `"auth_time":9999999999`}, {"/fresh/x", `"auth_time":1999999999999`}, {"/fresh/x", `"Auth_Time":9999999999`},
-		{"/strong/x", `"acr":7`}, {"/strong/x", `"acr":["gold"]`}, {"/strong/x", `"acr":{"gold":1}`}, {"/strong/x", `"ACR":"gold"`},
-		{"/admin/x", `"realm_access":{"roles":["user"],"roles":["admin"]}`}, {"/admin/x", `"realm_access":{"Roles":["admin"]}`}, {"/admin/x", `"Realm_access":{"roles":["admin"]}`}, {"/admin/x", `"realm_access":"{\"roles\":[\"admin\"]}"`},
+		{"/fresh/x", `"auth_time":"9999999999"`}, {"/fresh/x", `"auth_time":[9999999999]`},
+		{"/fresh/x", `"auth_time":null`}, {"/fresh/x", `"auth_time":true`},
+		{"/fresh/x", `"auth_time":-1`}, {"/fresh/x", `"auth_time":1e300`},
+		{"/fresh/x", `"auth_time":1e400`}, {"/fresh/x", `"auth_time":9999999999`},
+		{"/fresh/x", `"auth_time":1999999999999`}, {"/fresh/x", `"Auth_Time":9999999999`},
+		{"/strong/x", `"acr":7`}, {"/strong/x", `"acr":["gold"]`}, {"/strong/x", `"acr":{"gold":1}`},
+		{"/strong/x", `"ACR":"gold"`},
+		{"/admin/x", `"realm_access":{"roles":["user"],"roles":["admin"]}`},
+		{"/admin/x", `"realm_access":{"Roles":["admin"]}`},
+		{"/admin/x", `"Realm_access":{"roles":["admin"]}`}, {"/admin/x", `"realm_access":"{\"roles\":[\"admin\"]}"`},
 	} {
 		a.takeDown(devidp.Hooks{SignIDToken: func(header, claims map[string]any) (string, error) {
 			delete(claims, "auth_time")
@@ -124,7 +141,10 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 			}
 		}})
 	}
-	for _, name := range []string{"expires_in", "refresh_token", "scope", "id_token_expires_in refresh_expires_in session_state not-before-policy foci error state issued_token_type"} {
+	for _, name := range []string{
+		"expires_in", "refresh_token", "scope",
+		"id_token_expires_in refresh_expires_in session_state not-before-policy foci error state issued_token_type",
+	} {
 		for _, value := range odd {
 			if value == "odd" && name == "refresh_token" || value == "2026-01-01T00:00:00Z" && name == "refresh_token" {
 				continue // those are tokens
@@ -171,7 +191,14 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 	for _, twice := range []struct {
 		member string
 		good   bool
-	}{{`"session_state":"x","session_state":"y"`, true}, {`"Session_State":"x"`, true}, {`"scope":"openid"`, false}, {`"Scope":"openid"`, false}, {`"ACCESS_TOKEN":"x"`, false}, {`"expires_in":1`, false}} {
+	}{
+		{`"session_state":"x","session_state":"y"`, true},
+		{`"Session_State":"x"`, true},
+		{`"scope":"openid"`, false},
+		{`"Scope":"openid"`, false},
+		{`"ACCESS_TOKEN":"x"`, false},
+		{`"expires_in":1`, false},
+	} {
 		a.provider.Behave()
 		b := a.browser()
 		u := b.AuthResponse("alice", "").Location(t)
@@ -180,7 +207,10 @@ func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T)
 				next.ServeHTTP(w, r)
 				return
 			}
-			next.ServeHTTP(&rewriter{w, func(body string) string { return strings.Replace(body, "{", "{"+twice.member+",", 1) }}, r)
+			next.ServeHTTP(&rewriter{
+				w,
+				func(body string) string { return strings.Replace(body, "{", "{"+twice.member+",", 1) },
+			}, r)
 		}})
 		if got := b.Navigate(u.String()).StatusCode; (got == 303) != twice.good {
 			t.Errorf("%s: got %d", twice.member, got)
@@ -216,7 +246,10 @@ func TestEachMemberOfUserInfoMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 			}})
 			return a.browser().SignIn("alice", "").StatusCode
 		}
-		unneeded := []string{"name", "email", "groups", "exp", "nbf", "auth_time", "acr", "amr", "address", "updated_at", "_claim_names", "_claim_sources", "Sub2", "nonce", "at_hash"}
+		unneeded := []string{
+			"name", "email", "groups", "exp", "nbf", "auth_time", "acr", "amr", "address",
+			"updated_at", "_claim_names", "_claim_sources", "Sub2", "nonce", "at_hash",
+		}
 		for _, value := range odd {
 			if got := signIn(value, unneeded...); got != 303 {
 				t.Errorf("signed %v, %q are %#v: got %d", signed, unneeded, value, got)
@@ -239,7 +272,10 @@ func TestEachClaimOfALogoutTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 		}})
 		return a.tellLogout(url.Values{"logout_token": {token}}).StatusCode
 	}
-	for _, name := range []string{"nbf", "auth_time", "acr", "azp", "client_id", "trace_id", "toe", "txn", "typ", "_claim_names", "at_hash"} {
+	for _, name := range []string{
+		"nbf", "auth_time", "acr", "azp", "client_id", "trace_id", "toe", "txn", "typ",
+		"_claim_names", "at_hash",
+	} {
 		for _, value := range odd {
 			if got := tell(name, value); got != 200 {
 				t.Errorf("%s is %#v: got %d, want 200", name, value, got)
@@ -249,7 +285,8 @@ func TestEachClaimOfALogoutTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	for _, name := range []string{"iss", "aud", "exp", "iat", "jti", "events", "sid", "sub"} {
 		for _, value := range odd {
 			text, _ := value.(string)
-			good := text != "" && (name == "jti" || name == "sid" || name == "sub") || name == "sid" && value == any(missing{})
+			good := text != "" && (name == "jti" || name == "sid" || name == "sub") ||
+				name == "sid" && value == any(missing{})
 			want := 400
 			if good {
 				want = 200

@@ -36,8 +36,8 @@ func (a *app) resigned(more string, rename map[string]string) func(header, claim
 	}
 }
 
-// encoding/json takes ſub and SUB for sub. Names are compared octet by octet: no
-// such member stands in for the real one.
+// encoding/json takes ſub and SUB for sub. Names are compared octet by octet:
+// no such member stands in for the real one.
 func TestMembersOfTokensAreNamedExactly(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -118,7 +118,8 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 	a.logs.wantNo(t, "ID token of a refresh not verified; the one before is kept")
 	a.provider.Behave()
 	for _, header := range []map[string]any{
-		{"jwk": 7}, {"x5c": "x"}, {"jku": 7}, {"x5t": []int{1}}, {"cty": 7}, {"Alg": 7, "KID": 7, "Crit": []string{"x"}, "exotic": true},
+		{"jwk": 7}, {"x5c": "x"}, {"jku": 7}, {"x5t": []int{1}}, {"cty": 7},
+		{"Alg": 7, "KID": 7, "Crit": []string{"x"}, "exotic": true},
 	} {
 		if header["KID"] != nil {
 			delete(header, "Alg")
@@ -206,7 +207,9 @@ func TestMembersOfHeadersAreNamedExactly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, header := range []string{
-		`{"alg":"none","ALG":"RS256"}`, `{"ALG":"RS256"}`, `{"alg":"RS256","alg":"none"}`, `{"alg":"RS256","Alg":"none"}`, `{"alg":7}`, `{"alg":null}`, `{}`, `null`, `[]`, `{"alg":"RS256","kid":7}`, `{"alg":"RS256","typ":7}`,
+		`{"alg":"none","ALG":"RS256"}`, `{"ALG":"RS256"}`, `{"alg":"RS256","alg":"none"}`,
+		`{"alg":"RS256","Alg":"none"}`, `{"alg":7}`, `{"alg":null}`, `{}`, `null`, `[]`,
+		`{"alg":"RS256","kid":7}`, `{"alg":"RS256","typ":7}`,
 		`{"alg":"RS256","crit":[]}`, `{"alg":"RS256","crit":["b64"],"b64":false}`,
 	} {
 		a.takeDown(devidp.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {

@@ -5,24 +5,26 @@ import (
 	"testing"
 )
 
-// A browser updates what it has stored with the header of a 304 (RFC 9111, section
-// 3.2). That must not take a document out of its sandbox, whatever type the 304
-// names.
+// A browser updates what it has stored with the header of a 304 (RFC 9111,
+// section 3.2). That must not take a document out of its sandbox, whatever type
+// the 304 names.
 func TestA304DoesNotTakeAStoredDocumentOutOfItsSandbox(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
-	eachProtocol(t, u.url, func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error)) {
-		for _, contentType := range []string{"application/json", "text/plain", "image/png", "application/pdf"} {
-			u.respond("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Type: " + contentType + "\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
-			resp, _, err := get("GET", "/x/y")
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, name := range []string{"Content-Type", "Content-Security-Policy", "X-Content-Type-Options"} {
-				if got := resp.Header.Values(name); len(got) > 0 {
-					t.Errorf("%s: %s is %q, want none", contentType, name, got)
+	eachProtocol(t, u.url,
+		func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error)) {
+			for _, contentType := range []string{"application/json", "text/plain", "image/png", "application/pdf"} {
+				u.respond("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Type: " + contentType +
+					"\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
+				resp, _, err := get("GET", "/x/y")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, name := range []string{"Content-Type", "Content-Security-Policy", "X-Content-Type-Options"} {
+					if got := resp.Header.Values(name); len(got) > 0 {
+						t.Errorf("%s: %s is %q, want none", contentType, name, got)
+					}
 				}
 			}
-		}
-	})
+		})
 }

@@ -47,17 +47,22 @@ func refuse(w http.ResponseWriter, status int, code string) {
 // OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
 func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
 	t.Parallel()
-	for _, code := range []string{"interaction_required", "login_required", "consent_required", "account_selection_required"} {
+	for _, code := range []string{
+		"interaction_required", "login_required", "consent_required", "account_selection_required",
+	} {
 		for _, status := range []int{400, 401, 403} {
 			t.Run(fmt.Sprint(code, " ", status), func(t *testing.T) {
 				t.Parallel()
 				a := newApp(t, nil)
 				b := a.expired()
-				calls := a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) { refuse(w, status, code) })
+				calls := a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+					refuse(w, status, code)
+				})
 				for range 5 {
 					resp := b.Fetch("GET", "/api/x")
 					wantProblem(t, resp, 401, "insufficient_user_authentication")
-					if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
+					if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) ||
+						!strings.Contains(resp.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
 						t.Errorf("no login_url or no challenge: %v\n%s", resp.Header, resp.Text)
 					}
 				}
@@ -136,7 +141,8 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 	}
 }
 
-// RFC 9110 10.2.3: the provider says when it wants to be asked again, and that is passed on.
+// RFC 9110 10.2.3: the provider says when it wants to be asked again, and that
+// is passed on.
 func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -154,7 +160,8 @@ func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 		for range 2 {
 			resp := b.Fetch("GET", "/api/x")
 			wantProblem(t, resp, 503, "provider_unavailable")
-			if got, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 { // not everybody at once
+			// not everybody at once
+			if got, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 {
 				t.Errorf("%d: Retry-After is %d, %v", status, got, err)
 			}
 			time.Sleep(1100 * time.Millisecond) // longer than the pause that there would be otherwise
@@ -171,7 +178,9 @@ func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" }})
+	a.takeDown(devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" },
+	})
 	b := a.signedIn()
 	for range 10 {
 		b.Fetch("GET", "/api/x")
@@ -283,7 +292,8 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 		t.Errorf("after the outage: %v, want %d times 200", got, users)
 	}
 	text := a.logs.String()
-	if n := strings.Count(text, `"level":"WARN","msg":"tokens not refreshed`); n > 3 { // before it was known for an outage
+	// before it was known for an outage
+	if n := strings.Count(text, `"level":"WARN","msg":"tokens not refreshed`); n > 3 {
 		t.Errorf("%d log lines of sessions whose tokens were not refreshed, want 3 at most", n)
 	}
 	for _, line := range []string{"provider unavailable", "provider recovered"} {
@@ -317,7 +327,8 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 	}
 }
 
-// Codes come from anybody; what the provider says of them is no sign of an outage.
+// Codes come from anybody; what the provider says of them is no sign of an
+// outage.
 func TestCodesThatFailAreNoOutage(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
@@ -374,7 +385,8 @@ func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// broken fails requests to the token endpoint with an error, while there is one.
+// broken fails requests to the token endpoint with an error, while there is
+// one.
 type broken struct {
 	mu  sync.Mutex
 	err error
@@ -396,7 +408,8 @@ func (b *broken) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// What keeps a refresh from reaching the provider, or its answer from us, says nothing about the session.
+// What keeps a refresh from reaching the provider, or its answer from us, says
+// nothing about the session.
 func TestFaultsOnTheWayToTheProviderKeepTheSession(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]error{

@@ -55,7 +55,8 @@ func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
 	return resp.StatusCode, string(b), err
 }
 
-// wantLogged waits for the line of the request for a path, and checks that it is one, and names the cause.
+// wantLogged waits for the line of the request for a path, and checks that it
+// is one, and names the cause.
 func (w *way) wantLogged(t *testing.T, target, cause string) {
 	t.Helper()
 	var lines []string
@@ -75,7 +76,8 @@ func (w *way) wantLogged(t *testing.T, target, cause string) {
 	}
 }
 
-// trickle is a body that comes in pieces, one each 20 ms, until the context ends.
+// trickle is a body that comes in pieces, one each 20 ms, until the context
+// ends.
 type trickle struct {
 	ctx    context.Context
 	piece  int
@@ -362,7 +364,11 @@ func TestAClientThatReadsNoneOfManySmallResponsesIsNotWaitedFor(t *testing.T) {
 	f.server.SetPaceWindow(longWindow / 2)
 	w := f.ways[0]
 	w.answers(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1500)) })
-	for name, path := range map[string]string{"the upstream": w.path + "x", "the app": "/index.html", "ours": "/bff/nothing"} {
+	for name, path := range map[string]string{
+		"the upstream": w.path + "x",
+		"the app":      "/index.html",
+		"ours":         "/bff/nothing",
+	} {
 		head := strings.Replace(w.head("GET", "x"), w.path+"x", path, 1)
 		c, _ := w.dial(t)
 		c.SetDeadline(time.Now().Add(2 * time.Minute))

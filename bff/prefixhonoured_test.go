@@ -7,8 +7,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// An upstream that honours X-Forwarded-Prefix sets its cookies for the prefix, as
-// it redirects to it. They are for the whole route, and not for a path below it.
+// An upstream that honours X-Forwarded-Prefix sets its cookies for the prefix,
+// as it redirects to it. They are for the whole route, and not for a path below
+// it.
 func TestCookiesAndRedirectsOfAnUpstreamThatHonoursThePrefix(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
@@ -35,8 +36,8 @@ func TestCookiesAndRedirectsOfAnUpstreamThatHonoursThePrefix(t *testing.T) {
 		{"/orders/x", "Location: " + u.url, "/orders/"},
 		{"/exact", "Location: /exact", "/exact"},
 		{"/x", "Location: /v1/x", "/x"},
-		// Browsers ignore a Path that is too long, and one whose name has another
-		// space than they know.
+		// Browsers ignore a Path that is too long, and one whose name has
+		// another space than they know.
 		{"/plain", "Set-Cookie: a=1; Path=/plain/" + strings.Repeat("x", 1100), "a=1; Path=/plain"},
 		{"/plain", "Set-Cookie: a=1; \u00a0Path=/plain", "a=1; \u00a0Path=/plain; Path=/plain"},
 	} {

@@ -30,7 +30,8 @@ func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app
 	return nil, nil
 }
 
-// Each of them with what configs/providers says, through a login, calls, a refresh and a logout.
+// Each of them with what configs/providers says, through a login, calls, a
+// refresh and a logout.
 func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*app, *bff.Config){
@@ -43,17 +44,20 @@ func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
 			cfg.Routes[1].Token, cfg.Routes[1].Scopes = "user", []string{"api://billing/read"} // another API
 		},
 		"google": func(_ *app, cfg *bff.Config) {
-			cfg.Provider.Scopes, cfg.Provider.Parameters = []string{"openid", "profile", "email"}, map[string]string{"access_type": "offline", "prompt": "consent"}
+			cfg.Provider.Scopes = []string{"openid", "profile", "email"}
+			cfg.Provider.Parameters = map[string]string{"access_type": "offline", "prompt": "consent"}
 		},
 		"cognito": func(a *app, cfg *bff.Config) {
 			cfg.Provider.Scopes = []string{"openid", "profile", "email"}
-			cfg.Provider.LogoutURL, cfg.Provider.LogoutRedirectParameter = strings.TrimSuffix(a.provider.Issuer, "/eu-central-1_pool")+"/logout", "logout_uri"
+			cfg.Provider.LogoutURL = strings.TrimSuffix(a.provider.Issuer, "/eu-central-1_pool") + "/logout"
+			cfg.Provider.LogoutRedirectParameter = "logout_uri"
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, c := newPlayedApp(t, name, edit)
 			b := a.browser()
-			if resp := b.SignIn("alice", "return_to=/x"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
+			if resp := b.SignIn("alice",
+				"return_to=/x"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 				t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 			}
 			got := user(t, b)
@@ -94,7 +98,9 @@ func TestQuirksOfServices(t *testing.T) {
 		wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
 	})
 	t.Run("a lost answer of Auth0 is asked for again within the overlap", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "auth0", func(_ *app, cfg *bff.Config) { cfg.Provider.Audience = "https://orders.example" })
+		a, _ := newPlayedApp(t, "auth0", func(_ *app, cfg *bff.Config) {
+			cfg.Provider.Audience = "https://orders.example"
+		})
 		b := a.signedIn()
 		lost := false
 		for _, profile := range devidp.Profiles[:1] {
@@ -121,7 +127,8 @@ func TestQuirksOfServices(t *testing.T) {
 		var got sessionBody
 		b.Fetch("GET", "/bff/session").Decode(t, &got)
 		if !got.Session.ExpiresAt.Equal(got.Session.AccessTokenExpiresAt) {
-			t.Errorf("the session ends at %v, its only token at %v", got.Session.ExpiresAt, got.Session.AccessTokenExpiresAt)
+			t.Errorf("the session ends at %v, its only token at %v", got.Session.ExpiresAt,
+				got.Session.AccessTokenExpiresAt)
 		}
 	})
 	t.Run("Okta's org server is not asked for a proof with the wrong nonce twice", func(t *testing.T) {
@@ -133,8 +140,12 @@ func TestQuirksOfServices(t *testing.T) {
 		}
 	})
 	t.Run("Entra wants to be told which API is meant", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "entra", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "api://orders/read"} })
-		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_refused") // with one API alone the real one does not; ours is strict to see the parameter
+		a, _ := newPlayedApp(t, "entra", func(_ *app, cfg *bff.Config) {
+			cfg.Provider.Scopes = []string{"openid", "api://orders/read"}
+		})
+		// with one API alone the real one does not; ours is strict to see the
+		// parameter
+		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_refused")
 		if !strings.Contains(a.logs.String(), "AADSTS28003") {
 			t.Error("the log does not say why")
 		}

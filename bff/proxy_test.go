@@ -29,14 +29,18 @@ func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
 	b.Navigate("/bff/login") // an attempt's cookie beside the session's
 	forged := []string{
 		"Authorization", "Bearer forged", "Proxy-Authorization", "forged", "DPoP", "forged", "Forwarded", "for=forged",
-		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "forged", "X-Forwarded-Uri", "/forged", "X-Forwarded-User", "forged",
-		"X-Real-IP", "forged", "X-Original-URL", "/forged", "X-Rewrite-URL", "/forged", "X-HTTP-Method-Override", "FORGED", "X-HTTP-Method", "FORGED", "X-Method-Override", "FORGED",
-		"X_Forwarded_User", "forged", "X-Forwarded_User", "forged", "Connection", "Authorization, X-Forwarded-For, Cookie", "X-Background", "1",
+		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "forged",
+		"X-Forwarded-Uri", "/forged", "X-Forwarded-User", "forged",
+		"X-Real-IP", "forged", "X-Original-URL", "/forged", "X-Rewrite-URL", "/forged",
+		"X-HTTP-Method-Override", "FORGED", "X-HTTP-Method", "FORGED", "X-Method-Override", "FORGED",
+		"X_Forwarded_User", "forged", "X-Forwarded_User", "forged", "Connection",
+		"Authorization, X-Forwarded-For, Cookie", "X-Background", "1",
 	}
 	for _, path := range []string{"/api/x", "/public/x"} {
 		e := echoed(t, b.Fetch("POST", path, forged...))
 		for name, values := range e.Header {
-			if strings.Contains(strings.ToLower(strings.Join(values, " ")), "forged") || strings.Contains(name, "_") || strings.Contains(strings.Join(values, " "), "6.6.6.6") {
+			if strings.Contains(strings.ToLower(strings.Join(values, " ")), "forged") ||
+				strings.Contains(name, "_") || strings.Contains(strings.Join(values, " "), "6.6.6.6") {
 				t.Errorf("%s: upstream got %s: %q", path, name, values)
 			}
 		}
@@ -47,13 +51,15 @@ func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
 		}
 		wantToken := path == "/api/x"
 		got := e.Header["Authorization"]
-		if wantToken && (len(got) != 1 || !a.provider.Issued(strings.TrimPrefix(got[0], "Bearer "))) || !wantToken && len(got) > 0 {
+		if wantToken &&
+			(len(got) != 1 || !a.provider.Issued(strings.TrimPrefix(got[0], "Bearer "))) || !wantToken && len(got) > 0 {
 			t.Errorf("%s: upstream got Authorization %q", path, got)
 		}
 		if got := e.Header.Get("X-Forwarded-For"); got != "127.0.0.1" && got != "::1" {
 			t.Errorf("%s: X-Forwarded-For is %q, want the peer", path, got)
 		}
-		if got := e.Header.Get("X-Forwarded-Host") + " " + e.Header.Get("X-Forwarded-Proto"); got != strings.TrimPrefix(a.url, "http://")+" http" {
+		if got := e.Header.Get("X-Forwarded-Host") + " " +
+			e.Header.Get("X-Forwarded-Proto"); got != strings.TrimPrefix(a.url, "http://")+" http" {
 			t.Errorf("%s: forwarded as %s", path, got)
 		}
 	}
@@ -79,13 +85,18 @@ func TestOtherCookiesPass(t *testing.T) {
 func TestATrustedProxyIsBelieved(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("10.0.0.0/8")}
+		cfg.TrustedProxies = []netip.Prefix{
+			netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
+			netip.MustParsePrefix("10.0.0.0/8"),
+		}
 	})
 	for sent, want := range map[string]string{
-		"203.0.113.7": "203.0.113.7", "6.6.6.6, 203.0.113.7": "203.0.113.7", "6.6.6.6, 203.0.113.7, 10.1.2.3": "203.0.113.7", "junk": "", "6.6.6.6, junk, 10.1.2.3": "10.1.2.3",
+		"203.0.113.7": "203.0.113.7", "6.6.6.6, 203.0.113.7": "203.0.113.7",
+		"6.6.6.6, 203.0.113.7, 10.1.2.3": "203.0.113.7", "junk": "", "6.6.6.6, junk, 10.1.2.3": "10.1.2.3",
 	} {
 		e := echoed(t, a.browser().Fetch("GET", "/public/x", "X-Forwarded-For", sent))
-		if got := e.Header.Get("X-Forwarded-For"); got != want && !(want == "" && (got == "127.0.0.1" || got == "::1")) {
+		got := e.Header.Get("X-Forwarded-For")
+		if got != want && !(want == "" && (got == "127.0.0.1" || got == "::1")) {
 			t.Errorf("%q: upstream got %q, want %q", sent, got, want)
 		}
 	}
@@ -105,7 +116,8 @@ func TestATrustedProxyIsBelieved(t *testing.T) {
 	}
 }
 
-// RFC 9440 4: what a client says of its certificate is not what a proxy says of it.
+// RFC 9440 4: what a client says of its certificate is not what a proxy says of
+// it.
 func TestAClientCannotSayWhichCertificateItShowed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -124,13 +136,20 @@ func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		for _, name := range []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc", "Refresh", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Server", "X-Powered-By", "Secure-Session-Registration"} {
+		for _, name := range []string{
+			"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed", "Alt-Svc",
+			"Refresh", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Server",
+			"X-Powered-By", "Secure-Session-Registration",
+		} {
 			h.Set(name, "x")
 		}
 		if r.URL.Query().Has("cache") {
 			h.Set("Cache-Control", "max-age=60")
 		}
-		for _, c := range []string{"cloakroom=x; Path=/", "__Host-Http-cloakroom=x", "__Secure-x=y", "cloakroom-login-x=y", " CLOAKROOM =x", "theme=dark"} {
+		for _, c := range []string{
+			"cloakroom=x; Path=/", "__Host-Http-cloakroom=x", "__Secure-x=y", "cloakroom-login-x=y",
+			" CLOAKROOM =x", "theme=dark",
+		} {
 			if c != "theme=dark" || !r.URL.Query().Has("plain") {
 				h.Add("Set-Cookie", c)
 			}
@@ -165,13 +184,18 @@ func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
-	for _, path := range []string{"/api/a%20b", "/api/%C3%BC?q=%2F..%2F", "/api/a;b=c", "/api/x?/public/../", "/api/%41"} {
+	for _, path := range []string{
+		"/api/a%20b", "/api/%C3%BC?q=%2F..%2F", "/api/a;b=c", "/api/x?/public/../", "/api/%41",
+	} {
 		if e := echoed(t, b.Fetch("GET", path)); e.URI != path {
 			t.Errorf("%s: upstream got %s", path, e.URI)
 		}
 	}
 	before := a.echo.Calls()
-	for _, path := range []string{"/public/../api/x", "/public/%2e%2e/api/x", "/public/..%2fapi/x", "/public/..;/api/x", "/public//x", "/public/%5c..%5cx", "/public/%252e%252e/x", "/public/x%00"} {
+	for _, path := range []string{
+		"/public/../api/x", "/public/%2e%2e/api/x", "/public/..%2fapi/x", "/public/..;/api/x",
+		"/public//x", "/public/%5c..%5cx", "/public/%252e%252e/x", "/public/x%00",
+	} {
 		u, err := url.Parse(a.url)
 		if err != nil {
 			t.Fatal(err)
@@ -231,11 +255,16 @@ func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
-		for _, line := range []string{"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x", "CLOAKROOM=x", "__Secure-x=y", "; Path=/", "wide=1; domain=example.com", "wide=1; Path=/;Domain = localhost", "fine=1; Path=/"} {
+		for _, line := range []string{
+			"=cloakroom=x", "=__Host-x=y", "cloakroom; Path=/", "cloakroom", " cloakroom =x",
+			"CLOAKROOM=x", "__Secure-x=y", "; Path=/", "wide=1; domain=example.com",
+			"wide=1; Path=/;Domain = localhost", "fine=1; Path=/",
+		} {
 			w.Header().Add("Set-Cookie", line)
 		}
 	}
-	if got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie"); len(got) != 1 || got[0] != "fine=1; Path=/api/" {
+	got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie")
+	if len(got) != 1 || got[0] != "fine=1; Path=/api/" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -260,10 +289,11 @@ func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
 	}
 	b := a.signedIn()
 	var hints []int
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
-		hints = append(hints, code)
-		return nil
-	}})
+	ctx := httptrace.WithClientTrace(t.Context(),
+		&httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+			hints = append(hints, code)
+			return nil
+		}})
 	req, err := http.NewRequestWithContext(ctx, "GET", a.url+"/api/x", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -300,8 +330,13 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 		wantProblem(t, upgrade(path, "Upgrade", "websocket, h2c", "Origin", a.url), 400, "upgrade_refused")
 		wantProblem(t, upgrade(path, "Upgrade", "websocket"), 403, "csrf")
 	}
-	for _, origin := range []string{"", "null", "https://evil.example", strings.Replace(a.url, "localhost", "evil.localhost", 1), a.url + ".evil.example"} {
-		wantProblem(t, upgrade("/stream/x", "Upgrade", "websocket", "Origin", origin, "Sec-Fetch-Site", "same-origin"), 403, "csrf")
+	for _, origin := range []string{
+		"", "null", "https://evil.example",
+		strings.Replace(a.url, "localhost", "evil.localhost", 1), a.url + ".evil.example",
+	} {
+		wantProblem(t,
+			upgrade("/stream/x", "Upgrade", "websocket", "Origin", origin, "Sec-Fetch-Site",
+				"same-origin"), 403, "csrf")
 	}
 	if n := a.echo.Calls() - before; n != 0 {
 		t.Errorf("the upstream was dialled %d times", n)
@@ -312,10 +347,14 @@ func TestATokenInTheQueryIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
-	for _, query := range []string{"access_token=x", "a=1&access_token", "a=1;access_token=x", "access%5ftoken=x", "Access_Token=x"} {
+	for _, query := range []string{
+		"access_token=x", "a=1&access_token", "a=1;access_token=x", "access%5ftoken=x",
+		"Access_Token=x",
+	} {
 		wantProblem(t, b.Fetch("GET", "/api/x?"+query), 400, "token_in_query")
 	}
-	if got := echoed(t, b.Fetch("GET", "/api/x?my_access_token=x&q=access_token")).Header.Get("Via"); got != "1.1 cloakroom" {
+	got := echoed(t, b.Fetch("GET", "/api/x?my_access_token=x&q=access_token")).Header.Get("Via")
+	if got != "1.1 cloakroom" {
 		t.Errorf("Via is %q", got)
 	}
 }
@@ -334,12 +373,17 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	started, err := before.Start(t.Context(), session.New{Subject: "alice", Tokens: session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}})
+	started, err := before.Start(t.Context(), session.New{
+		Subject: "alice",
+		Tokens:  session.Tokens{Access: "token", Issued: time.Now(), Expiry: time.Now().Add(time.Hour)},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := httptest.NewRecorder()
-	session.NewCookie(before.Keyring(), session.CookieConfig{InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:")}).Write(w, started)
+	session.NewCookie(before.Keyring(), session.CookieConfig{
+		InsecureHTTP: true, Port: strings.TrimPrefix(a.url, "http://localhost:"),
+	}).Write(w, started)
 	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "public, max-age=31536000")
 	}
@@ -389,7 +433,9 @@ func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
 		resp.Body.Close()
 		t.Errorf("got %d, want the connection closed", resp.StatusCode)
 	}
-	if lines := a.logs.lines(t, "panic"); len(lines) != 1 || lines[0]["cause"] != "a bug" || !strings.Contains(fmt.Sprint(lines[0]["stack"]), "proxy_test.go") {
+	lines := a.logs.lines(t, "panic")
+	if len(lines) != 1 || lines[0]["cause"] != "a bug" ||
+		!strings.Contains(fmt.Sprint(lines[0]["stack"]), "proxy_test.go") {
 		t.Errorf("got %v", lines)
 	}
 }
@@ -431,10 +477,13 @@ func TestEachRequestIsOneLineInTheLog(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("%d lines for 2 requests", len(lines))
 	}
-	if l := lines[0]; l["status"] != 200.0 || l["path"] != "/api/orders" || l["level"] != "INFO" || l["session"] == nil || l["method"] != "GET" {
+	l := lines[0]
+	if l["status"] != 200.0 || l["path"] != "/api/orders" || l["level"] != "INFO" ||
+		l["session"] == nil || l["method"] != "GET" {
 		t.Errorf("got %v", l)
 	}
-	if l := lines[1]; l["status"] != 403.0 || l["level"] != "WARN" || !strings.HasPrefix(fmt.Sprint(l["err"]), "csrf: X-CSRF is") {
+	if l := lines[1]; l["status"] != 403.0 || l["level"] != "WARN" ||
+		!strings.HasPrefix(fmt.Sprint(l["err"]), "csrf: X-CSRF is") {
 		t.Errorf("got %v", l)
 	}
 	if strings.Contains(a.logs.String(), "in-the-query") {

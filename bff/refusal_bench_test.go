@@ -17,8 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// BenchmarkRefusals compares what anybody can make the broker do with a 404. The
-// cost of each has to stay within a small multiple of that.
+// BenchmarkRefusals compares what anybody can make the broker do with a 404.
+// The cost of each has to stay within a small multiple of that.
 //
 //	go test ./bff -run '^$' -bench Refusals
 func BenchmarkRefusals(b *testing.B) {
@@ -26,10 +26,13 @@ func BenchmarkRefusals(b *testing.B) {
 	start := func(logins bff.RateLimit) *bff.Server {
 		server, err := bff.New(bff.Config{
 			PublicURL: "https://app.example",
-			Provider:  bff.ProviderConfig{Issuer: provider.Issuer, ClientID: provider.Client.ID, ClientSecret: session.Secret(provider.Client.Secret), PushedRequests: "never"},
-			Sessions:  session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
-			Limits:    bff.Limits{Logins: logins},
-			Logger:    slog.New(slog.NewJSONHandler(io.Discard, nil)),
+			Provider: bff.ProviderConfig{
+				Issuer: provider.Issuer, ClientID: provider.Client.ID,
+				ClientSecret: session.Secret(provider.Client.Secret), PushedRequests: "never",
+			},
+			Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+			Limits:   bff.Limits{Logins: logins},
+			Logger:   slog.New(slog.NewJSONHandler(io.Discard, nil)),
 		})
 		if err != nil {
 			b.Fatal(err)
@@ -59,13 +62,30 @@ func BenchmarkRefusals(b *testing.B) {
 		{"not found", "GET", "/bff/nothing", navigation, "", 404, strict},
 		{"a login", "GET", "/bff/login?return_to=/x", navigation, "", 302, generous},
 		{"a login beyond the budget", "GET", "/bff/login?return_to=/x", navigation, "", 429, strict},
-		{"a silent login beyond the budget", "GET", "/bff/silent-login", http.Header{"Sec-Fetch-Dest": {"iframe"}}, "", 429, strict},
+		{
+			"a silent login beyond the budget", "GET", "/bff/silent-login",
+			http.Header{"Sec-Fetch-Dest": {"iframe"}}, "", 429, strict,
+		},
 		{"a junk callback", "GET", "/bff/callback?state=junk&code=junk", navigation, "", 400, strict},
-		{"a callback with a long state", "GET", "/bff/callback?code=junk&state=" + strings.Repeat("A", 50<<10), navigation, "", 400, strict},
-		{"a callback with thousands of attempts", "GET", "/bff/callback?state=junk&code=junk", withCookies, "", 400, strict},
+		{
+			"a callback with a long state", "GET",
+			"/bff/callback?code=junk&state=" + strings.Repeat("A", 50<<10), navigation, "", 400,
+			strict,
+		},
+		{
+			"a callback with thousands of attempts", "GET", "/bff/callback?state=junk&code=junk",
+			withCookies, "", 400, strict,
+		},
 		{"a login with thousands of attempts", "GET", "/bff/login", withCookies, "", 302, generous},
-		{"a logout token of 54 kB", "POST", "/bff/backchannel-logout", form, url.Values{"logout_token": {strings.Repeat("A", 54<<10)}}.Encode(), 400, strict},
-		{"a logout token of 8 kB", "POST", "/bff/backchannel-logout", form, url.Values{"logout_token": {"e30." + strings.Repeat("A", 8<<10) + ".A"}}.Encode(), 400, strict},
+		{
+			"a logout token of 54 kB", "POST", "/bff/backchannel-logout", form,
+			url.Values{"logout_token": {strings.Repeat("A", 54<<10)}}.Encode(), 400, strict,
+		},
+		{
+			"a logout token of 8 kB", "POST", "/bff/backchannel-logout", form,
+			url.Values{"logout_token": {"e30." + strings.Repeat("A", 8<<10) + ".A"}}.Encode(), 400,
+			strict,
+		},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			b.ReportAllocs()

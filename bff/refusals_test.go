@@ -32,7 +32,11 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 				t.Fatal(err)
 			}
 			addr := l.Addr().String()
-			s := &http.Server{Handler: a.server, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), DisableGeneralOptionsHandler: true}
+			s := &http.Server{
+				Handler: a.server, MaxHeaderBytes: 16 << 10,
+				ErrorLog:                     slog.NewLogLogger(slog.DiscardHandler, 0),
+				DisableGeneralOptionsHandler: true,
+			}
 			go s.Serve(bff.NewListener(l, cfg, slog.New(slog.NewJSONHandler(a.logs, nil)))) // until Close
 			defer s.Close()
 			roots := x509.NewCertPool()
@@ -51,12 +55,27 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 				{"TRACE /public/x HTTP/1.1\r\n" + good + end, 405, "method_not_allowed"},
 				{strings.Repeat("X", 9000) + " /bff/session HTTP/1.1\r\n" + good + end, 405, "method_not_allowed"},
 				{"GET http://evil.example/ HTTP/1.1\r\n" + good + end, 400, "ambiguous_host: "},
-				{"GET /api/x HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: " + strings.Repeat("\u00e9", 4000) + "\r\n" + end, 403, "csrf: X-CSRF is"},
-				{"GET /api/x HTTP/1.1\r\n" + good + "Origin: " + strings.Repeat("o", 9000) + "\r\n" + end, 403, "csrf: "},
-				{"GET /public/x HTTP/1.1\r\n" + good + "Upgrade: websocket" + strings.Repeat("\u00e9", 4000) + "\r\n" + end, 400, "upgrade_refused: "},
+				{
+					"GET /api/x HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: " +
+						strings.Repeat("\u00e9", 4000) + "\r\n" + end,
+					403, "csrf: X-CSRF is",
+				},
+				{
+					"GET /api/x HTTP/1.1\r\n" + good + "Origin: " + strings.Repeat("o", 9000) + "\r\n" + end,
+					403, "csrf: ",
+				},
+				{
+					"GET /public/x HTTP/1.1\r\n" + good + "Upgrade: websocket" +
+						strings.Repeat("\u00e9", 4000) + "\r\n" + end,
+					400, "upgrade_refused: ",
+				},
 				{"OPTIONS * HTTP/1.1\r\n" + good + end, 400, "ambiguous_path: "},
 				// At the listener.
-				{"GET /public/x HTTP/1.1\r\n" + good + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "Content-Length and Transfer-Encoding"},
+				{
+					"GET /public/x HTTP/1.1\r\n" + good +
+						"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+					400, "Content-Length and Transfer-Encoding",
+				},
 				{"GET /public/x HTTP/1.1\r\n" + good + "A : b\r\n\r\n", 400, "header line"},
 				{"GET /public/x HTTP/1.1\n\n", 400, "CRLF"},
 				{"GET /public/x HTTP/1.1\r\n\r\n", 400, "Host"},
@@ -66,7 +85,11 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 				// By net/http.
 				{"GET /%zz HTTP/1.1\r\n" + good + end, 400, "400 Bad Request"},
 				{"GET /public/x HTTP/1.1\r\nHost: a b\r\n" + end, 400, "Host"},
-				{"GET /public/x HTTP/1.1\r\n" + good + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 40) + end, 431, "Too Large"},
+				{
+					"GET /public/x HTTP/1.1\r\n" + good + strings.Repeat("A: "+strings.Repeat("b",
+						1000)+"\r\n", 40) + end,
+					431, "Too Large",
+				},
 				{"GET /public/x HTTP/1.1\r\n" + good + "Expect: the-spanish-inquisition\r\n" + end, 417, "expectation"},
 			} {
 				before := a.logs.String()
@@ -98,14 +121,18 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 				if err := json.Unmarshal([]byte(lines[0]), &line); err != nil {
 					t.Fatal(err)
 				}
-				if len(lines) != 1 || line["level"] != "WARN" || line["status"] != float64(test.status) || line["client"] != "127.0.0.1" || !strings.Contains(fmt.Sprint(line["err"]), test.cause) {
-					t.Errorf("%.60q: the log has %q, want one line with %d and %q", test.request, lines, test.status, test.cause)
+				if len(lines) != 1 || line["level"] != "WARN" ||
+					line["status"] != float64(test.status) || line["client"] != "127.0.0.1" ||
+					!strings.Contains(fmt.Sprint(line["err"]), test.cause) {
+					t.Errorf("%.60q: the log has %q, want one line with %d and %q", test.request,
+						lines, test.status, test.cause)
 				}
 				if len(lines[0]) > 6<<10 {
 					t.Errorf("%.60q: the log line has %d bytes", test.request, len(lines[0]))
 				}
 			}
-			// A body that is not framed as it says is the handler's to log, and has one line too.
+			// A body that is not framed as it says is the handler's to log, and
+			// has one line too.
 			before := len(a.logs.lines(t, "request")) + len(a.logs.lines(t, "request refused"))
 			c, err := net.Dial("tcp", addr)
 			if err != nil {
@@ -114,14 +141,16 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 			if cfg != nil {
 				c = tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "example.com"})
 			}
-			io.WriteString(c, "POST /public/x HTTP/1.1\r\n"+good+"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n")
+			io.WriteString(c,
+				"POST /public/x HTTP/1.1\r\n"+good+"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nnonsense\r\n")
 			c.SetDeadline(time.Now().Add(20 * time.Second))
 			io.Copy(io.Discard, c)
 			c.Close()
 			waitFor(t, "the log line", func() bool {
 				return len(a.logs.lines(t, "request"))+len(a.logs.lines(t, "request refused")) > before
 			})
-			if n := len(a.logs.lines(t, "request refused")); strings.Contains(fmt.Sprint(a.logs.lines(t, "request refused")[n-1]["err"]), "chunk") {
+			n := len(a.logs.lines(t, "request refused"))
+			if strings.Contains(fmt.Sprint(a.logs.lines(t, "request refused")[n-1]["err"]), "chunk") {
 				t.Error("a body is logged twice")
 			}
 		})
@@ -140,47 +169,101 @@ func TestCSRFAutoTakesEitherProof(t *testing.T) {
 		header []string
 		ok     bool
 	}{
-		"the header, any method":          {"POST", []string{"X-CSRF", "1"}, true},
-		"the header, a GET":               {"GET", []string{"X-CSRF", "1"}, true},
-		"both":                            {"PATCH", []string{"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Origin", a.url}, true},
-		"an image of ours":                {"GET", []string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"}, true},
-		"a HEAD of ours":                  {"HEAD", []string{"Sec-Fetch-Site", "same-origin"}, true},
-		"a navigation of ours":            {"GET", []string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate"}, true},
-		"a typed navigation":              {"GET", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"}, true},
-		"a typed HEAD":                    {"HEAD", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"}, true},
-		"our Origin, an old browser":      {"GET", []string{"Origin", a.url}, true},
-		"nothing":                         {"GET", nil, false},
-		"a POST of ours without header":   {"POST", []string{"Sec-Fetch-Site", "same-origin", "Origin", a.url}, false},
-		"a QUERY of ours without header":  {"QUERY", []string{"Sec-Fetch-Site", "same-origin"}, false},
-		"OPTIONS":                         {"OPTIONS", []string{"Sec-Fetch-Site", "same-origin"}, false},
-		"a method in small letters":       {"get", []string{"Sec-Fetch-Site", "same-origin"}, false},
-		"a typed POST":                    {"POST", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"}, false},
-		"none that does not navigate":     {"GET", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "no-cors"}, false},
-		"none without a mode":             {"GET", []string{"Sec-Fetch-Site", "none"}, false},
-		"none with an Origin":             {"GET", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "Origin", "https://evil.example"}, false},
-		"a cross-site navigation":         {"GET", []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate"}, false},
-		"a same-site navigation":          {"GET", []string{"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "navigate"}, false},
-		"cross-site with the header":      {"GET", []string{"Sec-Fetch-Site", "cross-site", "X-CSRF", "1"}, false},
-		"none with the header":            {"GET", []string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "X-CSRF", "1"}, false},
+		"the header, any method": {"POST", []string{"X-CSRF", "1"}, true},
+		"the header, a GET":      {"GET", []string{"X-CSRF", "1"}, true},
+		"both": {
+			"PATCH",
+			[]string{"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Origin", a.url},
+			true,
+		},
+		"an image of ours": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"},
+			true,
+		},
+		"a HEAD of ours": {"HEAD", []string{"Sec-Fetch-Site", "same-origin"}, true},
+		"a navigation of ours": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate"},
+			true,
+		},
+		"a typed navigation": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document"},
+			true,
+		},
+		"a typed HEAD": {
+			"HEAD",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"},
+			true,
+		},
+		"our Origin, an old browser":     {"GET", []string{"Origin", a.url}, true},
+		"nothing":                        {"GET", nil, false},
+		"a POST of ours without header":  {"POST", []string{"Sec-Fetch-Site", "same-origin", "Origin", a.url}, false},
+		"a QUERY of ours without header": {"QUERY", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"OPTIONS":                        {"OPTIONS", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"a method in small letters":      {"get", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"a typed POST": {
+			"POST",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"},
+			false,
+		},
+		"none that does not navigate": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "no-cors"},
+			false,
+		},
+		"none without a mode": {"GET", []string{"Sec-Fetch-Site", "none"}, false},
+		"none with an Origin": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "Origin", "https://evil.example"},
+			false,
+		},
+		"a cross-site navigation": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate"},
+			false,
+		},
+		"a same-site navigation": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "navigate"},
+			false,
+		},
+		"cross-site with the header": {"GET", []string{"Sec-Fetch-Site", "cross-site", "X-CSRF", "1"}, false},
+		"none with the header": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate", "X-CSRF", "1"},
+			false,
+		},
 		"same-origin with a wrong header": {"GET", []string{"Sec-Fetch-Site", "same-origin", "X-CSRF", "0"}, false},
-		"same-origin, a foreign Origin":   {"GET", []string{"Sec-Fetch-Site", "same-origin", "Origin", "https://evil.example"}, false},
-		"a foreign Origin":                {"GET", []string{"Origin", "https://evil.example"}, false},
-		"in capitals":                     {"GET", []string{"Sec-Fetch-Site", "Same-Origin"}, false},
-		"two in one":                      {"GET", []string{"Sec-Fetch-Site", "same-origin, none"}, false},
+		"same-origin, a foreign Origin": {
+			"GET",
+			[]string{"Sec-Fetch-Site", "same-origin", "Origin", "https://evil.example"},
+			false,
+		},
+		"a foreign Origin": {"GET", []string{"Origin", "https://evil.example"}, false},
+		"in capitals":      {"GET", []string{"Sec-Fetch-Site", "Same-Origin"}, false},
+		"two in one":       {"GET", []string{"Sec-Fetch-Site", "same-origin, none"}, false},
 	} {
 		for _, path := range []string{"/api/x", "/public/x"} {
 			before := a.echo.Calls()
 			resp := b.Do(test.method, path, "", test.header...)
-			if (resp.StatusCode == 200) != test.ok || a.echo.Calls() > before != test.ok || !test.ok && resp.StatusCode != 403 {
+			if (resp.StatusCode == 200) != test.ok || a.echo.Calls() > before != test.ok ||
+				!test.ok && resp.StatusCode != 403 {
 				t.Errorf("%s at %s: got %d %s, want it to pass: %v", name, path, resp.StatusCode, resp.Code(), test.ok)
 			}
 		}
 	}
-	if got := sendTarget(t, a, "/public/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site").StatusCode; got != 403 {
+	got := sendTarget(t, a, "/public/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site").StatusCode
+	if got != 403 {
 		t.Errorf("two values: got %d", got)
 	}
-	socket := []string{"Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13", "Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="}
-	for origin, want := range map[string]int{a.url: 200, "https://evil.example": 403, "null": 403, "": 403} { // the echo does not switch
+	socket := []string{
+		"Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13",
+		"Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==",
+	}
+	// the echo does not switch
+	for origin, want := range map[string]int{a.url: 200, "https://evil.example": 403, "null": 403, "": 403} {
 		if got := b.Do("GET", "/api/x", "", append(socket, "Origin", origin)...).StatusCode; got != want {
 			t.Errorf("a WebSocket of the origin %q: got %d, want %d", origin, got, want)
 		}

@@ -10,7 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// strictly does what a browser does with a SameSite=Strict session cookie during a navigation from another site: it sends none, and takes a new one.
+// strictly does what a browser does with a SameSite=Strict session cookie
+// during a navigation from another site: it sends none, and takes a new one.
 func (a *app) strictly(b *bfftest.Browser, navigate func() *bfftest.Response) *bfftest.Response {
 	a.t.Helper()
 	before := a.sessionCookie(b)
@@ -30,7 +31,8 @@ func (a *app) wantNoLiveRefreshTokens(why string) {
 	waitFor(a.t, why+": no refresh token is live", func() bool { return a.provider.LiveRefreshTokens() == 0 })
 }
 
-// However the logins come about, after the logout no refresh token of the browser is good any more.
+// However the logins come about, after the logout no refresh token of the
+// browser is good any more.
 func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 	t.Parallel()
 	t.Run("one after the other", func(t *testing.T) {
@@ -39,7 +41,10 @@ func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 		b := a.browser()
 		for range 5 {
 			callback := b.AuthResponse("alice", "").Location(t).String()
-			if got := a.strictly(b, func() *bfftest.Response { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }); got.StatusCode != 303 {
+			got := a.strictly(b, func() *bfftest.Response {
+				return b.Navigate(callback, "Sec-Fetch-Site", "cross-site")
+			})
+			if got.StatusCode != 303 {
 				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
 			}
 		}
@@ -89,7 +94,8 @@ func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 	})
 }
 
-// The tokens of another user's session are revoked at once, and the login does not wait for it.
+// The tokens of another user's session are revoked at once, and the login does
+// not wait for it.
 func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -107,13 +113,16 @@ func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
 	}
 	a.wantSession(b, "bob")
 	close(release)
-	waitFor(t, "the refresh token of alice's session is revoked", func() bool { return a.provider.LiveRefreshTokens() == 1 })
+	waitFor(t, "the refresh token of alice's session is revoked", func() bool {
+		return a.provider.LiveRefreshTokens() == 1
+	})
 	if n := len(a.logs.lines(t, "session ended")); n != 1 {
 		t.Errorf("%d lines about the end of a session, want one", n)
 	}
 }
 
-// An attempt that names the session it is to replace is no session, and shows nothing of it.
+// An attempt that names the session it is to replace is no session, and shows
+// nothing of it.
 func TestAnAttemptThatReplacesASessionIsSmallAndShowsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -130,7 +139,8 @@ func TestAnAttemptThatReplacesASessionIsSmallAndShowsNothing(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// An attempt's life does not begin again when another login is completed meanwhile.
+// An attempt's life does not begin again when another login is completed
+// meanwhile.
 func TestAnAttemptKeepsItsAge(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -139,7 +149,8 @@ func TestAnAttemptKeepsItsAge(t *testing.T) {
 	time.Sleep(1100 * time.Millisecond)
 	lines := b.SignIn("alice", "").Header["Set-Cookie"]
 	for _, line := range lines {
-		if strings.Contains(line, "-login-") && !strings.Contains(line, "Max-Age=0") && (!strings.Contains(line, "Max-Age=59") || strings.Contains(line, "Max-Age=600")) {
+		if strings.Contains(line, "-login-") && !strings.Contains(line, "Max-Age=0") &&
+			(!strings.Contains(line, "Max-Age=59") || strings.Contains(line, "Max-Age=600")) {
 			t.Errorf("the other attempt is set anew: %s", line)
 		}
 	}

@@ -42,5 +42,7 @@ func TestARefreshThatWaitsOutlivesItsServer(t *testing.T) {
 	})
 	close(release)
 	waitFor(t, "the refresh is repeated", func() bool { return a.provider.Refreshes() == 1 })
-	waitFor(t, "the session is refreshed", func() bool { return strings.Contains(a.logs.String(), `"msg":"session refreshed"`) })
+	waitFor(t, "the session is refreshed", func() bool {
+		return strings.Contains(a.logs.String(), `"msg":"session refreshed"`)
+	})
 }

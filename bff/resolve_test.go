@@ -50,7 +50,8 @@ func newNameServer(t *testing.T, records ...string) *nameServer {
 
 func (n *nameServer) set(records ...string) { n.records.Store(&records) }
 
-// reply returns the answer to a query (RFC 1035 4.1); nil where there are no records, as if the server were down.
+// reply returns the answer to a query (RFC 1035 4.1); nil where there are no
+// records, as if the server were down.
 func (n *nameServer) reply(query []byte) []byte {
 	records := *n.records.Load()
 	const header = 12
@@ -248,7 +249,8 @@ func TestLocalhostWorksWithEitherFamily(t *testing.T) {
 					Path: "/local/", Token: "none", Upstream: []string{kind + "://localhost:" + port}, TLS: trust,
 				})
 				for i := range 10 {
-					if resp := b.Fetch([]string{"POST", "GET"}[i%2], "/local/x"); resp.StatusCode != 200 || resp.Text != ip {
+					resp := b.Fetch([]string{"POST", "GET"}[i%2], "/local/x")
+					if resp.StatusCode != 200 || resp.Text != ip {
 						t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 					}
 				}

@@ -20,7 +20,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// routed starts a broker with one route more than others have, and signs alice in.
+// routed starts a broker with one route more than others have, and signs alice
+// in.
 func routed(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -47,9 +48,15 @@ func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
 		{"/orders/", "/v1/", "/orders/1", "/v1/1"},
 		{"/orders", "/v1", "/orders", "/v1/"},
 	} {
-		_, b := routed(t, bff.Route{Path: test.path, Token: "user", StripPrefix: true, Upstream: []string{bfftest.NewEcho(t).URL + test.base}})
+		_, b := routed(t, bff.Route{
+			Path:        test.path,
+			Token:       "user",
+			StripPrefix: true,
+			Upstream:    []string{bfftest.NewEcho(t).URL + test.base},
+		})
 		if got := echoed(t, b.Fetch("GET", test.ask)).URI; got != test.want {
-			t.Errorf("%s of the route %s to %q: the upstream got %s, want %s", test.ask, test.path, test.base, got, test.want)
+			t.Errorf("%s of the route %s to %q: the upstream got %s, want %s", test.ask, test.path,
+				test.base, got, test.want)
 		}
 	}
 }
@@ -113,10 +120,13 @@ func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
 func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
-	if got := echoed(t, b.Fetch("GET", "/maybe/x")).Header; !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
+	got := echoed(t, b.Fetch("GET", "/maybe/x")).Header
+	if !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
 		t.Errorf("signed in, the upstream got %v", got)
 	}
-	if got := echoed(t, a.browser().Fetch("GET", "/maybe/x", "Authorization", "Bearer forged", "X-User", "mallory")).Header; got.Get("Authorization") != "" || got.Get("X-User") != "" {
+	if got := echoed(t,
+		a.browser().Fetch("GET", "/maybe/x", "Authorization", "Bearer forged",
+			"X-User", "mallory")).Header; got.Get("Authorization") != "" || got.Get("X-User") != "" {
 		t.Errorf("signed out, the upstream got %v", got)
 	}
 }
@@ -124,7 +134,8 @@ func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
 func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
-		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level", "X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
+		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level",
+		"X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
 	}}, func(a *app) {
 		a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			claims["groups"] = []any{"a", "b", 3, []any{"nested"}}
@@ -134,10 +145,14 @@ func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
 			claims["name"] = "Ålice"
 		}})
 	})
-	forged := []string{"X-User", "mallory", "X-Email", "x", "X-Groups", "root", "X-None", "x", "X-Object", "x", "X-Odd", "x", "X_User", "mallory", "Connection", "X-User, X-Email"}
+	forged := []string{
+		"X-User", "mallory", "X-Email", "x", "X-Groups", "root", "X-None", "x", "X-Object", "x",
+		"X-Odd", "x", "X_User", "mallory", "Connection", "X-User, X-Email",
+	}
 	got := echoed(t, b.Fetch("GET", "/who/x", forged...)).Header
 	for name, want := range map[string]string{
-		"X-User": "alice", "X-Email": "alice@example.com", "X-Groups": "a,b,3", "X-Level": "7", "X-Admin": "true", "X-None": "", "X-Object": "", "X-Odd": "", "X-Name": "Ålice", "X_User": "",
+		"X-User": "alice", "X-Email": "alice@example.com", "X-Groups": "a,b,3", "X-Level": "7",
+		"X-Admin": "true", "X-None": "", "X-Object": "", "X-Odd": "", "X-Name": "Ålice", "X_User": "",
 	} {
 		if values := got.Values(name); strings.Join(values, "|") != want {
 			t.Errorf("%s: got %q, want %q", name, values, want)
@@ -156,12 +171,21 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 		}})
 		cfg.Provider.Scopes = []string{"openid", "profile", "orders:read"}
 		for name, require := range map[string]bff.Require{
-			"scope": {Scopes: []string{"openid", "orders:read"}}, "scope-not": {Scopes: []string{"orders:read", "orders:write"}},
-			"claim": {Claims: map[string][]string{"groups": {"admin", "ops"}, "level": {"2"}}}, "claim-not": {Claims: map[string][]string{"groups": {"staff"}, "level": {"3"}}}, "claim-none": {Claims: map[string][]string{"nothing": {"x"}}},
-			"acr": {ACR: []string{"gold", "silver"}}, "acr-not": {ACR: []string{"gold", "platinum"}},
-			"age": {MaxAge: time.Hour}, "age-not": {MaxAge: 5 * time.Minute}, "both-not": {ACR: []string{"gold"}, MaxAge: 5 * time.Minute},
+			"scope":      {Scopes: []string{"openid", "orders:read"}},
+			"scope-not":  {Scopes: []string{"orders:read", "orders:write"}},
+			"claim":      {Claims: map[string][]string{"groups": {"admin", "ops"}, "level": {"2"}}},
+			"claim-not":  {Claims: map[string][]string{"groups": {"staff"}, "level": {"3"}}},
+			"claim-none": {Claims: map[string][]string{"nothing": {"x"}}},
+			"acr":        {ACR: []string{"gold", "silver"}}, "acr-not": {ACR: []string{"gold", "platinum"}},
+			"age": {MaxAge: time.Hour}, "age-not": {MaxAge: 5 * time.Minute},
+			"both-not": {ACR: []string{"gold"}, MaxAge: 5 * time.Minute},
 		} {
-			cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + name + "/", Token: "optional", Upstream: []string{a.echo.URL}, Require: require})
+			cfg.Routes = append(cfg.Routes, bff.Route{
+				Path:     "/" + name + "/",
+				Token:    "optional",
+				Upstream: []string{a.echo.URL},
+				Require:  require,
+			})
 		}
 	})
 	b := a.signedIn()
@@ -173,12 +197,27 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 		name, code, challenge, login string
 		status                       int
 	}{
-		{"scope-not", "insufficient_scope", `Bearer error="insufficient_scope", scope="orders:read orders:write"`, "", 403},
+		{
+			"scope-not", "insufficient_scope",
+			`Bearer error="insufficient_scope", scope="orders:read orders:write"`, "", 403,
+		},
 		{"claim-not", "forbidden", "", "", 403},
 		{"claim-none", "forbidden", "", "", 403},
-		{"acr-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", acr_values="gold platinum"`, "/bff/login?acr_values=gold+platinum", 401},
-		{"age-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", max_age="300"`, "/bff/login?max_age=300", 401},
-		{"both-not", "insufficient_user_authentication", `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="300"`, "/bff/login?acr_values=gold&max_age=300", 401},
+		{
+			"acr-not", "insufficient_user_authentication",
+			`Bearer error="insufficient_user_authentication", acr_values="gold platinum"`,
+			"/bff/login?acr_values=gold+platinum", 401,
+		},
+		{
+			"age-not", "insufficient_user_authentication",
+			`Bearer error="insufficient_user_authentication", max_age="300"`,
+			"/bff/login?max_age=300", 401,
+		},
+		{
+			"both-not", "insufficient_user_authentication",
+			`Bearer error="insufficient_user_authentication", acr_values="gold", max_age="300"`,
+			"/bff/login?acr_values=gold&max_age=300", 401,
+		},
 	} {
 		resp := b.Fetch("GET", "/"+test.name+"/x")
 		wantProblem(t, resp, test.status, test.code)
@@ -187,7 +226,8 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 		}
 		resp.Decode(t, &body)
 		if got := resp.Header.Get("WWW-Authenticate"); got != test.challenge || body.LoginURL != test.login {
-			t.Errorf("%s: the challenge is %s and the login %s, want %s and %s", test.name, got, body.LoginURL, test.challenge, test.login)
+			t.Errorf("%s: the challenge is %s and the login %s, want %s and %s", test.name, got,
+				body.LoginURL, test.challenge, test.login)
 		}
 	}
 	for _, name := range []string{"scope", "claim", "acr", "age"} { // a session is needed, whatever the token
@@ -206,10 +246,17 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
-		a.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") }})
+		a.provider.SetHooks(devidp.Hooks{
+			EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "scope") },
+		})
 		cfg.Provider.Scopes = []string{"openid", "orders:read"}
 		for _, scope := range []string{"orders:read", "orders:write"} {
-			cfg.Routes = append(cfg.Routes, bff.Route{Path: "/" + scope + "/", Token: "user", Upstream: []string{a.echo.URL}, Require: bff.Require{Scopes: []string{scope}}})
+			cfg.Routes = append(cfg.Routes, bff.Route{
+				Path:     "/" + scope + "/",
+				Token:    "user",
+				Upstream: []string{a.echo.URL},
+				Require:  bff.Require{Scopes: []string{scope}},
+			})
 		}
 	})
 	b := a.signedIn()
@@ -243,12 +290,23 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 		}
 	}
 	for _, test := range []struct{ path, method string }{{"/slow/header", "GET"}, {"/slow/header", "POST"}} {
-		a, b := routed(t, bff.Route{Path: "/slow/", Token: "user", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{ResponseHeader: 50 * time.Millisecond}})
+		a, b := routed(t, bff.Route{
+			Path:     "/slow/",
+			Token:    "user",
+			Upstream: []string{echo.URL},
+			Timeouts: bff.Timeouts{ResponseHeader: 50 * time.Millisecond},
+		})
 		wantProblem(t, b.Do(test.method, "/slow/header", "", "X-CSRF", "1"), 504, "upstream_timeout")
 		wantProblem(t, b.Do("POST", "/slow/header", "a body", "X-CSRF", "1"), 504, "upstream_timeout")
 		_ = a
 	}
-	_, b := routed(t, bff.Route{Path: "/slow/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: time.Second}})
+	_, b := routed(t, bff.Route{
+		Path:     "/slow/",
+		Token:    "user",
+		CSRF:     "fetch-metadata",
+		Upstream: []string{echo.URL},
+		Timeouts: bff.Timeouts{Idle: time.Second},
+	})
 	wantProblem(t, b.Fetch("GET", "/slow/header"), 504, "upstream_timeout")
 	resp := b.Open("/slow/body")
 	defer resp.Body.Close()
@@ -287,7 +345,8 @@ func TestABodyThatIsTooLargeIsRefused(t *testing.T) {
 	}
 }
 
-// hangsUp is an upstream that hangs up on the first requests without an answer, and then answers how many there were.
+// hangsUp is an upstream that hangs up on the first requests without an answer,
+// and then answers how many there were.
 func hangsUp(t *testing.T, first int) (url string, asked func() int) {
 	var n atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -327,7 +386,11 @@ func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
 	dead := httptest.NewServer(nil)
 	dead.Close()
 	one, two := bfftest.NewEcho(t), bfftest.NewEcho(t)
-	_, b := routed(t, bff.Route{Path: "/many/", Token: "user", Upstream: []string{dead.URL, one.URL, dead.URL, two.URL}})
+	_, b := routed(t, bff.Route{
+		Path:     "/many/",
+		Token:    "user",
+		Upstream: []string{dead.URL, one.URL, dead.URL, two.URL},
+	})
 	for range 20 {
 		echoed(t, b.Fetch("GET", "/many/x"))
 	}
@@ -384,7 +447,8 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 	} {
 		_, b := routed(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{test.upstream}, TLS: test.tls})
 		got := echoed(t, b.Do("POST", "/kind/a%20b?q=1", "a body", "X-CSRF", "1"))
-		if got.URI != "/kind/a%20b?q=1" || got.Body != "a body" || !strings.HasPrefix(got.Header.Get("Authorization"), "Bearer ") || got.Header.Get("User-Agent") == "" {
+		if got.URI != "/kind/a%20b?q=1" || got.Body != "a body" ||
+			!strings.HasPrefix(got.Header.Get("Authorization"), "Bearer ") || got.Header.Get("User-Agent") == "" {
 			t.Errorf("%s: the upstream got %+v", test.name, got)
 		}
 	}
@@ -410,11 +474,21 @@ func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
 	defer s.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
-	_, b := routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots, Certificates: ours.TLS.Certificates}})
+	_, b := routed(t, bff.Route{
+		Path:     "/mtls/",
+		Token:    "user",
+		Upstream: []string{s.URL},
+		TLS:      &tls.Config{RootCAs: roots, Certificates: ours.TLS.Certificates},
+	})
 	if resp := b.Fetch("GET", "/mtls/x"); resp.StatusCode != 200 || resp.Text != "1" {
 		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
-	_, b = routed(t, bff.Route{Path: "/mtls/", Token: "user", Upstream: []string{s.URL}, TLS: &tls.Config{RootCAs: roots}})
+	_, b = routed(t, bff.Route{
+		Path:     "/mtls/",
+		Token:    "user",
+		Upstream: []string{s.URL},
+		TLS:      &tls.Config{RootCAs: roots},
+	})
 	wantProblem(t, b.Fetch("GET", "/mtls/x"), 502, "upstream_failed")
 }
 
@@ -442,7 +516,9 @@ func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *tes
 		echo, _ := rejecting(t, 1)
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 		got := echoed(t, b.Do(method, "/strict/x", "the body", "X-CSRF", "1"))
-		if got.Body != "the body" || !a.provider.Issued(strings.TrimPrefix(got.Header.Get("Authorization"), "Bearer ")) || a.provider.Refreshes() != 1 {
+		if got.Body != "the body" ||
+			!a.provider.Issued(strings.TrimPrefix(got.Header.Get("Authorization"), "Bearer ")) ||
+			a.provider.Refreshes() != 1 {
 			t.Errorf("%s: the upstream got %+v after %d refreshes", method, got, a.provider.Refreshes())
 		}
 	}
@@ -454,7 +530,8 @@ func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *t
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	for range 5 {
 		resp := b.Fetch("GET", "/strict/x")
-		if resp.StatusCode != 401 || resp.Code() != "" || !strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") {
+		if resp.StatusCode != 401 || resp.Code() != "" ||
+			!strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") {
 			t.Errorf("got %d %v %s, want the upstream's answer", resp.StatusCode, resp.Header, resp.Text)
 		}
 	}
@@ -471,8 +548,12 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 		status    int
 		challenge string
 	}{
-		{403, ""}, {403, `Bearer error="insufficient_scope", scope="orders:write"`}, {403, `Bearer error="invalid_token"`}, {400, `Bearer error="invalid_request"`},
-		{401, ""}, {401, "Bearer"}, {401, `Bearer realm="api"`}, {401, `Bearer error="invalid_request"`}, {401, `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"`}, {401, `Custom error="invalid_token"`},
+		{403, ""}, {403, `Bearer error="insufficient_scope", scope="orders:write"`},
+		{403, `Bearer error="invalid_token"`}, {400, `Bearer error="invalid_request"`},
+		{401, ""}, {401, "Bearer"}, {401, `Bearer realm="api"`},
+		{401, `Bearer error="invalid_request"`},
+		{401, `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"`},
+		{401, `Custom error="invalid_token"`},
 	} {
 		api := bfftest.NewEcho(t)
 		api.Handler = func(w http.ResponseWriter, _ *http.Request) {
@@ -483,7 +564,8 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 		}
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
 		resp := b.Fetch("GET", "/strict/x")
-		if resp.StatusCode != test.status || resp.Code() != "" || strings.HasPrefix(test.challenge, "Bearer") && resp.Header.Get("WWW-Authenticate") != test.challenge {
+		if resp.StatusCode != test.status || resp.Code() != "" ||
+			strings.HasPrefix(test.challenge, "Bearer") && resp.Header.Get("WWW-Authenticate") != test.challenge {
 			t.Errorf("%d %s: got %d %v", test.status, test.challenge, resp.StatusCode, resp.Header)
 		}
 		if n := a.provider.Refreshes(); n > 0 || api.Calls() != 1 {
@@ -496,11 +578,15 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 // RFC 9110 11.2: the value of an auth-param is a token or a quoted string.
 func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
 	t.Parallel()
-	for _, challenge := range []string{"Bearer error=invalid_token", `Bearer realm="api", error=invalid_token, error_description="it has expired"`} {
+	for _, challenge := range []string{
+		"Bearer error=invalid_token",
+		`Bearer realm="api", error=invalid_token, error_description="it has expired"`,
+	} {
 		echo, rejected := rejectingWith(t, challenge)
 		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 		if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 200 || a.provider.Refreshes() != 1 {
-			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, resp.StatusCode, *rejected, a.provider.Refreshes())
+			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, resp.StatusCode,
+				*rejected, a.provider.Refreshes())
 		}
 	}
 }
@@ -523,7 +609,8 @@ func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	resp := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
 	if resp.StatusCode != 401 || rejected.Load() != 1 || a.provider.Refreshes() != 0 {
-		t.Errorf("got %d after %d rejections and %d refreshes", resp.StatusCode, rejected.Load(), a.provider.Refreshes())
+		t.Errorf("got %d after %d rejections and %d refreshes", resp.StatusCode, rejected.Load(),
+			a.provider.Refreshes())
 	}
 }
 
@@ -542,26 +629,110 @@ func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
 func TestMistakesInARoute(t *testing.T) {
 	t.Parallel()
 	for want, route := range map[string]bff.Route{
-		"Routes[0].Upstream: missing":                           {Path: "/x/", Token: "user"},
-		`Routes[0].Upstream: "ftp://x" is not a URL`:            {Path: "/x/", Token: "user", Upstream: []string{"ftp://x"}},
-		`Routes[0].Upstream: "http://u:p@x" is not a URL`:       {Path: "/x/", Token: "user", Upstream: []string{"http://u:p@x"}},
-		`Routes[0].Upstream: "http://x/../y" is not a URL`:      {Path: "/x/", Token: "user", Upstream: []string{"http://x/../y"}},
-		`Routes[0].Upstream: "unix:sock" is not a URL`:          {Path: "/x/", Token: "user", Upstream: []string{"unix:sock"}},
-		`Routes[0].Upstream: "http://y?q" is not a URL`:         {Path: "/x/", Token: "user", Upstream: []string{"http://x", "http://y?q"}},
-		`Routes[0].Methods: "get" is not a method`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"get"}},
-		`Routes[0].Methods: "TRACE" is not a method`:            {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Methods: []string{"TRACE"}},
-		`Routes[0].Token: "cliant" is none of`:                  {Path: "/x/", Token: "cliant", Upstream: []string{"http://x"}},
-		`Routes[0].Token: none goes with neither`:               {Path: "/x/", Token: "none", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": "sub"}},
-		`Routes[0].CSRF: "off" is none of`:                      {Path: "/x/", Token: "user", CSRF: "off", Upstream: []string{"http://x"}},
-		`Routes[0].Headers: "Authorization" is not a header`:    {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"Authorization": "sub"}},
-		`Routes[0].Headers: "x-forwarded-user" is not a header`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"x-forwarded-user": "sub"}},
-		`Routes[0].Headers: "X_User" is not a header`:           {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X_User": "sub"}},
-		`Routes[0].Headers: "host" is not a header`:             {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"host": "sub"}},
-		`Routes[0].Headers: "X-User" has no claim`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Headers: map[string]string{"X-User": ""}},
-		`Routes[0].Require.Claims: "role" has no value`:         {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Require: bff.Require{Claims: map[string][]string{"role": nil}}},
-		`Routes[0].Require: "a b" is neither a scope nor`:       {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Require: bff.Require{Scopes: []string{"a b"}}},
-		`Routes[0].Timeouts.Idle: -1s is negative`:              {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, Timeouts: bff.Timeouts{Idle: -time.Second}},
-		`Routes[0].MaxBody: -1 is negative`:                     {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, MaxBody: -1},
+		"Routes[0].Upstream: missing": {Path: "/x/", Token: "user"},
+		`Routes[0].Upstream: "ftp://x" is not a URL`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"ftp://x"},
+		},
+		`Routes[0].Upstream: "http://u:p@x" is not a URL`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://u:p@x"},
+		},
+		`Routes[0].Upstream: "http://x/../y" is not a URL`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x/../y"},
+		},
+		`Routes[0].Upstream: "unix:sock" is not a URL`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"unix:sock"},
+		},
+		`Routes[0].Upstream: "http://y?q" is not a URL`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x", "http://y?q"},
+		},
+		`Routes[0].Methods: "get" is not a method`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Methods:  []string{"get"},
+		},
+		`Routes[0].Methods: "TRACE" is not a method`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Methods:  []string{"TRACE"},
+		},
+		`Routes[0].Token: "cliant" is none of`: {
+			Path:     "/x/",
+			Token:    "cliant",
+			Upstream: []string{"http://x"},
+		},
+		`Routes[0].Token: none goes with neither`: {
+			Path:     "/x/",
+			Token:    "none",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"X-User": "sub"},
+		},
+		`Routes[0].CSRF: "off" is none of`: {
+			Path:     "/x/",
+			Token:    "user",
+			CSRF:     "off",
+			Upstream: []string{"http://x"},
+		},
+		`Routes[0].Headers: "Authorization" is not a header`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"Authorization": "sub"},
+		},
+		`Routes[0].Headers: "x-forwarded-user" is not a header`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"x-forwarded-user": "sub"},
+		},
+		`Routes[0].Headers: "X_User" is not a header`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"X_User": "sub"},
+		},
+		`Routes[0].Headers: "host" is not a header`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"host": "sub"},
+		},
+		`Routes[0].Headers: "X-User" has no claim`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Headers:  map[string]string{"X-User": ""},
+		},
+		`Routes[0].Require.Claims: "role" has no value`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Require:  bff.Require{Claims: map[string][]string{"role": nil}},
+		},
+		`Routes[0].Require: "a b" is neither a scope nor`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Require:  bff.Require{Scopes: []string{"a b"}},
+		},
+		`Routes[0].Timeouts.Idle: -1s is negative`: {
+			Path:     "/x/",
+			Token:    "user",
+			Upstream: []string{"http://x"},
+			Timeouts: bff.Timeouts{Idle: -time.Second},
+		},
+		`Routes[0].MaxBody: -1 is negative`: {Path: "/x/", Token: "user", Upstream: []string{"http://x"}, MaxBody: -1},
 	} {
 		_, err := bff.New(bff.Config{Routes: []bff.Route{route}})
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -578,7 +749,13 @@ func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
 			w.Write(make([]byte, 1<<20))
 		}
 	}
-	a, b := routed(t, bff.Route{Path: "/much/", Token: "user", CSRF: "fetch-metadata", Upstream: []string{echo.URL}, Timeouts: bff.Timeouts{Idle: 100 * time.Millisecond}})
+	a, b := routed(t, bff.Route{
+		Path:     "/much/",
+		Token:    "user",
+		CSRF:     "fetch-metadata",
+		Upstream: []string{echo.URL},
+		Timeouts: bff.Timeouts{Idle: 100 * time.Millisecond},
+	})
 	resp := b.Open("/much/x")
 	defer resp.Body.Close()
 	waitFor(t, "the request is over", func() bool {

@@ -10,7 +10,10 @@ import (
 
 func BenchmarkFindRoute(b *testing.B) {
 	s := &app{prefix: "/bff"}
-	for _, p := range []string{"/api/administration/", "/api/reports/yearly/", "/api/admin/", "/events/", "/orders/", "/api/"} {
+	for _, p := range []string{
+		"/api/administration/", "/api/reports/yearly/", "/api/admin/", "/events/", "/orders/",
+		"/api/",
+	} {
 		s.routes = append(s.routes, &route{Route: Route{Path: p}})
 	}
 	for _, p := range []string{"/api/orders/17", "/api/orders/A%20B;c=d", "/assets/index-BkRj3xGh.js"} {

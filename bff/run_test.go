@@ -95,7 +95,8 @@ func TestRunServesItsListenersAndDrainsRequests(t *testing.T) {
 	}
 }
 
-// Without listeners another http.Server serves. Run still waits for the requests.
+// Without listeners another http.Server serves. Run still waits for the
+// requests.
 func TestRunWithoutListenersWaitsForRequests(t *testing.T) {
 	t.Parallel()
 	frontend, arrived, release := slowApp(t)

@@ -21,7 +21,8 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	if got := b.Fetch("GET", "/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
+	if got := b.Fetch("GET",
+		"/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
 		t.Errorf("nobody signed in: got %d %s", got.StatusCode, got.Text)
 	}
 	b = a.signedIn()
@@ -37,7 +38,8 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 		want time.Duration
 	}{
 		"created_at": {got.Session.CreatedAt, 0}, "idle_expires_at": {got.Session.IdleExpiresAt, 30 * time.Minute},
-		"expires_at": {got.Session.ExpiresAt, 12 * time.Hour}, "access_token_expires_at": {got.Session.AccessTokenExpiresAt, a.provider.AccessTokenTTL},
+		"expires_at":              {got.Session.ExpiresAt, 12 * time.Hour},
+		"access_token_expires_at": {got.Session.AccessTokenExpiresAt, a.provider.AccessTokenTTL},
 	} {
 		if off := test.at.Sub(now) - test.want; off < -10*time.Second || off > time.Second {
 			t.Errorf("%s: %v from now, want %v", name, test.at.Sub(now), test.want)
@@ -46,7 +48,9 @@ func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
 	if strings.Contains(resp.Text, `"iss"`) || strings.Contains(resp.Text, "nonce") {
 		t.Errorf("claims of the protocol are shown: %s", resp.Text)
 	}
-	if h := resp.Header; h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" || h.Get("X-Content-Type-Options") != "nosniff" {
+	h := resp.Header
+	if h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" ||
+		h.Get("X-Content-Type-Options") != "nosniff" {
 		t.Errorf("headers: %v", h)
 	}
 }
@@ -74,7 +78,10 @@ func TestCSRF(t *testing.T) {
 		"an Origin that contains": {[]string{"Sec-Fetch-Site", "", "Origin", a.url + ".evil.example"}, false},
 		"another port":            {[]string{"Sec-Fetch-Site", "", "Origin", "http://localhost:1"}, false},
 	}
-	for _, call := range []struct{ method, path string }{{"GET", "/bff/session"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}, {"POST", "/api/x"}, {"OPTIONS", "/api/x"}, {"GET", "/public/x"}} {
+	for _, call := range []struct{ method, path string }{
+		{"GET", "/bff/session"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"},
+		{"POST", "/api/x"}, {"OPTIONS", "/api/x"}, {"GET", "/public/x"},
+	} {
 		for name, test := range csrf {
 			before := a.echo.Calls()
 			resp := b.Fetch(call.method, call.path, test.header...)
@@ -169,11 +176,13 @@ func TestAStoreOutageSignsNobodyOut(t *testing.T) {
 	b := a.signedIn()
 	a.store.setDown(errors.New("dial tcp: connection refused"))
 	for _, resp := range []*bfftest.Response{
-		b.Fetch("GET", "/bff/session"), b.Fetch("POST", "/bff/session/refresh"), b.Fetch("GET", "/api/x"), b.Fetch("POST", "/bff/logout"),
+		b.Fetch("GET", "/bff/session"), b.Fetch("POST", "/bff/session/refresh"),
+		b.Fetch("GET", "/api/x"), b.Fetch("POST", "/bff/logout"),
 	} {
 		wantProblem(t, resp, 503, "store_unavailable")
 		if resp.Header.Get("Retry-After") == "" || len(resp.Cookies()) > 0 {
-			t.Errorf("%s: Retry-After %q and cookies %v, want one and none", resp.Request.URL.Path, resp.Header.Get("Retry-After"), resp.Cookies())
+			t.Errorf("%s: Retry-After %q and cookies %v, want one and none", resp.Request.URL.Path,
+				resp.Header.Get("Retry-After"), resp.Cookies())
 		}
 		if strings.Contains(resp.Text, "dial") {
 			t.Errorf("the cause is shown: %s", resp.Text)
@@ -189,7 +198,8 @@ func TestAStoreOutageSignsNobodyOut(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// expired returns a browser in which alice signed in and whose access token has expired since.
+// expired returns a browser in which alice signed in and whose access token has
+// expired since.
 func (a *app) expired() *bfftest.Browser {
 	a.t.Helper()
 	a.provider.Misbehave(a.t, bfftest.ShortLived)
@@ -311,7 +321,8 @@ func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 	}
 }
 
-// RFC 6749 10.4: a refresh token is for the token endpoint, and at the end for the one that revokes it.
+// RFC 6749 10.4: a refresh token is for the token endpoint, and at the end for
+// the one that revokes it.
 func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -332,7 +343,17 @@ func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 	defer api.Close()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo = true
-		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/exchanged/", Upstream: []string{api.URL}, Token: "user", Audience: "legacy", Grant: "token-exchange"}, {Path: "/machine/", Upstream: []string{api.URL}, Token: "client"}}
+		cfg.Routes = []bff.Route{
+			{Path: "/api/", Upstream: []string{api.URL}, Token: "user"},
+			{
+				Path:     "/exchanged/",
+				Upstream: []string{api.URL},
+				Token:    "user",
+				Audience: "legacy",
+				Grant:    "token-exchange",
+			},
+			{Path: "/machine/", Upstream: []string{api.URL}, Token: "client"},
+		}
 	})
 	traded := 0
 	a.provider.SetHooks(devidp.Hooks{
@@ -340,7 +361,9 @@ func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 			r.ParseForm()
 			form := r.PostForm.Encode()
 			switch {
-			case strings.HasSuffix(r.URL.Path, "/token") && r.PostForm.Get("grant_type") == "refresh_token", strings.HasSuffix(r.URL.Path, "/revoke") && r.PostForm.Get("token_type_hint") == "refresh_token":
+			case strings.HasSuffix(r.URL.Path, "/token") &&
+				r.PostForm.Get("grant_type") == "refresh_token", strings.HasSuffix(r.URL.Path,
+				"/revoke") && r.PostForm.Get("token_type_hint") == "refresh_token":
 				mu.Lock()
 				traded++
 				mu.Unlock()
@@ -379,7 +402,8 @@ func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 	}
 }
 
-// A provider whose answer to a refresh is refused, for its token_type say, has rotated the refresh token all the same.
+// A provider whose answer to a refresh is refused, for its token_type say, has
+// rotated the refresh token all the same.
 func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(body map[string]any){
@@ -449,12 +473,17 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 	flipped := []byte(good)
 	flipped[len(flipped)/2] ^= 1
 	for name, cookie := range map[string]string{
-		"flipped": a.cookieName() + "=" + string(flipped), "truncated": a.cookieName() + "=" + good[:len(good)-9], "noise": a.cookieName() + "=" + strings.Repeat("noise", 800),
-		"empty": a.cookieName() + "=", "twice": a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good, "in capitals": strings.ToUpper(a.cookieName()) + "=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
+		"flipped":     a.cookieName() + "=" + string(flipped),
+		"truncated":   a.cookieName() + "=" + good[:len(good)-9],
+		"noise":       a.cookieName() + "=" + strings.Repeat("noise", 800),
+		"empty":       a.cookieName() + "=",
+		"twice":       a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good,
+		"in capitals": strings.ToUpper(a.cookieName()) + "=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
 		"not a cookie": ";;=;;", "quoted": a.cookieName() + `="` + good[:20] + `"`,
 	} {
 		stranger := a.browser()
-		if got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
+		got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie)
+		if got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
 			t.Errorf("%s: got %d %s", name, got.StatusCode, got.Text)
 		}
 		wantProblem(t, stranger.Fetch("GET", "/api/x", "Cookie", cookie), 401, "not_signed_in")
@@ -462,7 +491,8 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 			t.Errorf("%s: login: got %d, want 302", name, got)
 		}
 	}
-	if got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; "+a.cookieName()+"="+good); !strings.Contains(got.Text, "alice") {
+	got := a.browser().Fetch("GET", "/bff/session", "Cookie", "x="+strings.Repeat("y", 60)+"; "+a.cookieName()+"="+good)
+	if !strings.Contains(got.Text, "alice") {
 		t.Errorf("beside another cookie: got %s", got.Text)
 	}
 }
@@ -470,7 +500,10 @@ func TestBadCookiesAreNoSession(t *testing.T) {
 func TestProbesAreNotOnThePublicListener(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Frontend = nil })
-	for _, path := range []string{"/healthz", "/readyz", "/metrics", "/admin/sessions", "/debug/pprof/", "/bff/nothing", "/bff", "/bff/", "/api"} {
+	for _, path := range []string{
+		"/healthz", "/readyz", "/metrics", "/admin/sessions", "/debug/pprof/", "/bff/nothing",
+		"/bff", "/bff/", "/api",
+	} {
 		wantStatus := a.browser().Fetch("GET", path, "User-Agent", "kube-probe/1.30")
 		if wantStatus.StatusCode != 404 || wantStatus.Code() != "not_found" {
 			t.Errorf("%s: got %d %s, want 404 not_found", path, wantStatus.StatusCode, wantStatus.Code())

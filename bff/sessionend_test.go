@@ -31,13 +31,15 @@ func TestTheProviderEndsASession(t *testing.T) {
 		expiry, refresh any // session_expiry, refresh_token_expires_in; nil: absent
 		want            time.Duration
 	}{
-		"neither":                          {nil, nil, 12 * time.Hour},
-		"session_expiry":                   {unix(time.Hour), nil, time.Hour},
-		"beyond max_lifetime":              {unix(100 * time.Hour), 1e6, 12 * time.Hour},
-		"refresh_token_expires_in":         {nil, 1800, 30 * time.Minute},
-		"the earlier of both":              {unix(time.Hour), 1800, 30 * time.Minute},
-		"a refresh token's end as text":    {nil, "1800", 30 * time.Minute}, // as some providers write expires_in
-		"a fraction":                       {json.Number(jsonInt(now.Add(time.Hour).Unix()) + ".5"), 1800.5, 30 * time.Minute},
+		"neither":                       {nil, nil, 12 * time.Hour},
+		"session_expiry":                {unix(time.Hour), nil, time.Hour},
+		"beyond max_lifetime":           {unix(100 * time.Hour), 1e6, 12 * time.Hour},
+		"refresh_token_expires_in":      {nil, 1800, 30 * time.Minute},
+		"the earlier of both":           {unix(time.Hour), 1800, 30 * time.Minute},
+		"a refresh token's end as text": {nil, "1800", 30 * time.Minute}, // as some providers write expires_in
+		"a fraction": {
+			json.Number(jsonInt(now.Add(time.Hour).Unix()) + ".5"), 1800.5, 30 * time.Minute,
+		},
 		"junk: texts":                      {"soon", "soon", 12 * time.Hour},
 		"junk: a date as text":             {now.Add(time.Hour).Format(time.RFC3339), "30m", 12 * time.Hour},
 		"junk: zero":                       {0, 0, 12 * time.Hour},
@@ -123,18 +125,25 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 			t.Errorf("refresh %d: /bff/session shows %v, want %v", i+1, shown, got)
 		}
 	}
-	a.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["refresh_token_expires_in"] = 1 }})
+	a.provider.SetHooks(devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { body["refresh_token_expires_in"] = 1 },
+	})
 	time.Sleep(2100 * time.Millisecond)
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
-	waitFor(t, "the session has ended with its refresh token", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 401 })
+	waitFor(t, "the session has ended with its refresh token", func() bool {
+		return b.Fetch("GET", "/api/x").StatusCode == 401
+	})
 	a.provider.Behave()
 }
 
-// The provider's end is over when the login comes back: there is nothing to begin.
+// The provider's end is over when the login comes back: there is nothing to
+// begin.
 func TestALoginToASessionThatIsOverIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.provider.SetHooks(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["session_expiry"] = time.Now().Add(-time.Minute).Unix() }})
+	a.provider.SetHooks(devidp.Hooks{
+		EditIDToken: func(_, claims map[string]any) { claims["session_expiry"] = time.Now().Add(-time.Minute).Unix() },
+	})
 	t.Cleanup(a.provider.Behave)
 	b := a.browser()
 	wantPage(t, b.SignIn("alice", ""), 403, "signed_out_meanwhile")

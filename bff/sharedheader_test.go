@@ -8,8 +8,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// An upstream that gets a claim in a header by one route believes that header in
-// all requests, also in those that come by another route.
+// An upstream that gets a claim in a header by one route believes that header
+// in all requests, also in those that come by another route.
 func TestAClientCannotSetAClaimHeaderByAnotherRouteToTheSameHost(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -17,13 +17,26 @@ func TestAClientCannotSetAClaimHeaderByAnotherRouteToTheSameHost(t *testing.T) {
 	}))
 	t.Cleanup(other.Close)
 	var got http.Header
-	shared := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Clone() }))
+	shared := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got = r.Header.Clone()
+	}))
 	t.Cleanup(shared.Close)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{
 			{Path: "/public/", Upstream: []string{shared.URL + "/v1"}, Token: "none"},
-			{Path: "/api/", Upstream: []string{shared.URL}, Token: "user", Headers: map[string]string{"X-Tenant": "sub"}, HeadersJSON: map[string]string{"X-Roles": "roles"}},
-			{Path: "/session/", Upstream: []string{shared.URL}, Token: "optional", Headers: map[string]string{"X-Name": "name"}},
+			{
+				Path:        "/api/",
+				Upstream:    []string{shared.URL},
+				Token:       "user",
+				Headers:     map[string]string{"X-Tenant": "sub"},
+				HeadersJSON: map[string]string{"X-Roles": "roles"},
+			},
+			{
+				Path:     "/session/",
+				Upstream: []string{shared.URL},
+				Token:    "optional",
+				Headers:  map[string]string{"X-Name": "name"},
+			},
 			{Path: "/other/", Upstream: []string{other.URL}, Token: "none"},
 		}
 	})

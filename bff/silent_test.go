@@ -26,8 +26,12 @@ func silently(b *bfftest.Browser) *bfftest.Response {
 func wantSilent(t *testing.T, page *bfftest.Response, authenticated string) {
 	t.Helper()
 	csp := page.Header.Get("Content-Security-Policy")
-	if page.StatusCode != 200 || !strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) || !strings.Contains(page.Text, `type:"cloakroom:silent-login"`) ||
-		!strings.Contains(page.Text, "location.origin)") || !strings.Contains(csp, "frame-ancestors 'self'") || !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") ||
+	if page.StatusCode != 200 ||
+		!strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) ||
+		!strings.Contains(page.Text, `type:"cloakroom:silent-login"`) ||
+		!strings.Contains(page.Text, "location.origin)") ||
+		!strings.Contains(csp, "frame-ancestors 'self'") ||
+		!strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") ||
 		page.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("got %d %v\n%s", page.StatusCode, page.Header, page.Text)
 	}
@@ -73,19 +77,26 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		b.DropCookies() // a browser that keeps them from frames
-		wantSilent(t, b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		wantSilent(t,
+			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
+				"Sec-Fetch-Site", "cross-site"), "false")
 		a.wantSession(b, "")
 	})
 	t.Run("a provider that does not answer", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		a.provider.Misbehave(t, bfftest.ProviderDown)
-		wantSilent(t, b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
+		wantSilent(t,
+			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
+				"Sec-Fetch-Site", "cross-site"), "false")
 		a.provider.Behave()
 		a.wantSession(b, "")
 	})
 	t.Run("every reason to ask the user", func(t *testing.T) {
-		for _, code := range []string{"login_required", "interaction_required", "consent_required", "account_selection_required", "access_denied", "server_error", "<script>"} {
+		for _, code := range []string{
+			"login_required", "interaction_required", "consent_required",
+			"account_selection_required", "access_denied", "server_error", "<script>",
+		} {
 			b := signedInAtTheProvider()
 			a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
 				params.Del("code")
@@ -113,7 +124,8 @@ func TestASilentLoginIsForOurOwnFrames(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
 	for _, header := range [][]string{
-		{"Sec-Fetch-Dest", "document"}, {"Sec-Fetch-Dest", "empty", "Sec-Fetch-Mode", "cors"}, {"Sec-Fetch-Dest", "image"},
+		{"Sec-Fetch-Dest", "document"}, {"Sec-Fetch-Dest", "empty", "Sec-Fetch-Mode", "cors"},
+		{"Sec-Fetch-Dest", "image"},
 	} {
 		wantProblem(t, b.Navigate("/bff/silent-login", header...), 401, "navigation_only")
 	}
@@ -128,8 +140,11 @@ func TestFrontchannelLogout(t *testing.T) {
 	origin := strings.TrimSuffix(a.provider.Issuer, "/op")
 	ask := func(b *bfftest.Browser, q url.Values) *bfftest.Response {
 		t.Helper()
-		resp := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-site")
-		if csp := resp.Header.Get("Content-Security-Policy"); !strings.HasSuffix(csp, "frame-ancestors "+origin) || resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("X-Frame-Options") != "" {
+		resp := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe",
+			"Sec-Fetch-Site", "same-site")
+		csp := resp.Header.Get("Content-Security-Policy")
+		if !strings.HasSuffix(csp, "frame-ancestors "+origin) ||
+			resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("X-Frame-Options") != "" {
 			t.Errorf("got %v", resp.Header)
 		}
 		return resp
@@ -138,7 +153,8 @@ func TestFrontchannelLogout(t *testing.T) {
 	other, otherSID := a.signedInWithSID()
 	iss := a.provider.Issuer
 	for name, q := range map[string]url.Values{
-		"neither": {}, "iss alone": {"iss": {iss}}, "sid alone": {"sid": {sid}}, "sid twice": {"iss": {iss}, "sid": {sid, sid}},
+		"neither": {}, "iss alone": {"iss": {iss}}, "sid alone": {"sid": {sid}},
+		"sid twice": {"iss": {iss}, "sid": {sid, sid}},
 	} {
 		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" {
 			t.Errorf("%s: got %d %s", name, resp.StatusCode, resp.Code())
@@ -146,9 +162,11 @@ func TestFrontchannelLogout(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	for name, q := range map[string]url.Values{
-		"another sid": {"iss": {iss}, "sid": {otherSID}}, "another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
+		"another sid":    {"iss": {iss}, "sid": {otherSID}},
+		"another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
 	} {
-		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" { // the session goes on
+		// the session goes on
+		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" {
 			t.Errorf("%s: got %d", name, resp.StatusCode)
 		}
 		a.wantSession(b, "alice")
@@ -172,14 +190,18 @@ func TestFrontchannelLogout(t *testing.T) {
 	}
 }
 
-// A provider that has no session of its own to name: sid is in none of its tokens, and stands for none.
+// A provider that has no session of its own to name: sid is in none of its
+// tokens, and stands for none.
 func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
 	b, other := a.signedIn(), a.signedIn()
 	for _, sid := range []string{"", "null", "undefined"} {
-		b.Navigate("/bff/frontchannel-logout?"+url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode(), inFrame...)
+		b.Navigate("/bff/frontchannel-logout?"+url.Values{
+			"iss": {a.provider.Issuer},
+			"sid": {sid},
+		}.Encode(), inFrame...)
 		a.wantSession(b, "alice")
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {

@@ -17,12 +17,18 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// tokenAPI is an upstream that answers with what the access token says, and not with the token.
+// tokenAPI is an upstream that answers with what the access token says, and not
+// with the token.
 func tokenAPI(t *testing.T) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		_, claims := unverified(t, token)
-		json.NewEncoder(w).Encode(map[string]any{"sub": claims["sub"], "aud": claims["aud"], "scope": claims["scope"], "digest": bfftest.Digest(token)})
+		json.NewEncoder(w).Encode(map[string]any{
+			"sub":    claims["sub"],
+			"aud":    claims["aud"],
+			"scope":  claims["scope"],
+			"digest": bfftest.Digest(token),
+		})
 	}))
 	t.Cleanup(s.Close)
 	return s
@@ -45,10 +51,13 @@ func (a *app) told(b *bfftest.Browser, path string) told {
 func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	api := tokenAPI(t)
 	return newAppWith(t, func(c *devidp.Config) { c.AccessTokenTTL = 20 * time.Second }, func(a *app, cfg *bff.Config) {
-		route := func(path string) bff.Route { return bff.Route{Path: path, Upstream: []string{api.URL}, Token: "user"} }
+		route := func(path string) bff.Route {
+			return bff.Route{Path: path, Upstream: []string{api.URL}, Token: "user"}
+		}
 		own, orders, billing, few, exchanged, machine := route("/own/"), route("/orders/"), route("/billing/"), route("/few/"), route("/exchanged/"), route("/machine/")
 		orders.Resource, billing.Resource = "https://orders.example", "https://billing.example"
-		few.Scopes, few.Require.Scopes = []string{"profile", "few:read"}, []string{"few:read"} // which the session's own token has not
+		// which the session's own token has not
+		few.Scopes, few.Require.Scopes = []string{"profile", "few:read"}, []string{"few:read"}
 		own.Require.Scopes = []string{"email"}
 		exchanged.Audience, exchanged.Grant = "legacy", "token-exchange"
 		machine.Token, machine.Resource, machine.Scopes = "client", "https://robots.example", []string{"robots:run"}
@@ -68,8 +77,12 @@ func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
 	all := "openid profile email offline_access"
 	for range 2 {
 		for path, want := range map[string]told{
-			"/own/": {"alice", "https://own.example", all, ""}, "/orders/": {"alice", "https://orders.example", all, ""}, "/billing/": {"alice", "https://billing.example", all, ""},
-			"/few/": {"alice", "https://own.example", "profile few:read", ""}, "/exchanged/": {"alice", "legacy", all, ""}, "/machine/": {"spa", "https://robots.example", "robots:run", ""},
+			"/own/":       {"alice", "https://own.example", all, ""},
+			"/orders/":    {"alice", "https://orders.example", all, ""},
+			"/billing/":   {"alice", "https://billing.example", all, ""},
+			"/few/":       {"alice", "https://own.example", "profile few:read", ""},
+			"/exchanged/": {"alice", "legacy", all, ""},
+			"/machine/":   {"spa", "https://robots.example", "robots:run", ""},
 		} {
 			got := a.told(b, path+"x")
 			if got.Sub != want.Sub || got.Aud != want.Aud || !sameScopes(got.Scope, want.Scope) {
@@ -116,7 +129,8 @@ func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
 	b := a.signedIn()
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	for _, call := range c.to("/token") {
-		if call.form.Get("grant_type") == "refresh_token" && slices.Contains(strings.Fields(call.form.Get("scope")), "email") {
+		if call.form.Get("grant_type") == "refresh_token" &&
+			slices.Contains(strings.Fields(call.form.Get("scope")), "email") {
 			t.Errorf("asked for %q", call.form.Get("scope"))
 		}
 	}
@@ -126,8 +140,13 @@ func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
 func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
 	t.Parallel()
 	api := tokenAPI(t)
-	a := newAppWith(t, func(c *devidp.Config) { c.Scopes = []string{"openid", "profile", "offline_access", "few:read"} }, func(_ *app, cfg *bff.Config) {
-		cfg.Routes = []bff.Route{{Path: "/own/", Upstream: []string{api.URL}, Token: "user"}, {Path: "/few/", Upstream: []string{api.URL}, Token: "user", Scopes: []string{"few:read"}}}
+	a := newAppWith(t, func(c *devidp.Config) {
+		c.Scopes = []string{"openid", "profile", "offline_access", "few:read"}
+	}, func(_ *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{
+			{Path: "/own/", Upstream: []string{api.URL}, Token: "user"},
+			{Path: "/few/", Upstream: []string{api.URL}, Token: "user", Scopes: []string{"few:read"}},
+		}
 	})
 	b := a.browser()
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
@@ -152,7 +171,9 @@ func TestTheResourceIsNamedInEveryTokenRequest(t *testing.T) {
 			t.Errorf("%s: resource is %q", call.form.Get("grant_type"), got)
 		}
 	}
-	if got := c.to("/par")[0].form["resource"]; !slices.Contains(got, "https://own.example") || !slices.Contains(got, "https://orders.example") || len(got) != 4 {
+	got := c.to("/par")[0].form["resource"]
+	if !slices.Contains(got, "https://own.example") ||
+		!slices.Contains(got, "https://orders.example") || len(got) != 4 {
 		t.Errorf("at login resource is %q", got)
 	}
 	if n := len(c.to("/token")); n != 2 {
@@ -167,7 +188,8 @@ func sameScopes(a, b string) bool {
 	return slices.Equal(one, other)
 }
 
-// Many calls of several users to several targets at once, and through a refresh: each gets what is for it.
+// Many calls of several users to several targets at once, and through a
+// refresh: each gets what is for it.
 func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
@@ -180,7 +202,12 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 		}
 		browsers = append(browsers, b)
 	}
-	targets := map[string]string{"/own/": "https://own.example", "/orders/": "https://orders.example", "/billing/": "https://billing.example", "/exchanged/": "legacy"}
+	targets := map[string]string{
+		"/own/":       "https://own.example",
+		"/orders/":    "https://orders.example",
+		"/billing/":   "https://billing.example",
+		"/exchanged/": "legacy",
+	}
 	var mu sync.Mutex
 	owner := make(map[string]string) // :: token → whose, and what for
 	var all sync.WaitGroup
@@ -295,7 +322,8 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 	})
 }
 
-// What is made of the session's own token is made of a good one, and lives no longer.
+// What is made of the session's own token is made of a good one, and lives no
+// longer.
 func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
@@ -321,7 +349,8 @@ func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 	}
 }
 
-// A token that was exchanged without a scope in the request or the answer has none that could be relied on.
+// A token that was exchanged without a scope in the request or the answer has
+// none that could be relied on.
 func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
@@ -358,7 +387,8 @@ func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
 	}
 }
 
-// An upstream that rejects a token which has run out and been forgotten meanwhile.
+// An upstream that rejects a token which has run out and been forgotten
+// meanwhile.
 func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
 	t.Parallel()
 	arrived, goOn := make(chan struct{}), make(chan struct{})
@@ -405,22 +435,47 @@ func TestMistakesInWhatARouteWantsTokensFor(t *testing.T) {
 		edit func(*bff.Route)
 		want string
 	}{
-		"a relative resource":                     {func(r *bff.Route) { r.Resource = "/orders" }, "Routes[0].Resource"},
-		"a scope with a space":                    {func(r *bff.Route) { r.Scopes = []string{"a b"} }, "Routes[0].Scopes"},
-		"an unknown grant":                        {func(r *bff.Route) { r.Resource, r.Grant = "https://a.example", "password" }, "Routes[0].Grant"},
-		"a grant for nothing":                     {func(r *bff.Route) { r.Grant = "token-exchange" }, "Routes[0].Grant: there is nothing to ask for"},
-		"an audience by refresh":                  {func(r *bff.Route) { r.Audience = "a" }, "Routes[0].Audience"},
-		"a resource where no token goes":          {func(r *bff.Route) { r.Resource, r.Token = "https://a.example", "none" }, "Routes[0].Token"},
-		"an exchange of the broker's own":         {func(r *bff.Route) { r.Audience, r.Grant, r.Token = "a", "token-exchange", "client" }, "Routes[0].Grant"},
-		"a resource beside one that is not named": {func(r *bff.Route) { r.Token = "user" }, "Provider.Resources: missing"},
-		"mtls to an upstream without mtls":        {nil, "Routes[0].Upstream"},
+		"a relative resource": {
+			func(r *bff.Route) { r.Resource = "/orders" }, "Routes[0].Resource",
+		},
+		"a scope with a space": {
+			func(r *bff.Route) { r.Scopes = []string{"a b"} },
+			"Routes[0].Scopes",
+		},
+		"an unknown grant": {
+			func(r *bff.Route) { r.Resource, r.Grant = "https://a.example", "password" },
+			"Routes[0].Grant",
+		},
+		"a grant for nothing": {
+			func(r *bff.Route) { r.Grant = "token-exchange" },
+			"Routes[0].Grant: there is nothing to ask for",
+		},
+		"an audience by refresh": {func(r *bff.Route) { r.Audience = "a" }, "Routes[0].Audience"},
+		"a resource where no token goes": {
+			func(r *bff.Route) { r.Resource, r.Token = "https://a.example", "none" },
+			"Routes[0].Token",
+		},
+		"an exchange of the broker's own": {
+			func(r *bff.Route) { r.Audience, r.Grant, r.Token = "a", "token-exchange", "client" },
+			"Routes[0].Grant",
+		},
+		"a resource beside one that is not named": {
+			func(r *bff.Route) { r.Token = "user" }, "Provider.Resources: missing",
+		},
+		"mtls to an upstream without mtls": {nil, "Routes[0].Upstream"},
 	} {
 		a := bff.Config{
-			PublicURL: "https://app.example", Provider: bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
-			Routes: []bff.Route{{Path: "/api/", Upstream: []string{"http://api.internal"}, Token: "user"}},
+			PublicURL: "https://app.example",
+			Provider:  bff.ProviderConfig{Issuer: "https://id.example", ClientID: "spa", ClientSecret: "s"},
+			Routes:    []bff.Route{{Path: "/api/", Upstream: []string{"http://api.internal"}, Token: "user"}},
 		}
 		if strings.Contains(name, "beside") {
-			a.Routes = append(a.Routes, bff.Route{Path: "/b/", Upstream: []string{"http://b.internal"}, Token: "user", Resource: "https://b.example"})
+			a.Routes = append(a.Routes, bff.Route{
+				Path:     "/b/",
+				Upstream: []string{"http://b.internal"},
+				Token:    "user",
+				Resource: "https://b.example",
+			})
 		}
 		if test.edit != nil {
 			test.edit(&a.Routes[0])

@@ -22,7 +22,8 @@ import (
 	"time"
 )
 
-// serverCertificate returns a certificate for loopback addresses and localhost, and whom to trust for it.
+// serverCertificate returns a certificate for loopback addresses and localhost,
+// and whom to trust for it.
 func serverCertificate(t *testing.T) (tls.Certificate, *tls.Config) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -89,7 +90,8 @@ func newHandshakes(t *testing.T, h http.HandlerFunc, protocols ...string) *hands
 	return s
 }
 
-// take returns how many handshakes there were since the last call, and how many of them were resumptions.
+// take returns how many handshakes there were since the last call, and how many
+// of them were resumptions.
 func (s *handshakes) take() (all, resumed int32) { return s.all.Swap(0), s.resumed.Swap(0) }
 
 func shownCertificate(w http.ResponseWriter, r *http.Request) {
@@ -110,7 +112,12 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := newHandshakes(t, shownCertificate, protocol)
-			a, b := routed(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
+			a, b := routed(t, bff.Route{
+				Path:     "/tls/",
+				Token:    "none",
+				Upstream: []string{"https://" + s.addr},
+				TLS:      s.trust,
+			})
 			for i := range 5 {
 				if resp := b.Fetch("GET", "/tls/x"); resp.StatusCode != 200 {
 					t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
@@ -131,7 +138,12 @@ func TestARequestThatFailsCostsNoHandshakeBeyondItsOwn(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := newHandshakes(t, shownCertificate, protocol)
-			_, b := routed(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
+			_, b := routed(t, bff.Route{
+				Path:     "/tls/",
+				Token:    "none",
+				Upstream: []string{"https://" + s.addr},
+				TLS:      s.trust,
+			})
 			b.Fetch("GET", "/tls/x")
 			s.take()
 			const requests = 5
@@ -211,7 +223,8 @@ func TestASessionIsNotResumedWithOtherCertificatesOrCAs(t *testing.T) {
 			b := a.browser()
 			for range 4 {
 				for name := range routes {
-					if resp := b.Fetch("GET", "/"+name+"/x"); resp.StatusCode != 200 || resp.Text != string(shown[name]) {
+					resp := b.Fetch("GET", "/"+name+"/x")
+					if resp.StatusCode != 200 || resp.Text != string(shown[name]) {
 						t.Errorf("%s: got %d, and a certificate of %d bytes", name, resp.StatusCode, len(resp.Text))
 					}
 				}

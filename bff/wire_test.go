@@ -25,7 +25,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// strictUpstream is an upstream that takes only what is written exactly as RFC 9112 has it, and keeps every byte that it was sent.
+// strictUpstream is an upstream that takes only what is written exactly as RFC
+// 9112 has it, and keeps every byte that it was sent.
 type strictUpstream struct {
 	url string
 
@@ -67,7 +68,8 @@ func (u *strictUpstream) serve(c net.Conn) {
 		line := func() (string, bool) {
 			text, err := r.ReadString('\n')
 			all.WriteString(text)
-			return strings.TrimSuffix(text, "\r\n"), err == nil && strings.HasSuffix(text, "\r\n") && !strings.Contains(text[:len(text)-2], "\r")
+			return strings.TrimSuffix(text, "\r\n"),
+				err == nil && strings.HasSuffix(text, "\r\n") && !strings.Contains(text[:len(text)-2], "\r")
 		}
 		refuse := func(why string) {
 			u.mu.Lock()
@@ -171,8 +173,12 @@ func newWire(t *testing.T) *wire {
 		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{w.upstream.url}, Token: "user"}}
 		cfg.Frontend = nil
 	})
-	// A listener of the same server that speaks as the broker does; its Host is that of the public URL.
-	s := &http.Server{Handler: a.server, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 64 << 10, DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	// A listener of the same server that speaks as the broker does; its Host is
+	// that of the public URL.
+	s := &http.Server{
+		Handler: a.server, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 64 << 10,
+		DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
+	}
 	go s.Serve(bff.NewListener(l, nil, slog.New(slog.DiscardHandler)))
 	t.Cleanup(func() { s.Close() })
 	u, err := url.Parse(a.url)
@@ -189,7 +195,8 @@ func newWire(t *testing.T) *wire {
 	return w
 }
 
-// untilClosed is for send: the connection is to be closed, however long it takes.
+// untilClosed is for send: the connection is to be closed, however long it
+// takes.
 const untilClosed = math.MaxInt
 
 // send sends bytes on a connection of their own. It returns the statuses of the
@@ -234,15 +241,16 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 		return "POST /api/x HTTP/1.1\r\n" + w.header + header + "\r\n" + body
 	}
 	for name, request := range map[string]string{
-		"length and chunks":              post("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\nG"),
-		"chunks and length":              post("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n", "0\r\n\r\nG"),
-		"chunked twice":                  post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
-		"chunked twice in one":           post("Transfer-Encoding: chunked, chunked\r\n", "0\r\n\r\n"),
-		"chunked, then identity":         post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n"),
-		"another coding":                 post("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
-		"a coding with a vertical tab":   post("Transfer-Encoding: \x0bchunked\r\n", "0\r\n\r\n"),
-		"gzip, chunked":                  post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
-		"chunks in HTTP/1.0":             "POST /api/x HTTP/1.0\r\n" + w.header + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"length and chunks":            post("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\nG"),
+		"chunks and length":            post("Transfer-Encoding: chunked\r\nContent-Length: 6\r\n", "0\r\n\r\nG"),
+		"chunked twice":                post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+		"chunked twice in one":         post("Transfer-Encoding: chunked, chunked\r\n", "0\r\n\r\n"),
+		"chunked, then identity":       post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", "0\r\n\r\n"),
+		"another coding":               post("Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
+		"a coding with a vertical tab": post("Transfer-Encoding: \x0bchunked\r\n", "0\r\n\r\n"),
+		"gzip, chunked":                post("Transfer-Encoding: gzip, chunked\r\n", "0\r\n\r\n"),
+		"chunks in HTTP/1.0": "POST /api/x HTTP/1.0\r\n" + w.header +
+			"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"two lengths":                    post("Content-Length: 3\r\nContent-Length: 5\r\n", "abcde"),
 		"one length twice":               post("Content-Length: 3\r\nContent-Length: 3\r\n", "abc"),
 		"a list of lengths":              post("Content-Length: 3, 3\r\n", "abc"),
@@ -291,12 +299,13 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 		"a size with a sign":         post("Transfer-Encoding: chunked\r\n", "+3\r\nabc\r\n0\r\n\r\n"),
 		"a size with a space":        post("Transfer-Encoding: chunked\r\n", " 3\r\nabc\r\n0\r\n\r\n"),
 		"no size":                    post("Transfer-Encoding: chunked\r\n", "\r\nabc\r\n0\r\n\r\n"),
-		"an endless size":            post("Transfer-Encoding: chunked\r\n", "fffffffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
-		"an extension's line feed":   post("Transfer-Encoding: chunked\r\n", "3;a\nb\r\nabc\r\n0\r\n\r\n"),
-		"a longer chunk":             post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"),
-		"a chunk with a line feed":   post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"),
-		"a folded trailer":           post("Transfer-Encoding: chunked\r\n", "0\r\nA: b\r\n c\r\n\r\n"),
-		"an upgrade with a body":     post("Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://"+w.host+"\r\nContent-Length: 3\r\n", "abc"),
+		"an endless size": post("Transfer-Encoding: chunked\r\n",
+			"fffffffffffffffffffff\r\nabc\r\n0\r\n\r\n"),
+		"an extension's line feed": post("Transfer-Encoding: chunked\r\n", "3;a\nb\r\nabc\r\n0\r\n\r\n"),
+		"a longer chunk":           post("Transfer-Encoding: chunked\r\n", "3\r\nabcd\r\n0\r\n\r\n"),
+		"a chunk with a line feed": post("Transfer-Encoding: chunked\r\n", "3\nabc\r\n0\r\n\r\n"),
+		"a folded trailer":         post("Transfer-Encoding: chunked\r\n", "0\r\nA: b\r\n c\r\n\r\n"),
+		"an upgrade with a body":   post("Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://"+w.host+"\r\nContent-Length: 3\r\n", "abc"),
 	} {
 		want := untilClosed
 		if name == "the asterisk" || strings.HasPrefix(name, "an absolute") {
@@ -309,7 +318,8 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 		if !closed && want == untilClosed {
 			t.Errorf("%s: the connection stays open", name)
 		}
-		if requests, _ := w.upstream.take(); len(requests) > 0 && !strings.Contains(name, "chunk") && !strings.Contains(name, "size") {
+		requests, _ := w.upstream.take()
+		if len(requests) > 0 && !strings.Contains(name, "chunk") && !strings.Contains(name, "size") {
 			t.Errorf("%s: the upstream got\n%q", name, requests)
 		}
 		// Behind a good request it is refused as well.
@@ -331,23 +341,60 @@ func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
 		parts []string
 		want  []int
 	}{
-		"plain":                {[]string{get + "\r\n"}, []int{200}},
-		"h2c":                  {[]string{get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
-		"h2c with a body":      {[]string{post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: 3\r\n\r\nabc" + get + "\r\n"}, []int{200, 200}},
-		"another protocol":     {[]string{get + "Connection: Upgrade\r\nUpgrade: TLS/1.0, foo\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
-		"a list of protocols":  {[]string{get + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n" + get + "\r\n"}, []int{400}}, // what follows one for a WebSocket is not served
-		"tabs in values":       {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
-		"bytes beyond ASCII":   {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
-		"many headers":         {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},
-		"too many":             {[]string{get + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 100) + "\r\n"}, []int{431}},
-		"byte by byte":         {slow, []int{200}},
-		"pipelined":            {[]string{get + "\r\n" + get + "\r\n" + get + "\r\n"}, []int{200, 200, 200}},
-		"a body":               {[]string{post + "Content-Length: 3\r\n\r\n", "a", "bc", get + "\r\n"}, []int{200, 200}},
-		"chunks":               {[]string{post + "Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n", "0\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
-		"a trailer":            {[]string{post + "Transfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\n" + get + "\r\n"}, []int{200, 200}},
-		"expecting 100":        {[]string{post + "Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"}, []int{100, 200}},
-		"HTTP/1.0":             {[]string{"GET /api/x HTTP/1.0\r\n" + w.header + "\r\n"}, []int{200}},
-		"an unread body":       {[]string{strings.Replace(post, "X-CSRF: 1\r\n", "", 1) + "Content-Length: 3\r\n\r\nabc" + get + "\r\n"}, []int{403, 200}},
+		"plain": {[]string{get + "\r\n"}, []int{200}},
+		"h2c": {
+			[]string{
+				get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n" + get + "\r\n",
+			},
+			[]int{200, 200},
+		},
+		"h2c with a body": {
+			[]string{
+				post + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: 3\r\n\r\nabc" + get + "\r\n",
+			},
+			[]int{200, 200},
+		},
+		"another protocol": {
+			[]string{get + "Connection: Upgrade\r\nUpgrade: TLS/1.0, foo\r\n\r\n" + get + "\r\n"},
+			[]int{200, 200},
+		},
+		// what follows one for a WebSocket is not served
+		"a list of protocols": {
+			[]string{get + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n" + get + "\r\n"},
+			[]int{400},
+		},
+		"tabs in values":     {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
+		"bytes beyond ASCII": {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
+		"many headers":       {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},
+		"too many": {
+			[]string{get + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 100) + "\r\n"},
+			[]int{431},
+		},
+		"byte by byte": {slow, []int{200}},
+		"pipelined":    {[]string{get + "\r\n" + get + "\r\n" + get + "\r\n"}, []int{200, 200, 200}},
+		"a body": {
+			[]string{post + "Content-Length: 3\r\n\r\n", "a", "bc", get + "\r\n"},
+			[]int{200, 200},
+		},
+		"chunks": {
+			[]string{post + "Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n", "0\r\n\r\n" + get + "\r\n"},
+			[]int{200, 200},
+		},
+		"a trailer": {
+			[]string{
+				post + "Transfer-Encoding: chunked\r\n\r\n0\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\n" + get + "\r\n",
+			},
+			[]int{200, 200},
+		},
+		"expecting 100": {
+			[]string{post + "Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"},
+			[]int{100, 200},
+		},
+		"HTTP/1.0": {[]string{"GET /api/x HTTP/1.0\r\n" + w.header + "\r\n"}, []int{200}},
+		"an unread body": {
+			[]string{strings.Replace(post, "X-CSRF: 1\r\n", "", 1) + "Content-Length: 3\r\n\r\nabc" + get + "\r\n"},
+			[]int{403, 200},
+		},
 		"a method in any case": {[]string{strings.Replace(get, "GET", "gEt", 1) + "\r\n"}, []int{200}},
 	} {
 		if got, _ := w.send(len(test.want), test.parts...); fmt.Sprint(got) != fmt.Sprint(test.want) {
@@ -370,7 +417,8 @@ func (w *wire) check(name, request string) {
 	w.t.Helper()
 	head, _, _ := strings.Cut(request, "\r\n\r\n")
 	lower := strings.ToLower(head)
-	if strings.Count(lower, "\r\nauthorization: bearer ") != 1 || strings.Count(lower, "\r\nauthorization:") != 1 || strings.Count(lower, "\r\nhost: ") != 1 {
+	if strings.Count(lower, "\r\nauthorization: bearer ") != 1 ||
+		strings.Count(lower, "\r\nauthorization:") != 1 || strings.Count(lower, "\r\nhost: ") != 1 {
 		w.t.Errorf("%s: the upstream got\n%s", name, head)
 	}
 	if _, target, _ := strings.Cut(head, " "); !strings.HasPrefix(target, "/api/") || ourCookieSent.MatchString(head) {
@@ -378,7 +426,8 @@ func (w *wire) check(name, request string) {
 	}
 }
 
-// Whatever is sent: what the upstream parses are requests that the broker decided on, each with the user's token, and nothing else.
+// Whatever is sent: what the upstream parses are requests that the broker
+// decided on, each with the user's token, and nothing else.
 func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	w := newWire(t)
 	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
@@ -391,14 +440,16 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		get + "\r\n",
 		post + "Content-Length: 3\r\n\r\nabc",
 		post + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-		post + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", 5+len(smuggled), smuggled),
+		post + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s",
+			5+len(smuggled), smuggled),
 		post + fmt.Sprintf("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(smuggled), smuggled),
 		post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n" + smuggled,
 		post + fmt.Sprintf("Content-Length: %d\r\nContent-Length: 0\r\n\r\n%s", len(smuggled), smuggled),
 		post + "Content-Length: 0\r\nX: y\r\n\t\r\n\r\n" + smuggled,
 		get + "X: y\r\n\r\n" + smuggled,
 		get + "X: y\n\nGET /smuggled HTTP/1.1\r\n\r\n",
-		get + "Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://" + w.host + "\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n" + smuggled,
+		get + "Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://" + w.host +
+			"\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n" + smuggled,
 		"GET /api/x?" + url.QueryEscape(" HTTP/1.1\r\n\r\n"+smuggled) + " HTTP/1.1\r\n" + header + "\r\n",
 	}
 	seed := uint64(time.Now().UnixNano())
@@ -420,7 +471,11 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 					b = append(b[:start:start], append(bytes.Clone(b[start:at+end+1]), b[start:]...)...)
 				}
 			case 4:
-				b = append(b[:at:at], append([]byte([]string{"\r\n", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", "\r\n\r\n", "0\r\n\r\n"}[random.IntN(5)]), b[at:]...)...)
+				b = append(b[:at:at],
+					append([]byte([]string{
+						"\r\n", "Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n",
+						"\r\n\r\n", "0\r\n\r\n",
+					}[random.IntN(5)]), b[at:]...)...)
 			}
 			if len(b) == 0 {
 				return text
@@ -437,10 +492,12 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		}
 		defer c.Close()
 		io.WriteString(c, strings.ReplaceAll(request, cookie, value))
-		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond)) // then it is not the request that is waited for, but the rest of it
+		// then it is not the request that is waited for, but the rest of it
+		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
 		responses, _ := io.ReadAll(c)
 		sent.Add(1)
-		answered.Add(int64(bytes.Count(responses, []byte("HTTP/1.1 200 OK")) + bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
+		answered.Add(int64(bytes.Count(responses,
+			[]byte("HTTP/1.1 200 OK")) + bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
 	}
 	for _, request := range corpus {
 		one(request)
@@ -463,7 +520,8 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		w.check("one of them", r)
 	}
 	if len(wrong) > 0 || answered.Load() > int64(len(requests)) {
-		t.Errorf("%d answers with 200; the upstream took %d requests, and not %q", answered.Load(), len(requests), wrong)
+		t.Errorf("%d answers with 200; the upstream took %d requests, and not %q", answered.Load(),
+			len(requests), wrong)
 	}
 	t.Logf("%d sent, the upstream took %d", sent.Load(), len(requests))
 	if sent.Load() < 200 || len(requests) < 50 {
@@ -471,7 +529,8 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	}
 }
 
-// The route that is decided on is the one whose upstream gets the request, and the path that was decided on is the one that is sent.
+// The route that is decided on is the one whose upstream gets the request, and
+// the path that was decided on is the one that is sent.
 func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
 	upstreams := make(map[string]*bfftest.Echo) // :: route's path
@@ -479,15 +538,24 @@ func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 		cfg.Frontend, cfg.Routes = nil, nil
 		for _, path := range []string{"/a/", "/a/b/", "/ab/", "/a/b/c", "/é/"} {
 			upstreams[path] = bfftest.NewEcho(t)
-			cfg.Routes = append(cfg.Routes, bff.Route{Path: path, Upstream: []string{upstreams[path].URL}, Token: "none"})
+			cfg.Routes = append(cfg.Routes, bff.Route{
+				Path:     path,
+				Upstream: []string{upstreams[path].URL},
+				Token:    "none",
+			})
 		}
 	})
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	pieces := []string{"a", "b", "c", "ab", "/", "/", "/", ".", "..", "%2e", "%2E%2e", "%2f", "%5c", "\\", ";", ";x=y", "%61", "%62", "%C3%A9", "é", "%20", "+", "~", "%00", "%25", "%252e", "*", "@", ":", "?x=/a/b/", "?", "%3f", "%23", "//", "%c3", "&", "'"}
+	pieces := []string{
+		"a", "b", "c", "ab", "/", "/", "/", ".", "..", "%2e", "%2E%2e", "%2f", "%5c", "\\", ";",
+		";x=y", "%61", "%62", "%C3%A9", "é", "%20", "+", "~", "%00", "%25", "%252e", "*", "@", ":",
+		"?x=/a/b/", "?", "%3f", "%23", "//", "%c3", "&", "'",
+	}
 	underPath := func(path, prefix string) bool {
-		return strings.HasSuffix(prefix, "/") && strings.HasPrefix(path, prefix) || path == prefix || strings.HasPrefix(path, prefix+"/")
+		return strings.HasSuffix(prefix, "/") && strings.HasPrefix(path, prefix) ||
+			path == prefix || strings.HasPrefix(path, prefix+"/")
 	}
 	host := strings.TrimPrefix(a.url, "http://")
 	calls := func() (n int) {
@@ -536,8 +604,10 @@ func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 		}
 		var got bfftest.Echoed
 		(&bfftest.Response{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
-		if want == "" || got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") || got.Method != method || sent != 1 {
-			t.Fatalf("%s %s: %s %s was sent to %s, want the upstream of %q", method, target, got.Method, got.URI, got.Host, want)
+		if want == "" || got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") ||
+			got.Method != method || sent != 1 {
+			t.Fatalf("%s %s: %s %s was sent to %s, want the upstream of %q", method, target,
+				got.Method, got.URI, got.Host, want)
 		}
 		if got.URI != target {
 			t.Fatalf("%s %s arrives as %s", method, target, got.URI)
@@ -554,18 +624,25 @@ func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 	}
 }
 
-// No header by which a client could speak for us gets through, in whichever spelling; ours always do.
+// No header by which a client could speak for us gets through, in whichever
+// spelling; ours always do.
 func FuzzRequestHeader(f *testing.F) {
-	for _, name := range []string{"Authorization", "authorization", "Proxy-Authorization", "DPoP", "Forwarded", "X-Forwarded-For", "X-Forwarded-Anything", "X_Forwarded_For", "X-Forwarded_Host", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-User", "X_User", "Connection", "Cookie", "Host", "Te", "Trailer", "Upgrade", "Via", "X-Request-Id"} {
+	for _, name := range []string{
+		"Authorization", "authorization", "Proxy-Authorization", "DPoP", "Forwarded",
+		"X-Forwarded-For", "X-Forwarded-Anything", "X_Forwarded_For", "X-Forwarded_Host",
+		"X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-User",
+		"X_User", "Connection", "Cookie", "Host", "Te", "Trailer", "Upgrade", "Via", "X-Request-Id",
+	} {
 		f.Add(name, "X-User, Authorization, X-Forwarded-Host, Via")
 		f.Add(name, "cloakroom=x; other=y; CLOAKROOM=z")
 	}
 	echo := bfftest.NewEcho(f)
 	server, err := bff.New(bff.Config{
-		PublicURL: "http://localhost:1", Provider: bff.ProviderConfig{Issuer: "http://127.0.0.1:1", ClientID: "x", ClientSecret: "y"},
-		Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
-		Routes:   []bff.Route{{Path: "/", Upstream: []string{echo.URL}, Token: "none"}},
-		Logger:   slog.New(slog.DiscardHandler),
+		PublicURL: "http://localhost:1",
+		Provider:  bff.ProviderConfig{Issuer: "http://127.0.0.1:1", ClientID: "x", ClientSecret: "y"},
+		Sessions:  session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Routes:    []bff.Route{{Path: "/", Upstream: []string{echo.URL}, Token: "none"}},
+		Logger:    slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)
@@ -585,7 +662,8 @@ func FuzzRequestHeader(f *testing.F) {
 		}
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(5 * time.Second))
-		fmt.Fprintf(c, "GET /x HTTP/1.1\r\nHost: localhost:1\r\nX-CSRF: 1\r\n%s: %s\r\nConnection: close\r\n\r\n", name, value)
+		fmt.Fprintf(c,
+			"GET /x HTTP/1.1\r\nHost: localhost:1\r\nX-CSRF: 1\r\n%s: %s\r\nConnection: close\r\n\r\n", name, value)
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 		if err != nil || resp.StatusCode != 200 {
 			return
@@ -595,29 +673,41 @@ func FuzzRequestHeader(f *testing.F) {
 		(&bfftest.Response{Response: resp, Text: string(text)}).Decode(t, &got)
 		for name, values := range got.Header {
 			lower := strings.ToLower(name)
-			ours := map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Host": "localhost:1", "X-Forwarded-Proto": "http"}[name]
+			ours := map[string]string{
+				"X-Forwarded-For":   "127.0.0.1",
+				"X-Forwarded-Host":  "localhost:1",
+				"X-Forwarded-Proto": "http",
+			}[name]
 			switch {
 			case ours != "" && len(values) == 1 && values[0] == ours, name == "X-Request-Id" && len(values) == 1:
-			case strings.Contains(name, "_"), strings.HasPrefix(lower, "x-forwarded"), lower == "authorization", lower == "proxy-authorization", lower == "dpop", lower == "forwarded",
-				lower == "x-real-ip", strings.HasPrefix(lower, "x-original-"), lower == "x-rewrite-url", lower == "method-override", strings.HasSuffix(lower, "-method-override"), lower == "te", lower == "upgrade", lower == "connection", lower == "x-request-id":
+			case strings.Contains(name,
+				"_"), strings.HasPrefix(lower,
+				"x-forwarded"), lower == "authorization", lower == "proxy-authorization", lower == "dpop", lower == "forwarded",
+				lower == "x-real-ip", strings.HasPrefix(lower,
+					"x-original-"), lower == "x-rewrite-url", lower == "method-override", strings.HasSuffix(lower, "-method-override"), lower == "te", lower == "upgrade", lower == "connection", lower == "x-request-id":
 				t.Errorf("%s: %q got through", name, values)
 			case lower == "cookie" && strings.Contains(strings.ToLower(strings.Join(values, ";")), "cloakroom="):
 				for _, line := range values {
 					for pair := range strings.SplitSeq(line, ";") {
-						if n, _, _ := strings.Cut(strings.TrimSpace(pair), "="); strings.EqualFold(strings.TrimSpace(n), "cloakroom") {
+						n, _, _ := strings.Cut(strings.TrimSpace(pair), "=")
+						if strings.EqualFold(strings.TrimSpace(n), "cloakroom") {
 							t.Errorf("our cookie got through: %q", values)
 						}
 					}
 				}
 			}
 		}
-		if got.Header.Get("X-Forwarded-Host") != "localhost:1" || got.Header.Get("X-Forwarded-For") != "127.0.0.1" || !strings.HasSuffix(got.Header.Get("Via"), "1.1 cloakroom") && len(got.Header["Via"]) < 2 || got.Host != strings.TrimPrefix(echo.URL, "http://") {
+		if got.Header.Get("X-Forwarded-Host") != "localhost:1" ||
+			got.Header.Get("X-Forwarded-For") != "127.0.0.1" ||
+			!strings.HasSuffix(got.Header.Get("Via"), "1.1 cloakroom") &&
+				len(got.Header["Via"]) < 2 || got.Host != strings.TrimPrefix(echo.URL, "http://") {
 			t.Errorf("ours are missing: %v, Host %s", got.Header, got.Host)
 		}
 	})
 }
 
-// What is left of a body that nobody wants any more must not be taken for the next request.
+// What is left of a body that nobody wants any more must not be taken for the
+// next request.
 func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
@@ -633,7 +723,8 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(10 * time.Second))
 	smuggled := "GET /public/smuggled HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: 1\r\n\r\n"
-	fmt.Fprintf(c, "POST /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nContent-Length: %d\r\n\r\n", host, len(smuggled))
+	fmt.Fprintf(c, "POST /public/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\nContent-Length: %d\r\n\r\n",
+		host, len(smuggled))
 	r := bufio.NewReader(c)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
