@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
@@ -25,8 +26,8 @@ import (
 type app struct {
 	t        *testing.T
 	url      string
-	provider *bfftest.Provider
-	echo     *bfftest.Echo
+	provider *brokertest.Provider
+	echo     *brokertest.Echo
 	store    *faultyStore
 	server   *bff.Server
 	stop     func() error // ends Server.Run, and returns its error
@@ -53,9 +54,9 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 		url:   "http://localhost:" + port,
 		store: &faultyStore{Store: new(tokenstore.Memory)},
 		logs:  new(buffer),
-		echo:  bfftest.NewEcho(t),
+		echo:  brokertest.NewEcho(t),
 	}
-	a.provider = bfftest.StartProvider(t, a.url, provider)
+	a.provider = brokertest.StartProvider(t, a.url, provider)
 	cfg := bff.Config{
 		PublicURL: a.url,
 		Provider: bff.ProviderConfig{
@@ -89,9 +90,9 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 		if err := a.stop(); err != nil {
 			t.Error(err)
 		}
-		a.provider.NothingLeaked(t, "the log", a.logs.String())
+		a.provider.CheckLeaks(t, "the log", a.logs.String())
 	})
-	if a.provider.Up() {
+	if a.provider.Discoverable() {
 		a.waitReady()
 	}
 	return a
@@ -125,9 +126,9 @@ func (a *app) waitReady() {
 func (a *app) browser() *bfftest.Browser {
 	b := bfftest.NewBrowser(a.t, a.url)
 	if a.provider.Roots != nil {
-		b.Trust(a.provider.Roots)
+		b.TrustRoots(a.provider.Roots)
 	}
-	a.t.Cleanup(func() { a.provider.NothingLeaked(a.t, "what a browser saw", b.Seen()) })
+	a.t.Cleanup(func() { a.provider.CheckLeaks(a.t, "what a browser saw", b.Received()) })
 	return b
 }
 
@@ -204,9 +205,9 @@ func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 	}
 }
 
-func echoed(t *testing.T, a *bfftest.Response) bfftest.Echoed {
+func echoed(t *testing.T, a *bfftest.Response) brokertest.Echoed {
 	t.Helper()
-	var e bfftest.Echoed
+	var e brokertest.Echoed
 	if a.StatusCode != 200 {
 		t.Fatalf("%s %s: got %d, want the upstream's 200:\n%s", a.Request.Method, a.Request.URL.Path,
 			a.StatusCode, a.Text)

@@ -20,6 +20,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -100,7 +101,7 @@ func (a *app) call(path string, header ...string) *bfftest.Response {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.provider.NothingLeaked(a.t, "an answer", string(text))
+	a.provider.CheckLeaks(a.t, "an answer", string(text))
 	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
@@ -113,7 +114,7 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 		resp := a.call("/orders/7", "Authorization", "bearer "+token, "X-User", "root")
 		got := echoed(t, resp)
 		if resp.StatusCode != 200 || got.URI != "/orders/7" ||
-			got.Header.Get("Authorization") != "bearer "+bfftest.Digest(token) {
+			got.Header.Get("Authorization") != "bearer "+brokertest.Digest(token) {
 			t.Errorf("got %d, the upstream got %s %v", resp.StatusCode, got.URI, got.Header["Authorization"])
 		}
 		if user := got.Header.Values("X-User"); len(user) > 0 {
@@ -356,7 +357,7 @@ func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
 		t.Errorf("where no token goes the upstream got %q", got)
 	}
 	own := a.signedIn().Fetch("GET", "/api/x", "Authorization", token)
-	if got := bearerOf(t, a, own); got == bfftest.Digest(strings.TrimPrefix(token, "Bearer ")) {
+	if got := bearerOf(t, a, own); got == brokertest.Digest(strings.TrimPrefix(token, "Bearer ")) {
 		t.Error("the caller's token went where the session's belongs")
 	}
 	if got := a.browser().Fetch("GET", "/bff/session",
@@ -386,7 +387,7 @@ func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
-	a.provider.Misbehave(t, bfftest.ProviderDown)
+	a.provider.Misbehave(t, brokertest.ProviderDown)
 	resp := a.call("/orders/7", "Authorization", "Bearer "+token)
 	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || a.echo.Calls() > 0 {
 		t.Errorf("got %d %v", resp.StatusCode, resp.Header)
@@ -403,7 +404,7 @@ func TestATokenBoundToAKeyGoesOnWithItsProof(t *testing.T) {
 	token := a.machineToken("orders:read", proofBy(t, key, "POST", a.provider.Issuer+"/token", ""))
 	proof := proofBy(t, key, "GET", a.url+"/orders/7", token)
 	got := echoed(t, a.call("/orders/7", "Authorization", "DPoP "+token, "DPoP", proof))
-	if got.Header.Get("Authorization") != "DPoP "+bfftest.Digest(token) || got.Header.Get("DPoP") != proof {
+	if got.Header.Get("Authorization") != "DPoP "+brokertest.Digest(token) || got.Header.Get("DPoP") != proof {
 		t.Errorf("the upstream got %v", got.Header)
 	}
 	for name, header := range map[string][]string{

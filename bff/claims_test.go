@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -92,7 +93,7 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 			true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502,
 			"login_invalid",
 		},
-		"signed by another key": {true, devidp.Hooks{SignUserinfo: bfftest.SignWithForeignKey}, 502, "login_invalid"},
+		"signed by another key": {true, devidp.Hooks{SignUserinfo: brokertest.SignWithForeignKey}, 502, "login_invalid"},
 		"signed by nobody": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
 			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
 			return input + ".", err

@@ -30,6 +30,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
@@ -426,7 +427,7 @@ func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
 			cfg.Provider.ClientCertificate = cert
 			cfg.Provider.SenderConstraint, cfg.Provider.RootCAs = "mtls", a.provider.Roots
 			cfg.Routes = nil
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 				delete(m, "tls_client_certificate_bound_access_tokens")
 			}))
 		})
@@ -580,7 +581,7 @@ func TestFAPI2(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("no iss", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("no iss", func(m map[string]any) {
 				delete(m, "authorization_response_iss_parameter_supported")
 			}))
 		})
@@ -590,7 +591,7 @@ func TestFAPI2(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 				delete(m, "pushed_authorization_request_endpoint")
 			}))
 		})
@@ -606,7 +607,7 @@ func TestFAPI2(t *testing.T) {
 		}, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 				delete(m, "token_endpoint_auth_signing_alg_values_supported")
 			}))
 		})
@@ -785,7 +786,7 @@ func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
 	} {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.PushedRequests = test.mode
-			a.provider.Misbehave(t, bfftest.Discovery(name, test.edit))
+			a.provider.Misbehave(t, brokertest.Discovery(name, test.edit))
 		})
 		waitFor(t, name, func() bool { return strings.Contains(a.logs.String(), test.want) })
 		wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
@@ -840,7 +841,7 @@ func TestRequestsAreSigned(t *testing.T) {
 			c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}}
 		}, func(a *app, cfg *bff.Config) {
 			cfg.Provider.ClientKeys = []crypto.Signer{key}
-			f := bfftest.Discovery("", func(m map[string]any) { m["require_signed_request_object"] = true })
+			f := brokertest.Discovery("", func(m map[string]any) { m["require_signed_request_object"] = true })
 			a.provider.Misbehave(t, f)
 		})
 		a.waitReady()
@@ -897,9 +898,9 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 	posted := func(t *testing.T, b *bfftest.Browser) url.Values {
 		t.Helper()
 		page := b.Follow(b.Navigate("/bff/login?return_to=/x"), "")
-		form := url.Values{"user": {"alice"}, "csrf": {bfftest.HiddenFields(page.Text).Get("csrf")}}
+		form := url.Values{"user": {"alice"}, "csrf": {brokertest.HiddenFields(page.Text).Get("csrf")}}
 		page = b.Submit(page.Request.URL.String(), form)
-		fields := bfftest.HiddenFields(page.Text)
+		fields := brokertest.HiddenFields(page.Text)
 		if !fields.Has("code") || !fields.Has("state") || !fields.Has("iss") {
 			t.Fatalf("the provider posts %v:\n%s", fields, page.Text)
 		}
@@ -916,7 +917,7 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		form := posted(t, b)
 		form.Set("x", `"><script>`)
 		page := crossSite(a.browser(), form) // no cookie comes along
-		again := bfftest.HiddenFields(page.Text)
+		again := brokertest.HiddenFields(page.Text)
 		if page.StatusCode != 200 || again.Get("code") != form.Get("code") ||
 			again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
 			t.Fatalf("got %d %v:\n%s", page.StatusCode, again, page.Text)
@@ -958,7 +959,7 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 		b := a.browser()
 		form := posted(t, b)
 		form.Add("code", "another")
-		wantPage(t, b.Submit("/bff/callback", bfftest.HiddenFields(crossSite(b, form).Text)), 400, "bad_callback")
+		wantPage(t, b.Submit("/bff/callback", brokertest.HiddenFields(crossSite(b, form).Text)), 400, "bad_callback")
 		form.Set("cloakroom_again", "1")
 		wantPage(t, b.Submit("/bff/callback", form), 400, "bad_callback")
 	})
@@ -988,14 +989,14 @@ func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
 	page := b.Follow(b.Navigate("/bff/login"), "")
 	page = b.Submit(page.Request.URL.String(), url.Values{
 		"user": {"alice"},
-		"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+		"csrf": {brokertest.HiddenFields(page.Text).Get("csrf")},
 	})
-	form := bfftest.HiddenFields(page.Text)
-	b.DropCookies() // stale
+	form := brokertest.HiddenFields(page.Text)
+	b.ClearCookies() // stale
 	first := b.Do("POST", "/bff/callback", form.Encode(),
 		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
 		"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
-	resp := b.Submit("/bff/callback", bfftest.HiddenFields(first.Text))
+	resp := b.Submit("/bff/callback", brokertest.HiddenFields(first.Text))
 	if resp.StatusCode != 303 {
 		t.Errorf("got %d to %s after a POST, want 303", resp.StatusCode, resp.Location(t).Host)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
@@ -123,7 +124,7 @@ func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
 		t.Error("signed out, it is not the broker's own")
 	}
 	b = a.expired()
-	a.provider.Misbehave(t, bfftest.ProviderDown)
+	a.provider.Misbehave(t, brokertest.ProviderDown)
 	wantProblem(t, b.Fetch("GET", "/either/x"), 503, "provider_unavailable") // never the broker's own instead
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 // cookieName is the name of the app's session cookie.
@@ -73,7 +74,7 @@ func TestCookieNamesFollowThePublicURL(t *testing.T) {
 func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
-		plants := bfftest.NewEcho(t)
+		plants := brokertest.NewEcho(t)
 		plants.Handler = func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Set-Cookie", r.Header.Get("X-Plant")+"=planted; Path=/")
 		}

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
@@ -170,7 +170,7 @@ func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
 			const idle, requests = 20, 30
 			var holding atomic.Int32
 			all := make(chan struct{})
-			echo := bfftest.NewEcho(t)
+			echo := brokertest.NewEcho(t)
 			echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 				io.Copy(io.Discard, r.Body)
 				if strings.HasSuffix(r.URL.Path, "/hold") {

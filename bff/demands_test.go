@@ -81,7 +81,7 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 			a.provider.Behave()
 			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 			b := a.signedIn()
-			b.DropCookies()
+			b.ClearCookies()
 			a.takeDown(h)
 			q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
 			if q.Get("acr_values") != "gold" || q.Get("max_age") != "300" || q.Get("prompt") != "none" {
@@ -95,12 +95,12 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 		a.takeDown(silver)
 		b := a.browser()
 		u := b.AuthResponse("alice", "acr_values=gold").Location(t)
-		b.DropCookies()
+		b.ClearCookies()
 		to := b.Navigate(u.String()).Location(t)
 		if q := to.Query(); q.Get("acr_values") != "gold" || q.Get("max_age") != "300" {
 			t.Errorf("sent %v", q)
 		}
-		back := b.Pick("alice", to.String()).Location(t).String()
+		back := b.Authorize("alice", to.String()).Location(t).String()
 		wantPage(t,
 			b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
@@ -109,7 +109,7 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 	t.Run("one of another site", func(t *testing.T) {
 		a.takeDown(silver)
 		b := a.browser()
-		back := b.Pick("alice",
+		back := b.Authorize("alice",
 			b.Navigate("/bff/login?acr_values=silver&max_age=9999",
 				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 		wantPage(t,
@@ -146,7 +146,7 @@ func TestASilentLoginCannotMeetADemandToAskTheUser(t *testing.T) {
 	t.Parallel()
 	a := demanding(t, map[string]string{"prompt": "login"})
 	b := a.signedIn()
-	b.DropCookies()
+	b.ClearCookies()
 	before := a.provider.Stats().Authorizations
 	wantSilent(t, silently(b), "false")
 	if n := a.provider.Stats().Authorizations - before; n > 0 || len(b.Cookies()) > 0 {

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -131,7 +131,7 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 				}
 			} else {
 				a := newApp(t, func(a *app, _ *bff.Config) {
-					a.provider.Misbehave(t, bfftest.ProviderDown)
+					a.provider.Misbehave(t, brokertest.ProviderDown)
 					a.provider.SetHooks(instead(test.path, test.serve))
 				})
 				waitFor(t, "it is said", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
@@ -224,7 +224,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 					if test.edit != nil {
 						test.edit(&cfg.Provider)
 					}
-					a.provider.Misbehave(t, bfftest.Discovery(test.member, func(m map[string]any) {
+					a.provider.Misbehave(t, brokertest.Discovery(test.member, func(m map[string]any) {
 						m[test.member] = value
 					}))
 				})
@@ -293,7 +293,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 			}
 			a := newApp(t, func(a *app, _ *bff.Config) {
 				if !up {
-					a.provider.Misbehave(t, bfftest.ProviderDown)
+					a.provider.Misbehave(t, brokertest.ProviderDown)
 				}
 				a.provider.SetHooks(twice)
 			})
@@ -375,7 +375,7 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 		for _, token := range []bff.Token{"user", "optional", "user-or-client", "none"} {
 			a := newApp(t, func(a *app, cfg *bff.Config) {
 				client(token)(a, cfg)
-				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "jwks_uri") }))
+				a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) { delete(m, "jwks_uri") }))
 			})
 			waitFor(t, string(token), func() bool { return strings.Contains(a.logs.String(), "jwks_uri: missing") })
 		}
@@ -404,7 +404,7 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 			}}
 			if path == "/openid-configuration" {
 				a := newApp(t, func(a *app, _ *bff.Config) {
-					a.provider.Misbehave(t, bfftest.ProviderDown)
+					a.provider.Misbehave(t, brokertest.ProviderDown)
 					a.provider.SetHooks(redirect)
 				})
 				waitFor(t, "the provider is not found", func() bool {
@@ -426,7 +426,7 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 					t.Errorf("logout: got %d", got)
 				}
 			default:
-				got := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String()).StatusCode
+				got := b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String()).StatusCode
 				if got/100 != 5 {
 					t.Errorf("%s: got %d", path, got)
 				}
@@ -445,7 +445,7 @@ func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
 	release := make(chan struct{})
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
-		a.provider.Misbehave(t, bfftest.ProviderDown) // not to be waited for by newApp
+		a.provider.Misbehave(t, brokertest.ProviderDown) // not to be waited for by newApp
 		a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			select {
 			case <-release:

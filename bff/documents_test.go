@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 // ownPage are the headers of a navigation that a page of the app started.
@@ -40,7 +41,7 @@ func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string
 	if begun.StatusCode != 302 {
 		t.Fatalf("login: got %d", begun.StatusCode)
 	}
-	resp := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	if resp.StatusCode == 200 {
 		resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
 	}
@@ -123,7 +124,7 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 	t.Run("a state of the attacker's own login", func(t *testing.T) {
 		attacker := a.browser()
 		state := attacker.Navigate(link, ownPage...).Location(t)
-		form := attacker.Pick("alice", state.String()).Location(t).Query()
+		form := attacker.Authorize("alice", state.String()).Location(t).Query()
 		stale := "/bff/callback?" + url.Values{"state": form["state"], "code": {"x"}}.Encode()
 		signedIn := a.signedIn()
 		if resp := signedIn.Navigate(stale, "Sec-Fetch-Site", "cross-site"); resp.Header.Get("Location") != "/" {
@@ -132,7 +133,7 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 		stranger := a.browser()
 		restarted := stranger.Navigate(onwards(t,
 			stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
-		back := stranger.Navigate(stranger.Pick("alice",
+		back := stranger.Navigate(stranger.Authorize("alice",
 			restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 		resp := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin")
 		if resp.Header.Get("Location") != "/" {
@@ -191,12 +192,12 @@ func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
 			page := b.Follow(b.Navigate("/bff/login?return_to=/files/x.html", "Sec-Fetch-Site", "cross-site"), "")
 			page = b.Submit(page.Request.URL.String(), url.Values{
 				"user": {"alice"},
-				"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+				"csrf": {brokertest.HiddenFields(page.Text).Get("csrf")},
 			})
-			page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(),
+			page = b.Do("POST", "/bff/callback", brokertest.HiddenFields(page.Text).Encode(),
 				"Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site",
 				"Sec-Fetch-Mode", "navigate")
-			resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
+			resp := b.Submit("/bff/callback", brokertest.HiddenFields(page.Text))
 			if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
 				t.Errorf("%s: got %d to %s", mode, resp.StatusCode, got)
 			}

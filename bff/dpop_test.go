@@ -22,6 +22,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -73,7 +74,7 @@ func checkProof(r *http.Request, target string) (proven, error) {
 	if err != nil {
 		return proven{}, err
 	}
-	b := proven{base64.RawURLEncoding.EncodeToString(thumbprint), claims.JTI, claims.Nonce, bfftest.Digest(token)}
+	b := proven{base64.RawURLEncoding.EncodeToString(thumbprint), claims.JTI, claims.Nonce, brokertest.Digest(token)}
 	var confirmation struct{ CNF struct{ JKT string } }
 	encoded, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
 	if err != nil {
@@ -257,7 +258,7 @@ func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 	var a *app
 	a, _ = newBoundApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo = true
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 			m["userinfo_endpoint"] = strings.Replace(m["userinfo_endpoint"].(string), "127.0.0.1", "localhost", 1)
 		}))
 	})
@@ -611,7 +612,7 @@ func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
 	t.Run("a provider that takes no ES256", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.SenderConstraint = "dpop"
-			a.provider.Misbehave(t, bfftest.Discovery("no ES256", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("no ES256", func(m map[string]any) {
 				m["dpop_signing_alg_values_supported"] = []string{"RS256"}
 			}))
 		})

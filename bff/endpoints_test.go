@@ -25,7 +25,7 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 		if begun.StatusCode != 302 {
 			t.Fatalf("login: got %d\n%s", begun.StatusCode, begun.Text)
 		}
-		end := b.Navigate(b.Pick("alice", begun.Location(t).String()).Location(t).String(),
+		end := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
 			append(through, "Sec-Fetch-Site", "cross-site")...)
 		if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
 			t.Errorf("callback: got %d to %q", end.StatusCode, end.Header.Get("Location"))
@@ -44,7 +44,7 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 	})
 	t.Run("a silent login", func(t *testing.T) {
 		b := a.signedIn()
-		b.DropCookies()
+		b.ClearCookies()
 		resp := b.Navigate("/bff/silent-login", through...)
 		for resp.StatusCode/100 == 3 {
 			resp = b.Navigate(resp.Header.Get("Location"), append(through, "Sec-Fetch-Site", "cross-site")...)
@@ -94,7 +94,7 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 	c := a.takeDown(devidp.Hooks{})
 	b, sid := a.signedInWithSID()
 	begun := b.Navigate("/bff/login?return_to=/x").Location(t).String()
-	callback := strings.TrimPrefix(b.Pick("alice", begun).Location(t).String(), a.url)
+	callback := strings.TrimPrefix(b.Authorize("alice", begun).Location(t).String(), a.url)
 	pushed, redeemed, before := len(c.to("/par")), a.provider.TokenRequests(), fmt.Sprint(b.Cookies())
 	front := "/bff/frontchannel-logout?" + url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode()
 	for path, want := range map[string]int{
@@ -152,7 +152,7 @@ func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	}
 	good := url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}
 	ticket := *b.Cookies()[0]
-	b.DropCookies() // which a browser withholds in a frame of another site
+	b.ClearCookies() // which a browser withholds in a frame of another site
 	wantProblem(t, ask(b, good, "cross-site"), 400, "bad_frontchannel_logout")
 	b.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
 	a.wantSession(b, "alice")
@@ -187,7 +187,7 @@ func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
 	}
 	b := a.browser()
 	begun := b.Navigate("/bff/login?return_to=/x")
-	u := b.Pick("alice", begun.Location(t).String()).Location(t).String()
+	u := b.Authorize("alice", begun.Location(t).String()).Location(t).String()
 	genuine := b.Cookies()[0]
 	for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/silent-login"} {
 		resp := a.browser().Navigate(path, "Cookie", cookies.String(),

@@ -33,7 +33,7 @@ func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
 	for i := range callbacks {
 		b := a.browser()
 		login := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i+1)).Location(t).String()
-		state := b.Pick("alice", login).Location(t).Query().Get("state")
+		state := b.Authorize("alice", login).Location(t).Query().Get("state")
 		all.Go(func() {
 			got := b.Navigate("/bff/callback?"+url.Values{
 				"state": {state},
@@ -65,7 +65,7 @@ func TestASuccessfulCodeExchangeIsGivenBackToTheBudget(t *testing.T) {
 	for i := range 4 {
 		b := a.browser()
 		login := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i+1)).Location(t).String()
-		callback := b.Pick("alice", login).Location(t).String()
+		callback := b.Authorize("alice", login).Location(t).String()
 		if got := b.Navigate(callback, "X-Forwarded-For", "198.51.100.1"); got.StatusCode != 303 {
 			t.Errorf("sign-in %d: got %d", i+1, got.StatusCode)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 // What RFC 10017 6.1.3, RFC 9110 7.6 and those who have been attacked ask of a
@@ -20,7 +21,7 @@ func TestHygiene(t *testing.T) {
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		echo := a.echo.Config.Handler
 		a.echo.Handler = nil
-		inner := bfftest.NewEcho(t)
+		inner := brokertest.NewEcho(t)
 		inner.Handler = func(w http.ResponseWriter, r *http.Request) {
 			if respond != nil {
 				respond(w, r)

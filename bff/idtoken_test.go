@@ -24,14 +24,14 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 func TestWhatAnIDTokenMustBe(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, m := range bfftest.IDTokenFaults {
+	for _, m := range brokertest.IDTokenFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			b := a.signedIn()
 			stranger := a.browser()
@@ -54,7 +54,7 @@ func TestWhatAnIDTokenMustBe(t *testing.T) {
 func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, m := range bfftest.IDTokenOddities {
+	for _, m := range brokertest.IDTokenOddities {
 		t.Run(m.Name, func(t *testing.T) {
 			a.provider.Misbehave(t, m)
 			b := a.browser()
@@ -70,7 +70,7 @@ func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
-	a.provider.Misbehave(t, bfftest.IDTokenReplayed(a.provider))
+	a.provider.Misbehave(t, brokertest.IDTokenReplayed(a.provider))
 	b := a.browser()
 	wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
 	a.wantSession(b, "")
@@ -180,7 +180,7 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) {
-				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 					if m["id_token_signing_alg_values_supported"] = listed; listed == nil {
 						delete(m, "id_token_signing_alg_values_supported")
 					}
@@ -228,7 +228,7 @@ func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
 				set["keys"] = []any{jose.JSONWebKey{Key: test.key.Public(), KeyID: "k", Use: "sig"}}
 			}
 			a := newApp(t, func(a *app, _ *bff.Config) {
-				a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+				a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 					m["id_token_signing_alg_values_supported"] = []string{string(test.alg)}
 				}))
 			})

@@ -14,7 +14,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -158,7 +158,7 @@ func TestAProviderThatDoesNotSignAsPinnedIsNamed(t *testing.T) {
 	pinned := func(list any) *app {
 		return newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.IDTokenAlg = "ES256"
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 				m["id_token_signing_alg_values_supported"] = list
 			}))
 		})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -29,12 +30,12 @@ func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
 			begun[i] = b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d?x=%%26%%23y", i))
 		}
 		for n, i := range order {
-			resp := b.Navigate(b.Pick("alice", begun[i].Location(t).String()).Location(t).String())
+			resp := b.Navigate(b.Authorize("alice", begun[i].Location(t).String()).Location(t).String())
 			if resp.StatusCode == 302 { // it started again, which only the first may
 				if n > 0 {
 					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
 				}
-				resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String(),
+				resp = b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String(),
 					"Sec-Fetch-Site", "cross-site")
 				resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
 			}
@@ -52,7 +53,7 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 	a := newApp(t, unpushed)
 	b := a.browser()
 	stale := b.Navigate("/bff/login?return_to=/stale").Location(t).Query().Get("state")
-	b.DropCookies()
+	b.ClearCookies()
 	var begun []*bfftest.Response
 	for i := range 5 {
 		begun = append(begun, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
@@ -67,7 +68,7 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 		}
 	}
 	for i, resp := range begun {
-		resp = b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String())
+		resp = b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String())
 		if want := fmt.Sprintf("/tab%d", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
 			t.Errorf("tab %d: got %d to %q", i, resp.StatusCode, resp.Header.Get("Location"))
 		}
@@ -81,7 +82,7 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.browser()
 	u := b.AuthResponse("alice", "return_to=/late").Location(t)
-	b.DropCookies()
+	b.ClearCookies()
 	cases := map[string]string{"a code": u.String()}
 	for _, code := range []string{"access_denied", "login_required", "temporarily_unavailable", "server_error"} {
 		q := u.Query()
@@ -92,7 +93,7 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 	signedIn := a.signedIn()
 	ticket := *signedIn.Cookies()[0]
 	for name, late := range cases {
-		signedIn.DropCookies()
+		signedIn.ClearCookies()
 		page := signedIn.Navigate(late, "Sec-Fetch-Site", "cross-site")
 		again := onwards(t, page)
 		signedIn.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
@@ -214,7 +215,7 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	t.Run("a login", func(t *testing.T) {
 		b := a.browser()
 		for _, resp := range twice(func() *bfftest.Response { return b.Navigate("/bff/login?return_to=/x") }) {
-			end := b.Navigate(b.Pick("alice", resp.Location(t).String()).Location(t).String())
+			end := b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String())
 			if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
 				t.Errorf("got %d to %q", end.StatusCode, end.Header.Get("Location"))
 			}
@@ -317,7 +318,7 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
 			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
 		}
-		resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
+		resp := b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String())
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
 			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
@@ -327,7 +328,7 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
 		again := b.Navigate(b.AuthResponse("alice", "return_to=/here").Location(t).String())
-		resp := b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String())
+		resp := b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String())
 		wantPage(t, resp, 503, "provider_unavailable")
 		if !strings.Contains(resp.Text, "return_to=%2Fhere") {
 			t.Error("the way to try again does not lead back")
@@ -337,19 +338,19 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
 		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
-		b.DropCookies()
+		b.ClearCookies()
 		again := b.Navigate(onwards(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		if again.StatusCode != 302 {
 			t.Errorf("got %d, want a login that starts again", again.StatusCode)
 		}
-		b.DropCookies()
-		u = b.Pick("alice", again.Location(t).String()).Location(t).String()
+		b.ClearCookies()
+		u = b.Authorize("alice", again.Location(t).String()).Location(t).String()
 		wantPage(t, b.Navigate(u), 400, "bad_callback")
 	})
 	t.Run("of another site", func(t *testing.T) {
 		a.takeDown(expired)
 		b := a.browser()
-		back := b.Pick("alice",
+		back := b.Authorize("alice",
 			b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 		got := b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 			"Sec-Fetch-Site", "same-origin").StatusCode
@@ -368,12 +369,12 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 		page := b.Follow(b.Navigate("/bff/login"), "")
 		page = b.Submit(page.Request.URL.String(), url.Values{
 			"user": {"alice"},
-			"csrf": {bfftest.HiddenFields(page.Text).Get("csrf")},
+			"csrf": {brokertest.HiddenFields(page.Text).Get("csrf")},
 		})
-		page = b.Do("POST", "/bff/callback", bfftest.HiddenFields(page.Text).Encode(),
+		page = b.Do("POST", "/bff/callback", brokertest.HiddenFields(page.Text).Encode(),
 			"Content-Type", "application/x-www-form-urlencoded", "Sec-Fetch-Site", "cross-site",
 			"Sec-Fetch-Mode", "navigate")
-		resp := b.Submit("/bff/callback", bfftest.HiddenFields(page.Text))
+		resp := b.Submit("/bff/callback", brokertest.HiddenFields(page.Text))
 		if resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
 			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
@@ -29,7 +29,7 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 	unix := &http.Server{Handler: api}
 	go unix.Serve(l) // until Close
 	defer unix.Close()
-	tcp := bfftest.NewEcho(t)
+	tcp := brokertest.NewEcho(t)
 	tcp.Handler = api.ServeHTTP
 	internal := strings.TrimPrefix(tcp.URL, "http://")
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -99,7 +99,7 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 
 func TestThePrefixIsToldToTheUpstreamThatDoesNotGetIt(t *testing.T) {
 	t.Parallel()
-	echo := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{
 			{Path: "/plain/", Token: "none", Upstream: []string{echo.URL}},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -134,7 +135,7 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests = "never"
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 			m["code_challenge_methods_supported"] = []string{"plain"}
 		}))
 	})
@@ -149,7 +150,7 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 	if got := to.Query(); got.Get("code_challenge_method") != "S256" || len(got.Get("code_challenge")) != 43 {
 		t.Errorf("asked with %v", got)
 	}
-	wantPage(t, b.Navigate(b.Pick("alice", to.String()).Location(t).String()), 502, "login_refused")
+	wantPage(t, b.Navigate(b.Authorize("alice", to.String()).Location(t).String()), 502, "login_refused")
 }
 
 func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
@@ -230,7 +231,7 @@ func TestSeveralTabsLogInAtOnce(t *testing.T) {
 		responses = append(responses, begun)
 	}
 	for _, i := range []int{3, 0, 4, 1, 2} {
-		resp := b.Navigate(b.Pick("alice", responses[i].Location(t).String()).Location(t).String())
+		resp := b.Navigate(b.Authorize("alice", responses[i].Location(t).String()).Location(t).String())
 		if want := fmt.Sprintf("%s/tab%d", a.url, i); resp.StatusCode != 303 || resp.Location(t).String() != want {
 			t.Errorf("tab %d: got %d to %s, want %s", i, resp.StatusCode, resp.Location(t), want)
 		}
@@ -346,7 +347,7 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	if restarted.StatusCode != 302 || !strings.HasPrefix(got.String(), a.provider.Issuer) {
 		t.Fatalf("in another browser: got %d to %s, want a new login", restarted.StatusCode, got)
 	}
-	second := other.Pick("bob", restarted.Location(t).String()).Location(t)
+	second := other.Authorize("bob", restarted.Location(t).String()).Location(t)
 	for _, c := range other.Cookies() {
 		other.SetCookie(&http.Cookie{Name: c.Name, Path: "/", MaxAge: -1})
 	}
@@ -471,7 +472,7 @@ func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
 func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	for _, m := range bfftest.TokenResponseFaults {
+	for _, m := range brokertest.TokenResponseFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			b := a.browser()
 			u := b.AuthResponse("alice", "").Location(t)
@@ -537,7 +538,7 @@ func TestAnErrorBeginsNoLogin(t *testing.T) {
 		q.Del("code")
 		q.Set("error", code)
 		u.RawQuery = q.Encode()
-		b.DropCookies()
+		b.ClearCookies()
 		wantPage(t, b.Navigate(u.String()), 400, "bad_callback")
 	}
 }
@@ -587,30 +588,30 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 	})
 	t.Run("a lower level", func(t *testing.T) {
 		b := a.signedIn()
-		a.provider.Misbehave(t, bfftest.LowerACR)
+		a.provider.Misbehave(t, brokertest.LowerACR)
 		wantPage(t, b.SignIn("alice", "acr_values=gold"), 403, "login_too_weak")
 		a.wantSession(b, "alice")
 	})
 	t.Run("no acr", func(t *testing.T) {
 		b := a.signedIn()
-		a.provider.Misbehave(t, bfftest.NoACR)
+		a.provider.Misbehave(t, brokertest.NoACR)
 		wantPage(t, b.SignIn("alice", "acr_values=gold"), 403, "login_too_weak")
 	})
 	t.Run("max_age and no auth_time", func(t *testing.T) {
 		b := a.signedIn()
-		a.provider.Misbehave(t, bfftest.NoAuthTime)
+		a.provider.Misbehave(t, brokertest.NoAuthTime)
 		wantPage(t, b.SignIn("alice", "max_age=60"), 502, "login_invalid")
 		a.wantSession(b, "alice")
 	})
 	t.Run("auth_time too long ago is asked for again, once", func(t *testing.T) {
 		b := a.signedIn()
-		a.provider.Misbehave(t, bfftest.OldAuthTime)
+		a.provider.Misbehave(t, brokertest.OldAuthTime)
 		again := b.SignIn("alice", "max_age=60&return_to=/pay")
 		q := again.Location(t).Query()
 		if again.StatusCode != 302 || q.Get("prompt") != "login" || q.Get("max_age") != "60" {
 			t.Fatalf("got %d with %v, want a login that asks again", again.StatusCode, q)
 		}
-		wantPage(t, b.Navigate(b.Pick("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
+		wantPage(t, b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
 		a.wantSession(b, "alice")
 	})
 }
@@ -644,7 +645,7 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
-		callback := b.Pick("bob",
+		callback := b.Authorize("bob",
 			b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
 		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool {
 			return c.Name == a.cookieName()
@@ -697,7 +698,7 @@ func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
 func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
 	t.Helper()
 	fresh := a.browser() // without the provider's cookie: its page is shown
-	return fresh.Pick(user, authorization).Location(t).String()
+	return fresh.Authorize(user, authorization).Location(t).String()
 }
 
 func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
@@ -709,7 +710,7 @@ func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
 		if user == "bob" {
 			b = a.signedIn()
 		}
-		callback := b.Pick(user,
+		callback := b.Authorize(user,
 			b.Navigate("/bff/login?prompt=login&return_to=/x",
 				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 		if user == "bob" {
@@ -735,7 +736,7 @@ func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	callback := b.Pick("bob",
+	callback := b.Authorize("bob",
 		b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 	wantPage(t, b.Navigate(callback+"&cloakroom_again=1", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
 	a.wantSession(b, "")
@@ -761,7 +762,7 @@ func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	other := newApp(t, nil)
 	b := other.browser()
-	again := b.Navigate(b.Pick("alice",
+	again := b.Navigate(b.Authorize("alice",
 		b.Navigate("/bff/login",
 			"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	success := other.browser().SignIn("alice", "")
@@ -828,7 +829,7 @@ func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
 
 func TestTheProviderMayBeDownAtStart(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, bfftest.ProviderDown) })
+	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, brokertest.ProviderDown) })
 	b := a.browser()
 	wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 	if got := b.Navigate("/").Text; got != "the app" {
@@ -845,7 +846,7 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 
 func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 	t.Parallel()
-	for _, m := range bfftest.DiscoveryFaults {
+	for _, m := range brokertest.DiscoveryFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
@@ -872,7 +873,7 @@ func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
 	}
 	a.signedIn()
 	before, began := a.provider.JWKSFetches(), time.Now()
-	a.provider.Misbehave(t, bfftest.UnknownKeyID)
+	a.provider.Misbehave(t, brokertest.UnknownKeyID)
 	for range 20 {
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); resp.StatusCode/100 != 5 {
@@ -953,7 +954,7 @@ func cookieNames(b *bfftest.Browser) []string {
 func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
-		a.provider.Misbehave(t, bfftest.Discovery("no PKCE", func(m map[string]any) {
+		a.provider.Misbehave(t, brokertest.Discovery("no PKCE", func(m map[string]any) {
 			delete(m, "code_challenge_methods_supported")
 		}))
 	})
@@ -977,7 +978,7 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 func TestIssIsCheckedWhereItIsSent(t *testing.T) {
 	t.Parallel()
 	unannounced := func(a *app, _ *bff.Config) {
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 			delete(m, "authorization_response_iss_parameter_supported")
 		}))
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -72,7 +73,7 @@ func TestLogout(t *testing.T) {
 		a.wantSession(b, "alice")
 	})
 	t.Run("the provider out of reach", func(t *testing.T) {
-		for _, m := range bfftest.RevocationFaults {
+		for _, m := range brokertest.RevocationFaults {
 			before := a.provider.LiveRefreshTokens()
 			b := a.signedIn()
 			a.provider.Misbehave(t, m)
@@ -180,7 +181,7 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 	})
 	t.Run("not at all", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
-			a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) {
+			a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {
 				delete(m, "end_session_endpoint")
 				delete(m, "revocation_endpoint")
 			}))

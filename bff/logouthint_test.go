@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -254,7 +255,7 @@ func TestTheLogoutHintIsWhatTheProviderWantsBack(t *testing.T) {
 func TestAProviderWithoutALogoutSendsAScriptStraightBack(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
-		a.provider.Misbehave(t, bfftest.Discovery("", func(m map[string]any) { delete(m, "end_session_endpoint") }))
+		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) { delete(m, "end_session_endpoint") }))
 	})
 	a.waitReady()
 	b := a.signedIn()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -152,7 +153,7 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 			},
 		},
 		"another's signature": {
-			"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})},
+			"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: brokertest.SignWithForeignKey})},
 		},
 		"iss of another":             claim("iss", "https://other.example"),
 		"no iss":                     claim("iss", nil),
@@ -372,7 +373,7 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 	b := a.expired()
 	for range 10 {
 		a.tellLogout(url.Values{
-			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: bfftest.SignWithForeignKey})},
+			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: brokertest.SignWithForeignKey})},
 		})
 	}
 	if err := a.provider.RotateKeys(); err != nil {
@@ -416,7 +417,7 @@ func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
 		defer conn.Close()
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		fmt.Fprintf(rw,
-			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(bfftest.Digest(token)), r.Header.Get("Cookie"))
+			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(brokertest.Digest(token)), r.Header.Get("Cookie"))
 		rw.Flush()
 		io.Copy(conn, rw) // everything comes back
 	}

@@ -25,7 +25,7 @@ func TestAnOutageOfTheMetadataIsNoneOfTheTokenEndpoint(t *testing.T) {
 		}
 		next.ServeHTTP(w, r)
 	}})
-	a.provider.Grace(time.Hour)
+	a.provider.SetRefreshGrace(time.Hour)
 	waitFor(t, "the session is refreshed", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 }
 

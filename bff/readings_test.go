@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 // sendTarget sends a request target as it is, past all cleaning of a client,
@@ -43,8 +44,8 @@ func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.
 }
 
 // readingsApp has a route with a longer one below it, and the app's own pages.
-func readingsApp(t *testing.T) (a *app, outer, admin *bfftest.Echo) {
-	outer, admin = bfftest.NewEcho(t), bfftest.NewEcho(t)
+func readingsApp(t *testing.T) (a *app, outer, admin *brokertest.Echo) {
+	outer, admin = brokertest.NewEcho(t), brokertest.NewEcho(t)
 	return newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{
 			{Path: "/api/", Upstream: []string{outer.URL}, Token: "none"},
@@ -103,7 +104,7 @@ func TestPathWithOneReadingIsSentToItsRouteUnchanged(t *testing.T) {
 	a, outer, admin := readingsApp(t)
 	for _, test := range []struct {
 		target string
-		echo   *bfftest.Echo
+		echo   *brokertest.Echo
 	}{
 		{"/api/x", outer}, {"/api/administrators", outer}, {"/api/administrators/x", outer},
 		{"/api/x/admin/y", outer}, {"/api/x;admin/y", outer}, {"/api/X.", outer}, {"/api/admin-x/y", outer},
@@ -152,7 +153,7 @@ func TestPathWithoutAReadingUnderARouteBelongsToTheApp(t *testing.T) {
 
 func TestEncodedSlashesPassOnARouteThatAllowsThem(t *testing.T) {
 	t.Parallel()
-	strict, pass := bfftest.NewEcho(t), bfftest.NewEcho(t)
+	strict, pass := brokertest.NewEcho(t), brokertest.NewEcho(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{
 			{Path: "/api/", Upstream: []string{strict.URL}, Token: "none"},
@@ -228,7 +229,7 @@ func TestAnEncodedSlashCannotHideALongerRoute(t *testing.T) {
 
 func TestEveryTransportSendsThePathAsItCame(t *testing.T) {
 	t.Parallel()
-	handler := bfftest.NewEcho(t).Config.Handler
+	handler := brokertest.NewEcho(t).Config.Handler
 	overTLS := httptest.NewUnstartedServer(handler)
 	overTLS.EnableHTTP2 = true
 	overTLS.StartTLS()

@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -22,7 +22,7 @@ import (
 //
 //	go test ./bff -run '^$' -bench Refusals
 func BenchmarkRefusals(b *testing.B) {
-	provider := bfftest.NewProvider(b, "https://app.example")
+	provider := brokertest.NewProvider(b, "https://app.example")
 	start := func(logins bff.RateLimit) *bff.Server {
 		server, err := bff.New(bff.Config{
 			PublicURL: "https://app.example",

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
@@ -52,7 +53,7 @@ func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
 			Path:        test.path,
 			Token:       "user",
 			StripPrefix: true,
-			Upstream:    []string{bfftest.NewEcho(t).URL + test.base},
+			Upstream:    []string{brokertest.NewEcho(t).URL + test.base},
 		})
 		if got := echoed(t, b.Fetch("GET", test.ask)).URI; got != test.want {
 			t.Errorf("%s of the route %s to %q: the upstream got %s, want %s", test.ask, test.path,
@@ -63,7 +64,7 @@ func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
 
 func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
 	t.Parallel()
-	echo := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
 	var location atomic.Value
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Location", location.Load().(string))
@@ -277,7 +278,7 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
-	echo := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		if r.URL.Path == "/slow/body" {
@@ -385,7 +386,7 @@ func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	dead := httptest.NewServer(nil)
 	dead.Close()
-	one, two := bfftest.NewEcho(t), bfftest.NewEcho(t)
+	one, two := brokertest.NewEcho(t), brokertest.NewEcho(t)
 	_, b := routed(t, bff.Route{
 		Path:     "/many/",
 		Token:    "user",
@@ -416,7 +417,7 @@ func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
 
 func TestUpstreamsOfEveryKind(t *testing.T) {
 	t.Parallel()
-	handler := bfftest.NewEcho(t).Config.Handler
+	handler := brokertest.NewEcho(t).Config.Handler
 	overTLS := httptest.NewUnstartedServer(handler)
 	overTLS.EnableHTTP2 = true
 	overTLS.StartTLS()
@@ -493,10 +494,10 @@ func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
 }
 
 // rejecting is an upstream that rejects tokens, the first ones or all.
-func rejecting(t *testing.T, first int) (*bfftest.Echo, *atomic.Int32) {
+func rejecting(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
 	var rejected atomic.Int32
-	echo := bfftest.NewEcho(t)
-	inner := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
+	inner := brokertest.NewEcho(t)
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		if int(rejected.Load()) < first {
 			rejected.Add(1)
@@ -555,7 +556,7 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 		{401, `Bearer error="insufficient_user_authentication", acr_values="gold", max_age="60"`},
 		{401, `Custom error="invalid_token"`},
 	} {
-		api := bfftest.NewEcho(t)
+		api := brokertest.NewEcho(t)
 		api.Handler = func(w http.ResponseWriter, _ *http.Request) {
 			if test.challenge != "" {
 				w.Header().Set("WWW-Authenticate", test.challenge)
@@ -592,8 +593,8 @@ func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
 }
 
 // rejectingWith is an upstream that rejects the first token.
-func rejectingWith(t *testing.T, challenge string) (*bfftest.Echo, *int) {
-	echo, rejected := bfftest.NewEcho(t), new(int)
+func rejectingWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
+	echo, rejected := brokertest.NewEcho(t), new(int)
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		if *rejected++; *rejected == 1 {
 			w.Header().Set("WWW-Authenticate", challenge)
@@ -619,7 +620,7 @@ func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
 	t.Parallel()
 	echo, _ := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
-	a.provider.Misbehave(t, bfftest.ProviderDown)
+	a.provider.Misbehave(t, brokertest.ProviderDown)
 	if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 401 || resp.Code() != "" {
 		t.Errorf("got %d %s, want the upstream's answer", resp.StatusCode, resp.Text)
 	}
@@ -743,7 +744,7 @@ func TestMistakesInARoute(t *testing.T) {
 
 func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
 	t.Parallel()
-	echo := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {
 			w.Write(make([]byte, 1<<20))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
@@ -202,7 +203,7 @@ func TestAStoreOutageSignsNobodyOut(t *testing.T) {
 // expired since.
 func (a *app) expired() *bfftest.Browser {
 	a.t.Helper()
-	a.provider.Misbehave(a.t, bfftest.ShortLived)
+	a.provider.Misbehave(a.t, brokertest.ShortLived)
 	b := a.signedIn()
 	a.provider.Behave()
 	time.Sleep(1100 * time.Millisecond)
@@ -232,7 +233,7 @@ func TestOneRefreshForManyCalls(t *testing.T) {
 
 func TestARefusedRefreshEndsTheSession(t *testing.T) {
 	t.Parallel()
-	for _, m := range bfftest.RefreshRefusals {
+	for _, m := range brokertest.RefreshRefusals {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
@@ -254,7 +255,7 @@ func TestARefusedRefreshEndsTheSession(t *testing.T) {
 
 func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
 	t.Parallel()
-	for _, m := range bfftest.RefreshFaults {
+	for _, m := range brokertest.RefreshFaults {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
@@ -279,9 +280,9 @@ func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
-	a.provider.Misbehave(t, bfftest.LivesFor(10))
+	a.provider.Misbehave(t, brokertest.LivesFor(10))
 	b := a.signedIn()
-	a.provider.Misbehave(t, bfftest.ProviderDown)
+	a.provider.Misbehave(t, brokertest.ProviderDown)
 	time.Sleep(5100 * time.Millisecond) // past half its life, when it is refreshed ahead
 	for range 3 {
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
@@ -292,7 +293,7 @@ func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
 
 func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
 	t.Parallel()
-	for _, m := range bfftest.RefreshOddities {
+	for _, m := range brokertest.RefreshOddities {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
@@ -313,9 +314,9 @@ func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
 
 func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Grace(10 * time.Second) })
+	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.SetRefreshGrace(10 * time.Second) })
 	b := a.expired()
-	a.provider.Misbehave(t, bfftest.LostResponse(1))
+	a.provider.Misbehave(t, brokertest.LostResponse(1))
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
 		t.Errorf("got %d, want 200", got)
 	}

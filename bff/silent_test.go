@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -57,7 +58,7 @@ func TestSilentLogin(t *testing.T) {
 	}
 	var before, after sessionBody
 	b.Fetch("GET", "/bff/session").Decode(t, &before)
-	b.DropCookies()
+	b.ClearCookies()
 	wantSilent(t, silently(b), "true") // the provider knows the user
 	b.Fetch("GET", "/bff/session").Decode(t, &after)
 	if after.User.Sub != "alice" || after.Session.ID == before.Session.ID {
@@ -70,13 +71,13 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	a := newApp(t, unpushed)
 	signedInAtTheProvider := func() *bfftest.Browser {
 		b := a.signedIn()
-		b.DropCookies()
+		b.ClearCookies()
 		return b
 	}
 	t.Run("no attempt", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
-		b.DropCookies() // a browser that keeps them from frames
+		b.ClearCookies() // a browser that keeps them from frames
 		wantSilent(t,
 			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
 				"Sec-Fetch-Site", "cross-site"), "false")
@@ -85,7 +86,7 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	t.Run("a provider that does not answer", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
-		a.provider.Misbehave(t, bfftest.ProviderDown)
+		a.provider.Misbehave(t, brokertest.ProviderDown)
 		wantSilent(t,
 			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
 				"Sec-Fetch-Site", "cross-site"), "false")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -27,7 +28,7 @@ func tokenAPI(t *testing.T) *httptest.Server {
 			"sub":    claims["sub"],
 			"aud":    claims["aud"],
 			"scope":  claims["scope"],
-			"digest": bfftest.Digest(token),
+			"digest": brokertest.Digest(token),
 		})
 	}))
 	t.Cleanup(s.Close)

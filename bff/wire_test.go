@@ -21,6 +21,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -533,11 +534,11 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 // the path that was decided on is the one that is sent.
 func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
-	upstreams := make(map[string]*bfftest.Echo) // :: route's path
+	upstreams := make(map[string]*brokertest.Echo) // :: route's path
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Frontend, cfg.Routes = nil, nil
 		for _, path := range []string{"/a/", "/a/b/", "/ab/", "/a/b/c", "/é/"} {
-			upstreams[path] = bfftest.NewEcho(t)
+			upstreams[path] = brokertest.NewEcho(t)
 			cfg.Routes = append(cfg.Routes, bff.Route{
 				Path:     path,
 				Upstream: []string{upstreams[path].URL},
@@ -602,7 +603,7 @@ func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
 				want = path
 			}
 		}
-		var got bfftest.Echoed
+		var got brokertest.Echoed
 		(&bfftest.Response{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
 		if want == "" || got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") ||
 			got.Method != method || sent != 1 {
@@ -636,7 +637,7 @@ func FuzzRequestHeader(f *testing.F) {
 		f.Add(name, "X-User, Authorization, X-Forwarded-Host, Via")
 		f.Add(name, "cloakroom=x; other=y; CLOAKROOM=z")
 	}
-	echo := bfftest.NewEcho(f)
+	echo := brokertest.NewEcho(f)
 	server, err := bff.New(bff.Config{
 		PublicURL: "http://localhost:1",
 		Provider:  bff.ProviderConfig{Issuer: "http://127.0.0.1:1", ClientID: "x", ClientSecret: "y"},
@@ -669,7 +670,7 @@ func FuzzRequestHeader(f *testing.F) {
 			return
 		}
 		text, _ := io.ReadAll(resp.Body)
-		var got bfftest.Echoed
+		var got brokertest.Echoed
 		(&bfftest.Response{Response: resp, Text: string(text)}).Decode(t, &got)
 		for name, values := range got.Header {
 			lower := strings.ToLower(name)

@@ -16,68 +16,81 @@ import (
 	"testing"
 )
 
-// Browser is an HTTP client that sends what a browser sends: cookies from a jar of its own, and the Sec-Fetch headers of
-// what it is doing. It follows no redirect, so that a test sees each step.
+// Browser is an HTTP client that sends what a browser sends: the cookies of its
+// own jar, and the Fetch Metadata headers (Sec-Fetch-Site and so on) of a
+// request of that kind. It follows no redirects, so that a test sees each
+// response.
+//
+// A request that gets no response fails the test. Two browsers are two users;
+// the methods of one may be called concurrently.
 type Browser struct {
 	t      testing.TB
 	base   string // the app's origin
 	client *http.Client
 
-	mu   sync.Mutex // guards seen
-	seen strings.Builder
+	mu       sync.Mutex // guards received
+	received strings.Builder
 }
 
-// NewBrowser returns a browser whose app is at base, a URL without a path.
-func NewBrowser(t testing.TB, base string) *Browser {
+// NewBrowser returns a browser for the app at an origin, for example
+// http://localhost:8080. Paths in its methods are paths of that origin.
+func NewBrowser(t testing.TB, origin string) *Browser {
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Of its own: closing a test server closes the idle connections of the default
-	// transport, which can fail a request of another test.
+	// Of its own: closing a test server closes the idle connections of the
+	// default transport, which can fail a request of another test.
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	t.Cleanup(transport.CloseIdleConnections)
-	return &Browser{t: t, base: base, client: &http.Client{
+	return &Browser{t: t, base: origin, client: &http.Client{
 		Jar: jar, Transport: transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
 
-// Answer is a response whose body has been read.
+// Response is a response whose body has been read into Text.
 type Response struct {
 	*http.Response
 	Text string
 }
 
-// Location returns where a redirect leads, as an absolute URL.
-func (a *Response) Location(t testing.TB) *url.URL {
+// Location returns the absolute URL in the Location header. Without the header
+// the test fails.
+func (r *Response) Location(t testing.TB) *url.URL {
 	t.Helper()
-	u, err := a.Response.Location()
+	u, err := r.Response.Location()
 	if err != nil {
-		t.Fatalf("%s %s: got %d without a Location, want a redirect:\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Text)
+		t.Fatalf("%s %s: got %d without a Location, want a redirect:\n%s",
+			r.Request.Method, r.Request.URL.Path, r.StatusCode, r.Text)
 	}
 	return u
 }
 
-// Decode reads the body as JSON.
-func (a *Response) Decode(t testing.TB, v any) {
+// Decode decodes the body, which is JSON, into v. It fails the test if it
+// cannot.
+func (r *Response) Decode(t testing.TB, v any) {
 	t.Helper()
-	if err := json.Unmarshal([]byte(a.Text), v); err != nil {
-		t.Fatalf("%s %s: got %d with a body that is not JSON: %v\n%s", a.Request.Method, a.Request.URL.Path, a.StatusCode, err, a.Text)
+	if err := json.Unmarshal([]byte(r.Text), v); err != nil {
+		t.Fatalf("%s %s: got %d with a body that is not JSON: %v\n%s",
+			r.Request.Method, r.Request.URL.Path, r.StatusCode, err, r.Text)
 	}
 }
 
-// Code returns the code of a problem+json answer, and "" for every other.
-func (a *Response) Code() string {
-	if a.Header.Get("Content-Type") != "application/problem+json" {
+// Code returns the code of a problem (RFC 9457), for example "not_signed_in",
+// and "" for any other response.
+func (r *Response) Code() string {
+	if r.Header.Get("Content-Type") != "application/problem+json" {
 		return ""
 	}
 	var p struct{ Code string }
-	json.Unmarshal([]byte(a.Text), &p)
+	json.Unmarshal([]byte(r.Text), &p)
 	return p.Code
 }
 
-// Navigate goes to a URL as the user does: a path is one of the app's.
+// Navigate sends the GET request of a navigation that the user starts, by
+// typing the URL. The target is a path of the app, or a URL. Headers are added
+// as in Do.
 func (b *Browser) Navigate(target string, header ...string) *Response {
 	b.t.Helper()
 	return b.Do("GET", target, "", append([]string{
@@ -86,7 +99,9 @@ func (b *Browser) Navigate(target string, header ...string) *Response {
 	}, header...)...)
 }
 
-// Fetch calls a path as a script of the app does through the browser client.
+// Fetch sends a request without a body as the app's script does with the
+// browser client: with the CSRF header and, unless headers say otherwise, for
+// JSON.
 func (b *Browser) Fetch(method, path string, header ...string) *Response {
 	b.t.Helper()
 	return b.Do(method, path, "", append([]string{
@@ -95,7 +110,7 @@ func (b *Browser) Fetch(method, path string, header ...string) *Response {
 	}, header...)...)
 }
 
-// Submit posts a form of the page at the same URL.
+// Submit sends a form to the URL of the page that it is on.
 func (b *Browser) Submit(target string, form url.Values) *Response {
 	b.t.Helper()
 	u, err := url.Parse(b.absolute(target))
@@ -103,11 +118,15 @@ func (b *Browser) Submit(target string, form url.Values) *Response {
 		b.t.Fatal(err)
 	}
 	return b.Do("POST", target, form.Encode(),
-		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
-		"Origin", u.Scheme+"://"+u.Host, "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "same-origin")
+		"Content-Type", "application/x-www-form-urlencoded",
+		"Accept", "text/html",
+		"Origin", u.Scheme+"://"+u.Host,
+		"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "same-origin")
 }
 
-// Do sends one request. Headers are name, value, name, value; the last value of a name counts, and an empty one takes the header away.
+// Do sends any request. The target is a path of the app, or a URL. Headers are
+// pairs: name, value, name, value. The last value of a name is used; an empty
+// one removes the header.
 func (b *Browser) Do(method, target, body string, header ...string) *Response {
 	b.t.Helper()
 	req, err := http.NewRequestWithContext(b.t.Context(), method, b.absolute(target), strings.NewReader(body))
@@ -121,7 +140,7 @@ func (b *Browser) Do(method, target, body string, header ...string) *Response {
 		}
 		req.Header.Set(header[i], header[i+1])
 	}
-	req.Host = req.Header.Get("Host") // for a replica that listens elsewhere than the browser thinks
+	req.Host = req.Header.Get("Host") // empty: that of the URL
 	resp, err := b.client.Do(req)
 	if err != nil {
 		b.t.Fatal(err)
@@ -131,17 +150,21 @@ func (b *Browser) Do(method, target, body string, header ...string) *Response {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.see(resp, text)
+	b.record(resp, text)
 	return &Response{resp, string(text)}
 }
 
-// Abort calls a path as Fetch does, and leaves when the channel is closed.
+// Abort sends a request with the CSRF header, and aborts it when the channel is
+// closed. A response before that fails the test.
 func (b *Browser) Abort(method, path string, when <-chan struct{}) {
-	ctx, leave := context.WithCancel(b.t.Context())
-	defer leave()
-	go func() {
-		<-when
-		leave()
+	ctx, cancel := context.WithCancel(b.t.Context())
+	defer cancel()
+	go func() { // until ctx ends
+		select {
+		case <-when:
+			cancel()
+		case <-ctx.Done():
+		}
 	}()
 	req, err := http.NewRequestWithContext(ctx, method, b.absolute(path), nil)
 	if err != nil {
@@ -151,11 +174,12 @@ func (b *Browser) Abort(method, path string, when <-chan struct{}) {
 	req.Header.Set("X-CSRF", "1")
 	if resp, err := b.client.Do(req); err == nil {
 		resp.Body.Close()
-		b.t.Errorf("%s %s was answered with %d before anybody left", method, path, resp.StatusCode)
+		b.t.Errorf("%s %s: got %d before the request was aborted", method, path, resp.StatusCode)
 	}
 }
 
-// Open opens a stream as an EventSource does. The caller closes its body.
+// Open opens an event stream as an EventSource does, and returns its response,
+// whose body the caller reads and closes.
 func (b *Browser) Open(path string) *http.Response {
 	b.t.Helper()
 	req, err := http.NewRequestWithContext(b.t.Context(), "GET", b.absolute(path), nil)
@@ -171,10 +195,12 @@ func (b *Browser) Open(path string) *http.Response {
 	return resp
 }
 
-var hint = regexp.MustCompile(`id_token_hint=[\w.-]+`)
+var idTokenHint = regexp.MustCompile(`id_token_hint=[\w.-]+`)
 
-// see remembers what came from the app. The hint that a logout takes along to the provider is an ID token by its nature; it is left out.
-func (b *Browser) see(resp *http.Response, body []byte) {
+// record keeps what the app sent, for Received. It omits id_token_hint, an ID
+// token that the redirect of a logout has to contain (OpenID Connect
+// RP-Initiated Logout, section 2).
+func (b *Browser) record(resp *http.Response, body []byte) {
 	if !strings.HasPrefix(resp.Request.URL.String(), b.base+"/") {
 		return
 	}
@@ -183,34 +209,38 @@ func (b *Browser) see(resp *http.Response, body []byte) {
 	var all bytes.Buffer
 	resp.Header.Write(&all)
 	all.Write(body)
-	b.seen.Write(hint.ReplaceAll(all.Bytes(), nil))
+	b.received.Write(idTokenHint.ReplaceAll(all.Bytes(), nil))
 }
 
-// Seen returns all that came from the app, headers and bodies.
-func (b *Browser) Seen() string {
+// Received returns the headers and bodies of all responses of the app. See
+// Provider.CheckLeaks.
+func (b *Browser) Received() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.seen.String()
+	return b.received.String()
 }
 
-// Follow navigates from redirect to redirect, until an answer is none or leads to the prefix stop, and returns the last answer and the URL it leads to.
-func (b *Browser) Follow(a *Response, stop string) *Response {
+// Follow follows redirects from the response r, and returns the first response
+// that is not a redirect, or whose Location begins with stop. An empty stop
+// means none. More than ten redirects fail the test.
+func (b *Browser) Follow(r *Response, stop string) *Response {
 	b.t.Helper()
 	for range 10 {
-		if a.StatusCode/100 != 3 {
-			return a
+		if r.StatusCode/100 != 3 {
+			return r
 		}
-		next := a.Location(b.t).String()
+		next := r.Location(b.t).String()
 		if stop != "" && strings.HasPrefix(next, stop) {
-			return a
+			return r
 		}
-		a = b.Navigate(next)
+		r = b.Navigate(next)
 	}
-	b.t.Fatal("ten redirects, and no end to them")
+	b.t.Fatal("got more than ten redirects in a row")
 	return nil
 }
 
-// Cookies returns the app's cookies.
+// Cookies returns the cookies that the browser sends to the app, each with its
+// name and value only.
 func (b *Browser) Cookies() []*http.Cookie {
 	u, err := url.Parse(b.base)
 	if err != nil {
@@ -219,7 +249,7 @@ func (b *Browser) Cookies() []*http.Cookie {
 	return b.client.Jar.Cookies(u)
 }
 
-// SetCookie plants a cookie at the app.
+// SetCookie stores a cookie as if the app had set it.
 func (b *Browser) SetCookie(c *http.Cookie) {
 	u, err := url.Parse(b.base)
 	if err != nil {
@@ -235,17 +265,18 @@ func (b *Browser) absolute(target string) string {
 	return target
 }
 
-// Trust has the browser believe certificates.
-func (b *Browser) Trust(roots *x509.CertPool) {
+// TrustRoots makes the browser accept certificates of these authorities, and of
+// no other.
+func (b *Browser) TrustRoots(roots *x509.CertPool) {
 	b.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
 }
 
-// DropCookies forgets the app's cookies, as a user can.
-func (b *Browser) DropCookies() {
+// ClearCookies deletes the cookies of the app, but not those of the provider.
+func (b *Browser) ClearCookies() {
 	for _, c := range b.Cookies() {
 		b.SetCookie(&http.Cookie{Name: c.Name, Path: "/", MaxAge: -1})
 	}
 }
 
-// CookiesFor returns the cookies that would be sent to a URL.
+// CookiesFor returns the cookies that the browser sends to a URL.
 func (b *Browser) CookiesFor(u *url.URL) []*http.Cookie { return b.client.Jar.Cookies(u) }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
@@ -21,8 +22,8 @@ import (
 type site struct {
 	t        *testing.T
 	url      string
-	provider *bfftest.Provider
-	echo     *bfftest.Echo
+	provider *brokertest.Provider
+	echo     *brokertest.Echo
 	settings map[string]string
 	replica  *replica
 }
@@ -32,7 +33,7 @@ func startSite(t *testing.T, redis *storetest.Server, edit func(s *site), args .
 	t.Helper()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
-	s := &site{t: t, url: "http://localhost:" + port, echo: bfftest.NewEcho(t)}
+	s := &site{t: t, url: "http://localhost:" + port, echo: brokertest.NewEcho(t)}
 	s.settings = map[string]string{
 		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
 		"OIDC_CLIENT_ID": "spa", "STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
@@ -40,7 +41,7 @@ func startSite(t *testing.T, redis *storetest.Server, edit func(s *site), args .
 	}
 	edit(s)
 	if s.provider == nil {
-		s.provider = bfftest.NewProvider(t, s.url)
+		s.provider = brokertest.NewProvider(t, s.url)
 	}
 	maps.Copy(s.settings, map[string]string{"OIDC_ISSUER": s.provider.Issuer, "OIDC_CLIENT_SECRET": s.provider.Client.Secret})
 	s.replica = startReplica(t, s.provider, s.settings, args...)
@@ -59,7 +60,7 @@ func (s *site) refused() int {
 func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 	t.Parallel()
 	for name, other := range map[string]func(first, second *site){
-		"another issuer": func(first, second *site) { second.provider = bfftest.NewProvider(t, first.url) },
+		"another issuer": func(first, second *site) { second.provider = brokertest.NewProvider(t, first.url) },
 		"another client": func(first, second *site) {
 			second.provider, second.settings["OIDC_CLIENT_ID"] = first.provider, "other"
 		},
@@ -69,7 +70,7 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 			t.Parallel()
 			redis := storetest.StartRedis(t)
 			first := startSite(t, redis, func(s *site) {
-				s.provider = bfftest.StartProvider(t, s.url, func(c *devidp.Config) {
+				s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) {
 					same := c.Clients[0]
 					same.ID = "other"
 					c.Clients = append(c.Clients, same)
@@ -184,7 +185,7 @@ func TestALogoutOfOneAppLeavesAnothersSessionsAlone(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	edit := func(s *site) {
-		s.provider = bfftest.StartProvider(t, s.url, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout" })
+		s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout" })
 	}
 	first := startSite(t, redis, edit)
 	second := startSite(t, redis, edit)
@@ -212,7 +213,7 @@ func TestAReloadWithAnotherIssuerBeginsAnew(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	var file string
-	write := func(s *site, p *bfftest.Provider) {
+	write := func(s *site, p *brokertest.Provider) {
 		text := fmt.Sprintf("oidc: {issuer: %q, client_id: spa, client_secret: %q}\n", p.Issuer, p.Client.Secret)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -221,8 +222,8 @@ func TestAReloadWithAnotherIssuerBeginsAnew(t *testing.T) {
 	file = writeFile(t, "cloakroom.yaml", "")
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
-	s := &site{t: t, url: "http://localhost:" + port, echo: bfftest.NewEcho(t)}
-	before, after := bfftest.NewProvider(t, s.url), bfftest.NewProvider(t, s.url)
+	s := &site{t: t, url: "http://localhost:" + port, echo: brokertest.NewEcho(t)}
+	before, after := brokertest.NewProvider(t, s.url), brokertest.NewProvider(t, s.url)
 	write(s, before)
 	s.replica = startReplica(t, before, map[string]string{
 		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
@@ -109,8 +110,8 @@ func TestServeWithRedis(t *testing.T) {
 	public, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
-	provider := bfftest.NewProvider(t, app)
-	echo := bfftest.NewEcho(t)
+	provider := brokertest.NewProvider(t, app)
+	echo := brokertest.NewEcho(t)
 	dist := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html><title>my app</title>"), 0o600); err != nil {
 		t.Fatal(err)
@@ -167,7 +168,7 @@ frontend: {dir: %q}
 		t.Errorf("API call after logout: got %d", got)
 	}
 	p.end()
-	provider.NothingLeaked(t, "the log", p.stderr.String())
+	provider.CheckLeaks(t, "the log", p.stderr.String())
 	if strings.Contains(p.stderr.String(), goodKey) {
 		t.Error("the log holds a session key")
 	}
@@ -184,7 +185,7 @@ func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
 	redis := storetest.StartRedis(t)
 	public, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
-	provider, echo := bfftest.NewProvider(t, "http://localhost:"+port), bfftest.NewEcho(t)
+	provider, echo := brokertest.NewProvider(t, "http://localhost:"+port), brokertest.NewEcho(t)
 	start(t, map[string]string{
 		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": admin, "CLOAKROOM_SERVER_PUBLIC_URL": "http://localhost:" + port,
 		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
@@ -260,7 +261,7 @@ func story(t *testing.T, app string, tokenLife time.Duration) {
 	if got := b.Fetch("GET", "/api/me").StatusCode; got != 401 {
 		t.Errorf("/api/me after logout: got %d", got)
 	}
-	if seen := b.Seen(); strings.Contains(seen, "eyJ") {
+	if seen := b.Received(); strings.Contains(seen, "eyJ") {
 		t.Error("the browser saw something like a token")
 	}
 }
@@ -305,8 +306,8 @@ func TestShutdownLetsARequestFinish(t *testing.T) {
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
-	provider := bfftest.NewProvider(t, app)
-	echo := bfftest.NewEcho(t)
+	provider := brokertest.NewProvider(t, app)
+	echo := brokertest.NewEcho(t)
 	arrived, release := make(chan struct{}), make(chan struct{})
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		close(arrived)
@@ -337,8 +338,8 @@ func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
-	provider := bfftest.NewProvider(t, app)
-	echo := bfftest.NewEcho(t)
+	provider := brokertest.NewProvider(t, app)
+	echo := brokertest.NewEcho(t)
 	arrived, release, left := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/public/events" {
@@ -381,8 +382,8 @@ func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
 	app := "http://localhost:" + port
-	provider := bfftest.NewProvider(t, app)
-	echo := bfftest.NewEcho(t)
+	provider := brokertest.NewProvider(t, app)
+	echo := brokertest.NewEcho(t)
 	text := fmt.Sprintf("server: {listen: %q, admin_listen: '127.0.0.1:0', public_url: %q}\noidc: {issuer: %q, client_id: spa, client_secret: %q}\n", public, app, provider.Issuer, provider.Client.Secret)
 	file := writeFile(t, "cloakroom.yaml", text)
 	write := func(more string) {

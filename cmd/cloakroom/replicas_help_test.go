@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -96,7 +97,7 @@ var topologies = []topology{
 // fleet is several replicas of the broker behind one host, with a provider and upstreams of their own.
 type fleet struct {
 	t        *testing.T
-	provider *bfftest.Provider
+	provider *brokertest.Provider
 	url      string // what browsers see: a balancer that asks each replica in turn
 	host     string
 	replicas []*replica
@@ -123,7 +124,7 @@ func newFleet(t *testing.T) *fleet {
 	t.Cleanup(f.client.CloseIdleConnections)
 	f.host = strings.Replace(balancer.Listener.Addr().String(), "127.0.0.1", "localhost", 1)
 	f.url = "http://" + f.host
-	f.provider = bfftest.NewProvider(t, f.url)
+	f.provider = brokertest.NewProvider(t, f.url)
 	return f
 }
 
@@ -132,15 +133,15 @@ func newFleet(t *testing.T) *fleet {
 func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
 	t := f.t
 	t.Helper()
-	echo := bfftest.NewEcho(t)
-	stream := bfftest.NewEcho(t)
+	echo := brokertest.NewEcho(t)
+	stream := brokertest.NewEcho(t)
 	stream.Handler = func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		io.WriteString(w, "data: hello\n\n")
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
-	slow := bfftest.NewEcho(t)
+	slow := brokertest.NewEcho(t)
 	slow.Handler = func(http.ResponseWriter, *http.Request) { time.Sleep(200 * time.Millisecond) }
 	for _, storeURL := range storeURLs {
 		settings := map[string]string{
@@ -176,7 +177,7 @@ type replica struct {
 
 // startReplica starts a process with settings, environment variables without their prefix. When the test ends it has to end well, and to have
 // printed nothing that it should not.
-func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]string, args ...string) *replica {
+func startReplica(t *testing.T, provider *brokertest.Provider, settings map[string]string, args ...string) *replica {
 	t.Helper()
 	r := &replica{cmd: brokerCommand(t, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
 	r.cmd.Stderr = r.stderr
@@ -198,7 +199,7 @@ func startReplica(t *testing.T, provider *bfftest.Provider, settings map[string]
 				t.Errorf("a replica printed %q", word)
 			}
 		}
-		provider.NothingLeaked(t, "a replica's log", log)
+		provider.CheckLeaks(t, "a replica's log", log)
 		if t.Failed() {
 			t.Logf("replica %s, without the requests:\n%s", r.addr, requestLine.ReplaceAllString(log, ""))
 		}

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -341,7 +341,7 @@ func TestALostAnswer(t *testing.T) {
 			t.Parallel()
 			redis := storetest.StartRedis(t)
 			f := startFleet(t, nil, redis.URL(), redis.URL(), redis.URL())
-			f.provider.Grace(test.grace)
+			f.provider.SetRefreshGrace(test.grace)
 			v := f.expired(t)
 			f.losesAnswers(test.lost)
 			test.then(t, f, v, f.start(v, 60, f.replicas...)())
@@ -395,7 +395,7 @@ func TestAReplicaThatIsKilledInMidRefreshDelaysOthersByItsLease(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
-	f.provider.Grace(time.Minute)
+	f.provider.SetRefreshGrace(time.Minute)
 	v := f.expired(t)
 	processed, release := f.hold()
 	lost := f.start(v, 1, f.replicas[0])
@@ -472,7 +472,7 @@ func TestTheRefreshAfterAnUnusualAnswerWorksElsewhere(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
-	for _, fault := range bfftest.RefreshOddities {
+	for _, fault := range brokertest.RefreshOddities {
 		t.Run(fault.Name, func(t *testing.T) {
 			v := f.signIn(t, devidp.Hooks{})
 			f.provider.Misbehave(t, fault)

@@ -27,7 +27,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -362,7 +362,7 @@ type soakToken struct {
 
 // soakAPI starts an API that says whose token came with a call, and returns its URL.
 func soakAPI(t *testing.T) string {
-	api := bfftest.NewEcho(t)
+	api := brokertest.NewEcho(t)
 	api.Handler = func(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(soakClaims(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")))
 	}
@@ -381,7 +381,7 @@ func soakClaims(jwt string) (claims soakToken) {
 
 // soakProvider is a provider that fails on demand and keeps account of every refresh token: rotation with reuse detection and no grace.
 type soakProvider struct {
-	*bfftest.Provider
+	*brokertest.Provider
 	op      *devidp.Provider // answers in its place: it has more users, and tokens that live shorter
 	soak    *soak
 	fault   atomic.Pointer[soakFault] // nil: none
@@ -412,7 +412,7 @@ type soakFault struct {
 }
 
 func newSoakProvider(s *soak, tokenLife time.Duration) *soakProvider {
-	p := &soakProvider{Provider: bfftest.NewProvider(s.t, s.app), soak: s, grants: make(map[string]*soakGrant), codes: make(map[string]*soakGrant), refresh: make(map[string]*soakGrant)}
+	p := &soakProvider{Provider: brokertest.NewProvider(s.t, s.app), soak: s, grants: make(map[string]*soakGrant), codes: make(map[string]*soakGrant), refresh: make(map[string]*soakGrant)}
 	var users []devidp.User
 	for i := range soakUsers {
 		users = append(users, devidp.User{Sub: soakUser(i), Name: "User " + strconv.Itoa(i), Email: soakUser(i) + "@example.com"})
@@ -1150,9 +1150,9 @@ func (s *soak) end() {
 		for _, word := range soakWords.FindAllString(log, -1) {
 			words[word] = true
 		}
-		s.provider.NothingLeaked(s.t, "the log", strings.Join(slices.Collect(maps.Keys(words)), " "))
+		s.provider.CheckLeaks(s.t, "the log", strings.Join(slices.Collect(maps.Keys(words)), " "))
 	}
-	s.provider.NothingLeaked(s.t, "an answer", strings.Join(slices.Collect(maps.Keys(s.words)), " "))
+	s.provider.CheckLeaks(s.t, "an answer", strings.Join(slices.Collect(maps.Keys(s.words)), " "))
 }
 
 func (s *soak) report() {

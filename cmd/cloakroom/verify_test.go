@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
 // verified runs verify for the API api, which orders:read is needed for.
@@ -24,7 +24,7 @@ func verified(t *testing.T, issuer, stdin string, more ...string) (status int, s
 }
 
 func TestVerifySaysWhatIsWrongWithAToken(t *testing.T) {
-	p := bfftest.NewProvider(t, "http://localhost")
+	p := brokertest.NewProvider(t, "http://localhost")
 	now := time.Now()
 	sign := func(header, claims map[string]any) string {
 		h := map[string]any{"typ": "at+jwt"}
@@ -116,8 +116,8 @@ func TestVerifyNeedsOneToken(t *testing.T) {
 }
 
 func TestVerifyWithoutTheIssuerSaysThatItCannotTell(t *testing.T) {
-	p := bfftest.NewProvider(t, "http://localhost")
-	p.Misbehave(t, bfftest.ProviderDown)
+	p := brokertest.NewProvider(t, "http://localhost")
+	p.Misbehave(t, brokertest.ProviderDown)
 	now := time.Now().Unix()
 	token, err := p.Sign(map[string]any{"typ": "at+jwt"}, map[string]any{"iss": p.Issuer, "aud": "api", "sub": "a", "client_id": "c", "jti": "1", "iat": now, "exp": now + 60, "scope": "orders:read"})
 	if err != nil {

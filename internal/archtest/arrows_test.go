@@ -59,10 +59,11 @@ var arrows = map[string][]string{
 	"internal/urlpath":    {},
 
 	// The rest is for development.
-	"bff/bfftest":                {"internal/devidp", "internal/testenv"},
+	"bff/bfftest":                {"bff", "session", "tokenstore", "internal/brokertest"},
 	"tokenstore/storetest":       {"session", "internal/testenv"},
 	"docs/apis/go":               {"bearer"},
 	"internal/benchtable":        {},
+	"internal/brokertest":        {"internal/devidp", "internal/testenv"},
 	"internal/devidp":            {},
 	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},
 	"internal/proxybench":        {"internal/benchtable", "internal/devidp"},

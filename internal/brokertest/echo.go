@@ -1,4 +1,4 @@
-package bfftest
+package brokertest
 
 import (
 	"crypto/sha256"
@@ -12,22 +12,25 @@ import (
 	"testing"
 )
 
-// Digest is what Echo says of a token, which has no business in an answer.
+// Digest returns a short hash of a token. Echo responds with it, because a test
+// fails if a browser receives a token.
 func Digest(token string) string {
 	sum := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(sum[:8])
 }
 
-// Echo is an upstream that says what it got. Of a token in Authorization it says the Digest.
+// Echo is an upstream that responds with the request it received, as an Echoed.
+// It replaces the token in Authorization by its Digest.
 type Echo struct {
 	*httptest.Server
 	calls atomic.Int64
 
-	// Answer, if it is set before the first request, answers instead of the echo.
-	Handler func(w http.ResponseWriter, r *http.Request)
+	// Handler serves all requests instead of the echo if it is not nil. It is
+	// set before the first request.
+	Handler http.HandlerFunc
 }
 
-// Echoed is what the upstream got.
+// Echoed is a request that an Echo received.
 type Echoed struct {
 	Method string
 	URI    string // as in the request line
@@ -61,5 +64,5 @@ func NewEcho(t testing.TB) *Echo {
 	return e
 }
 
-// Calls returns how many requests arrived.
+// Calls returns the number of requests that arrived.
 func (e *Echo) Calls() int { return int(e.calls.Load()) }
