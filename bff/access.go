@@ -205,7 +205,8 @@ func routeToken(ctx context.Context, route *route, current *session.Session) (ac
 	return accessToken{}, nil
 }
 
-// renewClientToken returns another token of the broker's own than the rejected one.
+// renewClientToken returns another token of the broker's own than the rejected
+// one.
 func renewClientToken(ctx context.Context, route *route, rejected accessToken) (accessToken, error) {
 	token, err := route.clientToken.Renew(ctx, oidc.AccessToken{Authorization: rejected.header, Key: rejected.key})
 	return accessToken{header: token.Authorization, key: token.Key}, err

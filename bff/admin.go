@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// Admin returns the handler of the admin listener: /healthz, which says that the process lives, and /readyz, which says that the store
-// answers and the provider was found at least once.
+// Admin returns the handler of the admin listener: /healthz, which says that
+// the process lives, and /readyz, which says that the store responds and the
+// provider was discovered at least once.
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
@@ -28,8 +29,8 @@ func (a *app) ready(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	if _, _, _, err := a.store.Get(ctx, "readyz"); err != nil {
-		errs = append(errs, errors.New("store: does not answer"))
-		a.log.WarnContext(ctx, "not ready: the store does not answer", "err", err)
+		errs = append(errs, errors.New("store: no response"))
+		a.log.WarnContext(ctx, "not ready: the store does not respond", "err", err)
 	}
 	if !a.provider.Discovered() {
 		errs = append(errs, errors.New("provider: not found yet"))

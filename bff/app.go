@@ -141,7 +141,8 @@ func newApp(cfg Config) (*app, error) {
 	a.refreshes = newLimiter[[16]byte](refreshLimit)
 	a.claims, a.keepStorage = cfg.Claims, cfg.KeepStorage
 	fail(a.addRoutes(cfg, publicURL))
-	cfg.Provider.RedirectURI, cfg.Provider.ClaimMap, cfg.Provider.Logger = a.origin+a.prefix+"/callback", cfg.Claims.Map, a.log
+	cfg.Provider.RedirectURI = a.origin + a.prefix + "/callback"
+	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
 	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
 	a.provider, err = oidc.New(cfg.Provider)
 	fail(err)
@@ -194,7 +195,7 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
 		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
-		return nil, fmt.Errorf("%q holds more than scheme and host", raw)
+		return nil, fmt.Errorf("%q has more than a scheme and a host", raw)
 	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
 		return nil, fmt.Errorf("%q: without https the session cookie is sent in plain text; "+
 			"http is for loopback hosts only", raw)
@@ -260,7 +261,7 @@ func (a *app) close(ctx context.Context) error {
 		a.stopProbing = func() {}
 	}
 	if err := a.sessions.Drain(ctx); err != nil {
-		go func() { // ends with the last refresh, which may wait for the provider and holds a lease meanwhile
+		go func() { // until the last refresh ends, which may wait for the provider and holds a lease
 			a.sessions.Drain(context.Background())
 			a.stopProbing()
 		}()

@@ -43,9 +43,11 @@ type attempt struct {
 	Subject   string         `json:"u,omitempty"`
 	CrossSite bool           `json:"x,omitempty"` // another site sent the browser here
 
-	Silent    bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
-	OwnPage   bool `json:"w,omitempty"` // a page of the app's origin started it (see startedByOwnPage)
-	Restarted bool `json:"-"`           // begun by us because the one before was stale; in the state, for that one comes back when cookies do not
+	Silent  bool `json:"l,omitempty"` // it goes on in an iframe, and ends with a message
+	OwnPage bool `json:"w,omitempty"` // a page of the app's origin started it (see startedByOwnPage)
+	// Begun by us because the one before was stale; in the state, for that one
+	// comes back when cookies do not.
+	Restarted bool `json:"-"`
 }
 
 // request returns the authorization request of the attempt.
@@ -288,7 +290,8 @@ func (as *attempts) seal(name string, at *attempt) (string, error) {
 	var plain bytes.Buffer
 	e := json.NewEncoder(&plain)
 	e.SetEscapeHTML(false) // six bytes for each & of return_to
-	if err := e.Encode(sealedAttempt{*at, at.Verifier.Reveal(), at.Key.Reveal(), at.Replaces.Secret().Reveal(), at.Restarted}); err != nil {
+	if err := e.Encode(sealedAttempt{*at, at.Verifier.Reveal(), at.Key.Reveal(),
+		at.Replaces.Secret().Reveal(), at.Restarted}); err != nil {
 		return "", err
 	}
 	return as.codec.Seal(as.sealedName(name), plain.Bytes())

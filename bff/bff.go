@@ -129,14 +129,15 @@ func New(cfg Config) (*Server, error) {
 //
 // In the shutdown the listeners are closed, event streams and WebSockets are
 // aborted, so that their clients connect to another replica, and other requests
-// may take ShutdownGrace. Then Run waits up to 10 seconds for token refreshes and
-// revocations: a rotated refresh token that is not stored signs its user out.
+// may take ShutdownGrace. Then Run waits up to 10 seconds for token refreshes
+// and revocations: a rotated refresh token that is not stored signs its user
+// out.
 //
 // Without listeners, the Server is the handler of another http.Server. End ctx
 // when that server's Shutdown begins, and wait for both.
 //
-// The error says which listener failed, or that refreshes or revocations did not
-// end in time. Requests that are aborted are logged.
+// The error says which listener failed, or that refreshes or revocations did
+// not end in time. Requests that are aborted are logged.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	server := &http.Server{
 		Handler: s,
@@ -209,11 +210,11 @@ func (s *Server) shutdown(server *http.Server) error {
 // last request.
 const closeGrace = 10 * time.Second
 
-// Reload puts the configuration of next in force: a Server that New has returned
-// and that does not run. Run has to run. No session ends, and requests that were
-// received before end under the configuration before. Reload waits until the
-// provider of next has been discovered, at most for 15 seconds. What belongs to
-// the listeners stays as it is (Config.TLS, Config.Logger).
+// Reload puts the configuration of next in force: a Server that New has
+// returned and that does not run. Run has to run. No session ends, and requests
+// that were received before end under the configuration before. Reload waits
+// until the provider of next has been discovered, at most for 15 seconds. What
+// belongs to the listeners stays as it is (Config.TLS, Config.Logger).
 func (s *Server) Reload(ctx context.Context, next *Server) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,11 +10,12 @@ import (
 
 // Claims configures the claims of the user.
 type Claims struct {
-	// Allow are the claims that the app sees at /session. Empty means all. Routes can
-	// use all of them.
+	// Allow are the claims that the app sees at /session. Empty means all.
+	// Routes can use all of them.
 	Allow []string
-	// Map adds claims under other names: name → the path of the value. That is the
-	// name of a claim, or its place in nested objects, such as realm_access.roles.
+	// Map adds claims under other names: name → the path of the value. That is
+	// the name of a claim, or its place in nested objects, such as
+	// realm_access.roles.
 	Map map[string]string
 }
 
@@ -22,7 +23,8 @@ func (c *Claims) check() error {
 	var errs []error
 	for name, from := range c.Map {
 		if name == "" || from == "" || oidc.IsProtocolClaim(name) || name == "sub" {
-			errs = append(errs, &session.FieldError{Field: "Claims.Map", Err: errors.New(`"` + name + `" is not a name to map a claim to`)})
+			errs = append(errs, &session.FieldError{Field: "Claims.Map",
+				Err: errors.New(`"` + name + `" is not a name to map a claim to`)})
 		}
 	}
 	return errors.Join(errs...)

@@ -483,7 +483,7 @@ func TestMistakesInWhoWeAre(t *testing.T) {
 		},
 		"a secret beside a key": {
 			func(p *bff.ProviderConfig) { p.ClientAuth, p.ClientKeys = "private_key_jwt", []crypto.Signer{ecKey(t)} },
-			"Provider.ClientSecret: private_key_jwt has no use for it",
+			"Provider.ClientSecret: private_key_jwt does not use it",
 		},
 		"a weak RSA key": {
 			func(p *bff.ProviderConfig) { p.ClientKeys = []crypto.Signer{rsaKey(t, 1024)} },

@@ -14,9 +14,9 @@ const maxHops = 32
 
 // clientIP returns the address of the client: the first one that is no trusted
 // proxy's, from the right. What the proxies say is believed as far as it can be
-// read, so behind an element that cannot be the client is the proxy that sent it.
-// If the two headers disagree, a client may have sent one of them that no proxy
-// removes, and neither is believed.
+// read, so behind an element that cannot be the client is the proxy that sent
+// it. If the two headers disagree, a client may have sent one of them that no
+// proxy removes, and neither is believed.
 func (a *app) clientIP(r *http.Request) string {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
@@ -37,7 +37,8 @@ type hops struct {
 	host   string // of Forwarded, as the first of them has seen it
 }
 
-// trustedHops reads the headers of a request that has come from a trusted proxy.
+// trustedHops reads the headers of a request that has come from a trusted
+// proxy.
 func (a *app) trustedHops(r *http.Request, peer netip.Addr) hops {
 	untold := hops{client: peer, n: 1}
 	byList, byForwarded := untold, untold
@@ -64,8 +65,8 @@ func (a *app) trustedHops(r *http.Request, peer netip.Addr) hops {
 // forwardedElement is what one proxy tells.
 type forwardedElement struct{ node, host string }
 
-// walk goes through the elements of a header from the right, as long as they come
-// from trusted proxies.
+// walk goes through the elements of a header from the right, as long as they
+// come from trusted proxies.
 func (a *app) walk(peer netip.Addr, lines []string, parse func(element string) (forwardedElement, bool)) hops {
 	found := hops{client: peer, n: 1}
 	for i := len(lines) - 1; i >= 0; i-- {
@@ -94,8 +95,8 @@ func (a *app) walk(peer netip.Addr, lines []string, parse func(element string) (
 	return found
 }
 
-// cutLast returns the last element of a list (RFC 9110, section 5.6.1), and what
-// is before it. A comma in quotes separates nothing.
+// cutLast returns the last element of a list (RFC 9110, section 5.6.1), and
+// what is before it. A comma in quotes separates nothing.
 func cutLast(list string) (before, last string, more bool) {
 	quoted := false
 	for i := len(list) - 1; i >= 0; i-- {
@@ -109,8 +110,8 @@ func cutLast(list string) (before, last string, more bool) {
 	return "", strings.Trim(list, " \t"), false
 }
 
-// parseForwarded reads an element of Forwarded (RFC 7239, section 4). A parameter
-// that is there twice makes it invalid.
+// parseForwarded reads an element of Forwarded (RFC 7239, section 4). A
+// parameter that is there twice makes it invalid.
 func parseForwarded(element string) (forwardedElement, bool) {
 	var told forwardedElement
 	seen := make(map[string]bool)
@@ -146,7 +147,8 @@ func parseNode(text string) (netip.Addr, bool) {
 	switch {
 	case strings.HasPrefix(text, "["):
 		var ok bool
-		if host, port, ok = strings.Cut(text[1:], "]"); !ok || !strings.Contains(host, ":") || port != "" && port[0] != ':' {
+		if host, port, ok = strings.Cut(text[1:], "]"); !ok || !strings.Contains(host, ":") || port != "" &&
+			port[0] != ':' {
 			return netip.Addr{}, false
 		}
 		port = strings.TrimPrefix(port, ":")
@@ -168,8 +170,8 @@ func parseNode(text string) (netip.Addr, bool) {
 	return ip.Unmap(), true
 }
 
-// forwardedHosts returns the hosts that a trusted proxy says the client has asked
-// for; none if it says nothing. Of a list each proxy has added one.
+// forwardedHosts returns the hosts that a trusted proxy says the client has
+// asked for; none if it says nothing. Of a list each proxy has added one.
 func (a *app) forwardedHosts(r *http.Request) []string {
 	listed, forwarded := r.Header["X-Forwarded-Host"], r.Header["Forwarded"]
 	if len(listed) == 0 && len(forwarded) == 0 {

@@ -17,7 +17,7 @@ func public(*app, *http.Request) error { return nil }
 
 // navigation accepts a top-level navigation of the browser. A script would
 // follow the redirect to the provider and fail there with an error that
-// explains nothing. A prefetch would start logins that nobody asked for.
+// explains nothing. A prefetch would start logins that nobody requested.
 //
 // The mode navigate proves a navigation, whatever its destination: that is
 // empty if a service worker of the app passes the navigation on with
@@ -40,7 +40,7 @@ func navigation(_ *app, r *http.Request) error {
 	case h.Get("X-Csrf") != "", h.Get("X-Requested-With") != "":
 		return problem.NavigationOnly.WithCause(errors.New("a script sent it: X-CSRF or X-Requested-With is set"))
 	case mode == "" && prefersJSON(r):
-		return problem.NavigationOnly.WithCause(errors.New("Accept asks for JSON"))
+		return problem.NavigationOnly.WithCause(errors.New("header Accept wants JSON"))
 	}
 	return nil
 }

@@ -12,10 +12,11 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// browserHost returns the host of a URL as browsers write it in Host and Origin:
-// in lower case, a name in other letters than ASCII as its A-label (RFC 5891), an
-// address in its shortest form, without the port that the scheme implies. The
-// error says what to write instead of a host that no browser sends.
+// browserHost returns the host of a URL as browsers write it in Host and
+// Origin: in lower case, a name in other letters than ASCII as its A-label (RFC
+// 5891), an address in its shortest form, without the port that the scheme
+// implies. The error says what to write instead of a host that no browser
+// sends.
 func browserHost(u *url.URL) (string, error) {
 	host := strings.ToLower(u.Hostname())
 	if strings.Contains(u.Host, "[") {
@@ -70,8 +71,8 @@ func asciiHost(host string) (string, error) {
 	if len(ascii) > 253 {
 		return "", fmt.Errorf("%q is not a host name: it is longer than 253 characters", host)
 	}
-	// A name whose last label is a number is an IPv4 address to a browser, which
-	// writes 127.1 and 0x7f.1 as 127.0.0.1 (URL Standard, host parsing).
+	// A name whose last label is a number is an IPv4 address to a browser,
+	// which writes 127.1 and 0x7f.1 as 127.0.0.1 (URL Standard, host parsing).
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {
 		if addr, err := netip.ParseAddr(ascii); err != nil || !addr.Is4() {
 			return "", fmt.Errorf("%q is not an IPv4 address in its usual form, four numbers", host)

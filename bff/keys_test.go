@@ -170,7 +170,7 @@ func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
 				t.Errorf("%d warnings for 5 refreshes", n)
 			}
 			a.provider.Behave()
-			a.logs.wantNo(t, "tokens of an answer that is not to be trusted not revoked")
+			a.logs.wantNo(t, "tokens of a response that is not trusted not revoked")
 			if hint() == "" {
 				t.Error("the ID token of before is gone")
 			}

@@ -32,14 +32,17 @@ type Limits struct {
 func (l *Limits) check() error {
 	var errs []error
 	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate", Err: fmt.Errorf("%v is not a rate such as 4 a second", rate)})
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate",
+			Err: fmt.Errorf("%v is not a rate such as 4 a second", rate)})
 	} else if rate > 0 && rate < 1.0/3600 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate", Err: fmt.Errorf("%v is less than once an hour", rate)})
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate",
+			Err: fmt.Errorf("%v is less than once an hour", rate)})
 	} else if rate == 0 {
 		l.Logins.Rate = 4
 	}
 	if l.Logins.Burst < 0 || l.Logins.Burst > 1e6 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Burst", Err: fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)})
+		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Burst",
+			Err: fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)})
 	} else if l.Logins.Burst == 0 {
 		l.Logins.Burst = 40
 	}
@@ -146,7 +149,8 @@ func tooManyExchanges(wait time.Duration) error {
 // limitLogin spends one of the client's logins.
 func (a *app) limitLogin(w *response) error {
 	if wait := a.logins.take(addressKey(w.client)); wait > 0 {
-		return tooManyRequests(wait, "the client address has used up its logins (server.limits.logins; if it is a proxy's, add it to server.trusted_proxies)")
+		return tooManyRequests(wait, "the client address has used up its logins (server.limits.logins; if "+
+			"it is a proxy's, add it to server.trusted_proxies)")
 	}
 	return nil
 }

@@ -16,8 +16,8 @@ import (
 // is unambiguous (RFC 9112, section 11.2): net/http accepts some that other
 // servers take for two. The http.Server responds with 400 to the others, and
 // closes the connection. A handler could not see the difference. With a
-// tls.Config it terminates TLS, and passes HTTP/2, which has its own framing. The
-// requests that are refused are logged; a nil logger means slog.Default().
+// tls.Config it terminates TLS, and passes HTTP/2, which has its own framing.
+// The requests that are refused are logged; a nil logger means slog.Default().
 func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
 	if log == nil {
 		log = slog.Default()
@@ -106,7 +106,8 @@ func (l *tlsListener) shake(raw net.Conn) {
 	defer cancel()
 	c := tls.Server(raw, l.cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
-		l.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(), "err", truncate(err.Error(), maxLogged))
+		l.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(),
+			"err", truncate(err.Error(), maxLogged))
 		raw.Close()
 		return
 	}

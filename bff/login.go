@@ -116,7 +116,7 @@ func (a *app) callbackForm(w *response, r *http.Request) error {
 	}
 	w.page = loginPage
 	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
-	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
+	if !isForm(r) {
 		return problem.BadCallback.WithCause(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
 	}
 	if err := r.ParseForm(); err != nil {
@@ -175,12 +175,19 @@ func (a *app) handleAuthResponse(w *response, r *http.Request, parameters string
 			return err
 		}
 		return a.handleLateResponse(w, r, resp, err)
-	case errors.Is(err, errAuthTooOld) && !at.Restarted && !at.Silent: // the provider ignored max_age: ask for what it cannot overlook
+	case errors.Is(err, errAuthTooOld) && !at.Restarted && !at.Silent:
+		// The provider ignored max_age: prompt=login cannot be ignored.
 		return a.restart(w, r, at, url.Values{"prompt": {"login"}})
 	case errors.Is(err, errAuthenticationExpired) && !at.Restarted && !at.Silent:
 		return a.restart(w, r, at, nil)
 	}
 	return problemOf(err).WithReturnTo(at.ReturnTo)
+}
+
+// isForm reports whether a request has a URL-encoded form as its body.
+func isForm(r *http.Request) bool {
+	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return mediaType == "application/x-www-form-urlencoded"
 }
 
 // underRoute reports whether a return_to lies under a route. Such a route only
@@ -364,7 +371,9 @@ func parseAuthResponse(parameters string) (authResponse, error) {
 // relayedParam is the parameter of a response that was relayed.
 const relayedParam = "cloakroom_again"
 
-var relayHTML = template.Must(template.New("relay").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
+const relayHead = `<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>`
+
+var relayHTML = template.Must(template.New("relay").Parse(relayHead +
 	`<meta http-equiv="refresh" content="0;url={{.}}"><a href="{{.}}">Continue</a></html>`))
 
 // relaySameSite has the browser send the authorization response again, from a
@@ -374,10 +383,11 @@ var relayHTML = template.Must(template.New("relay").Parse(`<!doctype html><html 
 // a route would refuse the redirect that follows.
 func (a *app) relaySameSite(w *response, resp authResponse) error {
 	if resp.relayed {
-		return problem.BadCallback.WithCause(errors.New("it does not come from the page that should have sent it on"))
+		return problem.BadCallback.WithCause(errors.New("it was relayed, but not by a page of this origin"))
 	}
 	q := url.Values{relayedParam: {"1"}, "state": {resp.State}}
-	for name, value := range map[string]string{"code": resp.Code, "error": resp.Error, "error_description": resp.Description} {
+	for name, value := range map[string]string{"code": resp.Code, "error": resp.Error,
+		"error_description": resp.Description} {
 		if value != "" {
 			q.Set(name, value)
 		}
@@ -393,9 +403,14 @@ func (a *app) relaySameSite(w *response, resp authResponse) error {
 const relayScript = `document.forms[0].submit()`
 
 var (
-	relayFormCSP  = "default-src 'none'; script-src " + hashSource(relayScript) + "; base-uri 'none'; frame-ancestors 'self'" // without form-action, which Chromium applies to where the provider is too, should the login begin anew
-	relayFormHTML = template.Must(template.New("again").Parse(`<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>` +
-		`<form method="post">{{range $name, $value := .}}<input type="hidden" name="{{$name}}" value="{{$value}}">{{end}}<noscript><button>Continue</button></noscript></form>` +
+	// It has no form-action, which Chromium applies to redirects as well: a
+	// login that starts again redirects to the provider.
+	relayFormCSP = "default-src 'none'; script-src " + hashSource(relayScript) +
+		"; base-uri 'none'; frame-ancestors 'self'"
+	relayFormHTML = template.Must(template.New("relay form").Parse(relayHead +
+		`<form method="post">` +
+		`{{range $name, $value := .}}<input type="hidden" name="{{$name}}" value="{{$value}}">{{end}}` +
+		`<noscript><button>Continue</button></noscript></form>` +
 		`<script>` + relayScript + `</script></html>`))
 )
 
@@ -427,7 +442,7 @@ var errAuthenticationExpired = errors.New("the sign-in expired at the provider")
 // handleAuthError maps an authorization error response to a problem. What the
 // provider says is for the log alone.
 func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error {
-	cause := fmt.Errorf("the provider answered %.40q", resp.Error)
+	cause := fmt.Errorf("the provider responded with error %.40q", resp.Error)
 	if resp.Description != "" {
 		cause = fmt.Errorf("%w %q", cause, resp.Description)
 	}
@@ -436,7 +451,7 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 	}
 	switch resp.Error {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
-		if at.Prompt == "none" { // OpenID Connect Core 3.1.2.6: nobody is signed in, which is an answer
+		if at.Prompt == "none" { // OpenID Connect Core, section 3.1.2.6: nobody is signed in, which is no failure
 			a.finish(w, at, false)
 			return nil
 		}
@@ -469,7 +484,7 @@ func tokenErrorProblem(err error) error {
 	switch {
 	case errors.As(err, &known):
 		return err
-	case errors.Is(err, session.ErrNoAnswer), errors.Is(err, oidc.ErrUnavailable):
+	case errors.Is(err, session.ErrNoResponse), errors.Is(err, oidc.ErrUnavailable):
 		return problem.ProviderUnavailable.WithCause(err)
 	case errors.As(err, &unrefreshed) && errors.As(err, &refusal) && refusal.Unavailable():
 		return problem.ProviderUnavailable.WithCause(err)
@@ -484,11 +499,12 @@ func tokenErrorProblem(err error) error {
 // signed in.
 func (at *attempt) accept(id *oidc.Identity) error {
 	if at.ACRValues != "" && !slices.Contains(strings.Fields(at.ACRValues), id.ACR) { // (12)
-		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, asked for was %q", id.ACR, at.ACRValues))
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, want one of %q", id.ACR, at.ACRValues))
 	}
 	if at.MaxAge != "" { // (13)
 		if id.AuthTime.IsZero() {
-			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, and max_age was sent"))
+			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, " +
+				"and max_age was sent"))
 		}
 		if time.Until(id.AuthTime) > oidc.ClockSkew {
 			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))

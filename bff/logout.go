@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -50,7 +49,9 @@ func (a *app) logout(w *response, r *http.Request) error {
 		hint = newLogoutHint(ended)
 		a.revoke(r.Context(), ended)
 	}
-	if !a.keepStorage { // not "cookies": that is all of the registrable domain's, the provider's own among them if it is a neighbour
+	if !a.keepStorage {
+		// Not "cookies": that is all of the registrable domain's, the
+		// provider's own among them if it is a neighbour.
 		w.Header().Set("Clear-Site-Data", `"storage"`)
 	}
 	location, err := a.endSessionURL(hint, returnTo)
@@ -135,10 +136,11 @@ func (a *app) backchannelLogout(w *response, r *http.Request) error {
 	w.oauthErrors = true
 	ctx := context.WithValue(r.Context(), responseKey{}, w) // for observe
 	if r.ContentLength > maxLogoutBody {
-		return problem.BadLogoutToken.WithCause(fmt.Errorf("the body has %d bytes; %d are the limit", r.ContentLength, maxLogoutBody))
+		return problem.BadLogoutToken.WithCause(fmt.Errorf("the body has %d bytes; %d are the limit",
+			r.ContentLength, maxLogoutBody))
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxLogoutBody)
-	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); mediaType != "application/x-www-form-urlencoded" {
+	if !isForm(r) {
 		return problem.BadLogoutToken.WithCause(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
 	}
 	if err := r.ParseForm(); err != nil {
@@ -161,7 +163,8 @@ func (a *app) backchannelLogout(w *response, r *http.Request) error {
 	} else if found {
 		return problem.BadLogoutToken.WithCause(errors.New("its jti was here before"))
 	}
-	if _, err := a.sessions.EndAll(ctx, a.provider.Config().Issuer, token.Subject, token.SID, session.ReasonBackchannel); err != nil {
+	if _, err := a.sessions.EndAll(ctx, a.provider.Config().Issuer, token.Subject, token.SID,
+		session.ReasonBackchannel); err != nil {
 		return err
 	}
 	// Remembered only now: after a failure the provider may send the same token
@@ -197,7 +200,8 @@ func (a *app) revoke(ctx context.Context, ended *session.Session) {
 			err = try()
 		}
 		if err != nil {
-			a.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire", "session", ended.ID, "err", err)
+			a.log.ErrorContext(ctx, "gave up revoking tokens; they stay valid until they expire",
+				"session", ended.ID, "err", err)
 		}
 	})
 }
@@ -214,7 +218,7 @@ func isTransient(err error) bool {
 	case interface{ Unwrap() []error }:
 		return slices.ContainsFunc(e.Unwrap(), isTransient)
 	default:
-		return err == session.ErrNoAnswer || errors.Is(err, oidc.ErrUnavailable) || isTransient(errors.Unwrap(err))
+		return err == session.ErrNoResponse || errors.Is(err, oidc.ErrUnavailable) || isTransient(errors.Unwrap(err))
 	}
 }
 

@@ -14,16 +14,16 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// logoutHint tells the provider who signs out (RP-Initiated Logout 2): with the ID
-// token, or, where that would make the URL too long, with a name that the provider
-// knows the user by.
+// logoutHint tells the provider who signs out (RP-Initiated Logout 2): with the
+// ID token, or, where that would make the URL too long, with a name that the
+// provider knows the user by.
 type logoutHint struct {
 	idToken session.Secret
 	user    string // logout_hint
 }
 
-// newLogoutHint makes the hint of a session that has ended. Microsoft Entra wants
-// the claim login_hint back as logout_hint.
+// newLogoutHint makes the hint of a session that has ended. Microsoft Entra
+// wants the claim login_hint back as logout_hint.
 func newLogoutHint(ended *session.Session) logoutHint {
 	hint := logoutHint{ended.Tokens.ID, ended.Subject}
 	if name, _ := ended.Claim("login_hint").(string); name != "" && len(name) <= 255 && isFieldValue(name) {
@@ -42,7 +42,7 @@ const maxLogoutHint = 3000
 
 // logoutHints keeps an ID token in the browser between a logout by a script and
 // the navigation that follows: sealed, and in a cookie that no script can read.
-// The URL says whether there is a cookie, so that it can be used once.
+// The URL carries whether there is a cookie, so that it can be used once.
 type logoutHints struct {
 	cookie session.CookieConfig
 	name   string
@@ -86,9 +86,9 @@ func (h *logoutHints) put(w http.ResponseWriter, hint logoutHint, returnTo strin
 	return h.seal("state", plain), nil
 }
 
-// take returns what put was called with, and removes the cookie. It fails if the
-// time is over or the cookie is gone, which means that it was taken before; the
-// path to return to is then the one that is known.
+// take returns what put was called with, and removes the cookie. It fails if
+// the time is over or the cookie is gone, which means that it was taken before;
+// the path to return to is then the one that is known.
 func (h *logoutHints) take(w http.ResponseWriter, r *http.Request) (hint logoutHint, returnTo string, err error) {
 	cookies := cookiesWithPrefix(r, h.name+"=", 2)
 	var packed []byte
@@ -107,7 +107,9 @@ func (h *logoutHints) take(w http.ResponseWriter, r *http.Request) (hint logoutH
 		return hint, "/", fmt.Errorf("state: %w", err)
 	}
 	hint.user = next.User
-	if len(cookies) == 1 && packed != nil { // also that of the same logout in another request, if the user has pressed twice
+	if len(cookies) == 1 && packed != nil {
+		// Also that of the same logout in another request, if the user has
+		// pressed twice.
 		hint.idToken = session.Secret(unpackJWT(packed))
 		return hint, next.ReturnTo, nil
 	}
@@ -152,8 +154,8 @@ func (h *logoutHints) set(w http.ResponseWriter, value string, life time.Duratio
 	})
 }
 
-// packJWT takes the base64 out of a JWT, which makes it a quarter shorter. What is
-// not a JWT in the usual form stays as it is, after a dot.
+// packJWT takes the base64 out of a JWT, which makes it a quarter shorter. What
+// is not a JWT in the usual form stays as it is, after a dot.
 func packJWT(token string) []byte {
 	var packed []byte
 	for part := range strings.SplitSeq(token, ".") {

@@ -8,8 +8,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// observe is session.Config.Observe. It is the one place that turns the events of
-// sessions into log lines.
+// observe is session.Config.Observe. It is the one place that turns the events
+// of sessions into log lines.
 func (a *app) observe(ctx context.Context, e session.Event) {
 	level, message := slog.LevelInfo, ""
 	attrs := []slog.Attr{slog.String("event", string(e.Kind)), slog.String("session", e.Session)}

@@ -20,16 +20,17 @@ import (
 
 // An attempt is completed once, on whichever replica its response arrives. A
 // browser may send the response twice at once, if the user presses a button
-// twice. A code that is redeemed twice may end the tokens of the first time (RFC
-// 6749 4.1.2). So the first request claims the attempt in the store before it
-// redeems the code. The others wait, and end as it does.
+// twice. A code that is redeemed twice may end the tokens of the first time
+// (RFC 6749 4.1.2). So the first request claims the attempt in the store before
+// it redeems the code. The others wait, and end as it does.
 //
 // A claim is the one thing in the store that somebody without a session can
 // cause. It is deleted as soon as the provider refuses the code, and the budget
 // of failed exchanges bounds how many there are meanwhile.
 
 const (
-	// joinPoll is how often a request that waits for another looks at its claim.
+	// joinPoll is how often a request that waits for another looks at its
+	// claim.
 	joinPoll = 100 * time.Millisecond
 	// joinTimeout is how long it waits.
 	joinTimeout = 20 * time.Second
@@ -38,15 +39,16 @@ const (
 	shareLife = 30 * time.Second
 )
 
-// errCompletedBefore is the error of a response to an attempt that was completed
-// longer ago.
+// errCompletedBefore is the error of a response to an attempt that was
+// completed longer ago.
 var errCompletedBefore = problem.BadCallback.WithCause(errors.New("the attempt was completed before"))
 
 // loginClaim names what the store has of an attempt: its claim, and, when it is
 // completed, its result.
 type loginClaim struct{ claim, result string }
 
-// consumeAttempt claims an attempt. It returns false if another request has done so.
+// consumeAttempt claims an attempt. It returns false if another request has
+// done so.
 func (a *app) consumeAttempt(ctx context.Context, at *attempt) (keys loginClaim, first bool, err error) {
 	sum := sha256.Sum256([]byte(at.State))
 	name := base64.RawURLEncoding.EncodeToString(sum[:16])
@@ -58,8 +60,8 @@ func (a *app) consumeAttempt(ctx context.Context, at *attempt) (keys loginClaim,
 	return keys, first, nil
 }
 
-// dropClaim deletes the claim of an attempt that has failed. If the store is out
-// of reach, the claim expires.
+// dropClaim deletes the claim of an attempt that has failed. If the store is
+// out of reach, the claim expires.
 func (a *app) dropClaim(ctx context.Context, keys loginClaim) {
 	if err := a.store.Delete(ctx, keys.claim); err != nil {
 		a.log.WarnContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
@@ -142,8 +144,8 @@ func newAEAD(secret []byte, purpose string) cipher.AEAD {
 	return aead
 }
 
-// hasSessionCookie reports whether the browser sent a session cookie, whatever is
-// in it.
+// hasSessionCookie reports whether the browser sent a session cookie, whatever
+// is in it.
 func (a *app) hasSessionCookie(r *http.Request) bool {
 	return len(r.CookiesNamed(a.cookie.Name())) > 0
 }

@@ -20,18 +20,19 @@ var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 var pageCSP = func() string {
 	_, style, _ := strings.Cut(pageHTML, "<style>")
 	style, _, _ = strings.Cut(style, "</style>")
-	return "default-src 'none'; style-src " + hashSource(style) + "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return "default-src 'none'; style-src " + hashSource(style) +
+		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }()
 
-// hashSource returns the source expression that allows one inline script or style
-// (CSP Level 3, section 2.3.1).
+// hashSource returns the source expression that allows one inline script or
+// style (CSP Level 3, section 2.3.1).
 func hashSource(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
-// writePage responds with an HTML page. The page of a failed login has a link to
-// another try.
+// writePage responds with an HTML page. The page of a failed login has a link
+// to another try.
 func (a *app) writePage(w *response, p *problem.Problem) {
 	tryAgain := ""
 	if w.page == loginPage {

@@ -12,7 +12,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// problemOf returns the problem for an error. It is the one place that maps them.
+// problemOf returns the problem for an error. It is the one place that maps
+// them.
 func problemOf(err error) *problem.Problem {
 	var p *problem.Problem
 	var unrefreshed *session.RefreshError
@@ -22,7 +23,8 @@ func problemOf(err error) *problem.Problem {
 	case errors.Is(err, session.ErrNone), errors.Is(err, session.ErrEnded):
 		return problem.NotSignedIn.WithCause(err)
 	case errors.Is(err, session.ErrUserRequired):
-		return problem.InsufficientUserAuthentication.WithChallenge(`Bearer error="insufficient_user_authentication"`).WithCause(err)
+		challenge := `Bearer error="insufficient_user_authentication"`
+		return problem.InsufficientUserAuthentication.WithChallenge(challenge).WithCause(err)
 	case errors.Is(err, session.ErrStore):
 		return problem.StoreUnavailable.WithCause(err)
 	case errors.As(err, &unrefreshed):
@@ -37,8 +39,8 @@ func problemOf(err error) *problem.Problem {
 func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
 		w.status = statusClientLeft
-		// To return would send a 200, which a client that has only stopped sending
-		// would take for the API's response.
+		// To return would send a 200, which a client that has only stopped
+		// sending would take for the API's response.
 		panic(http.ErrAbortHandler)
 	}
 	p := problemOf(err)
@@ -87,8 +89,8 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	json.NewEncoder(w).Encode(body)
 }
 
-// limitBodyTime bounds how long the rest of a request body takes, which net/http
-// reads after the handler has returned.
+// limitBodyTime bounds how long the rest of a request body takes, which
+// net/http reads after the handler has returned.
 func limitBodyTime(w *response, r *http.Request) {
 	if r.Body != http.NoBody {
 		// Without support for it the server's own limit applies.

@@ -16,10 +16,10 @@ const maxReturnTo = 1024
 // parseReturnTo returns raw if it is a path of this origin, with a query and
 // fragment or without, and "/" otherwise.
 //
-// What counts is what a browser makes of it in a Location header: it strips tabs
-// and line ends, takes a backslash for a slash, resolves dot segments, and takes
-// two slashes for the start of a host. Each of these is refused, also in a
-// percent-encoded form that some later hop may decode.
+// What counts is what a browser makes of it in a Location header: it strips
+// tabs and line ends, takes a backslash for a slash, resolves dot segments, and
+// takes two slashes for the start of a host. Each of these is refused, also in
+// a percent-encoded form that some later hop may decode.
 func parseReturnTo(raw string) string {
 	const otherwise = "/"
 	if len(raw) > maxReturnTo || !strings.HasPrefix(raw, "/") || !utf8.ValidString(raw) {
@@ -53,12 +53,12 @@ const maxDecodings = 3
 // returnTo returns raw if the browser may be sent there after a login or a
 // logout, and "/" otherwise. Every return_to goes through it.
 //
-// raw has to be a path of this origin outside of the prefix. It may be a path of
-// the app that only has an ambiguous form, such as /orders//42, if no reading of
-// it lies under a route. It may lie under a route only if the route allows
-// documents and ownPage is true: a page of the app's origin started the login.
-// Otherwise another site could have the browser open an upstream's document
-// with the user's token, and as a request of the same origin.
+// raw has to be a path of this origin outside of the prefix. It may be a path
+// of the app that only has an ambiguous form, such as /orders//42, if no
+// reading of it lies under a route. It may lie under a route only if the route
+// allows documents and ownPage is true: a page of the app's origin started the
+// login. Otherwise another site could have the browser open an upstream's
+// document with the user's token, and as a request of the same origin.
 func (a *app) returnTo(raw string, ownPage bool) string {
 	const otherwise = "/"
 	if parseReturnTo(raw) != raw {
@@ -90,9 +90,9 @@ func startedByOwnPage(r *http.Request) bool {
 	return len(site) == 1 && site[0] == "same-origin" && r.Header.Get("Sec-Fetch-Dest") != "empty"
 }
 
-// checkReturnPath returns an error if a path leads elsewhere in a browser or on a
-// lenient server: through a dot segment, a backslash, a control character, or two
-// slashes at the start.
+// checkReturnPath returns an error if a path leads elsewhere in a browser or on
+// a lenient server: through a dot segment, a backslash, a control character, or
+// two slashes at the start.
 func checkReturnPath(path string) error {
 	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") || !utf8.ValidString(path) {
 		return errors.New("it does not begin with one slash, or is not UTF-8")

@@ -26,7 +26,8 @@ type sessionTimes struct {
 	AccessTokenExpiresAt *time.Time `json:"access_token_expires_at"` // null: the provider did not say
 }
 
-// showSession says who is signed in. It neither refreshes nor extends the session.
+// showSession says who is signed in. It neither refreshes nor extends the
+// session.
 func (a *app) showSession(w *response, r *http.Request) error {
 	current, err := a.findSession(r)
 	if errors.Is(err, session.ErrNone) {
@@ -41,8 +42,8 @@ func (a *app) showSession(w *response, r *http.Request) error {
 
 // refreshSession refreshes the tokens now, whether they are about to expire or
 // not. Each session has a budget for that, for each call is a request to the
-// provider. It is looked up by the cookie, which needs no store: by what its text
-// decodes to, because several texts decode to the same.
+// provider. It is looked up by the cookie, which needs no store: by what its
+// text decodes to, because several texts decode to the same.
 func (a *app) refreshSession(w *response, r *http.Request) error {
 	if cookies := cookiesWithPrefix(r, a.cookie.Name()+"=", 2); len(cookies) == 1 {
 		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)

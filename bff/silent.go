@@ -25,7 +25,8 @@ func (a *app) silentLogin(w *response, r *http.Request) error {
 	}
 	silent := url.Values{"prompt": {"none"}}
 	if prompt := a.provider.Demand(silent).Get("prompt"); prompt != "none" {
-		return problem.LoginTooWeak.WithCause(fmt.Errorf("prompt=%s in the authorization parameters (oidc.authorization_parameters) rules out a silent login", prompt))
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("prompt=%s in the authorization parameters "+
+			"(oidc.authorization_parameters) rules out a silent login", prompt))
 	}
 	return a.startLogin(w, r, &attempt{ReturnTo: "/", Silent: true}, silent)
 }
@@ -49,11 +50,14 @@ func inFrame(r *http.Request) bool { return r.Header.Get("Sec-Fetch-Dest") == "i
 // The page that posts the outcome to the app. silentCSP allows its script by
 // hash.
 const (
-	silentScript = `parent.postMessage({type:"cloakroom:silent-login",authenticated:document.documentElement.dataset.authenticated==="true"},location.origin)`
-	silentHTML   = `<!doctype html><html lang="en" data-authenticated="%t"><meta charset="utf-8"><title>Silent sign-in</title><script>` + silentScript + `</script></html>`
+	silentScript = `parent.postMessage({type:"cloakroom:silent-login",` +
+		`authenticated:document.documentElement.dataset.authenticated==="true"},location.origin)`
+	silentHTML = `<!doctype html><html lang="en" data-authenticated="%t"><meta charset="utf-8">` +
+		`<title>Silent sign-in</title><script>` + silentScript + `</script></html>`
 )
 
-var silentCSP = "default-src 'none'; script-src " + hashSource(silentScript) + "; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+var silentCSP = "default-src 'none'; script-src " + hashSource(silentScript) +
+	"; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
 func writeSilent(w *response, status int, authenticated bool) {
 	h := w.Header()
@@ -70,8 +74,8 @@ func writeSilent(w *response, status int, authenticated bool) {
 // error
 //   - without iss and sid: any page could end the session;
 //   - if they are not those of this browser's session, which goes on;
-//   - in a frame of another site: browsers withhold the session cookie there, so
-//     that nothing can be ended. Back-channel logout has no such limit.
+//   - in a frame of another site: browsers withhold the session cookie there,
+//     so that nothing can be ended. Back-channel logout has no such limit.
 func (a *app) frontchannelLogout(w *response, r *http.Request) error {
 	h := w.Header()
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors "+a.provider.IssuerOrigin())
@@ -79,13 +83,15 @@ func (a *app) frontchannelLogout(w *response, r *http.Request) error {
 	q := r.URL.Query()
 	iss, sid := q["iss"], q["sid"]
 	if len(iss) != 1 || len(sid) != 1 { // 2: both or neither, and we want both
-		return problem.BadFrontchannelLogout.WithCause(fmt.Errorf("iss is there %d times, sid %d times", len(iss), len(sid)))
+		return problem.BadFrontchannelLogout.WithCause(fmt.Errorf("iss is there %d times, sid %d times",
+			len(iss), len(sid)))
 	}
 	current, err := a.findSession(r)
 	switch {
 	case errors.Is(err, session.ErrNone):
 		if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" && !a.hasSessionCookie(r) {
-			return problem.BadFrontchannelLogout.WithCause(errors.New("Sec-Fetch-Site is cross-site, where browsers send no session cookie (use back-channel logout)"))
+			return problem.BadFrontchannelLogout.WithCause(errors.New("Sec-Fetch-Site is cross-site, " +
+				"where browsers send no session cookie (use back-channel logout)"))
 		}
 		return nil
 	case err != nil:

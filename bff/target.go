@@ -8,7 +8,8 @@ import (
 
 // newTarget returns what r wants tokens for.
 func newTarget(r Route, fail func(name, format string, args ...any)) oidc.Target {
-	t := oidc.Target{Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes, Exchange: r.Grant == GrantTokenExchange}
+	t := oidc.Target{Resource: r.Resource, Audience: r.Audience, Scopes: r.Scopes,
+		Exchange: r.Grant == GrantTokenExchange}
 	switch r.Grant {
 	case "", GrantRefreshToken, GrantTokenExchange:
 	default:
@@ -26,15 +27,16 @@ func newTarget(r Route, fail func(name, format string, args ...any)) oidc.Target
 	}
 	if t.Key() == "" {
 		if r.Grant != "" {
-			fail("Grant", "there is nothing to ask for: the route names no resource, audience or scopes")
+			fail("Grant", "the route needs resource, audience or scopes with it")
 		}
 		return oidc.Target{}
 	}
 	if t.Exchange && r.Token == TokenClient {
-		fail("Grant", "the broker's own token is asked for; there is no user's to exchange")
+		fail("Grant", "it is for the user's token, and the route uses the broker's own")
 	}
 	if r.Audience != "" && !t.Exchange && r.Token != TokenClient {
-		fail("Audience", "a refresh cannot ask for it; with resource it can (RFC 8707), or write grant: %s (RFC 8693)", GrantTokenExchange)
+		fail("Audience", "a refresh cannot request an audience; set resource instead (RFC 8707), or "+
+			"grant: %s (RFC 8693)", GrantTokenExchange)
 	}
 	if r.Token == TokenNone {
 		fail("Token", "none has no use for a resource, an audience or scopes")

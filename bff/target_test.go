@@ -449,7 +449,7 @@ func TestMistakesInWhatARouteWantsTokensFor(t *testing.T) {
 		},
 		"a grant for nothing": {
 			func(r *bff.Route) { r.Grant = "token-exchange" },
-			"Routes[0].Grant: there is nothing to ask for",
+			"Routes[0].Grant: the route needs resource, audience or scopes",
 		},
 		"an audience by refresh": {func(r *bff.Route) { r.Audience = "a" }, "Routes[0].Audience"},
 		"a resource where no token goes": {

@@ -43,8 +43,8 @@ type Config struct {
 	//
 	//   - ErrRefused if the provider says that the grant is over,
 	//   - ErrUserRequired if the provider requires the user to sign in again,
-	//   - ErrNoAnswer if the request may have been processed, and its response
-	//     was lost,
+	//   - ErrNoResponse if the request may have been processed, and its
+	//     response was lost,
 	//   - a *RefreshError to say when to retry.
 	//
 	// Any other error is transient. If Refresh returns both an error and a

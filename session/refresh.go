@@ -17,11 +17,11 @@ import (
 // a session.
 var ErrRefused = errors.New("the provider refused the refresh token")
 
-// ErrNoAnswer means that a request may have reached the provider, but its
+// ErrNoResponse means that a request may have reached the provider, but its
 // connection failed before the response: the refresh token may have been
 // rotated. Config.Refresh returns it. The request is repeated once, after the
 // provider has responded to another one (see Config.Ready).
-var ErrNoAnswer = errors.New("no response from the provider")
+var ErrNoResponse = errors.New("no response from the provider")
 
 // ErrUserRequired means that the provider issues no tokens until the user has
 // signed in again, for example because of interaction_required (OpenID Connect
@@ -385,7 +385,7 @@ func (m *Manager) callProvider(ctx context.Context, s *Session, target string) (
 	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()
 	result, err := m.cfg.Refresh(ctx, s, target)
-	if !errors.Is(err, ErrNoAnswer) {
+	if !errors.Is(err, ErrNoResponse) {
 		return result, err
 	}
 	m.log.WarnContext(ctx, "response to a refresh lost; repeated when the provider responds",

@@ -199,7 +199,7 @@ func TestOnlyInvalidGrantEndsSession(t *testing.T) {
 		"invalid_grant":     {session.ErrRefused, 1, true},
 		"fault":             {fault, 1, false},
 		"fault with a hint": {&session.RefreshError{RetryAfter: 3 * time.Second, Err: fault}, 1, false},
-		"no response twice": {session.ErrNoAnswer, 2, false},
+		"no response twice": {session.ErrNoResponse, 2, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &tokenEndpoint{
@@ -252,7 +252,7 @@ func TestRefusedRefreshReturnsErrEnded(t *testing.T) {
 func TestLostResponseIsRequestedOnceMore(t *testing.T) {
 	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
 		if n == 1 {
-			return session.Tokens{}, session.ErrNoAnswer
+			return session.Tokens{}, session.ErrNoResponse
 		}
 		return next, nil
 	}}

@@ -66,7 +66,8 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 	for i, key := range cfg.ClientKeys { // FAPI 2.0 5.4: PS256, ES256 and EdDSA
 		if public, ok := key.Public().(*ecdsa.PublicKey); ok && public.Curve != elliptic.P256() {
-			fail("ClientKeys", fmt.Errorf("key %d is on the curve %s; of the curves FAPI 2.0 takes P-256 and Ed25519", i+1, public.Curve.Params().Name))
+			fail("ClientKeys", fmt.Errorf("key %d is on the curve %s; of the curves FAPI 2.0 takes P-256 "+
+				"and Ed25519", i+1, public.Curve.Params().Name))
 		}
 	}
 	if cfg.SenderConstraint == "" {
@@ -74,7 +75,8 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 	cfg.PushedRequests = "always"
 	if strings.HasPrefix(cfg.ClientAuth, "client_secret") { // FAPI 2.0 5.3.3.1
-		fail("ClientAuth", fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
+		fail("ClientAuth", fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, "+
+			"tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
 	}
 	if cfg.AssertionAudience != "" && cfg.AssertionAudience != cfg.Issuer {
 		fail("AssertionAudience", errors.New("FAPI 2.0 has the issuer as the only audience"))
@@ -84,22 +86,25 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 // ownParameters cannot be set by Config.Parameters: this client sets them, or
 // they would replace the request.
 var ownParameters = map[string]bool{
-	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true, "nonce": true, "code_challenge": true, "code_challenge_method": true,
-	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true, "request_uri": true, "client_secret": true,
+	"response_type": true, "client_id": true, "redirect_uri": true, "scope": true, "state": true,
+	"nonce": true, "code_challenge": true, "code_challenge_method": true,
+	"response_mode": true, "resource": true, "audience": true, "dpop_jkt": true, "request": true,
+	"request_uri": true, "client_secret": true,
 	"client_assertion": true, "client_assertion_type": true,
 }
 
 // Demand adds to the parameters of a login what the operator demands of every
 // login (Config.Parameters). A link can only ask for more:
 //   - max_age is the shorter of the two.
-//   - acr_values are those of the link that the operator accepts too. Which of two
-//     values is the stronger is for the provider to know, so that none of them
-//     counts as more than the operator's. If the operator accepts none of the
-//     link's, the operator's are sent.
+//   - acr_values are those of the link that the operator accepts too. Which of
+//     two values is the stronger is for the provider to know, so that none of
+//     them counts as more than the operator's. If the operator accepts none of
+//     the link's, the operator's are sent.
 //   - prompt has the values of both. The none of a link gives way to the
-//     operator's, and the operator's none to those of a link. But consent gives way
-//     to the none of a link: it asks for a refresh token (OpenID Connect Core 11),
-//     and the provider refuses prompt=none where it needs the user's consent.
+//     operator's, and the operator's none to those of a link. But consent gives
+//     way to the none of a link: it asks for a refresh token (OpenID Connect
+//     Core 11), and the provider refuses prompt=none where it needs the user's
+//     consent.
 func (c *Client) Demand(link url.Values) url.Values {
 	all := maps.Clone(link)
 	if all == nil {
@@ -112,7 +117,8 @@ func (c *Client) Demand(link url.Values) url.Values {
 		}
 	}
 	if own := strings.Fields(c.cfg.Parameters["acr_values"]); len(own) > 0 {
-		accepted := slices.DeleteFunc(strings.Fields(all.Get("acr_values")), func(acr string) bool { return !slices.Contains(own, acr) })
+		accepted := slices.DeleteFunc(strings.Fields(all.Get("acr_values")),
+			func(acr string) bool { return !slices.Contains(own, acr) })
 		if len(accepted) == 0 {
 			accepted = own
 		}
@@ -123,7 +129,8 @@ func (c *Client) Demand(link url.Values) url.Values {
 		own = slices.DeleteFunc(own, func(prompt string) bool { return prompt == "consent" })
 	}
 	if len(own) > 0 {
-		both := slices.DeleteFunc(distinct(slices.Concat(own, linked)), func(prompt string) bool { return prompt == "none" })
+		both := slices.DeleteFunc(distinct(slices.Concat(own, linked)),
+			func(prompt string) bool { return prompt == "none" })
 		if len(both) == 0 {
 			both = []string{"none"}
 		}
@@ -135,7 +142,8 @@ func (c *Client) Demand(link url.Values) url.Values {
 // CheckResource accepts absolute URIs without a fragment (RFC 8707 2).
 func CheckResource(raw string) error {
 	u, err := url.Parse(raw)
-	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") || strings.ContainsFunc(raw, func(c rune) bool { return c > unicode.MaxASCII }) {
+	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") ||
+		strings.ContainsFunc(raw, func(c rune) bool { return c > unicode.MaxASCII }) {
 		return fmt.Errorf("%q is not an absolute URI without a fragment (RFC 8707 2)", raw)
 	}
 	return nil
@@ -211,7 +219,9 @@ func (c *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	if !c.cfg.SignRequests && !m.RequireSigned {
 		return q, nil
 	}
-	claims := map[string]any{"iss": c.cfg.ClientID, "aud": c.cfg.Issuer, "nbf": time.Now().Add(-10 * time.Second).Unix()} // FAPI 2.0 Message Signing wants nbf too
+	// FAPI 2.0 Message Signing wants nbf too.
+	claims := map[string]any{"iss": c.cfg.ClientID, "aud": c.cfg.Issuer,
+		"nbf": time.Now().Add(-10 * time.Second).Unix()}
 	for name, values := range q {
 		if claims[name] = values[0]; len(values) > 1 {
 			claims[name] = values
@@ -225,7 +235,8 @@ func (c *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 		return nil, err
 	}
 	// Core 6.1 wants these outside as well; the server goes by those inside.
-	return url.Values{"client_id": q["client_id"], "response_type": q["response_type"], "scope": q["scope"], "request": {request}}, nil
+	return url.Values{"client_id": q["client_id"], "response_type": q["response_type"], "scope": q["scope"],
+		"request": {request}}, nil
 }
 
 // scopes returns the scopes to request at login, those of Targets included:
@@ -276,11 +287,12 @@ func (c *Client) push(ctx context.Context, m *metadata, q url.Values, r Request)
 	if err != nil {
 		return nil, parError(err)
 	}
-	answer, err := strictjson.Parse(body)
-	requestURI, _ := answer.Text("request_uri")
-	life, _ := answer.Value("expires_in")
+	members, err := strictjson.Parse(body)
+	requestURI, _ := members.Text("request_uri")
+	life, _ := members.Value("expires_in")
 	if _, ok := parseSeconds(life); err != nil || requestURI == "" || !ok {
-		return nil, fmt.Errorf("%w: push authorization request: the response has no request_uri with a lifetime", ErrRefused)
+		return nil, fmt.Errorf("%w: push authorization request: the response has no request_uri with a "+
+			"lifetime", ErrRefused)
 	}
 	return url.Values{"client_id": {c.cfg.ClientID}, "request_uri": {requestURI}}, nil
 }
@@ -293,7 +305,7 @@ func parError(err error) error {
 	switch {
 	case errors.Is(err, ErrUnavailable):
 		return err
-	case errors.Is(err, session.ErrNoAnswer), errors.As(err, &refusal) && refusal.Unavailable():
+	case errors.Is(err, session.ErrNoResponse), errors.As(err, &refusal) && refusal.Unavailable():
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return fmt.Errorf("%w: %w", ErrRefused, err)

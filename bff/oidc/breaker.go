@@ -17,8 +17,8 @@ import (
 //	closed     token requests are sent
 //	half-open  the provider responds, but with errors: one token request is sent
 //	           each probeInterval, and its success closes the breaker
-//	open       the provider does not respond: no token request is sent; a
-//	           harmless request is, each probeInterval, until one is answered
+//	open       the provider does not respond: no token request is sent, but a
+//	           harmless request each probeInterval, until one has a response
 //
 // So an outage costs the provider one request a second of each replica, however
 // many sessions wait, and all of them resume with the first success.
@@ -29,7 +29,7 @@ type breaker struct {
 
 	mu      sync.Mutex // guards all below
 	state   breakerState
-	changed chan struct{} // closed and replaced when a waiting request may have to look again
+	changed chan struct{} // closed and replaced at each change that waiting requests have to check
 	// suspicious is set between a request without a response and the result of
 	// the probe that it causes. Requests wait for that.
 	suspicious bool
@@ -42,8 +42,8 @@ type breaker struct {
 
 	openedAt  time.Time // when the breaker opened last
 	resumedAt time.Time // when a provider that had not responded did so again
-	provenAt  time.Time // when a token request that was sent after resumedAt was answered first
-	lastAt    time.Time // when a token request was answered last
+	provenAt  time.Time // of the first response to a token request that was sent after resumedAt
+	lastAt    time.Time // of the last response to a token request
 }
 
 type breakerState int
@@ -60,8 +60,8 @@ const (
 	// after it. Together they are less than two seconds.
 	probeInterval = 800 * time.Millisecond
 	resumeSpread  = 800 * time.Millisecond
-	// probeTimeout is how long a probe lasts, and silence how long the provider
-	// may take to answer one before it is taken for an outage.
+	// probeTimeout is the maximum duration of a probe. After silence without a
+	// response to one, the provider is in an outage.
 	probeTimeout = 5 * time.Second
 	silence      = 2 * time.Second
 	// failuresToOpen is how many token requests in a row fail before the
@@ -74,31 +74,33 @@ const (
 	// probed.
 	suspectAfter = 2 * time.Second
 	// lostAfter is how long a token request that was sent before an outage may
-	// stay in flight while later ones are answered. Then its response is lost.
+	// stay in flight while later ones have responses. Then its response is
+	// lost.
 	lostAfter = time.Second
 	// maxInFlight bounds how long any token request is in flight while the
-	// provider answers other token requests. That it answers a probe does not
+	// provider responds to other token requests. Responses to probes do not
 	// count.
 	maxInFlight = 2 * time.Minute
 )
 
-// errProviderSilent is the cause of an outage in which connections are open and
-// nothing is answered.
+// errProviderSilent is the cause of an outage in which the provider accepts
+// connections and does not respond.
 var errProviderSilent = errors.New("the provider does not respond")
 
 // errUnreachable is wrapped by the error of a request that did not reach the
 // provider.
 var errUnreachable error = unavailable("the provider cannot be reached")
 
-// errResponseLost cancels a token request that will not be answered any more.
-var errResponseLost = errors.New("the provider answers later requests, but not this one")
+// errResponseLost cancels a token request whose response will not arrive.
+var errResponseLost = errors.New("the provider responded to later requests, but not to this one")
 
 func newBreaker(log *slog.Logger, probe func(context.Context) error) *breaker {
-	return &breaker{log: log, probe: probe, wake: make(chan struct{}, 1), changed: make(chan struct{}), waiting: make(map[string]int)}
+	return &breaker{log: log, probe: probe, wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		waiting: make(map[string]int)}
 }
 
 // admit waits until a token request may be sent for a session, at most for
-// wait. It is the better part of session.Config.Ready.
+// wait. Client.Admit calls it.
 func (b *breaker) admit(ctx context.Context, sessionID string, wait time.Duration) (epoch uint64, err error) {
 	deadline := time.Now().Add(wait)
 	var waited, spread bool
@@ -163,8 +165,8 @@ func (b *breaker) unavailable(retryAfter time.Duration) error {
 	return &session.RefreshError{RetryAfter: retryAfter, Err: err}
 }
 
-// report takes note of how a token request that was sent at a moment ended. A
-// request that its caller canceled says nothing.
+// report records the result of a token request that was sent at begun. A
+// request that its caller canceled does not count.
 func (b *breaker) report(begun time.Time, err error) {
 	var refusal *Error
 	var transient *session.RefreshError
@@ -174,7 +176,7 @@ func (b *breaker) report(begun time.Time, err error) {
 		b.succeeded(begun)
 	case errors.As(err, &transient):
 		b.failed(err, true, transient.RetryAfter)
-	case errors.Is(err, errUnreachable), errors.Is(err, session.ErrNoAnswer):
+	case errors.Is(err, errUnreachable), errors.Is(err, session.ErrNoResponse):
 		b.failed(err, false, 0)
 	case err != nil:
 		b.failed(err, true, 0)
@@ -183,8 +185,8 @@ func (b *breaker) report(begun time.Time, err error) {
 	}
 }
 
-// succeeded takes note of a token request that was answered as it should be; a
-// refusal of the grant is such a response. begun is when it was sent.
+// succeeded records a valid response to a token request that was sent at begun.
+// A refusal of the grant is a valid response.
 func (b *breaker) succeeded(begun time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -199,15 +201,16 @@ func (b *breaker) succeeded(begun time.Time) {
 	if b.state == breakerClosed {
 		return
 	}
-	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(), "waiting_sessions", len(b.waiting))
+	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(),
+		"waiting_sessions", len(b.waiting))
 	b.state, b.suspicious, b.cause = breakerClosed, false, nil
 	b.epoch++
 	b.notify()
 }
 
-// failed takes note of a token request that was answered with a transient
-// error, or, where responded is false, not at all. The provider is not asked
-// again for retryAfter, within bounds.
+// failed records a token request whose response was a transient error, or that
+// had no response if responded is false. The next token request is sent after
+// retryAfter, within bounds.
 func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,7 +234,7 @@ func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) 
 	b.notify()
 }
 
-// responded takes note of the response to a probe.
+// responded records the response to a probe.
 func (b *breaker) responded() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -244,7 +247,7 @@ func (b *breaker) responded() {
 	b.notify()
 }
 
-// silent takes note of a probe that was not answered.
+// silent records a probe without a response.
 func (b *breaker) silent(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -261,13 +264,14 @@ func (b *breaker) silent(cause error) {
 	b.notify()
 }
 
-// trip begins an outage. The caller holds mu.
+// trip starts an outage. The caller holds mu.
 func (b *breaker) trip(state breakerState, cause error) {
 	b.state, b.cause, b.since = state, cause, time.Now()
-	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(), "waiting_sessions", len(b.waiting), "err", cause)
+	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(),
+		"waiting_sessions", len(b.waiting), "err", cause)
 }
 
-// suspect has the provider probed. The caller holds mu.
+// suspect starts a probe of the provider. The caller holds mu.
 func (b *breaker) suspect() {
 	if b.state == breakerOpen {
 		return
@@ -286,7 +290,7 @@ func (b *breaker) outage() bool {
 	return b.state != breakerClosed
 }
 
-// notify has the waiting requests look again. The caller holds mu.
+// notify makes the waiting requests check the state. The caller holds mu.
 func (b *breaker) notify() {
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -349,18 +353,18 @@ func (b *breaker) probeUntilResponse(ctx context.Context) {
 	}
 }
 
-// respondedSince reports whether the provider has responded to anything after a
-// moment, and the breaker is not open.
+// respondedSince reports whether the provider has responded since begun, and
+// the breaker is not open.
 func (b *breaker) respondedSince(begun time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.state != breakerOpen && !b.suspicious && b.lastAt.After(begun)
 }
 
-// supervise watches a token request in flight until stop is called. It has the
-// provider probed when there is no response for long. A request stays in flight
-// as long as its connection lives, for the refresh token may have been rotated;
-// but one whose response is lost is canceled with errResponseLost.
+// supervise watches a token request in flight until stop is called. After
+// suspectAfter without a response it starts a probe. A request stays in flight
+// as long as its connection lives, because the refresh token may have been
+// rotated. One whose response is lost is canceled with errResponseLost.
 func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (stop func()) {
 	done := make(chan struct{})
 	timer := time.AfterFunc(suspectAfter, func() {
@@ -392,8 +396,8 @@ func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (st
 	}
 }
 
-// lost reports whether a token request that was sent at a moment will not be
-// answered any more.
+// lost reports whether the response to a token request that was sent at begun
+// will not arrive.
 func (b *breaker) lost(begun time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -95,7 +95,8 @@ func New(cfg Config) (*Client, error) {
 	if cfg.HTTPClient != nil {
 		*client = *cfg.HTTPClient
 		if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
-			fail("HTTPClient", errors.New("it has a transport of its own, which RootCAs and ClientCertificate would have no part in"))
+			fail("HTTPClient", errors.New("it has a transport of its own, which RootCAs and "+
+				"ClientCertificate would have no part in"))
 		}
 	} else {
 		client.Transport = newProviderTransport(&cfg)
@@ -128,30 +129,30 @@ func New(cfg Config) (*Client, error) {
 func (c *Client) probe(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	results := make(chan error, 2)
-	var asking sync.WaitGroup
-	defer asking.Wait()
+	var requests sync.WaitGroup
+	defer requests.Wait()
 	defer cancel()
-	ask := func(url string) { asking.Go(func() { results <- c.probeURL(ctx, url) }) }
-	ask(c.metadataURL())
+	send := func(url string) { requests.Go(func() { results <- c.probeURL(ctx, url) }) }
+	send(c.metadataURL())
 	m, patience := c.current.Load(), time.NewTimer(probePatience)
 	defer patience.Stop()
 	if m == nil {
 		return <-results
 	}
 	var err error
-	asked := 1
-	for answered := 0; answered < 2; {
+	sent := 1
+	for failed := 0; failed < 2; {
 		select {
 		case err = <-results:
 			if err == nil {
 				return nil
 			}
-			answered++
+			failed++
 		case <-patience.C:
 		}
-		if asked == 1 {
-			asked++
-			ask(m.Token)
+		if sent == 1 {
+			sent++
+			send(m.Token)
 		}
 	}
 	return err
@@ -188,7 +189,8 @@ func (c *Client) Admit(ctx context.Context, sessionID string, wait time.Duration
 		select {
 		case <-c.ready:
 		case <-limit.C:
-			return 0, &session.RefreshError{RetryAfter: time.Second, Err: errors.New("the provider has not been found yet")}
+			return 0, &session.RefreshError{RetryAfter: time.Second,
+				Err: errors.New("the provider has not been found yet")}
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}

@@ -37,7 +37,8 @@ func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 	}
 	unneeded := func() {
 		if cfg.ClientSecret != "" {
-			fail("ClientSecret", fmt.Errorf("%s has no use for it; who holds it could still pass for this client", cfg.ClientAuth))
+			fail("ClientSecret", fmt.Errorf("%s does not use it, and a leaked secret could still "+
+				"authenticate this client; remove it", cfg.ClientAuth))
 		}
 	}
 	switch cfg.ClientAuth {
@@ -53,7 +54,8 @@ func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 		unneeded()
 		needs("ClientCertificate", cfg.ClientCertificate == nil, cfg.ClientAuth+" is to show it")
 	default:
-		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
+		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
+			"private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
 	}
 }
 
@@ -77,7 +79,8 @@ func newSigningKeys(keys []crypto.Signer, cert *tls.Certificate) ([]signingKey, 
 		}
 		public.KeyID = base64.RawURLEncoding.EncodeToString(thumbprint)
 		if cert != nil && len(cert.Certificate) > 0 {
-			if leaf, err := x509.ParseCertificate(cert.Certificate[0]); err == nil && isKeyOf(leaf.PublicKey, private.Public()) {
+			if leaf, err := x509.ParseCertificate(cert.Certificate[0]); err == nil &&
+				isKeyOf(leaf.PublicKey, private.Public()) {
 				public.Certificates = []*x509.Certificate{leaf}
 				sum := sha256.Sum256(leaf.Raw)
 				public.CertificateThumbprintSHA256 = sum[:]
@@ -117,7 +120,8 @@ func strongEnough(public crypto.PublicKey) error {
 func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgorithm {
 	switch public := k.private.Public().(type) {
 	case *ecdsa.PublicKey:
-		return map[int]jose.SignatureAlgorithm{256: jose.ES256, 384: jose.ES384, 521: jose.ES512}[public.Curve.Params().BitSize]
+		return map[int]jose.SignatureAlgorithm{256: jose.ES256, 384: jose.ES384,
+			521: jose.ES512}[public.Curve.Params().BitSize]
 	case ed25519.PublicKey:
 		return jose.EdDSA
 	default:
@@ -133,10 +137,12 @@ func (k signingKey) algorithm(supported []string, fapi bool) jose.SignatureAlgor
 func (c *Client) sign(typ string, claims map[string]any, supported []string) (string, error) {
 	k := c.keys[0]
 	options := new(jose.SignerOptions).WithType(jose.ContentType(typ)).WithHeader("kid", k.public.KeyID)
-	if sum := k.public.CertificateThumbprintSHA256; sum != nil { // for providers that know the certificate, and not the key
+	if sum := k.public.CertificateThumbprintSHA256; sum != nil {
+		// For providers that know the certificate, and not the key.
 		options.WithHeader("x5t#S256", base64.RawURLEncoding.EncodeToString(sum))
 	}
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm(supported, c.cfg.FAPI2), Key: k.private}, options)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: k.algorithm(supported, c.cfg.FAPI2),
+		Key: k.private}, options)
 	if err != nil {
 		return "", fmt.Errorf("sign for the provider: %w", err)
 	}
@@ -165,7 +171,8 @@ func (c *Client) authenticate(m *metadata, req *http.Request, form url.Values) e
 		if audience == "endpoint" {
 			audience = req.URL.String()
 		}
-		assertion, err := c.sign("client-authentication+jwt", map[string]any{"iss": c.cfg.ClientID, "sub": c.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
+		assertion, err := c.sign("client-authentication+jwt",
+			map[string]any{"iss": c.cfg.ClientID, "sub": c.cfg.ClientID, "aud": audience}, m.AssertionAlgorithms)
 		if err != nil {
 			return err
 		}

@@ -192,9 +192,9 @@ func (c *Client) clientCredentials(ctx context.Context, t Target, key session.Se
 	}
 	form := url.Values{"grant_type": {"client_credentials"}}
 	t.addTo(form)
-	answer, err := c.requestTokens(ctx, m, form, key)
+	resp, err := c.requestTokens(ctx, m, form, key)
 	if err != nil {
 		return session.Tokens{}, err
 	}
-	return answer.tokens, nil
+	return resp.tokens, nil
 }

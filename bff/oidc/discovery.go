@@ -97,9 +97,13 @@ func (c *Client) Run(ctx context.Context) {
 			if text := err.Error(); text != logged || time.Since(loggedAt) > logAgain {
 				logged, loggedAt = text, time.Now()
 				if known {
-					c.log.WarnContext(ctx, "provider metadata not refreshed; the metadata before stay in use", "issuer", c.cfg.Issuer, "err", err)
+					c.log.WarnContext(ctx,
+						"provider metadata not refreshed; the metadata before stay in use",
+						"issuer", c.cfg.Issuer, "err", err)
 				} else {
-					c.log.ErrorContext(ctx, "provider discovery failed; sign-in is unavailable, existing sessions are not affected", "issuer", c.cfg.Issuer, "err", err)
+					c.log.ErrorContext(ctx,
+						"provider discovery failed; sign-in is unavailable, existing sessions are not "+
+							"affected", "issuer", c.cfg.Issuer, "err", err)
 				}
 			}
 			next = wait
@@ -166,7 +170,8 @@ func (c *Client) keySet(from string) *jwks.Set {
 		Fetch: func(ctx context.Context) (*jwks.Document, error) {
 			document, err := jwks.Get(ctx, c.client, from)
 			if status := (*jwks.StatusError)(nil); errors.As(err, &status) && status.Location != "" {
-				err = fmt.Errorf("%w (redirects are not followed; the provider's jwks_uri has to be the URL of the keys)", err)
+				err = fmt.Errorf("%w (redirects are not followed; the provider's jwks_uri has to be the "+
+					"URL of the keys)", err)
 			}
 			return document, err
 		},
@@ -296,12 +301,14 @@ func (c *Client) checkCapabilities(m *metadata) error {
 		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
 	}
 	if c.cfg.SenderConstraint == "mtls" && !m.CertificateBound { // RFC 8705 3.3
-		lacks("does not bind access tokens to certificates (tls_client_certificate_bound_access_tokens), and mtls is wanted")
+		lacks("does not bind access tokens to certificates (tls_client_certificate_bound_access_tokens), " +
+			"and mtls is wanted")
 	}
 	if c.cfg.UserInfo && m.UserInfo == "" {
 		lacks("has no userinfo_endpoint, and the user's claims are to be fetched from there")
 	}
-	if alg := c.cfg.IDTokenAlg; alg != "" && len(m.IDTokenAlgorithms) > 0 && !slices.Contains(m.IDTokenAlgorithms, alg) {
+	if alg := c.cfg.IDTokenAlg; alg != "" && len(m.IDTokenAlgorithms) > 0 &&
+		!slices.Contains(m.IDTokenAlgorithms, alg) {
 		lacks("does not sign ID tokens with %s, only with %q (check oidc.id_token_alg)", alg, m.IDTokenAlgorithms)
 	}
 	if c.cfg.FAPI2 && !m.IssParameter {

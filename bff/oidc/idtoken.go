@@ -361,7 +361,8 @@ func nonceIn(raw session.Secret) string {
 // renewedClaims returns the user's claims after a refresh. Nil means that those
 // of the session stay. The claims in signInClaims never change: if the user has
 // signed in again since, then not for this session.
-func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens, id *Identity) json.RawMessage {
+func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Session, tokens session.Tokens,
+	id *Identity) json.RawMessage {
 	if c.cfg.UserInfo {
 		if err := c.addUserInfo(ctx, m, tokens, id); err != nil {
 			c.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)

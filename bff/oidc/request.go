@@ -34,7 +34,7 @@ func LoginParameters(q url.Values) (url.Values, error) {
 			continue
 		}
 		if len(value) > 256 || strings.ContainsFunc(value, func(c rune) bool { return c < ' ' || c == 0x7f }) {
-			return nil, fmt.Errorf("%s is longer than 256 bytes or holds control characters", name)
+			return nil, fmt.Errorf("%s is longer than 256 bytes or has control characters", name)
 		}
 		extra.Set(name, value)
 	}
@@ -83,8 +83,9 @@ func ParseResponse(q url.Values) (Response, error) {
 		}
 	}
 	resp := Response{
-		State: q.Get("state"), Code: q.Get("code"), Error: q.Get("error"), Description: CleanDescription(q.Get("error_description")),
-		Issuer: q.Get("iss"), HasIssuer: q.Has("iss"),
+		State: q.Get("state"), Code: q.Get("code"), Error: q.Get("error"),
+		Description: CleanDescription(q.Get("error_description")),
+		Issuer:      q.Get("iss"), HasIssuer: q.Has("iss"),
 	}
 	switch {
 	case resp.State == "":

@@ -25,8 +25,9 @@ func newProviderTransport(cfg *Config) *http.Transport {
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, network, address)
 		if tcp, ok := conn.(*net.TCPConn); ok {
-			// Close discards what has not been delivered. A refresh request that
-			// was given up in an outage must not arrive after its repetition.
+			// Close discards what has not been delivered. A refresh request
+			// that was given up in an outage must not arrive after its
+			// repetition.
 			err = tcp.SetLinger(0)
 		}
 		return conn, err
@@ -66,7 +67,7 @@ type limitedBody struct {
 
 func (b *limitedBody) Read(p []byte) (int, error) {
 	if b.left == 0 {
-		return 0, fmt.Errorf("the answer is larger than %d bytes", maxResponse)
+		return 0, fmt.Errorf("the response is larger than %d bytes", maxResponse)
 	}
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
 	b.left -= n

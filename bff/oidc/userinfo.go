@@ -46,7 +46,8 @@ func (c *Client) userInfo(ctx context.Context, m *metadata, tokens session.Token
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")), Err: &Error{Status: resp.StatusCode}}
+		return nil, &session.RefreshError{RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
+			Err: &Error{Status: resp.StatusCode}}
 	}
 	switch mediaType, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); mediaType {
 	case "application/json":

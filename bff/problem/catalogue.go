@@ -33,7 +33,8 @@ var (
 	WrongHost = define(&Problem{
 		Status: 421, Code: "wrong_host", Title: "This host is not served here",
 		Detail: "The Host header must be that of server.public_url.",
-		When:   "`Host` is not that of `server.public_url`: a proxy in front replaces it, or the name is not the app's.",
+		When: "`Host` is not that of `server.public_url`: a proxy in front replaces it, or the name is " +
+			"not the app's.",
 	})
 	NotFound = define(&Problem{
 		Status: 404, Code: "not_found", Title: "Not found",
@@ -70,7 +71,8 @@ var (
 		When: "There is no session: no cookie, an expired or ended session, or a cookie of another app.",
 	})
 	InsufficientUserAuthentication = define(&Problem{
-		Status: 401, Code: "insufficient_user_authentication", Title: "A stronger or newer sign-in is needed", SignIn: true,
+		Status: 401, Code: "insufficient_user_authentication",
+		Title: "A stronger or newer sign-in is needed", SignIn: true,
 		Detail: goToLoginURL,
 		When: "The route demands an `acr` or `max_age` that the session does not have, " +
 			"or the provider demands the user before it issues tokens (RFC 9470).",
@@ -78,7 +80,7 @@ var (
 	NavigationOnly = define(&Problem{
 		Status: 401, Code: "navigation_only", Title: "This endpoint must be opened by the browser", SignIn: true,
 		Detail: goToLoginURL + " A script or a prefetch cannot sign in.",
-		When:   "A script, a prefetch or a subresource asked for an endpoint that is a navigation.",
+		When:   "A script, a prefetch or a subresource requested an endpoint that is for navigation only.",
 	})
 	CSRF = define(&Problem{
 		Status: 403, Code: "csrf", Title: "The request may come from another site",

@@ -1,9 +1,9 @@
-// Package problem has the errors that a browser or a script may see: the problem
-// details of RFC 9457, each with a stable code.
+// Package problem has the errors that a browser or a script may see: the
+// problem details of RFC 9457, each with a stable code.
 //
-// A Problem in the catalogue is fixed. The With methods return copies that carry
-// what is known about one request: the cause, which only the log has, and what the
-// response tells the client to do.
+// A Problem in the catalogue is fixed. The With methods return copies that
+// carry what is known about one request: the cause, which only the log has, and
+// what the response tells the client to do.
 package problem
 
 import (
@@ -81,8 +81,8 @@ func (p *Problem) WithRetryAfter(wait time.Duration) *Problem {
 	return &q
 }
 
-// SetRetryAfter sets the header Retry-After, in whole seconds rounded up, if the
-// problem asks the client to wait (RFC 9110, section 10.2.3).
+// SetRetryAfter sets the header Retry-After, in whole seconds rounded up, if
+// the problem asks the client to wait (RFC 9110, section 10.2.3).
 func (p *Problem) SetRetryAfter(h http.Header) {
 	if p.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(int((p.RetryAfter+time.Second-1)/time.Second)))
@@ -109,8 +109,9 @@ func Catalogue() []*Problem {
 	})
 }
 
-// CookieChallenge is the challenge of a 401 that needs no other (RFC 9110, section
-// 15.5.2). Its scheme is unknown to browsers, so they do not ask for a password.
+// CookieChallenge is the challenge of a 401 that needs no other (RFC 9110,
+// section 15.5.2). Its scheme is unknown to browsers, so they do not ask for a
+// password.
 const CookieChallenge = `Cookie realm="cloakroom"`
 
 var catalogue []*Problem

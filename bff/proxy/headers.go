@@ -358,8 +358,8 @@ func trailerAllowed(name string) bool {
 	return responseHeaders[name] == pass
 }
 
-// dropBrowserAuth removes those of a 401's challenges for which a browser asks
-// the user for a password (RFC 9110, section 11.6.1).
+// dropBrowserAuth removes those of a 401's challenges for which a browser
+// prompts the user for a password (RFC 9110, section 11.6.1).
 func dropBrowserAuth(challenges []string) []string {
 	var rest []string
 	for _, challenge := range challenges {

@@ -148,7 +148,8 @@ func (s *server) setURL(raw string) (serverLocation, error) {
 	return where, nil
 }
 
-// toASCII replaces the host of a URL by its A-label, which DNS needs (RFC 5890).
+// toASCII replaces the host of a URL by its A-label, which DNS needs (RFC
+// 5890).
 func toASCII(u *url.URL) error {
 	if isASCII(u.Host) {
 		return nil

@@ -157,7 +157,7 @@ func (k *Key) read(jwk strictjson.Object, use string) (err error) {
 	case use != "" && use != "sig":
 		return fmt.Errorf("use is %.40q", use)
 	case operations != nil && !slices.Contains(operations, "verify"):
-		return errors.New("key_ops does not hold verify")
+		return errors.New("key_ops lacks verify")
 	case slices.ContainsFunc(privateMembers, jwk.Has):
 		return errors.New("its private part is published, so anybody may have signed")
 	}
