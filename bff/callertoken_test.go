@@ -462,13 +462,13 @@ func TestMistakesInRoutesThatAcceptTokens(t *testing.T) {
 	t.Parallel()
 	accept := func(next http.Handler) http.Handler { return next }
 	for want, route := range map[string]bff.Route{
-		"Routes[0].AcceptBearer: it goes with no token none": {
+		"Routes[0].AcceptBearer: it has no use with token none": {
 			Path:         "/x/",
 			Upstream:     []string{"http://127.0.0.1:1"},
 			Token:        "none",
 			AcceptBearer: accept,
 		},
-		"Routes[0].AcceptBearer: it goes with no require": {
+		"Routes[0].AcceptBearer: it excludes require": {
 			Path:         "/x/",
 			Upstream:     []string{"http://127.0.0.1:1"},
 			Token:        "user",

@@ -177,7 +177,7 @@ func TestClaimHeadersThatAreTheSameForSomeServers(t *testing.T) {
 			Upstream:    []string{"http://x"},
 			HeadersJSON: map[string]string{"X-User": ""},
 		},
-		`none goes with neither headers`: {
+		`none excludes headers`: {
 			Path:        "/x/",
 			Token:       "none",
 			Upstream:    []string{"http://x"},

@@ -194,78 +194,15 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	} else if urlpath.Under(r.Path, prefix) {
 		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
 	}
-	switch r.Token {
-	case TokenUser:
-		parsed.user = true
-	case TokenOptional:
-		parsed.user, parsed.anonymous = true, true
-	case TokenUserOrClient:
-		parsed.user, parsed.anonymous, parsed.client = true, true, true
-	case TokenClient, TokenNone:
-		parsed.client = r.Token == TokenClient
-		if len(r.Headers)+len(r.HeadersJSON) > 0 || !r.Require.empty() {
-			fail("Token", "%s goes with neither headers nor require: no session is looked at", r.Token)
-		}
-	default:
-		fail("Token", "%q is none of user, optional, client, user-or-client, none", r.Token)
-	}
-	switch {
-	case r.AcceptBearer == nil:
-	case r.Token == TokenNone:
-		fail("AcceptBearer", "it goes with no token none: nobody needs one there")
-	case !r.Require.empty():
-		fail("AcceptBearer", "it goes with no require, which is about sessions; "+
-			"the scopes that a token needs are part of it")
-	}
+	parsed.setToken(fail)
 	if r.Handler != nil {
 		parsed.checkHandler(fail)
 	}
 	parsed.target = newTarget(r, fail)
 	parsed.targetKey = parsed.target.Key()
-	switch r.CSRF {
-	case "", CSRFAuto:
-		parsed.guard = headerOrMetadata
-	case CSRFHeader:
-		parsed.guard = csrfHeader
-	case CSRFFetchMetadata:
-		parsed.guard = sameOrigin
-	default:
-		fail("CSRF", "%q is none of header, fetch-metadata, auto", r.CSRF)
-	}
-	if r.Documents != "" && r.Documents != DocumentsAllow {
-		fail("Documents", "%q is not allow; leave it out to sandbox them", r.Documents)
-	}
-	if r.EncodedSlashes != "" && r.EncodedSlashes != EncodedSlashesPass {
-		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", r.EncodedSlashes)
-	}
-	for _, m := range r.Methods {
-		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
-			fail("Methods", "%q is not a method to let through, such as GET", m)
-		}
-	}
-	for name, d := range map[string]time.Duration{
-		"Connect": r.Timeouts.Connect, "ResponseHeader": r.Timeouts.ResponseHeader, "Idle": r.Timeouts.Idle,
-	} {
-		if d < 0 {
-			fail("Timeouts."+name, "%v is negative", d)
-		}
-	}
-	if r.MaxBody < 0 {
-		fail("MaxBody", "%d is negative", r.MaxBody)
-	}
-	for name, want := range r.Require.Claims {
-		if name == "" || len(want) == 0 {
-			fail("Require.Claims", "%q has no value that would do", name)
-		}
-	}
-	for _, text := range slices.Concat(r.Require.Scopes, r.Require.ACR) {
-		if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749 3.3
-			fail("Require", "%q is neither a scope nor an acr", text)
-		}
-	}
-	if r.Require.MaxAge < 0 {
-		fail("Require.MaxAge", "%v is negative", r.Require.MaxAge)
-	}
+	parsed.setGuard(fail)
+	parsed.checkProxying(fail)
+	r.Require.check(fail)
 	if !r.Require.empty() {
 		parsed.anonymous = false
 	}
@@ -274,23 +211,110 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	return parsed, errors.Join(errs...)
 }
 
+// failFunc reports a mistake in a field of a Route.
+type failFunc func(name, format string, args ...any)
+
+// setToken sets who may use the route, from Token and AcceptBearer.
+func (route *route) setToken(fail failFunc) {
+	switch route.Token {
+	case TokenUser:
+		route.user = true
+	case TokenOptional:
+		route.user, route.anonymous = true, true
+	case TokenUserOrClient:
+		route.user, route.anonymous, route.client = true, true, true
+	case TokenClient, TokenNone:
+		route.client = route.Token == TokenClient
+		if len(route.Headers)+len(route.HeadersJSON) > 0 || !route.Require.empty() {
+			fail("Token", "%s excludes headers and require, which need a session", route.Token)
+		}
+	default:
+		fail("Token", "%q is none of user, optional, client, user-or-client, none", route.Token)
+	}
+	switch {
+	case route.AcceptBearer == nil:
+	case route.Token == TokenNone:
+		fail("AcceptBearer", "it has no use with token none")
+	case !route.Require.empty():
+		fail("AcceptBearer", "it excludes require, which is about sessions; set the scopes that a token needs in it")
+	}
+}
+
+// setGuard sets the proof of the same origin that requests need.
+func (route *route) setGuard(fail failFunc) {
+	switch route.CSRF {
+	case "", CSRFAuto:
+		route.guard = headerOrMetadata
+	case CSRFHeader:
+		route.guard = csrfHeader
+	case CSRFFetchMetadata:
+		route.guard = sameOrigin
+	default:
+		fail("CSRF", "%q is none of header, fetch-metadata, auto", route.CSRF)
+	}
+}
+
+// checkProxying checks what may pass to the upstream and back.
+func (route *route) checkProxying(fail failFunc) {
+	if route.Documents != "" && route.Documents != DocumentsAllow {
+		fail("Documents", "%q is not allow; leave it out to sandbox them", route.Documents)
+	}
+	if route.EncodedSlashes != "" && route.EncodedSlashes != EncodedSlashesPass {
+		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", route.EncodedSlashes)
+	}
+	for _, m := range route.Methods {
+		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
+			fail("Methods", "%q is not a method that can be allowed, such as GET", m)
+		}
+	}
+	for name, d := range map[string]time.Duration{
+		"Connect":        route.Timeouts.Connect,
+		"ResponseHeader": route.Timeouts.ResponseHeader,
+		"Idle":           route.Timeouts.Idle,
+	} {
+		if d < 0 {
+			fail("Timeouts."+name, "%v is negative", d)
+		}
+	}
+	if route.MaxBody < 0 {
+		fail("MaxBody", "%d is negative", route.MaxBody)
+	}
+}
+
+// check checks what a session needs for a route.
+func (q *Require) check(fail failFunc) {
+	for name, want := range q.Claims {
+		if name == "" || len(want) == 0 {
+			fail("Require.Claims", "%q has no values to accept", name)
+		}
+	}
+	for _, text := range slices.Concat(q.Scopes, q.ACR) {
+		if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749, section 3.3
+			fail("Require", "%q is neither a scope nor an acr", text)
+		}
+	}
+	if q.MaxAge < 0 {
+		fail("Require.MaxAge", "%v is negative", q.MaxAge)
+	}
+}
+
 // checkHandler reports what a route with a Handler cannot have.
-func (route *route) checkHandler(fail func(name, format string, args ...any)) {
+func (route *route) checkHandler(fail failFunc) {
 	if len(route.Upstream) > 0 {
-		fail("Upstream", "%q goes with no handler: one of them serves the requests", route.Upstream)
+		fail("Upstream", "%q excludes a handler: one of them serves the requests", route.Upstream)
 	}
 	if route.client {
-		fail("Token", "%s goes with no handler, to which no token is attached", route.Token)
+		fail("Token", "%s excludes a handler, to which no token is attached", route.Token)
 	}
 	if len(route.Headers)+len(route.HeadersJSON) > 0 {
-		fail("Headers", "they go with no handler, which reads the claims of the session")
+		fail("Headers", "they exclude a handler, which reads the claims of the session")
 	}
 }
 
 // claimHeaders returns headers that are set to claims, by their canonical
 // names.
 func (route *route) claimHeaders(
-	field string, headers map[string]string, fail func(name, format string, args ...any),
+	field string, headers map[string]string, fail failFunc,
 ) map[string]string {
 	canonicals := make(map[string]string)
 	for name, claim := range headers {

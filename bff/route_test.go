@@ -673,7 +673,7 @@ func TestMistakesInARoute(t *testing.T) {
 			Token:    "cliant",
 			Upstream: []string{"http://x"},
 		},
-		`Routes[0].Token: none goes with neither`: {
+		`Routes[0].Token: none excludes`: {
 			Path:     "/x/",
 			Token:    "none",
 			Upstream: []string{"http://x"},

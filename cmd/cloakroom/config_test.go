@@ -93,14 +93,14 @@ routes:
   - {path: /d/, upstream: "http://d", token: none, headers: {Cookie: sub}, require: {claims: {role: []}}}
   - {path: /e/, upstream: "ftp://e", token: user}
 `, []string{
-			"routes[0].methods: \"get\" is not a method to let through",
+			"routes[0].methods: \"get\" is not a method that can be allowed",
 			"routes[0].retry: \"twice\" is neither once nor never",
 			"routes[0].upstream: missing",
 			"routes[1].upstream_tls: ca_file: open /nowhere/ca.pem",
 			"routes[2].upstream_tls: cert_file and key_file: open /nowhere/crt",
 			"routes[3].headers: \"Cookie\" is not a header",
 			"routes[3].require.claims: \"role\" has no value",
-			"routes[3].token: none goes with neither headers nor require",
+			"routes[3].token: none excludes headers and require",
 			"routes[4].upstream: \"ftp://e\" is not a URL",
 		}},
 		"routes that accept tokens": {`
@@ -117,8 +117,8 @@ routes:
 			"routes[1].accept_bearer: ca_file: open /nowhere/ca.pem",
 			"routes[1].accept_bearer: issuer: ",
 			"routes[1].accept_bearer: scopes: \"a b\" is not one scope",
-			"routes[2].accept_bearer: it goes with no token none",
-			"routes[3].accept_bearer: it goes with no require",
+			"routes[2].accept_bearer: it has no use with token none",
+			"routes[3].accept_bearer: it excludes require",
 		}},
 		"what could never work": {`
 server: {public_url: "https://app.example.com"}
