@@ -42,7 +42,7 @@ func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 	return a, w.Result().Cookies()[0]
 }
 
-func TestAnAttemptComesBackWhole(t *testing.T) {
+func TestAttemptSurvivesItsCookie(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
 	want, cookie := begun(t, as, &attempt{
@@ -69,7 +69,7 @@ func TestAnAttemptComesBackWhole(t *testing.T) {
 	}
 }
 
-func TestAnAttemptIsForItsState(t *testing.T) {
+func TestAttemptIsBoundToItsState(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
 	a, _ := begun(t, as, &attempt{ReturnTo: "/"})
@@ -93,7 +93,7 @@ func must(b []byte, err error) []byte {
 	return b
 }
 
-func TestAnAttemptLivesTenMinutesAndItsStateIsKnownForADay(t *testing.T) {
+func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		as := newTestAttempts(t)
@@ -164,7 +164,7 @@ func FuzzAttempt(f *testing.F) {
 
 // RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the
 // right length, and never the same.
-func TestAnAttemptsSecretsAreLongAndNeverTheSame(t *testing.T) {
+func TestAttemptSecretsAreLongAndUnique(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
 	unreserved := regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`)

@@ -60,7 +60,7 @@ func askHTTP2(t *testing.T, addr string, fields ...string) int {
 	}
 }
 
-func TestAuthorityAndHostOfHTTP2AreOne(t *testing.T) {
+func TestHTTP2AuthorityAndHostMustAgree(t *testing.T) {
 	t.Parallel()
 	upstream := newStrictUpstream(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -120,7 +120,7 @@ func TestAuthorityAndHostOfHTTP2AreOne(t *testing.T) {
 	}
 }
 
-func TestHostsThatAreNotThePublicOneAreRefused(t *testing.T) {
+func TestRequestsForOtherHostsAreRefused(t *testing.T) {
 	t.Parallel()
 	w := newWire(t)
 	for host, want := range map[string]int{

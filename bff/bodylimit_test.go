@@ -14,7 +14,7 @@ import (
 )
 
 // The length of these bodies is not known when they are begun.
-func TestAfterABodyThatIsTooLargeTheConnectionIsClosedOrGoesOn(t *testing.T) {
+func TestConnectionAfterATooLargeBody(t *testing.T) {
 	t.Parallel()
 	a, _ := routed(t, bff.Route{Path: "/small/", Token: "none", MaxBody: 10})
 	_, port, _ := net.SplitHostPort(strings.TrimPrefix(a.url, "http://"))

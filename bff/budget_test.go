@@ -57,7 +57,7 @@ func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	}
 }
 
-func TestAnAddressHasABudgetOfLogins(t *testing.T) {
+func TestLoginsPerAddressAreLimited(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 3, nil)
 	c := a.takeDown(devidp.Hooks{})
@@ -115,7 +115,7 @@ func TestAnAddressHasABudgetOfLogins(t *testing.T) {
 }
 
 // A response of the provider that starts the login anew is a login, too.
-func TestALoginThatStartsAgainSpendsTheBudget(t *testing.T) {
+func TestRestartedLoginCountsAgainstTheLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 2, nil)
 	c := a.takeDown(devidp.Hooks{})
@@ -131,7 +131,7 @@ func TestALoginThatStartsAgainSpendsTheBudget(t *testing.T) {
 	}
 }
 
-func TestFailedCodeExchangesHaveABudgetAndLeaveNothing(t *testing.T) {
+func TestFailedCodeExchangesAreLimited(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 3, unpushed)
 	logins := 0
@@ -173,7 +173,7 @@ func TestFailedCodeExchangesHaveABudgetAndLeaveNothing(t *testing.T) {
 }
 
 // Neither an outage of the provider nor users who succeed use it up.
-func TestOnlyFailuresOfTheClientSpendTheBudgetOfExchanges(t *testing.T) {
+func TestOnlyClientFailuresCountAgainstTheExchangeLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 12, nil)
 	b := a.browser()
@@ -194,7 +194,7 @@ func TestOnlyFailuresOfTheClientSpendTheBudgetOfExchanges(t *testing.T) {
 	}
 }
 
-func TestCallbacksWithoutAnAttemptCostNothing(t *testing.T) {
+func TestCallbacksWithoutAnAttemptAreNotLimited(t *testing.T) {
 	t.Parallel()
 	a, w := limited(t, 1000, nil)
 	before := a.provider.TokenRequests()
@@ -211,7 +211,7 @@ func TestCallbacksWithoutAnAttemptCostNothing(t *testing.T) {
 	}
 }
 
-func TestASessionHasABudgetOfForcedRefreshes(t *testing.T) {
+func TestForcedRefreshesPerSessionAreLimited(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b, other := a.signedIn(), a.signedIn()
@@ -241,7 +241,7 @@ func TestASessionHasABudgetOfForcedRefreshes(t *testing.T) {
 	waitFor(t, "there is one again", func() bool { return b.Fetch("POST", "/bff/session/refresh").StatusCode == 200 })
 }
 
-func TestMistakesInLimits(t *testing.T) {
+func TestInvalidLimits(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		limit bff.RateLimit

@@ -7,7 +7,7 @@ import (
 )
 
 // A caller's token may have its scope in an array, as IdentityServer writes it.
-func TestACallersTokenMayHaveItsScopeInAnArray(t *testing.T) {
+func TestCallerTokenMayHaveScopeAsArray(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	for _, test := range []struct {

@@ -105,7 +105,7 @@ func (a *app) call(path string, header ...string) *bfftest.Response {
 	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
-func TestACallerMayBringItsOwnToken(t *testing.T) {
+func TestRouteAcceptsACallerToken(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
@@ -134,7 +134,7 @@ func TestACallerMayBringItsOwnToken(t *testing.T) {
 	}
 }
 
-func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
+func TestInvalidCallerTokensAreRejected(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	good := a.machineToken("orders:read", "")
@@ -290,7 +290,7 @@ func TestTokensOfCallersThatAreNotTaken(t *testing.T) {
 	}
 }
 
-func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
+func TestSessionAndCallerTokenTogetherAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
@@ -323,7 +323,7 @@ func TestASessionAndATokenTogetherAreRefused(t *testing.T) {
 	}
 }
 
-func TestNoPageOfAnotherSiteGetsInByAToken(t *testing.T) {
+func TestCrossSiteRequestWithATokenIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
@@ -346,7 +346,7 @@ func TestNoPageOfAnotherSiteGetsInByAToken(t *testing.T) {
 	}
 }
 
-func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
+func TestOtherRoutesRejectCallerTokens(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := "Bearer " + a.machineToken("orders:read", "")
@@ -372,7 +372,7 @@ func TestOtherRoutesTakeNoTokenOfCallers(t *testing.T) {
 	}
 }
 
-func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
+func TestRejectionOfACallerTokenIsPassedOn(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 100)
 	a := newGateway(t, func(_ *app, cfg *bff.Config) { cfg.Routes[3].Upstream = []string{echo.URL} })
@@ -383,7 +383,7 @@ func TestATokenThatTheUpstreamRejectsIsTheCallersBusiness(t *testing.T) {
 	}
 }
 
-func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
+func TestCallerTokenWithoutIssuerKeysIs503(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	token := a.machineToken("orders:read", "")
@@ -394,7 +394,7 @@ func TestWithoutTheIssuersKeysNothingIsSaidOfAToken(t *testing.T) {
 	}
 }
 
-func TestATokenBoundToAKeyGoesOnWithItsProof(t *testing.T) {
+func TestBoundCallerTokenIsForwardedWithItsProof(t *testing.T) {
 	t.Parallel()
 	a := newGateway(t, nil)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -458,7 +458,7 @@ func proofBy(t *testing.T, key *ecdsa.PrivateKey, method, address, token string)
 	return compact
 }
 
-func TestMistakesInRoutesThatAcceptTokens(t *testing.T) {
+func TestInvalidRoutesWithAcceptBearer(t *testing.T) {
 	t.Parallel()
 	accept := func(next http.Handler) http.Handler { return next }
 	for want, route := range map[string]bff.Route{

@@ -58,7 +58,7 @@ func pairs(names []string, value string) []string {
 	return all
 }
 
-func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
+func TestClaimListElementsCannotBeSplit(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user",
 		Headers: map[string]string{
@@ -108,7 +108,7 @@ func TestListElementsArriveAsOneEachOrNotAtAll(t *testing.T) {
 	}
 }
 
-func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
+func TestIdentityHeadersOfClientsAreRemoved(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{
 		Path:    "/grafana/",
@@ -155,7 +155,7 @@ func TestIdentityHeadersOfAClientAreDropped(t *testing.T) {
 	_ = a
 }
 
-func TestClaimHeadersThatAreTheSameForSomeServers(t *testing.T) {
+func TestClaimHeadersThatSomeServersConfuse(t *testing.T) {
 	t.Parallel()
 	for want, route := range map[string]bff.Route{
 		`"X.User" is configured twice`: {

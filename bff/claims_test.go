@@ -28,7 +28,7 @@ func user(t *testing.T, b *bfftest.Browser) map[string]any {
 
 func withUserInfo(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true }
 
-func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
+func TestUserInfoAddsClaimsToTheIDToken(t *testing.T) {
 	t.Parallel()
 	for _, signed := range []bool{false, true} {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
@@ -60,7 +60,7 @@ func TestUserInfoAddsToWhatTheIDTokenSays(t *testing.T) {
 	}
 }
 
-func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
+func TestInvalidUserInfoFailsTheLogin(t *testing.T) {
 	t.Parallel()
 	respond := func(status int, contentType, body string) devidp.Hooks {
 		return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -148,7 +148,7 @@ func TestUserInfoThatIsNotToBeBelievedFailsTheLogin(t *testing.T) {
 	}
 }
 
-func TestSignedUserInfoIsNotAnotherToken(t *testing.T) {
+func TestOtherJWTsAreNoSignedUserInfo(t *testing.T) {
 	t.Parallel()
 	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
 	for _, typ := range []string{"at+jwt", "logout+jwt", "dpop+jwt"} {
@@ -188,7 +188,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	})
 }
 
-func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
+func TestAppSeesOnlyConfiguredClaims(t *testing.T) {
 	t.Parallel()
 	var seen string
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -222,7 +222,7 @@ func TestTheAppSeesTheClaimsThatItMay(t *testing.T) {
 	}
 }
 
-func TestAMappingThatCannotBe(t *testing.T) {
+func TestInvalidClaimMappings(t *testing.T) {
 	t.Parallel()
 	for name, m := range map[string]map[string]string{
 		"sub":       {"sub": "email"},
@@ -237,7 +237,7 @@ func TestAMappingThatCannotBe(t *testing.T) {
 	}
 }
 
-func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
+func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 	t.Parallel()
 	for _, userinfo := range []bool{false, true} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = userinfo })
@@ -294,7 +294,7 @@ func TestARefreshedIDTokenBringsTheClaimsUpToDate(t *testing.T) {
 }
 
 // OpenID Connect Core 12.2.
-func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
+func TestRefreshedIDTokenMustMatchTheSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, test := range map[string]struct {
@@ -329,7 +329,7 @@ func TestARefreshedIDTokenContinuesTheSession(t *testing.T) {
 
 // What is too long for a header is left out, and what is in no cookie can be
 // long.
-func TestManyClaimsBreakNothing(t *testing.T) {
+func TestLargeClaimsAreHandled(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[0].Headers = map[string]string{"X-Groups": "groups", "X-User": "sub"}
@@ -359,7 +359,7 @@ func TestManyClaimsBreakNothing(t *testing.T) {
 }
 
 // Whatever a provider answers with, it is a clean failure, in time.
-func TestHostileTokenAnswers(t *testing.T) {
+func TestHostileTokenResponses(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	token := func() string {
@@ -400,7 +400,7 @@ func TestHostileTokenAnswers(t *testing.T) {
 }
 
 // A provider that takes its time is one that does not answer, wherever that is.
-func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
+func TestSlowTokenResponseTimesOut(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.UserInfo, cfg.Provider.Wait = true, 2*time.Second
@@ -448,7 +448,7 @@ func TestASlowProviderIsNotWaitedForTooLong(t *testing.T) {
 }
 
 // What a provider says of a refusal is in the log, without what it may quote.
-func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
+func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 	b := a.signedIn()
@@ -472,7 +472,7 @@ func TestWhatAProviderSaysIsLoggedWithoutSecrets(t *testing.T) {
 }
 
 // A provider, or what is in front of it, that quotes a secret in a refusal.
-func TestARefusalThatQuotesASecretIsLoggedWithoutIt(t *testing.T) {
+func TestSecretsQuotedByTheProviderAreNotLogged(t *testing.T) {
 	t.Parallel()
 	for name, respond := range map[string]func(form url.Values, secret string) (string, string){
 		"a refresh token in the code": func(form url.Values, _ string) (string, string) {

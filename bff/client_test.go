@@ -182,7 +182,7 @@ func aLife(t *testing.T, a *app) {
 	}
 }
 
-func TestASecretIsSentInOneWay(t *testing.T) {
+func TestClientSecretIsSentByOneMethod(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
 		t.Run(method, func(t *testing.T) {
@@ -206,7 +206,7 @@ func TestASecretIsSentInOneWay(t *testing.T) {
 }
 
 // RFC 6749 2.3.1: the id is form-encoded as well.
-func TestAClientIDMayHaveAnyCharacters(t *testing.T) {
+func TestClientIDMayContainAnyCharacter(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
 		a := newAppWith(t, func(c *devidp.Config) {
@@ -216,7 +216,7 @@ func TestAClientIDMayHaveAnyCharacters(t *testing.T) {
 	}
 }
 
-func TestAClientAssertionIsForTheIssuerAloneAndForOnce(t *testing.T) {
+func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		key crypto.Signer
@@ -269,7 +269,7 @@ func first[A, B any](a A, _ B) A { return a }
 
 func second[A, B any](_ A, b B) B { return b }
 
-func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
+func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 	t.Parallel()
 	key := ecKey(t)
 	provider, edit := withKeys(key)
@@ -295,7 +295,7 @@ func TestAnAudienceOfItsOwnForAnAssertionHasToBeConfigured(t *testing.T) {
 	}
 }
 
-func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
+func TestTrustedAudiencesAreAcceptedBesideTheClient(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.TrustedAudiences = []string{"project", "sibling"} })
 	named := func(aud ...string) devidp.Hooks {
@@ -325,7 +325,7 @@ func TestAudiencesThatAreTrustedMayBeNamedBesideUs(t *testing.T) {
 	}
 }
 
-func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
+func TestClientKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	t.Parallel()
 	old, next := rsaKey(t, 2048), ecKey(t)
 	provider, edit := withKeys(old, next)
@@ -349,7 +349,7 @@ func TestOurKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	wantProblem(t, newApp(t, nil).browser().Fetch("GET", "/bff/jwks.json"), 404, "not_found")
 }
 
-func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) {
+func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 	t.Parallel()
 	cert := certificate(t, ecKey(t))
 	shown := make(chan []*x509.Certificate, 10)
@@ -415,7 +415,7 @@ func TestACertificateIsShownAtTheProvidersAliasesAndToTheUpstream(t *testing.T) 
 
 // A provider that binds tokens to certificates says so (RFC 8705 3.3), and a
 // route cannot show another one than they are bound to.
-func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
+func TestTokensMustBeBoundToTheClientCertificate(t *testing.T) {
 	t.Parallel()
 	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
 	t.Run("the provider does not bind", func(t *testing.T) {
@@ -455,7 +455,7 @@ func TestTokensHaveToBeBoundToTheCertificateThatIsShown(t *testing.T) {
 	})
 }
 
-func TestMistakesInWhoWeAre(t *testing.T) {
+func TestInvalidClientAuthentication(t *testing.T) {
 	t.Parallel()
 	weak, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
 	if err != nil {
@@ -622,7 +622,7 @@ func TestFAPI2(t *testing.T) {
 }
 
 // FAPI 2.0 5.4: PS256, ES256 and EdDSA.
-func TestFAPI2TakesNoRS256(t *testing.T) {
+func TestFAPI2RejectsRS256(t *testing.T) {
 	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
 	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
@@ -642,7 +642,7 @@ func TestFAPI2TakesNoRS256(t *testing.T) {
 }
 
 // FAPI 2.0 5.4: RSA keys have 2048 bits or more, the provider's as well.
-func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
+func TestFAPI2RejectsSmallKeyOfTheProvider(t *testing.T) {
 	t.Parallel()
 	keys, edit := withKeys(ecKey(t))
 	small := rsaKey(t, 1024)
@@ -672,7 +672,7 @@ func TestFAPI2TakesNoSmallKeyOfTheProviders(t *testing.T) {
 }
 
 // FAPI 2.0 5.4 again: what we sign with.
-func TestFAPI2TakesNoKeyOfP384(t *testing.T) {
+func TestFAPI2RejectsP384Key(t *testing.T) {
 	t.Parallel()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
@@ -710,7 +710,7 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 	}
 }
 
-func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
+func TestFailedPushStartsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	respond := func(status int, body string) devidp.Hooks {
@@ -757,7 +757,7 @@ func TestAPushThatIsNotTakenBeginsNoLogin(t *testing.T) {
 	}
 }
 
-func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
+func TestPushedRequestsFollowConfigurationAndMetadata(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	if q := a.browser().Navigate("/bff/login").Location(t).Query(); q.Has("request_uri") || !q.Has("state") {
@@ -793,7 +793,7 @@ func TestWhetherRequestsArePushedIsForBothSidesToSay(t *testing.T) {
 	}
 }
 
-func TestRequestsAreSigned(t *testing.T) {
+func TestAuthorizationRequestsAreSigned(t *testing.T) {
 	t.Parallel()
 	for _, pushed := range []string{"always", "never"} {
 		t.Run("pushed "+pushed, func(t *testing.T) {
@@ -854,7 +854,7 @@ func TestRequestsAreSigned(t *testing.T) {
 }
 
 // RFC 9101 4.
-func TestMaxAgeInASignedRequestIsANumber(t *testing.T) {
+func TestMaxAgeInSignedRequestIsANumber(t *testing.T) {
 	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
 	a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
@@ -868,7 +868,7 @@ func TestMaxAgeInASignedRequestIsANumber(t *testing.T) {
 	}
 }
 
-func TestWhatElseARequestSays(t *testing.T) {
+func TestAuthorizationRequestHasConfiguredParameters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		p := &cfg.Provider
@@ -892,7 +892,7 @@ func TestWhatElseARequestSays(t *testing.T) {
 	}
 }
 
-func TestTheAnswerMayBePosted(t *testing.T) {
+func TestAuthorizationResponseByFormPost(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	posted := func(t *testing.T, b *bfftest.Browser) url.Values {
@@ -982,7 +982,7 @@ func TestTheAnswerMayBePosted(t *testing.T) {
 
 // RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a
 // browser from following one to the provider.
-func TestAPostedAnswerThatBeginsAgainReachesTheProvider(t *testing.T) {
+func TestRestartAfterFormPostRedirectsWith303(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	b := a.browser()

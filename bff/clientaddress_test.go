@@ -8,7 +8,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-func TestClientAddressIsTheFirstThatIsNoTrustedProxys(t *testing.T) {
+func TestClientAddressIsTheLastUntrustedOne(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.TrustedProxies = []netip.Prefix{
@@ -95,7 +95,7 @@ func TestClientAddressIsTheFirstThatIsNoTrustedProxys(t *testing.T) {
 	}
 }
 
-func TestForwardedHeadersOfOthersAreNotBelieved(t *testing.T) {
+func TestForwardedHeadersOfUntrustedPeersAreIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, line := range []string{
@@ -109,7 +109,7 @@ func TestForwardedHeadersOfOthersAreNotBelieved(t *testing.T) {
 	}
 }
 
-func TestHostIsTheOneThatTheFirstTrustedProxyWasAskedFor(t *testing.T) {
+func TestHostIsTakenFromTheFirstTrustedProxy(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.TrustedProxies = []netip.Prefix{

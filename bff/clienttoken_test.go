@@ -53,7 +53,7 @@ func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
 	return token
 }
 
-func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
+func TestClientTokenIsRequestedOnce(t *testing.T) {
 	t.Parallel()
 	a, asked := machine(t, devidp.Hooks{})
 	var all sync.WaitGroup
@@ -76,7 +76,7 @@ func TestTheBrokersOwnTokenIsAskedForOnce(t *testing.T) {
 
 // RFC 6749 4.4: one token for all that is the same, and another for what is
 // not.
-func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
+func TestClientTokenIsSharedPerTarget(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		route := func(path, resource string, scopes ...string) bff.Route {
@@ -111,7 +111,7 @@ func TestTheBrokersOwnTokenIsOneForEachTarget(t *testing.T) {
 	}
 }
 
-func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
+func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a, asked := machine(t, devidp.Hooks{})
@@ -128,7 +128,7 @@ func TestWhereEitherTokenGoesTheUsersGoesWithASession(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/either/x"), 503, "provider_unavailable") // never the broker's own instead
 }
 
-func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
+func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {
 	t.Parallel()
 	a, asked := machine(t, devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "client_credentials" {
@@ -143,7 +143,7 @@ func TestTheBrokersOwnTokenIsReplacedBeforeItsEnd(t *testing.T) {
 	}
 }
 
-func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(t *testing.T) {
+func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 	t.Parallel()
 	var down atomic.Bool
 	a, asked := machine(t, devidp.Hooks{
@@ -186,7 +186,7 @@ func TestWhileTheProviderIsDownTheBrokersOwnTokenIsUsedAndTheProviderNotStormed(
 }
 
 // Retry-After counts for the broker's own token too.
-func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
+func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client"}}
@@ -208,7 +208,7 @@ func TestTheBrokersOwnTokenIsAskedForWhenTheProviderSays(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
+func TestRejectedClientTokenIsReplaced(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
@@ -228,7 +228,7 @@ func TestAnUpstreamThatRejectsTheBrokersOwnTokenGetsAnotherOne(t *testing.T) {
 	}
 }
 
-func TestTheBrokersOwnTokenIsAskedForInEachWayToSayWhoWeAre(t *testing.T) {
+func TestClientTokenWorksWithEachClientAuth(t *testing.T) {
 	t.Parallel()
 	key := ecKey(t)
 	cert := certificate(t, key)

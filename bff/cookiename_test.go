@@ -71,7 +71,7 @@ func TestCookieNamesFollowThePublicURL(t *testing.T) {
 }
 
 // A browser sends the cookies of each port of localhost to all of them.
-func TestCookiesOfBrokersOnOtherPortsStayHere(t *testing.T) {
+func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		plants := brokertest.NewEcho(t)

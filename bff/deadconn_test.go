@@ -162,7 +162,7 @@ func together(n int, request func(i int)) {
 	all.Wait()
 }
 
-func TestIdleConnectionsThatWereResetCostNoRequest(t *testing.T) {
+func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 	t.Parallel()
 	for _, scheme := range []string{"http", "https"} {
 		t.Run(scheme, func(t *testing.T) {
@@ -247,7 +247,7 @@ func serveTLS(t *testing.T, h http.Handler, protocols ...string) (string, *tls.C
 	return l.Addr().String(), trust
 }
 
-func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
+func TestSilentHTTP2ConnectionIsReplaced(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"h2c", "https"} {
 		t.Run(kind, func(t *testing.T) {
@@ -290,7 +290,7 @@ func TestAnHTTP2ConnectionThatGoesSilentIsReplaced(t *testing.T) {
 
 // gRPC takes the third PING on a quiet stream for an attack, Tomcat the
 // eleventh.
-func TestAQuietHTTP2StreamIsNotPingedAgainAndAgain(t *testing.T) {
+func TestQuietHTTP2StreamIsNotPingedRepeatedly(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	more := make(chan struct{})
@@ -359,7 +359,7 @@ func (o *once) want(t *testing.T, n int) {
 	}
 }
 
-func TestARequestThatAnHTTP2ServerRefusesIsSentAgain(t *testing.T) {
+func TestRefusedHTTP2StreamIsRetried(t *testing.T) {
 	t.Parallel()
 	var all once
 	address, _ := h2cServer(t, 5, all.ServeHTTP)
@@ -379,7 +379,7 @@ func TestARequestThatAnHTTP2ServerRefusesIsSentAgain(t *testing.T) {
 }
 
 // The client's body is still on its way when the stream is refused.
-func TestARequestIsSentAgainWhoseBodyIsStillOnItsWay(t *testing.T) {
+func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 	t.Parallel()
 	var all once
 	address, _ := h2cServer(t, 1, all.ServeHTTP)
@@ -415,7 +415,7 @@ func TestARequestIsSentAgainWhoseBodyIsStillOnItsWay(t *testing.T) {
 	all.want(t, 3)
 }
 
-func TestGracefulRestartsOfAnHTTP2ServerCostNoRequest(t *testing.T) {
+func TestGracefulHTTP2RestartsFailNoRequest(t *testing.T) {
 	t.Parallel()
 	var all once
 	address, server := h2cServer(t, 0, all.ServeHTTP)

@@ -17,7 +17,7 @@ func demanding(t *testing.T, parameters map[string]string) *app {
 	})
 }
 
-func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
+func TestLoginLinkCanOnlyStrengthenRequirements(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ name, operator, link, want string }{
 		{"acr_values", "gold", "", "gold"},
@@ -59,7 +59,7 @@ func TestALinkCanOnlyAskForMoreThanTheOperator(t *testing.T) {
 
 // Each way to sign in, with an ID token that has what the link says and not
 // what the operator does.
-func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
+func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 	t.Parallel()
 	silver := devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}
 	old := devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
@@ -129,7 +129,7 @@ func TestTheOperatorsDemandsHoldForEveryWayToSignIn(t *testing.T) {
 
 // OpenID Connect Core 3.1.3.7 (12, 13): what is asked for is looked at, whoever
 // asked.
-func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
+func TestConfiguredACRAndMaxAgeAreVerified(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Parameters = map[string]string{"acr_values": "gold", "max_age": "60"}
@@ -142,7 +142,7 @@ func TestWhatTheOperatorAlwaysAsksForIsVerified(t *testing.T) {
 	}
 }
 
-func TestASilentLoginCannotMeetADemandToAskTheUser(t *testing.T) {
+func TestSilentLoginFailsWhenThePromptIsRequired(t *testing.T) {
 	t.Parallel()
 	a := demanding(t, map[string]string{"prompt": "login"})
 	b := a.signedIn()
@@ -157,7 +157,7 @@ func TestASilentLoginCannotMeetADemandToAskTheUser(t *testing.T) {
 	}
 }
 
-func TestAPromptOfTheOperatorThatIsNoneIsAMistake(t *testing.T) {
+func TestConfiguredPromptNoneIsAnError(t *testing.T) {
 	t.Parallel()
 	for _, prompt := range []string{"evil", "none login", "Login"} {
 		_, err := bff.New(bff.Config{Provider: bff.ProviderConfig{Parameters: map[string]string{"prompt": prompt}}})
@@ -167,7 +167,7 @@ func TestAPromptOfTheOperatorThatIsNoneIsAMistake(t *testing.T) {
 	}
 }
 
-func TestARouteThatNoSignInSatisfiesIsWarnedAbout(t *testing.T) {
+func TestUnsatisfiableRouteIsLogged(t *testing.T) {
 	t.Parallel()
 	for acr, want := range map[string]int{"platinum": 1, "gold": 0} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) {

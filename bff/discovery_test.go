@@ -32,7 +32,7 @@ func instead(path string, serve http.HandlerFunc) devidp.Hooks {
 
 // What is in the place of metadata or keys is named: the URL that was asked,
 // the status, where a redirect leads. Its body is not quoted.
-func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
+func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 	t.Parallel()
 	redirect := func(status int, location string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -151,7 +151,7 @@ func TestAnotherResponseInThePlaceOfMetadataIsNamed(t *testing.T) {
 
 // Members of metadata that the configuration does not need may be anything;
 // those that it needs are named when they are not.
-func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
+func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 	t.Parallel()
 	const (
 		found  = "" // and everything works
@@ -311,7 +311,7 @@ func TestMetadataIsReadAsFarAsItIsNeeded(t *testing.T) {
 
 // A provider that only the broker itself gets tokens from needs no place for
 // users, and may have its metadata where OAuth has it (RFC 8414).
-func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
+func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 	t.Parallel()
 	client := func(token bff.Token) func(*app, *bff.Config) {
 		return func(a *app, cfg *bff.Config) {
@@ -384,7 +384,7 @@ func TestAProviderForTheBrokersOwnTokenNeedsNoPlaceToSignIn(t *testing.T) {
 
 // RFC 9700 4.12: what we send goes to the provider, and nowhere that it points
 // to.
-func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
+func TestRedirectsOfTheProviderAreNotFollowed(t *testing.T) {
 	t.Parallel()
 	var strayed atomic.Int32
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -440,7 +440,7 @@ func TestNoRedirectOfTheProviderIsFollowed(t *testing.T) {
 }
 
 // OpenID Connect Discovery 4.2.
-func TestAProviderThatIsSlowToBeFoundIsNotWaitedFor(t *testing.T) {
+func TestLoginDoesNotWaitForSlowDiscovery(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	a := newApp(t, func(a *app, cfg *bff.Config) {

@@ -51,7 +51,7 @@ func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string
 	return resp.Header.Get("Location")
 }
 
-func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T) {
+func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
 	t.Run("who started the login", func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestReturnToLeadsUnderARouteOnlyForTheAppsOwnLoginAndDocuments(t *testing.T
 
 // The attempt's own page cannot make another site's login one of the app's:
 // neither a page that offers another try, nor a stale response.
-func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
+func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
 	link := "/bff/login?return_to=%2Fdocs%2Fx.html"
@@ -142,7 +142,7 @@ func TestNoWayAroundTheRuleForReturnTo(t *testing.T) {
 	})
 }
 
-func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
+func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
 	for returnTo, want := range map[string]string{
@@ -179,7 +179,7 @@ func TestLogoutsReturnToFollowsTheRuleOfLogins(t *testing.T) {
 
 // Whatever response mode and whoever starts the login: the upstream of a route
 // without documents is never called.
-func TestAnotherSitesLoginReachesNoUpstream(t *testing.T) {
+func TestCrossSiteLoginReachesNoUpstream(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"query", "form_post"} {
 		a := documentsApp(t, func(cfg *bff.Config) { cfg.Provider.ResponseMode = mode })

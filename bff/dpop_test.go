@@ -168,7 +168,7 @@ func wantOK(t *testing.T, a *bfftest.Response) {
 	}
 }
 
-func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
+func TestTokensAreBoundToTheSessionKey(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
@@ -193,7 +193,7 @@ func TestTokensAreBoundToAKeyOfTheSession(t *testing.T) {
 	}
 }
 
-func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
+func TestClientTokenIsBoundByDPoP(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.browser()
@@ -206,7 +206,7 @@ func TestTheBrokersOwnTokenIsBoundToo(t *testing.T) {
 
 // The provider wants a nonce: the first request without one is made again,
 // once, and those that follow have it (RFC 9449 8, 8.2).
-func TestTheProvidersNonce(t *testing.T) {
+func TestProviderDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	c := a.takeDown(devidp.Hooks{})
@@ -253,7 +253,7 @@ func TestTheProvidersNonce(t *testing.T) {
 
 // A nonce is for the server that gave it, also where a provider has several
 // (RFC 9449 9).
-func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
+func TestDPoPNoncesAreKeptPerServer(t *testing.T) {
 	t.Parallel()
 	var a *app
 	a, _ = newBoundApp(t, func(a *app, cfg *bff.Config) {
@@ -284,7 +284,7 @@ func TestEachServerOfAProviderHasItsOwnNonce(t *testing.T) {
 
 // A provider that asks for another nonce each time is a fault that passes,
 // after one more try.
-func TestANonceIsTriedOnce(t *testing.T) {
+func TestDPoPNonceIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, nil)
 	b := a.signedIn()
@@ -307,7 +307,7 @@ func TestANonceIsTriedOnce(t *testing.T) {
 
 // RFC 9449 8.2: a nonce that comes with a good answer counts from the next
 // request on.
-func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
+func TestDPoPNonceOfASuccessIsUsedNext(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 	given := 0
@@ -334,7 +334,7 @@ func TestTheNonceOfAGoodAnswerIsTheNextOne(t *testing.T) {
 
 // An upstream wants a nonce of its own: the request is made again with it, body
 // and all (RFC 9449 9).
-func TestTheUpstreamsNonce(t *testing.T) {
+func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	c := a.takeDown(devidp.Hooks{})
@@ -373,7 +373,7 @@ func TestTheUpstreamsNonce(t *testing.T) {
 }
 
 // RFC 9449 7.3: no proof is sent twice, whatever a request is made again for.
-func TestARequestThatIsMadeAgainHasANewProof(t *testing.T) {
+func TestRetriedRequestHasANewDPoPProof(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func(w http.ResponseWriter){
 		"a connection that breaks": func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
@@ -418,7 +418,7 @@ func TestARequestThatIsMadeAgainHasANewProof(t *testing.T) {
 
 // Two sessions at once, while the nonce changes: neither gets the other's token
 // (the tests of the proof would see it).
-func TestNoncesMixNoSessions(t *testing.T) {
+func TestDPoPNoncesDoNotMixSessions(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	browsers := []*bfftest.Browser{a.signedIn(), a.signedIn(), a.signedIn()}
@@ -501,7 +501,7 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 
 // The key is kept with the session: another process with the same store goes on
 // with it.
-func TestTheKeySurvivesARestart(t *testing.T) {
+func TestDPoPKeySurvivesARestart(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()
@@ -522,7 +522,7 @@ func TestTheKeySurvivesARestart(t *testing.T) {
 
 // Where tokens are to be bound from now on, those of sessions from before are
 // too.
-func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.T) {
+func TestOldSessionIsBoundAtItsNextRefresh(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -569,7 +569,7 @@ func TestSessionsFromBeforeTokensWereBoundAreBoundAtTheirNextRefresh(t *testing.
 
 // A login that began before tokens were to be bound, or after that was given
 // up, does not end with a session that is otherwise.
-func TestALoginEndsAsItBegan(t *testing.T) {
+func TestLoginFinishesWithItsOwnBinding(t *testing.T) {
 	t.Parallel()
 	for _, constraint := range []string{"", "dpop"} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = constraint })
@@ -584,7 +584,7 @@ func TestALoginEndsAsItBegan(t *testing.T) {
 	}
 }
 
-func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
+func TestUnboundTokenIsRefused(t *testing.T) {
 	t.Parallel()
 	t.Run("at login", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
@@ -624,7 +624,7 @@ func TestATokenThatIsNotBoundIsRefused(t *testing.T) {
 
 // The code is bound to the key from the beginning (RFC 9449 10): what is in the
 // request says so where it is not pushed with a proof.
-func TestTheCodeIsBoundToTheKey(t *testing.T) {
+func TestAuthorizationCodeIsBoundToTheKey(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })
 	b := a.browser()
@@ -641,7 +641,7 @@ func TestTheCodeIsBoundToTheKey(t *testing.T) {
 }
 
 // A nonce that could break out of a proof, or out of a log, is none.
-func TestANonceThatIsNone(t *testing.T) {
+func TestInvalidDPoPNonceIsIgnored(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
 	b := a.signedIn()

@@ -15,7 +15,7 @@ import (
 
 // A service worker that answers navigations with fetch(event.request) leaves
 // the mode and takes the destination away.
-func TestTheModeNavigateProvesANavigation(t *testing.T) {
+func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	through := []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "empty", "Sec-Fetch-Site", "same-origin"}
@@ -82,7 +82,7 @@ func TestTheModeNavigateProvesANavigation(t *testing.T) {
 	})
 }
 
-func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
+func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	t.Parallel()
 	client := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write([]byte("export {}")) })
 	key := ecKey(t)
@@ -143,7 +143,7 @@ func TestHEADWorksWhereverGETDoesAndStartsNothing(t *testing.T) {
 
 // OpenID Connect Front-Channel Logout 2: 200 says that there is no session any
 // more.
-func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
+func TestFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()
@@ -178,7 +178,7 @@ func TestAFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	}
 }
 
-func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
+func TestOnlySomeAttemptCookiesAreDecoded(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	var cookies strings.Builder
@@ -205,7 +205,7 @@ func TestThousandsOfAttemptsInARequestAreNotAllLookedAt(t *testing.T) {
 	}
 }
 
-func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
+func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	fetches := a.provider.JWKSFetches()
@@ -235,7 +235,7 @@ func TestALogoutTokenThatIsTooLongIsNotRead(t *testing.T) {
 }
 
 // Each refusal is one line in the log that says what was wrong.
-func TestEveryRefusalLeavesALineThatNamesItsCause(t *testing.T) {
+func TestEveryRefusalOfAnEndpointIsLogged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()

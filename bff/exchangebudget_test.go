@@ -15,7 +15,7 @@ import (
 
 // Whoever sends all codes at once has no more attempts than one after the
 // other.
-func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
+func TestCodeExchangesInFlightCountAgainstTheLimit(t *testing.T) {
 	t.Parallel()
 	const burst, callbacks = 3, 12
 	a, _ := limited(t, burst, nil)
@@ -59,7 +59,7 @@ func TestCodeExchangesInFlightCountAgainstTheBudgetOfFailedOnes(t *testing.T) {
 }
 
 // A user whose sign-in succeeds spends nothing of the budget.
-func TestASuccessfulCodeExchangeIsGivenBackToTheBudget(t *testing.T) {
+func TestSuccessfulCodeExchangeIsNotCounted(t *testing.T) {
 	t.Parallel()
 	a, _ := limited(t, 1, nil)
 	for i := range 4 {

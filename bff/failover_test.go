@@ -140,7 +140,7 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	}
 }
 
-func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
+func TestFailedRequestDisablesNoAddress(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = time.Second })
@@ -189,7 +189,7 @@ func TestARequestThatFailsTakesNoAddressFromOthers(t *testing.T) {
 	wantFrom(t, b, one, two)
 }
 
-func TestARequestThatCannotBeWrittenIsRefusedBeforeAnAddressIsChosen(t *testing.T) {
+func TestInvalidRequestFailsBeforeAnAddressIsSelected(t *testing.T) {
 	t.Parallel()
 	var calls = make(map[string]int)
 	f := newFront(t, func(f *front, cfg *bff.Config) {
@@ -236,7 +236,7 @@ func TestARequestThatCannotBeWrittenIsRefusedBeforeAnAddressIsChosen(t *testing.
 	}
 }
 
-func TestAnAddressWhoseProcessCrashesAndRestarts(t *testing.T) {
+func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 	t.Parallel()
 	a, b, one, two := pair(t, nil)
 	wantFrom(t, b, one, two)
@@ -256,7 +256,7 @@ func TestAnAddressWhoseProcessCrashesAndRestarts(t *testing.T) {
 	wantFrom(t, b, one, two)
 }
 
-func TestAnAddressThatStallsIsLeftAloneUntilItAnswers(t *testing.T) {
+func TestStalledAddressIsSkippedUntilItResponds(t *testing.T) {
 	t.Parallel()
 	_, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 200 * time.Millisecond })
 	wantFrom(t, b, one, two)
@@ -278,7 +278,7 @@ func TestAnAddressThatStallsIsLeftAloneUntilItAnswers(t *testing.T) {
 	wantFrom(t, b, one, two)
 }
 
-func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
+func TestFailedAddressIsTriedIfAllHaveFailed(t *testing.T) {
 	t.Parallel()
 	a, b, one, two := pair(t, nil)
 	for _, back := range []*process{one, two, one} {
@@ -302,7 +302,7 @@ func TestWhereAllAddressesHaveFailedOneIsTriedAnyway(t *testing.T) {
 
 // A connection attempt that nobody answers takes as long as timeouts.connect:
 // one request may meet that, not one in a while.
-func TestAnAddressThatAnswersNoConnectionAttemptIsTriedInTheBackground(t *testing.T) {
+func TestUnreachableAddressIsProbedInTheBackground(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	full := fullListener(t)

@@ -60,7 +60,7 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 }
 
 // Who asks for offline_access and gets no refresh token is told so once.
-func TestALoginWithoutARefreshTokenIsSaidOnce(t *testing.T) {
+func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"
 	none := devidp.Hooks{

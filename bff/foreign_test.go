@@ -35,7 +35,7 @@ func (a *app) planted(other *app, from *bfftest.Browser) *bfftest.Browser {
 }
 
 // Two providers may give their logout tokens the same jti.
-func TestTheLogoutTokenOfOneAppIsNotUsedUpByAnother(t *testing.T) {
+func TestLogoutTokenOfOneAppIsNotConsumedByAnother(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
 	for _, a := range []*app{first, second} {
@@ -53,7 +53,7 @@ func TestTheLogoutTokenOfOneAppIsNotUsedUpByAnother(t *testing.T) {
 
 // The login attempts of a neighbour are not counted among this app's, and not
 // removed.
-func TestAttemptsOfAnotherAppAreLeftAlone(t *testing.T) {
+func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
 	b := first.browser()
@@ -84,7 +84,7 @@ func TestAttemptsOfAnotherAppAreLeftAlone(t *testing.T) {
 
 // A foreign cookie is counted and logged once a request, however often it is
 // read. So is no other.
-func TestAForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
+func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
 	at := second.planted(first, first.signedIn())

@@ -7,7 +7,7 @@ import (
 
 // A cookie between a logout and its continuation is as much another
 // application's as its session cookie is: it is neither used nor removed.
-func TestTheLogoutCookieOfAnotherApplicationIsLeftAlone(t *testing.T) {
+func TestLogoutCookiesOfOtherAppsAreKept(t *testing.T) {
 	t.Parallel()
 	first, second := neighbours(t)
 	b := first.signedIn()

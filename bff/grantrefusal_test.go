@@ -11,7 +11,7 @@ import (
 
 // What the provider does not issue to this client for one kind of grant is no
 // sign of an outage of the others.
-func TestGrantsThatAreRefusedAreNoOutage(t *testing.T) {
+func TestRefusedGrantsDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	for status, body := range map[int]string{
 		400: `{"error":"unauthorized_client"}`,

@@ -59,7 +59,7 @@ func wantText(t *testing.T, resp *bfftest.Response, want string) {
 	}
 }
 
-func TestARouteCanHaveAGoHandler(t *testing.T) {
+func TestRouteCanHaveAGoHandler(t *testing.T) {
 	t.Parallel()
 	a := newHandlerApp(t)
 	stranger, alice := a.browser(), a.signedIn()
@@ -78,7 +78,7 @@ func TestARouteCanHaveAGoHandler(t *testing.T) {
 	wantProblem(t, alice.Do("POST", "/go/x", "0123456789a", "X-CSRF", "1"), 413, "body_too_large")
 }
 
-func TestABodyOfUnknownLengthIsLimitedForAHandler(t *testing.T) {
+func TestHandlerBodyOfUnknownLengthIsLimited(t *testing.T) {
 	t.Parallel()
 	a := newHandlerApp(t)
 	alice := a.signedIn()
@@ -139,7 +139,7 @@ func TestRequireSessionProtectsAHandler(t *testing.T) {
 	})
 }
 
-func TestWhatARouteWithAHandlerCannotHave(t *testing.T) {
+func TestInvalidRoutesWithAHandler(t *testing.T) {
 	t.Parallel()
 	handler := http.NotFoundHandler()
 	for name, test := range map[string]struct {

@@ -59,7 +59,7 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 }
 
 // A non-ASCII name of an upstream is looked up as its A-label (RFC 5890).
-func TestAnUpstreamMayHaveANameInAnyLetters(t *testing.T) {
+func TestUpstreamHostIsCaseInsensitive(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		_, port, _ := strings.Cut(strings.TrimPrefix(a.echo.URL, "http://"), ":")

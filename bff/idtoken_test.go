@@ -28,7 +28,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-func TestWhatAnIDTokenMustBe(t *testing.T) {
+func TestInvalidIDTokensFailTheLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range brokertest.IDTokenFaults {
@@ -51,7 +51,7 @@ func TestWhatAnIDTokenMustBe(t *testing.T) {
 	}
 }
 
-func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
+func TestUnusualButValidIDTokensAreAccepted(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range brokertest.IDTokenOddities {
@@ -66,7 +66,7 @@ func TestIDTokensThatAreRightInAnUnusualWay(t *testing.T) {
 	}
 }
 
-func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
+func TestReplayedIDTokenIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
@@ -77,7 +77,7 @@ func TestAnIDTokenIsGoodForOneLogin(t *testing.T) {
 }
 
 // What is wrong with an ID token of a refresh and says nothing of whose it is.
-func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
+func TestUnusableIDTokenOfRefreshKeepsSession(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devidp.Hooks{
 		"a new algorithm that the metadata, which is ten minutes old, does not list": {
@@ -110,7 +110,7 @@ func TestOddIDTokensOfARefreshEndNoSession(t *testing.T) {
 
 // OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent
 // once, and there the next time.
-func TestANonceMayComeBack(t *testing.T) {
+func TestRefreshedIDTokenMayRepeatTheNonce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	var mu sync.Mutex
@@ -136,7 +136,7 @@ func TestANonceMayComeBack(t *testing.T) {
 
 // OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves
 // with each refresh must not open routes that want a fresh one.
-func TestARefreshMakesNoSignInNew(t *testing.T) {
+func TestRefreshDoesNotRenewAuthTime(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
 	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
@@ -171,7 +171,7 @@ func signedByNobody(header, claims map[string]any) (string, error) {
 }
 
 // RFC 8725 3.1, 3.2: not even where the provider says that it signs so.
-func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
+func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 	t.Parallel()
 	for name, listed := range map[string]any{
 		"beside RS256": []string{"none", "HS256", "RS256"},
@@ -203,7 +203,7 @@ func TestAlgorithmsThatProveNothingAreTakenFromNoMetadata(t *testing.T) {
 
 // OpenID Connect Core 3.1.3.6: at_hash is made with the hash of the algorithm
 // that the ID token is signed with.
-func TestTheAccessTokensHashFollowsTheSignature(t *testing.T) {
+func TestAtHashUsesTheHashOfTheSignature(t *testing.T) {
 	t.Parallel()
 	ec384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
 	if err != nil {
@@ -277,7 +277,7 @@ func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string
 
 // RFC 8725 3.10, Core 5.6.2: where a token says that keys or claims are is
 // nowhere we go.
-func TestNothingThatATokenNamesIsFetched(t *testing.T) {
+func TestURLsInTokensAreNotFetched(t *testing.T) {
 	t.Parallel()
 	key := rsaKey(t, 2048)
 	cert := certificate(t, key)
@@ -331,7 +331,7 @@ func TestNothingThatATokenNamesIsFetched(t *testing.T) {
 
 // RFC 7519 2: a NumericDate is a number. iat and auth_time in quotes are
 // refused.
-func TestAnExpiryInQuotesIsNone(t *testing.T) {
+func TestExpAsStringIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	quoted := func(_, claims map[string]any) { claims["exp"] = fmt.Sprint(claims["exp"]) }

@@ -20,7 +20,7 @@ import (
 
 // An algorithm that the client is not registered for is refused, though the
 // provider lists and publishes keys for it.
-func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
+func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 	t.Parallel()
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -121,7 +121,7 @@ func TestTheAlgorithmOfIDTokensCanBePinned(t *testing.T) {
 	})
 }
 
-func TestAnAlgorithmThatProvesNothingCannotBePinned(t *testing.T) {
+func TestNoneAndHMACCannotBePinned(t *testing.T) {
 	t.Parallel()
 	for _, alg := range []string{
 		"none", "None", "HS256", "HS512", "rs256", "RS256 ", "RS1", "dir", "ES256K", "ML-DSA-65",
@@ -153,7 +153,7 @@ func TestAnAlgorithmThatProvesNothingCannotBePinned(t *testing.T) {
 	}
 }
 
-func TestAProviderThatDoesNotSignAsPinnedIsNamed(t *testing.T) {
+func TestProviderWithoutThePinnedAlgorithmIsLogged(t *testing.T) {
 	t.Parallel()
 	pinned := func(list any) *app {
 		return newApp(t, func(a *app, cfg *bff.Config) {

@@ -31,7 +31,7 @@ func withJunkKeys(junk ...string) devidp.Hooks {
 
 // RFC 7517, section 5: keys that are not understood, incomplete or out of range
 // are ignored, and the others are used.
-func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
+func TestUnusableKeysAreIgnored(t *testing.T) {
 	t.Parallel()
 	secret := strings.Repeat("c2VjcmV0", 20)
 	for name, junk := range map[string]string{
@@ -91,7 +91,7 @@ func TestKeysThatCannotBeUsedAreIgnored(t *testing.T) {
 
 // An unknown key proves nothing about the user: the new tokens are used, and
 // the ID token of before is kept.
-func TestARefreshedIDTokenWithoutAKnownKeyKeepsTheSession(t *testing.T) {
+func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 	t.Parallel()
 	unknown := func(header, _ map[string]any) { header["kid"] = rand.Text() }
 	jwks := func(serve http.HandlerFunc) func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -187,7 +187,7 @@ func (b *buffer) wantNo(t *testing.T, msg string) {
 }
 
 // A key set that cannot be fetched, or is empty, is an outage and no verdict.
-func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
+func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devidp.Hooks{
 		"503": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -225,7 +225,7 @@ func TestALoginWithoutKeysToCheckItWithIsUnavailable(t *testing.T) {
 }
 
 // A provider may give a new key the kid of the old one.
-func TestAKeyMayBeReplacedUnderItsKid(t *testing.T) {
+func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	rotated := a.renamedKeys("the-key")
@@ -271,7 +271,7 @@ func (a *app) renamedKeys(kid string) devidp.Hooks {
 
 // Anybody can send logout tokens with made-up key ids. They must not keep a
 // genuine one from the keys that it needs, and not have us fetch without end.
-func TestJunkLogoutTokensDoNotStarveAGenuineOne(t *testing.T) {
+func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, nil)
@@ -375,7 +375,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 
 // A logout token that is wrong in itself is refused before any key is looked
 // for.
-func TestALogoutTokenThatIsWrongInItselfAsksForNoKeys(t *testing.T) {
+func TestInvalidLogoutTokenFetchesNoKeys(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	before := a.provider.JWKSFetches()

@@ -20,7 +20,7 @@ import (
 
 // A browser that restores its tabs starts a login in each of them, more than
 // there is room for.
-func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
+func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 	t.Parallel()
 	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
 		a := newApp(t, unpushed)
@@ -48,7 +48,7 @@ func TestEveryRestoredTabEndsWhereItWas(t *testing.T) {
 	}
 }
 
-func TestARestartEvictsNoAttempt(t *testing.T) {
+func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
@@ -77,7 +77,7 @@ func TestARestartEvictsNoAttempt(t *testing.T) {
 
 // On the way from the provider a browser withholds the Strict cookie of the
 // session there is.
-func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
+func TestLateResponseFindsSessionDespiteStrictCookie(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -107,7 +107,7 @@ func TestALateResponseFindsTheSessionThoughItsCookieWasWithheld(t *testing.T) {
 	wantPage(t, signedIn.Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
 }
 
-func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
+func TestLateResponseKeepsAShortReturnTo(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	for _, n := range []int{1, 200, 256, 257, 1000} {
@@ -130,7 +130,7 @@ func TestTheReturnToOfALateResponseIsKeptIfItIsShort(t *testing.T) {
 
 // The user presses twice: the browser leaves the first request, and with it the
 // cookie in its response.
-func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
+func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -180,7 +180,7 @@ func TestALoginWhoseBrowserLeftIsCompletedByItsSecondRequest(t *testing.T) {
 
 // What is left of a login in the store opens nothing, and gives nobody a
 // session later.
-func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
+func TestCompletedAttemptStartsNoSecondSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -201,7 +201,7 @@ func TestACompletedAttemptStartsNoSecondSession(t *testing.T) {
 	a.wantSession(other, "")
 }
 
-func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
+func TestRepeatedCallbacksGetTheSameResponse(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	twice := func(ask func() *bfftest.Response) (got [2]*bfftest.Response) {
@@ -301,7 +301,7 @@ func TestWhatABrowserSendsTwiceEndsTwiceAlike(t *testing.T) {
 	})
 }
 
-func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
+func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	expired := devidp.Hooks{EditCallback: func(params url.Values) {
@@ -391,7 +391,7 @@ func TestASignInThatExpiredAtTheProviderStartsAgainOnce(t *testing.T) {
 	})
 }
 
-func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
+func TestErrorDescriptionIsLoggedSanitised(t *testing.T) {
 	t.Parallel()
 	secret := "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2VjcmV0"
 	for _, test := range []struct{ text, want, not string }{
@@ -434,7 +434,7 @@ func TestAnErrorDescriptionIsLoggedCleaned(t *testing.T) {
 }
 
 // RFC 6749 4.1.2: unrecognised parameters are ignored.
-func TestParametersThatAreNotUsedRefuseNothing(t *testing.T) {
+func TestUnusedCallbackParametersAreIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, more := range []string{

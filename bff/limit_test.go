@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestABudgetAllowsABurstAndThenARate(t *testing.T) {
+func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter[string](RateLimit{Rate: 4, Burst: 3})
@@ -45,7 +45,7 @@ func TestABudgetAllowsABurstAndThenARate(t *testing.T) {
 	})
 }
 
-func TestALimitersMemoryIsBoundedAndKeysInUseAreNotForgotten(t *testing.T) {
+func TestLimiterMemoryIsBounded(t *testing.T) {
 	t.Parallel()
 	l := newLimiter[[16]byte](RateLimit{Rate: 1.0 / 3600, Burst: 2})
 	busy := [16]byte{15: 1}
@@ -64,7 +64,7 @@ func TestALimitersMemoryIsBoundedAndKeysInUseAreNotForgotten(t *testing.T) {
 	}
 }
 
-func TestTheAddressesThatShareABudget(t *testing.T) {
+func TestAddressesThatShareALimit(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		a, b string

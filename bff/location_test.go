@@ -12,7 +12,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
+func TestReferencesOfAnUpstreamAreRewritten(t *testing.T) {
 	t.Parallel()
 	var say atomic.Pointer[func(h http.Header)]
 	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -97,7 +97,7 @@ func TestReferencesOfAnUpstreamLeadToTheRoute(t *testing.T) {
 	}
 }
 
-func TestThePrefixIsToldToTheUpstreamThatDoesNotGetIt(t *testing.T) {
+func TestStrippedPrefixIsSentAsForwardedPrefix(t *testing.T) {
 	t.Parallel()
 	echo := brokertest.NewEcho(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {

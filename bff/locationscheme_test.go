@@ -11,7 +11,7 @@ import (
 
 // An upstream that heeds X-Forwarded-Proto but not X-Forwarded-Host names
 // itself with our scheme.
-func TestAnUpstreamMayNameItselfWithOurScheme(t *testing.T) {
+func TestUpstreamLocationMayHaveThePublicScheme(t *testing.T) {
 	t.Parallel()
 	var say atomic.Pointer[string]
 	a := newApp(t, func(a *app, cfg *bff.Config) {

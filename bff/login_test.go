@@ -60,7 +60,7 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 // unpushed leaves authorization requests in the URL, to be looked at.
 func unpushed(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" }
 
-func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
+func TestAuthorizationRequestIgnoresTheLink(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
@@ -91,7 +91,7 @@ func TestTheAuthorizationRequestIsTheSameWhateverTheLinkSays(t *testing.T) {
 }
 
 // OpenID Connect Core 3.1.2.1.
-func TestEveryLoginAsksForOpenID(t *testing.T) {
+func TestEveryLoginRequestsScopeOpenID(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests, cfg.Provider.Scopes = "never", []string{"profile"}
@@ -104,7 +104,7 @@ func TestEveryLoginAsksForOpenID(t *testing.T) {
 
 // Whatever a link says, a request has the parameters that it has without; that
 // there is another issuer (Core 4) is one of the things a link may say.
-func TestALinkAddsNothingToTheRequest(t *testing.T) {
+func TestLoginLinkAddsNoParameters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	link := make(url.Values)
@@ -131,7 +131,7 @@ func TestALinkAddsNothingToTheRequest(t *testing.T) {
 }
 
 // RFC 9700 2.1.1, RFC 7636 7.2.
-func TestPlainPKCEIsNeverSpoken(t *testing.T) {
+func TestPlainPKCEIsNeverUsed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests = "never"
@@ -153,7 +153,7 @@ func TestPlainPKCEIsNeverSpoken(t *testing.T) {
 	wantPage(t, b.Navigate(b.Authorize("alice", to.String()).Location(t).String()), 502, "login_refused")
 }
 
-func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
+func TestLoginPassesKnownParametersOnly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
@@ -177,7 +177,7 @@ func TestLoginHandsOnWhatItKnowsAndRefusesNonsense(t *testing.T) {
 	}
 }
 
-func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
+func TestFetchOrPrefetchStartsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -213,7 +213,7 @@ func TestAFetchOrAPrefetchStartsNothing(t *testing.T) {
 	}
 }
 
-func TestSeveralTabsLogInAtOnce(t *testing.T) {
+func TestSeveralTabsCanLogInAtOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
@@ -269,7 +269,7 @@ func callback(t *testing.T, b *bfftest.Browser) (*url.URL, url.Values) {
 	return u, u.Query()
 }
 
-func TestCallbacksThatAreRefused(t *testing.T) {
+func TestInvalidCallbacksAreRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, spoil := range map[string]func(q url.Values){
@@ -333,7 +333,7 @@ func TestCallbacksThatAreRefused(t *testing.T) {
 	})
 }
 
-func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
+func TestAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -373,7 +373,7 @@ func TestAnAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 
 // RFC 9700 4.7.1: what a browser holds of an attempt is good as it was made,
 // under its own name and for its own state.
-func TestAnAttemptThatWasTamperedWithIsNone(t *testing.T) {
+func TestTamperedAttemptCookieIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, tamper := range map[string]func(mine, other *http.Cookie){
@@ -447,7 +447,7 @@ func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 	}
 }
 
-func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
+func TestAttemptAndSessionCookiesAreNotInterchangeable(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -469,7 +469,7 @@ func TestATransactionCookieIsNoSessionAndTheOtherWayRound(t *testing.T) {
 	}
 }
 
-func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
+func TestInvalidTokenResponsesFailTheLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, m := range brokertest.TokenResponseFaults {
@@ -487,7 +487,7 @@ func TestTokenAnswersOfALoginThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
+func TestProviderErrorTextIsNeverShown(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for code, want := range map[string]struct {
@@ -529,7 +529,7 @@ func TestWhatTheProviderSaysIsNeverShown(t *testing.T) {
 
 // RFC 9700 4.11.1: an error leads to a page and never to another login, not
 // even where its attempt is gone.
-func TestAnErrorBeginsNoLogin(t *testing.T) {
+func TestErrorResponseStartsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, code := range []string{"access_denied", "login_required", "server_error"} {
@@ -543,7 +543,7 @@ func TestAnErrorBeginsNoLogin(t *testing.T) {
 	}
 }
 
-func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
+func TestPromptNoneWithoutASessionIsNoError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -558,7 +558,7 @@ func TestPromptNoneWithoutASessionAtTheProviderIsNoError(t *testing.T) {
 }
 
 // OpenID Connect Core 3.1.2.6, each of the four.
-func TestPromptNoneThatFailsIsAnAnswer(t *testing.T) {
+func TestFailedPromptNoneReturnsToTheApp(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, code := range []string{
@@ -616,7 +616,7 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 	})
 }
 
-func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
+func TestLoginReplacesTheSessionAndItsCookie(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -640,7 +640,7 @@ func TestALoginReplacesTheSessionAndItsIDs(t *testing.T) {
 	a.wantSession(attacker, "")
 }
 
-func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
+func TestCrossSiteLoginCannotChangeTheUser(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
@@ -664,7 +664,7 @@ func TestAnotherSiteCannotChangeWhoIsSignedIn(t *testing.T) {
 
 // Where a stale callback begins the login again the session that there is
 // counts too: anybody can get a state to be stale.
-func TestAStaleCallbackOfAnotherSiteDoesNotChangeWhoIsSignedIn(t *testing.T) {
+func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })
 	u := a.browser().AuthResponse("bob", "").Location(t) // the attacker's; its state was begun here
@@ -701,7 +701,7 @@ func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string
 	return fresh.Authorize(user, authorization).Location(t).String()
 }
 
-func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
+func TestCrossSiteLinkMaySignIn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	// alice in two tabs of a browser, and bob after she has left
@@ -732,7 +732,7 @@ func TestALinkOfAnotherSiteMaySignIn(t *testing.T) {
 
 // Whoever leads a browser to the second step from elsewhere gets no further,
 // and no session is touched.
-func TestOnlyOurPageLeadsOnFromAnotherSitesLogin(t *testing.T) {
+func TestCrossSiteLoginContinuesFromOwnPageOnly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -757,7 +757,7 @@ func onwards(t *testing.T, page *bfftest.Response) string {
 }
 
 // RFC 9700 4.2.4: code and state are in the address of these pages.
-func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
+func TestCallbackPagesSendNoReferrer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	other := newApp(t, nil)
@@ -786,7 +786,7 @@ func TestPagesOnTheWayBackTellNobodyWhereTheyAre(t *testing.T) {
 	}
 }
 
-func TestReturnToComesBackToTheCharacter(t *testing.T) {
+func TestReturnToIsPreservedExactly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, path := range []string{
@@ -802,7 +802,7 @@ func TestReturnToComesBackToTheCharacter(t *testing.T) {
 
 // RFC 9700 4.11.1: what the login link says, and not only what returnto.go
 // reads.
-func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
+func TestLoginRedirectsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, returnTo := range []string{
@@ -818,7 +818,7 @@ func TestALoginLeadsToNoOtherOrigin(t *testing.T) {
 }
 
 // One whose characters take more room than they seem to.
-func TestAReturnToThatDoesNotFitIntoTheCookieIsTheFrontPage(t *testing.T) {
+func TestReturnToThatDoesNotFitIntoTheCookieIsDropped(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	resp := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode())
@@ -844,7 +844,7 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 	}
 }
 
-func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
+func TestInvalidMetadataIsNotUsed(t *testing.T) {
 	t.Parallel()
 	for _, m := range brokertest.DiscoveryFaults {
 		t.Run(m.Name, func(t *testing.T) {
@@ -864,7 +864,7 @@ func TestMetadataThatIsNotRightIsNotUsed(t *testing.T) {
 	}
 }
 
-func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
+func TestUnknownKeyIDsCauseFewKeyFetches(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
@@ -886,7 +886,7 @@ func TestNewSigningKeysAreFoundAndJunkDoesNotAskForThem(t *testing.T) {
 	}
 }
 
-func TestAStoreOutageDuringLoginIsSaidAndPasses(t *testing.T) {
+func TestStoreOutageDuringLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -923,7 +923,7 @@ func TestOtherHostsAreNotServed(t *testing.T) {
 	}
 }
 
-func TestEveryAttemptCookieIsTakenAwayInTheEnd(t *testing.T) {
+func TestEveryAttemptCookieIsRemoved(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -951,7 +951,7 @@ func cookieNames(b *bfftest.Browser) []string {
 
 // Where the provider does not check PKCE, or whoever is on the way has taken
 // the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
-func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
+func TestInjectedCodeIsRejectedWithoutPKCE(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
 		a.provider.Misbehave(t, brokertest.Discovery("no PKCE", func(m map[string]any) {
@@ -975,7 +975,7 @@ func TestACodeOfAnotherLoginIsRefusedWithoutPKCEToo(t *testing.T) {
 
 // RFC 9207 2.4: an issuer that does not say that it names itself need not; one
 // that does so is taken at its word.
-func TestIssIsCheckedWhereItIsSent(t *testing.T) {
+func TestIssIsVerifiedIfPresent(t *testing.T) {
 	t.Parallel()
 	unannounced := func(a *app, _ *bff.Config) {
 		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) {

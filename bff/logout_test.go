@@ -113,7 +113,7 @@ func TestLogout(t *testing.T) {
 	})
 }
 
-func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
+func TestLogoutRevokesBothTokens(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		respond func(w http.ResponseWriter, hint string) bool // false: the provider's own
@@ -163,7 +163,7 @@ func TestALogoutRevokesBothTokensAndIsHeldUpByNeither(t *testing.T) {
 	}
 }
 
-func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
+func TestNonStandardLogoutEndpoints(t *testing.T) {
 	t.Parallel()
 	t.Run("an address and a parameter of their own", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -196,7 +196,7 @@ func TestProvidersThatLetUsersOutInTheirOwnWay(t *testing.T) {
 	})
 }
 
-func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
+func TestLogoutClearsBrowserStorage(t *testing.T) {
 	t.Parallel()
 	for keep, want := range map[bool]string{false: `"storage"`, true: ""} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.KeepStorage = keep })
@@ -210,7 +210,7 @@ func TestALogoutHasTheBrowserForgetWhatTheAppStored(t *testing.T) {
 }
 
 // RFC 7009 2.2.1.
-func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T) {
+func TestRefreshTokenRevocationIsRetried(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -244,7 +244,7 @@ func TestARefreshTokenIsRevokedLaterWhateverBecomesOfTheAccessToken(t *testing.T
 }
 
 // RP-Initiated Logout 2, 3.
-func TestWhatIsSaidAtALogout(t *testing.T) {
+func TestLogoutRequestParameters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	constant := func(t *testing.T, resp *bfftest.Response) url.Values {
@@ -284,7 +284,7 @@ func TestWhatIsSaidAtALogout(t *testing.T) {
 }
 
 // RFC 7009 2.2.1.
-func TestRevocationsAreTriedAgainWithinReason(t *testing.T) {
+func TestRevocationRetriesAreBounded(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		status     int

@@ -40,7 +40,7 @@ func continued(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	return b.Navigate(body.RedirectTo, "Sec-Fetch-Site", "same-origin")
 }
 
-func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
+func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	t.Parallel()
 	var idToken string
 	a := newApp(t, nil)
@@ -118,7 +118,7 @@ func TestAScriptThatSignsOutSeesNoIDToken(t *testing.T) {
 	}
 }
 
-func TestAScriptsLogoutGoesOnOnAnotherReplicaAndLeadsBack(t *testing.T) {
+func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 	t.Parallel()
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
@@ -166,7 +166,7 @@ func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
 }
 
 // The cookie of one app is no hint of another that has the same keys.
-func TestAnotherAppsLogoutHintIsNone(t *testing.T) {
+func TestLogoutHintOfAnotherAppIsIgnored(t *testing.T) {
 	t.Parallel()
 	a, other := newApp(t, nil), newApp(t, nil)
 	b := a.signedIn()
@@ -183,7 +183,7 @@ func TestAnotherAppsLogoutHintIsNone(t *testing.T) {
 	}
 }
 
-func TestALongIDTokenIsLeftOutOfALogout(t *testing.T) {
+func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 	t.Parallel()
 	for _, groups := range []int{0, 10, 25, 40, 60, 200, 600} {
 		a := newApp(t, nil)
@@ -214,7 +214,7 @@ func TestALongIDTokenIsLeftOutOfALogout(t *testing.T) {
 }
 
 // The response that keeps the ID token in a cookie has to pass nginx as well.
-func TestTheResponseWithAnIDTokenInACookieIsSmall(t *testing.T) {
+func TestLogoutResponseWithAnIDTokenIsSmall(t *testing.T) {
 	t.Parallel()
 	for _, groups := range []int{0, 30, 40, 45, 50, 55, 60, 200} {
 		a := newApp(t, nil)
@@ -228,7 +228,7 @@ func TestTheResponseWithAnIDTokenInACookieIsSmall(t *testing.T) {
 	}
 }
 
-func TestTheLogoutHintIsWhatTheProviderWantsBack(t *testing.T) {
+func TestLogoutHintIsTheProvidersLogoutHintClaim(t *testing.T) {
 	t.Parallel()
 	for claim, want := range map[any]string{
 		"O.CiQ4":                 "O.CiQ4",
@@ -252,7 +252,7 @@ func TestTheLogoutHintIsWhatTheProviderWantsBack(t *testing.T) {
 	}
 }
 
-func TestAProviderWithoutALogoutSendsAScriptStraightBack(t *testing.T) {
+func TestScriptLogoutWithoutEndSessionEndpoint(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
 		a.provider.Misbehave(t, brokertest.Discovery("", func(m map[string]any) { delete(m, "end_session_endpoint") }))

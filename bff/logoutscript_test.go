@@ -8,7 +8,7 @@ import (
 // A script that does not ask for JSON follows the redirect of a logout, and can
 // read where it leads if the provider allows it to. There is no ID token in
 // that.
-func TestALogoutOfAScriptIsNotRedirectedToAURLWithTheIDToken(t *testing.T) {
+func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, header := range map[string][]string{

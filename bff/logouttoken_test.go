@@ -126,7 +126,7 @@ func wantRefused(t *testing.T, name string, resp *bfftest.Response, code string)
 	}
 }
 
-func TestLogoutTokensThatAreRefused(t *testing.T) {
+func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b, sid := a.signedInWithSID()
@@ -216,7 +216,7 @@ func TestLogoutTokensThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
+func TestUnusualButValidLogoutTokensAreAccepted(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(header, claims map[string]any){
 		"no typ":      func(header, _ map[string]any) { delete(header, "typ") },
@@ -246,7 +246,7 @@ func TestLogoutTokensThatAreRightInAnUnusualWay(t *testing.T) {
 
 // Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12 for what is signed by
 // the same keys.
-func TestWhatElseIsNoLogoutToken(t *testing.T) {
+func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	var idToken, accessToken string
@@ -300,7 +300,7 @@ func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser,
 	return a.signedIn(), sid
 }
 
-func TestALogoutTokenIsGoodForOnce(t *testing.T) {
+func TestLogoutTokenCannotBeReplayed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	_, sid := a.signedInWithSID()
@@ -316,7 +316,7 @@ func TestALogoutTokenIsGoodForOnce(t *testing.T) {
 
 // Back-Channel Logout 2.8: what failed on the way is not remembered as done,
 // and may be sent again.
-func TestALogoutThatFailsHalfwayMayBeSentAgain(t *testing.T) {
+func TestFailedLogoutTokenCanBeRetried(t *testing.T) {
 	t.Parallel()
 	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store })
@@ -345,7 +345,7 @@ func (s *forgetfulStore) Members(ctx context.Context, key string) ([]string, err
 	return s.Memory.Members(ctx, key)
 }
 
-func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
+func TestLogoutBeforeTheCallbackWins(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -367,7 +367,7 @@ func TestALogoutThatOvertakesTheCallbackWins(t *testing.T) {
 
 // Whoever can reach the endpoint must not keep logins from learning the
 // provider's new keys.
-func TestJunkLogoutTokensHinderNobody(t *testing.T) {
+func TestJunkLogoutTokensDoNotBlockLogins(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
@@ -386,7 +386,7 @@ func TestJunkLogoutTokensHinderNobody(t *testing.T) {
 }
 
 // Whoever can reach the endpoint must not have us ask the provider each time.
-func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
+func TestJunkLogoutTokensCauseFewKeyFetches(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.signedIn()
@@ -405,7 +405,7 @@ func TestJunkLogoutTokensAskForNoKeys(t *testing.T) {
 	}
 }
 
-func TestAWebSocketPassesBothWaysAndEndsWithItsSession(t *testing.T) {
+func TestWebSocketEndsWithItsSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {

@@ -31,7 +31,7 @@ var odd = []any{
 
 // A claim of another type than the standard's refuses nobody, unless something
 // depends on it.
-func TestEachClaimOfAnIDTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
+func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	signIn := func(query, names string, value any) int {
@@ -89,7 +89,7 @@ func TestEachClaimOfAnIDTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 }
 
 // Nothing is granted because of a claim that cannot be read.
-func TestAnOddClaimOpensNoRoute(t *testing.T) {
+func TestClaimOfAnotherTypeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Claims.Map = map[string]string{"roles": "realm_access.roles"}
@@ -129,7 +129,7 @@ func TestAnOddClaimOpensNoRoute(t *testing.T) {
 	}
 }
 
-func TestEachMemberOfATokenResponseMayBeOddWhereNothingDependsOnIt(t *testing.T) {
+func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
 	edit := func(names string, value any) {
@@ -234,7 +234,7 @@ func (w *rewriter) Write(b []byte) (int, error) {
 	return len(b), err
 }
 
-func TestEachMemberOfUserInfoMayBeOddWhereNothingDependsOnIt(t *testing.T) {
+func TestUnneededUserInfoMembersMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	for _, signed := range []bool{false, true} {
 		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
@@ -261,7 +261,7 @@ func TestEachMemberOfUserInfoMayBeOddWhereNothingDependsOnIt(t *testing.T) {
 	}
 }
 
-func TestEachClaimOfALogoutTokenMayBeOddWhereNothingDependsOnIt(t *testing.T) {
+func TestUnneededLogoutTokenClaimsMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()

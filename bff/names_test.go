@@ -38,7 +38,7 @@ func (a *app) resigned(more string, rename map[string]string) func(header, claim
 
 // encoding/json takes ſub and SUB for sub. Names are compared octet by octet:
 // no such member stands in for the real one.
-func TestMembersOfTokensAreNamedExactly(t *testing.T) {
+func TestTokenMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		more   string
@@ -94,7 +94,7 @@ func TestMembersOfTokensAreNamedExactly(t *testing.T) {
 
 // Names that differ in case are different names, and those that nothing depends
 // on may be there in any number.
-func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
+func TestUnusedClaimsAreIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, more := range []string{
@@ -137,7 +137,7 @@ func TestClaimsThatAreNotUsedRefuseNobody(t *testing.T) {
 }
 
 // A claim of the user keeps its name and its number, to the digit.
-func TestClaimsArePassedOnAsTheyAre(t *testing.T) {
+func TestClaimsArePassedOnUnchanged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devidp.Hooks{SignIDToken: a.resigned(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
@@ -151,7 +151,7 @@ func TestClaimsArePassedOnAsTheyAre(t *testing.T) {
 }
 
 // The words of a token endpoint count under their own names alone, and once.
-func TestMembersOfTokenResponsesAreNamedExactly(t *testing.T) {
+func TestTokenResponseMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
 		"Error":              `{"Error":"invalid_grant"}`,
@@ -184,7 +184,7 @@ func TestMembersOfTokenResponsesAreNamedExactly(t *testing.T) {
 }
 
 // The same for metadata: a member in another case is another member.
-func TestMembersOfMetadataAreNamedExactly(t *testing.T) {
+func TestMetadataMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(m map[string]any){
 		"ISSUER":            func(m map[string]any) { m["ISSUER"] = "https://evil.example" },
@@ -203,7 +203,7 @@ func TestMembersOfMetadataAreNamedExactly(t *testing.T) {
 }
 
 // The header of a JWT decides which key checks it.
-func TestMembersOfHeadersAreNamedExactly(t *testing.T) {
+func TestJOSEHeaderMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for _, header := range []string{

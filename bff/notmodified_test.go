@@ -8,7 +8,7 @@ import (
 // A browser updates what it has stored with the header of a 304 (RFC 9111,
 // section 3.2). That must not take a document out of its sandbox, whatever type
 // the 304 names.
-func TestA304DoesNotTakeAStoredDocumentOutOfItsSandbox(t *testing.T) {
+func TestNotModifiedKeepsTheSandbox(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
 	eachProtocol(t, u.url,

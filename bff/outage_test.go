@@ -45,7 +45,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 }
 
 // OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
-func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
+func TestInteractionRequiredAsksForALogin(t *testing.T) {
 	t.Parallel()
 	for _, code := range []string{
 		"interaction_required", "login_required", "consent_required", "account_selection_required",
@@ -81,7 +81,7 @@ func TestARefreshThatRequiresTheUserAsksForALogin(t *testing.T) {
 	}
 }
 
-func TestARefreshThatRequiresTheUserLeavesAGoodTokenInUse(t *testing.T) {
+func TestInteractionRequiredKeepsAValidToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
 	b := a.signedIn()
@@ -99,7 +99,7 @@ func unsigned(claims string) string {
 }
 
 // RFC 6749 5.1: without expires_in the lifetime is unknown, not endless.
-func TestATokenWithoutExpiresInExpires(t *testing.T) {
+func TestTokenWithoutExpiresInExpires(t *testing.T) {
 	t.Parallel()
 	exp := func(in time.Duration) string { return fmt.Sprintf(`{"exp":%d}`, time.Now().Add(in).Unix()) }
 	for name, test := range map[string]struct {
@@ -143,7 +143,7 @@ func TestATokenWithoutExpiresInExpires(t *testing.T) {
 
 // RFC 9110 10.2.3: the provider says when it wants to be asked again, and that
 // is passed on.
-func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
+func TestRefreshHonoursRetryAfter(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	for _, status := range []int{429, 503} {
@@ -175,7 +175,7 @@ func TestARefreshIsTriedAgainWhenTheProviderSays(t *testing.T) {
 }
 
 // NaN is no time.
-func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
+func TestExpiresInNaNIsIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devidp.Hooks{
@@ -191,7 +191,7 @@ func TestExpiresInThatIsNotANumberSaysNothing(t *testing.T) {
 }
 
 // A provider that is busy does not end sessions, whatever its body says.
-func TestTooManyRequestsEndNoSession(t *testing.T) {
+func TestStatus408And429KeepTheSession(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{408, 429} {
 		a := newApp(t, nil)
@@ -212,7 +212,7 @@ func TestTooManyRequestsEndNoSession(t *testing.T) {
 // A refresh request that may have arrived stays in flight: the provider may
 // have rotated the refresh token already. Its callers do not wait for it longer
 // than they may.
-func TestARefreshInFlightIsNotRepeated(t *testing.T) {
+func TestRefreshInFlightIsNotRepeated(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
@@ -329,7 +329,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 
 // Codes come from anybody; what the provider says of them is no sign of an
 // outage.
-func TestCodesThatFailAreNoOutage(t *testing.T) {
+func TestFailedCodesDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	b := a.expired()
@@ -351,7 +351,7 @@ func TestCodesThatFailAreNoOutage(t *testing.T) {
 
 // A provider that answers nothing keeps nobody waiting longer than oidc.wait,
 // on whichever way.
-func TestNobodyWaitsLongForASilentProvider(t *testing.T) {
+func TestSilentProviderDelaysRequestsBriefly(t *testing.T) {
 	t.Parallel()
 	const wait = 2 * time.Second
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -410,7 +410,7 @@ func (b *broken) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // What keeps a refresh from reaching the provider, or its answer from us, says
 // nothing about the session.
-func TestFaultsOnTheWayToTheProviderKeepTheSession(t *testing.T) {
+func TestNetworkFaultsOfRefreshKeepTheSession(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]error{
 		"a name that is not found": &net.DNSError{Err: "no such host", Name: "id.example", IsNotFound: true},

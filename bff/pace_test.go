@@ -97,7 +97,7 @@ func (s *trickle) Read(p []byte) (int, error) {
 	}
 }
 
-func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
+func TestSlowUploadIsAborted(t *testing.T) {
 	t.Parallel()
 	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		ended := make(chan error, 10)
@@ -131,7 +131,7 @@ func TestAnUploadThatIsTooSlowIsEnded(t *testing.T) {
 	})
 }
 
-func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
+func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 	t.Parallel()
 	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		w.answers(func(_ http.ResponseWriter, r *http.Request) {
@@ -155,7 +155,7 @@ func TestAnUpstreamThatStopsReadingAnUploadIsNotWaitedFor(t *testing.T) {
 	})
 }
 
-func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
+func TestSlowResponseIsAborted(t *testing.T) {
 	t.Parallel()
 	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
@@ -190,7 +190,7 @@ func TestAResponseThatIsTooSlowIsEnded(t *testing.T) {
 	})
 }
 
-func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
+func TestSlowReaderIsAborted(t *testing.T) {
 	t.Parallel()
 	paced(t, longWindow/2, func(t *testing.T, w *way) {
 		left := make(chan struct{}, 10)
@@ -221,7 +221,7 @@ func TestAClientThatReadsTooSlowlyIsNotWaitedFor(t *testing.T) {
 	})
 }
 
-func TestBodiesThatAreFastEnoughAndStreamsThatAreQuietGoOn(t *testing.T) {
+func TestFastBodiesAndQuietStreamsContinue(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	const long = 3 * longWindow
@@ -280,7 +280,7 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func TestAWebSocketMayBeQuiet(t *testing.T) {
+func TestWebSocketMayBeQuiet(t *testing.T) {
 	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
 	f.server.SetPaceWindow(testWindow / 4)
 	w := f.ways[0]
@@ -302,7 +302,7 @@ func TestAWebSocketMayBeQuiet(t *testing.T) {
 	}
 }
 
-func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
+func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 	ended := make(chan error, 2)
 	f := newFront(t, func(_ *front, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate
@@ -338,7 +338,7 @@ func TestTheAppItselfIsNotSentToAClientThatDoesNotRead(t *testing.T) {
 	}
 }
 
-func TestWithoutAMinimumRateBodiesMayStandStill(t *testing.T) {
+func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
 	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = -1 })
 	f.server.SetPaceWindow(testWindow / 10)
 	w := f.ways[0]
@@ -355,7 +355,7 @@ func TestWithoutAMinimumRateBodiesMayStandStill(t *testing.T) {
 }
 
 // Responses that fit into buffers are sent when their handlers have returned.
-func TestAClientThatReadsNoneOfManySmallResponsesIsNotWaitedFor(t *testing.T) {
+func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	t.Parallel()
 	f := newFront(t, func(_ *front, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate

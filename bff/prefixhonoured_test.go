@@ -10,7 +10,7 @@ import (
 // An upstream that honours X-Forwarded-Prefix sets its cookies for the prefix,
 // as it redirects to it. They are for the whole route, and not for a path below
 // it.
-func TestCookiesAndRedirectsOfAnUpstreamThatHonoursThePrefix(t *testing.T) {
+func TestUpstreamThatHonoursForwardedPrefix(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {

@@ -11,7 +11,7 @@ import (
 
 // The metadata can be on another host than the token endpoint. Its outage must
 // not keep token requests from being sent.
-func TestAnOutageOfTheMetadataIsNoneOfTheTokenEndpoint(t *testing.T) {
+func TestMetadataOutageDoesNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()

@@ -32,7 +32,7 @@ func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app
 
 // Each of them with what configs/providers says, through a login, calls, a
 // refresh and a logout.
-func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
+func TestProviderProfiles(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*app, *bff.Config){
 		"auth0": func(_ *app, cfg *bff.Config) { cfg.Provider.Audience = "https://orders.example" },
@@ -91,7 +91,7 @@ func TestServicesThatCannotBeReachedAreSpokenTo(t *testing.T) {
 	}
 }
 
-func TestQuirksOfServices(t *testing.T) {
+func TestProviderQuirks(t *testing.T) {
 	t.Parallel()
 	t.Run("Auth0 without an audience has a token that no API can read", func(t *testing.T) {
 		a, _ := newPlayedApp(t, "auth0", nil)

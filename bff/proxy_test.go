@@ -22,7 +22,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
+func TestUpstreamGetsNoCredentialsOrForgedHeaders(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -65,7 +65,7 @@ func TestNothingOfOursGoesUpstreamAndNothingForged(t *testing.T) {
 	}
 }
 
-func TestOtherCookiesPass(t *testing.T) {
+func TestOtherCookiesAreForwarded(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for sent, want := range map[string]string{
@@ -82,7 +82,7 @@ func TestOtherCookiesPass(t *testing.T) {
 	}
 }
 
-func TestATrustedProxyIsBelieved(t *testing.T) {
+func TestForwardedHeadersOfTrustedProxiesAreUsed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.TrustedProxies = []netip.Prefix{
@@ -118,7 +118,7 @@ func TestATrustedProxyIsBelieved(t *testing.T) {
 
 // RFC 9440 4: what a client says of its certificate is not what a proxy says of
 // it.
-func TestAClientCannotSayWhichCertificateItShowed(t *testing.T) {
+func TestClientCertHeadersOfClientsAreRemoved(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -131,7 +131,7 @@ func TestAClientCannotSayWhichCertificateItShowed(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
+func TestUpstreamCannotActOnThePublicOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
@@ -180,7 +180,7 @@ func TestAnUpstreamDoesNotActOnOurOrigin(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
+func TestAuthorizedPathIsSentUnchanged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -220,7 +220,7 @@ func TestThePathThatWasDecidedOnIsSent(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/api"), 404, "not_found")
 }
 
-func TestMethodsThatAreNeverHandedOn(t *testing.T) {
+func TestTRACEAndCONNECTAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -229,7 +229,7 @@ func TestMethodsThatAreNeverHandedOn(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamThatIsNotThere(t *testing.T) {
+func TestUnreachableUpstreamIs502(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -241,7 +241,7 @@ func TestAnUpstreamThatIsNotThere(t *testing.T) {
 	}
 }
 
-func TestTheQueryArrivesAsItWasSent(t *testing.T) {
+func TestQueryIsForwardedUnchanged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -251,7 +251,7 @@ func TestTheQueryArrivesAsItWasSent(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
+func TestUpstreamCannotSetBrokerCookies(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
@@ -270,7 +270,7 @@ func TestAnUpstreamSetsNoCookieThatCouldPassForOurs(t *testing.T) {
 }
 
 // An upstream's hints and trailers are headers as well.
-func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
+func TestHintsAndTrailersCannotActOnTheOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
@@ -318,7 +318,7 @@ func TestAnUpstreamDoesNotActOnOurOriginBeforeOrAfterItsAnswer(t *testing.T) {
 	}
 }
 
-func TestUpgradesThatAreRefused(t *testing.T) {
+func TestInvalidUpgradesAreRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -343,7 +343,7 @@ func TestUpgradesThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestATokenInTheQueryIsRefused(t *testing.T) {
+func TestTokenInTheQueryIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -359,7 +359,7 @@ func TestATokenInTheQueryIsRefused(t *testing.T) {
 	}
 }
 
-func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
+func TestCookieOfAnOldKeyIsRenewed(t *testing.T) {
 	t.Parallel()
 	keyA, keyB := bytes.Repeat([]byte("a"), 32), bytes.Repeat([]byte("b"), 32)
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.Keys = [][]byte{keyB, keyA} })
@@ -400,7 +400,7 @@ func TestACookieOfAnOldKeyIsRenewedAndNotCached(t *testing.T) {
 	}
 }
 
-func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
+func TestLateResponseOfReplacedSessionKeepsTheNewOne(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
@@ -424,7 +424,7 @@ func TestALateAnswerOfAReplacedSessionLeavesTheNewOneAlone(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
+func TestPanicIsLoggedAndEndsOneRequest(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Frontend = http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("a bug") })
@@ -440,7 +440,7 @@ func TestAPanicIsLoggedAndOneRequestLong(t *testing.T) {
 	}
 }
 
-func TestEventsArriveAsTheyAreSent(t *testing.T) {
+func TestEventsAreFlushed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	next := make(chan string)
@@ -466,7 +466,7 @@ func TestEventsArriveAsTheyAreSent(t *testing.T) {
 	}
 }
 
-func TestEachRequestIsOneLineInTheLog(t *testing.T) {
+func TestEachRequestIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].CSRF = "header" })
 	b := a.signedIn()
@@ -491,7 +491,7 @@ func TestEachRequestIsOneLineInTheLog(t *testing.T) {
 	}
 }
 
-func TestARequestIsNamedAfterItsTrace(t *testing.T) {
+func TestRequestIDIsTheTraceID(t *testing.T) {
 	t.Parallel()
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	a := newApp(t, nil)

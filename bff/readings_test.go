@@ -56,7 +56,7 @@ func readingsApp(t *testing.T) (a *app, outer, admin *brokertest.Echo) {
 	}), outer, admin
 }
 
-func TestPathThatALenientServerReadsAsALongerRouteIsRefused(t *testing.T) {
+func TestPathThatMayMatchALongerRouteIsRefused(t *testing.T) {
 	t.Parallel()
 	a, outer, admin := readingsApp(t)
 	for _, target := range []string{
@@ -99,7 +99,7 @@ func TestPathThatALenientServerReadsAsALongerRouteIsRefused(t *testing.T) {
 	}
 }
 
-func TestPathWithOneReadingIsSentToItsRouteUnchanged(t *testing.T) {
+func TestUnambiguousPathIsSentUnchanged(t *testing.T) {
 	t.Parallel()
 	a, outer, admin := readingsApp(t)
 	for _, test := range []struct {
@@ -127,7 +127,7 @@ func TestPathWithOneReadingIsSentToItsRouteUnchanged(t *testing.T) {
 	}
 }
 
-func TestPathWithoutAReadingUnderARouteBelongsToTheApp(t *testing.T) {
+func TestPathOutsideAllRoutesIsServedByTheFrontend(t *testing.T) {
 	t.Parallel()
 	a, _, _ := readingsApp(t)
 	for _, target := range []string{
@@ -151,7 +151,7 @@ func TestPathWithoutAReadingUnderARouteBelongsToTheApp(t *testing.T) {
 	}
 }
 
-func TestEncodedSlashesPassOnARouteThatAllowsThem(t *testing.T) {
+func TestEncodedSlashesPassIfAllowed(t *testing.T) {
 	t.Parallel()
 	strict, pass := brokertest.NewEcho(t), brokertest.NewEcho(t)
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -196,7 +196,7 @@ func TestEncodedSlashesPassOnARouteThatAllowsThem(t *testing.T) {
 	}
 }
 
-func TestAnEncodedSlashCannotHideALongerRoute(t *testing.T) {
+func TestEncodedSlashCannotHideALongerRoute(t *testing.T) {
 	t.Parallel()
 	for longer, mistake := range map[string]bool{
 		"/api/admin/": true,
@@ -227,7 +227,7 @@ func TestAnEncodedSlashCannotHideALongerRoute(t *testing.T) {
 	}
 }
 
-func TestEveryTransportSendsThePathAsItCame(t *testing.T) {
+func TestEveryTransportSendsThePathUnchanged(t *testing.T) {
 	t.Parallel()
 	handler := brokertest.NewEcho(t).Config.Handler
 	overTLS := httptest.NewUnstartedServer(handler)

@@ -10,7 +10,7 @@ import (
 
 // The last letter of a cookie has bits that mean nothing. A session has one
 // budget of forced refreshes all the same.
-func TestAnotherSpellingOfTheCookieHasNoOtherBudgetOfRefreshes(t *testing.T) {
+func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	cookie := a.sessionCookie(a.signedIn())

@@ -19,7 +19,7 @@ import (
 )
 
 // Each request leaves exactly one log line, also if it never reaches a handler.
-func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
+func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	host := strings.TrimPrefix(a.url, "http://")
@@ -157,7 +157,7 @@ func TestEveryRefusalLeavesOneLogLineThatNamesTheCause(t *testing.T) {
 	}
 }
 
-func TestCSRFAutoTakesEitherProof(t *testing.T) {
+func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[0].CSRF = "auto"

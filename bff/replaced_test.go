@@ -33,7 +33,7 @@ func (a *app) wantNoLiveRefreshTokens(why string) {
 
 // However the logins come about, after the logout no refresh token of the
 // browser is good any more.
-func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
+func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 	t.Parallel()
 	t.Run("one after the other", func(t *testing.T) {
 		t.Parallel()
@@ -96,7 +96,7 @@ func TestALogoutRevokesTheTokensOfAllLoginsInTheBrowser(t *testing.T) {
 
 // The tokens of another user's session are revoked at once, and the login does
 // not wait for it.
-func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
+func TestLoginAsAnotherUserRevokesOldTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -123,7 +123,7 @@ func TestALoginOverAnotherUsersSessionRevokesItsTokens(t *testing.T) {
 
 // An attempt that names the session it is to replace is no session, and shows
 // nothing of it.
-func TestAnAttemptThatReplacesASessionIsSmallAndShowsNothing(t *testing.T) {
+func TestReplacingAttemptIsSmallAndOpaque(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -141,7 +141,7 @@ func TestAnAttemptThatReplacesASessionIsSmallAndShowsNothing(t *testing.T) {
 
 // An attempt's life does not begin again when another login is completed
 // meanwhile.
-func TestAnAttemptKeepsItsAge(t *testing.T) {
+func TestAttemptKeepsItsAge(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()

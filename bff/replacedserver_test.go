@@ -11,7 +11,7 @@ import (
 
 // A server that is replaced in an outage, by a reload, finishes the refreshes
 // that wait for the provider: they hold leases that its successor needs.
-func TestARefreshThatWaitsOutlivesItsServer(t *testing.T) {
+func TestWaitingRefreshOutlivesItsServer(t *testing.T) {
 	t.Parallel()
 	var cfg bff.Config
 	a := newApp(t, func(_ *app, c *bff.Config) {

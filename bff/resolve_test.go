@@ -147,7 +147,7 @@ func named(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*
 	return a, a.browser()
 }
 
-func TestAllAddressesOfANameAreUsedAndTrafficFollowsIt(t *testing.T) {
+func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	for _, kind := range []string{"http", "h2c", "https"} {
@@ -200,7 +200,7 @@ func TestAllAddressesOfANameAreUsedAndTrafficFollowsIt(t *testing.T) {
 	}
 }
 
-func TestAnAddressOfANameThatIsDownCostsNoRequest(t *testing.T) {
+func TestUnreachableResolvedAddressFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	hosts, port, trust := newHosts(t, "http", "127.0.0.1", "127.0.0.2", "127.0.0.3")
 	n := newNameServer(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
@@ -219,7 +219,7 @@ func TestAnAddressOfANameThatIsDownCostsNoRequest(t *testing.T) {
 	wantProblem(t, b.Fetch("POST", "/named/x"), 502, "upstream_failed") // one URL, whatever it resolves to
 }
 
-func TestANameThatDoesNotResolveIsTriedAgain(t *testing.T) {
+func TestFailedResolutionIsRetried(t *testing.T) {
 	t.Parallel()
 	_, port, trust := newHosts(t, "http", "127.0.0.1")
 	n := newNameServer(t, "169.254.169.254")

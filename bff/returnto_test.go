@@ -27,7 +27,7 @@ var localReturnTos = []string{
 	"/a:b@c", "/orders?q=//x", "/orders#//x", "/über/straße", "/%C3%BC", "/a%20b", "/100%25", "/a;b=c", "/a//b",
 }
 
-func TestReturnToIsAPathOfThisOriginOrTheFrontPage(t *testing.T) {
+func TestReturnToIsALocalPathOrRoot(t *testing.T) {
 	t.Parallel()
 	for _, raw := range hostileReturnTos {
 		if got := parseReturnTo(raw); got != "/" {

@@ -37,7 +37,7 @@ func routed(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bffte
 	return a, a.signedIn()
 }
 
-func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
+func TestPrefixIsStrippedAndUpstreamPathPrepended(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ path, base, ask, want string }{
 		{"/orders/", "", "/orders/1?q=a%2Fb", "/1?q=a%2Fb"},
@@ -62,7 +62,7 @@ func TestThePrefixIsStrippedAndTheUpstreamsPathGoesBefore(t *testing.T) {
 	}
 }
 
-func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
+func TestUpstreamRedirectsAreRewrittenToTheRoute(t *testing.T) {
 	t.Parallel()
 	echo := brokertest.NewEcho(t)
 	var location atomic.Value
@@ -101,7 +101,7 @@ func TestARedirectOfTheUpstreamToItselfLeadsToTheRoute(t *testing.T) {
 	}
 }
 
-func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
+func TestOnlyMethodsOfTheRouteAreAllowed(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/read/", Token: "user", Methods: []string{"GET", "HEAD"}})
 	echoed(t, b.Fetch("GET", "/read/x"))
@@ -118,7 +118,7 @@ func TestOnlyTheMethodsOfARouteAreLetThrough(t *testing.T) {
 	}
 }
 
-func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
+func TestOptionalTokenIsSentWithASession(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
 	got := echoed(t, b.Fetch("GET", "/maybe/x")).Header
@@ -132,7 +132,7 @@ func TestWhereTheTokenIsOptionalItGoesWithASessionAlone(t *testing.T) {
 	}
 }
 
-func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
+func TestClaimHeadersCannotBeForged(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
 		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level",
@@ -162,7 +162,7 @@ func TestClaimsAreHeadersThatNobodyElseSets(t *testing.T) {
 	_ = a
 }
 
-func TestARouteMayRequireMoreThanASession(t *testing.T) {
+func TestRouteRequirementsAreEnforced(t *testing.T) {
 	t.Parallel()
 	signedInAt := time.Now().Add(-10 * time.Minute)
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -244,7 +244,7 @@ func TestARouteMayRequireMoreThanASession(t *testing.T) {
 }
 
 // RFC 6749 5.1: a token answer without a scope grants what was asked for.
-func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
+func TestMissingScopeMeansTheRequestedScopes(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		a.provider.SetHooks(devidp.Hooks{
@@ -266,7 +266,7 @@ func TestWhatTheProviderDoesNotSayOfScopesIsWhatWasAskedFor(t *testing.T) {
 }
 
 // A scope that is there and empty is none.
-func TestAnEmptyScopeIsNone(t *testing.T) {
+func TestEmptyScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
 	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
@@ -274,7 +274,7 @@ func TestAnEmptyScopeIsNone(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/api/x"), 403, "insufficient_scope")
 }
 
-func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
+func TestSlowUpstreamTimesOut(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	defer close(release)
@@ -316,7 +316,7 @@ func TestAnUpstreamThatIsTooSlowIsTimedOut(t *testing.T) {
 	}
 }
 
-func TestABodyThatIsTooLargeIsRefused(t *testing.T) {
+func TestTooLargeBodyIsRefused(t *testing.T) {
 	t.Parallel()
 	a, b := routed(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
 	if got := echoed(t, b.Do("POST", "/small/x", "0123456789", "X-CSRF", "1")).Body; got != "0123456789" {
@@ -361,7 +361,7 @@ func hangsUp(t *testing.T, first int) (url string, asked func() int) {
 	return s.URL, func() int { return int(n.Load()) }
 }
 
-func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
+func TestSafeRequestIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		method string
@@ -382,7 +382,7 @@ func TestARequestIsRepeatedOnceWhereThatDoesNoHarm(t *testing.T) {
 	}
 }
 
-func TestOfSeveralUpstreamsTheOneThatIsDownIsLeftAlone(t *testing.T) {
+func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 	t.Parallel()
 	dead := httptest.NewServer(nil)
 	dead.Close()
@@ -462,7 +462,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 	}
 }
 
-func TestAnUpstreamMayAskForAClientCertificate(t *testing.T) {
+func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	t.Parallel()
 	ours := httptest.NewUnstartedServer(nil)
 	ours.StartTLS()
@@ -511,7 +511,7 @@ func rejecting(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
 	return echo, &rejected
 }
 
-func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *testing.T) {
+func TestRejectedTokenIsRefreshedAndTheRequestRetried(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"GET", "POST", "PUT"} {
 		echo, _ := rejecting(t, 1)
@@ -525,7 +525,7 @@ func TestATokenThatAnUpstreamRejectsIsRefreshedOnceAndTheRequestMadeAgain(t *tes
 	}
 }
 
-func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *testing.T) {
+func TestRejectionsDoNotRefreshEveryTime(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 1<<30)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
@@ -543,7 +543,7 @@ func TestAnUpstreamThatRejectsEveryTokenDoesNotHaveTheProviderAskedEachTime(t *t
 }
 
 // RFC 6750 3.1: of an upstream's refusals one speaks of the token.
-func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
+func TestOtherErrorsOfAnUpstreamRefreshNothing(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		status    int
@@ -577,7 +577,7 @@ func TestOtherRefusalsOfAnUpstreamRefreshNothing(t *testing.T) {
 }
 
 // RFC 9110 11.2: the value of an auth-param is a token or a quoted string.
-func TestARejectionWithoutQuotesIsOneToo(t *testing.T) {
+func TestUnquotedInvalidTokenCausesARefresh(t *testing.T) {
 	t.Parallel()
 	for _, challenge := range []string{
 		"Bearer error=invalid_token",
@@ -604,7 +604,7 @@ func rejectingWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
 	return echo, rejected
 }
 
-func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
+func TestUnbufferedBodyIsNotRetried(t *testing.T) {
 	t.Parallel()
 	echo, rejected := rejecting(t, 1)
 	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
@@ -615,7 +615,7 @@ func TestABodyThatIsNotKeptIsNotSentAgain(t *testing.T) {
 	}
 }
 
-func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
+func TestRejectedTokenDuringAProviderOutage(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	echo, _ := rejecting(t, 1)
@@ -627,7 +627,7 @@ func TestARejectedTokenAndAProviderThatIsDown(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-func TestMistakesInARoute(t *testing.T) {
+func TestInvalidRoutes(t *testing.T) {
 	t.Parallel()
 	for want, route := range map[string]bff.Route{
 		"Routes[0].Upstream: missing": {Path: "/x/", Token: "user"},
@@ -742,7 +742,7 @@ func TestMistakesInARoute(t *testing.T) {
 	}
 }
 
-func TestAClientThatDoesNotReadIsNotWaitedForWhenNothingMoves(t *testing.T) {
+func TestClientThatDoesNotReadIsAborted(t *testing.T) {
 	t.Parallel()
 	echo := brokertest.NewEcho(t)
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {

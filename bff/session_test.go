@@ -18,7 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-func TestTheSessionEndpointSaysWhoAndUntilWhen(t *testing.T) {
+func TestSessionEndpointReturnsUserAndExpiry(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -106,7 +106,7 @@ func TestCSRF(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-func TestARouteForWhatCannotSendAHeader(t *testing.T) {
+func TestFetchMetadataRouteNeedsNoHeader(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -131,7 +131,7 @@ func TestARouteForWhatCannotSendAHeader(t *testing.T) {
 	}
 }
 
-func TestRefreshNow(t *testing.T) {
+func TestForcedRefresh(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -148,7 +148,7 @@ func TestRefreshNow(t *testing.T) {
 	wantProblem(t, a.browser().Fetch("POST", "/bff/session/refresh"), 401, "not_signed_in")
 }
 
-func TestTheIdleTimeoutMovesWithAPICallsAlone(t *testing.T) {
+func TestOnlyAPICallsExtendTheIdleTimeout(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.IdleTimeout = 30 * time.Second })
 	idle := func(b *bfftest.Browser) time.Time {
@@ -171,7 +171,7 @@ func TestTheIdleTimeoutMovesWithAPICallsAlone(t *testing.T) {
 	}
 }
 
-func TestAStoreOutageSignsNobodyOut(t *testing.T) {
+func TestStoreOutageKeepsTheSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
@@ -231,7 +231,7 @@ func TestOneRefreshForManyCalls(t *testing.T) {
 	}
 }
 
-func TestARefusedRefreshEndsTheSession(t *testing.T) {
+func TestInvalidGrantEndsTheSession(t *testing.T) {
 	t.Parallel()
 	for _, m := range brokertest.RefreshRefusals {
 		t.Run(m.Name, func(t *testing.T) {
@@ -253,7 +253,7 @@ func TestARefusedRefreshEndsTheSession(t *testing.T) {
 	}
 }
 
-func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
+func TestProviderFaultsKeepTheSession(t *testing.T) {
 	t.Parallel()
 	for _, m := range brokertest.RefreshFaults {
 		t.Run(m.Name, func(t *testing.T) {
@@ -276,7 +276,7 @@ func TestFaultsOfTheProviderKeepTheSession(t *testing.T) {
 	}
 }
 
-func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
+func TestValidTokenIsUsedDuringAnOutage(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Sessions.RefreshAhead = time.Hour })
@@ -291,7 +291,7 @@ func TestATokenThatIsStillGoodIsUsedWhateverTheProviderSays(t *testing.T) {
 	}
 }
 
-func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
+func TestUnusualButValidRefreshResponsesAreAccepted(t *testing.T) {
 	t.Parallel()
 	for _, m := range brokertest.RefreshOddities {
 		t.Run(m.Name, func(t *testing.T) {
@@ -312,7 +312,7 @@ func TestAnswersToARefreshThatAreRightInAnUnusualWay(t *testing.T) {
 	}
 }
 
-func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
+func TestLostRefreshResponseIsRequestedAgain(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) { a.provider.SetRefreshGrace(10 * time.Second) })
 	b := a.expired()
@@ -324,7 +324,7 @@ func TestALostAnswerIsAskedForAgainWithinTheProvidersGrace(t *testing.T) {
 
 // RFC 6749 10.4: a refresh token is for the token endpoint, and at the end for
 // the one that revokes it.
-func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
+func TestRefreshTokenIsSentToNoOtherEndpoint(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var secrets []string
@@ -405,7 +405,7 @@ func TestARefreshTokenGoesWhereItIsTradedAndNowhereElse(t *testing.T) {
 
 // A provider whose answer to a refresh is refused, for its token_type say, has
 // rotated the refresh token all the same.
-func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
+func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(body map[string]any){
 		"token_type":      func(body map[string]any) { body["token_type"] = "DPoP" },
@@ -427,7 +427,7 @@ func TestARefusedAnswerLosesNoRotatedRefreshToken(t *testing.T) {
 	}
 }
 
-func TestAClientThatLeavesLosesNoToken(t *testing.T) {
+func TestAbortedRequestLosesNoToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
@@ -446,7 +446,7 @@ func TestAClientThatLeavesLosesNoToken(t *testing.T) {
 	}
 }
 
-func TestALogoutDuringARefreshWins(t *testing.T) {
+func TestLogoutDuringARefreshWins(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
@@ -466,7 +466,7 @@ func TestALogoutDuringARefreshWins(t *testing.T) {
 	waitFor(t, "the token that came too late is given back", func() bool { return a.provider.LiveRefreshTokens() == 0 })
 }
 
-func TestBadCookiesAreNoSession(t *testing.T) {
+func TestInvalidCookiesAreNoSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()

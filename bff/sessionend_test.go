@@ -22,7 +22,7 @@ func (a *app) end(resp interface{ Decode(testing.TB, any) }) (expires, idle time
 
 func near(a, b time.Time) bool { return a.Sub(b).Abs() < 30*time.Second }
 
-func TestTheProviderEndsASession(t *testing.T) {
+func TestProviderLimitsTheSessionLifetime(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	now := time.Now()
@@ -84,7 +84,7 @@ func TestTheProviderEndsASession(t *testing.T) {
 
 func jsonInt(n int64) string { b, _ := json.Marshal(n); return string(b) }
 
-func TestARefreshMovesTheEndOfASession(t *testing.T) {
+func TestRefreshUpdatesTheSessionExpiry(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	a := newApp(t, nil)
@@ -138,7 +138,7 @@ func TestARefreshMovesTheEndOfASession(t *testing.T) {
 
 // The provider's end is over when the login comes back: there is nothing to
 // begin.
-func TestALoginToASessionThatIsOverIsRefused(t *testing.T) {
+func TestLoginWithAnExpiredSessionExpiryIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.provider.SetHooks(devidp.Hooks{

@@ -10,7 +10,7 @@ import (
 
 // An upstream that gets a claim in a header by one route believes that header
 // in all requests, also in those that come by another route.
-func TestAClientCannotSetAClaimHeaderByAnotherRouteToTheSameHost(t *testing.T) {
+func TestClaimHeadersAreProtectedOnAllRoutesToAHost(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Seen", r.Header.Get("X-Tenant"))

@@ -66,7 +66,7 @@ func TestSilentLogin(t *testing.T) {
 	}
 }
 
-func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
+func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	signedInAtTheProvider := func() *bfftest.Browser {
@@ -120,7 +120,7 @@ func TestASilentLoginThatFailsSaysThatNobodyIsSignedIn(t *testing.T) {
 	})
 }
 
-func TestASilentLoginIsForOurOwnFrames(t *testing.T) {
+func TestSilentLoginWorksInOwnFramesOnly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
@@ -193,7 +193,7 @@ func TestFrontchannelLogout(t *testing.T) {
 
 // A provider that has no session of its own to name: sid is in none of its
 // tokens, and stands for none.
-func TestASessionWithoutASidIsEndedByNoSid(t *testing.T) {
+func TestSessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func TestWhatTheStandardsAreShownByExists(t *testing.T) {
+func TestTestsNamedInTheStandardsPageExist(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/standards.md")
 	if err != nil {

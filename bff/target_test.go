@@ -70,7 +70,7 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	})
 }
 
-func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
+func TestEachRouteGetsItsOwnToken(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	c := a.takeDown(devidp.Hooks{})
@@ -119,7 +119,7 @@ func TestEachRouteGetsTheTokenThatIsForIt(t *testing.T) {
 }
 
 // RFC 6749 6: a refresh asks for no scope that was not granted.
-func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
+func TestRefreshRequestsOnlyGrantedScopes(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
@@ -138,7 +138,7 @@ func TestARefreshAsksForNoMoreThanWasGranted(t *testing.T) {
 }
 
 // The same with a provider that refuses such a refresh, as RFC 6749 5.2 has it.
-func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
+func TestUserWhoGrantsFewerScopesStaysSignedIn(t *testing.T) {
 	t.Parallel()
 	api := tokenAPI(t)
 	a := newAppWith(t, func(c *devidp.Config) {
@@ -159,7 +159,7 @@ func TestAUserWhoGrantsLessIsSignedInAndStaysSo(t *testing.T) {
 }
 
 // RFC 8707 2: what was asked for at login is asked for with every token.
-func TestTheResourceIsNamedInEveryTokenRequest(t *testing.T) {
+func TestEveryTokenRequestNamesTheResource(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Resources = []string{"https://own.example", "https://second.example"}
@@ -191,7 +191,7 @@ func sameScopes(a, b string) bool {
 
 // Many calls of several users to several targets at once, and through a
 // refresh: each gets what is for it.
-func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
+func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	users := []string{"alice", "bob"}
@@ -248,7 +248,7 @@ func TestTokensOfTargetsAreNeverMixedUp(t *testing.T) {
 }
 
 // Userinfo gets the token that is for it.
-func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
+func TestUserInfoDoesNotGetTheTokenOfAnAPI(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 	b := a.signedIn()
@@ -262,7 +262,7 @@ func TestATokenForAnAPIIsNotSentToUserInfo(t *testing.T) {
 	}
 }
 
-func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
+func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[4].Audience = "unknown"
@@ -325,7 +325,7 @@ func TestATargetThatIsNotToBeHadEndsNoSession(t *testing.T) {
 
 // What is made of the session's own token is made of a good one, and lives no
 // longer.
-func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
+func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	b := a.signedIn()
@@ -352,7 +352,7 @@ func TestAnExchangedTokenLivesNoLongerThanItsSubject(t *testing.T) {
 
 // A token that was exchanged without a scope in the request or the answer has
 // none that could be relied on.
-func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
+func TestExchangedTokenWithoutScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
 	a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
@@ -363,7 +363,7 @@ func TestAnExchangedTokenHasNoScopesThatNobodyGranted(t *testing.T) {
 	wantProblem(t, a.signedIn().Fetch("GET", "/exchanged/x"), 403, "insufficient_scope")
 }
 
-func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
+func TestRejectedTargetTokenIsReplaced(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	rejected := ""
@@ -390,7 +390,7 @@ func TestAnUpstreamThatRejectsATokenOfATargetGetsAnotherOne(t *testing.T) {
 
 // An upstream that rejects a token which has run out and been forgotten
 // meanwhile.
-func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
+func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	t.Parallel()
 	arrived, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -430,7 +430,7 @@ func TestATokenThatIsRejectedWhenItHasRunOutIsNoPanic(t *testing.T) {
 	}
 }
 
-func TestMistakesInWhatARouteWantsTokensFor(t *testing.T) {
+func TestInvalidTargets(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		edit func(*bff.Route)

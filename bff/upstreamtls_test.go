@@ -132,7 +132,7 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 	}
 }
 
-func TestARequestThatFailsCostsNoHandshakeBeyondItsOwn(t *testing.T) {
+func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"h2", "http/1.1"} {
 		t.Run(protocol, func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestARequestThatFailsCostsNoHandshakeBeyondItsOwn(t *testing.T) {
 	}
 }
 
-func TestAServerThatChangesItsProtocolIsFollowed(t *testing.T) {
+func TestProtocolChangeOfAnUpstreamIsFollowed(t *testing.T) {
 	t.Parallel()
 	s := newHandshakes(t, shownCertificate, "h2", "http/1.1")
 	a, b := routed(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
@@ -189,7 +189,7 @@ func TestAServerThatChangesItsProtocolIsFollowed(t *testing.T) {
 }
 
 // The server would resume a session for whoever has the ticket.
-func TestASessionIsNotResumedWithOtherCertificatesOrCAs(t *testing.T) {
+func TestTLSSessionIsNotResumedWithOtherCertificates(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"h2", "http/1.1"} {
 		t.Run(protocol, func(t *testing.T) {

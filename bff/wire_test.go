@@ -234,7 +234,7 @@ func (w *wire) send(want int, parts ...string) (statuses []int, closed bool) {
 	}
 }
 
-func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) {
+func TestAmbiguousFramingIsRefused(t *testing.T) {
 	t.Parallel()
 	w := newWire(t)
 	get := func(target, header string) string { return "GET " + target + " HTTP/1.1\r\n" + header + "\r\n" }
@@ -332,7 +332,7 @@ func TestFramingThatCanBeReadInTwoWaysIsRefusedAndNothingIsSentOn(t *testing.T) 
 	}
 }
 
-func TestFramingThatCanBeReadInOneWayIsAnswered(t *testing.T) {
+func TestUnambiguousFramingIsAccepted(t *testing.T) {
 	t.Parallel()
 	w := newWire(t)
 	get := "GET /api/x HTTP/1.1\r\n" + w.header
@@ -532,7 +532,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 
 // The route that is decided on is the one whose upstream gets the request, and
 // the path that was decided on is the one that is sent.
-func TestTheRouteDecidedOnIsTheRouteSent(t *testing.T) {
+func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
 	upstreams := make(map[string]*brokertest.Echo) // :: route's path
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -709,7 +709,7 @@ func FuzzRequestHeader(f *testing.F) {
 
 // What is left of a body that nobody wants any more must not be taken for the
 // next request.
-func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
+func TestConnectionIsClosedAfterAnEarlyResponse(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
@@ -741,7 +741,7 @@ func TestAfterAnEarlyAnswerTheConnectionIsClosed(t *testing.T) {
 }
 
 // A client that has only stopped sending must not take nothing for an answer.
-func TestAClientThatLeavesIsNotAnswered(t *testing.T) {
+func TestDisconnectedClientGetsNoResponse(t *testing.T) {
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
 	a.echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
