@@ -30,8 +30,8 @@ func newTestAttempts(t testing.TB) *attempts {
 	return &as
 }
 
-// begun returns an attempt and the cookie that it left in the browser.
-func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
+// startAttempt returns an attempt and the cookie that it left in the browser.
+func startAttempt(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 	w := httptest.NewRecorder()
 	if err := as.prepare(a, true); err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func begun(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 func TestAttemptSurvivesItsCookie(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
-	want, cookie := begun(t, as, &attempt{
+	want, cookie := startAttempt(t, as, &attempt{
 		ReturnTo: "/x?y#z", Prompt: "login", MaxAge: "60", ACRValues: "gold", Replaces: testTicket,
 		Subject: "alice", CrossSite: true, Restarted: true,
 	})
@@ -72,8 +72,8 @@ func TestAttemptSurvivesItsCookie(t *testing.T) {
 func TestAttemptIsBoundToItsState(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
-	a, _ := begun(t, as, &attempt{ReturnTo: "/"})
-	other, _ := begun(t, as, &attempt{ReturnTo: "/"})
+	a, _ := startAttempt(t, as, &attempt{ReturnTo: "/"})
+	other, _ := startAttempt(t, as, &attempt{ReturnTo: "/"})
 	name := as.cookieName(other.State) // as if the tags of two states were the same
 	value, err := as.seal(name, a)
 	if err != nil {
@@ -97,8 +97,8 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		as := newTestAttempts(t)
-		a, cookie := begun(t, as, &attempt{ReturnTo: "/"})
-		restarted, _ := begun(t, as, &attempt{ReturnTo: "/", Restarted: true})
+		a, cookie := startAttempt(t, as, &attempt{ReturnTo: "/"})
+		restarted, _ := startAttempt(t, as, &attempt{ReturnTo: "/", Restarted: true})
 		r := httptest.NewRequest("GET", "/bff/callback", nil)
 		r.AddCookie(cookie)
 		time.Sleep(attemptLife - time.Second)
@@ -130,8 +130,8 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 // taken, and nothing panics.
 func FuzzAttempt(f *testing.F) {
 	as := newTestAttempts(f)
-	a, cookie := begun(f, as, &attempt{ReturnTo: "/"})
-	other, otherCookie := begun(f, as, &attempt{ReturnTo: "/other"})
+	a, cookie := startAttempt(f, as, &attempt{ReturnTo: "/"})
+	other, otherCookie := startAttempt(f, as, &attempt{ReturnTo: "/other"})
 	f.Add(a.State, cookie.Name+"="+cookie.Value)
 	f.Add(a.State, cookie.Name+"="+otherCookie.Value)
 	f.Add(other.State, cookie.Name+"="+cookie.Value+"; "+otherCookie.Name+"="+otherCookie.Value)

@@ -14,9 +14,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// askHTTP2 sends a request in HTTP/2 whose header fields are as they are given,
-// and returns the status of the response, 0 if the stream was reset.
-func askHTTP2(t *testing.T, addr string, fields ...string) int {
+// requestHTTP2 sends a request in HTTP/2 whose header fields are as they are
+// given, and returns the status of the response, 0 if the stream was reset.
+func requestHTTP2(t *testing.T, addr string, fields ...string) int {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -100,7 +100,7 @@ func TestHTTP2AuthorityAndHostMustAgree(t *testing.T) {
 				}
 			}
 		}
-		if got := askHTTP2(t, l.Addr().String(), fields...); got != test.status {
+		if got := requestHTTP2(t, l.Addr().String(), fields...); got != test.status {
 			t.Errorf("%s: got %d, want %d", name, got, test.status)
 		}
 		requests, wrong := upstream.take()

@@ -16,7 +16,7 @@ import (
 // The length of these bodies is not known when they are begun.
 func TestConnectionAfterATooLargeBody(t *testing.T) {
 	t.Parallel()
-	a, _ := routed(t, bff.Route{Path: "/small/", Token: "none", MaxBody: 10})
+	a, _ := newRoutedApp(t, bff.Route{Path: "/small/", Token: "none", MaxBody: 10})
 	_, port, _ := net.SplitHostPort(strings.TrimPrefix(a.url, "http://"))
 	head := func(method string) string {
 		return fmt.Sprintf("%s /small/x HTTP/1.1\r\nHost: localhost:%s\r\nX-CSRF: 1\r\n", method, port)

@@ -29,9 +29,9 @@ func (s *writes) Create(ctx context.Context, key string, value []byte, ttl time.
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-// limited has a budget of burst logins, which does not grow while the test
-// runs.
-func limited(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app, *writes) {
+// newLimitedApp has a budget of burst logins, which does not grow while the
+// test runs.
+func newLimitedApp(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app, *writes) {
 	var w *writes
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		w = &writes{Store: a.store.Store}
@@ -59,8 +59,8 @@ func wantTooMany(t *testing.T, resp *bfftest.Response) {
 
 func TestLoginsPerAddressAreLimited(t *testing.T) {
 	t.Parallel()
-	a, w := limited(t, 3, nil)
-	c := a.takeDown(devidp.Hooks{})
+	a, w := newLimitedApp(t, 3, nil)
+	c := a.recordCalls(devidp.Hooks{})
 	from := func(b *bfftest.Browser, path, address string, header ...string) *bfftest.Response {
 		return b.Navigate(path, append([]string{"X-Forwarded-For", address}, header...)...)
 	}
@@ -117,8 +117,8 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 // A response of the provider that starts the login anew is a login, too.
 func TestRestartedLoginCountsAgainstTheLimit(t *testing.T) {
 	t.Parallel()
-	a, _ := limited(t, 2, nil)
-	c := a.takeDown(devidp.Hooks{})
+	a, _ := newLimitedApp(t, 2, nil)
+	c := a.recordCalls(devidp.Hooks{})
 	u := a.browser().AuthResponse("alice", "").Location(t).String()
 	if got := a.browser().Navigate(u).StatusCode; got != 302 {
 		t.Errorf("once: got %d", got)
@@ -133,7 +133,7 @@ func TestRestartedLoginCountsAgainstTheLimit(t *testing.T) {
 
 func TestFailedCodeExchangesAreLimited(t *testing.T) {
 	t.Parallel()
-	a, w := limited(t, 3, unpushed)
+	a, w := newLimitedApp(t, 3, unpushed)
 	logins := 0
 	anonymous := func(address string) *bfftest.Response {
 		logins++ // each from another address
@@ -175,10 +175,10 @@ func TestFailedCodeExchangesAreLimited(t *testing.T) {
 // Neither an outage of the provider nor users who succeed use it up.
 func TestOnlyClientFailuresCountAgainstTheExchangeLimit(t *testing.T) {
 	t.Parallel()
-	a, _ := limited(t, 12, nil)
+	a, _ := newLimitedApp(t, 12, nil)
 	b := a.browser()
 	u := b.AuthResponse("alice", "").Location(t).String()
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
@@ -196,7 +196,7 @@ func TestOnlyClientFailuresCountAgainstTheExchangeLimit(t *testing.T) {
 
 func TestCallbacksWithoutAnAttemptAreNotLimited(t *testing.T) {
 	t.Parallel()
-	a, w := limited(t, 1000, nil)
+	a, w := newLimitedApp(t, 1000, nil)
 	before := a.provider.TokenRequests()
 	for i := range 20 {
 		for _, query := range []string{

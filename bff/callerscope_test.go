@@ -21,7 +21,7 @@ func TestCallerTokenMayHaveScopeAsArray(t *testing.T) {
 		{[]any{"orders:read", 7}, 401},
 		{7, 401},
 	} {
-		a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) {
+		a.recordCalls(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) {
 			claims["aud"], claims["scope"], claims["auth_time"] = "api", test.scope, "2026-01-01T00:00:00Z"
 		}})
 		resp := a.browser().Do("GET", "/orders/x", "", "Authorization", "Bearer "+a.machineToken("orders:read", ""))

@@ -139,7 +139,7 @@ func TestInvalidCallerTokensAreRejected(t *testing.T) {
 	a := newGateway(t, nil)
 	good := a.machineToken("orders:read", "")
 	edited := func(edit func(header, claims map[string]any)) string {
-		a.takeDown(devidp.Hooks{EditAccessToken: edit})
+		a.recordCalls(devidp.Hooks{EditAccessToken: edit})
 		defer a.provider.Behave()
 		return a.machineToken("orders:read", "")
 	}
@@ -148,7 +148,7 @@ func TestInvalidCallerTokensAreRejected(t *testing.T) {
 	}
 	parts := strings.Split(good, ".")
 	var user, idToken string
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		user, _ = body["access_token"].(string)
 		idToken, _ = body["id_token"].(string)
 	}})
@@ -374,7 +374,7 @@ func TestOtherRoutesRejectCallerTokens(t *testing.T) {
 
 func TestRejectionOfACallerTokenIsPassedOn(t *testing.T) {
 	t.Parallel()
-	echo, rejected := rejecting(t, 100)
+	echo, rejected := newRejectingUpstream(t, 100)
 	a := newGateway(t, func(_ *app, cfg *bff.Config) { cfg.Routes[3].Upstream = []string{echo.URL} })
 	resp := a.call("/orders/7", "Authorization", "Bearer "+a.machineToken("orders:read", ""))
 	if resp.StatusCode != 401 ||

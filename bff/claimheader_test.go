@@ -12,7 +12,7 @@ import (
 
 func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{
+	a, b := newRoutedApp(t, bff.Route{
 		Path:        "/who/",
 		Token:       "optional",
 		Headers:     map[string]string{"X-User": "sub", "Priority": "email", "X-Roles2": "roles"},
@@ -60,7 +60,7 @@ func pairs(names []string, value string) []string {
 
 func TestClaimListElementsCannotBeSplit(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/who/", Token: "user",
+	a, b := newRoutedApp(t, bff.Route{Path: "/who/", Token: "user",
 		Headers: map[string]string{
 			"X-Roles":  "roles",
 			"X-Name":   "name",
@@ -110,7 +110,7 @@ func TestClaimListElementsCannotBeSplit(t *testing.T) {
 
 func TestIdentityHeadersOfClientsAreRemoved(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{
+	a, b := newRoutedApp(t, bff.Route{
 		Path:    "/grafana/",
 		Token:   "user",
 		Headers: map[string]string{"X-WEBAUTH-USER": "sub", "Remote-User": "email"},

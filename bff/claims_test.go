@@ -33,7 +33,7 @@ func TestUserInfoAddsClaimsToTheIDToken(t *testing.T) {
 	for _, signed := range []bool{false, true} {
 		t.Run(fmt.Sprint("signed ", signed), func(t *testing.T) {
 			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
-			c := a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
+			c := a.recordCalls(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
 				maps.Copy(claims, map[string]any{
 					"department":     "wonder",
 					"name":           "somebody else",
@@ -141,7 +141,7 @@ func TestInvalidUserInfoFailsTheLogin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = test.signed }, withUserInfo)
 			b := a.signedIn()
-			a.takeDown(test.hooks)
+			a.recordCalls(test.hooks)
 			wantPage(t, b.SignIn("alice", ""), test.status, test.code)
 			a.wantSession(b, "alice")
 		})
@@ -152,7 +152,7 @@ func TestOtherJWTsAreNoSignedUserInfo(t *testing.T) {
 	t.Parallel()
 	a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = true }, withUserInfo)
 	for _, typ := range []string{"at+jwt", "logout+jwt", "dpop+jwt"} {
-		a.takeDown(devidp.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
+		a.recordCalls(devidp.Hooks{SignUserinfo: func(_, claims map[string]any) (string, error) {
 			return a.provider.Sign(map[string]any{"typ": typ}, claims)
 		}})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
@@ -162,7 +162,7 @@ func TestOtherJWTsAreNoSignedUserInfo(t *testing.T) {
 func TestUserInfoWithADPoPProof(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, withUserInfo)
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	a.signedIn()
 	asked := c.to("/userinfo")
 	if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") ||
@@ -170,7 +170,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 		t.Errorf("asked %v", asked)
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
-		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
 				if _, claims := unverified(t, r.Header.Get("DPoP")); claims["nonce"] != "for-userinfo" {
 					w.Header().Set("DPoP-Nonce", "for-userinfo")
@@ -204,7 +204,7 @@ func TestAppSeesOnlyConfiguredClaims(t *testing.T) {
 		cfg.Routes[0].Headers = map[string]string{"X-Email": "email", "X-Roles": "roles", "X-Deep": "deep"}
 		cfg.Routes[0].Require = bff.Require{Claims: map[string][]string{"roles": {"admin"}}}
 	})
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["realm_access"] = map[string]any{"roles": []string{"admin", "user"}}
 		claims["https://app.example/claims.org"] = "wonderland"
 		claims["a.b"] = map[string]any{"c": "deep"}
@@ -243,7 +243,7 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = userinfo })
 		b := a.signedIn()
 		before := user(t, b)
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				claims["groups"] = []string{"new"}
 				for _, name := range []string{"auth_time", "acr", "name"} {
@@ -267,7 +267,7 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 		a := newApp(t, nil)
 		b := a.signedIn()
 		before := user(t, b)
-		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			claims["auth_time"] = time.Now().Add(time.Minute).Unix()
 			claims["acr"] = "gold"
 			claims["amr"] = []string{"hwk"}
@@ -282,7 +282,7 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 		a := newApp(t, withUserInfo)
 		b := a.signedIn()
 		before := fmt.Sprint(user(t, b))
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditUserinfo: func(claims map[string]any) { claims["sub"] = "bob" },
 			EditIDToken:  func(_, claims map[string]any) { claims["groups"] = "new" },
 		})
@@ -312,9 +312,9 @@ func TestRefreshedIDTokenMustMatchTheSession(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var nonce any
-			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
+			a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { nonce = claims["nonce"] }})
 			b := a.signedIn()
-			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
+			a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { test.edit(claims, nonce) }})
 			resp := b.Fetch("POST", "/bff/session/refresh")
 			if test.lives {
 				wantOK(t, resp)
@@ -338,7 +338,7 @@ func TestLargeClaimsAreHandled(t *testing.T) {
 	for i := range groups {
 		groups[i] = fmt.Sprintf("group-%06d", i)
 	}
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = groups }})
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["groups"] = groups }})
 	b := a.signedIn()
 	for _, c := range b.Cookies() {
 		if len(c.Name)+len(c.Value) > 400 {
@@ -352,7 +352,7 @@ func TestLargeClaimsAreHandled(t *testing.T) {
 	if !strings.Contains(a.logs.String(), "X-Groups") {
 		t.Error("nothing is said of what was left out")
 	}
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) },
 	})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
@@ -376,7 +376,7 @@ func TestHostileTokenResponses(t *testing.T) {
 		"not UTF-8":         "{\"access_token\":\"\xff\xfe\"}",
 	} {
 		b := a.signedIn()
-		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/token") {
 				next.ServeHTTP(w, r)
 				return
@@ -427,7 +427,7 @@ func TestSlowTokenResponseTimesOut(t *testing.T) {
 		if path != "/par" {
 			u = b.AuthResponse("alice", "prompt=login").Header.Get("Location")
 		}
-		a.takeDown(slow(path))
+		a.recordCalls(slow(path))
 		began := time.Now()
 		if path == "/par" {
 			wantPage(t, b.Navigate("/bff/login"), 503, code)
@@ -441,7 +441,7 @@ func TestSlowTokenResponseTimesOut(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	b := a.signedIn()
-	a.takeDown(slow("/revoke"))
+	a.recordCalls(slow("/revoke"))
 	if resp := b.Submit("/bff/logout", nil); resp.StatusCode != 303 {
 		t.Errorf("logout: got %d", resp.StatusCode)
 	}
@@ -452,7 +452,7 @@ func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 	b := a.signedIn()
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.PostFormValue("grant_type") != "refresh_token" {
 			next.ServeHTTP(w, r)
 			return
@@ -500,7 +500,7 @@ func TestSecretsQuotedByTheProviderAreNotLogged(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
 			b := a.signedIn()
 			var leaked string
-			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.PostFormValue("grant_type") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return

@@ -63,9 +63,9 @@ func (c *calls) to(path string) []call {
 	return found
 }
 
-// takeDown has the provider take down what it is asked. Its other hooks are
+// recordCalls has the provider take down what it is asked. Its other hooks are
 // h's.
-func (a *app) takeDown(h devidp.Hooks) *calls {
+func (a *app) recordCalls(h devidp.Hooks) *calls {
 	c := new(calls)
 	intercept := h.Intercept
 	h.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -167,8 +167,8 @@ func withKeys(keys ...crypto.Signer) (func(*devidp.Config), func(*app, *bff.Conf
 		}
 }
 
-// aLife is a login, a refresh and a logout.
-func aLife(t *testing.T, a *app) {
+// checkLifecycle is a login, a refresh and a logout.
+func checkLifecycle(t *testing.T, a *app) {
 	t.Helper()
 	b := a.signedIn()
 	if got := b.Fetch("POST", "/bff/session/refresh").StatusCode; got != 200 {
@@ -187,8 +187,8 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
 		t.Run(method, func(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
-			c := a.takeDown(devidp.Hooks{})
-			aLife(t, a)
+			c := a.recordCalls(devidp.Hooks{})
+			checkLifecycle(t, a)
 			for _, path := range []string{"/par", "/token", "/revoke"} {
 				if len(c.to(path)) == 0 {
 					t.Errorf("nothing was sent to %s", path)
@@ -212,7 +212,7 @@ func TestClientIDMayContainAnyCharacter(t *testing.T) {
 		a := newAppWith(t, func(c *devidp.Config) {
 			c.Clients[0].ID = "https://app.example/?a=b:c%20+é"
 		}, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
-		aLife(t, a)
+		checkLifecycle(t, a)
 	}
 }
 
@@ -224,8 +224,8 @@ func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 	}{"RSA": {rsaKey(t, 2048), "PS256"}, "P-256": {ecKey(t), "ES256"}, "Ed25519": {edKey(t), "EdDSA"}} {
 		t.Run(name, func(t *testing.T) {
 			a := newAppWith(t, first(withKeys(test.key)), second(withKeys(test.key)))
-			c := a.takeDown(devidp.Hooks{})
-			aLife(t, a)
+			c := a.recordCalls(devidp.Hooks{})
+			checkLifecycle(t, a)
 			seen := make(map[any]bool)
 			for _, path := range []string{"/par", "/token", "/token", "/revoke"} {
 				for _, call := range c.to(path) {
@@ -277,7 +277,7 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.AssertionAudience = a.provider.Issuer + "/token"
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider goes by its issuer
 	_, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion"))
 	if claims["aud"] != a.provider.Issuer+"/token" {
@@ -287,7 +287,7 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.AssertionAudience = "endpoint"
 	})
-	c = a.takeDown(devidp.Hooks{})
+	c = a.recordCalls(devidp.Hooks{})
 	a.browser().Navigate("/bff/login")
 	if _, claims := unverified(t,
 		c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
@@ -313,12 +313,12 @@ func TestTrustedAudiencesAreAcceptedBesideTheClient(t *testing.T) {
 		{[]string{"spa", "Project"}, false},
 	} {
 		time.Sleep(2 * time.Millisecond) // after the logout before
-		a.takeDown(named(test.aud...))
+		a.recordCalls(named(test.aud...))
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); (resp.StatusCode == 303) != test.good {
 			t.Errorf("%q: got %d", test.aud, resp.StatusCode)
 		}
-		got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode
+		got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode
 		if (got == 200) != test.good {
 			t.Errorf("a logout token for %q: got %d", test.aud, got)
 		}
@@ -330,8 +330,8 @@ func TestClientKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	old, next := rsaKey(t, 2048), ecKey(t)
 	provider, edit := withKeys(old, next)
 	a := newAppWith(t, provider, edit)
-	c := a.takeDown(devidp.Hooks{})
-	aLife(t, a)
+	c := a.recordCalls(devidp.Hooks{})
+	checkLifecycle(t, a)
 	// the provider may know us by another name
 	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080")
 	var set jose.JSONWebKeySet
@@ -374,7 +374,7 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 			{Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}},
 		}
 	})
-	c := a.takeDown(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
+	c := a.recordCalls(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
 	b := a.signedIn()
 	for _, path := range []string{"/mtls/par", "/mtls/token", "/mtls/userinfo"} {
 		for _, call := range c.to(path) {
@@ -564,13 +564,13 @@ func TestFAPI2(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.FAPI2 = true
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
 	if len(q) != 2 || !q.Has("client_id") || !q.Has("request_uri") {
 		t.Errorf("the browser was sent with %v", q)
 	}
-	aLife(t, a)
+	checkLifecycle(t, a)
 	for _, call := range c.to("/par") {
 		nonce := call.form.Get("nonce")
 		if len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
@@ -612,8 +612,8 @@ func TestFAPI2(t *testing.T) {
 			}))
 		})
 		a.waitReady()
-		c := a.takeDown(devidp.Hooks{})
-		aLife(t, a)
+		c := a.recordCalls(devidp.Hooks{})
+		checkLifecycle(t, a)
 		header, _ := unverified(t, c.to("/token")[0].form.Get("client_assertion"))
 		if header["alg"] != "PS256" {
 			t.Errorf("alg is %v", header["alg"])
@@ -630,7 +630,7 @@ func TestFAPI2RejectsRS256(t *testing.T) {
 		cfg.Provider.FAPI2 = true
 	})
 	var alg string
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		if raw, ok := body["id_token"].(string); ok {
 			header, _ := unverified(t, raw)
 			alg = fmt.Sprint(header["alg"])
@@ -650,7 +650,7 @@ func TestFAPI2RejectsSmallKeyOfTheProvider(t *testing.T) {
 		edit(a, cfg)
 		cfg.Provider.FAPI2 = true
 	})
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditJWKS: func(set map[string]any) {
 			set["keys"] = []any{jose.JSONWebKey{Key: small.Public(), KeyID: "small", Use: "sig"}}
 		},
@@ -690,7 +690,7 @@ func TestFAPI2RejectsP384Key(t *testing.T) {
 func TestAuthorizationRequestsArePushed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.browser()
 	seen := make(map[string]bool)
 	for range 2 {
@@ -746,7 +746,7 @@ func TestFailedPushStartsNoLogin(t *testing.T) {
 		{429, ``, 503, "provider_unavailable"},
 		{500, ``, 503, "provider_unavailable"},
 	} {
-		c := a.takeDown(respond(test.status, test.body))
+		c := a.recordCalls(respond(test.status, test.body))
 		b := a.browser()
 		got := b.Navigate("/bff/login?return_to=/x")
 		wantPage(t, got, test.want, test.code)
@@ -805,7 +805,7 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 				cfg.Provider.SignRequests = true
 				cfg.Provider.Resources = []string{"https://a.example", "https://b.example"}
 			})
-			c := a.takeDown(devidp.Hooks{})
+			c := a.recordCalls(devidp.Hooks{})
 			b := a.browser()
 			if resp := b.SignIn("alice", "login_hint=alice&return_to=/x"); resp.StatusCode != 303 {
 				t.Fatalf("got %d\n%s", resp.StatusCode, a.logs)
@@ -845,7 +845,7 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 			a.provider.Misbehave(t, f)
 		})
 		a.waitReady()
-		c := a.takeDown(devidp.Hooks{})
+		c := a.recordCalls(devidp.Hooks{})
 		a.browser().Navigate("/bff/login")
 		if !c.to("/par")[0].form.Has("request") {
 			t.Error("the request is not signed")

@@ -17,8 +17,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// machine starts a broker with a route for its own token and one for either.
-func machine(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
+// newClientTokenApp starts a broker with a route for its own token and one for
+// either.
+func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	t.Helper()
 	asked = new(atomic.Int32)
 	intercept := hooks.Intercept
@@ -55,7 +56,7 @@ func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
 
 func TestClientTokenIsRequestedOnce(t *testing.T) {
 	t.Parallel()
-	a, asked := machine(t, devidp.Hooks{})
+	a, asked := newClientTokenApp(t, devidp.Hooks{})
 	var all sync.WaitGroup
 	tokens := make([]string, 20)
 	for i := range tokens {
@@ -94,7 +95,7 @@ func TestClientTokenIsSharedPerTarget(t *testing.T) {
 			route("/scope/", "https://a.example", "y"), route("/none/", ""),
 		}
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.browser()
 	tokens := make(map[string]string)
 	for range 2 {
@@ -114,7 +115,7 @@ func TestClientTokenIsSharedPerTarget(t *testing.T) {
 func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	a, asked := machine(t, devidp.Hooks{})
+	a, asked := newClientTokenApp(t, devidp.Hooks{})
 	b := a.signedIn()
 	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
 	if asked.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
@@ -130,7 +131,7 @@ func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 
 func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {
 	t.Parallel()
-	a, asked := machine(t, devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	a, asked := newClientTokenApp(t, devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "client_credentials" {
 			body["expires_in"] = 2
 		}
@@ -146,7 +147,7 @@ func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {
 func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 	t.Parallel()
 	var down atomic.Bool
-	a, asked := machine(t, devidp.Hooks{
+	a, asked := newClientTokenApp(t, devidp.Hooks{
 		EditTokenResponse: func(grant string, _ int, body map[string]any) {
 			if grant == "client_credentials" {
 				body["expires_in"] = 3
@@ -191,7 +192,7 @@ func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client"}}
 	})
-	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.PostFormValue("grant_type") != "client_credentials" {
 			next.ServeHTTP(w, r)
 			return
@@ -210,14 +211,14 @@ func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 
 func TestRejectedClientTokenIsReplaced(t *testing.T) {
 	t.Parallel()
-	echo, rejected := rejecting(t, 1)
-	a, b := routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
+	echo, rejected := newRejectingUpstream(t, 1)
+	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
 	first := bearerOf(t, a, b.Fetch("GET", "/strict/x"))
 	if rejected.Load() != 1 || bearerOf(t, a, b.Fetch("GET", "/strict/x")) != first {
 		t.Errorf("%d were rejected, or the token is not kept", rejected.Load())
 	}
-	echo, rejected = rejecting(t, 1<<30)
-	_, b = routed(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
+	echo, rejected = newRejectingUpstream(t, 1<<30)
+	_, b = newRoutedApp(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
 	for range 5 {
 		if got := b.Fetch("GET", "/strict/x").StatusCode; got != 401 {
 			t.Errorf("got %d", got)
@@ -273,7 +274,7 @@ func TestClientTokenWorksWithEachClientAuth(t *testing.T) {
 					Upstream: []string{a.echo.URL},
 				})
 			})
-			c := a.takeDown(devidp.Hooks{})
+			c := a.recordCalls(devidp.Hooks{})
 			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
 			calls := c.to(test.path)
 			if len(calls) != 1 || calls[0].form.Get("grant_type") != "client_credentials" || !test.proves(calls[0]) {

@@ -153,8 +153,8 @@ func h2cServer(t *testing.T, streams int, h http.HandlerFunc) (addr string, s *h
 	return l.Addr().String(), s
 }
 
-// together calls request n times at once.
-func together(n int, request func(i int)) {
+// concurrently calls request n times at once.
+func concurrently(n int, request func(i int)) {
 	var all sync.WaitGroup
 	for i := range n {
 		all.Go(func() { request(i) })
@@ -186,7 +186,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 				address, trust = serveTLS(t, echo.Config.Handler, "http/1.1")
 			}
 			r := newRelay(t, address)
-			a, b := routed(t, bff.Route{
+			a, b := newRoutedApp(t, bff.Route{
 				Path:     "/idle/",
 				Token:    "none",
 				Upstream: []string{scheme + "://" + r.addr},
@@ -195,7 +195,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 			for _, concurrent := range []bool{false, true} {
 				holding.Store(0)
 				all = make(chan struct{})
-				together(idle, func(int) { b.Fetch("GET", "/idle/hold") })
+				concurrently(idle, func(int) { b.Fetch("GET", "/idle/hold") })
 				r.each(func(c *relayed) { c.resets.Store(true) })
 				opened := r.opened.Load()
 				get := func(i int) {
@@ -206,7 +206,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 					}
 				}
 				if concurrent {
-					together(requests, get)
+					concurrently(requests, get)
 				} else {
 					for i := range requests {
 						get(i)
@@ -220,7 +220,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 			// each connection.
 			holding.Store(0)
 			all = make(chan struct{})
-			together(idle, func(int) { b.Fetch("GET", "/idle/hold") })
+			concurrently(idle, func(int) { b.Fetch("GET", "/idle/hold") })
 			r.each(func(c *relayed) { c.resets.Store(true) })
 			failed := 0
 			for range requests {
@@ -264,7 +264,7 @@ func TestSilentHTTP2ConnectionIsReplaced(t *testing.T) {
 			// Shorter than the check takes: what gives up on a request must not
 			// hide that its connection is dead.
 			for _, timeout := range []time.Duration{0, time.Second} {
-				a, b := routed(t, bff.Route{
+				a, b := newRoutedApp(t, bff.Route{
 					Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust,
 					Timeouts: bff.Timeouts{ResponseHeader: timeout},
 				})
@@ -310,7 +310,7 @@ func TestQuietHTTP2StreamIsNotPingedRepeatedly(t *testing.T) {
 			pings.Add(1)
 		}
 	}
-	_, b := routed(t, bff.Route{
+	_, b := newRoutedApp(t, bff.Route{
 		Path: "/quiet/", Token: "none", CSRF: "fetch-metadata", Upstream: []string{"h2c://" + r.addr},
 	})
 	resp := b.Open("/quiet/x")
@@ -363,9 +363,9 @@ func TestRefusedHTTP2StreamIsRetried(t *testing.T) {
 	t.Parallel()
 	var all once
 	address, _ := h2cServer(t, 5, all.ServeHTTP)
-	a, b := routed(t, bff.Route{Path: "/few/", Token: "none", Upstream: []string{"h2c://" + address}})
+	a, b := newRoutedApp(t, bff.Route{Path: "/few/", Token: "none", Upstream: []string{"h2c://" + address}})
 	const requests = 60
-	together(requests, func(i int) {
+	concurrently(requests, func(i int) {
 		body := fmt.Sprintf("%d %s", i, strings.Repeat("x", i*1000))
 		method := []string{"POST", "PATCH"}[i%2]
 		if resp := b.Do(method, "/few/x", body, "X-CSRF", "1"); resp.StatusCode != 200 || resp.Text != body {
@@ -383,7 +383,7 @@ func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 	t.Parallel()
 	var all once
 	address, _ := h2cServer(t, 1, all.ServeHTTP)
-	a, _ := routed(t, bff.Route{Path: "/few/", Token: "none", Upstream: []string{"h2c://" + address}})
+	a, _ := newRoutedApp(t, bff.Route{Path: "/few/", Token: "none", Upstream: []string{"h2c://" + address}})
 	var answered sync.WaitGroup
 	for range 3 {
 		answered.Go(func() {
@@ -420,7 +420,7 @@ func TestGracefulHTTP2RestartsFailNoRequest(t *testing.T) {
 	var all once
 	address, server := h2cServer(t, 0, all.ServeHTTP)
 	r := newRelay(t, address)
-	a, b := routed(t, bff.Route{Path: "/restarts/", Token: "none", Upstream: []string{"h2c://" + r.addr}})
+	a, b := newRoutedApp(t, bff.Route{Path: "/restarts/", Token: "none", Upstream: []string{"h2c://" + r.addr}})
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var sent atomic.Int32

@@ -10,8 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// demanding has the operator demand something of every login.
-func demanding(t *testing.T, parameters map[string]string) *app {
+// newAppWithParameters has the operator demand something of every login.
+func newAppWithParameters(t *testing.T, parameters map[string]string) *app {
 	return newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests, cfg.Provider.Parameters = "never", parameters
 	})
@@ -48,7 +48,7 @@ func TestLoginLinkCanOnlyStrengthenRequirements(t *testing.T) {
 		if test.operator != "" {
 			parameters[test.name] = test.operator
 		}
-		a := demanding(t, parameters)
+		a := newAppWithParameters(t, parameters)
 		q := a.browser().Navigate("/bff/login?" + url.Values{test.name: {test.link}}.Encode()).Location(t).Query()
 		if got := q[test.name]; len(got) != 1 || got[0] != test.want {
 			t.Errorf("%s: the operator says %q, a link %q: sent %q, want %q", test.name,
@@ -65,11 +65,11 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 	old := devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["acr"], claims["auth_time"] = "gold", time.Now().Add(-time.Hour).Unix()
 	}}
-	a := demanding(t, map[string]string{"acr_values": "gold", "max_age": "300"})
+	a := newAppWithParameters(t, map[string]string{"acr_values": "gold", "max_age": "300"})
 	t.Run("a login link", func(t *testing.T) {
-		a.takeDown(silver)
+		a.recordCalls(silver)
 		wantPage(t, a.browser().SignIn("alice", "acr_values=silver"), 403, "login_too_weak")
-		a.takeDown(old)
+		a.recordCalls(old)
 		again := a.browser().SignIn("alice", "max_age=7200")
 		if again.StatusCode != 302 || again.Location(t).Query().Get("prompt") != "login" ||
 			again.Location(t).Query().Get("acr_values") != "gold" {
@@ -79,20 +79,20 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 	t.Run("a silent login", func(t *testing.T) {
 		for name, h := range map[string]devidp.Hooks{"too weak": silver, "too old": old} {
 			a.provider.Behave()
-			a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+			a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 			b := a.signedIn()
 			b.ClearCookies()
-			a.takeDown(h)
+			a.recordCalls(h)
 			q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
 			if q.Get("acr_values") != "gold" || q.Get("max_age") != "300" || q.Get("prompt") != "none" {
 				t.Errorf("%s: sent %v", name, q)
 			}
-			wantSilent(t, silently(b), "false")
+			wantSilent(t, silentLogin(b), "false")
 			a.wantSession(b, "")
 		}
 	})
 	t.Run("a login that starts again", func(t *testing.T) {
-		a.takeDown(silver)
+		a.recordCalls(silver)
 		b := a.browser()
 		u := b.AuthResponse("alice", "acr_values=gold").Location(t)
 		b.ClearCookies()
@@ -102,23 +102,23 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 		}
 		back := b.Authorize("alice", to.String()).Location(t).String()
 		wantPage(t,
-			b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+			b.Navigate(relayURL(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
 	t.Run("one of another site", func(t *testing.T) {
-		a.takeDown(silver)
+		a.recordCalls(silver)
 		b := a.browser()
 		back := b.Authorize("alice",
 			b.Navigate("/bff/login?acr_values=silver&max_age=9999",
 				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
 		wantPage(t,
-			b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+			b.Navigate(relayURL(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
 	t.Run("one that meets them", func(t *testing.T) {
-		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
+		a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 		b := a.browser()
 		if resp := b.SignIn("alice", "acr_values=silver&max_age=60"); resp.StatusCode != 303 {
 			t.Errorf("got %d", resp.StatusCode)
@@ -134,7 +134,7 @@ func TestConfiguredACRAndMaxAgeAreVerified(t *testing.T) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Parameters = map[string]string{"acr_values": "gold", "max_age": "60"}
 	})
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		claims["acr"], claims["auth_time"] = "silver", time.Now().Add(-time.Hour).Unix()
 	}})
 	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
@@ -144,11 +144,11 @@ func TestConfiguredACRAndMaxAgeAreVerified(t *testing.T) {
 
 func TestSilentLoginFailsWhenThePromptIsRequired(t *testing.T) {
 	t.Parallel()
-	a := demanding(t, map[string]string{"prompt": "login"})
+	a := newAppWithParameters(t, map[string]string{"prompt": "login"})
 	b := a.signedIn()
 	b.ClearCookies()
 	before := a.provider.Stats().Authorizations
-	wantSilent(t, silently(b), "false")
+	wantSilent(t, silentLogin(b), "false")
 	if n := a.provider.Stats().Authorizations - before; n > 0 || len(b.Cookies()) > 0 {
 		t.Errorf("%d requests to the provider, cookies %v", n, cookieNames(b))
 	}

@@ -19,8 +19,9 @@ import (
 
 const notFoundYet = "provider discovery failed; sign-in is unavailable, existing sessions are not affected"
 
-// instead answers the requests for a path, by its end, in the provider's place.
-func instead(path string, serve http.HandlerFunc) devidp.Hooks {
+// replaceResponse answers the requests for a path, by its end, in the
+// provider's place.
+func replaceResponse(path string, serve http.HandlerFunc) devidp.Hooks {
 	return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, path) {
 			serve(w, r)
@@ -122,7 +123,7 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 			var text string
 			if test.path == keys {
 				a := newApp(t, nil)
-				a.takeDown(instead(test.path, test.serve))
+				a.recordCalls(replaceResponse(test.path, test.serve))
 				wantPage(t, a.browser().SignIn("alice", ""), 503, "provider_unavailable")
 				for _, line := range a.logs.lines(t, "request") {
 					if line["err"] != nil {
@@ -132,7 +133,7 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 			} else {
 				a := newApp(t, func(a *app, _ *bff.Config) {
 					a.provider.Misbehave(t, brokertest.ProviderDown)
-					a.provider.SetHooks(instead(test.path, test.serve))
+					a.provider.SetHooks(replaceResponse(test.path, test.serve))
 				})
 				waitFor(t, "it is said", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
 				text = fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"])
@@ -278,7 +279,7 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 			"jwks_uri":             false,
 			"issuer":               false,
 		} {
-			twice := instead("/openid-configuration", nil)
+			twice := replaceResponse("/openid-configuration", nil)
 			twice.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/openid-configuration") {
 					next.ServeHTTP(w, r)
@@ -364,7 +365,7 @@ func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 			}
 			if name == "neither" {
 				wantRefused(t, "a logout token",
-					a.tellLogout(url.Values{
+					a.sendLogoutToken(url.Values{
 						"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})},
 					}), "provider_unavailable")
 			}

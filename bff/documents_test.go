@@ -34,8 +34,9 @@ func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
 	})
 }
 
-// landing signs alice in from a login link, and returns where the browser ends.
-func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string) string {
+// landingPage signs alice in from a login link, and returns where the browser
+// ends.
+func landingPage(t *testing.T, b *bfftest.Browser, returnTo string, header ...string) string {
 	t.Helper()
 	begun := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
 	if begun.StatusCode != 302 {
@@ -43,7 +44,7 @@ func landing(t *testing.T, b *bfftest.Browser, returnTo string, header ...string
 	}
 	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	if resp.StatusCode == 200 {
-		resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
+		resp = b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin")
 	}
 	if resp.StatusCode != 303 {
 		t.Fatalf("return_to %q: got %d, want 303", returnTo, resp.StatusCode)
@@ -66,7 +67,7 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 			"nobody knows":     {[]string{"Sec-Fetch-Site", "", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", ""}, "/"},
 			"a service worker": {[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Dest", "empty"}, "/"},
 		} {
-			if got := landing(t, a.browser(), "/docs/x.html?y=1#z", test.header...); got != test.want {
+			if got := landingPage(t, a.browser(), "/docs/x.html?y=1#z", test.header...); got != test.want {
 				t.Errorf("%s: ended at %s, want %s", name, got, test.want)
 			}
 		}
@@ -92,7 +93,7 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 			"/filesystem": "/filesystem", "/bffs": "/bffs", "/apiary/": "/apiary/",
 			"/50%25": "/50%25", "/x?next=/files/x": "/x?next=/files/x", "/#/files/x": "/#/files/x",
 		} {
-			if got := landing(t, a.browser(), returnTo, ownPage...); got != want {
+			if got := landingPage(t, a.browser(), returnTo, ownPage...); got != want {
 				t.Errorf("%s: ended at %s, want %s", returnTo, got, want)
 			}
 		}
@@ -131,11 +132,11 @@ func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 			t.Errorf("with a session: ended at %s", resp.Header.Get("Location"))
 		}
 		stranger := a.browser()
-		restarted := stranger.Navigate(onwards(t,
+		restarted := stranger.Navigate(relayURL(t,
 			stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		back := stranger.Navigate(stranger.Authorize("alice",
 			restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-		resp := stranger.Navigate(onwards(t, back), "Sec-Fetch-Site", "same-origin")
+		resp := stranger.Navigate(relayURL(t, back), "Sec-Fetch-Site", "same-origin")
 		if resp.Header.Get("Location") != "/" {
 			t.Errorf("without a session: ended at %s", resp.Header.Get("Location"))
 		}
@@ -185,7 +186,7 @@ func TestCrossSiteLoginReachesNoUpstream(t *testing.T) {
 		a := documentsApp(t, func(cfg *bff.Config) { cfg.Provider.ResponseMode = mode })
 		b := a.browser()
 		if mode == "query" {
-			if got := landing(t, b, "/files/x.html", "Sec-Fetch-Site", "cross-site"); got != "/" {
+			if got := landingPage(t, b, "/files/x.html", "Sec-Fetch-Site", "cross-site"); got != "/" {
 				t.Errorf("%s: ended at %s", mode, got)
 			}
 		} else {

@@ -209,7 +209,7 @@ func TestClientTokenIsBoundByDPoP(t *testing.T) {
 func TestProviderDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.signedIn()
 	nonceIn := func(call call) any {
 		_, claims := unverified(t, call.header.Get("DPoP"))
@@ -264,7 +264,7 @@ func TestDPoPNoncesAreKeptPerServer(t *testing.T) {
 	})
 	a.waitReady()
 	var nonces []any
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if !strings.HasSuffix(r.URL.Path, "/userinfo") {
 			next.ServeHTTP(w, r)
 			return
@@ -288,7 +288,7 @@ func TestDPoPNonceIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, nil)
 	b := a.signedIn()
-	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if !strings.HasSuffix(r.URL.Path, "/token") {
 			next.ServeHTTP(w, r)
 			return
@@ -311,7 +311,7 @@ func TestDPoPNonceOfASuccessIsUsedNext(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 	given := 0
-	c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			given++
 			w.Header().Set("DPoP-Nonce", fmt.Sprint("nonce-", given))
@@ -337,7 +337,7 @@ func TestDPoPNonceOfASuccessIsUsedNext(t *testing.T) {
 func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.signedIn()
 	api.want("upstream-1")
 	resp := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
@@ -588,7 +588,7 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 	t.Parallel()
 	t.Run("at login", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" },
 		})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
@@ -596,7 +596,7 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 	t.Run("at a refresh", func(t *testing.T) {
 		a, _ := newBoundApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "Bearer" },
 		})
 		wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
@@ -604,7 +604,7 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 	})
 	t.Run("bound where it should not be", func(t *testing.T) {
 		a := newApp(t, nil)
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" },
 		})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")

@@ -91,7 +91,7 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 		edit(a, cfg)
 		cfg.Client = client
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b, sid := a.signedInWithSID()
 	begun := b.Navigate("/bff/login?return_to=/x").Location(t).String()
 	callback := strings.TrimPrefix(b.Authorize("alice", begun).Location(t).String(), a.url)
@@ -210,7 +210,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 	a := newApp(t, nil)
 	fetches := a.provider.JWKSFetches()
 	for _, size := range []int{11 << 10, 54 << 10, 1 << 20} {
-		resp := a.tellLogout(url.Values{"logout_token": {strings.Repeat("A", size)}})
+		resp := a.sendLogoutToken(url.Values{"logout_token": {strings.Repeat("A", size)}})
 		if resp.StatusCode != 400 || !strings.Contains(resp.Text, "bad_logout_token") {
 			t.Errorf("%d bytes: got %d %s", size, resp.StatusCode, resp.Text)
 		}
@@ -221,7 +221,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 	// One with all that the standard has, and a long sub and sid, is far from
 	// that.
 	b, sid := a.signedInWithSID()
-	resp := a.tellLogout(url.Values{
+	resp := a.sendLogoutToken(url.Values{
 		"logout_token": {
 			a.logoutToken("", sid, devidp.Hooks{
 				EditLogoutToken: func(_, claims map[string]any) { claims["x"] = strings.Repeat("x", 5000) },

@@ -18,10 +18,10 @@ import (
 func TestCodeExchangesInFlightCountAgainstTheLimit(t *testing.T) {
 	t.Parallel()
 	const burst, callbacks = 3, 12
-	a, _ := limited(t, burst, nil)
+	a, _ := newLimitedApp(t, burst, nil)
 	release := make(chan struct{})
 	var exchanges atomic.Int64
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			exchanges.Add(1)
 			<-release
@@ -61,7 +61,7 @@ func TestCodeExchangesInFlightCountAgainstTheLimit(t *testing.T) {
 // A user whose sign-in succeeds spends nothing of the budget.
 func TestSuccessfulCodeExchangeIsNotCounted(t *testing.T) {
 	t.Parallel()
-	a, _ := limited(t, 1, nil)
+	a, _ := newLimitedApp(t, 1, nil)
 	for i := range 4 {
 		b := a.browser()
 		login := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i+1)).Location(t).String()

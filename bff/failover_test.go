@@ -107,15 +107,15 @@ func (p *process) signal(s os.Signal) {
 // other test uses this address: between the two starts none can take the port.
 const restartHost = "127.0.1.1:0"
 
-// pair is a broker with a route to two processes.
-func pair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one, two *process) {
+// newPair is a broker with a route to two processes.
+func newPair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one, two *process) {
 	t.Helper()
 	one, two = startProcess(t, restartHost), startProcess(t, restartHost)
 	route := bff.Route{Path: "/pair/", Token: "none", Upstream: []string{one.url(), two.url()}}
 	if edit != nil {
 		edit(&route)
 	}
-	a, b = routed(t, route)
+	a, b = newRoutedApp(t, route)
 	return a, b, one, two
 }
 
@@ -143,7 +143,7 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 func TestFailedRequestDisablesNoAddress(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	a, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = time.Second })
+	a, b, one, two := newPair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = time.Second })
 	others := func() {
 		t.Helper()
 		for _, method := range []string{"GET", "POST", "GET"} {
@@ -238,7 +238,7 @@ func TestInvalidRequestFailsBeforeAnAddressIsSelected(t *testing.T) {
 
 func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 	t.Parallel()
-	a, b, one, two := pair(t, nil)
+	a, b, one, two := newPair(t, nil)
 	wantFrom(t, b, one, two)
 	one.kill()
 	for i := range 30 {
@@ -258,7 +258,7 @@ func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 
 func TestStalledAddressIsSkippedUntilItResponds(t *testing.T) {
 	t.Parallel()
-	_, b, one, two := pair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 200 * time.Millisecond })
+	_, b, one, two := newPair(t, func(r *bff.Route) { r.Timeouts.ResponseHeader = 200 * time.Millisecond })
 	wantFrom(t, b, one, two)
 	one.signal(syscall.SIGSTOP)
 	defer one.signal(syscall.SIGCONT)
@@ -280,7 +280,7 @@ func TestStalledAddressIsSkippedUntilItResponds(t *testing.T) {
 
 func TestFailedAddressIsTriedIfAllHaveFailed(t *testing.T) {
 	t.Parallel()
-	a, b, one, two := pair(t, nil)
+	a, b, one, two := newPair(t, nil)
 	for _, back := range []*process{one, two, one} {
 		one.kill()
 		two.kill()
@@ -307,7 +307,7 @@ func TestUnreachableAddressIsProbedInTheBackground(t *testing.T) {
 	t.Parallel()
 	full := fullListener(t)
 	p := startProcess(t, "127.0.0.1:0")
-	_, b := routed(t, bff.Route{
+	_, b := newRoutedApp(t, bff.Route{
 		Path: "/pair/", Token: "none", Upstream: []string{"http://" + full, p.url()},
 		Timeouts: bff.Timeouts{Connect: time.Second},
 	})

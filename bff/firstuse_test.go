@@ -30,7 +30,7 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		"at_hash":             {"", claim("at_hash", "AAAAAAAAAAAAAAAAAAAAAA")},
 		"unknown kid":         {"", func(header, _ map[string]any) { header["kid"] = "unknown" }},
 	} {
-		c := a.takeDown(devidp.Hooks{EditIDToken: test.edit})
+		c := a.recordCalls(devidp.Hooks{EditIDToken: test.edit})
 		b := a.browser()
 		if got := b.SignIn("alice", test.query).StatusCode; got == 303 {
 			t.Errorf("%s: signed in", name)
@@ -44,15 +44,15 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 		b := a.signedIn()
 		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
-		c := a.takeDown(devidp.Hooks{})
-		resp := b.Navigate(pickAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
-		wantPage(t, b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+		c := a.recordCalls(devidp.Hooks{})
+		resp := b.Navigate(authenticateAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
+		wantPage(t, b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		if n := len(c.to("/userinfo")); n != 0 {
 			t.Errorf("userinfo was asked %d times", n)
 		}
 		a.wantSession(b, "alice")
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	a.signedIn()
 	if n := len(c.to("/userinfo")); n != 1 {
 		t.Errorf("userinfo was asked %d times at a good login", n)
@@ -70,7 +70,7 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	a.signedIn()
 	a.logs.wantNo(t, said)
 	for _, value := range []any{missing{}, nil, "", 7} {
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) },
 		})
 		a.signedIn()
@@ -81,7 +81,7 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	t.Run("not where it was not asked for", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "email"} })
-		a.takeDown(none)
+		a.recordCalls(none)
 		a.signedIn()
 		a.logs.wantNo(t, said)
 	})
@@ -90,7 +90,7 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 		a := newApp(t, nil)
 		hooks := none
 		hooks.EditIDToken = func(_, claims map[string]any) { claims["nonce"] = "x" }
-		a.takeDown(hooks)
+		a.recordCalls(hooks)
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 		a.logs.wantNo(t, said)
 	})

@@ -13,17 +13,17 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// neighbours returns two apps with the same session keys and the same store.
-func neighbours(t *testing.T) (first, second *app) {
+// newTwoApps returns two apps with the same session keys and the same store.
+func newTwoApps(t *testing.T) (first, second *app) {
 	t.Helper()
 	store := new(tokenstore.Memory)
 	edit := func(_ *app, cfg *bff.Config) { cfg.Sessions.Store = store }
 	return newApp(t, edit), newApp(t, edit)
 }
 
-// planted returns a browser at an app with the cookies of a browser at its
-// neighbour, under the names that they have here.
-func (a *app) planted(other *app, from *bfftest.Browser) *bfftest.Browser {
+// browserWithCookiesOf returns a browser at an app with the cookies of a
+// browser at its neighbour, under the names that they have here.
+func (a *app) browserWithCookiesOf(other *app, from *bfftest.Browser) *bfftest.Browser {
 	b := a.browser()
 	for _, c := range from.Cookies() {
 		b.SetCookie(&http.Cookie{
@@ -37,15 +37,15 @@ func (a *app) planted(other *app, from *bfftest.Browser) *bfftest.Browser {
 // Two providers may give their logout tokens the same jti.
 func TestLogoutTokenOfOneAppIsNotConsumedByAnother(t *testing.T) {
 	t.Parallel()
-	first, second := neighbours(t)
+	first, second := newTwoApps(t)
 	for _, a := range []*app{first, second} {
 		b := a.signedIn()
 		same := devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["jti"] = "1" }}
-		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 200 {
+		if got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 200 {
 			t.Errorf("got %d %s, want 200", got.StatusCode, got.Text)
 		}
 		a.wantSession(b, "")
-		if got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 400 {
+		if got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 400 {
 			t.Errorf("the same token again: got %d, want 400", got.StatusCode)
 		}
 	}
@@ -55,12 +55,12 @@ func TestLogoutTokenOfOneAppIsNotConsumedByAnother(t *testing.T) {
 // removed.
 func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	t.Parallel()
-	first, second := neighbours(t)
+	first, second := newTwoApps(t)
 	b := first.browser()
 	for range 4 {
 		b.Navigate("/bff/login")
 	}
-	at := second.planted(first, b)
+	at := second.browserWithCookiesOf(first, b)
 	n := len(at.Cookies())
 	for range 5 {
 		for _, line := range at.Navigate("/bff/login").Header["Set-Cookie"] {
@@ -86,8 +86,8 @@ func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 // read. So is no other.
 func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	t.Parallel()
-	first, second := neighbours(t)
-	at := second.planted(first, first.signedIn())
+	first, second := newTwoApps(t)
+	at := second.browserWithCookiesOf(first, first.signedIn())
 	lines := func() int { return len(second.logs.lines(t, "cookie refused")) }
 	for i, get := range []func(){
 		func() { at.Fetch("GET", "/api/x") },

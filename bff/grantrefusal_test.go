@@ -22,7 +22,7 @@ func TestRefusedGrantsDoNotOpenTheBreaker(t *testing.T) {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			t.Parallel()
 			a := newTargetApp(t, nil)
-			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if strings.HasSuffix(r.PostFormValue("grant_type"), "token-exchange") {
 					w.WriteHeader(status)
 					fmt.Fprint(w, body)

@@ -99,7 +99,7 @@ func TestUnusableIDTokenOfRefreshKeepsSession(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.takeDown(hooks)
+			a.recordCalls(hooks)
 			if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode == 401 {
 				t.Errorf("got %d %s", resp.StatusCode, resp.Code())
 			}
@@ -116,7 +116,7 @@ func TestRefreshedIDTokenMayRepeatTheNonce(t *testing.T) {
 	var mu sync.Mutex
 	var nonce any
 	refreshes := 0
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		mu.Lock()
 		defer mu.Unlock()
 		if claims["nonce"] != nil {
@@ -139,7 +139,7 @@ func TestRefreshedIDTokenMayRepeatTheNonce(t *testing.T) {
 func TestRefreshDoesNotRenewAuthTime(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		if claims["nonce"] != nil {
 			claims["auth_time"] = time.Now().Add(-time.Hour).Unix()
 		} else {
@@ -190,7 +190,7 @@ func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 			for _, sign := range []func(h, c map[string]any) (string, error){
 				signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret)),
 			} {
-				a.takeDown(devidp.Hooks{SignIDToken: sign})
+				a.recordCalls(devidp.Hooks{SignIDToken: sign})
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 			}
 			a.provider.Behave()
@@ -239,7 +239,7 @@ func TestAtHashUsesTheHashOfTheSignature(t *testing.T) {
 				func(token string) []byte { return test.right(token + "x") },
 			} {
 				var access string
-				a.takeDown(devidp.Hooks{
+				a.recordCalls(devidp.Hooks{
 					EditJWKS: keys,
 					SignAccessToken: func(h, c map[string]any) (string, error) {
 						var err error
@@ -306,17 +306,17 @@ func TestURLsInTokensAreNotFetched(t *testing.T) {
 			signature, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
 			return input + "." + base64.RawURLEncoding.EncodeToString(signature), err
 		}
-		a.takeDown(devidp.Hooks{SignIDToken: forge})
+		a.recordCalls(devidp.Hooks{SignIDToken: forge})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 		a.provider.Behave()
 		b := a.signedIn()
 		wantRefused(t, name,
-			a.tellLogout(url.Values{
+			a.sendLogoutToken(url.Values{
 				"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})},
 			}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
-	a.takeDown(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
+	a.recordCalls(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
 		header["jku"], header["x5u"] = web.URL, web.URL // beside a signature that is right
 		claims["_claim_names"] = map[string]any{"address": "src"}
 		claims["_claim_sources"] = map[string]any{"src": map[string]any{"endpoint": web.URL, "access_token": "x"}}
@@ -336,11 +336,11 @@ func TestExpAsStringIsRejected(t *testing.T) {
 	a := newApp(t, nil)
 	quoted := func(_, claims map[string]any) { claims["exp"] = fmt.Sprint(claims["exp"]) }
 	b := a.signedIn()
-	a.takeDown(devidp.Hooks{EditIDToken: quoted})
+	a.recordCalls(devidp.Hooks{EditIDToken: quoted})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	a.provider.Behave()
 	wantRefused(t, "a logout token",
-		a.tellLogout(url.Values{
+		a.sendLogoutToken(url.Values{
 			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})},
 		}), "bad_logout_token")
 	a.wantSession(b, "alice")

@@ -68,7 +68,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 			for alg, sign := range map[string]func(header, claims map[string]any) (string, error){"RS256": nil, "ES256": es256} {
 				hooks := both
 				hooks.SignIDToken = sign
-				a.takeDown(hooks)
+				a.recordCalls(hooks)
 				b := a.browser()
 				resp := b.SignIn("alice", "")
 				if test.good[alg] {
@@ -79,8 +79,8 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 					wantPage(t, resp, 502, "login_invalid")
 				}
 				token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: sign})
-				a.takeDown(both) // its keys
-				if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; (got == 200) != test.good[alg] {
+				a.recordCalls(both) // its keys
+				if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; (got == 200) != test.good[alg] {
 					t.Errorf("a logout token with %s: got %d", alg, got)
 				}
 			}
@@ -97,7 +97,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 			if test.pinned == "ES256" {
 				hooks.SignIDToken = es256
 			}
-			a.takeDown(hooks) // and userinfo with RS256
+			a.recordCalls(hooks) // and userinfo with RS256
 			if got := a.browser().SignIn("alice", "").StatusCode; (got == 303) != test.good["RS256"] {
 				t.Errorf("got %d", got)
 			}
@@ -112,7 +112,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 		b := a.signedIn()
 		hooks := both
 		hooks.SignIDToken = es256
-		a.takeDown(hooks)
+		a.recordCalls(hooks)
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 		a.wantSession(b, "alice")
 		if n := len(a.logs.lines(t, "ID token of a refresh not verified; the one before is kept")); n != 1 {

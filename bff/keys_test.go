@@ -62,7 +62,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
-			a.takeDown(withJunkKeys(junk))
+			a.recordCalls(withJunkKeys(junk))
 			a.signedIn()
 			if strings.Contains(a.logs.String(), secret[:20]) {
 				t.Error("the log holds key material")
@@ -72,7 +72,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 	t.Run("none is left", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
-		a.takeDown(devidp.Hooks{EditJWKS: func(set map[string]any) {
+		a.recordCalls(devidp.Hooks{EditJWKS: func(set map[string]any) {
 			var all []any
 			for i := range 50 {
 				all = append(all,
@@ -161,7 +161,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 			hint := func() string {
 				return b.Submit("/bff/logout", nil).Location(t).Query().Get("id_token_hint")
 			}
-			a.takeDown(hooks)
+			a.recordCalls(hooks)
 			for range 5 { // more than the key set is fetched for unknown keys, and as many as may be forced
 				wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 			}
@@ -208,7 +208,7 @@ func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
-			a.takeDown(hooks)
+			a.recordCalls(hooks)
 			b := a.browser()
 			for range 5 {
 				resp := b.SignIn("alice", "")
@@ -229,7 +229,7 @@ func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	rotated := a.renamedKeys("the-key")
-	a.takeDown(rotated)
+	a.recordCalls(rotated)
 	b := a.signedIn()
 	other, sid := b, ""
 	for range 2 {
@@ -244,14 +244,14 @@ func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 		rotated.EditIDToken(header, claims)
 		sid, _ = claims["sid"].(string)
 	}
-	a.takeDown(hooks)
+	a.recordCalls(hooks)
 	other = a.signedIn()
 	if err := a.provider.RotateKeys(); err != nil {
 		t.Fatal(err)
 	}
 	token := a.logoutToken("", sid, rotated)
-	a.takeDown(rotated)
-	if resp := a.tellLogout(url.Values{"logout_token": {token}}); resp.StatusCode != 200 {
+	a.recordCalls(rotated)
+	if resp := a.sendLogoutToken(url.Values{"logout_token": {token}}); resp.StatusCode != 200 {
 		t.Errorf("logout: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(other, "")
@@ -281,7 +281,7 @@ func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 		token := a.logoutToken("alice", "", devidp.Hooks{
 			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
 		})
-		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+		if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Errorf("junk: got %d, want 400", got)
 		}
 	}
@@ -300,7 +300,7 @@ func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 		if err := a.provider.RotateKeys(); err != nil {
 			t.Fatal(err)
 		}
-		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devidp.Hooks{})}})
+		resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", genuine.sid, devidp.Hooks{})}})
 		if resp.StatusCode != 200 {
 			t.Errorf("genuine token %d: got %d %s, want 200", i+1, resp.StatusCode, resp.Text)
 		}
@@ -337,7 +337,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		token := a.logoutToken("alice", "", devidp.Hooks{
 			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
 		})
-		a.tellLogout(url.Values{"logout_token": {token}})
+		a.sendLogoutToken(url.Values{"logout_token": {token}})
 	}
 	began := time.Now()
 	for range 10 {
@@ -345,7 +345,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		if err := a.server.Rediscover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode
+		got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode
 		if got != 200 {
 			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
 		}
@@ -353,14 +353,14 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/(700*time.Millisecond)); n > bound {
 		t.Errorf("%d fetches of the key set, want at most %d", n, bound)
 	}
-	got := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode
+	got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode
 	if got != 200 {
 		t.Errorf("got %d", got)
 	}
 	a.wantSession(b, "")
 
 	// At another jwks_uri there are other keys.
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") },
 	})
 	before = a.provider.JWKSFetches()
@@ -391,7 +391,7 @@ func TestInvalidLogoutTokenFetchesNoKeys(t *testing.T) {
 		token := a.logoutToken("alice", "", devidp.Hooks{
 			EditLogoutToken: func(header, claims map[string]any) { header["kid"] = rand.Text(); edit(claims) },
 		})
-		wantRefused(t, "wrong", a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
+		wantRefused(t, "wrong", a.sendLogoutToken(url.Values{"logout_token": {token}}), "bad_logout_token")
 	}
 	if n := a.provider.JWKSFetches() - before; n != 0 {
 		t.Errorf("%d fetches of the key set", n)

@@ -37,7 +37,7 @@ func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 				}
 				resp = b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String(),
 					"Sec-Fetch-Site", "cross-site")
-				resp = b.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin")
+				resp = b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin")
 			}
 			if want := fmt.Sprintf("/tab%d?x=&#y", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
 				t.Errorf("%v: tab %d: got %d to %q, want %s", order, i, resp.StatusCode,
@@ -95,7 +95,7 @@ func TestLateResponseFindsSessionDespiteStrictCookie(t *testing.T) {
 	for name, late := range cases {
 		signedIn.ClearCookies()
 		page := signedIn.Navigate(late, "Sec-Fetch-Site", "cross-site")
-		again := onwards(t, page)
+		again := relayURL(t, page)
 		signedIn.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
 		resp := signedIn.Navigate(again, "Sec-Fetch-Site", "same-origin")
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/late" {
@@ -137,7 +137,7 @@ func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, "/token") {
 			once.Do(func() { close(arrived) })
 			<-release
@@ -311,9 +311,9 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 	}}
 	t.Run("and then succeeds", func(t *testing.T) {
 		b := a.browser()
-		a.takeDown(expired)
+		a.recordCalls(expired)
 		back := b.AuthResponse("alice", "return_to=/here&max_age=300").Location(t).String()
-		c := a.takeDown(devidp.Hooks{})
+		c := a.recordCalls(devidp.Hooks{})
 		again := b.Navigate(back)
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
 			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
@@ -325,7 +325,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		a.wantSession(b, "alice")
 	})
 	t.Run("or fails again", func(t *testing.T) {
-		a.takeDown(expired)
+		a.recordCalls(expired)
 		b := a.browser()
 		again := b.Navigate(b.AuthResponse("alice", "return_to=/here").Location(t).String())
 		resp := b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String())
@@ -335,11 +335,11 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		}
 	})
 	t.Run("its attempt gone", func(t *testing.T) {
-		a.takeDown(expired)
+		a.recordCalls(expired)
 		b := a.browser()
 		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 		b.ClearCookies()
-		again := b.Navigate(onwards(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
+		again := b.Navigate(relayURL(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		if again.StatusCode != 302 {
 			t.Errorf("got %d, want a login that starts again", again.StatusCode)
 		}
@@ -348,23 +348,23 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		wantPage(t, b.Navigate(u), 400, "bad_callback")
 	})
 	t.Run("of another site", func(t *testing.T) {
-		a.takeDown(expired)
+		a.recordCalls(expired)
 		b := a.browser()
 		back := b.Authorize("alice",
 			b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
-		got := b.Navigate(onwards(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
+		got := b.Navigate(relayURL(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 			"Sec-Fetch-Site", "same-origin").StatusCode
 		if got != 302 {
 			t.Errorf("got %d", got)
 		}
 	})
 	t.Run("in a frame nobody is signed in", func(t *testing.T) {
-		a.takeDown(expired)
-		wantSilent(t, silently(a.browser()), "false")
+		a.recordCalls(expired)
+		wantSilent(t, silentLogin(a.browser()), "false")
 	})
 	t.Run("by a posted response", func(t *testing.T) {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
-		a.takeDown(expired)
+		a.recordCalls(expired)
 		b := a.browser()
 		page := b.Follow(b.Navigate("/bff/login"), "")
 		page = b.Submit(page.Request.URL.String(), url.Values{
@@ -381,7 +381,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 	})
 	t.Run("another description starts nothing", func(t *testing.T) {
 		for _, text := range []string{"", "overloaded", "not authentication_expired"} {
-			a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+			a.recordCalls(devidp.Hooks{EditCallback: func(params url.Values) {
 				params.Del("code")
 				params.Set("error", "temporarily_unavailable")
 				params.Set("error_description", text)

@@ -140,7 +140,7 @@ func TestPlainPKCEIsNeverUsed(t *testing.T) {
 		}))
 	})
 	a.waitReady()
-	a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+	a.recordCalls(devidp.Hooks{EditCallback: func(params url.Values) {
 		params.Del("code")
 		params.Set("error", "invalid_request")
 		params.Set("error_description", "code_challenge_method S256 is not supported")
@@ -564,7 +564,7 @@ func TestFailedPromptNoneReturnsToTheApp(t *testing.T) {
 	for _, code := range []string{
 		"login_required", "interaction_required", "consent_required", "account_selection_required",
 	} {
-		a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+		a.recordCalls(devidp.Hooks{EditCallback: func(params url.Values) {
 			params.Del("code")
 			params.Set("error", code)
 		}})
@@ -652,7 +652,7 @@ func TestCrossSiteLoginCannotChangeTheUser(t *testing.T) {
 		})]
 		// a browser shows no Strict cookie on its way back from the provider
 		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1})
-		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		again := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
 		b.SetCookie(&ticket)
 		wantPage(t, b.Navigate(again, "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		a.wantSession(b, "alice")
@@ -679,13 +679,13 @@ func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	// provider knows the victim as bob (a login CSRF there, a shared computer,
 	// another account picked).
 	victim := a.browser()
-	to := victim.Navigate(onwards(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")),
+	to := victim.Navigate(relayURL(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")),
 		"Sec-Fetch-Site", "same-origin").Location(t)
 	for _, c := range b.Cookies() {
 		victim.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
-	resp := victim.Navigate(pickAs(t, a, victim, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
-	wantPage(t, victim.Navigate(onwards(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+	resp := victim.Navigate(authenticateAs(t, a, victim, "bob", to.String()), "Sec-Fetch-Site", "cross-site")
+	wantPage(t, victim.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 	a.wantSession(victim, "alice")
 	a.wantSession(b, "alice")
 	if got := a.sessionID(b); got != before {
@@ -693,9 +693,9 @@ func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	}
 }
 
-// pickAs completes an authorization request as another user than the provider's
-// cookie in b says.
-func pickAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
+// authenticateAs completes an authorization request as another user than the
+// provider's cookie in b says.
+func authenticateAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
 	t.Helper()
 	fresh := a.browser() // without the provider's cookie: its page is shown
 	return fresh.Authorize(user, authorization).Location(t).String()
@@ -716,7 +716,7 @@ func TestCrossSiteLinkMaySignIn(t *testing.T) {
 		if user == "bob" {
 			b.Fetch("POST", "/bff/logout")
 		}
-		again := onwards(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		again := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
 		resp := b.Navigate(again, "Sec-Fetch-Site", "same-origin")
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 			t.Errorf("%s: got %d to %q, want 303 to /x", user, resp.StatusCode, resp.Header.Get("Location"))
@@ -742,9 +742,9 @@ func TestCrossSiteLoginContinuesFromOwnPageOnly(t *testing.T) {
 	a.wantSession(b, "")
 }
 
-// onwards returns where the page leads that has the provider's answer brought
+// relayURL returns where the page leads that has the provider's answer brought
 // from our own origin.
-func onwards(t *testing.T, page *bfftest.Response) string {
+func relayURL(t *testing.T, page *bfftest.Response) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
 	to, _, _ := strings.Cut(rest, `"`)
@@ -767,7 +767,7 @@ func TestCallbackPagesSendNoReferrer(t *testing.T) {
 			"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
 	success := other.browser().SignIn("alice", "")
 	for name, page := range map[string]*bfftest.Response{
-		"a silent login's": silently(other.browser()),
+		"a silent login's": silentLogin(other.browser()),
 		"that leads on":    again,
 		"that is posted again": a.browser().Do("POST", "/bff/callback", "state=x&code=y",
 			"Content-Type", "application/x-www-form-urlencoded"),
@@ -959,7 +959,7 @@ func TestInjectedCodeIsRejectedWithoutPKCE(t *testing.T) {
 		}))
 	})
 	a.waitReady()
-	c := a.takeDown(devidp.Hooks{SkipPKCE: true})
+	c := a.recordCalls(devidp.Hooks{SkipPKCE: true})
 	attacker, victim := a.browser(), a.signedIn()
 	form := c.to("/par")[0].form
 	if form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
@@ -998,7 +998,7 @@ func TestIssIsVerifiedIfPresent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, unannounced)
 			a.waitReady()
-			a.takeDown(devidp.Hooks{EditCallback: test.edit})
+			a.recordCalls(devidp.Hooks{EditCallback: test.edit})
 			resp := a.browser().SignIn("alice", "")
 			if (resp.StatusCode == 303) != test.good {
 				t.Errorf("got %d", resp.StatusCode)

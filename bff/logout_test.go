@@ -140,7 +140,7 @@ func TestLogoutRevokesBothTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/revoke") || !test.respond(w, r.PostFormValue("token_type_hint")) {
 					next.ServeHTTP(w, r)
 				}
@@ -216,7 +216,7 @@ func TestRefreshTokenRevocationIsRetried(t *testing.T) {
 	b := a.signedIn()
 	var mu sync.Mutex
 	tries := 0
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		switch {
 		case !strings.HasSuffix(r.URL.Path, "/revoke"):
 		case r.PostFormValue("token_type_hint") == "access_token":
@@ -265,7 +265,7 @@ func TestLogoutRequestParameters(t *testing.T) {
 	}
 	t.Run("the ID token, though it has expired", func(t *testing.T) {
 		var idToken string
-		a.takeDown(devidp.Hooks{
+		a.recordCalls(devidp.Hooks{
 			EditIDToken: func(_, claims map[string]any) {
 				claims["iat"], claims["exp"] = time.Now().Add(-time.Minute).Unix(), time.Now().Add(-time.Second).Unix()
 			},
@@ -304,7 +304,7 @@ func TestRevocationRetriesAreBounded(t *testing.T) {
 			b := a.signedIn()
 			var mu sync.Mutex
 			var tried []time.Time
-			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if !strings.HasSuffix(r.URL.Path, "/revoke") || r.PostFormValue("token_type_hint") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return

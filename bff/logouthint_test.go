@@ -14,8 +14,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// fat adds group ids to ID tokens, as many as in a large company.
-func fat(groups int) devidp.Hooks {
+// largeIDToken adds group ids to ID tokens, as many as in a large company.
+func largeIDToken(groups int) devidp.Hooks {
 	return devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		var ids []string
 		for i := range groups {
@@ -25,9 +25,9 @@ func fat(groups int) devidp.Hooks {
 	}}
 }
 
-// continued signs out as a script does, and returns the redirect to the
+// continueLogout signs out as a script does, and returns the redirect to the
 // provider.
-func continued(t *testing.T, b *bfftest.Browser) *bfftest.Response {
+func continueLogout(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	t.Helper()
 	resp := b.Fetch("POST", "/bff/logout")
 	var body struct {
@@ -44,7 +44,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	t.Parallel()
 	var idToken string
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditTokenResponse: func(_ string, _ int, body map[string]any) { idToken, _ = body["id_token"].(string) },
 	})
 	b := a.signedIn()
@@ -140,7 +140,7 @@ func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 		t.Errorf("got %d to %s", back.StatusCode, back.Header.Get("Location"))
 	}
 	// Without a session there is no token, and the same path.
-	q := continued(t, a.browser()).Location(t).Query()
+	q := continueLogout(t, a.browser()).Location(t).Query()
 	if q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
 		t.Errorf("without a session: sent %v", q)
 	}
@@ -178,7 +178,7 @@ func TestLogoutHintOfAnotherAppIsIgnored(t *testing.T) {
 	}
 	stranger := other.browser()
 	stranger.SetCookie(&http.Cookie{Name: hint.Name, Value: hint.Value, Path: "/"})
-	if q := continued(t, stranger).Location(t).Query(); q.Has("id_token_hint") {
+	if q := continueLogout(t, stranger).Location(t).Query(); q.Has("id_token_hint") {
 		t.Error("the ID token went to another provider")
 	}
 }
@@ -187,10 +187,10 @@ func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 	t.Parallel()
 	for _, groups := range []int{0, 10, 25, 40, 60, 200, 600} {
 		a := newApp(t, nil)
-		a.takeDown(fat(groups))
+		a.recordCalls(largeIDToken(groups))
 		for how, sign := range map[string]func(t *testing.T, b *bfftest.Browser) *bfftest.Response{
 			"form":   func(_ *testing.T, b *bfftest.Browser) *bfftest.Response { return b.Submit("/bff/logout", nil) },
-			"script": continued,
+			"script": continueLogout,
 		} {
 			resp := sign(t, a.signedIn())
 			to := resp.Location(t)
@@ -218,7 +218,7 @@ func TestLogoutResponseWithAnIDTokenIsSmall(t *testing.T) {
 	t.Parallel()
 	for _, groups := range []int{0, 30, 40, 45, 50, 55, 60, 200} {
 		a := newApp(t, nil)
-		a.takeDown(fat(groups))
+		a.recordCalls(largeIDToken(groups))
 		resp := a.signedIn().Fetch("POST", "/bff/logout")
 		var head strings.Builder
 		resp.Header.Write(&head)
@@ -239,13 +239,13 @@ func TestLogoutHintIsTheProvidersLogoutHintClaim(t *testing.T) {
 		strings.Repeat("x", 300): "alice",
 	} {
 		a := newApp(t, nil)
-		h := fat(100)
+		h := largeIDToken(100)
 		edit := h.EditIDToken
 		h.EditIDToken = func(header, claims map[string]any) {
 			edit(header, claims)
 			claims["login_hint"] = claim
 		}
-		a.takeDown(h)
+		a.recordCalls(h)
 		if got := a.signedIn().Submit("/bff/logout", nil).Location(t).Query().Get("logout_hint"); got != want {
 			t.Errorf("%v: got %q, want %q", claim, got, want)
 		}

@@ -38,9 +38,9 @@ func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 	return token
 }
 
-// tellLogout calls the back-channel as the provider does: without a cookie, and
-// by another name.
-func (a *app) tellLogout(form url.Values) *bfftest.Response {
+// sendLogoutToken calls the back-channel as the provider does: without a
+// cookie, and by another name.
+func (a *app) sendLogoutToken(form url.Values) *bfftest.Response {
 	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(),
 		"Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
 }
@@ -82,7 +82,7 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 			if !test.bySID {
 				sid = ""
 			}
-			resp := a.tellLogout(url.Values{
+			resp := a.sendLogoutToken(url.Values{
 				"logout_token": {a.logoutToken(test.sub, sid, devidp.Hooks{})},
 				"extra":        {"ignored"},
 			})
@@ -186,7 +186,7 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 		"typ of an access token": edited(func(header, _ map[string]any) { header["typ"] = "at+jwt" }),
 		"typ of an ID token":     edited(func(header, _ map[string]any) { header["typ"] = "id_token+jwt" }),
 	} {
-		wantRefused(t, name, a.tellLogout(form), "bad_logout_token")
+		wantRefused(t, name, a.sendLogoutToken(form), "bad_logout_token")
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
 			t.Fatalf("%s: it has ended the session: got %d", name, got)
 		}
@@ -201,7 +201,7 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 			return a.browser().Do("POST", "/bff/backchannel-logout", good.Encode(), "Content-Type", "application/json")
 		},
 		"too long": func() *bfftest.Response {
-			return a.tellLogout(url.Values{"logout_token": good["logout_token"], "x": {strings.Repeat("x", 100<<10)}})
+			return a.sendLogoutToken(url.Values{"logout_token": good["logout_token"], "x": {strings.Repeat("x", 100<<10)}})
 		},
 	} {
 		if resp := request(); resp.StatusCode != 400 {
@@ -236,7 +236,7 @@ func TestUnusualButValidLogoutTokensAreAccepted(t *testing.T) {
 	} {
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}})
+		resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}})
 		if resp.StatusCode != 200 {
 			t.Errorf("%s: got %d %s\n%s", name, resp.StatusCode, resp.Text, a.logs)
 		}
@@ -250,7 +250,7 @@ func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	var idToken, accessToken string
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) {
 		idToken, accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
 	}})
 	b, sid := a.signedInWithSIDAs(&idToken, &accessToken)
@@ -270,17 +270,17 @@ func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 				header["typ"], claims["nonce"] = "JWT", "n"
 			}}),
 	} {
-		wantRefused(t, name, a.tellLogout(url.Values{"logout_token": {token}}), "bad_logout_token")
+		wantRefused(t, name, a.sendLogoutToken(url.Values{"logout_token": {token}}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
 	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
-		resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
+		resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
 		if resp.StatusCode != 200 {
 			t.Errorf("%s: got %d", of, resp.StatusCode)
 		}
 		a.wantSession(b, "")
 	}
-	resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}})
+	resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}})
 	if resp.StatusCode != 200 {
 		t.Errorf("an unknown sid: got %d", resp.StatusCode)
 	}
@@ -290,7 +290,7 @@ func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditIDToken: func(_, claims map[string]any) { sid, _ = claims["sid"].(string) },
 		EditTokenResponse: func(_ string, _ int, body map[string]any) {
 			*idToken, *accessToken = fmt.Sprint(body["id_token"]), fmt.Sprint(body["access_token"])
@@ -306,12 +306,12 @@ func TestLogoutTokenCannotBeReplayed(t *testing.T) {
 	_, sid := a.signedInWithSID()
 	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}
 	a.store.setDown(errors.New("connection refused"))
-	wantRefused(t, "while the store is down", a.tellLogout(form), "store_unavailable")
+	wantRefused(t, "while the store is down", a.sendLogoutToken(form), "store_unavailable")
 	a.store.setDown(nil)
-	if resp := a.tellLogout(form); resp.StatusCode != 200 {
+	if resp := a.sendLogoutToken(form); resp.StatusCode != 200 {
 		t.Errorf("sent again after our failure: got %d %s", resp.StatusCode, resp.Text)
 	}
-	wantRefused(t, "sent again after our success", a.tellLogout(form), "bad_logout_token")
+	wantRefused(t, "sent again after our success", a.sendLogoutToken(form), "bad_logout_token")
 }
 
 // Back-Channel Logout 2.8: what failed on the way is not remembered as done,
@@ -323,10 +323,10 @@ func TestFailedLogoutTokenCanBeRetried(t *testing.T) {
 	b, sid := a.signedInWithSID()
 	form := url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}
 	store.down.Store(true)
-	wantRefused(t, "while the index is down", a.tellLogout(form), "store_unavailable")
+	wantRefused(t, "while the index is down", a.sendLogoutToken(form), "store_unavailable")
 	a.wantSession(b, "alice")
 	store.down.Store(false)
-	if resp := a.tellLogout(form); resp.StatusCode != 200 {
+	if resp := a.sendLogoutToken(form); resp.StatusCode != 200 {
 		t.Errorf("sent again: got %d %s", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
@@ -351,7 +351,7 @@ func TestLogoutBeforeTheCallbackWins(t *testing.T) {
 	b := a.signedIn()
 	callback := b.AuthResponse("alice", "").Location(t).String()
 	other := a.signedIn() // began, and was complete, before the logout
-	resp := a.tellLogout(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}})
+	resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}})
 	if resp.StatusCode != 200 {
 		t.Fatalf("the logout: got %d", resp.StatusCode)
 	}
@@ -372,7 +372,7 @@ func TestJunkLogoutTokensDoNotBlockLogins(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.expired()
 	for range 10 {
-		a.tellLogout(url.Values{
+		a.sendLogoutToken(url.Values{
 			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: brokertest.SignWithForeignKey})},
 		})
 	}
@@ -395,7 +395,7 @@ func TestJunkLogoutTokensCauseFewKeyFetches(t *testing.T) {
 		token := a.logoutToken("alice", "", devidp.Hooks{
 			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
 		})
-		if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+		if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 			t.Fatalf("got %d", got)
 		}
 	}
@@ -472,7 +472,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 	for name, end := range map[string]func(a *app, b *bfftest.Browser, sid string){
 		"logout": func(_ *app, b *bfftest.Browser, _ string) { b.Submit("/bff/logout", nil) },
 		"back-channel logout": func(a *app, _ *bfftest.Browser, sid string) {
-			a.tellLogout(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
+			a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

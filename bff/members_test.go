@@ -23,8 +23,8 @@ func setMember(members map[string]any, name string, value any) {
 	}
 }
 
-// odd are values of every JSON type, and none.
-var odd = []any{
+// oddValues are values of every JSON type, and none.
+var oddValues = []any{
 	missing{}, nil, "", "odd", "2026-01-01T00:00:00Z", 0, 7, -1, 1e300, true, []any{},
 	[]any{"x", 7}, map[string]any{}, map[string]any{"x": 1},
 }
@@ -35,7 +35,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	signIn := func(query, names string, value any) int {
-		a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
+		a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 			for _, name := range strings.Fields(names) {
 				setMember(claims, name, value)
 			}
@@ -48,7 +48,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 		"address", "jti", "c_hash", "s_hash", "typ", "client_id", "scope", "roles", "session_state",
 		"_claim_names", "_claim_sources",
 	}
-	for _, value := range odd {
+	for _, value := range oddValues {
 		if got := signIn("", strings.Join(unneeded, " "), value); got != 303 {
 			t.Errorf("%q are %#v: got %d, want 303", unneeded, value, got)
 		}
@@ -60,7 +60,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 		"at_hash": {missing{}, nil, ""},
 		"events":  {missing{}},
 	} {
-		for _, value := range odd {
+		for _, value := range oddValues {
 			want := 502
 			for _, g := range good {
 				if fmt.Sprintf("%#v", g) == fmt.Sprintf("%#v", value) {
@@ -72,7 +72,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 			}
 		}
 	}
-	for _, value := range odd {
+	for _, value := range oddValues {
 		if got := signIn("max_age=300", "auth_time", value); got == 303 {
 			t.Errorf("auth_time is %#v, and max_age was asked for: got 303", value)
 		}
@@ -117,7 +117,7 @@ func TestClaimOfAnotherTypeGrantsNothing(t *testing.T) {
 		{"/admin/x", `"realm_access":{"Roles":["admin"]}`},
 		{"/admin/x", `"Realm_access":{"roles":["admin"]}`}, {"/admin/x", `"realm_access":"{\"roles\":[\"admin\"]}"`},
 	} {
-		a.takeDown(devidp.Hooks{SignIDToken: func(header, claims map[string]any) (string, error) {
+		a.recordCalls(devidp.Hooks{SignIDToken: func(header, claims map[string]any) (string, error) {
 			delete(claims, "auth_time")
 			delete(claims, "acr")
 			return a.provider.SignPayload(header, withMember(claims, test.more))
@@ -133,7 +133,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
 	edit := func(names string, value any) {
-		a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
+		a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
 			if status == 200 {
 				for _, name := range strings.Fields(names) {
 					setMember(body, name, value)
@@ -145,7 +145,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 		"expires_in", "refresh_token", "scope",
 		"id_token_expires_in refresh_expires_in session_state not-before-policy foci error state issued_token_type",
 	} {
-		for _, value := range odd {
+		for _, value := range oddValues {
 			if value == "odd" && name == "refresh_token" || value == "2026-01-01T00:00:00Z" && name == "refresh_token" {
 				continue // those are tokens
 			}
@@ -171,7 +171,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 		t.Errorf("scope in an array: got %d", got)
 	}
 	for _, name := range []string{"access_token", "token_type", "id_token"} {
-		for _, value := range odd {
+		for _, value := range oddValues {
 			if s, _ := value.(string); s != "" && name != "token_type" {
 				continue // those are tokens
 			}
@@ -202,7 +202,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 		a.provider.Behave()
 		b := a.browser()
 		u := b.AuthResponse("alice", "").Location(t)
-		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.URL.Path, "/token") {
 				next.ServeHTTP(w, r)
 				return
@@ -239,7 +239,7 @@ func TestUnneededUserInfoMembersMayHaveAnyType(t *testing.T) {
 	for _, signed := range []bool{false, true} {
 		a := newAppWith(t, func(c *devidp.Config) { c.Clients[0].SignedUserInfo = signed }, withUserInfo)
 		signIn := func(value any, names ...string) int {
-			a.takeDown(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
+			a.recordCalls(devidp.Hooks{EditUserinfo: func(claims map[string]any) {
 				for _, name := range names {
 					setMember(claims, name, value)
 				}
@@ -250,7 +250,7 @@ func TestUnneededUserInfoMembersMayHaveAnyType(t *testing.T) {
 			"name", "email", "groups", "exp", "nbf", "auth_time", "acr", "amr", "address",
 			"updated_at", "_claim_names", "_claim_sources", "Sub2", "nonce", "at_hash",
 		}
-		for _, value := range odd {
+		for _, value := range oddValues {
 			if got := signIn(value, unneeded...); got != 303 {
 				t.Errorf("signed %v, %q are %#v: got %d", signed, unneeded, value, got)
 			}
@@ -270,20 +270,20 @@ func TestUnneededLogoutTokenClaimsMayHaveAnyType(t *testing.T) {
 			delete(claims, "sid")
 			setMember(claims, name, value)
 		}})
-		return a.tellLogout(url.Values{"logout_token": {token}}).StatusCode
+		return a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode
 	}
 	for _, name := range []string{
 		"nbf", "auth_time", "acr", "azp", "client_id", "trace_id", "toe", "txn", "typ",
 		"_claim_names", "at_hash",
 	} {
-		for _, value := range odd {
+		for _, value := range oddValues {
 			if got := tell(name, value); got != 200 {
 				t.Errorf("%s is %#v: got %d, want 200", name, value, got)
 			}
 		}
 	}
 	for _, name := range []string{"iss", "aud", "exp", "iat", "jti", "events", "sid", "sub"} {
-		for _, value := range odd {
+		for _, value := range oddValues {
 			text, _ := value.(string)
 			good := text != "" && (name == "jti" || name == "sid" || name == "sub") ||
 				name == "sid" && value == any(missing{})

@@ -22,8 +22,8 @@ func withMember(object map[string]any, member string) []byte {
 	return []byte(strings.TrimSuffix(string(b), "}") + "," + member + "}")
 }
 
-// resigned signs claims again with a member more, or with members renamed.
-func (a *app) resigned(more string, rename map[string]string) func(header, claims map[string]any) (string, error) {
+// resign signs claims again with a member more, or with members renamed.
+func (a *app) resign(more string, rename map[string]string) func(header, claims map[string]any) (string, error) {
 	return func(header, claims map[string]any) (string, error) {
 		for from, to := range rename {
 			claims[to] = claims[from]
@@ -61,7 +61,7 @@ func TestTokenMemberNamesAreExact(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
 			b, sid := a.signedInWithSID()
-			a.takeDown(devidp.Hooks{SignIDToken: a.resigned(test.more, test.rename)})
+			a.recordCalls(devidp.Hooks{SignIDToken: a.resign(test.more, test.rename)})
 			stranger := a.browser()
 			wantPage(t, stranger.SignIn("bob", ""), 502, "login_invalid")
 			a.wantSession(stranger, "")
@@ -71,8 +71,8 @@ func TestTokenMemberNamesAreExact(t *testing.T) {
 				rename[from] = to
 			}
 			more := strings.ReplaceAll(test.more, "mallory", "alice") // whose session it would be
-			token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resigned(more, rename)})
-			if got := a.tellLogout(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
+			token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resign(more, rename)})
+			if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 				t.Errorf("a logout token: got %d, want 400", got)
 			}
 			a.provider.Behave()
@@ -86,8 +86,8 @@ func TestTokenMemberNamesAreExact(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resigned(`"SID":"`+sid+`"`, nil)})
-		a.tellLogout(url.Values{"logout_token": {token}})
+		token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resign(`"SID":"`+sid+`"`, nil)})
+		a.sendLogoutToken(url.Values{"logout_token": {token}})
 		a.wantSession(b, "alice")
 	})
 }
@@ -107,7 +107,7 @@ func TestUnusedClaimsAreIgnored(t *testing.T) {
 		`"c_hash":7,"s_hash":[],"jti":7,"typ":7,"amr":7`,
 		`"updated_at":"yesterday","birthdate":0`,
 	} {
-		a.takeDown(devidp.Hooks{SignIDToken: a.resigned(more, nil)})
+		a.recordCalls(devidp.Hooks{SignIDToken: a.resign(more, nil)})
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 			t.Errorf("%s: got %d, want 303:\n%v", more, resp.StatusCode, a.logs.lines(t, "request"))
@@ -125,7 +125,7 @@ func TestUnusedClaimsAreIgnored(t *testing.T) {
 			delete(header, "Alg")
 			delete(header, "KID")
 		}
-		a.takeDown(devidp.Hooks{EditIDToken: func(h, _ map[string]any) {
+		a.recordCalls(devidp.Hooks{EditIDToken: func(h, _ map[string]any) {
 			for name, value := range header {
 				h[name] = value
 			}
@@ -140,7 +140,7 @@ func TestUnusedClaimsAreIgnored(t *testing.T) {
 func TestClaimsArePassedOnUnchanged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{SignIDToken: a.resigned(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
+	a.recordCalls(devidp.Hooks{SignIDToken: a.resign(`"SID":"S-1-5-21","big":12345678901234567890123`, nil)})
 	b := a.signedIn()
 	text := b.Fetch("GET", "/bff/session").Text
 	for _, want := range []string{`"SID":"S-1-5-21"`, `"big":12345678901234567890123`} {
@@ -167,7 +167,7 @@ func TestTokenResponseMemberNamesAreExact(t *testing.T) {
 			t.Parallel()
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.PostFormValue("grant_type") != "refresh_token" {
 					next.ServeHTTP(w, r)
 					return
@@ -212,7 +212,7 @@ func TestJOSEHeaderMemberNamesAreExact(t *testing.T) {
 		`{"alg":"RS256","kid":7}`, `{"alg":"RS256","typ":7}`,
 		`{"alg":"RS256","crit":[]}`, `{"alg":"RS256","crit":["b64"],"b64":false}`,
 	} {
-		a.takeDown(devidp.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {
+		a.recordCalls(devidp.Hooks{SignIDToken: func(h, c map[string]any) (string, error) {
 			token, err := a.provider.Sign(h, c)
 			_, rest, _ := strings.Cut(token, ".")
 			return base64.RawURLEncoding.EncodeToString([]byte(header)) + "." + rest, err

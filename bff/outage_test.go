@@ -25,7 +25,7 @@ import (
 func (a *app) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) *calls {
 	var mu sync.Mutex
 	n := 0
-	return a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	return a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") != "refresh_token" {
 			provider.ServeHTTP(w, r)
 			return
@@ -149,7 +149,7 @@ func TestRefreshHonoursRetryAfter(t *testing.T) {
 	for _, status := range []int{429, 503} {
 		a := newApp(t, nil)
 		b := a.expired()
-		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -178,7 +178,7 @@ func TestRefreshHonoursRetryAfter(t *testing.T) {
 func TestExpiresInNaNIsIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{
+	a.recordCalls(devidp.Hooks{
 		EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = "NaN" },
 	})
 	b := a.signedIn()
@@ -196,7 +196,7 @@ func TestStatus408And429KeepTheSession(t *testing.T) {
 	for _, status := range []int{408, 429} {
 		a := newApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -333,7 +333,7 @@ func TestFailedCodesDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
 	b := a.expired()
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if r.PostForm.Get("grant_type") == "authorization_code" {
 			http.Error(w, "out of order", http.StatusInternalServerError)
 			return
@@ -362,7 +362,7 @@ func TestSilentProviderDelaysRequestsBriefly(t *testing.T) {
 	b := a.expired()
 	callback := a.browser()
 	u := callback.AuthResponse("alice", "").Location(t).String()
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 		select {
 		case <-release:
 		case <-r.Context().Done():

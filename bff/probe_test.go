@@ -15,7 +15,7 @@ func TestMetadataOutageDoesNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.expired()
-	a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.Contains(r.URL.Path, "/.well-known/") {
 			panic(http.ErrAbortHandler)
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// newPlayedApp is an app whose provider plays a service.
-func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app, *calls) {
+// newProfileApp is an app whose provider plays a service.
+func newProfileApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app, *calls) {
 	t.Helper()
 	for _, profile := range devidp.Profiles {
 		if profile.Name != name {
@@ -19,7 +19,7 @@ func newPlayedApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app
 		}
 		var c *calls
 		a := newAppWith(t, profile.Config, func(a *app, cfg *bff.Config) {
-			c = a.takeDown(profile.Hooks(a.provider.Provider))
+			c = a.recordCalls(profile.Hooks(a.provider.Provider))
 			if edit != nil {
 				edit(a, cfg)
 			}
@@ -54,7 +54,7 @@ func TestProviderProfiles(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, c := newPlayedApp(t, name, edit)
+			a, c := newProfileApp(t, name, edit)
 			b := a.browser()
 			if resp := b.SignIn("alice",
 				"return_to=/x"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
@@ -94,11 +94,11 @@ func TestProviderProfiles(t *testing.T) {
 func TestProviderQuirks(t *testing.T) {
 	t.Parallel()
 	t.Run("Auth0 without an audience has a token that no API can read", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "auth0", nil)
+		a, _ := newProfileApp(t, "auth0", nil)
 		wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
 	})
 	t.Run("a lost answer of Auth0 is asked for again within the overlap", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "auth0", func(_ *app, cfg *bff.Config) {
+		a, _ := newProfileApp(t, "auth0", func(_ *app, cfg *bff.Config) {
 			cfg.Provider.Audience = "https://orders.example"
 		})
 		b := a.signedIn()
@@ -122,7 +122,7 @@ func TestProviderQuirks(t *testing.T) {
 		}
 	})
 	t.Run("Google gives a refresh token only to who asks for it", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "google", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid"} })
+		a, _ := newProfileApp(t, "google", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid"} })
 		b := a.signedIn()
 		var got sessionBody
 		b.Fetch("GET", "/bff/session").Decode(t, &got)
@@ -132,7 +132,7 @@ func TestProviderQuirks(t *testing.T) {
 		}
 	})
 	t.Run("Okta's org server is not asked for a proof with the wrong nonce twice", func(t *testing.T) {
-		a, c := newPlayedApp(t, "okta", func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
+		a, c := newProfileApp(t, "okta", func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 		a.signedIn()
 		a.signedIn()
 		if n := len(c.toEnd("/v1/par")); n != 3 { // once without
@@ -140,7 +140,7 @@ func TestProviderQuirks(t *testing.T) {
 		}
 	})
 	t.Run("Entra wants to be told which API is meant", func(t *testing.T) {
-		a, _ := newPlayedApp(t, "entra", func(_ *app, cfg *bff.Config) {
+		a, _ := newProfileApp(t, "entra", func(_ *app, cfg *bff.Config) {
 			cfg.Provider.Scopes = []string{"openid", "api://orders/read"}
 		})
 		// with one API alone the real one does not; ours is strict to see the

@@ -10,9 +10,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// strictly does what a browser does with a SameSite=Strict session cookie
+// navigateStrict does what a browser does with a SameSite=Strict session cookie
 // during a navigation from another site: it sends none, and takes a new one.
-func (a *app) strictly(b *bfftest.Browser, navigate func() *bfftest.Response) *bfftest.Response {
+func (a *app) navigateStrict(b *bfftest.Browser, navigate func() *bfftest.Response) *bfftest.Response {
 	a.t.Helper()
 	before := a.sessionCookie(b)
 	if before == nil {
@@ -41,7 +41,7 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 		b := a.browser()
 		for range 5 {
 			callback := b.AuthResponse("alice", "").Location(t).String()
-			got := a.strictly(b, func() *bfftest.Response {
+			got := a.navigateStrict(b, func() *bfftest.Response {
 				return b.Navigate(callback, "Sec-Fetch-Site", "cross-site")
 			})
 			if got.StatusCode != 303 {
@@ -70,7 +70,7 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 				complete := func() *bfftest.Response { return b.Navigate(callback, "Sec-Fetch-Site", "cross-site") }
 				finish := complete
 				if strict {
-					finish = func() *bfftest.Response { return a.strictly(b, complete) }
+					finish = func() *bfftest.Response { return a.navigateStrict(b, complete) }
 				}
 				if got := finish(); got.StatusCode != 303 {
 					t.Fatalf("callback: got %d\n%s", got.StatusCode, got.Text)

@@ -134,8 +134,8 @@ func newHosts(t *testing.T, kind string, ips ...string) (hosts []*host, port str
 	return hosts, port, trust
 }
 
-// named starts a broker with a route to a name.
-func named(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*app, *bfftest.Browser) {
+// newNamedApp starts a broker with a route to a name.
+func newNamedApp(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes, bff.Route{
@@ -155,7 +155,7 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 			t.Parallel()
 			hosts, port, trust := newHosts(t, kind, "127.0.0.1", "127.0.0.2", "127.0.0.3")
 			n := newNameServer(t, "127.0.0.1", "127.0.0.2")
-			a, b := named(t, n, kind, port, trust)
+			a, b := newNamedApp(t, n, kind, port, trust)
 			get := func(i int) string {
 				t.Helper()
 				resp := b.Fetch([]string{"GET", "POST"}[i%2], "/named/x")
@@ -204,7 +204,7 @@ func TestUnreachableResolvedAddressFailsNoRequest(t *testing.T) {
 	t.Parallel()
 	hosts, port, trust := newHosts(t, "http", "127.0.0.1", "127.0.0.2", "127.0.0.3")
 	n := newNameServer(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
-	a, b := named(t, n, "http", port, trust)
+	a, b := newNamedApp(t, n, "http", port, trust)
 	hosts[1].stop()
 	for range 30 {
 		if resp := b.Fetch("POST", "/named/x"); resp.StatusCode != 200 {
@@ -223,7 +223,7 @@ func TestFailedResolutionIsRetried(t *testing.T) {
 	t.Parallel()
 	_, port, trust := newHosts(t, "http", "127.0.0.1")
 	n := newNameServer(t, "169.254.169.254")
-	a, b := named(t, n, "http", port, trust)
+	a, b := newNamedApp(t, n, "http", port, trust)
 	resp := b.Fetch("GET", "/named/x")
 	wantProblem(t, resp, 502, "upstream_failed")
 	if !strings.Contains(a.logs.String(), "link-local") {
@@ -245,7 +245,7 @@ func TestLocalhostWorksWithEitherFamily(t *testing.T) {
 			t.Run(fmt.Sprint(kind, " at ", ip), func(t *testing.T) {
 				t.Parallel()
 				_, port, trust := newHosts(t, kind, ip)
-				a, b := routed(t, bff.Route{
+				a, b := newRoutedApp(t, bff.Route{
 					Path: "/local/", Token: "none", Upstream: []string{kind + "://localhost:" + port}, TLS: trust,
 				})
 				for i := range 10 {

@@ -21,9 +21,9 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// routed starts a broker with one route more than others have, and signs alice
-// in.
-func routed(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bfftest.Browser) {
+// newRoutedApp starts a broker with one route more than others have, and signs
+// alice in.
+func newRoutedApp(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		if route.Upstream == nil {
@@ -49,7 +49,7 @@ func TestPrefixIsStrippedAndUpstreamPathPrepended(t *testing.T) {
 		{"/orders/", "/v1/", "/orders/1", "/v1/1"},
 		{"/orders", "/v1", "/orders", "/v1/"},
 	} {
-		_, b := routed(t, bff.Route{
+		_, b := newRoutedApp(t, bff.Route{
 			Path:        test.path,
 			Token:       "user",
 			StripPrefix: true,
@@ -103,7 +103,7 @@ func TestUpstreamRedirectsAreRewrittenToTheRoute(t *testing.T) {
 
 func TestOnlyMethodsOfTheRouteAreAllowed(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/read/", Token: "user", Methods: []string{"GET", "HEAD"}})
+	a, b := newRoutedApp(t, bff.Route{Path: "/read/", Token: "user", Methods: []string{"GET", "HEAD"}})
 	echoed(t, b.Fetch("GET", "/read/x"))
 	before := a.echo.Calls()
 	for _, method := range []string{"POST", "DELETE", "get", "OPTIONS"} {
@@ -120,7 +120,7 @@ func TestOnlyMethodsOfTheRouteAreAllowed(t *testing.T) {
 
 func TestOptionalTokenIsSentWithASession(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
+	a, b := newRoutedApp(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
 	got := echoed(t, b.Fetch("GET", "/maybe/x")).Header
 	if !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
 		t.Errorf("signed in, the upstream got %v", got)
@@ -134,7 +134,7 @@ func TestOptionalTokenIsSentWithASession(t *testing.T) {
 
 func TestClaimHeadersCannotBeForged(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
+	a, b := newRoutedApp(t, bff.Route{Path: "/who/", Token: "user", Headers: map[string]string{
 		"X-User": "sub", "x-email": "email", "X-Groups": "groups", "X-Level": "level",
 		"X-Admin": "admin", "X-None": "nothing", "X-Object": "address", "X-Odd": "odd", "X-Name": "name",
 	}}, func(a *app) {
@@ -269,7 +269,7 @@ func TestMissingScopeMeansTheRequestedScopes(t *testing.T) {
 func TestEmptyScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["scope"] = "" }})
 	b := a.signedIn()
 	wantProblem(t, b.Fetch("GET", "/api/x"), 403, "insufficient_scope")
 }
@@ -291,7 +291,7 @@ func TestSlowUpstreamTimesOut(t *testing.T) {
 		}
 	}
 	for _, test := range []struct{ path, method string }{{"/slow/header", "GET"}, {"/slow/header", "POST"}} {
-		a, b := routed(t, bff.Route{
+		a, b := newRoutedApp(t, bff.Route{
 			Path:     "/slow/",
 			Token:    "user",
 			Upstream: []string{echo.URL},
@@ -301,7 +301,7 @@ func TestSlowUpstreamTimesOut(t *testing.T) {
 		wantProblem(t, b.Do("POST", "/slow/header", "a body", "X-CSRF", "1"), 504, "upstream_timeout")
 		_ = a
 	}
-	_, b := routed(t, bff.Route{
+	_, b := newRoutedApp(t, bff.Route{
 		Path:     "/slow/",
 		Token:    "user",
 		CSRF:     "fetch-metadata",
@@ -318,7 +318,7 @@ func TestSlowUpstreamTimesOut(t *testing.T) {
 
 func TestTooLargeBodyIsRefused(t *testing.T) {
 	t.Parallel()
-	a, b := routed(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
+	a, b := newRoutedApp(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
 	if got := echoed(t, b.Do("POST", "/small/x", "0123456789", "X-CSRF", "1")).Body; got != "0123456789" {
 		t.Errorf("of ten bytes %q arrived", got)
 	}
@@ -346,9 +346,9 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 	}
 }
 
-// hangsUp is an upstream that hangs up on the first requests without an answer,
-// and then answers how many there were.
-func hangsUp(t *testing.T, first int) (url string, asked func() int) {
+// newAbortingUpstream is an upstream that hangs up on the first requests
+// without an answer, and then answers how many there were.
+func newAbortingUpstream(t *testing.T, first int) (url string, asked func() int) {
 	var n atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -373,8 +373,8 @@ func TestSafeRequestIsRetriedOnce(t *testing.T) {
 		{"GET", 1, false, 200, 2}, {"PUT", 1, false, 200, 2}, {"DELETE", 1, false, 200, 2}, {"QUERY", 1, false, 200, 2},
 		{"GET", 2, false, 502, 2}, {"POST", 1, false, 502, 1}, {"PATCH", 1, false, 502, 1}, {"GET", 1, true, 502, 1},
 	} {
-		upstream, asked := hangsUp(t, test.first)
-		_, b := routed(t, bff.Route{Path: "/flaky/", Token: "user", Upstream: []string{upstream}, NoRetry: test.never})
+		upstream, asked := newAbortingUpstream(t, test.first)
+		_, b := newRoutedApp(t, bff.Route{Path: "/flaky/", Token: "user", Upstream: []string{upstream}, NoRetry: test.never})
 		resp := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
 		if resp.StatusCode != test.status || asked() != test.asked || test.status == 200 && resp.Text != "the body" {
 			t.Errorf("%s, %d hung up on, never %v: got %d %q, the upstream was asked %d times; want %d, %d times", test.method, test.first, test.never, resp.StatusCode, resp.Text, asked(), test.status, test.asked)
@@ -387,7 +387,7 @@ func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 	dead := httptest.NewServer(nil)
 	dead.Close()
 	one, two := brokertest.NewEcho(t), brokertest.NewEcho(t)
-	_, b := routed(t, bff.Route{
+	_, b := newRoutedApp(t, bff.Route{
 		Path:     "/many/",
 		Token:    "user",
 		Upstream: []string{dead.URL, one.URL, dead.URL, two.URL},
@@ -446,7 +446,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 		{"h2c", "h2c" + strings.TrimPrefix(h2c.URL, "http"), nil},
 		{"unix", "unix:" + socket, nil},
 	} {
-		_, b := routed(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{test.upstream}, TLS: test.tls})
+		_, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{test.upstream}, TLS: test.tls})
 		got := echoed(t, b.Do("POST", "/kind/a%20b?q=1", "a body", "X-CSRF", "1"))
 		if got.URI != "/kind/a%20b?q=1" || got.Body != "a body" ||
 			!strings.HasPrefix(got.Header.Get("Authorization"), "Bearer ") || got.Header.Get("User-Agent") == "" {
@@ -454,7 +454,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 		}
 	}
 	for name, cfg := range map[string]*tls.Config{"none": nil, "others": {RootCAs: x509.NewCertPool()}} {
-		a, b := routed(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS.URL}, TLS: cfg})
+		a, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS.URL}, TLS: cfg})
 		wantProblem(t, b.Fetch("GET", "/kind/x"), 502, "upstream_failed")
 		if !strings.Contains(a.logs.String(), "certificate signed by unknown authority") {
 			t.Errorf("%s: the log does not say what is wrong", name)
@@ -475,7 +475,7 @@ func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	defer s.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(s.Certificate())
-	_, b := routed(t, bff.Route{
+	_, b := newRoutedApp(t, bff.Route{
 		Path:     "/mtls/",
 		Token:    "user",
 		Upstream: []string{s.URL},
@@ -484,7 +484,7 @@ func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	if resp := b.Fetch("GET", "/mtls/x"); resp.StatusCode != 200 || resp.Text != "1" {
 		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
-	_, b = routed(t, bff.Route{
+	_, b = newRoutedApp(t, bff.Route{
 		Path:     "/mtls/",
 		Token:    "user",
 		Upstream: []string{s.URL},
@@ -493,8 +493,9 @@ func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/mtls/x"), 502, "upstream_failed")
 }
 
-// rejecting is an upstream that rejects tokens, the first ones or all.
-func rejecting(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
+// newRejectingUpstream is an upstream that rejects tokens, the first ones or
+// all.
+func newRejectingUpstream(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
 	var rejected atomic.Int32
 	echo := brokertest.NewEcho(t)
 	inner := brokertest.NewEcho(t)
@@ -514,8 +515,8 @@ func rejecting(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
 func TestRejectedTokenIsRefreshedAndTheRequestRetried(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"GET", "POST", "PUT"} {
-		echo, _ := rejecting(t, 1)
-		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+		echo, _ := newRejectingUpstream(t, 1)
+		a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 		got := echoed(t, b.Do(method, "/strict/x", "the body", "X-CSRF", "1"))
 		if got.Body != "the body" ||
 			!a.provider.Issued(strings.TrimPrefix(got.Header.Get("Authorization"), "Bearer ")) ||
@@ -527,8 +528,8 @@ func TestRejectedTokenIsRefreshedAndTheRequestRetried(t *testing.T) {
 
 func TestRejectionsDoNotRefreshEveryTime(t *testing.T) {
 	t.Parallel()
-	echo, rejected := rejecting(t, 1<<30)
-	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	echo, rejected := newRejectingUpstream(t, 1<<30)
+	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	for range 5 {
 		resp := b.Fetch("GET", "/strict/x")
 		if resp.StatusCode != 401 || resp.Code() != "" ||
@@ -563,7 +564,7 @@ func TestOtherErrorsOfAnUpstreamRefreshNothing(t *testing.T) {
 			}
 			w.WriteHeader(test.status)
 		}
-		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
+		a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
 		resp := b.Fetch("GET", "/strict/x")
 		if resp.StatusCode != test.status || resp.Code() != "" ||
 			strings.HasPrefix(test.challenge, "Bearer") && resp.Header.Get("WWW-Authenticate") != test.challenge {
@@ -583,8 +584,8 @@ func TestUnquotedInvalidTokenCausesARefresh(t *testing.T) {
 		"Bearer error=invalid_token",
 		`Bearer realm="api", error=invalid_token, error_description="it has expired"`,
 	} {
-		echo, rejected := rejectingWith(t, challenge)
-		a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+		echo, rejected := newRejectingUpstreamWith(t, challenge)
+		a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 		if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 200 || a.provider.Refreshes() != 1 {
 			t.Errorf("%s: got %d after %d rejections and %d refreshes", challenge, resp.StatusCode,
 				*rejected, a.provider.Refreshes())
@@ -592,8 +593,8 @@ func TestUnquotedInvalidTokenCausesARefresh(t *testing.T) {
 	}
 }
 
-// rejectingWith is an upstream that rejects the first token.
-func rejectingWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
+// newRejectingUpstreamWith is an upstream that rejects the first token.
+func newRejectingUpstreamWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
 	echo, rejected := brokertest.NewEcho(t), new(int)
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		if *rejected++; *rejected == 1 {
@@ -606,8 +607,8 @@ func rejectingWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
 
 func TestUnbufferedBodyIsNotRetried(t *testing.T) {
 	t.Parallel()
-	echo, rejected := rejecting(t, 1)
-	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	echo, rejected := newRejectingUpstream(t, 1)
+	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	resp := b.Do("POST", "/strict/x", strings.Repeat("x", 1<<20), "X-CSRF", "1")
 	if resp.StatusCode != 401 || rejected.Load() != 1 || a.provider.Refreshes() != 0 {
 		t.Errorf("got %d after %d rejections and %d refreshes", resp.StatusCode, rejected.Load(),
@@ -618,8 +619,8 @@ func TestUnbufferedBodyIsNotRetried(t *testing.T) {
 func TestRejectedTokenDuringAProviderOutage(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	echo, _ := rejecting(t, 1)
-	a, b := routed(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
+	echo, _ := newRejectingUpstream(t, 1)
+	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	a.provider.Misbehave(t, brokertest.ProviderDown)
 	if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 401 || resp.Code() != "" {
 		t.Errorf("got %d %s, want the upstream's answer", resp.StatusCode, resp.Text)
@@ -750,7 +751,7 @@ func TestClientThatDoesNotReadIsAborted(t *testing.T) {
 			w.Write(make([]byte, 1<<20))
 		}
 	}
-	a, b := routed(t, bff.Route{
+	a, b := newRoutedApp(t, bff.Route{
 		Path:     "/much/",
 		Token:    "user",
 		CSRF:     "fetch-metadata",

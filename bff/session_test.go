@@ -414,7 +414,7 @@ func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
+			a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
 			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 			a.provider.Behave()
 			time.Sleep(1200 * time.Millisecond)

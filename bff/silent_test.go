@@ -12,8 +12,9 @@ import (
 
 var inFrame = []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin"}
 
-// silently goes through a silent login, and returns the page that it ends with.
-func silently(b *bfftest.Browser) *bfftest.Response {
+// silentLogin goes through a silent login, and returns the page that it ends
+// with.
+func silentLogin(b *bfftest.Browser) *bfftest.Response {
 	resp := b.Navigate("/bff/silent-login", inFrame...)
 	for range 5 {
 		if resp.StatusCode/100 != 3 {
@@ -46,20 +47,20 @@ func TestSilentLogin(t *testing.T) {
 	if q.Get("prompt") != "none" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("code_challenge") == "" {
 		t.Errorf("asked with %v", q)
 	}
-	wantSilent(t, silently(b), "false") // the provider does not know the user either
+	wantSilent(t, silentLogin(b), "false") // the provider does not know the user either
 	a.wantSession(b, "")
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Fatalf("got %d", resp.StatusCode)
 	}
 	requests := a.provider.Stats().Authorizations
-	wantSilent(t, silently(b), "true")
+	wantSilent(t, silentLogin(b), "true")
 	if n := a.provider.Stats().Authorizations - requests; n > 0 {
 		t.Error("the provider is asked about a user who is signed in here: it might know another one")
 	}
 	var before, after sessionBody
 	b.Fetch("GET", "/bff/session").Decode(t, &before)
 	b.ClearCookies()
-	wantSilent(t, silently(b), "true") // the provider knows the user
+	wantSilent(t, silentLogin(b), "true") // the provider knows the user
 	b.Fetch("GET", "/bff/session").Decode(t, &after)
 	if after.User.Sub != "alice" || after.Session.ID == before.Session.ID {
 		t.Errorf("got %+v", after)
@@ -99,11 +100,11 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 			"account_selection_required", "access_denied", "server_error", "<script>",
 		} {
 			b := signedInAtTheProvider()
-			a.takeDown(devidp.Hooks{EditCallback: func(params url.Values) {
+			a.recordCalls(devidp.Hooks{EditCallback: func(params url.Values) {
 				params.Del("code")
 				params.Set("error", code)
 			}})
-			wantSilent(t, silently(b), "false")
+			wantSilent(t, silentLogin(b), "false")
 			a.provider.Behave()
 			a.wantSession(b, "")
 		}
@@ -177,7 +178,7 @@ func TestFrontchannelLogout(t *testing.T) {
 		t.Errorf("without a cookie: got %d", resp.StatusCode)
 	}
 	a.wantSession(b, "alice")
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	if resp := ask(b, good); resp.StatusCode != 200 {
 		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 	}
@@ -196,7 +197,7 @@ func TestFrontchannelLogout(t *testing.T) {
 func TestSessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	a.takeDown(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
+	a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { delete(claims, "sid") }})
 	b, other := a.signedIn(), a.signedIn()
 	for _, sid := range []string{"", "null", "undefined"} {
 		b.Navigate("/bff/frontchannel-logout?"+url.Values{

@@ -140,7 +140,8 @@ type open struct {
 	left  <-chan error // at the upstream
 }
 
-// opens begins everything that can be open on a way, and returns when all of it is.
+// opens begins everything that can be open on a way, and returns when all of it
+// is.
 func (w *way) opens(t *testing.T) []open {
 	type visit struct{ begun, left chan error }
 	visits := map[string]visit{}
@@ -236,7 +237,7 @@ func TestAllThatIsOpenEndsWithTheSession(t *testing.T) {
 			return time.Now()
 		}},
 		{"back-channel logout", 0, func(f *front) time.Time {
-			f.tellLogout(url.Values{"logout_token": {f.logoutToken("", f.sid, devidp.Hooks{})}})
+			f.sendLogoutToken(url.Values{"logout_token": {f.logoutToken("", f.sid, devidp.Hooks{})}})
 			return time.Now()
 		}},
 		{"absolute expiry", 10 * time.Second, func(f *front) time.Time {

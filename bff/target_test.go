@@ -35,12 +35,12 @@ func tokenAPI(t *testing.T) *httptest.Server {
 	return s
 }
 
-type told struct{ Sub, Aud, Scope, Digest string }
+type seenToken struct{ Sub, Aud, Scope, Digest string }
 
-func (a *app) told(b *bfftest.Browser, path string) told {
+func (a *app) tokenSeen(b *bfftest.Browser, path string) seenToken {
 	a.t.Helper()
 	resp := b.Fetch("GET", path)
-	var got told
+	var got seenToken
 	if resp.StatusCode != 200 {
 		a.t.Fatalf("%s: got %d %s\n%s", path, resp.StatusCode, resp.Text, a.logs)
 	}
@@ -73,11 +73,11 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 func TestEachRouteGetsItsOwnToken(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.signedIn()
 	all := "openid profile email offline_access"
 	for range 2 {
-		for path, want := range map[string]told{
+		for path, want := range map[string]seenToken{
 			"/own/":       {"alice", "https://own.example", all, ""},
 			"/orders/":    {"alice", "https://orders.example", all, ""},
 			"/billing/":   {"alice", "https://billing.example", all, ""},
@@ -85,7 +85,7 @@ func TestEachRouteGetsItsOwnToken(t *testing.T) {
 			"/exchanged/": {"alice", "legacy", all, ""},
 			"/machine/":   {"spa", "https://robots.example", "robots:run", ""},
 		} {
-			got := a.told(b, path+"x")
+			got := a.tokenSeen(b, path+"x")
 			if got.Sub != want.Sub || got.Aud != want.Aud || !sameScopes(got.Scope, want.Scope) {
 				t.Errorf("%s: got %+v, want %+v", path, got, want)
 			}
@@ -122,7 +122,7 @@ func TestEachRouteGetsItsOwnToken(t *testing.T) {
 func TestRefreshRequestsOnlyGrantedScopes(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
-	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	c := a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "authorization_code" {
 			body["scope"] = "openid profile offline_access" // the user did not grant email
 		}
@@ -164,7 +164,7 @@ func TestEveryTokenRequestNamesTheResource(t *testing.T) {
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.Resources = []string{"https://own.example", "https://second.example"}
 	})
-	c := a.takeDown(devidp.Hooks{})
+	c := a.recordCalls(devidp.Hooks{})
 	b := a.signedIn()
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	for _, call := range c.to("/token") {
@@ -218,7 +218,7 @@ func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 				all.Go(func() {
 					for range 5 {
 						resp := b.Fetch("GET", path+"x")
-						var got told
+						var got seenToken
 						if err := json.Unmarshal([]byte(resp.Text), &got); resp.StatusCode != 200 || err != nil {
 							t.Errorf("%s: got %d %s", path, resp.StatusCode, resp.Text)
 							return
@@ -252,8 +252,8 @@ func TestUserInfoDoesNotGetTheTokenOfAnAPI(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 	b := a.signedIn()
-	c := a.takeDown(devidp.Hooks{})
-	a.told(b, "/orders/x")
+	c := a.recordCalls(devidp.Hooks{})
+	a.tokenSeen(b, "/orders/x")
 	for _, call := range c.to("/userinfo") {
 		_, token, _ := strings.Cut(call.header.Get("Authorization"), " ")
 		if _, claims := unverified(t, token); claims["aud"] == "https://orders.example" {
@@ -270,7 +270,7 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 	b := a.signedIn()
 	wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
 	for _, fault := range []string{`{"error":"invalid_grant"}`, `{"error":"invalid_target"}`, `{}`, `<html>`} {
-		c := a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if !strings.HasSuffix(r.PostFormValue("grant_type"), "token-exchange") {
 				next.ServeHTTP(w, r)
 				return
@@ -281,8 +281,8 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 		b := a.signedIn()
 		wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
 		wantProblem(t, b.Fetch("GET", "/exchanged/x"), 503, "provider_unavailable")
-		a.told(b, "/own/x")
-		a.told(b, "/orders/x")
+		a.tokenSeen(b, "/own/x")
+		a.tokenSeen(b, "/orders/x")
 		a.wantSession(b, "alice")
 		exchanges := 0
 		for _, call := range c.to("/token") {
@@ -298,7 +298,7 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
 		for _, kind := range []any{nil, "urn:ietf:params:oauth:token-type:refresh_token", 7} {
-			a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+			a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 				if strings.HasSuffix(grant, "token-exchange") {
 					body["issued_token_type"] = kind
 				}
@@ -310,7 +310,7 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 	t.Run("a refused refresh for a target is one for all", func(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
-		a.takeDown(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.PostFormValue("grant_type") != "refresh_token" {
 				next.ServeHTTP(w, r)
 				return
@@ -329,7 +329,7 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
 	b := a.signedIn()
-	c := a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	c := a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if strings.HasSuffix(grant, "token-exchange") {
 			body["expires_in"] = 3600
 		} else {
@@ -337,12 +337,12 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 		}
 	}})
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh")) // from now on the own token lives 3 s
-	one := a.told(b, "/exchanged/x")
-	if two := a.told(b, "/exchanged/x"); two.Digest != one.Digest {
+	one := a.tokenSeen(b, "/exchanged/x")
+	if two := a.tokenSeen(b, "/exchanged/x"); two.Digest != one.Digest {
 		t.Error("it is exchanged for each request")
 	}
 	time.Sleep(3 * time.Second)
-	if three := a.told(b, "/exchanged/x"); three.Digest == one.Digest {
+	if three := a.tokenSeen(b, "/exchanged/x"); three.Digest == one.Digest {
 		t.Error("it outlives the token that it was made of")
 	}
 	if n := len(c.to("/token")); n < 4 {
@@ -355,7 +355,7 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 func TestExchangedTokenWithoutScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if strings.HasSuffix(grant, "token-exchange") {
 			delete(body, "scope")
 		}
@@ -381,9 +381,9 @@ func TestRejectedTargetTokenIsReplaced(t *testing.T) {
 	defer api.Close()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
 	b := a.signedIn()
-	own := a.told(b, "/own/x")
+	own := a.tokenSeen(b, "/own/x")
 	wantOK(t, b.Fetch("GET", "/orders/x"))
-	if a.told(b, "/own/x").Digest != own.Digest {
+	if a.tokenSeen(b, "/own/x").Digest != own.Digest {
 		t.Error("the session's own token was replaced")
 	}
 }
@@ -401,7 +401,7 @@ func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	}))
 	defer api.Close()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
-	a.takeDown(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
+	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
 	b := a.signedIn()
 	status := make(chan string)
 	go func() {
@@ -420,7 +420,7 @@ func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	}()
 	<-arrived
 	time.Sleep(2200 * time.Millisecond)
-	a.told(b, "/billing/x")
+	a.tokenSeen(b, "/billing/x")
 	close(goOn)
 	if got := <-status; !strings.HasPrefix(got, "401") {
 		t.Errorf("the client got %s, want the upstream's 401", got)

@@ -112,7 +112,7 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := newHandshakes(t, shownCertificate, protocol)
-			a, b := routed(t, bff.Route{
+			a, b := newRoutedApp(t, bff.Route{
 				Path:     "/tls/",
 				Token:    "none",
 				Upstream: []string{"https://" + s.addr},
@@ -138,7 +138,7 @@ func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			t.Parallel()
 			s := newHandshakes(t, shownCertificate, protocol)
-			_, b := routed(t, bff.Route{
+			_, b := newRoutedApp(t, bff.Route{
 				Path:     "/tls/",
 				Token:    "none",
 				Upstream: []string{"https://" + s.addr},
@@ -169,7 +169,7 @@ func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 func TestProtocolChangeOfAnUpstreamIsFollowed(t *testing.T) {
 	t.Parallel()
 	s := newHandshakes(t, shownCertificate, "h2", "http/1.1")
-	a, b := routed(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
+	a, b := newRoutedApp(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
 	for _, protocols := range [][]string{{"h2", "http/1.1"}, {"http/1.1"}, {"h2"}, nil, {"h2", "http/1.1"}} {
 		s.offers.Store(&protocols)
 		s.server.CloseClientConnections()
