@@ -74,8 +74,8 @@ var (
 		Status: 401, Code: "insufficient_user_authentication",
 		Title: "A stronger or newer sign-in is needed", SignIn: true,
 		Detail: goToLoginURL,
-		When: "The route demands an `acr` or `max_age` that the session does not have, " +
-			"or the provider demands the user before it issues tokens (RFC 9470).",
+		When: "The route requires an `acr` or `max_age` that the session does not have (RFC 9470), " +
+			"or the provider requires the user before it issues tokens.",
 	})
 	NavigationOnly = define(&Problem{
 		Status: 401, Code: "navigation_only", Title: "This endpoint must be opened by the browser", SignIn: true,
@@ -85,7 +85,7 @@ var (
 	CSRF = define(&Problem{
 		Status: 403, Code: "csrf", Title: "The request may come from another site",
 		Detail: "Send the header X-CSRF: 1 from a page of this origin.",
-		When:   "The header `X-CSRF: 1` is missing, or the browser says that another site made the request.",
+		When:   "The header `X-CSRF: 1` is missing, or the browser reports that another site made the request.",
 	})
 	ServiceWorker = define(&Problem{
 		Status: 403, Code: "service_worker", Title: "An API cannot be a service worker",
@@ -112,7 +112,7 @@ var (
 	})
 	UpgradeRefused = define(&Problem{
 		Status: 400, Code: "upgrade_refused", Title: "Only upgrades to WebSocket are supported",
-		When: "An upgrade to another protocol, or a WebSocket handshake that is malformed.",
+		When: "The WebSocket handshake is malformed, or names another protocol too.",
 	})
 )
 
@@ -120,12 +120,12 @@ var (
 var (
 	UpstreamFailed = define(&Problem{
 		Status: 502, Code: "upstream_failed", Title: "The API failed to respond",
-		When: "The upstream's response is malformed, or its connection ended.",
+		When: "No connection to the upstream can be made, its connection ended, or its response is malformed.",
 	})
 	UpstreamUnavailable = define(&Problem{
 		Status: 503, Code: "upstream_unavailable", Title: "The API is temporarily unavailable",
 		Detail: aFewSeconds, RetryAfter: time.Second,
-		When: "All addresses of the upstream failed recently.",
+		When: "The route has several `upstream` URLs, and none accepts a connection.",
 	})
 	UpstreamTimeout = define(&Problem{
 		Status: 504, Code: "upstream_timeout", Title: "The API did not respond in time",
@@ -134,7 +134,7 @@ var (
 	StoreUnavailable = define(&Problem{
 		Status: 503, Code: "store_unavailable", Title: "Sessions are temporarily unavailable",
 		Detail: "Nobody has been signed out. " + aFewSeconds, RetryAfter: 2 * time.Second,
-		When: "Redis does not respond. Cookies are kept; sessions go on when it does.",
+		When: "Redis does not respond. Cookies are kept, and sessions continue when it responds again.",
 	})
 	ProviderUnavailable = define(&Problem{
 		Status: 503, Code: "provider_unavailable", Title: "The sign-in service is temporarily unavailable",
@@ -159,7 +159,7 @@ var (
 	LoginCancelled = define(&Problem{
 		Status: 403, Code: "login_cancelled", Title: "You did not sign in",
 		Detail: "The sign-in was cancelled, or this account may not use the app. " + nothingChange,
-		When:   "The provider responded with `access_denied` or one of its relatives.",
+		When:   "The provider responded with `access_denied` or a similar error.",
 	})
 	LoginRefused = define(&Problem{
 		Status: 502, Code: "login_refused", Title: "The sign-in service refused",
@@ -175,7 +175,7 @@ var (
 	LoginTooWeak = define(&Problem{
 		Status: 403, Code: "login_too_weak", Title: "A stronger sign-in is needed",
 		Detail: "The sign-in service did not confirm the requested way of signing in. " + nothingChange,
-		When:   "The ID token's `acr` or `auth_time` is not what the login demanded.",
+		When:   "The ID token's `acr` or `auth_time` is not what the login requested.",
 	})
 	SignedOutMeanwhile = define(&Problem{
 		Status: 403, Code: "signed_out_meanwhile", Title: "You were signed out while signing in",

@@ -82,15 +82,15 @@ func page() string {
 	b.WriteString(`# Errors
 
 Errors are ` + "`application/problem+json`" + ` (RFC 9457). A browser that navigates gets an HTML page with
-the same text instead. Scripts branch on ` + "`code`" + `, which is stable; titles may change.
+the same text instead. Scripts should check ` + "`code`" + `, which is stable. Titles may change.
 
 ` + "```json" + `
 {"title":"Not signed in","status":401,"code":"not_signed_in","login_url":"/bff/login","request_id":"72ce2bc5bf62e893"}
 ` + "```" + `
 
-` + "`login_url`" + ` is there where a login helps: send the browser to it as a top-level navigation, with
-` + "`return_to`" + `. ` + "`request_id`" + ` is in the log line of the request, which also has the cause. A response that
-asks the client to wait has ` + "`Retry-After`" + `.
+` + "`login_url`" + ` is present if a login helps: send the browser to it as a top-level navigation, with
+` + "`return_to`" + ` added. ` + "`request_id`" + ` is the attribute ` + "`request`" + ` of the log line, which also has the
+cause. A response that asks the client to wait has ` + "`Retry-After`" + `.
 
 `)
 	for _, p := range problem.Catalogue() {

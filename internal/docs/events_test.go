@@ -46,11 +46,13 @@ func TestEventsPageIsThatOfTheCode(t *testing.T) {
 
 const intro = `# Events and log lines
 
-Cloakroom writes one JSON object a line to standard output. ` + "`msg`" + ` is a stable identifier in the past
-tense; what varies is in attributes. A line that belongs to a request has its id in ` + "`request`" + `,
-the same as ` + "`request_id`" + ` in an error response. ` + "`session`" + ` is the id that ` + "`/bff/session`" + ` shows; it
-opens nothing. Attributes may be added; none is removed or changes its meaning without a note in the
-changelog. No token, code or secret is ever in a line.
+Cloakroom writes one JSON object a line to standard error. ` + "`msg`" + ` is a stable identifier in the past
+tense. Details are in attributes. A line that belongs to a request has its id in ` + "`request`" + `. An
+error response has the same id as ` + "`request_id`" + `. ` + "`session`" + ` is the ID that ` + "`/bff/session`" + ` shows. It
+gives no access.
+
+New attributes may be added. The changelog mentions each one that is removed or that changes its
+meaning. No line contains a token, a code or a secret.
 `
 
 func page(t *testing.T) string {
@@ -60,11 +62,11 @@ func page(t *testing.T) string {
 	b.WriteString("\n## Events of a session\n\nThe attribute `event` has the kind.\n\n| event | when |\n|---|---|\n")
 	event := parse(t, filepath.Join(root, "session", "event.go"))
 	for _, c := range constants(event, "Kind") {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, c.doc)
+		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, forOperators.Replace(c.doc))
 	}
 	b.WriteString("\n`session.ended` has a `reason`:\n\n| reason | why the session ended |\n|---|---|\n")
 	for _, c := range constants(event, "Reason") {
-		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, c.doc)
+		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, forOperators.Replace(c.doc))
 	}
 	b.WriteString("\n## Log lines\n\n| msg | level | attributes | package |\n|---|---|---|---|\n")
 	for _, l := range lines(t) {
@@ -72,6 +74,16 @@ func page(t *testing.T) string {
 	}
 	return b.String()
 }
+
+// forOperators replaces names of Go in comments by those that operators know.
+var forOperators = strings.NewReplacer(
+	"Config.IdleTimeout", "`session.idle_timeout`",
+	"Config.MaxLifetime", "`session.max_lifetime`",
+	"Config.MaxPerUser", "`session.max_per_user`",
+	"Config.Keys", "`session.keys`",
+	" (ErrRefused)", " (`invalid_grant`)",
+	" Event.Reason says why.", " `reason` says why.",
+)
 
 // constant is a typed constant of Go.
 type constant struct{ value, doc string }

@@ -1,4 +1,4 @@
-// An API that takes access tokens of one issuer, checked by Microsoft.IdentityModel.
+// An API that accepts access tokens of one issuer. Microsoft.IdentityModel verifies them.
 using System.Text.Json;
 using System.Text.RegularExpressions;
 using Microsoft.IdentityModel.JsonWebTokens;
@@ -6,11 +6,12 @@ using Microsoft.IdentityModel.Protocols;
 using Microsoft.IdentityModel.Protocols.OpenIdConnect;
 using Microsoft.IdentityModel.Tokens;
 
-string Setting(string name) => Environment.GetEnvironmentVariable(name) ?? throw new InvalidOperationException($"{name} has to be set");
+string Setting(string name) => Environment.GetEnvironmentVariable(name) ?? throw new InvalidOperationException($"{name} must be set");
 string port = Setting("PORT"), issuer = Setting("ISSUER"), audience = Setting("AUDIENCE");
 var leeway = TimeSpan.FromSeconds(30);
 
-// The keys are where the issuer's metadata says. Both are fetched with the first token, so that an issuer that is down does not keep this API from starting.
+// The URL of the keys is in the issuer's metadata. Both are fetched with the first token, so that
+// this API can start while the issuer is down.
 var client = new HttpClient(new SocketsHttpHandler { AllowAutoRedirect = false }) { Timeout = TimeSpan.FromSeconds(5) };
 var keys = new ConfigurationManager<OpenIdConnectConfiguration>(
     (issuer.EndsWith('/') ? issuer[..^1] : issuer) + "/.well-known/openid-configuration",
@@ -18,16 +19,16 @@ var keys = new ConfigurationManager<OpenIdConnectConfiguration>(
     new HttpDocumentRetriever(client) { RequireHttps = !new Uri(issuer).IsLoopback })
 {
     AutomaticRefreshInterval = TimeSpan.FromMinutes(10),
-    RefreshInterval = TimeSpan.FromSeconds(30), // between two fetches for a kid that is not among the keys: anybody can make one up
-    UseLastKnownGoodConfiguration = false, // or a key that was withdrawn would be good for another hour
+    RefreshInterval = TimeSpan.FromSeconds(30), // between two fetches because of an unknown kid: anybody can invent one
+    UseLastKnownGoodConfiguration = false, // a withdrawn key would be valid for another hour
 };
 var handler = new JsonWebTokenHandler();
 var parameters = new TokenValidationParameters
 {
     ConfigurationManager = keys,
-    TryAllIssuerSigningKeys = false, // the one that kid names, and no other
-    ValidTypes = ["at+jwt", "application/at+jwt"], // no ID token, no logout token
-    ValidAlgorithms = ["RS256", "PS256", "ES256"], // none that takes a public key for a secret
+    TryAllIssuerSigningKeys = false, // only the key with this kid
+    ValidTypes = ["at+jwt", "application/at+jwt"], // not an ID token or logout token
+    ValidAlgorithms = ["RS256", "PS256", "ES256"], // no HMAC: the public key would be the secret
     ValidIssuer = issuer,
     ValidAudience = audience,
     IgnoreTrailingSlashWhenValidatingAudience = false,
@@ -35,10 +36,10 @@ var parameters = new TokenValidationParameters
     ClockSkew = leeway,
 };
 
-// Returns the claims of a good token (RFC 9068 section 4).
+// Returns the claims of a valid token (RFC 9068 section 4).
 async Task<JsonElement> Verify(string token)
 {
-    if (!Regex.IsMatch(token, @"\A[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\z")) throw new Refused(401, "invalid_token"); // a JWS, and no JWE
+    if (!Regex.IsMatch(token, @"\A[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\z")) throw new Refused(401, "invalid_token"); // a JWS, not a JWE
     try
     {
         var metadata = await keys.GetConfigurationAsync(CancellationToken.None);
@@ -46,7 +47,7 @@ async Task<JsonElement> Verify(string token)
     }
     catch (Exception)
     {
-        throw new Refused(503); // which says nothing about the token
+        throw new Refused(503); // the token may be valid
     }
     var result = await handler.ValidateTokenAsync(token, parameters.Clone());
     if (!result.IsValid) throw new Refused(401, "invalid_token");
@@ -57,17 +58,17 @@ async Task<JsonElement> Verify(string token)
     bool Has(JsonElement of, string name) => of.TryGetProperty(name, out _);
     bool Text(string name) => claims.TryGetProperty(name, out var value) && value.ValueKind == JsonValueKind.String && value.GetString() != "";
     bool Date(string name) => claims.TryGetProperty(name, out var value) && value.ValueKind == JsonValueKind.Number;
-    if (Has(header, "crit") || Has(header, "b64") || Has(header, "zip") // extensions, of which we want none
+    if (Has(header, "crit") || Has(header, "b64") || Has(header, "zip") // no extensions
         || !Text("sub") || !Text("client_id") || !Text("jti")
         || !Date("exp") || !Date("iat") || Has(claims, "nbf") && !Date("nbf")
-        || jwt.IssuedAt > DateTime.UtcNow + leeway // which the handler does not mind
+        || jwt.IssuedAt > DateTime.UtcNow + leeway // the handler does not check this
         || claims.TryGetProperty("scope", out var scope) && scope.ValueKind != JsonValueKind.String
-        || Has(claims, "cnf")) // it is bound to a key, and nobody has asked here for the proof
+        || Has(claims, "cnf")) // bound to a key, and this API verifies no proof
         throw new Refused(401, "invalid_token");
     return claims;
 }
 
-// Returns the claims of the request's token, if it is good and has the scope.
+// Returns the claims of the request's token if it is valid and has the scope.
 async Task<JsonElement> Authorize(HttpRequest request, string scope)
 {
     var sent = request.Headers.Authorization;
@@ -79,7 +80,7 @@ async Task<JsonElement> Authorize(HttpRequest request, string scope)
     if (!bearer.Success) throw new Refused(400, "invalid_request");
     var claims = await Verify(bearer.Groups[1].Value);
     var scopes = claims.TryGetProperty("scope", out var text) ? text.GetString()! : "";
-    if (!scopes.Split(' ').Contains(scope)) throw new Refused(403, "insufficient_scope", scope); // read is not in readwrite
+    if (!scopes.Split(' ').Contains(scope)) throw new Refused(403, "insufficient_scope", scope); // "read" is not in "readwrite"
     return claims;
 }
 
@@ -99,9 +100,9 @@ app.MapGet("/orders", async (HttpContext context) =>
         return Results.StatusCode(refused.Status);
     }
 });
-app.Run($"http://127.0.0.1:{port}"); // what ends TLS is in front
+app.Run($"http://127.0.0.1:{port}"); // behind a TLS proxy
 
-/// <summary>What a request without a good token gets (RFC 6750 section 3). Nothing of the token is in it.</summary>
+/// <summary>The response to a request without a valid token (RFC 6750 section 3). It has no part of the token.</summary>
 class Refused(int status, string? error = null, string? scope = null) : Exception
 {
     public int Status => status;

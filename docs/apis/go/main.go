@@ -1,4 +1,5 @@
-// Orders is an API that takes access tokens of one issuer, checked by package bearer.
+// Orders is an API that accepts access tokens of one issuer. Package bearer
+// verifies them.
 package main
 
 import (
@@ -19,7 +20,7 @@ func main() {
 	}
 	http.Handle("GET /orders", verifier.Handler(bearer.Require("orders:read")(http.HandlerFunc(listOrders))))
 
-	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT")) // what ends TLS is in front
+	listener, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("PORT")) // behind a TLS proxy
 	if err != nil {
 		log.Fatal(err)
 	}

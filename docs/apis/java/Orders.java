@@ -27,12 +27,12 @@ import org.jose4j.jwx.Headers;
 import org.jose4j.keys.resolvers.HttpsJwksVerificationKeyResolver;
 import org.jose4j.lang.JoseException;
 
-/** An API that takes access tokens of one issuer, checked by jose4j. */
+/** An API that accepts access tokens of one issuer. jose4j verifies them. */
 public class Orders {
     static final int PORT = Integer.parseInt(System.getenv("PORT"));
     static final String ISSUER = System.getenv("ISSUER"), AUDIENCE = System.getenv("AUDIENCE");
 
-    /** What a request without a good token gets (RFC 6750 section 3). Nothing of the token is in it. */
+    /** The response to a request without a valid token (RFC 6750 section 3). It has no part of the token. */
     static class Refused extends Exception {
         final int status;
         final String challenge;
@@ -49,7 +49,8 @@ public class Orders {
     static JwtConsumer consumer;
 
     /**
-     * The keys are where the issuer's metadata says. Both are fetched with the first token, so that an issuer that is down does not keep this API from starting.
+     * Returns the verifier. The URL of the keys is in the issuer's metadata. Both are fetched with
+     * the first token, so that this API can start while the issuer is down.
      */
     static synchronized JwtConsumer consumer() throws Exception {
         if (consumer == null) {
@@ -63,23 +64,23 @@ public class Orders {
             keys = new HttpsJwks((String) metadata.get("jwks_uri"));
             keys.setSimpleHttpGet(get);
             keys.setDefaultCacheDuration(600); // seconds
-            keys.setRefreshReprieveThreshold(30_000); // between two fetches for a kid that is not among the keys: anybody can make one up
+            keys.setRefreshReprieveThreshold(30_000); // between two fetches because of an unknown kid: anybody can invent one
             consumer = new JwtConsumerBuilder()
                 .setVerificationKeyResolver(new HttpsJwksVerificationKeyResolver(keys) {
                     @Override
                     protected JsonWebKey select(JsonWebSignature jws, List<JsonWebKey> all) throws JoseException {
-                        String alg = jws.getAlgorithmHeaderValue(); // a key that names its algorithm is for no other
+                        String alg = jws.getAlgorithmHeaderValue(); // a key with an algorithm is for this one only
                         return super.select(jws, all.stream().filter(key -> key.getAlgorithm() == null || key.getAlgorithm().equals(alg)).toList());
                     }
                 })
-                .setExpectedType(true, "at+jwt") // no ID token, no logout token
-                .setJwsAlgorithmConstraints(ConstraintType.PERMIT, "RS256", "PS256", "ES256", "EdDSA") // none that takes a public key for a secret
+                .setExpectedType(true, "at+jwt") // not an ID token or logout token
+                .setJwsAlgorithmConstraints(ConstraintType.PERMIT, "RS256", "PS256", "ES256", "EdDSA") // no HMAC: the public key would be the secret
                 .setExpectedIssuer(ISSUER)
                 .setExpectedAudience(AUDIENCE)
                 .setAllowedClockSkewInSeconds(30)
                 .setRequireExpirationTime()
                 .setRequireIssuedAt()
-                .setIssuedAtRestrictions(0, Integer.MAX_VALUE) // or jose4j would not mind one that lies ahead
+                .setIssuedAtRestrictions(0, Integer.MAX_VALUE) // without it jose4j accepts an iat in the future
                 .setRequireSubject()
                 .setRequireJwtId()
                 .build();
@@ -87,36 +88,36 @@ public class Orders {
         return consumer;
     }
 
-    /** Returns the claims of a good token (RFC 9068 section 4). */
+    /** Returns the claims of a valid token (RFC 9068 section 4). */
     static JwtClaims verify(String token) throws Refused {
-        if (!token.matches("[\\w-]+\\.[\\w-]+\\.[\\w-]+")) throw new Refused(401, INVALID_TOKEN); // a JWS, without padding
+        if (!token.matches("[\\w-]+\\.[\\w-]+\\.[\\w-]+")) throw new Refused(401, INVALID_TOKEN); // a JWS without padding
         JwtConsumer consumer;
         try {
             consumer = consumer();
-            keys.getJsonWebKeys(); // fails only where there are no keys to decide with
+            keys.getJsonWebKeys(); // fails only if there are no keys at all
         } catch (Exception e) {
-            throw new Refused(503, null); // which says nothing about the token
+            throw new Refused(503, null); // the token may be valid
         }
         try {
             JwtContext context = consumer.process(token);
             Headers header = context.getJoseObjects().get(0).getHeaders();
             JwtClaims claims = context.getJwtClaims();
-            if (context.getJoseObjects().size() == 1 // none in another
-                && Stream.of("crit", "b64", "zip").allMatch(name -> header.getObjectHeaderValue(name) == null) // jose4j knows b64, and we want none of them
+            if (context.getJoseObjects().size() == 1 // not nested
+                && Stream.of("crit", "b64", "zip").allMatch(name -> header.getObjectHeaderValue(name) == null) // jose4j supports b64
                 && !claims.getSubject().isEmpty()
                 && !claims.getJwtId().isEmpty()
                 && claims.hasClaim("client_id") && !claims.getStringClaimValue("client_id").isEmpty()
                 && scopes(claims).allMatch(String.class::isInstance)
-                && !claims.hasClaim("cnf")) return claims; // it would be bound to a key, and nobody has asked here for the proof
+                && !claims.hasClaim("cnf")) return claims; // bound to a key, and this API verifies no proof
         } catch (InvalidJwtException e) {
-            for (Throwable t = e; t != null; t = t.getCause()) if (t instanceof IOException) throw new Refused(503, null); // its key may be a new one
+            for (Throwable t = e; t != null; t = t.getCause()) if (t instanceof IOException) throw new Refused(503, null); // the key may be new
         } catch (MalformedClaimException e) {
             // as below
         }
         throw new Refused(401, INVALID_TOKEN);
     }
 
-    /** Returns the scope as a list, as some providers write it. */
+    /** Returns the scope as a list. Some providers send a list. */
     static Stream<?> scopes(JwtClaims claims) {
         Object scope = claims.getClaimValue("scope");
         return scope instanceof List<?> list ? list.stream() : Stream.ofNullable(scope);
@@ -124,7 +125,7 @@ public class Orders {
 
     static final Pattern BEARER = Pattern.compile("Bearer +([\\w.~+/-]+=*)", Pattern.CASE_INSENSITIVE);
 
-    /** Returns the claims of the request's token, if it is good and has the scope. */
+    /** Returns the claims of the request's token if it is valid and has the scope. */
     static JwtClaims authorize(HttpExchange exchange, String scope) throws Refused {
         List<String> sent = exchange.getRequestHeaders().getOrDefault("Authorization", List.of());
         if (sent.isEmpty()) throw new Refused(401, "Bearer");
@@ -135,7 +136,7 @@ public class Orders {
         Matcher bearer = BEARER.matcher(sent.get(0));
         if (!bearer.matches()) throw new Refused(400, INVALID_REQUEST);
         JwtClaims claims = verify(bearer.group(1));
-        if (!scopes(claims).flatMap(s -> Stream.of(s.toString().split(" "))).toList().contains(scope)) throw new Refused(403, "Bearer error=\"insufficient_scope\", scope=\"" + scope + "\""); // read is not in readwrite
+        if (!scopes(claims).flatMap(s -> Stream.of(s.toString().split(" "))).toList().contains(scope)) throw new Refused(403, "Bearer error=\"insufficient_scope\", scope=\"" + scope + "\""); // "read" is not in "readwrite"
         return claims;
     }
 
@@ -161,9 +162,9 @@ public class Orders {
     }
 
     public static void main(String[] args) throws IOException {
-        if (ISSUER == null || AUDIENCE == null) throw new IllegalStateException("ISSUER and AUDIENCE have to be set");
-        HttpURLConnection.setFollowRedirects(false); // nobody but the issuer says what its keys are
-        HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", PORT), 0); // what ends TLS is in front
+        if (ISSUER == null || AUDIENCE == null) throw new IllegalStateException("ISSUER and AUDIENCE must be set");
+        HttpURLConnection.setFollowRedirects(false); // only the issuer itself names its keys
+        HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", PORT), 0); // behind a TLS proxy
         server.createContext("/orders", Orders::listOrders);
         server.setExecutor(Executors.newFixedThreadPool(16));
         server.start();

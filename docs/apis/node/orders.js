@@ -1,11 +1,11 @@
-// An API that takes access tokens of one issuer, checked by jose.
+// An API that accepts access tokens of one issuer. jose verifies them.
 import { createServer } from "node:http";
 import { createRemoteJWKSet, errors, jwtVerify } from "jose";
 
 const { PORT, ISSUER, AUDIENCE } = process.env;
-if (!PORT || !ISSUER || !AUDIENCE) throw new Error("PORT, ISSUER and AUDIENCE have to be set"); // without them jose would not look at iss and aud
+if (!PORT || !ISSUER || !AUDIENCE) throw new Error("PORT, ISSUER and AUDIENCE must be set"); // otherwise jose would not check iss and aud
 
-/** What a request without a good token gets (RFC 6750 section 3). Nothing of the token is in it. */
+/** The response to a request without a valid token (RFC 6750 section 3). It has no part of the token. */
 class Refused extends Error {
   constructor(status, error, scope) {
     super(error);
@@ -17,48 +17,49 @@ class Refused extends Error {
 }
 const invalidToken = () => new Refused(401, "invalid_token");
 
-// The keys are where the issuer's metadata says. Both are fetched with the first token, so that an issuer that is down does not keep this API from starting.
+// The URL of the keys is in the issuer's metadata. Both are fetched with the first token, so that
+// this API can start while the issuer is down.
 let keys;
 async function findKeys() {
-  const answer = await fetch(`${ISSUER.replace(/\/$/, "")}/.well-known/openid-configuration`, { redirect: "error", signal: AbortSignal.timeout(5000) });
-  const metadata = await answer.json();
+  const response = await fetch(`${ISSUER.replace(/\/$/, "")}/.well-known/openid-configuration`, { redirect: "error", signal: AbortSignal.timeout(5000) });
+  const metadata = await response.json();
   if (metadata.issuer !== ISSUER) throw new Error("the metadata is of another issuer");
-  // With a kid that is not among the keys they are fetched again, but only 30 s after the last time: anybody can make up a kid.
+  // An unknown kid causes another fetch, at most one in 30 s: anybody can invent a kid.
   return createRemoteJWKSet(new URL(metadata.jwks_uri), { cooldownDuration: 30_000, cacheMaxAge: 600_000, timeoutDuration: 5000 });
 }
 async function keyFor(header, jws) {
   try {
-    keys ??= findKeys().catch((err) => ((keys = undefined), Promise.reject(err))); // whoever comes meanwhile waits for the same answer
+    keys ??= findKeys().catch((err) => ((keys = undefined), Promise.reject(err))); // concurrent requests share one fetch
     return await (await keys)(header, jws);
   } catch (err) {
     if (err instanceof errors.JWKSNoMatchingKey || err instanceof errors.JWKSMultipleMatchingKeys) throw invalidToken();
-    throw new Refused(503); // which says nothing about the token
+    throw new Refused(503); // the token may be valid
   }
 }
 
-/** Returns the claims of a good token (RFC 9068 section 4). */
+/** Returns the claims of a valid token (RFC 9068 section 4). */
 async function verify(token) {
-  if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw invalidToken(); // jose would skip padding
+  if (!/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token)) throw invalidToken(); // jose ignores padding
   const { protectedHeader, payload } = await jwtVerify(token, keyFor, {
-    typ: "at+jwt", // no ID token, no logout token
-    algorithms: ["RS256", "PS256", "ES256", "EdDSA"], // none that takes a public key for a secret
+    typ: "at+jwt", // not an ID token or logout token
+    algorithms: ["RS256", "PS256", "ES256", "EdDSA"], // no HMAC: the public key would be the secret
     issuer: ISSUER,
     audience: AUDIENCE,
     clockTolerance: 30,
-    maxTokenAge: Number.MAX_SAFE_INTEGER, // or jose would not mind an iat that lies ahead
+    maxTokenAge: Number.MAX_SAFE_INTEGER, // without it jose accepts an iat in the future
     requiredClaims: ["exp", "iat", "sub", "client_id", "jti"],
   }).catch((err) => Promise.reject(err instanceof Refused ? err : invalidToken()));
   const text = (claim) => typeof claim === "string" && claim !== "";
   if (
-    "crit" in protectedHeader || "b64" in protectedHeader || "zip" in protectedHeader || // jose knows b64, and we want none of them
+    "crit" in protectedHeader || "b64" in protectedHeader || "zip" in protectedHeader || // jose supports b64
     !text(payload.sub) || !text(payload.client_id) || !text(payload.jti) ||
-    ![payload.scope ?? ""].flat().every((scope) => typeof scope === "string") || // some providers write an array
-    "cnf" in payload // it is bound to a key, and nobody has asked here for the proof
+    ![payload.scope ?? ""].flat().every((scope) => typeof scope === "string") || // some providers send an array
+    "cnf" in payload // bound to a key, and this API verifies no proof
   ) throw invalidToken();
   return payload;
 }
 
-/** Returns the claims of the request's token, if it is good and has the scope. */
+/** Returns the claims of the request's token if it is valid and has the scope. */
 async function authorize(request, scope) {
   const sent = request.headersDistinct.authorization ?? [];
   if (sent.length === 0) throw new Refused(401);
@@ -68,7 +69,7 @@ async function authorize(request, scope) {
   const [, token] = /^Bearer +([\w.~+/-]+=*)$/i.exec(sent[0]) ?? [];
   if (!token) throw new Refused(400, "invalid_request");
   const claims = await verify(token);
-  if (![claims.scope ?? ""].flat().join(" ").split(" ").includes(scope)) throw new Refused(403, "insufficient_scope", scope); // read is not in readwrite
+  if (![claims.scope ?? ""].flat().join(" ").split(" ").includes(scope)) throw new Refused(403, "insufficient_scope", scope); // "read" is not in "readwrite"
   return claims;
 }
 
@@ -83,4 +84,4 @@ const server = createServer(async (request, response) => {
     response.writeHead(err.status ?? 500, err.headers).end();
   }
 });
-server.listen(Number(PORT), "127.0.0.1", () => console.log("listening on", server.address().port)); // what ends TLS is in front
+server.listen(Number(PORT), "127.0.0.1", () => console.log("listening on", server.address().port)); // behind a TLS proxy

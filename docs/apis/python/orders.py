@@ -1,4 +1,4 @@
-"""An API that takes access tokens of one issuer, checked by PyJWT."""
+"""An API that accepts access tokens of one issuer. PyJWT verifies them."""
 import json
 import os
 import re
@@ -13,7 +13,7 @@ PORT, ISSUER, AUDIENCE = int(os.environ["PORT"]), os.environ["ISSUER"], os.envir
 
 
 class Refused(Exception):
-    """What a request without a good token gets (RFC 6750 section 3). Nothing of the token is in it."""
+    """The response to a request without a valid token (RFC 6750 section 3). It has no part of the token."""
 
     def __init__(self, status, error=None, scope=None):
         self.status = status
@@ -28,12 +28,16 @@ INVALID_TOKEN = 401, "invalid_token"
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args):  # nobody but the issuer says what its keys are
+    def redirect_request(self, *args):  # only the issuer itself names its keys
         return None
 
 
 class Keys:
-    """The issuer's keys, which are where its metadata says. Both are fetched with the first token, so that an issuer that is down does not keep this API from starting."""
+    """The issuer's keys.
+
+    The URL of the keys is in the issuer's metadata. Both are fetched with the first token, so that
+    this API can start while the issuer is down.
+    """
 
     client = None
     lock = threading.Lock()  # guards client
@@ -42,9 +46,9 @@ class Keys:
         try:
             with self.lock:
                 self.client = self.client or self.connect()
-            self.client.get_signing_keys()  # fails only where there are no keys to decide with
+            self.client.get_signing_keys()  # fails only if there are no keys at all
         except Exception:
-            raise Refused(503)  # which says nothing about the token
+            raise Refused(503)  # the token may be valid
         try:
             return self.client.get_signing_key(kid)
         except jwt.PyJWKClientConnectionError:
@@ -54,11 +58,11 @@ class Keys:
 
     def connect(self):
         url = ISSUER.removesuffix("/") + "/.well-known/openid-configuration"
-        with urllib.request.build_opener(NoRedirects).open(url, timeout=5) as answer:
-            metadata = json.load(answer)
+        with urllib.request.build_opener(NoRedirects).open(url, timeout=5) as response:
+            metadata = json.load(response)
         if metadata["issuer"] != ISSUER:
             raise ValueError("the metadata is of another issuer")
-        # With a kid that is not among the keys they are fetched again, but only 30 s after the last time: anybody can make up a kid.
+        # An unknown kid causes another fetch, at most one in 30 s: anybody can invent a kid.
         return jwt.PyJWKClient(metadata["jwks_uri"], lifespan=600, timeout=5, cooldown_duration=30)
 
 
@@ -66,15 +70,15 @@ keys = Keys()
 
 
 def verify(token):
-    """Returns the claims of a good token (RFC 9068 section 4)."""
+    """Returns the claims of a valid token (RFC 9068 section 4)."""
     try:
-        if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # PyJWT would skip padding
+        if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token, re.ASCII):  # PyJWT ignores padding
             raise Refused(*INVALID_TOKEN)
         key = keys.find(jwt.get_unverified_header(token).get("kid"))
         decoded = jwt.decode_complete(
             token,
-            key,  # for the algorithm that it is published for, and no other
-            algorithms=["RS256", "PS256", "ES256", "EdDSA"],  # none that takes a public key for a secret
+            key,  # only for the algorithm that it is published for
+            algorithms=["RS256", "PS256", "ES256", "EdDSA"],  # no HMAC: the public key would be the secret
             issuer=ISSUER,
             audience=AUDIENCE,
             leeway=30,
@@ -84,26 +88,26 @@ def verify(token):
         raise Refused(*INVALID_TOKEN)
     header, claims = decoded["header"], decoded["payload"]
     if (
-        str(header.get("typ")).lower().removeprefix("application/") != "at+jwt"  # no ID token, no logout token
-        or header.keys() & {"crit", "b64", "zip"}  # PyJWT knows b64, and we want none of them
+        str(header.get("typ")).lower().removeprefix("application/") != "at+jwt"  # not an ID token or logout token
+        or header.keys() & {"crit", "b64", "zip"}  # PyJWT supports b64
         or not all(isinstance(claims[name], str) and claims[name] for name in ("sub", "client_id", "jti"))
-        or not all(isinstance(claims.get(name, 0), (int, float)) for name in ("exp", "nbf", "iat"))  # PyJWT takes "1"
+        or not all(isinstance(claims.get(name, 0), (int, float)) for name in ("exp", "nbf", "iat"))  # PyJWT accepts "1"
         or not all(isinstance(scope, str) for scope in scopes(claims))
-        or "cnf" in claims  # it is bound to a key, and nobody has asked here for the proof
+        or "cnf" in claims  # bound to a key, and this API verifies no proof
     ):
         raise Refused(*INVALID_TOKEN)
     return claims
 
 
 def scopes(claims):
-    """Returns the scope as a list, as some providers write it."""
+    """Returns the scope as a list. Some providers send a list."""
     scope = claims.get("scope", "")
     return scope if isinstance(scope, list) else [scope]
 
 
 class API(BaseHTTPRequestHandler):
     def authorize(self, query, scope):
-        """Returns the claims of the request's token, if it is good and has the scope."""
+        """Returns the claims of the request's token if it is valid and has the scope."""
         sent = self.headers.get_all("Authorization", [])
         if not sent:
             raise Refused(401)
@@ -115,33 +119,33 @@ class API(BaseHTTPRequestHandler):
         if not token:
             raise Refused(400, "invalid_request")
         claims = verify(token[1])
-        if scope not in " ".join(scopes(claims)).split(" "):  # read is not in readwrite
+        if scope not in " ".join(scopes(claims)).split(" "):  # "read" is not in "readwrite"
             raise Refused(403, "insufficient_scope", scope)
         return claims
 
     def do_GET(self):
         url = urlsplit(self.path)
         if url.path != "/orders":
-            return self.answer(404, {"Content-Length": "0"})
+            return self.respond(404, {"Content-Length": "0"})
         try:
             claims = self.authorize(url.query, "orders:read")
         except Refused as refused:
-            return self.answer(refused.status, refused.headers)
+            return self.respond(refused.status, refused.headers)
         body = json.dumps({"sub": claims["sub"], "orders": []}).encode()
-        self.answer(200, {"Content-Type": "application/json", "Cache-Control": "no-store", "Content-Length": str(len(body))}, body)
+        self.respond(200, {"Content-Type": "application/json", "Cache-Control": "no-store", "Content-Length": str(len(body))}, body)
 
-    def answer(self, status, headers, body=b""):
+    def respond(self, status, headers, body=b""):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args):  # it would log the query, in which a token may be
+    def log_message(self, *args):  # the query may contain a token
         pass
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", PORT), API)  # what ends TLS is in front
+    server = ThreadingHTTPServer(("127.0.0.1", PORT), API)  # behind a TLS proxy
     print("listening on", server.server_port, flush=True)
     server.serve_forever()
