@@ -13,24 +13,43 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/benchtable"
 )
 
-// tables writes down the medians.
+// about says what the systems do.
+const about = `
+The systems do different work:
+
+- *httputil.ReverseProxy* keeps up to 512 idle connections. It sends the same headers as Cloakroom,
+  including an access token. It has no sessions and writes no log.
+- *nginx* and *Envoy* only forward requests. nginx has one worker, Envoy one for each core.
+- *Envoy, oauth2 filter* has the user's tokens in encrypted cookies and attaches the access token.
+- *mod_auth_openidc* and *Cloakroom* have sessions in Redis and attach the user's access token.
+  Cloakroom also checks for CSRF and writes a log line for each request.
+
+The request has the headers of a browser. The upstream is as cheap as possible, or ` + "`net/http`" + ` if the
+heading says so. The last two columns compare the CPU time.
+
+Figures that were published until 2026-11-28 are not comparable. Their ` + "`httputil.ReverseProxy`" + ` had
+the default pool of http.Transport: two idle connections for each host. So it opened a connection
+for most requests, and it sent fewer headers. The ratios were too good for Cloakroom.
+`
+
+// tables returns the section with the medians.
 func (r *rig) tables(results benchtable.Results, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
-	line("%s, %d cores, shared by the proxy, the upstream, Redis and whoever asks; Go %s, %s, %s, %s, %s, %s; %s. By `make bench`, in one run: medians of %d rounds, in each of which each system is measured once in each row.\n",
-		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), envoyVersion(r.envoy), version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"), time.Now().Format(time.DateOnly), len(results[r.systems[0].key(cells()[0])+" rate"]))
-	line("`httputil.ReverseProxy` keeps up to 512 idle connections and sends the header fields that Cloakroom sends, an access token among them; it has no sessions and writes no log. nginx and Envoy only pass requests on. " +
-		"Envoy with its oauth2 filter has the user's tokens in encrypted cookies; `mod_auth_openidc` and Cloakroom have their sessions in Redis; all three attach the access token of a user who has signed in. " +
-		"Cloakroom also checks for CSRF and writes a line into its log for each request. nginx has one worker, Envoy one for each core. The request has the headers of a browser; the upstream is one that costs as little as it can, or `net/http` where the heading says so.\n")
-	line("Figures that were published until 2026-11-28 are not comparable: the `httputil.ReverseProxy` of that benchmark had http.Transport's default pool, two idle connections for a host, and so opened a connection for most requests, while nginx beside it kept 256. " +
-		"It sent fewer headers too. The ratios to it were therefore too good for Cloakroom.\n")
+	line("- %s, %d cores, shared by the proxy, the upstream, Redis and the load generator", benchtable.Processor(), runtime.NumCPU())
+	line("- Go %s, %s, %s, %s, %s,\n  %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), envoyVersion(r.envoy),
+		version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"))
+	rounds := len(results[r.systems[0].key(cells()[0])+" rate"])
+	line("- measured by `make bench` on %s, in one run: medians of %d rounds. Each round measures each\n"+
+		"  system once in each row.", time.Now().Format(time.DateOnly), rounds)
+	line("%s", about)
 	for _, kind := range cells() {
 		if kind.connections != 1 {
 			continue
 		}
 		line("### %s\n", kind.name)
-		line("| connections | | requests a second | p50 | p99 | CPU a request | of ReverseProxy's | of nginx's |")
+		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy | relative to nginx |")
 		line("|--:|---|--:|--:|--:|--:|--:|--:|")
 		for _, c := range cells() {
 			if c.name != kind.name {
@@ -60,7 +79,7 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 		line("")
 	}
 	line("### Memory\n")
-	line("| | peak, of all of the above | an idle event stream, of %d |", streams)
+	line("| system | peak in all of the above | per idle event stream, of %d |", streams)
 	line("|---|--:|--:|")
 	for _, s := range r.systems {
 		if s.process == nil {
@@ -72,7 +91,7 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 		}
 		line("| %s | %.0f MB | %s |", s.name, results.Median(s.name+" peak")/1024, stream)
 	}
-	line("\nPeak is `VmHWM`, the sum of a system's processes.")
+	line("\nThe peak is the sum of `VmHWM` of all processes of a system.")
 	return t.String()
 }
 

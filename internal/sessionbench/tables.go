@@ -30,53 +30,58 @@ func (b *bench) tables(ctx context.Context) (string, error) {
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 
 	line("## Sessions\n")
-	line("%s, %d cores, which Redis shares; Go %s, Redis %s on the same machine, %s. Medians of %d rounds, by `make bench-sessions`.\n",
-		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), redis["redis_version"], time.Now().Format(time.DateOnly), b.rounds)
-	line("The tokens are an access token of %d bytes and an ID token of %d, both JWTs signed with RS256, and a refresh token that is %d random characters, or a JWT of %d bytes. "+
-		"The claims of the ID token are kept beside it. Each session is another user's and has a `sid`.\n", accessSize, idSize, refreshSize, accessSize)
+	line("%s, %d cores, shared with Redis %s on the same machine; Go %s, %s.\nMedians of %d rounds, measured by `make bench-sessions`.\n",
+		benchtable.Processor(), runtime.NumCPU(), redis["redis_version"], strings.TrimPrefix(runtime.Version(), "go"), time.Now().Format(time.DateOnly), b.rounds)
+	line("The access token has %d bytes and the ID token %d. Both are JWTs signed with RS256. The refresh\n"+
+		"token is %d random characters, or a JWT of %d bytes. The record also has the claims of the ID\n"+
+		"token. Each session belongs to another user and has a `sid`.\n", accessSize, idSize, refreshSize, accessSize)
 
 	line("### Memory of Redis\n")
-	line("Bytes a session, of %d:\n", b.sessions)
-	line("| refresh token | all | tokens as they are | all without them | sealed record | key `session:` | key `user:` | key `sid:` |")
+	line("Bytes for each session, with %d sessions:\n", b.sessions)
+	line("| refresh token | total | plain tokens | difference | record | key `session:` | key `user:` | key `sid:` |")
 	line("|---|--:|--:|--:|--:|--:|--:|--:|")
 	for _, c := range columns {
 		all, tokens := b.Median("memory "+c.name), raw(login(c.refreshIsJWT))
 		line("| %s | %.0f | %d | %+.0f | %.0f | %.0f | %.0f | %.0f |", c.name, all, tokens, all-float64(tokens), b.Median("record "+c.name),
 			b.Median("session key "+c.name), b.Median("user key "+c.name), b.Median("sid key "+c.name))
 	}
-	line("\n*All* is by how much `used_memory` grows; that of the keys is what `MEMORY USAGE` says, which leaves out the tables that find them and their ends. " +
-		"Records are compressed, so all can be less than the tokens. Opaque tokens compress less.\n")
+	line("\n*Total* is the growth of `used_memory`. The sizes of keys are those of `MEMORY USAGE`. They do not\n" +
+		"include the tables for look-up and expiry. Records are compressed, so the total can be less than the\n" +
+		"plain tokens. Opaque tokens compress less.\n")
 
 	line("### Many sessions\n")
-	line("| sessions in Redis | signed in within | `used_memory` | a session | a replica's start and first `Get` | `Get` of one among them, p50 | p99 |")
+	line("| sessions in Redis | all logins | `used_memory` | per session | start of a replica and first `Get` | `Get`, p50 | `Get`, p99 |")
 	line("|--:|--:|--:|--:|--:|--:|--:|")
 	for _, z := range b.sized {
 		what := fmt.Sprint(z.sessions)
 		line("| %s | %.1f s | %.0f MB | %.0f bytes | %s | %s | %s |", what, z.seconds, z.bytes/1e6, z.bytes/float64(z.sessions),
 			benchtable.Duration(b.Median("start-up "+what)), benchtable.Duration(b.Median("among "+what+" p50")), benchtable.Duration(b.Median("among "+what+" p99")))
 	}
-	line("\nThe refresh token is random. Nothing is cached.\n")
+	line("\nThe refresh token is random. The cache is not used.\n")
 
 	line("### Login and refresh\n")
-	line("| | p50 | p99 | CPU of the replica | commands of Redis |")
+	line("| operation | p50 | p99 | CPU of the replica | Redis commands |")
 	line("|---|--:|--:|--:|---|")
 	for _, what := range []string{"login", "refresh"} {
 		line("| %s | %s | %s | %s | %s |", what, benchtable.Duration(b.Median(what+" p50")), benchtable.Duration(b.Median(what+" p99")), benchtable.Duration(b.Median(what+" cpu")), b.lists[what])
 	}
-	line("\nOne at a time; the provider of the refresh answers at once. Those commands that a script (EVALSHA) runs inside Redis are among the commands.\n")
+	line("\nOne operation at a time. The provider responds to the refresh at once. The commands include those\n" +
+		"that a script (EVALSHA) runs inside Redis.\n")
 
 	line("### Look-up\n")
-	line("| | time | allocations | allocated | commands of Redis a call | commands of Redis a second |")
+	line("| call | time | allocations | allocated | Redis commands per call | Redis commands per second |")
 	line("|---|--:|--:|--:|--:|--:|")
 	for _, what := range []string{"cold Get", "cold Fresh", "warm Get", "warm Fresh"} {
 		temperature, call, _ := strings.Cut(what, " ")
 		line("| `%s`, %s | %s | %.0f | %.0f bytes | %.2g | %.0f |", call, temperature, benchtable.Duration(b.Median(what)), b.Median(what+" allocs"), b.Median(what+" bytes"),
 			b.Median(what+" commands"), b.Median(what+" commands a second"))
 	}
-	line("\nOne after the other, as fast as it goes, of %d sessions: `Fresh`, warm, for %v, the others for %v. Cold is without the cache.\n", users, freshFor, lookUpFor)
+	line("\nOne call after the other, as fast as possible, on %d sessions. `Fresh`, warm, runs for %v, the\n"+
+		"others for %v. Cold means without the cache.\n", users, freshFor, lookUpFor)
 
 	line("### Storm\n")
-	line("%d requests at once for one session whose access token has expired, at %d replicas; the provider takes %v:\n", stormCallers, replicas, stormWait)
+	line("%d concurrent requests at %d replicas, for one session whose access token has expired. The provider\n"+
+		"takes %v:\n", stormCallers, replicas, stormWait)
 	line("| refreshes | p50 | slowest |")
 	line("|--:|--:|--:|")
 	line("| %.3g (%.0f at most) | %s | %s |", b.Median("storm refreshes"), slices.Max(b.Results["storm refreshes"]), benchtable.Duration(b.Median("storm p50")), benchtable.Duration(b.Median("storm slowest")))
