@@ -45,7 +45,7 @@ func startSite(t *testing.T, redis *storetest.Server, edit func(s *site), args .
 	}
 	maps.Copy(s.settings, map[string]string{"OIDC_ISSUER": s.provider.Issuer, "OIDC_CLIENT_SECRET": s.provider.Client.Secret})
 	s.replica = startReplica(t, s.provider, s.settings, args...)
-	s.replica.awaitReady(t)
+	s.replica.waitReady(t)
 	return s
 }
 
@@ -229,7 +229,7 @@ func TestAReloadWithAnotherIssuerBeginsAnew(t *testing.T) {
 		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
 		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey, "ROUTES": "[{path: /api/, upstream: " + s.echo.URL + ", token: user}]",
 	}, "--config", file)
-	s.replica.awaitReady(t)
+	s.replica.waitReady(t)
 	b := s.browser()
 	if got := b.SignIn("alice", ""); got.StatusCode != 303 {
 		t.Fatalf("sign in: got %d", got.StatusCode)

@@ -7,18 +7,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -40,8 +36,8 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 	}
 	blackhole := func(d time.Duration) func(*outage) {
 		return func(o *outage) {
-			// No response is lost: a refresh token that has been rotated would be used
-			// twice then, which nobody can avoid.
+			// No response is lost: a refresh token that has been rotated would
+			// be used twice then, which nobody can avoid.
 			o.proxy.BlackholeRequests()
 			o.fault("idle", 0)
 			time.Sleep(time.Second)
@@ -94,13 +90,14 @@ func TestAnOutageOfTheProviderSignsNobodyOut(t *testing.T) {
 const (
 	// outageWait is the oidc.wait of the replicas.
 	outageWait = 5 * time.Second
-	// outageSlack is how much longer a call may take than that. On a quiet machine
-	// it is 0.1 s, which the test logs; beside busy loops it was 4.5 s, while this
-	// test signs in hundreds of users. Without a bound calls took over 20 s.
+	// outageSlack is how much longer a call may take than that. On a quiet
+	// machine it is 0.1 s, which the test logs; beside busy loops it was 4.5 s,
+	// while this test signs in hundreds of users. Without a bound calls took
+	// over 20 s.
 	outageSlack = 10 * time.Second
 	// outageOver is after the recovery when no call fails any more. On a quiet
-	// machine it is within two seconds, which the test logs. Without the breaker it
-	// took more than 14.
+	// machine it is within two seconds, which the test logs. Without the
+	// breaker it took more than 14.
 	outageOver = 10 * time.Second
 )
 
@@ -111,7 +108,7 @@ type outage struct {
 	process *exec.Cmd
 	control string // host:port at which the provider is told to fail
 	proxy   *storetest.Proxy
-	users   []*visitor
+	users   []*userSession
 }
 
 // outageStats is what the provider counted.
@@ -125,13 +122,16 @@ func startOutage(t *testing.T, users int) *outage {
 	providerAddr, control := freeAddr(t), freeAddr(t)
 	o := &outage{t: t, control: control, proxy: storetest.StartProxy(t, providerAddr)}
 	issuer := "http://" + o.proxy.Addr() + "/op"
-	o.fleet = newFleet(t)
+	o.fleet = newFleet(t, nil)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.process = exec.Command(self)
-	o.process.Env = append(os.Environ(), "CLOAKROOM_TEST_PROVIDER="+strings.Join([]string{issuer, providerAddr, control, o.fleet.url}, " "))
+	o.process.Env = append(
+		os.Environ(),
+		"CLOAKROOM_TEST_PROVIDER="+strings.Join([]string{issuer, providerAddr, control, o.fleet.url}, " "),
+	)
 	o.process.Stderr = os.Stderr
 	if err := o.process.Start(); err != nil {
 		t.Fatal(err)
@@ -145,62 +145,23 @@ func startOutage(t *testing.T, users int) *outage {
 		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "10s",
 	}, store.URL(), store.URL(), store.URL())
 	for i := range users {
-		o.users = append(o.users, o.signIn(fmt.Sprintf("user%02d", i)))
+		o.users = append(o.users, o.fleet.signIn(t, fmt.Sprintf("user%02d", i), devidp.Hooks{}))
 	}
 	return o
 }
 
-var csrfField = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
-
-// signIn signs a user in, in a browser that has the cookies of the app and of
-// the provider.
-func (o *outage) signIn(user string) *visitor {
-	o.t.Helper()
-	b := bfftest.NewBrowser(o.t, o.fleet.url)
-	page := b.Navigate(b.Navigate("/bff/login").Location(o.t).String())
-	field := csrfField.FindStringSubmatch(page.Text)
-	if field == nil {
-		o.t.Fatalf("the provider's page has no csrf field: %d\n%s", page.StatusCode, page.Text)
-	}
-	back := b.Submit(page.Request.URL.String(), url.Values{"csrf": {field[1]}, "user": {user}})
-	if got := b.Navigate(back.Location(o.t).String()); got.StatusCode != http.StatusSeeOther {
-		o.t.Fatalf("callback: got %d\n%s", got.StatusCode, got.Text)
-	}
-	v := new(visitor)
-	for _, c := range b.Cookies() {
-		v.cookies += c.Name + "=" + c.Value + "; "
-	}
-	return v
+// callAll makes every user call any replica about every second, until stop is
+// called. stop returns all responses.
+func (o *outage) callAll() (stop func() []response) {
+	pause := func() time.Duration { return 700*time.Millisecond + rand.N(600*time.Millisecond) }
+	return o.fleet.repeat(len(o.users), pause, func(i int) response {
+		at := o.fleet.replicas[rand.N(len(o.fleet.replicas))]
+		return o.fleet.call(at, o.users[i], "GET", "/api/x")
+	})
 }
 
-// callAll has every user make one call after the other, each at any replica,
-// until what it returns is called, which returns all replies.
-func (o *outage) callAll() (stop func() []reply) {
-	over := make(chan struct{})
-	var all sync.WaitGroup
-	replies := make([][]reply, len(o.users))
-	for i, v := range o.users {
-		all.Go(func() {
-			for {
-				at := o.fleet.replicas[rand.N(len(o.fleet.replicas))]
-				replies[i] = append(replies[i], o.fleet.call(at, v, "GET", "/api/x"))
-				select {
-				case <-over:
-					return
-				case <-time.After(700*time.Millisecond + rand.N(600*time.Millisecond)):
-				}
-			}
-		})
-	}
-	return func() []reply {
-		close(over)
-		all.Wait()
-		return slices.Concat(replies...)
-	}
-}
-
-// spreadExpiry refreshes the tokens of one user each second, so that they expire
-// at different times. It takes 50 seconds for 50 users.
+// spreadExpiry refreshes the tokens of one user each second, so that they
+// expire at different times. It takes 50 seconds for 50 users.
 func (o *outage) spreadExpiry() {
 	for i, v := range o.users {
 		o.fleet.call(o.fleet.replicas[i%len(o.fleet.replicas)], v, "POST", "/bff/session/refresh")
@@ -209,7 +170,7 @@ func (o *outage) spreadExpiry() {
 }
 
 // judge checks what the users got and what the provider saw.
-func (o *outage) judge(calls []reply, began, recovered time.Time, before, after outageStats) {
+func (o *outage) judge(calls []response, began, recovered time.Time, before, after outageStats) {
 	o.t.Helper()
 	statuses := make(map[string]int)
 	var longest time.Duration
@@ -255,8 +216,8 @@ func (o *outage) judge(calls []reply, began, recovered time.Time, before, after 
 		}
 		busiest = max(busiest, n)
 	}
-	// How they arrive depends on how long the provider takes to get going, so the
-	// spread is logged only. But no session asks more than once or twice.
+	// How they arrive depends on how long the provider takes to get going, so
+	// the spread is logged only. But no session asks more than once or twice.
 	resumed := 0
 	for _, at := range after.Refreshes {
 		if since := at - recovered.UnixMilli(); since >= 0 && since < 5000 {
@@ -272,8 +233,18 @@ func (o *outage) judge(calls []reply, began, recovered time.Time, before, after 
 			during++
 		}
 	}
-	o.t.Logf("%d calls %v; slowest %v; last failure %v after the recovery; %d refreshes before, %d seen during, busiest 100 ms after: %d",
-		len(calls), statuses, longest.Round(time.Millisecond), lastFailure.Round(time.Millisecond), len(before.Refreshes), during, busiest)
+	o.t.Logf(
+		"%d calls %v; slowest %v; last failure %v after the recovery; %d refreshes before, %d seen during, busiest 100 ms after: %d",
+		len(
+			calls,
+		),
+		statuses,
+		longest.Round(time.Millisecond),
+		lastFailure.Round(time.Millisecond),
+		len(before.Refreshes),
+		during,
+		busiest,
+	)
 }
 
 func (o *outage) signal(s os.Signal) {
@@ -321,7 +292,9 @@ func serveOutageProvider() {
 		Issuer: issuer, AccessTokenTTL: time.Minute, Logger: slog.New(slog.DiscardHandler),
 		Clients: []devidp.Client{{
 			ID: "spa", Secret: "s3cret:with/odd+characters%&",
-			RedirectURIs: []string{app + "/bff/callback"}, PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
+			RedirectURIs: []string{
+				app + "/bff/callback",
+			}, PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
 		}},
 	}
 	for i := range 50 {

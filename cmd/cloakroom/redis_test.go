@@ -31,8 +31,8 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := startFleet(t, env, env["STORE_URL"])
-			v := f.signIn(t, devidp.Hooks{})
-			f.wantAlive(t, v)
+			u := f.signIn(t, "alice", devidp.Hooks{})
+			f.wantActive(t, u)
 			if name != "certificate" {
 				return
 			}
@@ -46,7 +46,7 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 				t.Fatal(got)
 			}
 			time.Sleep(200 * time.Millisecond) // the connections of before have ended
-			f.wantAlive(t, v)
+			f.wantActive(t, u)
 		})
 	}
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -27,11 +29,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// brokerName as the name of the program makes the test binary the broker: it is
-// one with the race detector if the tests are.
+// brokerName as the name of the program makes the test binary the broker. So
+// the broker has the race detector if the tests have it.
 const brokerName = "cloakroom"
 
-// brokerCommand returns the broker as a process of its own, without the test's
+// brokerCommand returns a command that runs the broker, without the test's
 // environment.
 func brokerCommand(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
@@ -55,182 +57,222 @@ func TestMain(m *testing.M) {
 	testenv.Main(m)
 }
 
-// topology is one of the ways to run Redis.
-type topology struct {
+// topologies are the ways to run Redis.
+var topologies = []struct {
 	name  string
 	start func(t *testing.T) redisStore
-}
-
-// redisStore is what runs then. Kill kills the server that a key is written to; heal, which it returns, ends the outage: it starts the server
-// again, or waits until another has taken its place.
-type redisStore struct {
-	url  string
-	kill func(key string) (heal func())
-}
-
-var topologies = []topology{
+}{
 	{"standalone", func(t *testing.T) redisStore {
 		s := storetest.StartRedis(t)
-		return redisStore{s.URL(), func(string) func() {
+		kill := func(string) func() {
 			s.Kill()
 			return s.Start
-		}}
+		}
+		return redisStore{s.URL(), kill, func() []*storetest.Server { return []*storetest.Server{s} }}
 	}},
 	{"Sentinel", func(t *testing.T) redisStore {
 		s := storetest.StartSentinel(t)
-		return redisStore{s.URL(), func(string) func() {
+		kill := func(string) func() {
 			master := s.Master()
 			master.Kill()
 			return func() { s.WaitForOtherMaster(master) }
-		}}
+		}
+		return redisStore{s.URL(), kill, func() []*storetest.Server { return []*storetest.Server{s.Master()} }}
 	}},
 	{"Cluster", func(t *testing.T) redisStore {
 		c := storetest.StartCluster(t)
-		return redisStore{c.URL(), func(key string) func() {
+		kill := func(key string) func() {
 			master := c.MasterOf(key)
 			master.Kill()
 			return func() { c.WaitForOtherMaster(key, master) }
-		}}
+		}
+		return redisStore{c.URL(), kill, c.Masters}
 	}},
 }
 
-// fleet is several replicas of the broker behind one host, with a provider and upstreams of their own.
+// redisStore is a running Redis of one topology.
+type redisStore struct {
+	url string
+	// kill kills the server that holds a key. heal ends the outage: it restarts
+	// the server, or waits until another one has become the master.
+	kill    func(key string) (heal func())
+	masters func() []*storetest.Server
+}
+
+// fleet is several replicas of the broker behind one origin, with a provider
+// and upstreams of their own.
 type fleet struct {
 	t        *testing.T
 	provider *brokertest.Provider
-	url      string // what browsers see: a balancer that asks each replica in turn
+	url      string // the origin: a load balancer that uses each replica in turn
 	host     string
 	replicas []*replica
 	client   *http.Client
 }
 
-// startFleet starts a replica for each store URL, and waits until all are ready. Env is added to what configures them.
+// startFleet starts a replica for each store URL, and waits until all are
+// ready. env overrides their settings.
 func startFleet(t *testing.T, env map[string]string, storeURLs ...string) *fleet {
 	t.Helper()
-	f := newFleet(t)
+	f := newFleet(t, nil)
 	f.startReplicas(env, storeURLs...)
 	return f
 }
 
-// newFleet returns a fleet without replicas: its URL and its provider.
-func newFleet(t *testing.T) *fleet {
+// newFleet returns a fleet without replicas. edit may change the provider; nil
+// leaves it as it is.
+func newFleet(t *testing.T, edit func(*devidp.Config)) *fleet {
 	t.Helper()
-	f := &fleet{t: t, client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1000}}}
+	f := &fleet{t: t, client: &http.Client{
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 1000},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 	var turn atomic.Uint64
 	balancer := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
-		p.Out.URL.Scheme, p.Out.URL.Host = "http", f.replicas[turn.Add(1)%uint64(len(f.replicas))].addr
+		p.Out.URL.Scheme = "http"
+		p.Out.URL.Host = f.replicas[turn.Add(1)%uint64(len(f.replicas))].addr
 	}})
 	t.Cleanup(balancer.Close)
 	t.Cleanup(f.client.CloseIdleConnections)
 	f.host = strings.Replace(balancer.Listener.Addr().String(), "127.0.0.1", "localhost", 1)
 	f.url = "http://" + f.host
-	f.provider = brokertest.NewProvider(t, f.url)
+	f.provider = brokertest.StartProvider(t, f.url, edit)
 	return f
 }
 
 // startReplicas starts a replica for each store URL, and waits until all are
-// ready. Env is added to what configures them.
+// ready. env overrides their settings.
 func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
 	t := f.t
 	t.Helper()
 	echo := brokertest.NewEcho(t)
-	stream := brokertest.NewEcho(t)
-	stream.Handler = func(w http.ResponseWriter, r *http.Request) {
+	slow := brokertest.NewEcho(t)
+	slow.Handler = func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/slow/") {
+			time.Sleep(200 * time.Millisecond)
+			return
+		}
 		w.Header().Set("Content-Type", "text/event-stream")
-		io.WriteString(w, "data: hello\n\n")
+		io.WriteString(w, firstEvent)
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}
-	slow := brokertest.NewEcho(t)
-	slow.Handler = func(http.ResponseWriter, *http.Request) { time.Sleep(200 * time.Millisecond) }
+	route := func(path, upstream string) string {
+		return fmt.Sprintf("{path: %s, upstream: %s, token: user}", path, upstream)
+	}
+	routes := []string{route("/api/", echo.URL), route("/slow/", slow.URL), route("/stream/", slow.URL)}
 	for _, storeURL := range storeURLs {
 		settings := map[string]string{
-			"SERVER_LISTEN": "127.0.0.1:0", "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": f.url, "SERVER_SHUTDOWN_GRACE": "10s",
-			"OIDC_ISSUER": f.provider.Issuer, "OIDC_CLIENT_ID": f.provider.Client.ID, "OIDC_CLIENT_SECRET": f.provider.Client.Secret,
-			"STORE_URL": storeURL, "SESSION_KEYS": goodKey,
-			"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}, {path: /slow/, upstream: " + slow.URL + ", token: user}, {path: /stream/, upstream: " + stream.URL + ", token: user}]",
+			"SERVER_LISTEN": "127.0.0.1:0", "SERVER_ADMIN_LISTEN": "127.0.0.1:0",
+			"SERVER_PUBLIC_URL": f.url, "SERVER_SHUTDOWN_GRACE": "10s",
+			"OIDC_ISSUER": f.provider.Issuer, "OIDC_CLIENT_ID": f.provider.Client.ID,
+			"OIDC_CLIENT_SECRET": f.provider.Client.Secret,
+			"STORE_URL":          storeURL, "SESSION_KEYS": goodKey,
+			"ROUTES": "[" + strings.Join(routes, ", ") + "]",
 		}
 		maps.Copy(settings, env)
 		f.replicas = append(f.replicas, startReplica(t, f.provider, settings))
 	}
-	t.Cleanup(func() { // before those of the replicas, which wait for one after the other
+	t.Cleanup(func() { // runs before the clean-ups of the replicas, which wait one by one
 		for _, r := range f.replicas {
 			r.terminate()
 		}
 	})
 	for _, r := range f.replicas {
-		r.awaitReady(t)
+		r.waitReady(t)
 	}
 }
 
+// firstEvent is what the upstream of /stream/ sends at once.
+const firstEvent = "data: hello\n\n"
+
 // replica is a process of the broker.
 type replica struct {
-	addr   string
-	cmd    *exec.Cmd
-	stderr *lockedBuffer
-	ended  chan struct{} // closed when the process has ended, and err says how
-	err    error
-	killed bool
+	args, env   []string
+	addr, admin string // known when it is ready
+	cmd         *exec.Cmd
+	stderr      *lockedBuffer
+	ended       chan struct{} // closed when the process has ended; then err is set
+	err         error
+	killed      atomic.Bool  // by kill, and not ready again
+	kills       atomic.Int32 // calls of kill
 
 	terminated sync.Once
 }
 
-// startReplica starts a process with settings, environment variables without their prefix. When the test ends it has to end well, and to have
-// printed nothing that it should not.
-func startReplica(t *testing.T, provider *brokertest.Provider, settings map[string]string, args ...string) *replica {
+// startReplica starts a process with settings, which are environment variables
+// without their prefix. When the test ends, the process must exit with status 0
+// and must have logged neither a panic nor a secret.
+func startReplica(
+	t *testing.T, provider *brokertest.Provider, settings map[string]string, args ...string,
+) *replica {
 	t.Helper()
-	r := &replica{cmd: brokerCommand(t, append([]string{"serve"}, args...)...), stderr: new(lockedBuffer), ended: make(chan struct{})}
-	r.cmd.Stderr = r.stderr
+	r := &replica{args: append([]string{"serve"}, args...), stderr: new(lockedBuffer)}
 	for name, value := range settings {
-		r.cmd.Env = append(r.cmd.Env, "CLOAKROOM_"+name+"="+value)
+		r.env = append(r.env, "CLOAKROOM_"+name+"="+value)
 	}
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { // until the process ends, which the clean-up sees to
-		r.err = r.cmd.Wait()
-		close(r.ended)
-	}()
+	r.start(t)
 	t.Cleanup(func() {
 		r.stop(t)
 		log := r.stderr.String()
-		for _, word := range []string{"DATA RACE", "panic", "goroutine "} {
-			if strings.Contains(log, word) {
-				t.Errorf("a replica printed %q", word)
+		for _, word := range []string{"DATA RACE", "panic", "goroutine ", goodKey} {
+			if i := strings.Index(log, word); i >= 0 {
+				t.Errorf("replica %s logged %.9q:\n%.4000s", r.addr, word, log[i:])
 			}
 		}
-		provider.CheckLeaks(t, "a replica's log", log)
+		provider.CheckLeaks(t, "the log of replica "+r.addr, log)
 		if t.Failed() {
-			t.Logf("replica %s, without the requests:\n%s", r.addr, requestLine.ReplaceAllString(log, ""))
+			log = requestLine.ReplaceAllString(log, "")
+			t.Logf("the end of the log of replica %s, without requests:\n%s", r.addr, log[max(0, len(log)-1<<18):])
 		}
 	})
 	return r
 }
 
+// start starts the process, for the first time or after kill.
+func (r *replica) start(t *testing.T) {
+	t.Helper()
+	cmd, ended := brokerCommand(t, r.args...), make(chan struct{})
+	cmd.Env, cmd.Stderr = append(cmd.Env, r.env...), r.stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.cmd, r.ended = cmd, ended
+	go func() { // ends with the process, which the clean-up stops
+		r.err = cmd.Wait()
+		close(ended)
+	}()
+}
+
 var requestLine = regexp.MustCompile(`(?m)^.*"msg":"request".*\n`)
 
-func (r *replica) awaitReady(t *testing.T) {
+// waitReady waits until the replica accepts requests.
+func (r *replica) waitReady(t *testing.T) {
 	t.Helper()
 	listening := regexp.MustCompile(`"msg":"listening","listen":"([^"]+)","admin_listen":"([^"]+)"`)
-	eventually(t, 20*time.Second, "a replica listens", func() bool { return listening.MatchString(r.stderr.String()) })
+	eventually(t, 20*time.Second, "the replica listens", func() bool {
+		return listening.MatchString(r.stderr.String())
+	})
 	m := listening.FindStringSubmatch(r.stderr.String())
-	r.addr = m[1]
-	ready(t, m[2])
+	r.addr, r.admin = m[1], m[2]
+	ready(t, r.admin)
 }
 
 // kill ends the process as a crash would.
 func (r *replica) kill() {
-	r.killed = true
+	r.killed.Store(true)
+	r.kills.Add(1)
 	r.cmd.Process.Kill()
 	<-r.ended
 }
 
-// terminate asks the process to end. It asks once, for the second time is not a question.
+// terminate begins a graceful shutdown. Later calls do nothing: a second signal
+// would end the process at once.
 func (r *replica) terminate() {
 	r.terminated.Do(func() { r.cmd.Process.Signal(syscall.SIGTERM) })
 }
 
-// stop asks the process to end, and waits until it has.
+// stop shuts the process down and waits until it has ended.
 func (r *replica) stop(t *testing.T) {
 	t.Helper()
 	r.terminate()
@@ -238,258 +280,301 @@ func (r *replica) stop(t *testing.T) {
 	case <-r.ended:
 	case <-time.After(30 * time.Second):
 		r.kill()
-		t.Error("a replica did not stop when it was asked to")
+		t.Errorf("replica %s did not stop within 30 s of SIGTERM", r.addr)
 	}
-	if r.err != nil && !r.killed {
-		t.Errorf("a replica ended with %v", r.err)
+	if r.err != nil && !r.killed.Load() {
+		t.Errorf("replica %s ended with %v, want status 0", r.addr, r.err)
 	}
 }
 
-// visitor is somebody who has signed in.
-type visitor struct {
-	cookies string
-	id      string    // of the session
+// userSession is a session as its browser knows it.
+type userSession struct {
+	cookies string // the Cookie header
+	id      string
 	expiry  time.Time // of the access token
 }
 
-// recordKey is where the visitor's session is in Redis.
-func (v *visitor) recordKey() string { return "cloakroom:session:" + v.id }
+// recordKey returns the key of the session's record in Redis.
+func (u *userSession) recordKey() string { return "cloakroom:session:" + u.id }
 
-// signIn signs alice in on a browser of her own, while the provider has hooks.
-func (f *fleet) signIn(t *testing.T, hooks devidp.Hooks) *visitor {
+// signIn signs a user in with a new browser, while the provider has hooks.
+func (f *fleet) signIn(t *testing.T, user string, hooks devidp.Hooks) *userSession {
 	t.Helper()
 	f.provider.SetHooks(hooks)
 	defer f.provider.Behave()
 	b := bfftest.NewBrowser(t, f.url)
-	if got := b.SignIn("alice", ""); got.StatusCode != 303 {
-		t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
+	if got := b.SignIn(user, ""); got.StatusCode != 303 {
+		t.Fatalf("callback: got %d, want 303\n%s", got.StatusCode, got.Text)
 	}
-	var shown struct {
-		Session struct {
-			ID                   string
-			AccessTokenExpiresAt time.Time `json:"access_token_expires_at"`
-		}
-	}
-	b.Fetch("GET", "/bff/session").Decode(t, &shown)
-	v := &visitor{id: shown.Session.ID, expiry: shown.Session.AccessTokenExpiresAt}
-	for _, c := range b.Cookies() {
-		v.cookies += c.Name + "=" + c.Value + "; "
-	}
-	return v
+	var body sessionBody
+	b.Fetch("GET", "/bff/session").Decode(t, &body)
+	return &userSession{cookieHeader(b.Cookies()), body.Session.ID, body.Session.AccessTokenExpiresAt}
 }
 
-// expired returns somebody whose access token has expired.
-func (f *fleet) expired(t *testing.T) *visitor {
+// sessionBody is the response of /bff/session.
+type sessionBody struct {
+	Authenticated bool
+	User          struct{ Sub string }
+	Session       struct {
+		ID                   string
+		AccessTokenExpiresAt time.Time `json:"access_token_expires_at"`
+	}
+}
+
+func cookieHeader(cookies []*http.Cookie) string {
+	var pairs []string
+	for _, c := range cookies {
+		pairs = append(pairs, c.Name+"="+c.Value)
+	}
+	return strings.Join(pairs, "; ")
+}
+
+// signInExpired signs alice in and waits until her access token has expired.
+func (f *fleet) signInExpired(t *testing.T) *userSession {
 	t.Helper()
-	v := f.signIn(t, devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
-	time.Sleep(time.Until(v.expiry))
-	return v
+	u := f.signIn(t, "alice", devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 },
+	})
+	time.Sleep(time.Until(u.expiry))
+	return u
 }
 
-// onRefresh has deal see to the requests to refresh tokens, in the provider's place. It is told which one of them it is, from 1.
-func (f *fleet) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) {
+// interceptRefresh makes handle process the refresh requests at the provider.
+// n counts them from 1. next is the provider.
+func (f *fleet) interceptRefresh(
+	handle func(n int, w http.ResponseWriter, r *http.Request, next http.Handler),
+) {
 	var n atomic.Int64
-	f.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
-		if strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == "refresh_token" {
-			deal(int(n.Add(1)), w, r, provider)
-			return
-		}
-		provider.ServeHTTP(w, r)
-	}})
+	f.provider.SetHooks(devidp.Hooks{
+		Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if strings.HasSuffix(r.URL.Path, "/token") && r.PostFormValue("grant_type") == "refresh_token" {
+				handle(int(n.Add(1)), w, r, next)
+				return
+			}
+			next.ServeHTTP(w, r)
+		},
+	})
 	f.t.Cleanup(f.provider.Behave)
 }
 
-// answersAfter makes a refresh take its time.
-func (f *fleet) answersAfter(d time.Duration) {
-	f.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+// delayRefresh delays every refresh request.
+func (f *fleet) delayRefresh(d time.Duration) {
+	f.interceptRefresh(func(_ int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 		time.Sleep(d)
-		provider.ServeHTTP(w, r)
+		next.ServeHTTP(w, r)
 	})
 }
 
-// losesAnswers has the first refreshes processed, and hangs up instead of answering.
-func (f *fleet) losesAnswers(first int) {
-	f.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
-		if n > first {
-			provider.ServeHTTP(w, r)
-			return
-		}
-		provider.ServeHTTP(httptest.NewRecorder(), r)
-		panic(http.ErrAbortHandler)
-	})
-}
-
-// hold has the next refresh processed, and keeps the answer back until release is called: the tokens before are spent by then. It returns a channel
-// that is closed when that is so. Refreshes after it are answered at once.
-func (f *fleet) hold() (processed <-chan struct{}, release func()) {
+// holdRefresh makes the provider process the next refresh, so that the old
+// refresh token is spent, but withhold the response until release is called.
+// processed is closed when the request has been processed. Later refreshes are
+// not delayed.
+func (f *fleet) holdRefresh() (processed <-chan struct{}, release func()) {
 	held, released := make(chan struct{}), make(chan struct{})
 	release = sync.OnceFunc(func() { close(released) })
 	f.t.Cleanup(release)
-	f.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+	f.interceptRefresh(func(n int, w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if n > 1 {
-			provider.ServeHTTP(w, r)
+			next.ServeHTTP(w, r)
 			return
 		}
-		answer := httptest.NewRecorder()
-		provider.ServeHTTP(answer, r)
+		resp := httptest.NewRecorder()
+		next.ServeHTTP(resp, r)
 		close(held)
 		<-released
-		maps.Copy(w.Header(), answer.Header())
-		w.WriteHeader(answer.Code)
-		w.Write(answer.Body.Bytes())
+		maps.Copy(w.Header(), resp.Header())
+		w.WriteHeader(resp.Code)
+		w.Write(resp.Body.Bytes())
 	})
 	return held, release
 }
 
-// reply is what a replica said to one call.
-type reply struct {
-	err     error // the connection broke, and there is nothing below but the times
-	status  int
-	code    string // of a problem
-	text    string
-	token   string // digest of the access token that reached the upstream
-	cookies []string
-	began   time.Time
-	took    time.Duration
+// response is the result of one request to a replica.
+type response struct {
+	err    error // of the connection; then only began and took are set
+	status int
+	code   string // of a problem
+	text   string
+	header http.Header
+	token  string // digest of the access token that reached the upstream
+	began  time.Time
+	took   time.Duration
 }
 
-func (r reply) String() string {
+func (r response) String() string {
 	if r.err != nil {
 		return r.err.Error()
 	}
 	return strings.TrimSpace(strconv.Itoa(r.status) + " " + r.code)
 }
 
-// call does what the app's browser client does, at one replica.
-func (f *fleet) call(at *replica, v *visitor, method, path string) reply {
-	return f.callUntil(f.t.Context(), at, v, method, path)
+// call makes a request at one replica as the app's browser client does.
+func (f *fleet) call(at *replica, u *userSession, method, path string) response {
+	return f.send(f.t.Context(), at, u.cookies, method, path)
 }
 
 var bearerDigest = regexp.MustCompile(`Bearer ([0-9a-f]+)`)
 
-// callUntil is a call by somebody who leaves when ctx ends.
-func (f *fleet) callUntil(ctx context.Context, at *replica, v *visitor, method, path string) reply {
-	answer := reply{began: time.Now()}
+// send makes a request at one replica with a Cookie header. header are names
+// and values that replace what the app's browser client sends; an empty value
+// removes the header. The client disconnects when ctx ends.
+func (f *fleet) send(
+	ctx context.Context, at *replica, cookies, method, path string, header ...string,
+) response {
+	result := response{began: time.Now()}
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+at.addr+path, nil)
 	if err != nil {
-		answer.err = err
-		return answer
+		result.err = err
+		return result
 	}
 	req.Host = f.host
-	req.Header = http.Header{"Cookie": {v.cookies}, "Accept": {"application/json"}, "X-Csrf": {"1"}, "Sec-Fetch-Site": {"same-origin"}}
+	for h := range slices.Chunk(append([]string{
+		"Cookie", cookies, "Accept", "application/json", "X-CSRF", "1",
+		"Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty", "Sec-Fetch-Site", "same-origin",
+	}, header...), 2) {
+		if req.Header.Set(h[0], h[1]); h[1] == "" {
+			req.Header.Del(h[0])
+		}
+	}
 	resp, err := f.client.Do(req)
 	if err == nil {
 		var text []byte
 		text, err = io.ReadAll(resp.Body)
 		resp.Body.Close()
-		answer.status, answer.text, answer.cookies = resp.StatusCode, string(text), resp.Header["Set-Cookie"]
-		answer.code = (&bfftest.Response{Response: resp, Text: string(text)}).Code()
-		if m := bearerDigest.FindSubmatch(text); m != nil {
-			answer.token = string(m[1])
+		result.status, result.text, result.header = resp.StatusCode, string(text), resp.Header
+		result.code = (&bfftest.Response{Response: resp, Text: result.text}).Code()
+		if m := bearerDigest.FindStringSubmatch(result.text); m != nil {
+			result.token = m[1]
 		}
 	}
-	answer.err, answer.took = err, time.Since(answer.began)
-	return answer
+	result.err, result.took = err, time.Since(result.began)
+	return result
 }
 
-// start makes n calls at once, at the replicas in turn. What it returns waits for the replies.
-func (f *fleet) start(v *visitor, n int, at ...*replica) (wait func() []reply) {
-	replies := make([]reply, n)
-	var all sync.WaitGroup
+// startCalls starts n calls at once, at the replicas in turn. wait returns the
+// responses.
+func (f *fleet) startCalls(u *userSession, n int, at ...*replica) (wait func() []response) {
+	responses := make([]response, n)
+	var running sync.WaitGroup
 	for i := range n {
-		all.Go(func() { replies[i] = f.call(at[i%len(at)], v, "GET", "/api/x") })
+		running.Go(func() { responses[i] = f.call(at[i%len(at)], u, "GET", "/api/x") })
 	}
-	return func() []reply {
-		all.Wait()
-		return replies
+	return func() []response {
+		running.Wait()
+		return responses
 	}
 }
 
-// load makes one call after the other at every replica, until what it returns is called, which returns the replies.
-func (f *fleet) load(v *visitor) (stop func() []reply) {
-	var over atomic.Bool
-	var all sync.WaitGroup
-	replies := make([][]reply, len(f.replicas))
-	for i, at := range f.replicas {
-		all.Go(func() {
-			for !over.Load() && f.t.Context().Err() == nil {
-				replies[i] = append(replies[i], f.call(at, v, "GET", "/api/x"))
-				time.Sleep(20 * time.Millisecond) // or it would be the machine that is loaded
+// repeat runs n goroutines that make one call after the other, with a pause
+// after each, until stop is called or the test ends. stop returns all
+// responses.
+func (f *fleet) repeat(
+	n int, pause func() time.Duration, call func(i int) response,
+) (stop func() []response) {
+	stopped := make(chan struct{})
+	responses := make([][]response, n)
+	var running sync.WaitGroup
+	for i := range n {
+		running.Go(func() {
+			for {
+				responses[i] = append(responses[i], call(i))
+				select {
+				case <-stopped:
+					return
+				case <-f.t.Context().Done():
+					return
+				case <-time.After(pause()):
+				}
 			}
 		})
 	}
-	return func() []reply {
-		over.Store(true)
-		all.Wait()
-		return slices.Concat(replies...)
+	return func() []response {
+		close(stopped)
+		running.Wait()
+		return slices.Concat(responses...)
 	}
 }
 
-// wantRefreshes checks how many refreshes the provider has seen, and that none of them was of a token that was used before.
+// wantRefreshes checks the number of refreshes at the provider, and that no
+// refresh token was used twice.
 func (f *fleet) wantRefreshes(t *testing.T, want int) {
 	t.Helper()
-	if n, reuses := f.provider.Refreshes(), f.provider.Reuses(); n != want || reuses != 0 {
-		t.Errorf("the provider saw %d refreshes and %d reuses, want %d and 0", n, reuses, want)
+	if got := f.provider.Refreshes(); got != want {
+		t.Errorf("refreshes at the provider: got %d, want %d", got, want)
+	}
+	f.wantNoReuse(t)
+}
+
+// wantNoReuse checks that no refresh token was used after its rotation.
+func (f *fleet) wantNoReuse(t *testing.T) {
+	t.Helper()
+	if got := f.provider.Reuses(); got != 0 {
+		t.Errorf("reuses of a refresh token: got %d, want 0", got)
 	}
 }
 
-// wantAlive checks that a session can be used and refreshed at every replica that was not killed, one after the other.
-func (f *fleet) wantAlive(t *testing.T, v *visitor) {
+// wantActive checks that the session can be used and refreshed at every replica
+// that was not killed, one after the other.
+func (f *fleet) wantActive(t *testing.T, u *userSession) {
 	t.Helper()
 	for i, at := range f.replicas {
-		if at.killed {
+		if at.killed.Load() {
 			continue
 		}
 		for _, call := range [][2]string{{"GET", "/api/x"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}} {
-			if got := f.call(at, v, call[0], call[1]); got.status != 200 {
+			if got := f.call(at, u, call[0], call[1]); got.status != 200 {
 				t.Errorf("%s %s at replica %d: got %v, want 200", call[0], call[1], i, got)
 			}
 		}
 	}
 }
 
-// wantEnded checks that no replica knows the session.
-func (f *fleet) wantEnded(t *testing.T, v *visitor) {
+// wantEnded checks that no replica accepts the session.
+func (f *fleet) wantEnded(t *testing.T, u *userSession) {
 	t.Helper()
 	for i, at := range f.replicas {
-		if got := f.call(at, v, "GET", "/api/x"); got.status != 401 || got.code != "not_signed_in" {
-			t.Errorf("a call at replica %d: got %v, want 401 not_signed_in", i, got)
+		if got := f.call(at, u, "GET", "/api/x").String(); got != "401 not_signed_in" {
+			t.Errorf("call at replica %d: got %s, want 401 not_signed_in", i, got)
 		}
-		if f.knows(at, v) {
-			t.Errorf("replica %d still knows the session", i)
+		if f.authenticated(at, u) {
+			t.Errorf("/bff/session at replica %d: got authenticated true, want false", i)
 		}
 	}
 }
 
-// knows says whether a replica finds the visitor's session.
-func (f *fleet) knows(at *replica, v *visitor) bool {
-	var shown struct{ Authenticated bool }
-	answer := f.call(at, v, "GET", "/bff/session")
-	if err := json.Unmarshal([]byte(answer.text), &shown); err != nil || answer.status != 200 {
-		f.t.Errorf("/bff/session: got %v, want 200", answer)
+// authenticated reports whether a replica finds the session.
+func (f *fleet) authenticated(at *replica, u *userSession) bool {
+	var body sessionBody
+	resp := f.call(at, u, "GET", "/bff/session")
+	if resp.status != 200 {
+		f.t.Errorf("/bff/session: got %v, want 200", resp)
 	}
-	return shown.Authenticated
+	if err := json.Unmarshal([]byte(resp.text), &body); err != nil {
+		f.t.Errorf("/bff/session: %v", err)
+	}
+	return body.Authenticated
 }
 
-// wantStatuses checks that every reply has one of the statuses, and returns how many have which.
-func wantStatuses(t *testing.T, replies []reply, statuses ...int) map[int]int {
+// wantStatuses checks that every response has one of the statuses, and returns
+// the number of responses by status.
+func wantStatuses(t *testing.T, responses []response, statuses ...int) map[int]int {
 	t.Helper()
 	count := make(map[int]int)
 	wrong := make(map[string]int)
-	for _, r := range replies {
+	for _, r := range responses {
 		count[r.status]++
 		if !slices.Contains(statuses, r.status) {
 			wrong[r.String()]++
 		}
 	}
 	if len(wrong) > 0 {
-		t.Errorf("of %d calls these were answered wrongly: %v, want %v", len(replies), wrong, statuses)
+		t.Errorf("%d calls: got %v, want only %v", len(responses), wrong, statuses)
 	}
 	return count
 }
 
-func slowest(replies []reply) time.Duration {
-	return slices.MaxFunc(replies, func(a, b reply) int { return int(a.took - b.took) }).took
+func slowest(responses []response) time.Duration {
+	return slices.MaxFunc(responses, func(a, b response) int { return cmp.Compare(a.took, b.took) }).took
 }
 
 // await waits until c is closed.
@@ -502,15 +587,12 @@ func await(t *testing.T, c <-chan struct{}, what string) {
 	}
 }
 
-// eventually waits until something is so, and returns how long that took.
-func eventually(t *testing.T, limit time.Duration, what string, yes func() bool) time.Duration {
+// eventually waits until condition returns true.
+func eventually(t *testing.T, limit time.Duration, what string, condition func() bool) {
 	t.Helper()
-	began := time.Now()
-	for !yes() {
-		if time.Since(began) > limit {
+	for deadline := time.Now().Add(limit); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
 			t.Fatalf("not within %v: %s", limit, what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
-	return time.Since(began)
 }

@@ -18,21 +18,21 @@ func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 	proxy := storetest.StartProxy(t, redis.Addr())
 	f := startFleet(t, nil, strings.Replace(redis.URL(), redis.Addr(), proxy.Addr(), 1))
 	at := f.replicas[0]
-	v := f.signIn(t, devidp.Hooks{})
+	u := f.signIn(t, "alice", devidp.Hooks{})
 	for range 3 {
-		f.start(v, 20, at)() // several connections
+		f.startCalls(u, 20, at)() // several connections
 		proxy.DropSilently()
 		for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
-			if got := f.call(at, v, "GET", "/api/x"); got.status != 200 {
+			if got := f.call(at, u, "GET", "/api/x"); got.status != 200 {
 				t.Fatalf("got %v after %v, want 200", got, got.took)
 			}
 		}
 		proxy.DropSilently()
 		time.Sleep(1500 * time.Millisecond) // the announcements are known to be lost: each request asks Redis
-		if got := f.call(at, v, "POST", "/bff/session/refresh"); got.status != 200 {
+		if got := f.call(at, u, "POST", "/bff/session/refresh"); got.status != 200 {
 			t.Errorf("a refresh: got %v after %v, want 200", got, got.took)
 		}
 		proxy.DropSilently()
-		f.signIn(t, devidp.Hooks{})
+		f.signIn(t, "alice", devidp.Hooks{})
 	}
 }
