@@ -30,6 +30,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -184,8 +185,8 @@ func checkLifecycle(t *testing.T, a *app) {
 
 func TestClientSecretIsSentByOneMethod(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
-		t.Run(method, func(t *testing.T) {
+	for _, method := range []oidc.ClientAuth{oidc.ClientSecretBasic, oidc.ClientSecretPost} {
+		t.Run(string(method), func(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
 			c := a.recordCalls(devidp.Hooks{})
 			checkLifecycle(t, a)
@@ -195,8 +196,8 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 				}
 				for _, call := range c.to(path) {
 					basic, post := call.header.Get("Authorization"), call.form.Has("client_secret")
-					if (basic != "") != (method == "client_secret_basic") ||
-						post != (method == "client_secret_post") || call.form.Has("client_assertion") {
+					if (basic != "") != (method == oidc.ClientSecretBasic) ||
+						post != (method == oidc.ClientSecretPost) || call.form.Has("client_assertion") {
 						t.Errorf("%s: Authorization %.10q, client_secret %v", path, basic, post)
 					}
 				}
@@ -208,7 +209,7 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 // RFC 6749 2.3.1: the id is form-encoded as well.
 func TestClientIDMayContainAnyCharacter(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"client_secret_basic", "client_secret_post"} {
+	for _, method := range []oidc.ClientAuth{oidc.ClientSecretBasic, oidc.ClientSecretPost} {
 		a := newAppWith(t, func(c *devidp.Config) {
 			c.Clients[0].ID = "https://app.example/?a=b:c%20+é"
 		}, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method })
@@ -764,7 +765,7 @@ func TestPushedRequestsFollowConfigurationAndMetadata(t *testing.T) {
 		t.Errorf("never: got %v", q)
 	}
 	for name, test := range map[string]struct {
-		mode string
+		mode oidc.PushedRequests
 		edit func(m map[string]any)
 		want string
 	}{
@@ -795,8 +796,8 @@ func TestPushedRequestsFollowConfigurationAndMetadata(t *testing.T) {
 
 func TestAuthorizationRequestsAreSigned(t *testing.T) {
 	t.Parallel()
-	for _, pushed := range []string{"always", "never"} {
-		t.Run("pushed "+pushed, func(t *testing.T) {
+	for _, pushed := range []oidc.PushedRequests{oidc.PushAlways, oidc.PushNever} {
+		t.Run("pushed "+string(pushed), func(t *testing.T) {
 			key := ecKey(t)
 			a := newAppWith(t, func(c *devidp.Config) {
 				c.Clients[0].Keys, c.Clients[0].SignsRequests = []jose.JSONWebKey{{Key: key.Public()}}, true
@@ -811,7 +812,7 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 				t.Fatalf("got %d\n%s", resp.StatusCode, a.logs)
 			}
 			var request string
-			if pushed == "always" {
+			if pushed == oidc.PushAlways {
 				form := c.to("/par")[0].form
 				if request = form.Get("request"); form.Has("state") || form.Has("scope") || form.Has("request_uri") {
 					t.Errorf("pushed %v", form)

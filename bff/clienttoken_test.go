@@ -12,6 +12,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
@@ -234,7 +235,7 @@ func TestClientTokenWorksWithEachClientAuth(t *testing.T) {
 	key := ecKey(t)
 	cert := certificate(t, key)
 	withKey, signing := withKeys(key)
-	secret := func(method string) func(*app, *bff.Config) {
+	secret := func(method oidc.ClientAuth) func(*app, *bff.Config) {
 		return func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = method }
 	}
 	for method, test := range map[string]struct {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
@@ -182,10 +183,10 @@ func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 // without documents is never called.
 func TestCrossSiteLoginReachesNoUpstream(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"query", "form_post"} {
+	for _, mode := range []oidc.ResponseMode{oidc.ResponseModeQuery, oidc.ResponseModeFormPost} {
 		a := documentsApp(t, func(cfg *bff.Config) { cfg.Provider.ResponseMode = mode })
 		b := a.browser()
-		if mode == "query" {
+		if mode == oidc.ResponseModeQuery {
 			if got := landingPage(t, b, "/files/x.html", "Sec-Fetch-Site", "cross-site"); got != "/" {
 				t.Errorf("%s: ended at %s", mode, got)
 			}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -571,11 +572,14 @@ func TestOldSessionIsBoundAtItsNextRefresh(t *testing.T) {
 // up, does not end with a session that is otherwise.
 func TestLoginFinishesWithItsOwnBinding(t *testing.T) {
 	t.Parallel()
-	for _, constraint := range []string{"", "dpop"} {
+	for _, constraint := range []oidc.SenderConstraint{"", oidc.SenderConstraintDPoP} {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = constraint })
 		b := a.browser()
 		back := b.AuthResponse("alice", "").Location(t)
-		other := map[string]string{"": "dpop", "dpop": ""}[constraint]
+		other := oidc.SenderConstraintDPoP
+		if constraint == other {
+			other = ""
+		}
 		ask := a.successor(func(cfg *bff.Config) { cfg.Provider.SenderConstraint = other })
 		if got := ask(b, "GET", back.RequestURI()).StatusCode; got != 502 || a.provider.TokenRequests() > 0 {
 			t.Errorf("began with %q, ended with %q: got %d after %d token requests", constraint,

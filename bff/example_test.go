@@ -27,7 +27,7 @@ func Example() {
 		Provider: bff.ProviderConfig{Issuer: "https://id.example.com", ClientID: "spa",
 			ClientSecret: session.Secret(os.Getenv("CLIENT_SECRET"))},
 		Sessions: session.Config{Store: store, Keys: [][]byte{key}},
-		Routes:   []bff.Route{{Path: "/api/", Upstream: []string{"http://localhost:9000"}, Token: "user"}},
+		Routes:   []bff.Route{{Path: "/api/", Upstream: []string{"http://localhost:9000"}, Token: bff.TokenUser}},
 		Frontend: app, Client: web.Client(),
 	})
 	check(err)

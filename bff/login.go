@@ -79,7 +79,7 @@ func (a *app) startLogin(w *response, r *http.Request, at *attempt, extra url.Va
 	if err := a.recordCurrentSession(r, at); err != nil {
 		return err
 	}
-	if err := a.attempts.prepare(at, a.provider.Config().SenderConstraint == "dpop"); err != nil {
+	if err := a.attempts.prepare(at, a.provider.Config().SenderConstraint == oidc.SenderConstraintDPoP); err != nil {
 		return err
 	}
 	location, err := a.provider.AuthorizationURL(r.Context(), at.request(extra))

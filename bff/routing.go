@@ -23,7 +23,7 @@ func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 	}
 	for i, r := range cfg.Routes {
 		field := fmt.Sprintf("Routes[%d]", i)
-		if cfg.Provider.SenderConstraint == "mtls" && r.Token != TokenNone {
+		if cfg.Provider.SenderConstraint == oidc.SenderConstraintMTLS && r.Token != TokenNone {
 			fail(r.presentCertificate(cfg.Provider.ClientCertificate, field))
 		}
 		parsed, err := newRoute(r, field, a.prefix)

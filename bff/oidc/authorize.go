@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -26,22 +27,27 @@ import (
 // checkRequests validates the fields for authorization requests, and fills in
 // their defaults. With FAPI2 it also enforces what the profile requires.
 func checkRequests(cfg *Config, fail func(name string, err error)) {
-	oneOf := func(name string, value *string, allowed ...string) {
-		if *value == "" {
-			*value = allowed[0]
-		} else if !slices.Contains(allowed, *value) {
-			fail(name, fmt.Errorf("%q is none of %s", *value, strings.Join(allowed, ", ")))
-		}
+	cfg.PushedRequests = cmp.Or(cfg.PushedRequests, PushAuto)
+	switch cfg.PushedRequests {
+	case PushAuto, PushAlways, PushNever:
+	default:
+		fail("PushedRequests", fmt.Errorf("%q is none of auto, always, never", cfg.PushedRequests))
 	}
-	oneOf("PushedRequests", &cfg.PushedRequests, "auto", "always", "never")
-	oneOf("ResponseMode", &cfg.ResponseMode, "query", "form_post")
-	if cfg.SenderConstraint != "" {
-		oneOf("SenderConstraint", &cfg.SenderConstraint, "dpop", "mtls")
+	cfg.ResponseMode = cmp.Or(cfg.ResponseMode, ResponseModeQuery)
+	switch cfg.ResponseMode {
+	case ResponseModeQuery, ResponseModeFormPost:
+	default:
+		fail("ResponseMode", fmt.Errorf("%q is none of query, form_post", cfg.ResponseMode))
+	}
+	switch cfg.SenderConstraint {
+	case "", SenderConstraintDPoP, SenderConstraintMTLS:
+	default:
+		fail("SenderConstraint", fmt.Errorf("%q is none of dpop, mtls", cfg.SenderConstraint))
 	}
 	if cfg.SignRequests && len(cfg.ClientKeys) == 0 {
 		fail("ClientKeys", errors.New("missing; signed requests are signed with it"))
 	}
-	if cfg.SenderConstraint == "mtls" && cfg.ClientCertificate == nil {
+	if cfg.SenderConstraint == SenderConstraintMTLS && cfg.ClientCertificate == nil {
 		fail("ClientCertificate", errors.New("missing; mtls binds tokens to it"))
 	}
 	for _, resource := range cfg.Resources {
@@ -71,10 +77,10 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 		}
 	}
 	if cfg.SenderConstraint == "" {
-		cfg.SenderConstraint = "dpop"
+		cfg.SenderConstraint = SenderConstraintDPoP
 	}
-	cfg.PushedRequests = "always"
-	if strings.HasPrefix(cfg.ClientAuth, "client_secret") { // FAPI 2.0 5.3.3.1
+	cfg.PushedRequests = PushAlways
+	if cfg.ClientAuth == ClientSecretBasic || cfg.ClientAuth == ClientSecretPost { // FAPI 2.0 5.3.3.1
 		fail("ClientAuth", fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, "+
 			"tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
 	}
@@ -165,7 +171,7 @@ func (c *Client) AuthorizationURL(ctx context.Context, r Request) (string, error
 	if err != nil {
 		return "", err
 	}
-	if c.cfg.PushedRequests == "always" || c.cfg.PushedRequests == "auto" && m.Pushed != "" {
+	if c.cfg.PushedRequests == PushAlways || c.cfg.PushedRequests == PushAuto && m.Pushed != "" {
 		if q, err = c.push(ctx, m, q, r); err != nil {
 			return "", err
 		}
@@ -206,8 +212,8 @@ func (c *Client) requestParameters(m *metadata, r Request) (url.Values, error) {
 	if c.cfg.Audience != "" {
 		q.Set("audience", c.cfg.Audience)
 	}
-	if c.cfg.ResponseMode != "query" {
-		q.Set("response_mode", c.cfg.ResponseMode)
+	if c.cfg.ResponseMode != ResponseModeQuery {
+		q.Set("response_mode", string(c.cfg.ResponseMode))
 	}
 	if r.Key != "" { // RFC 9449 10: the code is good for the holder of the key only
 		key, err := parseKey(r.Key)

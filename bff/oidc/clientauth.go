@@ -43,16 +43,16 @@ func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 	}
 	switch cfg.ClientAuth {
 	case "":
-		cfg.ClientAuth = "client_secret_basic"
+		cfg.ClientAuth = ClientSecretBasic
 		fallthrough
-	case "client_secret_basic", "client_secret_post":
+	case ClientSecretBasic, ClientSecretPost:
 		needs("ClientSecret", cfg.ClientSecret == "", "a client without credentials is refused (RFC 10017 6.1.3.1)")
-	case "private_key_jwt":
+	case PrivateKeyJWT:
 		unneeded()
 		needs("ClientKeys", len(cfg.ClientKeys) == 0, "private_key_jwt signs with it")
-	case "tls_client_auth", "self_signed_tls_client_auth":
+	case TLSClientAuth, SelfSignedTLSClientAuth:
 		unneeded()
-		needs("ClientCertificate", cfg.ClientCertificate == nil, cfg.ClientAuth+" is to show it")
+		needs("ClientCertificate", cfg.ClientCertificate == nil, string(cfg.ClientAuth)+" authenticates with it")
 	default:
 		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
 			"private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
@@ -159,14 +159,14 @@ func (c *Client) sign(typ string, claims map[string]any, supported []string) (st
 // method (RFC 6749, section 2.3).
 func (c *Client) authenticate(m *metadata, req *http.Request, form url.Values) error {
 	switch c.cfg.ClientAuth {
-	case "client_secret_basic":
+	case ClientSecretBasic:
 		// Both are form-encoded before they go into the header (RFC 6749
 		// 2.3.1).
 		req.SetBasicAuth(url.QueryEscape(c.cfg.ClientID), url.QueryEscape(c.cfg.ClientSecret.Reveal()))
-	case "client_secret_post":
+	case ClientSecretPost:
 		form.Set("client_id", c.cfg.ClientID)
 		form.Set("client_secret", c.cfg.ClientSecret.Reveal())
-	case "private_key_jwt": // RFC 7523 3, RFC 10070 4
+	case PrivateKeyJWT: // RFC 7523 3, RFC 10070 4
 		audience := cmp.Or(c.cfg.AssertionAudience, c.cfg.Issuer)
 		if audience == "endpoint" {
 			audience = req.URL.String()

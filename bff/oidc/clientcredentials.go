@@ -33,7 +33,7 @@ type ClientCredentials struct {
 // ClientCredentials returns the source of the broker's own tokens for a target.
 func (c *Client) ClientCredentials(t Target) (*ClientCredentials, error) {
 	credentials := &ClientCredentials{client: c, target: t}
-	if c.cfg.SenderConstraint != "dpop" {
+	if c.cfg.SenderConstraint != SenderConstraintDPoP {
 		return credentials, nil
 	}
 	// The key lives as long as this process, and so do the tokens.

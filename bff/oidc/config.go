@@ -21,12 +21,8 @@ type Config struct {
 	ClientID string
 
 	// ClientAuth is the method of client authentication. Empty means
-	// client_secret_basic.
-	//   - client_secret_basic and client_secret_post need ClientSecret.
-	//   - private_key_jwt needs ClientKeys.
-	//   - tls_client_auth and self_signed_tls_client_auth need
-	//     ClientCertificate.
-	ClientAuth   string
+	// ClientSecretBasic.
+	ClientAuth   ClientAuth
 	ClientSecret session.Secret
 	// ClientKeys sign client assertions and request objects: RSA of 2048 bits
 	// or more, P-256, P-384, P-521 or Ed25519. The first one signs. All are
@@ -34,7 +30,7 @@ type Config struct {
 	// used.
 	ClientKeys []crypto.Signer
 	// ClientCertificate is the TLS client certificate for the provider. If
-	// SenderConstraint is mtls, upstreams receive it too.
+	// SenderConstraint is SenderConstraintMTLS, upstreams receive it too.
 	ClientCertificate *tls.Certificate
 	// AssertionAudience is the aud of client assertions, for a provider that
 	// does not accept its issuer (RFC 10070, section 4): a URL, or "endpoint"
@@ -58,20 +54,18 @@ type Config struct {
 	// access_type=offline.
 	Parameters map[string]string
 
-	// PushedRequests selects when authorization requests are pushed (RFC 9126):
-	// auto (if the provider has an endpoint for them), always or never. Empty
-	// means auto.
-	PushedRequests string
+	// PushedRequests selects when authorization requests are pushed (RFC 9126).
+	// Empty means PushAuto.
+	PushedRequests PushedRequests
 	// SignRequests signs authorization requests (RFC 9101). They are also
 	// signed if the provider's metadata requires it.
 	SignRequests bool
-	// ResponseMode is the response mode of authorization requests: query, or
-	// form_post, which keeps the code out of URLs. Empty means query.
-	ResponseMode string
+	// ResponseMode is the response mode of authorization requests. Empty means
+	// ResponseModeQuery.
+	ResponseMode ResponseMode
 	// SenderConstraint binds access tokens to a key, so that a stolen token is
-	// of no use: dpop (RFC 9449, a key for each session) or mtls (RFC 8705, the
-	// key of ClientCertificate). Empty means bearer tokens.
-	SenderConstraint string
+	// of no use. Empty means bearer tokens.
+	SenderConstraint SenderConstraint
 	// UserInfo adds the claims of the userinfo endpoint to those of the ID
 	// token.
 	UserInfo bool
@@ -125,3 +119,55 @@ type Config struct {
 
 // MaxWait returns Wait, or its default.
 func (c *Config) MaxWait() time.Duration { return cmp.Or(c.Wait, 5*time.Second) }
+
+// ClientAuth is a method of client authentication (OpenID Connect Core, section
+// 9; RFC 8705, section 2).
+type ClientAuth string
+
+const (
+	// ClientSecretBasic and ClientSecretPost send Config.ClientSecret, in the
+	// header Authorization or in the body.
+	ClientSecretBasic ClientAuth = "client_secret_basic"
+	ClientSecretPost  ClientAuth = "client_secret_post"
+	// PrivateKeyJWT sends a client assertion that Config.ClientKeys sign.
+	PrivateKeyJWT ClientAuth = "private_key_jwt"
+	// TLSClientAuth and SelfSignedTLSClientAuth authenticate with
+	// Config.ClientCertificate, which a CA has signed or the provider knows.
+	TLSClientAuth           ClientAuth = "tls_client_auth"
+	SelfSignedTLSClientAuth ClientAuth = "self_signed_tls_client_auth"
+)
+
+// usesTLS reports whether a client certificate authenticates the client.
+func (a ClientAuth) usesTLS() bool { return a == TLSClientAuth || a == SelfSignedTLSClientAuth }
+
+// PushedRequests selects when authorization requests are pushed.
+type PushedRequests string
+
+const (
+	PushAuto   PushedRequests = "auto"   // if the provider has an endpoint for them
+	PushAlways PushedRequests = "always" // without the endpoint, discovery fails
+	PushNever  PushedRequests = "never"
+)
+
+// ResponseMode is how the browser brings the authorization response to
+// RedirectURI.
+type ResponseMode string
+
+const (
+	// ResponseModeQuery puts it into the query.
+	ResponseModeQuery ResponseMode = "query"
+	// ResponseModeFormPost has a form posted, which keeps the code out of URLs
+	// (OAuth 2.0 Form Post Response Mode).
+	ResponseModeFormPost ResponseMode = "form_post"
+)
+
+// SenderConstraint is what access tokens are bound to.
+type SenderConstraint string
+
+const (
+	// SenderConstraintDPoP binds them to a key of the session (RFC 9449).
+	SenderConstraintDPoP SenderConstraint = "dpop"
+	// SenderConstraintMTLS binds them to Config.ClientCertificate (RFC 8705,
+	// section 3).
+	SenderConstraintMTLS SenderConstraint = "mtls"
+)

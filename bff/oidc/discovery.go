@@ -209,7 +209,7 @@ func (c *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 		read(o, "userinfo_endpoint", &m.UserInfo)
 	}
 	readCalled(found)
-	if strings.HasSuffix(c.cfg.ClientAuth, "tls_client_auth") || c.cfg.SenderConstraint == "mtls" { // RFC 8705 5
+	if c.cfg.ClientAuth.usesTLS() || c.cfg.SenderConstraint == SenderConstraintMTLS { // RFC 8705 5
 		aliases, err := found.Object("mtls_endpoint_aliases")
 		note("mtls_endpoint_aliases", err)
 		readCalled(aliases)
@@ -246,11 +246,11 @@ func (c *Client) needs(member string) bool {
 	case "authorization_endpoint", "jwks_uri":
 		return !c.cfg.WithoutLogin
 	case "pushed_authorization_request_endpoint":
-		return c.cfg.PushedRequests == "always"
+		return c.cfg.PushedRequests == PushAlways
 	case "userinfo_endpoint":
 		return c.cfg.UserInfo
 	case "tls_client_certificate_bound_access_tokens":
-		return c.cfg.SenderConstraint == "mtls"
+		return c.cfg.SenderConstraint == SenderConstraintMTLS
 	case "authorization_response_iss_parameter_supported":
 		return c.cfg.FAPI2
 	}
@@ -288,19 +288,19 @@ func (c *Client) checkEndpoints(m *metadata) error {
 func (c *Client) checkCapabilities(m *metadata) error {
 	var errs []error
 	lacks := func(format string, args ...any) { errs = append(errs, fmt.Errorf("the provider "+format, args...)) }
-	if c.cfg.PushedRequests == "always" && m.Pushed == "" {
+	if c.cfg.PushedRequests == PushAlways && m.Pushed == "" {
 		lacks("has no pushed_authorization_request_endpoint, and pushed requests are wanted always")
 	}
-	if c.cfg.PushedRequests == "never" && m.RequirePushed {
+	if c.cfg.PushedRequests == PushNever && m.RequirePushed {
 		lacks("requires pushed authorization requests, and they are never to be used")
 	}
 	if m.RequireSigned && len(c.keys) == 0 {
 		lacks("requires signed authorization requests, and there is no client key to sign them with")
 	}
-	if c.cfg.SenderConstraint == "dpop" && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
+	if c.cfg.SenderConstraint == SenderConstraintDPoP && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
 		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
 	}
-	if c.cfg.SenderConstraint == "mtls" && !m.CertificateBound { // RFC 8705 3.3
+	if c.cfg.SenderConstraint == SenderConstraintMTLS && !m.CertificateBound { // RFC 8705 3.3
 		lacks("does not bind access tokens to certificates (tls_client_certificate_bound_access_tokens), " +
 			"and mtls is wanted")
 	}

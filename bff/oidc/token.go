@@ -33,7 +33,7 @@ func (c *Client) Exchange(
 	if _, err := c.breaker.admit(ctx, "", c.cfg.MaxWait()); err != nil {
 		return session.Tokens{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if bound := c.cfg.SenderConstraint == "dpop"; bound != (r.Key != "") {
+	if bound := c.cfg.SenderConstraint == SenderConstraintDPoP; bound != (r.Key != "") {
 		return session.Tokens{}, nil, errors.New("redeem code: the login began under another sender_constraint")
 	}
 	form := url.Values{

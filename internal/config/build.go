@@ -18,6 +18,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
 )
@@ -257,17 +258,17 @@ func (c *Config) provider(problems *Errors) bff.ProviderConfig {
 		Issuer:                  o.Issuer,
 		ClientID:                o.ClientID,
 		ClientSecret:            o.ClientSecret,
-		ClientAuth:              o.ClientAuth,
+		ClientAuth:              oidc.ClientAuth(o.ClientAuth),
 		Scopes:                  o.Scopes,
 		AssertionAudience:       o.ClientAssertionAudience,
 		TrustedAudiences:        o.TrustedAudiences,
 		Resources:               o.Resource,
 		Audience:                o.Audience,
 		Parameters:              o.AuthorizationParameters,
-		PushedRequests:          o.PushedRequests,
+		PushedRequests:          oidc.PushedRequests(o.PushedRequests),
 		SignRequests:            o.SignRequests,
-		ResponseMode:            o.ResponseMode,
-		SenderConstraint:        o.SenderConstraint,
+		ResponseMode:            oidc.ResponseMode(o.ResponseMode),
+		SenderConstraint:        oidc.SenderConstraint(o.SenderConstraint),
 		UserInfo:                o.UserInfo,
 		IDTokenAlg:              o.IDTokenAlg,
 		Wait:                    o.Wait,
