@@ -9,8 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,6 +100,9 @@ func newHosts(t *testing.T, kind string, ips ...string) (hosts []*host, port str
 	t.Helper()
 	cert, trust := serverCertificate(t)
 	port = "0"
+	if !slices.Contains(ips, "127.0.0.1") {
+		port = reservePort(t)
+	}
 	for _, ip := range ips {
 		l, err := net.Listen("tcp", net.JoinHostPort(ip, port))
 		if err != nil {
@@ -132,6 +138,25 @@ func newHosts(t *testing.T, kind string, ips ...string) (hosts []*host, port str
 		hosts = append(hosts, h)
 	}
 	return hosts, port, trust
+}
+
+// reservePort returns a port of 127.0.0.1 that refuses connections until the
+// test ends. Otherwise the server of another test might get it.
+func reservePort(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(address.(*syscall.SockaddrInet4).Port)
 }
 
 // newNamedApp starts a broker with a route to a name.
