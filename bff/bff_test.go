@@ -22,7 +22,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// app is a broker on a free port with a provider and an upstream of its own.
+// app is a broker on a free port with its own provider and upstream.
 type app struct {
 	t        *testing.T
 	url      string
@@ -34,14 +34,14 @@ type app struct {
 	logs     *buffer
 }
 
-// newApp starts a broker that edit, unless it is nil, has configured. Its
-// provider has been found when newApp returns, unless it is down.
+// newApp starts a broker. edit changes its configuration unless it is nil.
+// newApp returns after discovery has succeeded, unless the provider is down.
 func newApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	return newAppWith(t, nil, edit)
 }
 
-// newAppWith is newApp with a provider that is configured otherwise.
+// newAppWith is newApp with a provider whose configuration provider changes.
 func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -98,8 +98,8 @@ func newAppWith(t *testing.T, provider func(*devidp.Config), edit func(*app, *bf
 	return a
 }
 
-// run runs a server that another http.Server serves. stop ends it. The test
-// ends it too.
+// run runs a server that another http.Server serves, until stop is called or
+// the test ends.
 func run(t testing.TB, server *bff.Server) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -113,7 +113,7 @@ func run(t testing.TB, server *bff.Server) (stop func() error) {
 	return stop
 }
 
-// waitReady waits until the provider has been found.
+// waitReady waits until discovery has succeeded.
 func (a *app) waitReady() {
 	a.t.Helper()
 	ctx, cancel := context.WithTimeout(a.t.Context(), 20*time.Second)
@@ -132,7 +132,7 @@ func (a *app) browser() *bfftest.Browser {
 	return b
 }
 
-// signedIn returns a browser in which alice has signed in.
+// signedIn returns a browser in which alice is signed in.
 func (a *app) signedIn() *bfftest.Browser {
 	a.t.Helper()
 	b := a.browser()
@@ -142,7 +142,7 @@ func (a *app) signedIn() *bfftest.Browser {
 	return b
 }
 
-// wantSession checks who is signed in, "" for nobody.
+// wantSession checks which user is signed in; "" means none.
 func (a *app) wantSession(b *bfftest.Browser, sub string) {
 	a.t.Helper()
 	var got sessionBody
@@ -152,7 +152,7 @@ func (a *app) wantSession(b *bfftest.Browser, sub string) {
 	}
 }
 
-// sessionBody is what /bff/session answers.
+// sessionBody is the response of /bff/session.
 type sessionBody struct {
 	Authenticated bool
 	User          struct{ Sub, Name, Email string }
@@ -178,20 +178,25 @@ func wantProblem(t *testing.T, a *bfftest.Response, status int, code string) {
 			a.StatusCode, a.Code(), status, code, a.Text)
 	}
 	if got := a.Header.Get("Cache-Control"); got != "no-store" {
-		t.Errorf("%s %s: Cache-Control is %q, want no-store", a.Request.Method, a.Request.URL.Path, got)
+		t.Errorf("%s %s: Cache-Control: got %q, want no-store", a.Request.Method, a.Request.URL.Path, got)
 	}
 }
 
-// wantPage checks for an error page with a way on.
+// wantPage checks for an error page with a link to try again.
 func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 	t.Helper()
-	if a.StatusCode != status || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/html") ||
-		!strings.Contains(a.Text, "<code>"+code+"</code>") {
-		t.Errorf("%s %s: got %d %s, want the page %d %s:\n%s", a.Request.Method, a.Request.URL.Path,
-			a.StatusCode, a.Header.Get("Content-Type"), status, code, a.Text)
+	request := a.Request.Method + " " + a.Request.URL.Path
+	if a.StatusCode != status {
+		t.Errorf("%s: status: got %d, want %d (%s):\n%s", request, a.StatusCode, status, code, a.Text)
+	}
+	if got := a.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/html") {
+		t.Errorf("%s: Content-Type: got %q, want text/html", request, got)
+	}
+	if !strings.Contains(a.Text, "<code>"+code+"</code>") {
+		t.Errorf("%s: the page lacks the code %s:\n%s", request, code, a.Text)
 	}
 	if !strings.Contains(a.Text, `href="/bff/login`) {
-		t.Errorf("the page %s has no way to try again", code)
+		t.Errorf("%s: page %s has no link to try again", request, code)
 	}
 	for name, want := range map[string]string{
 		"Cache-Control":          "no-store",
@@ -200,11 +205,29 @@ func wantPage(t *testing.T, a *bfftest.Response, status int, code string) {
 		"X-Frame-Options":        "DENY",
 	} {
 		if got := a.Header.Get(name); got != want {
-			t.Errorf("the page %s: %s is %q, want %q", code, name, got, want)
+			t.Errorf("%s: page %s: %s: got %q, want %q", request, code, name, got, want)
 		}
 	}
 }
 
+// wantStatus checks the status of a response. what names the request.
+func wantStatus(t *testing.T, what string, resp *bfftest.Response, want int) {
+	t.Helper()
+	if resp.StatusCode != want {
+		t.Errorf("%s: status: got %d %s, want %d", what, resp.StatusCode, resp.Code(), want)
+	}
+}
+
+// wantRedirect checks the status and the Location of a redirect.
+func wantRedirect(t *testing.T, what string, resp *bfftest.Response, status int, location string) {
+	t.Helper()
+	wantStatus(t, what, resp, status)
+	if got := resp.Header.Get("Location"); got != location {
+		t.Errorf("%s: Location: got %q, want %q", what, got, location)
+	}
+}
+
+// echoed returns the request that the upstream got and echoed.
 func echoed(t *testing.T, a *bfftest.Response) brokertest.Echoed {
 	t.Helper()
 	var e brokertest.Echoed
@@ -216,7 +239,7 @@ func echoed(t *testing.T, a *bfftest.Response) brokertest.Echoed {
 	return e
 }
 
-// faultyStore is out of order while down is set.
+// faultyStore fails with the error down while it is set.
 type faultyStore struct {
 	session.Store
 	mu   sync.Mutex
@@ -249,7 +272,7 @@ func (s *faultyStore) Create(ctx context.Context, key string, value []byte, ttl 
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-// buffer is a bytes.Buffer for several writers.
+// buffer is a bytes.Buffer for concurrent use.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -267,7 +290,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// lines returns the log lines with a message, decoded.
+// lines returns the decoded log lines with the message msg.
 func (b *buffer) lines(t *testing.T, msg string) []map[string]any {
 	t.Helper()
 	var found []map[string]any

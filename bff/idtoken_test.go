@@ -40,13 +40,11 @@ func TestInvalidIDTokensFailTheLogin(t *testing.T) {
 			wantPage(t, stranger.Navigate(u.String()), 502, "login_invalid")
 			a.wantSession(stranger, "")
 
-			// Where somebody is signed in, they stay so.
+			// An existing session is kept.
 			wantPage(t, b.SignIn("alice", "prompt=login"), 502, "login_invalid")
 			a.wantSession(b, "alice")
 			a.provider.Behave()
-			if resp := stranger.SignIn("bob", ""); resp.StatusCode != 303 {
-				t.Errorf("once the provider is right again: got %d, want 303", resp.StatusCode)
-			}
+			wantStatus(t, "login after the fault", stranger.SignIn("bob", ""), 303)
 		})
 	}
 }
@@ -76,22 +74,18 @@ func TestReplayedIDTokenIsRejected(t *testing.T) {
 	a.wantSession(b, "")
 }
 
-// What is wrong with an ID token of a refresh and says nothing of whose it is.
+// These faults of a refreshed ID token say nothing about its subject, so they
+// do not end the session.
 func TestUnusableIDTokenOfRefreshKeepsSession(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devidp.Hooks{
-		"a new algorithm that the metadata, which is ten minutes old, does not list": {
+		"a new algorithm that the cached metadata does not list": {
 			SignIDToken: func(h, c map[string]any) (string, error) {
-				key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-				if err != nil {
-					return "", err
-				}
 				h["alg"] = "ES256"
 				input, err := devidp.SigningInput(h, c)
-				_ = key
 				return input + "." + strings.Repeat("A", 86), err
 			}},
-		"nbf ten minutes ahead of our clock": {
+		"nbf ten minutes in the future": {
 			EditIDToken: func(_, c map[string]any) { c["nbf"] = time.Now().Add(10 * time.Minute).Unix() },
 		},
 		"claims of 70 KB": {EditIDToken: func(_, c map[string]any) { c["groups"] = strings.Repeat("x", 70<<10) }},
@@ -101,15 +95,15 @@ func TestUnusableIDTokenOfRefreshKeepsSession(t *testing.T) {
 			b := a.signedIn()
 			a.recordCalls(hooks)
 			if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode == 401 {
-				t.Errorf("got %d %s", resp.StatusCode, resp.Code())
+				t.Errorf("refresh: got 401 %s, want another status", resp.Code())
 			}
 			a.wantSession(b, "alice")
 		})
 	}
 }
 
-// OpenID Connect Core 12.2: the nonce is absent or that of the login. Absent
-// once, and there the next time.
+// OpenID Connect Core 12.2: the nonce of a refreshed ID token is absent or that
+// of the login. It may be absent once and present the next time.
 func TestRefreshedIDTokenMayRepeatTheNonce(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -128,14 +122,14 @@ func TestRefreshedIDTokenMayRepeatTheNonce(t *testing.T) {
 	b := a.signedIn()
 	for i := range 2 {
 		if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
-			t.Errorf("refresh %d: got %d %s", i+1, resp.StatusCode, resp.Code())
+			t.Errorf("refresh %d: got %d %s, want 200", i+1, resp.StatusCode, resp.Code())
 		}
 	}
 	a.wantSession(b, "alice")
 }
 
-// OpenID Connect Core 12.2: auth_time is that of the sign-in. One that moves
-// with each refresh must not open routes that want a fresh one.
+// OpenID Connect Core 12.2: auth_time is the time of the login. A value that
+// moves with each refresh must not satisfy a route that requires a recent one.
 func TestRefreshDoesNotRenewAuthTime(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.MaxAge = time.Minute })
@@ -150,10 +144,11 @@ func TestRefreshDoesNotRenewAuthTime(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/api/x"), 401, "insufficient_user_authentication")
 	b.Fetch("POST", "/bff/session/refresh")
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 401 {
-		t.Errorf("after a refresh, without any sign-in: got %d, want 401", got)
+		t.Errorf("after a refresh without a login: got %d, want 401", got)
 	}
 }
 
+// signedByHMAC signs with HS256 and the key.
 func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error) {
 	return func(header, claims map[string]any) (string, error) {
 		header["alg"] = "HS256"
@@ -164,19 +159,20 @@ func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error
 	}
 }
 
+// signedByNobody leaves the signature empty and names the algorithm none.
 func signedByNobody(header, claims map[string]any) (string, error) {
 	header["alg"] = "none"
 	input, err := devidp.SigningInput(header, claims)
 	return input + ".", err
 }
 
-// RFC 8725 3.1, 3.2: not even where the provider says that it signs so.
+// RFC 8725 3.1, 3.2: none and HMAC are rejected even if the metadata lists them.
 func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 	t.Parallel()
 	for name, listed := range map[string]any{
-		"beside RS256": []string{"none", "HS256", "RS256"},
-		"alone":        []string{"none", "HS256"},
-		"nothing":      nil,
+		"with RS256": []string{"none", "HS256", "RS256"},
+		"alone":      []string{"none", "HS256"},
+		"absent":     nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) {
@@ -194,15 +190,13 @@ func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 			}
 			a.provider.Behave()
-			if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 { // RS256 is the default (Core 2)
-				t.Errorf("RS256: got %d", resp.StatusCode)
-			}
+			wantStatus(t, "login with RS256, the default (Core 2)", a.browser().SignIn("alice", ""), 303)
 		})
 	}
 }
 
-// OpenID Connect Core 3.1.3.6: at_hash is made with the hash of the algorithm
-// that the ID token is signed with.
+// OpenID Connect Core 3.1.3.6: at_hash uses the hash function of the algorithm
+// that signs the ID token.
 func TestAtHashUsesTheHashOfTheSignature(t *testing.T) {
 	t.Parallel()
 	ec384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -255,13 +249,14 @@ func TestAtHashUsesTheHashOfTheSignature(t *testing.T) {
 				})
 				good := string(hash("a")) == string(test.right("a"))
 				if resp := a.browser().SignIn("alice", ""); (resp.StatusCode == 303) != good {
-					t.Errorf("at_hash right is %v: got %d", good, resp.StatusCode)
+					t.Errorf("login with a correct at_hash (%v): got %d, want 303: %v", good, resp.StatusCode, good)
 				}
 			}
 		})
 	}
 }
 
+// signJWT returns a JWT with the claims, signed with key.
 func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string]any) (string, error) {
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: key},
 		new(jose.SignerOptions).WithHeader("kid", kid).WithType("JWT"))
@@ -275,8 +270,8 @@ func signJWT(alg jose.SignatureAlgorithm, key any, kid string, claims map[string
 	return jws.CompactSerialize()
 }
 
-// RFC 8725 3.10, Core 5.6.2: where a token says that keys or claims are is
-// nowhere we go.
+// RFC 8725 3.10, Core 5.6.2: the broker fetches neither the keys nor the claims
+// that a token points to.
 func TestURLsInTokensAreNotFetched(t *testing.T) {
 	t.Parallel()
 	key := rsaKey(t, 2048)
@@ -317,20 +312,22 @@ func TestURLsInTokensAreNotFetched(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	a.recordCalls(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
-		header["jku"], header["x5u"] = web.URL, web.URL // beside a signature that is right
+		header["jku"], header["x5u"] = web.URL, web.URL // the signature is valid
 		claims["_claim_names"] = map[string]any{"address": "src"}
 		claims["_claim_sources"] = map[string]any{"src": map[string]any{"endpoint": web.URL, "access_token": "x"}}
 	}})
-	if got := user(t, a.signedIn()); got["address"] != nil || got["_claim_sources"] != nil {
-		t.Errorf("the user is %v", got)
+	got := user(t, a.signedIn())
+	for _, name := range []string{"address", "_claim_sources"} {
+		if got[name] != nil {
+			t.Errorf("claim %s: got %v, want none", name, got[name])
+		}
 	}
 	if n := fetched.Load(); n > 0 {
-		t.Errorf("%d requests", n)
+		t.Errorf("%d requests to URLs in tokens, want none", n)
 	}
 }
 
-// RFC 7519 2: a NumericDate is a number. iat and auth_time in quotes are
-// refused.
+// RFC 7519 2: a NumericDate is a number, so exp as a string is rejected.
 func TestExpAsStringIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
