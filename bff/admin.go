@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Admin returns the handler of the admin listener: /healthz, which says that
-// the process lives, and /readyz, which says that the store responds and the
-// provider was discovered at least once.
+// Admin returns the handler for an admin listener, which must not be public.
+// GET /healthz is always 200. GET /readyz is 200 if the store responds and the
+// provider has been discovered at least once, and 503 otherwise.
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })

@@ -51,17 +51,25 @@ type Config struct {
 	// X-Forwarded-Host are used. Empty means none.
 	TrustedProxies []netip.Prefix
 
+	// Provider is the OpenID provider, and this app as its client. It is
+	// required.
 	Provider ProviderConfig
-	Claims   Claims
+	// Claims selects what the app's script sees of the user. The zero value
+	// means all claims.
+	Claims Claims
 	// KeepStorage keeps the app's data in the browser when the user signs out.
 	// Otherwise the browser deletes it (Clear-Site-Data).
 	KeepStorage bool
-	// Sessions configures the session.Manager. New sets App, Refresh, Ready,
-	// Wait, AccessTokenLifetime, Revoke, Observe and Logger.
+	// Sessions configures the session.Manager. Store and Keys are required. New
+	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe and
+	// Logger.
 	Sessions session.Config
 	// Cookie describes the session cookie. New sets InsecureHTTP and Port.
 	Cookie session.CookieConfig
+	// Routes are the paths of APIs. For a request, the route with the longest
+	// path counts. Empty means that nothing is forwarded.
 	Routes []Route
+	// Limits bound what one client can do. Its zero value has defaults.
 	Limits Limits
 
 	// BodyMinRate is how many bytes a second a body has to move, measured over
@@ -82,7 +90,8 @@ type Config struct {
 	// means 30 seconds.
 	ShutdownGrace time.Duration
 
-	// Logger is slog.Default() if nil.
+	// Logger receives one line for each request, and events. Nil means
+	// slog.Default(). No line has a token, a secret or a cookie.
 	Logger *slog.Logger
 }
 

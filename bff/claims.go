@@ -10,12 +10,12 @@ import (
 
 // Claims configures the claims of the user.
 type Claims struct {
-	// Allow are the claims that the app sees at /session. Empty means all.
-	// Routes can use all of them.
+	// Allow are the claims that the app's script can read at Prefix/session.
+	// Empty means all. Routes can use all claims.
 	Allow []string
-	// Map adds claims under other names: name → the path of the value. That is
-	// the name of a claim, or its place in nested objects, such as
-	// realm_access.roles.
+	// Map adds claims under other names: name → the path of the value. A path
+	// is the name of a claim, or names of nested objects with dots between
+	// them, such as realm_access.roles. Nil means none.
 	Map map[string]string
 }
 

@@ -15,16 +15,16 @@ import (
 // RateLimit bounds how often something may happen: Burst times at once, and
 // Rate times a second in the long run.
 type RateLimit struct {
-	Rate  float64
-	Burst int
+	Rate  float64 // a second; at least once an hour
+	Burst int     // at most 1000000
 }
 
 // Limits bound what one client can make the broker do.
 type Limits struct {
-	// Logins is the budget of one client address: of the logins that it starts,
-	// silent ones included, and, apart from those, of the code exchanges that
-	// fail. The addresses of an IPv6 /64 network share one. A zero Rate means 4
-	// a second, a zero Burst 40.
+	// Logins bounds the logins that one client address starts, silent ones
+	// included, and separately its code exchanges that fail. The addresses of
+	// an IPv6 /64 network share a limit. A request beyond it gets 429. A zero
+	// Rate means 4, a zero Burst 40.
 	Logins RateLimit
 }
 

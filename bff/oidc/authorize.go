@@ -99,18 +99,18 @@ var ownParameters = map[string]bool{
 	"client_assertion": true, "client_assertion_type": true,
 }
 
-// Demand adds to the parameters of a login what the operator demands of every
-// login (Config.Parameters). A link can only ask for more:
+// Demand returns the parameters of a login link, as LoginParameters returns
+// them, combined with Config.Parameters. A link can only demand more than the
+// configuration:
 //   - max_age is the shorter of the two.
-//   - acr_values are those of the link that the operator accepts too. Which of
-//     two values is the stronger is for the provider to know, so that none of
-//     them counts as more than the operator's. If the operator accepts none of
-//     the link's, the operator's are sent.
-//   - prompt has the values of both. The none of a link gives way to the
-//     operator's, and the operator's none to those of a link. But consent gives
-//     way to the none of a link: it asks for a refresh token (OpenID Connect
-//     Core 11), and the provider refuses prompt=none where it needs the user's
-//     consent.
+//   - acr_values are the values of the link that the configuration has too, or
+//     else those of the configuration. Only the provider knows which of two
+//     values is stronger.
+//   - prompt has the values of both. A value other than none replaces none,
+//     whichever side has it. One exception: a link with none removes the
+//     consent of the configuration. Consent is there for a refresh token
+//     (OpenID Connect Core, section 11), and a provider that needs it rejects
+//     prompt=none anyway.
 func (c *Client) Demand(link url.Values) url.Values {
 	all := maps.Clone(link)
 	if all == nil {
@@ -145,7 +145,8 @@ func (c *Client) Demand(link url.Values) url.Values {
 	return all
 }
 
-// CheckResource accepts absolute URIs without a fragment (RFC 8707 2).
+// CheckResource returns an error unless raw is an absolute URI without a
+// fragment, as a resource indicator has to be (RFC 8707, section 2).
 func CheckResource(raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil || !u.IsAbs() || strings.Contains(raw, "#") ||

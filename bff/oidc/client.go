@@ -1,3 +1,19 @@
+// Package oidc is an OpenID Connect client of one provider, for a server that
+// holds the tokens of its users. Package bff makes one from Config.Provider and
+// sets the rest of Config; the client can also be used by itself.
+//
+// A Client needs Run to become ready. A login has two steps:
+//
+//   - The server makes a Request with a random State, Nonce and Verifier, and a
+//     Key from NewKey if tokens are bound by DPoP. It keeps the Request for
+//     this browser, and redirects to Client.AuthorizationURL.
+//   - At Config.RedirectURI, ParseResponse reads the Response. The server finds
+//     the Request by its State, and calls Client.CheckIssuer and
+//     Client.Exchange, which verifies the ID token.
+//
+// Client.Refresh, Client.Admit and Client.Revoke are made for session.Config.
+// The provider may be down at any time. An error that wraps ErrUnavailable is
+// transient; an *Error is a response of the provider.
 package oidc
 
 import (
@@ -75,6 +91,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	if cfg.ClientID == "" {
 		fail("ClientID", errors.New("missing"))
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
 	}
 	keys, err := newSigningKeys(cfg.ClientKeys, cfg.ClientCertificate)
 	if err != nil {

@@ -17,17 +17,20 @@ import (
 type Config struct {
 	// Issuer is the issuer identifier, exactly as the provider's metadata has
 	// it. It uses https, or http on a loopback host.
-	Issuer   string
+	Issuer string
+	// ClientID is the client's id at the provider. It is required.
 	ClientID string
 
 	// ClientAuth is the method of client authentication. Empty means
 	// ClientSecretBasic.
-	ClientAuth   ClientAuth
+	ClientAuth ClientAuth
+	// ClientSecret is required by ClientSecretBasic and ClientSecretPost, and
+	// an error with any other method.
 	ClientSecret session.Secret
 	// ClientKeys sign client assertions and request objects: RSA of 2048 bits
 	// or more, P-256, P-384, P-521 or Ed25519. The first one signs. All are
-	// published at Prefix/jwks.json, so that a new key is known before it is
-	// used.
+	// published (Client.JWKS), so that a new key is known before it is used.
+	// PrivateKeyJWT and SignRequests require one.
 	ClientKeys []crypto.Signer
 	// ClientCertificate is the TLS client certificate for the provider. If
 	// SenderConstraint is SenderConstraintMTLS, upstreams receive it too.
@@ -45,13 +48,14 @@ type Config struct {
 	// Empty means openid, profile, email and offline_access.
 	Scopes []string
 	// Resources are the resource indicators of the session's own access token
-	// (RFC 8707). Those of Targets are requested besides.
+	// (RFC 8707). Those of Targets are requested besides. Empty means none.
 	Resources []string
 	// Audience is the parameter audience, which some providers have in place of
 	// resource. Empty means that it is not sent.
 	Audience string
 	// Parameters are added to authorization requests, such as
-	// access_type=offline.
+	// access_type=offline. Parameters that a Client sets by itself, such as
+	// scope and state, are an error. Nil means none.
 	Parameters map[string]string
 
 	// PushedRequests selects when authorization requests are pushed (RFC 9126).
@@ -91,12 +95,13 @@ type Config struct {
 	// token response nor the token says when it expires. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
-	// The rest is set by bff.New.
+	// The following fields are set by bff.New up to Logger.
 
 	// RedirectURI is where the provider sends the browser back to. It is
 	// constant: no request header takes part in it (RFC 9700, section 4.1.3).
 	RedirectURI string
-	// ClaimMap adds claims under other names: name → the path of the value.
+	// ClaimMap adds claims to Identity.User under other names: name → the path
+	// of the value, with dots between the names of nested objects.
 	ClaimMap map[string]string
 	// Targets are those for which sessions get access tokens besides their own.
 	Targets []Target
@@ -104,7 +109,8 @@ type Config struct {
 	// used, for which the metadata needs no authorization_endpoint and no
 	// jwks_uri.
 	WithoutLogin bool
-	Logger       *slog.Logger
+	// Logger receives the state of the provider. Nil means slog.Default().
+	Logger *slog.Logger
 
 	// RootCAs verify the provider's certificate. Nil means those of the system.
 	RootCAs *x509.CertPool

@@ -63,7 +63,8 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Discover reads the metadata now.
+// Discover reads the metadata now. Run does so by itself. If it fails, the
+// metadata that were read before stay in use.
 func (c *Client) Discover(ctx context.Context) error {
 	m, err := c.discover(ctx)
 	if err != nil {

@@ -51,8 +51,7 @@ func (e *Error) transient() bool {
 	return false
 }
 
-// Unavailable reports whether the provider cannot serve now, or wants fewer
-// requests.
+// Unavailable reports whether the error is transient: a 5xx, or 429.
 func (e *Error) Unavailable() bool {
 	return e.Status >= 500 || e.Status == http.StatusTooManyRequests
 }

@@ -73,9 +73,10 @@ type Response struct {
 // shorter.
 const maxState = 2048
 
-// ParseResponse reads the parameters of a callback. It has a state and either a
-// code or an error, each once. Other parameters are ignored (RFC 6749, section
-// 4.1.2).
+// ParseResponse reads the parameters of a callback. It fails unless there are a
+// state and either a code or an error, each once. Unknown parameters are
+// ignored (RFC 6749, section 4.1.2). No value has been verified when it
+// returns.
 func ParseResponse(q url.Values) (Response, error) {
 	for _, name := range []string{"state", "code", "error", "iss"} {
 		if len(q[name]) > 1 { // RFC 6749 3.1
@@ -114,8 +115,9 @@ func (c *Client) CheckIssuer(resp Response) error {
 	return nil
 }
 
-// AuthenticationExpired reports whether the user took longer to sign in than
-// the provider remembers the request, as Keycloak says. A new request helps.
+// AuthenticationExpired reports whether the provider has forgotten the request
+// because the user took too long, in the words of Keycloak. A new request
+// helps.
 func (r *Response) AuthenticationExpired() bool {
 	return r.Error == "temporarily_unavailable" && r.Description == "authentication_expired"
 }
@@ -126,9 +128,8 @@ const maxDescription = 300
 // snakeCase matches names such as authentication_expired, which are no tokens.
 var snakeCase = regexp.MustCompile(`^[a-z]{1,20}(_[a-z]{1,20})+$`)
 
-// CleanDescription returns an error_description for the log: without control
-// characters, without what could be a token, and not longer than
-// maxDescription.
+// CleanDescription returns an error_description for the log: at most 300 bytes,
+// without control characters and without what could be a token.
 func CleanDescription(text string) string {
 	text = text[:min(len(text), 4*maxDescription)]
 	text = strings.Map(func(c rune) rune {
