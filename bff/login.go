@@ -256,7 +256,7 @@ const completeTimeout = 45 * time.Second
 // session.
 func (a *app) complete(w *response, r *http.Request, resp authResponse, at *attempt) error {
 	// Before anything else is used, an error response included.
-	switch err := a.provider.CheckIssuer(resp.Response); {
+	switch err := a.provider.CheckIssuer(r.Context(), resp.Response); {
 	case errors.Is(err, oidc.ErrUnavailable):
 		return problem.ProviderUnavailable.WithCause(err)
 	case err != nil:

@@ -161,7 +161,7 @@ func CheckResource(raw string) error {
 // (RFC 9700, section 2.1.1). The error wraps ErrUnavailable or ErrRefused if
 // the provider is the cause.
 func (c *Client) AuthorizationURL(ctx context.Context, r Request) (string, error) {
-	m, err := c.discovered()
+	m, err := c.discovered(ctx)
 	if err != nil {
 		return "", err
 	}

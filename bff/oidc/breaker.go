@@ -290,6 +290,16 @@ func (b *breaker) outage() bool {
 	return b.state != breakerClosed
 }
 
+// status returns why the provider is in an outage, or nil.
+func (b *breaker) status() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == breakerClosed {
+		return nil
+	}
+	return b.unavailable(0)
+}
+
 // notify makes the waiting requests check the state. The caller holds mu.
 func (b *breaker) notify() {
 	close(b.changed)

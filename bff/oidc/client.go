@@ -62,6 +62,8 @@ type Client struct {
 
 	current atomic.Pointer[metadata] // nil until the first successful discovery
 	ready   chan struct{}            // closed by the first successful discovery
+	// attempted is closed when Run has attempted the first discovery.
+	attempted chan struct{}
 }
 
 const (
@@ -131,7 +133,7 @@ func New(cfg Config) (*Client, error) {
 	tokenClient.Timeout = 0
 	p := &Client{
 		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger,
-		client: client, tokenClient: &tokenClient, ready: make(chan struct{}),
+		client: client, tokenClient: &tokenClient, ready: make(chan struct{}), attempted: make(chan struct{}),
 		idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3),
 		logoutFetches:  rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}
@@ -215,6 +217,15 @@ func (c *Client) Admit(ctx context.Context, sessionID string, wait time.Duration
 		}
 	}
 	return c.breaker.admit(ctx, sessionID, wait-time.Since(begun))
+}
+
+// Status returns nil if the provider was discovered and responds, as far as is
+// known from the last requests. Otherwise it returns why not.
+func (c *Client) Status() error {
+	if !c.Discovered() {
+		return errNotDiscovered
+	}
+	return c.breaker.status()
 }
 
 // Config returns the configuration, with defaults filled in.

@@ -186,7 +186,7 @@ func (c *ClientCredentials) wait(ctx context.Context, f *tokenFetch) (AccessToke
 // 4.4). A refresh token in the response is not used: section 4.4.3 advises
 // against it.
 func (c *Client) clientCredentials(ctx context.Context, t Target, key session.Secret) (session.Tokens, error) {
-	m, err := c.discovered()
+	m, err := c.discovered(ctx)
 	if err != nil {
 		return session.Tokens{}, err
 	}

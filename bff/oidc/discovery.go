@@ -79,16 +79,19 @@ func (c *Client) Discover(ctx context.Context) error {
 
 // Run discovers the provider and keeps its metadata current, until ctx ends.
 // The provider may be down at start and at any time after. Until the first
-// discovery succeeds, it is retried at least every second, because sign-in
-// waits for it.
+// discovery succeeds, it is retried at least every second.
 func (c *Client) Run(ctx context.Context) {
 	const firstWait, longestWait, logAgain = 500 * time.Millisecond, 10 * time.Second, time.Minute
 	wait := firstWait
 	var logged string // the cause that was logged last, at loggedAt
 	var loggedAt time.Time
-	for {
+	for first := true; ; first = false {
 		next := metadataLife
-		switch err := c.Discover(ctx); {
+		err := c.Discover(ctx)
+		if first {
+			close(c.attempted)
+		}
+		switch {
 		case err == nil:
 			wait, logged = firstWait, ""
 		case ctx.Err() != nil:
@@ -318,9 +321,19 @@ func (c *Client) checkCapabilities(m *metadata) error {
 	return errors.Join(errs...)
 }
 
-// discovered returns the metadata. The error wraps ErrUnavailable until it has
-// been read for the first time.
-func (c *Client) discovered() (*metadata, error) {
+// discovered returns the metadata. If Run has just begun, it waits for the first
+// attempt to read them. The error wraps ErrUnavailable until one has succeeded.
+func (c *Client) discovered(ctx context.Context) (*metadata, error) {
+	if m := c.current.Load(); m != nil {
+		return m, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
+	defer cancel()
+	select {
+	case <-c.attempted:
+	case <-c.ready:
+	case <-ctx.Done():
+	}
 	if m := c.current.Load(); m != nil {
 		return m, nil
 	}

@@ -30,7 +30,7 @@ type LogoutToken struct {
 // caller does that with ID. Anybody can send one, so the signature is verified
 // last. Only a token that is valid otherwise can cause a fetch of the key set.
 func (c *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToken, error) {
-	m, err := c.discovered()
+	m, err := c.discovered(ctx)
 	if err != nil {
 		return nil, err
 	}

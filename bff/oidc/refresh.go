@@ -46,7 +46,7 @@ func (c *Client) Refresh(ctx context.Context, s *session.Session, key string) (s
 // Core, section 12). For another target than the session's own it also uses RFC
 // 8707 or RFC 8693.
 func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string) (session.RefreshResult, error) {
-	m, err := c.discovered()
+	m, err := c.discovered(ctx)
 	if err != nil {
 		return session.RefreshResult{}, err
 	}

@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -102,8 +103,8 @@ func ParseResponse(q url.Values) (Response, error) {
 // CheckIssuer verifies that a response is from the provider that was asked (RFC
 // 9207, section 2.4). It fails with ErrUnavailable if the metadata, which says
 // whether iss is required, has not been read yet.
-func (c *Client) CheckIssuer(resp Response) error {
-	m, err := c.discovered()
+func (c *Client) CheckIssuer(ctx context.Context, resp Response) error {
+	m, err := c.discovered(ctx)
 	switch {
 	case err != nil:
 		return err

@@ -26,7 +26,7 @@ func (c *Client) Exchange(
 ) (session.Tokens, *Identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
-	m, err := c.discovered()
+	m, err := c.discovered(ctx)
 	if err != nil {
 		return session.Tokens{}, nil, err
 	}
