@@ -2,38 +2,163 @@ package bff
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
-// Admin returns the handler for an admin listener, which must not be public.
-// GET /healthz is always 200. GET /readyz is 200 if the store responds and the
-// provider has been discovered at least once, and 503 otherwise.
+// Admin returns the handler for an admin listener, which must not be public:
+//
+//   - /healthz has the status 200 while the process runs.
+//   - /readyz has the status 200 while Run serves, and 503 before and from the
+//     begin of the shutdown. It does not depend on the provider, the store and
+//     the upstreams, which all replicas share.
+//   - /readyz?verbose also lists these, one a line, as a check that passes, [+],
+//     or does not, [-].
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.current.Load().ready(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		io.WriteString(w, "ok\n")
-	})
+	mux.HandleFunc("GET /readyz", s.readyz)
 	return mux
 }
 
-func (a *app) ready(ctx context.Context) error {
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	text := "ok\n"
+	switch serverState(s.state.Load()) {
+	case stateStarting:
+		w.WriteHeader(http.StatusServiceUnavailable)
+		text = "starting\n"
+	case stateStopping:
+		w.WriteHeader(http.StatusServiceUnavailable)
+		text = "shutting down\n"
+	}
+	if r.URL.Query().Has("verbose") {
+		text += s.current.Load().describe(r.Context(), s.tls)
+	}
+	io.WriteString(w, text)
+}
+
+// describe returns a line for each of what the app depends on.
+func (a *app) describe(ctx context.Context, secure *tls.Config) string {
+	var lines strings.Builder
+	check := func(name string, err error, note string) {
+		if err != nil {
+			fmt.Fprintf(&lines, "[-] %s: %v\n", name, err)
+		} else {
+			fmt.Fprintf(&lines, "[+] %s: %s\n", name, note)
+		}
+	}
+	check("provider", a.provider.Status(), "ok")
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	var errs []error
-	if _, _, _, err := a.store.Get(ctx, "readyz"); err != nil {
-		errs = append(errs, errors.New("store: no response"))
-		a.log.WarnContext(ctx, "not ready: the store does not respond", "err", err)
+	began := time.Now()
+	_, _, _, err := a.store.Get(ctx, "readyz")
+	check("store", err, "ok, "+time.Since(began).Round(10*time.Microsecond).String())
+	check("invalidation", failedIf(!a.sessions.Invalidated(), "changes are not announced; the cache is not used"), "ok")
+	for _, route := range a.routes {
+		if route.proxy == nil {
+			continue
+		}
+		for _, upstream := range route.proxy.Status() {
+			check("upstream "+route.Path+" "+upstream.Address, failedIf(upstream.Failed, "the last requests failed"), "ok")
+		}
 	}
-	if !a.provider.Discovered() {
-		errs = append(errs, errors.New("provider: not found yet"))
+	certificates := map[string]*tls.Certificate{"oidc.client_cert_file": a.provider.Config().ClientCertificate}
+	if secure != nil {
+		certificates["server.tls"] = served(secure)
 	}
-	return errors.Join(errs...)
+	for _, name := range []string{"server.tls", "oidc.client_cert_file"} {
+		if cert := certificates[name]; cert != nil && cert.Leaf != nil {
+			var err error
+			end := cert.Leaf.NotAfter.UTC().Format(time.RFC3339)
+			if time.Now().After(cert.Leaf.NotAfter) {
+				err = fmt.Errorf("expired at %s", end)
+			}
+			check("certificate "+name, err, "expires at "+end)
+		}
+	}
+	return lines.String()
+}
+
+// failedIf returns an error if failed.
+func failedIf(failed bool, text string) error {
+	if failed {
+		return errors.New(text)
+	}
+	return nil
+}
+
+// served returns the certificate that a server with cfg shows, or nil.
+func served(cfg *tls.Config) *tls.Certificate {
+	if cfg.GetCertificate != nil {
+		cert, _ := cfg.GetCertificate(&tls.ClientHelloInfo{})
+		return cert
+	}
+	if len(cfg.Certificates) > 0 {
+		return &cfg.Certificates[0]
+	}
+	return nil
+}
+
+// RequireAdmin returns a handler that calls h for requests of administrators. It
+// is for handlers on the admin listener. With Config.AdminToken a request needs
+// it as its bearer token. Without it a request is accepted on the loopback
+// interface only, and there neither from a page of another origin nor under
+// another host name. Other requests are refused with 401 or 403.
+func (s *Server) RequireAdmin(h http.Handler) http.Handler {
+	var crossOrigin http.CrossOriginProtection
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		token := s.current.Load().adminToken.Reveal()
+		switch given, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); {
+		case token != "" && (!isBearer || !sameSecret(given, token)):
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, "send Authorization: Bearer with server.admin_token", http.StatusUnauthorized)
+		case token == "" && !onLoopback(r):
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, "this address is not on the loopback interface: set server.admin_token", http.StatusUnauthorized)
+		case token == "" && !loopback.IsHost(hostname(r.Host)):
+			http.Error(w, "the host has to be localhost or a loopback address", http.StatusForbidden)
+		case token == "" && crossOrigin.Check(r) != nil:
+			http.Error(w, "the request comes from a page of another origin", http.StatusForbidden)
+		default:
+			h.ServeHTTP(w, r)
+		}
+	})
+}
+
+// sameSecret compares in constant time, also if the lengths differ.
+func sameSecret(a, b string) bool {
+	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
+	return subtle.ConstantTimeCompare(x[:], y[:]) == 1
+}
+
+// onLoopback reports whether a request arrived on the loopback interface.
+func onLoopback(r *http.Request) bool {
+	switch addr := r.Context().Value(http.LocalAddrContextKey).(type) {
+	case *net.TCPAddr:
+		return addr.IP.IsLoopback()
+	case *net.UnixAddr:
+		return true
+	}
+	return false
+}
+
+// hostname returns a Host header without its port.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		return name
+	}
+	return strings.Trim(host, "[]")
 }

@@ -56,6 +56,8 @@ type app struct {
 	refreshes *limiter[[16]byte] // :: hash of the session cookie; forced refreshes
 	pace      pace.Limit         // of bodies
 
+	adminToken     session.Secret
+	shutdownDelay  time.Duration
 	shutdownGrace  time.Duration
 	background     sync.WaitGroup // discovery, and the watch for changes by other replicas
 	stopBackground context.CancelFunc
@@ -116,6 +118,7 @@ func newApp(cfg Config) (*app, error) {
 	if a.prefix == "" {
 		a.prefix = "/bff"
 	}
+	a.adminToken, a.shutdownDelay = cfg.AdminToken, cfg.ShutdownDelay
 	a.shutdownGrace = cmp.Or(cfg.ShutdownGrace, 30*time.Second)
 	a.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, pace.DefaultRate), Window: pace.DefaultWindow}
 	var errs []error
@@ -287,6 +290,9 @@ func (a *app) close(ctx context.Context) error {
 // response, and writes the line of the access log.
 func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
 	w := a.newResponse(rw, r)
+	if a.server.stopping() {
+		w.Header().Set("Connection", "close") // with HTTP/2, net/http sends GOAWAY
+	}
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}

@@ -84,9 +84,16 @@ type Config struct {
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 
+	// AdminToken is the bearer token of administrators (see
+	// Server.RequireAdmin). Empty means that they are on the loopback interface.
+	AdminToken session.Secret
 	// TLS terminates TLS on the listeners of Run. Nil means plain HTTP.
 	TLS *tls.Config
-	// ShutdownGrace is how long requests in flight may take when Run ends. Zero
+	// ShutdownDelay is how long the listeners stay open when Run ends, while the
+	// Server is not ready (see Server.Admin): a load balancer needs that time to
+	// notice. Zero means that they are closed at once.
+	ShutdownDelay time.Duration
+	// ShutdownGrace is how long requests in flight may take after that. Zero
 	// means 30 seconds.
 	ShutdownGrace time.Duration
 
@@ -107,8 +114,10 @@ type Server struct {
 	log     *slog.Logger
 	tls     *tls.Config         // of the listeners
 	current atomic.Pointer[app] // the configuration in force
+	state   atomic.Int32        // a serverState
 
 	refusedCookies refusedCookies
+	connections    atomic.Int64 // open ones of the listeners
 
 	mu      sync.Mutex      // guards all below
 	running context.Context // of Run; nil before
@@ -136,11 +145,14 @@ func New(cfg Config) (*Server, error) {
 // discovers the provider, and learns what other replicas change. While the
 // provider cannot be reached, nobody can sign in; sessions work.
 //
-// In the shutdown the listeners are closed, event streams and WebSockets are
-// aborted, so that their clients connect to another replica, and other requests
-// may take ShutdownGrace. Then Run waits up to 10 seconds for token refreshes
-// and revocations: a rotated refresh token that is not stored signs its user
-// out.
+// The shutdown loses no request. From its begin the Server is not ready, and each
+// response says that its connection is closed (Connection: close, or GOAWAY).
+// After ShutdownDelay the listeners are closed, and event streams and WebSockets
+// are aborted, so that their clients connect to another replica. Other requests
+// may take ShutdownGrace. An idle connection is closed after its next response,
+// or after 5 seconds: a request may be on its way. At last, Run waits up to 10
+// seconds for token refreshes and revocations: a rotated refresh token that is
+// not stored signs its user out.
 //
 // Without listeners, the Server is the handler of another http.Server. End ctx
 // when that server's Shutdown begins, and wait for both.
@@ -156,6 +168,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnState:         s.countConnection,
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
@@ -166,15 +179,16 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	for _, l := range listeners {
 		group.Go(func() error { // until the shutdown
 			err := server.Serve(NewListener(l, s.tls, s.log))
-			if errors.Is(err, http.ErrServerClosed) {
+			if s.stopping() && (errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)) {
 				return nil
 			}
 			return fmt.Errorf("serve %s: %w", l.Addr(), err)
 		})
 	}
+	s.state.Store(int32(stateReady))
 	group.Go(func() error {
 		<-serving.Done() // ctx has ended, or a listener failed
-		return s.shutdown(server)
+		return s.shutdown(server, listeners)
 	})
 	return group.Wait()
 }
@@ -191,15 +205,42 @@ func (s *Server) start(ctx context.Context) error {
 	return nil
 }
 
+// serverState says how far a Server is.
+type serverState int32
+
+const (
+	stateStarting serverState = iota // Run has not begun
+	stateReady                       // the listeners are served
+	stateStopping                    // Run ends
+)
+
+func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
+
+// countConnection is http.Server.ConnState.
+func (s *Server) countConnection(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.connections.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.connections.Add(-1)
+	}
+}
+
 // shutdown ends what Run began.
-func (s *Server) shutdown(server *http.Server) error {
+func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
+	s.state.Store(int32(stateStopping))
 	s.mu.Lock() // no Reload begins after this
 	a := s.current.Load()
 	s.mu.Unlock()
-	s.log.Info("shutting down", "grace", a.shutdownGrace.String())
+	s.log.Info("shutting down", "delay", a.shutdownDelay.String(), "grace", a.shutdownGrace.String())
+	time.Sleep(a.shutdownDelay)
+	for _, l := range listeners {
+		l.Close() // Serve reports an error
+	}
+	a.upstreams.EndStreams()
 	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
 	defer cancel()
-	server.RegisterOnShutdown(a.upstreams.EndStreams)
+	s.awaitConnections(grace)
 	err := server.Shutdown(grace)
 	if err == nil {
 		err = a.waitIdle(grace)
@@ -213,6 +254,22 @@ func (s *Server) shutdown(server *http.Server) error {
 	err = a.close(closing)
 	s.retired.Wait() // bounded by ShutdownGrace and closeGrace
 	return err
+}
+
+// idleGrace is how long idle connections stay open in a shutdown.
+const idleGrace = 5 * time.Second
+
+// awaitConnections waits until no connection is open, at most for idleGrace.
+func (s *Server) awaitConnections(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, idleGrace)
+	defer cancel()
+	for s.connections.Load() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(idleInterval):
+		}
+	}
 }
 
 // closeGrace is how long refreshes and revocations in flight may take after the

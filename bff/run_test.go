@@ -1,16 +1,24 @@
 package bff_test
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // slowApp returns a frontend that responds after release, and a channel that
@@ -202,5 +210,246 @@ func TestReloadDropsNoRequest(t *testing.T) {
 	release()
 	if text := <-body; text != "finished" {
 		t.Errorf("the request from before: got %q", text)
+	}
+}
+
+// keepAlive is a connection on which requests are sent one after the other.
+type keepAlive struct {
+	t    *testing.T
+	conn net.Conn
+	r    *bufio.Reader
+	host string
+}
+
+func (a *app) keepAlive(address string) *keepAlive {
+	a.t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { conn.Close() })
+	return &keepAlive{a.t, conn, bufio.NewReader(conn), strings.TrimPrefix(a.url, "http://")}
+}
+
+// get returns the response to a request whose body has been read.
+func (k *keepAlive) get(path string) *http.Response {
+	k.t.Helper()
+	fmt.Fprintf(k.conn, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, k.host)
+	resp, err := http.ReadResponse(k.r, nil)
+	if err != nil {
+		k.t.Fatalf("%s: %v", path, err)
+	}
+	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	return resp
+}
+
+// readyz returns the status of /readyz.
+func readyz(server *bff.Server, query string) (int, string) {
+	w := httptest.NewRecorder()
+	server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/readyz"+query, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestShutdownLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		cfg = *c
+		cfg.ShutdownDelay = time.Second
+	})
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _ := readyz(server, ""); status != 503 {
+		t.Errorf("/readyz before Run: got %d, want 503", status)
+	}
+	l := listen(t)
+	ctx, stop := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- server.Run(ctx, l) }()
+	busy, idle := a.keepAlive(l.Addr().String()), a.keepAlive(l.Addr().String())
+	for _, k := range []*keepAlive{busy, idle} {
+		if k.get("/").Close {
+			t.Fatal("a response of a running server closes its connection")
+		}
+	}
+	if status, _ := readyz(server, ""); status != 200 {
+		t.Errorf("/readyz: got %d, want 200", status)
+	}
+	stop()
+	waitFor(t, "the server is not ready", func() bool {
+		status, _ := readyz(server, "")
+		return status == 503
+	})
+	if !busy.get("/").Close {
+		t.Error("during the delay: the response lacks Connection: close")
+	}
+	if !a.keepAlive(l.Addr().String()).get("/").Close {
+		t.Error("a new connection during the delay: the response lacks Connection: close")
+	}
+	waitFor(t, "the listener is closed", func() bool {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	if !idle.get("/").Close {
+		t.Error("after the delay: the response on an idle connection lacks Connection: close")
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// With HTTP/2, a connection is closed by GOAWAY after its streams.
+func TestShutdownSendsGoAway(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewUnstartedServer(nil)
+	certified.StartTLS()
+	defer certified.Close()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		cfg = *c
+		cfg.ShutdownDelay = time.Second
+		cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
+	})
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t)
+	ctx, stop := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- server.Run(ctx, l) }()
+	transport := certified.Client().Transport.(*http.Transport).Clone()
+	transport.ForceAttemptHTTP2 = true
+	var dialed atomic.Int32
+	transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		dialed.Add(1)
+		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+	}
+	client := &http.Client{Transport: transport}
+	get := func() {
+		t.Helper()
+		req, _ := http.NewRequest("GET", "https://example.com/", nil)
+		req.Host = strings.TrimPrefix(a.url, "http://")
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if resp.ProtoMajor != 2 {
+			t.Fatalf("got %s", resp.Proto)
+		}
+	}
+	get()
+	get()
+	if n := dialed.Load(); n != 1 {
+		t.Fatalf("two requests used %d connections", n)
+	}
+	stop()
+	waitFor(t, "the server is not ready", func() bool {
+		status, _ := readyz(server, "")
+		return status == 503
+	})
+	get() // its response brings GOAWAY
+	waitFor(t, "the connection is not used any more", func() bool {
+		get()
+		return dialed.Load() > 1
+	})
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestReadinessDoesNotDependOnWhatReplicasShare(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.store.setDown(errors.New("down"))
+	if status, text := readyz(a.server, ""); status != 200 {
+		t.Errorf("with the store down: got %d %s", status, text)
+	}
+	status, text := readyz(a.server, "?verbose")
+	if status != 200 {
+		t.Errorf("verbose: got %d, want 200", status)
+	}
+	for _, want := range []string{"[-] store: ", "[+] provider: ok", "[+] upstream /api/ "} {
+		if !strings.Contains(text, want) {
+			t.Errorf("verbose lacks %q:\n%s", want, text)
+		}
+	}
+}
+
+func TestAdministratorsNeedAToken(t *testing.T) {
+	t.Parallel()
+	loopback, other := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}
+	for name, test := range map[string]struct {
+		token  string
+		local  net.Addr
+		host   string
+		header []string
+		want   int
+	}{
+		"on loopback":                  {"", loopback, "127.0.0.1:9090", nil, 200},
+		"on loopback, by name":         {"", loopback, "localhost:9090", nil, 200},
+		"on a socket":                  {"", &net.UnixAddr{Name: "/run/x"}, "localhost", nil, 200},
+		"by a name of another":         {"", loopback, "evil.example", nil, 403},
+		"from a page of another":       {"", loopback, "127.0.0.1:9090", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		"off loopback":                 {"", other, "127.0.0.1:9090", nil, 401},
+		"with the token":               {"secret", other, "any", []string{"Authorization", "Bearer secret"}, 200},
+		"with another":                 {"secret", other, "any", []string{"Authorization", "Bearer secre"}, 401},
+		"without the token":            {"secret", other, "any", nil, 401},
+		"on loopback, without one set": {"secret", loopback, "127.0.0.1:9090", nil, 401},
+		"as Basic":                     {"secret", loopback, "127.0.0.1:9090", []string{"Authorization", "Basic secret"}, 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = session.Secret(test.token) })
+			r := httptest.NewRequest("POST", "/admin/x", nil)
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, test.local))
+			r.Host = test.host
+			if test.header != nil {
+				r.Header.Set(test.header[0], test.header[1])
+			}
+			w := httptest.NewRecorder()
+			a.server.RequireAdmin(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, r)
+			if w.Code != test.want {
+				t.Errorf("got %d %s, want %d", w.Code, w.Body, test.want)
+			}
+		})
+	}
+}
+
+// A replica that has just started is ready before it has read the provider's
+// metadata. A login at that moment waits.
+func TestLoginWaitsForTheFirstDiscovery(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	started := make(chan struct{}, 1)
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, "/.well-known/") {
+			started <- struct{}{}
+			time.Sleep(300 * time.Millisecond)
+		}
+		next.ServeHTTP(w, r)
+	}})
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, server)
+	<-started
+	r := httptest.NewRequest("GET", "/bff/login", nil)
+	r.Host = strings.TrimPrefix(a.url, "http://")
+	r.Header.Set("Sec-Fetch-Mode", "navigate")
+	r.Header.Set("Sec-Fetch-Dest", "document")
+	w := httptest.NewRecorder()
+	server.ServeHTTP(w, r)
+	if w.Code != 302 {
+		t.Errorf("got %d %s, want 302", w.Code, w.Body)
 	}
 }

@@ -52,6 +52,10 @@ func (m *Manager) onValid(until time.Time) {
 	}
 }
 
+// Invalidated reports whether changes by other replicas are announced to this
+// one. While they are not, Find reads the store, and OnEnd takes longer.
+func (m *Manager) Invalidated() bool { return m.cache.valid(time.Now()) }
+
 // notifier wakes refreshes that wait for another replica.
 type notifier struct {
 	mu      sync.Mutex               // guards waiting

@@ -147,6 +147,26 @@ type Proxy struct {
 	forwardedProto  []string // of X-Forwarded-Proto; nil: the request's scheme
 }
 
+// ServerStatus is what a Proxy knows of one address of its upstream.
+type ServerStatus struct {
+	Address string // host:port, or the path of a socket
+	Failed  bool   // the last requests failed; others are preferred for a while
+}
+
+// Status returns what is known of the addresses of the upstream. A name that no
+// request was sent to yet has none.
+func (p *Proxy) Status() []ServerStatus {
+	var all []ServerStatus
+	for _, s := range p.servers.servers {
+		if addresses := s.addresses.Load(); addresses != nil {
+			for _, a := range *addresses {
+				all = append(all, ServerStatus{a.at, a.retryAt.Load() != 0})
+			}
+		}
+	}
+	return all
+}
+
 // New returns a Proxy for an upstream. It does no I/O. A nil group means one of
 // its own. The error is about the URLs.
 func New(u Upstream, group *Group) (*Proxy, error) {
