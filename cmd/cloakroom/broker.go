@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,13 +23,39 @@ import (
 
 // broker is a bff.Server with all it needs, ready to listen.
 type broker struct {
-	cfg   *config.Config
-	app   fs.FS
-	log   *slog.Logger
-	store config.TokenStore
-	cert  *certificate // nil: without TLS
-
+	app    fs.FS
+	log    *slog.Logger
+	store  config.TokenStore
+	cert   *certificate // nil: without TLS
 	server *bff.Server
+	source source
+
+	reloading sync.Mutex // held during a reload
+
+	mu   sync.Mutex // guards all below
+	cfg  *config.Config
+	read map[string]fileState // the files when the configuration was read last
+}
+
+// lastRead returns the states of the files when the configuration was read last.
+func (b *broker) lastRead() map[string]fileState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.read
+}
+
+// source is where a broker's configuration comes from. Without load it cannot be
+// reloaded.
+type source struct {
+	load  func() (*config.Config, error)
+	files func() []string // those that load reads
+}
+
+// config returns the configuration in force.
+func (b *broker) config() *config.Config {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.cfg
 }
 
 // newBroker makes the parts that cfg describes. Its frontend is app, or
@@ -70,19 +97,18 @@ func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 }
 
 // run serves public and the admin listener until ctx ends, and then shuts down.
-// It closes public. At each signal from hangup it loads the configuration again;
-// hangup may be nil.
-func (b *broker) run(
-	ctx context.Context, public net.Listener, hangup <-chan os.Signal, load func() (*config.Config, error),
-) error {
+// It closes public. It reloads the configuration at each signal from hangup,
+// which may be nil, and when a file of the configuration has changed.
+func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.Signal) error {
 	defer public.Close()
 	admin, err := net.Listen("tcp", b.cfg.Server.AdminListen)
 	if err != nil {
 		return fmt.Errorf("server.admin_listen: %w", err)
 	}
-	b.log.Info("listening", "listen", public.Addr().String(), "admin_listen", admin.Addr().String(), "public_url", b.cfg.Server.PublicURL)
+	b.log.Info("listening", "listen", public.Addr().String(),
+		"admin_listen", admin.Addr().String(), "public_url", b.cfg.Server.PublicURL)
 
-	adminServer := newHTTPServer(b.server.Admin(), b.log)
+	adminServer := newHTTPServer(b.adminHandler(), b.log)
 	group, serving := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(adminServer, admin) })
 	group.Go(func() error {
@@ -96,6 +122,12 @@ func (b *broker) run(
 			return nil
 		})
 	}
+	if b.source.load != nil {
+		group.Go(func() error {
+			b.watchFiles(serving)
+			return nil
+		})
+	}
 	group.Go(func() error {
 		for {
 			select {
@@ -104,7 +136,7 @@ func (b *broker) run(
 				case look <- struct{}{}:
 				default:
 				}
-				b.reload(serving, load)
+				b.reload(serving)
 			case <-serving.Done():
 				return nil
 			}
@@ -113,12 +145,21 @@ func (b *broker) run(
 	return group.Wait()
 }
 
-// reload puts the configuration that load returns in force. If it cannot, it logs
-// why and keeps the one before. No session ends.
-func (b *broker) reload(ctx context.Context, load func() (*config.Config, error)) {
-	next, err := load()
-	if err == nil {
-		err = b.replace(ctx, next)
+// reload loads the configuration and puts it in force. If it cannot, it keeps the
+// one in force, and the error, which it logs too, says why. No session ends.
+func (b *broker) reload(ctx context.Context) error {
+	b.reloading.Lock()
+	defer b.reloading.Unlock()
+	if b.source.load == nil {
+		return errors.New("this broker has no file to reload its configuration from")
+	}
+	states := b.source.states()
+	b.mu.Lock()
+	b.read = states
+	b.mu.Unlock()
+	next, err := b.source.load()
+	if next != nil {
+		err = b.replace(ctx, next, err)
 	}
 	var problems config.Errors
 	switch {
@@ -127,25 +168,31 @@ func (b *broker) reload(ctx context.Context, load func() (*config.Config, error)
 	case err != nil:
 		b.log.Error("configuration not changed: the one before stays in force", "err", err)
 	default:
-		b.log.Info("configuration", "in_force", b.cfg)
-		for _, warning := range b.cfg.Warnings() {
+		b.log.Info("configuration", "in_force", next)
+		for _, warning := range next.Warnings() {
 			b.log.Warn("configuration", "warning", warning)
 		}
 	}
+	return err
 }
 
-func (b *broker) replace(ctx context.Context, next *config.Config) error {
+// replace puts next in force, unless it has mistakes, or unread are those that
+// were found when it was read.
+func (b *broker) replace(ctx context.Context, next *config.Config, unread error) error {
+	inForce := b.config()
 	if len(next.Session.Keys) == 0 && next.Store.IsInMemory() {
-		next.Session.Keys = b.cfg.Session.Keys
+		next.Session.Keys = inForce.Session.Keys
 	}
 	server, err := next.NewServer(b.store, b.app, nil, b.log)
-	if err := config.Join(next.CheckReload(b.cfg), err); err != nil {
+	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), err)); err != nil {
 		return err
 	}
 	if err := b.server.Reload(ctx, server); err != nil {
 		return err
 	}
+	b.mu.Lock()
 	b.cfg = next
+	b.mu.Unlock()
 	return nil
 }
 

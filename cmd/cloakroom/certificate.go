@@ -37,13 +37,6 @@ type certificate struct {
 	reminded time.Time
 }
 
-// fileState tells two contents of a file apart without reading them.
-type fileState struct {
-	modified time.Time
-	size     int64
-	missing  bool
-}
-
 // loadCertificate reads the files. The error is a *config.Error.
 func loadCertificate(files config.TLS, log *slog.Logger) (*certificate, error) {
 	c := &certificate{files: files, log: log}
@@ -78,16 +71,8 @@ func (c *certificate) load() (*tls.Certificate, error) {
 }
 
 // state follows symbolic links, as those of a mounted Kubernetes secret.
-func (c *certificate) state() (s [2]fileState) {
-	for i, name := range []string{c.files.CertFile, c.files.KeyFile} {
-		info, err := os.Stat(name)
-		if err != nil {
-			s[i].missing = true
-			continue
-		}
-		s[i].modified, s[i].size = info.ModTime(), info.Size()
-	}
-	return s
+func (c *certificate) state() [2]fileState {
+	return [2]fileState{stateOf(c.files.CertFile), stateOf(c.files.KeyFile)}
 }
 
 // tlsConfig is the configuration of a listener that serves the certificate.

@@ -128,7 +128,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	group.Go(func() error { return serveUntil(behind, newHTTPServer(samples, log), api) })
 	group.Go(func() error {
 		defer stopBehind()
-		return b.run(ctx, public, nil, nil)
+		return b.run(ctx, public, nil)
 	})
 	group.Go(func() error {
 		if b.server.WaitForProvider(ctx) != nil {

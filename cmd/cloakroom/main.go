@@ -4,15 +4,17 @@
 //	cloakroom demo                  run a provider, an API and an app in one process
 //	cloakroom demo token            print an access token of a running demo
 //	cloakroom serve --config FILE   run the broker
+//	cloakroom reload --config FILE  have a running broker apply its configuration
+//	cloakroom health --config FILE  ask a running broker whether it is ready
 //	cloakroom verify --issuer URL --audience NAME
 //	                                print the access token on standard input and
 //	                                whether an API would accept it
 //	cloakroom keygen                print a new key for session.keys
 //	cloakroom version               print version, commit and Go version
 //
-// serve and demo end on SIGINT and SIGTERM: they stop accepting connections and let
-// requests in flight finish within server.shutdown_grace. serve reloads its
-// configuration on SIGHUP. Logs go to standard error.
+// serve and demo end on SIGINT and SIGTERM, when requests in flight have ended; a
+// second signal ends them at once. serve applies a changed configuration. Logs go
+// to standard error.
 //
 // The exit status is 0, 1 for a failure, or 2 for a problem with the command line
 // or the configuration.
@@ -39,10 +41,8 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	err := run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)
-	stop() // a second signal ends the process at once
-	os.Exit(exitCode(err))
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(exitCode(run(ctx, os.Args[1:], os.Getenv, os.Stdin, os.Stdout, os.Stderr)))
 }
 
 // usageError is a problem with the command line.
@@ -82,7 +82,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(demoCommand(getenv), serveCommand(getenv), keygenCommand(), verifyCommand(), versionCommand())
+	root.AddCommand(demoCommand(getenv), serveCommand(getenv), reloadCommand(getenv), healthCommand(getenv),
+		keygenCommand(), verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		c.Args = noArguments
 		for _, sub := range c.Commands() {

@@ -19,14 +19,23 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the broker",
-		Long: `Run the broker. On SIGHUP it reloads its configuration. If the new one has
-problems, it logs them and keeps the old one. Changes of the listeners and of the
-store need a restart.`,
+		Long: `Run the broker. It applies a changed configuration: when its files change, on
+SIGHUP, and on cloakroom reload. If the new one has mistakes, it logs them and
+keeps the one in force. Changes of the listeners and of the store need a restart.
+
+On SIGTERM or SIGINT it is not ready any more, closes its listener after
+server.shutdown_delay, and ends when the requests in flight have ended. A second
+signal ends it at once.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			signal.Ignore(syscall.SIGPIPE) // a log reader that goes away does not end the broker
 			log, stop := newLogger(c.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
 			defer stop()
-			cfg, unread := config.Load(file, getenv)
+			from := source{
+				load:  func() (*config.Config, error) { return config.Load(file, getenv) },
+				files: func() []string { return config.Files(file, getenv) },
+			}
+			states := from.states()
+			cfg, unread := from.load()
 			if cfg == nil {
 				return unread
 			}
@@ -52,7 +61,8 @@ store need a restart.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)
-			return b.run(c.Context(), public, hangup, func() (*config.Config, error) { return config.Load(file, getenv) })
+			b.source, b.read = from, states
+			return b.run(c.Context(), public, hangup)
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML); every key can also be set by the environment")

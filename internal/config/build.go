@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
@@ -72,6 +73,8 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 			Logins: bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
 		Client:        web.Client(),
+		AdminToken:    c.Server.AdminToken,
+		ShutdownDelay: time.Duration(c.Server.ShutdownDelay),
 		ShutdownGrace: c.Server.ShutdownGrace,
 		Logger:        log,
 	}

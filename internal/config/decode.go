@@ -23,7 +23,9 @@ type loader struct {
 	source   string // the file, or the environment variable that is being read
 	getenv   func(string) string
 	problems Errors
-	files    map[string]string // :: key of a secret → the file that holds it
+	files    map[string]string // :: key of a secret → the file that it is in
+
+	unreadable bool // the file is missing or not YAML
 }
 
 // Load reads the file, unless its name is empty, then the environment, then the
@@ -31,20 +33,51 @@ type loader struct {
 // Load returns what could be read, so that it can be checked too, or nil if the
 // file is missing or not YAML.
 func Load(file string, getenv func(string) string) (*Config, error) {
-	l := &loader{source: file, getenv: getenv, files: make(map[string]string)}
-	c := new(Config)
-	unreadable := false
-	if file != "" {
-		unreadable = !l.readFile(c)
-	}
-	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
-	l.readSecrets(reflect.ValueOf(c).Elem(), "")
-	c.SetDefaults()
-	if unreadable {
+	l := newLoader(file, getenv)
+	c := l.load()
+	if l.unreadable {
 		return nil, l.problems
 	}
 	return c, l.problems.orNil()
 }
+
+// LoadAdmin returns how to reach the admin listener of a running broker: the
+// keys of server, as far as they can be read. A file with mistakes does not
+// matter.
+func LoadAdmin(file string, getenv func(string) string) (listen string, token session.Secret) {
+	server := newLoader(file, getenv).load().Server
+	return server.AdminListen, server.AdminToken
+}
+
+func newLoader(file string, getenv func(string) string) *loader {
+	return &loader{source: file, getenv: getenv, files: make(map[string]string)}
+}
+
+// load reads what can be read, and sets the defaults.
+func (l *loader) load() *Config {
+	c := new(Config)
+	c.Server.ShutdownDelay = unset
+	if l.source != "" {
+		l.unreadable = !l.readFile(c)
+	}
+	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
+	l.readSecrets(reflect.ValueOf(c).Elem(), "")
+	if c.Server.ShutdownDelay == unset {
+		c.Server.ShutdownDelay = 0
+		if l.getenv("KUBERNETES_SERVICE_HOST") != "" {
+			c.Server.ShutdownDelay = kubernetesDelay
+		}
+	}
+	c.SetDefaults()
+	return c
+}
+
+// unset is the value of a Delay that the configuration does not have.
+const unset Delay = math.MinInt64
+
+// kubernetesDelay is the default of server.shutdown_delay in a pod. Kubernetes
+// removes a pod from its Services while it sends SIGTERM, not before.
+const kubernetesDelay = Delay(5 * time.Second)
 
 // fail adds a problem with a node of the YAML. If a value is of the wrong kind,
 // the problem holds it.
@@ -226,6 +259,15 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q has to be more than nothing", text)
 		}
 		*p = d
+	case *Delay:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 0s or 5s", text)
+		}
+		if d < 0 {
+			return fmt.Errorf("%q is negative", text)
+		}
+		*p = Delay(d)
 	case *int:
 		n, err := strconv.Atoi(text)
 		if err != nil {

@@ -52,6 +52,7 @@ var goodValues = map[reflect.Type]map[string]any{
 	},
 	reflect.TypeFor[ByteRate]():  {"1KiB/s": ByteRate(1024), "off": noRate},
 	reflect.TypeFor[EventRate](): {"4/s": EventRate(4), "30/m": EventRate(0.5)},
+	reflect.TypeFor[Delay]():     {"0s": Delay(0), "5s": Delay(5 * time.Second)},
 	reflect.TypeFor[BurstSize](): {"40": BurstSize(40)},
 	reflect.TypeFor[[]Route]():   {"[{path: /api/}]": []Route{{Path: "/api/"}}},
 }

@@ -3,8 +3,12 @@ package config
 import (
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRatesAreWrittenWithTheirTime(t *testing.T) {
@@ -57,5 +61,41 @@ func TestMistakesInLimitsNameTheKey(t *testing.T) {
 	}
 	if got := keyOf("Limits.Logins.Burst"); got != "server.limits.logins.burst" {
 		t.Errorf("the key is %s", got)
+	}
+}
+
+func TestShutdownDelayIsLongerInKubernetes(t *testing.T) {
+	pod := map[string]string{"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+	for name, test := range map[string]struct {
+		text string
+		env  map[string]string
+		want Delay
+	}{
+		"elsewhere":     {"", nil, 0},
+		"in a pod":      {"", pod, Delay(5 * time.Second)},
+		"none in a pod": {"server: {shutdown_delay: 0s}\n", pod, 0},
+		"set":           {"server: {shutdown_delay: 7s}\n", nil, Delay(7 * time.Second)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := mustLoad(t, test.text, test.env).Server.ShutdownDelay; got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+		})
+	}
+}
+
+func TestFilesAreThoseOfTheConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cloakroom.yaml")
+	text := "oidc: {client_secret_file: /s, ca_file: /ca}\nserver: {tls: {cert_file: /c, key_file: /k}}\n" +
+		"routes: [{path: /api/, upstream_tls: {ca_file: /r}, accept_bearer: {audience: x, ca_file: /b}}]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"CLOAKROOM_STORE_PASSWORD_FILE": "/p", "CLOAKROOM_SESSION_KEYS_FILE": "/keys"}
+	got := Files(file, func(name string) string { return env[name] })
+	want := []string{"/b", "/c", "/ca", "/k", "/keys", "/p", "/r", "/s", file}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -4,6 +4,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"strconv"
 	"time"
 
@@ -29,6 +30,7 @@ type Server struct {
 	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
 	AdminToken     session.Secret `yaml:"admin_token"`     // required when admin_listen is not on the loopback interface
 	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
+	ShutdownDelay  Delay          `yaml:"shutdown_delay"`  // default 0s, in Kubernetes 5s
 	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
 	TLS            TLS            `yaml:"tls"`
 	Limits         Limits         `yaml:"limits"`
@@ -53,6 +55,15 @@ func (r EventRate) String() string { return strconv.FormatFloat(float64(r), 'g',
 
 // MarshalText returns the rate as it can be written in the file, for the log.
 func (r EventRate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// Delay is a duration that can be zero.
+type Delay time.Duration
+
+// String returns the delay as it can be written in the file.
+func (d Delay) String() string { return time.Duration(d).String() }
+
+// MarshalText returns the delay as it can be written in the file, for the log.
+func (d Delay) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // BurstSize is a number of events, one or more.
 type BurstSize int
@@ -207,6 +218,10 @@ func (c *Config) SetDefaults() {
 	c.Session.Cookie.SameSite = cmp.Or(c.Session.Cookie.SameSite, "strict")
 }
 
+// ErrNeedsRestart is wrapped by the Error of a key whose change only a restart
+// applies.
+var ErrNeedsRestart = errors.New("a change needs a restart")
+
 // CheckReload reports what differs between c and the configuration in force that
 // only a restart can change. The error is an Errors.
 func (c *Config) CheckReload(inForce *Config) error {
@@ -219,7 +234,7 @@ func (c *Config) CheckReload(inForce *Config) error {
 	}
 	for _, key := range restartKeys {
 		if changed[key] {
-			problems.add(key, "a change needs a restart")
+			problems.add(key, "%w", ErrNeedsRestart)
 		}
 	}
 	return problems.orNil()

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"io/fs"
+	"maps"
+	"os"
+	"time"
+)
+
+// filesInterval is how often the files of the configuration are examined for a
+// change.
+const filesInterval = 2 * time.Second
+
+// watchFiles reloads the configuration when one of its files has changed, until
+// ctx ends. It follows symbolic links, as those of a mounted ConfigMap. Files that
+// are being written are left alone until they have been the same for an interval.
+func (b *broker) watchFiles(ctx context.Context) {
+	seen := b.source.states()
+	tick := time.NewTicker(filesInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := b.source.states()
+		settled := maps.Equal(now, seen)
+		seen = now
+		if settled && !maps.Equal(now, b.lastRead()) {
+			b.reload(ctx)
+		}
+	}
+}
+
+// fileState tells two contents of a file apart without reading them.
+type fileState struct {
+	modified time.Time
+	size     int64
+	inode    uint64 // of the file that a link leads to
+	mode     fs.FileMode
+	missing  bool
+}
+
+func stateOf(name string) fileState {
+	info, err := os.Stat(name)
+	if err != nil {
+		return fileState{missing: true}
+	}
+	return fileState{modified: info.ModTime(), size: info.Size(), inode: inode(info), mode: info.Mode()}
+}
+
+// states returns the states of the files, by name.
+func (s *source) states() map[string]fileState {
+	states := make(map[string]fileState)
+	for _, name := range s.files() {
+		states[name] = stateOf(name)
+	}
+	return states
+}
