@@ -18,7 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// user returns what the app is told of the user.
+// user returns the claims of the user that the app sees.
 func user(t *testing.T, b *bfftest.Browser) map[string]any {
 	t.Helper()
 	var got struct{ User map[string]any }
@@ -293,7 +293,8 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 	})
 }
 
-// OpenID Connect Core 12.2.
+// OpenID Connect Core 12.2: an ID token of another subject or login ends the
+// session.
 func TestRefreshedIDTokenMustMatchTheSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -327,8 +328,8 @@ func TestRefreshedIDTokenMustMatchTheSession(t *testing.T) {
 	}
 }
 
-// What is too long for a header is left out, and what is in no cookie can be
-// long.
+// A claim that is too long for a header is omitted. The record of the session
+// has no such limit.
 func TestLargeClaimsAreHandled(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -358,7 +359,7 @@ func TestLargeClaimsAreHandled(t *testing.T) {
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 }
 
-// Whatever a provider answers with, it is a clean failure, in time.
+// Any invalid token response fails the request cleanly and soon.
 func TestHostileTokenResponses(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
@@ -387,7 +388,7 @@ func TestHostileTokenResponses(t *testing.T) {
 		began := time.Now()
 		wantPage(t, b.SignIn("alice", ""), 502, "login_invalid")
 		if resp := b.Fetch("POST", "/bff/session/refresh"); name == "an ID token of {}" {
-			wantOK(t, resp) // the rest of the answer is good, and what was before is spent
+			wantOK(t, resp) // the rest of the response is valid, and the old refresh token is spent
 		} else {
 			wantProblem(t, resp, 503, "provider_unavailable")
 		}
@@ -399,7 +400,7 @@ func TestHostileTokenResponses(t *testing.T) {
 	}
 }
 
-// A provider that takes its time is one that does not answer, wherever that is.
+// A token response that arrives too slowly times out, wherever it stalls.
 func TestSlowTokenResponseTimesOut(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -447,7 +448,7 @@ func TestSlowTokenResponseTimesOut(t *testing.T) {
 	}
 }
 
-// What a provider says of a refusal is in the log, without what it may quote.
+// The log has the error text of a provider, without the secrets it may quote.
 func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ClientAuth = "client_secret_post" })
@@ -462,7 +463,7 @@ func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 			"no scope <%s> for %s of %s, see eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl",
 			"read", r.PostForm.Get("refresh_token"), r.PostForm.Get("client_secret"))})
 	}})
-	// whose log is looked through at the end
+	// the end of the test searches its log for secrets
 	wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 	logs := a.logs.String()
 	if !strings.Contains(logs, "no scope <read> for … of …, see …") &&
@@ -471,7 +472,7 @@ func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 	}
 }
 
-// A provider, or what is in front of it, that quotes a secret in a refusal.
+// A provider, or a proxy in front of it, may quote a secret in an error.
 func TestSecretsQuotedByTheProviderAreNotLogged(t *testing.T) {
 	t.Parallel()
 	for name, respond := range map[string]func(form url.Values, secret string) (string, string){
@@ -511,8 +512,11 @@ func TestSecretsQuotedByTheProviderAreNotLogged(t *testing.T) {
 				io.WriteString(w, body)
 			}})
 			b.Fetch("POST", "/bff/session/refresh")
-			if leaked == "" || strings.Contains(strings.ReplaceAll(a.logs.String(), `\u0026`, "&"), leaked) {
-				t.Errorf("the log holds %q", leaked)
+			if leaked == "" {
+				t.Fatal("the provider got no refresh request")
+			}
+			if strings.Contains(strings.ReplaceAll(a.logs.String(), `\u0026`, "&"), leaked) {
+				t.Errorf("the log contains the secret %q", leaked)
 			}
 		})
 	}

@@ -37,21 +37,21 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// call is one request that the provider got of the broker.
+// call is one request of the broker to the provider.
 type call struct {
-	path   string // after the issuer
+	path   string // below the issuer
 	form   url.Values
 	header http.Header
 	secure bool // with a client certificate
 }
 
-// calls are those that the provider got since it was told to take them down.
+// calls are the requests to the provider since recordCalls.
 type calls struct {
 	mu  sync.Mutex
 	all []call
 }
 
-// to returns those to a path.
+// to returns the requests to a path.
 func (c *calls) to(path string) []call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,8 +64,8 @@ func (c *calls) to(path string) []call {
 	return found
 }
 
-// recordCalls has the provider take down what it is asked. Its other hooks are
-// h's.
+// recordCalls records the requests to the provider. It replaces the provider's
+// hooks by h.
 func (a *app) recordCalls(h devidp.Hooks) *calls {
 	c := new(calls)
 	intercept := h.Intercept
@@ -136,7 +136,7 @@ func edKey(t *testing.T) ed25519.PrivateKey {
 	return key
 }
 
-// certificate signs itself.
+// certificate returns a self-signed certificate.
 func certificate(t *testing.T, key crypto.Signer) *tls.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
@@ -156,7 +156,7 @@ func certificate(t *testing.T, key crypto.Signer) *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// withKeys has the app's client sign with keys.
+// withKeys configures private_key_jwt with keys, at the provider and the app.
 func withKeys(keys ...crypto.Signer) (func(*devidp.Config), func(*app, *bff.Config)) {
 	return func(c *devidp.Config) {
 			c.Clients[0].Secret = ""
@@ -168,7 +168,7 @@ func withKeys(keys ...crypto.Signer) (func(*devidp.Config), func(*app, *bff.Conf
 		}
 }
 
-// checkLifecycle is a login, a refresh and a logout.
+// checkLifecycle checks a login, a refresh, an API call and a logout.
 func checkLifecycle(t *testing.T, a *app) {
 	t.Helper()
 	b := a.signedIn()
@@ -206,7 +206,7 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 	}
 }
 
-// RFC 6749 2.3.1: the id is form-encoded as well.
+// RFC 6749 2.3.1: the client id is form-encoded, as the secret is.
 func TestClientIDMayContainAnyCharacter(t *testing.T) {
 	t.Parallel()
 	for _, method := range []oidc.ClientAuth{oidc.ClientSecretBasic, oidc.ClientSecretPost} {
@@ -279,7 +279,7 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 		cfg.Provider.AssertionAudience = a.provider.Issuer + "/token"
 	})
 	c := a.recordCalls(devidp.Hooks{})
-	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider goes by its issuer
+	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider expects its issuer
 	_, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion"))
 	if claims["aud"] != a.provider.Issuer+"/token" {
 		t.Errorf("aud is %v", claims["aud"])
@@ -313,7 +313,7 @@ func TestTrustedAudiencesAreAcceptedBesideTheClient(t *testing.T) {
 		{[]string{"project"}, false}, {[]string{"spa", "other"}, false},
 		{[]string{"spa", "Project"}, false},
 	} {
-		time.Sleep(2 * time.Millisecond) // after the logout before
+		time.Sleep(2 * time.Millisecond) // later than the previous logout
 		a.recordCalls(named(test.aud...))
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); (resp.StatusCode == 303) != test.good {
@@ -333,7 +333,7 @@ func TestClientKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	a := newAppWith(t, provider, edit)
 	c := a.recordCalls(devidp.Hooks{})
 	checkLifecycle(t, a)
-	// the provider may know us by another name
+	// the provider may use an internal name
 	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080")
 	var set jose.JSONWebKeySet
 	resp.Decode(t, &set)
@@ -414,8 +414,8 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 	}
 }
 
-// A provider that binds tokens to certificates says so (RFC 8705 3.3), and a
-// route cannot show another one than they are bound to.
+// A provider that binds tokens to certificates announces it (RFC 8705 3.3). A
+// route cannot use another certificate than the one they are bound to.
 func TestTokensMustBeBoundToTheClientCertificate(t *testing.T) {
 	t.Parallel()
 	cert, other := certificate(t, ecKey(t)), certificate(t, ecKey(t))
@@ -432,26 +432,25 @@ func TestTokensMustBeBoundToTheClientCertificate(t *testing.T) {
 				delete(m, "tls_client_certificate_bound_access_tokens")
 			}))
 		})
-		waitFor(t, "it is said", func() bool {
+		waitFor(t, "the log names the missing metadata", func() bool {
 			return strings.Contains(a.logs.String(), "does not bind access tokens to certificates")
 		})
 		wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
 	})
-	t.Run("the route shows another", func(t *testing.T) {
-		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
-			Issuer: "https://id.example", ClientID: "spa", ClientAuth: "tls_client_auth",
-			ClientCertificate: cert, SenderConstraint: "mtls",
-		},
-			Routes: []bff.Route{
-				{
-					Path:     "/api/",
-					Upstream: []string{"https://api.internal"},
-					Token:    "user",
-					TLS:      &tls.Config{Certificates: []tls.Certificate{*other}, RootCAs: x509.NewCertPool()},
-				},
-			}})
+	t.Run("the route has another certificate", func(t *testing.T) {
+		_, err := bff.New(bff.Config{
+			PublicURL: "https://app.example",
+			Provider: bff.ProviderConfig{
+				Issuer: "https://id.example", ClientID: "spa", ClientAuth: "tls_client_auth",
+				ClientCertificate: cert, SenderConstraint: "mtls",
+			},
+			Routes: []bff.Route{{
+				Path: "/api/", Upstream: []string{"https://api.internal"}, Token: "user",
+				TLS: &tls.Config{Certificates: []tls.Certificate{*other}, RootCAs: x509.NewCertPool()},
+			}},
+		})
 		if err == nil || !strings.Contains(err.Error(), "Routes[0]") {
-			t.Errorf("got %v", err)
+			t.Errorf("error: got %v, want one that names Routes[0]", err)
 		}
 	})
 }
@@ -551,8 +550,7 @@ func TestInvalidClientAuthentication(t *testing.T) {
 	}
 }
 
-// FAPI 2.0 Security Profile 5.3.3, with a provider that takes nothing less of
-// this client.
+// FAPI 2.0 Security Profile 5.3.3, with a provider that enforces it.
 func TestFAPI2(t *testing.T) {
 	t.Parallel()
 	key := ecKey(t)
@@ -578,7 +576,7 @@ func TestFAPI2(t *testing.T) {
 			t.Errorf("pushed %v", call.form)
 		}
 	}
-	t.Run("an issuer that does not say who answers", func(t *testing.T) {
+	t.Run("an issuer without iss in responses", func(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 			edit(a, cfg)
 			cfg.Provider.FAPI2 = true
@@ -586,7 +584,7 @@ func TestFAPI2(t *testing.T) {
 				delete(m, "authorization_response_iss_parameter_supported")
 			}))
 		})
-		waitFor(t, "it is refused", func() bool { return strings.Contains(a.logs.String(), "RFC 9207") })
+		waitFor(t, "the metadata is rejected", func() bool { return strings.Contains(a.logs.String(), "RFC 9207") })
 	})
 	t.Run("a provider without pushed requests", func(t *testing.T) {
 		a := newAppWith(t, provider, func(a *app, cfg *bff.Config) {
@@ -596,7 +594,7 @@ func TestFAPI2(t *testing.T) {
 				delete(m, "pushed_authorization_request_endpoint")
 			}))
 		})
-		waitFor(t, "it is refused", func() bool {
+		waitFor(t, "the metadata is rejected", func() bool {
 			return strings.Contains(a.logs.String(), "no pushed_authorization_request_endpoint")
 		})
 	})
@@ -622,7 +620,7 @@ func TestFAPI2(t *testing.T) {
 	})
 }
 
-// FAPI 2.0 5.4: PS256, ES256 and EdDSA.
+// FAPI 2.0 5.4: ID tokens are signed with PS256, ES256 or EdDSA.
 func TestFAPI2RejectsRS256(t *testing.T) {
 	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
@@ -638,11 +636,11 @@ func TestFAPI2RejectsRS256(t *testing.T) {
 		}
 	}})
 	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
-		t.Errorf("an ID token signed with %s is taken", alg)
+		t.Errorf("login with an ID token signed with %s: got 303, want a failure", alg)
 	}
 }
 
-// FAPI 2.0 5.4: RSA keys have 2048 bits or more, the provider's as well.
+// FAPI 2.0 5.4: RSA keys, also those of the provider, have 2048 bits or more.
 func TestFAPI2RejectsSmallKeyOfTheProvider(t *testing.T) {
 	t.Parallel()
 	keys, edit := withKeys(ecKey(t))
@@ -668,11 +666,11 @@ func TestFAPI2RejectsSmallKeyOfTheProvider(t *testing.T) {
 		},
 	})
 	if resp := a.browser().SignIn("alice", ""); resp.StatusCode == 303 {
-		t.Error("an ID token is taken that is signed by a key of 1024 bits")
+		t.Error("login with an ID token signed by a key of 1024 bits: got 303, want a failure")
 	}
 }
 
-// FAPI 2.0 5.4 again: what we sign with.
+// FAPI 2.0 5.4: ES384 is not allowed for client assertions.
 func TestFAPI2RejectsP384Key(t *testing.T) {
 	t.Parallel()
 	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
@@ -684,7 +682,7 @@ func TestFAPI2RejectsP384Key(t *testing.T) {
 		ClientKeys: []crypto.Signer{key}, FAPI2: true,
 	}})
 	if err == nil || !strings.Contains(err.Error(), "ClientKeys") {
-		t.Errorf("got %v, want ClientKeys refused: ES384 is not among PS256, ES256 and Ed25519", err)
+		t.Errorf("error: got %v, want one that names ClientKeys", err)
 	}
 }
 
@@ -854,7 +852,7 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 	})
 }
 
-// RFC 9101 4.
+// RFC 9101 4: parameters of a request object have JSON types.
 func TestMaxAgeInSignedRequestIsANumber(t *testing.T) {
 	t.Parallel()
 	provider, edit := withKeys(ecKey(t))
@@ -865,7 +863,7 @@ func TestMaxAgeInSignedRequestIsANumber(t *testing.T) {
 	u := a.browser().Navigate("/bff/login?max_age=60").Location(t)
 	_, claims := unverified(t, u.Query().Get("request"))
 	if _, ok := claims["max_age"].(float64); !ok {
-		t.Errorf("max_age is %#v", claims["max_age"])
+		t.Errorf("max_age: got %#v, want a number", claims["max_age"])
 	}
 }
 
@@ -913,11 +911,11 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate",
 			"Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	}
-	t.Run("and is posted again from here", func(t *testing.T) {
+	t.Run("posted again by the own page", func(t *testing.T) {
 		b := a.browser()
 		form := posted(t, b)
 		form.Set("x", `"><script>`)
-		page := crossSite(a.browser(), form) // no cookie comes along
+		page := crossSite(a.browser(), form) // without cookies
 		again := brokertest.HiddenFields(page.Text)
 		if page.StatusCode != 200 || again.Get("code") != form.Get("code") ||
 			again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
@@ -933,14 +931,14 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 		before := a.provider.TokenRequests()
-		// there is a session by now
+		// there is a session now
 		resp := b.Submit("/bff/callback", again)
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before {
 			t.Errorf("once more: got %d to %s, %d token requests more", resp.StatusCode,
 				resp.Header.Get("Location"), a.provider.TokenRequests()-before)
 		}
 	})
-	t.Run("in one way", func(t *testing.T) {
+	t.Run("as a query", func(t *testing.T) {
 		b := a.browser()
 		form := posted(t, b)
 		wantProblem(t, b.Navigate("/bff/callback?"+form.Encode()), 405, "method_not_allowed")
@@ -950,7 +948,7 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		form := posted(t, a.browser())
 		form.Set("cloakroom_again", "1")
 		b := a.browser()
-		resp := crossSite(b, form) // a stale attempt begins anew, here
+		resp := crossSite(b, form) // a stale attempt restarts the login here
 		if resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
 			t.Errorf("got %d", resp.StatusCode)
 		}
@@ -964,7 +962,7 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		form.Set("cloakroom_again", "1")
 		wantPage(t, b.Submit("/bff/callback", form), 400, "bad_callback")
 	})
-	t.Run("nothing", func(t *testing.T) {
+	t.Run("malformed", func(t *testing.T) {
 		for _, test := range [][2]string{
 			{"", ""},
 			{"", "application/x-www-form-urlencoded"},
@@ -981,8 +979,8 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 	})
 }
 
-// RFC 9700 4.12: redirects after a POST are 303. And no form-action keeps a
-// browser from following one to the provider.
+// RFC 9700 4.12: a redirect after a POST is a 303. The page with the form has
+// no form-action, which Chromium also applies to that redirect.
 func TestRestartAfterFormPostRedirectsWith303(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
@@ -993,16 +991,13 @@ func TestRestartAfterFormPostRedirectsWith303(t *testing.T) {
 		"csrf": {brokertest.HiddenFields(page.Text).Get("csrf")},
 	})
 	form := brokertest.HiddenFields(page.Text)
-	b.ClearCookies() // stale
+	b.ClearCookies() // the attempt becomes stale
 	first := b.Do("POST", "/bff/callback", form.Encode(),
 		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html",
 		"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	resp := b.Submit("/bff/callback", brokertest.HiddenFields(first.Text))
-	if resp.StatusCode != 303 {
-		t.Errorf("got %d to %s after a POST, want 303", resp.StatusCode, resp.Location(t).Host)
-	}
-	// which Chromium applies to the redirects after a form
+	wantStatus(t, "restarted login", resp, 303)
 	if csp := first.Header.Get("Content-Security-Policy"); strings.Contains(csp, "form-action") {
-		t.Errorf("the page says %s", csp)
+		t.Errorf("Content-Security-Policy: got %q, want no form-action", csp)
 	}
 }

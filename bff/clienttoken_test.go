@@ -76,8 +76,8 @@ func TestClientTokenIsRequestedOnce(t *testing.T) {
 	}
 }
 
-// RFC 6749 4.4: one token for all that is the same, and another for what is
-// not.
+// RFC 6749 4.4: routes with the same target share one token. Other targets have
+// their own.
 func TestClientTokenIsSharedPerTarget(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -105,7 +105,7 @@ func TestClientTokenIsSharedPerTarget(t *testing.T) {
 		}
 	}
 	if tokens["/one/"] != tokens["/same/"] {
-		t.Error("two routes for one target have two tokens")
+		t.Error("two routes with the same target have different tokens")
 	}
 	different := slices.Compact(slices.Sorted(maps.Values(tokens)))
 	if len(different) != 4 || len(c.to("/token")) != 4 {
@@ -187,7 +187,7 @@ func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 	waitFor(t, "a token again", func() bool { return b.Fetch("GET", "/machine/x").StatusCode == 200 })
 }
 
-// Retry-After counts for the broker's own token too.
+// Retry-After also applies to requests for the client's token.
 func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -206,7 +206,7 @@ func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 	time.Sleep(2100 * time.Millisecond)
 	b.Fetch("GET", "/machine/x")
 	if n := len(c.to("/token")); n != 1 {
-		t.Errorf("asked %d times within 3 s of Retry-After: 20", n)
+		t.Errorf("%d token requests within 3 s of Retry-After: 20, want 1", n)
 	}
 }
 

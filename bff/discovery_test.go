@@ -383,8 +383,7 @@ func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 	})
 }
 
-// RFC 9700 4.12: what we send goes to the provider, and nowhere that it points
-// to.
+// RFC 9700 4.12: requests to the provider are not redirected elsewhere.
 func TestRedirectsOfTheProviderAreNotFollowed(t *testing.T) {
 	t.Parallel()
 	var strayed atomic.Int32
@@ -408,7 +407,7 @@ func TestRedirectsOfTheProviderAreNotFollowed(t *testing.T) {
 					a.provider.Misbehave(t, brokertest.ProviderDown)
 					a.provider.SetHooks(redirect)
 				})
-				waitFor(t, "the provider is not found", func() bool {
+				waitFor(t, "discovery fails", func() bool {
 					return strings.Contains(a.logs.String(), "provider discovery failed")
 				})
 				continue
@@ -424,29 +423,29 @@ func TestRedirectsOfTheProviderAreNotFollowed(t *testing.T) {
 				wantPage(t, resp, 502, "login_refused")
 			case path == "/revoke":
 				if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-					t.Errorf("logout: got %d", got)
+					t.Errorf("logout: got %d, want 303", got)
 				}
 			default:
 				got := b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String()).StatusCode
 				if got/100 != 5 {
-					t.Errorf("%s: got %d", path, got)
+					t.Errorf("login with %d of %s: got %d, want 5xx", status, path, got)
 				}
 			}
 			a.provider.Behave()
 		}
 	}
 	if n := strayed.Load(); n > 0 {
-		t.Errorf("%d requests went elsewhere", n)
+		t.Errorf("%d redirects were followed, want none", n)
 	}
 }
 
-// OpenID Connect Discovery 4.2.
+// OpenID Connect Discovery 4.2: a login fails soon while discovery is slow.
 func TestLoginDoesNotWaitForSlowDiscovery(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Provider.HTTPClient = &http.Client{Timeout: 2 * time.Second}
-		a.provider.Misbehave(t, brokertest.ProviderDown) // not to be waited for by newApp
+		a.provider.Misbehave(t, brokertest.ProviderDown) // so that newApp does not wait for it
 		a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			select {
 			case <-release:
@@ -459,12 +458,12 @@ func TestLoginDoesNotWaitForSlowDiscovery(t *testing.T) {
 	began := time.Now()
 	wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
 	if d := time.Since(began); d > 30*time.Second {
-		t.Errorf("a login took %v to fail", d)
+		t.Errorf("a login took %v to fail, want at most 30 s", d)
 	}
-	waitFor(t, "it is given up", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
+	waitFor(t, "discovery times out", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
 	a.provider.Behave()
 	a.waitReady()
 	if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Errorf("once it answers: got %d", resp.StatusCode)
+		t.Errorf("login after discovery: got %d, want 303", resp.StatusCode)
 	}
 }

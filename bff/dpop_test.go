@@ -28,8 +28,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// proven is a request with a DPoP proof that was checked as RFC 9449 4.3 has
-// it, but for its nonce.
+// proven is a request whose DPoP proof was checked (RFC 9449 4.3), except for
+// its nonce.
 type proven struct {
 	jkt, jti, nonce string
 	token           string // digest
@@ -87,8 +87,7 @@ func checkProof(r *http.Request, target string) (proven, error) {
 	return b, nil
 }
 
-// boundAPI is an upstream that takes requests with proofs. Those without the
-// nonce that it wants, if it wants one, it refuses.
+// boundAPI is an upstream that requires proofs, and a nonce if one is set.
 type boundAPI struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -141,8 +140,8 @@ func (a *boundAPI) requests() []proven {
 	return slices.Clone(a.got)
 }
 
-// newBoundApp is an app whose tokens are bound to keys, at a provider that
-// wants nonces.
+// newBoundApp starts a broker whose tokens are bound to keys, with a provider
+// that requires nonces.
 func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
 	t.Helper()
 	api := newBoundAPI(t)
@@ -205,8 +204,8 @@ func TestClientTokenIsBoundByDPoP(t *testing.T) {
 	}
 }
 
-// The provider wants a nonce: the first request without one is made again,
-// once, and those that follow have it (RFC 9449 8, 8.2).
+// The provider requires a nonce: the first request without one is retried once,
+// and later requests have it (RFC 9449 8, 8.2).
 func TestProviderDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -222,7 +221,7 @@ func TestProviderDPoPNonceIsUsed(t *testing.T) {
 		t.Errorf("pushed %d times", len(pushed))
 	}
 	if redeemed := c.to("/token"); len(redeemed) != 1 || nonceIn(redeemed[0]) == nil {
-		t.Errorf("the code was sent %d times, want once, with the nonce that the answer to the push gave", len(redeemed))
+		t.Errorf("the code was sent %d times, want once, with the nonce of the push", len(redeemed))
 	}
 	a.provider.RotateDPoPNonce()
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
@@ -252,7 +251,7 @@ func TestProviderDPoPNonceIsUsed(t *testing.T) {
 	}
 }
 
-// A nonce is for the server that gave it, also where a provider has several
+// A nonce is used for the server that sent it, also if a provider has several
 // (RFC 9449 9).
 func TestDPoPNoncesAreKeptPerServer(t *testing.T) {
 	t.Parallel()
@@ -283,8 +282,8 @@ func TestDPoPNoncesAreKeptPerServer(t *testing.T) {
 	}
 }
 
-// A provider that asks for another nonce each time is a fault that passes,
-// after one more try.
+// A provider that demands another nonce each time is a transient error. The
+// request is retried once.
 func TestDPoPNonceIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, nil)
@@ -306,8 +305,8 @@ func TestDPoPNonceIsRetriedOnce(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// RFC 9449 8.2: a nonce that comes with a good answer counts from the next
-// request on.
+// RFC 9449 8.2: a nonce in a successful response is used from the next request
+// on.
 func TestDPoPNonceOfASuccessIsUsedNext(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
@@ -329,12 +328,12 @@ func TestDPoPNonceOfASuccessIsUsedNext(t *testing.T) {
 		got = append(got, claims["nonce"])
 	}
 	if fmt.Sprint(got) != "[<nil> nonce-1 nonce-2]" {
-		t.Errorf("the nonces were %v", got)
+		t.Errorf("nonces: got %v, want none, nonce-1, nonce-2", got)
 	}
 }
 
-// An upstream wants a nonce of its own: the request is made again with it, body
-// and all (RFC 9449 9).
+// An upstream requires its own nonce: the request is retried with it, body
+// included (RFC 9449 9).
 func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -373,12 +372,12 @@ func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	wantOK(t, b.Do("POST", "/api/x", large, "X-CSRF", "1"))
 }
 
-// RFC 9449 7.3: no proof is sent twice, whatever a request is made again for.
+// RFC 9449 7.3: a retried request has a new proof, whatever the retry is for.
 func TestRetriedRequestHasANewDPoPProof(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func(w http.ResponseWriter){
-		"a connection that breaks": func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
-		"a token that is rejected": func(w http.ResponseWriter) {
+		"a broken connection": func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+		"a rejected token": func(w http.ResponseWriter) {
 			w.Header().Set("WWW-Authenticate", `DPoP error="invalid_token"`)
 			w.WriteHeader(401)
 		},
@@ -410,15 +409,21 @@ func TestRetriedRequestHasANewDPoPProof(t *testing.T) {
 			wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
 			mu.Lock()
 			defer mu.Unlock()
-			if len(got) != 2 || got[0].jti == got[1].jti || got[0].jkt != got[1].jkt {
-				t.Errorf("the upstream got %v", got)
+			if len(got) != 2 {
+				t.Fatalf("the upstream got %d requests, want 2", len(got))
+			}
+			if got[0].jti == got[1].jti {
+				t.Errorf("both proofs have the jti %s", got[0].jti)
+			}
+			if got[0].jkt != got[1].jkt {
+				t.Errorf("keys of the proofs: got %s and %s, want the same", got[0].jkt, got[1].jkt)
 			}
 		})
 	}
 }
 
-// Two sessions at once, while the nonce changes: neither gets the other's token
-// (the tests of the proof would see it).
+// Two sessions at once, while the nonce changes: neither gets the other's
+// token, which the checks of the proof would report.
 func TestDPoPNoncesDoNotMixSessions(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -451,8 +456,9 @@ func TestDPoPNoncesDoNotMixSessions(t *testing.T) {
 	}
 }
 
-// successor is another process with the app's store and keys, and a
-// configuration of its own. It returns how to ask it as a browser of the app.
+// successor starts another broker with the store and keys of the app and its
+// own configuration. It returns a function that sends it the request of a
+// browser.
 func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method, path string) *http.Response {
 	a.t.Helper()
 	cfg := bff.Config{
@@ -500,8 +506,8 @@ func (a *app) successor(edit func(*bff.Config)) func(b *bfftest.Browser, method,
 	}
 }
 
-// The key is kept with the session: another process with the same store goes on
-// with it.
+// The key is kept with the session, so another process with the same store
+// continues with it.
 func TestDPoPKeySurvivesARestart(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)
@@ -521,8 +527,8 @@ func TestDPoPKeySurvivesARestart(t *testing.T) {
 	}
 }
 
-// Where tokens are to be bound from now on, those of sessions from before are
-// too.
+// If tokens must be bound from now on, the tokens of existing sessions are
+// bound at their next refresh.
 func TestOldSessionIsBoundAtItsNextRefresh(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -563,13 +569,13 @@ func TestOldSessionIsBoundAtItsNextRefresh(t *testing.T) {
 		text, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		if strings.Contains(string(text), `"Bearer `) {
-			t.Errorf("%s: the upstream got a bearer token, sender_constraint is dpop", call[1])
+			t.Errorf("%s: the upstream got a bearer token, want one bound by DPoP", call[1])
 		}
 	}
 }
 
-// A login that began before tokens were to be bound, or after that was given
-// up, does not end with a session that is otherwise.
+// A login finishes with the sender constraint it started with, also if the
+// configuration has changed since.
 func TestLoginFinishesWithItsOwnBinding(t *testing.T) {
 	t.Parallel()
 	for _, constraint := range []oidc.SenderConstraint{"", oidc.SenderConstraintDPoP} {
@@ -626,8 +632,8 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 	})
 }
 
-// The code is bound to the key from the beginning (RFC 9449 10): what is in the
-// request says so where it is not pushed with a proof.
+// The code is bound to the key from the start (RFC 9449 10): by dpop_jkt in the
+// request if it is not pushed with a proof.
 func TestAuthorizationCodeIsBoundToTheKey(t *testing.T) {
 	t.Parallel()
 	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })
@@ -644,7 +650,7 @@ func TestAuthorizationCodeIsBoundToTheKey(t *testing.T) {
 	}
 }
 
-// A nonce that could break out of a proof, or out of a log, is none.
+// A nonce that could escape from a header or a log line is ignored.
 func TestInvalidDPoPNonceIsIgnored(t *testing.T) {
 	t.Parallel()
 	a, api := newBoundApp(t, nil)

@@ -28,7 +28,7 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 
 	resp := b.SignIn("alice", "return_to="+url.QueryEscape("/orders?tab=2#top"))
 	if got := resp.Location(t).String(); resp.StatusCode != 303 || got != a.url+"/orders?tab=2#top" {
-		t.Errorf("callback: got %d to %s, want 303 to where the login began", resp.StatusCode, got)
+		t.Errorf("callback: got %d to %s, want 303 to return_to", resp.StatusCode, got)
 	}
 	a.wantSession(b, "alice")
 
@@ -44,27 +44,35 @@ func TestFromLoginToAPICallToLogout(t *testing.T) {
 
 	resp = b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
 	out := resp.Location(t)
-	if resp.StatusCode != 303 || !strings.HasPrefix(out.String(), a.provider.Issuer) ||
-		out.Query().Get("id_token_hint") == "" ||
-		out.Query().Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" {
-		t.Errorf("logout: got %d to %s, want 303 to the provider's end_session", resp.StatusCode, out)
+	wantStatus(t, "logout", resp, 303)
+	if !strings.HasPrefix(out.String(), a.provider.Issuer) {
+		t.Errorf("logout: Location: got %s, want the end_session_endpoint", out)
+	}
+	if out.Query().Get("id_token_hint") == "" {
+		t.Errorf("logout: no id_token_hint in %s", out)
+	}
+	if got, want := out.Query().Get("post_logout_redirect_uri"), a.url+"/bff/logout/callback"; got != want {
+		t.Errorf("logout: post_logout_redirect_uri: got %q, want %q", got, want)
 	}
 	a.wantSession(b, "")
 	resp = b.Follow(b.Navigate(out.String()), a.url+"/bye")
 	if got := resp.Location(t).String(); got != a.url+"/bye" {
-		t.Errorf("after the provider's logout: got to %s, want /bye", got)
+		t.Errorf("after the logout at the provider: Location: got %s, want /bye", got)
 	}
 	wantProblem(t, b.Fetch("GET", "/api/orders"), 401, "not_signed_in")
 }
 
-// unpushed leaves authorization requests in the URL, to be looked at.
+// unpushed leaves the authorization request in the URL, where a test sees it.
 func unpushed(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" }
 
 func TestAuthorizationRequestIgnoresTheLink(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
-	resp := b.Navigate("/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example&response_type=token&request=x&claims=x&state=x&nonce=x&return_to="+url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example"),
+	link := "/bff/login?client_id=evil&scope=admin&redirect_uri=https://evil.example" +
+		"&response_type=token&request=x&claims=x&state=x&nonce=x" +
+		"&return_to=" + url.QueryEscape("/x?&scope=admin&redirect_uri=https://evil.example")
+	resp := b.Navigate(link,
 		"X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.example")
 	q := resp.Location(t).Query()
 	for name, want := range map[string]string{
@@ -82,15 +90,18 @@ func TestAuthorizationRequestIgnoresTheLink(t *testing.T) {
 		}
 	}
 	cookie := resp.Header.Get("Set-Cookie")
-	if !regexp.MustCompile(`^cloakroom-\d+-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`).MatchString(cookie) {
-		t.Errorf("the attempt's cookie: got %s", cookie)
+	const want = `^cloakroom-\d+-login-[0-9a-f]+=[^;]+; Path=/; Max-Age=600; HttpOnly; SameSite=Lax$`
+	if !regexp.MustCompile(want).MatchString(cookie) {
+		t.Errorf("attempt cookie: got %s, want %s", cookie, want)
 	}
-	if strings.Contains(cookie, q.Get("state")) || strings.Contains(cookie, q.Get("nonce")) {
-		t.Error("the attempt's cookie can be read")
+	for _, name := range []string{"state", "nonce"} {
+		if strings.Contains(cookie, q.Get(name)) {
+			t.Errorf("the %s is readable in the attempt cookie", name)
+		}
 	}
 }
 
-// OpenID Connect Core 3.1.2.1.
+// OpenID Connect Core 3.1.2.1: the scope contains openid, configured or not.
 func TestEveryLoginRequestsScopeOpenID(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -98,12 +109,12 @@ func TestEveryLoginRequestsScopeOpenID(t *testing.T) {
 	})
 	got := a.browser().Navigate("/bff/login").Location(t).Query().Get("scope")
 	if !slices.Contains(strings.Fields(got), "openid") {
-		t.Errorf("scope is %q", got)
+		t.Errorf("scope: got %q, want it to contain openid", got)
 	}
 }
 
-// Whatever a link says, a request has the parameters that it has without; that
-// there is another issuer (Core 4) is one of the things a link may say.
+// Unknown parameters of a login link, among them those of a login that a third
+// party initiates (Core 4), do not change the authorization request.
 func TestLoginLinkAddsNoParameters(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
@@ -123,14 +134,20 @@ func TestLoginLinkAddsNoParameters(t *testing.T) {
 			"client_id", "code_challenge", "code_challenge_method", "nonce", "redirect_uri",
 			"response_type", "scope", "state",
 		}
-		if !strings.HasPrefix(to.String(), a.provider.Issuer+"/authorize?") ||
-			strings.Contains(to.String(), "evil") || !slices.Equal(got, want) {
-			t.Errorf("sent to %s, want these parameters alone: %v", to, want)
+		if !strings.HasPrefix(to.String(), a.provider.Issuer+"/authorize?") {
+			t.Errorf("Location: got %s, want the authorization endpoint", to)
+		}
+		if strings.Contains(to.String(), "evil") {
+			t.Errorf("a value of the link is in the request: %s", to)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("parameters: got %v, want %v", got, want)
 		}
 	}
 }
 
-// RFC 9700 2.1.1, RFC 7636 7.2.
+// RFC 9700 2.1.1, RFC 7636 7.2: the method is S256 even if the provider lists
+// only plain.
 func TestPlainPKCEIsNeverUsed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -147,8 +164,11 @@ func TestPlainPKCEIsNeverUsed(t *testing.T) {
 	}})
 	b := a.browser()
 	to := b.Navigate("/bff/login").Location(t)
-	if got := to.Query(); got.Get("code_challenge_method") != "S256" || len(got.Get("code_challenge")) != 43 {
-		t.Errorf("asked with %v", got)
+	if got := to.Query().Get("code_challenge_method"); got != "S256" {
+		t.Errorf("code_challenge_method: got %q, want S256", got)
+	}
+	if got := to.Query().Get("code_challenge"); len(got) != 43 {
+		t.Errorf("code_challenge: got %q, want 43 characters", got)
 	}
 	wantPage(t, b.Navigate(b.Authorize("alice", to.String()).Location(t).String()), 502, "login_refused")
 }
@@ -157,7 +177,8 @@ func TestLoginPassesKnownParametersOnly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
 	b := a.browser()
-	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
+	q := b.Navigate("/bff/login?prompt=login+consent&login_hint=alice%40example.com" +
+		"&acr_values=gold+silver&max_age=60&ui_locales=de").Location(t).Query()
 	for name, want := range map[string]string{
 		"prompt":     "login consent",
 		"login_hint": "alice@example.com",
@@ -195,21 +216,26 @@ func TestFetchOrPrefetchStartsNoLogin(t *testing.T) {
 	} {
 		for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/logout/callback"} {
 			resp := b.Navigate(path, header...)
-			if name == "iframe" && strings.Contains(path, "/callback?") { // a silent login may end so
-				if !strings.Contains(resp.Text, `data-authenticated="false"`) || len(resp.Cookies()) > 0 {
-					t.Errorf("%s of %s: got cookies %v and %s", name, path, resp.Cookies(), resp.Text)
+			if name == "iframe" && strings.Contains(path, "/callback?") { // the end of a silent login
+				if !strings.Contains(resp.Text, `data-authenticated="false"`) {
+					t.Errorf("%s of %s: got %s, want an unauthenticated result", name, path, resp.Text)
+				}
+				if got := resp.Cookies(); len(got) > 0 {
+					t.Errorf("%s of %s: cookies: got %v, want none", name, path, got)
 				}
 				continue
 			}
 			wantProblem(t, resp, 401, "navigation_only")
-			if len(resp.Cookies()) > 0 || !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
-				t.Errorf("%s of %s: got cookies %v and %s, want none and login_url", name, path,
-					resp.Cookies(), resp.Text)
+			if got := resp.Cookies(); len(got) > 0 {
+				t.Errorf("%s of %s: cookies: got %v, want none", name, path, got)
+			}
+			if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
+				t.Errorf("%s of %s: no login_url in %s", name, path, resp.Text)
 			}
 		}
 	}
 	if got := b.Do("GET", "/bff/login", "").StatusCode; got != 302 {
-		t.Errorf("a client that says nothing of itself: got %d, want 302", got)
+		t.Errorf("without browser headers: got %d, want 302", got)
 	}
 }
 
@@ -263,7 +289,8 @@ func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
 	}
 }
 
-// callback is the provider's redirect back, which a test spoils.
+// callback returns the URL of the callback with the authorization response, and
+// its query, for a test to modify.
 func callback(t *testing.T, b *bfftest.Browser) (*url.URL, url.Values) {
 	u := b.AuthResponse("alice", "return_to=/here").Location(t)
 	return u, u.Query()
@@ -295,7 +322,7 @@ func TestInvalidCallbacksAreRejected(t *testing.T) {
 		"another iss":            func(q url.Values) { q.Set("iss", "https://evil.example") },
 		"iss with a slash":       func(q url.Values) { q.Set("iss", q.Get("iss")+"/") },
 		"iss in capitals":        func(q url.Values) { q.Set("iss", strings.ToUpper(q.Get("iss"))) },
-		"an error of another": func(q url.Values) {
+		"error from another iss": func(q url.Values) {
 			q.Del("code")
 			q.Set("error", "access_denied")
 			q.Set("iss", "https://evil.example")
@@ -314,7 +341,7 @@ func TestInvalidCallbacksAreRejected(t *testing.T) {
 			a.wantSession(b, "alice")
 		})
 	}
-	t.Run("a query that is none", func(t *testing.T) {
+	t.Run("malformed query", func(t *testing.T) {
 		b := a.signedIn()
 		u, q := callback(t, b)
 		u.RawQuery = q.Encode() + "&x=%zz"
@@ -339,13 +366,14 @@ func TestAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	b := a.browser()
 	u, _ := callback(t, b)
 
-	// In another browser a login begins anew there: once, then there is a page.
+	// In another browser the login restarts: once, then there is an error page.
 	before := a.provider.TokenRequests()
 	other := a.browser()
 	restarted := other.Navigate(u.String())
 	got := restarted.Location(t)
-	if restarted.StatusCode != 302 || !strings.HasPrefix(got.String(), a.provider.Issuer) {
-		t.Fatalf("in another browser: got %d to %s, want a new login", restarted.StatusCode, got)
+	wantStatus(t, "in another browser", restarted, 302)
+	if !strings.HasPrefix(got.String(), a.provider.Issuer) {
+		t.Fatalf("in another browser: Location: got %s, want the provider", got)
 	}
 	second := other.Authorize("bob", restarted.Location(t).String()).Location(t)
 	for _, c := range other.Cookies() {
@@ -358,30 +386,25 @@ func TestAttemptIsForOneBrowserAndOneUse(t *testing.T) {
 	a.wantSession(other, "")
 
 	// In its own browser it works once.
-	if resp := b.Navigate(u.String()); resp.StatusCode != 303 {
-		t.Errorf("in its own browser: got %d, want 303", resp.StatusCode)
-	}
-	if again := b.Navigate(u.String()); again.StatusCode != 303 || again.Header.Get("Location") != "/here" {
-		t.Errorf("again: got %d to %s, want 303 to where the login led, for there is a session",
-			again.StatusCode, again.Header.Get("Location"))
-	}
+	wantStatus(t, "in its own browser", b.Navigate(u.String()), 303)
+	wantRedirect(t, "repeated, with a session", b.Navigate(u.String()), 303, "/here")
 	if n := a.provider.TokenRequests() - before; n != 1 {
 		t.Errorf("%d token requests, want 1", n)
 	}
 	a.wantSession(b, "alice")
 }
 
-// RFC 9700 4.7.1: what a browser holds of an attempt is good as it was made,
-// under its own name and for its own state.
+// RFC 9700 4.7.1: an attempt cookie is accepted only unmodified, under its own
+// name and for its own state.
 func TestTamperedAttemptCookieIsRejected(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	for name, tamper := range map[string]func(mine, other *http.Cookie){
-		"a bit of its beginning": func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, 2) },
-		"a bit of its middle":    func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, len(mine.Value)/2) },
-		"a bit of its end":       func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, len(mine.Value)-4) },
-		"its end cut off":        func(mine, _ *http.Cookie) { mine.Value = mine.Value[:len(mine.Value)-8] },
-		"another's in its place": func(mine, other *http.Cookie) { mine.Value = other.Value },
+		"bit flipped at the start":  func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, 2) },
+		"bit flipped in the middle": func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, len(mine.Value)/2) },
+		"bit flipped at the end":    func(mine, _ *http.Cookie) { mine.Value = flip(mine.Value, len(mine.Value)-4) },
+		"truncated":                 func(mine, _ *http.Cookie) { mine.Value = mine.Value[:len(mine.Value)-8] },
+		"value of another attempt":  func(mine, other *http.Cookie) { mine.Value = other.Value },
 	} {
 		t.Run(name, func(t *testing.T) {
 			attacker, b := a.browser(), a.browser()
@@ -391,17 +414,18 @@ func TestTamperedAttemptCookieIsRejected(t *testing.T) {
 			tamper(&mine, &other)
 			b.SetCookie(&http.Cookie{Name: mine.Name, Value: mine.Value, Path: "/"})
 			before := a.provider.TokenRequests()
-			if resp := b.Navigate(u.String()); resp.StatusCode == 303 || resp.StatusCode >= 500 {
-				t.Errorf("got %d", resp.StatusCode)
+			if got := b.Navigate(u.String()).StatusCode; got == 303 || got >= 500 {
+				t.Errorf("callback: status: got %d, want neither 303 nor 5xx", got)
 			}
 			if n := a.provider.TokenRequests() - before; n > 0 {
-				t.Errorf("%d token requests", n)
+				t.Errorf("%d token requests, want none", n)
 			}
 			a.wantSession(b, "")
 		})
 	}
 }
 
+// flip returns value with one bit of a byte flipped.
 func flip(value string, at int) string {
 	b := []byte(value)
 	b[at] ^= 1
@@ -426,7 +450,7 @@ func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 		all.Go(func() {
 			resp := twin.Navigate(u.String(), "Cookie", strings.Join(header, "; "))
 			if got := resp.Header.Get("Location"); got != "/here" {
-				t.Errorf("got %d to %q, want /here", resp.StatusCode, got)
+				t.Errorf("Location: got %q (status %d), want /here", got, resp.StatusCode)
 			}
 			a.wantSession(twin, "alice")
 			sessions.Store(a.sessionID(twin), true)
@@ -442,8 +466,11 @@ func TestSimultaneousCallbacksRedeemTheCodeOnce(t *testing.T) {
 	}
 	started := 0
 	sessions.Range(func(any, any) bool { started++; return true })
-	if n := a.provider.TokenRequests() - before; n != 1 || started != 1 {
-		t.Errorf("%d token requests and %d sessions, want 1 of each", n, started)
+	if n := a.provider.TokenRequests() - before; n != 1 {
+		t.Errorf("%d token requests, want 1", n)
+	}
+	if started != 1 {
+		t.Errorf("%d sessions, want 1", started)
 	}
 }
 
@@ -478,8 +505,11 @@ func TestInvalidTokenResponsesFailTheLogin(t *testing.T) {
 			u := b.AuthResponse("alice", "").Location(t)
 			a.provider.Misbehave(t, m)
 			resp := b.Navigate(u.String())
-			if resp.StatusCode != 502 && resp.StatusCode != 503 || !strings.Contains(resp.Text, "Try again") {
-				t.Errorf("got %d, want a page with 502 or 503:\n%s", resp.StatusCode, resp.Text)
+			if resp.StatusCode != 502 && resp.StatusCode != 503 {
+				t.Errorf("status: got %d, want 502 or 503:\n%s", resp.StatusCode, resp.Text)
+			}
+			if !strings.Contains(resp.Text, "Try again") {
+				t.Errorf("the page has no link to try again:\n%s", resp.Text)
 			}
 			a.provider.Behave()
 			a.wantSession(b, "")
@@ -512,23 +542,24 @@ func TestProviderErrorTextIsNeverShown(t *testing.T) {
 		u.RawQuery = q.Encode()
 		resp := b.Navigate(u.String())
 		wantPage(t, resp, want.status, want.code)
-		if strings.Contains(resp.Text, "alert") || strings.Contains(resp.Text, "evil") ||
-			strings.Contains(resp.Text, "xxxx") {
-			t.Errorf("%.20s: the page repeats what the provider said:\n%s", code, resp.Text)
+		for _, text := range []string{"alert", "evil", "xxxx"} {
+			if strings.Contains(resp.Text, text) {
+				t.Errorf("%.20s: the page contains %q of the provider's response:\n%s", code, text, resp.Text)
+			}
 		}
 		if !strings.Contains(resp.Text, `href="/bff/login?return_to=%2Fhere"`) {
-			t.Errorf("%.20s: trying again does not lead back to where it began", code)
+			t.Errorf("%.20s: the link to try again lacks return_to", code)
 		}
 		csp := resp.Header.Get("Content-Security-Policy")
 		if !strings.HasPrefix(csp, "default-src 'none'; style-src 'sha256-") {
-			t.Errorf("CSP of the page: %s", csp)
+			t.Errorf("%.20s: Content-Security-Policy: got %q, want default-src 'none'", code, csp)
 		}
 		a.wantSession(b, "alice")
 	}
 }
 
-// RFC 9700 4.11.1: an error leads to a page and never to another login, not
-// even where its attempt is gone.
+// RFC 9700 4.11.1: an error response leads to an error page and never to
+// another login, even if its attempt is gone.
 func TestErrorResponseStartsNoLogin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -557,7 +588,7 @@ func TestPromptNoneWithoutASessionIsNoError(t *testing.T) {
 	}
 }
 
-// OpenID Connect Core 3.1.2.6, each of the four.
+// OpenID Connect Core 3.1.2.6: each error that prompt=none can cause.
 func TestFailedPromptNoneReturnsToTheApp(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -570,8 +601,9 @@ func TestFailedPromptNoneReturnsToTheApp(t *testing.T) {
 		}})
 		b := a.browser()
 		resp := b.Follow(b.Navigate("/bff/login?prompt=none&return_to=/back"), a.url+"/back")
-		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/back" || len(b.Cookies()) > 0 {
-			t.Errorf("%s: got %d to %s, cookies %v", code, resp.StatusCode, resp.Header.Get("Location"), cookieNames(b))
+		wantRedirect(t, code, resp, 303, "/back")
+		if got := cookieNames(b); len(got) > 0 {
+			t.Errorf("%s: cookies: got %v, want none", code, got)
 		}
 		a.wantSession(b, "")
 	}
@@ -645,42 +677,39 @@ func TestCrossSiteLoginCannotChangeTheUser(t *testing.T) {
 	a := newApp(t, nil)
 	for _, site := range []string{"cross-site", "same-site"} {
 		b := a.signedIn()
-		callback := b.Authorize("bob",
-			b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site).Location(t).String()).Location(t).String()
-		ticket := *b.Cookies()[slices.IndexFunc(b.Cookies(), func(c *http.Cookie) bool {
-			return c.Name == a.cookieName()
-		})]
-		// a browser shows no Strict cookie on its way back from the provider
+		login := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", site)
+		callback := b.Authorize("bob", login.Location(t).String()).Location(t).String()
+		ticket := *a.sessionCookie(b)
+		// A browser withholds a Strict cookie on its way back from the
+		// provider.
 		b.SetCookie(&http.Cookie{Name: ticket.Name, MaxAge: -1})
-		again := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		relayed := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
 		b.SetCookie(&ticket)
-		wantPage(t, b.Navigate(again, "Sec-Fetch-Site", "same-origin"), 403, "other_account")
+		wantPage(t, b.Navigate(relayed, "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		a.wantSession(b, "alice")
 	}
 	if n := a.provider.LiveRefreshTokens(); n != 2 {
-		t.Errorf("%d refresh tokens are live, want those of the two sessions alone", n)
+		t.Errorf("%d refresh tokens are valid, want 2: those of the two sessions", n)
 	}
 }
 
-// Where a stale callback begins the login again the session that there is
-// counts too: anybody can get a state to be stale.
+// A stale callback restarts the login. It must not replace an existing session:
+// anybody can obtain a state and let it become stale.
 func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Cookie.SameSite = http.SameSiteLaxMode })
-	u := a.browser().AuthResponse("bob", "").Location(t) // the attacker's; its state was begun here
+	u := a.browser().AuthResponse("bob", "").Location(t) // the attacker's, with a genuine state
 	b := a.signedIn()
 	before := a.sessionID(b)
 	stale := "/bff/callback?" + url.Values{"state": {u.Query().Get("state")}, "code": {"x"}}.Encode()
-	if resp := b.Navigate(stale,
-		"Sec-Fetch-Site", "cross-site"); resp.StatusCode != 303 || resp.Header.Get("Location") != "/" {
-		t.Errorf("with a session: got %d to %s, want no login", resp.StatusCode, resp.Header.Get("Location"))
-	}
-	// The session comes about while the login that began anew is under way. The
-	// provider knows the victim as bob (a login CSRF there, a shared computer,
-	// another account picked).
+	wantRedirect(t, "with a session", b.Navigate(stale, "Sec-Fetch-Site", "cross-site"), 303, "/")
+
+	// The session starts while the restarted login is in progress. The provider
+	// knows the victim as bob: a login CSRF there, a shared computer, or
+	// another account was selected.
 	victim := a.browser()
-	to := victim.Navigate(relayURL(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site")),
-		"Sec-Fetch-Site", "same-origin").Location(t)
+	relayed := relayURL(t, victim.Navigate(stale, "Sec-Fetch-Site", "cross-site"))
+	to := victim.Navigate(relayed, "Sec-Fetch-Site", "same-origin").Location(t)
 	for _, c := range b.Cookies() {
 		victim.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
@@ -689,98 +718,103 @@ func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	a.wantSession(victim, "alice")
 	a.wantSession(b, "alice")
 	if got := a.sessionID(b); got != before {
-		t.Errorf("the session %s was replaced, and not ended", before)
+		t.Errorf("session id: got %s, want %s as before", got, before)
 	}
 }
 
-// authenticateAs completes an authorization request as another user than the
-// provider's cookie in b says.
+// authenticateAs completes an authorization request as user, whoever is signed
+// in at the provider in b. It returns the URL of the callback.
 func authenticateAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
 	t.Helper()
-	fresh := a.browser() // without the provider's cookie: its page is shown
+	fresh := a.browser() // has no cookie of the provider, so the login page is shown
 	return fresh.Authorize(user, authorization).Location(t).String()
 }
 
 func TestCrossSiteLinkMaySignIn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	// alice in two tabs of a browser, and bob after she has left
+	// alice signs in twice, as in two tabs; bob signs in after alice signed
+	// out.
 	for _, user := range []string{"alice", "alice", "bob"} {
 		b := a.browser()
 		if user == "bob" {
 			b = a.signedIn()
 		}
-		callback := b.Authorize(user,
-			b.Navigate("/bff/login?prompt=login&return_to=/x",
-				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+		login := b.Navigate("/bff/login?prompt=login&return_to=/x", "Sec-Fetch-Site", "cross-site")
+		callback := b.Authorize(user, login.Location(t).String()).Location(t).String()
 		if user == "bob" {
 			b.Fetch("POST", "/bff/logout")
 		}
-		again := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
-		resp := b.Navigate(again, "Sec-Fetch-Site", "same-origin")
-		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
-			t.Errorf("%s: got %d to %q, want 303 to /x", user, resp.StatusCode, resp.Header.Get("Location"))
-		}
+		relayed := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		wantRedirect(t, user, b.Navigate(relayed, "Sec-Fetch-Site", "same-origin"), 303, "/x")
 		a.wantSession(b, user)
-		// as every callback that comes twice
-		stale := b.Navigate(again, "Sec-Fetch-Site", "same-origin")
-		if stale.StatusCode != 303 || stale.Header.Get("Location") != "/x" {
-			t.Errorf("the same once more: got %d, want 303 to /x", stale.StatusCode)
-		}
+		wantRedirect(t, user+", repeated", b.Navigate(relayed, "Sec-Fetch-Site", "same-origin"), 303, "/x")
 	}
 }
 
-// Whoever leads a browser to the second step from elsewhere gets no further,
-// and no session is touched.
+// Another site that leads a browser to the relayed callback itself gets no
+// further, and no session is touched.
 func TestCrossSiteLoginContinuesFromOwnPageOnly(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	callback := b.Authorize("bob",
-		b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
+	login := b.Navigate("/bff/login?prompt=login", "Sec-Fetch-Site", "cross-site")
+	callback := b.Authorize("bob", login.Location(t).String()).Location(t).String()
 	wantPage(t, b.Navigate(callback+"&cloakroom_again=1", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
 	a.wantSession(b, "")
 }
 
-// relayURL returns where the page leads that has the provider's answer brought
-// from our own origin.
+// relayURL returns the URL to which the relay page leads. That page reloads the
+// callback from the app's own origin.
 func relayURL(t *testing.T, page *bfftest.Response) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
 	to, _, _ := strings.Cut(rest, `"`)
-	if page.StatusCode != 200 || !ok || page.Header.Get("Set-Cookie") != "" ||
-		page.Header.Get("Referrer-Policy") != "no-referrer" {
-		t.Fatalf("got %d with %v, want the page that leads on and no cookie:\n%s", page.StatusCode,
-			page.Header, page.Text)
+	if page.StatusCode != 200 || !ok {
+		t.Fatalf("got %d, want 200 and the relay page:\n%s", page.StatusCode, page.Text)
+	}
+	if got := page.Header.Get("Set-Cookie"); got != "" {
+		t.Fatalf("relay page: Set-Cookie: got %q, want none", got)
+	}
+	if got := page.Header.Get("Referrer-Policy"); got != "no-referrer" {
+		t.Fatalf("relay page: Referrer-Policy: got %q, want no-referrer", got)
 	}
 	return html.UnescapeString(to)
 }
 
-// RFC 9700 4.2.4: code and state are in the address of these pages.
+// RFC 9700 4.2.4: the URLs of these responses hold code and state, which must
+// not leak as a referrer or to a third party.
 func TestCallbackPagesSendNoReferrer(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 	other := newApp(t, nil)
 	b := other.browser()
-	again := b.Navigate(b.Authorize("alice",
-		b.Navigate("/bff/login",
-			"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	login := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
+	callback := b.Authorize("alice", login.Location(t).String()).Location(t).String()
+	relay := b.Navigate(callback, "Sec-Fetch-Site", "cross-site")
 	success := other.browser().SignIn("alice", "")
 	for name, page := range map[string]*bfftest.Response{
-		"a silent login's": silentLogin(other.browser()),
-		"that leads on":    again,
-		"that is posted again": a.browser().Do("POST", "/bff/callback", "state=x&code=y",
+		"of a silent login": silentLogin(other.browser()),
+		"that relays":       relay,
+		"that posts again": a.browser().Do("POST", "/bff/callback", "state=x&code=y",
 			"Content-Type", "application/x-www-form-urlencoded"),
-		"the redirect": success,
+		"of a redirect": success,
 	} {
 		csp := page.Header.Get("Content-Security-Policy")
-		if page.StatusCode >= 400 || page.Header.Get("Referrer-Policy") != "no-referrer" ||
-			page.Header.Get("Cache-Control") != "no-store" || !strings.HasPrefix(csp, "default-src 'none'") {
-			t.Errorf("the page %s: got %d %v", name, page.StatusCode, page.Header)
+		if page.StatusCode >= 400 {
+			t.Errorf("page %s: status: got %d, want less than 400", name, page.StatusCode)
+		}
+		for header, want := range map[string]string{"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"} {
+			if got := page.Header.Get(header); got != want {
+				t.Errorf("page %s: %s: got %q, want %q", name, header, got, want)
+			}
+		}
+		if !strings.HasPrefix(csp, "default-src 'none'") {
+			t.Errorf("page %s: Content-Security-Policy: got %q, want default-src 'none'", name, csp)
 		}
 		for _, outside := range []string{"http:", "https:", `="//`, "src="} {
 			if strings.Contains(page.Text, outside) {
-				t.Errorf("the page %s loads from elsewhere:\n%s", name, page.Text)
+				t.Errorf("page %s: %q refers to another origin:\n%s", name, outside, page.Text)
 			}
 		}
 	}
@@ -794,14 +828,11 @@ func TestReturnToIsPreservedExactly(t *testing.T) {
 		"/a?b=%zz;c&d=%2F", "/é",
 	} {
 		resp := a.browser().SignIn("alice", url.Values{"return_to": {path}}.Encode())
-		if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != path {
-			t.Errorf("got %d to %q, want %q", resp.StatusCode, got, path)
-		}
+		wantRedirect(t, "login", resp, 303, path)
 	}
 }
 
-// RFC 9700 4.11.1: what the login link says, and not only what returnto.go
-// reads.
+// RFC 9700 4.11.1: a whole login with a hostile return_to ends at this origin.
 func TestLoginRedirectsToNoOtherOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -811,20 +842,19 @@ func TestLoginRedirectsToNoOtherOrigin(t *testing.T) {
 		"/x\r\nLocation: https://evil.example", "/" + strings.Repeat("a", 2000),
 	} {
 		resp := a.browser().SignIn("alice", url.Values{"return_to": {returnTo}}.Encode())
-		if got := resp.Header.Values("Location"); resp.StatusCode != 303 || len(got) != 1 || got[0] != "/" {
-			t.Errorf("%.40q: got %d to %q", returnTo, resp.StatusCode, got)
+		wantRedirect(t, fmt.Sprintf("%.40q", returnTo), resp, 303, "/")
+		if got := resp.Header.Values("Location"); len(got) != 1 {
+			t.Errorf("%.40q: Location occurs %d times: %q, want once", returnTo, len(got), got)
 		}
 	}
 }
 
-// One whose characters take more room than they seem to.
+// Its characters take more space in the encoded cookie than in the URL.
 func TestReturnToThatDoesNotFitIntoTheCookieIsDropped(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	resp := a.browser().Navigate("/bff/login?" + url.Values{"return_to": {"/?" + strings.Repeat(`"`, 1000)}}.Encode())
-	if resp.StatusCode != 302 {
-		t.Errorf("got %d", resp.StatusCode)
-	}
+	wantStatus(t, "login", resp, 302)
 }
 
 func TestTheProviderMayBeDownAtStart(t *testing.T) {
@@ -840,7 +870,7 @@ func TestTheProviderMayBeDownAtStart(t *testing.T) {
 	a.provider.Behave()
 	a.waitReady()
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Errorf("once the provider is back: got %d, want 303", resp.StatusCode)
+		t.Errorf("login after the outage: got %d, want 303", resp.StatusCode)
 	}
 }
 
@@ -850,7 +880,7 @@ func TestInvalidMetadataIsNotUsed(t *testing.T) {
 		t.Run(m.Name, func(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
-			waitFor(t, "the provider was asked", func() bool {
+			waitFor(t, "discovery fails", func() bool {
 				return len(a.logs.lines(t,
 					"provider discovery failed; sign-in is unavailable, existing sessions are not affected")) > 0
 			})
@@ -858,7 +888,7 @@ func TestInvalidMetadataIsNotUsed(t *testing.T) {
 			a.provider.Behave()
 			a.waitReady()
 			if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-				t.Errorf("once it is right: got %d, want 303", resp.StatusCode)
+				t.Errorf("login with valid metadata: got %d, want 303", resp.StatusCode)
 			}
 		})
 	}
@@ -877,12 +907,12 @@ func TestUnknownKeyIDsCauseFewKeyFetches(t *testing.T) {
 	for range 20 {
 		b := a.browser()
 		if resp := b.SignIn("alice", ""); resp.StatusCode/100 != 5 {
-			t.Fatalf("a token of an unknown key: got %d", resp.StatusCode)
+			t.Fatalf("ID token with an unknown key id: got %d, want 5xx", resp.StatusCode)
 		}
 	}
 	most := 3 + int(time.Since(began)/(10*time.Second))
 	if n := a.provider.JWKSFetches() - before; n > most {
-		t.Errorf("20 tokens of unknown keys caused %d fetches of the key set, want at most %d", n, most)
+		t.Errorf("20 unknown key ids caused %d fetches of the key set, want at most %d", n, most)
 	}
 }
 
@@ -894,7 +924,7 @@ func TestStoreOutageDuringLogin(t *testing.T) {
 	a.store.setDown(errors.New("connection refused"))
 	wantPage(t, b.Navigate(u.String()), 503, "store_unavailable")
 	if resp := b.Navigate("/bff/login"); resp.StatusCode != 302 {
-		t.Errorf("login without a session needs no store: got %d, want 302", resp.StatusCode)
+		t.Errorf("login during the outage: got %d, want 302", resp.StatusCode)
 	}
 	a.store.setDown(nil)
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
@@ -919,7 +949,7 @@ func TestOtherHostsAreNotServed(t *testing.T) {
 		}
 	}
 	if got := b.Navigate("/bff/login", "X-Forwarded-Host", "evil.example").StatusCode; got != 302 {
-		t.Errorf("X-Forwarded-Host of nobody in particular: got %d, want it ignored", got)
+		t.Errorf("X-Forwarded-Host of an untrusted peer: got %d, want 302", got)
 	}
 }
 
@@ -933,11 +963,11 @@ func TestEveryAttemptCookieIsRemoved(t *testing.T) {
 	u.RawQuery = q.Encode()
 	b.Navigate(u.String())
 	if names := cookieNames(b); len(names) != 0 {
-		t.Errorf("after a cancelled login there are the cookies %v", names)
+		t.Errorf("cookies after a cancelled login: got %v, want none", names)
 	}
 	b.SignIn("alice", "")
 	if names := cookieNames(b); !slices.Equal(names, []string{a.cookieName()}) {
-		t.Errorf("after a login there are the cookies %v", names)
+		t.Errorf("cookies after a login: got %v, want the session cookie only", names)
 	}
 }
 
@@ -949,8 +979,8 @@ func cookieNames(b *bfftest.Browser) []string {
 	return names
 }
 
-// Where the provider does not check PKCE, or whoever is on the way has taken
-// the challenge out, state and nonce still tell (RFC 9700 4.7.1, 4.8).
+// RFC 9700 4.7.1, 4.8: if the provider does not check PKCE, or an attacker has
+// removed the challenge, the nonce still reveals the injected code.
 func TestInjectedCodeIsRejectedWithoutPKCE(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, _ *bff.Config) {
@@ -962,8 +992,13 @@ func TestInjectedCodeIsRejectedWithoutPKCE(t *testing.T) {
 	c := a.recordCalls(devidp.Hooks{SkipPKCE: true})
 	attacker, victim := a.browser(), a.signedIn()
 	form := c.to("/par")[0].form
-	if form.Get("code_challenge_method") != "S256" || form.Get("state") == "" || form.Get("nonce") == "" {
-		t.Errorf("asked with %v", form)
+	if got := form.Get("code_challenge_method"); got != "S256" {
+		t.Errorf("code_challenge_method: got %q, want S256", got)
+	}
+	for _, name := range []string{"state", "nonce"} {
+		if form.Get(name) == "" {
+			t.Errorf("the authorization request has no %s", name)
+		}
 	}
 	stolen := attacker.AuthResponse("bob", "").Location(t).Query().Get("code")
 	u, q := callback(t, victim)
@@ -973,8 +1008,8 @@ func TestInjectedCodeIsRejectedWithoutPKCE(t *testing.T) {
 	a.wantSession(victim, "alice")
 }
 
-// RFC 9207 2.4: an issuer that does not say that it names itself need not; one
-// that does so is taken at its word.
+// RFC 9207 2.4: iss may be absent if the metadata does not announce it. If it
+// is present, it must be the issuer.
 func TestIssIsVerifiedIfPresent(t *testing.T) {
 	t.Parallel()
 	unannounced := func(a *app, _ *bff.Config) {
@@ -1001,7 +1036,7 @@ func TestIssIsVerifiedIfPresent(t *testing.T) {
 			a.recordCalls(devidp.Hooks{EditCallback: test.edit})
 			resp := a.browser().SignIn("alice", "")
 			if (resp.StatusCode == 303) != test.good {
-				t.Errorf("got %d", resp.StatusCode)
+				t.Errorf("login: got %d, want 303: %v", resp.StatusCode, test.good)
 			}
 		})
 	}

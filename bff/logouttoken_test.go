@@ -244,8 +244,8 @@ func TestUnusualButValidLogoutTokensAreAccepted(t *testing.T) {
 	}
 }
 
-// Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12 for what is signed by
-// the same keys.
+// Back-Channel Logout 2.6 (2, 3), 2.7, and RFC 8725 3.12: other JWTs of the
+// same keys are no logout tokens.
 func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -273,20 +273,21 @@ func TestOtherJWTsAreNoLogoutTokens(t *testing.T) {
 		wantRefused(t, name, a.sendLogoutToken(url.Values{"logout_token": {token}}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
-	for _, of := range []string{"", "again"} { // the second with a jti of its own: there is nothing left to end
+	// The second has its own jti and finds no session to end.
+	for _, of := range []string{"first", "second"} {
 		resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}})
 		if resp.StatusCode != 200 {
-			t.Errorf("%s: got %d", of, resp.StatusCode)
+			t.Errorf("%s logout token: got %d, want 200", of, resp.StatusCode)
 		}
 		a.wantSession(b, "")
 	}
 	resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", "unknown", devidp.Hooks{})}})
 	if resp.StatusCode != 200 {
-		t.Errorf("an unknown sid: got %d", resp.StatusCode)
+		t.Errorf("unknown sid: got %d, want 200", resp.StatusCode)
 	}
 }
 
-// signedInWithSIDAs is signedInWithSID, which also says which tokens there are.
+// signedInWithSIDAs is signedInWithSID that also stores the tokens.
 func (a *app) signedInWithSIDAs(idToken, accessToken *string) (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
@@ -309,13 +310,13 @@ func TestLogoutTokenCannotBeReplayed(t *testing.T) {
 	wantRefused(t, "while the store is down", a.sendLogoutToken(form), "store_unavailable")
 	a.store.setDown(nil)
 	if resp := a.sendLogoutToken(form); resp.StatusCode != 200 {
-		t.Errorf("sent again after our failure: got %d %s", resp.StatusCode, resp.Text)
+		t.Errorf("retry after a failure: got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
-	wantRefused(t, "sent again after our success", a.sendLogoutToken(form), "bad_logout_token")
+	wantRefused(t, "retry after a success", a.sendLogoutToken(form), "bad_logout_token")
 }
 
-// Back-Channel Logout 2.8: what failed on the way is not remembered as done,
-// and may be sent again.
+// Back-Channel Logout 2.8: a logout token whose processing failed can be sent
+// again.
 func TestFailedLogoutTokenCanBeRetried(t *testing.T) {
 	t.Parallel()
 	store := &forgetfulStore{Memory: new(tokenstore.Memory)}
@@ -327,12 +328,12 @@ func TestFailedLogoutTokenCanBeRetried(t *testing.T) {
 	a.wantSession(b, "alice")
 	store.down.Store(false)
 	if resp := a.sendLogoutToken(form); resp.StatusCode != 200 {
-		t.Errorf("sent again: got %d %s", resp.StatusCode, resp.Text)
+		t.Errorf("retry: got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 }
 
-// forgetfulStore does not know who has which sessions, while it is down.
+// forgetfulStore fails to list the sessions of a user while it is down.
 type forgetfulStore struct {
 	*tokenstore.Memory
 	down atomic.Bool
@@ -385,7 +386,7 @@ func TestJunkLogoutTokensDoNotBlockLogins(t *testing.T) {
 	a.signedIn()
 }
 
-// Whoever can reach the endpoint must not have us ask the provider each time.
+// Junk tokens must not cause a request to the provider each time.
 func TestJunkLogoutTokensCauseFewKeyFetches(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -396,12 +397,12 @@ func TestJunkLogoutTokensCauseFewKeyFetches(t *testing.T) {
 			EditLogoutToken: func(header, _ map[string]any) { header["kid"] = rand.Text() },
 		})
 		if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
-			t.Fatalf("got %d", got)
+			t.Fatalf("junk logout token: got %d, want 400", got)
 		}
 	}
 	n, took := a.provider.JWKSFetches()-before, time.Since(began)
-	if most := 4 + int(took/(700*time.Millisecond)); n > most { // three at once, then one in 0.7 s
-		t.Errorf("30 tokens of unknown keys caused %d fetches of the key set in %v, want %d at most", n, took, most)
+	if most := 4 + int(took/(700*time.Millisecond)); n > most { // three at once, then one per 0.7 s
+		t.Errorf("30 unknown key ids caused %d fetches of the key set in %v, want at most %d", n, took, most)
 	}
 }
 

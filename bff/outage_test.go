@@ -20,8 +20,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// onRefresh has deal answer the refresh requests of the provider. It is told
-// which one of them it is, from 1.
+// onRefresh lets deal handle the refresh requests to the provider. n counts
+// them from 1.
 func (a *app) onRefresh(deal func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler)) *calls {
 	var mu sync.Mutex
 	n := 0
@@ -44,7 +44,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 	fmt.Fprintf(w, `{"error":%q}`, code)
 }
 
-// OpenID Connect Core 3.1.2.6: some errors only the user can resolve.
+// OpenID Connect Core 3.1.2.6: only a login resolves these errors.
 func TestInteractionRequiredAsksForALogin(t *testing.T) {
 	t.Parallel()
 	for _, code := range []string{
@@ -61,9 +61,12 @@ func TestInteractionRequiredAsksForALogin(t *testing.T) {
 				for range 5 {
 					resp := b.Fetch("GET", "/api/x")
 					wantProblem(t, resp, 401, "insufficient_user_authentication")
-					if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) ||
-						!strings.Contains(resp.Header.Get("WWW-Authenticate"), "insufficient_user_authentication") {
-						t.Errorf("no login_url or no challenge: %v\n%s", resp.Header, resp.Text)
+					if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
+						t.Errorf("no login_url in %s", resp.Text)
+					}
+					got := resp.Header.Get("WWW-Authenticate")
+					if !strings.Contains(got, "insufficient_user_authentication") {
+						t.Errorf("WWW-Authenticate: got %q, want insufficient_user_authentication", got)
 					}
 				}
 				wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 401, "insufficient_user_authentication")
@@ -92,7 +95,7 @@ func TestInteractionRequiredKeepsAValidToken(t *testing.T) {
 	wantOK(t, b.Fetch("GET", "/api/x"))
 }
 
-// unsigned returns an access token with claims that nobody verifies.
+// unsigned returns an access token with these claims and an invalid signature.
 func unsigned(claims string) string {
 	encode := base64.RawURLEncoding.EncodeToString
 	return encode([]byte(`{"alg":"RS256","typ":"at+jwt"}`)) + "." + encode([]byte(claims)) + ".c2ln"
@@ -113,10 +116,10 @@ func TestTokenWithoutExpiresInExpires(t *testing.T) {
 		"opaque, long lifetime":           {func() string { return "opaque" }, time.Hour, 0},
 		"opaque, default lifetime":        {func() string { return "opaque" }, 0, 0},
 		"no exp, short lifetime":          {func() string { return unsigned(`{"sub":"alice"}`) }, time.Millisecond, 1},
-		"exp is a text":                   {func() string { return unsigned(`{"exp":"soon"}`) }, time.Millisecond, 1},
+		"exp is a string":                 {func() string { return unsigned(`{"exp":"soon"}`) }, time.Millisecond, 1},
 		"exp is negative":                 {func() string { return unsigned(`{"exp":-1}`) }, time.Hour, 0},
-		"exp is beyond all time":          {func() string { return unsigned(`{"exp":1e300}`) }, time.Millisecond, 1},
-		"EXP, which is not exp":           {func() string { return unsigned(`{"EXP":1}`) }, time.Hour, 0},
+		"exp is out of range":             {func() string { return unsigned(`{"exp":1e300}`) }, time.Millisecond, 1},
+		"EXP instead of exp":              {func() string { return unsigned(`{"EXP":1}`) }, time.Hour, 0},
 		"not JSON":                        {func() string { return "a.b.c" }, time.Millisecond, 1},
 		"claims that are not an object":   {func() string { return unsigned(`[1]`) }, time.Millisecond, 1},
 		"claims with the same name twice": {func() string { return unsigned(`{"exp":1,"exp":2}`) }, time.Hour, 0},
@@ -141,7 +144,7 @@ func TestTokenWithoutExpiresInExpires(t *testing.T) {
 	}
 }
 
-// RFC 9110 10.2.3: the provider says when it wants to be asked again, and that
+// RFC 9110 10.2.3: the refresh waits for the Retry-After of the provider, which
 // is passed on.
 func TestRefreshHonoursRetryAfter(t *testing.T) {
 	testenv.Slow(t)
@@ -160,21 +163,25 @@ func TestRefreshHonoursRetryAfter(t *testing.T) {
 		for range 2 {
 			resp := b.Fetch("GET", "/api/x")
 			wantProblem(t, resp, 503, "provider_unavailable")
-			// not everybody at once
-			if got, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || got < 20 || got > 25 {
-				t.Errorf("%d: Retry-After is %d, %v", status, got, err)
+			// With jitter.
+			got, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+			if err != nil {
+				t.Errorf("%d: Retry-After: %v", status, err)
 			}
-			time.Sleep(1100 * time.Millisecond) // longer than the pause that there would be otherwise
+			if got < 20 || got > 25 {
+				t.Errorf("%d: Retry-After: got %d, want 20 to 25", status, got)
+			}
+			time.Sleep(1100 * time.Millisecond) // longer than the default backoff
 		}
 		if n := len(c.to("/token")); n != 1 {
-			t.Errorf("%d: asked %d times", status, n)
+			t.Errorf("%d: %d token requests, want 1", status, n)
 		}
 		a.provider.Behave()
 		a.wantSession(b, "alice")
 	}
 }
 
-// NaN is no time.
+// An expires_in that is not a number counts as missing.
 func TestExpiresInNaNIsIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -186,11 +193,11 @@ func TestExpiresInNaNIsIgnored(t *testing.T) {
 		b.Fetch("GET", "/api/x")
 	}
 	if n := a.provider.Refreshes(); n > 1 {
-		t.Errorf("%d refreshes for 10 API calls", n)
+		t.Errorf("%d refreshes for 10 API calls, want at most 1", n)
 	}
 }
 
-// A provider that is busy does not end sessions, whatever its body says.
+// A busy provider does not end sessions, even with invalid_grant in the body.
 func TestStatus408And429KeepTheSession(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{408, 429} {
@@ -209,9 +216,8 @@ func TestStatus408And429KeepTheSession(t *testing.T) {
 	}
 }
 
-// A refresh request that may have arrived stays in flight: the provider may
-// have rotated the refresh token already. Its callers do not wait for it longer
-// than they may.
+// A refresh request that may have arrived is not repeated: the provider may
+// have rotated the refresh token. Callers wait for it at most for oidc.wait.
 func TestRefreshInFlightIsNotRepeated(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -230,15 +236,15 @@ func TestRefreshInFlightIsNotRepeated(t *testing.T) {
 		}
 	}
 	close(release)
-	waitFor(t, "the refresh is answered", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+	waitFor(t, "the refresh succeeds", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 	if n := len(calls.to("/token")); n != 1 {
 		t.Errorf("%d refresh requests, want 1", n)
 	}
 	a.wantSession(b, "alice")
 }
 
-// In an outage the provider gets one request in a while, however many sessions
-// wait, and all of them are over it at the first success.
+// In an outage the provider gets one probe at a time, however many sessions
+// wait. The first success ends the outage for all of them.
 func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -303,7 +309,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 	}
 }
 
-// What one session's refresh meets is no outage.
+// A fault of one session's refresh is no outage.
 func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
@@ -327,8 +333,7 @@ func TestOneSessionThatFailsDelaysNoOther(t *testing.T) {
 	}
 }
 
-// Codes come from anybody; what the provider says of them is no sign of an
-// outage.
+// Anybody can send codes, so a rejected code is no sign of an outage.
 func TestFailedCodesDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 2 * time.Second })
@@ -349,8 +354,8 @@ func TestFailedCodesDoNotOpenTheBreaker(t *testing.T) {
 	}
 }
 
-// A provider that answers nothing keeps nobody waiting longer than oidc.wait,
-// on whichever way.
+// If the provider does not respond, requests of every kind wait at most for
+// oidc.wait.
 func TestSilentProviderDelaysRequestsBriefly(t *testing.T) {
 	t.Parallel()
 	const wait = 2 * time.Second
@@ -385,8 +390,7 @@ func TestSilentProviderDelaysRequestsBriefly(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// broken fails requests to the token endpoint with an error, while there is
-// one.
+// broken fails requests to the token endpoint with err while it is set.
 type broken struct {
 	mu  sync.Mutex
 	err error
@@ -408,15 +412,14 @@ func (b *broken) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// What keeps a refresh from reaching the provider, or its answer from us, says
-// nothing about the session.
+// Network faults of a refresh say nothing about the session.
 func TestNetworkFaultsOfRefreshKeepTheSession(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]error{
-		"a name that is not found": &net.DNSError{Err: "no such host", Name: "id.example", IsNotFound: true},
-		"a certificate":            &tls.CertificateVerificationError{Err: errors.New("unknown authority")},
-		"a refused connection":     &net.OpError{Op: "dial", Err: errors.New("connection refused")},
-		"a time-out":               context.DeadlineExceeded,
+		"unknown host":        &net.DNSError{Err: "no such host", Name: "id.example", IsNotFound: true},
+		"invalid certificate": &tls.CertificateVerificationError{Err: errors.New("unknown authority")},
+		"refused connection":  &net.OpError{Op: "dial", Err: errors.New("connection refused")},
+		"timeout":             context.DeadlineExceeded,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

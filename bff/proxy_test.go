@@ -116,8 +116,8 @@ func TestForwardedHeadersOfTrustedProxiesAreUsed(t *testing.T) {
 	}
 }
 
-// RFC 9440 4: what a client says of its certificate is not what a proxy says of
-// it.
+// RFC 9440 4: only a proxy may set these headers, so those of a client are
+// removed.
 func TestClientCertHeadersOfClientsAreRemoved(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

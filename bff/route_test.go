@@ -21,8 +21,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// newRoutedApp starts a broker with one route more than others have, and signs
-// alice in.
+// newRoutedApp starts a broker with an additional route, and signs alice in.
 func newRoutedApp(t *testing.T, route bff.Route, provider ...func(*app)) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -265,7 +264,7 @@ func TestMissingScopeMeansTheRequestedScopes(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/orders:write/x"), 403, "insufficient_scope")
 }
 
-// A scope that is there and empty is none.
+// An empty scope grants no scopes, unlike a missing one.
 func TestEmptyScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[0].Require.Scopes = []string{"email"} })
@@ -543,7 +542,7 @@ func TestRejectionsDoNotRefreshEveryTime(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// RFC 6750 3.1: of an upstream's refusals one speaks of the token.
+// RFC 6750 3.1: only a 401 with invalid_token means that the token is rejected.
 func TestOtherErrorsOfAnUpstreamRefreshNothing(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -566,18 +565,27 @@ func TestOtherErrorsOfAnUpstreamRefreshNothing(t *testing.T) {
 		}
 		a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{api.URL}})
 		resp := b.Fetch("GET", "/strict/x")
-		if resp.StatusCode != test.status || resp.Code() != "" ||
-			strings.HasPrefix(test.challenge, "Bearer") && resp.Header.Get("WWW-Authenticate") != test.challenge {
-			t.Errorf("%d %s: got %d %v", test.status, test.challenge, resp.StatusCode, resp.Header)
+		name := fmt.Sprint(test.status, " ", test.challenge)
+		wantStatus(t, name, resp, test.status)
+		if got := resp.Code(); got != "" {
+			t.Errorf("%s: got the problem %s, want the upstream's response", name, got)
 		}
-		if n := a.provider.Refreshes(); n > 0 || api.Calls() != 1 {
-			t.Errorf("%d %s: %d refreshes, %d requests", test.status, test.challenge, n, api.Calls())
+		if got := resp.Header.Get("WWW-Authenticate"); strings.HasPrefix(test.challenge, "Bearer") &&
+			got != test.challenge {
+			t.Errorf("%s: WWW-Authenticate: got %q, want it unchanged", name, got)
+		}
+		if n := a.provider.Refreshes(); n > 0 {
+			t.Errorf("%s: %d refreshes, want none", name, n)
+		}
+		if n := api.Calls(); n != 1 {
+			t.Errorf("%s: %d requests to the upstream, want 1", name, n)
 		}
 		a.wantSession(b, "alice")
 	}
 }
 
-// RFC 9110 11.2: the value of an auth-param is a token or a quoted string.
+// RFC 9110 11.2: the value of an auth-param is a token or a quoted string, so
+// invalid_token needs no quotes.
 func TestUnquotedInvalidTokenCausesARefresh(t *testing.T) {
 	t.Parallel()
 	for _, challenge := range []string{
@@ -593,7 +601,8 @@ func TestUnquotedInvalidTokenCausesARefresh(t *testing.T) {
 	}
 }
 
-// newRejectingUpstreamWith is an upstream that rejects the first token.
+// newRejectingUpstreamWith starts an upstream that rejects the first token with
+// a challenge.
 func newRejectingUpstreamWith(t *testing.T, challenge string) (*brokertest.Echo, *int) {
 	echo, rejected := brokertest.NewEcho(t), new(int)
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {

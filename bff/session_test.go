@@ -31,14 +31,24 @@ func TestSessionEndpointReturnsUserAndExpiry(t *testing.T) {
 	var got sessionBody
 	resp.Decode(t, &got)
 	now := time.Now()
-	if !got.Authenticated || got.User.Sub != "alice" || got.User.Email == "" || len(got.Session.ID) != 22 {
-		t.Errorf("got %s", resp.Text)
+	if !got.Authenticated {
+		t.Errorf("authenticated: got false, want true: %s", resp.Text)
+	}
+	if got.User.Sub != "alice" {
+		t.Errorf("user.sub: got %q, want alice", got.User.Sub)
+	}
+	if got.User.Email == "" {
+		t.Errorf("user.email is missing in %s", resp.Text)
+	}
+	if len(got.Session.ID) != 22 {
+		t.Errorf("session.id: got %q, want 22 characters", got.Session.ID)
 	}
 	for name, test := range map[string]struct {
 		at   time.Time
 		want time.Duration
 	}{
-		"created_at": {got.Session.CreatedAt, 0}, "idle_expires_at": {got.Session.IdleExpiresAt, 30 * time.Minute},
+		"created_at":              {got.Session.CreatedAt, 0},
+		"idle_expires_at":         {got.Session.IdleExpiresAt, 30 * time.Minute},
 		"expires_at":              {got.Session.ExpiresAt, 12 * time.Hour},
 		"access_token_expires_at": {got.Session.AccessTokenExpiresAt, a.provider.AccessTokenTTL},
 	} {
@@ -46,13 +56,17 @@ func TestSessionEndpointReturnsUserAndExpiry(t *testing.T) {
 			t.Errorf("%s: %v from now, want %v", name, test.at.Sub(now), test.want)
 		}
 	}
-	if strings.Contains(resp.Text, `"iss"`) || strings.Contains(resp.Text, "nonce") {
-		t.Errorf("claims of the protocol are shown: %s", resp.Text)
+	for _, claim := range []string{`"iss"`, "nonce"} {
+		if strings.Contains(resp.Text, claim) {
+			t.Errorf("the protocol claim %s is visible in %s", claim, resp.Text)
+		}
 	}
-	h := resp.Header
-	if h.Get("Cache-Control") != "no-store" || h.Get("Content-Type") != "application/json" ||
-		h.Get("X-Content-Type-Options") != "nosniff" {
-		t.Errorf("headers: %v", h)
+	for name, want := range map[string]string{
+		"Cache-Control": "no-store", "Content-Type": "application/json", "X-Content-Type-Options": "nosniff",
+	} {
+		if got := resp.Header.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
 	}
 }
 
@@ -158,7 +172,7 @@ func TestOnlyAPICallsExtendTheIdleTimeout(t *testing.T) {
 	}
 	b := a.signedIn()
 	before := idle(b)
-	time.Sleep(600 * time.Millisecond) // more than the sixtieth of the time-out in which it moves
+	time.Sleep(600 * time.Millisecond) // more than a sixtieth of the timeout, its resolution
 	b.Fetch("GET", "/bff/session")
 	b.Fetch("GET", "/api/x", "X-Background", "1")
 	b.Fetch("GET", "/public/x")
@@ -199,8 +213,8 @@ func TestStoreOutageKeepsTheSession(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// expired returns a browser in which alice signed in and whose access token has
-// expired since.
+// expired returns a browser in which alice is signed in with an expired access
+// token.
 func (a *app) expired() *bfftest.Browser {
 	a.t.Helper()
 	a.provider.Misbehave(a.t, brokertest.ShortLived)
@@ -283,7 +297,7 @@ func TestValidTokenIsUsedDuringAnOutage(t *testing.T) {
 	a.provider.Misbehave(t, brokertest.LivesFor(10))
 	b := a.signedIn()
 	a.provider.Misbehave(t, brokertest.ProviderDown)
-	time.Sleep(5100 * time.Millisecond) // past half its life, when it is refreshed ahead
+	time.Sleep(5100 * time.Millisecond) // more than half its lifetime, when it is refreshed ahead
 	for range 3 {
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
 			t.Errorf("got %d, want 200 with the token that is still good", got)
@@ -322,13 +336,13 @@ func TestLostRefreshResponseIsRequestedAgain(t *testing.T) {
 	}
 }
 
-// RFC 6749 10.4: a refresh token is for the token endpoint, and at the end for
-// the one that revokes it.
+// RFC 6749 10.4: a refresh token is sent to the token endpoint and to the
+// revocation endpoint only.
 func TestRefreshTokenIsSentToNoOtherEndpoint(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var secrets []string
-	elsewhere := make(map[string]string) // :: where → what was sent there
+	elsewhere := make(map[string]string) // :: recipient → all requests to it
 	see := func(where string, r *http.Request, body string) {
 		var all strings.Builder
 		fmt.Fprintf(&all, "%s %s\n", r.Method, r.RequestURI)
@@ -347,28 +361,26 @@ func TestRefreshTokenIsSentToNoOtherEndpoint(t *testing.T) {
 		cfg.Routes = []bff.Route{
 			{Path: "/api/", Upstream: []string{api.URL}, Token: "user"},
 			{
-				Path:     "/exchanged/",
-				Upstream: []string{api.URL},
-				Token:    "user",
-				Audience: "legacy",
-				Grant:    "token-exchange",
+				Path: "/exchanged/", Upstream: []string{api.URL}, Token: "user",
+				Audience: "legacy", Grant: "token-exchange",
 			},
 			{Path: "/machine/", Upstream: []string{api.URL}, Token: "client"},
 		}
 	})
-	traded := 0
+	used := 0
 	a.provider.SetHooks(devidp.Hooks{
 		Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			r.ParseForm()
 			form := r.PostForm.Encode()
-			switch {
-			case strings.HasSuffix(r.URL.Path, "/token") &&
-				r.PostForm.Get("grant_type") == "refresh_token", strings.HasSuffix(r.URL.Path,
-				"/revoke") && r.PostForm.Get("token_type_hint") == "refresh_token":
+			refresh := strings.HasSuffix(r.URL.Path, "/token") &&
+				r.PostForm.Get("grant_type") == "refresh_token"
+			revocation := strings.HasSuffix(r.URL.Path, "/revoke") &&
+				r.PostForm.Get("token_type_hint") == "refresh_token"
+			if refresh || revocation {
 				mu.Lock()
-				traded++
+				used++
 				mu.Unlock()
-			default:
+			} else {
 				see(r.URL.Path, r, form)
 			}
 			next.ServeHTTP(w, r)
@@ -391,8 +403,11 @@ func TestRefreshTokenIsSentToNoOtherEndpoint(t *testing.T) {
 	b.Navigate(b.Submit("/bff/logout", nil).Location(t).String())
 	mu.Lock()
 	defer mu.Unlock()
-	if len(secrets) != 2 || traded != 2 {
-		t.Errorf("%d refresh tokens were traded %d times, want one refreshed and one revoked", len(secrets), traded)
+	if len(secrets) != 2 {
+		t.Errorf("%d refresh tokens were issued, want 2", len(secrets))
+	}
+	if used != 2 {
+		t.Errorf("refresh tokens were used %d times, want 2: a refresh and a revocation", used)
 	}
 	for where, text := range elsewhere {
 		for _, secret := range secrets {
@@ -403,8 +418,8 @@ func TestRefreshTokenIsSentToNoOtherEndpoint(t *testing.T) {
 	}
 }
 
-// A provider whose answer to a refresh is refused, for its token_type say, has
-// rotated the refresh token all the same.
+// If the response to a refresh is invalid, for example in its token_type, the
+// provider has rotated the refresh token nevertheless.
 func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(body map[string]any){
@@ -421,7 +436,7 @@ func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 			wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 			a.wantSession(b, "alice")
 			if n := a.provider.Reuses(); n > 0 {
-				t.Errorf("%d spent refresh tokens were sent", n)
+				t.Errorf("%d refresh tokens were used twice, want none", n)
 			}
 		})
 	}
@@ -463,7 +478,7 @@ func TestLogoutDuringARefreshWins(t *testing.T) {
 		t.Errorf("the call: got %d, want 401", got)
 	}
 	a.wantSession(b, "")
-	waitFor(t, "the token that came too late is given back", func() bool { return a.provider.LiveRefreshTokens() == 0 })
+	waitFor(t, "the late token is revoked", func() bool { return a.provider.LiveRefreshTokens() == 0 })
 }
 
 func TestInvalidCookiesAreNoSession(t *testing.T) {
@@ -474,13 +489,15 @@ func TestInvalidCookiesAreNoSession(t *testing.T) {
 	flipped := []byte(good)
 	flipped[len(flipped)/2] ^= 1
 	for name, cookie := range map[string]string{
-		"flipped":     a.cookieName() + "=" + string(flipped),
-		"truncated":   a.cookieName() + "=" + good[:len(good)-9],
-		"noise":       a.cookieName() + "=" + strings.Repeat("noise", 800),
-		"empty":       a.cookieName() + "=",
-		"twice":       a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good,
-		"in capitals": strings.ToUpper(a.cookieName()) + "=" + good, "prefixed": "__Host-Http-cloakroom=" + good,
-		"not a cookie": ";;=;;", "quoted": a.cookieName() + `="` + good[:20] + `"`,
+		"flipped":      a.cookieName() + "=" + string(flipped),
+		"truncated":    a.cookieName() + "=" + good[:len(good)-9],
+		"noise":        a.cookieName() + "=" + strings.Repeat("noise", 800),
+		"empty":        a.cookieName() + "=",
+		"twice":        a.cookieName() + "=" + good + "; " + a.cookieName() + "=" + good,
+		"in capitals":  strings.ToUpper(a.cookieName()) + "=" + good,
+		"prefixed":     "__Host-Http-cloakroom=" + good,
+		"not a cookie": ";;=;;",
+		"quoted":       a.cookieName() + `="` + good[:20] + `"`,
 	} {
 		stranger := a.browser()
 		got := stranger.Fetch("GET", "/bff/session", "Cookie", cookie)
@@ -505,10 +522,7 @@ func TestProbesAreNotOnThePublicListener(t *testing.T) {
 		"/healthz", "/readyz", "/metrics", "/admin/sessions", "/debug/pprof/", "/bff/nothing",
 		"/bff", "/bff/", "/api",
 	} {
-		wantStatus := a.browser().Fetch("GET", path, "User-Agent", "kube-probe/1.30")
-		if wantStatus.StatusCode != 404 || wantStatus.Code() != "not_found" {
-			t.Errorf("%s: got %d %s, want 404 not_found", path, wantStatus.StatusCode, wantStatus.Code())
-		}
+		wantProblem(t, a.browser().Fetch("GET", path, "User-Agent", "kube-probe/1.30"), 404, "not_found")
 	}
 	w := httptest.NewRecorder()
 	a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
@@ -517,7 +531,7 @@ func TestProbesAreNotOnThePublicListener(t *testing.T) {
 	}
 }
 
-// waitFor waits until something that was begun has happened.
+// waitFor waits until happened returns true, and fails the test after 15 s.
 func waitFor(t *testing.T, what string, happened func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
@@ -525,5 +539,5 @@ func waitFor(t *testing.T, what string, happened func() bool) {
 			return
 		}
 	}
-	t.Errorf("not within 15 s: %s", what)
+	t.Errorf("did not happen within 15 s: %s", what)
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// tokenAPI is an upstream that answers with what the access token says, and not
-// with the token.
+// tokenAPI starts an upstream that returns claims of the access token, but not
+// the token.
 func tokenAPI(t *testing.T) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -48,7 +48,7 @@ func (a *app) tokenSeen(b *bfftest.Browser, path string) seenToken {
 	return got
 }
 
-// newTargetApp is an app with a route for each way to a token.
+// newTargetApp starts a broker with a route for each kind of target.
 func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 	api := tokenAPI(t)
 	return newAppWith(t, func(c *devidp.Config) { c.AccessTokenTTL = 20 * time.Second }, func(a *app, cfg *bff.Config) {
@@ -118,7 +118,7 @@ func TestEachRouteGetsItsOwnToken(t *testing.T) {
 	}
 }
 
-// RFC 6749 6: a refresh asks for no scope that was not granted.
+// RFC 6749 6: a refresh requests no scope that was not granted.
 func TestRefreshRequestsOnlyGrantedScopes(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
@@ -132,12 +132,13 @@ func TestRefreshRequestsOnlyGrantedScopes(t *testing.T) {
 	for _, call := range c.to("/token") {
 		if call.form.Get("grant_type") == "refresh_token" &&
 			slices.Contains(strings.Fields(call.form.Get("scope")), "email") {
-			t.Errorf("asked for %q", call.form.Get("scope"))
+			t.Errorf("scope: got %q, want no email", call.form.Get("scope"))
 		}
 	}
 }
 
-// The same with a provider that refuses such a refresh, as RFC 6749 5.2 has it.
+// The same with a provider that refuses a refresh with more scopes (RFC 6749
+// 5.2).
 func TestUserWhoGrantsFewerScopesStaysSignedIn(t *testing.T) {
 	t.Parallel()
 	api := tokenAPI(t)
@@ -158,7 +159,7 @@ func TestUserWhoGrantsFewerScopesStaysSignedIn(t *testing.T) {
 	}
 }
 
-// RFC 8707 2: what was asked for at login is asked for with every token.
+// RFC 8707 2: every token request names the resources of the login.
 func TestEveryTokenRequestNamesTheResource(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) {
@@ -169,16 +170,20 @@ func TestEveryTokenRequestNamesTheResource(t *testing.T) {
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 	for _, call := range c.to("/token") {
 		if got := call.form["resource"]; !slices.Equal(got, []string{"https://own.example", "https://second.example"}) {
-			t.Errorf("%s: resource is %q", call.form.Get("grant_type"), got)
+			t.Errorf("%s: resource: got %q, want those of the configuration", call.form.Get("grant_type"), got)
 		}
 	}
 	got := c.to("/par")[0].form["resource"]
-	if !slices.Contains(got, "https://own.example") ||
-		!slices.Contains(got, "https://orders.example") || len(got) != 4 {
-		t.Errorf("at login resource is %q", got)
+	for _, want := range []string{"https://own.example", "https://orders.example"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("resource at login: got %q, want it to contain %s", got, want)
+		}
+	}
+	if len(got) != 4 {
+		t.Errorf("resource at login: got %q, want 4 values", got)
 	}
 	if n := len(c.to("/token")); n != 2 {
-		t.Errorf("%d token requests", n)
+		t.Errorf("%d token requests, want 2", n)
 	}
 }
 
@@ -189,8 +194,8 @@ func sameScopes(a, b string) bool {
 	return slices.Equal(one, other)
 }
 
-// Many calls of several users to several targets at once, and through a
-// refresh: each gets what is for it.
+// Concurrent calls of several users to several targets, also during a refresh:
+// each gets its own token.
 func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
@@ -210,7 +215,7 @@ func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 		"/exchanged/": "legacy",
 	}
 	var mu sync.Mutex
-	owner := make(map[string]string) // :: token → whose, and what for
+	owner := make(map[string]string) // :: token → its user and target
 	var all sync.WaitGroup
 	for i, b := range browsers {
 		for path, aud := range targets {
@@ -247,7 +252,7 @@ func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 	}
 }
 
-// Userinfo gets the token that is for it.
+// The userinfo endpoint gets the session's own token.
 func TestUserInfoDoesNotGetTheTokenOfAnAPI(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
@@ -257,7 +262,7 @@ func TestUserInfoDoesNotGetTheTokenOfAnAPI(t *testing.T) {
 	for _, call := range c.to("/userinfo") {
 		_, token, _ := strings.Cut(call.header.Get("Authorization"), " ")
 		if _, claims := unverified(t, token); claims["aud"] == "https://orders.example" {
-			t.Errorf("userinfo was asked with the token for %v", claims["aud"])
+			t.Errorf("the userinfo endpoint got the token for %v", claims["aud"])
 		}
 	}
 }
@@ -323,8 +328,8 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 	})
 }
 
-// What is made of the session's own token is made of a good one, and lives no
-// longer.
+// The subject of a token exchange is a valid token of the session. The
+// exchanged token expires with it.
 func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, nil)
@@ -350,8 +355,8 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 	}
 }
 
-// A token that was exchanged without a scope in the request or the answer has
-// none that could be relied on.
+// If neither the request nor the response of a token exchange has a scope, the
+// scopes of the token are unknown.
 func TestExchangedTokenWithoutScopeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[4].Require.Scopes = []string{"email"} })
@@ -388,14 +393,17 @@ func TestRejectedTargetTokenIsReplaced(t *testing.T) {
 	}
 }
 
-// An upstream that rejects a token which has run out and been forgotten
-// meanwhile.
+// The upstream rejects a token that has expired and was removed from the
+// session in the meantime.
 func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	t.Parallel()
-	arrived, goOn := make(chan struct{}), make(chan struct{})
+	arrived, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		once.Do(func() { close(arrived); <-goOn })
+		once.Do(func() {
+			close(arrived)
+			<-release
+		})
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 		w.WriteHeader(401)
 	}))
@@ -421,12 +429,12 @@ func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	<-arrived
 	time.Sleep(2200 * time.Millisecond)
 	a.tokenSeen(b, "/billing/x")
-	close(goOn)
+	close(release)
 	if got := <-status; !strings.HasPrefix(got, "401") {
-		t.Errorf("the client got %s, want the upstream's 401", got)
+		t.Errorf("status: got %s, want the upstream's 401", got)
 	}
 	if n := len(a.logs.lines(t, "panic")); n > 0 {
-		t.Errorf("%d panics: %v", n, a.logs.lines(t, "panic")[0]["cause"])
+		t.Errorf("%d panics, want none: %v", n, a.logs.lines(t, "panic")[0]["cause"])
 	}
 }
 
