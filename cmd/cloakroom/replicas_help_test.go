@@ -169,6 +169,8 @@ func (f *fleet) startReplicas(env map[string]string, storeURLs ...string) {
 			"OIDC_CLIENT_SECRET": f.provider.Client.Secret,
 			"STORE_URL":          storeURL, "SESSION_KEYS": goodKey,
 			"ROUTES": "[" + strings.Join(routes, ", ") + "]",
+			// All users have one address.
+			"SERVER_LIMITS_LOGINS_RATE": "1000/s", "SERVER_LIMITS_LOGINS_BURST": "100000",
 		}
 		maps.Copy(settings, env)
 		f.replicas = append(f.replicas, startReplica(t, f.provider, settings))

@@ -245,8 +245,6 @@ func newSoak(t *testing.T, tokenTTL time.Duration, storeURLs ...string) *soak {
 			"ROUTES": "[{path: /api/, upstream: " + api.URL + ", token: user}]",
 			// A replica that was killed gets the same ports again.
 			"SERVER_LISTEN": freeAddr(t), "SERVER_ADMIN_LISTEN": freeAddr(t),
-			// All users have one address.
-			"SERVER_LIMITS_LOGINS_RATE": "1000/s", "SERVER_LIMITS_LOGINS_BURST": "100000",
 		}, storeURL)
 	}
 	return s
