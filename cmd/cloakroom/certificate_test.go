@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"log/slog"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,7 +26,10 @@ func newPair(t *testing.T, serial int64, notAfter time.Time) (cert, key string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), DNSNames: []string{"localhost"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), DNSNames: []string{"localhost"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +38,11 @@ func newPair(t *testing.T, serial int64, notAfter time.Time) (cert, key string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+	return encodePEM("CERTIFICATE", der), encodePEM("PRIVATE KEY", keyDER)
+}
+
+func encodePEM(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
 func overwrite(t *testing.T, name, text string) {
@@ -60,12 +66,11 @@ func served(t *testing.T, addr string) int64 {
 func TestARenewedCertificateIsServed(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
+	listen, origin := freeOrigin(t)
 	soon, year := time.Now().Add(48*time.Hour), time.Now().AddDate(1, 0, 0)
 	cert, key := newPair(t, 1, soon)
 	dir := t.TempDir()
-	mount := filepath.Join(dir, "mount") // a link to a directory, as Kubernetes makes it
+	mount := filepath.Join(dir, "mount") // a symbolic link to a directory, as in Kubernetes
 	put := func(name, cert, key string) {
 		version := filepath.Join(dir, name)
 		if err := os.Mkdir(version, 0o700); err != nil {
@@ -83,64 +88,69 @@ func TestARenewedCertificateIsServed(t *testing.T) {
 	put("v1", cert, key)
 	certFile, keyFile := filepath.Join(mount, "tls.crt"), filepath.Join(mount, "tls.key")
 	p := start(t, map[string]string{
-		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": "https://localhost:" + port,
-		"CLOAKROOM_SERVER_TLS_CERT_FILE": certFile, "CLOAKROOM_SERVER_TLS_KEY_FILE": keyFile,
-		"CLOAKROOM_OIDC_ISSUER": "https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": "s",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0",
+		"SERVER_PUBLIC_URL":    strings.Replace(origin, "http:", "https:", 1),
+		"SERVER_TLS_CERT_FILE": certFile, "SERVER_TLS_KEY_FILE": keyFile,
+		"OIDC_ISSUER": "https://127.0.0.1:1", "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": "s",
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
 	p.waitFor(p.stderr, `"level":"WARN","msg":"certificate expires soon"`)
-	if n := served(t, public); n != 1 {
-		t.Fatalf("certificate %d is served, want 1", n)
+	if got := served(t, listen); got != 1 {
+		t.Fatalf("certificate served: got %d, want 1", got)
 	}
 	becomes := func(want int64) {
 		t.Helper()
-		eventually(t, 15*time.Second, "the new certificate is served", func() bool { return served(t, public) == want })
+		eventually(t, 15*time.Second, "the new certificate is served", func() bool {
+			return served(t, listen) == want
+		})
 	}
 
 	cert2, key2 := newPair(t, 2, year)
 	put("v2", cert2, key2)
 	becomes(2)
 
-	// The files are written one after the other: in between they do not fit.
+	// The files are written one after the other. In between they do not match.
 	cert3, key3 := newPair(t, 3, year)
 	overwrite(t, certFile, cert3)
-	p.waitFor(p.stderr, `"level":"ERROR","msg":"certificate not replaced; the one before stays in use","err":"server.tls`)
-	if n := served(t, public); n != 2 {
-		t.Errorf("certificate %d is served with half of a new pair, want 2", n)
+	p.waitFor(p.stderr,
+		`"level":"ERROR","msg":"certificate not replaced; the one before stays in use","err":"server.tls`)
+	if got := served(t, listen); got != 2 {
+		t.Errorf("certificate served with half of a new pair: got %d, want 2", got)
 	}
 	overwrite(t, keyFile, key3)
 	becomes(3)
 
-	for name, text := range map[string]string{"junk": "junk", "nothing": ""} {
+	for name, text := range map[string]string{"invalid file": "junk", "empty file": ""} {
 		overwrite(t, certFile, text)
 		time.Sleep(certificateCheck + 500*time.Millisecond)
-		if n := served(t, public); n != 3 {
-			t.Errorf("%s in the file: certificate %d is served, want 3", name, n)
+		if got := served(t, listen); got != 3 {
+			t.Errorf("certificate served with an %s: got %d, want 3", name, got)
 		}
 	}
 	os.Remove(certFile)
 	time.Sleep(certificateCheck + 500*time.Millisecond)
-	if n := served(t, public); n != 3 {
-		t.Errorf("no file: certificate %d is served, want 3", n)
+	if got := served(t, listen); got != 3 {
+		t.Errorf("certificate served without a file: got %d, want 3", got)
 	}
 	cert4, key4 := newPair(t, 4, time.Now().Add(-time.Minute))
 	put("v4", cert4, key4)
 	becomes(4)
 	p.waitFor(p.stderr, `"level":"ERROR","msg":"certificate expired; browsers refuse it"`)
 	if strings.Contains(p.stderr.String(), "PRIVATE KEY") {
-		t.Error("a key is in the log")
+		t.Error("the log contains a private key")
 	}
 }
 
-func TestMistakesInTheCertificateAreReportedLikeAllOthers(t *testing.T) {
+func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 	cert, key := newPair(t, 1, time.Now().Add(time.Hour))
 	_, otherKey := newPair(t, 2, time.Now().Add(time.Hour))
-	good, fits, other, junk := writeFile(t, "a.crt", cert), writeFile(t, "a.key", key), writeFile(t, "b.key", otherKey), writeFile(t, "junk", "junk")
+	good, matching := writeFile(t, "a.crt", cert), writeFile(t, "a.key", key)
+	other, junk := writeFile(t, "b.key", otherKey), writeFile(t, "junk", "junk")
 	for name, test := range map[string]struct{ cert, key, want string }{
-		"no certificate": {"/nowhere/tls.crt", fits, "server.tls.cert_file: open /nowhere/tls.crt"},
+		"no certificate": {"/nowhere/tls.crt", matching, "server.tls.cert_file: open /nowhere/tls.crt"},
 		"no key":         {good, "/nowhere/tls.key", "server.tls.key_file: open /nowhere/tls.key"},
-		"junk":           {junk, fits, "server.tls: "},
-		"another's key":  {good, other, "server.tls: "},
+		"junk":           {junk, matching, "server.tls: "},
+		"another key":    {good, other, "server.tls: "},
 		"only one":       {good, "", "server.tls: cert_file and key_file go together"},
 	} {
 		cfg := &config.Config{
@@ -149,8 +159,14 @@ func TestMistakesInTheCertificateAreReportedLikeAllOthers(t *testing.T) {
 		}
 		cfg.SetDefaults()
 		_, err := newBroker(cfg, nil, slog.New(slog.DiscardHandler))
-		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), "session.max_per_user") {
-			t.Errorf("%s: got %v, want %q among all mistakes", name, err, test.want)
+		if err == nil {
+			t.Errorf("%s: got no error", name)
+			continue
+		}
+		for _, want := range []string{test.want, "session.max_per_user"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want %q in it", name, err, want)
+			}
 		}
 	}
 }

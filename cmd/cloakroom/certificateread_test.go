@@ -11,8 +11,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
-// What makes a file readable again changes neither its time nor its size. The
-// replaced certificate is served all the same, and the failure is logged once.
+// A file that becomes readable again keeps its modification time and its size.
+// The new certificate is served anyway, and the error is logged once.
 func TestACertificateThatBecomesReadableIsServed(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -28,7 +28,7 @@ func TestACertificateThatBecomesReadableIsServed(t *testing.T) {
 	cert, key = newPair(t, 2, time.Now().AddDate(1, 0, 0))
 	overwrite(t, files.CertFile, cert)
 	overwrite(t, filepath.Join(dir, "new.key"), key)
-	// A directory on the way is not there yet; root may read everything else.
+	// A parent directory is missing: root may read any file that exists.
 	os.Remove(files.KeyFile)
 	if err := os.Symlink(filepath.Join(dir, "later", "new.key"), files.KeyFile); err != nil {
 		t.Fatal(err)
@@ -36,19 +36,19 @@ func TestACertificateThatBecomesReadableIsServed(t *testing.T) {
 	for range 3 {
 		c.reload()
 	}
-	if n := strings.Count(logs.String(), "certificate not replaced"); n != 1 {
-		t.Errorf("%d log lines, want 1:\n%s", n, logs)
+	if got := strings.Count(logs.String(), "certificate not replaced"); got != 1 {
+		t.Errorf("log lines: got %d, want 1:\n%s", got, logs)
 	}
 	state := c.seen
 	if err := os.Symlink(dir, filepath.Join(dir, "later")); err != nil {
 		t.Fatal(err)
 	}
-	c.seen = c.state() // as if the look before had seen the same times and sizes
+	c.seen = c.state() // as if the last check had found the same times and sizes
 	if state == c.seen {
-		t.Fatal("the state is the same")
+		t.Fatal("got the state of before, want another one")
 	}
 	c.reload()
-	if n := c.current.Load().Leaf.SerialNumber.Int64(); n != 2 {
-		t.Errorf("certificate %d is served, want 2", n)
+	if got := c.current.Load().Leaf.SerialNumber.Int64(); got != 2 {
+		t.Errorf("certificate served: got %d, want 2", got)
 	}
 }

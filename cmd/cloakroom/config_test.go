@@ -22,7 +22,7 @@ func writeFile(t *testing.T, name, text string) string {
 	return path
 }
 
-func TestWhatTheBrokerCannotStartWithIsReportedAtOnce(t *testing.T) {
+func TestAllConfigurationErrorsAreReportedAtOnce(t *testing.T) {
 	for name, test := range map[string]struct {
 		yaml string
 		want []string
@@ -156,14 +156,14 @@ session: {keys: [` + goodKey + `]}
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			err := run(t.Context(), []string{"serve", "--config", writeFile(t, "cloakroom.yaml", test.yaml)}, func(string) string { return "" }, nil, &stdout, &stderr)
-			if exitCode(err) != 2 {
-				t.Fatalf("got %v, status %d, want status 2", err, exitCode(err))
+			args := []string{"serve", "--config", writeFile(t, "cloakroom.yaml", test.yaml)}
+			if got := exitCode(run(t.Context(), args, noEnv, nil, &stdout, &stderr)); got != 2 {
+				t.Fatalf("got status %d, want 2:\n%s", got, stderr.String())
 			}
 			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
 			slices.Sort(lines)
 			if len(lines) != len(test.want) {
-				t.Errorf("%d lines, want %d:\n%s", len(lines), len(test.want), strings.Join(lines, "\n"))
+				t.Errorf("got %d lines, want %d:\n%s", len(lines), len(test.want), strings.Join(lines, "\n"))
 			}
 			for i := range min(len(lines), len(test.want)) {
 				if !strings.HasPrefix(lines[i], test.want[i]) {
@@ -171,52 +171,70 @@ session: {keys: [` + goodKey + `]}
 				}
 			}
 			if strings.Contains(stderr.String()+stdout.String(), "hunter2") {
-				t.Errorf("a secret was printed:\n%s", stderr.String())
+				t.Errorf("the output contains a secret:\n%s", stderr.String())
 			}
 		})
 	}
 }
 
-// What could be read is checked although something else could not.
-func TestMistakesOfReadingAndOfCheckingAreReportedTogether(t *testing.T) {
-	var out bytes.Buffer
-	err := run(t.Context(), []string{"serve", "--config", writeFile(t, "cloakroom.yaml", `
+// A value that cannot be parsed does not prevent the validation of the others.
+func TestParseAndValidationErrorsAreReportedTogether(t *testing.T) {
+	file := writeFile(t, "cloakroom.yaml", `
 server: {public_url: "http://app.example.com", nonsense: 1}
 oidc: {issuer: [x], client_id: spa, client_secret: s}
 session: {idle_timeout: soon}
 routes: [{path: api, upstream: "http://a", token: none}]
-`)}, func(string) string { return "" }, nil, &out, &out)
-	if exitCode(err) != 2 {
-		t.Errorf("got status %d", exitCode(err))
+`)
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"serve", "--config", file}, noEnv, nil, &out, &out)
+	if got := exitCode(err); got != 2 {
+		t.Errorf("got status %d, want 2", got)
 	}
-	for _, want := range []string{"server.nonsense: unknown key", "oidc.issuer: ", "session.idle_timeout: ", "server.public_url: ", "routes[0].path: "} {
-		if n := strings.Count(out.String(), want); n != 1 {
-			t.Errorf("%q is there %d times, want once:\n%s", want, n, out.String())
+	for _, want := range []string{
+		"server.nonsense: unknown key", "oidc.issuer: ", "session.idle_timeout: ",
+		"server.public_url: ", "routes[0].path: ",
+	} {
+		if got := strings.Count(out.String(), want); got != 1 {
+			t.Errorf("occurrences of %q: got %d, want 1:\n%s", want, got, out.String())
 		}
 	}
 }
 
-func TestKeygenPrintsAKeyThatServeTakes(t *testing.T) {
+func TestKeygenPrintsASessionKey(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(context.Background(), []string{"keygen"}, nil, nil, &out, &out); err != nil {
 		t.Fatal(err)
 	}
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(out.String()))
-	if err != nil || len(key) != 32 {
-		t.Errorf("got %q, want the base64 of 32 bytes", out.String())
+	if err != nil {
+		t.Errorf("%q: %v", out.String(), err)
+	}
+	if len(key) != 32 {
+		t.Errorf("length of the key: got %d bytes, want 32", len(key))
 	}
 }
 
-func TestMistakesInTheCommandLineAreStatus2(t *testing.T) {
+func TestUsageErrorsExitWithStatus2(t *testing.T) {
 	two := writeFile(t, "two.yaml", "server: {listen: nowhere}\n---\nserver: {listen: nowhere}\n")
-	var out bytes.Buffer
-	if err := run(t.Context(), []string{"serve", "--config", two}, func(string) string { return "" }, nil, &out, &out); exitCode(err) != 2 || !strings.Contains(out.String(), "more than one document") {
-		t.Errorf("two documents: got status %d and %q", exitCode(err), out.String())
-	}
-	for _, args := range [][]string{{"serve", "--confg", "x"}, {"keygen", "x"}, {"sreve"}, {"serve", "--config", "/nowhere.yaml"}} {
+	for _, test := range []struct {
+		args []string
+		want string // in the output
+	}{
+		{[]string{"serve", "--config", two}, "more than one document"},
+		{[]string{"serve", "--confg", "x"}, "\n"},
+		{[]string{"keygen", "x"}, "\n"},
+		{[]string{"sreve"}, "\n"},
+		{[]string{"serve", "--config", "/nowhere.yaml"}, "\n"},
+	} {
 		var out bytes.Buffer
-		if err := run(t.Context(), args, func(string) string { return "" }, nil, &out, &out); exitCode(err) != 2 || out.Len() == 0 {
-			t.Errorf("%v: got status %d and %q, want status 2 and a message", args, exitCode(err), out.String())
+		if got := exitCode(run(t.Context(), test.args, noEnv, nil, &out, &out)); got != 2 {
+			t.Errorf("%v: got status %d, want 2", test.args, got)
+		}
+		if !strings.Contains(out.String(), test.want) {
+			t.Errorf("%v: got %q, want %q in it", test.args, out.String(), test.want)
 		}
 	}
 }
+
+// noEnv is an empty environment.
+func noEnv(string) string { return "" }

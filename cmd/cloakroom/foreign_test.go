@@ -2,11 +2,8 @@ package main
 
 import (
 	"fmt"
-	"maps"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,14 +25,13 @@ type site struct {
 	replica  *replica
 }
 
-// startSite starts a broker for a client of a provider. Both are the first's own unless they are given.
-func startSite(t *testing.T, redis *storetest.Server, edit func(s *site), args ...string) *site {
+// startSite starts a broker with a provider of its own, unless edit sets one.
+func startSite(t *testing.T, redis *storetest.Server, edit func(s *site)) *site {
 	t.Helper()
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	s := &site{t: t, url: "http://localhost:" + port, echo: brokertest.NewEcho(t)}
+	listen, origin := freeOrigin(t)
+	s := &site{t: t, url: origin, echo: brokertest.NewEcho(t)}
 	s.settings = map[string]string{
-		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
 		"OIDC_CLIENT_ID": "spa", "STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
 		"ROUTES": "[{path: /api/, upstream: " + s.echo.URL + ", token: user, require: {claims: {sub: alice}}}]",
 	}
@@ -43,21 +39,24 @@ func startSite(t *testing.T, redis *storetest.Server, edit func(s *site), args .
 	if s.provider == nil {
 		s.provider = brokertest.NewProvider(t, s.url)
 	}
-	maps.Copy(s.settings, map[string]string{"OIDC_ISSUER": s.provider.Issuer, "OIDC_CLIENT_SECRET": s.provider.Client.Secret})
-	s.replica = startReplica(t, s.provider, s.settings, args...)
+	s.settings["OIDC_ISSUER"] = s.provider.Issuer
+	s.settings["OIDC_CLIENT_SECRET"] = s.provider.Client.Secret
+	s.replica = startReplica(t, s.provider, s.settings)
 	s.replica.waitReady(t)
 	return s
 }
 
 func (s *site) browser() *bfftest.Browser { return bfftest.NewBrowser(s.t, s.url) }
 
-// refused returns how many foreign cookies the site has logged.
-func (s *site) refused() int {
+// rejected returns the number of cookies of other apps that the site has
+// logged.
+func (s *site) rejected() int {
 	return strings.Count(s.replica.stderr.String(), `"event":"cookie.foreign"`)
 }
 
-// Two brokers share session keys, Redis and prefix, and differ in one of what a session is bound to. They see nothing of each other.
-func TestAnotherAppsSessionIsNoSession(t *testing.T) {
+// Two brokers share session keys, Redis and prefix, and differ in one of the
+// things that a session is bound to. Neither accepts sessions of the other.
+func TestSessionOfAnotherAppIsRejected(t *testing.T) {
 	t.Parallel()
 	for name, other := range map[string]func(first, second *site){
 		"another issuer": func(first, second *site) { second.provider = brokertest.NewProvider(t, first.url) },
@@ -83,12 +82,13 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 				}
 			})
 
-			// The access token has expired: whoever takes the session for its own refreshes it first.
-			first.provider.SetHooks(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 }})
+			// The access token has expired: a broker that accepts the session
+			// refreshes it first.
+			first.provider.SetHooks(devidp.Hooks{
+				EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 1 },
+			})
 			b := first.browser()
-			if got := b.SignIn("alice", ""); got.StatusCode != 303 {
-				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
-			}
+			signIn(t, b, "")
 			first.provider.Behave()
 			time.Sleep(1100 * time.Millisecond)
 
@@ -101,50 +101,50 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 			tokens := len(second.provider.Stats().Tokens)
 			stranger := second.browser()
 			requests := 0
-			send := func(method, path string, header ...string) *bfftest.Response {
+			send := func(method, path string, want int, header ...string) *bfftest.Response {
 				t.Helper()
 				requests++
-				got := stranger.Do(method, path, "", append([]string{"Host", host, "Cookie", cookie, "X-CSRF", "1", "Accept", "application/json", "Sec-Fetch-Site", "same-origin"}, header...)...)
+				got := stranger.Fetch(method, path, append([]string{
+					"Host", host, "Cookie", cookie, "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "",
+				}, header...)...)
 				if set := got.Header.Get("Set-Cookie"); strings.Contains(set, "Max-Age=0") {
-					t.Errorf("%s %s: the other app's cookie is removed: %s", method, path, set)
+					t.Errorf("Set-Cookie of %s %s: got %s, want the cookie not to be deleted", method, path, set)
+				}
+				if got.StatusCode != want {
+					t.Errorf("%s %s: got %d %s, want %d", method, path, got.StatusCode, got.Text, want)
 				}
 				return got
 			}
 			for _, path := range []string{"/api/x", "/api/y"} {
-				if got := send("GET", path); got.StatusCode != 401 || got.Code() != "not_signed_in" {
-					t.Errorf("GET %s: got %d %s, want 401 not_signed_in", path, got.StatusCode, got.Text)
+				if got := send("GET", path, 401).Code(); got != "not_signed_in" {
+					t.Errorf("GET %s: got the problem %q, want not_signed_in", path, got)
 				}
 			}
-			if got := send("GET", "/bff/session"); strings.TrimSpace(got.Text) != `{"authenticated":false}` {
-				t.Errorf("/bff/session: got %s", got.Text)
+			if got := send("GET", "/bff/session", 200).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
+				t.Errorf("GET /bff/session: got %s, want authenticated false", got)
 			}
-			if got := send("POST", "/bff/session/refresh"); got.StatusCode != 401 {
-				t.Errorf("a forced refresh: got %d %s, want 401", got.StatusCode, got.Text)
+			send("POST", "/bff/session/refresh", 401)
+			send("GET", "/bff/silent-login", 302, "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe")
+			send("POST", "/bff/logout", 200)
+			if got := second.echo.Calls(); got != 0 {
+				t.Errorf("requests at the upstream: got %d, want 0", got)
 			}
-			if got := send("GET", "/bff/silent-login", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "iframe"); got.StatusCode != 302 {
-				t.Errorf("a silent login: got %d, want 302", got.StatusCode)
+			if got := len(second.provider.Stats().Tokens); second.provider != first.provider && got != tokens {
+				t.Errorf("token requests at the second provider: got %v, want none", second.provider.Stats().Tokens)
 			}
-			if got := send("POST", "/bff/logout"); got.StatusCode != 200 {
-				t.Errorf("logout: got %d %s, want 200", got.StatusCode, got.Text)
-			}
-			if n := second.echo.Calls(); n != 0 {
-				t.Errorf("the second upstream got %d requests", n)
-			}
-			if n := len(second.provider.Stats().Tokens); second.provider != first.provider && n != tokens {
-				t.Errorf("the second provider got token requests: %v", second.provider.Stats().Tokens)
-			}
-			eventually(t, 10*time.Second, "each request is logged once", func() bool { return second.refused() >= requests })
-			if n := second.refused(); n != requests {
-				t.Errorf("%d lines about foreign cookies for %d requests", n, requests)
+			eventually(t, 10*time.Second, "each request is logged", func() bool {
+				return second.rejected() >= requests
+			})
+			if got := second.rejected(); got != requests {
+				t.Errorf("log lines about cookies of other apps: got %d, want %d", got, requests)
 			}
 			if got := redis.Do("DBSIZE"); got != keys {
-				t.Errorf("the store has %s keys, want %s as before", got, keys)
+				t.Errorf("keys in Redis: got %s, want %s as before", got, keys)
 			}
-			if got := b.Fetch("GET", "/api/x"); got.StatusCode != 200 {
-				t.Errorf("the first app's session: got %d %s, want 200", got.StatusCode, got.Text)
-			}
+			wantStatus(t, b, "/api/x", 200)
 
-			// The same with a login that was begun at the first app, and with a logout's state.
+			// The same with the state of a login and of a logout at the first
+			// app.
 			victim := first.browser()
 			back := victim.AuthResponse("bob", "return_to=/x").Location(t)
 			before := second.provider.TokenRequests()
@@ -153,91 +153,85 @@ func TestAnotherAppsSessionIsNoSession(t *testing.T) {
 				attempt = c
 			}
 			_, tag, _ := strings.Cut(attempt.Name, "-login-")
-			got := stranger.Navigate("/bff/callback?"+back.RawQuery, "Host", host, "Cookie", cookieNameAt(second, host)+"-login-"+tag+"="+attempt.Value)
-			if got.StatusCode != 400 || len(got.Header["Set-Cookie"]) > 0 {
-				t.Errorf("the callback of a login at the first app: got %d %v, want 400 and no cookie", got.StatusCode, got.Header["Set-Cookie"])
+			got := stranger.Navigate("/bff/callback?"+back.RawQuery, "Host", host,
+				"Cookie", cookieNameAt(second, host)+"-login-"+tag+"="+attempt.Value)
+			if got.StatusCode != 400 {
+				t.Errorf("callback of a login at the first app: got %d, want 400", got.StatusCode)
 			}
-			if n := second.provider.TokenRequests() - before; n != 0 {
-				t.Errorf("the second broker sent the first one's code in %d token requests", n)
+			if set := got.Header["Set-Cookie"]; len(set) > 0 {
+				t.Errorf("Set-Cookie of the callback: got %v, want none", set)
 			}
-			eventually(t, 10*time.Second, "the attempt is logged", func() bool { return second.refused() == requests+1 })
-			out, err := url.Parse(victim.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}).Header.Get("Location"))
-			if err != nil || out.Query().Get("state") == "" {
-				t.Fatalf("logout at the first app leads to %v, %v", out, err)
+			if got := second.provider.TokenRequests() - before; got != 0 {
+				t.Errorf("token requests for the code of the first app: got %d, want 0", got)
 			}
-			got = stranger.Navigate("/bff/logout/callback?state="+url.QueryEscape(out.Query().Get("state")), "Host", host)
-			if location := got.Header.Get("Location"); location != "/" {
-				t.Errorf("the state of a logout at the first app leads to %s, want /", location)
+			eventually(t, 10*time.Second, "the attempt is logged", func() bool {
+				return second.rejected() == requests+1
+			})
+			logout := victim.Submit("/bff/logout", url.Values{"return_to": {"/bye"}}).Location(t)
+			state := logout.Query().Get("state")
+			if state == "" {
+				t.Fatalf("Location of a logout at the first app: got %s, want a state", logout)
+			}
+			got = stranger.Navigate("/bff/logout/callback?state="+url.QueryEscape(state), "Host", host)
+			if got := got.Header.Get("Location"); got != "/" {
+				t.Errorf("Location for the state of a logout at the first app: got %s, want /", got)
 			}
 		})
 	}
 }
 
-// cookieNameAt is what a site calls its session cookie for a Host.
+// cookieNameAt returns the name of a site's session cookie for a Host.
 func cookieNameAt(s *site, host string) string {
-	line := s.browser().Do("POST", "/bff/logout", "", "Host", host, "X-CSRF", "1", "Accept", "application/json").Header.Get("Set-Cookie")
-	name, _, _ := strings.Cut(line, "=")
+	set := s.browser().Fetch("POST", "/bff/logout", "Host", host).Header.Get("Set-Cookie")
+	name, _, _ := strings.Cut(set, "=")
 	return name
 }
 
-// Back-channel logout ends the sessions of its own client alone. A token's jti means nothing to another client.
-func TestALogoutOfOneAppLeavesAnothersSessionsAlone(t *testing.T) {
+// Back-channel logout ends the sessions of its own client only. The jti of a
+// logout token has no meaning for another client.
+func TestLogoutOfOneAppKeepsSessionsOfAnother(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
 	edit := func(s *site) {
-		s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout" })
+		s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) {
+			c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout"
+		})
 	}
 	first := startSite(t, redis, edit)
 	second := startSite(t, redis, edit)
-	browsers := make(map[*site]*bfftest.Browser)
-	for _, s := range []*site{first, second} {
-		browsers[s] = s.browser()
-		if got := browsers[s].SignIn("alice", ""); got.StatusCode != 303 {
-			t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
-		}
-	}
-	out := first.browser() // in another browser alice signs in and out again
-	out.SignIn("alice", "")
-	location := out.Submit("/bff/logout", nil).Location(t)
-	out.Follow(out.Navigate(location.String()), first.url)
-	if got := browsers[second].Fetch("GET", "/api/x"); got.StatusCode != 200 {
-		t.Errorf("after a logout at the first app a session at the second is gone: got %d", got.StatusCode)
-	}
-	if got := browsers[first].Fetch("GET", "/api/x"); got.StatusCode != 200 {
-		t.Errorf("after a logout of another session this one is gone: got %d", got.StatusCode)
-	}
+	atFirst, atSecond, other := first.browser(), second.browser(), first.browser()
+	signIn(t, atFirst, "")
+	signIn(t, atSecond, "")
+	other.SignIn("alice", "") // another session, which ends
+	location := other.Submit("/bff/logout", nil).Location(t)
+	other.Follow(other.Navigate(location.String()), first.url)
+	wantStatus(t, atSecond, "/api/x", 200)
+	wantStatus(t, atFirst, "/api/x", 200)
 }
 
-// A broker that is reloaded with another issuer does not take sessions of the one before for its own.
-func TestAReloadWithAnotherIssuerBeginsAnew(t *testing.T) {
+// After a reload with another issuer, sessions of the old one are rejected.
+func TestReloadWithAnotherIssuerRejectsOldSessions(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
-	var file string
-	write := func(s *site, p *brokertest.Provider) {
-		text := fmt.Sprintf("oidc: {issuer: %q, client_id: spa, client_secret: %q}\n", p.Issuer, p.Client.Secret)
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	file := writeFile(t, "cloakroom.yaml", "")
+	configure := func(p *brokertest.Provider) {
+		overwrite(t, file, fmt.Sprintf("oidc: {issuer: %q, client_id: spa, client_secret: %q}\n",
+			p.Issuer, p.Client.Secret))
 	}
-	file = writeFile(t, "cloakroom.yaml", "")
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	s := &site{t: t, url: "http://localhost:" + port, echo: brokertest.NewEcho(t)}
+	listen, origin := freeOrigin(t)
+	s := &site{t: t, url: origin, echo: brokertest.NewEcho(t)}
 	before, after := brokertest.NewProvider(t, s.url), brokertest.NewProvider(t, s.url)
-	write(s, before)
+	configure(before)
 	s.replica = startReplica(t, before, map[string]string{
-		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
-		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey, "ROUTES": "[{path: /api/, upstream: " + s.echo.URL + ", token: user}]",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": s.url,
+		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
+		"ROUTES": "[{path: /api/, upstream: " + s.echo.URL + ", token: user}]",
 	}, "--config", file)
 	s.replica.waitReady(t)
 	b := s.browser()
-	if got := b.SignIn("alice", ""); got.StatusCode != 303 {
-		t.Fatalf("sign in: got %d", got.StatusCode)
-	}
-	if got := b.Fetch("GET", "/api/x"); got.StatusCode != 200 {
-		t.Fatalf("before the reload: got %d", got.StatusCode)
-	}
-	write(s, after)
+	signIn(t, b, "")
+	wantStatus(t, b, "/api/x", 200)
+	configure(after)
 	if err := s.replica.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -249,17 +243,15 @@ func TestAReloadWithAnotherIssuerBeginsAnew(t *testing.T) {
 			t.Errorf("%s %s after the reload: got %d, want 401", call[0], call[1], got.StatusCode)
 		}
 	}
-	if n := after.Refreshes(); n != 0 {
-		t.Errorf("the new provider was sent %d refresh tokens of the old one", n)
+	if got := after.Refreshes(); got != 0 {
+		t.Errorf("refresh requests at the new provider: got %d, want 0", got)
 	}
-	if n := s.echo.Calls(); n != 1 {
-		t.Errorf("the upstream got %d requests, want the one before the reload", n)
+	if got := s.echo.Calls(); got != 1 {
+		t.Errorf("requests at the upstream: got %d, want 1 before the reload", got)
 	}
-	eventually(t, 10*time.Second, "both requests are logged", func() bool { return s.refused() == 2 })
+	eventually(t, 10*time.Second, "both requests are logged", func() bool { return s.rejected() == 2 })
 	if got := b.SignIn("bob", ""); got.StatusCode != 303 {
-		t.Fatalf("sign in at the new provider: got %d\n%s", got.StatusCode, got.Text)
+		t.Fatalf("callback at the new provider: got %d, want 303\n%s", got.StatusCode, got.Text)
 	}
-	if got := b.Fetch("GET", "/api/x"); got.StatusCode != 200 {
-		t.Errorf("signed in at the new provider: got %d", got.StatusCode)
-	}
+	wantStatus(t, b, "/api/x", 200)
 }

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A reader that stays too slow does not make the count of dropped lines get lost
-// in turn.
+// If the reader stays too slow, the line with the count of dropped lines is not
+// dropped in turn.
 func TestEachDroppedLineIsCounted(t *testing.T) {
 	t.Parallel()
 	w := &steppedWriter{begun: make(chan string), goOn: make(chan struct{})}
@@ -31,7 +31,7 @@ func TestEachDroppedLineIsCounted(t *testing.T) {
 			fmt.Sscan(m[1], &n)
 			dropped += n
 		}
-		if fill { // while the block is being written
+		if fill { // during the write of the block
 			for range lines {
 				log.Info("line", "text", text)
 			}
@@ -51,11 +51,11 @@ func TestEachDroppedLineIsCounted(t *testing.T) {
 	for step(false) {
 	}
 	if written+dropped != logged {
-		t.Errorf("%d lines written and %d counted as dropped, want %d together", written, dropped, logged)
+		t.Errorf("lines written and dropped: got %d and %d, want %d together", written, dropped, logged)
 	}
 }
 
-// steppedWriter writes a block when it is told to.
+// steppedWriter sends each block to begun, and returns after a value from goOn.
 type steppedWriter struct {
 	begun chan string
 	goOn  chan struct{}

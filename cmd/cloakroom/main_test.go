@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -29,36 +28,41 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// program is a run() in the background.
+// program is a command that runs in this process.
 type program struct {
 	t      *testing.T
-	stop   context.CancelFunc
+	stop   context.CancelFunc // begins the shutdown
 	done   chan error
 	stdout *lockedBuffer
 	stderr *lockedBuffer
 }
 
-// start runs a command. It is stopped, and has to end without an error, when the test ends.
+// start runs a command with an environment, whose names are without their
+// prefix. When the test ends, the command is stopped and must end without an
+// error.
 func start(t *testing.T, env map[string]string, args ...string) *program {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	p := &program{t: t, stop: stop, done: make(chan error, 1), stdout: new(lockedBuffer), stderr: new(lockedBuffer)}
-	go func() {
-		p.done <- run(ctx, args, func(name string) string { return env[name] }, nil, p.stdout, p.stderr)
+	getenv := func(name string) string { return env[strings.TrimPrefix(name, "CLOAKROOM_")] }
+	go func() { // until stop
+		p.done <- run(ctx, args, getenv, nil, p.stdout, p.stderr)
 	}()
 	t.Cleanup(p.end)
 	return p
 }
 
+// end stops the command and waits until it has ended.
 func (p *program) end() {
 	p.stop()
 	if err := <-p.done; err != nil {
-		p.t.Errorf("ended with %v:\n%s", err, p.stderr)
+		p.t.Errorf("command ended with %v, want no error:\n%s", err, p.stderr)
 	}
 	p.done <- nil
 }
 
-// waitFor waits until something has been printed, and returns what of it is in the expression's group.
+// waitFor waits until the output matches a regular expression, and returns the
+// last group of the match.
 func (p *program) waitFor(out *lockedBuffer, expression string) string {
 	p.t.Helper()
 	re := regexp.MustCompile(expression)
@@ -67,12 +71,13 @@ func (p *program) waitFor(out *lockedBuffer, expression string) string {
 			return m[len(m)-1]
 		}
 	}
-	p.t.Fatalf("%s was not printed:\n%s%s", expression, p.stdout, p.stderr)
+	p.t.Fatalf("no match of %s within 10 s in the output:\n%s%s", expression, p.stdout, p.stderr)
 	return ""
 }
 
+// lockedBuffer is a bytes.Buffer that may be used concurrently.
 type lockedBuffer struct {
-	mu sync.Mutex
+	mu sync.Mutex // guards b
 	b  bytes.Buffer
 }
 
@@ -88,34 +93,32 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// The README's story, with the demo as a newcomer has it.
+// The demo does what the README says.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	p := start(t, nil, "demo", "--listen", "127.0.0.1:0", "--access-token-ttl", "3s")
 	app := p.waitFor(p.stdout, `Open (http://localhost:\d+) and sign in`)
-	if n := strings.Count(p.stdout.String(), "http://"); n != 1 {
-		t.Errorf("%d URLs are printed, want the one to open:\n%s", n, p.stdout)
+	if got := strings.Count(p.stdout.String(), "http://"); got != 1 {
+		t.Errorf("URLs in the output: got %d, want 1:\n%s", got, p.stdout)
 	}
-	story(t, app, 3*time.Second)
+	testDemoApp(t, app, 3*time.Second)
 	p.end()
-	if p.stderr.String() != "" {
-		t.Errorf("a demo in which all went well complains:\n%s", p.stderr)
+	if got := p.stderr.String(); got != "" {
+		t.Errorf("standard error: got %s, want nothing", got)
 	}
 }
 
-// The same with the broker as it runs in production: a file, a secret in another, Redis, and a restart in the middle.
+// The broker runs as in production: with a configuration file, secrets in other
+// files, and Redis. It is restarted, and so is Redis.
 func TestServeWithRedis(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
-	public, admin := freeAddr(t), freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	app := "http://localhost:" + port
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
 	provider := brokertest.NewProvider(t, app)
 	echo := brokertest.NewEcho(t)
 	dist := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dist, "index.html"), []byte("<!doctype html><title>my app</title>"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	overwrite(t, filepath.Join(dist, "index.html"), "<!doctype html><title>my app</title>")
 	file := writeFile(t, "cloakroom.yaml", fmt.Sprintf(`
 server: {listen: %q, admin_listen: %q, public_url: %q}
 oidc: {issuer: %q, client_id: spa, client_secret_file: %q}
@@ -123,82 +126,71 @@ store: {url: %q}
 session: {keys_file: %q}
 routes: [{path: /api/, upstream: %q, token: user}]
 frontend: {dir: %q}
-`, public, admin, app, provider.Issuer, writeFile(t, "secret", provider.Client.Secret+"\n"), redis.URL(), writeFile(t, "keys", goodKey+"\n"), echo.URL, dist))
+`, listen, admin, app, provider.Issuer, writeFile(t, "secret", provider.Client.Secret+"\n"),
+		redis.URL(), writeFile(t, "keys", goodKey+"\n"), echo.URL, dist))
 
 	p := start(t, nil, "serve", "--config", file)
 	ready(t, admin)
 	b := bfftest.NewBrowser(t, app)
-	if answer := b.Navigate("/orders/17"); answer.StatusCode != 200 || !strings.Contains(answer.Text, "my app") {
-		t.Errorf("the app: got %d %s", answer.StatusCode, answer.Text)
-	}
-	if answer := b.SignIn("alice", "return_to=/orders"); answer.StatusCode != 303 {
-		t.Fatalf("sign in: got %d\n%s", answer.StatusCode, p.stderr)
-	}
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("API call: got %d", got)
-	}
-	if dump := redis.Do("KEYS", "*"); !strings.Contains(dump, "cloakroom:session:") {
-		t.Errorf("keys in Redis: %q", dump)
+	wantPage(t, b, "/orders/17", "my app")
+	signIn(t, b, "return_to=/orders")
+	wantStatus(t, b, "/api/x", 200)
+	if keys := redis.Do("KEYS", "*"); !strings.Contains(keys, "cloakroom:session:") {
+		t.Errorf("keys in Redis: got %q, want a session", keys)
 	}
 
 	p.end()
 	p = start(t, nil, "serve", "--config", file)
 	ready(t, admin)
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("API call after a restart: got %d", got)
-	}
+	wantStatus(t, b, "/api/x", 200)
 	redis.Kill()
-	eventually(t, 10*time.Second, "the broker notices that Redis is gone and trusts its memory no more", func() bool {
+	eventually(t, 10*time.Second, "the broker stops using its cache without Redis", func() bool {
 		return b.Fetch("GET", "/api/x").StatusCode == 503
 	})
 	for _, path := range []string{"/api/x", "/bff/session"} {
-		if answer := b.Fetch("GET", path); answer.StatusCode != 503 || answer.Code() != "store_unavailable" {
-			t.Errorf("%s without Redis: got %d %s", path, answer.StatusCode, answer.Code())
+		if got := b.Fetch("GET", path); got.StatusCode != 503 || got.Code() != "store_unavailable" {
+			t.Errorf("GET %s without Redis: got %d %s, want 503 store_unavailable", path, got.StatusCode, got.Code())
 		}
 	}
 	redis.Start()
 	ready(t, admin)
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("API call once Redis is back: got %d", got)
-	}
+	wantStatus(t, b, "/api/x", 200)
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
+		t.Errorf("logout: got %d, want 303", got)
 	}
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 401 {
-		t.Errorf("API call after logout: got %d", got)
-	}
+	wantStatus(t, b, "/api/x", 401)
 	p.end()
 	provider.CheckLeaks(t, "the log", p.stderr.String())
 	if strings.Contains(p.stderr.String(), goodKey) {
-		t.Error("the log holds a session key")
+		t.Error("the log contains a session key")
 	}
 	for line := range strings.Lines(p.stderr.String()) {
 		if !json.Valid([]byte(line)) {
-			t.Errorf("a log line that is not JSON: %s", line)
+			t.Errorf("log line: got %s, want JSON", line)
 		}
 	}
 }
 
-// What a session in use costs Redis: a few commands a second, however many calls there are.
-func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
+// A cached session causes a few commands a second, independent of the number of
+// calls.
+func TestCachedSessionCausesFewRedisCommands(t *testing.T) {
 	t.Parallel()
 	redis := storetest.StartRedis(t)
-	public, admin := freeAddr(t), freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	provider, echo := brokertest.NewProvider(t, "http://localhost:"+port), brokertest.NewEcho(t)
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
+	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)
 	start(t, map[string]string{
-		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": admin, "CLOAKROOM_SERVER_PUBLIC_URL": "http://localhost:" + port,
-		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
-		"CLOAKROOM_STORE_URL": redis.URL(), "CLOAKROOM_SESSION_KEYS": goodKey,
-		"CLOAKROOM_ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": admin, "SERVER_PUBLIC_URL": app,
+		"OIDC_ISSUER": provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
+		"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
 	}, "serve")
 	ready(t, admin)
-	b := bfftest.NewBrowser(t, "http://localhost:"+port)
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("sign in: got %d", answer.StatusCode)
-	}
+	b := bfftest.NewBrowser(t, app)
+	signIn(t, b, "")
 	commands := func() (n int) {
-		for _, m := range regexp.MustCompile(`cmdstat_[^:]+:calls=(\d+)`).FindAllStringSubmatch(redis.Do("INFO", "commandstats"), -1) {
+		stats := regexp.MustCompile(`cmdstat_[^:]+:calls=(\d+)`)
+		for _, m := range stats.FindAllStringSubmatch(redis.Do("INFO", "commandstats"), -1) {
 			calls, _ := strconv.Atoi(m[1])
 			n += calls
 		}
@@ -208,64 +200,90 @@ func TestAWarmSessionCostsRedisNextToNothing(t *testing.T) {
 	before, began := commands(), time.Now()
 	for i := range calls {
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-			t.Fatalf("call %d: got %d", i, got)
+			t.Fatalf("call %d: got %d, want 200", i, got)
 		}
 	}
 	n, took := commands()-before, time.Since(began)
 	t.Logf("%d commands for %d calls in %v", n, calls, took)
-	// Four heartbeats and a look at the master a second, each session once in four.
+	// Four heartbeats and a check of the master a second, and one read of each
+	// session in four seconds.
 	if limit := int(14 * (took.Seconds() + 1)); n > limit {
-		t.Errorf("%d commands in %v, want %d at most", n, took, limit)
+		t.Errorf("commands in %v: got %d, want at most %d", took, n, limit)
 	}
 }
 
-// story signs in, calls the API over more than one token's life, and signs out.
-func story(t *testing.T, app string, tokenLife time.Duration) {
+// testDemoApp signs in, calls the API for longer than an access token is valid,
+// and signs out.
+func testDemoApp(t *testing.T, app string, tokenTTL time.Duration) {
 	t.Helper()
 	b := bfftest.NewBrowser(t, app)
-	if answer := b.Navigate("/"); answer.StatusCode != 200 || !strings.Contains(answer.Text, "<html") {
-		t.Errorf("the app: got %d", answer.StatusCode)
+	wantPage(t, b, "/", "<html")
+	client := b.Navigate("/bff/client.js")
+	if client.StatusCode != 200 {
+		t.Errorf("GET /bff/client.js: got %d, want 200", client.StatusCode)
 	}
-	if answer := b.Navigate("/bff/client.js"); answer.StatusCode != 200 || answer.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("the client: got %d, %s", answer.StatusCode, answer.Header.Get("Cache-Control"))
+	if got := client.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("Cache-Control of /bff/client.js: got %q, want no-store", got)
 	}
-	if answer := b.SignIn("alice", ""); answer.StatusCode != 303 {
-		t.Fatalf("sign in: got %d\n%s", answer.StatusCode, answer.Text)
-	}
+	signIn(t, b, "")
 	tokens := make(map[string]bool)
-	for until := time.Now().Add(tokenLife + tokenLife/2); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+	deadline := time.Now().Add(tokenTTL + tokenTTL/2)
+	for ; time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var me struct {
 			Message string
 			TokenID string `json:"token_id"`
 		}
-		answer := b.Fetch("GET", "/api/me")
-		answer.Decode(t, &me)
-		if answer.StatusCode != 200 || !strings.Contains(me.Message, "Alice") {
-			t.Fatalf("/api/me: got %d %s", answer.StatusCode, answer.Text)
+		resp := b.Fetch("GET", "/api/me")
+		resp.Decode(t, &me)
+		if resp.StatusCode != 200 || !strings.Contains(me.Message, "Alice") {
+			t.Fatalf("GET /api/me: got %d %s, want 200 and Alice", resp.StatusCode, resp.Text)
 		}
 		tokens[me.TokenID] = true
 	}
 	if len(tokens) < 2 {
-		t.Errorf("the access token was not refreshed in one and a half of its lives")
+		t.Errorf("access tokens in %v: got %d, want a refresh", tokenTTL+tokenTTL/2, len(tokens))
 	}
-	for path, want := range map[string]int{"/api/orders": 200, "/api/admin": 403, "/public/time": 200, "/api/nothing": 404} {
-		if answer := b.Fetch("GET", path); answer.StatusCode != want {
-			t.Errorf("%s: got %d %s, want %d", path, answer.StatusCode, answer.Text, want)
-		}
+	for path, want := range map[string]int{
+		"/api/orders": 200, "/api/admin": 403, "/public/time": 200, "/api/nothing": 404,
+	} {
+		wantStatus(t, b, path, want)
 	}
-	out := b.Submit("/bff/logout", url.Values{"return_to": {"/"}})
-	back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
+	logout := b.Submit("/bff/logout", url.Values{"return_to": {"/"}})
+	back := b.Navigate(b.Navigate(logout.Location(t).String()).Location(t).String())
 	if got := back.Location(t).String(); got != app+"/" {
-		t.Errorf("after logout: at %s, want %s/", got, app)
+		t.Errorf("Location after the logout: got %s, want %s/", got, app)
 	}
-	if got := b.Fetch("GET", "/api/me").StatusCode; got != 401 {
-		t.Errorf("/api/me after logout: got %d", got)
-	}
-	if seen := b.Received(); strings.Contains(seen, "eyJ") {
-		t.Error("the browser saw something like a token")
+	wantStatus(t, b, "/api/me", 401)
+	if strings.Contains(b.Received(), "eyJ") {
+		t.Error("the browser received a JWT")
 	}
 }
 
+// signIn signs alice in. The query is that of the login.
+func signIn(t *testing.T, b *bfftest.Browser, query string) {
+	t.Helper()
+	if got := b.SignIn("alice", query); got.StatusCode != 303 {
+		t.Fatalf("callback: got %d, want 303\n%s", got.StatusCode, got.Text)
+	}
+}
+
+// wantStatus checks the status of a request of the app's script.
+func wantStatus(t *testing.T, b *bfftest.Browser, path string, want int) {
+	t.Helper()
+	if got := b.Fetch("GET", path); got.StatusCode != want {
+		t.Errorf("GET %s: got %d %s, want %d", path, got.StatusCode, got.Text, want)
+	}
+}
+
+// wantPage checks that a navigation gets a page that contains a text.
+func wantPage(t *testing.T, b *bfftest.Browser, path, want string) {
+	t.Helper()
+	if got := b.Navigate(path); got.StatusCode != 200 || !strings.Contains(got.Text, want) {
+		t.Errorf("GET %s: got %d %s, want 200 and %q in it", path, got.StatusCode, got.Text, want)
+	}
+}
+
+// ready waits until the broker with this admin address is ready.
 func ready(t *testing.T, admin string) {
 	t.Helper()
 	var last string
@@ -282,12 +300,18 @@ func ready(t *testing.T, admin string) {
 		}
 		last = string(body)
 	}
-	t.Fatalf("not ready: %s", last)
+	t.Fatalf("not ready within 10 s: %s", last)
 }
 
-// freeAddr returns an address of this machine on which nothing listens. Its port
-// is below those that outgoing connections get, so that none takes it before it
-// is used.
+// freeOrigin returns a free address and the origin of an app on it.
+func freeOrigin(t *testing.T) (listen, origin string) {
+	t.Helper()
+	listen = freeAddr(t)
+	return listen, strings.Replace(listen, "127.0.0.1", "http://localhost", 1)
+}
+
+// freeAddr returns an address of this machine on which nothing listens. Its
+// port is below the ephemeral ports, so that no outgoing connection takes it.
 func freeAddr(t *testing.T) string {
 	t.Helper()
 	for range 100 {
@@ -301,95 +325,91 @@ func freeAddr(t *testing.T) string {
 	return ""
 }
 
-func TestShutdownLetsARequestFinish(t *testing.T) {
+func TestShutdownWaitsForRequests(t *testing.T) {
 	t.Parallel()
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	app := "http://localhost:" + port
+	listen, app := freeOrigin(t)
 	provider := brokertest.NewProvider(t, app)
 	echo := brokertest.NewEcho(t)
 	arrived, release := make(chan struct{}), make(chan struct{})
 	echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
 		close(arrived)
 		<-release
-		io.WriteString(w, "whole")
+		io.WriteString(w, "complete")
 	}
 	p := start(t, map[string]string{
-		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": app,
-		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
-		"CLOAKROOM_ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none}]",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": app,
+		"OIDC_ISSUER": provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none}]",
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
 	b := bfftest.NewBrowser(t, app)
-	answered := make(chan *bfftest.Response)
-	go func() { answered <- b.Fetch("GET", "/public/x") }()
+	responses := make(chan *bfftest.Response)
+	go func() { responses <- b.Fetch("GET", "/public/x") }()
 	<-arrived
 	p.stop()
 	p.waitFor(p.stderr, `"msg":"shutting down"`)
 	close(release)
-	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
-		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	if got := <-responses; got.StatusCode != 200 || got.Text != "complete" {
+		t.Errorf("got %d %q, want 200 and the complete body", got.StatusCode, got.Text)
 	}
 }
 
-// Streams have no end of their own, so a shutdown does not wait for it: their clients connect again elsewhere.
-func TestShutdownEndsStreamsAndLetsOtherRequestsFinish(t *testing.T) {
+// A stream may never end, so a shutdown does not wait for it. Its client
+// connects to another replica.
+func TestShutdownEndsStreamsAndWaitsForOtherRequests(t *testing.T) {
 	t.Parallel()
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	app := "http://localhost:" + port
+	listen, app := freeOrigin(t)
 	provider := brokertest.NewProvider(t, app)
 	echo := brokertest.NewEcho(t)
-	arrived, release, left := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
+	arrived, release, canceled := make(chan struct{}, 2), make(chan struct{}), make(chan struct{})
 	echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/public/events" {
 			w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 			w.(http.Flusher).Flush()
 			arrived <- struct{}{}
 			<-r.Context().Done()
-			close(left)
+			close(canceled)
 			return
 		}
 		arrived <- struct{}{}
 		<-release
-		io.WriteString(w, "whole")
+		io.WriteString(w, "complete")
 	}
 	p := start(t, map[string]string{
-		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": app, "CLOAKROOM_SERVER_SHUTDOWN_GRACE": "10m",
-		"CLOAKROOM_OIDC_ISSUER": provider.Issuer, "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": provider.Client.Secret,
-		"CLOAKROOM_ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none, csrf: fetch-metadata}]",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": app,
+		"SERVER_SHUTDOWN_GRACE": "10m",
+		"OIDC_ISSUER":           provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none, csrf: fetch-metadata}]",
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
 	b := bfftest.NewBrowser(t, app)
 	stream := b.Open("/public/events")
 	defer stream.Body.Close()
-	answered := make(chan *bfftest.Response)
-	go func() { answered <- b.Fetch("GET", "/public/x") }()
+	responses := make(chan *bfftest.Response)
+	go func() { responses <- b.Fetch("GET", "/public/x") }()
 	<-arrived
 	<-arrived
 	p.stop()
-	<-left
+	<-canceled
 	if _, err := io.ReadAll(stream.Body); err == nil {
-		t.Error("the stream has ended as if it were complete")
+		t.Error("end of the stream: got no error, want the connection to be closed before the last chunk")
 	}
 	close(release)
-	if answer := <-answered; answer.StatusCode != 200 || answer.Text != "whole" {
-		t.Errorf("got %d %q, want the whole answer", answer.StatusCode, answer.Text)
+	if got := <-responses; got.StatusCode != 200 || got.Text != "complete" {
+		t.Errorf("got %d %q, want 200 and the complete body", got.StatusCode, got.Text)
 	}
 }
 
-func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
-	app := "http://localhost:" + port
+func TestSIGHUPReloadsTheConfiguration(t *testing.T) {
+	listen, app := freeOrigin(t)
 	provider := brokertest.NewProvider(t, app)
 	echo := brokertest.NewEcho(t)
-	text := fmt.Sprintf("server: {listen: %q, admin_listen: '127.0.0.1:0', public_url: %q}\noidc: {issuer: %q, client_id: spa, client_secret: %q}\n", public, app, provider.Issuer, provider.Client.Secret)
+	text := fmt.Sprintf("server: {listen: %q, admin_listen: '127.0.0.1:0', public_url: %q}\n"+
+		"oidc: {issuer: %q, client_id: spa, client_secret: %q}\n",
+		listen, app, provider.Issuer, provider.Client.Secret)
 	file := writeFile(t, "cloakroom.yaml", text)
 	write := func(more string) {
-		if err := os.WriteFile(file, []byte(text+more), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		overwrite(t, file, text+more)
 		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
@@ -397,30 +417,24 @@ func TestSIGHUPReadsTheConfigurationAgain(t *testing.T) {
 	p := start(t, nil, "serve", "--config", file)
 	p.waitFor(p.stderr, `"msg":"provider found"`)
 	b := bfftest.NewBrowser(t, app)
-	if got := b.SignIn("alice", "").StatusCode; got != 303 {
-		t.Fatalf("sign in: got %d", got)
-	}
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 404 {
-		t.Errorf("before there is a route: got %d", got)
-	}
+	signIn(t, b, "")
+	wantStatus(t, b, "/api/x", 404) // there is no route yet
 	write("routes: [{path: /api/, upstream: '" + echo.URL + "', token: user}]\n")
 	p.waitFor(p.stderr, `"in_force":\{.*"routes\[0\]"`)
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("with the route, in the same session: got %d", got)
-	}
+	wantStatus(t, b, "/api/x", 200)
 	write("routes: [{path: /api/, token: maybe}]\nstore: {url: 'redis://localhost'}\nnonsense: 1\n")
-	p.waitFor(p.stderr, `"configuration not changed: the one before stays in force","mistakes":\[".*nonsense: unknown key"`)
-	write("routes: [{path: /api/, token: maybe}]\nsession: {keys: [" + goodKey + "]}\nstore: {url: 'redis://localhost'}\n")
+	p.waitFor(p.stderr,
+		`"configuration not changed: the one before stays in force","mistakes":\[".*nonsense: unknown key"`)
+	write("routes: [{path: /api/, token: maybe}]\nsession: {keys: [" + goodKey + "]}\n" +
+		"store: {url: 'redis://localhost'}\n")
 	p.waitFor(p.stderr, `"mistakes":\["routes\[0\].token: .*"store: a change needs a restart"\]`)
-	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("after a broken file: got %d", got)
-	}
+	wantStatus(t, b, "/api/x", 200)
 }
 
 func TestServeWithTLS(t *testing.T) {
 	t.Parallel()
-	public := freeAddr(t)
-	_, port, _ := net.SplitHostPort(public)
+	listen, origin := freeOrigin(t)
+	app := strings.Replace(origin, "http:", "https:", 1)
 	certificate := httptest.NewUnstartedServer(nil)
 	certificate.StartTLS()
 	certificate.Close()
@@ -430,37 +444,47 @@ func TestServeWithTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := start(t, map[string]string{
-		"CLOAKROOM_SERVER_LISTEN": public, "CLOAKROOM_SERVER_ADMIN_LISTEN": "127.0.0.1:0", "CLOAKROOM_SERVER_PUBLIC_URL": "https://localhost:" + port,
-		"CLOAKROOM_SERVER_TLS_CERT_FILE": writeFile(t, "tls.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}))),
-		"CLOAKROOM_SERVER_TLS_KEY_FILE":  writeFile(t, "tls.key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))),
-		"CLOAKROOM_OIDC_ISSUER":          "https://127.0.0.1:1", "CLOAKROOM_OIDC_CLIENT_ID": "spa", "CLOAKROOM_OIDC_CLIENT_SECRET": "s",
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": app,
+		"SERVER_TLS_CERT_FILE": writeFile(t, "tls.crt", encodePEM("CERTIFICATE", pair.Certificate[0])),
+		"SERVER_TLS_KEY_FILE":  writeFile(t, "tls.key", encodePEM("PRIVATE KEY", key)),
+		"OIDC_ISSUER":          "https://127.0.0.1:1", "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": "s",
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}}
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true,
+	}}
 	defer client.CloseIdleConnections()
-	req, _ := http.NewRequest("GET", "https://localhost:"+port+"/bff/session", nil)
+	req, _ := http.NewRequest("GET", app+"/bff/session", nil)
 	req.Header.Set("X-CSRF", "1")
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != 200 || resp.ProtoMajor != 2 {
-		t.Errorf("got %d over %s, want 200 over HTTP/2", resp.StatusCode, resp.Proto)
+	if resp.StatusCode != 200 {
+		t.Errorf("got %d, want 200", resp.StatusCode)
 	}
-	// What is sent as HTTP/1.1 over TLS is looked at as it is without.
-	raw, err := tls.Dial("tcp", public, &tls.Config{InsecureSkipVerify: true})
+	if resp.ProtoMajor != 2 {
+		t.Errorf("got %s, want HTTP/2", resp.Proto)
+	}
+	// HTTP/1.1 requests are validated over TLS, too.
+	raw, err := tls.Dial("tcp", listen, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	host := "Host: localhost:" + port + "\r\n"
-	fmt.Fprintf(raw, "POST /bff/session HTTP/1.1\r\n%sContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", host)
-	if answer, _ := io.ReadAll(raw); !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") {
-		t.Errorf("two lengths over TLS: got %q", answer)
+	fmt.Fprintf(raw, "POST /bff/session HTTP/1.1\r\nHost: %s\r\n"+
+		"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", strings.TrimPrefix(app, "https://"))
+	if got, _ := io.ReadAll(raw); !strings.HasPrefix(string(got), "HTTP/1.1 400 ") {
+		t.Errorf("Content-Length and Transfer-Encoding over TLS: got %q, want 400", got)
 	}
-	// The provider is not there: the broker lives, and says so.
-	if resp, err := client.Get("https://localhost:" + port + "/bff/login"); err != nil || resp.StatusCode != 503 {
-		t.Errorf("login: got %v, %v, want 503", resp, err)
+	// The provider cannot be reached.
+	resp, err = client.Get(app + "/bff/login")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 503 {
+		t.Errorf("login without the provider: got %d, want 503", resp.StatusCode)
 	}
 }

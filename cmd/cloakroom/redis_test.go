@@ -10,7 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// The broker at a Redis that demands a client certificate, with a password that is replaced while it runs; and at a socket.
+// The broker uses a Redis that requires a client certificate, with a password
+// that changes while the broker runs, and a Redis at a Unix socket.
 func TestServeWithEveryWayToRedis(t *testing.T) {
 	t.Parallel()
 	secure, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
@@ -24,7 +25,9 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 	storetest.StartRedis(t, "--unixsocket", socket)
 	for name, env := range map[string]map[string]string{
 		"certificate": {
-			"STORE_URL": "rediss://cloakroom@" + secure.Addr() + "?conn_max_lifetime=50ms", "STORE_CA_FILE": caFile, "STORE_CERT_FILE": certFile, "STORE_KEY_FILE": keyFile, "STORE_PASSWORD_FILE": password,
+			"STORE_URL":     "rediss://cloakroom@" + secure.Addr() + "?conn_max_lifetime=50ms",
+			"STORE_CA_FILE": caFile, "STORE_CERT_FILE": certFile, "STORE_KEY_FILE": keyFile,
+			"STORE_PASSWORD_FILE": password,
 		},
 		"socket": {"STORE_URL": "unix://" + socket + "?db=1"},
 	} {
@@ -37,15 +40,13 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 				return
 			}
 			if got := secure.Do("ACL", "SETUSER", "cloakroom", ">another"); got != "+OK" {
-				t.Fatal(got)
+				t.Fatalf("add a password: got %s, want +OK", got)
 			}
-			if err := os.WriteFile(password, []byte("another\n"), 0o600); err != nil {
-				t.Fatal(err)
+			overwrite(t, password, "another\n")
+			if got := secure.Do("ACL", "SETUSER", "cloakroom", "<p@ss:w/rd"); got != "+OK" {
+				t.Fatalf("remove the old password: got %s, want +OK", got)
 			}
-			if got := secure.Do("ACL", "SETUSER", "cloakroom", "<p@ss:w/rd"); got != "+OK" { // the last that the old one can do
-				t.Fatal(got)
-			}
-			time.Sleep(200 * time.Millisecond) // the connections of before have ended
+			time.Sleep(200 * time.Millisecond) // the connections with the old password have ended
 			f.wantActive(t, u)
 		})
 	}

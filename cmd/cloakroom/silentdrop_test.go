@@ -10,7 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
-// All connections to Redis are dropped silently, again and again. Nobody gets an error, and nobody waits long.
+// A firewall drops all connections to Redis silently, several times. No request
+// fails.
 func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -20,17 +21,19 @@ func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 	at := f.replicas[0]
 	u := f.signIn(t, "alice", devidp.Hooks{})
 	for range 3 {
-		f.startCalls(u, 20, at)() // several connections
+		f.startCalls(u, 20, at)() // opens several connections
 		proxy.DropSilently()
 		for until := time.Now().Add(2 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
 			if got := f.call(at, u, "GET", "/api/x"); got.status != 200 {
-				t.Fatalf("got %v after %v, want 200", got, got.took)
+				t.Fatalf("call: got %v after %v, want 200", got, got.took)
 			}
 		}
 		proxy.DropSilently()
-		time.Sleep(1500 * time.Millisecond) // the announcements are known to be lost: each request asks Redis
+		// By now the broker knows that it gets no invalidations: each request
+		// reads Redis.
+		time.Sleep(1500 * time.Millisecond)
 		if got := f.call(at, u, "POST", "/bff/session/refresh"); got.status != 200 {
-			t.Errorf("a refresh: got %v after %v, want 200", got, got.took)
+			t.Errorf("refresh: got %v after %v, want 200", got, got.took)
 		}
 		proxy.DropSilently()
 		f.signIn(t, "alice", devidp.Hooks{})

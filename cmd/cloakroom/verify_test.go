@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -14,7 +15,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-// verified runs verify for the API api, which orders:read is needed for.
+// verified runs the command verify for the API "api", which requires the scope
+// orders:read.
 func verified(t *testing.T, issuer, stdin string, more ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -23,7 +25,7 @@ func verified(t *testing.T, issuer, stdin string, more ...string) (status int, s
 	return exitCode(err), out.String(), errs.String()
 }
 
-func TestVerifySaysWhatIsWrongWithAToken(t *testing.T) {
+func TestVerifyReportsWhatIsWrongWithAToken(t *testing.T) {
 	p := brokertest.NewProvider(t, "http://localhost")
 	now := time.Now()
 	sign := func(header, claims map[string]any) string {
@@ -44,32 +46,61 @@ func TestVerifySaysWhatIsWrongWithAToken(t *testing.T) {
 	good := sign(nil, nil)
 	parts := strings.Split(good, ".")
 	unsigned := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"at+jwt"}`)) + "." + parts[1] + "."
+	withClaims := func(json string) string {
+		return parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(json)) + "." + parts[2]
+	}
 	for name, test := range map[string]struct {
 		stdin  string
 		status int
-		want   []string // of what is printed; * is whatever it is
+		want   []string // in the output; * matches any text of a line
 	}{
-		"a good one":                {good + "\n", 0, []string{"\n  typ  *\"at+jwt\"\n", "\n  sub  *\"alice\"\n", "  exp  *" + now.Add(time.Minute).UTC().Format("2006-01-02 15:04:05 UTC"), "\nAn API would take this token."}},
-		"from a header":             {"Bearer " + good, 0, []string{"✓ signature"}},
-		"in white space":            {"\n\t " + good + " \r\n", 0, []string{"✓ signature"}},
-		"expired":                   {claim("exp", now.Add(-3*time.Minute).Unix()), 1, []string{"✗ exp  *the token has expired: it expired 3 minutes ago, 20", "✓ aud"}},
-		"for another API":           {claim("aud", []string{"web"}), 1, []string{`✗ aud  *the token is for another audience: aud is ["web"], this API is "api"`}},
-		"of another issuer":         {claim("iss", "https://id.example"), 1, []string{`✗ iss  *iss is "https://id.example", want "http://`}},
-		"from the future":           {claim("nbf", now.Add(2*time.Hour+time.Minute).Unix()), 1, []string{"✗ nbf  *nbf is in 2 hours, 20"}},
-		"without the scope":         {claim("scope", "orders:readwrite openid"), 1, []string{`✗ scope  *the token does not allow orders:read: it has ["orders:readwrite", "openid"]`}},
-		"without any":               {claim("scope", ""), 1, []string{`✗ scope  *it has []`}},
-		"an ID token":               {sign(map[string]any{"typ": "JWT"}, map[string]any{"aud": "spa", "nonce": "n"}), 1, []string{"✗ typ  *JWT", "✗ aud"}},
-		"unsigned":                  {unsigned, 1, []string{"✗ alg", "✗ signature"}},
-		"tampered with":             {parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"root"}`)) + "." + parts[2], 1, []string{"✗ signature", `sub  *"root"`, "✗ iss"}},
-		"bound to a key":            {claim("cnf", map[string]any{"jkt": "x"}), 1, []string{"✗ cnf  *bound"}},
-		"with a claim twice":        {parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"a","sub":"b"}`)) + "." + parts[2], 1, []string{`sub  *"a"`, `sub  *"b"`, "✗ claims"}},
-		"with what terminals obey":  {claim("name", "\x1b[2J\u202egnp\u0007\u009b31m\x00é☕"), 0, []string{`name  *"\\u001b[2J\\u202egnp\\u0007\\u009b31m\\u0000é☕"`}},
-		"with such a name":          {claim("a\x1b]0;x\x07\u2028", 1), 0, []string{`a\\u001b]0;x\\u0007\\u2028`}},
-		"whose claims are no JSON":  {parts[0] + ".bm8gSlNPTg." + parts[2], 1, []string{"Claims\n  cannot be read", "✗ claims"}},
-		"whose claims are an array": {parts[0] + ".WzFd." + parts[2], 1, []string{"Claims\n  cannot be read: it is not a JSON object"}},
-		"not in base64":             {"a+b.c/d.e", 1, []string{"Header\n  cannot be read: it is not base64url", "✗ form"}},
-		"opaque":                    {"2YotnFZFEjr1zCsicMWpAA", 1, []string{"This is no JWT. If it is an opaque token", "✗ form"}},
-		"encrypted":                 {strings.Repeat(parts[0]+".", 4) + parts[2], 1, []string{"This is an encrypted token", "✗ form"}},
+		"valid": {good + "\n", 0, []string{
+			"\n  typ  *\"at+jwt\"\n", "\n  sub  *\"alice\"\n",
+			"  exp  *" + now.Add(time.Minute).UTC().Format("2006-01-02 15:04:05 UTC"),
+			"\nAn API would take this token.",
+		}},
+		"from a header":  {"Bearer " + good, 0, []string{"✓ signature"}},
+		"in white space": {"\n\t " + good + " \r\n", 0, []string{"✓ signature"}},
+		"expired": {claim("exp", now.Add(-3*time.Minute).Unix()), 1, []string{
+			"✗ exp  *the token has expired: it expired 3 minutes ago, 20", "✓ aud",
+		}},
+		"for another API": {claim("aud", []string{"web"}), 1, []string{
+			`✗ aud  *the token is for another audience: aud is ["web"], this API is "api"`,
+		}},
+		"of another issuer": {claim("iss", "https://id.example"), 1, []string{
+			`✗ iss  *iss is "https://id.example", want "http://`,
+		}},
+		"not valid yet": {claim("nbf", now.Add(2*time.Hour+time.Minute).Unix()), 1, []string{
+			"✗ nbf  *nbf is in 2 hours, 20",
+		}},
+		"without the scope": {claim("scope", "orders:readwrite openid"), 1, []string{
+			`✗ scope  *the token does not allow orders:read: it has ["orders:readwrite", "openid"]`,
+		}},
+		"without scopes": {claim("scope", ""), 1, []string{`✗ scope  *it has []`}},
+		"an ID token": {sign(map[string]any{"typ": "JWT"}, map[string]any{"aud": "spa", "nonce": "n"}), 1, []string{
+			"✗ typ  *JWT", "✗ aud",
+		}},
+		"unsigned":           {unsigned, 1, []string{"✗ alg", "✗ signature"}},
+		"with other claims":  {withClaims(`{"sub":"root"}`), 1, []string{"✗ signature", `sub  *"root"`, "✗ iss"}},
+		"bound to a key":     {claim("cnf", map[string]any{"jkt": "x"}), 1, []string{"✗ cnf  *bound"}},
+		"with a claim twice": {withClaims(`{"sub":"a","sub":"b"}`), 1, []string{`sub  *"a"`, `sub  *"b"`, "✗ claims"}},
+		"with escape sequences": {claim("name", "\x1b[2J\u202egnp\u0007\u009b31m\x00é☕"), 0, []string{
+			`name  *"\\u001b[2J\\u202egnp\\u0007\\u009b31m\\u0000é☕"`,
+		}},
+		"with escape sequences in a name": {claim("a\x1b]0;x\x07\u2028", 1), 0, []string{
+			`a\\u001b]0;x\\u0007\\u2028`,
+		}},
+		"with claims that are not JSON": {withClaims("no JSON"), 1, []string{"Claims\n  cannot be read", "✗ claims"}},
+		"with an array of claims": {withClaims("[1]"), 1, []string{
+			"Claims\n  cannot be read: it is not a JSON object",
+		}},
+		"not in base64": {"a+b.c/d.e", 1, []string{"Header\n  cannot be read: it is not base64url", "✗ form"}},
+		"opaque": {"2YotnFZFEjr1zCsicMWpAA", 1, []string{
+			"This is no JWT. If it is an opaque token", "✗ form",
+		}},
+		"encrypted": {strings.Repeat(parts[0]+".", 4) + parts[2], 1, []string{
+			"This is an encrypted token", "✗ form",
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status, stdout, stderr := verified(t, p.Issuer, test.stdin)
@@ -80,17 +111,23 @@ func TestVerifySaysWhatIsWrongWithAToken(t *testing.T) {
 				expression := strings.ReplaceAll(regexp.QuoteMeta(want), `\*`, ".*")
 				expression = strings.ReplaceAll(expression, `\\\\`, `\\`)
 				if !regexp.MustCompile(expression).MatchString(stdout) {
-					t.Errorf("%s is not in\n%s", want, stdout)
+					t.Errorf("got\n%s\nwant %s in it", stdout, want)
 				}
 			}
 			if refused := strings.TrimSpace(stderr) == "an API would refuse this token"; refused != (status == 1) {
-				t.Errorf("on standard error: %s", stderr)
+				t.Errorf("standard error with status %d: got %s", status, stderr)
 			}
-			if raw := strings.TrimSpace(strings.TrimPrefix(test.stdin, "Bearer ")); strings.Contains(stdout+stderr, raw) || strings.Contains(stdout+stderr, parts[2]) {
-				t.Error("the token is printed")
+			token := strings.TrimSpace(strings.TrimPrefix(test.stdin, "Bearer "))
+			for _, secret := range []string{token, parts[2]} {
+				if strings.Contains(stdout+stderr, secret) {
+					t.Errorf("the output contains %.20s…", secret)
+				}
 			}
-			if strings.ContainsFunc(stdout+stderr, func(c rune) bool { return c < ' ' && c != '\n' || c >= 0x7f && c < 0xa0 || c == 0x202e || c == 0x2028 }) {
-				t.Errorf("what is printed is not text: %q", stdout)
+			control := func(c rune) bool {
+				return c < ' ' && c != '\n' || c >= 0x7f && c < 0xa0 || c == 0x202e || c == 0x2028
+			}
+			if strings.ContainsFunc(stdout+stderr, control) {
+				t.Errorf("output: got %q, want no control characters", stdout+stderr)
 			}
 		})
 	}
@@ -104,32 +141,62 @@ func TestVerifyNeedsOneToken(t *testing.T) {
 		"Bearer one two":           "standard input holds 3 words",
 		strings.Repeat("x", 1<<20): "standard input holds more than 64 KiB",
 	} {
-		if status, stdout, stderr := verified(t, "http://127.0.0.1:1", stdin); status != 1 || stdout != "" || !strings.Contains(stderr, want) {
-			t.Errorf("%.20q: got status %d, %s%s", stdin, status, stdout, stderr)
-		}
+		status, stdout, stderr := verified(t, "http://127.0.0.1:1", stdin)
+		wantError(t, fmt.Sprintf("%.20q", stdin), status, stdout, stderr, 1, want)
 	}
-	for _, args := range [][]string{{"--issuer", ""}, {"--audience", ""}, {"--issuer", "http://id.example"}, {"--algorithm", "HS256"}, {"--ca-file", "/nowhere"}, {"token"}, {"--secret", "x"}} {
-		if status, stdout, stderr := verified(t, "http://127.0.0.1:1", "x", args...); status != 2 || stdout != "" || !strings.Contains(stderr, strings.TrimLeft(args[0], "-")) {
-			t.Errorf("%v: got status %d, %s%s", args, status, stdout, stderr)
-		}
+	for _, args := range [][]string{
+		{"--issuer", ""}, {"--audience", ""}, {"--issuer", "http://id.example"}, {"--algorithm", "HS256"},
+		{"--ca-file", "/nowhere"}, {"token"}, {"--secret", "x"},
+	} {
+		status, stdout, stderr := verified(t, "http://127.0.0.1:1", "x", args...)
+		wantError(t, fmt.Sprint(args), status, stdout, stderr, 2, strings.TrimLeft(args[0], "-"))
 	}
 }
 
-func TestVerifyWithoutTheIssuerSaysThatItCannotTell(t *testing.T) {
+// wantError checks the status and the message of a command that failed, and
+// that it printed nothing else.
+func wantError(t *testing.T, name string, status int, stdout, stderr string, wantStatus int, want string) {
+	t.Helper()
+	if status != wantStatus {
+		t.Errorf("%s: got status %d, want %d", name, status, wantStatus)
+	}
+	if stdout != "" {
+		t.Errorf("%s: got %q on standard output, want nothing", name, stdout)
+	}
+	if !strings.Contains(stderr, want) {
+		t.Errorf("%s: got %q on standard error, want %q in it", name, stderr, want)
+	}
+}
+
+func TestVerifyWithoutTheIssuersKeys(t *testing.T) {
 	p := brokertest.NewProvider(t, "http://localhost")
 	p.Misbehave(t, brokertest.ProviderDown)
 	now := time.Now().Unix()
-	token, err := p.Sign(map[string]any{"typ": "at+jwt"}, map[string]any{"iss": p.Issuer, "aud": "api", "sub": "a", "client_id": "c", "jti": "1", "iat": now, "exp": now + 60, "scope": "orders:read"})
+	token, err := p.Sign(map[string]any{"typ": "at+jwt"}, map[string]any{
+		"iss": p.Issuer, "aud": "api", "sub": "a", "client_id": "c", "jti": "1",
+		"iat": now, "exp": now + 60, "scope": "orders:read",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	status, stdout, stderr := verified(t, p.Issuer, token)
-	if status != 1 || !strings.Contains(stdout, "? signature") || !strings.Contains(stdout, "✓ aud") || strings.Contains(stdout, "✗") || !strings.Contains(stderr, "cannot be told without the issuer's keys") {
-		t.Errorf("got status %d\n%s%s", status, stdout, stderr)
+	if status != 1 {
+		t.Errorf("got status %d, want 1", status)
+	}
+	for _, want := range []string{"? signature", "✓ aud"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("standard output: got\n%s\nwant %q in it", stdout, want)
+		}
+	}
+	if strings.Contains(stdout, "✗") {
+		t.Errorf("standard output: got\n%s\nwant no ✗", stdout)
+	}
+	if want := "cannot be told without the issuer's keys"; !strings.Contains(stderr, want) {
+		t.Errorf("standard error: got\n%s\nwant %q in it", stderr, want)
 	}
 }
 
-func TestATokenOfTheDemo(t *testing.T) {
+func TestDemoToken(t *testing.T) {
 	p := start(t, nil, "demo", "--listen", "127.0.0.1:0")
 	app := p.waitFor(p.stdout, `Open (http://localhost:\d+) and sign in`)
 	listen := strings.Replace(app, "http://localhost", "127.0.0.1", 1)
@@ -154,30 +221,31 @@ func TestATokenOfTheDemo(t *testing.T) {
 
 	status, token, hint := demoToken("--user", "bob")
 	issuer := regexp.MustCompile(`--issuer (\S+) --audience api`).FindStringSubmatch(hint)
-	if status != 0 || issuer == nil || !strings.Contains(hint, app+"/api/orders") {
-		t.Fatalf("got status %d, %s%s", status, token, hint)
+	if status != 0 || issuer == nil {
+		t.Fatalf("got status %d, %s%s, want 0 and the command verify", status, token, hint)
+	}
+	if want := app + "/api/orders"; !strings.Contains(hint, want) {
+		t.Errorf("standard error: got %s, want %s in it", hint, want)
 	}
 	if status, out, errs := verified(t, issuer[1], token); status != 0 || !strings.Contains(out, `"bob"`) {
-		t.Errorf("verify: got status %d\n%s%s", status, out, errs)
+		t.Errorf("verify: got status %d, want 0 and bob\n%s%s", status, out, errs)
 	}
 	if got := orders(token); got != 200 {
-		t.Errorf("the API, through the broker: got %d", got)
+		t.Errorf("call with the token: got %d, want 200", got)
 	}
 	_, token, _ = demoToken("--scope", "openid")
 	if got := orders(token); got != 403 {
-		t.Errorf("without the scope: got %d", got)
+		t.Errorf("call without the scope: got %d, want 403", got)
 	}
 	if got := orders("x"); got != 401 {
-		t.Errorf("junk: got %d", got)
+		t.Errorf("call with an invalid token: got %d, want 401", got)
 	}
 
-	if status, out, errs := demoToken("--user", "eve"); status != 1 || out != "" || !strings.Contains(errs, `no token for "eve": there is no user of that name`) {
-		t.Errorf("somebody unknown: got status %d, %s%s", status, out, errs)
-	}
+	status, out, errs := demoToken("--user", "eve")
+	wantError(t, "unknown user", status, out, errs, 1, `no token for "eve": there is no user of that name`)
 	listen = "nonsense"
-	if status, _, errs := demoToken(); status != 2 || !strings.Contains(errs, "--listen") {
-		t.Errorf("no address: got status %d, %s", status, errs)
-	}
+	status, out, errs = demoToken()
+	wantError(t, "invalid address", status, out, errs, 2, "--listen")
 	for name, h := range map[string]http.HandlerFunc{
 		"no demo": http.NotFound,
 		"a broker in production": func(w http.ResponseWriter, r *http.Request) {
@@ -186,12 +254,10 @@ func TestATokenOfTheDemo(t *testing.T) {
 	} {
 		other := httptest.NewServer(h)
 		listen = other.Listener.Addr().String()
-		if status, out, errs := demoToken(); status != 1 || out != "" || !strings.Contains(errs, "no demo answers at http://localhost:") {
-			t.Errorf("%s: got status %d, %s%s", name, status, out, errs)
-		}
+		status, out, errs := demoToken()
+		wantError(t, name, status, out, errs, 1, "no demo answers at http://localhost:")
 		other.Close()
 	}
-	if status, _, errs := demoToken(); status != 1 || !strings.Contains(errs, "start one with: cloakroom demo") {
-		t.Errorf("nothing there: got status %d, %s", status, errs)
-	}
+	status, out, errs = demoToken()
+	wantError(t, "nothing listens", status, out, errs, 1, "start one with: cloakroom demo")
 }
