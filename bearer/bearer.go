@@ -93,6 +93,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
 )
 
@@ -224,9 +225,13 @@ type issuer struct {
 	introspect *introspector // nil: not configured
 }
 
-// NewVerifier returns a Verifier for cfg. It does no I/O. If cfg is invalid,
-// the error lists all problems, one line for each field, such as `Audience:
-// missing`.
+// ConfigError is a mistake in one field of a Config. Its fields are Key, such
+// as Audience or Introspection.Endpoint, Value, which is empty for a secret,
+// and Err.
+type ConfigError = configerr.Error
+
+// NewVerifier returns a Verifier for cfg. It does no I/O. The error joins a
+// *ConfigError for every mistake in cfg, such as `Audience: missing`.
 func NewVerifier(cfg Config) (*Verifier, error) {
 	i := &issuer{
 		url:        cfg.Issuer,
@@ -246,59 +251,59 @@ func NewVerifier(cfg Config) (*Verifier, error) {
 		log:          cfg.Logger,
 	}
 	var errs []error
-	fail := func(field string, err error) { errs = append(errs, fmt.Errorf("%s: %w", field, err)) }
+	fail := func(key string, value any, err error) {
+		errs = append(errs, configerr.New(key, value, err))
+	}
 	if err := checkIssuer(cfg.Issuer); err != nil {
-		fail("Issuer", err)
+		fail("Issuer", cfg.Issuer, err)
 	}
 	if cfg.Audience == "" {
-		fail("Audience", errors.New("missing"))
+		fail("Audience", nil, errors.New("missing"))
 	}
 	if cfg.InsecureAllowNoAudience && len(cfg.Clients) == 0 {
-		fail("Clients", errors.New("missing; required with InsecureAllowNoAudience"))
+		fail("Clients", nil, errors.New("missing; required with InsecureAllowNoAudience"))
 	}
 	if slices.Contains(cfg.Clients, "") {
-		fail("Clients", errors.New("contains an empty client id"))
+		fail("Clients", nil, errors.New("contains an empty client id"))
 	}
 	if len(cfg.Algorithms) == 0 {
 		i.algorithms = defaultAlgorithms
 	}
 	for _, name := range cfg.Algorithms {
 		if !jwks.IsAlgorithm(name) { // none and HMAC among them (RFC 8725 sections 2.1, 3.1 and 3.2)
-			fail("Algorithms", fmt.Errorf("%q is not an asymmetric signature algorithm such as RS256", name))
+			fail("Algorithms", name, fmt.Errorf("%q is not an asymmetric signature algorithm such as RS256", name))
 		}
 	}
 	switch {
 	case cfg.Leeway == 0:
 		i.leeway = defaultLeeway
 	case cfg.Leeway < 0 || cfg.Leeway > maxLeeway:
-		fail("Leeway", fmt.Errorf("%v is not between 0 and %v", cfg.Leeway, maxLeeway))
+		fail("Leeway", cfg.Leeway, fmt.Errorf("%v is not between 0 and %v", cfg.Leeway, maxLeeway))
 	}
 	var err error
 	if v.resource, err = parseResource(cfg.Resource); err != nil {
-		fail("Resource", err)
+		fail("Resource", cfg.Resource, err)
 	}
 	if v.origin, err = parseOrigin(cfg.Origin, v.resource); err != nil {
-		fail("Origin", err)
+		fail("Origin", cfg.Origin, err)
 	}
 	if cfg.RequireBound && cfg.ClientCertificate == nil && cfg.Origin == "" && cfg.Resource == "" {
-		fail("RequireBound",
+		fail("RequireBound", true,
 			errors.New("requires Origin, Resource or ClientCertificate; otherwise every token is rejected"))
 	}
 	for _, scope := range cfg.Scopes {
 		if !isScope(scope) {
-			fail("Scopes", fmt.Errorf("%q is not a scope", scope))
+			fail("Scopes", scope, fmt.Errorf("%q is not a scope", scope))
 		}
 	}
 	if !isQuotable(cfg.Realm) {
-		fail("Realm", fmt.Errorf("%q must be printable ASCII without quotes and backslashes", cfg.Realm))
+		fail("Realm", cfg.Realm, fmt.Errorf("%q must be printable ASCII without quotes and backslashes", cfg.Realm))
 	}
 	if v.log == nil {
 		v.log = slog.Default()
 	}
 	if in := cfg.Introspection; in != nil {
-		if err := in.check(); err != nil {
-			fail("Introspection", err)
-		}
+		in.check(fail)
 		i.introspect = newIntrospector(*in, cfg.HTTPClient, v.log)
 	}
 	if len(errs) > 0 {

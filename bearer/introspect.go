@@ -39,20 +39,21 @@ type Introspection struct {
 	CacheFor time.Duration
 }
 
-func (in *Introspection) check() error {
-	var errs []error
+func (in *Introspection) check(fail func(key string, value any, err error)) {
 	if in.Endpoint == "" {
-		errs = append(errs, errors.New("no Endpoint is set"))
+		fail("Introspection.Endpoint", nil, errors.New("missing"))
 	} else if _, err := checkURL(in.Endpoint, true); err != nil {
-		errs = append(errs, fmt.Errorf("the Endpoint is wrong: %w", err))
+		fail("Introspection.Endpoint", in.Endpoint, err)
 	}
-	if in.ClientID == "" || in.ClientSecret == "" {
-		errs = append(errs, errors.New("ClientID or ClientSecret is missing"))
+	if in.ClientID == "" {
+		fail("Introspection.ClientID", nil, errors.New("missing"))
+	}
+	if in.ClientSecret == "" {
+		fail("Introspection.ClientSecret", nil, errors.New("missing"))
 	}
 	if in.CacheFor > time.Hour {
-		errs = append(errs, fmt.Errorf("CacheFor: %v is more than 1h", in.CacheFor))
+		fail("Introspection.CacheFor", in.CacheFor, fmt.Errorf("%v is more than 1h", in.CacheFor))
 	}
-	return errors.Join(errs...)
 }
 
 // introspector calls the introspection endpoint of an issuer.

@@ -232,14 +232,16 @@ func TestIntrospectionConfigErrors(t *testing.T) {
 		in   bearer.Introspection
 		want string
 	}{
-		{bearer.Introspection{}, "Introspection: no Endpoint is set\nClientID or ClientSecret is missing"},
+		{bearer.Introspection{}, `Introspection.Endpoint: missing
+Introspection.ClientID: missing
+Introspection.ClientSecret: missing`},
 		{bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"},
-			`Introspection: the Endpoint is wrong: "http://id.example/i": ` +
+			`Introspection.Endpoint: "http://id.example/i": ` +
 				`http is allowed for loopback hosts only; use https`},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a"},
-			"Introspection: ClientID or ClientSecret is missing"},
+			"Introspection.ClientSecret: missing"},
 		{bearer.Introspection{Endpoint: "https://id.example/i", ClientID: "a",
-			ClientSecret: "s3cret", CacheFor: 2 * time.Hour}, "Introspection: CacheFor: 2h0m0s is more than 1h"},
+			ClientSecret: "s3cret", CacheFor: 2 * time.Hour}, "Introspection.CacheFor: 2h0m0s is more than 1h"},
 	} {
 		_, err := bearer.NewVerifier(bearer.Config{Issuer: issuerURL, Audience: audience, Introspection: &test.in})
 		if err == nil || err.Error() != test.want {

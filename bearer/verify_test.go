@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -527,6 +528,23 @@ Realm: "a\"b" must be printable ASCII without quotes and backslashes`},
 				t.Errorf("got %v and\n%s\nwant\n%s", v, got, test.want)
 			}
 		})
+	}
+}
+
+func TestConfigErrorsNameFieldAndValue(t *testing.T) {
+	_, err := bearer.NewVerifier(bearer.Config{Issuer: "id.example", Audience: audience,
+		Introspection: &bearer.Introspection{Endpoint: "http://id.example/i", ClientID: "a", ClientSecret: "s3cret"}})
+	got := make(map[string]string)
+	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
+		mistake, ok := errors.AsType[*bearer.ConfigError](e)
+		if !ok {
+			t.Fatalf("got %v, want a ConfigError", e)
+		}
+		got[mistake.Key] = mistake.Value
+	}
+	want := map[string]string{"Issuer": "id.example", "Introspection.Endpoint": "http://id.example/i"}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

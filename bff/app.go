@@ -19,6 +19,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
@@ -130,13 +131,13 @@ func newApp(cfg Config) (*app, error) {
 
 	publicURL, err := parsePublicURL(cfg.PublicURL)
 	if err != nil {
-		fail(&session.FieldError{Field: "PublicURL", Err: err})
+		fail(configerr.New("PublicURL", cfg.PublicURL, err))
 	} else {
 		a.origin, a.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
 		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
 	}
 	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
-		fail(&session.FieldError{Field: "Prefix", Err: fmt.Errorf("%q is not a path such as /bff", a.prefix)})
+		fail(configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix)))
 	}
 	fail(cfg.Claims.check())
 	fail(cfg.Limits.check())

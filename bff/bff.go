@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -105,9 +106,9 @@ type Config struct {
 // ProviderConfig describes the provider and this app as its client.
 type ProviderConfig = oidc.Config
 
-// ConfigError is a problem with one field of a Config, such as Routes[0].Token.
-// The text of Err quotes the value where that helps.
-type ConfigError = session.FieldError
+// ConfigError is a mistake in one field of a Config. Its fields are Key, such
+// as Routes[0].Token, Value, which is empty for a secret, and Err.
+type ConfigError = configerr.Error
 
 // Server is a broker. It is safe for concurrent use.
 type Server struct {

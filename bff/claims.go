@@ -3,9 +3,10 @@ package bff
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
-	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // Claims configures the claims of the user.
@@ -23,8 +24,7 @@ func (c *Claims) check() error {
 	var errs []error
 	for name, from := range c.Map {
 		if name == "" || from == "" || oidc.IsProtocolClaim(name) || name == "sub" {
-			errs = append(errs, &session.FieldError{Field: "Claims.Map",
-				Err: errors.New(`"` + name + `" is not a name to map a claim to`)})
+			errs = append(errs, configerr.New("Claims.Map", name, fmt.Errorf("%q is not a name to map a claim to", name)))
 		}
 	}
 	return errors.Join(errs...)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
-	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // RateLimit bounds how often something may happen: Burst times at once, and
@@ -32,17 +32,17 @@ type Limits struct {
 func (l *Limits) check() error {
 	var errs []error
 	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate",
-			Err: fmt.Errorf("%v is not a rate such as 4 a second", rate)})
+		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
+			fmt.Errorf("%v is not a rate such as 4 a second", rate)))
 	} else if rate > 0 && rate < 1.0/3600 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Rate",
-			Err: fmt.Errorf("%v is less than once an hour", rate)})
+		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
+			fmt.Errorf("%v is less than once an hour", rate)))
 	} else if rate == 0 {
 		l.Logins.Rate = 4
 	}
 	if l.Logins.Burst < 0 || l.Logins.Burst > 1e6 {
-		errs = append(errs, &session.FieldError{Field: "Limits.Logins.Burst",
-			Err: fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)})
+		errs = append(errs, configerr.New("Limits.Logins.Burst", l.Logins.Burst,
+			fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)))
 	} else if l.Logins.Burst == 0 {
 		l.Logins.Burst = 40
 	}

@@ -13,8 +13,8 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
-	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // Route configures what happens to the requests under a path.
@@ -184,15 +184,15 @@ type route struct {
 func newRoute(r Route, field, prefix string) (*route, error) {
 	parsed := &route{Route: r}
 	var errs []error
-	fail := func(name, format string, args ...any) {
-		errs = append(errs, &session.FieldError{Field: field + "." + name, Err: fmt.Errorf(format, args...)})
+	fail := func(name string, value any, format string, args ...any) {
+		errs = append(errs, configerr.New(field+"."+name, value, fmt.Errorf(format, args...)))
 	}
 	if err := urlpath.Check(r.Path); err != nil {
-		fail("Path", "%w", err)
+		fail("Path", r.Path, "%w", err)
 	} else if strings.ContainsAny(r.Path, "%?#") {
-		fail("Path", "%q: write it without percent-encoding, query and fragment", r.Path)
+		fail("Path", r.Path, "%q: write it without percent-encoding, query and fragment", r.Path)
 	} else if urlpath.Under(r.Path, prefix) {
-		fail("Path", "%q is under the broker's own %q", r.Path, prefix)
+		fail("Path", r.Path, "%q is under the broker's own %q", r.Path, prefix)
 	}
 	parsed.setToken(fail)
 	if r.Handler != nil {
@@ -211,8 +211,9 @@ func newRoute(r Route, field, prefix string) (*route, error) {
 	return parsed, errors.Join(errs...)
 }
 
-// failFunc reports a mistake in a field of a Route.
-type failFunc func(name, format string, args ...any)
+// failFunc reports a mistake in a field of a Route. A nil value means that the
+// field is not set or has no text.
+type failFunc func(name string, value any, format string, args ...any)
 
 // setToken sets who may use the route, from Token and AcceptBearer.
 func (route *route) setToken(fail failFunc) {
@@ -226,17 +227,17 @@ func (route *route) setToken(fail failFunc) {
 	case TokenClient, TokenNone:
 		route.client = route.Token == TokenClient
 		if len(route.Headers)+len(route.HeadersJSON) > 0 || !route.Require.empty() {
-			fail("Token", "%s excludes headers and require, which need a session", route.Token)
+			fail("Token", route.Token, "%s excludes headers and require, which need a session", route.Token)
 		}
 	default:
-		fail("Token", "%q is none of user, optional, client, user-or-client, none", route.Token)
+		fail("Token", route.Token, "%q is none of user, optional, client, user-or-client, none", route.Token)
 	}
 	switch {
 	case route.AcceptBearer == nil:
 	case route.Token == TokenNone:
-		fail("AcceptBearer", "it has no use with token none")
+		fail("AcceptBearer", nil, "it has no use with token none")
 	case !route.Require.empty():
-		fail("AcceptBearer", "it excludes require, which is about sessions; set the scopes that a token needs in it")
+		fail("AcceptBearer", nil, "it excludes require, which is about sessions; set the scopes that a token needs in it")
 	}
 }
 
@@ -250,21 +251,21 @@ func (route *route) setGuard(fail failFunc) {
 	case CSRFFetchMetadata:
 		route.guard = sameOrigin
 	default:
-		fail("CSRF", "%q is none of header, fetch-metadata, auto", route.CSRF)
+		fail("CSRF", route.CSRF, "%q is none of header, fetch-metadata, auto", route.CSRF)
 	}
 }
 
 // checkProxying checks what may pass to the upstream and back.
 func (route *route) checkProxying(fail failFunc) {
 	if route.Documents != "" && route.Documents != DocumentsAllow {
-		fail("Documents", "%q is not allow; leave it out to sandbox them", route.Documents)
+		fail("Documents", route.Documents, "%q is not allow; leave it out to sandbox them", route.Documents)
 	}
 	if route.EncodedSlashes != "" && route.EncodedSlashes != EncodedSlashesPass {
-		fail("EncodedSlashes", "%q is not pass; leave it out to refuse them", route.EncodedSlashes)
+		fail("EncodedSlashes", route.EncodedSlashes, "%q is not pass; leave it out to refuse them", route.EncodedSlashes)
 	}
 	for _, m := range route.Methods {
 		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {
-			fail("Methods", "%q is not a method that can be allowed, such as GET", m)
+			fail("Methods", m, "%q is not a method that can be allowed, such as GET", m)
 		}
 	}
 	for name, d := range map[string]time.Duration{
@@ -273,11 +274,11 @@ func (route *route) checkProxying(fail failFunc) {
 		"Idle":           route.Timeouts.Idle,
 	} {
 		if d < 0 {
-			fail("Timeouts."+name, "%v is negative", d)
+			fail("Timeouts."+name, d, "%v is negative", d)
 		}
 	}
 	if route.MaxBody < 0 {
-		fail("MaxBody", "%d is negative", route.MaxBody)
+		fail("MaxBody", route.MaxBody, "%d is negative", route.MaxBody)
 	}
 }
 
@@ -285,29 +286,29 @@ func (route *route) checkProxying(fail failFunc) {
 func (q *Require) check(fail failFunc) {
 	for name, want := range q.Claims {
 		if name == "" || len(want) == 0 {
-			fail("Require.Claims", "%q has no values to accept", name)
+			fail("Require.Claims", name, "%q has no values to accept", name)
 		}
 	}
 	for _, text := range slices.Concat(q.Scopes, q.ACR) {
 		if text == "" || strings.ContainsAny(text, " \"\\") || !isFieldValue(text) { // RFC 6749, section 3.3
-			fail("Require", "%q is neither a scope nor an acr", text)
+			fail("Require", text, "%q is neither a scope nor an acr", text)
 		}
 	}
 	if q.MaxAge < 0 {
-		fail("Require.MaxAge", "%v is negative", q.MaxAge)
+		fail("Require.MaxAge", q.MaxAge, "%v is negative", q.MaxAge)
 	}
 }
 
 // checkHandler reports what a route with a Handler cannot have.
 func (route *route) checkHandler(fail failFunc) {
 	if len(route.Upstream) > 0 {
-		fail("Upstream", "%q excludes a handler: one of them serves the requests", route.Upstream)
+		fail("Upstream", route.Upstream, "%q excludes a handler: one of them serves the requests", route.Upstream)
 	}
 	if route.client {
-		fail("Token", "%s excludes a handler, to which no token is attached", route.Token)
+		fail("Token", route.Token, "%s excludes a handler, to which no token is attached", route.Token)
 	}
 	if len(route.Headers)+len(route.HeadersJSON) > 0 {
-		fail("Headers", "they exclude a handler, which reads the claims of the session")
+		fail("Headers", nil, "they exclude a handler, which reads the claims of the session")
 	}
 }
 
@@ -321,11 +322,11 @@ func (route *route) claimHeaders(
 		key := proxy.HeaderKey(name)
 		switch {
 		case !proxy.CanSetHeader(name):
-			fail(field, "%q is not a header that can be set to a claim, such as X-User", name)
+			fail(field, name, "%q is not a header that can be set to a claim, such as X-User", name)
 		case claim == "":
-			fail(field, "%q has no claim", name)
+			fail(field, name, "%q has no claim", name)
 		case route.claimNames[key]:
-			fail(field, "%q is configured twice, but for punctuation and case", name)
+			fail(field, name, "%q is configured twice, but for punctuation and case", name)
 		}
 		canonicals[http.CanonicalHeaderKey(name)] = claim
 		if route.claimNames == nil {
@@ -383,14 +384,14 @@ func (r *Route) presentCertificate(cert *tls.Certificate, field string) error {
 	for _, upstream := range r.Upstream {
 		if !strings.HasPrefix(upstream, "https:") {
 			err := fmt.Errorf("%q: tokens are bound to a certificate, which only https shows", upstream)
-			return &session.FieldError{Field: field + ".Upstream", Err: err}
+			return configerr.New(field+".Upstream", upstream, err)
 		}
 	}
 	r.TLS = cmp.Or(r.TLS, new(tls.Config)).Clone()
 	if len(r.TLS.Certificates) > 0 || r.TLS.GetClientCertificate != nil {
 		err := errors.New("it has a certificate of its own, and tokens are bound to the client's: " +
 			"the upstream has to see that one")
-		return &session.FieldError{Field: field + ".TLS", Err: err}
+		return configerr.New(field+".TLS", nil, err)
 	}
 	if cert != nil {
 		r.TLS.Certificates = []tls.Certificate{*cert}

@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
-	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // addRoutes adds the routes of cfg. The error joins those of all routes.
@@ -30,7 +30,7 @@ func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 		fail(err)
 		if slices.ContainsFunc(a.routes, func(other *route) bool { return other.Path == parsed.Path }) {
 			err := fmt.Errorf("%q is the path of another route too", parsed.Path)
-			fail(&session.FieldError{Field: field + ".Path", Err: err})
+			fail(configerr.New(field+".Path", parsed.Path, err))
 		}
 		a.routes = append(a.routes, parsed)
 	}
@@ -50,7 +50,7 @@ func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 		}
 		var err error
 		if route.proxy, err = route.newProxy(a.upstreams); err != nil {
-			fail(&session.FieldError{Field: fmt.Sprintf("Routes[%d].Upstream", i), Err: err})
+			fail(configerr.New(fmt.Sprintf("Routes[%d].Upstream", i), route.Upstream, err))
 		}
 	}
 	slices.SortStableFunc(a.routes, func(x, y *route) int { return len(y.Path) - len(x.Path) })
@@ -87,7 +87,7 @@ func (a *app) checkResources(resources []string) error {
 	}
 	err := errors.New("missing; without it the session's own token would be good for what other routes " +
 		"name as their resource (RFC 9700 2.3)")
-	return &session.FieldError{Field: "Provider.Resources", Err: err}
+	return configerr.New("Provider.Resources", nil, err)
 }
 
 // setClientTokens gives the routes that use the broker's own token its source.
@@ -120,10 +120,9 @@ func (a *app) checkEncodedSlashes() error {
 		}
 		for _, other := range a.routes {
 			if len(other.Path) > len(route.Path) && urlpath.LenientlyUnder(other.Path, route.Path) {
-				errs = append(errs, &session.FieldError{
-					Field: fmt.Sprintf("Routes[%d].EncodedSlashes", i),
-					Err:   fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path),
-				})
+				err := fmt.Errorf("the route %q lies below this one: an encoded slash could hide it", other.Path)
+				key := fmt.Sprintf("Routes[%d].EncodedSlashes", i)
+				errs = append(errs, configerr.New(key, route.EncodedSlashes, err))
 			}
 		}
 	}

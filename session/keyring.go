@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/gorilla/securecookie"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // App identifies the application that sessions belong to. Everything that
@@ -54,17 +56,17 @@ type serverKey struct {
 }
 
 // NewKeyring returns a Keyring of keys, each 32 random bytes. The error joins a
-// *FieldError for every mistake, with a field such as Keys[1].
+// *ConfigError for every mistake, with a field such as Keys[1].
 func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 	if len(keys) == 0 {
-		return nil, &FieldError{"Keys",
-			errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)")}
+		return nil, configerr.New("Keys", nil,
+			errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)"))
 	}
 	ring := &Keyring{make([]serverKey, len(keys))}
 	var errs []error
 	for i, k := range keys {
 		if err := checkKey(keys, i); err != nil {
-			errs = append(errs, &FieldError{fmt.Sprintf("Keys[%d]", i), err})
+			errs = append(errs, configerr.New(fmt.Sprintf("Keys[%d]", i), nil, err))
 			continue
 		}
 		id := [4]byte(derive(k, nil, "record key id", 4))

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // Config configures a Manager.
@@ -93,15 +95,9 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 	return d
 }
 
-// FieldError is a mistake in one field of a Config.
-type FieldError struct {
-	Field string // as in Go: "MaxLifetime", "Keys[1]"
-	Err   error
-}
-
-func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
-
-func (e *FieldError) Unwrap() error { return e.Err }
+// ConfigError is a mistake in one field of a Config. Its fields are Key, such
+// as MaxLifetime or Keys[1], Value, which is empty for a secret, and Err.
+type ConfigError = configerr.Error
 
 // Manager starts, finds, refreshes and ends the sessions in a Store. It is safe
 // for concurrent use.
@@ -124,31 +120,32 @@ type Manager struct {
 	missedAt  time.Time                // when the store last said that changes may not have been announced
 }
 
-// NewManager returns a Manager. It does no I/O. The error joins a *FieldError
+// NewManager returns a Manager. It does no I/O. The error joins a *ConfigError
 // for every mistake in cfg.
 func NewManager(cfg Config) (*Manager, error) {
 	var errs []error
 	if cfg.Store == nil {
-		errs = append(errs, &FieldError{"Store", errors.New("missing")})
+		errs = append(errs, configerr.New("Store", nil, errors.New("missing")))
 	}
 	if cfg.Refresh == nil {
-		errs = append(errs, &FieldError{"Refresh", errors.New("missing")})
+		errs = append(errs, configerr.New("Refresh", nil, errors.New("missing")))
 	}
 	for name, d := range map[string]time.Duration{
 		"RefreshAhead": cfg.RefreshAhead, "CacheMaxAge": cfg.CacheMaxAge,
 		"Wait": cfg.Wait, "AccessTokenLifetime": cfg.AccessTokenLifetime,
 	} {
 		if d < 0 {
-			errs = append(errs, &FieldError{name, fmt.Errorf("%v is negative", d)})
+			errs = append(errs, configerr.New(name, d, fmt.Errorf("%v is negative", d)))
 		}
 	}
 	for name, d := range map[string]time.Duration{"IdleTimeout": cfg.idleTimeout(), "MaxLifetime": cfg.maxLifetime()} {
 		if d < time.Second {
-			errs = append(errs, &FieldError{name, fmt.Errorf("%v is shorter than a second", d)})
+			errs = append(errs, configerr.New(name, d, fmt.Errorf("%v is shorter than a second", d)))
 		}
 	}
 	if cfg.MaxPerUser < 0 {
-		errs = append(errs, &FieldError{"MaxPerUser", fmt.Errorf("%d is negative", cfg.MaxPerUser)})
+		err := fmt.Errorf("%d is negative", cfg.MaxPerUser)
+		errs = append(errs, configerr.New("MaxPerUser", cfg.MaxPerUser, err))
 	}
 	ring, err := NewKeyring(cfg.Keys, cfg.App)
 	if err != nil {

@@ -411,10 +411,10 @@ func TestNewManagerReportsAllMistakes(t *testing.T) {
 	})
 	var fields []string
 	for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {
-		var field *session.FieldError
+		var field *session.ConfigError
 		for _, e := range flatten(e) {
 			if errors.As(e, &field) {
-				fields = append(fields, field.Field)
+				fields = append(fields, field.Key)
 			}
 		}
 	}

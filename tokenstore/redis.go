@@ -18,6 +18,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // RedisConfig configures a [Redis] store. Only URL is required.
@@ -77,8 +79,14 @@ const (
 	opTimeout   = 2500 * time.Millisecond // of one operation, including redirects and the retry
 )
 
+// ConfigError is a mistake in one field of a RedisConfig. Its fields are Key,
+// which is URL, Value, which is empty because a URL may hold a password, and
+// Err.
+type ConfigError = configerr.Error
+
 // NewRedis returns a store for cfg. It does no I/O, so Redis may be down at
-// start. The error reports an invalid URL and never contains the password.
+// start. The error is a *ConfigError. It never contains the URL, which may hold
+// a password.
 func NewRedis(cfg RedisConfig) (*Redis, error) {
 	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger, password: cfg.Password, made: time.Now()}
 	if s.prefix == "" {
@@ -89,7 +97,7 @@ func NewRedis(cfg RedisConfig) (*Redis, error) {
 	}
 	redis.SetLogger(clientLog{s.log}) // the library has one logger per process
 	if err := s.connect(cfg); err != nil {
-		return nil, err
+		return nil, configerr.New("URL", nil, err)
 	}
 	return s, nil
 }

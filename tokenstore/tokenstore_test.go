@@ -1,6 +1,7 @@
 package tokenstore_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -87,8 +88,13 @@ func TestURLErrorsHidePassword(t *testing.T) {
 			t.Errorf("%q: no error", url)
 			continue
 		}
+		mistake, ok := errors.AsType[*tokenstore.ConfigError](err)
+		if !ok || mistake.Key != "URL" {
+			t.Errorf("%q: got %v, want a ConfigError of URL", url, err)
+			continue
+		}
 		for _, secret := range []string{"hunter", "hun%", "pw"} {
-			if strings.Contains(err.Error(), secret) {
+			if strings.Contains(mistake.Value+err.Error(), secret) {
 				t.Errorf("%q: the error shows the password: %v", url, err)
 			}
 		}

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // policy is the Content-Security-Policy of the app's pages. It allows scripts
@@ -39,21 +41,22 @@ func newPolicy(cfg Config) (policy, error) {
 	var errs []error
 	for _, origin := range cfg.FormAction {
 		if !originSource.MatchString(origin) {
-			errs = append(errs, fmt.Errorf("form-action: %q is not an origin such as https://id.example.com", origin))
+			errs = append(errs, configerr.New("FormAction", origin,
+				fmt.Errorf("%q is not an origin such as https://id.example.com", origin)))
 			continue
 		}
 		p.formAction += " " + origin
 	}
 	for _, directive := range slices.Sorted(maps.Keys(cfg.Sources)) {
 		if _, known := directives[directive]; !known {
-			errs = append(errs,
+			errs = append(errs, configerr.New("Sources", directive,
 				fmt.Errorf("%q is not a directive that takes more sources: these do: %s", directive,
-					strings.Join(slices.Sorted(maps.Keys(directives)), ", ")))
+					strings.Join(slices.Sorted(maps.Keys(directives)), ", "))))
 			continue
 		}
 		for _, source := range cfg.Sources[directive] {
 			if err := checkSource(directive, source); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", directive, err))
+				errs = append(errs, configerr.New("Sources["+directive+"]", source, err))
 				continue
 			}
 			p.sources[directive] += " " + source
@@ -143,8 +146,8 @@ func permissionsPolicy(used []string) (string, error) {
 	var errs []error
 	for _, feature := range used {
 		if !slices.Contains(asking, feature) {
-			errs = append(errs,
-				fmt.Errorf("permission %q is not one of those denied: %s", feature, strings.Join(asking, ", ")))
+			errs = append(errs, configerr.New("Permissions", feature,
+				fmt.Errorf("%q is not one of those denied: %s", feature, strings.Join(asking, ", "))))
 		}
 	}
 	var denied []string

@@ -24,6 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // Config configures a [Handler]. Exactly one of Dir and FS is required;
@@ -77,26 +79,24 @@ type Handler struct {
 
 const index = "index.html"
 
+// ConfigError is a mistake in one field of a Config. Its fields are Key, such
+// as Dir or Sources[img-src], Value and Err.
+type ConfigError = configerr.Error
+
 // New returns a Handler for cfg. It looks for index.html and does no other I/O.
-// The error reports all problems of cfg, one on each line.
+// The error joins a *ConfigError for every mistake in cfg.
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{files: cfg.FS, sourceMaps: cfg.SourceMaps, log: cfg.Logger}
 	if h.log == nil {
 		h.log = slog.Default()
 	}
-	var err, filesErr error
-	switch {
-	case (cfg.Dir == "") == (cfg.FS == nil):
-		filesErr = errors.New("exactly one of Dir and FS is required")
-	case cfg.Dir != "":
+	if cfg.Dir != "" {
 		h.files = directory(cfg.Dir)
-		filesErr = checkDir(cfg.Dir)
-	default:
-		_, filesErr = fs.Stat(cfg.FS, index)
 	}
-	h.policy, err = newPolicy(cfg)
+	var policyErr error
+	h.policy, policyErr = newPolicy(cfg)
 	permissions, permissionsErr := permissionsPolicy(cfg.Permissions)
-	if err := errors.Join(filesErr, err, permissionsErr); err != nil {
+	if err := errors.Join(checkFiles(cfg), policyErr, permissionsErr); err != nil {
 		return nil, err
 	}
 	h.headers = map[string]string{
@@ -111,6 +111,24 @@ func New(cfg Config) (*Handler, error) {
 		h.headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
 	}
 	return h, nil
+}
+
+// checkFiles verifies that exactly one of Dir and FS is set and has an
+// index.html.
+func checkFiles(cfg Config) error {
+	if (cfg.Dir == "") == (cfg.FS == nil) {
+		return configerr.New("Dir", cfg.Dir, errors.New("exactly one of Dir and FS is required"))
+	}
+	if cfg.Dir != "" {
+		if err := checkDir(cfg.Dir); err != nil {
+			return configerr.New("Dir", cfg.Dir, err)
+		}
+		return nil
+	}
+	if _, err := fs.Stat(cfg.FS, index); err != nil {
+		return configerr.New("FS", nil, err)
+	}
+	return nil
 }
 
 // checkDir reports what is wrong with a directory and how to fix it.

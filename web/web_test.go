@@ -603,20 +603,20 @@ func TestNewErrors(t *testing.T) {
 		cfg  web.Config
 		want string
 	}{
-		{"nothing", web.Config{}, "exactly one of Dir and FS is required"},
-		{"both", web.Config{Dir: outer, FS: app()}, "exactly one of Dir and FS is required"},
-		{"absent", web.Config{Dir: filepath.Join(noIndex, "dist")}, fmt.Sprintf("%q does not exist: build the app first, or name the directory that its build writes to", filepath.Join(noIndex, "dist"))},
-		{"a file", web.Config{Dir: file}, fmt.Sprintf("%q is not a directory", file)},
-		{"no index", web.Config{Dir: noIndex}, fmt.Sprintf("%q has no index.html: build the app first, or name the directory that its build writes to", noIndex)},
-		{"one too high", web.Config{Dir: outer}, fmt.Sprintf("%q has no index.html, but %q has one: use that directory", outer, filepath.Join(outer, "dist"))},
-		{"no index in FS", web.Config{FS: fstest.MapFS{}}, "open index.html: file does not exist"},
-		{"form-action", web.Config{FS: app(), FormAction: []string{"https://id.example.com/x"}}, `form-action: "https://id.example.com/x" is not an origin such as https://id.example.com`},
-		{"form-action that adds a directive", web.Config{FS: app(), FormAction: []string{"https://a; script-src *"}}, `form-action: "https://a; script-src *" is not an origin such as https://id.example.com`},
-		{"unsafe script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"'unsafe-inline'"}}}, `script-src: "'unsafe-inline'" is not an origin such as https://cdn.example.com`},
-		{"data script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"data:"}}}, `script-src: "data:" is not an origin such as https://cdn.example.com`},
-		{"everything", web.Config{FS: app(), Sources: map[string][]string{"connect-src": {"*"}}}, `connect-src: "*" is not an origin such as https://cdn.example.com`},
-		{"fixed directive", web.Config{FS: app(), Sources: map[string][]string{"frame-ancestors": {"https://a.example"}}}, `"frame-ancestors" is not a directive that takes more sources: these do: connect-src, font-src, frame-src, img-src, media-src, script-src, style-src, worker-src`},
-		{"permission", web.Config{FS: app(), Permissions: []string{"telepathy"}}, `permission "telepathy" is not one of those denied: accelerometer, camera, display-capture, geolocation, gyroscope, hid, idle-detection, local-fonts, magnetometer, microphone, midi, payment, screen-wake-lock, serial, usb, xr-spatial-tracking`},
+		{"nothing", web.Config{}, "Dir: exactly one of Dir and FS is required"},
+		{"both", web.Config{Dir: outer, FS: app()}, "Dir: exactly one of Dir and FS is required"},
+		{"absent", web.Config{Dir: filepath.Join(noIndex, "dist")}, fmt.Sprintf("Dir: %q does not exist: build the app first, or name the directory that its build writes to", filepath.Join(noIndex, "dist"))},
+		{"a file", web.Config{Dir: file}, fmt.Sprintf("Dir: %q is not a directory", file)},
+		{"no index", web.Config{Dir: noIndex}, fmt.Sprintf("Dir: %q has no index.html: build the app first, or name the directory that its build writes to", noIndex)},
+		{"one too high", web.Config{Dir: outer}, fmt.Sprintf("Dir: %q has no index.html, but %q has one: use that directory", outer, filepath.Join(outer, "dist"))},
+		{"no index in FS", web.Config{FS: fstest.MapFS{}}, "FS: open index.html: file does not exist"},
+		{"form-action", web.Config{FS: app(), FormAction: []string{"https://id.example.com/x"}}, `FormAction: "https://id.example.com/x" is not an origin such as https://id.example.com`},
+		{"form-action that adds a directive", web.Config{FS: app(), FormAction: []string{"https://a; script-src *"}}, `FormAction: "https://a; script-src *" is not an origin such as https://id.example.com`},
+		{"unsafe script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"'unsafe-inline'"}}}, `Sources[script-src]: "'unsafe-inline'" is not an origin such as https://cdn.example.com`},
+		{"data script", web.Config{FS: app(), Sources: map[string][]string{"script-src": {"data:"}}}, `Sources[script-src]: "data:" is not an origin such as https://cdn.example.com`},
+		{"everything", web.Config{FS: app(), Sources: map[string][]string{"connect-src": {"*"}}}, `Sources[connect-src]: "*" is not an origin such as https://cdn.example.com`},
+		{"fixed directive", web.Config{FS: app(), Sources: map[string][]string{"frame-ancestors": {"https://a.example"}}}, `Sources: "frame-ancestors" is not a directive that takes more sources: these do: connect-src, font-src, frame-src, img-src, media-src, script-src, style-src, worker-src`},
+		{"permission", web.Config{FS: app(), Permissions: []string{"telepathy"}}, `Permissions: "telepathy" is not one of those denied: accelerometer, camera, display-capture, geolocation, gyroscope, hid, idle-detection, local-fonts, magnetometer, microphone, midi, payment, screen-wake-lock, serial, usb, xr-spatial-tracking`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h, err := web.New(tt.cfg)

@@ -26,44 +26,44 @@ import (
 
 // checkRequests validates the fields for authorization requests, and fills in
 // their defaults. With FAPI2 it also enforces what the profile requires.
-func checkRequests(cfg *Config, fail func(name string, err error)) {
+func checkRequests(cfg *Config, fail func(name string, value any, err error)) {
 	cfg.PushedRequests = cmp.Or(cfg.PushedRequests, PushAuto)
 	switch cfg.PushedRequests {
 	case PushAuto, PushAlways, PushNever:
 	default:
-		fail("PushedRequests", fmt.Errorf("%q is none of auto, always, never", cfg.PushedRequests))
+		fail("PushedRequests", cfg.PushedRequests, fmt.Errorf("%q is none of auto, always, never", cfg.PushedRequests))
 	}
 	cfg.ResponseMode = cmp.Or(cfg.ResponseMode, ResponseModeQuery)
 	switch cfg.ResponseMode {
 	case ResponseModeQuery, ResponseModeFormPost:
 	default:
-		fail("ResponseMode", fmt.Errorf("%q is none of query, form_post", cfg.ResponseMode))
+		fail("ResponseMode", cfg.ResponseMode, fmt.Errorf("%q is none of query, form_post", cfg.ResponseMode))
 	}
 	switch cfg.SenderConstraint {
 	case "", SenderConstraintDPoP, SenderConstraintMTLS:
 	default:
-		fail("SenderConstraint", fmt.Errorf("%q is none of dpop, mtls", cfg.SenderConstraint))
+		fail("SenderConstraint", cfg.SenderConstraint, fmt.Errorf("%q is none of dpop, mtls", cfg.SenderConstraint))
 	}
 	if cfg.SignRequests && len(cfg.ClientKeys) == 0 {
-		fail("ClientKeys", errors.New("missing; signed requests are signed with it"))
+		fail("ClientKeys", nil, errors.New("missing; signed requests are signed with it"))
 	}
 	if cfg.SenderConstraint == SenderConstraintMTLS && cfg.ClientCertificate == nil {
-		fail("ClientCertificate", errors.New("missing; mtls binds tokens to it"))
+		fail("ClientCertificate", nil, errors.New("missing; mtls binds tokens to it"))
 	}
 	for _, resource := range cfg.Resources {
 		if err := CheckResource(resource); err != nil {
-			fail("Resources", err)
+			fail("Resources", resource, err)
 		}
 	}
 	for name, value := range cfg.Parameters {
 		if ownParameters[name] || name == "" || !httpguts.ValidHeaderFieldValue(name+value) {
-			fail("Parameters", fmt.Errorf("%q is a parameter that is not to be set here", name))
+			fail("Parameters", name, fmt.Errorf("%q is a parameter that is not to be set here", name))
 		}
 	}
 	for _, name := range []string{"acr_values", "max_age", "prompt"} {
 		if value := cfg.Parameters[name]; value != "" {
 			if _, err := LoginParameters(url.Values{name: {value}}); err != nil {
-				fail("Parameters", err)
+				fail("Parameters", value, err)
 			}
 		}
 	}
@@ -72,7 +72,7 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 	for i, key := range cfg.ClientKeys { // FAPI 2.0 5.4: PS256, ES256 and EdDSA
 		if public, ok := key.Public().(*ecdsa.PublicKey); ok && public.Curve != elliptic.P256() {
-			fail("ClientKeys", fmt.Errorf("key %d is on the curve %s; of the curves FAPI 2.0 takes P-256 "+
+			fail("ClientKeys", nil, fmt.Errorf("key %d is on the curve %s; of the curves FAPI 2.0 takes P-256 "+
 				"and Ed25519", i+1, public.Curve.Params().Name))
 		}
 	}
@@ -81,11 +81,11 @@ func checkRequests(cfg *Config, fail func(name string, err error)) {
 	}
 	cfg.PushedRequests = PushAlways
 	if cfg.ClientAuth == ClientSecretBasic || cfg.ClientAuth == ClientSecretPost { // FAPI 2.0 5.3.3.1
-		fail("ClientAuth", fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, "+
+		fail("ClientAuth", cfg.ClientAuth, fmt.Errorf("%s is not for FAPI 2.0, which takes private_key_jwt, "+
 			"tls_client_auth and self_signed_tls_client_auth", cfg.ClientAuth))
 	}
 	if cfg.AssertionAudience != "" && cfg.AssertionAudience != cfg.Issuer {
-		fail("AssertionAudience", errors.New("FAPI 2.0 has the issuer as the only audience"))
+		fail("AssertionAudience", cfg.AssertionAudience, errors.New("FAPI 2.0 has the issuer as the only audience"))
 	}
 }
 

@@ -32,6 +32,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -77,34 +78,34 @@ const (
 )
 
 // New returns a client. It makes no request. All mistakes in the configuration
-// are reported together, each as a *session.FieldError.
+// are reported together, each as a *session.ConfigError.
 func New(cfg Config) (*Client, error) {
 	var errs []error
-	fail := func(name string, err error) {
-		errs = append(errs, &session.FieldError{Field: "Provider." + name, Err: err})
+	fail := func(name string, value any, err error) {
+		errs = append(errs, configerr.New("Provider."+name, value, err))
 	}
 	if err := checkProviderURL(cfg.Issuer, cfg.Issuer); err != nil {
-		fail("Issuer", err)
+		fail("Issuer", cfg.Issuer, err)
 	}
 	if cfg.LogoutURL != "" {
 		if err := checkProviderURL(cfg.LogoutURL, cfg.Issuer); err != nil {
-			fail("LogoutURL", err)
+			fail("LogoutURL", cfg.LogoutURL, err)
 		}
 	}
 	if cfg.ClientID == "" {
-		fail("ClientID", errors.New("missing"))
+		fail("ClientID", nil, errors.New("missing"))
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	keys, err := newSigningKeys(cfg.ClientKeys, cfg.ClientCertificate)
 	if err != nil {
-		fail("ClientKeys", err)
+		fail("ClientKeys", nil, err)
 	}
 	checkClientAuth(&cfg, fail)
 	checkRequests(&cfg, fail)
 	if err := checkIDTokenAlg(&cfg); err != nil {
-		fail("IDTokenAlg", err)
+		fail("IDTokenAlg", cfg.IDTokenAlg, err)
 	}
 	if len(cfg.Scopes) == 0 {
 		cfg.Scopes = []string{"openid", "profile", "email", "offline_access"}
@@ -116,7 +117,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.HTTPClient != nil {
 		*client = *cfg.HTTPClient
 		if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
-			fail("HTTPClient", errors.New("it has a transport of its own, which RootCAs and "+
+			fail("HTTPClient", nil, errors.New("it has a transport of its own, which RootCAs and "+
 				"ClientCertificate would have no part in"))
 		}
 	} else {

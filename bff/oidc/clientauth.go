@@ -29,15 +29,15 @@ const (
 
 // checkClientAuth verifies that the credentials which ClientAuth needs are
 // configured, and that no client secret is configured without use.
-func checkClientAuth(cfg *Config, fail func(name string, err error)) {
+func checkClientAuth(cfg *Config, fail func(name string, value any, err error)) {
 	needs := func(name string, missing bool, what string) {
 		if missing {
-			fail(name, fmt.Errorf("missing; %s", what))
+			fail(name, nil, fmt.Errorf("missing; %s", what))
 		}
 	}
 	unneeded := func() {
 		if cfg.ClientSecret != "" {
-			fail("ClientSecret", fmt.Errorf("%s does not use it, and a leaked secret could still "+
+			fail("ClientSecret", nil, fmt.Errorf("%s does not use it, and a leaked secret could still "+
 				"authenticate this client; remove it", cfg.ClientAuth))
 		}
 	}
@@ -54,7 +54,7 @@ func checkClientAuth(cfg *Config, fail func(name string, err error)) {
 		unneeded()
 		needs("ClientCertificate", cfg.ClientCertificate == nil, string(cfg.ClientAuth)+" authenticates with it")
 	default:
-		fail("ClientAuth", fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
+		fail("ClientAuth", cfg.ClientAuth, fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
 			"private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
 	}
 }

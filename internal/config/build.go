@@ -35,12 +35,10 @@ func (c *Config) NewServer(
 	cfg := c.serverConfig(log, &problems)
 	cfg.Sessions.Store, cfg.TLS = store, secure
 	frontend, err := c.frontend(app, log)
-	if err != nil {
-		problems.add("frontend.dir", "%w", err)
-	}
+	problems = append(problems, fieldErrors(err, frontendKey)...)
 	cfg.Frontend = frontend
 	server, err := bff.New(cfg)
-	problems = append(problems, fromError(err)...)
+	problems = append(problems, fieldErrors(err, serverKey)...)
 	if len(problems) > 0 {
 		return nil, problems.withValues(c)
 	}
@@ -245,12 +243,7 @@ func (a *AcceptBearer) Verifier(origin string, log *slog.Logger) (*bearer.Verifi
 		HTTPClient:           &http.Client{Transport: transport},
 		Logger:               log,
 	})
-	if err != nil {
-		for line := range strings.SplitSeq(err.Error(), "\n") { // "Field: problem", each
-			field, problem, _ := strings.Cut(line, ": ")
-			problems.add(snakeCase(field), "%s", problem)
-		}
-	}
+	problems = append(problems, fieldErrors(err, snakeCase)...)
 	return verifier, problems.orNil()
 }
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
 // Error is one problem in a configuration.
@@ -99,11 +99,11 @@ func (e Errors) orNil() error {
 	return e
 }
 
-// withValues adds the values in c that the problems are about.
+// withValues sets the values to those in c, as they are configured.
 func (e Errors) withValues(c *Config) Errors {
 	for _, problem := range e {
-		if problem.Value == "" {
-			problem.Value = valueText(reflect.ValueOf(c).Elem(), problem.Key)
+		if value := valueText(reflect.ValueOf(c).Elem(), problem.Key); value != "" {
+			problem.Value = value
 		}
 	}
 	return e
@@ -146,32 +146,58 @@ func valueText(v reflect.Value, key string) string {
 	return valueText(f, rest)
 }
 
-// fromError flattens the errors that a constructor or Join has joined. A
-// *session.FieldError becomes an Error of the key that configures the field.
+// fromError returns the errors that Join has joined.
 func fromError(err error) Errors {
+	var all Errors
+	for _, e := range flatten(err) {
+		var problem *Error
+		if !errors.As(e, &problem) {
+			problem = &Error{Err: e}
+		}
+		all = append(all, problem)
+	}
+	return all
+}
+
+// fieldErrors returns the errors of a constructor. key maps the field of a
+// *configerr.Error to the key that configures it.
+func fieldErrors(err error, key func(field string) string) Errors {
+	var all Errors
+	for _, e := range flatten(err) {
+		problem := &Error{Err: e}
+		if field, ok := errors.AsType[*configerr.Error](e); ok {
+			problem = &Error{Key: key(field.Key), Value: field.Value, Err: field.Err}
+		}
+		all = append(all, problem)
+	}
+	return all
+}
+
+// flatten returns the errors that errors.Join has joined, at any depth.
+func flatten(err error) []error {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		var all Errors
-		for _, e := range joined.Unwrap() {
-			all = append(all, fromError(e)...)
-		}
-		return all
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
 	}
-	var problem *Error
-	var field *session.FieldError
-	switch {
-	case errors.As(err, &problem):
-		return Errors{problem}
-	case errors.As(err, &field):
-		return Errors{{Key: keyOf(field.Field), Err: field.Err}}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, flatten(e)...)
 	}
-	return Errors{{Err: err}}
+	return all
 }
 
+// storeKey returns the key that configures a field of tokenstore.RedisConfig.
+func storeKey(field string) string { return "store." + snakeCase(field) }
+
+// frontendKey returns the key that configures a field of web.Config. The fields
+// without a key of their own are derived from valid keys.
+func frontendKey(field string) string { return "frontend." + snakeCase(field) }
+
 // fieldKeys maps fields of bff.Config to the keys that configure them, where
-// keyOf cannot derive the key.
+// serverKey cannot derive the key.
 var fieldKeys = map[string]string{
 	"PublicURL":                  "server.public_url",
 	"Prefix":                     "server.prefix",
@@ -194,9 +220,9 @@ var fieldKeys = map[string]string{
 	"Routes":                     "routes",
 }
 
-// keyOf returns the key that configures a field of bff.Config, such as
+// serverKey returns the key that configures a field of bff.Config, such as
 // routes[0].max_body for Routes[0].MaxBody. An unknown field is its own key.
-func keyOf(field string) string {
+func serverKey(field string) string {
 	name, index, indexed := strings.Cut(field, "[")
 	if indexed {
 		index = "[" + index

@@ -59,7 +59,7 @@ func TestMistakesInLimitsNameTheKey(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", file, err, want)
 		}
 	}
-	if got := keyOf("Limits.Logins.Burst"); got != "server.limits.logins.burst" {
+	if got := serverKey("Limits.Logins.Burst"); got != "server.limits.logins.burst" {
 		t.Errorf("the key is %s", got)
 	}
 }

@@ -56,7 +56,7 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 	redis.Password = s.password(problems)
 	store, err := tokenstore.NewRedis(redis)
 	if err != nil {
-		problems.add("store.url", "%w", err)
+		*problems = append(*problems, fieldErrors(err, storeKey)...)
 		return nil
 	}
 	return store

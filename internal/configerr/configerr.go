@@ -1,0 +1,31 @@
+// Package configerr has the error that every constructor of this module reports
+// for a mistake in its Config. The public packages have an alias of it,
+// ConfigError.
+package configerr
+
+import "fmt"
+
+// Error is a mistake in one field of a Config.
+type Error struct {
+	// Key is the field in Go syntax, such as MaxLifetime or Routes[0].Path.
+	Key string
+	// Value is the rejected value as text. It is empty if the field is not set,
+	// has no text, or is a secret.
+	Value string
+	// Err is the problem. Its text quotes the value where that helps, but never
+	// a secret.
+	Err error
+}
+
+// New returns an Error. Value is the text of value. A nil value means none.
+func New(key string, value any, err error) *Error {
+	e := &Error{Key: key, Err: err}
+	if value != nil {
+		e.Value = fmt.Sprint(value)
+	}
+	return e
+}
+
+func (e *Error) Error() string { return e.Key + ": " + e.Err.Error() }
+
+func (e *Error) Unwrap() error { return e.Err }
