@@ -18,7 +18,7 @@ import (
 
 var testTicket, _ = session.ParseTicket(session.Secret(strings.Repeat("id", 32)))
 
-// newTestAttempts has a key of its own, also in each process of a fuzz run.
+// newTestAttempts uses a random key, another one in each process of a fuzz run.
 func newTestAttempts(t testing.TB) *attempts {
 	key := make([]byte, 32)
 	rand.Read(key)
@@ -30,7 +30,7 @@ func newTestAttempts(t testing.TB) *attempts {
 	return &as
 }
 
-// startAttempt returns an attempt and the cookie that it left in the browser.
+// startAttempt starts an attempt and returns it with its cookie.
 func startAttempt(t testing.TB, as *attempts, a *attempt) (*attempt, *http.Cookie) {
 	w := httptest.NewRecorder()
 	if err := as.prepare(a, true); err != nil {
@@ -74,7 +74,7 @@ func TestAttemptIsBoundToItsState(t *testing.T) {
 	as := newTestAttempts(t)
 	a, _ := startAttempt(t, as, &attempt{ReturnTo: "/"})
 	other, _ := startAttempt(t, as, &attempt{ReturnTo: "/"})
-	name := as.cookieName(other.State) // as if the tags of two states were the same
+	name := as.cookieName(other.State) // as if the tags of the two states collided
 	value, err := as.seal(name, a)
 	if err != nil {
 		t.Fatal(err)
@@ -126,8 +126,8 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 	})
 }
 
-// Of whatever comes as a cookie and a state, only a pair that begin made is
-// taken, and nothing panics.
+// Only a cookie and a state that begin created together are accepted. No input
+// panics.
 func FuzzAttempt(f *testing.F) {
 	as := newTestAttempts(f)
 	a, cookie := startAttempt(f, as, &attempt{ReturnTo: "/"})
@@ -162,8 +162,8 @@ func FuzzAttempt(f *testing.F) {
 	})
 }
 
-// RFC 7636 4.1, RFC 6749 10.10: what an attempt is made of is random, of the
-// right length, and never the same.
+// RFC 7636 4.1, RFC 6749 10.10: verifier, nonce and state are random, long
+// enough and unique.
 func TestAttemptSecretsAreLongAndUnique(t *testing.T) {
 	t.Parallel()
 	as := newTestAttempts(t)
@@ -185,7 +185,7 @@ func TestAttemptSecretsAreLongAndUnique(t *testing.T) {
 			seen[secret] = true
 		}
 	}
-	for position := range 43 { // no structure: every position of the nonce takes every value
+	for position := range 43 { // no structure: every position of the nonce varies
 		values := make(map[byte]bool)
 		for range 1000 {
 			a := &attempt{ReturnTo: "/"}

@@ -14,8 +14,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// requestHTTP2 sends a request in HTTP/2 whose header fields are as they are
-// given, and returns the status of the response, 0 if the stream was reset.
+// requestHTTP2 sends an HTTP/2 request with exactly these header fields. It
+// returns the status of the response, 0 if the stream was reset.
 func requestHTTP2(t *testing.T, addr string, fields ...string) int {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
@@ -53,7 +53,7 @@ func requestHTTP2(t *testing.T, addr string, fields ...string) int {
 			if status, ok := map[byte]int{0x88: 200, 0x89: 204, 0x8b: 304, 0x8c: 400, 0x8d: 404}[payload[0]]; ok {
 				return status
 			}
-			return -1 // another one
+			return -1 // another status
 		case 3, 7: // RST_STREAM, GOAWAY
 			return 0
 		}
@@ -90,7 +90,7 @@ func TestHTTP2AuthorityAndHostMustAgree(t *testing.T) {
 		"an empty host":       {[]string{":authority", host, "host", ""}, 400},
 		"two hosts alone":     {[]string{"host", host, "host", "evil.example"}, 400},
 	} {
-		var fields []string // those that begin with a colon come first
+		var fields []string // pseudo-header fields come first
 		all := append([]string{":method", "GET", ":scheme", "http", ":path", "/x/y"}, test.fields...)
 		all = append(all, "x-csrf", "1")
 		for _, pseudo := range []bool{true, false} {

@@ -13,7 +13,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// The length of these bodies is not known when they are begun.
+// The length of these bodies is unknown at their start.
 func TestConnectionAfterATooLargeBody(t *testing.T) {
 	t.Parallel()
 	a, _ := newRoutedApp(t, bff.Route{Path: "/small/", Token: "none", MaxBody: 10})
@@ -35,7 +35,7 @@ func TestConnectionAfterATooLargeBody(t *testing.T) {
 		io.WriteString(c, head("POST")+"Transfer-Encoding: chunked\r\n\r\n")
 		for _, p := range parts {
 			io.WriteString(c, p)
-			time.Sleep(20 * time.Millisecond) // so that they arrive one by one
+			time.Sleep(20 * time.Millisecond) // so that they arrive separately
 		}
 		r := bufio.NewReader(c)
 		resp, err := http.ReadResponse(r, nil)

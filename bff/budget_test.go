@@ -18,7 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// writes counts what is written to a store.
+// writes counts the records that are created in a store.
 type writes struct {
 	session.Store
 	n atomic.Int64
@@ -29,8 +29,8 @@ func (s *writes) Create(ctx context.Context, key string, value []byte, ttl time.
 	return s.Store.Create(ctx, key, value, ttl)
 }
 
-// newLimitedApp has a budget of burst logins, which does not grow while the
-// test runs.
+// newLimitedApp starts a broker that allows burst logins. The limit does not
+// recover during the test.
 func newLimitedApp(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app, *writes) {
 	var w *writes
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -45,7 +45,7 @@ func newLimitedApp(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app,
 	return a, w
 }
 
-// wantTooMany checks for the refusal of a navigation.
+// wantTooMany checks for the error page of a rate limit.
 func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	t.Helper()
 	wantPage(t, resp, 429, "too_many_requests")
@@ -64,7 +64,7 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 	from := func(b *bfftest.Browser, path, address string, header ...string) *bfftest.Response {
 		return b.Navigate(path, append([]string{"X-Forwarded-For", address}, header...)...)
 	}
-	for range 10 { // these start nothing
+	for range 10 { // these start no login
 		from(a.browser(), "/bff/login?prompt=evil", "203.0.113.7")
 		a.browser().Do("HEAD", "/bff/login", "", "X-Forwarded-For", "203.0.113.7")
 		from(a.browser(), "/bff/login", "203.0.113.7", "Sec-Purpose", "prefetch")
@@ -87,7 +87,7 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 	if n := len(c.to("/par")); n != 3 {
 		t.Errorf("%d requests to the provider, want 3", n)
 	}
-	// Others are not affected.
+	// Other addresses are not affected.
 	for _, address := range []string{"203.0.113.8", "2001:db8:1:2::1", "2001:db8:1:2:ffff::1", "2001:db8:1:2::1"} {
 		if got := from(a.browser(), "/bff/login", address).StatusCode; got != 302 {
 			t.Errorf("%s: got %d", address, got)
@@ -114,7 +114,7 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 	}
 }
 
-// A response of the provider that starts the login anew is a login, too.
+// A callback that restarts the login counts as a login.
 func TestRestartedLoginCountsAgainstTheLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := newLimitedApp(t, 2, nil)
@@ -165,14 +165,14 @@ func TestFailedCodeExchangesAreLimited(t *testing.T) {
 	if n := a.provider.TokenRequests() - before; n != 3 || w.n.Load() != written {
 		t.Errorf("beyond the budget: %d token requests, %d writes", n-3, w.n.Load()-written)
 	}
-	// The attempt is still there.
+	// The attempt is kept.
 	if resp := good.Navigate(u, "X-Forwarded-For", "203.0.113.9"); resp.StatusCode != 303 {
 		t.Errorf("from another address: got %d", resp.StatusCode)
 	}
 	a.wantSession(good, "alice")
 }
 
-// Neither an outage of the provider nor users who succeed use it up.
+// Neither an outage of the provider nor successful logins count.
 func TestOnlyClientFailuresCountAgainstTheExchangeLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := newLimitedApp(t, 12, nil)

@@ -24,8 +24,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// newGateway starts a broker with the route /orders/, which takes tokens that
-// callers bring if they are for api and have the scope orders:read.
+// newGateway starts a broker with the route /orders/. It accepts caller tokens
+// with the audience api and the scope orders:read.
 func newGateway(t *testing.T, edit func(*app, *bff.Config)) *app {
 	t.Helper()
 	return newApp(t, func(a *app, cfg *bff.Config) {
@@ -48,8 +48,8 @@ func newGateway(t *testing.T, edit func(*app, *bff.Config)) *app {
 	})
 }
 
-// machineToken is what a machine gets from the provider for its own
-// credentials, with a proof unless that is empty.
+// machineToken returns a token for client credentials. It is bound to the key
+// of proof unless that is empty.
 func (a *app) machineToken(scope, proof string) string {
 	a.t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "scope": {scope}}
@@ -81,8 +81,8 @@ func (a *app) machineToken(scope, proof string) string {
 	return response.Token
 }
 
-// call makes a request as a machine does, with no more headers than these:
-// name, value, name, value.
+// call sends a request as a machine does, with these headers only: name, value,
+// name, value.
 func (a *app) call(path string, header ...string) *bfftest.Response {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), "GET", a.url+path, nil)
@@ -158,7 +158,7 @@ func TestInvalidCallerTokensAreRejected(t *testing.T) {
 		path      string
 		header    []string
 		status    int
-		challenge string // what WWW-Authenticate has to hold
+		challenge string // a part of WWW-Authenticate
 	}{
 		"for another API": {
 			header:    []string{"Authorization", "Bearer " + claim("aud", "other")},
@@ -315,7 +315,7 @@ func TestSessionAndCallerTokenTogetherAreRefused(t *testing.T) {
 	if resp := b.Fetch("GET", "/orders/7"); resp.StatusCode != 200 || echoed(t, resp).Header.Get("X-User") != "alice" {
 		t.Errorf("the session alone: got %d", resp.StatusCode)
 	}
-	// which only a token does without
+	// only a request with a token needs no CSRF header
 	wantProblem(t, b.Fetch("GET", "/orders/7", "X-CSRF", "", "Sec-Fetch-Site", ""), 403, "csrf")
 	got := echoed(t, a.call("/orders/7", "Authorization", "Bearer "+token, "Cookie", "theme=dark"))
 	if got.Header.Get("Cookie") != "theme=dark" {
@@ -429,7 +429,7 @@ func TestBoundCallerTokenIsForwardedWithItsProof(t *testing.T) {
 	}
 }
 
-// proofBy is a DPoP proof (RFC 9449 4.2).
+// proofBy returns a DPoP proof (RFC 9449 4.2).
 func proofBy(t *testing.T, key *ecdsa.PrivateKey, method, address, token string) string {
 	t.Helper()
 	claims := map[string]any{"jti": rand.Text(), "htm": method, "htu": address, "iat": time.Now().Unix()}

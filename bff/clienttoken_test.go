@@ -18,8 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// newClientTokenApp starts a broker with a route for its own token and one for
-// either.
+// newClientTokenApp starts a broker with a route for the client token and one
+// for either token.
 func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
 	t.Helper()
 	asked = new(atomic.Int32)
@@ -127,7 +127,7 @@ func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 	}
 	b = a.expired()
 	a.provider.Misbehave(t, brokertest.ProviderDown)
-	wantProblem(t, b.Fetch("GET", "/either/x"), 503, "provider_unavailable") // never the broker's own instead
+	wantProblem(t, b.Fetch("GET", "/either/x"), 503, "provider_unavailable") // never the client token instead
 }
 
 func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {

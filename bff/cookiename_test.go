@@ -13,7 +13,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-// cookieName is the name of the app's session cookie.
+// cookieName returns the name of the app's session cookie.
 func (a *app) cookieName() string {
 	u, err := url.Parse(a.url)
 	if err != nil {
@@ -22,7 +22,7 @@ func (a *app) cookieName() string {
 	return "cloakroom-" + u.Port()
 }
 
-// sessionCookie returns the session cookie in a browser; nil if there is none.
+// sessionCookie returns the session cookie of a browser, nil if it has none.
 func (a *app) sessionCookie(b *bfftest.Browser) *http.Cookie {
 	cookies := b.Cookies()
 	i := slices.IndexFunc(cookies, func(c *http.Cookie) bool { return c.Name == a.cookieName() })
@@ -32,8 +32,8 @@ func (a *app) sessionCookie(b *bfftest.Browser) *http.Cookie {
 	return cookies[i]
 }
 
-// The cookies' names say where they belong: on localhost the port, which
-// browsers do not tell apart otherwise.
+// Cookie names identify their origin: on localhost by the port, because
+// browsers do not separate cookies by port.
 func TestCookieNamesFollowThePublicURL(t *testing.T) {
 	t.Parallel()
 	for public, want := range map[string]string{
@@ -104,14 +104,13 @@ func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 	}
 }
 
-// Two brokers on one machine: what happens at one leaves the other's cookie
-// alone.
+// Two brokers on one machine do not change each other's cookies.
 func TestTwoBrokersOnLocalhostDoNotShareACookie(t *testing.T) {
 	t.Parallel()
 	one, two := newApp(t, nil), newApp(t, nil)
 	b := one.signedIn()
 	at := two.browser()
-	for _, c := range b.Cookies() { // the same browser at another port
+	for _, c := range b.Cookies() { // the same browser with the other port
 		at.SetCookie(&http.Cookie{Name: c.Name, Value: c.Value, Path: "/"})
 	}
 	two.wantSession(at, "")

@@ -20,23 +20,22 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// relay passes connections on to an upstream, and can spoil those that are
-// open.
+// relay forwards connections to an upstream, and can break those that are open.
 type relay struct {
 	addr    string
 	target  atomic.Pointer[string]
 	opened  atomic.Int32
-	onFrame func(kind byte) // of HTTP/2, on its way to the upstream; nil: nobody looks
+	onFrame func(kind byte) // called for each HTTP/2 frame to the upstream unless it is nil
 
 	mu    sync.Mutex // guards all below
 	conns map[*relayed]bool
 }
 
-// relayed is a connection through a relay.
+// relayed is one connection through a relay.
 type relayed struct {
 	client, upstream *net.TCPConn
-	silent           atomic.Bool // nothing passes any more
-	resets           atomic.Bool // it is reset by what the client sends next
+	silent           atomic.Bool // no more bytes are forwarded
+	resets           atomic.Bool // the next bytes of the client reset it
 }
 
 func newRelay(t *testing.T, target string) *relay {
@@ -104,7 +103,7 @@ func (r *relay) pass(client *net.TCPConn) {
 	move(c.upstream, client, true)
 }
 
-// each calls f with the connections that are open, or were.
+// each calls f with all connections, open or closed.
 func (r *relay) each(f func(*relayed)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -113,7 +112,7 @@ func (r *relay) each(f func(*relayed)) {
 	}
 }
 
-// frameKinds finds the types of HTTP/2 frames in what a client sends.
+// frameKinds finds the types of the HTTP/2 frames that a client sends.
 type frameKinds struct {
 	begun bool
 	buf   []byte
@@ -138,8 +137,8 @@ func (f *frameKinds) add(p []byte, found func(kind byte)) {
 	}
 }
 
-// h2cServer serves HTTP/2 without TLS, with at most so many streams a
-// connection; 0: any.
+// h2cServer serves HTTP/2 without TLS, with at most streams streams per
+// connection, 0 for any number.
 func h2cServer(t *testing.T, streams int, h http.HandlerFunc) (addr string, s *http.Server) {
 	t.Helper()
 	l := listen(t)
@@ -153,7 +152,7 @@ func h2cServer(t *testing.T, streams int, h http.HandlerFunc) (addr string, s *h
 	return l.Addr().String(), s
 }
 
-// concurrently calls request n times at once.
+// concurrently calls request n times concurrently.
 func concurrently(n int, request func(i int)) {
 	var all sync.WaitGroup
 	for i := range n {
@@ -216,8 +215,8 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 					}
 				}
 			}
-			// A request that is not idempotent finds out once, not once for
-			// each connection.
+			// A request that is not idempotent detects this once, not once per
+			// connection.
 			holding.Store(0)
 			all = make(chan struct{})
 			concurrently(idle, func(int) { b.Fetch("GET", "/idle/hold") })
@@ -235,7 +234,8 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 	}
 }
 
-// serveTLS serves with TLS and returns the address and whom to trust.
+// serveTLS serves with TLS and returns its address and a client configuration
+// that trusts it.
 func serveTLS(t *testing.T, h http.Handler, protocols ...string) (string, *tls.Config) {
 	t.Helper()
 	l := listen(t)
@@ -261,8 +261,8 @@ func TestSilentHTTP2ConnectionIsReplaced(t *testing.T) {
 				address, trust = serveTLS(t, http.HandlerFunc(h), "h2", "http/1.1")
 			}
 			r := newRelay(t, address)
-			// Shorter than the check takes: what gives up on a request must not
-			// hide that its connection is dead.
+			// Shorter than the check of the connection: a request that times
+			// out must not hide that its connection is dead.
 			for _, timeout := range []time.Duration{0, time.Second} {
 				a, b := newRoutedApp(t, bff.Route{
 					Path: "/silent/", Token: "none", Upstream: []string{kind + "://" + r.addr}, TLS: trust,
@@ -288,7 +288,7 @@ func TestSilentHTTP2ConnectionIsReplaced(t *testing.T) {
 	}
 }
 
-// gRPC takes the third PING on a quiet stream for an attack, Tomcat the
+// gRPC treats the third PING on a quiet stream as an attack, Tomcat the
 // eleventh.
 func TestQuietHTTP2StreamIsNotPingedRepeatedly(t *testing.T) {
 	testenv.Slow(t)
@@ -316,7 +316,7 @@ func TestQuietHTTP2StreamIsNotPingedRepeatedly(t *testing.T) {
 	resp := b.Open("/quiet/x")
 	defer resp.Body.Close()
 	wantBytes(t, "the beginning", resp.Body, "begun")
-	time.Sleep(9 * time.Second) // there is no event to wait for: nothing is to happen
+	time.Sleep(9 * time.Second) // nothing must happen, so there is no event to wait for
 	close(more)
 	wantBytes(t, "the end", resp.Body, "ended")
 	if n := pings.Load(); n > 2 {
@@ -341,7 +341,7 @@ func (o *once) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	o.seen[string(body)]++
 	o.mu.Unlock()
-	time.Sleep(time.Millisecond) // so that streams overlap
+	time.Sleep(time.Millisecond) // so that the streams overlap
 	w.Write(body)
 }
 
@@ -378,7 +378,7 @@ func TestRefusedHTTP2StreamIsRetried(t *testing.T) {
 	}
 }
 
-// The client's body is still on its way when the stream is refused.
+// The stream is refused while the client is still sending the body.
 func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 	t.Parallel()
 	var all once

@@ -10,7 +10,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// newAppWithParameters has the operator demand something of every login.
+// newAppWithParameters starts a broker with Provider.Parameters.
 func newAppWithParameters(t *testing.T, parameters map[string]string) *app {
 	return newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Provider.PushedRequests, cfg.Provider.Parameters = "never", parameters
@@ -57,8 +57,8 @@ func TestLoginLinkCanOnlyStrengthenRequirements(t *testing.T) {
 	}
 }
 
-// Each way to sign in, with an ID token that has what the link says and not
-// what the operator does.
+// Each kind of login, with an ID token that satisfies the link but not the
+// configuration.
 func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 	t.Parallel()
 	silver := devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "silver" }}

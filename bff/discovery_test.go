@@ -19,8 +19,8 @@ import (
 
 const notFoundYet = "provider discovery failed; sign-in is unavailable, existing sessions are not affected"
 
-// replaceResponse answers the requests for a path, by its end, in the
-// provider's place.
+// replaceResponse serves the requests for paths that end with path instead of
+// the provider.
 func replaceResponse(path string, serve http.HandlerFunc) devidp.Hooks {
 	return devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, path) {
@@ -31,8 +31,8 @@ func replaceResponse(path string, serve http.HandlerFunc) devidp.Hooks {
 	}}
 }
 
-// What is in the place of metadata or keys is named: the URL that was asked,
-// the status, where a redirect leads. Its body is not quoted.
+// The log describes a response that is no metadata or key set: its URL, its
+// status, the target of a redirect. It does not quote the body.
 func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 	t.Parallel()
 	redirect := func(status int, location string) http.HandlerFunc {
@@ -150,17 +150,17 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 	}
 }
 
-// Members of metadata that the configuration does not need may be anything;
-// those that it needs are named when they are not.
+// Metadata that the configuration does not need may be invalid. The log names
+// invalid metadata that it needs.
 func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 	t.Parallel()
 	const (
-		found  = "" // and everything works
+		found  = "" // the login works
 		broken = "-"
 	)
 	all := func(m *bff.ProviderConfig) { m.UserInfo, m.PushedRequests = true, "always" }
 	var unneeded []string
-	values := make(map[string][]any) // of those
+	values := make(map[string][]any) // of the needed ones
 	odd := []any{nil, "", "x", 7, true, []any{}, []any{1, nil}, map[string]any{}, map[string]any{"x": 1}}
 	for _, test := range []struct {
 		member string
@@ -210,7 +210,8 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 		{"jwks_uri", []any{nil, "", "x", 7, true, []any{}, map[string]any{}}, nil, broken},
 		{"userinfo_endpoint", []any{nil, "", "x", 7, true, []any{}, map[string]any{}}, all, broken},
 		{"pushed_authorization_request_endpoint", []any{nil, "", "x", 7, true, []any{}, map[string]any{}}, all, broken},
-		{"end_session_endpoint", []any{"x", "http://id.example/"}, nil, broken}, // the browser would go there
+		// the browser would be redirected there
+		{"end_session_endpoint", []any{"x", "http://id.example/"}, nil, broken},
 		{"revocation_endpoint", []any{"x", "http://id.example/"}, nil, broken},
 	} {
 		if test.want == found {
@@ -310,8 +311,8 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 	})
 }
 
-// A provider that only the broker itself gets tokens from needs no place for
-// users, and may have its metadata where OAuth has it (RFC 8414).
+// A provider for client tokens only needs no authorization endpoint. Its
+// metadata may be at the URL of RFC 8414.
 func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 	t.Parallel()
 	client := func(token bff.Token) func(*app, *bff.Config) {
@@ -460,7 +461,9 @@ func TestLoginDoesNotWaitForSlowDiscovery(t *testing.T) {
 	if d := time.Since(began); d > 30*time.Second {
 		t.Errorf("a login took %v to fail, want at most 30 s", d)
 	}
-	waitFor(t, "discovery times out", func() bool { return strings.Contains(a.logs.String(), "provider discovery failed") })
+	waitFor(t, "discovery times out", func() bool {
+		return strings.Contains(a.logs.String(), "provider discovery failed")
+	})
 	a.provider.Behave()
 	a.waitReady()
 	if resp := a.browser().SignIn("alice", ""); resp.StatusCode != 303 {

@@ -19,7 +19,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// scriptedUpstream answers each request with the bytes that are set.
+// scriptedUpstream responds to each request with the bytes that are set.
 type scriptedUpstream struct {
 	url string
 	mu  sync.Mutex
@@ -61,9 +61,9 @@ func (u *scriptedUpstream) respond(say string) {
 	u.say = strings.ReplaceAll(say, "\n", "\r\n")
 }
 
-// eachProtocol runs a test with a client that speaks HTTP/1.1 and with one that
-// speaks HTTP/2, to a broker with a route /x/ to url and one /allow/ where
-// documents are allowed.
+// eachProtocol runs a test with an HTTP/1.1 client and an HTTP/2 client. The
+// broker has a route /x/ to url, and a route /allow/ where documents are
+// allowed.
 func eachProtocol(t *testing.T, upstream string,
 	f func(t *testing.T, get func(method, path string, header ...string) (*http.Response, string, error))) {
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -294,7 +294,7 @@ func TestDocumentsThatCanRunScriptAreSandboxed(t *testing.T) {
 			} {
 				check("GET", ok+"Content-Type: "+contentType+"\n", false)
 			}
-			// A browser updates what it has stored with the header of a 304.
+			// A browser updates a stored response with the headers of a 304.
 			u.respond("HTTP/1.1 304 Not Modified\nETag: \"x\"\nContent-Security-Policy: default-src *\nX-Content-Type-Options: off\n\n")
 			resp, _, err := get("GET", "/x/y")
 			if err != nil || resp.Header["Content-Security-Policy"] != nil ||
@@ -368,7 +368,7 @@ func TestCookiesOfAnUpstreamAreConfinedToItsRoute(t *testing.T) {
 			t.Errorf("%s, %q: got %q, want %q", test.ask, test.sent, got, test.want)
 		}
 	}
-	// A browser's jar agrees.
+	// The jar of a browser agrees.
 	u.respond("HTTP/1.1 200 OK\nContent-Length: 0\nSet-Cookie: JSESSIONID=1; Path=/\n\n")
 	b.Fetch("GET", "/strip/x")
 	for path, want := range map[string]bool{"/strip/y": true, "/public/x": false, "/": false, "/stripped": false} {

@@ -12,10 +12,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-// ownPage are the headers of a navigation that a page of the app started.
+// ownPage has the headers of a navigation that a page of the app starts.
 var ownPage = []string{"Sec-Fetch-Site", "same-origin"}
 
-// documentsApp has a route that allows documents, and others that do not.
+// documentsApp starts a broker with a route that allows documents, and others
+// that do not.
 func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
 	return newApp(t, func(a *app, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes,
@@ -35,15 +36,16 @@ func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
 	})
 }
 
-// landingPage signs alice in from a login link, and returns where the browser
-// ends.
+// landingPage signs alice in from a login link. It returns the path where the
+// browser ends.
 func landingPage(t *testing.T, b *bfftest.Browser, returnTo string, header ...string) string {
 	t.Helper()
 	begun := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
 	if begun.StatusCode != 302 {
 		t.Fatalf("login: got %d", begun.StatusCode)
 	}
-	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
+	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
+		"Sec-Fetch-Site", "cross-site")
 	if resp.StatusCode == 200 {
 		resp = b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin")
 	}
@@ -78,16 +80,16 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 			"/docs/": "/docs/", "/docs/a/b?x=%2F": "/docs/a/b?x=%2F",
 			"/files/x.html": "/", "/files/": "/", "/files": "/", "/api/x": "/", "/public/x": "/", "/stream/x": "/",
 			"/docs/private/x": "/", "/docs/private": "/", "/docs": "/",
-			// Other readings of the path.
+			// Other interpretations of the path.
 			"/Files/x": "/", "/files;a=b/x": "/", "/files./x": "/", "/files%20/x": "/",
 			"/x%2F..%2Ffiles/x": "/", "/%66iles/x": "/", "/%2566iles/x": "/", "/files%2Fx": "/", "/files%252Fx": "/",
 			"/x/..%2Ffiles/x": "/", "/fileſ/x": "/", "/files%3Fx": "/", "/files%23/x": "/",
 			"/docs/Private/x": "/", "/docs/private;x/y": "/", "/docs//private/x": "/",
 			"/docs%2Fprivate/x": "/", "/docs/a%2Fb": "/",
-			// Our own endpoints.
+			// The broker's own endpoints.
 			"/bff": "/", "/bff/": "/", "/bff/logout/callback": "/", "/bff/session": "/",
 			"/BFF/login": "/", "/bff%2Flogin": "/", "/bff;x/login": "/", "/bff./login": "/", "/x%2F..%2Fbff/login": "/",
-			// The app's own paths, though they can be read in several ways.
+			// Paths of the app, even if they are ambiguous.
 			"/group%2Fproject":           "/group%2Fproject",
 			"/app/files/group%2Fproject": "/app/files/group%2Fproject",
 			"/search/a%2520b":            "/search/a%2520b", "/orders//42": "/orders//42", "/a;b=c/x": "/a;b=c/x",
@@ -101,8 +103,8 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 	})
 }
 
-// The attempt's own page cannot make another site's login one of the app's:
-// neither a page that offers another try, nor a stale response.
+// A cross-site login does not become one of the app: neither by the error
+// page's link nor by a stale response.
 func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
@@ -169,7 +171,8 @@ func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 			}
 		}
 	}
-	// A request whose origin nobody vouches for but its Origin or X-CSRF.
+	// A request without fetch metadata. Origin and X-CSRF do not prove its
+	// origin.
 	b := a.signedIn()
 	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html",
 		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
@@ -179,8 +182,8 @@ func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 	}
 }
 
-// Whatever response mode and whoever starts the login: the upstream of a route
-// without documents is never called.
+// No login, cross-site or not, in any response mode, calls the upstream of a
+// route without documents.
 func TestCrossSiteLoginReachesNoUpstream(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []oidc.ResponseMode{oidc.ResponseModeQuery, oidc.ResponseModeFormPost} {

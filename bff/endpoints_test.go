@@ -13,8 +13,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// A service worker that answers navigations with fetch(event.request) leaves
-// the mode and takes the destination away.
+// A service worker that handles a navigation with fetch(event.request) keeps
+// the mode but removes the destination.
 func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -60,7 +60,7 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 			for _, path := range []string{"/bff/login", "/bff/logout/callback", "/bff/logout/continue"} {
 				wantProblem(t, a.browser().Navigate(path, "Sec-Fetch-Dest", dest), 401, "navigation_only")
 			}
-			if dest != "iframe" { // where a silent login ends
+			if dest != "iframe" { // a silent login may end there
 				wantProblem(t,
 					a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest),
 					401, "navigation_only")
@@ -119,7 +119,7 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 		}
 		return resp
 	}
-	wantStatus("HEAD", "/bff/session", 403) // as GET
+	wantStatus("HEAD", "/bff/session", 403) // as with GET
 	wantStatus("HEAD", "/bff/login", 401, "Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty")
 	for _, path := range []string{"/bff/logout", "/bff/session/refresh", "/bff/backchannel-logout"} {
 		allow := wantStatus("HEAD", path, 405, "X-CSRF", "1").Header.Values("Allow")
@@ -141,8 +141,8 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	}
 }
 
-// OpenID Connect Front-Channel Logout 2: 200 says that there is no session any
-// more.
+// OpenID Connect Front-Channel Logout 2: a 200 means that there is no session
+// any more.
 func TestFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -152,7 +152,7 @@ func TestFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 	}
 	good := url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}
 	ticket := *b.Cookies()[0]
-	b.ClearCookies() // which a browser withholds in a frame of another site
+	b.ClearCookies() // a browser withholds it in a cross-site frame
 	wantProblem(t, ask(b, good, "cross-site"), 400, "bad_frontchannel_logout")
 	b.SetCookie(&http.Cookie{Name: ticket.Name, Value: ticket.Value, Path: "/"})
 	a.wantSession(b, "alice")
@@ -171,7 +171,7 @@ func TestFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 		t.Errorf("got %d", got)
 	}
 	a.wantSession(b, "")
-	for _, site := range []string{"same-site", "same-origin", ""} { // there is none any more
+	for _, site := range []string{"same-site", "same-origin", ""} { // there is no session any more
 		if got := ask(b, good, site).StatusCode; got != 200 {
 			t.Errorf("once more, %s: got %d", site, got)
 		}
@@ -198,7 +198,7 @@ func TestOnlySomeAttemptCookiesAreDecoded(t *testing.T) {
 			t.Errorf("%s: got %d with %d Set-Cookie headers of %d bytes", path, resp.StatusCode, n, head.Len())
 		}
 	}
-	// The genuine one is found among them.
+	// The genuine cookie is found among them.
 	resp := a.browser().Navigate(u, "Cookie", cookies.String()+genuine.Name+"="+genuine.Value)
 	if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 		t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
@@ -218,8 +218,8 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 	if n := a.provider.JWKSFetches() - fetches; n > 0 {
 		t.Errorf("%d key sets were fetched", n)
 	}
-	// One with all that the standard has, and a long sub and sid, is far from
-	// that.
+	// A token with all standard claims, and a long sub and sid, is much
+	// shorter.
 	b, sid := a.signedInWithSID()
 	resp := a.sendLogoutToken(url.Values{
 		"logout_token": {
@@ -234,7 +234,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 	a.wantSession(b, "")
 }
 
-// Each refusal is one line in the log that says what was wrong.
+// Each refusal has one log line that names its cause.
 func TestEveryRefusalOfAnEndpointIsLogged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)

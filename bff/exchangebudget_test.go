@@ -13,8 +13,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// Whoever sends all codes at once has no more attempts than one after the
-// other.
+// Concurrent codes have the same limit as sequential ones.
 func TestCodeExchangesInFlightCountAgainstTheLimit(t *testing.T) {
 	t.Parallel()
 	const burst, callbacks = 3, 12
@@ -58,7 +57,7 @@ func TestCodeExchangesInFlightCountAgainstTheLimit(t *testing.T) {
 	}
 }
 
-// A user whose sign-in succeeds spends nothing of the budget.
+// A successful login does not count against the limit.
 func TestSuccessfulCodeExchangeIsNotCounted(t *testing.T) {
 	t.Parallel()
 	a, _ := newLimitedApp(t, 1, nil)

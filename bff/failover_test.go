@@ -20,7 +20,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// upstreamEnv makes the test binary an upstream at the address that it holds.
+// upstreamEnv turns the test binary into an upstream at the address in its
+// value.
 const upstreamEnv = "CLOAKROOM_TEST_UPSTREAM"
 
 func init() {
@@ -30,8 +31,8 @@ func init() {
 	}
 }
 
-// serveProcess serves until the process is killed. Responses hold the process
-// id.
+// serveProcess serves until the process is killed. Responses contain the
+// process id.
 func serveProcess(addr string) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -57,15 +58,15 @@ func serveProcess(addr string) {
 	}))
 }
 
-// process is an upstream in a process of its own.
+// process is an upstream in its own process.
 type process struct {
 	t    *testing.T
 	addr string
 	cmd  *exec.Cmd
 }
 
-// startProcess starts an upstream, which is killed when the test ends. It
-// listens when startProcess returns.
+// startProcess starts an upstream and waits until it listens. The end of the
+// test kills it.
 func startProcess(t *testing.T, addr string) *process {
 	t.Helper()
 	p := &process{t: t, addr: addr, cmd: exec.Command(os.Args[0])}
@@ -103,11 +104,11 @@ func (p *process) signal(s os.Signal) {
 	}
 }
 
-// restartHost is where processes listen that are restarted on the same port. No
-// other test uses this address: between the two starts none can take the port.
+// restartHost is the address of processes that are restarted on the same port.
+// No other test uses it, so none can take the port in between.
 const restartHost = "127.0.1.1:0"
 
-// newPair is a broker with a route to two processes.
+// newPair starts a broker with a route to two processes.
 func newPair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, one, two *process) {
 	t.Helper()
 	one, two = startProcess(t, restartHost), startProcess(t, restartHost)
@@ -119,8 +120,8 @@ func newPair(t *testing.T, edit func(*bff.Route)) (a *app, b *bfftest.Browser, o
 	return a, b, one, two
 }
 
-// wantFrom makes requests until each of the processes has answered one, all of
-// which have to succeed.
+// wantFrom sends requests until each of the processes has served one. All
+// requests must succeed.
 func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	t.Helper()
 	missing := make(map[string]bool)
@@ -160,7 +161,7 @@ func TestFailedRequestDisablesNoAddress(t *testing.T) {
 		{"GET", "wait", 504}, {"POST", "wait", 504},
 	} {
 		mixed, alone := 5, 10
-		if poison.path == "wait" { // each takes a second
+		if poison.path == "wait" { // each request takes a second
 			mixed, alone = 2, 4
 		}
 		for range mixed {
@@ -169,7 +170,7 @@ func TestFailedRequestDisablesNoAddress(t *testing.T) {
 			}
 			others()
 		}
-		for range alone { // nobody else calls meanwhile
+		for range alone { // no other request arrives in the meantime
 			b.Fetch(poison.method, "/pair/"+poison.path)
 		}
 		others()
@@ -242,7 +243,7 @@ func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 	wantFrom(t, b, one, two)
 	one.kill()
 	for i := range 30 {
-		method := []string{"GET", "PUT"}[i%2] // a POST on a connection that dies is not repeated
+		method := []string{"GET", "PUT"}[i%2] // a POST on a broken connection is not retried
 		if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 || resp.Text != two.pid() {
 			t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
 		}
@@ -286,7 +287,7 @@ func TestFailedAddressIsTriedIfAllHaveFailed(t *testing.T) {
 		two.kill()
 		for range 5 {
 			resp := b.Fetch("GET", "/pair/x")
-			if resp.StatusCode != 502 { // on a connection that has just died
+			if resp.StatusCode != 502 { // on a connection that has just been broken
 				wantProblem(t, resp, 503, "upstream_unavailable")
 			}
 		}
@@ -300,8 +301,8 @@ func TestFailedAddressIsTriedIfAllHaveFailed(t *testing.T) {
 	}
 }
 
-// A connection attempt that nobody answers takes as long as timeouts.connect:
-// one request may meet that, not one in a while.
+// A connection attempt without a response takes timeouts.connect. At most one
+// request may wait for that.
 func TestUnreachableAddressIsProbedInTheBackground(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -326,7 +327,7 @@ func TestUnreachableAddressIsProbedInTheBackground(t *testing.T) {
 	}
 }
 
-// fullListener returns an address at which connection attempts get no answer:
+// fullListener returns an address where connection attempts time out because
 // the backlog is full.
 func fullListener(t *testing.T) string {
 	t.Helper()

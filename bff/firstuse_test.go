@@ -8,7 +8,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// Until all of an ID token is right the access token is used for nothing.
+// The access token is not used before all checks of the ID token have passed.
 func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, withUserInfo)
@@ -59,7 +59,8 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 	}
 }
 
-// Who asks for offline_access and gets no refresh token is told so once.
+// If offline_access was requested and no refresh token is issued, one log line
+// says so.
 func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	t.Parallel()
 	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"

@@ -21,8 +21,8 @@ func newTwoApps(t *testing.T) (first, second *app) {
 	return newApp(t, edit), newApp(t, edit)
 }
 
-// browserWithCookiesOf returns a browser at an app with the cookies of a
-// browser at its neighbour, under the names that they have here.
+// browserWithCookiesOf returns a browser of a with the cookies of a browser of
+// other, under the cookie names of a.
 func (a *app) browserWithCookiesOf(other *app, from *bfftest.Browser) *bfftest.Browser {
 	b := a.browser()
 	for _, c := range from.Cookies() {
@@ -41,18 +41,20 @@ func TestLogoutTokenOfOneAppIsNotConsumedByAnother(t *testing.T) {
 	for _, a := range []*app{first, second} {
 		b := a.signedIn()
 		same := devidp.Hooks{EditLogoutToken: func(_, claims map[string]any) { claims["jti"] = "1" }}
-		if got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 200 {
+		got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", same)}})
+		if got.StatusCode != 200 {
 			t.Errorf("got %d %s, want 200", got.StatusCode, got.Text)
 		}
 		a.wantSession(b, "")
-		if got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", same)}}); got.StatusCode != 400 {
+		if got := a.sendLogoutToken(url.Values{
+			"logout_token": {a.logoutToken("alice", "", same)},
+		}); got.StatusCode != 400 {
 			t.Errorf("the same token again: got %d, want 400", got.StatusCode)
 		}
 	}
 }
 
-// The login attempts of a neighbour are not counted among this app's, and not
-// removed.
+// Attempt cookies of another app are neither counted nor removed.
 func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	t.Parallel()
 	first, second := newTwoApps(t)
@@ -72,7 +74,7 @@ func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	if got := len(at.Cookies()); got != n+5 {
 		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
 	}
-	at.Navigate("/bff/login") // the first of its own makes room
+	at.Navigate("/bff/login") // the oldest one of this app is evicted
 	if got := len(at.Cookies()); got != n+5 {
 		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
 	}
@@ -82,8 +84,8 @@ func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	second.wantSession(at, "alice")
 }
 
-// A foreign cookie is counted and logged once a request, however often it is
-// read. So is no other.
+// A foreign cookie is counted and logged once per request, however often it is
+// read. Other cookies are not.
 func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	t.Parallel()
 	first, second := newTwoApps(t)
@@ -92,7 +94,7 @@ func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 	for i, get := range []func(){
 		func() { at.Fetch("GET", "/api/x") },
 		func() { at.Fetch("GET", "/bff/session") },
-		// looks twice
+		// reads the cookie twice
 		func() { at.Navigate("/bff/silent-login", "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin") },
 		func() { at.Navigate("/bff/login") },
 		func() { at.Submit("/bff/logout", nil) },
@@ -109,12 +111,12 @@ func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 		t.Errorf("got %v", line)
 	}
 	before := lines()
-	at.Navigate("/")               // the app itself needs no session
-	at.Fetch("GET", "/public/x")   // nor does this route
+	at.Navigate("/")               // the frontend needs no session
+	at.Fetch("GET", "/public/x")   // this route needs none either
 	second.browser().Navigate("/") // no cookie
-	b := second.signedIn()         // a good one
-	b.Submit("/bff/logout", nil)   // and one of a session that has ended
-	b.Fetch("GET", "/bff/session") // after which there is none
+	b := second.signedIn()         // a valid cookie
+	b.Submit("/bff/logout", nil)   // a cookie of an ended session
+	b.Fetch("GET", "/bff/session") // the cookie was removed
 	second.browser().Fetch("GET", "/api/x", "Cookie", second.cookieName()+"=noise")
 	var foreign int
 	for _, line := range second.logs.lines(t, "cookie refused") {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A cookie between a logout and its continuation is as much another
-// application's as its session cookie is: it is neither used nor removed.
+// The cookie between a logout and its continuation belongs to one app, as the
+// session cookie does. Other apps neither use nor remove it.
 func TestLogoutCookiesOfOtherAppsAreKept(t *testing.T) {
 	t.Parallel()
 	first, second := newTwoApps(t)

@@ -9,8 +9,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// What the provider does not issue to this client for one kind of grant is no
-// sign of an outage of the others.
+// A refused grant type is no sign of an outage of the others.
 func TestRefusedGrantsDoNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	for status, body := range map[int]string{

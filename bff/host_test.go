@@ -7,7 +7,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// What browsers send as Host for a public URL, or why no browser would.
+// What browsers send as Host for a public URL, or why it is invalid.
 func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]string{

@@ -11,13 +11,11 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-// What RFC 10017 6.1.3, RFC 9110 7.6 and those who have been attacked ask of a
-// proxy in front of an API, a case each. What is not here is where it belongs:
-// framing and smuggling in wire_test.go, paths in path_test.go and
-// proxy_test.go, streams in stream_test.go.
+// Requirements on a proxy in front of an API, from RFC 10017 6.1.3, RFC 9110
+// 7.6 and known attacks. Framing, paths and streams have tests of their own.
 func TestHygiene(t *testing.T) {
 	t.Parallel()
-	var respond func(w http.ResponseWriter, r *http.Request) // of the upstream, for one case
+	var respond func(w http.ResponseWriter, r *http.Request) // the upstream's handler in one case
 	a := newApp(t, func(a *app, cfg *bff.Config) {
 		echo := a.echo.Config.Handler
 		a.echo.Handler = nil
@@ -330,7 +328,7 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("a forged token in any other place selects nothing", func(t *testing.T) {
-		other := a.signedIn() // a session of its own
+		other := a.signedIn() // another session
 		for _, header := range [][]string{
 			{"Cookie", "__Host-Http-cloakroom=x"}, {"X-Session", "x"},
 			{"Authorization", "Bearer x"},
@@ -347,6 +345,6 @@ func TestHygiene(t *testing.T) {
 		}
 		refused(t, func() *bfftest.Response {
 			return a.browser().Fetch("GET", "/api/x", "Cookie", strings.Join(both, "; "))
-		}, 401, "not_signed_in") // one of them was planted
+		}, 401, "not_signed_in") // one of them may have been injected
 	})
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// An algorithm that the client is not registered for is refused, though the
-// provider lists and publishes keys for it.
+// An algorithm that the client is not registered for is rejected, even if the
+// provider lists it and publishes keys for it.
 func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 	t.Parallel()
 	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -50,7 +50,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 	}
 	for _, test := range []struct {
 		pinned string
-		good   map[string]bool // by the algorithm of the token
+		good   map[string]bool // keyed by the algorithm of the token
 	}{
 		{"", map[string]bool{"RS256": true, "ES256": true}},
 		{"RS256", map[string]bool{"RS256": true}},
@@ -79,8 +79,9 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 					wantPage(t, resp, 502, "login_invalid")
 				}
 				token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: sign})
-				a.recordCalls(both) // its keys
-				if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; (got == 200) != test.good[alg] {
+				a.recordCalls(both) // the provider's keys
+				got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode
+				if (got == 200) != test.good[alg] {
 					t.Errorf("a logout token with %s: got %d", alg, got)
 				}
 			}
@@ -97,7 +98,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 			if test.pinned == "ES256" {
 				hooks.SignIDToken = es256
 			}
-			a.recordCalls(hooks) // and userinfo with RS256
+			a.recordCalls(hooks) // userinfo is signed with RS256
 			if got := a.browser().SignIn("alice", "").StatusCode; (got == 303) != test.good["RS256"] {
 				t.Errorf("got %d", got)
 			}
@@ -169,7 +170,7 @@ func TestProviderWithoutThePinnedAlgorithmIsLogged(t *testing.T) {
 			`does not sign ID tokens with ES256, only with [\"RS256\" \"PS256\"] (check oidc.id_token_alg)`)
 	})
 	wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
-	for _, list := range []any{nil, 7, []string{}} { // it does not say
+	for _, list := range []any{nil, 7, []string{}} { // the metadata has no such member
 		pinned(list).waitReady()
 	}
 }

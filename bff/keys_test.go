@@ -29,8 +29,8 @@ func withJunkKeys(junk ...string) devidp.Hooks {
 	}}
 }
 
-// RFC 7517, section 5: keys that are not understood, incomplete or out of range
-// are ignored, and the others are used.
+// RFC 7517, section 5: unknown, incomplete or out-of-range keys are ignored,
+// and the others are used.
 func TestUnusableKeysAreIgnored(t *testing.T) {
 	t.Parallel()
 	secret := strings.Repeat("c2VjcmV0", 20)
@@ -89,8 +89,8 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 	})
 }
 
-// An unknown key proves nothing about the user: the new tokens are used, and
-// the ID token of before is kept.
+// An unknown key says nothing about the user: the new tokens are used, and the
+// previous ID token is kept.
 func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 	t.Parallel()
 	unknown := func(header, _ map[string]any) { header["kid"] = rand.Text() }
@@ -162,7 +162,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 				return b.Submit("/bff/logout", nil).Location(t).Query().Get("id_token_hint")
 			}
 			a.recordCalls(hooks)
-			for range 5 { // more than the key set is fetched for unknown keys, and as many as may be forced
+			for range 5 { // more than the limit of key set fetches, and as many as may be forced
 				wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 			}
 			a.wantSession(b, "alice")
@@ -178,7 +178,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 	}
 }
 
-// wantNo fails the test if there is a log line with a message.
+// wantNo fails the test if a log line has the message.
 func (b *buffer) wantNo(t *testing.T, msg string) {
 	t.Helper()
 	if lines := b.lines(t, msg); len(lines) > 0 {
@@ -186,7 +186,8 @@ func (b *buffer) wantNo(t *testing.T, msg string) {
 	}
 }
 
-// A key set that cannot be fetched, or is empty, is an outage and no verdict.
+// A key set that cannot be fetched, or is empty, is an outage: the token is not
+// judged.
 func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 	t.Parallel()
 	for name, hooks := range map[string]devidp.Hooks{
@@ -224,7 +225,7 @@ func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 	}
 }
 
-// A provider may give a new key the kid of the old one.
+// A provider may reuse the kid of an old key for a new one.
 func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -258,8 +259,8 @@ func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// renamedKeys has the provider publish its newest key alone, and sign with it,
-// under a kid.
+// renamedKeys makes the provider publish its newest key only, and sign with it,
+// under the kid.
 func (a *app) renamedKeys(kid string) devidp.Hooks {
 	rename := func(header, _ map[string]any) { header["kid"] = kid }
 	return devidp.Hooks{EditIDToken: rename, EditLogoutToken: rename, EditJWKS: func(set map[string]any) {
@@ -269,8 +270,8 @@ func (a *app) renamedKeys(kid string) devidp.Hooks {
 	}}
 }
 
-// Anybody can send logout tokens with made-up key ids. They must not keep a
-// genuine one from the keys that it needs, and not have us fetch without end.
+// Anybody can send logout tokens with made-up key ids. They must neither delay
+// the keys for a genuine token nor cause unlimited fetches.
 func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
@@ -314,11 +315,11 @@ func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	junk()
-	a.signedIn() // whose ID token is signed with a key that is new as well
+	a.signedIn() // its ID token is signed with the new key too
 }
 
-// The keys at hand, and what has been spent of the fetches for unknown keys,
-// are those of before when the metadata are read again.
+// A refresh of the metadata keeps the cached keys and the limit of fetches for
+// unknown keys.
 func TestKeysOutliveTheMetadata(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -359,7 +360,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 	}
 	a.wantSession(b, "")
 
-	// At another jwks_uri there are other keys.
+	// Another jwks_uri has other keys.
 	a.recordCalls(devidp.Hooks{
 		EditDiscovery: func(m map[string]any) { m["jwks_uri"] = fmt.Sprint(m["jwks_uri"], "?v=2") },
 	})
@@ -373,8 +374,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 	}
 }
 
-// A logout token that is wrong in itself is refused before any key is looked
-// for.
+// An invalid logout token is rejected before any key is fetched.
 func TestInvalidLogoutTokenFetchesNoKeys(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

@@ -19,7 +19,7 @@ import (
 )
 
 // A browser that restores its tabs starts a login in each of them, more than
-// there is room for.
+// attempts are kept.
 func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 	t.Parallel()
 	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
@@ -31,7 +31,7 @@ func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 		}
 		for n, i := range order {
 			resp := b.Navigate(b.Authorize("alice", begun[i].Location(t).String()).Location(t).String())
-			if resp.StatusCode == 302 { // it started again, which only the first may
+			if resp.StatusCode == 302 { // only the first may restart
 				if n > 0 {
 					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
 				}
@@ -58,7 +58,7 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 	for i := range 5 {
 		begun = append(begun, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
 	}
-	for range 10 { // as another site could have the browser do
+	for range 10 { // another site could cause this navigation
 		again := "/bff/callback?" + url.Values{"state": {stale}, "code": {"x"}}.Encode()
 		if got := b.Navigate(again).StatusCode; got != 302 {
 			t.Fatalf("a stale response: got %d, want a login that starts again", got)
@@ -75,8 +75,8 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 	}
 }
 
-// On the way from the provider a browser withholds the Strict cookie of the
-// session there is.
+// On the redirect from the provider the browser withholds the Strict session
+// cookie.
 func TestLateResponseFindsSessionDespiteStrictCookie(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -103,7 +103,7 @@ func TestLateResponseFindsSessionDespiteStrictCookie(t *testing.T) {
 		}
 		a.wantSession(signedIn, "alice")
 	}
-	// A made-up state leads nowhere.
+	// A made-up state is rejected.
 	wantPage(t, signedIn.Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Site", "cross-site"), 400, "bad_callback")
 }
 
@@ -128,8 +128,8 @@ func TestLateResponseKeepsAShortReturnTo(t *testing.T) {
 	}
 }
 
-// The user presses twice: the browser leaves the first request, and with it the
-// cookie in its response.
+// The user clicks twice: the browser aborts the first request and loses the
+// cookie of its response.
 func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -168,7 +168,7 @@ func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	}
 	second := make(chan *bfftest.Response)
 	go func() { second <- b.Navigate(u) }()
-	time.AfterFunc(200*time.Millisecond, func() { close(release) }) // whichever comes first is right
+	time.AfterFunc(200*time.Millisecond, func() { close(release) }) // either may come first
 	if body := <-second; body.StatusCode != 303 || body.Header.Get("Location") != "/here" {
 		t.Errorf("got %d to %q\n%s", body.StatusCode, body.Header.Get("Location"), body.Text)
 	}
@@ -178,8 +178,8 @@ func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	}
 }
 
-// What is left of a login in the store opens nothing, and gives nobody a
-// session later.
+// The record of a completed login contains no credentials and starts no session
+// later.
 func TestCompletedAttemptStartsNoSecondSession(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -192,11 +192,11 @@ func TestCompletedAttemptStartsNoSecondSession(t *testing.T) {
 	thief.SetCookie(&http.Cookie{Name: attempt.Name, Value: attempt.Value, Path: "/"})
 	before := a.provider.TokenRequests()
 	thief.Navigate(u)
-	a.wantSession(thief, "") // the session has ended
+	a.wantSession(thief, "") // the session has ended by now
 	if n := a.provider.TokenRequests() - before; n > 0 {
 		t.Errorf("the code was redeemed again")
 	}
-	other := a.browser() // without the attempt
+	other := a.browser() // without the attempt cookie
 	other.Navigate(u)
 	a.wantSession(other, "")
 }
@@ -260,7 +260,7 @@ func TestRepeatedCallbacksGetTheSameResponse(t *testing.T) {
 		q.Set("code", "junk")
 		before := a.provider.TokenRequests()
 		for _, resp := range twice(func() *bfftest.Response { return b.Navigate("/bff/callback?" + q.Encode()) }) {
-			if resp.StatusCode != 502 && resp.StatusCode != 302 { // 302: the first was over, its attempt gone
+			if resp.StatusCode != 502 && resp.StatusCode != 302 { // 302: the first was complete, its attempt removed
 				t.Errorf("got %d %s", resp.StatusCode, resp.Text)
 			}
 		}

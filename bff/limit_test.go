@@ -16,7 +16,7 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 				t.Errorf("event %d of the burst has to wait %v", i+1, wait)
 			}
 		}
-		for range 5 { // a refusal costs nothing
+		for range 5 { // a refusal does not count
 			if wait := l.take("a"); wait != 250*time.Millisecond {
 				t.Errorf("beyond the burst: wait %v, want 250ms", wait)
 			}

@@ -19,8 +19,8 @@ func TestReferencesOfAnUpstreamAreRewritten(t *testing.T) {
 		(*say.Load())(w.Header())
 		w.WriteHeader(303)
 	})
-	// A name for the upstream, and its default port, need a listener that is
-	// found by another way: a Unix socket is localhost.
+	// An upstream with a host name and the default port needs another kind of
+	// listener: a Unix socket is localhost.
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -48,10 +48,10 @@ func TestReferencesOfAnUpstreamAreRewritten(t *testing.T) {
 		{"/stripped/", strings.ToUpper(public) + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", strings.Replace(public, "localhost", "localhost.", 1) + "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", public, "/stripped/"},
-		// of an upstream that honours X-Forwarded-Prefix
+		// from an upstream that honours X-Forwarded-Prefix
 		{"/stripped/", public + "/stripped/orders/1", "/stripped/orders/1"},
 		{"/stripped/", "/stripped/orders/1", "/stripped/orders/1"},
-		// of one that knows nothing of it
+		// from one that ignores it
 		{"/stripped/", tcp.URL + "/stripped/orders/1", "/stripped/stripped/orders/1"},
 		{"/stripped/", "/orders/1", "/stripped/orders/1"},
 		{"/stripped/", "/strippedx/1", "/stripped/strippedx/1"},

@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// An upstream that heeds X-Forwarded-Proto but not X-Forwarded-Host names
-// itself with our scheme.
+// An upstream that honours X-Forwarded-Proto but not X-Forwarded-Host uses the
+// public scheme with its own host.
 func TestUpstreamLocationMayHaveThePublicScheme(t *testing.T) {
 	t.Parallel()
 	var say atomic.Pointer[string]

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// A log line stays short, whatever a client sends.
+// Log lines are short, whatever a client sends.
 func TestLogLinesAreShort(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

@@ -14,7 +14,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// largeIDToken adds group ids to ID tokens, as many as in a large company.
+// largeIDToken adds group ids to ID tokens, as in a large company.
 func largeIDToken(groups int) devidp.Hooks {
 	return devidp.Hooks{EditIDToken: func(_, claims map[string]any) {
 		var ids []string
@@ -25,7 +25,7 @@ func largeIDToken(groups int) devidp.Hooks {
 	}}
 }
 
-// continueLogout signs out as a script does, and returns the redirect to the
+// continueLogout signs out as a script does. It returns the redirect to the
 // provider.
 func continueLogout(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	t.Helper()
@@ -83,7 +83,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	if head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
 		t.Errorf("HEAD: got %d %v", head.StatusCode, head.Header)
 	}
-	// Our cookie does not reach upstreams.
+	// The cookie does not reach upstreams.
 	if e := echoed(t, b.Fetch("GET", "/public/x")); strings.Contains(fmt.Sprint(e.Header["Cookie"]), "logout") {
 		t.Errorf("the upstream got %v", e.Header["Cookie"])
 	}
@@ -105,7 +105,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	if twice.StatusCode != 303 || twice.Header.Get("Location") != "/" {
 		t.Errorf("once more: got %d to %s", twice.StatusCode, twice.Header.Get("Location"))
 	}
-	// In another browser, and with a state that somebody made up.
+	// In another browser, and with a forged state.
 	if other := a.browser().Navigate(body["redirect_to"]); other.Header.Get("Location") != "/" {
 		t.Errorf("in another browser: got %d to %s", other.StatusCode, other.Header.Get("Location"))
 	}
@@ -131,7 +131,7 @@ func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 		RedirectTo string `json:"redirect_to"`
 	}
 	b.Fetch("POST", "/bff/logout").Decode(t, &body)
-	out := b.Navigate(at+body.RedirectTo, "Host", strings.TrimPrefix(a.url, "http://")) // which the jar goes by
+	out := b.Navigate(at+body.RedirectTo, "Host", strings.TrimPrefix(a.url, "http://")) // the jar uses it
 	if !out.Location(t).Query().Has("id_token_hint") {
 		t.Errorf("the other replica sends %s", out.Location(t))
 	}
@@ -139,15 +139,15 @@ func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 	if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
 		t.Errorf("got %d to %s", back.StatusCode, back.Header.Get("Location"))
 	}
-	// Without a session there is no token, and the same path.
+	// Without a session there is no token, but the same path.
 	q := continueLogout(t, a.browser()).Location(t).Query()
 	if q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
 		t.Errorf("without a session: sent %v", q)
 	}
 }
 
-// replica starts another server with a configuration, and returns where it
-// listens.
+// replica starts another server with the configuration. It returns the server
+// and its URL.
 func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
 	t.Helper()
 	server, err := bff.New(cfg)
@@ -165,7 +165,7 @@ func replica(t *testing.T, cfg bff.Config) (*bff.Server, string) {
 	return server, at.URL
 }
 
-// The cookie of one app is no hint of another that has the same keys.
+// The logout cookie of one app is no hint for another app with the same keys.
 func TestLogoutHintOfAnotherAppIsIgnored(t *testing.T) {
 	t.Parallel()
 	a, other := newApp(t, nil), newApp(t, nil)
@@ -197,7 +197,7 @@ func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 			q := to.Query()
 			var head strings.Builder
 			resp.Header.Write(&head)
-			if head.Len() > 3900 { // with the status line it has to fit into nginx's 4 kB
+			if head.Len() > 3900 { // with the status line it must fit into nginx's 4 kB
 				t.Errorf("%d groups, %s: the response header has %d bytes", groups, how, head.Len())
 			}
 			long := groups >= 60
@@ -213,7 +213,8 @@ func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 	}
 }
 
-// The response that keeps the ID token in a cookie has to pass nginx as well.
+// The response that sets the cookie with the ID token must also fit into
+// nginx's buffer.
 func TestLogoutResponseWithAnIDTokenIsSmall(t *testing.T) {
 	t.Parallel()
 	for _, groups := range []int{0, 30, 40, 45, 50, 55, 60, 200} {

@@ -5,9 +5,8 @@ import (
 	"testing"
 )
 
-// A script that does not ask for JSON follows the redirect of a logout, and can
-// read where it leads if the provider allows it to. There is no ID token in
-// that.
+// A script that does not accept JSON follows the redirect of a logout, and can
+// read its target if the provider allows that. The target has no ID token.
 func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -35,7 +34,7 @@ func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 				next.Header.Get("Location"))
 		}
 	}
-	// A form of a page is a navigation.
+	// The form of a page is a navigation.
 	got := a.signedIn().Submit("/bff/logout", nil)
 	if got.StatusCode != 303 || !strings.HasPrefix(got.Header.Get("Location"), a.provider.Issuer) {
 		t.Errorf("a form: got %d, Location %.60q", got.StatusCode, got.Header.Get("Location"))

@@ -26,7 +26,7 @@ import (
 
 const logoutEvent = "http://schemas.openid.net/event/backchannel-logout"
 
-// logoutToken makes a logout token as the hooks say.
+// logoutToken returns a logout token that the hooks modify.
 func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 	a.t.Helper()
 	a.provider.SetHooks(hooks)
@@ -38,15 +38,15 @@ func (a *app) logoutToken(sub, sid string, hooks devidp.Hooks) string {
 	return token
 }
 
-// sendLogoutToken calls the back-channel as the provider does: without a
-// cookie, and by another name.
+// sendLogoutToken calls the back-channel endpoint as the provider does: without
+// cookies, and with another Host.
 func (a *app) sendLogoutToken(form url.Values) *bfftest.Response {
 	return a.browser().Do("POST", "/bff/backchannel-logout", form.Encode(),
 		"Content-Type", "application/x-www-form-urlencoded", "Host", "cloakroom.internal:8080")
 }
 
-// signedInWithSID returns a browser in which alice has signed in, and the sid
-// of her session at the provider.
+// signedInWithSID returns a browser in which alice is signed in, and the sid of
+// the session at the provider.
 func (a *app) signedInWithSID() (*bfftest.Browser, string) {
 	a.t.Helper()
 	var sid string
@@ -64,7 +64,7 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 	for name, test := range map[string]struct {
 		sub      string
 		bySID    bool
-		wantLeft string // of first, second (two of alice), bob
+		wantLeft string // of first and second, both alice's, and bob
 	}{
 		"sid":                   {"", true, "second, bob"},
 		"sub":                   {"alice", false, "bob"},
@@ -115,7 +115,7 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 	}
 }
 
-// wantRefused checks for an error as the provider reads it.
+// wantRefused checks for an error response to the provider.
 func wantRefused(t *testing.T, name string, resp *bfftest.Response, code string) {
 	t.Helper()
 	var body struct{ Error, Code string }
@@ -201,7 +201,10 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 			return a.browser().Do("POST", "/bff/backchannel-logout", good.Encode(), "Content-Type", "application/json")
 		},
 		"too long": func() *bfftest.Response {
-			return a.sendLogoutToken(url.Values{"logout_token": good["logout_token"], "x": {strings.Repeat("x", 100<<10)}})
+			return a.sendLogoutToken(url.Values{
+				"logout_token": good["logout_token"],
+				"x":            {strings.Repeat("x", 100<<10)},
+			})
 		},
 	} {
 		if resp := request(); resp.StatusCode != 400 {
@@ -236,7 +239,9 @@ func TestUnusualButValidLogoutTokensAreAccepted(t *testing.T) {
 	} {
 		a := newApp(t, nil)
 		b, sid := a.signedInWithSID()
-		resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})}})
+		resp := a.sendLogoutToken(url.Values{
+			"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})},
+		})
 		if resp.StatusCode != 200 {
 			t.Errorf("%s: got %d %s\n%s", name, resp.StatusCode, resp.Text, a.logs)
 		}
@@ -351,7 +356,7 @@ func TestLogoutBeforeTheCallbackWins(t *testing.T) {
 	a := newApp(t, nil)
 	b := a.signedIn()
 	callback := b.AuthResponse("alice", "").Location(t).String()
-	other := a.signedIn() // began, and was complete, before the logout
+	other := a.signedIn() // started and finished before the logout
 	resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}})
 	if resp.StatusCode != 200 {
 		t.Fatalf("the logout: got %d", resp.StatusCode)
@@ -359,15 +364,15 @@ func TestLogoutBeforeTheCallbackWins(t *testing.T) {
 	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
 	a.wantSession(b, "")
 	a.wantSession(other, "")
-	// those of the two sessions, which nobody can open any more
+	// those of the two sessions, whose records cannot be opened any more
 	waitFor(t, "the tokens that came too late are given back", func() bool {
 		return a.provider.LiveRefreshTokens() == 2
 	})
 	a.signedIn()
 }
 
-// Whoever can reach the endpoint must not keep logins from learning the
-// provider's new keys.
+// Junk logout tokens must not keep logins from fetching the provider's new
+// keys.
 func TestJunkLogoutTokensDoNotBlockLogins(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -420,7 +425,7 @@ func TestWebSocketEndsWithItsSession(t *testing.T) {
 		fmt.Fprintf(rw,
 			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(brokertest.Digest(token)), r.Header.Get("Cookie"))
 		rw.Flush()
-		io.Copy(conn, rw) // everything comes back
+		io.Copy(conn, rw) // each byte is echoed
 	}
 	b := a.signedIn()
 	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
@@ -492,7 +497,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 			resp := b.Open("/stream/x")
 			defer resp.Body.Close()
 			lines := bufio.NewReader(resp.Body)
-			for range 140 { // for longer than it takes until the stream is watched
+			for range 140 { // longer than the delay until the stream is watched
 				if _, err := lines.ReadString('\n'); err != nil {
 					t.Fatal(err)
 				}

@@ -12,7 +12,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// missing takes a member away.
+// missing removes a member.
 type missing struct{}
 
 func setMember(members map[string]any, name string, value any) {
@@ -23,14 +23,13 @@ func setMember(members map[string]any, name string, value any) {
 	}
 }
 
-// oddValues are values of every JSON type, and none.
+// oddValues has values of every JSON type, and a missing one.
 var oddValues = []any{
 	missing{}, nil, "", "odd", "2026-01-01T00:00:00Z", 0, 7, -1, 1e300, true, []any{},
 	[]any{"x", 7}, map[string]any{}, map[string]any{"x": 1},
 }
 
-// A claim of another type than the standard's refuses nobody, unless something
-// depends on it.
+// A claim of an unexpected type is ignored, unless something depends on it.
 func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -53,7 +52,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 			t.Errorf("%q are %#v: got %d, want 303", unneeded, value, got)
 		}
 	}
-	for name, good := range map[string][]any{ // what depends on them, and the values that do no harm
+	for name, good := range map[string][]any{ // needed claims, and the values that are accepted
 		"iss": nil, "sub": {"odd", "2026-01-01T00:00:00Z"}, "aud": nil, "exp": nil, "iat": nil, "nonce": nil,
 		"azp":     {missing{}},
 		"nbf":     {missing{}, nil, 0, 7},
@@ -88,7 +87,7 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 	}
 }
 
-// Nothing is granted because of a claim that cannot be read.
+// A claim of an unexpected type grants nothing.
 func TestClaimOfAnotherTypeGrantsNothing(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -147,7 +146,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	} {
 		for _, value := range oddValues {
 			if value == "odd" && name == "refresh_token" || value == "2026-01-01T00:00:00Z" && name == "refresh_token" {
-				continue // those are tokens
+				continue // these are valid tokens
 			}
 			edit(name, value)
 			b := a.browser()
@@ -157,9 +156,9 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 			if name != "scope" {
 				continue
 			}
-			want := 403 // nothing is granted because of it
+			want := 403 // it grants nothing
 			if _, gone := value.(missing); gone || value == nil {
-				want = 200 // RFC 6749, section 5.1: what was asked for
+				want = 200 // RFC 6749, section 5.1: the requested scopes
 			}
 			if got := b.Fetch("GET", "/api/x").StatusCode; got != want {
 				t.Errorf("scope is %#v: got %d, want %d", value, got, want)
@@ -173,7 +172,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	for _, name := range []string{"access_token", "token_type", "id_token"} {
 		for _, value := range oddValues {
 			if s, _ := value.(string); s != "" && name != "token_type" {
-				continue // those are tokens
+				continue // these are valid tokens
 			}
 			a.provider.Behave()
 			b := a.signedIn()
@@ -218,7 +217,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	}
 }
 
-// rewriter changes a body as it is written.
+// rewriter changes a response body while it is written.
 type rewriter struct {
 	http.ResponseWriter
 	change func(string) string
@@ -291,7 +290,7 @@ func TestUnneededLogoutTokenClaimsMayHaveAnyType(t *testing.T) {
 			if good {
 				want = 200
 			}
-			if got := tell(name, value); got != want && !(got == 400 && name == "jti") { // the same jti comes once
+			if got := tell(name, value); got != want && !(got == 400 && name == "jti") { // a jti is accepted once
 				t.Errorf("%s is %#v: got %d, want %d", name, value, got, want)
 			}
 		}

@@ -13,16 +13,17 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// withMember writes a member of its own spelling behind those of an object.
+// withMember appends a member, in its own spelling, to the members of an
+// object.
 func withMember(object map[string]any, member string) []byte {
 	b, err := json.Marshal(object)
 	if err != nil {
-		panic(err) // what a test made up
+		panic(err) // the member of a test
 	}
 	return []byte(strings.TrimSuffix(string(b), "}") + "," + member + "}")
 }
 
-// resign signs claims again with a member more, or with members renamed.
+// resign signs claims with an additional member, or with renamed members.
 func (a *app) resign(more string, rename map[string]string) func(header, claims map[string]any) (string, error) {
 	return func(header, claims map[string]any) (string, error) {
 		for from, to := range rename {
@@ -36,8 +37,8 @@ func (a *app) resign(more string, rename map[string]string) func(header, claims 
 	}
 }
 
-// encoding/json takes ſub and SUB for sub. Names are compared octet by octet:
-// no such member stands in for the real one.
+// encoding/json decodes ſub and SUB as sub. Names are compared octet by octet,
+// so no such member replaces the real one.
 func TestTokenMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -70,7 +71,7 @@ func TestTokenMemberNamesAreExact(t *testing.T) {
 			for from, to := range test.rename {
 				rename[from] = to
 			}
-			more := strings.ReplaceAll(test.more, "mallory", "alice") // whose session it would be
+			more := strings.ReplaceAll(test.more, "mallory", "alice") // the user of the session if it were accepted
 			token := a.logoutToken("carol", "", devidp.Hooks{SignLogoutToken: a.resign(more, rename)})
 			if got := a.sendLogoutToken(url.Values{"logout_token": {token}}).StatusCode; got != 400 {
 				t.Errorf("a logout token: got %d, want 400", got)
@@ -92,8 +93,8 @@ func TestTokenMemberNamesAreExact(t *testing.T) {
 	})
 }
 
-// Names that differ in case are different names, and those that nothing depends
-// on may be there in any number.
+// Names that differ in case are different names. Unused ones may occur any
+// number of times.
 func TestUnusedClaimsAreIgnored(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -136,7 +137,7 @@ func TestUnusedClaimsAreIgnored(t *testing.T) {
 	}
 }
 
-// A claim of the user keeps its name and its number, to the digit.
+// Claims of the user keep their names, and their numbers every digit.
 func TestClaimsArePassedOnUnchanged(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -150,7 +151,8 @@ func TestClaimsArePassedOnUnchanged(t *testing.T) {
 	}
 }
 
-// The words of a token endpoint count under their own names alone, and once.
+// Members of a token response are accepted under their exact names only, and
+// once.
 func TestTokenResponseMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
@@ -183,7 +185,7 @@ func TestTokenResponseMemberNamesAreExact(t *testing.T) {
 	}
 }
 
-// The same for metadata: a member in another case is another member.
+// In metadata too, a member in another case is another member.
 func TestMetadataMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(m map[string]any){
@@ -202,7 +204,7 @@ func TestMetadataMemberNamesAreExact(t *testing.T) {
 	}
 }
 
-// The header of a JWT decides which key checks it.
+// The header of a JWT selects the key that verifies it.
 func TestJOSEHeaderMemberNamesAreExact(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// A browser updates what it has stored with the header of a 304 (RFC 9111,
-// section 3.2). That must not take a document out of its sandbox, whatever type
-// the 304 names.
+// A browser updates a stored response with the headers of a 304 (RFC 9111,
+// section 3.2). That must not remove the sandbox of a document, whatever type
+// the 304 has.
 func TestNotModifiedKeepsTheSandbox(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)

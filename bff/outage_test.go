@@ -108,7 +108,7 @@ func TestTokenWithoutExpiresInExpires(t *testing.T) {
 	for name, test := range map[string]struct {
 		access   func() string
 		lifetime time.Duration
-		want     int // refreshes after two calls
+		want     int // number of refreshes after two calls
 	}{
 		"exp in an hour":                  {func() string { return unsigned(exp(time.Hour)) }, time.Millisecond, 0},
 		"exp passed":                      {func() string { return unsigned(exp(-time.Hour)) }, time.Hour, 1},
@@ -284,7 +284,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 	if got := callAll(); got[503] != users {
 		t.Errorf("during the outage: %v, want %d times 503", got, users)
 	}
-	first := len(calls.to("/token")) // the first calls came at once
+	first := len(calls.to("/token")) // the first calls were concurrent
 	if got := callAll(); got[503] != users {
 		t.Errorf("during the outage: %v, want %d times 503", got, users)
 	}
@@ -298,7 +298,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 		t.Errorf("after the outage: %v, want %d times 200", got, users)
 	}
 	text := a.logs.String()
-	// before it was known for an outage
+	// before the outage was detected
 	if n := strings.Count(text, `"level":"WARN","msg":"tokens not refreshed`); n > 3 {
 		t.Errorf("%d log lines of sessions whose tokens were not refreshed, want 3 at most", n)
 	}

@@ -16,15 +16,16 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// The rate that bodies need in these tests, and over which time it is measured.
+// The minimum rate of bodies in these tests, and the window that it is measured
+// over.
 const (
 	testRate    = 10_000
-	shortWindow = 200 * time.Millisecond // where it does not matter who was slow first
-	testWindow  = time.Second            // where nothing has to be fast
-	longWindow  = 4 * time.Second        // where a body must be fast enough on a busy machine
+	shortWindow = 200 * time.Millisecond // if it does not matter which side is slow first
+	testWindow  = time.Second            // if nothing must be fast
+	longWindow  = 4 * time.Second        // if a body must be fast enough on a busy machine
 )
 
-// paced runs a test for every way through a broker that ends slow bodies.
+// paced runs a test for every way through a broker that aborts slow bodies.
 func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *way)) {
 	t.Helper()
 	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
@@ -39,12 +40,12 @@ func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *way)) 
 	})
 }
 
-// slowRequest is request with more patience.
+// slowRequest is request with a longer timeout.
 func (w *way) slowRequest(t *testing.T, method, target string, body io.Reader, header ...string) *http.Request {
 	return w.request(t, method, target, body, header...).WithContext(t.Context())
 }
 
-// slowDo does a request of which an error is an answer too.
+// slowDo sends a request that may fail with an error.
 func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
 	resp, err := w.client.Do(req)
 	if err != nil {
@@ -55,8 +56,8 @@ func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
 	return resp.StatusCode, string(b), err
 }
 
-// wantLogged waits for the line of the request for a path, and checks that it
-// is one, and names the cause.
+// wantLogged waits for the log line of the request for a path, and checks that
+// there is one and that it names the cause.
 func (w *way) wantLogged(t *testing.T, target, cause string) {
 	t.Helper()
 	var lines []string
@@ -76,12 +77,12 @@ func (w *way) wantLogged(t *testing.T, target, cause string) {
 	}
 }
 
-// trickle is a body that comes in pieces, one each 20 ms, until the context
+// trickle is a body that arrives in pieces, one every 20 ms, until the context
 // ends.
 type trickle struct {
 	ctx    context.Context
 	piece  int
-	pieces int // -1: no end
+	pieces int // -1 for an endless body
 }
 
 func (s *trickle) Read(p []byte) (int, error) {
@@ -112,7 +113,7 @@ func TestSlowUploadIsAborted(t *testing.T) {
 				target := fmt.Sprint(name, length)
 				var body io.Reader = &trickle{ctx, 10, -1}
 				if name == "stops" {
-					from, to := io.Pipe() // which the client closes when it gives up
+					from, to := io.Pipe() // the client closes it on its timeout
 					go io.WriteString(to, "four")
 					body = from
 				}
@@ -146,7 +147,7 @@ func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 			req := w.slowRequest(t, "PUT", target, io.NopCloser(newSource(flood)))
 			req.ContentLength = length
 			status, text, err := w.slowDo(req)
-			// The connection of a client that goes on sending may be reset.
+			// The connection of a client that continues to send may be reset.
 			if err == nil && (status != 504 || !strings.Contains(text, `"upstream_timeout"`)) {
 				t.Errorf("%s: got %d %s, %v", target, status, text, err)
 			}
@@ -230,7 +231,7 @@ func TestFastBodiesAndQuietStreamsContinue(t *testing.T) {
 			switch what := r.URL.Path[len(w.path):]; what {
 			case "upload":
 				n, err := io.Copy(io.Discard, r.Body)
-				time.Sleep(long) // the body has arrived: what takes so long is the answer
+				time.Sleep(long) // the body has arrived, the response takes this long
 				fmt.Fprint(rw, n, err)
 			case "poll":
 				time.Sleep(long)
@@ -260,7 +261,7 @@ func TestFastBodiesAndQuietStreamsContinue(t *testing.T) {
 			req := w.slowRequest(t, method, "x", body)
 			req.URL.Path = w.path + target
 			if strings.HasPrefix(target, "/") {
-				req.URL.Path = w.path + "-" + target[1:] // an empty segment would be refused
+				req.URL.Path = w.path + "-" + target[1:] // an empty path segment would be refused
 			}
 			all.Go(func() {
 				if status, text, err := w.slowDo(req); status != 200 || text != want || err != nil {
@@ -295,7 +296,7 @@ func TestWebSocketMayBeQuiet(t *testing.T) {
 		io.WriteString(c, line)
 	})
 	c, r, _ := w.openSocket(t, "x")
-	time.Sleep(testWindow) // there is no event to wait for: nothing is to happen
+	time.Sleep(testWindow) // nothing must happen, so there is no event to wait for
 	io.WriteString(c, "hello\n")
 	if line, err := r.ReadString('\n'); line != "hello\n" {
 		t.Errorf("got %q, %v", line, err)
@@ -354,7 +355,7 @@ func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
 	}
 }
 
-// Responses that fit into buffers are sent when their handlers have returned.
+// Responses that fit into a buffer are sent after their handlers have returned.
 func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	t.Parallel()
 	f := newFront(t, func(_ *front, cfg *bff.Config) {
@@ -373,7 +374,7 @@ func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 		c, _ := w.dial(t)
 		c.SetDeadline(time.Now().Add(2 * time.Minute))
 		sent := 0
-		for ; sent < 1_000_000; sent++ { // until the broker hangs up
+		for ; sent < 1_000_000; sent++ { // until the broker closes the connection
 			if _, err := io.WriteString(c, head+"\r\n"); err != nil {
 				var timeout interface{ Timeout() bool }
 				if errors.As(err, &timeout) && timeout.Timeout() {
@@ -383,7 +384,8 @@ func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 			}
 		}
 	}
-	// A connection that is used again is not bounded by the request before.
+	// The deadline of one request does not apply to the next one on its
+	// connection.
 	w.answers(func(rw http.ResponseWriter, r *http.Request) {
 		io.WriteString(rw, "begun")
 		flush(rw)

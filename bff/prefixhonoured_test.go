@@ -7,9 +7,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// An upstream that honours X-Forwarded-Prefix sets its cookies for the prefix,
-// as it redirects to it. They are for the whole route, and not for a path below
-// it.
+// An upstream that honours X-Forwarded-Prefix uses the prefix in cookies and
+// redirects. Its cookies apply to the whole route, not to a path below it.
 func TestUpstreamThatHonoursForwardedPrefix(t *testing.T) {
 	t.Parallel()
 	u := newScriptedUpstream(t)
@@ -29,15 +28,15 @@ func TestUpstreamThatHonoursForwardedPrefix(t *testing.T) {
 		{"/orders/x", "Set-Cookie: a=1; Path=/cart", "a=1; Path=/orders/cart"},
 		{"/exact", "Set-Cookie: a=1; Path=/exact", "a=1; Path=/exact"},
 		{"/exact/x", "Set-Cookie: a=1; Path=/exact/x", "a=1; Path=/exact/x"},
-		{"/x", "Set-Cookie: a=1; Path=/v1/x", "a=1; Path=/x"}, // no prefix is sent for this one
+		{"/x", "Set-Cookie: a=1; Path=/v1/x", "a=1; Path=/x"}, // this route sends no prefix
 		{"/orders/x", "Location: /orders", "/orders/"},
 		{"/orders/x", "Location: /orders?x=1", "/orders/?x=1"},
 		{"/orders/x", "Location: /orders/cart", "/orders/cart"},
 		{"/orders/x", "Location: " + u.url, "/orders/"},
 		{"/exact", "Location: /exact", "/exact"},
 		{"/x", "Location: /v1/x", "/x"},
-		// Browsers ignore a Path that is too long, and one whose name has
-		// another space than they know.
+		// Browsers ignore a Path that is too long, or whose name has an unusual
+		// space.
 		{"/plain", "Set-Cookie: a=1; Path=/plain/" + strings.Repeat("x", 1100), "a=1; Path=/plain"},
 		{"/plain", "Set-Cookie: a=1; \u00a0Path=/plain", "a=1; \u00a0Path=/plain; Path=/plain"},
 	} {

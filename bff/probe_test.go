@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// The metadata can be on another host than the token endpoint. Its outage must
-// not keep token requests from being sent.
+// Metadata and token endpoint can be on different hosts. An outage of the
+// metadata must not block token requests.
 func TestMetadataOutageDoesNotOpenTheBreaker(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -20,7 +20,7 @@ func TestMetadataOutageDoesNotOpenTheBreaker(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}
 		if r.PostFormValue("grant_type") == "refresh_token" && a.provider.Refreshes() == 0 {
-			next.ServeHTTP(discard{w}, r) // counted
+			next.ServeHTTP(discard{w}, r) // counted as a failure
 			panic(http.ErrAbortHandler)
 		}
 		next.ServeHTTP(w, r)
@@ -29,7 +29,7 @@ func TestMetadataOutageDoesNotOpenTheBreaker(t *testing.T) {
 	waitFor(t, "the session is refreshed", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 }
 
-// discard is a response that is thrown away.
+// discard discards a response.
 type discard struct{ http.ResponseWriter }
 
 func (discard) Header() http.Header         { return make(http.Header) }

@@ -10,7 +10,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// newProfileApp is an app whose provider plays a service.
+// newProfileApp starts a broker whose provider imitates a service.
 func newProfileApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*app, *calls) {
 	t.Helper()
 	for _, profile := range devidp.Profiles {
@@ -30,8 +30,8 @@ func newProfileApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*ap
 	return nil, nil
 }
 
-// Each of them with what configs/providers says, through a login, calls, a
-// refresh and a logout.
+// Each service with its configuration in configs/providers: a login, API calls,
+// a refresh and a logout.
 func TestProviderProfiles(t *testing.T) {
 	t.Parallel()
 	for name, edit := range map[string]func(*app, *bff.Config){
@@ -135,7 +135,7 @@ func TestProviderQuirks(t *testing.T) {
 		a, c := newProfileApp(t, "okta", func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 		a.signedIn()
 		a.signedIn()
-		if n := len(c.toEnd("/v1/par")); n != 3 { // once without
+		if n := len(c.toEnd("/v1/par")); n != 3 { // the first time without it
 			t.Errorf("%d pushed requests for two logins", n)
 		}
 	})
@@ -143,8 +143,7 @@ func TestProviderQuirks(t *testing.T) {
 		a, _ := newProfileApp(t, "entra", func(_ *app, cfg *bff.Config) {
 			cfg.Provider.Scopes = []string{"openid", "api://orders/read"}
 		})
-		// with one API alone the real one does not; ours is strict to see the
-		// parameter
+		// the real service needs no parameter for one API; this one is strict
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_refused")
 		if !strings.Contains(a.logs.String(), "AADSTS28003") {
 			t.Error("the log does not say why")
@@ -152,7 +151,7 @@ func TestProviderQuirks(t *testing.T) {
 	})
 }
 
-// toEnd returns the calls to addresses that end with a path.
+// toEnd returns the requests to paths that end with path.
 func (c *calls) toEnd(path string) []call {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -26,7 +26,7 @@ func TestUpstreamGetsNoCredentialsOrForgedHeaders(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.signedIn()
-	b.Navigate("/bff/login") // an attempt's cookie beside the session's
+	b.Navigate("/bff/login") // an attempt cookie beside the session cookie
 	forged := []string{
 		"Authorization", "Bearer forged", "Proxy-Authorization", "forged", "DPoP", "forged", "Forwarded", "for=forged",
 		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "forged",
@@ -269,7 +269,7 @@ func TestUpstreamCannotSetBrokerCookies(t *testing.T) {
 	}
 }
 
-// An upstream's hints and trailers are headers as well.
+// Early hints and trailers of an upstream are headers too.
 func TestHintsAndTrailersCannotActOnTheOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -412,7 +412,7 @@ func TestLateResponseOfReplacedSessionKeepsTheNewOne(t *testing.T) {
 	late := make(chan *bfftest.Response)
 	go func() { late <- b.Fetch("GET", "/api/slow") }()
 	<-arrived
-	time.Sleep(600 * time.Millisecond) // until its session's end is watched
+	time.Sleep(600 * time.Millisecond) // until the end of its session is watched
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Fatalf("second login: got %d", resp.StatusCode)
 	}

@@ -2,6 +2,6 @@
 
 package bff_test
 
-// raceDetector says that the tests run under the race detector, where bytes
-// move slowly.
+// raceDetector reports whether the tests run under the race detector, which
+// makes transfers slow.
 const raceDetector = true

@@ -17,8 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 )
 
-// sendTarget sends a request target as it is, past all cleaning of a client,
-// and returns the response with its body read.
+// sendTarget sends a request target unchanged, without the normalisation of a
+// client, and returns the response with its body.
 func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.Response {
 	t.Helper()
 	host := strings.TrimPrefix(a.url, "http://")
@@ -43,7 +43,8 @@ func sendTarget(t *testing.T, a *app, target string, header ...string) *bfftest.
 	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
-// readingsApp has a route with a longer one below it, and the app's own pages.
+// readingsApp starts a broker with a route, a longer route below it, and a
+// frontend.
 func readingsApp(t *testing.T) (a *app, outer, admin *brokertest.Echo) {
 	outer, admin = brokertest.NewEcho(t), brokertest.NewEcho(t)
 	return newApp(t, func(_ *app, cfg *bff.Config) {
@@ -72,10 +73,10 @@ func TestPathThatMayMatchALongerRouteIsRefused(t *testing.T) {
 		// ａ, Ａ, ‥, ／, ；
 		"/api/%EF%BD%81dmin/x", "/api/%EF%BC%A1dmin/x", "/api/x/%E2%80%A5/admin/x",
 		"/api%EF%BC%8Fadmin/x", "/api/x%EF%BC%8F..%EF%BC%8Fadmin", "/%EF%BD%81pi/x", "/api/admin%EF%BC%9Bx/users",
-		// Not under a route or the prefix as they stand.
+		// Not under a route or the prefix as they are written.
 		"/API/x", "/Api", "/api;x/y", "/api./x", "/api%20/x", "/BFF/session", "/bff;x/session",
 		"/bff./session", "/Bff", "/docs/v1", "/Docs/V1/x", "/docs/v1;x", "/DOCS/v1/",
-		// Encoded twice, or with segments that some servers merge or resolve.
+		// Double encoded, or with segments that some servers merge or resolve.
 		"/api/%2561dmin/users", "/api//admin/users", "/api/x/../admin/users", "/api/%2e/admin/users",
 		"/api/admin%2Fusers", "/api/x%2F..%2Fadmin/users", "/api%5Cadmin/users", "/api/..;/api/admin",
 		"/%61pi%2Fx", "/x/..%2Fapi/y", "/x/..;y/api/z", "/x/.%2e/api/y", "/x/..%20/api/y", "//api/x",

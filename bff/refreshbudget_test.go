@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The last letter of a cookie has bits that mean nothing. A session has one
-// budget of forced refreshes all the same.
+// The last character of a cookie has unused bits, so it has several spellings.
+// They share the limit of forced refreshes.
 func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -48,8 +48,8 @@ func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 	if spellings < 2 {
 		t.Fatalf("%d spellings of the cookie: nothing was tested", spellings)
 	}
-	// Beyond the burst of 5 there is one each 2 seconds, of which a slow
-	// machine may need some.
+	// After the burst of 5 there is one refresh per 2 seconds. A slow machine
+	// may use some of them.
 	if refreshed >= 5*spellings {
 		t.Errorf("%d forced refreshes with %d spellings of the cookie, want 5", refreshed, spellings)
 	}

@@ -17,8 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// BenchmarkRefusals compares what anybody can make the broker do with a 404.
-// The cost of each has to stay within a small multiple of that.
+// BenchmarkRefusals compares the cost of refusals that anybody can cause with
+// that of a 404. Each must stay within a small multiple of it.
 //
 //	go test ./bff -run '^$' -bench Refusals
 func BenchmarkRefusals(b *testing.B) {
@@ -101,7 +101,7 @@ func BenchmarkRefusals(b *testing.B) {
 				}
 				return w.Code
 			}
-			serve() // spends the budget
+			serve() // reaches the limit
 			for b.Loop() {
 				if got := serve(); got != bench.want {
 					b.Fatalf("got %d, want %d", got, bench.want)

@@ -18,7 +18,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// Each request leaves exactly one log line, also if it never reaches a handler.
+// Each request has exactly one log line, even if it reaches no handler.
 func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -70,7 +70,7 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 					400, "upgrade_refused: ",
 				},
 				{"OPTIONS * HTTP/1.1\r\n" + good + end, 400, "ambiguous_path: "},
-				// At the listener.
+				// Refused by the listener.
 				{
 					"GET /public/x HTTP/1.1\r\n" + good +
 						"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -82,7 +82,7 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 				{"GET /public/x HTTP/3.0\r\n" + good + end, 400, "version"},
 				{"nonsense" + strings.Repeat("x", 9000) + "\r\n\r\n", 400, "request line"},
 				{"POST /public/x HTTP/1.1\r\n" + good + "Transfer-Encoding: gzip\r\n\r\n", 400, "Transfer-Encoding"},
-				// By net/http.
+				// Refused by net/http.
 				{"GET /%zz HTTP/1.1\r\n" + good + end, 400, "400 Bad Request"},
 				{"GET /public/x HTTP/1.1\r\nHost: a b\r\n" + end, 400, "Host"},
 				{
@@ -131,8 +131,8 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 					t.Errorf("%.60q: the log line has %d bytes", test.request, len(lines[0]))
 				}
 			}
-			// A body that is not framed as it says is the handler's to log, and
-			// has one line too.
+			// The handler logs a body with invalid framing. It has one line
+			// too.
 			before := len(a.logs.lines(t, "request")) + len(a.logs.lines(t, "request refused"))
 			c, err := net.Dial("tcp", addr)
 			if err != nil {
@@ -161,7 +161,7 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Routes[0].CSRF = "auto"
-		cfg.Routes[1].CSRF = "" // the same
+		cfg.Routes[1].CSRF = "" // the same as above
 	})
 	b := a.signedIn()
 	for name, test := range map[string]struct {
@@ -262,7 +262,7 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 		"Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13",
 		"Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==",
 	}
-	// the echo does not switch
+	// the echo upstream does not switch protocols
 	for origin, want := range map[string]int{a.url: 200, "https://evil.example": 403, "null": 403, "": 403} {
 		if got := b.Do("GET", "/api/x", "", append(socket, "Origin", origin)...).StatusCode; got != want {
 			t.Errorf("a WebSocket of the origin %q: got %d, want %d", origin, got, want)

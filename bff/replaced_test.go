@@ -10,8 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// navigateStrict does what a browser does with a SameSite=Strict session cookie
-// during a navigation from another site: it sends none, and takes a new one.
+// navigateStrict handles a SameSite=Strict session cookie as a browser does in
+// a cross-site navigation: it sends none, and accepts a new one.
 func (a *app) navigateStrict(b *bfftest.Browser, navigate func() *bfftest.Response) *bfftest.Response {
 	a.t.Helper()
 	before := a.sessionCookie(b)
@@ -31,8 +31,8 @@ func (a *app) wantNoLiveRefreshTokens(why string) {
 	waitFor(a.t, why+": no refresh token is live", func() bool { return a.provider.LiveRefreshTokens() == 0 })
 }
 
-// However the logins come about, after the logout no refresh token of the
-// browser is good any more.
+// After a logout no refresh token of the browser is valid, whatever the order
+// of its logins.
 func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 	t.Parallel()
 	t.Run("one after the other", func(t *testing.T) {
@@ -94,8 +94,8 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 	})
 }
 
-// The tokens of another user's session are revoked at once, and the login does
-// not wait for it.
+// The tokens of another user's session are revoked immediately. The login does
+// not wait for that.
 func TestLoginAsAnotherUserRevokesOldTokens(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -121,8 +121,8 @@ func TestLoginAsAnotherUserRevokesOldTokens(t *testing.T) {
 	}
 }
 
-// An attempt that names the session it is to replace is no session, and shows
-// nothing of it.
+// An attempt that names the session it replaces is no session cookie and
+// reveals nothing of it.
 func TestReplacingAttemptIsSmallAndOpaque(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -139,8 +139,8 @@ func TestReplacingAttemptIsSmallAndOpaque(t *testing.T) {
 	a.wantSession(b, "alice")
 }
 
-// An attempt's life does not begin again when another login is completed
-// meanwhile.
+// Another login that completes in the meantime does not extend the lifetime of
+// an attempt.
 func TestAttemptKeepsItsAge(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -154,7 +154,7 @@ func TestAttemptKeepsItsAge(t *testing.T) {
 			t.Errorf("the other attempt is set anew: %s", line)
 		}
 	}
-	if len(lines) != 3 { // the session, the attempt that is done, and the other one
+	if len(lines) != 3 { // the session, the finished attempt and the other one
 		t.Errorf("got %d cookies: %v", len(lines), lines)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// A server that is replaced in an outage, by a reload, finishes the refreshes
-// that wait for the provider: they hold leases that its successor needs.
+// A server that a reload replaces during an outage finishes the refreshes that
+// wait for the provider: they hold leases that its successor needs.
 func TestWaitingRefreshOutlivesItsServer(t *testing.T) {
 	t.Parallel()
 	var cfg bff.Config
@@ -24,7 +24,7 @@ func TestWaitingRefreshOutlivesItsServer(t *testing.T) {
 		if n == 1 {
 			close(arrived)
 			<-release
-			panic(http.ErrAbortHandler) // the connection ends without a response
+			panic(http.ErrAbortHandler) // the connection is closed without a response
 		}
 		provider.ServeHTTP(w, r)
 	})

@@ -2,5 +2,5 @@ package bff
 
 import "net"
 
-// SetResolver sets what looks up the names of upstreams.
+// SetResolver sets the resolver for the host names of upstreams.
 func (s *Server) SetResolver(r *net.Resolver) { s.current.Load().upstreams.Resolver = r }

@@ -22,7 +22,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// nameServer answers every question for an IPv4 address with its records.
+// nameServer responds to every query for an IPv4 address with its records.
 type nameServer struct {
 	conn    net.PacketConn
 	records atomic.Pointer[[]string]
@@ -53,7 +53,7 @@ func newNameServer(t *testing.T, records ...string) *nameServer {
 
 func (n *nameServer) set(records ...string) { n.records.Store(&records) }
 
-// reply returns the answer to a query (RFC 1035 4.1); nil where there are no
+// reply returns the response to a query (RFC 1035 4.1), nil if there are no
 // records, as if the server were down.
 func (n *nameServer) reply(query []byte) []byte {
 	records := *n.records.Load()
@@ -87,7 +87,7 @@ func (n *nameServer) resolver() *net.Resolver {
 	}}
 }
 
-// host is a server at one of a name's addresses, which says which.
+// host is a server at one address of a name. Its responses identify it.
 type host struct {
 	ip    string
 	open  atomic.Int32 // connections
@@ -95,7 +95,7 @@ type host struct {
 	stop  func()
 }
 
-// newHosts starts servers at the same port of several addresses.
+// newHosts starts servers on the same port of several addresses.
 func newHosts(t *testing.T, kind string, ips ...string) (hosts []*host, port string, trust *tls.Config) {
 	t.Helper()
 	cert, trust := serverCertificate(t)
@@ -159,7 +159,7 @@ func reservePort(t *testing.T) string {
 	return strconv.Itoa(address.(*syscall.SockaddrInet4).Port)
 }
 
-// newNamedApp starts a broker with a route to a name.
+// newNamedApp starts a broker with a route to a host name.
 func newNamedApp(t *testing.T, n *nameServer, kind, port string, trust *tls.Config) (*app, *bfftest.Browser) {
 	t.Helper()
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
@@ -216,7 +216,7 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 				get(0)
 			}
 			n.set("127.0.0.2", "127.0.0.1")
-			hosts[2].stop() // the old address is gone at once, and the name has moved
+			hosts[2].stop() // the old address fails immediately, and the name has another one
 			resp := b.Fetch("GET", "/named/x")
 			if resp.StatusCode != 200 {
 				t.Errorf("when the name has moved and its address is gone: got %d %s", resp.StatusCode, resp.Text)
@@ -241,7 +241,7 @@ func TestUnreachableResolvedAddressFailsNoRequest(t *testing.T) {
 	}
 	hosts[0].stop()
 	hosts[2].stop()
-	wantProblem(t, b.Fetch("POST", "/named/x"), 502, "upstream_failed") // one URL, whatever it resolves to
+	wantProblem(t, b.Fetch("POST", "/named/x"), 502, "upstream_failed") // one URL, whatever addresses the name has
 }
 
 func TestFailedResolutionIsRetried(t *testing.T) {

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// What browsers and proxies have been led astray with, ours and others'.
+// Known inputs that mislead browsers and proxies.
 var hostileReturnTos = []string{
 	"", "x", "foo/bar", "https://evil.example", "http:evil.example", "https:evil.example",
 	"//evil.example", "///evil.example", "////evil.example",
@@ -51,8 +51,8 @@ func FuzzReturnTo(f *testing.F) {
 		if got != "/" && got != raw {
 			t.Fatalf("%q became %q", raw, got)
 		}
-		// As a browser reads a Location (WHATWG URL): tabs and line ends go,
-		// backslashes are slashes.
+		// As a browser parses a Location (WHATWG URL): tabs and line ends are
+		// removed, backslashes are slashes.
 		seen := strings.NewReplacer("\t", "", "\n", "", "\r", "", "\\",
 			"/").Replace(strings.Trim(got, "\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\v\f\r\x0e\x0f\x10 "))
 		u, err := base.Parse(seen)

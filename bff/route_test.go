@@ -230,7 +230,7 @@ func TestRouteRequirementsAreEnforced(t *testing.T) {
 				body.LoginURL, test.challenge, test.login)
 		}
 	}
-	for _, name := range []string{"scope", "claim", "acr", "age"} { // a session is needed, whatever the token
+	for _, name := range []string{"scope", "claim", "acr", "age"} { // a session is required, whatever the token
 		wantProblem(t, a.browser().Fetch("GET", "/"+name+"/x"), 401, "not_signed_in")
 	}
 	if n := a.echo.Calls() - before; n > 0 {
@@ -242,7 +242,7 @@ func TestRouteRequirementsAreEnforced(t *testing.T) {
 	}
 }
 
-// RFC 6749 5.1: a token answer without a scope grants what was asked for.
+// RFC 6749 5.1: a token response without a scope grants the requested scopes.
 func TestMissingScopeMeansTheRequestedScopes(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {
@@ -345,8 +345,8 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 	}
 }
 
-// newAbortingUpstream is an upstream that hangs up on the first requests
-// without an answer, and then answers how many there were.
+// newAbortingUpstream starts an upstream that closes the connections of the
+// first requests without a response. asked returns the number of requests.
 func newAbortingUpstream(t *testing.T, first int) (url string, asked func() int) {
 	var n atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -364,7 +364,7 @@ func TestSafeRequestIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		method string
-		first  int // requests that are hung up on
+		first  int // requests without a response
 		never  bool
 		status int
 		asked  int
@@ -373,7 +373,12 @@ func TestSafeRequestIsRetriedOnce(t *testing.T) {
 		{"GET", 2, false, 502, 2}, {"POST", 1, false, 502, 1}, {"PATCH", 1, false, 502, 1}, {"GET", 1, true, 502, 1},
 	} {
 		upstream, asked := newAbortingUpstream(t, test.first)
-		_, b := newRoutedApp(t, bff.Route{Path: "/flaky/", Token: "user", Upstream: []string{upstream}, NoRetry: test.never})
+		_, b := newRoutedApp(t, bff.Route{
+			Path:     "/flaky/",
+			Token:    "user",
+			Upstream: []string{upstream},
+			NoRetry:  test.never,
+		})
 		resp := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
 		if resp.StatusCode != test.status || asked() != test.asked || test.status == 200 && resp.Text != "the body" {
 			t.Errorf("%s, %d hung up on, never %v: got %d %q, the upstream was asked %d times; want %d, %d times", test.method, test.first, test.never, resp.StatusCode, resp.Text, asked(), test.status, test.asked)
@@ -445,7 +450,12 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 		{"h2c", "h2c" + strings.TrimPrefix(h2c.URL, "http"), nil},
 		{"unix", "unix:" + socket, nil},
 	} {
-		_, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{test.upstream}, TLS: test.tls})
+		_, b := newRoutedApp(t, bff.Route{
+			Path:     "/kind/",
+			Token:    "user",
+			Upstream: []string{test.upstream},
+			TLS:      test.tls,
+		})
 		got := echoed(t, b.Do("POST", "/kind/a%20b?q=1", "a body", "X-CSRF", "1"))
 		if got.URI != "/kind/a%20b?q=1" || got.Body != "a body" ||
 			!strings.HasPrefix(got.Header.Get("Authorization"), "Bearer ") || got.Header.Get("User-Agent") == "" {
@@ -492,8 +502,7 @@ func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	wantProblem(t, b.Fetch("GET", "/mtls/x"), 502, "upstream_failed")
 }
 
-// newRejectingUpstream is an upstream that rejects tokens, the first ones or
-// all.
+// newRejectingUpstream starts an upstream that rejects the first tokens.
 func newRejectingUpstream(t *testing.T, first int) (*brokertest.Echo, *atomic.Int32) {
 	var rejected atomic.Int32
 	echo := brokertest.NewEcho(t)

@@ -9,7 +9,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// end is when the session that a browser has ends, as the app is told.
+// end returns the expiry of a browser's session as the app sees it.
 func (a *app) end(resp interface{ Decode(testing.TB, any) }) (expires, idle time.Time) {
 	a.t.Helper()
 	var got sessionBody
@@ -36,7 +36,7 @@ func TestProviderLimitsTheSessionLifetime(t *testing.T) {
 		"beyond max_lifetime":           {unix(100 * time.Hour), 1e6, 12 * time.Hour},
 		"refresh_token_expires_in":      {nil, 1800, 30 * time.Minute},
 		"the earlier of both":           {unix(time.Hour), 1800, 30 * time.Minute},
-		"a refresh token's end as text": {nil, "1800", 30 * time.Minute}, // as some providers write expires_in
+		"a refresh token's end as text": {nil, "1800", 30 * time.Minute}, // some providers write expires_in as a string
 		"a fraction": {
 			json.Number(jsonInt(now.Add(time.Hour).Unix()) + ".5"), 1800.5, 30 * time.Minute,
 		},
@@ -96,9 +96,9 @@ func TestRefreshUpdatesTheSessionExpiry(t *testing.T) {
 	}{
 		{nil, 600, 10 * time.Minute},
 		{nil, 1800, 30 * time.Minute},
-		{nil, nil, 12 * time.Hour}, // a new refresh token, and nothing is known of its end
+		{nil, nil, 12 * time.Hour}, // a new refresh token of unknown lifetime
 		{now.Add(2 * time.Hour).Unix(), nil, 2 * time.Hour},
-		{now.Add(20 * time.Hour).Unix(), nil, 2 * time.Hour}, // final
+		{now.Add(20 * time.Hour).Unix(), nil, 2 * time.Hour}, // the session is over
 		{nil, 36000, 2 * time.Hour},
 		{"soon", 300, 5 * time.Minute},
 	} {
@@ -115,7 +115,7 @@ func TestRefreshUpdatesTheSessionExpiry(t *testing.T) {
 			},
 		})
 		if i >= 5 {
-			time.Sleep(2100 * time.Millisecond) // until another refresh may be forced
+			time.Sleep(2100 * time.Millisecond) // until another forced refresh is allowed
 		}
 		got, _ := a.end(b.Fetch("POST", "/bff/session/refresh"))
 		if want := now.Add(step.want); !near(got, want) {
@@ -136,8 +136,7 @@ func TestRefreshUpdatesTheSessionExpiry(t *testing.T) {
 	a.provider.Behave()
 }
 
-// The provider's end is over when the login comes back: there is nothing to
-// begin.
+// The session_expiry of the ID token has already passed, so no session starts.
 func TestLoginWithAnExpiredSessionExpiryIsRefused(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

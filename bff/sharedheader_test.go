@@ -8,8 +8,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
-// An upstream that gets a claim in a header by one route believes that header
-// in all requests, also in those that come by another route.
+// An upstream that gets a claim header from one route trusts that header in all
+// requests, also in those of another route.
 func TestClaimHeadersAreProtectedOnAllRoutesToAHost(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -12,8 +12,7 @@ import (
 
 var inFrame = []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "same-origin"}
 
-// silentLogin goes through a silent login, and returns the page that it ends
-// with.
+// silentLogin performs a silent login and returns its last page.
 func silentLogin(b *bfftest.Browser) *bfftest.Response {
 	resp := b.Navigate("/bff/silent-login", inFrame...)
 	for range 5 {
@@ -47,7 +46,7 @@ func TestSilentLogin(t *testing.T) {
 	if q.Get("prompt") != "none" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("code_challenge") == "" {
 		t.Errorf("asked with %v", q)
 	}
-	wantSilent(t, silentLogin(b), "false") // the provider does not know the user either
+	wantSilent(t, silentLogin(b), "false") // no session at the provider either
 	a.wantSession(b, "")
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Fatalf("got %d", resp.StatusCode)
@@ -60,7 +59,7 @@ func TestSilentLogin(t *testing.T) {
 	var before, after sessionBody
 	b.Fetch("GET", "/bff/session").Decode(t, &before)
 	b.ClearCookies()
-	wantSilent(t, silentLogin(b), "true") // the provider knows the user
+	wantSilent(t, silentLogin(b), "true") // there is a session at the provider
 	b.Fetch("GET", "/bff/session").Decode(t, &after)
 	if after.User.Sub != "alice" || after.Session.ID == before.Session.ID {
 		t.Errorf("got %+v", after)
@@ -78,7 +77,7 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 	t.Run("no attempt", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
-		b.ClearCookies() // a browser that keeps them from frames
+		b.ClearCookies() // a browser that withholds cookies in frames
 		wantSilent(t,
 			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
 				"Sec-Fetch-Site", "cross-site"), "false")
@@ -167,14 +166,14 @@ func TestFrontchannelLogout(t *testing.T) {
 		"another sid":    {"iss": {iss}, "sid": {otherSID}},
 		"another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
 	} {
-		// the session goes on
+		// the session continues
 		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" {
 			t.Errorf("%s: got %d", name, resp.StatusCode)
 		}
 		a.wantSession(b, "alice")
 	}
 	good := url.Values{"iss": {iss}, "sid": {sid}}
-	if resp := ask(a.browser(), good); resp.StatusCode != 200 { // the cookie did not come along
+	if resp := ask(a.browser(), good); resp.StatusCode != 200 { // the cookie was withheld
 		t.Errorf("without a cookie: got %d", resp.StatusCode)
 	}
 	a.wantSession(b, "alice")
@@ -192,8 +191,8 @@ func TestFrontchannelLogout(t *testing.T) {
 	}
 }
 
-// A provider that has no session of its own to name: sid is in none of its
-// tokens, and stands for none.
+// The provider has no sid in its tokens. A logout with a sid must not match
+// such a session.
 func TestSessionWithoutASidIsEndedByNoSid(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)

@@ -57,7 +57,7 @@ func newTargetApp(t *testing.T, edit func(*app, *bff.Config)) *app {
 		}
 		own, orders, billing, few, exchanged, machine := route("/own/"), route("/orders/"), route("/billing/"), route("/few/"), route("/exchanged/"), route("/machine/")
 		orders.Resource, billing.Resource = "https://orders.example", "https://billing.example"
-		// which the session's own token has not
+		// a scope that the session's own token lacks
 		few.Scopes, few.Require.Scopes = []string{"profile", "few:read"}, []string{"few:read"}
 		own.Require.Scopes = []string{"email"}
 		exchanged.Audience, exchanged.Grant = "legacy", "token-exchange"
@@ -124,7 +124,7 @@ func TestRefreshRequestsOnlyGrantedScopes(t *testing.T) {
 	a := newTargetApp(t, nil)
 	c := a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
 		if grant == "authorization_code" {
-			body["scope"] = "openid profile offline_access" // the user did not grant email
+			body["scope"] = "openid profile offline_access" // the user does not grant email
 		}
 	}})
 	b := a.signedIn()
@@ -341,7 +341,7 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 			body["expires_in"] = 3
 		}
 	}})
-	wantOK(t, b.Fetch("POST", "/bff/session/refresh")) // from now on the own token lives 3 s
+	wantOK(t, b.Fetch("POST", "/bff/session/refresh")) // from now on the session's own token lives 3 s
 	one := a.tokenSeen(b, "/exchanged/x")
 	if two := a.tokenSeen(b, "/exchanged/x"); two.Digest != one.Digest {
 		t.Error("it is exchanged for each request")
@@ -409,7 +409,9 @@ func TestRejectionOfExpiredTokenDoesNotPanic(t *testing.T) {
 	}))
 	defer api.Close()
 	a := newTargetApp(t, func(_ *app, cfg *bff.Config) { cfg.Routes[1].Upstream = []string{api.URL} })
-	a.recordCalls(devidp.Hooks{EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 }})
+	a.recordCalls(devidp.Hooks{
+		EditTokenResponse: func(_ string, _ int, body map[string]any) { body["expires_in"] = 2 },
+	})
 	b := a.signedIn()
 	status := make(chan string)
 	go func() {

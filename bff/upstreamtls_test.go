@@ -23,7 +23,7 @@ import (
 )
 
 // serverCertificate returns a certificate for loopback addresses and localhost,
-// and whom to trust for it.
+// and a client configuration that trusts it.
 func serverCertificate(t *testing.T) (tls.Certificate, *tls.Config) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -90,8 +90,8 @@ func newHandshakes(t *testing.T, h http.HandlerFunc, protocols ...string) *hands
 	return s
 }
 
-// take returns how many handshakes there were since the last call, and how many
-// of them were resumptions.
+// take returns the number of handshakes since the last call, and how many of
+// them were resumptions.
 func (s *handshakes) take() (all, resumed int32) { return s.all.Swap(0), s.resumed.Swap(0) }
 
 func shownCertificate(w http.ResponseWriter, r *http.Request) {
@@ -155,9 +155,9 @@ func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 					t.Errorf("the next request: got %d", resp.StatusCode)
 				}
 			}
-			want := int32(requests) // in HTTP/1.1 hanging up closes the connection
+			want := int32(requests) // HTTP/1.1: closes the connection
 			if protocol == "h2" {
-				want = 0 // there it resets the stream
+				want = 0 // HTTP/2: resets the stream
 			}
 			if all, _ := s.take(); all != want {
 				t.Errorf("%d handshakes, want %d", all, want)
@@ -169,7 +169,12 @@ func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 func TestProtocolChangeOfAnUpstreamIsFollowed(t *testing.T) {
 	t.Parallel()
 	s := newHandshakes(t, shownCertificate, "h2", "http/1.1")
-	a, b := newRoutedApp(t, bff.Route{Path: "/tls/", Token: "none", Upstream: []string{"https://" + s.addr}, TLS: s.trust})
+	a, b := newRoutedApp(t, bff.Route{
+		Path:     "/tls/",
+		Token:    "none",
+		Upstream: []string{"https://" + s.addr},
+		TLS:      s.trust,
+	})
 	for _, protocols := range [][]string{{"h2", "http/1.1"}, {"http/1.1"}, {"h2"}, nil, {"h2", "http/1.1"}} {
 		s.offers.Store(&protocols)
 		s.server.CloseClientConnections()
@@ -188,7 +193,7 @@ func TestProtocolChangeOfAnUpstreamIsFollowed(t *testing.T) {
 	}
 }
 
-// The server would resume a session for whoever has the ticket.
+// The server would resume a session for any client with the ticket.
 func TestTLSSessionIsNotResumedWithOtherCertificates(t *testing.T) {
 	t.Parallel()
 	for _, protocol := range []string{"h2", "http/1.1"} {

@@ -26,14 +26,14 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// strictUpstream is an upstream that takes only what is written exactly as RFC
-// 9112 has it, and keeps every byte that it was sent.
+// strictUpstream is an upstream that accepts only requests in the exact form of
+// RFC 9112. It records every byte that it gets.
 type strictUpstream struct {
 	url string
 
 	mu       sync.Mutex // guards all below
 	requests []string   // heads and bodies
-	wrong    []string   // what it does not take
+	wrong    []string   // what violates the form
 }
 
 func newStrictUpstream(t *testing.T) *strictUpstream {
@@ -92,7 +92,7 @@ func (u *strictUpstream) serve(c net.Conn) {
 		for {
 			text, ok := line()
 			if !ok {
-				refuse("header") // or the broker has given the request up
+				refuse("header") // or the broker has aborted the request
 				return
 			}
 			if text == "" {
@@ -114,7 +114,7 @@ func (u *strictUpstream) serve(c net.Conn) {
 		}
 		body := make([]byte, length)
 		if _, err := io.ReadFull(r, body); err != nil {
-			return // the client has not sent all of it, which is not for the upstream to answer
+			return // the client has not sent all of it, so the upstream must not respond
 		}
 		all.Write(body)
 		for chunked {
@@ -151,13 +151,13 @@ func (u *strictUpstream) take() (requests, wrong []string) {
 	return requests, wrong
 }
 
-// wire is a broker that is spoken to in bytes.
+// wire is a broker that a test sends raw bytes to.
 type wire struct {
 	t        *testing.T
 	addr     string
 	host     string
 	upstream *strictUpstream
-	header   string // of a request that is let through, with alice's session
+	header   string // of an accepted request with alice's session
 }
 
 func newWire(t *testing.T) *wire {
@@ -174,8 +174,7 @@ func newWire(t *testing.T) *wire {
 		cfg.Routes = []bff.Route{{Path: "/api/", Upstream: []string{w.upstream.url}, Token: "user"}}
 		cfg.Frontend = nil
 	})
-	// A listener of the same server that speaks as the broker does; its Host is
-	// that of the public URL.
+	// Another listener of the same server. Its Host is that of the public URL.
 	s := &http.Server{
 		Handler: a.server, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 64 << 10,
 		DisableGeneralOptionsHandler: true, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
@@ -196,13 +195,12 @@ func newWire(t *testing.T) *wire {
 	return w
 }
 
-// untilClosed is for send: the connection is to be closed, however long it
-// takes.
+// untilClosed makes send wait until the connection is closed.
 const untilClosed = math.MaxInt
 
-// send sends bytes on a connection of their own. It returns the statuses of the
+// send sends bytes on a new connection. It returns the statuses of the
 // responses and reports whether the connection was closed after them. It waits
-// long for as many responses as are wanted, and then for a moment for more.
+// long for want responses, then briefly for more.
 func (w *wire) send(want int, parts ...string) (statuses []int, closed bool) {
 	w.t.Helper()
 	c, err := net.Dial("tcp", w.addr)
@@ -212,7 +210,7 @@ func (w *wire) send(want int, parts ...string) (statuses []int, closed bool) {
 	defer c.Close()
 	for _, part := range parts {
 		if _, err := io.WriteString(c, part); err != nil {
-			break // the broker has hung up
+			break // the broker has closed the connection
 		}
 	}
 	r := bufio.NewReader(c)
@@ -310,7 +308,7 @@ func TestAmbiguousFramingIsRefused(t *testing.T) {
 	} {
 		want := untilClosed
 		if name == "the asterisk" || strings.HasPrefix(name, "an absolute") {
-			want = 1 // read to its end: nothing is left that could be taken for another request
+			want = 1 // read to its end, so that nothing is left that looks like another request
 		}
 		statuses, closed := w.send(want, request)
 		if len(statuses) != 1 || statuses[0] != 400 && statuses[0] != 501 && statuses[0] != 421 {
@@ -323,7 +321,7 @@ func TestAmbiguousFramingIsRefused(t *testing.T) {
 		if len(requests) > 0 && !strings.Contains(name, "chunk") && !strings.Contains(name, "size") {
 			t.Errorf("%s: the upstream got\n%q", name, requests)
 		}
-		// Behind a good request it is refused as well.
+		// After a valid request it is refused too.
 		statuses, _ = w.send(2, get("/api/good", w.header), request)
 		if len(statuses) != 2 || statuses[0] != 200 || statuses[1] == 200 {
 			t.Errorf("%s behind a good request: got %v, want 200 and 400", name, statuses)
@@ -359,7 +357,7 @@ func TestUnambiguousFramingIsAccepted(t *testing.T) {
 			[]string{get + "Connection: Upgrade\r\nUpgrade: TLS/1.0, foo\r\n\r\n" + get + "\r\n"},
 			[]int{200, 200},
 		},
-		// what follows one for a WebSocket is not served
+		// a request after a WebSocket request is not served
 		"a list of protocols": {
 			[]string{get + "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n\r\n" + get + "\r\n"},
 			[]int{400},
@@ -413,7 +411,7 @@ func TestUnambiguousFramingIsAccepted(t *testing.T) {
 
 var ourCookieSent = regexp.MustCompile(`(?i)\r\ncookie:([^\r]*;)? *cloakroom(-\d+)?=`)
 
-// check checks what every request that gets to the upstream has to have.
+// check checks every request that reaches the upstream.
 func (w *wire) check(name, request string) {
 	w.t.Helper()
 	head, _, _ := strings.Cut(request, "\r\n\r\n")
@@ -427,12 +425,12 @@ func (w *wire) check(name, request string) {
 	}
 }
 
-// Whatever is sent: what the upstream parses are requests that the broker
-// decided on, each with the user's token, and nothing else.
+// Whatever a client sends, the upstream parses only requests that the broker
+// authorized, each with the user's token.
 func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	w := newWire(t)
 	const smuggled = "GET /smuggled HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer evil\r\n\r\n"
-	const cookie = "COOKIE" // for what is not to be mutated
+	const cookie = "COOKIE" // for the parts that are not mutated
 	start, value, _ := strings.Cut(strings.TrimSuffix(w.header, "\r\n"), "Cookie: ")
 	name, value, _ := strings.Cut(value, "=")
 	header := start + "Cookie: " + name + "=" + cookie + "\r\n"
@@ -466,7 +464,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 				b = append(b[:at:at], append([]byte{"\r\n\t :,;\x000a"[random.IntN(10)]}, b[at:]...)...)
 			case 2:
 				b[at] = byte(random.IntN(256))
-			case 3: // a line twice
+			case 3: // a duplicated line
 				if end := bytes.IndexByte(b[at:], '\n'); end >= 0 {
 					start := bytes.LastIndexByte(b[:at], '\n') + 1
 					b = append(b[:start:start], append(bytes.Clone(b[start:at+end+1]), b[start:]...)...)
@@ -484,7 +482,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		}
 		return string(b)
 	}
-	var answered, sent atomic.Int64 // with 200; of requests on connections
+	var answered, sent atomic.Int64 // with 200, of all requests on all connections
 	one := func(request string) {
 		c, err := net.Dial("tcp", w.addr)
 		if err != nil {
@@ -493,7 +491,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		}
 		defer c.Close()
 		io.WriteString(c, strings.ReplaceAll(request, cookie, value))
-		// then it is not the request that is waited for, but the rest of it
+		// the rest of the request is missing, not a new one
 		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
 		responses, _ := io.ReadAll(c)
 		sent.Add(1)
@@ -530,11 +528,11 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	}
 }
 
-// The route that is decided on is the one whose upstream gets the request, and
-// the path that was decided on is the one that is sent.
+// The upstream of the authorized route gets the request, with exactly the
+// authorized path.
 func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 	paths := []string{"/", "/a/", "/a/b/", "/a/b", "/a", "/ab/", "/a/b/c/", "/%61"}
-	upstreams := make(map[string]*brokertest.Echo) // :: route's path
+	upstreams := make(map[string]*brokertest.Echo) // :: path of the route
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Frontend, cfg.Routes = nil, nil
 		for _, path := range []string{"/a/", "/a/b/", "/ab/", "/a/b/c", "/é/"} {
@@ -625,8 +623,8 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 	}
 }
 
-// No header by which a client could speak for us gets through, in whichever
-// spelling; ours always do.
+// No header that impersonates the broker is forwarded, in any spelling. The
+// broker's own headers always are.
 func FuzzRequestHeader(f *testing.F) {
 	for _, name := range []string{
 		"Authorization", "authorization", "Proxy-Authorization", "DPoP", "Forwarded",
@@ -707,13 +705,12 @@ func FuzzRequestHeader(f *testing.F) {
 	})
 }
 
-// What is left of a body that nobody wants any more must not be taken for the
-// next request.
+// The unread rest of a body must not be parsed as the next request.
 func TestConnectionIsClosedAfterAnEarlyResponse(t *testing.T) {
 	a := newApp(t, nil)
 	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).EnableFullDuplex()
-		w.Header().Set("Connection", "close") // net/http cannot use it again after this
+		w.Header().Set("Connection", "close") // net/http cannot reuse the connection after this
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
 	}
 	host := strings.TrimPrefix(a.url, "http://")
@@ -740,7 +737,8 @@ func TestConnectionIsClosedAfterAnEarlyResponse(t *testing.T) {
 	}
 }
 
-// A client that has only stopped sending must not take nothing for an answer.
+// A client that has closed its sending side only must not get an empty
+// response.
 func TestDisconnectedClientGetsNoResponse(t *testing.T) {
 	a := newApp(t, nil)
 	arrived := make(chan struct{})
