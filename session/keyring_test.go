@@ -5,15 +5,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // stores returns the stores that tests of indexes run against.
 func stores(t *testing.T) map[string]session.Store {
 	t.Helper()
-	redis, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: storetest.StartRedis(t).URL()})
+	redis, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: redistest.Start(t).URL()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -28,7 +29,7 @@ func openWith(t *testing.T, cfg tokenstore.RedisConfig) *tokenstore.Redis {
 
 func TestRedisWithClientCertificate(t *testing.T) {
 	t.Parallel()
-	server, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
+	server, caFile, certFile, keyFile := redistest.StartMutualTLS(t)
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +64,7 @@ func TestRedisOnUnixSocket(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "redis.sock")
-	server := storetest.StartRedis(t, "--unixsocket", path)
+	server := redistest.Start(t, "--unixsocket", path)
 	if got := server.Do("ACL", "SETUSER", "cloakroom", "on", ">p@ss:w/rd", "~*", "&*", "+@all"); got != "+OK" {
 		t.Fatal(got)
 	}
@@ -97,7 +98,7 @@ func TestRedisOnUnixSocket(t *testing.T) {
 // Some clouds rotate the password often. Each connection uses the current one.
 func TestPasswordForEachConnection(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
+	server := redistest.Start(t)
 	file := filepath.Join(t.TempDir(), "password")
 	rotate := func(n int) {
 		t.Helper()
@@ -151,7 +152,7 @@ func TestPasswordForEachConnection(t *testing.T) {
 func TestPasswordWithSentinelAndCluster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	sentinel, cluster := storetest.StartSentinel(t), storetest.StartCluster(t)
+	sentinel, cluster := redistest.StartSentinel(t), redistest.StartCluster(t)
 	servers := append(append(cluster.Masters(), sentinel.Replicas()...), sentinel.Master())
 	for _, server := range servers {
 		for _, command := range [][]string{{"ACL", "SETUSER", "cloakroom", "on", ">pw", "~*", "&*", "+@all"}} {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -21,18 +22,18 @@ import (
 func TestSentinel(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	storetest.Run(t, openRedis(t, storetest.StartSentinel(t).URL()))
+	storetest.Run(t, openRedis(t, redistest.StartSentinel(t).URL()))
 }
 
 func TestCluster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	storetest.Run(t, openRedis(t, storetest.StartCluster(t).URL()))
+	storetest.Run(t, openRedis(t, redistest.StartCluster(t).URL()))
 }
 
 func TestRedisWithTLS(t *testing.T) {
 	t.Parallel()
-	server, caFile := storetest.StartRedisTLS(t)
+	server, caFile := redistest.StartTLS(t)
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
 		t.Fatal(err)
@@ -133,8 +134,8 @@ func create(t *testing.T, store *tokenstore.Redis, key string) {
 
 func TestWatchReconnects(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
-	proxy := storetest.StartProxy(t, server.Addr())
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
 	store := openRedis(t, "redis://"+proxy.Addr())
 	w := watch(t, store)
 	for _, outage := range []struct {
@@ -144,7 +145,7 @@ func TestWatchReconnects(t *testing.T) {
 		{"its connection killed", func() { server.Do("CLIENT", "KILL", "TYPE", "pubsub") }, func() {}},
 		{"cut off", proxy.Cut, proxy.Heal},
 		{"cut off without a word", proxy.Hang, proxy.Heal},
-		{"unheard", proxy.DropAnswers, proxy.Heal},
+		{"unheard", proxy.DropResponses, proxy.Heal},
 		{"the server killed", server.Kill, server.Start},
 		{"the server frozen", server.Freeze, server.Thaw},
 	} {
@@ -169,14 +170,14 @@ func TestWatchReconnects(t *testing.T) {
 func TestWatchFollowsMaster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	sentinel := storetest.StartSentinel(t)
+	sentinel := redistest.StartSentinel(t)
 	store := openRedis(t, sentinel.URL())
 	w := watch(t, store)
 	eventually(t, "current", w.current)
 	create(t, store, "session:kept")
 	eventually(t, "every replica has it", func() bool {
 		return !slices.ContainsFunc(sentinel.Replicas(),
-			func(r *storetest.Server) bool { return r.Do("EXISTS", "cloakroom:session:kept") != ":1" })
+			func(r *redistest.Server) bool { return r.Do("EXISTS", "cloakroom:session:kept") != ":1" })
 	})
 	old := sentinel.Master()
 	missed := w.seen("")
@@ -192,7 +193,7 @@ func TestWatchFollowsMaster(t *testing.T) {
 func TestWatchFollowsClusterMasters(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	cluster := storetest.StartCluster(t)
+	cluster := redistest.StartCluster(t)
 	store := openRedis(t, cluster.URL())
 	w := watch(t, store)
 	eventually(t, "current", w.current)
@@ -235,7 +236,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	t.Parallel()
 	t.Run("Full", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
+		server := redistest.Start(t, "--maxmemory", "2mb", "--maxmemory-policy", "noeviction")
 		store := openRedis(t, server.URL())
 		var err error
 		for i := 0; err == nil && i < 10_000; i++ {
@@ -253,7 +254,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	})
 	t.Run("Replica", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t)
+		server := redistest.Start(t)
 		server.Do("REPLICAOF", "127.0.0.1", "1")
 		store := openRedis(t, server.URL())
 		wantExplained(t, store, "is a replica")
@@ -263,7 +264,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	t.Run("PartOfACluster", func(t *testing.T) {
 		testenv.Slow(t)
 		t.Parallel()
-		cluster := storetest.StartCluster(t)
+		cluster := redistest.StartCluster(t)
 		for _, master := range cluster.Masters() {
 			if master != cluster.MasterOf("cloakroom:session:explained") {
 				wantExplained(t, openRedis(t, master.URL()), "redis+cluster:")
@@ -272,7 +273,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	})
 	t.Run("NoMoreConnections", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t, "--maxclients", "2")
+		server := redistest.Start(t, "--maxclients", "2")
 		first, second := openRedis(t, server.URL()), openRedis(t, server.URL())
 		create(t, first, "session:a")
 		create(t, second, "session:b")
@@ -284,13 +285,13 @@ func TestErrorsHaveHints(t *testing.T) {
 	})
 	t.Run("NotAllowed", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t)
+		server := redistest.Start(t)
 		server.Do("ACL", "SETUSER", "poor", "on", ">pw", "~other:*", "+@all")
 		wantExplained(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "may not do this")
 	})
 	t.Run("Frozen", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t)
+		server := redistest.Start(t)
 		store := openRedis(t, server.URL())
 		create(t, store, "session:a")
 		server.Freeze()
@@ -300,7 +301,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	})
 	t.Run("Loading", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t, "--enable-debug-command", "local",
+		server := redistest.Start(t, "--enable-debug-command", "local",
 			"--loading-process-events-interval-bytes", "1024")
 		store := openRedis(t, server.URL())
 		create(t, store, "session:0")
@@ -331,7 +332,7 @@ func TestErrorsHaveHints(t *testing.T) {
 	})
 	t.Run("NotThere", func(t *testing.T) {
 		t.Parallel()
-		server := storetest.StartRedis(t)
+		server := redistest.Start(t)
 		server.Kill()
 		wantExplained(t, openRedis(t, server.URL()), "no Redis listens there")
 	})
@@ -340,7 +341,7 @@ func TestErrorsHaveHints(t *testing.T) {
 func TestEvictionWarning(t *testing.T) {
 	t.Parallel()
 	for policy, want := range map[string]bool{"allkeys-lru": true, "volatile-ttl": true, "noeviction": false} {
-		server := storetest.StartRedis(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
+		server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
 		var log lockedBuffer
 		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(),
 			Logger: slog.New(slog.NewTextHandler(&log, nil))})

@@ -11,13 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // warm fills the pool and returns the number of connections.
-func warm(t *testing.T, store *tokenstore.Redis, proxy *storetest.Proxy) int {
+func warm(t *testing.T, store *tokenstore.Redis, proxy *redistest.Proxy) int {
 	t.Helper()
 	proxy.Delay(30 * time.Millisecond)
 	defer proxy.Heal()
@@ -37,18 +37,18 @@ func warm(t *testing.T, store *tokenstore.Redis, proxy *storetest.Proxy) int {
 // succeed.
 func TestSilentlyDroppedIdleConnections(t *testing.T) {
 	t.Parallel()
-	plain := storetest.StartRedis(t)
-	secure, caFile := storetest.StartRedisTLS(t)
+	plain := redistest.Start(t)
+	secure, caFile := redistest.StartTLS(t)
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	for name, server := range map[string]*storetest.Server{"plain": plain, "TLS": secure} {
+	for name, server := range map[string]*redistest.Server{"plain": plain, "TLS": secure} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			proxy := storetest.StartProxy(t, server.Addr())
+			proxy := redistest.StartProxy(t, server.Addr())
 			store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), server.Addr(),
 				proxy.Addr(), 1), RootCAs: roots})
 			if err != nil {
@@ -121,8 +121,8 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 // The connections are dropped while they are in use.
 func TestRetryOnDroppedConnection(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
-	proxy := storetest.StartProxy(t, server.Addr())
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
 	store := openRedis(t, "redis://"+proxy.Addr()+"?pool_size=20") // whatever the number of processors
 	warm(t, store, proxy)
 	proxy.Delay(40 * time.Millisecond)
@@ -146,8 +146,8 @@ func TestRetryOnDroppedConnection(t *testing.T) {
 // A retry respects the caller's deadline, and an outage is still an error.
 func TestRetryKeepsDeadline(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
-	proxy := storetest.StartProxy(t, server.Addr())
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
 	store := openRedis(t, "redis://"+proxy.Addr())
 	warm(t, store, proxy)
 	proxy.Hang()
@@ -170,9 +170,9 @@ func TestRetryKeepsDeadline(t *testing.T) {
 // closes them earlier.
 func TestIdleConnectionsAreClosed(t *testing.T) {
 	t.Parallel()
-	urls := map[string]string{"standalone": storetest.StartRedis(t).URL()}
+	urls := map[string]string{"standalone": redistest.Start(t).URL()}
 	if testenv.All() {
-		urls["Sentinel"], urls["Cluster"] = storetest.StartSentinel(t).URL(), storetest.StartCluster(t).URL()
+		urls["Sentinel"], urls["Cluster"] = redistest.StartSentinel(t).URL(), redistest.StartCluster(t).URL()
 	}
 	for name, url := range urls {
 		idle, err := openRedis(t, url).MaxIdle(t.Context())
@@ -185,7 +185,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 			}
 		}
 	}
-	server := storetest.StartRedis(t)
+	server := redistest.Start(t)
 	store := openRedis(t, server.URL()+"?conn_max_idle_time=500ms")
 	id := func() string { // of the connection that the store uses
 		t.Helper()

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
@@ -22,12 +23,12 @@ func TestMemory(t *testing.T) {
 
 func TestRedis(t *testing.T) {
 	t.Parallel()
-	storetest.Run(t, openRedis(t, storetest.StartRedis(t).URL()))
+	storetest.Run(t, openRedis(t, redistest.Start(t).URL()))
 }
 
 func TestRedisKeysHavePrefixAndTTL(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
+	server := redistest.Start(t)
 	store := openRedis(t, server.URL())
 	if _, err := store.Create(t.Context(), "session:a", []byte("1"), time.Minute); err != nil {
 		t.Fatal(err)
@@ -49,7 +50,7 @@ func TestRedisKeysHavePrefixAndTTL(t *testing.T) {
 
 func TestRedisOutage(t *testing.T) {
 	t.Parallel()
-	server := storetest.StartRedis(t)
+	server := redistest.Start(t)
 	store := openRedis(t, server.URL())
 	if _, err := store.Create(t.Context(), "k", []byte("v"), time.Minute); err != nil {
 		t.Fatal(err)

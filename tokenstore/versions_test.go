@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
@@ -21,7 +22,7 @@ func TestDocumentedACL(t *testing.T) {
 	if !ok || !strings.Contains(rights, "PREFIX") {
 		t.Fatal("the documentation names no rights")
 	}
-	for _, program := range storetest.Programs {
+	for _, program := range redistest.Programs {
 		t.Run(program.Name, func(t *testing.T) {
 			t.Parallel()
 			server := program.Start(t)

@@ -12,7 +12,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // site is one broker process with a public URL of its own.
@@ -26,7 +26,7 @@ type site struct {
 }
 
 // startSite starts a broker with a provider of its own, unless edit sets one.
-func startSite(t *testing.T, redis *storetest.Server, edit func(s *site)) *site {
+func startSite(t *testing.T, redis *redistest.Server, edit func(s *site)) *site {
 	t.Helper()
 	listen, origin := freeOrigin(t)
 	s := &site{t: t, url: origin, echo: brokertest.NewEcho(t)}
@@ -67,7 +67,7 @@ func TestSessionOfAnotherAppIsRejected(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			redis := storetest.StartRedis(t)
+			redis := redistest.Start(t)
 			first := startSite(t, redis, func(s *site) {
 				s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) {
 					same := c.Clients[0]
@@ -191,7 +191,7 @@ func cookieNameAt(s *site, host string) string {
 // logout token has no meaning for another client.
 func TestLogoutOfOneAppKeepsSessionsOfAnother(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	edit := func(s *site) {
 		s.provider = brokertest.StartProvider(t, s.url, func(c *devidp.Config) {
 			c.Clients[0].BackchannelLogoutURI = s.url + "/bff/backchannel-logout"
@@ -212,7 +212,7 @@ func TestLogoutOfOneAppKeepsSessionsOfAnother(t *testing.T) {
 // After a reload with another issuer, sessions of the old one are rejected.
 func TestReloadWithAnotherIssuerRejectsOldSessions(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	file := writeFile(t, "cloakroom.yaml", "")
 	configure := func(p *brokertest.Provider) {
 		overwrite(t, file, fmt.Sprintf("oidc: {issuer: %q, client_id: spa, client_secret: %q}\n",

@@ -25,7 +25,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // program is a command that runs in this process.
@@ -112,7 +112,7 @@ func TestDemo(t *testing.T) {
 // files, and Redis. It is restarted, and so is Redis.
 func TestServeWithRedis(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	listen, app := freeOrigin(t)
 	admin := freeAddr(t)
 	provider := brokertest.NewProvider(t, app)
@@ -175,7 +175,7 @@ frontend: {dir: %q}
 // calls.
 func TestCachedSessionCausesFewRedisCommands(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	listen, app := freeOrigin(t)
 	admin := freeAddr(t)
 	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // An outage of the provider, of any kind and duration, ends no session and
@@ -107,7 +107,7 @@ type outage struct {
 	*fleet
 	process *exec.Cmd
 	control string // host:port of the provider's control endpoints
-	proxy   *storetest.Proxy
+	proxy   *redistest.Proxy
 	users   []*userSession
 }
 
@@ -120,7 +120,7 @@ type outageStats struct {
 func startOutage(t *testing.T, users int) *outage {
 	t.Helper()
 	providerAddr, control := freeAddr(t), freeAddr(t)
-	o := &outage{fleet: newFleet(t, nil), control: control, proxy: storetest.StartProxy(t, providerAddr)}
+	o := &outage{fleet: newFleet(t, nil), control: control, proxy: redistest.StartProxy(t, providerAddr)}
 	issuer := "http://" + o.proxy.Addr() + "/op"
 	self, err := os.Executable()
 	if err != nil {
@@ -137,7 +137,7 @@ func startOutage(t *testing.T, users int) *outage {
 		o.process.Process.Kill()
 		o.process.Wait()
 	})
-	store := storetest.StartRedis(t)
+	store := redistest.Start(t)
 	o.startReplicas(map[string]string{
 		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "10s",
 	}, store.URL(), store.URL(), store.URL())

@@ -7,14 +7,14 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // The broker uses a Redis that requires a client certificate, with a password
 // that changes while the broker runs, and a Redis at a Unix socket.
 func TestServeWithEveryWayToRedis(t *testing.T) {
 	t.Parallel()
-	secure, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
+	secure, caFile, certFile, keyFile := redistest.StartMutualTLS(t)
 	password := writeFile(t, "password", "p@ss:w/rd\n")
 	dir, err := os.MkdirTemp("", "r")
 	if err != nil {
@@ -22,7 +22,7 @@ func TestServeWithEveryWayToRedis(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "redis.sock")
-	storetest.StartRedis(t, "--unixsocket", socket)
+	redistest.Start(t, "--unixsocket", socket)
 	for name, env := range map[string]map[string]string{
 		"certificate": {
 			"STORE_URL":     "rediss://cloakroom@" + secure.Addr() + "?conn_max_lifetime=50ms",

@@ -25,8 +25,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // brokerName as the name of the program makes the test binary the broker. So
@@ -63,24 +63,24 @@ var topologies = []struct {
 	start func(t *testing.T) redisStore
 }{
 	{"standalone", func(t *testing.T) redisStore {
-		s := storetest.StartRedis(t)
+		s := redistest.Start(t)
 		kill := func(string) func() {
 			s.Kill()
 			return s.Start
 		}
-		return redisStore{s.URL(), kill, func() []*storetest.Server { return []*storetest.Server{s} }}
+		return redisStore{s.URL(), kill, func() []*redistest.Server { return []*redistest.Server{s} }}
 	}},
 	{"Sentinel", func(t *testing.T) redisStore {
-		s := storetest.StartSentinel(t)
+		s := redistest.StartSentinel(t)
 		kill := func(string) func() {
 			master := s.Master()
 			master.Kill()
 			return func() { s.WaitForOtherMaster(master) }
 		}
-		return redisStore{s.URL(), kill, func() []*storetest.Server { return []*storetest.Server{s.Master()} }}
+		return redisStore{s.URL(), kill, func() []*redistest.Server { return []*redistest.Server{s.Master()} }}
 	}},
 	{"Cluster", func(t *testing.T) redisStore {
-		c := storetest.StartCluster(t)
+		c := redistest.StartCluster(t)
 		kill := func(key string) func() {
 			master := c.MasterOf(key)
 			master.Kill()
@@ -96,7 +96,7 @@ type redisStore struct {
 	// kill kills the server that holds a key. heal ends the outage: it restarts
 	// the server, or waits until another one has become the master.
 	kill    func(key string) (heal func())
-	masters func() []*storetest.Server
+	masters func() []*redistest.Server
 }
 
 // fleet is several replicas of the broker behind one origin, with a provider

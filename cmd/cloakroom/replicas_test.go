@@ -14,8 +14,8 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // These tests run several replicas with one Redis, and make a replica, Redis or
@@ -257,12 +257,12 @@ func TestRedisOutageEndsNoSession(t *testing.T) {
 	// too.
 	const short, long = 3 * time.Second, leaseTTL + 2*time.Second
 	type redis struct {
-		*storetest.Server
-		*storetest.Proxy
+		*redistest.Server
+		*redistest.Proxy
 	}
 	kill, start := func(r redis) { r.Kill() }, func(r redis) { r.Start() }
 	hang, heal := func(r redis) { r.Hang() }, func(r redis) { r.Heal() }
-	lose := func(r redis) { r.DropAnswers() }
+	lose := func(r redis) { r.DropResponses() }
 	for name, test := range map[string]struct {
 		outage     time.Duration
 		fail, heal func(redis)
@@ -278,8 +278,8 @@ func TestRedisOutageEndsNoSession(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := storetest.StartRedis(t)
-			r := redis{server, storetest.StartProxy(t, server.Addr())}
+			server := redistest.Start(t)
+			r := redis{server, redistest.StartProxy(t, server.Addr())}
 			storeURL := "redis://" + r.Proxy.Addr() + "/0"
 			f := startFleet(t, nil, storeURL, storeURL)
 			f.testOutage(t, test.outage, func(*userSession) { test.fail(r) }, func() { test.heal(r) })
@@ -292,8 +292,8 @@ func TestRedisOutageEndsNoSession(t *testing.T) {
 func TestReplicaCutOffForLessThanItsLeaseKeepsIt(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	server := storetest.StartRedis(t)
-	proxy := storetest.StartProxy(t, server.Addr())
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
 	f := startFleet(t, nil, "redis://"+proxy.Addr()+"/0", server.URL())
 	u := f.signInExpired(t)
 	processed, release := f.holdRefresh()
@@ -314,7 +314,7 @@ func TestReplicaCutOffForLessThanItsLeaseKeepsIt(t *testing.T) {
 // them, requests are slower but nothing is lost.
 func TestTokensAreRefreshedWithoutInvalidations(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	if got := redis.Do("ACL", "SETUSER", "default", "-client|tracking"); got != "+OK" {
 		t.Fatalf("ACL SETUSER: got %s, want +OK", got)
 	}
@@ -332,7 +332,7 @@ func TestTokensAreRefreshedWithoutInvalidations(t *testing.T) {
 func TestLeaseOutlastsASlowProvider(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, map[string]string{"OIDC_WAIT": "20s"}, redis.URL(), redis.URL())
 	u := f.signInExpired(t)
 	const providerDelay = leaseTTL + 2*time.Second
@@ -385,7 +385,7 @@ func TestLostRefreshResponse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			redis := storetest.StartRedis(t)
+			redis := redistest.Start(t)
 			f := startFleet(t, nil, redis.URL(), redis.URL(), redis.URL())
 			f.provider.SetRefreshGrace(test.grace)
 			u := f.signInExpired(t)
@@ -403,7 +403,7 @@ func TestLostRefreshResponse(t *testing.T) {
 
 func TestTokenIsSavedAfterItsClientDisconnects(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	u := f.signInExpired(t)
 	processed, release := f.holdRefresh()
@@ -426,7 +426,7 @@ func TestTokenIsSavedAfterItsClientDisconnects(t *testing.T) {
 
 func TestReplicaSavesTheTokenBeforeItStops(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	u := f.signInExpired(t)
 	processed, release := f.holdRefresh()
@@ -449,7 +449,7 @@ func TestReplicaSavesTheTokenBeforeItStops(t *testing.T) {
 func TestReplicaKilledDuringARefreshDelaysOthersByItsLease(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	f.provider.SetRefreshGrace(time.Minute)
 	u := f.signInExpired(t)
@@ -509,7 +509,7 @@ func TestSessionThatEndsDuringARefreshStaysEnded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			redis := storetest.StartRedis(t)
+			redis := redistest.Start(t)
 			f := startFleet(t, test.env, redis.URL(), redis.URL(), redis.URL())
 			u := f.signInExpired(t)
 			processed, release := f.holdRefresh()
@@ -531,7 +531,7 @@ func TestSessionThatEndsDuringARefreshStaysEnded(t *testing.T) {
 
 func TestReplicasShareARefreshWithAnUnusualResponse(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	for _, fault := range brokertest.RefreshOddities {
 		t.Run(fault.Name, func(t *testing.T) {
@@ -547,7 +547,7 @@ func TestReplicasShareARefreshWithAnUnusualResponse(t *testing.T) {
 
 func TestClockSkewOfAMinute(t *testing.T) {
 	t.Parallel()
-	redis := storetest.StartRedis(t)
+	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	for name, skew := range map[string]time.Duration{"ahead": time.Minute, "behind": -time.Minute} {
 		t.Run(name, func(t *testing.T) {

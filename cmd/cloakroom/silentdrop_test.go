@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 // A firewall drops all connections to Redis silently, several times. No request
@@ -15,8 +15,8 @@ import (
 func TestRequestsSurviveConnectionsThatAreDroppedSilently(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	redis := storetest.StartRedis(t)
-	proxy := storetest.StartProxy(t, redis.Addr())
+	redis := redistest.Start(t)
+	proxy := redistest.StartProxy(t, redis.Addr())
 	f := startFleet(t, nil, strings.Replace(redis.URL(), redis.Addr(), proxy.Addr(), 1))
 	at := f.replicas[0]
 	u := f.signIn(t, "alice", devidp.Hooks{})

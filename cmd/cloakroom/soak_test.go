@@ -21,8 +21,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 )
 
 const (
@@ -59,11 +59,11 @@ func TestSoakInvariants(t *testing.T) {
 	t.Logf("CLOAKROOM_SEED=%d", seed)
 	duration := cmp.Or(soakDuration(t), 8*time.Second)
 
-	redis := storetest.StartRedis(t)
-	var proxies []*storetest.Proxy
+	redis := redistest.Start(t)
+	var proxies []*redistest.Proxy
 	var urls []string
 	for range soakReplicas {
-		p := storetest.StartProxy(t, redis.Addr())
+		p := redistest.StartProxy(t, redis.Addr())
 		proxies, urls = append(proxies, p), append(urls, "redis://"+p.Addr()+"/0")
 	}
 	s := newSoak(t, 2*time.Second, urls...)
@@ -563,15 +563,15 @@ func (s *soak) logout(ctx context.Context, at *replica, x *soakSession) {
 
 // injectFaults injects one fault after the other until ctx ends.
 func (s *soak) injectFaults(
-	ctx context.Context, random *rand.Rand, redis *storetest.Server, proxies []*storetest.Proxy,
+	ctx context.Context, random *rand.Rand, redis *redistest.Server, proxies []*redistest.Proxy,
 ) {
 	// upTo returns a random duration between a quarter of d and d.
 	upTo := func(d time.Duration) time.Duration { return d/4 + time.Duration(random.Int64N(int64(d*3/4))) }
 	atProvider := func(fault tokenFault, share float64, d time.Duration) func() {
 		return func() { s.endpoint.inject(ctx, fault, share, upTo(d)) }
 	}
-	anyProxy := func() *storetest.Proxy { return proxies[random.IntN(len(proxies))] }
-	atProxy := func(fault func(*storetest.Proxy)) func() {
+	anyProxy := func() *redistest.Proxy { return proxies[random.IntN(len(proxies))] }
+	atProxy := func(fault func(*redistest.Proxy)) func() {
 		return func() {
 			p := anyProxy()
 			fault(p)
@@ -617,9 +617,9 @@ func (s *soak) injectFaults(
 				sleep(ctx, upTo(100*time.Millisecond))
 			}
 		}},
-		{"replica: cut off from Redis", atProxy((*storetest.Proxy).Cut)},
-		{"replica: connections to Redis hang", atProxy((*storetest.Proxy).Hang)},
-		{"replica: no responses from Redis", atProxy((*storetest.Proxy).DropAnswers)},
+		{"replica: cut off from Redis", atProxy((*redistest.Proxy).Cut)},
+		{"replica: connections to Redis hang", atProxy((*redistest.Proxy).Hang)},
+		{"replica: no responses from Redis", atProxy((*redistest.Proxy).DropResponses)},
 		{"replica: killed", restartOne},
 		{"replica: killed during a refresh", duringSlowRefreshes(func(<-chan struct{}) { restartOne() })},
 		{"replica: cut off from Redis during a refresh", duringSlowRefreshes(func(responded <-chan struct{}) {

@@ -18,7 +18,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // tokenEndpoint is the provider's token endpoint. It fails on demand, and
@@ -217,7 +217,7 @@ return 'keys=' .. keys .. ' wrong=' .. table.concat(wrong, ',')`
 var foundKeys = regexp.MustCompile(`keys=(\d+) wrong=(.*)`)
 
 // checkKeys checks that every key in Redis expires and has the broker's prefix.
-func (s *soak) checkKeys(redis *storetest.Server) {
+func (s *soak) checkKeys(redis *redistest.Server) {
 	reply := redis.Do("EVAL", findKeys, "0")
 	if m := foundKeys.FindStringSubmatch(reply); m == nil || m[2] != "" {
 		s.fail("keys in Redis: got %q, want none that is wrong", reply)

@@ -63,13 +63,14 @@ var arrows = map[string][]string{
 
 	// The rest is for development.
 	"bff/bfftest":                {"bff", "session", "tokenstore", "internal/brokertest"},
-	"tokenstore/storetest":       {"session", "internal/testenv"},
+	"tokenstore/storetest":       {"session"},
 	"docs/apis/go":               {"bearer"},
 	"internal/benchtable":        {},
 	"internal/brokertest":        {"internal/devidp", "internal/testenv"},
 	"internal/devidp":            {},
 	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},
 	"internal/proxybench":        {"internal/benchtable", "internal/devidp"},
+	"internal/redistest":         {"internal/testenv"},
 	"internal/sampleapi":         {"bearer"},
 	"internal/sessionbench":      {"session", "tokenstore", "internal/benchtable"},
 	"internal/testenv":           {},

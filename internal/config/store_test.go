@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // mistakesIn returns what is wrong with the sections of a configuration that is good otherwise.
@@ -47,7 +47,7 @@ func wantMistakes(t *testing.T, name string, got []string, want ...string) {
 
 func TestMistakesInTheStoreAreReported(t *testing.T) {
 	t.Parallel()
-	_, caFile, certFile, keyFile := storetest.StartRedisMutualTLS(t)
+	_, caFile, certFile, keyFile := redistest.StartMutualTLS(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

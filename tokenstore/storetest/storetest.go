@@ -1,5 +1,4 @@
-// Package storetest tests implementations of session.Store, and starts Redis
-// servers to test against.
+// Package storetest tests implementations of session.Store:
 //
 //	func TestStore(t *testing.T) { storetest.Run(t, newStore()) }
 package storetest

@@ -1,4 +1,4 @@
-package storetest
+package redistest
 
 import (
 	"net"
@@ -81,10 +81,10 @@ func (p *Proxy) Cut() { p.set(cut, 0) }
 // after Heal.
 func (p *Proxy) Hang() { p.set(hang, 0) }
 
-// DropAnswers lets requests pass, but nothing come back, until Heal. A
+// DropResponses lets requests pass, but nothing come back, until Heal. A
 // connection that has lost an answer so is closed by Heal: what came next would
 // be taken for the answer that was lost.
-func (p *Proxy) DropAnswers() { p.set(dropAnswers, 0) }
+func (p *Proxy) DropResponses() { p.set(dropAnswers, 0) }
 
 // Blackhole loses what is sent in either direction, until Heal. Connections
 // stay open for ever; those that lost something pass nothing more, also after
@@ -109,7 +109,7 @@ func (p *Proxy) DropSilently() {
 // Delay makes everything arrive later by d, each way, until Heal.
 func (p *Proxy) Delay(d time.Duration) { p.set(none, d) }
 
-// Heal ends what Cut, Hang, DropAnswers, Blackhole or Delay began.
+// Heal ends what Cut, Hang, DropResponses, Blackhole or Delay began.
 func (p *Proxy) Heal() { p.set(none, 0) }
 
 // Connections is how many connections clients have open.

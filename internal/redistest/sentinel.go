@@ -1,4 +1,4 @@
-package storetest
+package redistest
 
 import (
 	"fmt"
@@ -72,7 +72,7 @@ sentinel failover-timeout cloakroom 3000
 // have its data at once.
 func startUnsaved(t testing.TB, args ...string) *Server {
 	t.Helper()
-	return StartRedis(t, append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
+	return Start(t, append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
 // URL is what store.url takes.

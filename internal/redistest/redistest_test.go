@@ -1,4 +1,4 @@
-package storetest_test
+package redistest_test
 
 import (
 	"bufio"
@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
-	"github.com/cloakroom-bff/cloakroom/tokenstore/storetest"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 func TestRedisTakesArgumentsAndKeepsWhatItSaved(t *testing.T) {
 	t.Parallel()
-	s := storetest.StartRedis(t, "--maxmemory", "3mb")
+	s := redistest.Start(t, "--maxmemory", "3mb")
 	if got := s.Do("CONFIG", "GET", "maxmemory"); !strings.Contains(got, "3145728") {
 		t.Errorf("maxmemory is %q, want 3145728", got)
 	}
@@ -39,7 +39,7 @@ func TestRedisTakesArgumentsAndKeepsWhatItSaved(t *testing.T) {
 
 func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
 	t.Parallel()
-	s, caFile := storetest.StartRedisTLS(t)
+	s, caFile := redistest.StartTLS(t)
 	if got := s.Do("SET", "coat", "blue"); got != "+OK" {
 		t.Errorf("SET answers %q", got)
 	}
@@ -85,11 +85,11 @@ func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
 func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
+	for name, stop := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "frozen": (*redistest.Server).Freeze} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			begin := time.Now()
-			c := storetest.StartSentinel(t)
+			c := redistest.StartSentinel(t)
 			t.Logf("up after %v", time.Since(begin))
 			old, replicas := c.Master(), c.Replicas()
 			if len(replicas) != 2 || slices.Contains(replicas, old) {
@@ -134,7 +134,7 @@ func TestClusterMovesASlotWithItsKeys(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	begin := time.Now()
-	c := storetest.StartCluster(t)
+	c := redistest.StartCluster(t)
 	t.Logf("up after %v", time.Since(begin))
 	masters := c.Masters()
 	if len(masters) != 3 {
@@ -175,10 +175,10 @@ func TestClusterMovesASlotWithItsKeys(t *testing.T) {
 func TestClusterMakesAReplicaTheMaster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	for name, stop := range map[string]func(*storetest.Server){"killed": (*storetest.Server).Kill, "frozen": (*storetest.Server).Freeze} {
+	for name, stop := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "frozen": (*redistest.Server).Freeze} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := storetest.StartCluster(t)
+			c := redistest.StartCluster(t)
 			client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: strings.Split(strings.TrimPrefix(c.URL(), "redis+cluster://"), ",")})
 			defer client.Close()
 			if err := client.Set(t.Context(), "coat", "blue", 0).Err(); err != nil {
@@ -211,7 +211,7 @@ func TestClusterMakesAReplicaTheMaster(t *testing.T) {
 }
 
 // acknowledged says whether all the master's replicas have all that it wrote.
-func acknowledged(master *storetest.Server) bool {
+func acknowledged(master *redistest.Server) bool {
 	var written, acknowledged string
 	for line := range strings.Lines(master.Do("INFO", "replication")) {
 		line = strings.TrimSpace(line)
@@ -227,8 +227,8 @@ func acknowledged(master *storetest.Server) bool {
 
 func TestProxyFaults(t *testing.T) {
 	t.Parallel()
-	s := storetest.StartRedis(t)
-	p := storetest.StartProxy(t, s.Addr())
+	s := redistest.Start(t)
+	p := redistest.StartProxy(t, s.Addr())
 	c := dial(t, p)
 	c.wants(t, "PING", "+PONG")
 	if n := p.Connections(); n != 1 {
@@ -267,7 +267,7 @@ func TestProxyFaults(t *testing.T) {
 		other.answers(t, "+PONG")
 	})
 	t.Run("drop answers", func(t *testing.T) {
-		p.DropAnswers()
+		p.DropResponses()
 		defer p.Heal()
 		idle := dial(t, p)
 		c.send(t, "SET dropped 1")
@@ -322,7 +322,7 @@ type client struct {
 	lines *bufio.Reader
 }
 
-func dial(t *testing.T, p *storetest.Proxy) client {
+func dial(t *testing.T, p *redistest.Proxy) client {
 	t.Helper()
 	conn, err := net.Dial("tcp", p.Addr())
 	if err != nil {

@@ -1,4 +1,6 @@
-package storetest
+// Package redistest starts Redis servers for tests: single ones, Sentinels and
+// Clusters, with TLS and of several versions. A Proxy makes the network fail.
+package redistest
 
 import (
 	"bufio"
@@ -41,11 +43,11 @@ type Server struct {
 	exited  chan struct{} // closed when cmd has ended
 }
 
-// StartRedis starts a redis-server on a free port of the loopback interface and
+// Start starts a redis-server on a free port of the loopback interface and
 // waits until it answers. Further arguments are handed to redis-server
 // ("--maxmemory", "3mb"). On a machine without redis-server the test is
 // skipped, and fails where CLOAKROOM_TEST_ALL is set.
-func StartRedis(t testing.TB, args ...string) *Server {
+func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, func(s *Server, port string) {
 		s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always"}, args...)
@@ -67,7 +69,7 @@ type Program struct {
 	path string // a pattern, below the cache if it has a slash
 }
 
-// Start is StartRedis with this program. The test is skipped where it is
+// Start is Start with this program. The test is skipped where it is
 // missing, and fails where CLOAKROOM_TEST_ALL is set.
 func (p Program) Start(t testing.TB, args ...string) *Server {
 	t.Helper()
@@ -92,23 +94,23 @@ func (p Program) Start(t testing.TB, args ...string) *Server {
 	})
 }
 
-// StartRedisTLS starts a redis-server that speaks only TLS, and only to the
+// StartTLS starts a redis-server that speaks only TLS, and only to the
 // user cloakroom with the password p@ss:w/rd. caFile is the certificate of the
 // authority that vouches for it.
-func StartRedisTLS(t testing.TB) (s *Server, caFile string) {
+func StartTLS(t testing.TB) (s *Server, caFile string) {
 	t.Helper()
-	s, caFile, _, _ = startRedisTLS(t, "no")
+	s, caFile, _, _ = startTLS(t, "no")
 	return s, caFile
 }
 
-// StartRedisMutualTLS is StartRedisTLS with a server that demands a certificate
+// StartMutualTLS is StartTLS with a server that demands a certificate
 // of its clients, such as that in certFile with the key in keyFile.
-func StartRedisMutualTLS(t testing.TB) (s *Server, caFile, certFile, keyFile string) {
+func StartMutualTLS(t testing.TB) (s *Server, caFile, certFile, keyFile string) {
 	t.Helper()
-	return startRedisTLS(t, "yes")
+	return startTLS(t, "yes")
 }
 
-func startRedisTLS(t testing.TB, authClients string) (s *Server, caFile, certFile, keyFile string) {
+func startTLS(t testing.TB, authClients string) (s *Server, caFile, certFile, keyFile string) {
 	t.Helper()
 	dir := t.TempDir()
 	caFile = makeCertificates(t, dir)
