@@ -46,9 +46,9 @@ func TestRedisWithClientCertificate(t *testing.T) {
 			}})
 	storetest.Run(t, store)
 	w := watch(t, store)
-	eventually(t, "current", w.current)
+	eventually(t, "caches are valid", w.valid)
 	if n := loads.Load(); n < 2 {
-		t.Errorf("the certificate was read %d times for several connections", n)
+		t.Errorf("the certificate was loaded %d times for several connections, want 2 or more", n)
 	}
 	without := openWith(t, tokenstore.RedisConfig{URL: server.URL(), RootCAs: roots})
 	if _, _, _, err := without.Get(t.Context(), "k"); err == nil {
@@ -58,7 +58,7 @@ func TestRedisWithClientCertificate(t *testing.T) {
 
 func TestRedisOnUnixSocket(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "r") // the path of a socket has a hundred bytes at most
+	dir, err := os.MkdirTemp("", "r") // the path of a socket has at most a hundred bytes
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestRedisOnUnixSocket(t *testing.T) {
 			store := openRedis(t, url)
 			storetest.Run(t, store)
 			w := watch(t, store)
-			eventually(t, "current", w.current)
+			eventually(t, "caches are valid", w.valid)
 			if err := store.Ping(t.Context()); err != nil {
 				t.Error(err)
 			}
@@ -83,9 +83,9 @@ func TestRedisOnUnixSocket(t *testing.T) {
 	}
 	create(t, openRedis(t, "unix://"+path+"?db=3"), "session:in three")
 	if got := server.Do("EXISTS", "cloakroom:session:in three"); got != ":0" {
-		t.Error("?db=3 is not another database")
+		t.Error("?db=3: the record is in database 0")
 	}
-	wantExplained(t, openRedis(t, "unix://"+path+".none"), "no such file")
+	wantHint(t, openRedis(t, "unix://"+path+".none"), "no such file")
 	for _, bad := range []string{"unix:", "unix://", "unix:relative", "unix:///s?db=x",
 		"unix://user:hun%ter2@/s", "redis:/path"} {
 		if _, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: bad}); err == nil ||
@@ -95,7 +95,7 @@ func TestRedisOnUnixSocket(t *testing.T) {
 	}
 }
 
-// Some clouds rotate the password often. Each connection uses the current one.
+// Some clouds rotate passwords often. Each new connection uses the current one.
 func TestPasswordForEachConnection(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -112,7 +112,7 @@ func TestPasswordForEachConnection(t *testing.T) {
 		if err := os.Rename(file+".new", file); err != nil {
 			t.Fatal(err)
 		}
-		server.Do("ACL", "SETUSER", "cloakroom", fmt.Sprintf("<password %d", n-1)) // the old one ends now
+		server.Do("ACL", "SETUSER", "cloakroom", fmt.Sprintf("<password %d", n-1)) // the previous one
 	}
 	rotate(0)
 	var reads atomic.Int32
@@ -124,29 +124,29 @@ func TestPasswordForEachConnection(t *testing.T) {
 			return string(b), err
 		}})
 	w := watch(t, store)
-	eventually(t, "current", w.current)
+	eventually(t, "caches are valid", w.valid)
 	for n := 1; n <= 15; n++ {
 		rotate(n)
 		for i := range 10 {
 			key := fmt.Sprintf("session:%d-%d", n, i)
 			if created, err := store.Create(t.Context(), key, []byte("v"), time.Minute); !created || err != nil {
-				t.Fatalf("after %d rotations: got %v, %v", n, created, err)
+				t.Fatalf("Create after %d rotations: got %v, %v, want true, nil", n, created, err)
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
 	if n := reads.Load(); n < 15 {
-		t.Errorf("the password was read %d times", n)
+		t.Errorf("the password was read %d times, want 15 or more", n)
 	}
 	missed := w.seen("")
-	server.Do("CLIENT", "KILL", "TYPE", "pubsub") // the watch connects anew, with the password of now
-	eventually(t, "current again", func() bool { return w.seen("") > missed && w.current() })
-	wantNews(t, store, w, "with the last password")
+	server.Do("CLIENT", "KILL", "TYPE", "pubsub") // Watch reconnects with the current password
+	eventually(t, "valid again", func() bool { return w.seen("") > missed && w.valid() })
+	wantAnnounced(t, store, w, "with the last password")
 	if err := os.WriteFile(file, []byte("wrong"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(50 * time.Millisecond)
-	wantExplained(t, store, "store.password_file")
+	wantHint(t, store, "store.password_file")
 }
 
 func TestPasswordWithSentinelAndCluster(t *testing.T) {
@@ -155,10 +155,8 @@ func TestPasswordWithSentinelAndCluster(t *testing.T) {
 	sentinel, cluster := redistest.StartSentinel(t), redistest.StartCluster(t)
 	servers := append(append(cluster.Masters(), sentinel.Replicas()...), sentinel.Master())
 	for _, server := range servers {
-		for _, command := range [][]string{{"ACL", "SETUSER", "cloakroom", "on", ">pw", "~*", "&*", "+@all"}} {
-			if got := server.Do(command...); got != "+OK" {
-				t.Fatal(got)
-			}
+		if got := server.Do("ACL", "SETUSER", "cloakroom", "on", ">pw", "~*", "&*", "+@all"); got != "+OK" {
+			t.Fatal(got)
 		}
 	}
 	for _, url := range []string{sentinel.URL(), cluster.URL()} {

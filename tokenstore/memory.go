@@ -26,7 +26,7 @@ type Memory struct {
 	sets    map[string]set    // :: key → set
 	sweepAt time.Time         // the first write after it removes expired records
 
-	watching sync.RWMutex // guards watchers; never taken together with mu
+	watching sync.RWMutex // guards watchers; mu is never held at the same time
 	watchers map[*func(key string)]struct{}
 }
 
@@ -35,7 +35,7 @@ type record struct {
 	expires time.Time
 }
 
-// set maps each member to the time at which it leaves. Empty sets are removed.
+// set maps each member to the time at which it expires. Empty sets are removed.
 type set map[string]time.Time
 
 // sweepEvery is the minimum time between two removals of expired records.
@@ -131,7 +131,7 @@ func (m *Memory) Release(_ context.Context, key, owner string) error {
 }
 
 // Add is part of session.Store.
-func (m *Memory) Add(_ context.Context, key, name string, ttl time.Duration) error {
+func (m *Memory) Add(_ context.Context, key, member string, ttl time.Duration) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.sweep()
@@ -145,8 +145,8 @@ func (m *Memory) Add(_ context.Context, key, name string, ttl time.Duration) err
 	}
 	now := time.Now()
 	s.expire(now)
-	if leaves := now.Add(ttl); leaves.After(s[name]) {
-		s[name] = leaves
+	if expires := now.Add(ttl); expires.After(s[member]) {
+		s[member] = expires
 	}
 	return nil
 }
@@ -161,11 +161,11 @@ func (m *Memory) Members(_ context.Context, key string) ([]string, error) {
 }
 
 // Remove is part of session.Store.
-func (m *Memory) Remove(_ context.Context, key, name string) error {
+func (m *Memory) Remove(_ context.Context, key, member string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.sets[key]
-	delete(s, name)
+	delete(s, member)
 	if len(s) == 0 {
 		delete(m.sets, key)
 	}
@@ -174,23 +174,23 @@ func (m *Memory) Remove(_ context.Context, key, name string) error {
 
 // expire removes the members that have expired.
 func (s set) expire(now time.Time) {
-	maps.DeleteFunc(s, func(_ string, leaves time.Time) bool { return !now.Before(leaves) })
+	maps.DeleteFunc(s, func(_ string, expires time.Time) bool { return !now.Before(expires) })
 }
 
-// Watch is part of session.Store. changed is called before the writing method
+// Watch is part of session.Store. It calls onChange before the writing method
 // returns.
-func (m *Memory) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
+func (m *Memory) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
 	m.watching.Lock()
 	if m.watchers == nil {
 		m.watchers = make(map[*func(key string)]struct{})
 	}
-	m.watchers[&changed] = struct{}{}
+	m.watchers[&onChange] = struct{}{}
 	m.watching.Unlock()
-	current(time.Now().Add(100 * 365 * 24 * time.Hour))
+	onValid(time.Now().Add(100 * 365 * 24 * time.Hour))
 	<-ctx.Done()
 	m.watching.Lock()
 	defer m.watching.Unlock()
-	delete(m.watchers, &changed)
+	delete(m.watchers, &onChange)
 }
 
 // announceIf calls the watchers if a record or lease was written. The caller
@@ -201,8 +201,8 @@ func (m *Memory) announceIf(written *bool, key string) {
 	}
 	m.watching.RLock()
 	defer m.watching.RUnlock()
-	for changed := range m.watchers {
-		(*changed)(key)
+	for onChange := range m.watchers {
+		(*onChange)(key)
 	}
 }
 

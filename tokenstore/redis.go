@@ -129,8 +129,7 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		}
 		c.RootCAs = cfg.RootCAs
 		if cfg.ClientCertificate != nil {
-			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate,
-				error) {
+			c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 				return cfg.ClientCertificate()
 			}
 		}
@@ -157,7 +156,7 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
 		client := redis.NewFailoverClient(o)
 		s.client = client
-		// its dialer connects to the master
+		// The dialer of these options connects to the master.
 		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil }
 	case "cluster":
 		o, err := parseClusterURL(scheme, rest)
@@ -300,8 +299,8 @@ func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Dur
 }
 
 var create = redis.NewScript(`
-local there = redis.call('GET', KEYS[1])
-if there then return there == ARGV[1] end
+local current = redis.call('GET', KEYS[1])
+if current then return current == ARGV[1] end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return true`)
 
@@ -311,9 +310,9 @@ func (s *Redis) Create(ctx context.Context, key string, value []byte, ttl time.D
 }
 
 var replace = redis.NewScript(`
-local there = redis.call('GET', KEYS[1])
-if there == ARGV[2] then return true end
-if there ~= ARGV[1] then return false end
+local current = redis.call('GET', KEYS[1])
+if current == ARGV[2] then return true end
+if current ~= ARGV[1] then return false end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return true`)
 
@@ -366,8 +365,8 @@ const expiredFor = 5 * time.Minute
 // milliseconds by the clock of the replica that added it. The time to live of
 // the set never decreases.
 var add = redis.NewScript(`
-local leaves = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if not leaves or tonumber(leaves) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
+local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not expiry or tonumber(expiry) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[4])
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return true`)
@@ -430,25 +429,25 @@ func withHint(err error) error {
 	case redis.IsOOMError(err):
 		hint = "Redis is full: raise its maxmemory or free memory; sign-ins and token refreshes fail until then"
 	case redis.IsLoadingError(err):
-		hint = "Redis is reading its data from disk and will answer when it is done"
+		hint = "Redis is loading its data from disk; it responds when that is done"
 	case redis.IsReadOnlyError(err):
-		hint = "this Redis is a replica: during a failover this passes; otherwise " +
-			"point store.url at the master, or at the Sentinels with redis+sentinel:"
+		hint = "this Redis is a replica: wait if a failover is in progress; otherwise " +
+			"set store.url to the master, or to the Sentinels with redis+sentinel:"
 	case redis.IsMasterDownError(err), redis.IsNoReplicasError(err):
-		hint = "Redis has lost its master or its replicas; look at the state of the replication"
+		hint = "Redis has lost its master or its replicas: check INFO replication"
 	case redis.IsClusterDownError(err):
-		hint = "the Redis Cluster has slots that nobody serves; look at CLUSTER INFO"
+		hint = "slots of the Redis Cluster have no master: check CLUSTER INFO"
 	case isMoved:
 		hint = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) +
-			"): if store.url does not begin with redis+cluster: or rediss+cluster:, let it"
+			"): store.url must begin with redis+cluster: or rediss+cluster:"
 	case redis.IsMaxClientsError(err):
-		hint = "Redis takes no more connections: raise its maxclients, or find who holds so many"
+		hint = "Redis accepts no more connections: raise its maxclients, or close connections of other clients"
 	case redis.IsAuthError(err):
-		hint = "Redis does not accept user and password of store.url (or of store.password_file)"
+		hint = "Redis rejects the user or password: check store.url (or store.password_file)"
 	case redis.IsPermissionError(err):
-		hint = "the Redis user may not do this; it needs the commands and the keys that the documentation names"
+		hint = "the Redis user lacks a permission: grant the commands and keys of the documentation"
 	case errors.Is(err, syscall.ECONNREFUSED):
-		hint = "no Redis listens there: check that it runs, and store.url"
+		hint = "nothing listens at this address: start Redis, or correct store.url"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 		hint = "Redis closed the connection: it restarted, has no free connections (maxclients) or " +
 			"expects TLS (rediss:)"

@@ -57,7 +57,7 @@ func TestRedisWithTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { wrong.Close() })
-	wantExplained(t, wrong, "does not accept user and password of store.url")
+	wantHint(t, wrong, "rejects the user or password")
 }
 
 // watched records what Watch reports.
@@ -93,7 +93,7 @@ func watch(t *testing.T, store *tokenstore.Redis) *watched {
 	return w
 }
 
-func (w *watched) current() bool {
+func (w *watched) valid() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return time.Now().Before(w.until)
@@ -105,20 +105,20 @@ func (w *watched) seen(key string) int {
 	return w.changed[key]
 }
 
-func eventually(t *testing.T, what string, yes func() bool) {
+func eventually(t *testing.T, name string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !yes(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
+			t.Fatalf("not within 20 s: %s", name)
 		}
 	}
 }
 
-// wantNews writes keys in many slots and waits for their announcements.
-func wantNews(t *testing.T, store *tokenstore.Redis, w *watched, what string) {
+// wantAnnounced writes keys in many slots and waits for their announcements.
+func wantAnnounced(t *testing.T, store *tokenstore.Redis, w *watched, name string) {
 	t.Helper()
 	for i := range 20 {
-		key := fmt.Sprintf("session:%s %d", what, i)
+		key := fmt.Sprintf("session:%s %d", name, i)
 		create(t, store, key)
 		eventually(t, "an announcement of "+key, func() bool { return w.seen(key) > 0 })
 	}
@@ -142,25 +142,25 @@ func TestWatchReconnects(t *testing.T) {
 		name       string
 		begin, end func()
 	}{
-		{"its connection killed", func() { server.Do("CLIENT", "KILL", "TYPE", "pubsub") }, func() {}},
-		{"cut off", proxy.Cut, proxy.Heal},
-		{"cut off without a word", proxy.Hang, proxy.Heal},
-		{"unheard", proxy.DropResponses, proxy.Heal},
-		{"the server killed", server.Kill, server.Start},
-		{"the server frozen", server.Freeze, server.Thaw},
+		{"connection killed", func() { server.Do("CLIENT", "KILL", "TYPE", "pubsub") }, func() {}},
+		{"connections closed", proxy.Cut, proxy.Heal},
+		{"hanging", proxy.Hang, proxy.Heal},
+		{"responses lost", proxy.DropResponses, proxy.Heal},
+		{"server killed", server.Kill, server.Start},
+		{"server frozen", server.Freeze, server.Thaw},
 	} {
-		eventually(t, "current before: "+outage.name, w.current)
-		wantNews(t, store, w, "before "+outage.name)
+		eventually(t, "valid before: "+outage.name, w.valid)
+		wantAnnounced(t, store, w, "before "+outage.name)
 		missed := w.seen("")
 		outage.begin()
 		began := time.Now()
-		eventually(t, "not current while: "+outage.name, func() bool { return !w.current() || w.seen("") > missed })
-		if took := time.Since(began); took > 5*time.Second { // a cached session may be as old
-			t.Errorf("%s: it went unnoticed for %v", outage.name, took)
+		eventually(t, "invalid during: "+outage.name, func() bool { return !w.valid() || w.seen("") > missed })
+		if took := time.Since(began); took > 5*time.Second { // as old as a cached session may be
+			t.Errorf("%s: noticed after %v, want at most 5 s", outage.name, took)
 		}
 		outage.end()
-		eventually(t, "current after: "+outage.name, w.current)
-		wantNews(t, store, w, "after "+outage.name)
+		eventually(t, "valid after: "+outage.name, w.valid)
+		wantAnnounced(t, store, w, "after "+outage.name)
 	}
 	missed := w.seen("")
 	server.Do("FLUSHALL")
@@ -173,9 +173,9 @@ func TestWatchFollowsMaster(t *testing.T) {
 	sentinel := redistest.StartSentinel(t)
 	store := openRedis(t, sentinel.URL())
 	w := watch(t, store)
-	eventually(t, "current", w.current)
+	eventually(t, "caches are valid", w.valid)
 	create(t, store, "session:kept")
-	eventually(t, "every replica has it", func() bool {
+	eventually(t, "every replica has the record", func() bool {
 		return !slices.ContainsFunc(sentinel.Replicas(),
 			func(r *redistest.Server) bool { return r.Do("EXISTS", "cloakroom:session:kept") != ":1" })
 	})
@@ -183,10 +183,10 @@ func TestWatchFollowsMaster(t *testing.T) {
 	missed := w.seen("")
 	old.Kill()
 	sentinel.WaitForOtherMaster(old)
-	eventually(t, "current after the failover", func() bool { return w.seen("") > missed && w.current() })
-	wantNews(t, store, w, "after the failover")
+	eventually(t, "valid after the failover", func() bool { return w.seen("") > missed && w.valid() })
+	wantAnnounced(t, store, w, "after the failover")
 	if _, _, found, err := store.Get(t.Context(), "session:kept"); !found || err != nil {
-		t.Errorf("what was written before the failover: got %v, %v", found, err)
+		t.Errorf("record from before the failover: got %v, %v, want true, nil", found, err)
 	}
 }
 
@@ -196,8 +196,8 @@ func TestWatchFollowsClusterMasters(t *testing.T) {
 	cluster := redistest.StartCluster(t)
 	store := openRedis(t, cluster.URL())
 	w := watch(t, store)
-	eventually(t, "current", w.current)
-	wantNews(t, store, w, "on all masters")
+	eventually(t, "caches are valid", w.valid)
+	wantAnnounced(t, store, w, "on all masters")
 
 	const key = "session:moved"
 	create(t, store, key)
@@ -207,28 +207,28 @@ func TestWatchFollowsClusterMasters(t *testing.T) {
 			break
 		}
 	}
-	eventually(t, "current after a slot has moved", w.current)
+	eventually(t, "valid after a slot has moved", w.valid)
 	before := w.seen(key)
 	eventually(t, "a touch after the move", func() bool {
 		found, err := store.Touch(t.Context(), key, time.Hour)
 		return found && err == nil
 	})
-	eventually(t, "its announcement", func() bool { return w.seen(key) > before })
+	eventually(t, "the announcement of the touch", func() bool { return w.seen(key) > before })
 
 	old := cluster.MasterOf("cloakroom:" + key)
 	missed := w.seen("")
 	old.Kill()
 	cluster.WaitForOtherMaster("cloakroom:"+key, old)
-	eventually(t, "current after a master was killed", func() bool { return w.seen("") > missed && w.current() })
-	wantNews(t, store, w, "after a master was killed")
+	eventually(t, "valid after a master was killed", func() bool { return w.seen("") > missed && w.valid() })
+	wantAnnounced(t, store, w, "after a master was killed")
 }
 
-// wantExplained reads and writes until an error has a hint.
-func wantExplained(t *testing.T, store *tokenstore.Redis, want string) {
+// wantHint checks that the error of a write has a hint.
+func wantHint(t *testing.T, store *tokenstore.Redis, want string) {
 	t.Helper()
-	_, err := store.Create(t.Context(), "session:explained", bytes.Repeat([]byte("x"), 1000), time.Minute)
+	_, err := store.Create(t.Context(), "session:hint", bytes.Repeat([]byte("x"), 1000), time.Minute)
 	if err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("got %v, want an error that says: %s", err, want)
+		t.Errorf("got %v, want an error with: %s", err, want)
 	}
 }
 
@@ -242,12 +242,12 @@ func TestErrorsHaveHints(t *testing.T) {
 		for i := 0; err == nil && i < 10_000; i++ {
 			_, err = store.Create(t.Context(), fmt.Sprint("session:", i), make([]byte, 1000), time.Minute)
 		}
-		wantExplained(t, store, "raise its maxmemory")
+		wantHint(t, store, "raise its maxmemory")
 		if _, _, found, err := store.Get(t.Context(), "session:0"); !found || err != nil {
-			t.Errorf("reading while it is full: got %v, %v", found, err)
+			t.Errorf("Get from a full Redis: got %v, %v, want true, nil", found, err)
 		}
 		if err := store.Delete(t.Context(), "session:0"); err != nil {
-			t.Errorf("a logout while it is full: %v", err)
+			t.Errorf("Delete from a full Redis: %v", err)
 		}
 		server.Do("CONFIG", "SET", "maxmemory", "100mb")
 		create(t, store, "session:again")
@@ -257,7 +257,7 @@ func TestErrorsHaveHints(t *testing.T) {
 		server := redistest.Start(t)
 		server.Do("REPLICAOF", "127.0.0.1", "1")
 		store := openRedis(t, server.URL())
-		wantExplained(t, store, "is a replica")
+		wantHint(t, store, "is a replica")
 		server.Do("REPLICAOF", "NO", "ONE")
 		create(t, store, "session:again")
 	})
@@ -266,19 +266,19 @@ func TestErrorsHaveHints(t *testing.T) {
 		t.Parallel()
 		cluster := redistest.StartCluster(t)
 		for _, master := range cluster.Masters() {
-			if master != cluster.MasterOf("cloakroom:session:explained") {
-				wantExplained(t, openRedis(t, master.URL()), "redis+cluster:")
+			if master != cluster.MasterOf("cloakroom:session:hint") {
+				wantHint(t, openRedis(t, master.URL()), "redis+cluster:")
 			}
 		}
 	})
-	t.Run("NoMoreConnections", func(t *testing.T) {
+	t.Run("TooManyConnections", func(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t, "--maxclients", "2")
 		first, second := openRedis(t, server.URL()), openRedis(t, server.URL())
 		create(t, first, "session:a")
 		create(t, second, "session:b")
 		third := openRedis(t, server.URL())
-		wantExplained(t, third, "maxclients")
+		wantHint(t, third, "maxclients")
 		server.Do("CONFIG", "SET", "maxclients", "100")
 		first.Close()
 		create(t, third, "session:again")
@@ -287,7 +287,7 @@ func TestErrorsHaveHints(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t)
 		server.Do("ACL", "SETUSER", "poor", "on", ">pw", "~other:*", "+@all")
-		wantExplained(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "may not do this")
+		wantHint(t, openRedis(t, strings.Replace(server.URL(), "://", "://poor:pw@", 1)), "lacks a permission")
 	})
 	t.Run("Frozen", func(t *testing.T) {
 		t.Parallel()
@@ -295,7 +295,7 @@ func TestErrorsHaveHints(t *testing.T) {
 		store := openRedis(t, server.URL())
 		create(t, store, "session:a")
 		server.Freeze()
-		wantExplained(t, store, "did not respond in time")
+		wantHint(t, store, "did not respond in time")
 		server.Thaw()
 		create(t, store, "session:again")
 	})
@@ -309,7 +309,7 @@ func TestErrorsHaveHints(t *testing.T) {
 		if got := server.Do("EVAL", fill, "0"); strings.HasPrefix(got, "-") {
 			t.Fatal(got)
 		}
-		delay := func(microseconds string) { // a key. Between a thousand of them it answers requests
+		delay := func(microseconds string) { // of a key; it responds once in a thousand keys
 			if got := server.Do("CONFIG", "SET", "key-load-delay", microseconds); got != "+OK" {
 				t.Errorf("CONFIG SET key-load-delay: %s", got)
 			}
@@ -317,9 +317,9 @@ func TestErrorsHaveHints(t *testing.T) {
 		delay("400")
 		reloaded := make(chan string)
 		go func() { reloaded <- server.Do("DEBUG", "LOADAOF") }()
-		eventually(t, "is reading its data", func() bool {
+		eventually(t, "is loading its data", func() bool {
 			_, err := store.Create(t.Context(), "session:loading", []byte("v"), time.Minute)
-			return strings.Contains(fmt.Sprint(err), "is reading its data")
+			return strings.Contains(fmt.Sprint(err), "is loading its data")
 		})
 		delay("0")
 		if got := <-reloaded; got != "+OK" {
@@ -327,14 +327,14 @@ func TestErrorsHaveHints(t *testing.T) {
 		}
 		create(t, store, "session:again")
 		if _, _, found, err := store.Get(t.Context(), "session:0"); !found || err != nil {
-			t.Errorf("what was saved: got %v, %v", found, err)
+			t.Errorf("saved record: got %v, %v, want true, nil", found, err)
 		}
 	})
-	t.Run("NotThere", func(t *testing.T) {
+	t.Run("Absent", func(t *testing.T) {
 		t.Parallel()
 		server := redistest.Start(t)
 		server.Kill()
-		wantExplained(t, openRedis(t, server.URL()), "no Redis listens there")
+		wantHint(t, openRedis(t, server.URL()), "nothing listens at this address")
 	})
 }
 
@@ -350,12 +350,12 @@ func TestEvictionWarning(t *testing.T) {
 		}
 		t.Cleanup(func() { store.Close() })
 		w := watch(t, store)
-		eventually(t, "current", w.current)
+		eventually(t, "caches are valid", w.valid)
 		warned := func() bool { return strings.Contains(log.String(), "set its maxmemory-policy to noeviction") }
 		if want {
-			eventually(t, "a warning of "+policy, warned)
+			eventually(t, "a warning about "+policy, warned)
 		} else if warned() {
-			t.Errorf("%s: warned of:\n%s", policy, log.String())
+			t.Errorf("%s: got a warning, want none:\n%s", policy, log.String())
 		}
 	}
 }

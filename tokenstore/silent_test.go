@@ -49,8 +49,10 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			proxy := redistest.StartProxy(t, server.Addr())
-			store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: strings.Replace(server.URL(), server.Addr(),
-				proxy.Addr(), 1), RootCAs: roots})
+			store, err := tokenstore.NewRedis(tokenstore.RedisConfig{
+				URL:     strings.Replace(server.URL(), server.Addr(), proxy.Addr(), 1),
+				RootCAs: roots,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,8 +62,7 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 				name string
 				do   func(ctx context.Context) (bool, error)
 			}{
-				{"Create", func(ctx context.Context) (bool,
-					error) {
+				{"Create", func(ctx context.Context) (bool, error) {
 					return store.Create(ctx, "session:a", []byte("1"), time.Hour)
 				}},
 				{"Get", func(ctx context.Context) (bool, error) {
@@ -72,17 +73,14 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 					return store.Replace(ctx, "session:a", []byte("1"), []byte("2"))
 				}},
 				{"Touch", func(ctx context.Context) (bool, error) { return store.Touch(ctx, "session:a", time.Hour) }},
-				{"Acquire", func(ctx context.Context) (bool,
-					error) {
+				{"Acquire", func(ctx context.Context) (bool, error) {
 					return store.Acquire(ctx, "refresh:a", "me", time.Hour)
 				}},
 				{"Release", func(ctx context.Context) (bool, error) {
-					return true,
-						store.Release(ctx, "refresh:a", "me")
+					return true, store.Release(ctx, "refresh:a", "me")
 				}},
 				{"Add", func(ctx context.Context) (bool, error) {
-					return true,
-						store.Add(ctx, "user:a", "m", time.Hour)
+					return true, store.Add(ctx, "user:a", "m", time.Hour)
 				}},
 				{"Members", func(ctx context.Context) (bool, error) {
 					members, err := store.Members(ctx, "user:a")
@@ -97,21 +95,20 @@ func TestSilentlyDroppedIdleConnections(t *testing.T) {
 			}
 			for _, op := range ops {
 				if n := warm(t, store, proxy); n < 2 {
-					t.Fatalf("there are %d connections before %s", n, op.name)
+					t.Fatalf("got %d connections before %s, want 2 or more", n, op.name)
 				}
 				proxy.DropSilently()
 				if ok, err := op.do(ctx); !ok || err != nil {
-					t.Errorf("%s after its connection was dropped: got %v, %v", op.name, ok, err)
+					t.Errorf("%s after its connection was dropped: got %v, %v, want true, nil", op.name, ok, err)
 				}
 				began := time.Now()
-				for i := range 16 { // one dead connection tells of the others
+				for i := range 16 { // a dead connection makes the others suspect
 					if _, _, _, err := store.Get(ctx, "session:b"); err != nil {
 						t.Errorf("request %d after %s: %v", i, op.name, err)
 					}
 				}
 				if took := time.Since(began); took > 5*time.Second {
-					t.Errorf("the 16 requests after %s took %v: each idle connection is found dead by itself", op.name,
-						took)
+					t.Errorf("16 requests after %s: took %v, want at most 5 s", op.name, took)
 				}
 			}
 		})
@@ -123,7 +120,7 @@ func TestRetryOnDroppedConnection(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server.Addr())
-	store := openRedis(t, "redis://"+proxy.Addr()+"?pool_size=20") // whatever the number of processors
+	store := openRedis(t, "redis://"+proxy.Addr()+"?pool_size=20") // independent of the number of processors
 	warm(t, store, proxy)
 	proxy.Delay(40 * time.Millisecond)
 	var all sync.WaitGroup
@@ -135,11 +132,11 @@ func TestRetryOnDroppedConnection(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(50 * time.Millisecond) // the first of them are on their way
+	time.Sleep(50 * time.Millisecond) // the first ones are in flight
 	proxy.DropSilently()
 	all.Wait()
 	if got := server.Do("DBSIZE"); got != ":50" {
-		t.Errorf("there are %s keys, want 50", got)
+		t.Errorf("DBSIZE: got %s, want :50", got)
 	}
 }
 
@@ -158,12 +155,12 @@ func TestRetryKeepsDeadline(t *testing.T) {
 			t.Errorf("within %v: got %v, nil, want an error", limit, found)
 		}
 		if took := time.Since(began); took > limit+5*time.Second {
-			t.Errorf("within %v: it took %v", limit, took)
+			t.Errorf("within %v: took %v", limit, took)
 		}
 		cancel()
 	}
 	proxy.Heal()
-	eventually(t, "it works again", func() bool { return store.Ping(t.Context()) == nil })
+	eventually(t, "the store responds again", func() bool { return store.Ping(t.Context()) == nil })
 }
 
 // Firewalls drop connections that are idle for a minute or more. The store
@@ -206,6 +203,6 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 	})
 	time.Sleep(600 * time.Millisecond)
 	if second := id(); second == first {
-		t.Error("the operator's own idle time does not count")
+		t.Error("conn_max_idle_time=500ms: got the same connection after 600 ms")
 	}
 }

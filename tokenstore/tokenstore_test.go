@@ -70,7 +70,7 @@ func TestRedisOutage(t *testing.T) {
 		outage.end()
 		var found bool
 		var err error
-		for range 50 { // connections that were made before the outage may still have to be found out
+		for range 50 { // old connections may still fail
 			if _, _, found, err = store.Get(t.Context(), "k"); err == nil {
 				break
 			}
@@ -115,7 +115,7 @@ func TestMemoryRemovesExpired(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := store.Len(); n != 1 {
-			t.Errorf("%d records in memory, want 1", n)
+			t.Errorf("got %d records in memory, want 1", n)
 		}
 	})
 }

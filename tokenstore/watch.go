@@ -20,9 +20,9 @@ import (
 const (
 	// heartbeat is the interval of pings to each master.
 	heartbeat = 250 * time.Millisecond
-	// currentFor is how long a pong is trusted: the time for which a silently
-	// dead connection goes unnoticed.
-	currentFor = 2 * heartbeat
+	// validFor is how long a pong is valid: the time for which a connection
+	// that is silently dead goes unnoticed.
+	validFor = 2 * heartbeat
 	// recheck is the interval at which the set of masters is checked.
 	recheck = time.Second
 	// rewatch is the delay before reconnecting.
@@ -33,24 +33,24 @@ const (
 // own, every key under the prefix that is written (CLIENT TRACKING in
 // broadcasting mode). That takes about 0.1 ms and covers all writers. Watch
 // reconnects until ctx is done.
-func (s *Redis) Watch(ctx context.Context, changed func(key string), current func(until time.Time)) {
+func (s *Redis) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
 	var logged string // the last error that was logged
 	for first := true; ctx.Err() == nil; {
 		valid := false // written by one goroutine of watch at a time
-		err := s.watch(ctx, first, changed, func(until time.Time) {
+		err := s.watch(ctx, first, onChange, func(until time.Time) {
 			valid = true
 			if logged != "" {
 				s.log.InfoContext(ctx, "cache invalidation restored; sessions are cached again")
 				logged = ""
 			}
-			current(until)
+			onValid(until)
 		})
 		if ctx.Err() != nil {
 			return
 		}
 		if valid {
 			first = false
-			changed("") // changes may have been missed
+			onChange("") // changes may have been missed
 		}
 		if err = withHint(err); err.Error() != logged {
 			logged = err.Error()
@@ -66,18 +66,18 @@ func (s *Redis) Watch(ctx context.Context, changed func(key string), current fun
 
 // watch follows all masters until a connection is lost or the set of masters
 // changes. It never returns nil.
-func (s *Redis) watch(ctx context.Context, first bool, changed func(key string), current func(until time.Time)) error {
+func (s *Redis) watch(ctx context.Context, first bool, onChange func(key string), onValid func(until time.Time)) error {
 	masters, err := s.masters(ctx)
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	var runID atomic.Value                    // string: the process of the last master connected to
-	var mu sync.Mutex                         // guards untils and orders the calls of current
+	var mu sync.Mutex                         // guards untils, and orders the calls of onValid
 	untils := make([]time.Time, len(masters)) // until when the announcements of each master are complete
 	for i, o := range masters {
 		group.Go(func() error {
-			return s.watchMaster(ctx, o, &runID, changed, func(until time.Time) {
+			return s.watchMaster(ctx, o, &runID, onChange, func(until time.Time) {
 				mu.Lock()
 				defer mu.Unlock()
 				all := !slices.ContainsFunc(untils, time.Time.IsZero)
@@ -86,9 +86,9 @@ func (s *Redis) watch(ctx context.Context, first bool, changed func(key string),
 					return
 				}
 				if !all && !first {
-					changed("") // changes may have been missed
+					onChange("") // changes may have been missed
 				}
-				current(slices.MinFunc(untils, time.Time.Compare))
+				onValid(slices.MinFunc(untils, time.Time.Compare))
 			})
 		})
 	}
@@ -153,10 +153,10 @@ func (s *Redis) warnOfEviction(ctx context.Context) {
 	}
 }
 
-// watchMaster passes on the announcements of one master until the connection is
+// watchMaster forwards the announcements of one master until the connection is
 // lost.
 func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *atomic.Value,
-	changed func(key string), current func(until time.Time)) error {
+	onChange func(key string), onValid func(until time.Time)) error {
 	o := *master
 	o.Protocol = 3
 	o.PoolSize = 1
@@ -174,7 +174,8 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // copied options would share one
 	client := redis.NewClient(&o)
 	defer client.Close()
-	if err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, changed}, false); err != nil {
+	err := client.RegisterPushNotificationHandler("invalidate", announcement{s.prefix, onChange}, false)
+	if err != nil {
 		return err
 	}
 	// Nothing is published on this channel. The library only reads from an idle
@@ -192,7 +193,7 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 		case *redis.Subscription:
 			err = ping()
 		case *redis.Pong:
-			current(pinged.Add(currentFor)) // responses are ordered: all earlier changes were announced
+			onValid(pinged.Add(validFor)) // responses are ordered: all earlier changes were announced
 			pinged = time.Time{}
 		}
 		if isTimeout(err) {
@@ -216,10 +217,10 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// announcement passes on the keys of invalidation messages.
+// announcement forwards the keys of invalidation messages.
 type announcement struct {
-	prefix  string
-	changed func(key string)
+	prefix   string
+	onChange func(key string)
 }
 
 // HandlePushNotification is called by the library. A message without keys
@@ -228,11 +229,11 @@ func (a announcement) HandlePushNotification(_ context.Context, _ push.Notificat
 	message []any) error {
 	keys, _ := message[len(message)-1].([]any)
 	if len(keys) == 0 {
-		a.changed("")
+		a.onChange("")
 	}
 	for _, key := range keys {
 		if key, ok := key.(string); ok {
-			a.changed(strings.TrimPrefix(key, a.prefix))
+			a.onChange(strings.TrimPrefix(key, a.prefix))
 		}
 	}
 	return nil

@@ -11,21 +11,20 @@ import (
 	"time"
 )
 
-// Cluster is a Redis Cluster of three masters with a replica each. Its nodes
-// take another for dead after 1.5 seconds of silence. Nothing is saved: a node
-// that was killed comes back empty, but knows its place.
+// Cluster is a Redis Cluster of three masters with a replica each. A node that
+// does not respond for 1.5 seconds has failed. Nothing is saved: a node that
+// was killed restarts without data, but in its place in the cluster.
 type Cluster struct {
 	t     testing.TB
-	nodes []*Server // first the masters of the beginning
+	nodes []*Server // the first three were masters at the start
 }
 
-// layout says which slots each master has, as CLUSTER NODES writes them
-// ("0-5460 5462"), by the master's address. Masters without slots, and those
-// that the cluster has given up, are not in it.
+// layout maps the address of each master to its slots, as CLUSTER NODES writes
+// them ("0-5460 5462"). Masters without slots and failed ones are not in it.
 type layout map[string]string
 
-// StartCluster starts the six and returns when all agree on who has which slot
-// and the replicas have their masters' data.
+// StartCluster starts the six nodes. It returns when all agree on the slots and
+// the replicas have the data of their masters.
 func StartCluster(t testing.TB) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
@@ -33,17 +32,18 @@ func StartCluster(t testing.TB) *Cluster {
 	for i := range bus {
 		c.nodes = append(c.nodes, start(t, func(s *Server, port string) {
 			bus[i] = freePort(t)
-			s.args = []string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0",
-				"--cluster-enabled", "yes", "--cluster-port", bus[i], "--cluster-node-timeout", "1500"}
+			s.args = append(listen(t, "--port", port),
+				"--appendonly", "no", "--repl-diskless-sync-delay", "0",
+				"--cluster-enabled", "yes", "--cluster-port", bus[i], "--cluster-node-timeout", "1500")
 		}))
 	}
 	for i, slots := range [][2]string{{"0", "5460"}, {"5461", "10922"}, {"10923", "16383"}} {
 		c.nodes[i].must("CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1])
 	}
-	for i, node := range c.nodes { // As long as they know nobody.
+	for i, node := range c.nodes { // before they know other nodes
 		node.must("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
 	}
-	// Each is introduced to each: hearsay would do, but takes seconds.
+	// Every node meets every other one. Gossip would do, but takes seconds.
 	for i, node := range c.nodes {
 		for j := i + 1; j < len(c.nodes); j++ {
 			_, port, _ := net.SplitHostPort(c.nodes[j].Addr())
@@ -60,8 +60,11 @@ func StartCluster(t testing.TB) *Cluster {
 	await(t, limit, "the cluster is whole", func() bool {
 		for i, node := range c.nodes {
 			info, nodes := node.ask(time.Second, "CLUSTER", "INFO"), node.ask(time.Second, "CLUSTER", "NODES")
-			if !strings.Contains(info, "cluster_state:ok\r\n") || !strings.Contains(info, "cluster_known_nodes:6\r\n") || !strings.Contains(info, "cluster_slots_ok:16384\r\n") ||
-				strings.Contains(nodes, "handshake") || strings.Contains(nodes, "fail") || strings.Count(nodes, "slave ") != 3 {
+			if !strings.Contains(info, "cluster_state:ok\r\n") ||
+				!strings.Contains(info, "cluster_known_nodes:6\r\n") ||
+				!strings.Contains(info, "cluster_slots_ok:16384\r\n") ||
+				strings.Contains(nodes, "handshake") || strings.Contains(nodes, "fail") ||
+				strings.Count(nodes, "slave ") != 3 {
 				return false
 			}
 			if i >= 3 && !strings.Contains(node.ask(time.Second, "INFO", "replication"), "master_link_status:up\r\n") {
@@ -73,11 +76,11 @@ func StartCluster(t testing.TB) *Cluster {
 	return c
 }
 
-// URL is what store.url takes.
+// URL returns the URL for tokenstore.RedisConfig.
 func (c *Cluster) URL() string { return "redis+cluster://" + strings.Join(addrs(c.nodes), ",") }
 
-// Masters are the nodes that have slots, on which all nodes that answer agree.
-// While they differ, during a failover, it waits for them.
+// Masters returns the nodes that have slots. It waits until all nodes that
+// respond agree, after a failover.
 func (c *Cluster) Masters() []*Server {
 	c.t.Helper()
 	l := c.settled()
@@ -90,8 +93,7 @@ func (c *Cluster) Masters() []*Server {
 	return masters
 }
 
-// MasterOf is the node that has the key's slot. Like Masters, it waits while
-// the nodes differ.
+// MasterOf returns the node that has the key's slot. It waits as Masters does.
 func (c *Cluster) MasterOf(key string) *Server {
 	c.t.Helper()
 	slot := c.slot(key)
@@ -102,7 +104,7 @@ func (c *Cluster) MasterOf(key string) *Server {
 	return master
 }
 
-// MoveSlotOf moves the key's slot, with all keys in it, to another master, and
+// MoveSlotOf moves the key's slot, with all keys in it, to another master. It
 // returns when all nodes know.
 func (c *Cluster) MoveSlotOf(key string, to *Server) {
 	c.t.Helper()
@@ -116,15 +118,15 @@ func (c *Cluster) MoveSlotOf(key string, to *Server) {
 	to.must("CLUSTER", "SETSLOT", slot, "IMPORTING", fromID)
 	from.must("CLUSTER", "SETSLOT", slot, "MIGRATING", toID)
 	for {
-		// A slot that is on its way takes no new keys, so this comes to an end.
+		// A slot in migration accepts no new keys, so this ends.
 		keys := texts(from.must("CLUSTER", "GETKEYSINSLOT", slot, "100"))
 		if len(keys) == 0 {
 			break
 		}
 		from.must(append([]string{"MIGRATE", host, port, "", "0", "5000", "REPLACE", "KEYS"}, keys...)...)
 	}
-	// The new owner first: were it told last, the slot would for a moment have
-	// nobody.
+	// The new owner comes first. Otherwise the slot would have no owner for a
+	// moment.
 	to.must("CLUSTER", "SETSLOT", slot, "NODE", toID)
 	from.must("CLUSTER", "SETSLOT", slot, "NODE", toID)
 	await(c.t, 30*time.Second, "all nodes know where slot "+slot+" is", func() bool {
@@ -133,9 +135,9 @@ func (c *Cluster) MoveSlotOf(key string, to *Server) {
 	})
 }
 
-// WaitForOtherMaster waits until another node than old has the key's slot, all
-// nodes that answer know, and the cluster takes commands again. It fails the
-// test after 30 seconds.
+// WaitForOtherMaster returns the new master of the key's slot. It waits until
+// that is not old, all nodes that respond know it, and the cluster accepts
+// commands. It fails the test after 30 seconds.
 func (c *Cluster) WaitForOtherMaster(key string, old *Server) *Server {
 	c.t.Helper()
 	slot := c.slot(key, old)
@@ -152,7 +154,7 @@ func (c *Cluster) WaitForOtherMaster(key string, old *Server) *Server {
 	return master
 }
 
-// slot asks any node but those left out, which may be frozen.
+// slot returns the slot of a key. Some nodes are not asked: they may be frozen.
 func (c *Cluster) slot(key string, without ...*Server) int {
 	c.t.Helper()
 	for _, node := range c.nodes {
@@ -163,25 +165,26 @@ func (c *Cluster) slot(key string, without ...*Server) int {
 			return slot
 		}
 	}
-	c.t.Fatal("no node of the cluster answers")
+	c.t.Fatal("no node of the cluster responds")
 	return 0
 }
 
+// settled waits until all nodes agree on the layout.
 func (c *Cluster) settled() layout {
 	c.t.Helper()
 	var l layout
-	await(c.t, 30*time.Second, "the nodes agree on who has which slot", func() bool {
+	await(c.t, 30*time.Second, "the nodes agree on the slots", func() bool {
 		l = c.agreed()
 		return l != nil
 	})
 	return l
 }
 
-// agreed is the layout in which all nodes that answer agree, four at the least;
-// nil where they do not. Nodes left out are not asked.
+// agreed returns the layout on which all nodes that respond agree. It returns
+// nil if they do not, or if fewer than four respond. Some nodes are not asked.
 func (c *Cluster) agreed(without ...*Server) layout {
 	var agreed layout
-	answers := 0
+	responses := 0
 	for _, node := range c.nodes {
 		if slices.Contains(without, node) {
 			continue
@@ -190,20 +193,19 @@ func (c *Cluster) agreed(without ...*Server) layout {
 		if len(l) == 0 {
 			continue
 		}
-		if answers++; answers > 1 && !maps.Equal(l, agreed) {
+		if responses++; responses > 1 && !maps.Equal(l, agreed) {
 			return nil
 		}
 		agreed = l
 	}
-	if answers < 4 {
+	if responses < 4 {
 		return nil
 	}
 	return agreed
 }
 
-// parseNodes reads CLUSTER NODES: id, address@bus, flags, its master, two
-// times, epoch, link, and the slots, of which those in brackets are on their
-// way.
+// parseNodes parses CLUSTER NODES: id, address@bus, flags, its master, two
+// times, epoch, link, and the slots. Slots in brackets are in migration.
 func parseNodes(nodes string) layout {
 	l := layout{}
 	for line := range strings.Lines(nodes) {
@@ -223,7 +225,7 @@ func parseNodes(nodes string) layout {
 	return l
 }
 
-// owner is the address of the master that has the slot; empty where none has.
+// owner returns the address of the master that has the slot, or "".
 func (l layout) owner(slot int) string {
 	for addr, slots := range l {
 		for _, s := range strings.Fields(slots) {

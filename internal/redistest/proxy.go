@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Proxy passes TCP connections on to a target, and fails at it when told to, in
-// one way at a time. It stops when the test ends.
+// Proxy forwards TCP connections to a target, with one fault of the network at
+// a time. It stops when the test ends.
 type Proxy struct {
 	target   string
 	listener net.Listener
@@ -27,32 +27,31 @@ const (
 	none fault = iota
 	cut
 	hang
-	dropAnswers
+	dropResponses
 	blackholeRequests
 	blackhole
 )
 
-// link is a client's connection and the one to the target that belongs to it.
+// link is a connection of a client and its connection to the target.
 type link struct {
 	client net.Conn
 	done   chan struct{} // closed when the link ends
 
 	// Guarded by Proxy.mu:
-	target     net.Conn // nil until it is reached
-	clientLeft bool
-	dropped    bool
-	lostAnswer bool // What came next would be taken for the answer that was lost.
-	dead       bool // It lost something in a black hole, and passes nothing more.
+	target       net.Conn // nil until it is connected
+	clientLeft   bool
+	dropped      bool
+	lostResponse bool // the next response would be taken for the one that was lost
+	dead         bool // it lost something in a black hole: TCP could not continue
 }
 
-// chunk is what was read at once; without bytes it is the end of what one side
-// has to say.
+// chunk is the result of one read. Without bytes it is the end of the stream.
 type chunk struct {
 	bytes []byte
 	at    time.Time
 }
 
-// StartProxy starts a proxy to the target, a host:port, on a free port of the
+// StartProxy starts a proxy for a target, a host:port, on a free port of the
 // loopback interface.
 func StartProxy(t testing.TB, target string) *Proxy {
 	t.Helper()
@@ -61,7 +60,7 @@ func StartProxy(t testing.TB, target string) *Proxy {
 		t.Fatal(err)
 	}
 	p := &Proxy{target: target, listener: l, changed: make(chan struct{}), links: map[*link]bool{}}
-	p.running.Go(p.accept) // Ends when the listener is closed.
+	p.running.Go(p.accept) // until the listener is closed
 	t.Cleanup(func() {
 		p.Cut()
 		l.Close()
@@ -70,34 +69,31 @@ func StartProxy(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Addr is the host:port where the proxy listens.
+// Addr returns the host:port at which the proxy listens.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Cut closes all connections, and new ones at once, until Heal.
+// Cut closes all connections, and new ones immediately, until Heal.
 func (p *Proxy) Cut() { p.set(cut, 0) }
 
-// Hang lets nothing pass in either direction, until Heal. Connections stay
-// open, new ones are accepted and hang too. What was sent meanwhile arrives
-// after Heal.
+// Hang delays everything in both directions until Heal. Connections stay open,
+// and new ones are accepted.
 func (p *Proxy) Hang() { p.set(hang, 0) }
 
-// DropResponses lets requests pass, but nothing come back, until Heal. A
-// connection that has lost an answer so is closed by Heal: what came next would
-// be taken for the answer that was lost.
-func (p *Proxy) DropResponses() { p.set(dropAnswers, 0) }
+// DropResponses forwards requests and loses the responses, until Heal. Heal
+// closes a connection that has lost a response: the next response would be
+// taken for it.
+func (p *Proxy) DropResponses() { p.set(dropResponses, 0) }
 
-// Blackhole loses what is sent in either direction, until Heal. Connections
-// stay open for ever; those that lost something pass nothing more, also after
-// Heal.
+// Blackhole loses what is sent in both directions, until Heal. Connections stay
+// open. Those that lost something forward nothing more, even after Heal.
 func (p *Proxy) Blackhole() { p.set(blackhole, 0) }
 
-// BlackholeRequests is Blackhole for what clients send. Responses to what has
-// arrived still pass.
+// BlackholeRequests is Blackhole for requests only. Responses to requests that
+// have arrived are forwarded.
 func (p *Proxy) BlackholeRequests() { p.set(blackholeRequests, 0) }
 
-// DropSilently lets nothing pass any more on the connections that are open, and
-// tells neither side, as a firewall does that has forgotten them. New
-// connections work.
+// DropSilently forwards nothing more on the open connections and closes none,
+// as a firewall does that has forgotten them. New connections work.
 func (p *Proxy) DropSilently() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,10 +105,10 @@ func (p *Proxy) DropSilently() {
 // Delay makes everything arrive later by d, each way, until Heal.
 func (p *Proxy) Delay(d time.Duration) { p.set(none, d) }
 
-// Heal ends what Cut, Hang, DropResponses, Blackhole or Delay began.
+// Heal ends Cut, Hang, DropResponses, Blackhole and Delay.
 func (p *Proxy) Heal() { p.set(none, 0) }
 
-// Connections is how many connections clients have open.
+// Connections returns the number of connections that clients have open.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,13 +128,13 @@ func (p *Proxy) set(f fault, delay time.Duration) {
 	close(p.changed)
 	p.changed = make(chan struct{})
 	for l := range p.links {
-		if f == cut || f == none && l.lostAnswer {
+		if f == cut || f == none && l.lostResponse {
 			p.end(l)
 		}
 	}
 }
 
-// end closes a link; the caller holds mu.
+// end closes a link. The caller holds mu.
 func (p *Proxy) end(l *link) {
 	if !p.links[l] {
 		return
@@ -163,17 +159,17 @@ func (p *Proxy) accept() {
 		} else {
 			l := &link{client: client, done: make(chan struct{})}
 			p.links[l] = true
-			p.running.Go(func() { p.serve(l) })
+			p.running.Go(func() { p.serve(l) }) // until the link ends
 		}
 		p.mu.Unlock()
 	}
 }
 
-// serve carries a link's bytes until one side closes or the link is cut. Both
-// are read even while nothing passes, so that a client's leaving is seen. All
-// its goroutines end with the link, whose connections are then closed.
+// serve forwards the bytes of a link until one side closes or the link is cut.
+// It always reads both sides, so that it notices when a client leaves. All its
+// goroutines end with the link.
 func (p *Proxy) serve(l *link) {
-	requests, answers := make(chan chunk, 1024), make(chan chunk, 1024)
+	requests, responses := make(chan chunk, 1024), make(chan chunk, 1024)
 	p.running.Go(func() {
 		read(l, l.client, requests)
 		p.mu.Lock()
@@ -181,9 +177,9 @@ func (p *Proxy) serve(l *link) {
 		l.clientLeft = true
 	})
 	if target, err := p.dial(l); err == nil {
-		p.running.Go(func() { read(l, target, answers) })
+		p.running.Go(func() { read(l, target, responses) })
 		p.running.Go(func() { p.write(l, target, requests, false) })
-		p.write(l, l.client, answers, true)
+		p.write(l, l.client, responses, true)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -206,7 +202,7 @@ func (p *Proxy) dial(l *link) (net.Conn, error) {
 	return target, nil
 }
 
-// read puts all that comes from a connection into the queue, and its end.
+// read puts what a connection receives into the queue, with the end.
 func read(l *link, from net.Conn, queue chan<- chunk) {
 	defer close(queue)
 	for {
@@ -230,11 +226,11 @@ func read(l *link, from net.Conn, queue chan<- chunk) {
 	}
 }
 
-// write writes what is in the queue, each chunk when it may pass, and ends the
-// link with it.
-func (p *Proxy) write(l *link, to net.Conn, queue <-chan chunk, answers bool) {
+// write writes the chunks of the queue, each when it may pass, and then ends
+// the link.
+func (p *Proxy) write(l *link, to net.Conn, queue <-chan chunk, responses bool) {
 	for c := range queue {
-		if !p.pass(l, c, answers) {
+		if !p.pass(l, c, responses) {
 			continue
 		}
 		if c.bytes == nil {
@@ -249,13 +245,13 @@ func (p *Proxy) write(l *link, to net.Conn, queue <-chan chunk, answers bool) {
 	p.end(l)
 }
 
-// pass waits until a chunk may go on, and is false if it never may.
-func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
+// pass waits until a chunk may pass. It returns false if the chunk is lost.
+func (p *Proxy) pass(l *link, c chunk, response bool) bool {
 	for {
 		p.mu.Lock()
 		changed, due := p.changed, time.After(time.Until(c.at.Add(p.delay)))
-		switch drop := p.fault == dropAnswers && answer; {
-		case c.bytes != nil && (l.dead || p.fault == blackhole || p.fault == blackholeRequests && !answer):
+		switch drop := p.fault == dropResponses && response; {
+		case c.bytes != nil && (l.dead || p.fault == blackhole || p.fault == blackholeRequests && !response):
 			l.dead = true
 			p.mu.Unlock()
 			return false
@@ -263,10 +259,10 @@ func (p *Proxy) pass(l *link, c chunk, answer bool) bool {
 			p.mu.Unlock()
 			return false
 		case drop && c.bytes != nil:
-			l.lostAnswer = true
+			l.lostResponse = true
 			p.mu.Unlock()
 			return false
-		case drop, p.fault == hang: // The target's closing is an answer too, which Heal lets through.
+		case drop, p.fault == hang: // the target closes; Heal forwards that
 			due = nil
 		case time.Since(c.at) >= p.delay:
 			p.mu.Unlock()

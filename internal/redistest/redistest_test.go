@@ -20,31 +20,31 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-func TestRedisTakesArgumentsAndKeepsWhatItSaved(t *testing.T) {
+func TestServerUsesArgumentsAndKeepsData(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, "--maxmemory", "3mb")
 	if got := s.Do("CONFIG", "GET", "maxmemory"); !strings.Contains(got, "3145728") {
-		t.Errorf("maxmemory is %q, want 3145728", got)
+		t.Errorf("maxmemory: got %q, want 3145728", got)
 	}
 	s.Do("SET", "coat", "blue")
 	s.Kill()
 	if got := s.Do("PING"); got != "" {
-		t.Errorf("a killed server answers %q", got)
+		t.Errorf("PING after Kill: got %q, want no response", got)
 	}
 	s.Start()
 	if got, want := s.Do("GET", "coat"), "$4\r\nblue"; got != want {
-		t.Errorf("after Kill and Start, GET answers %q, want %q", got, want)
+		t.Errorf("GET after Kill and Start: got %q, want %q", got, want)
 	}
 }
 
-func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
+func TestTLSServerAcceptsOnlyItsUser(t *testing.T) {
 	t.Parallel()
 	s, caFile := redistest.StartTLS(t)
 	if got := s.Do("SET", "coat", "blue"); got != "+OK" {
-		t.Errorf("SET answers %q", got)
+		t.Errorf("SET: got %q, want +OK", got)
 	}
 	if want := "rediss://cloakroom:p%40ss%3Aw%2Frd@" + s.Addr() + "/0"; s.URL() != want {
-		t.Errorf("URL is %s, want %s", s.URL(), want)
+		t.Errorf("URL: got %s, want %s", s.URL(), want)
 	}
 	pem, err := os.ReadFile(caFile)
 	if err != nil {
@@ -65,27 +65,32 @@ func TestRedisTLSAdmitsOnlyItsUser(t *testing.T) {
 		return client.Get(t.Context(), "coat").Result()
 	}
 	if got, err := get(func(*redis.Options) {}); got != "blue" || err != nil {
-		t.Errorf("with the URL and the authority, GET answers %q, %v", got, err)
+		t.Errorf("GET with the URL and the CA: got %q, %v, want blue", got, err)
 	}
-	if _, err := get(func(o *redis.Options) { o.Password = "password" }); err == nil || !redis.HasErrorPrefix(err, "WRONGPASS") {
-		t.Errorf("with a wrong password: %v, want WRONGPASS", err)
+	if _, err := get(func(o *redis.Options) { o.Password = "password" }); err == nil ||
+		!redis.HasErrorPrefix(err, "WRONGPASS") {
+		t.Errorf("GET with a wrong password: got %v, want WRONGPASS", err)
 	}
-	if _, err := get(func(o *redis.Options) { o.Username, o.Password = "", "" }); err == nil || !redis.HasErrorPrefix(err, "NOAUTH") {
-		t.Errorf("with no password: %v, want NOAUTH", err)
+	if _, err := get(func(o *redis.Options) { o.Username, o.Password = "", "" }); err == nil ||
+		!redis.HasErrorPrefix(err, "NOAUTH") {
+		t.Errorf("GET without a password: got %v, want NOAUTH", err)
 	}
 	var unknown x509.UnknownAuthorityError
 	if _, err := tls.Dial("tcp", s.Addr(), &tls.Config{RootCAs: x509.NewCertPool()}); !errors.As(err, &unknown) {
-		t.Errorf("without the authority: %v, want an unknown authority", err)
+		t.Errorf("handshake without the CA: got %v, want an unknown authority", err)
 	}
 	if _, err := get(func(o *redis.Options) { o.TLSConfig = nil }); err == nil {
-		t.Error("the server speaks without TLS")
+		t.Error("GET without TLS: got no error")
 	}
 }
 
-func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
+func TestSentinelsPromoteReplica(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	for name, stop := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "frozen": (*redistest.Server).Freeze} {
+	for name, stop := range map[string]func(*redistest.Server){
+		"killed": (*redistest.Server).Kill,
+		"frozen": (*redistest.Server).Freeze,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			begin := time.Now()
@@ -93,12 +98,13 @@ func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
 			t.Logf("up after %v", time.Since(begin))
 			old, replicas := c.Master(), c.Replicas()
 			if len(replicas) != 2 || slices.Contains(replicas, old) {
-				t.Fatalf("the master is %s, its replicas %v", old.Addr(), replicas)
+				t.Fatalf("got master %s and replicas %v, want two replicas", old.Addr(), replicas)
 			}
 			for _, addr := range sentinels(c.URL()) {
 				client := redis.NewSentinelClient(&redis.Options{Addr: addr})
-				if got, err := client.GetMasterAddrByName(t.Context(), "cloakroom").Result(); err != nil || strings.Join(got, ":") != old.Addr() {
-					t.Errorf("the sentinel %s names %v, %v, want %s", addr, got, err, old.Addr())
+				if got, err := client.GetMasterAddrByName(t.Context(), "cloakroom").Result(); err != nil ||
+					strings.Join(got, ":") != old.Addr() {
+					t.Errorf("sentinel %s: got master %v, %v, want %s", addr, got, err, old.Addr())
 				}
 				client.Close()
 			}
@@ -111,13 +117,17 @@ func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
 			master := c.WaitForOtherMaster(old)
 			t.Logf("another master after %v", time.Since(begin))
 			if !slices.Contains(replicas, master) || c.Master() != master {
-				t.Errorf("the new master is %s, and Master names %s", master.Addr(), c.Master().Addr())
+				t.Errorf("got new master %s, Master returns %s", master.Addr(), c.Master().Addr())
 			}
 			if got, want := master.Do("GETSET", "coat", "red"), "$4\r\nblue"; got != want {
-				t.Errorf("the new master answers %q, want %q", got, want)
+				t.Errorf("new master: got %q, want %q", got, want)
 			}
-			eventually(t, "the old master, which does not answer, is not among the replicas", func() bool { return !slices.Contains(c.Replicas(), old) })
-			// The old master comes back as a replica.
+			eventually(
+				t,
+				"the old master is not among the replicas",
+				func() bool { return !slices.Contains(c.Replicas(), old) },
+			)
+			// The old master returns as a replica.
 			if name == "killed" {
 				old.Start()
 			} else {
@@ -130,7 +140,7 @@ func TestSentinelsMakeAReplicaTheMaster(t *testing.T) {
 	}
 }
 
-func TestClusterMovesASlotWithItsKeys(t *testing.T) {
+func TestClusterMovesSlotWithKeys(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	begin := time.Now()
@@ -138,7 +148,7 @@ func TestClusterMovesASlotWithItsKeys(t *testing.T) {
 	t.Logf("up after %v", time.Since(begin))
 	masters := c.Masters()
 	if len(masters) != 3 {
-		t.Fatalf("%d masters, want 3", len(masters))
+		t.Fatalf("got %d masters, want 3", len(masters))
 	}
 	from := c.MasterOf("{coat}1")
 	to := masters[0]
@@ -148,38 +158,43 @@ func TestClusterMovesASlotWithItsKeys(t *testing.T) {
 	from.Do("SET", "{coat}1", "blue")
 	from.Do("SET", "{coat}2", "red", "EX", "1000")
 	if got := to.Do("GET", "{coat}1"); !strings.HasPrefix(got, "-MOVED ") || !strings.HasSuffix(got, " "+from.Addr()) {
-		t.Errorf("before the move the other node answers %q, want MOVED to %s", got, from.Addr())
+		t.Errorf("GET before the move: got %q, want MOVED to %s", got, from.Addr())
 	}
 	c.MoveSlotOf("{coat}1", to)
 	if got := c.MasterOf("{coat}2"); got != to {
-		t.Errorf("the slot is at %s, want %s", got.Addr(), to.Addr())
+		t.Errorf("master of the slot: got %s, want %s", got.Addr(), to.Addr())
 	}
 	for key, want := range map[string]string{"{coat}1": "$4\r\nblue", "{coat}2": "$3\r\nred"} {
 		if got := to.Do("GET", key); got != want {
-			t.Errorf("after the move GET %s answers %q, want %q", key, got, want)
+			t.Errorf("GET %s after the move: got %q, want %q", key, got, want)
 		}
 		if got := from.Do("GET", key); !strings.HasPrefix(got, "-MOVED ") || !strings.HasSuffix(got, " "+to.Addr()) {
-			t.Errorf("after the move the old node answers %q, want MOVED to %s", got, to.Addr())
+			t.Errorf("GET %s at the old node: got %q, want MOVED to %s", key, got, to.Addr())
 		}
 	}
 	if got := to.Do("TTL", "{coat}2"); got == ":-1" {
-		t.Error("the key lost its time to live on the way")
+		t.Error("TTL after the move: got none")
 	}
 	c.MoveSlotOf("{coat}1", to)
 	c.MoveSlotOf("{coat}1", from)
 	if got, want := from.Do("GET", "{coat}1"), "$4\r\nblue"; got != want {
-		t.Errorf("after the way back GET answers %q, want %q", got, want)
+		t.Errorf("GET after the way back: got %q, want %q", got, want)
 	}
 }
 
-func TestClusterMakesAReplicaTheMaster(t *testing.T) {
+func TestClusterPromotesReplica(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	for name, stop := range map[string]func(*redistest.Server){"killed": (*redistest.Server).Kill, "frozen": (*redistest.Server).Freeze} {
+	for name, stop := range map[string]func(*redistest.Server){
+		"killed": (*redistest.Server).Kill,
+		"frozen": (*redistest.Server).Freeze,
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := redistest.StartCluster(t)
-			client := redis.NewClusterClient(&redis.ClusterOptions{Addrs: strings.Split(strings.TrimPrefix(c.URL(), "redis+cluster://"), ",")})
+			client := redis.NewClusterClient(
+				&redis.ClusterOptions{Addrs: strings.Split(strings.TrimPrefix(c.URL(), "redis+cluster://"), ",")},
+			)
 			defer client.Close()
 			if err := client.Set(t.Context(), "coat", "blue", 0).Err(); err != nil {
 				t.Fatal(err)
@@ -193,24 +208,26 @@ func TestClusterMakesAReplicaTheMaster(t *testing.T) {
 			master := c.WaitForOtherMaster("coat", old)
 			t.Logf("another master after %v", time.Since(begin))
 			if got, want := master.Do("GET", "coat"), "$4\r\nblue"; got != want {
-				t.Errorf("the new master answers %q, want %q", got, want)
+				t.Errorf("new master: got %q, want %q", got, want)
 			}
-			if masters := c.Masters(); c.MasterOf("coat") != master || len(masters) != 3 || slices.Contains(masters, old) {
-				t.Errorf("the masters are %v, want the new one among three and not the old one", masters)
+			if masters := c.Masters(); c.MasterOf("coat") != master || len(masters) != 3 ||
+				slices.Contains(masters, old) {
+				t.Errorf("got masters %v, want three with the new one and without the old one", masters)
 			}
 			if name == "killed" {
 				old.Start()
 			} else {
 				old.Thaw()
 			}
-			eventually(t, "the old master sends clients to the new one", func() bool {
+			eventually(t, "the old master redirects clients to the new one", func() bool {
 				return strings.HasSuffix(old.Do("GET", "coat"), " "+master.Addr())
 			})
 		})
 	}
 }
 
-// acknowledged says whether all the master's replicas have all that it wrote.
+// acknowledged reports whether the replicas have everything that the master
+// wrote.
 func acknowledged(master *redistest.Server) bool {
 	var written, acknowledged string
 	for line := range strings.Lines(master.Do("INFO", "replication")) {
@@ -232,7 +249,7 @@ func TestProxyFaults(t *testing.T) {
 	c := dial(t, p)
 	c.wants(t, "PING", "+PONG")
 	if n := p.Connections(); n != 1 {
-		t.Errorf("%d connections, want 1", n)
+		t.Errorf("got %d connections, want 1", n)
 	}
 
 	t.Run("none", func(t *testing.T) {
@@ -243,7 +260,7 @@ func TestProxyFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got, err := client.Get(t.Context(), "much").Result(); err != nil || got != much {
-			t.Errorf("%d bytes, %v came back, want the %d that were sent", len(got), err, len(much))
+			t.Errorf("GET: got %d bytes, %v, want %d", len(got), err, len(much))
 		}
 		client.Close()
 		eventually(t, "one connection again", func() bool { return p.Connections() == 1 })
@@ -257,16 +274,16 @@ func TestProxyFaults(t *testing.T) {
 		c.wantsSilence(t)
 		other.wantsSilence(t)
 		if got := s.Do("EXISTS", "hung"); got != ":0" {
-			t.Errorf("EXISTS answers %q, although nothing should have passed", got)
+			t.Errorf("EXISTS: got %q, want :0", got)
 		}
 		eventually(t, "three connections", func() bool { return p.Connections() == 3 })
 		leaves.Close()
-		eventually(t, "the one that left is not counted", func() bool { return p.Connections() == 2 })
+		eventually(t, "the closed one is not counted", func() bool { return p.Connections() == 2 })
 		p.Heal()
-		c.answers(t, "+OK")
-		other.answers(t, "+PONG")
+		c.wantsResponse(t, "+OK")
+		other.wantsResponse(t, "+PONG")
 	})
-	t.Run("drop answers", func(t *testing.T) {
+	t.Run("drop responses", func(t *testing.T) {
 		p.DropResponses()
 		defer p.Heal()
 		idle := dial(t, p)
@@ -286,11 +303,11 @@ func TestProxyFaults(t *testing.T) {
 		begin := time.Now()
 		c.wants(t, "PING", "+PONG")
 		if took := time.Since(begin); took < 2*d {
-			t.Errorf("an answer after %v, want %v at the least", took, 2*d)
+			t.Errorf("got a response after %v, want at least %v", took, 2*d)
 		}
 		c.send(t, "PING")
 		p.Heal()
-		c.answers(t, "+PONG")
+		c.wantsResponse(t, "+PONG")
 	})
 	t.Run("cut", func(t *testing.T) {
 		c := dial(t, p)
@@ -300,12 +317,12 @@ func TestProxyFaults(t *testing.T) {
 		c.wantsEnd(t)
 		dial(t, p).wantsEnd(t)
 		if n := p.Connections(); n != 0 {
-			t.Errorf("%d connections, want 0", n)
+			t.Errorf("got %d connections, want 0", n)
 		}
 		p.Heal()
 		dial(t, p).wants(t, "PING", "+PONG")
 	})
-	t.Run("target away", func(t *testing.T) {
+	t.Run("target down", func(t *testing.T) {
 		c := dial(t, p)
 		c.wants(t, "PING", "+PONG")
 		s.Kill()
@@ -316,7 +333,7 @@ func TestProxyFaults(t *testing.T) {
 	})
 }
 
-// client is a connection through the proxy on which a test speaks line by line.
+// client is a connection through the proxy, with inline commands.
 type client struct {
 	net.Conn
 	lines *bufio.Reader
@@ -339,27 +356,27 @@ func (c client) send(t *testing.T, command string) {
 	}
 }
 
-func (c client) answers(t *testing.T, want string) {
+func (c client) wantsResponse(t *testing.T, want string) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if got, err := c.lines.ReadString('\n'); got != want+"\r\n" {
-		t.Fatalf("the answer is %q, %v, want %q", got, err, want)
+		t.Fatalf("got the response %q, %v, want %q", got, err, want)
 	}
 }
 
-func (c client) wants(t *testing.T, command, answer string) {
+func (c client) wants(t *testing.T, command, response string) {
 	t.Helper()
 	c.send(t, command)
-	c.answers(t, answer)
+	c.wantsResponse(t, response)
 }
 
-// wantsSilence fails the test if anything comes in a time in which an answer
-// would have come.
+// wantsSilence fails the test if something arrives within the time that a
+// response takes.
 func (c client) wantsSilence(t *testing.T) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
 	if got, err := c.lines.ReadString('\n'); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("%q, %v came, want silence", got, err)
+		t.Fatalf("got %q, %v, want no response", got, err)
 	}
 }
 
@@ -368,7 +385,7 @@ func (c client) wantsEnd(t *testing.T) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if got, err := c.lines.ReadString('\n'); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("%q, %v came, want the connection's end", got, err)
+		t.Fatalf("got %q, %v, want a closed connection", got, err)
 	}
 }
 
@@ -377,11 +394,11 @@ func sentinels(url string) []string {
 	return strings.Split(addrs, ",")
 }
 
-func eventually(t *testing.T, what string, yes func() bool) {
+func eventually(t *testing.T, name string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !yes(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
+			t.Fatalf("not within 30 s: %s", name)
 		}
 	}
 }

@@ -10,32 +10,33 @@ import (
 	"time"
 )
 
-// Sentinel is a Redis master named cloakroom with two replicas, watched by
-// three sentinels, two of which must agree that the master is down. They
-// believe so after a second of silence. Nothing is saved: a server that was
-// killed comes back empty.
+// Sentinel is a Redis master named cloakroom with two replicas and three
+// sentinels. The master is down when two sentinels agree. To each of them it is
+// down if it does not respond for a second. Nothing is saved: a server that was
+// killed restarts without data.
 type Sentinel struct {
 	t         testing.TB
-	servers   []*Server // the master of the beginning and its replicas
+	servers   []*Server // the first was the master at the start
 	sentinels []*Server
 }
 
-// StartSentinel starts the six and returns when every sentinel knows both
-// replicas and both other sentinels.
+// StartSentinel starts the six servers. It returns when every sentinel knows
+// both replicas and both other sentinels.
 func StartSentinel(t testing.TB) *Sentinel {
 	t.Helper()
 	c := &Sentinel{t: t}
 	master := startUnsaved(t)
 	_, port, _ := net.SplitHostPort(master.Addr())
-	c.servers = []*Server{master, startUnsaved(t, "--replicaof", "127.0.0.1", port), startUnsaved(t, "--replicaof", "127.0.0.1", port)}
-	// A sentinel hears of replicas from the master's INFO, so they come first.
+	replica := []string{"--replicaof", "127.0.0.1", port}
+	c.servers = []*Server{master, startUnsaved(t, replica...), startUnsaved(t, replica...)}
+	// Sentinels find the replicas in the master's INFO, so these start first.
 	await(t, 15*time.Second, "both replicas have the master's data", func() bool {
 		return strings.Count(master.ask(time.Second, "INFO", "replication"), "state=online") == 2
 	})
 	for range 3 {
 		s := start(t, func(s *Server, ownPort string) {
 			dir := t.TempDir()
-			conf := filepath.Join(dir, "sentinel.conf") // Sentinels write what they learn into their file.
+			conf := filepath.Join(dir, "sentinel.conf") // which a sentinel rewrites
 			if err := os.WriteFile(conf, fmt.Appendf(nil, `port %s
 bind 127.0.0.1
 dir %s
@@ -47,9 +48,8 @@ sentinel failover-timeout cloakroom 3000
 			}
 			s.args = []string{conf, "--sentinel"}
 		})
-		// Sentinels talk more often than in production, to be quick, and go on
-		// where a busy machine made them pause, instead of distrusting their
-		// clock for half a minute.
+		// Short intervals make the test fast. With a long TILT-TRIGGER a pause
+		// on a busy machine does not stop a sentinel for half a minute.
 		s.must("SENTINEL", "DEBUG", "INFO-PERIOD", "1000", "PUBLISH-PERIOD", "300", "TILT-TRIGGER", "20000")
 		c.sentinels = append(c.sentinels, s)
 	}
@@ -68,62 +68,64 @@ sentinel failover-timeout cloakroom 3000
 	return c
 }
 
-// startUnsaved starts a redis-server that saves nothing and lets its replicas
-// have its data at once.
+// startUnsaved starts a redis-server that saves nothing and sends its data to a
+// new replica without a delay.
 func startUnsaved(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return Start(t, append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
 }
 
-// URL is what store.url takes.
+// URL returns the URL for tokenstore.RedisConfig.
 func (c *Sentinel) URL() string {
 	return "redis+sentinel://" + strings.Join(addrs(c.sentinels), ",") + "/cloakroom/0"
 }
 
-// Master is the master that all sentinels name. While they differ, during a
-// failover, it waits for them.
+// Master returns the master. It waits until all sentinels agree, after a
+// failover.
 func (c *Sentinel) Master() *Server {
 	c.t.Helper()
 	var master *Server
-	await(c.t, sentinelPatience, "the sentinels name one master", func() bool {
+	await(c.t, sentinelTimeout, "the sentinels name one master", func() bool {
 		master = c.named()
 		return master != nil
 	})
 	return master
 }
 
-// Replicas are the replicas that the sentinels know and do not take for dead.
+// Replicas returns the replicas that are up according to a sentinel.
 func (c *Sentinel) Replicas() []*Server {
 	c.t.Helper()
 	master := c.Master()
-	answer := c.sentinels[0].must("SENTINEL", "REPLICAS", "cloakroom")
-	names, flags := pairs(answer, "name"), pairs(answer, "flags")
+	response := c.sentinels[0].must("SENTINEL", "REPLICAS", "cloakroom")
+	names, flags := pairs(response, "name"), pairs(response, "flags")
 	var replicas []*Server
 	for i, name := range names {
-		if s := find(c.servers, name); s != nil && s != master && !strings.Contains(flags[i], "s_down") && !strings.Contains(flags[i], "disconnected") {
+		if s := find(c.servers, name); s != nil && s != master &&
+			!strings.Contains(flags[i], "s_down") && !strings.Contains(flags[i], "disconnected") {
 			replicas = append(replicas, s)
 		}
 	}
 	return replicas
 }
 
-// sentinelPatience is how long sentinels may take. One that was not scheduled
-// for two seconds does nothing for the next 30 (it is in "tilt mode").
-const sentinelPatience = 2 * time.Minute
+// sentinelTimeout is how long a failover may take. A sentinel that was not
+// scheduled for two seconds does nothing for the next 30 (TILT mode).
+const sentinelTimeout = 2 * time.Minute
 
-// WaitForOtherMaster waits until the sentinels have made another server than
-// old the master, and all of them name it. It fails the test after two minutes.
+// WaitForOtherMaster returns the new master. It waits until that is not old and
+// all sentinels agree. It fails the test after two minutes.
 func (c *Sentinel) WaitForOtherMaster(old *Server) *Server {
 	c.t.Helper()
 	var master *Server
-	await(c.t, sentinelPatience, "the sentinels name another master than "+old.Addr(), func() bool {
+	await(c.t, sentinelTimeout, "the sentinels name another master than "+old.Addr(), func() bool {
 		master = c.named()
-		return master != nil && master != old && strings.Contains(master.ask(time.Second, "INFO", "replication"), "role:master")
+		return master != nil && master != old &&
+			strings.Contains(master.ask(time.Second, "INFO", "replication"), "role:master")
 	})
 	return master
 }
 
-// named is the master that all sentinels name; nil where they differ.
+// named returns the master that all sentinels name, or nil if they differ.
 func (c *Sentinel) named() *Server {
 	var name string
 	for _, s := range c.sentinels {
@@ -136,11 +138,11 @@ func (c *Sentinel) named() *Server {
 	return find(c.servers, name)
 }
 
-// pairs are the values of a field in an answer that lists names and values, one
-// for each thing listed.
-func pairs(answer, field string) []string {
+// pairs returns the values of a field in a response that is a list of objects,
+// each a list of names and values.
+func pairs(response, field string) []string {
 	var values []string
-	all := texts(answer)
+	all := texts(response)
 	for i := 0; i+1 < len(all); i += 2 {
 		if all[i] == field {
 			values = append(values, all[i+1])

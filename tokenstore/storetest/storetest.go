@@ -24,7 +24,7 @@ func Run(t *testing.T, store session.Store) {
 	run := fmt.Sprintf("storetest:%x:", rand.Uint64())
 	key := func(t *testing.T) string { return run + t.Name() }
 
-	t.Run("WhatIsNotThereIsNoError", func(t *testing.T) {
+	t.Run("AbsentRecordIsNoError", func(t *testing.T) {
 		wantAbsent(t, store, key(t))
 		if err := store.Delete(ctx, key(t)); err != nil {
 			t.Errorf("Delete of an absent record: %v", err)
@@ -52,7 +52,7 @@ func Run(t *testing.T, store session.Store) {
 		wantValue(t, store, key(t), []byte("first"), 30*time.Second, time.Minute)
 	})
 
-	t.Run("OfManyCreatorsOneWins", func(t *testing.T) {
+	t.Run("CreateHasOneWinner", func(t *testing.T) {
 		var wins atomic.Int32
 		var all sync.WaitGroup
 		for i := range 16 {
@@ -68,11 +68,11 @@ func Run(t *testing.T, store session.Store) {
 		}
 		all.Wait()
 		if wins.Load() != 1 {
-			t.Errorf("%d of 16 creators were told that they created the record, want 1", wins.Load())
+			t.Errorf("Create returned true to %d of 16 callers, want 1", wins.Load())
 		}
 	})
 
-	t.Run("ReplaceNeedsTheOldValueAndKeepsTheTimeToLive", func(t *testing.T) {
+	t.Run("ReplaceNeedsOldValueAndKeepsTTL", func(t *testing.T) {
 		create(t, store, key(t), []byte("one"), time.Minute)
 		if replaced, err := store.Replace(ctx, key(t), []byte("two"), []byte("three")); replaced || err != nil {
 			t.Errorf("Replace of another value: got %v, %v, want false, nil", replaced, err)
@@ -84,7 +84,7 @@ func Run(t *testing.T, store session.Store) {
 		wantValue(t, store, key(t), []byte("two"), 30*time.Second, time.Minute)
 	})
 
-	t.Run("OfManyReplacersOneWins", func(t *testing.T) {
+	t.Run("ReplaceHasOneWinner", func(t *testing.T) {
 		create(t, store, key(t), []byte("old"), time.Minute)
 		var wins atomic.Int32
 		var all sync.WaitGroup
@@ -101,13 +101,13 @@ func Run(t *testing.T, store session.Store) {
 		}
 		all.Wait()
 		if wins.Load() != 1 {
-			t.Errorf("%d of 16 replacers were told that they replaced the record, want 1", wins.Load())
+			t.Errorf("Replace returned true to %d of 16 callers, want 1", wins.Load())
 		}
 	})
 
-	// A caller without a response retries, and the client of the store may do
-	// so too.
-	t.Run("AWriteThatIsRepeatedSaysTheSame", func(t *testing.T) {
+	// A caller that gets no response retries, and so may the client of the
+	// store.
+	t.Run("RepeatedWriteReturnsTheSame", func(t *testing.T) {
 		for range 2 {
 			create(t, store, key(t), []byte("one"), time.Minute)
 		}
@@ -117,12 +117,12 @@ func Run(t *testing.T, store session.Store) {
 			}
 		}
 		if created, err := store.Create(ctx, key(t), []byte("one"), time.Minute); created || err != nil {
-			t.Errorf("Create of what was replaced: got %v, %v, want false, nil", created, err)
+			t.Errorf("Create with the replaced value: got %v, %v, want false, nil", created, err)
 		}
 		wantValue(t, store, key(t), []byte("two"), 30*time.Second, time.Minute)
 	})
 
-	t.Run("AfterDeleteALateWriterRevivesNothing", func(t *testing.T) {
+	t.Run("DeletedRecordIsNotRevived", func(t *testing.T) {
 		create(t, store, key(t), []byte("old"), time.Minute)
 		if err := store.Delete(ctx, key(t)); err != nil {
 			t.Fatal(err)
@@ -136,7 +136,7 @@ func Run(t *testing.T, store session.Store) {
 		wantAbsent(t, store, key(t))
 	})
 
-	t.Run("TouchSetsTheTimeToLive", func(t *testing.T) {
+	t.Run("TouchSetsTTL", func(t *testing.T) {
 		create(t, store, key(t), []byte("value"), time.Minute)
 		if found, err := store.Touch(ctx, key(t), time.Hour); !found || err != nil {
 			t.Errorf("Touch: got %v, %v, want true, nil", found, err)
@@ -148,7 +148,7 @@ func Run(t *testing.T, store session.Store) {
 		wantValue(t, store, key(t), []byte("value"), 30*time.Second, time.Minute)
 	})
 
-	t.Run("ARecordExpires", func(t *testing.T) {
+	t.Run("RecordExpires", func(t *testing.T) {
 		for name, write := range map[string]func(key string){
 			"created": func(key string) { create(t, store, key, []byte("value"), 80*time.Millisecond) },
 			"touched": func(key string) {
@@ -157,7 +157,9 @@ func Run(t *testing.T, store session.Store) {
 					t.Fatal(err)
 				}
 			},
-			"in less than the store can count": func(key string) { create(t, store, key, []byte("value"), time.Nanosecond) },
+			"with a TTL below the resolution": func(key string) {
+				create(t, store, key, []byte("value"), time.Nanosecond)
+			},
 		} {
 			k := key(t) + name
 			write(k)
@@ -171,7 +173,7 @@ func Run(t *testing.T, store session.Store) {
 		}
 	})
 
-	t.Run("ALeaseHasOneHolderWhoAloneRenewsAndReleasesIt", func(t *testing.T) {
+	t.Run("OnlyHolderRenewsAndReleasesLease", func(t *testing.T) {
 		acquire := func(owner string, ttl time.Duration, want bool) {
 			t.Helper()
 			if got, err := store.Acquire(ctx, key(t), owner, ttl); got != want || err != nil {
@@ -184,21 +186,21 @@ func Run(t *testing.T, store session.Store) {
 				t.Errorf("Release by %s: %v", owner, err)
 			}
 		}
-		release("a") // of a lease that nobody holds
+		release("a") // without a holder
 		acquire("a", time.Minute, true)
 		acquire("b", time.Minute, false)
 		release("b")
 		acquire("b", time.Minute, false)
 		acquire("a", 80*time.Millisecond, true)
 		time.Sleep(120 * time.Millisecond)
-		acquire("b", time.Minute, true) // a's has ended
+		acquire("b", time.Minute, true) // the lease of a has expired
 		release("a")
 		acquire("a", time.Minute, false)
 		release("b")
 		acquire("a", time.Minute, true)
 	})
 
-	t.Run("OfManyOneAcquiresTheLease", func(t *testing.T) {
+	t.Run("AcquireHasOneWinner", func(t *testing.T) {
 		var wins atomic.Int32
 		var all sync.WaitGroup
 		for i := range 16 {
@@ -214,11 +216,11 @@ func Run(t *testing.T, store session.Store) {
 		}
 		all.Wait()
 		if wins.Load() != 1 {
-			t.Errorf("%d of 16 acquired the lease, want 1", wins.Load())
+			t.Errorf("Acquire returned true to %d of 16 callers, want 1", wins.Load())
 		}
 	})
 
-	t.Run("ASetHasEachMemberOnce", func(t *testing.T) {
+	t.Run("SetHasEachMemberOnce", func(t *testing.T) {
 		wantMembers(t, store, key(t))
 		if err := store.Remove(ctx, key(t), "absent"); err != nil {
 			t.Errorf("Remove from an absent set: %v", err)
@@ -235,45 +237,45 @@ func Run(t *testing.T, store session.Store) {
 		wantMembers(t, store, key(t), "\x00\xff\r\n", "z")
 	})
 
-	t.Run("ASetExpiresWithItsLastMember", func(t *testing.T) {
+	t.Run("SetExpiresWithLastMember", func(t *testing.T) {
 		addMember(t, store, key(t), "first", 40*time.Millisecond)
 		addMember(t, store, key(t), "second", 80*time.Millisecond)
 		time.Sleep(120 * time.Millisecond)
 		wantMembers(t, store, key(t))
 	})
 
-	t.Run("AMemberThatStaysForAShorterTimeTakesNoneFromOthers", func(t *testing.T) {
+	t.Run("ShorterTTLTakesNothingFromOthers", func(t *testing.T) {
 		addMember(t, store, key(t), "long", time.Minute)
 		addMember(t, store, key(t), "short", 40*time.Millisecond)
-		addMember(t, store, key(t), "long", 40*time.Millisecond) // by somebody who knows less
+		addMember(t, store, key(t), "long", 40*time.Millisecond) // the longer TTL stays
 		time.Sleep(80 * time.Millisecond)
 		addMember(t, store, key(t), "later", 40*time.Millisecond)
 		time.Sleep(80 * time.Millisecond)
 		if got, err := store.Members(ctx, key(t)); !slices.Contains(got, "long") || err != nil {
-			t.Errorf("got %q, %v, want the member that stays for a minute", got, err)
+			t.Errorf("got %q, %v, want the member with a TTL of a minute", got, err)
 		}
 	})
 
-	t.Run("AnAnnouncementFollowsEveryWrite", func(t *testing.T) { announcements(t, store, run) })
+	t.Run("EveryWriteIsAnnounced", func(t *testing.T) { announcements(t, store, run) })
 
-	t.Run("TheCallerKeepsItsBytes", func(t *testing.T) {
+	t.Run("CallerOwnsItsBytes", func(t *testing.T) {
 		value := []byte("value")
 		create(t, store, key(t), value, time.Minute)
 		copy(value, "VALUE")
 		got, _, _, err := store.Get(ctx, key(t))
 		if err != nil || string(got) != "value" {
-			t.Errorf("got %q, %v after the caller's slice changed, want %q", got, err, "value")
+			t.Errorf("got %q, %v after a change of the caller's slice, want %q", got, err, "value")
 		}
 		copy(got, "VALUE")
 		wantValue(t, store, key(t), []byte("value"), 0, time.Minute)
 	})
 
-	t.Run("AContextThatEndedIsAnErrorOrAnAnswerNeverAbsence", func(t *testing.T) {
+	t.Run("DoneContextIsNeverAbsence", func(t *testing.T) {
 		create(t, store, key(t), []byte("value"), time.Minute)
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
 		if _, _, found, err := store.Get(ended, key(t)); !found && err == nil {
-			t.Error("Get on an ended context says that the record does not exist")
+			t.Error("Get with a context that is done: got absence, want an error or the record")
 		}
 	})
 }
@@ -282,26 +284,26 @@ func Run(t *testing.T, store session.Store) {
 // each.
 func announcements(t *testing.T, store session.Store, run string) {
 	ctx, stop := context.WithCancel(t.Context())
-	changed, current := make(chan string, 1000), make(chan time.Time, 1000)
+	changed, valid := make(chan string, 1000), make(chan time.Time, 1000)
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		store.Watch(ctx, func(key string) { changed <- key }, func(until time.Time) {
 			select {
-			case current <- until:
-			default: // nobody wants so many
+			case valid <- until:
+			default: // the test needs one
 			}
 		})
 	})
 	defer watching.Wait()
 	defer stop()
-	patience := time.After(10 * time.Second)
+	timeout := time.After(10 * time.Second)
 	select {
-	case until := <-current:
+	case until := <-valid:
 		if !until.After(time.Now()) {
-			t.Errorf("vouches until %v ago", time.Since(until))
+			t.Errorf("onValid: got a time %v in the past", time.Since(until))
 		}
-	case <-patience:
-		t.Fatal("never vouches for anything")
+	case <-timeout:
+		t.Fatal("onValid was not called within 10 s")
 	}
 	record, lease := "session:"+run, "refresh:"+run
 	for _, write := range []struct {
@@ -309,8 +311,14 @@ func announcements(t *testing.T, store session.Store, run string) {
 		key  string
 		do   func() error
 	}{
-		{"Create", record, func() error { _, err := store.Create(ctx, record, []byte("one"), time.Minute); return err }},
-		{"Replace", record, func() error { _, err := store.Replace(ctx, record, []byte("one"), []byte("two")); return err }},
+		{"Create", record, func() error {
+			_, err := store.Create(ctx, record, []byte("one"), time.Minute)
+			return err
+		}},
+		{"Replace", record, func() error {
+			_, err := store.Replace(ctx, record, []byte("one"), []byte("two"))
+			return err
+		}},
 		{"Touch", record, func() error { _, err := store.Touch(ctx, record, time.Hour); return err }},
 		{"Delete", record, func() error { return store.Delete(ctx, record) }},
 		{"Acquire", lease, func() error { _, err := store.Acquire(ctx, lease, "me", time.Minute); return err }},
@@ -323,7 +331,7 @@ func announcements(t *testing.T, store session.Store, run string) {
 		for announced := ""; announced != write.key; {
 			select {
 			case announced = <-changed: // others use the store too
-			case <-patience:
+			case <-timeout:
 				t.Fatalf("%s was not announced", write.name)
 			}
 		}
@@ -369,6 +377,6 @@ func wantValue(t *testing.T, store session.Store, key string, want []byte, minTT
 		t.Errorf("Get %s: got %q, %v, %v, want %q", key, value, found, err, want)
 	}
 	if ttl < minTTL || ttl > maxTTL {
-		t.Errorf("Get %s: lives for another %v, want %v to %v", key, ttl, minTTL, maxTTL)
+		t.Errorf("Get %s: got a TTL of %v, want %v to %v", key, ttl, minTTL, maxTTL)
 	}
 }
