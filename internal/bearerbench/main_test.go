@@ -2,7 +2,7 @@ package main
 
 import "testing"
 
-func TestEverySystemTakesGoodTokensAndNoOthers(t *testing.T) {
+func TestAllSystemsAcceptOnlyValidTokens(t *testing.T) {
 	iss := newIssuer()
 	defer iss.close()
 	for _, s := range systems {

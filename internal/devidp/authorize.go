@@ -15,15 +15,15 @@ import (
 
 var (
 	prompts   = []string{"none", "login", "consent", "select_account"}
-	acrValues = []string{"silver", "gold"} // each stronger than the one before
+	acrValues = []string{"silver", "gold"} // in order of strength
 )
 
 const (
 	codeLife    = time.Minute
-	codeMemory  = 10 * time.Minute // for so long after it expired a code is known as used
-	pushedLife  = time.Minute      // until a pushed request is brought to the authorization endpoint
-	patience    = 10 * time.Minute // with a user who reads the page that a pushed request led to
-	proofLife   = 5 * time.Minute  // of DPoP proofs, and of the nonces in them
+	codeMemory  = 10 * time.Minute // how long an expired code is remembered, to detect its reuse
+	pushedLife  = time.Minute      // until the browser brings a pushed request
+	patience    = 10 * time.Minute // for the user to pick, after a pushed request was brought
+	proofLife   = 5 * time.Minute  // of DPoP proofs and their nonces
 	clockSkew   = time.Minute
 	longestName = 255
 )
@@ -36,21 +36,21 @@ type authRequest struct {
 	mode        string // query or form_post
 	state       string
 	nonce       string
-	scope       string // what of it is granted
+	scope       string // the granted part of the requested scope
 	resource    []string
 	challenge   string // S256
-	jkt         string // of the DPoP key that the code is bound to, if it is
+	jkt         string // of the DPoP key that the code is bound to; empty: none
 	prompt      []string
-	acr         string        // that is asked for, if one is
-	maxAge      time.Duration // -1: not asked for
+	acr         string        // requested; empty: none
+	maxAge      time.Duration // -1: not requested
 	loginHint   string
-	sub         string // whom the id_token_hint is of, if there is one
+	sub         string // of the id_token_hint; empty: none
 
-	fault *oauthError // what is wrong with it, for the client
-	uri   string      // where it was pushed to, if it was
+	fault *oauthError // reported to the client; nil: the request is valid
+	uri   string      // the request_uri of a pushed request
 }
 
-// pushedRequest is a request that came by PAR (RFC 9126).
+// pushedRequest is a pushed authorization request (RFC 9126).
 type pushedRequest struct {
 	request *authRequest
 	expires time.Time
@@ -65,25 +65,25 @@ type session struct {
 	authTime time.Time
 	acr      string
 	expires  time.Time
-	clients  map[string]bool // which clients have tokens of it
+	clients  map[string]bool // those with tokens of this session
 }
 
-// code is an authorization code: good for a minute, and for one use.
+// code is an authorization code. It is valid for a minute and for one use.
 type code struct {
 	request  *authRequest
 	session  *session
-	authTime time.Time // that of the session may be later by the time the code is redeemed
+	authTime time.Time // at the time of the request; the session may be renewed later
 	acr      string
 	expires  time.Time
 	used     bool
-	grant    *grant // what it was redeemed for, if it was
+	grant    *grant // nil until it is redeemed
 }
 
 // readRequest parses an authorization request. An error is shown to the user,
 // because no redirect URI is known to be valid.
 func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	if len(q["client_id"]) > 1 || len(q["redirect_uri"]) > 1 {
-		return nil, errors.New("client_id or redirect_uri is there twice")
+		return nil, errors.New("client_id or redirect_uri occurs twice")
 	}
 	client := p.client(q.Get("client_id"))
 	if client == nil {
@@ -96,15 +96,19 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 		}
 		q = signed
 	} else if client.SignsRequests {
-		return nil, errors.New("the client signs its requests, and this one is not signed")
+		return nil, errors.New("the client must sign its requests, and this one is not signed")
 	}
 	if uri := q.Get("redirect_uri"); uri == "" || !slices.Contains(client.RedirectURIs, uri) {
-		return nil, fmt.Errorf("the redirect_uri %q is not one of the client %s", uri, client.ID)
+		return nil, fmt.Errorf("the redirect_uri %q is not registered for the client %s", uri, client.ID)
 	}
 	r := &authRequest{
-		client: client, redirectURI: q.Get("redirect_uri"), mode: q.Get("response_mode"), state: q.Get("state"), nonce: q.Get("nonce"),
+		client: client, redirectURI: q.Get("redirect_uri"), mode: q.Get("response_mode"), state: q.Get(
+			"state"), nonce: q.Get("nonce"),
 		scope: among(among(q.Get("scope"), client.Scopes), p.cfg.Scopes), resource: q["resource"],
-		challenge: q.Get("code_challenge"), jkt: q.Get("dpop_jkt"), prompt: strings.Fields(q.Get("prompt")), maxAge: -1, loginHint: q.Get("login_hint"),
+		challenge: q.Get(
+			"code_challenge",
+		), jkt: q.Get("dpop_jkt"), prompt: strings.Fields(q.Get("prompt")), maxAge: -1,
+		loginHint: q.Get("login_hint"),
 	}
 	fault := func(code, description string) (*authRequest, error) {
 		r.fault = &oauthError{code, description}
@@ -114,40 +118,44 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	case "", "query", "form_post":
 	default:
 		r.mode = "query"
-		return fault("invalid_request", "response_mode has to be query or form_post")
+		return fault("invalid_request", "response_mode must be query or form_post")
 	}
 	if name := repeated(q); name != "" { // RFC 6749 3.1
-		return fault("invalid_request", "a parameter is there twice: "+name)
+		return fault("invalid_request", "a parameter occurs twice: "+name)
 	}
 	if q.Get("response_type") != "code" {
-		return fault("unsupported_response_type", "response_type has to be code")
+		return fault("unsupported_response_type", "response_type must be code")
 	}
 	if !slices.Contains(strings.Fields(q.Get("scope")), "openid") {
-		return fault("invalid_scope", "scope has to contain openid")
+		return fault("invalid_scope", "scope must contain openid")
 	}
-	if (q.Get("code_challenge_method") != "S256" || len(r.challenge) != 43) && !p.hooks.Load().SkipPKCE { // RFC 7636 4.2
-		return fault("invalid_request", "PKCE is required, with a code_challenge of the method S256")
+	if (q.Get("code_challenge_method") != "S256" || len(r.challenge) != 43) &&
+		!p.hooks.Load().SkipPKCE { // RFC 7636 4.2
+		return fault("invalid_request", "PKCE is required: code_challenge with the method S256")
 	}
 	for _, prompt := range r.prompt {
 		if !slices.Contains(prompts, prompt) || prompt == "none" && len(r.prompt) > 1 {
-			return fault("invalid_request", "prompt is not a combination that there is")
+			return fault("invalid_request", "prompt has an unknown value, or none with others")
 		}
 	}
 	if s := q.Get("max_age"); s != "" {
 		seconds, err := strconv.ParseUint(s, 10, 31)
 		if err != nil {
-			return fault("invalid_request", "max_age has to be a number of seconds")
+			return fault("invalid_request", "max_age must be a number of seconds")
 		}
 		r.maxAge = time.Duration(seconds) * time.Second
 	}
 	if !areResources(r.resource) {
-		return fault("invalid_target", "resource has to be an absolute URI without a fragment")
+		return fault("invalid_target", "resource must be an absolute URI without a fragment")
 	}
 	// acr_values is in the client's order of preference, and voluntary (OpenID
 	// Connect Core 3.1.2.1).
-	if asked := strings.Fields(q.Get("acr_values")); len(asked) > 0 {
-		if i := slices.IndexFunc(asked, func(acr string) bool { return slices.Contains(acrValues, acr) }); i >= 0 {
-			r.acr = asked[i]
+	if requested := strings.Fields(q.Get("acr_values")); len(requested) > 0 {
+		if i := slices.IndexFunc(requested, func(acr string) bool {
+			return slices.Contains(acrValues,
+				acr)
+		}); i >= 0 {
+			r.acr = requested[i]
 		}
 	}
 	if hint := q.Get("id_token_hint"); hint != "" {
@@ -160,7 +168,7 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	return r, nil
 }
 
-// among is what of a scope is allowed. No scopes mean that all are.
+// among returns the allowed part of a scope. An empty list allows all.
 func among(scope string, allowed []string) string {
 	var granted []string
 	for s := range strings.FieldsSeq(scope) {
@@ -171,7 +179,8 @@ func among(scope string, allowed []string) string {
 	return strings.Join(granted, " ")
 }
 
-// areResources reports whether these can be resource parameters (RFC 8707 2).
+// areResources reports whether all are valid resource parameters (RFC 8707
+// section 2).
 func areResources(resources []string) bool {
 	for _, raw := range resources {
 		if u, err := url.Parse(raw); err != nil || !u.IsAbs() || strings.Contains(raw, "#") {
@@ -194,7 +203,11 @@ func (p *Provider) push(w http.ResponseWriter, r *http.Request) {
 	p.stats.PushedRequests++
 	p.pushed[request.uri] = &pushedRequest{request, time.Now().Add(pushedLife)}
 	p.mu.Unlock()
-	writeJSON(w, http.StatusCreated, map[string]any{"request_uri": request.uri, "expires_in": int(pushedLife / time.Second)})
+	writeJSON(
+		w,
+		http.StatusCreated,
+		map[string]any{"request_uri": request.uri, "expires_in": int(pushedLife / time.Second)},
+	)
 }
 
 func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequest, *oauthError) {
@@ -221,7 +234,7 @@ func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequ
 		return nil, fault
 	}
 	if jkt != "" && request.jkt != "" && jkt != request.jkt { // RFC 9449 10.1
-		return nil, &oauthError{"invalid_dpop_proof", "dpop_jkt is not the key of the proof"}
+		return nil, &oauthError{"invalid_dpop_proof", "dpop_jkt does not match the key of the proof"}
 	}
 	if jkt != "" {
 		request.jkt = jkt
@@ -235,7 +248,7 @@ func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	uri := q.Get("request_uri")
 	if uri == "" {
 		if client := p.client(q.Get("client_id")); client != nil && client.PushesRequests {
-			return nil, errors.New("the client pushes its requests, and this one was not pushed")
+			return nil, errors.New("the client must push its requests, and this one was not pushed")
 		}
 		return p.readRequest(q)
 	}
@@ -243,7 +256,7 @@ func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	defer p.mu.Unlock()
 	pushed := p.pushed[uri]
 	if pushed == nil || time.Now().After(pushed.expires) || pushed.request.client.ID != q.Get("client_id") {
-		return nil, errors.New("it was answered already, has expired, or was never made")
+		return nil, errors.New("it was used already, has expired, or never existed")
 	}
 	pushed.expires = time.Now().Add(patience) // the page may be loaded again (RFC 9126 4), and the user may think
 	return pushed.request, nil
@@ -271,7 +284,7 @@ func (r *authRequest) satisfiedBy(s *session) bool {
 func (u User) is(hint string) bool { return hint == u.Sub || u.Email != "" && hint == u.Email }
 
 // authorize is the authorization endpoint. A request comes by GET or by POST
-// (OpenID Connect Core 3.1.2.1); with a csrf parameter it is the answer to the
+// (OpenID Connect Core 3.1.2.1); with a csrf parameter it is the form of the
 // page to pick a user.
 func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
@@ -287,7 +300,7 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	request, err := p.requested(q)
 	if err != nil {
-		p.showMessage(w, http.StatusBadRequest, "That did not work", "The app's request cannot be answered: "+err.Error()+".")
+		p.showMessage(w, http.StatusBadRequest, "That did not work", "The app's request is invalid: "+err.Error()+".")
 		return
 	}
 	if r.Method == http.MethodPost && r.PostForm.Has("csrf") {
@@ -307,16 +320,21 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	case satisfied && !mustAsk:
 		p.approve(w, r, request, s)
 	case !mayAsk:
-		p.refuse(w, r, request, &oauthError{"login_required", "the user has to sign in"})
+		p.refuse(w, r, request, &oauthError{"login_required", "the user must sign in"})
 	default:
 		p.showPicker(w, r, request, q)
 	}
 }
 
-// pick takes what the user picked.
+// pick handles the form of the picker.
 func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authRequest) {
 	if !p.isOwnForm(r) {
-		p.showMessage(w, http.StatusForbidden, "That did not work", "The page is out of date. Go back and load it again.")
+		p.showMessage(
+			w,
+			http.StatusForbidden,
+			"That did not work",
+			"The page is out of date. Go back and load it again.",
+		)
 		return
 	}
 	picked := r.PostForm.Get("user")
@@ -354,53 +372,59 @@ func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
 	return s
 }
 
-// approve answers with a code.
+// approve redirects to the client with a code.
 func (p *Provider) approve(w http.ResponseWriter, r *http.Request, request *authRequest, s *session) {
 	value := rand.Text()
 	p.mu.Lock()
 	p.prune()
 	c := &code{request: request, session: s, authTime: s.authTime, acr: s.acr, expires: time.Now().Add(codeLife)}
 	if request.acr != "" {
-		c.acr = request.acr // it is satisfied, perhaps by a stronger one
+		c.acr = request.acr // satisfied, possibly by a stronger one
 	}
 	p.codes[value] = c
 	p.mu.Unlock()
-	p.answer(w, r, request, url.Values{"code": {value}})
+	p.respond(w, r, request, url.Values{"code": {value}})
 }
 
 func (p *Provider) refuse(w http.ResponseWriter, r *http.Request, request *authRequest, fault *oauthError) {
-	p.answer(w, r, request, url.Values{"error": {fault.code}, "error_description": {fault.description}})
+	p.respond(w, r, request, url.Values{"error": {fault.code}, "error_description": {fault.description}})
 }
 
-// answer redirects the browser to the client (RFC 6749, section 4.1.2). Success
-// and error responses have iss (RFC 9207, section 2).
-func (p *Provider) answer(w http.ResponseWriter, r *http.Request, request *authRequest, answer url.Values) {
+// respond redirects the browser to the client (RFC 6749, section 4.1.2).
+// Success and error responses have iss (RFC 9207, section 2).
+func (p *Provider) respond(w http.ResponseWriter, r *http.Request, request *authRequest, response url.Values) {
 	if request.uri != "" {
 		p.mu.Lock()
 		pushed := p.pushed[request.uri]
 		delete(p.pushed, request.uri)
 		p.mu.Unlock()
 		if pushed == nil {
-			p.showMessage(w, http.StatusBadRequest, "That did not work", "This was answered already, on another page.")
+			p.showMessage(
+				w,
+				http.StatusBadRequest,
+				"That did not work",
+				"You have already answered this on another page.",
+			)
 			return
 		}
 	}
 	if request.state != "" {
-		answer.Set("state", request.state)
+		response.Set("state", request.state)
 	}
-	answer.Set("iss", p.cfg.Issuer)
+	response.Set("iss", p.cfg.Issuer)
 	if edit := p.hooks.Load().EditCallback; edit != nil {
-		edit(answer)
+		edit(response)
 	}
 	if request.mode == "form_post" {
-		p.showFormPost(w, request.redirectURI, answer)
+		p.showFormPost(w, request.redirectURI, response)
 		return
 	}
-	// 303, so that what was posted here is not posted there (RFC 9700 4.12).
-	redirect(w, r, request.redirectURI, answer)
+	// 303, so that the browser does not repeat its POST at the client (RFC 9700
+	// section 4.12).
+	redirect(w, r, request.redirectURI, response)
 }
 
-// redirect goes to a registered URI, with parameters added to it.
+// redirect redirects to a registered URI with added parameters.
 func redirect(w http.ResponseWriter, r *http.Request, uri string, parameters url.Values) {
 	u, _ := url.Parse(uri) // Config.check has parsed it
 	q := u.Query()
@@ -450,5 +474,9 @@ func cookieValue(r *http.Request, name string) string {
 }
 
 func (p *Provider) setCookie(w http.ResponseWriter, name, value string) {
-	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: p.cfg.CookiePath, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(
+		w,
+		&http.Cookie{Name: name, Value: value, Path: p.cfg.CookiePath, HttpOnly: true,
+			SameSite: http.SameSiteLaxMode},
+	)
 }

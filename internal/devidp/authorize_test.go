@@ -20,7 +20,9 @@ func param(name, value string) oauth2.AuthCodeOption { return oauth2.SetAuthURLP
 
 // authURL is a request with PKCE, of which nobody needs the verifier.
 func (o *op) authURL(options ...oauth2.AuthCodeOption) string {
-	return o.oauth.AuthCodeURL("st", append([]oauth2.AuthCodeOption{oauth2.S256ChallengeOption(oauth2.GenerateVerifier())}, options...)...)
+	return o.oauth.AuthCodeURL(
+		"st",
+		append([]oauth2.AuthCodeOption{oauth2.S256ChallengeOption(oauth2.GenerateVerifier())}, options...)...)
 }
 
 // visit is a GET by the browser, or a POST if there is a form.
@@ -53,7 +55,7 @@ func csrfOf(t *testing.T, page string) string {
 	return m[1]
 }
 
-func TestWhatIsWrongWithARequestIsSaidToTheClient(t *testing.T) {
+func TestRequestErrorsGoToTheClient(t *testing.T) {
 	o := newOP(t, nil)
 	for name, test := range map[string]struct {
 		option oauth2.AuthCodeOption
@@ -78,7 +80,8 @@ func TestWhatIsWrongWithARequestIsSaidToTheClient(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o.t = t
 			answer := o.authorize("alice", o.authURL(test.option))
-			if answer.Get("error") != test.want || answer.Get("state") != "st" || answer.Get("iss") != o.issuer || answer.Has("code") {
+			if answer.Get("error") != test.want || answer.Get("state") != "st" || answer.Get("iss") != o.issuer ||
+				answer.Has("code") {
 				t.Errorf("got %v, want %s with state and iss", answer, test.want)
 			}
 		})
@@ -88,7 +91,7 @@ func TestWhatIsWrongWithARequestIsSaidToTheClient(t *testing.T) {
 	}
 }
 
-func TestARequestWithoutAClientToTrustIsAnsweredHere(t *testing.T) {
+func TestRequestErrorsWithoutAKnownClientAreShown(t *testing.T) {
 	o := newOP(t, nil)
 	for name, target := range map[string]string{
 		"an unknown client":     strings.Replace(o.authURL(), "client_id=web", "client_id=%3Cb%3E", 1),
@@ -124,7 +127,8 @@ func TestWhenTheUserIsAsked(t *testing.T) {
 			{"now", []oauth2.AuthCodeOption{param("max_age", "0")}, true},
 			{"strong enough", []oauth2.AuthCodeOption{param("acr_values", "silver gold")}, false},
 			{"too weak", []oauth2.AuthCodeOption{param("acr_values", "gold silver")}, true},
-			{"an acr that there is not is voluntary", []oauth2.AuthCodeOption{param("acr_values", "urn:platinum")}, false},
+			{"an acr that there is not is voluntary", []oauth2.AuthCodeOption{param("acr_values", "urn:platinum")},
+				false},
 			{"who it is", []oauth2.AuthCodeOption{param("login_hint", "alice@example.com")}, false},
 			{"somebody else", []oauth2.AuthCodeOption{param("login_hint", "bob")}, true},
 			{"the ID token's user", []oauth2.AuthCodeOption{param("id_token_hint", hint)}, false},
@@ -145,7 +149,7 @@ func TestWhenTheUserIsAsked(t *testing.T) {
 	})
 }
 
-func TestAStrongerSignInLastsAndAWeakerRequestIsToldWhatItAskedFor(t *testing.T) {
+func TestStrongerSignInSatisfiesWeakerRequests(t *testing.T) {
 	o := newOP(t, nil)
 	for _, test := range []struct {
 		asked []oauth2.AuthCodeOption
@@ -193,13 +197,15 @@ func TestAnotherUserGetsAnotherSession(t *testing.T) {
 func TestThePageToPickAUser(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) { c.Users = append(devidp.DefaultUsers(), devidp.User{Sub: "ça&<b>"}) })
 	resp, page := o.visit(o.authURL(param("login_hint", "bob")), nil)
-	for _, want := range []string{`value="alice"`, `value="bob" autofocus`, "Alice Liddell", ">Ç</span>", "<strong>web</strong>", "<li>email</li>", "Development provider"} {
+	for _, want := range []string{`value="alice"`, `value="bob" autofocus`, "Alice Liddell", ">Ç</span>",
+		"<strong>web</strong>", "<li>email</li>", "Development provider"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %s:\n%s", want, page)
 		}
 	}
 	policy := resp.Header.Get("Content-Security-Policy")
-	for _, want := range []string{"default-src 'none'", "form-action 'self' http://localhost:8080;", "frame-ancestors 'none'", "base-uri 'none'"} {
+	for _, want := range []string{"default-src 'none'", "form-action 'self' http://localhost:8080;",
+		"frame-ancestors 'none'", "base-uri 'none'"} {
 		if !strings.Contains(policy, want) {
 			t.Errorf("the policy lacks %s: %s", want, policy)
 		}
@@ -214,7 +220,8 @@ func TestThePageToPickAUser(t *testing.T) {
 	if style == nil {
 		t.Fatalf("the page has no style:\n%s", page)
 	}
-	if resp, _ := o.visit(strings.TrimSuffix(o.issuer, "/realms/x")+style[1], nil); resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/css") {
+	if resp, _ := o.visit(strings.TrimSuffix(o.issuer, "/realms/x")+style[1], nil); resp.StatusCode != 200 ||
+		!strings.HasPrefix(resp.Header.Get("Content-Type"), "text/css") {
 		t.Errorf("the style: got %d, %s", resp.StatusCode, resp.Header.Get("Content-Type"))
 	}
 	resp, _ = o.visit(o.authURL(), url.Values{"csrf": {csrfOf(t, page)}, "user": {"bob"}})
@@ -267,7 +274,10 @@ func TestARequestMayComeByPost(t *testing.T) {
 	if resp.StatusCode != 200 || action == nil {
 		t.Fatalf("got %d:\n%s", resp.StatusCode, page)
 	}
-	resp, _ = o.visit(strings.TrimSuffix(o.issuer, "/realms/x")+html.UnescapeString(action[1]), url.Values{"csrf": {csrfOf(t, page)}, "user": {"bob"}})
+	resp, _ = o.visit(
+		strings.TrimSuffix(o.issuer, "/realms/x")+html.UnescapeString(action[1]),
+		url.Values{"csrf": {csrfOf(t, page)}, "user": {"bob"}},
+	)
 	if back, err := resp.Location(); err != nil || back.Query().Get("code") == "" {
 		t.Errorf("got %d to %v", resp.StatusCode, back)
 	}
@@ -282,14 +292,21 @@ func TestFormPost(t *testing.T) {
 		for _, m := range regexp.MustCompile(`name="(\w+)" value="([^"]*)"`).FindAllStringSubmatch(page, -1) {
 			fields[m[1]] = m[2]
 		}
-		if resp.StatusCode != 200 || !strings.Contains(page, `action="`+redirectURI+`"`) || fields["state"] != "st" || fields["iss"] != o.issuer || (fields["code"] == "") == (fields["error"] == "") {
+		if resp.StatusCode != 200 || !strings.Contains(page, `action="`+redirectURI+`"`) || fields["state"] != "st" ||
+			fields["iss"] != o.issuer ||
+			(fields["code"] == "") == (fields["error"] == "") {
 			t.Errorf("got %d with %v:\n%s", resp.StatusCode, fields, page)
 		}
-		if policy := resp.Header.Get("Content-Security-Policy"); !strings.Contains(policy, "form-action 'self' http://localhost:8080") || strings.Contains(policy, "unsafe") {
+		if policy := resp.Header.Get("Content-Security-Policy"); !strings.Contains(
+			policy,
+			"form-action 'self' http://localhost:8080",
+		) ||
+			strings.Contains(policy, "unsafe") {
 			t.Errorf("policy: got %s", policy)
 		}
 	}
-	if resp, script := o.visit(o.issuer+"/form-post.js", nil); resp.StatusCode != 200 || !strings.Contains(script, "submit()") {
+	if resp, script := o.visit(o.issuer+"/form-post.js", nil); resp.StatusCode != 200 ||
+		!strings.Contains(script, "submit()") {
 		t.Errorf("the script: got %d %q", resp.StatusCode, script)
 	}
 }
@@ -297,7 +314,8 @@ func TestFormPost(t *testing.T) {
 func TestPushedRequestsAreUsedOnceAndInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOPInBubble(t, func(c *devidp.Config) {
-			c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
+			c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s",
+				RedirectURIs: []string{redirectURI}})
 		})
 		push := func() string {
 			u, err := url.Parse(o.authURL())
@@ -316,13 +334,15 @@ func TestPushedRequestsAreUsedOnceAndInTime(t *testing.T) {
 		if resp, _ := o.visit(late, nil); resp.StatusCode != 400 {
 			t.Errorf("late: got %d", resp.StatusCode)
 		}
-		if resp, _ := o.visit(strings.Replace(push(), "client_id=web", "client_id=other", 1), nil); resp.StatusCode != 400 {
+		if resp, _ := o.visit(strings.Replace(push(), "client_id=web", "client_id=other", 1),
+			nil); resp.StatusCode != 400 {
 			t.Errorf("another client's: got %d", resp.StatusCode)
 		}
 		slow := push()
 		_, page := o.visit(slow, nil)
 		time.Sleep(5 * time.Minute) // the user reads the page
-		if resp, _ := o.visit(slow, url.Values{"csrf": {csrfOf(t, page)}, "user": {"alice"}}); resp.StatusCode != 303 {
+		if resp, _ := o.visit(slow, url.Values{"csrf": {csrfOf(t, page)},
+			"user": {"alice"}}); resp.StatusCode != 303 {
 			t.Errorf("a slow user: got %d", resp.StatusCode)
 		}
 		silent := push() // alice is signed in now

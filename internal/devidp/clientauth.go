@@ -16,7 +16,7 @@ import (
 
 const (
 	jwtBearer        = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-	longestAssertion = 10 * time.Minute // that a client assertion may be good for: its jti is remembered so long
+	longestAssertion = 10 * time.Minute // maximum lifetime of a client assertion, whose jti is kept until it expires
 )
 
 // assertionAlgorithms are those of private_key_jwt, proofAlgorithms those of
@@ -31,13 +31,14 @@ var (
 func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 	form := r.PostForm
 	methods := 0
-	for _, used := range []bool{r.Header.Get("Authorization") != "", form.Has("client_secret"), form.Has("client_assertion")} {
+	for _, used := range []bool{r.Header.Get("Authorization") != "", form.Has("client_secret"),
+		form.Has("client_assertion")} {
 		if used {
 			methods++
 		}
 	}
 	if methods > 1 {
-		return nil, &oauthError{"invalid_request", "the client says who it is in more than one way"}
+		return nil, &oauthError{"invalid_request", "the client authenticates in more than one way"}
 	}
 	if form.Has("client_assertion") {
 		return p.checkAssertion(form)
@@ -49,14 +50,15 @@ func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 		id, errID = url.QueryUnescape(user) // RFC 6749 2.3.1
 		secret, errSecret = url.QueryUnescape(password)
 		if !ok || errID != nil || errSecret != nil || form.Has("client_id") && form.Get("client_id") != id {
-			return nil, &oauthError{"invalid_client", "the Authorization header is not that of a client"}
+			return nil, &oauthError{"invalid_client", "the Authorization header is not valid for a client"}
 		}
 	}
 	client := p.client(id)
 	if client != nil && methods == 0 && client.shows(r) {
 		return client, nil
 	}
-	if client == nil || client.Secret == "" || subtle.ConstantTimeCompare([]byte(secret), []byte(client.Secret)) != 1 {
+	if client == nil || client.Secret == "" || subtle.ConstantTimeCompare([]byte(secret),
+		[]byte(client.Secret)) != 1 {
 		return nil, &oauthError{"invalid_client", "the client is unknown, or its secret is wrong"}
 	}
 	return client, nil
@@ -65,7 +67,9 @@ func (p *Provider) authenticate(r *http.Request) (*Client, *oauthError) {
 // shows reports whether a request has the client's certificate (RFC 8705,
 // section 2.2).
 func (c *Client) shows(r *http.Request) bool {
-	return c.Certificate != nil && strings.Contains(r.URL.Path, "/mtls/") && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && r.TLS.PeerCertificates[0].Equal(c.Certificate)
+	return c.Certificate != nil && strings.Contains(r.URL.Path, "/mtls/") && r.TLS != nil &&
+		len(r.TLS.PeerCertificates) > 0 &&
+		r.TLS.PeerCertificates[0].Equal(c.Certificate)
 }
 
 // checkAssertion verifies private_key_jwt (RFC 7523, section 3). The audience
@@ -84,26 +88,28 @@ func (p *Provider) checkAssertion(form url.Values) (*Client, *oauthError) {
 	if err := json.Unmarshal(jws.UnsafePayloadWithoutVerification(), &claims); err != nil {
 		return refused("client_assertion has no claims")
 	}
-	client := p.client(claims.Subject) // who it says it is; its keys tell
+	client := p.client(claims.Subject) // not trusted until the signature is verified
 	if client == nil || !client.signed(jws) {
-		return refused("client_assertion is not signed by a client that is known")
+		return refused("client_assertion is not signed by a known client")
 	}
 	now := time.Now()
 	switch typ := jws.Signatures[0].Header.ExtraHeaders[jose.HeaderType]; {
-	case typ != nil && typ != "JWT" && typ != "client-authentication+jwt": // servers do not insist on it (RFC 10070 5), but it is not another thing's
+	// typ is optional (RFC 10070 section 5), but must not name another kind.
+	case typ != nil && typ != "JWT" && typ != "client-authentication+jwt":
 		return refused("client_assertion is a JWT of another kind")
 	case claims.Issuer != client.ID:
 		return refused("client_assertion: iss is not the client")
 	case form.Has("client_id") && form.Get("client_id") != client.ID:
-		return refused("client_id is another client's")
+		return refused("client_id is not the client of the assertion")
 	case len(claims.Audience) != 1 || claims.Audience[0] != p.cfg.Issuer:
-		return refused("client_assertion: aud has to be the issuer")
+		return refused("client_assertion: aud must be the issuer")
 	case claims.Expiry == nil || now.After(claims.Expiry.Time()) || claims.Expiry.Time().Sub(now) > longestAssertion:
-		return refused("client_assertion: exp is missing, past, or far ahead")
+		return refused("client_assertion: exp is missing, past, or more than 10 minutes ahead")
 	case claims.NotBefore != nil && claims.NotBefore.Time().Sub(now) > clockSkew:
 		return refused("client_assertion: nbf is in the future")
-	case claims.ID == "" || len(claims.ID) > longestName || !p.useOnce("assertion "+client.ID+" "+claims.ID, claims.Expiry.Time()):
-		return refused("client_assertion: jti is missing, or was used before")
+	case claims.ID == "" || len(claims.ID) > longestName ||
+		!p.useOnce("assertion "+client.ID+" "+claims.ID, claims.Expiry.Time()):
+		return refused("client_assertion: jti is missing or was used before")
 	}
 	return client, nil
 }
@@ -120,18 +126,18 @@ func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) 
 	}
 	var claims jwt.Claims
 	var parameters map[string]any
-	payload := jws.UnsafePayloadWithoutVerification() // it was verified
+	payload := jws.UnsafePayloadWithoutVerification() // verified above
 	if json.Unmarshal(payload, &claims) != nil || json.Unmarshal(payload, &parameters) != nil {
 		return nil, errors.New("the request object has no claims")
 	}
 	now := time.Now()
 	switch {
 	case claims.Issuer != client.ID, parameters["client_id"] != client.ID, claims.Subject != "":
-		return nil, errors.New("the request object is not the client's: see iss, client_id and sub")
+		return nil, errors.New("the request object has a wrong iss or client_id, or has a sub")
 	case len(claims.Audience) != 1 || claims.Audience[0] != p.cfg.Issuer:
 		return nil, errors.New("the request object is not for this issuer")
 	case claims.Expiry == nil || now.After(claims.Expiry.Time()) || claims.Expiry.Time().Sub(now) > longestAssertion:
-		return nil, errors.New("the request object has no exp, or one that is past or far ahead")
+		return nil, errors.New("the request object has no exp, or one that is past or more than 10 minutes ahead")
 	}
 	signed := make(url.Values)
 	for name, value := range parameters {
@@ -147,7 +153,7 @@ func (p *Provider) readSigned(client *Client, q url.Values) (url.Values, error) 
 	return signed, nil
 }
 
-// signed reports whether one of the client's keys signed it.
+// signed reports whether one of the client's keys signed jws.
 func (c *Client) signed(jws *jose.JSONWebSignature) bool {
 	id := jws.Signatures[0].Header.KeyID
 	for _, k := range c.Keys {

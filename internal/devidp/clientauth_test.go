@@ -78,12 +78,13 @@ func (o *op) postAnonymous(path string, form url.Values, edit func(*http.Request
 		o.t.Fatalf("POST %s: got %d: %v", path, resp.StatusCode, err)
 	}
 	if (resp.StatusCode == 401) != (resp.Header.Get("WWW-Authenticate") != "") {
-		o.t.Errorf("POST %s: got %d with the challenge %q", path, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
+		o.t.Errorf("POST %s: got %d with the challenge %q", path, resp.StatusCode,
+			resp.Header.Get("WWW-Authenticate"))
 	}
 	return resp.StatusCode, body
 }
 
-func TestAClientSaysWhoItIsInOneWay(t *testing.T) {
+func TestClientAuthenticatesInOneWay(t *testing.T) {
 	key := newKey(t)
 	o := newOP(t, func(c *devidp.Config) {
 		c.Clients = append(c.Clients, devidp.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: key.Public()}}})
@@ -102,12 +103,15 @@ func TestAClientSaysWhoItIsInOneWay(t *testing.T) {
 		{"post", url.Values{"client_id": {"web"}, "client_secret": {"a:b%c"}}, nil, ""},
 		{"basic, not encoded", nil, basic("web", "a:b%c"), "invalid_client"},
 		{"basic, wrong", nil, basic("web", "wrong"), "invalid_client"},
-		{"basic, and another client_id", url.Values{"client_id": {"signer"}}, basic("web", "a%3Ab%25c"), "invalid_client"},
-		{"another scheme", url.Values{"client_id": {"web"}}, func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, "invalid_client"},
+		{"basic, and another client_id", url.Values{"client_id": {"signer"}}, basic("web", "a%3Ab%25c"),
+			"invalid_client"},
+		{"another scheme", url.Values{"client_id": {"web"}},
+			func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }, "invalid_client"},
 		{"post, wrong", url.Values{"client_id": {"web"}, "client_secret": {"wrong"}}, nil, "invalid_client"},
 		{"nothing", url.Values{"client_id": {"web"}}, nil, "invalid_client"},
 		{"an unknown client", url.Values{"client_id": {"who"}, "client_secret": {"x"}}, nil, "invalid_client"},
-		{"an empty secret of a client that has none", url.Values{"client_id": {"signer"}, "client_secret": {""}}, nil, "invalid_client"},
+		{"an empty secret of a client that has none", url.Values{"client_id": {"signer"}, "client_secret": {""}},
+			nil, "invalid_client"},
 		{"basic, and an empty secret of a client that has none", nil, basic("signer", ""), "invalid_client"},
 		{"both", url.Values{"client_secret": {"a:b%c"}}, basic("web", "a%3Ab%25c"), "invalid_request"},
 	} {
@@ -124,12 +128,19 @@ func TestAClientSaysWhoItIsInOneWay(t *testing.T) {
 func TestPrivateKeyJWT(t *testing.T) {
 	key, foreign := newKey(t), newKey(t)
 	o := newOP(t, func(c *devidp.Config) {
-		c.Clients = append(c.Clients, devidp.Client{ID: "signer", Keys: []jose.JSONWebKey{{Key: newKey(t).Public(), KeyID: "old"}, {Key: key.Public(), KeyID: "new"}}})
+		c.Clients = append(
+			c.Clients,
+			devidp.Client{
+				ID:   "signer",
+				Keys: []jose.JSONWebKey{{Key: newKey(t).Public(), KeyID: "old"}, {Key: key.Public(), KeyID: "new"}},
+			},
+		)
 	})
 	typed := func(typ jose.ContentType) *jose.SignerOptions { return new(jose.SignerOptions).WithType(typ) }
 	claims := func(changes map[string]any) map[string]any {
 		return with(map[string]any{
-			"iss": "signer", "sub": "signer", "aud": o.issuer, "jti": rand.Text(), "iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(),
+			"iss": "signer", "sub": "signer", "aud": o.issuer, "jti": rand.Text(), "iat": time.Now().Unix(),
+			"exp": time.Now().Add(time.Minute).Unix(),
 		}, changes)
 	}
 	replayed := sign(t, key, nil, claims(nil))
@@ -145,21 +156,31 @@ func TestPrivateKeyJWT(t *testing.T) {
 		{"replayed", replayed, "invalid_client"},
 		{"another type", sign(t, key, typed("dpop+jwt"), claims(nil)), "invalid_client"},
 		{"another key", sign(t, foreign, nil, claims(nil)), "invalid_client"},
-		{"another key that the header holds", sign(t, foreign, &jose.SignerOptions{EmbedJWK: true}, claims(nil)), "invalid_client"},
-		{"audience is the endpoint", sign(t, key, nil, claims(map[string]any{"aud": o.issuer + "/token"})), "invalid_client"},
-		{"audience beside us", sign(t, key, nil, claims(map[string]any{"aud": []string{o.issuer, "https://evil.example"}})), "invalid_client"},
+		{"another key that the header holds", sign(t, foreign, &jose.SignerOptions{EmbedJWK: true}, claims(nil)),
+			"invalid_client"},
+		{"audience is the endpoint", sign(t, key, nil, claims(map[string]any{"aud": o.issuer + "/token"})),
+			"invalid_client"},
+		{"audience beside us", sign(t, key, nil, claims(map[string]any{"aud": []string{o.issuer,
+			"https://evil.example"}})), "invalid_client"},
 		{"no audience", sign(t, key, nil, claims(map[string]any{"aud": nil})), "invalid_client"},
 		{"another issuer", sign(t, key, nil, claims(map[string]any{"iss": "web"})), "invalid_client"},
 		{"another subject", sign(t, key, nil, claims(map[string]any{"sub": "web"})), "invalid_client"},
-		{"expired", sign(t, key, nil, claims(map[string]any{"exp": time.Now().Add(-time.Second).Unix()})), "invalid_client"},
-		{"good for hours", sign(t, key, nil, claims(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})), "invalid_client"},
+		{"expired", sign(t, key, nil, claims(map[string]any{"exp": time.Now().Add(-time.Second).Unix()})),
+			"invalid_client"},
+		{"good for hours", sign(t, key, nil, claims(map[string]any{"exp": time.Now().Add(time.Hour).Unix()})),
+			"invalid_client"},
 		{"no exp", sign(t, key, nil, claims(map[string]any{"exp": nil})), "invalid_client"},
-		{"not yet", sign(t, key, nil, claims(map[string]any{"nbf": time.Now().Add(5 * time.Minute).Unix()})), "invalid_client"},
+		{"not yet", sign(t, key, nil, claims(map[string]any{"nbf": time.Now().Add(5 * time.Minute).Unix()})),
+			"invalid_client"},
 		{"no jti", sign(t, key, nil, claims(map[string]any{"jti": nil})), "invalid_client"},
 		{"a long jti", sign(t, key, nil, claims(map[string]any{"jti": strings.Repeat("x", 256)})), "invalid_client"},
 		{"not a JWT", "x", "invalid_client"},
 	} {
-		form := url.Values{"grant_type": {"client_credentials"}, "client_assertion": {test.assertion}, "client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}}
+		form := url.Values{
+			"grant_type":            {"client_credentials"},
+			"client_assertion":      {test.assertion},
+			"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+		}
 		_, body := o.postAnonymous("/token", form, nil)
 		if got, _ := body["error"].(string); got != test.want {
 			t.Errorf("%s: got %v, want %q", test.name, body, test.want)

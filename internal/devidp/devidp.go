@@ -13,7 +13,7 @@
 //  2. POST to the same URL the form fields csrf, the value of the page's hidden
 //     field, and user: the Sub of a user, or nothing to refuse.
 //
-// The answer to that is the redirect to the client.
+// The response to that is the redirect to the client.
 //
 // Hooks make it misbehave for a test. Without them it follows the standards.
 // All state is in memory, and expired state is removed.
@@ -48,45 +48,60 @@ type Config struct {
 	Users   []User   // none means DefaultUsers
 	Scopes  []string // what users grant, of what clients ask for; none means all of it
 
-	AccessTokenTTL   time.Duration // zero means 5 minutes
-	IDTokenTTL       time.Duration // zero means 5 minutes
-	RefreshTokenTTL  time.Duration // zero means 12 hours. Rotation does not extend it. A user's session here lasts as long from its last sign-in
-	RefreshGrace     time.Duration // for so long a refresh token that was just replaced is answered with its successor; zero: using it revokes the family
-	Audience         string        // aud of access tokens when the request names no resource; empty means "api"
-	RequireDPoPNonce bool          // a DPoP proof for the token endpoint needs a nonce of the provider (RFC 9449 8)
+	AccessTokenTTL time.Duration // zero means 5 minutes
+	IDTokenTTL     time.Duration // zero means 5 minutes
 
-	SigningAlgorithm string                          // RS256, the default, or PS256
-	NewKey           func() (*rsa.PrivateKey, error) // returns a key to sign with, not the same one twice; nil means one of 2048 bits is made
+	// RefreshTokenTTL is the lifetime of refresh tokens, which rotation does
+	// not extend, and of a user's session after the last sign-in. Zero means 12
+	// hours.
+	RefreshTokenTTL time.Duration
+	// RefreshGrace is how long a replaced refresh token still returns its
+	// successor. Zero means that a second use revokes the family.
+	RefreshGrace time.Duration
 
-	CookiePath string       // of its cookies; empty means the issuer's
-	HTTPClient *http.Client // sends back-channel logouts; nil means one that gives up after 5 seconds and follows no redirect
+	Audience         string // aud of access tokens when the request names no resource; empty means "api"
+	RequireDPoPNonce bool   // proofs for the token endpoint need a nonce (RFC 9449 section 8)
+
+	SigningAlgorithm string // RS256, the default, or PS256
+	// NewKey returns a new signing key, never the same one twice. Nil means a
+	// function that generates one of 2048 bits.
+	NewKey func() (*rsa.PrivateKey, error)
+
+	CookiePath string // path of all cookies; empty means that of the issuer
+	// HTTPClient sends back-channel logouts. Nil means a client with a timeout
+	// of 5 seconds that follows no redirects.
+	HTTPClient *http.Client
 	Logger     *slog.Logger // nil means slog.Default()
 }
 
 // Client is a relying party. It needs at least one of Secret, Keys and
 // Certificate, and may authenticate with any that it has.
 type Client struct {
-	ID                     string
-	Secret                 string            // for client_secret_basic and client_secret_post
-	Keys                   []jose.JSONWebKey // public keys, for private_key_jwt and signed requests
-	Certificate            *x509.Certificate // for self_signed_tls_client_auth, at addresses that begin with /mtls; its tokens are bound to it (RFC 8705 3)
+	ID     string
+	Secret string            // for client_secret_basic and client_secret_post
+	Keys   []jose.JSONWebKey // public keys, for private_key_jwt and signed requests
+	// Certificate is for self_signed_tls_client_auth at the endpoints below
+	// /mtls. The client's tokens are bound to it (RFC 8705 section 3).
+	Certificate            *x509.Certificate
 	RedirectURIs           []string
 	PostLogoutRedirectURIs []string
-	BackchannelLogoutURI   string   // empty: it is not told of logouts
-	Scopes                 []string // what it may ask for; none means anything
-	DPoPBound              bool     // it gets no access token without a DPoP proof (RFC 9449 5.2)
-	SignsRequests          bool     // it signs its authorization requests, all of them (RFC 9101 10.5)
-	PushesRequests         bool     // it pushes them (RFC 9126 6)
-	SignedUserInfo         bool     // userinfo is a JWT for it (OpenID Connect Core 5.3.2)
-	NamesUsers             bool     // it gets an access token for the user it names, by grant_type=password (RFC 6749 4.3), whatever the password is: as anybody may sign in here as anybody
+	BackchannelLogoutURI   string   // empty: no logout token is sent
+	Scopes                 []string // that it may request; none means all
+	DPoPBound              bool     // access tokens require a DPoP proof (RFC 9449 section 5.2)
+	SignsRequests          bool     // unsigned authorization requests are refused (RFC 9101 section 10.5)
+	PushesRequests         bool     // so are those that are not pushed (RFC 9126 section 6)
+	SignedUserInfo         bool     // userinfo is a JWT (OpenID Connect Core section 5.3.2)
+	// NamesUsers allows grant_type=password (RFC 6749 section 4.3) for any
+	// user, with any password. Anybody can sign in here as anybody anyway.
+	NamesUsers bool
 }
 
-// User is somebody who can be picked.
+// User is a user whom a visitor can pick.
 type User struct {
 	Sub, Name, Email string
 }
 
-// Initial is what stands for the user in a picture.
+// Initial returns the letter that the picker shows as the user's picture.
 func (u User) Initial() string {
 	for _, r := range u.Name + u.Sub {
 		return strings.ToUpper(string(r))
@@ -115,25 +130,27 @@ type Provider struct {
 	sessions      map[string]*session // :: its cookie →
 	refreshTokens map[string]*refreshToken
 	accessTokens  map[string]*accessToken
-	used          map[string]time.Time // :: jti of a DPoP proof or a client assertion, with which of them it is → when it may be forgotten
+	used          map[string]time.Time // :: kind and jti of a DPoP proof or client assertion → expiry
 	dpopNonce     string
 	dpopNonceMade time.Time
 	refreshGrace  time.Duration
-	pruned        time.Time // when prune last looked
+	pruned        time.Time // last run of prune
 	stats         Stats
 }
 
-// Stats is what has happened, for tests to look at.
+// Stats counts requests and events, for tests.
 type Stats struct {
-	Tokens             map[string]int // :: grant type → token requests, refused ones too; "unsupported" is all grant types that there are not
-	Reuses             int            // of replaced refresh tokens
-	Authorizations     int            // authorization requests
-	PushedRequests     int            // that were taken
-	Revocations        int            // of clients that said who they are, of unknown tokens too
+	// Tokens counts token requests by grant type, refused ones included. All
+	// unknown grant types count as "unsupported".
+	Tokens             map[string]int
+	Reuses             int // of replaced refresh tokens
+	Authorizations     int // authorization requests
+	PushedRequests     int // that were accepted
+	Revocations        int // of authenticated clients, of unknown tokens too
 	DiscoveryFetches   int
 	JWKSFetches        int
-	LiveRefreshTokens  map[string]int // :: sid → refresh tokens that are good
-	BackchannelLogouts int            // that a client acknowledged
+	LiveRefreshTokens  map[string]int // :: sid → valid refresh tokens
+	BackchannelLogouts int            // that clients acknowledged
 }
 
 // New returns a Provider. The error joins every mistake in cfg.
@@ -145,7 +162,8 @@ func New(cfg Config) (*Provider, error) {
 	if len(cfg.Users) == 0 {
 		cfg.Users = DefaultUsers()
 	}
-	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute, &cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
+	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute,
+		&cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
 		if *d == 0 {
 			*d = otherwise
 		}
@@ -223,28 +241,32 @@ func (cfg *Config) check() (*url.URL, error) {
 	u, err := url.Parse(cfg.Issuer)
 	switch {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || !isLoopback(u.Hostname()):
-		wrong("issuer %q is not an http or https URL with a loopback host: this provider signs in whoever asks", cfg.Issuer)
+		wrong("issuer %q is not an http or https URL with a loopback host: this provider signs in anyone", cfg.Issuer)
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(cfg.Issuer, "#"):
-		wrong("issuer %q has more than scheme, host and path (OpenID Connect Discovery 3)", cfg.Issuer)
-	case u.Path != "" && (u.EscapedPath() != u.Path || strings.ContainsAny(u.Path, "{}") || path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/"):
-		wrong("issuer %q has a path that is not plain", cfg.Issuer)
+		wrong("issuer %q must have scheme, host and path only (OpenID Connect Discovery, section 3)", cfg.Issuer)
+	case u.Path != "" && (u.EscapedPath() != u.Path || strings.ContainsAny(u.Path, "{}") ||
+		path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/"):
+		wrong("issuer %q: its path must be clean and without percent-encoding", cfg.Issuer)
 	}
 	clients := make(map[string]bool)
 	for i, c := range cfg.Clients {
 		if c.ID == "" || clients[c.ID] {
-			wrong("client %d: ID %q is empty or another client's", i, c.ID)
+			wrong("client %d: ID %q is empty or belongs to another client", i, c.ID)
 		}
 		clients[c.ID] = true
 		if c.Secret == "" && len(c.Keys) == 0 && c.Certificate == nil {
-			wrong("client %d: a Secret, Keys or a Certificate are needed: every client is a confidential one", i)
+			wrong("client %d: Secret, Keys or Certificate is required: all clients are confidential", i)
 		}
 		for j, k := range c.Keys {
 			if !k.IsPublic() || !k.Valid() {
 				wrong("client %d: key %d is not a public key", i, j)
 			}
 		}
-		for _, raw := range append(append([]string{c.BackchannelLogoutURI}, c.RedirectURIs...), c.PostLogoutRedirectURIs...) {
-			if u, err := url.Parse(raw); raw != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Contains(raw, "#")) {
+		for _, raw := range append(append([]string{c.BackchannelLogoutURI}, c.RedirectURIs...),
+			c.PostLogoutRedirectURIs...) {
+			if u, err := url.Parse(raw); raw != "" &&
+				(err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+					strings.Contains(raw, "#")) {
 				wrong("client %d: %q is not an http or https URL without a fragment", i, raw)
 			}
 		}
@@ -252,14 +274,15 @@ func (cfg *Config) check() (*url.URL, error) {
 	users := make(map[string]bool)
 	for i, user := range cfg.Users {
 		if user.Sub == "" || users[user.Sub] {
-			wrong("user %d: Sub %q is empty or another user's", i, user.Sub)
+			wrong("user %d: Sub %q is empty or belongs to another user", i, user.Sub)
 		}
 		users[user.Sub] = true
 	}
 	for _, d := range []struct {
 		name  string
 		value time.Duration
-	}{{"AccessTokenTTL", cfg.AccessTokenTTL}, {"IDTokenTTL", cfg.IDTokenTTL}, {"RefreshTokenTTL", cfg.RefreshTokenTTL}, {"RefreshGrace", cfg.RefreshGrace}} {
+	}{{"AccessTokenTTL", cfg.AccessTokenTTL}, {"IDTokenTTL", cfg.IDTokenTTL}, {"RefreshTokenTTL",
+		cfg.RefreshTokenTTL}, {"RefreshGrace", cfg.RefreshGrace}} {
 		if d.value < 0 {
 			wrong("%s: %v is negative", d.name, d.value)
 		}
@@ -276,7 +299,7 @@ func isLoopback(host string) bool {
 // another site could sign in by DNS rebinding.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if host := (&url.URL{Host: r.Host}).Hostname(); !isLoopback(host) && !strings.HasSuffix(host, ".localhost") {
-		http.Error(w, "this provider is for this machine alone", http.StatusMisdirectedRequest)
+		http.Error(w, "this provider serves loopback hosts only", http.StatusMisdirectedRequest)
 		return
 	}
 	if intercept := p.hooks.Load().Intercept; intercept != nil {
@@ -286,7 +309,7 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mux.ServeHTTP(w, r)
 }
 
-// Stats returns what has happened so far.
+// Stats returns the counts so far.
 func (p *Provider) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -301,7 +324,7 @@ func (p *Provider) Stats() Stats {
 	return s
 }
 
-// root is scheme and host of the issuer.
+// root returns scheme and host of the issuer.
 func (p *Provider) root() string { return strings.TrimSuffix(p.base, p.path) }
 
 func (p *Provider) client(id string) *Client {
@@ -342,12 +365,17 @@ func (p *Provider) useOnce(id string, until time.Time) bool {
 	return true
 }
 
-// discovery is OpenID Connect Discovery 4.
+// discovery serves the metadata (OpenID Connect Discovery, section 4).
 func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 	p.mu.Lock()
 	p.stats.DiscoveryFetches++
 	p.mu.Unlock()
-	authMethods := []string{"client_secret_basic", "client_secret_post", "private_key_jwt", "self_signed_tls_client_auth"}
+	authMethods := []string{
+		"client_secret_basic",
+		"client_secret_post",
+		"private_key_jwt",
+		"self_signed_tls_client_auth",
+	}
 	metadata := map[string]any{
 		"issuer":                                                p.cfg.Issuer,
 		"authorization_endpoint":                                p.base + "/authorize",
@@ -367,24 +395,44 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 		"revocation_endpoint_auth_methods_supported":            authMethods,
 		"revocation_endpoint_auth_signing_alg_values_supported": assertionAlgorithms,
 		"code_challenge_methods_supported":                      []string{"S256"},
-		"scopes_supported":                                      []string{"openid", "profile", "email", "offline_access"},
-		"claims_supported":                                      []string{"iss", "aud", "exp", "iat", "sub", "sid", "auth_time", "acr", "nonce", "at_hash", "name", "email", "email_verified"},
-		"acr_values_supported":                                  acrValues,
-		"prompt_values_supported":                               prompts,
-		"dpop_signing_alg_values_supported":                     proofAlgorithms,
-		"authorization_response_iss_parameter_supported":        true,
-		"backchannel_logout_supported":                          true,
-		"backchannel_logout_session_supported":                  true,
-		"require_pushed_authorization_requests":                 false,
-		"request_parameter_supported":                           true,
-		"request_object_signing_alg_values_supported":           assertionAlgorithms,
-		"require_signed_request_object":                         false,
-		"tls_client_certificate_bound_access_tokens":            true,
+		"scopes_supported": []string{
+			"openid",
+			"profile",
+			"email",
+			"offline_access",
+		},
+		"claims_supported": []string{
+			"iss",
+			"aud",
+			"exp",
+			"iat",
+			"sub",
+			"sid",
+			"auth_time",
+			"acr",
+			"nonce",
+			"at_hash",
+			"name",
+			"email",
+			"email_verified",
+		},
+		"acr_values_supported":                           acrValues,
+		"prompt_values_supported":                        prompts,
+		"dpop_signing_alg_values_supported":              proofAlgorithms,
+		"authorization_response_iss_parameter_supported": true,
+		"backchannel_logout_supported":                   true,
+		"backchannel_logout_session_supported":           true,
+		"require_pushed_authorization_requests":          false,
+		"request_parameter_supported":                    true,
+		"request_object_signing_alg_values_supported":    assertionAlgorithms,
+		"require_signed_request_object":                  false,
+		"tls_client_certificate_bound_access_tokens":     true,
 		"mtls_endpoint_aliases": map[string]string{
 			"token_endpoint": p.base + "/mtls/token", "revocation_endpoint": p.base + "/mtls/revoke",
-			"pushed_authorization_request_endpoint": p.base + "/mtls/par", "userinfo_endpoint": p.base + "/mtls/userinfo",
+			"pushed_authorization_request_endpoint": p.base + "/mtls/par", "userinfo_endpoint": p.base +
+				"/mtls/userinfo",
 		},
-		"request_uri_parameter_supported": false, // but for those of PAR
+		"request_uri_parameter_supported": false, // except for pushed requests
 	}
 	if edit := p.hooks.Load().EditDiscovery; edit != nil {
 		edit(metadata)
@@ -408,7 +456,7 @@ func (e *oauthError) body() map[string]any {
 	return map[string]any{"error": e.code, "error_description": e.description}
 }
 
-// status is that of an endpoint for clients, not for browsers.
+// status returns the status of the error at an endpoint for clients.
 func (e *oauthError) status() int {
 	switch e.code {
 	case "invalid_client":
@@ -436,7 +484,7 @@ func readForm(w http.ResponseWriter, r *http.Request) *oauthError {
 		return &oauthError{"invalid_request", "the body cannot be read as a form"}
 	}
 	if name := repeated(r.PostForm); name != "" {
-		return &oauthError{"invalid_request", "a parameter is there twice: " + name}
+		return &oauthError{"invalid_request", "a parameter occurs twice: " + name}
 	}
 	return nil
 }

@@ -47,7 +47,9 @@ type op struct {
 func newOP(t *testing.T, edit func(*devidp.Config)) *op {
 	t.Helper()
 	var provider *devidp.Provider
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { provider.ServeHTTP(w, r) }))
+	server := httptest.NewServer(
+		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { provider.ServeHTTP(w, r) }),
+	)
 	t.Cleanup(server.Close)
 	return newOPAt(t, server.URL, http.DefaultTransport, &provider, edit)
 }
@@ -75,12 +77,25 @@ func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **devidp.Provider, edit func(*devidp.Config)) *op {
+func newOPAt(
+	t *testing.T,
+	base string,
+	transport http.RoundTripper,
+	provider **devidp.Provider,
+	edit func(*devidp.Config),
+) *op {
 	t.Helper()
 	cfg := devidp.Config{
-		Issuer:  base + "/realms/x",
-		NewKey:  func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil },
-		Clients: []devidp.Client{{ID: "web", Secret: "a:b%c", RedirectURIs: []string{redirectURI}, PostLogoutRedirectURIs: []string{afterLogout}}},
+		Issuer: base + "/realms/x",
+		NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil },
+		Clients: []devidp.Client{
+			{
+				ID:                     "web",
+				Secret:                 "a:b%c",
+				RedirectURIs:           []string{redirectURI},
+				PostLogoutRedirectURIs: []string{afterLogout},
+			},
+		},
 	}
 	if edit != nil {
 		edit(&cfg)
@@ -99,7 +114,13 @@ func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **
 	endpoint.AuthStyle = oauth2.AuthStyleInHeader
 	return &op{
 		Provider: *provider, t: t, ctx: ctx, issuer: cfg.Issuer, http: client, browser: newBrowser(transport),
-		oauth:    oauth2.Config{ClientID: "web", ClientSecret: "a:b%c", RedirectURL: redirectURI, Endpoint: endpoint, Scopes: []string{"openid", "profile", "email"}},
+		oauth: oauth2.Config{
+			ClientID:     "web",
+			ClientSecret: "a:b%c",
+			RedirectURL:  redirectURI,
+			Endpoint:     endpoint,
+			Scopes:       []string{"openid", "profile", "email"},
+		},
 		verifier: found.Verifier(&oidc.Config{ClientID: "web"}),
 	}
 }
@@ -107,7 +128,11 @@ func newOPAt(t *testing.T, base string, transport http.RoundTripper, provider **
 // newBrowser keeps cookies, and follows no redirect.
 func newBrowser(transport http.RoundTripper) *http.Client {
 	jar, _ := cookiejar.New(nil) // has no error to give
-	return &http.Client{Transport: transport, Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{
+		Transport:     transport,
+		Jar:           jar,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 var csrf = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
@@ -143,7 +168,10 @@ func (o *op) authorize(user, authURL string) url.Values {
 func (o *op) signIn(user string, options ...oauth2.AuthCodeOption) *oauth2.Token {
 	o.t.Helper()
 	verifier := oauth2.GenerateVerifier()
-	answer := o.authorize(user, o.oauth.AuthCodeURL("state", append(options, oauth2.S256ChallengeOption(verifier), oidc.Nonce("nonce"))...))
+	answer := o.authorize(
+		user,
+		o.oauth.AuthCodeURL("state", append(options, oauth2.S256ChallengeOption(verifier), oidc.Nonce("nonce"))...),
+	)
 	token, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier))
 	if err != nil {
 		o.t.Fatalf("redeem: %v", err)
@@ -166,7 +194,15 @@ func wantError(t *testing.T, err error, code string) {
 func TestCodeFlow(t *testing.T) {
 	o := newOP(t, nil)
 	verifier := oauth2.GenerateVerifier()
-	answer := o.authorize("alice", o.oauth.AuthCodeURL("st", oauth2.S256ChallengeOption(verifier), oidc.Nonce("n"), oauth2.SetAuthURLParam("acr_values", "gold")))
+	answer := o.authorize(
+		"alice",
+		o.oauth.AuthCodeURL(
+			"st",
+			oauth2.S256ChallengeOption(verifier),
+			oidc.Nonce("n"),
+			oauth2.SetAuthURLParam("acr_values", "gold"),
+		),
+	)
 	if answer.Get("state") != "st" || answer.Get("iss") != o.issuer {
 		t.Errorf("the answer: got %v", answer)
 	}
@@ -182,7 +218,10 @@ func TestCodeFlow(t *testing.T) {
 		SID, ACR, Name string
 		AuthTime       int64 `json:"auth_time"`
 	}
-	if err := id.Claims(&claims); err != nil || id.Subject != "alice" || id.Nonce != "n" || claims.SID == "" || claims.ACR != "gold" || claims.Name == "" || claims.AuthTime == 0 {
+	if err := id.Claims(&claims); err != nil || id.Subject != "alice" || id.Nonce != "n" || claims.SID == "" ||
+		claims.ACR != "gold" ||
+		claims.Name == "" ||
+		claims.AuthTime == 0 {
 		t.Errorf("ID token: got %+v, %+v, %v", id, claims, err)
 	}
 	if err := id.VerifyAccessToken(token.AccessToken); err != nil {
@@ -196,7 +235,7 @@ func TestCodeFlow(t *testing.T) {
 	}
 }
 
-func TestWhatTheCodeIsBoundTo(t *testing.T) {
+func TestCodeBinding(t *testing.T) {
 	o := newOP(t, nil)
 	verifier := oauth2.GenerateVerifier()
 	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
@@ -206,18 +245,26 @@ func TestWhatTheCodeIsBoundTo(t *testing.T) {
 	stranger.ClientSecret = "wrong"
 	_, err = stranger.Exchange(o.ctx, code, oauth2.VerifierOption(verifier))
 	wantError(t, err, "invalid_client")
-	if answer := o.authorize("alice", o.oauth.AuthCodeURL("")); answer.Get("error") != "invalid_request" || answer.Get("iss") == "" {
+	if answer := o.authorize("alice", o.oauth.AuthCodeURL("")); answer.Get("error") != "invalid_request" ||
+		answer.Get("iss") == "" {
 		t.Errorf("without PKCE: got %v", answer)
 	}
-	if answer := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("prompt", "login"))); answer.Get("code") == "" {
+	if answer := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier),
+		oauth2.SetAuthURLParam("prompt", "login"))); answer.Get(
+		"code",
+	) == "" {
 		t.Errorf("prompt=login: got %v", answer)
 	}
-	if answer := o.authorize("", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("prompt", "login"))); answer.Get("error") != "access_denied" {
+	if answer := o.authorize("", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier),
+		oauth2.SetAuthURLParam("prompt", "login"))); answer.Get(
+		"error",
+	) != "access_denied" {
 		t.Errorf("cancelled: got %v", answer)
 	}
 	evil := o.oauth
 	evil.RedirectURL = "https://evil.example"
-	if resp, err := o.browser.Get(evil.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))); err != nil || resp.StatusCode != 400 {
+	if resp, err := o.browser.Get(evil.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))); err != nil ||
+		resp.StatusCode != 400 {
 		t.Errorf("an unregistered redirect URI: got %v, %v", resp, err)
 	}
 }
@@ -225,7 +272,10 @@ func TestWhatTheCodeIsBoundTo(t *testing.T) {
 func TestPromptNoneAndMaxAge(t *testing.T) {
 	o := newOP(t, nil)
 	ask := func(options ...oauth2.AuthCodeOption) url.Values {
-		return o.authorize("alice", o.oauth.AuthCodeURL("", append(options, oauth2.S256ChallengeOption(oauth2.GenerateVerifier()))...))
+		return o.authorize(
+			"alice",
+			o.oauth.AuthCodeURL("", append(options, oauth2.S256ChallengeOption(oauth2.GenerateVerifier()))...),
+		)
 	}
 	none := oauth2.SetAuthURLParam("prompt", "none")
 	if got := ask(none).Get("error"); got != "login_required" {
@@ -280,7 +330,7 @@ func TestOfTenRefreshesAtOnceOneSucceeds(t *testing.T) {
 	}
 }
 
-func TestWithinTheGraceTheSuccessorIsAnsweredAgain(t *testing.T) {
+func TestRefreshGraceReturnsTheSameSuccessor(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) { c.RefreshGrace = time.Minute })
 	token := o.signIn("alice")
 	first, err := o.refresh(token.RefreshToken)
@@ -326,13 +376,18 @@ func TestUserinfoClientCredentialsAndRevocation(t *testing.T) {
 		b, _ := io.ReadAll(resp.Body)
 		return resp.StatusCode, string(b)
 	}
-	if status, body := userinfo(token.AccessToken); status != 200 || !strings.Contains(body, `"sub":"bob"`) || !strings.Contains(body, "bob@example.com") {
+	if status, body := userinfo(token.AccessToken); status != 200 || !strings.Contains(body, `"sub":"bob"`) ||
+		!strings.Contains(body, "bob@example.com") {
 		t.Errorf("userinfo: got %d %s", status, body)
 	}
 	if status, _ := userinfo("x"); status != 401 {
 		t.Errorf("userinfo without a token: got %d", status)
 	}
-	if status, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"api"}}, nil); status != 200 || body["refresh_token"] != nil || body["id_token"] != nil || body["scope"] != "api" {
+	if status, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"api"}},
+		nil); status != 200 ||
+		body["refresh_token"] != nil ||
+		body["id_token"] != nil ||
+		body["scope"] != "api" {
 		t.Errorf("client credentials: got %d %v", status, body)
 	}
 	for range 2 { // unknown the second time, which is as good
@@ -380,7 +435,8 @@ func TestPushedRequests(t *testing.T) {
 	}
 	short := o.issuer + "/authorize?" + url.Values{"client_id": {"web"}, "request_uri": {uri}}.Encode()
 	answer := o.authorize("alice", short)
-	if _, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier)); err != nil || answer.Get("state") != "st" {
+	if _, err := o.oauth.Exchange(o.ctx, answer.Get("code"), oauth2.VerifierOption(verifier)); err != nil ||
+		answer.Get("state") != "st" {
 		t.Errorf("got %v, %v", answer, err)
 	}
 	if resp, err := o.browser.Get(short); err != nil || resp.StatusCode != 400 {
@@ -390,7 +446,9 @@ func TestPushedRequests(t *testing.T) {
 
 func TestLogout(t *testing.T) {
 	logouts := make(chan string, 4)
-	client := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { logouts <- r.PostFormValue("logout_token") }))
+	client := httptest.NewServer(
+		http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { logouts <- r.PostFormValue("logout_token") }),
+	)
 	defer client.Close()
 	o := newOP(t, func(c *devidp.Config) { c.Clients[0].BackchannelLogoutURI = client.URL })
 	token := o.signIn("alice")
@@ -412,7 +470,9 @@ func TestLogout(t *testing.T) {
 			t.Errorf("%s: got %d to %q, want 400", name, status, location)
 		}
 	}
-	if status, location := out(url.Values{"id_token_hint": {id}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}}); status != 303 || location != afterLogout+"?state=s" {
+	if status, location := out(url.Values{"id_token_hint": {id}, "post_logout_redirect_uri": {afterLogout},
+		"state": {"s"}}); status != 303 ||
+		location != afterLogout+"?state=s" {
 		t.Errorf("got %d to %q", status, location)
 	}
 	logout, err := o.verifier.VerifyLogout(o.ctx, <-logouts)
@@ -434,15 +494,16 @@ func TestLogout(t *testing.T) {
 	}
 }
 
-func TestItIsForThisMachineAlone(t *testing.T) {
-	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1", "https://10.0.0.1", "", "http://localhost.evil.example"} {
+func TestOnlyLoopbackHostsAreServed(t *testing.T) {
+	for _, issuer := range []string{"https://id.example.com", "http://id.example.com", "http://10.0.0.1",
+		"https://10.0.0.1", "", "http://localhost.evil.example"} {
 		if _, err := devidp.New(devidp.Config{Issuer: issuer}); err == nil {
 			t.Errorf("%q: no error", issuer)
 		}
 	}
 }
 
-func TestEveryMistakeIsToldAtOnce(t *testing.T) {
+func TestNewReportsAllMistakes(t *testing.T) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -451,7 +512,13 @@ func TestEveryMistakeIsToldAtOnce(t *testing.T) {
 		Issuer: "https://id.example.com",
 		Clients: []devidp.Client{
 			{},
-			{ID: "a", Secret: "s", RedirectURIs: []string{"/callback"}, PostLogoutRedirectURIs: []string{"https://app.example/#x"}, BackchannelLogoutURI: "ftp://app.example"},
+			{
+				ID:                     "a",
+				Secret:                 "s",
+				RedirectURIs:           []string{"/callback"},
+				PostLogoutRedirectURIs: []string{"https://app.example/#x"},
+				BackchannelLogoutURI:   "ftp://app.example",
+			},
 			{ID: "a", Secret: "s"},
 			{ID: "b", Keys: []jose.JSONWebKey{{Key: private}}},
 		},
@@ -462,7 +529,8 @@ func TestEveryMistakeIsToldAtOnce(t *testing.T) {
 		t.Fatal("no error")
 	}
 	for _, want := range []string{
-		`issuer "https://id.example.com"`, `client 0: ID ""`, "client 0: a Secret, Keys or a Certificate", `client 1: "/callback"`, `client 1: "https://app.example/#x"`, `client 1: "ftp://app.example"`,
+		`issuer "https://id.example.com"`, `client 0: ID ""`, "client 0: Secret, Keys or Certificate is required",
+		`client 1: "/callback"`, `client 1: "https://app.example/#x"`, `client 1: "ftp://app.example"`,
 		`client 2: ID "a"`, "client 3: key 0", `user 0: Sub ""`, `user 2: Sub "alice"`, "AccessTokenTTL: -1s",
 	} {
 		if !strings.Contains(err.Error(), want) {
@@ -485,7 +553,9 @@ func TestIssuersOfEveryShape(t *testing.T) {
 		"http://localhost:9000/#":        "",
 		"http://alice@localhost:9000/op": "",
 	} {
-		p, err := devidp.New(devidp.Config{Issuer: issuer, NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }})
+		p, err := devidp.New(
+			devidp.Config{Issuer: issuer, NewKey: func() (*rsa.PrivateKey, error) { return testenv.RSAKey(t), nil }},
+		)
 		if (err == nil) != (want != "") {
 			t.Errorf("%s: got %v", issuer, err)
 		}
@@ -493,12 +563,16 @@ func TestIssuersOfEveryShape(t *testing.T) {
 			continue
 		}
 		w := httptest.NewRecorder()
-		p.ServeHTTP(w, httptest.NewRequest("GET", strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", nil))
+		p.ServeHTTP(
+			w,
+			httptest.NewRequest("GET", strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", nil),
+		)
 		var metadata struct {
 			Issuer        string
 			Authorization string `json:"authorization_endpoint"`
 		}
-		if err := json.Unmarshal(w.Body.Bytes(), &metadata); err != nil || metadata.Issuer != issuer || metadata.Authorization != want {
+		if err := json.Unmarshal(w.Body.Bytes(), &metadata); err != nil || metadata.Issuer != issuer ||
+			metadata.Authorization != want {
 			t.Errorf("%s: got %d %+v, %v", issuer, w.Code, metadata, err)
 		}
 	}

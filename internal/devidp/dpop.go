@@ -15,7 +15,11 @@ import (
 // checkProof verifies the DPoP proof of a request, if it has one, and returns
 // the thumbprint of its key (RFC 9449 4.3). With an access token it is the
 // proof for using that token; without, for obtaining one, and may need a nonce.
-func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToken string) (jkt string, fault *oauthError) {
+func (p *Provider) checkProof(
+	w http.ResponseWriter,
+	r *http.Request,
+	accessToken string,
+) (jkt string, fault *oauthError) {
 	refused := func(why string) (string, *oauthError) { return "", &oauthError{"invalid_dpop_proof", why} }
 	proofs := r.Header.Values("DPoP")
 	switch len(proofs) {
@@ -27,7 +31,7 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	}
 	jws, err := jose.ParseSignedCompact(proofs[0], proofAlgorithms)
 	if err != nil {
-		return refused("the proof is not a JWT that is signed as it has to be")
+		return refused("the proof is not a JWT with an accepted signature algorithm")
 	}
 	header := jws.Signatures[0].Protected
 	if header.ExtraHeaders[jose.HeaderType] != "dpop+jwt" {
@@ -38,7 +42,7 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	}
 	payload, err := jws.Verify(header.JSONWebKey)
 	if err != nil {
-		return refused("the signature is not that of the jwk")
+		return refused("the signature does not match the jwk")
 	}
 	var claims struct {
 		ID          string  `json:"jti"`
@@ -51,9 +55,9 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	if err := json.Unmarshal(payload, &claims); err != nil {
 		return refused("the claims cannot be read")
 	}
-	asked, _, _ := strings.Cut(r.RequestURI, "?") // as the client wrote it
-	if asked == "" {
-		asked = r.URL.Path
+	requested, _, _ := strings.Cut(r.RequestURI, "?") // as the client wrote it
+	if requested == "" {
+		requested = r.URL.Path
 	}
 	uri, _, _ := strings.Cut(claims.URI, "#")
 	uri, _, _ = strings.Cut(uri, "?")
@@ -61,23 +65,24 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	hash := sha256.Sum256([]byte(accessToken))
 	switch {
 	case claims.Method != r.Method:
-		return refused("htm is not the method")
-	case uri != p.root()+asked:
+		return refused("htm is not the method of the request")
+	case uri != p.root()+requested:
 		return refused("htu is not this endpoint")
 	case age > proofLife || age < -clockSkew:
-		return refused("iat is not now")
+		return refused("iat is not within five minutes of now")
 	case accessToken != "" && claims.AccessToken != encode(hash[:]):
-		return refused("ath is not that of the access token")
+		return refused("ath does not match the access token")
 	}
 	if p.cfg.RequireDPoPNonce && accessToken == "" {
 		nonce := p.nonce()
 		w.Header().Set("DPoP-Nonce", nonce)
 		if claims.Nonce != nonce {
-			return "", &oauthError{"use_dpop_nonce", "the nonce is in the header DPoP-Nonce"}
+			return "", &oauthError{"use_dpop_nonce", "use the nonce in the header DPoP-Nonce"}
 		}
 	}
-	if claims.ID == "" || len(claims.ID) > longestName || !p.useOnce("proof "+claims.ID, time.Now().Add(2*proofLife)) {
-		return refused("jti is missing, or was used before")
+	if claims.ID == "" || len(claims.ID) > longestName ||
+		!p.useOnce("proof "+claims.ID, time.Now().Add(2*proofLife)) {
+		return refused("jti is missing or was used before")
 	}
 	thumbprint, err := header.JSONWebKey.Thumbprint(crypto.SHA256)
 	if err != nil {
@@ -86,8 +91,8 @@ func (p *Provider) checkProof(w http.ResponseWriter, r *http.Request, accessToke
 	return encode(thumbprint), nil
 }
 
-// nonce is the one that proofs have to carry now. It changes with time (RFC
-// 9449 8.2).
+// nonce returns the nonce that proofs must contain. It changes over time (RFC
+// 9449 section 8.2).
 func (p *Provider) nonce() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -97,8 +102,8 @@ func (p *Provider) nonce() string {
 	return p.dpopNonce
 }
 
-// RotateDPoPNonce changes the nonce now: the next proof with the old one is
-// answered with use_dpop_nonce.
+// RotateDPoPNonce changes the nonce now: a proof with the old one
+// gets use_dpop_nonce.
 func (p *Provider) RotateDPoPNonce() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

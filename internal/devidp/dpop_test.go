@@ -21,7 +21,10 @@ import (
 // what is changed.
 func (o *op) proof(key *ecdsa.PrivateKey, changes map[string]any) http.Header {
 	o.t.Helper()
-	claims := with(map[string]any{"jti": rand.Text(), "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()}, changes)
+	claims := with(
+		map[string]any{"jti": rand.Text(), "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()},
+		changes,
+	)
 	return http.Header{"Dpop": {sign(o.t, key, (&jose.SignerOptions{EmbedJWK: true}).WithType("dpop+jwt"), claims)}}
 }
 
@@ -40,14 +43,26 @@ func TestDPoPProofs(t *testing.T) {
 	form := url.Values{"grant_type": {"client_credentials"}}
 	good := o.proof(key, nil)
 	status, body := o.post("/token", form, good.Clone())
-	if _, claims := read(t, body["access_token"]); status != 200 || body["token_type"] != "DPoP" || claims["cnf"].(map[string]any)["jkt"] != thumbprint(t, key) {
+	if _, claims := read(t, body["access_token"]); status != 200 || body["token_type"] != "DPoP" ||
+		claims["cnf"].(map[string]any)["jkt"] != thumbprint(t, key) {
 		t.Errorf("got %d %v", status, body)
 	}
-	if status, body := o.post("/token", form, o.proof(key, map[string]any{"htu": o.issuer + "/token?a=b#c"})); status != 200 {
+	if status, body := o.post("/token", form, o.proof(key,
+		map[string]any{"htu": o.issuer + "/token?a=b#c"})); status != 200 {
 		t.Errorf("a htu with a query: got %d %v", status, body)
 	}
-	untyped := sign(t, key, &jose.SignerOptions{EmbedJWK: true}, map[string]any{"jti": "1", "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()})
-	keyless := sign(t, key, new(jose.SignerOptions).WithType("dpop+jwt"), map[string]any{"jti": "2", "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()})
+	untyped := sign(
+		t,
+		key,
+		&jose.SignerOptions{EmbedJWK: true},
+		map[string]any{"jti": "1", "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()},
+	)
+	keyless := sign(
+		t,
+		key,
+		new(jose.SignerOptions).WithType("dpop+jwt"),
+		map[string]any{"jti": "2", "htm": "POST", "htu": o.issuer + "/token", "iat": time.Now().Unix()},
+	)
 	tampered := o.proof(key, nil)["Dpop"][0]
 	tampered = tampered[:len(tampered)-8] + "AAAAAAAA"
 	for name, header := range map[string]http.Header{
@@ -79,7 +94,8 @@ func TestDPoPNonces(t *testing.T) {
 	if body["error"] != "use_dpop_nonce" || nonce == "" {
 		t.Fatalf("without a nonce: got %v", body)
 	}
-	if status, body := o.post("/token", form, o.proof(key, map[string]any{"nonce": nonce})); status != 200 || body["nonce"] != nonce {
+	if status, body := o.post("/token", form, o.proof(key, map[string]any{"nonce": nonce})); status != 200 ||
+		body["nonce"] != nonce {
 		t.Errorf("with it: got %d %v", status, body)
 	}
 	o.RotateDPoPNonce()
@@ -96,7 +112,8 @@ func TestACodeMayBeBoundToADPoPKey(t *testing.T) {
 	o := newOP(t, nil)
 	key := newKey(t)
 	verifier := oauth2.GenerateVerifier()
-	byParameter := o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier), param("dpop_jkt", thumbprint(t, key)))
+	byParameter := o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier),
+		param("dpop_jkt", thumbprint(t, key)))
 	byProof := func() string {
 		u, err := url.Parse(o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier)))
 		if err != nil {
@@ -106,18 +123,25 @@ func TestACodeMayBeBoundToADPoPKey(t *testing.T) {
 		uri, _ := body["request_uri"].(string)
 		return o.issuer + "/authorize?" + url.Values{"client_id": {"web"}, "request_uri": {uri}}.Encode()
 	}
-	for name, request := range map[string]func() string{"dpop_jkt": func() string { return byParameter }, "a pushed proof": byProof} {
+	for name, request := range map[string]func() string{"dpop_jkt": func() string { return byParameter },
+		"a pushed proof": byProof} {
 		for _, test := range []struct {
 			key  *ecdsa.PrivateKey
 			want int
 		}{{key, 200}, {newKey(t), 400}, {nil, 400}} {
 			code := o.authorize("alice", request()).Get("code")
-			form := url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirectURI}, "code_verifier": {verifier}}
+			form := url.Values{
+				"grant_type":    {"authorization_code"},
+				"code":          {code},
+				"redirect_uri":  {redirectURI},
+				"code_verifier": {verifier},
+			}
 			var header http.Header
 			if test.key != nil {
 				header = o.proof(test.key, nil)
 			}
-			if status, body := o.post("/token", form, header); status != test.want || status == 400 && body["error"] != "invalid_grant" {
+			if status, body := o.post("/token", form, header); status != test.want ||
+				status == 400 && body["error"] != "invalid_grant" {
 				t.Errorf("%s: got %d %v, want %d", name, status, body, test.want)
 			}
 		}
@@ -126,7 +150,9 @@ func TestACodeMayBeBoundToADPoPKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, body := o.post("/par", u.Query(), o.proof(newKey(t), map[string]any{"htu": o.issuer + "/par"})); status != 400 || body["error"] != "invalid_dpop_proof" {
+	if status, body := o.post("/par", u.Query(), o.proof(newKey(t),
+		map[string]any{"htu": o.issuer + "/par"})); status != 400 ||
+		body["error"] != "invalid_dpop_proof" {
 		t.Errorf("dpop_jkt and another key's proof: got %d %v", status, body)
 	}
 }
@@ -136,14 +162,23 @@ func TestABoundTokenNeedsItsKey(t *testing.T) {
 	key := newKey(t)
 	verifier := oauth2.GenerateVerifier()
 	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
-	form := url.Values{"grant_type": {"authorization_code"}, "code": {code}, "redirect_uri": {redirectURI}, "code_verifier": {verifier}}
+	form := url.Values{
+		"grant_type":    {"authorization_code"},
+		"code":          {code},
+		"redirect_uri":  {redirectURI},
+		"code_verifier": {verifier},
+	}
 	if status, body := o.post("/token", form, nil); status != 400 || body["error"] != "invalid_dpop_proof" {
 		t.Errorf("a client that is to be bound, without a proof: got %d %v", status, body)
 	}
 	_, body := o.post("/token", form, o.proof(key, nil)) // the code was not used by that
 	access, _ := body["access_token"].(string)
 	sum := sha256.Sum256([]byte(access))
-	use := map[string]any{"htm": "GET", "htu": o.issuer + "/userinfo", "ath": base64.RawURLEncoding.EncodeToString(sum[:])}
+	use := map[string]any{
+		"htm": "GET",
+		"htu": o.issuer + "/userinfo",
+		"ath": base64.RawURLEncoding.EncodeToString(sum[:]),
+	}
 	for _, test := range []struct {
 		name, scheme string
 		header       http.Header
@@ -162,7 +197,8 @@ func TestABoundTokenNeedsItsKey(t *testing.T) {
 	}
 	// The refresh token is the client's, not the key's (RFC 9449 5).
 	refresh := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {body["refresh_token"].(string)}}
-	if status, body := o.post("/token", refresh, o.proof(newKey(t), nil)); status != 200 || body["token_type"] != "DPoP" {
+	if status, body := o.post("/token", refresh, o.proof(newKey(t), nil)); status != 200 ||
+		body["token_type"] != "DPoP" {
 		t.Errorf("a refresh with another key: got %d %v", status, body)
 	}
 }

@@ -24,7 +24,7 @@ type Hooks struct {
 
 	EditDiscovery     func(metadata map[string]any)
 	EditJWKS          func(set map[string]any)
-	EditCallback      func(answer url.Values) // the parameters of an authorization response, of an error too
+	EditCallback      func(response url.Values) // of an authorization response or error
 	EditTokenResponse func(grantType string, status int, body map[string]any)
 	EditUserinfo      func(claims map[string]any)
 	EditIDToken       func(header, claims map[string]any)
@@ -47,5 +47,5 @@ type Hooks struct {
 	SkipPKCE bool
 }
 
-// SetHooks puts hooks in force, in the place of those before.
+// SetHooks replaces the hooks.
 func (p *Provider) SetHooks(h Hooks) { p.hooks.Store(&h) }

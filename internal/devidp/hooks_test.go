@@ -13,7 +13,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-func TestEveryHookMakesOneThingWrong(t *testing.T) {
+func TestHooksBreakOneThingEach(t *testing.T) {
 	o := newOP(t, nil)
 	idToken := func() string { return o.signIn("alice").Extra("id_token").(string) }
 	broken := func(header, claims map[string]any) (string, error) {
@@ -38,7 +38,11 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			_, err = found.Verifier(&oidc.Config{ClientID: "web"}).Verify(o.ctx, idToken())
 			return err != nil
 		}},
-		{"EditCallback", devidp.Hooks{EditCallback: func(q url.Values) { q.Set("iss", "x"); q.Add("state", "twice") }}, func() bool {
+		{"EditCallback", devidp.Hooks{EditCallback: func(q url.Values) {
+			q.Set("iss", "x")
+			q.Add("state",
+				"twice")
+		}}, func() bool {
 			answer := o.authorize("alice", o.authURL())
 			return answer.Get("iss") == "x" && len(answer["state"]) == 2
 		}},
@@ -54,16 +58,22 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			_, err := o.verifier.Verify(o.ctx, idToken())
 			return err != nil
 		}},
-		{"EditAccessToken", devidp.Hooks{EditAccessToken: func(h, c map[string]any) { h["typ"] = "JWT"; c["aud"] = "other" }}, func() bool {
+		{"EditAccessToken", devidp.Hooks{EditAccessToken: func(h,
+			c map[string]any) {
+			h["typ"] = "JWT"
+			c["aud"] = "other"
+		}}, func() bool {
 			header, claims := read(t, o.signIn("alice").AccessToken)
 			return header["typ"] == "JWT" && claims["aud"] == "other"
 		}},
-		{"EditTokenResponse", devidp.Hooks{EditTokenResponse: func(grantType string, status int, body map[string]any) {
+		{"EditTokenResponse", devidp.Hooks{EditTokenResponse: func(grantType string, status int,
+			body map[string]any) {
 			if grantType == "authorization_code" && status == 200 {
 				body["token_type"] = "mac"
 			}
 		}}, func() bool { return o.signIn("alice").Type() != "Bearer" }},
-		{"EditTokenResponse of an error", devidp.Hooks{EditTokenResponse: func(_ string, status int, body map[string]any) {
+		{"EditTokenResponse of an error", devidp.Hooks{EditTokenResponse: func(_ string, status int,
+			body map[string]any) {
 			if status == 400 {
 				body["error"] = "temporarily_unavailable"
 			}
@@ -75,7 +85,8 @@ func TestEveryHookMakesOneThingWrong(t *testing.T) {
 			_, body := o.userinfo("Bearer", o.signIn("alice").AccessToken, nil)
 			return body["sub"] == "mallory"
 		}},
-		{"EditLogoutToken", devidp.Hooks{EditLogoutToken: func(_, c map[string]any) { delete(c, "events") }}, func() bool { return !o.takesLogoutToken() }},
+		{"EditLogoutToken", devidp.Hooks{EditLogoutToken: func(_, c map[string]any) { delete(c, "events") }},
+			func() bool { return !o.takesLogoutToken() }},
 		{"SignLogoutToken", devidp.Hooks{SignLogoutToken: broken}, func() bool { return !o.takesLogoutToken() }},
 		{"KeepRefreshTokens", devidp.Hooks{KeepRefreshTokens: true}, func() bool {
 			token := o.signIn("alice").RefreshToken
@@ -140,7 +151,7 @@ func TestALogoutTokenMayNameAUserOrASession(t *testing.T) {
 	}
 }
 
-func TestAnAnswerCanBeHeldUntilAChannelIsClosed(t *testing.T) {
+func TestResponsesCanBeDelayed(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
 	arrived, release := make(chan struct{}), make(chan struct{})
@@ -168,7 +179,7 @@ func TestAnAnswerCanBeHeldUntilAChannelIsClosed(t *testing.T) {
 	}
 }
 
-func TestAnAnswerCanBeLostAfterTheRequestWasProcessed(t *testing.T) {
+func TestResponsesCanBeLost(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
 	o.SetHooks(devidp.Hooks{Intercept: func(_ http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -183,7 +194,7 @@ func TestAnAnswerCanBeLostAfterTheRequestWasProcessed(t *testing.T) {
 	wantError(t, err, "invalid_grant")
 }
 
-func TestWhatIsAdvertisedIsThere(t *testing.T) {
+func TestAdvertisedEndpointsExist(t *testing.T) {
 	o := newOP(t, nil)
 	resp, page := o.visit(o.issuer+"/.well-known/openid-configuration", nil)
 	var metadata map[string]any
@@ -199,7 +210,8 @@ func TestWhatIsAdvertisedIsThere(t *testing.T) {
 			t.Errorf("%s: nothing is at %s", name, uri)
 		}
 	}
-	for _, name := range []string{"authorization_response_iss_parameter_supported", "backchannel_logout_supported", "backchannel_logout_session_supported"} {
+	for _, name := range []string{"authorization_response_iss_parameter_supported", "backchannel_logout_supported",
+		"backchannel_logout_session_supported"} {
 		if metadata[name] != true {
 			t.Errorf("%s: got %v", name, metadata[name])
 		}

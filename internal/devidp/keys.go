@@ -46,7 +46,10 @@ func (p *Provider) jwks(w http.ResponseWriter, _ *http.Request) {
 	p.stats.JWKSFetches++
 	var set []any
 	for _, k := range p.keys {
-		set = append(set, jose.JSONWebKey{Key: k.private.Public(), KeyID: k.id, Algorithm: p.cfg.SigningAlgorithm, Use: "sig"})
+		set = append(
+			set,
+			jose.JSONWebKey{Key: k.private.Public(), KeyID: k.id, Algorithm: p.cfg.SigningAlgorithm, Use: "sig"},
+		)
 	}
 	p.mu.Unlock()
 	body := map[string]any{"keys": set}
@@ -66,7 +69,7 @@ func (p *Provider) Sign(header, claims map[string]any) (string, error) {
 	return p.SignPayload(header, payload)
 }
 
-// SignPayload is Sign for claims that are JSON already, or something like it.
+// SignPayload signs like Sign. payload need not be valid JSON.
 func (p *Provider) SignPayload(header map[string]any, payload []byte) (string, error) {
 	p.mu.Lock()
 	k := p.keys[0]
@@ -85,7 +88,13 @@ func (p *Provider) SignPayload(header map[string]any, payload []byte) (string, e
 	sum := sha256.Sum256([]byte(input))
 	var signature []byte
 	if header["alg"] == "PS256" {
-		signature, err = rsa.SignPSS(rand.Reader, k.private, crypto.SHA256, sum[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+		signature, err = rsa.SignPSS(
+			rand.Reader,
+			k.private,
+			crypto.SHA256,
+			sum[:],
+			&rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash},
+		)
 	} else {
 		signature, err = rsa.SignPKCS1v15(nil, k.private, crypto.SHA256, sum[:])
 	}
@@ -95,7 +104,7 @@ func (p *Provider) SignPayload(header map[string]any, payload []byte) (string, e
 	return input + "." + encode(signature), nil
 }
 
-// SigningInput returns what of a JWT is signed (RFC 7515 5.1).
+// SigningInput returns the signing input of a JWT (RFC 7515 section 5.1).
 func SigningInput(header, claims map[string]any) (string, error) {
 	h, err := json.Marshal(header)
 	if err != nil {
@@ -108,7 +117,7 @@ func SigningInput(header, claims map[string]any) (string, error) {
 	return encode(h) + "." + encode(c), nil
 }
 
-// PublicKey returns the public half of the key that signs.
+// PublicKey returns the public key of the signing key.
 func (p *Provider) PublicKey() *rsa.PublicKey {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,7 +126,7 @@ func (p *Provider) PublicKey() *rsa.PublicKey {
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
-// newIDToken makes an ID token (OpenID Connect Core 2).
+// newIDToken returns an ID token (OpenID Connect Core, section 2).
 func (p *Provider) newIDToken(t tokenRequest, accessToken string) (string, error) {
 	g, now := t.grant, time.Now()
 	sum := sha256.Sum256([]byte(accessToken))
@@ -128,14 +137,14 @@ func (p *Provider) newIDToken(t tokenRequest, accessToken string) (string, error
 		"at_hash": encode(sum[:len(sum)/2]), // OpenID Connect Core 3.1.3.6
 	}
 	g.user.describe(claims, t.scope)
-	if g.nonce != "" && t.first { // that of a refresh should have none (OpenID Connect Core 12.2)
+	if g.nonce != "" && t.first { // one from a refresh should have none (OpenID Connect Core 12.2)
 		claims["nonce"] = g.nonce
 	}
 	h := p.hooks.Load()
 	return p.make(header, claims, h.EditIDToken, h.SignIDToken)
 }
 
-// newAccessToken makes a JWT access token (RFC 9068 2.2).
+// newAccessToken returns a JWT access token (RFC 9068 section 2.2).
 func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error) {
 	g, now := t.grant, time.Now()
 	header := map[string]any{"typ": "at+jwt"}
@@ -175,7 +184,8 @@ func (p *Provider) LogoutToken(clientID, sub, sid string) (string, error) {
 	now := time.Now()
 	header := map[string]any{"typ": "logout+jwt"}
 	claims := map[string]any{
-		"iss": p.cfg.Issuer, "aud": clientID, "iat": now.Unix(), "exp": now.Add(2 * time.Minute).Unix(), "jti": rand.Text(),
+		"iss": p.cfg.Issuer, "aud": clientID, "iat": now.Unix(), "exp": now.Add(
+			2 * time.Minute).Unix(), "jti": rand.Text(),
 		"events": map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
 	}
 	if sub != "" {
@@ -188,8 +198,12 @@ func (p *Provider) LogoutToken(clientID, sub, sid string) (string, error) {
 	return p.make(header, claims, h.EditLogoutToken, h.SignLogoutToken)
 }
 
-// make signs a JWT, with what hooks there are for it.
-func (p *Provider) make(header, claims map[string]any, edit func(header, claims map[string]any), sign func(header, claims map[string]any) (string, error)) (string, error) {
+// make signs a JWT and applies its hooks. They may be nil.
+func (p *Provider) make(
+	header, claims map[string]any,
+	edit func(header, claims map[string]any),
+	sign func(header, claims map[string]any) (string, error),
+) (string, error) {
 	if edit != nil {
 		edit(header, claims)
 	}
@@ -219,11 +233,11 @@ func (p *Provider) readOwnIDToken(raw string) (idTokenClaims, error) {
 			return idTokenClaims{}, err
 		}
 		if claims.Issuer != p.cfg.Issuer {
-			return idTokenClaims{}, errors.New("it is another issuer's")
+			return idTokenClaims{}, errors.New("it has another issuer")
 		}
 		return claims, nil
 	}
-	return idTokenClaims{}, errors.New("it was not signed here")
+	return idTokenClaims{}, errors.New("it was not signed by this provider")
 }
 
 type idTokenClaims struct {

@@ -26,21 +26,31 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 		q = r.PostForm
 	}
 	clientID, back, state := q.Get("client_id"), q.Get("post_logout_redirect_uri"), q.Get("state")
-	var hinted string // the session that the hint is of
+	var hinted string // sid of the id_token_hint
 	if hint := q.Get("id_token_hint"); hint != "" {
 		claims, err := p.readOwnIDToken(hint)
 		if err == nil && clientID == "" && len(claims.Audience) > 0 {
 			clientID = claims.Audience[0]
 		}
 		if err != nil || !claims.Audience.Contains(clientID) {
-			p.showMessage(w, http.StatusBadRequest, "You are not signed out", "The id_token_hint is not one of this provider for this client.")
+			p.showMessage(
+				w,
+				http.StatusBadRequest,
+				"You are not signed out",
+				"The id_token_hint is not an ID token of this provider for this client.",
+			)
 			return
 		}
 		hinted = claims.SessionID
 	}
 	client := p.client(clientID)
 	if back != "" && (client == nil || !slices.Contains(client.PostLogoutRedirectURIs, back)) {
-		p.showMessage(w, http.StatusBadRequest, "You are not signed out", "The post_logout_redirect_uri is not one of the client.")
+		p.showMessage(
+			w,
+			http.StatusBadRequest,
+			"You are not signed out",
+			"The post_logout_redirect_uri is not registered for this client.",
+		)
 		return
 	}
 	p.mu.Lock()
@@ -65,7 +75,16 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	if err := p.EndSession(context.WithoutCancel(r.Context()), hinted); err != nil {
 		p.cfg.Logger.Warn("end session", "err", err)
 	}
-	http.SetCookie(w, &http.Cookie{Name: p.cookieName, Path: p.cfg.CookiePath, MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(
+		w,
+		&http.Cookie{
+			Name:     p.cookieName,
+			Path:     p.cfg.CookiePath,
+			MaxAge:   -1,
+			HttpOnly: true,
+			SameSite: http.SameSiteLaxMode,
+		},
+	)
 	if back == "" {
 		p.showMessage(w, http.StatusOK, "You are signed out", "You can close this page.")
 		return
@@ -103,11 +122,11 @@ func (p *Provider) EndSession(ctx context.Context, sid string) error {
 	p.mu.Unlock()
 
 	errs := make([]error, len(clients))
-	var told sync.WaitGroup // each is told by a goroutine that the HTTP client's time-out stops
+	var sending sync.WaitGroup // one goroutine each; the timeout of the HTTP client stops it
 	for i, id := range clients {
-		told.Go(func() { errs[i] = p.tell(ctx, p.client(id), ended) })
+		sending.Go(func() { errs[i] = p.sendLogout(ctx, p.client(id), ended) })
 	}
-	told.Wait()
+	sending.Wait()
 	return errors.Join(errs...)
 }
 
@@ -128,9 +147,9 @@ func (p *Provider) EndUser(ctx context.Context, sub string) error {
 	return errors.Join(errs...)
 }
 
-// tell sends a logout token (OpenID Connect Back-Channel Logout, section 2.5).
-// Only status 200 acknowledges it (section 2.8).
-func (p *Provider) tell(ctx context.Context, client *Client, s *session) error {
+// sendLogout sends a logout token (OpenID Connect Back-Channel Logout, section
+// 2.5). Only status 200 acknowledges it (section 2.8).
+func (p *Provider) sendLogout(ctx context.Context, client *Client, s *session) error {
 	if client.BackchannelLogoutURI == "" {
 		return nil
 	}

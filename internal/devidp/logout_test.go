@@ -32,16 +32,28 @@ func TestWithoutAHintOfTheSessionTheUserIsAsked(t *testing.T) {
 		"another's hint": {"id_token_hint": {bobs}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}},
 	} {
 		resp, page := o.visit(o.logoutURL(q), nil)
-		if resp.StatusCode != 200 || !strings.Contains(page, "Alice Liddell") || !strings.Contains(resp.Header.Get("Content-Security-Policy"), "form-action 'self' http://localhost:8080;") {
-			t.Errorf("%s: got %d with the policy %q:\n%s", name, resp.StatusCode, resp.Header.Get("Content-Security-Policy"), page)
+		if resp.StatusCode != 200 || !strings.Contains(page, "Alice Liddell") ||
+			!strings.Contains(resp.Header.Get("Content-Security-Policy"),
+				"form-action 'self' http://localhost:8080;") {
+			t.Errorf(
+				"%s: got %d with the policy %q:\n%s",
+				name,
+				resp.StatusCode,
+				resp.Header.Get("Content-Security-Policy"),
+				page,
+			)
 		}
 		if len(o.Stats().LiveRefreshTokens) != 2 {
 			t.Fatalf("%s: a session ended without a question", name)
 		}
 	}
-	_, page := o.visit(o.logoutURL(url.Values{"client_id": {"web"}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}}), nil)
+	_, page := o.visit(
+		o.logoutURL(url.Values{"client_id": {"web"}, "post_logout_redirect_uri": {afterLogout}, "state": {"s"}}),
+		nil,
+	)
 	form := url.Values{}
-	for _, m := range regexp.MustCompile(`type="hidden" name="(\w+)" value="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+	for _, m := range regexp.MustCompile(`type="hidden" name="(\w+)" value="([^"]*)"`).FindAllStringSubmatch(page,
+		-1) {
 		form.Set(m[1], m[2])
 	}
 	form.Set("sign_out", "no")
@@ -51,7 +63,8 @@ func TestWithoutAHintOfTheSessionTheUserIsAsked(t *testing.T) {
 	}
 	form.Set("sign_out", "yes")
 	forged := url.Values{"csrf": {"x"}, "sign_out": {"yes"}}
-	if resp, _ := o.visit(o.issuer+"/logout", forged); resp.StatusCode != 200 || o.Stats().LiveRefreshTokens[o.sidOf(alice)] != 1 {
+	if resp, _ := o.visit(o.issuer+"/logout", forged); resp.StatusCode != 200 ||
+		o.Stats().LiveRefreshTokens[o.sidOf(alice)] != 1 {
 		t.Errorf("a foreign form: got %d, %v", resp.StatusCode, o.Stats().LiveRefreshTokens)
 	}
 	resp, _ := o.visit(o.issuer+"/logout", form)
@@ -68,10 +81,12 @@ func TestWithoutAHintOfTheSessionTheUserIsAsked(t *testing.T) {
 
 func TestLogoutWithoutASessionIsALogoutToo(t *testing.T) {
 	o := newOP(t, nil)
-	if resp, page := o.visit(o.issuer+"/logout", nil); resp.StatusCode != 200 || !strings.Contains(page, "You are signed out") {
+	if resp, page := o.visit(o.issuer+"/logout", nil); resp.StatusCode != 200 ||
+		!strings.Contains(page, "You are signed out") {
 		t.Errorf("got %d:\n%s", resp.StatusCode, page)
 	}
-	if resp, _ := o.visit(o.logoutURL(url.Values{"client_id": {"web"}, "post_logout_redirect_uri": {afterLogout}}), nil); resp.StatusCode != 303 {
+	if resp, _ := o.visit(o.logoutURL(url.Values{"client_id": {"web"}, "post_logout_redirect_uri": {afterLogout}}),
+		nil); resp.StatusCode != 303 {
 		t.Errorf("with a way back: got %d", resp.StatusCode)
 	}
 	hint := o.signIn("alice").Extra("id_token").(string)
@@ -79,7 +94,8 @@ func TestLogoutWithoutASessionIsALogoutToo(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.browser = newBrowser(http.DefaultTransport)
-	if resp, _ := o.visit(o.issuer+"/logout", url.Values{"id_token_hint": {hint}, "post_logout_redirect_uri": {afterLogout}}); resp.StatusCode != 303 {
+	if resp, _ := o.visit(o.issuer+"/logout", url.Values{"id_token_hint": {hint},
+		"post_logout_redirect_uri": {afterLogout}}); resp.StatusCode != 303 {
 		t.Errorf("by POST: got %d", resp.StatusCode)
 	}
 	if got := o.Stats().LiveRefreshTokens; len(got) != 0 {
@@ -89,15 +105,22 @@ func TestLogoutWithoutASessionIsALogoutToo(t *testing.T) {
 
 func TestAPostLogoutRedirectURIMatchesExactly(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) {
-		c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", PostLogoutRedirectURIs: []string{"https://other.example/"}})
+		c.Clients = append(
+			c.Clients,
+			devidp.Client{ID: "other", Secret: "s", PostLogoutRedirectURIs: []string{"https://other.example/"}},
+		)
 	})
 	hint := o.signIn("alice").Extra("id_token").(string)
-	for _, uri := range []string{afterLogout + "/", afterLogout + "?a=b", strings.ToUpper(afterLogout), "https://other.example/", "//evil.example", "javascript:alert(1)"} {
-		if resp, _ := o.visit(o.logoutURL(url.Values{"id_token_hint": {hint}, "post_logout_redirect_uri": {uri}}), nil); resp.StatusCode != 400 || resp.Header.Get("Location") != "" {
+	for _, uri := range []string{afterLogout + "/", afterLogout + "?a=b", strings.ToUpper(afterLogout),
+		"https://other.example/", "//evil.example", "javascript:alert(1)"} {
+		if resp, _ := o.visit(o.logoutURL(url.Values{"id_token_hint": {hint}, "post_logout_redirect_uri": {uri}}),
+			nil); resp.StatusCode != 400 ||
+			resp.Header.Get("Location") != "" {
 			t.Errorf("%s: got %d to %q", uri, resp.StatusCode, resp.Header.Get("Location"))
 		}
 	}
-	if resp, _ := o.visit(o.logoutURL(url.Values{"id_token_hint": {hint}, "client_id": {"other"}}), nil); resp.StatusCode != 400 {
+	if resp, _ := o.visit(o.logoutURL(url.Values{"id_token_hint": {hint}, "client_id": {"other"}}),
+		nil); resp.StatusCode != 400 {
 		t.Errorf("another client's hint: got %d", resp.StatusCode)
 	}
 	if len(o.Stats().LiveRefreshTokens) != 1 {
@@ -105,7 +128,7 @@ func TestAPostLogoutRedirectURIMatchesExactly(t *testing.T) {
 	}
 }
 
-func TestEndingASessionEndsAllThatCameOfIt(t *testing.T) {
+func TestEndSessionRevokesItsTokens(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
 	verifier := oauth2.GenerateVerifier()
@@ -125,7 +148,7 @@ func TestEndingASessionEndsAllThatCameOfIt(t *testing.T) {
 	}
 }
 
-func TestEveryClientOfASessionIsTold(t *testing.T) {
+func TestAllClientsGetLogoutTokens(t *testing.T) {
 	told := make(chan string, 3)
 	rp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		told <- r.URL.Path + " " + r.PostFormValue("logout_token")
@@ -140,7 +163,12 @@ func TestEveryClientOfASessionIsTold(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].BackchannelLogoutURI = rp.URL + "/web"
 		for _, id := range []string{"empty", "elsewhere", "untold", "unused"} {
-			client := devidp.Client{ID: id, Secret: "s", RedirectURIs: []string{redirectURI}, BackchannelLogoutURI: rp.URL + "/" + id}
+			client := devidp.Client{
+				ID:                   id,
+				Secret:               "s",
+				RedirectURIs:         []string{redirectURI},
+				BackchannelLogoutURI: rp.URL + "/" + id,
+			}
 			if id == "untold" {
 				client.BackchannelLogoutURI = ""
 			}
@@ -156,13 +184,19 @@ func TestEveryClientOfASessionIsTold(t *testing.T) {
 	o.oauth = web
 	o.signIn("bob", param("prompt", "login")) // is not told
 	err := o.EndUser(context.Background(), "alice")
-	if err == nil || !strings.Contains(err.Error(), "empty: 204") || !strings.Contains(err.Error(), "elsewhere: 307") || strings.Contains(err.Error(), "web") {
+	if err == nil || !strings.Contains(err.Error(), "empty: 204") ||
+		!strings.Contains(err.Error(), "elsewhere: 307") ||
+		strings.Contains(err.Error(), "web") {
 		t.Errorf("got %v, want what went wrong with two clients", err)
 	}
 	for range 3 {
 		path, raw, _ := strings.Cut(<-told, " ")
 		header, claims := read(t, raw)
-		if header["typ"] != "logout+jwt" || claims["aud"] != path[1:] || claims["sid"] != o.sidOf(token) || claims["sub"] != "alice" || claims["nonce"] != nil || claims["jti"] == "" || claims["exp"] == nil {
+		if header["typ"] != "logout+jwt" || claims["aud"] != path[1:] || claims["sid"] != o.sidOf(token) ||
+			claims["sub"] != "alice" ||
+			claims["nonce"] != nil ||
+			claims["jti"] == "" ||
+			claims["exp"] == nil {
 			t.Errorf("%s: got %v %v", path, header, claims)
 		}
 	}

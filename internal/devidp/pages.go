@@ -13,8 +13,8 @@ var files embed.FS
 
 var pages = template.Must(template.ParseFS(files, "pages/*.html"))
 
-// serveFile serves what the pages are made of besides HTML. Their policy allows
-// no other origin and nothing inline.
+// serveFile serves a file that the pages load. Their policy allows no other
+// origin and nothing inline.
 func serveFile(name string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -23,15 +23,14 @@ func serveFile(name string) http.HandlerFunc {
 	}
 }
 
-// show answers with a page. Sources are those that the page's policy allows it
-// beyond its style.
+// show writes a page. sources is added to its Content-Security-Policy.
 func (p *Provider) show(w http.ResponseWriter, status int, page, sources string, data map[string]any) {
 	data["Path"] = p.path
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "strict-origin") // a page whose referrer is hidden posts its forms with the Origin null
+	h.Set("Referrer-Policy", "strict-origin") // with no-referrer its forms would have the Origin null
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "+sources)
 	w.WriteHeader(status)
 	if err := pages.ExecuteTemplate(w, page, data); err != nil {
@@ -39,8 +38,8 @@ func (p *Provider) show(w http.ResponseWriter, status int, page, sources string,
 	}
 }
 
-// showPicker asks the user who they are. Answers go to the same request,
-// wherever it came from.
+// showPicker shows the page to pick a user. Its form posts to the same
+// authorization request, whether it was pushed or not.
 func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *authRequest, q url.Values) {
 	var hinted string
 	for _, u := range p.cfg.Users {
@@ -55,8 +54,8 @@ func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *a
 	})
 }
 
-// formTo lets a page post to the provider, and be redirected to a URI: browsers
-// hold form-action against redirects too.
+// formTo returns the form-action directive of a page whose form leads to a
+// redirect to uri: browsers check redirects against it too.
 func formTo(uri string) string {
 	u, err := url.Parse(uri)
 	if err != nil || uri == "" {
@@ -65,10 +64,17 @@ func formTo(uri string) string {
 	return "form-action 'self' " + u.Scheme + "://" + u.Host
 }
 
-// showFormPost answers by a form that posts itself (OAuth 2.0 Form Post
-// Response Mode 2). It may be in a frame: so is a login with prompt=none.
-func (p *Provider) showFormPost(w http.ResponseWriter, uri string, answer url.Values) {
-	p.show(w, http.StatusOK, "form-post.html", formTo(uri)+"; script-src 'self'", map[string]any{"URI": uri, "Answer": answer})
+// showFormPost sends an authorization response as a form that submits itself
+// (OAuth 2.0 Form Post Response Mode, section 2). It may be shown in a frame,
+// as for a login with prompt=none.
+func (p *Provider) showFormPost(w http.ResponseWriter, uri string, response url.Values) {
+	p.show(
+		w,
+		http.StatusOK,
+		"form-post.html",
+		formTo(uri)+"; script-src 'self'",
+		map[string]any{"URI": uri, "Response": response},
+	)
 }
 
 func (p *Provider) showSignOut(w http.ResponseWriter, r *http.Request, user User, back, state, clientID string) {
@@ -78,5 +84,11 @@ func (p *Provider) showSignOut(w http.ResponseWriter, r *http.Request, user User
 }
 
 func (p *Provider) showMessage(w http.ResponseWriter, status int, title, text string) {
-	p.show(w, status, "message.html", "form-action 'none'; frame-ancestors 'none'", map[string]any{"Title": title, "Text": text})
+	p.show(
+		w,
+		status,
+		"message.html",
+		"form-action 'none'; frame-ancestors 'none'",
+		map[string]any{"Title": title, "Text": text},
+	)
 }

@@ -10,19 +10,19 @@ import (
 	"time"
 )
 
-// A Profile makes the provider behave as a service does that a test cannot
-// reach, in what that documents: addresses, metadata, answers and quirks.
+// A Profile makes the provider behave like a service that tests cannot use:
+// its documented endpoints, metadata, responses and quirks.
 type Profile struct {
 	Name       string
-	IssuerPath string // of the issuer
+	IssuerPath string
 	config     func(*Config)
-	paths      map[string]string // their path, after the issuer's host → ours
-	lacks      []string          // what of the metadata they do not have
-	metadata   map[string]any    // what they have besides
+	paths      map[string]string // :: path at the service → path of this provider
+	lacks      []string          // metadata that the service does not have
+	metadata   map[string]any    // metadata that it has in addition
 	hooks      func(p *Provider, seen *seen) Hooks
 }
 
-// seen is what requests said before the answer that depends on it.
+// seen remembers parameters on which later responses depend.
 type seen struct {
 	mu   sync.Mutex
 	last map[string]string // of the last authorization request
@@ -34,7 +34,7 @@ func (s *seen) get(name string) string {
 	return s.last[name]
 }
 
-// Config sets what of the provider's configuration belongs to the profile.
+// Config sets the fields that belong to the profile.
 func (f Profile) Config(cfg *Config) {
 	cfg.Issuer, cfg.CookiePath = f.IssuerPath, "/"
 	if f.config != nil {
@@ -42,7 +42,7 @@ func (f Profile) Config(cfg *Config) {
 	}
 }
 
-// Hooks makes p behave as the profile has it.
+// Hooks returns the hooks that make p behave as the profile.
 func (f Profile) Hooks(p *Provider) Hooks {
 	s := new(seen)
 	h := f.hooks(p, s)
@@ -73,7 +73,8 @@ func (f Profile) Hooks(p *Provider) Hooks {
 				}
 			}
 		}
-		for _, name := range append(f.lacks, "mtls_endpoint_aliases", "tls_client_certificate_bound_access_tokens", "require_signed_request_object") {
+		for _, name := range append(f.lacks, "mtls_endpoint_aliases", "tls_client_certificate_bound_access_tokens",
+			"require_signed_request_object") {
 			delete(metadata, name)
 		}
 		maps.Copy(metadata, f.metadata)
@@ -81,20 +82,21 @@ func (f Profile) Hooks(p *Provider) Hooks {
 	return h
 }
 
-// modern is what none of the large services had in its metadata when this was
-// written.
+// modern is metadata that none of the large services had when this was written.
 var modern = []string{
-	"pushed_authorization_request_endpoint", "require_pushed_authorization_requests", "authorization_response_iss_parameter_supported",
+	"pushed_authorization_request_endpoint", "require_pushed_authorization_requests",
+	"authorization_response_iss_parameter_supported",
 	"dpop_signing_alg_values_supported", "prompt_values_supported", "acr_values_supported",
 }
 
-// Profiles are the services that can be played.
+// Profiles are the available profiles.
 var Profiles = []Profile{
 	{
 		Name: "auth0", IssuerPath: "/",
 		config: func(c *Config) { c.RefreshGrace = 10 * time.Second }, // "rotation overlap"
 		paths: map[string]string{
-			"/oauth/token": "/token", "/.well-known/jwks.json": "/jwks", "/oidc/logout": "/logout", "/oauth/revoke": "/revoke",
+			"/oauth/token": "/token", "/.well-known/jwks.json": "/jwks", "/oidc/logout": "/logout",
+			"/oauth/revoke": "/revoke",
 		},
 		lacks: modern,
 		hooks: func(p *Provider, seen *seen) Hooks {
@@ -108,7 +110,7 @@ var Profiles = []Profile{
 				},
 				SignAccessToken: func(header, claims map[string]any) (string, error) {
 					if seen.get("audience") == "" {
-						return rand.Text(), nil // for userinfo alone, and nobody else can read it
+						return rand.Text(), nil // opaque: for userinfo only
 					}
 					return p.Sign(header, claims)
 				},
@@ -119,8 +121,10 @@ var Profiles = []Profile{
 		Name: "okta", IssuerPath: "/oauth2/default",
 		config: func(c *Config) { c.RequireDPoPNonce, c.RefreshGrace = true, 30*time.Second },
 		paths: map[string]string{
-			"/oauth2/default/v1/authorize": "/authorize", "/oauth2/default/v1/token": "/token", "/oauth2/default/v1/keys": "/jwks", "/oauth2/default/v1/par": "/par",
-			"/oauth2/default/v1/userinfo": "/userinfo", "/oauth2/default/v1/logout": "/logout", "/oauth2/default/v1/revoke": "/revoke",
+			"/oauth2/default/v1/authorize": "/authorize", "/oauth2/default/v1/token": "/token",
+			"/oauth2/default/v1/keys": "/jwks", "/oauth2/default/v1/par": "/par",
+			"/oauth2/default/v1/userinfo": "/userinfo", "/oauth2/default/v1/logout": "/logout",
+			"/oauth2/default/v1/revoke": "/revoke",
 		},
 		lacks: []string{"authorization_response_iss_parameter_supported"},
 		hooks: func(*Provider, *seen) Hooks {
@@ -135,7 +139,7 @@ var Profiles = []Profile{
 				EditIDToken: func(header, claims map[string]any) {
 					delete(header, "typ")
 					claims["ver"], claims["idp"], claims["amr"] = 1, "00o1", []string{"pwd"}
-					delete(claims, "email") // beside an access token it is for userinfo to say
+					delete(claims, "email") // only in userinfo if there is an access token
 					delete(claims, "email_verified")
 				},
 			}
@@ -143,13 +147,20 @@ var Profiles = []Profile{
 	},
 	{
 		Name: "entra", IssuerPath: "/tenant/v2.0",
-		config: func(c *Config) { c.RefreshGrace = time.Hour }, // a refresh token that was replaced stays good
+		config: func(c *Config) { c.RefreshGrace = time.Hour }, // replaced refresh tokens stay valid
 		paths: map[string]string{
-			"/tenant/oauth2/v2.0/authorize": "/authorize", "/tenant/oauth2/v2.0/token": "/token", "/tenant/discovery/v2.0/keys": "/jwks", "/tenant/oauth2/v2.0/logout": "/logout",
+			"/tenant/oauth2/v2.0/authorize": "/authorize", "/tenant/oauth2/v2.0/token": "/token",
+			"/tenant/discovery/v2.0/keys": "/jwks", "/tenant/oauth2/v2.0/logout": "/logout",
 		},
-		lacks: append(slices.Clone(modern), "revocation_endpoint", "backchannel_logout_supported", "backchannel_logout_session_supported"),
+		lacks: append(
+			slices.Clone(modern),
+			"revocation_endpoint",
+			"backchannel_logout_supported",
+			"backchannel_logout_session_supported",
+		),
 		metadata: map[string]any{
-			"frontchannel_logout_supported": true, "http_logout_supported": true, "tenant_region_scope": "EU", "cloud_instance_name": "microsoftonline.com",
+			"frontchannel_logout_supported": true, "http_logout_supported": true, "tenant_region_scope": "EU",
+			"cloud_instance_name": "microsoftonline.com",
 		},
 		hooks: func(*Provider, *seen) Hooks {
 			return Hooks{
@@ -163,10 +174,27 @@ var Profiles = []Profile{
 						}
 						switch grant := r.PostFormValue("grant_type"); {
 						case grant == "authorization_code" && r.PostFormValue("scope") == "":
-							writeJSON(w, http.StatusBadRequest, map[string]any{"error": "invalid_request", "error_description": "AADSTS28003: Provided value for the input parameter scope cannot be empty.", "error_codes": []int{28003}})
+							writeJSON(
+								w,
+								http.StatusBadRequest,
+								map[string]any{
+									"error": "invalid_request",
+									"error_description": "AADSTS28003: Provided value for the input parameter scope " +
+										"cannot be empty.",
+									"error_codes": []int{28003},
+								},
+							)
 							return
 						case len(apis) > 1:
-							writeJSON(w, http.StatusBadRequest, map[string]any{"error": "invalid_scope", "error_description": "AADSTS28000: the scope contains more than one resource.", "error_codes": []int{28000}})
+							writeJSON(
+								w,
+								http.StatusBadRequest,
+								map[string]any{
+									"error":             "invalid_scope",
+									"error_description": "AADSTS28000: the scope contains more than one resource.",
+									"error_codes":       []int{28000},
+								},
+							)
 							return
 						}
 					}
@@ -183,7 +211,8 @@ var Profiles = []Profile{
 					delete(claims, "scope")
 				},
 				EditIDToken: func(_, claims map[string]any) {
-					claims["ver"], claims["tid"], claims["oid"], claims["uti"], claims["rh"] = "2.0", "tenant", rand.Text(), rand.Text(), "0."
+					claims["ver"], claims["tid"], claims["oid"], claims["uti"], claims["rh"] = "2.0", "tenant",
+						rand.Text(), rand.Text(), "0."
 					delete(claims, "sid") // it is an optional claim
 					delete(claims, "at_hash")
 					delete(claims, "auth_time")
@@ -200,13 +229,20 @@ var Profiles = []Profile{
 	{
 		Name: "google", IssuerPath: "",
 		paths: map[string]string{
-			"/o/oauth2/v2/auth": "/authorize", "/token": "/token", "/oauth2/v3/certs": "/jwks", "/v1/userinfo": "/userinfo", "/revoke": "/revoke",
+			"/o/oauth2/v2/auth": "/authorize", "/token": "/token", "/oauth2/v3/certs": "/jwks",
+			"/v1/userinfo": "/userinfo", "/revoke": "/revoke",
 		},
-		lacks: append(slices.Clone(modern), "end_session_endpoint", "backchannel_logout_supported", "backchannel_logout_session_supported"),
+		lacks: append(
+			slices.Clone(modern),
+			"end_session_endpoint",
+			"backchannel_logout_supported",
+			"backchannel_logout_session_supported",
+		),
 		hooks: func(_ *Provider, seen *seen) Hooks {
 			return Hooks{
 				Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-					if strings.HasSuffix(r.URL.Path, "/authorize") && strings.Contains(r.URL.Query().Get("scope"), "offline_access") {
+					if strings.HasSuffix(r.URL.Path, "/authorize") &&
+						strings.Contains(r.URL.Query().Get("scope"), "offline_access") {
 						http.Error(w, "Error 400: invalid_scope", http.StatusBadRequest)
 						return
 					}
@@ -224,7 +260,8 @@ var Profiles = []Profile{
 					if status != http.StatusOK {
 						return
 					}
-					if grant == "authorization_code" && (seen.get("access_type") != "offline" || !strings.Contains(seen.get("prompt"), "consent")) {
+					if grant == "authorization_code" &&
+						(seen.get("access_type") != "offline" || !strings.Contains(seen.get("prompt"), "consent")) {
 						delete(body, "refresh_token")
 					}
 				},
@@ -234,9 +271,15 @@ var Profiles = []Profile{
 	{
 		Name: "cognito", IssuerPath: "/eu-central-1_pool",
 		paths: map[string]string{
-			"/oauth2/authorize": "/authorize", "/oauth2/token": "/token", "/oauth2/userInfo": "/userinfo", "/oauth2/revoke": "/revoke", "/eu-central-1_pool/.well-known/jwks.json": "/jwks",
+			"/oauth2/authorize": "/authorize", "/oauth2/token": "/token", "/oauth2/userInfo": "/userinfo",
+			"/oauth2/revoke": "/revoke", "/eu-central-1_pool/.well-known/jwks.json": "/jwks",
 		},
-		lacks: append(slices.Clone(modern), "end_session_endpoint", "backchannel_logout_supported", "backchannel_logout_session_supported"),
+		lacks: append(
+			slices.Clone(modern),
+			"end_session_endpoint",
+			"backchannel_logout_supported",
+			"backchannel_logout_session_supported",
+		),
 		hooks: func(*Provider, *seen) Hooks {
 			return Hooks{
 				Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -260,7 +303,8 @@ var Profiles = []Profile{
 				},
 				EditIDToken: func(header, claims map[string]any) {
 					delete(header, "typ")
-					claims["token_use"], claims["cognito:username"], claims["origin_jti"] = "id", claims["sub"], rand.Text()
+					claims["token_use"], claims["cognito:username"], claims["origin_jti"] = "id", claims["sub"],
+						rand.Text()
 					delete(claims, "sid")
 					delete(claims, "acr")
 				},

@@ -15,7 +15,8 @@ import (
 
 var grantTypes = []string{"authorization_code", "refresh_token", "client_credentials", tokenExchange}
 
-var errGrantType = &oauthError{"unsupported_grant_type", "grant_type has to be one of " + strings.Join(grantTypes, ", ")}
+var errGrantType = &oauthError{"unsupported_grant_type",
+	"grant_type must be one of " + strings.Join(grantTypes, ", ")}
 
 const (
 	tokenExchange   = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -27,7 +28,7 @@ const (
 // and access tokens.
 type grant struct {
 	client   *Client
-	sid      string // empty: the client speaks for itself
+	sid      string // empty: client credentials, or no session
 	user     User
 	authTime time.Time
 	acr      string
@@ -40,7 +41,7 @@ type grant struct {
 
 type refreshToken struct {
 	grant     *grant
-	replaced  time.Time // zero: it is the newest
+	replaced  time.Time // zero: it is the newest of its family
 	successor string
 }
 
@@ -51,19 +52,19 @@ type accessToken struct {
 	expires time.Time
 }
 
-// tokenRequest is what a token request comes to.
+// tokenRequest is a valid token request.
 type tokenRequest struct {
 	grant    *grant
-	scope    string // of the access token: a part of the grant's
+	scope    string // of the access token: a subset of the grant's
 	resource []string
-	refresh  string // the refresh token to answer with, if there is one
-	first    bool   // it redeems a code
-	other    bool   // it exchanges a token
+	refresh  string // the refresh token of the response; empty: none
+	first    bool   // redeems a code
+	other    bool   // exchanges a token
 }
 
 // token is the token endpoint.
 func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
-	grantType, body, fault := p.answerToken(w, r)
+	grantType, body, fault := p.tokenResponse(w, r)
 	status := http.StatusOK
 	if fault != nil {
 		status, body = fault.status(), fault.body()
@@ -77,7 +78,10 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, status, body)
 }
 
-func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantType string, body map[string]any, fault *oauthError) {
+func (p *Provider) tokenResponse(
+	w http.ResponseWriter,
+	r *http.Request,
+) (grantType string, body map[string]any, fault *oauthError) {
 	if fault := readForm(w, r); fault != nil {
 		return "", nil, fault
 	}
@@ -104,7 +108,10 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 		bound.x5t = encode(sum[:])
 	}
 	if jkt == "" && client.DPoPBound {
-		return grantType, nil, &oauthError{"invalid_dpop_proof", "this client's tokens are bound to a key: a DPoP proof is needed"}
+		return grantType, nil, &oauthError{
+			"invalid_dpop_proof",
+			"a DPoP proof is required: the tokens of this client are bound to a key",
+		}
 	}
 	var t tokenRequest
 	switch grantType {
@@ -113,7 +120,12 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 	case "refresh_token":
 		t, fault = p.rotate(client, r.PostForm)
 	case "client_credentials":
-		g := &grant{client: client, user: User{Sub: client.ID}, scope: among(r.PostForm.Get("scope"), client.Scopes), resource: r.PostForm["resource"]}
+		g := &grant{
+			client:   client,
+			user:     User{Sub: client.ID},
+			scope:    among(r.PostForm.Get("scope"), client.Scopes),
+			resource: r.PostForm["resource"],
+		}
 		t = tokenRequest{grant: g}
 		t.scope, t.resource, fault = g.part(g.scope, g.resource)
 	case tokenExchange:
@@ -134,7 +146,8 @@ func (p *Provider) answerToken(w http.ResponseWriter, r *http.Request) (grantTyp
 	return grantType, body, nil
 }
 
-// named gives a client a token for the user that it names, without a session.
+// named returns a token request for the user that the client names, without a
+// session.
 func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	if !client.NamesUsers {
 		return tokenRequest{}, errGrantType
@@ -145,7 +158,7 @@ func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthE
 			return tokenRequest{grant: g, scope: g.scope}, nil
 		}
 	}
-	return tokenRequest{}, &oauthError{"invalid_grant", "there is no user of that name"}
+	return tokenRequest{}, &oauthError{"invalid_grant", "there is no such user"}
 }
 
 // redeem exchanges a code for tokens (RFC 6749, section 4.1.3; RFC 7636,
@@ -158,7 +171,7 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 	if c == nil || c.request.client != client {
 		return tokenRequest{}, &oauthError{"invalid_grant", "the code is unknown"}
 	}
-	if c.used { // RFC 6749 4.1.2: what the first use obtained is taken back
+	if c.used { // RFC 6749 4.1.2: the tokens of the first use are revoked
 		if c.grant != nil {
 			p.end(c.grant)
 		}
@@ -176,18 +189,22 @@ func (p *Provider) redeem(client *Client, form url.Values, jkt string) (tokenReq
 	case p.sessions[c.session.cookie] != c.session:
 		return refused("the user has signed out")
 	case form.Get("redirect_uri") != c.request.redirectURI:
-		return refused("redirect_uri is not that of the authorization request")
-	case subtle.ConstantTimeCompare([]byte(encode(challenge[:])), []byte(c.request.challenge)) != 1 && !p.hooks.Load().SkipPKCE:
-		return refused("code_verifier does not fit the code_challenge")
+		return refused("redirect_uri differs from the authorization request")
+	case subtle.ConstantTimeCompare([]byte(encode(challenge[:])), []byte(c.request.challenge)) != 1 &&
+		!p.hooks.Load().SkipPKCE:
+		return refused("code_verifier does not match the code_challenge")
 	case c.request.jkt != "" && c.request.jkt != jkt: // RFC 9449 10
-		return refused("the code is bound to another key than the DPoP proof's")
+		return refused("the code is bound to another key than that of the DPoP proof")
 	}
 	g := &grant{
-		client: client, sid: c.session.sid, user: c.session.user, authTime: c.authTime, acr: c.acr, nonce: c.request.nonce,
+		client: client, sid: c.session.sid, user: c.session.user, authTime: c.authTime, acr: c.acr,
+		nonce: c.request.nonce,
 		scope: c.request.scope, resource: c.request.resource, expires: now.Add(p.cfg.RefreshTokenTTL),
 	}
-	asked := among(form.Get("scope"), strings.Fields(g.scope)) // RFC 6749 4.1.3 has no scope here; some providers do, and give what was granted of it
-	scope, resource, fault := g.part(asked, form["resource"])
+	// RFC 6749 section 4.1.3 has no scope here. Some providers have one, and
+	// return the granted part of it.
+	requested := among(form.Get("scope"), strings.Fields(g.scope))
+	scope, resource, fault := g.part(requested, form["resource"])
 	if fault != nil {
 		return tokenRequest{}, fault
 	}
@@ -209,14 +226,15 @@ func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauth
 	if old == nil || old.grant.client != client || now.After(old.grant.expires) {
 		return tokenRequest{}, &oauthError{"invalid_grant", "the refresh token is unknown, expired or revoked"}
 	}
-	if !old.replaced.IsZero() && !(now.Sub(old.replaced) < p.refreshGrace && p.refreshTokens[old.successor].replaced.IsZero()) {
+	if !old.replaced.IsZero() &&
+		!(now.Sub(old.replaced) < p.refreshGrace && p.refreshTokens[old.successor].replaced.IsZero()) {
 		p.stats.Reuses++
 		p.end(old.grant)
 		return tokenRequest{}, &oauthError{"invalid_grant", "the refresh token was used before"}
 	}
 	scope, resource, fault := old.grant.part(form.Get("scope"), form["resource"])
 	if fault != nil {
-		return tokenRequest{}, fault // and the token is good still
+		return tokenRequest{}, fault // the token stays valid
 	}
 	t := tokenRequest{grant: old.grant, scope: scope, resource: resource}
 	if p.hooks.Load().KeepRefreshTokens {
@@ -234,17 +252,21 @@ func (p *Provider) rotate(client *Client, form url.Values) (tokenRequest, *oauth
 func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oauthError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if form.Get("subject_token_type") != accessTokenType || form.Has("requested_token_type") && form.Get("requested_token_type") != accessTokenType {
-		return tokenRequest{}, &oauthError{"invalid_request", "only access tokens are exchanged, and for access tokens"}
+	if form.Get("subject_token_type") != accessTokenType ||
+		form.Has("requested_token_type") && form.Get("requested_token_type") != accessTokenType {
+		return tokenRequest{}, &oauthError{
+			"invalid_request",
+			"only access tokens can be exchanged, and only for access tokens",
+		}
 	}
 	subject := p.accessTokens[form.Get("subject_token")]
 	if subject == nil || subject.grant.client != client || subject.grant.ended || time.Now().After(subject.expires) {
-		return tokenRequest{}, &oauthError{"invalid_grant", "the subject_token is not a good one of this client's"}
+		return tokenRequest{}, &oauthError{"invalid_grant", "the subject_token is not a valid token of this client"}
 	}
 	resource := append(form["resource"], form["audience"]...)
 	for _, r := range resource {
 		if strings.HasPrefix(r, "unknown") {
-			return tokenRequest{}, &oauthError{"invalid_target", "nobody is known by this audience"}
+			return tokenRequest{}, &oauthError{"invalid_target", "the audience is unknown"}
 		}
 	}
 	part := *subject.grant
@@ -256,16 +278,16 @@ func (p *Provider) exchange(client *Client, form url.Values) (tokenRequest, *oau
 	return tokenRequest{grant: subject.grant, scope: scope, resource: resource, other: true}, nil
 }
 
-// part is what a token request asks for of a grant, or all of it when it asks
-// for nothing (RFC 6749 6, RFC 8707 2.2). The grant stays as it is. One that
-// names no resource is good for any.
+// part returns the requested part of a grant, or all of it for empty parameters
+// (RFC 6749 section 6, RFC 8707 section 2.2). A grant without resources allows
+// any.
 func (g *grant) part(scope string, resource []string) (string, []string, *oauthError) {
 	if scope == "" {
 		scope = g.scope
 	}
 	for s := range strings.FieldsSeq(scope) {
 		if !slices.Contains(strings.Fields(g.scope), s) {
-			return "", nil, &oauthError{"invalid_scope", "scope is more than was granted"}
+			return "", nil, &oauthError{"invalid_scope", "scope exceeds the grant"}
 		}
 	}
 	if len(resource) == 0 {
@@ -273,11 +295,11 @@ func (g *grant) part(scope string, resource []string) (string, []string, *oauthE
 	}
 	for _, r := range resource {
 		if len(g.resource) > 0 && !slices.Contains(g.resource, r) {
-			return "", nil, &oauthError{"invalid_target", "resource is more than was granted"}
+			return "", nil, &oauthError{"invalid_target", "resource exceeds the grant"}
 		}
 	}
 	if !areResources(resource) {
-		return "", nil, &oauthError{"invalid_target", "resource has to be an absolute URI without a fragment"}
+		return "", nil, &oauthError{"invalid_target", "resource must be an absolute URI without a fragment"}
 	}
 	return scope, resource, nil
 }
@@ -293,7 +315,12 @@ func (p *Provider) issue(t tokenRequest, bound binding) (map[string]any, error) 
 	if err != nil {
 		return nil, err
 	}
-	body := map[string]any{"access_token": access, "token_type": "Bearer", "expires_in": int(p.cfg.AccessTokenTTL / time.Second), "scope": t.scope}
+	body := map[string]any{
+		"access_token": access,
+		"token_type":   "Bearer",
+		"expires_in":   int(p.cfg.AccessTokenTTL / time.Second),
+		"scope":        t.scope,
+	}
 	if bound.jkt != "" {
 		body["token_type"] = "DPoP"
 	}
@@ -310,11 +337,16 @@ func (p *Provider) issue(t tokenRequest, bound binding) (map[string]any, error) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.prune()
-	p.accessTokens[access] = &accessToken{grant: t.grant, scope: t.scope, jkt: bound.jkt, expires: time.Now().Add(p.cfg.AccessTokenTTL)}
+	p.accessTokens[access] = &accessToken{
+		grant:   t.grant,
+		scope:   t.scope,
+		jkt:     bound.jkt,
+		expires: time.Now().Add(p.cfg.AccessTokenTTL),
+	}
 	return body, nil
 }
 
-// newRefreshToken adds one to a grant. The caller holds mu.
+// newRefreshToken adds a refresh token to a grant. The caller holds mu.
 func (p *Provider) newRefreshToken(g *grant) string {
 	p.prune()
 	value := rand.Text() + rand.Text()
@@ -322,7 +354,7 @@ func (p *Provider) newRefreshToken(g *grant) string {
 	return value
 }
 
-// end revokes a grant, with all its tokens. The caller holds mu.
+// end revokes a grant and all its tokens. The caller holds mu.
 func (p *Provider) end(g *grant) {
 	g.ended = true
 	maps.DeleteFunc(p.refreshTokens, func(_ string, t *refreshToken) bool { return t.grant == g })
@@ -335,9 +367,9 @@ func (p *Provider) SetRefreshGrace(d time.Duration) {
 	p.refreshGrace = d
 }
 
-// revoke is RFC 7009. A refresh token takes its grant along (2.1). A token that
-// is unknown is revoked as well (2.2), and so, as far as the client can see, is
-// another client's.
+// revoke is the revocation endpoint (RFC 7009). Revoking a refresh token
+// revokes its grant (section 2.1). An unknown token is a success (section 2.2),
+// and so is another client's, which stays valid.
 func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
 	fault := readForm(w, r)
 	var client *Client
@@ -365,9 +397,9 @@ func (p *Provider) revoke(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// userinfo is OpenID Connect Core 5.3. It takes the access tokens that were
-// issued here and are good still; one that is bound to a key only with a proof
-// of that key (RFC 9449 7).
+// userinfo is the userinfo endpoint (OpenID Connect Core, section 5.3). It
+// accepts valid access tokens of this provider. A token that is bound to a key
+// needs a proof of that key (RFC 9449 section 7).
 func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	p.mu.Lock()
@@ -379,7 +411,7 @@ func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
 	}
 	switch {
-	case value == "": // RFC 6750 3.1: no error to one who has said nothing
+	case value == "": // RFC 6750 3.1: no error code without a token
 		refuse(http.StatusUnauthorized, "Bearer")
 		return
 	case !good || t.jkt == "" && !strings.EqualFold(scheme, "Bearer"):
@@ -421,7 +453,7 @@ func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, signed)
 }
 
-// describe adds what a scope tells about the user (OpenID Connect Core 5.4).
+// describe adds the claims of a scope (OpenID Connect Core, section 5.4).
 func (u User) describe(claims map[string]any, scope string) {
 	scopes := strings.Fields(scope)
 	if u.Name != "" && slices.Contains(scopes, "profile") {

@@ -70,7 +70,8 @@ func TestAccessTokensFollowRFC9068(t *testing.T) {
 		t.Errorf("header: got %v", header)
 	}
 	for name, want := range map[string]any{
-		"iss": o.issuer, "aud": "orders", "sub": "alice", "client_id": "web", "scope": "openid profile email", "acr": "gold",
+		"iss": o.issuer, "aud": "orders", "sub": "alice", "client_id": "web", "scope": "openid profile email",
+		"acr": "gold",
 	} {
 		if claims[name] != want {
 			t.Errorf("%s: got %v, want %v", name, claims[name], want)
@@ -83,12 +84,14 @@ func TestAccessTokensFollowRFC9068(t *testing.T) {
 		t.Errorf("expires_in: got %d", token.ExpiresIn)
 	}
 	_, machine := o.post("/token", url.Values{"grant_type": {"client_credentials"}}, nil)
-	if _, claims := read(t, machine["access_token"]); claims["sub"] != "web" || claims["client_id"] != "web" || claims["sid"] != nil || claims["auth_time"] != nil {
+	if _, claims := read(t, machine["access_token"]); claims["sub"] != "web" || claims["client_id"] != "web" ||
+		claims["sid"] != nil ||
+		claims["auth_time"] != nil {
 		t.Errorf("a client's own: got %v", claims)
 	}
 }
 
-func TestScopesAreThoseThatTheClientMayHaveAndTheUserGrants(t *testing.T) {
+func TestScopesAreLimitedByClientAndUser(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].Scopes = []string{"openid", "profile", "orders:read", "api"}
 		c.Scopes = []string{"openid", "orders:read", "email"}
@@ -97,20 +100,29 @@ func TestScopesAreThoseThatTheClientMayHaveAndTheUserGrants(t *testing.T) {
 	if got := o.signIn("alice").Extra("scope"); got != "openid orders:read" {
 		t.Errorf("got %q", got)
 	}
-	if _, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"api admin"}}, nil); body["scope"] != "api" {
+	if _, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"api admin"}},
+		nil); body["scope"] != "api" {
 		t.Errorf("a client's own: got %v", body["scope"])
 	}
 }
 
-func TestARefreshMayAskForLessAndLosesNothing(t *testing.T) {
+func TestRefreshWithFewerScopesKeepsTheGrant(t *testing.T) {
 	o := newOP(t, nil)
 	first := o.signIn("alice")
-	_, less := o.post("/token", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}, "scope": {"openid"}}, nil)
+	_, less := o.post(
+		"/token",
+		url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}, "scope": {"openid"}},
+		nil,
+	)
 	if _, claims := read(t, less["access_token"]); less["scope"] != "openid" || claims["scope"] != "openid" {
 		t.Errorf("less: got %v", less)
 	}
 	refresh, _ := less["refresh_token"].(string)
-	_, more := o.post("/token", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}, "scope": {"openid admin"}}, nil)
+	_, more := o.post(
+		"/token",
+		url.Values{"grant_type": {"refresh_token"}, "refresh_token": {refresh}, "scope": {"openid admin"}},
+		nil,
+	)
 	if more["error"] != "invalid_scope" {
 		t.Errorf("more: got %v", more)
 	}
@@ -120,19 +132,29 @@ func TestARefreshMayAskForLessAndLosesNothing(t *testing.T) {
 	}
 }
 
-func TestTokensAreForTheResourcesThatWereAskedFor(t *testing.T) {
+func TestTokensAreForTheRequestedResources(t *testing.T) {
 	o := newOP(t, nil)
 	verifier := oauth2.GenerateVerifier()
-	target := o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier)) + "&resource=https%3A%2F%2Fa.example&resource=https%3A%2F%2Fb.example"
+	target := o.oauth.AuthCodeURL(
+		"",
+		oauth2.S256ChallengeOption(verifier),
+	) + "&resource=https%3A%2F%2Fa.example&resource=https%3A%2F%2Fb.example"
 	code := o.authorize("alice", target).Get("code")
 	token, err := o.oauth.Exchange(o.ctx, code, oauth2.VerifierOption(verifier))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, claims := read(t, token.AccessToken); !reflect.DeepEqual(claims["aud"], []any{"https://a.example", "https://b.example"}) {
+	if _, claims := read(t, token.AccessToken); !reflect.DeepEqual(
+		claims["aud"],
+		[]any{"https://a.example", "https://b.example"},
+	) {
 		t.Errorf("both: got %v", claims["aud"])
 	}
-	refresh := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {token.RefreshToken}, "resource": {"https://evil.example"}}
+	refresh := url.Values{
+		"grant_type":    {"refresh_token"},
+		"refresh_token": {token.RefreshToken},
+		"resource":      {"https://evil.example"},
+	}
 	if _, body := o.post("/token", refresh, nil); body["error"] != "invalid_target" {
 		t.Errorf("another: got %v", body)
 	}
@@ -141,12 +163,13 @@ func TestTokensAreForTheResourcesThatWereAskedFor(t *testing.T) {
 	if _, claims := read(t, body["access_token"]); claims["aud"] != "https://b.example" {
 		t.Errorf("one of them: got %v", claims["aud"])
 	}
-	if _, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "resource": {"orders"}}, nil); body["error"] != "invalid_target" {
+	if _, body := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "resource": {"orders"}},
+		nil); body["error"] != "invalid_target" {
 		t.Errorf("no URI: got %v", body)
 	}
 }
 
-func TestWhatARefreshSaysOfTheUser(t *testing.T) {
+func TestClaimsOfARefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOPInBubble(t, nil)
 		first := o.signIn("alice")
@@ -171,7 +194,7 @@ func TestWhatARefreshSaysOfTheUser(t *testing.T) {
 	})
 }
 
-func TestThingsExpireAndAreForgotten(t *testing.T) {
+func TestExpiredStateIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOPInBubble(t, func(c *devidp.Config) { c.RefreshTokenTTL, c.AccessTokenTTL = time.Hour, time.Minute })
 		verifier := oauth2.GenerateVerifier()
@@ -209,7 +232,7 @@ func TestThingsExpireAndAreForgotten(t *testing.T) {
 	})
 }
 
-func TestTheGraceIsForALostAnswerOnly(t *testing.T) {
+func TestRefreshGraceIsForLostResponses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOPInBubble(t, func(c *devidp.Config) { c.RefreshGrace = 10 * time.Second })
 		late := o.signIn("alice")
@@ -244,7 +267,7 @@ func TestTheGraceIsForALostAnswerOnly(t *testing.T) {
 	})
 }
 
-func TestACodeIsUsedByItsFirstAttempt(t *testing.T) {
+func TestFirstAttemptUsesUpACode(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) {
 		c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s", RedirectURIs: []string{redirectURI}})
 	})
@@ -273,7 +296,7 @@ func TestACodeIsUsedByItsFirstAttempt(t *testing.T) {
 	wantError(t, err, "invalid_grant")
 }
 
-func TestTheSecondUseOfACodeTakesTheAccessTokenBack(t *testing.T) {
+func TestSecondUseOfACodeRevokesItsTokens(t *testing.T) {
 	o := newOP(t, nil)
 	verifier := oauth2.GenerateVerifier()
 	code := o.authorize("alice", o.oauth.AuthCodeURL("", oauth2.S256ChallengeOption(verifier))).Get("code")
@@ -288,7 +311,7 @@ func TestTheSecondUseOfACodeTakesTheAccessTokenBack(t *testing.T) {
 	}
 }
 
-func TestUserinfoTakesAccessTokensOnly(t *testing.T) {
+func TestUserinfoAcceptsAccessTokensOnly(t *testing.T) {
 	o := newOP(t, nil)
 	token := o.signIn("alice")
 	_, machine := o.post("/token", url.Values{"grant_type": {"client_credentials"}, "scope": {"openid"}}, nil)
@@ -303,13 +326,15 @@ func TestUserinfoTakesAccessTokensOnly(t *testing.T) {
 		{"an ID token", "Bearer", token.Extra("id_token").(string), 401, `Bearer error="invalid_token"`},
 		{"a refresh token", "Bearer", token.RefreshToken, 401, `Bearer error="invalid_token"`},
 		{"another scheme", "DPoP", token.AccessToken, 401, `Bearer error="invalid_token"`},
-		{"a client's own", "Bearer", machine["access_token"].(string), 403, `Bearer error="insufficient_scope", scope="openid"`},
+		{"a client's own", "Bearer", machine["access_token"].(string), 403,
+			`Bearer error="insufficient_scope", scope="openid"`},
 	} {
 		resp, body := o.userinfo(test.scheme, test.token, nil)
 		if resp.StatusCode != test.status || resp.Header.Get("WWW-Authenticate") != test.challenge {
 			t.Errorf("%s: got %d, %q", test.name, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 		}
-		if test.status == 200 && (body["sub"] != "alice" || body["email"] != "alice@example.com" || body["name"] != "Alice Liddell") {
+		if test.status == 200 &&
+			(body["sub"] != "alice" || body["email"] != "alice@example.com" || body["name"] != "Alice Liddell") {
 			t.Errorf("%s: got %v", test.name, body)
 		}
 	}
@@ -357,7 +382,7 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-func TestARefreshTokenIsOfItsClient(t *testing.T) {
+func TestRefreshTokensBelongToOneClient(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) { c.Clients = append(c.Clients, devidp.Client{ID: "other", Secret: "s"}) })
 	token := o.signIn("alice")
 	web := o.oauth
@@ -376,14 +401,16 @@ func TestTokenRequestsAreCountedAndMalformedOnesRefused(t *testing.T) {
 		form url.Values
 		want string
 	}{
-		"no grant type":       {url.Values{}, "unsupported_grant_type"},
-		"password":            {url.Values{"grant_type": {"password"}}, "unsupported_grant_type"},
-		"a grant type twice":  {url.Values{"grant_type": {"refresh_token", "refresh_token"}}, "invalid_request"},
-		"an unknown code":     {url.Values{"grant_type": {"authorization_code"}, "code": {"x"}}, "invalid_grant"},
-		"no refresh token":    {url.Values{"grant_type": {"refresh_token"}}, "invalid_grant"},
-		"more than is needed": {url.Values{"grant_type": {"client_credentials"}, "padding": {strings.Repeat("x", 70<<10)}}, "invalid_request"},
+		"no grant type":      {url.Values{}, "unsupported_grant_type"},
+		"password":           {url.Values{"grant_type": {"password"}}, "unsupported_grant_type"},
+		"a grant type twice": {url.Values{"grant_type": {"refresh_token", "refresh_token"}}, "invalid_request"},
+		"an unknown code":    {url.Values{"grant_type": {"authorization_code"}, "code": {"x"}}, "invalid_grant"},
+		"no refresh token":   {url.Values{"grant_type": {"refresh_token"}}, "invalid_grant"},
+		"more than is needed": {url.Values{"grant_type": {"client_credentials"},
+			"padding": {strings.Repeat("x", 70<<10)}}, "invalid_request"},
 	} {
-		if status, body := o.post("/token", test.form, nil); status != 400 || body["error"] != test.want || body["error_description"] == "" {
+		if status, body := o.post("/token", test.form, nil); status != 400 || body["error"] != test.want ||
+			body["error_description"] == "" {
 			t.Errorf("%s: got %d %v, want %s", name, status, body, test.want)
 		}
 	}
@@ -393,19 +420,26 @@ func TestTokenRequestsAreCountedAndMalformedOnesRefused(t *testing.T) {
 	}
 }
 
-func TestAClientMayNameItsUser(t *testing.T) {
+func TestPasswordGrant(t *testing.T) {
 	o := newOP(t, func(c *devidp.Config) {
 		c.Clients[0].NamesUsers, c.Clients[0].Scopes = true, []string{"openid", "orders:read"}
 	})
-	status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {"bob"}, "scope": {"orders:read orders:write"}}, nil)
+	status, body := o.post(
+		"/token",
+		url.Values{"grant_type": {"password"}, "username": {"bob"}, "scope": {"orders:read orders:write"}},
+		nil,
+	)
 	if status != 200 || body["scope"] != "orders:read" || body["refresh_token"] != nil || body["id_token"] != nil {
 		t.Fatalf("got %d %v", status, body)
 	}
-	if header, claims := read(t, body["access_token"]); header["typ"] != "at+jwt" || claims["sub"] != "bob" || claims["client_id"] == "bob" {
+	if header, claims := read(t, body["access_token"]); header["typ"] != "at+jwt" || claims["sub"] != "bob" ||
+		claims["client_id"] == "bob" {
 		t.Errorf("the token has %v %v", header, claims)
 	}
 	for _, user := range []string{"", "eve", "BOB"} {
-		if status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {user}}, nil); status != 400 || body["error"] != "invalid_grant" {
+		if status, body := o.post("/token", url.Values{"grant_type": {"password"}, "username": {user}},
+			nil); status != 400 ||
+			body["error"] != "invalid_grant" {
 			t.Errorf("%q: got %d %v", user, status, body)
 		}
 	}
@@ -413,7 +447,9 @@ func TestAClientMayNameItsUser(t *testing.T) {
 
 func TestNoOtherHostIsServed(t *testing.T) {
 	o := newOP(t, nil)
-	for host, want := range map[string]int{"evil.example": 421, "evil.example:8080": 421, "localhost.evil.example": 421, "127.0.0.1.evil.example": 421, "": 421, "localhost": 200, "app.localhost:1": 200, "[::1]:80": 200, "127.0.0.1": 200} {
+	for host, want := range map[string]int{"evil.example": 421, "evil.example:8080": 421,
+		"localhost.evil.example": 421, "127.0.0.1.evil.example": 421, "": 421, "localhost": 200,
+		"app.localhost:1": 200, "[::1]:80": 200, "127.0.0.1": 200} {
 		r := httptest.NewRequest("GET", o.issuer+"/jwks", nil)
 		r.Host = host
 		w := httptest.NewRecorder()

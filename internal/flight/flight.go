@@ -2,9 +2,10 @@
 //
 // Each caller waits under its own context. The call runs under a context of its
 // own, so that it does not end with the caller that happened to start it: a
-// refresh that spends a refresh token has to be completed even if the browser is
-// gone. The calls of golang.org/x/sync/singleflight run in the context of their
-// first caller, and Do waits for them however short another caller's deadline is.
+// refresh that spends a refresh token has to be completed even if the browser
+// is gone. Calls of golang.org/x/sync/singleflight run in the context of
+// their first caller, and Do waits for them however short another caller's
+// deadline is.
 package flight
 
 import (
@@ -14,8 +15,8 @@ import (
 	"time"
 )
 
-// Call is the result of a call, perhaps of one that is still in flight. It is safe
-// for concurrent use.
+// Call is a call that is in flight or has finished. It is
+// safe for concurrent use.
 type Call[T any] struct {
 	done  chan struct{} // closed when value and err are set
 	value T
@@ -25,8 +26,8 @@ type Call[T any] struct {
 // NewCall returns a Call that is in flight until Finish.
 func NewCall[T any]() *Call[T] { return &Call[T]{done: make(chan struct{})} }
 
-// Start runs f in a goroutine, which ends with f. The context of f has the values
-// of ctx, and is cancelled after limit, not with ctx.
+// Start runs f in a goroutine, which ends with f. The context of f has the
+// values of ctx, and is cancelled after limit, not with ctx.
 func Start[T any](ctx context.Context, limit time.Duration, f func(context.Context) (T, error)) *Call[T] {
 	c := NewCall[T]()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
@@ -43,8 +44,8 @@ func (c *Call[T]) Finish(value T, err error) {
 	close(c.done)
 }
 
-// Wait returns the result when there is one, or the error of ctx if that is done
-// before.
+// Wait returns the result when there is one, or the error of ctx if that is
+// done before.
 func (c *Call[T]) Wait(ctx context.Context) (T, error) {
 	select {
 	case <-c.done:
@@ -65,16 +66,22 @@ func (c *Call[T]) Result() (value T, finished bool, err error) {
 	}
 }
 
-// Group shares calls by key. Its zero value has no calls in flight. It is safe for
-// concurrent use.
+// Group shares calls by key. Its zero value has no calls in flight. It is safe
+// for concurrent use.
 type Group[K comparable, T any] struct {
 	mu    sync.Mutex     // guards calls
 	calls map[K]*Call[T] // :: key → the call in flight
 }
 
-// Do returns the result of f, which it starts as Start does unless there is a call
-// for key in flight. A caller that comes after that call starts another one.
-func (g *Group[K, T]) Do(ctx context.Context, key K, limit time.Duration, f func(context.Context) (T, error)) (T, error) {
+// Do returns the result of f, which it starts as Start does unless there is a
+// call for key in flight. A caller that comes after that call starts another
+// one.
+func (g *Group[K, T]) Do(
+	ctx context.Context,
+	key K,
+	limit time.Duration,
+	f func(context.Context) (T, error),
+) (T, error) {
 	g.mu.Lock()
 	call := g.calls[key]
 	if call == nil {
@@ -97,14 +104,15 @@ func (g *Group[K, T]) forget(key K) {
 	delete(g.calls, key)
 }
 
-// Backoff returns how long to wait after a number of failures in a row: shortest
-// after the first one, twice as long after each further one, and longest at most.
+// Backoff returns how long to wait after a number of failures in a row:
+// shortest after the first one, twice as long after each further one, and
+// longest at most.
 func Backoff(shortest, longest time.Duration, failures int) time.Duration {
 	return min(shortest<<min(max(failures-1, 0), 10), longest)
 }
 
-// Jitter returns d and up to a quarter more at random, so that those who failed at
-// the same time do not retry at the same time.
+// Jitter returns d and up to a quarter more at random, so that those who failed
+// at the same time do not retry at the same time.
 func Jitter(d time.Duration) time.Duration {
 	if d < 4 {
 		return d

@@ -16,7 +16,7 @@ const begin, end = "<!-- bench -->\n", "<!-- /bench -->\n"
 
 // The bench itself, as small as it can be, with what every machine has that
 // runs the tests.
-func TestTheBenchRuns(t *testing.T) {
+func TestBenchmarkRuns(t *testing.T) {
 	testenv.Slow(t)
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Fatal(err)

@@ -4,7 +4,7 @@ package main
 
 import "testing"
 
-func TestTokensHaveTheirSize(t *testing.T) {
+func TestTokensHaveTheConfiguredSize(t *testing.T) {
 	for _, c := range columns {
 		s := login(c.refreshIsJWT)
 		refresh := refreshSize

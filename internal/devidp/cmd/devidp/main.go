@@ -1,7 +1,7 @@
-// Command devidp runs the development provider and the sample API by
-// themselves, for a broker in a process of its own: the browser test's. When
-// both listen it prints one line of JSON: issuer, client_id, client_secret, and
-// the API's URL as api. It ends on SIGINT and SIGTERM.
+// Command devidp runs the development provider and the sample API for a broker
+// in another process, as in the browser test. When both listen, it prints one
+// line of JSON: issuer, client_id, client_secret, and the URL of the API as
+// api. It ends on SIGINT and SIGTERM.
 package main
 
 import (
@@ -36,7 +36,7 @@ func run(ctx context.Context) error {
 	redirectURI := flag.String("redirect-uri", "", "the client's redirect `URI`")
 	postLogoutURI := flag.String("post-logout-redirect-uri", "", "the client's post-logout redirect `URI`")
 	backchannelURI := flag.String("backchannel-logout-uri", "", "the client's back-channel logout `URI`")
-	ttl := flag.Duration("access-token-ttl", time.Minute, "how long access tokens live")
+	ttl := flag.Duration("access-token-ttl", time.Minute, "lifetime of access tokens")
 	flag.Parse()
 
 	idp, err := net.Listen("tcp", "127.0.0.1:0")
@@ -50,7 +50,9 @@ func run(ctx context.Context) error {
 	issuer := "http://" + idp.Addr().String()
 	client := devidp.Client{
 		ID: "spa", Secret: rand.Text(),
-		RedirectURIs: []string{*redirectURI}, PostLogoutRedirectURIs: []string{*postLogoutURI}, BackchannelLogoutURI: *backchannelURI,
+		RedirectURIs: []string{
+			*redirectURI,
+		}, PostLogoutRedirectURIs: []string{*postLogoutURI}, BackchannelLogoutURI: *backchannelURI,
 	}
 	provider, err := devidp.New(devidp.Config{Issuer: issuer, AccessTokenTTL: *ttl, Clients: []devidp.Client{client}})
 	if err != nil {
@@ -72,7 +74,8 @@ func run(ctx context.Context) error {
 		})
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(map[string]string{
-		"issuer": issuer, "client_id": client.ID, "client_secret": client.Secret, "api": "http://" + api.Addr().String(),
+		"issuer": issuer, "client_id": client.ID, "client_secret": client.Secret, "api": "http://" +
+			api.Addr().String(),
 	}); err != nil {
 		return err
 	}
