@@ -60,7 +60,7 @@ func TestAttemptSurvivesItsCookie(t *testing.T) {
 	c := w.Result().Cookies()
 	if len(c) != 1 || c[0].Name != cookie.Name || c[0].MaxAge >= 0 || !c[0].Secure ||
 		c[0].Path != "/" || !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-") {
-		t.Errorf("the cookie is not taken away: %v", c)
+		t.Errorf("the attempt cookie is not removed: %v", c)
 	}
 	for _, s := range []string{fmt.Sprint(want), fmt.Sprintf("%+v", *want), string(must(json.Marshal(want)))} {
 		if strings.Contains(s, want.Verifier.Reveal()) {
@@ -82,7 +82,7 @@ func TestAttemptIsBoundToItsState(t *testing.T) {
 	r := httptest.NewRequest("GET", "/bff/callback", nil)
 	r.AddCookie(&http.Cookie{Name: name, Value: value})
 	if got := as.find(r, other.State); got != nil {
-		t.Errorf("taken for another state: %+v", got)
+		t.Errorf("accepted for another state: %+v", got)
 	}
 }
 
@@ -103,11 +103,11 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 		r.AddCookie(cookie)
 		time.Sleep(attemptLife - time.Second)
 		if as.find(r, a.State) == nil {
-			t.Error("gone before its time")
+			t.Error("the attempt expired too early")
 		}
 		time.Sleep(2 * time.Second)
 		if as.find(r, a.State) != nil {
-			t.Error("still there after its time")
+			t.Error("the attempt did not expire")
 		}
 		for state, want := range map[string]struct{ ok, restarted bool }{
 			a.State:         {true, false},
@@ -121,7 +121,7 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 		}
 		time.Sleep(stateLife)
 		if _, ok := as.openState(a.State); ok {
-			t.Error("a state is known for ever")
+			t.Error("the state did not expire")
 		}
 	})
 }
@@ -145,19 +145,19 @@ func FuzzAttempt(f *testing.F) {
 		if got != nil &&
 			!(state == a.State && strings.Contains(line, cookie.Value[:len(cookie.Value)-4]) ||
 				state == other.State && strings.Contains(line, otherCookie.Value[:len(otherCookie.Value)-4])) {
-			t.Errorf("state %q with cookies %q is taken for %+v", state, line, got)
+			t.Errorf("state %q with cookies %q is accepted as %+v", state, line, got)
 		}
 		_, ok := as.openState(state)
 		if ok && state != a.State && state != other.State &&
 			!strings.HasPrefix(state, a.State[:len(a.State)-4]) &&
 			!strings.HasPrefix(state, other.State[:len(other.State)-4]) {
-			t.Errorf("state %q is taken for ours", state)
+			t.Errorf("forged state %q is accepted", state)
 		}
 		as.drop(httptest.NewRecorder(), r, state)
 		as.prune(httptest.NewRecorder(), r, 100, false)
 		resp, err := parseAuthResponse("state=" + url.QueryEscape(state) + "&" + line)
 		if err == nil && (resp.State == "" || (resp.Code == "") == (resp.Error == "")) {
-			t.Errorf("%q is taken for the answer %+v", line, resp)
+			t.Errorf("%q is accepted as the response %+v", line, resp)
 		}
 	})
 }
@@ -180,7 +180,7 @@ func TestAttemptSecretsAreLongAndUnique(t *testing.T) {
 		}
 		for _, secret := range []string{a.Verifier.Reveal(), a.Nonce, a.State} {
 			if seen[secret] {
-				t.Fatalf("%s came before", secret)
+				t.Fatalf("%s is repeated", secret)
 			}
 			seen[secret] = true
 		}

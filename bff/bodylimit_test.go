@@ -44,14 +44,14 @@ func TestConnectionAfterATooLargeBody(t *testing.T) {
 		}
 		io.Copy(io.Discard, resp.Body)
 		if resp.StatusCode != 413 {
-			t.Errorf("%d bytes: got %d", len(strings.Join(parts, "")), resp.StatusCode)
+			t.Errorf("%d bytes: got %d, want 413", len(strings.Join(parts, "")), resp.StatusCode)
 		}
 		if resp.Close {
 			continue
 		}
 		io.WriteString(c, head("GET")+"\r\n")
 		if next, err := http.ReadResponse(r, nil); err != nil || next.StatusCode != 200 {
-			t.Errorf("%d bytes: the connection stays open, and then came %v, %v",
+			t.Errorf("%d bytes: next response on the open connection: got %v, %v, want 200",
 				len(strings.Join(parts, "")), next, err)
 		}
 	}

@@ -50,10 +50,10 @@ func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	t.Helper()
 	wantPage(t, resp, 429, "too_many_requests")
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || seconds < 1 || seconds > 3600 {
-		t.Errorf("Retry-After is %q", resp.Header.Get("Retry-After"))
+		t.Errorf("Retry-After: got %q, want 1 to 3600", resp.Header.Get("Retry-After"))
 	}
 	if len(resp.Cookies()) > 0 {
-		t.Errorf("there are the cookies %v", resp.Cookies())
+		t.Errorf("cookies: got %v, want none", resp.Cookies())
 	}
 }
 
@@ -72,7 +72,7 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 	}
 	for i, address := range []string{"203.0.113.7", "::ffff:203.0.113.7", "203.0.113.7"} {
 		if got := from(a.browser(), "/bff/login", address).StatusCode; got != 302 {
-			t.Errorf("login %d: got %d", i+1, got)
+			t.Errorf("login %d: got %d, want 302", i+1, got)
 		}
 	}
 	for range 20 {
@@ -90,27 +90,27 @@ func TestLoginsPerAddressAreLimited(t *testing.T) {
 	// Other addresses are not affected.
 	for _, address := range []string{"203.0.113.8", "2001:db8:1:2::1", "2001:db8:1:2:ffff::1", "2001:db8:1:2::1"} {
 		if got := from(a.browser(), "/bff/login", address).StatusCode; got != 302 {
-			t.Errorf("%s: got %d", address, got)
+			t.Errorf("%s: got %d, want 302", address, got)
 		}
 	}
 	wantTooMany(t, from(a.browser(), "/bff/login", "2001:db8:1:2::77"))
 	if got := from(a.browser(), "/bff/login", "2001:db8:1:3::1").StatusCode; got != 302 {
-		t.Errorf("the next network: got %d", got)
+		t.Errorf("the next network: got %d, want 302", got)
 	}
 	if n := w.n.Load(); n > 0 {
-		t.Errorf("anonymous logins wrote %d records", n)
+		t.Errorf("anonymous logins wrote %d records, want none", n)
 	}
 	lines := 0
 	for _, l := range a.logs.lines(t, "request") {
 		if l["status"] == float64(429) {
 			lines++
 			if err := fmt.Sprint(l["err"]); !strings.Contains(err, "server.limits.logins") || l["client"] == nil {
-				t.Errorf("the log says %v", l)
+				t.Errorf("log line: got %v, want the key of the limit and the client", l)
 			}
 		}
 	}
 	if lines != 42 {
-		t.Errorf("%d lines in the log, want one for each of 42 refusals", lines)
+		t.Errorf("%d log lines, want one for each of 42 refusals", lines)
 	}
 }
 
@@ -121,7 +121,7 @@ func TestRestartedLoginCountsAgainstTheLimit(t *testing.T) {
 	c := a.recordCalls(devidp.Hooks{})
 	u := a.browser().AuthResponse("alice", "").Location(t).String()
 	if got := a.browser().Navigate(u).StatusCode; got != 302 {
-		t.Errorf("once: got %d", got)
+		t.Errorf("once: got %d, want 302", got)
 	}
 	for range 10 {
 		wantTooMany(t, a.browser().Navigate(u))
@@ -167,7 +167,7 @@ func TestFailedCodeExchangesAreLimited(t *testing.T) {
 	}
 	// The attempt is kept.
 	if resp := good.Navigate(u, "X-Forwarded-For", "203.0.113.9"); resp.StatusCode != 303 {
-		t.Errorf("from another address: got %d", resp.StatusCode)
+		t.Errorf("from another address: got %d, want 303", resp.StatusCode)
 	}
 	a.wantSession(good, "alice")
 }
@@ -189,7 +189,7 @@ func TestOnlyClientFailuresCountAgainstTheExchangeLimit(t *testing.T) {
 	a.provider.Behave()
 	for range 11 {
 		if got := a.browser().SignIn("alice", "").StatusCode; got != 303 {
-			t.Errorf("got %d", got)
+			t.Errorf("got %d, want 303", got)
 		}
 	}
 }
@@ -217,7 +217,7 @@ func TestForcedRefreshesPerSessionAreLimited(t *testing.T) {
 	b, other := a.signedIn(), a.signedIn()
 	for i := range 5 {
 		if got := b.Fetch("POST", "/bff/session/refresh").StatusCode; got != 200 {
-			t.Errorf("refresh %d: got %d", i+1, got)
+			t.Errorf("refresh %d: got %d, want 200", i+1, got)
 		}
 	}
 	refreshes := a.provider.Refreshes()
@@ -227,7 +227,7 @@ func TestForcedRefreshesPerSessionAreLimited(t *testing.T) {
 			refused++
 			wantProblem(t, resp, 429, "too_many_requests")
 			if got := resp.Header.Get("Retry-After"); got != "1" && got != "2" {
-				t.Errorf("Retry-After is %q", got)
+				t.Errorf("Retry-After: got %q, want 1 to 3600", got)
 			}
 		}
 	}
@@ -238,7 +238,9 @@ func TestForcedRefreshesPerSessionAreLimited(t *testing.T) {
 	wantOK(t, b.Fetch("GET", "/bff/session"))
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantProblem(t, a.browser().Fetch("POST", "/bff/session/refresh"), 401, "not_signed_in")
-	waitFor(t, "there is one again", func() bool { return b.Fetch("POST", "/bff/session/refresh").StatusCode == 200 })
+	waitFor(t, "another one is allowed later", func() bool {
+		return b.Fetch("POST", "/bff/session/refresh").StatusCode == 200
+	})
 }
 
 func TestInvalidLimits(t *testing.T) {

@@ -101,7 +101,7 @@ func (a *app) call(path string, header ...string) *bfftest.Response {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.provider.CheckLeaks(a.t, "an answer", string(text))
+	a.provider.CheckLeaks(a.t, "a response", string(text))
 	return &bfftest.Response{Response: resp, Text: string(text)}
 }
 
@@ -118,15 +118,15 @@ func TestRouteAcceptsACallerToken(t *testing.T) {
 			t.Errorf("got %d, the upstream got %s %v", resp.StatusCode, got.URI, got.Header["Authorization"])
 		}
 		if user := got.Header.Values("X-User"); len(user) > 0 {
-			t.Errorf("the upstream was told that the user is %q", user)
+			t.Errorf("the upstream got X-User %q, want none", user)
 		}
 		if len(resp.Header.Values("Set-Cookie")) > 0 || resp.Header.Get("Cache-Control") != "private, no-store" {
-			t.Errorf("the answer has %v", resp.Header)
+			t.Errorf("response headers: got %v, want no Set-Cookie and private, no-store", resp.Header)
 		}
 	}
 	after := a.provider.Stats()
 	if after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] || a.echo.Calls()-calls != 3 {
-		t.Errorf("%d calls, and the provider was asked for tokens", a.echo.Calls()-calls)
+		t.Errorf("%d calls to the upstream, want 3 without token requests", a.echo.Calls()-calls)
 	}
 	resp := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token)
 	if resp.StatusCode != 200 || !strings.Contains(resp.Text, "xxxx") {
@@ -275,10 +275,10 @@ func TestInvalidCallerTokensAreRejected(t *testing.T) {
 			}
 			got := resp.Header.Get("Content-Type")
 			if got != "application/problem+json" || resp.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("the answer is %s, with %v", got, resp.Header)
+				t.Errorf("Content-Type: got %s, want a problem with no-store: %v", got, resp.Header)
 			}
 			if a.echo.Calls() != before {
-				t.Error("the upstream was asked")
+				t.Error("the upstream got a request, want none")
 			}
 			waitFor(t, "the request is logged", func() bool { return len(a.logs.lines(t, "request")) > logged })
 			line := a.logs.lines(t, "request")[logged]
@@ -309,7 +309,7 @@ func TestSessionAndCallerTokenTogetherAreRefused(t *testing.T) {
 			400, "two_credentials")
 	}
 	if a.echo.Calls() != before {
-		t.Error("the upstream was asked")
+		t.Error("the upstream got a request, want none")
 	}
 	a.wantSession(b, "alice")
 	if resp := b.Fetch("GET", "/orders/7"); resp.StatusCode != 200 || echoed(t, resp).Header.Get("X-User") != "alice" {
@@ -342,7 +342,7 @@ func TestCrossSiteRequestWithATokenIsRefused(t *testing.T) {
 		t.Errorf("a preflight: got %d %v", preflight.StatusCode, preflight.Header)
 	}
 	if a.echo.Calls() != before {
-		t.Error("the upstream was asked")
+		t.Error("the upstream got a request, want none")
 	}
 }
 
@@ -354,11 +354,11 @@ func TestOtherRoutesRejectCallerTokens(t *testing.T) {
 	wantProblem(t, a.call("/api/x", "Authorization", token), 403, "csrf")
 	got := echoed(t, a.browser().Fetch("GET", "/public/x", "Authorization", token)).Header.Values("Authorization")
 	if len(got) > 0 {
-		t.Errorf("where no token goes the upstream got %q", got)
+		t.Errorf("a route without token: the upstream got Authorization %q, want none", got)
 	}
 	own := a.signedIn().Fetch("GET", "/api/x", "Authorization", token)
 	if got := bearerOf(t, a, own); got == brokertest.Digest(strings.TrimPrefix(token, "Bearer ")) {
-		t.Error("the caller's token went where the session's belongs")
+		t.Error("the upstream got the caller's token, want the session's")
 	}
 	if got := a.browser().Fetch("GET", "/bff/session",
 		"Authorization", token).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
@@ -421,11 +421,11 @@ func TestBoundCallerTokenIsForwardedWithItsProof(t *testing.T) {
 		},
 	} {
 		if resp := a.call("/orders/7", header...); resp.StatusCode != 401 {
-			t.Errorf("%s: got %d", name, resp.StatusCode)
+			t.Errorf("%s: got %d, want 401", name, resp.StatusCode)
 		}
 	}
 	if n := a.echo.Calls(); n != 1 {
-		t.Errorf("the upstream was asked %d times", n)
+		t.Errorf("%d requests to the upstream", n)
 	}
 }
 

@@ -39,7 +39,7 @@ func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 		b.Fetch("GET", "/who/x",
 			pairs(forged,
 				"root")...)).Header; got.Get("X-User") != "alice" || got.Get("Priority") != "alice@example.com" {
-		t.Errorf("the claims arrive as %v", got)
+		t.Errorf("claim headers: got %v", got)
 	}
 	pass := []string{"X-Users", "X-User-Id", "X.Username", "XXUser", "X-Roles"}
 	got := echoed(t, b.Fetch("GET", "/who/x", pairs(pass, "kept")...)).Header
@@ -150,7 +150,7 @@ func TestIdentityHeadersOfClientsAreRemoved(t *testing.T) {
 			pairs(names,
 				"forged-by-client")...)).Header; got.Get("X-Webauth-User") != "alice" ||
 		got.Get("Remote-User") != "alice@example.com" {
-		t.Errorf("the claims arrive as %v", got)
+		t.Errorf("claim headers: got %v", got)
 	}
 	_ = a
 }

@@ -51,10 +51,10 @@ func TestUserInfoAddsClaimsToTheIDToken(t *testing.T) {
 			}
 			asked := c.to("/userinfo")
 			if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "Bearer ") {
-				t.Errorf("asked %d times", len(asked))
+				t.Errorf("%d requests", len(asked))
 			}
 			if len(c.to("/elsewhere")) > 0 {
-				t.Error("claims were fetched from where the answer named")
+				t.Error("claims were fetched from a URL in the response")
 			}
 		})
 	}
@@ -93,7 +93,12 @@ func TestInvalidUserInfoFailsTheLogin(t *testing.T) {
 			true, edited(func(c map[string]any) { c["iss"] = "https://evil.example" }), 502,
 			"login_invalid",
 		},
-		"signed by another key": {true, devidp.Hooks{SignUserinfo: brokertest.SignWithForeignKey}, 502, "login_invalid"},
+		"signed by another key": {
+			true,
+			devidp.Hooks{SignUserinfo: brokertest.SignWithForeignKey},
+			502,
+			"login_invalid",
+		},
 		"signed by nobody": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
 			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
 			return input + ".", err
@@ -167,7 +172,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	asked := c.to("/userinfo")
 	if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") ||
 		len(asked[0].header.Values("DPoP")) != 1 {
-		t.Errorf("asked %v", asked)
+		t.Errorf("requests: %v", asked)
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
 		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -183,7 +188,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 		}})
 		a.signedIn()
 		if n := len(c.to("/userinfo")); n != 2 {
-			t.Errorf("asked %d times", n)
+			t.Errorf("%d requests", n)
 		}
 	})
 }
@@ -213,12 +218,12 @@ func TestAppSeesOnlyConfiguredClaims(t *testing.T) {
 	got := user(t, b)
 	if len(got) != 3 || got["sub"] != "alice" || fmt.Sprint(got["roles"]) != "[admin user]" ||
 		got["org"] != "wonderland" {
-		t.Errorf("the app sees %v", got)
+		t.Errorf("claims of the app: got %v", got)
 	}
 	e := echoed(t, b.Fetch("GET", "/api/x"))
 	if seen = e.Header.Get("X-Email"); seen != "alice@example.com" ||
 		e.Header.Get("X-Roles") != "admin,user" || e.Header.Get("X-Deep") != "deep" {
-		t.Errorf("the upstream sees %v", e.Header)
+		t.Errorf("headers of the upstream: got %v", e.Header)
 	}
 }
 
@@ -351,7 +356,7 @@ func TestLargeClaimsAreHandled(t *testing.T) {
 		t.Errorf("the upstream got %d bytes of groups", len(e.Header.Get("X-Groups")))
 	}
 	if !strings.Contains(a.logs.String(), "X-Groups") {
-		t.Error("nothing is said of what was left out")
+		t.Error("the omitted claim is not logged")
 	}
 	a.recordCalls(devidp.Hooks{
 		EditIDToken: func(_, claims map[string]any) { claims["groups"] = slices.Repeat(groups, 3) },
@@ -444,7 +449,7 @@ func TestSlowTokenResponseTimesOut(t *testing.T) {
 	b := a.signedIn()
 	a.recordCalls(slow("/revoke"))
 	if resp := b.Submit("/bff/logout", nil); resp.StatusCode != 303 {
-		t.Errorf("logout: got %d", resp.StatusCode)
+		t.Errorf("logout: got %d, want 303", resp.StatusCode)
 	}
 }
 
@@ -468,7 +473,7 @@ func TestProviderErrorsAreLoggedWithoutSecrets(t *testing.T) {
 	logs := a.logs.String()
 	if !strings.Contains(logs, "no scope <read> for … of …, see …") &&
 		!strings.Contains(logs, `no scope \u003cread\u003e for … of …, see …`) {
-		t.Errorf("the log does not say why: %s", logs)
+		t.Errorf("the log does not name the cause: %s", logs)
 	}
 }
 

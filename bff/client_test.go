@@ -173,13 +173,13 @@ func checkLifecycle(t *testing.T, a *app) {
 	t.Helper()
 	b := a.signedIn()
 	if got := b.Fetch("POST", "/bff/session/refresh").StatusCode; got != 200 {
-		t.Errorf("refresh: got %d\n%s", got, a.logs)
+		t.Errorf("refresh: got %d, want 200\n%s", got, a.logs)
 	}
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("API call: got %d", got)
+		t.Errorf("API call: got %d, want 200", got)
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
+		t.Errorf("logout: got %d, want 303", got)
 	}
 }
 
@@ -231,7 +231,7 @@ func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 			for _, path := range []string{"/par", "/token", "/token", "/revoke"} {
 				for _, call := range c.to(path) {
 					if call.header.Get("Authorization") != "" || call.form.Has("client_secret") {
-						t.Errorf("%s: there is a secret too", path)
+						t.Errorf("%s: the client secret is sent too", path)
 					}
 					got := call.form.Get("client_assertion_type")
 					if got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
@@ -254,7 +254,7 @@ func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 				for _, call := range c.to(path) {
 					_, claims := unverified(t, call.form.Get("client_assertion"))
 					if seen[claims["jti"]] {
-						t.Errorf("%s: jti %v came before", path, claims["jti"])
+						t.Errorf("%s: jti %v is repeated", path, claims["jti"])
 					}
 					seen[claims["jti"]] = true
 				}
@@ -319,7 +319,9 @@ func TestTrustedAudiencesAreAcceptedBesideTheClient(t *testing.T) {
 		if resp := b.SignIn("alice", ""); (resp.StatusCode == 303) != test.good {
 			t.Errorf("%q: got %d", test.aud, resp.StatusCode)
 		}
-		got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", named(test.aud...))}}).StatusCode
+		got := a.sendLogoutToken(url.Values{
+			"logout_token": {a.logoutToken("alice", "", named(test.aud...))},
+		}).StatusCode
 		if (got == 200) != test.good {
 			t.Errorf("a logout token for %q: got %d", test.aud, got)
 		}
@@ -375,7 +377,9 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 			{Path: "/none/", Upstream: []string{api.URL}, Token: "none", TLS: &tls.Config{RootCAs: trust}},
 		}
 	})
-	c := a.recordCalls(devidp.Hooks{EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) }})
+	c := a.recordCalls(devidp.Hooks{
+		EditAccessToken: func(_, claims map[string]any) { bound = fmt.Sprint(claims["cnf"]) },
+	})
 	b := a.signedIn()
 	for _, path := range []string{"/mtls/par", "/mtls/token", "/mtls/userinfo"} {
 		for _, call := range c.to(path) {
@@ -393,14 +397,14 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 		t.Errorf("the token is bound to %s, want %s", bound, want)
 	}
 	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
-		t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
+		t.Fatalf("got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	if got := <-shown; len(got) != 1 || !got[0].Equal(cert.Leaf) {
 		t.Errorf("the upstream saw %d certificates", len(got))
 	}
 	b.Fetch("GET", "/none/x")
 	if got := <-shown; len(got) != 0 {
-		t.Errorf("where no token goes the upstream saw %d certificates", len(got))
+		t.Errorf("a route without token: the upstream got %d certificates, want none", len(got))
 	}
 	b.Submit("/bff/logout", nil)
 	revoked := c.to("/mtls/revoke")
@@ -567,13 +571,13 @@ func TestFAPI2(t *testing.T) {
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
 	if len(q) != 2 || !q.Has("client_id") || !q.Has("request_uri") {
-		t.Errorf("the browser was sent with %v", q)
+		t.Errorf("authorization request: got %v", q)
 	}
 	checkLifecycle(t, a)
 	for _, call := range c.to("/par") {
 		nonce := call.form.Get("nonce")
 		if len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
-			t.Errorf("pushed %v", call.form)
+			t.Errorf("pushed request: got %v", call.form)
 		}
 	}
 	t.Run("an issuer without iss in responses", func(t *testing.T) {
@@ -695,17 +699,17 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 	for range 2 {
 		q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
 		if len(q) != 2 || q.Get("client_id") != "spa" || seen[q.Get("request_uri")] {
-			t.Errorf("the browser was sent with %v", q)
+			t.Errorf("authorization request: got %v", q)
 		}
 		seen[q.Get("request_uri")] = true
 	}
 	pushed := c.to("/par")
 	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" ||
 		pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
-		t.Errorf("pushed %v", pushed)
+		t.Errorf("pushed request: got %v", pushed)
 	}
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Errorf("got %d", resp.StatusCode)
+		t.Errorf("got %d, want 303", resp.StatusCode)
 	}
 }
 
@@ -807,19 +811,19 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 			c := a.recordCalls(devidp.Hooks{})
 			b := a.browser()
 			if resp := b.SignIn("alice", "login_hint=alice&return_to=/x"); resp.StatusCode != 303 {
-				t.Fatalf("got %d\n%s", resp.StatusCode, a.logs)
+				t.Fatalf("got %d, want 303\n%s", resp.StatusCode, a.logs)
 			}
 			var request string
 			if pushed == oidc.PushAlways {
 				form := c.to("/par")[0].form
 				if request = form.Get("request"); form.Has("state") || form.Has("scope") || form.Has("request_uri") {
-					t.Errorf("pushed %v", form)
+					t.Errorf("pushed request: got %v", form)
 				}
 			} else {
 				q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
 				if request = q.Get("request"); q.Get("client_id") != "spa" ||
 					q.Has("request_uri") || q.Has("state") || q.Has("nonce") {
-					t.Errorf("sent %v", q)
+					t.Errorf("authorization request: got %v", q)
 				}
 			}
 			header, claims := unverified(t, request)
@@ -887,7 +891,7 @@ func TestAuthorizationRequestHasConfiguredParameters(t *testing.T) {
 		t.Errorf("got %v", q)
 	}
 	if q := b.Navigate("/bff/login?prompt=login").Location(t).Query(); q.Get("prompt") != "consent login" {
-		t.Errorf("prompt: got %q, want what the operator and the app asked for", q["prompt"])
+		t.Errorf("prompt: got %q, want the values of configuration and app", q["prompt"])
 	}
 }
 
@@ -911,7 +915,7 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 			"Origin", "https://id.example", "Sec-Fetch-Mode", "navigate",
 			"Sec-Fetch-Dest", "document", "Sec-Fetch-Site", "cross-site")
 	}
-	t.Run("posted again by the own page", func(t *testing.T) {
+	t.Run("posted again by the broker's page", func(t *testing.T) {
 		b := a.browser()
 		form := posted(t, b)
 		form.Set("x", `"><script>`)
@@ -934,7 +938,7 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		// there is a session now
 		resp := b.Submit("/bff/callback", again)
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" || a.provider.TokenRequests() != before {
-			t.Errorf("once more: got %d to %s, %d token requests more", resp.StatusCode,
+			t.Errorf("repeated: got %d to %s and %d more token requests, want 303 to /x and none", resp.StatusCode,
 				resp.Header.Get("Location"), a.provider.TokenRequests()-before)
 		}
 	})

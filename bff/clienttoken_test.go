@@ -67,7 +67,7 @@ func TestClientTokenIsRequestedOnce(t *testing.T) {
 	all.Wait()
 	first := bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
 	if asked.Load() != 1 {
-		t.Errorf("the provider was asked %d times", asked.Load())
+		t.Errorf("%d requests to the provider", asked.Load())
 	}
 	for _, text := range tokens {
 		if !strings.Contains(text, first) {
@@ -120,10 +120,10 @@ func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 	b := a.signedIn()
 	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
 	if asked.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
-		t.Errorf("signed in, it is not the user's; the broker's own was asked for %d times", asked.Load())
+		t.Errorf("with a session the user's token is not used; %d client tokens were requested", asked.Load())
 	}
 	if client := bearerOf(t, a, a.browser().Fetch("GET", "/either/x")); client == user || asked.Load() != 1 {
-		t.Error("signed out, it is not the broker's own")
+		t.Error("without a session the client token is not used")
 	}
 	b = a.expired()
 	a.provider.Misbehave(t, brokertest.ProviderDown)
@@ -141,7 +141,7 @@ func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {
 	first := bearerOf(t, a, b.Fetch("GET", "/machine/x"))
 	waitFor(t, "another token", func() bool { return bearerOf(t, a, b.Fetch("GET", "/machine/x")) != first })
 	if n := asked.Load(); n != 2 {
-		t.Errorf("the provider was asked %d times", n)
+		t.Errorf("%d requests to the provider", n)
 	}
 }
 
@@ -181,10 +181,10 @@ func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 		t.Error("no Retry-After")
 	}
 	if n := asked.Load(); n > 4 {
-		t.Errorf("the provider was asked %d times in three seconds", n)
+		t.Errorf("%d requests to the provider in three seconds", n)
 	}
 	down.Store(false)
-	waitFor(t, "a token again", func() bool { return b.Fetch("GET", "/machine/x").StatusCode == 200 })
+	waitFor(t, "a token is issued again", func() bool { return b.Fetch("GET", "/machine/x").StatusCode == 200 })
 }
 
 // Retry-After also applies to requests for the client's token.
@@ -222,7 +222,7 @@ func TestRejectedClientTokenIsReplaced(t *testing.T) {
 	_, b = newRoutedApp(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
 	for range 5 {
 		if got := b.Fetch("GET", "/strict/x").StatusCode; got != 401 {
-			t.Errorf("got %d", got)
+			t.Errorf("got %d, want 401", got)
 		}
 	}
 	if rejected.Load() != 6 {
@@ -279,7 +279,7 @@ func TestClientTokenWorksWithEachClientAuth(t *testing.T) {
 			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
 			calls := c.to(test.path)
 			if len(calls) != 1 || calls[0].form.Get("grant_type") != "client_credentials" || !test.proves(calls[0]) {
-				t.Errorf("the provider got %v", calls)
+				t.Errorf("requests to the provider: %v", calls)
 			}
 		})
 	}

@@ -99,7 +99,7 @@ func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 	} {
 		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", name+"=1"))
 		if cookie := got.Header.Get("Cookie"); cookie != name+"=1" {
-			t.Errorf("%s is not ours: the upstream got %q", name, cookie)
+			t.Errorf("cookie %s of another port: the upstream got %q", name, cookie)
 		}
 	}
 }
@@ -115,11 +115,11 @@ func TestTwoBrokersOnLocalhostDoNotShareACookie(t *testing.T) {
 	}
 	two.wantSession(at, "")
 	if resp := at.SignIn("bob", ""); resp.StatusCode != 303 {
-		t.Fatalf("sign in at the second: got %d", resp.StatusCode)
+		t.Fatalf("sign in at the second: got %d, want 303", resp.StatusCode)
 	}
 	two.wantSession(at, "bob")
 	if resp := at.Submit("/bff/logout", nil); resp.StatusCode != 303 {
-		t.Fatalf("logout at the second: got %d", resp.StatusCode)
+		t.Fatalf("logout at the second: got %d, want 303", resp.StatusCode)
 	}
 	if c := one.sessionCookie(at); c == nil {
 		t.Error("the second broker has removed the first one's cookie")

@@ -200,7 +200,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 				get := func(i int) {
 					method := []string{"GET", "PUT", "DELETE"}[i%3]
 					if resp := b.Fetch(method, "/idle/x"); resp.StatusCode != 200 {
-						t.Errorf("concurrent %v, %s %d: got %d %s\n%s", concurrent, method, i,
+						t.Errorf("concurrent %v, %s %d: got %d %s, want 200\n%s", concurrent, method, i,
 							resp.StatusCode, resp.Text, a.logs)
 					}
 				}
@@ -281,7 +281,7 @@ func TestSilentHTTP2ConnectionIsReplaced(t *testing.T) {
 					}
 				}
 				if good < 20 {
-					t.Errorf("with a time-out of %v it is not good again after 20s", timeout)
+					t.Errorf("with a timeout of %v requests do not succeed after 20s", timeout)
 				}
 			}
 		})

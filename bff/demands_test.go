@@ -51,7 +51,7 @@ func TestLoginLinkCanOnlyStrengthenRequirements(t *testing.T) {
 		a := newAppWithParameters(t, parameters)
 		q := a.browser().Navigate("/bff/login?" + url.Values{test.name: {test.link}}.Encode()).Location(t).Query()
 		if got := q[test.name]; len(got) != 1 || got[0] != test.want {
-			t.Errorf("%s: the operator says %q, a link %q: sent %q, want %q", test.name,
+			t.Errorf("%s: configured %q, in the link %q: got %q, want %q", test.name,
 				test.operator, test.link, got, test.want)
 		}
 	}
@@ -73,7 +73,7 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 		again := a.browser().SignIn("alice", "max_age=7200")
 		if again.StatusCode != 302 || again.Location(t).Query().Get("prompt") != "login" ||
 			again.Location(t).Query().Get("acr_values") != "gold" {
-			t.Errorf("an old sign-in: got %d, want a login that asks again", again.StatusCode)
+			t.Errorf("old auth_time: got %d, want a restarted login", again.StatusCode)
 		}
 	})
 	t.Run("a silent login", func(t *testing.T) {
@@ -91,14 +91,14 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 			a.wantSession(b, "")
 		}
 	})
-	t.Run("a login that starts again", func(t *testing.T) {
+	t.Run("a restarted login", func(t *testing.T) {
 		a.recordCalls(silver)
 		b := a.browser()
 		u := b.AuthResponse("alice", "acr_values=gold").Location(t)
 		b.ClearCookies()
 		to := b.Navigate(u.String()).Location(t)
 		if q := to.Query(); q.Get("acr_values") != "gold" || q.Get("max_age") != "300" {
-			t.Errorf("sent %v", q)
+			t.Errorf("authorization request: got %v", q)
 		}
 		back := b.Authorize("alice", to.String()).Location(t).String()
 		wantPage(t,
@@ -121,7 +121,7 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 		a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 		b := a.browser()
 		if resp := b.SignIn("alice", "acr_values=silver&max_age=60"); resp.StatusCode != 303 {
-			t.Errorf("got %d", resp.StatusCode)
+			t.Errorf("got %d, want 303", resp.StatusCode)
 		}
 		a.wantSession(b, "alice")
 	})
@@ -153,7 +153,7 @@ func TestSilentLoginFailsWhenThePromptIsRequired(t *testing.T) {
 		t.Errorf("%d requests to the provider, cookies %v", n, cookieNames(b))
 	}
 	if !strings.Contains(a.logs.String(), "rules out a silent login") {
-		t.Error("nothing in the log says why")
+		t.Error("the log does not name the cause")
 	}
 }
 

@@ -135,7 +135,7 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 					a.provider.Misbehave(t, brokertest.ProviderDown)
 					a.provider.SetHooks(replaceResponse(test.path, test.serve))
 				})
-				waitFor(t, "it is said", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
+				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
 				text = fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"])
 			}
 			for _, want := range test.want {
@@ -230,7 +230,7 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 						m[test.member] = value
 					}))
 				})
-				waitFor(t, "it is said", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
+				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
 				if text := fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"]); !strings.Contains(text, test.member) {
 					t.Errorf("%s is not named: %s", test.member, text)
 				}
@@ -251,11 +251,11 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 			b := a.signedIn()
 			wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 			if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-				t.Errorf("logout: got %d", got)
+				t.Errorf("logout: got %d, want 303", got)
 			}
 		})
 	}
-	t.Run("and it is said what was ignored", func(t *testing.T) {
+	t.Run("the ignored metadata is logged", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(a *app, _ *bff.Config) {
 			a.provider.SetHooks(devidp.Hooks{
@@ -302,11 +302,13 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 			if up {
 				b := a.signedIn()
 				if to := b.Submit("/bff/logout", nil).Header.Get("Location"); strings.Contains(to, "evil") {
-					t.Errorf("logout leads to %s", to)
+					t.Errorf("logout redirects to %s", to)
 				}
 				continue
 			}
-			waitFor(t, "it is said", func() bool { return strings.Contains(a.logs.String(), "it is there twice") })
+			waitFor(t, "the problem is logged", func() bool {
+				return strings.Contains(a.logs.String(), "it is there twice")
+			})
 		}
 	})
 }
@@ -358,11 +360,11 @@ func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 			})
 			b := a.browser()
 			if got := b.Fetch("GET", "/machine/x"); got.StatusCode != 200 {
-				t.Errorf("got %d %s\n%s", got.StatusCode, got.Text, a.logs)
+				t.Errorf("got %d %s, want 200\n%s", got.StatusCode, got.Text, a.logs)
 			}
 			wantPage(t, b.Navigate("/bff/login"), 502, "login_refused")
 			if !strings.Contains(a.logs.String(), "the metadata has no authorization_endpoint or no jwks_uri") {
-				t.Errorf("the log does not say why: %s", a.logs)
+				t.Errorf("the log does not name the cause: %s", a.logs)
 			}
 			if name == "neither" {
 				wantRefused(t, "a logout token",

@@ -319,7 +319,7 @@ func TestServiceWorkerScriptsOfAnUpstreamAreRefused(t *testing.T) {
 		t.Errorf("the app's own: got %d %s", got.StatusCode, got.Text)
 	}
 	if a.echo.Calls() > 0 {
-		t.Error("the upstream was asked")
+		t.Error("the upstream got a request, want none")
 	}
 }
 
@@ -422,7 +422,7 @@ func TestHeadersThatActOnTheWholeOriginDoNotPass(t *testing.T) {
 				}
 				for name, dropped := range names {
 					if there := got.Get(name) != ""; there == dropped {
-						t.Errorf("trailer %v: %s is there: %v", trailer, name, there)
+						t.Errorf("trailer %v: %s is present: %v", trailer, name, there)
 					}
 				}
 			}

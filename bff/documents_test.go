@@ -42,7 +42,7 @@ func landingPage(t *testing.T, b *bfftest.Browser, returnTo string, header ...st
 	t.Helper()
 	begun := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
 	if begun.StatusCode != 302 {
-		t.Fatalf("login: got %d", begun.StatusCode)
+		t.Fatalf("login: got %d, want 302", begun.StatusCode)
 	}
 	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
 		"Sec-Fetch-Site", "cross-site")
@@ -58,7 +58,7 @@ func landingPage(t *testing.T, b *bfftest.Browser, returnTo string, header ...st
 func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
-	t.Run("who started the login", func(t *testing.T) {
+	t.Run("origin of the login", func(t *testing.T) {
 		for name, test := range map[string]struct {
 			header []string
 			want   string
@@ -75,7 +75,7 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 			}
 		}
 	})
-	t.Run("where it leads", func(t *testing.T) {
+	t.Run("target of return_to", func(t *testing.T) {
 		for returnTo, want := range map[string]string{
 			"/docs/": "/docs/", "/docs/a/b?x=%2F": "/docs/a/b?x=%2F",
 			"/files/x.html": "/", "/files/": "/", "/files": "/", "/api/x": "/", "/public/x": "/", "/stream/x": "/",
@@ -122,7 +122,7 @@ func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 		}
 		resp := a.browser().Navigate(link+"&prompt=evil", ownPage...)
 		if !strings.Contains(resp.Text, "return_to=%2Fdocs%2Fx.html") {
-			t.Errorf("the app's own: the way to try again is lost:\n%s", resp.Text)
+			t.Errorf("own login: the page has no link to try again:\n%s", resp.Text)
 		}
 	})
 	t.Run("a state of the attacker's own login", func(t *testing.T) {

@@ -51,7 +51,7 @@ func checkProof(r *http.Request, target string) (proven, error) {
 	}
 	header := jws.Signatures[0].Protected
 	if header.ExtraHeaders["typ"] != "dpop+jwt" || header.JSONWebKey == nil || !header.JSONWebKey.IsPublic() {
-		return proven{}, fmt.Errorf("header is %v", header)
+		return proven{}, fmt.Errorf("header: got %v", header)
 	}
 	payload, err := jws.Verify(header.JSONWebKey)
 	if err != nil {
@@ -164,7 +164,7 @@ func newBoundApp(t *testing.T, edit func(*app, *bff.Config)) (*app, *boundAPI) {
 func wantOK(t *testing.T, a *bfftest.Response) {
 	t.Helper()
 	if a.StatusCode != 200 {
-		t.Errorf("%s %s: got %d %v %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header, a.Text)
+		t.Errorf("%s %s: got %d %v, want 200 %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.Header, a.Text)
 	}
 }
 
@@ -189,7 +189,7 @@ func TestTokensAreBoundToTheSessionKey(t *testing.T) {
 		t.Error("two sessions share a key")
 	}
 	if resp := echoed(t, b.Fetch("GET", "/none/x", "DPoP", "forged")); resp.Header.Get("DPoP") != "" {
-		t.Error("a proof where no token goes")
+		t.Error("a route without token got a proof")
 	}
 }
 
@@ -343,7 +343,7 @@ func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	resp := b.Do("POST", "/api/x", "the body", "X-CSRF", "1")
 	wantOK(t, resp)
 	if api.body != "the body" || resp.Header.Get("DPoP-Nonce") != "" {
-		t.Errorf("the body arrived as %q, and the browser was told %v", api.body, resp.Header)
+		t.Errorf("body: got %q; response headers: %v", api.body, resp.Header)
 	}
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantOK(t, b.Fetch("GET", "/v1/x"))
@@ -450,7 +450,7 @@ func TestDPoPNoncesDoNotMixSessions(t *testing.T) {
 	keys := make(map[string]string) // :: token → key
 	for _, r := range api.requests() {
 		if key, ok := keys[r.token]; ok && key != r.jkt {
-			t.Error("a token came with two keys")
+			t.Error("a token was sent with two keys")
 		}
 		keys[r.token] = r.jkt
 	}
@@ -519,7 +519,7 @@ func TestDPoPKeySurvivesARestart(t *testing.T) {
 	})
 	for _, call := range [][2]string{{"GET", "/api/x"}, {"POST", "/bff/session/refresh"}, {"GET", "/api/x"}} {
 		if got := ask(b, call[0], call[1]).StatusCode; got != 200 {
-			t.Errorf("%s: got %d", call, got)
+			t.Errorf("%s: got %d, want 200", call, got)
 		}
 	}
 	if got := api.requests(); len(got) != 3 || got[0].jkt != got[1].jkt || got[0].jkt != got[2].jkt {
@@ -588,7 +588,7 @@ func TestLoginFinishesWithItsOwnBinding(t *testing.T) {
 		}
 		ask := a.successor(func(cfg *bff.Config) { cfg.Provider.SenderConstraint = other })
 		if got := ask(b, "GET", back.RequestURI()).StatusCode; got != 502 || a.provider.TokenRequests() > 0 {
-			t.Errorf("began with %q, ended with %q: got %d after %d token requests", constraint,
+			t.Errorf("started with %q, finished with %q: got %d after %d token requests", constraint,
 				other, got, a.provider.TokenRequests())
 		}
 	}
@@ -626,7 +626,7 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 				m["dpop_signing_alg_values_supported"] = []string{"RS256"}
 			}))
 		})
-		waitFor(t, "it is said", func() bool {
+		waitFor(t, "the problem is logged", func() bool {
 			return strings.Contains(a.logs.String(), "takes no DPoP proofs with ES256")
 		})
 	})
@@ -646,7 +646,7 @@ func TestAuthorizationCodeIsBoundToTheKey(t *testing.T) {
 		t.Error("two logins share a key")
 	}
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Errorf("got %d", resp.StatusCode)
+		t.Errorf("got %d, want 303", resp.StatusCode)
 	}
 }
 

@@ -23,7 +23,7 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 		b := a.browser()
 		begun := b.Navigate("/bff/login?return_to=/x", through...)
 		if begun.StatusCode != 302 {
-			t.Fatalf("login: got %d\n%s", begun.StatusCode, begun.Text)
+			t.Fatalf("login: got %d, want 302\n%s", begun.StatusCode, begun.Text)
 		}
 		end := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
 			append(through, "Sec-Fetch-Site", "cross-site")...)
@@ -168,12 +168,12 @@ func TestFrontchannelLogoutThatEndsNothingIsAnError(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	if got := ask(b, good, "same-site").StatusCode; got != 200 {
-		t.Errorf("got %d", got)
+		t.Errorf("got %d, want 200", got)
 	}
 	a.wantSession(b, "")
 	for _, site := range []string{"same-site", "same-origin", ""} { // there is no session any more
 		if got := ask(b, good, site).StatusCode; got != 200 {
-			t.Errorf("once more, %s: got %d", site, got)
+			t.Errorf("repeated, %s: got %d, want 200", site, got)
 		}
 	}
 }
@@ -229,7 +229,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 		},
 	})
 	if resp.StatusCode != 200 {
-		t.Errorf("a long one that is right: got %d %s", resp.StatusCode, resp.Text)
+		t.Errorf("a long one that is right: got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 }

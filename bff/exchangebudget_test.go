@@ -66,7 +66,7 @@ func TestSuccessfulCodeExchangeIsNotCounted(t *testing.T) {
 		login := b.Navigate("/bff/login", "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", i+1)).Location(t).String()
 		callback := b.Authorize("alice", login).Location(t).String()
 		if got := b.Navigate(callback, "X-Forwarded-For", "198.51.100.1"); got.StatusCode != 303 {
-			t.Errorf("sign-in %d: got %d", i+1, got.StatusCode)
+			t.Errorf("sign-in %d: got %d, want 303", i+1, got.StatusCode)
 		}
 	}
 }

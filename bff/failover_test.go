@@ -132,7 +132,7 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 	for ; len(missing) > 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		resp := b.Fetch("GET", "/pair/x")
 		if resp.StatusCode != 200 {
-			t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
+			t.Fatalf("got %d %s, want 200", resp.StatusCode, resp.Text)
 		}
 		delete(missing, resp.Text)
 	}
@@ -149,7 +149,7 @@ func TestFailedRequestDisablesNoAddress(t *testing.T) {
 		t.Helper()
 		for _, method := range []string{"GET", "POST", "GET"} {
 			if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 {
-				t.Errorf("another user's request: got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
+				t.Errorf("another user's request: got %d %s, want 200\n%s", resp.StatusCode, resp.Text, a.logs)
 			}
 		}
 	}
@@ -250,7 +250,7 @@ func TestCrashedAddressIsUsedAfterItsRestart(t *testing.T) {
 	}
 	for range 10 {
 		if resp := b.Fetch("POST", "/pair/x"); resp.StatusCode != 200 {
-			t.Errorf("POST: got %d %s", resp.StatusCode, resp.Text)
+			t.Errorf("POST: got %d %s, want 200", resp.StatusCode, resp.Text)
 		}
 	}
 	one = startProcess(t, one.addr)
@@ -316,7 +316,7 @@ func TestUnreachableAddressIsProbedInTheBackground(t *testing.T) {
 	for until := time.Now().Add(4 * time.Second); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
 		began := time.Now()
 		if resp := b.Fetch("POST", "/pair/x"); resp.StatusCode != 200 {
-			t.Fatalf("got %d %s", resp.StatusCode, resp.Text)
+			t.Fatalf("got %d %s, want 200", resp.StatusCode, resp.Text)
 		}
 		if time.Since(began) > 800*time.Millisecond {
 			slow++

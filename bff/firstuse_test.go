@@ -36,11 +36,11 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 			t.Errorf("%s: signed in", name)
 		}
 		if n := len(c.to("/userinfo")); n != 0 {
-			t.Errorf("%s: userinfo was asked %d times", name, n)
+			t.Errorf("%s: %d userinfo requests, want none", name, n)
 		}
 		a.wantSession(b, "")
 	}
-	t.Run("another user than the one who is signed in", func(t *testing.T) {
+	t.Run("another user than that of the session", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 		b := a.signedIn()
 		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
@@ -48,14 +48,14 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 		resp := b.Navigate(authenticateAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
 		wantPage(t, b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		if n := len(c.to("/userinfo")); n != 0 {
-			t.Errorf("userinfo was asked %d times", n)
+			t.Errorf("%d userinfo requests, want none", n)
 		}
 		a.wantSession(b, "alice")
 	})
 	c := a.recordCalls(devidp.Hooks{})
 	a.signedIn()
 	if n := len(c.to("/userinfo")); n != 1 {
-		t.Errorf("userinfo was asked %d times at a good login", n)
+		t.Errorf("%d userinfo requests of a valid login, want 1", n)
 	}
 }
 
@@ -77,16 +77,16 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 		a.signedIn()
 	}
 	if n := len(a.logs.lines(t, said)); n != 1 {
-		t.Errorf("it is said %d times, want once", n)
+		t.Errorf("%d log lines, want 1", n)
 	}
-	t.Run("not where it was not asked for", func(t *testing.T) {
+	t.Run("not if offline_access was not requested", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "email"} })
 		a.recordCalls(none)
 		a.signedIn()
 		a.logs.wantNo(t, said)
 	})
-	t.Run("nor at a login that fails", func(t *testing.T) {
+	t.Run("not for a failed login", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
 		hooks := none

@@ -49,7 +49,7 @@ func TestLogoutTokenOfOneAppIsNotConsumedByAnother(t *testing.T) {
 		if got := a.sendLogoutToken(url.Values{
 			"logout_token": {a.logoutToken("alice", "", same)},
 		}); got.StatusCode != 400 {
-			t.Errorf("the same token again: got %d, want 400", got.StatusCode)
+			t.Errorf("replayed token: got %d, want 400", got.StatusCode)
 		}
 	}
 }
@@ -72,14 +72,14 @@ func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 		}
 	}
 	if got := len(at.Cookies()); got != n+5 {
-		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
+		t.Errorf("%d cookies, want the %d of the other app and 5", got, n)
 	}
 	at.Navigate("/bff/login") // the oldest one of this app is evicted
 	if got := len(at.Cookies()); got != n+5 {
-		t.Errorf("there are %d cookies, want the neighbour's %d and 5", got, n)
+		t.Errorf("%d cookies, want the %d of the other app and 5", got, n)
 	}
 	if got := at.SignIn("alice", ""); got.StatusCode != 303 {
-		t.Errorf("sign in: got %d", got.StatusCode)
+		t.Errorf("sign in: got %d, want 303", got.StatusCode)
 	}
 	second.wantSession(at, "alice")
 }

@@ -22,7 +22,7 @@ func TestLogoutCookiesOfOtherAppsAreKept(t *testing.T) {
 		}
 	}
 	if hint == nil {
-		t.Fatal("there is no cookie for the continuation")
+		t.Fatal("no cookie for the continuation")
 	}
 	other := second.browser()
 	for _, path := range []string{"/bff/logout/continue?state=x", body.RedirectTo} {

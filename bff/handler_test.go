@@ -125,13 +125,13 @@ func TestRequireSessionProtectsAHandler(t *testing.T) {
 			return w
 		}
 		if w := get(u.Host, nil); w.Code != 401 {
-			t.Errorf("without a session: got %d", w.Code)
+			t.Errorf("without a session: got %d, want 401", w.Code)
 		}
 		if w := get(u.Host, alice.Cookies()); w.Code != 200 || w.Body.String() != "alice" {
 			t.Errorf("in a session: got %d %s", w.Code, w.Body)
 		}
 		if w := get("evil.example", alice.Cookies()); w.Code != 421 {
-			t.Errorf("for another host: got %d", w.Code)
+			t.Errorf("for another host: got %d, want 421", w.Code)
 		}
 		if !strings.Contains(a.logs.String(), `"path":"/outside"`) {
 			t.Error("the requests are not in the access log")

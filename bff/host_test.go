@@ -53,7 +53,7 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 	} {
 		_, err := bff.New(bff.Config{PublicURL: raw})
 		if err == nil || !strings.Contains(err.Error(), "PublicURL: ") || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want a mistake that says %q", raw, err, want)
+			t.Errorf("%s: got %v, want an error that contains %q", raw, err, want)
 		}
 	}
 }

@@ -47,7 +47,7 @@ func TestHygiene(t *testing.T) {
 		}
 	}
 
-	t.Run("an unsafe call of another site is refused, on both kinds of routes", func(t *testing.T) {
+	t.Run("an unsafe cross-site request is refused on both kinds of routes", func(t *testing.T) {
 		for _, site := range []string{"cross-site", "same-site", "none", "odd", "same-origin, cross-site"} {
 			for _, path := range []string{"/api/x", "/stream/x"} {
 				refused(t, func() *bfftest.Response {
@@ -56,7 +56,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("without Sec-Fetch-Site the Origin has to be ours, to the scheme and the port", func(t *testing.T) {
+	t.Run("without Sec-Fetch-Site the Origin must match in scheme, host and port", func(t *testing.T) {
 		host := strings.TrimPrefix(a.url, "http://")
 		for _, origin := range []string{
 			"null", "https://" + host, "http://localhost", a.url + "0", "http://evil." + host,
@@ -72,7 +72,7 @@ func TestHygiene(t *testing.T) {
 		}
 		echoed(t, b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "Origin", a.url, "X-CSRF", ""))
 	})
-	t.Run("with neither, the header alone decides", func(t *testing.T) {
+	t.Run("without Sec-Fetch-Site and Origin the CSRF header decides", func(t *testing.T) {
 		echoed(t, b.Fetch("POST", "/api/x", "Sec-Fetch-Site", ""))
 		refused(t, func() *bfftest.Response {
 			return b.Fetch("POST", "/api/x", "Sec-Fetch-Site", "", "X-CSRF", "")
@@ -84,18 +84,18 @@ func TestHygiene(t *testing.T) {
 	t.Run("reading is protected like writing", func(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD", "OPTIONS", "QUERY", "gEt"} {
 			if got := b.Fetch(method, "/api/x", "X-CSRF", "").StatusCode; got != 403 {
-				t.Errorf("%s: got %d", method, got)
+				t.Errorf("%s: got %d, want 403", method, got)
 			}
 			if got := b.Fetch(method, "/stream/x", "Sec-Fetch-Site", "cross-site").StatusCode; got != 403 {
-				t.Errorf("%s: got %d", method, got)
+				t.Errorf("%s: got %d, want 403", method, got)
 			}
 		}
 		got := echoed(t, b.Do("QUERY", "/api/x", "the question", "X-CSRF", "1"))
 		if got.Method != "QUERY" || got.Body != "the question" {
-			t.Errorf("a QUERY that is ours: got %+v", got)
+			t.Errorf("a same-origin QUERY: got %+v", got)
 		}
 	})
-	t.Run("a preflight is not answered, and not passed on", func(t *testing.T) {
+	t.Run("a preflight is neither allowed nor forwarded", func(t *testing.T) {
 		var resp *bfftest.Response
 		refused(t, func() *bfftest.Response {
 			resp = b.Do("OPTIONS", "/api/x", "", "Origin", "https://evil.example",
@@ -104,11 +104,11 @@ func TestHygiene(t *testing.T) {
 		}, 403, "csrf")
 		for name := range resp.Header {
 			if strings.HasPrefix(name, "Access-Control-") {
-				t.Errorf("%s is there", name)
+				t.Errorf("%s is present", name)
 			}
 		}
 	})
-	t.Run("an API's answer is not opened as a document", func(t *testing.T) {
+	t.Run("a response of an API is not rendered as a document", func(t *testing.T) {
 		refused(t, func() *bfftest.Response { return b.Navigate("/api/x") }, 403, "csrf")
 		refused(t, func() *bfftest.Response {
 			return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site")
@@ -153,7 +153,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("what the broker adds cannot be taken out by Connection, in any case of letters", func(t *testing.T) {
+	t.Run("Connection cannot remove headers of the broker, in any case", func(t *testing.T) {
 		for _, connection := range []string{
 			"Authorization", "authorization, cookie", "AUTHORIZATION",
 			"close, X-Forwarded-Host, x-forwarded-proto, Via, X-Request-Id",
@@ -202,7 +202,7 @@ func TestHygiene(t *testing.T) {
 			return a.browser().Fetch("GET", "/api/x?x=/public/&/public/x")
 		}, 401, "not_signed_in")
 	})
-	t.Run("our cookies are dropped from every Cookie line", func(t *testing.T) {
+	t.Run("the broker's cookies are removed from every Cookie line", func(t *testing.T) {
 		req, err := http.NewRequest("GET", a.url+"/public/x", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -238,7 +238,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a redirect is the browser's to follow, and the token goes nowhere", func(t *testing.T) {
+	t.Run("a redirect is passed to the browser, and the token is not sent to its target", func(t *testing.T) {
 		upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 			http.Redirect(w, &http.Request{}, "http://127.0.0.1:1/elsewhere", http.StatusTemporaryRedirect)
 		})
@@ -247,7 +247,7 @@ func TestHygiene(t *testing.T) {
 			t.Errorf("got %d to %s", got.StatusCode, got.Header.Get("Location"))
 		}
 	})
-	t.Run("every header by which an upstream would act on our origin is dropped", func(t *testing.T) {
+	t.Run("headers that act on the public origin are removed", func(t *testing.T) {
 		names := []string{"Clear-Site-Data", "Strict-Transport-Security", "Service-Worker-Allowed",
 			"Alt-Svc", "Refresh", "Public-Key-Pins", "Access-Control-Allow-Origin",
 			"Access-Control-Allow-Credentials", "Access-Control-Allow-Methods",
@@ -267,7 +267,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("Via is added to the client's, and says nothing of the inside", func(t *testing.T) {
+	t.Run("Via is extended, without internal names", func(t *testing.T) {
 		got := echoed(t, b.Fetch("GET", "/api/x", "Via", "1.1 front")).Header["Via"]
 		if strings.Join(got, ", ") != "1.1 front, 1.1 cloakroom" {
 			t.Errorf("got %q", got)
@@ -279,7 +279,7 @@ func TestHygiene(t *testing.T) {
 			t.Errorf("the browser got %q", got)
 		}
 	})
-	t.Run("an answer that says nothing of caching is not kept, one that does is as it says", func(t *testing.T) {
+	t.Run("a response without cache directives is not cached, others are unchanged", func(t *testing.T) {
 		for sent, want := range map[string]string{
 			"":                   "private, no-store",
 			"no-cache":           "no-cache",

@@ -73,7 +73,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 				resp := b.SignIn("alice", "")
 				if test.good[alg] {
 					if resp.StatusCode != 303 {
-						t.Errorf("an ID token with %s: got %d", alg, resp.StatusCode)
+						t.Errorf("an ID token with %s: got %d, want 303", alg, resp.StatusCode)
 					}
 				} else {
 					wantPage(t, resp, 502, "login_invalid")
@@ -165,7 +165,7 @@ func TestProviderWithoutThePinnedAlgorithmIsLogged(t *testing.T) {
 		})
 	}
 	a := pinned([]string{"RS256", "PS256"})
-	waitFor(t, "it is said", func() bool {
+	waitFor(t, "the problem is logged", func() bool {
 		return strings.Contains(a.logs.String(),
 			`does not sign ID tokens with ES256, only with [\"RS256\" \"PS256\"] (check oidc.id_token_alg)`)
 	})

@@ -65,7 +65,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 			a.recordCalls(withJunkKeys(junk))
 			a.signedIn()
 			if strings.Contains(a.logs.String(), secret[:20]) {
-				t.Error("the log holds key material")
+				t.Error("the log contains key material")
 			}
 		})
 	}
@@ -172,7 +172,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 			a.provider.Behave()
 			a.logs.wantNo(t, "tokens of a response that is not trusted not revoked")
 			if hint() == "" {
-				t.Error("the ID token of before is gone")
+				t.Error("the previous ID token is lost")
 			}
 		})
 	}
@@ -182,7 +182,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 func (b *buffer) wantNo(t *testing.T, msg string) {
 	t.Helper()
 	if lines := b.lines(t, msg); len(lines) > 0 {
-		t.Errorf("the log says: %v", lines[0])
+		t.Errorf("log: %v", lines[0])
 	}
 }
 
@@ -220,7 +220,7 @@ func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 			}
 			a.wantSession(b, "")
 			a.provider.Behave()
-			waitFor(t, "it is right again", func() bool { return b.SignIn("alice", "").StatusCode == 303 })
+			waitFor(t, "the provider has recovered", func() bool { return b.SignIn("alice", "").StatusCode == 303 })
 		})
 	}
 }
@@ -253,7 +253,7 @@ func TestKeyMayBeReplacedUnderItsKid(t *testing.T) {
 	token := a.logoutToken("", sid, rotated)
 	a.recordCalls(rotated)
 	if resp := a.sendLogoutToken(url.Values{"logout_token": {token}}); resp.StatusCode != 200 {
-		t.Errorf("logout: got %d %s", resp.StatusCode, resp.Text)
+		t.Errorf("logout: got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(other, "")
 	a.wantSession(b, "alice")
@@ -356,7 +356,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 	}
 	got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("", sid, devidp.Hooks{})}}).StatusCode
 	if got != 200 {
-		t.Errorf("got %d", got)
+		t.Errorf("got %d, want 200", got)
 	}
 	a.wantSession(b, "")
 

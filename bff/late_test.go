@@ -33,7 +33,7 @@ func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 			resp := b.Navigate(b.Authorize("alice", begun[i].Location(t).String()).Location(t).String())
 			if resp.StatusCode == 302 { // only the first may restart
 				if n > 0 {
-					t.Errorf("%v: tab %d signs in again, though there is a session", order, i)
+					t.Errorf("%v: tab %d starts a login despite the session", order, i)
 				}
 				resp = b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String(),
 					"Sec-Fetch-Site", "cross-site")
@@ -61,7 +61,7 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 	for range 10 { // another site could cause this navigation
 		again := "/bff/callback?" + url.Values{"state": {stale}, "code": {"x"}}.Encode()
 		if got := b.Navigate(again).StatusCode; got != 302 {
-			t.Fatalf("a stale response: got %d, want a login that starts again", got)
+			t.Fatalf("stale response: got %d, want a restarted login", got)
 		}
 		if n := len(b.Cookies()); n > 6 {
 			t.Fatalf("%d attempts are in the browser", n)
@@ -194,7 +194,7 @@ func TestCompletedAttemptStartsNoSecondSession(t *testing.T) {
 	thief.Navigate(u)
 	a.wantSession(thief, "") // the session has ended by now
 	if n := a.provider.TokenRequests() - before; n > 0 {
-		t.Errorf("the code was redeemed again")
+		t.Errorf("the code was redeemed twice")
 	}
 	other := a.browser() // without the attempt cookie
 	other.Navigate(u)
@@ -316,7 +316,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		c := a.recordCalls(devidp.Hooks{})
 		again := b.Navigate(back)
 		if again.StatusCode != 302 || c.to("/par")[0].form.Get("max_age") != "300" {
-			t.Fatalf("got %d, want another login that asks for the same\n%s", again.StatusCode, again.Text)
+			t.Fatalf("got %d, want a restarted login with the same parameters\n%s", again.StatusCode, again.Text)
 		}
 		resp := b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String())
 		if resp.StatusCode != 303 || resp.Header.Get("Location") != "/here" {
@@ -324,24 +324,24 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 	})
-	t.Run("or fails again", func(t *testing.T) {
+	t.Run("or fails once more", func(t *testing.T) {
 		a.recordCalls(expired)
 		b := a.browser()
 		again := b.Navigate(b.AuthResponse("alice", "return_to=/here").Location(t).String())
 		resp := b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String())
 		wantPage(t, resp, 503, "provider_unavailable")
 		if !strings.Contains(resp.Text, "return_to=%2Fhere") {
-			t.Error("the way to try again does not lead back")
+			t.Error("the link to try again has no return_to")
 		}
 	})
-	t.Run("its attempt gone", func(t *testing.T) {
+	t.Run("the attempt is lost", func(t *testing.T) {
 		a.recordCalls(expired)
 		b := a.browser()
 		u := b.AuthResponse("alice", "return_to=/here").Location(t).String()
 		b.ClearCookies()
 		again := b.Navigate(relayURL(t, b.Navigate(u, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
 		if again.StatusCode != 302 {
-			t.Errorf("got %d, want a login that starts again", again.StatusCode)
+			t.Errorf("got %d, want a restarted login", again.StatusCode)
 		}
 		b.ClearCookies()
 		u = b.Authorize("alice", again.Location(t).String()).Location(t).String()
@@ -355,10 +355,10 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		got := b.Navigate(relayURL(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
 			"Sec-Fetch-Site", "same-origin").StatusCode
 		if got != 302 {
-			t.Errorf("got %d", got)
+			t.Errorf("got %d, want 302", got)
 		}
 	})
-	t.Run("in a frame nobody is signed in", func(t *testing.T) {
+	t.Run("in a frame the result is unauthenticated", func(t *testing.T) {
 		a.recordCalls(expired)
 		wantSilent(t, silentLogin(a.browser()), "false")
 	})
@@ -420,7 +420,7 @@ func TestErrorDescriptionIsLoggedSanitised(t *testing.T) {
 				err := fmt.Sprint(l["err"])
 				if !strings.Contains(err, test.want) ||
 					test.not != "" && strings.Contains(err, test.not) || len(err) > 500 {
-					t.Errorf("%.40q: the log says %q", test.text, err)
+					t.Errorf("%.40q: logged as %q", test.text, err)
 				}
 			}
 		}
@@ -451,7 +451,7 @@ func TestUnusedCallbackParametersAreIgnored(t *testing.T) {
 	}
 	for _, more := range []string{"utm_source=x", "prompt2=evil", "max_ages=x", "scope=x&scope=y", "x=%22%3B"} {
 		if got := a.browser().Navigate("/bff/login?" + more).StatusCode; got != 302 {
-			t.Errorf("a login with %s: got %d", more, got)
+			t.Errorf("a login with %s: got %d, want 302", more, got)
 		}
 	}
 }

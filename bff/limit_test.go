@@ -36,11 +36,11 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 		time.Sleep(time.Hour)
 		for range 3 {
 			if l.take("a") != 0 {
-				t.Error("after an hour there is no burst")
+				t.Error("no burst is allowed after an hour")
 			}
 		}
 		if l.take("a") == 0 {
-			t.Error("after an hour there is more than a burst")
+			t.Error("more than a burst is allowed after an hour")
 		}
 	})
 }
@@ -60,7 +60,7 @@ func TestLimiterMemoryIsBounded(t *testing.T) {
 		}
 	}
 	if n := len(l.recent) + len(l.older); n > maxLimited {
-		t.Errorf("%d keys are known, want %d at most", n, maxLimited)
+		t.Errorf("%d keys are kept, want at most %d", n, maxLimited)
 	}
 }
 

@@ -271,18 +271,18 @@ func TestAbandonedLoginsDoNotPileUp(t *testing.T) {
 	for i := range 1000 {
 		path := "/bff/login?return_to=/" + strings.Repeat("x", i)
 		if resp := b.Navigate(path); resp.StatusCode != 302 {
-			t.Fatalf("login %d: got %d", i, resp.StatusCode)
+			t.Fatalf("login %d: got %d, want 302", i, resp.StatusCode)
 		}
 		size := 0
 		for _, c := range b.Cookies() {
 			size += len(c.Name) + len(c.Value)
 		}
 		if n := len(b.Cookies()); n > 5 || size > 6000 {
-			t.Fatalf("after login %d there are %d cookies of %d bytes", i, n, size)
+			t.Fatalf("after login %d: %d cookies of %d bytes, want at most 5 of 6000", i, n, size)
 		}
 	}
 	if n := a.store.Store.(interface{ Len() int }).Len(); n != 0 {
-		t.Errorf("anonymous logins wrote %d records", n)
+		t.Errorf("anonymous logins wrote %d records, want none", n)
 	}
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Errorf("the next login: got %d, want 303", resp.StatusCode)
@@ -612,7 +612,7 @@ func TestFailedPromptNoneReturnsToTheApp(t *testing.T) {
 func TestStepUpIsCheckedOnReturn(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
-	t.Run("the level asked for", func(t *testing.T) {
+	t.Run("the requested level", func(t *testing.T) {
 		b := a.signedIn()
 		if resp := b.SignIn("alice", "acr_values=gold"); resp.StatusCode != 303 {
 			t.Errorf("got %d, want 303", resp.StatusCode)
@@ -635,15 +635,16 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 		wantPage(t, b.SignIn("alice", "max_age=60"), 502, "login_invalid")
 		a.wantSession(b, "alice")
 	})
-	t.Run("auth_time too long ago is asked for again, once", func(t *testing.T) {
+	t.Run("an old auth_time restarts the login once", func(t *testing.T) {
 		b := a.signedIn()
 		a.provider.Misbehave(t, brokertest.OldAuthTime)
 		again := b.SignIn("alice", "max_age=60&return_to=/pay")
 		q := again.Location(t).Query()
 		if again.StatusCode != 302 || q.Get("prompt") != "login" || q.Get("max_age") != "60" {
-			t.Fatalf("got %d with %v, want a login that asks again", again.StatusCode, q)
+			t.Fatalf("got %d with %v, want a restarted login", again.StatusCode, q)
 		}
-		wantPage(t, b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
+		wantPage(t,
+			b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
 		a.wantSession(b, "alice")
 	})
 }
@@ -654,7 +655,7 @@ func TestLoginReplacesTheSessionAndItsCookie(t *testing.T) {
 	b := a.signedIn()
 	old := b.Cookies()[0]
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Fatalf("second login: got %d", resp.StatusCode)
+		t.Fatalf("second login: got %d, want 303", resp.StatusCode)
 	}
 	thief := a.browser()
 	thief.SetCookie(&http.Cookie{Name: old.Name, Value: old.Value, Path: "/"})
@@ -666,7 +667,7 @@ func TestLoginReplacesTheSessionAndItsCookie(t *testing.T) {
 	victim := a.browser()
 	victim.SetCookie(&http.Cookie{Name: a.cookieName(), Value: attacker.Cookies()[0].Value, Path: "/"})
 	if resp := victim.SignIn("bob", "prompt=login"); resp.StatusCode != 303 {
-		t.Fatalf("victim's login: got %d", resp.StatusCode)
+		t.Fatalf("victim's login: got %d, want 303", resp.StatusCode)
 	}
 	a.wantSession(victim, "bob")
 	a.wantSession(attacker, "")

@@ -65,7 +65,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	}
 	if hint == nil || !hint.HttpOnly || hint.SameSite != http.SameSiteStrictMode ||
 		hint.MaxAge > 60 || hint.MaxAge < 1 || hint.Path != "/" || strings.Contains(hint.Value, "eyJ") {
-		t.Fatalf("the cookie of the ID token is %+v", hint)
+		t.Fatalf("cookie of the ID token: got %+v", hint)
 	}
 	for name, header := range map[string][]string{
 		"a fetch":       {"Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
@@ -103,7 +103,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	}
 	twice := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin")
 	if twice.StatusCode != 303 || twice.Header.Get("Location") != "/" {
-		t.Errorf("once more: got %d to %s", twice.StatusCode, twice.Header.Get("Location"))
+		t.Errorf("repeated: got %d to %s", twice.StatusCode, twice.Header.Get("Location"))
 	}
 	// In another browser, and with a forged state.
 	if other := a.browser().Navigate(body["redirect_to"]); other.Header.Get("Location") != "/" {

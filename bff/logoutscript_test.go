@@ -25,7 +25,7 @@ func TestScriptLogoutIsNotRedirectedToTheIDToken(t *testing.T) {
 			continue
 		}
 		if next := b.Fetch("GET", location, header...); next.StatusCode != 401 {
-			t.Errorf("%s: a script continues: got %d, Location %.60q", name, next.StatusCode,
+			t.Errorf("%s: a script continues: got %d, want 401, Location %.60q", name, next.StatusCode,
 				next.Header.Get("Location"))
 		}
 		next := b.Navigate(location)

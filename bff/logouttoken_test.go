@@ -188,7 +188,7 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 	} {
 		wantRefused(t, name, a.sendLogoutToken(form), "bad_logout_token")
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-			t.Fatalf("%s: it has ended the session: got %d", name, got)
+			t.Fatalf("%s: it has ended the session: got %d, want 200", name, got)
 		}
 	}
 	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{})}}
@@ -208,14 +208,14 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 		},
 	} {
 		if resp := request(); resp.StatusCode != 400 {
-			t.Errorf("%s: got %d", name, resp.StatusCode)
+			t.Errorf("%s: got %d, want 400", name, resp.StatusCode)
 		}
 	}
 	if got := a.browser().Navigate("/bff/backchannel-logout?" + good.Encode()).StatusCode; got != 405 {
 		t.Errorf("GET: got %d, want 405", got)
 	}
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Fatalf("the session has been ended: got %d", got)
+		t.Fatalf("the session has been ended: got %d, want 200", got)
 	}
 }
 
@@ -243,7 +243,7 @@ func TestUnusualButValidLogoutTokensAreAccepted(t *testing.T) {
 			"logout_token": {a.logoutToken("", sid, devidp.Hooks{EditLogoutToken: edit})},
 		})
 		if resp.StatusCode != 200 {
-			t.Errorf("%s: got %d %s\n%s", name, resp.StatusCode, resp.Text, a.logs)
+			t.Errorf("%s: got %d %s, want 200\n%s", name, resp.StatusCode, resp.Text, a.logs)
 		}
 		wantProblem(t, b.Fetch("GET", "/api/x"), 401, "not_signed_in")
 	}
@@ -359,13 +359,13 @@ func TestLogoutBeforeTheCallbackWins(t *testing.T) {
 	other := a.signedIn() // started and finished before the logout
 	resp := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})}})
 	if resp.StatusCode != 200 {
-		t.Fatalf("the logout: got %d", resp.StatusCode)
+		t.Fatalf("the logout: got %d, want 200", resp.StatusCode)
 	}
 	wantPage(t, b.Navigate(callback), 403, "signed_out_meanwhile")
 	a.wantSession(b, "")
 	a.wantSession(other, "")
 	// those of the two sessions, whose records cannot be opened any more
-	waitFor(t, "the tokens that came too late are given back", func() bool {
+	waitFor(t, "the late tokens are revoked", func() bool {
 		return a.provider.LiveRefreshTokens() == 2
 	})
 	a.signedIn()
@@ -386,7 +386,7 @@ func TestJunkLogoutTokensDoNotBlockLogins(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("a refresh: got %d", got)
+		t.Errorf("a refresh: got %d, want 200", got)
 	}
 	a.signedIn()
 }
@@ -462,11 +462,11 @@ func TestWebSocketEndsWithItsSession(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Fatalf("logout: got %d", got)
+		t.Fatalf("logout: got %d, want 303", got)
 	}
 	ended := time.Now()
 	if rest, err := io.ReadAll(lines); len(rest) > 0 {
-		t.Errorf("after the logout came %q, %v", rest, err)
+		t.Errorf("after the logout: got %q, %v, want the end of the connection", rest, err)
 	}
 	if took := time.Since(ended); took > time.Second {
 		t.Errorf("it ended %v after the logout", took)
@@ -511,7 +511,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 			select {
 			case <-left:
 			case <-time.After(5 * time.Second):
-				t.Error("the upstream was not told")
+				t.Error("the upstream request was not cancelled")
 			}
 		})
 	}

@@ -73,17 +73,17 @@ func TestUnneededIDTokenClaimsMayHaveAnyType(t *testing.T) {
 	}
 	for _, value := range oddValues {
 		if got := signIn("max_age=300", "auth_time", value); got == 303 {
-			t.Errorf("auth_time is %#v, and max_age was asked for: got 303", value)
+			t.Errorf("auth_time is %#v and max_age was requested: got 303", value)
 		}
 		if got := signIn("max_age=300", "auth_time", 9999999999); got == 303 {
-			t.Error("auth_time in the year 2286 is taken")
+			t.Error("auth_time in the year 2286 is accepted")
 		}
 		if got := signIn("acr_values=gold", "acr", value); got == 303 {
-			t.Errorf("acr is %#v, and gold was asked for: got 303", value)
+			t.Errorf("acr is %#v and gold was requested: got 303", value)
 		}
 	}
 	if got := signIn("acr_values=gold", "acr", []any{"gold"}); got == 303 {
-		t.Error("acr in a list is taken")
+		t.Error("acr in a list is accepted")
 	}
 }
 
@@ -167,7 +167,7 @@ func TestUnneededTokenResponseMembersMayHaveAnyType(t *testing.T) {
 	}
 	edit("scope", []string{"openid", "email"})
 	if got := a.signedIn().Fetch("GET", "/api/x").StatusCode; got != 200 {
-		t.Errorf("scope in an array: got %d", got)
+		t.Errorf("scope in an array: got %d, want 200", got)
 	}
 	for _, name := range []string{"access_token", "token_type", "id_token"} {
 		for _, value := range oddValues {
@@ -251,10 +251,10 @@ func TestUnneededUserInfoMembersMayHaveAnyType(t *testing.T) {
 		}
 		for _, value := range oddValues {
 			if got := signIn(value, unneeded...); got != 303 {
-				t.Errorf("signed %v, %q are %#v: got %d", signed, unneeded, value, got)
+				t.Errorf("signed %v, %q are %#v: got %d, want 303", signed, unneeded, value, got)
 			}
 			if got := signIn(value, "sub"); got != 502 {
-				t.Errorf("signed %v, sub is %#v: got %d", signed, value, got)
+				t.Errorf("signed %v, sub is %#v: got %d, want 502", signed, value, got)
 			}
 		}
 	}

@@ -76,7 +76,7 @@ func TestInteractionRequiredAsksForALogin(t *testing.T) {
 				a.wantSession(b, "alice")
 				a.provider.Behave()
 				if got := b.SignIn("alice", ""); got.StatusCode != 303 {
-					t.Fatalf("sign in again: got %d\n%s", got.StatusCode, got.Text)
+					t.Fatalf("second login: got %d, want 303\n%s", got.StatusCode, got.Text)
 				}
 				wantOK(t, b.Fetch("GET", "/api/x"))
 			})
@@ -430,7 +430,7 @@ func TestNetworkFaultsOfRefreshKeepTheSession(t *testing.T) {
 			wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
 			a.wantSession(b, "alice")
 			way.set(nil)
-			waitFor(t, "the refresh works again", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+			waitFor(t, "the refresh succeeds", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 		})
 	}
 }

@@ -62,7 +62,7 @@ func TestProviderProfiles(t *testing.T) {
 			}
 			got := user(t, b)
 			if got["sub"] != "alice" || name == "okta" && got["email"] != "alice@example.com" {
-				t.Errorf("the user is %v", got)
+				t.Errorf("user: got %v", got)
 			}
 			wantOK(t, b.Fetch("GET", "/api/x"))
 			for range 2 {
@@ -75,7 +75,7 @@ func TestProviderProfiles(t *testing.T) {
 			resp := b.Submit("/bff/logout", nil)
 			after := b.Follow(resp, a.url+"/x")
 			if resp.StatusCode != 303 || after.StatusCode >= 400 {
-				t.Errorf("logout led to %d %s", after.StatusCode, after.Request.URL)
+				t.Errorf("logout ends with %d %s", after.StatusCode, after.Request.URL)
 			}
 			a.wantSession(b, "")
 			refreshed := 0
@@ -97,7 +97,7 @@ func TestProviderQuirks(t *testing.T) {
 		a, _ := newProfileApp(t, "auth0", nil)
 		wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
 	})
-	t.Run("a lost answer of Auth0 is asked for again within the overlap", func(t *testing.T) {
+	t.Run("a lost response of Auth0 is requested again within the overlap", func(t *testing.T) {
 		a, _ := newProfileApp(t, "auth0", func(_ *app, cfg *bff.Config) {
 			cfg.Provider.Audience = "https://orders.example"
 		})
@@ -118,10 +118,10 @@ func TestProviderQuirks(t *testing.T) {
 		}
 		wantOK(t, b.Fetch("POST", "/bff/session/refresh"))
 		if !lost {
-			t.Error("no answer was lost")
+			t.Error("no response was lost")
 		}
 	})
-	t.Run("Google gives a refresh token only to who asks for it", func(t *testing.T) {
+	t.Run("Google issues a refresh token only on request", func(t *testing.T) {
 		a, _ := newProfileApp(t, "google", func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid"} })
 		b := a.signedIn()
 		var got sessionBody
@@ -131,7 +131,7 @@ func TestProviderQuirks(t *testing.T) {
 				got.Session.AccessTokenExpiresAt)
 		}
 	})
-	t.Run("Okta's org server is not asked for a proof with the wrong nonce twice", func(t *testing.T) {
+	t.Run("Okta's org server gets no proof with the same wrong nonce twice", func(t *testing.T) {
 		a, c := newProfileApp(t, "okta", func(_ *app, cfg *bff.Config) { cfg.Provider.SenderConstraint = "dpop" })
 		a.signedIn()
 		a.signedIn()
@@ -139,14 +139,14 @@ func TestProviderQuirks(t *testing.T) {
 			t.Errorf("%d pushed requests for two logins", n)
 		}
 	})
-	t.Run("Entra wants to be told which API is meant", func(t *testing.T) {
+	t.Run("Entra needs the scope of the API", func(t *testing.T) {
 		a, _ := newProfileApp(t, "entra", func(_ *app, cfg *bff.Config) {
 			cfg.Provider.Scopes = []string{"openid", "api://orders/read"}
 		})
 		// the real service needs no parameter for one API; this one is strict
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_refused")
 		if !strings.Contains(a.logs.String(), "AADSTS28003") {
-			t.Error("the log does not say why")
+			t.Error("the log does not name the cause")
 		}
 	})
 }

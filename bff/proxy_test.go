@@ -172,7 +172,7 @@ func TestUpstreamCannotActOnThePublicOrigin(t *testing.T) {
 		t.Errorf("Cache-Control: got %q", got)
 	}
 	if got := b.Fetch("GET", "/api/x?cache&plain").Header.Get("Cache-Control"); got != "max-age=60" {
-		t.Errorf("Cache-Control that is there: got %q", got)
+		t.Errorf("existing Cache-Control: got %q", got)
 	}
 	if got := b.Fetch("GET", "/api/x?cache").Header.Get("Cache-Control"); got != "private, no-store" {
 		t.Errorf("Cache-Control beside a cookie: got %q", got)
@@ -414,7 +414,7 @@ func TestLateResponseOfReplacedSessionKeepsTheNewOne(t *testing.T) {
 	<-arrived
 	time.Sleep(600 * time.Millisecond) // until the end of its session is watched
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Fatalf("second login: got %d", resp.StatusCode)
+		t.Fatalf("second login: got %d, want 303", resp.StatusCode)
 	}
 	resp := <-late
 	wantProblem(t, resp, 401, "not_signed_in")

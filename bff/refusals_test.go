@@ -256,7 +256,7 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 	}
 	got := sendTarget(t, a, "/public/x", "Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site").StatusCode
 	if got != 403 {
-		t.Errorf("two values: got %d", got)
+		t.Errorf("two values: got %d, want 403", got)
 	}
 	socket := []string{
 		"Connection", "Upgrade", "Upgrade", "websocket", "Sec-WebSocket-Version", "13",

@@ -45,19 +45,19 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 				return b.Navigate(callback, "Sec-Fetch-Site", "cross-site")
 			})
 			if got.StatusCode != 303 {
-				t.Fatalf("sign in: got %d\n%s", got.StatusCode, got.Text)
+				t.Fatalf("sign in: got %d, want 303\n%s", got.StatusCode, got.Text)
 			}
 		}
 		if n := a.provider.Stats().Revocations; n != 0 {
 			t.Errorf("%d revocations before the logout: a provider may end all grants of a user with one", n)
 		}
 		if got := b.Fetch("POST", "/bff/session/refresh"); got.StatusCode != 200 {
-			t.Errorf("a refresh after the logins: got %d", got.StatusCode)
+			t.Errorf("a refresh after the logins: got %d, want 200", got.StatusCode)
 		}
 		b.Submit("/bff/logout", nil)
 		a.wantNoLiveRefreshTokens("five logins")
 	})
-	t.Run("begun at once, completed one after the other", func(t *testing.T) {
+	t.Run("started concurrently, finished one after the other", func(t *testing.T) {
 		t.Parallel()
 		for _, strict := range []bool{true, false} {
 			a := newApp(t, nil)
@@ -73,7 +73,7 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 					finish = func() *bfftest.Response { return a.navigateStrict(b, complete) }
 				}
 				if got := finish(); got.StatusCode != 303 {
-					t.Fatalf("callback: got %d\n%s", got.StatusCode, got.Text)
+					t.Fatalf("callback: got %d, want 303\n%s", got.StatusCode, got.Text)
 				}
 			}
 			b.Submit("/bff/logout", nil)
@@ -86,7 +86,7 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 		b := a.browser()
 		for _, user := range []string{"alice", "alice", "bob", "alice"} {
 			if got := b.SignIn(user, "prompt=login"); got.StatusCode != 303 {
-				t.Fatalf("sign in as %s: got %d", user, got.StatusCode)
+				t.Fatalf("sign in as %s: got %d, want 303", user, got.StatusCode)
 			}
 		}
 		b.Submit("/bff/logout", nil)
@@ -109,7 +109,7 @@ func TestLoginAsAnotherUserRevokesOldTokens(t *testing.T) {
 	}})
 	t.Cleanup(a.provider.Behave)
 	if got := b.SignIn("bob", "prompt=login"); got.StatusCode != 303 {
-		t.Fatalf("sign in as bob: got %d\n%s", got.StatusCode, got.Text)
+		t.Fatalf("sign in as bob: got %d, want 303\n%s", got.StatusCode, got.Text)
 	}
 	a.wantSession(b, "bob")
 	close(release)
@@ -151,7 +151,7 @@ func TestAttemptKeepsItsAge(t *testing.T) {
 	for _, line := range lines {
 		if strings.Contains(line, "-login-") && !strings.Contains(line, "Max-Age=0") &&
 			(!strings.Contains(line, "Max-Age=59") || strings.Contains(line, "Max-Age=600")) {
-			t.Errorf("the other attempt is set anew: %s", line)
+			t.Errorf("the other attempt is set again: %s", line)
 		}
 	}
 	if len(lines) != 3 { // the session, the finished attempt and the other one

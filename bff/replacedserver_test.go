@@ -37,7 +37,7 @@ func TestWaitingRefreshOutlivesItsServer(t *testing.T) {
 	if err := a.server.Reload(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "the configuration before is given up", func() bool {
+	waitFor(t, "the previous server is closed", func() bool {
 		return strings.Contains(a.logs.String(), "previous configuration closed with requests in flight")
 	})
 	close(release)

@@ -185,7 +185,7 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 				t.Helper()
 				resp := b.Fetch([]string{"GET", "POST"}[i%2], "/named/x")
 				if resp.StatusCode != 200 {
-					t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
+					t.Fatalf("got %d %s, want 200\n%s", resp.StatusCode, resp.Text, a.logs)
 				}
 				return resp.Text
 			}
@@ -219,7 +219,8 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 			hosts[2].stop() // the old address fails immediately, and the name has another one
 			resp := b.Fetch("GET", "/named/x")
 			if resp.StatusCode != 200 {
-				t.Errorf("when the name has moved and its address is gone: got %d %s", resp.StatusCode, resp.Text)
+				t.Errorf("after the name changed and its address failed: got %d %s, want 200",
+					resp.StatusCode, resp.Text)
 			}
 		})
 	}
@@ -233,7 +234,7 @@ func TestUnreachableResolvedAddressFailsNoRequest(t *testing.T) {
 	hosts[1].stop()
 	for range 30 {
 		if resp := b.Fetch("POST", "/named/x"); resp.StatusCode != 200 {
-			t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
+			t.Fatalf("got %d %s, want 200\n%s", resp.StatusCode, resp.Text, a.logs)
 		}
 	}
 	if hosts[0].calls.Load() < 5 || hosts[2].calls.Load() < 5 {

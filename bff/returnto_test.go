@@ -57,7 +57,7 @@ func FuzzReturnTo(f *testing.F) {
 			"/").Replace(strings.Trim(got, "\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\v\f\r\x0e\x0f\x10 "))
 		u, err := base.Parse(seen)
 		if err != nil || u.Scheme != "https" || u.Host != "app.example.com" || strings.HasPrefix(seen, "//") {
-			t.Fatalf("%q leads to %v, %v", got, u, err)
+			t.Fatalf("%q is resolved to %v, %v, want this origin", got, u, err)
 		}
 	})
 }

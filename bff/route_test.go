@@ -113,7 +113,7 @@ func TestOnlyMethodsOfTheRouteAreAllowed(t *testing.T) {
 		}
 	}
 	if n := a.echo.Calls() - before; n > 0 {
-		t.Errorf("the upstream was asked %d times", n)
+		t.Errorf("%d requests to the upstream", n)
 	}
 }
 
@@ -122,12 +122,12 @@ func TestOptionalTokenIsSentWithASession(t *testing.T) {
 	a, b := newRoutedApp(t, bff.Route{Path: "/maybe/", Token: "optional", Headers: map[string]string{"X-User": "sub"}})
 	got := echoed(t, b.Fetch("GET", "/maybe/x")).Header
 	if !a.provider.Issued(strings.TrimPrefix(got.Get("Authorization"), "Bearer ")) || got.Get("X-User") != "alice" {
-		t.Errorf("signed in, the upstream got %v", got)
+		t.Errorf("with a session the upstream got %v", got)
 	}
 	if got := echoed(t,
 		a.browser().Fetch("GET", "/maybe/x", "Authorization", "Bearer forged",
 			"X-User", "mallory")).Header; got.Get("Authorization") != "" || got.Get("X-User") != "" {
-		t.Errorf("signed out, the upstream got %v", got)
+		t.Errorf("without a session the upstream got %v", got)
 	}
 }
 
@@ -234,7 +234,7 @@ func TestRouteRequirementsAreEnforced(t *testing.T) {
 		wantProblem(t, a.browser().Fetch("GET", "/"+name+"/x"), 401, "not_signed_in")
 	}
 	if n := a.echo.Calls() - before; n > 0 {
-		t.Errorf("the upstream was asked %d times", n)
+		t.Errorf("%d requests to the upstream", n)
 	}
 	wantSession := b.Fetch("GET", "/bff/session")
 	if !strings.Contains(wantSession.Text, `"authenticated":true`) {
@@ -311,7 +311,7 @@ func TestSlowUpstreamTimesOut(t *testing.T) {
 	resp := b.Open("/slow/body")
 	defer resp.Body.Close()
 	if text, err := io.ReadAll(resp.Body); string(text) != "begun" || err == nil {
-		t.Errorf("of an answer that stands still came %q, and the error %v, want one", text, err)
+		t.Errorf("stalled response: got %q and the error %v, want an error", text, err)
 	}
 }
 
@@ -324,7 +324,7 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 	before := a.echo.Calls()
 	wantProblem(t, b.Do("POST", "/small/x", "0123456789a", "X-CSRF", "1"), 413, "body_too_large")
 	if n := a.echo.Calls() - before; n > 0 {
-		t.Errorf("the upstream was asked %d times", n)
+		t.Errorf("%d requests to the upstream", n)
 	}
 	body := struct{ io.Reader }{strings.NewReader(strings.Repeat("x", 1<<20))} // of unknown length
 	req, err := http.NewRequest("POST", a.url+"/small/x", body)
@@ -415,7 +415,7 @@ func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 	resp := b.Fetch("GET", "/many/x")
 	wantProblem(t, resp, 503, "upstream_unavailable")
 	if resp.Header.Get("Retry-After") != "1" {
-		t.Errorf("Retry-After is %q", resp.Header.Get("Retry-After"))
+		t.Errorf("Retry-After: got %q, want 1 to 3600", resp.Header.Get("Retry-After"))
 	}
 }
 
@@ -466,7 +466,7 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 		a, b := newRoutedApp(t, bff.Route{Path: "/kind/", Token: "user", Upstream: []string{overTLS.URL}, TLS: cfg})
 		wantProblem(t, b.Fetch("GET", "/kind/x"), 502, "upstream_failed")
 		if !strings.Contains(a.logs.String(), "certificate signed by unknown authority") {
-			t.Errorf("%s: the log does not say what is wrong", name)
+			t.Errorf("%s: the log does not name the cause", name)
 		}
 	}
 }
@@ -542,7 +542,7 @@ func TestRejectionsDoNotRefreshEveryTime(t *testing.T) {
 		resp := b.Fetch("GET", "/strict/x")
 		if resp.StatusCode != 401 || resp.Code() != "" ||
 			!strings.Contains(resp.Header.Get("WWW-Authenticate"), "invalid_token") {
-			t.Errorf("got %d %v %s, want the upstream's answer", resp.StatusCode, resp.Header, resp.Text)
+			t.Errorf("got %d %v %s, want the upstream's response", resp.StatusCode, resp.Header, resp.Text)
 		}
 	}
 	if a.provider.Refreshes() != 1 || rejected.Load() != 6 {
@@ -641,7 +641,7 @@ func TestRejectedTokenDuringAProviderOutage(t *testing.T) {
 	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "user", Upstream: []string{echo.URL}})
 	a.provider.Misbehave(t, brokertest.ProviderDown)
 	if resp := b.Fetch("GET", "/strict/x"); resp.StatusCode != 401 || resp.Code() != "" {
-		t.Errorf("got %d %s, want the upstream's answer", resp.StatusCode, resp.Text)
+		t.Errorf("got %d %s, want the upstream's response", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "alice")
 }

@@ -24,7 +24,7 @@ func TestSessionEndpointReturnsUserAndExpiry(t *testing.T) {
 	b := a.browser()
 	if got := b.Fetch("GET",
 		"/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
-		t.Errorf("nobody signed in: got %d %s", got.StatusCode, got.Text)
+		t.Errorf("without a session: got %d %s", got.StatusCode, got.Text)
 	}
 	b = a.signedIn()
 	resp := b.Fetch("GET", "/bff/session")
@@ -112,7 +112,7 @@ func TestCSRF(t *testing.T) {
 			}
 			for header := range resp.Header {
 				if strings.HasPrefix(header, "Access-Control-") {
-					t.Errorf("%s %s, %s: %s is there", call.method, call.path, name, header)
+					t.Errorf("%s %s, %s: %s is present", call.method, call.path, name, header)
 				}
 			}
 		}
@@ -282,7 +282,7 @@ func TestProviderFaultsKeepTheSession(t *testing.T) {
 			}
 			a.wantSession(b, "alice")
 			a.provider.Behave()
-			waitFor(t, "the refresh works again", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
+			waitFor(t, "the refresh succeeds", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 			if n := a.provider.Reuses(); n != 0 {
 				t.Errorf("%d refresh tokens were used twice", n)
 			}
@@ -429,7 +429,9 @@ func TestInvalidRefreshResponseKeepsRotatedToken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, nil)
 			b := a.signedIn()
-			a.recordCalls(devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) }})
+			a.recordCalls(devidp.Hooks{
+				EditTokenResponse: func(grant string, _ int, body map[string]any) { spoil(body) },
+			})
 			wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 			a.provider.Behave()
 			time.Sleep(1200 * time.Millisecond)
@@ -471,7 +473,7 @@ func TestLogoutDuringARefreshWins(t *testing.T) {
 	go func() { status <- b.Fetch("GET", "/api/x").StatusCode }()
 	<-arrived
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
+		t.Errorf("logout: got %d, want 303", got)
 	}
 	close(release)
 	if got := <-status; got != 401 {
@@ -527,7 +529,7 @@ func TestProbesAreNotOnThePublicListener(t *testing.T) {
 	w := httptest.NewRecorder()
 	a.server.Admin().ServeHTTP(w, httptest.NewRequest("GET", "/healthz", nil))
 	if w.Code != 200 {
-		t.Errorf("/healthz: got %d", w.Code)
+		t.Errorf("/healthz: got %d, want 200", w.Code)
 	}
 }
 

@@ -15,7 +15,7 @@ func (a *app) end(resp interface{ Decode(testing.TB, any) }) (expires, idle time
 	var got sessionBody
 	resp.Decode(a.t, &got)
 	if !got.Authenticated {
-		a.t.Fatal("nobody is signed in")
+		a.t.Fatal("no session")
 	}
 	return got.Session.ExpiresAt, got.Session.IdleExpiresAt
 }

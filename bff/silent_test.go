@@ -44,17 +44,17 @@ func TestSilentLogin(t *testing.T) {
 	b := a.browser()
 	q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
 	if q.Get("prompt") != "none" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("code_challenge") == "" {
-		t.Errorf("asked with %v", q)
+		t.Errorf("authorization request: got %v", q)
 	}
 	wantSilent(t, silentLogin(b), "false") // no session at the provider either
 	a.wantSession(b, "")
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Fatalf("got %d", resp.StatusCode)
+		t.Fatalf("got %d, want 303", resp.StatusCode)
 	}
 	requests := a.provider.Stats().Authorizations
 	wantSilent(t, silentLogin(b), "true")
 	if n := a.provider.Stats().Authorizations - requests; n > 0 {
-		t.Error("the provider is asked about a user who is signed in here: it might know another one")
+		t.Error("with a session the provider is asked too: it may have another user")
 	}
 	var before, after sessionBody
 	b.Fetch("GET", "/bff/session").Decode(t, &before)
@@ -83,7 +83,7 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 				"Sec-Fetch-Site", "cross-site"), "false")
 		a.wantSession(b, "")
 	})
-	t.Run("a provider that does not answer", func(t *testing.T) {
+	t.Run("a provider that does not respond", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		a.provider.Misbehave(t, brokertest.ProviderDown)
@@ -93,7 +93,7 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 		a.provider.Behave()
 		a.wantSession(b, "")
 	})
-	t.Run("every reason to ask the user", func(t *testing.T) {
+	t.Run("every error that requires the user", func(t *testing.T) {
 		for _, code := range []string{
 			"login_required", "interaction_required", "consent_required",
 			"account_selection_required", "access_denied", "server_error", "<script>",
@@ -179,7 +179,7 @@ func TestFrontchannelLogout(t *testing.T) {
 	a.wantSession(b, "alice")
 	c := a.recordCalls(devidp.Hooks{})
 	if resp := ask(b, good); resp.StatusCode != 200 {
-		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
+		t.Errorf("got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 	a.wantSession(other, "alice")
@@ -187,7 +187,7 @@ func TestFrontchannelLogout(t *testing.T) {
 		t.Errorf("%d tokens were revoked, want the refresh and the access token", n)
 	}
 	if resp := ask(b, good); resp.StatusCode != 200 {
-		t.Errorf("once more: got %d", resp.StatusCode)
+		t.Errorf("once more: got %d, want 200", resp.StatusCode)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestSessionWithoutASidIsEndedByNoSid(t *testing.T) {
 		a.wantSession(b, "alice")
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
+		t.Errorf("logout: got %d, want 303", got)
 	}
 	a.wantSession(b, "")
 	a.wantSession(other, "alice")

@@ -36,11 +36,11 @@ func TestTestsNamedInTheStandardsPageExist(t *testing.T) {
 	}
 	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(text, -1)
 	if len(named) < 50 {
-		t.Errorf("it names %d tests", len(named))
+		t.Errorf("the page names %d tests, want at least 50", len(named))
 	}
 	for _, m := range named {
 		if !defined[string(m[1])] {
-			t.Errorf("there is no %s", m[1])
+			t.Errorf("no test %s", m[1])
 		}
 	}
 }

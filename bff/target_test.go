@@ -104,7 +104,7 @@ func TestEachRouteGetsItsOwnToken(t *testing.T) {
 		}
 	}
 	if got := b.Submit("/bff/logout", nil).StatusCode; got != 303 {
-		t.Errorf("logout: got %d", got)
+		t.Errorf("logout: got %d, want 303", got)
 	}
 	hints := make(map[string]int)
 	for _, call := range c.to("/revoke") {
@@ -152,10 +152,10 @@ func TestUserWhoGrantsFewerScopesStaysSignedIn(t *testing.T) {
 	})
 	b := a.browser()
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
-		t.Errorf("sign in: got %d\n%s", resp.StatusCode, a.logs.lines(t, "request"))
+		t.Errorf("sign in: got %d, want 303\n%s", resp.StatusCode, a.logs.lines(t, "request"))
 	}
 	if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
-		t.Errorf("refresh: got %d", resp.StatusCode)
+		t.Errorf("refresh: got %d, want 200", resp.StatusCode)
 	}
 }
 
@@ -204,7 +204,7 @@ func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 	for i := range 4 {
 		b := a.browser()
 		if resp := b.SignIn(users[i%2], ""); resp.StatusCode != 303 {
-			t.Fatalf("got %d", resp.StatusCode)
+			t.Fatalf("got %d, want 303", resp.StatusCode)
 		}
 		browsers = append(browsers, b)
 	}
@@ -296,10 +296,10 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 			}
 		}
 		if exchanges != 1 {
-			t.Errorf("%s: the provider was asked %d times, want once until some time has passed", fault, exchanges)
+			t.Errorf("%s: %d requests to the provider, want 1 during the backoff", fault, exchanges)
 		}
 	}
-	t.Run("an answer of another kind", func(t *testing.T) {
+	t.Run("another type of response", func(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
 		for _, kind := range []any{nil, "urn:ietf:params:oauth:token-type:refresh_token", 7} {

@@ -120,7 +120,7 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 			})
 			for i := range 5 {
 				if resp := b.Fetch("GET", "/tls/x"); resp.StatusCode != 200 {
-					t.Fatalf("got %d %s\n%s", resp.StatusCode, resp.Text, a.logs)
+					t.Fatalf("got %d %s, want 200\n%s", resp.StatusCode, resp.Text, a.logs)
 				}
 				all, resumed := s.take()
 				if all != 1 || resumed != min(int32(i), 1) {
@@ -149,10 +149,10 @@ func TestFailedRequestCausesNoExtraHandshake(t *testing.T) {
 			const requests = 5
 			for range requests {
 				if resp := b.Fetch("POST", "/tls/hangup"); resp.StatusCode != 502 {
-					t.Errorf("got %d", resp.StatusCode)
+					t.Errorf("got %d, want 502", resp.StatusCode)
 				}
 				if resp := b.Fetch("GET", "/tls/x"); resp.StatusCode != 200 {
-					t.Errorf("the next request: got %d", resp.StatusCode)
+					t.Errorf("the next request: got %d, want 200", resp.StatusCode)
 				}
 			}
 			want := int32(requests) // HTTP/1.1: closes the connection
@@ -237,7 +237,7 @@ func TestTLSSessionIsNotResumedWithOtherCertificates(t *testing.T) {
 				s.server.CloseClientConnections()
 			}
 			if _, resumed := s.take(); resumed == 0 {
-				t.Error("no session was resumed at all")
+				t.Error("no TLS session was resumed")
 			}
 		})
 	}

@@ -519,12 +519,12 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		w.check("one of them", r)
 	}
 	if len(wrong) > 0 || answered.Load() > int64(len(requests)) {
-		t.Errorf("%d answers with 200; the upstream took %d requests, and not %q", answered.Load(),
+		t.Errorf("%d responses with 200; the upstream accepted %d requests and rejected %q", answered.Load(),
 			len(requests), wrong)
 	}
 	t.Logf("%d sent, the upstream took %d", sent.Load(), len(requests))
 	if sent.Load() < 200 || len(requests) < 50 {
-		t.Error("that shows little")
+		t.Error("too few requests to be meaningful")
 	}
 }
 
@@ -585,7 +585,7 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 		sent := calls() - before
 		if resp.StatusCode != 200 {
 			if sent > 0 || resp.StatusCode != 400 && resp.StatusCode != 404 {
-				t.Fatalf("%s %s: got %d %s, and %d requests were sent on", method, target, resp.StatusCode, text, sent)
+				t.Fatalf("%s %s: got %d %s and %d forwarded requests", method, target, resp.StatusCode, text, sent)
 			}
 			continue
 		}
@@ -593,7 +593,7 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 		escaped, _, _ := strings.Cut(target, "?")
 		decoded, err := url.PathUnescape(escaped)
 		if err != nil {
-			t.Fatalf("%s %s was sent on", method, target)
+			t.Fatalf("%s %s was forwarded", method, target)
 		}
 		want := ""
 		for path := range upstreams {
@@ -613,7 +613,7 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 		}
 		for segment := range strings.SplitSeq(decoded, "/") {
 			if name, _, _ := strings.Cut(segment, ";"); name == "." || name == ".." {
-				t.Fatalf("%s %s was sent on", method, target)
+				t.Fatalf("%s %s was forwarded", method, target)
 			}
 		}
 	}
@@ -690,7 +690,7 @@ func FuzzRequestHeader(f *testing.F) {
 					for pair := range strings.SplitSeq(line, ";") {
 						n, _, _ := strings.Cut(strings.TrimSpace(pair), "=")
 						if strings.EqualFold(strings.TrimSpace(n), "cloakroom") {
-							t.Errorf("our cookie got through: %q", values)
+							t.Errorf("the broker's cookie was forwarded: %q", values)
 						}
 					}
 				}
@@ -700,7 +700,7 @@ func FuzzRequestHeader(f *testing.F) {
 			got.Header.Get("X-Forwarded-For") != "127.0.0.1" ||
 			!strings.HasSuffix(got.Header.Get("Via"), "1.1 cloakroom") &&
 				len(got.Header["Via"]) < 2 || got.Host != strings.TrimPrefix(echo.URL, "http://") {
-			t.Errorf("ours are missing: %v, Host %s", got.Header, got.Host)
+			t.Errorf("the broker's headers are missing: %v, Host %s", got.Header, got.Host)
 		}
 	})
 }
@@ -733,7 +733,7 @@ func TestConnectionIsClosedAfterAnEarlyResponse(t *testing.T) {
 	}
 	io.WriteString(c, smuggled)
 	if rest, _ := io.ReadAll(io.MultiReader(resp.Body, r)); len(rest) > 0 || a.echo.Calls() != 1 {
-		t.Errorf("after it came %q, and the upstream was asked %d times", rest, a.echo.Calls())
+		t.Errorf("after it: got %q and %d requests to the upstream", rest, a.echo.Calls())
 	}
 }
 
