@@ -137,6 +137,14 @@ func startOutage(t *testing.T, users int) *outage {
 		o.process.Process.Kill()
 		o.process.Wait()
 	})
+	eventually(t, 20*time.Second, "the provider responds", func() bool {
+		resp, err := http.Get("http://" + control + "/stats")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return true
+	})
 	store := redistest.Start(t)
 	o.startReplicas(map[string]string{
 		"OIDC_ISSUER": issuer, "OIDC_WAIT": outageWait.String(), "SESSION_REFRESH_AHEAD": "10s",

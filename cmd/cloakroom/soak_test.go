@@ -40,7 +40,7 @@ const (
 	// failures.
 	recoveryLimit = 40 * time.Second
 
-	clockFormat = "15:04:05.000 "
+	clockFormat = "15:04:05.000"
 )
 
 // TestSoakInvariants makes users sign in, call, refresh, disconnect and sign
@@ -257,7 +257,7 @@ func (s *soak) fail(format string, args ...any) {
 	n := s.failures
 	s.mu.Unlock()
 	if n <= 20 {
-		s.t.Errorf(time.Now().Format(clockFormat)+format, args...)
+		s.t.Errorf(time.Now().Format(clockFormat)+" "+format, args...)
 	}
 }
 
@@ -289,7 +289,7 @@ type soakSession struct {
 }
 
 func (x *soakSession) note(format string, args ...any) {
-	x.history = append(x.history, time.Now().Format(clockFormat)+fmt.Sprintf(format, args...))
+	x.history = append(x.history, time.Now().Format(clockFormat)+" "+fmt.Sprintf(format, args...))
 	x.history = x.history[max(0, len(x.history)-12):]
 }
 
