@@ -242,7 +242,7 @@ func TestDemoToken(t *testing.T) {
 	}
 
 	status, out, errs := demoToken("--user", "eve")
-	wantError(t, "unknown user", status, out, errs, 1, `no token for "eve": there is no user of that name`)
+	wantError(t, "unknown user", status, out, errs, 1, `no token for "eve": there is no such user`)
 	listen = "nonsense"
 	status, out, errs = demoToken()
 	wantError(t, "invalid address", status, out, errs, 2, "--listen")
