@@ -82,7 +82,7 @@ server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
-`, []string{"store.url: its scheme is none of memory, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+`, []string{"store.url: its scheme is none of memory, file, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
 		"routes with options": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}

@@ -135,7 +135,8 @@ var Keys = []Key{
 	{"oidc.logout_redirect_parameter", "post_logout_redirect_uri",
 		"Name of the parameter `post_logout_redirect_uri` at that endpoint."},
 	{"store.url", "memory:",
-		"Session store: `memory:`, `redis:`, `redis+sentinel:`, `redis+cluster:` or `unix:`. " +
+		"Session store: `memory:`, `file:/DIRECTORY` for one replica, `redis:`, `redis+sentinel:`, " +
+			"`redis+cluster:` or `unix:`. " +
 			"`rediss` instead of `redis` uses TLS."},
 	{"store.prefix", "cloakroom:", "Prefix of each key in Redis."},
 	{"store.ca_file", "CAs of the system", "CAs that sign the certificates of Redis, in PEM."},
@@ -143,7 +144,7 @@ var Keys = []Key{
 	{"store.key_file", "", "Private key of that certificate, in PEM."},
 	{"store.password_file", "", "Password of Redis. Read for each new connection."},
 	{"session.keys", "",
-		"Required with Redis. Each is the base64 of 32 random bytes. The first seals, all open."},
+		"Required unless `store.url` is `memory:`. Each is the base64 of 32 random bytes. The first seals, all open."},
 	{"session.idle_timeout", "30m", "A session ends after this time without an API call."},
 	{"session.max_lifetime", "12h", "A session ends this time after login at the latest."},
 	{"session.refresh_ahead", "1m", "Tokens are refreshed this time before they expire."},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -39,11 +40,14 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
 	switch scheme {
 	case "memory":
-		s.checkMemory(problems)
+		s.checkLocal(problems)
 		return new(tokenstore.Memory)
+	case "file":
+		s.checkLocal(problems)
+		return s.openFile(log, problems)
 	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix":
 	default:
-		problems.add("store.url", "its scheme is none of memory, redis, redis+sentinel, redis+cluster "+
+		problems.add("store.url", "its scheme is none of memory, file, redis, redis+sentinel, redis+cluster "+
 			"(with TLS: rediss, rediss+sentinel, rediss+cluster), unix")
 		return nil
 	}
@@ -62,13 +66,29 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 	return store
 }
 
-// checkMemory reports the keys that only Redis has a use for.
-func (s *Store) checkMemory(problems *Errors) {
+// openFile opens the store in a directory.
+func (s *Store) openFile(log *slog.Logger, problems *Errors) TokenStore {
+	dir := strings.TrimPrefix(strings.TrimPrefix(s.URL.Reveal(), "file:"), "//")
+	if !filepath.IsAbs(dir) {
+		problems.add("store.url", "%q is not file: with an absolute path, such as file:/var/lib/cloakroom", s.URL.Reveal())
+		return nil
+	}
+	store, err := tokenstore.NewFile(tokenstore.FileConfig{Dir: dir, Logger: log})
+	if err != nil {
+		problems.add("store.url", "%w", err)
+		return nil
+	}
+	return store
+}
+
+// checkLocal reports the keys that only Redis has a use for.
+func (s *Store) checkLocal(problems *Errors) {
+	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
 	for _, setting := range []struct{ key, value string }{
 		{"store.cert_file", s.CertFile}, {"store.key_file", s.KeyFile}, {"store.password_file", s.PasswordFile},
 	} {
 		if setting.value != "" {
-			problems.add(setting.key, "%q is for Redis, and store.url is memory:", setting.value)
+			problems.add(setting.key, "%q is for Redis, and store.url begins with %s:", setting.value, scheme)
 		}
 	}
 }
