@@ -28,21 +28,22 @@ var algorithms = []string{"RS256", "PS256", "ES256", "EdDSA"}
 type size int
 
 const (
-	small size = iota // what most tokens do
-	large             // also a hundred groups
+	small size = iota // the claims of most tokens
+	large             // with a hundred groups
 )
 
 // issuer signs tokens and has its metadata and keys on the loopback interface.
 type issuer struct {
 	url   string
 	keys  map[string]crypto.Signer // :: algorithm →
-	first string                   // a good token, to begin with
+	first string                   // a valid token, to warm up with
 	stop  func()
 }
 
 func newIssuer() *issuer {
 	iss := &issuer{keys: map[string]crypto.Signer{
-		"RS256": must(rsa.GenerateKey(rand.Reader, 2048)), "PS256": must(rsa.GenerateKey(rand.Reader, 2048)), "ES256": must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)),
+		"RS256": must(rsa.GenerateKey(rand.Reader, 2048)), "PS256": must(rsa.GenerateKey(rand.Reader, 2048)),
+		"ES256": must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)),
 	}}
 	_, iss.keys["EdDSA"], _ = ed25519.GenerateKey(rand.Reader)
 	mux := http.NewServeMux()
@@ -60,7 +61,8 @@ func newIssuer() *issuer {
 		set = append(set, jwkOf(alg, iss.keys[alg].Public()))
 	}
 	mux.HandleFunc("GET /keys", answer(map[string]any{"keys": set}))
-	mux.HandleFunc("GET /.well-known/openid-configuration", answer(map[string]any{"issuer": iss.url, "jwks_uri": iss.url + "/keys"}))
+	mux.HandleFunc("GET /.well-known/openid-configuration",
+		answer(map[string]any{"issuer": iss.url, "jwks_uri": iss.url + "/keys"}))
 	iss.first = iss.token("ES256", small, nil)
 	return iss
 }
@@ -85,9 +87,12 @@ func jwkOf(alg string, public crypto.PublicKey) map[string]any {
 func (iss *issuer) token(alg string, s size, edit map[string]any) string {
 	now := time.Now()
 	claims := map[string]any{
-		"iss": iss.url, "aud": []string{audience, "account"}, "sub": "alice", "client_id": "spa", "azp": "spa", "scope": scope, "jti": rand.Text(),
-		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(time.Hour).Unix(), "auth_time": now.Unix(), "acr": "1", "sid": rand.Text(),
-		"name": "Alice Liddell", "email": "alice@example.com", "realm_access": map[string]any{"roles": []string{"user", "clerk", "offline_access"}},
+		"iss": iss.url, "aud": []string{audience, "account"}, "sub": "alice", "client_id": "spa", "azp": "spa",
+		"scope": scope, "jti": rand.Text(),
+		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+		"auth_time": now.Unix(), "acr": "1", "sid": rand.Text(),
+		"name": "Alice Liddell", "email": "alice@example.com",
+		"realm_access": map[string]any{"roles": []string{"user", "clerk", "offline_access"}},
 	}
 	if s == large {
 		var groups []string
@@ -110,7 +115,8 @@ func sign(alg string, key crypto.Signer, input []byte) []byte {
 	case "RS256":
 		return must(key.Sign(rand.Reader, digest[:], crypto.SHA256))
 	case "PS256":
-		return must(key.Sign(rand.Reader, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}))
+		options := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+		return must(key.Sign(rand.Reader, digest[:], options))
 	case "ES256":
 		r, s, err := ecdsa.Sign(rand.Reader, key.(*ecdsa.PrivateKey), digest[:])
 		if err != nil {

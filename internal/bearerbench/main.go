@@ -32,7 +32,8 @@ import (
 func main() {
 	log.SetFlags(0)
 	rounds := flag.Int("rounds", 9, "how many `rounds` to take the medians of")
-	tokens := flag.Int("n", 2000, "how many `tokens` of each kind are verified in a round; no more than 4000, for bearer remembers as many")
+	tokens := flag.Int("n", 2000, "how many `tokens` of each kind are verified in a round; at most 4000, "+
+		"which bearer's cache can hold")
 	out := flag.String("o", "", "the Markdown `file` to write the tables into; they are printed in any case")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 || *tokens < 1 || *tokens > 4000 {
@@ -59,7 +60,8 @@ type kind struct {
 	size size
 }
 
-var kinds = []kind{{"RS256", small}, {"PS256", small}, {"ES256", small}, {"EdDSA", small}, {"RS256", large}, {"EdDSA", large}}
+var kinds = []kind{{"RS256", small}, {"PS256", small}, {"ES256", small}, {"EdDSA", small}, {"RS256", large},
+	{"EdDSA", large}}
 
 func (k kind) String() string { return fmt.Sprint(k.alg, " ", k.size) }
 
@@ -93,7 +95,7 @@ func run(ctx context.Context, rounds, tokens int) (string, error) {
 				if err := measure(ctx, r, fmt.Sprint(k, s.name), v, raw); err != nil {
 					return "", err
 				}
-				if s.name == ours { // the same tokens once more, which it remembers
+				if s.name == ours { // the same tokens again, now cached
 					if err := measure(ctx, r, fmt.Sprint(k, s.name, " again"), v, raw); err != nil {
 						return "", err
 					}
@@ -163,24 +165,30 @@ func tables(r benchtable.Results, sizes map[kind]int, rounds, tokens int) string
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## Verifying access tokens\n")
 	line("%s, %d cores; Go %s, %s.\nMedians of %d rounds of %d tokens, measured by `make bench-bearer`.\n%s\n",
-		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"), time.Now().Format(time.DateOnly), rounds, tokens, versions())
+		benchtable.Processor(), runtime.NumCPU(), strings.TrimPrefix(runtime.Version(), "go"),
+		time.Now().Format(time.DateOnly), rounds, tokens, versions())
 	line("Each system has the issuer's keys and sees each token for the first time. It checks signature,\n"+
 		"algorithm, iss, aud and exp, and returns sub and scope. Only package bearer also checks typ, nbf,\n"+
 		"iat, jti, client_id and cnf, and rejects repeated members.\n\n"+
 		"- *cached*: a token that bearer has verified before\n"+
 		"- *on %d cores*: the time for each token if all of them verify\n"+
 		"- *relative*: relative to bearer\n", runtime.GOMAXPROCS(0))
-	line("| token | system | time | relative | allocations | allocated | on %d cores | relative |", runtime.GOMAXPROCS(0))
+	line("| token | system | time | relative | allocations | allocated | on %d cores | relative |",
+		runtime.GOMAXPROCS(0))
 	line("|---|---|--:|--:|--:|--:|--:|--:|")
 	for _, k := range kinds {
 		base, baseTogether := r.Median(fmt.Sprint(k, ours)), r.Median(fmt.Sprint(k, ours, " together"))
 		for _, s := range systems {
 			what := fmt.Sprint(k, s.name)
-			line("| %s, %d bytes | %s | %s | %.2f | %.0f | %.0f bytes | %s | %.2f |", k.alg, sizes[k], s.name, benchtable.Duration(r.Median(what)), r.Median(what)/base,
-				r.Median(what+" allocs"), r.Median(what+" bytes"), benchtable.Duration(r.Median(what+" together")), r.Median(what+" together")/baseTogether)
+			line("| %s, %d bytes | %s | %s | %.2f | %.0f | %.0f bytes | %s | %.2f |", k.alg, sizes[k], s.name,
+				benchtable.Duration(r.Median(what)), r.Median(what)/base,
+				r.Median(what+" allocs"), r.Median(what+" bytes"),
+				benchtable.Duration(r.Median(what+" together")), r.Median(what+" together")/baseTogether)
 		}
 		what := fmt.Sprint(k, ours, " again")
-		line("| %s, %d bytes | bearer, cached | %s | %.2f | %.0f | %.0f bytes | | |", k.alg, sizes[k], benchtable.Duration(r.Median(what)), r.Median(what)/base, r.Median(what+" allocs"), r.Median(what+" bytes"))
+		line("| %s, %d bytes | bearer, cached | %s | %.2f | %.0f | %.0f bytes | | |", k.alg, sizes[k],
+			benchtable.Duration(r.Median(what)), r.Median(what)/base, r.Median(what+" allocs"),
+			r.Median(what+" bytes"))
 	}
 	return t.String()
 }

@@ -29,7 +29,7 @@ type verify func(ctx context.Context, raw string) (verified, error)
 // algorithm, iss, aud and exp, and to tell sub and scope.
 type system struct {
 	name string
-	// begin makes a verifier that has the issuer's keys at hand.
+	// begin returns a verifier that has fetched the issuer's keys.
 	begin func(ctx context.Context, iss *issuer) (verify, error)
 }
 
@@ -45,7 +45,8 @@ var systems = []system{
 // beginBearer makes a verifier that has seen no token but one, of which it has
 // the keys.
 func beginBearer(ctx context.Context, iss *issuer) (verify, error) {
-	v, err := bearer.NewVerifier(bearer.Config{Issuer: iss.url, Audience: audience, Logger: slog.New(slog.DiscardHandler)})
+	v, err := bearer.NewVerifier(bearer.Config{Issuer: iss.url, Audience: audience,
+		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,8 @@ func beginJWX(ctx context.Context, iss *issuer) (verify, error) {
 		return nil, err
 	}
 	return func(_ context.Context, raw string) (verified, error) {
-		t, err := jwxjwt.ParseString(raw, jwxjwt.WithKeySet(keys), jwxjwt.WithIssuer(iss.url), jwxjwt.WithAudience(audience), jwxjwt.WithRequiredClaim("exp"))
+		t, err := jwxjwt.ParseString(raw, jwxjwt.WithKeySet(keys), jwxjwt.WithIssuer(iss.url),
+			jwxjwt.WithAudience(audience), jwxjwt.WithRequiredClaim("exp"))
 		if err != nil {
 			return verified{}, err
 		}
@@ -119,7 +121,8 @@ func beginGolangJWT(ctx context.Context, iss *issuer) (verify, error) {
 	if err != nil {
 		return nil, err
 	}
-	parser := jwt.NewParser(jwt.WithValidMethods(algorithms), jwt.WithIssuer(iss.url), jwt.WithAudience(audience), jwt.WithExpirationRequired())
+	parser := jwt.NewParser(jwt.WithValidMethods(algorithms), jwt.WithIssuer(iss.url), jwt.WithAudience(audience),
+		jwt.WithExpirationRequired())
 	type claims struct {
 		jwt.RegisteredClaims
 		Scope string `json:"scope"`

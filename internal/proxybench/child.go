@@ -118,8 +118,9 @@ func answerAll(c net.Conn, r *bufio.Reader) {
 			return
 		}
 		if head.second == "/events" {
-			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\nf\r\ndata: an event\n\r\n")
-			io.Copy(io.Discard, r) // until the other side has had enough
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"+
+				"Transfer-Encoding: chunked\r\n\r\nf\r\ndata: an event\n\r\n")
+			io.Copy(io.Discard, r) // until the other side closes
 			return
 		}
 		if _, err := head.readBody(r); err != nil {
@@ -143,7 +144,8 @@ func answerAll(c net.Conn, r *bufio.Reader) {
 	}
 }
 
-const answerHead = "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\nContent-Type: application/json\r\nETag: \"abcdef\"\r\n"
+const answerHead = "HTTP/1.1 200 OK\r\nServer: upstream\r\nDate: Mon, 23 Nov 2026 12:00:00 GMT\r\n" +
+	"Content-Type: application/json\r\nETag: \"abcdef\"\r\n"
 
 func withLength(body []byte) []byte {
 	return fmt.Appendf(nil, answerHead+"Content-Length: %d\r\n\r\n%s", len(body), body)
@@ -161,7 +163,7 @@ func inChunks(body []byte) []byte {
 // head is a head that was read, of a request or of a response.
 type head struct {
 	second string // word of its first line
-	length int    // of its body; -1: it is in chunks
+	length int    // of its body; -1: chunked
 	fields strings.Builder
 }
 

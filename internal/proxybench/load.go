@@ -25,9 +25,12 @@ import (
 func (s *system) request(method, path string, upload int) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", method, path, s.host)
-	b.WriteString("User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36\r\n" +
-		"Accept: application/json\r\nAccept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-US,en;q=0.9\r\n" +
-		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\nReferer: http://" + s.host + "/orders\r\nX-CSRF: 1\r\n")
+	b.WriteString("User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) " +
+		"Chrome/142.0.0.0 Safari/537.36\r\n" +
+		"Accept: application/json\r\nAccept-Encoding: gzip, deflate, br, zstd\r\n" +
+		"Accept-Language: en-US,en;q=0.9\r\n" +
+		"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n" +
+		"Referer: http://" + s.host + "/orders\r\nX-CSRF: 1\r\n")
 	if s.cookie != "" {
 		b.WriteString("Cookie: " + s.cookie + "\r\n")
 	}
@@ -46,7 +49,7 @@ func (s *system) measure(ctx context.Context, c cell, long time.Duration, r benc
 		method = "POST"
 	}
 	request := s.request(method, c.path, c.upload)
-	if _, err := s.load(ctx, request, c, long/5); err != nil { // warm
+	if _, err := s.load(ctx, request, c, long/5); err != nil { // warm up
 		return err
 	}
 	before, began := s.cpu(), time.Now()
@@ -155,7 +158,7 @@ func (s *system) measureStreams(ctx context.Context, n int, r benchtable.Results
 			return err
 		}
 	}
-	time.Sleep(2 * time.Second) // they are idle
+	time.Sleep(2 * time.Second) // the streams are idle
 	r.Add(s.name+" stream", (s.memory("VmRSS")-before)/float64(n))
 	for _, c := range streams {
 		c.SetReadDeadline(time.Now().Add(time.Microsecond))

@@ -44,7 +44,8 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "how many `rounds` to take the medians of")
-	flag.DurationVar(&o.measure, "time", 600*time.Millisecond, "how `long` to measure each system in each cell in a round")
+	flag.DurationVar(&o.measure, "time", 600*time.Millisecond,
+		"how `long` to measure each system in each cell in a round")
 	flag.IntVar(&o.streams, "streams", 10_000, "how many idle event `streams` to open, if as many files can be open")
 	flag.StringVar(&o.only, "only", "", "`names` of systems, with commas between; all by default")
 	flag.StringVar(&o.envoy, "envoy", "envoy", "the `program` that is Envoy; make bench-setup installs one")
@@ -110,7 +111,7 @@ func run(ctx context.Context, o options) (string, error) {
 			}
 		}
 	}
-	streams := min(o.streams, openFiles()*2/5) // each takes two here, and there are idle connections besides
+	streams := min(o.streams, openFiles()*2/5) // each needs two, and some connections are idle
 	for _, s := range rig.systems {
 		if !s.streams {
 			continue

@@ -29,7 +29,8 @@ func TestBenchmarkRuns(t *testing.T) {
 	if text, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	if text, err := exec.Command(program, "-rounds", "1", "-time", "20ms", "-streams", "20", "-only", bare+","+ours, "-o", out).CombinedOutput(); err != nil {
+	if text, err := exec.Command(program, "-rounds", "1", "-time", "20ms", "-streams", "20", "-only", bare+","+ours,
+		"-o", out).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
 	written, err := os.ReadFile(out)
@@ -37,7 +38,8 @@ func TestBenchmarkRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(written)
-	if strings.Contains(text, "old") || !strings.HasSuffix(text, end+"\nThe rest.\n") || strings.Count(text, "| **"+ours+"** |") != len(cells()) || !strings.Contains(text, "event stream, of 20 |") {
+	if strings.Contains(text, "old") || !strings.HasSuffix(text, end+"\nThe rest.\n") ||
+		strings.Count(text, "| **"+ours+"** |") != len(cells()) || !strings.Contains(text, "event stream, of 20 |") {
 		t.Errorf("got\n%s", text)
 	}
 }

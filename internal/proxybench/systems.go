@@ -34,10 +34,10 @@ import (
 // system is one way to the upstream.
 type system struct {
 	name    string
-	addr    string // where it is asked
+	addr    string // host:port that it listens on
 	host    string // of the Host header
-	cookie  string // of the user who has signed in
-	streams bool   // it is measured with event streams too
+	cookie  string // of a signed-in user
+	streams bool   // also measure event streams
 	process *exec.Cmd
 }
 
@@ -47,7 +47,7 @@ type rig struct {
 	dir      string
 	children []*exec.Cmd
 	upstream string // host:port
-	goServer string // host:port of the upstream that is written with net/http
+	goServer string // host:port of the upstream with net/http
 	envoy    string // its program
 	redis    string // host:port
 	issuer   string
@@ -86,7 +86,8 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		return r, err
 	}
 	_, port, _ := net.SplitHostPort(r.redis)
-	if _, err := r.start(r.redis, "redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", dir); err != nil {
+	if _, err := r.start(r.redis, "redis-server", "--bind", "127.0.0.1", "--port", port, "--save", "",
+		"--appendonly", "no", "--dir", dir); err != nil {
 		return r, err
 	}
 	wanted := func(name string) bool { return o.only == "" || slices.Contains(strings.Split(o.only, ","), name) }
@@ -100,7 +101,8 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		{direct, func(s *system) error { s.addr = r.upstream; return nil }},
 		{bare, func(s *system) (err error) {
 			s.streams = true
-			s.process, err = r.startWith([]string{authorizationEnv + "=" + r.sent}, s.addr, self, "reverseproxy", s.addr, r.upstream, r.goServer)
+			s.process, err = r.startWith([]string{authorizationEnv + "=" + r.sent}, s.addr, self, "reverseproxy",
+				s.addr, r.upstream, r.goServer)
 			return err
 		}},
 		{nginx, r.startNginx},
@@ -119,7 +121,7 @@ func newRig(ctx context.Context, o options) (*rig, error) {
 		}
 		r.systems = append(r.systems, system)
 	}
-	if r.systems[0].name == ours { // it is shown last
+	if r.systems[0].name == ours { // it is listed last
 		r.systems = append(r.systems[1:], r.systems[0])
 	}
 	return r, r.compareHeaders()
@@ -146,7 +148,8 @@ func (r *rig) compareHeaders() error {
 		got[s.name] = names
 	}
 	if len(got) == 2 && !slices.Equal(got[ours], got[bare]) {
-		return fmt.Errorf("the upstream gets the header fields %q from %s and %q from %s", got[ours], ours, got[bare], bare)
+		return fmt.Errorf("the upstream gets the header fields %q from %s and %q from %s", got[ours], ours,
+			got[bare], bare)
 	}
 	return nil
 }
@@ -271,7 +274,8 @@ func (r *rig) startApache(s *system) (err error) {
 		return err
 	}
 	var modules strings.Builder
-	for _, m := range []string{"mpm_event", "authn_core", "authz_core", "authz_user", "headers", "proxy", "proxy_http", "auth_openidc"} {
+	for _, m := range []string{"mpm_event", "authn_core", "authz_core", "authz_user", "headers", "proxy",
+		"proxy_http", "auth_openidc"} {
 		fmt.Fprintf(&modules, "LoadModule %s_module /usr/lib/apache2/modules/mod_%s.so\n", m, m)
 	}
 	conf, err := r.file("apache.conf", fmt.Sprintf(`
@@ -315,7 +319,7 @@ ProxyPass %[11]s http://%[10]s%[11]s`, modules.String(), r.dir, s.addr, r.issuer
 	if err != nil {
 		return err
 	}
-	os.Chmod(r.dir, 0o755) // its workers are another user's
+	os.Chmod(r.dir, 0o755) // its workers run as another user
 	if s.process, err = r.start(s.addr, "apache2", "-d", r.dir, "-f", conf, "-D", "FOREGROUND"); err != nil {
 		return err
 	}
@@ -332,7 +336,8 @@ func (r *rig) startOurs(s *system) (err error) {
 		return err
 	}
 	program := filepath.Join(r.dir, "cloakroom")
-	build := exec.CommandContext(r.ctx, "go", "build", "-trimpath", "-o", program, "github.com/cloakroom-bff/cloakroom/cmd/cloakroom")
+	build := exec.CommandContext(r.ctx, "go", "build", "-trimpath", "-o", program,
+		"github.com/cloakroom-bff/cloakroom/cmd/cloakroom")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
@@ -342,10 +347,15 @@ func (r *rig) startOurs(s *system) (err error) {
 	admin := freeAddr()
 	s.streams = true
 	if s.process, err = r.startWith([]string{
-		"CLOAKROOM_SERVER_LISTEN=" + s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN=" + admin, "CLOAKROOM_SERVER_PUBLIC_URL=" + app,
-		"CLOAKROOM_OIDC_ISSUER=" + r.issuer, "CLOAKROOM_OIDC_CLIENT_ID=" + clientName, "CLOAKROOM_OIDC_CLIENT_SECRET=" + secret,
+		"CLOAKROOM_SERVER_LISTEN=" + s.addr, "CLOAKROOM_SERVER_ADMIN_LISTEN=" + admin,
+		"CLOAKROOM_SERVER_PUBLIC_URL=" + app,
+		"CLOAKROOM_OIDC_ISSUER=" + r.issuer, "CLOAKROOM_OIDC_CLIENT_ID=" + clientName,
+		"CLOAKROOM_OIDC_CLIENT_SECRET=" + secret,
 		"CLOAKROOM_STORE_URL=redis://" + r.redis, "CLOAKROOM_SESSION_KEYS=" + base64.StdEncoding.EncodeToString(key),
-		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, {path: %[3]s, upstream: 'http://%[2]s', token: user}, {path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]", r.upstream, r.goServer, goPath),
+		fmt.Sprintf("CLOAKROOM_ROUTES=[{path: /api/, upstream: 'http://%[1]s', token: user}, "+
+			"{path: %[3]s, upstream: 'http://%[2]s', token: user}, "+
+			"{path: /events, upstream: 'http://%[1]s', token: user, csrf: fetch-metadata}]",
+			r.upstream, r.goServer, goPath),
 	}, s.addr, program, "serve"); err != nil {
 		return err
 	}
@@ -452,7 +462,8 @@ static_resources:%[1]s
 		return err
 	}
 	s.streams = true
-	s.process, err = r.start(s.addr, r.envoy, "-c", conf, "--disable-hot-restart", "--log-level", "warning", "--concurrency", strconv.Itoa(runtime.NumCPU()))
+	s.process, err = r.start(s.addr, r.envoy, "-c", conf, "--disable-hot-restart", "--log-level", "warning",
+		"--concurrency", strconv.Itoa(runtime.NumCPU()))
 	return err
 }
 
@@ -481,7 +492,7 @@ func (r *rig) register(redirectURI string) (secret string, err error) {
 	if err != nil {
 		return "", err
 	}
-	go http.Serve(l, provider) // for as long as this process lives
+	go http.Serve(l, provider) // until the process ends
 	return secret, nil
 }
 
@@ -496,7 +507,8 @@ func (c cookies) SetCookies(u *url.URL, set []*http.Cookie) {
 		c[u.Host] = make(map[string]string)
 	}
 	for _, cookie := range set {
-		if c[u.Host][cookie.Name] = cookie.Value; cookie.MaxAge < 0 || cookie.Value == "" || cookie.Value == "deleted" {
+		c[u.Host][cookie.Name] = cookie.Value
+		if cookie.MaxAge < 0 || cookie.Value == "" || cookie.Value == "deleted" {
 			delete(c[u.Host], cookie.Name)
 		}
 	}
@@ -542,9 +554,11 @@ func signIn(start, cookie string) (string, error) {
 	}
 	csrf := hiddenCSRF.FindStringSubmatch(text)
 	if csrf == nil {
-		return "", fmt.Errorf("%s leads to %s, which is not the provider's page:\n%.500s", start, resp.Request.URL, text)
+		return "", fmt.Errorf("%s leads to %s, which is not the provider's page:\n%.500s", start, resp.Request.URL,
+			text)
 	}
-	resp, text, err = get("POST", resp.Request.URL.String(), url.Values{"csrf": {html.UnescapeString(csrf[1])}, "user": {user}})
+	resp, text, err = get("POST", resp.Request.URL.String(),
+		url.Values{"csrf": {html.UnescapeString(csrf[1])}, "user": {user}})
 	if err != nil {
 		return "", err
 	}
@@ -556,7 +570,8 @@ func signIn(start, cookie string) (string, error) {
 		}
 	}
 	if len(set) == 0 || resp.StatusCode >= 400 && cookie == "" {
-		return "", fmt.Errorf("signing in ends at %s with %d and without the cookie %s:\n%.500s", resp.Request.URL, resp.StatusCode, cookie, text)
+		return "", fmt.Errorf("signing in ends at %s with %d and without the cookie %s:\n%.500s", resp.Request.URL,
+			resp.StatusCode, cookie, text)
 	}
 	slices.Sort(set)
 	return strings.Join(set, "; "), nil

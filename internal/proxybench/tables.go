@@ -37,8 +37,10 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 	var t strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&t, format+"\n", args...) }
 	line("## The proxy\n")
-	line("- %s, %d cores, shared by the proxy, the upstream, Redis and the load generator", benchtable.Processor(), runtime.NumCPU())
-	line("- Go %s, %s, %s, %s, %s,\n  %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"), envoyVersion(r.envoy),
+	line("- %s, %d cores, shared by the proxy, the upstream, Redis and the load generator", benchtable.Processor(),
+		runtime.NumCPU())
+	line("- Go %s, %s, %s, %s, %s,\n  %s", strings.TrimPrefix(runtime.Version(), "go"), version("nginx", "-v"),
+		envoyVersion(r.envoy),
 		version("apache2", "-v"), installed("libapache2-mod-auth-openidc"), version("redis-server", "--version"))
 	rounds := len(results[r.systems[0].key(cells()[0])+" rate"])
 	line("- measured by `make bench` on %s, in one run: medians of %d rounds. Each round measures each\n"+
@@ -49,7 +51,8 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 			continue
 		}
 		line("### %s\n", kind.name)
-		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy | relative to nginx |")
+		line("| connections | system | requests per second | p50 | p99 | CPU per request | relative to ReverseProxy " +
+			"| relative to nginx |")
 		line("|--:|---|--:|--:|--:|--:|--:|--:|")
 		for _, c := range cells() {
 			if c.name != kind.name {
@@ -73,7 +76,10 @@ func (r *rig) tables(results benchtable.Results, streams int) string {
 				if name == ours {
 					name = "**" + name + "**"
 				}
-				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name, results.Median(what+" rate"), benchtable.Duration(1e-6*results.Median(what+" p50")), benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx))
+				line("| %d | %s | %.0f | %s | %s | %s | %s | %s |", c.connections, name,
+					results.Median(what+" rate"),
+					benchtable.Duration(1e-6*results.Median(what+" p50")),
+					benchtable.Duration(1e-6*results.Median(what+" p99")), shown, ratio(bare), ratio(nginx))
 			}
 		}
 		line("")

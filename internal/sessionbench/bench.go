@@ -26,14 +26,14 @@ import (
 )
 
 const (
-	signers      = 16   // users who sign in at once when Redis is filled
-	costOps      = 1000 // logins and refreshes a round
-	users        = 100  // sessions in use at once
-	amongOps     = 2000 // look-ups among many sessions a round
+	signers      = 16   // concurrent logins while Redis is filled
+	costOps      = 1000 // logins and refreshes per round
+	users        = 100  // sessions in use concurrently
+	amongOps     = 2000 // lookups among many sessions per round
 	lookUpFor    = 200 * time.Millisecond
 	freshFor     = 10 * time.Second
 	stormCallers = 200
-	stormWait    = 150 * time.Millisecond // how long the provider takes
+	stormWait    = 150 * time.Millisecond // response time of the provider
 	replicas     = 3
 )
 
@@ -47,14 +47,14 @@ var columns = []struct {
 type bench struct {
 	options
 	benchtable.Results
-	lists map[string]string // :: what → the commands it takes, of the last round
+	lists map[string]string // :: operation → its commands, of the last round
 
-	empty, busy   *server  // the one is filled and emptied, the other has some sessions in use
-	sized         []*sized // the others have a number of sessions that stays
+	empty, busy   *server  // empty is filled and emptied, busy has some sessions in use
+	sized         []*sized // with a fixed number of sessions each
 	filler, plain *replica // of empty, and of busy without Watch, so without a cache
 	watching      *replica // of busy
 
-	issued   []session.Tokens // what the provider of busy hands out in turn, at once
+	issued   []session.Tokens // returned by the provider of busy in turn, without delay
 	requests []*http.Request  // of the sessions in use
 }
 
@@ -65,8 +65,8 @@ type sized struct {
 }
 
 type filled struct {
-	seconds  float64         // it took to sign all in
-	bytes    float64         // by which Redis has grown
+	seconds  float64         // for all logins
+	bytes    float64         // growth of Redis
 	requests []*http.Request // of every hundredth session
 }
 
@@ -94,7 +94,10 @@ func (r *replica) fresh(ctx context.Context, request *http.Request) (*session.Se
 
 var keys = [][]byte{[]byte(rand.Text() + rand.Text())[:32]}
 
-func newReplica(s *server, watch bool, refresh func(context.Context, *session.Session, string) (session.RefreshResult, error)) (*replica, error) {
+func newReplica(
+	s *server, watch bool,
+	refresh func(context.Context, *session.Session, string) (session.RefreshResult, error),
+) (*replica, error) {
 	silent := slog.New(slog.DiscardHandler)
 	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: s.url, Logger: silent})
 	if err != nil {
@@ -102,7 +105,7 @@ func newReplica(s *server, watch bool, refresh func(context.Context, *session.Se
 	}
 	m, err := session.NewManager(session.Config{
 		Store: store, Keys: keys, Refresh: refresh, Logger: silent,
-		IdleTimeout: 12 * time.Hour, // nobody touches a session while Redis is filled
+		IdleTimeout: 12 * time.Hour, // no session is used while Redis is filled
 	})
 	if err != nil {
 		return nil, err
@@ -223,8 +226,8 @@ func signIn(ctx context.Context, r *replica, s session.New) (*http.Request, erro
 
 // fill empties Redis and signs in users.
 func fill(ctx context.Context, s *server, r *replica, sessions int, refreshIsJWT bool) (filled, error) {
-	// Some first, for the connections, their buffers and the scripts are no
-	// session's memory.
+	// The first ones are not counted: they include memory of connections,
+	// buffers and scripts.
 	if _, err := signInMany(ctx, r, signers*100, refreshIsJWT); err != nil {
 		return filled{}, err
 	}
@@ -391,7 +394,7 @@ func (b *bench) lookUp(ctx context.Context) error {
 		{"warm Get", b.watching.find, lookUpFor},
 		{"warm Fresh", b.watching.fresh, freshFor},
 	} {
-		for _, r := range b.requests { // into the cache, where there is one
+		for _, r := range b.requests { // to fill the cache, if there is one
 			if _, err := m.lookUp(ctx, r); err != nil {
 				return err
 			}
@@ -491,7 +494,7 @@ func (b *bench) startUp(ctx context.Context) error {
 		took := make([]float64, amongOps)
 		for i := range took {
 			began := time.Now()
-			if _, err := r.find(ctx, z.requests[i*7919%len(z.requests)]); err != nil { // a prime: here and there
+			if _, err := r.find(ctx, z.requests[i*7919%len(z.requests)]); err != nil { // a prime, to spread them
 				return err
 			}
 			took[i] = time.Since(began).Seconds()

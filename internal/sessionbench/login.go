@@ -18,7 +18,7 @@ import (
 const (
 	issuer      = "https://id.example.com/realms/main"
 	accessSize  = 700
-	refreshSize = 40 // of a random one; one that is a JWT is as large as the access token
+	refreshSize = 40 // of a random token; a JWT is as large as the access token
 	idSize      = 900
 )
 
@@ -30,7 +30,8 @@ func login(refreshIsJWT bool) session.New {
 	name, email := fmt.Sprintf("%s %s", title(given), title(family)), fmt.Sprintf("%s.%s@example.com", given, family)
 	var id string
 	id, s.Claims = jwt("JWT", idSize, fmt.Sprintf(
-		`"iss":%q,"sub":%q,"aud":"spa","exp":%d,"iat":%d,"auth_time":%d,"nonce":%q,"sid":%q,"name":%q,"preferred_username":%q,"email":%q,"email_verified":true`,
+		`"iss":%q,"sub":%q,"aud":"spa","exp":%d,"iat":%d,"auth_time":%d,"nonce":%q,"sid":%q,`+
+			`"name":%q,"preferred_username":%q,"email":%q,"email_verified":true`,
 		issuer, s.Subject, now.Unix()+300, now.Unix(), now.Unix()-5, word(22), s.SID, name, given, email))
 	s.Tokens = tokens(s.Subject, s.SID, refreshIsJWT)
 	s.Tokens.ID = session.Secret(id)
@@ -41,13 +42,16 @@ func login(refreshIsJWT bool) session.New {
 func tokens(subject, sid string, refreshIsJWT bool) session.Tokens {
 	now := time.Now()
 	access, _ := jwt("at+jwt", accessSize, fmt.Sprintf(
-		`"iss":%q,"sub":%q,"aud":"orders","exp":%d,"iat":%d,"client_id":"spa","scope":"openid email"`, issuer, subject, now.Unix()+3600, now.Unix()))
+		`"iss":%q,"sub":%q,"aud":"orders","exp":%d,"iat":%d,"client_id":"spa","scope":"openid email"`, issuer,
+		subject, now.Unix()+3600, now.Unix()))
 	refresh := word(refreshSize)
 	if refreshIsJWT {
-		refresh, _ = jwt("JWT", accessSize, fmt.Sprintf(`"iss":%q,"sub":%q,"aud":%q,"exp":%d,"iat":%d,"sid":%q`, issuer, subject, issuer, now.Unix()+86400, now.Unix(), sid))
+		refresh, _ = jwt("JWT", accessSize, fmt.Sprintf(`"iss":%q,"sub":%q,"aud":%q,"exp":%d,"iat":%d,"sid":%q`,
+			issuer, subject, issuer, now.Unix()+86400, now.Unix(), sid))
 	}
 	return session.Tokens{
-		Access: session.Secret(access), Refresh: session.Secret(refresh), Scope: "openid email", Issued: now, Expiry: now.Add(time.Hour),
+		Access: session.Secret(access), Refresh: session.Secret(refresh),
+		Scope: "openid email", Issued: now, Expiry: now.Add(time.Hour),
 	}
 }
 
@@ -55,7 +59,8 @@ func tokens(subject, sid string, refreshIsJWT bool) session.Tokens {
 // and as large, as one of RS256; a random jti makes up for what the claims
 // lack.
 func jwt(typ string, size int, claims string) (string, json.RawMessage) {
-	header := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"RS256","typ":%q,"kid":%q}`, typ, "2026-11"))
+	header := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"RS256","typ":%q,"kid":%q}`, typ,
+		"2026-11"))
 	signature := make([]byte, 256)
 	rand.Read(signature)
 	signed := base64.RawURLEncoding.EncodeToString(signature)

@@ -5,10 +5,10 @@
 //
 //	go run ./internal/sessionbench -o docs/performance.md
 //
-// What is between the lines <!-- bench-sessions --> and <!-- /bench-sessions
-// --> of the file is replaced, the rest stays. With
-// -million it also measures with a million sessions in Redis, which takes minutes and about 3 GB. Every figure is the median of
-// -rounds rounds, in each of which everything is measured once.
+// It replaces the part of the file between the lines <!-- bench-sessions -->
+// and <!-- /bench-sessions -->. With -million it also measures with a million
+// sessions in Redis, which takes minutes and about 3 GB. Every figure is the
+// median of -rounds rounds, in each of which everything is measured once.
 package main
 
 import (
@@ -66,7 +66,8 @@ func run(ctx context.Context, o options) (string, error) {
 	}
 	for round := range o.rounds {
 		log.Printf("round %d of %d", round+1, o.rounds)
-		for _, measure := range []func(context.Context) error{b.memory, b.login, b.refresh, b.lookUp, b.storm, b.startUp} {
+		for _, measure := range []func(context.Context) error{b.memory, b.login, b.refresh, b.lookUp, b.storm,
+			b.startUp} {
 			if err := measure(ctx); err != nil {
 				return "", err
 			}

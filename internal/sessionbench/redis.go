@@ -33,9 +33,10 @@ func startRedis(ctx context.Context, program string) (*server, error) {
 	free.Close()
 	addr := net.JoinHostPort("127.0.0.1", port)
 	s := &server{
-		url:     "redis://" + addr,
-		client:  redis.NewClient(&redis.Options{Addr: addr}),
-		process: exec.CommandContext(ctx, program, "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", os.TempDir()),
+		url:    "redis://" + addr,
+		client: redis.NewClient(&redis.Options{Addr: addr}),
+		process: exec.CommandContext(ctx, program, "--bind", "127.0.0.1", "--port", port, "--save", "",
+			"--appendonly", "no", "--dir", os.TempDir()),
 	}
 	if err := s.process.Start(); err != nil {
 		return nil, err
@@ -84,7 +85,7 @@ func (s *server) usedMemory(ctx context.Context) (float64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if diff := used - last; -20_000 < diff && diff < 20_000 { // buffers of connections come and go
+		if diff := used - last; -20_000 < diff && diff < 20_000 { // tolerance for the buffers of connections
 			return used, nil
 		}
 		last = used
@@ -106,7 +107,7 @@ func (s *server) commands(ctx context.Context) (map[string]float64, error) {
 			return nil, fmt.Errorf("commandstats: %w", err)
 		}
 	}
-	delete(calls, "info") // our own
+	delete(calls, "info") // sent by this program
 	return calls, nil
 }
 
@@ -120,7 +121,7 @@ func perCall(before, after map[string]float64, n int) (total float64, list strin
 	for name, calls := range after {
 		per := (calls - before[name]) / float64(n)
 		total += per
-		if per >= 0.05 { // less is the heartbeat of Watch
+		if per >= 0.05 { // below is the heartbeat of Watch
 			commands = append(commands, command{name, per})
 		}
 	}
