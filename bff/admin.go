@@ -65,7 +65,7 @@ func (a *app) describe(ctx context.Context, secure *tls.Config) string {
 	began := time.Now()
 	_, _, _, err := a.store.Get(ctx, "readyz")
 	check("store", err, "ok, "+time.Since(began).Round(10*time.Microsecond).String())
-	check("invalidation", failedIf(!a.sessions.Invalidated(), "changes are not announced; the cache is not used"), "ok")
+	check("invalidation", failedIf(!a.sessions.CacheValid(), "changes are not announced; the cache is not used"), "ok")
 	for _, route := range a.routes {
 		if route.proxy == nil {
 			continue

@@ -8,7 +8,7 @@ import (
 )
 
 // cache holds the sessions that were read recently, so that a session in use
-// hardly costs the store anything. It is used only while the store promises
+// causes few reads of the store. It is used only while the store promises
 // that every change has been announced (Watcher), and an announced change
 // invalidates its entry.
 type cache struct {
@@ -109,7 +109,7 @@ func (c *cache) put(s *Session, generation uint64, valid bool, now time.Time) {
 		}
 	}
 	shard.remove(s.ID)
-	for id := range shard.entries { // any of them: it would be too old in a few seconds
+	for id := range shard.entries { // any entry: it would expire in a few seconds
 		if shard.size+s.size() <= cacheShardSize {
 			break
 		}
@@ -127,7 +127,7 @@ func (c *cache) noteLimit(id string, limit time.Time) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	if shard.limits == nil || len(shard.limits) >= cacheShardLimits {
-		shard.limits = make(map[string]time.Time) // those in use are there again within moments
+		shard.limits = make(map[string]time.Time) // sessions in use are added again soon
 	}
 	shard.limits[id] = limit
 }

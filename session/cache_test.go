@@ -20,7 +20,7 @@ func TestCacheIsBounded(t *testing.T) {
 					generation, valid, time.Now(),
 				)
 				if size < cacheShardSize && c.get(id, time.Now()) == nil {
-					t.Fatal("an entry is missing right after put")
+					t.Fatal("get after put: got none")
 				}
 			}
 		}
@@ -31,29 +31,32 @@ func TestCacheIsBounded(t *testing.T) {
 					size += e.session.size()
 				}
 				if c.shards[i].size > cacheShardSize {
-					t.Errorf("a shard has %d bytes", c.shards[i].size)
+					t.Errorf("shard: got %d bytes, want at most %d", c.shards[i].size, cacheShardSize)
 				}
 			}
 			return n, size
 		}
 		fill(100_000, 1000)
-		if n, size := held(); size > cacheShards*cacheShardSize || n < 20_000 {
-			t.Errorf("the cache has %d sessions of %d bytes, want almost %d bytes",
-				n, size, cacheShards*cacheShardSize)
+		n, size := held()
+		if limit := cacheShards * cacheShardSize; size > limit {
+			t.Errorf("cache: got %d bytes, want at most %d", size, limit)
+		}
+		if n < 20_000 {
+			t.Errorf("cache: got %d sessions, want 20000 or more", n)
 		}
 		fill(100, cacheShardSize)
 		fill(200, cacheShardSize/4)
 		time.Sleep(10 * time.Second)
 		fill(1000, 1000)
 		if n, _ := held(); n > 1000 {
-			t.Errorf("the cache has %d sessions ten seconds later, want the 1000 in use", n)
+			t.Errorf("cache after ten seconds: got %d sessions, want the 1000 in use", n)
 		}
 		for i := range 1000 {
 			c.drop(fmt.Sprint(i))
 		}
 		for i := range c.shards {
 			if shard := &c.shards[i]; shard.size != 0 || len(shard.entries) != 0 {
-				t.Errorf("an empty shard has %d sessions and %d bytes", len(shard.entries), shard.size)
+				t.Errorf("shard after drop: got %d sessions and %d bytes", len(shard.entries), shard.size)
 			}
 		}
 	})
@@ -77,15 +80,15 @@ func TestCacheReloadsEntryBeforeItIsTooOld(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		if got, want := got(), "cached cached cached "; got != want {
-			t.Errorf("young: %s, want %s", got, want)
+			t.Errorf("new entry: got %s, want %s", got, want)
 		}
 		time.Sleep(1500 * time.Millisecond)
 		if got, want := got(), "read cached cached "; got != want {
-			t.Errorf("almost too old: %s, want %s", got, want)
+			t.Errorf("entry that expires soon: got %s, want %s", got, want)
 		}
-		time.Sleep(time.Second) // and the caller that got nil has not read it
+		time.Sleep(time.Second) // the caller that got nil has not read the session
 		if got, want := got(), "read read read "; got != want {
-			t.Errorf("too old: %s, want %s", got, want)
+			t.Errorf("expired entry: got %s, want %s", got, want)
 		}
 	})
 }
@@ -96,7 +99,7 @@ func TestReadWhileCacheWasInvalidIsNotCached(t *testing.T) {
 	c.setValidUntil(time.Now().Add(time.Hour))
 	c.put(&Session{ID: "id", IdleExpiresAt: time.Now().Add(time.Hour)}, generation, valid, time.Now())
 	if c.get("id", time.Now()) != nil {
-		t.Error("a read from before is cached")
+		t.Error("read from before the cache was valid: got it from the cache")
 	}
 }
 
@@ -107,13 +110,13 @@ func TestCookieCacheIsBounded(t *testing.T) {
 			o.put(fmt.Sprint(i), Ticket{sessionID: fmt.Sprint(i)}, CookieOutdated, time.Now())
 			got, state, ok := o.get(fmt.Sprint(i), time.Now())
 			if !ok {
-				t.Fatalf("cookie %d is missing right after put", i)
+				t.Fatalf("cookie %d after put: got none", i)
 			}
 			if state != CookieOutdated {
-				t.Fatalf("cookie %d is %s, want outdated", i, state)
+				t.Fatalf("cookie %d: got %s, want outdated", i, state)
 			}
 			if got.sessionID != fmt.Sprint(i) {
-				t.Fatalf("cookie %d has the ticket %s", i, got.sessionID)
+				t.Fatalf("cookie %d: got the ticket %s", i, got.sessionID)
 			}
 		}
 		size := 0
@@ -121,11 +124,11 @@ func TestCookieCacheIsBounded(t *testing.T) {
 			size += len(o.shards[i].cookies)
 		}
 		if size > cacheShards*cookieCacheShardSize {
-			t.Errorf("the cache has %d cookies", size)
+			t.Errorf("cache: got %d cookies, want at most %d", size, cacheShards*cookieCacheShardSize)
 		}
 		time.Sleep(cookieCacheAge + time.Second)
 		if _, _, ok := o.get("199999", time.Now()); ok {
-			t.Error("a cookie is older than cookieCacheAge")
+			t.Error("cookie older than cookieCacheAge: got it from the cache")
 		}
 	})
 }
@@ -138,10 +141,10 @@ func TestEndWatcherStopsOnce(t *testing.T) {
 	e.stop(first)
 	e.stop(first)
 	if e.first != second || e.last != second {
-		t.Error("the second is not in the list")
+		t.Error("list after one stop: got another one than the second watcher")
 	}
 	e.stop(second)
 	if e.first != nil || e.last != nil {
-		t.Error("the list is not empty")
+		t.Error("list after both stops: got a watcher")
 	}
 }

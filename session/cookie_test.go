@@ -66,13 +66,13 @@ func TestCookieAttributes(t *testing.T) {
 				t.Errorf("%s: got  %s\nwant %s", name, got, test.want)
 			}
 			if len(c.Name)+len(c.Value) > 300 {
-				t.Errorf("%s: the cookie takes %d bytes", name, len(c.Name)+len(c.Value))
+				t.Errorf("%s: got %d bytes, want at most 300", name, len(c.Name)+len(c.Value))
 			}
 			w := httptest.NewRecorder()
 			jar.cookie.Clear(w)
 			deleted := strings.NewReplacer("=VALUE", "=", "Max-Age=43200", "Max-Age=0").Replace(test.want)
 			if got := w.Header().Get("Set-Cookie"); got != deleted {
-				t.Errorf("%s: deleted by %s\nwant %s", name, got, deleted)
+				t.Errorf("%s, Clear: got  %s\nwant %s", name, got, deleted)
 			}
 		})
 	}
@@ -83,13 +83,13 @@ func TestCookieReadsWhatItWrote(t *testing.T) {
 	jar := newCookieJar(m)
 	s, ticket := signIn(t, m, tokens())
 	jar.cookie.Write(jar, s)
-	for range 2 { // the second time from its cache
+	for range 2 { // the second time from the cache
 		got, state := jar.cookie.Read(jar.request())
 		if !got.Equal(ticket) {
-			t.Error("another ticket came back")
+			t.Error("got another ticket")
 		}
 		if state != session.CookieCurrent {
-			t.Errorf("it is %s, want current", state)
+			t.Errorf("got %s, want current", state)
 		}
 	}
 }
@@ -101,20 +101,20 @@ func TestModifiedCookiesDoNotOpen(t *testing.T) {
 	jar.cookie.Write(jar, s)
 	good := jar.Result().Cookies()[0]
 	with := func(value string) *http.Cookie { return &http.Cookie{Name: good.Name, Value: value} }
-	wantState := func(want session.CookieState, why string, cookies ...*http.Cookie) {
+	wantState := func(want session.CookieState, name string, cookies ...*http.Cookie) {
 		t.Helper()
 		ticket, state := jar.cookie.Read(requestWith(cookies...))
 		if state != want {
-			t.Errorf("%s: the cookie is %s, want %s", why, state, want)
+			t.Errorf("%s: got %s, want %s", name, state, want)
 		}
 		if used := want == session.CookieCurrent; used == (ticket == session.Ticket{}) {
-			t.Errorf("%s: got a ticket: %v, want %v", why, !used, used)
+			t.Errorf("%s: got a ticket: %v, want %v", name, !used, used)
 		}
 	}
 	for i := range len(good.Value) {
 		flipped := []byte(good.Value)
 		flipped[i] ^= 1
-		if i < len(good.Value)-2 { // the last character of base64 may have bits without a meaning
+		if i < len(good.Value)-2 { // the last character of base64 may have unused bits
 			wantState(session.CookieUnopenable, fmt.Sprintf("bit of character %d flipped", i), with(string(flipped)))
 		}
 		wantState(session.CookieUnopenable, "truncated", with(good.Value[:i]))
@@ -152,7 +152,7 @@ func TestRefusedCookieStates(t *testing.T) {
 		session.CookieForeign: true, session.CookieUnopenable: true, session.CookieDuplicate: true,
 	} {
 		if got := state.Refused(); got != want {
-			t.Errorf("%s: refused is %v, want %v", state, got, want)
+			t.Errorf("%s: got %v, want %v", state, got, want)
 		}
 	}
 }
@@ -166,21 +166,21 @@ func TestCookieIsOutdatedAfterKeyRotation(t *testing.T) {
 	old.cookie.Write(old, s)
 	got, state := jar.cookie.Read(old.request())
 	if state != session.CookieOutdated {
-		t.Errorf("a cookie of the old key is %s, want outdated", state)
+		t.Errorf("cookie of the old key: got %s, want outdated", state)
 	}
 	if !got.Equal(ticket) {
-		t.Error("another ticket came back")
+		t.Error("got another ticket")
 	}
 	jar.cookie.Write(jar, wantAlive(t, m, got, "both keys"))
 	if _, state := jar.cookie.Read(jar.request()); state != session.CookieCurrent {
-		t.Errorf("a cookie of the new key is %s, want current", state)
+		t.Errorf("cookie of the new key: got %s, want current", state)
 	}
 	after := newCookieJar(newManager(t, session.Config{Store: store, Keys: [][]byte{keyB}}))
 	if _, state := after.cookie.Read(jar.request()); state != session.CookieCurrent {
-		t.Errorf("the old key removed: it is %s, want current", state)
+		t.Errorf("new cookie without the old key: got %s, want current", state)
 	}
 	if _, state := after.cookie.Read(old.request()); state != session.CookieUnopenable {
-		t.Errorf("the old key removed: the old cookie is %s, want unopenable", state)
+		t.Errorf("old cookie without the old key: got %s, want unopenable", state)
 	}
 }
 
@@ -212,10 +212,10 @@ func FuzzCookie(f *testing.F) {
 		ticket, _ := jar.cookie.Read(r)
 		s, err := m.Find(t.Context(), ticket)
 		if err == nil && !strings.Contains(line, good.Value[:len(good.Value)-4]) {
-			t.Errorf("%q opens the session %v", line, s)
+			t.Errorf("%q: got the session %v", line, s)
 		}
 		if err != nil && !errors.Is(err, session.ErrNone) {
-			t.Errorf("%q: %v, want ErrNone", line, err)
+			t.Errorf("%q: got %v, want ErrNone", line, err)
 		}
 	})
 }

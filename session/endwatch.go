@@ -220,7 +220,7 @@ func (m *Manager) watchEnds(ctx context.Context) {
 		for len(due) > 0 {
 			latest, err := m.Find(ctx, due[0].ticket)
 			if err != nil && !errors.Is(err, ErrNone) {
-				break // the store is out of reach
+				break // the store is unavailable
 			}
 			if err == nil {
 				m.ends.markAlive(latest, now)

@@ -18,7 +18,7 @@ const (
 	SessionRefreshed Kind = "session.refreshed"
 	// RefreshFailed: the tokens could not be refreshed. The session is kept.
 	RefreshFailed Kind = "refresh.failed"
-	// SessionEnded: nobody can use the session any more. Event.Reason says why.
+	// SessionEnded: the session cannot be used any more. Event.Reason says why.
 	SessionEnded Kind = "session.ended"
 )
 
@@ -37,8 +37,8 @@ const (
 	// ReasonIdle: the user was not active for Config.IdleTimeout. This is also
 	// the reason of a session that the store lost.
 	ReasonIdle Reason = "idle"
-	// ReasonLifetime: the absolute end of the session came, as
-	// Config.MaxLifetime, the provider or its refresh token set it.
+	// ReasonLifetime: the session reached its absolute end, as set by
+	// Config.MaxLifetime, the provider or the expiry of its refresh token.
 	ReasonLifetime Reason = "lifetime"
 	// ReasonRefused: the provider refused the refresh token (ErrRefused).
 	ReasonRefused Reason = "refused"
@@ -67,8 +67,8 @@ type Event struct {
 	// ErrUserRequired, and of SessionEnded for ReasonRefused. It is nil
 	// otherwise.
 	Err error
-	// TokenExpiry is when the new access token of SessionRefreshed expires;
-	// zero: the provider did not say.
+	// TokenExpiry is when the new access token of SessionRefreshed expires.
+	// Zero means that it is unknown.
 	TokenExpiry time.Time
 }
 
@@ -122,7 +122,7 @@ func (m *Manager) noticeEnd(ctx context.Context, id string, reason Reason) {
 	}
 	first, err := m.bury(ctx, id, reason, time.Now().Add(m.cfg.maxLifetime()))
 	if err != nil {
-		m.reported.remove(id) // the next caller tries again
+		m.reported.remove(id) // the next caller retries
 		m.log.DebugContext(ctx, "end of a session not reported", "session", id, "err", err)
 		return
 	}

@@ -43,23 +43,23 @@ func (r *recorder) wantEnd(t *testing.T, id string, reason session.Reason) {
 	t.Helper()
 	ended := r.of(session.SessionEnded)
 	if len(ended) != 1 {
-		t.Fatalf("%d ends reported, want 1: %v", len(ended), ended)
+		t.Fatalf("got %d ends, want 1: %v", len(ended), ended)
 	}
 	e := ended[0]
 	if e.Session != id {
-		t.Errorf("the session is %s, want %s", e.Session, id)
+		t.Errorf("session: got %s, want %s", e.Session, id)
 	}
 	if e.Reason != reason {
-		t.Errorf("the reason is %s, want %s", e.Reason, reason)
+		t.Errorf("reason: got %s, want %s", e.Reason, reason)
 	}
 	if e.App != here {
-		t.Errorf("the app is %v, want %v", e.App, here)
+		t.Errorf("app: got %v, want %v", e.App, here)
 	}
 	if !e.At.Equal(time.Now()) {
-		t.Errorf("it is of %v, want now, %v", e.At, time.Now())
+		t.Errorf("time: got %v, want %v", e.At, time.Now())
 	}
 	if refused := reason == session.ReasonRefused; errors.Is(e.Err, session.ErrRefused) != refused {
-		t.Errorf("the cause is %v", e.Err)
+		t.Errorf("cause: got %v, want ErrRefused: %v", e.Err, refused)
 	}
 }
 
@@ -154,7 +154,7 @@ func TestEachEndIsReportedOnceWithReason(t *testing.T) {
 			if err := test.end(t.Context(), one, s); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			for range 2 { // the cookie comes back
+			for range 2 { // two requests with the cookie
 				wantNone(t, one, ticket, name)
 				wantNone(t, other, ticket, name+", at another replica")
 			}
@@ -167,7 +167,7 @@ func TestEachEndIsReportedOnceWithReason(t *testing.T) {
 	}
 }
 
-// The refresh token ends before the record does.
+// The refresh token expires before the record.
 func TestRefreshTokenExpiryIsReportedAsLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r recorder
@@ -176,13 +176,13 @@ func TestRefreshTokenExpiryIsReportedAsLifetime(t *testing.T) {
 		tk.RefreshExpiry = time.Now().Add(time.Minute)
 		s, ticket := signIn(t, m, tk)
 		time.Sleep(time.Minute)
-		wantNone(t, m, ticket, "after the end of its refresh token")
-		wantNone(t, m, ticket, "again")
+		wantNone(t, m, ticket, "after the expiry of its refresh token")
+		wantNone(t, m, ticket, "a second time")
 		r.wantEnd(t, s.ID, session.ReasonLifetime)
 	})
 }
 
-// No cookie comes back, but a stream is open.
+// There is no request with the cookie, but a stream is open.
 func TestExpiryIsReportedWhileWatched(t *testing.T) {
 	for reason, cfg := range map[session.Reason]session.Config{
 		session.ReasonIdle:     {IdleTimeout: time.Minute},
@@ -215,12 +215,12 @@ func TestLogoutDuringLoginIsReported(t *testing.T) {
 			t.Errorf("got %v, want ErrEnded", err)
 		}
 		if started := r.of(session.SessionStarted); len(started) > 0 {
-			t.Errorf("reported as started: %v", started)
+			t.Errorf("got %v as started, want none", started)
 		}
 		if ended := r.of(session.SessionEnded); len(ended) != 1 {
-			t.Errorf("%d ends reported, want 1", len(ended))
+			t.Errorf("got %d ends, want 1", len(ended))
 		} else if got := ended[0].Reason; got != session.ReasonBackchannel {
-			t.Errorf("the reason is %s, want %s", got, session.ReasonBackchannel)
+			t.Errorf("reason: got %s, want %s", got, session.ReasonBackchannel)
 		}
 	})
 }
@@ -236,15 +236,15 @@ func TestRemovedKeyIsReported(t *testing.T) {
 	})
 }
 
-// Whoever holds a session's id and another data key must not end it for others.
+// A ticket with the id of a session and another data key must not end it.
 func TestForgedTicketReportsNoEnd(t *testing.T) {
 	var r recorder
 	m := newManager(t, session.Config{App: here, Observe: r.observe})
 	s, ticket := signIn(t, m, tokens())
 	wantNone(t, m, session.TicketWithOtherKey(s), "another data key")
-	wantAlive(t, m, ticket, "its own")
+	wantAlive(t, m, ticket, "its own ticket")
 	if ended := r.of(session.SessionEnded); len(ended) > 0 {
-		t.Errorf("reported: %v", ended)
+		t.Errorf("got ends %v, want none", ended)
 	}
 }
 
@@ -264,20 +264,20 @@ func TestStoreOutageReportsNoEnd(t *testing.T) {
 	store.fail(nil, nil)
 	wantAlive(t, m, ticket, "after the outage")
 	if ended := r.of(session.SessionEnded); len(ended) > 0 {
-		t.Errorf("reported: %v", ended)
+		t.Errorf("got ends %v, want none", ended)
 	}
 	if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
 		t.Error(err)
 	}
 	if ended := r.of(session.SessionEnded); len(ended) != 1 {
-		t.Errorf("%d ends reported after the outage, want 1", len(ended))
+		t.Errorf("got %d ends after the outage, want 1", len(ended))
 	}
 }
 
 func TestStartsAndRefreshesAreReported(t *testing.T) {
 	var r recorder
 	fault := errors.New("down")
-	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{respond: func(n int, next session.Tokens) (session.Tokens, error) {
 		switch n {
 		case 1:
 			return next, nil
@@ -291,22 +291,22 @@ func TestStartsAndRefreshesAreReported(t *testing.T) {
 	) {
 		started := r.of(session.SessionStarted)
 		if len(started) != 1 {
-			t.Fatalf("%d starts reported, want 1", len(started))
+			t.Fatalf("got %d starts, want 1", len(started))
 		}
 		s, err := findRefresh(t.Context(), m, ticket)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := started[0].Session; got != s.ID {
-			t.Errorf("%s started, want %s", got, s.ID)
+			t.Errorf("started: got %s, want %s", got, s.ID)
 		}
 		synctest.Wait()
 		refreshed := r.of(session.SessionRefreshed)
 		if len(refreshed) != 1 {
-			t.Fatalf("%d refreshes reported, want 1", len(refreshed))
+			t.Fatalf("got %d refreshes, want 1", len(refreshed))
 		}
 		if got := refreshed[0].TokenExpiry; !got.Equal(s.Tokens.Expiry) {
-			t.Errorf("the token expires at %v, want %v", got, s.Tokens.Expiry)
+			t.Errorf("token expiry: got %v, want %v", got, s.Tokens.Expiry)
 		}
 		for i, cause := range []error{fault, session.ErrUserRequired} {
 			time.Sleep(30 * time.Second) // until the backoff is over
@@ -316,10 +316,10 @@ func TestStartsAndRefreshesAreReported(t *testing.T) {
 			synctest.Wait()
 			failed := r.of(session.RefreshFailed)
 			if len(failed) != i+1 {
-				t.Fatalf("%d failures reported, want %d", len(failed), i+1)
+				t.Fatalf("got %d failures, want %d", len(failed), i+1)
 			}
 			if got := failed[i].Err; !errors.Is(got, cause) {
-				t.Errorf("the cause is %v, want %v", got, cause)
+				t.Errorf("cause: got %v, want %v", got, cause)
 			}
 		}
 	})

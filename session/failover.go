@@ -149,7 +149,7 @@ func (m *Manager) reconcile(ctx context.Context, id string, w loggedWrite, seale
 		return nil, storeError("write again", err)
 	}
 	if !replaced {
-		return nil, ErrNone // it has ended since
+		return nil, ErrNone // the session has ended since
 	}
 	return w.record, nil
 }

@@ -119,7 +119,7 @@ func TestLoginAfterLogoutStartsSession(t *testing.T) {
 		endAll(t, m, "https://id.example", "", "s3")
 		time.Sleep(time.Millisecond)
 		ticket = signInAs(t, m, "https://id.example", "alice", "s3")
-		wantAlive(t, m, ticket, "signed in again, and the provider has kept its sid")
+		wantAlive(t, m, ticket, "signed in again with the same sid")
 	})
 }
 
@@ -160,7 +160,7 @@ func TestMaxPerUserAfterKeyRotation(t *testing.T) {
 
 func TestEndedSessionLeavesTombstoneOnly(t *testing.T) {
 	p := &tokenEndpoint{
-		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
+		respond: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
 	}
 	for name, end := range map[string]func(ctx context.Context, m *session.Manager, ticket session.Ticket){
 		"logout": func(ctx context.Context, m *session.Manager, ticket session.Ticket) {
@@ -179,20 +179,23 @@ func TestEndedSessionLeavesTombstoneOnly(t *testing.T) {
 			if err := m.Drain(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, found, err := store.Get(t.Context(), "tombstone:"+id); !found || err != nil {
-				t.Errorf("%s: there is no tombstone: %v", name, err)
+			_, _, found, err := store.Get(t.Context(), "tombstone:"+id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !found {
+				t.Errorf("%s: got no tombstone", name)
 			}
 			if n := store.Len(); n != 1 {
-				t.Errorf("%s: %d keys are left, want the tombstone", name, n)
+				t.Errorf("%s: got %d keys, want only the tombstone", name, n)
 			}
-			// Until its cookie has expired.
-			time.Sleep(12 * time.Hour)
+			time.Sleep(12 * time.Hour) // until its cookie has expired
 			// A write removes expired keys.
 			if _, err := store.Create(t.Context(), "other", nil, time.Second); err != nil {
 				t.Fatal(err)
 			}
 			if n := store.Len(); n != 1 {
-				t.Errorf("%s: %d keys are left besides another one when its cookie has expired", name, n-1)
+				t.Errorf("%s: got %d keys after the expiry of the cookie, want 1", name, n)
 			}
 		})
 	}
@@ -213,7 +216,7 @@ func TestTouchMovesSessionToNewKey(t *testing.T) {
 		}
 		wantAlive(t, manager(keyB), ticket, "touched, and the old key removed")
 		if ended := endAll(t, manager(keyB), "https://id.example", "alice", ""); len(ended) != 1 {
-			t.Errorf("EndAll ended %v, want the session that the old key indexed", ended)
+			t.Errorf("EndAll: got %v, want the session that was indexed with the old key", ended)
 		}
 		wantNone(t, manager(keyB), ticket, "ended")
 	})

@@ -39,7 +39,7 @@ func (a App) Digest(parts ...string) [sha256.Size]byte {
 
 // ErrForeign means that one of the session keys sealed a value, but for another
 // App. The value belongs to that App: it is neither used nor deleted.
-var ErrForeign = errors.New("it was sealed for another issuer, client_id or public_url")
+var ErrForeign = errors.New("sealed for another issuer, client_id or public_url")
 
 // Keyring holds the operator's session keys for one App. The first key is the
 // primary: it seals. All keys open, so that keys can be rotated without a

@@ -23,8 +23,7 @@ func stores(t *testing.T) map[string]session.Store {
 
 var here = session.App{Issuer: "https://id.example", ClientID: "spa", Origin: "https://app.example"}
 
-// otherApps differ from here in one field, or in where one field ends and the
-// next begins.
+// otherApps differ from here in one field, or in the boundary of two fields.
 var otherApps = map[string]session.App{
 	"issuer":    {Issuer: "https://id2.example", ClientID: "spa", Origin: "https://app.example"},
 	"client":    {Issuer: "https://id.example", ClientID: "spa2", Origin: "https://app.example"},
@@ -58,9 +57,9 @@ func TestAppsDoNotSeeEachOthersSessions(t *testing.T) {
 			if got != (session.Ticket{}) {
 				t.Errorf("%s, %s: got a ticket", kind, name)
 			}
-			for _, who := range [][2]string{{"alice", ""}, {"", "sid-1"}, {"alice", "sid-1"}} {
-				if ended := endAll(t, other, "https://id.example", who[0], who[1]); len(ended) > 0 {
-					t.Errorf("%s, %s: EndAll of %q ended %v", kind, name, who, ended)
+			for _, of := range [][2]string{{"alice", ""}, {"", "sid-1"}, {"alice", "sid-1"}} {
+				if ended := endAll(t, other, "https://id.example", of[0], of[1]); len(ended) > 0 {
+					t.Errorf("%s, %s: EndAll of %q: got %v, want none", kind, name, of, ended)
 				}
 			}
 			time.Sleep(2 * time.Millisecond) // a logout ends logins of the same millisecond
@@ -69,7 +68,7 @@ func TestAppsDoNotSeeEachOthersSessions(t *testing.T) {
 		}
 		signIn(t, m, tokens())
 		if _, state := own.cookie.Read(own.request()); state != session.CookieCurrent {
-			t.Errorf("%s: its own cookie is %s, want current", kind, state)
+			t.Errorf("%s: own cookie: got %s, want current", kind, state)
 		}
 		wantNone(t, m, ticket, "a session beyond the limit")
 	}
@@ -102,20 +101,20 @@ func TestCodecOpensForItsAppOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := codec(here, "p").Open("n", value); err != nil || string(got) != "payload" {
-		t.Errorf("got %q, %v", got, err)
+		t.Errorf("got %q, %v, want payload", got, err)
 	}
 	for name, app := range otherApps {
 		if got, err := codec(app, "p").Open("n", value); !errors.Is(err, session.ErrForeign) || got != nil {
 			t.Errorf("%s: got %q, %v, want ErrForeign", name, got, err)
 		}
 	}
-	for what, open := range map[string]func() ([]byte, error){
+	for name, open := range map[string]func() ([]byte, error){
 		"another purpose": func() ([]byte, error) { return codec(here, "q").Open("n", value) },
 		"another name":    func() ([]byte, error) { return codec(here, "p").Open("m", value) },
 		"noise":           func() ([]byte, error) { return codec(here, "p").Open("n", "noise") },
 	} {
 		if got, err := open(); err == nil || errors.Is(err, session.ErrForeign) || got != nil {
-			t.Errorf("%s: got %q, %v, want an error that is not ErrForeign", what, got, err)
+			t.Errorf("%s: got %q, %v, want an error that is not ErrForeign", name, got, err)
 		}
 	}
 }

@@ -3,7 +3,7 @@ package session
 import (
 	"context"
 	"crypto/rand"
-	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -63,7 +63,8 @@ func (m *Manager) lease(
 		case <-changed:
 		case <-time.After(min(wait, leasePoll)):
 		case <-waiting.Done():
-			return nil, nil, retryLater(errors.New("another replica has been refreshing the session all the time"))
+			return nil, nil, retryLater(
+				fmt.Errorf("another replica held the lease to refresh the session for %v", leaseWait))
 		}
 	}
 	working, finished := context.WithCancel(ctx)

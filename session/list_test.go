@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -54,14 +55,14 @@ func TestConcurrentLoginsKeepMaxPerUser(t *testing.T) {
 			tickets := signInAtOnce(t, 8, m, other)
 			alive := aliveOf(m, tickets)
 			if alive != 2 {
-				t.Errorf("%s: %d of 8 concurrent sessions are alive, want 2", kind, alive)
+				t.Errorf("%s: got %d of 8 concurrent sessions alive, want 2", kind, alive)
 			}
 			ended := endAll(t, m, "i", "alice", "")
 			if len(ended) != alive {
-				t.Errorf("%s: EndAll ended %d sessions, want %d", kind, len(ended), alive)
+				t.Errorf("%s: EndAll: got %d sessions, want %d", kind, len(ended), alive)
 			}
 			if n := aliveOf(m, tickets); n != 0 {
-				t.Errorf("%s: %d sessions are alive after EndAll", kind, n)
+				t.Errorf("%s: got %d sessions alive after EndAll, want none", kind, n)
 			}
 		}
 	}
@@ -100,7 +101,7 @@ func TestEndAllFindsConcurrentLogins(t *testing.T) {
 			all.Wait()
 			endAll(t, m, "i", "alice", "")
 			if n := aliveOf(m, tickets); n != 0 {
-				t.Fatalf("%s: %d sessions are alive after EndAll", kind, n)
+				t.Fatalf("%s: got %d sessions alive after EndAll, want none", kind, n)
 			}
 		}
 	}
@@ -139,7 +140,7 @@ func TestSessionUnderTwoKeysCountsOnce(t *testing.T) {
 		wantAlive(t, m, first, kind+": the first of two")
 		wantAlive(t, m, second, kind+": the second of two")
 		if ended := endAll(t, m, "i", "", "s"); len(ended) != 2 {
-			t.Errorf("%s: EndAll ended %v, want each of two sessions once", kind, ended)
+			t.Errorf("%s: EndAll: got %v, want each of two sessions once", kind, ended)
 		}
 	}
 }
@@ -161,7 +162,7 @@ func TestRefreshAfterKeyRotationUpdatesIndexes(t *testing.T) {
 		m = manager(keyB)
 		wantAlive(t, m, ticket, kind+": the old key removed")
 		if ended := endAll(t, m, "i", "alice", ""); len(ended) != 1 {
-			t.Errorf("%s: EndAll ended %v, want the session", kind, ended)
+			t.Errorf("%s: EndAll: got %v, want the session", kind, ended)
 		}
 		wantNone(t, m, ticket, kind+": after EndAll")
 	}
@@ -221,15 +222,14 @@ func TestReplicasMayDifferInMaxLifetime(t *testing.T) {
 			signInAs(t, medium, "i", "alice", "s")
 			ended := endAll(t, long, "i", "alice", "s")
 			if len(ended) != 2 {
-				t.Errorf("EndAll ended %v, want both sessions that are alive", ended)
+				t.Errorf("EndAll: got %v, want both sessions that are alive", ended)
 			}
 			wantNone(t, long, ticket, "after EndAll")
 		})
 	}
 }
 
-// A session that a login replaces does not count, so that no other session ends
-// for it.
+// A session that a login replaces does not count for MaxPerUser.
 func TestReplacedSessionDoesNotCount(t *testing.T) {
 	t.Parallel()
 	m := newManager(t, session.Config{MaxPerUser: 2})
@@ -245,11 +245,11 @@ func TestReplacedSessionDoesNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantAlive(t, m, elsewhere, "the session in another browser")
-	if len(replaced) != 1 || replaced[0] != before.ID+"true" {
-		t.Errorf("replaced %v, want the session before, once, and its refresh token kept", replaced)
+	if want := []string{before.ID + "true"}; !slices.Equal(replaced, want) {
+		t.Errorf("replaced: got %v, want %v: the session before, with its refresh token kept", replaced, want)
 	}
 	s := wantAlive(t, m, started.Ticket(), "the new session")
-	if got := s.Tokens.Superseded; len(got) != 1 || got[0].Reveal() != "refresh-1" {
-		t.Errorf("the new session has %d superseded refresh tokens, want one", len(got))
+	if got := s.Tokens.Superseded; !slices.Equal(got, []session.Secret{"refresh-1"}) {
+		t.Errorf("superseded: got %d refresh tokens, want refresh-1", len(got))
 	}
 }

@@ -15,21 +15,23 @@ import (
 
 // Config configures a Manager.
 type Config struct {
+	// Store keeps the sessions. It is required.
 	Store Store
-
-	// Keys are the operator's secrets of 32 bytes each (see Keyring).
+	// Keys are the operator's secrets of 32 bytes each (see Keyring). At least
+	// one is required.
 	Keys [][]byte
-	// App is the application whose sessions these are.
+	// App is the application that the sessions belong to. The zero value is
+	// enough for a single application.
 	App App
 
-	// IdleTimeout ends a session so long after the last Touch. Zero means 30
-	// minutes.
+	// IdleTimeout is the time after the last Touch at which a session ends.
+	// Zero means 30 minutes.
 	IdleTimeout time.Duration
-	// MaxLifetime ends a session so long after Start, at the latest. Zero means
-	// 12 hours.
+	// MaxLifetime is the absolute lifetime of a session. Zero means 12 hours.
 	MaxLifetime time.Duration
-	// RefreshAhead is how long before they expire tokens are refreshed in the
-	// background, at most half their life. Zero means a minute.
+	// RefreshAhead is the time before their expiry at which tokens are
+	// refreshed in the background, at most half their lifetime. Zero means a
+	// minute.
 	RefreshAhead time.Duration
 	// CacheMaxAge is the maximum age of a cached session even if no
 	// invalidation arrives (see Manager.Run). Zero means 5 seconds.
@@ -39,9 +41,9 @@ type Config struct {
 	MaxPerUser int
 
 	// Refresh obtains an access token for a target, usually with the session's
-	// refresh token. The target is empty, or what Manager.Fresh was called
-	// with. Its context does not end with the request that caused it. Its error
-	// wraps
+	// refresh token. It is required. The target is empty, or what Manager.Fresh
+	// was called with. Its context does not end with the request that caused
+	// it. Its error wraps
 	//
 	//   - ErrRefused if the provider says that the grant is over,
 	//   - ErrUserRequired if the provider requires the user to sign in again,
@@ -52,14 +54,14 @@ type Config struct {
 	// Any other error is transient. If Refresh returns both an error and a
 	// refresh token, the old one has been rotated: the new one is stored.
 	Refresh func(ctx context.Context, s *Session, target string) (RefreshResult, error)
-	// Ready waits until the provider can be asked, at most for wait. id is that
-	// of the session. The epoch that it returns changes when the provider may
-	// be asked although it failed before: a refresh that failed in an earlier
-	// epoch is retried at once. The error, which wraps a *RefreshError, says
-	// why the provider cannot be asked. Nil: it can always be asked.
+	// Ready waits until a request can be sent to the provider, at most for
+	// wait. id is the ID of the session. The epoch changes when the provider
+	// has recovered: a refresh that failed in an earlier epoch is retried
+	// immediately. The error wraps a *RefreshError. Nil means that requests can
+	// always be sent.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
 	// Revoke revokes tokens that were obtained for a session which ended
-	// meanwhile. Nil: they are dropped.
+	// meanwhile. Nil means that they are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
@@ -69,7 +71,8 @@ type Config struct {
 	AccessTokenLifetime time.Duration
 
 	// Observe is called with each event, in the context of the request that
-	// caused it or noticed it. It must not block. Nil: events are dropped.
+	// caused it or noticed it. It must not block. Nil
+	// means that events are dropped.
 	Observe func(ctx context.Context, e Event)
 
 	Logger *slog.Logger // nil means slog.Default()
@@ -172,13 +175,14 @@ type New struct {
 	Issuer  string          // iss of the ID token
 	Subject string          // sub of the ID token
 	SID     string          // sid of the ID token, empty where the provider has none
-	Claims  json.RawMessage // of the user, an object; see Session.Claim
+	Claims  json.RawMessage // of the user, a JSON object; see Session.Claim
 	Tokens  Tokens
 
-	// ExpiresAt is when the provider ends the session; zero: it did not say.
+	// ExpiresAt is when the provider ends the session. Zero means that it is
+	// unknown.
 	ExpiresAt time.Time
-	// Began is when the user was sent to the provider; zero means now. A logout
-	// at the provider since then ends the session.
+	// Began is when the login began. Zero means now. A logout at the provider
+	// since then ends the session.
 	Began time.Time
 
 	// Replaces are the tickets of sessions that this one replaces. They are
@@ -186,8 +190,8 @@ type New struct {
 	Replaces []Ticket
 	// Replaced is called with each session that was ended so. Its tokens have
 	// to be revoked, unless they are kept in Tokens.Superseded of the new
-	// session, because it is the same user's. It must not block. Nil: nothing
-	// is called.
+	// session, because it is the same user's. It must not block. Nil means
+	// that it is not called.
 	Replaced func(old *Session, kept bool)
 }
 
@@ -351,7 +355,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	return s, nil
 }
 
-// Touch counts as activity of the user and moves the idle timeout. It writes at
+// Touch records activity of the user and moves the idle timeout. It writes at
 // most sixty times per idle timeout, so that a session may end up to a sixtieth
 // of it early. The error is ErrNone if the session has ended, or wraps
 // ErrStore.
@@ -380,8 +384,9 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// End ends a session. If the error wraps ErrStore the session lives on, and its
-// cookie must stay. It is not an error if the session has ended before.
+// End ends a session. If the error wraps ErrStore, the session still exists,
+// and its cookie must be kept. It is not an error if the session has ended
+// before.
 func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 	if err := m.end(ctx, s.ID, reason, s.limit, nil); err != nil {
 		return storeError("delete", err)

@@ -17,22 +17,26 @@ func FuzzPack(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		text, signature := splitJWT(token)
 		if got := joinJWT(text, signature); got != token && token[0] != 0 { // no token begins with NUL
-			t.Errorf("a token of %q came back as %q", token, got)
+			t.Errorf("joinJWT: got %q, want %q", got, token)
 		}
 		b, rest, err := cutSized(append(appendSized(nil, signature), token...))
 		if err != nil {
 			t.Error(err)
 		}
 		if !bytes.Equal(b, signature) {
-			t.Errorf("%q came back as %q", signature, b)
+			t.Errorf("cutSized: got %q, want %q", b, signature)
 		}
 		if string(rest) != token {
-			t.Errorf("%q came back as %q", token, rest)
+			t.Errorf("rest of cutSized: got %q, want %q", rest, token)
 		}
 		cutSized([]byte(token))
 		unpack([]byte(token))
-		if got, err := unpack(pack([]byte(token))); err != nil || !bytes.Equal(got, []byte(token)) {
-			t.Errorf("%q came back as %q, %v", token, got, err)
+		got, err := unpack(pack([]byte(token)))
+		if err != nil {
+			t.Error(err)
+		}
+		if string(got) != token {
+			t.Errorf("unpack: got %q, want %q", got, token)
 		}
 	})
 }

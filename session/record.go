@@ -28,7 +28,7 @@ import (
 // Rules for changes:
 //   - A release also reads the version before its own, and writes it until all
 //     replicas run the new release. So neither an upgrade nor a rollback to the
-//     release before signs anybody out.
+//     release before signs a user out.
 //   - A new member of the JSON is no new version. Members that a release does
 //     not know are kept when it writes the record again (record.more). Their
 //     names are not reused.
@@ -40,7 +40,7 @@ const recordVersion = 3
 
 // errKeyRemoved means that a record was sealed with a key that is not in the
 // keyring.
-var errKeyRemoved = errors.New("it was sealed with a key that is not among the session keys any more")
+var errKeyRemoved = errors.New("sealed with a key that is not among the session keys")
 
 const recordHeader = 1 + 4 // octets before the nonce
 

@@ -30,7 +30,7 @@ func TestRecordKeepsUnknownMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.Tokens.Access == started.Tokens.Access {
-		t.Error("the access token was not refreshed")
+		t.Error("access token: got the old one")
 	}
 	wantEqual(t, "Subject", s.Subject, "alice")
 	wantEqual(t, "Claims", string(s.Claims), `{"sub":"alice"}`)
@@ -39,11 +39,14 @@ func TestRecordKeepsUnknownMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got map[string]json.RawMessage
-	if err := json.Unmarshal(record, &got); err != nil || !bytes.Equal(got["later"], more) {
-		t.Errorf("the record is %s, %v", record, err)
+	if err := json.Unmarshal(record, &got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got["later"], more) {
+		t.Errorf("record: got later: %s, want %s", got["later"], more)
 	}
 	if _, ok := got["u"]; !ok {
-		t.Errorf("the record is %s", record)
+		t.Errorf("record: got %s, want a member u", record)
 	}
 }
 
@@ -54,8 +57,14 @@ func TestRecordBeginsWithItsVersion(t *testing.T) {
 	m := newManager(t, session.Config{Store: store, App: here})
 	s, ticket := signIn(t, m, tokens())
 	value, _, _, err := store.Get(t.Context(), "session:"+s.ID)
-	if err != nil || len(value) < 17 || value[0] != 3 {
-		t.Fatalf("the record begins with %x, %v, want version 3", value[:min(len(value), 17)], err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(value) < 17 {
+		t.Fatalf("record: got %d bytes, want 17 or more", len(value))
+	}
+	if value[0] != 3 {
+		t.Fatalf("record: got version %d, want 3", value[0])
 	}
 	for i := range 5 { // version and key are authenticated
 		changed := bytes.Clone(value)
@@ -63,15 +72,15 @@ func TestRecordBeginsWithItsVersion(t *testing.T) {
 		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, value, changed); !replaced || err != nil {
 			t.Fatal(replaced, err)
 		}
-		wantNone(t, newManager(t, session.Config{Store: store, App: here}), ticket, "with another octet")
+		wantNone(t, newManager(t, session.Config{Store: store, App: here}), ticket, "with a changed octet")
 		if replaced, err := store.Replace(t.Context(), "session:"+s.ID, changed, value); !replaced || err != nil {
 			t.Fatal(replaced, err)
 		}
 	}
-	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), ticket, "as it was")
+	wantAlive(t, newManager(t, session.Config{Store: store, App: here}), ticket, "unchanged")
 }
 
-func TestInvalidKeysAreRefused(t *testing.T) {
+func TestInvalidKeysAreErrors(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		keys [][]byte
@@ -159,9 +168,13 @@ func TestProviderCapsSession(t *testing.T) {
 				newManager(t, session.Config{Store: store, MaxLifetime: 5 * time.Hour, IdleTimeout: 2 * time.Hour}),
 				ticket, name,
 			)
-			if off := s.ExpiresAt.Sub(want).Abs(); off > 10*time.Second || s.IdleExpiresAt.After(s.ExpiresAt) {
-				t.Errorf("%s: after %d refreshes it ends at +%v (idle +%v), want +%v",
-					name, i, s.ExpiresAt.Sub(now), s.IdleExpiresAt.Sub(now), want.Sub(now))
+			if s.ExpiresAt.Sub(want).Abs() > 10*time.Second {
+				t.Errorf("%s, ExpiresAt after %d refreshes: got +%v, want +%v",
+					name, i, s.ExpiresAt.Sub(now), want.Sub(now))
+			}
+			if s.IdleExpiresAt.After(s.ExpiresAt) {
+				t.Errorf("%s, IdleExpiresAt after %d refreshes: got +%v, want at most +%v",
+					name, i, s.IdleExpiresAt.Sub(now), s.ExpiresAt.Sub(now))
 			}
 		}
 	}
@@ -190,7 +203,7 @@ func start(t *testing.T, m *session.Manager, s session.New) session.Ticket {
 	return started.Ticket()
 }
 
-func TestSessionEndsWhenProviderSaysSo(t *testing.T) {
+func TestSessionEndsWhenProviderEndsIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{IdleTimeout: 30 * time.Minute})
@@ -200,9 +213,9 @@ func TestSessionEndsWhenProviderSaysSo(t *testing.T) {
 		ticket := start(t, m, session.New{Tokens: tk})
 		other := start(t, m, session.New{Tokens: tokens(), ExpiresAt: time.Now().Add(20 * time.Minute)})
 		time.Sleep(10*time.Minute - time.Second)
-		wantAlive(t, m, ticket, "before the end of its refresh token")
+		wantAlive(t, m, ticket, "before the expiry of its refresh token")
 		time.Sleep(time.Second)
-		wantNone(t, m, ticket, "after the end of its refresh token")
+		wantNone(t, m, ticket, "after the expiry of its refresh token")
 		m.Touch(t.Context(), wantAlive(t, m, other, "the other session"))
 		time.Sleep(10*time.Minute - time.Second)
 		wantAlive(t, m, other, "before the end that the provider has set")

@@ -54,8 +54,8 @@ const (
 	// failureMemory is how long after its backoff a failure makes the next
 	// backoff longer.
 	failureMemory = time.Minute
-	// userRequiredPause is how long the provider is not asked after it required
-	// the user to sign in.
+	// userRequiredPause is how long no refresh is attempted after the provider
+	// required the user to sign in.
 	userRequiredPause = time.Minute
 	// minRenewInterval is the minimum time between two refreshes that were
 	// caused by a rejected token.
@@ -83,7 +83,7 @@ func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Sessio
 	}
 	s, err := m.awaitRefresh(ctx, s, target)
 	if err == nil && s.Tokens.For(target).Access == "" {
-		return nil, retryLater(errors.New("the session was changed meanwhile, and has no token for the target"))
+		return nil, retryLater(errors.New("the session has changed meanwhile and has no token for the target"))
 	}
 	return s, err
 }
@@ -238,7 +238,7 @@ type refresh struct {
 	epoch    uint64   // of Config.Ready when the refresh began
 	failures int      // in a row, before this refresh
 	call     *flight.Call[*Session]
-	retryAt  time.Time // set before call finishes: nobody retries before; zero: it did not fail
+	retryAt  time.Time // set before call finishes: no retry before; zero: it did not fail
 }
 
 // stale reports whether a caller that read s must start a new refresh: this one

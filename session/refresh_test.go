@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,14 +23,14 @@ import (
 // tokenEndpoint is a provider that rotates refresh tokens and accepts each
 // once.
 type tokenEndpoint struct {
-	takes    time.Duration
-	answer   func(n int, next session.Tokens) (session.Tokens, error) // nil: next
-	calls    atomic.Int32
-	reused   atomic.Int32
-	mu       sync.Mutex
-	spent    map[string]bool
-	revoked  []string
-	returned []context.Context
+	takes   time.Duration
+	respond func(n int, next session.Tokens) (session.Tokens, error) // nil: next
+	calls   atomic.Int32
+	reused  atomic.Int32 // refresh tokens that were used twice
+
+	mu      sync.Mutex // guards all below
+	spent   map[string]bool
+	revoked []string
 }
 
 func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target string) (session.RefreshResult, error) {
@@ -37,7 +38,6 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target 
 	time.Sleep(p.takes)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.returned = append(p.returned, ctx)
 	if p.spent == nil {
 		p.spent = make(map[string]bool)
 	}
@@ -51,9 +51,9 @@ func (p *tokenEndpoint) refresh(ctx context.Context, s *session.Session, target 
 		Access: session.Secret("access-" + suffix + target), Refresh: session.Secret("refresh-" + suffix),
 		Issued: now, Expiry: now.Add(time.Minute),
 	}
-	if p.answer != nil {
+	if p.respond != nil {
 		var err error
-		if next, err = p.answer(n, next); err != nil {
+		if next, err = p.respond(n, next); err != nil {
 			return session.RefreshResult{}, err
 		}
 	}
@@ -88,7 +88,7 @@ func withProvider(t *testing.T, p *tokenEndpoint, cfg session.Config, test func(
 		_, ticket := signIn(t, m, minute())
 		test(t, m, ticket)
 		if n := p.reused.Load(); n > 0 {
-			t.Errorf("the provider received %d spent refresh tokens", n)
+			t.Errorf("got %d refreshes with a spent token, want none", n)
 		}
 		if err := m.Drain(t.Context()); err != nil {
 			t.Error(err)
@@ -115,7 +115,7 @@ func fresh(t *testing.T, m *session.Manager, ticket session.Ticket, wantAccess s
 	t.Helper()
 	s, err := findFresh(t.Context(), m, ticket, "")
 	if err != nil {
-		t.Fatalf("Fresh: %v, want %s", err, wantAccess)
+		t.Fatalf("Fresh: got %v, want %s", err, wantAccess)
 	}
 	if got := s.Tokens.Access.Reveal(); got != wantAccess {
 		t.Errorf("Fresh: got %s, want %s", got, wantAccess)
@@ -134,10 +134,10 @@ func TestOneRefreshForManyRequests(t *testing.T) {
 		}
 		all.Wait()
 		if took := time.Since(began); took != p.takes {
-			t.Errorf("the slowest waited %v, want %v as the provider", took, p.takes)
+			t.Errorf("waited %v, want %v as the provider takes", took, p.takes)
 		}
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes for 200 requests, want 1", n)
+			t.Errorf("got %d refreshes for 200 requests, want 1", n)
 		}
 		fresh(t, m, ticket, "access-2")
 	})
@@ -149,20 +149,20 @@ func TestFreshDoesNotWaitWhileTokenIsGood(t *testing.T) {
 		time.Sleep(29 * time.Second)
 		fresh(t, m, ticket, "access-1")
 		if n := p.calls.Load(); n != 0 {
-			t.Errorf("%d refreshes in the first half of the token's life, want none", n)
+			t.Errorf("got %d refreshes in the first half of the token's lifetime, want none", n)
 		}
 		time.Sleep(2 * time.Second)
 		for range 10 {
 			began := time.Now()
 			fresh(t, m, ticket, "access-1")
 			if waited := time.Since(began); waited > 0 {
-				t.Errorf("waited %v for a token that is good", waited)
+				t.Errorf("waited %v for a good token, want no wait", waited)
 			}
 		}
 		time.Sleep(8 * time.Second)
 		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes, want 1", n)
+			t.Errorf("got %d refreshes, want 1", n)
 		}
 	})
 }
@@ -171,10 +171,10 @@ func TestRefreshOutlivesItsRequest(t *testing.T) {
 	p := &tokenEndpoint{takes: time.Second}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
-		ctx, leave := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			time.Sleep(100 * time.Millisecond)
-			leave()
+			cancel()
 		}()
 		if _, err := findFresh(ctx, m, ticket, ""); !errors.Is(err, context.Canceled) {
 			t.Errorf("Fresh with a cancelled context: got %v, want context.Canceled", err)
@@ -184,7 +184,7 @@ func TestRefreshOutlivesItsRequest(t *testing.T) {
 		}
 		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes, want 1", n)
+			t.Errorf("got %d refreshes, want 1", n)
 		}
 	})
 }
@@ -203,16 +203,16 @@ func TestOnlyInvalidGrantEndsSession(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &tokenEndpoint{
-				answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err },
+				respond: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, test.err },
 			}
 			withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 				time.Sleep(50 * time.Second)
-				fresh(t, m, ticket, "access-1") // it is still good
+				fresh(t, m, ticket, "access-1") // which is still good
 				time.Sleep(50 * time.Second)
 				p.calls.Store(0)
 				_, err := findFresh(t.Context(), m, ticket, "")
 				if n := p.calls.Load(); !test.ends && n != test.calls {
-					t.Errorf("%d refresh requests, want %d", n, test.calls)
+					t.Errorf("got %d refresh requests, want %d", n, test.calls)
 				}
 				if test.ends {
 					if !errors.Is(err, session.ErrNone) { // the refresh in the background ended it
@@ -226,7 +226,7 @@ func TestOnlyInvalidGrantEndsSession(t *testing.T) {
 					t.Errorf("Fresh: got %v, want a RefreshError", err)
 				}
 				wantAlive(t, m, ticket, "after the fault")
-				p.answer = nil
+				p.respond = nil
 				time.Sleep(retry.RetryAfter + time.Millisecond)
 				if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 					t.Errorf("Fresh after the outage: %v", err)
@@ -238,7 +238,7 @@ func TestOnlyInvalidGrantEndsSession(t *testing.T) {
 
 func TestRefusedRefreshReturnsErrEnded(t *testing.T) {
 	p := &tokenEndpoint{
-		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
+		respond: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, session.ErrRefused },
 	}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
@@ -250,7 +250,7 @@ func TestRefusedRefreshReturnsErrEnded(t *testing.T) {
 }
 
 func TestLostResponseIsRequestedOnceMore(t *testing.T) {
-	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{respond: func(n int, next session.Tokens) (session.Tokens, error) {
 		if n == 1 {
 			return session.Tokens{}, session.ErrNoResponse
 		}
@@ -263,7 +263,7 @@ func TestLostResponseIsRequestedOnceMore(t *testing.T) {
 }
 
 func TestFailedRefreshIsNotRetriedByEveryRequest(t *testing.T) {
-	p := &tokenEndpoint{answer: func(int, session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{respond: func(int, session.Tokens) (session.Tokens, error) {
 		return session.Tokens{}, errors.New("down")
 	}}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
@@ -275,13 +275,13 @@ func TestFailedRefreshIsNotRetriedByEveryRequest(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if n := p.calls.Load(); n > 11 {
-			t.Errorf("%d requests in ten seconds of outage, want at most one a second", n)
+			t.Errorf("got %d requests in ten seconds of outage, want at most one a second", n)
 		}
 	})
 }
 
 func TestMissingResponseMembersKeepTheirValue(t *testing.T) {
-	p := &tokenEndpoint{answer: func(n int, next session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{respond: func(n int, next session.Tokens) (session.Tokens, error) {
 		next.Refresh, next.Expiry = "", time.Time{}
 		if n == 2 {
 			next.Scope = "openid"
@@ -299,9 +299,8 @@ func TestMissingResponseMembersKeepTheirValue(t *testing.T) {
 		time.Sleep(time.Minute)
 		fresh(t, m, ticket, "access-2")
 		time.Sleep(5 * time.Minute) // without expires_in a token still expires
-		if s := fresh(t, m, ticket, "access-3"); s.Tokens.Scope != "openid" {
-			t.Errorf("scope %q, want that of the response", s.Tokens.Scope)
-		}
+		s = fresh(t, m, ticket, "access-3")
+		wantEqual(t, "Scope", s.Tokens.Scope, "openid")
 	})
 }
 
@@ -319,8 +318,8 @@ func TestSessionEndedDuringRefreshStaysEnded(t *testing.T) {
 			t.Errorf("Fresh: got %v, want ErrNone", err)
 		}
 		wantNone(t, m, ticket, "after the refresh")
-		if len(p.revoked) != 1 || p.revoked[0] != "refresh-2" {
-			t.Errorf("revoked %v, want the new refresh token", p.revoked)
+		if !slices.Equal(p.revoked, []string{"refresh-2"}) {
+			t.Errorf("revoked: got %v, want the new refresh token", p.revoked)
 		}
 	})
 }
@@ -357,7 +356,7 @@ func TestUnsavedTokensAreNotLost(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes, want 1", n)
+			t.Errorf("got %d refreshes, want 1", n)
 		}
 	})
 }
@@ -373,7 +372,7 @@ func TestWriteWithLostResponseIsFound(t *testing.T) {
 		}
 		fresh(t, m, ticket, "access-2")
 		if len(p.revoked) > 0 {
-			t.Errorf("revoked %v, want none", p.revoked)
+			t.Errorf("revoked: got %v, want none", p.revoked)
 		}
 	})
 }
@@ -404,7 +403,7 @@ func TestStaleReadUsesResultOfRefresh(t *testing.T) {
 		fresh(t, m, ticket, "access-2")
 		late.Wait()
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes, want 1", n)
+			t.Errorf("got %d refreshes, want 1", n)
 		}
 	})
 }
@@ -428,9 +427,10 @@ func TestRefreshReplacesGoodToken(t *testing.T) {
 	p := new(tokenEndpoint)
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		s, err := findRefresh(t.Context(), m, ticket)
-		if err != nil || s.Tokens.Access.Reveal() != "access-2" {
-			t.Fatalf("Refresh: got %v, %v, want new tokens", s, err)
+		if err != nil {
+			t.Fatal(err)
 		}
+		wantEqual(t, "Access", s.Tokens.Access.Reveal(), "access-2")
 		fresh(t, m, ticket, "access-2")
 	})
 }
@@ -493,11 +493,11 @@ func TestOneRefreshForManyReplicas(t *testing.T) {
 				all.Go(func() { fresh(t, replicas[i%3], ticket, "access-2") })
 			}
 			all.Wait()
-			if over := time.Since(began) - takes; over > 10*time.Millisecond {
-				t.Errorf("a response after %v: the slowest waited %v longer", takes, over)
+			if waited := time.Since(began); waited > takes+10*time.Millisecond {
+				t.Errorf("a response after %v: waited %v", takes, waited)
 			}
 			if n := p.calls.Load(); n != 1 {
-				t.Errorf("a response after %v: %d refreshes, want 1", takes, n)
+				t.Errorf("a response after %v: got %d refreshes, want 1", takes, n)
 			}
 			for _, m := range replicas {
 				if err := m.Drain(t.Context()); err != nil {
@@ -514,13 +514,13 @@ func TestDeadReplicaDelaysOthersByItsLease(t *testing.T) {
 	withProvider(t, p, session.Config{Store: store}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
 		s := wantAlive(t, m, ticket, "before")
-		if _, err := store.Acquire(t.Context(), "refresh:"+s.ID, "the dead", 4*time.Second); err != nil {
+		if _, err := store.Acquire(t.Context(), "refresh:"+s.ID, "another replica", 4*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
 		fresh(t, m, ticket, "access-2")
 		if took := time.Since(began); took < 3*time.Second || took > 4100*time.Millisecond {
-			t.Errorf("waited %v, want the lease of 4s", took)
+			t.Errorf("waited %v, want about 4s, the lease", took)
 		}
 	})
 }
@@ -537,10 +537,10 @@ func TestEachTargetHasItsOwnToken(t *testing.T) {
 			}
 			got := s.Tokens.For(target)
 			if header := s.Authorization(target); len(header) != 1 || header[0] != "Bearer "+got.Access.Reveal() {
-				t.Errorf("%s: the header is %q", target, header)
+				t.Errorf("%s: got the header %q", target, header)
 			}
 			if s.Authorization("unknown") != nil {
-				t.Error("an unknown target has a token")
+				t.Error("unknown target: got a token")
 			}
 			return got.Access.Reveal()
 		}
@@ -549,14 +549,14 @@ func TestEachTargetHasItsOwnToken(t *testing.T) {
 			for _, target := range []string{"orders", "billing"} {
 				all.Go(func() {
 					if got := freshFor(m, target); !strings.HasSuffix(got, target) {
-						t.Errorf("%s: got %s", target, got)
+						t.Errorf("%s: got %s, want a token for it", target, got)
 					}
 				})
 			}
 		}
 		all.Wait()
 		if n := p.calls.Load(); n != 2 {
-			t.Errorf("%d requests for two tokens", n)
+			t.Errorf("got %d requests for two tokens, want 2", n)
 		}
 		fresh(t, m, ticket, "access-1") // the session's own token is unchanged
 
@@ -565,8 +565,12 @@ func TestEachTargetHasItsOwnToken(t *testing.T) {
 		wantEqual(t, "the token at another replica", freshFor(other, "orders"), orders)
 		wantEqual(t, "the number of requests", p.calls.Load(), 2)
 		time.Sleep(time.Minute)
-		if got := freshFor(m, "orders"); got == orders || !strings.HasSuffix(got, "orders") {
-			t.Errorf("after its end: got %s", got)
+		got := freshFor(m, "orders")
+		if got == orders {
+			t.Error("after its expiry: got the same token")
+		}
+		if !strings.HasSuffix(got, "orders") {
+			t.Errorf("after its expiry: got %s, want a token for orders", got)
 		}
 		s, err := m.Find(t.Context(), ticket)
 		if err != nil {
@@ -577,7 +581,7 @@ func TestEachTargetHasItsOwnToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := findFresh(t.Context(), m, ticket, "orders"); !errors.Is(err, session.ErrNone) {
-			t.Errorf("after the end: got %v", err)
+			t.Errorf("after End: got %v, want ErrNone", err)
 		}
 	})
 }
@@ -598,7 +602,7 @@ func TestFailingTargetDelaysNoOther(t *testing.T) {
 		for range 3 {
 			var retry *session.RefreshError
 			if _, err := findFresh(t.Context(), manager, ticket, "broken"); !errors.As(err, &retry) {
-				t.Errorf("got %v", err)
+				t.Errorf("broken: got %v, want a RefreshError", err)
 			}
 			if _, err := findFresh(t.Context(), manager, ticket, "orders"); err != nil {
 				t.Error(err)
@@ -627,7 +631,7 @@ func TestTokenKeyIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := s.Key(); got == nil || !got.Equal(key) {
-		t.Error("the session has another key")
+		t.Errorf("key: got %v, want that of the login", got)
 	}
 	wantEqual(t, "the header", s.Authorization("")[0], "DPoP access-1")
 	zero := session.Secret(base64.RawURLEncoding.EncodeToString(make([]byte, 32)))
@@ -640,7 +644,7 @@ func TestTokenKeyIsKept(t *testing.T) {
 }
 
 func TestTargetNeedsNoRefreshToken(t *testing.T) {
-	// By exchange, say.
+	// As with token exchange.
 	m := newManager(t, session.Config{Refresh: func(
 		_ context.Context, s *session.Session, target string,
 	) (session.RefreshResult, error) {
@@ -664,7 +668,7 @@ func TestTargetNeedsNoRefreshToken(t *testing.T) {
 // Some providers respond to a refresh with the same access token and a later
 // expiry.
 func TestSameTokenWithLaterExpiryIsNew(t *testing.T) {
-	p := &tokenEndpoint{takes: time.Second, answer: func(_ int, next session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{takes: time.Second, respond: func(_ int, next session.Tokens) (session.Tokens, error) {
 		next.Access = "access-1"
 		return next, nil
 	}}
@@ -682,7 +686,7 @@ func TestSameTokenWithLaterExpiryIsNew(t *testing.T) {
 		}
 		all.Wait()
 		if n := p.calls.Load(); n != 1 {
-			t.Errorf("%d refreshes", n)
+			t.Errorf("got %d refreshes, want 1", n)
 		}
 		for _, m := range replicas {
 			m.Drain(t.Context())
@@ -711,7 +715,7 @@ func TestNewKeyDropsTokensOfOtherTargets(t *testing.T) {
 		t.Fatal(err)
 	}
 	if s.Key() == nil {
-		t.Error("the session has no key")
+		t.Error("key: got none")
 	}
 	wantEqual(t, "the header", s.Authorization("")[0], "DPoP new")
 	wantEqual(t, "the number of other tokens", len(s.Tokens.Others), 0)
@@ -754,7 +758,7 @@ func TestRefreshDoesNotMoveMaxLifetime(t *testing.T) {
 	withProvider(t, p, session.Config{MaxLifetime: 10 * time.Minute, IdleTimeout: 10 * time.Minute}, func(
 		t *testing.T, m *session.Manager, ticket session.Ticket,
 	) {
-		want := wantAlive(t, m, ticket, "at first").ExpiresAt
+		want := wantAlive(t, m, ticket, "before any refresh").ExpiresAt
 		for range 9 {
 			time.Sleep(time.Minute)
 			s, err := findFresh(t.Context(), m, ticket, "")
@@ -765,14 +769,14 @@ func TestRefreshDoesNotMoveMaxLifetime(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !s.ExpiresAt.Equal(want) {
-				t.Fatalf("it ends at %v, want %v", s.ExpiresAt, want)
+				t.Fatalf("ExpiresAt: got %v, want %v", s.ExpiresAt, want)
 			}
 		}
 		if n := p.calls.Load(); n < 9 {
-			t.Errorf("%d refreshes", n)
+			t.Errorf("got %d refreshes, want 9 or more", n)
 		}
 		time.Sleep(time.Minute)
-		wantNone(t, m, ticket, "after max_lifetime")
+		wantNone(t, m, ticket, "after MaxLifetime")
 	})
 }
 
@@ -780,7 +784,7 @@ func TestRefreshDoesNotMoveMaxLifetime(t *testing.T) {
 // time.
 func TestBackoffHasJitter(t *testing.T) {
 	p := &tokenEndpoint{
-		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
+		respond: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
 	}
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t, session.Config{Refresh: p.refresh})
@@ -794,12 +798,12 @@ func TestBackoffHasJitter(t *testing.T) {
 		for _, ticket := range all {
 			var retry *session.RefreshError
 			if _, err := findFresh(t.Context(), m, ticket, ""); !errors.As(err, &retry) {
-				t.Fatalf("got %v", err)
+				t.Fatalf("got %v, want a RefreshError", err)
 			}
 			pauses[retry.RetryAfter] = true
 		}
 		if len(pauses) < 10 {
-			t.Errorf("50 sessions wait for %v", pauses)
+			t.Errorf("got %d different waits of 50 sessions, want 10 or more", len(pauses))
 		}
 		m.Drain(t.Context())
 		time.Sleep(2 * time.Minute)

@@ -38,12 +38,12 @@ func TestTouchDuringRefreshAfterKeyRotation(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rt := got.Tokens.Refresh.Reveal(); rt != "refresh-2" {
-			t.Errorf("the session has %s, want the rotated token", rt)
+			t.Errorf("refresh token: got %s, want the rotated one", rt)
 		}
 		findFresh(t.Context(), m, ticket, "")
 		m.Drain(t.Context())
 		if n := p.reused.Load(); n > 0 {
-			t.Errorf("the provider received %d spent refresh tokens", n)
+			t.Errorf("got %d refreshes with a spent token, want none", n)
 		}
 		time.Sleep(time.Minute)
 	})
@@ -77,7 +77,7 @@ func TestFreshReturnsTokenForTargetOrError(t *testing.T) {
 		s, err := findFresh(t.Context(), m, ticket, "orders")
 		<-done
 		if err == nil && len(s.Authorization("orders")) == 0 {
-			t.Error("Fresh returned neither an error nor a token for the target")
+			t.Error("Fresh: got neither an error nor a token for the target")
 		}
 		m.Drain(t.Context())
 		time.Sleep(time.Minute)
@@ -102,7 +102,7 @@ func TestRefreshRejectedReturnsTokenForTarget(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(got.Authorization("orders")) == 0 {
-			t.Error("RefreshRejected returned a session without a token for the target, and no error")
+			t.Error("RefreshRejected: got neither an error nor a token for the target")
 		}
 	})
 }

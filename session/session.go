@@ -38,8 +38,8 @@ import (
 )
 
 // ErrNone means that there is no session: no ticket, a ticket that opens no
-// record, or a session that is unknown, expired or ended. There is one error
-// for all these cases, so that nobody can tell them apart.
+// record, or a session that is unknown, expired or ended. All these
+// cases have one error, so that a client cannot distinguish them.
 var ErrNone = errors.New("no session")
 
 // ErrEnded means that the provider has just ended the session: it refused to
@@ -55,8 +55,8 @@ var ErrStore = errors.New("session store unavailable")
 type Tokens struct {
 	// Access is the access token.
 	Access Secret
-	// Refresh is the refresh token. Empty: the provider issued none, and the
-	// session ends with its access token.
+	// Refresh is the refresh token. Without one the session ends with its
+	// access token.
 	Refresh Secret
 	// ID is the ID token.
 	ID Secret
@@ -64,9 +64,9 @@ type Tokens struct {
 	Scope string
 	// Issued is when Access was received.
 	Issued time.Time
-	// Expiry is when Access expires; zero: the provider did not say.
+	// Expiry is when Access expires. Zero means that it is unknown.
 	Expiry time.Time
-	// RefreshExpiry is when Refresh expires; zero: the provider did not say.
+	// RefreshExpiry is when Refresh expires. Zero means that it is unknown.
 	RefreshExpiry time.Time
 
 	// Superseded are the refresh tokens of sessions of the same user that this
@@ -76,11 +76,11 @@ type Tokens struct {
 	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
-	// of P-256 in base64url. Empty: they are bearer tokens.
+	// of P-256 in base64url. Empty means bearer tokens.
 	Key Secret
 	// Others are access tokens for other targets: target → a Tokens with
-	// Access, Scope, Issued and Expiry only. What a target means is up to
-	// Config.Refresh.
+	// Access, Scope, Issued and Expiry only. Config.Refresh defines what a
+	// target is.
 	Others map[string]Tokens
 }
 
@@ -114,7 +114,7 @@ type Session struct {
 	Issuer  string          // iss of the ID token
 	Subject string          // sub of the ID token
 	SID     string          // sid of the ID token, empty where the provider has none
-	Claims  json.RawMessage // of the user, an object; see Claim
+	Claims  json.RawMessage // of the user, a JSON object; see Claim
 	Tokens  Tokens
 
 	CreatedAt time.Time

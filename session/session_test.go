@@ -25,7 +25,7 @@ var (
 	keyB = bytes.Repeat([]byte("b"), 32)
 )
 
-// newManager returns a Manager for cfg, with defaults that most tests want.
+// newManager returns a Manager for cfg with defaults for tests.
 func newManager(t *testing.T, cfg session.Config) *session.Manager {
 	t.Helper()
 	if cfg.Store == nil {
@@ -101,26 +101,26 @@ func findEnd(ctx context.Context, m *session.Manager, ticket session.Ticket) err
 	return m.End(ctx, s, session.ReasonLogout)
 }
 
-// wantEqual reports what if it differs.
-func wantEqual[T comparable](t *testing.T, what string, got, want T) {
+// wantEqual checks a value with a name.
+func wantEqual[T comparable](t *testing.T, name string, got, want T) {
 	t.Helper()
 	if got != want {
-		t.Errorf("%s is %v, want %v", what, got, want)
+		t.Errorf("%s: got %v, want %v", name, got, want)
 	}
 }
 
-func wantNone(t *testing.T, m *session.Manager, ticket session.Ticket, why string) {
+func wantNone(t *testing.T, m *session.Manager, ticket session.Ticket, when string) {
 	t.Helper()
 	if s, err := m.Find(t.Context(), ticket); !errors.Is(err, session.ErrNone) {
-		t.Errorf("%s: got %v, %v, want ErrNone", why, s, err)
+		t.Errorf("%s: got %v, %v, want ErrNone", when, s, err)
 	}
 }
 
-func wantAlive(t *testing.T, m *session.Manager, ticket session.Ticket, why string) *session.Session {
+func wantAlive(t *testing.T, m *session.Manager, ticket session.Ticket, when string) *session.Session {
 	t.Helper()
 	s, err := m.Find(t.Context(), ticket)
 	if err != nil {
-		t.Fatalf("%s: %v, want the session", why, err)
+		t.Fatalf("%s: got %v, want the session", when, err)
 	}
 	return s
 }
@@ -147,7 +147,7 @@ func TestLoginHasNewIDAndEndsReplacedSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after.ID == before.ID {
-		t.Error("the login did not change the ID of the session")
+		t.Error("ID after the login: got that of the session before")
 	}
 	wantNone(t, m, old, "the cookie from before the login")
 	wantAlive(t, m, after.Ticket(), "the cookie of the login")
@@ -173,7 +173,7 @@ func TestTouchMovesIdleTimeoutNotMaxLifetime(t *testing.T) {
 		tk.Expiry = time.Now().Add(24 * time.Hour)
 		started, ticket := signIn(t, m, tk)
 		if got, want := started.ExpiresAt.Sub(started.CreatedAt), time.Hour; got != want {
-			t.Errorf("the session lives for %v, want %v", got, want)
+			t.Errorf("lifetime: got %v, want %v", got, want)
 		}
 		for range 6 {
 			time.Sleep(9 * time.Minute)
@@ -182,12 +182,12 @@ func TestTouchMovesIdleTimeoutNotMaxLifetime(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		s := wantAlive(t, m, ticket, "54 minutes on")
+		s := wantAlive(t, m, ticket, "after 54 minutes")
 		if got := time.Until(s.IdleExpiresAt).Round(time.Second); got != 6*time.Minute {
-			t.Errorf("idle timeout in %v, want the absolute end in 6m", got)
+			t.Errorf("idle timeout: got %v, want 6m, the absolute end", got)
 		}
 		time.Sleep(6 * time.Minute)
-		wantNone(t, m, ticket, "after MaxLifetime, never idle")
+		wantNone(t, m, ticket, "after MaxLifetime, while active")
 
 		_, ticket = signIn(t, m, tk)
 		time.Sleep(5 * time.Minute)
@@ -230,7 +230,7 @@ func TestTouchRarelyWrites(t *testing.T) {
 			}
 		}
 		if store.touches > 60 {
-			t.Errorf("%d writes for 3600 calls in an hour, want at most 60", store.touches)
+			t.Errorf("got %d writes for 3600 calls in an hour, want at most 60", store.touches)
 		}
 	})
 }
@@ -252,9 +252,9 @@ func TestSessionWithoutRefreshTokenEndsWithAccess(t *testing.T) {
 		tk.Refresh, tk.Expiry = "", time.Now().Add(5*time.Minute)
 		_, ticket := signIn(t, m, tk)
 		time.Sleep(5*time.Minute - time.Second)
-		wantAlive(t, m, ticket, "while the token lives")
+		wantAlive(t, m, ticket, "before the token expires")
 		time.Sleep(time.Second)
-		wantNone(t, m, ticket, "after the token")
+		wantNone(t, m, ticket, "after the token has expired")
 	})
 }
 
@@ -281,11 +281,11 @@ func TestStoreDumpOpensNothing(t *testing.T) {
 	for key, value := range store.dump {
 		for _, secret := range []string{"access-1", "refresh-1", "idtoken-1", "alice", "sid-1"} {
 			if strings.Contains(key, secret) || bytes.Contains(value, []byte(secret)) {
-				t.Errorf("the record under %[2]s has %[1]s in clear text", secret, key)
+				t.Errorf("record %s: contains %s", key, secret)
 			}
 		}
 		if strings.Contains(cookie, strings.TrimPrefix(key, "session:")) {
-			t.Error("the cookie contains the key of the record")
+			t.Error("cookie: contains the key of the record")
 		}
 	}
 
@@ -311,12 +311,12 @@ func TestRecordsAreUnique(t *testing.T) {
 		nonces[string(value[5:17])] = true
 	}
 	if len(store.dump) != n || len(nonces) != n {
-		t.Errorf("%d records with %d nonces, want %d of each", len(store.dump), len(nonces), n)
+		t.Errorf("got %d records with %d nonces, want %d of each", len(store.dump), len(nonces), n)
 	}
 }
 
-// dumpStore records what was written. It can confuse keys, as a client does
-// that mixes up responses.
+// dumpStore records what was written. It can swap records, as a client with a
+// bug does.
 type dumpStore struct {
 	session.Store
 	dump map[string][]byte
@@ -349,8 +349,12 @@ func TestStoreOutageEndsNoSession(t *testing.T) {
 			return err
 		},
 	} {
-		if err := call(); !errors.Is(err, session.ErrStore) || errors.Is(err, session.ErrNone) {
+		err := call()
+		if !errors.Is(err, session.ErrStore) {
 			t.Errorf("%s: got %v, want ErrStore", name, err)
+		}
+		if errors.Is(err, session.ErrNone) {
+			t.Errorf("%s: got %v, want no ErrNone", name, err)
 		}
 	}
 	store.fail(nil, nil)
@@ -420,7 +424,7 @@ func TestNewManagerReportsAllMistakes(t *testing.T) {
 	}
 	slices.Sort(fields)
 	if want := []string{"IdleTimeout", "Keys[1]", "MaxLifetime", "Refresh", "Store"}; !slices.Equal(fields, want) {
-		t.Errorf("mistakes in %v, want %v", fields, want)
+		t.Errorf("got mistakes in %v, want %v", fields, want)
 	}
 }
 
@@ -458,13 +462,13 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	}
 	cookie := fmt.Sprint(m.TicketBytes(s))
 	if strings.Contains(out.String(), strings.Trim(cookie, "[]")) {
-		t.Errorf("the data key was printed")
+		t.Error("printed: the data key")
 	}
 	for _, token := range []session.Secret{s.Tokens.Access, s.Tokens.Refresh, s.Tokens.ID} {
 		raw := token.Reveal()
 		for _, form := range []string{raw, fmt.Sprintf("%x", raw), fmt.Sprintf("%X", raw), fmt.Sprint([]byte(raw))} {
 			if strings.Contains(out.String(), form) {
-				t.Errorf("%s was printed", raw)
+				t.Errorf("printed: %s", raw)
 			}
 		}
 	}

@@ -10,12 +10,12 @@ import (
 // concurrent use. Package tokenstore has two of them, and the conformance suite
 // in tokenstore/storetest tests everything that is said here.
 //
-// Every method is atomic, and sees all writes that ended before it began.
-// Whatever has outlived its time to live does not exist. Times to live are
-// positive.
+// Every method is atomic, and sees all writes that ended before it began. A
+// record, lease or member whose time to live is over does not exist. Times to
+// live are positive.
 //
-// An error is a fault of the store: it is out of reach, full or misconfigured.
-// A record that does not exist is not an error. After the error of a writing
+// An error is a fault of the store: it is unreachable, full or misconfigured. A
+// record that does not exist is not an error. After the error of a writing
 // method, the write may or may not have happened. Every writing method can be
 // repeated with the same arguments, and then returns what it would have
 // returned the first time.
@@ -46,8 +46,8 @@ type Records interface {
 	Delete(ctx context.Context, key string) error
 }
 
-// Leases are locks that end by themselves, so that a holder that dies delays
-// others only for a while.
+// Leases are locks that expire, so that a holder that crashes delays others
+// for a limited time.
 type Leases interface {
 	// Acquire makes owner the holder of the lease under key for ttl from now
 	// on, unless there is another holder, and reports whether it did. A holder
@@ -73,7 +73,7 @@ type Sets interface {
 	Remove(ctx context.Context, key, member string) error
 }
 
-// Watcher announces writes, whichever process made them. Caches rest on it.
+// Watcher announces writes of all processes. Caches depend on it.
 type Watcher interface {
 	// Watch follows the records under "session:" and the leases under
 	// "refresh:" until ctx is done.
@@ -82,10 +82,10 @@ type Watcher interface {
 	// the write; and with the empty key if any of them may have been written
 	// without an announcement.
 	//
-	// It calls onValid again and again, with a time until which caches may be
-	// used: every write before the call has been announced. While the store
-	// cannot know that, it does not call onValid. So a cache is outdated for no
-	// longer than that time is ahead.
+	// It calls onValid repeatedly, with a time until which caches may be used:
+	// every write before the call has been announced. While the store cannot
+	// know that, it does not call onValid. So a cache is outdated at most until
+	// that time.
 	//
 	// Watch may announce keys that have not changed, and may call both
 	// functions from several goroutines at once.

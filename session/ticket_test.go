@@ -21,8 +21,14 @@ func TestTicketsAreRandom(t *testing.T) {
 			t.Fatal(err)
 		}
 		ticket := m.TicketIDBytes(s)
-		if len(ticket) != len(values) || ids[string(ticket[:16])] || names[s.ID] {
-			t.Fatalf("the ID %s, or the id in its ticket, occurred before", s.ID)
+		if len(ticket) != len(values) {
+			t.Fatalf("ticket: got %d bytes, want %d", len(ticket), len(values))
+		}
+		if ids[string(ticket[:16])] {
+			t.Fatalf("id in the ticket of %s: got it twice", s.ID)
+		}
+		if names[s.ID] {
+			t.Fatalf("ID %s: got it twice", s.ID)
 		}
 		ids[string(ticket[:16])], names[s.ID] = true, true
 		for i, b := range ticket {
@@ -31,7 +37,7 @@ func TestTicketsAreRandom(t *testing.T) {
 	}
 	for i, v := range values {
 		if len(v) != 256 { // of 10 000 samples
-			t.Errorf("byte %d of the tickets has %d values", i, len(v))
+			t.Errorf("byte %d of the tickets: got %d values, want 256", i, len(v))
 		}
 	}
 }
@@ -39,12 +45,15 @@ func TestTicketsAreRandom(t *testing.T) {
 func TestTicketSecretRoundTrip(t *testing.T) {
 	s, ticket := signIn(t, newManager(t, session.Config{}), tokens())
 	got, ok := session.ParseTicket(s.Ticket().Secret())
-	if !ok || !got.Equal(ticket) {
-		t.Errorf("the ticket came back: %v, want true", ok)
+	if !ok {
+		t.Error("ParseTicket: got no ticket")
+	}
+	if !got.Equal(ticket) {
+		t.Error("ParseTicket: got another ticket")
 	}
 	for _, text := range []session.Secret{"", "noise", "????", ticket.Secret() + "AAAA", session.Ticket{}.Secret()} {
 		if _, ok := session.ParseTicket(text); ok {
-			t.Errorf("%q was parsed as a ticket", text.Reveal())
+			t.Errorf("%q: got a ticket, want none", text.Reveal())
 		}
 	}
 }

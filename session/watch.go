@@ -8,10 +8,10 @@ import (
 )
 
 // Run follows the writes of other replicas until ctx is done. The cache, OnEnd
-// and a short wait for the refresh of another replica rest on it: without it
-// every Find reads the store, and OnEnd never calls. When Run returns, all
-// functions that OnEnd registered have been called, because nothing would call
-// them any more.
+// and a short wait for the refresh of another replica depend on it: without it
+// every Find reads the store, and no function of OnEnd is called. When Run
+// returns, all functions that OnEnd registered have been called, because
+// nothing would call them any more.
 func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { m.cfg.Store.Watch(ctx, m.onChange, m.onValid) }) // until ctx is done, as the others
@@ -52,9 +52,10 @@ func (m *Manager) onValid(until time.Time) {
 	}
 }
 
-// Invalidated reports whether changes by other replicas are announced to this
-// one. While they are not, Find reads the store, and OnEnd takes longer.
-func (m *Manager) Invalidated() bool { return m.cache.valid(time.Now()) }
+// CacheValid reports whether the cache can be used: changes by other replicas
+// are announced to this one. Otherwise Find reads the store, and OnEnd takes
+// longer.
+func (m *Manager) CacheValid() bool { return m.cache.valid(time.Now()) }
 
 // notifier wakes refreshes that wait for another replica.
 type notifier struct {

@@ -21,14 +21,14 @@ type tappedStore struct {
 	touches  atomic.Int32
 	touching time.Duration // how long a Touch takes
 
-	mu      sync.Mutex
-	deaf    bool // writes are not announced
-	told    map[*func(string)]func(until time.Time)
-	reading func() // called once during a Get, after the read
+	mu       sync.Mutex
+	muted    bool                                    // writes are not announced
+	watchers map[*func(string)]func(until time.Time) // :: onChange → onValid
+	reading  func()                                  // called once during a Get, after the read
 }
 
 func newTappedStore() *tappedStore {
-	return &tappedStore{Memory: new(tokenstore.Memory), told: make(map[*func(string)]func(time.Time))}
+	return &tappedStore{Memory: new(tokenstore.Memory), watchers: make(map[*func(string)]func(time.Time))}
 }
 
 func (s *tappedStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
@@ -50,18 +50,18 @@ func (s *tappedStore) Touch(ctx context.Context, key string, ttl time.Duration) 
 	return s.Memory.Touch(ctx, key, ttl)
 }
 
-func (s *tappedStore) Watch(ctx context.Context, changed func(string), current func(time.Time)) {
+func (s *tappedStore) Watch(ctx context.Context, onChange func(string), onValid func(time.Time)) {
 	s.mu.Lock()
-	s.told[&changed] = current
+	s.watchers[&onChange] = onValid
 	s.mu.Unlock()
 	s.Memory.Watch(ctx, func(key string) {
 		s.mu.Lock()
-		deaf := s.deaf
+		muted := s.muted
 		s.mu.Unlock()
-		if !deaf {
-			changed(key)
+		if !muted {
+			onChange(key)
 		}
-	}, current)
+	}, onValid)
 }
 
 // cut withholds announcements, as a lost connection does: caches stay valid for
@@ -69,20 +69,20 @@ func (s *tappedStore) Watch(ctx context.Context, changed func(string), current f
 func (s *tappedStore) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.deaf = true
-	for _, current := range s.told {
-		current(time.Now().Add(500 * time.Millisecond))
+	s.muted = true
+	for _, onValid := range s.watchers {
+		onValid(time.Now().Add(500 * time.Millisecond))
 	}
 }
 
-// mend announces writes again, beginning with the empty key.
-func (s *tappedStore) mend() {
+// restore announces writes again, the empty key first.
+func (s *tappedStore) restore() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.deaf = false
-	for changed, current := range s.told {
-		(*changed)("")
-		current(time.Now().Add(time.Hour))
+	s.muted = false
+	for onChange, onValid := range s.watchers {
+		(*onChange)("")
+		onValid(time.Now().Add(time.Hour))
 	}
 }
 
@@ -121,7 +121,7 @@ func TestCacheSavesReads(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		if n := store.reads.Load(); n < 2 || n > 5 {
-			t.Errorf("%d reads for %d calls in %v, want one in four seconds", n, calls, time.Since(began))
+			t.Errorf("got %d reads for %d calls in %v, want one in four seconds", n, calls, time.Since(began))
 		}
 	})
 }
@@ -191,17 +191,17 @@ func TestCacheIsUnusedWithoutAnnouncements(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		before := store.reads.Load()
 		for range 10 {
-			wantAlive(t, all[0], ticket, "unannounced")
+			wantAlive(t, all[0], ticket, "without announcements")
 		}
 		if n := store.reads.Load() - before; n != 10 {
-			t.Errorf("%d reads for 10 calls without announcements, want 10", n)
+			t.Errorf("got %d reads for 10 calls without announcements, want 10", n)
 		}
 		if err := findEnd(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
-		wantNone(t, all[0], ticket, "ended, unannounced")
-		store.mend()
-		wantNone(t, all[0], ticket, "ended unannounced, announcements are back")
+		wantNone(t, all[0], ticket, "ended without an announcement")
+		store.restore()
+		wantNone(t, all[0], ticket, "ended without an announcement, after announcements were restored")
 	})
 }
 
@@ -215,8 +215,8 @@ func TestEntriesFromBeforeLostAnnouncementsAreUnused(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)
-		store.mend()
-		wantNone(t, all[0], ticket, "ended in between")
+		store.restore()
+		wantNone(t, all[0], ticket, "ended while announcements were lost")
 	})
 }
 
@@ -226,7 +226,7 @@ func TestUnannouncedDeletionIsNoticed(t *testing.T) {
 	) {
 		wantAlive(t, all[0], ticket, "before")
 		store.mu.Lock()
-		store.deaf = true // but the cache is valid
+		store.muted = true // but the cache is valid
 		store.mu.Unlock()
 		if err := store.Delete(t.Context(), "session:"+s.ID); err != nil {
 			t.Fatal(err)
@@ -243,7 +243,7 @@ func TestReplicaSeesItsOwnChanges(t *testing.T) {
 		t *testing.T, store *tappedStore, all []*session.Manager, _ *session.Session, ticket session.Ticket,
 	) {
 		store.mu.Lock()
-		store.deaf = true // but the cache is valid: announcements are delayed
+		store.muted = true // but the cache is valid: announcements are delayed
 		store.mu.Unlock()
 		fresh(t, all[0], ticket, "access-1")
 		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
@@ -275,7 +275,7 @@ func TestConcurrentTouchesWriteOnce(t *testing.T) {
 		}
 		requests.Wait()
 		if n := store.touches.Load(); n != 1 {
-			t.Errorf("%d writes, want 1", n)
+			t.Errorf("got %d writes, want 1", n)
 		}
 	})
 }
@@ -323,7 +323,7 @@ func TestCachedSessionNeedsItsDataKey(t *testing.T) {
 	) {
 		wantAlive(t, all[0], ticket, "before")
 		forged := session.TicketWithOtherKey(s)
-		wantNone(t, all[0], forged, "the right id with another data key")
+		wantNone(t, all[0], forged, "the same id with another data key")
 	})
 }
 
@@ -352,12 +352,12 @@ func TestOnEndIsCalled(t *testing.T) {
 		) {
 			ended := make(chan time.Time, 1)
 			all[0].OnEnd(s, func() { ended <- time.Now() })
-			stopped := all[0].OnEnd(s, func() { t.Error("called after it was stopped") })
+			stopped := all[0].OnEnd(s, func() { t.Error("called after stop") })
 			time.Sleep(10 * time.Second)
 			stopped()
 			select {
 			case <-ended:
-				t.Errorf("%s: called while the session lives", name)
+				t.Errorf("%s: called before the session ended", name)
 			default:
 			}
 			end(t.Context(), store, all[1], ticket)
@@ -365,10 +365,10 @@ func TestOnEndIsCalled(t *testing.T) {
 			select {
 			case <-ended:
 			case <-time.After(time.Minute):
-				t.Fatalf("%s: never called", name)
+				t.Fatalf("%s: not called within a minute", name)
 			}
 			if late := time.Since(at); late > 1100*time.Millisecond {
-				t.Errorf("%s: called %v later", name, late)
+				t.Errorf("%s: called after %v, want at most a second", name, late)
 			}
 		})
 	}
@@ -392,7 +392,7 @@ func TestRunCallsAllWatchersAtItsEnd(t *testing.T) {
 		<-done
 		time.Sleep(time.Second)
 		if n := ended.Load(); n != 2 {
-			t.Errorf("%d of 2 watchers were called", n)
+			t.Errorf("got %d calls of 2 watchers", n)
 		}
 	})
 }
@@ -419,31 +419,31 @@ func TestLostWritesAreReplayed(t *testing.T) {
 			if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
 				t.Fatal(err)
 			}
-			synctest.Wait() // until the refresh is over, so that the next one does not join it
+			synctest.Wait() // until the refresh has finished, so that the next one does not join it
 		}
 		if err := findEnd(t.Context(), all[0], ended); err != nil {
 			t.Fatal(err)
 		}
 		lose()
 		fresh(t, all[0], ticket, "access-4")
-		wantNone(t, all[0], ended, "ended, and the store lost it")
+		wantNone(t, all[0], ended, "ended, and the store lost the end")
 
 		lose()
-		store.mend() // the other replica waits until this one has replayed
+		store.restore() // the other replica waits until this one has replayed
 		time.Sleep(time.Second)
 		fresh(t, all[1], ticket, "access-4")
-		wantNone(t, all[1], ended, "ended by another replica, and the store lost it")
+		wantNone(t, all[1], ended, "ended by another replica, and the store lost the end")
 		if _, err := findRefresh(t.Context(), all[1], ticket); err != nil {
 			t.Fatal(err)
 		}
 		if n := p.reused.Load(); n > 0 {
-			t.Errorf("%d spent refresh tokens were used", n)
+			t.Errorf("got %d refreshes with a spent token, want none", n)
 		}
 	})
 }
 
-// The store is away for longer than a lease lives, while its holder waits for
-// the provider.
+// The store is unavailable for longer than a lease lasts, while the holder
+// waits for the provider.
 func TestLeaseSurvivesStoreOutage(t *testing.T) {
 	p := &tokenEndpoint{takes: 10 * time.Second}
 	replicas(t, 2, session.Config{Refresh: p.refresh, Wait: 20 * time.Second}, func(
@@ -460,18 +460,18 @@ func TestLeaseSurvivesStoreOutage(t *testing.T) {
 		renew(all[0])
 		time.Sleep(500 * time.Millisecond)
 		store.Delete(t.Context(), "refresh:"+s.ID)
-		store.mend()
+		store.restore()
 		renew(all[1])
 		both.Wait()
 		if n, reused := p.calls.Load(), p.reused.Load(); reused > 0 {
-			t.Errorf("%d refreshes, %d of them with a spent token", n, reused)
+			t.Errorf("got %d refreshes, %d of them with a spent token, want none", n, reused)
 		}
 	})
 }
 
 func TestSuccessElsewhereClearsFailure(t *testing.T) {
 	var down atomic.Bool
-	p := &tokenEndpoint{answer: func(_ int, next session.Tokens) (session.Tokens, error) {
+	p := &tokenEndpoint{respond: func(_ int, next session.Tokens) (session.Tokens, error) {
 		if down.Load() {
 			return session.Tokens{}, errors.New("down")
 		}
@@ -495,7 +495,7 @@ func TestSuccessElsewhereClearsFailure(t *testing.T) {
 
 func TestBackoffGrows(t *testing.T) {
 	p := &tokenEndpoint{
-		answer: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
+		respond: func(int, session.Tokens) (session.Tokens, error) { return session.Tokens{}, errors.New("down") },
 	}
 	withProvider(t, p, session.Config{}, func(t *testing.T, m *session.Manager, ticket session.Ticket) {
 		time.Sleep(time.Minute)
@@ -506,9 +506,9 @@ func TestBackoffGrows(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if n := p.calls.Load(); n < 6 || n > 8 { // at 0, 1, 3, 7, 15, 31, 47 s
-			t.Errorf("the provider was asked %d times in a minute, want 7", n)
+			t.Errorf("got %d requests in a minute, want about 7", n)
 		}
-		p.answer = nil
+		p.respond = nil
 		time.Sleep(20 * time.Second) // 16 s and jitter
 		if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 			t.Errorf("after the outage: %v", err)
