@@ -80,14 +80,21 @@ func (a *app) authorize(w *response, r *http.Request, route *route) (access, err
 		if err := checkRequirements(route, current); err != nil {
 			return access{}, err
 		}
-		if r.Header.Get("X-Background") != "1" {
-			if err := a.sessions.Touch(r.Context(), current); err != nil {
-				return access{}, err
-			}
+		if err := a.touch(r, current); err != nil {
+			return access{}, err
 		}
 	}
 	token, err := routeToken(r.Context(), route, current)
 	return access{app: a, route: route, session: current, token: token}, err
+}
+
+// touch counts a request as activity of the user, unless the app says that it
+// made the request by itself.
+func (a *app) touch(r *http.Request, current *session.Session) error {
+	if r.Header.Get("X-Background") == "1" {
+		return nil
+	}
+	return a.sessions.Touch(r.Context(), current)
 }
 
 // checkRequest checks what needs no session: the method, the proof that the
@@ -172,18 +179,32 @@ func (a *app) sessionForRoute(r *http.Request, route *route) (*session.Session, 
 }
 
 // freshSession returns the request's session with a usable token for the route.
-// Token exchange (RFC 8693) needs a usable token of the session's own first.
+// A request that fails because the provider does not respond counts as activity:
+// an outage longer than the idle timeout must not sign out who is at work.
 func (a *app) freshSession(r *http.Request, route *route) (*session.Session, error) {
 	current, err := a.findSession(r)
 	if err != nil {
 		return nil, err
 	}
-	if !route.target.Exchange {
-		return a.sessions.Fresh(r.Context(), current, route.targetKey)
+	fresh, err := a.refreshFor(r.Context(), current, route)
+	if errors.As(err, new(*session.RefreshError)) {
+		if err := a.touch(r, current); err != nil {
+			return nil, err
+		}
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), a.provider.Config().MaxWait())
+	return fresh, err
+}
+
+// refreshFor refreshes a session if the token for a route is about to expire.
+// Token exchange (RFC 8693) needs a usable token of the session's own first.
+func (a *app) refreshFor(ctx context.Context, current *session.Session, route *route) (*session.Session, error) {
+	if !route.target.Exchange {
+		return a.sessions.Fresh(ctx, current, route.targetKey)
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.provider.Config().MaxWait())
 	defer cancel()
-	if current, err = a.sessions.Fresh(ctx, current, ""); err != nil {
+	current, err := a.sessions.Fresh(ctx, current, "")
+	if err != nil {
 		return nil, err
 	}
 	return a.sessions.Fresh(ctx, current, route.targetKey)

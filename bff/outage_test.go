@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -432,5 +433,43 @@ func TestNetworkFaultsOfRefreshKeepTheSession(t *testing.T) {
 			way.set(nil)
 			waitFor(t, "the refresh succeeds", func() bool { return b.Fetch("GET", "/api/x").StatusCode == 200 })
 		})
+	}
+}
+
+// An outage of the provider longer than the idle timeout signs out who is idle,
+// and nobody else.
+func TestCallsInAnOutageCountAsActivity(t *testing.T) {
+	t.Parallel()
+	const idle = 3 * time.Second
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.Sessions.IdleTimeout = idle
+		cfg.Provider.Wait = 100 * time.Millisecond
+	})
+	active, background := a.expired(), a.expired()
+	var down atomic.Bool
+	down.Store(true)
+	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if down.Load() {
+			w.WriteHeader(503)
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	for end := time.Now().Add(2 * idle); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if got := active.Fetch("GET", "/api/x").StatusCode; got != 503 {
+			t.Fatalf("in the outage: got %d, want 503", got)
+		}
+		background.Fetch("GET", "/api/x", "X-Background", "1")
+	}
+	down.Store(false)
+	waitFor(t, "the active user's calls succeed", func() bool {
+		got := active.Fetch("GET", "/api/x").StatusCode
+		if got == 401 {
+			t.Fatal("the active user was signed out")
+		}
+		return got == 200
+	})
+	if got := background.Fetch("GET", "/api/x").StatusCode; got != 401 {
+		t.Errorf("the idle user, whose app polls: got %d, want 401", got)
 	}
 }
