@@ -58,9 +58,19 @@ func TestAttemptSurvivesItsCookie(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	c := w.Result().Cookies()
-	if len(c) != 1 || c[0].Name != cookie.Name || c[0].MaxAge >= 0 || !c[0].Secure ||
-		c[0].Path != "/" || !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-") {
-		t.Errorf("the attempt cookie is not removed: %v", c)
+	switch {
+	case len(c) != 1:
+		t.Errorf("the attempt cookie is not removed: len(c): got %d, want 1", len(c))
+	case c[0].Name != cookie.Name:
+		t.Errorf("the attempt cookie is not removed: c[0].Name: got %v, want %v", c[0].Name, cookie.Name)
+	case c[0].MaxAge >= 0:
+		t.Errorf("the attempt cookie is not removed: c[0].MaxAge: got %v, want less than 0", c[0].MaxAge)
+	case !c[0].Secure:
+		t.Error("the attempt cookie is not removed: c[0].Secure: got false, want true")
+	case c[0].Path != "/":
+		t.Errorf("the attempt cookie is not removed: c[0].Path: got %v, want /", c[0].Path)
+	case !strings.HasPrefix(c[0].Name, "__Host-Http-cloakroom-login-"):
+		t.Errorf("the attempt cookie is not removed: got %s, want prefix __Host-Http-cloakroom-login-", c[0].Name)
 	}
 	for _, s := range []string{fmt.Sprint(want), fmt.Sprintf("%+v", *want), string(must(json.Marshal(want)))} {
 		if strings.Contains(s, want.Verifier.Reveal()) {
@@ -115,8 +125,11 @@ func TestAttemptLastsTenMinutesAndItsStateADay(t *testing.T) {
 			"x":             {},
 			"":              {},
 		} {
-			if got, ok := as.openState(state); ok != want.ok || got.restarted != want.restarted {
-				t.Errorf("state %.20q: got %+v, %v, want %+v", state, got, ok, want)
+			switch got, ok := as.openState(state); {
+			case ok != want.ok:
+				t.Errorf("state %.20q: ok: got %v, want %v", state, ok, want.ok)
+			case got.restarted != want.restarted:
+				t.Errorf("state %.20q: restarted: got %v, want %v", state, got.restarted, want.restarted)
 			}
 		}
 		time.Sleep(stateLife)

@@ -50,9 +50,11 @@ func TestConnectionAfterATooLargeBody(t *testing.T) {
 			continue
 		}
 		io.WriteString(c, head("GET")+"\r\n")
-		if next, err := http.ReadResponse(r, nil); err != nil || next.StatusCode != 200 {
-			t.Errorf("%d bytes: next response on the open connection: got %v, %v, want 200",
-				len(strings.Join(parts, "")), next, err)
+		switch next, err := http.ReadResponse(r, nil); {
+		case err != nil:
+			t.Errorf("%d bytes: error: got %v, want none", len(strings.Join(parts, "")), err)
+		case next.StatusCode != 200:
+			t.Errorf("%d bytes: status: got %d, want 200", len(strings.Join(parts, "")), next.StatusCode)
 		}
 	}
 }

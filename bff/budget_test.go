@@ -49,8 +49,13 @@ func newLimitedApp(t *testing.T, burst int, edit func(*app, *bff.Config)) (*app,
 func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	t.Helper()
 	wantPage(t, resp, 429, "too_many_requests")
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err != nil || seconds < 1 || seconds > 3600 {
-		t.Errorf("Retry-After: got %q, want 1 to 3600", resp.Header.Get("Retry-After"))
+	switch seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); {
+	case err != nil:
+		t.Errorf("Retry-After: error: got %v, want none", err)
+	case seconds < 1:
+		t.Errorf("Retry-After: seconds: got %v, want at least 1", seconds)
+	case seconds > 3600:
+		t.Errorf("Retry-After: seconds: got %v, want at most 3600", seconds)
 	}
 	if len(resp.Cookies()) > 0 {
 		t.Errorf("cookies: got %v, want none", resp.Cookies())

@@ -125,12 +125,19 @@ func TestRouteAcceptsACallerToken(t *testing.T) {
 		}
 	}
 	after := a.provider.Stats()
-	if after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] || a.echo.Calls()-calls != 3 {
-		t.Errorf("%d calls to the upstream, want 3 without token requests", a.echo.Calls()-calls)
+	if after.Tokens["client_credentials"] != refreshes.Tokens["client_credentials"] {
+		t.Errorf("client_credentials: got %v, want %v", after.Tokens["client_credentials"],
+			refreshes.Tokens["client_credentials"])
+	}
+	if a.echo.Calls()-calls != 3 {
+		t.Errorf("a.echo.Calls()-calls: got %v, want 3", a.echo.Calls()-calls)
 	}
 	resp := a.browser().Do("POST", "/orders/", strings.Repeat("x", 100<<10), "Authorization", "Bearer "+token)
-	if resp.StatusCode != 200 || !strings.Contains(resp.Text, "xxxx") {
-		t.Errorf("with a body: got %d", resp.StatusCode)
+	if resp.StatusCode != 200 {
+		t.Errorf("with a body: status: got %d, want 200", resp.StatusCode)
+	}
+	if !strings.Contains(resp.Text, "xxxx") {
+		t.Errorf("with a body: body: got %q, want it to contain xxxx", resp.Text)
 	}
 }
 
@@ -282,9 +289,14 @@ func TestInvalidCallerTokensAreRejected(t *testing.T) {
 			}
 			waitFor(t, "the request is logged", func() bool { return len(a.logs.lines(t, "request")) > logged })
 			line := a.logs.lines(t, "request")[logged]
-			if line["status"] != float64(test.status) ||
-				!strings.Contains(fmt.Sprint(line["err"]), test.challenge) || line["err"] == nil {
-				t.Errorf("logged: %v", line)
+			if line["status"] != float64(test.status) {
+				t.Errorf("logged: status: got %v, want %v", line["status"], float64(test.status))
+			}
+			if !strings.Contains(fmt.Sprint(line["err"]), test.challenge) {
+				t.Errorf("logged: err: got %q, want it to contain %q", fmt.Sprint(line["err"]), test.challenge)
+			}
+			if line["err"] == nil {
+				t.Error("logged: err is missing")
 			}
 		})
 	}
@@ -389,8 +401,14 @@ func TestCallerTokenWithoutIssuerKeysIs503(t *testing.T) {
 	token := a.machineToken("orders:read", "")
 	a.provider.Misbehave(t, brokertest.ProviderDown)
 	resp := a.call("/orders/7", "Authorization", "Bearer "+token)
-	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || a.echo.Calls() > 0 {
-		t.Errorf("got %d %v", resp.StatusCode, resp.Header)
+	if resp.StatusCode != 503 {
+		t.Errorf("status: got %d, want 503", resp.StatusCode)
+	}
+	if resp.Header.Get("Retry-After") == "" {
+		t.Error("Retry-After is missing")
+	}
+	if a.echo.Calls() > 0 {
+		t.Errorf("requests to echo: got %d, want none", a.echo.Calls())
 	}
 }
 

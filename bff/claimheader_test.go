@@ -35,11 +35,11 @@ func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 			}
 		}
 	}
-	if got := echoed(t,
-		b.Fetch("GET", "/who/x",
-			pairs(forged,
-				"root")...)).Header; got.Get("X-User") != "alice" || got.Get("Priority") != "alice@example.com" {
-		t.Errorf("claim headers: got %v", got)
+	switch got := echoed(t, b.Fetch("GET", "/who/x", pairs(forged, "root")...)).Header; {
+	case got.Get("X-User") != "alice":
+		t.Errorf("claim headers: X-User: got %q, want alice", got.Get("X-User"))
+	case got.Get("Priority") != "alice@example.com":
+		t.Errorf("claim headers: Priority: got %q, want alice@example.com", got.Get("Priority"))
 	}
 	pass := []string{"X-Users", "X-User-Id", "X.Username", "XXUser", "X-Roles"}
 	got := echoed(t, b.Fetch("GET", "/who/x", pairs(pass, "kept")...)).Header
@@ -97,8 +97,13 @@ func TestClaimListElementsCannotBeSplit(t *testing.T) {
 	}
 	warned := make(map[string]int)
 	for _, line := range a.logs.lines(t, "claim not sent to the upstream") {
-		if line["level"] != "WARN" || line["session"] == nil || fmt.Sprint(line["problem"]) == "" {
-			t.Errorf("got %v", line)
+		switch {
+		case line["level"] != "WARN":
+			t.Errorf("level: got %v, want WARN", line["level"])
+		case line["session"] == nil:
+			t.Error("session is missing")
+		case fmt.Sprint(line["problem"]) == "":
+			t.Error("problem is missing")
 		}
 		warned[fmt.Sprint(line["header"])]++
 	}
@@ -145,12 +150,11 @@ func TestIdentityHeadersOfClientsAreRemoved(t *testing.T) {
 			t.Errorf("%s does not arrive", header)
 		}
 	}
-	if got := echoed(t,
-		b.Fetch("GET", "/grafana/x",
-			pairs(names,
-				"forged-by-client")...)).Header; got.Get("X-Webauth-User") != "alice" ||
-		got.Get("Remote-User") != "alice@example.com" {
-		t.Errorf("claim headers: got %v", got)
+	switch got := echoed(t, b.Fetch("GET", "/grafana/x", pairs(names, "forged-by-client")...)).Header; {
+	case got.Get("X-Webauth-User") != "alice":
+		t.Errorf("claim headers: X-Webauth-User: got %q, want alice", got.Get("X-Webauth-User"))
+	case got.Get("Remote-User") != "alice@example.com":
+		t.Errorf("claim headers: Remote-User: got %q, want alice@example.com", got.Get("Remote-User"))
 	}
 	_ = a
 }

@@ -50,8 +50,11 @@ func TestUserInfoAddsClaimsToTheIDToken(t *testing.T) {
 				t.Errorf("got %v", got)
 			}
 			asked := c.to("/userinfo")
-			if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "Bearer ") {
-				t.Errorf("%d requests", len(asked))
+			switch {
+			case len(asked) != 1:
+				t.Errorf("len(asked): got %d, want 1", len(asked))
+			case !strings.HasPrefix(asked[0].header.Get("Authorization"), "Bearer "):
+				t.Errorf("Authorization: got %q, want prefix Bearer ", asked[0].header.Get("Authorization"))
 			}
 			if len(c.to("/elsewhere")) > 0 {
 				t.Error("claims were fetched from a URL in the response")
@@ -170,9 +173,13 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	c := a.recordCalls(devidp.Hooks{})
 	a.signedIn()
 	asked := c.to("/userinfo")
-	if len(asked) != 1 || !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP ") ||
-		len(asked[0].header.Values("DPoP")) != 1 {
-		t.Errorf("requests: %v", asked)
+	switch {
+	case len(asked) != 1:
+		t.Errorf("requests: len(asked): got %d, want 1", len(asked))
+	case !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP "):
+		t.Errorf("requests: Authorization: got %q, want prefix DPoP ", asked[0].header.Get("Authorization"))
+	case len(asked[0].header.Values("DPoP")) != 1:
+		t.Errorf("requests: len(DPoP): got %d, want 1", len(asked[0].header.Values("DPoP")))
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
 		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -216,14 +223,26 @@ func TestAppSeesOnlyConfiguredClaims(t *testing.T) {
 	}})
 	b := a.signedIn()
 	got := user(t, b)
-	if len(got) != 3 || got["sub"] != "alice" || fmt.Sprint(got["roles"]) != "[admin user]" ||
-		got["org"] != "wonderland" {
-		t.Errorf("claims of the app: got %v", got)
+	if len(got) != 3 {
+		t.Errorf("claims of the app: len(got): got %d, want 3", len(got))
+	}
+	if got["sub"] != "alice" {
+		t.Errorf("claims of the app: sub: got %v, want alice", got["sub"])
+	}
+	if fmt.Sprint(got["roles"]) != "[admin user]" {
+		t.Errorf("claims of the app: roles: got %q, want [admin user]", fmt.Sprint(got["roles"]))
+	}
+	if got["org"] != "wonderland" {
+		t.Errorf("claims of the app: org: got %v, want wonderland", got["org"])
 	}
 	e := echoed(t, b.Fetch("GET", "/api/x"))
-	if seen = e.Header.Get("X-Email"); seen != "alice@example.com" ||
-		e.Header.Get("X-Roles") != "admin,user" || e.Header.Get("X-Deep") != "deep" {
-		t.Errorf("headers of the upstream: got %v", e.Header)
+	switch seen = e.Header.Get("X-Email"); {
+	case seen != "alice@example.com":
+		t.Errorf("headers of the upstream: seen: got %v, want alice@example.com", seen)
+	case e.Header.Get("X-Roles") != "admin,user":
+		t.Errorf("headers of the upstream: X-Roles: got %q, want admin,user", e.Header.Get("X-Roles"))
+	case e.Header.Get("X-Deep") != "deep":
+		t.Errorf("headers of the upstream: X-Deep: got %q, want deep", e.Header.Get("X-Deep"))
 	}
 }
 
@@ -263,9 +282,17 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 		if userinfo {
 			wantName = "Alice P."
 		}
-		if fmt.Sprint(after["groups"]) != "[new]" || after["auth_time"] != before["auth_time"] ||
-			after["acr"] != before["acr"] || after["name"] != wantName {
-			t.Errorf("userinfo %v: before %v, after %v", userinfo, before, after)
+		if fmt.Sprint(after["groups"]) != "[new]" {
+			t.Errorf("userinfo %v: groups: got %q, want [new]", userinfo, fmt.Sprint(after["groups"]))
+		}
+		if after["auth_time"] != before["auth_time"] {
+			t.Errorf("userinfo %v: auth_time: got %v, want %v", userinfo, after["auth_time"], before["auth_time"])
+		}
+		if after["acr"] != before["acr"] {
+			t.Errorf("userinfo %v: acr: got %v, want %v", userinfo, after["acr"], before["acr"])
+		}
+		if after["name"] != wantName {
+			t.Errorf("userinfo %v: name: got %v, want %v", userinfo, after["name"], wantName)
 		}
 	}
 	t.Run("but not how and when the user signed in", func(t *testing.T) {

@@ -196,9 +196,15 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 				}
 				for _, call := range c.to(path) {
 					basic, post := call.header.Get("Authorization"), call.form.Has("client_secret")
-					if (basic != "") != (method == oidc.ClientSecretBasic) ||
-						post != (method == oidc.ClientSecretPost) || call.form.Has("client_assertion") {
-						t.Errorf("%s: Authorization %.10q, client_secret %v", path, basic, post)
+					if (basic != "") != (method == oidc.ClientSecretBasic) {
+						t.Errorf(`%s: (basic != ""): got %v, want %v`, path, (basic != ""),
+							(method == oidc.ClientSecretBasic))
+					}
+					if post != (method == oidc.ClientSecretPost) {
+						t.Errorf("%s: post: got %v, want %v", path, post, (method == oidc.ClientSecretPost))
+					}
+					if call.form.Has("client_assertion") {
+						t.Errorf("%s: client_assertion is present, want none", path)
 					}
 				}
 			}
@@ -230,8 +236,11 @@ func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 			seen := make(map[any]bool)
 			for _, path := range []string{"/par", "/token", "/token", "/revoke"} {
 				for _, call := range c.to(path) {
-					if call.header.Get("Authorization") != "" || call.form.Has("client_secret") {
-						t.Errorf("%s: the client secret is sent too", path)
+					if call.header.Get("Authorization") != "" {
+						t.Errorf("%s: Authorization: got %q, want none", path, call.header.Get("Authorization"))
+					}
+					if call.form.Has("client_secret") {
+						t.Errorf("%s: client_secret is present, want none", path)
 					}
 					got := call.form.Get("client_assertion_type")
 					if got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
@@ -339,9 +348,17 @@ func TestClientKeysArePublishedAndTheFirstSigns(t *testing.T) {
 	resp := a.browser().Do("GET", "/bff/jwks.json", "", "Host", "cloakroom.internal:8080")
 	var set jose.JSONWebKeySet
 	resp.Decode(t, &set)
-	if len(set.Keys) != 2 || !set.Keys[0].IsPublic() || !set.Keys[1].IsPublic() ||
-		strings.Contains(resp.Text, `"d"`) || resp.Header.Get("Cache-Control") != "no-store" {
-		t.Fatalf("got %d %v %s", resp.StatusCode, resp.Header, resp.Text)
+	switch {
+	case len(set.Keys) != 2:
+		t.Fatalf("len(set.Keys): got %d, want 2", len(set.Keys))
+	case !set.Keys[0].IsPublic():
+		t.Fatal("set.Keys[0].IsPublic(): got false, want true")
+	case !set.Keys[1].IsPublic():
+		t.Fatal("set.Keys[1].IsPublic(): got false, want true")
+	case strings.Contains(resp.Text, `"d"`):
+		t.Fatalf(`body: got %q, want it not to contain "d"`, resp.Text)
+	case resp.Header.Get("Cache-Control") != "no-store":
+		t.Fatalf("Cache-Control: got %q, want no-store", resp.Header.Get("Cache-Control"))
 	}
 	for _, call := range c.to("/token") {
 		header, _ := unverified(t, call.form.Get("client_assertion"))
@@ -383,8 +400,11 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 	b := a.signedIn()
 	for _, path := range []string{"/mtls/par", "/mtls/token", "/mtls/userinfo"} {
 		for _, call := range c.to(path) {
-			if !call.secure || path != "/mtls/userinfo" && call.form.Get("client_id") != "spa" {
-				t.Errorf("%s: certificate %v, form %v", path, call.secure, call.form)
+			if !call.secure {
+				t.Errorf("%s: call.secure: got false, want true", path)
+			}
+			if path != "/mtls/userinfo" && call.form.Get("client_id") != "spa" {
+				t.Errorf("%s: client_id: got %q, want spa", path, call.form.Get("client_id"))
 			}
 		}
 		if len(c.to(path)) != 1 || len(c.to(strings.TrimPrefix(path, "/mtls"))) > 0 {
@@ -399,8 +419,11 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
 		t.Fatalf("got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
-	if got := <-shown; len(got) != 1 || !got[0].Equal(cert.Leaf) {
-		t.Errorf("the upstream saw %d certificates", len(got))
+	switch got := <-shown; {
+	case len(got) != 1:
+		t.Errorf("len(got): got %d, want 1", len(got))
+	case !got[0].Equal(cert.Leaf):
+		t.Error("got[0].Equal(cert.Leaf): got false, want true")
 	}
 	b.Fetch("GET", "/none/x")
 	if got := <-shown; len(got) != 0 {
@@ -409,8 +432,11 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 	b.Submit("/bff/logout", nil)
 	revoked := c.to("/mtls/revoke")
 	for _, call := range revoked {
-		if !call.secure || call.form.Get("client_id") != "spa" {
-			t.Errorf("/mtls/revoke: certificate %v, form %v", call.secure, call.form)
+		if !call.secure {
+			t.Error("/mtls/revoke: call.secure: got false, want true")
+		}
+		if call.form.Get("client_id") != "spa" {
+			t.Errorf("/mtls/revoke: client_id: got %q, want spa", call.form.Get("client_id"))
 		}
 	}
 	if len(revoked) != 2 || len(c.to("/revoke")) > 0 {
@@ -570,14 +596,26 @@ func TestFAPI2(t *testing.T) {
 	c := a.recordCalls(devidp.Hooks{})
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
-	if len(q) != 2 || !q.Has("client_id") || !q.Has("request_uri") {
-		t.Errorf("authorization request: got %v", q)
+	if len(q) != 2 {
+		t.Errorf("authorization request: len(q): got %d, want 2", len(q))
+	}
+	if !q.Has("client_id") {
+		t.Error("authorization request: client_id is missing")
+	}
+	if !q.Has("request_uri") {
+		t.Error("authorization request: request_uri is missing")
 	}
 	checkLifecycle(t, a)
 	for _, call := range c.to("/par") {
 		nonce := call.form.Get("nonce")
-		if len(nonce) < 22 || len(nonce) > 64 || call.form.Get("code_challenge_method") != "S256" {
-			t.Errorf("pushed request: got %v", call.form)
+		if len(nonce) < 22 {
+			t.Errorf("pushed request: len(nonce): got %d, want at least 22", len(nonce))
+		}
+		if len(nonce) > 64 {
+			t.Errorf("pushed request: len(nonce): got %d, want at most 64", len(nonce))
+		}
+		if call.form.Get("code_challenge_method") != "S256" {
+			t.Errorf("pushed request: code_challenge_method: got %q, want S256", call.form.Get("code_challenge_method"))
 		}
 	}
 	t.Run("an issuer without iss in responses", func(t *testing.T) {
@@ -704,9 +742,15 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 		seen[q.Get("request_uri")] = true
 	}
 	pushed := c.to("/par")
-	if len(pushed) != 2 || pushed[0].form.Get("login_hint") != "alice" ||
-		pushed[0].form.Has("request_uri") || pushed[0].form.Get("redirect_uri") == "" {
-		t.Errorf("pushed request: got %v", pushed)
+	switch {
+	case len(pushed) != 2:
+		t.Errorf("pushed request: len(pushed): got %d, want 2", len(pushed))
+	case pushed[0].form.Get("login_hint") != "alice":
+		t.Errorf("pushed request: login_hint: got %q, want alice", pushed[0].form.Get("login_hint"))
+	case pushed[0].form.Has("request_uri"):
+		t.Error("pushed request: request_uri is present, want none")
+	case pushed[0].form.Get("redirect_uri") == "":
+		t.Error("pushed request: redirect_uri is missing")
 	}
 	if resp := b.SignIn("alice", ""); resp.StatusCode != 303 {
 		t.Errorf("got %d, want 303", resp.StatusCode)
@@ -763,8 +807,11 @@ func TestFailedPushStartsNoLogin(t *testing.T) {
 func TestPushedRequestsFollowConfigurationAndMetadata(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, unpushed)
-	if q := a.browser().Navigate("/bff/login").Location(t).Query(); q.Has("request_uri") || !q.Has("state") {
-		t.Errorf("never: got %v", q)
+	switch q := a.browser().Navigate("/bff/login").Location(t).Query(); {
+	case q.Has("request_uri"):
+		t.Error("never: request_uri is present, want none")
+	case !q.Has("state"):
+		t.Error("never: state is missing")
 	}
 	for name, test := range map[string]struct {
 		mode oidc.PushedRequests
@@ -821,9 +868,15 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 				}
 			} else {
 				q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
-				if request = q.Get("request"); q.Get("client_id") != "spa" ||
-					q.Has("request_uri") || q.Has("state") || q.Has("nonce") {
-					t.Errorf("authorization request: got %v", q)
+				switch request = q.Get("request"); {
+				case q.Get("client_id") != "spa":
+					t.Errorf("authorization request: client_id: got %q, want spa", q.Get("client_id"))
+				case q.Has("request_uri"):
+					t.Error("authorization request: request_uri is present, want none")
+				case q.Has("state"):
+					t.Error("authorization request: state is present, want none")
+				case q.Has("nonce"):
+					t.Error("authorization request: nonce is present, want none")
 				}
 			}
 			header, claims := unverified(t, request)
@@ -904,8 +957,14 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		form := url.Values{"user": {"alice"}, "csrf": {brokertest.HiddenFields(page.Text).Get("csrf")}}
 		page = b.Submit(page.Request.URL.String(), form)
 		fields := brokertest.HiddenFields(page.Text)
-		if !fields.Has("code") || !fields.Has("state") || !fields.Has("iss") {
-			t.Fatalf("the provider posts %v:\n%s", fields, page.Text)
+		if !fields.Has("code") {
+			t.Fatal("code is missing")
+		}
+		if !fields.Has("state") {
+			t.Fatal("state is missing")
+		}
+		if !fields.Has("iss") {
+			t.Fatal("iss is missing")
 		}
 		return fields
 	}
@@ -921,14 +980,33 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		form.Set("x", `"><script>`)
 		page := crossSite(a.browser(), form) // without cookies
 		again := brokertest.HiddenFields(page.Text)
-		if page.StatusCode != 200 || again.Get("code") != form.Get("code") ||
-			again.Get("state") != form.Get("state") || again.Get("iss") != form.Get("iss") || again.Has("x") {
-			t.Fatalf("got %d %v:\n%s", page.StatusCode, again, page.Text)
+		if page.StatusCode != 200 {
+			t.Fatalf("status: got %d, want 200:\n%s", page.StatusCode, page.Text)
+		}
+		if again.Get("code") != form.Get("code") {
+			t.Fatalf("code: got %q, want %q", again.Get("code"), form.Get("code"))
+		}
+		if again.Get("state") != form.Get("state") {
+			t.Fatalf("state: got %q, want %q", again.Get("state"), form.Get("state"))
+		}
+		if again.Get("iss") != form.Get("iss") {
+			t.Fatalf("iss: got %q, want %q", again.Get("iss"), form.Get("iss"))
+		}
+		if again.Has("x") {
+			t.Fatal("x is present, want none")
 		}
 		csp := page.Header.Get("Content-Security-Policy")
-		if !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "form-action") ||
-			strings.Contains(csp, "unsafe") || page.Header.Get("Cache-Control") != "no-store" {
-			t.Errorf("got %v", page.Header)
+		if !strings.Contains(csp, "default-src 'none'") {
+			t.Errorf("Content-Security-Policy: got %q, want it to contain default-src 'none'", csp)
+		}
+		if strings.Contains(csp, "form-action") {
+			t.Errorf("Content-Security-Policy: got %q, want it not to contain form-action", csp)
+		}
+		if strings.Contains(csp, "unsafe") {
+			t.Errorf("Content-Security-Policy: got %q, want it not to contain unsafe", csp)
+		}
+		if page.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("Cache-Control: got %q, want no-store", page.Header.Get("Cache-Control"))
 		}
 		if resp := b.Submit("/bff/callback", again); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
 			t.Errorf("got %d %s\n%s", resp.StatusCode, resp.Header.Get("Location"), resp.Text)
@@ -953,8 +1031,11 @@ func TestAuthorizationResponseByFormPost(t *testing.T) {
 		form.Set("cloakroom_again", "1")
 		b := a.browser()
 		resp := crossSite(b, form) // a stale attempt restarts the login here
-		if resp.StatusCode != 303 || !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
-			t.Errorf("got %d", resp.StatusCode)
+		if resp.StatusCode != 303 {
+			t.Errorf("status: got %d, want 303", resp.StatusCode)
+		}
+		if !strings.HasPrefix(resp.Header.Get("Location"), a.provider.Issuer) {
+			t.Errorf("Location: got %q, want prefix %q", resp.Header.Get("Location"), a.provider.Issuer)
 		}
 		a.wantSession(b, "")
 	})

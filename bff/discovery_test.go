@@ -59,7 +59,8 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 			redirect(301, "https://login.example/op/.well-known/openid-configuration?sig=s3cr3t#x"),
 			[]string{
 				"discover provider: GET ",
-				"/op/.well-known/openid-configuration: 301 Moved Permanently to https://login.example/op/.well-known/openid-configuration (",
+				"/op/.well-known/openid-configuration: 301 Moved Permanently to " +
+					"https://login.example/op/.well-known/openid-configuration (",
 				"oidc.issuer",
 			},
 		},
@@ -265,10 +266,13 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 			})
 		})
 		lines := a.logs.lines(t, "members of the provider's metadata ignored")
-		if len(lines) != 1 ||
-			!strings.Contains(fmt.Sprint(lines[0]["err"]),
-				"end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string") {
-			t.Errorf("got %v", lines)
+		switch {
+		case len(lines) != 1:
+			t.Errorf("len(lines): got %d, want 1", len(lines))
+		case !strings.Contains(fmt.Sprint(lines[0]["err"]),
+			"end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string"):
+			t.Errorf("err: got %q, want it to contain %q", fmt.Sprint(lines[0]["err"]),
+				"end_session_endpoint: it is not a string\nrevocation_endpoint: it is not a string")
 		}
 	})
 	t.Run("twice", func(t *testing.T) {

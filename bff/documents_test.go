@@ -166,8 +166,11 @@ func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 		for how, browser := range map[string]*bfftest.Browser{"form": submitter, "script": b} {
 			out := map[string]string{"form": byForm, "script": byScript}[how]
 			resp := browser.Navigate(browser.Navigate(out).Location(t).String())
-			if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != want {
-				t.Errorf("%s, %s: ended at %q, want %s", how, returnTo, got, want)
+			switch got := resp.Header.Get("Location"); {
+			case resp.StatusCode != 303:
+				t.Errorf("%s, %s: status: got %d, want 303", how, returnTo, resp.StatusCode)
+			case got != want:
+				t.Errorf("%s, %s: got %v, want %v", how, returnTo, got, want)
 			}
 		}
 	}
@@ -177,8 +180,11 @@ func TestLogoutReturnToFollowsTheLoginRule(t *testing.T) {
 	out := b.Do("POST", "/bff/logout", "return_to=/docs/bye.html",
 		"Content-Type", "application/x-www-form-urlencoded", "Accept", "text/html", "Origin", a.url)
 	resp := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
-	if got := resp.Header.Get("Location"); resp.StatusCode != 303 || got != "/" {
-		t.Errorf("without Sec-Fetch-Site: ended at %q", got)
+	switch got := resp.Header.Get("Location"); {
+	case resp.StatusCode != 303:
+		t.Errorf("without Sec-Fetch-Site: status: got %d, want 303", resp.StatusCode)
+	case got != "/":
+		t.Errorf("without Sec-Fetch-Site: got %v, want /", got)
 	}
 }
 

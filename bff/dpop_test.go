@@ -182,8 +182,13 @@ func TestTokensAreBoundToTheSessionKey(t *testing.T) {
 	if len(got) != 4 {
 		t.Fatalf("the upstream got %v", got)
 	}
-	if got[0].jkt != got[1].jkt || got[1].jkt != got[2].jkt || got[1].token == got[2].token {
-		t.Errorf("one session, a refresh before the third: got %v", got[:3])
+	switch {
+	case got[0].jkt != got[1].jkt:
+		t.Errorf("one session, a refresh before the third: got[0].jkt: got %v, want %v", got[0].jkt, got[1].jkt)
+	case got[1].jkt != got[2].jkt:
+		t.Errorf("one session, a refresh before the third: got[1].jkt: got %v, want %v", got[1].jkt, got[2].jkt)
+	case got[1].token == got[2].token:
+		t.Errorf("one session, a refresh before the third: got[1].token and got[2].token are both %v", got[1].token)
 	}
 	if got[3].jkt == got[0].jkt {
 		t.Error("two sessions share a key")
@@ -199,8 +204,13 @@ func TestClientTokenIsBoundByDPoP(t *testing.T) {
 	b := a.browser()
 	wantOK(t, b.Fetch("GET", "/machines/x"))
 	wantOK(t, b.Fetch("GET", "/machines/y"))
-	if got := api.requests(); len(got) != 2 || got[0].jkt != got[1].jkt || got[0].token != got[1].token {
-		t.Errorf("got %v", got)
+	switch got := api.requests(); {
+	case len(got) != 2:
+		t.Errorf("len(got): got %d, want 2", len(got))
+	case got[0].jkt != got[1].jkt:
+		t.Errorf("got[0].jkt: got %v, want %v", got[0].jkt, got[1].jkt)
+	case got[0].token != got[1].token:
+		t.Errorf("got[0].token: got %v, want %v", got[0].token, got[1].token)
 	}
 }
 
@@ -216,9 +226,15 @@ func TestProviderDPoPNonceIsUsed(t *testing.T) {
 		return claims["nonce"]
 	}
 	pushed := c.to("/par")
-	if len(pushed) != 2 || nonceIn(pushed[0]) != nil || nonceIn(pushed[1]) == nil ||
-		pushed[0].form.Get("state") != pushed[1].form.Get("state") {
-		t.Errorf("pushed %d times", len(pushed))
+	switch {
+	case len(pushed) != 2:
+		t.Errorf("len(pushed): got %d, want 2", len(pushed))
+	case nonceIn(pushed[0]) != nil:
+		t.Errorf("nonceIn(pushed[0]): got %v, want none", nonceIn(pushed[0]))
+	case nonceIn(pushed[1]) == nil:
+		t.Error("nonceIn(pushed[1]) is missing")
+	case pushed[0].form.Get("state") != pushed[1].form.Get("state"):
+		t.Errorf("state: got %q, want %q", pushed[0].form.Get("state"), pushed[1].form.Get("state"))
 	}
 	if redeemed := c.to("/token"); len(redeemed) != 1 || nonceIn(redeemed[0]) == nil {
 		t.Errorf("the code was sent %d times, want once, with the nonce of the push", len(redeemed))
@@ -348,9 +364,17 @@ func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 	wantOK(t, b.Fetch("GET", "/api/x"))
 	wantOK(t, b.Fetch("GET", "/v1/x"))
 	got := api.requests()
-	if len(got) != 5 || got[0].nonce != "" || got[1].nonce != "upstream-1" ||
-		got[2].nonce != "upstream-1" || got[4].nonce != "upstream-1" {
-		t.Errorf("the upstream got %v, want its nonce after the first request to each of two addresses", got)
+	switch {
+	case len(got) != 5:
+		t.Errorf("len(got): got %d, want 5", len(got))
+	case got[0].nonce != "":
+		t.Errorf("got[0].nonce: got %v, want none", got[0].nonce)
+	case got[1].nonce != "upstream-1":
+		t.Errorf("got[1].nonce: got %v, want upstream-1", got[1].nonce)
+	case got[2].nonce != "upstream-1":
+		t.Errorf("got[2].nonce: got %v, want upstream-1", got[2].nonce)
+	case got[4].nonce != "upstream-1":
+		t.Errorf("got[4].nonce: got %v, want upstream-1", got[4].nonce)
 	}
 	api.want("upstream-2")
 	wantOK(t, b.Fetch("GET", "/api/x"))
@@ -522,8 +546,13 @@ func TestDPoPKeySurvivesARestart(t *testing.T) {
 			t.Errorf("%s: got %d, want 200", call, got)
 		}
 	}
-	if got := api.requests(); len(got) != 3 || got[0].jkt != got[1].jkt || got[0].jkt != got[2].jkt {
-		t.Errorf("got %v", got)
+	switch got := api.requests(); {
+	case len(got) != 3:
+		t.Errorf("len(got): got %d, want 3", len(got))
+	case got[0].jkt != got[1].jkt:
+		t.Errorf("got[0].jkt: got %v, want %v", got[0].jkt, got[1].jkt)
+	case got[0].jkt != got[2].jkt:
+		t.Errorf("got[0].jkt: got %v, want %v", got[0].jkt, got[2].jkt)
 	}
 }
 
@@ -639,8 +668,11 @@ func TestAuthorizationCodeIsBoundToTheKey(t *testing.T) {
 	a, _ := newBoundApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.PushedRequests = "never" })
 	b := a.browser()
 	q := b.Navigate("/bff/login").Location(t).Query()
-	if jkt, err := base64.RawURLEncoding.DecodeString(q.Get("dpop_jkt")); err != nil || len(jkt) != 32 {
-		t.Errorf("dpop_jkt is %q", q.Get("dpop_jkt"))
+	switch jkt, err := base64.RawURLEncoding.DecodeString(q.Get("dpop_jkt")); {
+	case err != nil:
+		t.Errorf("error: got %v, want none", err)
+	case len(jkt) != 32:
+		t.Errorf("len(jkt): got %d, want 32", len(jkt))
 	}
 	if other := b.Navigate("/bff/login").Location(t).Query(); other.Get("dpop_jkt") == q.Get("dpop_jkt") {
 		t.Error("two logins share a key")

@@ -107,8 +107,14 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 			header = []string{"X-CSRF", "1"}
 		}
 		resp := b.Do("HEAD", path, "", header...)
-		if resp.StatusCode != want || len(resp.Cookies()) > 0 || resp.Text != "" {
-			t.Errorf("HEAD %s: got %d %v, want %d", path, resp.StatusCode, resp.Header, want)
+		if resp.StatusCode != want {
+			t.Errorf("HEAD %s: status: got %d, want %d", path, resp.StatusCode, want)
+		}
+		if len(resp.Cookies()) > 0 {
+			t.Errorf("HEAD %s: cookies: got %v, want none", path, resp.Cookies())
+		}
+		if resp.Text != "" {
+			t.Errorf("HEAD %s: body: got %q, want none", path, resp.Text)
 		}
 	}
 	wantStatus := func(method, path string, status int, header ...string) *bfftest.Response {
@@ -132,8 +138,14 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 		t.Errorf("Allow is %q", allow)
 	}
 	n := len(c.to("/par")) - pushed
-	if n > 0 || a.provider.TokenRequests() != redeemed || fmt.Sprint(b.Cookies()) != before {
-		t.Errorf("HEAD made %d requests to the provider, or changed the cookies %v", n, cookieNames(b))
+	if n > 0 {
+		t.Errorf("pushed requests: got %v, want none", n)
+	}
+	if a.provider.TokenRequests() != redeemed {
+		t.Errorf("a.provider.TokenRequests(): got %v, want %v", a.provider.TokenRequests(), redeemed)
+	}
+	if fmt.Sprint(b.Cookies()) != before {
+		t.Errorf("b.Cookies(): got %q, want %q", fmt.Sprint(b.Cookies()), before)
 	}
 	a.wantSession(b, "alice")
 	if resp := b.Navigate(callback); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
@@ -310,9 +322,17 @@ func TestEveryRefusalOfAnEndpointIsLogged(t *testing.T) {
 		resp := test.ask()
 		text := a.logs.String()[before:]
 		lines := strings.Count(text, "\n")
-		if resp.StatusCode < 400 && !strings.Contains(resp.Text, `data-authenticated="false"`) ||
-			lines != 1 || !strings.Contains(text, test.cause) || !strings.Contains(text, `"err"`) {
-			t.Errorf("%s: got %d, and in the log:\n%s", test.name, resp.StatusCode, text)
+		if resp.StatusCode < 400 && !strings.Contains(resp.Text, `data-authenticated="false"`) {
+			t.Errorf(`%s: body: got %q, want it to contain data-authenticated="false"`, test.name, resp.Text)
+		}
+		if lines != 1 {
+			t.Errorf("%s: lines: got %v, want 1", test.name, lines)
+		}
+		if !strings.Contains(text, test.cause) {
+			t.Errorf("%s: text: got %q, want it to contain %q", test.name, text, test.cause)
+		}
+		if !strings.Contains(text, `"err"`) {
+			t.Errorf(`%s: text: got %q, want it to contain "err"`, test.name, text)
 		}
 	}
 }

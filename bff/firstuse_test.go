@@ -63,7 +63,8 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 // says so.
 func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	t.Parallel()
-	const said = "provider issued no refresh token though offline_access was requested; sessions end with their access token"
+	const said = "provider issued no refresh token though offline_access was requested; " +
+		"sessions end with their access token"
 	none := devidp.Hooks{
 		EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") },
 	}

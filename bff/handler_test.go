@@ -127,8 +127,11 @@ func TestRequireSessionProtectsAHandler(t *testing.T) {
 		if w := get(u.Host, nil); w.Code != 401 {
 			t.Errorf("without a session: got %d, want 401", w.Code)
 		}
-		if w := get(u.Host, alice.Cookies()); w.Code != 200 || w.Body.String() != "alice" {
-			t.Errorf("in a session: got %d %s", w.Code, w.Body)
+		switch w := get(u.Host, alice.Cookies()); {
+		case w.Code != 200:
+			t.Errorf("in a session: w.Code: got %v, want 200", w.Code)
+		case w.Body.String() != "alice":
+			t.Errorf("in a session: w.Body.String(): got %v, want alice", w.Body.String())
 		}
 		if w := get("evil.example", alice.Cookies()); w.Code != 421 {
 			t.Errorf("for another host: got %d, want 421", w.Code)

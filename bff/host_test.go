@@ -52,8 +52,13 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 		"https://:443":                                    "",
 	} {
 		_, err := bff.New(bff.Config{PublicURL: raw})
-		if err == nil || !strings.Contains(err.Error(), "PublicURL: ") || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want an error that contains %q", raw, err, want)
+		switch {
+		case err == nil:
+			t.Errorf("%s: error is missing", raw)
+		case !strings.Contains(err.Error(), "PublicURL: "):
+			t.Errorf("%s: err.Error(): got %q, want it to contain PublicURL: ", raw, err.Error())
+		case !strings.Contains(err.Error(), want):
+			t.Errorf("%s: err.Error(): got %q, want it to contain %q", raw, err.Error(), want)
 		}
 	}
 }

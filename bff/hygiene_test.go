@@ -91,8 +91,11 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 		got := echoed(t, b.Do("QUERY", "/api/x", "the question", "X-CSRF", "1"))
-		if got.Method != "QUERY" || got.Body != "the question" {
-			t.Errorf("a same-origin QUERY: got %+v", got)
+		if got.Method != "QUERY" {
+			t.Errorf("a same-origin QUERY: Method: got %v, want QUERY", got.Method)
+		}
+		if got.Body != "the question" {
+			t.Errorf("a same-origin QUERY: body: got %q, want the question", got.Body)
 		}
 	})
 	t.Run("a preflight is neither allowed nor forwarded", func(t *testing.T) {
@@ -188,8 +191,11 @@ func TestHygiene(t *testing.T) {
 				return a.browser().Fetch("GET", "/api/x", name, "/public/x")
 			}, 401, "not_signed_in")
 			got := echoed(t, b.Fetch("GET", "/public/x", name, "/api/x"))
-			if got.URI != "/public/x" || len(got.Header["Authorization"]) > 0 {
-				t.Errorf("%s: got %+v", name, got)
+			if got.URI != "/public/x" {
+				t.Errorf("%s: URI: got %v, want /public/x", name, got.URI)
+			}
+			if len(got.Header["Authorization"]) > 0 {
+				t.Errorf("%s: Authorization: got %v, want none", name, got.Header["Authorization"])
 			}
 		}
 		if got := echoed(t, b.Fetch("POST", "/api/x", "X-HTTP-Method-Override", "DELETE")); got.Method != "POST" {
@@ -223,11 +229,13 @@ func TestHygiene(t *testing.T) {
 		}
 	})
 	t.Run("a password dialogue of the upstream's is not the browser's, another challenge is", func(t *testing.T) {
+		const bearer = `Bearer error="insufficient_user_authentication", acr_values="gold"`
 		for sent, want := range map[string]string{
 			`Basic realm="x"`: `Cookie realm="cloakroom"`, "Negotiate": `Cookie realm="cloakroom"`,
 			"NTLM": `Cookie realm="cloakroom"`, `Bearer realm="x", basic realm="y"`: `Cookie realm="cloakroom"`,
-			`Digest realm="x", nonce="y"`:                                        `Cookie realm="cloakroom"`,
-			`Bearer error="insufficient_user_authentication", acr_values="gold"`: `Bearer error="insufficient_user_authentication", acr_values="gold"`, "": `Cookie realm="cloakroom"`,
+			`Digest realm="x", nonce="y"`: `Cookie realm="cloakroom"`,
+			bearer:                        bearer,
+			"":                            `Cookie realm="cloakroom"`,
 		} {
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("WWW-Authenticate", sent)
@@ -315,8 +323,11 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 		for _, path := range []string{"/bff/metrics", "/bff/debug", "/api", "/bff/"} {
-			if got := b.Fetch("GET", path); got.StatusCode != 404 || got.Code() != "not_found" {
-				t.Errorf("%s: got %d %.80s", path, got.StatusCode, got.Text)
+			switch got := b.Fetch("GET", path); {
+			case got.StatusCode != 404:
+				t.Errorf("%s: status: got %d, want 404:\n%s", path, got.StatusCode, got.Text)
+			case got.Code() != "not_found":
+				t.Errorf("%s: code: got %q, want not_found", path, got.Code())
 			}
 		}
 	})

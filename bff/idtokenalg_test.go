@@ -65,7 +65,8 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 				cfg.Provider.IDTokenAlg = test.pinned
 				a.provider.SetHooks(both)
 			})
-			for alg, sign := range map[string]func(header, claims map[string]any) (string, error){"RS256": nil, "ES256": es256} {
+			signers := map[string]func(header, claims map[string]any) (string, error){"RS256": nil, "ES256": es256}
+			for alg, sign := range signers {
 				hooks := both
 				hooks.SignIDToken = sign
 				a.recordCalls(hooks)
@@ -131,9 +132,13 @@ func TestNoneAndHMACCannotBePinned(t *testing.T) {
 		_, err := bff.New(bff.Config{PublicURL: "https://app.example", Provider: bff.ProviderConfig{
 			Issuer: "https://id.example", ClientID: "spa", ClientSecret: "x", IDTokenAlg: alg,
 		}})
-		if err == nil || !strings.Contains(err.Error(), "Provider.IDTokenAlg: ") ||
-			!strings.Contains(err.Error(), alg) {
-			t.Errorf("%q: got %v", alg, err)
+		switch {
+		case err == nil:
+			t.Errorf("%q: error is missing", alg)
+		case !strings.Contains(err.Error(), "Provider.IDTokenAlg: "):
+			t.Errorf("%q: err.Error(): got %q, want it to contain Provider.IDTokenAlg: ", alg, err.Error())
+		case !strings.Contains(err.Error(), alg):
+			t.Errorf("%q: err.Error(): got %q, want it to contain %q", alg, err.Error(), alg)
 		}
 	}
 	for alg, good := range map[string]bool{

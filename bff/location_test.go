@@ -92,8 +92,10 @@ func TestReferencesOfAnUpstreamAreRewritten(t *testing.T) {
 	}
 	say.Store(&link)
 	got := strings.Join(b.Fetch("GET", "/stripped/a").Header.Values("Link"), "|")
-	if got != `</stripped/orders?page=2>; rel="next"; title="a <b> c", </stripped/orders?page=9>; rel=last|<https://docs.example/x>; rel=help` {
-		t.Errorf("Link: got %s", got)
+	const want = `</stripped/orders?page=2>; rel="next"; title="a <b> c", </stripped/orders?page=9>; rel=last` +
+		`|<https://docs.example/x>; rel=help`
+	if got != want {
+		t.Errorf("Link: got %s, want %s", got, want)
 	}
 }
 

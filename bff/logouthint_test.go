@@ -51,8 +51,11 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 	resp := b.Fetch("POST", "/bff/logout")
 	var body map[string]string
 	resp.Decode(t, &body)
-	if strings.Contains(resp.Text, "eyJ") || len(body) != 1 {
-		t.Errorf("the response has %s", resp.Text)
+	if strings.Contains(resp.Text, "eyJ") {
+		t.Errorf("body: got %q, want it not to contain eyJ", resp.Text)
+	}
+	if len(body) != 1 {
+		t.Errorf("len(body): got %d, want 1", len(body))
 	}
 	if resp.Header.Get("Clear-Site-Data") != `"storage"` {
 		t.Errorf("Clear-Site-Data is %q", resp.Header.Get("Clear-Site-Data"))
@@ -63,9 +66,21 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 			hint = c
 		}
 	}
-	if hint == nil || !hint.HttpOnly || hint.SameSite != http.SameSiteStrictMode ||
-		hint.MaxAge > 60 || hint.MaxAge < 1 || hint.Path != "/" || strings.Contains(hint.Value, "eyJ") {
-		t.Fatalf("cookie of the ID token: got %+v", hint)
+	switch {
+	case hint == nil:
+		t.Fatal("cookie of the ID token: hint is missing")
+	case !hint.HttpOnly:
+		t.Fatal("cookie of the ID token: hint.HttpOnly: got false, want true")
+	case hint.SameSite != http.SameSiteStrictMode:
+		t.Fatalf("cookie of the ID token: hint.SameSite: got %v, want %v", hint.SameSite, http.SameSiteStrictMode)
+	case hint.MaxAge > 60:
+		t.Fatalf("cookie of the ID token: hint.MaxAge: got %v, want at most 60", hint.MaxAge)
+	case hint.MaxAge < 1:
+		t.Fatalf("cookie of the ID token: hint.MaxAge: got %v, want at least 1", hint.MaxAge)
+	case hint.Path != "/":
+		t.Fatalf("cookie of the ID token: hint.Path: got %v, want /", hint.Path)
+	case strings.Contains(hint.Value, "eyJ"):
+		t.Fatalf("cookie of the ID token: hint.Value: got %q, want it not to contain eyJ", hint.Value)
 	}
 	for name, header := range map[string][]string{
 		"a fetch":       {"Sec-Fetch-Mode", "cors", "Sec-Fetch-Dest", "empty"},
@@ -75,13 +90,23 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 		"an old script": {"Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "", "Accept", "application/json"},
 	} {
 		resp := b.Navigate(body["redirect_to"], header...)
-		if wantProblem(t, resp, 401, "navigation_only"); resp.Header.Get("Location") != "" || len(resp.Cookies()) > 0 {
-			t.Errorf("%s: got %v", name, resp.Header)
+		wantProblem(t, resp, 401, "navigation_only")
+		switch {
+		case resp.Header.Get("Location") != "":
+			t.Errorf("%s: Location: got %q, want none", name, resp.Header.Get("Location"))
+		case len(resp.Cookies()) > 0:
+			t.Errorf("%s: cookies: got %v, want none", name, resp.Cookies())
 		}
 	}
 	head := b.Do("HEAD", body["redirect_to"], "")
-	if head.StatusCode != 200 || head.Header.Get("Location") != "" || len(head.Cookies()) > 0 {
-		t.Errorf("HEAD: got %d %v", head.StatusCode, head.Header)
+	if head.StatusCode != 200 {
+		t.Errorf("HEAD: status: got %d, want 200", head.StatusCode)
+	}
+	if head.Header.Get("Location") != "" {
+		t.Errorf("HEAD: Location: got %q, want none", head.Header.Get("Location"))
+	}
+	if len(head.Cookies()) > 0 {
+		t.Errorf("HEAD: cookies: got %v, want none", head.Cookies())
 	}
 	// The cookie does not reach upstreams.
 	if e := echoed(t, b.Fetch("GET", "/public/x")); strings.Contains(fmt.Sprint(e.Header["Cookie"]), "logout") {
@@ -90,13 +115,24 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 
 	once := b.Navigate(body["redirect_to"], "Sec-Fetch-Site", "same-origin")
 	to := once.Location(t)
-	if q := to.Query(); once.StatusCode != 303 ||
-		!strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?") ||
-		q.Get("id_token_hint") != idToken || idToken == "" ||
-		q.Get("client_id") != "spa" ||
-		q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback" || q.Get("state") == "" ||
-		q.Has("logout_hint") {
-		t.Errorf("got %d to %s", once.StatusCode, to)
+	switch q := to.Query(); {
+	case once.StatusCode != 303:
+		t.Errorf("status: got %d, want 303", once.StatusCode)
+	case !strings.HasPrefix(to.String(), a.provider.Issuer+"/logout?"):
+		t.Errorf("to.String(): got %q, want prefix %q", to.String(), a.provider.Issuer+"/logout?")
+	case q.Get("id_token_hint") != idToken:
+		t.Errorf("id_token_hint: got %q, want %q", q.Get("id_token_hint"), idToken)
+	case idToken == "":
+		t.Error("idToken is missing")
+	case q.Get("client_id") != "spa":
+		t.Errorf("client_id: got %q, want spa", q.Get("client_id"))
+	case q.Get("post_logout_redirect_uri") != a.url+"/bff/logout/callback":
+		t.Errorf("post_logout_redirect_uri: got %q, want %q", q.Get("post_logout_redirect_uri"),
+			a.url+"/bff/logout/callback")
+	case q.Get("state") == "":
+		t.Error("state is missing")
+	case q.Has("logout_hint"):
+		t.Error("logout_hint is present, want none")
 	}
 	if len(b.Cookies()) > 0 {
 		t.Errorf("the cookies %v remain", cookieNames(b))
@@ -141,8 +177,14 @@ func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 	}
 	// Without a session there is no token, but the same path.
 	q := continueLogout(t, a.browser()).Location(t).Query()
-	if q.Has("id_token_hint") || q.Has("logout_hint") || q.Get("client_id") != "spa" {
-		t.Errorf("without a session: sent %v", q)
+	if q.Has("id_token_hint") {
+		t.Error("without a session: id_token_hint is present, want none")
+	}
+	if q.Has("logout_hint") {
+		t.Error("without a session: logout_hint is present, want none")
+	}
+	if q.Get("client_id") != "spa" {
+		t.Errorf("without a session: client_id: got %q, want spa", q.Get("client_id"))
 	}
 }
 
@@ -261,7 +303,13 @@ func TestScriptLogoutWithoutEndSessionEndpoint(t *testing.T) {
 	a.waitReady()
 	b := a.signedIn()
 	resp := b.Fetch("POST", "/bff/logout")
-	if resp.StatusCode != 200 || strings.TrimSpace(resp.Text) != `{"redirect_to":"/"}` || len(b.Cookies()) > 0 {
-		t.Errorf("got %d %s, cookies %v", resp.StatusCode, resp.Text, cookieNames(b))
+	if resp.StatusCode != 200 {
+		t.Errorf("status: got %d, want 200:\n%s", resp.StatusCode, resp.Text)
+	}
+	if strings.TrimSpace(resp.Text) != `{"redirect_to":"/"}` {
+		t.Errorf(`body: got %q, want {"redirect_to":"/"}`, strings.TrimSpace(resp.Text))
+	}
+	if len(b.Cookies()) > 0 {
+		t.Errorf("cookies: got %v, want none", b.Cookies())
 	}
 }

@@ -120,9 +120,20 @@ func wantRefused(t *testing.T, name string, resp *bfftest.Response, code string)
 	t.Helper()
 	var body struct{ Error, Code string }
 	resp.Decode(t, &body)
-	if resp.StatusCode != 400 || body.Error != "invalid_request" || body.Code != code ||
-		resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("%s: got %d %v\n%s", name, resp.StatusCode, resp.Header, resp.Text)
+	if resp.StatusCode != 400 {
+		t.Errorf("%s: status: got %d, want 400:\n%s", name, resp.StatusCode, resp.Text)
+	}
+	if body.Error != "invalid_request" {
+		t.Errorf("%s: body.Error: got %v, want invalid_request", name, body.Error)
+	}
+	if body.Code != code {
+		t.Errorf("%s: body.Code: got %v, want %v", name, body.Code, code)
+	}
+	if resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("%s: Content-Type: got %q, want application/json", name, resp.Header.Get("Content-Type"))
+	}
+	if resp.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("%s: Cache-Control: got %q, want no-store", name, resp.Header.Get("Cache-Control"))
 	}
 }
 
@@ -422,8 +433,8 @@ func TestWebSocketEndsWithItsSession(t *testing.T) {
 		}
 		defer conn.Close()
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		fmt.Fprintf(rw,
-			"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n%s %v %q\n", scheme, a.provider.Issued(brokertest.Digest(token)), r.Header.Get("Cookie"))
+		io.WriteString(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+		fmt.Fprintf(rw, "%s %v %q\n", scheme, a.provider.Issued(brokertest.Digest(token)), r.Header.Get("Cookie"))
 		rw.Flush()
 		io.Copy(conn, rw) // each byte is echoed
 	}
@@ -435,8 +446,8 @@ func TestWebSocketEndsWithItsSession(t *testing.T) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	cookie := b.Cookies()[0]
-	fmt.Fprintf(conn,
-		"GET /stream/x HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nOrigin: %s\r\nCookie: %s=%s\r\n\r\n",
+	fmt.Fprintf(conn, "GET /stream/x HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Origin: %s\r\nCookie: %s=%s\r\n\r\n",
 		strings.TrimPrefix(a.url, "http://"), a.url, cookie.Name, cookie.Value)
 	lines := bufio.NewReader(conn)
 	line := func() string {

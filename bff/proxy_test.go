@@ -264,8 +264,11 @@ func TestUpstreamCannotSetBrokerCookies(t *testing.T) {
 		}
 	}
 	got := a.signedIn().Fetch("GET", "/api/x").Header.Values("Set-Cookie")
-	if len(got) != 1 || got[0] != "fine=1; Path=/api/" {
-		t.Errorf("got %q", got)
+	switch {
+	case len(got) != 1:
+		t.Errorf("len(got): got %d, want 1", len(got))
+	case got[0] != "fine=1; Path=/api/":
+		t.Errorf("got[0]: got %v, want fine=1; Path=/api/", got[0])
 	}
 }
 
@@ -313,8 +316,11 @@ func TestHintsAndTrailersCannotActOnTheOrigin(t *testing.T) {
 	if len(hints) > 0 {
 		t.Errorf("hints got through: %v", hints)
 	}
-	if got := resp.Trailer; len(got) != 1 || got.Get("X-Checksum") != "17" {
-		t.Errorf("trailer: got %v, want X-Checksum alone", got)
+	switch got := resp.Trailer; {
+	case len(got) != 1:
+		t.Errorf("trailer: len(got): got %d, want 1", len(got))
+	case got.Get("X-Checksum") != "17":
+		t.Errorf("trailer: X-Checksum: got %q, want 17", got.Get("X-Checksum"))
 	}
 }
 
@@ -434,9 +440,13 @@ func TestPanicIsLoggedAndEndsOneRequest(t *testing.T) {
 		t.Errorf("got %d, want the connection closed", resp.StatusCode)
 	}
 	lines := a.logs.lines(t, "panic")
-	if len(lines) != 1 || lines[0]["cause"] != "a bug" ||
-		!strings.Contains(fmt.Sprint(lines[0]["stack"]), "proxy_test.go") {
-		t.Errorf("got %v", lines)
+	switch {
+	case len(lines) != 1:
+		t.Errorf("len(lines): got %d, want 1", len(lines))
+	case lines[0]["cause"] != "a bug":
+		t.Errorf("cause: got %v, want a bug", lines[0]["cause"])
+	case !strings.Contains(fmt.Sprint(lines[0]["stack"]), "proxy_test.go"):
+		t.Errorf("stack: got %q, want it to contain proxy_test.go", fmt.Sprint(lines[0]["stack"]))
 	}
 }
 
@@ -482,9 +492,13 @@ func TestEachRequestIsLoggedOnce(t *testing.T) {
 		l["session"] == nil || l["method"] != "GET" {
 		t.Errorf("got %v", l)
 	}
-	if l := lines[1]; l["status"] != 403.0 || l["level"] != "WARN" ||
-		!strings.HasPrefix(fmt.Sprint(l["err"]), "csrf: X-CSRF is") {
-		t.Errorf("got %v", l)
+	switch l := lines[1]; {
+	case l["status"] != 403.0:
+		t.Errorf("status: got %v, want 403.0", l["status"])
+	case l["level"] != "WARN":
+		t.Errorf("level: got %v, want WARN", l["level"])
+	case !strings.HasPrefix(fmt.Sprint(l["err"]), "csrf: X-CSRF is"):
+		t.Errorf("err: got %q, want prefix csrf: X-CSRF is", fmt.Sprint(l["err"]))
 	}
 	if strings.Contains(a.logs.String(), "in-the-query") {
 		t.Error("a query is in the log")

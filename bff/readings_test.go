@@ -119,8 +119,11 @@ func TestUnambiguousPathIsSentUnchanged(t *testing.T) {
 		{"/Docs/v1", outer}, {"/Docs/v1/", outer}, {"/Docs/v1/x", outer},
 	} {
 		before := test.echo.Calls()
-		if got := echoed(t, sendTarget(t, a, test.target)).URI; got != test.target || test.echo.Calls() != before+1 {
-			t.Errorf("%s arrives as %s", test.target, got)
+		switch got := echoed(t, sendTarget(t, a, test.target)).URI; {
+		case got != test.target:
+			t.Errorf("got %v, want %v", got, test.target)
+		case test.echo.Calls() != before+1:
+			t.Errorf("requests to test.echo: got %d, want %d", test.echo.Calls(), before+1)
 		}
 	}
 	if resp := sendTarget(t, a, "/api"); resp.StatusCode != 404 || resp.Code() != "not_found" {
@@ -146,8 +149,11 @@ func TestPathOutsideAllRoutesIsServedByTheFrontend(t *testing.T) {
 		"/x#y", "/x?a#b", "/api/x#y", "/é", "/x?é", "/" + strings.Repeat("%2F", 4000),
 		"/%" + strings.Repeat("25", 300) + "41",
 	} {
-		if resp := sendTarget(t, a, target); resp.StatusCode != 400 || resp.Code() != "ambiguous_path" {
-			t.Errorf("%.40s: got %d %.80s, want 400", target, resp.StatusCode, resp.Text)
+		switch resp := sendTarget(t, a, target); {
+		case resp.StatusCode != 400:
+			t.Errorf("%.40s: status: got %d, want 400:\n%s", target, resp.StatusCode, resp.Text)
+		case resp.Code() != "ambiguous_path":
+			t.Errorf("%.40s: code: got %q, want ambiguous_path", target, resp.Code())
 		}
 	}
 }
@@ -188,8 +194,11 @@ func TestEncodedSlashesPassIfAllowed(t *testing.T) {
 		"/api/gitlab/x%5Cy%2Fz", "/api/gitlab/x//y%2Fz", "/api/gitlab/x%252Fy",
 		"/api/gitlab/x%2Fy%00", "/api/gitlab/%ff%2F", "/API/gitlab/x%2Fy", "/api/GitLab/x%2Fy", "/stripped%2Fx",
 	} {
-		if resp := sendTarget(t, a, target); resp.StatusCode != 400 || resp.Code() != "ambiguous_path" {
-			t.Errorf("%s: got %d %.80s, want 400 ambiguous_path", target, resp.StatusCode, resp.Text)
+		switch resp := sendTarget(t, a, target); {
+		case resp.StatusCode != 400:
+			t.Errorf("%s: status: got %d, want 400:\n%s", target, resp.StatusCode, resp.Text)
+		case resp.Code() != "ambiguous_path":
+			t.Errorf("%s: code: got %q, want ambiguous_path", target, resp.Code())
 		}
 	}
 	if strict.Calls() > 0 {

@@ -121,11 +121,21 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 				if err := json.Unmarshal([]byte(lines[0]), &line); err != nil {
 					t.Fatal(err)
 				}
-				if len(lines) != 1 || line["level"] != "WARN" ||
-					line["status"] != float64(test.status) || line["client"] != "127.0.0.1" ||
-					!strings.Contains(fmt.Sprint(line["err"]), test.cause) {
-					t.Errorf("%.60q: the log has %q, want one line with %d and %q", test.request,
-						lines, test.status, test.cause)
+				if len(lines) != 1 {
+					t.Errorf("%.60q: len(lines): got %d, want 1", test.request, len(lines))
+				}
+				if line["level"] != "WARN" {
+					t.Errorf("%.60q: level: got %v, want WARN", test.request, line["level"])
+				}
+				if line["status"] != float64(test.status) {
+					t.Errorf("%.60q: status: got %v, want %v", test.request, line["status"], float64(test.status))
+				}
+				if line["client"] != "127.0.0.1" {
+					t.Errorf("%.60q: client: got %v, want 127.0.0.1", test.request, line["client"])
+				}
+				if !strings.Contains(fmt.Sprint(line["err"]), test.cause) {
+					t.Errorf("%.60q: err: got %q, want it to contain %q", test.request,
+						fmt.Sprint(line["err"]), test.cause)
 				}
 				if len(lines[0]) > 6<<10 {
 					t.Errorf("%.60q: the log line has %d bytes", test.request, len(lines[0]))
@@ -248,9 +258,16 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 		for _, path := range []string{"/api/x", "/public/x"} {
 			before := a.echo.Calls()
 			resp := b.Do(test.method, path, "", test.header...)
-			if (resp.StatusCode == 200) != test.ok || a.echo.Calls() > before != test.ok ||
-				!test.ok && resp.StatusCode != 403 {
-				t.Errorf("%s at %s: got %d %s, want it to pass: %v", name, path, resp.StatusCode, resp.Code(), test.ok)
+			if (resp.StatusCode == 200) != test.ok {
+				t.Errorf("%s at %s: (resp.StatusCode == 200): got %v, want %v", name, path,
+					(resp.StatusCode == 200), test.ok)
+			}
+			if a.echo.Calls() > before != test.ok {
+				t.Errorf("%s at %s: a.echo.Calls() > before: got %v, want %v", name, path,
+					a.echo.Calls() > before, test.ok)
+			}
+			if !test.ok && resp.StatusCode != 403 {
+				t.Errorf("%s at %s: status: got %d, want 403", name, path, resp.StatusCode)
 			}
 		}
 	}

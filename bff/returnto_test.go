@@ -56,8 +56,15 @@ func FuzzReturnTo(f *testing.F) {
 		seen := strings.NewReplacer("\t", "", "\n", "", "\r", "", "\\",
 			"/").Replace(strings.Trim(got, "\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\v\f\r\x0e\x0f\x10 "))
 		u, err := base.Parse(seen)
-		if err != nil || u.Scheme != "https" || u.Host != "app.example.com" || strings.HasPrefix(seen, "//") {
-			t.Fatalf("%q is resolved to %v, %v, want this origin", got, u, err)
+		switch {
+		case err != nil:
+			t.Fatalf("error: got %v, want none", err)
+		case u.Scheme != "https":
+			t.Fatalf("u.Scheme: got %v, want https", u.Scheme)
+		case u.Host != "app.example.com":
+			t.Fatalf("u.Host: got %v, want app.example.com", u.Host)
+		case strings.HasPrefix(seen, "//"):
+			t.Fatalf("seen: got %q, want no prefix //", seen)
 		}
 	})
 }

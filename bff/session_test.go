@@ -139,8 +139,11 @@ func TestFetchMetadataRouteNeedsNoHeader(t *testing.T) {
 		"a foreign Origin":     {[]string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, false},
 	} {
 		resp := b.Fetch("GET", "/stream/x", append([]string{"X-CSRF", ""}, test.header...)...)
-		if test.ok != (resp.StatusCode == 200) || !test.ok && resp.Code() != "csrf" {
-			t.Errorf("%s: got %d %s", name, resp.StatusCode, resp.Code())
+		if test.ok != (resp.StatusCode == 200) {
+			t.Errorf("%s: test.ok: got %v, want %v", name, test.ok, (resp.StatusCode == 200))
+		}
+		if !test.ok && resp.Code() != "csrf" {
+			t.Errorf("%s: code: got %q, want csrf", name, resp.Code())
 		}
 	}
 }
@@ -153,8 +156,14 @@ func TestForcedRefresh(t *testing.T) {
 	resp := b.Fetch("POST", "/bff/session/refresh")
 	var got sessionBody
 	resp.Decode(t, &got)
-	if resp.StatusCode != 200 || !got.Authenticated || got.User.Sub != "alice" {
-		t.Errorf("got %d %s", resp.StatusCode, resp.Text)
+	if resp.StatusCode != 200 {
+		t.Errorf("status: got %d, want 200:\n%s", resp.StatusCode, resp.Text)
+	}
+	if !got.Authenticated {
+		t.Error("Authenticated: got false, want true")
+	}
+	if got.User.Sub != "alice" {
+		t.Errorf("User.Sub: got %v, want alice", got.User.Sub)
 	}
 	if second := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization"); second == first {
 		t.Error("the token is the one from before the refresh")

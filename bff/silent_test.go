@@ -27,14 +27,29 @@ func silentLogin(b *bfftest.Browser) *bfftest.Response {
 func wantSilent(t *testing.T, page *bfftest.Response, authenticated string) {
 	t.Helper()
 	csp := page.Header.Get("Content-Security-Policy")
-	if page.StatusCode != 200 ||
-		!strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) ||
-		!strings.Contains(page.Text, `type:"cloakroom:silent-login"`) ||
-		!strings.Contains(page.Text, "location.origin)") ||
-		!strings.Contains(csp, "frame-ancestors 'self'") ||
-		!strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") ||
-		page.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("got %d %v\n%s", page.StatusCode, page.Header, page.Text)
+	if page.StatusCode != 200 {
+		t.Errorf("status: got %d, want 200:\n%s", page.StatusCode, page.Text)
+	}
+	if !strings.Contains(page.Text, `data-authenticated="`+authenticated+`"`) {
+		t.Errorf("body: got %q, want it to contain %q", page.Text, `data-authenticated="`+authenticated+`"`)
+	}
+	if !strings.Contains(page.Text, `type:"cloakroom:silent-login"`) {
+		t.Errorf(`body: got %q, want it to contain type:"cloakroom:silent-login"`, page.Text)
+	}
+	if !strings.Contains(page.Text, "location.origin)") {
+		t.Errorf("body: got %q, want it to contain location.origin)", page.Text)
+	}
+	if !strings.Contains(csp, "frame-ancestors 'self'") {
+		t.Errorf("Content-Security-Policy: got %q, want it to contain frame-ancestors 'self'", csp)
+	}
+	if !strings.Contains(csp, "default-src 'none'") {
+		t.Errorf("Content-Security-Policy: got %q, want it to contain default-src 'none'", csp)
+	}
+	if strings.Contains(csp, "unsafe") {
+		t.Errorf("Content-Security-Policy: got %q, want it not to contain unsafe", csp)
+	}
+	if page.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("Cache-Control: got %q, want no-store", page.Header.Get("Cache-Control"))
 	}
 }
 
@@ -43,8 +58,17 @@ func TestSilentLogin(t *testing.T) {
 	a := newApp(t, unpushed)
 	b := a.browser()
 	q := b.Navigate("/bff/silent-login", inFrame...).Location(t).Query()
-	if q.Get("prompt") != "none" || q.Get("state") == "" || q.Get("nonce") == "" || q.Get("code_challenge") == "" {
-		t.Errorf("authorization request: got %v", q)
+	if q.Get("prompt") != "none" {
+		t.Errorf("authorization request: prompt: got %q, want none", q.Get("prompt"))
+	}
+	if q.Get("state") == "" {
+		t.Error("authorization request: state is missing")
+	}
+	if q.Get("nonce") == "" {
+		t.Error("authorization request: nonce is missing")
+	}
+	if q.Get("code_challenge") == "" {
+		t.Error("authorization request: code_challenge is missing")
 	}
 	wantSilent(t, silentLogin(b), "false") // no session at the provider either
 	a.wantSession(b, "")
@@ -61,8 +85,11 @@ func TestSilentLogin(t *testing.T) {
 	b.ClearCookies()
 	wantSilent(t, silentLogin(b), "true") // there is a session at the provider
 	b.Fetch("GET", "/bff/session").Decode(t, &after)
-	if after.User.Sub != "alice" || after.Session.ID == before.Session.ID {
-		t.Errorf("got %+v", after)
+	if after.User.Sub != "alice" {
+		t.Errorf("after.User.Sub: got %v, want alice", after.User.Sub)
+	}
+	if after.Session.ID == before.Session.ID {
+		t.Errorf("after.Session.ID and before.Session.ID are both %v", after.Session.ID)
 	}
 }
 
@@ -144,9 +171,14 @@ func TestFrontchannelLogout(t *testing.T) {
 		resp := b.Navigate("/bff/frontchannel-logout?"+q.Encode(), "Sec-Fetch-Dest", "iframe",
 			"Sec-Fetch-Site", "same-site")
 		csp := resp.Header.Get("Content-Security-Policy")
-		if !strings.HasSuffix(csp, "frame-ancestors "+origin) ||
-			resp.Header.Get("Cache-Control") != "no-store" || resp.Header.Get("X-Frame-Options") != "" {
-			t.Errorf("got %v", resp.Header)
+		if !strings.HasSuffix(csp, "frame-ancestors "+origin) {
+			t.Errorf("Content-Security-Policy: got %q, want suffix %q", csp, "frame-ancestors "+origin)
+		}
+		if resp.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("Cache-Control: got %q, want no-store", resp.Header.Get("Cache-Control"))
+		}
+		if resp.Header.Get("X-Frame-Options") != "" {
+			t.Errorf("X-Frame-Options: got %q, want none", resp.Header.Get("X-Frame-Options"))
 		}
 		return resp
 	}
@@ -167,8 +199,11 @@ func TestFrontchannelLogout(t *testing.T) {
 		"another issuer": {"iss": {iss + "/"}, "sid": {sid}}, "an empty sid": {"iss": {iss}, "sid": {""}},
 	} {
 		// the session continues
-		if resp := ask(b, q); resp.StatusCode != 400 || resp.Code() != "bad_frontchannel_logout" {
-			t.Errorf("%s: got %d", name, resp.StatusCode)
+		switch resp := ask(b, q); {
+		case resp.StatusCode != 400:
+			t.Errorf("%s: status: got %d, want 400", name, resp.StatusCode)
+		case resp.Code() != "bad_frontchannel_logout":
+			t.Errorf("%s: code: got %q, want bad_frontchannel_logout", name, resp.Code())
 		}
 		a.wantSession(b, "alice")
 	}
