@@ -1,10 +1,15 @@
 package bff_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"log"
+	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 
@@ -36,6 +41,34 @@ func Example() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	check(broker.Run(ctx, listener)) // until Ctrl-C
+}
+
+// A Go handler beside the broker that only signed-in users can call.
+func ExampleServer_RequireSession() {
+	broker, err := bff.New(bff.Config{
+		PublicURL: "http://localhost:8080",
+		Provider: bff.ProviderConfig{
+			Issuer: "https://id.example.com", ClientID: "spa", ClientSecret: "from the environment",
+		},
+		Sessions: session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}},
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	check(err)
+	orders := broker.RequireSession(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := broker.Session(r)
+		check(err)
+		fmt.Fprintf(w, "orders of %s", s.Subject)
+	}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /orders", orders)
+	mux.Handle("/", broker)
+
+	w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/orders", nil)
+	r.Host = "localhost:8080"
+	r.Header.Set("X-CSRF", "1") // as the browser client does
+	mux.ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Header().Get("WWW-Authenticate"))
+	// Output: 401 Cookie realm="cloakroom"
 }
 
 func check(err error) {
