@@ -151,7 +151,7 @@ func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 		"no key":         {good, "/nowhere/tls.key", "server.tls.key_file: open /nowhere/tls.key"},
 		"junk":           {junk, matching, "server.tls: "},
 		"another key":    {good, other, "server.tls: "},
-		"only one":       {good, "", "server.tls: cert_file and key_file go together"},
+		"only one":       {good, "", "server.tls: set both cert_file and key_file, or neither"},
 	} {
 		cfg := &config.Config{
 			Server:  config.Server{TLS: config.TLS{CertFile: test.cert, KeyFile: test.key}},

@@ -49,15 +49,15 @@ frontend: {dir: /nowhere/dist}
 			`routes[0].path: path "api" does not begin with a slash`,
 			`routes[0].token: "maybe" is none of user, optional, client, user-or-client, none`,
 			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,
-			`server.admin_token: missing, and server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
+			`server.admin_token: missing; required because server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
 			`server.listen: "nowhere" is not an address such as 127.0.0.1:8080`,
 			`server.prefix: "bff" is not a path such as /bff`,
 			`server.public_url: "http://app.example.com": without https`,
-			`server.tls: cert_file and key_file go together`,
-			`server.trusted_proxies[0]: "0.0.0.0/0" would let everybody say who they are`,
+			`server.tls: set both cert_file and key_file, or neither`,
+			`server.trusted_proxies[0]: "0.0.0.0/0" trusts every client, which could then send any client address; list only your proxies`,
 			`server.trusted_proxies[1]: "proxy" is not a network such as 10.0.0.0/8`,
-			`session.cookie.same_site: "none" is neither strict nor lax`,
-			`session.keys[0]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints one that is`,
+			`session.cookie.same_site: "none" is not strict or lax`,
+			`session.keys[0]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints a valid key`,
 			`store.url: not a URL such as redis://user:password@host:6379/0`,
 		}},
 		"redis without keys": {`
@@ -82,7 +82,7 @@ server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
-`, []string{"store.url: its scheme is none of memory, file, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+`, []string{"store.url: the scheme is not one of memory, file, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
 		"routes with options": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
@@ -94,10 +94,10 @@ routes:
   - {path: /e/, upstream: "ftp://e", token: user}
 `, []string{
 			"routes[0].methods: \"get\" is not a method that can be allowed",
-			"routes[0].retry: \"twice\" is neither once nor never",
+			"routes[0].retry: \"twice\" is not once or never",
 			"routes[0].upstream: missing",
-			"routes[1].upstream_tls: ca_file: open /nowhere/ca.pem",
-			"routes[2].upstream_tls: cert_file and key_file: open /nowhere/crt",
+			"routes[1].upstream_tls.ca_file: open /nowhere/ca.pem",
+			"routes[2].upstream_tls: set both cert_file and key_file, or neither",
 			"routes[3].headers: \"Cookie\" is not a header",
 			"routes[3].require.claims: \"role\" has no value",
 			"routes[3].token: none excludes headers and require",
@@ -112,11 +112,11 @@ routes:
   - {path: /c/, upstream: "http://c", token: none, accept_bearer: {audience: c, scopes: [c]}}
   - {path: /d/, upstream: "http://d", token: user, accept_bearer: {audience: d, scopes: [d]}, require: {scopes: [d]}}
 `, []string{
-			"routes[0].accept_bearer: audience: ",
-			"routes[1].accept_bearer: algorithms: ",
-			"routes[1].accept_bearer: ca_file: open /nowhere/ca.pem",
-			"routes[1].accept_bearer: issuer: ",
-			"routes[1].accept_bearer: scopes: \"a b\" is not one scope",
+			"routes[0].accept_bearer.audience: ",
+			"routes[1].accept_bearer.algorithms: ",
+			"routes[1].accept_bearer.ca_file: open /nowhere/ca.pem",
+			"routes[1].accept_bearer.issuer: ",
+			"routes[1].accept_bearer.scopes: \"a b\" is not one scope",
 			"routes[2].accept_bearer: it has no use with token none",
 			"routes[3].accept_bearer: it excludes require",
 		}},

@@ -26,8 +26,8 @@ import (
 
 // NewServer returns the server that c describes. Its sessions are in store. Its
 // frontend is app, or frontend.dir if app is nil. Its listeners terminate TLS
-// unless secure is nil. NewServer does no I/O but to read the files that c
-// names. The error is an Errors.
+// unless secure is nil. Its only I/O is to read the files that c names. The
+// error is an Errors.
 func (c *Config) NewServer(
 	store session.Store, app fs.FS, secure *tls.Config, log *slog.Logger,
 ) (*bff.Server, error) {
@@ -84,7 +84,7 @@ func (c *Config) sameSite(problems *Errors) http.SameSite {
 		return http.SameSiteLaxMode
 	case "", "strict":
 	default:
-		problems.add("session.cookie.same_site", "%q is neither strict nor lax", c.Session.Cookie.SameSite)
+		problems.add("session.cookie.same_site", "%q is not strict or lax", c.Session.Cookie.SameSite)
 	}
 	return http.SameSiteStrictMode
 }
@@ -98,28 +98,27 @@ func (c *Config) sessionKeys(problems *Errors) [][]byte {
 		}
 		key, err := decodeBase64(k.Reveal())
 		if err != nil || len(key) != 32 {
-			fail("is not the base64 of 32 bytes; cloakroom keygen prints one that is")
+			fail("is not the base64 of 32 bytes; cloakroom keygen prints a valid key")
 			continue
 		}
 		if slices.ContainsFunc(keys, func(other []byte) bool { return bytes.Equal(other, key) }) {
-			fail("is a key that is listed before; each key is listed once")
+			fail("occurs twice; list each key once")
 			continue
 		}
 		if why := notRandom(key); why != "" {
-			fail("is not a secret: " + why + "; cloakroom keygen prints one that is")
+			fail("is not random: " + why + "; cloakroom keygen prints a random key")
 			continue
 		}
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 && len(c.Session.Keys) > 0 {
-		return [][]byte{bytes.Repeat([]byte("k"), 32)} // so that they are not reported as missing too
+		return [][]byte{bytes.Repeat([]byte("k"), 32)} // otherwise they are reported as missing too
 	}
 	return keys
 }
 
-// notRandom returns what shows that a key was not made at random; empty if
-// nothing does. Of 32 random bytes fewer than 8 are different with a
-// probability of 10^-36.
+// notRandom returns why a key is certainly not random, or "". The probability
+// that 32 random bytes have fewer than 8 different values is 10^-36.
 func notRandom(key []byte) string {
 	different := make(map[byte]bool)
 	steps := make(map[byte]bool)
@@ -133,35 +132,32 @@ func notRandom(key []byte) string {
 	case len(different) == 1:
 		return fmt.Sprintf("all bytes are 0x%02x", key[0])
 	case len(steps) == 1:
-		return "its bytes are counted up or down"
+		return "its bytes are a sequence with equal steps"
 	case len(different) < 8:
-		return fmt.Sprintf("it has %d different bytes", len(different))
+		return fmt.Sprintf("it has only %d different bytes", len(different))
 	}
 	return ""
 }
 
-// decodeBase64 takes both alphabets, with padding or without.
+// decodeBase64 decodes both alphabets, with padding or without (RFC 4648).
 func decodeBase64(text string) ([]byte, error) {
 	text = strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(text), "=")
 	return base64.RawStdEncoding.DecodeString(text)
 }
 
-// routes makes the routes, and reads the files that they name.
+// routes translates routes, and reads the files that they name.
 func (c *Config) routes(log *slog.Logger, problems *Errors) []bff.Route {
 	var routes []bff.Route
 	for i, r := range c.Routes {
 		key := fmt.Sprintf("routes[%d].", i)
 		retry, ok := map[string]bool{"": true, "once": true, "true": true, "never": false, "false": false}[r.Retry]
 		if !ok {
-			problems.add(key+"retry", "%q is neither once nor never", r.Retry)
+			problems.add(key+"retry", "%q is not once or never", r.Retry)
 		}
-		upstreamTLS, err := r.UpstreamTLS.load()
-		if err != nil {
-			problems.add(key+"upstream_tls", "%w", err)
-		}
+		upstreamTLS := r.UpstreamTLS.load(key+"upstream_tls", problems)
 		isHTTPS := func(upstream string) bool { return strings.HasPrefix(upstream, "https:") }
 		if upstreamTLS != nil && !slices.ContainsFunc(r.Upstream, isHTTPS) {
-			problems.add(key+"upstream_tls", "no upstream of the route is https")
+			problems.add(key+"upstream_tls", "has no effect: no upstream of the route is https")
 		}
 		routes = append(routes, bff.Route{
 			Path:           r.Path,
@@ -189,8 +185,9 @@ func (c *Config) routes(log *slog.Logger, problems *Errors) []bff.Route {
 	return routes
 }
 
-// acceptBearer returns the middleware that verifies the access tokens of callers;
-// nil if a is nil or has problems, which are reported below key.
+// acceptBearer returns the middleware that verifies the access tokens of
+// callers. It returns nil if a is nil or has mistakes, which it adds to
+// problems with keys below key.
 func (c *Config) acceptBearer(
 	a *AcceptBearer, key string, log *slog.Logger, problems *Errors,
 ) func(http.Handler) http.Handler {
@@ -211,8 +208,9 @@ func (c *Config) acceptBearer(
 	}
 	if len(found) > 0 {
 		for _, problem := range found {
-			problems.add(key, "%w", problem)
+			problem.Key = join(key, problem.Key)
 		}
+		*problems = append(*problems, found...)
 		return nil
 	}
 	if len(own.Scopes) == 0 {
@@ -223,8 +221,8 @@ func (c *Config) acceptBearer(
 	}
 }
 
-// Verifier returns a verifier of access tokens for an API at an origin, which may
-// be empty. The error is an Errors with keys of a, such as audience.
+// Verifier returns a verifier of access tokens for an API at an origin, which
+// may be empty. The error is an Errors with keys of a, such as audience.
 func (a *AcceptBearer) Verifier(origin string, log *slog.Logger) (*bearer.Verifier, error) {
 	var problems Errors
 	roots, err := certPool(a.CAFile)
@@ -274,7 +272,7 @@ func (c *Config) provider(problems *Errors) bff.ProviderConfig {
 		LogoutRedirectParameter: o.LogoutRedirectParameter,
 	}
 	if o.Profile != "" && o.Profile != "fapi2" {
-		problems.add("oidc.profile", "%q is none; there is fapi2", o.Profile)
+		problems.add("oidc.profile", "%q is not a profile; the only one is fapi2", o.Profile)
 	}
 	var err error
 	if p.RootCAs, err = certPool(o.CAFile); err != nil {
@@ -290,11 +288,11 @@ func (c *Config) provider(problems *Errors) bff.ProviderConfig {
 	return p
 }
 
-// clientCertificate reads client_cert_file, which belongs to the first key in
-// client_key; nil if it cannot.
+// clientCertificate reads client_cert_file, the certificate for the first key
+// in client_key. It returns nil after a mistake.
 func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
 	if o.ClientKey == "" {
-		problems.add("oidc.client_key", "missing; client_cert_file is the certificate for it")
+		problems.add("oidc.client_key", "missing; client_cert_file needs its private key here")
 		return nil
 	}
 	pem, err := os.ReadFile(o.ClientCertFile)
@@ -304,13 +302,15 @@ func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
 	}
 	cert, err := tls.X509KeyPair(pem, []byte(o.ClientKey.Reveal()))
 	if err != nil {
-		problems.add("oidc.client_cert_file", "it is not a certificate for the first key in client_key: %w", err)
+		problems.add("oidc.client_cert_file",
+			"%q is not a certificate for the first key in oidc.client_key: %w", o.ClientCertFile, err)
 		return nil
 	}
 	return &cert
 }
 
-// frontend returns the handler of the app's files; nil if there is no app.
+// frontend returns the handler of the app's files. It returns nil without an
+// app.
 func (c *Config) frontend(app fs.FS, log *slog.Logger) (http.Handler, error) {
 	if c.Frontend.Dir == "" && app == nil {
 		return nil, nil
@@ -324,15 +324,15 @@ func (c *Config) frontend(app fs.FS, log *slog.Logger) (http.Handler, error) {
 	return web.New(web.Config{
 		Dir:        c.Frontend.Dir,
 		FS:         app,
-		FormAction: provider,                                   // a logout form is redirected there
-		Sources:    map[string][]string{"frame-src": provider}, // and so is a silent login
+		FormAction: provider,                                   // the target of a logout form
+		Sources:    map[string][]string{"frame-src": provider}, // the target of a silent login
 		HTTPS:      strings.HasPrefix(c.Server.PublicURL, "https:"),
 		Logger:     log,
 	})
 }
 
-// trustedProxies parses server.trusted_proxies. A single address is a network of
-// one.
+// trustedProxies parses server.trusted_proxies. A single address is a network
+// of one.
 func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 	var proxies []netip.Prefix
 	for i, text := range c.Server.TrustedProxies {
@@ -343,9 +343,10 @@ func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 		key := fmt.Sprintf("server.trusted_proxies[%d]", i)
 		switch {
 		case err != nil:
-			problems.add(key, "%q is not a network such as 10.0.0.0/8", text)
+			problems.add(key, "%q is not a network such as 10.0.0.0/8, or an address", text)
 		case p.Bits() == 0:
-			problems.add(key, "%q would let everybody say who they are", text)
+			problems.add(key, "%q trusts every client, which could then send any client address; "+
+				"list only your proxies", text)
 		default:
 			proxies = append(proxies, p)
 		}
@@ -358,13 +359,14 @@ func (c *Config) Warnings() []string {
 	proxies := c.trustedProxies(new(Errors))
 	var all []string
 	if trustsTheWorld(proxies) {
-		all = append(all, fmt.Sprintf("server.trusted_proxies: %q covers much of the internet, where anybody could "+
-			"name any client address; name your proxies alone", c.Server.TrustedProxies))
+		all = append(all, fmt.Sprintf("server.trusted_proxies: %q covers much of the internet, where any client "+
+			"could "+
+			"send any client address; list only your proxies", c.Server.TrustedProxies))
 	}
 	return all
 }
 
-// notGlobal are networks that do not belong to the internet (RFC 6890).
+// notGlobal lists networks that are not routed on the internet (RFC 6890).
 var notGlobal = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("100.64.0.0/10"),
@@ -378,7 +380,8 @@ var notGlobal = []netip.Prefix{
 }
 
 // trustsTheWorld reports whether networks cover more of the internet than one
-// operator has: a 64th of its IPv4 or an IPv6 network larger than a /20.
+// operator can own: a 64th of all IPv4 addresses, or an IPv6 network larger
+// than a /20.
 func trustsTheWorld(proxies []netip.Prefix) bool {
 	var addresses uint64
 	for _, p := range proxies {
@@ -400,7 +403,7 @@ func trustsTheWorld(proxies []netip.Prefix) bool {
 	return addresses >= 1<<26
 }
 
-// checkListeners checks the addresses to listen on, and what they need.
+// checkListeners checks the listen addresses and the keys that they require.
 func (c *Config) checkListeners(problems *Errors) {
 	s := c.Server
 	checkAddress := func(key, addr string) {
@@ -412,10 +415,10 @@ func (c *Config) checkListeners(problems *Errors) {
 	checkAddress("server.admin_listen", s.AdminListen)
 	if host, _, err := net.SplitHostPort(s.AdminListen); err == nil && s.AdminToken == "" && !isLoopback(host) {
 		problems.add("server.admin_token",
-			"missing, and server.admin_listen %q is not on the loopback interface", s.AdminListen)
+			"missing; required because server.admin_listen %q is not on the loopback interface", s.AdminListen)
 	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
-		problems.add("server.tls", "cert_file and key_file go together")
+		problems.add("server.tls", "set both cert_file and key_file, or neither")
 	}
 }
 

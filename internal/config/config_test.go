@@ -72,13 +72,16 @@ routes:
   - {path: /api/, upstream: "http://a", token: user}
   - {path: /public/, upstream: "http://b", token: none, csrf: fetch-metadata}
 `, nil)
-	if c.Server.PublicURL != "https://app.example.com" || c.Server.ShutdownGrace != 5*time.Second || c.OIDC.ClientID != "010" || c.OIDC.ClientSecret.Reveal() != "0x10" {
+	if c.Server.PublicURL != "https://app.example.com" || c.Server.ShutdownGrace != 5*time.Second ||
+		c.OIDC.ClientID != "010" || c.OIDC.ClientSecret.Reveal() != "0x10" {
 		t.Errorf("got %+v", c)
 	}
-	if len(c.Routes) != 2 || c.Routes[1].CSRF != "fetch-metadata" || !slices.Equal(c.OIDC.Scopes, []string{"openid", "api"}) {
+	if len(c.Routes) != 2 || c.Routes[1].CSRF != "fetch-metadata" ||
+		!slices.Equal(c.OIDC.Scopes, []string{"openid", "api"}) {
 		t.Errorf("got %+v", c)
 	}
-	if c.Server.Listen != "127.0.0.1:8080" || c.Server.AdminListen != "127.0.0.1:9090" || c.Store.URL.Reveal() != "memory:" {
+	if c.Server.Listen != "127.0.0.1:8080" || c.Server.AdminListen != "127.0.0.1:9090" ||
+		c.Store.URL.Reveal() != "memory:" {
 		t.Errorf("defaults: got %+v", c)
 	}
 	var problems Errors
@@ -118,10 +121,14 @@ routes:
 		t.Fatalf("got %d routes, %v", len(routes), problems)
 	}
 	want := bff.Route{
-		Path: "/api/", Upstream: []string{"http://a:8080", "http://b:8080"}, StripPrefix: true, Methods: []string{"GET", "POST"}, Token: "optional",
-		Timeouts: bff.Timeouts{Connect: time.Second, ResponseHeader: 2 * time.Second, Idle: 3 * time.Second}, MaxBody: 10 << 20, NoRetry: true,
+		Path: "/api/", Upstream: []string{"http://a:8080",
+			"http://b:8080"}, StripPrefix: true, Methods: []string{"GET", "POST"}, Token: "optional",
+		Timeouts: bff.Timeouts{Connect: time.Second, ResponseHeader: 2 * time.Second,
+			Idle: 3 * time.Second}, MaxBody: 10 << 20, NoRetry: true,
 		Headers: map[string]string{"X-User": "sub", "X-Name": "preferred_username"},
-		Require: bff.Require{Scopes: []string{"orders:read", "orders:write"}, Claims: map[string][]string{"groups": {"ops", "staff"}, "title": {"the big boss"}}, ACR: []string{"gold"}, MaxAge: 15 * time.Minute},
+		Require: bff.Require{Scopes: []string{"orders:read", "orders:write"},
+			Claims: map[string][]string{"groups": {"ops", "staff"},
+				"title": {"the big boss"}}, ACR: []string{"gold"}, MaxAge: 15 * time.Minute},
 	}
 	if !reflect.DeepEqual(routes[0], want) {
 		t.Errorf("got  %+v\nwant %+v", routes[0], want)
@@ -133,8 +140,10 @@ routes:
 
 func TestSizesAreWrittenWithUnits(t *testing.T) {
 	for text, want := range map[string]ByteSize{
-		"1": 1, "4096": 4096, "7B": 7, "1kB": 1000, "64KiB": 64 << 10, "10MB": 10_000_000, "10 MiB": 10 << 20, "3GiB": 3 << 30,
-		"": 0, "0": 0, "-1": 0, "1.5MB": 0, "10M": 0, "MB": 0, "9223372036854775807KiB": 0, "99999999999999999999": 0, "1mb": 0,
+		"1": 1, "4096": 4096, "7B": 7, "1kB": 1000, "64KiB": 64 << 10, "10MB": 10_000_000, "10 MiB": 10 << 20,
+		"3GiB": 3 << 30,
+		"":     0, "0": 0, "-1": 0, "1.5MB": 0, "10M": 0, "MB": 0, "9223372036854775807KiB": 0,
+		"99999999999999999999": 0, "1mb": 0,
 	} {
 		if got, err := parseSize(text); got != want || (err == nil) != (want > 0) {
 			t.Errorf("%q: got %d, %v, want %d", text, got, err, want)
@@ -143,7 +152,8 @@ func TestSizesAreWrittenWithUnits(t *testing.T) {
 }
 
 func TestTheEnvironmentWins(t *testing.T) {
-	c := mustLoad(t, "oidc: {client_id: file, client_secret_file: /nowhere, scopes: [a]}\nserver: {shutdown_grace: 1s}\nroutes: [{path: /old/}]\n", map[string]string{
+	c := mustLoad(t, "oidc: {client_id: file, client_secret_file: /nowhere, scopes: [a]}\nserver: {shutdown_grace: "+
+		"1s}\nroutes: [{path: /old/}]\n", map[string]string{
 		"CLOAKROOM_OIDC_CLIENT_ID":        "environment",
 		"CLOAKROOM_OIDC_CLIENT_SECRET":    "s3cr#t: {",
 		"CLOAKROOM_OIDC_SCOPES":           "openid,email profile",
@@ -152,10 +162,12 @@ func TestTheEnvironmentWins(t *testing.T) {
 		"CLOAKROOM_SERVER_TLS_CERT_FILE":  "/tls.crt",
 		"CLOAKROOM_ROUTES":                "[{path: /api/, upstream: 'http://a', token: user}]",
 	})
-	if c.OIDC.ClientID != "environment" || c.OIDC.ClientSecret.Reveal() != "s3cr#t: {" || !slices.Equal(c.OIDC.Scopes, []string{"openid", "email", "profile"}) {
+	if c.OIDC.ClientID != "environment" || c.OIDC.ClientSecret.Reveal() != "s3cr#t: {" ||
+		!slices.Equal(c.OIDC.Scopes, []string{"openid", "email", "profile"}) {
 		t.Errorf("got %+v", c.OIDC)
 	}
-	if c.Server.ShutdownGrace != 2*time.Minute || len(c.Session.Keys) != 2 || c.Server.TLS.CertFile != "/tls.crt" || len(c.Routes) != 1 || c.Routes[0].Token != "user" {
+	if c.Server.ShutdownGrace != 2*time.Minute || len(c.Session.Keys) != 2 || c.Server.TLS.CertFile != "/tls.crt" ||
+		len(c.Routes) != 1 || c.Routes[0].Token != "user" {
 		t.Errorf("got %+v", c)
 	}
 }
@@ -203,17 +215,18 @@ frontend: ./dist
 		`:5: server.shutdown_grace: "30" is not a duration such as 90s, 30m or 12h`,
 		":6: server.listen: a list is not a single value",
 		`:7: server.tls: "yes" is not a mapping of keys to values`,
-		":10: oidc.client_id: is there twice",
+		":10: oidc.client_id: occurs twice",
 		":11: oidc.client_secret: a mapping is not a single value",
 		"oidc.client_secret_file: " + empty + " is empty",
 		":13: oidc.scopes: a mapping is not a list",
-		`:15: session.idle_timeout: "-1m" has to be more than nothing`,
+		`:15: session.idle_timeout: "-1m" is not greater than zero`,
 		`:17: routes[0]: "/api/" is not a mapping of keys to values`,
 		`:18: frontend: "./dist" is not a mapping of keys to values`,
 		`CLOAKROOM_SESSION_MAX_LIFETIME: "long" is not a duration such as 90s, 30m or 12h`,
 		"server.admin_token_file: open /nowhere/token: no such file or directory",
 	} {
-		if !slices.ContainsFunc(strings.Split(err.Error(), "\n"), func(line string) bool { return strings.HasSuffix(line, want) }) {
+		if !slices.ContainsFunc(strings.Split(err.Error(), "\n"),
+			func(line string) bool { return strings.HasSuffix(line, want) }) {
 			t.Errorf("no line says %q", want)
 		}
 	}
@@ -271,7 +284,8 @@ func TestTheConfigurationOfDockerComposeIsOneThatWorks(t *testing.T) {
 	}
 }
 
-// missingKeys returns the keys of the configuration that a commented file does not mention.
+// missingKeys returns the keys of the configuration that a commented file does
+// not mention.
 func missingKeys(text string) []string {
 	var missing []string
 	for _, key := range allKeys(reflect.TypeFor[Config]()) {
@@ -290,7 +304,8 @@ func allKeys(t reflect.Type) []string {
 		switch {
 		case f.Type.Kind() == reflect.Struct:
 			keys = append(keys, allKeys(f.Type)...)
-		case (f.Type.Kind() == reflect.Slice || f.Type.Kind() == reflect.Pointer) && f.Type.Elem().Kind() == reflect.Struct:
+		case (f.Type.Kind() == reflect.Slice || f.Type.Kind() == reflect.Pointer) &&
+			f.Type.Elem().Kind() == reflect.Struct:
 			keys = append(keys, allKeys(f.Type.Elem())...)
 		default:
 			keys = append(keys, f.Tag.Get("yaml"))
@@ -300,11 +315,13 @@ func allKeys(t reflect.Type) []string {
 }
 
 func TestTheLoggedConfigurationHasNoSecrets(t *testing.T) {
-	c := mustLoad(t, "oidc: {client_secret: hunter2, client_id: spa}\nstore: {url: 'redis://:hunter2@h'}\nsession: {keys: [hunter2]}\nserver: {admin_token: hunter2}\nroutes: [{path: /api/}]\n", nil)
+	c := mustLoad(t, "oidc: {client_secret: hunter2, client_id: spa}\nstore: {url: 'redis://:hunter2@h'}\nsession: "+
+		"{keys: [hunter2]}\nserver: {admin_token: hunter2}\nroutes: [{path: /api/}]\n", nil)
 	var out bytes.Buffer
 	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "in_force", c)
 	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "in_force", c)
-	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "/api/") || !strings.Contains(out.String(), "spa") {
+	if strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "/api/") ||
+		!strings.Contains(out.String(), "spa") {
 		t.Errorf("got %s", out.String())
 	}
 }
@@ -325,7 +342,8 @@ func TestTrustingHalfTheInternetIsWarnedAbout(t *testing.T) {
 		"103.21.244.0/22,104.16.0.0/13,2606:4700::/32": false, // a content delivery network's
 	} {
 		c := mustLoad(t, "", map[string]string{"CLOAKROOM_SERVER_TRUSTED_PROXIES": networks})
-		if got := c.Warnings(); (len(got) == 1) != warned || warned && !strings.HasPrefix(got[0], "server.trusted_proxies: ") {
+		if got := c.Warnings(); (len(got) == 1) != warned ||
+			warned && !strings.HasPrefix(got[0], "server.trusted_proxies: ") {
 			t.Errorf("%s: got %q", networks, got)
 		}
 	}

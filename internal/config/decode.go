@@ -23,15 +23,15 @@ type loader struct {
 	source   string // the file, or the environment variable that is being read
 	getenv   func(string) string
 	problems Errors
-	files    map[string]string // :: key of a secret → the file that it is in
+	files    map[string]string // :: key of a secret → its file
 
 	unreadable bool // the file is missing or not YAML
 }
 
 // Load reads the file, unless its name is empty, then the environment, then the
-// files that hold secrets, and sets the defaults. The error is an Errors. With it
-// Load returns what could be read, so that it can be checked too, or nil if the
-// file is missing or not YAML.
+// files with secrets, and sets the defaults. The error is an Errors. Besides
+// the error, Load returns the keys that could be read, so that they can be
+// checked too. It returns nil if the file is missing or not YAML.
 func Load(file string, getenv func(string) string) (*Config, error) {
 	l := newLoader(file, getenv)
 	c := l.load()
@@ -41,9 +41,8 @@ func Load(file string, getenv func(string) string) (*Config, error) {
 	return c, l.problems.orNil()
 }
 
-// LoadAdmin returns how to reach the admin listener of a running broker: the
-// keys of server, as far as they can be read. A file with mistakes does not
-// matter.
+// LoadAdmin returns server.admin_listen and server.admin_token, by which a
+// running broker can be reached. It ignores mistakes in the configuration.
 func LoadAdmin(file string, getenv func(string) string) (listen string, token session.Secret) {
 	server := newLoader(file, getenv).load().Server
 	return server.AdminListen, server.AdminToken
@@ -53,7 +52,7 @@ func newLoader(file string, getenv func(string) string) *loader {
 	return &loader{source: file, getenv: getenv, files: make(map[string]string)}
 }
 
-// load reads what can be read, and sets the defaults.
+// load reads all keys that can be read, and sets the defaults.
 func (l *loader) load() *Config {
 	c := new(Config)
 	c.Server.ShutdownDelay = unset
@@ -72,15 +71,15 @@ func (l *loader) load() *Config {
 	return c
 }
 
-// unset is the value of a Delay that the configuration does not have.
+// unset is the value of a Delay that is not configured.
 const unset Delay = math.MinInt64
 
 // kubernetesDelay is the default of server.shutdown_delay in a pod. Kubernetes
 // removes a pod from its Services while it sends SIGTERM, not before.
 const kubernetesDelay = Delay(5 * time.Second)
 
-// fail adds a problem with a node of the YAML. If a value is of the wrong kind,
-// the problem holds it.
+// fail adds a problem with a node of the YAML. value is the value as written,
+// or "" if the problem is not the value.
 func (l *loader) fail(n *yaml.Node, key, value, format string, args ...any) {
 	source := fmt.Sprintf("%s:%d", l.source, n.Line)
 	l.problems = append(l.problems, &Error{Source: source, Key: key, Value: value, Err: fmt.Errorf(format, args...)})
@@ -94,7 +93,7 @@ func (l *loader) readFile(c *Config) bool {
 	}
 	text, err := os.ReadFile(l.source)
 	if err != nil {
-		return unreadable("", err)
+		return unreadable("", fmt.Errorf("read configuration: %w", err))
 	}
 	var doc, more yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(text))
@@ -102,7 +101,7 @@ func (l *loader) readFile(c *Config) bool {
 		return unreadable(l.source, err)
 	}
 	if err := d.Decode(&more); err != io.EOF {
-		return unreadable(l.source, errors.New("it holds more than one document"))
+		return unreadable(l.source, errors.New("contains more than one document"))
 	}
 	if len(doc.Content) > 0 { // else the file is empty
 		l.decode(doc.Content[0], reflect.ValueOf(c).Elem(), "")
@@ -110,7 +109,7 @@ func (l *loader) readFile(c *Config) bool {
 	return true
 }
 
-// decode puts a YAML node into v. key is the path that led here.
+// decode decodes a YAML node into v. key is the path of the node.
 func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -191,9 +190,9 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
 // pair is a key of a mapping and its value.
 type pair struct{ name, value *yaml.Node }
 
-// pairs returns what is in a mapping, with the mappings that merge keys (<<)
-// name: what the mapping says itself wins, then what is named first. A key that
-// a mapping has twice is a mistake.
+// pairs returns the keys and values of a mapping, including those of its merge
+// keys (<<). The mapping's own keys take precedence, then the first merged
+// mapping. It reports a key that occurs twice in one mapping.
 func (l *loader) pairs(n *yaml.Node, key string) []pair {
 	var all []pair
 	seen := make(map[string]bool)
@@ -203,7 +202,7 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 		if n.Kind == yaml.AliasNode {
 			n = n.Alias
 		}
-		if merged[n] { // an anchor that is named again, or that names itself
+		if merged[n] { // an anchor that is merged twice, or into itself
 			return
 		}
 		merged[n] = true
@@ -216,7 +215,7 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 			case p.name.Tag == "!!merge":
 				merges = append(merges, p.value)
 			case own[name]:
-				l.fail(p.name, join(key, name), "", "is there twice")
+				l.fail(p.name, join(key, name), "", "occurs twice")
 			case !seen[name]:
 				all = append(all, p)
 				fallthrough
@@ -232,7 +231,7 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 			for _, item := range items {
 				isAlias := item.Kind == yaml.AliasNode && item.Alias.Kind == yaml.MappingNode
 				if item.Kind != yaml.MappingNode && !isAlias {
-					l.fail(item, join(key, "<<"), "", "a merge key names mappings, or a list of them")
+					l.fail(item, join(key, "<<"), "", "a merge key needs a mapping or a list of mappings")
 					continue
 				}
 				add(item)
@@ -243,7 +242,8 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 	return all
 }
 
-// setText reads text into a value that is not made of others. A list is written with commas, spaces or line ends between its items.
+// setText parses text into a value that is not composite, or a list. The items
+// of a list are separated by commas, spaces or line breaks.
 func setText(v reflect.Value, text string) error {
 	switch p := v.Addr().Interface().(type) {
 	case *string:
@@ -256,7 +256,7 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q is not a duration such as 90s, 30m or 12h", text)
 		}
 		if d <= 0 {
-			return fmt.Errorf("%q has to be more than nothing", text)
+			return fmt.Errorf("%q is not greater than zero", text)
 		}
 		*p = d
 	case *Delay:
@@ -312,7 +312,7 @@ func setText(v reflect.Value, text string) error {
 			*p = append(*p, session.Secret(item))
 		}
 	default:
-		return errors.New("has to be written as YAML")
+		return errors.New("must be written as YAML")
 	}
 	return nil
 }
@@ -337,7 +337,7 @@ func parseSize(text string) (ByteSize, error) {
 	return ByteSize(n) * unit, nil
 }
 
-// parseRate reads a rate such as 4/s, 30/m or 100/h.
+// parseRate parses a rate such as 4/s, 30/m or 100/h.
 func parseRate(text string) (EventRate, error) {
 	number, unit, _ := strings.Cut(text, "/")
 	seconds, ok := map[string]float64{"s": 1, "m": 60, "h": 3600}[strings.TrimSpace(unit)]
@@ -348,7 +348,8 @@ func parseRate(text string) (EventRate, error) {
 	return EventRate(n / seconds), nil
 }
 
-// parseByteRate reads a number of bytes a second such as 240B/s or 1KiB/s; off and 0 are noRate.
+// parseByteRate parses a number of bytes per second such as 240B/s or 1KiB/s.
+// off and 0 are noRate.
 func parseByteRate(text string) (ByteRate, error) {
 	size, ok := strings.CutSuffix(text, "/s")
 	if size = strings.TrimSpace(size); text == "off" || size == "0" || ok && size == "0B" {
@@ -414,9 +415,10 @@ func isStructSlice(v reflect.Value) bool {
 	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct
 }
 
-// isComposite reports whether a value is made of others.
+// isComposite reports whether a value consists of others.
 func isComposite(v reflect.Value) bool {
-	return v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Pointer || v.Kind() == reflect.Struct
+	return v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Pointer ||
+		v.Kind() == reflect.Struct
 }
 
 func kindName(v reflect.Value) string {
@@ -432,7 +434,7 @@ func kindName(v reflect.Value) string {
 	}
 }
 
-// shown is what a message says of a node that is of the wrong kind.
+// describeNode returns a node of the wrong kind as messages show it.
 func describeNode(n *yaml.Node, v reflect.Value) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
@@ -446,9 +448,10 @@ func describeNode(n *yaml.Node, v reflect.Value) string {
 	}
 }
 
-// suggest returns the one of names that a mistyped name is most likely meant to be, or "".
+// suggest returns the one of names that a mistyped name most likely means, or
+// "".
 func suggest(name string, names []string) string {
-	best, distance := "", 3 // more changes than two are another word
+	best, distance := "", 3 // more than two changes make another word
 	for _, n := range names {
 		if d := editDistance(name, n); d < distance {
 			best, distance = n, d

@@ -36,16 +36,20 @@ func fields(t reflect.Type, key string, path []int) []field {
 	return all
 }
 
-// goodValues are, for each type of a key, texts in the environment and what they
-// mean.
+// goodValues are, for each type of a key, texts in the environment and what
+// they mean.
 var goodValues = map[reflect.Type]map[string]any{
-	reflect.TypeFor[string]():           {"x": "x", "https://x.example/?a=b&c={d}": "https://x.example/?a=b&c={d}", "null": "null", "0123": "0123"},
-	reflect.TypeFor[session.Secret]():   {"s": session.Secret("s"), " s\r\n": session.Secret("s"), "0123": session.Secret("0123"), "{a: b}": session.Secret("{a: b}")},
-	reflect.TypeFor[time.Duration]():    {"90s": 90 * time.Second},
-	reflect.TypeFor[int]():              {"3": 3},
-	reflect.TypeFor[bool]():             {"true": true, "1": true},
-	reflect.TypeFor[[]string]():         {"a, b": []string{"a", "b"}, "[a, b]": []string{"a", "b"}, "a": []string{"a"}},
-	reflect.TypeFor[[]session.Secret](): {"a,b": []session.Secret{"a", "b"}, "[a, b]": []session.Secret{"a", "b"}, "a\nb\n": []session.Secret{"a", "b"}},
+	reflect.TypeFor[string](): {"x": "x", "https://x.example/?a=b&c={d}": "https://x.example/?a=b&c={d}",
+		"null": "null", "0123": "0123"},
+	reflect.TypeFor[session.Secret](): {"s": session.Secret("s"), " s\r\n": session.Secret("s"),
+		"0123": session.Secret("0123"), "{a: b}": session.Secret("{a: b}")},
+	reflect.TypeFor[time.Duration](): {"90s": 90 * time.Second},
+	reflect.TypeFor[int]():           {"3": 3},
+	reflect.TypeFor[bool]():          {"true": true, "1": true},
+	reflect.TypeFor[[]string](): {"a, b": []string{"a", "b"}, "[a, b]": []string{"a", "b"},
+		"a": []string{"a"}},
+	reflect.TypeFor[[]session.Secret](): {"a,b": []session.Secret{"a", "b"}, "[a, b]": []session.Secret{"a", "b"},
+		"a\nb\n": []session.Secret{"a", "b"}},
 	reflect.TypeFor[map[string]string](): {
 		"{access_type: offline}":          map[string]string{"access_type": "offline"},
 		"access_type: offline\nprompt: a": map[string]string{"access_type": "offline", "prompt": "a"},
@@ -83,7 +87,8 @@ func TestNoValueOfAnyKeyPanics(t *testing.T) {
 	t.Parallel()
 	deep := make(map[reflect.Type]bool) // nesting takes long to parse: one key of each type is enough
 	for _, f := range fields(reflect.TypeFor[Config](), "", nil) {
-		texts := []string{"{", "[", "[[a]]", "{a: {b: c}}", "- a\n- {b: c}", "*a", "&a [*a]", "!!binary x", "\x00", "\xff", "~", "-", "a: b: c", "<<: x", "{<<: [a]}"}
+		texts := []string{"{", "[", "[[a]]", "{a: {b: c}}", "- a\n- {b: c}", "*a", "&a [*a]", "!!binary x", "\x00",
+			"\xff", "~", "-", "a: b: c", "<<: x", "{<<: [a]}"}
 		if !deep[f.typ] {
 			deep[f.typ] = true
 			texts = append(texts, strings.Repeat("[", 20_000))
@@ -155,19 +160,21 @@ routes:
   - {path: /a/, <<: *t, headers: {<<: *names, X-Email: email}}
 server: &s {public_url: https://a.example}
 `, nil)
-	if r := c.Routes[0]; r.Timeouts.Connect != 3*time.Second || !reflect.DeepEqual(r.Headers, map[string]string{"X-User": "sub", "X-Email": "email"}) {
+	if r := c.Routes[0]; r.Timeouts.Connect != 3*time.Second ||
+		!reflect.DeepEqual(r.Headers, map[string]string{"X-User": "sub", "X-Email": "email"}) {
 		t.Errorf("got %+v", r)
 	}
 }
 
 func TestMistakesInMergedMappings(t *testing.T) {
 	for text, want := range map[string]string{
-		"x-a: &a {upstraem: x}\nroutes: [{<<: *a}]":          "routes[0].upstraem: unknown key; did you mean upstream?",
-		"routes: [{<<: 3}]":                                  "routes[0].<<: a merge key names mappings",
-		"x-a: &a [b]\nroutes: [{<<: *a}]":                    "routes[0].<<: a merge key names mappings",
-		"x-a: &a {path: /b/}\nroutes: [{<<: [*a, c]}]":       "routes[0].<<: a merge key names mappings",
-		"routes: [{path: /a/, path: /b/}]":                   "routes[0].path: is there twice",
-		"x-a: &a {path: /a/, path: /b/}\nroutes: [{<<: *a}]": "routes[0].path: is there twice",
+		"x-a: &a {upstraem: x}\nroutes: [{<<: *a}]": "routes[0].upstraem: unknown key; did you mean " +
+			"upstream?",
+		"routes: [{<<: 3}]":                                  "routes[0].<<: a merge key needs a mapping",
+		"x-a: &a [b]\nroutes: [{<<: *a}]":                    "routes[0].<<: a merge key needs a mapping",
+		"x-a: &a {path: /b/}\nroutes: [{<<: [*a, c]}]":       "routes[0].<<: a merge key needs a mapping",
+		"routes: [{path: /a/, path: /b/}]":                   "routes[0].path: occurs twice",
+		"x-a: &a {path: /a/, path: /b/}\nroutes: [{<<: *a}]": "routes[0].path: occurs twice",
 		"routes: [{x-note: b}]":                              "routes[0].x-note: unknown key",
 	} {
 		if _, err := load(t, text, nil); err == nil || !strings.Contains(err.Error(), want) {
@@ -193,17 +200,22 @@ func TestMergesAreBounded(t *testing.T) {
 }
 
 // A secret is the same from a file, from the environment and from YAML.
-func TestASecretIsTheSameFromEverywhere(t *testing.T) {
+func TestSecretsAreTheSameFromAllSources(t *testing.T) {
 	t.Parallel()
-	for _, secret := range []string{"s3cret", "0123", "1e3", "yes", "a b", "päss", `with "quotes" and 'others'`, "a,b:c#d{e}[f]&*!|>%@`", "-----BEGIN X-----\nabc\n-----END X-----"} {
+	for _, secret := range []string{"s3cret", "0123", "1e3", "yes", "a b", "päss", `with "quotes" and 'others'`,
+		"a,b:c#d{e}[f]&*!|>%@`", "-----BEGIN X-----\nabc\n-----END X-----"} {
 		for _, around := range [][2]string{{"", ""}, {"", "\n"}, {"", "\r\n\n"}, {" ", "\t "}, {"\ufeff", "\n"}} {
 			text := around[0] + secret + around[1]
 			got := make(map[string]session.Secret)
-			got["file"] = mustLoad(t, "oidc:\n  client_secret_file: "+writeFile(t, "secret", text), nil).OIDC.ClientSecret
-			got["environment"] = mustLoad(t, "", map[string]string{"CLOAKROOM_OIDC_CLIENT_SECRET": text}).OIDC.ClientSecret
-			got["environment, file"] = mustLoad(t, "", map[string]string{"CLOAKROOM_OIDC_CLIENT_SECRET_FILE": writeFile(t, "secret", text)}).OIDC.ClientSecret
-			quoted := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`, "\t", `\t`).Replace(text) + `"`
-			got["YAML"] = mustLoad(t, "oidc:\n  client_secret: "+quoted, nil).OIDC.ClientSecret
+			read := func(source, yaml string, env map[string]string) {
+				got[source] = mustLoad(t, yaml, env).OIDC.ClientSecret
+			}
+			file := writeFile(t, "secret", text)
+			read("file", "oidc:\n  client_secret_file: "+file, nil)
+			read("environment", "", map[string]string{"CLOAKROOM_OIDC_CLIENT_SECRET": text})
+			read("environment, file", "", map[string]string{"CLOAKROOM_OIDC_CLIENT_SECRET_FILE": file})
+			escapes := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`, "\t", `\t`)
+			read("YAML", "oidc:\n  client_secret: \""+escapes.Replace(text)+`"`, nil)
 			for source, s := range got {
 				if s.Reveal() != secret {
 					t.Errorf("%q from %s: got %q", text, source, s.Reveal())
@@ -218,7 +230,10 @@ func TestASecretIsTheSameFromEverywhere(t *testing.T) {
 		if !isSecret(reflect.Zero(f.typ)) {
 			continue
 		}
-		for text, want := range map[string]string{"": "is empty", " \r\n": "is empty", "a\x00b": "is not a text in UTF-8", "\xff\xfea\x00": "is not a text in UTF-8"} {
+		for text, want := range map[string]string{
+			"": "is empty", " \r\n": "is empty",
+			"a\x00b": "is not UTF-8 text", "\xff\xfea\x00": "is not UTF-8 text",
+		} {
 			_, err := load(t, "", map[string]string{f.variable() + "_FILE": writeFile(t, "secret", text)})
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), f.key) {
 				t.Errorf("%s from a file with %q: got %v, want %q", f.key, text, err, want)
@@ -228,16 +243,19 @@ func TestASecretIsTheSameFromEverywhere(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "not both") {
 			t.Errorf("%s twice: got %v", f.key, err)
 		}
-		if _, err := load(t, "", map[string]string{f.variable(): " \n"}); err == nil || !strings.Contains(err.Error(), f.variable()) {
+		_, err = load(t, "", map[string]string{f.variable(): " \n"})
+		if err == nil || !strings.Contains(err.Error(), f.variable()) {
 			t.Errorf("%s of white space: got %v", f.key, err)
 		}
 	}
 }
 
-func TestVariablesThatAreAlmostAKeyAreWarnedAbout(t *testing.T) {
+func TestMisspeltVariablesGiveWarnings(t *testing.T) {
 	got := StrayVariables([]string{
-		"CLOAKROOM_OIDC_CLIENT_SECRT=hidden", "CLOAKROOM_OIDC_CLIENTID=x", "CLOAKROOM_SESSION_KEYS_FLE=x", "CLOAKROOM_SESSION_KEYS=x", "CLOAKROOM_OIDC_CLIENT_SECRET_FILE=x",
-		"CLOAKROOM_SERVICE_HOST=10.0.0.1", "CLOAKROOM_PORT_80_TCP=tcp://10.0.0.1:80", "PATH=x", "CLOAKROOM_", "CLOAKROOM",
+		"CLOAKROOM_OIDC_CLIENT_SECRT=hidden", "CLOAKROOM_OIDC_CLIENTID=x", "CLOAKROOM_SESSION_KEYS_FLE=x",
+		"CLOAKROOM_SESSION_KEYS=x", "CLOAKROOM_OIDC_CLIENT_SECRET_FILE=x",
+		"CLOAKROOM_SERVICE_HOST=10.0.0.1", "CLOAKROOM_PORT_80_TCP=tcp://10.0.0.1:80",
+		"PATH=x", "CLOAKROOM_", "CLOAKROOM",
 	})
 	want := []string{"CLOAKROOM_OIDC_CLIENT_SECRET?", "CLOAKROOM_OIDC_CLIENT_ID?", "CLOAKROOM_SESSION_KEYS_FILE?"}
 	if len(got) != len(want) {

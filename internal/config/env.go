@@ -23,7 +23,8 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 		}
 		name := variable(at)
 		fail := func(source, value, format string, args ...any) {
-			l.problems = append(l.problems, &Error{Source: source, Key: at, Value: value, Err: fmt.Errorf(format, args...)})
+			l.problems = append(l.problems, &Error{Source: source, Key: at, Value: value,
+				Err: fmt.Errorf(format, args...)})
 		}
 		if isSecret(f) {
 			if path := l.getenv(name + "_FILE"); path != "" {
@@ -40,11 +41,11 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 		}
 		delete(l.files, at)
 		if isSecret(f) && cleanSecret(text) == "" {
-			fail(name, "", "holds white space only")
+			fail(name, "", "contains white space only")
 			continue
 		}
-		// Lists and mappings are YAML, in its flow style most likely. A list can also
-		// be written with commas.
+		// Lists and mappings are YAML, usually in flow style. A list can also
+		// be separated by commas.
 		list := f.Kind() == reflect.Slice && !isStructSlice(f)
 		if isComposite(f) && !list || list && strings.HasPrefix(strings.TrimSpace(text), "[") {
 			l.decodeText(name, text, f, at)
@@ -56,7 +57,7 @@ func (l *loader) readEnvironment(v reflect.Value, key string) {
 	}
 }
 
-// decodeText puts the YAML in an environment variable into v.
+// decodeText decodes the YAML in an environment variable into v.
 func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 	inEnvironment := *l
 	inEnvironment.source, inEnvironment.problems = name, nil
@@ -74,8 +75,8 @@ func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 	l.problems = append(l.problems, inEnvironment.problems...)
 }
 
-// StrayVariables returns a warning for each environment variable that is no key,
-// but close to one.
+// StrayVariables returns a warning for each environment variable whose name is
+// not that of a key, but close to one.
 func StrayVariables(environ []string) []string {
 	var names []string
 	collectVariables(reflect.TypeFor[Config](), "CLOAKROOM", &names)
@@ -86,13 +87,14 @@ func StrayVariables(environ []string) []string {
 			continue
 		}
 		if near := suggest(name, names); near != "" {
-			warnings = append(warnings, fmt.Sprintf("%s is not a key and has no effect; did you mean %s?", name, near))
+			warnings = append(warnings, fmt.Sprintf("environment variable %s has no effect; did you mean %s?", name,
+				near))
 		}
 	}
 	return warnings
 }
 
-// collectVariables collects the names of the environment variables that set the
+// collectVariables appends the names of the environment variables that set the
 // fields of a struct.
 func collectVariables(t reflect.Type, prefix string, names *[]string) {
 	for i := range t.NumField() {
@@ -109,7 +111,7 @@ func collectVariables(t reflect.Type, prefix string, names *[]string) {
 	}
 }
 
-// readSecrets reads the files that secrets are in.
+// readSecrets reads the secrets that are in files.
 func (l *loader) readSecrets(v reflect.Value, key string) {
 	for i := range v.NumField() {
 		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
@@ -125,7 +127,7 @@ func (l *loader) readSecrets(v reflect.Value, key string) {
 			l.problems = append(l.problems, &Error{Key: key, Value: path, Err: fmt.Errorf(format, args...)})
 		}
 		if !f.IsZero() {
-			fail(at, "is there twice, as %s and as %s_file", at, at)
+			fail(at, "set either %s or %s_file, not both", at, at)
 			continue
 		}
 		text, err := os.ReadFile(path)
@@ -134,13 +136,13 @@ func (l *loader) readSecrets(v reflect.Value, key string) {
 			continue
 		}
 		if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
-			fail(at+"_file", "%s is not a text in UTF-8", path)
+			fail(at+"_file", "%s is not UTF-8 text", path)
 			continue
 		}
 		if cleanSecret(string(text)) == "" {
 			fail(at+"_file", "%s is empty", path)
 			continue
 		}
-		setText(f, string(text)) // no text is wrong for a secret
+		setText(f, string(text)) // does not fail for secrets
 	}
 }

@@ -12,10 +12,10 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
-// Error is one problem in a configuration.
+// Error is one mistake in a configuration.
 type Error struct {
-	// Source is where the problem was found: a file, with a line where possible,
-	// or an environment variable. It is empty for a problem that was found after
+	// Source is where the mistake is: a file, with a line where possible, or an
+	// environment variable. It is empty for a mistake that was found after
 	// reading.
 	Source string
 	Key    string // such as oidc.issuer or routes[0].path; empty: the whole source
@@ -39,7 +39,7 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errors is every problem in a configuration. Its text has one line for each.
+// Errors lists all mistakes in a configuration. Its text has one line for each.
 type Errors []*Error
 
 func (e Errors) Error() string { return strings.Join(e.Lines(), "\n") }
@@ -61,8 +61,8 @@ func (e Errors) Unwrap() []error {
 	return errs
 }
 
-// Join returns all problems in errs as Errors, sorted by key, or nil if every err
-// is nil.
+// Join returns all mistakes in errs as Errors, sorted by key. It returns nil if
+// every err is nil.
 func Join(errs ...error) error {
 	var all Errors
 	for _, err := range errs {
@@ -72,9 +72,9 @@ func Join(errs ...error) error {
 	return all.orNil()
 }
 
-// Merge joins the Errors of Load with those found afterwards in what could be
-// read. It drops the latter for keys that could not be read: they are not also
-// missing.
+// Merge joins the Errors of Load with those of a check of the loaded Config. It
+// drops errors of the check for keys that Load could not read: they would be
+// reported as missing.
 func Merge(read, checked error) error {
 	all := fromError(read)
 	unread := slices.Clone(all)

@@ -6,9 +6,8 @@ import (
 	"strings"
 )
 
-// Files returns the files that Load would read for a configuration, and those
-// that the configuration names: the file itself, secrets, keys, certificates and
-// CAs. A change of one of them may change the configuration.
+// Files returns the files on which a configuration depends: the file itself,
+// and those that it names for secrets, keys, certificates and CAs.
 func Files(file string, getenv func(string) string) []string {
 	l := newLoader(file, getenv)
 	c := l.load()

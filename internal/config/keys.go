@@ -16,8 +16,8 @@ type Key struct {
 	Doc     string // one or two sentences in Markdown
 }
 
-// Variable returns the environment variable that sets the key, or "" if only the
-// list that holds it has one.
+// Variable returns the environment variable that sets the key, or "" if only
+// the list that holds it has one.
 func (k Key) Variable() string {
 	if strings.Contains(k.Name, "[]") {
 		return ""
@@ -28,8 +28,8 @@ func (k Key) Variable() string {
 // restartKeys are the keys and sections that only a restart can change.
 var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "store"}
 
-// AppliedOnReload reports whether a reload applies a change of the key. Otherwise
-// a change needs a restart.
+// AppliedOnReload reports whether a reload applies a change of the key.
+// Otherwise a change needs a restart.
 func (k Key) AppliedOnReload() bool {
 	return !slices.ContainsFunc(restartKeys, func(section string) bool {
 		return k.Name == section || strings.HasPrefix(k.Name, section+".")
@@ -49,8 +49,8 @@ func (k Key) Type() string {
 	return typeNames[t]
 }
 
-// IsSecret reports whether the value is a secret, so that the key has a twin that
-// names a file.
+// IsSecret reports whether the value is a secret, so that the key has a twin
+// that names a file.
 func (k Key) IsSecret() bool { return strings.HasPrefix(k.Type(), "secret") }
 
 var typeNames = map[reflect.Type]string{
@@ -144,7 +144,8 @@ var Keys = []Key{
 	{"store.key_file", "", "Private key of that certificate, in PEM."},
 	{"store.password_file", "", "Password of Redis. Read for each new connection."},
 	{"session.keys", "",
-		"Required unless `store.url` is `memory:`. Each is the base64 of 32 random bytes. The first seals, all open."},
+		"Required unless `store.url` is `memory:`. Each is the base64 of 32 random bytes. The first seals, all " +
+			"open."},
 	{"session.idle_timeout", "30m", "A session ends after this time without an API call."},
 	{"session.max_lifetime", "12h", "A session ends this time after login at the latest."},
 	{"session.refresh_ahead", "1m", "Tokens are refreshed this time before they expire."},

@@ -15,7 +15,8 @@ func TestRatesAreWrittenWithTheirTime(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]float64{
 		"4/s": 4, "30/m": 0.5, "360/h": 0.1, "1.5/s": 1.5, " 4 / s ": 4, "1e3/s": 1000,
-		"": 0, "4": 0, "4/": 0, "/s": 0, "4/d": 0, "4/S": 0, "0/s": 0, "-4/s": 0, "4s": 0, "4/s/s": 0, "Inf/s": 0, "NaN/s": 0, "many/s": 0,
+		"": 0, "4": 0, "4/": 0, "/s": 0, "4/d": 0, "4/S": 0, "0/s": 0, "-4/s": 0, "4s": 0, "4/s/s": 0, "Inf/s": 0,
+		"NaN/s": 0, "many/s": 0,
 	} {
 		if got, err := parseRate(text); math.Abs(float64(got)-want) > 1e-9 || (err == nil) != (want > 0) {
 			t.Errorf("%q: got %v, %v, want %v", text, got, err, want)
@@ -25,14 +26,16 @@ func TestRatesAreWrittenWithTheirTime(t *testing.T) {
 
 func TestLimitsAreReadFromTheFileAndTheEnvironment(t *testing.T) {
 	t.Parallel()
-	c := mustLoad(t, "server:\n  limits:\n    logins: {rate: 30/m, burst: 7}\nroutes: [{path: /docs/, documents: allow}]\n", nil)
+	c := mustLoad(t, "server:\n  limits:\n    logins: {rate: 30/m, burst: 7}\nroutes: [{path: /docs/, documents: "+
+		"allow}]\n", nil)
 	if got := c.Server.Limits.Logins; got.Rate != 0.5 || got.Burst != 7 {
 		t.Errorf("got %+v", got)
 	}
 	if routes := c.routes(slog.Default(), new(Errors)); routes[0].Documents != "allow" {
 		t.Errorf("documents: got %q", routes[0].Documents)
 	}
-	c = mustLoad(t, "server: {limits: {logins: {rate: 30/m, burst: 7}}}", map[string]string{"CLOAKROOM_SERVER_LIMITS_LOGINS_RATE": "2/s", "CLOAKROOM_SERVER_LIMITS_LOGINS_BURST": "9"})
+	c = mustLoad(t, "server: {limits: {logins: {rate: 30/m, burst: 7}}}",
+		map[string]string{"CLOAKROOM_SERVER_LIMITS_LOGINS_RATE": "2/s", "CLOAKROOM_SERVER_LIMITS_LOGINS_BURST": "9"})
 	if got := c.Server.Limits.Logins; got.Rate != 2 || got.Burst != 9 {
 		t.Errorf("by the environment: got %+v", got)
 	}
@@ -45,18 +48,20 @@ func TestLimitsAreReadFromTheFileAndTheEnvironment(t *testing.T) {
 
 func TestMistakesInLimitsNameTheKey(t *testing.T) {
 	t.Parallel()
-	for file, want := range map[string]string{
-		"server: {limits: {logins: {rate: 4}}}":               "server.limits.logins.rate: \"4\" is not a rate",
-		"server: {limits: {logins: {rate: fast}}}":            "server.limits.logins.rate: \"fast\" is not a rate",
-		"server: {limits: {logins: {burst: 0}}}":              "server.limits.logins.burst: \"0\" is not a whole number",
-		"server: {limits: {logins: {burst: -3}}}":             "server.limits.logins.burst: \"-3\" is not a whole number",
-		"server: {limits: {logins: 4/s}}":                     "server.limits.logins: \"4/s\" is not a mapping",
-		"server: {limits: {logins: {rates: 4/s}}}":            "server.limits.logins.rates: unknown key; did you mean rate?",
-		"server: {limits: {login: {rate: 4/s}}}":              "server.limits.login: unknown key; did you mean logins?",
-		"routes: [{path: /docs/, document: allow, token: x}]": "routes[0].document: unknown key; did you mean documents?",
+	for _, test := range []struct{ file, want string }{
+		{"server: {limits: {logins: {rate: 4}}}", "server.limits.logins.rate: \"4\" is not a rate"},
+		{"server: {limits: {logins: {rate: fast}}}", "server.limits.logins.rate: \"fast\" is not a rate"},
+		{"server: {limits: {logins: {burst: 0}}}", "server.limits.logins.burst: \"0\" is not a whole number"},
+		{"server: {limits: {logins: {burst: -3}}}", "server.limits.logins.burst: \"-3\" is not a whole number"},
+		{"server: {limits: {logins: 4/s}}", "server.limits.logins: \"4/s\" is not a mapping"},
+		{"server: {limits: {logins: {rates: 4/s}}}",
+			"server.limits.logins.rates: unknown key; did you mean rate?"},
+		{"server: {limits: {login: {rate: 4/s}}}", "server.limits.login: unknown key; did you mean logins?"},
+		{"routes: [{path: /docs/, document: allow, token: x}]",
+			"routes[0].document: unknown key; did you mean documents?"},
 	} {
-		if _, err := load(t, file, nil); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, want %s", file, err, want)
+		if _, err := load(t, test.file, nil); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", test.file, err, test.want)
 		}
 	}
 	if got := serverKey("Limits.Logins.Burst"); got != "server.limits.logins.burst" {

@@ -11,7 +11,8 @@ import (
 	"os"
 )
 
-// certPool reads the certificates of a file; nil where there is none, which means those of the system.
+// certPool reads the certificates in a file. Without a file it returns nil,
+// which means the CAs of the system.
 func certPool(file string) (*x509.CertPool, error) {
 	if file == "" {
 		return nil, nil
@@ -22,7 +23,7 @@ func certPool(file string) (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+		return nil, fmt.Errorf("%s contains no certificate in PEM", file)
 	}
 	return pool, nil
 }
@@ -34,12 +35,12 @@ func parseKeys(text []byte) ([]crypto.Signer, error) {
 		block, rest := pem.Decode(text)
 		if block == nil {
 			if len(bytes.TrimSpace(text)) > 0 {
-				return nil, errors.New("is not private keys in PEM")
+				return nil, errors.New("does not consist of private keys in PEM")
 			}
 			return keys, nil
 		}
 		text = rest
-		if block.Type == "EC PARAMETERS" { // openssl ecparam writes them before the key, which has them too
+		if block.Type == "EC PARAMETERS" { // openssl ecparam writes them before the key, which repeats them
 			continue
 		}
 		var key any
@@ -51,28 +52,38 @@ func parseKeys(text []byte) ([]crypto.Signer, error) {
 		}
 		signer, ok := key.(crypto.Signer)
 		if err != nil || !ok {
-			return nil, fmt.Errorf("holds a PEM block of type %q that is not a private key without a password", block.Type)
+			return nil, fmt.Errorf("contains a PEM block of type %q that is not an unencrypted private key",
+				block.Type)
 		}
 		keys = append(keys, signer)
 	}
 }
 
-// load reads the files; nil where none is named.
-func (t UpstreamTLS) load() (*tls.Config, error) {
+// load reads the files. It returns nil if none is configured, and after a
+// mistake, which it adds to problems with a key below key.
+func (t UpstreamTLS) load(key string, problems *Errors) *tls.Config {
 	if t == (UpstreamTLS{}) {
-		return nil, nil
+		return nil
 	}
 	roots, err := certPool(t.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("ca_file: %w", err)
+		problems.add(key+".ca_file", "%w", err)
+		return nil
 	}
 	cfg := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
-	if t.CertFile != "" || t.KeyFile != "" {
-		cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("cert_file and key_file: %w", err)
-		}
-		cfg.Certificates = []tls.Certificate{cert}
+	switch {
+	case t.CertFile == "" && t.KeyFile == "":
+		return cfg
+	case t.CertFile == "" || t.KeyFile == "":
+		problems.add(key, "set both cert_file and key_file, or neither")
+		return nil
 	}
-	return cfg, nil
+	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		problems.add(key+".cert_file", "%q and key_file %q are not a certificate and its key: %w",
+			t.CertFile, t.KeyFile, err)
+		return nil
+	}
+	cfg.Certificates = []tls.Certificate{cert}
+	return cfg
 }

@@ -22,7 +22,8 @@ func providers(t *testing.T) map[string]string {
 	for _, e := range entries {
 		dirs[e.Name()] = filepath.Join(parent, e.Name())
 	}
-	for _, name := range []string{"keycloak", "auth0", "okta", "entra", "google", "cognito", "zitadel", "authentik", "dex", "hydra"} {
+	for _, name := range []string{"keycloak", "auth0", "okta", "entra", "google", "cognito", "zitadel", "authentik",
+		"dex", "hydra"} {
 		if dirs[name] == "" {
 			t.Errorf("there is nothing about %s", name)
 		}
@@ -62,7 +63,8 @@ func TestTheProvidersCommentsNameKeysThatExist(t *testing.T) {
 			continue
 		}
 		for _, m := range commented.FindAllStringSubmatch(string(text), -1) {
-			if key := strings.TrimSuffix(m[1], "_file"); !slices.Contains(known, key) && !slices.Contains(known, m[1]) && !slices.Contains([]string{"claims", "require", "hd"}, key) {
+			if key := strings.TrimSuffix(m[1], "_file"); !slices.Contains(known, key) &&
+				!slices.Contains(known, m[1]) && !slices.Contains([]string{"claims", "require", "hd"}, key) {
 				t.Errorf("%s: there is no key %s", name, m[1])
 			}
 		}

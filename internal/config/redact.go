@@ -31,7 +31,7 @@ func logStruct(v reflect.Value) slog.Value {
 		case f.Type() == reflect.TypeFor[ByteRate]():
 			attrs = append(attrs, slog.String(name, ByteRate(f.Int()).String()))
 		case f.Type() == reflect.TypeFor[time.Duration]():
-			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as it is written in the file
+			attrs = append(attrs, slog.String(name, time.Duration(f.Int()).String())) // as in the file
 		default:
 			attrs = append(attrs, slog.Any(name, f.Interface()))
 		}

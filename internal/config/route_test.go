@@ -18,7 +18,8 @@ routes:
 	if len(problems) > 0 || len(routes) != 2 {
 		t.Fatalf("got %d routes, %v", len(routes), problems)
 	}
-	if r := routes[0]; r.CSRF != "auto" || r.Documents != "allow" || r.EncodedSlashes != "pass" || r.HeadersJSON["X-Roles"] != "roles" {
+	if r := routes[0]; r.CSRF != "auto" || r.Documents != "allow" || r.EncodedSlashes != "pass" ||
+		r.HeadersJSON["X-Roles"] != "roles" {
 		t.Errorf("got %+v", r)
 	}
 	err := build(mustLoad(t, `
@@ -34,7 +35,8 @@ routes:
 	}
 	for _, want := range []string{
 		`routes[0].documents: "yes" is not allow`, `routes[0].encoded_slashes: "no" is not pass`,
-		`routes[1].encoded_slashes: the route "/npm/admin/" lies below this one`, `routes[2].headers_json: "X.ROLE" is configured twice`,
+		`routes[1].encoded_slashes: the route "/npm/admin/" lies below this one`,
+		`routes[2].headers_json: "X.ROLE" is configured twice`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no line says %q:\n%v", want, err)

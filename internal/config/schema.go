@@ -1,5 +1,5 @@
-// Package config reads the configuration of the broker and makes from it what the
-// other packages need.
+// Package config reads the configuration of the broker and creates the server
+// and the store from it.
 package config
 
 import (
@@ -11,9 +11,12 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// config is the configuration as it is written: in YAML, where a key is the path of yaml tags (oidc.client_id), and in
-// the environment, where it is that path in capitals (CLOAKROOM_OIDC_CLIENT_ID), which wins. A secret can also be the content
-// of a file, named by the key with _file at its end.
+// Config is the configuration as the operator writes it.
+//
+// In YAML, a key is the path of yaml tags, such as oidc.client_id. The
+// environment variable of a key, such as CLOAKROOM_OIDC_CLIENT_ID, takes
+// precedence. A secret can also be in a file, which the key with the suffix
+// _file names. [Keys] describes every key.
 type Config struct {
 	Server   Server   `yaml:"server"`
 	OIDC     OIDC     `yaml:"oidc"`
@@ -28,7 +31,7 @@ type Server struct {
 	PublicURL      string         `yaml:"public_url"`      // required
 	Prefix         string         `yaml:"prefix"`          // default /bff
 	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
-	AdminToken     session.Secret `yaml:"admin_token"`     // required when admin_listen is not on the loopback interface
+	AdminToken     session.Secret `yaml:"admin_token"`     // required if admin_listen is not on the loopback interface
 	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
 	ShutdownDelay  Delay          `yaml:"shutdown_delay"`  // default 0s, in Kubernetes 5s
 	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
@@ -42,27 +45,26 @@ type Limits struct {
 }
 
 type RateLimit struct {
-	Rate  EventRate `yaml:"rate"`  // such as 4/s or 30/m
-	Burst BurstSize `yaml:"burst"` // at once
+	Rate  EventRate `yaml:"rate"` // such as 4/s or 30/m
+	Burst BurstSize `yaml:"burst"`
 }
 
-// EventRate is how often something may happen in a second, written as 4/s, 30/m
-// or 100/h.
+// EventRate is a number of events per second, written as 4/s, 30/m or 100/h.
 type EventRate float64
 
-// String returns the rate as it can be written in the file.
+// String returns the rate as in the file.
 func (r EventRate) String() string { return strconv.FormatFloat(float64(r), 'g', -1, 64) + "/s" }
 
-// MarshalText returns the rate as it can be written in the file, for the log.
+// MarshalText returns the rate as in the file, for the log.
 func (r EventRate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // Delay is a duration that can be zero.
 type Delay time.Duration
 
-// String returns the delay as it can be written in the file.
+// String returns the delay as in the file.
 func (d Delay) String() string { return time.Duration(d).String() }
 
-// MarshalText returns the delay as it can be written in the file, for the log.
+// MarshalText returns the delay as in the file, for the log.
 func (d Delay) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // BurstSize is a number of events, one or more.
@@ -80,8 +82,10 @@ type OIDC struct {
 	ClientAuth   string         `yaml:"client_auth"`   // default client_secret_basic
 	Scopes       []string       `yaml:"scopes"`        // default openid, profile, email, offline_access
 
-	ClientKey               session.Secret    `yaml:"client_key"`                // PEM of one key or several: the first signs, all are published
-	ClientCertFile          string            `yaml:"client_cert_file"`          // PEM of the certificate for the first key
+	// PEM; the first key signs, all are published
+	ClientKey session.Secret `yaml:"client_key"`
+	// PEM of the certificate for the first key
+	ClientCertFile          string            `yaml:"client_cert_file"`
 	ClientAssertionAudience string            `yaml:"client_assertion_audience"` // default: the issuer
 	TrustedAudiences        []string          `yaml:"trusted_audiences"`
 	CAFile                  string            `yaml:"ca_file"` // PEM; default: the system's
@@ -97,7 +101,7 @@ type OIDC struct {
 	Wait                    time.Duration     `yaml:"wait"`                  // default 5s
 	AccessTokenLifetime     time.Duration     `yaml:"access_token_lifetime"` // default 5m
 	IDTokenAlg              string            `yaml:"id_token_alg"`          // default: any that the provider lists
-	LogoutURL               string            `yaml:"logout_url"`            // default: what the provider announces
+	LogoutURL               string            `yaml:"logout_url"`            // default: from the metadata
 	LogoutRedirectParameter string            `yaml:"logout_redirect_parameter"`
 }
 
@@ -112,20 +116,21 @@ type Store struct {
 }
 
 type Session struct {
-	Keys         []session.Secret `yaml:"keys"`          // base64 of 32 bytes each; required with a store that outlives the process
+	// base64 of 32 bytes each; required unless store.url is memory:
+	Keys         []session.Secret `yaml:"keys"`
 	IdleTimeout  time.Duration    `yaml:"idle_timeout"`  // default 30m
 	MaxLifetime  time.Duration    `yaml:"max_lifetime"`  // default 12h
 	RefreshAhead time.Duration    `yaml:"refresh_ahead"` // default 1m
 	CacheMaxAge  time.Duration    `yaml:"cache_max_age"` // default 5s
-	MaxPerUser   int              `yaml:"max_per_user"`  // default 0: any number
+	MaxPerUser   int              `yaml:"max_per_user"`  // default 0: no maximum
 	Cookie       Cookie           `yaml:"cookie"`
 	Claims       Claims           `yaml:"claims"`
 	KeepStorage  bool             `yaml:"keep_storage"` // default false
 }
 
 type Claims struct {
-	Allow []string          `yaml:"allow"` // what the app may know; default: all
-	Map   map[string]string `yaml:"map"`   // name: where the claim is, such as realm_access.roles
+	Allow []string          `yaml:"allow"` // claims that the app sees; default: all
+	Map   map[string]string `yaml:"map"`   // name → path of the claim, such as realm_access.roles
 }
 
 type Cookie struct {
@@ -134,7 +139,7 @@ type Cookie struct {
 
 type Route struct {
 	Path         string        `yaml:"path"`
-	Upstream     []string      `yaml:"upstream"` // one address or several
+	Upstream     []string      `yaml:"upstream"` // one URL or several
 	UpstreamTLS  UpstreamTLS   `yaml:"upstream_tls"`
 	StripPrefix  bool          `yaml:"strip_prefix"`
 	Methods      []string      `yaml:"methods"` // default: all
@@ -148,21 +153,21 @@ type Route struct {
 
 	Documents      string            `yaml:"documents"`       // allow; default: they are sandboxed
 	EncodedSlashes string            `yaml:"encoded_slashes"` // pass; default: they are refused
-	HeadersJSON    map[string]string `yaml:"headers_json"`    // name of a header: name of a claim, which is sent as JSON
+	HeadersJSON    map[string]string `yaml:"headers_json"`    // header → claim, sent as JSON
 
 	Timeouts Timeouts          `yaml:"timeouts"`
 	MaxBody  ByteSize          `yaml:"max_body"` // default: any
 	Retry    string            `yaml:"retry"`    // once, the default, or never
-	Headers  map[string]string `yaml:"headers"`  // name of a header: name of a claim
+	Headers  map[string]string `yaml:"headers"`  // header → claim
 	Require  Require           `yaml:"require"`
 }
 
 // AcceptBearer says which access tokens callers may bring themselves.
 type AcceptBearer struct {
 	Issuer               string   `yaml:"issuer"`  // default oidc.issuer
-	CAFile               string   `yaml:"ca_file"` // PEM, of the issuer; default: oidc.ca_file for oidc.issuer, otherwise the system's
+	CAFile               string   `yaml:"ca_file"` // PEM; default: oidc.ca_file for oidc.issuer, otherwise the system's
 	Audience             string   `yaml:"audience"`
-	Scopes               []string `yaml:"scopes"`     // all of them are needed; default: none is
+	Scopes               []string `yaml:"scopes"`     // all are required; default: none
 	Clients              []string `yaml:"clients"`    // default: any
 	Algorithms           []string `yaml:"algorithms"` // default RS256, PS256, ES256, EdDSA, Ed25519
 	InsecureAllowAnyType bool     `yaml:"insecure_allow_any_type"`
@@ -182,25 +187,26 @@ type Timeouts struct {
 
 type Require struct {
 	Scopes []string            `yaml:"scopes"`
-	Claims map[string][]string `yaml:"claims"` // name: one value or several, one of which is enough
+	Claims map[string][]string `yaml:"claims"` // name → accepted values
 	ACR    []string            `yaml:"acr"`
 	MaxAge time.Duration       `yaml:"max_age"`
 }
 
-// ByteSize is a number of bytes, written with a unit or without.
+// ByteSize is a number of bytes, written as 64KiB, 10MB or 4096.
 type ByteSize int64
 
-// ByteRate is a number of bytes a second, such as 240B/s; noRate is none.
+// ByteRate is a number of bytes per second, such as 240B/s.
 type ByteRate int64
 
+// noRate means no minimum rate. It is written as off.
 const noRate ByteRate = -1
 
 type Frontend struct {
 	Dir string `yaml:"dir"`
 }
 
-// SetDefaults sets each key that is not set to its default, as Load does. The
-// other packages have the defaults of the keys that it leaves alone.
+// SetDefaults sets keys without a value to their defaults, as Load does. The
+// other keys get their defaults from the packages that use them.
 func (c *Config) SetDefaults() {
 	c.Server.Listen = cmp.Or(c.Server.Listen, "127.0.0.1:8080")
 	c.Server.AdminListen = cmp.Or(c.Server.AdminListen, "127.0.0.1:9090")
@@ -222,8 +228,8 @@ func (c *Config) SetDefaults() {
 // applies.
 var ErrNeedsRestart = errors.New("a change needs a restart")
 
-// CheckReload reports what differs between c and the configuration in force that
-// only a restart can change. The error is an Errors.
+// CheckReload reports the keys that differ between c and the configuration in
+// force and need a restart. The error is an Errors.
 func (c *Config) CheckReload(inForce *Config) error {
 	var problems Errors
 	changed := map[string]bool{

@@ -13,13 +13,13 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// TokenStore is a session.Store that has to be closed at the end.
+// TokenStore is a session.Store that must be closed at the end.
 type TokenStore interface {
 	session.Store
 	io.Closer
 }
 
-// OpenStore returns the store that store.url names. It does no I/O but to read the
+// OpenStore returns the store that store.url names. Its only I/O is to read the
 // files that store names. The error is an Errors.
 func (c *Config) OpenStore(log *slog.Logger) (TokenStore, error) {
 	var problems Errors
@@ -33,7 +33,7 @@ func (c *Config) OpenStore(log *slog.Logger) (TokenStore, error) {
 	return store, nil
 }
 
-// IsInMemory reports whether sessions end with the process.
+// IsInMemory reports whether sessions are lost when the process ends.
 func (s *Store) IsInMemory() bool { return s.URL == "memory:" }
 
 func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
@@ -47,7 +47,7 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 		return s.openFile(log, problems)
 	case "redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix":
 	default:
-		problems.add("store.url", "its scheme is none of memory, file, redis, redis+sentinel, redis+cluster "+
+		problems.add("store.url", "the scheme is not one of memory, file, redis, redis+sentinel, redis+cluster "+
 			"(with TLS: rediss, rediss+sentinel, rediss+cluster), unix")
 		return nil
 	}
@@ -70,7 +70,8 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 func (s *Store) openFile(log *slog.Logger, problems *Errors) TokenStore {
 	dir := strings.TrimPrefix(strings.TrimPrefix(s.URL.Reveal(), "file:"), "//")
 	if !filepath.IsAbs(dir) {
-		problems.add("store.url", "%q is not file: with an absolute path, such as file:/var/lib/cloakroom", s.URL.Reveal())
+		problems.add("store.url", "%q is not file: with an absolute path, such as file:/var/lib/cloakroom",
+			s.URL.Reveal())
 		return nil
 	}
 	store, err := tokenstore.NewFile(tokenstore.FileConfig{Dir: dir, Logger: log})
@@ -81,33 +82,34 @@ func (s *Store) openFile(log *slog.Logger, problems *Errors) TokenStore {
 	return store
 }
 
-// checkLocal reports the keys that only Redis has a use for.
+// checkLocal reports keys that are for Redis only.
 func (s *Store) checkLocal(problems *Errors) {
 	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
 	for _, setting := range []struct{ key, value string }{
 		{"store.cert_file", s.CertFile}, {"store.key_file", s.KeyFile}, {"store.password_file", s.PasswordFile},
 	} {
 		if setting.value != "" {
-			problems.add(setting.key, "%q is for Redis, and store.url begins with %s:", setting.value, scheme)
+			problems.add(setting.key, "%q has no effect: the scheme of store.url is %s", setting.value, scheme)
 		}
 	}
 }
 
-// clientCertificate returns a function that reads cert_file and key_file for each
-// connection, since certificates are renewed; nil if there are none.
+// clientCertificate returns a function that reads cert_file and key_file for
+// each connection, because certificates are renewed. It returns nil without
+// these files.
 func (s *Store) clientCertificate(scheme string, problems *Errors) func() (*tls.Certificate, error) {
 	switch {
 	case s.CertFile == "" && s.KeyFile == "":
 		return nil
 	case s.KeyFile == "":
-		problems.add("store.key_file", "missing; it is the key of store.cert_file %q", s.CertFile)
+		problems.add("store.key_file", "missing; store.cert_file %q needs its private key", s.CertFile)
 		return nil
 	case s.CertFile == "":
-		problems.add("store.cert_file", "missing; store.key_file %q is the key of a certificate", s.KeyFile)
+		problems.add("store.cert_file", "missing; store.key_file %q needs its certificate", s.KeyFile)
 		return nil
 	case !strings.HasPrefix(scheme, "rediss"):
 		problems.add("store.cert_file",
-			"%q is for TLS, and store.url begins with %s:; let it begin with rediss", s.CertFile, scheme)
+			"%q is for TLS, but the scheme of store.url is %s; use rediss", s.CertFile, scheme)
 		return nil
 	}
 	read := func() (*tls.Certificate, error) {
@@ -121,8 +123,8 @@ func (s *Store) clientCertificate(scheme string, problems *Errors) func() (*tls.
 	return read
 }
 
-// password returns a function that reads password_file for each connection; nil if
-// there is none.
+// password returns a function that reads password_file for each connection. It
+// returns nil without this file.
 func (s *Store) password(problems *Errors) func() (string, error) {
 	if s.PasswordFile == "" {
 		return nil
@@ -133,12 +135,13 @@ func (s *Store) password(problems *Errors) func() (string, error) {
 	}
 	if hasPassword(s.URL.Reveal()) {
 		problems.add("store.password_file",
-			"%q is set, and store.url holds a password too; remove one of them", s.PasswordFile)
+			"%q is set, but store.url contains a password too; remove one of them", s.PasswordFile)
 	}
 	return read
 }
 
-// hasPassword reports whether a store URL, of one host or of several, holds a password.
+// hasPassword reports whether a store URL, of one host or of several, contains
+// a password.
 func hasPassword(storeURL string) bool {
 	_, rest, _ := strings.Cut(storeURL, "://")
 	authority := rest[:len(rest)-len(strings.TrimLeftFunc(rest, func(c rune) bool { return c != '/' && c != '?' }))]
@@ -146,8 +149,7 @@ func hasPassword(storeURL string) bool {
 	return strings.Contains(user, ":")
 }
 
-// readPassword reads a password from a file, without the line end that editors
-// put after it.
+// readPassword reads a password from a file, without white space around it.
 func readPassword(file string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
