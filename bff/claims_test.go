@@ -49,12 +49,12 @@ func TestUserInfoAddsClaimsToTheIDToken(t *testing.T) {
 				got["amr"] != nil || got["aud"] != nil {
 				t.Errorf("got %v", got)
 			}
-			asked := c.to("/userinfo")
+			requests := c.to("/userinfo")
 			switch {
-			case len(asked) != 1:
-				t.Errorf("len(asked): got %d, want 1", len(asked))
-			case !strings.HasPrefix(asked[0].header.Get("Authorization"), "Bearer "):
-				t.Errorf("Authorization: got %q, want prefix Bearer ", asked[0].header.Get("Authorization"))
+			case len(requests) != 1:
+				t.Errorf("len(requests): got %d, want 1", len(requests))
+			case !strings.HasPrefix(requests[0].header.Get("Authorization"), "Bearer "):
+				t.Errorf("Authorization: got %q, want prefix Bearer ", requests[0].header.Get("Authorization"))
 			}
 			if len(c.to("/elsewhere")) > 0 {
 				t.Error("claims were fetched from a URL in the response")
@@ -102,7 +102,7 @@ func TestInvalidUserInfoFailsTheLogin(t *testing.T) {
 			502,
 			"login_invalid",
 		},
-		"signed by nobody": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
+		"unsigned": {true, devidp.Hooks{SignUserinfo: func(_, c map[string]any) (string, error) {
 			input, err := devidp.SigningInput(map[string]any{"alg": "none"}, c)
 			return input + ".", err
 		}}, 502, "login_invalid"},
@@ -172,14 +172,14 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	a, _ := newBoundApp(t, withUserInfo)
 	c := a.recordCalls(devidp.Hooks{})
 	a.signedIn()
-	asked := c.to("/userinfo")
+	requests := c.to("/userinfo")
 	switch {
-	case len(asked) != 1:
-		t.Errorf("requests: len(asked): got %d, want 1", len(asked))
-	case !strings.HasPrefix(asked[0].header.Get("Authorization"), "DPoP "):
-		t.Errorf("requests: Authorization: got %q, want prefix DPoP ", asked[0].header.Get("Authorization"))
-	case len(asked[0].header.Values("DPoP")) != 1:
-		t.Errorf("requests: len(DPoP): got %d, want 1", len(asked[0].header.Values("DPoP")))
+	case len(requests) != 1:
+		t.Errorf("requests: len(requests): got %d, want 1", len(requests))
+	case !strings.HasPrefix(requests[0].header.Get("Authorization"), "DPoP "):
+		t.Errorf("requests: Authorization: got %q, want prefix DPoP ", requests[0].header.Get("Authorization"))
+	case len(requests[0].header.Values("DPoP")) != 1:
+		t.Errorf("requests: len(DPoP): got %d, want 1", len(requests[0].header.Values("DPoP")))
 	}
 	t.Run("that has to have a nonce", func(t *testing.T) {
 		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {

@@ -20,14 +20,14 @@ import (
 
 // newClientTokenApp starts a broker with a route for the client token and one
 // for either token.
-func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.Int32) {
+func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, requested *atomic.Int32) {
 	t.Helper()
-	asked = new(atomic.Int32)
+	requested = new(atomic.Int32)
 	intercept := hooks.Intercept
 	hooks.Intercept = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if r.Method == "POST" && strings.HasSuffix(r.URL.Path, "/token") &&
 			r.PostFormValue("grant_type") == "client_credentials" {
-			asked.Add(1)
+			requested.Add(1)
 			if intercept != nil {
 				intercept(w, r, next)
 				return
@@ -43,7 +43,7 @@ func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, asked *atomic.
 			cfg.Routes = append(cfg.Routes, bff.Route{Path: path, Token: token, Upstream: []string{a.echo.URL}})
 		}
 	})
-	return a, asked
+	return a, requested
 }
 
 func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
@@ -57,7 +57,7 @@ func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
 
 func TestClientTokenIsRequestedOnce(t *testing.T) {
 	t.Parallel()
-	a, asked := newClientTokenApp(t, devidp.Hooks{})
+	a, requested := newClientTokenApp(t, devidp.Hooks{})
 	var all sync.WaitGroup
 	tokens := make([]string, 20)
 	for i := range tokens {
@@ -66,8 +66,8 @@ func TestClientTokenIsRequestedOnce(t *testing.T) {
 	}
 	all.Wait()
 	first := bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
-	if asked.Load() != 1 {
-		t.Errorf("%d requests to the provider", asked.Load())
+	if requested.Load() != 1 {
+		t.Errorf("%d requests to the provider, want 1", requested.Load())
 	}
 	for _, text := range tokens {
 		if !strings.Contains(text, first) {
@@ -116,17 +116,17 @@ func TestClientTokenIsSharedPerTarget(t *testing.T) {
 func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
-	a, asked := newClientTokenApp(t, devidp.Hooks{})
+	a, requested := newClientTokenApp(t, devidp.Hooks{})
 	b := a.signedIn()
 	user := bearerOf(t, a, b.Fetch("GET", "/either/x"))
-	if asked.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
-		t.Errorf("with a session the user's token is not used; %d client tokens were requested", asked.Load())
+	if requested.Load() != 0 || user != bearerOf(t, a, b.Fetch("GET", "/api/x")) {
+		t.Errorf("with a session the user's token is not used; %d client tokens were requested", requested.Load())
 	}
 	switch client := bearerOf(t, a, a.browser().Fetch("GET", "/either/x")); {
 	case client == user:
 		t.Errorf("client and user are both %v", client)
-	case asked.Load() != 1:
-		t.Errorf("asked: got %d, want 1", asked.Load())
+	case requested.Load() != 1:
+		t.Errorf("client tokens requested: got %d, want 1", requested.Load())
 	}
 	b = a.expired()
 	a.provider.Misbehave(t, brokertest.ProviderDown)
@@ -135,23 +135,24 @@ func TestUserOrClientPrefersTheUserToken(t *testing.T) {
 
 func TestClientTokenIsRenewedBeforeItExpires(t *testing.T) {
 	t.Parallel()
-	a, asked := newClientTokenApp(t, devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
-		if grant == "client_credentials" {
-			body["expires_in"] = 2
-		}
-	}})
+	a, requested := newClientTokenApp(t,
+		devidp.Hooks{EditTokenResponse: func(grant string, _ int, body map[string]any) {
+			if grant == "client_credentials" {
+				body["expires_in"] = 2
+			}
+		}})
 	b := a.browser()
 	first := bearerOf(t, a, b.Fetch("GET", "/machine/x"))
 	waitFor(t, "another token", func() bool { return bearerOf(t, a, b.Fetch("GET", "/machine/x")) != first })
-	if n := asked.Load(); n != 2 {
-		t.Errorf("%d requests to the provider", n)
+	if n := requested.Load(); n != 2 {
+		t.Errorf("%d requests to the provider, want 1", n)
 	}
 }
 
 func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 	t.Parallel()
 	var down atomic.Bool
-	a, asked := newClientTokenApp(t, devidp.Hooks{
+	a, requested := newClientTokenApp(t, devidp.Hooks{
 		EditTokenResponse: func(grant string, _ int, body map[string]any) {
 			if grant == "client_credentials" {
 				body["expires_in"] = 3
@@ -183,7 +184,7 @@ func TestClientTokenDuringAnOutageOfTheProvider(t *testing.T) {
 	if last.Header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	if n := asked.Load(); n > 4 {
+	if n := requested.Load(); n > 4 {
 		t.Errorf("%d requests to the provider in three seconds", n)
 	}
 	down.Store(false)

@@ -114,18 +114,18 @@ func (r *relay) each(f func(*relayed)) {
 
 // frameKinds finds the types of the HTTP/2 frames that a client sends.
 type frameKinds struct {
-	begun bool
-	buf   []byte
+	started bool
+	buf     []byte
 }
 
 func (f *frameKinds) add(p []byte, found func(kind byte)) {
 	const preface = 24
 	f.buf = append(f.buf, p...)
-	if !f.begun {
+	if !f.started {
 		if len(f.buf) < preface {
 			return
 		}
-		f.begun, f.buf = true, f.buf[preface:]
+		f.started, f.buf = true, f.buf[preface:]
 	}
 	for len(f.buf) >= 9 {
 		length := int(f.buf[0])<<16 | int(f.buf[1])<<8 | int(f.buf[2])
@@ -384,9 +384,9 @@ func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 	var all once
 	address, _ := h2cServer(t, 1, all.ServeHTTP)
 	a, _ := newRoutedApp(t, bff.Route{Path: "/few/", Token: "none", Upstream: []string{"h2c://" + address}})
-	var answered sync.WaitGroup
+	var responses sync.WaitGroup
 	for range 3 {
-		answered.Go(func() {
+		responses.Go(func() {
 			body, client := io.Pipe()
 			req, err := http.NewRequestWithContext(t.Context(), "POST", a.url+"/few/x", body)
 			if err != nil {
@@ -411,7 +411,7 @@ func TestRefusedHTTP2StreamWithABodyIsRetried(t *testing.T) {
 			}
 		})
 	}
-	answered.Wait()
+	responses.Wait()
 	all.want(t, 3)
 }
 

@@ -40,11 +40,11 @@ func documentsApp(t *testing.T, edit func(*bff.Config)) *app {
 // browser ends.
 func landingPage(t *testing.T, b *bfftest.Browser, returnTo string, header ...string) string {
 	t.Helper()
-	begun := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
-	if begun.StatusCode != 302 {
-		t.Fatalf("login: got %d, want 302", begun.StatusCode)
+	login := b.Navigate("/bff/login?"+url.Values{"return_to": {returnTo}}.Encode(), header...)
+	if login.StatusCode != 302 {
+		t.Fatalf("login: got %d, want 302", login.StatusCode)
 	}
-	resp := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
+	resp := b.Navigate(b.Authorize("alice", login.Location(t).String()).Location(t).String(),
 		"Sec-Fetch-Site", "cross-site")
 	if resp.StatusCode == 200 {
 		resp = b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin")
@@ -63,12 +63,12 @@ func TestReturnToUnderARouteNeedsOwnLoginAndDocuments(t *testing.T) {
 			header []string
 			want   string
 		}{
-			"the app":          {ownPage, "/docs/x.html?y=1#z"},
-			"another site":     {[]string{"Sec-Fetch-Site", "cross-site"}, "/"},
-			"a sibling":        {[]string{"Sec-Fetch-Site", "same-site"}, "/"},
-			"the user":         {[]string{"Sec-Fetch-Site", "none"}, "/"},
-			"nobody knows":     {[]string{"Sec-Fetch-Site", "", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", ""}, "/"},
-			"a service worker": {[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Dest", "empty"}, "/"},
+			"the app":           {ownPage, "/docs/x.html?y=1#z"},
+			"another site":      {[]string{"Sec-Fetch-Site", "cross-site"}, "/"},
+			"a sibling":         {[]string{"Sec-Fetch-Site", "same-site"}, "/"},
+			"the user":          {[]string{"Sec-Fetch-Site", "none"}, "/"},
+			"no origin headers": {[]string{"Sec-Fetch-Site", "", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", ""}, "/"},
+			"a service worker":  {[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Dest", "empty"}, "/"},
 		} {
 			if got := landingPage(t, a.browser(), "/docs/x.html?y=1#z", test.header...); got != test.want {
 				t.Errorf("%s: ended at %s, want %s", name, got, test.want)
@@ -234,7 +234,8 @@ func TestDocumentsIsAllowOrNothing(t *testing.T) {
 				{Path: "/docs/", Upstream: []string{"http://docs.internal"}, Token: "user", Documents: value},
 			},
 		})
-		if said := strings.Contains(fmt.Sprint(err), fmt.Sprintf("Routes[0].Documents: %q", value)); said == good {
+		reported := strings.Contains(fmt.Sprint(err), fmt.Sprintf("Routes[0].Documents: %q", value))
+		if reported == good {
 			t.Errorf("%q: got %v", value, err)
 		}
 	}

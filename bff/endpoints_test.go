@@ -21,11 +21,11 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 	through := []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "empty", "Sec-Fetch-Site", "same-origin"}
 	t.Run("from the login to the logout", func(t *testing.T) {
 		b := a.browser()
-		begun := b.Navigate("/bff/login?return_to=/x", through...)
-		if begun.StatusCode != 302 {
-			t.Fatalf("login: got %d, want 302\n%s", begun.StatusCode, begun.Text)
+		login := b.Navigate("/bff/login?return_to=/x", through...)
+		if login.StatusCode != 302 {
+			t.Fatalf("login: got %d, want 302\n%s", login.StatusCode, login.Text)
 		}
-		end := b.Navigate(b.Authorize("alice", begun.Location(t).String()).Location(t).String(),
+		end := b.Navigate(b.Authorize("alice", login.Location(t).String()).Location(t).String(),
 			append(through, "Sec-Fetch-Site", "cross-site")...)
 		if end.StatusCode != 303 || end.Header.Get("Location") != "/x" {
 			t.Errorf("callback: got %d to %q", end.StatusCode, end.Header.Get("Location"))
@@ -93,8 +93,8 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	})
 	c := a.recordCalls(devidp.Hooks{})
 	b, sid := a.signedInWithSID()
-	begun := b.Navigate("/bff/login?return_to=/x").Location(t).String()
-	callback := strings.TrimPrefix(b.Authorize("alice", begun).Location(t).String(), a.url)
+	login := b.Navigate("/bff/login?return_to=/x").Location(t).String()
+	callback := strings.TrimPrefix(b.Authorize("alice", login).Location(t).String(), a.url)
 	pushed, redeemed, before := len(c.to("/par")), a.provider.TokenRequests(), fmt.Sprint(b.Cookies())
 	front := "/bff/frontchannel-logout?" + url.Values{"iss": {a.provider.Issuer}, "sid": {sid}}.Encode()
 	for path, want := range map[string]int{
@@ -198,8 +198,8 @@ func TestOnlySomeAttemptCookiesAreDecoded(t *testing.T) {
 		fmt.Fprintf(&cookies, "cloakroom-login-%d=x; ", i)
 	}
 	b := a.browser()
-	begun := b.Navigate("/bff/login?return_to=/x")
-	u := b.Authorize("alice", begun.Location(t).String()).Location(t).String()
+	login := b.Navigate("/bff/login?return_to=/x")
+	u := b.Authorize("alice", login.Location(t).String()).Location(t).String()
 	genuine := b.Cookies()[0]
 	for _, path := range []string{"/bff/login", "/bff/callback?state=x&code=y", "/bff/silent-login"} {
 		resp := a.browser().Navigate(path, "Cookie", cookies.String(),
@@ -278,7 +278,7 @@ func TestEveryRefusalOfAnEndpointIsLogged(t *testing.T) {
 		{"a bad parameter", "max_age", func() *bfftest.Response { return b.Navigate("/bff/login?max_age=x") }},
 		{"a callback without a state", "state", func() *bfftest.Response { return b.Navigate("/bff/callback?code=x") }},
 		{
-			"a callback of nobody",
+			"a callback without an attempt",
 			"no attempt",
 			func() *bfftest.Response { return b.Navigate("/bff/callback?code=x&state=y") },
 		},

@@ -43,9 +43,9 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 	t.Run("another user than that of the session", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) { cfg.Provider.UserInfo = true })
 		b := a.signedIn()
-		begun := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
+		login := b.Navigate("/bff/login", "Sec-Fetch-Site", "cross-site")
 		c := a.recordCalls(devidp.Hooks{})
-		resp := b.Navigate(authenticateAs(t, a, b, "bob", begun.Location(t).String()), "Sec-Fetch-Site", "cross-site")
+		resp := b.Navigate(authenticateAs(t, a, b, "bob", login.Location(t).String()), "Sec-Fetch-Site", "cross-site")
 		wantPage(t, b.Navigate(relayURL(t, resp), "Sec-Fetch-Site", "same-origin"), 403, "other_account")
 		if n := len(c.to("/userinfo")); n != 0 {
 			t.Errorf("%d userinfo requests, want none", n)
@@ -63,21 +63,21 @@ func TestAllChecksOfAnIDTokenPrecedeUserInfo(t *testing.T) {
 // says so.
 func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 	t.Parallel()
-	const said = "provider issued no refresh token though offline_access was requested; " +
+	const message = "provider issued no refresh token though offline_access was requested; " +
 		"sessions end with their access token"
 	none := devidp.Hooks{
 		EditTokenResponse: func(_ string, _ int, body map[string]any) { delete(body, "refresh_token") },
 	}
 	a := newApp(t, nil)
 	a.signedIn()
-	a.logs.wantNo(t, said)
+	a.logs.wantNo(t, message)
 	for _, value := range []any{missing{}, nil, "", 7} {
 		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { setMember(body, "refresh_token", value) },
 		})
 		a.signedIn()
 	}
-	if n := len(a.logs.lines(t, said)); n != 1 {
+	if n := len(a.logs.lines(t, message)); n != 1 {
 		t.Errorf("%d log lines, want 1", n)
 	}
 	t.Run("not if offline_access was not requested", func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Scopes = []string{"openid", "email"} })
 		a.recordCalls(none)
 		a.signedIn()
-		a.logs.wantNo(t, said)
+		a.logs.wantNo(t, message)
 	})
 	t.Run("not for a failed login", func(t *testing.T) {
 		t.Parallel()
@@ -94,6 +94,6 @@ func TestMissingRefreshTokenIsLoggedOnce(t *testing.T) {
 		hooks.EditIDToken = func(_, claims map[string]any) { claims["nonce"] = "x" }
 		a.recordCalls(hooks)
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
-		a.logs.wantNo(t, said)
+		a.logs.wantNo(t, message)
 	})
 }

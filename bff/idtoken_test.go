@@ -166,7 +166,8 @@ func signedByNobody(header, claims map[string]any) (string, error) {
 	return input + ".", err
 }
 
-// RFC 8725 3.1, 3.2: none and HMAC are rejected even if the metadata lists them.
+// RFC 8725 3.1, 3.2: none and HMAC are rejected even if the metadata lists
+// them.
 func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 	t.Parallel()
 	for name, listed := range map[string]any{

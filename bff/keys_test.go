@@ -44,7 +44,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 			strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"}`,
 		"EC without a curve":             `{"kty":"EC","kid":"p","x":"AAAA","y":"AAAA"}`,
 		"Ed448":                          `{"kty":"OKP","crv":"Ed448","kid":"o","x":"AAAA"}`,
-		"a type nobody knows":            `{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA"}`,
+		"an unknown key type":            `{"kty":"AKP","alg":"ML-DSA-65","kid":"pq","pub":"AAAA"}`,
 		"a shared secret":                `{"kty":"oct","kid":"s","k":"` + secret + `"}`,
 		"a private key":                  `{"kty":"RSA","kid":"d","n":"AQAB","e":"AQAB","d":"` + secret + `"}`,
 		"a key for encryption":           `{"kty":"RSA","kid":"e","use":"enc","n":"AQAB","e":"AQAB"}`,
@@ -89,7 +89,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 	})
 }
 
-// An unknown key says nothing about the user: the new tokens are used, and the
+// An unknown key does not affect the user: the new tokens are used, and the
 // previous ID token is kept.
 func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 	t.Parallel()
@@ -115,7 +115,7 @@ func TestRefreshedIDTokenOfUnknownKeyKeepsSession(t *testing.T) {
 		"an empty kid": {
 			EditIDToken: func(header, claims map[string]any) { unknown(header, claims); header["kid"] = " " },
 		},
-		"no keys at all": {
+		"no keys": {
 			EditIDToken: unknown,
 			EditJWKS:    func(set map[string]any) { set["keys"] = []any{} },
 		},
@@ -198,7 +198,7 @@ func TestLoginWithoutVerificationKeysIs503(t *testing.T) {
 			}
 			next.ServeHTTP(w, r)
 		}},
-		"no answer": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		"no response": {Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/jwks") {
 				panic(http.ErrAbortHandler)
 			}

@@ -25,12 +25,12 @@ func TestEveryRestoredTabReturnsToItsPage(t *testing.T) {
 	for _, order := range [][]int{{0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {3, 0, 7, 1, 6, 2, 5, 4}} {
 		a := newApp(t, unpushed)
 		b := a.browser()
-		begun := make([]*bfftest.Response, len(order))
-		for i := range begun {
-			begun[i] = b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d?x=%%26%%23y", i))
+		logins := make([]*bfftest.Response, len(order))
+		for i := range logins {
+			logins[i] = b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d?x=%%26%%23y", i))
 		}
 		for n, i := range order {
-			resp := b.Navigate(b.Authorize("alice", begun[i].Location(t).String()).Location(t).String())
+			resp := b.Navigate(b.Authorize("alice", logins[i].Location(t).String()).Location(t).String())
 			if resp.StatusCode == 302 { // only the first may restart
 				if n > 0 {
 					t.Errorf("%v: tab %d starts a login despite the session", order, i)
@@ -54,9 +54,9 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 	b := a.browser()
 	stale := b.Navigate("/bff/login?return_to=/stale").Location(t).Query().Get("state")
 	b.ClearCookies()
-	var begun []*bfftest.Response
+	var logins []*bfftest.Response
 	for i := range 5 {
-		begun = append(begun, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
+		logins = append(logins, b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i)))
 	}
 	for range 10 { // another site could cause this navigation
 		again := "/bff/callback?" + url.Values{"state": {stale}, "code": {"x"}}.Encode()
@@ -67,7 +67,7 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 			t.Fatalf("%d attempts are in the browser", n)
 		}
 	}
-	for i, resp := range begun {
+	for i, resp := range logins {
 		resp = b.Navigate(b.Authorize("alice", resp.Location(t).String()).Location(t).String())
 		if want := fmt.Sprintf("/tab%d", i); resp.StatusCode != 303 || resp.Header.Get("Location") != want {
 			t.Errorf("tab %d: got %d to %q", i, resp.StatusCode, resp.Header.Get("Location"))
@@ -269,14 +269,14 @@ func TestRepeatedCallbacksGetTheSameResponse(t *testing.T) {
 		}
 	})
 	t.Run("a logout", func(t *testing.T) {
-		for _, asks := range []func(b *bfftest.Browser) *bfftest.Response{
+		for _, send := range []func(b *bfftest.Browser) *bfftest.Response{
 			func(b *bfftest.Browser) *bfftest.Response {
 				return b.Submit("/bff/logout", url.Values{"return_to": {"/bye"}})
 			},
 			func(b *bfftest.Browser) *bfftest.Response { return b.Fetch("POST", "/bff/logout") },
 		} {
 			b := a.signedIn()
-			got := twice(func() *bfftest.Response { return asks(b) })
+			got := twice(func() *bfftest.Response { return send(b) })
 			if got[0].StatusCode != got[1].StatusCode || got[0].StatusCode >= 400 {
 				t.Errorf("got %d and %d", got[0].StatusCode, got[1].StatusCode)
 			}
@@ -327,7 +327,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 	})
-	t.Run("or fails once more", func(t *testing.T) {
+	t.Run("or fails twice", func(t *testing.T) {
 		a.recordCalls(expired)
 		b := a.browser()
 		again := b.Navigate(b.AuthResponse("alice", "return_to=/here").Location(t).String())

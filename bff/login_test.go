@@ -251,15 +251,15 @@ func TestSeveralTabsCanLogInAtOnce(t *testing.T) {
 	var responses []*bfftest.Response
 	seen := make(map[string]bool)
 	for i := range 5 {
-		begun := b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i))
-		q := begun.Location(t).Query()
+		login := b.Navigate(fmt.Sprintf("/bff/login?return_to=/tab%d", i))
+		q := login.Location(t).Query()
 		for _, name := range []string{"state", "nonce", "code_challenge"} {
 			if seen[q.Get(name)] {
 				t.Errorf("two attempts have the same %s", name)
 			}
 			seen[q.Get(name)] = true
 		}
-		responses = append(responses, begun)
+		responses = append(responses, login)
 	}
 	for _, i := range []int{3, 0, 4, 1, 2} {
 		resp := b.Navigate(b.Authorize("alice", responses[i].Location(t).String()).Location(t).String())

@@ -166,17 +166,17 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 		"another's signature": {
 			"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{SignLogoutToken: brokertest.SignWithForeignKey})},
 		},
-		"iss of another":             claim("iss", "https://other.example"),
-		"no iss":                     claim("iss", nil),
-		"aud of another":             claim("aud", "another"),
-		"aud of another beside ours": claim("aud", []string{a.provider.Client.ID, "another"}),
-		"no aud":                     claim("aud", nil),
-		"no iat":                     claim("iat", nil),
-		"iat a while ago":            claim("iat", ago(10*time.Minute)),
-		"iat ahead":                  claim("iat", ago(-10*time.Minute)),
-		"iat not a date":             claim("iat", "now"),
-		"no exp":                     claim("exp", nil),
-		"exp past":                   claim("exp", ago(5*time.Minute)),
+		"iss of another":          claim("iss", "https://other.example"),
+		"no iss":                  claim("iss", nil),
+		"aud of another":          claim("aud", "another"),
+		"aud with another client": claim("aud", []string{a.provider.Client.ID, "another"}),
+		"no aud":                  claim("aud", nil),
+		"no iat":                  claim("iat", nil),
+		"iat a while ago":         claim("iat", ago(10*time.Minute)),
+		"iat ahead":               claim("iat", ago(-10*time.Minute)),
+		"iat not a date":          claim("iat", "now"),
+		"no exp":                  claim("exp", nil),
+		"exp past":                claim("exp", ago(5*time.Minute)),
 		"neither sub nor sid": edited(func(_, claims map[string]any) {
 			delete(claims, "sub")
 			delete(claims, "sid")

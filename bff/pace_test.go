@@ -123,7 +123,7 @@ func TestSlowUploadIsAborted(t *testing.T) {
 				if status != 408 || !strings.Contains(text, `"body_too_slow"`) || err != nil {
 					t.Errorf("%s: got %d %s, %v", target, status, text, err)
 				}
-				if err := await(t, target+": the upstream is told", ended); err == nil {
+				if err := await(t, target+": the upstream request is cancelled", ended); err == nil {
 					t.Errorf("%s: the upstream took what it had for all", target)
 				}
 				w.wantLogged(t, target, "the client sends its body too slowly: less than 10000 bytes/s")
@@ -368,7 +368,7 @@ func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	for name, path := range map[string]string{
 		"the upstream": w.path + "x",
 		"the app":      "/index.html",
-		"ours":         "/bff/nothing",
+		"own endpoint": "/bff/nothing",
 	} {
 		head := strings.Replace(w.head("GET", "x"), w.path+"x", path, 1)
 		c, _ := w.dial(t)

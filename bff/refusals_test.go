@@ -186,13 +186,13 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 			[]string{"X-CSRF", "1", "Sec-Fetch-Site", "same-origin", "Origin", a.url},
 			true,
 		},
-		"an image of ours": {
+		"a same-origin image": {
 			"GET",
 			[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image"},
 			true,
 		},
-		"a HEAD of ours": {"HEAD", []string{"Sec-Fetch-Site", "same-origin"}, true},
-		"a navigation of ours": {
+		"a same-origin HEAD": {"HEAD", []string{"Sec-Fetch-Site", "same-origin"}, true},
+		"a same-origin navigation": {
 			"GET",
 			[]string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "navigate"},
 			true,
@@ -207,12 +207,16 @@ func TestCSRFAutoAcceptsEitherProof(t *testing.T) {
 			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"},
 			true,
 		},
-		"our Origin, an old browser":     {"GET", []string{"Origin", a.url}, true},
-		"nothing":                        {"GET", nil, false},
-		"a POST of ours without header":  {"POST", []string{"Sec-Fetch-Site", "same-origin", "Origin", a.url}, false},
-		"a QUERY of ours without header": {"QUERY", []string{"Sec-Fetch-Site", "same-origin"}, false},
-		"OPTIONS":                        {"OPTIONS", []string{"Sec-Fetch-Site", "same-origin"}, false},
-		"a method in small letters":      {"get", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"our Origin, an old browser": {"GET", []string{"Origin", a.url}, true},
+		"nothing":                    {"GET", nil, false},
+		"a same-origin POST without header": {
+			"POST",
+			[]string{"Sec-Fetch-Site", "same-origin", "Origin", a.url},
+			false,
+		},
+		"a same-origin QUERY without header": {"QUERY", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"OPTIONS":                            {"OPTIONS", []string{"Sec-Fetch-Site", "same-origin"}, false},
+		"a method in small letters":          {"get", []string{"Sec-Fetch-Site", "same-origin"}, false},
 		"a typed POST": {
 			"POST",
 			[]string{"Sec-Fetch-Site", "none", "Sec-Fetch-Mode", "navigate"},

@@ -351,8 +351,8 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 }
 
 // newAbortingUpstream starts an upstream that closes the connections of the
-// first requests without a response. asked returns the number of requests.
-func newAbortingUpstream(t *testing.T, first int) (url string, asked func() int) {
+// first requests without a response. requests returns the number of requests.
+func newAbortingUpstream(t *testing.T, first int) (url string, requests func() int) {
 	var n atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -368,16 +368,16 @@ func newAbortingUpstream(t *testing.T, first int) (url string, asked func() int)
 func TestSafeRequestIsRetriedOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		method string
-		first  int // requests without a response
-		never  bool
-		status int
-		asked  int
+		method   string
+		first    int // requests without a response
+		never    bool
+		status   int
+		requests int
 	}{
 		{"GET", 1, false, 200, 2}, {"PUT", 1, false, 200, 2}, {"DELETE", 1, false, 200, 2}, {"QUERY", 1, false, 200, 2},
 		{"GET", 2, false, 502, 2}, {"POST", 1, false, 502, 1}, {"PATCH", 1, false, 502, 1}, {"GET", 1, true, 502, 1},
 	} {
-		upstream, asked := newAbortingUpstream(t, test.first)
+		upstream, requests := newAbortingUpstream(t, test.first)
 		_, b := newRoutedApp(t, bff.Route{
 			Path:     "/flaky/",
 			Token:    "user",
@@ -386,15 +386,15 @@ func TestSafeRequestIsRetriedOnce(t *testing.T) {
 		})
 		resp := b.Do(test.method, "/flaky/x", "the body", "X-CSRF", "1")
 		if resp.StatusCode != test.status {
-			t.Errorf("%s, %d hung up on, never %v: status: got %d, want %d:\n%s", test.method,
+			t.Errorf("%s, %d aborted, NoRetry %v: status: got %d, want %d:\n%s", test.method,
 				test.first, test.never, resp.StatusCode, test.status, resp.Text)
 		}
-		if asked() != test.asked {
-			t.Errorf("%s, %d hung up on, never %v: asked(): got %v, want %v", test.method,
-				test.first, test.never, asked(), test.asked)
+		if requests() != test.requests {
+			t.Errorf("%s, %d aborted, NoRetry %v: requests: got %v, want %v", test.method,
+				test.first, test.never, requests(), test.requests)
 		}
 		if test.status == 200 && resp.Text != "the body" {
-			t.Errorf("%s, %d hung up on, never %v: body: got %q, want the body", test.method,
+			t.Errorf("%s, %d aborted, NoRetry %v: body: got %q, want the body", test.method,
 				test.first, test.never, resp.Text)
 		}
 	}
@@ -414,16 +414,16 @@ func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 		echoed(t, b.Fetch("GET", "/many/x"))
 	}
 	if one.Calls() < 5 || two.Calls() < 5 || one.Calls()+two.Calls() != 20 {
-		t.Errorf("20 requests: %d and %d", one.Calls(), two.Calls())
+		t.Errorf("20 requests: got %d and %d, want at least 5 each", one.Calls(), two.Calls())
 	}
 	if got := echoed(t, b.Do("POST", "/many/x", "a body", "X-CSRF", "1")).Body; got != "a body" {
-		t.Errorf("the body that arrived is %q", got)
+		t.Errorf("body: got %q, want a body", got)
 	}
 	one.Close()
 	two.Close()
 	first := b.Fetch("GET", "/many/x")
 	if first.StatusCode != 502 && first.StatusCode != 503 {
-		t.Errorf("all down: got %d", first.StatusCode)
+		t.Errorf("all down: got %d, want 502 or 503", first.StatusCode)
 	}
 	b.Fetch("GET", "/many/x")
 	resp := b.Fetch("GET", "/many/x")
@@ -495,9 +495,9 @@ func TestUpstreamsOfEveryKind(t *testing.T) {
 
 func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 	t.Parallel()
-	ours := httptest.NewUnstartedServer(nil)
-	ours.StartTLS()
-	defer ours.Close()
+	trusted := httptest.NewUnstartedServer(nil)
+	trusted.StartTLS()
+	defer trusted.Close()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, len(r.TLS.PeerCertificates))
 	}))
@@ -510,7 +510,7 @@ func TestUpstreamMayRequireAClientCertificate(t *testing.T) {
 		Path:     "/mtls/",
 		Token:    "user",
 		Upstream: []string{s.URL},
-		TLS:      &tls.Config{RootCAs: roots, Certificates: ours.TLS.Certificates},
+		TLS:      &tls.Config{RootCAs: roots, Certificates: trusted.TLS.Certificates},
 	})
 	if resp := b.Fetch("GET", "/mtls/x"); resp.StatusCode != 200 || resp.Text != "1" {
 		t.Errorf("got %d %s", resp.StatusCode, resp.Text)

@@ -133,7 +133,7 @@ func TestFetchMetadataRouteNeedsNoHeader(t *testing.T) {
 		"another site":         {[]string{"Sec-Fetch-Site", "cross-site"}, false},
 		"a sibling":            {[]string{"Sec-Fetch-Site", "same-site"}, false},
 		"an address bar":       {[]string{"Sec-Fetch-Site", "none"}, false},
-		"nothing said":         {[]string{"Sec-Fetch-Site", ""}, false},
+		"no fetch metadata":    {[]string{"Sec-Fetch-Site", ""}, false},
 		"only the header":      {[]string{"Sec-Fetch-Site", "", "X-CSRF", "1"}, false},
 		"another site, header": {[]string{"Sec-Fetch-Site", "cross-site", "X-CSRF", "1"}, false},
 		"a foreign Origin":     {[]string{"Sec-Fetch-Site", "", "Origin", "https://evil.example"}, false},

@@ -78,7 +78,7 @@ func TestSilentLogin(t *testing.T) {
 	requests := a.provider.Stats().Authorizations
 	wantSilent(t, silentLogin(b), "true")
 	if n := a.provider.Stats().Authorizations - requests; n > 0 {
-		t.Error("with a session the provider is asked too: it may have another user")
+		t.Errorf("%d authorization requests with a session, want none", n)
 	}
 	var before, after sessionBody
 	b.Fetch("GET", "/bff/session").Decode(t, &before)
@@ -222,7 +222,7 @@ func TestFrontchannelLogout(t *testing.T) {
 		t.Errorf("%d tokens were revoked, want the refresh and the access token", n)
 	}
 	if resp := ask(b, good); resp.StatusCode != 200 {
-		t.Errorf("once more: got %d, want 200", resp.StatusCode)
+		t.Errorf("repeated: got %d, want 200", resp.StatusCode)
 	}
 }
 

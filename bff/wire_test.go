@@ -500,7 +500,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		}
 		return string(b)
 	}
-	var answered, sent atomic.Int64 // with 200, of all requests on all connections
+	var accepted, sent atomic.Int64 // with 200, of all requests on all connections
 	one := func(request string) {
 		c, err := net.Dial("tcp", w.addr)
 		if err != nil {
@@ -513,7 +513,7 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
 		responses, _ := io.ReadAll(c)
 		sent.Add(1)
-		answered.Add(int64(bytes.Count(responses,
+		accepted.Add(int64(bytes.Count(responses,
 			[]byte("HTTP/1.1 200 OK")) + bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
 	}
 	for _, request := range corpus {
@@ -536,8 +536,8 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 	for _, r := range requests {
 		w.check("one of them", r)
 	}
-	if len(wrong) > 0 || answered.Load() > int64(len(requests)) {
-		t.Errorf("%d responses with 200; the upstream accepted %d requests and rejected %q", answered.Load(),
+	if len(wrong) > 0 || accepted.Load() > int64(len(requests)) {
+		t.Errorf("%d responses with 200; the upstream accepted %d requests and rejected %q", accepted.Load(),
 			len(requests), wrong)
 	}
 	t.Logf("%d sent, the upstream took %d", sent.Load(), len(requests))
@@ -704,13 +704,13 @@ func FuzzRequestHeader(f *testing.F) {
 		(&bfftest.Response{Response: resp, Text: string(text)}).Decode(t, &got)
 		for name, values := range got.Header {
 			lower := strings.ToLower(name)
-			ours := map[string]string{
+			own := map[string]string{
 				"X-Forwarded-For":   "127.0.0.1",
 				"X-Forwarded-Host":  "localhost:1",
 				"X-Forwarded-Proto": "http",
 			}[name]
 			switch {
-			case ours != "" && len(values) == 1 && values[0] == ours, name == "X-Request-Id" && len(values) == 1:
+			case own != "" && len(values) == 1 && values[0] == own, name == "X-Request-Id" && len(values) == 1:
 			case strings.Contains(name, "_"),
 				strings.HasPrefix(lower, "x-forwarded"),
 				strings.HasPrefix(lower, "x-original-"),
