@@ -50,7 +50,7 @@ func newPolicy(cfg Config) (policy, error) {
 	for _, directive := range slices.Sorted(maps.Keys(cfg.Sources)) {
 		if _, known := directives[directive]; !known {
 			errs = append(errs, configerr.New("Sources", directive,
-				fmt.Errorf("%q is not a directive that takes more sources: these do: %s", directive,
+				fmt.Errorf("%q is not a directive that accepts sources; these do: %s", directive,
 					strings.Join(slices.Sorted(maps.Keys(directives)), ", "))))
 			continue
 		}
@@ -66,7 +66,7 @@ func newPolicy(cfg Config) (policy, error) {
 }
 
 // originSource matches an origin, or a pattern of origins with a wildcard for
-// the first label (CSP3 2.3.1).
+// the first label (CSP Level 3, section 2.3.1).
 var originSource = regexp.MustCompile(
 	`^(https?|wss?)://(\*\.)?([A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?$`)
 
@@ -98,7 +98,7 @@ func (p policy) forPage(page []byte) string {
 		}
 	}
 	base := "'none'"
-	if baseElement.Match(page) { // the app was built to need one, as Angular's are
+	if baseElement.Match(page) { // the app needs one, as Angular apps do
 		base = "'self'"
 	}
 	fmt.Fprintf(&b, "; object-src 'none'; base-uri %s; form-action %s; frame-ancestors 'none'", base, p.formAction)
@@ -134,9 +134,9 @@ func scriptHashes(page []byte) []string {
 	return hashes
 }
 
-// asking lists the features that pages can use by default and that give access
-// to a user's devices, location or money.
-var asking = []string{
+// sensitiveFeatures lists the features that pages can use by default and that
+// give access to a user's devices, location or money.
+var sensitiveFeatures = []string{
 	"accelerometer", "camera", "display-capture", "geolocation", "gyroscope", "hid",
 	"idle-detection", "local-fonts", "magnetometer",
 	"microphone", "midi", "payment", "screen-wake-lock", "serial", "usb", "xr-spatial-tracking",
@@ -145,13 +145,14 @@ var asking = []string{
 func permissionsPolicy(used []string) (string, error) {
 	var errs []error
 	for _, feature := range used {
-		if !slices.Contains(asking, feature) {
+		if !slices.Contains(sensitiveFeatures, feature) {
 			errs = append(errs, configerr.New("Permissions", feature,
-				fmt.Errorf("%q is not one of those denied: %s", feature, strings.Join(asking, ", "))))
+				fmt.Errorf("%q is unknown; the known ones are: %s", feature,
+					strings.Join(sensitiveFeatures, ", "))))
 		}
 	}
 	var denied []string
-	for _, feature := range asking {
+	for _, feature := range sensitiveFeatures {
 		if !slices.Contains(used, feature) {
 			denied = append(denied, feature+"=()")
 		}

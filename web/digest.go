@@ -14,7 +14,7 @@ type digests struct {
 	all map[string]digest
 }
 
-// digest is what was computed from a file's content.
+// digest holds values computed from a file's content.
 type digest struct {
 	version fileVersion
 	etag    string

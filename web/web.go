@@ -107,7 +107,7 @@ func New(cfg Config) (*Handler, error) {
 		"Cross-Origin-Resource-Policy": "same-origin",
 		"Permissions-Policy":           permissions,
 	}
-	if cfg.HTTPS { // RFC 6797 7.2: never over plain http
+	if cfg.HTTPS { // RFC 6797, section 7.2: not over plain http
 		h.headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
 	}
 	return h, nil
@@ -131,7 +131,7 @@ func checkFiles(cfg Config) error {
 	return nil
 }
 
-// checkDir reports what is wrong with a directory and how to fix it.
+// checkDir returns an error with a hint if a directory cannot be served.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -156,7 +156,7 @@ func checkDir(dir string) error {
 	return fmt.Errorf("%q has no index.html: build the app first, or name the directory that its build writes to", dir)
 }
 
-// directory is an fs.FS that opens its root for each file, since a deploy may
+// directory is an fs.FS that opens its root for each file, because a deploy may
 // replace the directory or the link to it. os.Root keeps all paths inside,
 // symbolic links included.
 type directory string
@@ -228,7 +228,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, fs.ErrNotExist):
 		refuse(w, http.StatusNotFound)
 	default:
-		h.log.ErrorContext(r.Context(), "serve the app's file", "file", name, "err", err)
+		h.log.ErrorContext(r.Context(), "file of the app not served", "file", name, "err", err)
 		refuse(w, http.StatusInternalServerError)
 	}
 }
@@ -265,7 +265,7 @@ func isFileName(name string) bool {
 
 // isAsset reports whether a path names a file and not a place in the app.
 // index.html instead of a missing script or image would be a confusing error.
-// /people/jane.doe is a place.
+// /people/jane.doe is a place in the app.
 func isAsset(name string) bool {
 	_, known := contentTypes[strings.ToLower(path.Ext(strings.TrimSuffix(name, "/")))]
 	return known
@@ -307,7 +307,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 		if info.ModTime().Sub(siblingInfo.ModTime()) > sameBuild {
 			continue // left over from an earlier deploy
 		}
-		header.Set("Vary", "Accept-Encoding") // also if the response is not encoded (RFC 9110 12.5.5)
+		header.Set("Vary", "Accept-Encoding") // also if the response is not encoded (RFC 9110, section 12.5.5)
 		if header.Get("Content-Encoding") == "" && accepts(r, e.coding) {
 			if body, _, err = h.read(name+e.suffix, sibling, siblingInfo, false); err != nil {
 				return err
@@ -320,8 +320,8 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 	}
 	if header.Get("Content-Encoding") != "" && r.Header.Get("If-Match") == "" &&
 		r.Header.Get("If-Unmodified-Since") == "" {
-		// ServeContent leaves it out for encoded content. With those two it may
-		// answer 412, which has no content.
+		// ServeContent omits it for encoded content. With those two headers the
+		// response may be 412, which has no content.
 		header.Set("Content-Length", strconv.FormatInt(body.size, 10))
 	}
 	for field, values := range header {
@@ -329,7 +329,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string)
 	}
 	if strings.Count(strings.Join(r.Header["Range"], ","), ",") >= maxRanges {
 		r = r.Clone(r.Context())
-		r.Header.Del("Range") // a server may ignore it (RFC 9110 14.2)
+		r.Header.Del("Range") // a server may ignore it (RFC 9110, section 14.2)
 	}
 	// Without a time there is no Last-Modified: reproducible builds give every
 	// file the same time.
@@ -345,20 +345,20 @@ var encodings = []struct{ coding, suffix string }{{"br", ".br"}, {"gzip", ".gz"}
 // writes files in any order.
 const sameBuild = time.Minute
 
-// accepts reports whether the client accepts a content coding (RFC 9110
-// 12.5.3).
+// accepts reports whether the client accepts a content coding (RFC 9110,
+// section 12.5.3).
 func accepts(r *http.Request, coding string) bool {
 	accepted := false
 	for item := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
 		name, parameter, _ := strings.Cut(item, ";")
 		weight, weighted := strings.CutPrefix(strings.ToLower(strings.TrimSpace(parameter)), "q=")
 		q, err := strconv.ParseFloat(weight, 64)
-		takes := !weighted || err == nil && q > 0
+		accepts := !weighted || err == nil && q > 0
 		switch name = strings.TrimSpace(name); {
 		case strings.EqualFold(name, coding):
-			return takes
+			return accepts
 		case name == "*":
-			accepted = takes
+			accepted = accepts
 		}
 	}
 	return accepted

@@ -8,7 +8,7 @@ export type Session<Claims extends object = UserClaims> =
   | { authenticated: false; user?: undefined; session?: undefined }
   | { authenticated: true; user: Claims; session: SessionTimes };
 
-/** Common standard claims (OpenID Connect Core 5.1), and any others. */
+/** The common standard claims (OpenID Connect Core, section 5.1), and any others. */
 export interface UserClaims {
   sub: string;
   name?: string;

@@ -41,27 +41,27 @@ export function createClient({ prefix = ownPrefix() } = {}) {
   /** @type {Record<EventName, Set<Listener>>} */
   const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set() };
 
-  /** @type {Session | undefined} the last known session state */
-  let known;
-  let asked = 0; // number of requests: only the response to the latest one counts
+  /** @type {Session | undefined} the last session state that was received */
+  let current;
+  let latest = 0; // number of the last request for the state: earlier responses are discarded
 
   /** @param {Session} session */
-  function learn(session) {
-    const before = known;
-    known = session;
+  function update(session) {
+    const before = current;
+    current = session;
     if (JSON.stringify(before) === JSON.stringify(session)) return;
-    // After a logout, the page that the browser returns to is the first to know.
+    // The page that is loaded after a logout is the first to notice it.
     if (!before || idOf(session) !== idOf(before)) tabs.postMessage(idOf(session));
     if (session.authenticated && !before?.authenticated) emit("signed-in", session);
     if (!session.authenticated && before?.authenticated) emit("signed-out", session);
     emit("change", session);
   }
 
-  function learnSignedOut() {
-    asked++; // responses in flight are older
+  function setSignedOut() {
+    latest++; // responses in flight are older
     // The page made a call, so it assumed that the user is signed in.
-    if (!known) emit("signed-out", { authenticated: false });
-    learn({ authenticated: false });
+    if (!current) emit("signed-out", { authenticated: false });
+    update({ authenticated: false });
   }
 
   /**
@@ -95,7 +95,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     const request = new Request(target, { ...init, mode: "same-origin" });
     request.headers.set("X-CSRF", "1");
     const response = await fetch(request);
-    if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") learnSignedOut();
+    if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") setSignedOut();
     return response;
   }
 
@@ -106,7 +106,7 @@ export function createClient({ prefix = ownPrefix() } = {}) {
    * @param {RequestInit} [init]
    * @returns {Promise<any>}
    */
-  async function ask(path, init) {
+  async function callBroker(path, init) {
     const response = await send(prefix + path, { cache: "no-store", ...init });
     if (!response.ok) throw new ProblemError(response.status, await problemIn(response));
     return response.json();
@@ -117,14 +117,14 @@ export function createClient({ prefix = ownPrefix() } = {}) {
    * @param {RequestInit} [init]
    * @returns {Promise<any>}
    */
-  async function askSession(path, init) {
-    const question = ++asked;
-    const session = await ask(path, init);
-    if (question === asked) learn(session);
+  async function requestSession(path, init) {
+    const number = ++latest;
+    const session = await callBroker(path, init);
+    if (number === latest) update(session);
     return session;
   }
 
-  const session = () => askSession("/session");
+  const session = () => requestSession("/session");
 
   /** @param {import("./client.d.ts").LoginOptions} [options] */
   function login({ returnTo = location.pathname + location.search + location.hash, prompt, loginHint, acrValues, maxAge, uiLocales } = {}) {
@@ -148,20 +148,20 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
   }
 
-  // Tabs tell each other the id of the session they know. A tab that receives
-  // another id asks the broker. So does a page that is restored from the
+  // Each tab sends the id of its session to the others. A tab that receives
+  // another id requests the state. So does a page that is restored from the
   // back/forward cache, perhaps after a logout.
-  const lookAgain = () => void session().catch(() => {}); // the next call reports the error
+  const refreshState = () => void session().catch(() => {}); // the next call reports the error
   tabs.addEventListener("message", ({ data }) => {
-    if (data !== idOf(known)) lookAgain();
+    if (data !== idOf(current)) refreshState();
   });
   addEventListener("pageshow", (event) => {
-    if (event.persisted) lookAgain();
+    if (event.persisted) refreshState();
   });
 
   return {
     session,
-    refresh: () => askSession("/session/refresh", { method: "POST" }),
+    refresh: () => requestSession("/session/refresh", { method: "POST" }),
 
     fetch(input, { background = false, ...init } = {}) {
       const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : undefined));
@@ -177,27 +177,27 @@ export function createClient({ prefix = ownPrefix() } = {}) {
         frame.hidden = true;
         frame.src = `${prefix}/silent-login`;
         /** @param {MessageEvent} event */
-        const hear = ({ origin, source, data }) => {
-          if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") end(data.authenticated === true);
+        const onMessage = ({ origin, source, data }) => {
+          if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") finish(data.authenticated === true);
         };
-        const timer = setTimeout(() => end(false), timeout); // the provider may show an error page
+        const timer = setTimeout(() => finish(false), timeout); // the provider may show an error page
         /** @param {boolean} authenticated */
-        const end = (authenticated) => {
+        const finish = (authenticated) => {
           clearTimeout(timer);
-          removeEventListener("message", hear);
+          removeEventListener("message", onMessage);
           frame.remove();
           if (!authenticated) return resolve(false);
           session().then(() => resolve(true), () => resolve(true)); // notifies listeners
         };
-        addEventListener("message", hear);
+        addEventListener("message", onMessage);
         document.body.append(frame);
       });
     },
 
     stepUp(response, options) {
-      const demanded = challenge(response);
-      if (demanded) login({ ...options, ...demanded });
-      return demanded !== undefined;
+      const required = challenge(response);
+      if (required) login({ ...options, ...required });
+      return required !== undefined;
     },
 
     challenge,

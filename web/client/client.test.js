@@ -5,11 +5,11 @@ import { createClient, ProblemError } from "./client.js";
 
 const origin = "https://app.example.com";
 
-/** What a browser has and Node has not. Each test gets a new page. */
+/** The parts of a browser that Node lacks. Each test has a new page. */
 let page;
 
 beforeEach(() => {
-  page = { requests: [], answers: [], visited: [], tabs: [], pageshow: [], messages: new Set(), errors: [], forms: [], frames: [] };
+  page = { requests: [], responses: [], visited: [], tabs: [], pageshow: [], messages: new Set(), errors: [], forms: [], frames: [] };
   globalThis.location = {
     origin,
     href: `${origin}/orders?page=2#third`,
@@ -40,8 +40,8 @@ beforeEach(() => {
   globalThis.removeEventListener = (_, listener) => page.messages.delete(listener);
   globalThis.fetch = async (request) => {
     page.requests.push(request);
-    const next = page.answers.shift();
-    assert.ok(next, `no answer was prepared for ${request.method} ${request.url}`);
+    const next = page.responses.shift();
+    assert.ok(next, `unexpected request: ${request.method} ${request.url}`);
     return next;
   };
   globalThis.BroadcastChannel = class {
@@ -73,29 +73,29 @@ const alice = (id = "s1") => ({
 const nobody = { authenticated: false };
 const notSignedIn = () => problem(401, "not_signed_in", { login_url: "/bff/login" });
 
-/** Records the names of the events that a client raises. */
+/** Records the names of the events that a client emits. */
 function record(client) {
   const events = [];
   for (const event of ["signed-in", "signed-out", "change"]) client.on(event, () => events.push(event));
   return events;
 }
 
-/** Lets everything that is under way come to rest. */
+/** Waits until all pending promises are settled. */
 const settle = () => new Promise((done) => setImmediate(done));
 
-test("the prefix is where the module came from, or /bff in a bundle, or what is given", async () => {
-  page.answers = [json(nobody), json(nobody), json(nobody)];
+test("the prefix is an option, else that of the module URL, else /bff", async () => {
+  page.responses = [json(nobody), json(nobody), json(nobody)];
   await createClient({ prefix: "/auth" }).session();
   await createClient().session();
-  // In Node the module's address is that of its file.
+  // In Node the URL of the module is that of its file.
   const { pathname } = new URL("./client.js", import.meta.url);
   const bundled = await import(`data:text/javascript,${encodeURIComponent(await (await import("node:fs/promises")).readFile(new URL("./client.js", import.meta.url), "utf8"))}`);
   await bundled.createClient().session();
   assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/auth/session", pathname.replace("/client.js", "/session"), "/bff/session"]);
 });
 
-test("session asks the broker with the header that it wants", async () => {
-  page.answers = [json(alice())];
+test("session sends the CSRF header", async () => {
+  page.responses = [json(alice())];
   const session = await createClient({ prefix: "/bff" }).session();
   assert.deepEqual(session, alice());
   const [request] = page.requests;
@@ -105,15 +105,15 @@ test("session asks the broker with the header that it wants", async () => {
   assert.equal(request.mode, "same-origin");
 });
 
-test("refresh posts, and answers as session does", async () => {
-  page.answers = [json(alice())];
+test("refresh sends a POST and returns the session state", async () => {
+  page.responses = [json(alice())];
   assert.deepEqual(await createClient({ prefix: "/bff" }).refresh(), alice());
   assert.equal(page.requests[0].method, "POST");
   assert.equal(page.requests[0].url, `${origin}/bff/session/refresh`);
 });
 
-test("an error of the broker is a ProblemError that says what to do", async () => {
-  page.answers = [problem(503, "store_unavailable", { detail: "Try again." })];
+test("a problem of the broker is a ProblemError with its members", async () => {
+  page.responses = [problem(503, "store_unavailable", { detail: "Try again." })];
   await assert.rejects(createClient({ prefix: "/bff" }).session(), (err) => {
     assert.ok(err instanceof ProblemError && err instanceof Error);
     assert.equal(err.name, "ProblemError");
@@ -123,19 +123,19 @@ test("an error of the broker is a ProblemError that says what to do", async () =
   });
 });
 
-test("an error of something on the way is a ProblemError without a code", async () => {
-  for (const answer of [
+test("an error of a proxy in between is a ProblemError without a code", async () => {
+  for (const response of [
     new Response("<h1>Bad gateway</h1>", { status: 502, headers: { "Content-Type": "text/html" } }),
     new Response("{", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
     new Response("null", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
   ]) {
-    page.answers = [answer];
+    page.responses = [response];
     await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "The response has status 502" });
   }
 });
 
-test("fetch adds X-CSRF and keeps what it is given", async () => {
-  page.answers = [json({}), json({}), json({}), json({})];
+test("fetch adds X-CSRF and keeps its arguments", async () => {
+  page.responses = [json({}), json({}), json({}), json({})];
   const client = createClient({ prefix: "/bff" });
   await client.fetch("/api/orders", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" });
   await client.fetch("more");
@@ -153,8 +153,8 @@ test("fetch adds X-CSRF and keeps what it is given", async () => {
   }
 });
 
-test("a background call says so", async () => {
-  page.answers = [json({}), json({})];
+test("a background call sends X-Background", async () => {
+  page.responses = [json({}), json({})];
   const client = createClient({ prefix: "/bff" });
   await client.fetch("/api/news", { background: true });
   await client.fetch(new Request(`${origin}/api/news`, { headers: { Accept: "text/plain" } }), { background: true });
@@ -169,8 +169,8 @@ test("fetch sends nothing to another origin", async () => {
   assert.equal(page.requests.length, 0);
 });
 
-test("a 401 of the broker raises signed-out once, and is returned unread", async () => {
-  page.answers = [json(alice()), notSignedIn(), notSignedIn()];
+test("a 401 of the broker emits signed-out once; its body can be read", async () => {
+  page.responses = [json(alice()), notSignedIn(), notSignedIn()];
   const client = createClient({ prefix: "/bff" });
   await client.session();
   const events = record(client);
@@ -181,49 +181,49 @@ test("a 401 of the broker raises signed-out once, and is returned unread", async
   assert.deepEqual(events, ["signed-out", "change"]);
 });
 
-test("a 401 raises signed-out on a page that never asked who is signed in", async () => {
-  page.answers = [notSignedIn()];
+test("a 401 emits signed-out on a page that did not call session", async () => {
+  page.responses = [notSignedIn()];
   const client = createClient({ prefix: "/bff" });
   const events = record(client);
   await client.fetch("/api/me");
   assert.deepEqual(events, ["signed-out", "change"]);
 });
 
-test("a challenge to sign in more strongly says how to log in", () => {
+test("challenge returns the options of the login that is required", () => {
   const client = createClient({ prefix: "/bff" });
-  const answer = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
+  const response = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
   const challenge = 'Bearer realm="api", error="insufficient_user_authentication", acr_values="gold platinum", max_age="300"';
-  assert.deepEqual(client.challenge(answer(401, challenge)), { acrValues: "gold platinum", maxAge: 300 });
-  assert.deepEqual(client.challenge(answer(401, 'Bearer error="insufficient_user_authentication", max_age=5')), { maxAge: 5 });
-  for (const other of [answer(401), answer(403, challenge), answer(401, 'Bearer error="invalid_token"'), answer(401, 'Cookie realm="cloakroom"')]) {
+  assert.deepEqual(client.challenge(response(401, challenge)), { acrValues: "gold platinum", maxAge: 300 });
+  assert.deepEqual(client.challenge(response(401, 'Bearer error="insufficient_user_authentication", max_age=5')), { maxAge: 5 });
+  for (const other of [response(401), response(403, challenge), response(401, 'Bearer error="invalid_token"'), response(401, 'Cookie realm="cloakroom"')]) {
     assert.equal(client.challenge(other), undefined);
   }
-  client.login(client.challenge(answer(401, challenge)));
+  client.login(client.challenge(response(401, challenge)));
   assert.deepEqual(page.visited, ["/bff/login?return_to=%2Forders%3Fpage%3D2%23third&acr_values=gold+platinum&max_age=300"]);
 });
 
-test("no other answer raises signed-out", async () => {
+test("no other response emits signed-out", async () => {
   const client = createClient({ prefix: "/bff" });
-  page.answers = [json(alice())];
+  page.responses = [json(alice())];
   await client.session();
   const events = record(client);
-  for (const answer of [
+  for (const response of [
     problem(401, "navigation_only"),
     problem(403, "not_signed_in"),
     problem(503, "store_unavailable"),
     json({ code: "not_signed_in" }, 401),
     new Response("no", { status: 401 }),
   ]) {
-    page.answers = [answer];
+    page.responses = [response];
     await client.fetch("/api/me");
   }
   assert.deepEqual(events, []);
 });
 
-test("signed-in and change say what became different", async () => {
+test("signed-in, signed-out and change are emitted on a change only", async () => {
   const later = alice();
   later.session.access_token_expires_at = "2026-11-01T10:02:00Z";
-  page.answers = [json(nobody), json(alice()), json(alice()), json(later), json(nobody)];
+  page.responses = [json(nobody), json(alice()), json(alice()), json(later), json(nobody)];
   const client = createClient({ prefix: "/bff" });
   const events = record(client);
   const perCall = [];
@@ -234,22 +234,22 @@ test("signed-in and change say what became different", async () => {
   assert.deepEqual(perCall, [["change"], ["signed-in", "change"], [], ["change"], ["signed-out", "change"]]);
 });
 
-test("an answer that a later one overtook changes nothing", async () => {
-  let answerFirst;
-  globalThis.fetch = () => new Promise((resolve) => (answerFirst = resolve));
+test("a response that arrives after a later one is discarded", async () => {
+  let resolveFirst;
+  globalThis.fetch = () => new Promise((resolve) => (resolveFirst = resolve));
   const client = createClient({ prefix: "/bff" });
   const first = client.session();
   await settle();
   globalThis.fetch = async () => json(nobody);
   await client.session();
   const events = record(client);
-  answerFirst(json(alice()));
+  resolveFirst(json(alice()));
   await first;
   assert.deepEqual(events, []);
 });
 
-test("on returns what ends it, and knows its events", async () => {
-  page.answers = [json(alice()), json(nobody)];
+test("on returns a function that removes the listener; unknown events throw", async () => {
+  page.responses = [json(alice()), json(nobody)];
   const client = createClient({ prefix: "/bff" });
   const seen = [];
   const off = client.on("change", (session) => seen.push(session));
@@ -260,8 +260,8 @@ test("on returns what ends it, and knows its events", async () => {
   assert.throws(() => client.on("signedout", () => {}), TypeError);
 });
 
-test("a listener that throws keeps neither the others nor the caller from going on", async () => {
-  page.answers = [json(alice())];
+test("a listener that throws does not affect other listeners or the caller", async () => {
+  page.responses = [json(alice())];
   const client = createClient({ prefix: "/bff" });
   const mistake = new Error("a mistake");
   client.on("signed-in", () => {
@@ -273,7 +273,7 @@ test("a listener that throws keeps neither the others nor the caller from going 
   assert.deepEqual(page.errors, [mistake]);
 });
 
-test("login leaves for the broker, and comes back here unless told otherwise", () => {
+test("login navigates to the broker and returns to this page by default", () => {
   const client = createClient({ prefix: "/bff" });
   client.login();
   client.login({ returnTo: "/a?b=c&d", prompt: "login", loginHint: "alice@example.com", acrValues: "mfa", maxAge: 0, uiLocales: "de en" });
@@ -290,7 +290,7 @@ test("login leaves for the broker, and comes back here unless told otherwise", (
   });
 });
 
-test("logout posts a form, so that no script sees where it leads", () => {
+test("logout submits a form, so that no script reads the redirect", () => {
   createClient({ prefix: "/bff" }).logout({ returnTo: "/bye" });
   const [form] = page.forms;
   assert.deepEqual([form.method, form.action], ["POST", "/bff/logout"]);
@@ -298,8 +298,8 @@ test("logout posts a form, so that no script sees where it leads", () => {
   assert.equal(page.requests.length, 0);
 });
 
-test("a tab that hears of another session asks the broker, and only then", async () => {
-  page.answers = [json(alice("s1")), json(nobody), json(alice("s2"))];
+test("a tab requests the state only if another tab has another session", async () => {
+  page.responses = [json(alice("s1")), json(nobody), json(alice("s2"))];
   const client = createClient({ prefix: "/bff" });
   await client.session();
   const events = record(client);
@@ -314,14 +314,14 @@ test("a tab that hears of another session asks the broker, and only then", async
   await settle();
   assert.deepEqual([page.requests.length, events.splice(0)], [2, ["signed-out", "change"]]);
 
-  tab.receive("s2"); // and in again
+  tab.receive("s2"); // signed in again
   await settle();
   assert.deepEqual([page.requests.length, events.splice(0)], [3, ["signed-in", "change"]]);
   assert.deepEqual(tab.sent, ["s1", null, "s2"]);
 });
 
-test("a page that comes back from the back/forward cache looks again", async () => {
-  page.answers = [json(alice()), json(nobody)];
+test("a page that is restored from the back/forward cache requests the state", async () => {
+  page.responses = [json(alice()), json(nobody)];
   const client = createClient({ prefix: "/bff" });
   await client.session();
   const events = record(client);
@@ -332,8 +332,8 @@ test("a page that comes back from the back/forward cache looks again", async () 
   assert.deepEqual(events, ["signed-out", "change"]);
 });
 
-test("what another tab says does no harm while the broker is out of reach", async () => {
-  page.answers = [json(alice()), problem(503, "store_unavailable")];
+test("a message of another tab while the broker is down changes nothing", async () => {
+  page.responses = [json(alice()), problem(503, "store_unavailable")];
   const client = createClient({ prefix: "/bff" });
   await client.session();
   const events = record(client);
@@ -342,50 +342,50 @@ test("what another tab says does no harm while the broker is out of reach", asyn
   assert.deepEqual(events, []);
 });
 
-/** A message, as the silent sign-in's page posts it unless something else is said. */
-const tell = (event = {}) => {
+/** Delivers the message of the silent login's page, with some fields replaced. */
+const deliver = (event = {}) => {
   for (const listener of [...page.messages]) {
     listener({ origin, source: page.frames[0].contentWindow, data: { type: "cloakroom:silent-login", authenticated: true }, ...event });
   }
 };
 
-test("silentLogin asks in a frame, and believes nobody else", async () => {
+test("silentLogin loads a frame and accepts messages of that frame only", async () => {
   const client = createClient({ prefix: "/bff" });
   let outcome;
   const silent = client.silentLogin().then((authenticated) => (outcome = authenticated));
   assert.deepEqual(page.frames.map(({ src, hidden }) => [src, hidden]), [["/bff/silent-login", true]]);
-  tell({ origin: "https://evil.example.com" });
-  tell({ source: {} });
-  tell({ data: { type: "something else", authenticated: true } });
-  tell({ data: null });
+  deliver({ origin: "https://evil.example.com" });
+  deliver({ source: {} });
+  deliver({ data: { type: "something else", authenticated: true } });
+  deliver({ data: null });
   await new Promise(setImmediate);
   assert.equal(outcome, undefined);
-  page.answers.push(json({ authenticated: true, user: { sub: "alice" }, session: { id: "s1" } }));
+  page.responses.push(json({ authenticated: true, user: { sub: "alice" }, session: { id: "s1" } }));
   const signedIn = [];
   client.on("signed-in", ({ user }) => signedIn.push(user.sub));
-  tell();
+  deliver();
   await silent;
   assert.deepEqual([outcome, signedIn, page.frames, page.messages.size], [true, ["alice"], [], 0]);
 });
 
-test("silentLogin takes anything but true for false, and silence too", async () => {
+test("silentLogin returns false without the message authenticated: true", async () => {
   for (const authenticated of [false, undefined, "true", 1]) {
     const silent = createClient({ prefix: "/bff" }).silentLogin();
-    tell({ data: { type: "cloakroom:silent-login", authenticated } });
+    deliver({ data: { type: "cloakroom:silent-login", authenticated } });
     assert.equal(await silent, false);
   }
   assert.equal(await createClient({ prefix: "/bff" }).silentLogin({ timeout: 5 }), false);
   assert.deepEqual([page.requests, page.frames, page.messages.size], [[], [], 0]);
 });
 
-test("stepUp goes where a challenge leads, and nowhere else", () => {
+test("stepUp navigates to the login that a challenge requires", () => {
   const client = createClient({ prefix: "/bff" });
-  const answer = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
-  assert.equal(client.stepUp(answer(401, 'Bearer error="invalid_token"')), false);
-  assert.equal(client.stepUp(answer(403, 'Bearer error="insufficient_user_authentication"')), false);
-  assert.equal(client.stepUp(answer(200)), false);
+  const response = (status, challenge) => new Response("", { status, headers: challenge ? { "WWW-Authenticate": challenge } : {} });
+  assert.equal(client.stepUp(response(401, 'Bearer error="invalid_token"')), false);
+  assert.equal(client.stepUp(response(403, 'Bearer error="insufficient_user_authentication"')), false);
+  assert.equal(client.stepUp(response(200)), false);
   assert.deepEqual(page.visited, []);
-  assert.equal(client.stepUp(answer(401, 'DPoP error="insufficient_user_authentication", acr_values="gold silver", max_age="60"'), { uiLocales: "de" }), true);
+  assert.equal(client.stepUp(response(401, 'DPoP error="insufficient_user_authentication", acr_values="gold silver", max_age="60"'), { uiLocales: "de" }), true);
   const { pathname, searchParams } = new URL(page.visited[0], origin);
   assert.equal(pathname, "/bff/login");
   assert.deepEqual(Object.fromEntries(searchParams), { return_to: "/orders?page=2#third", acr_values: "gold silver", max_age: "60", ui_locales: "de" });

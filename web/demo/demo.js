@@ -1,10 +1,10 @@
-// The sample app: what an app of your own would do, with a few windows into what happens.
+// The sample app: what your app would do. It also shows what happens behind it.
 import { createClient, ProblemError } from "/bff/client.js";
 
 /** @param {string} id */
 const $ = (id) => document.getElementById(id);
 
-// Everything that any answer said, for the last section. The client calls the fetch that it finds here.
+// All responses, for the last section. The client uses this fetch.
 const received = [];
 const browserFetch = window.fetch;
 window.fetch = async (...request) => {
@@ -50,10 +50,10 @@ function show({ authenticated, user, session }) {
 $("sign-in").onclick = $("sign-in-again").onclick = () => client.login();
 $("sign-out").onclick = () => client.logout();
 
-// How long the access token is good. The page has this from the session; the token it has never seen.
+// How long the access token is valid. That is part of the session state. The page never gets the token.
 
 let expires; // in milliseconds, undefined if unknown
-let span = 0; // what the countdown began with
+let span = 0; // the start of the countdown
 let refreshes = 0;
 
 /** @param {string | null} rfc3339 */
@@ -70,7 +70,7 @@ function showExpiry(rfc3339) {
   tick();
 }
 
-/** @param {string} text said once, not with every tick */
+/** @param {string} text shown once, not with every tick */
 function note(text) {
   if ($("refresh-note").textContent !== text) $("refresh-note").textContent = text;
 }
@@ -104,7 +104,7 @@ for (const button of document.querySelectorAll("button[data-path]")) {
 }
 
 /**
- * Calls the API, shows the answer, and looks whether the broker refreshed the token for it.
+ * Calls the API, shows the response, and checks whether the broker refreshed the token.
  *
  * @param {string} path
  */
@@ -112,7 +112,7 @@ async function call(path) {
   const began = performance.now();
   const response = await client.fetch(path);
   const took = Math.round(performance.now() - began);
-  showAnswer(path, response.status, took, await response.text());
+  showResponse(path, response.status, took, await response.text());
   if (document.body.dataset.state === "signed-in") await client.session();
   return response;
 }
@@ -123,23 +123,23 @@ async function call(path) {
  * @param {number} took in milliseconds
  * @param {string} body
  */
-function showAnswer(path, status, took, body) {
+function showResponse(path, status, took, body) {
   let text = body;
   let problem = {};
   try {
     problem = JSON.parse(body);
     text = JSON.stringify(problem, null, 2);
   } catch {
-    // not JSON: shown as it is
+    // not JSON: shown unchanged
   }
-  const head = element("p", "", { className: "answer-head" });
+  const head = element("p", "", { className: "response-head" });
   head.append(
     element("span", String(status), { className: "status" }),
     element("code", `GET ${path}`),
     element("span", `${took} ms`, { className: "aside" }),
   );
   const result = $("result");
-  result.ariaLive = $("keep-calling").checked ? "off" : "polite"; // an announcement a second helps nobody
+  result.ariaLive = $("keep-calling").checked ? "off" : "polite"; // not an announcement every second
   result.dataset.status = String(status);
   result.dataset.path = path;
   result.dataset.kind = String(status)[0];
@@ -186,7 +186,7 @@ function showTally() {
   Object.assign($("tally").dataset, { calls, failures, refreshes: since });
   $("tally").hidden = false;
   $("tally").textContent =
-    `${count(calls, "call")}, ${failures === 0 ? "each answered" : `${failures} not answered as they should`}; ${count(since, "refresh", "refreshes")} meanwhile.`;
+    `${count(calls, "call")}, ${failures === 0 ? "each successful" : `${failures} failed`}; ${count(since, "refresh", "refreshes")} meanwhile.`;
 }
 
 // What JavaScript can see
@@ -200,7 +200,7 @@ $("look").onclick = () =>
       ["sessionStorage", JSON.stringify({ ...sessionStorage })],
       ["IndexedDB", JSON.stringify((await indexedDB.databases()).map((db) => db.name))],
       ["The address bar and history", location.href + JSON.stringify(history.state)],
-      [`${count(bodies.length, "answer")} so far, headers and all`, bodies.join("\n")],
+      [`${count(bodies.length, "response")} so far, with headers`, bodies.join("\n")],
     ];
     const empty = ["", "{}", "[]"];
     const list = element("ul", "", { className: "places" });
@@ -209,18 +209,18 @@ $("look").onclick = () =>
       const token = tokenIn(text);
       if (token) found++;
       const item = element("li", "", { className: token ? "found" : "clean" });
-      item.append(element("span", place), element("span", token ? `holds ${token}` : empty.includes(text) ? "empty" : `no token in ${count(text.length, "character")}`));
+      item.append(element("span", place), element("span", token ? `contains ${token}` : empty.includes(text) ? "empty" : `no token in ${count(text.length, "character")}`));
       list.append(item);
     }
     const verdict = found
-      ? `There is something that looks like a token in ${count(found, "place")}. This should not be.`
+      ? `There is something that looks like a token in ${count(found, "place")}. That should not happen.`
       : "Nothing. There is no token that a script could steal.";
     $("look-result").dataset.verdict = found ? "found" : "clean";
     $("look-result").replaceChildren(element("p", verdict, { className: "verdict" }), list);
   });
 
 /**
- * Returns what looks like a token in a text: a JWS or a JWE, or a member with a token's name.
+ * Returns what looks like a token in a text: a JWS, a JWE, or a member with the name of a token.
  *
  * @param {string} text
  */
@@ -229,10 +229,10 @@ function tokenIn(text) {
   return text.match(/(access|refresh|id)_token(?=\W{1,4}[\w-]{8})/)?.[0];
 }
 
-// Small things
+// Helpers
 
 /**
- * Runs what a button is for, while the button is busy, and says what went wrong.
+ * Runs the action of a button, which is busy meanwhile, and shows an error.
  *
  * @param {HTMLButtonElement} button
  * @param {() => Promise<unknown>} action
@@ -252,7 +252,7 @@ async function attempt(button, action) {
 
 /** @param {unknown} err */
 function showTrouble(err) {
-  if (err instanceof ProblemError && err.code === "not_signed_in") return; // the notice says it
+  if (err instanceof ProblemError && err.code === "not_signed_in") return; // the notice is shown already
   const help = err instanceof ProblemError && err.requestId ? ` (${err.code}, request ${err.requestId})` : "";
   $("trouble").textContent = err instanceof ProblemError ? err.message + help : `The broker cannot be reached: ${err.message}`;
   $("trouble").hidden = false;

@@ -1,4 +1,4 @@
-// Chromium, and pictures of its pages where a test fails.
+// Chromium, and screenshots of its pages when a test fails.
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -6,7 +6,7 @@ import { chromium } from "playwright-core";
 
 import { failures } from "./process.js";
 
-/** Starts Chromium without its requests to the Internet. */
+/** Starts a Chromium that sends no requests of its own to the Internet. */
 export const launch = () =>
   chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
@@ -14,7 +14,7 @@ export const launch = () =>
   });
 
 /**
- * Saves a picture of each open page of a context. It never fails: the test has failed already.
+ * Saves a screenshot of each open page of a context. It never fails: the test has failed already.
  *
  * @param {import("playwright-core").BrowserContext} context
  * @param {string} title
@@ -28,7 +28,7 @@ export async function savePages(context, title) {
 }
 
 /**
- * Closes a browser. Contexts that are still open belong to failed tests: their pages are saved first.
+ * Closes a browser. Contexts that are still open belong to failed tests: it saves screenshots of their pages first.
  *
  * @param {import("playwright-core").Browser | undefined} browser
  * @param {string} title

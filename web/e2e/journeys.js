@@ -1,4 +1,4 @@
-// Tests of the sample app in a browser, for any way to serve it.
+// Tests of the sample app in a browser, for every way to serve it.
 import assert from "node:assert/strict";
 import { mkdir } from "node:fs/promises";
 import http from "node:http";
@@ -38,7 +38,7 @@ export function journeys(name, deploy, { tokenLife }) {
     });
 
     /**
-     * Registers a test with its own browser profile. At its end it also checks that no page logged an error or contained a token.
+     * Registers a test with its own browser profile. It also fails if a page logs an error or contains a token.
      *
      * @param {string} title
      * @param {(visit: { open: (path?: string) => Promise<Page>, shot: (page: Page, state: string) => Promise<void>, context: import("playwright-core").BrowserContext }) => Promise<void>} steps
@@ -47,7 +47,7 @@ export function journeys(name, deploy, { tokenLife }) {
       test(title, async () => {
         const context = await browser.newContext({ baseURL: deployment.baseURL, viewport: { width: 1280, height: 900 } });
         context.setDefaultTimeout(15_000);
-        const seen = watch(context, deployment.baseURL);
+        const watcher = watch(context, deployment.baseURL);
         try {
           await steps({
             context,
@@ -60,7 +60,7 @@ export function journeys(name, deploy, { tokenLife }) {
             shot: (page, state) => shoot(page, `${name} ${state}`),
           });
           for (const page of context.pages()) await holdsNoToken(page);
-          await seen.isClean();
+          await watcher.isClean();
         } catch (err) {
           await savePages(context, `${name} ${title}`);
           throw err;
@@ -78,7 +78,7 @@ export function journeys(name, deploy, { tokenLife }) {
 
       assert.deepEqual(await call(page, "#call-public"), { path: "/public/time", status: 200 });
       assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 401 });
-      assert.equal(await page.locator("#signed-out-notice").isVisible(), false); // nobody was signed in
+      assert.equal(await page.locator("#signed-out-notice").isVisible(), false); // the user was not signed in
       await shot(page, "signed out, refused");
     });
 
@@ -96,11 +96,11 @@ export function journeys(name, deploy, { tokenLife }) {
       assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 200 });
       assert.match(await page.locator("#result").innerText(), /alice/i);
       assert.deepEqual(await call(page, "#call-orders"), { path: "/api/orders", status: 200 });
-      await shot(page, "an answer");
+      await shot(page, "a response");
       assert.deepEqual(await call(page, "#call-public"), { path: "/public/time", status: 200 });
       assert.deepEqual(await call(page, "#call-admin"), { path: "/api/admin", status: 403 });
       assert.match(await page.locator("#result").innerText(), /insufficient_scope/);
-      assert.equal(await page.locator("#user-name").isVisible(), true); // a refusal is no sign-out
+      assert.equal(await page.locator("#user-name").isVisible(), true); // a 403 is no sign-out
       await shot(page, "not allowed");
 
       const [cookie, ...others] = (await context.cookies(deployment.baseURL)).filter((c) => c.name.includes("cloakroom"));
@@ -112,14 +112,14 @@ export function journeys(name, deploy, { tokenLife }) {
       await shot(page, "what JavaScript sees");
     });
 
-    journey("the token check of these tests detects a token", async ({ open, shot }) => {
+    journey("the check for tokens detects a token", async ({ open, shot }) => {
       const page = await open();
-      const planted = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.";
-      await page.evaluate((token) => localStorage.setItem("token", token), planted);
+      const injected = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.";
+      await page.evaluate((token) => localStorage.setItem("token", token), injected);
       await page.locator("#look").click();
       await page.locator('#look-result[data-verdict="found"]').waitFor();
-      await shot(page, "a token in sight");
-      await assert.rejects(holdsNoToken(page), /localStorage/); // so does the test itself
+      await shot(page, "a token detected");
+      await assert.rejects(holdsNoToken(page), /localStorage/); // the check of the tests
       await page.evaluate(() => localStorage.clear());
     });
 
@@ -130,8 +130,8 @@ export function journeys(name, deploy, { tokenLife }) {
       await page.locator("#keep-calling").check();
       const signedInAt = Date.now();
       await page.locator('#tally:not([data-refreshes="0"]):not([data-refreshes="1"])').waitFor({ timeout: tokenLife * 4000 });
-      assert.ok(Date.now() - signedInAt > (tokenLife / 2) * 1000, "two refreshes take a while");
-      while (Date.now() - signedInAt < tokenLife * 1500) await nextCall(page); // past the end of the first token in any case
+      assert.ok(Date.now() - signedInAt > (tokenLife / 2) * 1000, "the second refresh came too early");
+      while (Date.now() - signedInAt < tokenLife * 1500) await nextCall(page); // until the first token has expired
       const { calls, failures } = await page.locator("#tally").evaluate((tally) => ({ ...tally.dataset }));
       assert.equal(failures, "0");
       assert.ok(Number(calls) > tokenLife, `got ${calls} calls in ${tokenLife * 1.5} s`);
@@ -144,7 +144,7 @@ export function journeys(name, deploy, { tokenLife }) {
 
       const before = await expiry(page);
       await page.locator("#refresh-now").click();
-      await page.waitForFunction((was) => Date.parse(document.querySelector("#token-countdown").dataset.expiresAt) > was, before);
+      await page.waitForFunction((previous) => Date.parse(document.querySelector("#token-countdown").dataset.expiresAt) > previous, before);
       assert.match(await page.locator("#refresh-note").innerText(), /because you asked/);
     });
 
@@ -154,7 +154,7 @@ export function journeys(name, deploy, { tokenLife }) {
       const other = await open();
       await other.locator("#user-name").waitFor(); // the same session in a second tab
 
-      // As on another device or at the provider: nobody tells the tabs.
+      // As on another device or at the provider: the tabs get no message.
       const ended = await context.request.post(`${deployment.baseURL}/bff/logout`, { headers: { "X-CSRF": "1", Accept: "application/json" } });
       assert.equal(ended.status(), 200);
       assert.equal(await page.locator("#user-name").isVisible(), true);
@@ -162,26 +162,26 @@ export function journeys(name, deploy, { tokenLife }) {
       assert.deepEqual(await call(page, "#call-me"), { path: "/api/me", status: 401 });
       await page.locator("#signed-out-notice").waitFor();
       assert.equal(await page.locator("#user-name").isVisible(), false);
-      await other.locator("#signed-out-notice").waitFor(); // from the first tab, by then
+      await other.locator("#signed-out-notice").waitFor(); // by a message of the first tab
       await shot(page, "signed out elsewhere");
 
       await page.locator("#sign-in-again").click();
       await atProvider(page);
       await page.locator("#user-name").waitFor();
       assert.equal(await page.locator("#signed-out-notice").isVisible(), false);
-      await other.locator("#user-name").waitFor(); // and the other tab is in again as well
+      await other.locator("#user-name").waitFor(); // the other tab is signed in too
     });
 
     journey("another site can start a login but not replace the user", async ({ open, shot }) => {
-      const elsewhere = http.createServer((request, response) => {
+      const otherSite = http.createServer((request, response) => {
         response.setHeader("Content-Type", "text/html");
         response.end(`<a href="${deployment.baseURL}/bff/login?prompt=login&return_to=/from-there">Coats</a>`);
       });
-      await new Promise((listening) => elsewhere.listen(0, "127.0.0.1", listening));
+      await new Promise((listening) => otherSite.listen(0, "127.0.0.1", listening));
       try {
         const page = await open();
         const follow = async (user) => {
-          await page.goto(`http://127.0.0.1:${elsewhere.address().port}/`);
+          await page.goto(`http://127.0.0.1:${otherSite.address().port}/`);
           await page.locator("a").click();
           await page.locator(`button[name="user"][value="${user}"]`).click();
         };
@@ -196,11 +196,11 @@ export function journeys(name, deploy, { tokenLife }) {
         await page.locator("#user-name").waitFor();
         assert.match(await page.locator("#user-name").innerText(), /alice/i);
 
-        await follow("alice"); // who she is anyway
+        await follow("alice"); // the same user
         await page.locator("#user-name").waitFor();
       } finally {
-        elsewhere.closeAllConnections();
-        elsewhere.close();
+        otherSite.closeAllConnections();
+        otherSite.close();
       }
     });
 
@@ -216,7 +216,7 @@ export function journeys(name, deploy, { tokenLife }) {
       assert.deepEqual((await context.cookies(deployment.baseURL)).filter((c) => c.name.includes("cloakroom")), []);
       assert.deepEqual(await call(other, "#call-me"), { path: "/api/me", status: 401 });
 
-      await page.goBack(); // which may bring the page back as it was left
+      await page.goBack(); // which may restore the page from the back/forward cache
       await page.goForward();
       await page.locator("#sign-in").waitFor();
       assert.equal(await page.locator("#user-name").isVisible(), false);
@@ -231,7 +231,7 @@ async function signIn(page) {
   await page.locator("#user-name").waitFor();
 }
 
-/** Picks alice at the provider, unless it knows her already and asks nothing. @param {Page} page */
+/** Selects alice at the provider, unless it has a session of hers. @param {Page} page */
 async function atProvider(page) {
   const alice = page.locator('button[name="user"][value="alice"]');
   await alice.or(page.locator("#user-name")).filter({ visible: true }).first().waitFor();
@@ -239,16 +239,16 @@ async function atProvider(page) {
 }
 
 /**
- * Presses a button that calls the API, and returns what came of it.
+ * Clicks a button that calls the API, and returns the path and the status of the response.
  *
  * @param {Page} page
  * @param {string} button
  */
 async function call(page, button) {
   const path = await page.locator(button).getAttribute("data-path");
-  const answered = page.waitForResponse((response) => new URL(response.url()).pathname === path);
+  const responded = page.waitForResponse((response) => new URL(response.url()).pathname === path);
   await page.locator(button).click();
-  const status = (await answered).status();
+  const status = (await responded).status();
   await page.locator(`#result[data-path="${path}"][data-status="${status}"]`).waitFor();
   await page.locator(`${button}[aria-busy="false"]`).waitFor();
   return { path, status };
@@ -265,10 +265,10 @@ const tokenMember = /(access|refresh|id)_token\W{1,4}[\w-]{8}/;
 
 /** @param {string} where @param {string} text */
 function assertNoToken(where, text) {
-  for (const token of [jwt, tokenMember]) assert.doesNotMatch(text, token, `${where} holds something like a token`);
+  for (const token of [jwt, tokenMember]) assert.doesNotMatch(text, token, `${where} contains what looks like a token`);
 }
 
-/** Looks for a token wherever a script in the page could. @param {Page} page */
+/** Fails if a token is in any place that a script of the page can read. @param {Page} page */
 async function holdsNoToken(page) {
   const places = await page.evaluate(async () => ({
     "document.cookie": document.cookie,
@@ -286,24 +286,24 @@ async function holdsNoToken(page) {
 }
 
 /**
- * Records what the pages of a context complain of, the answers that they get and the addresses that they stay at.
+ * Records the errors and warnings of the pages of a context, the responses that they receive and the URLs that they show.
  *
  * @param {import("playwright-core").BrowserContext} context
  * @param {string} baseURL
  */
 function watch(context, baseURL) {
-  const complaints = [];
+  const errors = [];
   const addresses = [];
   /** @type {Promise<{ url: string, text: string } | undefined>[]} */
-  const answers = [];
+  const responses = [];
 
   context.on("page", (page) => {
-    page.on("pageerror", (err) => complaints.push(String(err)));
+    page.on("pageerror", (err) => errors.push(String(err)));
     page.on("framenavigated", (frame) => addresses.push(frame.url()));
     page.on("response", (response) => {
       if (!response.url().startsWith(`${baseURL}/`) || (response.status() >= 300 && response.status() < 400)) return;
       const text = response.body().then((body) => body.toString());
-      answers.push(
+      responses.push(
         Promise.all([text, response.allHeaders()]).then(
           ([body, headers]) => ({ url: response.url(), text: JSON.stringify(headers) + body }),
           () => undefined, // the page navigated away before the body was read
@@ -315,21 +315,21 @@ function watch(context, baseURL) {
     const { url } = message.location();
     // Browsers log every such response. The journeys expect these.
     const expected = /^Failed to load resource: the server responded with a status of (401|403) /.test(message.text()) && (url.startsWith(`${baseURL}/api/`) || url.startsWith(`${baseURL}/bff/callback?`));
-    if (["error", "warning"].includes(message.type()) && !expected) complaints.push(`${message.text()} (${url})`);
+    if (["error", "warning"].includes(message.type()) && !expected) errors.push(`${message.text()} (${url})`);
   });
 
   return {
     async isClean() {
-      assert.deepEqual(complaints, []);
-      const read = (await Promise.all(answers)).filter((answer) => answer !== undefined);
+      assert.deepEqual(errors, []);
+      const read = (await Promise.all(responses)).filter((response) => response !== undefined);
       for (const path of ["/bff/session", "/bff/client.js", "/demo.js"]) {
         assert.ok(read.some(({ url }) => new URL(url).pathname === path), `the response of ${path} was not checked`);
       }
       for (const { url, text } of read) assertNoToken(url, text);
-      // The callback of a login from another site is a page for a moment, before the browser goes to return_to.
+      // The callback of a login from another site is a page that navigates to return_to.
       for (const address of addresses.filter((a) => a.startsWith(`${baseURL}/`) && !a.startsWith(`${baseURL}/bff/callback?`))) {
         const { searchParams, hash } = new URL(address);
-        for (const name of ["code", "state", "session_state", "iss"]) assert.ok(!searchParams.has(name), `${name} stayed in ${address}`);
+        for (const name of ["code", "state", "session_state", "iss"]) assert.ok(!searchParams.has(name), `${name} is still in ${address}`);
         assert.doesNotMatch(hash, /code=|state=|token=/);
       }
     },

@@ -8,7 +8,7 @@ import { basename, join } from "node:path";
 
 export const repository = new URL("../..", import.meta.url).pathname;
 
-/** Where failed tests leave the output of the programs and pictures of the pages. */
+/** The folder for the output of programs and the screenshots of failed tests. */
 export const failures = join(repository, "web/failures");
 
 /**
@@ -17,36 +17,36 @@ export const failures = join(repository, "web/failures");
  * @param {string} command
  * @param {string[]} args
  * @param {{ ready: RegExp, env?: Record<string, string> }} options
- * @returns {Promise<{ match: RegExpMatchArray, said: () => string, stop: () => Promise<void> }>}
+ * @returns {Promise<{ match: RegExpMatchArray, output: () => string, stop: () => Promise<void> }>}
  */
 export async function start(command, args, { ready, env = {} }) {
   const child = spawn(command, args, { cwd: repository, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
   const die = () => child.kill("SIGKILL");
-  process.once("exit", die); // when the test run is cut off
+  process.once("exit", die); // if the test run is aborted
   const exited = once(child, "exit").then(([code, signal]) => {
     process.off("exit", die);
     return code ?? signal;
   });
-  let said = "";
+  let output = "";
   process.once("exit", (status) => {
     if (status === 0) return;
     mkdirSync(failures, { recursive: true });
-    writeFileSync(join(failures, `${basename(process.argv[1], ".test.js")}-${basename(command)}-${child.pid}.log`), said);
+    writeFileSync(join(failures, `${basename(process.argv[1], ".test.js")}-${basename(command)}-${child.pid}.log`), output);
   });
   const match = await new Promise((resolve, reject) => {
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding("utf8").on("data", (text) => {
-        said += text;
-        const found = said.match(ready);
+        output += text;
+        const found = output.match(ready);
         if (found) resolve(found);
       });
     }
     child.once("error", reject);
-    exited.then((code) => reject(new Error(`${command} ${args.join(" ")} ended with ${code} before it was ready:\n${said}`)), reject);
+    exited.then((code) => reject(new Error(`${command} ${args.join(" ")} ended with ${code} before it was ready:\n${output}`)), reject);
   });
   return {
     match,
-    said: () => said,
+    output: () => output,
     async stop() {
       child.kill("SIGTERM");
       await exited;
@@ -54,13 +54,13 @@ export async function start(command, args, { ready, env = {} }) {
   };
 }
 
-/** Runs a program to its end. @param {string} command @param {string[]} args */
+/** Runs a program and waits until it exits. @param {string} command @param {string[]} args */
 async function run(command, args) {
   const child = spawn(command, args, { cwd: repository, stdio: ["ignore", "pipe", "pipe"] });
-  let said = "";
-  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (said += text));
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
   const [code] = await once(child, "exit");
-  if (code !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${code}:\n${said}`);
+  if (code !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${code}:\n${output}`);
 }
 
 /** Builds a Go program of this repository. @param {string} path @returns {Promise<string>} the binary's path */
@@ -70,10 +70,10 @@ export async function build(path) {
   return binary;
 }
 
-/** The path of the broker's binary: $CLOAKROOM, or one that is built now. */
+/** Returns the path of the broker's binary: $CLOAKROOM, or one that it builds. */
 export const cloakroom = async () => process.env.CLOAKROOM ?? build("./cmd/cloakroom");
 
-/** A TCP port of 127.0.0.1 that nobody listens on. @returns {Promise<number>} */
+/** Returns a free TCP port of 127.0.0.1. @returns {Promise<number>} */
 export async function freePort() {
   const server = createServer().listen(0, "127.0.0.1");
   await once(server, "listening");

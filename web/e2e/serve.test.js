@@ -8,7 +8,7 @@ import { build, cloakroom, freePort, repository, start } from "./process.js";
 
 const tokenLife = 10; // seconds
 
-/** Starts `cloakroom serve` as in production: a configuration file, Redis, and a provider and an API in processes of their own. */
+/** Starts `cloakroom serve` as in production, with a configuration file, Redis, a provider and an API. */
 async function serve() {
   const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
   const baseURL = `http://localhost:${port}`;
@@ -53,9 +53,9 @@ async function serve() {
 }
 
 /**
- * Starts the development provider and the sample API. The command prints a line of JSON when both listen.
+ * Starts the development provider and the sample API.
  *
- * @param {string} baseURL where the broker is going to be
+ * @param {string} baseURL the origin of the broker
  */
 async function startBackend(baseURL) {
   const program = await build("./internal/devidp/cmd/devidp");
@@ -68,14 +68,14 @@ async function startBackend(baseURL) {
   return { issuer, clientID, clientSecret, api, stop };
 }
 
-/** Waits until the broker reaches Redis and has found the provider. @param {string} url */
+/** Waits until the broker is ready. @param {string} url */
 async function ready(url) {
   const deadline = Date.now() + 15_000;
   for (;;) {
     const response = await fetch(url).catch((err) => ({ ok: false, status: err.cause?.code ?? err.message }));
     if (response.ok) return;
-    if (Date.now() > deadline) throw new Error(`${url} still answers ${response.status}`);
-    await new Promise((again) => setTimeout(again, 100));
+    if (Date.now() > deadline) throw new Error(`${url}: got status ${response.status} for 15 s`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 

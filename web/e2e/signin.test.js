@@ -1,5 +1,5 @@
-// Sign-in and sign-out where the result depends on what the browser sends: the initiator of a navigation,
-// cookies, requests of a service worker.
+// Sign-in and sign-out, as far as they depend on what a browser sends: the initiator of a navigation,
+// cookies, and requests of a service worker.
 import assert from "node:assert/strict";
 import { mkdtemp, writeFile } from "node:fs/promises";
 import http from "node:http";
@@ -10,7 +10,7 @@ import { after, before, describe, test } from "node:test";
 import { launch, savePages } from "./browser.js";
 import { build, cloakroom, freePort, start } from "./process.js";
 
-/** The app: a page that says who is signed in, and a service worker that passes navigations on. */
+/** The app: a page that shows the user, and a service worker that forwards navigations. */
 const files = {
   "index.html": `<!doctype html><html lang="en"><meta charset="utf-8"><title>App</title><p id="user"></p><script type="module" src="/app.js"></script></html>`,
   "app.js": `
@@ -26,9 +26,9 @@ const files = {
     });`,
 };
 
-/** @param {http.RequestListener} answer */
-async function listen(answer) {
-  const server = http.createServer(answer);
+/** Starts a server. @param {http.RequestListener} handler */
+async function listen(handler) {
+  const server = http.createServer(handler);
   await new Promise((listening) => server.listen(0, "127.0.0.1", () => listening(undefined)));
   return {
     url: `http://127.0.0.1:${server.address().port}`,
@@ -44,15 +44,15 @@ for (const mode of ["query", "form_post"]) {
     /** @type {import("playwright-core").Browser} */
     let browser;
     let app, elsewhere, upstream;
-    /** @type {{ url: string, authorization: string | undefined, site: string | undefined }[]} what the upstream got */
-    const got = [];
+    /** @type {{ url: string, authorization: string | undefined, site: string | undefined }[]} the requests that the upstream received */
+    const received = [];
     const running = [];
 
     before(async () => {
       const [port, adminPort] = [await freePort(), await freePort()];
       app = `http://localhost:${port}`;
       upstream = await listen((request, response) => {
-        got.push({ url: request.url, authorization: request.headers.authorization, site: request.headers["sec-fetch-site"] });
+        received.push({ url: request.url, authorization: request.headers.authorization, site: request.headers["sec-fetch-site"] });
         response.setHeader("Content-Type", "text/html");
         response.end(`<!doctype html><title>Upstream</title><script>localStorage.setItem("ran", location.href)</script>`);
       });
@@ -80,7 +80,7 @@ for (const mode of ["query", "form_post"]) {
       running.push(await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/ }));
       for (const deadline = Date.now() + 15_000; !(await fetch(`http://127.0.0.1:${adminPort}/readyz`).catch(() => ({ ok: false }))).ok; ) {
         assert.ok(Date.now() < deadline, "the broker is not ready");
-        await new Promise((again) => setTimeout(again, 50));
+        await new Promise((resolve) => setTimeout(resolve, 50));
       }
       browser = await launch();
     });
@@ -99,7 +99,7 @@ for (const mode of ["query", "form_post"]) {
       test(title, async () => {
         const context = await browser.newContext({ baseURL: app });
         context.setDefaultTimeout(20_000);
-        got.length = 0;
+        received.length = 0;
         try {
           await steps(context);
         } catch (err) {
@@ -114,35 +114,35 @@ for (const mode of ["query", "form_post"]) {
     /** Waits until the app shows the user. @param {import("playwright-core").Page} page @param {string} user */
     const shows = (page, user) => page.locator("#user", { hasText: new RegExp(`^${user}$`) }).waitFor();
 
-    /** Picks alice on the provider's page. @param {import("playwright-core").Page} page */
-    const pickAlice = (page) => page.locator('button[name="user"][value="alice"]').click();
+    /** Selects alice on the provider's page. @param {import("playwright-core").Page} page */
+    const selectAlice = (page) => page.locator('button[name="user"][value="alice"]').click();
 
     /** @param {import("playwright-core").Page} page */
     const ran = (page) => page.evaluate(() => localStorage.getItem("ran"));
 
     journey("return_to from another site cannot lead under a route", async (context) => {
       const page = await context.newPage();
-      for (const known of [false, true]) { // to the provider
+      for (const hasSession of [false, true]) { // at the provider
         for (const to of ["/files/x.html", "/docs/x.html", "/%66iles/x.html", "/bff/logout/callback"]) {
           await page.goto(`${elsewhere.url}/?to=${encodeURIComponent(to)}`);
           await page.locator("a").click();
-          if (!known && to === "/files/x.html") await pickAlice(page);
+          if (!hasSession && to === "/files/x.html") await selectAlice(page);
           await page.waitForURL(`${app}/`);
           await shows(page, "alice");
-          assert.equal(await ran(page), null, "a script of the upstream has run on the app's origin");
-          if (!known) await context.clearCookies({ name: /^cloakroom-\d+$/ });
+          assert.equal(await ran(page), null, "a script of the upstream ran on the app's origin");
+          if (!hasSession) await context.clearCookies({ name: /^cloakroom-\d+$/ });
         }
       }
-      assert.deepEqual(got, []);
+      assert.deepEqual(received, []);
     });
 
     journey("return_to from the address bar cannot lead under a route", async (context) => {
       const page = await context.newPage();
       await page.goto("/bff/login?return_to=/docs/x.html");
-      await pickAlice(page);
+      await selectAlice(page);
       await page.waitForURL(`${app}/`);
       await shows(page, "alice");
-      assert.deepEqual(got, []);
+      assert.deepEqual(received, []);
     });
 
     journey("the app can return only under a route that allows documents", async (context) => {
@@ -150,16 +150,16 @@ for (const mode of ["query", "form_post"]) {
       await page.goto("/");
       await shows(page, "nobody");
       await page.evaluate(() => location.assign("/bff/login?return_to=/files/x.html"));
-      await pickAlice(page);
+      await selectAlice(page);
       await page.waitForURL(`${app}/`);
       await shows(page, "alice");
-      assert.deepEqual(got, []);
+      assert.deepEqual(received, []);
 
       await page.evaluate(() => location.assign("/bff/login?return_to=/docs/x.html"));
       await page.waitForURL(`${app}/docs/x.html`);
       assert.equal(await page.title(), "Upstream");
-      assert.deepEqual(got.map(({ url, site }) => ({ url, site })), [{ url: "/docs/x.html", site: "same-origin" }]);
-      assert.match(got[0].authorization ?? "", /^Bearer /);
+      assert.deepEqual(received.map(({ url, site }) => ({ url, site })), [{ url: "/docs/x.html", site: "same-origin" }]);
+      assert.match(received[0].authorization ?? "", /^Bearer /);
     });
 
     journey("six restored tabs return to their pages", async (context) => {
@@ -171,13 +171,13 @@ for (const mode of ["query", "form_post"]) {
         pages.push(page);
       }
       for (const [i, page] of pages.entries()) {
-        await pickAlice(page);
+        await selectAlice(page);
         await page.waitForURL(`${app}/tab${i}`);
         await shows(page, "alice");
       }
     });
 
-    journey("a service worker that forwards navigations does no harm", async (context) => {
+    journey("sign-in works with a service worker that forwards navigations", async (context) => {
       const page = await context.newPage();
       await page.goto("/");
       await page.evaluate(async () => {
@@ -188,31 +188,31 @@ for (const mode of ["query", "form_post"]) {
       assert.ok(await page.evaluate(() => navigator.serviceWorker.controller !== null));
       await shows(page, "nobody");
       await page.evaluate(() => client.login());
-      await pickAlice(page);
+      await selectAlice(page);
       await page.waitForURL(`${app}/inside`);
       await shows(page, "alice");
 
-      // In a frame the provider, which is another site, does not know alice. What matters is that the frame says so.
+      // In a frame of another site the provider gets no cookie, so it has no session of alice.
       await context.clearCookies({ name: /^cloakroom-\d+$/ });
       assert.equal(await page.evaluate(() => client.silentLogin({ timeout: 120_000 })), false);
 
-      // Not under a route: the worker hides who started a navigation.
+      // Not under a route: the worker hides the initiator of a navigation.
       await page.evaluate(() => location.assign("/bff/login?return_to=/docs/x.html"));
       await page.waitForURL(`${app}/`);
       await shows(page, "alice");
-      assert.deepEqual(got, []);
+      assert.deepEqual(received, []);
       await page.evaluate(() => client.logout());
       await page.waitForURL(`${app}/`);
       await shows(page, "nobody");
     });
 
-    journey("a script that signs out sees no ID token", async (context) => {
+    journey("a script that signs out reads no ID token", async (context) => {
       const page = await context.newPage();
-      const sent = [];
-      page.on("request", (request) => sent.push(request.url()));
+      const urls = [];
+      page.on("request", (request) => urls.push(request.url()));
       await page.goto("/");
       await page.evaluate(() => client.login());
-      await pickAlice(page);
+      await selectAlice(page);
       await shows(page, "alice");
       const { redirect_to: redirectTo } = await page.evaluate(async () => {
         const response = await fetch("/bff/logout", { method: "POST", headers: { "X-CSRF": "1", Accept: "application/json" } });
@@ -220,13 +220,13 @@ for (const mode of ["query", "form_post"]) {
       });
       assert.match(redirectTo, /^\/bff\/logout\/continue\?/);
       assert.doesNotMatch(redirectTo + (await page.evaluate(() => document.cookie)), /eyJ|logout=/);
-      // A fetch of it gets nowhere, and leaves it good.
+      // A fetch of the path is rejected, and does not use it up.
       assert.equal(await page.evaluate(async (to) => (await fetch(to)).status, redirectTo), 401);
       await page.evaluate((to) => location.assign(to), redirectTo);
       await page.waitForURL(`${app}/`);
       await shows(page, "nobody");
-      assert.ok(sent.some((url) => /\/logout\?.*id_token_hint=eyJ/.test(url)), "the provider got the ID token");
-      await page.goto(redirectTo); // once more
+      assert.ok(urls.some((url) => /\/logout\?.*id_token_hint=eyJ/.test(url)), "the provider received no ID token");
+      await page.goto(redirectTo); // a second time
       assert.equal(page.url(), `${app}/`);
       assert.deepEqual((await context.cookies(app)).filter((c) => c.name.includes("cloakroom")), []);
     });

@@ -7,17 +7,17 @@ import { describe, test } from "node:test";
 const here = new URL(".", import.meta.url).pathname;
 const tsc = join(here, "node_modules/.bin/tsc");
 
-/** Checks types as a project says. @param {string} project */
+/** Checks the types of a TypeScript project. @param {string} project */
 function check(project) {
   const { status, stdout, stderr, error } = spawnSync(tsc, ["-p", project], { encoding: "utf8" });
   assert.ifError(error);
-  return { ok: status === 0, said: stdout + stderr };
+  return { ok: status === 0, output: stdout + stderr };
 }
 
 describe("the client's types", () => {
   test("match the client and compile as documented", () => {
-    const { ok, said } = check(join(here, "types"));
-    assert.ok(ok, said);
+    const { ok, output } = check(join(here, "types"));
+    assert.ok(ok, output);
   });
 
   test("a difference between types and client is detected", async () => {
@@ -32,9 +32,9 @@ describe("the client's types", () => {
         join(copy, "tsconfig.json"),
         JSON.stringify({ extends: "../types/tsconfig.json", compilerOptions: { rootDir: "." }, files: ["client/client.js"] }),
       );
-      const { ok, said } = check(copy);
+      const { ok, output } = check(copy);
       assert.equal(ok, false);
-      assert.match(said, /client\.js.*Type 'number' is not assignable/s);
+      assert.match(output, /client\.js.*Type 'number' is not assignable/s);
     } finally {
       await rm(copy, { recursive: true });
     }

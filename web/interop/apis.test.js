@@ -1,4 +1,4 @@
-// The APIs of docs/apis, each with the same tokens, good and bad, which have to be answered alike.
+// The APIs of docs/apis. All have to respond in the same way to the same tokens.
 import assert from "node:assert/strict";
 import { constants, createHmac, generateKeyPairSync, sign } from "node:crypto";
 import { once } from "node:events";
@@ -10,11 +10,11 @@ import { after, before, describe, test } from "node:test";
 
 import { build, freePort, repository, start } from "../e2e/process.js";
 
-const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "cloakroom/apis"); // as make apis-setup has it
+const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "cloakroom/apis"); // where make apis-setup installs them
 const apis = join(repository, "docs/apis");
 const audience = "orders";
 
-/** The programs, each with what it takes to start it. */
+/** The programs, each with its command and arguments. */
 const programs = {
   go: async () => [await build("./docs/apis/go"), []],
   node: async () => ["node", [await installed(join(apis, "node/orders.js"), join(apis, "node/node_modules/jose"))]],
@@ -23,7 +23,7 @@ const programs = {
 };
 
 async function installed(path, also = path) {
-  await access(also).catch(() => assert.fail(`${also} is missing: make apis-setup puts it there`));
+  await access(also).catch(() => assert.fail(`${also} is missing: run make apis-setup`));
   return path;
 }
 
@@ -62,7 +62,7 @@ const signers = {
 
 const now = () => Math.floor(Date.now() / 1000);
 
-/** Returns an access token as RFC 9068 has it, but for what is given. What is undefined is left out. */
+/** Returns an access token (RFC 9068) with some parts replaced. Members that are undefined are omitted. */
 function token(issuer, { claims = {}, header = {}, key = keys.rs, signer = key.jwk.alg ?? "RS256", written = JSON.stringify } = {}) {
   const iat = now();
   const head = { alg: signer, typ: "at+jwt", kid: key.kid, ...header };
@@ -71,7 +71,7 @@ function token(issuer, { claims = {}, header = {}, key = keys.rs, signer = key.j
   return `${data}.${base64url(signers[signer](data, key))}`;
 }
 
-/** A row's request: a token in the Authorization header, with the claims, or the header and so on, that are given. */
+/** Makes a row's request: a token in the Authorization header, with some parts replaced. */
 const bearing = (edits) => (issuer) => ({ authorization: [`Bearer ${token(issuer, typeof edits === "function" ? edits(issuer) : edits)}`] });
 const claims = (edits) => bearing({ claims: edits });
 const header = (edits) => bearing({ header: edits });
@@ -83,7 +83,7 @@ const twice = { status: 400, error: "invalid_request" };
 const bad = { status: 401, error: "invalid_token" };
 const tooLittle = { status: 403, error: "insufficient_scope", scope: "orders:read" };
 
-// What is asked, how it is answered, and by which APIs otherwise: docs/apis.md says why.
+// The request, the expected response, and the responses of APIs that differ: docs/apis.md explains them.
 const table = [
   ["a token by RS256", bearing({}), good],
   ["a token by PS256", bearing({ key: keys.ps }), good],
@@ -93,7 +93,7 @@ const table = [
   ["a token by PS256 of a key without alg", bearing({ key: keys.any, signer: "PS256" }), good, { python: bad }],
   ["a token without kid, for whose alg there is one key", bearing({ key: keys.ed, header: { kid: undefined } }), good, { python: bad }],
   ["alg Ed25519", bearing({ key: keys.ed, header: { alg: "Ed25519" } }), bad, { go: good }],
-  ["a claim that comes twice", bearing({ written: (body) => JSON.stringify(body).replace("{", '{"aud":"billing",') }), good, { go: bad, java: bad }],
+  ["a claim that occurs twice", bearing({ written: (body) => JSON.stringify(body).replace("{", '{"aud":"billing",') }), good, { go: bad, java: bad }],
 
   ["no token", () => ({ authorization: [] }), noToken],
   ["another scheme", () => ({ authorization: ["Basic YWxpY2U6cHc="] }), noToken],
@@ -138,7 +138,7 @@ const table = [
   ["aud in another case", claims({ aud: "Orders" }), bad],
   ["aud with this API among others", claims({ aud: ["billing", "orders"] }), good],
   ["aud of several others", claims({ aud: ["billing", "orders-admin"] }), bad],
-  ["aud of nobody", claims({ aud: [] }), bad],
+  ["an empty aud", claims({ aud: [] }), bad],
   ["no aud", claims({ aud: undefined }), bad],
   ["bound to a DPoP key", claims({ cnf: { jkt: "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I" } }), bad],
   ["bound to a certificate", claims({ cnf: { "x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2" } }), bad],
@@ -178,14 +178,14 @@ const table = [
   ["an ECDSA signature in DER", bearing({ key: keys.es, signer: "DER", header: { alg: "ES256" } }), bad],
   ["a signature of zeros", (issuer) => ({ authorization: [`Bearer ${token(issuer, { key: keys.es }).replace(/[^.]+$/, base64url(Buffer.alloc(64)))}`] }), bad],
   ["the signature of another key", bearing({ key: stranger }), bad],
-  ["a kid of no key", header({ kid: "nobody" }), bad],
+  ["a kid of no key", header({ kid: "unknown-kid" }), bad],
   ["a kid that is a path", header({ kid: "../../../../dev/null" }), bad],
   ["a number as kid", header({ kid: 7 }), bad],
   ["the key in the header", bearing({ key: stranger, header: { kid: undefined, jwk: stranger.jwk } }), bad],
   ["the key in the header, with a kid of the issuer's", bearing({ key: stranger, header: { jwk: stranger.jwk } }), bad],
-  ["jku and x5u of somebody else", bearing(() => ({ key: stranger, header: { jku: `${lure.url}/jwks`, x5u: `${lure.url}/x5u` } })), bad],
-  ["jku of somebody else, and no kid", bearing(() => ({ key: stranger, header: { kid: undefined, jku: `${lure.url}/jwks`, x5u: `${lure.url}/x5u` } })), bad],
-  ["another issuer's token", () => ({ authorization: [`Bearer ${token(lure, { key: stranger })}`] }), bad],
+  ["jku and x5u of an attacker", bearing(() => ({ key: stranger, header: { jku: `${attacker.url}/jwks`, x5u: `${attacker.url}/x5u` } })), bad],
+  ["jku of an attacker, and no kid", bearing(() => ({ key: stranger, header: { kid: undefined, jku: `${attacker.url}/jwks`, x5u: `${attacker.url}/x5u` } })), bad],
+  ["another issuer's token", () => ({ authorization: [`Bearer ${token(attacker, { key: stranger })}`] }), bad],
   ["crit of an unknown extension", header({ crit: ["exp"], exp: 1 }), bad],
   ["crit of b64", header({ crit: ["b64"], b64: true }), bad],
   ["b64 without crit", header({ b64: true }), bad],
@@ -208,7 +208,7 @@ const table = [
       const [protected_, payload, signature] = t.split(".");
       return JSON.stringify({ payload, signatures: [{ protected: protected_, signature }] });
     }),
-    twice, // it has characters that no bearer token has
+    twice, // it has characters that a bearer token cannot have
   ],
 ];
 
@@ -216,17 +216,17 @@ const table = [
 
 const metadata = "/.well-known/openid-configuration";
 
-/** An issuer, or what passes for one: it counts what it is asked. Other answers can be put into the place of its own. */
+/** Creates an issuer. It counts its requests by path, and `instead` replaces responses. */
 async function startIssuer({ port, published = Object.values(keys) } = {}) {
   port ??= await freePort();
-  const issuer = { url: `http://127.0.0.1:${port}`, published, asked: { [metadata]: 0, "/jwks": 0 }, instead: {}, up, down };
+  const issuer = { url: `http://127.0.0.1:${port}`, published, requests: { [metadata]: 0, "/jwks": 0 }, instead: {}, up, down };
   const server = createServer((request, response) => {
-    issuer.asked[request.url] = (issuer.asked[request.url] ?? 0) + 1;
-    const answers = {
+    issuer.requests[request.url] = (issuer.requests[request.url] ?? 0) + 1;
+    const responses = {
       [metadata]: () => ({ status: 200, body: { issuer: issuer.url, jwks_uri: `${issuer.url}/jwks` } }),
       "/jwks": () => ({ status: 200, body: { keys: [{ kty: "XYZ", kid: "unknown" }, ...issuer.published.map(({ jwk }) => jwk)] } }),
     };
-    const { status, headers = {}, body = {} } = issuer.instead[request.url] ?? answers[request.url]?.() ?? { status: 404 };
+    const { status, headers = {}, body = {} } = issuer.instead[request.url] ?? responses[request.url]?.() ?? { status: 404 };
     response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify(body));
   });
   async function up() {
@@ -248,8 +248,8 @@ async function startAPI([command, args], issuer) {
   return { port: program.match[1], stop: program.stop };
 }
 
-/** Sends GET /orders with these Authorization headers, which fetch would join. */
-async function ask(api, { authorization, query = "" }) {
+/** Sends GET /orders with several Authorization headers, which fetch would join. */
+async function send(api, { authorization, query = "" }) {
   const sent = request({
     host: "127.0.0.1",
     port: api.port,
@@ -264,42 +264,42 @@ async function ask(api, { authorization, query = "" }) {
   return { status: response.statusCode, headers: response.headers, challenges: response.headersDistinct["www-authenticate"] ?? [], raw: response.rawHeaders.join("\n") + body, body };
 }
 
-/** Fails unless an answer is as RFC 6750 section 3 has it for what is expected, and says nothing of the token. */
-function assertAnswer(answer, { status, error, scope }, { authorization, query = "" }) {
-  const challenge = parseChallenge(answer.challenges);
-  assert.deepEqual({ status: answer.status, error: challenge?.error, scope: challenge?.scope }, { status, error, scope });
-  assert.equal(answer.headers["cache-control"], "no-store");
+/** Fails unless a response is as expected and as RFC 6750, section 3 requires, without any part of the token. */
+function assertResponse(response, { status, error, scope }, { authorization, query = "" }) {
+  const challenge = parseChallenge(response.challenges);
+  assert.deepEqual({ status: response.status, error: challenge?.error, scope: challenge?.scope }, { status, error, scope });
+  assert.equal(response.headers["cache-control"], "no-store");
   assert.equal(challenge !== undefined, status !== 200 && status !== 503);
-  assert.equal("retry-after" in answer.headers, status === 503);
-  if (status === 200) return assert.deepEqual(JSON.parse(answer.body), { sub: "alice", orders: [] });
+  assert.equal("retry-after" in response.headers, status === 503);
+  if (status === 200) return assert.deepEqual(JSON.parse(response.body), { sub: "alice", orders: [] });
   if (!error) assert.deepEqual(Object.keys(challenge ?? {}), []);
-  for (const part of `${authorization} ${query}`.split(/[^\w-]+/).filter((part) => part.length > 12 && part !== "access_token")) assert.ok(!answer.raw.includes(part), `${part} is in the answer`);
-  assert.doesNotMatch(answer.raw, /alice|mallory|spa\b/);
+  for (const part of `${authorization} ${query}`.split(/[^\w-]+/).filter((part) => part.length > 12 && part !== "access_token")) assert.ok(!response.raw.includes(part), `the response contains ${part}`);
+  assert.doesNotMatch(response.raw, /alice|mallory|spa\b/);
 }
 
-/** Returns the parameters of the one challenge there is, for Bearer. */
+/** Returns the parameters of the only challenge, for Bearer. */
 function parseChallenge(challenges) {
-  assert.ok(challenges.length <= 1, "there is more than one challenge");
+  assert.ok(challenges.length <= 1, "got more than one challenge");
   if (challenges.length === 0) return undefined;
   const parameter = String.raw`(\w+)="([\x20-\x21\x23-\x5b\x5d-\x7e]*)"`; // section 3
   assert.match(challenges[0], new RegExp(`^Bearer( ${parameter}(, ${parameter})*)?$`));
   return Object.fromEntries([...challenges[0].matchAll(new RegExp(parameter, "g"))].map(([, name, value]) => [name, value]));
 }
 
-/** Asks until the answer is as it has to be in the end. */
-async function askUntil(api, makeRequest, isLast, limit) {
+/** Repeats a request until its response meets a condition. */
+async function sendUntil(api, makeRequest, isLast, limit) {
   for (const end = Date.now() + limit; ; await new Promise((done) => setTimeout(done, 250))) {
-    const answer = await ask(api, makeRequest());
-    if (isLast(answer)) return answer;
-    assert.ok(Date.now() < end, `after ${limit} ms it still answers ${answer.status}`);
+    const response = await send(api, makeRequest());
+    if (isLast(response)) return response;
+    assert.ok(Date.now() < end, `got status ${response.status} for ${limit} ms`);
   }
 }
 
 // Tests
 
-let lure; // where tokens point to that would have an API fetch somebody else's keys
-before(async () => (lure = await (await startIssuer({ published: [stranger] })).up()));
-after(() => lure.down());
+let attacker; // an issuer whose keys no API may fetch
+before(async () => (attacker = await (await startIssuer({ published: [stranger] })).up()));
+after(() => attacker.down());
 
 describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () => {
   for (const [name, program] of Object.entries(programs)) {
@@ -315,30 +315,30 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
         await issuer?.down();
       });
 
-      for (const [what, makeRequest, expected, otherwise = {}] of table) {
-        test(what, async () => {
-          const asked = makeRequest(issuer);
-          assertAnswer(await ask(api, asked), otherwise[name] ?? expected, asked);
+      for (const [row, makeRequest, expected, otherwise = {}] of table) {
+        test(row, async () => {
+          const sent = makeRequest(issuer);
+          assertResponse(await send(api, sent), otherwise[name] ?? expected, sent);
         });
       }
 
       test("unknown kids cause a limited number of requests to the issuer", async () => {
-        const before = issuer.asked["/jwks"];
+        const before = issuer.requests["/jwks"];
         for (let n = 0; n < 50; n++) {
           const requests = [...Array(4).keys()].map((m) => header({ kid: `made-up-${n}-${m}` })(issuer));
-          for (const [m, answer] of (await Promise.all(requests.map((r) => ask(api, r)))).entries()) assertAnswer(answer, bad, requests[m]);
+          for (const [m, response] of (await Promise.all(requests.map((r) => send(api, r)))).entries()) assertResponse(response, bad, requests[m]);
         }
-        assert.ok(issuer.asked["/jwks"] - before <= 2, `200 tokens caused ${issuer.asked["/jwks"] - before} requests for keys`);
-        const asked = bearing({})(issuer);
-        assertAnswer(await ask(api, asked), good, asked);
+        assert.ok(issuer.requests["/jwks"] - before <= 2, `200 tokens caused ${issuer.requests["/jwks"] - before} requests for keys`);
+        const sent = bearing({})(issuer);
+        assertResponse(await send(api, sent), good, sent);
       });
 
       test("keys were requested from the issuer only", () => {
-        assert.deepEqual(lure.asked, { [metadata]: 0, "/jwks": 0 });
+        assert.deepEqual(attacker.requests, { [metadata]: 0, "/jwks": 0 });
       });
     });
 
-    test(`${name}: the issuer is down, then has another name, then rotates keys`, async (t) => {
+    test(`${name}: the issuer is down, has another identifier, rotates keys`, async (t) => {
       const issuer = await startIssuer({ published: [keys.es] });
       const api = await startAPI(await program(), issuer);
       t.after(api.stop);
@@ -349,29 +349,29 @@ describe("the APIs of docs/apis", { concurrency: true, timeout: 120_000 }, () =>
       const unavailable = { status: 503 };
       const isGood = ({ status }) => status === 200;
 
-      assertAnswer(await ask(api, old()), unavailable, old());
-      assertAnswer(await ask(api, { authorization: [] }), noToken, { authorization: [] });
-      const elsewhere = (path) => ({ status: 302, headers: { Location: lure.url + path } });
-      for (const [path, answer] of [
-        [metadata, elsewhere(metadata)],
+      assertResponse(await send(api, old()), unavailable, old());
+      assertResponse(await send(api, { authorization: [] }), noToken, { authorization: [] });
+      const redirect = (path) => ({ status: 302, headers: { Location: attacker.url + path } });
+      for (const [path, response] of [
+        [metadata, redirect(metadata)],
         [metadata, { status: 200, body: { issuer: `${issuer.url}/`, jwks_uri: `${issuer.url}/jwks` } }],
-        ["/jwks", elsewhere("/jwks")],
+        ["/jwks", redirect("/jwks")],
       ]) {
-        issuer.asked[path] = 0;
-        issuer.instead = { [path]: answer };
+        issuer.requests[path] = 0;
+        issuer.instead = { [path]: response };
         await issuer.up();
-        assertAnswer(await askUntil(api, old, () => issuer.asked[path] > 0, 15_000), unavailable, old());
+        assertResponse(await sendUntil(api, old, () => issuer.requests[path] > 0, 15_000), unavailable, old());
         await issuer.down();
       }
       issuer.instead = {};
       await issuer.up();
-      assertAnswer(await askUntil(api, old, isGood, 15_000), good, old());
+      assertResponse(await sendUntil(api, old, isGood, 15_000), good, old());
       issuer.published = [successor];
-      assertAnswer(await askUntil(api, fresh, isGood, 40_000), good, fresh()); // the libraries have a cool-down of 30 s
-      assertAnswer(await ask(api, old()), bad, old());
+      assertResponse(await sendUntil(api, fresh, isGood, 40_000), good, fresh()); // the libraries wait 30 s between two fetches
+      assertResponse(await send(api, old()), bad, old());
       await issuer.down();
-      assertAnswer(await ask(api, fresh()), good, fresh()); // with the keys that it has
-      assert.deepEqual(lure.asked, { [metadata]: 0, "/jwks": 0 });
+      assertResponse(await send(api, fresh()), good, fresh()); // with the cached keys
+      assert.deepEqual(attacker.requests, { [metadata]: 0, "/jwks": 0 });
     });
   }
 });

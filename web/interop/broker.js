@@ -1,4 +1,4 @@
-// The environment of a provider in these tests: Redis, the broker, a browser, and an API that verifies tokens with oauth4webapi.
+// What the tests with a provider share: Redis, the broker, a browser, and an API that verifies tokens with oauth4webapi.
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
@@ -11,19 +11,19 @@ import { allowInsecureRequests, discoveryRequest, processDiscoveryResponse, vali
 
 import { cloakroom, freePort, repository, start } from "../e2e/process.js";
 
-/** @typedef {{ url: string, taken: object[], refused: string[], wantNonce: (nonce?: string) => void, close: () => void }} API */
+/** @typedef {{ url: string, accepted: object[], rejected: string[], wantNonce: (nonce?: string) => void, close: () => void }} API */
 
 /**
- * Starts an API. It takes a request if its access token is a JWT by RFC 9068 of the issuer for the audience, and, where it is bound to a key, if the DPoP
- * proof is right and has the nonce that is wanted.
+ * Starts an API. It accepts access tokens of the issuer for the audience that are JWTs (RFC 9068). A token that is bound to a key needs a DPoP proof, with
+ * the nonce that wantNonce has set.
  *
  * @param {string} issuer
- * @param {{ audience: string, requireDPoP?: boolean, validate?: Function }} options validate returns a request's claims, in the place of oauth4webapi
+ * @param {{ audience: string, requireDPoP?: boolean, validate?: Function }} options validate verifies a request and returns the claims, instead of oauth4webapi
  * @returns {Promise<API>}
  */
 export async function startAPI(issuer, { audience, requireDPoP = false, validate }) {
-  const taken = [];
-  const refused = [];
+  const accepted = [];
+  const rejected = [];
   let nonce;
   let as;
   const server = createServer(async (req, res) => {
@@ -43,11 +43,11 @@ export async function startAPI(issuer, { audience, requireDPoP = false, validate
           return;
         }
       }
-      taken.push(claims);
+      accepted.push(claims);
       res.setHeader("Content-Type", "application/json");
       res.end(JSON.stringify({ sub: claims.sub, acr: claims.acr ?? null, jkt: claims.cnf?.jkt ?? null, aud: claims.aud, scope: claims.scope, jti: claims.jti }));
     } catch (err) {
-      refused.push(`${req.method} ${req.url}: ${err.message} ${err.cause ? JSON.stringify(err.cause) : ""}`);
+      rejected.push(`${req.method} ${req.url}: ${err.message} ${err.cause ? JSON.stringify(err.cause) : ""}`);
       res.setHeader("WWW-Authenticate", 'Bearer error="invalid_token"');
       res.writeHead(401).end(err.message);
     }
@@ -55,8 +55,8 @@ export async function startAPI(issuer, { audience, requireDPoP = false, validate
   await once(server, "listening");
   return {
     url: `http://127.0.0.1:${server.address().port}`,
-    taken,
-    refused,
+    accepted,
+    rejected,
     wantNonce: (wanted) => (nonce = wanted),
     close: () => server.close(),
   };
@@ -65,9 +65,9 @@ export async function startAPI(issuer, { audience, requireDPoP = false, validate
 /**
  * Starts Redis and the broker.
  *
- * @param {number} port where the broker is to listen
- * @param {(baseURL: string) => object} configure returns the configuration but for its server and store
- * @param {string} [host] another one for a second broker: cookies are for a host with all its ports
+ * @param {number} port of the broker
+ * @param {(baseURL: string) => object} configure returns the configuration without server and store
+ * @param {string} [host] another host for a second broker, because cookies do not tell ports apart
  */
 export async function startBroker(port, configure, host = "localhost") {
   const [adminPort, redisPort] = [await freePort(), await freePort()];
@@ -97,7 +97,7 @@ export async function startBroker(port, configure, host = "localhost") {
   return {
     baseURL,
     adminURL: `http://127.0.0.1:${adminPort}`,
-    said: broker.said,
+    output: broker.output,
     async stop() {
       await broker.stop();
       await redis.stop();
@@ -105,45 +105,45 @@ export async function startBroker(port, configure, host = "localhost") {
   };
 }
 
-/** Waits until holds returns a true value. @param {string} what @param {() => Promise<any>} holds @param {number} [seconds] */
-export async function eventually(what, holds, seconds = 15) {
+/** Waits until a condition returns a true value. @param {string} name @param {() => Promise<any>} condition @param {number} [seconds] */
+export async function eventually(name, condition, seconds = 15) {
   const deadline = Date.now() + seconds * 1000;
   let last;
   for (;;) {
     try {
-      const value = await holds();
+      const value = await condition();
       if (value) return value;
       last = value;
     } catch (err) {
       last = err;
     }
-    if (Date.now() > deadline) throw new Error(`${what}: not within ${seconds} s: ${last}`);
-    await new Promise((again) => setTimeout(again, 100));
+    if (Date.now() > deadline) throw new Error(`${name}: not within ${seconds} s, last: ${last}`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
 /** Waits until the broker is ready, which includes the provider's metadata. */
 export const ready = (broker) => eventually("the broker is ready", async () => (await fetch(`${broker.adminURL}/readyz`)).ok, 30);
 
-/** The warnings and errors that the broker has logged. */
+/** Returns the warnings and errors in the broker's log. */
 export const faults = (broker) =>
   broker
-    .said()
+    .output()
     .split("\n")
     .filter((line) => /"level":"(ERROR|WARN)"/.test(line))
     .join("\n");
 
 /**
- * A browser with its own profile, and actions in it.
+ * Returns a browser with its own profile, and what a user does in it.
  *
  * @param {import("playwright-core").Browser} browser
- * @param {{ baseURL: string, said: () => string }} broker
+ * @param {{ baseURL: string, output: () => string }} broker
  */
 export async function visitor(browser, broker) {
   const { baseURL } = broker;
   const context = await browser.newContext({ baseURL });
   context.setDefaultTimeout(Number(process.env.PATIENCE ?? 15_000));
-  // Nothing leaves this machine: providers' pages like fonts from elsewhere.
+  // No request leaves this machine. Providers' pages load fonts from other sites.
   await context.route((url) => !/(^|\.)localhost$|^127\.0\.0\.1$/.test(url.hostname), (route) => route.abort());
   const page = await context.newPage();
   const addresses = [];
@@ -153,7 +153,7 @@ export async function visitor(browser, broker) {
     page,
     context,
     addresses,
-    /** Goes to the sign-in, where `atProvider` does what the provider's pages ask for, and comes back. */
+    /** Signs in. `atProvider` fills in the provider's pages. */
     async signIn(atProvider, query = "") {
       await page.goto(`/bff/login${query}`);
       try {
@@ -163,7 +163,7 @@ export async function visitor(browser, broker) {
         throw new Error(`signing in ended at ${page.url()}\n${await page.locator("body").innerText()}\n${faults(broker)}`, { cause: err });
       }
     },
-    /** Calls a path as the app does. */
+    /** Sends a request as the app's script does. */
     call: (path, init) =>
       page.evaluate(
         async ([path, init]) => {
@@ -189,8 +189,8 @@ export async function visitor(browser, broker) {
   };
 }
 
-/** @param {{ status: number, body: any }} answer */
-export function assertOK(answer) {
-  assert.equal(answer.status, 200, JSON.stringify(answer.body));
-  return answer.body;
+/** Fails unless the status is 200, and returns the body. @param {{ status: number, body: any }} response */
+export function assertOK(response) {
+  assert.equal(response.status, 200, JSON.stringify(response.body));
+  return response.body;
 }

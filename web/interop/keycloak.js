@@ -1,4 +1,4 @@
-// Keycloak, the real server, in development mode on an H2 file. It is fetched from Maven Central once, into the cache.
+// Keycloak in development mode, with an H2 database. It is downloaded from Maven Central once, into the cache.
 import { execFile } from "node:child_process";
 import { access, mkdtemp, mkdir, readFile, rename, rm } from "node:fs/promises";
 import { homedir, tmpdir } from "node:os";
@@ -10,13 +10,13 @@ import { freePort, repository, start } from "../e2e/process.js";
 const run = promisify(execFile);
 const version = "26.7.3";
 
-/** The path of an unpacked Keycloak. */
+/** Downloads Keycloak if necessary, and returns its path. */
 async function installed() {
   const cache = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "cloakroom");
   const path = join(cache, `keycloak-${version}`);
   if (await access(path).then(() => true, () => false)) return path;
   await mkdir(cache, { recursive: true });
-  const work = await mkdtemp(join(cache, "fetching-"));
+  const work = await mkdtemp(join(cache, "download-"));
   try {
     await run("mvn", ["--batch-mode", "--quiet", "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy", `-Dartifact=org.keycloak:keycloak-quarkus-dist:${version}:zip`, `-DoutputDirectory=${work}`, "-Dmdep.useBaseVersion=true"]);
     await run("unzip", ["-q", join(work, `keycloak-quarkus-dist-${version}.zip`), "-d", work]);
@@ -27,7 +27,7 @@ async function installed() {
   return path;
 }
 
-/** Starts a server with a database of its own. It can be stopped, and started again with what it knew. */
+/** Starts a server with its own database, which it keeps when it is stopped and started again. */
 export async function startKeycloak() {
   const path = await installed();
   const [port, managementPort] = [await freePort(), await freePort()];
@@ -47,11 +47,11 @@ export async function startKeycloak() {
       await server?.stop();
       server = undefined;
     },
-    async end() {
+    async remove() {
       await keycloak.stop();
       await rm(data, { recursive: true, force: true });
     },
-    /** Calls the admin API. @param {string} method @param {string} where after /admin/realms @param {any} [body] */
+    /** Calls the admin API. @param {string} method @param {string} where the path after /admin/realms @param {any} [body] */
     async admin(method, where, body) {
       const grant = await fetch(`${url}/realms/master/protocol/openid-connect/token`, {
         method: "POST",
@@ -73,7 +73,7 @@ export async function startKeycloak() {
 }
 
 /**
- * The realm of configs/providers/keycloak, with the app at another address, tokens that live a short while, back-channel logout and two levels of signing in.
+ * Returns the realm of configs/providers/keycloak with another URL of the app, short-lived tokens, back-channel logout and two authentication levels.
  *
  * @param {{ app: string, tokenLife: number }} options
  */
@@ -97,7 +97,7 @@ export async function realm({ app, tokenLife }) {
   client.serviceAccountsEnabled = true; // for routes with token: client
   realm.clients.push(bound, robot);
 
-  // Silver is the password; gold is the password once more, which stands for a second factor.
+  // Silver is the password. Gold is the password a second time, in place of a second factor.
   const level = (name, loa, maxAge, authenticator) => ({
     alias: name,
     providerId: "basic-flow",

@@ -12,14 +12,14 @@ import { realm, startKeycloak } from "./keycloak.js";
 
 const tokenLife = 6; // seconds
 
-/** Signs in on Keycloak's own page, with the password that is the name. */
+/** Signs in on Keycloak's page. The password is the name. */
 const as = (name) => async (page) => {
   await page.locator("#username").fill(name);
   await page.locator("#password").fill(name);
   await page.locator("#kc-login").click();
 };
 
-/** Checks a bound token and its proof (RFC 9449 4.3). Keycloak puts a member of its own into cnf, beside which oauth4webapi takes none. */
+/** Verifies a bound token and its proof (RFC 9449, section 4.3). oauth4webapi rejects the additional member of Keycloak in cnf. */
 async function validateBound(as, request, audience) {
   const [scheme, token] = request.headers.get("authorization").split(" ");
   assert.equal(scheme, "DPoP");
@@ -61,7 +61,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await bound?.stop();
     api?.close();
     boundAPI?.close();
-    await keycloak?.end();
+    await keycloak?.remove();
   });
 
   test("sign in with a pushed request, call the API", async () => {
@@ -81,11 +81,11 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.signIn(as("alice"));
     const tokens = new Set();
     for (const until = Date.now() + 2.5 * tokenLife * 1000; Date.now() < until; ) {
-      const answers = await Promise.all([...Array(10).keys()].map(() => alice.call("/api/x")));
-      for (const answer of answers) tokens.add(assertOK(answer).jti);
-      await new Promise((again) => setTimeout(again, 300));
+      const responses = await Promise.all([...Array(10).keys()].map(() => alice.call("/api/x")));
+      for (const response of responses) tokens.add(assertOK(response).jti);
+      await new Promise((resolve) => setTimeout(resolve, 300));
     }
-    assert.ok(tokens.size >= 3, `${tokens.size} tokens in two and a half lives of one`);
+    assert.ok(tokens.size >= 3, `got ${tokens.size} tokens in 2.5 lifetimes, want 3 or more`);
     await alice.close();
   });
 
@@ -110,8 +110,8 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"), "?acr_values=silver");
     assert.equal((await alice.session()).user.acr, "silver");
-    const refused = await alice.call("/gold/x");
-    assert.deepEqual([refused.status, refused.body.code], [401, "insufficient_user_authentication"]);
+    const rejected = await alice.call("/gold/x");
+    assert.deepEqual([rejected.status, rejected.body.code], [401, "insufficient_user_authentication"]);
     const before = (await alice.session()).session.id;
 
     const stepUp = () =>
@@ -123,8 +123,8 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.page.goto("/shop?shelf=2");
     await stepUp();
     await alice.page.locator("#password").waitFor();
-    assert.equal(await alice.page.locator("input#username:not([type=hidden])").count(), 0); // it knows who it is
-    await alice.page.goto("/shop?shelf=2"); // alice thinks better of it
+    assert.equal(await alice.page.locator("input#username:not([type=hidden])").count(), 0); // Keycloak knows the user
+    await alice.page.goto("/shop?shelf=2"); // alice cancels
     assert.equal((await alice.session()).session.id, before);
     assertOK(await alice.call("/api/x"));
 
@@ -156,17 +156,17 @@ describe("Keycloak", { timeout: 420_000 }, () => {
       return token;
     };
     const call = (token) => fetch(`${broker.baseURL}/orders/7`, { headers: { Authorization: `Bearer ${token}` } });
-    const answer = await call(await tokenFor("orders:read"));
-    assert.equal(answer.status, 200, await answer.clone().text());
-    const seen = await answer.json();
-    assert.deepEqual([seen.aud, seen.scope.split(" ").includes("orders:read")], ["api", true]);
+    const response = await call(await tokenFor("orders:read"));
+    assert.equal(response.status, 200, await response.clone().text());
+    const machine = await response.json();
+    assert.deepEqual([machine.aud, machine.scope.split(" ").includes("orders:read")], ["api", true]);
     assert.equal((await call(await tokenFor("email"))).status, 403);
     assert.equal((await call(`${await tokenFor("orders:read")}x`)).status, 401);
 
     const alice = await visitor(browser, broker);
     await alice.page.goto("/");
     const own = assertOK(await alice.call("/own/x"));
-    assert.notEqual(own.sub, seen.sub);
+    assert.notEqual(own.sub, machine.sub);
     assert.equal(assertOK(await alice.call("/own/x")).jti, own.jti);
     assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.close();
@@ -176,7 +176,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     const { user } = await alice.session();
-    await new Promise((later) => setTimeout(later, 1500));
+    await new Promise((resolve) => setTimeout(resolve, 1500));
     await alice.page.goto(`${bound.baseURL}/bff/login?prompt=login&return_to=/other`);
     await alice.page.locator("#password").fill("alice");
     await alice.page.locator("#kc-login").click();
@@ -191,7 +191,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     const alice = await visitor(browser, broker);
     await alice.signIn(as("alice"));
     await keycloak.admin("POST", "/cloakroom/components", {
-      name: "newer",
+      name: "new key",
       providerId: "rsa-generated",
       providerType: "org.keycloak.keys.KeyProvider",
       config: { priority: ["200"], enabled: ["true"], active: ["true"], algorithm: ["RS256"], keySize: ["2048"] },
@@ -218,7 +218,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.context.clearCookies({ domain: "localhost" });
     await alice.page.goto("/");
     assert.equal((await alice.session()).authenticated, false);
-    assert.equal(typeof (await silently()), "boolean"); // whether Keycloak's cookie comes along in a frame is the browser's to say
+    assert.equal(typeof (await silently()), "boolean"); // the browser decides whether Keycloak gets its cookie in a frame
     await alice.close();
   });
 
@@ -227,10 +227,10 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.signIn(as("alice"));
     const { session } = await alice.session();
     await keycloak.stop();
-    await eventually("the token is over", async () => (await alice.call("/api/x")).status === 503, 2 * tokenLife);
+    await eventually("the token has expired", async () => (await alice.call("/api/x")).status === 503, 2 * tokenLife);
     assert.equal((await alice.session()).authenticated, true);
     await keycloak.start();
-    await eventually("calls go on", async () => (await alice.call("/api/x")).status === 200, 40);
+    await eventually("calls succeed again", async () => (await alice.call("/api/x")).status === 200, 40);
     assert.equal((await alice.session()).session.id, session.id);
     await alice.close();
   });
@@ -242,7 +242,7 @@ describe("Keycloak", { timeout: 420_000 }, () => {
     await alice.page.waitForURL(`${broker.baseURL}/`);
     assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.page.goto("/bff/login");
-    await alice.page.locator("#username").waitFor(); // it does not know her any more
+    await alice.page.locator("#username").waitFor(); // Keycloak has no session of hers
     await alice.close();
   });
 });

@@ -1,18 +1,18 @@
-// panva's oidc-provider, a certified provider, as strict as it can be: PAR, signed requests, DPoP with nonces and private_key_jwt are required, refresh tokens
-// rotate, and access tokens are for one resource.
+// panva's oidc-provider, a certified provider, in its strictest configuration. It requires PAR, signed requests, DPoP with nonces and private_key_jwt.
+// Refresh tokens rotate, and access tokens are for one resource.
 import { once } from "node:events";
 
-// What Node 20 lacks of what oidc-provider wants.
+// oidc-provider needs URL.parse, which Node 20 lacks.
 URL.parse ??= (url, base) => (URL.canParse(url, base) ? new URL(url, base) : null);
 
 const { default: Provider, errors } = await import("oidc-provider");
 
 /**
- * @param {{ port: number, app: string, fapi?: boolean, requestObjects?: boolean }} options app is where the broker is
+ * @param {{ port: number, app: string, fapi?: boolean, requestObjects?: boolean }} options app is the origin of the broker
  */
 export async function startProvider({ port, app, fapi = true, requestObjects = true, tokenLife = 30 }) {
-  const issuer = `http://localhost:${port}`; // the site of the app, so that its cookies come along in the app's frames
-  const direct = app.replace("localhost", "127.0.0.1"); // a server reaches the broker by another name than a browser
+  const issuer = `http://localhost:${port}`; // the same site as the app, so that frames of the app send its cookies
+  const direct = app.replace("localhost", "127.0.0.1"); // for requests of the provider to the broker
   const events = [];
   const provider = new Provider(issuer, {
     clients: [
@@ -33,7 +33,7 @@ export async function startProvider({ port, app, fapi = true, requestObjects = t
         request_object_signing_alg: requestObjects ? "ES256" : undefined,
       },
     ],
-    fetch: (url, { dispatcher, ...options }) => fetch(url, options), // its own dispatcher refuses this machine
+    fetch: (url, { dispatcher, ...options }) => fetch(url, options), // its own dispatcher rejects loopback addresses
     clientAuthMethods: ["private_key_jwt"],
     enabledJWA: { idTokenSigningAlgValues: ["ES256", "PS256", "EdDSA"], requestObjectSigningAlgValues: ["ES256"], clientAuthSigningAlgValues: ["ES256"], dPoPSigningAlgValues: ["ES256"] },
     jwks: { keys: [await signingKey()] },

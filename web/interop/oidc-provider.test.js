@@ -10,7 +10,7 @@ import { startProvider } from "./oidc-provider.js";
 
 const clientKey = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey.export({ type: "pkcs8", format: "pem" });
 
-/** Signs in at the provider's development pages as whoever is named. */
+/** Signs in on the provider's development pages. */
 const as = (name) => async (page) => {
   await page.locator('input[name="login"]').fill(name);
   await page.locator('input[name="password"]').fill("any");
@@ -36,7 +36,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
         sign_requests: true,
         scopes: ["openid", "offline_access", "api:read"],
         resource: ["https://orders.example"],
-        authorization_parameters: { prompt: "consent" }, // or oidc-provider leaves offline_access out
+        authorization_parameters: { prompt: "consent" }, // otherwise oidc-provider drops offline_access
       },
       routes: [
         { path: "/orders/", upstream: orders.url, token: "user" },
@@ -54,13 +54,13 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     await provider?.stop();
   });
 
-  // Events of a correct client: the first proof has no nonce yet, and this provider cannot revoke a JWT.
-  const ordinary = /use_dpop_nonce|unsupported_token_type|^grant.revoked/;
+  // Events of a correct client: the first proof has no nonce, and this provider cannot revoke a JWT.
+  const expected = /use_dpop_nonce|unsupported_token_type|^grant.revoked/;
 
   /** Fails if the provider or an API reported an error. */
   const clean = () => {
-    assert.deepEqual(provider.events.filter((event) => !ordinary.test(event)), []);
-    assert.deepEqual([...orders.refused, ...billing.refused], []);
+    assert.deepEqual(provider.events.filter((event) => !expected.test(event)), []);
+    assert.deepEqual([...orders.rejected, ...billing.rejected], []);
   };
 
   test("sign in; each API gets its own token, bound to one key", async () => {
@@ -83,10 +83,10 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     const first = assertOK(await alice.call("/orders/1"));
     const before = provider.refreshes();
     for (const _ of [1, 2, 3]) assertOK(await alice.call("/bff/session/refresh", { method: "POST" }));
-    const answers = await Promise.all([...Array(20).keys()].map((n) => alice.call(n % 2 ? "/orders/1" : "/billing/1")));
-    for (const answer of answers) assertOK(answer);
-    assert.notEqual(answers[1].body.jti, first.jti);
-    assert.equal(answers[1].body.jkt, first.jkt);
+    const responses = await Promise.all([...Array(20).keys()].map((n) => alice.call(n % 2 ? "/orders/1" : "/billing/1")));
+    for (const response of responses) assertOK(response);
+    assert.notEqual(responses[1].body.jti, first.jti);
+    assert.equal(responses[1].body.jkt, first.jkt);
     assert.equal(provider.refreshes() - before, 4, "three refreshes, and one for the second API");
     await alice.close();
     clean();
@@ -113,7 +113,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     await alice.page.waitForURL(`${broker.baseURL}/`);
     assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.page.goto("/bff/login");
-    await alice.page.locator('input[name="login"]').waitFor(); // it does not know her any more
+    await alice.page.locator('input[name="login"]').waitFor(); // the provider has no session of hers
     await alice.close();
     clean();
   });
@@ -136,16 +136,16 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
 
   test("silent login succeeds only with a session at the provider", async () => {
     const alice = await visitor(browser, broker);
-    const complaints = [];
-    alice.page.on("console", (message) => message.type() === "error" && message.location().url.startsWith(broker.baseURL) && complaints.push(message.text()));
+    const errors = [];
+    alice.page.on("console", (message) => message.type() === "error" && message.location().url.startsWith(broker.baseURL) && errors.push(message.text()));
     await alice.page.goto("/");
     const silently = () =>
       alice.page.evaluate(async () => {
         const { createClient } = await import("/bff/client.js");
         const client = createClient();
-        const heard = [];
-        client.on("signed-in", ({ user }) => heard.push(user.sub));
-        return [await client.silentLogin(), heard, document.querySelectorAll("iframe").length];
+        const events = [];
+        client.on("signed-in", ({ user }) => events.push(user.sub));
+        return [await client.silentLogin(), events, document.querySelectorAll("iframe").length];
       });
     assert.deepEqual(await silently(), [false, [], 0]);
     await alice.signIn(as("alice"));
@@ -155,12 +155,12 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     assert.equal((await alice.session()).authenticated, false);
     assert.deepEqual(await silently(), [true, ["alice"], 0]);
     assertOK(await alice.call("/orders/1"));
-    assert.deepEqual(complaints, []);
+    assert.deepEqual(errors, []);
     await alice.close();
-    provider.events.length = 0; // that the user has to sign in counts as an error there
+    provider.events.length = 0; // login_required is one of them
   });
 
-  test("refused consent shows an error and starts no session", async () => {
+  test("rejected consent shows an error and starts no session", async () => {
     const alice = await visitor(browser, broker);
     await alice.page.goto("/bff/login");
     await alice.page.getByRole("link", { name: /cancel/i }).click();
@@ -168,7 +168,7 @@ describe("oidc-provider, FAPI 2.0", { timeout: 180_000 }, () => {
     await alice.page.getByRole("link", { name: "Back to the app" }).click();
     assert.deepEqual(await alice.session(), { authenticated: false });
     await alice.close();
-    provider.events.length = 0; // it counts as an error there
+    provider.events.length = 0; // access_denied is one of them
   });
 
   test("only the first proof was sent without a nonce", () => {
