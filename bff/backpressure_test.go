@@ -19,7 +19,8 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// block is what long bodies repeat. Its length is none of a buffer, so that a part in the wrong place shows.
+// block is repeated in long bodies. Its length differs from that of any buffer,
+// so that a part in the wrong place changes the checksum.
 var block = func() []byte {
 	b := make([]byte, 1<<20-3)
 	random := rand.NewChaCha8([32]byte{})
@@ -27,10 +28,10 @@ var block = func() []byte {
 	return b
 }()
 
-// source is a long body. It counts and sums up what was read of it.
+// source is a long body that counts and checksums what was read of it.
 type source struct {
 	left int64
-	at   int
+	at   int // in block
 	read atomic.Int64
 	sum  hash.Hash32
 }
@@ -49,26 +50,30 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// summary reads a body to its end, and says how much it was and what.
-func summary(r io.Reader) (string, error) {
+// checksum reads a body to its end, and returns its length and checksum as
+// text.
+func checksum(r io.Reader) (string, error) {
 	sum := crc32.New(castagnoli)
 	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{r}, make([]byte, 32<<10))
 	return fmt.Sprintf("%d bytes %08x", n, sum.Sum32()), err
 }
 
-func (s *source) summary() string { return fmt.Sprintf("%d bytes %08x", s.read.Load(), s.sum.Sum32()) }
+// checksum returns the same for what was read of the source.
+func (s *source) checksum() string { return fmt.Sprintf("%d bytes %08x", s.read.Load(), s.sum.Sum32()) }
 
-// peakOfHeap returns how much more was in use on the heap at any time of run than before.
+// peakOfHeap returns the maximum growth of the heap during run, in bytes.
 func peakOfHeap(run func()) (peak uint64) {
 	read := func() uint64 {
-		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
-		metrics.Read(sample)
-		return sample[0].Value.Uint64() + sample[1].Value.Uint64() // HeapInuse, without stopping the world
+		sample := []metrics.Sample{
+			{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
+		}
+		metrics.Read(sample) // does not stop the world, unlike ReadMemStats
+		return sample[0].Value.Uint64() + sample[1].Value.Uint64()
 	}
 	runtime.GC()
 	before := read()
 	done := make(chan struct{})
-	go func() {
+	go func() { // until run returns
 		defer close(done)
 		run()
 	}()
@@ -84,19 +89,19 @@ func peakOfHeap(run func()) (peak uint64) {
 	}
 }
 
-func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
+func TestLargeBodiesUseLittleMemory(t *testing.T) {
 	testenv.Slow(t)
 	const allowed = 32 << 20
-	eachWay(t, func(t *testing.T, w *way) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		size := int64(1 << 30)
 		if raceDetector {
 			size = 128 << 20
 		}
-		if w.browser != 1 || w.kind.scheme != "http" {
-			size /= 8 // of all but the plainest way it is the shape that matters
+		if w.browser != 1 || w.protocol.scheme != "http" {
+			size /= 8 // the full size for one pair is enough
 		}
 		down := make(chan *source, 1)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Method == "GET" {
 				src := newSource(size)
 				if r.URL.RawQuery == "sized" {
@@ -106,7 +111,7 @@ func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
 				down <- src
 				return
 			}
-			got, err := summary(r.Body)
+			got, err := checksum(r.Body)
 			fmt.Fprint(rw, got, " ", err)
 		})
 		for _, query := range []string{"sized", "chunked"} {
@@ -125,12 +130,16 @@ func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
 					return
 				}
 				defer resp.Body.Close()
-				if got, _ := io.ReadAll(resp.Body); string(got) != src.summary()+" <nil>" || src.left > 0 {
-					t.Errorf("%s: the upstream got %s, want %s", query, got, src.summary())
+				if got, _ := io.ReadAll(resp.Body); string(got) != src.checksum()+" <nil>" {
+					t.Errorf("%s: got %s at the upstream, want %s", query, got, src.checksum())
+				}
+				if src.left > 0 {
+					t.Errorf("%s: got %d bytes unsent, want 0", query, src.left)
 				}
 			})
 			if peak > allowed {
-				t.Errorf("%s: %d MB went up with %d MB in memory", query, size>>20, peak>>20)
+				t.Errorf("%s: got a heap of %d MB for an upload of %d MB, want at most %d MB",
+					query, peak>>20, size>>20, allowed>>20)
 			}
 			peak = peakOfHeap(func() {
 				resp, err := w.client.Do(w.request(t, "GET", "x?"+query, nil))
@@ -139,26 +148,32 @@ func TestABodyOfAGigabytePassesInLittleMemory(t *testing.T) {
 					return
 				}
 				defer resp.Body.Close()
-				got, err := summary(resp.Body)
+				got, err := checksum(resp.Body)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				if src := <-down; got != src.summary() || src.left > 0 {
-					t.Errorf("%s: the client got %s, want %s", query, got, src.summary())
+				src := <-down
+				if got != src.checksum() {
+					t.Errorf("%s: got %s at the client, want %s", query, got, src.checksum())
+				}
+				if src.left > 0 {
+					t.Errorf("%s: got %d bytes unsent, want 0", query, src.left)
 				}
 			})
 			if peak > allowed {
-				t.Errorf("%s: %d MB came down with %d MB in memory", query, size>>20, peak>>20)
+				t.Errorf("%s: got a heap of %d MB for a download of %d MB, want at most %d MB",
+					query, peak>>20, size>>20, allowed>>20)
 			}
 		}
 	})
 }
 
-// settled waits until a body does not move any more, and returns how much of it has been taken.
-func settled(t *testing.T, s *source) int64 {
+// waitUntilStalled waits until no more of a body is read, and returns how much
+// was.
+func waitUntilStalled(t *testing.T, s *source) int64 {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(testTimeout)
 	for last := int64(-1); time.Now().Before(deadline); time.Sleep(60 * time.Millisecond) {
 		now := s.read.Load()
 		if now == last && now > 0 {
@@ -166,60 +181,67 @@ func settled(t *testing.T, s *source) int64 {
 		}
 		last = now
 	}
-	t.Fatal("the body does not come to rest")
+	t.Fatalf("the body is still read after %v", testTimeout)
 	return 0
 }
 
-// What sockets and windows hold, at the two connections together, is below bound; a whole body is well above.
+// The buffers and flow-control windows of both connections together hold less
+// than bound. A body of the size flood is well above.
 const bound, flood = 24 << 20, 32 << 20
 
-func TestAnUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestUpstreamThatDoesNotReadStopsTheClient(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		read := make(chan struct{})
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			select {
 			case <-read:
 			case <-r.Context().Done():
 			}
-			got, err := summary(r.Body)
+			got, err := checksum(r.Body)
 			fmt.Fprint(rw, got, " ", err)
 		})
 		src := newSource(flood)
-		answered := make(chan string, 1)
+		responses := make(chan string, 1)
 		req := w.request(t, "POST", "x", io.NopCloser(src))
 		go func() {
 			resp, err := w.client.Do(req)
 			if err != nil {
-				answered <- err.Error()
+				responses <- err.Error()
 				return
 			}
 			defer resp.Body.Close()
 			text, _ := io.ReadAll(resp.Body)
-			answered <- string(text)
+			responses <- string(text)
 		}()
-		if n := settled(t, src); n > bound {
-			t.Errorf("the client sent %d MB to an upstream that reads nothing", n>>20)
+		if n := waitUntilStalled(t, src); n > bound {
+			t.Errorf("sent to an upstream that does not read: got %d MB, want at most %d MB", n>>20, bound>>20)
 		}
 		close(read)
-		if got, want := await(t, "the answer", answered), src.summary()+" <nil>"; got != want || src.read.Load() != flood {
-			t.Errorf("the upstream got %s, want %s", got, want)
+		if got, want := await(t, "response", responses), src.checksum()+" <nil>"; got != want {
+			t.Errorf("got %s at the upstream, want %s", got, want)
+		}
+		if got := src.read.Load(); got != flood {
+			t.Errorf("sent: got %d bytes, want %d", got, flood)
 		}
 	})
 }
 
-func TestAClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestClientThatDoesNotReadStopsTheUpstream(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		src := newSource(flood)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			io.CopyBuffer(struct{ io.Writer }{rw}, src, make([]byte, 32<<10))
 		})
 		resp := w.do(t, w.request(t, "GET", "x", nil))
-		if n := settled(t, src); n > bound {
-			t.Errorf("the upstream sent %d MB to a client that reads nothing", n>>20)
+		if n := waitUntilStalled(t, src); n > bound {
+			t.Errorf("sent to a client that does not read: got %d MB, want at most %d MB", n>>20, bound>>20)
 		}
-		got, err := summary(resp.Body)
-		if err != nil || got != src.summary() || src.read.Load() != flood {
-			t.Errorf("the client got %s, %v, want %s", got, err, src.summary())
+		got, err := checksum(resp.Body)
+		if err != nil || got != src.checksum() {
+			t.Errorf("got %s, %v at the client, want %s", got, err, src.checksum())
+		}
+		if got := src.read.Load(); got != flood {
+			t.Errorf("sent: got %d bytes, want %d", got, flood)
 		}
 	})
 }

@@ -17,24 +17,25 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
-// probe is a request whose answer is its own and nobody else's.
+// probe is a request whose response can be told from that of any other.
 type probe struct {
 	method  string
 	nonce   string
 	body    []byte
 	chunked bool
-	more    int // how many bytes come behind the answer's first line
+	more    int // bytes of the response after its first line
 }
 
-// echoNonce answers a probe.
+// echoNonce is the handler of an upstream that responds to probes.
 func echoNonce(rw http.ResponseWriter, r *http.Request) {
-	got, err := summary(r.Body)
+	got, err := checksum(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -51,7 +52,7 @@ func echoNonce(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (p *probe) request(t *testing.T, w *way) *http.Request {
+func (p *probe) request(t *testing.T, w *protocolPair) *http.Request {
 	var body io.Reader
 	if p.body != nil {
 		body = bytes.NewReader(p.body)
@@ -62,7 +63,10 @@ func (p *probe) request(t *testing.T, w *way) *http.Request {
 	return w.request(t, p.method, "x?more="+strconv.Itoa(p.more), body, "X-Nonce", p.nonce)
 }
 
-func (p *probe) ask(w *way, req *http.Request) error {
+// send sends the probe and checks the response.
+func (p *probe) send(t *testing.T, w *protocolPair) error { return p.do(w, p.request(t, w)) }
+
+func (p *probe) do(w *protocolPair, req *http.Request) error {
 	resp, err := w.client.Do(req)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", p.method, p.nonce, err)
@@ -71,31 +75,32 @@ func (p *probe) ask(w *way, req *http.Request) error {
 	return p.check(resp)
 }
 
-// early is the answer of an upstream that has not read the request.
+// early is the response of an upstream that has not read the request.
 const early = "early"
 
-// errOthers says that a request got an answer that was for another one.
-var errOthers = errors.New("the answer is another request's")
+// errMixedUp is the error of a request that got the response to another one.
+var errMixedUp = errors.New("response to another request")
 
-// check reads an answer, and says what is wrong with it.
+// check reads the response and checks that it is that of the probe.
 func (p *probe) check(resp *http.Response) error {
 	text, err := io.ReadAll(resp.Body)
 	got := fmt.Sprintf("%s %s: got %d %v %.200q", p.method, p.nonce, resp.StatusCode, resp.Header, text)
-	switch sum, _ := summary(bytes.NewReader(p.body)); {
+	switch sum, _ := checksum(bytes.NewReader(p.body)); {
 	case resp.StatusCode == 502 && resp.Header.Get("X-Nonce") == "":
 		return errors.New(got)
 	case resp.StatusCode != 200 || resp.Header.Get("X-Nonce") != p.nonce:
-		return fmt.Errorf("%w: %s", errOthers, got)
+		return fmt.Errorf("%w: %s", errMixedUp, got)
 	case err != nil:
 		return fmt.Errorf("%s: %w", got, err)
 	case p.method == "HEAD" && len(text) == 0, string(text) == early:
 	case string(text) != fmt.Sprintf("%s %s\n%s", p.nonce, sum, block[:p.more]):
-		return fmt.Errorf("%w: %s", errOthers, got)
+		return fmt.Errorf("%w: %s", errMixedUp, got)
 	}
 	return nil
 }
 
-func randomProbe(random *rand.Rand, nonce string) *probe {
+// newProbe returns a random probe.
+func newProbe(random *rand.Rand, nonce string) *probe {
 	p := &probe{method: []string{"GET", "GET", "HEAD", "POST", "POST", "PUT", "DELETE"}[random.IntN(7)], nonce: nonce}
 	size := func() int { return random.IntN(1 << (1 + random.IntN(16))) }
 	if p.method == "POST" || p.method == "PUT" {
@@ -106,15 +111,15 @@ func randomProbe(random *rand.Rand, nonce string) *probe {
 	return p
 }
 
-func TestManyRequestsOnOneConnectionGetTheirAnswersInOrder(t *testing.T) {
-	eachWayOf(t, 1, func(t *testing.T, w *way) {
-		w.answers(echoNonce)
+func TestResponsesOnOneConnectionAreInOrder(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		w.handle(echoNonce)
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
 		c, r := w.dial(t)
 		for i := range 50 {
-			p := randomProbe(random, fmt.Sprint("request ", i))
+			p := newProbe(random, fmt.Sprint("request ", i))
 			req := p.request(t, w)
 			if err := req.Write(c); err != nil {
 				t.Fatalf("%d: %v", i, err)
@@ -127,46 +132,53 @@ func TestManyRequestsOnOneConnectionGetTheirAnswersInOrder(t *testing.T) {
 				t.Fatal(err)
 			}
 			if resp.Close {
-				t.Fatalf("%s of %d bytes, chunked %v: the connection is closed", p.method, len(p.body), p.chunked)
+				t.Fatalf("%s of %d bytes, chunked %v: got Connection: close", p.method, len(p.body), p.chunked)
 			}
 		}
-		if n := w.conns.Load(); n > 10 { // one that has answered before the request's end was taken down is not used again
-			t.Errorf("one connection of the client's took %d to the upstream", n)
+		// A connection is not reused if the response came before the end of the
+		// request was recorded.
+		if got := w.conns.Load(); got > 10 {
+			t.Errorf("connections to the upstream: got %d, want at most 10", got)
 		}
 	})
 }
 
-// crowd has many clients ask many things of some ways, some of which leave in between. It returns how many requests were answered.
-func crowd(t *testing.T, clients, requests int, faulty bool, ways ...*way) (answered int64) {
+// runClients makes many clients send probes to some protocol pairs. Some
+// requests are aborted. With faulty, a request may have no response or a 502.
+// runClients returns the number of responses.
+func runClients(
+	t *testing.T, clients, requests int, faulty bool, pairs ...*protocolPair,
+) (responses int64) {
 	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	var good, left atomic.Int64
-	var all sync.WaitGroup
+	var good, aborted atomic.Int64
+	var running sync.WaitGroup
 	for i := range clients {
-		all.Go(func() {
+		running.Go(func() {
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
-			w := ways[i%len(ways)]
+			w := pairs[i%len(pairs)]
 			for j := range requests {
-				p := randomProbe(random, fmt.Sprintf("%d of client %d", j, i))
+				p := newProbe(random, fmt.Sprintf("%d of client %d", j, i))
 				req := p.request(t, w)
-				leaves := random.IntN(10)
+				n := random.IntN(10)
+				abort := n <= 1
 				switch {
-				case leaves == 0 && p.body != nil: // in the middle of the request
-					req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(p.body), failing{}))
+				case n == 0 && p.body != nil: // during the request
+					req.Body = io.NopCloser(io.MultiReader(bytes.NewReader(p.body), iotest.ErrReader(errDisconnect)))
 					req.ContentLength, req.GetBody = -1, nil
-				case leaves <= 1: // in the middle of the answer, or before
-					ctx, leave := context.WithCancel(req.Context())
+				case abort: // during the response, or before it
+					ctx, cancel := context.WithCancel(req.Context())
 					req = req.WithContext(ctx)
-					time.AfterFunc(time.Duration(random.IntN(2000))*time.Microsecond, leave)
+					time.AfterFunc(time.Duration(random.IntN(2000))*time.Microsecond, cancel)
 				}
-				err := p.ask(w, req)
+				err := p.do(w, req)
 				switch {
-				case errors.Is(err, errOthers):
+				case errors.Is(err, errMixedUp):
 					t.Error(err)
 					return
-				case leaves <= 1:
-					left.Add(1)
+				case abort:
+					aborted.Add(1)
 				case err == nil:
 					good.Add(1)
 				case !faulty:
@@ -176,79 +188,86 @@ func crowd(t *testing.T, clients, requests int, faulty bool, ways ...*way) (answ
 			}
 		})
 	}
-	all.Wait()
-	t.Logf("%d requests: %d answered, %d left", clients*requests, good.Load(), left.Load())
+	running.Wait()
+	t.Logf("%d requests: %d responses, %d aborted", clients*requests, good.Load(), aborted.Load())
 	return good.Load()
 }
 
-// failing is the end of a body whose client leaves.
-type failing struct{}
+// errDisconnect is the error of a body whose client disconnects.
+var errDisconnect = errors.New("the client disconnects")
 
-func (failing) Read([]byte) (int, error) { return 0, errors.New("the client leaves") }
-
-func TestEveryOneOfManyClientsGetsItsOwnAnswers(t *testing.T) {
+func TestConcurrentClientsGetTheirOwnResponses(t *testing.T) {
 	testenv.Slow(t)
-	eachWay(t, func(t *testing.T, w *way) {
-		w.answers(echoNonce)
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(echoNonce)
 		requests := 200
-		if raceDetector && (w.browser != 1 || w.kind.scheme != "http") {
+		if raceDetector && (w.browser != 1 || w.protocol.scheme != "http") {
 			requests = 10
 		}
-		crowd(t, 64, requests, false, w)
+		runClients(t, 64, requests, false, w)
 	})
 }
 
-// unruly is an upstream that answers with a probe's nonce, and does wrong now and then.
-func unruly(l net.Listener) {
+// serveFaulty is an upstream that responds to probes, with faults now and then.
+func serveFaulty(l net.Listener) {
 	seed := uint64(time.Now().UnixNano())
-	var n uint64
-	for {
+	for n := uint64(1); ; n++ {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		n++
-		go func(n uint64) {
+		go func() { // until the connection is closed
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(2 * patience))
+			c.SetDeadline(time.Now().Add(2 * testTimeout))
 			random := rand.New(rand.NewPCG(seed, n))
-			for r := bufio.NewReader(c); ; {
-				if !unrulyAnswer(c, r, random) {
-					return
-				}
+			for r := bufio.NewReader(c); respondFaulty(c, r, random); {
 			}
-		}(n)
+		}()
 	}
 }
 
-// unrulyAnswer answers one request, and says whether the connection goes on.
-func unrulyAnswer(c net.Conn, r *bufio.Reader, random *rand.Rand) bool {
+// respondFaulty responds to one request, and reports whether the connection
+// stays open.
+func respondFaulty(c net.Conn, r *bufio.Reader, random *rand.Rand) bool {
 	req, err := http.ReadRequest(r)
 	if err != nil {
 		return false
 	}
+	const (
+		closeAtOnce = iota
+		earlyAndClose
+		earlyAndReadOn
+		closeAfterRequest
+		announceClose
+		announceCloseOnly // and keep the connection open
+		extraResponse
+		extraBytes
+		truncate
+		lateCRLF
+		faults = 20 // half of the responses have none
+	)
 	nonce := req.Header.Get("X-Nonce")
-	wrong := random.IntN(20)
-	if wrong == 0 {
+	fault := random.IntN(faults)
+	switch fault {
+	case closeAtOnce:
 		return false
-	}
-	if wrong == 1 || wrong == 2 { // before the request is complete
+	case earlyAndClose, earlyAndReadOn:
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nX-Nonce: %s\r\nContent-Length: 5\r\n\r\n%s", nonce, early)
-		if wrong == 1 {
+		if fault == earlyAndClose {
 			return false
 		}
 		_, err := io.Copy(io.Discard, req.Body)
 		return err == nil
 	}
-	got, err := summary(req.Body)
-	if err != nil || wrong == 3 {
+	got, err := checksum(req.Body)
+	if err != nil || fault == closeAfterRequest {
 		return false
 	}
 	more, _ := strconv.Atoi(req.URL.Query().Get("more"))
 	body := fmt.Sprintf("%s %s\n%s", nonce, got, block[:more])
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 200 OK\r\nX-Nonce: %s\r\n", nonce)
-	if wrong == 4 || wrong == 5 {
+	if fault == announceClose || fault == announceCloseOnly {
 		b.WriteString("Connection: close\r\n")
 	}
 	if more%2 == 0 || req.Method == "HEAD" {
@@ -260,47 +279,53 @@ func unrulyAnswer(c net.Conn, r *bufio.Reader, random *rand.Rand) bool {
 	if req.Method != "HEAD" {
 		b.WriteString(body)
 	}
-	if b.Len() > 8<<10 && (wrong == 6 || wrong == 7) { // in more than one TLS record it may come later than the next request, and nobody can tell then
-		wrong = 10
-	}
-	switch wrong {
-	case 6: // more than was asked for, which reads as an answer
+	switch {
+	case b.Len() > 8<<10:
+		// What follows in another TLS record may arrive after the next request,
+		// and then it cannot be told from its response.
+	case fault == extraResponse:
 		b.WriteString("HTTP/1.1 200 OK\r\nX-Nonce: nobody's\r\nContent-Length: 8\r\n\r\nnobody's")
-	case 7:
+	case fault == extraBytes:
 		b.WriteString("nobody's")
-	case 8: // not all of it
+	}
+	if fault == truncate {
 		b.Truncate(b.Len() - 1 - random.IntN(b.Len()-1))
 	}
 	if _, err := c.Write(b.Bytes()); err != nil {
 		return false
 	}
-	if wrong == 9 {
-		io.WriteString(c, "\r\n") // a moment later
+	if fault == lateCRLF {
+		io.WriteString(c, "\r\n")
 	}
-	return wrong != 4 && wrong != 8 // 5 closes later than it says
+	return fault != announceClose && fault != truncate
 }
 
-func TestNoClientGetsAnothersAnswerWhateverTheUpstreamDoes(t *testing.T) {
+func TestFaultyUpstreamCausesNoMixedUpResponses(t *testing.T) {
 	testenv.Slow(t)
 	plain, overTLS := listen(t), listen(t)
-	f := newFront(t, func(f *front, cfg *bff.Config) {
-		cfg.Routes = append(cfg.Routes, f.route("/unruly/", "http://"+plain.Addr().String()), f.route("/unruly-tls/", "https://"+overTLS.Addr().String()))
+	f := newProtocolServer(t, func(f *protocolServer, cfg *bff.Config) {
+		cfg.Routes = append(cfg.Routes,
+			f.route("/faulty/", "http://"+plain.Addr().String()),
+			f.route("/faulty-tls/", "https://"+overTLS.Addr().String()))
 	})
-	log.SetOutput(io.Discard) // http.Transport says there what comes without having been asked for
+	log.SetOutput(io.Discard) // http.Transport logs unsolicited responses there
 	t.Cleanup(func() { log.SetOutput(os.Stderr) })
-	go unruly(plain) // until it is closed, as the next
-	go unruly(tls.NewListener(overTLS, &tls.Config{Certificates: f.ways[1].upstream.TLS.Certificates}))
-	for _, path := range []string{"/unruly/", "/unruly-tls/"} {
-		var ways []*way
+	go serveFaulty(plain) // both until their listener is closed
+	go serveFaulty(tls.NewListener(overTLS, &tls.Config{Certificates: f.pairs[1].upstream.TLS.Certificates}))
+	for _, path := range []string{"/faulty/", "/faulty-tls/"} {
+		var pairs []*protocolPair
 		for _, browser := range []int{1, 2} {
-			ways = append(ways, &way{front: f, browser: browser, client: f.newClient(t, browser), path: path})
+			pairs = append(pairs, &protocolPair{
+				protocolServer: f, browser: browser, client: f.newClient(t, browser), path: path,
+			})
 		}
 		requests := 200
 		if raceDetector {
-			requests = map[string]int{"/unruly/": 60, "/unruly-tls/": 15}[path] // handshakes take their time
+			requests = map[string]int{"/faulty/": 60, "/faulty-tls/": 15}[path] // TLS handshakes take time
 		}
-		if n := crowd(t, 64, requests, true, ways...); n < int64(64*requests/3) {
-			t.Errorf("%s: only %d requests of %d were answered: that shows little", path, n, 64*requests)
+		// With few responses the test would prove little.
+		if got, want := runClients(t, 64, requests, true, pairs...), int64(64*requests/3); got < want {
+			t.Errorf("%s: got %d responses to %d requests, want at least %d", path, got, 64*requests, want)
 		}
 	}
 }

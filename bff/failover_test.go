@@ -193,17 +193,17 @@ func TestFailedRequestDisablesNoAddress(t *testing.T) {
 func TestInvalidRequestFailsBeforeAnAddressIsSelected(t *testing.T) {
 	t.Parallel()
 	var calls = make(map[string]int)
-	f := newFront(t, func(f *front, cfg *bff.Config) {
+	f := newProtocolServer(t, func(f *protocolServer, cfg *bff.Config) {
 		cfg.Routes = append(cfg.Routes, bff.Route{
 			Path: "/nobody/", Token: "none", CSRF: "fetch-metadata",
 			Upstream: []string{"http://127.0.0.1:1", "http://127.0.0.1:1"},
 		})
 	})
-	for _, w := range f.ways {
-		w.answers(func(http.ResponseWriter, *http.Request) {})
+	for _, w := range f.pairs {
+		w.handle(func(http.ResponseWriter, *http.Request) {})
 	}
 	client := f.newClient(t, 2)
-	for _, path := range append([]string{"/nobody/"}, f.ways[0].path, f.ways[2].path, f.ways[3].path) {
+	for _, path := range append([]string{"/nobody/"}, f.pairs[0].path, f.pairs[2].path, f.pairs[3].path) {
 		for _, query := range []string{"a b", "a=%20 ", "<\"> "} {
 			u, err := url.Parse(f.url)
 			if err != nil {
@@ -227,7 +227,7 @@ func TestInvalidRequestFailsBeforeAnAddressIsSelected(t *testing.T) {
 			calls[path]++
 		}
 	}
-	for _, w := range f.ways {
+	for _, w := range f.pairs {
 		if n := w.calls.Load(); n > 0 {
 			t.Errorf("%s: the upstream got %d requests", w.name, n)
 		}

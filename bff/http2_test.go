@@ -1,70 +1,76 @@
 package bff_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
-func TestManyStreamsOfOneBrowserPassAtOnce(t *testing.T) {
-	eachWayOf(t, 2, func(t *testing.T, w *way) {
+func TestConcurrentStreamsOfOneHTTP2Connection(t *testing.T) {
+	eachUpstreamProtocol(t, 2, func(t *testing.T, w *protocolPair) {
 		const streams, size = 50, 4 << 20
 		var arrived atomic.Int32
-		allHere := make(chan struct{})
-		answer := func(rw http.ResponseWriter, r *http.Request) {
+		allArrived := make(chan struct{})
+		handler := func(rw http.ResponseWriter, r *http.Request) {
 			switch r.URL.RawQuery {
 			case "download":
 				io.Copy(rw, newSource(size))
 			case "upload":
-				got, err := summary(r.Body)
+				got, err := checksum(r.Body)
 				fmt.Fprint(rw, got, " ", err)
-			case "left":
+			case "canceled":
 				rw.Header().Set("X-Begun", "1")
 				flush(rw)
 				<-r.Context().Done()
 			default:
 				if arrived.Add(1) == streams {
-					close(allHere)
+					close(allArrived)
 				}
 				select {
-				case <-allHere:
+				case <-allArrived:
 					echoNonce(rw, r)
 				case <-r.Context().Done():
 				}
 			}
 		}
-		first := probe{method: "POST", nonce: "first"} // so that there is a connection
-		w.answers(echoNonce)
-		if err := first.ask(w, first.request(t, w)); err != nil {
+		first := probe{method: "POST", nonce: "first"} // opens the connection
+		w.handle(echoNonce)
+		if err := first.send(t, w); err != nil {
 			t.Fatal(err)
 		}
-		w.answers(answer)
-		before := w.front.conns.Load()
+		w.handle(handler)
+		before := w.protocolServer.conns.Load()
 		var all sync.WaitGroup
 		for i := range streams {
 			all.Go(func() {
 				p := probe{method: "GET", nonce: fmt.Sprint("stream ", i), more: 100 * i}
-				if err := p.ask(w, p.request(t, w)); err != nil {
+				if err := p.send(t, w); err != nil {
 					t.Error(err)
 				}
 			})
 		}
-		for _, query := range []string{"download", "upload", "left"} {
+		for _, query := range []string{"download", "upload", "canceled"} {
 			all.Go(func() {
 				src := newSource(size)
-				req := w.request(t, map[bool]string{true: "POST", false: "GET"}[query == "upload"], "x?"+query, nil)
-				ctx, leave := context.WithCancel(req.Context())
-				defer leave()
+				req := w.request(t, "GET", "x?"+query, nil)
+				ctx, cancel := context.WithCancel(req.Context())
+				defer cancel()
 				if query == "upload" {
-					req.Body = io.NopCloser(src)
+					req.Method, req.Body = "POST", io.NopCloser(src)
 					req.ContentLength = -1
 				}
 				resp, err := w.client.Do(req.WithContext(ctx))
@@ -73,96 +79,101 @@ func TestManyStreamsOfOneBrowserPassAtOnce(t *testing.T) {
 					return
 				}
 				defer resp.Body.Close()
-				if query == "left" { // of one stream that is reset the others take no notice
-					leave()
+				if query == "canceled" { // resets this stream, which must not affect the others
+					cancel()
 					return
 				}
 				got, err := io.ReadAll(resp.Body)
-				if query == "upload" && string(got) != src.summary()+" <nil>" || query == "download" && len(got) != size || err != nil {
-					t.Errorf("%s: got %d bytes %.100q, %v", query, len(got), got, err)
+				if err != nil {
+					t.Errorf("%s: %v", query, err)
+				}
+				if want := src.checksum() + " <nil>"; query == "upload" && string(got) != want {
+					t.Errorf("upload: got %.100q at the upstream, want %s", got, want)
+				}
+				if query == "download" && len(got) != size {
+					t.Errorf("download: got %d bytes, want %d", len(got), size)
 				}
 			})
 		}
 		all.Wait()
-		if n := w.front.conns.Load() - before; n > 0 {
-			t.Errorf("the browser needed %d connections more", n)
+		if got := w.protocolServer.conns.Load() - before; got > 0 {
+			t.Errorf("further connections of the browser: got %d, want 0", got)
 		}
 	})
 }
 
-// frame2 is a frame of HTTP/2 (RFC 9113 4.1).
-func frame2(kind, flags byte, stream uint32, payload []byte) []byte {
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload))<<8|uint32(kind))
-	return append(binary.BigEndian.AppendUint32(append(b, flags), stream), payload...)
-}
-
-// fields2 are header fields in the plainest way that HTTP/2 has (RFC 7541 6.2.2).
-func fields2(nameAndValue ...string) (b []byte) {
-	for i, text := range nameAndValue {
-		if i%2 == 0 {
-			b = append(b, 0)
-		}
-		if len(text) < 0x7f {
-			b = append(b, byte(len(text)))
-		} else { // up to what two bytes more can say
-			n := len(text) - 0x7f
-			b = append(b, 0x7f, 0x80|byte(n), byte(n>>7))
-		}
-		b = append(b, text...)
+// requestHTTP2 sends an HTTP/2 request with exactly these header fields on a
+// new connection, and returns the status of the response. The status is 0 if
+// the stream or the connection is reset. A CONNECT request goes on after its
+// header.
+func requestHTTP2(t *testing.T, c net.Conn, fields ...string) (status int) {
+	t.Helper()
+	c.SetDeadline(time.Now().Add(testTimeout))
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for field := range slices.Chunk(fields, 2) {
+		encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
 	}
-	return b
+	io.WriteString(c, http2.ClientPreface)
+	framer := http2.NewFramer(c, c)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: !slices.Contains(fields, "CONNECT"),
+	})
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatalf("%v: %v", fields, err)
+		}
+		switch frame := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			status, err = strconv.Atoi(frame.PseudoValue("status"))
+			if err != nil {
+				t.Fatalf("%v: %v", fields, err)
+			}
+			return status
+		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
+			return 0
+		}
+	}
 }
 
-// A WebSocket over HTTP/2 (RFC 8441) would have to be looked at as one over HTTP/1.1 is. CONNECT is for nobody.
+// CONNECT is refused. So is a WebSocket over HTTP/2 (RFC 8441), whose handshake
+// would need the same checks as one over HTTP/1.1.
 func TestCONNECTIsRefusedInHTTP2(t *testing.T) {
-	f := newFront(t, nil)
-	w := f.ways[0]
-	w.answers(func(http.ResponseWriter, *http.Request) {})
+	f := newProtocolServer(t, nil)
+	w := f.pairs[0]
+	w.handle(func(http.ResponseWriter, *http.Request) {})
 	host := strings.TrimPrefix(f.url, "http://")
 	cookie := f.browser.Cookies()[0]
 	common := []string{"cookie", cookie.Name + "=" + cookie.Value, "sec-fetch-site", "same-origin", "origin", f.url}
+	target := []string{":scheme", "https", ":authority", host, ":path", w.path + "x"}
 	for _, test := range []struct {
 		name    string
 		fields  []string
 		refused bool
 	}{
-		{"a GET", []string{":method", "GET", ":scheme", "https", ":authority", host, ":path", w.path + "x"}, false},
-		{"a WebSocket", []string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", host, ":path", w.path + "x"}, true},
-		{"a tunnel", []string{":method", "CONNECT", ":authority", host}, true},
-		{"a tunnel to the upstream", []string{":method", "CONNECT", ":authority", w.upstream.Listener.Addr().String()}, true},
+		{"GET", append([]string{":method", "GET"}, target...), false},
+		{"WebSocket", append([]string{":method", "CONNECT", ":protocol", "websocket"}, target...), true},
+		{"tunnel", []string{":method", "CONNECT", ":authority", host}, true},
+		{"tunnel to the upstream", []string{
+			":method", "CONNECT", ":authority", w.upstream.Listener.Addr().String(),
+		}, true},
 	} {
 		before := w.calls.Load()
-		c, err := tls.Dial("tcp", f.tls, &tls.Config{RootCAs: f.trust.RootCAs, ServerName: f.trust.ServerName, NextProtos: []string{"h2"}})
+		cfg := f.trust.Clone()
+		cfg.NextProtos = []string{"h2"}
+		c, err := tls.Dial("tcp", f.tls, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-		c.Write(frame2(4, 0, 0, nil))
-		end := byte(4) // of the header
-		if !test.refused {
-			end |= 1 // and of the stream
-		}
-		c.Write(frame2(1, end, 1, fields2(append(test.fields, common...)...)))
-		for head := make([]byte, 9); ; {
-			if _, err := io.ReadFull(c, head); err != nil {
-				t.Fatalf("%s: %v", test.name, err)
-			}
-			payload := make([]byte, binary.BigEndian.Uint32(head)>>8)
-			io.ReadFull(c, payload)
-			kind := head[3]
-			if kind != 1 && kind != 3 && kind != 7 {
-				continue
-			}
-			ok := kind == 1 && payload[0] == 0x88 // :status: 200
-			if ok == test.refused {
-				t.Errorf("%s: got a frame of type %d, %q", test.name, kind, payload)
-			}
-			break
+		if got := requestHTTP2(t, c, append(test.fields, common...)...); (got != 200) != test.refused {
+			t.Errorf("%s: got status %d, want refused %v", test.name, got, test.refused)
 		}
 		if called := w.calls.Load() > before; called == test.refused {
-			t.Errorf("%s: the upstream was called: %v", test.name, called)
+			t.Errorf("%s: got a call of the upstream %v, want %v", test.name, called, !test.refused)
 		}
 	}
 }

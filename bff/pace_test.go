@@ -26,12 +26,12 @@ const (
 )
 
 // paced runs a test for every way through a broker that aborts slow bodies.
-func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *way)) {
+func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *protocolPair)) {
 	t.Helper()
-	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) { cfg.BodyMinRate = testRate })
 	f.server.SetPaceWindow(window)
 	t.Run("all", func(t *testing.T) {
-		for _, w := range f.ways {
+		for _, w := range f.pairs {
 			t.Run(w.name, func(t *testing.T) {
 				t.Parallel()
 				test(t, w)
@@ -41,12 +41,13 @@ func paced(t *testing.T, window time.Duration, test func(t *testing.T, w *way)) 
 }
 
 // slowRequest is request with a longer timeout.
-func (w *way) slowRequest(t *testing.T, method, target string, body io.Reader, header ...string) *http.Request {
+func (w *protocolPair) slowRequest(t *testing.T, method, target string, body io.Reader,
+	header ...string) *http.Request {
 	return w.request(t, method, target, body, header...).WithContext(t.Context())
 }
 
 // slowDo sends a request that may fail with an error.
-func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
+func (w *protocolPair) slowDo(req *http.Request) (status int, text string, err error) {
 	resp, err := w.client.Do(req)
 	if err != nil {
 		return 0, "", err
@@ -58,7 +59,7 @@ func (w *way) slowDo(req *http.Request) (status int, text string, err error) {
 
 // wantLogged waits for the log line of the request for a path, and checks that
 // there is one and that it names the cause.
-func (w *way) wantLogged(t *testing.T, target, cause string) {
+func (w *protocolPair) wantLogged(t *testing.T, target, cause string) {
 	t.Helper()
 	var lines []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
@@ -100,9 +101,9 @@ func (s *trickle) Read(p []byte) (int, error) {
 
 func TestSlowUploadIsAborted(t *testing.T) {
 	t.Parallel()
-	paced(t, longWindow/2, func(t *testing.T, w *way) {
+	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		ended := make(chan error, 10)
-		w.answers(func(_ http.ResponseWriter, r *http.Request) {
+		w.handle(func(_ http.ResponseWriter, r *http.Request) {
 			_, err := io.Copy(io.Discard, r.Body)
 			ended <- err
 		})
@@ -134,8 +135,8 @@ func TestSlowUploadIsAborted(t *testing.T) {
 
 func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 	t.Parallel()
-	paced(t, longWindow/2, func(t *testing.T, w *way) {
-		w.answers(func(_ http.ResponseWriter, r *http.Request) {
+	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
+		w.handle(func(_ http.ResponseWriter, r *http.Request) {
 			io.ReadFull(r.Body, make([]byte, 1000))
 			select {
 			case <-r.Context().Done():
@@ -158,9 +159,9 @@ func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 
 func TestSlowResponseIsAborted(t *testing.T) {
 	t.Parallel()
-	paced(t, longWindow/2, func(t *testing.T, w *way) {
+	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		left := make(chan struct{}, 10)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			io.Copy(io.Discard, r.Body)
 			if strings.HasSuffix(r.URL.Path, "length") {
 				rw.Header().Set("Content-Length", "100")
@@ -193,9 +194,9 @@ func TestSlowResponseIsAborted(t *testing.T) {
 
 func TestSlowReaderIsAborted(t *testing.T) {
 	t.Parallel()
-	paced(t, longWindow/2, func(t *testing.T, w *way) {
+	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		left := make(chan struct{}, 10)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			io.CopyBuffer(struct{ io.Writer }{rw}, newSource(1<<40), make([]byte, 32<<10))
 			left <- struct{}{}
 		})
@@ -226,8 +227,8 @@ func TestFastBodiesAndQuietStreamsContinue(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	const long = 3 * longWindow
-	paced(t, longWindow, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+	paced(t, longWindow, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			switch what := r.URL.Path[len(w.path):]; what {
 			case "upload":
 				n, err := io.Copy(io.Discard, r.Body)
@@ -282,11 +283,11 @@ func (f flushing) Write(p []byte) (int, error) {
 }
 
 func TestWebSocketMayBeQuiet(t *testing.T) {
-	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = testRate })
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) { cfg.BodyMinRate = testRate })
 	f.server.SetPaceWindow(testWindow / 4)
-	w := f.ways[0]
-	w.answers(func(rw http.ResponseWriter, r *http.Request) {
-		c, buffered, err := switched(rw)
+	w := f.pairs[0]
+	w.handle(func(rw http.ResponseWriter, r *http.Request) {
+		c, buffered, err := switchProtocols(rw)
 		if err != nil {
 			t.Error(err)
 			return
@@ -305,7 +306,7 @@ func TestWebSocketMayBeQuiet(t *testing.T) {
 
 func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 	ended := make(chan error, 2)
-	f := newFront(t, func(_ *front, cfg *bff.Config) {
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate
 		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			_, err := io.Copy(rw, newSource(1<<40))
@@ -313,7 +314,7 @@ func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 		})
 	})
 	f.server.SetPaceWindow(shortWindow)
-	for _, w := range []*way{f.ways[0], f.ways[4]} {
+	for _, w := range []*protocolPair{f.pairs[0], f.pairs[4]} {
 		req := w.slowRequest(t, "GET", "x", nil)
 		req.URL.Path = "/app.js"
 		resp, err := w.client.Do(req)
@@ -340,10 +341,10 @@ func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 }
 
 func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
-	f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.BodyMinRate = -1 })
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) { cfg.BodyMinRate = -1 })
 	f.server.SetPaceWindow(testWindow / 10)
-	w := f.ways[0]
-	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+	w := f.pairs[0]
+	w.handle(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Length", "9")
 		io.WriteString(rw, "four")
 		flush(rw)
@@ -358,13 +359,13 @@ func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
 // Responses that fit into a buffer are sent after their handlers have returned.
 func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	t.Parallel()
-	f := newFront(t, func(_ *front, cfg *bff.Config) {
+	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate
 		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 2000)) })
 	})
 	f.server.SetPaceWindow(longWindow / 2)
-	w := f.ways[0]
-	w.answers(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1500)) })
+	w := f.pairs[0]
+	w.handle(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 1500)) })
 	for name, path := range map[string]string{
 		"the upstream": w.path + "x",
 		"the app":      "/index.html",
@@ -386,7 +387,7 @@ func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	}
 	// The deadline of one request does not apply to the next one on its
 	// connection.
-	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+	w.handle(func(rw http.ResponseWriter, r *http.Request) {
 		io.WriteString(rw, "begun")
 		flush(rw)
 		io.Copy(flushing{rw}, &trickle{r.Context(), 2000, 150})

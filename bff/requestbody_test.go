@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+func TestEarlyResponseReachesTheClient(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			if r.Method != "POST" {
 				echoNonce(rw, r)
 				return
 			}
-			http.NewResponseController(rw).EnableFullDuplex() // or it would wait for the body
+			http.NewResponseController(rw).EnableFullDuplex() // do not wait for the body
 			rw.Header().Set("Content-Length", "9")
 			rw.WriteHeader(413)
 			io.WriteString(rw, "too large")
@@ -25,22 +25,25 @@ func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
 			body, client := io.Pipe()
 			req := w.request(t, "POST", "x", body)
 			req.ContentLength = length
-			go io.WriteString(client, "begun") // and never more
+			go io.WriteString(client, "begun") // and nothing more; until Close
 			resp := w.do(t, req)
+			if resp.StatusCode != 413 {
+				t.Errorf("Content-Length %d: got %d, want 413", length, resp.StatusCode)
+			}
 			text, err := io.ReadAll(resp.Body)
-			if resp.StatusCode != 413 || string(text) != "too large" || err != nil {
-				t.Errorf("length %d: got %d %q, %v", length, resp.StatusCode, text, err)
+			if string(text) != "too large" || err != nil {
+				t.Errorf("body for Content-Length %d: got %q, %v, want %q", length, text, err, "too large")
 			}
 			client.Close()
 			p := probe{method: "GET", nonce: fmt.Sprint("after ", length)}
-			if err := p.ask(w, p.request(t, w)); err != nil {
-				t.Errorf("the next request: %v", err)
+			if err := p.send(t, w); err != nil {
+				t.Errorf("next request: %v", err)
 			}
 		}
 		if w.browser == 2 {
 			return
 		}
-		// Of a client that goes on sending, nothing is taken for a request.
+		// What the client still sends of the body is not parsed as a request.
 		c, r := w.dial(t)
 		smuggled := w.head("GET", "x?smuggled") + "X-Nonce: smuggled\r\n\r\n"
 		before := w.calls.Load()
@@ -49,40 +52,43 @@ func TestAnAnswerBeforeTheWholeRequestReachesTheClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		wantBytes(t, "the answer", resp.Body, "too large")
+		wantBytes(t, "response", resp.Body, "too large")
 		if !resp.Close {
-			t.Error("the client is not told that the connection ends")
+			t.Error("got no Connection: close, want it after an early response")
 		}
-		go func() {
+		go func() { // until the connection is closed
 			for range 100 {
 				if _, err := io.WriteString(c, smuggled); err != nil {
 					return
 				}
 			}
 		}()
-		if rest, _ := io.ReadAll(r); len(rest) > 0 { // it ends with a reset or without
-			t.Errorf("after the answer came %q", rest)
+		if rest, _ := io.ReadAll(r); len(rest) > 0 { // the connection may be reset
+			t.Errorf("after the response: got %q, want nothing", rest)
 		}
-		if n := w.calls.Load() - before; n != 1 {
-			t.Errorf("the upstream was called %d times", n)
+		if got := w.calls.Load() - before; got != 1 {
+			t.Errorf("calls of the upstream: got %d, want 1", got)
 		}
 	})
 }
 
-func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
-	eachWayOf(t, 1, func(t *testing.T, w *way) { // with HTTP/2 it is the same, but for what the client sees
+// A body is not requested before the upstream wants it (RFC 9110, section
+// 10.1.1). With HTTP/2 only the bytes for the client differ.
+func TestExpectContinue(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
 		for _, test := range []struct {
 			name, target, edit string
 			want               []int
 		}{
-			{"the upstream wants it", "wanted", "", []int{100, 200}},
-			{"the upstream does not", "unwanted", "", []int{413}},
-			{"we do not", "wanted", "Sec-Fetch-Site: same-origin", []int{403}},
-			{"nobody is signed in", "wanted", "Cookie: cloakroom", []int{401}},
+			{"upstream reads the body", "wanted", "", []int{100, 200}},
+			{"upstream responds at once", "unwanted", "", []int{413}},
+			{"broker refuses the request", "wanted", "Sec-Fetch-Site: same-origin", []int{403}},
+			{"no session", "wanted", "Cookie: cloakroom", []int{401}},
 		} {
-			w.answers(func(rw http.ResponseWriter, r *http.Request) {
-				if w.kind.proto == 1 && r.Header.Get("Expect") != "100-continue" { // a server of HTTP/2 does not show it
-					t.Errorf("the upstream got Expect: %q", r.Header["Expect"])
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
+				// Go's HTTP/2 server removes the header.
+				if got := r.Header.Get("Expect"); w.protocol.major == 1 && got != "100-continue" {
+					t.Errorf("Expect at the upstream: got %q, want 100-continue", got)
 				}
 				if strings.HasSuffix(r.URL.Path, "/unwanted") {
 					rw.WriteHeader(413)
@@ -101,18 +107,22 @@ func TestABodyIsNotAskedForBeforeItIsWanted(t *testing.T) {
 			for len(got) == 0 || got[len(got)-1] == 100 {
 				resp, err := http.ReadResponse(r, nil)
 				if err != nil {
-					t.Fatalf("%s: after %v: %v", test.name, got, err)
+					t.Fatalf("%s: got %v, then %v", test.name, got, err)
 				}
 				if got = append(got, resp.StatusCode); resp.StatusCode == 100 {
 					io.WriteString(c, "abc")
 					continue
 				}
 				text, err := io.ReadAll(resp.Body)
-				if resp.StatusCode == 200 && string(text) != "abc <nil>" || err != nil {
-					t.Errorf("%s: got %q, %v", test.name, text, err)
+				if err != nil {
+					t.Errorf("%s: %v", test.name, err)
 				}
-				if resp.StatusCode != 200 && !resp.Close { // RFC 9110 10.1.1: or else nobody knows whether the body comes
-					t.Errorf("%s: the connection stays open, and the body may or may not come", test.name)
+				if want := "abc <nil>"; resp.StatusCode == 200 && string(text) != want {
+					t.Errorf("%s: got %q, want %q", test.name, text, want)
+				}
+				// Otherwise it is unknown whether the body follows.
+				if resp.StatusCode != 200 && !resp.Close {
+					t.Errorf("%s: got no Connection: close with %d", test.name, resp.StatusCode)
 				}
 			}
 			if fmt.Sprint(got) != fmt.Sprint(test.want) {

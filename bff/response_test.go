@@ -15,13 +15,14 @@ import (
 	"time"
 )
 
-func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestTruncatedResponseIsAborted(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		for name, header := range map[string][2]string{
-			"with a length": {"Content-Length", "100"}, "in chunks": {"Content-Type", "text/plain"}, "of events": {"Content-Type", "text/event-stream"}, "compressed": {"Content-Encoding", "gzip"},
+			"with a length": {"Content-Length", "100"}, "chunked": {"Content-Type", "text/plain"},
+			"event stream": {"Content-Type", "text/event-stream"}, "compressed": {"Content-Encoding", "gzip"},
 		} {
 			seen := make(chan struct{})
-			w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
 				rw.Header().Set(header[0], header[1])
 				io.WriteString(rw, "begun")
 				flush(rw)
@@ -35,15 +36,15 @@ func TestAnAnswerThatBreaksOffIsNotTakenForAWholeOne(t *testing.T) {
 			wantBytes(t, name, resp.Body, "begun")
 			close(seen)
 			if rest, err := io.ReadAll(resp.Body); err == nil || len(rest) > 0 {
-				t.Errorf("%s: then came %q, %v, want an error", name, rest, err)
+				t.Errorf("%s: then got %q, %v, want an error", name, rest, err)
 			}
 		}
 	})
 }
 
-func TestAnswersWithoutABody(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+func TestResponsesWithoutABody(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
 			h.Set("ETag", `"v1"`)
 			switch status, _ := strconv.Atoi(r.URL.RawQuery); {
@@ -59,17 +60,23 @@ func TestAnswersWithoutABody(t *testing.T) {
 			method, query string
 			status        int
 			length        string
-		}{{"HEAD", "length", 200, "12345"}, {"HEAD", "204", 204, ""}, {"GET", "204", 204, ""}, {"GET", "304", 304, ""}, {"HEAD", "304", 304, ""}, {"POST", "204", 204, ""}, {"DELETE", "204", 204, ""}} {
+		}{
+			{"HEAD", "length", 200, "12345"}, {"HEAD", "204", 204, ""}, {"GET", "204", 204, ""},
+			{"GET", "304", 304, ""}, {"HEAD", "304", 304, ""}, {"POST", "204", 204, ""}, {"DELETE", "204", 204, ""},
+		} {
+			name := test.method + " " + test.query
 			resp := w.do(t, w.request(t, test.method, "x?"+test.query, nil))
-			text, err := io.ReadAll(resp.Body)
-			if resp.StatusCode != test.status || resp.Header.Get("Content-Length") != test.length || resp.Header.Get("ETag") != `"v1"` || len(text) > 0 || err != nil {
-				t.Errorf("%s, %s: got %d %v %q, %v", test.method, test.query, resp.StatusCode, resp.Header, text, err)
+			if resp.StatusCode != test.status {
+				t.Errorf("%s: got %d, want %d", name, resp.StatusCode, test.status)
 			}
+			wantHeader(t, name, resp, "Content-Length", test.length)
+			wantHeader(t, name, resp, "ETag", `"v1"`)
+			wantEnd(t, name, resp.Body)
 		}
 		if w.browser == 2 {
 			return
 		}
-		// What follows on the same connection is the next answer.
+		// The next response follows on the same connection.
 		c, r := w.dial(t)
 		for _, query := range []string{"204", "304", "length"} {
 			method := map[bool]string{true: "HEAD", false: "GET"}[query == "length"]
@@ -79,8 +86,10 @@ func TestAnswersWithoutABody(t *testing.T) {
 				if line, err = r.ReadString('\n'); err != nil {
 					t.Fatal(err)
 				}
-				if lower := strings.ToLower(line); strings.HasPrefix(lower, "transfer-encoding:") || query == "204" && strings.HasPrefix(lower, "content-length:") { // RFC 9110 8.6
-					t.Errorf("%s: %s", query, line)
+				// RFC 9110, section 8.6, and RFC 9112, section 6.1.
+				name, _, _ := strings.Cut(strings.ToLower(line), ":")
+				if name == "transfer-encoding" || query == "204" && name == "content-length" {
+					t.Errorf("%s: got %q, want no such header", query, line)
 				}
 			}
 			io.WriteString(c, w.head("GET", "x")+"\r\n")
@@ -94,9 +103,9 @@ func TestAnswersWithoutABody(t *testing.T) {
 	})
 }
 
-func TestHintsStayBehindAndTrailersPass(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+func TestInformationalResponsesAreDroppedTrailersKept(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			h := rw.Header()
 			h.Set("Link", "</x.js>; rel=preload")
 			h.Set("Set-Cookie", "hint=1")
@@ -115,39 +124,49 @@ func TestHintsStayBehindAndTrailersPass(t *testing.T) {
 		})
 		var hints []int
 		req := w.request(t, "GET", "x", nil)
-		resp := w.do(t, req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
+		trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {
 			hints = append(hints, code)
 			return nil
-		}})))
-		if text, err := io.ReadAll(resp.Body); string(text) != "body" || err != nil {
-			t.Errorf("got %q, %v", text, err)
+		}}
+		resp := w.do(t, req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+		wantBytes(t, "response", resp.Body, "body")
+		wantEnd(t, "response", resp.Body)
+		if len(hints) > 0 {
+			t.Errorf("informational responses: got %v, want none", hints)
 		}
-		if len(hints) > 0 || resp.Header.Get("Set-Cookie") != "" || resp.Header.Get("Link") != "" {
-			t.Errorf("hints got through: %v, %v", hints, resp.Header)
-		}
-		if got := fmt.Sprint(resp.Trailer); got != "map[X-Checksum:[17] X-Late:[x]]" {
-			t.Errorf("the trailer is %s", got)
+		wantHeader(t, "response", resp, "Set-Cookie", "")
+		wantHeader(t, "response", resp, "Link", "")
+		if got, want := fmt.Sprint(resp.Trailer), "map[X-Checksum:[17] X-Late:[x]]"; got != want {
+			t.Errorf("trailer: got %s, want %s", got, want)
 		}
 	})
 }
 
-// Browsers see no trailers: gRPC-web has its own in the body.
-func TestGRPCWebPassesUnchanged(t *testing.T) {
+// Browsers do not expose trailers, so gRPC-Web sends them in the body.
+func TestGRPCWebIsUnchanged(t *testing.T) {
 	frame := func(flags byte, text string) string {
 		return string(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(text)))) + text
 	}
-	message, trailer := frame(0, "\x0a\x05hello\x00\xff"), frame(0x80, "grpc-status:0\r\ngrpc-message:OK\r\n")
-	eachWay(t, func(t *testing.T, w *way) {
+	message := frame(0, "\x0a\x05hello\x00\xff")
+	trailer := frame(0x80, "grpc-status:0\r\ngrpc-message:OK\r\n")
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		for _, form := range []string{"application/grpc-web+proto", "application/grpc-web-text"} {
 			first, second := message, trailer
 			if strings.HasSuffix(form, "text") {
-				first, second = base64.StdEncoding.EncodeToString([]byte(first)), base64.StdEncoding.EncodeToString([]byte(second))
+				first = base64.StdEncoding.EncodeToString([]byte(first))
+				second = base64.StdEncoding.EncodeToString([]byte(second))
 			}
 			seen := make(chan struct{})
-			w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
 				text, err := io.ReadAll(r.Body)
-				if string(text) != first || err != nil || r.Header.Get("Content-Type") != form || r.Header.Get("X-Grpc-Web") != "1" {
-					t.Errorf("%s: the upstream got %v %q, %v", form, r.Header, text, err)
+				if string(text) != first || err != nil {
+					t.Errorf("%s: got %q, %v at the upstream, want %q", form, text, err, first)
+				}
+				if got := r.Header.Get("Content-Type"); got != form {
+					t.Errorf("Content-Type at the upstream: got %q, want %q", got, form)
+				}
+				if got := r.Header.Get("X-Grpc-Web"); got != "1" {
+					t.Errorf("X-Grpc-Web at the upstream: got %q, want 1", got)
 				}
 				rw.Header().Set("Content-Type", form)
 				io.WriteString(rw, first)
@@ -158,29 +177,28 @@ func TestGRPCWebPassesUnchanged(t *testing.T) {
 				}
 				io.WriteString(rw, second)
 			})
-			resp := w.do(t, w.request(t, "POST", "greeter.Greeter/Hello", strings.NewReader(first), "Content-Type", form, "X-Grpc-Web", "1", "Accept", form))
+			resp := w.do(t, w.request(t, "POST", "greeter.Greeter/Hello", strings.NewReader(first),
+				"Content-Type", form, "X-Grpc-Web", "1", "Accept", form))
 			wantBytes(t, form, resp.Body, first)
 			close(seen)
 			wantBytes(t, form, resp.Body, second)
 			wantEnd(t, form, resp.Body)
-			if got := resp.Header.Get("Content-Type"); got != form {
-				t.Errorf("Content-Type is %s, want %s", got, form)
-			}
+			wantHeader(t, form, resp, "Content-Type", form)
 		}
 	})
 }
 
-func TestCompressedAnswersPassByteForByte(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestCompressedResponsesAreUnchanged(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		for _, accepted := range []string{"", "identity", "gzip, br", "gzip;q=0"} {
 			for _, coding := range []string{"", "gzip", "br", "zstd"} {
-				body := string(block[:5000]) // what it unpacks to is nobody's business
+				body := string(block[:5000]) // need not be valid
 				if coding == "" {
 					body = strings.Repeat("compressible ", 1000)
 				}
-				w.answers(func(rw http.ResponseWriter, r *http.Request) {
+				w.handle(func(rw http.ResponseWriter, r *http.Request) {
 					if got := strings.Join(r.Header["Accept-Encoding"], "|"); got != accepted {
-						t.Errorf("the upstream got Accept-Encoding %q, want %q", got, accepted)
+						t.Errorf("Accept-Encoding at the upstream: got %q, want %q", got, accepted)
 					}
 					rw.Header().Set("Content-Type", "text/html")
 					rw.Header().Set("Vary", "Accept-Encoding")
@@ -195,49 +213,69 @@ func TestCompressedAnswersPassByteForByte(t *testing.T) {
 				}
 				resp := w.do(t, req)
 				text, err := io.ReadAll(resp.Body)
-				if string(text) != body || err != nil || resp.Header.Get("Content-Encoding") != coding || resp.Header.Get("Vary") != "Accept-Encoding" || resp.Uncompressed {
-					t.Errorf("%s: got %v, %d bytes, %v", coding, resp.Header, len(text), err)
+				if string(text) != body || err != nil {
+					t.Errorf("%q: got %d bytes, %v, want the %d bytes of the upstream", coding, len(text),
+						err, len(body))
+				}
+				wantHeader(t, coding, resp, "Content-Encoding", coding)
+				wantHeader(t, coding, resp, "Vary", "Accept-Encoding")
+				if resp.Uncompressed {
+					t.Errorf("%q: the client decompressed the response", coding)
 				}
 			}
 		}
 	})
 }
 
-func TestPartsOfAFilePass(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestRangeRequests(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		modified := time.Now().Add(-time.Hour)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			rw.Header().Set("ETag", `"v1"`)
 			http.ServeContent(rw, r, "x.bin", modified, bytes.NewReader(block[:100000]))
 		})
 		for _, test := range []struct {
-			header          []string
-			status          int
-			contentRange    string
-			from, to        int
-			wholeOrSeveral  bool
-			acceptsNoRanges bool
+			header       []string
+			status       int
+			contentRange string
+			from, to     int
 		}{
-			{header: []string{"Range", "bytes=10-19"}, status: 206, contentRange: "bytes 10-19/100000", from: 10, to: 20},
-			{header: []string{"Range", "bytes=-100"}, status: 206, contentRange: "bytes 99900-99999/100000", from: 99900, to: 100000},
-			{header: []string{"Range", "bytes=50000-", "If-Range", `"v1"`}, status: 206, contentRange: "bytes 50000-99999/100000", from: 50000, to: 100000},
-			{header: []string{"Range", "bytes=50000-", "If-Range", `"v0"`}, status: 200, from: 0, to: 100000},
+			{[]string{"Range", "bytes=10-19"}, 206, "bytes 10-19/100000", 10, 20},
+			{[]string{"Range", "bytes=-100"}, 206, "bytes 99900-99999/100000", 99900, 100000},
+			{[]string{"Range", "bytes=50000-", "If-Range", `"v1"`}, 206, "bytes 50000-99999/100000", 50000, 100000},
+			{[]string{"Range", "bytes=50000-", "If-Range", `"v0"`}, 200, "", 0, 100000},
 		} {
+			name := fmt.Sprintf("%q", test.header)
 			resp := w.do(t, w.request(t, "GET", "x", nil, test.header...))
+			if resp.StatusCode != test.status {
+				t.Errorf("%s: got %d, want %d", name, resp.StatusCode, test.status)
+			}
+			wantHeader(t, name, resp, "Content-Range", test.contentRange)
+			wantHeader(t, name, resp, "Accept-Ranges", "bytes")
+			if want := int64(test.to - test.from); resp.ContentLength != want {
+				t.Errorf("Content-Length of %s: got %d, want %d", name, resp.ContentLength, want)
+			}
 			text, err := io.ReadAll(resp.Body)
-			if resp.StatusCode != test.status || resp.Header.Get("Content-Range") != test.contentRange || !bytes.Equal(text, block[test.from:test.to]) || err != nil ||
-				resp.ContentLength != int64(test.to-test.from) || resp.Header.Get("Accept-Ranges") != "bytes" {
-				t.Errorf("%q: got %d %v, %d bytes, %v", test.header, resp.StatusCode, resp.Header, len(text), err)
+			if !bytes.Equal(text, block[test.from:test.to]) || err != nil {
+				t.Errorf("%s: got %d bytes, %v, want bytes %d to %d", name, len(text), err, test.from, test.to)
 			}
 		}
 		resp := w.do(t, w.request(t, "GET", "x", nil, "Range", "bytes=200000-"))
-		if resp.StatusCode != 416 || resp.Header.Get("Content-Range") != "bytes */100000" {
-			t.Errorf("beyond the end: got %d %v", resp.StatusCode, resp.Header)
+		if resp.StatusCode != 416 {
+			t.Errorf("range after the end: got %d, want 416", resp.StatusCode)
 		}
+		wantHeader(t, "range after the end", resp, "Content-Range", "bytes */100000")
 		resp = w.do(t, w.request(t, "GET", "x", nil, "Range", "bytes=0-9,20-29"))
+		if resp.StatusCode != 206 {
+			t.Errorf("two ranges: got %d, want 206", resp.StatusCode)
+		}
+		const multipart = "multipart/byteranges; boundary="
+		if got := resp.Header.Get("Content-Type"); !strings.HasPrefix(got, multipart) {
+			t.Errorf("Content-Type of two ranges: got %q, want %s…", got, multipart)
+		}
 		text, err := io.ReadAll(resp.Body)
-		if resp.StatusCode != 206 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "multipart/byteranges; boundary=") || !bytes.Contains(text, block[20:30]) || err != nil {
-			t.Errorf("two parts: got %d %v, %v", resp.StatusCode, resp.Header, err)
+		if !bytes.Contains(text, block[20:30]) || err != nil {
+			t.Errorf("two ranges: got %q, %v, want the second one in it", text, err)
 		}
 	})
 }

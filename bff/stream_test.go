@@ -16,10 +16,10 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestEventArrivesBeforeTheNextIsSent(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		arrived := make(chan struct{})
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
 			rw.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 			fmt.Fprintf(rw, "retry: 10\ndata: after %s\n\n", r.Header.Get("Last-Event-ID"))
 			flush(rw)
@@ -34,22 +34,20 @@ func TestAnEventArrivesBeforeTheNextIsSent(t *testing.T) {
 			}
 		})
 		resp := w.do(t, w.request(t, "GET", "x", nil, "Accept", "text/event-stream", "Last-Event-ID", "41"))
-		if got := resp.Header.Get("Content-Type"); got != "text/event-stream; charset=utf-8" {
-			t.Errorf("Content-Type is %q", got)
-		}
-		wantBytes(t, "the first event", resp.Body, "retry: 10\ndata: after 41\n\n")
+		wantHeader(t, "response", resp, "Content-Type", "text/event-stream; charset=utf-8")
+		wantBytes(t, "first event", resp.Body, "retry: 10\ndata: after 41\n\n")
 		for i := range 3 {
 			arrived <- struct{}{}
-			wantBytes(t, "an event", resp.Body, fmt.Sprintf("id: %d\ndata:\n\n", i))
+			wantBytes(t, "event", resp.Body, fmt.Sprintf("id: %d\ndata:\n\n", i))
 		}
-		wantEnd(t, "the stream", resp.Body)
+		wantEnd(t, "stream", resp.Body)
 	})
 }
 
-func TestChunksPassBothWaysAtOnce(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
-			bothWays(rw)
+func TestBodiesAreForwardedInBothDirectionsAtOnce(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			enableFullDuplex(rw)
 			for buf := make([]byte, 64<<10); ; {
 				n, err := r.Body.Read(buf)
 				rw.Write(buf[:n])
@@ -61,27 +59,31 @@ func TestChunksPassBothWaysAtOnce(t *testing.T) {
 		})
 		body, client := io.Pipe()
 		defer client.Close()
-		resp := w.do(t, w.request(t, "POST", "x", body)) // the answer begins before there is any of the body
+		resp := w.do(t, w.request(t, "POST", "x", body)) // returns before the body begins
 		for i := range 10 {
 			chunk := strings.Repeat(strconv.Itoa(i), 1<<(2*i)/10+1)
-			go io.WriteString(client, chunk)
-			wantBytes(t, "the echo", resp.Body, chunk)
+			go io.WriteString(client, chunk) // until it is read
+			wantBytes(t, "echo", resp.Body, chunk)
 		}
 		client.Close()
-		wantEnd(t, "the answer", resp.Body)
+		wantEnd(t, "response", resp.Body)
 	})
 }
 
-// RFC 10036: what is incremental is handed on as it comes. So is all else.
-func TestNoByteIsHeldBack(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+// Bodies are forwarded as they arrive. The header Incremental (RFC 10036) asks
+// for that, but it is not needed.
+func TestIncrementalBodiesAreNotBuffered(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		const text = "byte by byte"
 		seen := make(chan byte, len(text))
 		next := make(chan struct{})
 		defer close(next)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
-			if got := r.Header.Get("Incremental"); got != "?1" || r.ContentLength != int64(len(text)) {
-				t.Errorf("the upstream got Incremental: %s, and the length %d", got, r.ContentLength)
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Incremental"); got != "?1" {
+				t.Errorf("Incremental at the upstream: got %q, want ?1", got)
+			}
+			if r.ContentLength != int64(len(text)) {
+				t.Errorf("Content-Length at the upstream: got %d, want %d", r.ContentLength, len(text))
 			}
 			for b := make([]byte, 1); ; {
 				if _, err := io.ReadFull(r.Body, b); err != nil {
@@ -100,59 +102,59 @@ func TestNoByteIsHeldBack(t *testing.T) {
 		body, client := io.Pipe()
 		req := w.request(t, "POST", "x", body, "Incremental", "?1")
 		req.ContentLength = int64(len(text))
-		answered := make(chan *http.Response, 1)
-		go func() {
+		responses := make(chan *http.Response, 1)
+		go func() { // until the response
 			resp, err := w.client.Do(req)
 			if err != nil {
 				t.Error(err)
 			}
-			answered <- resp
+			responses <- resp
 		}()
 		for i := range len(text) {
 			io.WriteString(client, text[i:i+1])
 			if i == len(text)-1 {
-				client.Close() // the client's own HTTP/2 waits for the end before it sends the last byte
+				client.Close() // Go's HTTP/2 client sends the last byte when it sees the end
 			}
-			if got := await(t, "a byte gets to the upstream", seen); got != text[i] {
-				t.Fatalf("the upstream got %q, want %q", got, text[i])
+			if got := await(t, "a byte reaches the upstream", seen); got != text[i] {
+				t.Fatalf("got %q at the upstream, want %q", got, text[i])
 			}
 		}
-		resp := await(t, "an answer", answered)
+		resp := await(t, "response", responses)
 		if resp == nil {
 			return
 		}
 		defer resp.Body.Close()
-		if got := resp.Header.Get("Incremental"); got != "?1" || resp.ContentLength != int64(len(text)) {
-			t.Errorf("the client got Incremental: %s, and the length %d", got, resp.ContentLength)
+		wantHeader(t, "response", resp, "Incremental", "?1")
+		if resp.ContentLength != int64(len(text)) {
+			t.Errorf("Content-Length of the response: got %d, want %d", resp.ContentLength, len(text))
 		}
 		for i := range len(text) {
-			wantBytes(t, "a byte", resp.Body, text[i:i+1])
+			wantBytes(t, "byte", resp.Body, text[i:i+1])
 			next <- struct{}{}
 		}
-		wantEnd(t, "the answer", resp.Body)
+		wantEnd(t, "response", resp.Body)
 	})
 }
 
-// open is something that is under way for a user.
-type open struct {
-	what  string
-	ended <-chan error // at the client
-	left  <-chan error // at the upstream
+// openExchange is a request in flight, a stream or a WebSocket of a user.
+type openExchange struct {
+	name     string
+	ended    <-chan error // at the client
+	canceled <-chan error // at the upstream
 }
 
-// opens begins everything that can be open on a way, and returns when all of it
-// is.
-func (w *way) opens(t *testing.T) []open {
-	type visit struct{ begun, left chan error }
+// openAll opens one exchange of each kind, and returns when all are open.
+func (w *protocolPair) openAll(t *testing.T) []openExchange {
+	type visit struct{ begun, canceled chan error }
 	visits := map[string]visit{}
 	for _, target := range []string{"waits", "events", "download", "upload", "socket"} {
 		visits[target] = visit{make(chan error, 1), make(chan error, 1)}
 	}
-	w.answers(func(rw http.ResponseWriter, r *http.Request) {
+	w.handle(func(rw http.ResponseWriter, r *http.Request) {
 		target := strings.TrimPrefix(r.URL.Path, w.path)
 		v := visits[target]
-		var left error
-		defer func() { v.left <- left }()
+		var cause error
+		defer func() { v.canceled <- cause }()
 		switch target {
 		case "events":
 			rw.Header().Set("Content-Type", "text/event-stream")
@@ -163,10 +165,10 @@ func (w *way) opens(t *testing.T) []open {
 		case "upload":
 			io.ReadFull(r.Body, make([]byte, 5))
 			v.begun <- nil
-			_, left = io.Copy(io.Discard, r.Body)
+			_, cause = io.Copy(io.Discard, r.Body)
 			return
 		case "socket":
-			conn, rw, err := switched(rw)
+			conn, rw, err := switchProtocols(rw)
 			if err != nil {
 				t.Error(err)
 				return
@@ -177,16 +179,16 @@ func (w *way) opens(t *testing.T) []open {
 		}
 		v.begun <- nil
 		<-r.Context().Done()
-		left = r.Context().Err()
+		cause = r.Context().Err()
 	})
-	var all []open
+	var all []openExchange
 	begin := func(target, method string, body io.Reader) {
 		req := w.request(t, method, target, body)
 		ended := make(chan error, 1)
-		answered := make(chan struct{})
-		go func() {
+		responded := make(chan struct{})
+		go func() { // until the exchange ends
 			resp, err := w.client.Do(req)
-			close(answered)
+			close(responded)
 			if err == nil {
 				if resp.StatusCode == 401 {
 					err = errors.New("401")
@@ -199,48 +201,48 @@ func (w *way) opens(t *testing.T) []open {
 		}()
 		await(t, target+" is open", visits[target].begun)
 		if target == "events" || target == "download" {
-			await(t, target+" is answered", answered)
+			await(t, target+" has a response", responded)
 		}
-		all = append(all, open{w.name + ", " + target, ended, visits[target].left})
+		all = append(all, openExchange{w.name + ", " + target, ended, visits[target].canceled})
 	}
 	begin("waits", "GET", nil)
 	begin("events", "GET", nil)
 	begin("download", "GET", nil)
 	body, client := io.Pipe()
 	t.Cleanup(func() { client.Close() })
-	go io.WriteString(client, "begun")
+	go io.WriteString(client, "begun") // until it is read
 	begin("upload", "POST", body)
 	if w.browser == 1 {
 		_, r, resp := w.openSocket(t, "socket")
 		if resp.StatusCode != 101 {
-			t.Fatalf("%s: the WebSocket got %d", w.name, resp.StatusCode)
+			t.Fatalf("%s, WebSocket: got %d, want 101", w.name, resp.StatusCode)
 		}
 		ended := make(chan error, 1)
-		go func() {
+		go func() { // until the WebSocket ends
 			_, err := io.Copy(io.Discard, r)
 			ended <- err
 		}()
-		all = append(all, open{w.name + ", WebSocket", ended, visits["socket"].left})
+		all = append(all, openExchange{w.name + ", WebSocket", ended, visits["socket"].canceled})
 	}
 	return all
 }
 
-func TestAllThatIsOpenEndsWithTheSession(t *testing.T) {
+func TestOpenExchangesEndWithTheSession(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		lifetime time.Duration
-		end      func(f *front) (at time.Time)
+		end      func(f *protocolServer) (at time.Time)
 	}{
-		{"logout", 0, func(f *front) time.Time {
+		{"logout", 0, func(f *protocolServer) time.Time {
 			f.browser.Submit("/bff/logout", nil)
 			return time.Now()
 		}},
-		{"back-channel logout", 0, func(f *front) time.Time {
+		{"back-channel logout", 0, func(f *protocolServer) time.Time {
 			f.sendLogoutToken(url.Values{"logout_token": {f.logoutToken("", f.sid, devidp.Hooks{})}})
 			return time.Now()
 		}},
-		{"absolute expiry", 10 * time.Second, func(f *front) time.Time {
+		{"absolute expiry", 10 * time.Second, func(f *protocolServer) time.Time {
 			var got sessionBody
 			f.browser.Fetch("GET", "/bff/session").Decode(t, &got)
 			return got.Session.ExpiresAt
@@ -248,45 +250,49 @@ func TestAllThatIsOpenEndsWithTheSession(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			f := newFront(t, func(_ *front, cfg *bff.Config) { cfg.Sessions.MaxLifetime = test.lifetime })
-			var all []open
-			for _, w := range f.ways {
-				all = append(all, w.opens(t)...)
+			f := newProtocolServer(t, func(_ *protocolServer,
+				cfg *bff.Config) {
+				cfg.Sessions.MaxLifetime = test.lifetime
+			})
+			var all []openExchange
+			for _, w := range f.pairs {
+				all = append(all, w.openAll(t)...)
 			}
 			for _, o := range all {
 				select {
 				case err := <-o.ended:
-					t.Errorf("%s has ended before the session: %v", o.what, err)
+					t.Errorf("%s ended before the session: %v", o.name, err)
 				default:
 				}
 			}
 			at := test.end(f)
-			limit := time.After(time.Until(at.Add(patience)))
+			limit := time.After(time.Until(at.Add(testTimeout)))
 			for _, o := range all {
 				select {
 				case err := <-o.ended:
-					if err == nil && !strings.HasSuffix(o.what, "WebSocket") {
-						t.Errorf("%s ended as if it were complete", o.what)
+					if err == nil && !strings.HasSuffix(o.name, "WebSocket") {
+						t.Errorf("%s: got a complete response, want it to be aborted", o.name)
 					}
 				case <-limit:
-					t.Fatalf("%s goes on %v after the session has ended", o.what, patience)
+					t.Fatalf("%s is open %v after the end of the session", o.name, testTimeout)
 				}
 			}
 			for _, o := range all {
-				if err := await(t, "the upstream is told of "+o.what, o.left); err == nil && !strings.HasSuffix(o.what, "WebSocket") {
-					t.Errorf("%s: the upstream was not told", o.what)
+				err := await(t, o.name+" is canceled at the upstream", o.canceled)
+				if err == nil && !strings.HasSuffix(o.name, "WebSocket") {
+					t.Errorf("%s: got a complete request at the upstream, want it to be canceled", o.name)
 				}
 			}
-			t.Logf("all had ended %v after the session", time.Since(at))
+			t.Logf("all had ended %v after the end of the session", time.Since(at))
 		})
 	}
 }
 
-func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
-	eachWay(t, func(t *testing.T, w *way) {
+func TestClientDisconnectCancelsTheUpstreamRequest(t *testing.T) {
+	eachProtocolPair(t, func(t *testing.T, w *protocolPair) {
 		for _, phase := range []struct {
 			name, method, body string
-			more               bool // the body goes on
+			more               bool // the body is not complete
 			contentType        string
 		}{
 			{"before the header", "GET", "", false, ""},
@@ -294,40 +300,40 @@ func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
 			{"during the upload", "POST", "some", true, ""},
 			{"during the upload and the download", "POST", "some", true, "text/plain"},
 			{"during the download", "GET", "", false, "text/plain"},
-			{"during a stream of events", "GET", "", false, "text/event-stream"},
+			{"during an event stream", "GET", "", false, "text/event-stream"},
 		} {
-			begun, left := make(chan struct{}), make(chan error, 1)
-			w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			begun, canceled := make(chan struct{}), make(chan error, 1)
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
 				if phase.contentType != "" {
 					rw.Header().Set("Content-Type", phase.contentType)
-					bothWays(rw)
+					enableFullDuplex(rw)
 				}
 				if phase.more {
 					io.ReadFull(r.Body, make([]byte, len(phase.body)))
 					close(begun)
 					_, err := io.Copy(io.Discard, r.Body)
-					left <- err
+					canceled <- err
 					return
 				}
 				io.Copy(io.Discard, r.Body)
 				close(begun)
 				<-r.Context().Done()
-				left <- r.Context().Err()
+				canceled <- r.Context().Err()
 			})
 			var body io.Reader
 			r, more := io.Pipe()
 			switch {
 			case phase.more:
-				go io.WriteString(more, phase.body)
+				go io.WriteString(more, phase.body) // until it is read
 				body = r
 			case phase.body != "":
 				body = strings.NewReader(phase.body)
 			}
 			req := w.request(t, phase.method, "x", body)
-			ctx, leave := context.WithCancel(req.Context())
-			defer leave()
+			ctx, disconnect := context.WithCancel(req.Context())
+			defer disconnect()
 			ended := make(chan error, 1)
-			go func() {
+			go func() { // until the client disconnects
 				resp, err := w.client.Do(req.WithContext(ctx))
 				if err == nil {
 					_, err = io.Copy(io.Discard, resp.Body)
@@ -336,16 +342,18 @@ func TestAClientThatLeavesCancelsTheUpstreamsCallInEveryPhase(t *testing.T) {
 				ended <- err
 			}()
 			await(t, phase.name+": the upstream is called", begun)
-			leave()
+			disconnect()
+			// The client's transport may wait for more of the body. With HTTP/2
+			// it does not notice then that the request was canceled.
 			if w.browser == 2 {
-				more.CloseWithError(errors.New("the client leaves")) // its transport may be waiting for more, and then does not see that it should leave
+				more.CloseWithError(errDisconnect)
 			}
-			if err := await(t, phase.name+": the upstream is told", left); err == nil {
-				t.Errorf("%s: the upstream took what it had for all", phase.name)
+			if err := await(t, phase.name+": the upstream's request is canceled", canceled); err == nil {
+				t.Errorf("%s: got a complete request at the upstream, want it to be canceled", phase.name)
 			}
-			more.CloseWithError(errors.New("the client leaves")) // or its transport waits for more
-			if err := await(t, phase.name+": the client has left", ended); err == nil {
-				t.Errorf("%s: the client got all", phase.name)
+			more.CloseWithError(errDisconnect)
+			if err := await(t, phase.name+": the client has disconnected", ended); err == nil {
+				t.Errorf("%s: got a complete response, want it to be aborted", phase.name)
 			}
 		}
 	})

@@ -8,27 +8,38 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// switched switches an upstream's connection to another protocol.
-func switched(rw http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
+// switchProtocols accepts a WebSocket at the upstream. It returns the
+// connection and what was read from it already.
+func switchProtocols(rw http.ResponseWriter) (net.Conn, *bufio.ReadWriter, error) {
 	conn, buffered, err := http.NewResponseController(rw).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
-	conn.SetDeadline(time.Now().Add(patience))
-	_, err = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+	conn.SetDeadline(time.Now().Add(testTimeout))
+	_, err = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"+
+		"Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
 	return conn, buffered, err
 }
 
-// openSocket asks for a WebSocket.
-func (w *way) openSocket(t *testing.T, target string) (*net.TCPConn, *bufio.Reader, *http.Response) {
+// upgradeHead returns the request to open a WebSocket, with a Connection
+// header.
+func (w *protocolPair) upgradeHead(target, connection string) string {
+	return w.head("GET", target) + "Connection: " + connection + "\r\nUpgrade: websocket\r\n" +
+		"Origin: " + w.url + "\r\nSec-WebSocket-Version: 13\r\n" +
+		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+}
+
+// openSocket requests a WebSocket, and returns its connection and the response.
+func (w *protocolPair) openSocket(t *testing.T, target string) (*net.TCPConn, *bufio.Reader, *http.Response) {
 	t.Helper()
 	c, r := w.dial(t)
-	io.WriteString(c, w.head("GET", target)+"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nOrigin: "+w.url+"\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	io.WriteString(c, w.upgradeHead(target, "keep-alive, Upgrade"))
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -36,13 +47,7 @@ func (w *way) openSocket(t *testing.T, target string) (*net.TCPConn, *bufio.Read
 	return c, r, resp
 }
 
-// eachSocket runs a test for every kind of upstream: a browser opens its WebSockets over HTTP/1.1.
-func eachSocket(t *testing.T, test func(t *testing.T, w *way)) {
-	t.Helper()
-	eachWayOf(t, 1, test)
-}
-
-// socketFrame is a frame as a browser sends it (RFC 6455 5.2).
+// socketFrame returns a masked binary frame (RFC 6455, section 5.2).
 func socketFrame(payload []byte) []byte {
 	b := []byte{0x82}
 	switch n := len(payload); {
@@ -61,13 +66,20 @@ func socketFrame(payload []byte) []byte {
 	return b
 }
 
-func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
-	eachSocket(t, func(t *testing.T, w *way) {
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
-			if r.Header.Get("Sec-WebSocket-Key") == "" || r.Header.Get("Connection") != "Upgrade" || r.Header.Get("Authorization") == "" || r.Header.Get("Cookie") != "" {
-				t.Errorf("the upstream got %v", r.Header)
+func TestWebSocketFramesOfEverySize(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			for _, name := range []string{"Sec-WebSocket-Key", "Authorization"} {
+				if r.Header.Get(name) == "" {
+					t.Errorf("%s at the upstream: got none", name)
+				}
 			}
-			conn, buffered, err := switched(rw)
+			for name, want := range map[string]string{"Connection": "Upgrade", "Cookie": ""} {
+				if got := r.Header.Get(name); got != want {
+					t.Errorf("%s at the upstream: got %q, want %q", name, got, want)
+				}
+			}
+			conn, buffered, err := switchProtocols(rw)
 			if err != nil {
 				t.Error(err)
 				return
@@ -76,36 +88,39 @@ func TestFramesOfEverySizePassBothWaysOnAWebSocket(t *testing.T) {
 			io.Copy(conn, buffered)
 		})
 		c, r, resp := w.openSocket(t, "x")
-		if resp.StatusCode != 101 || resp.Header.Get("Upgrade") != "websocket" || resp.Header.Get("Connection") != "Upgrade" || resp.Header.Get("Sec-WebSocket-Accept") == "" {
-			t.Fatalf("got %d %v", resp.StatusCode, resp.Header)
+		if resp.StatusCode != 101 {
+			t.Fatalf("got %d, want 101", resp.StatusCode)
 		}
+		wantHeader(t, "response", resp, "Upgrade", "websocket")
+		wantHeader(t, "response", resp, "Connection", "Upgrade")
+		wantHeader(t, "response", resp, "Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
 		var all bytes.Buffer
 		for _, size := range []int{0, 1, 125, 126, 1<<16 - 1, 1 << 16, 1 << 20} {
 			f := socketFrame(bytes.Repeat(block[:1<<18], size>>18+1)[:size])
 			all.Write(f)
-			if size <= 126 { // one at a time: none waits for the next
+			if size <= 126 { // none waits for the next one
 				c.Write(f)
-				wantBytes(t, fmt.Sprintf("a frame of %d bytes", size), r, string(f))
+				wantBytes(t, fmt.Sprintf("frame of %d bytes", size), r, string(f))
 				all.Reset()
 			}
 		}
 		sent := all.Bytes()
-		go func() {
+		go func() { // until all is written
 			c.Write(sent)
 			c.CloseWrite()
 		}()
 		got, err := io.ReadAll(r)
 		if err != nil || !bytes.Equal(got, sent) {
-			t.Errorf("%d bytes came back of %d, %v", len(got), len(sent), err)
+			t.Errorf("got %d bytes, %v, want the %d bytes that were sent", len(got), err, len(sent))
 		}
 	})
 }
 
-func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
-	eachSocket(t, func(t *testing.T, w *way) {
+func TestWebSocketHalfClose(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
 		got := make(chan string, 1)
-		w.answers(func(rw http.ResponseWriter, r *http.Request) {
-			conn, buffered, err := switched(rw)
+		w.handle(func(rw http.ResponseWriter, r *http.Request) {
+			conn, buffered, err := switchProtocols(rw)
 			if err != nil {
 				t.Error(err)
 				return
@@ -124,69 +139,82 @@ func TestAWebSocketIsClosedHalfFromEitherSide(t *testing.T) {
 		for _, target := range []string{"first", "second"} {
 			c, r, resp := w.openSocket(t, target)
 			if resp.StatusCode != 101 {
-				t.Fatalf("got %d", resp.StatusCode)
+				t.Fatalf("%s: got %d, want 101", target, resp.StatusCode)
 			}
 			if target == "first" {
-				wantBytes(t, "before the upstream's end", r, "goodbye")
-				wantEnd(t, "the upstream's side", r)
+				wantBytes(t, "before the upstream closes", r, "goodbye")
+				wantEnd(t, "after the upstream has closed", r)
 			}
 			io.WriteString(c, "still here")
 			c.CloseWrite()
-			if text := await(t, target+": the upstream sees the end", got); text != "still here <nil>" {
-				t.Errorf("%s: the upstream got %q", target, text)
+			if text := await(t, target+": the upstream reads EOF", got); text != "still here <nil>" {
+				t.Errorf("%s: got %q at the upstream, want %q", target, text, "still here <nil>")
 			}
 			if target == "second" {
-				wantBytes(t, "after the client's end", r, "goodbye")
+				wantBytes(t, "after the client has closed", r, "goodbye")
 			}
 			wantEnd(t, target, r)
 		}
 	})
 }
 
-func TestAnAnswerToAnUpgradeThatIsNoneIsAnAnswer(t *testing.T) {
-	eachSocket(t, func(t *testing.T, w *way) {
+func TestUpgradeDeclinedByTheUpstream(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
 		for _, status := range []int{200, 403, 426} {
-			w.answers(func(rw http.ResponseWriter, r *http.Request) {
+			w.handle(func(rw http.ResponseWriter, r *http.Request) {
 				rw.Header().Set("X-Reason", "full")
 				rw.WriteHeader(status)
 				io.WriteString(rw, "no WebSocket")
 			})
 			c, r, resp := w.openSocket(t, "x")
-			text, err := io.ReadAll(resp.Body)
-			if resp.StatusCode != status || string(text) != "no WebSocket" || err != nil || resp.Header.Get("X-Reason") != "full" || resp.Header.Get("Upgrade") != "" || !resp.Close {
-				t.Errorf("%d: got %d %v %q, %v", status, resp.StatusCode, resp.Header, text, err)
+			if resp.StatusCode != status {
+				t.Errorf("got %d, want %d", resp.StatusCode, status)
 			}
+			name := strconv.Itoa(status)
+			wantHeader(t, name, resp, "X-Reason", "full")
+			wantHeader(t, name, resp, "Upgrade", "")
+			if !resp.Close {
+				t.Errorf("%s: got no Connection: close", name)
+			}
+			text, err := io.ReadAll(resp.Body)
+			if string(text) != "no WebSocket" || err != nil {
+				t.Errorf("%s: got %q, %v, want %q", name, text, err, "no WebSocket")
+			}
+			// What follows on the connection could not be validated.
 			before := w.calls.Load()
-			io.WriteString(c, w.head("GET", "x?behind")+"\r\n") // what is behind was not looked at
-			if rest, _ := io.ReadAll(r); len(rest) > 0 || w.calls.Load() > before {
-				t.Errorf("%d: behind it came %q", status, rest)
+			io.WriteString(c, w.head("GET", "x?behind")+"\r\n")
+			if rest, _ := io.ReadAll(r); len(rest) > 0 {
+				t.Errorf("%s: got %q after the response, want nothing", name, rest)
+			}
+			if got := w.calls.Load() - before; got > 0 {
+				t.Errorf("%s: got %d more calls of the upstream, want 0", name, got)
 			}
 		}
 	})
 }
 
-func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
-	eachSocket(t, func(t *testing.T, w *way) {
-		w.answers(echoNonce)
+func TestRefusedUpgradeDialsNoUpstream(t *testing.T) {
+	eachUpstreamProtocol(t, 1, func(t *testing.T, w *protocolPair) {
+		w.handle(echoNonce)
 		for name, test := range map[string]struct {
 			old, new string
 			status   int
 		}{
 			"another origin":       {"Origin: " + w.url, "Origin: https://evil.example", 403},
-			"the origin null":      {"Origin: " + w.url, "Origin: null", 403},
+			"origin null":          {"Origin: " + w.url, "Origin: null", 403},
 			"no origin":            {"Origin: " + w.url, "X-Origin: none", 403},
 			"two origins":          {"Origin: " + w.url, "Origin: " + w.url + "\r\nOrigin: https://evil.example", 403},
-			"from another site":    {"Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site", 403},
+			"cross-site":           {"Sec-Fetch-Site: same-origin", "Sec-Fetch-Site: cross-site", 403},
 			"HTTP/1.0":             {" HTTP/1.1\r\n", " HTTP/1.0\r\n", 400},
 			"a POST":               {"GET ", "POST ", 400},
-			"nobody is signed in":  {"Cookie: cloakroom", "X-Cookie: none", 401},
+			"no session":           {"Cookie: cloakroom", "X-Cookie: none", 401},
 			"two protocols":        {"Upgrade: websocket", "Upgrade: websocket\r\nUpgrade: h2c", 400},
 			"two protocols in one": {"Upgrade: websocket", "Upgrade: h2c, websocket", 400},
 		} {
 			c, r := w.dial(t)
-			request := w.head("GET", "x") + "Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: " + w.url + "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+			request := w.upgradeHead("x", "Upgrade")
 			if !strings.Contains(request, test.old) {
-				t.Fatalf("%s: there is no %q to replace", name, test.old)
+				t.Fatalf("%s: the request does not contain %q", name, test.old)
 			}
 			io.WriteString(c, strings.Replace(request, test.old, test.new, 1))
 			resp, err := http.ReadResponse(r, nil)
@@ -199,11 +227,11 @@ func TestAnUpgradeThatIsRefusedDialsNobody(t *testing.T) {
 			}
 			io.Copy(io.Discard, resp.Body)
 			if rest, _ := io.ReadAll(r); len(rest) > 0 {
-				t.Errorf("%s: then came %q", name, rest)
+				t.Errorf("%s: got %q after the response, want nothing", name, rest)
 			}
 		}
-		if n := w.conns.Load(); n > 0 {
-			t.Errorf("the upstream was dialled %d times", n)
+		if got := w.conns.Load(); got > 0 {
+			t.Errorf("connections to the upstream: got %d, want 0", got)
 		}
 	})
 }
