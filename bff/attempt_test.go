@@ -60,7 +60,7 @@ func TestAttemptSurvivesItsCookie(t *testing.T) {
 	c := w.Result().Cookies()
 	switch {
 	case len(c) != 1:
-		t.Errorf("the attempt cookie is not removed: len(c): got %d, want 1", len(c))
+		t.Errorf("cookies that remove the attempt: got %d, want 1", len(c))
 	case c[0].Name != cookie.Name:
 		t.Errorf("the attempt cookie is not removed: c[0].Name: got %v, want %v", c[0].Name, cookie.Name)
 	case c[0].MaxAge >= 0:
@@ -206,7 +206,7 @@ func TestAttemptSecretsAreLongAndUnique(t *testing.T) {
 			values[a.Nonce[position]] = true
 		}
 		if len(values) < 16 {
-			t.Errorf("position %d of the nonce has %d values", position, len(values))
+			t.Errorf("position %d of the nonce has %d values, want at least 16", position, len(values))
 		}
 	}
 }

@@ -161,14 +161,14 @@ func TestFailedCodeExchangesAreLimited(t *testing.T) {
 		t.Errorf("%d token requests, want 3", n)
 	}
 	if n := a.store.Store.(*writes).Store.(interface{ Len() int }).Len(); n > 0 {
-		t.Errorf("%d records are in the store", n)
+		t.Errorf("%d records in the store, want none", n)
 	}
 	written := w.n.Load()
 	for range 5 {
 		wantTooMany(t, good.Navigate(u, "X-Forwarded-For", "203.0.113.7"))
 	}
 	if n := a.provider.TokenRequests() - before; n != 3 || w.n.Load() != written {
-		t.Errorf("beyond the budget: %d token requests, %d writes", n-3, w.n.Load()-written)
+		t.Errorf("beyond the limit: %d token requests, %d writes, want none", n-3, w.n.Load()-written)
 	}
 	// The attempt is kept.
 	if resp := good.Navigate(u, "X-Forwarded-For", "203.0.113.9"); resp.StatusCode != 303 {
@@ -237,7 +237,7 @@ func TestForcedRefreshesPerSessionAreLimited(t *testing.T) {
 		}
 	}
 	if n := a.provider.Refreshes() - refreshes; n != 20-refused || refused < 10 {
-		t.Errorf("of 20 refreshes %d were refused, and %d arrived at the provider", refused, n)
+		t.Errorf("of 20 refreshes %d were refused and %d reached the provider", refused, n)
 	}
 	wantOK(t, other.Fetch("POST", "/bff/session/refresh"))
 	wantOK(t, b.Fetch("GET", "/bff/session"))

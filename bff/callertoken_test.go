@@ -374,7 +374,7 @@ func TestOtherRoutesRejectCallerTokens(t *testing.T) {
 	}
 	if got := a.browser().Fetch("GET", "/bff/session",
 		"Authorization", token).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
-		t.Errorf("the session is %s", got)
+		t.Errorf("session: got %s, want an unauthenticated one", got)
 	}
 	for _, header := range [][]string{
 		nil, {"Authorization", "Basic eDp5"}, {"Authorization", ""}, {"X-Authorization", token},

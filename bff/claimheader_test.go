@@ -45,7 +45,7 @@ func TestClaimHeaderCannotBeMisspelt(t *testing.T) {
 	got := echoed(t, b.Fetch("GET", "/who/x", pairs(pass, "kept")...)).Header
 	for _, header := range pass {
 		if got[http.CanonicalHeaderKey(header)] == nil {
-			t.Errorf("%s does not arrive", header)
+			t.Errorf("header %s is missing at the upstream", header)
 		}
 	}
 }
@@ -147,7 +147,7 @@ func TestIdentityHeadersOfClientsAreRemoved(t *testing.T) {
 	got = echoed(t, b.Fetch("GET", "/api/x", pairs(ordinary, "kept")...)).Header
 	for _, header := range ordinary {
 		if got[http.CanonicalHeaderKey(header)] == nil {
-			t.Errorf("%s does not arrive", header)
+			t.Errorf("header %s is missing at the upstream", header)
 		}
 	}
 	switch got := echoed(t, b.Fetch("GET", "/grafana/x", pairs(names, "forged-by-client")...)).Header; {

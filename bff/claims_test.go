@@ -181,7 +181,7 @@ func TestUserInfoWithADPoPProof(t *testing.T) {
 	case len(requests[0].header.Values("DPoP")) != 1:
 		t.Errorf("requests: len(DPoP): got %d, want 1", len(requests[0].header.Values("DPoP")))
 	}
-	t.Run("that has to have a nonce", func(t *testing.T) {
+	t.Run("that requires a nonce", func(t *testing.T) {
 		c := a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if strings.HasSuffix(r.URL.Path, "/userinfo") {
 				if _, claims := unverified(t, r.Header.Get("DPoP")); claims["nonce"] != "for-userinfo" {
@@ -295,7 +295,7 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 			t.Errorf("userinfo %v: name: got %v, want %v", userinfo, after["name"], wantName)
 		}
 	}
-	t.Run("but not how and when the user signed in", func(t *testing.T) {
+	t.Run("but not acr and auth_time", func(t *testing.T) {
 		a := newApp(t, nil)
 		b := a.signedIn()
 		before := user(t, b)
@@ -310,7 +310,7 @@ func TestRefreshedIDTokenUpdatesTheClaims(t *testing.T) {
 			t.Errorf("before %v, after %v", before, after)
 		}
 	})
-	t.Run("but not while userinfo fails", func(t *testing.T) {
+	t.Run("but not while the userinfo endpoint fails", func(t *testing.T) {
 		a := newApp(t, withUserInfo)
 		b := a.signedIn()
 		before := fmt.Sprint(user(t, b))
@@ -375,7 +375,7 @@ func TestLargeClaimsAreHandled(t *testing.T) {
 	b := a.signedIn()
 	for _, c := range b.Cookies() {
 		if len(c.Name)+len(c.Value) > 400 {
-			t.Errorf("the cookie %s has %d bytes", c.Name, len(c.Value))
+			t.Errorf("cookie %s: got %d bytes", c.Name, len(c.Value))
 		}
 	}
 	e := echoed(t, b.Fetch("GET", "/api/x"))

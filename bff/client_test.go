@@ -192,7 +192,7 @@ func TestClientSecretIsSentByOneMethod(t *testing.T) {
 			checkLifecycle(t, a)
 			for _, path := range []string{"/par", "/token", "/revoke"} {
 				if len(c.to(path)) == 0 {
-					t.Errorf("nothing was sent to %s", path)
+					t.Errorf("no request to %s", path)
 				}
 				for _, call := range c.to(path) {
 					basic, post := call.header.Get("Authorization"), call.form.Has("client_secret")
@@ -244,18 +244,18 @@ func TestClientAssertionIsForTheIssuerAndUsedOnce(t *testing.T) {
 					}
 					got := call.form.Get("client_assertion_type")
 					if got != "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" {
-						t.Errorf("%s: client_assertion_type is %q", path, got)
+						t.Errorf("%s: client_assertion_type: got %q, want jwt-bearer", path, got)
 					}
 					header, claims := unverified(t, call.form.Get("client_assertion"))
 					if header["typ"] != "client-authentication+jwt" || header["alg"] != test.alg ||
 						header["kid"] == nil {
-						t.Errorf("%s: header is %v", path, header)
+						t.Errorf("%s: header of the assertion: got %v", path, header)
 					}
 					if claims["aud"] != a.provider.Issuer || claims["iss"] != "spa" || claims["sub"] != "spa" {
-						t.Errorf("%s: claims are %v", path, claims)
+						t.Errorf("%s: claims of the assertion: got %v", path, claims)
 					}
 					if life := claims["exp"].(float64) - claims["iat"].(float64); life <= 0 || life > 60 {
-						t.Errorf("%s: it lives %v s", path, life)
+						t.Errorf("%s: lifetime of the assertion: got %v s, want at most 60", path, life)
 					}
 				}
 			}
@@ -291,7 +291,7 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 	wantPage(t, a.browser().Navigate("/bff/login"), 502, "login_refused") // the development provider expects its issuer
 	_, claims := unverified(t, c.to("/par")[0].form.Get("client_assertion"))
 	if claims["aud"] != a.provider.Issuer+"/token" {
-		t.Errorf("aud is %v", claims["aud"])
+		t.Errorf("aud: got %v, want the configured audience", claims["aud"])
 	}
 	a = newAppWith(t, provider, func(a *app, cfg *bff.Config) {
 		edit(a, cfg)
@@ -301,7 +301,7 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 	a.browser().Navigate("/bff/login")
 	if _, claims := unverified(t,
 		c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
-		t.Errorf("aud is %v, want the endpoint", claims["aud"])
+		t.Errorf("aud: got %v, want the endpoint", claims["aud"])
 	}
 }
 
@@ -408,7 +408,7 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 			}
 		}
 		if len(c.to(path)) != 1 || len(c.to(strings.TrimPrefix(path, "/mtls"))) > 0 {
-			t.Errorf("%s was called %d times, what it stands for %d times", path, len(c.to(path)),
+			t.Errorf("%s: got %d requests and %d at the endpoint it replaces", path, len(c.to(path)),
 				len(c.to(strings.TrimPrefix(path, "/mtls"))))
 		}
 	}
@@ -440,7 +440,7 @@ func TestClientCertificateIsUsedForProviderAndUpstream(t *testing.T) {
 		}
 	}
 	if len(revoked) != 2 || len(c.to("/revoke")) > 0 {
-		t.Errorf("/mtls/revoke was called %d times, what it stands for %d times", len(revoked), len(c.to("/revoke")))
+		t.Errorf("/mtls/revoke: got %d requests and %d at /revoke", len(revoked), len(c.to("/revoke")))
 	}
 }
 
@@ -657,7 +657,7 @@ func TestFAPI2(t *testing.T) {
 		checkLifecycle(t, a)
 		header, _ := unverified(t, c.to("/token")[0].form.Get("client_assertion"))
 		if header["alg"] != "PS256" {
-			t.Errorf("alg is %v", header["alg"])
+			t.Errorf("alg: got %v, want PS256", header["alg"])
 		}
 	})
 }
@@ -887,11 +887,11 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 				t.Errorf("header %v, claims %v", header, claims)
 			}
 			if got := fmt.Sprint(claims["resource"]); got != "[https://a.example https://b.example]" {
-				t.Errorf("resource is %s", got)
+				t.Errorf("resource: got %s, want both", got)
 			}
 		})
 	}
-	t.Run("since the provider demands it", func(t *testing.T) {
+	t.Run("required by the provider", func(t *testing.T) {
 		key := ecKey(t)
 		a := newAppWith(t, func(c *devidp.Config) {
 			c.Clients[0].Keys = []jose.JSONWebKey{{Key: key.Public()}}

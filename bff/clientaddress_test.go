@@ -86,12 +86,12 @@ func TestClientAddressIsTheLastUntrustedOne(t *testing.T) {
 		}
 		got := echoed(t, sendTarget(t, a, "/public/x", lines...)).Header["X-Forwarded-For"]
 		if len(got) != 1 || got[0] != test.want {
-			t.Errorf("X-Forwarded-For %q, Forwarded %q: the client is %q, want %s", test.list, test.fwd, got, test.want)
+			t.Errorf("X-Forwarded-For %q, Forwarded %q: client: got %q, want %s", test.list, test.fwd, got, test.want)
 		}
 	}
 	logged := a.logs.lines(t, "request")
 	if last := logged[len(logged)-1]; last["client"] != peer {
-		t.Errorf("the log has the client %v", last["client"])
+		t.Errorf("client in the log: got %v", last["client"])
 	}
 }
 
@@ -104,7 +104,7 @@ func TestForwardedHeadersOfUntrustedPeersAreIgnored(t *testing.T) {
 	} {
 		got := echoed(t, sendTarget(t, a, "/public/x", line)).Header["X-Forwarded-For"]
 		if len(got) != 1 || got[0] != "127.0.0.1" {
-			t.Errorf("%s: the client is %q", line, got)
+			t.Errorf("%s: client: got %q", line, got)
 		}
 	}
 }

@@ -220,7 +220,7 @@ func TestRejectedClientTokenIsReplaced(t *testing.T) {
 	a, b := newRoutedApp(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
 	first := bearerOf(t, a, b.Fetch("GET", "/strict/x"))
 	if rejected.Load() != 1 || bearerOf(t, a, b.Fetch("GET", "/strict/x")) != first {
-		t.Errorf("%d were rejected, or the token is not kept", rejected.Load())
+		t.Errorf("%d tokens were rejected, or the token is not cached", rejected.Load())
 	}
 	echo, rejected = newRejectingUpstream(t, 1<<30)
 	_, b = newRoutedApp(t, bff.Route{Path: "/strict/", Token: "client", Upstream: []string{echo.URL}})
@@ -230,7 +230,7 @@ func TestRejectedClientTokenIsReplaced(t *testing.T) {
 		}
 	}
 	if rejected.Load() != 6 {
-		t.Errorf("five calls were %d requests, want 6", rejected.Load())
+		t.Errorf("five calls caused %d requests, want 6", rejected.Load())
 	}
 }
 

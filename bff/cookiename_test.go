@@ -90,7 +90,7 @@ func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 			t.Errorf("%s: the upstream got %q", name, cookie)
 		}
 		if line := a.browser().Fetch("GET", "/plants/x", "X-Plant", name).Header.Get("Set-Cookie"); line != "" {
-			t.Errorf("the upstream has set %s", line)
+			t.Errorf("the upstream has set the cookie %s", line)
 		}
 	}
 	for _, name := range []string{

@@ -211,7 +211,7 @@ func TestResetIdleConnectionsFailNoRequest(t *testing.T) {
 						get(i)
 					}
 					if n := r.opened.Load() - opened; n > 3 {
-						t.Errorf("%d connections were opened for requests one after the other", n)
+						t.Errorf("%d connections were opened for sequential requests", n)
 					}
 				}
 			}

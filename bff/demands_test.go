@@ -120,7 +120,7 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
-	t.Run("one of another site", func(t *testing.T) {
+	t.Run("a cross-site login", func(t *testing.T) {
 		a.recordCalls(silver)
 		b := a.browser()
 		back := b.Authorize("alice",
@@ -131,7 +131,7 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
-	t.Run("one that meets them", func(t *testing.T) {
+	t.Run("a login that satisfies them", func(t *testing.T) {
 		a.recordCalls(devidp.Hooks{EditIDToken: func(_, claims map[string]any) { claims["acr"] = "gold" }})
 		b := a.browser()
 		if resp := b.SignIn("alice", "acr_values=silver&max_age=60"); resp.StatusCode != 303 {

@@ -145,7 +145,7 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 				}
 			}
 			if strings.Contains(text, "b0dy") || strings.Contains(text, "s3cr3t") || len(text) > 1000 {
-				t.Errorf("it quotes what it should not: %s", text)
+				t.Errorf("the log quotes the body: %s", text)
 			}
 		})
 	}
@@ -233,7 +233,7 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 				})
 				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
 				if text := fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"]); !strings.Contains(text, test.member) {
-					t.Errorf("%s is not named: %s", test.member, text)
+					t.Errorf("the log does not name %s: %s", test.member, text)
 				}
 				wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")
 			})
@@ -378,7 +378,7 @@ func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 			}
 		})
 	}
-	t.Run("but not where users sign in", func(t *testing.T) {
+	t.Run("but not if users sign in", func(t *testing.T) {
 		t.Parallel()
 		for _, token := range []bff.Token{"user", "optional", "user-or-client", "none"} {
 			a := newApp(t, func(a *app, cfg *bff.Config) {

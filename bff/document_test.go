@@ -157,7 +157,7 @@ func TestProxiedResponseHasNoHeaderThatTheUpstreamDidNotSend(t *testing.T) {
 						case "Cache-Control", "Content-Length": // documented; framing
 						case "Date": // RFC 9110, section 6.6.1
 							if d := sent.Header.Get("Date"); d != "" && d != values[0] {
-								t.Errorf("%s %s: the Date is %q", name, path, values)
+								t.Errorf("%s %s: Date: got %q", name, path, values)
 							}
 						case "Content-Security-Policy", "X-Content-Type-Options":
 							if path == "/allow/y" && sent.Header.Get(header) == "" {
@@ -257,7 +257,7 @@ func TestDocumentsThatCanRunScriptAreSandboxed(t *testing.T) {
 					}
 					own := strings.Contains(head, "default-src")
 					if own && !slices.Contains(csp, "default-src *; sandbox allow-scripts") {
-						t.Errorf("%s %q: the upstream's own policy is lost: %q", path, head, csp)
+						t.Errorf("%s %q: the policy of the upstream is missing: %q", path, head, csp)
 					}
 				}
 			}
@@ -387,7 +387,7 @@ func TestCookiesOfAnUpstreamAreConfinedToItsRoute(t *testing.T) {
 			sent = sent || c.Name == "JSESSIONID"
 		}
 		if sent != want {
-			t.Errorf("%s: the cookie is sent: %v, want %v", path, sent, want)
+			t.Errorf("%s: cookie is sent: got %v, want %v", path, sent, want)
 		}
 	}
 }

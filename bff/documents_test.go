@@ -109,7 +109,7 @@ func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 	t.Parallel()
 	a := documentsApp(t, nil)
 	link := "/bff/login?return_to=%2Fdocs%2Fx.html"
-	t.Run("the page of a login that failed", func(t *testing.T) {
+	t.Run("the error page of a login", func(t *testing.T) {
 		for _, resp := range []*bfftest.Response{
 			a.browser().Navigate(link+"&prompt=evil", "Sec-Fetch-Site", "cross-site"),
 			a.browser().Navigate("/bff/callback?state=x&code=y&return_to=%2Fdocs%2Fx.html",
@@ -125,7 +125,7 @@ func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 			t.Errorf("own login: the page has no link to try again:\n%s", resp.Text)
 		}
 	})
-	t.Run("a state of the attacker's own login", func(t *testing.T) {
+	t.Run("a state of an attempt of the attacker", func(t *testing.T) {
 		attacker := a.browser()
 		state := attacker.Navigate(link, ownPage...).Location(t)
 		form := attacker.Authorize("alice", state.String()).Location(t).Query()
@@ -215,7 +215,7 @@ func TestCrossSiteLoginReachesNoUpstream(t *testing.T) {
 		}
 		a.wantSession(b, "alice")
 		if n := a.echo.Calls(); n > 0 {
-			t.Errorf("%s: the upstream was called %d times", mode, n)
+			t.Errorf("%s: %d requests to the upstream", mode, n)
 		}
 	}
 }

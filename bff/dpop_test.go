@@ -43,7 +43,7 @@ func checkProof(r *http.Request, target string) (proven, error) {
 	}
 	scheme, token, _ := strings.Cut(credentials[0], " ")
 	if scheme != "DPoP" {
-		return proven{}, fmt.Errorf("the scheme is %s", scheme)
+		return proven{}, fmt.Errorf("scheme: got %s", scheme)
 	}
 	jws, err := jose.ParseSignedCompact(proofs[0], []jose.SignatureAlgorithm{jose.ES256})
 	if err != nil {
@@ -254,7 +254,7 @@ func TestProviderDPoPNonceIsUsed(t *testing.T) {
 			t.Errorf("%s: header %v, claims %v", call.path, header, claims)
 		}
 		if jwk := header["jwk"].(map[string]any); len(jwk) != 4 || jwk["d"] != nil {
-			t.Errorf("jwk is %v", jwk)
+			t.Errorf("jwk: got %v", jwk)
 		}
 		seen[claims["jti"]] = true
 	}
@@ -386,12 +386,12 @@ func TestUpstreamDPoPNonceIsUsed(t *testing.T) {
 		}
 	}
 	if n := len(c.to("/token")); n != 2 {
-		t.Errorf("%d token requests, want 2: a nonce is no reason to refresh", n)
+		t.Errorf("%d token requests, want 2: a nonce causes no refresh", n)
 	}
 	api.want("upstream-3")
 	large := strings.Repeat("x", 100<<10)
 	if resp := b.Do("POST", "/api/x", large, "X-CSRF", "1"); resp.StatusCode != 401 || len(api.requests()) != 1 {
-		t.Errorf("a body that is not kept: got %d after %d requests", resp.StatusCode, len(api.requests()))
+		t.Errorf("unbuffered body: got %d after %d requests", resp.StatusCode, len(api.requests()))
 	}
 	wantOK(t, b.Do("POST", "/api/x", large, "X-CSRF", "1"))
 }
@@ -641,14 +641,14 @@ func TestUnboundTokenIsRefused(t *testing.T) {
 		wantProblem(t, b.Fetch("POST", "/bff/session/refresh"), 503, "provider_unavailable")
 		a.wantSession(b, "alice")
 	})
-	t.Run("bound where it should not be", func(t *testing.T) {
+	t.Run("bound by dpop_jkt, want an unbound request", func(t *testing.T) {
 		a := newApp(t, nil)
 		a.recordCalls(devidp.Hooks{
 			EditTokenResponse: func(_ string, _ int, body map[string]any) { body["token_type"] = "DPoP" },
 		})
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	})
-	t.Run("a provider that takes no ES256", func(t *testing.T) {
+	t.Run("a provider without ES256", func(t *testing.T) {
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.SenderConstraint = "dpop"
 			a.provider.Misbehave(t, brokertest.Discovery("no ES256", func(m map[string]any) {

@@ -19,7 +19,7 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	through := []string{"Sec-Fetch-Mode", "navigate", "Sec-Fetch-Dest", "empty", "Sec-Fetch-Site", "same-origin"}
-	t.Run("from the login to the logout", func(t *testing.T) {
+	t.Run("from login to logout", func(t *testing.T) {
 		b := a.browser()
 		login := b.Navigate("/bff/login?return_to=/x", through...)
 		if login.StatusCode != 302 {
@@ -52,7 +52,7 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 		wantSilent(t, resp, "true")
 		a.wantSession(b, "alice")
 	})
-	t.Run("an error is a page", func(t *testing.T) {
+	t.Run("errors are pages", func(t *testing.T) {
 		wantPage(t, a.browser().Navigate("/bff/callback?state=x&code=y", through...), 400, "bad_callback")
 	})
 	t.Run("frames are refused", func(t *testing.T) {
@@ -130,12 +130,12 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	for _, path := range []string{"/bff/logout", "/bff/session/refresh", "/bff/backchannel-logout"} {
 		allow := wantStatus("HEAD", path, 405, "X-CSRF", "1").Header.Values("Allow")
 		if !slices.Equal(allow, []string{"POST"}) {
-			t.Errorf("%s: Allow is %q", path, allow)
+			t.Errorf("%s: Allow: got %q, want POST", path, allow)
 		}
 	}
 	allow := wantStatus("PUT", "/bff/login", 405).Header.Values("Allow")
 	if !slices.Equal(allow, []string{"GET", "HEAD"}) {
-		t.Errorf("Allow is %q", allow)
+		t.Errorf("Allow: got %q", allow)
 	}
 	n := len(c.to("/par")) - pushed
 	if n > 0 {
@@ -149,7 +149,7 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	}
 	a.wantSession(b, "alice")
 	if resp := b.Navigate(callback); resp.StatusCode != 303 || resp.Header.Get("Location") != "/x" {
-		t.Errorf("the response that HEAD has seen: got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
+		t.Errorf("authorization response after HEAD: got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 	}
 }
 
@@ -228,7 +228,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 		}
 	}
 	if n := a.provider.JWKSFetches() - fetches; n > 0 {
-		t.Errorf("%d key sets were fetched", n)
+		t.Errorf("%d key sets were fetched, want none", n)
 	}
 	// A token with all standard claims, and a long sub and sid, is much
 	// shorter.
@@ -241,7 +241,7 @@ func TestTooLongLogoutTokenIsRejected(t *testing.T) {
 		},
 	})
 	if resp.StatusCode != 200 {
-		t.Errorf("a long one that is right: got %d %s, want 200", resp.StatusCode, resp.Text)
+		t.Errorf("long but valid: got %d %s, want 200", resp.StatusCode, resp.Text)
 	}
 	a.wantSession(b, "")
 }

@@ -137,7 +137,7 @@ func wantFrom(t *testing.T, b *bfftest.Browser, processes ...*process) {
 		delete(missing, resp.Text)
 	}
 	if len(missing) > 0 {
-		t.Fatalf("no request was sent to %v", missing)
+		t.Fatalf("no request reached %v", missing)
 	}
 }
 
@@ -273,7 +273,7 @@ func TestStalledAddressIsSkippedUntilItResponds(t *testing.T) {
 		}
 	}
 	if inARow < 40 {
-		t.Errorf("the address still gets requests after %d of them have failed", failed)
+		t.Errorf("the address still gets requests after %d failures", failed)
 	}
 	one.signal(syscall.SIGCONT)
 	wantFrom(t, b, one, two)
@@ -294,7 +294,7 @@ func TestFailedAddressIsTriedIfAllHaveFailed(t *testing.T) {
 		p := startProcess(t, back.addr)
 		for _, method := range []string{"GET", "POST"} {
 			if resp := b.Fetch(method, "/pair/x"); resp.StatusCode != 200 || resp.Text != p.pid() {
-				t.Fatalf("%s when one is back: got %d %s\n%s", method, resp.StatusCode, resp.Text, a.logs)
+				t.Fatalf("%s after one has recovered: got %d %s\n%s", method, resp.StatusCode, resp.Text, a.logs)
 			}
 		}
 		p.kill()
@@ -356,6 +356,6 @@ func fullListener(t *testing.T) string {
 		}
 		t.Cleanup(func() { c.Close() })
 	}
-	t.Fatal("the backlog of a listener does not fill up")
+	t.Fatal("the backlog of the listener is not full")
 	return ""
 }

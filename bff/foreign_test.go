@@ -67,7 +67,7 @@ func TestAttemptCookiesOfOtherAppsAreKept(t *testing.T) {
 	for range 5 {
 		for _, line := range at.Navigate("/bff/login").Header["Set-Cookie"] {
 			if strings.Contains(line, "Max-Age=0") {
-				t.Errorf("a login removes %s", line)
+				t.Errorf("the login removed the cookie %s", line)
 			}
 		}
 	}
@@ -130,7 +130,7 @@ func TestForeignCookieIsCountedAndLoggedOnce(t *testing.T) {
 		t.Errorf("%d foreign cookies, want %d", foreign, before)
 	}
 	if n := second.server.CookiesRefused(session.CookieUnopenable); n != 1 {
-		t.Errorf("%d cookies that do not open are counted, want 1", n)
+		t.Errorf("%d invalid cookies are counted, want 1", n)
 	}
 	first.wantSession(first.signedIn(), "alice")
 }

@@ -70,7 +70,7 @@ func TestRouteCanHaveAGoHandler(t *testing.T) {
 	resp := alice.Fetch("GET", "/go/x")
 	wantText(t, resp, "alice")
 	if got := resp.Header.Get("Cache-Control"); got != "private, no-store" {
-		t.Errorf("Cache-Control is %q", got)
+		t.Errorf("Cache-Control: got %q", got)
 	}
 	wantText(t, alice.Fetch("GET", "/either/x"), "alice")
 	wantProblem(t, alice.Do("POST", "/go/x", ""), 403, "csrf")
@@ -137,7 +137,7 @@ func TestRequireSessionProtectsAHandler(t *testing.T) {
 			t.Errorf("for another host: got %d, want 421", w.Code)
 		}
 		if !strings.Contains(a.logs.String(), `"path":"/outside"`) {
-			t.Error("the requests are not in the access log")
+			t.Error("the requests are missing in the access log")
 		}
 	})
 }

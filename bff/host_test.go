@@ -76,6 +76,6 @@ func TestUpstreamHostIsCaseInsensitive(t *testing.T) {
 	})
 	a.browser().Fetch("GET", "/idn/x")
 	if log := a.logs.String(); strings.Contains(log, "bücher") || !strings.Contains(log, "xn--bcher-kva.localhost") {
-		t.Errorf("the name that was looked up is not the A-label: %.2000s", log)
+		t.Errorf("the resolved name is not the A-label: %.2000s", log)
 	}
 }

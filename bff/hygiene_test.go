@@ -43,7 +43,7 @@ func TestHygiene(t *testing.T) {
 		before := a.echo.Calls()
 		wantProblem(t, ask(), status, code)
 		if n := a.echo.Calls(); n != before {
-			t.Errorf("the upstream was called")
+			t.Errorf("the upstream got a request, want none")
 		}
 	}
 
@@ -81,7 +81,7 @@ func TestHygiene(t *testing.T) {
 			return b.Fetch("POST", "/stream/x", "Sec-Fetch-Site", "", "X-CSRF", "")
 		}, 403, "csrf")
 	})
-	t.Run("reading is protected like writing", func(t *testing.T) {
+	t.Run("safe methods are protected like unsafe ones", func(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD", "OPTIONS", "QUERY", "gEt"} {
 			if got := b.Fetch(method, "/api/x", "X-CSRF", "").StatusCode; got != 403 {
 				t.Errorf("%s: got %d, want 403", method, got)
@@ -117,7 +117,7 @@ func TestHygiene(t *testing.T) {
 			return b.Navigate("/api/x", "Sec-Fetch-Site", "cross-site")
 		}, 403, "csrf")
 	})
-	t.Run("JSON that passes for text does not come from another site", func(t *testing.T) {
+	t.Run("JSON as text/plain is refused cross-site", func(t *testing.T) {
 		refused(t, func() *bfftest.Response {
 			return b.Do("POST", "/api/x", `{"a":1}`, "Content-Type", "text/plain", "Sec-Fetch-Site", "cross-site")
 		}, 403, "csrf")
@@ -125,12 +125,12 @@ func TestHygiene(t *testing.T) {
 			return b.Do("POST", "/stream/x", `{"a":1}`, "Content-Type", "text/plain", "Origin", "https://evil.example")
 		}, 403, "csrf")
 	})
-	t.Run("refusals that depend on these headers are not kept by a cache", func(t *testing.T) {
+	t.Run("refusals vary by these headers and are not cached", func(t *testing.T) {
 		if got := b.Fetch("GET", "/api/x", "X-CSRF", "").Header.Get("Cache-Control"); got != "no-store" {
-			t.Errorf("Cache-Control is %q", got)
+			t.Errorf("Cache-Control: got %q", got)
 		}
 	})
-	t.Run("headers of this connection go neither way", func(t *testing.T) {
+	t.Run("hop-by-hop headers are removed in both directions", func(t *testing.T) {
 		upstreamSays(t, func(w http.ResponseWriter, r *http.Request) {
 			for _, name := range []string{
 				"Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Proxy-Authenticate",
@@ -172,7 +172,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("credentials of the client's own are dropped without a session too", func(t *testing.T) {
+	t.Run("client credentials are removed without a session too", func(t *testing.T) {
 		got := echoed(t,
 			a.browser().Fetch("GET", "/public/x", "Authorization", "Bearer x",
 				"Proxy-Authorization", "Basic x", "DPoP", "x")).Header
@@ -182,7 +182,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("forwarded paths, users and methods decide nothing", func(t *testing.T) {
+	t.Run("headers with paths, users or methods are ignored", func(t *testing.T) {
 		for _, name := range []string{
 			"X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Original-URL",
 			"X-Rewrite-URL", "X-Original-URI",
@@ -228,7 +228,7 @@ func TestHygiene(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	})
-	t.Run("a password dialogue of the upstream's is not the browser's, another challenge is", func(t *testing.T) {
+	t.Run("challenges that open a password dialogue are replaced, others pass", func(t *testing.T) {
 		const bearer = `Bearer error="insufficient_user_authentication", acr_values="gold"`
 		for sent, want := range map[string]string{
 			`Basic realm="x"`: `Cookie realm="cloakroom"`, "Negotiate": `Cookie realm="cloakroom"`,
@@ -303,7 +303,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the upstream's errors are its own, and pass", func(t *testing.T) {
+	t.Run("errors of the upstream pass unchanged", func(t *testing.T) {
 		for _, status := range []int{400, 403, 404, 409, 418, 500, 502, 503} {
 			upstreamSays(t, func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(status)
@@ -314,7 +314,7 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("nothing of the inside is on the public side", func(t *testing.T) {
+	t.Run("internal endpoints are not public", func(t *testing.T) {
 		for _, path := range []string{
 			"/debug/pprof/", "/debug/vars", "/metrics", "/healthz", "/readyz", "/admin/sessions",
 		} {
@@ -331,14 +331,14 @@ func TestHygiene(t *testing.T) {
 			}
 		}
 	})
-	t.Run("a path that only looks like a route's is not", func(t *testing.T) {
+	t.Run("a path that resembles a route does not match it", func(t *testing.T) {
 		for _, path := range []string{"/apix", "/apis.", "/ap", "/publicx/"} {
 			if got := b.Fetch("GET", path); got.Text != "the app" {
 				t.Errorf("%s: got %d %.80s", path, got.StatusCode, got.Text)
 			}
 		}
 	})
-	t.Run("a forged token in any other place selects nothing", func(t *testing.T) {
+	t.Run("a forged token in another place is ignored", func(t *testing.T) {
 		other := a.signedIn() // another session
 		for _, header := range [][]string{
 			{"Cookie", "__Host-Http-cloakroom=x"}, {"X-Session", "x"},

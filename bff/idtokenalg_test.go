@@ -105,7 +105,7 @@ func TestIDTokenAlgorithmCanBePinned(t *testing.T) {
 			}
 		})
 	}
-	t.Run("and a refresh with another one keeps the session, and not the ID token", func(t *testing.T) {
+	t.Run("a refresh with another algorithm keeps the session, but not the ID token", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, func(a *app, cfg *bff.Config) {
 			cfg.Provider.IDTokenAlg = "RS256"

@@ -69,7 +69,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 			}
 		})
 	}
-	t.Run("none is left", func(t *testing.T) {
+	t.Run("no key is left", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
 		a.recordCalls(devidp.Hooks{EditJWKS: func(set map[string]any) {
@@ -83,7 +83,7 @@ func TestUnusableKeysAreIgnored(t *testing.T) {
 		wantPage(t, a.browser().SignIn("alice", ""), 503, "provider_unavailable")
 		for _, line := range a.logs.lines(t, "request") {
 			if text := fmt.Sprint(line["err"]); strings.Contains(text, secret[:20]) || len(text) > 1000 {
-				t.Errorf("the log line has %d bytes: %s", len(text), text)
+				t.Errorf("length of the log line: got %d bytes: %s", len(text), text)
 			}
 		}
 	})
@@ -348,7 +348,7 @@ func TestKeysOutliveTheMetadata(t *testing.T) {
 		}
 		got := a.sendLogoutToken(url.Values{"logout_token": {a.logoutToken("carol", "", devidp.Hooks{})}}).StatusCode
 		if got != 200 {
-			t.Errorf("a genuine logout token after the metadata were read: got %d, want 200", got)
+			t.Errorf("genuine logout token after a metadata refresh: got %d, want 200", got)
 		}
 	}
 	if n, bound := a.provider.JWKSFetches()-before, 4+int(time.Since(began)/(700*time.Millisecond)); n > bound {

@@ -64,7 +64,7 @@ func TestRestartedLoginEvictsNoAttempt(t *testing.T) {
 			t.Fatalf("stale response: got %d, want a restarted login", got)
 		}
 		if n := len(b.Cookies()); n > 6 {
-			t.Fatalf("%d attempts are in the browser", n)
+			t.Fatalf("%d attempts in the browser", n)
 		}
 	}
 	for i, resp := range logins {
@@ -164,7 +164,7 @@ func TestAbortedCallbackIsCompletedByARetry(t *testing.T) {
 	<-arrived
 	leave()
 	if err := <-left; !errors.Is(err, context.Canceled) {
-		t.Fatalf("the first request ended with %v before its browser left", err)
+		t.Fatalf("the first request ended with %v before the browser aborted it", err)
 	}
 	second := make(chan *bfftest.Response)
 	go func() { second <- b.Navigate(u) }()
@@ -253,7 +253,7 @@ func TestRepeatedCallbacksGetTheSameResponse(t *testing.T) {
 			t.Errorf("%d token requests, want 1", n)
 		}
 	})
-	t.Run("a code that is refused", func(t *testing.T) {
+	t.Run("a rejected code", func(t *testing.T) {
 		b := a.browser()
 		u := b.AuthResponse("alice", "").Location(t)
 		q := u.Query()
@@ -283,7 +283,7 @@ func TestRepeatedCallbacksGetTheSameResponse(t *testing.T) {
 			a.wantSession(b, "")
 		}
 	})
-	t.Run("the way back from a logout", func(t *testing.T) {
+	t.Run("the callback of a logout", func(t *testing.T) {
 		b := a.signedIn()
 		back := b.Navigate(b.Submit("/bff/logout",
 			url.Values{"return_to": {"/bye"}}).Location(t).String()).Location(t).String()
@@ -309,7 +309,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		params.Set("error", "temporarily_unavailable")
 		params.Set("error_description", "authentication_expired")
 	}}
-	t.Run("and then succeeds", func(t *testing.T) {
+	t.Run("then succeeds", func(t *testing.T) {
 		b := a.browser()
 		a.recordCalls(expired)
 		back := b.AuthResponse("alice", "return_to=/here&max_age=300").Location(t).String()
@@ -350,7 +350,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		u = b.Authorize("alice", again.Location(t).String()).Location(t).String()
 		wantPage(t, b.Navigate(u), 400, "bad_callback")
 	})
-	t.Run("of another site", func(t *testing.T) {
+	t.Run("from another site", func(t *testing.T) {
 		a.recordCalls(expired)
 		b := a.browser()
 		back := b.Authorize("alice",
@@ -365,7 +365,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 		a.recordCalls(expired)
 		wantSilent(t, silentLogin(a.browser()), "false")
 	})
-	t.Run("by a posted response", func(t *testing.T) {
+	t.Run("with a form post response", func(t *testing.T) {
 		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.ResponseMode = "form_post" })
 		a.recordCalls(expired)
 		b := a.browser()
@@ -382,7 +382,7 @@ func TestExpiredLoginAtTheProviderRestartsOnce(t *testing.T) {
 			t.Errorf("got %d to %q", resp.StatusCode, resp.Header.Get("Location"))
 		}
 	})
-	t.Run("another description starts nothing", func(t *testing.T) {
+	t.Run("another error description does not restart", func(t *testing.T) {
 		for _, text := range []string{"", "overloaded", "not authentication_expired"} {
 			a.recordCalls(devidp.Hooks{EditCallback: func(params url.Values) {
 				params.Del("code")

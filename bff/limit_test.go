@@ -13,7 +13,7 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 		l := newLimiter[string](RateLimit{Rate: 4, Burst: 3})
 		for i := range 3 {
 			if wait := l.take("a"); wait != 0 {
-				t.Errorf("event %d of the burst has to wait %v", i+1, wait)
+				t.Errorf("event %d of the burst must wait %v", i+1, wait)
 			}
 		}
 		for range 5 { // a refusal does not count
@@ -22,12 +22,12 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 			}
 		}
 		if l.check("b") != 0 || l.take("b") != 0 {
-			t.Error("another key has to wait")
+			t.Error("another key must wait")
 		}
 		time.Sleep(250 * time.Millisecond)
 		for range 2 {
 			if l.check("a") != 0 {
-				t.Error("a check spends an event")
+				t.Error("a check consumes an event")
 			}
 		}
 		if l.take("a") != 0 || l.take("a") == 0 {
@@ -56,7 +56,7 @@ func TestLimiterMemoryIsBounded(t *testing.T) {
 		binary.BigEndian.PutUint64(key[:], uint64(i+1))
 		l.take(key)
 		if i%(maxLimited/4) == 0 && l.take(busy) == 0 {
-			t.Fatalf("after %d other keys one that is in use is forgotten", i)
+			t.Fatalf("after %d other keys a key in use is forgotten", i)
 		}
 	}
 	if n := len(l.recent) + len(l.older); n > maxLimited {

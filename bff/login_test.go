@@ -589,7 +589,7 @@ func TestPromptNoneWithoutASessionIsNoError(t *testing.T) {
 	}
 	a.wantSession(b, "")
 	if n := len(b.Cookies()); n != 0 {
-		t.Errorf("%d cookies are left of the attempt", n)
+		t.Errorf("%d cookies of the attempt remain", n)
 	}
 }
 

@@ -25,7 +25,7 @@ func TestLogLinesAreShort(t *testing.T) {
 	b.Fetch("GET", "/api/x", "Host", long[3:200]+"x", "X-Forwarded-For", long)
 	for line := range strings.Lines(a.logs.String()) {
 		if len(line) > 8192 {
-			t.Errorf("a log line has %d octets: %.300s", len(line), line)
+			t.Errorf("length of a log line: got %d octets: %.300s", len(line), line)
 		}
 	}
 }

@@ -35,7 +35,7 @@ func continueLogout(t *testing.T, b *bfftest.Browser) *bfftest.Response {
 	}
 	resp.Decode(t, &body)
 	if !strings.HasPrefix(body.RedirectTo, "/bff/logout/continue?") {
-		t.Fatalf("redirect_to is %q, want a path of this origin", body.RedirectTo)
+		t.Fatalf("redirect_to: got %q, want a path of this origin", body.RedirectTo)
 	}
 	return b.Navigate(body.RedirectTo, "Sec-Fetch-Site", "same-origin")
 }
@@ -58,7 +58,7 @@ func TestScriptLogoutRevealsNoIDToken(t *testing.T) {
 		t.Errorf("len(body): got %d, want 1", len(body))
 	}
 	if resp.Header.Get("Clear-Site-Data") != `"storage"` {
-		t.Errorf("Clear-Site-Data is %q", resp.Header.Get("Clear-Site-Data"))
+		t.Errorf("Clear-Site-Data: got %q", resp.Header.Get("Clear-Site-Data"))
 	}
 	var hint *http.Cookie
 	for _, c := range resp.Cookies() {
@@ -169,7 +169,7 @@ func TestScriptLogoutContinuesOnAnotherReplica(t *testing.T) {
 	b.Fetch("POST", "/bff/logout").Decode(t, &body)
 	out := b.Navigate(at+body.RedirectTo, "Host", strings.TrimPrefix(a.url, "http://")) // the jar uses it
 	if !out.Location(t).Query().Has("id_token_hint") {
-		t.Errorf("the other replica sends %s", out.Location(t))
+		t.Errorf("the other replica redirects to %s", out.Location(t))
 	}
 	back := b.Navigate(b.Navigate(out.Location(t).String()).Location(t).String())
 	if back.StatusCode != 303 || back.Header.Get("Location") != "/" {
@@ -249,7 +249,7 @@ func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 				t.Errorf("%d groups, %s: sent %v", groups, how, q)
 			}
 			if q.Has("id_token_hint") == q.Has("logout_hint") {
-				t.Errorf("%d groups, %s: one hint, and not two, is right", groups, how)
+				t.Errorf("%d groups, %s: want exactly one hint", groups, how)
 			}
 		}
 	}

@@ -87,7 +87,7 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 				"extra":        {"ignored"},
 			})
 			if resp.StatusCode != 200 || resp.Text != "" || resp.Header.Get("Cache-Control") != "no-store" {
-				t.Errorf("got %d %s, %q, want 200 no-store and nothing", resp.StatusCode,
+				t.Errorf("got %d %s, %q, want 200, no-store and an empty body", resp.StatusCode,
 					resp.Header.Get("Cache-Control"), resp.Text)
 			}
 			var left []string
@@ -101,11 +101,11 @@ func TestBackchannelLogoutEndsTheSessionsItNames(t *testing.T) {
 				}
 			}
 			if len(left) != len(strings.Split(test.wantLeft, ", ")) {
-				t.Errorf("left are %s, want %s", left, test.wantLeft)
+				t.Errorf("remaining sessions: got %s, want %s", left, test.wantLeft)
 			}
 			for _, name := range left {
 				if !strings.Contains(test.wantLeft, name) {
-					t.Errorf("left are %s, want %s", left, test.wantLeft)
+					t.Errorf("remaining sessions: got %s, want %s", left, test.wantLeft)
 				}
 			}
 			if n := a.provider.Refreshes(); n != 0 {
@@ -199,7 +199,7 @@ func TestInvalidLogoutTokensAreRejected(t *testing.T) {
 	} {
 		wantRefused(t, name, a.sendLogoutToken(form), "bad_logout_token")
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-			t.Fatalf("%s: it has ended the session: got %d, want 200", name, got)
+			t.Fatalf("%s: the session has ended: got %d, want 200", name, got)
 		}
 	}
 	good := url.Values{"logout_token": {a.logoutToken("alice", sid, devidp.Hooks{})}}
@@ -480,7 +480,7 @@ func TestWebSocketEndsWithItsSession(t *testing.T) {
 		t.Errorf("after the logout: got %q, %v, want the end of the connection", rest, err)
 	}
 	if took := time.Since(ended); took > time.Second {
-		t.Errorf("it ended %v after the logout", took)
+		t.Errorf("the connection ended %v after the logout", took)
 	}
 }
 
@@ -517,7 +517,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 			ended := time.Now()
 			io.Copy(io.Discard, lines)
 			if took := time.Since(ended); took > time.Second {
-				t.Errorf("the stream went on for %v", took)
+				t.Errorf("the stream continued for %v", took)
 			}
 			select {
 			case <-left:

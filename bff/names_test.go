@@ -146,7 +146,7 @@ func TestClaimsArePassedOnUnchanged(t *testing.T) {
 	text := b.Fetch("GET", "/bff/session").Text
 	for _, want := range []string{`"SID":"S-1-5-21"`, `"big":12345678901234567890123`} {
 		if !strings.Contains(text, want) {
-			t.Errorf("%s is not in %s", want, text)
+			t.Errorf("%s is missing in %s", want, text)
 		}
 	}
 }

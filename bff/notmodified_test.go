@@ -22,7 +22,7 @@ func TestNotModifiedKeepsTheSandbox(t *testing.T) {
 				}
 				for _, name := range []string{"Content-Type", "Content-Security-Policy", "X-Content-Type-Options"} {
 					if got := resp.Header.Values(name); len(got) > 0 {
-						t.Errorf("%s: %s is %q, want none", contentType, name, got)
+						t.Errorf("%s: %s: got %q, want none", contentType, name, got)
 					}
 				}
 			}

@@ -301,7 +301,7 @@ func TestAllSessionsWaitForTheProviderTogether(t *testing.T) {
 	text := a.logs.String()
 	// before the outage was detected
 	if n := strings.Count(text, `"level":"WARN","msg":"tokens not refreshed`); n > 3 {
-		t.Errorf("%d log lines of sessions whose tokens were not refreshed, want 3 at most", n)
+		t.Errorf("%d log lines about failed refreshes, want at most 3", n)
 	}
 	for _, line := range []string{"provider unavailable", "provider recovered"} {
 		if n := strings.Count(text, `"`+line); n != 1 {

@@ -74,7 +74,7 @@ func (w *protocolPair) wantLogged(t *testing.T, target, cause string) {
 		}
 	}
 	if len(lines) != 1 || !strings.Contains(lines[0], cause) {
-		t.Errorf("the log lines are %q, want one that names %q", lines, cause)
+		t.Errorf("log lines: got %q, want one that names %q", lines, cause)
 	}
 }
 
@@ -125,7 +125,7 @@ func TestSlowUploadIsAborted(t *testing.T) {
 					t.Errorf("%s: got %d %s, %v", target, status, text, err)
 				}
 				if err := await(t, target+": the upstream request is cancelled", ended); err == nil {
-					t.Errorf("%s: the upstream took what it had for all", target)
+					t.Errorf("%s: the upstream read a complete body, want an aborted one", target)
 				}
 				w.wantLogged(t, target, "the client sends its body too slowly: less than 10000 bytes/s")
 			}
@@ -217,7 +217,7 @@ func TestSlowReaderIsAborted(t *testing.T) {
 		select {
 		case <-left:
 		case <-time.After(20 * time.Second):
-			t.Error("the upstream still sends to a client that does not read")
+			t.Error("the upstream can still send although the client does not read")
 		}
 		w.wantLogged(t, "download", "body_too_slow: the client reads the response too slowly: less than")
 	})
@@ -325,10 +325,10 @@ func TestFrontendResponseToAStalledReaderIsAborted(t *testing.T) {
 		select {
 		case err := <-ended:
 			if err == nil {
-				t.Error("all was sent")
+				t.Error("the whole response was sent")
 			}
 		case <-time.After(20 * time.Second):
-			t.Error("it is still being sent")
+			t.Error("the response is still being sent")
 		}
 	}
 	const cause = "body_too_slow: the client reads the response too slowly"
@@ -379,7 +379,7 @@ func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 			if _, err := io.WriteString(c, head+"\r\n"); err != nil {
 				var timeout interface{ Timeout() bool }
 				if errors.As(err, &timeout) && timeout.Timeout() {
-					t.Errorf("%s: it still waits for a client that reads nothing, after %d requests", name, sent)
+					t.Errorf("%s: still waiting for a client that reads nothing, after %d requests", name, sent)
 				}
 				break
 			}

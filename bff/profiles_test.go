@@ -26,7 +26,7 @@ func newProfileApp(t *testing.T, name string, edit func(*app, *bff.Config)) (*ap
 		})
 		return a, c
 	}
-	t.Fatalf("no profile is called %s", name)
+	t.Fatalf("no profile has the name %s", name)
 	return nil, nil
 }
 
@@ -101,7 +101,7 @@ func TestProviderProfiles(t *testing.T) {
 
 func TestProviderQuirks(t *testing.T) {
 	t.Parallel()
-	t.Run("Auth0 without an audience has a token that no API can read", func(t *testing.T) {
+	t.Run("Auth0 issues an opaque token without an audience", func(t *testing.T) {
 		a, _ := newProfileApp(t, "auth0", nil)
 		wantOK(t, a.signedIn().Fetch("GET", "/api/x"))
 	})
@@ -135,7 +135,7 @@ func TestProviderQuirks(t *testing.T) {
 		var got sessionBody
 		b.Fetch("GET", "/bff/session").Decode(t, &got)
 		if !got.Session.ExpiresAt.Equal(got.Session.AccessTokenExpiresAt) {
-			t.Errorf("the session ends at %v, its only token at %v", got.Session.ExpiresAt,
+			t.Errorf("the session expires at %v, its only token at %v", got.Session.ExpiresAt,
 				got.Session.AccessTokenExpiresAt)
 		}
 	})

@@ -56,7 +56,7 @@ func TestUpstreamGetsNoCredentialsOrForgedHeaders(t *testing.T) {
 			t.Errorf("%s: upstream got Authorization %q", path, got)
 		}
 		if got := e.Header.Get("X-Forwarded-For"); got != "127.0.0.1" && got != "::1" {
-			t.Errorf("%s: X-Forwarded-For is %q, want the peer", path, got)
+			t.Errorf("%s: X-Forwarded-For: got %q, want the peer", path, got)
 		}
 		if got := e.Header.Get("X-Forwarded-Host") + " " +
 			e.Header.Get("X-Forwarded-Proto"); got != strings.TrimPrefix(a.url, "http://")+" http" {
@@ -237,7 +237,7 @@ func TestUnreachableUpstreamIs502(t *testing.T) {
 	resp := b.Fetch("GET", "/api/x")
 	wantProblem(t, resp, 502, "upstream_failed")
 	if strings.Contains(resp.Text, strings.TrimPrefix(a.echo.URL, "http://")) {
-		t.Errorf("the upstream's address is shown: %s", resp.Text)
+		t.Errorf("the address of the upstream is visible: %s", resp.Text)
 	}
 }
 
@@ -345,7 +345,7 @@ func TestInvalidUpgradesAreRefused(t *testing.T) {
 				"same-origin"), 403, "csrf")
 	}
 	if n := a.echo.Calls() - before; n != 0 {
-		t.Errorf("the upstream was dialled %d times", n)
+		t.Errorf("%d connections to the upstream", n)
 	}
 }
 
@@ -361,7 +361,7 @@ func TestTokenInTheQueryIsRefused(t *testing.T) {
 	}
 	got := echoed(t, b.Fetch("GET", "/api/x?my_access_token=x&q=access_token")).Header.Get("Via")
 	if got != "1.1 cloakroom" {
-		t.Errorf("Via is %q", got)
+		t.Errorf("Via: got %q", got)
 	}
 }
 
@@ -425,7 +425,7 @@ func TestLateResponseOfReplacedSessionKeepsTheNewOne(t *testing.T) {
 	resp := <-late
 	wantProblem(t, resp, 401, "not_signed_in")
 	if got := resp.Header.Values("Set-Cookie"); len(got) > 0 {
-		t.Errorf("it changes cookies: %q", got)
+		t.Errorf("the response changes cookies: %q", got)
 	}
 	a.wantSession(b, "alice")
 }
@@ -501,7 +501,7 @@ func TestEachRequestIsLoggedOnce(t *testing.T) {
 		t.Errorf("err: got %q, want prefix csrf: X-CSRF is", fmt.Sprint(l["err"]))
 	}
 	if strings.Contains(a.logs.String(), "in-the-query") {
-		t.Error("a query is in the log")
+		t.Error("a query is in the log, want only paths")
 	}
 }
 
@@ -524,10 +524,10 @@ func TestRequestIDIsTheTraceID(t *testing.T) {
 	} {
 		got := echoed(t, b.Fetch("GET", "/api/x", "Traceparent", parent, "X-Request-Id", "forged")).Header
 		if id := got.Values("X-Request-Id"); len(id) != 1 || (id[0] == trace) != want || id[0] == "forged" {
-			t.Errorf("traceparent %q: X-Request-Id is %q", parent, id)
+			t.Errorf("traceparent %q: X-Request-Id: got %q", parent, id)
 		}
 		if got.Get("Traceparent") != parent {
-			t.Errorf("traceparent %q arrives as %q", parent, got.Get("Traceparent"))
+			t.Errorf("traceparent %q: the upstream got %q", parent, got.Get("Traceparent"))
 		}
 	}
 	a.echo.Close()

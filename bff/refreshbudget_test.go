@@ -46,7 +46,7 @@ func TestRefreshLimitIgnoresCookieSpelling(t *testing.T) {
 		}
 	}
 	if spellings < 2 {
-		t.Fatalf("%d spellings of the cookie: nothing was tested", spellings)
+		t.Fatalf("%d spellings of the cookie, want several to test", spellings)
 	}
 	// After the burst of 5 there is one refresh per 2 seconds. A slow machine
 	// may use some of them.

@@ -161,7 +161,7 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 			})
 			n := len(a.logs.lines(t, "request refused"))
 			if strings.Contains(fmt.Sprint(a.logs.lines(t, "request refused")[n-1]["err"]), "chunk") {
-				t.Error("a body is logged twice")
+				t.Error("the body is logged twice")
 			}
 		})
 	}

@@ -80,7 +80,7 @@ func TestLogoutRevokesTokensOfReplacedSessions(t *testing.T) {
 			a.wantNoLiveRefreshTokens("five tabs")
 		}
 	})
-	t.Run("another user in between", func(t *testing.T) {
+	t.Run("another user in the meantime", func(t *testing.T) {
 		t.Parallel()
 		a := newApp(t, nil)
 		b := a.browser()
@@ -130,7 +130,7 @@ func TestReplacingAttemptIsSmallAndOpaque(t *testing.T) {
 	line := b.Navigate("/bff/login?return_to=/x").Header.Get("Set-Cookie")
 	value, _, _ := strings.Cut(line, ";")
 	if len(value) > 1500 {
-		t.Errorf("the attempt's cookie has %d bytes", len(value))
+		t.Errorf("length of the attempt cookie: got %d bytes", len(value))
 	}
 	_, value, _ = strings.Cut(value, "=")
 	thief := a.browser()

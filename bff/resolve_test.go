@@ -193,7 +193,7 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 				get(i)
 			}
 			if one, two := hosts[0].calls.Load(), hosts[1].calls.Load(); one < 5 || two < 5 {
-				t.Errorf("of 20 requests %d and %d were sent to the addresses", one, two)
+				t.Errorf("of 20 requests the addresses got %d and %d", one, two)
 			}
 			n.set("127.0.0.3")
 			moved := 0
@@ -201,7 +201,7 @@ func TestAllAddressesOfANameAreUsedAndFollowed(t *testing.T) {
 				if get(0) == "127.0.0.3" {
 					moved++
 				} else if moved = 0; time.Now().After(deadline) {
-					t.Fatal("traffic does not follow the name")
+					t.Fatal("requests do not follow the name")
 				}
 			}
 			for _, h := range hosts[:2] {
@@ -259,7 +259,7 @@ func TestFailedResolutionIsRetried(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for ; b.Fetch("GET", "/named/x").StatusCode != 200; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("it stays down")
+			t.Fatal("an address that stays unreachable")
 		}
 	}
 }

@@ -36,7 +36,7 @@ func TestReturnToIsALocalPathOrRoot(t *testing.T) {
 	}
 	for _, raw := range localReturnTos {
 		if got := parseReturnTo(raw); got != raw {
-			t.Errorf("%q: got %q, want it as it is", raw, got)
+			t.Errorf("%q: got %q, want it unchanged", raw, got)
 		}
 	}
 }
@@ -64,7 +64,7 @@ func FuzzReturnTo(f *testing.F) {
 		case u.Host != "app.example.com":
 			t.Fatalf("u.Host: got %v, want app.example.com", u.Host)
 		case strings.HasPrefix(seen, "//"):
-			t.Fatalf("seen: got %q, want no prefix //", seen)
+			t.Fatalf("path: got %q, want no prefix //", seen)
 		}
 	})
 }

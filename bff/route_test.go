@@ -109,7 +109,7 @@ func TestOnlyMethodsOfTheRouteAreAllowed(t *testing.T) {
 		resp := b.Fetch(method, "/read/x")
 		wantProblem(t, resp, 405, "method_not_allowed")
 		if got := resp.Header.Get("Allow"); got != "GET, HEAD" {
-			t.Errorf("Allow is %q", got)
+			t.Errorf("Allow: got %q", got)
 		}
 	}
 	if n := a.echo.Calls() - before; n > 0 {
@@ -231,7 +231,7 @@ func TestRouteRequirementsAreEnforced(t *testing.T) {
 		}
 		resp.Decode(t, &body)
 		if got := resp.Header.Get("WWW-Authenticate"); got != test.challenge || body.LoginURL != test.login {
-			t.Errorf("%s: the challenge is %s and the login %s, want %s and %s", test.name, got,
+			t.Errorf("%s: challenge and login: got %s and %s, want %s and %s", test.name, got,
 				body.LoginURL, test.challenge, test.login)
 		}
 	}
@@ -243,7 +243,7 @@ func TestRouteRequirementsAreEnforced(t *testing.T) {
 	}
 	wantSession := b.Fetch("GET", "/bff/session")
 	if !strings.Contains(wantSession.Text, `"authenticated":true`) {
-		t.Errorf("a challenge has signed out: %s", wantSession.Text)
+		t.Errorf("the challenge has ended the session: %s", wantSession.Text)
 	}
 }
 
@@ -324,7 +324,7 @@ func TestTooLargeBodyIsRefused(t *testing.T) {
 	t.Parallel()
 	a, b := newRoutedApp(t, bff.Route{Path: "/small/", Token: "user", MaxBody: 10})
 	if got := echoed(t, b.Do("POST", "/small/x", "0123456789", "X-CSRF", "1")).Body; got != "0123456789" {
-		t.Errorf("of ten bytes %q arrived", got)
+		t.Errorf("of ten bytes the upstream got %q", got)
 	}
 	before := a.echo.Calls()
 	wantProblem(t, b.Do("POST", "/small/x", "0123456789a", "X-CSRF", "1"), 413, "body_too_large")

@@ -166,7 +166,7 @@ func TestForcedRefresh(t *testing.T) {
 		t.Errorf("User.Sub: got %v, want alice", got.User.Sub)
 	}
 	if second := echoed(t, b.Fetch("GET", "/api/x")).Header.Get("Authorization"); second == first {
-		t.Error("the token is the one from before the refresh")
+		t.Error("the token has not changed by the refresh")
 	}
 	wantProblem(t, a.browser().Fetch("POST", "/bff/session/refresh"), 401, "not_signed_in")
 }
@@ -186,11 +186,11 @@ func TestOnlyAPICallsExtendTheIdleTimeout(t *testing.T) {
 	b.Fetch("GET", "/api/x", "X-Background", "1")
 	b.Fetch("GET", "/public/x")
 	if moved := idle(b).Sub(before); moved > 50*time.Millisecond {
-		t.Errorf("moved by %v without activity", moved)
+		t.Errorf("idle timeout moved by %v without activity", moved)
 	}
 	b.Fetch("GET", "/api/x")
 	if moved := idle(b).Sub(before); moved < 500*time.Millisecond {
-		t.Errorf("moved by %v by an API call, want 600 ms", moved)
+		t.Errorf("idle timeout moved by %v by an API call, want 600 ms", moved)
 	}
 }
 
@@ -209,14 +209,14 @@ func TestStoreOutageKeepsTheSession(t *testing.T) {
 				resp.Header.Get("Retry-After"), resp.Cookies())
 		}
 		if strings.Contains(resp.Text, "dial") {
-			t.Errorf("the cause is shown: %s", resp.Text)
+			t.Errorf("the cause is visible: %s", resp.Text)
 		}
 	}
 	if got := b.Navigate("/").Text; got != "the app" {
 		t.Errorf("GET /: got %q, want the app", got)
 	}
 	if n := len(a.logs.lines(t, "request")); n == 0 {
-		t.Error("nothing in the log")
+		t.Error("no request in the log")
 	}
 	a.store.setDown(nil)
 	a.wantSession(b, "alice")
@@ -265,10 +265,10 @@ func TestInvalidGrantEndsTheSession(t *testing.T) {
 			resp := b.Fetch("GET", "/api/x")
 			wantProblem(t, resp, 401, "not_signed_in")
 			if !strings.Contains(resp.Text, `"login_url":"/bff/login"`) {
-				t.Errorf("no login_url: %s", resp.Text)
+				t.Errorf("no login_url in %s", resp.Text)
 			}
 			if names := cookieNames(b); len(names) != 0 {
-				t.Errorf("the cookies %v are left", names)
+				t.Errorf("cookies: got %v, want none", names)
 			}
 			a.provider.Behave()
 			a.wantSession(b, "")
@@ -309,7 +309,7 @@ func TestValidTokenIsUsedDuringAnOutage(t *testing.T) {
 	time.Sleep(5100 * time.Millisecond) // more than half its lifetime, when it is refreshed ahead
 	for range 3 {
 		if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
-			t.Errorf("got %d, want 200 with the token that is still good", got)
+			t.Errorf("got %d, want 200 with the valid token", got)
 		}
 	}
 }
@@ -329,7 +329,7 @@ func TestUnusualButValidRefreshResponsesAreAccepted(t *testing.T) {
 			}
 			a.provider.Behave()
 			if resp := b.Fetch("POST", "/bff/session/refresh"); resp.StatusCode != 200 {
-				t.Errorf("the refresh after it: got %d, want 200", resp.StatusCode)
+				t.Errorf("the next refresh: got %d, want 200", resp.StatusCode)
 			}
 		})
 	}

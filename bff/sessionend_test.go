@@ -71,12 +71,12 @@ func TestProviderLimitsTheSessionLifetime(t *testing.T) {
 		resp := a.signedIn().Fetch("GET", "/bff/session")
 		expires, idle := a.end(resp)
 		if want := now.Add(test.want); !near(expires, want) || idle.After(expires) {
-			t.Errorf("%s: it ends at +%v, idle +%v, want +%v", name, expires.Sub(now), idle.Sub(now), test.want)
+			t.Errorf("%s: session expires at +%v, idle +%v, want +%v", name, expires.Sub(now), idle.Sub(now), test.want)
 		}
 		var user struct{ User map[string]any }
 		resp.Decode(t, &user)
 		if _, ok := user.User["session_expiry"]; ok {
-			t.Errorf("%s: session_expiry is shown as a claim of the user", name)
+			t.Errorf("%s: session_expiry is visible as a claim of the user", name)
 		}
 	}
 	a.provider.Behave()
@@ -119,7 +119,7 @@ func TestRefreshUpdatesTheSessionExpiry(t *testing.T) {
 		}
 		got, _ := a.end(b.Fetch("POST", "/bff/session/refresh"))
 		if want := now.Add(step.want); !near(got, want) {
-			t.Errorf("refresh %d: it ends at +%v, want +%v", i+1, got.Sub(now), step.want)
+			t.Errorf("refresh %d: session expires at +%v, want +%v", i+1, got.Sub(now), step.want)
 		}
 		if shown, _ := a.end(b.Fetch("GET", "/bff/session")); !shown.Equal(got) {
 			t.Errorf("refresh %d: /bff/session shows %v, want %v", i+1, shown, got)

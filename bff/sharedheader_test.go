@@ -49,11 +49,11 @@ func TestClaimHeadersAreProtectedOnAllRoutesToAHost(t *testing.T) {
 			}
 		}
 		if got.Get("X-Free") != "1" {
-			t.Errorf("%s: another header does not arrive", path)
+			t.Errorf("%s: another header is missing at the upstream", path)
 		}
 	}
 	if got.Get("X-Tenant") != "alice" {
-		t.Errorf("the claim is %q", got.Get("X-Tenant"))
+		t.Errorf("claim header: got %q", got.Get("X-Tenant"))
 	}
 	if seen := b.Fetch("GET", "/other/x", "X-Tenant", "mine").Header.Get("X-Seen"); seen != "mine" {
 		t.Errorf("another host gets %q, want what the client sent", seen)

@@ -135,13 +135,13 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 			a.wantSession(b, "")
 		}
 	})
-	t.Run("a login that is not silent in a frame", func(t *testing.T) {
+	t.Run("a regular login in a frame", func(t *testing.T) {
 		b := a.browser()
 		back := b.AuthResponse("alice", "").Header.Get("Location")
 		requests := a.provider.TokenRequests()
 		wantSilent(t, b.Navigate(back, "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		if a.provider.TokenRequests() > requests {
-			t.Error("the code was redeemed: a page of another site could log its visitor in unseen")
+			t.Error("the code was redeemed, so another site could start a login unseen")
 		}
 		a.wantSession(b, "")
 	})
@@ -219,7 +219,7 @@ func TestFrontchannelLogout(t *testing.T) {
 	a.wantSession(b, "")
 	a.wantSession(other, "alice")
 	if n := len(c.to("/revoke")); n != 2 {
-		t.Errorf("%d tokens were revoked, want the refresh and the access token", n)
+		t.Errorf("%d tokens were revoked, want 2: refresh and access token", n)
 	}
 	if resp := ask(b, good); resp.StatusCode != 200 {
 		t.Errorf("repeated: got %d, want 200", resp.StatusCode)

@@ -122,7 +122,7 @@ func TestEachRouteGetsItsOwnToken(t *testing.T) {
 		hints[call.form.Get("token_type_hint")]++
 	}
 	if hints["refresh_token"] != 1 || hints["access_token"] != 5 {
-		t.Errorf("at logout these were revoked: %v", hints)
+		t.Errorf("revoked at logout: got %v", hints)
 	}
 	for _, path := range []string{"/own/x", "/orders/x", "/exchanged/x"} {
 		wantProblem(t, b.Fetch("GET", path), 401, "not_signed_in")
@@ -249,7 +249,7 @@ func TestTargetTokensAreNeverMixedUp(t *testing.T) {
 						if mine := fmt.Sprint(i, aud); owner[got.Digest] == "" {
 							owner[got.Digest] = mine
 						} else if owner[got.Digest] != mine {
-							t.Errorf("a token of %s is used by %s", owner[got.Digest], mine)
+							t.Errorf("the token of %s is used by %s", owner[got.Digest], mine)
 						}
 						mu.Unlock()
 					}
@@ -326,7 +326,7 @@ func TestUnavailableTargetKeepsTheSession(t *testing.T) {
 			time.Sleep(1100 * time.Millisecond)
 		}
 	})
-	t.Run("a refused refresh for a target is one for all", func(t *testing.T) {
+	t.Run("a rejected refresh for a target applies to all targets", func(t *testing.T) {
 		a := newTargetApp(t, nil)
 		b := a.signedIn()
 		a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -358,11 +358,11 @@ func TestExchangedTokenExpiresWithItsSubject(t *testing.T) {
 	wantOK(t, b.Fetch("POST", "/bff/session/refresh")) // from now on the session's own token lives 3 s
 	one := a.tokenSeen(b, "/exchanged/x")
 	if two := a.tokenSeen(b, "/exchanged/x"); two.Digest != one.Digest {
-		t.Error("it is exchanged for each request")
+		t.Error("the token is exchanged for each request")
 	}
 	time.Sleep(3 * time.Second)
 	if three := a.tokenSeen(b, "/exchanged/x"); three.Digest == one.Digest {
-		t.Error("it outlives the token that it was made of")
+		t.Error("the exchanged token outlives its subject token")
 	}
 	if n := len(c.to("/token")); n < 4 {
 		t.Errorf("%d token requests, want two refreshes and two exchanges", n)

@@ -124,7 +124,7 @@ func TestTLSSessionsWithUpstreamsAreResumed(t *testing.T) {
 				}
 				all, resumed := s.take()
 				if all != 1 || resumed != min(int32(i), 1) {
-					t.Errorf("request %d: %d handshakes, %d of them resumptions", i, all, resumed)
+					t.Errorf("request %d: %d handshakes with %d resumptions", i, all, resumed)
 				}
 				s.server.CloseClientConnections()
 			}

@@ -408,7 +408,7 @@ func TestUnambiguousFramingIsAccepted(t *testing.T) {
 		}
 		requests, wrong := w.upstream.take()
 		if len(wrong) > 0 {
-			t.Errorf("%s: the upstream does not take %q", name, wrong)
+			t.Errorf("%s: the upstream rejects %q", name, wrong)
 		}
 		for _, r := range requests {
 			w.check(name, r)
@@ -438,7 +438,7 @@ func (w *wire) check(name, request string) {
 	case !strings.HasPrefix(target, "/api/"):
 		w.t.Errorf("%s: target: got %q, want prefix /api/", name, target)
 	case ourCookieSent.MatchString(head):
-		w.t.Errorf("%s: head: got %q, want no match of ourCookieSent", name, head)
+		w.t.Errorf("%s: the broker's cookie was forwarded: %q", name, head)
 	}
 }
 
@@ -625,7 +625,7 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 		var got brokertest.Echoed
 		(&bfftest.Response{Response: &http.Response{}, Text: string(text)}).Decode(t, &got)
 		if want == "" {
-			t.Fatalf("%s %s: want is missing", method, target)
+			t.Fatalf("%s %s: no route for a forwarded request", method, target)
 		}
 		if got.Host != strings.TrimPrefix(upstreams[want].URL, "http://") {
 			t.Fatalf("%s %s: Host: got %v, want %v", method, target, got.Host,
@@ -651,7 +651,7 @@ func TestAuthorizedRouteIsTheRouteSent(t *testing.T) {
 	}
 	t.Logf("%d of 3000 reached an upstream", reached)
 	if reached < 300 {
-		t.Errorf("only %d of 3000 paths reached an upstream: this test shows little", reached)
+		t.Errorf("only %d of 3000 paths reached an upstream, too few to be meaningful", reached)
 	}
 }
 
