@@ -736,8 +736,14 @@ func TestAuthorizationRequestsArePushed(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 2 {
 		q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()
-		if len(q) != 2 || q.Get("client_id") != "spa" || seen[q.Get("request_uri")] {
-			t.Errorf("authorization request: got %v", q)
+		if len(q) != 2 {
+			t.Errorf("authorization request: got %v, want client_id and request_uri only", q)
+		}
+		if got := q.Get("client_id"); got != "spa" {
+			t.Errorf("client_id: got %q, want spa", got)
+		}
+		if got := q.Get("request_uri"); seen[got] {
+			t.Errorf("request_uri %q is repeated", got)
 		}
 		seen[q.Get("request_uri")] = true
 	}
@@ -863,8 +869,11 @@ func TestAuthorizationRequestsAreSigned(t *testing.T) {
 			var request string
 			if pushed == oidc.PushAlways {
 				form := c.to("/par")[0].form
-				if request = form.Get("request"); form.Has("state") || form.Has("scope") || form.Has("request_uri") {
-					t.Errorf("pushed request: got %v", form)
+				request = form.Get("request")
+				for _, name := range []string{"state", "scope", "request_uri"} {
+					if form.Has(name) {
+						t.Errorf("pushed request: %s is present, want it in the request object only", name)
+					}
 				}
 			} else {
 				q := b.Navigate("/bff/login?login_hint=alice").Location(t).Query()

@@ -49,8 +49,11 @@ func newClientTokenApp(t *testing.T, hooks devidp.Hooks) (a *app, requested *ato
 func bearerOf(t *testing.T, a *app, resp *bfftest.Response) string {
 	t.Helper()
 	token, ok := strings.CutPrefix(echoed(t, resp).Header.Get("Authorization"), "Bearer ")
-	if !ok || !a.provider.Issued(token) {
-		t.Fatalf("the upstream got Authorization %q", token)
+	if !ok {
+		t.Fatal("the upstream got no bearer token")
+	}
+	if !a.provider.Issued(token) {
+		t.Fatalf("the provider did not issue the token with the digest %q", token)
 	}
 	return token
 }
@@ -282,8 +285,14 @@ func TestClientTokenWorksWithEachClientAuth(t *testing.T) {
 			c := a.recordCalls(devidp.Hooks{})
 			bearerOf(t, a, a.browser().Fetch("GET", "/machine/x"))
 			calls := c.to(test.path)
-			if len(calls) != 1 || calls[0].form.Get("grant_type") != "client_credentials" || !test.proves(calls[0]) {
-				t.Errorf("requests to the provider: %v", calls)
+			if len(calls) != 1 {
+				t.Fatalf("%d token requests, want 1", len(calls))
+			}
+			if got := calls[0].form.Get("grant_type"); got != "client_credentials" {
+				t.Errorf("grant_type: got %q, want client_credentials", got)
+			}
+			if !test.proves(calls[0]) {
+				t.Errorf("the request does not authenticate the client: %v", calls[0])
 			}
 		})
 	}

@@ -782,8 +782,11 @@ func relayURL(t *testing.T, page *bfftest.Response) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(page.Text, `content="0;url=`)
 	to, _, _ := strings.Cut(rest, `"`)
-	if page.StatusCode != 200 || !ok {
-		t.Fatalf("got %d, want 200 and the relay page:\n%s", page.StatusCode, page.Text)
+	if page.StatusCode != 200 {
+		t.Fatalf("relay page: status: got %d, want 200:\n%s", page.StatusCode, page.Text)
+	}
+	if !ok {
+		t.Fatalf("the page is not the relay page:\n%s", page.Text)
 	}
 	if got := page.Header.Get("Set-Cookie"); got != "" {
 		t.Fatalf("relay page: Set-Cookie: got %q, want none", got)

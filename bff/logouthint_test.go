@@ -243,10 +243,20 @@ func TestLongIDTokenIsOmittedFromLogout(t *testing.T) {
 				t.Errorf("%d groups, %s: the response header has %d bytes", groups, how, head.Len())
 			}
 			long := groups >= 60
-			if q.Get("client_id") != "spa" || q.Get("state") == "" ||
-				groups <= 25 && !q.Has("id_token_hint") ||
-				long && (q.Has("id_token_hint") || q.Get("logout_hint") != "alice") {
-				t.Errorf("%d groups, %s: sent %v", groups, how, q)
+			if got := q.Get("client_id"); got != "spa" {
+				t.Errorf("%d groups, %s: client_id: got %q, want spa", groups, how, got)
+			}
+			if q.Get("state") == "" {
+				t.Errorf("%d groups, %s: state is missing", groups, how)
+			}
+			if groups <= 25 && !q.Has("id_token_hint") {
+				t.Errorf("%d groups, %s: id_token_hint is missing", groups, how)
+			}
+			if long && q.Has("id_token_hint") {
+				t.Errorf("%d groups, %s: id_token_hint is present, want logout_hint", groups, how)
+			}
+			if got := q.Get("logout_hint"); long && got != "alice" {
+				t.Errorf("%d groups, %s: logout_hint: got %q, want alice", groups, how, got)
 			}
 			if q.Has("id_token_hint") == q.Has("logout_hint") {
 				t.Errorf("%d groups, %s: want exactly one hint", groups, how)

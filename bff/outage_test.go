@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
@@ -436,16 +437,20 @@ func TestNetworkFaultsOfRefreshKeepTheSession(t *testing.T) {
 	}
 }
 
-// An outage of the provider longer than the idle timeout signs out who is idle,
-// and nobody else.
+// An outage of the provider that is longer than the idle timeout ends idle
+// sessions only.
 func TestCallsInAnOutageCountAsActivity(t *testing.T) {
 	t.Parallel()
-	const idle = 3 * time.Second
+	const idle = 5 * time.Second
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Sessions.IdleTimeout = idle
 		cfg.Provider.Wait = 100 * time.Millisecond
 	})
-	active, background := a.expired(), a.expired()
+	// Both at once: the idle timeout of the first must not pass in the setup.
+	a.provider.Misbehave(t, brokertest.ShortLived)
+	active, background := a.signedIn(), a.signedIn()
+	a.provider.Behave()
+	time.Sleep(1100 * time.Millisecond)
 	var down atomic.Bool
 	down.Store(true)
 	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
@@ -470,6 +475,6 @@ func TestCallsInAnOutageCountAsActivity(t *testing.T) {
 		return got == 200
 	})
 	if got := background.Fetch("GET", "/api/x").StatusCode; got != 401 {
-		t.Errorf("the idle user, whose app polls: got %d, want 401", got)
+		t.Errorf("idle user with background requests: got %d, want 401", got)
 	}
 }

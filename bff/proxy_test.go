@@ -51,9 +51,13 @@ func TestUpstreamGetsNoCredentialsOrForgedHeaders(t *testing.T) {
 		}
 		wantToken := path == "/api/x"
 		got := e.Header["Authorization"]
-		if wantToken &&
-			(len(got) != 1 || !a.provider.Issued(strings.TrimPrefix(got[0], "Bearer "))) || !wantToken && len(got) > 0 {
-			t.Errorf("%s: upstream got Authorization %q", path, got)
+		switch {
+		case !wantToken && len(got) > 0:
+			t.Errorf("%s: Authorization: got %q, want none", path, got)
+		case wantToken && len(got) != 1:
+			t.Errorf("%s: Authorization: got %q, want one value", path, got)
+		case wantToken && !a.provider.Issued(strings.TrimPrefix(got[0], "Bearer ")):
+			t.Errorf("%s: the provider did not issue the token with the digest %q", path, got[0])
 		}
 		if got := e.Header.Get("X-Forwarded-For"); got != "127.0.0.1" && got != "::1" {
 			t.Errorf("%s: X-Forwarded-For: got %q, want the peer", path, got)
