@@ -1,0 +1,469 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/http1"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
+)
+
+// balancer is a load balancer that never repeats a request: what it cannot
+// deliver is lost. It keeps connections to browsers and replicas, and sends
+// requests to the replicas whose /readyz is 200.
+type balancer struct {
+	mu       sync.Mutex // guards backends
+	backends []*backend
+	turn     atomic.Uint64
+	lost     func(b *backend, r *http.Request, err error)
+}
+
+// backend is a replica as the balancer sees it.
+type backend struct {
+	addr, admin string
+	client      *http1.Client
+	ready       atomic.Bool
+	ctx         context.Context // ends when the replica is taken out
+	stop        context.CancelFunc
+	killedAt    atomic.Int64 // Unix nanoseconds; 0: it was not killed
+}
+
+// readinessInterval is how often the balancer asks for the readiness.
+const readinessInterval = 100 * time.Millisecond
+
+// add sends requests to a replica from when it is ready.
+func (l *balancer) add(r *replica) *backend {
+	b := &backend{addr: r.addr, admin: r.admin}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.client = &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", b.addr)
+	}}
+	b.check()
+	l.mu.Lock()
+	l.backends = append(l.backends, b)
+	l.mu.Unlock()
+	go func() { // until remove
+		for b.ctx.Err() == nil {
+			time.Sleep(readinessInterval)
+			b.check()
+		}
+	}()
+	return b
+}
+
+func (b *backend) check() {
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + b.admin + "/readyz")
+	if err == nil {
+		resp.Body.Close()
+	}
+	b.ready.Store(err == nil && resp.StatusCode == 200)
+}
+
+// remove takes a replica out, after it has ended.
+func (l *balancer) remove(b *backend) {
+	b.stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.backends = slices.DeleteFunc(l.backends, func(other *backend) bool { return other == b })
+	b.client.CloseIdle()
+}
+
+// next returns the next replica that is ready, or nil.
+func (l *balancer) next() *backend {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for range l.backends {
+		b := l.backends[l.turn.Add(1)%uint64(len(l.backends))]
+		if b.ready.Load() {
+			return b
+		}
+	}
+	return nil
+}
+
+func (l *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	b := l.next()
+	if b == nil {
+		l.lost(nil, r, errors.New("no replica is ready"))
+		http.Error(w, "no replica is ready", http.StatusBadGateway)
+		return
+	}
+	if r.Header.Get("Upgrade") != "" {
+		l.splice(w, r, b)
+		return
+	}
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", b.addr, ""
+	for _, name := range []string{"Connection", "Content-Length", "Transfer-Encoding"} {
+		out.Header.Del(name) // they are of the other connection
+	}
+	resp, err := b.client.RoundTrip(out)
+	if err != nil {
+		if r.Context().Err() == nil {
+			l.lost(b, r, err)
+		}
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer resp.Body.Close()
+	for name, values := range resp.Header {
+		if name != "Connection" {
+			w.Header()[name] = values
+		}
+	}
+	w.WriteHeader(resp.StatusCode)
+	stream := strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := resp.Body.Read(buf)
+		w.Write(buf[:n])
+		if stream {
+			http.NewResponseController(w).Flush()
+		}
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			if !stream && r.Context().Err() == nil {
+				l.lost(b, r, err)
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+// splice connects the client with a replica, for a WebSocket.
+func (l *balancer) splice(w http.ResponseWriter, r *http.Request, b *backend) {
+	upstream, err := net.Dial("tcp", b.addr)
+	if err != nil {
+		l.lost(b, r, err)
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer upstream.Close()
+	r.Write(upstream)
+	client, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer client.Close()
+	done := make(chan struct{}, 2)
+	pipe := func(to, from net.Conn) { // until either side closes
+		io.Copy(to, from)
+		done <- struct{}{}
+	}
+	go pipe(upstream, client)
+	go pipe(client, upstream)
+	<-done
+}
+
+// rolling is a fleet behind a balancer, under load.
+type rolling struct {
+	*fleet
+	balancer *balancer
+	backends map[*replica]*backend
+	users    []*userSession
+	settings map[string]string
+
+	requests, unavailable, reconnects atomic.Int64
+
+	mu       sync.Mutex // guards failures
+	failures []string
+}
+
+// note records a failure. All are reported at the end.
+func (l *rolling) note(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failures = append(l.failures, time.Now().Format(clockFormat)+" "+fmt.Sprintf(format, args...))
+}
+
+// killGrace is how long after the kill of a replica requests to it may be lost:
+// until the balancer has noticed.
+const killGrace = time.Second
+
+// startRolling starts replicas behind a balancer, and signs users in.
+func startRolling(t *testing.T, replicas, users int, storeURL string, programs ...string) *rolling {
+	t.Helper()
+	l := &rolling{backends: make(map[*replica]*backend)}
+	l.balancer = &balancer{lost: func(b *backend, r *http.Request, err error) {
+		if b != nil {
+			if at := b.killedAt.Load(); at != 0 && time.Since(time.Unix(0, at)) < killGrace {
+				return
+			}
+			l.note("lost: %s %s at %s: %v", r.Method, r.URL.Path, b.addr, err)
+			return
+		}
+		l.note("lost: %s %s: %v", r.Method, r.URL.Path, err)
+	}}
+	front := httptest.NewServer(l.balancer)
+	t.Cleanup(front.Close)
+	l.fleet = newFleet(t, nil)
+	l.host = strings.Replace(front.Listener.Addr().String(), "127.0.0.1", "localhost", 1)
+	l.url = "http://" + l.host
+	l.provider = brokertest.StartProvider(t, l.url, func(cfg *devidp.Config) {
+		cfg.AccessTokenTTL = 30 * time.Second
+		for i := range users {
+			cfg.Users = append(cfg.Users, devidp.User{Sub: soakUser(i), Name: soakUser(i)})
+		}
+	})
+
+	echo := brokertest.NewEcho(t)
+	streams := brokertest.NewEcho(t)
+	streams.Handler = serveStreams
+	dir := t.TempDir()
+	file := filepath.Join(dir, "cloakroom.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(fmt.Sprintf("routes: [{path: /api/, upstream: %q, token: user}, {path: /stream/, upstream: %q, token: user}]\n",
+		echo.URL, streams.URL))
+	l.settings = map[string]string{
+		"SERVER_LISTEN": "127.0.0.1:0", "SERVER_ADMIN_LISTEN": "127.0.0.1:0",
+		"SERVER_PUBLIC_URL": l.url, "SERVER_SHUTDOWN_GRACE": "20s", "SERVER_SHUTDOWN_DELAY": "1s",
+		"OIDC_ISSUER": l.provider.Issuer, "OIDC_CLIENT_ID": l.provider.Client.ID,
+		"OIDC_CLIENT_SECRET": l.provider.Client.Secret,
+		"STORE_URL":          storeURL, "SESSION_KEYS": goodKey,
+		"SERVER_LIMITS_LOGINS_RATE": "1000/s", "SERVER_LIMITS_LOGINS_BURST": "100000",
+		"CONFIG": file,
+	}
+	for range replicas {
+		l.replicas = append(l.replicas, l.startOne(t))
+	}
+	t.Cleanup(func() {
+		for _, r := range l.replicas {
+			r.terminate()
+		}
+	})
+	for i := range users {
+		l.users = append(l.users, l.signIn(t, soakUser(i), devidp.Hooks{}))
+	}
+	return l
+}
+
+// startOne starts a replica, and adds it to the balancer when it is ready.
+func (l *rolling) startOne(t *testing.T) *replica {
+	t.Helper()
+	settings := make(map[string]string)
+	var file string
+	for name, value := range l.settings {
+		if name == "CONFIG" {
+			file = value
+			continue
+		}
+		settings[name] = value
+	}
+	r := startReplica(t, l.provider, settings, "--config", file)
+	r.waitReady(t)
+	l.backends[r] = l.balancer.add(r)
+	return r
+}
+
+// replace stops replica i as an orchestrator does, and starts another one.
+func (l *rolling) replace(t *testing.T, i int) {
+	t.Helper()
+	r := l.replicas[i]
+	r.stop(t)
+	l.balancer.remove(l.backends[r])
+	l.replicas[i] = l.startOne(t)
+}
+
+// serveStreams serves event streams, and WebSockets that return what they get.
+func serveStreams(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") == "" {
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, firstEvent)
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		return
+	}
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	accept := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(accept[:]))
+	io.Copy(conn, buf)
+}
+
+// load makes users call, stream and reconnect until ctx ends.
+func (l *rolling) load(ctx context.Context) (wait func()) {
+	var workers sync.WaitGroup
+	client := &http.Client{
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	for n := range 8 {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				u := l.users[rand.IntN(len(l.users))]
+				l.callOnce(ctx, client, u, n%2 == 1)
+				sleep(ctx, time.Duration(rand.IntN(10))*time.Millisecond)
+			}
+		})
+	}
+	for n := range 4 {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				l.streamOnce(ctx, client, l.users[n%len(l.users)])
+			}
+		})
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				l.webSocketOnce(ctx, l.users[n%len(l.users)])
+			}
+		})
+	}
+	return func() {
+		workers.Wait()
+		client.CloseIdleConnections()
+	}
+}
+
+// callOnce makes one call, which has to succeed.
+func (l *rolling) callOnce(ctx context.Context, client *http.Client, u *userSession, post bool) {
+	method, body := "GET", ""
+	if post {
+		method, body = "POST", strings.Repeat("x", 2000)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, l.url+"/api/x", strings.NewReader(body))
+	if err != nil {
+		l.note("%v", err)
+		return
+	}
+	req.GetBody = nil // the client repeats no request either
+	req.Header.Set("Cookie", u.cookies)
+	req.Header.Set("X-CSRF", "1")
+	resp, err := client.Do(req)
+	if err != nil {
+		if ctx.Err() == nil {
+			l.note("%s: %v", method, err)
+		}
+		return
+	}
+	text, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	l.requests.Add(1)
+	switch {
+	case ctx.Err() != nil, err == nil && resp.StatusCode == 200:
+	case resp.StatusCode == http.StatusServiceUnavailable:
+		l.unavailable.Add(1)
+	case resp.StatusCode == http.StatusBadGateway: // noted by the balancer
+	default:
+		l.note("%s of session %s: got %d %.200s, %v", method, u.id, resp.StatusCode, text, err)
+	}
+}
+
+// streamOnce reads an event stream until it ends.
+func (l *rolling) streamOnce(ctx context.Context, client *http.Client, u *userSession) {
+	req, err := http.NewRequestWithContext(ctx, "GET", l.url+"/stream/x", nil)
+	if err != nil {
+		l.note("%v", err)
+		return
+	}
+	req.Header = http.Header{"Cookie": {u.cookies}, "Accept": {"text/event-stream"}, "X-Csrf": {"1"}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	l.reconnects.Add(1)
+	if resp.StatusCode != 200 && resp.StatusCode != 502 && resp.StatusCode != 503 && ctx.Err() == nil {
+		l.note("stream of session %s: got %d", u.id, resp.StatusCode)
+	}
+	io.Copy(io.Discard, resp.Body)
+	sleep(ctx, 100*time.Millisecond)
+}
+
+// webSocketOnce opens a WebSocket, sends a message, and reads until it ends.
+func (l *rolling) webSocketOnce(ctx context.Context, u *userSession) {
+	conn, err := net.Dial("tcp", strings.TrimPrefix(l.url, "http://"))
+	if err != nil {
+		l.note("WebSocket: %v", err)
+		return
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	fmt.Fprintf(conn, "GET /stream/ws HTTP/1.1\r\nHost: %s\r\nOrigin: %s\r\nCookie: %s\r\nUpgrade: websocket\r\n"+
+		"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+		l.host, l.url, u.cookies)
+	reader := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(reader, nil)
+	if err != nil || ctx.Err() != nil {
+		sleep(ctx, 100*time.Millisecond)
+		return
+	}
+	l.reconnects.Add(1)
+	if resp.StatusCode == 401 {
+		l.note("WebSocket of session %s: got 401", u.id)
+	}
+	if resp.StatusCode == 101 {
+		io.WriteString(conn, "hello")
+		io.Copy(io.Discard, reader)
+	}
+	sleep(ctx, 100*time.Millisecond)
+}
+
+// report fails the test for each failure, and logs what was done.
+func (l *rolling) report(t *testing.T) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t.Logf("%d requests, %d of them 503, %d connects of streams, %d failures",
+		l.requests.Load(), l.unavailable.Load(), l.reconnects.Load(), len(l.failures))
+	for _, failure := range l.failures[:min(len(l.failures), 30)] {
+		t.Error(failure)
+	}
+	var ended []string
+	for _, u := range l.users {
+		if !l.authenticated(l.replicas[0], u) {
+			ended = append(ended, u.id)
+		}
+	}
+	if len(ended) > 0 {
+		t.Errorf("%d of %d users were signed out: %.500q", len(ended), len(l.users), ended)
+	}
+}
+
+// TestRollingRestartLosesNoRequest replaces each replica under load, behind a
+// balancer that repeats nothing.
+func TestRollingRestartLosesNoRequest(t *testing.T) {
+	testenv.Slow(t)
+	l := startRolling(t, 2, 20, redistest.Start(t).URL())
+	ctx, stop := context.WithCancel(t.Context())
+	wait := l.load(ctx)
+	for i := range l.replicas {
+		l.replace(t, i)
+	}
+	stop()
+	wait()
+	if n := l.unavailable.Load(); n > 0 {
+		t.Errorf("%d calls got 503", n)
+	}
+	l.report(t)
+}
