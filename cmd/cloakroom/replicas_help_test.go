@@ -190,6 +190,7 @@ const firstEvent = "data: hello\n\n"
 
 // replica is a process of the broker.
 type replica struct {
+	program     string // empty: the broker of this test
 	args, env   []string
 	addr, admin string // known when it is ready
 	cmd         *exec.Cmd
@@ -210,7 +211,11 @@ func startReplica(
 ) *replica {
 	t.Helper()
 	r := &replica{args: append([]string{"serve"}, args...), stderr: new(lockedBuffer)}
+	r.program = settings["PROGRAM"]
 	for name, value := range settings {
+		if name == "PROGRAM" {
+			continue
+		}
 		r.env = append(r.env, "CLOAKROOM_"+name+"="+value)
 	}
 	r.start(t)
@@ -235,6 +240,9 @@ func startReplica(
 func (r *replica) start(t *testing.T) {
 	t.Helper()
 	cmd, ended := brokerCommand(t, r.args...), make(chan struct{})
+	if r.program != "" {
+		cmd.Path = r.program
+	}
 	cmd.Env, cmd.Stderr = append(cmd.Env, r.env...), r.stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

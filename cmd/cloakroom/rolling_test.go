@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -63,8 +65,11 @@ func (l *balancer) add(r *replica) *backend {
 	l.backends = append(l.backends, b)
 	l.mu.Unlock()
 	go func() { // until remove
-		for b.ctx.Err() == nil {
+		for {
 			time.Sleep(readinessInterval)
+			if b.ctx.Err() != nil {
+				return
+			}
 			b.check()
 		}
 	}()
@@ -185,6 +190,10 @@ type rolling struct {
 	backends map[*replica]*backend
 	users    []*userSession
 	settings map[string]string
+	dir      string // of the files of the configuration
+	file     string // the configuration
+	program  string // that new replicas run; empty: the broker of this test
+	routes   string // the text of the configuration
 
 	requests, unavailable, reconnects atomic.Int64
 
@@ -203,10 +212,11 @@ func (l *rolling) note(format string, args ...any) {
 // until the balancer has noticed.
 const killGrace = time.Second
 
-// startRolling starts replicas behind a balancer, and signs users in.
-func startRolling(t *testing.T, replicas, users int, storeURL string, programs ...string) *rolling {
+// startRolling starts replicas of a program behind a balancer, and signs users
+// in.
+func startRolling(t *testing.T, program string, replicas, users int, storeURL string) *rolling {
 	t.Helper()
-	l := &rolling{backends: make(map[*replica]*backend)}
+	l := &rolling{backends: make(map[*replica]*backend), program: program}
 	l.balancer = &balancer{lost: func(b *backend, r *http.Request, err error) {
 		if b != nil {
 			if at := b.killedAt.Load(); at != 0 && time.Since(time.Unix(0, at)) < killGrace {
@@ -232,23 +242,19 @@ func startRolling(t *testing.T, replicas, users int, storeURL string, programs .
 	echo := brokertest.NewEcho(t)
 	streams := brokertest.NewEcho(t)
 	streams.Handler = serveStreams
-	dir := t.TempDir()
-	file := filepath.Join(dir, "cloakroom.yaml")
-	write := func(text string) {
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(fmt.Sprintf("routes: [{path: /api/, upstream: %q, token: user}, {path: /stream/, upstream: %q, token: user}]\n",
-		echo.URL, streams.URL))
+	l.dir = t.TempDir()
+	l.file = filepath.Join(l.dir, "cloakroom.yaml")
+	l.routes = fmt.Sprintf("routes:\n- {path: /api/, upstream: %q, token: user}\n"+
+		"- {path: /stream/, upstream: %q, token: user}\n", echo.URL, streams.URL)
+	l.write(t, "cloakroom.yaml", l.routes)
+	l.write(t, "keys", goodKey)
 	l.settings = map[string]string{
 		"SERVER_LISTEN": "127.0.0.1:0", "SERVER_ADMIN_LISTEN": "127.0.0.1:0",
 		"SERVER_PUBLIC_URL": l.url, "SERVER_SHUTDOWN_GRACE": "20s", "SERVER_SHUTDOWN_DELAY": "1s",
 		"OIDC_ISSUER": l.provider.Issuer, "OIDC_CLIENT_ID": l.provider.Client.ID,
 		"OIDC_CLIENT_SECRET": l.provider.Client.Secret,
-		"STORE_URL":          storeURL, "SESSION_KEYS": goodKey,
+		"STORE_URL":          storeURL, "SESSION_KEYS_FILE": filepath.Join(l.dir, "keys"),
 		"SERVER_LIMITS_LOGINS_RATE": "1000/s", "SERVER_LIMITS_LOGINS_BURST": "100000",
-		"CONFIG": file,
 	}
 	for range replicas {
 		l.replicas = append(l.replicas, l.startOne(t))
@@ -264,22 +270,54 @@ func startRolling(t *testing.T, replicas, users int, storeURL string, programs .
 	return l
 }
 
-// startOne starts a replica, and adds it to the balancer when it is ready.
+// startOne starts a replica of l.program, and adds it to the balancer when it is
+// ready.
 func (l *rolling) startOne(t *testing.T) *replica {
 	t.Helper()
-	settings := make(map[string]string)
-	var file string
-	for name, value := range l.settings {
-		if name == "CONFIG" {
-			file = value
-			continue
-		}
-		settings[name] = value
-	}
-	r := startReplica(t, l.provider, settings, "--config", file)
+	settings := maps.Clone(l.settings)
+	settings["PROGRAM"] = l.program
+	r := startReplica(t, l.provider, settings, "--config", l.file)
 	r.waitReady(t)
 	l.backends[r] = l.balancer.add(r)
 	return r
+}
+
+// write writes a file of the configuration.
+func (l *rolling) write(t *testing.T, name, text string) {
+	t.Helper()
+	next := filepath.Join(l.dir, "next")
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, filepath.Join(l.dir, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reload has all replicas apply their configuration.
+func (l *rolling) reload(t *testing.T) {
+	t.Helper()
+	for _, r := range l.replicas {
+		resp, err := http.Post("http://"+r.admin+"/admin/reload", "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 200 {
+			t.Errorf("reload of %s: got %d %s", r.addr, resp.StatusCode, body)
+		}
+	}
+}
+
+// drain takes replica i out of the balancer before it is stopped, as releases
+// need it that close their listener at once.
+func (l *rolling) drain(i int) {
+	b := l.backends[l.replicas[i]]
+	b.stop()
+	time.Sleep(2 * readinessInterval)
+	b.ready.Store(false)
+	time.Sleep(time.Second)
 }
 
 // replace stops replica i as an orchestrator does, and starts another one.
@@ -454,7 +492,7 @@ func (l *rolling) report(t *testing.T) {
 // balancer that repeats nothing.
 func TestRollingRestartLosesNoRequest(t *testing.T) {
 	testenv.Slow(t)
-	l := startRolling(t, 2, 20, redistest.Start(t).URL())
+	l := startRolling(t, "", 2, 20, redistest.Start(t).URL())
 	ctx, stop := context.WithCancel(t.Context())
 	wait := l.load(ctx)
 	for i := range l.replicas {
@@ -466,4 +504,134 @@ func TestRollingRestartLosesNoRequest(t *testing.T) {
 		t.Errorf("%d calls got 503", n)
 	}
 	l.report(t)
+}
+
+// otherKey is a session key besides goodKey.
+const otherKey = "xfGjw3sVQv0d3rC1bV0dC2B0m0q3YJ1kq9pQ1ZqWw2c="
+
+// previousRelease is the commit of the release before this one: the last one
+// that records of this release have to be compatible with.
+const previousRelease = "4884f061c25a464ec2705e78311241879815c68a"
+
+// buildRelease builds the program of a commit.
+func buildRelease(t *testing.T, commit string) string {
+	t.Helper()
+	source, program := t.TempDir(), filepath.Join(t.TempDir(), "cloakroom")
+	archive := exec.Command("sh", "-c", `git archive "$1" | tar -x -C "$2"`, "sh", commit, source)
+	archive.Dir = "../.."
+	build := exec.Command("go", "build", "-o", program, "./cmd/cloakroom")
+	build.Dir = source
+	for _, cmd := range []*exec.Cmd{archive, build} {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", cmd, err, out)
+		}
+	}
+	return program
+}
+
+// TestSoakUpgrade rolls three replicas from the release before to this one and
+// back, under load.
+func TestSoakUpgrade(t *testing.T) {
+	if soakDuration(t) == 0 {
+		t.Skip("CLOAKROOM_SOAK is not set")
+	}
+	old := buildRelease(t, previousRelease)
+	l := startRolling(t, old, 3, 200, redistest.Start(t).URL())
+	ctx, stop := context.WithCancel(t.Context())
+	wait := l.load(ctx)
+	for _, program := range []string{"", old} {
+		l.program = program
+		for i := range l.replicas {
+			l.drain(i)
+			l.replace(t, i)
+		}
+		sleep(ctx, 5*time.Second)
+	}
+	stop()
+	wait()
+	if n := l.unavailable.Load(); n > 0 {
+		t.Errorf("%d calls got 503", n)
+	}
+	l.report(t)
+}
+
+// TestSoakOperations does to three replicas what operators do, while 2,000 users
+// are signed in: two rolling restarts, ten reloads, a rotation of the session
+// keys, a failover of Redis, and the kill of a replica. No request is lost but
+// those at the killed replica, and no user is signed out.
+func TestSoakOperations(t *testing.T) {
+	if soakDuration(t) == 0 {
+		t.Skip("CLOAKROOM_SOAK is not set")
+	}
+	redis := redistest.StartSentinel(t)
+	l := startRolling(t, "", 3, 2000, redis.URL())
+	ctx, stop := context.WithCancel(t.Context())
+	wait := l.load(ctx)
+	step := func(name string, do func()) {
+		began, requests, unavailable := time.Now(), l.requests.Load(), l.unavailable.Load()
+		do()
+		sleep(ctx, 2*time.Second)
+		t.Logf("%s: %v, %d requests, %d of them 503, memory of the replicas %v", name,
+			time.Since(began).Round(time.Second), l.requests.Load()-requests,
+			l.unavailable.Load()-unavailable, l.memory(t))
+	}
+	wantAvailable := func() {
+		t.Helper()
+		if n := l.unavailable.Load(); n > 0 {
+			t.Errorf("%d calls got 503", n)
+		}
+	}
+
+	for range 2 {
+		step("rolling restart", func() {
+			for i := range l.replicas {
+				l.replace(t, i)
+			}
+		})
+	}
+	step("ten reloads", func() {
+		for n := range 10 {
+			l.write(t, "cloakroom.yaml", fmt.Sprintf("session: {max_per_user: %d}\n%s", 100+n, l.routes))
+			l.reload(t)
+		}
+	})
+	step("key rotation", func() {
+		for _, keys := range []string{goodKey + "\n" + otherKey, otherKey + "\n" + goodKey} {
+			l.write(t, "keys", keys)
+			l.reload(t)
+			sleep(ctx, time.Second)
+		}
+	})
+	wantAvailable()
+	step("failover of Redis", func() {
+		master := redis.Master()
+		master.Kill()
+		redis.WaitForOtherMaster(master)
+	})
+	step("kill of a replica", func() {
+		r := l.replicas[1]
+		l.backends[r].killedAt.Store(time.Now().UnixNano())
+		r.kill()
+		sleep(ctx, killGrace)
+		l.balancer.remove(l.backends[r])
+		l.replicas[1] = l.startOne(t)
+	})
+	stop()
+	wait()
+	l.report(t)
+}
+
+// memory returns the resident memory of each replica.
+func (l *rolling) memory(t *testing.T) (sizes []string) {
+	t.Helper()
+	for _, r := range l.replicas {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, size, _ := strings.Cut(string(text), "VmRSS:")
+		size, _, _ = strings.Cut(size, "\n")
+		sizes = append(sizes, strings.TrimSpace(size))
+	}
+	return sizes
 }
