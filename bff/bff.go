@@ -86,13 +86,14 @@ type Config struct {
 	Client http.Handler
 
 	// AdminToken is the bearer token of administrators (see
-	// Server.RequireAdmin). Empty means that they are on the loopback interface.
+	// Server.RequireAdmin). Empty means that they are on the loopback
+	// interface.
 	AdminToken session.Secret
 	// TLS terminates TLS on the listeners of Run. Nil means plain HTTP.
 	TLS *tls.Config
-	// ShutdownDelay is how long the listeners stay open when Run ends, while the
-	// Server is not ready (see Server.Admin): a load balancer needs that time to
-	// notice. Zero means that they are closed at once.
+	// ShutdownDelay is how long the listeners stay open when Run ends, while
+	// the Server is not ready (see Server.Admin): a load balancer needs that
+	// time to notice. Zero means that they are closed at once.
 	ShutdownDelay time.Duration
 	// ShutdownGrace is how long requests in flight may take after that. Zero
 	// means 30 seconds.
@@ -146,14 +147,14 @@ func New(cfg Config) (*Server, error) {
 // discovers the provider, and learns what other replicas change. While the
 // provider cannot be reached, nobody can sign in; sessions work.
 //
-// The shutdown loses no request. From its begin the Server is not ready, and each
-// response says that its connection is closed (Connection: close, or GOAWAY).
-// After ShutdownDelay the listeners are closed, and event streams and WebSockets
-// are aborted, so that their clients connect to another replica. Other requests
-// may take ShutdownGrace. An idle connection is closed after its next response,
-// or after 5 seconds: a request may be on its way. At last, Run waits up to 10
-// seconds for token refreshes and revocations: a rotated refresh token that is
-// not stored signs its user out.
+// The shutdown loses no request. From its begin the Server is not ready, and
+// each response says that its connection is closed (Connection: close, or
+// GOAWAY). After ShutdownDelay the listeners are closed, and event streams and
+// WebSockets are aborted, so that their clients connect to another replica.
+// Other requests may take ShutdownGrace. An idle connection is closed after its
+// next response, or after 5 seconds: a request may be on its way. At last, Run
+// waits up to 10 seconds for token refreshes and revocations: a rotated refresh
+// token that is not stored signs its user out.
 //
 // Without listeners, the Server is the handler of another http.Server. End ctx
 // when that server's Shutdown begins, and wait for both.
@@ -279,9 +280,12 @@ const closeGrace = 10 * time.Second
 
 // Reload puts the configuration of next in force: a Server that New has
 // returned and that does not run. Run has to run. No session ends, and requests
-// that were received before end under the configuration before. Reload waits
-// until the provider of next has been discovered, at most for 15 seconds. What
-// belongs to the listeners stays as it is (Config.TLS, Config.Logger).
+// that were received before end under the configuration before. What belongs to
+// the listeners stays as it is (Config.TLS, Config.Logger).
+//
+// Reload discovers the provider first. If that fails, the configuration before
+// stays in force, and the error is a *ConfigError, unless the provider is down
+// under both configurations.
 func (s *Server) Reload(ctx context.Context, next *Server) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -294,10 +298,11 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	a := next.current.Load()
 	a.server = s
 	a.start()
-	finding, cancel := context.WithTimeout(s.running, reloadWait)
-	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
-	a.provider.WaitReady(finding) // if it fails, the provider is down, and sign-in waits for it
+	if err := s.checkProvider(ctx, a.provider); err != nil {
+		closing, cancel := context.WithTimeout(context.Background(), closeGrace)
+		defer cancel()
+		return errors.Join(err, a.close(closing))
+	}
 	before := s.current.Swap(a)
 	s.retired.Go(func() { // until its requests have ended, or until the shutdown and a grace period
 		before.waitIdle(s.running)
@@ -313,6 +318,25 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 
 // reloadWait is how long Reload waits for the provider.
 const reloadWait = 15 * time.Second
+
+// checkProvider returns an error if the provider of the next configuration
+// cannot be discovered, and the configuration is the cause. The caller holds
+// mu.
+func (s *Server) checkProvider(ctx context.Context, next *oidc.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, reloadWait)
+	defer cancel()
+	defer context.AfterFunc(s.running, cancel)()
+	next.WaitAttempt(ctx)
+	if next.Discovered() {
+		return nil
+	}
+	cause := next.Status()
+	inForce := s.current.Load().provider
+	if inForce.Config().Issuer == next.Config().Issuer && inForce.Discover(ctx) != nil {
+		return nil // the provider is down
+	}
+	return &ConfigError{Key: "Provider.Issuer", Value: next.Config().Issuer, Err: cause}
+}
 
 // WaitForProvider waits until the provider has been discovered, or ctx ends.
 func (s *Server) WaitForProvider(ctx context.Context) error {

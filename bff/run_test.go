@@ -453,3 +453,34 @@ func TestLoginWaitsForTheFirstDiscovery(t *testing.T) {
 		t.Errorf("got %d %s, want 302", w.Code, w.Body)
 	}
 }
+
+// While the provider is down, a reload applies everything else.
+func TestReloadInAnOutageOfTheProvider(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.WriteHeader(503)
+	}})
+	cfg.Frontend = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "next") })
+	reload := func(cfg bff.Config) error {
+		t.Helper()
+		next, err := bff.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.server.Reload(t.Context(), next)
+	}
+	if err := reload(cfg); err != nil {
+		t.Errorf("the same provider: %v", err)
+	}
+	host := strings.TrimPrefix(a.url, "http://")
+	if text, err := a.get(host, "/"); text != "next" {
+		t.Errorf("after the reload: got %q, %v", text, err)
+	}
+	cfg.Provider.Issuer = "http://127.0.0.1:1"
+	var mistake *bff.ConfigError
+	if err := reload(cfg); !errors.As(err, &mistake) || mistake.Key != "Provider.Issuer" {
+		t.Errorf("another provider that does not respond: got %v, want a mistake in Provider.Issuer", err)
+	}
+}

@@ -63,6 +63,7 @@ type Client struct {
 
 	current atomic.Pointer[metadata] // nil until the first successful discovery
 	ready   chan struct{}            // closed by the first successful discovery
+	failure atomic.Pointer[error]    // of the last attempt to read the metadata, nil if it succeeded
 	// attempted is closed when Run has attempted the first discovery.
 	attempted chan struct{}
 }
@@ -224,6 +225,9 @@ func (c *Client) Admit(ctx context.Context, sessionID string, wait time.Duration
 // known from the last requests. Otherwise it returns why not.
 func (c *Client) Status() error {
 	if !c.Discovered() {
+		if failure := c.failure.Load(); failure != nil {
+			return *failure
+		}
 		return errNotDiscovered
 	}
 	return c.breaker.status()

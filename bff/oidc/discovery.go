@@ -63,10 +63,21 @@ func (c *Client) WaitReady(ctx context.Context) error {
 	}
 }
 
+// WaitAttempt waits until Run has attempted to read the metadata for the first
+// time, or ctx ends.
+func (c *Client) WaitAttempt(ctx context.Context) {
+	select {
+	case <-c.attempted:
+	case <-c.ready:
+	case <-ctx.Done():
+	}
+}
+
 // Discover reads the metadata now. Run does so by itself. If it fails, the
 // metadata that were read before stay in use.
 func (c *Client) Discover(ctx context.Context) error {
 	m, err := c.discover(ctx)
+	c.failure.Store(&err)
 	if err != nil {
 		return err
 	}
@@ -329,11 +340,7 @@ func (c *Client) discovered(ctx context.Context) (*metadata, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.MaxWait())
 	defer cancel()
-	select {
-	case <-c.attempted:
-	case <-c.ready:
-	case <-ctx.Done():
-	}
+	c.WaitAttempt(ctx)
 	if m := c.current.Load(); m != nil {
 		return m, nil
 	}

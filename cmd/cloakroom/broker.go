@@ -187,7 +187,7 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), err)); err != nil {
 		return err
 	}
-	if err := b.server.Reload(ctx, server); err != nil {
+	if err := config.Join(b.server.Reload(ctx, server)); err != nil {
 		return err
 	}
 	b.mu.Lock()

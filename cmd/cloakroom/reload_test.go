@@ -86,9 +86,12 @@ func TestReloadCommandAppliesOrNamesTheMistakes(t *testing.T) {
 		text string
 		want []string
 	}{
-		"not YAML":         {"server: {", []string{"cloakroom.yaml"}},
-		"two mistakes":     {r.base + "nonsense: 1\nroutes: [{path: /api/, token: maybe}]\n", []string{"nonsense: unknown key", "routes[0].token"}},
-		"needs a restart":  {strings.Replace(r.base, "server: {", "store: {url: 'redis://localhost'}\nserver: {", 1), []string{"store: a change needs a restart"}},
+		"not YAML":        {"server: {", []string{"cloakroom.yaml"}},
+		"two mistakes":    {r.base + "nonsense: 1\nroutes: [{path: /api/, token: maybe}]\n", []string{"nonsense: unknown key", "routes[0].token"}},
+		"needs a restart": {strings.Replace(r.base, "server: {", "store: {url: 'redis://localhost'}\nserver: {", 1), []string{"store: a change needs a restart"}},
+		"an unknown issuer": {
+			strings.Replace(r.base, "/op\"", "/nothing\"", 1), []string{"oidc.issuer", "404"},
+		},
 		"a missing secret": {strings.Replace(r.base, "/secret", "/nothing", 1), []string{"oidc.client_secret_file"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -270,8 +270,8 @@ func startRolling(t *testing.T, program string, replicas, users int, storeURL st
 	return l
 }
 
-// startOne starts a replica of l.program, and adds it to the balancer when it is
-// ready.
+// startOne starts a replica of l.program, and adds it to the balancer when it
+// is ready.
 func (l *rolling) startOne(t *testing.T) *replica {
 	t.Helper()
 	settings := maps.Clone(l.settings)
@@ -555,10 +555,10 @@ func TestSoakUpgrade(t *testing.T) {
 	l.report(t)
 }
 
-// TestSoakOperations does to three replicas what operators do, while 2,000 users
-// are signed in: two rolling restarts, ten reloads, a rotation of the session
-// keys, a failover of Redis, and the kill of a replica. No request is lost but
-// those at the killed replica, and no user is signed out.
+// TestSoakOperations does to three replicas what operators do, while 2,000
+// users are signed in: two rolling restarts, ten reloads, a rotation of the
+// session keys, a failover of Redis, and the kill of a replica. No request is
+// lost but those at the killed replica, and no user is signed out.
 func TestSoakOperations(t *testing.T) {
 	if soakDuration(t) == 0 {
 		t.Skip("CLOAKROOM_SOAK is not set")
