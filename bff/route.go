@@ -42,16 +42,16 @@ type Route struct {
 
 	Methods []string // that are allowed; empty: all
 	Token   Token    // what is attached to a request; there is no default
-	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are what the user's
-	// token is for, if not for the same as the session's own token. Each
-	// session has one token for each such target, obtained by Grant:
-	// refresh-token, the default, with the session's refresh token; or
-	// token-exchange. They are also requested at login. With Token client they
-	// are what the broker's own token is for.
+	// Resource (RFC 8707), Audience (RFC 8693) and Scopes are the target of the
+	// user's token. If all are empty, the route uses the session's own token.
+	// Each session has one token for each target. They are also requested at
+	// login. With TokenClient they are the target of the broker's own token.
 	Resource string
-	Audience string
-	Scopes   []string
-	Grant    Grant
+	Audience string   // see Resource
+	Scopes   []string // see Resource
+	// Grant is how a session gets the token for this target. Empty means
+	// GrantRefreshToken.
+	Grant Grant
 
 	CSRF           CSRF           // how a request proves that it comes from this origin
 	Documents      Documents      // whether documents of the upstream may run script
@@ -70,21 +70,23 @@ type Route struct {
 	// are none: the header Authorization is then removed.
 	AcceptBearer func(next http.Handler) http.Handler
 
-	Timeouts Timeouts
-	MaxBody  int64 // of a request, in bytes; zero: no limit
+	Timeouts Timeouts // of the upstream; the zero value has defaults
+	MaxBody  int64    // of a request, in bytes; zero: no limit
 	// NoRetry never repeats a request. Otherwise an idempotent one is repeated
 	// once if its connection ends before a response.
 	NoRetry bool
 
-	// Headers are request headers that tell the upstream the user's claims:
-	// name of the header → name of the claim. A client cannot set them, on no
-	// route to the same host. Without a session, or for a claim that is missing
-	// or an object, there is no header; a list is written with commas.
+	// Headers are request headers with the user's claims: name of the header →
+	// name of the claim. A client cannot set them, on any route to the same
+	// host. Without a session, or for a claim that is missing or an object,
+	// there is no header. A list is written with commas.
 	Headers map[string]string
 	// HeadersJSON are like Headers, but have the claim as JSON in ASCII,
 	// objects and lists included.
 	HeadersJSON map[string]string
-	Require     Require
+	// Require is what the user of a request must have. The zero value requires
+	// nothing.
+	Require Require
 }
 
 // Token is what is attached to the requests of a Route.

@@ -57,8 +57,8 @@ const (
 
 // Event is a fact about a session that matters to its user's security.
 type Event struct {
-	Kind    Kind
-	App     App
+	Kind    Kind      // what happened
+	App     App       // Config.App
 	Session string    // Session.ID
 	Reason  Reason    // of SessionEnded, else empty
 	At      time.Time // when the replica noticed it

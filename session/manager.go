@@ -176,7 +176,7 @@ type New struct {
 	Subject string          // sub of the ID token
 	SID     string          // sid of the ID token, empty where the provider has none
 	Claims  json.RawMessage // of the user, a JSON object; see Session.Claim
-	Tokens  Tokens
+	Tokens  Tokens          // that the provider issued
 
 	// ExpiresAt is when the provider ends the session. Zero means that it is
 	// unknown.

@@ -115,9 +115,9 @@ type Session struct {
 	Subject string          // sub of the ID token
 	SID     string          // sid of the ID token, empty where the provider has none
 	Claims  json.RawMessage // of the user, a JSON object; see Claim
-	Tokens  Tokens
+	Tokens  Tokens          // the latest ones when the session was read
 
-	CreatedAt time.Time
+	CreatedAt time.Time // when Manager.Start was called
 	// ExpiresAt is the absolute end. It moves with RefreshExpiry of the tokens,
 	// but never beyond Config.MaxLifetime after CreatedAt, or the end that the
 	// provider set.

@@ -52,7 +52,7 @@ func NewBrowser(t testing.TB, origin string) *Browser {
 // Response is a response whose body has been read into Text.
 type Response struct {
 	*http.Response
-	Text string
+	Text string // the body
 }
 
 // Location returns the absolute URL in the Location header. Without the header

@@ -14,8 +14,8 @@ import (
 // It rotates refresh tokens.
 type Provider struct {
 	Issuer       string // as in iss
-	ClientID     string
-	ClientSecret string
+	ClientID     string // of the app
+	ClientSecret string // for client_secret_basic or client_secret_post
 
 	provider *brokertest.Provider
 }

@@ -332,8 +332,9 @@ func (c *Client) checkCapabilities(m *metadata) error {
 	return errors.Join(errs...)
 }
 
-// discovered returns the metadata. If Run has just begun, it waits for the first
-// attempt to read them. The error wraps ErrUnavailable until one has succeeded.
+// discovered returns the metadata. If Run has just begun, it waits for the
+// first attempt to read them. The error wraps ErrUnavailable until one has
+// succeeded.
 func (c *Client) discovered(ctx context.Context) (*metadata, error) {
 	if m := c.current.Load(); m != nil {
 		return m, nil

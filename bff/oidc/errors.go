@@ -33,7 +33,7 @@ const errNotDiscovered = unavailable("the provider has not been found yet")
 // Error is a response that refuses a request (RFC 6749, section 5.2). Its text
 // is for the log alone.
 type Error struct {
-	Status      int
+	Status      int    // of HTTP
 	Code        string // empty if the response is not an OAuth error
 	Description string // without what could be a secret
 }

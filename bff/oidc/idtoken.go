@@ -29,12 +29,12 @@ const (
 
 // Identity holds the claims of a verified ID token.
 type Identity struct {
-	Issuer   string
-	Subject  string
-	SID      string
-	Nonce    string
-	ACR      string
-	AuthTime time.Time // zero: the token has none
+	Issuer   string    // iss
+	Subject  string    // sub
+	SID      string    // sid; empty: the token has none
+	Nonce    string    // nonce, which Client.Exchange has compared with the request
+	ACR      string    // acr; empty: the token has none
+	AuthTime time.Time // auth_time; zero: the token has none
 
 	SessionExpiry time.Time // when the provider ends the session; zero: unknown
 

@@ -19,10 +19,10 @@ const (
 // LogoutToken holds the claims of a verified logout token. It has Subject, SID
 // or both.
 type LogoutToken struct {
-	Subject string
-	SID     string
-	ID      string // jti
-	Expiry  time.Time
+	Subject string    // sub
+	SID     string    // sid
+	ID      string    // jti
+	Expiry  time.Time // exp
 }
 
 // VerifyLogoutToken verifies a logout token (OpenID Connect Back-Channel

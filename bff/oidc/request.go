@@ -15,11 +15,11 @@ import (
 
 // Request is one authorization request.
 type Request struct {
-	State    string
-	Nonce    string
-	Verifier session.Secret // of PKCE (RFC 7636)
-	// Key is the DPoP key to which the tokens will be bound, as NewKey makes
-	// it. Empty: they are bearer tokens.
+	State    string         // random, at most 2048 bytes
+	Nonce    string         // random, for the ID token
+	Verifier session.Secret // of PKCE (RFC 7636, section 4.1)
+	// Key is the DPoP key to which the tokens will be bound, as NewKey returns
+	// it. Empty means bearer tokens.
 	Key        session.Secret
 	Parameters url.Values // those that Client.Demand returned
 }
@@ -63,11 +63,11 @@ func LoginParameters(q url.Values) (url.Values, error) {
 // Response is an authorization response (RFC 6749, section 4.1.2; RFC 9207).
 type Response struct {
 	State       string
-	Code        string
-	Error       string
+	Code        string // empty if the response is an error
+	Error       string // the error code; empty if there is none
 	Description string // error_description, by CleanDescription
-	Issuer      string
-	HasIssuer   bool // the parameter iss is there
+	Issuer      string // iss
+	HasIssuer   bool   // whether the parameter iss is present
 }
 
 // maxState is the length of the longest state that is accepted. Ours are

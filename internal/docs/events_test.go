@@ -137,7 +137,8 @@ func lines(t *testing.T) []line {
 		}
 	}
 	slices.SortFunc(all, func(a, b line) int {
-		return cmp.Or(cmp.Compare(a.message, b.message), cmp.Compare(a.pkg, b.pkg), cmp.Compare(a.level, b.level))
+		return cmp.Or(cmp.Compare(a.message, b.message), cmp.Compare(a.pkg, b.pkg), cmp.Compare(a.level, b.level),
+			slices.Compare(a.attributes, b.attributes))
 	})
 	return slices.CompactFunc(all, func(a, b line) bool {
 		same := a.message == b.message && a.pkg == b.pkg && a.level == b.level
