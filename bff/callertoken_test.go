@@ -372,9 +372,9 @@ func TestOtherRoutesRejectCallerTokens(t *testing.T) {
 	if got := bearerOf(t, a, own); got == brokertest.Digest(strings.TrimPrefix(token, "Bearer ")) {
 		t.Error("the upstream got the caller's token, want the session's")
 	}
-	if got := a.browser().Fetch("GET", "/bff/session",
-		"Authorization", token).Text; strings.TrimSpace(got) != `{"authenticated":false}` {
-		t.Errorf("session: got %s, want an unauthenticated one", got)
+	body := a.browser().Fetch("GET", "/bff/session", "Authorization", token).Text
+	if strings.TrimSpace(body) != `{"authenticated":false}` {
+		t.Errorf("session: got %s, want an unauthenticated one", body)
 	}
 	for _, header := range [][]string{
 		nil, {"Authorization", "Basic eDp5"}, {"Authorization", ""}, {"X-Authorization", token},

@@ -299,8 +299,8 @@ func TestAssertionAudienceCanBeConfigured(t *testing.T) {
 	})
 	c = a.recordCalls(devidp.Hooks{})
 	a.browser().Navigate("/bff/login")
-	if _, claims := unverified(t,
-		c.to("/par")[0].form.Get("client_assertion")); claims["aud"] != a.provider.Issuer+"/par" {
+	_, claims = unverified(t, c.to("/par")[0].form.Get("client_assertion"))
+	if claims["aud"] != a.provider.Issuer+"/par" {
 		t.Errorf("aud: got %v, want the endpoint", claims["aud"])
 	}
 }

@@ -123,12 +123,10 @@ func TestConfiguredParametersApplyToEveryLogin(t *testing.T) {
 	t.Run("a cross-site login", func(t *testing.T) {
 		a.recordCalls(silver)
 		b := a.browser()
-		back := b.Authorize("alice",
-			b.Navigate("/bff/login?acr_values=silver&max_age=9999",
-				"Sec-Fetch-Site", "cross-site").Location(t).String()).Location(t).String()
-		wantPage(t,
-			b.Navigate(relayURL(t, b.Navigate(back, "Sec-Fetch-Site", "cross-site")),
-				"Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
+		login := b.Navigate("/bff/login?acr_values=silver&max_age=9999", "Sec-Fetch-Site", "cross-site")
+		callback := b.Authorize("alice", login.Location(t).String()).Location(t).String()
+		relayed := relayURL(t, b.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		wantPage(t, b.Navigate(relayed, "Sec-Fetch-Site", "same-origin"), 403, "login_too_weak")
 		a.wantSession(b, "")
 	})
 	t.Run("a login that satisfies them", func(t *testing.T) {

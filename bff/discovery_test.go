@@ -17,7 +17,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-const notFoundYet = "provider discovery failed; sign-in is unavailable, existing sessions are not affected"
+const discoveryFailed = "provider discovery failed; sign-in is unavailable, existing sessions are not affected"
 
 // replaceResponse serves the requests for paths that end with path instead of
 // the provider.
@@ -136,8 +136,8 @@ func TestInvalidMetadataIsDescribedInTheLog(t *testing.T) {
 					a.provider.Misbehave(t, brokertest.ProviderDown)
 					a.provider.SetHooks(replaceResponse(test.path, test.serve))
 				})
-				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
-				text = fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"])
+				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, discoveryFailed)) > 0 })
+				text = fmt.Sprint(a.logs.lines(t, discoveryFailed)[0]["err"])
 			}
 			for _, want := range test.want {
 				if !strings.Contains(text, want) {
@@ -231,8 +231,8 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 						m[test.member] = value
 					}))
 				})
-				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, notFoundYet)) > 0 })
-				if text := fmt.Sprint(a.logs.lines(t, notFoundYet)[0]["err"]); !strings.Contains(text, test.member) {
+				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, discoveryFailed)) > 0 })
+				if text := fmt.Sprint(a.logs.lines(t, discoveryFailed)[0]["err"]); !strings.Contains(text, test.member) {
 					t.Errorf("the log does not name %s: %s", test.member, text)
 				}
 				wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")

@@ -132,16 +132,16 @@ func TestReturnToRuleCannotBeBypassed(t *testing.T) {
 		stale := "/bff/callback?" + url.Values{"state": form["state"], "code": {"x"}}.Encode()
 		signedIn := a.signedIn()
 		if resp := signedIn.Navigate(stale, "Sec-Fetch-Site", "cross-site"); resp.Header.Get("Location") != "/" {
-			t.Errorf("with a session: ended at %s", resp.Header.Get("Location"))
+			t.Errorf("with a session: Location: got %q, want /", resp.Header.Get("Location"))
 		}
 		stranger := a.browser()
-		restarted := stranger.Navigate(relayURL(t,
-			stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site")), "Sec-Fetch-Site", "same-origin")
-		back := stranger.Navigate(stranger.Authorize("alice",
-			restarted.Location(t).String()).Location(t).String(), "Sec-Fetch-Site", "cross-site")
-		resp := stranger.Navigate(relayURL(t, back), "Sec-Fetch-Site", "same-origin")
-		if resp.Header.Get("Location") != "/" {
-			t.Errorf("without a session: ended at %s", resp.Header.Get("Location"))
+		relayed := relayURL(t, stranger.Navigate(stale, "Sec-Fetch-Site", "cross-site"))
+		restarted := stranger.Navigate(relayed, "Sec-Fetch-Site", "same-origin")
+		callback := stranger.Authorize("alice", restarted.Location(t).String()).Location(t).String()
+		relayed = relayURL(t, stranger.Navigate(callback, "Sec-Fetch-Site", "cross-site"))
+		resp := stranger.Navigate(relayed, "Sec-Fetch-Site", "same-origin")
+		if got := resp.Header.Get("Location"); got != "/" {
+			t.Errorf("without a session: Location: got %q, want /", got)
 		}
 	})
 }

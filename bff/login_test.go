@@ -654,8 +654,8 @@ func TestStepUpIsCheckedOnReturn(t *testing.T) {
 		if q.Get("max_age") != "60" {
 			t.Fatalf("max_age: got %q, want 60", q.Get("max_age"))
 		}
-		wantPage(t,
-			b.Navigate(b.Authorize("alice", again.Location(t).String()).Location(t).String()), 403, "login_too_weak")
+		callback := b.Authorize("alice", again.Location(t).String()).Location(t).String()
+		wantPage(t, b.Navigate(callback), 403, "login_too_weak")
 		a.wantSession(b, "alice")
 	})
 }
@@ -896,8 +896,7 @@ func TestInvalidMetadataIsNotUsed(t *testing.T) {
 			a := newApp(t, func(a *app, _ *bff.Config) { a.provider.Misbehave(a.t, m) })
 			b := a.browser()
 			waitFor(t, "discovery fails", func() bool {
-				return len(a.logs.lines(t,
-					"provider discovery failed; sign-in is unavailable, existing sessions are not affected")) > 0
+				return len(a.logs.lines(t, discoveryFailed)) > 0
 			})
 			wantPage(t, b.Navigate("/bff/login"), 503, "provider_unavailable")
 			a.provider.Behave()

@@ -344,12 +344,11 @@ func TestInvalidUpgradesAreRefused(t *testing.T) {
 		"", "null", "https://evil.example",
 		strings.Replace(a.url, "localhost", "evil.localhost", 1), a.url + ".evil.example",
 	} {
-		wantProblem(t,
-			upgrade("/stream/x", "Upgrade", "websocket", "Origin", origin, "Sec-Fetch-Site",
-				"same-origin"), 403, "csrf")
+		resp := upgrade("/stream/x", "Upgrade", "websocket", "Origin", origin, "Sec-Fetch-Site", "same-origin")
+		wantProblem(t, resp, 403, "csrf")
 	}
 	if n := a.echo.Calls() - before; n != 0 {
-		t.Errorf("%d connections to the upstream", n)
+		t.Errorf("%d connections to the upstream, want none", n)
 	}
 }
 

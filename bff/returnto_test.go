@@ -53,18 +53,18 @@ func FuzzReturnTo(f *testing.F) {
 		}
 		// As a browser parses a Location (WHATWG URL): tabs and line ends are
 		// removed, backslashes are slashes.
-		seen := strings.NewReplacer("\t", "", "\n", "", "\r", "", "\\",
-			"/").Replace(strings.Trim(got, "\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\v\f\r\x0e\x0f\x10 "))
+		seen := strings.Trim(got, "\x00\x01\x02\x03\x04\x05\x06\x07\x08\t\n\v\f\r\x0e\x0f\x10 ")
+		seen = strings.NewReplacer("\t", "", "\n", "", "\r", "", "\\", "/").Replace(seen)
 		u, err := base.Parse(seen)
 		switch {
 		case err != nil:
-			t.Fatalf("error: got %v, want none", err)
+			t.Fatalf("%q: error: got %v, want none", got, err)
 		case u.Scheme != "https":
-			t.Fatalf("u.Scheme: got %v, want https", u.Scheme)
+			t.Fatalf("%q: scheme: got %q, want https", got, u.Scheme)
 		case u.Host != "app.example.com":
-			t.Fatalf("u.Host: got %v, want app.example.com", u.Host)
+			t.Fatalf("%q: host: got %q, want app.example.com", got, u.Host)
 		case strings.HasPrefix(seen, "//"):
-			t.Fatalf("path: got %q, want no prefix //", seen)
+			t.Fatalf("%q: read as %q, want no prefix //", got, seen)
 		}
 	})
 }

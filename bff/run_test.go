@@ -404,7 +404,9 @@ func TestAdministratorsNeedAToken(t *testing.T) {
 		"with another":                 {"secret", other, "any", []string{"Authorization", "Bearer secre"}, 401},
 		"without the token":            {"secret", other, "any", nil, 401},
 		"on loopback, without one set": {"secret", loopback, "127.0.0.1:9090", nil, 401},
-		"as Basic":                     {"secret", loopback, "127.0.0.1:9090", []string{"Authorization", "Basic secret"}, 401},
+		"with Basic": {
+			"secret", loopback, "127.0.0.1:9090", []string{"Authorization", "Basic secret"}, 401,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = session.Secret(test.token) })

@@ -22,12 +22,13 @@ func TestSessionEndpointReturnsUserAndExpiry(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
 	b := a.browser()
-	if got := b.Fetch("GET",
-		"/bff/session"); got.StatusCode != 200 || strings.TrimSpace(got.Text) != `{"authenticated":false}` {
-		t.Errorf("without a session: got %d %s", got.StatusCode, got.Text)
+	resp := b.Fetch("GET", "/bff/session")
+	wantStatus(t, "without a session", resp, 200)
+	if strings.TrimSpace(resp.Text) != `{"authenticated":false}` {
+		t.Errorf("without a session: got %s, want authenticated false only", resp.Text)
 	}
 	b = a.signedIn()
-	resp := b.Fetch("GET", "/bff/session")
+	resp = b.Fetch("GET", "/bff/session")
 	var got sessionBody
 	resp.Decode(t, &got)
 	now := time.Now()

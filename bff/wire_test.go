@@ -513,8 +513,8 @@ func TestNothingIsSmuggledToTheUpstream(t *testing.T) {
 		c.SetReadDeadline(time.Now().Add(30 * time.Millisecond))
 		responses, _ := io.ReadAll(c)
 		sent.Add(1)
-		accepted.Add(int64(bytes.Count(responses,
-			[]byte("HTTP/1.1 200 OK")) + bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
+		accepted.Add(int64(bytes.Count(responses, []byte("HTTP/1.1 200 OK")) +
+			bytes.Count(responses, []byte("HTTP/1.0 200 OK"))))
 	}
 	for _, request := range corpus {
 		one(request)
