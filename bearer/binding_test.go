@@ -90,7 +90,7 @@ func TestDPoPProof(t *testing.T) {
 			[]string{key.proof(token, nil, object{"htu": "HTTPS://API.example:443/orders"})}, ""},
 		{"a little old", token, []string{key.proof(token, nil, in(-60*time.Second))}, ""},
 		{"of a clock that is ahead", token, []string{key.proof(token, nil, in(20*time.Second))}, ""},
-		{"a claim that nobody knows", token, []string{key.proof(token, nil, object{"nonce": "n"})}, ""},
+		{"an unknown claim", token, []string{key.proof(token, nil, object{"nonce": "n"})}, ""},
 		{"typ as a whole media type", token, []string{key.proof(token, object{"typ": "application/dpop+jwt"})}, ""},
 
 		// The checks of RFC 9449 section 4.3, in order.

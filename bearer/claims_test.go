@@ -63,7 +63,7 @@ func TestScopeAsArray(t *testing.T) {
 		}
 	}
 	v, _ := introspecting(t,
-		answers(object{"active": true, "sub": "alice", "aud": audience, "scope": []string{"orders:read"}}))
+		responds(object{"active": true, "sub": "alice", "aud": audience, "scope": []string{"orders:read"}}))
 	if token := wantGood(t, v, opaque, "an introspected token"); !token.HasScope("orders:read") {
 		t.Errorf("got %q", token.Scopes)
 	}
@@ -131,7 +131,7 @@ func TestClaimTypes(t *testing.T) {
 	} {
 		wantGood(t, lax, ecKey().token(claims), fmt.Sprint(claims))
 	}
-	for _, claims := range []object{ // who asked for it depends on them
+	for _, claims := range []object{ // the requesting client depends on them
 		{"client_id": nil, "azp": 7}, {"client_id": null, "appid": []any{"spa"}},
 	} {
 		wantInvalid(t, lax, ecKey().token(claims), badClaims)
@@ -194,8 +194,8 @@ func TestFetchErrors(t *testing.T) {
 		}
 	}
 	for _, test := range []struct {
-		answer http.HandlerFunc
-		want   string
+		response http.HandlerFunc
+		want     string
 	}{
 		{redirect("/openid-configuration", "https://login.example/x?s3cr3t"),
 			"GET https://id.example/.well-known/openid-configuration: " +
@@ -210,7 +210,7 @@ func TestFetchErrors(t *testing.T) {
 			"GET https://id.example/.well-known/openid-configuration: 503 Service Unavailable"},
 	} {
 		iss := newIssuer()
-		iss.misbehave(test.answer)
+		iss.misbehave(test.response)
 		_, err := iss.verifier(t).Verify(t.Context(), ecKey().token())
 		if !errors.Is(err, bearer.ErrUnavailable) || !strings.Contains(err.Error(), test.want) ||
 			strings.Contains(err.Error(), "b0dy") || strings.Contains(err.Error(), "s3cr3t") {

@@ -226,7 +226,7 @@ func TestLogHasReasonAndNoToken(t *testing.T) {
 	v := iss.verifier(t, func(c *bearer.Config) { c.Logger = log.logger() })
 	raws := []string{
 		ecKey().token(object{"aud": "invoices"}),
-		ecKey().tokenWithHeader(object{"kid": "nobody"}),
+		ecKey().tokenWithHeader(object{"kid": "unknown"}),
 		ecKey().token() + "=",
 		otherEC().token(),
 	}
@@ -236,7 +236,7 @@ func TestLogHasReasonAndNoToken(t *testing.T) {
 		send(v.Handler(whoami), "/orders", "Bearer "+raw+" "+raw)
 	}
 	text := log.String()
-	for _, want := range []string{`this API is \"orders\"`, "invoices", "nobody", "path=/orders"} {
+	for _, want := range []string{`this API is \"orders\"`, "invoices", "unknown", "path=/orders"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the log lacks %s:\n%s", want, text)
 		}

@@ -22,19 +22,19 @@ const opaque = "2YotnFZFEjr1zCsicMWpAA"
 // counter of its requests.
 func introspecting(t *testing.T, h http.HandlerFunc, edits ...func(*bearer.Config)) (*bearer.Verifier, *atomic.Int32) {
 	t.Helper()
-	var asked atomic.Int32
+	var requests atomic.Int32
 	iss := newIssuer(ecKey().jwk())
 	iss.elsewhere = func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
+		requests.Add(1)
 		h(w, r)
 	}
 	return iss.verifier(t, append([]func(*bearer.Config){func(c *bearer.Config) {
 		c.Introspection = &bearer.Introspection{Endpoint: issuerURL + "/introspect",
 			ClientID: "the api", ClientSecret: "s+cret:"}
-	}}, edits...)...), &asked
+	}}, edits...)...), &requests
 }
 
-func answers(v any) http.HandlerFunc {
+func responds(v any) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json;charset=UTF-8")
 		if text, ok := v.(string); ok {
@@ -47,7 +47,7 @@ func answers(v any) http.HandlerFunc {
 
 func TestIntrospection(t *testing.T) {
 	exp := time.Now().Add(time.Minute).Unix()
-	v, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
+	v, requests := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
 		id, secret, _ := r.BasicAuth()
 		r.ParseForm()
 		for _, field := range []struct{ name, got, want string }{
@@ -62,7 +62,7 @@ func TestIntrospection(t *testing.T) {
 				t.Errorf("%s: got %q, want %q", field.name, field.got, field.want)
 			}
 		}
-		answers(object{"active": true, "sub": "alice", "client_id": "spa",
+		responds(object{"active": true, "sub": "alice", "client_id": "spa",
 			"aud": []string{audience}, "scope": "orders:read", "exp": exp, "token_type": "Bearer"})(w, r)
 	})
 	for range 3 {
@@ -72,13 +72,13 @@ func TestIntrospection(t *testing.T) {
 			t.Errorf("got %+v", token)
 		}
 	}
-	if n := asked.Load(); n != 1 {
+	if n := requests.Load(); n != 1 {
 		t.Errorf("got %d introspection requests, want 1", n)
 	}
 	wantGood(t, v, ecKey().token(), "a JWT")
 	wantInvalid(t, v, otherEC().token(), badSignature)
 	wantInvalid(t, v, ecKey().token(object{"exp": 1}), expired)
-	if n := asked.Load(); n != 1 {
+	if n := requests.Load(); n != 1 {
 		t.Errorf("got %d introspection requests after JWTs, want 1", n)
 	}
 }
@@ -87,9 +87,9 @@ func TestIntrospectionResponseChecked(t *testing.T) {
 	good := object{"active": true, "sub": "alice", "aud": audience, "exp": time.Now().Add(time.Minute).Unix()}
 	with := func(e object) object { return edit(edit(object{}, good), e) }
 	for _, test := range []struct {
-		name   string
-		answer any
-		reason string // empty: accepted; "-": it cannot be told
+		name     string
+		response any
+		reason   string // empty: accepted; "-": unknown
 	}{
 		{"the least there is to say", good, ""},
 		{"without exp", with(object{"exp": nil}), ""},
@@ -115,7 +115,7 @@ func TestIntrospectionResponseChecked(t *testing.T) {
 		{"too long", `{"active":true,"x":"` + strings.Repeat("x", 2<<20) + `"}`, "-"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v, asked := introspecting(t, answers(test.answer))
+			v, requests := introspecting(t, responds(test.response))
 			for range 2 {
 				switch test.reason {
 				case "":
@@ -129,7 +129,7 @@ func TestIntrospectionResponseChecked(t *testing.T) {
 				}
 			}
 			// failures are not cached
-			if n, want := asked.Load(), map[bool]int32{true: 2, false: 1}[test.reason == "-"]; n != want {
+			if n, want := requests.Load(), map[bool]int32{true: 2, false: 1}[test.reason == "-"]; n != want {
 				t.Errorf("got %d introspection requests, want %d", n, want)
 			}
 		})
@@ -140,7 +140,7 @@ func TestIntrospectionUnavailable(t *testing.T) {
 	for name, h := range map[string]http.HandlerFunc{
 		"500":                    isDown,
 		"401, which is about us": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) },
-		"401, with an answer": func(w http.ResponseWriter, _ *http.Request) {
+		"401 with a body": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(401)
 			fmt.Fprint(w, `{"active":true,"sub":"alice","aud":"orders"}`)
@@ -153,9 +153,9 @@ func TestIntrospectionUnavailable(t *testing.T) {
 			fmt.Fprint(w, `{"active":true}`)
 		},
 	} {
-		v, asked := introspecting(t, h)
-		if _, err := v.Verify(t.Context(), opaque); !errors.Is(err, bearer.ErrUnavailable) || asked.Load() != 1 {
-			t.Errorf("%s: got %v after %d requests, want ErrUnavailable after one", name, err, asked.Load())
+		v, requests := introspecting(t, h)
+		if _, err := v.Verify(t.Context(), opaque); !errors.Is(err, bearer.ErrUnavailable) || requests.Load() != 1 {
+			t.Errorf("%s: got %v after %d requests, want ErrUnavailable after one", name, err, requests.Load())
 		}
 		if strings.Contains(fmt.Sprint(v.Verify(t.Context(), opaque)), opaque) {
 			t.Errorf("%s: the error contains the token", name)
@@ -167,8 +167,8 @@ func TestIntrospectionCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		active := atomic.Bool{}
 		active.Store(true)
-		v, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
-			answers(object{"active": active.Load(), "sub": "alice", "aud": audience})(w, r)
+		v, requests := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
+			responds(object{"active": active.Load(), "sub": "alice", "aud": audience})(w, r)
 		})
 		wantGood(t, v, opaque, "at first")
 		active.Store(false)
@@ -178,17 +178,17 @@ func TestIntrospectionCache(t *testing.T) {
 		wantInvalid(t, v, opaque, "the token is not active")
 		active.Store(true)
 		wantInvalid(t, v, opaque, "the token is not active")
-		if n := asked.Load(); n != 2 {
+		if n := requests.Load(); n != 2 {
 			t.Errorf("got %d introspection requests, want 2", n)
 		}
-		short, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
-			answers(object{"active": true, "sub": "alice", "aud": audience,
+		short, requests := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
+			responds(object{"active": true, "sub": "alice", "aud": audience,
 				"exp": time.Now().Add(5 * time.Second).Unix()})(w, r)
 		})
 		wantGood(t, short, opaque, "a token of five seconds")
 		time.Sleep(6 * time.Second)
-		wantGood(t, short, opaque, "the next answer")
-		if n := asked.Load(); n != 2 {
+		wantGood(t, short, opaque, "the next response")
+		if n := requests.Load(); n != 2 {
 			t.Errorf("got %d introspection requests for an expiring token, want 2", n)
 		}
 	})
@@ -196,9 +196,9 @@ func TestIntrospectionCache(t *testing.T) {
 
 func TestIntrospectionSharedByConcurrentRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, asked := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
+		v, requests := introspecting(t, func(w http.ResponseWriter, r *http.Request) {
 			time.Sleep(time.Second)
-			answers(object{"active": true, "sub": "alice", "aud": audience})(w, r)
+			responds(object{"active": true, "sub": "alice", "aud": audience})(w, r)
 		}, func(c *bearer.Config) { c.Introspection.CacheFor = -1 })
 		var all sync.WaitGroup
 		leaving, leave := context.WithCancel(t.Context())
@@ -217,11 +217,11 @@ func TestIntrospectionSharedByConcurrentRequests(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := asked.Load(); n != 1 {
+		if n := requests.Load(); n != 1 {
 			t.Errorf("got %d introspection requests, want 1", n)
 		}
 		wantGood(t, v, opaque, "once more")
-		if n := asked.Load(); n != 2 {
+		if n := requests.Load(); n != 2 {
 			t.Errorf("got %d introspection requests without a cache, want 2", n)
 		}
 	})

@@ -142,7 +142,7 @@ type issuer struct {
 	mu           sync.Mutex
 	keys         []object
 	cacheControl string
-	answer       http.HandlerFunc // in place of all that follows; nil: answer well
+	answer       http.HandlerFunc // replaces all responses; nil: none
 	elsewhere    http.HandlerFunc // for other URLs than those of metadata and keys; nil: 404
 	asked        map[string]int   // requests by URL
 }

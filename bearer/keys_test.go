@@ -505,11 +505,11 @@ func TestInvalidIssuerResponses(t *testing.T) {
 			}
 		}
 	}
-	keys := func(answer http.HandlerFunc) http.HandlerFunc {
+	keys := func(response http.HandlerFunc) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			switch r.URL.Path {
 			case "/keys":
-				answer(w, r)
+				response(w, r)
 			case "/keys2":
 				json.NewEncoder(w).Encode(object{"keys": []object{good}})
 			default:

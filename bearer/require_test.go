@@ -281,9 +281,9 @@ func TestCacheIsBounded(t *testing.T) {
 
 func TestRFC8414Metadata(t *testing.T) {
 	const url = "https://as.example/tenant"
-	var asked []string
+	var requests []string
 	transport := roundTrip(func(r *http.Request) *http.Response {
-		asked = append(asked, r.URL.Path)
+		requests = append(requests, r.URL.Path)
 		w := httptest.NewRecorder()
 		switch r.URL.Path {
 		case "/.well-known/oauth-authorization-server/tenant":
@@ -299,7 +299,7 @@ func TestRFC8414Metadata(t *testing.T) {
 		HTTPClient: &http.Client{Transport: transport}, Logger: new(logs).logger()}))
 	wantGood(t, v, ecKey().token(object{"iss": url}), "of a server that does OAuth alone")
 	if want := []string{"/tenant/.well-known/openid-configuration",
-		"/.well-known/oauth-authorization-server/tenant", "/tenant/keys"}; !slices.Equal(asked, want) {
-		t.Errorf("got requests for %q, want %q", asked, want)
+		"/.well-known/oauth-authorization-server/tenant", "/tenant/keys"}; !slices.Equal(requests, want) {
+		t.Errorf("got requests for %q, want %q", requests, want)
 	}
 }
