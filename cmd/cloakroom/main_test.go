@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +25,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/redistest"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // program is a command that runs in this process.
@@ -310,19 +310,10 @@ func freeOrigin(t *testing.T) (listen, origin string) {
 	return listen, strings.Replace(listen, "127.0.0.1", "http://localhost", 1)
 }
 
-// freeAddr returns an address of this machine on which nothing listens. Its
-// port is below the ephemeral ports, so that no outgoing connection takes it.
+// freeAddr returns an address of this machine on which nothing listens.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	for range 100 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10000+rand.N(22000)))
-		if l, err := net.Listen("tcp", addr); err == nil {
-			l.Close()
-			return addr
-		}
-	}
-	t.Fatal("no free port among 100")
-	return ""
+	return net.JoinHostPort("127.0.0.1", testenv.FreePort(t))
 }
 
 func TestShutdownWaitsForRequests(t *testing.T) {

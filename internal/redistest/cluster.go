@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // Cluster is a Redis Cluster of three masters with a replica each. A node that
@@ -31,7 +33,7 @@ func StartCluster(t testing.TB) *Cluster {
 	bus := make([]string, 6)
 	for i := range bus {
 		c.nodes = append(c.nodes, start(t, func(s *Server, port string) {
-			bus[i] = freePort(t)
+			bus[i] = testenv.FreePort(t)
 			s.args = append(listen(t, "--port", port),
 				"--appendonly", "no", "--repl-diskless-sync-delay", "0",
 				"--cluster-enabled", "yes", "--cluster-port", bus[i], "--cluster-node-timeout", "1500")

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"math/big"
-	mathrand "math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -152,7 +151,7 @@ func start(t testing.TB, set func(s *Server, port string)) *Server {
 		skipLoudly(t, "redis-server is missing (make setup installs it)")
 	}
 	for try := 1; ; try++ {
-		port := freePort(t)
+		port := testenv.FreePort(t)
 		s := &Server{t: t, addr: net.JoinHostPort("127.0.0.1", port)}
 		set(s, port)
 		err := s.run()
@@ -360,21 +359,6 @@ func skipLoudly(t testing.TB, why string) {
 		stderr.Close()
 	}
 	t.Skip(why)
-}
-
-// freePort returns a port below the ephemeral ones. So no outgoing connection
-// can take it between Kill and Start.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(10000 + mathrand.IntN(22000))
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("got no free port in 100 tries")
-	return ""
 }
 
 // makeCertificates writes the certificate of a CA, whose file it returns, and

@@ -1,4 +1,4 @@
-// Package testenv reports which tests are to run.
+// Package testenv reports which tests are to run, and has their ports and keys.
 //
 // go test ./... is a developer's loop: it runs in under a minute. Tests with
 // many clients, much data, failovers or long waits run if CLOAKROOM_TEST_ALL is
