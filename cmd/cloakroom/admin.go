@@ -33,9 +33,9 @@ type mistake struct {
 	Restart bool   `json:"restart,omitempty"` // the value is valid, but only a restart applies it
 }
 
-// serveReload applies the configuration, and responds with what was wrong.
+// serveReload reloads the configuration. The response lists the mistakes.
 func (b *broker) serveReload(w http.ResponseWriter, r *http.Request) {
-	// The reload goes on if the client leaves: it is not half applied.
+	// The reload continues if the client disconnects.
 	err := b.reload(context.WithoutCancel(r.Context()))
 	result := reloadResult{Applied: err == nil}
 	status := http.StatusOK

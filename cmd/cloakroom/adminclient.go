@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -24,51 +26,72 @@ type adminClient struct {
 
 // flags adds the flags by which a command finds the broker.
 func (a *adminClient) flags(c *cobra.Command) {
-	c.Flags().StringVarP(&a.file, "config", "c", "", "configuration `FILE` of the broker, with its server.admin_listen and server.admin_token")
+	c.Flags().StringVarP(&a.file, "config", "c", "",
+		"configuration `FILE` of the broker, for server.admin_listen and server.admin_token")
 }
 
 // maxAdminResponse bounds the body of a response.
 const maxAdminResponse = 1 << 20
 
-// do sends a request, and returns status and body of the response.
+// do sends a request. It returns status and body of the response.
 func (a *adminClient) do(ctx context.Context, method, path string, timeout time.Duration) (int, []byte, error) {
 	listen, token := config.LoadAdmin(a.file, a.getenv)
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
-		return 0, nil, usageError{fmt.Errorf("server.admin_listen: %q is not an address such as 127.0.0.1:9090", listen)}
+		return 0, nil, usageError{fmt.Errorf(
+			"server.admin_listen: %q is not an address such as 127.0.0.1:9090", listen)}
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+net.JoinHostPort(host, port)+path, nil)
+	req, err := http.NewRequestWithContext(limited, method, "http://"+net.JoinHostPort(host, port)+path, nil)
 	if err != nil {
 		return 0, nil, err
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token.Reveal())
 	}
-	// Not by a proxy of the environment, which would see the token.
+	// Without the environment's proxy, which would see the token.
 	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
 	resp, err := client.Do(req)
-	if err != nil {
-		return 0, nil, fmt.Errorf("no broker responds at %s (server.admin_listen): %w", listen, err)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return 0, nil, errors.New("interrupted before the broker responded")
+	default:
+		return 0, nil, a.noResponse(listen, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminResponse))
 	return resp.StatusCode, body, err
 }
 
+// noResponse adds to the error of a request why it may have gone to the wrong
+// address.
+func (a *adminClient) noResponse(listen string, err error) error {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err // without method and URL
+	}
+	err = fmt.Errorf("no broker responds at %s (server.admin_listen): %w", listen, err)
+	if a.file == "" {
+		return fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
+	}
+	if _, unread := os.Stat(a.file); unread != nil {
+		return fmt.Errorf("%w\n--config: %w", err, unread)
+	}
+	return err
+}
+
 func reloadCommand(getenv func(string) string) *cobra.Command {
 	a := adminClient{getenv: getenv}
 	c := &cobra.Command{
 		Use:   "reload",
-		Short: "Have a running broker apply its configuration",
-		Long: `Have a running broker read its configuration again and apply it. It prints
-every mistake. With one, the broker keeps the configuration in force. It also
-works while the file has mistakes: only server.admin_listen and
-server.admin_token are needed.`,
+		Short: "Make a running broker apply its configuration",
+		Long: `Make a running broker read its configuration again and apply it. If it has
+mistakes, they are printed, and the broker keeps the configuration in force. The
+command itself only needs server.admin_listen and server.admin_token of FILE.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			status, body, err := a.do(c.Context(), http.MethodPost, "/admin/reload", time.Minute)
 			if err != nil {
@@ -86,9 +109,10 @@ server.admin_token are needed.`,
 				return err
 			}
 			for _, m := range result.Mistakes {
-				fmt.Fprintln(c.ErrOrStderr(), (&config.Error{Source: m.Source, Key: m.Key, Err: errors.New(m.Problem)}).Error())
+				problem := &config.Error{Source: m.Source, Key: m.Key, Err: errors.New(m.Problem)}
+				fmt.Fprintln(c.ErrOrStderr(), problem)
 			}
-			return errors.New("configuration not changed")
+			return errors.New("configuration not applied")
 		},
 	}
 	a.flags(c)
@@ -99,9 +123,10 @@ func healthCommand(getenv func(string) string) *cobra.Command {
 	a := adminClient{getenv: getenv}
 	c := &cobra.Command{
 		Use:   "health",
-		Short: "Ask a running broker whether it is ready",
-		Long: `Ask a running broker whether it is ready, and print what it depends on. The exit
-status is 0 if it is ready. It is for probes in images without a shell.`,
+		Short: "Print whether a running broker is ready",
+		Long: `Print whether a running broker is ready, and the state of what it depends on. The
+exit status is 0 if it is ready, otherwise 1. Use it for probes in images without
+a shell.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			status, body, err := a.do(c.Context(), http.MethodGet, "/readyz?verbose", 5*time.Second)
 			if err != nil {

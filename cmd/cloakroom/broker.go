@@ -21,7 +21,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// broker is a bff.Server with all it needs, ready to listen.
+// broker is a bff.Server with its store, certificate and configuration.
 type broker struct {
 	app    fs.FS
 	log    *slog.Logger
@@ -34,21 +34,22 @@ type broker struct {
 
 	mu   sync.Mutex // guards all below
 	cfg  *config.Config
-	read map[string]fileState // the files when the configuration was read last
+	read map[string]fileState // the files at the last read of the configuration
 }
 
-// lastRead returns the states of the files when the configuration was read last.
+// lastRead returns the states of the files at the last read of the
+// configuration.
 func (b *broker) lastRead() map[string]fileState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.read
 }
 
-// source is where a broker's configuration comes from. Without load it cannot be
-// reloaded.
+// source loads a broker's configuration. If load is nil, the configuration
+// cannot be reloaded.
 type source struct {
 	load  func() (*config.Config, error)
-	files func() []string // those that load reads
+	files func() []string // the files on which the configuration depends
 }
 
 // config returns the configuration in force.
@@ -58,18 +59,18 @@ func (b *broker) config() *config.Config {
 	return b.cfg
 }
 
-// newBroker makes the parts that cfg describes. Its frontend is app, or
-// frontend.dir if app is nil. newBroker does no I/O but to read the files that cfg
-// names. The error is a config.Errors.
+// newBroker returns the broker that cfg describes. Its frontend is app, or
+// frontend.dir if app is nil. Its only I/O is to read the files that cfg names.
+// The error is a config.Errors.
 func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error) {
 	b := &broker{cfg: cfg, app: app, log: log}
 	store, storeErr := cfg.OpenStore(log)
 	if storeErr != nil {
-		store = new(tokenstore.Memory) // to find the other problems
+		store = new(tokenstore.Memory) // to find the other mistakes
 	}
 	b.store = store
 	if len(cfg.Session.Keys) == 0 && cfg.Store.IsInMemory() {
-		cfg.Session.Keys = []session.Secret{newKey()} // the sessions that it seals end with the process too
+		cfg.Session.Keys = []session.Secret{newKey()} // its sessions end with the process too
 	}
 	var secure *tls.Config
 	var certErr, serverErr error
@@ -86,7 +87,7 @@ func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error)
 	return b, nil
 }
 
-// newHTTPServer returns a server for what is not public.
+// newHTTPServer returns a server for listeners that are not public.
 func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
@@ -115,10 +116,10 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 		defer adminServer.Close()
 		return b.server.Run(serving, public)
 	})
-	look := make(chan struct{}, 1) // at the certificate's files
+	checkCert := make(chan struct{}, 1)
 	if b.cert != nil {
 		group.Go(func() error {
-			b.cert.watch(serving, look)
+			b.cert.watch(serving, checkCert)
 			return nil
 		})
 	}
@@ -133,7 +134,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 			select {
 			case <-hangup:
 				select {
-				case look <- struct{}{}:
+				case checkCert <- struct{}{}:
 				default:
 				}
 				b.reload(serving)
@@ -145,13 +146,13 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	return group.Wait()
 }
 
-// reload loads the configuration and puts it in force. If it cannot, it keeps the
-// one in force, and the error, which it logs too, says why. No session ends.
+// reload loads the configuration and applies it. After an error, which it also
+// logs, the previous configuration stays in force. Sessions are not affected.
 func (b *broker) reload(ctx context.Context) error {
 	b.reloading.Lock()
 	defer b.reloading.Unlock()
 	if b.source.load == nil {
-		return errors.New("this broker has no file to reload its configuration from")
+		return errors.New("this broker cannot reload its configuration: it has no source")
 	}
 	states := b.source.states()
 	b.mu.Lock()
@@ -164,9 +165,9 @@ func (b *broker) reload(ctx context.Context) error {
 	var problems config.Errors
 	switch {
 	case errors.As(err, &problems):
-		b.log.Error("configuration not changed: the one before stays in force", "mistakes", problems.Lines())
+		b.log.Error("configuration not applied; the previous one stays in force", "mistakes", problems.Lines())
 	case err != nil:
-		b.log.Error("configuration not changed: the one before stays in force", "err", err)
+		b.log.Error("configuration not applied; the previous one stays in force", "err", err)
 	default:
 		b.log.Info("configuration", "in_force", next)
 		for _, warning := range next.Warnings() {
@@ -176,8 +177,8 @@ func (b *broker) reload(ctx context.Context) error {
 	return err
 }
 
-// replace puts next in force, unless it has mistakes, or unread are those that
-// were found when it was read.
+// replace applies next unless it has mistakes. unread are the mistakes that
+// were found when it was loaded, or nil.
 func (b *broker) replace(ctx context.Context, next *config.Config, unread error) error {
 	inForce := b.config()
 	if len(next.Session.Keys) == 0 && next.Store.IsInMemory() {

@@ -15,25 +15,24 @@ import (
 )
 
 const (
-	// certificateCheck is how often the files of a certificate are looked at for a
-	// change.
+	// certificateCheck is the interval of checks for changed files.
 	certificateCheck = 2 * time.Second
-	// certificateWarning is how long before its end a certificate is warned about,
-	// each certificateReminder.
+	// From certificateWarning before it expires, there is a warning every
+	// certificateReminder.
 	certificateWarning  = 14 * 24 * time.Hour
 	certificateReminder = 24 * time.Hour
 )
 
-// certificate is the certificate of the public listener, as it is in its files.
-// A renewed one is served from the next handshake after it was noticed.
+// certificate is the certificate of the public listener. A renewed certificate
+// is used from the next handshake after it was detected.
 type certificate struct {
 	files   config.TLS
 	log     *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 
 	// The rest belongs to the goroutine of watch.
-	seen     [2]fileState // of the certificate and the key, when they were read last
-	failed   string       // why they could not be loaded then; empty: they could
+	seen     [2]fileState // of the certificate and the key at the last read
+	failed   string       // error of the last read; empty: none
 	reminded time.Time
 }
 
@@ -60,7 +59,8 @@ func (c *certificate) load() (*tls.Certificate, error) {
 	}
 	loaded, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		err := fmt.Errorf("%s and %s are not a certificate and its key: %w", c.files.CertFile, c.files.KeyFile, err)
+		err := fmt.Errorf("%s and %s are not a certificate and its key: %w",
+			c.files.CertFile, c.files.KeyFile, err)
 		return nil, &config.Error{Key: "server.tls", Err: err}
 	}
 	if loaded.Leaf == nil {
@@ -70,12 +70,13 @@ func (c *certificate) load() (*tls.Certificate, error) {
 	return &loaded, nil
 }
 
-// state follows symbolic links, as those of a mounted Kubernetes secret.
+// state returns the states of both files. It follows symbolic links, such as
+// those of a mounted Kubernetes secret.
 func (c *certificate) state() [2]fileState {
 	return [2]fileState{stateOf(c.files.CertFile), stateOf(c.files.KeyFile)}
 }
 
-// tlsConfig is the configuration of a listener that serves the certificate.
+// tlsConfig returns the configuration of a listener with the certificate.
 func (c *certificate) tlsConfig() *tls.Config {
 	return &tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil },
@@ -84,8 +85,8 @@ func (c *certificate) tlsConfig() *tls.Config {
 	}
 }
 
-// watch serves what the files hold, until ctx ends. It looks at them at each
-// signal of now, and every certificateCheck.
+// watch reloads the certificate when its files change, until ctx ends. It
+// checks them at each signal of now, and every certificateCheck.
 func (c *certificate) watch(ctx context.Context, now <-chan struct{}) {
 	tick := time.NewTicker(certificateCheck)
 	defer tick.Stop()
@@ -101,20 +102,21 @@ func (c *certificate) watch(ctx context.Context, now <-chan struct{}) {
 	}
 }
 
-// reload reads the files if they have changed. What is not a certificate and its
-// key leaves the one before in use: files are often replaced one after the other.
+// reload reads the files if they have changed. If they are not a certificate
+// and its key, the previous certificate stays in use: files are often replaced
+// one after the other.
 func (c *certificate) reload() {
 	state := c.state()
-	if state == c.seen && c.failed == "" { // what failed may be permissions, which the state does not show
+	if state == c.seen && c.failed == "" { // after an error, permissions may have changed
 		return
 	}
 	loaded, err := c.load()
 	if c.state() != state {
-		return // they are being written; the next look reads them
+		return // they are being written; the next check reads them
 	}
 	if err != nil {
 		if state != c.seen || err.Error() != c.failed {
-			c.log.Error("certificate not replaced; the one before stays in use", "err", err)
+			c.log.Error("certificate not replaced; the previous one stays in use", "err", err)
 		}
 		c.seen, c.failed = state, err.Error()
 		return
@@ -125,14 +127,17 @@ func (c *certificate) reload() {
 	c.log.Info("certificate replaced", "cert_file", c.files.CertFile, "not_after", loaded.Leaf.NotAfter)
 }
 
-// remind logs that the certificate ends soon, or has ended.
+// remind logs that the certificate expires soon, has expired, or is not valid
+// yet.
 func (c *certificate) remind(now time.Time) {
 	leaf := c.current.Load().Leaf
-	if now.Sub(c.reminded) < certificateReminder || now.Before(leaf.NotAfter.Add(-certificateWarning)) && !now.Before(leaf.NotBefore) {
+	isFine := now.Before(leaf.NotAfter.Add(-certificateWarning)) && !now.Before(leaf.NotBefore)
+	if isFine || now.Sub(c.reminded) < certificateReminder {
 		return
 	}
 	c.reminded = now
-	attrs := []any{"cert_file", c.files.CertFile, "subject", subject(leaf), "not_before", leaf.NotBefore, "not_after", leaf.NotAfter}
+	attrs := []any{"cert_file", c.files.CertFile, "subject", subject(leaf),
+		"not_before", leaf.NotBefore, "not_after", leaf.NotAfter}
 	switch {
 	case now.After(leaf.NotAfter):
 		c.log.Error("certificate expired; browsers refuse it", attrs...)
@@ -143,7 +148,8 @@ func (c *certificate) remind(now time.Time) {
 	}
 }
 
-// subject names a certificate: modern ones have no common name.
+// subject returns the first DNS name of a certificate, or else its subject:
+// modern certificates have no common name.
 func subject(leaf *x509.Certificate) string {
 	if len(leaf.DNSNames) > 0 {
 		return leaf.DNSNames[0]

@@ -113,7 +113,7 @@ func TestARenewedCertificateIsServed(t *testing.T) {
 	cert3, key3 := newPair(t, 3, year)
 	overwrite(t, certFile, cert3)
 	p.waitFor(p.stderr,
-		`"level":"ERROR","msg":"certificate not replaced; the one before stays in use","err":"server.tls`)
+		`"level":"ERROR","msg":"certificate not replaced; the previous one stays in use","err":"server.tls`)
 	if got := served(t, listen); got != 2 {
 		t.Errorf("certificate served with half of a new pair: got %d, want 2", got)
 	}

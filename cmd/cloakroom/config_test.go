@@ -49,12 +49,14 @@ frontend: {dir: /nowhere/dist}
 			`routes[0].path: path "api" does not begin with a slash`,
 			`routes[0].token: "maybe" is none of user, optional, client, user-or-client, none`,
 			`routes[0].upstream: "orders:8080" is not a URL such as http://orders.internal:8080`,
-			`server.admin_token: missing; required because server.admin_listen "0.0.0.0:9090" is not on the loopback interface`,
+			`server.admin_token: missing; required because server.admin_listen "0.0.0.0:9090" is not on the` +
+				` loopback interface`,
 			`server.listen: "nowhere" is not an address such as 127.0.0.1:8080`,
 			`server.prefix: "bff" is not a path such as /bff`,
 			`server.public_url: "http://app.example.com": without https`,
 			`server.tls: set both cert_file and key_file, or neither`,
-			`server.trusted_proxies[0]: "0.0.0.0/0" trusts every client, which could then send any client address; list only your proxies`,
+			`server.trusted_proxies[0]: "0.0.0.0/0" trusts every client, which could then send any client` +
+				` address; list only your proxies`,
 			`server.trusted_proxies[1]: "proxy" is not a network such as 10.0.0.0/8`,
 			`session.cookie.same_site: "none" is not strict or lax`,
 			`session.keys[0]: [redacted] is not the base64 of 32 bytes; cloakroom keygen prints a valid key`,

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,23 +30,25 @@ func demoCommand(getenv func(string) string) *cobra.Command {
 		Use:   "demo",
 		Short: "Run a provider, an API and an app in one process",
 		Long: `Run the broker, a development identity provider (users alice and bob, no
-password), a sample API that verifies JWTs, a sample app and an in-memory store in
-one process. It prints one URL to open. It has no authentication, so it listens on
-the loopback interface only.`,
+passwords), a sample API that verifies JWTs, a sample app and an in-memory store
+in one process. It prints the URL to open. Anyone who can reach the demo can sign
+in, so it listens on the loopback interface only.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
 	c.Flags().StringVar(&d.listen, "listen", demoListen, "loopback `ADDRESS` to listen on")
-	c.Flags().DurationVar(&d.accessTokenTTL, "access-token-ttl", time.Minute, "how long access tokens live")
-	c.Flags().StringVar((*string)(&d.store), "store", "memory:", "`URL` of the session store, redis://… to look into one while the demo runs")
+	c.Flags().DurationVar(&d.accessTokenTTL, "access-token-ttl", time.Minute, "lifetime of access tokens")
+	c.Flags().StringVar((*string)(&d.store), "store", "memory:",
+		"`URL` of the session store, such as redis://localhost:6379")
 	c.AddCommand(demoTokenCommand())
 	return c
 }
 
 const demoListen = "127.0.0.1:8080"
 
-// demo is the whole system in one process. Its broker is the one that serve runs, with a configuration of its own.
+// demo runs the whole system in one process. Its broker is that of serve, with
+// a fixed configuration.
 type demo struct {
 	listen         string
 	accessTokenTTL time.Duration
@@ -72,7 +75,9 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	defer api.Close()
 
-	// The app is on localhost and the provider on 127.0.0.1: two sites to a browser, as in real life, so no cookie of one reaches the other.
+	// The app is on localhost and the provider on 127.0.0.1. For the browser
+	// these are two sites, as in production, and neither gets cookies of the
+	// other.
 	_, port, _ := net.SplitHostPort(public.Addr().String())
 	app := "http://localhost:" + port
 	issuer := "http://" + idp.Addr().String()
@@ -105,23 +110,35 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 
 	cfg := &config.Config{
-		Server:  config.Server{PublicURL: app, AdminListen: "127.0.0.1:0"},
-		OIDC:    config.OIDC{Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes},
-		Store:   config.Store{URL: d.store},
-		Session: config.Session{Keys: []session.Secret{newKey()}}, // the provider forgets its users' tokens at the end, so no session need outlive it
+		Server: config.Server{PublicURL: app, AdminListen: "127.0.0.1:0"},
+		OIDC: config.OIDC{
+			Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes,
+		},
+		Store: config.Store{URL: d.store},
+		// A new key for each run: the provider's tokens are lost at the end
+		// too.
+		Session: config.Session{Keys: []session.Secret{newKey()}},
 		Routes: []config.Route{
-			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user", AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
+			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user",
+				AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
 			{Path: "/public/", Upstream: []string{"http://" + api.Addr().String()}, Token: "none"},
 		},
 	}
 	cfg.SetDefaults()
 	b, err := newBroker(cfg, web.Demo(), log)
+	if problems, ok := errors.AsType[config.Errors](err); ok {
+		for _, problem := range problems {
+			if problem.Key == "store.url" {
+				problem.Key = "--store"
+			}
+		}
+	}
 	if err != nil {
 		return err
 	}
 	defer b.close()
 
-	// What is behind the broker outlives it: at its end it may still have tokens to revoke.
+	// Provider and API end after the broker, which revokes tokens at its end.
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serveUntil(behind, newHTTPServer(provider, log), idp) })
@@ -132,10 +149,11 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	})
 	group.Go(func() error {
 		if b.server.WaitForProvider(ctx) != nil {
-			return nil // what ended the demo before it began is another's to say
+			return nil // another goroutine returns the reason
 		}
-		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is asked for.\n"+
-			"Access tokens live %v and are refreshed unseen. Ctrl-C ends the demo; nothing is kept.\n", app, d.accessTokenTTL)
+		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is needed.\n"+
+			"Access tokens expire after %v and are refreshed automatically.\n"+
+			"Press Ctrl-C to stop. Nothing is saved.\n", app, d.accessTokenTTL)
 		return err
 	})
 	return group.Wait()
@@ -149,7 +167,8 @@ func listenLoopback(name, addr string) (net.Listener, error) {
 		return nil, usageError{fmt.Errorf("%s: %q is not an address such as 127.0.0.1:8080", name, addr)}
 	}
 	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
-		return nil, usageError{fmt.Errorf("%s: %q is not on the loopback interface, and the demo signs in whoever asks", name, addr)}
+		return nil, usageError{fmt.Errorf(
+			"%s: %q is not on the loopback interface; the demo lets anyone sign in", name, addr)}
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -158,7 +177,7 @@ func listenLoopback(name, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// serveUntil serves until ctx ends, and then drops what is still open.
+// serveUntil serves until ctx ends, and then closes all connections.
 func serveUntil(ctx context.Context, s *http.Server, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()

@@ -17,7 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
-// demoCLI is demo token to the demo's provider. Its secret is none: whoever reaches the provider can sign in there as anybody.
+// demoCLI is the client of "demo token" at the demo's provider. Its secret need
+// not be secret: anyone who can reach the provider can sign in as any user.
 var demoCLI = devidp.Client{ID: "cli", Secret: "cli", Scopes: demoScopes, NamesUsers: true}
 
 func demoTokenCommand() *cobra.Command {
@@ -26,14 +27,14 @@ func demoTokenCommand() *cobra.Command {
 		Use:   "token",
 		Short: "Print an access token of a running demo",
 		Long: `Print an access token of a running demo, for its API and for "cloakroom verify".
-The token is printed to standard output, how to use it to standard error.`,
+The token goes to standard output, examples of its use to standard error.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return demoToken(c.Context(), listen, user, scope, c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
-	c.Flags().StringVar(&listen, "listen", demoListen, "`ADDRESS` that the demo listens on")
-	c.Flags().StringVar(&user, "user", "alice", "`NAME` of the user that it is for: alice or bob")
-	c.Flags().StringVar(&scope, "scope", "orders:read", "`SCOPES` that it allows, with spaces between")
+	c.Flags().StringVar(&listen, "listen", demoListen, "`ADDRESS` of the demo")
+	c.Flags().StringVar(&user, "user", "alice", "`NAME` of the user: alice or bob")
+	c.Flags().StringVar(&scope, "scope", "orders:read", "`SCOPES` of the token, separated by spaces")
 	return c
 }
 
@@ -49,9 +50,10 @@ func demoToken(ctx context.Context, listen, user, scope string, stdout, stderr i
 	}
 	issuer, err := demoIssuer(ctx, client, app)
 	if err != nil {
-		return fmt.Errorf("no demo answers at %s: %w; start one with: cloakroom demo", app, err)
+		return fmt.Errorf("no demo is running at %s: %w; start one with: cloakroom demo", app, err)
 	}
-	form := url.Values{"grant_type": {"password"}, "username": {user}, "scope": {scope}, "client_id": {demoCLI.ID}, "client_secret": {demoCLI.Secret}}
+	form := url.Values{"grant_type": {"password"}, "username": {user}, "scope": {scope},
+		"client_id": {demoCLI.ID}, "client_secret": {demoCLI.Secret}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, issuer+"/token", strings.NewReader(form.Encode()))
 	if err != nil {
 		return err
@@ -62,23 +64,28 @@ func demoToken(ctx context.Context, listen, user, scope string, stdout, stderr i
 		return err
 	}
 	defer resp.Body.Close()
-	var answer struct {
+	var result struct {
 		Token       string `json:"access_token"`
 		Description string `json:"error_description"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer); err != nil {
-		return fmt.Errorf("the demo's provider answered %s, which is no token: %w", resp.Status, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&result); err != nil {
+		return fmt.Errorf("the demo's provider responded with %s and without a token: %w", resp.Status, err)
 	}
-	if answer.Token == "" {
-		return fmt.Errorf("the demo's provider gives no token for %q: %s", user, printable(answer.Description))
+	if result.Token == "" {
+		return fmt.Errorf("the demo's provider refused a token for %q: %s", user, printable(result.Description))
 	}
-	fmt.Fprintf(stderr, "To look at it:   cloakroom demo token | cloakroom verify --issuer %s --audience api\n"+
-		"To use it:       curl -H \"Authorization: Bearer $(cloakroom demo token)\" %s/api/orders\n", issuer, app)
-	_, err = fmt.Fprintln(stdout, answer.Token)
+	command := "cloakroom demo token"
+	if listen != demoListen {
+		command += " --listen " + listen
+	}
+	fmt.Fprintf(stderr, "Check it:   %[1]s | cloakroom verify --issuer %[2]s --audience api\n"+
+		"Use it:     curl -H \"Authorization: Bearer $(%[1]s)\" %[3]s/api/orders\n", command, issuer, app)
+	_, err = fmt.Fprintln(stdout, result.Token)
 	return err
 }
 
-// demoIssuer asks a demo where its logins lead.
+// demoIssuer returns the issuer of a demo, which it finds by the redirect of a
+// login.
 func demoIssuer(ctx context.Context, client *http.Client, app string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, app+"/bff/login", nil)
 	if err != nil {
@@ -86,16 +93,16 @@ func demoIssuer(ctx context.Context, client *http.Client, app string) (string, e
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return "", errors.Unwrap(err) // the URL is in it, and told already
+		return "", errors.Unwrap(err) // without the URL, which the caller adds
 	}
 	resp.Body.Close()
 	to, err := resp.Location()
 	if err != nil {
-		return "", fmt.Errorf("a login is answered with %s", resp.Status)
+		return "", fmt.Errorf("a login returned %s", resp.Status)
 	}
 	issuer, _, found := strings.Cut(to.String(), "/authorize?")
 	if host := to.Hostname(); !found || host != "127.0.0.1" {
-		return "", fmt.Errorf("a login leads to %s, which is no demo's provider", to.Host)
+		return "", fmt.Errorf("a login leads to %s, which is not the provider of a demo", to.Host)
 	}
 	return issuer, nil
 }

@@ -35,9 +35,14 @@ func TestFileStoreSignsNobodyOutAtARestart(t *testing.T) {
 	}
 
 	var out, errs bytes.Buffer
-	err := run(t.Context(), []string{"serve"}, func(name string) string { return env[strings.TrimPrefix(name, "CLOAKROOM_")] }, strings.NewReader(""), &out, &errs)
-	if exitCode(err) != 2 || !strings.Contains(errs.String(), dir) || !strings.Contains(errs.String(), "another process") {
-		t.Errorf("a second broker: exit code %d, want 2 and a message that names %s:\n%s", exitCode(err), dir, errs.String())
+	err := run(t.Context(), []string{"serve"}, func(name string) string {
+		return env[strings.TrimPrefix(name,
+			"CLOAKROOM_")]
+	}, strings.NewReader(""), &out, &errs)
+	if exitCode(err) != 2 || !strings.Contains(errs.String(), dir) ||
+		!strings.Contains(errs.String(), "another process") {
+		t.Errorf("a second broker: exit code %d, want 2 and a message that names %s:\n%s", exitCode(err), dir,
+			errs.String())
 	}
 
 	first.end()

@@ -7,8 +7,7 @@ import (
 	"syscall"
 )
 
-// inode returns the number of a file, which differs if another one was put in its
-// place.
+// inode returns the number of a file. It changes when the file is replaced.
 func inode(info fs.FileInfo) uint64 {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		return uint64(stat.Ino)

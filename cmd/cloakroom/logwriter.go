@@ -7,29 +7,29 @@ import (
 	"time"
 )
 
-// logBuffer is how many octets of log lines wait for a reader that is slow.
+// logBuffer is the maximum number of bytes that wait for a slow reader.
 const logBuffer = 4 << 20
 
-// logWriter writes log lines to another writer without making the caller wait
-// for it: a request must not hang because nobody reads the log. What does not fit
-// into the buffer is dropped and counted. Lines stay in order. Use newLogger.
+// logWriter writes log lines to another writer in the background: a request
+// must not hang because the log is not read. Lines that do not fit into the
+// buffer are dropped and counted. Lines stay in order. Use newLogger.
 type logWriter struct {
 	to      io.Writer
 	log     *slog.Logger  // writes here
-	direct  *slog.Logger  // writes to that other writer; for run alone
-	written chan struct{} // closed when the writing goroutine has ended
+	direct  *slog.Logger  // writes to that other writer; only run uses it
+	written chan struct{} // closed when run has returned
 
 	mu      sync.Mutex
-	wake    *sync.Cond // when there is something to write, or closed is set
+	wake    *sync.Cond // when buf is not empty, or closed is set
 	buf     []byte
-	spare   []byte // the buffer that was written before
+	spare   []byte // the previous buffer, for reuse
 	dropped int
-	closed  bool // what is in the buffer is the last
-	ended   bool // nothing is written any more
+	closed  bool // no lines are expected after those in buf
+	ended   bool // run has returned
 }
 
-// newLogger returns a logger whose lines a handler formats and a logWriter writes
-// to another writer. Call stop at the end.
+// newLogger returns a logger that writes to a writer through a logWriter.
+// handler returns the handler that formats the lines. Call stop at the end.
 func newLogger(to io.Writer, handler func(io.Writer) slog.Handler) (log *slog.Logger, stop func()) {
 	w := &logWriter{to: to, written: make(chan struct{})}
 	w.wake = sync.NewCond(&w.mu)
@@ -38,7 +38,7 @@ func newLogger(to io.Writer, handler func(io.Writer) slog.Handler) (log *slog.Lo
 	return w.log, w.close
 }
 
-// Write takes a line. It never fails and never waits.
+// Write buffers a line, or drops it. It never blocks and returns no error.
 func (w *logWriter) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -66,10 +66,10 @@ func (w *logWriter) run() {
 		lines, dropped := w.buf, w.dropped
 		w.buf, w.dropped = w.spare[:0], 0
 		w.mu.Unlock()
-		// An error, such as that of a closed pipe, is nothing that could be logged.
+		// An error, such as that of a closed pipe, cannot be logged.
 		w.to.Write(lines)
 		if dropped > 0 {
-			w.direct.Warn("log lines dropped", "count", dropped) // in the buffer it could be dropped itself
+			w.direct.Warn("log lines dropped", "count", dropped) // through the buffer it could be dropped
 		}
 		w.mu.Lock()
 		w.spare = lines
@@ -77,7 +77,7 @@ func (w *logWriter) run() {
 	}
 }
 
-// close writes what is left, and waits for that at most a second.
+// close waits until the buffer is written, at most a second.
 func (w *logWriter) close() {
 	w.mu.Lock()
 	w.closed = true

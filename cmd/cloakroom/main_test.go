@@ -369,8 +369,9 @@ func TestShutdownEndsStreamsAndWaitsForOtherRequests(t *testing.T) {
 	p := start(t, map[string]string{
 		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": "127.0.0.1:0", "SERVER_PUBLIC_URL": app,
 		"SERVER_SHUTDOWN_GRACE": "10m",
-		"OIDC_ISSUER":           provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
-		"ROUTES": "[{path: /public/, upstream: " + echo.URL + ", token: none, csrf: fetch-metadata}]",
+		"OIDC_ISSUER":           provider.Issuer, "OIDC_CLIENT_ID": "spa",
+		"OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"ROUTES":             "[{path: /public/, upstream: " + echo.URL + ", token: none, csrf: fetch-metadata}]",
 	}, "serve")
 	p.waitFor(p.stderr, `"msg":"listening"`)
 	b := bfftest.NewBrowser(t, app)
@@ -415,7 +416,7 @@ func TestSIGHUPReloadsTheConfiguration(t *testing.T) {
 	wantStatus(t, b, "/api/x", 200)
 	write("routes: [{path: /api/, token: maybe}]\nstore: {url: 'redis://localhost'}\nnonsense: 1\n")
 	p.waitFor(p.stderr,
-		`"configuration not changed: the one before stays in force","mistakes":\[".*nonsense: unknown key"`)
+		`"configuration not applied; the previous one stays in force","mistakes":\[".*nonsense: unknown key"`)
 	write("routes: [{path: /api/, token: maybe}]\nsession: {keys: [" + goodKey + "]}\n" +
 		"store: {url: 'redis://localhost'}\n")
 	p.waitFor(p.stderr, `"mistakes":\["routes\[0\].token: .*"store: a change needs a restart"\]`)

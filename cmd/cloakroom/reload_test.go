@@ -63,7 +63,8 @@ func (r *reloadable) route(path string) string {
 // command runs a command with the broker's configuration file.
 func (r *reloadable) command(args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
-	err = run(r.t.Context(), append(args, "--config", r.file()), func(string) string { return "" }, strings.NewReader(""), &out, &errs)
+	err = run(r.t.Context(), append(args, "--config", r.file()), func(string) string { return "" },
+		strings.NewReader(""), &out, &errs)
 	return out.String(), errs.String(), err
 }
 
@@ -86,17 +87,18 @@ func TestReloadCommandAppliesOrNamesTheMistakes(t *testing.T) {
 		text string
 		want []string
 	}{
-		"not YAML":        {"server: {", []string{"cloakroom.yaml"}},
-		"two mistakes":    {r.base + "nonsense: 1\nroutes: [{path: /api/, token: maybe}]\n", []string{"nonsense: unknown key", "routes[0].token"}},
-		"needs a restart": {strings.Replace(r.base, "server: {", "store: {url: 'redis://localhost'}\nserver: {", 1), []string{"store: a change needs a restart"}},
-		"an unknown issuer": {
-			strings.Replace(r.base, "/op\"", "/nothing\"", 1), []string{"oidc.issuer", "404"},
-		},
-		"a missing secret": {strings.Replace(r.base, "/secret", "/nothing", 1), []string{"oidc.client_secret_file"}},
+		"not YAML": {"server: {", []string{"cloakroom.yaml"}},
+		"two mistakes": {r.base + "nonsense: 1\nroutes: [{path: /api/, token: maybe}]\n",
+			[]string{"nonsense: unknown key", "routes[0].token"}},
+		"needs a restart": {strings.Replace(r.base, "server: {", "store: {url: 'redis://localhost'}\nserver: {",
+			1), []string{"store: a change needs a restart"}},
+		"an unknown issuer": {strings.Replace(r.base, "/op\"", "/nothing\"", 1), []string{"oidc.issuer", "404"}},
+		"a missing secret":  {strings.Replace(r.base, "/secret", "/nothing", 1), []string{"oidc.client_secret_file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r.write("cloakroom.yaml", test.text)
-			// The file of the commands has mistakes too, so they need the address.
+			// The file of the commands has mistakes too, so they need the
+			// address.
 			var out, errs bytes.Buffer
 			env := func(key string) string {
 				if key == "CLOAKROOM_SERVER_ADMIN_LISTEN" {
@@ -108,7 +110,7 @@ func TestReloadCommandAppliesOrNamesTheMistakes(t *testing.T) {
 			if exitCode(err) != 1 {
 				t.Errorf("got exit code %d, want 1: %v", exitCode(err), err)
 			}
-			for _, want := range append(test.want, "configuration not changed") {
+			for _, want := range append(test.want, "configuration not applied") {
 				if !strings.Contains(errs.String(), want) {
 					t.Errorf("the output lacks %q:\n%s", want, errs.String())
 				}
@@ -123,7 +125,8 @@ func TestReloadCommandAppliesOrNamesTheMistakes(t *testing.T) {
 func TestReloadResponseNamesTheKeys(t *testing.T) {
 	t.Parallel()
 	r := startReloadable(t)
-	r.write("cloakroom.yaml", strings.Replace(r.base, "oidc: {", "store: {url: 'redis://localhost'}\nsession: {keys: ["+goodKey+"]}\noidc: {scopes: [''], ", 1))
+	r.write("cloakroom.yaml", strings.Replace(r.base, "oidc: {",
+		"store: {url: 'redis://localhost'}\nsession: {keys: ["+goodKey+"]}\noidc: {scopes: [''], ", 1))
 	resp, err := http.Post("http://"+r.admin+"/admin/reload", "", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +170,7 @@ func TestChangedFilesAreApplied(t *testing.T) {
 	}
 	r.waitFor(r.stderr, `"in_force":\{.*"path":"/b/"`)
 	r.write("cloakroom.yaml", "server: {")
-	r.waitFor(r.stderr, `"configuration not changed`)
+	r.waitFor(r.stderr, `"configuration not applied`)
 	if got := r.status("/b/x"); got != 200 {
 		t.Errorf("after a broken file: got %d", got)
 	}

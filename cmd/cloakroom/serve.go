@@ -19,16 +19,18 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the broker",
-		Long: `Run the broker. It applies a changed configuration: when its files change, on
-SIGHUP, and on cloakroom reload. If the new one has mistakes, it logs them and
-keeps the one in force. Changes of the listeners and of the store need a restart.
+		Long: `Run the broker. It applies a new configuration when one of its files changes, on
+SIGHUP, and on "cloakroom reload". If the new configuration has mistakes, it logs
+them and keeps the configuration in force. Changes of the listeners and of the
+store need a restart.
 
-On SIGTERM or SIGINT it is not ready any more, closes its listener after
-server.shutdown_delay, and ends when the requests in flight have ended. A second
+On SIGTERM or SIGINT, /readyz fails at once. The listener is closed after
+server.shutdown_delay, and the process ends after the requests in flight. A second
 signal ends it at once.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			signal.Ignore(syscall.SIGPIPE) // a log reader that goes away does not end the broker
-			log, stop := newLogger(c.ErrOrStderr(), func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
+			signal.Ignore(syscall.SIGPIPE) // a log reader that exits must not end the broker
+			log, stop := newLogger(c.ErrOrStderr(),
+				func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
 			defer stop()
 			from := source{
 				load:  func() (*config.Config, error) { return config.Load(file, getenv) },
@@ -41,8 +43,11 @@ signal ends it at once.`,
 			}
 			b, err := newBroker(cfg, nil, log)
 			if err := config.Merge(unread, err); err != nil {
+				for _, warning := range config.StrayVariables(os.Environ()) {
+					err = fmt.Errorf("%w\n%s", err, warning)
+				}
 				if file == "" {
-					return fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
+					err = fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
 				}
 				return err
 			}
@@ -52,7 +57,7 @@ signal ends it at once.`,
 				log.Warn("configuration", "warning", warning)
 			}
 			if cfg.Store.IsInMemory() {
-				log.Warn("store.url is memory: (the default): sessions are lost at restart, and a second replica would not know them; use redis://… in production")
+				log.Warn("sessions are in memory (store.url is memory:); lost at restart, not shared by replicas")
 			}
 			public, err := net.Listen("tcp", cfg.Server.Listen)
 			if err != nil {
@@ -65,6 +70,7 @@ signal ends it at once.`,
 			return b.run(c.Context(), public, hangup)
 		},
 	}
-	c.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` (YAML); every key can also be set by the environment")
+	c.Flags().StringVarP(&file, "config", "c", "",
+		"configuration `FILE` (YAML); environment variables can set every key too")
 	return c
 }

@@ -24,27 +24,29 @@ func verifyCommand() *cobra.Command {
 	var api config.AcceptBearer
 	c := &cobra.Command{
 		Use:   "verify --issuer URL --audience NAME [--scope SCOPE] < TOKEN",
-		Short: "Print an access token and whether an API would accept it",
-		Long: `Print an access token and whether an API would accept it. The token is read from
-standard input and is not sent anywhere: the command only fetches the issuer's
-metadata and keys. It prints header and claims, then each check that package
-bearer and accept_bearer make. The exit status is 1 if an API would refuse it.`,
+		Short: "Check an access token as an API would",
+		Long: `Check an access token as an API would. The token is read from standard input and
+is not sent anywhere: the command only fetches the issuer's metadata and keys. It
+prints header and claims, and the result of each check that package bearer and
+accept_bearer make. The exit status is 1 if an API would refuse the token.`,
 		DisableFlagsInUseLine: true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return verify(c.Context(), api, c.InOrStdin(), c.OutOrStdout(), c.ErrOrStderr())
 		},
 	}
-	c.Flags().StringVar(&api.Issuer, "issuer", "", "`URL` of whoever issues the API's tokens, to the character")
-	c.Flags().StringVar(&api.Audience, "audience", "", "`NAME` of the API, which aud has to hold")
-	c.Flags().StringSliceVar(&api.Scopes, "scope", nil, "`SCOPE` that the token needs; may be given more than once")
-	c.Flags().StringSliceVar(&api.Clients, "client", nil, "`CLIENT_ID` that is accepted; may be given more than once (default any)")
-	c.Flags().StringSliceVar(&api.Algorithms, "algorithm", nil, "`ALG` that is accepted; may be given more than once (default RS256, PS256, ES256, EdDSA, Ed25519)")
-	c.Flags().BoolVar(&api.InsecureAllowAnyType, "insecure-allow-any-type", false, "accept a typ other than at+jwt, as APIs do that have to")
-	c.Flags().StringVar(&api.CAFile, "ca-file", "", "`FILE` with the CAs to trust at the issuer, in PEM")
+	c.Flags().StringVar(&api.Issuer, "issuer", "", "issuer `URL`, exactly as in the tokens")
+	c.Flags().StringVar(&api.Audience, "audience", "", "`NAME` of the API, which aud must contain")
+	c.Flags().StringSliceVar(&api.Scopes, "scope", nil, "required `SCOPE`; can be repeated")
+	c.Flags().StringSliceVar(&api.Clients, "client", nil, "accepted `CLIENT_ID`; can be repeated (default any)")
+	c.Flags().StringSliceVar(&api.Algorithms, "algorithm", nil,
+		"accepted `ALG`; can be repeated (default RS256, PS256, ES256, EdDSA, Ed25519)")
+	c.Flags().BoolVar(&api.InsecureAllowAnyType, "insecure-allow-any-type", false,
+		"accept a typ other than at+jwt, as the key of the same name does")
+	c.Flags().StringVar(&api.CAFile, "ca-file", "", "`FILE` with the CAs that sign the issuer's certificate, in PEM")
 	return c
 }
 
-// maxPasted is the maximum size of a token in bytes.
+// maxPasted is the maximum size of standard input in bytes.
 const maxPasted = 64 << 10
 
 // errRefused: an API would refuse the token.
@@ -77,9 +79,9 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 	case signs["✗"]:
 		err = errRefused
 	case signs["?"]:
-		err = errors.New("whether an API would take this token cannot be told without the issuer's keys")
+		err = errors.New("the result is unknown without the issuer's keys")
 	default:
-		out.WriteString("\nAn API would take this token.\n")
+		out.WriteString("\nAn API would accept this token.\n")
 	}
 	if _, failed := stdout.Write(out.Bytes()); failed != nil {
 		return failed
@@ -90,7 +92,7 @@ func verify(ctx context.Context, api config.AcceptBearer, stdin io.Reader, stdou
 // readToken reads a token, alone or after "Bearer".
 func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
 	if isTerminal(stdin) {
-		fmt.Fprintln(stderr, "Paste the token, and end with Enter and Ctrl-D:")
+		fmt.Fprintln(stderr, "Paste the token, then press Enter and Ctrl-D:")
 	}
 	pasted, err := io.ReadAll(io.LimitReader(stdin, maxPasted+1))
 	if err != nil {
@@ -102,17 +104,17 @@ func readToken(stdin io.Reader, stderr io.Writer) (string, error) {
 	}
 	switch {
 	case len(pasted) > maxPasted:
-		return "", fmt.Errorf("standard input holds more than %d KiB; that is no token", maxPasted>>10)
+		return "", fmt.Errorf("standard input has more than %d KiB, which is not a token", maxPasted>>10)
 	case len(words) == 0:
-		return "", errors.New("standard input is empty; pipe a token in")
+		return "", errors.New("standard input is empty, want an access token")
 	case len(words) > 1:
-		return "", fmt.Errorf("standard input holds %d words; a token is one", len(words))
+		return "", fmt.Errorf("standard input has %d words, want one token", len(words))
 	}
 	return words[0], nil
 }
 
-// verdict returns the result of a check, which is ✓, ✗, or ? if it is unknown, and
-// the reason.
+// verdict returns the result of a check and the reason. The result is ✓, ✗, or
+// ? if it is unknown.
 func verdict(c bearer.Check) (sign, words string) {
 	var invalid *bearer.InvalidTokenError
 	switch {
@@ -138,17 +140,17 @@ func isTerminal(r io.Reader) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
-// printToken writes the header and the claims of a token, which it does not verify.
-// It leaves the signature out, so that its output is not a token.
+// printToken writes the header and the claims of a token without verifying it.
+// It omits the signature, so that its output is not a token.
 func printToken(out *bytes.Buffer, raw string) {
 	parts := strings.Split(raw, ".")
 	switch len(parts) {
 	case 3:
 	case 5:
-		out.WriteString("This is an encrypted token (a JWE): only the API that it is for can read it.\n\n")
+		out.WriteString("This is an encrypted token (JWE). Only its audience can decrypt it.\n\n")
 		parts = parts[:1]
 	default:
-		out.WriteString("This is no JWT. If it is an opaque token, only its issuer knows what is in it (RFC 7662).\n\n")
+		out.WriteString("This is not a JWT. If it is an opaque token, only its issuer can read it (RFC 7662).\n\n")
 		return
 	}
 	for i, title := range []string{"Header", "Claims"}[:min(2, len(parts))] {
@@ -160,8 +162,8 @@ func printToken(out *bytes.Buffer, raw string) {
 	}
 }
 
-// printObject writes the members of an encoded JSON object in their order, one per
-// line.
+// printObject writes the members of a base64url-encoded JSON object, one per
+// line, in their order.
 func printObject(out *bytes.Buffer, encoded string) error {
 	text, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
@@ -184,13 +186,15 @@ func printObject(out *bytes.Buffer, encoded string) error {
 		if err := json.Compact(&compact, value); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "  %-10s %s%s\n", printable(fmt.Sprint(name)), printable(compact.String()), dateOf(name, value))
+		fmt.Fprintf(out, "  %-10s %s%s\n",
+			printable(fmt.Sprint(name)), printable(compact.String()), dateOf(name, value))
 	}
 	_, err = d.Token()
 	return err
 }
 
-// dateOf returns the time of a claim in seconds since 1970; empty for other claims.
+// dateOf returns the time of a claim in seconds since 1970. It returns "" for
+// other claims.
 func dateOf(name any, value json.RawMessage) string {
 	switch name {
 	case "exp", "nbf", "iat", "auth_time", "updated_at":
@@ -204,8 +208,8 @@ func dateOf(name any, value json.RawMessage) string {
 	return time.Unix(int64(seconds), 0).UTC().Format("   2006-01-02 15:04:05 UTC")
 }
 
-// printable replaces control characters, which a terminal would execute, and other
-// characters that are not printable by escapes.
+// printable replaces characters that are not printable with escapes. A terminal
+// could execute control characters.
 func printable(s string) string {
 	var b strings.Builder
 	for _, c := range s {

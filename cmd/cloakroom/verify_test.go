@@ -57,7 +57,7 @@ func TestVerifyReportsWhatIsWrongWithAToken(t *testing.T) {
 		"valid": {good + "\n", 0, []string{
 			"\n  typ  *\"at+jwt\"\n", "\n  sub  *\"alice\"\n",
 			"  exp  *" + now.Add(time.Minute).UTC().Format("2006-01-02 15:04:05 UTC"),
-			"\nAn API would take this token.",
+			"\nAn API would accept this token.",
 		}},
 		"from a header":  {"Bearer " + good, 0, []string{"✓ signature"}},
 		"in white space": {"\n\t " + good + " \r\n", 0, []string{"✓ signature"}},
@@ -80,10 +80,11 @@ func TestVerifyReportsWhatIsWrongWithAToken(t *testing.T) {
 		"an ID token": {sign(map[string]any{"typ": "JWT"}, map[string]any{"aud": "spa", "nonce": "n"}), 1, []string{
 			"✗ typ  *JWT", "✗ aud",
 		}},
-		"unsigned":           {unsigned, 1, []string{"✗ alg", "✗ signature"}},
-		"with other claims":  {withClaims(`{"sub":"root"}`), 1, []string{"✗ signature", `sub  *"root"`, "✗ iss"}},
-		"bound to a key":     {claim("cnf", map[string]any{"jkt": "x"}), 1, []string{"✗ cnf  *bound"}},
-		"with a claim twice": {withClaims(`{"sub":"a","sub":"b"}`), 1, []string{`sub  *"a"`, `sub  *"b"`, "✗ claims"}},
+		"unsigned":          {unsigned, 1, []string{"✗ alg", "✗ signature"}},
+		"with other claims": {withClaims(`{"sub":"root"}`), 1, []string{"✗ signature", `sub  *"root"`, "✗ iss"}},
+		"bound to a key":    {claim("cnf", map[string]any{"jkt": "x"}), 1, []string{"✗ cnf  *bound"}},
+		"with a claim twice": {withClaims(`{"sub":"a","sub":"b"}`), 1,
+			[]string{`sub  *"a"`, `sub  *"b"`, "✗ claims"}},
 		"with escape sequences": {claim("name", "\x1b[2J\u202egnp\u0007\u009b31m\x00é☕"), 0, []string{
 			`name  *"\\u001b[2J\\u202egnp\\u0007\\u009b31m\\u0000é☕"`,
 		}},
@@ -96,7 +97,7 @@ func TestVerifyReportsWhatIsWrongWithAToken(t *testing.T) {
 		}},
 		"not in base64": {"a+b.c/d.e", 1, []string{"Header\n  cannot be read: it is not base64url", "✗ form"}},
 		"opaque": {"2YotnFZFEjr1zCsicMWpAA", 1, []string{
-			"This is no JWT. If it is an opaque token", "✗ form",
+			"This is not a JWT. If it is an opaque token", "✗ form",
 		}},
 		"encrypted": {strings.Repeat(parts[0]+".", 4) + parts[2], 1, []string{
 			"This is an encrypted token", "✗ form",
@@ -137,9 +138,9 @@ func TestVerifyNeedsOneToken(t *testing.T) {
 	for stdin, want := range map[string]string{
 		"":                         "standard input is empty",
 		" \n":                      "standard input is empty",
-		"one two":                  "standard input holds 2 words",
-		"Bearer one two":           "standard input holds 3 words",
-		strings.Repeat("x", 1<<20): "standard input holds more than 64 KiB",
+		"one two":                  "standard input has 2 words",
+		"Bearer one two":           "standard input has 3 words",
+		strings.Repeat("x", 1<<20): "standard input has more than 64 KiB",
 	} {
 		status, stdout, stderr := verified(t, "http://127.0.0.1:1", stdin)
 		wantError(t, fmt.Sprintf("%.20q", stdin), status, stdout, stderr, 1, want)
@@ -191,7 +192,7 @@ func TestVerifyWithoutTheIssuersKeys(t *testing.T) {
 	if strings.Contains(stdout, "✗") {
 		t.Errorf("standard output: got\n%s\nwant no ✗", stdout)
 	}
-	if want := "cannot be told without the issuer's keys"; !strings.Contains(stderr, want) {
+	if want := "the result is unknown without the issuer's keys"; !strings.Contains(stderr, want) {
 		t.Errorf("standard error: got\n%s\nwant %q in it", stderr, want)
 	}
 }
@@ -242,7 +243,7 @@ func TestDemoToken(t *testing.T) {
 	}
 
 	status, out, errs := demoToken("--user", "eve")
-	wantError(t, "unknown user", status, out, errs, 1, `no token for "eve": there is no such user`)
+	wantError(t, "unknown user", status, out, errs, 1, `a token for "eve": there is no such user`)
 	listen = "nonsense"
 	status, out, errs = demoToken()
 	wantError(t, "invalid address", status, out, errs, 2, "--listen")
@@ -255,7 +256,7 @@ func TestDemoToken(t *testing.T) {
 		other := httptest.NewServer(h)
 		listen = other.Listener.Addr().String()
 		status, out, errs := demoToken()
-		wantError(t, name, status, out, errs, 1, "no demo answers at http://localhost:")
+		wantError(t, name, status, out, errs, 1, "no demo is running at http://localhost:")
 		other.Close()
 	}
 	status, out, errs = demoToken()

@@ -13,8 +13,9 @@ import (
 const filesInterval = 2 * time.Second
 
 // watchFiles reloads the configuration when one of its files has changed, until
-// ctx ends. It follows symbolic links, as those of a mounted ConfigMap. Files that
-// are being written are left alone until they have been the same for an interval.
+// ctx ends. It follows symbolic links, such as those of a mounted ConfigMap. It
+// waits until the files have not changed for an interval, because they may be
+// being written.
 func (b *broker) watchFiles(ctx context.Context) {
 	seen := b.source.states()
 	tick := time.NewTicker(filesInterval)
@@ -34,7 +35,8 @@ func (b *broker) watchFiles(ctx context.Context) {
 	}
 }
 
-// fileState tells two contents of a file apart without reading them.
+// fileState changes with the content of a file. It is obtained without reading
+// the file.
 type fileState struct {
 	modified time.Time
 	size     int64

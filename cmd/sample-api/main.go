@@ -1,10 +1,13 @@
-// Command sample-api is the API of the demonstration as a program of its own, for docker-compose.yml.
+// Command sample-api is the API of the demo as a separate program, for
+// docker-compose.yml.
 //
 //	sample-api --issuer URL --audience NAME [--listen ADDRESS]
 //
-// Each flag can also be set by the environment: SAMPLE_API_LISTEN, SAMPLE_API_ISSUER, SAMPLE_API_AUDIENCE. It ends on SIGINT and SIGTERM,
-// when what is under way has finished, or after ten seconds. Logs go to standard error. The exit status is 0, 1 for a failure, or 2 for
-// a mistake in the command line or the environment.
+// Environment variables can set the flags too: SAMPLE_API_LISTEN,
+// SAMPLE_API_ISSUER, SAMPLE_API_AUDIENCE. The program ends on SIGINT and
+// SIGTERM, after the requests in flight or ten seconds. Logs go to standard
+// error. The exit status is 0, 1 for a failure, or 2 for a mistake in the
+// command line or the environment.
 package main
 
 import (
@@ -47,13 +50,14 @@ func (e usageError) Unwrap() error { return e.error }
 
 const grace = 10 * time.Second
 
-// run serves until ctx ends and what was under way then has finished.
+// run serves until ctx ends and the requests in flight have finished.
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("sample-api", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // main prints the error
-	listen := flags.String("listen", cmp.Or(getenv("SAMPLE_API_LISTEN"), "127.0.0.1:8081"), "`address` to listen at")
-	issuer := flags.String("issuer", getenv("SAMPLE_API_ISSUER"), "`URL` of the issuer of access tokens, as it writes itself")
-	audience := flags.String("audience", getenv("SAMPLE_API_AUDIENCE"), "`name` of this API in aud")
+	listen := flags.String("listen", cmp.Or(getenv("SAMPLE_API_LISTEN"), "127.0.0.1:8081"), "`address` to listen on")
+	issuer := flags.String("issuer", getenv("SAMPLE_API_ISSUER"),
+		"issuer `URL` of access tokens, exactly as in the tokens")
+	audience := flags.String("audience", getenv("SAMPLE_API_AUDIENCE"), "`name` of this API, which aud must contain")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		flags.SetOutput(stderr)

@@ -13,7 +13,8 @@ import (
 )
 
 // start runs the program and returns its URL, what ends it, and its end.
-func start(t *testing.T, args []string, env map[string]string) (url string, stop context.CancelFunc, ended <-chan error) {
+func start(t *testing.T, args []string, env map[string]string) (url string, stop context.CancelFunc,
+	ended <-chan error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
@@ -60,12 +61,16 @@ func TestItServesUntilItIsTold(t *testing.T) {
 		env  map[string]string
 	}{
 		{"by flags", []string{"--listen", "127.0.0.1:0", "--issuer", "https://id.example", "--audience", "api"}, nil},
-		{"by the environment", nil, map[string]string{"SAMPLE_API_LISTEN": "127.0.0.1:0", "SAMPLE_API_ISSUER": "https://id.example", "SAMPLE_API_AUDIENCE": "api"}},
-		{"flags before the environment", []string{"--listen=127.0.0.1:0", "--issuer=https://id.example"}, map[string]string{"SAMPLE_API_LISTEN": "nowhere", "SAMPLE_API_ISSUER": "x", "SAMPLE_API_AUDIENCE": "api"}},
+		{"by the environment", nil, map[string]string{"SAMPLE_API_LISTEN": "127.0.0.1:0",
+			"SAMPLE_API_ISSUER": "https://id.example", "SAMPLE_API_AUDIENCE": "api"}},
+		{"flags before the environment", []string{"--listen=127.0.0.1:0", "--issuer=https://id.example"},
+			map[string]string{"SAMPLE_API_LISTEN": "nowhere", "SAMPLE_API_ISSUER": "x",
+				"SAMPLE_API_AUDIENCE": "api"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			url, stop, ended := start(t, test.args, test.env)
-			if status, body := get(t, url+"/public/time"); status != 200 || !strings.Contains(body, `"authorization_seen":false`) {
+			if status, body := get(t, url+"/public/time"); status != 200 ||
+				!strings.Contains(body, `"authorization_seen":false`) {
 				t.Errorf("GET /public/time: got %d %s", status, body)
 			}
 			if status, _ := get(t, url+"/api/me"); status != 401 {
@@ -91,7 +96,8 @@ func TestAMistakeIsReportedBeforeItListens(t *testing.T) {
 		usage bool
 	}{
 		{"nothing set", nil, []string{"Issuer: missing", "Audience: missing"}, true},
-		{"an issuer without TLS", []string{"--issuer", "http://id.example", "--audience", "api"}, []string{"http://id.example"}, true},
+		{"an issuer without TLS", []string{"--issuer", "http://id.example", "--audience", "api"},
+			[]string{"http://id.example"}, true},
 		{"an unknown flag", []string{"--port", "80"}, []string{"port"}, true},
 		{"an argument", append(good, "serve"), []string{"serve"}, true},
 		{"an address that is none", append(good, "--listen", "nowhere"), []string{"nowhere"}, false},
@@ -117,7 +123,8 @@ func TestAMistakeIsReportedBeforeItListens(t *testing.T) {
 
 func TestHelpIsNoFailure(t *testing.T) {
 	var stderr bytes.Buffer
-	if err := run(t.Context(), []string{"--help"}, func(string) string { return "" }, &stderr); err != nil || !strings.Contains(stderr.String(), "-audience") {
+	if err := run(t.Context(), []string{"--help"}, func(string) string { return "" }, &stderr); err != nil ||
+		!strings.Contains(stderr.String(), "-audience") {
 		t.Errorf("got %v and\n%s", err, stderr.String())
 	}
 }

@@ -2,7 +2,6 @@ package config
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -122,7 +121,7 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		if n.Kind == yaml.ScalarNode && !isSecret(v) {
 			value = n.Value
 		}
-		l.fail(n, cmp.Or(key, "the file"), value, format, args...)
+		l.fail(n, key, value, format, args...)
 	}
 	switch {
 	case v.Kind() == reflect.Pointer: // to a struct that may be left out
