@@ -76,8 +76,8 @@ type Cookie struct {
 // name that the browser knows follows from the App.
 const cookieSealName = "session"
 
-// NewCookie returns the cookie that ring seals. Its value has no maximum age:
-// the record says when the session ends. So a replica with a shorter
+// NewCookie returns the cookie that ring seals. Read accepts a value of any
+// age: the record says when the session ends. So a replica with a shorter
 // MaxLifetime does not end sessions of others.
 func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 	if cfg.SameSite == 0 {

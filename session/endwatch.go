@@ -48,10 +48,9 @@ type endWatcher struct {
 	previous, next *endWatcher // in the list of those that are not registered
 }
 
-// OnEnd registers a function that is called when s ends, for whatever reason
-// and on whichever replica: within a second, unless stop is called before. It
-// is for streams and other long work for a session. The function must not
-// block.
+// OnEnd registers a function that is called within a second after s has ended,
+// for any reason and on any replica, unless stop was called before. It is for
+// streams and other long work for a session. The function must not block.
 func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
 	w := &endWatcher{session: s, ended: ended, since: time.Now()}
 	m.ends.add(w)

@@ -34,8 +34,9 @@ const (
 	// ReasonFrontchannel: the provider loaded the logout endpoint in the user's
 	// browser (OpenID Connect Front-Channel Logout 1.0).
 	ReasonFrontchannel Reason = "frontchannel"
-	// ReasonIdle: the user was not active for Config.IdleTimeout. This is also
-	// the reason of a session that the store lost.
+	// ReasonIdle: the user was not active for Config.IdleTimeout. A session
+	// that the store has lost cannot be told from that, and has this reason
+	// too.
 	ReasonIdle Reason = "idle"
 	// ReasonLifetime: the session reached its absolute end, as set by
 	// Config.MaxLifetime, the provider or the expiry of its refresh token.

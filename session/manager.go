@@ -29,21 +29,21 @@ type Config struct {
 	IdleTimeout time.Duration
 	// MaxLifetime is the absolute lifetime of a session. Zero means 12 hours.
 	MaxLifetime time.Duration
-	// RefreshAhead is the time before their expiry at which tokens are
-	// refreshed in the background, at most half their lifetime. Zero means a
-	// minute.
+	// RefreshAhead is how long before its expiry an access token is refreshed
+	// in the background, but not before half of its lifetime is over. Zero
+	// means a minute.
 	RefreshAhead time.Duration
-	// CacheMaxAge is the maximum age of a cached session even if no
-	// invalidation arrives (see Manager.Run). Zero means 5 seconds.
+	// CacheMaxAge is the maximum age of a cached session that the store has
+	// announced no change of (see Manager.Run). Zero means 5 seconds.
 	CacheMaxAge time.Duration
 	// MaxPerUser is how many sessions a user may have. A login beyond it ends
 	// the oldest. Zero means any number.
 	MaxPerUser int
 
-	// Refresh obtains an access token for a target, usually with the session's
-	// refresh token. It is required. The target is empty, or what Manager.Fresh
-	// was called with. Its context does not end with the request that caused
-	// it. Its error wraps
+	// Refresh obtains an access token for a target (see Tokens.Others), usually
+	// with the session's refresh token. It is required. The empty target is
+	// that of Tokens.Access. ctx does not end with the request that caused the
+	// refresh. The error wraps
 	//
 	//   - ErrRefused if the provider says that the grant is over,
 	//   - ErrUserRequired if the provider requires the user to sign in again,
@@ -55,13 +55,15 @@ type Config struct {
 	// refresh token, the old one has been rotated: the new one is stored.
 	Refresh func(ctx context.Context, s *Session, target string) (RefreshResult, error)
 	// Ready waits until a request can be sent to the provider, at most for
-	// wait. id is the ID of the session. The epoch changes when the provider
-	// has recovered: a refresh that failed in an earlier epoch is retried
-	// immediately. The error wraps a *RefreshError. Nil means that requests can
-	// always be sent.
+	// wait. id is the ID of the session. Nil means that requests can always be
+	// sent. The error wraps a *RefreshError.
+	//
+	// The epoch is a number that changes when the provider has recovered. A
+	// refresh that failed in another epoch does not wait for its backoff.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
-	// Revoke revokes tokens that were obtained for a session which ended
-	// meanwhile. Nil means that they are dropped.
+	// Revoke revokes tokens that a refresh obtained for a session which had
+	// ended by then. Manager.End does not call it. Nil means that such tokens
+	// are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
@@ -70,9 +72,9 @@ type Config struct {
 	// unknown. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
-	// Observe is called with each event, in the context of the request that
-	// caused it or noticed it. It must not block. Nil
-	// means that events are dropped.
+	// Observe is called with each event. If a request caused or noticed it, ctx
+	// is that of the request. It must not block. Nil means that events are
+	// dropped.
 	Observe func(ctx context.Context, e Event)
 
 	Logger *slog.Logger // nil means slog.Default()
@@ -188,10 +190,10 @@ type New struct {
 	// Replaces are the tickets of sessions that this one replaces. They are
 	// ended. Zero tickets are ignored.
 	Replaces []Ticket
-	// Replaced is called with each session that was ended so. Its tokens have
-	// to be revoked, unless they are kept in Tokens.Superseded of the new
-	// session, because it is the same user's. It must not block. Nil means
-	// that it is not called.
+	// Replaced is called with each session that was ended so. It must not
+	// block. Nil means that it is not called. kept reports that the session was
+	// the same user's: its refresh token is now in Tokens.Superseded of the new
+	// one. Otherwise its tokens have to be revoked now.
 	Replaced func(old *Session, kept bool)
 }
 
@@ -384,7 +386,7 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// End ends a session. If the error wraps ErrStore, the session still exists,
+// End ends a session. If the error wraps ErrStore, the session may still exist,
 // and its cookie must be kept. It is not an error if the session has ended
 // before.
 func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {

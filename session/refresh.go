@@ -62,11 +62,10 @@ const (
 	minRenewInterval = 10 * time.Second
 )
 
-// Fresh returns s with an access token for a target that can be used now. The
-// empty target is that of Tokens.Access; see Tokens.Others for the rest. While
-// the token is good Fresh does not wait: a token that is about to expire is
-// refreshed in the background. An expired one is refreshed first, once for all
-// callers.
+// Fresh returns s with an access token for a target (see Tokens.Others) that
+// can be used now. The empty target is that of Tokens.Access. While the token
+// is good Fresh does not wait: a token that is about to expire is refreshed in
+// the background. An expired one is refreshed first, once for all callers.
 //
 // The error is ErrNone, ErrEnded or the context's, wraps ErrStore or
 // ErrUserRequired, or is a *RefreshError.

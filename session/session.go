@@ -13,13 +13,15 @@
 //   - With each request, [Cookie.Read] returns the ticket, and [Manager.Find]
 //     the session. [Manager.Fresh] returns it with an access token that can be
 //     used. [Manager.Touch] records activity.
-//   - [Manager.End] ends a session. [Manager.EndAll] ends those that the
-//     provider or an operator ends.
+//   - [Manager.End] ends a session. [Manager.EndAll] ends those of a user, or
+//     of a session at the provider.
 //   - [Manager.Run] follows what other replicas do.
-//   - Config.Observe receives an [Event] for each start, refresh and end.
+//   - Config.Observe receives an [Event] for each start, refresh and end that a
+//     replica notices.
 //
 // Any number of replicas share a store. Per session at most one refresh is in
-// progress at a time, and an end takes effect on all replicas within 100 ms.
+// progress at a time. All replicas reject requests of an ended session within
+// 100 ms; open streams learn of the end within a second (see [Manager.OnEnd]).
 package session
 
 import (
@@ -70,17 +72,18 @@ type Tokens struct {
 	RefreshExpiry time.Time
 
 	// Superseded are the refresh tokens of sessions of the same user that this
-	// one replaced, the oldest first. They have to be revoked when this one
-	// ends, not before: a provider may revoke all grants of a user to a client
-	// at once.
+	// one replaced, the oldest first. The caller of Manager.End has to revoke
+	// them with Refresh, not before: a provider may revoke all grants of a user
+	// to a client at once.
 	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
 	// of P-256 in base64url. Empty means bearer tokens.
 	Key Secret
-	// Others are access tokens for other targets: target → a Tokens with
-	// Access, Scope, Issued and Expiry only. Config.Refresh defines what a
-	// target is.
+	// Others are access tokens for other targets than Access is for: target → a
+	// Tokens with Access, Scope, Issued and Expiry only. A target is a name
+	// that the caller of Manager.Fresh and Config.Refresh agree on, for example
+	// of an API. It means nothing to this package.
 	Others map[string]Tokens
 }
 
@@ -108,8 +111,8 @@ func (t *Tokens) Authorization() string {
 // and must not modify it.
 type Session struct {
 	// ID names the session in the store, and for its user, operators and logs.
-	// It is a hash of the id in the ticket: it opens nothing, and reveals
-	// nothing of the id.
+	// It is a hash of the secret id in the ticket: it opens nothing, and the
+	// secret cannot be found from it.
 	ID      string
 	Issuer  string          // iss of the ID token
 	Subject string          // sub of the ID token
@@ -122,8 +125,8 @@ type Session struct {
 	// but never beyond Config.MaxLifetime after CreatedAt, or the end that the
 	// provider set.
 	ExpiresAt time.Time
-	// IdleExpiresAt is the idle timeout. It moves with Manager.Touch, but never
-	// beyond ExpiresAt.
+	// IdleExpiresAt is when the session ends without another Manager.Touch. It
+	// is never after ExpiresAt.
 	IdleExpiresAt time.Time
 
 	limit      time.Time                  // ExpiresAt as it would be without RefreshExpiry

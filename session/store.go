@@ -7,8 +7,8 @@ import (
 )
 
 // Store keeps sessions where all replicas find them. A Store is safe for
-// concurrent use. Package tokenstore has two of them, and the conformance suite
-// in tokenstore/storetest tests everything that is said here.
+// concurrent use. Package tokenstore has three of them, and the conformance
+// suite in tokenstore/storetest tests everything that is said here.
 //
 // Every method is atomic, and sees all writes that ended before it began. A
 // record, lease or member whose time to live is over does not exist. Times to
@@ -32,12 +32,14 @@ type Records interface {
 	// false if there is none.
 	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
 	// Create writes a record under a key that has none. If the key has a record
-	// with another value, it writes nothing and returns false.
+	// with another value, it writes nothing and returns false. If it has the
+	// same value, it may be that of a repeated call: created is true.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
 	// Replace writes value in the place of old, and leaves the time to live as
-	// it is. If there is no record, or it holds neither old nor value, it
-	// writes nothing and returns false: a late writer neither revives nor
-	// overwrites a record.
+	// it is. If there is no record, or it has neither old nor value, it writes
+	// nothing and returns false: a late writer neither revives nor overwrites a
+	// record. A record that has value already may be that of a repeated call:
+	// replaced is true.
 	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
 	// Touch sets the time to live of a record, counted from now. It returns
 	// false if there is none.

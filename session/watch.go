@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// Run follows the writes of other replicas until ctx is done. The cache, OnEnd
-// and a short wait for the refresh of another replica depend on it: without it
-// every Find reads the store, and no function of OnEnd is called. When Run
-// returns, all functions that OnEnd registered have been called, because
-// nothing would call them any more.
+// Run follows the writes of other replicas until ctx is done. Without it every
+// Find reads the store, no function of OnEnd is called, and a refresh by
+// another replica is noticed late. Before Run returns it calls all functions of
+// OnEnd, because nothing would call them later.
 func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { m.cfg.Store.Watch(ctx, m.onChange, m.onValid) }) // until ctx is done, as the others
@@ -52,9 +51,9 @@ func (m *Manager) onValid(until time.Time) {
 	}
 }
 
-// CacheValid reports whether the cache can be used: changes by other replicas
-// are announced to this one. Otherwise Find reads the store, and OnEnd takes
-// longer.
+// CacheValid reports whether the store announces changes by other replicas to
+// this one. Otherwise Find always reads the store, and OnEnd reads the store
+// once a second.
 func (m *Manager) CacheValid() bool { return m.cache.valid(time.Now()) }
 
 // notifier wakes refreshes that wait for another replica.

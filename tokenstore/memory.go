@@ -1,5 +1,6 @@
 // Package tokenstore implements session.Store: [Redis] for any number of
-// replicas, and [Memory] for a single one.
+// replicas, [File] for a single one on a disk, and [Memory] for tests and
+// demonstrations.
 //
 //	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: "redis://localhost:6379/0"})
 //
