@@ -371,10 +371,9 @@ func TestClientTokenOnlyNeedsNoAuthorizationEndpoint(t *testing.T) {
 				t.Errorf("the log does not name the cause: %s", a.logs)
 			}
 			if name == "neither" {
-				wantRefused(t, "a logout token",
-					a.sendLogoutToken(url.Values{
-						"logout_token": {a.logoutToken("alice", "", devidp.Hooks{})},
-					}), "provider_unavailable")
+				token := a.logoutToken("alice", "", devidp.Hooks{})
+				resp := a.sendLogoutToken(url.Values{"logout_token": {token}})
+				wantRefused(t, "a logout token", resp, "provider_unavailable")
 			}
 		})
 	}

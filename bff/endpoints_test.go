@@ -61,9 +61,8 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 				wantProblem(t, a.browser().Navigate(path, "Sec-Fetch-Dest", dest), 401, "navigation_only")
 			}
 			if dest != "iframe" { // a silent login may end there
-				wantProblem(t,
-					a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest),
-					401, "navigation_only")
+				resp := a.browser().Navigate("/bff/callback?state=x&code=y", "Sec-Fetch-Dest", dest)
+				wantProblem(t, resp, 401, "navigation_only")
 			}
 		}
 	})
@@ -72,13 +71,12 @@ func TestSecFetchModeNavigateProvesANavigation(t *testing.T) {
 			"cors", "no-cors", "same-origin", "websocket", "nested-navigate", "navigate, cors",
 		} {
 			for _, dest := range []string{"empty", "document", ""} {
-				wantProblem(t,
-					a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", mode,
-						"Sec-Fetch-Dest", dest), 401, "navigation_only")
+				resp := a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", mode, "Sec-Fetch-Dest", dest)
+				wantProblem(t, resp, 401, "navigation_only")
 			}
 		}
-		wantProblem(t,
-			a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "empty"), 401, "navigation_only")
+		resp := a.browser().Navigate("/bff/login", "Sec-Fetch-Mode", "", "Sec-Fetch-Dest", "empty")
+		wantProblem(t, resp, 401, "navigation_only")
 	})
 }
 

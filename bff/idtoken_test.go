@@ -306,10 +306,8 @@ func TestURLsInTokensAreNotFetched(t *testing.T) {
 		wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 		a.provider.Behave()
 		b := a.signedIn()
-		wantRefused(t, name,
-			a.sendLogoutToken(url.Values{
-				"logout_token": {a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})},
-			}), "bad_logout_token")
+		token := a.logoutToken("alice", "", devidp.Hooks{SignLogoutToken: forge})
+		wantRefused(t, name, a.sendLogoutToken(url.Values{"logout_token": {token}}), "bad_logout_token")
 		a.wantSession(b, "alice")
 	}
 	a.recordCalls(devidp.Hooks{EditIDToken: func(header, claims map[string]any) {
@@ -337,9 +335,7 @@ func TestExpAsStringIsRejected(t *testing.T) {
 	a.recordCalls(devidp.Hooks{EditIDToken: quoted})
 	wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")
 	a.provider.Behave()
-	wantRefused(t, "a logout token",
-		a.sendLogoutToken(url.Values{
-			"logout_token": {a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})},
-		}), "bad_logout_token")
+	token := a.logoutToken("alice", "", devidp.Hooks{EditLogoutToken: quoted})
+	wantRefused(t, "a logout token", a.sendLogoutToken(url.Values{"logout_token": {token}}), "bad_logout_token")
 	a.wantSession(b, "alice")
 }

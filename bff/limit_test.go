@@ -21,8 +21,11 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 				t.Errorf("beyond the burst: wait %v, want 250ms", wait)
 			}
 		}
-		if l.check("b") != 0 || l.take("b") != 0 {
-			t.Error("another key must wait")
+		if wait := l.check("b"); wait != 0 {
+			t.Errorf("check of another key: wait %v, want none", wait)
+		}
+		if wait := l.take("b"); wait != 0 {
+			t.Errorf("take of another key: wait %v, want none", wait)
 		}
 		time.Sleep(250 * time.Millisecond)
 		for range 2 {
@@ -30,8 +33,11 @@ func TestLimiterAllowsABurstAndThenARate(t *testing.T) {
 				t.Error("a check consumes an event")
 			}
 		}
-		if l.take("a") != 0 || l.take("a") == 0 {
-			t.Error("a quarter of a second allows one event")
+		if wait := l.take("a"); wait != 0 {
+			t.Errorf("first event after a quarter of a second: wait %v, want none", wait)
+		}
+		if l.take("a") == 0 {
+			t.Error("second event after a quarter of a second is allowed, want a wait")
 		}
 		time.Sleep(time.Hour)
 		for range 3 {

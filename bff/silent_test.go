@@ -105,18 +105,16 @@ func TestFailedSilentLoginReportsUnauthenticated(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		b.ClearCookies() // a browser that withholds cookies in frames
-		wantSilent(t,
-			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
-				"Sec-Fetch-Site", "cross-site"), "false")
+		callback := resp.Header.Get("Location")
+		wantSilent(t, b.Navigate(callback, "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		a.wantSession(b, "")
 	})
 	t.Run("a provider that does not respond", func(t *testing.T) {
 		b := signedInAtTheProvider()
 		resp := b.Navigate(b.Navigate("/bff/silent-login", inFrame...).Header.Get("Location"))
 		a.provider.Misbehave(t, brokertest.ProviderDown)
-		wantSilent(t,
-			b.Navigate(resp.Header.Get("Location"), "Sec-Fetch-Dest", "iframe",
-				"Sec-Fetch-Site", "cross-site"), "false")
+		callback := resp.Header.Get("Location")
+		wantSilent(t, b.Navigate(callback, "Sec-Fetch-Dest", "iframe", "Sec-Fetch-Site", "cross-site"), "false")
 		a.provider.Behave()
 		a.wantSession(b, "")
 	})
