@@ -15,8 +15,9 @@ func keygenCommand() *cobra.Command {
 		Use:   "keygen",
 		Short: "Print a new key for session.keys",
 		Long: `Print a new key for session.keys: the base64 of 32 random bytes. Keep it secret.
-All replicas need the same keys. To replace a key, put the new one first and keep
-the old one until its sessions have ended.`,
+All replicas need the same keys. To rotate: first add the new key at the end, on
+every replica. Then move it to the front. After session.max_lifetime, remove the
+old key.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), newKey().Reveal())
 			return err

@@ -3,9 +3,9 @@
 // Each caller waits under its own context. The call runs under a context of its
 // own, so that it does not end with the caller that happened to start it: a
 // refresh that spends a refresh token has to be completed even if the browser
-// is gone. Calls of golang.org/x/sync/singleflight run in the context of
-// their first caller, and Do waits for them however short another caller's
-// deadline is.
+// is gone. Calls of golang.org/x/sync/singleflight run in the context of their
+// first caller, and Do waits for them however short another caller's deadline
+// is.
 package flight
 
 import (
@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Call is a call that is in flight or has finished. It is
-// safe for concurrent use.
+// Call is a call that is in flight or has finished. It is safe for concurrent
+// use.
 type Call[T any] struct {
 	done  chan struct{} // closed when value and err are set
 	value T
