@@ -15,10 +15,8 @@ func TestCacheIsBounded(t *testing.T) {
 			for i := range n {
 				id := fmt.Sprint(i)
 				generation, valid := c.beginRead(id)
-				c.put(
-					&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)},
-					generation, valid, time.Now(),
-				)
+				c.put(&Session{ID: id, Claims: make([]byte, size), IdleExpiresAt: time.Now().Add(time.Hour)},
+					generation, valid, time.Now())
 				if size < cacheShardSize && c.get(id, time.Now()) == nil {
 					t.Fatal("get after put: got none")
 				}

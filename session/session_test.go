@@ -451,10 +451,8 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 	for _, log := range []*slog.Logger{
 		slog.New(slog.NewTextHandler(&out, nil)), slog.New(slog.NewJSONHandler(&out, nil)),
 	} {
-		log.Info(
-			"x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access,
-			slog.Group("g", "t", s.Tokens.ID),
-		)
+		log.Info("x", "session", s, "value", *s, "tokens", s.Tokens, "token", s.Tokens.Access,
+			slog.Group("g", "t", s.Tokens.ID))
 	}
 	json.NewEncoder(&out).Encode(s)
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {

@@ -110,15 +110,11 @@ var IDTokenFaults = []Fault{
 		h["alg"], h["jwk"] = "ES256", jose.JSONWebKey{Key: key.Public()}
 		return signWith(key, jose.ES256, h, c)
 	}),
-	signed(
-		"a foreign key that the header holds",
-		func(_ *Provider, h, c map[string]any) (string, error) { return SignWithForeignKey(h, c) },
-	),
+	signed("a foreign key that the header holds",
+		func(_ *Provider, h, c map[string]any) (string, error) { return SignWithForeignKey(h, c) }),
 	signed("no JWT", func(*Provider, map[string]any, map[string]any) (string, error) { return "not.a.jwt", nil }),
-	signed(
-		"claims that are no object",
-		func(p *Provider, h, _ map[string]any) (string, error) { return p.SignPayload(h, []byte(`["sub"]`)) },
-	),
+	signed("claims that are no object",
+		func(p *Provider, h, _ map[string]any) (string, error) { return p.SignPayload(h, []byte(`["sub"]`)) }),
 	signed("a claim that occurs twice", func(p *Provider, h, c map[string]any) (string, error) {
 		return p.SignPayload(h, []byte(strings.Replace(marshal(c), "{", `{"sub":"mallory",`, 1)))
 	}),
@@ -167,18 +163,13 @@ var IDTokenFaults = []Fault{
 			}
 		}
 	}),
-	with(
-		"events of a logout token",
-		"events",
-		map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}},
-	),
+	with("events of a logout token", "events",
+		map[string]any{"http://schemas.openid.net/event/backchannel-logout": map[string]any{}}),
 	idToken("typ of a logout token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "logout+jwt" }),
 	idToken("typ of an access token", func(_ *Provider, h, _ map[string]any) { h["typ"] = "at+jwt" }),
 	idToken("typ of an access token, long", func(_ *Provider, h, _ map[string]any) { h["typ"] = "application/at+jwt" }),
-	idToken(
-		"unknown crit",
-		func(_ *Provider, h, _ map[string]any) { h["crit"], h["exotic"] = []string{"exotic"}, true },
-	),
+	idToken("unknown crit",
+		func(_ *Provider, h, _ map[string]any) { h["crit"], h["exotic"] = []string{"exotic"}, true }),
 }
 
 // IDTokenOddities are ID tokens that are valid, but unusual.
@@ -193,24 +184,16 @@ var IDTokenOddities = []Fault{
 	with("auth_time that is no number, without max_age in the request", "auth_time", "yesterday"),
 	with("groups of several types", "groups", []any{1, nil, "x"}),
 	with("claims that were not requested", "exotic", map[string]any{"deep": []any{1, nil, "x"}}),
-	with(
-		"distributed claims, which are not fetched",
-		"_claim_sources",
-		map[string]any{"src": map[string]any{"endpoint": "http://127.0.0.1:1/claims"}},
-	),
-	claims(
-		"a clock a minute behind",
-		func(c map[string]any) { c["iat"], c["exp"] = ago(time.Minute), ago(time.Minute-5*time.Minute) },
-	),
+	with("distributed claims, which are not fetched", "_claim_sources",
+		map[string]any{"src": map[string]any{"endpoint": "http://127.0.0.1:1/claims"}}),
+	claims("a clock a minute behind",
+		func(c map[string]any) { c["iat"], c["exp"] = ago(time.Minute), ago(time.Minute-5*time.Minute) }),
 	claims("a clock a minute ahead", func(c map[string]any) { c["iat"] = ago(-time.Minute) }),
 	claims("dates with a fraction", func(c map[string]any) { c["iat"] = float64(c["iat"].(int64)) + 0.25 }),
 	idToken("no typ", func(_ *Provider, h, _ map[string]any) { delete(h, "typ") }),
 	idToken("typ in lower case", func(_ *Provider, h, _ map[string]any) { h["typ"] = "jwt" }),
-	tokens(
-		"token_type in upper case",
-		"authorization_code",
-		func(body map[string]any) { body["token_type"] = "BEARER" },
-	),
+	tokens("token_type in upper case", "authorization_code",
+		func(body map[string]any) { body["token_type"] = "BEARER" }),
 	tokens("expires_in in quotes", "authorization_code", func(body map[string]any) { body["expires_in"] = "300" }),
 	tokens("no scope", "authorization_code", func(body map[string]any) { delete(body, "scope") }),
 	tokens("unknown members", "authorization_code", func(body map[string]any) { body["exotic"] = []int{1} }),
@@ -230,11 +213,8 @@ var UnknownKeyID = idToken("unknown kid", func(_ *Provider, h, _ map[string]any)
 // IDTokenReplayed repeats the first ID token that p issued.
 func IDTokenReplayed(p *Provider) Fault {
 	first := p.firstIDToken()
-	return tokens(
-		"an ID token of another login",
-		"authorization_code",
-		func(body map[string]any) { body["id_token"] = first },
-	)
+	return tokens("an ID token of another login", "authorization_code",
+		func(body map[string]any) { body["id_token"] = first })
 }
 
 // tokens edits the successful token responses of one grant type.
@@ -260,18 +240,12 @@ var ShortLived = LivesFor(1)
 var TokenResponseFaults = append([]Fault{
 	tokens("no id_token", "authorization_code", func(body map[string]any) { delete(body, "id_token") }),
 	tokens("no access_token", "authorization_code", func(body map[string]any) { delete(body, "access_token") }),
-	tokens(
-		"access_token that is a number",
-		"authorization_code",
-		func(body map[string]any) { body["access_token"] = 17 },
-	),
+	tokens("access_token that is a number", "authorization_code",
+		func(body map[string]any) { body["access_token"] = 17 }),
 	tokens("token_type MAC", "authorization_code", func(body map[string]any) { body["token_type"] = "MAC" }),
 	tokens("no token_type", "authorization_code", func(body map[string]any) { delete(body, "token_type") }),
-	tokens(
-		"token_type DPoP, which was not agreed on",
-		"authorization_code",
-		func(body map[string]any) { body["token_type"] = "DPoP" },
-	),
+	tokens("token_type DPoP, which was not agreed on", "authorization_code",
+		func(body map[string]any) { body["token_type"] = "DPoP" }),
 	responds("invalid_grant", "authorization_code", 400, `{"error":"invalid_grant"}`),
 }, endpointFaults("authorization_code")...)
 
@@ -285,76 +259,43 @@ func endpointFaults(grantType string) []Fault {
 	} {
 		faults = append(faults, responds(code, grantType, 400, `{"error":"`+code+`"}`))
 	}
-	return append(
-		faults,
+	return append(faults,
 		responds("invalid_client as 401", grantType, 401, `{"error":"invalid_client"}`),
 		responds("use_dpop_nonce", grantType, 400, `{"error":"use_dpop_nonce"}`),
 		responds("408", grantType, 408, ""),
 		responds("429 with Retry-After", grantType, 429, `{"error":"slow_down"}`, "Retry-After", "1"),
 		responds("500", grantType, 500, "oops"),
 		responds("502 in HTML", grantType, 502, "<html>Bad gateway</html>"),
-		responds(
-			"503 with a date",
-			grantType,
-			503,
-			"",
-			"Retry-After",
-			time.Now().Add(time.Second).UTC().Format(http.TimeFormat),
-		),
+		responds("503 with a date", grantType, 503,
+			"", "Retry-After", time.Now().Add(time.Second).UTC().Format(http.TimeFormat)),
 		responds("500 with invalid_grant", grantType, 500, `{"error":"invalid_grant"}`),
 		responds("temporarily_unavailable", grantType, 400, `{"error":"temporarily_unavailable"}`),
 		responds("server_error", grantType, 400, `{"error":"server_error"}`),
 		responds("HTML as 200", grantType, 200, "<html>Log in to the Wi-Fi</html>"),
-		responds(
-			"a member that occurs twice",
-			grantType,
-			200,
-			`{"access_token":"x","token_type":"Bearer","expires_in":60,"token_type":"Bearer"}`,
-		),
-		responds(
-			"a member that occurs in two cases",
-			grantType,
-			200,
-			`{"access_token":"x","Access_Token":"y","token_type":"Bearer","expires_in":60}`,
-		),
-		responds(
-			"a member in another case",
-			grantType,
-			200,
-			`{"ACCESS_TOKEN":"x","token_type":"Bearer","expires_in":60}`,
-		),
+		responds("a member that occurs twice", grantType, 200,
+			`{"access_token":"x","token_type":"Bearer","expires_in":60,"token_type":"Bearer"}`),
+		responds("a member that occurs in two cases", grantType, 200,
+			`{"access_token":"x","Access_Token":"y","token_type":"Bearer","expires_in":60}`),
+		responds("a member in another case", grantType, 200,
+			`{"ACCESS_TOKEN":"x","token_type":"Bearer","expires_in":60}`),
 		responds("two objects", grantType, 200, `{"access_token":"x","token_type":"Bearer","expires_in":60}{}`),
 		responds("truncated JSON", grantType, 200, `{"access_token":"x`),
 		responds("an empty 200", grantType, 200, ""),
 		responds("null", grantType, 200, "null"),
 		intercept("a redirect", grantType, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
-			http.Redirect(
-				w,
-				r,
-				"http://"+r.Host+redirectPath,
-				http.StatusTemporaryRedirect,
-			) // with the body, which has credentials
+			// With 307 a client would repeat the body, which has credentials.
+			http.Redirect(w, r, "http://"+r.Host+redirectPath, http.StatusTemporaryRedirect)
 		}),
-		responds(
-			"two megabytes",
-			grantType,
-			200,
-			`{"access_token":"x","token_type":"Bearer","padding":"`+strings.Repeat("x", 2<<20)+`"}`,
-		),
-		intercept(
-			"a connection that is closed",
-			grantType,
-			func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) },
-		),
-		intercept(
-			"a response that is aborted",
-			grantType,
+		responds("two megabytes", grantType, 200,
+			`{"access_token":"x","token_type":"Bearer","padding":"`+strings.Repeat("x", 2<<20)+`"}`),
+		intercept("a connection that is closed", grantType,
+			func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }),
+		intercept("a response that is aborted", grantType,
 			func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 				w.Header().Set("Content-Length", "100")
 				io.WriteString(w, `{"access`)
 				hangUp(w)
-			},
-		),
+			}),
 	)
 }
 
@@ -407,11 +348,8 @@ var RevocationFaults = []Fault{
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}),
-	interceptPath(
-		"a connection that is closed",
-		"/revoke",
-		func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) },
-	),
+	interceptPath("a connection that is closed", "/revoke",
+		func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { hangUp(w) }),
 }
 
 // ProviderDown closes every connection without a response.
@@ -450,10 +388,8 @@ func twice(name, member string) Fault {
 			recorded := httptest.NewRecorder()
 			next.ServeHTTP(recorded, r)
 			w.Header().Set("Content-Type", "application/json")
-			io.WriteString(
-				w,
-				strings.Replace(recorded.Body.String(), "{", `{"`+member+`":"https://evil.example/token",`, 1),
-			)
+			io.WriteString(w,
+				strings.Replace(recorded.Body.String(), "{", `{"`+member+`":"https://evil.example/token",`, 1))
 		}}
 	}}
 }
@@ -464,26 +400,16 @@ var DiscoveryFaults = []Fault{
 	Discovery("another issuer", func(m map[string]any) { m["issuer"] = "https://evil.example" }),
 	Discovery("issuer with a slash", func(m map[string]any) { m["issuer"] = fmt.Sprint(m["issuer"], "/") }),
 	Discovery("no issuer", func(m map[string]any) { delete(m, "issuer") }),
-	Discovery(
-		"a token endpoint without TLS",
-		func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" },
-	),
-	Discovery(
-		"an authorization endpoint that is a script",
-		func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" },
-	),
-	Discovery(
-		"a logout endpoint without TLS",
-		func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" },
-	),
-	Discovery(
-		"a revocation endpoint without TLS",
-		func(m map[string]any) { m["revocation_endpoint"] = "http://id.example/revoke" },
-	),
-	Discovery(
-		"a userinfo endpoint without TLS",
-		func(m map[string]any) { m["userinfo_endpoint"] = "http://id.example/userinfo" },
-	),
+	Discovery("a token endpoint without TLS",
+		func(m map[string]any) { m["token_endpoint"] = "http://id.example/token" }),
+	Discovery("an authorization endpoint that is a script",
+		func(m map[string]any) { m["authorization_endpoint"] = "javascript:alert(1)" }),
+	Discovery("a logout endpoint without TLS",
+		func(m map[string]any) { m["end_session_endpoint"] = "http://id.example/logout" }),
+	Discovery("a revocation endpoint without TLS",
+		func(m map[string]any) { m["revocation_endpoint"] = "http://id.example/revoke" }),
+	Discovery("a userinfo endpoint without TLS",
+		func(m map[string]any) { m["userinfo_endpoint"] = "http://id.example/userinfo" }),
 	Discovery("keys without TLS", func(m map[string]any) { m["jwks_uri"] = "http://id.example/jwks" }),
 	Discovery("no jwks_uri", func(m map[string]any) { delete(m, "jwks_uri") }),
 	discoveryResponse("500", 500, "oops"),

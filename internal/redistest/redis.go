@@ -385,9 +385,8 @@ func makeCertificates(t testing.TB, dir string) (caFile string) {
 	}
 	from, until := time.Now().Add(-time.Hour), time.Now().Add(24*time.Hour)
 	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(
-			1,
-		), Subject: pkix.Name{CommonName: "Cloakroom test authority"}, NotBefore: from, NotAfter: until,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Cloakroom test CA"},
+		NotBefore: from, NotAfter: until,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
 	server := &x509.Certificate{

@@ -122,11 +122,8 @@ func TestSentinelsPromoteReplica(t *testing.T) {
 			if got, want := master.Do("GETSET", "coat", "red"), "$4\r\nblue"; got != want {
 				t.Errorf("new master: got %q, want %q", got, want)
 			}
-			eventually(
-				t,
-				"the old master is not among the replicas",
-				func() bool { return !slices.Contains(c.Replicas(), old) },
-			)
+			eventually(t, "the old master is not among the replicas",
+				func() bool { return !slices.Contains(c.Replicas(), old) })
 			// The old master returns as a replica.
 			if name == "killed" {
 				old.Start()
