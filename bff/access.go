@@ -179,8 +179,9 @@ func (a *app) sessionForRoute(r *http.Request, route *route) (*session.Session, 
 }
 
 // freshSession returns the request's session with a usable token for the route.
-// A request that fails because the provider does not respond counts as activity:
-// an outage longer than the idle timeout must not sign out who is at work.
+// A request that fails because the provider does not respond counts as
+// activity: an outage longer than the idle timeout must not sign out active
+// users.
 func (a *app) freshSession(r *http.Request, route *route) (*session.Session, error) {
 	current, err := a.findSession(r)
 	if err != nil {

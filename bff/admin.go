@@ -22,8 +22,8 @@ import (
 //   - /readyz has the status 200 while Run serves, and 503 before and from the
 //     begin of the shutdown. It does not depend on the provider, the store and
 //     the upstreams, which all replicas share.
-//   - /readyz?verbose also lists these, one a line, as a check that passes, [+],
-//     or does not, [-].
+//   - /readyz?verbose also lists these, one a line, as a check that passes,
+//     [+], or does not, [-].
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
@@ -71,7 +71,8 @@ func (a *app) describe(ctx context.Context, secure *tls.Config) string {
 			continue
 		}
 		for _, upstream := range route.proxy.Status() {
-			check("upstream "+route.Path+" "+upstream.Address, failedIf(upstream.Failed, "the last requests failed"), "ok")
+			check("upstream "+route.Path+" "+upstream.Address,
+				failedIf(upstream.Failed, "the last requests failed"), "ok")
 		}
 	}
 	certificates := map[string]*tls.Certificate{"oidc.client_cert_file": a.provider.Config().ClientCertificate}
@@ -111,11 +112,11 @@ func served(cfg *tls.Config) *tls.Certificate {
 	return nil
 }
 
-// RequireAdmin returns a handler that calls h for requests of administrators. It
-// is for handlers on the admin listener. With Config.AdminToken a request needs
-// it as its bearer token. Without it a request is accepted on the loopback
-// interface only, and there neither from a page of another origin nor under
-// another host name. Other requests are refused with 401 or 403.
+// RequireAdmin returns a handler that calls h for requests of administrators.
+// It is for handlers on the admin listener. With Config.AdminToken a request
+// needs it as its bearer token. Without it a request is accepted on the
+// loopback interface only, and there neither from a page of another origin nor
+// under another host name. Other requests are refused with 401 or 403.
 func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 	var crossOrigin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -127,7 +128,8 @@ func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 			http.Error(w, "send Authorization: Bearer with server.admin_token", http.StatusUnauthorized)
 		case token == "" && !onLoopback(r):
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "this address is not on the loopback interface: set server.admin_token", http.StatusUnauthorized)
+			http.Error(w, "this address is not on the loopback interface: set server.admin_token",
+				http.StatusUnauthorized)
 		case token == "" && !loopback.IsHost(hostname(r.Host)):
 			http.Error(w, "the host has to be localhost or a loopback address", http.StatusForbidden)
 		case token == "" && crossOrigin.Check(r) != nil:

@@ -24,7 +24,8 @@ func (c *Claims) check() error {
 	var errs []error
 	for name, from := range c.Map {
 		if name == "" || from == "" || oidc.IsProtocolClaim(name) || name == "sub" {
-			errs = append(errs, configerr.New("Claims.Map", name, fmt.Errorf("%q is not a name to map a claim to", name)))
+			err := fmt.Errorf("%q is not a name to map a claim to", name)
+			errs = append(errs, configerr.New("Claims.Map", name, err))
 		}
 	}
 	return errors.Join(errs...)

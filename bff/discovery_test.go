@@ -232,7 +232,8 @@ func TestUnneededMetadataMayBeInvalid(t *testing.T) {
 					}))
 				})
 				waitFor(t, "the problem is logged", func() bool { return len(a.logs.lines(t, discoveryFailed)) > 0 })
-				if text := fmt.Sprint(a.logs.lines(t, discoveryFailed)[0]["err"]); !strings.Contains(text, test.member) {
+				text := fmt.Sprint(a.logs.lines(t, discoveryFailed)[0]["err"])
+				if !strings.Contains(text, test.member) {
 					t.Errorf("the log does not name %s: %s", test.member, text)
 				}
 				wantPage(t, a.browser().Navigate("/bff/login"), 503, "provider_unavailable")

@@ -239,7 +239,8 @@ func (route *route) setToken(fail failFunc) {
 	case route.Token == TokenNone:
 		fail("AcceptBearer", nil, "it has no use with token none")
 	case !route.Require.empty():
-		fail("AcceptBearer", nil, "it excludes require, which is about sessions; set the scopes that a token needs in it")
+		fail("AcceptBearer", nil,
+			"it excludes require, which is about sessions; set the scopes that a token needs in it")
 	}
 }
 
@@ -263,7 +264,8 @@ func (route *route) checkProxying(fail failFunc) {
 		fail("Documents", route.Documents, "%q is not allow; leave it out to sandbox them", route.Documents)
 	}
 	if route.EncodedSlashes != "" && route.EncodedSlashes != EncodedSlashesPass {
-		fail("EncodedSlashes", route.EncodedSlashes, "%q is not pass; leave it out to refuse them", route.EncodedSlashes)
+		fail("EncodedSlashes", route.EncodedSlashes,
+			"%q is not pass; leave it out to refuse them", route.EncodedSlashes)
 	}
 	for _, m := range route.Methods {
 		if m != strings.ToUpper(m) || !isToken(m) || m == http.MethodTrace || m == http.MethodConnect {

@@ -312,7 +312,8 @@ func (c *Client) checkCapabilities(m *metadata) error {
 	if m.RequireSigned && len(c.keys) == 0 {
 		lacks("requires signed authorization requests, and there is no client key to sign them with")
 	}
-	if c.cfg.SenderConstraint == SenderConstraintDPoP && len(m.ProofAlgorithms) > 0 && !slices.Contains(m.ProofAlgorithms, "ES256") {
+	if c.cfg.SenderConstraint == SenderConstraintDPoP && len(m.ProofAlgorithms) > 0 &&
+		!slices.Contains(m.ProofAlgorithms, "ES256") {
 		lacks("takes no DPoP proofs with ES256, only with %q", m.ProofAlgorithms)
 	}
 	if c.cfg.SenderConstraint == SenderConstraintMTLS && !m.CertificateBound { // RFC 8705 3.3
