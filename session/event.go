@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/rand"
 	"strings"
 	"sync"
 	"time"
@@ -95,21 +94,24 @@ func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time
 	if ttl <= 0 {
 		return true, nil
 	}
-	value := string(reason) + " " + rand.Text() // different from that of any other replica
+	value := string(reason) + " " + m.id // different from that of any other replica
 	return m.cfg.Store.Create(ctx, tombstoneKey(id), []byte(value), ttl)
 }
 
 // end ends the session with an ID, whose cookie expires at until, and reports
-// it. The tombstone comes first, so that no replica takes the session for an
-// expired one. If the store fails, the session may still be there.
+// it, unless another replica does. The tombstone comes first, so that no
+// replica takes the session for an expired one. If the store fails, the session
+// may still be there.
 func (m *Manager) end(ctx context.Context, id string, reason Reason, until time.Time, cause error) error {
-	if _, err := m.bury(ctx, id, reason, until); err != nil {
+	first, err := m.bury(ctx, id, reason, until)
+	if err != nil {
+		first = true // reported twice rather than not at all
 		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
 	}
 	if err := m.delete(ctx, id); err != nil {
 		return err
 	}
-	if m.reported.add(id) {
+	if first && m.reported.add(id) {
 		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Reason: reason, Err: cause})
 	}
 	return nil

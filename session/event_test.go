@@ -324,3 +324,54 @@ func TestStartsAndRefreshesAreReported(t *testing.T) {
 		}
 	})
 }
+
+// Two replicas end a session at the same time, for example because the browser
+// sent the logout twice.
+func TestEndOnTwoReplicasIsReportedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		store := new(tokenstore.Memory)
+		cfg := session.Config{Store: store, App: here, Observe: r.observe}
+		first, second := newManager(t, cfg), newManager(t, cfg)
+		s, ticket := signIn(t, first, tokens())
+		same := wantAlive(t, second, ticket, "on the other replica")
+		for m, s := range map[*session.Manager]*session.Session{first: s, second: same} {
+			if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.wantEnd(t, s.ID, session.ReasonLogout)
+	})
+}
+
+// A store that fails in the middle of an end does not hide it.
+func TestEndIsReportedAfterARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r recorder
+		store := &undeletable{Memory: new(tokenstore.Memory)}
+		m := newManager(t, session.Config{Store: store, App: here, Observe: r.observe})
+		s, _ := signIn(t, m, tokens())
+		store.err = errors.New("down")
+		if err := m.End(t.Context(), s, session.ReasonLogout); !errors.Is(err, session.ErrStore) {
+			t.Fatalf("End with a store that fails: got %v, want ErrStore", err)
+		}
+		store.err = nil
+		if err := m.End(t.Context(), s, session.ReasonLogout); err != nil {
+			t.Fatal(err)
+		}
+		r.wantEnd(t, s.ID, session.ReasonLogout)
+	})
+}
+
+// undeletable is a store whose Delete fails with err.
+type undeletable struct {
+	*tokenstore.Memory
+	err error
+}
+
+func (s *undeletable) Delete(ctx context.Context, key string) error {
+	if s.err != nil {
+		return s.err
+	}
+	return s.Memory.Delete(ctx, key)
+}

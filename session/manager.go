@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -108,6 +109,7 @@ type ConfigError = configerr.Error
 // for concurrent use.
 type Manager struct {
 	cfg   Config
+	id    string // of this Manager, random
 	log   *slog.Logger
 	ring  *Keyring
 	cache *cache
@@ -163,7 +165,7 @@ func NewManager(cfg Config) (*Manager, error) {
 		cfg.Logger = slog.Default()
 	}
 	return &Manager{
-		cfg: cfg, log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()),
+		cfg: cfg, id: rand.Text(), log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()),
 		ends: endWatchers{changed: make(chan struct{}, 1)}, failover: failoverLog{missed: make(chan struct{}, 1)},
 		refreshes: make(map[refreshKey]*refresh), renewed: make(map[refreshKey]time.Time),
 	}, nil
