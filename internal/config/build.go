@@ -38,7 +38,14 @@ func (c *Config) NewServer(
 	problems = append(problems, fieldErrors(err, frontendKey)...)
 	cfg.Frontend = frontend
 	server, err := bff.New(cfg)
-	problems = append(problems, fieldErrors(err, serverKey)...)
+	translated := slices.Clone(problems)
+	for _, problem := range fieldErrors(err, serverKey) {
+		// A value that could not be translated is not also missing.
+		sameKey := func(other *Error) bool { return other.Key == problem.Key }
+		if !slices.ContainsFunc(translated, sameKey) {
+			problems = append(problems, problem)
+		}
+	}
 	if len(problems) > 0 {
 		return nil, problems.withValues(c)
 	}

@@ -42,3 +42,15 @@ routes: [{path: /a/, upstream: "http://a", token: maybe}]
 		t.Errorf("got %d problems, want 8:\n%v", len(problems), problems)
 	}
 }
+
+func TestUnusableKeyIsNotAlsoMissing(t *testing.T) {
+	t.Parallel()
+	c := mustLoad(t, `
+server: {public_url: "https://app.example.com"}
+oidc: {issuer: "https://id.example.com", client_id: spa, client_auth: private_key_jwt, client_key: nonsense}
+`, nil)
+	want := "oidc.client_key: [redacted] does not consist of private keys in PEM"
+	if err := build(c); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
