@@ -44,7 +44,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		text = "shutting down\n"
 	}
 	if r.URL.Query().Has("verbose") {
-		text += s.current.Load().describe(r.Context(), s.tls)
+		text += s.current.Load().describe(r.Context(), s.tls) + s.conns.describe()
 	}
 	io.WriteString(w, text)
 }

@@ -58,6 +58,7 @@ type app struct {
 	pace      pace.Limit         // of bodies
 
 	adminToken     session.Secret
+	limits         Limits
 	shutdownDelay  time.Duration
 	shutdownGrace  time.Duration
 	background     sync.WaitGroup // discovery, and the watch for changes by other replicas
@@ -141,6 +142,7 @@ func newApp(cfg Config) (*app, error) {
 	}
 	fail(cfg.Claims.check())
 	fail(cfg.Limits.check())
+	a.limits = cfg.Limits
 	a.logins, a.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
 	a.refreshes = newLimiter[[16]byte](refreshLimit)
 	a.claims, a.keepStorage = cfg.Claims, cfg.KeepStorage

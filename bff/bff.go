@@ -119,7 +119,8 @@ type Server struct {
 	state   atomic.Int32        // a serverState
 
 	refusedCookies refusedCookies
-	connections    atomic.Int64 // open ones of the listeners
+	conns          connections  // of the listeners
+	serving        atomic.Int64 // connections of the listeners, except for event streams and WebSockets
 
 	mu      sync.Mutex      // guards all below
 	running context.Context // of Run; nil before
@@ -137,6 +138,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{log: cfg.Logger, tls: cfg.TLS}
+	s.conns.log = cfg.Logger
 	a.server = s
 	s.current.Store(a)
 	return s, nil
@@ -170,7 +172,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnState:         s.countConnection,
+		ConnState:         s.trackConnection,
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
@@ -180,7 +182,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 	for _, l := range listeners {
 		group.Go(func() error { // until the shutdown
-			err := server.Serve(NewListener(l, s.tls, s.log))
+			err := server.Serve(NewListener(&limitedListener{l, &s.conns}, s.tls, s.log))
 			if s.stopping() && (errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)) {
 				return nil
 			}
@@ -203,7 +205,9 @@ func (s *Server) start(ctx context.Context) error {
 		return errors.New("bff: Run was called before")
 	}
 	s.running = ctx
-	s.current.Load().start()
+	a := s.current.Load()
+	s.conns.setLimit(a.limits.Connections)
+	a.start()
 	return nil
 }
 
@@ -218,13 +222,15 @@ const (
 
 func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
 
-// countConnection is http.Server.ConnState.
-func (s *Server) countConnection(_ net.Conn, state http.ConnState) {
+// trackConnection is http.Server.ConnState.
+func (s *Server) trackConnection(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		s.connections.Add(1)
+		s.serving.Add(1)
+	case http.StateActive:
+		s.conns.requested(c)
 	case http.StateClosed, http.StateHijacked:
-		s.connections.Add(-1)
+		s.serving.Add(-1)
 	}
 }
 
@@ -265,7 +271,7 @@ const idleGrace = 5 * time.Second
 func (s *Server) awaitConnections(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, idleGrace)
 	defer cancel()
-	for s.connections.Load() > 0 {
+	for s.serving.Load() > 0 {
 		select {
 		case <-ctx.Done():
 			return
@@ -304,6 +310,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 		return errors.Join(err, a.close(closing))
 	}
 	before := s.current.Swap(a)
+	s.conns.setLimit(a.limits.Connections)
 	s.retired.Go(func() { // until its requests have ended, or until the shutdown and a grace period
 		before.waitIdle(s.running)
 		before.upstreams.EndStreams()

@@ -19,8 +19,14 @@ type RateLimit struct {
 	Burst int     // at most 1000000
 }
 
-// Limits bound what one client can make the broker do.
+// Limits bound what clients can make the broker do.
 type Limits struct {
+	// Connections is how many connections the listeners of Run serve at once.
+	// Beyond it, a connection that has not sent a request for a second is
+	// closed for a new one. If there is none, the new one is reset. Zero means
+	// half of the file descriptors that are not reserved for other purposes.
+	// The reserve is a quarter of RLIMIT_NOFILE, at most 256.
+	Connections int
 	// Logins bounds the logins that one client address starts, silent ones
 	// included, and separately its code exchanges that fail. The addresses of
 	// an IPv6 /64 network share a limit. A request beyond it gets 429. A zero
@@ -31,6 +37,10 @@ type Limits struct {
 // check reports mistakes in the limits and fills in the defaults.
 func (l *Limits) check() error {
 	var errs []error
+	if l.Connections < 0 {
+		errs = append(errs, configerr.New("Limits.Connections", l.Connections,
+			fmt.Errorf("%d is not a number of connections", l.Connections)))
+	}
 	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
 		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
 			fmt.Errorf("%v is not a rate such as 4 a second", rate)))

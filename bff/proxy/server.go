@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/net/idna"
 
+	"github.com/cloakroom-bff/cloakroom/internal/descriptors"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/http1"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
@@ -70,6 +71,15 @@ func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 	where, err := s.setURL(raw)
 	if err != nil {
 		return nil, err
+	}
+	checkAddress := s.dialer.Control
+	s.dialer.Control = func(network, address string, c syscall.RawConn) error {
+		if checkAddress != nil {
+			if err := checkAddress(network, address, c); err != nil {
+				return err
+			}
+		}
+		return descriptors.Control(network, address, c)
 	}
 	secure := cmp.Or(cfg.TLS, new(tls.Config)).Clone()
 	secure.ServerName = cmp.Or(secure.ServerName, s.url.Hostname())

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -22,6 +23,15 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 			t.Errorf("%s: got %v", address, err)
 		}
 	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for upstream, checked := range map[string]bool{
 		"http://orders.internal": true, "http://localhost:8080": true, "http://10.0.0.1": true,
 		"http://169.254.169.254": false, "http://[fe80::1]:80": false,
@@ -30,7 +40,7 @@ func TestANameThatLeadsToALinkLocalAddressIsRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := s.dialer.Control != nil; got != checked {
+		if got := s.dialer.Control("tcp", "169.254.169.254:80", raw) != nil; got != checked {
 			t.Errorf("%s: what its name leads to is checked: %v", upstream, got)
 		}
 	}

@@ -75,7 +75,8 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 		Cookie: session.CookieConfig{SameSite: c.sameSite(problems)},
 		Routes: c.routes(log, problems),
 		Limits: bff.Limits{
-			Logins: bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
+			Connections: c.Server.Limits.Connections,
+			Logins:      bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
 		Client:        web.Client(),
 		AdminToken:    c.Server.AdminToken,

@@ -97,6 +97,8 @@ var Keys = []Key{
 	{"server.shutdown_grace", "30s", "How long requests in flight may take after that."},
 	{"server.tls.cert_file", "", "Certificate of the public listener, in PEM."},
 	{"server.tls.key_file", "", "Private key of that certificate, in PEM."},
+	{"server.limits.connections", "0",
+		"Connections that the public listener serves at once. 0: derived from the limit of file descriptors."},
 	{"server.limits.body_min_rate", "240B/s",
 		"Minimum rate of a body, measured over 30 seconds. `off`: no minimum."},
 	{"server.limits.logins.rate", "4/s",

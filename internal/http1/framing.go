@@ -89,6 +89,9 @@ const maxOwn = 256
 // ReadFrom lets the server use splice: Write need not see proxied data.
 func (c *serverConn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
+// NetConn returns the connection that c reads from.
+func (c *serverConn) NetConn() net.Conn { return c.Conn }
+
 // CloseWrite closes the direction to the client.
 func (c *serverConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
