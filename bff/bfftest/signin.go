@@ -9,6 +9,7 @@ import (
 // SignIn signs a user of a Provider in, "alice" or "bob", and returns the app's
 // response to the callback: 303 to the page that the user came from. The query
 // is added to the login URL, for example return_to=/orders; it may be empty.
+// The endpoints of the broker are under /bff, the default of Config.Prefix.
 func (b *Browser) SignIn(user, query string) *Response {
 	b.t.Helper()
 	return b.Navigate(b.AuthResponse(user, query).Location(b.t).String())
