@@ -104,7 +104,11 @@ func (s *Redis) do(ctx context.Context, op func(ctx context.Context) error) erro
 		return withHint(err)
 	case connectionFailed(err):
 		s.suspectBefore(began)
-	case s.password != nil && redis.IsAuthError(err): // the password may have been replaced since
+	case redis.IsAuthError(err) || errors.Is(err, errPassword): // it may be in the process of being replaced
+		select {
+		case <-ctx.Done():
+		case <-time.After(authPause):
+		}
 	default:
 		return withHint(err)
 	}

@@ -14,3 +14,6 @@ func (s *Redis) MaxIdle(ctx context.Context) ([]time.Duration, error) {
 	}
 	return all, err
 }
+
+// WarnOfServer logs what the response of INFO shows.
+var WarnOfServer = warnOfServer

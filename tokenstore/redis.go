@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -66,9 +67,13 @@ type Redis struct {
 	prefix  string
 	log     *slog.Logger
 
-	password func() (string, error)
-	made     time.Time
-	suspect  atomic.Int64 // connections last read before this clock are dropped
+	credentials atomic.Pointer[Credentials]
+	made        time.Time
+	suspect     atomic.Int64 // connections last read before this clock are dropped
+
+	untracked sync.Once         // logs that Redis refuses CLIENT TRACKING
+	mu        sync.Mutex        // guards checked
+	checked   map[string]string // :: address of a master → run_id of the server that was checked
 }
 
 // A request waits for every operation, so an unresponsive store is reported
@@ -88,7 +93,7 @@ type ConfigError = configerr.Error
 // start. The error is a *ConfigError. It never contains the URL, which may hold
 // a password.
 func NewRedis(cfg RedisConfig) (*Redis, error) {
-	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger, password: cfg.Password, made: time.Now()}
+	s := &Redis{prefix: cfg.Prefix, log: cfg.Logger, made: time.Now(), checked: make(map[string]string)}
 	if s.prefix == "" {
 		s.prefix = "cloakroom:"
 	}
@@ -145,7 +150,9 @@ func (s *Redis) connect(cfg RedisConfig) error {
 			return errURL
 		}
 		tune(o)
-		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
+		o.Dialer, o.OnConnect = s.dial(secure(o.TLSConfig)), nameConnections(o.ClientName)
+		o.CredentialsProviderContext = s.authenticate
+		s.credentials.Store(&Credentials{o.Username, o.Password, cfg.Password})
 		s.client = redis.NewClient(o)
 		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{o}, nil }
 	case "sentinel":
@@ -153,17 +160,25 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		if err != nil {
 			return errSentinelURL
 		}
-		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
+		o.Dialer, o.OnConnect = s.dial(secure(o.TLSConfig)), nameConnections(o.ClientName)
+		o.CredentialsProviderContext = s.authenticate
+		s.credentials.Store(&Credentials{o.Username, o.Password, cfg.Password})
 		client := redis.NewFailoverClient(o)
 		s.client = client
 		// The dialer of these options connects to the master.
-		s.masters = func(context.Context) ([]*redis.Options, error) { return []*redis.Options{client.Options()}, nil }
+		s.masters = func(context.Context) ([]*redis.Options, error) {
+			master := *client.Options()
+			master.Addr = o.MasterName // for logs: the dialer connects to the master in any case
+			return []*redis.Options{&master}, nil
+		}
 	case "cluster":
 		o, err := parseClusterURL(scheme, rest)
 		if err != nil {
 			return errClusterURL
 		}
-		o.Dialer, o.CredentialsProviderContext = s.dial(secure(o.TLSConfig)), s.credentials(o.Username)
+		o.Dialer, o.OnConnect = s.dial(secure(o.TLSConfig)), nameConnections(o.ClientName)
+		o.CredentialsProviderContext = s.authenticate
+		s.credentials.Store(&Credentials{o.Username, o.Password, cfg.Password})
 		client := redis.NewClusterClient(o)
 		s.client = client
 		s.masters = func(ctx context.Context) ([]*redis.Options, error) { return clusterMasters(ctx, client) }
@@ -171,18 +186,6 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		return fmt.Errorf("scheme %q is not one of redis, redis+sentinel, redis+cluster", topology)
 	}
 	return nil
-}
-
-// credentials returns a function for the user and password of a new connection.
-// It returns nil if they are those of the URL.
-func (s *Redis) credentials(user string) func(context.Context) (string, string, error) {
-	if s.password == nil {
-		return nil
-	}
-	return func(context.Context) (string, string, error) {
-		password, err := s.password()
-		return user, password, err
-	}
 }
 
 // tune sets the options of a single server. parseSentinelURL and
@@ -298,10 +301,31 @@ func (s *Redis) Get(ctx context.Context, key string) (value []byte, ttl time.Dur
 	return value, ttl, found, err
 }
 
-var create = redis.NewScript(`
+// Scripts publish the key of each record and lease that they write, in the same
+// step, for the replicas that cannot use CLIENT TRACKING. The last argument of
+// a script is the channel, or empty for other keys. A user without the right to
+// publish can still write.
+func newScript(body string) *redis.Script {
+	return redis.NewScript(`
+local function announce()
+	if ARGV[#ARGV] ~= '' then redis.pcall('PUBLISH', ARGV[#ARGV], KEYS[1]) end
+end` + body)
+}
+
+// channel returns the channel on which writes of key are published, or "" if
+// nobody follows them.
+func (s *Redis) channel(key string) string {
+	if strings.HasPrefix(key, "session:") || strings.HasPrefix(key, "refresh:") {
+		return s.prefix + "changes"
+	}
+	return ""
+}
+
+var create = newScript(`
 local current = redis.call('GET', KEYS[1])
 if current then return current == ARGV[1] end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+announce()
 return true`)
 
 // Create is part of session.Store.
@@ -309,11 +333,12 @@ func (s *Redis) Create(ctx context.Context, key string, value []byte, ttl time.D
 	return s.run(ctx, create, key, value, milli(ttl))
 }
 
-var replace = redis.NewScript(`
+var replace = newScript(`
 local current = redis.call('GET', KEYS[1])
 if current == ARGV[2] then return true end
 if current ~= ARGV[1] then return false end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+announce()
 return true`)
 
 // Replace is part of session.Store.
@@ -321,25 +346,31 @@ func (s *Redis) Replace(ctx context.Context, key string, old, value []byte) (boo
 	return s.run(ctx, replace, key, old, value)
 }
 
+var touch = newScript(`
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then return false end
+announce()
+return true`)
+
 // Touch is part of session.Store.
 func (s *Redis) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
-	var found bool
-	err := s.do(ctx, func(ctx context.Context) (err error) {
-		found, err = s.client.PExpire(ctx, s.prefix+key, max(ttl, time.Millisecond)).Result()
-		return err
-	})
-	return found, err
+	return s.run(ctx, touch, key, milli(ttl))
 }
+
+var remove = newScript(`
+if redis.call('DEL', KEYS[1]) == 1 then announce() end
+return true`)
 
 // Delete is part of session.Store.
 func (s *Redis) Delete(ctx context.Context, key string) error {
-	return s.do(ctx, func(ctx context.Context) error { return s.client.Del(ctx, s.prefix+key).Err() })
+	_, err := s.run(ctx, remove, key)
+	return err
 }
 
-var acquire = redis.NewScript(`
+var acquire = newScript(`
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return false end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+announce()
 return true`)
 
 // Acquire is part of session.Store.
@@ -347,8 +378,11 @@ func (s *Redis) Acquire(ctx context.Context, key, owner string, ttl time.Duratio
 	return s.run(ctx, acquire, key, owner, milli(ttl))
 }
 
-var release = redis.NewScript(`
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+var release = newScript(`
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+	redis.call('DEL', KEYS[1])
+	announce()
+end
 return true`)
 
 // Release is part of session.Store.
@@ -364,7 +398,7 @@ const expiredFor = 5 * time.Minute
 // A set is stored as a sorted set. The score of a member is its expiry in Unix
 // milliseconds by the clock of the replica that added it. The time to live of
 // the set never decreases.
-var add = redis.NewScript(`
+var add = newScript(`
 local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not expiry or tonumber(expiry) < tonumber(ARGV[2]) then redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[4])
@@ -397,6 +431,7 @@ func (s *Redis) Remove(ctx context.Context, key, member string) error {
 // them.
 func (s *Redis) run(ctx context.Context, script *redis.Script, key string, args ...any) (bool, error) {
 	var ok bool
+	args = append(args, s.channel(key))
 	err := s.do(ctx, func(ctx context.Context) (err error) {
 		ok, err = script.Run(ctx, s.client, []string{s.prefix + key}, args...).Bool()
 		if errors.Is(err, redis.Nil) { // Lua's false

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -68,6 +67,7 @@ type watched struct {
 }
 
 func watch(t *testing.T, store *tokenstore.Redis) *watched {
+	t.Helper()
 	w := &watched{changed: make(map[string]int)}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -135,8 +135,20 @@ func create(t *testing.T, store *tokenstore.Redis, key string) {
 func TestWatchReconnects(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
+	testWatchReconnects(t, server, "")
+	w := watch(t, openRedis(t, server.URL()))
+	eventually(t, "caches are valid", w.valid)
+	missed := w.seen("")
+	server.Do("FLUSHALL")
+	eventually(t, "all changed after FLUSHALL", func() bool { return w.seen("") > missed })
+}
+
+// testWatchReconnects makes the connection to a server fail in many ways. login
+// is empty, or user:password@.
+func testWatchReconnects(t *testing.T, server *redistest.Server, login string) {
+	t.Helper()
 	proxy := redistest.StartProxy(t, server.Addr())
-	store := openRedis(t, "redis://"+proxy.Addr())
+	store := openRedis(t, "redis://"+login+proxy.Addr())
 	w := watch(t, store)
 	for _, outage := range []struct {
 		name       string
@@ -162,16 +174,17 @@ func TestWatchReconnects(t *testing.T) {
 		eventually(t, "valid after: "+outage.name, w.valid)
 		wantAnnounced(t, store, w, "after "+outage.name)
 	}
-	missed := w.seen("")
-	server.Do("FLUSHALL")
-	eventually(t, "all changed after FLUSHALL", func() bool { return w.seen("") > missed })
 }
 
 func TestWatchFollowsMaster(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	sentinel := redistest.StartSentinel(t)
-	store := openRedis(t, sentinel.URL())
+	testWatchFollowsMaster(t, sentinel, openRedis(t, sentinel.URL()))
+}
+
+func testWatchFollowsMaster(t *testing.T, sentinel *redistest.Sentinel, store *tokenstore.Redis) {
+	t.Helper()
 	w := watch(t, store)
 	eventually(t, "caches are valid", w.valid)
 	create(t, store, "session:kept")
@@ -194,7 +207,11 @@ func TestWatchFollowsClusterMasters(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()
 	cluster := redistest.StartCluster(t)
-	store := openRedis(t, cluster.URL())
+	testWatchFollowsClusterMasters(t, cluster, openRedis(t, cluster.URL()))
+}
+
+func testWatchFollowsClusterMasters(t *testing.T, cluster *redistest.Cluster, store *tokenstore.Redis) {
+	t.Helper()
 	w := watch(t, store)
 	eventually(t, "caches are valid", w.valid)
 	wantAnnounced(t, store, w, "on all masters")
@@ -336,28 +353,6 @@ func TestErrorsHaveHints(t *testing.T) {
 		server.Kill()
 		wantHint(t, openRedis(t, server.URL()), "nothing listens at this address")
 	})
-}
-
-func TestEvictionWarning(t *testing.T) {
-	t.Parallel()
-	for policy, want := range map[string]bool{"allkeys-lru": true, "volatile-ttl": true, "noeviction": false} {
-		server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", policy)
-		var log lockedBuffer
-		store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: server.URL(),
-			Logger: slog.New(slog.NewTextHandler(&log, nil))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { store.Close() })
-		w := watch(t, store)
-		eventually(t, "caches are valid", w.valid)
-		warned := func() bool { return strings.Contains(log.String(), "set its maxmemory-policy to noeviction") }
-		if want {
-			eventually(t, "a warning about "+policy, warned)
-		} else if warned() {
-			t.Errorf("%s: got a warning, want none:\n%s", policy, log.String())
-		}
-	}
 }
 
 type lockedBuffer struct {

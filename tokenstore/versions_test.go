@@ -13,26 +13,14 @@ import (
 // contract and for Watch, and allow nothing else.
 func TestDocumentedACL(t *testing.T) {
 	t.Parallel()
-	docs, err := os.ReadFile("../docs/sessions.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, permissions, ok := strings.Cut(string(docs), "For a user with an ACL")
-	_, permissions, _ = strings.Cut(permissions, "```") // a block of code
-	permissions, _, _ = strings.Cut(permissions, "```")
-	if !ok || !strings.Contains(permissions, "PREFIX") {
-		t.Fatal("found no permissions in docs/sessions.md")
-	}
+	permissions := documentedPermissions(t)
 	for _, program := range redistest.Programs {
 		t.Run(program.Name, func(t *testing.T) {
 			t.Parallel()
 			server := program.Start(t)
 			t.Log(strings.Split(server.Do("INFO", "server"), "\r\n")[2])
-			if got := server.Do(append([]string{"ACL", "SETUSER", "cloakroom", "on", ">pw"},
-				strings.Fields(strings.ReplaceAll(permissions, "PREFIX", "cloakroom:"))...)...); got != "+OK" {
-				t.Fatalf("ACL SETUSER %s: %s", permissions, got)
-			}
-			store := openRedis(t, strings.Replace(server.URL(), "://", "://cloakroom:pw@", 1))
+			setUser(t, server, permissions...)
+			store := openRedis(t, server.URLAs("cloakroom", "pw"))
 			storetest.Run(t, store)
 			w := watch(t, store)
 			eventually(t, "caches are valid", w.valid)
@@ -47,5 +35,30 @@ func TestDocumentedACL(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// documentedPermissions returns the rules of the ACL in the documentation.
+func documentedPermissions(t *testing.T) []string {
+	t.Helper()
+	docs, err := os.ReadFile("../docs/sessions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, permissions, ok := strings.Cut(string(docs), "For a user with an ACL")
+	_, permissions, _ = strings.Cut(permissions, "```") // a block of code
+	permissions, _, _ = strings.Cut(permissions, "```")
+	if !ok || !strings.Contains(permissions, "PREFIX") {
+		t.Fatal("found no permissions in docs/sessions.md")
+	}
+	return strings.Fields(strings.ReplaceAll(permissions, "PREFIX", "cloakroom:"))
+}
+
+// setUser gives the user cloakroom with the password pw these permissions.
+func setUser(t *testing.T, server *redistest.Server, permissions ...string) {
+	t.Helper()
+	command := append([]string{"ACL", "SETUSER", "cloakroom", "reset", "on", ">pw"}, permissions...)
+	if got := server.Do(command...); got != "+OK" {
+		t.Fatalf("%v: %s", command, got)
 	}
 }

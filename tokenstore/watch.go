@@ -31,8 +31,9 @@ const (
 
 // Watch is part of session.Store. Each master announces, on a connection of its
 // own, every key under the prefix that is written (CLIENT TRACKING in
-// broadcasting mode). That takes about 0.1 ms and covers all writers. Watch
-// reconnects until ctx is done.
+// broadcasting mode). That takes about 0.1 ms and covers all writers. If Redis
+// refuses that, Watch subscribes to the keys that Redis stores publish when
+// they write. Watch reconnects until ctx is done.
 func (s *Redis) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
 	var logged string // the last error that was logged
 	for first := true; ctx.Err() == nil; {
@@ -93,9 +94,6 @@ func (s *Redis) watch(ctx context.Context, first bool, onChange func(key string)
 		})
 	}
 	group.Go(func() error {
-		if first {
-			s.warnOfEviction(ctx)
-		}
 		for {
 			select {
 			case <-ctx.Done():
@@ -141,18 +139,6 @@ func infoField(info, name string) string {
 	return value
 }
 
-// warnOfEviction logs a warning if a full Redis would evict sessions instead of
-// rejecting writes.
-func (s *Redis) warnOfEviction(ctx context.Context) {
-	info, err := s.client.Info(ctx, "memory").Result()
-	if policy := infoField(info, "maxmemory_policy"); err == nil && policy != "noeviction" &&
-		infoField(info, "maxmemory") != "0" {
-		s.log.WarnContext(ctx,
-			"Redis evicts sessions when it is full; set its maxmemory-policy to noeviction",
-			"maxmemory_policy", policy)
-	}
-}
-
 // watchMaster forwards the announcements of one master until the connection is
 // lost.
 func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *atomic.Value,
@@ -161,15 +147,26 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	o.Protocol = 3
 	o.PoolSize = 1
 	o.PipelinePoolSize = -1
+	var refused error // of CLIENT TRACKING on the current connection; used by this goroutine only
 	o.OnConnect = func(ctx context.Context, c *redis.Conn) error {
+		if master.OnConnect != nil {
+			if err := master.OnConnect(ctx, c); err != nil {
+				return err
+			}
+		}
 		id, err := serverID(ctx, c)
 		if err != nil {
 			return err
 		}
 		runID.Store(id)
-		return c.ClientTrackingOn(ctx,
+		s.checkServer(ctx, c, o.Addr, id)
+		refused = c.ClientTrackingOn(ctx,
 			&redis.ClientTrackingOptions{Bcast: true,
 				Prefixes: []string{s.prefix + "session:", s.prefix + "refresh:"}}).Err()
+		if isRefusal(refused) {
+			return nil
+		}
+		return refused
 	}
 	o.PushNotificationProcessor = redis.NewPushNotificationProcessor() // copied options would share one
 	client := redis.NewClient(&o)
@@ -181,6 +178,8 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	// Nothing is published on this channel. The library only reads from an idle
 	// connection if it has a subscription.
 	subscription := client.Subscribe(ctx, s.prefix+"heartbeat")
+	changes := s.channel("session:")
+	following := false // this connection announces changes
 	defer subscription.Close()
 	var pinged time.Time // when the unanswered ping was sent; zero: none
 	ping := func() error {
@@ -189,11 +188,19 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	}
 	for ctx.Err() == nil {
 		message, err := subscription.ReceiveTimeout(ctx, heartbeat)
-		switch message.(type) {
+		switch message := message.(type) {
 		case *redis.Subscription:
-			err = ping()
+			if following = refused == nil || message.Channel == changes; following {
+				err = ping()
+			} else {
+				err = s.subscribe(ctx, subscription, changes, refused)
+			}
+		case *redis.Message:
+			onChange(strings.TrimPrefix(message.Payload, s.prefix))
 		case *redis.Pong:
-			onValid(pinged.Add(validFor)) // responses are ordered: all earlier changes were announced
+			if following {
+				onValid(pinged.Add(validFor)) // responses are ordered: all earlier changes were announced
+			}
 			pinged = time.Time{}
 		}
 		if isTimeout(err) {
@@ -210,6 +217,20 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 		}
 	}
 	return ctx.Err()
+}
+
+// subscribe follows the published keys, because Redis has refused CLIENT
+// TRACKING. It fails if this store cannot publish either: its own writes would
+// be missed by others.
+func (s *Redis) subscribe(ctx context.Context, subscription *redis.PubSub, changes string, refused error) error {
+	if err := s.client.Publish(ctx, s.prefix+"probe", "").Err(); err != nil {
+		return fmt.Errorf("publish, because CLIENT TRACKING was refused (%w): %w", refused, err)
+	}
+	s.untracked.Do(func() {
+		s.log.InfoContext(ctx,
+			"Redis refused CLIENT TRACKING; published keys invalidate cached sessions", "err", refused)
+	})
+	return subscription.Subscribe(ctx, changes)
 }
 
 func isTimeout(err error) bool {

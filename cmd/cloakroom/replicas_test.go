@@ -566,3 +566,10 @@ func TestClockSkewOfAMinute(t *testing.T) {
 		})
 	}
 }
+
+// Without CLIENT TRACKING, replicas publish what they write.
+func TestLogoutReachesEveryReplicaWithoutTracking(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--user", "cloakroom", "on", ">pw", "~*", "&*", "+@all", "-client|tracking")
+	testLogoutPropagation(t, redisStore{url: server.URLAs("cloakroom", "pw")})
+}

@@ -81,6 +81,9 @@ func StartCluster(t testing.TB) *Cluster {
 // URL returns the URL for tokenstore.RedisConfig.
 func (c *Cluster) URL() string { return "redis+cluster://" + strings.Join(addrs(c.nodes), ",") }
 
+// Nodes returns all six nodes.
+func (c *Cluster) Nodes() []*Server { return c.nodes }
+
 // Masters returns the nodes that have slots. It waits until all nodes that
 // respond agree, after a failover.
 func (c *Cluster) Masters() []*Server {

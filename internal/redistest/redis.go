@@ -174,6 +174,13 @@ func (s *Server) URL() string {
 	return u.String()
 }
 
+// URLAs returns the URL for another user.
+func (s *Server) URLAs(user, password string) string {
+	other := *s
+	other.user = url.UserPassword(user, password)
+	return other.URL()
+}
+
 // Addr returns the server's host:port.
 func (s *Server) Addr() string { return s.addr }
 
