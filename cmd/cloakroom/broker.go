@@ -184,12 +184,16 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	if len(next.Session.Keys) == 0 && next.Store.IsInMemory() {
 		next.Session.Keys = inForce.Session.Keys
 	}
+	credentials, credentialsErr := next.RedisCredentials()
 	server, err := next.NewServer(b.store, b.app, nil, b.log)
-	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), err)); err != nil {
+	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, err)); err != nil {
 		return err
 	}
 	if err := config.Join(b.server.Reload(ctx, server)); err != nil {
 		return err
+	}
+	if redis, ok := b.store.(*tokenstore.Redis); ok {
+		redis.SetCredentials(credentials)
 	}
 	b.mu.Lock()
 	b.cfg = next

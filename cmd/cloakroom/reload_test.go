@@ -29,7 +29,8 @@ type reloadable struct {
 	echo  string
 }
 
-func startReloadable(t *testing.T) *reloadable {
+// startReloadable starts a broker. more is more text of its cloakroom.yaml.
+func startReloadable(t *testing.T, more ...string) *reloadable {
 	t.Helper()
 	public, admin := freeAddr(t), freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)
@@ -40,7 +41,7 @@ func startReloadable(t *testing.T) *reloadable {
 	r.base = fmt.Sprintf("server: {listen: %q, admin_listen: %q, public_url: %q}\n"+
 		"oidc: {issuer: %q, client_id: spa, client_secret_file: %q}\n",
 		public, admin, r.app, provider.Issuer, filepath.Join(r.dir, "secret"))
-	r.write("cloakroom.yaml", r.base)
+	r.write("cloakroom.yaml", r.base+strings.Join(more, ""))
 	r.program = start(t, nil, "serve", "--config", r.file())
 	r.waitFor(r.stderr, `"msg":"provider found"`)
 	return r
@@ -91,7 +92,7 @@ func TestReloadCommandAppliesOrNamesTheMistakes(t *testing.T) {
 		"two mistakes": {r.base + "nonsense: 1\nroutes: [{path: /api/, token: maybe}]\n",
 			[]string{"nonsense: unknown key", "routes[0].token"}},
 		"needs a restart": {strings.Replace(r.base, "server: {", "store: {url: 'redis://localhost'}\nserver: {",
-			1), []string{"store: a change needs a restart"}},
+			1), []string{"store.url: ", "a change needs a restart"}},
 		"an unknown issuer": {strings.Replace(r.base, "/op\"", "/nothing\"", 1), []string{"oidc.issuer", "404"}},
 		"a missing secret":  {strings.Replace(r.base, "/secret", "/nothing", 1), []string{"oidc.client_secret_file"}},
 	} {
@@ -144,8 +145,8 @@ func TestReloadResponseNamesTheKeys(t *testing.T) {
 	for _, m := range result.Mistakes {
 		restart[m.Key] = m.Restart
 	}
-	if needs, ok := restart["store"]; !ok || !needs {
-		t.Errorf("store is not named as a key that needs a restart: %s", body)
+	if needs, ok := restart["store.url"]; !ok || !needs {
+		t.Errorf("store.url is not named as a key that needs a restart: %s", body)
 	}
 	if bytes.Contains(body, []byte(goodKey)) {
 		t.Error("the response has a secret")

@@ -21,8 +21,8 @@ func serveCommand(getenv func(string) string) *cobra.Command {
 		Short: "Run the broker",
 		Long: `Run the broker. It applies a new configuration when one of its files changes, on
 SIGHUP, and on "cloakroom reload". If the new configuration has mistakes, it logs
-them and keeps the configuration in force. Changes of the listeners and of the
-store need a restart.
+them and keeps the configuration in force. Changes of the listeners need a
+restart, and those of the store, except for its user and password.
 
 On SIGTERM or SIGINT, /readyz fails at once. The listener is closed after
 server.shutdown_delay, and the process ends after the requests in flight. A second

@@ -26,7 +26,9 @@ func (k Key) Variable() string {
 }
 
 // restartKeys are the keys and sections that only a restart can change.
-var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "store"}
+// Of store.url a reload applies the user and password.
+var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "store.url", "store.prefix",
+	"store.ca_file", "store.cert_file", "store.key_file"}
 
 // AppliedOnReload reports whether a reload applies a change of the key.
 // Otherwise a change needs a restart.
@@ -139,7 +141,8 @@ var Keys = []Key{
 	{"store.url", "memory:",
 		"Session store: `memory:`, `file:/DIRECTORY` for one replica, `redis:`, `redis+sentinel:`, " +
 			"`redis+cluster:` or `unix:`. " +
-			"`rediss` instead of `redis` uses TLS."},
+			"`rediss` instead of `redis` uses TLS. " +
+			"A reload applies a changed user and password."},
 	{"store.prefix", "cloakroom:", "Prefix of each key in Redis."},
 	{"store.ca_file", "CAs of the system", "CAs that sign the certificates of Redis, in PEM."},
 	{"store.cert_file", "", "Client certificate for Redis, in PEM. Read for each new connection."},

@@ -233,11 +233,17 @@ var ErrNeedsRestart = errors.New("a change needs a restart")
 // force and need a restart. The error is an Errors.
 func (c *Config) CheckReload(inForce *Config) error {
 	var problems Errors
+	_, storeURL := cutLogin(c.Store.URL.Reveal())
+	_, storeURLInForce := cutLogin(inForce.Store.URL.Reveal())
 	changed := map[string]bool{
 		"server.listen":       c.Server.Listen != inForce.Server.Listen,
 		"server.admin_listen": c.Server.AdminListen != inForce.Server.AdminListen,
 		"server.tls":          c.Server.TLS != inForce.Server.TLS,
-		"store":               c.Store != inForce.Store,
+		"store.url":           storeURL != storeURLInForce,
+		"store.prefix":        c.Store.Prefix != inForce.Store.Prefix,
+		"store.ca_file":       c.Store.CAFile != inForce.Store.CAFile,
+		"store.cert_file":     c.Store.CertFile != inForce.Store.CertFile,
+		"store.key_file":      c.Store.KeyFile != inForce.Store.KeyFile,
 	}
 	for _, key := range restartKeys {
 		if changed[key] {

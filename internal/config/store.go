@@ -51,19 +51,43 @@ func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 			"(with TLS: rediss, rediss+sentinel, rediss+cluster), unix")
 		return nil
 	}
-	redis := tokenstore.RedisConfig{URL: s.URL.Reveal(), Prefix: s.Prefix, Logger: log}
+	redis := s.redis(log, problems)
 	var err error
 	if redis.RootCAs, err = certPool(s.CAFile); err != nil {
 		problems.add("store.ca_file", "%w", err)
 	}
 	redis.ClientCertificate = s.clientCertificate(scheme, problems)
-	redis.Password = s.password(problems)
 	store, err := tokenstore.NewRedis(redis)
 	if err != nil {
 		*problems = append(*problems, fieldErrors(err, storeKey)...)
 		return nil
 	}
 	return store
+}
+
+// redis returns what a reload can change without another store.
+func (s *Store) redis(log *slog.Logger, problems *Errors) tokenstore.RedisConfig {
+	return tokenstore.RedisConfig{
+		URL: s.URL.Reveal(), Password: s.password(problems), Prefix: s.Prefix, Logger: log,
+	}
+}
+
+// RedisCredentials returns the user and password for new connections to Redis;
+// nil with another store. It reads password_file. The error is an Errors.
+func (c *Config) RedisCredentials() (*tokenstore.Credentials, error) {
+	scheme, _, _ := strings.Cut(c.Store.URL.Reveal(), ":")
+	if scheme == "memory" || scheme == "file" {
+		return nil, nil
+	}
+	var problems Errors
+	credentials, err := c.Store.redis(nil, &problems).Credentials()
+	if err != nil {
+		problems = append(problems, fieldErrors(err, storeKey)...)
+	}
+	if len(problems) > 0 {
+		return nil, problems.withValues(c)
+	}
+	return credentials, nil
 }
 
 // openFile opens the store in a directory.
@@ -140,13 +164,26 @@ func (s *Store) password(problems *Errors) func() (string, error) {
 	return read
 }
 
-// hasPassword reports whether a store URL, of one host or of several, contains
-// a password.
+// hasPassword reports whether a store URL, of one host or of several, holds a
+// password.
 func hasPassword(storeURL string) bool {
-	_, rest, _ := strings.Cut(storeURL, "://")
-	authority := rest[:len(rest)-len(strings.TrimLeftFunc(rest, func(c rune) bool { return c != '/' && c != '?' }))]
-	user := authority[:max(0, strings.LastIndexByte(authority, '@'))]
-	return strings.Contains(user, ":")
+	login, _ := cutLogin(storeURL)
+	return strings.Contains(login, ":")
+}
+
+// cutLogin returns the user and password in a store URL, of one host or of
+// several, and the URL without them.
+func cutLogin(storeURL string) (login, without string) {
+	scheme, rest, _ := strings.Cut(storeURL, "://")
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	at := strings.LastIndexByte(rest[:end], '@')
+	if at < 0 {
+		return "", storeURL
+	}
+	return rest[:at], scheme + "://" + rest[at+1:]
 }
 
 // readPassword reads a password from a file, without white space around it.
