@@ -44,6 +44,10 @@ type breaker struct {
 	resumedAt time.Time // when a provider that had not responded did so again
 	provenAt  time.Time // of the first response to a token request that was sent after resumedAt
 	lastAt    time.Time // of the last response to a token request
+
+	// Of the responses to token requests since resumedAt:
+	backlogAt time.Time     // the last one that was sent before openedAt
+	slowest   time.Duration // the longest one that was sent after resumedAt
 }
 
 type breakerState int
@@ -74,9 +78,11 @@ const (
 	// probed.
 	suspectAfter = 2 * time.Second
 	// lostAfter is how long a token request that was sent before an outage may
-	// stay in flight while later ones have responses. Then its response is
-	// lost.
-	lostAfter = time.Second
+	// stay in flight while later ones have responses, and none that was sent
+	// before the outage has. Then its response is lost. If later responses take
+	// long, the time is lostFactor times the longest of them.
+	lostAfter  = time.Second
+	lostFactor = 3
 	// maxInFlight bounds how long any token request is in flight while the
 	// provider responds to other token requests. Responses to probes do not
 	// count.
@@ -174,14 +180,32 @@ func (b *breaker) report(begun time.Time, err error) {
 	case errors.Is(err, context.Canceled), errors.Is(err, errResponseLost):
 	case errors.As(err, &refusal) && !refusal.transient():
 		b.succeeded(begun)
+		b.measure(begun)
 	case errors.As(err, &transient):
 		b.failed(err, true, transient.RetryAfter)
+		b.measure(begun)
 	case errors.Is(err, errUnreachable), errors.Is(err, session.ErrNoResponse):
 		b.failed(err, false, 0)
 	case err != nil:
 		b.failed(err, true, 0)
+		b.measure(begun)
 	default:
 		b.succeeded(begun)
+		b.measure(begun)
+	}
+}
+
+// measure records the response to a token request that was sent at begun, for
+// lost.
+func (b *breaker) measure(begun time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	switch {
+	case begun.Before(b.openedAt):
+		b.backlogAt = now
+	case begun.After(b.resumedAt):
+		b.slowest = max(b.slowest, now.Sub(begun))
 	}
 }
 
@@ -254,7 +278,7 @@ func (b *breaker) silent(cause error) {
 	if b.state == breakerOpen || !b.suspicious {
 		return
 	}
-	b.openedAt = time.Now()
+	b.openedAt, b.slowest = time.Now(), 0
 	if b.state == breakerClosed {
 		b.trip(breakerOpen, cause)
 	} else {
@@ -407,13 +431,19 @@ func (b *breaker) supervise(begun time.Time, cancel context.CancelCauseFunc) (st
 }
 
 // lost reports whether the response to a token request that was sent at begun
-// will not arrive.
+// will not arrive. A provider that was frozen, or is slow, works through the
+// requests of before the outage: as long as it responds to them, and as slowly
+// as it responds to others, none is lost.
 func (b *breaker) lost(begun time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
 	if begun.Before(b.openedAt) && b.resumedAt.After(b.openedAt) && b.provenAt.After(b.resumedAt) {
-		return now.Sub(b.provenAt) > lostAfter
+		last := b.provenAt
+		if b.backlogAt.After(last) {
+			last = b.backlogAt
+		}
+		return now.Sub(last) > max(lostAfter, lostFactor*b.slowest)
 	}
 	return now.Sub(begun) > maxInFlight && b.lastAt.After(begun.Add(maxInFlight/2))
 }
