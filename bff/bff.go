@@ -350,6 +350,10 @@ func (s *Server) WaitForProvider(ctx context.Context) error {
 	return s.current.Load().provider.WaitReady(ctx)
 }
 
+// App returns what identifies the app of the configuration in force: sessions
+// are bound to it.
+func (s *Server) App() session.App { return s.current.Load().app }
+
 // ServeHTTP serves one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	a := s.enter()

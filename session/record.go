@@ -38,6 +38,9 @@ import (
 // Version 3 is the first one with these rules. Earlier versions are not read.
 const recordVersion = 3
 
+// RecordVersion is the version of the records that this release writes.
+const RecordVersion = recordVersion
+
 // errKeyRemoved means that a record was sealed with a key that is not in the
 // keyring.
 var errKeyRemoved = errors.New("sealed with a key that is not among the session keys")

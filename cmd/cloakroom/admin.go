@@ -14,7 +14,20 @@ func (b *broker) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", b.server.Admin())
 	mux.Handle("POST /admin/reload", b.server.RequireAdmin(http.HandlerFunc(b.serveReload)))
+	mux.Handle("GET /admin/replicas", b.server.RequireAdmin(http.HandlerFunc(b.serveReplicas)))
 	return mux
+}
+
+// serveReplicas lists the replicas.
+func (b *broker) serveReplicas(w http.ResponseWriter, r *http.Request) {
+	list, err := b.replicas.List(r.Context())
+	if err != nil {
+		b.log.Warn("replicas not listed", "err", err)
+		http.Error(w, "the store cannot be read; the log has the error", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(list)
 }
 
 // reloadResult is the body of a response to POST /admin/reload.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/replicas"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
@@ -30,10 +31,13 @@ type broker struct {
 	server *bff.Server
 	source source
 
+	replicas *replicas.Watcher
+
 	reloading sync.Mutex // held during a reload
 
 	mu   sync.Mutex // guards all below
 	cfg  *config.Config
+	self replicas.Description // of cfg
 	read map[string]fileState // the files at the last read of the configuration
 }
 
@@ -57,6 +61,21 @@ func (b *broker) config() *config.Config {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.cfg
+}
+
+// description returns what this replica compares with the others.
+func (b *broker) description() replicas.Description {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.self
+}
+
+// describe returns the description of a replica with cfg for app.
+func describe(cfg *config.Config, app session.App) replicas.Description {
+	v, rev := buildInfo()
+	return replicas.Description{
+		Version: v, Commit: rev, App: app, Keys: cfg.SessionKeys(), Settings: cfg.Settings(),
+	}
 }
 
 // newBroker returns the broker that cfg describes. Its frontend is app, or
@@ -84,6 +103,12 @@ func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error)
 		store.Close()
 		return nil, err
 	}
+	b.self = describe(cfg, b.server.App())
+	var shared session.Store
+	if cfg.Store.IsShared() {
+		shared = store
+	}
+	b.replicas = replicas.New(shared, b.description, log)
 	return b, nil
 }
 
@@ -115,6 +140,10 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	group.Go(func() error {
 		defer adminServer.Close()
 		return b.server.Run(serving, public)
+	})
+	group.Go(func() error {
+		b.replicas.Run(serving)
+		return nil
 	})
 	checkCert := make(chan struct{}, 1)
 	if b.cert != nil {
@@ -196,7 +225,7 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 		redis.SetCredentials(credentials)
 	}
 	b.mu.Lock()
-	b.cfg = next
+	b.cfg, b.self = next, describe(next, server.App())
 	b.mu.Unlock()
 	return nil
 }

@@ -193,6 +193,7 @@ type replica struct {
 	program     string // empty: the broker of this test
 	args, env   []string
 	addr, admin string // known when it is ready
+	name        string // set by waitList
 	cmd         *exec.Cmd
 	stderr      *lockedBuffer
 	ended       chan struct{} // closed when the process has ended; then err is set

@@ -13,7 +13,8 @@ func versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print version, commit and Go version",
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), buildVersion())
+			v, rev := buildInfo()
+			_, err := fmt.Fprintf(c.OutOrStdout(), "cloakroom %s, commit %s, %s\n", v, rev, runtime.Version())
 			return err
 		},
 	}
@@ -23,9 +24,9 @@ func versionCommand() *cobra.Command {
 // "-X main.version=v1.2.3 -X main.commit=0123456". Empty means unknown.
 var version, commit string
 
-// buildVersion returns version, commit and Go version of this build.
-func buildVersion() string {
-	v, rev := version, commit
+// buildInfo returns version and commit of this build.
+func buildInfo() (v, rev string) {
+	v, rev = version, commit
 	if info, ok := debug.ReadBuildInfo(); ok {
 		if v == "" {
 			v = info.Main.Version
@@ -42,5 +43,5 @@ func buildVersion() string {
 	if rev == "" {
 		rev = "unknown"
 	}
-	return fmt.Sprintf("cloakroom %s, commit %s, %s", v, rev, runtime.Version())
+	return v, rev
 }

@@ -31,7 +31,7 @@ const (
 //     without bff.
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "session", "tokenstore", "web",
-		"internal/config", "internal/devidp", "internal/sampleapi"},
+		"internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
@@ -60,6 +60,7 @@ var arrows = map[string][]string{
 	"internal/jwks":        {"internal/flight", "internal/strictjson"},
 	"internal/loopback":    {},
 	"internal/pace":        {},
+	"internal/replicas":    {"session"},
 	"internal/strictjson":  {},
 	"internal/urlpath":     {},
 

@@ -97,6 +97,10 @@ func (c *Config) sameSite(problems *Errors) http.SameSite {
 	return http.SameSiteStrictMode
 }
 
+// SessionKeys returns the keys in session.keys, without those that are not
+// valid.
+func (c *Config) SessionKeys() [][]byte { return c.sessionKeys(new(Errors)) }
+
 // sessionKeys decodes session.keys.
 func (c *Config) sessionKeys(problems *Errors) [][]byte {
 	var keys [][]byte

@@ -36,6 +36,12 @@ func (c *Config) OpenStore(log *slog.Logger) (TokenStore, error) {
 // IsInMemory reports whether sessions are lost when the process ends.
 func (s *Store) IsInMemory() bool { return s.URL == "memory:" }
 
+// IsShared reports whether other processes can use the store.
+func (s *Store) IsShared() bool {
+	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
+	return scheme != "memory" && scheme != "file"
+}
+
 func (s *Store) open(log *slog.Logger, problems *Errors) TokenStore {
 	scheme, _, _ := strings.Cut(s.URL.Reveal(), ":")
 	switch scheme {

@@ -25,7 +25,9 @@ const (
 )
 
 // logging are the packages whose log lines operators see.
-var logging = []string{"bff", "session", "tokenstore", "bearer", "web", "internal/jwks", "cmd/cloakroom"}
+var logging = []string{
+	"bff", "session", "tokenstore", "bearer", "web", "internal/jwks", "internal/replicas", "cmd/cloakroom",
+}
 
 func TestEventsPageIsThatOfTheCode(t *testing.T) {
 	t.Parallel()
