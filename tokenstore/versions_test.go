@@ -25,6 +25,9 @@ func TestDocumentedACL(t *testing.T) {
 			w := watch(t, store)
 			eventually(t, "caches are valid", w.valid)
 			wantAnnounced(t, store, w, "with few permissions")
+			if list := server.Do("CLIENT", "LIST"); !strings.Contains(list, " name=cloakroom-") {
+				t.Errorf("no connection has a name:\n%s", list)
+			}
 
 			for _, command := range [][]string{
 				{"GET", "other:key"}, {"KEYS", "*"}, {"CONFIG", "GET", "*"}, {"ACL", "LIST"},

@@ -219,11 +219,14 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	return ctx.Err()
 }
 
+// publish publishes to nobody, and fails if a script cannot publish.
+var publish = redis.NewScript(`return redis.call('PUBLISH', KEYS[1], '')`)
+
 // subscribe follows the published keys, because Redis has refused CLIENT
 // TRACKING. It fails if this store cannot publish either: its own writes would
 // be missed by others.
 func (s *Redis) subscribe(ctx context.Context, subscription *redis.PubSub, changes string, refused error) error {
-	if err := s.client.Publish(ctx, s.prefix+"probe", "").Err(); err != nil {
+	if err := publish.Run(ctx, s.client, []string{s.prefix + "probe"}).Err(); err != nil {
 		return fmt.Errorf("publish, because CLIENT TRACKING was refused (%w): %w", refused, err)
 	}
 	s.untracked.Do(func() {
