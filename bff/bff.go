@@ -120,6 +120,7 @@ type Server struct {
 
 	refusedCookies refusedCookies
 	conns          connections  // of the listeners
+	checks         checks       // of requests on them
 	serving        atomic.Int64 // connections of the listeners, except for event streams and WebSockets
 
 	mu      sync.Mutex      // guards all below
@@ -139,6 +140,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{log: cfg.Logger, tls: cfg.TLS}
 	s.conns.log = cfg.Logger
+	s.checks = checks{log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals)}
 	a.server = s
 	s.current.Store(a)
 	return s, nil
@@ -165,14 +167,16 @@ func New(cfg Config) (*Server, error) {
 // not end in time. Requests that are aborted are logged.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	server := &http.Server{
-		Handler: s,
+		Handler: http.HandlerFunc(s.serveChecked),
 		// Bodies are bounded by their rate alone (Config.BodyMinRate): uploads
 		// and streams may take any time.
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnState:         s.trackConnection,
+		// The limit of s.checks is half of it, so that they count all refusals
+		// but those of HTTP/2 that are more than twice too large.
+		MaxHeaderBytes: 2 * s.checks.headerBytes,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnState:      s.trackConnection,
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
@@ -182,7 +186,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 	for _, l := range listeners {
 		group.Go(func() error { // until the shutdown
-			err := server.Serve(NewListener(&limitedListener{l, &s.conns}, s.tls, s.log))
+			err := server.Serve(newListener(&limitedListener{l, &s.conns}, s.tls, &s.checks))
 			if s.stopping() && (errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)) {
 				return nil
 			}
@@ -353,6 +357,32 @@ func (s *Server) WaitForProvider(ctx context.Context) error {
 // App returns what identifies the app of the configuration in force: sessions
 // are bound to it.
 func (s *Server) App() session.App { return s.current.Load().app }
+
+// serveChecked is ServeHTTP for the listeners of Run, which check the header of
+// a request in HTTP/1.1. Here it is checked in HTTP/2.
+func (s *Server) serveChecked(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor < 2 || headerSize(r) <= s.checks.headerBytes {
+		s.ServeHTTP(w, r)
+		return
+	}
+	text := fmt.Sprintf("%d %s", http.StatusRequestHeaderFieldsTooLarge,
+		http.StatusText(http.StatusRequestHeaderFieldsTooLarge))
+	client, _, _ := net.SplitHostPort(r.RemoteAddr)
+	s.checks.refuseHeader(client, text)
+	http.Error(w, text, http.StatusRequestHeaderFieldsTooLarge)
+}
+
+// headerSize returns the size that a request's header would have in HTTP/1.1,
+// with the request line.
+func headerSize(r *http.Request) int {
+	size := len(r.Method) + len(r.RequestURI) + len("  HTTP/1.1\r\n") + len("Host: \r\n") + len(r.Host) + len("\r\n")
+	for name, values := range r.Header {
+		for _, value := range values {
+			size += len(name) + len(": \r\n") + len(value)
+		}
+	}
+	return size
+}
 
 // ServeHTTP serves one request and logs one line about it.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {

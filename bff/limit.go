@@ -1,6 +1,7 @@
 package bff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -27,6 +28,11 @@ type Limits struct {
 	// half of the file descriptors that are not reserved for other purposes.
 	// The reserve is a quarter of RLIMIT_NOFILE, at most 256.
 	Connections int
+	// HeaderBytes is the maximum size of a request's header, with the request
+	// line. A larger one gets 431. It is at least 4096 and at most 1 MiB. Zero
+	// means 64 KiB. Reload does not change it. It applies to the listeners of
+	// Run.
+	HeaderBytes int
 	// Logins bounds the logins that one client address starts, silent ones
 	// included, and separately its code exchanges that fail. The addresses of
 	// an IPv6 /64 network share a limit. A request beyond it gets 429. A zero
@@ -41,6 +47,11 @@ func (l *Limits) check() error {
 		errs = append(errs, configerr.New("Limits.Connections", l.Connections,
 			fmt.Errorf("%d is not a number of connections", l.Connections)))
 	}
+	if l.HeaderBytes != 0 && (l.HeaderBytes < 4<<10 || l.HeaderBytes > 1<<20) {
+		errs = append(errs, configerr.New("Limits.HeaderBytes", l.HeaderBytes,
+			fmt.Errorf("%d is not between 4096 and 1048576", l.HeaderBytes)))
+	}
+	l.HeaderBytes = cmp.Or(l.HeaderBytes, 64<<10)
 	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
 		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
 			fmt.Errorf("%v is not a rate such as 4 a second", rate)))

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
@@ -18,16 +19,33 @@ import (
 // closes the connection. A handler could not see the difference. With a
 // tls.Config it terminates TLS, and passes HTTP/2, which has its own framing.
 // The requests that are refused are logged; a nil logger means slog.Default().
+// A header larger than http.Server.MaxHeaderBytes and
+// http.DefaultMaxHeaderBytes is refused with 431.
 func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
 	if log == nil {
 		log = slog.Default()
 	}
+	// net/http accepts this much more than MaxHeaderBytes, and is asked first.
+	const slack = 8 << 10
+	return newListener(l, cfg, &checks{
+		log: log, headerBytes: http.DefaultMaxHeaderBytes + slack, largeHeaders: new(refusals),
+	})
+}
+
+// checks are the checks of requests on a connection with HTTP/1.1.
+type checks struct {
+	log          *slog.Logger
+	headerBytes  int       // maximum size of a header, with the request line
+	largeHeaders *refusals // larger ones
+}
+
+func newListener(l net.Listener, cfg *tls.Config, checks *checks) net.Listener {
 	if cfg == nil {
-		return plainListener{l, log}
+		return plainListener{l, checks}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	t := &tlsListener{
-		Listener: l, cfg: cfg, log: log,
+		Listener: l, cfg: cfg, checks: checks,
 		ready: make(chan net.Conn), failed: make(chan error, 1), ctx: ctx, stop: stop,
 	}
 	go t.acceptAll() // until Close
@@ -36,7 +54,7 @@ func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener
 
 type plainListener struct {
 	net.Listener
-	log *slog.Logger
+	checks *checks
 }
 
 func (l plainListener) Accept() (net.Conn, error) {
@@ -44,14 +62,26 @@ func (l plainListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return serverConn(c, l.log), nil
+	return l.checks.serverConn(c), nil
 }
 
 // serverConn returns a connection whose refused requests are logged.
-func serverConn(c net.Conn, log *slog.Logger) net.Conn {
-	return http1.ServerConn(c, func(status int, cause string) {
-		client, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-		log.Warn("request refused", "client", client, "status", status, "err", truncate(cause, maxLogged))
+func (k *checks) serverConn(c net.Conn) net.Conn {
+	return http1.ServerConn(c, k.headerBytes, func(status int, cause string) {
+		if status == http.StatusRequestHeaderFieldsTooLarge {
+			k.refuseHeader(clientOf(c), cause)
+			return
+		}
+		k.log.Warn("request refused",
+			"client", clientOf(c), "status", status, "err", truncate(cause, maxLogged))
+	})
+}
+
+// refuseHeader counts and logs a request whose header is too large.
+func (k *checks) refuseHeader(client, cause string) {
+	k.largeHeaders.add(func(count uint64) {
+		k.log.Warn("request refused", "client", client,
+			"status", http.StatusRequestHeaderFieldsTooLarge, "err", cause, "count", count)
 	})
 }
 
@@ -60,7 +90,7 @@ func serverConn(c net.Conn, log *slog.Logger) net.Conn {
 type tlsListener struct {
 	net.Listener
 	cfg    *tls.Config
-	log    *slog.Logger
+	checks *checks
 	ready  chan net.Conn
 	failed chan error
 	ctx    context.Context // ends with Close
@@ -106,14 +136,14 @@ func (l *tlsListener) shake(raw net.Conn) {
 	defer cancel()
 	c := tls.Server(raw, l.cfg)
 	if err := c.HandshakeContext(ctx); err != nil {
-		l.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(),
+		l.checks.log.Debug("TLS handshake failed", "client", raw.RemoteAddr().String(),
 			"err", truncate(err.Error(), maxLogged))
 		raw.Close()
 		return
 	}
 	ready := net.Conn(c)
 	if c.ConnectionState().NegotiatedProtocol != "h2" {
-		ready = serverConn(c, l.log)
+		ready = l.checks.serverConn(c)
 	}
 	select {
 	case l.ready <- ready:

@@ -35,7 +35,7 @@ func (s *Server) Refused(limit Refusal) uint64 {
 	case RefusalWaiting:
 		return s.conns.replaced.total.Load()
 	case RefusalHeader:
-		return 0
+		return s.checks.largeHeaders.total.Load()
 	}
 	return 0
 }

@@ -76,6 +76,7 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 		Routes: c.routes(log, problems),
 		Limits: bff.Limits{
 			Connections: c.Server.Limits.Connections,
+			HeaderBytes: int(c.Server.Limits.HeaderBytes),
 			Logins:      bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
 		Client:        web.Client(),

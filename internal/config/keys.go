@@ -27,8 +27,8 @@ func (k Key) Variable() string {
 
 // restartKeys are the keys and sections that only a restart can change.
 // Of store.url a reload applies the user and password.
-var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "store.url", "store.prefix",
-	"store.ca_file", "store.cert_file", "store.key_file"}
+var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "server.limits.header_bytes",
+	"store.url", "store.prefix", "store.ca_file", "store.cert_file", "store.key_file"}
 
 // AppliedOnReload reports whether a reload applies a change of the key.
 // Otherwise a change needs a restart.
@@ -101,6 +101,8 @@ var Keys = []Key{
 	{"server.tls.key_file", "", "Private key of that certificate, in PEM."},
 	{"server.limits.connections", "0",
 		"Connections that the public listener serves at once. 0: derived from the limit of file descriptors."},
+	{"server.limits.header_bytes", "64KiB",
+		"Maximum size of a request header, with the request line. Beyond it the response is 431."},
 	{"server.limits.body_min_rate", "240B/s",
 		"Minimum rate of a body, measured over 30 seconds. `off`: no minimum."},
 	{"server.limits.logins.rate", "4/s",

@@ -50,6 +50,7 @@ func TestMistakesInLimitsNameTheKey(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ file, want string }{
 		{"server: {limits: {connections: many}}", "server.limits.connections: \"many\" is not a whole number"},
+		{"server: {limits: {header_bytes: large}}", "server.limits.header_bytes: \"large\" is not a size"},
 		{"server: {limits: {logins: {rate: 4}}}", "server.limits.logins.rate: \"4\" is not a rate"},
 		{"server: {limits: {logins: {rate: fast}}}", "server.limits.logins.rate: \"fast\" is not a rate"},
 		{"server: {limits: {logins: {burst: 0}}}", "server.limits.logins.burst: \"0\" is not a whole number"},

@@ -41,6 +41,7 @@ type Server struct {
 
 type Limits struct {
 	Connections int       `yaml:"connections"`   // default 0: derived from the file descriptors
+	HeaderBytes ByteSize  `yaml:"header_bytes"`  // default 64KiB
 	BodyMinRate ByteRate  `yaml:"body_min_rate"` // default 240B/s
 	Logins      RateLimit `yaml:"logins"`        // default 4/s and 40
 }
@@ -213,6 +214,7 @@ func (c *Config) SetDefaults() {
 	c.Server.AdminListen = cmp.Or(c.Server.AdminListen, "127.0.0.1:9090")
 	c.Server.ShutdownGrace = cmp.Or(c.Server.ShutdownGrace, 30*time.Second)
 	c.Server.Prefix = cmp.Or(c.Server.Prefix, "/bff")
+	c.Server.Limits.HeaderBytes = cmp.Or(c.Server.Limits.HeaderBytes, 64<<10)
 	c.OIDC.ClientAuth = cmp.Or(c.OIDC.ClientAuth, "client_secret_basic")
 	c.Store.URL = cmp.Or(c.Store.URL, "memory:")
 	c.Store.Prefix = cmp.Or(c.Store.Prefix, "cloakroom:")
@@ -244,6 +246,8 @@ func (c *Config) CheckReload(inForce *Config) error {
 		"store.ca_file":       c.Store.CAFile != inForce.Store.CAFile,
 		"store.cert_file":     c.Store.CertFile != inForce.Store.CertFile,
 		"store.key_file":      c.Store.KeyFile != inForce.Store.KeyFile,
+
+		"server.limits.header_bytes": c.Server.Limits.HeaderBytes != inForce.Server.Limits.HeaderBytes,
 	}
 	for _, key := range restartKeys {
 		if changed[key] {

@@ -15,16 +15,20 @@ import (
 // corrupted on the way: the server then responds with 400 and closes the
 // connection.
 //
+// If the head of a request, its request line and header, is larger than maxHead
+// bytes, the server reads letters instead of the rest, without end, until it
+// responds with 431.
+//
 // refused is called with the cause for each request that reaches no handler:
 // one that is corrupted, or that net/http rejects by itself. It may be nil.
 //
 // ServerConn is for HTTP/1.1. It does not check what follows a request to
 // switch protocols. A server that does not switch must close the connection.
-func ServerConn(c net.Conn, refused func(status int, cause string)) net.Conn {
+func ServerConn(c net.Conn, maxHead int, refused func(status int, cause string)) net.Conn {
 	if refused == nil {
 		refused = func(int, string) {}
 	}
-	return &serverConn{Conn: c, refused: refused}
+	return &serverConn{Conn: c, framing: framing{maxHead: maxHead}, refused: refused}
 }
 
 type serverConn struct {
@@ -40,6 +44,12 @@ type serverConn struct {
 var breaker = []byte("\x00\r\n\r\n")
 
 func (c *serverConn) Read(p []byte) (int, error) {
+	if c.framing.tooLarge {
+		for i := range p {
+			p[i] = 'a'
+		}
+		return len(p), nil
+	}
 	if c.broken != nil {
 		if len(c.broken) == 0 {
 			return 0, io.EOF
@@ -49,7 +59,14 @@ func (c *serverConn) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := c.Conn.Read(p)
-	if good := c.framing.parse(p[:n]); good < n {
+	good := c.framing.parse(p[:n])
+	if c.framing.tooLarge {
+		if good == 0 {
+			return c.Read(p)
+		}
+		return good, nil
+	}
+	if good < n {
 		c.broken = breaker
 		c.told.Store(true)
 		if c.framing.inHead { // otherwise a handler gets an error from the body
@@ -108,6 +125,10 @@ type framing struct {
 	line  []byte // an incomplete line
 	left  int64  // of the body or of the chunk
 
+	maxHead  int  // maximum length of a head
+	head     int  // length of the head so far
+	tooLarge bool // head is larger than maxHead
+
 	problem     string // why the request is invalid
 	inHead      bool   // in the head of a request: no handler has it yet
 	expectation bool   // net/http rejects the request because of Expect
@@ -120,7 +141,8 @@ type framing struct {
 	expected               bool // something other than 100-continue
 }
 
-// maxLine is the maximum length of a line. Servers reject longer ones anyway.
+// maxLine is the maximum length of a line outside the head. Servers reject
+// longer ones anyway.
 const maxLine = 64 << 10
 
 // parse parses what the client sends. It returns how much of it is valid:
@@ -129,10 +151,15 @@ func (f *framing) parse(b []byte) int {
 	seen := 0
 	for seen < len(b) {
 		if f.state == nil {
-			f.state, f.inHead = (*framing).requestLine, true
+			f.state, f.inHead, f.head = (*framing).requestLine, true, 0
 		}
+		inHead := f.inHead
 		n := f.state(f, b[seen:])
-		if n < 0 {
+		if inHead {
+			f.head += max(0, n)
+			f.tooLarge = f.head > f.maxHead
+		}
+		if n < 0 || f.tooLarge {
 			return seen
 		}
 		seen += n
@@ -152,7 +179,7 @@ func (f *framing) reject(problem string) int {
 func (f *framing) cutLine(b []byte) (line []byte, n int, ok bool) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
-		if f.line = append(f.line, b...); len(f.line) > maxLine {
+		if f.line = append(f.line, b...); len(f.line) > maxLine && !f.inHead {
 			return nil, f.reject("a line is too long"), false
 		}
 		return nil, len(b), false
@@ -180,7 +207,10 @@ func (f *framing) requestLine(b []byte) int {
 	if !isToken(method) || len(target) == 0 || bytes.ContainsFunc(target, control) {
 		return f.reject("the request line is malformed")
 	}
-	*f = framing{line: f.line, state: (*framing).field, inHead: true, http10: string(version) == "HTTP/1.0"}
+	*f = framing{
+		line: f.line, state: (*framing).field, inHead: true, http10: string(version) == "HTTP/1.0",
+		maxHead: f.maxHead, head: f.head,
+	}
 	if !f.http10 && string(version) != "HTTP/1.1" {
 		return f.reject("the version is neither HTTP/1.1 nor HTTP/1.0")
 	}

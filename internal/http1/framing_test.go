@@ -9,7 +9,10 @@ import (
 	"testing"
 )
 
-const host = "Host: a\r\n"
+const (
+	host     = "Host: a\r\n"
+	testHead = 64 << 10 // maximum length of a head
+)
 
 // valid and invalid are examples of what a client sends on a connection.
 var (
@@ -89,7 +92,7 @@ func follow(f *framing, b string, size int) int {
 func TestUnambiguousFramingPasses(t *testing.T) {
 	for _, b := range valid {
 		for _, size := range []int{1, 2, 7, 1 << 20} {
-			var f framing
+			f := framing{maxHead: testHead}
 			if n := follow(&f, b, size); n < len(b) || f.state != nil {
 				t.Errorf("in pieces of %d: rejected after %q of\n%q", size, b[:n], b)
 			}
@@ -100,13 +103,13 @@ func TestUnambiguousFramingPasses(t *testing.T) {
 func TestAmbiguousFramingIsRejected(t *testing.T) {
 	for _, b := range invalid {
 		for _, size := range []int{1, 2, 7, 1 << 20} {
-			var f framing
+			f := framing{maxHead: testHead}
 			if follow(&f, b, size) == len(b) {
 				t.Errorf("in pieces of %d: accepted\n%q", size, b)
 			}
 		}
 		for _, before := range valid[:8] { // anywhere on the connection
-			var f framing
+			f := framing{maxHead: testHead}
 			if n := follow(&f, before+b, 1<<20); n == len(before+b) || n < len(before) {
 				t.Errorf("%d bytes accepted of\n%q, then\n%q", n, before, b)
 			}
@@ -115,7 +118,7 @@ func TestAmbiguousFramingIsRejected(t *testing.T) {
 }
 
 func TestNothingIsCheckedAfterAnUpgrade(t *testing.T) {
-	var f framing
+	f := framing{maxHead: testHead}
 	upgrade := "GET / HTTP/1.1\r\n" + host + "Upgrade: websocket\r\n\r\n"
 	for _, b := range []string{upgrade, "\x00anything\n\n", "GET / HTTP/1.1\n"} {
 		if n := follow(&f, b, 5); n < len(b) {
@@ -125,9 +128,49 @@ func TestNothingIsCheckedAfterAnUpgrade(t *testing.T) {
 }
 
 func TestLineLengthIsLimited(t *testing.T) {
-	var f framing
-	if n := follow(&f, "GET /"+strings.Repeat("x", 2*maxLine), 4096); n > maxLine+4096 {
+	f := framing{maxHead: testHead}
+	start := "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n1;"
+	if n := follow(&f, start+strings.Repeat("x", 2*maxLine), 4096); n > len(start)+maxLine+4096 {
 		t.Errorf("got %d bytes, want at most the limit", n)
+	}
+	if f.tooLarge {
+		t.Error("the head is too large")
+	}
+}
+
+func TestHeadSizeIsLimitedToTheByte(t *testing.T) {
+	const request = "GET / HTTP/1.1\r\n" + host
+	for name, head := range map[string]func(size int) string{
+		"a long line": func(size int) string {
+			return request + "A: " + strings.Repeat("b", size-len(request)-len("A: \r\n\r\n")) + "\r\n\r\n"
+		},
+		"many lines": func(size int) string {
+			lines := strings.Repeat("A: b\r\n", (size-len(request)-100)/6)
+			rest := size - len(request) - len(lines) - len("A: \r\n\r\n")
+			return request + lines + "A: " + strings.Repeat("b", rest) + "\r\n\r\n"
+		},
+		"a long target": func(size int) string {
+			rest := "GET / HTTP/1.1\r\n" + host + "\r\n"
+			return "GET /" + strings.Repeat("b", size-len(rest)) + " HTTP/1.1\r\n" + host + "\r\n"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, piece := range []int{1, 4096, 1 << 20} {
+				f := framing{maxHead: testHead}
+				whole := head(testHead)
+				if n := follow(&f, whole+whole, piece); n < 2*testHead {
+					t.Errorf("two of the maximum size in pieces of %d: got %d bytes, want %d", piece, n, 2*testHead)
+				}
+				f = framing{maxHead: testHead}
+				larger := head(testHead + 1)
+				if n := follow(&f, larger, piece); n >= len(larger) {
+					t.Errorf("a larger one in pieces of %d: got %d bytes, want fewer", piece, n)
+				}
+				if !f.tooLarge {
+					t.Errorf("a larger one in pieces of %d: tooLarge: got false, want true", piece)
+				}
+			}
+		})
 	}
 }
 
@@ -137,7 +180,7 @@ func FuzzFramingAgreesWithTheServer(f *testing.F) {
 		f.Add([]byte(b))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var whole framing
+		whole := framing{maxHead: testHead}
 		if whole.parse(b) < len(b) || whole.state != nil {
 			return
 		}
@@ -152,7 +195,7 @@ func FuzzFramingAgreesWithTheServer(f *testing.F) {
 				return
 			}
 			end := len(b) - input.Len() - r.Buffered()
-			var upTo framing
+			upTo := framing{maxHead: testHead}
 			if upTo.parse(b[:end]); upTo.state != nil {
 				t.Fatalf("net/http parses %q as a request", b[:end])
 			}
