@@ -293,9 +293,6 @@ func (a *app) close(ctx context.Context) error {
 // response, and writes the line of the access log.
 func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
 	w := a.newResponse(rw, r)
-	if a.server.stopping() {
-		w.Header().Set("Connection", "close") // with HTTP/2, net/http sends GOAWAY
-	}
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}
@@ -315,6 +312,9 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 	}()
 	if err := serve(w, r); err != nil {
 		a.writeProblem(w, r, err)
+	}
+	if !w.detached && w.status == 0 {
+		w.closeInShutdown() // net/http sends the header
 	}
 	if !w.detached && w.exchange.Status == 0 && !w.exchange.Deadline {
 		a.pace.LimitWrites(http.NewResponseController(w.ResponseWriter), r)

@@ -126,6 +126,11 @@ type Server struct {
 	mu      sync.Mutex      // guards all below
 	running context.Context // of Run; nil before
 	retired sync.WaitGroup  // configurations that Reload replaced, until their requests have ended
+
+	// The next two end in the shutdown: when the listeners have been closed,
+	// and when refreshes and revocations in flight are not awaited any longer.
+	draining, closing           context.Context
+	startDraining, stopAwaiting context.CancelFunc
 }
 
 // New returns a Server for cfg. It does no I/O. The error joins a *ConfigError
@@ -209,6 +214,8 @@ func (s *Server) start(ctx context.Context) error {
 		return errors.New("bff: Run was called before")
 	}
 	s.running = ctx
+	s.draining, s.startDraining = context.WithCancel(context.Background())
+	s.closing, s.stopAwaiting = context.WithCancel(context.Background())
 	a := s.current.Load()
 	s.conns.setLimit(a.limits.Connections)
 	a.start()
@@ -249,6 +256,7 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	for _, l := range listeners {
 		l.Close() // Serve reports an error
 	}
+	s.startDraining()
 	a.upstreams.EndStreams()
 	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
 	defer cancel()
@@ -261,10 +269,10 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 		s.log.Warn("requests still open after the grace period are aborted", "err", err)
 		server.Close()
 	}
-	closing, cancel := context.WithTimeout(context.Background(), closeGrace)
-	defer cancel()
-	err = a.close(closing)
+	defer time.AfterFunc(closeGrace, s.stopAwaiting).Stop()
+	err = a.close(s.closing)
 	s.retired.Wait() // bounded by ShutdownGrace and closeGrace
+	s.stopAwaiting()
 	return err
 }
 
@@ -295,7 +303,7 @@ const closeGrace = 10 * time.Second
 //
 // Reload discovers the provider first. If that fails, the configuration before
 // stays in force, and the error is a *ConfigError, unless the provider is down
-// under both configurations.
+// under both configurations. It also stays if ctx or Run ends before.
 func (s *Server) Reload(ctx context.Context, next *Server) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -303,28 +311,46 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 		return errors.New("bff: Reload before Run")
 	}
 	if s.running.Err() != nil {
-		return errors.New("bff: Reload during the shutdown")
+		return errStopping
 	}
 	a := next.current.Load()
 	a.server = s
 	a.start()
-	if err := s.checkProvider(ctx, a.provider); err != nil {
+	err := s.checkProvider(ctx, a.provider)
+	switch { // the attempt was canceled, which says nothing about the provider
+	case s.running.Err() != nil:
+		err = errStopping
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	}
+	if err != nil {
 		closing, cancel := context.WithTimeout(context.Background(), closeGrace)
 		defer cancel()
 		return errors.Join(err, a.close(closing))
 	}
 	before := s.current.Swap(a)
 	s.conns.setLimit(a.limits.Connections)
-	s.retired.Go(func() { // until its requests have ended, or until the shutdown and a grace period
-		before.waitIdle(s.running)
-		before.upstreams.EndStreams()
-		grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
-		defer cancel()
-		if err := errors.Join(before.waitIdle(grace), before.close(grace)); err != nil {
-			s.log.Warn("previous configuration closed with requests in flight", "err", err)
-		}
-	})
+	s.retired.Go(func() { s.retire(before, a.shutdownGrace) })
 	return nil
+}
+
+var errStopping = errors.New("bff: Reload during the shutdown")
+
+// retire waits until the requests of a configuration that is not in force any
+// more have ended, and closes it. In the shutdown, they may take grace. It
+// returns after the last refresh, because the process must not exit before.
+func (s *Server) retire(before *app, grace time.Duration) {
+	before.waitIdle(s.draining)
+	before.upstreams.EndStreams()
+	within := func(end func(context.Context) error) error {
+		ctx, cancel := context.WithTimeout(s.closing, grace)
+		defer cancel()
+		return end(ctx)
+	}
+	if err := errors.Join(within(before.waitIdle), within(before.close)); err != nil {
+		s.log.Warn("previous configuration closed with requests in flight", "err", err)
+	}
+	before.sessions.Drain(s.closing)
 }
 
 // reloadWait is how long Reload waits for the provider.

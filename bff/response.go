@@ -22,6 +22,7 @@ const statusClientLeft = 499
 // for the access log.
 type response struct {
 	http.ResponseWriter
+	server    *Server
 	began     time.Time
 	requestID string
 	client    string // address
@@ -61,12 +62,23 @@ const (
 
 func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {
 	return &response{
-		ResponseWriter: w, began: time.Now(),
+		ResponseWriter: w, server: a.server, began: time.Now(),
 		requestID: requestID(r), client: a.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
 }
 
+// closeInShutdown has the client's connection closed after the response if the
+// server shuts down. With HTTP/2, net/http sends GOAWAY.
+func (w *response) closeInShutdown() {
+	if w.server.stopping() {
+		w.Header().Set("Connection", "close")
+	}
+}
+
 func (w *response) WriteHeader(status int) {
+	if status >= 200 {
+		w.closeInShutdown()
+	}
 	if w.status == 0 {
 		w.status = status
 	}
@@ -75,6 +87,7 @@ func (w *response) WriteHeader(status int) {
 
 func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
+		w.closeInShutdown()
 		w.status = http.StatusOK
 	}
 	if w.paced != nil && w.bytes == 0 && !pace.IsStream(w.Header().Get("Content-Type")) {

@@ -1,0 +1,194 @@
+package bff_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+)
+
+// A client must not send another request on a connection that is about to be
+// closed. The response to a request in flight is the last one that can tell.
+func TestResponseAfterTheBeginOfTheShutdownClosesItsConnection(t *testing.T) {
+	t.Parallel()
+	arrived, released := make(chan struct{}, 1), make(chan struct{})
+	slow := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			arrived <- struct{}{}
+			<-released
+			if status != 0 {
+				w.WriteHeader(status)
+			}
+		}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/api/", slow(201))
+	mux.HandleFunc("/empty", slow(0))
+	mux.HandleFunc("/created", slow(201))
+	upstream := newUpstream(t, mux)
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Frontend = mux
+		c.Routes = []bff.Route{{Path: "/api/", Upstream: []string{upstream}, Token: "none"}}
+		cfg = *c
+		cfg.ShutdownDelay = time.Second
+	})
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t)
+	ctx, stop := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- server.Run(ctx, l) }()
+	paths := []string{"/api/x", "/empty", "/created"}
+	var all []*keepAlive
+	for _, path := range paths {
+		k := a.keepAlive(l.Addr().String())
+		fmt.Fprintf(k.conn, "GET %s HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\n\r\n", path, k.host)
+		<-arrived
+		all = append(all, k)
+	}
+	stop()
+	waitFor(t, "the server is not ready", func() bool {
+		status, _ := readyz(server, "")
+		return status == 503
+	})
+	close(released)
+	for i, k := range all {
+		resp, err := http.ReadResponse(k.r, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", paths[i], err)
+		}
+		if resp.StatusCode >= 400 || !resp.Close {
+			t.Errorf("%s: got %d, closes %v; want a success that closes its connection", paths[i],
+				resp.StatusCode, resp.Close)
+		}
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+// A refresh that began before a reload has the same time to end in the
+// shutdown: its refresh token has been rotated.
+func TestShutdownWaitsForRefreshesFromBeforeAReload(t *testing.T) {
+	t.Parallel()
+	for name, stuck := range map[string]bool{"without requests": false, "with a request in flight": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			frontend, pending, releaseRequest := slowApp(t)
+			var cfg bff.Config
+			a := newApp(t, func(_ *app, c *bff.Config) {
+				c.Provider.Wait, c.ShutdownGrace = 200*time.Millisecond, 100*time.Millisecond
+				c.Frontend = frontend
+				cfg = *c
+			})
+			b := a.expired()
+			arrived := make(chan struct{})
+			release := make(chan struct{})
+			a.onRefresh(func(n int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+				if n == 1 {
+					close(arrived)
+				}
+				<-release
+				provider.ServeHTTP(w, r)
+			})
+			if stuck {
+				go a.get(strings.TrimPrefix(a.url, "http://"), "/")
+				<-pending
+			}
+			wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
+			<-arrived
+			next, err := bff.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.server.Reload(t.Context(), next); err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(time.Second, func() { close(release) })
+			a.stop()
+			if logs := a.logs.String(); !strings.Contains(logs, `"msg":"session refreshed"`) {
+				t.Errorf("Run has returned before the refresh ended:\n%s", logs)
+			}
+			releaseRequest()
+		})
+	}
+}
+
+// The shutdown cancels the attempt to discover the next provider. Then nobody
+// knows whether the next configuration works, so that it must not be applied.
+func TestReloadIsRefusedIfTheShutdownBegins(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	arrived := make(chan struct{}, 10)
+	a.recordCalls(devidp.Hooks{Intercept: func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		arrived <- struct{}{}
+		<-r.Context().Done()
+	}})
+	next, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := make(chan error, 1)
+	go func() { result <- a.server.Reload(t.Context(), next) }()
+	<-arrived
+	if err := a.stop(); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if err := <-result; err == nil {
+		t.Error("the next configuration is in force although its provider was not discovered")
+	}
+}
+
+// A stream from before a reload continues during ShutdownDelay, as others do:
+// its client would connect to this replica again.
+func TestStreamFromBeforeAReloadOutlivesTheShutdownDelay(t *testing.T) {
+	t.Parallel()
+	upstream := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Routes = []bff.Route{{Path: "/stream/", Upstream: []string{upstream}, Token: "none"}}
+		c.ShutdownDelay = time.Second
+		cfg = *c
+	})
+	k := a.keepAlive(strings.TrimPrefix(a.url, "http://"))
+	fmt.Fprintf(k.conn, "GET /stream/x HTTP/1.1\r\nHost: %s\r\nX-CSRF: 1\r\n\r\n", k.host)
+	resp, err := http.ReadResponse(k.r, nil)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("got %v, %v", resp, err)
+	}
+	next, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.server.Reload(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	go a.stop()
+	bufio.NewReader(resp.Body).ReadByte()
+	if lasted := time.Since(begun); lasted < 900*time.Millisecond {
+		t.Errorf("the stream was aborted %v after the begin of the shutdown, want a second", lasted)
+	}
+}
+
+func newUpstream(t *testing.T, h http.Handler) (url string) {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.URL
+}
