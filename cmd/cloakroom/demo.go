@@ -88,19 +88,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	})
 	defer stop()
 
-	provider, err := devidp.New(devidp.Config{
-		Issuer:         issuer,
-		Users:          devidp.DefaultUsers(),
-		AccessTokenTTL: d.accessTokenTTL,
-		Logger:         log,
-		Clients: []devidp.Client{{
-			ID:                     "demo",
-			Secret:                 secret,
-			RedirectURIs:           []string{app + "/bff/callback"},
-			PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
-			Scopes:                 demoScopes,
-		}, demoCLI},
-	})
+	provider, err := d.newProvider(issuer, app, secret, log)
 	if err != nil {
 		return err
 	}
@@ -109,30 +97,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 
-	cfg := &config.Config{
-		Server: config.Server{PublicURL: app, AdminListen: "127.0.0.1:0"},
-		OIDC: config.OIDC{
-			Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes,
-		},
-		Store: config.Store{URL: d.store},
-		// A new key for each run: the provider's tokens are lost at the end
-		// too.
-		Session: config.Session{Keys: []session.Secret{newKey()}},
-		Routes: []config.Route{
-			{Path: "/api/", Upstream: []string{"http://" + api.Addr().String()}, Token: "user",
-				AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
-			{Path: "/public/", Upstream: []string{"http://" + api.Addr().String()}, Token: "none"},
-		},
-	}
-	cfg.SetDefaults()
-	b, err := newBroker(cfg, web.Demo(), log)
-	if problems, ok := errors.AsType[config.Errors](err); ok {
-		for _, problem := range problems {
-			if problem.Key == "store.url" {
-				problem.Key = "--store"
-			}
-		}
-	}
+	b, err := d.newBroker(issuer, app, secret, "http://"+api.Addr().String(), log)
 	if err != nil {
 		return err
 	}
@@ -157,6 +122,57 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	})
 	return group.Wait()
+}
+
+// newProvider returns the development provider, with the app's origin as a
+// client.
+func (d *demo) newProvider(issuer, app, secret string, log *slog.Logger) (*devidp.Provider, error) {
+	return devidp.New(devidp.Config{
+		Issuer:         issuer,
+		Users:          devidp.DefaultUsers(),
+		AccessTokenTTL: d.accessTokenTTL,
+		Logger:         log,
+		Clients: []devidp.Client{{
+			ID:                     "demo",
+			Secret:                 secret,
+			RedirectURIs:           []string{app + "/bff/callback"},
+			PostLogoutRedirectURIs: []string{app + "/bff/logout/callback"},
+			Scopes:                 demoScopes,
+		}, demoCLI},
+	})
+}
+
+// newBroker returns the broker of the demo.
+func (d *demo) newBroker(issuer, app, secret, api string, log *slog.Logger) (*broker, error) {
+	cfg := &config.Config{
+		Server: config.Server{
+			PublicURL: app, AdminListen: "127.0.0.1:0",
+			// Whoever presses Ctrl-C does not want to wait for idle connections.
+			ShutdownGrace: time.Second,
+		},
+		OIDC: config.OIDC{
+			Issuer: issuer, ClientID: "demo", ClientSecret: session.Secret(secret), Scopes: demoScopes,
+		},
+		Store: config.Store{URL: d.store},
+		// A new key for each run: the provider's tokens are lost at the end
+		// too.
+		Session: config.Session{Keys: []session.Secret{newKey()}},
+		Routes: []config.Route{
+			{Path: "/api/", Upstream: []string{api}, Token: "user",
+				AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
+			{Path: "/public/", Upstream: []string{api}, Token: "none"},
+		},
+	}
+	cfg.SetDefaults()
+	b, err := newBroker(cfg, web.Demo(), log)
+	if problems, ok := errors.AsType[config.Errors](err); ok {
+		for _, problem := range problems {
+			if problem.Key == "store.url" {
+				problem.Key = "--store"
+			}
+		}
+	}
+	return b, err
 }
 
 var demoScopes = []string{"openid", "profile", "email", "offline_access", "orders:read"}
