@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 // FileConfig configures a File.
@@ -75,7 +76,7 @@ func NewFile(cfg FileConfig) (*File, error) {
 		Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true,
 	})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("the directory %s is in use by another process: "+
 			"a file store is for one broker; several need Redis", cfg.Dir)
 	case err != nil:
