@@ -39,6 +39,7 @@ func (b *broker) watchFiles(ctx context.Context) {
 // the file.
 type fileState struct {
 	modified time.Time
+	changed  time.Time // unlike modified, no program can set it; zero where it is unknown
 	size     int64
 	inode    uint64 // of the file that a link leads to
 	mode     fs.FileMode
@@ -50,7 +51,9 @@ func stateOf(name string) fileState {
 	if err != nil {
 		return fileState{missing: true}
 	}
-	return fileState{modified: info.ModTime(), size: info.Size(), inode: inode(info), mode: info.Mode()}
+	return fileState{
+		modified: info.ModTime(), changed: changeTime(info), size: info.Size(), inode: inode(info), mode: info.Mode(),
+	}
 }
 
 // states returns the states of the files, by name.
