@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -64,6 +63,10 @@ func (a *adminClient) do(ctx context.Context, method, path string, timeout time.
 		return 0, nil, a.noResponse(listen, err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusUnauthorized {
+		return 0, nil, fmt.Errorf("the broker at %s requires another server.admin_token than that of --config "+
+			"(if it was changed, send SIGHUP to the broker, which logs why it does not apply the change)", listen)
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminResponse))
 	return resp.StatusCode, body, err
 }
@@ -78,8 +81,8 @@ func (a *adminClient) noResponse(listen string, err error) error {
 	if a.file == "" {
 		return fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
 	}
-	if _, unread := os.Stat(a.file); unread != nil {
-		return fmt.Errorf("%w\n--config: %w", err, unread)
+	if c, unread := config.Load(a.file, a.getenv); c == nil { // %v: the exit status is not that of a mistake
+		return fmt.Errorf("%w\n--config: the file is missing or not YAML: %v", err, unread)
 	}
 	return err
 }

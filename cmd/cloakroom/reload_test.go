@@ -201,3 +201,65 @@ func TestHealthCommand(t *testing.T) {
 		return exitCode(err) == 1 && errs != ""
 	})
 }
+
+// The commands find the broker and print its problem also if the file is not
+// YAML: an operator who has just broken it runs them.
+func TestReloadCommandFindsTheBrokerWithABrokenFile(t *testing.T) {
+	t.Parallel()
+	r := startReloadable(t)
+	const token = "a token of administrators"
+	base := strings.Replace(r.base, "server: {", "server: {admin_token: "+token+", ", 1)
+	r.write("cloakroom.yaml", base)
+	r.waitFor(r.stderr, `"in_force":\{.*"admin_token"`)
+	for name, more := range map[string]string{
+		"a bracket":     "routes: [\n  {path: /api/",
+		"a tab":         "routes:\n\t- path: /api/\n",
+		"two documents": "---\nroutes: []\n",
+	} {
+		r.write("cloakroom.yaml", base+more)
+		_, errs, err := r.command("reload")
+		if exitCode(err) != 1 || !strings.Contains(errs, "configuration not applied") {
+			t.Errorf("%s: got %v, want that the configuration is not applied:\n%s", name, err, errs)
+		}
+		if !strings.Contains(errs, "cloakroom.yaml") {
+			t.Errorf("%s: the output does not name the file:\n%s", name, errs)
+		}
+	}
+	r.write("cloakroom.yaml", "server: {")
+	if _, errs, err := r.command("reload"); err == nil || !strings.Contains(errs, "not YAML") {
+		t.Errorf("without an address: got %v, want an error that the file is not YAML:\n%s", err, errs)
+	}
+}
+
+// A secret that is rotated by "cp -p" or rsync may have the size and the time
+// of the one before.
+func TestChangeOfTheContentOnlyIsApplied(t *testing.T) {
+	t.Parallel()
+	r := startReloadable(t)
+	secret := filepath.Join(r.dir, "secret")
+	before, err := os.Stat(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	applied := strings.Count(r.stderr.String(), `"in_force"`)
+	r.write("secret", strings.Repeat("x", int(before.Size())))
+	if err := os.Chtimes(secret, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 15*time.Second, "the change is applied", func() bool {
+		return strings.Count(r.stderr.String(), `"in_force"`) > applied
+	})
+}
+
+// The broker in force has another token than the file.
+func TestReloadCommandExplainsAnotherToken(t *testing.T) {
+	t.Parallel()
+	r := startReloadable(t)
+	r.write("cloakroom.yaml", strings.Replace(r.base, "server: {", "server: {admin_token: one, ", 1))
+	r.waitFor(r.stderr, `"in_force":\{.*"admin_token"`)
+	r.write("cloakroom.yaml", strings.Replace(r.base, "server: {", "server: {admin_token: other, ", 1))
+	_, errs, err := r.command("reload")
+	if exitCode(err) != 1 || !strings.Contains(errs, "server.admin_token") || !strings.Contains(errs, "SIGHUP") {
+		t.Errorf("got %v, want advice about the token in force:\n%s", err, errs)
+	}
+}

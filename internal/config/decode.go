@@ -24,6 +24,7 @@ type loader struct {
 	problems Errors
 	files    map[string]string // :: key of a secret → its file
 
+	partial    bool // of a file that is not YAML, the lines before the mistake are read
 	unreadable bool // the file is missing or not YAML
 }
 
@@ -41,9 +42,12 @@ func Load(file string, getenv func(string) string) (*Config, error) {
 }
 
 // LoadAdmin returns server.admin_listen and server.admin_token, by which a
-// running broker can be reached. It ignores mistakes in the configuration.
+// running broker can be reached. It ignores mistakes in the configuration. If
+// the file is not YAML, it reads the lines before the mistake.
 func LoadAdmin(file string, getenv func(string) string) (listen string, token session.Secret) {
-	server := newLoader(file, getenv).load().Server
+	l := newLoader(file, getenv)
+	l.partial = true
+	server := l.load().Server
 	return server.AdminListen, server.AdminToken
 }
 
@@ -94,18 +98,32 @@ func (l *loader) readFile(c *Config) bool {
 	if err != nil {
 		return unreadable("", fmt.Errorf("read configuration: %w", err))
 	}
-	var doc, more yaml.Node
-	d := yaml.NewDecoder(bytes.NewReader(text))
-	if err := d.Decode(&doc); err != nil && err != io.EOF {
-		return unreadable(l.source, err)
+	doc, err := parseDocument(text)
+	for err != nil && l.partial && len(text) > 0 {
+		text = text[:bytes.LastIndexByte(text[:len(text)-1], '\n')+1] // without the last line
+		doc, err = parseDocument(text)
 	}
-	if err := d.Decode(&more); err != io.EOF {
-		return unreadable(l.source, errors.New("contains more than one document"))
+	if err != nil {
+		return unreadable(l.source, err)
 	}
 	if len(doc.Content) > 0 { // else the file is empty
 		l.decode(doc.Content[0], reflect.ValueOf(c).Elem(), "")
 	}
 	return true
+}
+
+// parseDocument parses the only document of a YAML file. It has no content if
+// the file is empty.
+func parseDocument(text []byte) (yaml.Node, error) {
+	var doc, more yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(&doc); err != nil && err != io.EOF {
+		return yaml.Node{}, err
+	}
+	if err := d.Decode(&more); err != io.EOF {
+		return yaml.Node{}, errors.New("contains more than one document")
+	}
+	return doc, nil
 }
 
 // decode decodes a YAML node into v. key is the path of the node.
