@@ -49,6 +49,7 @@ func brokerCommand(t *testing.T, args ...string) *exec.Cmd {
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == brokerName {
+		limitDescriptors()
 		main()
 	}
 	if os.Getenv("CLOAKROOM_TEST_PROVIDER") != "" {
