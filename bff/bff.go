@@ -370,7 +370,8 @@ func (s *Server) checkProvider(ctx context.Context, next *oidc.Client) error {
 	cause := next.Status()
 	inForce := s.current.Load().provider
 	if inForce.Config().Issuer == next.Config().Issuer && inForce.Discover(ctx) != nil {
-		return nil // the provider is down
+		next.Inherit(inForce) // the token endpoint may work
+		return nil            // the provider is down
 	}
 	return &ConfigError{Key: "Provider.Issuer", Value: next.Config().Issuer, Err: cause}
 }

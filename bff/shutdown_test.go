@@ -192,3 +192,33 @@ func newUpstream(t *testing.T, h http.Handler) (url string) {
 	t.Cleanup(s.Close)
 	return s.URL
 }
+
+// While the metadata cannot be read, what works under one configuration works
+// under the next: the provider's other endpoints may respond.
+func TestReloadKeepsTheMetadataOfTheProvider(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	b := a.expired()
+	a.recordCalls(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if strings.Contains(r.URL.Path, "/.well-known/") {
+			w.WriteHeader(503)
+			return
+		}
+		provider.ServeHTTP(w, r)
+	}})
+	next, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.server.Reload(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
+		t.Errorf("a session whose access token has expired: got %d %s, want 200", resp.StatusCode, resp.Code())
+	}
+	a.signedIn()
+	a.provider.Behave()
+	waitFor(t, "the metadata are read", func() bool { return strings.Count(a.logs.String(), `"provider found"`) == 2 })
+	a.signedIn()
+}

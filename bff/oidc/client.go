@@ -58,8 +58,8 @@ type Client struct {
 	// still gets a fetch.
 	idTokenFetches, logoutFetches *rate.Limiter
 
-	noRefreshToken sync.Once // logs the missing refresh token
-	ignored        string    // the ignored members of the metadata that were logged last; only Run uses it
+	noRefreshToken sync.Once              // logs the missing refresh token
+	ignored        atomic.Pointer[string] // the ignored members of the metadata that were logged last
 
 	current atomic.Pointer[metadata] // nil until the first successful discovery
 	ready   chan struct{}            // closed by the first successful discovery

@@ -32,6 +32,8 @@ type metadata struct {
 	ProofAlgorithms     []string
 
 	keys *jwks.Set // nil without jwks_uri
+
+	inherited bool // from another client (Client.Inherit), whose keys these are
 }
 
 // backchannelEndpoints are the endpoints that this client calls directly, not
@@ -81,11 +83,33 @@ func (c *Client) Discover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.current.Swap(m) == nil {
-		c.log.InfoContext(ctx, "provider found", "issuer", c.cfg.Issuer)
+	switch before := c.current.Swap(m); {
+	case before == nil:
 		close(c.ready)
+		fallthrough
+	case before.inherited:
+		c.log.InfoContext(ctx, "provider found", "issuer", c.cfg.Issuer)
 	}
 	return nil
+}
+
+// Inherit uses the metadata of another client of the same provider until this
+// one can read them. It does nothing if this one has metadata, or could not use
+// those of the other.
+func (c *Client) Inherit(from *Client) {
+	m := from.current.Load()
+	if m == nil || from.cfg.Issuer != c.cfg.Issuer || from.cfg.LogoutURL != c.cfg.LogoutURL ||
+		from.usesAliases() != c.usesAliases() {
+		return
+	}
+	inherited := *m
+	inherited.inherited = true
+	if c.checkEndpoints(&inherited) != nil || c.checkCapabilities(&inherited) != nil {
+		return
+	}
+	if c.current.CompareAndSwap(nil, &inherited) {
+		close(c.ready)
+	}
 }
 
 // Run discovers the provider and keeps its metadata current, until ctx ends.
@@ -147,9 +171,11 @@ func (c *Client) discover(ctx context.Context) (*metadata, error) {
 	if err != nil {
 		return nil, fmt.Errorf("discover provider: %w", err)
 	}
-	if text := fmt.Sprint(ignored); text != c.ignored && ignored != nil {
-		c.log.WarnContext(ctx, "members of the provider's metadata ignored", "issuer", c.cfg.Issuer, "err", ignored)
-		c.ignored = text
+	if ignored != nil {
+		text := ignored.Error()
+		if logged := c.ignored.Swap(&text); logged == nil || *logged != text {
+			c.log.WarnContext(ctx, "members of the provider's metadata ignored", "issuer", c.cfg.Issuer, "err", ignored)
+		}
 	}
 	m.EndSession = cmp.Or(c.cfg.LogoutURL, m.EndSession)
 	if err := errors.Join(c.checkEndpoints(m), c.checkCapabilities(m)); err != nil {
@@ -177,7 +203,7 @@ func (c *Client) keySet(from string) *jwks.Set {
 	if from == "" {
 		return nil
 	}
-	if before := c.current.Load(); before != nil && before.JWKS == from {
+	if before := c.current.Load(); before != nil && before.JWKS == from && !before.inherited {
 		return before.keys
 	}
 	return jwks.NewSet(jwks.Config{
@@ -224,7 +250,7 @@ func (c *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 		read(o, "userinfo_endpoint", &m.UserInfo)
 	}
 	readCalled(found)
-	if c.cfg.ClientAuth.usesTLS() || c.cfg.SenderConstraint == SenderConstraintMTLS { // RFC 8705 5
+	if c.usesAliases() {
 		aliases, err := found.Object("mtls_endpoint_aliases")
 		note("mtls_endpoint_aliases", err)
 		readCalled(aliases)
@@ -251,6 +277,12 @@ func (c *Client) readMetadata(found strictjson.Object) (m *metadata, ignored, er
 	}
 	slices.SortFunc(skipped, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
 	return m, errors.Join(skipped...), errors.Join(wrong...)
+}
+
+// usesAliases reports whether the endpoints for mutual TLS are used (RFC 8705,
+// section 5).
+func (c *Client) usesAliases() bool {
+	return c.cfg.ClientAuth.usesTLS() || c.cfg.SenderConstraint == SenderConstraintMTLS
 }
 
 // needs reports whether the configuration needs a member of the metadata.
