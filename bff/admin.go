@@ -22,8 +22,8 @@ import (
 //   - /readyz has the status 200 while Run serves, and 503 before and from the
 //     begin of the shutdown. It does not depend on the provider, the store and
 //     the upstreams, which all replicas share.
-//   - /readyz?verbose also lists these, one a line, as a check that passes,
-//     [+], or does not, [-].
+//   - /readyz?verbose also lists these and the open connections, one a line, as
+//     a check that passes, [+], or does not, [-].
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })

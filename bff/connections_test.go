@@ -25,7 +25,8 @@ type limited struct {
 	addr   string
 }
 
-// newLimited runs a Server until the test ends. cfg may change it.
+// newLimited runs a Server until the test ends. edit may change its
+// configuration; nil leaves it as it is.
 func newLimited(t *testing.T, limits bff.Limits, edit func(*bff.Config)) *limited {
 	t.Helper()
 	var cfg bff.Config

@@ -19,8 +19,9 @@ import (
 // closes the connection. A handler could not see the difference. With a
 // tls.Config it terminates TLS, and passes HTTP/2, which has its own framing.
 // The requests that are refused are logged; a nil logger means slog.Default().
-// A header larger than http.Server.MaxHeaderBytes and
-// http.DefaultMaxHeaderBytes is refused with 431.
+// A header larger than http.Server.MaxHeaderBytes is refused with 431, and so
+// is any larger than http.DefaultMaxHeaderBytes. The number of connections is
+// not limited, unlike that of the listeners of Server.Run.
 func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
 	if log == nil {
 		log = slog.Default()
