@@ -254,6 +254,7 @@ const idleInterval = 10 * time.Millisecond
 // close waits until no token refresh and no revocation is in flight, or until
 // ctx ends, and stops what start started. Open streams are aborted.
 func (a *app) close(ctx context.Context) error {
+	defer a.provider.Close()
 	defer a.background.Wait()
 	for _, route := range a.routes {
 		if route.proxy != nil {

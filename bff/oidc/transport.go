@@ -44,6 +44,15 @@ func newProviderTransport(cfg *Config) *http.Transport {
 	return transport
 }
 
+// Close closes the connections to the provider that are not in use, and each
+// other one after its request. Call it after the last use of the Client. The
+// connections of Config.HTTPClient stay open.
+func (c *Client) Close() {
+	if c.cfg.HTTPClient == nil {
+		c.client.CloseIdleConnections()
+	}
+}
+
 // limitResponses fails the reading of a response body beyond maxResponse bytes.
 type limitResponses struct{ base http.RoundTripper }
 
@@ -58,6 +67,13 @@ func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp.Body = &limitedBody{resp.Body, maxResponse + 1}
 	return resp, nil
+}
+
+// CloseIdleConnections is called by http.Client.CloseIdleConnections.
+func (t limitResponses) CloseIdleConnections() {
+	if closer, ok := t.base.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
 }
 
 type limitedBody struct {
