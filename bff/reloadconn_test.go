@@ -17,8 +17,8 @@ func TestReloadClosesTheConnectionsToTheProvider(t *testing.T) {
 	t.Parallel()
 	var issuer string
 	provider := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%[1]s/a","token_endpoint":"%[1]s/t","jwks_uri":"%[1]s/k"}`,
-			issuer)
+		metadata := `{"issuer":%q,"authorization_endpoint":"%[1]s/a","token_endpoint":"%[1]s/t","jwks_uri":"%[1]s/k"}`
+		fmt.Fprintf(w, metadata, issuer)
 	}))
 	var mu sync.Mutex
 	open := make(map[net.Conn]bool)
