@@ -87,7 +87,7 @@ apis-setup:
 	npm ci --prefix docs/apis/node --silent
 
 SOAK ?= 60s
-soak: setup ## random logins, calls, logouts and faults for SOAK (60s), then two failovers
+soak: setup ## faults at random for SOAK (60s), failovers, an upgrade and back, what operators do
 	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
 
 FUZZTIME ?= 60s
