@@ -72,9 +72,7 @@ func NewFile(cfg FileConfig) (*File, error) {
 		return nil, err
 	}
 	name := filepath.Join(cfg.Dir, databaseName)
-	db, err := bbolt.Open(name, 0o600, &bbolt.Options{
-		Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true,
-	})
+	db, err := openDatabase(name)
 	switch {
 	case errors.Is(err, bbolterrors.ErrTimeout):
 		return nil, fmt.Errorf("the directory %s is in use by another process: "+
@@ -100,6 +98,41 @@ func NewFile(cfg FileConfig) (*File, error) {
 	f.stopSweeping = stop
 	f.sweeping.Go(func() { f.sweepLoop(ctx, log) }) // until Close
 	return f, nil
+}
+
+// openDatabase opens the database in a file, or creates it. It removes the
+// permissions of others.
+func openDatabase(name string) (*bbolt.DB, error) {
+	if info, err := os.Stat(name); err == nil && info.Size() > 0 {
+		if err := checkComplete(name); err != nil {
+			return nil, err
+		}
+		os.Chmod(name, 0o600) // fails for the file of another user, who has given this one access
+	}
+	return bbolt.Open(name, 0o600, &bbolt.Options{
+		Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true,
+	})
+}
+
+// checkComplete returns an error if the file lacks pages of the database. The
+// process would crash when it reads them.
+func checkComplete(name string) error {
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: lockTimeout, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		info, err := os.Stat(name) // not before: another process may have written until now
+		if err != nil {
+			return err
+		}
+		if tx.Size() > info.Size() {
+			return fmt.Errorf("the database is incomplete: %d of %d bytes (restore it, or delete it, "+
+				"which signs all users out)", info.Size(), tx.Size())
+		}
+		return nil
+	})
 }
 
 // Close closes the database.

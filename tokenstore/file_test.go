@@ -91,6 +91,43 @@ func TestFileIsPrivate(t *testing.T) {
 	}
 }
 
+// A database that was copied from elsewhere may be readable by others.
+func TestFileBecomesPrivate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	openFile(t, dir).Close()
+	name := filepath.Join(dir, "sessions.db")
+	if err := os.Chmod(name, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	openFile(t, dir)
+	info, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o600 {
+		t.Errorf("got the mode %v, want -rw-------", got)
+	}
+}
+
+// A copy may be incomplete. The process must not crash then.
+func TestFileReportsAnIncompleteDatabase(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	store := openFile(t, dir)
+	if _, err := store.Create(t.Context(), "key", make([]byte, 1<<16), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	store.Close()
+	if err := os.Truncate(filepath.Join(dir, "sessions.db"), 8192); err != nil {
+		t.Fatal(err)
+	}
+	_, err := tokenstore.NewFile(tokenstore.FileConfig{Dir: dir})
+	if err == nil || !strings.Contains(err.Error(), "incomplete") {
+		t.Errorf("got %v, want an error that the database is incomplete", err)
+	}
+}
+
 func TestFileIsForOneProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
