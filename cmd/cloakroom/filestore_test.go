@@ -5,10 +5,13 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
 func TestFileStoreSignsNobodyOutAtARestart(t *testing.T) {
@@ -51,4 +54,44 @@ func TestFileStoreSignsNobodyOutAtARestart(t *testing.T) {
 	if got := b.Fetch("GET", "/api/x").StatusCode; got != 200 {
 		t.Errorf("after a restart: got %d, want 200", got)
 	}
+}
+
+// A supervisor may ask for a reload at once. Here the start takes two seconds,
+// because another process has the store.
+func TestHangupDuringTheStartDoesNotEndTheProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	store, err := tokenstore.NewFile(tokenstore.FileConfig{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := freeAddr(t)
+	_, port, _ := net.SplitHostPort(public)
+	cmd := brokerCommand(t, "serve")
+	for name, value := range map[string]string{
+		"SERVER_LISTEN": public, "SERVER_ADMIN_LISTEN": "127.0.0.1:0",
+		"SERVER_PUBLIC_URL": "http://localhost:" + port,
+		"OIDC_ISSUER":       "http://127.0.0.1:1/op", "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": "secret",
+		"STORE_URL": "file:" + dir, "SESSION_KEYS": goodKey,
+	} {
+		cmd.Env = append(cmd.Env, "CLOAKROOM_"+name+"="+value)
+	}
+	var logs lockedBuffer
+	cmd.Stderr = &logs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-ended
+	})
+	time.Sleep(time.Second)
+	cmd.Process.Signal(syscall.SIGHUP)
+	time.Sleep(200 * time.Millisecond)
+	store.Close()
+	eventually(t, 20*time.Second, "the configuration is applied again", func() bool {
+		return strings.Count(logs.String(), `"in_force"`) == 2
+	})
 }

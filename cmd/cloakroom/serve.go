@@ -29,6 +29,9 @@ server.shutdown_delay, and the process ends after the requests in flight. A seco
 signal ends it at once.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			signal.Ignore(syscall.SIGPIPE) // a log reader that exits must not end the broker
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, syscall.SIGHUP) // during the start, it would end the process
+			defer signal.Stop(hangup)
 			log, stop := newLogger(c.ErrOrStderr(),
 				func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
 			defer stop()
@@ -63,9 +66,6 @@ signal ends it at once.`,
 			if err != nil {
 				return fmt.Errorf("server.listen: %w", err)
 			}
-			hangup := make(chan os.Signal, 1)
-			signal.Notify(hangup, syscall.SIGHUP)
-			defer signal.Stop(hangup)
 			b.source, b.read = from, states
 			return b.run(c.Context(), public, hangup)
 		},
