@@ -19,11 +19,11 @@ import (
 // Admin returns the handler for an admin listener, which must not be public:
 //
 //   - /healthz has the status 200 while the process runs.
-//   - /readyz has the status 200 while Run serves, and 503 before and from the
-//     begin of the shutdown. It does not depend on the provider, the store and
-//     the upstreams, which all replicas share.
-//   - /readyz?verbose also lists these and the open connections, one a line, as
-//     a check that passes, [+], or does not, [-].
+//   - /readyz has the status 200 while Run serves, and 503 before that, and
+//     from the beginning of the shutdown. It does not depend on the provider,
+//     the store and the upstreams, which all replicas share.
+//   - /readyz?verbose also lists these and the open connections, one a line.
+//     [+] means that the check passes, [-] that it fails.
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
@@ -113,10 +113,10 @@ func served(cfg *tls.Config) *tls.Certificate {
 }
 
 // RequireAdmin returns a handler that calls h for requests of administrators.
-// It is for handlers on the admin listener. With Config.AdminToken a request
-// needs it as its bearer token. Without it a request is accepted on the
-// loopback interface only, and there neither from a page of another origin nor
-// under another host name. Other requests are refused with 401 or 403.
+// It is for handlers on the admin listener. If Config.AdminToken is set, a
+// request needs it as its bearer token. Otherwise a request has to arrive on
+// the loopback interface and name a loopback host. It must not come from a page
+// of another origin. Other requests are refused with 401 or 403.
 func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 	var crossOrigin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

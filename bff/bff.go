@@ -73,10 +73,10 @@ type Config struct {
 	// Limits bound what one client can do. Its zero value has defaults.
 	Limits Limits
 
-	// BodyMinRate is how many bytes a second a body has to move, measured over
-	// 30 seconds, or its request is aborted, in both directions. Event streams,
-	// gRPC and WebSockets are excepted. Zero means 240, a negative number any
-	// rate.
+	// BodyMinRate is the minimum rate of a body in bytes a second, measured
+	// over 30 seconds, in both directions. The request of a slower body is
+	// aborted. Event streams, gRPC and WebSockets are excepted. Zero means 240,
+	// a negative number any rate.
 	BodyMinRate int64
 
 	// Frontend serves the app: every path that is neither under Prefix nor
@@ -86,14 +86,14 @@ type Config struct {
 	Client http.Handler
 
 	// AdminToken is the bearer token of administrators (see
-	// Server.RequireAdmin). Empty means that they are on the loopback
-	// interface.
+	// Server.RequireAdmin). If it is empty, requests of administrators have to
+	// arrive on the loopback interface.
 	AdminToken session.Secret
 	// TLS terminates TLS on the listeners of Run. Nil means plain HTTP.
 	TLS *tls.Config
-	// ShutdownDelay is how long the listeners stay open when Run ends, while
-	// the Server is not ready (see Server.Admin): a load balancer needs that
-	// time to notice. Zero means that they are closed at once.
+	// ShutdownDelay is how long the listeners stay open after the shutdown has
+	// begun. In this time a load balancer can see that the Server is not ready
+	// (see Server.Admin). Zero means that they are closed at once.
 	ShutdownDelay time.Duration
 	// ShutdownGrace is how long requests in flight may take after that. Zero
 	// means 30 seconds.
@@ -297,13 +297,15 @@ func (s *Server) awaitConnections(ctx context.Context) {
 const closeGrace = 10 * time.Second
 
 // Reload puts the configuration of next in force: a Server that New has
-// returned and that does not run. Run has to run. No session ends, and requests
-// that were received before end under the configuration before. What belongs to
-// the listeners stays as it is (Config.TLS, Config.Logger).
+// returned and that does not run. Run has to run. No session ends. Requests in
+// flight end under the previous configuration. What belongs to the listeners
+// stays as it is (Config.TLS, Config.Logger).
 //
-// Reload discovers the provider first. If that fails, the configuration before
-// stays in force, and the error is a *ConfigError, unless the provider is down
-// under both configurations. It also stays if ctx or Run ends before.
+// Reload discovers the provider first. If that fails, the previous
+// configuration stays in force, and the error is a *ConfigError. But if both
+// have the same issuer, and discovery fails under both, the provider is down:
+// next is put in force. The previous configuration also stays if ctx or Run
+// ends before.
 func (s *Server) Reload(ctx context.Context, next *Server) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -29,9 +29,9 @@ func (c *refusedCookies) of(state session.CookieState) *atomic.Uint64 {
 	return &c.unopenable
 }
 
-// CookiesRefused returns how many requests brought a cookie of this broker's
-// name, of a session or a login attempt, that was not used because of its
-// state.
+// CookiesRefused returns how many requests had a cookie that was not used
+// because of its state. It counts the cookies of sessions and of login
+// attempts.
 func (s *Server) CookiesRefused(state session.CookieState) uint64 {
 	return s.refusedCookies.of(state).Load()
 }

@@ -14,14 +14,14 @@ import (
 
 // NewListener returns a listener for the http.Server of a program that does not
 // give its listeners to Server.Run. It accepts only HTTP/1.1 requests whose end
-// is unambiguous (RFC 9112, section 11.2): net/http accepts some that other
-// servers take for two. The http.Server responds with 400 to the others, and
-// closes the connection. A handler could not see the difference. With a
-// tls.Config it terminates TLS, and passes HTTP/2, which has its own framing.
-// The requests that are refused are logged; a nil logger means slog.Default().
-// A header larger than http.Server.MaxHeaderBytes is refused with 431, and so
-// is any larger than http.DefaultMaxHeaderBytes. The number of connections is
-// not limited, unlike that of the listeners of Server.Run.
+// is unambiguous (RFC 9112, section 11.2): net/http accepts some requests that
+// other servers read as two requests. To ambiguous requests the http.Server
+// responds with 400, and closes the connection. A handler could not detect
+// them. With a tls.Config it terminates TLS, and passes HTTP/2, which has its
+// own framing. The requests that are refused are logged; a nil logger means
+// slog.Default(). A header larger than http.Server.MaxHeaderBytes is refused
+// with 431, and so is any larger than http.DefaultMaxHeaderBytes. The number of
+// connections is not limited, unlike that of the listeners of Server.Run.
 func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener {
 	if log == nil {
 		log = slog.Default()

@@ -19,15 +19,16 @@ import (
 
 // Route configures what happens to the requests under a path.
 type Route struct {
-	// Path begins with a slash. With a slash at the end the route is everything
-	// below; without one also the path itself.
+	// Path begins with a slash. With a slash at the end, the route has all
+	// paths that begin with Path. Without one, it has Path itself and all paths
+	// below it.
 	Path string
 
 	// Upstream is where the requests go: URLs with the scheme http, https
 	// (HTTP/2 where the server offers it) or h2c (HTTP/2 in plain text), whose
-	// path goes before the request's; or unix:/run/orders.sock. Of several, and
-	// of the addresses of a name, one that has failed is tried last for a
-	// while.
+	// path goes before the request's; or unix:/run/orders.sock. If there are
+	// several URLs, or a name has several addresses, a failed one is tried last
+	// for a while.
 	Upstream []string
 	// Handler serves the requests in place of Upstream. Server.Session returns
 	// the session of its requests. No token is attached, and what configures an
@@ -66,8 +67,8 @@ type Route struct {
 	//	}
 	//
 	// Such a request needs neither session nor CSRF header, must not have a
-	// session cookie, and is forwarded with its own token. Nil means that there
-	// are none: the header Authorization is then removed.
+	// session cookie, and is forwarded with its own token. Nil means that the
+	// route accepts no such requests: the header Authorization is then removed.
 	AcceptBearer func(next http.Handler) http.Handler
 
 	Timeouts Timeouts // of the upstream; the zero value has defaults
@@ -129,8 +130,8 @@ const (
 	CSRFFetchMetadata CSRF = "fetch-metadata"
 )
 
-// Documents is what documents of a Route may do that can run script, such as
-// HTML and SVG. By default they are sandboxed.
+// Documents is the treatment of a Route's documents that can run script, such
+// as HTML and SVG. By default they are sandboxed.
 type Documents string
 
 // DocumentsAllow lets documents act as pages of this origin, and lets a login
@@ -141,7 +142,7 @@ const DocumentsAllow Documents = "allow"
 type EncodedSlashes string
 
 // EncodedSlashesPass accepts %2F as data and sends it to the upstream
-// unchanged. No longer route may lie below the route.
+// unchanged. The route must not have a longer route below it.
 const EncodedSlashesPass EncodedSlashes = "pass"
 
 // Timeouts of a route's upstream.
@@ -156,10 +157,10 @@ type Require struct {
 	// values, or contain it if the claim is a list; 403 otherwise.
 	Claims map[string][]string
 	// ACR must contain the acr of the sign-in; otherwise 401 with a challenge
-	// to sign in so (RFC 9470).
+	// that names these values (RFC 9470).
 	ACR []string
-	// MaxAge is how long ago the user may have signed in, by auth_time;
-	// otherwise 401 with the same challenge. Zero means no limit.
+	// MaxAge is the maximum age of the sign-in, by auth_time. An older one gets
+	// 401 with such a challenge. Zero means no limit.
 	MaxAge time.Duration
 }
 

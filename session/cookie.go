@@ -146,9 +146,9 @@ func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 	c.set(w, value, max(1, int(time.Until(s.limit).Round(time.Second)/time.Second)))
 }
 
-// Clear deletes the cookie from the browser. It repeats the attributes, without
-// which a browser ignores the deletion of a prefixed cookie (RFC 6265bis,
-// section 5.7).
+// Clear deletes the cookie from the browser. It sends the same attributes as
+// Write. Otherwise a browser ignores the deletion of a prefixed cookie (RFC
+// 6265bis, section 5.7).
 func (c *Cookie) Clear(w http.ResponseWriter) { c.set(w, "", -1) }
 
 func (c *Cookie) set(w http.ResponseWriter, value string, maxAge int) {

@@ -34,8 +34,7 @@ const (
 	// browser (OpenID Connect Front-Channel Logout 1.0).
 	ReasonFrontchannel Reason = "frontchannel"
 	// ReasonIdle: the user was not active for Config.IdleTimeout. A session
-	// that the store has lost cannot be told from that, and has this reason
-	// too.
+	// that the store has lost looks the same, and has this reason too.
 	ReasonIdle Reason = "idle"
 	// ReasonLifetime: the session reached its absolute end, as set by
 	// Config.MaxLifetime, the provider or the expiry of its refresh token.
@@ -44,7 +43,7 @@ const (
 	ReasonRefused Reason = "refused"
 	// ReasonReplaced: a login in the same browser replaced it.
 	ReasonReplaced Reason = "replaced"
-	// ReasonLimit: the user signed in elsewhere, and has no more sessions than
+	// ReasonLimit: the user signed in elsewhere, and the new session exceeded
 	// Config.MaxPerUser.
 	ReasonLimit Reason = "limit"
 	// ReasonRevoked: an operator ended it, or the user did so on another

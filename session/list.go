@@ -88,11 +88,11 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 	return nil
 }
 
-// EndAll ends, on every replica, the sessions of a user, of one session at the
-// provider, or those that are both. Subject or sid may be empty, not both.
-// Logins in progress for these sessions fail with ErrEnded. It returns the IDs
-// of the sessions that it ended, if any. If the error wraps ErrStore, some of
-// them may still exist.
+// EndAll ends, on every replica, the sessions of a user (subject), or of one
+// session at the provider (sid). If both are given, it ends the sessions that
+// match both. Subject or sid may be empty, not both. Logins in progress for
+// these sessions fail with ErrEnded. It returns the IDs of the sessions that it
+// ended, if any. If the error wraps ErrStore, some of them may still exist.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end sessions: subject or sid is required")

@@ -30,15 +30,15 @@ type Config struct {
 	IdleTimeout time.Duration
 	// MaxLifetime is the absolute lifetime of a session. Zero means 12 hours.
 	MaxLifetime time.Duration
-	// RefreshAhead is how long before its expiry an access token is refreshed
-	// in the background, but not before half of its lifetime is over. Zero
-	// means a minute.
+	// RefreshAhead is the time before the expiry of an access token at which it
+	// is refreshed in the background. This never happens in the first half of
+	// its lifetime. Zero means a minute.
 	RefreshAhead time.Duration
-	// CacheMaxAge is the maximum age of a cached session that the store has
-	// announced no change of (see Manager.Run). Zero means 5 seconds.
+	// CacheMaxAge is the maximum age of a cached session, even if the store
+	// announces no change of it (see Manager.Run). Zero means 5 seconds.
 	CacheMaxAge time.Duration
-	// MaxPerUser is how many sessions a user may have. A login beyond it ends
-	// the oldest. Zero means any number.
+	// MaxPerUser is how many sessions a user may have. A login that exceeds
+	// this number ends the oldest session. Zero means any number.
 	MaxPerUser int
 
 	// Refresh obtains an access token for a target (see Tokens.Others), usually
@@ -59,8 +59,9 @@ type Config struct {
 	// wait. id is the ID of the session. Nil means that requests can always be
 	// sent. The error wraps a *RefreshError.
 	//
-	// The epoch is a number that changes when the provider has recovered. A
-	// refresh that failed in another epoch does not wait for its backoff.
+	// The epoch is a number that changes when the provider has recovered. If it
+	// has changed since a refresh failed, the next refresh does not wait for
+	// the backoff.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
 	// Revoke revokes tokens that a refresh obtained for a session which had
 	// ended by then. Manager.End does not call it. Nil means that such tokens
@@ -69,7 +70,7 @@ type Config struct {
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
 	Wait time.Duration
-	// AccessTokenLifetime is how long an access token is used whose expiry is
+	// AccessTokenLifetime is the lifetime of access tokens whose expiry is
 	// unknown. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
@@ -360,9 +361,9 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 }
 
 // Touch records activity of the user and moves the idle timeout. It writes at
-// most sixty times per idle timeout, so that a session may end up to a sixtieth
-// of it early. The error is ErrNone if the session has ended, or wraps
-// ErrStore.
+// most sixty times per idle timeout. So a session may end early, by up to a
+// sixtieth of the idle timeout. The error is ErrNone if the session has ended,
+// or wraps ErrStore.
 func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	now := time.Now()
 	ttl := m.idleTTL(s, now)

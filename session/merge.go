@@ -13,8 +13,8 @@ import (
 // response did not have it, and the session keeps what it has.
 type RefreshResult struct {
 	// Tokens has Access, Scope, Issued and Expiry for the target of the
-	// refresh. If Key is not that of the session, it becomes the session's key,
-	// and the tokens of Others, which are bound to the key before, are deleted.
+	// refresh. If Key is not the session's key, it replaces that key. The
+	// tokens of Others are then deleted, because they are bound to the old key.
 	Tokens Tokens
 	// Claims replaces Session.Claims.
 	Claims json.RawMessage

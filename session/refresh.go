@@ -35,7 +35,7 @@ type RefreshError struct {
 	// RetryAfter is how long to wait before a retry, at least a second.
 	RetryAfter time.Duration
 	// Outage means that the provider fails for all sessions. Config.Refresh
-	// logs that once, so that it is not logged for each session.
+	// logs the outage once. So observers need not log it for each session.
 	Outage bool
 	Err    error
 }
@@ -134,12 +134,12 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// RefreshRejected refreshes the tokens of rejected, because an API rejected its
-// access token for a target although that should still be good. If another
-// caller has done so meanwhile, it returns that result. It returns rejected
-// itself if the tokens were refreshed for this reason a moment ago: an API that
-// rejects every token must not cause a refresh with each call. Its errors are
-// those of Fresh.
+// RefreshRejected refreshes the tokens of rejected. It is for an API that
+// rejected its access token for a target, although the token should still be
+// good. If another caller has refreshed them meanwhile, it returns that result.
+// It returns rejected itself if the tokens were refreshed for this reason a
+// moment ago: an API that rejects every token must not cause a refresh with
+// each call. Its errors are those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, rejected.ticket)
 	if err != nil {

@@ -73,17 +73,17 @@ type Tokens struct {
 
 	// Superseded are the refresh tokens of sessions of the same user that this
 	// one replaced, the oldest first. The caller of Manager.End has to revoke
-	// them with Refresh, not before: a provider may revoke all grants of a user
-	// to a client at once.
+	// them when it revokes Refresh, and not earlier: a provider may revoke all
+	// grants of a user to a client at once.
 	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
 	// of P-256 in base64url. Empty means bearer tokens.
 	Key Secret
-	// Others are access tokens for other targets than Access is for: target → a
-	// Tokens with Access, Scope, Issued and Expiry only. A target is a name
-	// that the caller of Manager.Fresh and Config.Refresh agree on, for example
-	// of an API. It means nothing to this package.
+	// Others are the access tokens for other targets: target → a Tokens with
+	// Access, Scope, Issued and Expiry only. A target is a name that the caller
+	// of Manager.Fresh and Config.Refresh agree on, for example of an API. It
+	// means nothing to this package.
 	Others map[string]Tokens
 }
 

@@ -32,8 +32,8 @@ type Records interface {
 	// false if there is none.
 	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
 	// Create writes a record under a key that has none. If the key has a record
-	// with another value, it writes nothing and returns false. If it has the
-	// same value, it may be that of a repeated call: created is true.
+	// with another value, it writes nothing and returns false. If the record
+	// has the same value, an earlier call may have written it: created is true.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
 	// Replace writes value in the place of old, and leaves the time to live as
 	// it is. If there is no record, or it has neither old nor value, it writes
@@ -67,8 +67,8 @@ type Sets interface {
 	// has the member, its time to live can only become longer.
 	Add(ctx context.Context, key, member string, ttl time.Duration) error
 	// Members returns the members of the set under key, in any order; none if
-	// there is no such set. It may return an expired member for some minutes
-	// more while the set has others.
+	// there is no such set. While the set has members that have not expired, it
+	// may return an expired one for some more minutes.
 	Members(ctx context.Context, key string) ([]string, error)
 	// Remove removes a member from the set under key. It is not an error if the
 	// set does not have it.
@@ -84,10 +84,10 @@ type Watcher interface {
 	// the write; and with the empty key if any of them may have been written
 	// without an announcement.
 	//
-	// It calls onValid repeatedly, with a time until which caches may be used:
-	// every write before the call has been announced. While the store cannot
-	// know that, it does not call onValid. So a cache is outdated at most until
-	// that time.
+	// It calls onValid repeatedly, after it has announced every write before
+	// the call. Caches may be used until the given time. While the
+	// store cannot know that all writes have been announced, it does not call
+	// onValid. So a cache is outdated at most until that time.
 	//
 	// Watch may announce keys that have not changed, and may call both
 	// functions from several goroutines at once.
