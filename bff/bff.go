@@ -119,9 +119,9 @@ type Server struct {
 	state   atomic.Int32        // a serverState
 
 	refusedCookies refusedCookies
-	conns          connections  // of the listeners
-	checks         checks       // of requests on them
-	serving        atomic.Int64 // connections of the listeners, except for event streams and WebSockets
+	conns          connections // of the listeners
+	checks         checks      // of requests on them
+	served         sync.Map    // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
 
 	mu      sync.Mutex      // guards all below
 	running context.Context // of Run; nil before
@@ -233,15 +233,28 @@ const (
 
 func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
 
+// idleTime is when a connection became idle, in Unix nanoseconds, or 0 while it
+// has a request.
+type idleTime struct{ atomic.Int64 }
+
 // trackConnection is http.Server.ConnState.
 func (s *Server) trackConnection(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		s.serving.Add(1)
+		idle := new(idleTime)
+		idle.Store(time.Now().UnixNano())
+		s.served.Store(c, idle)
 	case http.StateActive:
 		s.conns.requested(c)
+		if idle, ok := s.served.Load(c); ok {
+			idle.(*idleTime).Store(0)
+		}
+	case http.StateIdle:
+		if idle, ok := s.served.Load(c); ok {
+			idle.(*idleTime).Store(time.Now().UnixNano())
+		}
 	case http.StateClosed, http.StateHijacked:
-		s.serving.Add(-1)
+		s.served.Delete(c)
 	}
 }
 
@@ -276,14 +289,26 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	return err
 }
 
-// idleGrace is how long idle connections stay open in a shutdown.
+// idleGrace is how long an idle connection stays open in a shutdown.
 const idleGrace = 5 * time.Second
 
-// awaitConnections waits until no connection is open, at most for idleGrace.
+// awaitConnections waits until no connection is open. It closes those that are
+// idle for idleGrace, and returns if ctx ends.
 func (s *Server) awaitConnections(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, idleGrace)
-	defer cancel()
-	for s.serving.Load() > 0 {
+	begun := time.Now()
+	for {
+		open := false
+		s.served.Range(func(c, idle any) bool {
+			open = true
+			since := idle.(*idleTime).Load()
+			if since != 0 && min(time.Since(time.Unix(0, since)), time.Since(begun)) >= idleGrace {
+				c.(net.Conn).Close()
+			}
+			return true
+		})
+		if !open {
+			return
+		}
 		select {
 		case <-ctx.Done():
 			return

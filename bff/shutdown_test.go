@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -221,4 +222,54 @@ func TestReloadKeepsTheMetadataOfTheProvider(t *testing.T) {
 	a.provider.Behave()
 	waitFor(t, "the metadata are read", func() bool { return strings.Count(a.logs.String(), `"provider found"`) == 2 })
 	a.signedIn()
+}
+
+// A response that began before the shutdown cannot say that its connection is
+// about to be closed. So the connection has to serve another request.
+func TestConnectionOfALongResponseServesAnotherRequest(t *testing.T) {
+	t.Parallel()
+	released := make(chan struct{})
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Frontend = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "4")
+			http.NewResponseController(w).Flush()
+			if r.URL.Path == "/long" {
+				<-released
+			}
+			w.Write([]byte("done"))
+		})
+		cfg = *c
+	})
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t)
+	ctx, stop := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- server.Run(ctx, l) }()
+	k, idle := a.keepAlive(l.Addr().String()), a.keepAlive(l.Addr().String())
+	idle.get("/")
+	fmt.Fprintf(k.conn, "GET /long HTTP/1.1\r\nHost: %s\r\n\r\n", k.host)
+	resp, err := http.ReadResponse(k.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	idle.conn.SetReadDeadline(time.Now().Add(15 * time.Second))
+	if _, err := idle.r.ReadByte(); err != io.EOF {
+		t.Errorf("an idle connection: got %v, want that it is closed", err)
+	}
+	time.Sleep(time.Second) // after the time for idle connections
+	close(released)
+	if body, err := io.ReadAll(resp.Body); string(body) != "done" {
+		t.Errorf("the long response: got %q, %v", body, err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	k.get("/")
+	k.conn.Close()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
 }
