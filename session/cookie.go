@@ -78,7 +78,7 @@ const cookieSealName = "session"
 
 // NewCookie returns the cookie that ring seals. Read accepts a value of any
 // age: the record says when the session ends. So a replica with a shorter
-// MaxLifetime does not end sessions of others.
+// MaxLifetime does not end sessions that other replicas started.
 func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 	if cfg.SameSite == 0 {
 		cfg.SameSite = http.SameSiteStrictMode
@@ -136,8 +136,8 @@ func findCookie(lines []string, name string) (value string, n int) {
 	return value, n
 }
 
-// Write sets the cookie of s. The browser keeps it until the session ends at
-// the latest.
+// Write sets the cookie of s. The browser keeps it no longer than the session
+// lasts.
 func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 	value, err := c.codec.Seal(cookieSealName, s.ticket.bytes())
 	if err != nil {

@@ -62,9 +62,9 @@ type Event struct {
 	Reason  Reason    // of SessionEnded, else empty
 	At      time.Time // when the replica noticed it
 
-	// Err is the cause of RefreshFailed, which wraps a *RefreshError or
-	// ErrUserRequired, and of SessionEnded for ReasonRefused. It is nil
-	// otherwise.
+	// Err is the cause. For RefreshFailed it wraps a *RefreshError or
+	// ErrUserRequired. It is also set for SessionEnded with ReasonRefused, and
+	// nil otherwise.
 	Err error
 	// TokenExpiry is when the new access token of SessionRefreshed expires.
 	// Zero means that it is unknown.

@@ -18,8 +18,9 @@ import (
 // App identifies the application that sessions belong to. Everything that
 // session keys seal is bound to it: cookies, records and the names of indexes.
 // So two applications with the same keys in the same store do not see each
-// other's sessions. The same holds for one application before and after a
-// change of any of these fields. The zero value is an application of its own.
+// other's sessions. If one of these fields changes, the application does not
+// see its earlier sessions any more. The zero value is an application of its
+// own.
 type App struct {
 	Issuer   string // of the provider
 	ClientID string

@@ -30,9 +30,9 @@ type Config struct {
 	IdleTimeout time.Duration
 	// MaxLifetime is the absolute lifetime of a session. Zero means 12 hours.
 	MaxLifetime time.Duration
-	// RefreshAhead is the time before the expiry of an access token at which it
-	// is refreshed in the background. This never happens in the first half of
-	// its lifetime. Zero means a minute.
+	// RefreshAhead is how long before its expiry an access token is refreshed
+	// in the background. There is no background refresh in the first half of a
+	// token's lifetime. Zero means a minute.
 	RefreshAhead time.Duration
 	// CacheMaxAge is the maximum age of a cached session, even if the store
 	// announces no change of it (see Manager.Run). Zero means 5 seconds.
@@ -102,8 +102,9 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 	return d
 }
 
-// ConfigError is a mistake in one field of a Config. Its fields are Key, such
-// as MaxLifetime or Keys[1], Value, which is empty for a secret, and Err.
+// ConfigError is a mistake in one field of a Config. Key names the field, such
+// as MaxLifetime or Keys[1]. Value is its value, empty for a secret. Err says
+// what is wrong.
 type ConfigError = configerr.Error
 
 // Manager starts, finds, refreshes and ends the sessions in a Store. It is safe
@@ -194,9 +195,9 @@ type New struct {
 	// ended. Zero tickets are ignored.
 	Replaces []Ticket
 	// Replaced is called with each session that was ended so. It must not
-	// block. Nil means that it is not called. kept reports that the session was
-	// the same user's: its refresh token is now in Tokens.Superseded of the new
-	// one. Otherwise its tokens have to be revoked now.
+	// block. Nil means that it is not called. If kept is true, old was the same
+	// user's, and its refresh token is now in Tokens.Superseded of the new
+	// session. If kept is false, the tokens of old have to be revoked now.
 	Replaced func(old *Session, kept bool)
 }
 

@@ -19,8 +19,8 @@ var ErrRefused = errors.New("the provider refused the refresh token")
 
 // ErrNoResponse means that a request may have reached the provider, but its
 // connection failed before the response: the refresh token may have been
-// rotated. Config.Refresh returns it. The request is repeated once, after the
-// provider has responded to another one (see Config.Ready).
+// rotated. Config.Refresh returns it. The request is repeated once, but only
+// after the provider has responded to a different request (see Config.Ready).
 var ErrNoResponse = errors.New("no response from the provider")
 
 // ErrUserRequired means that the provider issues no tokens until the user has
@@ -67,8 +67,8 @@ const (
 // is good Fresh does not wait: a token that is about to expire is refreshed in
 // the background. An expired one is refreshed first, once for all callers.
 //
-// The error is ErrNone, ErrEnded or the context's, wraps ErrStore or
-// ErrUserRequired, or is a *RefreshError.
+// The error is ErrNone, ErrEnded, the error of ctx or a *RefreshError, or it
+// wraps ErrStore or ErrUserRequired.
 func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Session, error) {
 	now := time.Now()
 	if !m.due(s, target, now) {
@@ -134,12 +134,12 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// RefreshRejected refreshes the tokens of rejected. It is for an API that
-// rejected its access token for a target, although the token should still be
-// good. If another caller has refreshed them meanwhile, it returns that result.
-// It returns rejected itself if the tokens were refreshed for this reason a
-// moment ago: an API that rejects every token must not cause a refresh with
-// each call. Its errors are those of Fresh.
+// RefreshRejected refreshes the tokens of a session. Call it when an API has
+// rejected the session's access token for a target, although the token should
+// still be good. If another caller has refreshed the tokens meanwhile, it
+// returns that result. It returns the session as it is if the tokens were
+// refreshed for this reason a moment ago: an API that rejects every token must
+// not cause a refresh with each call. Its errors are those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, rejected.ticket)
 	if err != nil {

@@ -18,8 +18,8 @@ type Secret string
 // Reveal returns the secret itself.
 func (s Secret) Reveal() string { return string(s) }
 
-// Format writes [redacted], whatever the verb. Without it fmt would print the
-// string for a verb that does not fit one, such as %d.
+// Format writes [redacted], whatever the verb. Without it, fmt would print the
+// secret for a verb that is not for strings, such as %d.
 func (s Secret) Format(f fmt.State, _ rune) { f.Write([]byte(redacted)) }
 
 // String returns [redacted].

@@ -71,10 +71,10 @@ type Tokens struct {
 	// RefreshExpiry is when Refresh expires. Zero means that it is unknown.
 	RefreshExpiry time.Time
 
-	// Superseded are the refresh tokens of sessions of the same user that this
-	// one replaced, the oldest first. The caller of Manager.End has to revoke
-	// them when it revokes Refresh, and not earlier: a provider may revoke all
-	// grants of a user to a client at once.
+	// Superseded are the refresh tokens of the same user's sessions that this
+	// session replaced, the oldest first. The caller of Manager.End has to
+	// revoke them when it revokes Refresh, and not earlier: a provider may
+	// revoke all grants of a user to a client at once.
 	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
@@ -121,9 +121,9 @@ type Session struct {
 	Tokens  Tokens          // the latest ones when the session was read
 
 	CreatedAt time.Time // when Manager.Start was called
-	// ExpiresAt is the absolute end. It moves with RefreshExpiry of the tokens,
-	// but never beyond Config.MaxLifetime after CreatedAt, or the end that the
-	// provider set.
+	// ExpiresAt is the absolute end. It moves with RefreshExpiry of the tokens.
+	// It is never later than CreatedAt plus Config.MaxLifetime, nor later than
+	// the end that the provider set.
 	ExpiresAt time.Time
 	// IdleExpiresAt is when the session ends without another Manager.Touch. It
 	// is never after ExpiresAt.

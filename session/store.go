@@ -11,7 +11,8 @@ import (
 // suite in tokenstore/storetest tests everything that is said here.
 //
 // Every method is atomic, and sees all writes that ended before it began. A
-// record, lease or member whose time to live is over does not exist. Times to
+// record, lease or member whose time to live is over does not exist (but see
+// Sets.Members). Times to
 // live are positive.
 //
 // An error is a fault of the store: it is unreachable, full or misconfigured. A
@@ -36,10 +37,10 @@ type Records interface {
 	// has the same value, an earlier call may have written it: created is true.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
 	// Replace writes value in the place of old, and leaves the time to live as
-	// it is. If there is no record, or it has neither old nor value, it writes
-	// nothing and returns false: a late writer neither revives nor overwrites a
-	// record. A record that has value already may be that of a repeated call:
-	// replaced is true.
+	// it is. If there is no record, or the record is neither old nor value,
+	// Replace writes nothing and returns false: a late writer neither revives
+	// nor overwrites a record. If the record is value already, an earlier call
+	// may have written it: replaced is true.
 	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
 	// Touch sets the time to live of a record, counted from now. It returns
 	// false if there is none.
@@ -67,8 +68,8 @@ type Sets interface {
 	// has the member, its time to live can only become longer.
 	Add(ctx context.Context, key, member string, ttl time.Duration) error
 	// Members returns the members of the set under key, in any order; none if
-	// there is no such set. While the set has members that have not expired, it
-	// may return an expired one for some more minutes.
+	// there is no such set. Members may return an expired member for some
+	// minutes, while the set has others that have not expired.
 	Members(ctx context.Context, key string) ([]string, error)
 	// Remove removes a member from the set under key. It is not an error if the
 	// set does not have it.
@@ -80,14 +81,15 @@ type Watcher interface {
 	// Watch follows the records under "session:" and the leases under
 	// "refresh:" until ctx is done.
 	//
-	// It calls onChange with the key of each one that was written, soon after
-	// the write; and with the empty key if any of them may have been written
+	// It calls onChange with the key of each such record or lease soon after
+	// its write. An empty key means that any of them may have been written
 	// without an announcement.
 	//
-	// It calls onValid repeatedly, after it has announced every write before
-	// the call. Caches may be used until the given time. While the
-	// store cannot know that all writes have been announced, it does not call
-	// onValid. So a cache is outdated at most until that time.
+	// It calls onValid repeatedly. Before each call it has announced every
+	// earlier write. Caches may be used until the time that onValid was given.
+	// While the store cannot know that all writes have been announced, it does
+	// not call onValid. So a cache is outdated at most until the last time that
+	// onValid was given.
 	//
 	// Watch may announce keys that have not changed, and may call both
 	// functions from several goroutines at once.
