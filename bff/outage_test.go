@@ -460,7 +460,7 @@ func TestCallsInAnOutageCountAsActivity(t *testing.T) {
 		}
 		provider.ServeHTTP(w, r)
 	})
-	for end := time.Now().Add(2 * idle); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(idle + idle/5); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if got := active.Fetch("GET", "/api/x").StatusCode; got != 503 {
 			t.Fatalf("in the outage: got %d, want 503", got)
 		}
