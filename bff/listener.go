@@ -3,6 +3,7 @@ package bff
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -151,4 +152,30 @@ func (l *tlsListener) shake(raw net.Conn) {
 	case <-l.ctx.Done():
 		raw.Close()
 	}
+}
+
+// serveChecked is ServeHTTP for the listeners of Run, which check the header of
+// a request in HTTP/1.1. Here it is checked in HTTP/2.
+func (s *Server) serveChecked(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor < 2 || headerSize(r) <= s.checks.headerBytes {
+		s.ServeHTTP(w, r)
+		return
+	}
+	text := fmt.Sprintf("%d %s", http.StatusRequestHeaderFieldsTooLarge,
+		http.StatusText(http.StatusRequestHeaderFieldsTooLarge))
+	client, _, _ := net.SplitHostPort(r.RemoteAddr)
+	s.checks.refuseHeader(client, text)
+	http.Error(w, text, http.StatusRequestHeaderFieldsTooLarge)
+}
+
+// headerSize returns the size that a request's header would have in HTTP/1.1,
+// with the request line.
+func headerSize(r *http.Request) int {
+	size := len(r.Method) + len(r.RequestURI) + len("  HTTP/1.1\r\n") + len("Host: \r\n") + len(r.Host) + len("\r\n")
+	for name, values := range r.Header {
+		for _, value := range values {
+			size += len(name) + len(": \r\n") + len(value)
+		}
+	}
+	return size
 }

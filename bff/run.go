@@ -1,0 +1,184 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Run serves the listeners until ctx ends, and then shuts down. It closes them.
+// It is called once, and has to run while the Server serves requests: it
+// discovers the provider, and learns what other replicas change. While the
+// provider is unreachable, logins fail, and requests in existing sessions work.
+//
+// The shutdown loses no request. From its begin the Server is not ready, and
+// each response says that its connection is closed (Connection: close, or
+// GOAWAY). After ShutdownDelay the listeners are closed, and event streams and
+// WebSockets are aborted, so that their clients connect to another replica.
+// Other requests may take ShutdownGrace. An idle connection is closed after its
+// next response, or after 5 seconds: a request may be on its way. At last, Run
+// waits up to 10 seconds for token refreshes and revocations: a rotated refresh
+// token that is not stored signs its user out.
+//
+// Without listeners, the Server is the handler of another http.Server. End ctx
+// when that server's Shutdown begins, and wait for both.
+//
+// The error says which listener failed, or that refreshes or revocations did
+// not end in time. Requests that are aborted are logged.
+func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	server := &http.Server{
+		Handler: http.HandlerFunc(s.serveChecked),
+		// Bodies are bounded by their rate alone (Config.BodyMinRate): uploads
+		// and streams may take any time.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		// The limit of s.checks is half of it, so that they count all refusals
+		// but those of HTTP/2 that are more than twice too large.
+		MaxHeaderBytes: 2 * s.checks.headerBytes,
+		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnState:      s.trackConnection,
+		// OPTIONS * is refused by the handler.
+		DisableGeneralOptionsHandler: true,
+	}
+	group, serving := errgroup.WithContext(ctx)
+	if err := s.start(serving); err != nil {
+		return err
+	}
+	for _, l := range listeners {
+		group.Go(func() error { // until the shutdown
+			err := server.Serve(newListener(&limitedListener{l, &s.conns}, s.tls, &s.checks))
+			if s.stopping() && (errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed)) {
+				return nil
+			}
+			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		})
+	}
+	s.state.Store(int32(stateReady))
+	group.Go(func() error {
+		<-serving.Done() // ctx has ended, or a listener failed
+		return s.shutdown(server, listeners)
+	})
+	return group.Wait()
+}
+
+// start starts the work of the configuration in force.
+func (s *Server) start(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running != nil {
+		return errors.New("bff: Run was called before")
+	}
+	s.running = ctx
+	s.draining, s.startDraining = context.WithCancel(context.Background())
+	s.closing, s.stopAwaiting = context.WithCancel(context.Background())
+	a := s.current.Load()
+	s.conns.setLimit(a.limits.Connections)
+	a.start()
+	return nil
+}
+
+// serverState says how far a Server is.
+type serverState int32
+
+const (
+	stateStarting serverState = iota // Run has not begun
+	stateReady                       // the listeners are served
+	stateStopping                    // Run ends
+)
+
+func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
+
+// idleTime is when a connection became idle, in Unix nanoseconds, or 0 while it
+// has a request.
+type idleTime struct{ atomic.Int64 }
+
+// trackConnection is http.Server.ConnState.
+func (s *Server) trackConnection(c net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		idle := new(idleTime)
+		idle.Store(time.Now().UnixNano())
+		s.served.Store(c, idle)
+	case http.StateActive:
+		s.conns.requested(c)
+		if idle, ok := s.served.Load(c); ok {
+			idle.(*idleTime).Store(0)
+		}
+	case http.StateIdle:
+		if idle, ok := s.served.Load(c); ok {
+			idle.(*idleTime).Store(time.Now().UnixNano())
+		}
+	case http.StateClosed, http.StateHijacked:
+		s.served.Delete(c)
+	}
+}
+
+// shutdown ends what Run began.
+func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
+	s.state.Store(int32(stateStopping))
+	s.mu.Lock() // no Reload begins after this
+	a := s.current.Load()
+	s.mu.Unlock()
+	s.log.Info("shutting down", "delay", a.shutdownDelay.String(), "grace", a.shutdownGrace.String())
+	time.Sleep(a.shutdownDelay)
+	for _, l := range listeners {
+		l.Close() // Serve reports an error
+	}
+	s.startDraining()
+	a.upstreams.EndStreams()
+	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
+	defer cancel()
+	s.awaitConnections(grace)
+	err := server.Shutdown(grace)
+	if err == nil {
+		err = a.waitIdle(grace)
+	}
+	if err != nil {
+		s.log.Warn("requests still open after the grace period are aborted", "err", err)
+		server.Close()
+	}
+	defer time.AfterFunc(closeGrace, s.stopAwaiting).Stop()
+	err = a.close(s.closing)
+	s.retired.Wait() // bounded by ShutdownGrace and closeGrace
+	s.stopAwaiting()
+	return err
+}
+
+// idleGrace is how long an idle connection stays open in a shutdown.
+const idleGrace = 5 * time.Second
+
+// awaitConnections waits until no connection is open. It closes those that are
+// idle for idleGrace, and returns if ctx ends.
+func (s *Server) awaitConnections(ctx context.Context) {
+	begun := time.Now()
+	for {
+		open := false
+		s.served.Range(func(c, idle any) bool {
+			open = true
+			since := idle.(*idleTime).Load()
+			if since != 0 && min(time.Since(time.Unix(0, since)), time.Since(begun)) >= idleGrace {
+				c.(net.Conn).Close()
+			}
+			return true
+		})
+		if !open {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(idleInterval):
+		}
+	}
+}
+
+// closeGrace is how long refreshes and revocations in flight may take after the
+// last request.
+const closeGrace = 10 * time.Second
