@@ -88,7 +88,7 @@ apis-setup:
 
 SOAK ?= 60s
 soak: setup ## faults at random for SOAK (60s), failovers, an upgrade and back, what operators do
-	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
+	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -tags soak -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
 
 FUZZTIME ?= 60s
 fuzz: ## run every fuzz target for FUZZTIME (60s) each
@@ -107,9 +107,9 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 lint: ## check formatting, text, vet, staticcheck and known vulnerabilities
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || \
 		{ echo "gofmt would change: $$unformatted"; exit 1; }
-	$(GO) vet ./... && $(GO) -C internal/bearerbench vet ./...
+	$(GO) vet -tags soak ./... && $(GO) -C internal/bearerbench vet ./...
 	$(GO) run ./internal/textlint
-	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck ./...
+	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck -tags soak ./...
 	GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || \
 		{ [ $$? -ne 3 ] && echo "NOT CHECKED for vulnerabilities: govulncheck cannot reach its database"; }
 

@@ -92,7 +92,8 @@ const bodyTimeout = 10 * time.Second
 //
 //	login     returnTo → startLogin: limitLogin → attempts.prepare → AuthorizationURL → attempts.begin → 302
 //	callback  attempts.find → complete: CheckIssuer → consumeAttempt → Exchange → sessions.Start → 303
-//	logout    sessions.End → revoke → endSessionURL → 303; by the provider: VerifyLogoutToken → sessions.EndAll
+//	logout    sessions.End → revoke → endSessionURL → 303
+//	          by the provider: VerifyLogoutToken → sessions.EndAll
 //
 // A request to a route: authorize (guard → session → requirements → token) →
 // proxy.Forward. sessions.Fresh refreshes a token that is about to expire.

@@ -63,7 +63,7 @@ func TestThePublicURLIsWhatBrowsersSend(t *testing.T) {
 	}
 }
 
-// A non-ASCII name of an upstream is looked up as its A-label (RFC 5890).
+// The resolver gets the A-label of an internationalized name (RFC 5890).
 func TestUpstreamHostIsCaseInsensitive(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(a *app, cfg *bff.Config) {

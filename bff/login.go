@@ -451,7 +451,7 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 	}
 	switch resp.Error {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
-		if at.Prompt == "none" { // OpenID Connect Core, section 3.1.2.6: nobody is signed in, which is no failure
+		if at.Prompt == "none" { // the response for a user without a session (OpenID Connect Core, 3.1.2.6)
 			a.finish(w, at, false)
 			return nil
 		}

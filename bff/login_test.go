@@ -734,8 +734,8 @@ func TestStaleCrossSiteCallbackKeepsSession(t *testing.T) {
 	}
 }
 
-// authenticateAs completes an authorization request as user, whoever is signed
-// in at the provider in b. It returns the URL of the callback.
+// authenticateAs completes an authorization request as user, regardless of the
+// provider's session in b. It returns the URL of the callback.
 func authenticateAs(t *testing.T, a *app, b *bfftest.Browser, user, authorization string) string {
 	t.Helper()
 	fresh := a.browser() // has no cookie of the provider, so the login page is shown

@@ -40,10 +40,10 @@ func (a *app) showSession(w *response, r *http.Request) error {
 	return a.writeSession(w, current)
 }
 
-// refreshSession refreshes the tokens now, whether they are about to expire or
-// not. Each session has a budget for that, for each call is a request to the
-// provider. It is looked up by the cookie, which needs no store: by what its
-// text decodes to, because several texts decode to the same.
+// refreshSession refreshes the tokens immediately. Each call is a request to the
+// provider, so each session has a budget of calls. The key of the budget is a
+// hash of the decoded cookie, because several texts decode to the same bytes.
+// It needs no access to the store.
 func (a *app) refreshSession(w *response, r *http.Request) error {
 	if cookies := cookiesWithPrefix(r, a.cookie.Name()+"=", 2); len(cookies) == 1 {
 		sealed, err := base64.URLEncoding.DecodeString(cookies[0].value)

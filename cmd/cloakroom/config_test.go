@@ -84,7 +84,7 @@ server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}
 store: {url: "mysql://hunter2"}
 session: {keys: [` + goodKey + `]}
-`, []string{"store.url: the scheme is not one of memory, file, redis, redis+sentinel, redis+cluster (with TLS: rediss"}},
+`, []string{"store.url: the scheme is not one of memory, file, redis, redis+sentinel, redis+cluster"}},
 		"routes with options": {`
 server: {public_url: "https://app.example.com"}
 oidc: {issuer: "https://id.example.com", client_id: spa, client_secret: s}

@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -294,32 +293,6 @@ func (l *rolling) write(t *testing.T, name, text string) {
 	}
 }
 
-// reload has all replicas apply their configuration.
-func (l *rolling) reload(t *testing.T) {
-	t.Helper()
-	for _, r := range l.replicas {
-		resp, err := http.Post("http://"+r.admin+"/admin/reload", "", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != 200 {
-			t.Errorf("reload of %s: got %d %s", r.addr, resp.StatusCode, body)
-		}
-	}
-}
-
-// drain takes replica i out of the balancer before it is stopped, as releases
-// need it that close their listener at once.
-func (l *rolling) drain(i int) {
-	b := l.backends[l.replicas[i]]
-	b.stop()
-	time.Sleep(2 * readinessInterval)
-	b.ready.Store(false)
-	time.Sleep(time.Second)
-}
-
 // replace stops replica i as an orchestrator does, and starts another one.
 func (l *rolling) replace(t *testing.T, i int) {
 	t.Helper()
@@ -504,134 +477,4 @@ func TestRollingRestartLosesNoRequest(t *testing.T) {
 		t.Errorf("%d calls got 503", n)
 	}
 	l.report(t)
-}
-
-// otherKey is a session key besides goodKey.
-const otherKey = "xfGjw3sVQv0d3rC1bV0dC2B0m0q3YJ1kq9pQ1ZqWw2c="
-
-// previousRelease is the commit of the release before this one: the last one
-// that records of this release have to be compatible with.
-const previousRelease = "4884f061c25a464ec2705e78311241879815c68a"
-
-// buildRelease builds the program of a commit.
-func buildRelease(t *testing.T, commit string) string {
-	t.Helper()
-	source, program := t.TempDir(), filepath.Join(t.TempDir(), "cloakroom")
-	archive := exec.Command("sh", "-c", `git archive "$1" | tar -x -C "$2"`, "sh", commit, source)
-	archive.Dir = "../.."
-	build := exec.Command("go", "build", "-o", program, "./cmd/cloakroom")
-	build.Dir = source
-	for _, cmd := range []*exec.Cmd{archive, build} {
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", cmd, err, out)
-		}
-	}
-	return program
-}
-
-// TestSoakUpgrade rolls three replicas from the release before to this one and
-// back, under load.
-func TestSoakUpgrade(t *testing.T) {
-	if soakDuration(t) == 0 {
-		t.Skip("CLOAKROOM_SOAK is not set")
-	}
-	old := buildRelease(t, previousRelease)
-	l := startRolling(t, old, 3, 200, redistest.Start(t).URL())
-	ctx, stop := context.WithCancel(t.Context())
-	wait := l.load(ctx)
-	for _, program := range []string{"", old} {
-		l.program = program
-		for i := range l.replicas {
-			l.drain(i)
-			l.replace(t, i)
-		}
-		sleep(ctx, 5*time.Second)
-	}
-	stop()
-	wait()
-	if n := l.unavailable.Load(); n > 0 {
-		t.Errorf("%d calls got 503", n)
-	}
-	l.report(t)
-}
-
-// TestSoakOperations does to three replicas what operators do, while 2,000
-// users are signed in: two rolling restarts, ten reloads, a rotation of the
-// session keys, a failover of Redis, and the kill of a replica. No request is
-// lost but those at the killed replica, and no user is signed out.
-func TestSoakOperations(t *testing.T) {
-	if soakDuration(t) == 0 {
-		t.Skip("CLOAKROOM_SOAK is not set")
-	}
-	redis := redistest.StartSentinel(t)
-	l := startRolling(t, "", 3, 2000, redis.URL())
-	ctx, stop := context.WithCancel(t.Context())
-	wait := l.load(ctx)
-	step := func(name string, do func()) {
-		began, requests, unavailable := time.Now(), l.requests.Load(), l.unavailable.Load()
-		do()
-		sleep(ctx, 2*time.Second)
-		t.Logf("%s: %v, %d requests, %d of them 503, memory of the replicas %v", name,
-			time.Since(began).Round(time.Second), l.requests.Load()-requests,
-			l.unavailable.Load()-unavailable, l.memory(t))
-	}
-	wantAvailable := func() {
-		t.Helper()
-		if n := l.unavailable.Load(); n > 0 {
-			t.Errorf("%d calls got 503", n)
-		}
-	}
-
-	for range 2 {
-		step("rolling restart", func() {
-			for i := range l.replicas {
-				l.replace(t, i)
-			}
-		})
-	}
-	step("ten reloads", func() {
-		for n := range 10 {
-			l.write(t, "cloakroom.yaml", fmt.Sprintf("session: {max_per_user: %d}\n%s", 100+n, l.routes))
-			l.reload(t)
-		}
-	})
-	step("key rotation", func() {
-		for _, keys := range []string{goodKey + "\n" + otherKey, otherKey + "\n" + goodKey} {
-			l.write(t, "keys", keys)
-			l.reload(t)
-			sleep(ctx, time.Second)
-		}
-	})
-	wantAvailable()
-	step("failover of Redis", func() {
-		master := redis.Master()
-		master.Kill()
-		redis.WaitForOtherMaster(master)
-	})
-	step("kill of a replica", func() {
-		r := l.replicas[1]
-		l.backends[r].killedAt.Store(time.Now().UnixNano())
-		r.kill()
-		sleep(ctx, killGrace)
-		l.balancer.remove(l.backends[r])
-		l.replicas[1] = l.startOne(t)
-	})
-	stop()
-	wait()
-	l.report(t)
-}
-
-// memory returns the resident memory of each replica.
-func (l *rolling) memory(t *testing.T) (sizes []string) {
-	t.Helper()
-	for _, r := range l.replicas {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, size, _ := strings.Cut(string(text), "VmRSS:")
-		size, _, _ = strings.Cut(size, "\n")
-		sizes = append(sizes, strings.TrimSpace(size))
-	}
-	return sizes
 }
