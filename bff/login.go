@@ -357,9 +357,16 @@ type authResponse struct {
 	relayed bool // from a page of this origin
 }
 
+// maxAuthResponse is the maximum length of an authorization response. Anybody
+// can send one, and to parse a long one costs more than to refuse it.
+const maxAuthResponse = 16 << 10
+
 // parseAuthResponse reads the parameters of a callback. A semicolon, which
 // net/url refuses, is part of a value.
 func parseAuthResponse(parameters string) (authResponse, error) {
+	if len(parameters) > maxAuthResponse {
+		return authResponse{}, fmt.Errorf("it has %d bytes, want at most %d", len(parameters), maxAuthResponse)
+	}
 	q, err := url.ParseQuery(strings.ReplaceAll(parameters, ";", "%3B"))
 	if err != nil {
 		return authResponse{}, err

@@ -4,8 +4,9 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
-	"html/template"
+	"html"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
@@ -14,7 +15,14 @@ import (
 //go:embed page.html
 var pageHTML string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+// pageTexts are the parts of the page around the values, whose names are in
+// double braces: pageValues. A template engine would cost more than the rest of
+// a refusal.
+var (
+	pageValue  = regexp.MustCompile(`\{\{[a-z]+\}\}`)
+	pageTexts  = pageValue.Split(pageHTML, -1)
+	pageValues = pageValue.FindAllString(pageHTML, -1)
+)
 
 // pageCSP allows the page's own style and nothing else.
 var pageCSP = func() string {
@@ -47,7 +55,30 @@ func (a *app) writePage(w *response, p *problem.Problem) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.Status)
-	pageTemplate.Execute(w, struct{ Title, Detail, Code, RequestID, TryAgain string }{
-		p.Title, p.Detail, p.Code, w.requestID, tryAgain,
-	})
+	w.Write(renderPage(p, w.requestID, tryAgain))
+}
+
+// renderPage returns the page for a problem. All values are escaped.
+func renderPage(p *problem.Problem, requestID, tryAgain string) []byte {
+	page := make([]byte, 0, len(pageHTML)+512)
+	for i, value := range pageValues {
+		page = append(page, pageTexts[i]...)
+		switch value {
+		case "{{title}}":
+			page = append(page, html.EscapeString(p.Title)...)
+		case "{{code}}":
+			page = append(page, html.EscapeString(p.Code)...)
+		case "{{request}}":
+			page = append(page, html.EscapeString(requestID)...)
+		case "{{detail}}":
+			if p.Detail != "" {
+				page = append(page, "<p>"+html.EscapeString(p.Detail)+"</p>"...)
+			}
+		case "{{again}}":
+			if tryAgain != "" {
+				page = append(page, `<a class="first" href="`+html.EscapeString(tryAgain)+"\">Try again</a>\n"...)
+			}
+		}
+	}
+	return append(page, pageTexts[len(pageValues)]...)
 }
