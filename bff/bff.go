@@ -118,8 +118,10 @@ type Server struct {
 	checks         checks      // of requests on them
 	served         sync.Map    // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
 
+	started chan struct{} // closed when Run has begun
+
 	mu      sync.Mutex      // guards all below
-	running context.Context // of Run; nil before
+	running context.Context // of Run, since started
 	retired sync.WaitGroup  // configurations that Reload replaced, until their requests have ended
 
 	// The next two end in the shutdown: when the listeners have been closed,
@@ -138,7 +140,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{log: cfg.Logger, tls: cfg.TLS}
+	s := &Server{log: cfg.Logger, tls: cfg.TLS, started: make(chan struct{})}
 	s.conns.log = cfg.Logger
 	s.checks = checks{log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals)}
 	a.server = s

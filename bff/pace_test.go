@@ -114,6 +114,7 @@ func TestSlowUploadIsAborted(t *testing.T) {
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		var calls sync.WaitGroup
 		for _, name := range []string{"stops", "crawls"} {
 			for _, length := range []int64{-1, 1 << 20} {
 				target := fmt.Sprint(name, length)
@@ -125,14 +126,19 @@ func TestSlowUploadIsAborted(t *testing.T) {
 				}
 				req := w.slowRequest(t, "POST", target, body)
 				req.ContentLength = length
-				status, text, err := w.slowDo(req)
-				if status != 408 || !strings.Contains(text, `"body_too_slow"`) || err != nil {
-					t.Errorf("%s: got %d %s, %v", target, status, text, err)
-				}
-				if err := await(t, target+": the upstream request is cancelled", ended); err == nil {
-					t.Errorf("%s: the upstream read a complete body, want an aborted one", target)
-				}
-				w.wantLogged(t, target, "the client sends its body too slowly: less than 10000 bytes/s")
+				calls.Go(func() {
+					status, text, err := w.slowDo(req)
+					if status != 408 || !strings.Contains(text, `"body_too_slow"`) || err != nil {
+						t.Errorf("%s: got %d %s, %v", target, status, text, err)
+					}
+					w.wantLogged(t, target, "the client sends its body too slowly: less than 10000 bytes/s")
+				})
+			}
+		}
+		calls.Wait()
+		for range 4 {
+			if err := await(t, "an upstream request is cancelled", ended); err == nil {
+				t.Error("the upstream read a complete body, want an aborted one")
 			}
 		}
 	})
@@ -183,16 +189,23 @@ func TestSlowResponseIsAborted(t *testing.T) {
 			<-r.Context().Done()
 			left <- struct{}{}
 		})
+		var calls sync.WaitGroup
 		for _, target := range []string{"stops-length", "stops", "nothing-length", "nothing", "crawls"} {
 			for _, method := range []string{"GET", "POST"} {
 				at := strings.ToLower(method) + target
-				status, text, err := w.slowDo(w.slowRequest(t, method, at, strings.NewReader("body")))
-				if status != 200 && !strings.HasPrefix(target, "nothing") || err == nil {
-					t.Errorf("%s: got %d %q, %v, want an error", at, status, text, err)
-				}
-				await(t, at+": the upstream's call is cancelled", left)
-				w.wantLogged(t, at, "upstream_failed: the upstream sends its response too slowly: less than")
+				req := w.slowRequest(t, method, at, strings.NewReader("body"))
+				calls.Go(func() {
+					status, text, err := w.slowDo(req)
+					if status != 200 && !strings.HasPrefix(target, "nothing") || err == nil {
+						t.Errorf("%s: got %d %q, %v, want an error", at, status, text, err)
+					}
+					w.wantLogged(t, at, "upstream_failed: the upstream sends its response too slowly: less than")
+				})
 			}
+		}
+		calls.Wait()
+		for range 10 {
+			await(t, "an upstream's call is cancelled", left)
 		}
 	})
 }

@@ -3,15 +3,16 @@ package bff
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 )
 
 // Reload puts the configuration of next in force: a Server that New has
-// returned and that does not run. Run has to run. No session ends. Requests in
-// flight end under the previous configuration. What belongs to the listeners
-// stays as it is (Config.TLS, Config.Logger).
+// returned and that does not run. If Run has not begun, Reload waits for it. No
+// session ends. Requests in flight end under the previous configuration. What
+// belongs to the listeners stays as it is (Config.TLS, Config.Logger).
 //
 // Reload discovers the provider first. If that fails, the previous
 // configuration stays in force, and the error is a *ConfigError. But if both
@@ -19,11 +20,13 @@ import (
 // next is put in force. The previous configuration also stays if ctx or Run
 // ends before.
 func (s *Server) Reload(ctx context.Context, next *Server) error {
+	select {
+	case <-s.started:
+	case <-ctx.Done():
+		return fmt.Errorf("bff: Reload waits for Run: %w", ctx.Err())
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.running == nil {
-		return errors.New("bff: Reload before Run")
-	}
 	if s.running.Err() != nil {
 		return errStopping
 	}

@@ -81,6 +81,7 @@ func (s *Server) start(ctx context.Context) error {
 	a := s.current.Load()
 	s.conns.setLimit(a.limits.Connections)
 	a.start()
+	close(s.started)
 	return nil
 }
 

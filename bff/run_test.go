@@ -166,8 +166,17 @@ func TestReloadNeedsRun(t *testing.T) {
 		}
 		return server
 	}
-	if err := newServer().Reload(t.Context(), newServer()); err == nil {
-		t.Error("Reload before Run succeeded")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := newServer().Reload(ctx, newServer()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Reload before Run: got %v, want that it waits", err)
+	}
+	late := newServer()
+	reloaded := make(chan error, 1)
+	go func() { reloaded <- late.Reload(t.Context(), newServer()) }()
+	run(t, late)
+	if err := <-reloaded; err != nil {
+		t.Errorf("Reload while Run begins: %v", err)
 	}
 	if err := a.stop(); err != nil {
 		t.Fatal(err)

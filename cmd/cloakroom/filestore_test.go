@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -87,9 +90,14 @@ func TestHangupDuringTheStartDoesNotEndTheProcess(t *testing.T) {
 		cmd.Process.Kill()
 		<-ended
 	})
-	time.Sleep(time.Second)
+	eventually(t, 20*time.Second, "the process waits for the lock of the database", func() bool {
+		open, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
+		return slices.ContainsFunc(open, func(fd string) bool {
+			target, _ := os.Readlink(fd)
+			return filepath.Dir(target) == dir
+		})
+	})
 	cmd.Process.Signal(syscall.SIGHUP)
-	time.Sleep(200 * time.Millisecond)
 	store.Close()
 	eventually(t, 20*time.Second, "the configuration is applied again", func() bool {
 		return strings.Count(logs.String(), `"in_force"`) == 2
