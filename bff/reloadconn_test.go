@@ -37,11 +37,7 @@ func TestReloadClosesTheConnectionsToTheProvider(t *testing.T) {
 	cfg.Provider.Issuer = issuer
 	const reloads = 10
 	for range reloads {
-		next, err := bff.New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := a.server.Reload(t.Context(), next); err != nil {
+		if err := reload(t, a.server, cfg); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -30,11 +30,7 @@ func TestWaitingRefreshOutlivesItsServer(t *testing.T) {
 	})
 	wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
 	<-arrived
-	next, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.server.Reload(t.Context(), next); err != nil {
+	if err := reload(t, a.server, cfg); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "the previous server is closed", func() bool {

@@ -35,6 +35,32 @@ func slowApp(t *testing.T) (app http.Handler, arrived <-chan struct{}, release f
 	return app, requests, release
 }
 
+// serve runs a server with a configuration on listeners until stop. result
+// receives what Run returns.
+func serve(t *testing.T, cfg bff.Config, listeners ...net.Listener) (
+	server *bff.Server, stop context.CancelFunc, result <-chan error,
+) {
+	t.Helper()
+	server, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- server.Run(ctx, listeners...) }() // until stop
+	return server, stop, ended
+}
+
+// reload puts a configuration in force.
+func reload(t *testing.T, server *bff.Server, cfg bff.Config) error {
+	t.Helper()
+	next, err := bff.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server.Reload(t.Context(), next)
+}
+
 // get requests a path of a broker at an address, and returns the body of the
 // response.
 func (a *app) get(address, path string) (string, error) {
@@ -205,11 +231,7 @@ func TestReloadDropsNoRequest(t *testing.T) {
 	<-arrived
 	b := a.signedIn()
 	cfg.Frontend = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "next") })
-	next, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.server.Reload(t.Context(), next); err != nil {
+	if err := reload(t, a.server, cfg); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := a.get(host, "/"); text != "next" {
@@ -325,14 +347,8 @@ func TestShutdownSendsGoAway(t *testing.T) {
 		cfg.ShutdownDelay = time.Second
 		cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
 	})
-	server, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	l := listen(t)
-	ctx, stop := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	go func() { result <- server.Run(ctx, l) }()
+	server, stop, result := serve(t, cfg, l)
 	transport := certified.Client().Transport.(*http.Transport).Clone()
 	transport.ForceAttemptHTTP2 = true
 	var dialed atomic.Int32

@@ -2,7 +2,6 @@ package bff_test
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -41,14 +40,8 @@ func TestResponseAfterTheBeginOfTheShutdownClosesItsConnection(t *testing.T) {
 		cfg = *c
 		cfg.ShutdownDelay = time.Second
 	})
-	server, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	l := listen(t)
-	ctx, stop := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	go func() { result <- server.Run(ctx, l) }()
+	server, stop, result := serve(t, cfg, l)
 	paths := []string{"/api/x", "/empty", "/created"}
 	var all []*keepAlive
 	for _, path := range paths {
@@ -108,11 +101,7 @@ func TestShutdownWaitsForRefreshesFromBeforeAReload(t *testing.T) {
 			}
 			wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
 			<-arrived
-			next, err := bff.New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := a.server.Reload(t.Context(), next); err != nil {
+			if err := reload(t, a.server, cfg); err != nil {
 				t.Fatal(err)
 			}
 			time.AfterFunc(time.Second, func() { close(release) })
@@ -172,11 +161,7 @@ func TestStreamFromBeforeAReloadOutlivesTheShutdownDelay(t *testing.T) {
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("got %v, %v", resp, err)
 	}
-	next, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.server.Reload(t.Context(), next); err != nil {
+	if err := reload(t, a.server, cfg); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()
@@ -208,11 +193,7 @@ func TestReloadKeepsTheMetadataOfTheProvider(t *testing.T) {
 		}
 		provider.ServeHTTP(w, r)
 	}})
-	next, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.server.Reload(t.Context(), next); err != nil {
+	if err := reload(t, a.server, cfg); err != nil {
 		t.Fatal(err)
 	}
 	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
@@ -241,14 +222,8 @@ func TestConnectionOfALongResponseServesAnotherRequest(t *testing.T) {
 		})
 		cfg = *c
 	})
-	server, err := bff.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
 	l := listen(t)
-	ctx, stop := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	go func() { result <- server.Run(ctx, l) }()
+	_, stop, result := serve(t, cfg, l)
 	k, idle := a.keepAlive(l.Addr().String()), a.keepAlive(l.Addr().String())
 	idle.get("/")
 	fmt.Fprintf(k.conn, "GET /long HTTP/1.1\r\nHost: %s\r\n\r\n", k.host)
