@@ -40,9 +40,9 @@ func (a *app) showSession(w *response, r *http.Request) error {
 	return a.writeSession(w, current)
 }
 
-// refreshSession refreshes the tokens immediately. Each call is a request to the
-// provider, so each session has a budget of calls. The key of the budget is a
-// hash of the decoded cookie, because several texts decode to the same bytes.
+// refreshSession refreshes the tokens immediately. Each call is a request to
+// the provider, so each session has a budget of calls. The key of the budget is
+// a hash of the decoded cookie, because several texts decode to the same bytes.
 // It needs no access to the store.
 func (a *app) refreshSession(w *response, r *http.Request) error {
 	if cookies := cookiesWithPrefix(r, a.cookie.Name()+"=", 2); len(cookies) == 1 {

@@ -90,7 +90,8 @@ the same text instead. Scripts should check ` + "`code`" + `, which is stable. T
 
 ` + "`login_url`" + ` is present if a login helps: send the browser to it as a top-level navigation, with
 ` + "`return_to`" + ` added. ` + "`request_id`" + ` is the attribute ` + "`request`" + `
-of the log line, which also has the cause. A response that asks the client to wait has ` + "`Retry-After`" + `.
+of the log line, which also has the cause.
+A response that asks the client to wait has ` + "`Retry-After`" + `.
 
 `)
 	for _, p := range problem.Catalogue() {
