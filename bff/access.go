@@ -76,7 +76,7 @@ func (a *app) authorize(w *response, r *http.Request, route *route) (access, err
 		return access{}, err
 	}
 	if current != nil {
-		w.session = current.ID
+		w.setSession(current)
 		if err := checkRequirements(route, current); err != nil {
 			return access{}, err
 		}

@@ -51,6 +51,7 @@ type app struct {
 	logoutStates *session.Codec // seals the state that goes to the provider at logout
 	hints        *logoutHints
 	log          *slog.Logger
+	users        loggedUsers
 
 	logins    *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges *limiter[[16]byte] // :: addressKey; failed code exchanges
@@ -157,6 +158,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.checkResources(cfg.Provider.Resources))
 
 	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin}
+	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
 	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
 	cfg.Sessions.Refresh = a.provider.Refresh

@@ -97,6 +97,9 @@ type Config struct {
 	// Logger receives one line for each request, and events. Nil means
 	// slog.Default(). No line has a token, a secret or a cookie.
 	Logger *slog.Logger
+	// LogUsers is how the IDs of users appear in logs and events. Empty means
+	// UsersHashed.
+	LogUsers LogUsers
 }
 
 // ProviderConfig describes the provider and this app as its client.

@@ -215,7 +215,7 @@ func (a *app) handleLateResponse(w *response, r *http.Request, resp authResponse
 	current, err := a.findSession(r)
 	switch {
 	case err == nil:
-		w.session = current.ID
+		w.setSession(current)
 		seeOther(w, returnTo)
 		return nil
 	case !errors.Is(err, session.ErrNone):
@@ -319,7 +319,7 @@ func (a *app) startSession(ctx context.Context, w *response, r *http.Request, re
 		return err
 	}
 	a.cookie.Write(w, started)
-	w.session = started.ID
+	w.setSession(started)
 	a.attempts.replaceNext(w, r, at.State, started)
 	return nil
 }

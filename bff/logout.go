@@ -45,7 +45,7 @@ func (a *app) logout(w *response, r *http.Request) error {
 	}
 	var hint logoutHint
 	if ended != nil {
-		w.session = ended.ID
+		w.setSession(ended)
 		hint = newLogoutHint(ended)
 		a.revoke(r.Context(), ended)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // statusClientLeft is logged if the client left before the response. It is
@@ -46,6 +47,7 @@ type response struct {
 	bytes   int64
 	problem *problem.Problem
 	session string // the ID of the session that the request was made in
+	subject string // its user
 
 	refusedCookies []string // names that cookieRefused has logged
 }
@@ -116,6 +118,9 @@ func (w *response) Flush() { http.NewResponseController(w.ResponseWriter).Flush(
 // Unwrap returns the server's writer, for http.ResponseController.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// setSession records in which session the request is made.
+func (w *response) setSession(s *session.Session) { w.session, w.subject = s.ID, s.Subject }
+
 // logRequest writes the line of the access log.
 func (a *app) logRequest(w *response) {
 	level := slog.LevelInfo
@@ -133,6 +138,9 @@ func (a *app) logRequest(w *response) {
 	)
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))
+	}
+	if user := a.user(w.subject); user != "" {
+		attrs = append(attrs, slog.String("user", user))
 	}
 	if w.exchange.Upstream != "" {
 		attrs = append(attrs, slog.String("upstream", w.exchange.Upstream),

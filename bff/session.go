@@ -68,7 +68,7 @@ func (a *app) refreshSession(w *response, r *http.Request) error {
 func (a *app) writeSession(w *response, current *session.Session) error {
 	var body sessionBody
 	if current != nil {
-		w.session = current.ID
+		w.setSession(current)
 		user, err := a.claims.visible(current.Claims)
 		if err != nil {
 			return err

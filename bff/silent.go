@@ -103,7 +103,7 @@ func (a *app) frontchannelLogout(w *response, r *http.Request) error {
 	if err != nil || ended == nil {
 		return err
 	}
-	w.session = ended.ID
+	w.setSession(ended)
 	a.revoke(r.Context(), ended)
 	return nil
 }

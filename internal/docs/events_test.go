@@ -3,6 +3,7 @@ package docs_test
 
 import (
 	"cmp"
+	_ "embed"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -46,16 +47,10 @@ func TestEventsPageIsThatOfTheCode(t *testing.T) {
 	}
 }
 
-const intro = `# Events and log lines
-
-Cloakroom writes one JSON object a line to standard error. ` + "`msg`" + ` is a stable identifier in the past
-tense. Details are in attributes. A line that belongs to a request has its id in ` + "`request`" + `. An
-error response has the same id as ` + "`request_id`" + `. ` + "`session`" + ` is the ID that
-` + "`/bff/session`" + ` shows. It gives no access.
-
-New attributes may be added. The changelog mentions each one that is removed or that changes its
-meaning. No line contains a token, a code or a secret.
-`
+// intro is the beginning of docs/events.md.
+//
+//go:embed events_intro.md
+var intro string
 
 func page(t *testing.T) string {
 	t.Helper()
