@@ -116,7 +116,9 @@ const (
 	GrantTokenExchange Grant = "token-exchange" // RFC 8693
 )
 
-// CSRF is how a request to a Route proves that it comes from this origin.
+// CSRF is how a request to a Route proves that it comes from this origin. A
+// request that the browser reports as coming from another origin, such as a
+// subdomain, is refused in every case.
 type CSRF string
 
 const (

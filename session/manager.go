@@ -59,6 +59,10 @@ type Config struct {
 	// wait. id is the ID of the session. Nil means that requests can always be
 	// sent. The error wraps a *RefreshError.
 	//
+	// After Refresh has returned ErrNoResponse, Ready must wait until the
+	// provider has responded to another request, for any session or for none.
+	// Unless Ready fails, the Manager then repeats the refresh.
+	//
 	// The epoch is a number that changes when the provider has recovered. If it
 	// has changed since a refresh failed, the next refresh does not wait for
 	// the backoff.
@@ -187,8 +191,8 @@ type New struct {
 	// ExpiresAt is when the provider ends the session. Zero means that it is
 	// unknown.
 	ExpiresAt time.Time
-	// Began is when the login began. Zero means now. A logout at the provider
-	// since then ends the session.
+	// Began is when the login began. Zero means now. If EndAll was called for
+	// the user or the sid since then, Start fails with ErrEnded.
 	Began time.Time
 
 	// Replaces are the tickets of sessions that this one replaces. They are
@@ -209,8 +213,9 @@ const maxSuperseded = 16
 // browser sent, so that no session can be fixated. The caller sends its cookie
 // (Cookie.Write).
 //
-// The error is ErrEnded if the provider ended the session before it began (see
-// EndAll). It wraps ErrStore if the store failed; then no cookie must be sent.
+// The error wraps ErrEnded if EndAll was called for the session's user or sid
+// since New.Began, or if New.ExpiresAt or the expiry of the refresh token has
+// passed. It wraps ErrStore if the store failed.
 func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	now := time.Now()
 	if n.Began.IsZero() {

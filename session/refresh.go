@@ -19,8 +19,9 @@ var ErrRefused = errors.New("the provider refused the refresh token")
 
 // ErrNoResponse means that a request may have reached the provider, but its
 // connection failed before the response: the refresh token may have been
-// rotated. Config.Refresh returns it. The request is repeated once, but only
-// after the provider has responded to a different request (see Config.Ready).
+// rotated. Config.Refresh returns it. The Manager then calls Config.Ready, and
+// when that returns without an error, Config.Refresh once more. If that has no
+// response either, the error is treated like any transient error.
 var ErrNoResponse = errors.New("no response from the provider")
 
 // ErrUserRequired means that the provider issues no tokens until the user has
@@ -34,8 +35,9 @@ var ErrUserRequired = errors.New("the provider requires the user to sign in agai
 type RefreshError struct {
 	// RetryAfter is how long to wait before a retry, at least a second.
 	RetryAfter time.Duration
-	// Outage means that the provider fails for all sessions. Config.Refresh
-	// logs the outage once. So observers need not log it for each session.
+	// Outage means that the provider fails for all sessions. A Config.Refresh
+	// that sets it should log the outage itself, once. Then observers need not
+	// log it for each session.
 	Outage bool
 	Err    error
 }
@@ -378,8 +380,8 @@ func (s *Session) tokenChanged(before *Session, target string) bool {
 }
 
 // callProvider sends the refresh request. If the request may have been
-// processed and its response was lost, it repeats the request once, after the
-// provider has responded to another one.
+// processed and its response was lost, it repeats the request once, when
+// Config.Ready allows that.
 func (m *Manager) callProvider(ctx context.Context, s *Session, target string) (RefreshResult, error) {
 	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()

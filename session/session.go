@@ -40,13 +40,13 @@ import (
 )
 
 // ErrNone means that there is no session: no ticket, a ticket that opens no
-// record, or a session that is unknown, expired or ended. All these
-// cases have one error, so that a client cannot distinguish them.
+// record, or a session that is unknown, expired or ended. All these cases have
+// one error, so that a client cannot distinguish them.
 var ErrNone = errors.New("no session")
 
-// ErrEnded means that the provider has just ended the session: it refused to
-// refresh the tokens, or it signed the user out while the login was in
-// progress. Later calls return ErrNone.
+// ErrEnded means that the provider has just ended the session. It refused to
+// refresh the tokens, or it ended the session while the login was in progress
+// (see Manager.Start). Later calls return ErrNone.
 var ErrEnded = errors.New("the provider has ended the session")
 
 // ErrStore means that the store failed. It says nothing about the session,

@@ -12,8 +12,7 @@ import (
 //
 // Every method is atomic, and sees all writes that ended before it began. A
 // record, lease or member whose time to live is over does not exist (but see
-// Sets.Members). Times to
-// live are positive.
+// Sets.Members). Times to live are positive.
 //
 // An error is a fault of the store: it is unreachable, full or misconfigured. A
 // record that does not exist is not an error. After the error of a writing
@@ -85,11 +84,13 @@ type Watcher interface {
 	// its write. An empty key means that any of them may have been written
 	// without an announcement.
 	//
-	// It calls onValid repeatedly. Before each call it has announced every
-	// earlier write. Caches may be used until the time that onValid was given.
-	// While the store cannot know that all writes have been announced, it does
-	// not call onValid. So a cache is outdated at most until the last time that
-	// onValid was given.
+	// It calls onValid with a time until which caches may be used. Before the
+	// call it has called onChange for every write that was made before some
+	// moment, which is shortly before that time. Later writes may be missing in
+	// a cache until that time. So Watch calls onValid repeatedly, with later
+	// times, and stops when announcements may be lost. A store that calls
+	// onChange before the writing method returns may call onValid once, with a
+	// distant time.
 	//
 	// Watch may announce keys that have not changed, and may call both
 	// functions from several goroutines at once.

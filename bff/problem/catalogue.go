@@ -55,8 +55,9 @@ var (
 	TooManyRequests = define(&Problem{
 		Status: 429, Code: "too_many_requests", Title: "Too many requests",
 		Detail: "Wait a moment, then try again.",
-		When: "A client address made more login attempts than `server.limits.logins` allows, " +
-			"or a session forced too many refreshes. `Retry-After` has the seconds to wait.",
+		When: "Too many logins or failed code exchanges from one client address (`server.limits.logins`), " +
+			"or too many calls of `POST /bff/session/refresh` in one session. `Retry-After` has the " +
+			"seconds to wait.",
 	})
 	Internal = define(&Problem{
 		Status: 500, Code: "internal", Title: "Internal error",
@@ -85,7 +86,8 @@ var (
 	CSRF = define(&Problem{
 		Status: 403, Code: "csrf", Title: "The request may come from another site",
 		Detail: "Send the header X-CSRF: 1 from a page of this origin.",
-		When:   "The header `X-CSRF: 1` is missing, or the browser reports that another site made the request.",
+		When: "The request lacks the proof that the endpoint or the route's `csrf` requires, such as " +
+			"`X-CSRF: 1`, or the browser reports that a page of another origin sent it.",
 	})
 	ServiceWorker = define(&Problem{
 		Status: 403, Code: "service_worker", Title: "An API cannot be a service worker",
