@@ -24,10 +24,15 @@ import (
 //     the store and the upstreams, which all replicas share.
 //   - /readyz?verbose also lists these and the open connections, one a line.
 //     [+] means that the check passes, [-] that it fails.
+//   - GET /admin/sessions?sub=SUB&sid=SID lists the sessions of a user, or of
+//     one session at the provider. DELETE /admin/sessions/ID ends one session.
+//     POST /admin/revoke with {"sub": SUB} or {"sid": SID} ends all of them.
+//     These are for administrators alone (see RequireAdmin).
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
+	s.addSessionsAPI(mux)
 	return mux
 }
 

@@ -32,6 +32,7 @@ type app struct {
 	server   *bff.Server
 	stop     func() error // ends Server.Run, and returns its error
 	logs     *buffer
+	adminURL string // of Server.Admin, set by admin
 }
 
 // newApp starts a broker. edit changes its configuration unless it is nil.

@@ -141,31 +141,30 @@ func (m *Manager) expiryReason(id string, now time.Time) Reason {
 	return ReasonIdle
 }
 
-// reportedEnds are the sessions whose end this replica has reported, or another
-// one as far as this one knows. It bounds how often a cookie that comes back
-// costs a write.
-type reportedEnds struct {
+// sessionSet is a set of the IDs of ended sessions. It bounds how often a
+// cookie that comes back costs a call to the store.
+type sessionSet struct {
 	mu  sync.Mutex // guards ids
 	ids map[string]struct{}
 }
 
-const maxReported = 10_000 // a megabyte
+const maxSessionSet = 10_000 // a megabyte
 
 // add adds a session. It returns false if it was there.
-func (r *reportedEnds) add(id string) bool {
+func (r *sessionSet) add(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.ids[id]; ok {
 		return false
 	}
-	if r.ids == nil || len(r.ids) >= maxReported {
+	if r.ids == nil || len(r.ids) >= maxSessionSet {
 		r.ids = make(map[string]struct{})
 	}
 	r.ids[strings.Clone(id)] = struct{}{}
 	return true
 }
 
-func (r *reportedEnds) remove(id string) {
+func (r *sessionSet) remove(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.ids, id)

@@ -93,6 +93,7 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 // match both. Subject or sid may be empty, not both. Logins in progress for
 // these sessions fail with ErrEnded. It returns the IDs of the sessions that it
 // ended, if any. If the error wraps ErrStore, some of them may still exist.
+// EndByID says what happens to their tokens.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end sessions: subject or sid is required")
@@ -110,17 +111,16 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 	}
 	var ids []string
 	for _, l := range listed {
-		_, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
+		sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
 		if err != nil {
 			return nil, storeError("read", err)
 		}
 		if found {
-			err = m.end(ctx, l.id, reason, m.latestEnd(l), nil)
+			if err := m.endSealed(ctx, l.id, sealed, reason, m.latestEnd(l)); err != nil {
+				return nil, err
+			}
 			ids = append(ids, l.id)
-		} else {
-			err = m.delete(ctx, l.id) // Start may be about to write it
-		}
-		if err != nil {
+		} else if err := m.delete(ctx, l.id); err != nil { // Start may be about to write it
 			return nil, storeError("delete", err)
 		}
 		if found || l.settled() {

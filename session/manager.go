@@ -68,8 +68,9 @@ type Config struct {
 	// the backoff.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
 	// Revoke revokes tokens that a refresh obtained for a session which had
-	// ended by then. Manager.End does not call it. Nil means that such tokens
-	// are dropped.
+	// ended by then, and those of a session that was ended for ReasonRevoked
+	// (see Manager.EndByID). Manager.End does not call it. Nil means that such
+	// tokens are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
@@ -125,7 +126,8 @@ type Manager struct {
 	failover failoverLog
 	working  sync.WaitGroup // refreshes in progress, for Drain
 
-	reported reportedEnds
+	reported sessionSet // whose end this replica has reported, or another one as far as this one knows
+	revoked  sessionSet // whose tokens need no revocation any more
 
 	mu        sync.Mutex               // guards all below
 	refreshes map[refreshKey]*refresh  // in flight, and failed ones until they are forgotten
@@ -336,6 +338,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	}
 	if !found {
 		m.noticeEnd(ctx, id, m.expiryReason(id, time.Now()))
+		m.revokeKept(ctx, t)
 		return nil, ErrNone
 	}
 	if w, ok := m.failover.get(id); ok {

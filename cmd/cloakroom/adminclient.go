@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,12 +33,26 @@ func (a *adminClient) flags(c *cobra.Command) {
 // maxAdminResponse bounds the body of a response.
 const maxAdminResponse = 1 << 20
 
-// do sends a request. It returns status and body of the response.
-func (a *adminClient) do(ctx context.Context, method, path string, timeout time.Duration) (int, []byte, error) {
+// adminResponse is a response of the admin listener.
+type adminResponse struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// failure returns an error that shows the response.
+func (r adminResponse) failure() error {
+	return fmt.Errorf("the broker responded with %d: %s", r.status, strings.TrimSpace(string(r.body)))
+}
+
+// do sends a request, with a JSON body unless that is nil.
+func (a *adminClient) do(
+	ctx context.Context, method, path string, body []byte, timeout time.Duration,
+) (adminResponse, error) {
 	listen, token := config.LoadAdmin(a.file, a.getenv)
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
-		return 0, nil, usageError{fmt.Errorf(
+		return adminResponse{}, usageError{fmt.Errorf(
 			"server.admin_listen: %q is not an address such as 127.0.0.1:9090", listen)}
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
@@ -45,9 +60,13 @@ func (a *adminClient) do(ctx context.Context, method, path string, timeout time.
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(limited, method, "http://"+net.JoinHostPort(host, port)+path, nil)
+	req, err := http.NewRequestWithContext(limited, method, "http://"+net.JoinHostPort(host, port)+path,
+		bytes.NewReader(body))
 	if err != nil {
-		return 0, nil, err
+		return adminResponse{}, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token.Reveal())
@@ -58,17 +77,18 @@ func (a *adminClient) do(ctx context.Context, method, path string, timeout time.
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
-		return 0, nil, errors.New("interrupted before the broker responded")
+		return adminResponse{}, errors.New("interrupted before the broker responded")
 	default:
-		return 0, nil, a.noResponse(listen, err)
+		return adminResponse{}, a.noResponse(listen, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusUnauthorized {
-		return 0, nil, fmt.Errorf("the broker at %s requires another server.admin_token than that of --config "+
+		return adminResponse{}, fmt.Errorf("the broker at %s requires another server.admin_token than "+
+			"that of --config "+
 			"(if it was changed, send SIGHUP to the broker, which logs why it does not apply the change)", listen)
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminResponse))
-	return resp.StatusCode, body, err
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminResponse))
+	return adminResponse{resp.StatusCode, resp.Header, text}, err
 }
 
 // noResponse adds to the error of a request why it may have gone to the wrong
@@ -96,13 +116,13 @@ func reloadCommand(getenv func(string) string) *cobra.Command {
 mistakes, they are printed, and the broker keeps the configuration in force. The
 command itself only needs server.admin_listen and server.admin_token of FILE.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			status, body, err := a.do(c.Context(), http.MethodPost, "/admin/reload", time.Minute)
+			resp, err := a.do(c.Context(), http.MethodPost, "/admin/reload", nil, time.Minute)
 			if err != nil {
 				return err
 			}
 			var result reloadResult
-			if json.Unmarshal(body, &result) != nil {
-				return fmt.Errorf("the broker responded with %d: %s", status, strings.TrimSpace(string(body)))
+			if json.Unmarshal(resp.body, &result) != nil {
+				return resp.failure()
 			}
 			for _, warning := range result.Warnings {
 				fmt.Fprintln(c.ErrOrStderr(), "warning:", warning)
@@ -131,12 +151,12 @@ func healthCommand(getenv func(string) string) *cobra.Command {
 exit status is 0 if it is ready, otherwise 1. Use it for probes in images without
 a shell.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			status, body, err := a.do(c.Context(), http.MethodGet, "/readyz?verbose", 5*time.Second)
+			resp, err := a.do(c.Context(), http.MethodGet, "/readyz?verbose", nil, 5*time.Second)
 			if err != nil {
 				return err
 			}
-			fmt.Fprint(c.OutOrStdout(), string(body))
-			if status != http.StatusOK {
+			fmt.Fprint(c.OutOrStdout(), string(resp.body))
+			if resp.status != http.StatusOK {
 				return errors.New("not ready")
 			}
 			return nil

@@ -6,6 +6,10 @@
 //	cloakroom serve --config FILE   run the broker
 //	cloakroom reload --config FILE  make a running broker apply its configuration
 //	cloakroom health --config FILE  print whether a running broker is ready
+//	cloakroom sessions list --sub SUB --config FILE
+//	                                list the sessions of a user of a running broker
+//	cloakroom sessions revoke --sub SUB|--id ID --config FILE
+//	                                end sessions on all replicas
 //	cloakroom verify --issuer URL --audience NAME
 //	                                check the access token on standard input as
 //	                                an API would
@@ -83,7 +87,7 @@ func run(
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	root.AddCommand(demoCommand(getenv), serveCommand(getenv), reloadCommand(getenv), healthCommand(getenv),
-		keygenCommand(), verifyCommand(), versionCommand())
+		sessionsCommand(getenv), keygenCommand(), verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		c.Args = noArguments
 		for _, sub := range c.Commands() {

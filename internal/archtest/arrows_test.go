@@ -39,7 +39,7 @@ var arrows = map[string][]string{
 
 	"bff": {"bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",
-		"internal/pace", "internal/urlpath"},
+		"internal/pace", "internal/strictjson", "internal/urlpath"},
 	"bff/oidc": {"session",
 		"internal/configerr", "internal/dpop", "internal/flight",
 		"internal/jwks", "internal/loopback", "internal/strictjson"},
