@@ -52,12 +52,13 @@ type Config struct {
 	//     response was lost,
 	//   - a *RefreshError to say when to retry.
 	//
-	// Any other error is transient. If Refresh returns both an error and a
-	// refresh token, the old one has been rotated: the new one is stored.
+	// Any other error is transient. If Tokens.Refresh is set together with an
+	// error other than ErrRefused, the old refresh token has been rotated: the
+	// new one is stored.
 	Refresh func(ctx context.Context, s *Session, target string) (RefreshResult, error)
 	// Ready waits until a request can be sent to the provider, at most for
-	// wait. id is the ID of the session. Nil means that requests can always be
-	// sent. The error wraps a *RefreshError.
+	// wait. id is the ID of the session. The error wraps a *RefreshError, or is
+	// that of ctx. A nil Ready means that requests can always be sent.
 	//
 	// After Refresh has returned ErrNoResponse, Ready must wait until the
 	// provider has responded to another request, for any session or for none.
@@ -203,7 +204,7 @@ type New struct {
 	// Replaced is called with each session that was ended so. It must not
 	// block. Nil means that it is not called. If kept is true, old was the same
 	// user's, and its refresh token is now in Tokens.Superseded of the new
-	// session. If kept is false, the tokens of old have to be revoked now.
+	// session. If kept is false, Replaced should revoke the tokens of old.
 	Replaced func(old *Session, kept bool)
 }
 

@@ -9,16 +9,19 @@ import (
 	"time"
 )
 
-// RefreshResult is what a refresh obtained. An empty field means that the
+// RefreshResult is what a refresh obtained. If an optional field is empty, the
 // response did not have it, and the session keeps what it has.
 type RefreshResult struct {
-	// Tokens has Access, Scope, Issued and Expiry for the target of the
-	// refresh. If Key is not the session's key, it replaces that key. The
-	// tokens of Others are then deleted, because they are bound to the old key.
+	// Tokens has Access and Issued for the target of the refresh, and Expiry,
+	// which is unknown if zero. Scope, ID, Refresh, RefreshExpiry and Key are
+	// optional. A new Refresh without RefreshExpiry has an unknown expiry. A
+	// new Key deletes the session's Others, which are bound to the old key.
+	// Others and Superseded of Tokens are ignored.
 	Tokens Tokens
-	// Claims replaces Session.Claims.
+	// Claims replaces Session.Claims. It is optional.
 	Claims json.RawMessage
-	// ExpiresAt is when the provider ends the session.
+	// ExpiresAt is when the provider ends the session. It is optional, and can
+	// only move the end to an earlier time.
 	ExpiresAt time.Time
 }
 

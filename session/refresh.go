@@ -139,9 +139,10 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 // RefreshRejected refreshes the tokens of a session. Call it when an API has
 // rejected the session's access token for a target, although the token should
 // still be good. If another caller has refreshed the tokens meanwhile, it
-// returns that result. It returns the session as it is if the tokens were
-// refreshed for this reason a moment ago: an API that rejects every token must
-// not cause a refresh with each call. Its errors are those of Fresh.
+// returns that result. It returns rejected if there is no refresh token, or if
+// this Manager refreshed the token for this reason in the last ten seconds: an
+// API that rejects every token must not cause a refresh with each call. Its
+// errors are those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, rejected.ticket)
 	if err != nil {

@@ -57,8 +57,8 @@ var ErrStore = errors.New("session store unavailable")
 type Tokens struct {
 	// Access is the access token.
 	Access Secret
-	// Refresh is the refresh token. Without one the session ends with its
-	// access token.
+	// Refresh is the refresh token. Without one the session ends when Access
+	// expires, if Expiry is known.
 	Refresh Secret
 	// ID is the ID token.
 	ID Secret
