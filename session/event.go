@@ -19,6 +19,10 @@ const (
 	RefreshFailed Kind = "refresh.failed"
 	// SessionEnded: the session cannot be used any more. Event.Reason says why.
 	SessionEnded Kind = "session.ended"
+	// SessionReturned: a browser has sent the cookie of a session that ended
+	// before. Event.Reason says why it ended. It is reported once on each
+	// replica.
+	SessionReturned Kind = "session.returned"
 )
 
 // Reason is why a session ended.
@@ -59,7 +63,8 @@ type Event struct {
 	Kind    Kind      // what happened
 	App     App       // Config.App
 	Session string    // Session.ID
-	Reason  Reason    // of SessionEnded, else empty
+	Subject string    // Session.Subject; empty if the replica does not know it
+	Reason  Reason    // of SessionEnded and SessionReturned, else empty
 	At      time.Time // when the replica noticed it
 
 	// Err is the cause. For RefreshFailed it wraps a *RefreshError or
@@ -97,12 +102,26 @@ func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time
 	return m.cfg.Store.Create(ctx, tombstoneKey(id), []byte(value), ttl)
 }
 
-// end ends the session with an ID, whose cookie expires at until, and reports
-// it, unless another replica does. The tombstone comes first, so that no
-// replica takes the session for an expired one. If the store fails, the session
-// may still be there.
-func (m *Manager) end(ctx context.Context, id string, reason Reason, until time.Time, cause error) error {
-	first, err := m.bury(ctx, id, reason, until)
+// ending is the end of a session.
+type ending struct {
+	id      string
+	subject string // empty: unknown
+	reason  Reason
+	until   time.Time // when the cookie of the session expires
+	cause   error     // nil: none but the reason
+}
+
+// ending returns the end of s for a reason. The cause may be nil.
+func (s *Session) ending(reason Reason, cause error) ending {
+	return ending{id: s.ID, subject: s.Subject, reason: reason, until: s.limit, cause: cause}
+}
+
+// end ends a session and reports it, unless another replica does. The tombstone
+// comes first, so that no replica takes the session for an expired one. If the
+// store fails, the session may still be there.
+func (m *Manager) end(ctx context.Context, e ending) error {
+	id := e.id
+	first, err := m.bury(ctx, id, e.reason, e.until)
 	if err != nil {
 		first = true // reported twice rather than not at all
 		m.log.DebugContext(ctx, "tombstone not written", "session", id, "err", err)
@@ -111,26 +130,51 @@ func (m *Manager) end(ctx context.Context, id string, reason Reason, until time.
 		return err
 	}
 	if first && m.reported.add(id) {
-		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Reason: reason, Err: cause})
+		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Subject: e.subject, Reason: e.reason, Err: e.cause})
 	}
 	return nil
 }
 
 // noticeEnd reports the end of a session that no replica ended. Of all replicas
 // that notice it, one reports it.
-func (m *Manager) noticeEnd(ctx context.Context, id string, reason Reason) {
-	if !m.reported.add(id) {
+func (m *Manager) noticeEnd(ctx context.Context, e ending) {
+	if !m.reported.add(e.id) {
 		return
 	}
-	first, err := m.bury(ctx, id, reason, time.Now().Add(m.cfg.maxLifetime()))
+	first, err := m.bury(ctx, e.id, e.reason, time.Now().Add(m.cfg.maxLifetime()))
 	if err != nil {
-		m.reported.remove(id) // the next caller retries
-		m.log.DebugContext(ctx, "end of a session not reported", "session", id, "err", err)
+		m.reported.remove(e.id) // the next caller retries
+		m.log.DebugContext(ctx, "end of a session not reported", "session", e.id, "err", err)
 		return
 	}
 	if first {
-		m.emit(ctx, Event{Kind: SessionEnded, Session: id, Reason: reason})
+		m.returned.add(e.id)
+		m.emit(ctx, Event{Kind: SessionEnded, Session: e.id, Subject: e.subject, Reason: e.reason})
 	}
+}
+
+// noticeReturn reports that the cookie of an ended session came back.
+func (m *Manager) noticeReturn(ctx context.Context, id string) {
+	if !m.returned.add(id) {
+		return
+	}
+	reason, err := m.buriedReason(ctx, id)
+	if err != nil {
+		m.returned.remove(id) // the next caller retries
+		m.log.DebugContext(ctx, "return of an ended session not reported", "session", id, "err", err)
+		return
+	}
+	if reason != "" {
+		m.emit(ctx, Event{Kind: SessionReturned, Session: id, Reason: reason})
+	}
+}
+
+// buriedReason returns the reason in the tombstone of a session. It is empty if
+// there is no tombstone.
+func (m *Manager) buriedReason(ctx context.Context, id string) (Reason, error) {
+	value, _, _, err := m.cfg.Store.Get(ctx, tombstoneKey(id))
+	reason, _, _ := strings.Cut(string(value), " ")
+	return Reason(reason), err
 }
 
 // expiryReason returns why a session expired whose record is gone.

@@ -160,10 +160,30 @@ func TestEachEndIsReportedOnceWithReason(t *testing.T) {
 			}
 			t.Log(name)
 			r.wantEnd(t, s.ID, test.reason)
+			r.wantReturns(t, s.ID, test.reason)
 			if err := one.Drain(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// wantReturns fails the test unless every replica but one that reported the end
+// because of the cookie has reported once that the cookie came back.
+func (r *recorder) wantReturns(t *testing.T, id string, reason session.Reason) {
+	t.Helper()
+	returned := r.of(session.SessionReturned)
+	want := 2
+	if reason == session.ReasonIdle || reason == session.ReasonLifetime {
+		want = 1
+	}
+	if len(returned) != want {
+		t.Errorf("got %d returns, want %d", len(returned), want)
+	}
+	for _, e := range returned {
+		if e.Session != id || e.Reason != reason {
+			t.Errorf("got a return of %s with reason %s, want %s and %s", e.Session, e.Reason, id, reason)
+		}
 	}
 }
 

@@ -81,7 +81,7 @@ func (m *Manager) finishStart(ctx context.Context, s *Session, began time.Time) 
 	if !ended {
 		return nil
 	}
-	if err := m.end(ctx, s.ID, ReasonBackchannel, s.limit, nil); err != nil {
+	if err := m.end(ctx, s.ending(ReasonBackchannel, nil)); err != nil {
 		return storeError("delete", err)
 	}
 	m.removeFromIndexes(ctx, s)

@@ -80,7 +80,7 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 		}
 	}
 	for _, l := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
-		if err := m.end(ctx, l.id, ReasonLimit, m.latestEnd(l), nil); err != nil {
+		if err := m.end(ctx, ending{id: l.id, subject: s.Subject, reason: ReasonLimit, until: m.latestEnd(l)}); err != nil {
 			return err
 		}
 		m.removeListed(ctx, l)
@@ -116,7 +116,8 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 			return nil, storeError("read", err)
 		}
 		if found {
-			if err := m.endSealed(ctx, l.id, sealed, reason, m.latestEnd(l)); err != nil {
+			e := ending{id: l.id, subject: subject, reason: reason, until: m.latestEnd(l)}
+			if err := m.endSealed(ctx, sealed, e); err != nil {
 				return nil, err
 			}
 			ids = append(ids, l.id)

@@ -129,6 +129,7 @@ type Manager struct {
 
 	reported sessionSet // whose end this replica has reported, or another one as far as this one knows
 	revoked  sessionSet // whose tokens need no revocation any more
+	returned sessionSet // whose cookie came back to this replica
 
 	mu        sync.Mutex               // guards all below
 	refreshes map[refreshKey]*refresh  // in flight, and failed ones until they are forgotten
@@ -271,7 +272,7 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 		return nil, err
 	}
 	for _, o := range old { // before endOldest, so that they do not count
-		if err := m.end(ctx, o.ID, ReasonReplaced, o.limit, nil); err != nil {
+		if err := m.end(ctx, o.ending(ReasonReplaced, nil)); err != nil {
 			return nil, storeError("end the session before", err)
 		}
 		m.removeFromIndexes(ctx, o)
@@ -285,7 +286,7 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 		}
 	}
 	m.cache.noteLimit(s.ID, s.limit)
-	m.emit(ctx, Event{Kind: SessionStarted, Session: s.ID})
+	m.emit(ctx, Event{Kind: SessionStarted, Session: s.ID, Subject: s.Subject})
 	return s, nil
 }
 
@@ -323,7 +324,11 @@ func (m *Manager) Find(ctx context.Context, t Ticket) (*Session, error) {
 	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.Equal(t) {
 		return s, nil
 	}
-	return m.load(ctx, t)
+	s, err := m.load(ctx, t)
+	if errors.Is(err, ErrNone) && t.sessionID != "" {
+		m.noticeReturn(ctx, t.sessionID)
+	}
+	return s, err
 }
 
 // load reads the session that a ticket opens from the store.
@@ -338,7 +343,7 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		return nil, storeError("read", err)
 	}
 	if !found {
-		m.noticeEnd(ctx, id, m.expiryReason(id, time.Now()))
+		m.noticeEnd(ctx, ending{id: id, reason: m.expiryReason(id, time.Now())})
 		m.revokeKept(ctx, t)
 		return nil, ErrNone
 	}
@@ -353,13 +358,13 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		// or the cookie was made up. In no case is there a session.
 		m.log.WarnContext(ctx, "session record does not open", "session", id, "err", err)
 		if errors.Is(err, errKeyRemoved) {
-			m.noticeEnd(ctx, id, ReasonKeyRemoved)
+			m.noticeEnd(ctx, ending{id: id, reason: ReasonKeyRemoved})
 		}
 		return nil, ErrNone
 	}
 	now := time.Now()
 	if !now.Before(s.ExpiresAt) {
-		m.noticeEnd(ctx, id, ReasonLifetime)
+		m.noticeEnd(ctx, s.ending(ReasonLifetime, nil))
 		return nil, ErrNone
 	}
 	s.recordEnds = now.Add(ttl)
@@ -403,7 +408,7 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 // and its cookie must be kept. It is not an error if the session has ended
 // before.
 func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
-	if err := m.end(ctx, s.ID, reason, s.limit, nil); err != nil {
+	if err := m.end(ctx, s.ending(reason, nil)); err != nil {
 		return storeError("delete", err)
 	}
 	m.removeFromIndexes(ctx, s)

@@ -77,7 +77,9 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	if replaced {
 		m.failover.replaced(next.ID, next.replaces, next.sealed)
 		m.cache.drop(next.ID)
-		m.emit(ctx, Event{Kind: SessionRefreshed, Session: next.ID, TokenExpiry: next.Tokens.Expiry})
+		m.emit(ctx, Event{
+			Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject, TokenExpiry: next.Tokens.Expiry,
+		})
 		return next, nil
 	}
 	// There is the record of another refresh, or of ours if the response to its

@@ -289,11 +289,11 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	case errors.As(err, &retry):
 		retry.RetryAfter = flight.Jitter(max(retry.RetryAfter, flight.Backoff(minRetryAfter, maxBackoff, r.failures+1)))
 		r.retryAt = time.Now().Add(retry.RetryAfter)
-		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Err: err})
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err})
 		time.AfterFunc(retry.RetryAfter+failureMemory, func() { m.forget(r) })
 	case errors.Is(err, ErrUserRequired):
 		r.retryAt = time.Now().Add(userRequiredPause)
-		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Err: err})
+		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err})
 		time.AfterFunc(userRequiredPause, func() { m.forget(r) })
 	}
 	r.call.Finish(s, err)
@@ -408,7 +408,7 @@ func (m *Manager) handleInvalidGrant(ctx context.Context, s *Session, cause erro
 	if !bytes.Equal(latest.sealed, s.sealed) {
 		return latest, nil
 	}
-	if err := m.end(ctx, s.ID, ReasonRefused, s.limit, cause); err != nil {
+	if err := m.end(ctx, s.ending(ReasonRefused, cause)); err != nil {
 		return nil, storeError("delete", err)
 	}
 	m.removeFromIndexes(ctx, s)

@@ -89,7 +89,9 @@ func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found 
 	if err != nil || !found {
 		return false, err
 	}
-	return true, m.endSealed(ctx, id, sealed, reason, time.Now().Add(m.cfg.maxLifetime()))
+	return true, m.endSealed(ctx, sealed, ending{
+		id: id, reason: reason, until: time.Now().Add(m.cfg.maxLifetime()),
+	})
 }
 
 // sealed returns the record of the session with an ID, and its time to live.
@@ -106,19 +108,21 @@ func (m *Manager) sealed(ctx context.Context, id string) (record []byte, ttl tim
 	return record, ttl, found && ours, nil
 }
 
-// endSealed ends a session that is known by its record alone, and whose cookie
-// expires at until at the latest.
-func (m *Manager) endSealed(ctx context.Context, id string, sealed []byte, reason Reason, until time.Time) error {
-	cached := m.cache.get(id, time.Now())
-	if reason == ReasonRevoked {
-		if _, err := m.cfg.Store.Create(ctx, revokedKey(id), sealed, m.cfg.maxLifetime()); err != nil {
+// endSealed ends a session that is known by its record alone.
+func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error {
+	cached := m.cache.get(e.id, time.Now())
+	if cached != nil {
+		e.subject = cached.Subject
+	}
+	if e.reason == ReasonRevoked {
+		if _, err := m.cfg.Store.Create(ctx, revokedKey(e.id), sealed, m.cfg.maxLifetime()); err != nil {
 			return storeError("keep the tokens to revoke", err)
 		}
 	}
-	if err := m.end(ctx, id, reason, until, nil); err != nil {
+	if err := m.end(ctx, e); err != nil {
 		return storeError("delete", err)
 	}
-	if reason == ReasonRevoked && cached != nil {
+	if e.reason == ReasonRevoked && cached != nil {
 		m.revokeKept(ctx, cached.ticket)
 	}
 	return nil
