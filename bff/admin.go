@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -27,12 +28,15 @@ import (
 //   - GET /admin/sessions?sub=SUB&sid=SID lists the sessions of a user, or of
 //     one session at the provider. DELETE /admin/sessions/ID ends one session.
 //     POST /admin/revoke with {"sub": SUB} or {"sid": SID} ends all of them.
-//     These are for administrators alone (see RequireAdmin).
+//   - GET /admin/why returns the last events of a session, a user or a request,
+//     as a JSON array of Event. These are for administrators alone (see
+//     RequireAdmin).
 func (s *Server) Admin() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	s.addSessionsAPI(mux)
+	mux.Handle("GET /admin/why", s.RequireAdmin(http.HandlerFunc(s.why)))
 	return mux
 }
 
@@ -126,19 +130,27 @@ func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 	var crossOrigin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		token := s.current.Load().adminToken.Reveal()
+		a := s.current.Load()
+		refuse := func(status int, cause string) {
+			a.emit(r.Context(), Event{
+				Kind: AdminRefused, Client: r.RemoteAddr, Cause: cause,
+				level: slog.LevelWarn, message: "request of an administrator refused",
+			})
+			if status == http.StatusUnauthorized {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+			}
+			http.Error(w, cause, status)
+		}
+		token := a.adminToken.Reveal()
 		switch given, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); {
 		case token != "" && (!isBearer || !sameSecret(given, token)):
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "send Authorization: Bearer with server.admin_token", http.StatusUnauthorized)
+			refuse(http.StatusUnauthorized, "send Authorization: Bearer with server.admin_token")
 		case token == "" && !onLoopback(r):
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			http.Error(w, "this address is not on the loopback interface: set server.admin_token",
-				http.StatusUnauthorized)
+			refuse(http.StatusUnauthorized, "this address is not on the loopback interface: set server.admin_token")
 		case token == "" && !loopback.IsHost(hostname(r.Host)):
-			http.Error(w, "the host has to be localhost or a loopback address", http.StatusForbidden)
+			refuse(http.StatusForbidden, "the host has to be localhost or a loopback address")
 		case token == "" && crossOrigin.Check(r) != nil:
-			http.Error(w, "the request comes from a page of another origin", http.StatusForbidden)
+			refuse(http.StatusForbidden, "the request comes from a page of another origin")
 		default:
 			h.ServeHTTP(w, r)
 		}

@@ -52,6 +52,9 @@ type app struct {
 	hints        *logoutHints
 	log          *slog.Logger
 	users        loggedUsers
+	events       *limiter[EventKind] // reported ones that anybody can cause
+	history      *history            // nil if Config has mistakes
+	onEvent      func(context.Context, Event)
 
 	logins    *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges *limiter[[16]byte] // :: addressKey; failed code exchanges
@@ -161,6 +164,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
 	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
+	a.events, a.onEvent = newLimiter[EventKind](eventLimit), cfg.Observe
 	cfg.Sessions.Refresh = a.provider.Refresh
 	cfg.Sessions.Revoke = a.provider.Revoke
 	cfg.Sessions.Ready = a.provider.Admit
@@ -173,6 +177,7 @@ func newApp(cfg Config) (*app, error) {
 		a.attempts = newAttempts(cfg.Cookie, ring)
 		a.attempts.refused = a.cookieRefused
 		a.logoutStates = ring.Codec("logout state", time.Hour)
+		a.history = newHistory(cfg.Sessions, ring, a.log)
 		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.origin, cfg.Provider)
 		fail(err)
 	}
@@ -231,6 +236,7 @@ func (a *app) start() {
 	}
 	a.background.Go(func() { a.provider.Run(ctx) }) // until close, as the next
 	a.background.Go(func() { a.sessions.Run(ctx) })
+	a.background.Go(func() { a.history.run(ctx) })
 	probing, stopProbing := context.WithCancel(context.Background())
 	a.stopProbing = stopProbing
 	go a.provider.Probe(probing) // until close, or longer for refreshes in flight

@@ -94,6 +94,10 @@ type Config struct {
 	// means 30 seconds.
 	ShutdownGrace time.Duration
 
+	// Observe is called with each event. It must not block. Of the kinds that
+	// anybody can cause, it gets at most 20 a second in the long run. Nil means
+	// that events are in the log only.
+	Observe func(ctx context.Context, e Event)
 	// Logger receives one line for each request, and events. Nil means
 	// slog.Default(). No line has a token, a secret or a cookie.
 	Logger *slog.Logger
@@ -117,9 +121,11 @@ type Server struct {
 	state   atomic.Int32        // a serverState
 
 	refusedCookies refusedCookies
-	conns          connections // of the listeners
-	checks         checks      // of requests on them
-	served         sync.Map    // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
+	unreported     refusals     // events beyond eventLimit
+	recent         recentEvents // of all configurations
+	conns          connections  // of the listeners
+	checks         checks       // of requests on them
+	served         sync.Map     // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
 
 	started chan struct{} // closed when Run has begun
 

@@ -96,12 +96,12 @@ func (a *app) cookieRefused(r *http.Request, name string, state session.CookieSt
 	}
 	w.refusedCookies = append(w.refusedCookies, name)
 	a.server.refusedCookies.of(state).Add(1)
-	level := slog.LevelDebug
+	e := w.event(EventKind("cookie."+string(state)), "cookie refused")
 	if state == session.CookieForeign {
-		level = slog.LevelWarn
+		e.level = slog.LevelWarn
 	}
-	a.log.LogAttrs(context.WithoutCancel(ctx), level, "cookie refused", slog.String("event", "cookie."+string(state)),
-		slog.String("cookie", name), slog.String("request", w.requestID), slog.String("client", w.client))
+	e.attrs = []slog.Attr{slog.String("cookie", name)}
+	a.emit(ctx, e)
 }
 
 // isOwnCookie reports whether a cookie is one of the broker's own, in any case

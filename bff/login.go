@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"log/slog"
 	"mime"
 	"net/http"
 	"net/url"
@@ -20,7 +21,7 @@ import (
 
 // login starts an attempt and sends the browser to the provider.
 func (a *app) login(w *response, r *http.Request) error {
-	w.page = loginPage
+	w.page, w.login = loginPage, true
 	q := r.URL.Query()
 	ownPage := startedByOwnPage(r)
 	at := &attempt{ReturnTo: a.returnTo(q.Get("return_to"), ownPage), OwnPage: ownPage, CrossSite: crossSite(r)}
@@ -89,6 +90,7 @@ func (a *app) startLogin(w *response, r *http.Request, at *attempt, extra url.Va
 	if err := a.attempts.begin(w, r, at); err != nil {
 		return err
 	}
+	a.emit(r.Context(), w.event(LoginStarted, "login started"))
 	status := http.StatusFound
 	if r.Method == http.MethodPost {
 		status = http.StatusSeeOther // RFC 9700 4.12
@@ -102,7 +104,7 @@ func (a *app) callback(w *response, r *http.Request) error {
 	if a.provider.Config().ResponseMode != "query" {
 		return problem.MethodNotAllowed
 	}
-	w.page = loginPage
+	w.page, w.login = loginPage, true
 	return a.handleAuthResponse(w, r, r.URL.RawQuery)
 }
 
@@ -114,7 +116,7 @@ func (a *app) callbackForm(w *response, r *http.Request) error {
 	if a.provider.Config().ResponseMode != "form_post" {
 		return problem.MethodNotAllowed
 	}
-	w.page = loginPage
+	w.page, w.login = loginPage, true
 	r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
 	if !isForm(r) {
 		return problem.BadCallback.WithCause(fmt.Errorf("the Content-Type is %.80q", r.Header.Get("Content-Type")))
@@ -166,6 +168,7 @@ func (a *app) handleAuthResponse(w *response, r *http.Request, parameters string
 		}
 	}
 	a.attempts.drop(w, r, resp.State)
+	a.emit(r.Context(), w.event(LoginReturned, "login returned from the provider"))
 	err = a.complete(w, r, resp, at)
 	switch {
 	case err == nil:
@@ -459,6 +462,9 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 	switch resp.Error {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
 		if at.Prompt == "none" { // the response for a user without a session (OpenID Connect Core, 3.1.2.6)
+			e := w.event(LoginRefused, "silent login found nobody signed in")
+			e.Reason, e.Cause, e.level = resp.Error, cause.Error(), slog.LevelDebug
+			a.emit(context.Background(), e)
 			a.finish(w, at, false)
 			return nil
 		}

@@ -41,6 +41,7 @@ type response struct {
 	access   access       // of a request to a route
 	exchange proxy.Record // with the route's upstream
 
+	login       bool // it is a step of a login
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
 
 	status  int

@@ -15,7 +15,7 @@ import (
 // withholds the provider's cookies in frames of other sites reports that nobody
 // is signed in.
 func (a *app) silentLogin(w *response, r *http.Request) error {
-	w.page = silentPage
+	w.page, w.login = silentPage, true
 	switch _, err := a.findSession(r); {
 	case err == nil: // the provider could have another user by now
 		writeSilent(w, http.StatusOK, true)

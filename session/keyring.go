@@ -112,6 +112,17 @@ func (r *Keyring) sealedWithPrimary(sealed []byte) bool {
 	return bytes.HasPrefix(sealed[1:], r.keys[0].id[:])
 }
 
+// Names returns the name of parts for a purpose under each key, the primary's
+// first. It is for keys in a Store: it does not reveal the parts, and no other
+// App has the same.
+func (r *Keyring) Names(purpose string, parts ...string) []string {
+	names := make([]string, len(r.keys))
+	for i, k := range r.keys {
+		names[i] = k.name(purpose, parts...)
+	}
+	return names
+}
+
 // Codec seals values that leave the server: cookies and state parameters. Its
 // keys serve one purpose and one App. It is safe for concurrent use.
 type Codec struct {

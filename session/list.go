@@ -80,7 +80,8 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 		}
 	}
 	for _, l := range alive[:max(0, len(alive)-m.cfg.MaxPerUser)] {
-		if err := m.end(ctx, ending{id: l.id, subject: s.Subject, reason: ReasonLimit, until: m.latestEnd(l)}); err != nil {
+		if err := m.end(ctx, ending{id: l.id, subject: s.Subject, reason: ReasonLimit,
+			until: m.latestEnd(l)}); err != nil {
 			return err
 		}
 		m.removeListed(ctx, l)

@@ -28,7 +28,8 @@ type Config struct {
 	// IdleTimeout is the time after the last Touch at which a session ends.
 	// Zero means 30 minutes.
 	IdleTimeout time.Duration
-	// MaxLifetime is the absolute lifetime of a session. Zero means 12 hours.
+	// MaxLifetime is the absolute lifetime of a session. Zero means
+	// DefaultMaxLifetime.
 	MaxLifetime time.Duration
 	// RefreshAhead is how long before its expiry an access token is refreshed
 	// in the background. There is no background refresh in the first half of a
@@ -88,9 +89,12 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 }
 
+// DefaultMaxLifetime is Config.MaxLifetime if that is zero.
+const DefaultMaxLifetime = 12 * time.Hour
+
 func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, 30*time.Minute) }
 
-func (c *Config) maxLifetime() time.Duration { return orDefault(c.MaxLifetime, 12*time.Hour) }
+func (c *Config) maxLifetime() time.Duration { return orDefault(c.MaxLifetime, DefaultMaxLifetime) }
 
 func (c *Config) refreshAhead() time.Duration { return orDefault(c.RefreshAhead, time.Minute) }
 func (c *Config) cacheMaxAge() time.Duration  { return orDefault(c.CacheMaxAge, 5*time.Second) }

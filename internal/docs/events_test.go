@@ -52,16 +52,39 @@ func TestEventsPageIsThatOfTheCode(t *testing.T) {
 //go:embed events_intro.md
 var intro string
 
+const eventsIntro = `An event is a fact that matters to the security of users. Its line in the log has these
+attributes. They keep their names and meanings. Those that an event does not have are left out.
+
+| attribute | value |
+|---|---|
+| ` + "`event`" + ` | the kind, of the table below |
+| ` + "`time`" + ` | when it happened |
+| ` + "`app`" + ` | the host of ` + "`server.public_url`" + ` |
+| ` + "`session`" + ` | the ID that ` + "`/bff/session`" + ` shows |
+| ` + "`user`" + ` | the user of the session, in the form of ` + "`log.users`" + ` |
+| ` + "`request`" + ` | the request that caused or noticed it |
+| ` + "`client`" + ` | the address of that request |
+| ` + "`reason`" + ` | why, as a word for scripts |
+| ` + "`err`" + ` | why, for people; may change |
+
+Of each kind that anybody can cause, at most 20 a second are logged in the long run. Another line
+counts the rest. The last 100 events of each session are also in the store, until a day after its
+end. ` + "`cloakroom why`" + ` shows them.
+`
+
 func page(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(intro)
-	b.WriteString("\n## Events of a session\n\nThe attribute `event` has the kind.\n\n| event | when |\n|---|---|\n")
+	b.WriteString("\n## Events\n\n" + eventsIntro + "\n| event | when |\n|---|---|\n")
 	event := parse(t, filepath.Join(root, "session", "event.go"))
-	for _, c := range constants(event, "Kind") {
+	kinds := append(constants(event, "Kind"),
+		constants(parse(t, filepath.Join(root, "bff", "event.go")), "EventKind")...)
+	for _, c := range kinds {
 		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, forOperators.Replace(c.doc))
 	}
-	b.WriteString("\n`session.ended` has a `reason`:\n\n| reason | why the session ended |\n|---|---|\n")
+	b.WriteString("\n`session.ended` and `session.returned` have one of these reasons:\n\n")
+	b.WriteString("| reason | why the session ended |\n|---|---|\n")
 	for _, c := range constants(event, "Reason") {
 		fmt.Fprintf(&b, "| `%s` | %s |\n", c.value, forOperators.Replace(c.doc))
 	}
@@ -79,7 +102,7 @@ var forOperators = strings.NewReplacer(
 	"Config.MaxPerUser", "`session.max_per_user`",
 	"Config.Keys", "`session.keys`",
 	" (ErrRefused)", " (`invalid_grant`)",
-	" Event.Reason says why.", " `reason` says why.",
+	"Event.Reason", "`reason`",
 )
 
 // constant is a typed constant of Go.

@@ -1,0 +1,228 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// EventKind is what happened. The kinds of package session are among them.
+type EventKind string
+
+const (
+	// LoginStarted: a browser was sent to the provider.
+	LoginStarted EventKind = "login.started"
+	// LoginReturned: the provider sent a browser back, to an attempt of its
+	// own. Either session.started or login.refused follows.
+	LoginReturned EventKind = "login.returned"
+	// LoginRefused: a login was not started, or did not succeed. Event.Reason
+	// is the code of the problem, or login_required and its like, if a silent
+	// login found nobody signed in.
+	LoginRefused EventKind = "login.refused"
+	// LogoutRefused: a logout token of the provider was not accepted.
+	// Event.Reason is the code of the problem.
+	LogoutRefused EventKind = "logout.refused"
+	// CSRFRefused: a request did not prove that it comes from a page of this
+	// origin.
+	CSRFRefused EventKind = "csrf.refused"
+	// CookieForeign: a cookie was sealed with our keys, but for another
+	// application.
+	CookieForeign EventKind = "cookie.foreign"
+	// CookieUnopenable: a cookie was not sealed with one of our keys, or was
+	// changed.
+	CookieUnopenable EventKind = "cookie.unopenable"
+	// CookieDuplicate: a request had a cookie more than once.
+	CookieDuplicate EventKind = "cookie.duplicate"
+	// AdminRefused: a request to the admin listener had no valid token, or came
+	// from elsewhere.
+	AdminRefused EventKind = "admin.refused"
+)
+
+// Event is a fact that matters to the security of users. In JSON, empty members
+// are left out.
+type Event struct {
+	Kind EventKind `json:"event"`
+	Time time.Time `json:"time"`
+	// App is the host of the public URL.
+	App string `json:"app"`
+	// Session is the ID that /bff/session shows.
+	Session string `json:"session,omitempty"`
+	// User is the user of the session, in the form of Config.LogUsers. It is
+	// empty if the replica does not know it.
+	User string `json:"user,omitempty"`
+	// Request is the ID of the request that caused or noticed the event.
+	Request string `json:"request,omitempty"`
+	// Client is the address that the request came from.
+	Client string `json:"client,omitempty"`
+	// Reason is why, as a word for scripts.
+	Reason string `json:"reason,omitempty"`
+	// Cause is why, for people. It is the text of an error.
+	Cause string `json:"err,omitempty"`
+
+	// Of its line in the log.
+	level   slog.Level
+	message string
+	attrs   []slog.Attr // besides the members
+
+	subject, userHash string // of the user; empty: unknown
+}
+
+// LogAttrs returns the members of an event as attributes of a log line, but for
+// the time.
+func (e Event) LogAttrs() []slog.Attr {
+	attrs := append(make([]slog.Attr, 0, 10), slog.String("event", string(e.Kind)), slog.String("app", e.App))
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	add("session", e.Session)
+	add("user", e.User)
+	add("request", e.Request)
+	add("client", e.Client)
+	add("reason", e.Reason)
+	add("err", e.Cause)
+	return append(attrs, e.attrs...)
+}
+
+// eventLimit is how many events of one kind are reported if anybody can cause
+// them: an attacker must fill neither the log nor the audit log.
+var eventLimit = RateLimit{Rate: 20, Burst: 200}
+
+// anybodyCauses reports whether clients without a session can cause events of
+// this kind, as many as they like.
+func (k EventKind) anybodyCauses() bool {
+	switch k {
+	case LoginStarted, LoginReturned, LoginRefused, LogoutRefused, CSRFRefused,
+		CookieForeign, CookieUnopenable, CookieDuplicate, AdminRefused:
+		return true
+	}
+	return false
+}
+
+// emit reports an event. It is the one place that turns events into log lines.
+// If a request caused the event, ctx is its context.
+func (a *app) emit(ctx context.Context, e Event) {
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	e.App, e.User = a.host, a.user(e.subject)
+	if e.subject != "" {
+		e.userHash = a.users.hash(e.subject)
+	}
+	if w, ok := ctx.Value(responseKey{}).(*response); ok && e.Request == "" {
+		e.Request, e.Client = w.requestID, w.client
+	}
+	e.Cause = truncate(e.Cause, maxLogged)
+	if e.Kind.anybodyCauses() && a.events.take(e.Kind) > 0 {
+		a.server.unreported.add(func(count uint64) {
+			a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))
+		})
+		return
+	}
+	if e.User == "" && e.Session != "" && a.users.form == UsersHashed {
+		e.User = a.history.userOf(ctx, e.Session)
+	}
+	a.server.recent.add(e)
+	a.log.LogAttrs(context.WithoutCancel(ctx), e.level, e.message, e.LogAttrs()...)
+	a.history.add(e)
+	if a.onEvent != nil {
+		a.onEvent(context.WithoutCancel(ctx), e)
+	}
+}
+
+// observe is session.Config.Observe.
+func (a *app) observe(ctx context.Context, s session.Event) {
+	e := Event{
+		Kind: EventKind(s.Kind), Time: s.At, Session: s.Session, subject: s.Subject, Reason: string(s.Reason),
+	}
+	if s.Err != nil {
+		e.Cause = s.Err.Error()
+	}
+	switch s.Kind {
+	case session.SessionStarted:
+		e.message = "session started"
+	case session.SessionRefreshed:
+		e.message = "session refreshed"
+		e.attrs = []slog.Attr{slog.Time("access_token_expires_at", s.TokenExpiry)}
+	case session.RefreshFailed:
+		e.level, e.message = slog.LevelWarn, "tokens not refreshed; the session is kept"
+		var retry *session.RefreshError
+		if errors.Is(s.Err, session.ErrUserRequired) {
+			e.Reason, e.message = "user_required", "tokens not refreshed; the user has to sign in again"
+		} else if errors.As(s.Err, &retry) {
+			e.Reason = "error"
+			if retry.Outage { // logged once, not for each session
+				e.Reason, e.level = "outage", slog.LevelDebug
+			}
+			e.attrs = []slog.Attr{slog.String("retry_after", retry.RetryAfter.String())}
+		}
+	case session.SessionEnded:
+		e.message = "session ended"
+		if s.Reason == session.ReasonLimit {
+			e.attrs = []slog.Attr{slog.Int("max_per_user", a.maxPerUser)}
+		}
+	case session.SessionReturned:
+		e.message = "cookie of an ended session received"
+	}
+	a.emit(ctx, e)
+}
+
+// refused reports an error response that matters to security.
+func (a *app) refused(w *response, p *problem.Problem) {
+	var e Event
+	switch {
+	case p.Code == problem.CSRF.Code:
+		e = w.event(CSRFRefused, "request refused: it may come from another site")
+	case w.login:
+		e = w.event(LoginRefused, "login refused")
+	case w.oauthErrors:
+		e = w.event(LogoutRefused, "logout token refused")
+	default:
+		return
+	}
+	e.level, e.Reason, e.Cause = slog.LevelInfo, p.Code, p.Error()
+	a.emit(context.Background(), e)
+}
+
+// event returns an event that a request caused. Its level is DEBUG.
+func (w *response) event(kind EventKind, message string) Event {
+	return Event{
+		Kind: kind, Session: w.session, Request: w.requestID, Client: w.client,
+		level: slog.LevelDebug, message: message,
+	}
+}
+
+// recentEvents are the last events of this replica. They include those of
+// clients without a session, which the store does not keep.
+type recentEvents struct {
+	mu     sync.Mutex // guards all below
+	events []Event    // a ring: the oldest is at next if it is full
+	next   int
+}
+
+const maxRecentEvents = 1000
+
+func (r *recentEvents) add(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.events) < maxRecentEvents {
+		r.events = append(r.events, e)
+		return
+	}
+	r.events[r.next] = e
+	r.next = (r.next + 1) % maxRecentEvents
+}
+
+// list returns the events, the oldest first.
+func (r *recentEvents) list() []Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Concat(r.events[r.next:], r.events[:r.next])
+}

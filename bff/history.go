@@ -1,0 +1,236 @@
+package bff
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// history keeps the last events of each session in the store, so that an
+// operator can learn on any replica what happened to it. Each set under
+// "history:" is one of these:
+//
+//   - the events of a session, sealed under the session keys
+//   - the IDs of a user's sessions
+//   - the ID of the session that a request belongs to
+//
+// Events without a session are not kept: anonymous requests write nothing to
+// the store.
+type history struct {
+	store session.Store
+	ring  *session.Keyring
+	codec *session.Codec
+	log   *slog.Logger
+	life  time.Duration // of a member
+	queue chan Event    // what run writes
+	full  refusals      // events that were not kept
+}
+
+const (
+	// maxHistory is about how many events of a session are kept.
+	maxHistory = 100
+	// historyAfterEnd is how much longer than a session its history lives.
+	historyAfterEnd = 24 * time.Hour
+	// historyQueue is how many events may wait for the store.
+	historyQueue = 1000
+	// historyTimeout bounds a call to the store.
+	historyTimeout = 5 * time.Second
+	// maxHistorySessions is of how many sessions Why returns the events.
+	maxHistorySessions = 200
+)
+
+func newHistory(cfg session.Config, ring *session.Keyring, log *slog.Logger) *history {
+	life := cmp.Or(cfg.MaxLifetime, session.DefaultMaxLifetime)
+	return &history{
+		store: cfg.Store, ring: ring, codec: ring.Codec("history", 0), log: log,
+		life: life + historyAfterEnd, queue: make(chan Event, historyQueue),
+	}
+}
+
+// add keeps an event of a session. It never waits.
+func (h *history) add(e Event) {
+	if e.Session == "" {
+		return
+	}
+	select {
+	case h.queue <- e:
+	default:
+		h.full.add(func(count uint64) {
+			h.log.Warn("events not kept for cloakroom why: the store is slow", "count", count)
+		})
+	}
+}
+
+// run writes events until ctx ends, and then those that wait, for at most
+// historyTimeout.
+func (h *history) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		select {
+		case e := <-h.queue:
+			h.write(context.WithoutCancel(ctx), e)
+		case <-ctx.Done():
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), historyTimeout)
+	defer cancel()
+	for len(h.queue) > 0 && ctx.Err() == nil {
+		h.write(ctx, <-h.queue)
+	}
+}
+
+// write writes an event to the store.
+func (h *history) write(ctx context.Context, e Event) {
+	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
+	defer cancel()
+	if err := h.tryWrite(ctx, e); err != nil {
+		h.log.DebugContext(ctx, "event not kept for cloakroom why",
+			"event", string(e.Kind), "session", e.Session, "err", err)
+	}
+}
+
+func (h *history) tryWrite(ctx context.Context, e Event) error {
+	e.User = e.userHash
+	text, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	sealed, err := h.codec.Seal("event", text)
+	if err != nil {
+		return err
+	}
+	key := h.key("session", e.Session)
+	if err := h.store.Add(ctx, key, sealed, h.life); err != nil {
+		return err
+	}
+	if e.Request != "" {
+		if err := h.store.Add(ctx, h.key("request", e.Request), e.Session, h.life); err != nil {
+			return err
+		}
+	}
+	if e.Kind == EventKind(session.SessionStarted) {
+		for _, name := range []string{e.subject, e.userHash} { // either finds it
+			if err := h.store.Add(ctx, h.key("user", name), e.Session, h.life); err != nil {
+				return err
+			}
+		}
+	}
+	if rand.IntN(maxHistory/10) == 0 {
+		return h.trim(ctx, key)
+	}
+	return nil
+}
+
+// key returns the key of a set under the primary session key.
+func (h *history) key(kind, name string) string {
+	return "history:" + h.ring.Names("history "+kind, name)[0]
+}
+
+// trim removes the oldest events of a session beyond maxHistory, first those of
+// refreshes, and its start last.
+func (h *history) trim(ctx context.Context, key string) error {
+	events, err := h.events(ctx, key)
+	if err != nil || len(events) <= maxHistory {
+		return err
+	}
+	rank := func(e storedEvent) int {
+		switch e.Kind {
+		case EventKind(session.SessionRefreshed):
+			return 0
+		case EventKind(session.SessionStarted):
+			return 2
+		}
+		return 1
+	}
+	slices.SortStableFunc(events, func(a, b storedEvent) int { return rank(a) - rank(b) })
+	for _, e := range events[:len(events)-maxHistory] {
+		if err := h.store.Remove(ctx, key, e.member); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storedEvent is an event with its member in the store.
+type storedEvent struct {
+	Event
+	member string
+}
+
+// events returns the events in a set, the oldest first.
+func (h *history) events(ctx context.Context, key string) ([]storedEvent, error) {
+	members, err := h.store.Members(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	var events []storedEvent
+	for _, member := range members {
+		text, err := h.codec.Open("event", member)
+		if err != nil {
+			continue // its session key was removed
+		}
+		e := storedEvent{member: member}
+		if json.Unmarshal(text, &e.Event) == nil {
+			events = append(events, e)
+		}
+	}
+	slices.SortStableFunc(events, func(a, b storedEvent) int { return a.Time.Compare(b.Time) })
+	return events, nil
+}
+
+// members returns the members of the sets with a name under all session keys.
+func (h *history) members(ctx context.Context, kind, name string) (all []string, err error) {
+	for _, key := range h.ring.Names("history "+kind, name) {
+		members, err := h.store.Members(ctx, "history:"+key)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, members...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// ofSessions returns the events of sessions, the oldest first.
+func (h *history) ofSessions(ctx context.Context, ids []string) ([]Event, error) {
+	all := []Event{} // [] in JSON
+	for _, id := range ids {
+		for _, key := range h.ring.Names("history session", id) {
+			events, err := h.events(ctx, "history:"+key)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range events {
+				all = append(all, e.Event)
+			}
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Event) int { return a.Time.Compare(b.Time) })
+	return all, nil
+}
+
+// of returns the events of the sessions that belong to a user or a request, the
+// oldest first.
+func (h *history) of(ctx context.Context, kind, name string) ([]Event, error) {
+	ids, err := h.members(ctx, kind, name)
+	if err != nil {
+		return nil, err
+	}
+	return h.ofSessions(ctx, ids[:min(len(ids), maxHistorySessions)])
+}
+
+// userOf returns the user of a session as its history names it, or "".
+func (h *history) userOf(ctx context.Context, id string) string {
+	events, _ := h.ofSessions(ctx, []string{id}) // without it the event has no user
+	for _, e := range events {
+		if e.User != "" {
+			return e.User
+		}
+	}
+	return ""
+}
