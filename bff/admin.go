@@ -133,7 +133,7 @@ func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 		a := s.current.Load()
 		refuse := func(status int, cause string) {
 			a.emit(r.Context(), Event{
-				Kind: AdminRefused, Client: r.RemoteAddr, Cause: cause,
+				Kind: AdminRefused, Client: hostname(r.RemoteAddr), Cause: cause,
 				level: slog.LevelWarn, message: "request of an administrator refused",
 			})
 			if status == http.StatusUnauthorized {

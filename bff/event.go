@@ -127,7 +127,8 @@ func (a *app) emit(ctx context.Context, e Event) {
 		return
 	}
 	if e.User == "" && e.Session != "" && a.users.form == UsersHashed {
-		e.User = a.history.userOf(ctx, e.Session)
+		e.userHash = a.history.userOf(ctx, e.Session)
+		e.User = e.userHash
 	}
 	a.server.recent.add(e)
 	a.log.LogAttrs(context.WithoutCancel(ctx), e.level, e.message, e.LogAttrs()...)

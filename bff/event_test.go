@@ -211,6 +211,61 @@ func TestWhyFindsARefusedRequest(t *testing.T) {
 	}
 }
 
+// TestRefusedAdministratorsAreReported sends the wrong token.
+func TestRefusedAdministratorsAreReported(t *testing.T) {
+	t.Parallel()
+	var log eventLog
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken, cfg.Observe = "another", log.observe })
+	if status, _ := why(t, a.server, "user=alice"); status != http.StatusUnauthorized {
+		t.Errorf("got %d, want 401", status)
+	}
+	events := log.of(bff.AdminRefused)
+	if len(events) != 1 {
+		t.Fatalf("got %d events, want 1", len(events))
+	}
+	if events[0].Client != "192.0.2.1" { // of httptest
+		t.Errorf("client: got %q, want 192.0.2.1", events[0].Client)
+	}
+}
+
+// TestReturnOfAnEndedSessionIsReported uses the cookie of a session that the
+// provider has ended.
+func TestReturnOfAnEndedSessionIsReported(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = "admin-token" })
+	b := a.signedIn()
+	id := a.sessionID(b)
+	r := httptest.NewRequest("POST", "http://localhost/admin/revoke", strings.NewReader(`{"sub": "alice"}`))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer admin-token")
+	w := httptest.NewRecorder()
+	a.server.Admin().ServeHTTP(w, r)
+	if w.Code != http.StatusOK {
+		t.Fatalf("revoke: got %d %q, want 200", w.Code, w.Body)
+	}
+	resp := b.Fetch("GET", "/api/x")
+	wantProblem(t, resp, 401, "not_signed_in")
+	var body struct {
+		Request string `json:"request_id"`
+	}
+	resp.Decode(t, &body)
+	var events []bff.Event
+	waitFor(t, "the events of the request", func() bool {
+		_, events = why(t, a.server, "request="+body.Request)
+		return slices.Contains(kinds(events), "session.returned")
+	})
+	last := events[len(events)-1]
+	if last.Reason != string(session.ReasonRevoked) {
+		t.Errorf("reason: got %q, want revoked", last.Reason)
+	}
+	if last.Session != id {
+		t.Errorf("session: got %q, want %q", last.Session, id)
+	}
+	if last.User == "" {
+		t.Error("the event has no user")
+	}
+}
+
 // TestHistoryIsBounded refreshes a session often. Its start and its end are
 // kept.
 func TestHistoryIsBounded(t *testing.T) {
