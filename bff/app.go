@@ -16,12 +16,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -55,6 +58,7 @@ type app struct {
 	events       *limiter[EventKind] // reported ones that anybody can cause
 	history      *history            // nil if Config has mistakes
 	onEvent      func(context.Context, Event)
+	tracer       trace.Tracer // nil: there are no traces
 
 	logins    *limiter[[16]byte] // :: addressKey; logins that were started
 	exchanges *limiter[[16]byte] // :: addressKey; failed code exchanges
@@ -120,7 +124,7 @@ var endpoints = []endpoint{
 func newApp(cfg Config) (*app, error) {
 	a := &app{
 		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
-		store: cfg.Sessions.Store, log: cfg.Logger,
+		store: cfg.Sessions.Store, log: cfg.Logger, tracer: span.Tracer(cfg.TracerProvider),
 	}
 	if a.prefix == "" {
 		a.prefix = "/bff"
@@ -303,6 +307,9 @@ func (a *app) close(ctx context.Context) error {
 // response, and writes the line of the access log.
 func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*response, *http.Request) error) {
 	w := a.newResponse(rw, r)
+	if a.tracer != nil {
+		r = a.startSpan(w, r)
+	}
 	if len(r.Header["Cookie"]) > 0 {
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}
@@ -317,6 +324,7 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 		}
 		if !w.detached {
 			a.logRequest(w)
+			a.endSpan(w)
 			a.leave()
 		}
 	}()
@@ -414,6 +422,7 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	if len(methods) == 0 {
 		return problem.NotFound
 	}
+	w.route = r.URL.Path
 	for _, e := range methods {
 		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
 			h.Add("Allow", e.method)

@@ -30,6 +30,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -98,6 +100,11 @@ type Config struct {
 	// anybody can cause, it gets at most 20 a second in the long run. Nil means
 	// that events are in the log only.
 	Observe func(ctx context.Context, e Event)
+
+	// TracerProvider makes the OpenTelemetry spans of requests, of refreshes,
+	// and of requests to the provider and the upstreams. Nil means no spans.
+	TracerProvider trace.TracerProvider
+
 	// Logger receives one line for each request, and events. Nil means
 	// slog.Default(). No line has a token, a secret or a cookie.
 	Logger *slog.Logger

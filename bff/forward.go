@@ -11,6 +11,7 @@ import (
 // serveRoute serves a request to a route, with the token that the route is
 // configured for.
 func (a *app) serveRoute(w *response, r *http.Request, route *route) error {
+	w.route = route.Path
 	if route.AcceptBearer != nil && hasBearerToken(r) {
 		return a.proxyWithCallerToken(w, r, route)
 	}
@@ -62,10 +63,12 @@ func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	stream := &response{
 		began: w.began, requestID: w.requestID, client: w.client, method: w.method, path: w.path,
 		session: w.session, subject: w.subject,
+		route: w.route, span: w.span,
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record
 		a.logRequest(stream)
+		a.endSpan(stream)
 		a.leave()
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
@@ -31,6 +33,9 @@ type response struct {
 	path      string // never the query: codes and states are in it
 	page      page   // how an error is shown to a person
 	detached  bool   // the response continues after the handler has returned, and is logged when it ends
+	route     string // path of the route or endpoint that serves it, as configured; empty: neither
+
+	span trace.Span // nil: there are no traces
 
 	// Of a response that no upstream sends:
 	paced   *app // whose limit applies; nil: no limit
@@ -137,6 +142,9 @@ func (a *app) logRequest(w *response) {
 		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
 		slog.Float64("ms", milliseconds(time.Since(w.began))),
 	)
+	if trace := w.traceID(); trace != "" {
+		attrs = append(attrs, slog.String("trace", trace))
+	}
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))
 	}

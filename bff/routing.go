@@ -42,6 +42,7 @@ func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 		BodyMinRate:    cfg.BodyMinRate,
 		BeforeResponse: a.beforeResponse,
 		Detach:         a.detach,
+		TracerProvider: cfg.TracerProvider,
 		Logger:         a.log,
 	}
 	for i, route := range a.routes {

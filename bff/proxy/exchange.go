@@ -13,9 +13,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/dpop"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 )
 
@@ -45,6 +48,9 @@ type exchange struct {
 	address    *address
 	resp       *http.Response
 	header     http.Header // of the request to the upstream
+
+	span trace.Span // nil: there are no traces
+	url  *url.URL   // of the last request to the upstream; nil: none yet
 }
 
 var (
@@ -151,6 +157,9 @@ func (x *exchange) run(ctx context.Context) error {
 func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Response, *address, error) {
 	x.header = x.p.servers.newHeader()
 	x.requestHeader(x.header)
+	if x.span != nil {
+		span.Inject(ctx, x.header)
+	}
 	out := (&http.Request{
 		Method: x.r.Method, Header: x.header, ContentLength: x.r.ContentLength,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -178,6 +187,7 @@ func (x *exchange) limitWrites() {
 // section 7.3).
 func (x *exchange) prepareFor(out *http.Request, a *address) error {
 	out.URL, out.Host = x.target(a), a.host
+	x.url = out.URL
 	if x.credential == nil || x.credential.Key() == nil {
 		return nil
 	}

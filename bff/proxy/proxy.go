@@ -20,8 +20,11 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
 
 // Upstream configures where a Proxy forwards requests to, and what may pass.
@@ -83,6 +86,10 @@ type Group struct {
 	Detach func(w http.ResponseWriter) (done func(Record))
 	// Resolver looks up the names of upstreams. Nil means the system's.
 	Resolver *net.Resolver
+	// TracerProvider makes a span for each exchange, whose context the upstream
+	// gets (W3C Trace Context). Nil means no spans: the client's headers
+	// traceparent and tracestate pass.
+	TracerProvider trace.TracerProvider
 	// Logger logs panics. Nil means slog.Default().
 	Logger *slog.Logger
 
@@ -138,6 +145,7 @@ func (g *Group) ownCookie(name string) bool { return g.OwnCookie != nil && g.Own
 type Proxy struct {
 	Upstream
 	group    *Group
+	tracer   trace.Tracer // nil: no spans
 	servers  *serverSet
 	reserved map[string]bool // :: HeaderKey → true
 
@@ -177,7 +185,10 @@ func New(u Upstream, group *Group) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{Upstream: u, group: group, servers: servers, urlPath: (&url.URL{Path: u.Path}).EscapedPath()}
+	p := &Proxy{
+		Upstream: u, group: group, tracer: span.Tracer(group.TracerProvider), servers: servers,
+		urlPath: (&url.URL{Path: u.Path}).EscapedPath(),
+	}
 	if prefix := strings.TrimSuffix(p.urlPath, "/"); u.StripPrefix && prefix != "" {
 		p.forwardedPrefix = []string{prefix}
 	}
@@ -278,11 +289,16 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	}
 	x.controller = *http.NewResponseController(w)
 	x.conn.Store(&x.controller)
+	var err error
 	defer func() {
 		if !x.detached {
+			x.endSpan(ctx, err)
 			x.end()
 		}
 	}()
+	if p.tracer != nil {
+		ctx = x.startSpan(ctx)
+	}
 	x.clientLeft = context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })
 	if opts.OnEnd != nil {
 		x.stopOnEnd = opts.OnEnd(x.abortEnded)
@@ -290,5 +306,6 @@ func (p *Proxy) Forward(w http.ResponseWriter, r *http.Request, opts Options) er
 	if d := p.Timeouts.Idle; d > 0 {
 		x.idle = time.AfterFunc(d, func() { x.abort(errIdleTimeout) }) // stopped by end
 	}
-	return x.run(ctx)
+	err = x.run(ctx)
+	return err
 }

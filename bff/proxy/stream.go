@@ -56,6 +56,7 @@ func (x *exchange) pump(ctx context.Context, client net.Conn, h http.Header, don
 			x.p.group.logPanic(x.opts.RequestID, cause)
 		}
 		client.Close()
+		x.endSpan(ctx, nil)
 		x.end()
 		done(*x.record)
 	}()

@@ -39,15 +39,16 @@ var arrows = map[string][]string{
 
 	"bff": {"bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",
-		"internal/pace", "internal/strictjson", "internal/urlpath"},
+		"internal/pace", "internal/span", "internal/strictjson", "internal/urlpath"},
 	"bff/oidc": {"session",
 		"internal/configerr", "internal/dpop", "internal/flight",
-		"internal/jwks", "internal/loopback", "internal/strictjson"},
+		"internal/jwks", "internal/loopback", "internal/span", "internal/strictjson"},
 	"bff/proxy": {"bff/problem",
-		"internal/descriptors", "internal/dpop", "internal/http1", "internal/pace", "internal/urlpath"},
+		"internal/descriptors", "internal/dpop", "internal/http1", "internal/pace", "internal/span",
+		"internal/urlpath"},
 	"bff/problem": {},
 
-	"session":    {"internal/configerr", "internal/flight"},
+	"session":    {"internal/configerr", "internal/flight", "internal/span"},
 	"tokenstore": {"internal/configerr"},
 	"bearer":     {"internal/configerr", "internal/flight", "internal/jwks", "internal/strictjson"},
 	"web":        {"internal/configerr"},
@@ -61,6 +62,7 @@ var arrows = map[string][]string{
 	"internal/loopback":    {},
 	"internal/pace":        {},
 	"internal/replicas":    {"session"},
+	"internal/span":        {},
 	"internal/strictjson":  {},
 	"internal/urlpath":     {},
 
