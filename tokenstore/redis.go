@@ -453,6 +453,16 @@ func (s *Redis) Close() error { return s.client.Close() }
 // milli returns ttl in milliseconds, at least 1.
 func milli(ttl time.Duration) int64 { return max(ttl.Milliseconds(), 1) }
 
+// hintedError is an error with what the operator can do about it.
+type hintedError struct {
+	hint string
+	error
+}
+
+func (e *hintedError) Error() string { return e.hint + ": " + e.error.Error() }
+
+func (e *hintedError) Unwrap() error { return e.error }
+
 // withHint adds a hint for the operator to an error of Redis.
 func withHint(err error) error {
 	if err == nil {
@@ -491,7 +501,7 @@ func withHint(err error) error {
 	default:
 		return err
 	}
-	return fmt.Errorf("%s: %w", hint, err)
+	return &hintedError{hint, err}
 }
 
 type clientLog struct{ log *slog.Logger }
