@@ -59,6 +59,7 @@ type Client struct {
 	idTokenFetches, logoutFetches *rate.Limiter
 
 	noRefreshToken sync.Once              // logs the missing refresh token
+	noRotation     sync.Once              // logs that refresh tokens are not rotated
 	ignored        atomic.Pointer[string] // the ignored members of the metadata that were logged last
 
 	current atomic.Pointer[metadata] // nil until the first successful discovery

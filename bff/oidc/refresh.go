@@ -78,6 +78,7 @@ func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 		}
 		return spent, err
 	}
+	c.logRotation(ctx, s, resp.tokens)
 	result := session.RefreshResult{Tokens: resp.tokens}
 	if key != "" && result.Tokens.Scope == "" {
 		result.Tokens.Scope = cmp.Or(form.Get("scope"), s.Tokens.Scope)
@@ -86,6 +87,20 @@ func (c *Client) refreshOnce(ctx context.Context, s *session.Session, key string
 		return result, nil
 	}
 	return c.acceptIDToken(ctx, m, s, key, result)
+}
+
+// logRotation logs once that the provider does not rotate refresh tokens. Those
+// that are bound to a key need no rotation (RFC 9700, section 4.14.2).
+func (c *Client) logRotation(ctx context.Context, s *session.Session, tokens session.Tokens) {
+	isRotated := tokens.Refresh != "" && tokens.Refresh != s.Tokens.Refresh
+	if isRotated || c.cfg.SenderConstraint != "" {
+		return
+	}
+	c.noRotation.Do(func() {
+		c.log.InfoContext(ctx, "provider did not rotate the refresh token", "issuer", c.cfg.Issuer,
+			"advice", "turn on rotation for this client at the provider if it has it: a stolen refresh token "+
+				"is then noticed")
+	})
 }
 
 // refreshKey returns the DPoP key to which refreshed tokens are bound, empty if
