@@ -36,7 +36,9 @@ func (c *Config) NewServer(
 	cfg.Sessions.Store, cfg.TLS = store, secure
 	frontend, err := c.frontend(app, log)
 	problems = append(problems, fieldErrors(err, frontendKey)...)
-	cfg.Frontend = frontend
+	if frontend != nil {
+		cfg.Frontend = frontend
+	}
 	server, err := bff.New(cfg)
 	translated := slices.Clone(problems)
 	for _, problem := range fieldErrors(err, serverKey) {
@@ -238,12 +240,10 @@ func (c *Config) acceptBearer(
 // may be empty. The error is an Errors with keys of a, such as audience.
 func (a *AcceptBearer) Verifier(origin string, log *slog.Logger) (*bearer.Verifier, error) {
 	var problems Errors
-	roots, err := certPool(a.CAFile)
+	client, err := a.HTTPClient()
 	if err != nil {
 		problems.add("ca_file", "%w", err)
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 	verifier, err := bearer.NewVerifier(bearer.Config{
 		Issuer:               a.Issuer,
 		Audience:             a.Audience,
@@ -251,11 +251,20 @@ func (a *AcceptBearer) Verifier(origin string, log *slog.Logger) (*bearer.Verifi
 		Algorithms:           a.Algorithms,
 		InsecureAllowAnyType: a.InsecureAllowAnyType,
 		Origin:               origin,
-		HTTPClient:           &http.Client{Transport: transport},
+		HTTPClient:           client,
 		Logger:               log,
 	})
 	problems = append(problems, fieldErrors(err, snakeCase)...)
 	return verifier, problems.orNil()
+}
+
+// HTTPClient returns a client that trusts the CAs in ca_file. With an error, it
+// trusts those of the system.
+func (a *AcceptBearer) HTTPClient() (*http.Client, error) {
+	roots, err := certPool(a.CAFile)
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+	return &http.Client{Transport: transport}, err
 }
 
 // provider translates oidc, and reads the files that it names.
@@ -324,7 +333,7 @@ func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
 
 // frontend returns the handler of the app's files. It returns nil without an
 // app.
-func (c *Config) frontend(app fs.FS, log *slog.Logger) (http.Handler, error) {
+func (c *Config) frontend(app fs.FS, log *slog.Logger) (*web.Handler, error) {
 	if c.Frontend.Dir == "" && app == nil {
 		return nil, nil
 	}
@@ -367,14 +376,12 @@ func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 	return proxies
 }
 
-// Warnings returns a line for each setting that is valid but dangerous.
-func (c *Config) Warnings() []string {
-	proxies := c.trustedProxies(new(Errors))
-	var all []string
-	if trustsTheWorld(proxies) {
-		all = append(all, fmt.Sprintf("server.trusted_proxies: %q covers much of the internet, where any client "+
-			"could "+
-			"send any client address; list only your proxies", c.Server.TrustedProxies))
+// Warnings returns the settings that are valid but dangerous.
+func (c *Config) Warnings() Errors {
+	var all Errors
+	if trustsTheWorld(c.trustedProxies(new(Errors))) {
+		all.add("server.trusted_proxies", "%q covers much of the internet, where any client could "+
+			"send any client address; list only your proxies", c.Server.TrustedProxies)
 	}
 	return all
 }

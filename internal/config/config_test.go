@@ -343,7 +343,7 @@ func TestTrustingHalfTheInternetIsWarnedAbout(t *testing.T) {
 	} {
 		c := mustLoad(t, "", map[string]string{"CLOAKROOM_SERVER_TRUSTED_PROXIES": networks})
 		if got := c.Warnings(); (len(got) == 1) != warned ||
-			warned && !strings.HasPrefix(got[0], "server.trusted_proxies: ") {
+			warned && !strings.HasPrefix(got[0].Error(), "server.trusted_proxies: ") {
 			t.Errorf("%s: got %q", networks, got)
 		}
 	}

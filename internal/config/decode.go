@@ -196,12 +196,20 @@ func (l *loader) decodeStruct(n *yaml.Node, v reflect.Value, key string) {
 		if key == "" && strings.HasPrefix(name.Value, "x-") {
 			continue // holds anchors
 		}
-		hint := ""
-		if near := suggest(name.Value, fieldNames(v)); near != "" {
-			hint = fmt.Sprintf("; did you mean %s?", near)
-		}
-		l.fail(name, at, "", "unknown key%s", hint)
+		l.fail(name, at, "", "%w", &UnknownKeyError{suggest(name.Value, fieldNames(v))})
 	}
+}
+
+// UnknownKeyError is the Err of an Error for a key that does not exist.
+type UnknownKeyError struct {
+	Near string // the key that it is close to, such as issuer; empty: none
+}
+
+func (e *UnknownKeyError) Error() string {
+	if e.Near == "" {
+		return "unknown key"
+	}
+	return "unknown key; did you mean " + e.Near + "?"
 }
 
 // pair is a key of a mapping and its value.

@@ -262,7 +262,7 @@ func TestMisspeltVariablesGiveWarnings(t *testing.T) {
 		t.Fatalf("got %q, want %d warnings", got, len(want))
 	}
 	for i, w := range want {
-		if !strings.HasSuffix(got[i], w) || strings.Contains(got[i], "hidden") {
+		if !strings.HasSuffix(got[i].String(), w) || strings.Contains(got[i].String(), "hidden") {
 			t.Errorf("got %q, want it to suggest %s", got[i], w)
 		}
 	}

@@ -75,23 +75,45 @@ func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 	l.problems = append(l.problems, inEnvironment.problems...)
 }
 
-// StrayVariables returns a warning for each environment variable whose name is
-// not that of a key, but close to one.
-func StrayVariables(environ []string) []string {
+// StrayVariable is an environment variable whose name is not that of a key, but
+// close to one.
+type StrayVariable struct {
+	Name string
+	Near string // the name that is close to it
+}
+
+func (v StrayVariable) String() string {
+	return fmt.Sprintf("environment variable %s has no effect; did you mean %s?", v.Name, v.Near)
+}
+
+// Key returns the key that the variable was meant to set.
+func (v StrayVariable) Key() string {
+	for _, k := range Keys {
+		switch variable(k.Name) {
+		case v.Near:
+			return k.Name
+		case strings.TrimSuffix(v.Near, "_FILE"):
+			return k.Name + "_file"
+		}
+	}
+	return strings.ToLower(strings.TrimPrefix(v.Near, "CLOAKROOM_")) // a list, such as routes
+}
+
+// StrayVariables returns those of an environment.
+func StrayVariables(environ []string) []StrayVariable {
 	var names []string
 	collectVariables(reflect.TypeFor[Config](), "CLOAKROOM", &names)
-	var warnings []string
+	var strays []StrayVariable
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
 		if !strings.HasPrefix(name, "CLOAKROOM_") || slices.Contains(names, name) {
 			continue
 		}
 		if near := suggest(name, names); near != "" {
-			warnings = append(warnings, fmt.Sprintf("environment variable %s has no effect; did you mean %s?", name,
-				near))
+			strays = append(strays, StrayVariable{name, near})
 		}
 	}
-	return warnings
+	return strays
 }
 
 // collectVariables appends the names of the environment variables that set the

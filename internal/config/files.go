@@ -1,45 +1,82 @@
 package config
 
 import (
+	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // Files returns the files on which a configuration depends: the file itself,
 // and those that it names for secrets, keys, certificates and CAs.
 func Files(file string, getenv func(string) string) []string {
-	l := newLoader(file, getenv)
-	c := l.load()
-	var files []string
+	files := slices.Collect(maps.Values(NamedFiles(file, getenv)))
 	if file != "" {
 		files = append(files, file)
 	}
-	for _, secret := range l.files {
-		files = append(files, secret)
-	}
-	files = appendFiles(files, reflect.ValueOf(c).Elem())
 	slices.Sort(files)
 	return slices.Compact(files)
 }
 
-// appendFiles appends the values of all keys of v that end in _file.
-func appendFiles(files []string, v reflect.Value) []string {
+// NamedFiles returns the files that a configuration names for secrets, keys,
+// certificates and CAs, by the keys that name them, such as
+// oidc.client_secret_file or routes[0].upstream_tls.ca_file.
+func NamedFiles(file string, getenv func(string) string) map[string]string {
+	l := newLoader(file, getenv)
+	c := l.load()
+	files := make(map[string]string)
+	for key, secret := range l.files {
+		files[key+"_file"] = secret
+	}
+	addFiles(files, reflect.ValueOf(c).Elem(), "")
+	return files
+}
+
+// addFiles adds the values of all keys of v that end in _file. key is that of
+// v.
+func addFiles(files map[string]string, v reflect.Value, key string) {
 	for i := range v.NumField() {
-		f := v.Field(i)
+		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
 		if f.Kind() == reflect.Pointer && !f.IsNil() {
 			f = f.Elem()
 		}
 		switch {
 		case f.Kind() == reflect.Struct:
-			files = appendFiles(files, f)
+			addFiles(files, f, at)
 		case isStructSlice(f):
 			for j := range f.Len() {
-				files = appendFiles(files, f.Index(j))
+				addFiles(files, f.Index(j), fmt.Sprintf("%s[%d]", at, j))
 			}
-		case f.Kind() == reflect.String && strings.HasSuffix(tag(v.Type().Field(i)), "_file") && f.String() != "":
-			files = append(files, f.String())
+		case f.Kind() == reflect.String && strings.HasSuffix(at, "_file") && f.String() != "":
+			files[at] = f.String()
 		}
 	}
-	return files
+}
+
+// HasSecrets reports whether a file contains the value of a secret. It is false
+// if the file cannot be read.
+func HasSecrets(file string) bool {
+	l := newLoader(file, func(string) string { return "" })
+	c := new(Config)
+	l.readFile(c)
+	return anySecret(reflect.ValueOf(c).Elem())
+}
+
+func anySecret(v reflect.Value) bool {
+	for i := range v.NumField() {
+		f := v.Field(i)
+		switch {
+		case isSecret(f) && f.Type() == reflect.TypeFor[session.Secret](): // a store URL may have no password
+			text := f.String()
+			if text != "" && (tag(v.Type().Field(i)) != "url" || hasPassword(text)) {
+				return true
+			}
+		case isSecret(f) && f.Len() > 0, f.Kind() == reflect.Struct && anySecret(f):
+			return true
+		}
+	}
+	return false
 }

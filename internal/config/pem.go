@@ -87,3 +87,14 @@ func (t UpstreamTLS) load(key string, problems *Errors) *tls.Config {
 	cfg.Certificates = []tls.Certificate{cert}
 	return cfg
 }
+
+// Config returns the TLS configuration for a connection. Its files are read.
+// The error is an Errors.
+func (t UpstreamTLS) Config() (*tls.Config, error) {
+	var problems Errors
+	cfg := t.load("upstream_tls", &problems)
+	if cfg == nil {
+		cfg = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return cfg, problems.orNil()
+}

@@ -96,14 +96,30 @@ func (c *Config) RedisCredentials() (*tokenstore.Credentials, error) {
 	return credentials, nil
 }
 
-// openFile opens the store in a directory.
-func (s *Store) openFile(log *slog.Logger, problems *Errors) TokenStore {
-	dir := strings.TrimPrefix(strings.TrimPrefix(s.URL.Reveal(), "file:"), "//")
+// FileDir returns the directory of a store in a file. ok is false for another
+// store.
+func (s *Store) FileDir() (dir string, ok bool) {
+	path, ok := strings.CutPrefix(s.URL.Reveal(), "file:")
+	return strings.TrimPrefix(path, "//"), ok
+}
+
+// checkFileDir reports a directory that is not absolute.
+func (s *Store) checkFileDir(problems *Errors) (ok bool) {
+	dir, _ := s.FileDir()
 	if !filepath.IsAbs(dir) {
 		problems.add("store.url", "%q is not file: with an absolute path, such as file:/var/lib/cloakroom",
 			s.URL.Reveal())
+		return false
+	}
+	return true
+}
+
+// openFile opens the store in a directory.
+func (s *Store) openFile(log *slog.Logger, problems *Errors) TokenStore {
+	if !s.checkFileDir(problems) {
 		return nil
 	}
+	dir, _ := s.FileDir()
 	store, err := tokenstore.NewFile(tokenstore.FileConfig{Dir: dir, Logger: log})
 	if err != nil {
 		problems.add("store.url", "%w", err)
