@@ -55,7 +55,7 @@ func (b *broker) serveReload(w http.ResponseWriter, r *http.Request) {
 	var problems config.Errors
 	switch {
 	case err == nil:
-		result.Warnings = b.config().Warnings()
+		result.Warnings = b.config().Warnings().Lines()
 	case errors.As(err, &problems):
 		status = http.StatusUnprocessableEntity
 		for _, p := range problems {

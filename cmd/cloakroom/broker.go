@@ -199,7 +199,7 @@ func (b *broker) reload(ctx context.Context) error {
 		b.log.Error("configuration not applied; the previous one stays in force", "err", err)
 	default:
 		b.log.Info("configuration", "in_force", next)
-		for _, warning := range next.Warnings() {
+		for _, warning := range next.Warnings().Lines() {
 			b.log.Warn("configuration", "warning", warning)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,13 +23,22 @@ import (
 // newPair returns a certificate for localhost and its key, in PEM.
 func newPair(t *testing.T, serial int64, notAfter time.Time) (cert, key string) {
 	t.Helper()
+	return newPairFor(t, "localhost", serial, notAfter)
+}
+
+// newPairFor is newPair for a name or an address.
+func newPairFor(t *testing.T, name string, serial int64, notAfter time.Time) (cert, key string) {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), DNSNames: []string{"localhost"},
+		SerialNumber: big.NewInt(serial), DNSNames: []string{name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter,
+	}
+	if ip := net.ParseIP(name); ip != nil {
+		template.DNSNames, template.IPAddresses = nil, []net.IP{ip}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {

@@ -10,6 +10,9 @@
 //	                                list the sessions of a user of a running broker
 //	cloakroom sessions revoke --sub SUB|--id ID --config FILE
 //	                                end sessions on all replicas
+//	cloakroom check --config FILE   find mistakes in the configuration, and faults
+//	                                of what the broker depends on
+//	cloakroom schema                print the JSON Schema of the configuration
 //	cloakroom verify --issuer URL --audience NAME
 //	                                check the access token on standard input as
 //	                                an API would
@@ -87,7 +90,8 @@ func run(
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	root.AddCommand(demoCommand(getenv), serveCommand(getenv), reloadCommand(getenv), healthCommand(getenv),
-		sessionsCommand(getenv), keygenCommand(), verifyCommand(), versionCommand())
+		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), keygenCommand(), verifyCommand(),
+		versionCommand())
 	for _, c := range root.Commands() {
 		c.Args = noArguments
 		for _, sub := range c.Commands() {

@@ -46,8 +46,8 @@ signal ends it at once.`,
 			}
 			b, err := newBroker(cfg, nil, log)
 			if err := config.Merge(unread, err); err != nil {
-				for _, warning := range config.StrayVariables(os.Environ()) {
-					err = fmt.Errorf("%w\n%s", err, warning)
+				for _, stray := range config.StrayVariables(os.Environ()) {
+					err = fmt.Errorf("%w\n%s", err, stray)
 				}
 				if file == "" {
 					err = fmt.Errorf("%w\n(No file was read. Use --config FILE.)", err)
@@ -56,8 +56,11 @@ signal ends it at once.`,
 			}
 			defer b.close()
 			log.Info("configuration", "in_force", cfg)
-			for _, warning := range append(cfg.Warnings(), config.StrayVariables(os.Environ())...) {
+			for _, warning := range cfg.Warnings().Lines() {
 				log.Warn("configuration", "warning", warning)
+			}
+			for _, stray := range config.StrayVariables(os.Environ()) {
+				log.Warn("configuration", "warning", stray.String())
 			}
 			if cfg.Store.IsInMemory() {
 				log.Warn("sessions are in memory (store.url is memory:); lost at restart, not shared by replicas")

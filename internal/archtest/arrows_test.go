@@ -31,11 +31,14 @@ const (
 //     without bff.
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "session", "tokenstore", "web",
-		"internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi"},
+		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
 		"internal/configerr"},
+
+	"internal/check": {"bff/oidc", "session", "tokenstore",
+		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson"},
 
 	"bff": {"bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",

@@ -1,0 +1,465 @@
+package main
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/check"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
+)
+
+// checkWorld is a configuration, by environment variables without their prefix,
+// and what it depends on. Everything in it is right.
+type checkWorld struct {
+	app      string // its origin
+	listen   string
+	provider *brokertest.Provider
+	redis    *redistest.Server
+	echo     *brokertest.Echo
+	env      map[string]string
+	file     string // text of the configuration file; empty: no file
+}
+
+// newCheckWorld starts a provider, a Redis server and an upstream. edit may
+// change the provider.
+func newCheckWorld(t *testing.T, edit func(*devidp.Config), redisArgs ...string) *checkWorld {
+	t.Helper()
+	listen, app := freeOrigin(t)
+	w := &checkWorld{
+		app: app, listen: listen,
+		provider: brokertest.StartProvider(t, app, edit),
+		redis:    redistest.Start(t, append([]string{"--maxmemory", "100mb"}, redisArgs...)...),
+		echo:     brokertest.NewEcho(t),
+	}
+	w.env = map[string]string{
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": freeAddr(t), "SERVER_PUBLIC_URL": app,
+		"OIDC_ISSUER": w.provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": w.provider.Client.Secret,
+		"STORE_URL": w.redis.URL(), "SESSION_KEYS": goodKey,
+		"ROUTES": "[{path: /api/, upstream: " + w.echo.URL + ", token: user}]",
+	}
+	return w
+}
+
+// args returns the arguments of a command that reads the configuration.
+func (w *checkWorld) args(t *testing.T, command ...string) []string {
+	if w.file != "" {
+		command = append(command, "--config", writeFile(t, "cloakroom.yaml", w.file))
+	}
+	return command
+}
+
+// checkJSON runs cloakroom check --json. It returns the findings and whether
+// the exit status is 1.
+func (w *checkWorld) checkJSON(t *testing.T, args ...string) (findings []check.Finding, failed bool) {
+	t.Helper()
+	out, err := w.run(t, w.args(t, append([]string{"check", "--json"}, args...)...)...)
+	if code := exitCode(err); code > 1 {
+		t.Fatalf("exit status: got %d, want 0 or 1: %v", code, err)
+	}
+	if jsonErr := json.Unmarshal([]byte(out), &findings); jsonErr != nil {
+		t.Fatalf("got %s, want a JSON array of findings", out)
+	}
+	w.provider.CheckLeaks(t, "the findings", out)
+	if strings.Contains(out, goodKey) {
+		t.Errorf("the findings contain a session key:\n%s", out)
+	}
+	return findings, err != nil
+}
+
+func (w *checkWorld) run(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out, stderr lockedBuffer
+	getenv := func(name string) string { return w.env[strings.TrimPrefix(name, "CLOAKROOM_")] }
+	err := run(t.Context(), args, getenv, nil, &out, &stderr)
+	return out.String(), err
+}
+
+// wantFinding checks that there is a finding with a key, whose problem and fix
+// contain texts.
+func wantFinding(t *testing.T, findings []check.Finding, key, problem, fix string, severity check.Severity) {
+	t.Helper()
+	for _, f := range findings {
+		if f.Key == key && strings.Contains(f.Problem, problem) && strings.Contains(f.Fix, fix) {
+			if f.Severity != severity {
+				t.Errorf("%s: got severity %q, want %q", key, f.Severity, severity)
+			}
+			return
+		}
+	}
+	t.Errorf("got %s, want a finding of %s with problem %q and fix %q", describeFindings(findings), key, problem, fix)
+}
+
+func describeFindings(findings []check.Finding) string {
+	var b strings.Builder
+	check.WriteTable(&b, findings)
+	return "\n" + b.String()
+}
+
+func TestCheckFindsNothingIfAllIsWell(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	for _, running := range []bool{false, true} {
+		if running {
+			startBroker(t, w)
+		}
+		before := w.redis.Do("DBSIZE")
+		if findings, failed := w.checkJSON(t); len(findings) > 0 || failed {
+			t.Errorf("broker running %t: got %s, want nothing", running, describeFindings(findings))
+		}
+		if got := w.redis.Do("DBSIZE"); got != before {
+			t.Errorf("keys in the store: got %s, want %s as before:\n%s", got, before, w.redis.Do("KEYS", "*"))
+		}
+		out, err := w.run(t, w.args(t, "check")...)
+		if err != nil {
+			t.Errorf("broker running %t: got error %v, want none", running, err)
+		}
+		if !strings.Contains(out, "All is well") {
+			t.Errorf("broker running %t: got %q, want that all is well", running, out)
+		}
+	}
+}
+
+// operatorMistake is something that an operator gets wrong.
+type operatorMistake struct {
+	name     string
+	provider func(*devidp.Config)
+	redis    []string // arguments of redis-server
+	make     func(t *testing.T, w *checkWorld)
+
+	key, problem, fix string
+	severity          check.Severity // empty: error
+}
+
+func set(name, value string) func(*testing.T, *checkWorld) {
+	return func(_ *testing.T, w *checkWorld) { w.env[name] = value }
+}
+
+// route returns a configuration of one route to an upstream.
+func route(upstream, more string) string {
+	return fmt.Sprintf("[{path: /api/, upstream: %q, token: user%s}]", upstream, more)
+}
+
+// startTLSUpstream starts an upstream with a certificate. It returns its URL.
+func startTLSUpstream(t *testing.T, name string, notAfter time.Time) (upstream, caFile string) {
+	t.Helper()
+	cert, key := newPairFor(t, name, 1, notAfter)
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server.URL, writeFile(t, "ca.pem", cert)
+}
+
+// shiftDate changes the Date of every response of the provider.
+func shiftDate(w *checkWorld, by time.Duration) {
+	w.provider.SetHooks(devidp.Hooks{Intercept: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		rw.Header().Set("Date", time.Now().Add(by).UTC().Format(http.TimeFormat))
+		next.ServeHTTP(rw, r)
+	}})
+}
+
+// startProxy starts a reverse proxy in front of the broker and makes it the
+// public URL.
+func startProxy(t *testing.T, w *checkWorld, rewrite func(*httputil.ProxyRequest)) *httptest.Server {
+	t.Helper()
+	target := &url.URL{Scheme: "http", Host: w.listen}
+	front := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		if rewrite != nil {
+			rewrite(r)
+		}
+	}})
+	t.Cleanup(front.Close)
+	w.env["SERVER_PUBLIC_URL"] = front.URL
+	return front
+}
+
+var operatorMistakes = []operatorMistake{
+	{name: "typo in the file", make: func(_ *testing.T, w *checkWorld) { w.file = "oidc: {isuer: x}\n" },
+		key: "oidc.isuer", problem: "unknown key", fix: "Rename oidc.isuer to oidc.issuer"},
+	{name: "wrong unit", make: set("SESSION_IDLE_TIMEOUT", "30 minutes"),
+		key: "session.idle_timeout", problem: "not a duration", fix: "session.idle_timeout"},
+	{name: "path of the issuer", make: func(_ *testing.T, w *checkWorld) { w.env["OIDC_ISSUER"] += "/realms/main" },
+		key: "oidc.issuer", problem: "/op/realms/main/.well-known/openid-configuration: 404",
+		fix: "/op, to the letter"},
+	{name: "slash after the issuer", make: func(_ *testing.T, w *checkWorld) { w.env["OIDC_ISSUER"] += "/" },
+		key: "oidc.issuer", problem: "issuer is", fix: "/op, to the letter"},
+	{name: "unreachable provider", make: func(t *testing.T, w *checkWorld) {
+		w.env["OIDC_ISSUER"] = "https://" + freeAddr(t) + "/op"
+	}, key: "oidc.issuer", problem: "connection refused", fix: "host and port of oidc.issuer"},
+	{name: "unknown host of the provider", make: set("OIDC_ISSUER", "https://id.invalid/op"),
+		key: "oidc.issuer", problem: "id.invalid", fix: "DNS"},
+	{name: "provider over http", make: set("OIDC_ISSUER", "http://id.example.com/op"),
+		key: "oidc.issuer", problem: "plain http", fix: "oidc.issuer"},
+	{name: "https for a provider over http", make: func(_ *testing.T, w *checkWorld) {
+		w.env["OIDC_ISSUER"] = strings.Replace(w.env["OIDC_ISSUER"], "http:", "https:", 1)
+	}, key: "oidc.issuer", problem: "HTTP response to HTTPS client", fix: "port of oidc.issuer"},
+	{name: "unknown CA of the provider", make: func(t *testing.T, w *checkWorld) {
+		w.env["OIDC_ISSUER"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
+	}, key: "oidc.ca_file", problem: "signed by unknown authority", fix: "Set oidc.ca_file"},
+	{name: "client secret", make: set("OIDC_CLIENT_SECRET", "wrong"),
+		key: "oidc.client_secret", problem: "invalid_client", fix: `the client "spa"`},
+	{name: "client secret without PAR", provider: nil, make: func(_ *testing.T, w *checkWorld) {
+		withoutPAR(w)
+		w.env["OIDC_CLIENT_SECRET"] = "wrong"
+	}, key: "oidc.client_secret", problem: "invalid_client", fix: `the client "spa"`},
+	{name: "no refresh token", make: func(_ *testing.T, w *checkWorld) {
+		w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
+			m["grant_types_supported"] = []string{"authorization_code"}
+		}})
+	}, key: "oidc.scopes", problem: "no refresh token", fix: "refresh tokens", severity: check.SeverityWarning},
+	{name: "no offline_access", make: set("OIDC_SCOPES", "openid"),
+		key: "oidc.scopes", problem: "no refresh token", fix: "offline_access", severity: check.SeverityWarning},
+	{name: "redirect URI", provider: func(c *devidp.Config) {
+		c.Clients[0].RedirectURIs = []string{"https://app.example.com/bff/callback"}
+	}, key: "server.public_url", problem: "redirect_uri", fix: "/bff/callback"},
+	{name: "redirect URI without PAR", provider: func(c *devidp.Config) {
+		c.Clients[0].RedirectURIs = []string{"https://app.example.com/bff/callback"}
+	}, make: func(_ *testing.T, w *checkWorld) { withoutPAR(w) },
+		key: "server.public_url", problem: "redirect_uri", fix: "/bff/callback"},
+	{name: "scope", provider: nil, make: func(_ *testing.T, w *checkWorld) {
+		w.provider.SetHooks(devidp.Hooks{Intercept: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+			if !strings.HasSuffix(r.URL.Path, "/par") {
+				next.ServeHTTP(rw, r)
+				return
+			}
+			rw.WriteHeader(400)
+			io.WriteString(rw, `{"error": "invalid_scope"}`)
+		}})
+	}, key: "oidc.scopes", problem: "invalid_scope", fix: "oidc.scopes"},
+	{name: "clock behind", make: func(_ *testing.T, w *checkWorld) { shiftDate(w, 5*time.Minute) },
+		key: "oidc.issuer", problem: "behind the provider's", fix: "NTP"},
+	{name: "clock ahead", make: func(_ *testing.T, w *checkWorld) { shiftDate(w, -5*time.Minute) },
+		key: "oidc.issuer", problem: "ahead of the provider's", fix: "NTP"},
+
+	{name: "password of Redis", redis: []string{"--requirepass", "right"}, make: func(_ *testing.T, w *checkWorld) {
+		w.env["STORE_URL"] = w.redis.URLAs("default", "wrong")
+	}, key: "store.url", problem: "WRONGPASS", fix: "password in store.url"},
+	{name: "password file of Redis", redis: []string{"--requirepass", "right"},
+		make: func(t *testing.T, w *checkWorld) {
+			w.env["STORE_PASSWORD_FILE"] = writeFile(t, "password", "wrong")
+		}, key: "store.password_file", problem: "WRONGPASS", fix: "into the file"},
+	{name: "Redis down", make: func(_ *testing.T, w *checkWorld) { w.redis.Kill() },
+		key: "store.url", problem: "connection refused", fix: "start Redis, or correct store.url"},
+	{name: "Redis expects TLS", make: func(t *testing.T, w *checkWorld) {
+		server, _ := redistest.StartTLS(t)
+		w.env["STORE_URL"] = strings.Replace(server.URL(), "rediss:", "redis:", 1)
+	}, key: "store.url", problem: "expects TLS", fix: "Write rediss: instead of redis:"},
+	{name: "Redis without TLS", make: func(_ *testing.T, w *checkWorld) {
+		w.env["STORE_URL"] = strings.Replace(w.redis.URL(), "redis:", "rediss:", 1)
+	}, key: "store.url", problem: "does not speak TLS", fix: "Write redis: instead of rediss:"},
+	{name: "unknown CA of Redis", make: func(t *testing.T, w *checkWorld) {
+		server, _ := redistest.StartTLS(t)
+		w.env["STORE_URL"] = server.URL()
+	}, key: "store.ca_file", problem: "unknown authority", fix: "Set store.ca_file"},
+	{name: "no client certificate for Redis", make: func(t *testing.T, w *checkWorld) {
+		server, caFile, _, _ := redistest.StartMutualTLS(t)
+		w.env["STORE_URL"], w.env["STORE_CA_FILE"] = server.URL(), caFile
+	}, key: "store.cert_file", problem: "certificate", fix: "store.cert_file"},
+	{name: "no maxmemory", redis: []string{"--maxmemory", "0"},
+		key: "store.url", problem: "no memory limit", fix: "maxmemory", severity: check.SeverityWarning},
+	{name: "evicting policy", redis: []string{"--maxmemory-policy", "allkeys-lru"},
+		key: "store.url", problem: "allkeys-lru", fix: "noeviction", severity: check.SeverityWarning},
+	{name: "no persistence", redis: []string{"--appendonly", "no"},
+		key: "store.url", problem: "does not save sessions", fix: "appendonly", severity: check.SeverityWarning},
+	{name: "ACL without scripts", make: func(_ *testing.T, w *checkWorld) {
+		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-@scripting")
+		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
+	}, key: "store.url", problem: "no permissions to run the 'eval", fix: "lacks a permission"},
+	{name: "ACL with another prefix", make: func(_ *testing.T, w *checkWorld) {
+		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~other:*", "&*", "+@all")
+		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
+	}, key: "store.url", problem: "NOPERM", fix: "lacks a permission"},
+	{name: "ACL without invalidation", make: func(_ *testing.T, w *checkWorld) {
+		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~*", "resetchannels", "+@all", "-client|tracking")
+		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
+	}, key: "store.url", problem: "every request reads the store", fix: "client|tracking",
+		severity: check.SeverityWarning},
+
+	{name: "session key", make: set("SESSION_KEYS", "c2hvcnQ="),
+		key: "session.keys[0]", problem: "not the base64 of 32 bytes", fix: "session.keys"},
+	{name: "differing session keys", make: func(t *testing.T, w *checkWorld) {
+		startBroker(t, w)
+		w.env["SESSION_KEYS"] = "YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU="
+	}, key: "session.keys", problem: "other session keys", fix: "same session.keys"},
+	{name: "differing configuration", make: func(t *testing.T, w *checkWorld) {
+		startBroker(t, w)
+		w.env["SESSION_IDLE_TIMEOUT"] = "17m"
+	}, key: "session.idle_timeout", problem: "another session.idle_timeout", fix: "same configuration",
+		severity: check.SeverityWarning},
+	{name: "shared prefix", make: func(t *testing.T, w *checkWorld) {
+		startBroker(t, w)
+		w.env["SERVER_PUBLIC_URL"], w.env["OIDC_CLIENT_ID"] = "http://localhost:1", "other"
+	}, key: "store.prefix", problem: "Another app shares this Redis", fix: "store.prefix of its own",
+		severity: check.SeverityWarning},
+
+	{name: "Host not passed", make: func(t *testing.T, w *checkWorld) {
+		startProxy(t, w, nil)
+		startBroker(t, w)
+	}, key: "server.public_url", problem: "421", fix: "pass the Host"},
+	{name: "another public URL", make: func(t *testing.T, w *checkWorld) {
+		front := startProxy(t, w, func(r *httputil.ProxyRequest) { r.Out.Host = r.In.Host })
+		startBroker(t, w)
+		w.env["SERVER_PUBLIC_URL"] = strings.Replace(front.URL, "127.0.0.1", "localhost", 1)
+	}, key: "server.public_url", problem: "421", fix: "correct server.public_url"},
+	{name: "public URL of another server", make: func(_ *testing.T, w *checkWorld) {
+		w.env["SERVER_PUBLIC_URL"] = w.echo.URL
+	}, key: "server.public_url", problem: "does not reach a Cloakroom", fix: "server.listen"},
+	{name: "redirecting proxy", make: func(t *testing.T, w *checkWorld) {
+		front := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			http.Redirect(rw, r, "https://www.example.com"+r.URL.Path, http.StatusMovedPermanently)
+		}))
+		t.Cleanup(front.Close)
+		w.env["SERVER_PUBLIC_URL"] = front.URL
+	}, key: "server.public_url", problem: "redirects to", fix: "set server.public_url to https://www.example.com"},
+	{name: "X-CSRF not passed", make: func(t *testing.T, w *checkWorld) {
+		startProxy(t, w, func(r *httputil.ProxyRequest) {
+			r.Out.Host = r.In.Host
+			r.Out.Header.Del("X-CSRF")
+		})
+		startBroker(t, w)
+	}, key: "server.public_url", problem: "403 csrf", fix: "X-CSRF"},
+	{name: "public_url over http", make: set("SERVER_PUBLIC_URL", "http://app.example.com"),
+		key: "server.public_url", problem: "http", fix: "server.public_url"},
+
+	{name: "upstream down", make: func(t *testing.T,
+		w *checkWorld) {
+		w.env["ROUTES"] = route("http://"+freeAddr(t), "")
+	},
+		key: "routes[0].upstream", problem: "connection refused", fix: "Start the upstream"},
+	{name: "upstream with TLS", make: func(t *testing.T, w *checkWorld) {
+		upstream, _ := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
+		w.env["ROUTES"] = route(strings.Replace(upstream, "https:", "http:", 1), "")
+	}, key: "routes[0].upstream", problem: "speaks TLS", fix: "Write https://"},
+	{name: "upstream without TLS", make: func(_ *testing.T, w *checkWorld) {
+		w.env["ROUTES"] = route(strings.Replace(w.echo.URL, "http:", "https:", 1), "")
+	}, key: "routes[0].upstream", problem: "TLS handshake", fix: "write http://"},
+	{name: "upstream without a scheme", make: func(_ *testing.T, w *checkWorld) {
+		w.env["ROUTES"] = route("localhost:8080", "")
+	}, key: "routes[0].upstream", problem: "localhost:8080", fix: "routes[0].upstream"},
+	{name: "unknown CA of the upstream", make: func(t *testing.T, w *checkWorld) {
+		upstream, _ := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
+		w.env["ROUTES"] = route(upstream, "")
+	}, key: "routes[0].upstream_tls.ca_file", problem: "unknown authority", fix: "Set routes[0].upstream_tls.ca_file"},
+	{name: "expired certificate of the upstream", make: func(t *testing.T, w *checkWorld) {
+		upstream, caFile := startTLSUpstream(t, "127.0.0.1", time.Now().Add(-time.Minute))
+		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))
+	}, key: "routes[0].upstream", problem: "expired", fix: "Renew the certificate"},
+	{name: "name in the certificate of the upstream", make: func(t *testing.T, w *checkWorld) {
+		upstream, caFile := startTLSUpstream(t, "orders.internal", time.Now().AddDate(1, 0, 0))
+		w.env["ROUTES"] = route(upstream, fmt.Sprintf(", upstream_tls: {ca_file: %q}", caFile))
+	}, key: "routes[0].upstream", problem: "127.0.0.1", fix: "orders.internal"},
+
+	{name: "expired certificate", make: func(t *testing.T, w *checkWorld) { certify(t, w, "localhost", -time.Minute) },
+		key: "server.tls.cert_file", problem: "expired at", fix: "Renew"},
+	{name: "certificate that expires soon", make: func(t *testing.T, w *checkWorld) {
+		certify(t, w, "localhost", 48*time.Hour)
+	}, key: "server.tls.cert_file", problem: "expires at", fix: "Renew", severity: check.SeverityWarning},
+	{name: "name in the certificate", make: func(t *testing.T, w *checkWorld) {
+		certify(t, w, "www.example.com", 365*24*time.Hour)
+	}, key: "server.tls.cert_file", problem: "is not for localhost", fix: "certificate for this host",
+		severity: check.SeverityWarning},
+	{name: "key of another certificate", make: func(t *testing.T, w *checkWorld) {
+		certify(t, w, "localhost", 365*24*time.Hour)
+		_, other := newPair(t, 2, time.Now().Add(time.Hour))
+		w.env["SERVER_TLS_KEY_FILE"] = writeFile(t, "other.key", other)
+	}, key: "server.tls", problem: "not a certificate and its key", fix: "server.tls.key_file"},
+	{name: "key file that everybody can read", make: func(t *testing.T, w *checkWorld) {
+		certify(t, w, "localhost", 365*24*time.Hour)
+		chmod(t, w.env["SERVER_TLS_KEY_FILE"])
+	}, key: "server.tls.key_file", problem: "every user of this machine can read it", fix: "chmod 600",
+		severity: check.SeverityWarning},
+	{name: "secret file that everybody can read", make: func(t *testing.T, w *checkWorld) {
+		delete(w.env, "SESSION_KEYS")
+		w.env["SESSION_KEYS_FILE"] = writeFile(t, "keys", goodKey)
+		chmod(t, w.env["SESSION_KEYS_FILE"])
+	}, key: "session.keys_file", problem: "every user of this machine can read it", fix: "chmod 600",
+		severity: check.SeverityWarning},
+	{name: "inline handler", make: func(t *testing.T, w *checkWorld) {
+		w.env["FRONTEND_DIR"] = t.TempDir()
+		overwrite(t, filepath.Join(w.env["FRONTEND_DIR"], "index.html"),
+			`<!doctype html><button onclick="go()">Go</button>`)
+	}, key: "frontend.dir", problem: "onclick", fix: "addEventListener", severity: check.SeverityWarning},
+}
+
+func TestCheckFindsMistakes(t *testing.T) {
+	t.Parallel()
+	for _, m := range operatorMistakes {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			w := newCheckWorld(t, m.provider, m.redis...)
+			if m.make != nil {
+				m.make(t, w)
+			}
+			findings, failed := w.checkJSON(t)
+			severity := m.severity
+			if severity == "" {
+				severity = check.SeverityError
+			}
+			wantFinding(t, findings, m.key, m.problem, m.fix, severity)
+			if want := slices.ContainsFunc(findings, func(f check.Finding) bool {
+				return f.Severity == check.SeverityError
+			}); failed != want {
+				t.Errorf("exit status 1: got %t, want %t for %s", failed, want, describeFindings(findings))
+			}
+			if len(findings) > 3 {
+				t.Errorf("got %d findings, want the mistake and at most two consequences:%s", len(findings),
+					describeFindings(findings))
+			}
+		})
+	}
+}
+
+// withoutPAR makes the provider one without pushed authorization requests.
+func withoutPAR(w *checkWorld) {
+	w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
+		delete(m, "pushed_authorization_request_endpoint")
+	}})
+}
+
+// startBroker starts a broker, and waits until other replicas can find it.
+func startBroker(t *testing.T, w *checkWorld) {
+	t.Helper()
+	start(t, maps.Clone(w.env), "serve")
+	ready(t, w.env["SERVER_ADMIN_LISTEN"])
+	eventually(t, 10*time.Second, "the broker has a record", func() bool {
+		return w.redis.Do("ZCARD", "cloakroom:replicas") != ":0"
+	})
+}
+
+// certify gives the listener a certificate.
+func certify(t *testing.T, w *checkWorld, name string, life time.Duration) {
+	t.Helper()
+	cert, key := newPairFor(t, name, 1, time.Now().Add(life))
+	w.env["SERVER_TLS_CERT_FILE"] = writeFile(t, "tls.crt", cert)
+	w.env["SERVER_TLS_KEY_FILE"] = writeFile(t, "tls.key", key)
+	w.env["SERVER_PUBLIC_URL"] = strings.Replace(w.app, "http:", "https:", 1)
+}
+
+func chmod(t *testing.T, file string) {
+	t.Helper()
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}

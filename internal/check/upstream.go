@@ -1,0 +1,132 @@
+package check
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
+)
+
+// checkUpstreams connects to each upstream. It sends no request.
+func checkUpstreams(ctx context.Context, cfg *config.Config) []Finding {
+	type target struct {
+		url string
+		tls config.UpstreamTLS
+	}
+	var mu sync.Mutex // guards findings
+	var findings []Finding
+	var group sync.WaitGroup
+	seen := make(map[target]bool)
+	for i, r := range cfg.Routes {
+		for _, raw := range r.Upstream {
+			if t := (target{raw, r.UpstreamTLS}); !seen[t] {
+				seen[t] = true
+				group.Go(func() { // until stepLimit
+					found := checkUpstream(ctx, fmt.Sprintf("routes[%d].", i), raw, r.UpstreamTLS)
+					mu.Lock()
+					defer mu.Unlock()
+					findings = append(findings, found...)
+				})
+			}
+		}
+	}
+	group.Wait()
+	return findings
+}
+
+// checkUpstream connects to one URL of a route, whose key is the prefix of
+// others.
+func checkUpstream(ctx context.Context, route, raw string, files config.UpstreamTLS) []Finding {
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	key := route + "upstream"
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil // a mistake in the file, which was found
+	}
+	network, addr := "tcp", net.JoinHostPort(u.Hostname(), port(u))
+	switch u.Scheme {
+	case "unix":
+		network, addr = "unix", u.Path
+	case "http", "https", "h2c":
+	default:
+		return nil
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return []Finding{failure(key, sentence(raw+" is unreachable: "+err.Error()), upstreamFix(err, key))}
+	}
+	defer conn.Close()
+	if u.Scheme != "https" {
+		if network == "tcp" && speaksTLS(ctx, network, addr) {
+			return []Finding{failure(key, raw+" speaks TLS, and the scheme is "+u.Scheme+".",
+				fmt.Sprintf("Write https://%s in %s.", strings.TrimPrefix(raw, u.Scheme+"://"), key))}
+		}
+		return nil
+	}
+	return checkUpstreamTLS(ctx, conn, u, route, files)
+}
+
+func upstreamFix(err error, key string) string {
+	switch causeOf(err) {
+	case causeRefused:
+		return "Start the upstream, or correct host and port in " + key + "."
+	case causeUnknownHost:
+		return "Correct the host in " + key + ", or its DNS entry."
+	}
+	return "Correct " + key + ", or make the upstream reachable from this machine (DNS, firewall)."
+}
+
+// checkUpstreamTLS makes a TLS handshake.
+func checkUpstreamTLS(
+	ctx context.Context, conn net.Conn, u *url.URL, route string, files config.UpstreamTLS,
+) []Finding {
+	key := route + "upstream"
+	secure, err := files.Config()
+	if err != nil {
+		return nil // a mistake in the file, which was found
+	}
+	secure.ServerName = u.Hostname()
+	client := tls.Client(conn, secure)
+	err = client.HandshakeContext(ctx)
+	if err == nil {
+		if leaf := client.ConnectionState().PeerCertificates[0]; leaf != nil {
+			return expires(key, u.Host, leaf, "Renew the certificate of the upstream.")
+		}
+		return nil
+	}
+	problem := sentence(u.String() + ": TLS handshake failed: " + err.Error())
+	fail := func(key, fix string) []Finding { return []Finding{failure(key, problem, fix)} }
+	switch causeOf(err) {
+	case causeNotTLS, causeClosed:
+		return fail(key, fmt.Sprintf("The upstream does not speak TLS at this port: write http://%s in %s, or "+
+			"correct the port.", u.Host+u.Path, key))
+	case causeUnknownCA:
+		return fail(route+"upstream_tls.ca_file",
+			unknownCAFix(route+"upstream_tls.ca_file", files.CAFile, "the upstream's"))
+	case causeName:
+		return fail(key, "Write a name in the certificate as the host in "+key+": "+names(err)+".")
+	case causeExpired:
+		return fail(key, "Renew the certificate of the upstream. Check the clock of this machine too.")
+	case causeClientCertificate:
+		return fail(route+"upstream_tls.cert_file", "The upstream requires a client certificate, or another one: set "+
+			route+"upstream_tls.cert_file and key_file.")
+	}
+	return fail(key, upstreamFix(errors.Unwrap(err), key))
+}
+
+func port(u *url.URL) string {
+	switch {
+	case u.Port() != "":
+		return u.Port()
+	case u.Scheme == "https":
+		return "443"
+	}
+	return "80"
+}
