@@ -169,6 +169,7 @@ func newApp(cfg Config) (*app, error) {
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
 	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
 	a.events, a.onEvent = newLimiter[EventKind](eventLimit), cfg.Observe
+	cfg.Sessions.Waited = recordWait
 	cfg.Sessions.Refresh = a.provider.Refresh
 	cfg.Sessions.Revoke = a.provider.Revoke
 	cfg.Sessions.Ready = a.provider.Admit
@@ -413,6 +414,7 @@ func (a *app) serveFrontend(w *response, r *http.Request) error {
 func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	h := w.Header()
 	limitBodyTime(w, r)
+	h["X-Request-Id"] = []string{w.requestID}
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")

@@ -59,8 +59,8 @@ type Config struct {
 	// Otherwise the browser deletes it (Clear-Site-Data).
 	KeepStorage bool
 	// Sessions configures the session.Manager. Store and Keys are required. New
-	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe and
-	// Logger.
+	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe,
+	// Waited and Logger.
 	Sessions session.Config
 	// Cookie describes the session cookie. New sets InsecureHTTP and Port.
 	Cookie session.CookieConfig

@@ -80,18 +80,39 @@ func (a *app) trusts(ip netip.Addr) bool {
 	return slices.ContainsFunc(a.proxies, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
 }
 
-// requestID returns the trace-id of a request that is part of a trace (W3C
-// Trace Context, section 3.2), otherwise a random ID.
-func requestID(r *http.Request) string {
+// requestID returns the ID of a request, and the trace-id of the trace that it
+// is part of (W3C Trace Context, section 3.2), or "". The ID is given by a
+// trusted proxy (X-Request-Id). Otherwise it is the trace-id, or random.
+func (a *app) requestID(r *http.Request) (id, trace string, given bool) {
 	if parent := r.Header["Traceparent"]; len(parent) == 1 {
 		if id, ok := traceID(parent[0]); ok {
-			return id
+			trace = id
 		}
 	}
-	var id [8]byte
-	rand.Read(id[:])
-	return hex.EncodeToString(id[:])
+	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && isRequestID(ids[0]) && a.trustsPeer(r) {
+		return ids[0], trace, true
+	}
+	if trace != "" {
+		return trace, trace, false
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	return hex.EncodeToString(random[:]), "", false
 }
+
+// trustsPeer reports whether a request has come from a trusted proxy.
+func (a *app) trustsPeer(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && a.trusts(peer.Addr())
+}
+
+// isRequestID reports whether a text can be the ID of a request: up to 128
+// characters of UUIDs, base64 and names. No header or page has to escape them.
+func isRequestID(text string) bool {
+	return text != "" && len(text) <= 128 && strings.Trim(text, requestIDChars) == ""
+}
+
+const requestIDChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~+/=:@"
 
 // traceID returns the trace-id of a traceparent header, which has the form
 // version-trace-parent-flags. The trace-id has 32 hexadecimal digits that are

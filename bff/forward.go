@@ -61,9 +61,8 @@ func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	w.detached = true
 	// Without the ResponseWriter, whose buffers are the server's again.
 	stream := &response{
-		began: w.began, requestID: w.requestID, client: w.client, method: w.method, path: w.path,
-		session: w.session, subject: w.subject,
-		route: w.route, span: w.span,
+		began: w.began, requestID: w.requestID, trace: w.trace, client: w.client, method: w.method, path: w.path,
+		route: w.route, span: w.span, waited: w.waited, session: w.session, subject: w.subject,
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record

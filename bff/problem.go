@@ -62,6 +62,7 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	limitBodyTime(w, r)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
+	h["X-Request-Id"] = []string{w.requestID}
 	p.SetRetryAfter(h)
 	if p.Challenge != "" {
 		h.Set("WWW-Authenticate", p.Challenge)

@@ -28,6 +28,7 @@ type response struct {
 	server    *Server
 	began     time.Time
 	requestID string
+	trace     string // the trace-id of the client; empty: none
 	client    string // address
 	method    string
 	path      string // never the query: codes and states are in it
@@ -43,8 +44,9 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was aborted because the client reads too slowly
 
-	access   access       // of a request to a route
-	exchange proxy.Record // with the route's upstream
+	access   access        // of a request to a route
+	exchange proxy.Record  // with the route's upstream
+	waited   time.Duration // for the refresh of its session's tokens
 
 	login       bool // it is a step of a login
 	oauthErrors bool // errors are those of OAuth (RFC 6749 5.2), because a provider reads them
@@ -69,9 +71,13 @@ const (
 )
 
 func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {
+	id, trace, given := a.requestID(r)
+	if given {
+		w.Header()["X-Request-Id"] = []string{id}
+	}
 	return &response{
 		ResponseWriter: w, server: a.server, began: time.Now(),
-		requestID: requestID(r), client: a.clientIP(r), method: r.Method, path: r.URL.Path,
+		requestID: id, trace: trace, client: a.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
 }
 
@@ -127,13 +133,20 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // setSession records in which session the request is made.
 func (w *response) setSession(s *session.Session) { w.session, w.subject = s.ID, s.Subject }
 
+// recordWait is session.Config.Waited.
+func recordWait(ctx context.Context, d time.Duration) {
+	if w, ok := ctx.Value(responseKey{}).(*response); ok {
+		w.waited += d
+	}
+}
+
 // logRequest writes the line of the access log.
 func (a *app) logRequest(w *response) {
 	level := slog.LevelInfo
 	if w.problem == nil && w.exchange.Err != nil {
 		w.problem = problemOf(w.exchange.Err)
 	}
-	attrs := append(make([]slog.Attr, 0, 12),
+	attrs := append(make([]slog.Attr, 0, 16),
 		slog.String("request", w.requestID),
 		slog.String("client", w.client),
 		slog.String("method", truncate(w.method, 32)),
@@ -142,8 +155,8 @@ func (a *app) logRequest(w *response) {
 		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
 		slog.Float64("ms", milliseconds(time.Since(w.began))),
 	)
-	if trace := w.traceID(); trace != "" {
-		attrs = append(attrs, slog.String("trace", trace))
+	if w.route != "" {
+		attrs = append(attrs, slog.String("route", w.route))
 	}
 	if w.session != "" {
 		attrs = append(attrs, slog.String("session", w.session))
@@ -154,6 +167,12 @@ func (a *app) logRequest(w *response) {
 	if w.exchange.Upstream != "" {
 		attrs = append(attrs, slog.String("upstream", w.exchange.Upstream),
 			slog.Float64("upstream_ms", milliseconds(w.exchange.UpstreamTime)))
+	}
+	if w.waited > 0 {
+		attrs = append(attrs, slog.Float64("wait_ms", milliseconds(w.waited)))
+	}
+	if trace := w.traceID(); trace != "" {
+		attrs = append(attrs, slog.String("trace", trace))
 	}
 	if w.exchange.Retries > 0 {
 		attrs = append(attrs, slog.Int("retries", w.exchange.Retries))

@@ -3,7 +3,6 @@ package bff
 import (
 	"cmp"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -72,17 +71,12 @@ func (a *app) endSpan(w *response) {
 	}
 }
 
-// trustsPeer reports whether a request has come from a trusted proxy.
-func (a *app) trustsPeer(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && a.trusts(peer.Addr())
-}
-
 // traceID returns the ID of the trace that the request is part of, whether it
-// is recorded or not. It is empty if there are no traces.
+// is recorded or not. Without spans it is that of the client, which may be
+// empty.
 func (w *response) traceID() string {
 	if w.span == nil {
-		return ""
+		return w.trace
 	}
 	return w.span.SpanContext().TraceID().String()
 }

@@ -85,6 +85,9 @@ type Config struct {
 	// is that of the request. It must not block. Nil means that events are
 	// dropped.
 	Observe func(ctx context.Context, e Event)
+	// Waited is called when a caller of Fresh, Refresh or RefreshRejected has
+	// waited for a refresh, with the caller's ctx. Nil means nothing to do.
+	Waited func(ctx context.Context, d time.Duration)
 
 	Logger *slog.Logger // nil means slog.Default()
 }

@@ -103,7 +103,11 @@ func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 // result, at most Config.Wait. Within that time it retries after a transient
 // error if the provider has become ready since.
 func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
-	deadline := time.Now().Add(m.cfg.wait())
+	began := time.Now()
+	if m.cfg.Waited != nil {
+		defer func() { m.cfg.Waited(ctx, time.Since(began)) }()
+	}
+	deadline := began.Add(m.cfg.wait())
 	waiting, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	epoch, err := m.ready(waiting, s, time.Until(deadline))

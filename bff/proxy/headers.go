@@ -305,6 +305,7 @@ func (x *exchange) copyHeader(h, from http.Header) {
 	for name, values := range from {
 		switch action := responseHeaders[name]; {
 		case action == drop, listed != nil && listed[name]:
+		case name == "X-Request-Id" && len(h[name]) > 0: // the caller of Forward has set its own
 		case action == filter:
 			for _, line := range values {
 				if x.p.group.cookieAllowed(line) {
