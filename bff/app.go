@@ -75,6 +75,10 @@ type app struct {
 	revocations    sync.WaitGroup     // in flight
 
 	upstreams *proxy.Group // of the routes
+
+	// Set by attach:
+	endpointMetrics map[string]*routeMetrics // :: path → its metrics
+	unknownEndpoint *routeMetrics            // of paths under the prefix that are no endpoint
 }
 
 // endpoint is one line of the table of endpoints.
@@ -315,7 +319,8 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 		r = r.WithContext(context.WithValue(r.Context(), responseKey{}, w)) // for cookieRefused and observe
 	}
 	defer func() { // also if the proxy aborts a response
-		if cause := recover(); cause != nil {
+		cause := recover()
+		if cause != nil {
 			a.logPanic(w, cause)
 			defer panic(http.ErrAbortHandler) // net/http closes the connection, and logs nothing
 		}
@@ -324,6 +329,7 @@ func (a *app) handle(rw http.ResponseWriter, r *http.Request, serve func(*respon
 			w.problem = problem.BodyTooSlow.WithCause(a.pace.Explain(pace.ErrSlowReader))
 		}
 		if !w.detached {
+			w.countRequest(cause != nil)
 			a.logRequest(w)
 			a.endSpan(w)
 			a.leave()
@@ -401,6 +407,7 @@ func (a *app) serveOddPath(w *response, r *http.Request, raw string, cause error
 
 // serveFrontend serves what belongs to the app itself.
 func (a *app) serveFrontend(w *response, r *http.Request) error {
+	w.metrics = a.server.metrics.frontend
 	if a.frontend == nil {
 		return problem.NotFound
 	}
@@ -421,6 +428,7 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // pages have their own
 	methods := a.table[r.URL.Path]
+	w.metrics = cmp.Or(a.endpointMetrics[r.URL.Path], a.unknownEndpoint)
 	if len(methods) == 0 {
 		return problem.NotFound
 	}

@@ -127,6 +127,7 @@ type Server struct {
 	current atomic.Pointer[app] // the configuration in force
 	state   atomic.Int32        // a serverState
 
+	metrics        *metrics
 	refusedCookies refusedCookies
 	unreported     refusals     // events beyond eventLimit
 	recent         recentEvents // of all configurations
@@ -156,10 +157,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{log: cfg.Logger, tls: cfg.TLS, started: make(chan struct{})}
+	s := &Server{log: cfg.Logger, tls: cfg.TLS, metrics: newMetrics(), started: make(chan struct{})}
 	s.conns.log = cfg.Logger
 	s.checks = checks{log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals)}
-	a.server = s
+	a.attach(s)
 	s.current.Store(a)
 	return s, nil
 }

@@ -70,6 +70,14 @@ func (s *connections) describe() string {
 	return fmt.Sprintf("[%s] connections: %d of %d\n", sign, s.open, s.limit)
 }
 
+// count returns the number of open connections and its limit, which is zero
+// before Run.
+func (s *connections) count() (open, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open, s.limit
+}
+
 // admit returns the connection to serve for one that was accepted, or nil if it
 // was refused.
 func (s *connections) admit(c net.Conn) net.Conn {

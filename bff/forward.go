@@ -3,6 +3,7 @@ package bff
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -11,7 +12,7 @@ import (
 // serveRoute serves a request to a route, with the token that the route is
 // configured for.
 func (a *app) serveRoute(w *response, r *http.Request, route *route) error {
-	w.route = route.Path
+	w.route, w.metrics = route.Path, route.metrics
 	if route.AcceptBearer != nil && hasBearerToken(r) {
 		return a.proxyWithCallerToken(w, r, route)
 	}
@@ -47,10 +48,12 @@ func (a *app) forward(w *response, r *http.Request, route *route, opts proxy.Opt
 	return err
 }
 
-// beforeResponse adds the session cookie to a response of an upstream if the
-// cookie is outdated.
+// beforeResponse measures what was added to the time of the upstream, and adds
+// the session cookie to a response of an upstream if the cookie is outdated.
 func (a *app) beforeResponse(rw http.ResponseWriter, r *http.Request) {
-	if w := rw.(*response); w.access.session != nil {
+	w := rw.(*response)
+	w.metrics.added.Observe((time.Since(w.began) - w.exchange.UpstreamTime - w.waited).Seconds())
+	if w.access.session != nil {
 		a.renewCookie(r.Context(), w, r, w.access.session)
 	}
 }
@@ -62,10 +65,11 @@ func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	// Without the ResponseWriter, whose buffers are the server's again.
 	stream := &response{
 		began: w.began, requestID: w.requestID, trace: w.trace, client: w.client, method: w.method, path: w.path,
-		route: w.route, span: w.span, waited: w.waited, session: w.session, subject: w.subject,
+		route: w.route, metrics: w.metrics, span: w.span, waited: w.waited, session: w.session, subject: w.subject,
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record
+		stream.countRequest(false)
 		a.logRequest(stream)
 		a.endSpan(stream)
 		a.leave()

@@ -30,7 +30,7 @@ type accessKey struct{}
 // does not serve itself. Other requests are refused with a problem. It can also
 // wrap handlers within Config.Frontend.
 func (s *Server) RequireSession(h http.Handler) http.Handler {
-	protected := &route{Route: Route{Handler: h}, user: true, guard: headerOrMetadata}
+	protected := &route{Route: Route{Handler: h}, user: true, guard: headerOrMetadata, metrics: s.metrics.frontend}
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		a := s.enter()
 		serve := func(w *response, r *http.Request) error {

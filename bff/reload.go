@@ -31,7 +31,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 		return errStopping
 	}
 	a := next.current.Load()
-	a.server = s
+	a.attach(s)
 	a.start()
 	err := s.checkProvider(ctx, a.provider)
 	switch { // the attempt was canceled, which says nothing about the provider
@@ -43,6 +43,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	if err != nil {
 		closing, cancel := context.WithTimeout(context.Background(), closeGrace)
 		defer cancel()
+		defer s.metrics.remove(a)
 		return errors.Join(err, a.close(closing))
 	}
 	before := s.current.Swap(a)
@@ -68,6 +69,7 @@ func (s *Server) retire(before *app, grace time.Duration) {
 		s.log.Warn("previous configuration closed with requests in flight", "err", err)
 	}
 	before.sessions.Drain(s.closing)
+	s.metrics.remove(before)
 }
 
 // reloadWait is how long Reload waits for the provider.

@@ -44,6 +44,7 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was aborted because the client reads too slowly
 
+	metrics  *routeMetrics // for which the request is counted
 	access   access        // of a request to a route
 	exchange proxy.Record  // with the route's upstream
 	waited   time.Duration // for the refresh of its session's tokens
@@ -76,7 +77,7 @@ func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {
 		w.Header()["X-Request-Id"] = []string{id}
 	}
 	return &response{
-		ResponseWriter: w, server: a.server, began: time.Now(),
+		ResponseWriter: w, server: a.server, metrics: a.server.metrics.unrouted, began: time.Now(),
 		requestID: id, trace: trace, client: a.clientIP(r), method: r.Method, path: r.URL.Path,
 	}
 }

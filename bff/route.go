@@ -184,6 +184,7 @@ type route struct {
 	clientToken *oidc.ClientCredentials // nil unless client
 	guard       func(s *app, r *http.Request) error
 	proxy       *proxy.Proxy
+	metrics     *routeMetrics // set by app.attach
 }
 
 func newRoute(r Route, field, prefix string) (*route, error) {

@@ -28,6 +28,8 @@ const (
 type cacheShard struct {
 	mu         sync.Mutex             // guards all below
 	generation uint64                 // increases with each change: a value that was read before is discarded
+	hits       uint64                 // of get
+	misses     uint64                 // of get
 	entries    map[string]*cacheEntry // :: Session.ID → the session, read at most maxAge ago
 	size       int                    // of entries, in bytes
 	limits     map[string]time.Time   // :: Session.ID → absolute end, of sessions that this replica has seen
@@ -57,12 +59,23 @@ func (c *cache) invalidated(now time.Time) bool { return c.until.Load() != 0 && 
 // entry is too old, it returns nil to one caller, so that not all of them read
 // the store at once.
 func (c *cache) get(id string, now time.Time) *Session {
-	if !c.valid(now) {
-		return nil
-	}
 	shard := c.shard(id)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
+	s := c.getFrom(shard, id, now)
+	if s != nil {
+		shard.hits++
+	} else {
+		shard.misses++
+	}
+	return s
+}
+
+// getFrom is get, with the mutex of the shard held.
+func (c *cache) getFrom(shard *cacheShard, id string, now time.Time) *Session {
+	if !c.valid(now) {
+		return nil
+	}
 	e := shard.entries[id]
 	if e == nil || !now.Before(e.session.IdleExpiresAt) { // which another replica may have moved
 		return nil
@@ -75,6 +88,17 @@ func (c *cache) get(id string, now time.Time) *Session {
 		return nil
 	}
 	return e.session
+}
+
+// stats returns how many calls of get found a session, and how many did not.
+func (c *cache) stats() (hits, misses uint64) {
+	for i := range c.shards {
+		shard := &c.shards[i]
+		shard.mu.Lock()
+		hits, misses = hits+shard.hits, misses+shard.misses
+		shard.mu.Unlock()
+	}
+	return hits, misses
 }
 
 // beginRead returns a generation for put, which discards a value that was read

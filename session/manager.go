@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
@@ -133,6 +134,8 @@ type Manager struct {
 	ends     endWatchers
 	failover failoverLog
 	working  sync.WaitGroup // refreshes in progress, for Drain
+
+	refreshing, waiting atomic.Int64 // of Stats
 
 	reported sessionSet // whose end this replica has reported, or another one as far as this one knows
 	revoked  sessionSet // whose tokens need no revocation any more
@@ -325,9 +328,29 @@ func (m *Manager) openReplaced(ctx context.Context, s *Session, tickets []Ticket
 	return all, nil
 }
 
+// Stats are numbers of a Manager, for metrics.
+type Stats struct {
+	CacheHits   uint64 // calls of Find whose session was in the cache
+	CacheMisses uint64 // calls of Find that read the store
+	Refreshing  int    // refreshes in progress, those that wait for another replica included
+	Waiting     int    // callers that wait for a refresh
+}
+
+// Stats returns the numbers of this replica. It does not call the store.
+func (m *Manager) Stats() Stats {
+	hits, misses := m.cache.stats()
+	return Stats{
+		CacheHits: hits, CacheMisses: misses,
+		Refreshing: int(m.refreshing.Load()), Waiting: int(m.waiting.Load()),
+	}
+}
+
 // Find returns the session that a ticket opens. It neither refreshes tokens nor
 // counts as activity. The error is ErrNone, or wraps ErrStore.
 func (m *Manager) Find(ctx context.Context, t Ticket) (*Session, error) {
+	if t.sessionID == "" {
+		return nil, ErrNone
+	}
 	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.Equal(t) {
 		return s, nil
 	}

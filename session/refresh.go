@@ -103,6 +103,8 @@ func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 // result, at most Config.Wait. Within that time it retries after a transient
 // error if the provider has become ready since.
 func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
+	m.waiting.Add(1)
+	defer m.waiting.Add(-1)
 	began := time.Now()
 	if m.cfg.Waited != nil {
 		defer func() { m.cfg.Waited(ctx, time.Since(began)) }()
@@ -287,6 +289,8 @@ func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, e
 // runRefresh performs the refresh and wakes all waiters. Per session, at most
 // one refresh is in progress across replicas and targets.
 func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
+	m.refreshing.Add(1)
+	defer m.refreshing.Add(-1)
 	s, unsaved, release, err := m.leaseAndRefresh(ctx, r)
 	var retry *RefreshError
 	switch {

@@ -28,7 +28,7 @@ type breaker struct {
 	wake  chan struct{}               // tells run that the breaker became suspicious
 
 	mu      sync.Mutex // guards all below
-	state   breakerState
+	state   BreakerState
 	changed chan struct{} // closed and replaced at each change that waiting requests have to check
 	// suspicious is set between a request without a response and the result of
 	// the probe that it causes. Requests wait for that.
@@ -50,12 +50,18 @@ type breaker struct {
 	slowest   time.Duration // the longest one that was sent after resumedAt
 }
 
-type breakerState int
+// BreakerState is a state of the circuit breaker that holds token requests back
+// while the provider is in an outage.
+type BreakerState string
 
 const (
-	breakerClosed breakerState = iota
-	breakerHalfOpen
-	breakerOpen
+	// BreakerClosed: token requests are sent.
+	BreakerClosed BreakerState = "closed"
+	// BreakerHalfOpen: the provider responds, but with errors. Single token
+	// requests are sent.
+	BreakerHalfOpen BreakerState = "half-open"
+	// BreakerOpen: the provider does not respond. No token request is sent.
+	BreakerOpen BreakerState = "open"
 )
 
 const (
@@ -101,8 +107,10 @@ var errUnreachable error = unavailable("the provider cannot be reached")
 var errResponseLost = errors.New("the provider responded to later requests, but not to this one")
 
 func newBreaker(log *slog.Logger, probe func(context.Context) error) *breaker {
-	return &breaker{log: log, probe: probe, wake: make(chan struct{}, 1), changed: make(chan struct{}),
-		waiting: make(map[string]int)}
+	return &breaker{
+		log: log, probe: probe, state: BreakerClosed,
+		wake: make(chan struct{}, 1), changed: make(chan struct{}), waiting: make(map[string]int),
+	}
 }
 
 // admit waits until a token request may be sent for a session, at most for
@@ -117,24 +125,24 @@ func (b *breaker) admit(ctx context.Context, sessionID string, wait time.Duratio
 		pause := wait // or until something changes
 		switch {
 		case b.suspicious:
-		case b.state == breakerClosed && waited && !spread:
+		case b.state == BreakerClosed && waited && !spread:
 			spread = true
 			pause = rand.N(min(resumeSpread, max(deadline.Sub(now), 1)))
-		case b.state == breakerClosed:
+		case b.state == BreakerClosed:
 			return b.epoch, nil
-		case b.state == breakerHalfOpen && !now.Before(b.next):
+		case b.state == BreakerHalfOpen && !now.Before(b.next):
 			b.next = now.Add(probeInterval)
 			b.epoch++
 			return b.epoch, nil
-		case b.state == breakerHalfOpen && b.next.After(deadline):
+		case b.state == BreakerHalfOpen && b.next.After(deadline):
 			return 0, b.unavailable(b.next.Sub(now))
-		case b.state == breakerHalfOpen:
+		case b.state == BreakerHalfOpen:
 			pause = b.next.Sub(now)
 		}
 		if !now.Before(deadline) {
 			return 0, b.unavailable(probeInterval)
 		}
-		waited = waited || b.state != breakerClosed
+		waited = waited || b.state != BreakerClosed
 		if err := b.wait(ctx, sessionID, min(pause, deadline.Sub(now))); err != nil {
 			return 0, err
 		}
@@ -165,7 +173,7 @@ func (b *breaker) wait(ctx context.Context, sessionID string, pause time.Duratio
 // caller holds mu.
 func (b *breaker) unavailable(retryAfter time.Duration) error {
 	err := errProviderSilent
-	if b.state != breakerClosed {
+	if b.state != BreakerClosed {
 		err = fmt.Errorf("the provider is unavailable since %s: %w", b.since.UTC().Format(time.RFC3339), b.cause)
 	}
 	return &session.RefreshError{RetryAfter: retryAfter, Err: err}
@@ -216,18 +224,18 @@ func (b *breaker) succeeded(begun time.Time) {
 	defer b.mu.Unlock()
 	now := time.Now()
 	b.lastAt, b.failures = now, 0
-	if b.state == breakerOpen {
+	if b.state == BreakerOpen {
 		b.resumedAt = now
 	}
 	if begun.After(b.resumedAt) && !b.provenAt.After(b.resumedAt) {
 		b.provenAt = now
 	}
-	if b.state == breakerClosed {
+	if b.state == BreakerClosed {
 		return
 	}
 	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(),
 		"waiting_sessions", len(b.waiting))
-	b.state, b.suspicious, b.cause = breakerClosed, false, nil
+	b.state, b.suspicious, b.cause = BreakerClosed, false, nil
 	b.epoch++
 	b.notify()
 }
@@ -247,13 +255,13 @@ func (b *breaker) failed(cause error, responded bool, retryAfter time.Duration) 
 	}
 	next := now.Add(min(max(retryAfter, probeInterval), maxProviderPause))
 	switch {
-	case b.state == breakerClosed && b.failures >= failuresToOpen:
-		b.trip(breakerHalfOpen, cause)
+	case b.state == BreakerClosed && b.failures >= failuresToOpen:
+		b.trip(BreakerHalfOpen, cause)
 		b.next = next
-	case b.state == breakerHalfOpen:
+	case b.state == BreakerHalfOpen:
 		b.cause, b.next = cause, next
-	case b.state == breakerOpen && responded:
-		b.state, b.suspicious, b.cause, b.resumedAt, b.next = breakerHalfOpen, false, cause, now, next
+	case b.state == BreakerOpen && responded:
+		b.state, b.suspicious, b.cause, b.resumedAt, b.next = BreakerHalfOpen, false, cause, now, next
 	}
 	b.notify()
 }
@@ -264,8 +272,8 @@ func (b *breaker) responded() {
 	defer b.mu.Unlock()
 	now := time.Now()
 	b.suspicious = false
-	if b.state == breakerOpen {
-		b.state, b.resumedAt, b.next = breakerHalfOpen, now, now
+	if b.state == BreakerOpen {
+		b.state, b.resumedAt, b.next = BreakerHalfOpen, now, now
 	}
 	b.epoch++ // what failed without a response may be retried
 	b.notify()
@@ -275,21 +283,21 @@ func (b *breaker) responded() {
 func (b *breaker) silent(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state == breakerOpen || !b.suspicious {
+	if b.state == BreakerOpen || !b.suspicious {
 		return
 	}
 	b.openedAt, b.slowest = time.Now(), 0
-	if b.state == breakerClosed {
-		b.trip(breakerOpen, cause)
+	if b.state == BreakerClosed {
+		b.trip(BreakerOpen, cause)
 	} else {
-		b.state, b.cause = breakerOpen, cause
+		b.state, b.cause = BreakerOpen, cause
 	}
 	b.suspicious = false
 	b.notify()
 }
 
 // trip starts an outage. The caller holds mu.
-func (b *breaker) trip(state breakerState, cause error) {
+func (b *breaker) trip(state BreakerState, cause error) {
 	b.state, b.cause, b.since = state, cause, time.Now()
 	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(),
 		"waiting_sessions", len(b.waiting), "err", cause)
@@ -297,7 +305,7 @@ func (b *breaker) trip(state breakerState, cause error) {
 
 // suspect starts a probe of the provider. The caller holds mu.
 func (b *breaker) suspect() {
-	if b.state == breakerOpen {
+	if b.state == BreakerOpen {
 		return
 	}
 	b.suspicious = true
@@ -311,17 +319,24 @@ func (b *breaker) suspect() {
 func (b *breaker) outage() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state != breakerClosed
+	return b.state != BreakerClosed
 }
 
 // status returns why the provider is in an outage, or nil.
 func (b *breaker) status() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.state == breakerClosed {
+	if b.state == BreakerClosed {
 		return nil
 	}
 	return b.unavailable(0)
+}
+
+// current returns the state.
+func (b *breaker) current() BreakerState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state
 }
 
 // notify makes the waiting requests check the state. The caller holds mu.
@@ -392,7 +407,7 @@ func (b *breaker) probeUntilResponse(ctx context.Context) {
 func (b *breaker) respondedSince(begun time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state != breakerOpen && !b.suspicious && b.lastAt.After(begun)
+	return b.state != BreakerOpen && !b.suspicious && b.lastAt.After(begun)
 }
 
 // supervise watches a token request in flight until stop is called. After

@@ -234,6 +234,10 @@ func (c *Client) Status() error {
 	return c.breaker.status()
 }
 
+// Breaker returns the state of the circuit breaker. Before the discovery it is
+// closed.
+func (c *Client) Breaker() BreakerState { return c.breaker.current() }
+
 // Config returns the configuration, with defaults filled in.
 func (c *Client) Config() *Config { return &c.cfg }
 

@@ -132,7 +132,7 @@ func (x *exchange) run(ctx context.Context) error {
 	switching := resp.StatusCode == http.StatusSwitchingProtocols
 	events := strings.HasPrefix(contentType, "text/event-stream")
 	if switching || events {
-		x.streaming = true
+		x.streaming, x.record.Stream = true, true
 		x.p.group.addStream(x)
 	}
 	if switching || pace.IsStream(contentType) {

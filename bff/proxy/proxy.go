@@ -135,6 +135,13 @@ func (g *Group) removeStream(x *exchange) {
 	delete(g.streams, x)
 }
 
+// Streams returns how many event streams and WebSockets are open.
+func (g *Group) Streams() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.streams)
+}
+
 func (g *Group) pace() pace.Limit {
 	return pace.Limit{Rate: cmp.Or(g.BodyMinRate, pace.DefaultRate), Window: cmp.Or(g.BodyWindow, pace.DefaultWindow)}
 }
@@ -157,18 +164,29 @@ type Proxy struct {
 
 // ServerStatus is what a Proxy knows of one address of its upstream.
 type ServerStatus struct {
+	Server  int    // index in Upstream.URLs
 	Address string // host:port, or the path of a socket
 	Failed  bool   // the last requests failed; others are preferred for a while
+}
+
+// Servers returns the names of the servers in Upstream.URLs: host:port as
+// configured, or the path of a socket.
+func (p *Proxy) Servers() []string {
+	var all []string
+	for _, s := range p.servers.servers {
+		all = append(all, s.at)
+	}
+	return all
 }
 
 // Status returns what is known of the addresses of the upstream. A name that no
 // request was sent to yet has none.
 func (p *Proxy) Status() []ServerStatus {
 	var all []ServerStatus
-	for _, s := range p.servers.servers {
+	for i, s := range p.servers.servers {
 		if addresses := s.addresses.Load(); addresses != nil {
 			for _, a := range *addresses {
-				all = append(all, ServerStatus{a.at, a.retryAt.Load() != 0})
+				all = append(all, ServerStatus{i, a.at, a.retryAt.Load() != 0})
 			}
 		}
 	}
@@ -245,8 +263,10 @@ type Credential interface {
 // Record is what an exchange did, for a log.
 type Record struct {
 	Upstream     string        // address of the last server: host:port, or the path of a socket
+	Server       int           // index of that server in Upstream.URLs
 	UpstreamTime time.Duration // until the header of the last response
 	Retries      int           // requests to the upstream after the first one
+	Stream       bool          // an event stream or a WebSocket
 	Status       int           // of a response on a connection that was taken over from net/http; else 0
 	Bytes        int64         // of its body
 	Err          error         // a *problem.Problem: why the response ended too early

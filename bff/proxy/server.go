@@ -26,6 +26,8 @@ import (
 
 // server is one of the URLs of an upstream.
 type server struct {
+	index  int      // in Upstream.URLs
+	at     string   // host:port as configured, or the path of a socket
 	url    *url.URL // scheme and host as http.Transport wants them, and what goes before a request's path
 	host   string   // of the Host header
 	dialer *net.Dialer
@@ -72,6 +74,7 @@ func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.at = where.at
 	checkAddress := s.dialer.Control
 	s.dialer.Control = func(network, address string, c syscall.RawConn) error {
 		if checkAddress != nil {

@@ -96,11 +96,12 @@ func newServerSet(u Upstream, g *Group) (*serverSet, error) {
 		return nil, errors.New("missing")
 	}
 	set := &serverSet{retry: !u.NoRetry, plain: true}
-	for _, raw := range u.URLs {
+	for i, raw := range u.URLs {
 		s, err := newServer(raw, u, g)
 		if err != nil {
 			return nil, err
 		}
+		s.index = i
 		set.servers = append(set.servers, s)
 		set.plain = set.plain && s.url.Scheme == "http" && !strings.HasPrefix(raw, "h2c:")
 	}
@@ -252,7 +253,7 @@ func (u *serverSet) send(
 		req.Body, req.GetBody = reader, body.getBody
 		var resp *http.Response
 		resp, err = a.roundTrip(req, n > 0)
-		x.record.Upstream, x.record.UpstreamTime = a.at, before+time.Since(began)
+		x.record.Upstream, x.record.Server, x.record.UpstreamTime = a.at, a.index, before+time.Since(began)
 		if err == nil {
 			return resp, a, nil
 		}

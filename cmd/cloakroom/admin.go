@@ -14,6 +14,7 @@ func (b *broker) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", b.server.Admin())
 	mux.Handle("POST /admin/reload", b.server.RequireAdmin(http.HandlerFunc(b.serveReload)))
+	mux.Handle("GET /metrics", b.server.RequireAdmin(metricsHandler(b.newRegistry(), b.log)))
 	mux.Handle("GET /admin/replicas", b.server.RequireAdmin(http.HandlerFunc(b.serveReplicas)))
 	return mux
 }

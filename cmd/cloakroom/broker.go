@@ -35,10 +35,13 @@ type broker struct {
 
 	reloading sync.Mutex // held during a reload
 
-	mu   sync.Mutex // guards all below
-	cfg  *config.Config
-	self replicas.Description // of cfg
-	read map[string]fileState // the files at the last read of the configuration
+	mu           sync.Mutex // guards all below
+	cfg          *config.Config
+	self         replicas.Description // of cfg
+	hash         uint64               // of cfg
+	inForceSince time.Time            // of cfg
+	reloadFailed bool                 // the last one
+	read         map[string]fileState // the files at the last read of the configuration
 }
 
 // lastRead returns the states of the files at the last read of the
@@ -104,6 +107,7 @@ func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error)
 		return nil, err
 	}
 	b.self = describe(cfg, b.server.App())
+	b.hash, b.inForceSince = b.self.Hash(), time.Now()
 	var shared session.Store
 	if cfg.Store.IsShared() {
 		shared = store
@@ -191,6 +195,7 @@ func (b *broker) reload(ctx context.Context) error {
 	if next != nil {
 		err = b.replace(ctx, next, err)
 	}
+	b.setReloadFailed(err != nil)
 	var problems config.Errors
 	switch {
 	case errors.As(err, &problems):
@@ -226,6 +231,7 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	}
 	b.mu.Lock()
 	b.cfg, b.self = next, describe(next, server.App())
+	b.hash, b.inForceSince = b.self.Hash(), time.Now()
 	b.mu.Unlock()
 	return nil
 }

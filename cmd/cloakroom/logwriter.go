@@ -4,11 +4,15 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // logBuffer is the maximum number of bytes that wait for a slow reader.
 const logBuffer = 4 << 20
+
+// droppedLines counts the log lines of this process that were dropped.
+var droppedLines atomic.Uint64
 
 // logWriter writes log lines to another writer in the background: a request
 // must not hang because the log is not read. Lines that do not fit into the
@@ -44,6 +48,7 @@ func (w *logWriter) Write(line []byte) (int, error) {
 	defer w.mu.Unlock()
 	if len(w.buf)+len(line) > logBuffer || w.ended {
 		w.dropped++
+		droppedLines.Add(1)
 		return len(line), nil
 	}
 	w.buf = append(w.buf, line...)

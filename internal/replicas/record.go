@@ -8,6 +8,7 @@ import (
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -27,6 +28,19 @@ type Description struct {
 	// Settings is the rest of the configuration, by key. Only keyed hashes of
 	// the values leave the process.
 	Settings map[string]session.Secret
+}
+
+// Hash returns a hash of the settings, of 48 bits. It is equal for replicas
+// with the same settings and the same first key, and reveals nothing of either.
+func (d Description) Hash() uint64 {
+	if len(d.Keys) == 0 {
+		return 0
+	}
+	all, err := hex.DecodeString(newKeyInfo(d.Keys[0], d.Settings).hash())
+	if err != nil {
+		panic(err) // hash has encoded it
+	}
+	return binary.BigEndian.Uint64(all) >> 16
 }
 
 // record is what a replica writes to the store, as JSON. Other releases read

@@ -1,0 +1,332 @@
+package bff
+
+import (
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// metrics are what a Server counts for Prometheus. They survive a Reload. What
+// other parts of the Server know already is read at a scrape.
+type metrics struct {
+	requests *prometheus.CounterVec   // of route and class
+	duration *prometheus.HistogramVec // of route and class
+	upstream *prometheus.HistogramVec // of route and upstream
+	added    *prometheus.HistogramVec // of route
+	aborted  *prometheus.CounterVec   // of route
+
+	frontend, unrouted *routeMetrics
+
+	mu           sync.Mutex        // guards all below
+	apps         map[*app]struct{} // the configuration in force, and those before whose requests have not ended
+	hits, misses uint64            // in the caches of those that are not in apps any more
+}
+
+// Values of the label route for requests that belong to no route. An endpoint
+// under the prefix has its path. Paths begin with a slash.
+const (
+	// routeFrontend is for what belongs to the app itself.
+	routeFrontend = "app"
+	// routeNone is for requests that were refused before a route was chosen:
+	// with another host, an ambiguous path, or TRACE.
+	routeNone = "none"
+)
+
+// Upper bounds of the histograms, in seconds. Native histograms would cost four
+// times as much for each request.
+var (
+	durationBuckets = []float64{.005, .02, .05, .1, .25, .5, 1, 2.5, 10}
+	addedBuckets    = []float64{.0005, .001, .0025, .005, .01, .05, .25, 1, 5}
+)
+
+func newMetrics() *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_requests_total",
+			Help: "Requests that ended. A client that left before the response counts as 4xx, " +
+				"a switch to a WebSocket as 2xx.",
+		}, []string{"route", "class"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cloakroom_request_duration_seconds",
+			Help: "Time from the header of a request to the end of its response, " +
+				"without event streams and WebSockets.",
+			Buckets: durationBuckets,
+		}, []string{"route", "class"}),
+		upstream: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cloakroom_upstream_duration_seconds",
+			Help: "Time from sending a request to the upstream to the header of its response, or to the " +
+				"failure, retries included.",
+			Buckets: durationBuckets,
+		}, []string{"route", "upstream"}),
+		added: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cloakroom_added_duration_seconds",
+			Help: "Time that Cloakroom added before the header of an upstream's response, the session store " +
+				"included: without the upstream, and without waiting for a token refresh.",
+			Buckets: addedBuckets,
+		}, []string{"route"}),
+		aborted: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_responses_aborted_total",
+			Help: "Responses that ended too early, because of the upstream or a body that was too slow. " +
+				"In cloakroom_requests_total they have the class of their status.",
+		}, []string{"route"}),
+		apps: make(map[*app]struct{}),
+	}
+	m.frontend, m.unrouted = m.forRoute(routeFrontend, nil), m.forRoute(routeNone, nil)
+	return m
+}
+
+// collectors returns those that count by themselves.
+func (m *metrics) collectors() []prometheus.Collector {
+	return []prometheus.Collector{m.requests, m.duration, m.upstream, m.added, m.aborted}
+}
+
+// classes are the values of the label class.
+var classes = [...]string{"2xx", "3xx", "4xx", "5xx"}
+
+// classOf returns the index in classes of a status. A switch of protocols is a
+// success.
+func classOf(status int) int { return min(max(status/100-2, 0), len(classes)-1) }
+
+// routeMetrics are the metrics of a route, or of requests that belong to none.
+type routeMetrics struct {
+	label     string
+	requests  [len(classes)]prometheus.Counter
+	durations [len(classes)]atomic.Pointer[prometheus.Observer] // nil: no request had this class yet
+	upstreams []prometheus.Observer                             // :: index in Route.Upstream
+	added     prometheus.Observer                               // nil: the route has no upstream
+	aborted   prometheus.Counter
+
+	duration *prometheus.HistogramVec
+}
+
+// forRoute returns the metrics of a route with servers, so that a request looks
+// up no label.
+func (m *metrics) forRoute(label string, servers []string) *routeMetrics {
+	r := &routeMetrics{label: label, duration: m.duration, aborted: m.aborted.WithLabelValues(label)}
+	for i, class := range classes {
+		r.requests[i] = m.requests.WithLabelValues(label, class)
+	}
+	for _, server := range servers {
+		r.upstreams = append(r.upstreams, m.upstream.WithLabelValues(label, server))
+		r.added = m.added.WithLabelValues(label)
+	}
+	return r
+}
+
+// durationOf returns the histogram of a class. Most routes have requests of two
+// or three classes, and a histogram has many series.
+func (r *routeMetrics) durationOf(class int) prometheus.Observer {
+	if o := r.durations[class].Load(); o != nil {
+		return *o
+	}
+	o := r.duration.WithLabelValues(r.label, classes[class])
+	r.durations[class].Store(&o)
+	return o
+}
+
+// countRequest counts a request that has ended. panicked means that there is no
+// status because the handler failed.
+func (w *response) countRequest(panicked bool) {
+	status := w.status
+	if w.exchange.Status != 0 {
+		status = w.exchange.Status
+	} else if status == 0 && panicked {
+		status = http.StatusInternalServerError
+	}
+	class := classOf(status)
+	w.metrics.requests[class].Inc()
+	if !w.exchange.Stream {
+		w.metrics.durationOf(class).Observe(time.Since(w.began).Seconds())
+	}
+	if w.exchange.Upstream != "" {
+		w.metrics.upstreams[w.exchange.Server].Observe(w.exchange.UpstreamTime.Seconds())
+	}
+	if w.exchange.Err != nil || w.slow.Load() {
+		w.metrics.aborted.Inc()
+	}
+}
+
+// attach makes a the app of a server, which is another one after Reload than in
+// New, and looks up its metrics.
+func (a *app) attach(s *Server) {
+	a.server = s
+	for _, route := range a.routes {
+		var servers []string
+		if route.proxy != nil {
+			servers = route.proxy.Servers()
+		}
+		route.metrics = s.metrics.forRoute(route.Path, servers)
+	}
+	a.endpointMetrics = make(map[string]*routeMetrics)
+	for path := range a.table {
+		a.endpointMetrics[path] = s.metrics.forRoute(path, nil)
+	}
+	a.unknownEndpoint = s.metrics.forRoute(a.prefix+"/", nil)
+	s.metrics.add(a)
+}
+
+// add has read count a, until remove.
+func (m *metrics) add(a *app) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.apps[a] = struct{}{}
+}
+
+// remove ends what add began. Counters keep what a has counted.
+func (m *metrics) remove(a *app) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.apps, a)
+	stats := a.sessions.Stats()
+	m.hits += stats.CacheHits
+	m.misses += stats.CacheMisses
+}
+
+// Metrics whose values are read at a scrape.
+var (
+	inFlightDesc = prometheus.NewDesc("cloakroom_requests_in_flight",
+		"Requests in flight, event streams and WebSockets included.", nil, nil)
+	streamsDesc = prometheus.NewDesc("cloakroom_streams",
+		"Event streams and WebSockets that are open.", nil, nil)
+	upstreamUpDesc = prometheus.NewDesc("cloakroom_upstream_up",
+		"1 unless the last requests to all addresses of the upstream failed.", []string{"route", "upstream"}, nil)
+	connectionsDesc = prometheus.NewDesc("cloakroom_connections",
+		"Open connections of the public listener.", nil, nil)
+	connectionsLimitDesc = prometheus.NewDesc("cloakroom_connections_limit",
+		"How many connections may be open (server.limits.connections).", nil, nil)
+	refusalsDesc = prometheus.NewDesc("cloakroom_refusals_total",
+		"Connections and requests that were refused because of a limit, by the limit.", []string{"limit"}, nil)
+	providerUpDesc = prometheus.NewDesc("cloakroom_provider_up",
+		"1 if the provider was discovered, and responds to token requests.", nil, nil)
+	breakerDesc = prometheus.NewDesc("cloakroom_provider_breaker_state",
+		"1 for the state in which the circuit breaker of token requests is.", []string{"state"}, nil)
+	invalidationDesc = prometheus.NewDesc("cloakroom_invalidation_up",
+		"1 if the store announces changes by other replicas. Otherwise no cached session is used.", nil, nil)
+	cacheDesc = prometheus.NewDesc("cloakroom_session_cache_requests_total",
+		"Sessions that were looked up in the cache, by the result.", []string{"result"}, nil)
+	refreshingDesc = prometheus.NewDesc("cloakroom_refreshes_in_flight",
+		"Token refreshes in flight on this replica, those that wait for another replica included.", nil, nil)
+	waitersDesc = prometheus.NewDesc("cloakroom_refresh_waiters",
+		"Requests that wait for a token refresh.", nil, nil)
+	cookiesDesc = prometheus.NewDesc("cloakroom_cookies_refused_total",
+		"Requests with a cookie of a session or a login that was not used, by the reason.", []string{"kind"}, nil)
+)
+
+// Describe sends the descriptions of all metrics. With Collect, it makes a
+// Server a prometheus.Collector. Register it once.
+func (s *Server) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range s.metrics.collectors() {
+		c.Describe(ch)
+	}
+	for _, d := range []*prometheus.Desc{
+		inFlightDesc, streamsDesc, upstreamUpDesc, connectionsDesc, connectionsLimitDesc, refusalsDesc,
+		providerUpDesc, breakerDesc, invalidationDesc, cacheDesc, refreshingDesc, waitersDesc, cookiesDesc,
+	} {
+		ch <- d
+	}
+}
+
+// Collect sends all metrics. It calls neither the store nor the provider.
+func (s *Server) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range s.metrics.collectors() {
+		c.Collect(ch)
+	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	counter := func(d *prometheus.Desc, value uint64, label string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), label)
+	}
+
+	total := s.metrics.read()
+	gauge(inFlightDesc, float64(total.requests))
+	gauge(streamsDesc, float64(total.streams))
+	gauge(refreshingDesc, float64(total.Refreshing))
+	gauge(waitersDesc, float64(total.Waiting))
+	counter(cacheDesc, total.CacheHits, "hit")
+	counter(cacheDesc, total.CacheMisses, "miss")
+
+	if open, limit := s.conns.count(); limit > 0 { // Run has listeners
+		gauge(connectionsDesc, float64(open))
+		gauge(connectionsLimitDesc, float64(limit))
+	}
+	for _, limit := range []Refusal{RefusalConnections, RefusalDescriptors, RefusalWaiting, RefusalHeader} {
+		counter(refusalsDesc, s.Refused(limit), string(limit))
+	}
+	for _, state := range []session.CookieState{
+		session.CookieForeign, session.CookieUnopenable, session.CookieDuplicate,
+	} {
+		counter(cookiesDesc, s.CookiesRefused(state), string(state))
+	}
+
+	a := s.current.Load()
+	gauge(providerUpDesc, oneIf(a.provider.Status() == nil))
+	for _, state := range []oidc.BreakerState{oidc.BreakerClosed, oidc.BreakerHalfOpen, oidc.BreakerOpen} {
+		gauge(breakerDesc, oneIf(a.provider.Breaker() == state), string(state))
+	}
+	gauge(invalidationDesc, oneIf(a.sessions.CacheValid()))
+	for _, route := range a.routes {
+		for server, up := range route.upstreamsUp() {
+			gauge(upstreamUpDesc, oneIf(up), route.Path, server)
+		}
+	}
+}
+
+// totals are the sums over all configurations that have requests.
+type totals struct {
+	session.Stats
+	requests int64
+	streams  int
+}
+
+func (m *metrics) read() totals {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := totals{Stats: session.Stats{CacheHits: m.hits, CacheMisses: m.misses}}
+	for a := range m.apps {
+		stats := a.sessions.Stats()
+		t.CacheHits += stats.CacheHits
+		t.CacheMisses += stats.CacheMisses
+		t.Refreshing += stats.Refreshing
+		t.Waiting += stats.Waiting
+		t.requests += a.requests.Load()
+		t.streams += a.upstreams.Streams()
+	}
+	return t
+}
+
+// upstreamsUp returns for each server of the route whether one of its addresses
+// has not failed.
+func (route *route) upstreamsUp() map[string]bool {
+	if route.proxy == nil {
+		return nil
+	}
+	up := make(map[string]bool)
+	known := route.proxy.Status()
+	for i, server := range route.proxy.Servers() {
+		ofServer, failed := 0, 0
+		for _, status := range known {
+			if status.Server == i {
+				ofServer++
+				if status.Failed {
+					failed++
+				}
+			}
+		}
+		up[server] = up[server] || failed < max(ofServer, 1)
+	}
+	return up
+}
+
+func oneIf(condition bool) float64 {
+	if condition {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,253 @@
+package bff_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+)
+
+// scrape returns the metrics of a server.
+func scrape(t testing.TB, server *bff.Server) brokertest.Metrics {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(server)
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("scrape: got %d, want 200:\n%s", w.Code, w.Body)
+	}
+	return brokertest.ParseMetrics(t, w.Body)
+}
+
+// wantRise waits until a sample has risen by n since before.
+func (a *app) wantRise(t testing.TB, before brokertest.Metrics, sample string, n float64) {
+	t.Helper()
+	var now brokertest.Metrics
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		now = scrape(t, a.server)
+		if _, ok := now[sample]; ok && now[sample]-before[sample] == n {
+			return
+		}
+	}
+	t.Errorf("%s: got a rise by %v within 10 s, want %v", sample, now.Rise(t, before, sample), n)
+}
+
+func TestRequestsAreCountedByRouteAndClass(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Routes = append(cfg.Routes,
+			bff.Route{Path: "/down/", Upstream: []string{"http://127.0.0.1:1"}, Token: "none"},
+			bff.Route{Path: "/handler/", Token: "none", Handler: http.HandlerFunc(
+				func(http.ResponseWriter, *http.Request) { panic("broken") })})
+		cfg.Frontend = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/moved" {
+				http.Redirect(w, r, "/", http.StatusFound)
+			}
+		})
+	})
+	b, signedIn := a.browser(), a.signedIn()
+	fetch := func(b *bfftest.Browser, path string) func() { return func() { b.Fetch("GET", path) } }
+	for _, c := range []struct {
+		what         string
+		do           func()
+		route, class string
+	}{
+		{"a call of an API", fetch(signedIn, "/api/x"), "/api/", "2xx"},
+		{"another one", fetch(signedIn, "/api/y?z=1"), "/api/", "2xx"},
+		{"a call without a session", fetch(b, "/api/x"), "/api/", "4xx"},
+		{"an upstream that is down", fetch(b, "/down/x"), "/down/", "5xx"},
+		{"a page of the app", func() { b.Navigate("/orders/17") }, "app", "2xx"},
+		{"a redirect of the app", func() { b.Navigate("/moved") }, "app", "3xx"},
+		{"an endpoint", fetch(b, "/bff/session"), "/bff/session", "2xx"},
+		{"a login", func() { b.Navigate("/bff/login") }, "/bff/login", "3xx"},
+		{"an unknown endpoint", fetch(b, "/bff/nothing"), "/bff/", "4xx"},
+		{"an ambiguous path", fetch(b, "/api/%2e%2e/x"), "none", "4xx"},
+		{"a handler that panics", func() { b.Abort("POST", "/handler/x", nil) }, "/handler/", "5xx"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			before := scrape(t, a.server)
+			c.do()
+			labels := fmt.Sprintf(`{class=%q,route=%q}`, c.class, c.route)
+			a.wantRise(t, before, "cloakroom_requests_total"+labels, 1)
+			a.wantRise(t, before, "cloakroom_request_duration_seconds_count"+labels, 1)
+		})
+	}
+}
+
+// A client that leaves is no error of the upstream or the broker.
+func TestClientThatLeftCountsAsClientError(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	arrived := make(chan struct{})
+	a.echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}
+	before := scrape(t, a.server)
+	a.browser().Abort("GET", "/public/x", arrived)
+	a.wantRise(t, before, `cloakroom_requests_total{class="4xx",route="/public/"}`, 1)
+}
+
+func TestTimeOfTheUpstreamIsApartFromTheAddedTime(t *testing.T) {
+	t.Parallel()
+	const slow = 200 * time.Millisecond
+	a := newApp(t, nil)
+	a.echo.Handler = func(http.ResponseWriter, *http.Request) { time.Sleep(slow) }
+	before := scrape(t, a.server)
+	a.browser().Fetch("GET", "/public/x")
+	upstream := strings.TrimPrefix(a.echo.URL, "http://")
+	labels := fmt.Sprintf(`{route="/public/",upstream=%q}`, upstream)
+	a.wantRise(t, before, "cloakroom_upstream_duration_seconds_count"+labels, 1)
+	a.wantRise(t, before, `cloakroom_added_duration_seconds_count{route="/public/"}`, 1)
+	now := scrape(t, a.server)
+	got := now["cloakroom_upstream_duration_seconds_sum"+labels]
+	if got < slow.Seconds() {
+		t.Errorf("time of the upstream: got %v s, want at least %v", got, slow.Seconds())
+	}
+	whole := now[`cloakroom_request_duration_seconds_sum{class="2xx",route="/public/"}`]
+	if added := now[`cloakroom_added_duration_seconds_sum{route="/public/"}`]; added <= 0 || added > whole-got {
+		t.Errorf("added time: got %v s of %v, of which the upstream took %v", added, whole, got)
+	}
+}
+
+// A stream may last for days, which would tell nothing about durations.
+func TestStreamIsCountedWithoutItsDuration(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.echo.Handler = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}
+	b := a.signedIn()
+	before := scrape(t, a.server)
+	stream := b.Open("/stream/x")
+	a.wantRise(t, before, "cloakroom_streams", 1)
+	a.wantRise(t, before, "cloakroom_requests_in_flight", 1)
+	stream.Body.Close()
+	a.wantRise(t, before, `cloakroom_requests_total{class="2xx",route="/stream/"}`, 1)
+	a.wantRise(t, before, "cloakroom_streams", 0)
+	a.wantRise(t, before, "cloakroom_requests_in_flight", 0)
+	duration := `cloakroom_request_duration_seconds_count{class="2xx",route="/stream/"}`
+	if n, ok := scrape(t, a.server)[duration]; ok {
+		t.Errorf("%s: got %v, want none", duration, n)
+	}
+}
+
+func TestResponseThatEndsTooEarlyIsCounted(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.echo.Handler = func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		io.WriteString(w, "not all")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	before := scrape(t, a.server)
+	resp := a.browser().Open("/public/x?")
+	io.Copy(io.Discard, resp.Body)
+	resp.Body.Close()
+	a.wantRise(t, before, `cloakroom_responses_aborted_total{route="/public/"}`, 1)
+	a.wantRise(t, before, `cloakroom_requests_total{class="2xx",route="/public/"}`, 1)
+}
+
+func TestUpstreamIsDownWhenAllItsAddressesHaveFailed(t *testing.T) {
+	t.Parallel()
+	down := "127.0.0.1:1"
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{{Path: "/down/", Upstream: []string{"http://" + down, a.echo.URL}, Token: "none"}}
+	})
+	up := func(upstream string) float64 {
+		sample := fmt.Sprintf(`cloakroom_upstream_up{route="/down/",upstream=%q}`, upstream)
+		return scrape(t, a.server).Rise(t, nil, sample)
+	}
+	if got := up(down); got != 1 {
+		t.Errorf("before a request: got %v, want 1", got)
+	}
+	for range 4 {
+		a.browser().Fetch("GET", "/down/x")
+	}
+	if got := up(down); got != 0 {
+		t.Errorf("the one that is down: got %v, want 0", got)
+	}
+	if got := up(strings.TrimPrefix(a.echo.URL, "http://")); got != 1 {
+		t.Errorf("the other one: got %v, want 1", got)
+	}
+}
+
+// Clients choose paths, methods and hosts. They must not choose labels.
+func TestClientsCannotAddSeries(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.browser()
+	visit := func(i int) {
+		for _, path := range []string{"/api/%d", "/public/%d", "/bff/%d", "/%d", "/api%%2f%d",
+			"/bff/callback?state=%d"} {
+			b.Do("GET", fmt.Sprintf(path, i), "", "X-CSRF", "1")
+		}
+		b.Do(fmt.Sprintf("METHOD%d", i), "/public/x", "", "X-CSRF", "1")
+	}
+	visit(0)
+	before := len(scrape(t, a.server))
+	for i := range 150 { // more than a thousand different requests
+		visit(i + 1)
+	}
+	if got := len(scrape(t, a.server)); got != before {
+		t.Errorf("samples after many paths: got %d, want %d as before", got, before)
+	}
+}
+
+func TestCountersSurviveAReload(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	b := a.signedIn()
+	b.Fetch("GET", "/api/x")
+	b.Fetch("GET", "/api/x")
+	requests := `cloakroom_requests_total{class="2xx",route="/api/"}`
+	hits, misses := `cloakroom_session_cache_requests_total{result="hit"}`,
+		`cloakroom_session_cache_requests_total{result="miss"}`
+	a.wantRise(t, nil, requests, 2)
+	before := scrape(t, a.server)
+	if before[hits]+before[misses] < 2 {
+		t.Errorf("look-ups in the cache: got %v and %v, want at least 2", before[hits], before[misses])
+	}
+	cfg.Routes = append(cfg.Routes, bff.Route{Path: "/new/", Upstream: []string{a.echo.URL}, Token: "none"})
+	if err := reload(t, a.server, cfg); err != nil {
+		t.Fatal(err)
+	}
+	b.Fetch("GET", "/api/x")
+	b.Fetch("GET", "/new/x")
+	a.wantRise(t, before, requests, 1)
+	a.wantRise(t, nil, `cloakroom_requests_total{class="2xx",route="/new/"}`, 1)
+	now := scrape(t, a.server)
+	if now[hits]+now[misses] <= before[hits]+before[misses] {
+		t.Errorf("look-ups in the cache after the reload: got %v and %v, want more than %v and %v",
+			now[hits], now[misses], before[hits], before[misses])
+	}
+}
+
+func TestMetricsFollowTheConventions(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.signedIn().Fetch("GET", "/api/x")
+	problems, err := testutil.CollectAndLint(a.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}

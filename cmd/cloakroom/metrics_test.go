@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+)
+
+// scrape returns the metrics at an admin address.
+func scrape(t *testing.T, admin string) brokertest.Metrics {
+	t.Helper()
+	resp, err := http.Get("http://" + admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		text, _ := io.ReadAll(resp.Body)
+		t.Fatalf("GET /metrics: got %d, want 200:\n%s", resp.StatusCode, text)
+	}
+	return brokertest.ParseMetrics(t, resp.Body)
+}
+
+// wantMetric waits until a sample has a value.
+func wantMetric(t *testing.T, admin, sample string, want float64) {
+	t.Helper()
+	var now brokertest.Metrics
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		now = scrape(t, admin)
+		if got, ok := now[sample]; ok && got == want {
+			return
+		}
+	}
+	t.Errorf("%s: got %v after 10 s, want %v", sample, now.Rise(t, nil, sample), want)
+}
+
+func TestMetricsAreServedOnTheAdminListener(t *testing.T) {
+	t.Parallel()
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
+	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)
+	text := fmt.Sprintf("server: {listen: %q, admin_listen: %q, public_url: %q}\n"+
+		"oidc: {issuer: %q, client_id: spa, client_secret: %q}\n"+
+		"routes: [{path: /api/, upstream: %q, token: user}]\n",
+		listen, admin, app, provider.Issuer, provider.Client.Secret, echo.URL)
+	file := writeFile(t, "cloakroom.yaml", text)
+	p := start(t, nil, "serve", "--config", file)
+	ready(t, admin)
+	p.waitFor(p.stderr, `"msg":"provider found"`)
+	b := bfftest.NewBrowser(t, app)
+	signIn(t, b, "")
+	wantStatus(t, b, "/api/x", 200)
+	wantMetric(t, admin, `cloakroom_requests_total{class="2xx",route="/api/"}`, 1)
+	wantMetric(t, admin, "cloakroom_provider_up", 1)
+	wantMetric(t, admin, "cloakroom_config_last_reload_successful", 1)
+
+	now := scrape(t, admin)
+	for sample := range now {
+		known := false
+		for _, prefix := range []string{"cloakroom_", "go_", "process_", "promhttp_"} {
+			known = known || strings.HasPrefix(sample, prefix)
+		}
+		if !known {
+			t.Errorf("%s: the prefix is unknown", sample)
+		}
+	}
+	version, commit := buildInfo()
+	if build := now.With("cloakroom_build_info"); len(build) != 1 {
+		t.Errorf("cloakroom_build_info: got %v, want one", build)
+	} else {
+		for _, label := range []string{version, commit} {
+			if !strings.Contains(build.String(), fmt.Sprintf("%q", label)) {
+				t.Errorf("cloakroom_build_info: got %v, want %q in it", build, label)
+			}
+		}
+	}
+	since, hash := now["cloakroom_config_last_reload_success_timestamp_seconds"], now["cloakroom_config_hash"]
+	if age := time.Since(time.Unix(int64(since), 0)); age < 0 || age > time.Minute {
+		t.Errorf("last reload: got %v ago, want less than a minute", age)
+	}
+	if hash == 0 {
+		t.Error("cloakroom_config_hash: got 0, want a hash")
+	}
+
+	overwrite(t, file, text+"nonsense: 1\n")
+	wantMetric(t, admin, "cloakroom_config_last_reload_successful", 0)
+	if now = scrape(t, admin); now["cloakroom_config_hash"] != hash {
+		t.Error("cloakroom_config_hash after a broken file: got another one, want that of the configuration in force")
+	}
+	overwrite(t, file, text+"session: {idle_timeout: 17m}\n")
+	wantMetric(t, admin, "cloakroom_config_last_reload_successful", 1)
+	now = scrape(t, admin)
+	if now["cloakroom_config_hash"] == hash {
+		t.Error("cloakroom_config_hash after a change: got the same, want another one")
+	}
+	if now["cloakroom_config_last_reload_success_timestamp_seconds"] <= since {
+		t.Error("time of the last reload after a change: got the same, want a later one")
+	}
+}
+
+func TestMetricsNeedTheTokenOffLoopback(t *testing.T) {
+	t.Parallel()
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
+	start(t, map[string]string{
+		"SERVER_LISTEN": listen, "SERVER_PUBLIC_URL": app,
+		"SERVER_ADMIN_LISTEN": strings.Replace(admin, "127.0.0.1", "0.0.0.0", 1), "SERVER_ADMIN_TOKEN": "admin-token",
+		"OIDC_ISSUER": "https://127.0.0.1:1", "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": "s",
+	}, "serve")
+	ready(t, admin)
+	for authorization, want := range map[string]int{
+		"": 401, "Bearer wrong": 401, "Basic admin-token": 401, "Bearer admin-token": 200,
+	} {
+		req, _ := http.NewRequest("GET", "http://"+admin+"/metrics", nil)
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("Authorization %q: got %d, want %d", authorization, resp.StatusCode, want)
+		}
+		if got := strings.Contains(string(body), "cloakroom_"); got != (want == 200) {
+			t.Errorf("Authorization %q: metrics in the response: %v", authorization, got)
+		}
+	}
+}
