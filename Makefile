@@ -7,7 +7,7 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
 .PHONY: help build test setup redis-setup go-test browser-test test-providers \
-	providers-setup apis-setup soak fuzz lint bench bench-setup bench-sessions bench-bearer
+	providers-setup apis-setup test-packaging packaging-setup manifests soak fuzz lint bench bench-setup bench-sessions bench-bearer
 
 # $(call need,PACKAGE,TEST) adds a Debian package to $$missing if TEST fails.
 # $(call apt,NEEDS) installs what is missing. A TEST must not contain commas.
@@ -86,6 +86,40 @@ apis-setup:
 	}
 	npm ci --prefix docs/apis/node --silent
 
+# What the tests of configs/ use, in $(PACKAGING). kubectl-validate holds schemas up
+# to Kubernetes 1.30. Newer ones, and that of the ServiceMonitor, are in the source
+# of Kubernetes and of the Prometheus operator.
+PACKAGING = $(CACHE)/packaging
+PACKAGING_TOOLS = helm.sh/helm/v4/cmd/helm@v4.3.1 sigs.k8s.io/kubectl-validate@v0.0.4
+KUBERNETES = k8s.io/kubernetes@v1.37.1
+PROMETHEUS_OPERATOR = github.com/prometheus-operator/prometheus-operator@v0.85.0
+PACKAGING_VERSIONS = $(PACKAGING_TOOLS) $(KUBERNETES) $(PROMETHEUS_OPERATOR)
+PACKAGING_TEST = CLOAKROOM_TEST_ALL=1 CLOAKROOM_PACKAGING=$(PACKAGING) $(GO) test -tags packaging ./internal/packaging
+# $(call source,MODULE) is the directory of a module's source.
+source = "$$(cd / && $(GO) mod download -json $(1) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
+
+test-packaging: packaging-setup ## test what is in configs/ with helm and the schemas of Kubernetes
+	$(PACKAGING_TEST) -count=1 -timeout 20m
+
+manifests: packaging-setup ## render configs/kubernetes from the Helm chart
+	$(PACKAGING_TEST) -run TestManifestsAreRenderedFromTheChart -update
+
+packaging-setup:
+	$(call apt,$(call need,redis-server,command -v redis-server))
+	@test "$$(cat $(PACKAGING)/installed 2>/dev/null)" = "$(PACKAGING_VERSIONS)" || { set -e; \
+		for tool in $(PACKAGING_TOOLS); do GOBIN=$(PACKAGING)/bin $(GO) install $$tool; done; \
+		rm -rf $(PACKAGING)/schemas $(PACKAGING)/crds; mkdir -p $(PACKAGING)/schemas/api $(PACKAGING)/crds; \
+		from=$(call source,$(KUBERNETES))/api/openapi-spec/v3; to=$(PACKAGING)/schemas; \
+		cp $$from/api__v1_openapi.json $$to/api/v1.json; \
+		for api in apps/v1 policy/v1 networking.k8s.io/v1 autoscaling/v2; do \
+			mkdir -p $$to/apis/$${api%/*}; \
+			cp $$from/apis__$${api%/*}__$${api#*/}_openapi.json $$to/apis/$$api.json; \
+		done; \
+		cp $(call source,$(PROMETHEUS_OPERATOR))/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml \
+			$(PACKAGING)/crds; \
+		echo "$(PACKAGING_VERSIONS)" > $(PACKAGING)/installed; \
+	}
+
 SOAK ?= 60s
 soak: setup ## faults at random for SOAK (60s), failovers, an upgrade and back, what operators do
 	CLOAKROOM_TEST_ALL=1 CLOAKROOM_SOAK=$(SOAK) $(GO) test -race -tags soak -count=1 -timeout 45m -v -run '^TestSoak' ./cmd/cloakroom
@@ -107,9 +141,9 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 lint: ## check formatting, text, vet, staticcheck and known vulnerabilities
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || \
 		{ echo "gofmt would change: $$unformatted"; exit 1; }
-	$(GO) vet -tags soak ./... && $(GO) -C internal/bearerbench vet ./...
+	$(GO) vet -tags soak,packaging ./... && $(GO) -C internal/bearerbench vet ./...
 	$(GO) run ./internal/textlint
-	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck -tags soak ./...
+	GOBIN=$(CURDIR)/bin $(GO) install $(STATICCHECK) && bin/staticcheck -tags soak,packaging ./...
 	GOBIN=$(CURDIR)/bin $(GO) install $(GOVULNCHECK) && bin/govulncheck ./... || \
 		{ [ $$? -ne 3 ] && echo "NOT CHECKED for vulnerabilities: govulncheck cannot reach its database"; }
 
