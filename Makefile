@@ -90,7 +90,8 @@ apis-setup:
 # to Kubernetes 1.30. Newer ones, and that of the ServiceMonitor, are in the source
 # of Kubernetes and of the Prometheus operator.
 PACKAGING = $(CACHE)/packaging
-PACKAGING_TOOLS = helm.sh/helm/v4/cmd/helm@v4.3.1 sigs.k8s.io/kubectl-validate@v0.0.4
+PACKAGING_TOOLS = helm.sh/helm/v4/cmd/helm@v4.3.1 sigs.k8s.io/kubectl-validate@v0.0.4 \
+	github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 KUBERNETES = k8s.io/kubernetes@v1.37.1
 PROMETHEUS_OPERATOR = github.com/prometheus-operator/prometheus-operator@v0.85.0
 PACKAGING_VERSIONS = $(PACKAGING_TOOLS) $(KUBERNETES) $(PROMETHEUS_OPERATOR)
@@ -98,14 +99,16 @@ PACKAGING_TEST = CLOAKROOM_TEST_ALL=1 CLOAKROOM_PACKAGING=$(PACKAGING) $(GO) tes
 # $(call source,MODULE) is the directory of a module's source.
 source = "$$(cd / && $(GO) mod download -json $(1) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
 
-test-packaging: packaging-setup ## test what is in configs/ with helm and the schemas of Kubernetes
+test-packaging: packaging-setup ## test the chart, the manifests, the image, docker-compose.yml and the unit
 	$(PACKAGING_TEST) -count=1 -timeout 20m
 
 manifests: packaging-setup ## render configs/kubernetes from the Helm chart
 	$(PACKAGING_TEST) -run TestManifestsAreRenderedFromTheChart -update
 
 packaging-setup:
-	$(call apt,$(call need,redis-server,command -v redis-server))
+	$(call apt,\
+		$(call need,redis-server,command -v redis-server)\
+		$(call need,systemd,command -v systemd-analyze))
 	@test "$$(cat $(PACKAGING)/installed 2>/dev/null)" = "$(PACKAGING_VERSIONS)" || { set -e; \
 		for tool in $(PACKAGING_TOOLS); do GOBIN=$(PACKAGING)/bin $(GO) install $$tool; done; \
 		rm -rf $(PACKAGING)/schemas $(PACKAGING)/crds; mkdir -p $(PACKAGING)/schemas/api $(PACKAGING)/crds; \

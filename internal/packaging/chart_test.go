@@ -32,8 +32,8 @@ const (
 var valuesFiles = []string{example, chart + "/ci/all-values.yaml", chart + "/ci/file-values.yaml"}
 
 // kubernetesVersions are those whose schemas the manifests have to match.
-// kubectl-validate has those up to 1.30. "schemas" are of a newer version, which
-// the Makefile names.
+// kubectl-validate has those up to 1.30. "schemas" are of a newer version,
+// which the Makefile names.
 var kubernetesVersions = []string{"1.28", "1.30", "schemas"}
 
 // tool returns the path of a program, or of a file, that make packaging-setup
@@ -320,9 +320,10 @@ func TestGracePeriodCoversTheShutdown(t *testing.T) {
 		{"1.5s", "500ms", 2 + 1 + 20},
 		{"2500us", "1ns", 1 + 1 + 20},
 	} {
-		deployment := render(t, "-f", example, "--set-json",
-			fmt.Sprintf(`config.server={"shutdown_delay": %s, "shutdown_grace": %s, "public_url": "https://app.example.com"}`,
-				quote(test.delay), quote(test.grace))).get(t, "Deployment", "cloakroom")
+		server := fmt.Sprintf(
+			`config.server={"shutdown_delay": %s, "shutdown_grace": %s, "public_url": "https://app.example.com"}`,
+			quote(test.delay), quote(test.grace))
+		deployment := render(t, "-f", example, "--set-json", server).get(t, "Deployment", "cloakroom")
 		if got := deployment.at("spec.template.spec.terminationGracePeriodSeconds"); got != test.want {
 			t.Errorf("delay %s, grace %s: got %v, want %d", test.delay, test.grace, got, test.want)
 		}

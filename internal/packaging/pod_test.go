@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -64,18 +63,6 @@ func (m *mounted) update(files map[string]string) {
 	}
 }
 
-// build builds the program as a release is built.
-func build(t *testing.T) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "cloakroom")
-	c := exec.Command("go", "build", "-trimpath", "-o", program, "../../cmd/cloakroom")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return program
-}
-
 // status returns the status of a GET request, or 0 without a response.
 func status(url, token string) int {
 	req, err := http.NewRequest("GET", url, nil)
@@ -92,17 +79,6 @@ func status(url, token string) int {
 	defer resp.Body.Close()
 	io.Copy(io.Discard, resp.Body)
 	return resp.StatusCode
-}
-
-// eventually waits until the condition holds.
-func eventually(t *testing.T, name string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if condition() {
-			return
-		}
-	}
-	t.Fatalf("not within a minute: %s", name)
 }
 
 // What the chart renders is run as a kubelet would run it: the arguments, the
@@ -141,30 +117,12 @@ func TestChartRunsABroker(t *testing.T) {
 	for _, arg := range pod.at("containers.0.args").([]any) {
 		args = append(args, strings.Replace(arg.(string), "/etc/cloakroom", configuration.dir, 1))
 	}
-	broker := exec.Command(build(t), args...)
-	broker.Env = []string{"KUBERNETES_SERVICE_HOST=10.43.0.1"}
+	environment := []string{"KUBERNETES_SERVICE_HOST=10.43.0.1"}
 	for _, v := range pod.at("containers.0.env").([]any) {
 		v := v.(map[string]any)
-		broker.Env = append(broker.Env, v["name"].(string)+"="+v["value"].(string))
+		environment = append(environment, v["name"].(string)+"="+v["value"].(string))
 	}
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	broker.Stderr = log
-	if err := broker.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- broker.Wait() }() // until the process ends
-	t.Cleanup(func() {
-		broker.Process.Kill()
-		if t.Failed() {
-			text, _ := os.ReadFile(log.Name())
-			t.Logf("log of the broker:\n%s", text)
-		}
-	})
+	broker := start(t, build(t), environment, args...)
 
 	probe := func(name string) bool {
 		path := pod.at("containers.0." + name + ".httpGet.path").(string)
@@ -207,21 +165,9 @@ func TestChartRunsABroker(t *testing.T) {
 	if got := status("http://127.0.0.1:"+port+"/bff/session", ""); got == 0 {
 		t.Error("the public listener closed before server.shutdown_delay")
 	}
-	grace := time.Duration(pod.at("terminationGracePeriodSeconds").(int)) * time.Second
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Errorf("the broker ended with %v, want no error", err)
-		}
-	case <-time.After(grace):
-		t.Errorf("the broker did not end within terminationGracePeriodSeconds, %v", grace)
-	}
-	text, err := os.ReadFile(log.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
+	broker.waitEnd(t, time.Duration(pod.at("terminationGracePeriodSeconds").(int))*time.Second)
 	for _, unwanted := range []string{`"level":"ERROR"`, `"warning":`} {
-		if strings.Contains(string(text), unwanted) {
+		if strings.Contains(broker.log(), unwanted) {
 			t.Errorf("the log has %s, want none", unwanted)
 		}
 	}
