@@ -17,7 +17,7 @@
 //	                                check the access token on standard input as
 //	                                an API would
 //	cloakroom keygen                print a new key for session.keys
-//	cloakroom version               print version, commit and Go version
+//	cloakroom version               print version, commit, its time, and Go version
 //
 // serve and demo end on SIGINT and SIGTERM, after the requests in flight. A
 // second signal ends them at once. serve applies changes of its configuration.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -11,37 +12,36 @@ import (
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print version, commit and Go version",
+		Short: "Print version, commit, its time, and Go version",
 		RunE: func(c *cobra.Command, _ []string) error {
 			v, rev := buildInfo()
-			_, err := fmt.Fprintf(c.OutOrStdout(), "cloakroom %s, commit %s, %s\n", v, rev, runtime.Version())
+			_, err := fmt.Fprintf(c.OutOrStdout(), "cloakroom %s, commit %s of %s, %s\n",
+				v, rev, buildSetting("vcs.time"), runtime.Version())
 			return err
 		},
 	}
 }
 
-// The release build sets version and commit with -ldflags, such as
-// "-X main.version=v1.2.3 -X main.commit=0123456". Empty means unknown.
-var version, commit string
-
-// buildInfo returns version and commit of this build.
+// buildInfo returns version and commit of this build, as the go command has
+// recorded them. The version is a tag, or derived from the commit. It ends in
+// +dirty if the source had changes. What is not known is "development" and
+// "unknown".
 func buildInfo() (v, rev string) {
-	v, rev = version, commit
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "(devel)" {
+		v = info.Main.Version
+	}
+	return cmp.Or(v, "development"), buildSetting("vcs.revision")
+}
+
+// buildSetting returns a setting of this build, such as vcs.time. If it is not
+// recorded, that is "unknown".
+func buildSetting(key string) string {
 	if info, ok := debug.ReadBuildInfo(); ok {
-		if v == "" {
-			v = info.Main.Version
-		}
 		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && rev == "" {
-				rev = s.Value
+			if s.Key == key {
+				return s.Value
 			}
 		}
 	}
-	if v == "" || v == "(devel)" {
-		v = "development"
-	}
-	if rev == "" {
-		rev = "unknown"
-	}
-	return v, rev
+	return "unknown"
 }

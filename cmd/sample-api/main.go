@@ -2,6 +2,10 @@
 // docker-compose.yml.
 //
 //	sample-api --issuer URL --audience NAME [--listen ADDRESS]
+//	sample-api --health [--listen ADDRESS]
+//
+// With --health it asks the API at the address instead, for the health check of
+// a container. The exit status is 0 if it responds.
 //
 // Environment variables can set the flags too: SAMPLE_API_LISTEN,
 // SAMPLE_API_ISSUER, SAMPLE_API_AUDIENCE. The program ends on SIGINT and
@@ -58,6 +62,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	issuer := flags.String("issuer", getenv("SAMPLE_API_ISSUER"),
 		"issuer `URL` of access tokens, exactly as in the tokens")
 	audience := flags.String("audience", getenv("SAMPLE_API_AUDIENCE"), "`name` of this API, which aud must contain")
+	health := flags.Bool("health", false, "ask the API that listens there, and exit with 0 if it responds")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		flags.SetOutput(stderr)
@@ -67,6 +72,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return usageError{err}
 	case flags.NArg() > 0:
 		return usageError{fmt.Errorf("there is no argument %q; see sample-api --help", flags.Arg(0))}
+	}
+	if *health {
+		return checkHealth(ctx, *listen)
 	}
 
 	log := slog.New(slog.NewJSONHandler(stderr, nil))
@@ -101,6 +109,30 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err := server.Shutdown(draining); err != nil {
 		server.Close()
 		return fmt.Errorf("shut down: %w", err)
+	}
+	return nil
+}
+
+// checkHealth asks the API that listens at an address of this host.
+func checkHealth(ctx context.Context, listen string) error {
+	_, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return usageError{fmt.Errorf("listen: %w", err)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	url := "http://" + net.JoinHostPort("127.0.0.1", port) + "/public/time"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET %s: %s", url, resp.Status)
 	}
 	return nil
 }

@@ -40,6 +40,8 @@ func start(t *testing.T, args []string, env map[string]string) (url string, stop
 	return "", nil, nil
 }
 
+func noEnv(string) string { return "" }
+
 func get(t *testing.T, url string) (status int, body string) {
 	t.Helper()
 	resp, err := http.Get(url)
@@ -76,12 +78,19 @@ func TestItServesUntilItIsTold(t *testing.T) {
 			if status, _ := get(t, url+"/api/me"); status != 401 {
 				t.Errorf("GET /api/me: got %d, want 401", status)
 			}
+			health := []string{"--health", "--listen", strings.TrimPrefix(url, "http://")}
+			if err := run(t.Context(), health, noEnv, io.Discard); err != nil {
+				t.Errorf("--health: got %v, want no error", err)
+			}
 			stop()
 			if err := <-ended; err != nil {
 				t.Errorf("it ended with %v", err)
 			}
 			if _, err := http.Get(url + "/public/time"); err == nil {
 				t.Error("it still answers")
+			}
+			if err := run(t.Context(), health, noEnv, io.Discard); err == nil {
+				t.Error("--health after its end: got no error")
 			}
 		})
 	}

@@ -70,6 +70,9 @@ func (l *loader) load() *Config {
 			c.Server.ShutdownDelay = kubernetesDelay
 		}
 	}
+	if c.Server.Listen == "" && l.getenv("container") != "" {
+		c.Server.Listen = "0.0.0.0:8080"
+	}
 	c.SetDefaults()
 	return c
 }

@@ -84,7 +84,7 @@ func structField(t reflect.Type, name string) (reflect.StructField, bool) {
 // Keys are all keys, in the order of the schema.
 var Keys = []Key{
 	{"server.listen", "127.0.0.1:8080",
-		"Address for browsers, or for the proxy in front of the broker."},
+		"Address for browsers, or for the proxy in front of the broker. In a container 0.0.0.0:8080."},
 	{"server.public_url", "",
 		"Required. Origin that the browser sees: `https`, or `http` on a loopback host."},
 	{"server.prefix", "/bff", "Path of the endpoints for the browser."},

@@ -91,6 +91,30 @@ func TestShutdownDelayIsLongerInKubernetes(t *testing.T) {
 	}
 }
 
+// From outside of a container, its loopback interface cannot be reached.
+func TestListensOnAllInterfacesInAContainer(t *testing.T) {
+	container := map[string]string{"container": "oci"}
+	for name, test := range map[string]struct {
+		text string
+		env  map[string]string
+		want string
+	}{
+		"elsewhere":          {"", nil, "127.0.0.1:8080"},
+		"in a container":     {"", container, "0.0.0.0:8080"},
+		"set in a container": {"server: {listen: 127.0.0.1:8081}\n", container, "127.0.0.1:8081"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := mustLoad(t, test.text, test.env)
+			if c.Server.Listen != test.want {
+				t.Errorf("listen: got %s, want %s", c.Server.Listen, test.want)
+			}
+			if c.Server.AdminListen != "127.0.0.1:9090" {
+				t.Errorf("admin_listen: got %s, want 127.0.0.1:9090", c.Server.AdminListen)
+			}
+		})
+	}
+}
+
 func TestFilesAreThoseOfTheConfiguration(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cloakroom.yaml")
 	text := "oidc: {client_secret_file: /s, ca_file: /ca}\nserver: {tls: {cert_file: /c, key_file: /k}}\n" +
