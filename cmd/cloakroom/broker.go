@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
@@ -25,6 +26,7 @@ import (
 // broker is a bff.Server with its store, certificate and configuration.
 type broker struct {
 	app    fs.FS
+	traces trace.TracerProvider // nil: there are no traces
 	log    *slog.Logger
 	store  config.TokenStore
 	cert   *certificate // nil: without TLS
@@ -84,8 +86,10 @@ func describe(cfg *config.Config, app session.App) replicas.Description {
 // newBroker returns the broker that cfg describes. Its frontend is app, or
 // frontend.dir if app is nil. Its only I/O is to read the files that cfg names.
 // The error is a config.Errors.
-func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error) {
-	b := &broker{cfg: cfg, app: app, log: log}
+func newBroker(
+	cfg *config.Config, app fs.FS, traces trace.TracerProvider, log *slog.Logger,
+) (*broker, error) {
+	b := &broker{cfg: cfg, app: app, traces: traces, log: log}
 	store, storeErr := cfg.OpenStore(log)
 	if storeErr != nil {
 		store = new(tokenstore.Memory) // to find the other mistakes
@@ -101,7 +105,7 @@ func newBroker(cfg *config.Config, app fs.FS, log *slog.Logger) (*broker, error)
 			secure = b.cert.tlsConfig()
 		}
 	}
-	b.server, serverErr = cfg.NewServer(store, app, secure, log)
+	b.server, serverErr = cfg.NewServer(store, app, secure, traces, log)
 	if err := config.Join(storeErr, certErr, serverErr); err != nil {
 		store.Close()
 		return nil, err
@@ -219,7 +223,7 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 		next.Session.Keys = inForce.Session.Keys
 	}
 	credentials, credentialsErr := next.RedisCredentials()
-	server, err := next.NewServer(b.store, b.app, nil, b.log)
+	server, err := next.NewServer(b.store, b.app, nil, b.traces, b.log)
 	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, err)); err != nil {
 		return err
 	}

@@ -165,7 +165,7 @@ func (d *demo) newBroker(issuer, app, secret, api string, log *slog.Logger) (*br
 		},
 	}
 	cfg.SetDefaults()
-	b, err := newBroker(cfg, web.Demo(), log)
+	b, err := newBroker(cfg, web.Demo(), nil, log)
 	if problems, ok := errors.AsType[config.Errors](err); ok {
 		for _, problem := range problems {
 			if problem.Key == "store.url" {

@@ -206,8 +206,9 @@ type replica struct {
 }
 
 // startReplica starts a process with settings, which are environment variables
-// without their prefix. When the test ends, the process must exit with status 0
-// and must have logged neither a panic nor a secret.
+// without their prefix, and those of OpenTelemetry. When the test ends, the
+// process must exit with status 0 and must have logged neither a panic nor a
+// secret.
 func startReplica(
 	t *testing.T, provider *brokertest.Provider, settings map[string]string, args ...string,
 ) *replica {
@@ -218,7 +219,10 @@ func startReplica(
 		if name == "PROGRAM" {
 			continue
 		}
-		r.env = append(r.env, "CLOAKROOM_"+name+"="+value)
+		if !strings.HasPrefix(name, "OTEL_") {
+			name = "CLOAKROOM_" + name
+		}
+		r.env = append(r.env, name+"="+value)
 	}
 	r.start(t)
 	t.Cleanup(func() {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/tracing"
 )
 
 func serveCommand(getenv func(string) string) *cobra.Command {
@@ -44,8 +45,11 @@ signal ends it at once.`,
 			if cfg == nil {
 				return unread
 			}
-			b, err := newBroker(cfg, nil, log)
-			if err := config.Merge(unread, err); err != nil {
+			v, _ := buildInfo()
+			traces, stopTraces, tracesErr := tracing.Start(getenv, v, log)
+			defer stopTraces()
+			b, err := newBroker(cfg, nil, traces, log)
+			if err := config.Merge(unread, config.Join(err, tracesErr)); err != nil {
 				for _, stray := range config.StrayVariables(os.Environ()) {
 					err = fmt.Errorf("%w\n%s", err, stray)
 				}

@@ -31,7 +31,8 @@ const (
 //     without bff.
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "session", "tokenstore", "web",
-		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi"},
+		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi",
+		"internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
@@ -67,6 +68,7 @@ var arrows = map[string][]string{
 	"internal/replicas":    {"session"},
 	"internal/span":        {},
 	"internal/strictjson":  {},
+	"internal/tracing":     {},
 	"internal/urlpath":     {},
 
 	// The rest is for development.

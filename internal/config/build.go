@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
@@ -26,14 +28,14 @@ import (
 
 // NewServer returns the server that c describes. Its sessions are in store. Its
 // frontend is app, or frontend.dir if app is nil. Its listeners terminate TLS
-// unless secure is nil. Its only I/O is to read the files that c names. The
-// error is an Errors.
+// unless secure is nil. traces makes its spans; nil means none. Its only I/O is
+// to read the files that c names. The error is an Errors.
 func (c *Config) NewServer(
-	store session.Store, app fs.FS, secure *tls.Config, log *slog.Logger,
+	store session.Store, app fs.FS, secure *tls.Config, traces trace.TracerProvider, log *slog.Logger,
 ) (*bff.Server, error) {
 	var problems Errors
 	cfg := c.serverConfig(log, &problems)
-	cfg.Sessions.Store, cfg.TLS = store, secure
+	cfg.Sessions.Store, cfg.TLS, cfg.TracerProvider = store, secure, traces
 	frontend, err := c.frontend(app, log)
 	problems = append(problems, fieldErrors(err, frontendKey)...)
 	if frontend != nil {

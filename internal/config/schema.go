@@ -24,7 +24,12 @@ type Config struct {
 	Session  Session  `yaml:"session"`
 	Routes   []Route  `yaml:"routes"`
 	Frontend Frontend `yaml:"frontend"`
+	Tracing  Tracing  `yaml:"tracing"`
 }
+
+// Tracing has no keys: the environment variables of OpenTelemetry configure
+// traces (see package tracing).
+type Tracing struct{}
 
 type Server struct {
 	Listen         string         `yaml:"listen"`          // default 127.0.0.1:8080, in a container 0.0.0.0:8080

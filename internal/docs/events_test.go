@@ -27,7 +27,8 @@ const (
 
 // logging are the packages whose log lines operators see.
 var logging = []string{
-	"bff", "session", "tokenstore", "bearer", "web", "internal/jwks", "internal/replicas", "cmd/cloakroom",
+	"bff", "session", "tokenstore", "bearer", "web", "internal/jwks", "internal/replicas", "internal/tracing",
+	"cmd/cloakroom",
 }
 
 func TestEventsPageIsThatOfTheCode(t *testing.T) {

@@ -1,0 +1,123 @@
+// Package tracing exports spans in OTLP over HTTP, as the environment variables
+// of OpenTelemetry say.
+package tracing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// stopTimeout bounds how long stop waits for the collector.
+const stopTimeout = 5 * time.Second
+
+// Start starts the export of spans. Without a variable that asks for it,
+// provider is nil. stop exports what is in the queue. It takes 5 seconds at
+// most. The error joins all mistakes in the variables; each begins with the
+// name of one.
+//
+// Spans are exported in the background, and dropped if the queue is full: a
+// request never waits for the collector. log gets a line after the first
+// export. When the collector fails, it gets one line when that begins and one
+// when it is over.
+func Start(
+	getenv func(string) string, version string, log *slog.Logger,
+) (provider trace.TracerProvider, stop func(), err error) {
+	e := &env{getenv: getenv}
+	if !e.enabled() {
+		return nil, func() {}, errors.Join(e.errs...)
+	}
+	endpoint, opts := e.exporter()
+	sampler, batches, attrs := e.sampler(), e.batches(), e.resource()
+	e.propagators()
+	if len(e.errs) > 0 {
+		return nil, func() {}, errors.Join(e.errs...)
+	}
+	otlp, err := otlptracehttp.New(context.Background(), append(opts, otlptracehttp.WithRetry(retry))...)
+	if err != nil {
+		return nil, func() {}, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
+	}
+	// An error of a detector means that an attribute is missing.
+	process, _ := resource.New(context.Background(), resource.WithSchemaURL(semconv.SchemaURL),
+		resource.WithTelemetrySDK(), resource.WithHost(),
+		resource.WithAttributes(semconv.ServiceName("cloakroom"), semconv.ServiceVersion(version)),
+		resource.WithAttributes(attrs...))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("traces: error of the SDK", "err", err) }))
+	sdk := sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(&exporter{SpanExporter: otlp, endpoint: endpoint, log: log}, batches...),
+		sdktrace.WithSampler(sampler), sdktrace.WithResource(process),
+	)
+	return sdk, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		if err := sdk.Shutdown(ctx); err != nil {
+			log.Warn("last traces not exported", "endpoint", endpoint, "err", err)
+		}
+	}, nil
+}
+
+// retry repeats an export after a response that asks for it, such as 503. It
+// ends before many more batches wait.
+var retry = otlptracehttp.RetryConfig{
+	Enabled: true, InitialInterval: time.Second, MaxInterval: 5 * time.Second, MaxElapsedTime: 5 * time.Second,
+}
+
+// exporter logs when the collector begins to fail, and when it works again. The
+// batch processor exports one batch at a time.
+type exporter struct {
+	sdktrace.SpanExporter
+	endpoint string
+	log      *slog.Logger
+
+	worked   bool      // the first export was logged
+	failing  bool      // which was logged at loggedAt
+	loggedAt time.Time // zero: never
+	lost     int       // spans that were not exported and not logged yet
+}
+
+// minLogInterval is the minimum time between two failures that are logged: a
+// collector may take only some of the batches.
+const minLogInterval = time.Minute
+
+// ExportSpans implements sdktrace.SpanExporter. It returns no error, which the
+// SDK would log for each batch.
+func (x *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := x.SpanExporter.ExportSpans(ctx, spans)
+	now := time.Now()
+	switch {
+	case err == nil && x.failing:
+		x.log.Info("traces exported again", "endpoint", x.endpoint,
+			"after", now.Sub(x.loggedAt).Round(time.Millisecond).String(), "spans_lost", x.lost)
+		x.worked, x.failing, x.lost = true, false, 0
+	case err == nil && !x.worked:
+		x.log.Info("traces exported", "endpoint", x.endpoint)
+		x.worked = true
+	case err != nil:
+		x.lost += len(spans)
+		if !x.failing && (x.loggedAt.IsZero() || now.Sub(x.loggedAt) >= minLogInterval) {
+			x.failing, x.loggedAt = true, now
+			x.log.Warn("traces not exported; spans are dropped until the collector responds",
+				"endpoint", x.endpoint, "err", truncate(err.Error()))
+		}
+	}
+	return nil
+}
+
+// truncate bounds the length of a text that a collector chose.
+func truncate(text string) string {
+	const most = 512
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}
