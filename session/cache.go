@@ -8,9 +8,9 @@ import (
 )
 
 // cache holds the sessions that were read recently, so that a session in use
-// causes few reads of the store. It is used only while the store promises
-// that every change has been announced (Watcher), and an announced change
-// invalidates its entry.
+// causes few reads of the store. The cache is used only while the store
+// promises that every change has been announced (Watcher), and an announced
+// change removes the session from the cache.
 type cache struct {
 	maxAge time.Duration
 	start  time.Time
@@ -55,9 +55,9 @@ func (c *cache) valid(now time.Time) bool { return int64(now.Sub(c.start)) < c.u
 // invalidated reports whether the cache was valid, and is not any more.
 func (c *cache) invalidated(now time.Time) bool { return c.until.Load() != 0 && !c.valid(now) }
 
-// get returns a session, or nil if it has to be read from the store. Before an
-// entry is too old, it returns nil to one caller, so that not all of them read
-// the store at once.
+// get returns a session, or nil if it has to be read from the store. Shortly
+// before an entry is too old, get returns nil to one caller, so that not all
+// callers read the store at once.
 func (c *cache) get(id string, now time.Time) *Session {
 	shard := c.shard(id)
 	shard.mu.Lock()
@@ -101,8 +101,9 @@ func (c *cache) stats() (hits, misses uint64) {
 	return hits, misses
 }
 
-// beginRead returns a generation for put, which discards a value that was read
-// before a later change. valid is false if the cache cannot be used now.
+// beginRead returns a generation for put, which discards a session that may
+// have changed after it was read. valid is false if the cache cannot be used
+// now.
 func (c *cache) beginRead(id string) (generation uint64, valid bool) {
 	shard := c.shard(id)
 	shard.mu.Lock()

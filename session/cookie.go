@@ -16,17 +16,19 @@ type CookieConfig struct {
 	// InsecureHTTP drops the prefix of the name and the Secure attribute, for
 	// development on http://localhost only.
 	InsecureHTTP bool
-	// Port is that of the public URL, empty for the scheme's default. With
-	// InsecureHTTP it is part of the name, because cookies do not tell the
-	// ports of one host apart.
+	// Port is the port of the public URL, empty for the default port of the
+	// scheme. With InsecureHTTP the port is part of the cookie's name, because
+	// cookies do not tell the ports of one host apart.
 	Port string
-	// SameSite is Strict when zero. The only other value to use is
+	// SameSite is the attribute of this name. Zero means
+	// http.SameSiteStrictMode. The only other value to use is
 	// http.SameSiteLaxMode.
 	SameSite http.SameSite
 }
 
-// Name returns the name of the session cookie with suffix at its end. Its
-// prefix makes browsers insist on Secure, HttpOnly, Path=/ and no Domain.
+// Name returns the name of the session cookie with suffix at the end. Without
+// InsecureHTTP, the prefix of the name makes browsers insist on Secure,
+// HttpOnly, Path=/ and no Domain.
 func (c CookieConfig) Name(suffix string) string {
 	if c.InsecureHTTP {
 		return "cloakroom-" + cmp.Or(c.Port, "80") + suffix
@@ -40,29 +42,30 @@ type CookieState string
 const (
 	// CookieAbsent: the request has no session cookie.
 	CookieAbsent CookieState = "absent"
-	// CookieCurrent: the primary session key sealed it.
+	// CookieCurrent: the primary session key sealed the cookie.
 	CookieCurrent CookieState = "current"
-	// CookieOutdated: another session key sealed it. It is as good as a current
-	// one until that key is removed; writing it again makes it current.
+	// CookieOutdated: another session key sealed the cookie. The cookie can be
+	// used until that key is removed. Cookie.Write replaces the cookie with a
+	// current one.
 	CookieOutdated CookieState = "outdated"
-	// CookieForeign: it belongs to another App with the same session keys, and
-	// must not be deleted.
+	// CookieForeign: the cookie belongs to another App with the same session
+	// keys, and must not be deleted.
 	CookieForeign CookieState = "foreign"
-	// CookieUnopenable: no session key opens it. It was modified, or sealed
-	// with another key or by another release.
+	// CookieUnopenable: no session key opens the cookie. The cookie was
+	// modified, or sealed with another key or by another release.
 	CookieUnopenable CookieState = "unopenable"
-	// CookieDuplicate: the request has several cookies of this name. One may
-	// have been injected, and their order is not significant (RFC 6265bis,
-	// section 4.2.2).
+	// CookieDuplicate: the request has several session cookies. One of them may
+	// have been injected, and the order of cookies is not significant (RFC
+	// 6265bis, section 4.2.2).
 	CookieDuplicate CookieState = "duplicate"
 )
 
-// Refused reports whether a cookie is there and cannot be used.
+// Refused reports whether the request has a session cookie that cannot be used.
 func (s CookieState) Refused() bool {
 	return s == CookieForeign || s == CookieUnopenable || s == CookieDuplicate
 }
 
-// Cookie reads and writes the session cookie of one App. It is safe for
+// Cookie reads and writes the session cookie of one App. A Cookie is safe for
 // concurrent use.
 type Cookie struct {
 	cfg   CookieConfig
@@ -71,14 +74,15 @@ type Cookie struct {
 	cache *cookieCache
 }
 
-// cookieSealName is the name that the cookie's value is authenticated with. It
-// is the same for all Apps, so that a cookie of another one is recognised: the
-// name that the browser knows follows from the App.
+// cookieSealName is the name that the cookie's value is authenticated with. All
+// Apps use the same cookieSealName, so that the cookie of another App is
+// recognised. The name that the browser knows may differ between Apps (see
+// CookieConfig.Port).
 const cookieSealName = "session"
 
-// NewCookie returns the cookie that ring seals. Read accepts a value of any
-// age: the record says when the session ends. So a replica with a shorter
-// MaxLifetime does not end sessions that other replicas started.
+// NewCookie returns a Cookie whose values ring seals. Cookie.Read accepts a
+// value of any age, because the record says when the session ends. So a replica
+// with a shorter MaxLifetime does not end sessions that other replicas started.
 func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 	if cfg.SameSite == 0 {
 		cfg.SameSite = http.SameSiteStrictMode
@@ -86,7 +90,7 @@ func NewCookie(ring *Keyring, cfg CookieConfig) *Cookie {
 	return &Cookie{cfg: cfg, name: cfg.Name(""), codec: ring.Codec("session cookie", 0), cache: newCookieCache()}
 }
 
-// Name returns the name of the cookie, which must not reach an upstream.
+// Name returns the name of the cookie. The cookie must not reach an upstream.
 func (c *Cookie) Name() string { return c.name }
 
 // Read returns the ticket in the request's session cookie, and the state of
@@ -121,7 +125,8 @@ func (c *Cookie) Read(r *http.Request) (Ticket, CookieState) {
 	return t, state
 }
 
-// findCookie returns the value of a cookie, and how many of its name there are.
+// findCookie returns the value of a cookie, and how many cookies have that
+// name.
 func findCookie(lines []string, name string) (value string, n int) {
 	for _, line := range lines {
 		for len(line) > 0 {
@@ -136,8 +141,8 @@ func findCookie(lines []string, name string) (value string, n int) {
 	return value, n
 }
 
-// Write sets the cookie of s. The browser keeps it no longer than the session
-// lasts.
+// Write sets the cookie of s. The browser keeps the cookie no longer than the
+// session lasts.
 func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 	value, err := c.codec.Seal(cookieSealName, s.ticket.bytes())
 	if err != nil {
@@ -146,9 +151,9 @@ func (c *Cookie) Write(w http.ResponseWriter, s *Session) {
 	c.set(w, value, max(1, int(time.Until(s.limit).Round(time.Second)/time.Second)))
 }
 
-// Clear deletes the cookie from the browser. It sends the same attributes as
-// Write. Otherwise a browser ignores the deletion of a prefixed cookie (RFC
-// 6265bis, section 5.7).
+// Clear deletes the cookie from the browser. Clear sends the same attributes as
+// Write. Otherwise a browser would ignore the deletion of a prefixed cookie
+// (RFC 6265bis, section 5.7).
 func (c *Cookie) Clear(w http.ResponseWriter) { c.set(w, "", -1) }
 
 func (c *Cookie) set(w http.ResponseWriter, value string, maxAge int) {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// watchAfter delays registration: most requests finish before it and never
-	// need a watcher.
+	// watchAfter is the delay before a watcher is registered. Most requests
+	// finish earlier and never need a registered watcher.
 	watchAfter = 100 * time.Millisecond
 	// watchInterval is how often watched sessions are examined for an idle
 	// timeout, and for changes that were not announced.
@@ -26,7 +26,8 @@ type endWatchers struct {
 	mu     sync.Mutex // guards all below
 	closed bool       // no session is watched any more
 	// first and last are the ends of the list of watchers that are not
-	// registered yet, the oldest first. Most are stopped before they are.
+	// registered yet, the oldest first. Most watchers are stopped before they
+	// are registered.
 	first, last *endWatcher
 	watched     map[string]*watchedSession // :: Session.ID
 }
@@ -48,9 +49,10 @@ type endWatcher struct {
 	previous, next *endWatcher // in the list of those that are not registered
 }
 
-// OnEnd registers a function that is called within a second after s has ended,
-// for any reason and on any replica, unless stop was called before. It is for
-// streams and other long work for a session. The function must not block.
+// OnEnd registers the function ended. Run calls ended within a second after s
+// has ended, for any reason and on any replica, unless stop was called before.
+// After Run has returned, OnEnd calls ended at once. OnEnd is for streams and
+// other long work for a session. ended must not block.
 func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
 	w := &endWatcher{session: s, ended: ended, since: time.Now()}
 	m.ends.add(w)
@@ -127,7 +129,7 @@ func (e *endWatchers) promote(now time.Time, all bool) {
 	}
 }
 
-// markChanged has a session read again, or all of them if id is empty.
+// markChanged has a session read again, or all sessions if id is empty.
 func (e *endWatchers) markChanged(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -20,8 +20,8 @@ const (
 	// SessionEnded: the session cannot be used any more. Event.Reason says why.
 	SessionEnded Kind = "session.ended"
 	// SessionReturned: a browser has sent the cookie of a session that ended
-	// before. Event.Reason says why it ended. It is reported once on each
-	// replica.
+	// before. Event.Reason says why the session ended. A replica reports only
+	// the first such request.
 	SessionReturned Kind = "session.returned"
 )
 
@@ -45,16 +45,16 @@ const (
 	ReasonLifetime Reason = "lifetime"
 	// ReasonRefused: the provider refused the refresh token (ErrRefused).
 	ReasonRefused Reason = "refused"
-	// ReasonReplaced: a login in the same browser replaced it.
+	// ReasonReplaced: a login in the same browser replaced the session.
 	ReasonReplaced Reason = "replaced"
 	// ReasonLimit: the user signed in elsewhere, and the new session exceeded
 	// Config.MaxPerUser.
 	ReasonLimit Reason = "limit"
-	// ReasonRevoked: an operator ended it, or the user did so on another
-	// device.
+	// ReasonRevoked: an operator ended the session, or the user did so on
+	// another device.
 	ReasonRevoked Reason = "revoked"
-	// ReasonKeyRemoved: the session key that sealed it is not in Config.Keys
-	// any more. A replica with that key may still use the session.
+	// ReasonKeyRemoved: the session key that sealed the record is not in
+	// Config.Keys any more. A replica with that key may still use the session.
 	ReasonKeyRemoved Reason = "key_removed"
 )
 
@@ -67,12 +67,12 @@ type Event struct {
 	Reason  Reason    // of SessionEnded and SessionReturned, else empty
 	At      time.Time // when the replica noticed it
 
-	// Err is the cause. For RefreshFailed it wraps a *RefreshError or
-	// ErrUserRequired. It is also set for SessionEnded with ReasonRefused, and
-	// nil otherwise.
+	// Err is the cause of RefreshFailed, and then wraps a *RefreshError or
+	// ErrUserRequired. Err is also the cause of SessionEnded with
+	// ReasonRefused. For all other events Err is nil.
 	Err error
-	// TokenExpiry is when the new access token of SessionRefreshed expires.
-	// Zero means that it is unknown.
+	// TokenExpiry is Tokens.Expiry of the refreshed session, for
+	// SessionRefreshed only. Zero means unknown.
 	TokenExpiry time.Time
 }
 
@@ -86,13 +86,13 @@ func (m *Manager) emit(ctx context.Context, e Event) {
 }
 
 // tombstoneKey is the key in the store of the tombstone of a session: the
-// reason why it ended. It lives until the cookie of the session expires.
-// Without it a replica could not tell a session that another one ended from one
-// that expired.
+// reason why it ended. The tombstone lives until the cookie of the session
+// expires. Without the tombstone a replica could not tell a session that
+// another replica ended from a session that expired.
 func tombstoneKey(id string) string { return "tombstone:" + id }
 
-// bury writes the tombstone of a session whose cookie expires at until. It
-// returns false if the session has one.
+// bury writes the tombstone of a session whose cookie expires at until. first
+// is false if the session already has a tombstone.
 func (m *Manager) bury(ctx context.Context, id string, reason Reason, until time.Time) (first bool, err error) {
 	ttl := time.Until(until)
 	if ttl <= 0 {
@@ -118,7 +118,7 @@ func (s *Session) ending(reason Reason, cause error) ending {
 
 // end ends a session and reports it, unless another replica does. The tombstone
 // comes first, so that no replica takes the session for an expired one. If the
-// store fails, the session may still be there.
+// store fails, the session may still exist.
 func (m *Manager) end(ctx context.Context, e ending) error {
 	id := e.id
 	first, err := m.bury(ctx, id, e.reason, e.until)
@@ -136,7 +136,7 @@ func (m *Manager) end(ctx context.Context, e ending) error {
 }
 
 // noticeEnd reports the end of a session that no replica ended. Of all replicas
-// that notice it, one reports it.
+// that notice the end, one reports the end.
 func (m *Manager) noticeEnd(ctx context.Context, e ending) {
 	if !m.reported.add(e.id) {
 		return
@@ -169,8 +169,8 @@ func (m *Manager) noticeReturn(ctx context.Context, id string) {
 	}
 }
 
-// buriedReason returns the reason in the tombstone of a session. It is empty if
-// there is no tombstone.
+// buriedReason returns the reason in the tombstone of a session. The reason is
+// empty if there is no tombstone.
 func (m *Manager) buriedReason(ctx context.Context, id string) (Reason, error) {
 	value, _, _, err := m.cfg.Store.Get(ctx, tombstoneKey(id))
 	reason, _, _ := strings.Cut(string(value), " ")
@@ -185,8 +185,8 @@ func (m *Manager) expiryReason(id string, now time.Time) Reason {
 	return ReasonIdle
 }
 
-// sessionSet is a set of the IDs of ended sessions. It bounds how often a
-// cookie that comes back costs a call to the store.
+// sessionSet is a set of the IDs of ended sessions. A sessionSet bounds how
+// often a cookie that comes back costs a call to the store.
 type sessionSet struct {
 	mu  sync.Mutex // guards ids
 	ids map[string]struct{}
@@ -194,7 +194,7 @@ type sessionSet struct {
 
 const maxSessionSet = 10_000 // a megabyte
 
-// add adds a session. It returns false if it was there.
+// add adds a session, and returns false if the set already has the session.
 func (r *sessionSet) add(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -101,7 +101,7 @@ func (m *Manager) replayLoop(ctx context.Context) {
 	}
 }
 
-// replay repeats the last writes. It cannot undo later writes of other
+// replay repeats the last writes. replay cannot undo later writes of other
 // replicas: a session stays ended, and a record is replaced only where the
 // store shows a previous version.
 func (m *Manager) replay(ctx context.Context) {
@@ -129,9 +129,9 @@ func (m *Manager) replay(ctx context.Context) {
 	}
 }
 
-// reconcile returns the record that should be in the store, where it shows
-// sealed and w is this replica's last write to the session. It repeats w if the
-// store has lost it.
+// reconcile returns the record that the store should have, if the store has
+// sealed and w is this replica's last write to the session. If the store has
+// lost w, reconcile repeats w.
 func (m *Manager) reconcile(ctx context.Context, id string, w loggedWrite, sealed []byte) ([]byte, error) {
 	if w.deleted {
 		m.log.WarnContext(ctx, "session reappeared in the store (failover?); deleted again", "session", id)

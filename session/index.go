@@ -22,8 +22,9 @@ func (k serverKey) userKey(issuer, subject string) string {
 
 func (k serverKey) sidKey(issuer, sid string) string { return "sid:" + k.name("sid", issuer, sid) }
 
-// endedKey is the key of the ends of a user's sessions, of one session at the
-// provider, or of that one if it is this user's. Subject or sid may be empty.
+// endedKey is the key of the set of ends of a user's sessions (subject), of one
+// session at the provider (sid), or of the sessions that match both. Subject or
+// sid may be empty.
 func (k serverKey) endedKey(issuer, subject, sid string) string {
 	return "ended:" + k.name("ended", issuer, subject, sid)
 }

@@ -16,11 +16,11 @@ import (
 )
 
 // App identifies the application that sessions belong to. Everything that
-// session keys seal is bound to it: cookies, records and the names of indexes.
-// So two applications with the same keys in the same store do not see each
-// other's sessions. If one of these fields changes, the application does not
-// see its earlier sessions any more. The zero value is an application of its
-// own.
+// session keys seal or name is bound to the App: cookies, records and indexes.
+// So two Apps with the same keys in the same store do not see each other's
+// sessions. If a field of its App changes, an application does not see its
+// earlier sessions any more. The zero value is a valid App, different from all
+// others.
 type App struct {
 	Issuer   string // of the provider
 	ClientID string
@@ -39,12 +39,12 @@ func (a App) Digest(parts ...string) [sha256.Size]byte {
 }
 
 // ErrForeign means that one of the session keys sealed a value, but for another
-// App. The value belongs to that App: it is neither used nor deleted.
+// App. The value belongs to the other App, and is neither used nor deleted.
 var ErrForeign = errors.New("sealed for another issuer, client_id or public_url")
 
 // Keyring holds the operator's session keys for one App. The first key is the
-// primary: it seals. All keys open, so that keys can be rotated without a
-// logout.
+// primary key. Only the primary key seals, and all keys open, so that keys can
+// be rotated without a logout.
 type Keyring struct {
 	keys []serverKey
 }
@@ -94,8 +94,8 @@ func checkKey(keys [][]byte, i int) error {
 	return nil
 }
 
-// keyOf returns the key that sealed a record; ok is false if it is not in the
-// keyring.
+// keyOf returns the key that sealed a record; ok is false if that key is not in
+// the keyring.
 func (r *Keyring) keyOf(sealed []byte) (k serverKey, ok bool) {
 	if len(sealed) < recordHeader {
 		return serverKey{}, false
@@ -112,9 +112,9 @@ func (r *Keyring) sealedWithPrimary(sealed []byte) bool {
 	return bytes.HasPrefix(sealed[1:], r.keys[0].id[:])
 }
 
-// Names returns the name of parts for a purpose under each key, the primary's
-// first. It is for keys in a Store: it does not reveal the parts, and no other
-// App has the same.
+// Names derives a name from purpose and parts, once with each session key, the
+// primary key first. The names are meant for keys in a Store: they do not
+// reveal the parts, and differ from the names of any other App.
 func (r *Keyring) Names(purpose string, parts ...string) []string {
 	names := make([]string, len(r.keys))
 	for i, k := range r.keys {
@@ -123,14 +123,14 @@ func (r *Keyring) Names(purpose string, parts ...string) []string {
 	return names
 }
 
-// Codec seals values that leave the server: cookies and state parameters. Its
-// keys serve one purpose and one App. It is safe for concurrent use.
+// Codec seals values that leave the server: cookies and state parameters. A
+// Codec serves one purpose and one App, and is safe for concurrent use.
 type Codec struct {
 	codecs []securecookie.Codec // in the order of the keys
 }
 
 // Codec returns the codec for a purpose, which must be different for each use.
-// Values older than maxAge do not open; zero means any age.
+// Values older than maxAge do not open; a maxAge of zero means any age.
 func (r *Keyring) Codec(purpose string, maxAge time.Duration) *Codec {
 	c := &Codec{make([]securecookie.Codec, len(r.keys))}
 	for i, k := range r.keys {
@@ -145,21 +145,21 @@ func (r *Keyring) Codec(purpose string, maxAge time.Duration) *Codec {
 	return c
 }
 
-// Seal encrypts and authenticates payload, together with name. It returns text
-// that is fit for a cookie or a URL. It fails if that would be longer than 4096
-// bytes.
+// Seal encrypts payload, authenticates payload and name, and returns text that
+// is fit for a cookie or a URL. Seal fails if the text would be longer than
+// 4096 bytes.
 func (c *Codec) Seal(name string, payload []byte) (string, error) {
 	return c.codecs[0].Encode(name, payload)
 }
 
-// Open returns the payload that Seal was called with. The error wraps
-// ErrForeign if the value was sealed for another App.
+// Open returns the payload of a value that Seal returned for the same name. The
+// error wraps ErrForeign if the value was sealed for another App.
 func (c *Codec) Open(name, value string) ([]byte, error) {
 	payload, _, err := c.open(name, value)
 	return payload, err
 }
 
-// open is Open. It also returns the index of the key that sealed the value.
+// open is Open, and also returns the index of the key that sealed the value.
 func (c *Codec) open(name, value string) (payload []byte, key int, err error) {
 	var errs []error
 	for i, codec := range c.codecs {
@@ -175,9 +175,9 @@ func (c *Codec) open(name, value string) (payload []byte, key int, err error) {
 	return nil, 0, errors.Join(errs...)
 }
 
-// envelopeVersion is the first octet of what a codec seals. It is followed by
-// the first appTagSize octets of App.Digest and by the payload, and all three
-// are encrypted and authenticated. The keys do not depend on the App, so that a
+// envelopeVersion is the first octet of what a codec seals. The first
+// appTagSize octets of App.Digest and the payload follow. All three are
+// encrypted and authenticated. The keys do not depend on the App, so that a
 // value for another App is recognised. The rules of recordVersion hold for
 // changes.
 const (
@@ -198,9 +198,9 @@ func (e envelope) Serialize(src any) ([]byte, error) {
 	return append(sealed, payload...), nil
 }
 
-// Deserialize takes the payload out of the envelope, into a *[]byte. Its
-// arguments have been authenticated. The error is ErrForeign for the envelope
-// of another App.
+// Deserialize takes the payload out of the envelope src and puts it into dst, a
+// *[]byte. The envelope has been authenticated. The error is ErrForeign for the
+// envelope of another App.
 func (e envelope) Deserialize(src []byte, dst any) error {
 	payload, ok := dst.(*[]byte)
 	if !ok {

@@ -20,15 +20,15 @@ const (
 	// produces no notification.
 	leasePoll = 500 * time.Millisecond
 	// leaseGrace is how long no replica takes a lease after the store was away,
-	// or may have lost leases in a failover. The holder of a lease that ran out
-	// meanwhile acquires it again first.
+	// or may have lost leases in a failover. Within leaseGrace the holder of a
+	// lease that has expired acquires the lease again.
 	leaseGrace = 2*leaseRenew + ioGrace
 	ioGrace    = 500 * time.Millisecond
 )
 
 // lease acquires the lease to refresh s, and keeps it until release is called.
-// If another replica refreshes the session meanwhile, it returns that session
-// instead.
+// If another replica refreshes the session while lease waits, lease returns the
+// refreshed session as elsewhere, without acquiring the lease.
 func (m *Manager) lease(
 	ctx context.Context, s *Session, target string,
 ) (release func(), elsewhere *Session, err error) {
@@ -101,9 +101,9 @@ func (m *Manager) renewLease(ctx context.Context, key, owner string, s *Session)
 	}
 }
 
-// leaseGraceRemaining returns how long a refresh that began at a time must not
-// take a lease yet: leaseGrace after the store was away, and while it seems to
-// be away.
+// leaseGraceRemaining returns how much longer a refresh that started at began
+// must not take a lease. The wait ends leaseGrace after the store was away, and
+// does not end while the store seems to be away.
 func (m *Manager) leaseGraceRemaining(began time.Time) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -26,8 +26,7 @@ type listedSession struct {
 // settled reports whether the session never gets a record if it has none now.
 func (l listedSession) settled() bool { return time.Since(l.created) > settledAfter }
 
-// latestEnd returns when a listed session ends at the latest, and its cookie
-// with it.
+// latestEnd returns when a listed session and its cookie end at the latest.
 func (m *Manager) latestEnd(l listedSession) time.Time { return l.created.Add(m.cfg.maxLifetime()) }
 
 // listed returns the sessions in an index, under whichever session key, each of
@@ -60,8 +59,8 @@ func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]lis
 }
 
 // endOldest ends the oldest sessions of the user of s until there are
-// MaxPerUser. If several logins happen at the same time, each of them that
-// lists the sessions after the last one began comes to the same result.
+// MaxPerUser. If several logins happen at the same time, each login that lists
+// the sessions after the last login began comes to the same result.
 func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 	listed, err := m.listed(ctx, func(k serverKey) string { return k.userKey(s.Issuer, s.Subject) })
 	if err != nil || len(listed) <= m.cfg.MaxPerUser {
@@ -90,11 +89,11 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 }
 
 // EndAll ends, on every replica, the sessions of a user (subject), or of one
-// session at the provider (sid). If both are given, it ends the sessions that
-// match both. Subject or sid may be empty, not both. Logins in progress for
-// these sessions fail with ErrEnded. It returns the IDs of the sessions that it
-// ended, if any. If the error wraps ErrStore, some of them may still exist.
-// EndByID says what happens to their tokens.
+// session at the provider (sid). If both are given, EndAll ends the sessions
+// that match both. Subject or sid may be empty, not both. Logins in progress
+// for these sessions fail with ErrEnded. EndAll returns the IDs of the sessions
+// that it ended, if any. If the error wraps ErrStore, some of the sessions may
+// still exist. EndByID says what happens to the tokens of the sessions.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end sessions: subject or sid is required")

@@ -17,7 +17,7 @@ import (
 
 // Config configures a Manager.
 type Config struct {
-	// Store keeps the sessions. It is required.
+	// Store keeps the sessions, and is required.
 	Store Store
 	// Keys are the operator's secrets of 32 bytes each (see Keyring). At least
 	// one is required.
@@ -32,48 +32,52 @@ type Config struct {
 	// MaxLifetime is the absolute lifetime of a session. Zero means
 	// DefaultMaxLifetime.
 	MaxLifetime time.Duration
-	// RefreshAhead is how long before its expiry an access token is refreshed
-	// in the background. There is no background refresh in the first half of a
-	// token's lifetime. Zero means a minute.
+	// RefreshAhead is how long before the expiry of an access token
+	// Manager.Fresh refreshes the token in the background. Manager.Fresh never
+	// does so in the first half of the token's lifetime. Zero means a minute.
 	RefreshAhead time.Duration
 	// CacheMaxAge is the maximum age of a cached session, even if the store
-	// announces no change of it (see Manager.Run). Zero means 5 seconds.
+	// announces no change of that session (see Manager.Run). Zero means 5
+	// seconds.
 	CacheMaxAge time.Duration
 	// MaxPerUser is how many sessions a user may have. A login that exceeds
-	// this number ends the oldest session. Zero means any number.
+	// MaxPerUser ends the oldest session. Zero means any number.
 	MaxPerUser int
 
 	// Refresh obtains an access token for a target (see Tokens.Others), usually
-	// with the session's refresh token. It is required. The empty target is
-	// that of Tokens.Access. ctx does not end with the request that caused the
+	// with the session's refresh token. Refresh is required. The empty target
+	// means Tokens.Access. ctx does not end with the request that caused the
 	// refresh. The error wraps
 	//
 	//   - ErrRefused if the provider says that the grant is over,
 	//   - ErrUserRequired if the provider requires the user to sign in again,
-	//   - ErrNoResponse if the request may have been processed, and its
+	//   - ErrNoResponse if the provider may have processed the request, but the
 	//     response was lost,
 	//   - a *RefreshError to say when to retry.
 	//
-	// Any other error is transient. If Tokens.Refresh is set together with an
-	// error other than ErrRefused, the old refresh token has been rotated: the
-	// new one is stored.
+	// Any other error is transient. If the provider rotated the refresh token
+	// and the refresh fails nevertheless, return the new refresh token in
+	// RefreshResult.Tokens.Refresh, together with an error that wraps neither
+	// ErrRefused nor ErrNoResponse. The Manager then stores the new refresh
+	// token.
 	Refresh func(ctx context.Context, s *Session, target string) (RefreshResult, error)
 	// Ready waits until a request can be sent to the provider, at most for
 	// wait. id is the ID of the session. The error wraps a *RefreshError, or is
-	// that of ctx. A nil Ready means that requests can always be sent.
+	// the error of ctx. A nil Ready means that requests can always be sent.
 	//
 	// After Refresh has returned ErrNoResponse, Ready must wait until the
-	// provider has responded to another request, for any session or for none.
-	// Unless Ready fails, the Manager then repeats the refresh.
+	// provider responds to some other request. That request may be for any
+	// session, or for none, such as a fetch of the provider's metadata. If
+	// Ready returns no error, the Manager repeats the refresh.
 	//
-	// The epoch is a number that changes when the provider has recovered. If it
-	// has changed since a refresh failed, the next refresh does not wait for
-	// the backoff.
+	// The epoch is a number that changes when the provider has recovered. If
+	// the epoch has changed since a refresh failed, the next refresh does not
+	// wait for the backoff.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
-	// Revoke revokes tokens that a refresh obtained for a session which had
-	// ended by then, and those of a session that was ended for ReasonRevoked
-	// (see Manager.EndByID). Manager.End does not call it. Nil means that such
-	// tokens are dropped.
+	// Revoke revokes the tokens that a refresh cannot save because the session
+	// has ended, and the tokens of a session that was ended for ReasonRevoked
+	// (see Manager.EndByID). Manager.End does not call Revoke. A nil Revoke
+	// means that such tokens are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.
@@ -82,18 +86,20 @@ type Config struct {
 	// unknown. Zero means 5 minutes.
 	AccessTokenLifetime time.Duration
 
-	// Observe is called with each event. If a request caused or noticed it, ctx
-	// is that of the request. It must not block. Nil means that events are
-	// dropped.
+	// Observe is called with each event, and must not block. If a request
+	// caused or noticed the event, ctx has the values of the request's context.
+	// A nil Observe means that events are dropped.
 	Observe func(ctx context.Context, e Event)
-	// Waited is called when a caller of Fresh, Refresh or RefreshRejected has
-	// waited for a refresh, with the caller's ctx. Nil means nothing to do.
+	// Waited is called after Fresh, Refresh or RefreshRejected has waited for a
+	// refresh. ctx is the ctx of the caller, and d the duration of the wait.
+	// Waited must not block, and may be nil.
 	Waited func(ctx context.Context, d time.Duration)
 
 	Logger *slog.Logger // nil means slog.Default()
 }
 
-// DefaultMaxLifetime is Config.MaxLifetime if that is zero.
+// DefaultMaxLifetime is the absolute lifetime of a session if
+// Config.MaxLifetime is zero.
 const DefaultMaxLifetime = 12 * time.Hour
 
 func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, 30*time.Minute) }
@@ -117,12 +123,12 @@ func orDefault(d, otherwise time.Duration) time.Duration {
 }
 
 // ConfigError is a mistake in one field of a Config. Key names the field, such
-// as MaxLifetime or Keys[1]. Value is its value, empty for a secret. Err says
-// what is wrong.
+// as MaxLifetime or Keys[1]. Value is the value of the field, empty for a
+// secret. Err says what is wrong.
 type ConfigError = configerr.Error
 
-// Manager starts, finds, refreshes and ends the sessions in a Store. It is safe
-// for concurrent use.
+// Manager starts, finds, refreshes and ends the sessions in a Store. A Manager
+// is safe for concurrent use.
 type Manager struct {
 	cfg   Config
 	id    string // of this Manager, random
@@ -147,7 +153,7 @@ type Manager struct {
 	missedAt  time.Time                // when the store last said that changes may not have been announced
 }
 
-// NewManager returns a Manager. It does no I/O. The error joins a *ConfigError
+// NewManager returns a Manager, and does no I/O. The error joins a *ConfigError
 // for every mistake in cfg.
 func NewManager(cfg Config) (*Manager, error) {
 	var errs []error
@@ -202,34 +208,34 @@ type New struct {
 	Claims  json.RawMessage // of the user, a JSON object; see Session.Claim
 	Tokens  Tokens          // that the provider issued
 
-	// ExpiresAt is when the provider ends the session. Zero means that it is
-	// unknown.
+	// ExpiresAt is when the provider ends the session. Zero means unknown.
 	ExpiresAt time.Time
 	// Began is when the login began. Zero means now. If EndAll was called for
-	// the user or the sid since then, Start fails with ErrEnded.
+	// the user or the sid since Began, Start fails with ErrEnded.
 	Began time.Time
 
-	// Replaces are the tickets of sessions that this one replaces. They are
-	// ended. Zero tickets are ignored.
+	// Replaces are the tickets of the sessions that the new session replaces.
+	// Start ends these sessions. Zero tickets are ignored.
 	Replaces []Ticket
-	// Replaced is called with each session that was ended so. It must not
-	// block. Nil means that it is not called. If kept is true, old was the same
-	// user's, and its refresh token is now in Tokens.Superseded of the new
-	// session. If kept is false, Replaced should revoke the tokens of old.
+	// Replaced is called with each session of Replaces after Start has ended
+	// the session, and must not block. Replaced may be nil. If kept is true,
+	// old belonged to the user of the new session, and the refresh token of old
+	// is now in Tokens.Superseded of the new session. If kept is false,
+	// Replaced should revoke the tokens of old.
 	Replaced func(old *Session, kept bool)
 }
 
 // maxSuperseded is how many refresh tokens of replaced sessions a session
-// keeps. The oldest ones beyond it are left to expire.
+// keeps. The oldest tokens beyond maxSuperseded are dropped, and expire.
 const maxSuperseded = 16
 
-// Start starts a session. It has a new id and a new data key, whatever the
-// browser sent, so that no session can be fixated. The caller sends its cookie
-// (Cookie.Write).
+// Start starts a session. The session has a new secret id and a new data key,
+// whatever the browser sent, so that no session can be fixated. The caller
+// sends the session's cookie with Cookie.Write.
 //
 // The error wraps ErrEnded if EndAll was called for the session's user or sid
 // since New.Began, or if New.ExpiresAt or the expiry of the refresh token has
-// passed. It wraps ErrStore if the store failed.
+// passed. The error wraps ErrStore if the store failed.
 func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	now := time.Now()
 	if n.Began.IsZero() {
@@ -300,8 +306,8 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	return s, nil
 }
 
-// openReplaced returns the sessions that tickets open, and keeps the refresh
-// tokens of those of the same user in s.
+// openReplaced returns the sessions that tickets open, and adds the refresh
+// tokens of those that belong to the user of s to Superseded of s.
 func (m *Manager) openReplaced(ctx context.Context, s *Session, tickets []Ticket) ([]*Session, error) {
 	var all []*Session
 	for _, t := range tickets {
@@ -336,7 +342,7 @@ type Stats struct {
 	Waiting     int    // callers that wait for a refresh
 }
 
-// Stats returns the numbers of this replica. It does not call the store.
+// Stats returns the numbers of this Manager, and does not call the store.
 func (m *Manager) Stats() Stats {
 	hits, misses := m.cache.stats()
 	return Stats{
@@ -345,8 +351,8 @@ func (m *Manager) Stats() Stats {
 	}
 }
 
-// Find returns the session that a ticket opens. It neither refreshes tokens nor
-// counts as activity. The error is ErrNone, or wraps ErrStore.
+// Find returns the session that a ticket opens. Find neither refreshes tokens
+// nor counts as activity. The error is ErrNone, or wraps ErrStore.
 func (m *Manager) Find(ctx context.Context, t Ticket) (*Session, error) {
 	if t.sessionID == "" {
 		return nil, ErrNone
@@ -405,8 +411,8 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	return s, nil
 }
 
-// Touch records activity of the user and moves the idle timeout. It writes at
-// most sixty times per idle timeout. So a session may end early, by up to a
+// Touch records activity of the user and moves the idle timeout. Touch writes
+// at most sixty times per idle timeout. So a session may end early, by up to a
 // sixtieth of the idle timeout. The error is ErrNone if the session has ended,
 // or wraps ErrStore.
 func (m *Manager) Touch(ctx context.Context, s *Session) error {
@@ -435,8 +441,8 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 }
 
 // End ends a session. If the error wraps ErrStore, the session may still exist,
-// and its cookie must be kept. It is not an error if the session has ended
-// before.
+// and the caller must keep the cookie. Ending a session that has already ended
+// is not an error.
 func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 	if err := m.end(ctx, s.ending(reason, nil)); err != nil {
 		return storeError("delete", err)
@@ -445,9 +451,9 @@ func (m *Manager) End(ctx context.Context, s *Session, reason Reason) error {
 	return nil
 }
 
-// delete deletes the record of the session with an ID. When it returns no
-// replica finds the session in the store, and within moments none finds it in
-// its cache.
+// delete deletes the record of the session with an ID. When delete returns, no
+// replica finds the session in the store. Shortly afterwards no replica finds
+// the session in a cache.
 func (m *Manager) delete(ctx context.Context, id string) error {
 	if err := m.cfg.Store.Delete(ctx, recordKey(id)); err != nil {
 		return err
@@ -459,13 +465,14 @@ func (m *Manager) delete(ctx context.Context, id string) error {
 }
 
 // recordKey and leaseKey are the keys in the store of a session's record, and
-// of the lease to refresh it.
+// of the lease to refresh the session.
 func recordKey(id string) string { return "session:" + id }
 func leaseKey(id string) string  { return "refresh:" + id }
 
 // idleTTL is how long the session's record lives from now if nothing touches
-// it: the idle timeout, cut at the absolute end. The end of the refresh token
-// does not count here, because a refresh moves it without a Touch.
+// it: the idle timeout, cut at the absolute end. The expiry of the refresh
+// token does not count here, because a refresh changes that expiry without a
+// Touch.
 func (m *Manager) idleTTL(s *Session, now time.Time) time.Duration {
 	return min(m.cfg.idleTimeout(), s.limit.Sub(now))
 }

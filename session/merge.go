@@ -18,10 +18,10 @@ type RefreshResult struct {
 	// new Key deletes the session's Others, which are bound to the old key.
 	// Others and Superseded of Tokens are ignored.
 	Tokens Tokens
-	// Claims replaces Session.Claims. It is optional.
+	// Claims, which is optional, replaces Session.Claims.
 	Claims json.RawMessage
-	// ExpiresAt is when the provider ends the session. It is optional, and can
-	// only move the end to an earlier time.
+	// ExpiresAt, which is optional, is when the provider ends the session. A
+	// refresh can only move this end to an earlier time.
 	ExpiresAt time.Time
 }
 
@@ -53,9 +53,9 @@ func (m *Manager) merge(s *Session, r RefreshResult, target string) {
 	t.Others = others
 }
 
-// mergeEnd updates ExpiresAt. A new refresh token without an expiry has an
-// unknown one. The end that the provider sets for the session never becomes
-// later.
+// mergeEnd updates ExpiresAt. If the response has a new refresh token without
+// an expiry, the expiry is unknown. The end that the provider sets for the
+// session never becomes later.
 func (s *Session) mergeEnd(r RefreshResult) {
 	if r.Tokens.Refresh != "" || !r.Tokens.RefreshExpiry.IsZero() {
 		s.Tokens.RefreshExpiry = r.Tokens.RefreshExpiry
@@ -66,9 +66,9 @@ func (s *Session) mergeEnd(r RefreshResult) {
 	s.setEnd()
 }
 
-// save replaces the record that next was made of, on condition that it is still
-// there: a session that was ended stays ended, and the tokens that were
-// obtained for it are revoked.
+// save replaces the record that next was made of, if the store still has that
+// record. So a session that was ended stays ended, and save revokes the tokens
+// that were obtained for the session.
 func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), next.replaces, next.sealed)
 	if err != nil {
@@ -94,8 +94,9 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 }
 
 // retrySave saves tokens that only this process has, as soon as the store is
-// back: their predecessors are spent. Meanwhile the refresh is kept, so that no
-// caller spends the old refresh token again.
+// back. The old refresh token may have been rotated. So the refresh is kept
+// until the new tokens are saved, and no caller sends the old refresh token
+// again.
 func (m *Manager) retrySave(ctx context.Context, next *Session) {
 	for time.Now().Before(next.ExpiresAt) {
 		time.Sleep(minRetryAfter)

@@ -20,8 +20,8 @@ import (
 // a secret and observe many lengths (CRIME).
 
 // packDictionary is text that records usually contain, the likeliest at the
-// end. It is part of recordVersion: with another dictionary old records do not
-// open.
+// end. The dictionary is part of recordVersion: with another dictionary old
+// records do not open.
 const packDictionary = `zoneinfo":"locale":"en-US","picture":"https://phone_number_verified"` +
 	`:address":"birthdate":"groups":["roles":["admin","user"]\"resource_access\":{\"account\":{\"` +
 	`roles\":[\"manage-account\",\"manage-account-links\",\"view-profile\"]}},\"realm_access\":{\"` +

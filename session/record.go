@@ -26,9 +26,9 @@ import (
 // record, compressed by DEFLATE with packDictionary.
 //
 // Rules for changes:
-//   - A release also reads the version before its own, and writes it until all
-//     replicas run the new release. So neither an upgrade nor a rollback to the
-//     release before signs a user out.
+//   - A release also reads the version before its own, and writes that earlier
+//     version until all replicas run the new release. So neither an upgrade nor
+//     a rollback to the release before signs a user out.
 //   - A new member of the JSON is no new version. Members that a release does
 //     not know are kept when it writes the record again (record.more). Their
 //     names are not reused.
@@ -47,8 +47,8 @@ var errKeyRemoved = errors.New("sealed with a key that is not among the session 
 
 const recordHeader = 1 + 4 // octets before the nonce
 
-// record is a Session as it is stored. Its short names save memory in the
-// store.
+// record is a Session as it is stored. The short names of the members save
+// memory in the store.
 type record struct {
 	Issuer    string          `json:"i"`
 	Subject   string          `json:"u"`
@@ -72,7 +72,7 @@ type record struct {
 	more map[string]json.RawMessage // members that this release does not know
 }
 
-// unmarshalRecord parses the JSON of a record. It puts members of a later
+// unmarshalRecord parses the JSON of a record, and puts members of a later
 // release into more.
 func unmarshalRecord(plain []byte) (rec record, err error) {
 	known := json.NewDecoder(bytes.NewReader(plain))
@@ -121,7 +121,7 @@ func (r *Keyring) seal(s *Session) ([]byte, error) { return r.keys[0].seal(s) }
 
 // seal returns the record of a session, encrypted under k (see recordVersion).
 // The nonce is random, so that no two records are equal: conditional writes
-// rely on it. This is the only place that reveals a Secret for storage.
+// rely on it. seal is the only function that reveals a Secret for storage.
 func (k serverKey) seal(s *Session) ([]byte, error) {
 	var signatures []byte
 	split := func(token Secret) string {
@@ -171,7 +171,7 @@ func (k serverKey) associated(id string) []byte {
 	return append(data, id...)
 }
 
-// open is the reverse of seal. It needs the ticket of the session.
+// open is the reverse of seal, and needs the ticket of the session.
 func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 	if len(sealed) < recordHeader || sealed[0] != recordVersion {
 		return nil, errors.New("open session: not a record of this version")
@@ -235,8 +235,8 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 	return s, nil
 }
 
-// aead returns the cipher of one session. Its key depends on the data key in
-// the ticket and on k.
+// aead returns the cipher of one session. The key of the cipher depends on the
+// data key in the ticket and on k.
 func (k serverKey) aead(t Ticket) cipher.AEAD {
 	block, err := aes.NewCipher(derive(t.dataKey[:], k.secret, "session record", 32))
 	if err != nil {

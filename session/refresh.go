@@ -13,21 +13,22 @@ import (
 )
 
 // ErrRefused means that the provider ended the grant (invalid_grant, RFC 6749,
-// section 5.2). Config.Refresh returns it. No other response of a provider ends
-// a session.
+// section 5.2). Config.Refresh returns ErrRefused. No other response of a
+// provider ends a session.
 var ErrRefused = errors.New("the provider refused the refresh token")
 
-// ErrNoResponse means that a request may have reached the provider, but its
+// ErrNoResponse means that a request may have reached the provider, but the
 // connection failed before the response: the refresh token may have been
-// rotated. Config.Refresh returns it. The Manager then calls Config.Ready, and
-// when that returns without an error, Config.Refresh once more. If that has no
-// response either, the error is treated like any transient error.
+// rotated. Config.Refresh returns ErrNoResponse. The Manager then calls
+// Config.Ready. If Config.Ready returns no error, the Manager calls
+// Config.Refresh once more. If the second call returns ErrNoResponse too, the
+// Manager treats the error as transient.
 var ErrNoResponse = errors.New("no response from the provider")
 
 // ErrUserRequired means that the provider issues no tokens until the user has
 // signed in again, for example because of interaction_required (OpenID Connect
-// Core, section 3.1.2.6). Config.Refresh returns it. The session is kept: a
-// login replaces it.
+// Core, section 3.1.2.6). Config.Refresh returns ErrUserRequired. The session
+// is kept until a login replaces the session.
 var ErrUserRequired = errors.New("the provider requires the user to sign in again")
 
 // RefreshError means that the tokens could not be refreshed for now. The
@@ -36,8 +37,8 @@ type RefreshError struct {
 	// RetryAfter is how long to wait before a retry, at least a second.
 	RetryAfter time.Duration
 	// Outage means that the provider fails for all sessions. A Config.Refresh
-	// that sets it should log the outage itself, once. Then observers need not
-	// log it for each session.
+	// that sets Outage should log the outage once, so that observers need not
+	// log the outage for each session.
 	Outage bool
 	Err    error
 }
@@ -65,9 +66,9 @@ const (
 )
 
 // Fresh returns s with an access token for a target (see Tokens.Others) that
-// can be used now. The empty target is that of Tokens.Access. While the token
-// is good Fresh does not wait: a token that is about to expire is refreshed in
-// the background. An expired one is refreshed first, once for all callers.
+// can be used now. The empty target means Tokens.Access. While the token is
+// good, Fresh does not wait: a token that is about to expire is refreshed in
+// the background. An expired token is refreshed first, once for all callers.
 //
 // The error is ErrNone, ErrEnded, the error of ctx or a *RefreshError, or it
 // wraps ErrStore or ErrUserRequired.
@@ -90,8 +91,8 @@ func (m *Manager) Fresh(ctx context.Context, s *Session, target string) (*Sessio
 }
 
 // Refresh refreshes the tokens of s now, even if the access token is still
-// good. It joins a refresh that is in flight. Without a refresh token it
-// returns s. Its errors are those of Fresh.
+// good. Refresh joins a refresh that is in flight. Without a refresh token,
+// Refresh returns s. The errors are those of Fresh.
 func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 	if s.Tokens.Refresh == "" {
 		return s, nil
@@ -100,8 +101,8 @@ func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 }
 
 // awaitRefresh joins or starts the refresh of s for a target and waits for the
-// result, at most Config.Wait. Within that time it retries after a transient
-// error if the provider has become ready since.
+// result, at most for Config.Wait. After a transient error awaitRefresh retries
+// within Config.Wait, if the provider has become ready since the error.
 func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
 	m.waiting.Add(1)
 	defer m.waiting.Add(-1)
@@ -142,12 +143,13 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// RefreshRejected refreshes the tokens of a session. Call it when an API has
-// rejected the session's access token for a target, although the token should
-// still be good. If another caller has refreshed the tokens meanwhile, it
-// returns that result. It returns rejected if there is no refresh token, or if
-// this Manager refreshed the token for this reason in the last ten seconds: an
-// API that rejects every token must not cause a refresh with each call. Its
+// RefreshRejected refreshes the tokens of a session. Call RefreshRejected when
+// an API has rejected the session's access token for a target, although the
+// token should still be good. If another caller has refreshed the tokens since
+// rejected was read, RefreshRejected returns the session with those tokens.
+// RefreshRejected returns rejected if there is no refresh token, or if this
+// Manager refreshed the token because of a rejection in the last ten seconds:
+// an API that rejects every token must not cause a refresh with each call. The
 // errors are those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, rejected.ticket)
@@ -171,7 +173,7 @@ func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target
 }
 
 // recentlyRenewed reports whether the tokens were refreshed less than
-// minRenewInterval ago because one was rejected.
+// minRenewInterval ago because an API rejected the access token.
 func (m *Manager) recentlyRenewed(key refreshKey) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -182,7 +184,7 @@ func (m *Manager) recentlyRenewed(key refreshKey) bool {
 }
 
 // Drain blocks until no refresh is in progress, or returns an error when ctx is
-// done. Call it when no more requests arrive: a process that exits during a
+// done. Call Drain when no more requests arrive: a process that exits during a
 // refresh loses the rotated refresh token.
 func (m *Manager) Drain(ctx context.Context) error {
 	done := make(chan struct{})
@@ -198,8 +200,9 @@ func (m *Manager) Drain(ctx context.Context) error {
 	}
 }
 
-// expires returns when an access token expires. Without expires_in that is
-// unknown, not never (RFC 6749, section 5.1).
+// expires returns when an access token expires. A token without expires_in
+// expires too, at an unknown time (RFC 6749, section 5.1).
+// Config.AccessTokenLifetime is assumed for such a token.
 func (m *Manager) expires(t *Tokens) time.Time {
 	if t.Expiry.IsZero() {
 		return t.Issued.Add(m.cfg.accessTokenLifetime())
@@ -222,8 +225,9 @@ func (m *Manager) usable(s *Session, target string, now time.Time) bool {
 }
 
 // due reports whether the access token for a target has to be refreshed, or
-// obtained for the first time. Without a refresh token Tokens.Access never is:
-// the session ends with it, or goes on with it if its expiry is unknown.
+// obtained for the first time. Without a refresh token Tokens.Access is never
+// refreshed: the session ends when Tokens.Access expires, or continues to use
+// Tokens.Access if its expiry is unknown.
 func (m *Manager) due(s *Session, target string, now time.Time) bool {
 	if target == "" && s.Tokens.Refresh == "" {
 		return false
@@ -249,9 +253,9 @@ type refresh struct {
 	retryAt  time.Time // set before call finishes: no retry before; zero: it did not fail
 }
 
-// stale reports whether a caller that read s must start a new refresh: this one
-// failed and its backoff is over, the record has changed or the provider has
-// become ready again since; or s is already its result.
+// stale reports whether a caller that read s must start a new refresh: because
+// s is already the result of r, or because r failed and since then the backoff
+// has ended, the record has changed or the provider has become ready.
 func (r *refresh) stale(s *Session, epoch uint64) bool {
 	result, finished, err := r.call.Result()
 	switch {
@@ -266,8 +270,8 @@ func (r *refresh) stale(s *Session, epoch uint64) bool {
 }
 
 // startRefresh returns the refresh of s for a target that is in flight, or
-// starts one. It does not wait. The refresh outlives the request that started
-// it.
+// starts one. startRefresh does not wait. The refresh outlives the request that
+// started it.
 func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, epoch uint64) *refresh {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -317,9 +321,9 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	}
 }
 
-// leaseAndRefresh takes the lease and refreshes the tokens. If they were
-// obtained but not saved, it returns them as unsaved, and the caller has to
-// release the lease.
+// leaseAndRefresh takes the lease and refreshes the tokens. If the new tokens
+// were obtained but not saved, leaseAndRefresh returns the session with the new
+// tokens as unsaved, and the caller has to release the lease.
 func (m *Manager) leaseAndRefresh(ctx context.Context, r *refresh) (s, unsaved *Session, release func(), err error) {
 	release, elsewhere, err := m.lease(ctx, r.base, r.key.target)
 	if err != nil || elsewhere != nil {
@@ -341,8 +345,9 @@ func (m *Manager) forget(r *refresh) {
 }
 
 // refreshTokens refreshes the tokens of s for a target under the lease, and
-// returns the session with the new ones once they are saved. If they were
-// obtained but not saved, it returns them as unsaved, together with the error.
+// returns the session with the new tokens once they are saved. If the new
+// tokens were obtained but not saved, refreshTokens returns the session with
+// the new tokens as unsaved, together with the error.
 func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) (fresh, unsaved *Session, err error) {
 	latest, err := m.load(ctx, s.ticket)
 	if err != nil {
@@ -389,8 +394,8 @@ func (s *Session) tokenChanged(before *Session, target string) bool {
 }
 
 // callProvider sends the refresh request. If the request may have been
-// processed and its response was lost, it repeats the request once, when
-// Config.Ready allows that.
+// processed and its response was lost, callProvider repeats the request once,
+// after Config.Ready has returned without an error.
 func (m *Manager) callProvider(ctx context.Context, s *Session, target string) (RefreshResult, error) {
 	ctx, cancel := context.WithDeadline(ctx, s.ExpiresAt)
 	defer cancel()

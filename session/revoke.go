@@ -8,27 +8,34 @@ import (
 	"time"
 )
 
-// Info is what the store reveals of a session without its ticket.
+// Info is what the store reveals of a session without the session's ticket.
 type Info struct {
 	ID        string    // Session.ID
 	CreatedAt time.Time // zero: unknown
-	// LastSeenAt is the last activity that was recorded (see Manager.Touch).
-	// Zero means that it is unknown: the session reaches its absolute end
-	// before its idle timeout, or the idle timeout has been shortened.
-	LastSeenAt    time.Time
+	// LastSeenAt is the last activity that was recorded (see Manager.Touch),
+	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
+	// inaccurate if Config.IdleTimeout has changed since the activity.
+	// LastSeenAt is too early if the provider has set an end before the end of
+	// the idle timeout. Zero means unknown: ExpiresAt is before the end of the
+	// idle timeout, or the result of the calculation is in the future.
+	LastSeenAt time.Time
+	// IdleExpiresAt is when the session ends if Manager.Touch is not called
+	// again.
 	IdleExpiresAt time.Time
-	// ExpiresAt is the absolute end by Config.MaxLifetime. The provider may
-	// have set an earlier one. Zero means that it is unknown.
+	// ExpiresAt is CreatedAt plus Config.MaxLifetime. The session ends at
+	// another time if Config.MaxLifetime has changed since CreatedAt, or if the
+	// provider has set an earlier end. Zero means unknown.
 	ExpiresAt time.Time
 }
 
 // List returns sessions of a user (subject), or of one session at the provider
-// (sid), the newest first. If both are given, it returns the sessions that
+// (sid), the newest first. If both are given, List returns the sessions that
 // match both. Subject or sid may be empty, not both.
 //
-// It skips offset sessions and examines at most limit ones. It leaves out those
-// that have ended, so that there may be fewer. more reports whether there are
-// others. The error wraps ErrStore if the store failed.
+// List skips offset sessions and examines the next limit sessions. List leaves
+// out sessions that have ended, so infos may have fewer than limit. more
+// reports whether there are sessions after those that were examined. The error
+// wraps ErrStore if the store failed.
 func (m *Manager) List(ctx context.Context, issuer, subject, sid string, offset, limit int) (
 	infos []Info, more bool, err error,
 ) {
@@ -54,8 +61,10 @@ func (m *Manager) List(ctx context.Context, issuer, subject, sid string, offset,
 	return infos, more, nil
 }
 
-// Info returns what the store reveals of the session with an ID: only when it
-// becomes idle. found is false if there is none. The error wraps ErrStore.
+// Info returns what the store reveals of the session with an ID: IdleExpiresAt.
+// The other times are zero, because only the indexes have them (see List).
+// found is false if there is no such session. The error wraps ErrStore if the
+// store failed.
 func (m *Manager) Info(ctx context.Context, id string) (i Info, found bool, err error) {
 	_, ttl, found, err := m.sealed(ctx, id)
 	if err != nil || !found {
@@ -77,13 +86,14 @@ func (m *Manager) info(l listedSession, now time.Time, ttl time.Duration) Info {
 	return i
 }
 
-// EndByID ends the session with an ID, for a caller without its ticket. found
-// is false if there is none. If the error wraps ErrStore, the session may still
-// exist.
+// EndByID ends the session with an ID, for a caller without the session's
+// ticket. found is false if there is no such session. If the error wraps
+// ErrStore, the session may still exist.
 //
 // The tokens of a session that is ended for ReasonRevoked are revoked as soon
-// as a replica has its ticket: at once if the session is in the cache,
-// otherwise when the cookie comes back. Until then, nobody can read them.
+// as a replica has the session's ticket: at once if the session is in the cache
+// of this Manager, otherwise when a replica next receives the cookie. Until the
+// cookie is received, nobody can read the tokens.
 func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found bool, err error) {
 	sealed, _, found, err := m.sealed(ctx, id)
 	if err != nil || !found {
@@ -95,7 +105,8 @@ func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found 
 }
 
 // sealed returns the record of the session with an ID, and its time to live.
-// found is false if there is none that one of the session keys has sealed.
+// found is false if there is no such record, or if none of the session keys
+// sealed the record.
 func (m *Manager) sealed(ctx context.Context, id string) (record []byte, ttl time.Duration, found bool, err error) {
 	if raw, err := base64.RawURLEncoding.Strict().DecodeString(id); err != nil || len(raw) != 16 {
 		return nil, 0, false, nil
@@ -129,13 +140,13 @@ func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error 
 }
 
 // revokedKey is the key in the store of the record of a session that was ended
-// for ReasonRevoked, until its tokens are revoked or its cookie expires. Only
-// the ticket opens it.
+// for ReasonRevoked. The record is kept until its tokens are revoked or the
+// session's cookie expires. Only the ticket opens the record.
 func revokedKey(id string) string { return "revoked:" + id }
 
 // revokeKept revokes the tokens of a session that was ended for ReasonRevoked.
-// Other sessions that have ended cost one read. If it fails, the next cookie
-// retries.
+// A session that ended for another reason costs one read of the store. If
+// revokeKept fails, the next request with the cookie retries.
 func (m *Manager) revokeKept(ctx context.Context, t Ticket) {
 	id := t.sessionID
 	if m.cfg.Revoke == nil || !m.revoked.add(id) {

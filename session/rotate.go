@@ -6,9 +6,9 @@ import (
 	"errors"
 )
 
-// reseal re-encrypts the record under the primary key. It skips a session that
-// is being refreshed, whose conditional write would fail. If it fails, the next
-// Touch retries.
+// reseal re-encrypts the record under the primary key. reseal skips a session
+// that is being refreshed, because the conditional write of the refresh would
+// fail. If reseal fails, the next Touch retries.
 func (m *Manager) reseal(ctx context.Context, s *Session) {
 	if m.ring.sealedWithPrimary(s.sealed) {
 		return
@@ -37,10 +37,11 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 }
 
-// sealRefreshed seals next, which a refresh made of s. If that moves the record
-// to another key, the session is added to the indexes of that key first, so
-// that they list it when the old key is removed. While adding fails the record
-// stays with the old key, and a later refresh or Touch moves it.
+// sealRefreshed seals next, which a refresh made of s, with the primary key. If
+// another key sealed s, the session is first added to the indexes of the
+// primary key, which list the session when the old key is removed. If adding
+// fails, sealRefreshed seals next with the old key, and a later refresh or
+// Touch moves the record to the primary key.
 func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, error) {
 	k, ok := m.ring.keyOf(s.sealed)
 	if !ok || m.ring.sealedWithPrimary(s.sealed) {

@@ -1,20 +1,21 @@
 // Package session keeps the tokens of signed-in users on the server. The
 // browser gets a cookie that opens nothing by itself.
 //
-// A session is a record in a [Store]. Its key in the store is a hash of the
-// session's id. Its value is encrypted under a key with two halves: a data key
-// that only the cookie has, and a key derived from the operator's session keys.
-// Neither the store alone nor the cookie alone reveals anything.
+// A session is a record in a [Store]. The record's key in the store contains
+// Session.ID, a hash of a secret id that only the cookie has. The record's
+// value is encrypted under a key with two halves: a data key that only the
+// cookie has, and a key derived from the operator's session keys. Neither the
+// store alone nor the cookie alone reveals anything.
 //
 // A server uses a [Manager] and, for each application, a [Cookie]:
 //
-//   - After a login, [Manager.Start] starts a session. [Cookie.Write] sends
-//     its [Ticket] to the browser.
+//   - After a login, [Manager.Start] starts a session. [Cookie.Write] sends its
+//     [Ticket] to the browser.
 //   - With each request, [Cookie.Read] returns the ticket, and [Manager.Find]
-//     the session. [Manager.Fresh] returns it with an access token that can be
-//     used. [Manager.Touch] records activity.
-//   - [Manager.End] ends a session. [Manager.EndAll] ends those of a user, or
-//     of a session at the provider.
+//     the session. [Manager.Fresh] returns the session with an access token
+//     that can be used. [Manager.Touch] records activity.
+//   - [Manager.End] ends a session. [Manager.EndAll] ends the sessions of a
+//     user, or those of one session at the provider.
 //   - [Manager.Run] follows what other replicas do.
 //   - Config.Observe receives an [Event] for each start, refresh and end that a
 //     replica notices.
@@ -44,21 +45,20 @@ import (
 // one error, so that a client cannot distinguish them.
 var ErrNone = errors.New("no session")
 
-// ErrEnded means that the provider has just ended the session. It refused to
-// refresh the tokens, or it ended the session while the login was in progress
-// (see Manager.Start). Later calls return ErrNone.
+// ErrEnded means that the provider has just ended the session: the provider
+// refused to refresh the tokens, or ended the session while the login was in
+// progress (see Manager.Start). Later calls return ErrNone.
 var ErrEnded = errors.New("the provider has ended the session")
 
-// ErrStore means that the store failed. It says nothing about the session,
-// which may still exist.
+// ErrStore means that the store failed. The session may still exist.
 var ErrStore = errors.New("session store unavailable")
 
 // Tokens are what the provider issued for one session.
 type Tokens struct {
 	// Access is the access token.
 	Access Secret
-	// Refresh is the refresh token. Without one the session ends when Access
-	// expires, if Expiry is known.
+	// Refresh is the refresh token. Without a refresh token the session ends
+	// when Access expires, if Expiry is known.
 	Refresh Secret
 	// ID is the ID token.
 	ID Secret
@@ -66,15 +66,16 @@ type Tokens struct {
 	Scope string
 	// Issued is when Access was received.
 	Issued time.Time
-	// Expiry is when Access expires. Zero means that it is unknown.
+	// Expiry is when Access expires. Zero means unknown.
 	Expiry time.Time
-	// RefreshExpiry is when Refresh expires. Zero means that it is unknown.
+	// RefreshExpiry is when Refresh expires. Zero means unknown.
 	RefreshExpiry time.Time
 
 	// Superseded are the refresh tokens of the same user's sessions that this
-	// session replaced, the oldest first. The caller of Manager.End has to
-	// revoke them when it revokes Refresh, and not earlier: a provider may
-	// revoke all grants of a user to a client at once.
+	// session replaced, the oldest first. A caller of Manager.End that revokes
+	// Refresh must also revoke Superseded. Do not revoke Superseded earlier:
+	// when one token is revoked, a provider may revoke all of the user's tokens
+	// for this client, including those of this session.
 	Superseded []Secret
 
 	// Key is the private key that the tokens are bound to (RFC 9449): a scalar
@@ -82,14 +83,14 @@ type Tokens struct {
 	Key Secret
 	// Others are the access tokens for other targets: target → a Tokens with
 	// Access, Scope, Issued and Expiry only. A target is a name that the caller
-	// of Manager.Fresh and Config.Refresh agree on, for example of an API. It
-	// means nothing to this package.
+	// of Manager.Fresh and Config.Refresh agree on, for example the name of an
+	// API. This package does not interpret targets.
 	Others map[string]Tokens
 }
 
 // For returns the access token for a target, as a Tokens with Access, Scope,
-// Issued and Expiry only. The empty target is that of Access. Without a token
-// for the target it returns the zero Tokens.
+// Issued and Expiry only. The empty target means Access. If there is no token
+// for the target, For returns the zero Tokens.
 func (t *Tokens) For(target string) Tokens {
 	if target != "" {
 		return t.Others[target]
@@ -111,8 +112,8 @@ func (t *Tokens) Authorization() string {
 // and must not modify it.
 type Session struct {
 	// ID names the session in the store, and for its user, operators and logs.
-	// It is a hash of the secret id in the ticket: it opens nothing, and the
-	// secret cannot be found from it.
+	// The ID is a hash of the secret id in the ticket. The ID opens nothing,
+	// and nobody can compute the secret id from the ID.
 	ID      string
 	Issuer  string          // iss of the ID token
 	Subject string          // sub of the ID token
@@ -121,12 +122,12 @@ type Session struct {
 	Tokens  Tokens          // the latest ones when the session was read
 
 	CreatedAt time.Time // when Manager.Start was called
-	// ExpiresAt is the absolute end. It moves with RefreshExpiry of the tokens.
-	// It is never later than CreatedAt plus Config.MaxLifetime, nor later than
-	// the end that the provider set.
+	// ExpiresAt is the absolute end. A refresh that changes RefreshExpiry of
+	// the tokens moves ExpiresAt, but never beyond CreatedAt plus
+	// Config.MaxLifetime, and never beyond the end that the provider set.
 	ExpiresAt time.Time
-	// IdleExpiresAt is when the session ends without another Manager.Touch. It
-	// is never after ExpiresAt.
+	// IdleExpiresAt is when the session ends if Manager.Touch is not called
+	// again. IdleExpiresAt is never after ExpiresAt.
 	IdleExpiresAt time.Time
 
 	limit      time.Time                  // ExpiresAt as it would be without RefreshExpiry
@@ -140,7 +141,7 @@ type Session struct {
 }
 
 // lazy holds values computed on first use. All users of one store read share
-// it.
+// one lazy.
 type lazy struct {
 	touching atomic.Bool // one of the users calls Store.Touch
 
@@ -171,8 +172,8 @@ func (s Session) Format(f fmt.State, _ rune) { io.WriteString(f, "session "+s.ID
 func (s Session) LogValue() slog.Value { return slog.StringValue(s.ID) }
 
 // Authorization returns the values of an Authorization header with the access
-// token for a target (see Tokens.Authorization); nil if there is none. They
-// must not be modified.
+// token for a target (see Tokens.Authorization); nil if there is no such token.
+// The values must not be modified.
 func (s *Session) Authorization(target string) []string {
 	s.initCredentials()
 	return s.lazy.headers[target]

@@ -7,18 +7,18 @@ import (
 )
 
 // Store keeps sessions where all replicas find them. A Store is safe for
-// concurrent use. Package tokenstore has three of them, and the conformance
+// concurrent use. Package tokenstore has three Stores, and the conformance
 // suite in tokenstore/storetest tests everything that is said here.
 //
-// Every method is atomic, and sees all writes that ended before it began. A
-// record, lease or member whose time to live is over does not exist (but see
-// Sets.Members). Times to live are positive.
+// Every method is atomic, and sees all writes that ended before the method was
+// called. A record, lease or member whose time to live is over does not exist
+// (but see Sets.Members). Times to live are positive.
 //
-// An error is a fault of the store: it is unreachable, full or misconfigured. A
-// record that does not exist is not an error. After the error of a writing
-// method, the write may or may not have happened. Every writing method can be
-// repeated with the same arguments, and then returns what it would have
-// returned the first time.
+// An error is a fault of the store: the store is unreachable, full or
+// misconfigured. A record that does not exist is not an error. After the error
+// of a writing method, the write may or may not have happened. Every writing
+// method can be repeated with the same arguments, and then returns what it
+// would have returned the first time.
 type Store interface {
 	Records
 	Leases
@@ -28,12 +28,13 @@ type Store interface {
 
 // Records are opaque values under a key, each with a time to live.
 type Records interface {
-	// Get returns the value under key, and its remaining time to live; found is
-	// false if there is none.
+	// Get returns the value of the record under key, and the remaining time to
+	// live of the record; found is false if the key has no record.
 	Get(ctx context.Context, key string) (value []byte, ttl time.Duration, found bool, err error)
 	// Create writes a record under a key that has none. If the key has a record
-	// with another value, it writes nothing and returns false. If the record
-	// has the same value, an earlier call may have written it: created is true.
+	// with another value, Create writes nothing and returns false. If the
+	// record has the same value, an earlier call may have written it: created
+	// is true.
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (created bool, err error)
 	// Replace writes value in the place of old, and leaves the time to live as
 	// it is. If there is no record, or the record is neither old nor value,
@@ -41,10 +42,11 @@ type Records interface {
 	// nor overwrites a record. If the record is value already, an earlier call
 	// may have written it: replaced is true.
 	Replace(ctx context.Context, key string, old, value []byte) (replaced bool, err error)
-	// Touch sets the time to live of a record, counted from now. It returns
-	// false if there is none.
+	// Touch sets the time to live of the record under key, counted from now;
+	// found is false if the key has no record.
 	Touch(ctx context.Context, key string, ttl time.Duration) (found bool, err error)
-	// Delete deletes a record. It is not an error if there is none.
+	// Delete deletes the record under key. Deleting a record that does not
+	// exist is not an error.
 	Delete(ctx context.Context, key string) error
 }
 
@@ -55,8 +57,8 @@ type Leases interface {
 	// on, unless there is another holder, and reports whether it did. A holder
 	// renews its lease by acquiring it again.
 	Acquire(ctx context.Context, key, owner string, ttl time.Duration) (acquired bool, err error)
-	// Release ends the lease under key if owner holds it. It is not an error if
-	// owner does not.
+	// Release ends the lease under key if owner is its holder. If owner is not
+	// the holder, Release does nothing, and that is not an error.
 	Release(ctx context.Context, key, owner string) error
 }
 
@@ -64,33 +66,36 @@ type Leases interface {
 // and a set exists as long as it has members.
 type Sets interface {
 	// Add adds a member to the set under key, for ttl from now on. If the set
-	// has the member, its time to live can only become longer.
+	// already has the member, Add can only prolong the member's time to live.
 	Add(ctx context.Context, key, member string, ttl time.Duration) error
 	// Members returns the members of the set under key, in any order; none if
 	// there is no such set. Members may return an expired member for some
-	// minutes, while the set has others that have not expired.
+	// minutes, while the set has other members that have not expired.
 	Members(ctx context.Context, key string) ([]string, error)
-	// Remove removes a member from the set under key. It is not an error if the
-	// set does not have it.
+	// Remove removes a member from the set under key. Removing a member that
+	// the set does not have is not an error.
 	Remove(ctx context.Context, key, member string) error
 }
 
-// Watcher announces writes of all processes. Caches depend on it.
+// Watcher announces writes of all processes. Caches depend on these
+// announcements.
 type Watcher interface {
 	// Watch follows the records under "session:" and the leases under
 	// "refresh:" until ctx is done.
 	//
-	// It calls onChange with the key of each such record or lease soon after
-	// its write. An empty key means that any of them may have been written
-	// without an announcement.
+	// Watch calls onChange with the key of each such record or lease soon after
+	// the write. An empty key means that any record or lease may have been
+	// written without an announcement.
 	//
-	// It calls onValid with a time until which caches may be used. Before the
-	// call it has called onChange for every write that was made before some
-	// moment, which is shortly before that time. Later writes may be missing in
-	// a cache until that time. So Watch calls onValid repeatedly, with later
-	// times, and stops when announcements may be lost. A store that calls
-	// onChange before the writing method returns may call onValid once, with a
-	// distant time.
+	// Watch calls onValid with a time, until, after which no cache may be used.
+	// Let m be a moment shortly before until. When Watch calls onValid, it has
+	// already called onChange for every write made before m. A cache may lack a
+	// write made after m, but only up to until. To keep caches in use, Watch
+	// calls onValid repeatedly, with later times. When announcements may be
+	// lost, Watch stops calling onValid.
+	//
+	// A store that calls onChange before the writing method returns needs no
+	// such limit, and may call onValid once, with a distant time.
 	//
 	// Watch may announce keys that have not changed, and may call both
 	// functions from several goroutines at once.

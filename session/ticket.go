@@ -10,9 +10,9 @@ import (
 	"log/slog"
 )
 
-// Ticket is what a session cookie carries: a random id, which names the record,
-// and the browser's half of the key that opens the record. A Ticket is as
-// secret as the cookie, and prints as [redacted]. The zero Ticket opens
+// Ticket is what a session cookie carries: a secret random id, whose hash names
+// the record, and the browser's half of the key that opens the record. A Ticket
+// is as secret as the cookie, and prints as [redacted]. The zero Ticket opens
 // nothing.
 type Ticket struct {
 	id        [16]byte
@@ -28,7 +28,7 @@ func newTicket() Ticket {
 }
 
 // ParseTicket returns the Ticket whose Secret is text; ok is false if there is
-// none.
+// no such Ticket.
 func ParseTicket(text Secret) (t Ticket, ok bool) {
 	b, err := base64.RawURLEncoding.DecodeString(text.Reveal())
 	if err != nil {
@@ -47,8 +47,8 @@ func ticketOf(b []byte) (t Ticket, ok bool) {
 	return t.withSessionID(), true
 }
 
-// Secret returns the ticket as text, for ParseTicket. It is empty for the zero
-// Ticket.
+// Secret returns the ticket as text, for ParseTicket. The text is empty for the
+// zero Ticket.
 func (t Ticket) Secret() Secret {
 	if t.sessionID == "" {
 		return ""
@@ -58,17 +58,18 @@ func (t Ticket) Secret() Secret {
 
 func (t Ticket) bytes() []byte { return append(t.id[:], t.dataKey[:]...) }
 
-// withSessionID sets the name under which the store, the user and the logs know
-// the session. It is a hash, so that none of them learns the id, and has as
-// many bits as the id.
+// withSessionID sets Session.ID, under which the store, the user and the logs
+// know the session. Session.ID is a hash of the secret id, so that the store,
+// the user and the logs do not learn the secret id. The hash has as many bits
+// as the secret id.
 func (t Ticket) withSessionID() Ticket {
 	sum := sha256.Sum256(t.id[:])
 	t.sessionID = base64.RawURLEncoding.EncodeToString(sum[:len(t.id)])
 	return t
 }
 
-// Equal reports whether both tickets are the same. The time it takes does not
-// depend on what is in them.
+// Equal reports whether both tickets are the same. The duration of the call
+// does not depend on the content of the tickets.
 func (t Ticket) Equal(other Ticket) bool {
 	sameID := subtle.ConstantTimeCompare(t.id[:], other.id[:])
 	sameKey := subtle.ConstantTimeCompare(t.dataKey[:], other.dataKey[:])

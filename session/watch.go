@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Run follows the writes of other replicas until ctx is done. Without it every
+// Run follows the writes of other replicas until ctx is done. Without Run every
 // Find reads the store, no function of OnEnd is called, and a refresh by
-// another replica is noticed late. Before Run returns it calls all functions of
-// OnEnd, because nothing would call them later.
+// another replica is noticed late. Before Run returns, it calls all functions
+// of OnEnd, because nothing would call them later.
 func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { m.cfg.Store.Watch(ctx, m.onChange, m.onValid) }) // until ctx is done, as the others
@@ -22,7 +22,7 @@ func (m *Manager) Run(ctx context.Context) {
 }
 
 // onChange handles the announcement of a record or a lease that was written;
-// the empty key means all of them.
+// the empty key means all records and leases.
 func (m *Manager) onChange(key string) {
 	if key == "" {
 		m.cache.clear()
@@ -51,9 +51,9 @@ func (m *Manager) onValid(until time.Time) {
 	}
 }
 
-// CacheValid reports whether the store announces changes by other replicas to
-// this one. Otherwise Find always reads the store, and OnEnd reads the store
-// once a second.
+// CacheValid reports whether the store announces the changes by other replicas
+// to this Manager. While CacheValid returns false, each Find reads the store,
+// and OnEnd reads the store once a second.
 func (m *Manager) CacheValid() bool { return m.cache.valid(time.Now()) }
 
 // notifier wakes refreshes that wait for another replica.

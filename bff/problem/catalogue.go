@@ -14,7 +14,8 @@ var (
 	AmbiguousHost = define(&Problem{
 		Status: 400, Code: "ambiguous_host", Title: "The request names its host twice",
 		Detail: "Send only the path in the request line.",
-		When:   "The request target is an absolute URL, or `:authority` and `Host` differ.",
+		When: "An HTTP/1.1 request has an absolute URL in the request line, or an HTTP/2 request has a " +
+			"`host` field that differs from `:authority`, or several.",
 	})
 	AmbiguousPath = define(&Problem{
 		Status: 400, Code: "ambiguous_path", Title: "The path is ambiguous",
