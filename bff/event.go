@@ -120,6 +120,7 @@ func (a *app) emit(ctx context.Context, e Event) {
 		e.Request, e.Client = w.requestID, w.client
 	}
 	e.Cause = truncate(e.Cause, maxLogged)
+	a.server.metrics.count(e) // also those that are not reported
 	if e.Kind.anybodyCauses() && a.events.take(e.Kind) > 0 {
 		a.server.unreported.add(func(count uint64) {
 			a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))

@@ -459,15 +459,14 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 	if resp.AuthenticationExpired() {
 		cause = fmt.Errorf("%w: %w", errAuthenticationExpired, cause)
 	}
+	if isSilentRefusal(resp.Error) && at.Prompt == "none" {
+		e := w.event(LoginRefused, "silent login found nobody signed in")
+		e.Reason, e.Cause, e.level = resp.Error, cause.Error(), slog.LevelDebug
+		a.emit(context.Background(), e)
+		a.finish(w, at, false)
+		return nil
+	}
 	switch resp.Error {
-	case "login_required", "interaction_required", "consent_required", "account_selection_required":
-		if at.Prompt == "none" { // the response for a user without a session (OpenID Connect Core, 3.1.2.6)
-			e := w.event(LoginRefused, "silent login found nobody signed in")
-			e.Reason, e.Cause, e.level = resp.Error, cause.Error(), slog.LevelDebug
-			a.emit(context.Background(), e)
-			a.finish(w, at, false)
-			return nil
-		}
 	case "access_denied":
 		return problem.LoginCancelled.WithCause(cause)
 	case "temporarily_unavailable", "server_error":
@@ -476,6 +475,16 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 		return problem.LoginTooWeak.WithCause(cause)
 	}
 	return problem.LoginRefused.WithCause(cause)
+}
+
+// isSilentRefusal reports whether an error of the provider is the response to
+// prompt=none for a user without a session (OpenID Connect Core, 3.1.2.6).
+func isSilentRefusal(code string) bool {
+	switch code {
+	case "login_required", "interaction_required", "consent_required", "account_selection_required":
+		return true
+	}
+	return false
 }
 
 // authorizationProblem maps the error of Client.AuthorizationURL to a problem.

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -20,6 +21,17 @@ type metrics struct {
 	upstream *prometheus.HistogramVec // of route and upstream
 	added    *prometheus.HistogramVec // of route
 	aborted  *prometheus.CounterVec   // of route
+
+	logins        *prometheus.CounterVec // of result
+	loginsRefused *prometheus.CounterVec // of reason
+	started       prometheus.Counter     // sessions
+	ended         *prometheus.CounterVec // sessions; of reason
+	returned      *prometheus.CounterVec // cookies of ended sessions; of reason
+	refreshes     *prometheus.CounterVec // of result
+	csrfRefused   prometheus.Counter
+	logoutRefused *prometheus.CounterVec // of reason
+	adminRefused  prometheus.Counter
+	wait          prometheus.Histogram // of requests, for a refresh
 
 	frontend, unrouted *routeMetrics
 
@@ -75,15 +87,139 @@ func newMetrics() *metrics {
 			Help: "Responses that ended too early, because of the upstream or a body that was too slow. " +
 				"In cloakroom_requests_total they have the class of their status.",
 		}, []string{"route"}),
+		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_logins_total",
+			Help: "Steps of logins: started (a browser was sent to the provider), returned (it came back), " +
+				"completed (a session began), refused, and not_signed_in (a silent login found nobody signed in).",
+		}, []string{"result"}),
+		loginsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_logins_refused_total",
+			Help: "Logins that were not started or did not succeed, by the code of the error.",
+		}, []string{"reason"}),
+		started: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cloakroom_sessions_started_total",
+			Help: "Sessions that began on this replica.",
+		}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_sessions_ended_total",
+			Help: "Ends of sessions, each counted on one replica. Of a session that expired (idle, lifetime) when " +
+				"its cookie comes back, so that many ends are never counted.",
+		}, []string{"reason"}),
+		returned: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_ended_sessions_returned_total",
+			Help: "Ended sessions whose cookie came back to this replica, by the reason of the end.",
+		}, []string{"reason"}),
+		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_refreshes_total",
+			Help: "Token refreshes: success, error (tried again), outage (the provider fails for all sessions), " +
+				"user_required (the user has to sign in again), and refused (the session has ended).",
+		}, []string{"result"}),
+		csrfRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cloakroom_csrf_refused_total",
+			Help: "Requests that did not prove that they come from a page of this origin.",
+		}),
+		logoutRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cloakroom_logouts_refused_total",
+			Help: "Logout requests of the provider that were not accepted, by the code of the error.",
+		}, []string{"reason"}),
+		adminRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cloakroom_admin_refused_total",
+			Help: "Requests to the admin listener without a valid token, or from elsewhere.",
+		}),
+		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "cloakroom_refresh_wait_duration_seconds",
+			Help:    "Time that requests waited for a token refresh. Most requests wait for none.",
+			Buckets: durationBuckets,
+		}),
 		apps: make(map[*app]struct{}),
 	}
+	m.initialize()
 	m.frontend, m.unrouted = m.forRoute(routeFrontend, nil), m.forRoute(routeNone, nil)
 	return m
 }
 
 // collectors returns those that count by themselves.
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.duration, m.upstream, m.added, m.aborted}
+	return []prometheus.Collector{
+		m.requests, m.duration, m.upstream, m.added, m.aborted,
+		m.logins, m.loginsRefused, m.started, m.ended, m.returned, m.refreshes,
+		m.csrfRefused, m.logoutRefused, m.adminRefused, m.wait,
+	}
+}
+
+// Values of the label result.
+const (
+	loginStarted   = "started"
+	loginReturned  = "returned"
+	loginCompleted = "completed"
+	loginRefused   = "refused"
+	loginNobody    = "not_signed_in"
+
+	refreshSuccess = "success"
+	refreshRefused = "refused"
+)
+
+// initialize makes counters begin with 0, so that the first event is a rise.
+func (m *metrics) initialize() {
+	for _, result := range []string{loginStarted, loginReturned, loginCompleted, loginRefused, loginNobody} {
+		m.logins.WithLabelValues(result)
+	}
+	for _, result := range []string{refreshSuccess, "error", "outage", "user_required", refreshRefused} {
+		m.refreshes.WithLabelValues(result)
+	}
+	for _, reason := range []session.Reason{
+		session.ReasonLogout, session.ReasonBackchannel, session.ReasonFrontchannel, session.ReasonIdle,
+		session.ReasonLifetime, session.ReasonRefused, session.ReasonReplaced, session.ReasonLimit,
+		session.ReasonRevoked, session.ReasonKeyRemoved,
+	} {
+		m.ended.WithLabelValues(string(reason))
+		m.returned.WithLabelValues(string(reason))
+	}
+	for _, p := range []*problem.Problem{
+		problem.BadLoginParameter, problem.BadCallback, problem.LoginCancelled, problem.LoginRefused,
+		problem.LoginInvalid, problem.LoginTooWeak, problem.SignedOutMeanwhile, problem.OtherAccount,
+		problem.ProviderUnavailable, problem.StoreUnavailable, problem.TooManyRequests,
+	} {
+		m.loginsRefused.WithLabelValues(p.Code)
+	}
+	m.logoutRefused.WithLabelValues(problem.BadLogoutToken.Code)
+}
+
+// count counts an event.
+func (m *metrics) count(e Event) {
+	switch e.Kind {
+	case LoginStarted:
+		m.logins.WithLabelValues(loginStarted).Inc()
+	case LoginReturned:
+		m.logins.WithLabelValues(loginReturned).Inc()
+	case LoginRefused:
+		if isSilentRefusal(e.Reason) {
+			m.logins.WithLabelValues(loginNobody).Inc()
+			return
+		}
+		m.logins.WithLabelValues(loginRefused).Inc()
+		m.loginsRefused.WithLabelValues(e.Reason).Inc()
+	case EventKind(session.SessionStarted):
+		m.logins.WithLabelValues(loginCompleted).Inc()
+		m.started.Inc()
+	case EventKind(session.SessionEnded):
+		m.ended.WithLabelValues(e.Reason).Inc()
+		if e.Reason == string(session.ReasonRefused) {
+			m.refreshes.WithLabelValues(refreshRefused).Inc()
+		}
+	case EventKind(session.SessionReturned):
+		m.returned.WithLabelValues(e.Reason).Inc()
+	case EventKind(session.SessionRefreshed):
+		m.refreshes.WithLabelValues(refreshSuccess).Inc()
+	case EventKind(session.RefreshFailed):
+		m.refreshes.WithLabelValues(e.Reason).Inc()
+	case CSRFRefused:
+		m.csrfRefused.Inc()
+	case LogoutRefused:
+		m.logoutRefused.WithLabelValues(e.Reason).Inc()
+	case AdminRefused:
+		m.adminRefused.Inc()
+	}
 }
 
 // classes are the values of the label class.
@@ -146,6 +282,9 @@ func (w *response) countRequest(panicked bool) {
 	}
 	if w.exchange.Upstream != "" {
 		w.metrics.upstreams[w.exchange.Server].Observe(w.exchange.UpstreamTime.Seconds())
+	}
+	if w.waited > 0 {
+		w.server.metrics.wait.Observe(w.waited.Seconds())
 	}
 	if w.exchange.Err != nil || w.slow.Load() {
 		w.metrics.aborted.Inc()
@@ -216,6 +355,9 @@ var (
 		"Requests that wait for a token refresh.", nil, nil)
 	cookiesDesc = prometheus.NewDesc("cloakroom_cookies_refused_total",
 		"Requests with a cookie of a session or a login that was not used, by the reason.", []string{"kind"}, nil)
+
+	unreportedDesc = prometheus.NewDesc("cloakroom_events_unreported_total",
+		"Security events that were counted, but neither logged nor audited, because there were too many.", nil, nil)
 )
 
 // Describe sends the descriptions of all metrics. With Collect, it makes a
@@ -227,6 +369,7 @@ func (s *Server) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		inFlightDesc, streamsDesc, upstreamUpDesc, connectionsDesc, connectionsLimitDesc, refusalsDesc,
 		providerUpDesc, breakerDesc, invalidationDesc, cacheDesc, refreshingDesc, waitersDesc, cookiesDesc,
+		unreportedDesc,
 	} {
 		ch <- d
 	}
@@ -240,8 +383,8 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	counter := func(d *prometheus.Desc, value uint64, label string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), label)
+	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
 
 	total := s.metrics.read()
@@ -264,6 +407,8 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 	} {
 		counter(cookiesDesc, s.CookiesRefused(state), string(state))
 	}
+
+	counter(unreportedDesc, s.unreported.total.Load())
 
 	a := s.current.Load()
 	gauge(providerUpDesc, oneIf(a.provider.Status() == nil))

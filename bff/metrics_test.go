@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -250,4 +251,136 @@ func TestMetricsFollowTheConventions(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
+}
+
+// Each event is counted where it happens.
+func TestEventsMoveTheirMetrics(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = "admin-token" })
+	failRefresh := func(status int, code string) func() {
+		return func() {
+			b := a.signedIn()
+			a.onRefresh(func(_ int, w http.ResponseWriter, _ *http.Request, _ http.Handler) { refuse(w, status, code) })
+			b.Fetch("POST", "/bff/session/refresh")
+			a.provider.Behave()
+		}
+	}
+	silent := func() {
+		b := a.browser()
+		frame := []string{"Sec-Fetch-Dest", "iframe", "Sec-Fetch-Mode", "navigate", "Sec-Fetch-Site", "same-origin"}
+		location := b.Navigate("/bff/silent-login", frame...).Location(t)
+		b.Navigate(b.Navigate(location.String()).Location(t).String(), frame...)
+	}
+	form := []string{"Content-Type", "application/x-www-form-urlencoded"}
+	for _, c := range []struct {
+		sample string
+		do     func()
+	}{
+		{`logins_total{result="started"}`, func() { a.browser().Navigate("/bff/login") }},
+		{`logins_total{result="returned"}`, func() { a.signedIn() }},
+		{`logins_total{result="completed"}`, func() { a.signedIn() }},
+		{`logins_total{result="refused"}`, func() { a.browser().Navigate("/bff/callback?code=x&state=y") }},
+		{`logins_refused_total{reason="bad_callback"}`,
+			func() { a.browser().Navigate("/bff/callback?code=x&state=y") }},
+		{`logins_refused_total{reason="bad_login_parameter"}`, func() { a.browser().Navigate("/bff/login?max_age=x") }},
+		{`logins_total{result="not_signed_in"}`, silent},
+		{`sessions_started_total`, func() { a.signedIn() }},
+		{`sessions_ended_total{reason="logout"}`, func() { a.signedIn().Fetch("POST", "/bff/logout") }},
+		{`sessions_ended_total{reason="replaced"}`, func() { a.signedIn().SignIn("alice", "") }},
+		{`sessions_ended_total{reason="refused"}`, failRefresh(400, "invalid_grant")},
+		{`refreshes_total{result="refused"}`, failRefresh(400, "invalid_grant")},
+		{`refreshes_total{result="user_required"}`, failRefresh(400, "interaction_required")},
+		{`refreshes_total{result="error"}`, failRefresh(500, "server_error")},
+		{`refreshes_total{result="success"}`, func() { a.signedIn().Fetch("POST", "/bff/session/refresh") }},
+		{`csrf_refused_total`, func() { a.browser().Do("POST", "/api/x", "") }},
+		{`cookies_refused_total{kind="unopenable"}`, func() {
+			a.browser().Fetch("GET", "/bff/session", "Cookie", a.cookieName()+"=x")
+		}},
+		{`cookies_refused_total{kind="duplicate"}`, func() {
+			a.browser().Fetch("GET", "/bff/session", "Cookie", a.cookieName()+"=x; "+a.cookieName()+"=y")
+		}},
+		{`logouts_refused_total{reason="bad_logout_token"}`, func() {
+			a.browser().Do("POST", "/bff/backchannel-logout", "logout_token=x", form...)
+		}},
+		{`admin_refused_total`, func() {
+			a.server.Admin().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/admin/sessions", nil))
+		}},
+	} {
+		t.Run(c.sample, func(t *testing.T) {
+			before := scrape(t, a.server)
+			if _, ok := before["cloakroom_"+c.sample]; !ok {
+				t.Errorf("before the event: got no sample, want 0 or more, so that the first event is a rise")
+			}
+			c.do()
+			a.wantRise(t, before, "cloakroom_"+c.sample, 1)
+		})
+	}
+}
+
+// An attacker does not fill the log, but the counter shows the attack.
+func TestEventsBeyondTheLimitOfTheLogAreCounted(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	const flood = 500
+	for range flood {
+		r := httptest.NewRequest("GET", "/bff/session", nil)
+		r.Host = strings.TrimPrefix(a.url, "http://")
+		a.server.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	now := scrape(t, a.server)
+	if got := now["cloakroom_csrf_refused_total"]; got != flood {
+		t.Errorf("refusals: got %v, want %v", got, flood)
+	}
+	if got := now["cloakroom_events_unreported_total"]; got < 1 || got >= flood {
+		t.Errorf("events that were not reported: got %v, want some of %v", got, flood)
+	}
+}
+
+func TestWaitingForARefreshIsCounted(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.Provider.Wait = 20 * time.Second })
+	b := a.expired()
+	release := make(chan struct{})
+	arrived := a.provider.Hold(t, release)
+	status := make(chan int, 1)
+	go func() { status <- b.Fetch("GET", "/api/x").StatusCode }() // ends after release
+	<-arrived
+	a.wantRise(t, nil, "cloakroom_refreshes_in_flight", 1)
+	a.wantRise(t, nil, "cloakroom_refresh_waiters", 1)
+	close(release)
+	if got := <-status; got != 200 {
+		t.Errorf("after the refresh: got %d, want 200", got)
+	}
+	a.wantRise(t, nil, "cloakroom_refreshes_in_flight", 0)
+	a.wantRise(t, nil, "cloakroom_refresh_waiters", 0)
+	a.wantRise(t, nil, "cloakroom_refresh_wait_duration_seconds_count", 1)
+}
+
+func TestProviderIsNotUpInAnOutage(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	a.wantRise(t, nil, "cloakroom_provider_up", 1)
+	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 1)
+	var down atomic.Bool
+	down.Store(true)
+	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if down.Load() {
+			refuse(w, 503, "temporarily_unavailable")
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	waitFor(t, "a provider that is not up", func() bool {
+		b.Fetch("POST", "/bff/session/refresh")
+		return scrape(t, a.server)["cloakroom_provider_up"] == 0
+	})
+	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="half-open"}`, 1)
+	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 0)
+	down.Store(false)
+	waitFor(t, "a provider that is up again", func() bool {
+		b.Fetch("POST", "/bff/session/refresh")
+		return scrape(t, a.server)["cloakroom_provider_up"] == 1
+	})
+	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 1)
 }
