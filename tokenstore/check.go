@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,40 +54,46 @@ func problemOf(err error) Problem {
 const scratchLife = 10 * time.Second
 
 // checkOperations tries the operations of a session.Store. It returns one
-// problem for all that Redis refuses.
+// problem for all that Redis refuses, with the error of the first.
 func (s *Redis) checkOperations(ctx context.Context) []Problem {
 	const owner = "cloakroom check"
 	key := "check:" + rand.Text()
 	set := key + ":set"
-	var refused []error
-	try := func(err error) {
-		known := func(other error) bool { return other.Error() == err.Error() }
-		if err != nil && !slices.ContainsFunc(refused, known) {
-			refused = append(refused, err)
+	var failed []string
+	var first error
+	try := func(operation string, err error) {
+		if err == nil {
+			return
+		}
+		failed = append(failed, operation)
+		if first == nil || redis.IsPermissionError(err) && !redis.IsPermissionError(first) { // names the command
+			first = err
 		}
 	}
 	_, err := s.Create(ctx, key, []byte("1"), scratchLife)
-	try(err)
+	try("create", err)
 	_, _, _, err = s.Get(ctx, key)
-	try(err)
+	try("read", err)
 	_, err = s.Replace(ctx, key, []byte("1"), []byte("2"))
-	try(err)
+	try("replace", err)
 	_, err = s.Touch(ctx, key, scratchLife)
-	try(err)
-	try(s.Delete(ctx, key))
+	try("extend", err)
+	try("delete", s.Delete(ctx, key))
 	_, err = s.Acquire(ctx, key, owner, scratchLife)
-	try(err)
-	try(s.Release(ctx, key, owner))
-	try(s.Add(ctx, set, "member", scratchLife))
+	try("acquire", err)
+	try("release", s.Release(ctx, key, owner))
+	try("add", s.Add(ctx, set, "member", scratchLife))
 	_, err = s.Members(ctx, set)
-	try(err)
-	try(s.Remove(ctx, set, "member"))
-	if len(refused) == 0 {
+	try("list", err)
+	try("remove", s.Remove(ctx, set, "member"))
+	if first == nil {
 		return nil
 	}
-	p := problemOf(refused[0])
-	for _, err := range refused[1:] {
-		p.Text += "; " + problemOf(err).Text
+	p := problemOf(first)
+	if isRefusal(first) {
+		p.Text = "not permitted: to " + strings.Join(failed, ", ") + " (" + p.Text + ")"
+		p.Advice = "grant the Redis user the commands and keys that docs/sessions.md lists (What Redis needs), for " +
+			"the prefix " + s.prefix
 	}
 	return []Problem{p}
 }

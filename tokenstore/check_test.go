@@ -142,3 +142,101 @@ func TestServersAreCheckedOnce(t *testing.T) {
 		t.Errorf("without the right to INFO: got warnings:\n%s", got)
 	}
 }
+
+// checked returns the problems that Check finds as the user cloakroom, and what
+// remains in the store.
+func checked(t *testing.T, server *redistest.Server) (problems []tokenstore.Problem, keys string) {
+	t.Helper()
+	store := openWith(t, tokenstore.RedisConfig{URL: server.URLAs("cloakroom", "pw")})
+	problems = store.Check(t.Context())
+	return problems, server.Do("KEYS", "*")
+}
+
+func TestCheckFindsNothingWithTheDocumentedRights(t *testing.T) {
+	t.Parallel()
+	for _, program := range redistest.Programs {
+		t.Run(program.Name, func(t *testing.T) {
+			t.Parallel()
+			server := program.Start(t, "--maxmemory", "100mb")
+			setUser(t, server, documentedPermissions(t)...)
+			problems, keys := checked(t, server)
+			if len(problems) > 0 {
+				t.Errorf("got %q, want nothing", problems)
+			}
+			if keys != "*0" {
+				t.Errorf("keys after the check: got %q, want none", keys)
+			}
+		})
+	}
+}
+
+// Each right that is missing is found, and named by the error of Redis or by
+// the advice.
+func TestCheckFindsMissingRights(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--maxmemory", "100mb")
+	for missing, want := range map[string]struct {
+		text string
+		down bool // operations fail
+	}{
+		"+@read": {"'get'", true}, "+@write": {"to create, extend", true}, "+@scripting": {"'eval", true},
+		"+info": {"'info'", false}, "~cloakroom:*": {"key", true},
+	} {
+		permissions := slices.DeleteFunc(documentedPermissions(t), func(p string) bool { return p == missing })
+		setUser(t, server, permissions...)
+		problems, keys := checked(t, server)
+		if len(problems) != 1 {
+			t.Errorf("without %s: got %q, want one problem", missing, problems)
+			continue
+		}
+		p := problems[0]
+		if !strings.Contains(p.Text, want.text) {
+			t.Errorf("without %s: got %q, want %q in it", missing, p.Text, want.text)
+		}
+		if p.Advice == "" {
+			t.Errorf("without %s: got no advice", missing)
+		}
+		if got := p.Err != nil; got != want.down {
+			t.Errorf("without %s: got an outage %t, want %t", missing, got, want.down)
+		}
+		if keys != "*0" {
+			t.Errorf("without %s: keys after the check: got %q, want none", missing, keys)
+		}
+	}
+}
+
+func TestCheckReadsEveryMaster(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t)
+	for name, test := range map[string]struct {
+		url     string
+		masters int
+	}{
+		"Sentinel": {redistest.StartSentinel(t).URL(), 1}, "Cluster": {cluster.URL(), len(cluster.Masters())},
+	} {
+		store := openWith(t, tokenstore.RedisConfig{URL: test.url, Logger: slog.New(slog.DiscardHandler)})
+		found := 0
+		for _, p := range store.Check(t.Context()) {
+			if strings.Contains(p.Text, "no memory limit") {
+				found++
+			} else if !strings.Contains(p.Text, "does not save sessions") {
+				t.Errorf("%s: got %q, want problems of its settings only", name, p.Text)
+			}
+		}
+		if found != test.masters {
+			t.Errorf("%s: got %d masters without a memory limit, want %d", name, found, test.masters)
+		}
+	}
+}
+
+func TestCheckReadsSavePoints(t *testing.T) {
+	t.Parallel()
+	for points, want := range map[string]bool{"": true, "3600 1": false} {
+		server := redistest.Start(t, "--maxmemory", "100mb", "--appendonly", "no", "--save", points)
+		store := openWith(t, tokenstore.RedisConfig{URL: server.URL()})
+		problems := store.Check(t.Context())
+		if got := len(problems) == 1 && strings.Contains(problems[0].Advice, unsaved); got != want {
+			t.Errorf("save points %q: got %q, want a problem %t", points, problems, want)
+		}
+	}
+}

@@ -30,6 +30,7 @@ func (c *Client) CheckClient(ctx context.Context) error {
 		"redirect_uri":  {c.cfg.RedirectURI},
 		"code_verifier": {rand.Text() + rand.Text()}, // 43 characters at least (RFC 7636, section 4.1)
 	}
+	c.setSessionTarget(form, c.cfg.Scopes)
 	private, err := parseKey(key)
 	if err != nil {
 		return err

@@ -334,7 +334,9 @@ func (c *Client) checkEndpoints(m *metadata) error {
 // uses.
 func (c *Client) checkCapabilities(m *metadata) error {
 	var errs []error
-	lacks := func(format string, args ...any) { errs = append(errs, fmt.Errorf("the provider "+format, args...)) }
+	lacks := func(format string, args ...any) {
+		errs = append(errs, CapabilityError("the provider "+fmt.Sprintf(format, args...)))
+	}
 	if c.cfg.PushedRequests == PushAlways && m.Pushed == "" {
 		lacks("has no pushed_authorization_request_endpoint, and pushed requests are wanted always")
 	}

@@ -30,6 +30,12 @@ func (unavailable) Is(target error) bool { return target == ErrUnavailable }
 
 const errNotDiscovered = unavailable("the provider has not been found yet")
 
+// CapabilityError means that the provider does not support what the
+// configuration uses. Its text says what.
+type CapabilityError string
+
+func (e CapabilityError) Error() string { return string(e) }
+
 // Error is a response that refuses a request (RFC 6749, section 5.2). Its text
 // is for the log alone.
 type Error struct {

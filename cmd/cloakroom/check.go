@@ -30,6 +30,9 @@ The exit status is 1 if there are errors, otherwise 0, also with warnings.`,
 			o.Environ = os.Environ()
 			o.Version, o.Commit = buildInfo()
 			findings := check.Run(c.Context(), o)
+			if c.Context().Err() != nil {
+				return errors.New("interrupted")
+			}
 			var err error
 			if asJSON {
 				encoder := json.NewEncoder(c.OutOrStdout())

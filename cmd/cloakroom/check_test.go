@@ -3,15 +3,18 @@ package main
 import (
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -276,7 +279,7 @@ var operatorMistakes = []operatorMistake{
 	{name: "no client certificate for Redis", make: func(t *testing.T, w *checkWorld) {
 		server, caFile, _, _ := redistest.StartMutualTLS(t)
 		w.env["STORE_URL"], w.env["STORE_CA_FILE"] = server.URL(), caFile
-	}, key: "store.cert_file", problem: "certificate", fix: "store.cert_file"},
+	}, key: "store.cert_file", problem: "Redis cannot be used", fix: "store.cert_file"},
 	{name: "no maxmemory", redis: []string{"--maxmemory", "0"},
 		key: "store.url", problem: "no memory limit", fix: "maxmemory", severity: check.SeverityWarning},
 	{name: "evicting policy", redis: []string{"--maxmemory-policy", "allkeys-lru"},
@@ -286,11 +289,11 @@ var operatorMistakes = []operatorMistake{
 	{name: "ACL without scripts", make: func(_ *testing.T, w *checkWorld) {
 		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-@scripting")
 		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
-	}, key: "store.url", problem: "no permissions to run the 'eval", fix: "lacks a permission"},
+	}, key: "store.url", problem: "no permissions to run the 'eval", fix: "Grant the Redis user"},
 	{name: "ACL with another prefix", make: func(_ *testing.T, w *checkWorld) {
 		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~other:*", "&*", "+@all")
 		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
-	}, key: "store.url", problem: "NOPERM", fix: "lacks a permission"},
+	}, key: "store.url", problem: "NOPERM", fix: "Grant the Redis user"},
 	{name: "ACL without invalidation", make: func(_ *testing.T, w *checkWorld) {
 		w.redis.Do("ACL", "SETUSER", "app", "on", ">pw", "~*", "resetchannels", "+@all", "-client|tracking")
 		w.env["STORE_URL"] = w.redis.URLAs("app", "pw")
@@ -461,5 +464,213 @@ func chmod(t *testing.T, file string) {
 	t.Helper()
 	if err := os.Chmod(file, 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Each service of configs/providers: a right configuration is all well, and a
+// wrong secret and a redirect URI that is not registered are found.
+func TestCheckUnderstandsProviderProfiles(t *testing.T) {
+	t.Parallel()
+	settings := map[string]map[string]string{
+		"okta":   {"OIDC_SENDER_CONSTRAINT": "dpop"},
+		"google": {"OIDC_SCOPES": "openid", "OIDC_AUTHORIZATION_PARAMETERS": "{access_type: offline, prompt: consent}"},
+		"entra": {
+			"OIDC_SCOPES": "openid offline_access api://orders/read",
+			"ROUTES":      "[{path: /a/, upstream: 'http://localhost:1', token: user, scopes: [api://billing/read]}]",
+		},
+		"cognito": {"OIDC_SCOPES": "openid profile email"},
+	}
+	for _, profile := range devidp.Profiles {
+		t.Run(profile.Name, func(t *testing.T) {
+			t.Parallel()
+			w := newCheckWorld(t, profile.Config)
+			w.provider.SetHooks(profile.Hooks(w.provider.Provider))
+			maps.Copy(w.env, settings[profile.Name])
+			w.env["ROUTES"] = strings.Replace(w.env["ROUTES"], "http://localhost:1", w.echo.URL, 1)
+			if findings, failed := w.checkJSON(t); failed {
+				t.Errorf("got %s, want no errors", describeFindings(findings))
+			}
+			right := w.env["OIDC_CLIENT_SECRET"]
+			w.env["OIDC_CLIENT_SECRET"] = "wrong"
+			findings, _ := w.checkJSON(t)
+			wantFinding(t, findings, "oidc.client_secret", "refused", "the client", check.SeverityError)
+			w.env["OIDC_CLIENT_SECRET"], w.env["SERVER_PUBLIC_URL"] = right, "http://localhost:1"
+			findings, _ = w.checkJSON(t)
+			wantFinding(t, findings, "server.public_url", "redirect_uri", "http://localhost:1/bff/callback",
+				check.SeverityError)
+		})
+	}
+}
+
+// checkProcess runs cloakroom check as a process with further environment
+// variables.
+func (w *checkWorld) checkProcess(t *testing.T, env ...string) []check.Finding {
+	t.Helper()
+	cmd := brokerCommand(t, "check", "--json")
+	for name, value := range w.env {
+		cmd.Env = append(cmd.Env, "CLOAKROOM_"+name+"="+value)
+	}
+	cmd.Env = append(cmd.Env, env...)
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	var findings []check.Finding
+	if err := json.Unmarshal(out, &findings); err != nil {
+		t.Fatalf("got %s, want a JSON array of findings", out)
+	}
+	return findings
+}
+
+func TestCheckFindsMistypedVariables(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	findings := w.checkProcess(t, "CLOAKROOM_SESSION_IDLE_TIMOUT=1h")
+	wantFinding(t, findings, "session.idle_timeout", "CLOAKROOM_SESSION_IDLE_TIMOUT has no effect",
+		"CLOAKROOM_SESSION_IDLE_TIMEOUT", check.SeverityWarning)
+	if len(findings) != 1 {
+		t.Errorf("got %s, want one finding", describeFindings(findings))
+	}
+}
+
+func TestCheckFindsFewDescriptors(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	findings := w.checkProcess(t, "CLOAKROOM_TEST_DESCRIPTORS=256")
+	wantFinding(t, findings, "server.limits.connections", "96 connections of clients", "ulimit -n",
+		check.SeverityWarning)
+	w.env["SERVER_LIMITS_CONNECTIONS"] = "5000"
+	findings = w.checkProcess(t, "CLOAKROOM_TEST_DESCRIPTORS=256")
+	wantFinding(t, findings, "server.limits.connections", "5000 connections are more", "ulimit -n",
+		check.SeverityWarning)
+}
+
+// freeze returns the address of a listener that accepts connections and sends
+// nothing.
+func freeze(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().String() // the kernel accepts
+}
+
+func TestCheckOfADeadEnvironmentEndsSoon(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	for name, url := range map[string]string{
+		"OIDC_ISSUER": "https://", "STORE_URL": "redis://", "SERVER_PUBLIC_URL": "https://",
+	} {
+		w.env[name] = url + freeze(t)
+	}
+	w.env["SERVER_ADMIN_LISTEN"] = freeze(t)
+	var routes []string
+	for i := range 20 {
+		routes = append(routes, fmt.Sprintf("{path: /a%d/, upstream: 'https://%s', token: user, accept_bearer: "+
+			"{issuer: 'https://%s', audience: a}}", i, freeze(t), freeze(t)))
+	}
+	w.env["ROUTES"] = "[" + strings.Join(routes, ", ") + "]"
+	began := time.Now()
+	findings, failed := w.checkJSON(t)
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("got findings after %v, want at most 15 s", took)
+	}
+	if !failed {
+		t.Error("exit status: got 0, want 1")
+	}
+	for _, key := range []string{"oidc.issuer", "store.url", "routes[0].upstream", "routes[19].accept_bearer.issuer"} {
+		wantFinding(t, findings, key, "", "", check.SeverityError)
+	}
+	wantFinding(t, findings, "server.public_url", "No response", "", check.SeverityWarning)
+}
+
+// Mistakes in the file are reported all at once, together with what else is
+// wrong.
+func TestCheckReportsAllMistakesOfTheFile(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	w.file = "session: {idle_timeout: 5 minutes, max_per_user: -1}\nrouts: []\nserver: {prefix: bff}\n"
+	w.env["ROUTES"] = route("http://"+freeAddr(t), ", retry: sometimes")
+	w.env["OIDC_CLIENT_SECRET"] = ""
+	w.redis.Kill()
+	findings, failed := w.checkJSON(t)
+	if !failed {
+		t.Error("exit status: got 0, want 1")
+	}
+	for key, problem := range map[string]string{
+		"session.idle_timeout": "5 minutes", "session.max_per_user": "-1", "routs": "unknown key",
+		"server.prefix": "bff", "routes[0].retry": "sometimes", "oidc.client_secret": "missing",
+		"routes[0].upstream": "unreachable", "store.url": "refused",
+	} {
+		wantFinding(t, findings, key, problem, "", check.SeverityError)
+	}
+	offline, failed := w.checkJSON(t, "--offline")
+	if !failed {
+		t.Error("exit status offline: got 0, want 1")
+	}
+	if got, want := len(offline), len(findings)-2; got != want {
+		t.Errorf("offline: got %d findings, want %d:%s", got, want, describeFindings(offline))
+	}
+}
+
+func TestCheckOfAMissingFile(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	for name, file := range map[string]string{
+		"missing": filepath.Join(t.TempDir(), "none.yaml"), "not YAML": writeFile(t, "a.yaml", "server: [\n"),
+	} {
+		findings, failed := w.checkJSON(t, "--config", file)
+		if !failed || len(findings) != 1 {
+			t.Errorf("%s: got failed %t and %s, want one error", name, failed, describeFindings(findings))
+			continue
+		}
+		if got := findings[0]; got.Key != "" || got.Fix == "" {
+			t.Errorf("%s: got %+v, want a fix and no key", name, got)
+		}
+	}
+}
+
+func TestCheckAndSchemaRefuseArguments(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"check", "x"}, {"schema", "x"}, {"check", "--nonsense"}} {
+		err := run(t.Context(), args, func(string) string { return "" }, nil, io.Discard, io.Discard)
+		if got := exitCode(err); got != 2 {
+			t.Errorf("%q: exit status: got %d, want 2", args, got)
+		}
+	}
+}
+
+func TestSchemaPrintsTheCommittedFile(t *testing.T) {
+	t.Parallel()
+	var out lockedBuffer
+	err := run(t.Context(), []string{"schema"}, func(string) string { return "" }, nil, &out, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("../../configs/cloakroom.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != string(want) {
+		t.Error("got another schema than configs/cloakroom.schema.json")
+	}
+}
+
+// The check of a configuration leaves nothing at the provider that lives: no
+// session and no token.
+func TestCheckIssuesNoTokens(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(*checkWorld){"with PAR": func(*checkWorld) {}, "without PAR": withoutPAR} {
+		w := newCheckWorld(t, nil)
+		edit(w)
+		w.checkJSON(t)
+		if got := w.provider.LiveRefreshTokens(); got != 0 {
+			t.Errorf("%s: refresh tokens: got %d, want 0", name, got)
+		}
+		if got := w.provider.TokenRequests(); got > 1 {
+			t.Errorf("%s: token requests: got %d, want at most 1", name, got)
+		}
 	}
 }

@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -16,7 +15,7 @@ import (
 
 // checkCertificates checks the broker's own certificates: that of its listener,
 // and those by which it authenticates to others.
-func checkCertificates(_ context.Context, cfg *config.Config) []Finding {
+func checkCertificates(cfg *config.Config) []Finding {
 	findings := checkListenerCertificate(cfg)
 	files := map[string]string{
 		"oidc.client_cert_file": cfg.OIDC.ClientCertFile,

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,29 +51,40 @@ func Run(ctx context.Context, o Options) []Finding {
 	for _, f := range findings {
 		wrong[f.Key] = f.Severity == SeverityError
 	}
-	steps := []func(context.Context, *config.Config) []Finding{
-		checkCertificates, checkDescriptors, checkFrontend,
+	if wrong["server.prefix"] { // part of the URLs that are asked for
+		wrong["server.public_url"] = true
+	}
+	steps := []func() []Finding{
+		func() []Finding { return checkCertificates(cfg) },
+		func() []Finding { return checkDescriptors(cfg) },
+		func() []Finding { return checkFrontend(cfg) },
 	}
 	if !o.Offline {
-		steps = append(steps, checkProvider, checkBearerIssuers, checkStore, checkUpstreams, checkPublicURL,
-			func(ctx context.Context, cfg *config.Config) []Finding { return checkReplicas(ctx, cfg, o) })
+		steps = append(steps,
+			func() []Finding { return checkProvider(ctx, cfg) },
+			func() []Finding { return checkBearerIssuers(ctx, cfg) },
+			func() []Finding { return checkStore(ctx, cfg) },
+			func() []Finding { return checkReplicas(ctx, cfg, o) },
+			func() []Finding { return checkUpstreams(ctx, cfg) },
+			func() []Finding { return checkPublicURL(ctx, cfg) })
 	}
-	var mu sync.Mutex // guards findings
+	for _, f := range sideBySide(steps) {
+		if !wrong[f.Key] { // else it may be a consequence
+			findings = append(findings, f)
+		}
+	}
+	return sorted(findings)
+}
+
+// sideBySide runs steps at the same time, and returns the findings of all.
+func sideBySide(steps []func() []Finding) []Finding {
+	found := make([][]Finding, len(steps))
 	var group sync.WaitGroup
-	for _, step := range steps {
-		group.Go(func() { // until limit
-			found := step(ctx, cfg)
-			mu.Lock()
-			defer mu.Unlock()
-			for _, f := range found {
-				if !wrong[f.Key] { // else it may be a consequence
-					findings = append(findings, f)
-				}
-			}
-		})
+	for i, step := range steps {
+		group.Go(func() { found[i] = step() }) // until the limit of the step
 	}
 	group.Wait()
-	return sorted(findings)
+	return slices.Concat(found...)
 }
 
 // discard is the logger of what is checked: findings tell what is wrong.
@@ -114,7 +126,9 @@ func mistakes(err error, o Options) []Finding {
 	var findings []Finding
 	for _, e := range all {
 		problem := e.Err.Error()
-		if e.Source != "" && e.Source != o.File {
+		if line, ok := strings.CutPrefix(e.Source, o.File+":"); ok {
+			problem = fmt.Sprintf("%s (line %s)", problem, line)
+		} else if e.Source != "" && e.Source != o.File {
 			problem = e.Source + ": " + problem
 		}
 		if e.Key == "" && o.File == "" {
@@ -137,6 +151,9 @@ func fixOf(e *config.Error) string {
 		return "Correct the file. configs/cloakroom.yaml is an example with all keys."
 	}
 	fix := "Correct " + e.Key + "."
+	if e.Value == "" {
+		fix = "Set " + e.Key + "."
+	}
 	for _, k := range config.Keys {
 		if k.Name == withoutIndexes(e.Key) || k.Name+"[]" == withoutIndexes(e.Key) ||
 			k.Name+"_file" == withoutIndexes(e.Key) {
@@ -151,7 +168,7 @@ func fixOf(e *config.Error) string {
 
 // sentence returns a text with a full stop.
 func sentence(text string) string {
-	if strings.HasSuffix(text, ".") || strings.HasSuffix(text, "?") || strings.HasSuffix(text, ")") {
+	if strings.HasSuffix(text, ".") || strings.HasSuffix(text, "?") {
 		return text
 	}
 	return text + "."

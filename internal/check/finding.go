@@ -46,7 +46,7 @@ func HasErrors(findings []Finding) bool {
 func sorted(findings []Finding) []Finding {
 	position := func(key string) int {
 		for i, k := range config.Keys {
-			if key == "" || strings.HasPrefix(withoutIndexes(key), k.Name) {
+			if name := withoutIndexes(key); strings.HasPrefix(name, k.Name) || strings.HasPrefix(k.Name, name) {
 				return i
 			}
 		}
@@ -54,7 +54,9 @@ func sorted(findings []Finding) []Finding {
 	}
 	slices.SortStableFunc(findings, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.Severity, b.Severity), // error comes before warning
-			cmp.Compare(position(a.Key), position(b.Key)), cmp.Compare(a.Key, b.Key), cmp.Compare(a.Problem, b.Problem))
+			cmp.Compare(position(a.Key), position(b.Key)),
+			cmp.Compare(len(a.Key), len(b.Key)), cmp.Compare(a.Key, b.Key), // routes[9] before routes[10]
+			cmp.Compare(a.Problem, b.Problem))
 	})
 	return slices.Compact(findings)
 }

@@ -1,14 +1,13 @@
 package check
 
 import (
-	"context"
 	"path/filepath"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 // checkFrontend checks the app's page against its Content-Security-Policy.
-func checkFrontend(_ context.Context, cfg *config.Config) []Finding {
+func checkFrontend(cfg *config.Config) []Finding {
 	handler, err := cfg.NewFrontend(discard)
 	if err != nil || handler == nil {
 		return nil // a mistake in the file, which was found, or no frontend

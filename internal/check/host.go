@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
@@ -26,8 +27,8 @@ func checkPublicURL(ctx context.Context, cfg *config.Config) []Finding {
 	if err != nil || u.Host == "" {
 		return nil // a mistake in the file, which was found
 	}
-	resp, body, err := getSession(ctx, cfg)
 	running := runs(ctx, cfg)
+	resp, body, err := getSession(ctx, cfg)
 	if err != nil {
 		return publicFailure(cfg, u, err, running)
 	}
@@ -70,6 +71,8 @@ func runs(ctx context.Context, cfg *config.Config) bool {
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", nil)
 	if err != nil {
 		return false
@@ -111,7 +114,7 @@ func publicFailure(cfg *config.Config, u *url.URL, err error, running bool) []Fi
 	case running:
 		return []Finding{failure(publicURLKey, problem+" The broker runs.",
 			"Correct server.public_url, or let the proxy in front lead to "+cfg.Server.Listen+" (server.listen).")}
-	case isLocal:
+	case isLocal && causeOf(err) == causeRefused:
 		return nil
 	}
 	return []Finding{warning(publicURLKey, problem+" No broker runs on this machine.",

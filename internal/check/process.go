@@ -1,7 +1,6 @@
 package check
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
@@ -14,7 +13,7 @@ const fewDescriptors = 4096 - 256
 
 // checkDescriptors checks the limit of file descriptors. It is that of this
 // process, which may differ from the broker's.
-func checkDescriptors(_ context.Context, cfg *config.Config) []Finding {
+func checkDescriptors(cfg *config.Config) []Finding {
 	const key = "server.limits.connections"
 	const fix = "Raise the limit of the broker's process: ulimit -n 65536, or LimitNOFILE=65536 in its systemd unit."
 	available, wanted := descriptors.ForConnections(), cfg.Server.Limits.Connections

@@ -22,10 +22,7 @@ import (
 // checkProvider asks the provider for its metadata, and whether it accepts this
 // client and its authorization requests.
 func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
-	client, err := cfg.NewProvider(discard)
-	if err != nil {
-		return nil // a mistake in the file, which was found
-	}
+	client, mistakes := cfg.NewProvider(discard)
 	defer client.Close()
 	discovery, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
@@ -33,6 +30,9 @@ func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 		return []Finding{discoveryFinding(ctx, cfg, client, err)}
 	}
 	findings := checkMetadata(ctx, cfg, client)
+	if mistakes != nil { // in the file, which were found
+		return findings
+	}
 	if cfg.WithoutLogin() {
 		return append(findings, checkClient(ctx, cfg, client)...)
 	}
@@ -48,7 +48,12 @@ func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 // discoveryFinding returns what a failed discovery means.
 func discoveryFinding(ctx context.Context, cfg *config.Config, client *oidc.Client, err error) Finding {
 	const key = "oidc.issuer"
-	problem := sentence("The provider was not found: " + strings.TrimPrefix(err.Error(), "discover provider: "))
+	text := strings.TrimSuffix(strings.TrimPrefix(err.Error(), "discover provider: "), " (check oidc.issuer)")
+	if as[oidc.CapabilityError](err) {
+		return failure("oidc", sentence("The provider does not fit the configuration: "+text),
+			"Change the key of oidc that requires it, or the provider.")
+	}
+	problem := sentence("The provider was not found: " + text)
 	status, redirected := errors.AsType[*jwks.StatusError](err)
 	switch causeOf(err) {
 	case causeUnknownCA:
@@ -76,9 +81,6 @@ func discoveryFinding(ctx context.Context, cfg *config.Config, client *oidc.Clie
 	}
 	if redirected && status.Status >= 500 {
 		return failure(key, problem, "The provider, or a proxy in front of it, has a fault: look at its log.")
-	}
-	if status == nil && strings.Contains(err.Error(), "the provider ") { // of checkCapabilities
-		return failure("oidc", problem, "Change the key of oidc that asks for it, or the provider's settings.")
 	}
 	return failure(key, problem, "Set oidc.issuer to the issuer that the provider documents, with its path. For "+
 		"Keycloak it is https://HOST/realms/REALM.")
@@ -252,8 +254,11 @@ func checkClient(ctx context.Context, cfg *config.Config, client *oidc.Client) [
 		return []Finding{unreachable("The token endpoint", err)}
 	case isRedirectURI(refusal):
 		return []Finding{redirectFinding(cfg, refusal)}
-	case refusal.Code == "invalid_request": // of the made-up code; the client was accepted
-		return nil
+	case refusal.Code == "invalid_request":
+		return []Finding{warning("oidc.client_secret", fmt.Sprintf("Whether the provider accepts the client was not "+
+			"found out: it responded to a made-up code neither with invalid_grant nor with "+
+			"invalid_client. %v.", refusal),
+			"Sign in once, and read the log if that fails.")}
 	}
 	return []Finding{refusalFinding(cfg, "The provider refused a token request", refusal)}
 }
@@ -302,7 +307,9 @@ func refusalFinding(cfg *config.Config, what string, e *oidc.Error) Finding {
 	switch {
 	case e.Unavailable():
 		return failure("oidc.issuer", problem, "The provider has a fault, or limits requests: look at its log.")
-	case e.Code == "invalid_scope":
+	case e.Code == "invalid_client", e.Status == http.StatusUnauthorized:
+		return clientFinding(cfg, problem)
+	case e.Code == "invalid_scope", strings.Contains(strings.ToLower(e.Description), "invalid scope"):
 		return failure("oidc.scopes", problem, fmt.Sprintf(
 			"Allow the client %q at the provider all scopes in oidc.scopes and in routes, or remove those "+
 				"it may not have.",
@@ -314,7 +321,7 @@ func refusalFinding(cfg *config.Config, what string, e *oidc.Error) Finding {
 		return failure("oidc.client_id", problem, fmt.Sprintf(
 			"Allow the client %q the authorization code flow (confidential client) at the provider.",
 			cfg.OIDC.ClientID))
-	case e.Code == "invalid_client", e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
+	case e.Status == http.StatusForbidden:
 		return clientFinding(cfg, problem)
 	}
 	return failure("oidc", problem, "The provider's log says more. Compare the client's settings there with oidc.")
@@ -327,8 +334,8 @@ func clientFinding(cfg *config.Config, problem string) Finding {
 	switch cfg.OIDC.ClientAuth {
 	case "private_key_jwt":
 		return failure("oidc.client_key", problem, fmt.Sprintf(
-			"Register the public key of oidc.client_key for the client %q (it is at %s), or correct oidc.client_id.",
-			id, cfg.Endpoint("/jwks.json")))
+			"Register the public key of oidc.client_key for the client %q, or correct oidc.client_id. If the provider "+
+				"reads the key from %s, the broker has to run.", id, cfg.Endpoint("/jwks.json")))
 	case "tls_client_auth", "self_signed_tls_client_auth":
 		return failure("oidc.client_cert_file", problem, fmt.Sprintf(
 			"Register the certificate in oidc.client_cert_file for the client %q, or correct oidc.client_id.", id))
@@ -340,27 +347,33 @@ func clientFinding(cfg *config.Config, problem string) Finding {
 
 // checkBearerIssuers asks the issuers of access tokens that callers bring.
 func checkBearerIssuers(ctx context.Context, cfg *config.Config) []Finding {
-	var findings []Finding
+	var steps []func() []Finding
 	for i, r := range cfg.Routes {
-		if r.AcceptBearer == nil || r.AcceptBearer.Issuer == "" || r.AcceptBearer.Issuer == cfg.OIDC.Issuer {
-			continue
-		}
-		key := fmt.Sprintf("routes[%d].accept_bearer.", i)
-		client, err := r.AcceptBearer.HTTPClient()
-		if err != nil {
-			continue // a mistake in the file, which was found
-		}
-		client.Timeout = stepLimit
-		_, _, err = jwks.Discover(ctx, client, r.AcceptBearer.Issuer)
-		switch {
-		case err == nil:
-		case causeOf(err) == causeUnknownCA:
-			findings = append(findings, failure(key+"ca_file", sentence(err.Error()),
-				unknownCAFix(key+"ca_file", r.AcceptBearer.CAFile, "the issuer's")))
-		default:
-			findings = append(findings, failure(key+"issuer", sentence("The issuer was not found: "+err.Error()),
-				"Correct "+key+"issuer, or make the issuer reachable from this machine."))
+		if r.AcceptBearer != nil && r.AcceptBearer.Issuer != "" && r.AcceptBearer.Issuer != cfg.OIDC.Issuer {
+			key := fmt.Sprintf("routes[%d].accept_bearer.", i)
+			steps = append(steps, func() []Finding { return checkBearerIssuer(ctx, key, r.AcceptBearer) })
 		}
 	}
-	return findings
+	return sideBySide(steps)
+}
+
+// checkBearerIssuer asks one issuer. key is the prefix of its keys.
+func checkBearerIssuer(ctx context.Context, key string, bearer *config.AcceptBearer) []Finding {
+	client, err := bearer.HTTPClient()
+	if err != nil {
+		return nil // a mistake in the file, which was found
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	_, _, err = jwks.Discover(ctx, client, bearer.Issuer)
+	client.CloseIdleConnections()
+	switch {
+	case err == nil:
+		return nil
+	case causeOf(err) == causeUnknownCA:
+		return []Finding{failure(key+"ca_file", sentence("The issuer was not found: "+err.Error()),
+			unknownCAFix(key+"ca_file", bearer.CAFile, "the issuer's"))}
+	}
+	return []Finding{failure(key+"issuer", sentence("The issuer was not found: "+err.Error()),
+		"Correct "+key+"issuer, or make the issuer reachable from this machine.")}
 }

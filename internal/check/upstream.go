@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/url"
 	"strings"
-	"sync"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
@@ -19,25 +18,18 @@ func checkUpstreams(ctx context.Context, cfg *config.Config) []Finding {
 		url string
 		tls config.UpstreamTLS
 	}
-	var mu sync.Mutex // guards findings
-	var findings []Finding
-	var group sync.WaitGroup
 	seen := make(map[target]bool)
+	var steps []func() []Finding
 	for i, r := range cfg.Routes {
 		for _, raw := range r.Upstream {
 			if t := (target{raw, r.UpstreamTLS}); !seen[t] {
 				seen[t] = true
-				group.Go(func() { // until stepLimit
-					found := checkUpstream(ctx, fmt.Sprintf("routes[%d].", i), raw, r.UpstreamTLS)
-					mu.Lock()
-					defer mu.Unlock()
-					findings = append(findings, found...)
-				})
+				route := fmt.Sprintf("routes[%d].", i)
+				steps = append(steps, func() []Finding { return checkUpstream(ctx, route, raw, r.UpstreamTLS) })
 			}
 		}
 	}
-	group.Wait()
-	return findings
+	return sideBySide(steps)
 }
 
 // checkUpstream connects to one URL of a route, whose key is the prefix of

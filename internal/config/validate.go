@@ -43,7 +43,8 @@ func (c *Config) validateStore(log *slog.Logger) error {
 }
 
 // NewProvider returns the OpenID client that c describes. Its only I/O is to
-// read the files that c names. The error is an Errors.
+// read the files that c names. The error is an Errors. Besides the error, it
+// returns a client that can be used for discovery.
 func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, error) {
 	var problems Errors
 	cfg := c.provider(&problems)
@@ -60,7 +61,7 @@ func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, error) {
 	client, err := oidc.New(cfg)
 	problems = append(problems, fieldErrors(err, serverKey)...)
 	if len(problems) > 0 {
-		return nil, problems.withValues(c)
+		return client, problems.withValues(c)
 	}
 	return client, nil
 }
