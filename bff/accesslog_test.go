@@ -2,7 +2,10 @@ package bff_test
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +16,8 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
 func TestRequestIDOfTrustedProxyIsTakenOver(t *testing.T) {
@@ -197,5 +202,83 @@ func TestRequestLineHasTimeOfRefresh(t *testing.T) {
 	}
 	if waited, _ := a.requestLine("/api/fails")["wait_ms"].(float64); waited < float64(delay.Milliseconds()) {
 		t.Errorf("a failed refresh: wait_ms: got %v, want at least %v", waited, delay)
+	}
+}
+
+// A stream that began under the previous configuration is logged as the one in
+// force demands.
+func TestOpenStreamIsLoggedAsLastReloadDemands(t *testing.T) {
+	t.Parallel()
+	end := make(chan struct{})
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		http.NewResponseController(w).Flush()
+		<-end
+	}))
+	t.Cleanup(upstream.Close)
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.Routes = append(c.Routes, bff.Route{Path: "/x/", Upstream: []string{upstream.URL}, Token: bff.TokenUser})
+		cfg = *c
+	})
+	b := a.signedIn()
+	for _, path := range []string{"/x/named", "/x/excluded"} {
+		resp := b.Open(path)
+		defer resp.Body.Close()
+		if resp.StatusCode != 200 {
+			t.Fatalf("%s: got %d, want 200", path, resp.StatusCode)
+		}
+	}
+	cfg.LogUsers, cfg.LogExclude = bff.UsersPlain, []string{"/x/excluded"}
+	if err := reload(t, a.server, cfg); err != nil {
+		t.Fatal(err)
+	}
+	close(end)
+	if got := a.requestLine("/x/named")["user"]; got != "alice" {
+		t.Errorf("user: got %v, want alice", got)
+	}
+	if err := a.stop(); err != nil {
+		t.Error(err)
+	}
+	for _, line := range a.logs.lines(t, "request") {
+		if line["path"] == "/x/excluded" {
+			t.Errorf("got %v, want no line", line)
+		}
+	}
+}
+
+func TestSettingsOfRequestLogAreChecked(t *testing.T) {
+	t.Parallel()
+	_, err := bff.New(bff.Config{LogRequests: "some", LogExclude: []string{"/a/", "b", "/c/../d"}, LogUsers: "md5"})
+	for _, want := range []string{"LogRequests: ", "LogExclude[1]: ", "LogExclude[2]: ", "LogUsers: "} {
+		if !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("got %v, want a mistake for %s", err, want)
+		}
+	}
+	if strings.Contains(fmt.Sprint(err), "LogExclude[0]") {
+		t.Errorf("got %v, want none for /a/", err)
+	}
+}
+
+// BenchmarkRequestLine measures the access log line of a proxied request.
+//
+//	go test ./bff -run '^$' -bench RequestLine -benchmem
+func BenchmarkRequestLine(b *testing.B) {
+	for name, cfg := range map[string]bff.Config{
+		"all":      {},
+		"excluded": {LogExclude: []string{"/assets/", "/api/"}},
+		"errors":   {LogRequests: bff.RequestsErrors},
+		"none":     {LogRequests: bff.RequestsNone},
+	} {
+		b.Run(name, func(b *testing.B) {
+			cfg.PublicURL, cfg.Logger = "https://app.example.com", slog.New(slog.NewJSONHandler(io.Discard, nil))
+			cfg.Provider = bff.ProviderConfig{Issuer: "https://id.example.com", ClientID: "spa", ClientSecret: "secret"}
+			cfg.Sessions = session.Config{Store: new(tokenstore.Memory), Keys: [][]byte{bytes.Repeat([]byte("k"), 32)}}
+			server := must(bff.New(cfg))
+			b.ReportAllocs()
+			for b.Loop() {
+				server.LogRequest("/api/orders/42")
+			}
+		})
 	}
 }

@@ -55,6 +55,7 @@ type app struct {
 	hints        *logoutHints
 	log          *slog.Logger
 	users        loggedUsers
+	logged       requestFilter
 	events       *limiter[EventKind] // reported ones that anybody can cause
 	history      *history            // nil if Config has mistakes
 	onEvent      func(context.Context, Event)
@@ -169,6 +170,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.checkResources(cfg.Provider.Resources))
 
 	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin}
+	fail(a.logged.set(&cfg))
 	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
 	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser

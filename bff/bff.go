@@ -105,9 +105,15 @@ type Config struct {
 	// and of requests to the provider and the upstreams. Nil means no spans.
 	TracerProvider trace.TracerProvider
 
-	// Logger receives one line for each request, and events. Nil means
+	// Logger receives a line for each request, and events. Nil means
 	// slog.Default(). No line has a token, a secret or a cookie.
 	Logger *slog.Logger
+	// LogRequests is which requests Logger receives. Empty means RequestsAll.
+	LogRequests LogRequests
+	// LogExclude are paths whose requests Logger does not receive: those that
+	// begin with a path that ends with a slash, otherwise the path itself and
+	// all below it.
+	LogExclude []string
 	// LogUsers is how the IDs of users appear in logs and events. Empty means
 	// UsersHashed.
 	LogUsers LogUsers

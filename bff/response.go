@@ -1,9 +1,7 @@
 package bff
 
 import (
-	"cmp"
 	"context"
-	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -139,50 +137,6 @@ func recordWait(ctx context.Context, d time.Duration) {
 	if w, ok := ctx.Value(responseKey{}).(*response); ok {
 		w.waited += d
 	}
-}
-
-// logRequest writes the line of the access log.
-func (a *app) logRequest(w *response) {
-	level := slog.LevelInfo
-	if w.problem == nil && w.exchange.Err != nil {
-		w.problem = problemOf(w.exchange.Err)
-	}
-	attrs := append(make([]slog.Attr, 0, 16),
-		slog.String("request", w.requestID),
-		slog.String("client", w.client),
-		slog.String("method", truncate(w.method, 32)),
-		slog.String("path", truncate(w.path, maxLogged)),
-		slog.Int("status", cmp.Or(w.exchange.Status, w.status)),
-		slog.Int64("bytes", w.bytes+w.exchange.Bytes),
-		slog.Float64("ms", milliseconds(time.Since(w.began))),
-	)
-	if w.route != "" {
-		attrs = append(attrs, slog.String("route", w.route))
-	}
-	if w.session != "" {
-		attrs = append(attrs, slog.String("session", w.session))
-	}
-	if user := a.user(w.subject); user != "" {
-		attrs = append(attrs, slog.String("user", user))
-	}
-	if w.exchange.Upstream != "" {
-		attrs = append(attrs, slog.String("upstream", w.exchange.Upstream),
-			slog.Float64("upstream_ms", milliseconds(w.exchange.UpstreamTime)))
-	}
-	if w.waited > 0 {
-		attrs = append(attrs, slog.Float64("wait_ms", milliseconds(w.waited)))
-	}
-	if trace := w.traceID(); trace != "" {
-		attrs = append(attrs, slog.String("trace", trace))
-	}
-	if w.exchange.Retries > 0 {
-		attrs = append(attrs, slog.Int("retries", w.exchange.Retries))
-	}
-	if w.problem != nil {
-		level = w.problem.Level()
-		attrs = append(attrs, slog.String("err", truncate(w.problem.Error(), maxLogged)))
-	}
-	a.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -65,10 +65,11 @@ const userHashSize = 8
 // user returns a subject as Config.LogUsers says. It is empty if users are
 // omitted, or if there is no subject.
 func (a *app) user(subject string) string {
+	form := a.server.current.Load().users.form // the one in force also for what began before it
 	switch {
-	case subject == "" || a.users.form == UsersOmitted:
+	case subject == "" || form == UsersOmitted:
 		return ""
-	case a.users.form == UsersPlain:
+	case form == UsersPlain:
 		return subject
 	}
 	return a.users.hash(subject)

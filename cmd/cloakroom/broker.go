@@ -33,6 +33,8 @@ type broker struct {
 	server *bff.Server
 	source source
 
+	logSettings *logSettings // nil: they are fixed
+
 	replicas *replicas.Watcher
 
 	reloading sync.Mutex // held during a reload
@@ -232,6 +234,9 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	}
 	if redis, ok := b.store.(*tokenstore.Redis); ok {
 		redis.SetCredentials(credentials)
+	}
+	if b.logSettings != nil {
+		b.logSettings.apply(&next.Log)
 	}
 	b.mu.Lock()
 	b.cfg, b.self = next, describe(next, server.App())

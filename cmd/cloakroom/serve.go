@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -33,8 +31,8 @@ signal ends it at once.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP) // during the start, it would end the process
 			defer signal.Stop(hangup)
-			log, stop := newLogger(c.ErrOrStderr(),
-				func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) })
+			settings := new(logSettings)
+			log, stop := newLogger(c.ErrOrStderr(), settings.handler)
 			defer stop()
 			from := source{
 				load:  func() (*config.Config, error) { return config.Load(file, getenv) },
@@ -45,6 +43,7 @@ signal ends it at once.`,
 			if cfg == nil {
 				return unread
 			}
+			settings.apply(&cfg.Log)
 			v, _ := buildInfo()
 			traces, stopTraces, tracesErr := tracing.Start(getenv, v, log)
 			defer stopTraces()
@@ -73,7 +72,7 @@ signal ends it at once.`,
 			if err != nil {
 				return fmt.Errorf("server.listen: %w", err)
 			}
-			b.source, b.read = from, states
+			b.source, b.read, b.logSettings = from, states, settings
 			return b.run(c.Context(), public, hangup)
 		},
 	}

@@ -59,6 +59,7 @@ func (c *Config) NewServer(
 // serverConfig translates c, except for the store and the frontend.
 func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 	c.checkListeners(problems)
+	c.Log.check(problems)
 	logins := c.Server.Limits.Logins
 	return bff.Config{
 		PublicURL:      c.Server.PublicURL,
@@ -88,8 +89,30 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 		ShutdownDelay: time.Duration(c.Server.ShutdownDelay),
 		ShutdownGrace: c.Server.ShutdownGrace,
 		Logger:        log,
+		LogRequests:   bff.LogRequests(c.Log.Access),
+		LogExclude:    c.Log.Exclude,
+		LogUsers:      bff.LogUsers(c.Log.Users),
 	}
 }
+
+// levels are the values of log.level.
+var levels = map[string]slog.Level{
+	"error": slog.LevelError, "warn": slog.LevelWarn, "": slog.LevelInfo, "info": slog.LevelInfo,
+	"debug": slog.LevelDebug,
+}
+
+// check reports mistakes in what the process applies itself.
+func (l *Log) check(problems *Errors) {
+	if _, ok := levels[l.Level]; !ok {
+		problems.add("log.level", "%q is not error, warn, info or debug", l.Level)
+	}
+	if !slices.Contains([]string{"", "json", "text"}, l.Format) {
+		problems.add("log.format", "%q is not json or text", l.Format)
+	}
+}
+
+// MinLevel returns the least level of log lines.
+func (l *Log) MinLevel() slog.Level { return levels[l.Level] }
 
 func (c *Config) sameSite(problems *Errors) http.SameSite {
 	switch c.Session.Cookie.SameSite {

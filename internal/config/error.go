@@ -218,6 +218,9 @@ var fieldKeys = map[string]string{
 	"CacheMaxAge":                "session.cache_max_age",
 	"MaxPerUser":                 "session.max_per_user",
 	"Routes":                     "routes",
+	"LogRequests":                "log.access",
+	"LogExclude":                 "log.exclude",
+	"LogUsers":                   "log.users",
 }
 
 // serverKey returns the key that configures a field of bff.Config, such as

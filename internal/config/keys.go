@@ -200,4 +200,9 @@ var Keys = []Key{
 	{"routes[].require.acr", "", "Accepted authentication contexts, else 401 (RFC 9470)."},
 	{"routes[].require.max_age", "", "Maximum age of the sign-in, else 401 (RFC 9470)."},
 	{"frontend.dir", "", "Directory of the built app. Without it only endpoints and routes are served."},
+	{"log.level", "info", "Least level of log lines: `error`, `warn`, `info` or `debug`."},
+	{"log.format", "json", "Format of log lines: `json` or `text`."},
+	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},
+	{"log.exclude", "", "Paths whose requests are not logged, each with all below it."},
+	{"log.users", "hash", "Form of user IDs in logs and events: `hash` (keyed), `plain` or `none`."},
 }

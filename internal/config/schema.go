@@ -24,6 +24,7 @@ type Config struct {
 	Session  Session  `yaml:"session"`
 	Routes   []Route  `yaml:"routes"`
 	Frontend Frontend `yaml:"frontend"`
+	Log      Log      `yaml:"log"`
 	Tracing  Tracing  `yaml:"tracing"`
 }
 
@@ -212,6 +213,14 @@ type Frontend struct {
 	Dir string `yaml:"dir"`
 }
 
+type Log struct {
+	Level   string   `yaml:"level"`   // error, warn, info, the default, or debug
+	Format  string   `yaml:"format"`  // json, the default, or text
+	Access  string   `yaml:"access"`  // all, the default, errors or none
+	Exclude []string `yaml:"exclude"` // paths
+	Users   string   `yaml:"users"`   // hash, the default, plain or none
+}
+
 // SetDefaults sets keys without a value to their defaults, as Load does. The
 // other keys get their defaults from the packages that use them.
 func (c *Config) SetDefaults() {
@@ -230,6 +239,8 @@ func (c *Config) SetDefaults() {
 	c.OIDC.AccessTokenLifetime = cmp.Or(c.OIDC.AccessTokenLifetime, 5*time.Minute)
 	c.Session.CacheMaxAge = cmp.Or(c.Session.CacheMaxAge, 5*time.Second)
 	c.Session.Cookie.SameSite = cmp.Or(c.Session.Cookie.SameSite, "strict")
+	c.Log.Level, c.Log.Format = cmp.Or(c.Log.Level, "info"), cmp.Or(c.Log.Format, "json")
+	c.Log.Access, c.Log.Users = cmp.Or(c.Log.Access, "all"), cmp.Or(c.Log.Users, "hash")
 }
 
 // ErrNeedsRestart is wrapped by the Error of a key whose change only a restart

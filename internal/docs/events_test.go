@@ -175,7 +175,7 @@ func linesOf(f *ast.FuncDecl, pkg string) (all []line) {
 			return true
 		}
 		method, ok := call.Fun.(*ast.SelectorExpr)
-		if !ok || !isLogger(method.X) {
+		if !ok || !isLogger(method.X) && method.Sel.Name != "NewRecord" {
 			return true
 		}
 		args := call.Args
@@ -188,7 +188,7 @@ func linesOf(f *ast.FuncDecl, pkg string) (all []line) {
 			if message := literal(args[0]); message != "" {
 				all = append(all, line{message, strings.ToUpper(level), pkg, attributes(f, args[1:])})
 			}
-		case "LogAttrs": // the level and often the message are those of the cause
+		case "LogAttrs", "NewRecord": // the level and often the message are those of the cause
 			for _, message := range messages(f, args[2]) {
 				all = append(all, line{message, "by cause", pkg, slogAttributes(f)})
 			}
