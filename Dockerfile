@@ -5,7 +5,9 @@
 # cloakroom   the broker, from source
 # release     the broker, from a binary of goreleaser (.goreleaser.yaml)
 # sample-api  the API of docker-compose.yml
-FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+FROM --platform=$BUILDPLATFORM golang:1.26 AS certificates
+
+FROM certificates AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
@@ -26,7 +28,7 @@ LABEL org.opencontainers.image.title="Cloakroom" \
       org.opencontainers.image.source="https://github.com/cloakroom-bff/cloakroom" \
       org.opencontainers.image.documentation="https://github.com/cloakroom-bff/cloakroom/blob/main/docs/deployment.md" \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=certificates /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 # It makes 0.0.0.0:8080 the default of server.listen.
 ENV container=oci
 USER 65532:65532

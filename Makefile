@@ -7,7 +7,8 @@ CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
 .PHONY: help build test setup redis-setup go-test browser-test test-providers \
-	providers-setup apis-setup test-packaging packaging-setup manifests soak fuzz lint bench bench-setup bench-sessions bench-bearer
+	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
+	soak fuzz lint bench bench-setup bench-sessions bench-bearer
 
 # $(call need,PACKAGE,TEST) adds a Debian package to $$missing if TEST fails.
 # $(call apt,NEEDS) installs what is missing. A TEST must not contain commas.
@@ -121,6 +122,25 @@ packaging-setup:
 		cp $(call source,$(PROMETHEUS_OPERATOR))/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml \
 			$(PACKAGING)/crds; \
 		echo "$(PACKAGING_VERSIONS)" > $(PACKAGING)/installed; \
+	}
+
+# A release needs cosign and docker too, which only the workflow has.
+RELEASE_TOOLS = github.com/goreleaser/goreleaser/v2@v2.15.1 \
+	github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+
+package: release-setup ## build what a release has into dist/: archives, SBOMs, checksums, images where docker is
+	@set -e; export PATH=$(PACKAGING)/bin:$$PATH GORELEASER_CURRENT_TAG=$$( \
+		git describe --tags --match 'v[0-9]*' --abbrev=0 2>/dev/null || echo v0.0.0); \
+	skip=sign; docker buildx inspect >/dev/null 2>&1 || skip=sign,docker; \
+	goreleaser check && goreleaser release --snapshot --clean --skip=$$skip; \
+	echo "not run: $$skip"
+	cd dist && sha256sum --quiet --check checksums.txt
+	GOFLAGS=-buildvcs=true $(MAKE) build && cmp bin/cloakroom dist/cloakroom_$$($(GO) env GOOS)_$$($(GO) env GOARCH)*/cloakroom
+
+release-setup:
+	@test "$$(cat $(PACKAGING)/release 2>/dev/null)" = "$(RELEASE_TOOLS)" || { set -e; \
+		for tool in $(RELEASE_TOOLS); do GOBIN=$(PACKAGING)/bin $(GO) install $$tool; done; \
+		echo "$(RELEASE_TOOLS)" > $(PACKAGING)/release; \
 	}
 
 SOAK ?= 60s
