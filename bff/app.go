@@ -163,6 +163,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.addRoutes(cfg, publicURL))
 	cfg.Provider.RedirectURI = a.origin + a.prefix + "/callback"
 	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
+	cfg.Provider.TracerProvider, cfg.Sessions.TracerProvider = cfg.TracerProvider, cfg.TracerProvider
 	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
 	a.provider, err = oidc.New(cfg.Provider)
 	fail(err)

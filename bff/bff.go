@@ -46,7 +46,8 @@ type Config struct {
 	// Prefix is the path of the endpoints for the browser. Empty means /bff.
 	Prefix string
 	// TrustedProxies are the addresses of peers whose X-Forwarded-For and
-	// X-Forwarded-Host are used. Empty means none.
+	// X-Forwarded-Host are used, and with a TracerProvider traceparent and
+	// tracestate. Empty means none.
 	TrustedProxies []netip.Prefix
 
 	// Provider is the OpenID provider, and this app as its client. It is
@@ -60,7 +61,7 @@ type Config struct {
 	KeepStorage bool
 	// Sessions configures the session.Manager. Store and Keys are required. New
 	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe,
-	// Waited and Logger.
+	// Waited, TracerProvider and Logger.
 	Sessions session.Config
 	// Cookie describes the session cookie. New sets InsecureHTTP and Port.
 	Cookie session.CookieConfig

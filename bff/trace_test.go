@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // traced is a broker whose spans a test reads.
@@ -225,6 +226,86 @@ func TestSpansSayWhyARequestFailed(t *testing.T) {
 	}
 }
 
+// A call that finds its token expired waits for the refresh, which asks the
+// provider. All of that is one trace, which the provider sees too.
+func TestSpansOfACallThatWaitsForARefresh(t *testing.T) {
+	t.Parallel()
+	a := newTraced(t, nil)
+	b := a.expired()
+	atProvider := make(chan string, 1)
+	a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			atProvider <- r.Header.Get("Traceparent")
+		}
+		next.ServeHTTP(w, r)
+	}})
+	a.spans.Reset()
+	echoed(t, b.Fetch("GET", "/api/x"))
+	server := a.find("GET /api/", trace.SpanKindServer)
+	wait := a.find("session.wait_for_refresh", trace.SpanKindInternal)
+	refresh := a.find("session.refresh", trace.SpanKindInternal)
+	token := a.find("POST token", trace.SpanKindClient)
+	wantParent(t, wait, server)
+	wantParent(t, refresh, wait)
+	wantParent(t, token, refresh)
+	wantParent(t, a.find("GET", trace.SpanKindClient), server)
+	readsBelowRefresh := 0
+	for _, s := range a.spans.GetSpans() {
+		if s.Name == "session.load" && s.Parent.SpanID() == refresh.SpanContext.SpanID() {
+			readsBelowRefresh++
+		}
+	}
+	if readsBelowRefresh != 1 {
+		t.Errorf("reads of the session below the refresh: got %d, want 1", readsBelowRefresh)
+	}
+	issuer, _ := url.Parse(a.provider.Issuer)
+	wantAttrs(t, token, map[string]string{
+		"http.request.method": "POST", "http.response.status_code": "200", "server.address": issuer.Hostname(),
+		"server.port": issuer.Port(), "url.full": a.provider.Issuer + "/token", "error.type": "",
+	})
+	if got, want := <-atProvider, traceparent(token); got != want {
+		t.Errorf("traceparent at the provider: got %q, want %q", got, want)
+	}
+}
+
+func TestSpansOfRequestsToTheProvider(t *testing.T) {
+	t.Parallel()
+	a := newTraced(t, nil)
+	wantAttrs(t, a.find("GET discovery", trace.SpanKindClient), map[string]string{
+		"url.full": a.provider.Issuer + "/.well-known/openid-configuration", "http.response.status_code": "200",
+	})
+	b := a.signedIn()
+	callback := a.find("GET /bff/callback", trace.SpanKindServer)
+	wantParent(t, a.find("POST token", trace.SpanKindClient), callback)
+	wantParent(t, a.find("GET jwks", trace.SpanKindClient), callback)
+	b.Fetch("POST", "/bff/logout")
+	logout := a.find("POST /bff/logout", trace.SpanKindServer)
+	wantParent(t, a.find("POST revocation", trace.SpanKindClient), logout)
+
+	b = a.expired()
+	a.provider.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.HasSuffix(r.URL.Path, "/token") {
+			http.Error(w, "busy", http.StatusServiceUnavailable)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}})
+	a.spans.Reset()
+	wantProblem(t, b.Fetch("GET", "/api/x"), 503, "provider_unavailable")
+	for _, failed := range []struct {
+		name string
+		kind trace.SpanKind
+		want string
+	}{
+		{"POST token", trace.SpanKindClient, "503"},
+		{"session.refresh", trace.SpanKindInternal, "provider_unavailable"},
+		{"session.wait_for_refresh", trace.SpanKindInternal, "provider_unavailable"},
+		{"GET /api/", trace.SpanKindServer, "provider_unavailable"},
+	} {
+		wantAttrs(t, a.find(failed.name, failed.kind), map[string]string{"error.type": failed.want})
+	}
+}
+
 // The spans of an event stream and of a WebSocket end when these end, not when
 // the handler returns.
 func TestSpanOfAStreamEndsWithTheStream(t *testing.T) {
@@ -271,8 +352,10 @@ func TestSpanOfAStreamEndsWithTheStream(t *testing.T) {
 		t.Fatalf("open the WebSocket: got %v, %v, want 101", resp, err)
 	}
 	wantBytes(t, "frame", socket, "hello")
-	if spans := a.spans.GetSpans(); len(spans) != 0 {
-		t.Errorf("spans have ended while the streams are open: %s", a.names())
+	for _, s := range a.spans.GetSpans() {
+		if s.SpanKind != trace.SpanKindInternal {
+			t.Errorf("span %s has ended while the streams are open", s.Name)
+		}
 	}
 	released := time.Now()
 	close(release)

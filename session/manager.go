@@ -12,7 +12,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
 
 // Config configures a Manager.
@@ -95,6 +98,11 @@ type Config struct {
 	// Waited must not block, and may be nil.
 	Waited func(ctx context.Context, d time.Duration)
 
+	// TracerProvider makes the OpenTelemetry spans of reads of a session from
+	// the store, of refreshes, and of callers that wait for one. Nil means no
+	// spans.
+	TracerProvider trace.TracerProvider
+
 	Logger *slog.Logger // nil means slog.Default()
 }
 
@@ -130,11 +138,12 @@ type ConfigError = configerr.Error
 // Manager starts, finds, refreshes and ends the sessions in a Store. A Manager
 // is safe for concurrent use.
 type Manager struct {
-	cfg   Config
-	id    string // of this Manager, random
-	log   *slog.Logger
-	ring  *Keyring
-	cache *cache
+	cfg    Config
+	id     string // of this Manager, random
+	log    *slog.Logger
+	tracer trace.Tracer // nil: no spans
+	ring   *Keyring
+	cache  *cache
 
 	notifier notifier
 	ends     endWatchers
@@ -191,8 +200,9 @@ func NewManager(cfg Config) (*Manager, error) {
 		cfg.Logger = slog.Default()
 	}
 	return &Manager{
-		cfg: cfg, id: rand.Text(), log: cfg.Logger, ring: ring, cache: newCache(cfg.cacheMaxAge()),
-		ends: endWatchers{changed: make(chan struct{}, 1)}, failover: failoverLog{missed: make(chan struct{}, 1)},
+		cfg: cfg, id: rand.Text(), log: cfg.Logger, tracer: span.Tracer(cfg.TracerProvider), ring: ring,
+		cache: newCache(cfg.cacheMaxAge()),
+		ends:  endWatchers{changed: make(chan struct{}, 1)}, failover: failoverLog{missed: make(chan struct{}, 1)},
 		refreshes: make(map[refreshKey]*refresh), renewed: make(map[refreshKey]time.Time),
 	}, nil
 }
@@ -374,9 +384,9 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		return nil, ErrNone
 	}
 	generation, valid := m.cache.beginRead(id)
-	sealed, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(id))
+	sealed, ttl, found, err := m.readRecord(ctx, id)
 	if err != nil {
-		return nil, storeError("read", err)
+		return nil, err
 	}
 	if !found {
 		m.noticeEnd(ctx, ending{id: id, reason: m.expiryReason(id, time.Now())})

@@ -9,7 +9,10 @@ import (
 	"maps"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/internal/flight"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
 
 // ErrRefused means that the provider ended the grant (invalid_grant, RFC 6749,
@@ -100,10 +103,10 @@ func (m *Manager) Refresh(ctx context.Context, s *Session) (*Session, error) {
 	return m.awaitRefresh(ctx, s, "")
 }
 
-// awaitRefresh joins or starts the refresh of s for a target and waits for the
-// result, at most for Config.Wait. After a transient error awaitRefresh retries
+// joinRefresh joins or starts the refresh of s for a target and waits for the
+// result, at most for Config.Wait. After a transient error joinRefresh retries
 // within Config.Wait, if the provider has become ready since the error.
-func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
+func (m *Manager) joinRefresh(ctx context.Context, s *Session, target string) (*Session, error) {
 	m.waiting.Add(1)
 	defer m.waiting.Add(-1)
 	began := time.Now()
@@ -115,7 +118,9 @@ func (m *Manager) awaitRefresh(ctx context.Context, s *Session, target string) (
 	defer cancel()
 	epoch, err := m.ready(waiting, s, time.Until(deadline))
 	for err == nil {
-		fresh, failure := m.startRefresh(waiting, s, target, epoch).call.Wait(waiting)
+		r := m.startRefresh(waiting, s, target, epoch)
+		r.link(trace.SpanFromContext(waiting))
+		fresh, failure := r.call.Wait(waiting)
 		if failure != nil && failure == waiting.Err() {
 			err = failure
 			break
@@ -250,6 +255,7 @@ type refresh struct {
 	epoch    uint64   // of Config.Ready when the refresh began
 	failures int      // in a row, before this refresh
 	call     *flight.Call[*Session]
+	span     trace.Span
 	retryAt  time.Time // set before call finishes: no retry before; zero: it did not fail
 }
 
@@ -285,7 +291,7 @@ func (m *Manager) startRefresh(ctx context.Context, s *Session, target string, e
 		}
 	}
 	m.refreshes[r.key] = r
-	ctx = context.WithoutCancel(ctx)
+	ctx, r.span = span.Start(context.WithoutCancel(ctx), m.tracer, "session.refresh", trace.SpanKindInternal)
 	m.working.Go(func() { m.runRefresh(ctx, r) }) // until the session ends at the latest
 	return r
 }
@@ -308,6 +314,7 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err})
 		time.AfterFunc(userRequiredPause, func() { m.forget(r) })
 	}
+	endSpan(r.span, err)
 	r.call.Finish(s, err)
 
 	if unsaved != nil {

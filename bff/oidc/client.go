@@ -34,6 +34,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -142,6 +143,10 @@ func New(cfg Config) (*Client, error) {
 	}
 	for _, t := range cfg.Targets {
 		p.targets[t.Key()] = t
+	}
+	if tracer := span.Tracer(cfg.TracerProvider); tracer != nil {
+		client.Transport = tracedTransport{client.Transport, p, tracer}
+		tokenClient.Transport = client.Transport
 	}
 	p.breaker = newBreaker(cfg.Logger, p.probe)
 	return p, errors.Join(errs...)

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -111,6 +113,9 @@ type Config struct {
 	WithoutLogin bool
 	// Logger receives the state of the provider. Nil means slog.Default().
 	Logger *slog.Logger
+	// TracerProvider makes an OpenTelemetry span for each request to the
+	// provider. Nil means no spans.
+	TracerProvider trace.TracerProvider
 
 	// RootCAs verify the provider's certificate. Nil means those of the system.
 	RootCAs *x509.CertPool

@@ -70,8 +70,12 @@ func (t limitResponses) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections is called by http.Client.CloseIdleConnections.
-func (t limitResponses) CloseIdleConnections() {
-	if closer, ok := t.base.(interface{ CloseIdleConnections() }); ok {
+func (t limitResponses) CloseIdleConnections() { closeIdleConnections(t.base) }
+
+// closeIdleConnections closes the idle connections of a transport, if it has
+// any.
+func closeIdleConnections(t http.RoundTripper) {
+	if closer, ok := t.(interface{ CloseIdleConnections() }); ok {
 		closer.CloseIdleConnections()
 	}
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -20,6 +22,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -154,6 +157,62 @@ const (
 	notExported   = "traces not exported; spans are dropped until the collector responds"
 	exportedAgain = "traces exported again"
 )
+
+// The spans of a call that waits for a refresh are one tree, and each server
+// that was asked got the context of its span.
+func TestTracesOfACallThatWaitsForARefresh(t *testing.T) {
+	t.Parallel()
+	c := startCollector(t, "")
+	f := startTraced(t, c.URL, nil)
+	u := f.signInExpired(t)
+	atProvider := make(chan string, 1)
+	f.interceptRefresh(func(_ int, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		atProvider <- r.Header.Get("Traceparent")
+		next.ServeHTTP(w, r)
+	})
+	got := f.call(f.replicas[0], u, "GET", "/api/x")
+	if got.status != 200 {
+		t.Fatalf("call: got %v, want 200", got)
+	}
+	var echoed brokertest.Echoed
+	if err := json.Unmarshal([]byte(got.text), &echoed); err != nil {
+		t.Fatal(err)
+	}
+	server := c.wait(t, "GET /api/", 1)[0]
+	inTrace := func(name string, parent *tracepb.Span) *tracepb.Span {
+		t.Helper()
+		for _, s := range c.wait(t, name, 1) {
+			if bytes.Equal(s.TraceId, server.TraceId) {
+				if !bytes.Equal(s.ParentSpanId, parent.SpanId) {
+					t.Errorf("parent of %s: got %x, want %s, %x", name, s.ParentSpanId, parent.Name, parent.SpanId)
+				}
+				return s
+			}
+		}
+		t.Fatalf("no span %s in the trace %x", name, server.TraceId)
+		return nil
+	}
+	wait := inTrace("session.wait_for_refresh", server)
+	refresh := inTrace("session.refresh", wait)
+	token := inTrace("POST token", refresh)
+	upstream := inTrace("GET", server)
+	if server.Kind != tracepb.Span_SPAN_KIND_SERVER || upstream.Kind != tracepb.Span_SPAN_KIND_CLIENT {
+		t.Errorf("kinds: got %v and %v, want server and client", server.Kind, upstream.Kind)
+	}
+	if got, want := echoed.Header.Get("Traceparent"), traceparent(upstream); got != want {
+		t.Errorf("traceparent at the upstream: got %q, want %q", got, want)
+	}
+	if got, want := <-atProvider, traceparent(token); got != want {
+		t.Errorf("traceparent at the provider: got %q, want %q", got, want)
+	}
+	if got, want := attr(upstream, "http.response.status_code"), "200"; got != want {
+		t.Errorf("status of the upstream: got %q, want %q", got, want)
+	}
+	r := f.replicas[0]
+	if !strings.Contains(r.stderr.String(), `"trace":"`+hex.EncodeToString(server.TraceId)+`"`) {
+		t.Errorf("no line of the log has the trace %x:\n%s", server.TraceId, r.stderr)
+	}
+}
 
 func TestTracesGoOnAfterAReload(t *testing.T) {
 	t.Parallel()
