@@ -139,6 +139,7 @@ type Server struct {
 	unreported     refusals     // events beyond eventLimit
 	recent         recentEvents // of all configurations
 	conns          connections  // of the listeners
+	memory         memory       // of the process
 	checks         checks       // of requests on them
 	served         sync.Map     // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
 
@@ -165,8 +166,10 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{log: cfg.Logger, tls: cfg.TLS, metrics: newMetrics(), started: make(chan struct{})}
-	s.conns.log = cfg.Logger
-	s.checks = checks{log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals)}
+	s.conns.log, s.conns.memory = cfg.Logger, &s.memory
+	s.checks = checks{
+		log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,
+	}
 	a.attach(s)
 	s.current.Store(a)
 	return s, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,10 @@ import (
 // not closed: another request may be on its way.
 type connections struct {
 	log                       *slog.Logger
+	memory                    *memory
 	full, exhausted, replaced refusals
+	streams                   atomic.Int64 // requests in flight in HTTP/2
+	manyStreams               refusals
 
 	mu      sync.Mutex // guards all below
 	limit   int
@@ -35,9 +39,12 @@ type connections struct {
 const minWait = time.Second
 
 // defaultConnections returns the limit that is derived from the file
-// descriptors: half of those for connections. Each request in flight may need
-// one more for its upstream.
-func defaultConnections() int { return max(1, descriptors.ForConnections()/2) }
+// descriptors and the memory limit. It is half of the descriptors for
+// connections: each request in flight may need one more for its upstream.
+func defaultConnections() int {
+	byMemory := min(memoryLimit()/memoryPerConnection, math.MaxInt32)
+	return max(1, min(descriptors.ForConnections()/2, int(byMemory)))
+}
 
 // setLimit sets the number of connections from Limits.Connections. Those beyond
 // it that are open stay open.
@@ -55,6 +62,26 @@ func (s *connections) setLimit(configured int) {
 	defer s.mu.Unlock()
 	s.limit = n
 }
+
+// enterStream counts a request in HTTP/2 until leaveStream, unless there are as
+// many as connections may be open. It reports whether it does. In HTTP/1.1 the
+// limit of connections is one of requests.
+func (s *connections) enterStream(client string) bool {
+	s.mu.Lock()
+	limit := s.limit
+	s.mu.Unlock()
+	if s.streams.Add(1) <= int64(limit) {
+		return true
+	}
+	s.leaveStream()
+	s.manyStreams.add(func(count uint64) {
+		s.log.Warn("requests refused beyond server.limits.connections",
+			"count", count, "limit", limit, "client", client)
+	})
+	return false
+}
+
+func (s *connections) leaveStream() { s.streams.Add(-1) }
 
 // describe returns a line for /readyz?verbose, or "" before Run.
 func (s *connections) describe() string {
@@ -86,13 +113,14 @@ func (s *connections) admit(c net.Conn) net.Conn {
 		s.reportExhausted(syscall.EMFILE)
 		return nil
 	}
+	scarce := s.memory.isScarce()
 	s.mu.Lock()
 	limit := s.limit
 	var old *limitedConn
-	if s.open >= limit {
+	if s.open >= limit || scarce {
 		old = s.removeOldest()
 	}
-	admitted := s.open < limit
+	admitted := s.open < limit && !scarce
 	var lc *limitedConn
 	if admitted {
 		s.open++
@@ -104,6 +132,10 @@ func (s *connections) admit(c net.Conn) net.Conn {
 	if !admitted {
 		reset(c)
 		client := clientOf(c)
+		if scarce {
+			s.memory.refuse(s.log, client)
+			return nil
+		}
 		s.full.add(func(count uint64) {
 			s.log.Warn("connections refused", "count", count, "limit", limit, "client", client)
 		})

@@ -204,6 +204,61 @@ func TestEveryOpenConnectionCounts(t *testing.T) {
 	})
 }
 
+// A connection in HTTP/2 can have many requests, each of which needs memory and
+// perhaps a connection to its upstream.
+func TestRequestsInHTTP2BeyondTheLimitAreRefused(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	l := newLimited(t, bff.Limits{Connections: 2}, func(cfg *bff.Config) {
+		cfg.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
+		cfg.Frontend = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			arrived <- struct{}{}
+			<-release
+		})
+	})
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true,
+	}}
+	defer client.CloseIdleConnections()
+	get := func() int {
+		req, err := http.NewRequest("GET", "https://"+l.addr+"/", nil)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		req.Host = strings.TrimPrefix(l.url, "http://")
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	statuses := make(chan int)
+	for range 2 {
+		go func() { statuses <- get() }() // until release
+		<-arrived
+	}
+	if got := get(); got != 503 {
+		t.Errorf("a request beyond the limit: got %d, want 503", got)
+	}
+	l.wantRefused(bff.RefusalRequests, 1)
+	close(release)
+	for range 2 {
+		if got := <-statuses; got != 200 {
+			t.Errorf("a request within the limit: got %d, want 200", got)
+		}
+	}
+	go func() { statuses <- get() }() // until its response
+	<-arrived
+	if got := <-statuses; got != 200 {
+		t.Errorf("a request after the others: got %d, want 200", got)
+	}
+}
+
 func TestRefusalsAreLoggedAtMostOnceASecond(t *testing.T) {
 	t.Parallel()
 	l := newLimited(t, bff.Limits{Connections: 1}, nil)

@@ -24,14 +24,16 @@ type RateLimit struct {
 type Limits struct {
 	// Connections is how many connections the listeners of Run serve at once.
 	// Beyond it, a connection that has not sent a request for a second is
-	// closed for a new one. If there is none, the new one is reset. Zero means
-	// half of the file descriptors that are not reserved for other purposes.
-	// The reserve is a quarter of RLIMIT_NOFILE, at most 256.
+	// closed for a new one. If there is none, the new one is reset. It is also
+	// the maximum number of requests in flight in HTTP/2. Zero means half of
+	// the file descriptors that are not reserved for other purposes, but no
+	// more than one for each 128 KiB of the memory limit (GOMEMLIMIT). The
+	// reserve is a quarter of RLIMIT_NOFILE, at most 256.
 	Connections int
 	// HeaderBytes is the maximum size of a request's header, with the request
-	// line. A larger one gets 431. It is at least 4096 and at most 1 MiB. Zero
-	// means 64 KiB. Reload does not change it. It applies to the listeners of
-	// Run.
+	// line. A larger one gets 431, and so does one of more than 1000 fields. It
+	// is at least 4096 and at most 1 MiB. Zero means 64 KiB. Reload does not
+	// change it. It applies to the listeners of Run.
 	HeaderBytes int
 	// Logins bounds the logins that one client address starts, silent ones
 	// included, and separately its code exchanges that fail. The addresses of

@@ -30,7 +30,7 @@ func NewListener(l net.Listener, cfg *tls.Config, log *slog.Logger) net.Listener
 	// net/http accepts this much more than MaxHeaderBytes, and is asked first.
 	const slack = 8 << 10
 	return newListener(l, cfg, &checks{
-		log: log, headerBytes: http.DefaultMaxHeaderBytes + slack, largeHeaders: new(refusals),
+		log: log, headerBytes: http.DefaultMaxHeaderBytes + slack, largeHeaders: new(refusals), memory: new(memory),
 	})
 }
 
@@ -39,6 +39,7 @@ type checks struct {
 	log          *slog.Logger
 	headerBytes  int       // maximum size of a header, with the request line
 	largeHeaders *refusals // larger ones
+	memory       *memory   // while it is scarce, the connection of a header of more than 8 KiB is closed
 }
 
 func newListener(l net.Listener, cfg *tls.Config, checks *checks) net.Listener {
@@ -69,13 +70,16 @@ func (l plainListener) Accept() (net.Conn, error) {
 
 // serverConn returns a connection whose refused requests are logged.
 func (k *checks) serverConn(c net.Conn) net.Conn {
-	return http1.ServerConn(c, k.headerBytes, func(status int, cause string) {
-		if status == http.StatusRequestHeaderFieldsTooLarge {
+	return http1.ServerConn(c, k.headerBytes, k.memory.isScarce, func(status int, cause string) {
+		switch status {
+		case http.StatusRequestHeaderFieldsTooLarge:
 			k.refuseHeader(clientOf(c), cause)
-			return
+		case http.StatusServiceUnavailable:
+			k.memory.refuse(k.log, clientOf(c))
+		default:
+			k.log.Warn("request refused",
+				"client", clientOf(c), "status", status, "err", truncate(cause, maxLogged))
 		}
-		k.log.Warn("request refused",
-			"client", clientOf(c), "status", status, "err", truncate(cause, maxLogged))
 	})
 }
 
@@ -154,18 +158,52 @@ func (l *tlsListener) shake(raw net.Conn) {
 	}
 }
 
-// serveChecked is ServeHTTP for the listeners of Run, which check the header of
-// a request in HTTP/1.1. Here it is checked in HTTP/2.
+// serveChecked is ServeHTTP for the listeners of Run. It refuses requests while
+// memory is scarce. In HTTP/2 it checks the header, which the listener does in
+// HTTP/1.1, and the number of requests.
 func (s *Server) serveChecked(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor < 2 || headerSize(r) <= s.checks.headerBytes {
-		s.ServeHTTP(w, r)
+	client, _, _ := net.SplitHostPort(r.RemoteAddr)
+	if s.memory.isScarce() {
+		s.memory.refuse(s.log, client)
+		refuseOverloaded(w)
 		return
 	}
-	text := fmt.Sprintf("%d %s", http.StatusRequestHeaderFieldsTooLarge,
-		http.StatusText(http.StatusRequestHeaderFieldsTooLarge))
-	client, _, _ := net.SplitHostPort(r.RemoteAddr)
-	s.checks.refuseHeader(client, text)
-	http.Error(w, text, http.StatusRequestHeaderFieldsTooLarge)
+	if r.ProtoMajor >= 2 {
+		if headerSize(r) > s.checks.headerBytes || fields(r) > http1.MaxFields {
+			s.checks.refuseHeader(client, refuse(w, http.StatusRequestHeaderFieldsTooLarge))
+			return
+		}
+		if !s.conns.enterStream(client) {
+			refuseOverloaded(w)
+			return
+		}
+		defer s.conns.leaveStream()
+	}
+	s.ServeHTTP(w, r)
+}
+
+// refuseOverloaded has the client send its request to another replica, or
+// later.
+func refuseOverloaded(w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "5")
+	w.Header().Set("Connection", "close")
+	refuse(w, http.StatusServiceUnavailable)
+	http.NewResponseController(w).SetReadDeadline(time.Now()) // otherwise net/http waits for the body
+}
+
+// refuse writes a short response with a status, and returns its text.
+func refuse(w http.ResponseWriter, status int) (text string) {
+	text = fmt.Sprintf("%d %s", status, http.StatusText(status))
+	http.Error(w, text, status)
+	return text
+}
+
+// fields returns the number of a request's header fields.
+func fields(r *http.Request) (n int) {
+	for _, values := range r.Header {
+		n += len(values)
+	}
+	return n
 }
 
 // headerSize returns the size that a request's header would have in HTTP/1.1,

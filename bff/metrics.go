@@ -399,7 +399,9 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 		gauge(connectionsDesc, float64(open))
 		gauge(connectionsLimitDesc, float64(limit))
 	}
-	for _, limit := range []Refusal{RefusalConnections, RefusalDescriptors, RefusalWaiting, RefusalHeader} {
+	for _, limit := range []Refusal{
+		RefusalConnections, RefusalDescriptors, RefusalWaiting, RefusalHeader, RefusalRequests, RefusalMemory,
+	} {
 		counter(refusalsDesc, s.Refused(limit), string(limit))
 	}
 	for _, state := range []session.CookieState{

@@ -22,6 +22,12 @@ const (
 	RefusalWaiting Refusal = "waiting"
 	// RefusalHeader: a request had a header larger than Limits.HeaderBytes.
 	RefusalHeader Refusal = "header"
+	// RefusalRequests: a request in HTTP/2 got 503, because as many as
+	// Limits.Connections were in flight.
+	RefusalRequests Refusal = "requests"
+	// RefusalMemory: a new connection or a request was refused, because most of
+	// the memory limit of the process (GOMEMLIMIT) was in use.
+	RefusalMemory Refusal = "memory"
 )
 
 // Refused returns how many connections and requests the listeners of Run have
@@ -36,6 +42,10 @@ func (s *Server) Refused(limit Refusal) uint64 {
 		return s.conns.replaced.total.Load()
 	case RefusalHeader:
 		return s.checks.largeHeaders.total.Load()
+	case RefusalRequests:
+		return s.conns.manyStreams.total.Load()
+	case RefusalMemory:
+		return s.memory.refused.total.Load()
 	}
 	return 0
 }

@@ -43,6 +43,7 @@ func (a *app) addRoutes(cfg Config, publicURL *url.URL) error {
 		BeforeResponse: a.beforeResponse,
 		Detach:         a.detach,
 		TracerProvider: cfg.TracerProvider,
+		Overloaded:     func() bool { return a.server.memory.isScarce() },
 		Logger:         a.log,
 	}
 	for i, route := range a.routes {

@@ -42,6 +42,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		// The limit of s.checks is half of it, so that they count all refusals
 		// but those of HTTP/2 that are more than twice too large.
 		MaxHeaderBytes: 2 * s.checks.headerBytes,
+		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		ConnState:      s.trackConnection,
 		// OPTIONS * is refused by the handler.
@@ -67,6 +68,10 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	})
 	return group.Wait()
 }
+
+// maxStreams is the maximum number of requests in flight of one connection in
+// HTTP/2. A client queues those beyond it.
+const maxStreams = 100
 
 // start starts the work of the configuration in force.
 func (s *Server) start(ctx context.Context) error {

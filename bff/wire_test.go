@@ -371,6 +371,7 @@ func TestUnambiguousFramingIsAccepted(t *testing.T) {
 		"tabs in values":     {[]string{get + "A:\tb\tc\t\r\n\r\n"}, []int{200}},
 		"bytes beyond ASCII": {[]string{get + "A: caf\xc3\xa9\r\n\r\n"}, []int{200}},
 		"many headers":       {[]string{get + strings.Repeat("A: b\r\n", 500) + "\r\n"}, []int{200}},
+		"too many fields":    {[]string{get + strings.Repeat("A: b\r\n", 1001) + "\r\n"}, []int{431}},
 		"too many": {
 			[]string{get + strings.Repeat("A: "+strings.Repeat("b", 1000)+"\r\n", 100) + "\r\n"},
 			[]int{431},

@@ -23,7 +23,7 @@ type requestBody struct {
 	attempt int        // its reader gets the body; those of earlier attempts get no more
 	reading bool       // from the client
 	replay  []byte     // the beginning of the body, while that is all that was read
-	lost    bool       // too much was read to keep it
+	lost    bool       // too much was read to keep it, or memory was scarce
 	at      int64      // how much of the body this attempt has read
 	read    int64      // how much was read from the client
 	failed  error      // why there is no more of it; io.EOF for its end
@@ -170,7 +170,8 @@ func (b *requestBody) readClient(p []byte) (int, error) {
 		err = problem.BadBody.WithCause(err)
 	}
 	b.failed = err
-	b.lost = b.lost || len(b.replay)+n > maxReplayBody || b.x.r.ContentLength > maxReplayBody
+	b.lost = b.lost || len(b.replay)+n > maxReplayBody || b.x.r.ContentLength > maxReplayBody ||
+		b.x.p.group.overloaded()
 	if b.lost {
 		b.replay = nil
 	} else {

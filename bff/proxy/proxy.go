@@ -84,6 +84,9 @@ type Group struct {
 	// event streams do. w must not be used any more. done is called when the
 	// exchange ends. Nil means nothing to do.
 	Detach func(w http.ResponseWriter) (done func(Record))
+	// Overloaded reports whether memory is scarce. While it is, no body is kept
+	// for another attempt. Nil means never.
+	Overloaded func() bool
 	// Resolver looks up the names of upstreams. Nil means the system's.
 	Resolver *net.Resolver
 	// TracerProvider makes a span for each exchange, whose context the upstream
@@ -145,6 +148,8 @@ func (g *Group) Streams() int {
 func (g *Group) pace() pace.Limit {
 	return pace.Limit{Rate: cmp.Or(g.BodyMinRate, pace.DefaultRate), Window: cmp.Or(g.BodyWindow, pace.DefaultWindow)}
 }
+
+func (g *Group) overloaded() bool { return g.Overloaded != nil && g.Overloaded() }
 
 func (g *Group) ownCookie(name string) bool { return g.OwnCookie != nil && g.OwnCookie(name) }
 

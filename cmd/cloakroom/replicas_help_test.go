@@ -219,7 +219,7 @@ func startReplica(
 		if name == "PROGRAM" {
 			continue
 		}
-		if !strings.HasPrefix(name, "OTEL_") {
+		if name != "GOMEMLIMIT" && !strings.HasPrefix(name, "OTEL_") {
 			name = "CLOAKROOM_" + name
 		}
 		r.env = append(r.env, name+"="+value)

@@ -34,6 +34,7 @@ signal ends it at once.`,
 			settings := new(logSettings)
 			log, stop := newLogger(c.ErrOrStderr(), settings.handler)
 			defer stop()
+			limitMemory(log)
 			from := source{
 				load:  func() (*config.Config, error) { return config.Load(file, getenv) },
 				files: func() []string { return config.Files(file, getenv) },

@@ -100,7 +100,7 @@ var Keys = []Key{
 	{"server.tls.cert_file", "", "Certificate of the public listener, in PEM."},
 	{"server.tls.key_file", "", "Private key of that certificate, in PEM."},
 	{"server.limits.connections", "0",
-		"Connections that the public listener serves at once. 0: derived from the limit of file descriptors."},
+		"Connections that the public listener serves at once. 0: derived from file descriptors and memory."},
 	{"server.limits.header_bytes", "64KiB",
 		"Maximum size of a request header, with the request line. Beyond it the response is 431."},
 	{"server.limits.body_min_rate", "240B/s",

@@ -46,7 +46,7 @@ type Server struct {
 }
 
 type Limits struct {
-	Connections int       `yaml:"connections"`   // default 0: derived from the file descriptors
+	Connections int       `yaml:"connections"`   // default 0: derived from descriptors and memory
 	HeaderBytes ByteSize  `yaml:"header_bytes"`  // default 64KiB
 	BodyMinRate ByteRate  `yaml:"body_min_rate"` // default 240B/s
 	Logins      RateLimit `yaml:"logins"`        // default 4/s and 40

@@ -347,9 +347,12 @@ func (x *exchange) await() error {
 	}
 }
 
-var buffers = sync.Pool{New: func() any { return new([uploadBuffer]byte) }}
-
-const uploadBuffer = 64 << 10
+// Buffers of bodies. A body has a small one while the client is slow: many may
+// be on their way at once.
+var (
+	smallBuffers = sync.Pool{New: func() any { return new(make([]byte, 2<<10)) }}
+	largeBuffers = sync.Pool{New: func() any { return new(make([]byte, 64<<10)) }}
+)
 
 // send writes the head of the request and starts to send its body.
 func (x *exchange) send(req *http.Request, head []byte) error {
@@ -511,12 +514,14 @@ type bodyReadError struct{ error }
 // sendBody writes the body of a request. If length is negative, it is sent in
 // chunks (RFC 9112, section 7.1).
 func sendBody(w io.Writer, body io.Reader, length int64) error {
-	buf := buffers.Get().(*[uploadBuffer]byte)
-	defer buffers.Put(buf)
+	pool := &smallBuffers
+	held := pool.Get().(*[]byte)
+	defer func() { pool.Put(held) }()
 	const size, end = 8, 2 // of the lines around a chunk: four hexadecimal digits hold its length
 	chunked := length < 0
 	var sent int64
 	for {
+		buf := *held
 		n, err := body.Read(buf[size : len(buf)-end])
 		sent += int64(n)
 		switch {
@@ -547,5 +552,18 @@ func sendBody(w io.Writer, body io.Reader, length int64) error {
 		case err == io.EOF:
 			return nil
 		}
+		if next := bufferFor(n); next != pool {
+			pool.Put(held)
+			pool, held = next, next.Get().(*[]byte)
+		}
 	}
+}
+
+// bufferFor returns the pool of the buffer for the next read, after one of n
+// bytes.
+func bufferFor(n int) *sync.Pool {
+	if n > 1<<10 {
+		return &largeBuffers
+	}
+	return &smallBuffers
 }

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -16,27 +17,44 @@ import (
 // connection.
 //
 // If the head of a request, its request line and header, is larger than maxHead
-// bytes, the server reads letters instead of the rest, without end, until it
-// responds with 431.
+// bytes or has more than MaxFields fields, the server reads letters instead of
+// the rest, without end, until it responds with 431.
+//
+// While overloaded returns true, a connection is closed if it sends a head
+// larger than 8 KiB. It may be nil.
 //
 // refused is called with the cause for each request that reaches no handler:
-// one that is corrupted, or that net/http rejects by itself. It may be nil.
+// one that is corrupted, or that net/http rejects by itself. The status is that
+// of the response, or 503 if an overload closed the connection. It may be nil.
 //
 // ServerConn is for HTTP/1.1. It does not check what follows a request to
 // switch protocols. A server that does not switch must close the connection.
-func ServerConn(c net.Conn, maxHead int, refused func(status int, cause string)) net.Conn {
+func ServerConn(
+	c net.Conn, maxHead int, overloaded func() bool, refused func(status int, cause string),
+) net.Conn {
 	if refused == nil {
 		refused = func(int, string) {}
 	}
-	return &serverConn{Conn: c, framing: framing{maxHead: maxHead}, refused: refused}
+	return &serverConn{Conn: c, framing: framing{maxHead: maxHead}, overloaded: overloaded, refused: refused}
 }
+
+// MaxFields is the maximum number of fields in a header. A server needs about
+// 100 bytes of memory for each, however short it is.
+const MaxFields = 1000
+
+// overloadedHead is the maximum length of a head while the server is
+// overloaded.
+const overloadedHead = 8 << 10
+
+var errOverloaded = errors.New("the server is overloaded")
 
 type serverConn struct {
 	net.Conn
-	framing framing
-	refused func(status int, cause string)
-	told    atomic.Bool // refused has been called; Read and Write run concurrently
-	broken  []byte      // replaces what the client sends, unless it is nil
+	framing    framing
+	overloaded func() bool
+	refused    func(status int, cause string)
+	told       atomic.Bool // refused has been called; Read and Write run concurrently
+	broken     []byte      // replaces what the client sends, unless it is nil
 }
 
 // breaker is invalid anywhere in a request: a server that reads it rejects the
@@ -60,6 +78,10 @@ func (c *serverConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	good := c.framing.parse(p[:n])
+	if c.framing.inHead && c.framing.head > overloadedHead && c.overloaded != nil && c.overloaded() {
+		c.refused(http.StatusServiceUnavailable, errOverloaded.Error())
+		return 0, &net.OpError{Op: "read", Err: errOverloaded} // to which net/http does not respond
+	}
 	if c.framing.tooLarge {
 		if good == 0 {
 			return c.Read(p)
@@ -127,7 +149,8 @@ type framing struct {
 
 	maxHead  int  // maximum length of a head
 	head     int  // length of the head so far
-	tooLarge bool // head is larger than maxHead
+	fields   int  // in the head so far
+	tooLarge bool // the head is larger than maxHead, or has more than MaxFields
 
 	problem     string // why the request is invalid
 	inHead      bool   // in the head of a request: no handler has it yet
@@ -151,13 +174,13 @@ func (f *framing) parse(b []byte) int {
 	seen := 0
 	for seen < len(b) {
 		if f.state == nil {
-			f.state, f.inHead, f.head = (*framing).requestLine, true, 0
+			f.state, f.inHead, f.head, f.fields = (*framing).requestLine, true, 0, 0
 		}
 		inHead := f.inHead
 		n := f.state(f, b[seen:])
 		if inHead {
 			f.head += max(0, n)
-			f.tooLarge = f.head > f.maxHead
+			f.tooLarge = f.head > f.maxHead || f.fields > MaxFields
 		}
 		if n < 0 || f.tooLarge {
 			return seen
@@ -229,6 +252,7 @@ func (f *framing) field(b []byte) int {
 	case len(line) == 0:
 		return f.endOfHead(n)
 	}
+	f.fields++
 	name, value, ok := bytes.Cut(line, []byte(":"))
 	if !ok || !isToken(name) || !isFieldValue(value) { // includes folded lines, which begin with a space
 		return f.reject("a header line is malformed")

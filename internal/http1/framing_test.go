@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -145,7 +146,8 @@ func TestHeadSizeIsLimitedToTheByte(t *testing.T) {
 			return request + "A: " + strings.Repeat("b", size-len(request)-len("A: \r\n\r\n")) + "\r\n\r\n"
 		},
 		"many lines": func(size int) string {
-			lines := strings.Repeat("A: b\r\n", (size-len(request)-100)/6)
+			line := "A: " + strings.Repeat("b", 100) + "\r\n"
+			lines := strings.Repeat(line, (size-len(request)-100)/len(line))
 			rest := size - len(request) - len(lines) - len("A: \r\n\r\n")
 			return request + lines + "A: " + strings.Repeat("b", rest) + "\r\n\r\n"
 		},
@@ -169,6 +171,49 @@ func TestHeadSizeIsLimitedToTheByte(t *testing.T) {
 				if !f.tooLarge {
 					t.Errorf("a larger one in pieces of %d: tooLarge: got false, want true", piece)
 				}
+			}
+		})
+	}
+}
+
+func TestNumberOfFieldsIsLimited(t *testing.T) {
+	request := func(fields int) string {
+		return "GET / HTTP/1.1\r\n" + host + strings.Repeat("A: b\r\n", fields-1) + "\r\n"
+	}
+	for _, piece := range []int{1, 4096} {
+		f := framing{maxHead: testHead}
+		most := request(MaxFields)
+		if n := follow(&f, most+most, piece); n < 2*len(most) {
+			t.Errorf("two with the maximum in pieces of %d: got %d bytes, want %d", piece, n, 2*len(most))
+		}
+		f = framing{maxHead: testHead}
+		if follow(&f, request(MaxFields+1), piece); !f.tooLarge {
+			t.Errorf("one more in pieces of %d: tooLarge: got false, want true", piece)
+		}
+	}
+}
+
+func TestALargeHeadIsClosedWhileOverloaded(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		size       int
+		overloaded bool
+		wantClosed bool
+	}{
+		"small and overloaded": {4 << 10, true, false},
+		"large and overloaded": {16 << 10, true, true},
+		"large":                {16 << 10, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client, server := net.Pipe()
+			defer client.Close()
+			defer server.Close()
+			go io.WriteString(client, "GET / HTTP/1.1\r\n"+host+"A: "+strings.Repeat("b", test.size)) // until Close
+			c := ServerConn(server, testHead, func() bool { return test.overloaded }, nil)
+			_, err := io.ReadFull(c, make([]byte, test.size))
+			if got := err != nil; got != test.wantClosed {
+				t.Errorf("got %v, want an error: %v", err, test.wantClosed)
 			}
 		})
 	}
