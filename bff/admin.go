@@ -9,11 +9,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
@@ -53,20 +56,29 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		text = "shutting down\n"
 	}
 	if r.URL.Query().Has("verbose") {
-		text += s.current.Load().describe(r.Context(), s.tls) + s.conns.describe()
+		for _, c := range s.current.Load().checks(r.Context()) {
+			mark := "+"
+			if c.Failed {
+				mark = "-"
+			}
+			text += fmt.Sprintf("[%s] %s: %s\n", mark, c.Name, c.Note)
+		}
 	}
 	io.WriteString(w, text)
 }
 
-// describe returns a line for each of what the app depends on.
-func (a *app) describe(ctx context.Context, secure *tls.Config) string {
-	var lines strings.Builder
+// certificateWarning is how long before its expiry a certificate needs
+// attention: certificates that are renewed automatically are renewed before.
+const certificateWarning = 14 * 24 * time.Hour
+
+// checks returns the state of what the broker depends on.
+func (a *app) checks(ctx context.Context) []adminpage.Check {
+	var all []adminpage.Check
 	check := func(name string, err error, note string) {
 		if err != nil {
-			fmt.Fprintf(&lines, "[-] %s: %v\n", name, err)
-		} else {
-			fmt.Fprintf(&lines, "[+] %s: %s\n", name, note)
+			note = err.Error()
 		}
+		all = append(all, adminpage.Check{Name: name, Failed: err != nil, Note: note})
 	}
 	check("provider", a.provider.Status(), "ok")
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -85,20 +97,27 @@ func (a *app) describe(ctx context.Context, secure *tls.Config) string {
 		}
 	}
 	certificates := map[string]*tls.Certificate{"oidc.client_cert_file": a.provider.Config().ClientCertificate}
-	if secure != nil {
+	if secure := a.server.tls; secure != nil {
 		certificates["server.tls"] = served(secure)
 	}
 	for _, name := range []string{"server.tls", "oidc.client_cert_file"} {
 		if cert := certificates[name]; cert != nil && cert.Leaf != nil {
 			var err error
+			left := time.Until(cert.Leaf.NotAfter)
 			end := cert.Leaf.NotAfter.UTC().Format(time.RFC3339)
-			if time.Now().After(cert.Leaf.NotAfter) {
+			if left < 0 {
 				err = fmt.Errorf("expired at %s", end)
 			}
 			check("certificate "+name, err, "expires at "+end)
+			all[len(all)-1].Warning = left >= 0 && left < certificateWarning
 		}
 	}
-	return lines.String()
+	if open, limit := a.server.conns.count(); limit > 0 {
+		all = append(all, adminpage.Check{
+			Name: "connections", Failed: open >= limit, Note: fmt.Sprintf("%d of %d", open, limit),
+		})
+	}
+	return all
 }
 
 // failedIf returns an error if failed.
@@ -125,36 +144,100 @@ func served(cfg *tls.Config) *tls.Certificate {
 // It is for handlers on the admin listener. If Config.AdminToken is set, a
 // request needs it as its bearer token. Otherwise a request has to arrive on
 // the loopback interface and name a loopback host. It must not come from a page
-// of another origin. Other requests are refused with 401 or 403.
+// of another origin. Other requests are refused with 401 or 403. An address
+// that has sent 50 wrong tokens may send one a second; its other requests are
+// refused with 429.
 func (s *Server) RequireAdmin(h http.Handler) http.Handler {
-	var crossOrigin http.CrossOriginProtection
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		a := s.current.Load()
-		refuse := func(status int, cause string) {
-			a.emit(r.Context(), Event{
-				Kind: AdminRefused, Client: hostname(r.RemoteAddr), Cause: cause,
-				level: slog.LevelWarn, message: "request of an administrator refused",
-			})
-			if status == http.StatusUnauthorized {
-				w.Header().Set("WWW-Authenticate", "Bearer")
-			}
-			http.Error(w, cause, status)
-		}
-		token := a.adminToken.Reveal()
-		switch given, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); {
-		case token != "" && (!isBearer || !sameSecret(given, token)):
-			refuse(http.StatusUnauthorized, "send Authorization: Bearer with server.admin_token")
-		case token == "" && !onLoopback(r):
-			refuse(http.StatusUnauthorized, "this address is not on the loopback interface: set server.admin_token")
-		case token == "" && !loopback.IsHost(hostname(r.Host)):
-			refuse(http.StatusForbidden, "the host has to be localhost or a loopback address")
-		case token == "" && crossOrigin.Check(r) != nil:
-			refuse(http.StatusForbidden, "the request comes from a page of another origin")
-		default:
+		refusal := a.refuseAdmin(r)
+		if refusal == nil {
 			h.ServeHTTP(w, r)
+			return
 		}
+		a.emitAdminRefused(r, refusal)
+		switch refusal.status {
+		case http.StatusUnauthorized:
+			w.Header().Set("WWW-Authenticate", "Bearer")
+		case http.StatusTooManyRequests:
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(refusal.wait.Seconds()))))
+		}
+		http.Error(w, refusal.cause, refusal.status)
 	})
+}
+
+// adminRefusal says why a request is not one of an administrator.
+type adminRefusal struct {
+	status  int
+	cause   string
+	noToken bool          // the request has no bearer token, and needs one
+	wait    time.Duration // of status 429
+}
+
+const fromOtherOrigin = "the request comes from a page of another origin"
+
+// crossOrigin refuses requests that a page of another origin makes a browser
+// send, except for GET and HEAD.
+var crossOrigin http.CrossOriginProtection
+
+// refuseAdmin returns why a request is not one of an administrator, or nil.
+func (a *app) refuseAdmin(r *http.Request) *adminRefusal {
+	given, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	switch {
+	case a.adminToken != "" && isBearer:
+		return a.checkAdminToken(r, given)
+	case a.adminToken != "":
+		return &adminRefusal{
+			status: http.StatusUnauthorized, cause: "send Authorization: Bearer with server.admin_token", noToken: true,
+		}
+	case !onLoopback(r):
+		return &adminRefusal{
+			status: http.StatusUnauthorized,
+			cause:  "this address is not on the loopback interface: set server.admin_token",
+		}
+	case !loopback.IsHost(hostname(r.Host)):
+		return &adminRefusal{
+			status: http.StatusForbidden, cause: "the host has to be localhost or a loopback address",
+		}
+	case crossOrigin.Check(r) != nil:
+		return &adminRefusal{status: http.StatusForbidden, cause: fromOtherOrigin}
+	}
+	return nil
+}
+
+// wrongTokenLimit bounds how often one address can guess the admin token.
+var wrongTokenLimit = RateLimit{Rate: 1, Burst: 50}
+
+// checkAdminToken returns why a token is refused, or nil. An address that has
+// guessed too often is refused even with the right token: otherwise the limit
+// would not slow it down.
+func (a *app) checkAdminToken(r *http.Request, given string) *adminRefusal {
+	address := addressKey(hostname(r.RemoteAddr))
+	if wait := a.server.wrongTokens.check(address); wait > 0 {
+		return &adminRefusal{
+			status: http.StatusTooManyRequests, cause: "too many wrong tokens from this address", wait: wait,
+		}
+	}
+	if a.adminToken == "" || !sameSecret(given, a.adminToken.Reveal()) {
+		a.server.wrongTokens.take(address)
+		return &adminRefusal{status: http.StatusUnauthorized, cause: "this is not server.admin_token"}
+	}
+	return nil
+}
+
+// emitAdminRefused reports a request that was refused.
+func (a *app) emitAdminRefused(r *http.Request, refusal *adminRefusal) {
+	a.emit(r.Context(), Event{
+		Kind: AdminRefused, Client: hostname(r.RemoteAddr), Cause: refusal.cause,
+		level: slog.LevelWarn, message: "request of an administrator refused",
+	})
+}
+
+// emitAdmin reports what an administrator did.
+func (a *app) emitAdmin(r *http.Request, e Event) {
+	e.Client = hostname(r.RemoteAddr)
+	a.emit(r.Context(), e)
 }
 
 // sameSecret compares in constant time, also if the lengths differ.

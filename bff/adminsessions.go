@@ -1,7 +1,6 @@
 package bff
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,7 +94,7 @@ func (a *app) listSessions(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	list, more, err := a.findSessions(r.Context(), q.Get("sub"), q.Get("sid"), q.Get("id"), offset)
+	list, more, err := a.findSessions(r, q.Get("sub"), q.Get("sid"), q.Get("id"), offset)
 	if err != nil {
 		return err
 	}
@@ -109,9 +108,10 @@ func (a *app) listSessions(w http.ResponseWriter, r *http.Request) error {
 
 // findSessions returns up to maxListed sessions after offset, and whether there
 // are more.
-func (a *app) findSessions(ctx context.Context, sub, sid, id string, offset int) (
+func (a *app) findSessions(r *http.Request, sub, sid, id string, offset int) (
 	list []adminSession, more bool, err error,
 ) {
+	ctx := r.Context()
 	var infos []session.Info
 	if id != "" && sub == "" && sid == "" {
 		var info session.Info
@@ -124,6 +124,10 @@ func (a *app) findSessions(ctx context.Context, sub, sid, id string, offset int)
 	} else if err = checkSubject(sub, sid); err == nil {
 		infos, more, err = a.sessions.List(ctx, a.app.Issuer, sub, sid, offset, maxListed)
 	}
+	if err != nil {
+		return nil, false, err
+	}
+	a.emitAdmin(r, Event{Kind: AdminSessionsListed, subject: sub, message: "sessions listed"})
 	list = make([]adminSession, len(infos))
 	for i, info := range infos {
 		list[i] = adminSession{
@@ -131,7 +135,7 @@ func (a *app) findSessions(ctx context.Context, sub, sid, id string, offset int)
 			jsonTime(info.ExpiresAt),
 		}
 	}
-	return list, more, err
+	return list, more, nil
 }
 
 // checkSubject checks what a request says of the sessions that it is about.
@@ -148,12 +152,11 @@ func checkSubject(sub, sid string) error {
 
 // revokeSession ends one session.
 func (a *app) revokeSession(w http.ResponseWriter, r *http.Request) error {
-	id := r.PathValue("id")
-	found, err := a.sessions.EndByID(r.Context(), id, session.ReasonRevoked)
+	ended, err := a.revokeFor(r, "id", r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	if !found {
+	if len(ended) == 0 {
 		http.Error(w, "there is no such session; it may have ended", http.StatusNotFound)
 		return nil
 	}
@@ -164,26 +167,60 @@ func (a *app) revokeSession(w http.ResponseWriter, r *http.Request) error {
 // revokeSessions ends the sessions of a user or of a session at the provider.
 // Logins of the user that are in progress fail.
 func (a *app) revokeSessions(w http.ResponseWriter, r *http.Request) error {
-	sub, sid, err := readRevocation(http.MaxBytesReader(w, r.Body, maxAdminBody))
+	by, value, err := readRevocation(http.MaxBytesReader(w, r.Body, maxAdminBody))
 	if err != nil {
 		return badRequest{err}
 	}
-	if err := checkSubject(sub, sid); err != nil {
-		return err
-	}
-	ended, err := a.sessions.EndAll(r.Context(), a.app.Issuer, sub, sid, session.ReasonRevoked)
+	ended, err := a.revokeFor(r, by, value)
 	if err != nil {
 		return err
-	}
-	if ended == nil {
-		ended = []string{}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(map[string][]string{"revoked": ended})
 }
 
-// readRevocation reads the body of POST /admin/revoke.
-func readRevocation(body io.Reader) (sub, sid string, err error) {
+// revokeFor ends the session with an ID, or those of a user or a session at the
+// provider: by is id, sub or sid. It returns the IDs of those that it ended.
+func (a *app) revokeFor(r *http.Request, by, value string) (ended []string, err error) {
+	ended = []string{} // [] in JSON
+	event := Event{Kind: AdminSessionRevoked, message: "session revoked"}
+	switch by {
+	case "id":
+		var found bool
+		if found, err = a.sessions.EndByID(r.Context(), value, session.ReasonRevoked); found {
+			ended = []string{value}
+		}
+	case "sub":
+		event.subject = value
+		ended, err = a.endAll(r, value, "")
+	default:
+		ended, err = a.endAll(r, "", value)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ended {
+		event.Session = id
+		a.emitAdmin(r, event)
+	}
+	if len(ended) == 0 {
+		event.message = "no session to revoke"
+		a.emitAdmin(r, event)
+	}
+	return ended, nil
+}
+
+func (a *app) endAll(r *http.Request, sub, sid string) ([]string, error) {
+	if err := checkSubject(sub, sid); err != nil {
+		return nil, err
+	}
+	ended, err := a.sessions.EndAll(r.Context(), a.app.Issuer, sub, sid, session.ReasonRevoked)
+	return append([]string{}, ended...), err
+}
+
+// readRevocation reads the body of POST /admin/revoke, an object with one
+// member.
+func readRevocation(body io.Reader) (by, value string, err error) {
 	text, err := io.ReadAll(body)
 	if err != nil {
 		return "", "", fmt.Errorf("the body cannot be read: %w", err)
@@ -199,14 +236,11 @@ func readRevocation(body io.Reader) (sub, sid string, err error) {
 		if name != "sub" && name != "sid" {
 			return "", "", fmt.Errorf("unknown member %.40q: send sub or sid", name)
 		}
+		by = name
 	}
-	if len(object) > 1 {
-		return "", "", errors.New("send sub or sid, not both")
+	if len(object) != 1 {
+		return "", "", errors.New("send either sub or sid")
 	}
-	if object.Has("sub") {
-		sub, err = object.Text("sub")
-	} else if object.Has("sid") {
-		sid, err = object.Text("sid")
-	}
-	return sub, sid, err
+	value, err = object.Text(by)
+	return by, value, err
 }

@@ -67,6 +67,7 @@ type app struct {
 	pace      pace.Limit         // of bodies
 
 	adminToken     session.Secret
+	pageCookies    *session.Codec // of administrators
 	limits         Limits
 	shutdownDelay  time.Duration
 	shutdownGrace  time.Duration
@@ -188,6 +189,7 @@ func newApp(cfg Config) (*app, error) {
 		a.cookie = session.NewCookie(ring, cfg.Cookie)
 		a.attempts = newAttempts(cfg.Cookie, ring)
 		a.attempts.refused = a.cookieRefused
+		a.pageCookies = ring.Codec("admin page", adminSignIn)
 		a.logoutStates = ring.Codec("logout state", time.Hour)
 		a.history = newHistory(cfg.Sessions, ring, a.log)
 		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.origin, cfg.Provider)

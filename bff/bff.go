@@ -138,10 +138,12 @@ type Server struct {
 	refusedCookies refusedCookies
 	unreported     refusals     // events beyond eventLimit
 	recent         recentEvents // of all configurations
-	conns          connections  // of the listeners
-	memory         memory       // of the process
-	checks         checks       // of requests on them
-	served         sync.Map     // :: net.Conn → *idleTime; of the listeners, except for event streams and WebSockets
+	hour           lastHour
+	wrongTokens    *limiter[[16]byte] // :: addressKey; admin tokens that were refused
+	conns          connections        // of the listeners
+	memory         memory             // of the process
+	checks         checks             // of requests on them
+	served         sync.Map           // :: net.Conn → *idleTime; of the listeners, without streams
 
 	started chan struct{} // closed when Run has begun
 
@@ -165,7 +167,10 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{log: cfg.Logger, tls: cfg.TLS, metrics: newMetrics(), started: make(chan struct{})}
+	s := &Server{
+		log: cfg.Logger, tls: cfg.TLS, metrics: newMetrics(), started: make(chan struct{}),
+		wrongTokens: newLimiter[[16]byte](wrongTokenLimit),
+	}
 	s.conns.log, s.conns.memory = cfg.Logger, &s.memory
 	s.checks = checks{
 		log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,

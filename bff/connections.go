@@ -2,7 +2,6 @@ package bff
 
 import (
 	"container/list"
-	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -82,20 +81,6 @@ func (s *connections) enterStream(client string) bool {
 }
 
 func (s *connections) leaveStream() { s.streams.Add(-1) }
-
-// describe returns a line for /readyz?verbose, or "" before Run.
-func (s *connections) describe() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sign := "+"
-	switch {
-	case s.limit == 0:
-		return ""
-	case s.open >= s.limit:
-		sign = "-"
-	}
-	return fmt.Sprintf("[%s] connections: %d of %d\n", sign, s.open, s.limit)
-}
 
 // count returns the number of open connections and its limit, which is zero
 // before Run.

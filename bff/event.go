@@ -42,6 +42,17 @@ const (
 	// AdminRefused: a request to the admin listener had no valid token, or came
 	// from elsewhere.
 	AdminRefused EventKind = "admin.refused"
+	// AdminSignedIn: an administrator signed in to the page of the admin
+	// listener.
+	AdminSignedIn EventKind = "admin.signed_in"
+	// AdminSessionsListed: an administrator looked for sessions.
+	AdminSessionsListed EventKind = "admin.sessions_listed"
+	// AdminEventsRead: an administrator read the events of a session, a user or
+	// a request.
+	AdminEventsRead EventKind = "admin.events_read"
+	// AdminSessionRevoked: an administrator ended a session. It has no session
+	// if there was none to end.
+	AdminSessionRevoked EventKind = "admin.session_revoked"
 )
 
 // Event is a fact that matters to the security of users. In JSON, empty members
@@ -121,6 +132,7 @@ func (a *app) emit(ctx context.Context, e Event) {
 	}
 	e.Cause = truncate(e.Cause, maxLogged)
 	a.server.metrics.count(e) // also those that are not reported
+	a.server.hour.countEvent(e)
 	if e.Kind.anybodyCauses() && a.events.take(e.Kind) > 0 {
 		a.server.unreported.add(func(count uint64) {
 			a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))
@@ -133,7 +145,9 @@ func (a *app) emit(ctx context.Context, e Event) {
 	}
 	a.server.recent.add(e)
 	a.log.LogAttrs(context.WithoutCancel(ctx), e.level, e.message, e.LogAttrs()...)
-	a.history.add(e)
+	if e.Kind != AdminEventsRead { // which would otherwise add to what it reads
+		a.history.add(e)
+	}
 	if a.onEvent != nil {
 		a.onEvent(context.WithoutCancel(ctx), e)
 	}

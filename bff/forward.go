@@ -64,8 +64,9 @@ func (a *app) detach(rw http.ResponseWriter) (done func(proxy.Record)) {
 	w.detached = true
 	// Without the ResponseWriter, whose buffers are the server's again.
 	stream := &response{
-		began: w.began, requestID: w.requestID, trace: w.trace, client: w.client, method: w.method, path: w.path,
-		route: w.route, metrics: w.metrics, span: w.span, waited: w.waited, session: w.session, subject: w.subject,
+		server: w.server, began: w.began, requestID: w.requestID, trace: w.trace, client: w.client, method: w.method,
+		path: w.path, route: w.route, metrics: w.metrics, span: w.span, waited: w.waited, session: w.session,
+		subject: w.subject,
 	}
 	return func(record proxy.Record) {
 		stream.exchange = record

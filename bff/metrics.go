@@ -276,10 +276,12 @@ func (w *response) countRequest(panicked bool) {
 		status = http.StatusInternalServerError
 	}
 	class := classOf(status)
+	took := time.Since(w.began)
 	w.metrics.requests[class].Inc()
 	if !w.exchange.Stream {
-		w.metrics.durationOf(class).Observe(time.Since(w.began).Seconds())
+		w.metrics.durationOf(class).Observe(took.Seconds())
 	}
+	w.server.hour.countRequest(class, took, w.exchange.Upstream != "" && !w.exchange.Stream)
 	if w.exchange.Upstream != "" {
 		w.metrics.upstreams[w.exchange.Server].Observe(w.exchange.UpstreamTime.Seconds())
 	}

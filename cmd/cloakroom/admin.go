@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
 
+	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
@@ -15,8 +19,47 @@ func (b *broker) adminHandler() http.Handler {
 	mux.Handle("/", b.server.Admin())
 	mux.Handle("POST /admin/reload", b.server.RequireAdmin(http.HandlerFunc(b.serveReload)))
 	mux.Handle("GET /metrics", b.server.RequireAdmin(metricsHandler(b.newRegistry(), b.log)))
+	page := b.server.AdminPage(b.completePage)
+	mux.Handle("GET /admin/{$}", page)
+	mux.Handle("/admin/page/", page)
+	mux.Handle("GET /admin", http.RedirectHandler("/admin/", http.StatusMovedPermanently))
 	mux.Handle("GET /admin/replicas", b.server.RequireAdmin(http.HandlerFunc(b.serveReplicas)))
 	return mux
+}
+
+// completePage adds to the page for administrators what the server does not
+// know.
+func (b *broker) completePage(ctx context.Context, p *adminpage.Page) {
+	version, commit := buildInfo()
+	p.Version = strings.TrimSpace(version + " " + commit[:min(len(commit), 12)])
+	p.Settings = settings("", b.config().LogValue())
+	list, err := b.replicas.List(ctx)
+	if err != nil {
+		b.log.Warn("replicas not listed", "err", err)
+		p.ReplicasError = "The store does not respond, so the replicas are not known."
+	}
+	for _, r := range list {
+		differs := append(slices.DeleteFunc(slices.Clone(r.Differs), func(key string) bool {
+			return key == "configuration" && len(r.Settings) > 0
+		}), r.Settings...)
+		p.Replicas = append(p.Replicas, adminpage.Replica{
+			Name: r.Replica, Self: r.Self, Version: r.Version, StartedAt: r.StartedAt, SeenAt: r.SeenAt,
+			Differs: differs,
+		})
+	}
+}
+
+// settings returns the keys and values in a group of the configuration.
+func settings(prefix string, group slog.Value) (all []adminpage.Setting) {
+	for _, attr := range group.Group() {
+		key := prefix + attr.Key
+		if attr.Value.Kind() == slog.KindGroup {
+			all = append(all, settings(key+".", attr.Value)...)
+		} else {
+			all = append(all, adminpage.Setting{Key: key, Value: attr.Value.String()})
+		}
+	}
+	return all
 }
 
 // serveReplicas lists the replicas.

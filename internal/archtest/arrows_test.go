@@ -30,7 +30,7 @@ const (
 //   - session, tokenstore, bearer and web know none of these. They are used
 //     without bff.
 var arrows = map[string][]string{
-	"cmd/cloakroom": {"bearer", "bff", "session", "tokenstore", "web",
+	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
 		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi",
 		"internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"internal/check": {"bff/oidc", "session", "tokenstore",
 		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson"},
 
-	"bff": {"bff/oidc", "bff/problem", "bff/proxy", "session",
+	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",
 		"internal/pace", "internal/span", "internal/strictjson", "internal/urlpath"},
 	"bff/oidc": {"session",
@@ -50,7 +50,8 @@ var arrows = map[string][]string{
 	"bff/proxy": {"bff/problem",
 		"internal/descriptors", "internal/dpop", "internal/http1", "internal/pace", "internal/span",
 		"internal/urlpath"},
-	"bff/problem": {},
+	"bff/adminpage": {},
+	"bff/problem":   {},
 
 	"session":    {"internal/configerr", "internal/flight", "internal/span"},
 	"tokenstore": {"internal/configerr"},

@@ -225,7 +225,7 @@ export function journeys(name, deploy, { tokenLife }) {
 }
 
 /** Signs in as alice. @param {Page} page */
-async function signIn(page) {
+export async function signIn(page) {
   await page.locator("#sign-in").click();
   await atProvider(page);
   await page.locator("#user-name").waitFor();

@@ -1,0 +1,83 @@
+import { mkdtemp, writeFile } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { build, cloakroom, freePort, repository, start } from "./process.js";
+
+export const tokenLife = 10; // seconds
+
+/**
+ * Starts `cloakroom serve` as in production, with a configuration file, Redis, a provider and an API.
+ *
+ * @param {{ adminToken?: string }} [options]
+ */
+export async function serve({ adminToken } = {}) {
+  const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
+  const baseURL = `http://localhost:${port}`;
+  const running = [];
+  try {
+    running.push(
+      await start("redis-server", ["--bind", "127.0.0.1", "--port", `${redisPort}`, "--save", "", "--appendonly", "no", "--dir", tmpdir()], {
+        ready: /Ready to accept connections/,
+      }),
+    );
+    const backend = await startBackend(baseURL);
+    running.push(backend);
+
+    const file = join(await mkdtemp(join(tmpdir(), "cloakroom-")), "cloakroom.yaml");
+    const config = {
+      server: { listen: `127.0.0.1:${port}`, public_url: baseURL, admin_listen: `127.0.0.1:${adminPort}`, admin_token: adminToken },
+      oidc: {
+        issuer: backend.issuer,
+        client_id: backend.clientID,
+        client_secret: backend.clientSecret,
+        scopes: ["openid", "profile", "email", "offline_access", "orders:read"],
+      },
+      store: { url: `redis://127.0.0.1:${redisPort}/0` },
+      session: { keys: [randomBytes(32).toString("base64")] },
+      routes: [
+        { path: "/api/", upstream: backend.api, token: "user" },
+        { path: "/public/", upstream: backend.api, token: "none" },
+      ],
+      frontend: { dir: join(repository, "web/demo") },
+    };
+    await writeFile(file, JSON.stringify(config)); // JSON is YAML
+    running.push(await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/ }));
+    await ready(`http://127.0.0.1:${adminPort}/readyz`);
+  } catch (err) {
+    await stop();
+    throw err;
+  }
+  async function stop() {
+    for (const program of running.reverse()) await program.stop();
+  }
+  return { baseURL, adminURL: `http://127.0.0.1:${adminPort}/admin/`, stop };
+}
+
+/**
+ * Starts the development provider and the sample API.
+ *
+ * @param {string} baseURL the origin of the broker
+ */
+async function startBackend(baseURL) {
+  const program = await build("./internal/devidp/cmd/devidp");
+  const { match, stop } = await start(
+    program,
+    ["--redirect-uri", `${baseURL}/bff/callback`, "--post-logout-redirect-uri", `${baseURL}/bff/logout/callback`, "--access-token-ttl", `${tokenLife}s`],
+    { ready: /^(\{.*"issuer".*\})$/m },
+  );
+  const { issuer, client_id: clientID, client_secret: clientSecret, api } = JSON.parse(match[1]);
+  return { issuer, clientID, clientSecret, api, stop };
+}
+
+/** Waits until the broker is ready. @param {string} url */
+async function ready(url) {
+  const deadline = Date.now() + 15_000;
+  for (;;) {
+    const response = await fetch(url).catch((err) => ({ ok: false, status: err.cause?.code ?? err.message }));
+    if (response.ok) return;
+    if (Date.now() > deadline) throw new Error(`${url}: got status ${response.status} for 15 s`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
