@@ -130,8 +130,9 @@ var endpoints = []endpoint{
 func newApp(cfg Config) (*app, error) {
 	a := &app{
 		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
-		store: cfg.Sessions.Store, log: cfg.Logger, tracer: span.Tracer(cfg.TracerProvider),
+		store: cfg.Sessions.Store, tracer: span.Tracer(cfg.TracerProvider),
 	}
+	a.log = withTraces(cfg.Logger, a.tracer)
 	if a.prefix == "" {
 		a.prefix = "/bff"
 	}

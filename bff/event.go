@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -204,7 +206,7 @@ func (a *app) refused(w *response, p *problem.Problem) {
 		return
 	}
 	e.level, e.Reason, e.Cause = slog.LevelInfo, p.Code, p.Error()
-	a.emit(context.Background(), e)
+	a.emit(trace.ContextWithSpan(context.Background(), w.span), e)
 }
 
 // event returns an event that a request caused. Its level is DEBUG.

@@ -2,6 +2,8 @@ package bff
 
 import (
 	"cmp"
+	"context"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -79,4 +81,31 @@ func (w *response) traceID() string {
 		return w.trace
 	}
 	return w.span.SpanContext().TraceID().String()
+}
+
+// withTraces returns a logger that adds the ID of the trace to each line that
+// is logged in the context of a span.
+func withTraces(log *slog.Logger, tracer trace.Tracer) *slog.Logger {
+	if tracer == nil {
+		return log
+	}
+	return slog.New(tracedHandler{log.Handler()})
+}
+
+type tracedHandler struct{ slog.Handler }
+
+func (h tracedHandler) Handle(ctx context.Context, r slog.Record) error {
+	if current := trace.SpanContextFromContext(ctx); current.HasTraceID() {
+		r = r.Clone()
+		r.AddAttrs(slog.String("trace", current.TraceID().String()))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h tracedHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return tracedHandler{h.Handler.WithAttrs(attrs)}
+}
+
+func (h tracedHandler) WithGroup(name string) slog.Handler {
+	return tracedHandler{h.Handler.WithGroup(name)}
 }

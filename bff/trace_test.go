@@ -268,6 +268,33 @@ func TestSpansOfACallThatWaitsForARefresh(t *testing.T) {
 	}
 }
 
+func TestLogLinesOfARequestHaveItsTrace(t *testing.T) {
+	t.Parallel()
+	a := newTraced(t, nil)
+	b := a.expired()
+	echoed(t, b.Fetch("GET", "/api/x"))
+	b.Fetch("POST", "/api/x", "X-CSRF", "", "Sec-Fetch-Site", "cross-site")
+	for msg, span := range map[string]string{
+		"session started": "GET /bff/callback", "session refreshed": "GET /api/",
+		"request refused: it may come from another site": "POST /api/",
+	} {
+		lines := a.logs.lines(t, msg)
+		if len(lines) != 1 {
+			t.Errorf("%q: got %d lines, want 1", msg, len(lines))
+			continue
+		}
+		if got, want := lines[0]["trace"],
+			a.find(span, trace.SpanKindServer).SpanContext.TraceID().String(); got != want {
+			t.Errorf("%q: trace: got %v, want %s", msg, got, want)
+		}
+	}
+	for _, line := range a.logs.lines(t, "request") {
+		if id, _ := line["trace"].(string); len(id) != 32 {
+			t.Errorf("%v %v: trace: got %q, want 32 digits", line["method"], line["path"], id)
+		}
+	}
+}
+
 func TestSpansOfRequestsToTheProvider(t *testing.T) {
 	t.Parallel()
 	a := newTraced(t, nil)
