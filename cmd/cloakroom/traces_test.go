@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/check"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
@@ -346,6 +347,17 @@ func TestMistakesInOTELVariablesEndTheStart(t *testing.T) {
 	if got := exitCode(err); got != 2 {
 		t.Errorf("exit status: got %d, want 2", got)
 	}
+}
+
+func TestCheckNamesMistakesInOTELVariables(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	w.env["OTEL_EXPORTER_OTLP_ENDPOINT"], w.env["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http://collector:4317", "grpc"
+	findings, failed := w.checkJSON(t, "--offline")
+	if !failed {
+		t.Error("exit status: got 0, want 1")
+	}
+	wantFinding(t, findings, "tracing", "OTEL_EXPORTER_OTLP_PROTOCOL: ", "docs/operations.md", check.SeverityError)
 }
 
 // No exported byte is part of a secret, or names a user.

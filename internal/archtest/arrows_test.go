@@ -39,7 +39,8 @@ var arrows = map[string][]string{
 		"internal/configerr"},
 
 	"internal/check": {"bff/oidc", "session", "tokenstore",
-		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson"},
+		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson",
+		"internal/tracing"},
 
 	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",

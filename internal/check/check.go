@@ -58,6 +58,7 @@ func Run(ctx context.Context, o Options) []Finding {
 		func() []Finding { return checkCertificates(cfg) },
 		func() []Finding { return checkDescriptors(cfg) },
 		func() []Finding { return checkFrontend(cfg) },
+		func() []Finding { return checkTraces(o.Getenv) },
 	}
 	if !o.Offline {
 		steps = append(steps,

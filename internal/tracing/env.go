@@ -22,6 +22,35 @@ import (
 // The environment variables of OpenTelemetry are read here, and not by its SDK,
 // which logs a mistake and goes on with something else.
 
+// settings are what the variables say.
+type settings struct {
+	endpoint string
+	exporter []otlptracehttp.Option
+	batches  []sdktrace.BatchSpanProcessorOption
+	sampler  sdktrace.Sampler
+	resource []attribute.KeyValue
+}
+
+// Mistakes returns the mistakes in the variables, as Start does.
+func Mistakes(getenv func(string) string) []error {
+	_, errs := read(getenv)
+	return errs
+}
+
+// read reads the variables. It returns nil if traces are off.
+func read(getenv func(string) string) (*settings, []error) {
+	e := &env{getenv: getenv}
+	if !e.enabled() {
+		return nil, e.errs
+	}
+	e.checkPropagators()
+	endpoint, exporter := e.exporter()
+	s := &settings{
+		endpoint: endpoint, exporter: exporter, batches: e.batches(), sampler: e.sampler(), resource: e.resource(),
+	}
+	return s, e.errs
+}
+
 // env reads environment variables, and collects the mistakes in them.
 type env struct {
 	getenv func(string) string
@@ -269,9 +298,9 @@ func (e *env) resource() []attribute.KeyValue {
 	return attrs
 }
 
-// propagators checks that the W3C Trace Context is among the formats that are
-// wanted: there is no other.
-func (e *env) propagators() {
+// checkPropagators verifies that the W3C Trace Context is among the formats
+// that are wanted: there is no other.
+func (e *env) checkPropagators() {
 	const name = "OTEL_PROPAGATORS"
 	value := e.get(name)
 	if value != "" && !slices.Contains(strings.Split(strings.ReplaceAll(value, " ", ""), ","), "tracecontext") {

@@ -33,17 +33,11 @@ const stopTimeout = 5 * time.Second
 func Start(
 	getenv func(string) string, version string, log *slog.Logger,
 ) (provider trace.TracerProvider, stop func(), err error) {
-	e := &env{getenv: getenv}
-	if !e.enabled() {
-		return nil, func() {}, errors.Join(e.errs...)
+	s, errs := read(getenv)
+	if s == nil || len(errs) > 0 {
+		return nil, func() {}, errors.Join(errs...)
 	}
-	endpoint, opts := e.exporter()
-	sampler, batches, attrs := e.sampler(), e.batches(), e.resource()
-	e.propagators()
-	if len(e.errs) > 0 {
-		return nil, func() {}, errors.Join(e.errs...)
-	}
-	otlp, err := otlptracehttp.New(context.Background(), append(opts, otlptracehttp.WithRetry(retry))...)
+	otlp, err := otlptracehttp.New(context.Background(), append(s.exporter, otlptracehttp.WithRetry(retry))...)
 	if err != nil {
 		return nil, func() {}, fmt.Errorf("OTEL_EXPORTER_OTLP_ENDPOINT: %w", err)
 	}
@@ -51,17 +45,17 @@ func Start(
 	process, _ := resource.New(context.Background(), resource.WithSchemaURL(semconv.SchemaURL),
 		resource.WithTelemetrySDK(), resource.WithHost(),
 		resource.WithAttributes(semconv.ServiceName("cloakroom"), semconv.ServiceVersion(version)),
-		resource.WithAttributes(attrs...))
+		resource.WithAttributes(s.resource...))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("traces: error of the SDK", "err", err) }))
 	sdk := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&exporter{SpanExporter: otlp, endpoint: endpoint, log: log}, batches...),
-		sdktrace.WithSampler(sampler), sdktrace.WithResource(process),
+		sdktrace.WithBatcher(&exporter{SpanExporter: otlp, endpoint: s.endpoint, log: log}, s.batches...),
+		sdktrace.WithSampler(s.sampler), sdktrace.WithResource(process),
 	)
 	return sdk, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 		defer cancel()
 		if err := sdk.Shutdown(ctx); err != nil {
-			log.Warn("last traces not exported", "endpoint", endpoint, "err", err)
+			log.Warn("last traces not exported", "endpoint", s.endpoint, "err", err)
 		}
 	}, nil
 }
