@@ -9,14 +9,10 @@ import (
 	"testing"
 )
 
-func TestTestsNamedInTheStandardsPageExist(t *testing.T) {
+func TestTestsNamedInStandardsAndSecurityExist(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../docs/standards.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	defined := make(map[string]bool)
-	err = filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() == "node_modules" {
 			return fs.SkipDir
 		}
@@ -34,13 +30,19 @@ func TestTestsNamedInTheStandardsPageExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(text, -1)
-	if len(named) < 50 {
-		t.Errorf("the page names %d tests, want at least 50", len(named))
-	}
-	for _, m := range named {
-		if !defined[string(m[1])] {
-			t.Errorf("no test %s", m[1])
+	for _, page := range []string{"standards.md", "security.md"} {
+		text, err := os.ReadFile("../docs/" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(text, -1)
+		if len(named) < 50 {
+			t.Errorf("%s names %d tests, want at least 50", page, len(named))
+		}
+		for _, m := range named {
+			if !defined[string(m[1])] {
+				t.Errorf("%s: no test %s", page, m[1])
+			}
 		}
 	}
 }
