@@ -36,6 +36,7 @@ type broker struct {
 	logSettings *logSettings // nil: they are fixed
 
 	replicas *replicas.Watcher
+	audit    *auditLog
 
 	reloading sync.Mutex // held during a reload
 
@@ -91,7 +92,7 @@ func describe(cfg *config.Config, app session.App) replicas.Description {
 func newBroker(
 	cfg *config.Config, app fs.FS, traces trace.TracerProvider, log *slog.Logger,
 ) (*broker, error) {
-	b := &broker{cfg: cfg, app: app, traces: traces, log: log}
+	b := &broker{cfg: cfg, app: app, traces: traces, log: log, audit: newAuditLog(os.Stdout, log)}
 	store, storeErr := cfg.OpenStore(log)
 	if storeErr != nil {
 		store = new(tokenstore.Memory) // to find the other mistakes
@@ -107,11 +108,14 @@ func newBroker(
 			secure = b.cert.tlsConfig()
 		}
 	}
-	b.server, serverErr = cfg.NewServer(store, app, secure, traces, log)
-	if err := config.Join(storeErr, certErr, serverErr); err != nil {
+	b.server, serverErr = cfg.NewServer(b.parts(secure))
+	audit, auditErr := b.audit.open(cfg.Log.Audit)
+	if err := config.Join(storeErr, certErr, serverErr, auditErr); err != nil {
 		store.Close()
+		b.audit.close()
 		return nil, err
 	}
+	b.audit.use(audit)
 	b.self = describe(cfg, b.server.App())
 	b.hash, b.inForceSince = b.self.Hash(), time.Now()
 	var shared session.Store
@@ -120,6 +124,13 @@ func newBroker(
 	}
 	b.replicas = replicas.New(shared, b.description, log)
 	return b, nil
+}
+
+// parts returns what a server of this broker has besides its configuration.
+func (b *broker) parts(secure *tls.Config) config.Parts {
+	return config.Parts{
+		Store: b.store, App: b.app, TLS: secure, Traces: b.traces, Observe: b.audit.observe, Log: b.log,
+	}
 }
 
 // newHTTPServer returns a server for listeners that are not public.
@@ -225,13 +236,17 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 		next.Session.Keys = inForce.Session.Keys
 	}
 	credentials, credentialsErr := next.RedisCredentials()
-	server, err := next.NewServer(b.store, b.app, nil, b.traces, b.log)
-	if err := config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, err)); err != nil {
+	server, err := next.NewServer(b.parts(nil))
+	audit, auditErr := b.audit.open(next.Log.Audit)
+	err = config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, auditErr, err))
+	if err == nil {
+		err = config.Join(b.server.Reload(ctx, server))
+	}
+	if err != nil {
+		closeFile(audit)
 		return err
 	}
-	if err := config.Join(b.server.Reload(ctx, server)); err != nil {
-		return err
-	}
+	b.audit.use(audit)
 	if redis, ok := b.store.(*tokenstore.Redis); ok {
 		redis.SetCredentials(credentials)
 	}
@@ -253,6 +268,7 @@ func serve(s *http.Server, l net.Listener) error {
 }
 
 func (b *broker) close() {
+	b.audit.close()
 	if err := b.store.Close(); err != nil {
 		b.log.Warn("close store", "err", err)
 	}

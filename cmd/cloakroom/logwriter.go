@@ -16,12 +16,11 @@ var droppedLines atomic.Uint64
 
 // logWriter writes log lines to another writer in the background: a request
 // must not hang because the log is not read. Lines that do not fit into the
-// buffer are dropped and counted. Lines stay in order. Use newLogger.
+// buffer are dropped and counted. Lines stay in order.
 type logWriter struct {
 	to      io.Writer
-	log     *slog.Logger  // writes here
-	direct  *slog.Logger  // writes to that other writer; only run uses it
-	written chan struct{} // closed when run has returned
+	report  func(dropped int) // called by run
+	written chan struct{}     // closed when run has returned
 
 	mu      sync.Mutex
 	wake    *sync.Cond // when buf is not empty, or closed is set
@@ -35,11 +34,18 @@ type logWriter struct {
 // newLogger returns a logger that writes to a writer through a logWriter.
 // handler returns the handler that formats the lines. Call stop at the end.
 func newLogger(to io.Writer, handler func(io.Writer) slog.Handler) (log *slog.Logger, stop func()) {
-	w := &logWriter{to: to, written: make(chan struct{})}
+	direct := slog.New(handler(to)) // through the buffer the line could be dropped
+	w := newLogWriter(to, func(dropped int) { direct.Warn("log lines dropped", "count", dropped) })
+	return slog.New(handler(w)), w.close
+}
+
+// newLogWriter returns a logWriter that writes to a writer until close. It
+// calls report after it has dropped lines.
+func newLogWriter(to io.Writer, report func(dropped int)) *logWriter {
+	w := &logWriter{to: to, report: report, written: make(chan struct{})}
 	w.wake = sync.NewCond(&w.mu)
-	w.log, w.direct = slog.New(handler(w)), slog.New(handler(to))
 	go w.run() // until close
-	return w.log, w.close
+	return w
 }
 
 // Write buffers a line, or drops it. It never blocks and returns no error.
@@ -74,7 +80,7 @@ func (w *logWriter) run() {
 		// An error, such as that of a closed pipe, cannot be logged.
 		w.to.Write(lines)
 		if dropped > 0 {
-			w.direct.Warn("log lines dropped", "count", dropped) // through the buffer it could be dropped
+			w.report(dropped)
 		}
 		w.mu.Lock()
 		w.spare = lines

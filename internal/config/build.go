@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -26,17 +27,24 @@ import (
 	"github.com/cloakroom-bff/cloakroom/web"
 )
 
-// NewServer returns the server that c describes. Its sessions are in store. Its
-// frontend is app, or frontend.dir if app is nil. Its listeners terminate TLS
-// unless secure is nil. traces makes its spans; nil means none. Its only I/O is
-// to read the files that c names. The error is an Errors.
-func (c *Config) NewServer(
-	store session.Store, app fs.FS, secure *tls.Config, traces trace.TracerProvider, log *slog.Logger,
-) (*bff.Server, error) {
+// Parts are what a server has besides its configuration.
+type Parts struct {
+	Store   session.Store
+	App     fs.FS                            // nil: frontend.dir
+	TLS     *tls.Config                      // of the listeners; nil: plain HTTP
+	Traces  trace.TracerProvider             // nil: no spans
+	Observe func(context.Context, bff.Event) // nil: events are in the log only
+	Log     *slog.Logger
+}
+
+// NewServer returns the server that c describes. Its only I/O is to read the
+// files that c names. The error is an Errors.
+func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 	var problems Errors
-	cfg := c.serverConfig(log, &problems)
-	cfg.Sessions.Store, cfg.TLS, cfg.TracerProvider = store, secure, traces
-	frontend, err := c.frontend(app, log)
+	cfg := c.serverConfig(parts.Log, &problems)
+	cfg.Sessions.Store, cfg.TLS = parts.Store, parts.TLS
+	cfg.TracerProvider, cfg.Observe = parts.Traces, parts.Observe
+	frontend, err := c.frontend(parts.App, parts.Log)
 	problems = append(problems, fieldErrors(err, frontendKey)...)
 	if frontend != nil {
 		cfg.Frontend = frontend

@@ -45,7 +45,7 @@ func build(c *Config) error {
 	if len(c.Session.Keys) == 0 && c.Store.IsInMemory() {
 		c.Session.Keys = []session.Secret{goodKey}
 	}
-	_, serverErr := c.NewServer(store, nil, nil, nil, log)
+	_, serverErr := c.NewServer(Parts{Store: store, Log: log})
 	return Join(storeErr, serverErr)
 }
 

@@ -27,7 +27,7 @@ func TestLogSettings(t *testing.T) {
 			return nil, err
 		}
 		cfg.Session.Keys = []session.Secret{"3tX7Xx4CfgNcVq5ZsJb1gJ0Ue1r4l0c6d2m1v3y9k7Q="}
-		_, err = cfg.NewServer(new(tokenstore.Memory), nil, nil, nil, slog.New(slog.DiscardHandler))
+		_, err = cfg.NewServer(Parts{Store: new(tokenstore.Memory), Log: slog.New(slog.DiscardHandler)})
 		return cfg, err
 	}
 	cfg, err := load()

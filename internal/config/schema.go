@@ -219,6 +219,7 @@ type Log struct {
 	Access  string   `yaml:"access"`  // all, the default, errors or none
 	Exclude []string `yaml:"exclude"` // paths
 	Users   string   `yaml:"users"`   // hash, the default, plain or none
+	Audit   string   `yaml:"audit"`   // a file, or stdout; empty: none
 }
 
 // SetDefaults sets keys without a value to their defaults, as Load does. The

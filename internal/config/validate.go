@@ -23,7 +23,7 @@ func (c *Config) Validate(log *slog.Logger) error {
 		rand.Read(key)
 		copied.Session.Keys = []session.Secret{session.Secret(base64.StdEncoding.EncodeToString(key))}
 	}
-	_, err := copied.NewServer(new(tokenstore.Memory), nil, nil, nil, log)
+	_, err := copied.NewServer(Parts{Store: new(tokenstore.Memory), Log: log})
 	return Join(c.validateStore(log), err)
 }
 

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/config"
+)
+
+// auditLog writes events to where log.audit says, one JSON object a line. It
+// never blocks a request: events that do not fit into its buffer are counted in
+// the log.
+type auditLog struct {
+	stdout io.Writer
+	log    *slog.Logger
+	buffer *logWriter // which writes to the auditLog
+
+	mu     sync.Mutex // guards all below
+	to     io.Writer  // nil: nowhere
+	failed bool       // the last write
+}
+
+func newAuditLog(stdout io.Writer, log *slog.Logger) *auditLog {
+	a := &auditLog{stdout: stdout, log: log}
+	a.buffer = newLogWriter(a, func(dropped int) { log.Error("events missing in the audit log", "count", dropped) })
+	return a
+}
+
+// open returns the destination for a value of log.audit: nil for the empty one,
+// standard output for stdout, otherwise a file that is appended to. The error
+// is a *config.Error.
+func (a *auditLog) open(audit string) (io.Writer, error) {
+	switch audit {
+	case "":
+		return nil, nil
+	case "stdout":
+		return a.stdout, nil
+	}
+	file, err := os.OpenFile(audit, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, &config.Error{Key: "log.audit", Value: audit, Err: err}
+	}
+	return file, nil
+}
+
+// closeFile closes a destination of open if it is a file.
+func closeFile(to io.Writer) {
+	if file, ok := to.(*os.File); ok && file != os.Stdout {
+		file.Close()
+	}
+}
+
+// use writes events to another destination from now on, and closes the one
+// before if it is a file.
+func (a *auditLog) use(to io.Writer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	closeFile(a.to)
+	a.to, a.failed = to, false
+}
+
+// observe is bff.Config.Observe.
+func (a *auditLog) observe(_ context.Context, e bff.Event) {
+	a.mu.Lock()
+	unused := a.to == nil
+	a.mu.Unlock()
+	if unused {
+		return
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		a.log.Error("event not written to the audit log", "event", string(e.Kind), "err", err)
+		return
+	}
+	a.buffer.Write(append(line, '\n'))
+}
+
+// Write writes lines to the destination. A fault is logged once until it ends.
+func (a *auditLog) Write(lines []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.to == nil {
+		return len(lines), nil
+	}
+	_, err := a.to.Write(lines)
+	if failed := err != nil; failed != a.failed {
+		a.failed = failed
+		if failed {
+			a.log.Error("audit log not written; events are missing in it", "err", err)
+		} else {
+			a.log.Warn("audit log written again")
+		}
+	}
+	return len(lines), nil
+}
+
+// close writes what is buffered.
+func (a *auditLog) close() {
+	a.buffer.close()
+	a.use(nil)
+}
