@@ -10,6 +10,9 @@
 //	                                list the sessions of a user of a running broker
 //	cloakroom sessions revoke --sub SUB|--id ID --config FILE
 //	                                end sessions on all replicas
+//	cloakroom why USER|SESSION|REQUEST --config FILE
+//	                                print what happened to a session, and why it
+//	                                ended
 //	cloakroom check --config FILE   find mistakes in the configuration, and faults
 //	                                of what the broker depends on
 //	cloakroom schema                print the JSON Schema of the configuration
@@ -82,7 +85,7 @@ func run(
 			return c.Help()
 		},
 	}
-	root.SetArgs(args)
+	root.SetArgs(separateID(args))
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -90,10 +93,12 @@ func run(
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	root.AddCommand(demoCommand(getenv), serveCommand(getenv), reloadCommand(getenv), healthCommand(getenv),
-		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), keygenCommand(), verifyCommand(),
-		versionCommand())
+		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), whyCommand(getenv), keygenCommand(),
+		verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {
-		c.Args = noArguments
+		if c.Args == nil {
+			c.Args = noArguments
+		}
 		for _, sub := range c.Commands() {
 			sub.Args = noArguments
 		}
