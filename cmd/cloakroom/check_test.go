@@ -343,6 +343,18 @@ var operatorMistakes = []operatorMistake{
 		})
 		startBroker(t, w)
 	}, key: "server.public_url", problem: "403 csrf", fix: "X-CSRF"},
+	{name: "expired certificate of the proxy", make: func(t *testing.T, w *checkWorld) {
+		w.env["SERVER_PUBLIC_URL"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().Add(-time.Minute))
+	}, key: "server.public_url", problem: "expired", fix: "Renew the certificate"},
+	{name: "name in the certificate of the proxy", make: func(t *testing.T, w *checkWorld) {
+		w.env["SERVER_PUBLIC_URL"], _ = startTLSUpstream(t, "www.example.com", time.Now().AddDate(1, 0, 0))
+	}, key: "server.public_url", problem: "127.0.0.1", fix: "www.example.com"},
+	{name: "private CA of the proxy", make: func(t *testing.T, w *checkWorld) {
+		w.env["SERVER_PUBLIC_URL"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
+	}, key: "server.public_url", problem: "unknown authority", fix: "browsers trust", severity: check.SeverityWarning},
+	{name: "another server behind a private CA", make: func(t *testing.T, w *checkWorld) {
+		w.env["SERVER_PUBLIC_URL"], _ = startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
+	}, key: "server.public_url", problem: "does not reach a Cloakroom: 404", fix: "server.listen"},
 	{name: "public_url over http", make: set("SERVER_PUBLIC_URL", "http://app.example.com"),
 		key: "server.public_url", problem: "http", fix: "server.public_url"},
 

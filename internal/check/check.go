@@ -158,9 +158,9 @@ func fixOf(e *config.Error) string {
 	for _, k := range config.Keys {
 		if k.Name == withoutIndexes(e.Key) || k.Name+"[]" == withoutIndexes(e.Key) ||
 			k.Name+"_file" == withoutIndexes(e.Key) {
-			fix += " It is documented as: " + strings.ReplaceAll(k.Doc, "`", "")
+			fix += " Meaning: " + strings.TrimPrefix(strings.ReplaceAll(k.Doc, "`", ""), "Required. ")
 			if k.Default != "" {
-				fix += " The default is " + k.Default + "."
+				fix += " Default: " + k.Default + "."
 			}
 		}
 	}

@@ -20,7 +20,7 @@ func checkFrontend(cfg *config.Config) []Finding {
 	for _, v := range violations {
 		findings = append(findings, warning("frontend.dir", sentence(
 			filepath.Join(cfg.Frontend.Dir, "index.html")+": the Content-Security-Policy blocks "+v.Problem),
-			sentence(v.Advice)))
+			sentence(capital(v.Advice))))
 	}
 	return findings
 }

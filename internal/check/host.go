@@ -28,20 +28,25 @@ func checkPublicURL(ctx context.Context, cfg *config.Config) []Finding {
 		return nil // a mistake in the file, which was found
 	}
 	running := runs(ctx, cfg)
-	resp, body, err := getSession(ctx, cfg)
-	if err != nil {
-		return publicFailure(cfg, u, err, running)
-	}
+	resp, body, err := getSession(ctx, cfg, new(tls.Config))
 	var findings []Finding
+	if causeOf(err) == causeUnknownCA {
+		findings = publicFailure(cfg, u, err, running)
+		// Browsers may trust it. The request has no secret.
+		resp, body, err = getSession(ctx, cfg, &tls.Config{InsecureSkipVerify: true})
+	}
+	if err != nil {
+		return append(findings, publicFailure(cfg, u, err, running)...)
+	}
 	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
-		findings = expires(publicURLKey, u.Host, resp.TLS.PeerCertificates[0], "Renew the certificate of the proxy in "+
-			"front.")
+		findings = append(findings, expires(publicURLKey, u.Host, resp.TLS.PeerCertificates[0],
+			"Renew the certificate of the proxy in front.")...)
 	}
 	return append(findings, publicResponse(cfg, resp, body, running)...)
 }
 
 // getSession requests the session endpoint. It follows no redirect.
-func getSession(ctx context.Context, cfg *config.Config) (*http.Response, []byte, error) {
+func getSession(ctx context.Context, cfg *config.Config, secure *tls.Config) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cfg.Endpoint("/session"), nil)
 	if err != nil {
 		return nil, nil, err
@@ -50,7 +55,7 @@ func getSession(ctx context.Context, cfg *config.Config) (*http.Response, []byte
 	req.Header.Set("Accept", "application/json")
 	client := &http.Client{
 		Transport: &http.Transport{DisableKeepAlives: true,
-			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}},
+			TLSClientConfig: secure},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
@@ -96,8 +101,7 @@ func publicFailure(cfg *config.Config, u *url.URL, err error, running bool) []Fi
 	switch causeOf(err) {
 	case causeUnknownCA:
 		return []Finding{warning(publicURLKey, problem,
-			"Make sure that browsers trust the CA of this certificate. This machine does not, so nothing "+
-				"more was checked.")}
+			"Make sure that browsers trust the CA of this certificate. This machine does not.")}
 	case causeName:
 		return []Finding{failure(publicURLKey, problem, "Use a certificate for "+u.Hostname()+
 			", or set server.public_url to the host in the certificate: "+names(err)+".")}
