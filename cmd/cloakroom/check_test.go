@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -684,5 +685,28 @@ func TestCheckIssuesNoTokens(t *testing.T) {
 		if got := w.provider.TokenRequests(); got > 1 {
 			t.Errorf("%s: token requests: got %d, want at most 1", name, got)
 		}
+	}
+}
+
+// An upstream with the right scheme sees one harmless request.
+func TestCheckSendsUpstreamsAHarmlessRequest(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	var mu sync.Mutex // guards seen
+	var seen []string
+	w.echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.Method+" "+r.RequestURI)
+	}
+	if findings, failed := w.checkJSON(t); failed {
+		t.Errorf("got %s, want no errors", describeFindings(findings))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	// Go's server itself responds to OPTIONS *, so that the handler sees
+	// nothing.
+	if len(seen) > 0 {
+		t.Errorf("got requests %q, want none that an app handles", seen)
 	}
 }

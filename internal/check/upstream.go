@@ -1,18 +1,21 @@
 package check
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
-// checkUpstreams connects to each upstream. It sends no request.
+// checkUpstreams connects to each upstream.
 func checkUpstreams(ctx context.Context, cfg *config.Config) []Finding {
 	type target struct {
 		url string
@@ -56,13 +59,31 @@ func checkUpstream(ctx context.Context, route, raw string, files config.Upstream
 	}
 	defer conn.Close()
 	if u.Scheme != "https" {
-		if network == "tcp" && speaksTLS(ctx, network, addr) {
+		if network == "tcp" && !speaksHTTP(conn, u.Host) && speaksTLS(ctx, network, addr) {
 			return []Finding{failure(key, raw+" speaks TLS, and the scheme is "+u.Scheme+".",
 				fmt.Sprintf("Write https://%s in %s.", strings.TrimPrefix(raw, u.Scheme+"://"), key))}
 		}
 		return nil
 	}
 	return checkUpstreamTLS(ctx, conn, u, route, files)
+}
+
+// speaksHTTP reports whether a server responds to a request without TLS. The
+// request is one that asks for nothing (RFC 9110, section 9.3.7). TLS servers
+// respond to it with 400, if at all.
+func speaksHTTP(conn net.Conn, host string) bool {
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	_, err := fmt.Fprintf(conn, "OPTIONS * HTTP/1.1\r\nHost: %s\r\nUser-Agent: cloakroom check\r\n"+
+		"Connection: close\r\n\r\n", host)
+	if err != nil {
+		return false
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.StatusCode != http.StatusBadRequest
 }
 
 func upstreamFix(err error, key string) string {
