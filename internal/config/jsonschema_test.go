@@ -67,6 +67,33 @@ func TestSchemaFileIsThatOfTheCode(t *testing.T) {
 	}
 }
 
+// The values of the Helm chart have the configuration as their key config.
+func TestChartHasTheSchemaOfTheConfiguration(t *testing.T) {
+	t.Parallel()
+	const (
+		file   = "../../configs/helm/values.schema.json"
+		marker = `"$defs": {"configuration": `
+	)
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values, _, found := strings.Cut(string(got), marker)
+	if !found {
+		t.Fatalf("%s has no %s", file, marker)
+	}
+	want := values + marker + strings.TrimSpace(string(Schema())) + "}\n}\n"
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if string(got) != want {
+		t.Errorf("%s has not the schema of the code; run go test ./internal/config -update", file)
+	}
+}
+
 func TestExampleNamesTheSchemaForEditors(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(exampleFile)

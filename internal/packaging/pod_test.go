@@ -90,7 +90,7 @@ func TestChartRunsABroker(t *testing.T) {
 	origin := "http://localhost:" + port
 	provider, echo, redis := brokertest.NewProvider(t, origin), brokertest.NewEcho(t), redistest.Start(t)
 	redis.Do("CONFIG", "SET", "requirepass", "redis-secret")
-	all := render(t, "-f", example,
+	all := render(t, "-f", example, "--set", "serviceMonitor.enabled=true",
 		"--set", "config.server.listen=0.0.0.0:"+port,
 		"--set", "config.server.admin_listen=0.0.0.0:"+adminPort,
 		"--set", "config.server.public_url="+origin,
@@ -122,7 +122,13 @@ func TestChartRunsABroker(t *testing.T) {
 		v := v.(map[string]any)
 		environment = append(environment, v["name"].(string)+"="+v["value"].(string))
 	}
-	broker := start(t, build(t), environment, args...)
+	program := build(t)
+	findings, err := command(program, "check", "--offline", "--json", "--config",
+		filepath.Join(configuration.dir, "cloakroom.yaml"))
+	if err != nil || strings.TrimSpace(findings) != "[]" {
+		t.Errorf("cloakroom check: got %v %s, want no finding", err, findings)
+	}
+	broker := start(t, program, environment, args...)
 
 	probe := func(name string) bool {
 		path := pod.at("containers.0." + name + ".httpGet.path").(string)
@@ -142,9 +148,14 @@ func TestChartRunsABroker(t *testing.T) {
 	}
 
 	// A rotated Secret and a changed ConfigMap are applied by the same process.
-	admin := "http://127.0.0.1:" + adminPort + "/admin/replicas"
-	if got := status(admin, "first-admin-token-0123456789abcdef"); got != 200 {
-		t.Errorf("with the admin token of the Secret: got %d, want 200", got)
+	monitor := all.get(t, "ServiceMonitor", "cloakroom")
+	token := monitor.at("spec.endpoints.0.authorization.credentials.key").(string)
+	admin := "http://127.0.0.1:" + adminPort + monitor.at("spec.endpoints.0.path").(string)
+	if got := status(admin, strings.TrimSpace(secrets[token])); got != 200 {
+		t.Errorf("metrics, with the token of the ServiceMonitor: got %d, want 200", got)
+	}
+	if got := status(admin, ""); got != 401 {
+		t.Errorf("metrics, without a token: got %d, want 401", got)
 	}
 	secrets["admin-token"] = "second-admin-token-0123456789abcdef"
 	secret.update(secrets)

@@ -56,6 +56,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- if not $oidc.client_id -}}
 {{- $mistakes = append $mistakes "config.oidc.client_id is required" -}}
 {{- end -}}
+{{- range list "server.admin_token" "oidc.client_secret" "oidc.client_key" "session.keys" -}}
+{{- if dig (splitList "." . | first) (splitList "." . | last) "" $.Values.config -}}
+{{- $mistakes = append $mistakes (printf "config.%s is a secret, but a ConfigMap is not; use config.%s_file with a file in /run/secrets/cloakroom" . .) -}}
+{{- end -}}
+{{- end -}}
+{{- if regexMatch "://[^/@]*:[^/@]+@" $url -}}
+{{- $mistakes = append $mistakes "config.store.url has a password, but a ConfigMap is not secret; use config.store.password_file, or config.store.url_file" -}}
+{{- end -}}
 {{- $replicas := ternary .Values.autoscaling.maxReplicas .Values.replicas .Values.autoscaling.enabled | int -}}
 {{- if and (gt $replicas 1) (include "cloakroom.oneReplica" .) -}}
 {{- $key := ternary "autoscaling.maxReplicas" "replicas" .Values.autoscaling.enabled -}}
