@@ -130,7 +130,7 @@ var endpoints = []endpoint{
 func newApp(cfg Config) (*app, error) {
 	a := &app{
 		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
-		store: cfg.Sessions.Store, tracer: span.Tracer(cfg.TracerProvider),
+		tracer: span.Tracer(cfg.TracerProvider),
 	}
 	a.log = withTraces(cfg.Logger, a.tracer)
 	if a.prefix == "" {
@@ -162,6 +162,10 @@ func newApp(cfg Config) (*app, error) {
 	a.logins, a.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
 	a.refreshes = newLimiter[[16]byte](refreshLimit)
 	a.claims, a.keepStorage = cfg.Claims, cfg.KeepStorage
+	if cfg.Sessions.Store != nil {
+		a.store = &measuredStore{cfg.Sessions.Store, a}
+		cfg.Sessions.Store = a.store
+	}
 	fail(a.addRoutes(cfg, publicURL))
 	cfg.Provider.RedirectURI = a.origin + a.prefix + "/callback"
 	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log

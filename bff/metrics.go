@@ -1,7 +1,10 @@
 package bff
 
 import (
+	"cmp"
+	"crypto/tls"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +35,7 @@ type metrics struct {
 	logoutRefused *prometheus.CounterVec // of reason
 	adminRefused  prometheus.Counter
 	wait          prometheus.Histogram // of requests, for a refresh
+	store         storeMetrics
 
 	frontend, unrouted *routeMetrics
 
@@ -102,8 +106,8 @@ func newMetrics() *metrics {
 		}),
 		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cloakroom_sessions_ended_total",
-			Help: "Ends of sessions, each counted on one replica. Of a session that expired (idle, lifetime) when " +
-				"its cookie comes back, so that many ends are never counted.",
+			Help: "Ends of sessions, each counted on one replica. One that expired (idle, lifetime) is counted " +
+				"when its cookie comes back, so many of these are never counted.",
 		}, []string{"reason"}),
 		returned: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cloakroom_ended_sessions_returned_total",
@@ -131,7 +135,8 @@ func newMetrics() *metrics {
 			Help:    "Time that requests waited for a token refresh. Most requests wait for none.",
 			Buckets: durationBuckets,
 		}),
-		apps: make(map[*app]struct{}),
+		store: newStoreMetrics(),
+		apps:  make(map[*app]struct{}),
 	}
 	m.initialize()
 	m.frontend, m.unrouted = m.forRoute(routeFrontend, nil), m.forRoute(routeNone, nil)
@@ -143,7 +148,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.requests, m.duration, m.upstream, m.added, m.aborted,
 		m.logins, m.loginsRefused, m.started, m.ended, m.returned, m.refreshes,
-		m.csrfRefused, m.logoutRefused, m.adminRefused, m.wait,
+		m.csrfRefused, m.logoutRefused, m.adminRefused, m.wait, m.store.duration, m.store.errors,
 	}
 }
 
@@ -360,6 +365,10 @@ var (
 
 	unreportedDesc = prometheus.NewDesc("cloakroom_events_unreported_total",
 		"Security events that were counted, but neither logged nor audited, because there were too many.", nil, nil)
+	certificateDesc = prometheus.NewDesc("cloakroom_certificate_expiry_seconds",
+		"Time until a certificate expires, negative afterwards: that of the public listener (server), our own as "+
+			"a client (client), those that the provider and the upstreams showed last (provider, upstream).",
+		[]string{"certificate", "name"}, nil)
 )
 
 // Describe sends the descriptions of all metrics. With Collect, it makes a
@@ -371,7 +380,7 @@ func (s *Server) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		inFlightDesc, streamsDesc, upstreamUpDesc, connectionsDesc, connectionsLimitDesc, refusalsDesc,
 		providerUpDesc, breakerDesc, invalidationDesc, cacheDesc, refreshingDesc, waitersDesc, cookiesDesc,
-		unreportedDesc,
+		unreportedDesc, certificateDesc,
 	} {
 		ch <- d
 	}
@@ -397,10 +406,9 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 	counter(cacheDesc, total.CacheHits, "hit")
 	counter(cacheDesc, total.CacheMisses, "miss")
 
-	if open, limit := s.conns.count(); limit > 0 { // Run has listeners
-		gauge(connectionsDesc, float64(open))
-		gauge(connectionsLimitDesc, float64(limit))
-	}
+	open, limit := s.conns.count()
+	gauge(connectionsDesc, float64(open))
+	gauge(connectionsLimitDesc, float64(limit))
 	for _, limit := range []Refusal{
 		RefusalConnections, RefusalDescriptors, RefusalWaiting, RefusalHeader, RefusalRequests, RefusalMemory,
 	} {
@@ -425,6 +433,53 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 			gauge(upstreamUpDesc, oneIf(up), route.Path, server)
 		}
 	}
+	for cert, expiry := range s.certificates(a) {
+		gauge(certificateDesc, time.Until(expiry).Seconds(), cert.kind, cert.name)
+	}
+}
+
+// certificateLabels are the labels of a certificate.
+type certificateLabels struct{ kind, name string }
+
+// certificates returns when the certificates that are known expire.
+func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
+	all := make(map[certificateLabels]time.Time)
+	add := func(kind, name string, expiry time.Time) {
+		labels := certificateLabels{kind, name}
+		if before, ok := all[labels]; !expiry.IsZero() && (!ok || expiry.Before(before)) {
+			all[labels] = expiry
+		}
+	}
+	addOwn := func(kind string, cert *tls.Certificate) {
+		if cert != nil && cert.Leaf != nil {
+			name := cert.Leaf.Subject.CommonName
+			if len(cert.Leaf.DNSNames) > 0 {
+				name = cert.Leaf.DNSNames[0]
+			}
+			add(kind, name, cert.Leaf.NotAfter)
+		}
+	}
+	if s.tls != nil {
+		addOwn("server", served(s.tls))
+	}
+	addOwn("client", a.provider.Config().ClientCertificate)
+	_, issuer, _ := strings.Cut(a.provider.IssuerOrigin(), "://")
+	for host, expiry := range a.provider.CertificateExpiry() {
+		add("provider", cmp.Or(host, issuer), expiry)
+	}
+	for _, route := range a.routes {
+		if route.TLS != nil {
+			for i := range route.TLS.Certificates {
+				addOwn("client", &route.TLS.Certificates[i])
+			}
+		}
+		if route.proxy != nil {
+			for i, server := range route.proxy.Servers() {
+				add("upstream", server, route.proxy.CertificateExpiry(i))
+			}
+		}
+	}
+	return all
 }
 
 // totals are the sums over all configurations that have requests.

@@ -1,10 +1,13 @@
 package bff_test
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,6 +20,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // scrape returns the metrics of a server.
@@ -383,4 +388,64 @@ func TestProviderIsNotUpInAnOutage(t *testing.T) {
 		return scrape(t, a.server)["cloakroom_provider_up"] == 1
 	})
 	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 1)
+}
+
+func TestCallsOfTheStoreAreMeasured(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	methods := reflect.TypeFor[session.Store]()
+	for i := range methods.NumMethod() {
+		name := strings.ToLower(methods.Method(i).Name)
+		if name == "watch" { // it does not end
+			continue
+		}
+		sample := fmt.Sprintf(`cloakroom_store_errors_total{operation=%q}`, name)
+		scrape(t, a.server).Rise(t, nil, sample) // fails if there is none
+	}
+	before := scrape(t, a.server)
+	b := a.signedIn()
+	b.Fetch("GET", "/bff/session")
+	now := scrape(t, a.server)
+	for _, operation := range []string{"get", "create", "add"} {
+		if got := now.Rise(t, before, fmt.Sprintf(`cloakroom_store_duration_seconds_count{operation=%q}`,
+			operation)); got < 1 {
+			t.Errorf("%s at a login: got a rise by %v, want at least 1", operation, got)
+		}
+	}
+	a.store.setDown(errors.New("down"))
+	waitFor(t, "an error of the store", func() bool {
+		b.Fetch("GET", "/bff/session") // until it is too old in the cache
+		return scrape(t, a.server)[`cloakroom_store_errors_total{operation="get"}`] > 0
+	})
+}
+
+func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
+	t.Parallel()
+	cert := certificate(t, ecKey(t))
+	upstream := newHandshakes(t, shownCertificate, "http/1.1")
+	own, _ := serverCertificate(t)
+	a := newAppWith(t, func(c *devidp.Config) {
+		c.Clients[0].Certificate, c.Clients[0].Secret = cert.Leaf, ""
+	}, func(a *app, cfg *bff.Config) {
+		cfg.Provider.ClientSecret, cfg.Provider.ClientAuth = "", "self_signed_tls_client_auth"
+		cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = cert, a.provider.Roots
+		cfg.TLS = &tls.Config{Certificates: []tls.Certificate{own}}
+		cfg.Routes = []bff.Route{
+			{Path: "/tls/", Upstream: []string{"https://" + upstream.addr}, TLS: upstream.trust, Token: "none"},
+		}
+	})
+	a.browser().Fetch("GET", "/tls/x")
+	now := scrape(t, a.server)
+	_, issuer, _ := strings.Cut(strings.TrimSuffix(a.provider.Issuer, "/op"), "://")
+	for _, labels := range []string{
+		`{certificate="server",name="localhost"}`,
+		`{certificate="client",name="spa"}`,
+		fmt.Sprintf(`{certificate="provider",name=%q}`, issuer),
+		fmt.Sprintf(`{certificate="upstream",name=%q}`, upstream.addr),
+	} {
+		got := now.Rise(t, nil, "cloakroom_certificate_expiry_seconds"+labels)
+		if isHour := got > 3000 && got <= 3600; !isHour && !(strings.Contains(labels, "provider") && got > 3600) {
+			t.Errorf("%s: got %v s, want about an hour", labels, got)
+		}
+	}
 }

@@ -48,9 +48,10 @@ type Client struct {
 	client  *http.Client
 	// tokenClient is client without a timeout: a request that is aborted may
 	// have rotated the refresh token already.
-	tokenClient *http.Client
-	breaker     *breaker
-	log         *slog.Logger
+	tokenClient  *http.Client
+	breaker      *breaker
+	certificates *peerCertificates
+	log          *slog.Logger
 
 	// Limits of the fetches of the key set that an unknown key id causes. ID
 	// tokens come from the provider, but anybody can send logout tokens. Logout
@@ -116,6 +117,7 @@ func New(cfg Config) (*Client, error) {
 	if !slices.Contains(cfg.Scopes, "openid") {
 		cfg.Scopes = append([]string{"openid"}, cfg.Scopes...)
 	}
+	certificates := new(peerCertificates)
 	client := new(http.Client)
 	if cfg.HTTPClient != nil {
 		*client = *cfg.HTTPClient
@@ -124,7 +126,9 @@ func New(cfg Config) (*Client, error) {
 				"ClientCertificate would have no part in"))
 		}
 	} else {
-		client.Transport = newProviderTransport(&cfg)
+		transport := newProviderTransport(&cfg)
+		transport.TLSClientConfig.VerifyConnection = certificates.record
+		client.Transport = transport
 	}
 	client.Timeout = cmp.Or(client.Timeout, providerTimeout)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error {
@@ -136,7 +140,7 @@ func New(cfg Config) (*Client, error) {
 	tokenClient := *client
 	tokenClient.Timeout = 0
 	p := &Client{
-		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger,
+		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger, certificates: certificates,
 		client: client, tokenClient: &tokenClient, ready: make(chan struct{}), attempted: make(chan struct{}),
 		idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3),
 		logoutFetches:  rate.NewLimiter(rate.Every(700*time.Millisecond), 3),

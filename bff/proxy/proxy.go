@@ -198,6 +198,16 @@ func (p *Proxy) Status() []ServerStatus {
 	return all
 }
 
+// CertificateExpiry returns when the certificate of the server in Upstream.URLs
+// with an index expires, as of the last connection. It is zero if the server
+// has shown none yet.
+func (p *Proxy) CertificateExpiry(server int) time.Time {
+	if at := p.servers.servers[server].certExpiry.Load(); at != 0 {
+		return time.Unix(at, 0)
+	}
+	return time.Time{}
+}
+
 // New returns a Proxy for an upstream. It does no I/O. A nil group means one of
 // its own. The error is about the URLs.
 func New(u Upstream, group *Group) (*Proxy, error) {

@@ -45,6 +45,7 @@ type server struct {
 	resolved  time.Time                  // guarded by resolving
 
 	proofNonce atomic.Pointer[string] // for the next DPoP proof
+	certExpiry atomic.Int64           // of the certificate that was shown last, in Unix seconds; 0: none was
 }
 
 // nonce returns the nonce for the next DPoP proof (RFC 9449, section 9), or an
@@ -91,6 +92,16 @@ func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 	// may change.
 	if secure.ClientSessionCache == nil && secure.GetClientCertificate == nil {
 		secure.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
+	verify := secure.VerifyConnection
+	secure.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) > 0 {
+			s.certExpiry.Store(state.PeerCertificates[0].NotAfter.Unix())
+		}
+		if verify != nil {
+			return verify(state)
+		}
+		return nil
 	}
 	header := cmp.Or(cfg.Timeouts.ResponseHeader, headerTimeout)
 	s.newAddress = func(at string) *address {

@@ -45,6 +45,20 @@ func (b *broker) newRegistry() *prometheus.Registry {
 			Help: "Hash of the configuration in force, equal on replicas with the same settings and the same " +
 				"first session key. It reveals nothing.",
 		}, func() float64 { return float64(b.configHash()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cloakroom_replicas",
+			Help: "Replicas of the app that share the store, this one included.",
+		}, func() float64 {
+			n, _ := b.replicas.Counts()
+			return float64(n)
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cloakroom_replicas_differing",
+			Help: "Replicas whose version or configuration differs from that of this one.",
+		}, func() float64 {
+			_, differing := b.replicas.Counts()
+			return float64(differing)
+		}),
 	)
 	return registry
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -40,6 +41,8 @@ type Watcher struct {
 	id        string
 	startedAt time.Time
 
+	replicas, differing atomic.Int64 // of Counts
+
 	// Run owns all below.
 	published []byte           // the record in the store, as far as known
 	others    map[string]*peer // :: id
@@ -63,12 +66,14 @@ func New(store session.Store, describe func() Description, log *slog.Logger) *Wa
 	}
 	random := make([]byte, 4)
 	rand.Read(random)
-	return &Watcher{
+	w := &Watcher{
 		store: store, describe: describe, log: log,
 		id:        host + "-" + hex.EncodeToString(random),
 		startedAt: time.Now().UTC().Truncate(time.Second),
 		others:    make(map[string]*peer),
 	}
+	w.replicas.Store(1)
+	return w
 }
 
 // Run publishes the record of this replica until ctx ends, and then removes it.
@@ -218,12 +223,27 @@ func (w *Watcher) compare(self record, others []found) {
 		}
 		w.logDifferences(other.Replica, p, all)
 	}
+	replicas, differing := int64(1), int64(0)
 	for id, p := range w.others {
-		if p.missing >= missingRounds {
+		switch {
+		case p.missing >= missingRounds:
 			w.logDifferences(id, p, nil)
 			delete(w.others, id)
+		case !p.otherApp:
+			replicas++
+			if len(p.logged) > 0 {
+				differing++
+			}
 		}
 	}
+	w.replicas.Store(replicas)
+	w.differing.Store(differing)
+}
+
+// Counts returns how many replicas the app has, this one included, and how many
+// of them differ from this one, as of the last round of Run.
+func (w *Watcher) Counts() (replicas, differing int) {
+	return int(w.replicas.Load()), int(w.differing.Load())
 }
 
 // logDifferences logs the differences that are new, and those that are gone.

@@ -360,3 +360,34 @@ func (s *brokenStore) Delete(ctx context.Context, key string) error {
 	}
 	return s.Store.Delete(ctx, key)
 }
+
+func TestReplicasThatDifferAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		a := start(t, store, nil)
+		defer a.stop()
+		b := start(t, store, nil)
+		defer b.stop()
+		other := start(t, store, func(d *replicas.Description) {
+			d.App = session.App{Issuer: "https://other.example", ClientID: "other", Origin: "https://other.example"}
+		})
+		defer other.stop()
+		want := func(when string, r *replica, replicas, differing int) {
+			t.Helper()
+			if got, gotDiffering := r.Counts(); got != replicas || gotDiffering != differing {
+				t.Errorf("%s: got %d replicas, %d of which differ, want %d and %d",
+					when, got, gotDiffering, replicas, differing)
+			}
+		}
+		rounds(2)
+		want("equal ones", a, 2, 0)
+		want("another app", other, 1, 0)
+		b.reload(func(d *replicas.Description) { d.Keys = [][]byte{keyB} })
+		rounds(2)
+		want("another key", a, 2, 1)
+		want("another key", b, 2, 1)
+		b.stop()
+		rounds(3)
+		want("one has ended", a, 1, 0)
+	})
+}
