@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -36,6 +37,7 @@ type broker struct {
 	logSettings *logSettings // nil: they are fixed
 
 	replicas *replicas.Watcher
+	sessions atomic.Pointer[float64] // what countSessions has counted; nil: nothing yet
 	audit    *auditLog
 
 	reloading sync.Mutex // held during a reload
@@ -164,6 +166,10 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 	})
 	group.Go(func() error {
 		b.replicas.Run(serving)
+		return nil
+	})
+	group.Go(func() error {
+		b.countSessions(serving)
 		return nil
 	})
 	checkCert := make(chan struct{}, 1)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"log/slog"
+	"math"
 	"net/http"
 	"runtime"
 	"time"
@@ -45,6 +47,11 @@ func (b *broker) newRegistry() *prometheus.Registry {
 			Help: "Hash of the configuration in force, equal on replicas with the same settings and the same " +
 				"first session key. It reveals nothing.",
 		}, func() float64 { return float64(b.configHash()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "cloakroom_sessions",
+			Help: "Sessions in the store, those of all replicas together, at most half a minute ago. With more " +
+				"than 10000 keys on a Redis server it is an estimate. NaN if they cannot be counted.",
+		}, b.sessionCount),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "cloakroom_replicas",
 			Help: "Replicas of the app that share the store, this one included.",
@@ -95,6 +102,43 @@ func (b *broker) setReloadFailed(failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reloadFailed = failed
+}
+
+const (
+	// countInterval is the time between two counts of the sessions.
+	countInterval = 30 * time.Second
+	countTimeout  = 5 * time.Second
+)
+
+// countSessions counts the sessions in the store again and again until ctx
+// ends, so that a scrape does not call the store.
+func (b *broker) countSessions(ctx context.Context) {
+	tick := time.NewTicker(countInterval)
+	defer tick.Stop()
+	for {
+		limited, cancel := context.WithTimeout(ctx, countTimeout)
+		n, err := b.store.CountSessions(limited)
+		cancel()
+		count := float64(n)
+		if err != nil {
+			b.log.Debug("sessions not counted", "err", err)
+			count = math.NaN()
+		}
+		b.sessions.Store(&count)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// sessionCount returns the last result of countSessions, or NaN.
+func (b *broker) sessionCount() float64 {
+	if n := b.sessions.Load(); n != nil {
+		return *n
+	}
+	return math.NaN()
 }
 
 // metricsHandler serves the metrics of a registry, and its own.

@@ -53,6 +53,7 @@ func TestMetricsAreServedOnTheAdminListener(t *testing.T) {
 	p := start(t, nil, "serve", "--config", file)
 	ready(t, admin)
 	p.waitFor(p.stderr, `"msg":"provider found"`)
+	wantMetric(t, admin, "cloakroom_sessions", 0)
 	b := bfftest.NewBrowser(t, app)
 	signIn(t, b, "")
 	wantStatus(t, b, "/api/x", 200)

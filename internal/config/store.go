@@ -1,6 +1,7 @@
 package config
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -17,6 +18,9 @@ import (
 type TokenStore interface {
 	session.Store
 	io.Closer
+	// CountSessions returns how many sessions there are. If there are many, it
+	// may be an estimate.
+	CountSessions(ctx context.Context) (int, error)
 }
 
 // OpenStore returns the store that store.url names. Its only I/O is to read the
