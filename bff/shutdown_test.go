@@ -2,6 +2,7 @@ package bff_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -135,8 +136,8 @@ func TestReloadIsRefusedIfTheShutdownBegins(t *testing.T) {
 	if err := a.stop(); err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	if err := <-result; err == nil {
-		t.Error("the next configuration is in force although its provider was not discovered")
+	if err := <-result; !errors.Is(err, bff.ErrStopping) {
+		t.Errorf("reload: got %v, want ErrStopping: the provider was not discovered", err)
 	}
 }
 
