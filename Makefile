@@ -46,6 +46,7 @@ test-providers: setup providers-setup apis-setup build ## test with Keycloak, oi
 setup: redis-setup ## install what make test needs: redis-server, Chromium, npm packages
 	$(call apt,\
 		$(call need,redis-server,command -v redis-server)\
+		$(call need,prometheus,command -v promtool)\
 		$(call need,chromium,test -x $(CHROMIUM)))
 	npm ci --prefix web/e2e --silent
 

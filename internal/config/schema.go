@@ -83,9 +83,6 @@ type TLS struct {
 	KeyFile  string `yaml:"key_file"`
 }
 
-// IsOn reports whether the public listener uses TLS.
-func (t TLS) IsOn() bool { return t.CertFile != "" && t.KeyFile != "" }
-
 type OIDC struct {
 	Issuer       string         `yaml:"issuer"`        // required
 	ClientID     string         `yaml:"client_id"`     // required
@@ -260,7 +257,7 @@ func (c *Config) CheckReload(inForce *Config) error {
 	changed := map[string]bool{
 		"server.listen":       c.Server.Listen != inForce.Server.Listen,
 		"server.admin_listen": c.Server.AdminListen != inForce.Server.AdminListen,
-		"server.tls":          c.Server.TLS.IsOn() != inForce.Server.TLS.IsOn(),
+		"server.tls":          c.Server.TLS != inForce.Server.TLS,
 		"store.url":           storeURL != storeURLInForce,
 		"store.prefix":        c.Store.Prefix != inForce.Store.Prefix,
 		"store.ca_file":       c.Store.CAFile != inForce.Store.CAFile,
@@ -269,7 +266,7 @@ func (c *Config) CheckReload(inForce *Config) error {
 
 		"server.limits.header_bytes": c.Server.Limits.HeaderBytes != inForce.Server.Limits.HeaderBytes,
 	}
-	for _, key := range append([]string{"server.tls"}, restartKeys...) {
+	for _, key := range restartKeys {
 		if changed[key] {
 			problems.add(key, "%w", ErrNeedsRestart)
 		}
