@@ -270,24 +270,10 @@ func TestDefaultResources(t *testing.T) {
 		"spec.replicas": 2,
 		"spec.template.spec.containers.0.resources": map[string]any{
 			"requests": map[string]any{"cpu": "200m", "memory": "256Mi"},
-			"limits":   map[string]any{"memory": "256Mi"},
+			"limits":   map[string]any{"memory": "512Mi"},
 		},
 		"spec.strategy.rollingUpdate.maxUnavailable": 0,
 	})
-}
-
-func TestMemoryLimitOfGo(t *testing.T) {
-	t.Parallel()
-	for quantity, want := range map[string]any{
-		"256Mi": "241591910", "1.5Gi": "1449551462", "500M": "450000000", "1000000000": "900000000",
-	} {
-		wantValues(t, render(t, "-f", example, "--set", "resources.limits.memory="+quantity).
-			get(t, "Deployment", "cloakroom"), map[string]any{
-			"spec.template.spec.containers.0.env": []any{map[string]any{"name": "GOMEMLIMIT", "value": want}},
-		})
-	}
-	wantValues(t, render(t, "-f", chart+"/ci/file-values.yaml").get(t, "Deployment", "cloakroom"),
-		map[string]any{"spec.template.spec.containers.0.env": nil})
 }
 
 func TestProbes(t *testing.T) {

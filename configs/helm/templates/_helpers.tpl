@@ -33,14 +33,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- ceil $sum -}}
 {{- end -}}
 
-{{/* 90 % of a quantity such as 256Mi or 1G, in bytes. */}}
-{{- define "cloakroom.memoryLimit" -}}
-{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- $quantity := toString . -}}
-{{- $unit := get $units (regexFind "[A-Za-z]*$" $quantity) -}}
-{{- mulf 0.9 (regexFind "^[0-9.]+" $quantity | float64) (float64 $unit) | int64 -}}
-{{- end -}}
-
 {{/* Checks what the schema cannot check. All mistakes are reported at once. */}}
 {{- define "cloakroom.check" -}}
 {{- $server := .Values.config.server -}}
