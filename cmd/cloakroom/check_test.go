@@ -710,3 +710,26 @@ func TestCheckSendsUpstreamsAHarmlessRequest(t *testing.T) {
 		t.Errorf("got requests %q, want none that an app handles", seen)
 	}
 }
+
+// A store in a file is open in the broker, and check neither needs nor creates
+// it.
+func TestCheckLeavesAFileStoreAlone(t *testing.T) {
+	t.Parallel()
+	w := newCheckWorld(t, nil)
+	dir := filepath.Join(t.TempDir(), "sessions")
+	w.env["STORE_URL"] = "file:" + dir
+	if findings, failed := w.checkJSON(t); failed {
+		t.Errorf("without a directory: got %s, want no errors", describeFindings(findings))
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("directory after the check: got error %v, want that it does not exist", err)
+	}
+	start(t, maps.Clone(w.env), "serve")
+	ready(t, w.env["SERVER_ADMIN_LISTEN"])
+	if findings, failed := w.checkJSON(t); failed {
+		t.Errorf("while a broker runs: got %s, want no errors", describeFindings(findings))
+	}
+	w.env["STORE_URL"] = "file:sessions"
+	findings, _ := w.checkJSON(t)
+	wantFinding(t, findings, "store.url", "absolute path", "store.url", check.SeverityError)
+}
