@@ -224,7 +224,7 @@ func (a *app) searchForPage(r *http.Request, q url.Values) adminpage.Search {
 			ExpiresAt: l.ExpiresAt,
 		})
 	}
-	s.Events = shown(events)
+	s.Events = shown(events[max(0, len(events)-shownEvents):])
 	return s
 }
 

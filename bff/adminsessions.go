@@ -226,9 +226,6 @@ func readRevocation(body io.Reader) (by, value string, err error) {
 		return "", "", fmt.Errorf("the body cannot be read: %w", err)
 	}
 	object, err := strictjson.Parse(text)
-	if err == nil {
-		err = object.Unique()
-	}
 	if err != nil {
 		return "", "", fmt.Errorf(`the body is not JSON such as {"sub": "alice"}: %w`, err)
 	}

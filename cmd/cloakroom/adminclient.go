@@ -31,7 +31,7 @@ func (a *adminClient) flags(c *cobra.Command) {
 }
 
 // maxAdminResponse bounds the body of a response.
-const maxAdminResponse = 1 << 20
+const maxAdminResponse = 32 << 20
 
 // adminResponse is a response of the admin listener.
 type adminResponse struct {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -44,6 +45,13 @@ func (f *fleet) command(args ...string) (stdout, stderr string, exitCode int) {
 // admin sends a request to the admin listener of a replica.
 func (f *fleet) admin(at *replica, method, path, body string) (status int) {
 	f.t.Helper()
+	status, _ = f.adminText(at, method, path, body)
+	return status
+}
+
+// adminText is admin. It also returns the body of the response.
+func (f *fleet) adminText(at *replica, method, path, body string) (status int, text string) {
+	f.t.Helper()
 	req, err := http.NewRequest(method, "http://"+at.admin+path, strings.NewReader(body))
 	if err != nil {
 		f.t.Fatal(err)
@@ -53,8 +61,12 @@ func (f *fleet) admin(at *replica, method, path, body string) (status int) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	resp.Body.Close()
-	return resp.StatusCode
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
 }
 
 func TestSessionsCommandsListAndRevoke(t *testing.T) {
@@ -190,4 +202,32 @@ func TestRevokedSessionEndsOnOtherReplica(t *testing.T) {
 	eventually(t, 20*time.Second, "the refresh tokens are revoked", func() bool {
 		return f.provider.LiveRefreshTokens() == 0
 	})
+}
+
+func TestAdminPageShowsReplicasAndConfiguration(t *testing.T) {
+	t.Parallel()
+	f, _ := startAdminFleet(t)
+	at := f.replicas[0]
+	if status := f.admin(at, "GET", "/admin", ""); status != 301 {
+		t.Errorf("/admin: got %d, want 301", status)
+	}
+	var page string
+	eventually(t, 20*time.Second, "the page has both replicas", func() bool {
+		_, page = f.adminText(at, "GET", "/admin/", "")
+		return strings.Count(page, `data-label="Differs in"`) == 2
+	})
+	for _, want := range []string{
+		"<code>server.admin_token</code></dt><dd><code>[redacted]</code>", "<code>routes[0].path</code>",
+		"<code>oidc.issuer</code>", "this one", "everything works",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %s", want)
+		}
+	}
+	for _, secret := range []string{fleetAdminToken, goodKey, f.provider.Client.Secret} {
+		if strings.Contains(page, secret) {
+			t.Errorf("the page has the secret %.4s…", secret)
+		}
+	}
+	f.provider.CheckLeaks(t, "the page", page)
 }
