@@ -256,6 +256,7 @@ func (a *app) start() {
 	a.background.Go(func() { a.provider.Run(ctx) }) // until close, as the next
 	a.background.Go(func() { a.sessions.Run(ctx) })
 	a.background.Go(func() { a.history.run(ctx) })
+	a.background.Go(func() { a.server.storeOutage.watch(ctx, a.store) })
 	probing, stopProbing := context.WithCancel(context.Background())
 	a.stopProbing = stopProbing
 	go a.provider.Probe(probing) // until close, or longer for refreshes in flight

@@ -136,6 +136,7 @@ type Server struct {
 
 	metrics        *metrics
 	refusedCookies refusedCookies
+	storeOutage    storeOutage  // seen by all configurations
 	unreported     refusals     // events beyond eventLimit
 	recent         recentEvents // of all configurations
 	hour           lastHour
@@ -172,6 +173,7 @@ func New(cfg Config) (*Server, error) {
 		wrongTokens: newLimiter[[16]byte](wrongTokenLimit),
 	}
 	s.conns.log, s.conns.memory = cfg.Logger, &s.memory
+	s.storeOutage.log = cfg.Logger
 	s.checks = checks{
 		log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,
 	}

@@ -176,8 +176,11 @@ func (a *app) observe(ctx context.Context, s session.Event) {
 			e.Reason, e.message = "user_required", "tokens not refreshed; the user has to sign in again"
 		} else if errors.As(s.Err, &retry) {
 			e.Reason = "error"
-			if retry.Outage { // logged once, not for each session
-				e.Reason, e.level = "outage", slog.LevelDebug
+			if retry.Outage {
+				e.Reason = "outage"
+			}
+			if retry.Outage || s.Failures < 2 { // an outage is logged once, not for each session
+				e.level = slog.LevelDebug
 			}
 			e.attrs = []slog.Attr{slog.String("retry_after", retry.RetryAfter.String())}
 		}

@@ -190,10 +190,11 @@ func (a *app) revoke(ctx context.Context, ended *session.Session) {
 	if err == nil {
 		return
 	}
-	a.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
 	if !isTransient(err) {
+		a.log.WarnContext(ctx, "tokens not revoked", "session", ended.ID, "err", err)
 		return
 	}
+	a.log.DebugContext(ctx, "tokens not revoked yet", "session", ended.ID, "err", err)
 	a.revocations.Go(func() { // ends after revokeTries, each of which is bounded
 		for n := 1; n < revokeTries && isTransient(err); n++ {
 			time.Sleep(revokeDelay(err, n))

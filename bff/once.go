@@ -64,7 +64,7 @@ func (a *app) consumeAttempt(ctx context.Context, at *attempt) (keys loginClaim,
 // out of reach, the claim expires.
 func (a *app) dropClaim(ctx context.Context, keys loginClaim) {
 	if err := a.store.Delete(ctx, keys.claim); err != nil {
-		a.log.WarnContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
+		a.log.DebugContext(ctx, "claim of a failed login not deleted; it expires", "err", err)
 	}
 }
 
@@ -79,7 +79,7 @@ func (a *app) shareLogin(ctx context.Context, w *response, keys loginClaim, at *
 	}
 	sealed := at.aead().Seal(nil, nil, []byte(cookie), []byte(keys.result))
 	if _, err := a.store.Create(ctx, keys.result, sealed, shareLife); err != nil {
-		a.log.WarnContext(ctx, "login not shared with requests that wait for it", "err", err)
+		a.log.DebugContext(ctx, "login not shared with requests that wait for it", "err", err)
 	}
 }
 

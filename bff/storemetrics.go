@@ -62,6 +62,9 @@ func (s *measuredStore) done(operation string, began time.Time, err error) {
 	call.duration.Observe(time.Since(began).Seconds())
 	if err != nil && !errors.Is(err, context.Canceled) {
 		call.errors.Inc()
+		if !errors.Is(err, context.DeadlineExceeded) { // which may be that of the caller
+			s.app.server.storeOutage.failed(err)
+		}
 	}
 }
 

@@ -71,6 +71,9 @@ type Event struct {
 	// ErrUserRequired. Err is also the cause of SessionEnded with
 	// ReasonRefused. For all other events Err is nil.
 	Err error
+	// Failures counts the failed refreshes in a row, this one included, for
+	// RefreshFailed with a *RefreshError.
+	Failures int
 	// TokenExpiry is Tokens.Expiry of the refreshed session, for
 	// SessionRefreshed only. Zero means unknown.
 	TokenExpiry time.Time

@@ -74,7 +74,7 @@ func (m *Manager) lease(
 		finished()
 		renewing.Wait()
 		if err := m.cfg.Store.Release(ctx, key, owner); err != nil {
-			m.log.WarnContext(ctx, "lease to refresh not released; it expires",
+			m.log.DebugContext(ctx, "lease to refresh not released; it expires",
 				"session", s.ID, "in", leaseTTL.String(), "err", err)
 		}
 	}, nil, nil
@@ -94,8 +94,12 @@ func (m *Manager) renewLease(ctx context.Context, key, owner string, s *Session)
 			return
 		}
 		pause = leaseRenew
-		if err != nil || !acquired {
-			m.log.WarnContext(ctx, "lease to refresh not renewed", "session", s.ID, "taken", err == nil, "err", err)
+		switch {
+		case err != nil:
+			m.log.DebugContext(ctx, "lease to refresh not renewed", "session", s.ID, "err", err)
+			pause = leaseRenew / 4
+		case !acquired:
+			m.log.WarnContext(ctx, "lease to refresh taken by another replica", "session", s.ID)
 			pause = leaseRenew / 4
 		}
 	}

@@ -104,7 +104,7 @@ func (m *Manager) retrySave(ctx context.Context, next *Session) {
 		if errors.Is(err, ErrStore) {
 			continue
 		}
-		m.log.InfoContext(ctx, "refreshed tokens saved", "session", next.ID, "err", err)
+		m.log.DebugContext(ctx, "refreshed tokens saved", "session", next.ID, "err", err)
 		return
 	}
 }

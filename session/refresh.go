@@ -307,7 +307,9 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	case errors.As(err, &retry):
 		retry.RetryAfter = flight.Jitter(max(retry.RetryAfter, flight.Backoff(minRetryAfter, maxBackoff, r.failures+1)))
 		r.retryAt = time.Now().Add(retry.RetryAfter)
-		m.emit(ctx, Event{Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err})
+		m.emit(ctx, Event{
+			Kind: RefreshFailed, Session: r.key.session, Subject: r.base.Subject, Err: err, Failures: r.failures + 1,
+		})
 		time.AfterFunc(retry.RetryAfter+failureMemory, func() { m.forget(r) })
 	case errors.Is(err, ErrUserRequired):
 		r.retryAt = time.Now().Add(userRequiredPause)
@@ -318,7 +320,7 @@ func (m *Manager) runRefresh(ctx context.Context, r *refresh) {
 	r.call.Finish(s, err)
 
 	if unsaved != nil {
-		m.log.ErrorContext(ctx, "refreshed tokens not saved; retrying until the store is back",
+		m.log.DebugContext(ctx, "refreshed tokens not saved; retrying until the store is back",
 			"session", unsaved.ID, "err", err)
 		defer release() // after forget
 		m.retrySave(ctx, unsaved)
@@ -410,7 +412,7 @@ func (m *Manager) callProvider(ctx context.Context, s *Session, target string) (
 	if !errors.Is(err, ErrNoResponse) {
 		return result, err
 	}
-	m.log.WarnContext(ctx, "response to a refresh lost; repeated when the provider responds",
+	m.log.DebugContext(ctx, "response to a refresh lost; repeated when the provider responds",
 		"session", s.ID, "err", err)
 	if _, notReady := m.ready(ctx, s, time.Until(s.ExpiresAt)); notReady != nil {
 		return RefreshResult{}, notReady

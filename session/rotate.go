@@ -33,7 +33,7 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 		err = errors.Join(err, m.cfg.Store.Release(ctx, leaseKey(s.ID), owner))
 	}
 	if err != nil {
-		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
+		m.log.DebugContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
 	}
 }
 
@@ -48,7 +48,7 @@ func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, 
 		return m.ring.seal(next)
 	}
 	if err := m.addToIndexes(ctx, next); err != nil {
-		m.log.WarnContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
+		m.log.DebugContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
 		return k.seal(next)
 	}
 	return m.ring.seal(next)

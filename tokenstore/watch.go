@@ -27,6 +27,8 @@ const (
 	recheck = time.Second
 	// rewatch is the delay before reconnecting.
 	rewatch = 200 * time.Millisecond
+	// failuresToLog is how often watching fails before it is logged.
+	failuresToLog = 3
 )
 
 // Watch is part of session.Store. Each master announces, on a connection of its
@@ -35,15 +37,15 @@ const (
 // refuses that, Watch subscribes to the keys that Redis stores publish when
 // they write. Watch reconnects until ctx is done.
 func (s *Redis) Watch(ctx context.Context, onChange func(key string), onValid func(until time.Time)) {
-	var logged string // the last error that was logged
+	failures := 0 // in a row, while Redis responded to other requests
 	for first := true; ctx.Err() == nil; {
 		valid := false // written by one goroutine of watch at a time
 		err := s.watch(ctx, first, onChange, func(until time.Time) {
 			valid = true
-			if logged != "" {
+			if failures >= failuresToLog {
 				s.log.InfoContext(ctx, "cache invalidation restored; sessions are cached again")
-				logged = ""
 			}
+			failures = 0
 			onValid(until)
 		})
 		if ctx.Err() != nil {
@@ -53,16 +55,26 @@ func (s *Redis) Watch(ctx context.Context, onChange func(key string), onValid fu
 			first = false
 			onChange("") // changes may have been missed
 		}
-		if err = withHint(err); err.Error() != logged {
-			logged = err.Error()
-			s.log.WarnContext(ctx,
-				"cache invalidation lost; every request reads the store", "err", err)
+		// In an outage of Redis, sessions cannot be read either. The callers of
+		// the other methods report that.
+		if failures < failuresToLog && s.responds(ctx) {
+			if failures++; failures == failuresToLog {
+				s.log.WarnContext(ctx,
+					"cache invalidation lost; every request reads the store", "err", withHint(err))
+			}
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(rewatch):
 		}
 	}
+}
+
+// responds reports whether Redis responds soon.
+func (s *Redis) responds(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, recheck)
+	defer cancel()
+	return s.Ping(ctx) == nil
 }
 
 // watch follows all masters until a connection is lost or the set of masters

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"errors"
+	"log/slog"
 	"net/url"
 	"sync"
 	"time"
@@ -154,7 +155,11 @@ func (c *ClientCredentials) fetch(ctx context.Context) *tokenFetch {
 			c.pause = unrefreshed.RetryAfter
 			flight.err = unrefreshed
 			c.failed, c.err = time.Now(), unrefreshed.Err
-			c.client.log.Warn("no token for the broker itself", "err", err)
+			level := slog.LevelWarn
+			if errors.Is(err, ErrUnavailable) { // the outage is logged once, not for each attempt
+				level = slog.LevelDebug
+			}
+			c.client.log.LogAttrs(ctx, level, "no token for the broker itself", slog.Any("err", err))
 		} else {
 			if tokens.Expiry.IsZero() {
 				tokens.Expiry = tokens.Issued.Add(defaultLifetime)

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -365,7 +366,12 @@ func (c *Client) renewedClaims(ctx context.Context, m *metadata, s *session.Sess
 	id *Identity) json.RawMessage {
 	if c.cfg.UserInfo {
 		if err := c.addUserInfo(ctx, m, tokens, id); err != nil {
-			c.log.WarnContext(ctx, "claims not refreshed; those before are kept", "session", s.ID, "err", err)
+			level := slog.LevelWarn
+			if errors.Is(err, ErrUnavailable) { // the outage is logged once, not for each session
+				level = slog.LevelDebug
+			}
+			c.log.LogAttrs(ctx, level, "claims not refreshed; those before are kept",
+				slog.String("session", s.ID), slog.Any("err", err))
 			return nil
 		}
 	}

@@ -47,6 +47,7 @@ type Watcher struct {
 	published []byte           // the record in the store, as far as known
 	others    map[string]*peer // :: id
 	failed    bool             // the last round failed
+	failures  int              // rounds in a row that failed while the store responded
 }
 
 // peer is what Run knows of another replica.
@@ -96,17 +97,39 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// logOutage logs that rounds begin to fail, and that they succeed again.
+// failuresToLog is how many rounds in a row fail before it is logged.
+const failuresToLog = 2
+
+// logOutage logs that rounds begin to fail, and that they succeed again. While
+// the store does not even respond to a ping, its outage is logged by others.
 func (w *Watcher) logOutage(ctx context.Context, err error) {
-	switch failed := err != nil; {
-	case ctx.Err() != nil || failed == w.failed:
-	case failed:
-		w.failed = true
-		w.log.Warn("replicas not compared", "err", err)
-	default:
-		w.failed = false
-		w.log.Info("replicas compared again")
+	if ctx.Err() != nil {
+		return
 	}
+	w.failed = err != nil
+	switch {
+	case err == nil:
+		if w.failures >= failuresToLog {
+			w.log.Info("replicas compared again")
+		}
+		w.failures = 0
+	case w.failures >= failuresToLog:
+	case w.storeDown(ctx):
+		w.failures = 0
+	default:
+		if w.failures++; w.failures == failuresToLog {
+			w.log.Warn("replicas not compared", "err", err)
+		}
+	}
+}
+
+// storeDown reports whether the store fails as a whole, if it has a way to
+// tell.
+func (w *Watcher) storeDown(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	store, ok := w.store.(interface{ Ping(context.Context) error })
+	return ok && store.Ping(ctx) != nil
 }
 
 // round publishes this replica, and compares it with the others.

@@ -1,0 +1,88 @@
+package bff
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+const (
+	// storeCheck is the interval at which a store is checked, so that an outage
+	// is logged also while there are no requests. In an outage it is
+	// storeRetry.
+	storeCheck = 5 * time.Second
+	storeRetry = time.Second
+	// storeTimeout is the maximum duration of a check.
+	storeTimeout = 5 * time.Second
+)
+
+// storeOutage logs the beginning and the end of an outage of the store, each
+// once: failed calls are too many to be logged one by one.
+type storeOutage struct {
+	log *slog.Logger
+
+	mu       sync.Mutex // guards all below
+	since    time.Time  // when the outage began; zero: there is none
+	failedAt time.Time  // when the last call failed
+}
+
+// failed records a call that failed with err.
+func (o *storeOutage) failed(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failedAt = time.Now()
+	if o.since.IsZero() {
+		o.since = o.failedAt
+		o.log.Error("store unavailable; sessions are kept", "since", o.since.UTC(), "err", err)
+	}
+}
+
+// watch checks a store, which calls failed, until ctx ends.
+func (o *storeOutage) watch(ctx context.Context, store session.Store) {
+	for {
+		pause := storeCheck
+		if o.check(ctx, store) {
+			pause = storeRetry
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// check makes a call, and reports whether there is an outage. In an outage the
+// call is a write, because reads may succeed while writes fail. The outage ends
+// with a write that succeeds if no other call has failed for a while.
+func (o *storeOutage) check(ctx context.Context, store session.Store) (down bool) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	o.mu.Lock()
+	down = !o.since.IsZero()
+	o.mu.Unlock()
+	var err error
+	if down {
+		_, err = store.Acquire(ctx, "probe", "any replica", storeRetry)
+	} else {
+		_, _, _, err = store.Get(ctx, "probe")
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		o.failed(err)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.since.IsZero() {
+		return false
+	}
+	if down && err == nil && time.Since(o.failedAt) > storeRetry {
+		o.log.Warn("store recovered", "after", time.Since(o.since).Round(time.Millisecond).String())
+		o.since = time.Time{}
+		return false
+	}
+	return true
+}

@@ -1,0 +1,105 @@
+package bff_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// readOnlyStore is a store that fails, or in which only reads succeed.
+type readOnlyStore struct {
+	session.Store
+	down, full atomic.Bool
+}
+
+var errFull = errors.New("OOM command not allowed")
+
+func (s *readOnlyStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if s.down.Load() {
+		return nil, 0, false, errors.New("connection refused")
+	}
+	return s.Store.Get(ctx, key)
+}
+
+func (s *readOnlyStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if s.down.Load() || s.full.Load() {
+		return false, errFull
+	}
+	return s.Store.Create(ctx, key, value, ttl)
+}
+
+func (s *readOnlyStore) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {
+	if s.down.Load() || s.full.Load() {
+		return false, errFull
+	}
+	return s.Store.Acquire(ctx, key, owner, ttl)
+}
+
+func TestStoreOutageIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	store := new(readOnlyStore)
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		store.Store = cfg.Sessions.Store
+		cfg.Sessions.Store = store
+	})
+	count := func(msg string) int { return len(a.logs.lines(t, msg)) }
+	down := func() int { return count("store unavailable; sessions are kept") }
+	b := a.signedIn()
+	store.down.Store(true)
+	for range 20 {
+		b.Fetch("GET", "/bff/session")
+	}
+	if got := down(); got != 1 {
+		t.Errorf("after 20 requests: got %d lines, want 1", got)
+	}
+	if err := a.logs.lines(t, "store unavailable; sessions are kept")[0]["err"]; err != "connection refused" {
+		t.Errorf("err: got %v, want connection refused", err)
+	}
+	store.down.Store(false)
+	waitFor(t, "the end is logged", func() bool { return count("store recovered") == 1 })
+	after, _ := a.logs.lines(t, "store recovered")[0]["after"].(string)
+	if d, err := time.ParseDuration(after); err != nil || d <= 0 {
+		t.Errorf("after: got %q, want a duration", after)
+	}
+
+	// Reads do not end an outage of writes.
+	store.full.Store(true)
+	a.browser().SignIn("bob", "")
+	reads := time.Now().Add(2 * time.Second)
+	for time.Now().Before(reads) {
+		b.Fetch("GET", "/bff/session")
+		time.Sleep(20 * time.Millisecond)
+	}
+	if got := down(); got != 2 {
+		t.Errorf("a full store: got %d lines, want 1 more", got)
+	}
+	if got := count("store recovered"); got != 1 {
+		t.Errorf("a full store: got %d lines of its end, want none", got-1)
+	}
+	store.full.Store(false)
+	waitFor(t, "the end of the second outage is logged", func() bool { return count("store recovered") == 2 })
+	if text := a.logs.String(); !strings.Contains(text, "OOM command not allowed") {
+		t.Error("the log lacks the cause of the second outage")
+	}
+}
+
+// An outage is noticed without requests.
+func TestStoreOutageIsNoticedWhileIdle(t *testing.T) {
+	t.Parallel()
+	store := new(readOnlyStore)
+	store.down.Store(true)
+	a := newApp(t, func(_ *app, cfg *bff.Config) {
+		store.Store = cfg.Sessions.Store
+		cfg.Sessions.Store = store
+	})
+	count := func(msg string) int { return len(a.logs.lines(t, msg)) }
+	waitFor(t, "the outage is logged", func() bool { return count("store unavailable; sessions are kept") == 1 })
+	store.down.Store(false)
+	waitFor(t, "the end is logged", func() bool { return count("store recovered") == 1 })
+}
