@@ -27,7 +27,9 @@ import (
 //     from the beginning of the shutdown. It does not depend on the provider,
 //     the store and the upstreams, which all replicas share.
 //   - /readyz?verbose also lists these and the open connections, one a line.
-//     [+] means that the check passes, [-] that it fails.
+//     [+] means that the check passes, [-] that it fails. It needs AdminToken,
+//     unless the request arrives on the loopback interface and names a
+//     loopback host.
 //   - GET /admin/sessions?sub=SUB&sid=SID lists the sessions of a user, or of
 //     one session at the provider. DELETE /admin/sessions/ID ends one session.
 //     POST /admin/revoke with {"sub": SUB} or {"sid": SID} ends all of them.
@@ -56,15 +58,27 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		text = "shutting down\n"
 	}
 	if r.URL.Query().Has("verbose") {
-		for _, c := range s.current.Load().checks(r.Context()) {
-			mark := "+"
-			if c.Failed {
-				mark = "-"
-			}
-			text += fmt.Sprintf("[%s] %s: %s\n", mark, c.Name, c.Note)
-		}
+		text += s.current.Load().details(r)
 	}
 	io.WriteString(w, text)
+}
+
+// details returns the list of /readyz?verbose. It names upstreams, so that it
+// is not for everybody who can reach the listener, nor for pages of other
+// origins whose name leads here (DNS rebinding). The status is: probes need it.
+func (a *app) details(r *http.Request) (list string) {
+	known := r.Context().Value(http.LocalAddrContextKey) != nil // otherwise it did not arrive on a connection
+	if known && !(onLoopback(r) && loopback.IsHost(hostname(r.Host))) && a.refuseAdmin(r) != nil {
+		return "details are for administrators: send Authorization: Bearer with server.admin_token\n"
+	}
+	for _, c := range a.checks(r.Context()) {
+		mark := "+"
+		if c.Failed {
+			mark = "-"
+		}
+		list += fmt.Sprintf("[%s] %s: %s\n", mark, c.Name, c.Note)
+	}
+	return list
 }
 
 // certificateWarning is how long before its expiry a certificate needs

@@ -62,6 +62,28 @@ func wantTooMany(t *testing.T, resp *bfftest.Response) {
 	}
 }
 
+func TestReloadDoesNotFillTheBudgetOfLogins(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	a, _ := newLimitedApp(t, 2, func(_ *app, c *bff.Config) { cfg = *c })
+	for i := range 2 {
+		if got := a.browser().Navigate("/bff/login").StatusCode; got != 302 {
+			t.Errorf("login %d: got %d, want 302", i+1, got)
+		}
+	}
+	if err := reload(t, a.server, cfg); err != nil {
+		t.Fatal(err)
+	}
+	wantTooMany(t, a.browser().Navigate("/bff/login"))
+	cfg.Limits.Logins.Burst = 3
+	if err := reload(t, a.server, cfg); err != nil {
+		t.Fatal(err)
+	}
+	if got := a.browser().Navigate("/bff/login").StatusCode; got != 302 {
+		t.Errorf("login with another limit: got %d, want 302", got)
+	}
+}
+
 func TestLoginsPerAddressAreLimited(t *testing.T) {
 	t.Parallel()
 	a, w := newLimitedApp(t, 3, nil)

@@ -169,6 +169,15 @@ func tooManyExchanges(wait time.Duration) error {
 	return tooManyRequests(wait, "too many code exchanges of the client address have failed (server.limits.logins)")
 }
 
+// keepLimiters takes over the budgets of another configuration with the same
+// limits: a reload does not fill them.
+func (a *app) keepLimiters(before *app) {
+	if a.limits.Logins == before.limits.Logins {
+		a.logins, a.exchanges = before.logins, before.exchanges
+	}
+	a.refreshes = before.refreshes
+}
+
 // limitLogin spends one of the client's logins.
 func (a *app) limitLogin(w *response) error {
 	if wait := a.logins.take(addressKey(w.client)); wait > 0 {

@@ -18,7 +18,7 @@ import (
 // configuration stays in force, and the error is a *ConfigError. But if both
 // have the same issuer, and discovery fails under both, the provider is down:
 // next is put in force. The previous configuration also stays if ctx or Run
-// ends before.
+// ends before; then the error wraps that of ctx or is ErrStopping.
 func (s *Server) Reload(ctx context.Context, next *Server) error {
 	select {
 	case <-s.started:
@@ -28,7 +28,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running.Err() != nil {
-		return errStopping
+		return ErrStopping
 	}
 	a := next.current.Load()
 	a.attach(s)
@@ -36,7 +36,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	err := s.checkProvider(ctx, a.provider)
 	switch { // the attempt was canceled, which says nothing about the provider
 	case s.running.Err() != nil:
-		err = errStopping
+		err = ErrStopping
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	}
@@ -46,13 +46,16 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 		defer s.metrics.remove(a)
 		return errors.Join(err, a.close(closing))
 	}
-	before := s.current.Swap(a)
+	before := s.current.Load()
+	a.keepLimiters(before)
+	s.current.Store(a)
 	s.conns.setLimit(a.limits.Connections)
 	s.retired.Go(func() { s.retire(before, a.shutdownGrace) })
 	return nil
 }
 
-var errStopping = errors.New("bff: Reload during the shutdown")
+// ErrStopping is the error of Reload during the shutdown.
+var ErrStopping = errors.New("bff: Reload during the shutdown")
 
 // retire waits until the requests of a configuration that is not in force any
 // more have ended, and closes it. In the shutdown, they may take grace. It

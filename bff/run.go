@@ -2,12 +2,13 @@ package bff
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,7 +24,8 @@ import (
 // GOAWAY). After ShutdownDelay the listeners are closed, and event streams and
 // WebSockets are aborted, so that their clients connect to another replica.
 // Other requests may take ShutdownGrace. An idle connection is closed after its
-// next response, or after 5 seconds: a request may be on its way. At last, Run
+// next response, or after 5 seconds: a request may be on its way. In HTTP/2 its
+// client gets GOAWAY at once. At last, Run
 // waits up to 10 seconds for token refreshes and revocations: a rotated refresh
 // token that is not stored signs its user out.
 //
@@ -101,25 +103,67 @@ const (
 
 func (s *Server) stopping() bool { return serverState(s.state.Load()) == stateStopping }
 
-// idleTime is when a connection became idle, in Unix nanoseconds, or 0 while it
-// has a request.
-type idleTime struct{ atomic.Int64 }
+// idleTime is when a connection became idle.
+type idleTime struct {
+	mu    sync.Mutex // held while goAway writes, so that no request begins
+	since time.Time  // zero while it has a request; guarded by mu
+}
+
+// set is called when the connection becomes idle, or with the zero time when a
+// request begins.
+func (i *idleTime) set(since time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.since = since
+}
+
+func (i *idleTime) get() time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.since
+}
+
+// goAway tells the client of an idle connection in HTTP/2 to send new requests
+// elsewhere. Those on the way are served.
+func (i *idleTime) goAway(c net.Conn) {
+	secure, ok := c.(*tls.Conn)
+	if !ok || secure.ConnectionState().NegotiatedProtocol != "h2" {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.since.IsZero() {
+		return // the response to its request says it
+	}
+	secure.SetWriteDeadline(time.Now().Add(time.Second)) // of an idle client little is unread
+	secure.Write(goAwayFrame)
+	secure.SetWriteDeadline(time.Time{})
+}
+
+// goAwayFrame is a GOAWAY without an error. Its last stream is the highest
+// possible one, so that no request is lost that is on its way (RFC 9113,
+// section 6.8).
+var goAwayFrame = []byte{
+	0, 0, 8, // length
+	7, 0, // GOAWAY, no flags
+	0, 0, 0, 0, // the connection
+	0x7f, 0xff, 0xff, 0xff, // last stream
+	0, 0, 0, 0, // NO_ERROR
+}
 
 // trackConnection is http.Server.ConnState.
 func (s *Server) trackConnection(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		idle := new(idleTime)
-		idle.Store(time.Now().UnixNano())
-		s.served.Store(c, idle)
+		s.served.Store(c, &idleTime{since: time.Now()})
 	case http.StateActive:
 		s.conns.requested(c)
 		if idle, ok := s.served.Load(c); ok {
-			idle.(*idleTime).Store(0)
+			idle.(*idleTime).set(time.Time{})
 		}
 	case http.StateIdle:
 		if idle, ok := s.served.Load(c); ok {
-			idle.(*idleTime).Store(time.Now().UnixNano())
+			idle.(*idleTime).set(time.Now())
 		}
 	case http.StateClosed, http.StateHijacked:
 		s.served.Delete(c)
@@ -160,16 +204,21 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 // idleGrace is how long an idle connection stays open in a shutdown.
 const idleGrace = 5 * time.Second
 
-// awaitConnections waits until no connection is open. It closes those that are
-// idle for idleGrace, and returns if ctx ends.
+// awaitConnections waits until no connection is open. It tells idle clients in
+// HTTP/2 to use another connection, closes connections that are idle for
+// idleGrace, and returns if ctx ends.
 func (s *Server) awaitConnections(ctx context.Context) {
 	begun := time.Now()
+	s.served.Range(func(c, idle any) bool {
+		idle.(*idleTime).goAway(c.(net.Conn))
+		return true
+	})
 	for {
 		open := false
 		s.served.Range(func(c, idle any) bool {
 			open = true
-			since := idle.(*idleTime).Load()
-			if since != 0 && min(time.Since(time.Unix(0, since)), time.Since(begun)) >= idleGrace {
+			since := idle.(*idleTime).get()
+			if !since.IsZero() && min(time.Since(since), time.Since(begun)) >= idleGrace {
 				c.(net.Conn).Close()
 			}
 			return true

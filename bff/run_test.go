@@ -450,6 +450,42 @@ func TestAdministratorsNeedAToken(t *testing.T) {
 	}
 }
 
+// The details name upstreams. The status is for everybody: probes need it.
+func TestDetailsOfTheReadinessAreForAdministrators(t *testing.T) {
+	t.Parallel()
+	loopback, other := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}
+	a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = "secret" })
+	for name, test := range map[string]struct {
+		local         net.Addr
+		host          string
+		authorization string
+		want          bool
+	}{
+		"on loopback":          {loopback, "127.0.0.1:9090", "", true},
+		"on loopback, by name": {loopback, "localhost", "", true},
+		"on a socket":          {&net.UnixAddr{Name: "/run/x"}, "localhost", "", true},
+		"by a name of another": {loopback, "evil.example", "", false},
+		"off loopback":         {other, "127.0.0.1:9090", "", false},
+		"with the token":       {other, "any", "Bearer secret", true},
+		"with another":         {other, "any", "Bearer secre", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest("GET", "/readyz?verbose", nil)
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, test.local))
+			r.Host = test.host
+			r.Header.Set("Authorization", test.authorization)
+			w := httptest.NewRecorder()
+			a.server.Admin().ServeHTTP(w, r)
+			if w.Code != 200 {
+				t.Errorf("status: got %d, want 200", w.Code)
+			}
+			if got := strings.Contains(w.Body.String(), "upstream /api/"); got != test.want {
+				t.Errorf("details: got %t, want %t:\n%s", got, test.want, w.Body)
+			}
+		})
+	}
+}
+
 // A replica that has just started is ready before it has read the provider's
 // metadata. A login at that moment waits.
 func TestLoginWaitsForTheFirstDiscovery(t *testing.T) {

@@ -2,6 +2,9 @@ package bff_test
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +12,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
@@ -135,8 +141,8 @@ func TestReloadIsRefusedIfTheShutdownBegins(t *testing.T) {
 	if err := a.stop(); err != nil {
 		t.Errorf("Run: %v", err)
 	}
-	if err := <-result; err == nil {
-		t.Error("the next configuration is in force although its provider was not discovered")
+	if err := <-result; !errors.Is(err, bff.ErrStopping) {
+		t.Errorf("reload: got %v, want ErrStopping: the provider was not discovered", err)
 	}
 }
 
@@ -203,6 +209,79 @@ func TestReloadKeepsTheMetadataOfTheProvider(t *testing.T) {
 	a.provider.Behave()
 	waitFor(t, "the metadata are read", func() bool { return strings.Count(a.logs.String(), `"provider found"`) == 2 })
 	a.signedIn()
+}
+
+// An idle client in HTTP/2 has to learn that its next request needs another
+// connection, and a request that is on its way is served.
+func TestIdleHTTP2ClientsGetGOAWAYInTheShutdown(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.TLS = &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: []string{"h2", "http/1.1"}}
+		cfg = *c
+	})
+	l := listen(t)
+	_, stop, result := serve(t, cfg, l)
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(testTimeout))
+	io.WriteString(c, http2.ClientPreface)
+	framer := http2.NewFramer(c, c)
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	framer.WriteSettings()
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	request := func(stream uint32) {
+		block.Reset()
+		for _, field := range []hpack.HeaderField{
+			{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "https"}, {Name: ":path", Value: "/"},
+			{Name: ":authority", Value: strings.TrimPrefix(a.url, "http://")},
+		} {
+			encoder.WriteField(field)
+		}
+		framer.WriteHeaders(http2.HeadersFrameParam{
+			StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true, EndStream: true,
+		})
+	}
+	next := func() http2.Frame { // the next response or GOAWAY
+		t.Helper()
+		for {
+			switch frame, err := framer.ReadFrame(); frame := frame.(type) {
+			case nil:
+				t.Fatalf("got %v, want a frame", err)
+			case *http2.GoAwayFrame, *http2.MetaHeadersFrame:
+				return frame
+			}
+		}
+	}
+	request(1)
+	if got, ok := next().(*http2.MetaHeadersFrame); !ok || got.PseudoValue("status") != "200" {
+		t.Fatalf("first request: got %v, want 200", got)
+	}
+	time.Sleep(100 * time.Millisecond) // the connection becomes idle
+	stop()
+	goAway, ok := next().(*http2.GoAwayFrame)
+	if !ok || goAway.ErrCode != http2.ErrCodeNo || goAway.LastStreamID != 1<<31-1 {
+		t.Errorf("begin of the shutdown: got %v, want GOAWAY for requests that are not on their way", goAway)
+	}
+	request(3)
+	status := ""
+	for status == "" {
+		if headers, ok := next().(*http2.MetaHeadersFrame); ok {
+			status = headers.PseudoValue("status")
+		}
+	}
+	if status != "200" {
+		t.Errorf("request on its way: got %s, want 200", status)
+	}
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
 }
 
 // A response that began before the shutdown cannot say that its connection is

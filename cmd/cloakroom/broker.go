@@ -105,7 +105,7 @@ func newBroker(
 	}
 	var secure *tls.Config
 	var certErr, serverErr error
-	if files := cfg.Server.TLS; files.CertFile != "" && files.KeyFile != "" {
+	if files := cfg.Server.TLS; files.IsOn() {
 		if b.cert, certErr = loadCertificate(files, log); certErr == nil {
 			secure = b.cert.tlsConfig()
 		}
@@ -221,6 +221,7 @@ func (b *broker) reload(ctx context.Context) error {
 	b.setReloadFailed(err != nil)
 	var problems config.Errors
 	switch {
+	case errors.Is(err, bff.ErrStopping): // nobody needs it any more
 	case errors.As(err, &problems):
 		b.log.Error("configuration not applied; the previous one stays in force", "mistakes", problems.Lines())
 	case err != nil:
@@ -244,7 +245,12 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	credentials, credentialsErr := next.RedisCredentials()
 	server, err := next.NewServer(b.parts(nil))
 	audit, auditErr := b.audit.open(next.Log.Audit)
-	err = config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, auditErr, err))
+	var cert *certificate // nil: the files stay the same
+	var certErr error
+	if files := next.Server.TLS; files != inForce.Server.TLS && files.IsOn() {
+		cert, certErr = loadCertificate(files, b.log)
+	}
+	err = config.Merge(unread, config.Join(next.CheckReload(inForce), credentialsErr, auditErr, certErr, err))
 	if err == nil {
 		err = config.Join(b.server.Reload(ctx, server))
 	}
@@ -258,6 +264,9 @@ func (b *broker) replace(ctx context.Context, next *config.Config, unread error)
 	}
 	if b.logSettings != nil {
 		b.logSettings.apply(&next.Log)
+	}
+	if cert != nil {
+		b.cert.use(cert)
 	}
 	b.mu.Lock()
 	b.cfg, b.self = next, describe(next, server.App())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,11 +27,11 @@ const (
 // certificate is the certificate of the public listener. A renewed certificate
 // is used from the next handshake after it was detected.
 type certificate struct {
-	files   config.TLS
 	log     *slog.Logger
 	current atomic.Pointer[tls.Certificate]
 
-	// The rest belongs to the goroutine of watch.
+	mu       sync.Mutex // guards all below
+	files    config.TLS
 	seen     [2]fileState // of the certificate and the key at the last read
 	failed   string       // error of the last read; empty: none
 	reminded time.Time
@@ -46,6 +47,14 @@ func loadCertificate(files config.TLS, log *slog.Logger) (*certificate, error) {
 	}
 	c.current.Store(loaded)
 	return c, nil
+}
+
+// use serves the certificate of other, which nothing else uses, from now on.
+func (c *certificate) use(other *certificate) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.files, c.seen, c.failed, c.reminded = other.files, other.seen, "", time.Time{}
+	c.current.Store(other.current.Load())
 }
 
 func (c *certificate) load() (*tls.Certificate, error) {
@@ -106,6 +115,8 @@ func (c *certificate) watch(ctx context.Context, now <-chan struct{}) {
 // and its key, the previous certificate stays in use: files are often replaced
 // one after the other.
 func (c *certificate) reload() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	state := c.state()
 	if state == c.seen && c.failed == "" { // after an error, permissions may have changed
 		return
@@ -130,6 +141,8 @@ func (c *certificate) reload() {
 // remind logs that the certificate expires soon, has expired, or is not valid
 // yet.
 func (c *certificate) remind(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	leaf := c.current.Load().Leaf
 	isFine := now.Before(leaf.NotAfter.Add(-certificateWarning)) && !now.Before(leaf.NotBefore)
 	if isFine || now.Sub(c.reminded) < certificateReminder {

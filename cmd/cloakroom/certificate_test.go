@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
@@ -178,5 +180,57 @@ func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 				t.Errorf("%s: got %v, want %q in it", name, err, want)
 			}
 		}
+	}
+}
+
+// TLS is turned on or off by a restart only.
+func TestReloadServesTheCertificateOfOtherFiles(t *testing.T) {
+	t.Parallel()
+	year := time.Now().AddDate(1, 0, 0)
+	dir := t.TempDir()
+	pair := func(serial int64) (certFile, keyFile string) {
+		cert, key := newPair(t, serial, year)
+		certFile = filepath.Join(dir, fmt.Sprint(serial, ".crt"))
+		keyFile = filepath.Join(dir, fmt.Sprint(serial, ".key"))
+		overwrite(t, certFile, cert)
+		overwrite(t, keyFile, key)
+		return certFile, keyFile
+	}
+	listen, origin := freeOrigin(t)
+	provider := brokertest.NewProvider(t, strings.Replace(origin, "http:", "https:", 1))
+	file := filepath.Join(dir, "cloakroom.yaml")
+	configure := func(tls string) {
+		overwrite(t, file, fmt.Sprintf("server: {listen: %q, admin_listen: '127.0.0.1:0', public_url: %q, %s}\n"+
+			"oidc: {issuer: %q, client_id: spa, client_secret: s}\n",
+			listen, strings.Replace(origin, "http:", "https:", 1), tls, provider.Issuer))
+	}
+	use := func(certFile, keyFile string) {
+		configure(fmt.Sprintf("tls: {cert_file: %q, key_file: %q}", certFile, keyFile))
+	}
+	first, firstKey := pair(1)
+	use(first, firstKey)
+	p := start(t, nil, "serve", "--config", file)
+	p.waitFor(p.stderr, `"msg":"listening"`)
+	if got := served(t, listen); got != 1 {
+		t.Fatalf("certificate served: got %d, want 1", got)
+	}
+	second, secondKey := pair(2)
+	use(second, secondKey)
+	eventually(t, 15*time.Second, "the certificate of the other files is served", func() bool {
+		return served(t, listen) == 2
+	})
+	cert, key := newPair(t, 3, year)
+	overwrite(t, first, cert) // these files are not used any more
+	overwrite(t, second, cert)
+	overwrite(t, secondKey, key)
+	eventually(t, 15*time.Second, "changes of the other files are served", func() bool {
+		return served(t, listen) == 3
+	})
+	use(second, firstKey)
+	p.waitFor(p.stderr, `"mistakes":\["server.tls: [^"]*are not a certificate and its key`)
+	configure("prefix: /bff")
+	p.waitFor(p.stderr, `"mistakes":\["server.tls: a change needs a restart"`)
+	if got := served(t, listen); got != 3 {
+		t.Errorf("certificate served after mistakes: got %d, want 3", got)
 	}
 }

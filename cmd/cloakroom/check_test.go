@@ -228,6 +228,12 @@ var operatorMistakes = []operatorMistake{
 		withoutPAR(w)
 		w.env["OIDC_CLIENT_SECRET"] = "wrong"
 	}, key: "oidc.client_secret", problem: "invalid_client", fix: `the client "spa"`},
+	{name: "client authentication", make: func(_ *testing.T, w *checkWorld) {
+		w.env["OIDC_CLIENT_SECRET"] = "wrong"
+		w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
+			m["token_endpoint_auth_methods_supported"] = []string{"private_key_jwt"}
+		}})
+	}, key: "oidc.client_auth", problem: "does not list client_secret_basic", fix: "private_key_jwt"},
 	{name: "no refresh token", make: func(_ *testing.T, w *checkWorld) {
 		w.provider.SetHooks(devidp.Hooks{EditDiscovery: func(m map[string]any) {
 			m["grant_types_supported"] = []string{"authorization_code"}

@@ -49,7 +49,7 @@ func Run(ctx context.Context, o Options) []Finding {
 	}
 	wrong := make(map[string]bool) // :: key with a mistake in the file
 	for _, f := range findings {
-		wrong[f.Key] = f.Severity == SeverityError
+		wrong[f.Key] = wrong[f.Key] || f.Severity == SeverityError
 	}
 	if wrong["server.prefix"] { // part of the URLs that are asked for
 		wrong["server.public_url"] = true

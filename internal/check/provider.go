@@ -19,34 +19,41 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
 )
 
+// provider is the provider and what its metadata list.
+type provider struct {
+	cfg     *config.Config
+	client  *oidc.Client
+	methods []string // of client authentication; empty: unknown
+}
+
 // checkProvider asks the provider for its metadata, and whether it accepts this
 // client and its authorization requests.
 func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 	client, mistakes := cfg.NewProvider(discard)
 	defer client.Close()
+	p := &provider{cfg: cfg, client: client}
 	discovery, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
 	if err := client.Discover(discovery); err != nil {
-		return []Finding{discoveryFinding(ctx, cfg, client, err)}
+		return []Finding{p.discoveryFinding(ctx, err)}
 	}
-	findings := checkMetadata(ctx, cfg, client)
-	if mistakes != nil { // in the file, which were found
+	findings := p.checkMetadata(ctx)
+	switch {
+	case len(mistakes) > 0: // in the file, which were found
 		return findings
+	case cfg.WithoutLogin():
+		return append(findings, p.checkClient(ctx)...)
+	case client.PushesRequests():
+		return append(findings, p.checkRequest(ctx)...)
 	}
-	if cfg.WithoutLogin() {
-		return append(findings, checkClient(ctx, cfg, client)...)
-	}
-	if client.PushesRequests() {
-		return append(findings, checkRequest(ctx, cfg, client)...)
-	}
-	if found := checkClient(ctx, cfg, client); len(found) > 0 {
+	if found := p.checkClient(ctx); len(found) > 0 {
 		return append(findings, found...)
 	}
-	return append(findings, checkRequest(ctx, cfg, client)...)
+	return append(findings, p.checkRequest(ctx)...)
 }
 
 // discoveryFinding returns what a failed discovery means.
-func discoveryFinding(ctx context.Context, cfg *config.Config, client *oidc.Client, err error) Finding {
+func (p *provider) discoveryFinding(ctx context.Context, err error) Finding {
 	const key = "oidc.issuer"
 	text := strings.TrimSuffix(strings.TrimPrefix(err.Error(), "discover provider: "), " (check oidc.issuer)")
 	if as[oidc.CapabilityError](err) {
@@ -57,7 +64,7 @@ func discoveryFinding(ctx context.Context, cfg *config.Config, client *oidc.Clie
 	status, redirected := errors.AsType[*jwks.StatusError](err)
 	switch causeOf(err) {
 	case causeUnknownCA:
-		return failure("oidc.ca_file", problem, unknownCAFix("oidc.ca_file", cfg.OIDC.CAFile, "the provider's"))
+		return failure("oidc.ca_file", problem, unknownCAFix("oidc.ca_file", p.cfg.OIDC.CAFile, "the provider's"))
 	case causeName:
 		return failure(key, problem, "Set oidc.issuer to a host of the certificate ("+names(err)+
 			"), or correct the certificate of the provider.")
@@ -76,7 +83,7 @@ func discoveryFinding(ctx context.Context, cfg *config.Config, client *oidc.Clie
 	if redirected && status.Location != "" {
 		return failure(key, problem, "Set oidc.issuer to the issuer that the metadata at "+status.Location+" name.")
 	}
-	if other := findIssuer(ctx, cfg.OIDC.Issuer, client.HTTPClient()); other != "" {
+	if other := findIssuer(ctx, p.cfg.OIDC.Issuer, p.client.HTTPClient()); other != "" {
 		return failure(key, problem, "Set oidc.issuer to "+other+", to the letter.")
 	}
 	if redirected && status.Status >= 500 {
@@ -123,16 +130,16 @@ func findIssuer(ctx context.Context, issuer string, client *http.Client) string 
 const clockTolerance = 10 * time.Second
 
 // checkMetadata checks what the metadata and their response tell.
-func checkMetadata(ctx context.Context, cfg *config.Config, client *oidc.Client) []Finding {
+func (p *provider) checkMetadata(ctx context.Context) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	from := strings.TrimSuffix(cfg.OIDC.Issuer, "/") + "/.well-known/openid-configuration"
+	from := strings.TrimSuffix(p.cfg.OIDC.Issuer, "/") + "/.well-known/openid-configuration"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return nil
 	}
 	sent := time.Now()
-	resp, err := client.HTTPClient().Do(req)
+	resp, err := p.client.HTTPClient().Do(req)
 	if err != nil {
 		return nil // discovery has succeeded a moment ago
 	}
@@ -142,22 +149,13 @@ func checkMetadata(ctx context.Context, cfg *config.Config, client *oidc.Client)
 		findings = append(findings, expires("oidc.issuer", "the provider", resp.TLS.PeerCertificates[0],
 			"Have it renewed. After that time nobody can sign in.")...)
 	}
-	document, err := jwks.Get(ctx, client.HTTPClient(), from)
+	metadata, _, err := jwks.Discover(ctx, p.client.HTTPClient(), p.cfg.OIDC.Issuer)
 	if err != nil {
 		return findings
 	}
-	metadata, err := strictjson.Parse(document.Body)
-	if err != nil {
-		return findings
-	}
-	methods, _ := metadata.Texts("token_endpoint_auth_methods_supported")
-	if len(methods) > 0 && !slices.Contains(methods, cfg.OIDC.ClientAuth) {
-		findings = append(findings, failure("oidc.client_auth",
-			fmt.Sprintf("The provider does not list %s as a client authentication.", cfg.OIDC.ClientAuth),
-			"Set oidc.client_auth to one of "+strings.Join(methods, ", ")+"."))
-	}
-	if !cfg.WithoutLogin() {
-		findings = append(findings, checkRefreshToken(cfg, client, metadata)...)
+	p.methods, _ = metadata.Texts("token_endpoint_auth_methods_supported") // anything else lists none
+	if !p.cfg.WithoutLogin() {
+		findings = append(findings, p.checkRefreshToken(metadata)...)
 	}
 	return findings
 }
@@ -190,14 +188,14 @@ func checkClock(header http.Header, sent, received time.Time) []Finding {
 
 // checkRefreshToken checks whether sessions can expect a refresh token, and
 // whether it is rotated.
-func checkRefreshToken(cfg *config.Config, client *oidc.Client, metadata strictjson.Object) []Finding {
+func (p *provider) checkRefreshToken(metadata strictjson.Object) []Finding {
 	const key = "oidc.scopes"
 	grants, _ := metadata.Texts("grant_types_supported")
 	scopes, _ := metadata.Texts("scopes_supported")
-	requested := client.Config().Scopes
+	requested := p.client.Config().Scopes
 	asks := slices.Contains(requested, "offline_access")
-	offline := cfg.OIDC.AuthorizationParameters["access_type"] == "offline"
-	u, err := url.Parse(cfg.OIDC.Issuer)
+	offline := p.cfg.OIDC.AuthorizationParameters["access_type"] == "offline"
+	u, err := url.Parse(p.cfg.OIDC.Issuer)
 	if err != nil {
 		return nil
 	}
@@ -221,7 +219,7 @@ func checkRefreshToken(cfg *config.Config, client *oidc.Client, metadata strictj
 			"Add offline_access to oidc.scopes."))
 	}
 	if slices.ContainsFunc(withoutRotation, func(re *regexp.Regexp) bool { return re.MatchString(u.Host) }) &&
-		cfg.OIDC.SenderConstraint == "" {
+		p.cfg.OIDC.SenderConstraint == "" {
 		findings = append(findings, warning("oidc.issuer",
 			"This provider does not rotate refresh tokens by default: a stolen one stays valid.",
 			"Turn rotation on at the provider if it has it. Keep oidc.client_secret and session.keys apart."))
@@ -241,10 +239,10 @@ var withoutRotation = []*regexp.Regexp{
 }
 
 // checkClient checks the client authentication with a made-up code.
-func checkClient(ctx context.Context, cfg *config.Config, client *oidc.Client) []Finding {
+func (p *provider) checkClient(ctx context.Context) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	err := client.CheckClient(ctx)
+	err := p.client.CheckClient(ctx)
 	if err == nil {
 		return nil
 	}
@@ -253,21 +251,21 @@ func checkClient(ctx context.Context, cfg *config.Config, client *oidc.Client) [
 	case !ok:
 		return []Finding{unreachable("The token endpoint", err)}
 	case isRedirectURI(refusal):
-		return []Finding{redirectFinding(cfg, refusal)}
+		return []Finding{p.redirectFinding(refusal)}
 	case refusal.Code == "invalid_request":
 		return []Finding{warning("oidc.client_secret", fmt.Sprintf("Whether the provider accepts the client was not "+
 			"found out: it responded to a made-up code neither with invalid_grant nor with "+
 			"invalid_client. %v.", refusal),
 			"Sign in once, and read the log if that fails.")}
 	}
-	return []Finding{refusalFinding(cfg, "The provider refused a token request", refusal)}
+	return []Finding{p.refusalFinding("The provider refused a token request", refusal)}
 }
 
 // checkRequest checks an authorization request.
-func checkRequest(ctx context.Context, cfg *config.Config, client *oidc.Client) []Finding {
+func (p *provider) checkRequest(ctx context.Context) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	err := client.CheckRequest(ctx)
+	err := p.client.CheckRequest(ctx)
 	if err == nil {
 		return nil
 	}
@@ -275,10 +273,10 @@ func checkRequest(ctx context.Context, cfg *config.Config, client *oidc.Client) 
 	switch {
 	case !ok:
 		return []Finding{unreachable("The authorization endpoint", err)}
-	case isRedirectURI(refusal), refusal.Code == "" && !refusal.Unavailable() && !client.PushesRequests():
-		return []Finding{redirectFinding(cfg, refusal)}
+	case isRedirectURI(refusal), refusal.Code == "" && !refusal.Unavailable() && !p.client.PushesRequests():
+		return []Finding{p.redirectFinding(refusal)}
 	}
-	return []Finding{refusalFinding(cfg, "The provider refused an authorization request", refusal)}
+	return []Finding{p.refusalFinding("The provider refused an authorization request", refusal)}
 }
 
 func unreachable(endpoint string, err error) Finding {
@@ -294,55 +292,59 @@ func isRedirectURI(e *oidc.Error) bool {
 	return strings.Contains(text, "redirect_uri") || strings.Contains(text, "redirect uri")
 }
 
-func redirectFinding(cfg *config.Config, e *oidc.Error) Finding {
+func (p *provider) redirectFinding(e *oidc.Error) Finding {
 	return failure("server.public_url",
-		fmt.Sprintf("The provider does not accept the redirect URI (redirect_uri) %s: %v.", cfg.RedirectURI(), e),
+		fmt.Sprintf("The provider does not accept the redirect URI (redirect_uri) %s: %v.", p.cfg.RedirectURI(), e),
 		fmt.Sprintf("Register %s as a redirect URI of the client %q at the provider, or correct server.public_url.",
-			cfg.RedirectURI(), cfg.OIDC.ClientID))
+			p.cfg.RedirectURI(), p.cfg.OIDC.ClientID))
 }
 
 // refusalFinding returns what an error response means.
-func refusalFinding(cfg *config.Config, what string, e *oidc.Error) Finding {
+func (p *provider) refusalFinding(what string, e *oidc.Error) Finding {
 	problem := fmt.Sprintf("%s: %v.", what, e)
 	switch {
 	case e.Unavailable():
 		return failure("oidc.issuer", problem, "The provider has a fault, or limits requests: look at its log.")
 	case e.Code == "invalid_client", e.Status == http.StatusUnauthorized:
-		return clientFinding(cfg, problem)
+		return p.clientFinding(problem)
 	case e.Code == "invalid_scope", strings.Contains(strings.ToLower(e.Description), "invalid scope"):
 		return failure("oidc.scopes", problem, fmt.Sprintf(
 			"Allow the client %q at the provider all scopes in oidc.scopes and in routes, or remove those "+
 				"it may not have.",
-			cfg.OIDC.ClientID))
+			p.cfg.OIDC.ClientID))
 	case e.Code == "invalid_target":
 		return failure("oidc.resource", problem,
 			"Register the resources in oidc.resource and in routes at the provider.")
 	case e.Code == "unauthorized_client", e.Code == "unsupported_grant_type":
 		return failure("oidc.client_id", problem, fmt.Sprintf(
 			"Allow the client %q the authorization code flow (confidential client) at the provider.",
-			cfg.OIDC.ClientID))
+			p.cfg.OIDC.ClientID))
 	case e.Status == http.StatusForbidden:
-		return clientFinding(cfg, problem)
+		return p.clientFinding(problem)
 	}
 	return failure("oidc", problem, "The provider's log says more. Compare the client's settings there with oidc.")
 }
 
 // clientFinding returns the finding for a client that the provider does not
 // accept.
-func clientFinding(cfg *config.Config, problem string) Finding {
-	id := cfg.OIDC.ClientID
-	switch cfg.OIDC.ClientAuth {
+func (p *provider) clientFinding(problem string) Finding {
+	id := p.cfg.OIDC.ClientID
+	if len(p.methods) > 0 && !slices.Contains(p.methods, p.cfg.OIDC.ClientAuth) {
+		return failure("oidc.client_auth", problem+" It does not list "+p.cfg.OIDC.ClientAuth+".",
+			"Set oidc.client_auth to one that it lists: "+strings.Join(p.methods, ", ")+".")
+	}
+	switch p.cfg.OIDC.ClientAuth {
 	case "private_key_jwt":
 		return failure("oidc.client_key", problem, fmt.Sprintf(
 			"Register the public key of oidc.client_key for the client %q, or correct oidc.client_id. If the provider "+
-				"reads the key from %s, the broker has to run.", id, cfg.Endpoint("/jwks.json")))
+				"reads the key from %s, the broker has to run.", id, p.cfg.Endpoint("/jwks.json")))
 	case "tls_client_auth", "self_signed_tls_client_auth":
 		return failure("oidc.client_cert_file", problem, fmt.Sprintf(
 			"Register the certificate in oidc.client_cert_file for the client %q, or correct oidc.client_id.", id))
 	}
 	return failure("oidc.client_secret", problem, fmt.Sprintf(
 		"Set oidc.client_secret to the secret of the client %q at the provider. Check oidc.client_id, and whether "+
-			"the client is registered for %s.", id, cmp.Or(cfg.OIDC.ClientAuth, "client_secret_basic")))
+			"the client is registered for %s.", id, cmp.Or(p.cfg.OIDC.ClientAuth, "client_secret_basic")))
 }
 
 // checkBearerIssuers asks the issuers of access tokens that callers bring.

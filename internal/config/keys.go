@@ -26,8 +26,9 @@ func (k Key) Variable() string {
 }
 
 // restartKeys are the keys and sections that only a restart can change.
-// Of store.url a reload applies the user and password.
-var restartKeys = []string{"server.listen", "server.admin_listen", "server.tls", "server.limits.header_bytes",
+// Of store.url a reload applies the user and password. The files of server.tls
+// are not among them, but only a restart turns TLS on or off.
+var restartKeys = []string{"server.listen", "server.admin_listen", "server.limits.header_bytes",
 	"store.url", "store.prefix", "store.ca_file", "store.cert_file", "store.key_file"}
 
 // AppliedOnReload reports whether a reload applies a change of the key.
@@ -97,7 +98,7 @@ var Keys = []Key{
 		"How long the public listener stays open after SIGTERM, while `/readyz` is 503. " +
 			"A load balancer needs that time to notice."},
 	{"server.shutdown_grace", "30s", "How long requests in flight may take after that."},
-	{"server.tls.cert_file", "", "Certificate of the public listener, in PEM."},
+	{"server.tls.cert_file", "", "Certificate of the public listener, in PEM. A restart turns TLS on or off."},
 	{"server.tls.key_file", "", "Private key of that certificate, in PEM."},
 	{"server.limits.connections", "0",
 		"Connections that the public listener serves at once. 0: derived from file descriptors and memory."},

@@ -83,6 +83,9 @@ type TLS struct {
 	KeyFile  string `yaml:"key_file"`
 }
 
+// IsOn reports whether the public listener uses TLS.
+func (t TLS) IsOn() bool { return t.CertFile != "" && t.KeyFile != "" }
+
 type OIDC struct {
 	Issuer       string         `yaml:"issuer"`        // required
 	ClientID     string         `yaml:"client_id"`     // required
@@ -257,7 +260,7 @@ func (c *Config) CheckReload(inForce *Config) error {
 	changed := map[string]bool{
 		"server.listen":       c.Server.Listen != inForce.Server.Listen,
 		"server.admin_listen": c.Server.AdminListen != inForce.Server.AdminListen,
-		"server.tls":          c.Server.TLS != inForce.Server.TLS,
+		"server.tls":          c.Server.TLS.IsOn() != inForce.Server.TLS.IsOn(),
 		"store.url":           storeURL != storeURLInForce,
 		"store.prefix":        c.Store.Prefix != inForce.Store.Prefix,
 		"store.ca_file":       c.Store.CAFile != inForce.Store.CAFile,
@@ -266,7 +269,7 @@ func (c *Config) CheckReload(inForce *Config) error {
 
 		"server.limits.header_bytes": c.Server.Limits.HeaderBytes != inForce.Server.Limits.HeaderBytes,
 	}
-	for _, key := range restartKeys {
+	for _, key := range append([]string{"server.tls"}, restartKeys...) {
 		if changed[key] {
 			problems.add(key, "%w", ErrNeedsRestart)
 		}

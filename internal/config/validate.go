@@ -42,10 +42,10 @@ func (c *Config) validateStore(log *slog.Logger) error {
 	return store.Close()
 }
 
-// NewProvider returns the OpenID client that c describes. Its only I/O is to
-// read the files that c names. The error is an Errors. Besides the error, it
-// returns a client that can be used for discovery.
-func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, error) {
+// NewProvider returns the OpenID client that c describes, and the mistakes in
+// c. With mistakes, the client can be used for discovery only. The only I/O is
+// to read the files that c names.
+func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, Errors) {
 	var problems Errors
 	cfg := c.provider(&problems)
 	cfg.Logger = log
