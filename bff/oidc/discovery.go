@@ -165,7 +165,10 @@ func (c *Client) discover(ctx context.Context) (*metadata, error) {
 	defer cancel()
 	found, _, err := jwks.Discover(ctx, c.client, c.cfg.Issuer)
 	if err != nil {
-		return nil, fmt.Errorf("discover provider: %w%s", err, discoveryAdvice(err))
+		if advice := discoveryAdvice(err); advice != "" {
+			return nil, fmt.Errorf("discover provider: %w%s", err, advice)
+		}
+		return nil, outage{fmt.Errorf("discover provider: %w", err)}
 	}
 	m, ignored, err := c.readMetadata(found)
 	if err != nil {

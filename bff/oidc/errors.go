@@ -28,6 +28,13 @@ func (e unavailable) Error() string { return string(e) }
 
 func (unavailable) Is(target error) bool { return target == ErrUnavailable }
 
+// outage is an error that is ErrUnavailable because of another one.
+type outage struct{ error }
+
+func (e outage) Unwrap() error { return e.error }
+
+func (outage) Is(target error) bool { return target == ErrUnavailable }
+
 const errNotDiscovered = unavailable("the provider has not been found yet")
 
 // CapabilityError means that the provider does not support what the

@@ -40,7 +40,8 @@ type broker struct {
 	sessions atomic.Pointer[float64] // what countSessions has counted; nil: nothing yet
 	audit    *auditLog
 
-	reloading sync.Mutex // held during a reload
+	reloading sync.Mutex // held during a reload; guards repeated
+	repeated  repeatedReload
 
 	mu           sync.Mutex // guards all below
 	cfg          *config.Config
@@ -204,9 +205,17 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 
 // reload loads the configuration and applies it. After an error, which it also
 // logs, the previous configuration stays in force. Sessions are not affected.
+// If the error is transient, watchFiles repeats the reload.
 func (b *broker) reload(ctx context.Context) error {
 	b.reloading.Lock()
 	defer b.reloading.Unlock()
+	b.repeated = repeatedReload{}
+	return b.loadAndApply(ctx)
+}
+
+// loadAndApply is reload, but does not log an error that is to be repeated and
+// was logged before. The caller holds reloading.
+func (b *broker) loadAndApply(ctx context.Context) error {
 	if b.source.load == nil {
 		return errors.New("this broker cannot reload its configuration: it has no source")
 	}
@@ -219,11 +228,14 @@ func (b *broker) reload(ctx context.Context) error {
 		err = b.replace(ctx, next, err)
 	}
 	b.setReloadFailed(err != nil)
+	known := b.repeated.schedule(err, time.Now())
 	var problems config.Errors
 	switch {
 	case errors.Is(err, bff.ErrStopping): // nobody needs it any more
+	case known:
 	case errors.As(err, &problems):
-		b.log.Error("configuration not applied; the previous one stays in force", "mistakes", problems.Lines())
+		b.log.Error("configuration not applied; the previous one stays in force",
+			"mistakes", problems.Lines(), "repeated", b.repeated.logged != "")
 	case err != nil:
 		b.log.Error("configuration not applied; the previous one stays in force", "err", err)
 	default:

@@ -9,12 +9,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 )
 
 // reloadable is a broker in this process whose configuration files a test
@@ -181,6 +185,54 @@ func TestChangedFilesAreApplied(t *testing.T) {
 	eventually(t, 30*time.Second, "the next change is applied", func() bool {
 		return strings.Count(r.stderr.String(), `"in_force"`) > applied
 	})
+}
+
+// The issuer is another one, so that the current configuration does not show
+// that the provider is down.
+func TestReloadIsRepeatedUntilTheProviderResponds(t *testing.T) {
+	t.Parallel()
+	r := startReloadable(t)
+	var down atomic.Bool
+	down.Store(true)
+	var attempts atomic.Int32
+	other := brokertest.NewProvider(t, r.app)
+	other.SetHooks(devidp.Hooks{Intercept: func(w http.ResponseWriter, req *http.Request, next http.Handler) {
+		if down.Load() {
+			attempts.Add(1)
+			w.WriteHeader(503)
+			return
+		}
+		next.ServeHTTP(w, req)
+	}})
+	issuer := regexp.MustCompile(`issuer: "[^"]*"`)
+	next := issuer.ReplaceAllString(r.base, fmt.Sprintf("issuer: %q", other.Issuer))
+	r.write("cloakroom.yaml", next+r.route("/api/"))
+	r.waitFor(r.stderr, `"configuration not applied[^\n]*"repeated":true`)
+	before := attempts.Load()
+	eventually(t, 30*time.Second, "the reload is repeated", func() bool { return attempts.Load() > before })
+	down.Store(false)
+	r.waitFor(r.stderr, `"in_force":\{.*"path":"/api/"`)
+	if got := strings.Count(r.stderr.String(), `"configuration not applied`); got != 1 {
+		t.Errorf("lines about the error: got %d, want 1", got)
+	}
+}
+
+func TestPauseBetweenReloadsGrowsToAMinute(t *testing.T) {
+	t.Parallel()
+	var r repeatedReload
+	now := time.Now()
+	for i, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
+		known := r.schedule(oidc.ErrUnavailable, now)
+		if got := r.at.Sub(now); got != want*time.Second {
+			t.Errorf("pause %d: got %v, want %v", i+1, got, want*time.Second)
+		}
+		if known != (i > 0) {
+			t.Errorf("attempt %d: the error is known: got %t, want %t", i+1, known, i > 0)
+		}
+	}
+	if r.schedule(nil, now); !r.at.IsZero() {
+		t.Error("a reload that succeeded is repeated")
+	}
 }
 
 func TestHealthCommand(t *testing.T) {

@@ -1,14 +1,17 @@
 package config
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 
+	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
@@ -85,6 +88,24 @@ func Merge(read, checked error) error {
 		}
 	}
 	return all.orNil()
+}
+
+// IsTransient reports whether the same configuration may be valid later: only
+// the provider could not be reached, or files could not be read. A missing file
+// is a mistake.
+func IsTransient(err error) bool {
+	var problems Errors
+	if errors.As(err, &problems) {
+		return !slices.ContainsFunc(problems, func(p *Error) bool { return !IsTransient(p.Err) })
+	}
+	file, certificate := (*fs.PathError)(nil), (*tls.CertificateVerificationError)(nil)
+	switch {
+	case errors.As(err, &file):
+		return !errors.Is(err, fs.ErrNotExist)
+	case errors.As(err, &certificate):
+		return false // oidc.ca_file is wrong
+	}
+	return errors.Is(err, oidc.ErrUnavailable)
 }
 
 func (e *Errors) add(key, format string, args ...any) {
