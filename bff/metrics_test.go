@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -447,5 +448,73 @@ func TestCertificatesHaveTheirTimeToExpiry(t *testing.T) {
 		if isHour := got > 3000 && got <= 3600; !isHour && !(strings.Contains(labels, "provider") && got > 3600) {
 			t.Errorf("%s: got %v s, want about an hour", labels, got)
 		}
+	}
+}
+
+// A scrape may come every 100 ms.
+func TestScrapeCallsNeitherStoreNorProvider(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	a.signedIn()
+	calls := func() float64 {
+		sum := 0.0
+		for _, n := range scrape(t, a.server).With("cloakroom_store_duration_seconds_count") {
+			sum += n
+		}
+		return sum
+	}
+	var before float64
+	waitFor(t, "the events of the login in the store", func() bool {
+		was := before
+		time.Sleep(20 * time.Millisecond)
+		before = calls()
+		return before == was
+	})
+	provider := a.recordCalls(devidp.Hooks{})
+	for range 100 {
+		scrape(t, a.server)
+	}
+	if got := calls(); got != before {
+		t.Errorf("calls of the store after 100 scrapes: got %v, want %v as before", got, before)
+	}
+	if got := provider.to("/token"); len(got) > 0 {
+		t.Errorf("requests to the provider: got %d, want none", len(got))
+	}
+}
+
+func TestConnectionsAndTheirRefusalsAreCounted(t *testing.T) {
+	t.Parallel()
+	var cfg bff.Config
+	newApp(t, func(_ *app, c *bff.Config) { cfg = *c })
+	cfg.Limits.Connections = 2
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, stop, ended := serve(t, cfg, l)
+	a := &app{server: server}
+	var open []net.Conn
+	dial := func() {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+	}
+	dial()
+	a.wantRise(t, nil, "cloakroom_connections", 1)
+	a.wantRise(t, nil, "cloakroom_connections_limit", 2)
+	a.wantRise(t, nil, `cloakroom_refusals_total{limit="connections"}`, 0)
+	dial()
+	a.wantRise(t, nil, "cloakroom_connections", 2)
+	dial()
+	a.wantRise(t, nil, `cloakroom_refusals_total{limit="connections"}`, 1)
+	for _, c := range open {
+		c.Close()
+	}
+	a.wantRise(t, nil, "cloakroom_connections", 0)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

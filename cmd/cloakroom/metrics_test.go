@@ -10,6 +10,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff/bfftest"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
+	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
 // scrape returns the metrics at an admin address.
@@ -135,4 +136,35 @@ func TestMetricsNeedTheTokenOffLoopback(t *testing.T) {
 			t.Errorf("Authorization %q: metrics in the response: %v", authorization, got)
 		}
 	}
+}
+
+func TestOutageOfRedisShowsInMetrics(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
+	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)
+	start(t, map[string]string{
+		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": admin, "SERVER_PUBLIC_URL": app,
+		"OIDC_ISSUER": provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
+		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
+		"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
+	}, "serve")
+	ready(t, admin)
+	b := bfftest.NewBrowser(t, app)
+	signIn(t, b, "")
+	wantMetric(t, admin, "cloakroom_invalidation_up", 1)
+	wantMetric(t, admin, "cloakroom_replicas", 1)
+	errors := `cloakroom_store_errors_total{operation="get"}`
+	wantMetric(t, admin, errors, 0)
+	redis.Kill()
+	wantMetric(t, admin, "cloakroom_invalidation_up", 0)
+	before := scrape(t, admin)
+	b.Fetch("GET", "/api/x")
+	if got := scrape(t, admin).Rise(t, before, errors); got < 1 {
+		t.Errorf("errors of the store in the outage: got a rise by %v, want at least 1", got)
+	}
+	wantMetric(t, admin, "cloakroom_provider_up", 1)
+	redis.Start()
+	wantMetric(t, admin, "cloakroom_invalidation_up", 1)
 }
