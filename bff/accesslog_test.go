@@ -282,3 +282,34 @@ func BenchmarkRequestLine(b *testing.B) {
 		})
 	}
 }
+
+// TestLogOfARefusedRequestNamesTheSession logs calls that fail because of the
+// session or of the store.
+func TestLogOfARefusedRequestNamesTheSession(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	b := a.signedIn()
+	id := a.sessionID(b)
+	cookie := a.sessionCookie(b)
+	if cookie == nil {
+		t.Fatal("no session cookie")
+	}
+	b.Fetch("POST", "/bff/logout")
+	resp := a.browser().Fetch("GET", "/api/ended", "Cookie", cookie.Name+"="+cookie.Value)
+	wantProblem(t, resp, 401, "not_signed_in")
+	a.store.setDown(net.ErrClosed)
+	resp = a.browser().Fetch("GET", "/api/outage", "Cookie", cookie.Name+"="+cookie.Value)
+	wantProblem(t, resp, 503, "store_unavailable")
+	found := 0
+	for _, line := range a.logs.lines(t, "request") {
+		if path := line["path"]; path == "/api/ended" || path == "/api/outage" {
+			found++
+			if line["session"] != id {
+				t.Errorf("%s: session: got %v, want %s", path, line["session"], id)
+			}
+		}
+	}
+	if found != 2 {
+		t.Errorf("got %d lines, want 2", found)
+	}
+}

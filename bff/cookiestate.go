@@ -45,7 +45,15 @@ func (a *app) findSession(r *http.Request) (*session.Session, error) {
 		a.cookieRefused(r, a.cookie.Name(), state)
 		return nil, fmt.Errorf("%w: the session cookie is %s", session.ErrNone, state)
 	}
-	return a.sessions.Find(r.Context(), ticket)
+	current, err := a.sessions.Find(r.Context(), ticket)
+	if w, ok := r.Context().Value(responseKey{}).(*response); ok && w.session == "" {
+		if err == nil {
+			w.setSession(current)
+		} else {
+			w.session = ticket.SessionID() // so that the log says which one has ended
+		}
+	}
+	return current, err
 }
 
 // renewCookie sends the session cookie again if it is outdated, so that the old

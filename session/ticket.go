@@ -68,6 +68,10 @@ func (t Ticket) withSessionID() Ticket {
 	return t
 }
 
+// SessionID returns the ID of the session that the ticket opens (Session.ID),
+// which may have ended; empty for the zero Ticket. It is no secret.
+func (t Ticket) SessionID() string { return t.sessionID }
+
 // Equal reports whether both tickets are the same. The duration of the call
 // does not depend on the content of the tickets.
 func (t Ticket) Equal(other Ticket) bool {
