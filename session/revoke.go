@@ -92,7 +92,7 @@ func (m *Manager) info(l listedSession, now time.Time, ttl time.Duration) Info {
 //
 // The tokens of a session that is ended for ReasonRevoked are revoked as soon
 // as a replica has the session's ticket: at once if the session is in the cache
-// of this Manager, otherwise when a replica next receives the cookie. Until the
+// of a replica, otherwise when a replica next receives the cookie. Until the
 // cookie is received, nobody can read the tokens.
 func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found bool, err error) {
 	sealed, _, found, err := m.sealed(ctx, id)
@@ -129,6 +129,10 @@ func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error 
 		if _, err := m.cfg.Store.Create(ctx, revokedKey(e.id), sealed, m.cfg.maxLifetime()); err != nil {
 			return storeError("keep the tokens to revoke", err)
 		}
+		// Announced to all replicas, before the record leaves their caches.
+		if _, err := m.cfg.Store.Acquire(ctx, revocationKey(e.id), m.id, time.Second); err != nil {
+			return storeError("announce the revocation", err)
+		}
 	}
 	if err := m.end(ctx, e); err != nil {
 		return storeError("delete", err)
@@ -143,6 +147,20 @@ func (m *Manager) endSealed(ctx context.Context, sealed []byte, e ending) error 
 // for ReasonRevoked. The record is kept until its tokens are revoked or the
 // session's cookie expires. Only the ticket opens the record.
 func revokedKey(id string) string { return "revoked:" + id }
+
+// revokedPrefix begins the name of the lease that announces a revocation to
+// other replicas, which follow leases.
+const revokedPrefix = "revoked."
+
+func revocationKey(id string) string { return leaseKey(revokedPrefix + id) }
+
+// revokeCached revokes the tokens of a session that another replica is about to
+// end for ReasonRevoked, if it is in the cache.
+func (m *Manager) revokeCached(id string) {
+	if s := m.cache.get(id, time.Now()); s != nil {
+		m.working.Go(func() { m.revokeKept(context.Background(), s.ticket) }) // a read of the store
+	}
+}
 
 // revokeKept revokes the tokens of a session that was ended for ReasonRevoked.
 // A session that ended for another reason costs one read of the store. If

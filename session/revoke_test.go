@@ -236,6 +236,28 @@ func TestRevokedTokensOfCachedSessionAreRevoked(t *testing.T) {
 	}
 }
 
+func TestRevokedTokensAreRevokedByReplicaThatUsesThem(t *testing.T) {
+	for way, revoke := range revocations {
+		synctest.Test(t, func(t *testing.T) {
+			store, p := new(tokenstore.Memory), new(tokenEndpoint)
+			m := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+			other := newManager(t, session.Config{Store: store, Refresh: p.refresh, Revoke: p.revoke})
+			watch(t, m)
+			watch(t, other)
+			synctest.Wait() // until the caches are valid
+			s, ticket := signIn(t, m, tokens())
+			wantAlive(t, other, ticket, "which puts it into the cache of the other replica")
+			if err := revoke(t.Context(), m, s); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if want := []string{"refresh-1"}; !slices.Equal(p.revoked, want) {
+				t.Errorf("%s: got %v revoked, want %v", way, p.revoked, want)
+			}
+		})
+	}
+}
+
 func TestFailedRevocationIsRetriedWithNextCookie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failing, calls := true, 0

@@ -35,6 +35,10 @@ func (m *Manager) onChange(key string) {
 		return
 	}
 	kind, id, _ := strings.Cut(key, ":")
+	if revoked, ok := strings.CutPrefix(id, revokedPrefix); ok {
+		m.revokeCached(revoked)
+		return
+	}
 	if kind == "session" {
 		m.cache.drop(id)
 		m.ends.markChanged(id)

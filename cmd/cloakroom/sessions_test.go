@@ -231,3 +231,24 @@ func TestAdminPageShowsReplicasAndConfiguration(t *testing.T) {
 	}
 	f.provider.CheckLeaks(t, "the page", page)
 }
+
+// The browser sends nothing any more. The other replica has its cookie.
+func TestTokensInCacheOfOtherReplicaAreRevoked(t *testing.T) {
+	t.Parallel()
+	f, _ := startAdminFleet(t)
+	for _, request := range [][3]string{{"DELETE", "/admin/sessions/"}, {"POST", "/admin/revoke", `{"sub": "alice"}`}} {
+		u := f.signIn(t, "alice", devidp.Hooks{})
+		if got := f.call(f.replicas[1], u, "GET", "/api/x"); got.status != 200 {
+			t.Fatalf("call: got %v, want 200", got)
+		}
+		if request[2] == "" {
+			request[1] += u.id
+		}
+		if status := f.admin(f.replicas[0], request[0], request[1], request[2]); status >= 300 {
+			t.Fatalf("%s: got %d", request[1], status)
+		}
+		eventually(t, 20*time.Second, "the refresh token is revoked", func() bool {
+			return f.provider.LiveRefreshTokens() == 0
+		})
+	}
+}
