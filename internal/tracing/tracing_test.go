@@ -203,6 +203,38 @@ func TestSamplerDecidesForNewTracesAndForParents(t *testing.T) {
 	}
 }
 
+// A collector that takes only every other batch fills no log.
+func TestCollectorThatFailsNowAndThenIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	var requests int // one after the other
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if requests++; requests%2 == 1 {
+			http.Error(w, "no space left", http.StatusInsufficientStorage)
+		}
+	}))
+	t.Cleanup(c.Close)
+	env := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "1"}
+	var log bytes.Buffer
+	provider, stop, err := tracing.Start(
+		func(name string) string { return env[name] }, "", slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		_, span := provider.Tracer("test").Start(context.Background(), "a span")
+		span.End()
+	}
+	stop()
+	if requests != 20 {
+		t.Errorf("exports: got %d, want 20", requests)
+	}
+	for _, msg := range []string{"traces not exported", "traces exported again"} {
+		if got := strings.Count(log.String(), msg); got != 1 {
+			t.Errorf("lines %q: got %d, want 1:\n%s", msg, got, &log)
+		}
+	}
+}
+
 func TestTracesAreOffUnlessAVariableAsksForThem(t *testing.T) {
 	t.Parallel()
 	const endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT"
