@@ -106,6 +106,7 @@ type fleet struct {
 	t        *testing.T
 	provider *brokertest.Provider
 	url      string // the origin: a load balancer that uses each replica in turn
+	scheme   string // of the replicas; empty: http
 	host     string
 	replicas []*replica
 	client   *http.Client
@@ -438,7 +439,8 @@ func (f *fleet) send(
 	ctx context.Context, at *replica, cookies, method, path string, header ...string,
 ) response {
 	result := response{began: time.Now()}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+at.addr+path, nil)
+	url := cmp.Or(f.scheme, "http") + "://" + at.addr + path
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		result.err = err
 		return result

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha1"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -33,15 +34,18 @@ import (
 // deliver is lost. It keeps connections to browsers and replicas, and sends
 // requests to the replicas whose /readyz is 200.
 type balancer struct {
+	secure *tls.Config // of the connections to replicas; nil: without TLS
+	lost   func(b *backend, r *http.Request, err error)
+	turn   atomic.Uint64
+
 	mu       sync.Mutex // guards backends
 	backends []*backend
-	turn     atomic.Uint64
-	lost     func(b *backend, r *http.Request, err error)
 }
 
 // backend is a replica as the balancer sees it.
 type backend struct {
 	addr, admin string
+	secure      *tls.Config // nil: without TLS
 	client      *http1.Client
 	ready       atomic.Bool
 	ctx         context.Context // ends when the replica is taken out
@@ -54,11 +58,9 @@ const readinessInterval = 100 * time.Millisecond
 
 // add sends requests to a replica from when it is ready.
 func (l *balancer) add(r *replica) *backend {
-	b := &backend{addr: r.addr, admin: r.admin}
+	b := &backend{addr: r.addr, admin: r.admin, secure: l.secure}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.client = &http1.Client{Dial: func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", b.addr)
-	}}
+	b.client = &http1.Client{Dial: b.dial}
 	b.check()
 	l.mu.Lock()
 	l.backends = append(l.backends, b)
@@ -73,6 +75,13 @@ func (l *balancer) add(r *replica) *backend {
 		}
 	}()
 	return b
+}
+
+func (b *backend) dial(ctx context.Context) (net.Conn, error) {
+	if b.secure == nil {
+		return new(net.Dialer).DialContext(ctx, "tcp", b.addr)
+	}
+	return (&tls.Dialer{Config: b.secure}).DialContext(ctx, "tcp", b.addr)
 }
 
 func (b *backend) check() {
@@ -159,7 +168,7 @@ func (l *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // splice connects the client with a replica, for a WebSocket.
 func (l *balancer) splice(w http.ResponseWriter, r *http.Request, b *backend) {
-	upstream, err := net.Dial("tcp", b.addr)
+	upstream, err := b.dial(r.Context())
 	if err != nil {
 		l.lost(b, r, err)
 		http.Error(w, err.Error(), http.StatusBadGateway)
@@ -212,8 +221,10 @@ func (l *rolling) note(format string, args ...any) {
 const killGrace = time.Second
 
 // startRolling starts replicas of a program behind a balancer, and signs users
-// in.
-func startRolling(t *testing.T, program string, replicas, users int, storeURL string) *rolling {
+// in. edit may change the settings of the replicas.
+func startRolling(
+	t *testing.T, program string, replicas, users int, storeURL string, edit ...func(*rolling),
+) *rolling {
 	t.Helper()
 	l := &rolling{backends: make(map[*replica]*backend), program: program}
 	l.balancer = &balancer{lost: func(b *backend, r *http.Request, err error) {
@@ -254,6 +265,9 @@ func startRolling(t *testing.T, program string, replicas, users int, storeURL st
 		"OIDC_CLIENT_SECRET": l.provider.Client.Secret,
 		"STORE_URL":          storeURL, "SESSION_KEYS_FILE": filepath.Join(l.dir, "keys"),
 		"SERVER_LIMITS_LOGINS_RATE": "1000/s", "SERVER_LIMITS_LOGINS_BURST": "100000",
+	}
+	for _, edit := range edit {
+		edit(l)
 	}
 	for range replicas {
 		l.replicas = append(l.replicas, l.startOne(t))

@@ -3,19 +3,23 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 )
 
@@ -149,12 +153,16 @@ func TestSoakUpgrade(t *testing.T) {
 }
 
 // TestSoakOperations does to three replicas what operators do, while 2,000
-// users are signed in: two rolling restarts, ten reloads, a rotation of the
-// session keys, a failover of Redis, and the kill of a replica. No request is
-// lost but those at the killed replica, and no user is signed out.
+// users are signed in: two rolling restarts, ten reloads, rotations of the
+// certificate and of the session keys, a failover of Redis, and the kill of a
+// replica. No request and no handshake is lost but those at the killed replica,
+// no user is signed out, and goroutines and memory do not grow. CLOAKROOM_SOAK
+// is how long the load goes on alone before the reloads, and at the end.
 func TestSoakOperations(t *testing.T) {
+	steady := cmp.Or(soakDuration(t), 10*time.Second)
 	redis := redistest.StartSentinel(t)
-	l := startRolling(t, "", 3, 2000, redis.URL())
+	certificates := &rotatedCertificate{t: t}
+	l := startRolling(t, "", 3, 2000, redis.URL(), certificates.use)
 	ctx, stop := context.WithCancel(t.Context())
 	wait := l.load(ctx)
 	step := func(name string, do func()) {
@@ -179,6 +187,10 @@ func TestSoakOperations(t *testing.T) {
 			}
 		})
 	}
+	// These two replicas are neither replaced nor killed any more.
+	samples := l.sample(ctx, l.replicas[0], l.replicas[2])
+	step("load alone", func() { sleep(ctx, steady) })
+	before := int(steady / time.Second)
 	step("ten reloads", func() {
 		for n := range 10 {
 			l.write(t, "cloakroom.yaml", fmt.Sprintf("session: {max_per_user: %d}\n%s", 100+n, l.routes))
@@ -191,6 +203,18 @@ func TestSoakOperations(t *testing.T) {
 			l.reload(t)
 			sleep(ctx, time.Second)
 		}
+	})
+	step("three certificate rotations", func() {
+		stop := l.handshake(ctx)
+		for range 3 {
+			certificates.rotate()
+			for _, r := range l.replicas {
+				eventually(t, 15*time.Second, "the new certificate is served", func() bool {
+					return served(t, r.addr) == certificates.serial
+				})
+			}
+		}
+		t.Logf("%d handshakes", stop())
 	})
 	wantAvailable()
 	step("failover of Redis", func() {
@@ -206,9 +230,125 @@ func TestSoakOperations(t *testing.T) {
 		l.balancer.remove(l.backends[r])
 		l.replicas[1] = l.startOne(t)
 	})
+	step("load alone", func() { sleep(ctx, steady) })
 	stop()
 	wait()
+	for _, s := range samples() {
+		s.wantFlat(t, before)
+	}
 	l.report(t)
+}
+
+// rotatedCertificate is the certificate of all replicas.
+type rotatedCertificate struct {
+	t      *testing.T
+	l      *rolling
+	serial int64
+}
+
+// use makes the replicas and their clients use TLS.
+func (c *rotatedCertificate) use(l *rolling) {
+	c.l = l
+	c.rotate()
+	l.settings["SERVER_TLS_CERT_FILE"] = filepath.Join(l.dir, "tls.crt")
+	l.settings["SERVER_TLS_KEY_FILE"] = filepath.Join(l.dir, "tls.key")
+	l.scheme = "https"
+	l.balancer.secure = &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}}
+	l.client.Transport.(*http.Transport).TLSClientConfig = l.balancer.secure
+}
+
+// rotate replaces the certificate, and then its key.
+func (c *rotatedCertificate) rotate() {
+	c.serial++
+	cert, key := newPair(c.t, c.serial, time.Now().AddDate(1, 0, 0))
+	c.l.write(c.t, "tls.crt", cert)
+	c.l.write(c.t, "tls.key", key)
+}
+
+// handshake connects to the replicas again and again until stop is called,
+// which returns how often. Each failure is noted.
+func (l *rolling) handshake(ctx context.Context) (stop func() (n int64)) {
+	ctx, cancel := context.WithCancel(ctx)
+	var n atomic.Int64
+	var running sync.WaitGroup
+	for _, r := range l.replicas {
+		running.Go(func() { // until stop
+			for ; ctx.Err() == nil; sleep(ctx, 5*time.Millisecond) {
+				conn, err := (&tls.Dialer{Config: l.balancer.secure}).DialContext(ctx, "tcp", r.addr)
+				switch {
+				case err == nil:
+					conn.Close()
+					n.Add(1)
+				case ctx.Err() == nil:
+					l.note("handshake with %s: %v", r.addr, err)
+				}
+			}
+		})
+	}
+	return func() int64 {
+		cancel()
+		running.Wait()
+		return n.Load()
+	}
+}
+
+// series are samples of one replica's metrics.
+type series struct {
+	replica            string
+	goroutines, memory []float64 // memory in MiB
+}
+
+// sample reads the metrics of replicas every second until ctx ends. samples
+// returns them then.
+func (l *rolling) sample(ctx context.Context, replicas ...*replica) (samples func() []*series) {
+	var all []*series
+	var running sync.WaitGroup
+	for _, r := range replicas {
+		s := &series{replica: r.addr}
+		all = append(all, s)
+		running.Go(func() { // until ctx ends
+			for ; ctx.Err() == nil; sleep(ctx, time.Second) {
+				resp, err := http.Get("http://" + r.admin + "/metrics")
+				if err != nil {
+					l.note("metrics of %s: %v", r.addr, err)
+					continue
+				}
+				metrics := brokertest.ParseMetrics(l.t, resp.Body)
+				resp.Body.Close()
+				s.goroutines = append(s.goroutines, metrics["go_goroutines"])
+				s.memory = append(s.memory, metrics["process_resident_memory_bytes"]/(1<<20))
+			}
+		})
+	}
+	return func() []*series {
+		running.Wait()
+		return all
+	}
+}
+
+// wantFlat asserts that the last quarter of the samples is not much higher than
+// the second half of the first n, from before the reloads.
+func (s *series) wantFlat(t *testing.T, n int) {
+	t.Helper()
+	check := func(name string, samples []float64, slack float64) {
+		t.Helper()
+		if len(samples) < 2*n {
+			t.Fatalf("%s of %s: got %d samples, want at least %d", name, s.replica, len(samples), 2*n)
+		}
+		before, after := median(samples[n/2:n]), median(samples[len(samples)*3/4:])
+		t.Logf("%s of %s: %.0f before the reloads, %.0f at the end, at most %.0f", name, s.replica,
+			before, after, slices.Max(samples))
+		if most := 1.2*before + slack; after > most {
+			t.Errorf("%s of %s at the end: got %.0f, want at most %.0f", name, s.replica, after, most)
+		}
+	}
+	check("goroutines", s.goroutines, 50)
+	check("MiB", s.memory, 20)
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
 }
 
 // memory returns the resident memory of each replica.
