@@ -330,8 +330,10 @@ func quote(text string) string {
 func TestPodsRestartOnlyForKeysThatNeedIt(t *testing.T) {
 	t.Parallel()
 	podTemplate := func(args ...string) any {
-		return render(t, append([]string{"-f", example, "--skip-schema-validation"}, args...)...).
-			get(t, "Deployment", "cloakroom").at("spec.template")
+		t.Helper()
+		return render(t, append([]string{"-f", example, "--skip-schema-validation",
+			"--set", "config.server.tls.cert_file=/run/tls.crt", "--set", "config.server.tls.key_file=/run/tls.key",
+		}, args...)...).get(t, "Deployment", "cloakroom").at("spec.template")
 	}
 	unchanged := podTemplate()
 	values := map[string]string{ // that the templates accept
@@ -349,6 +351,9 @@ func TestPodsRestartOnlyForKeysThatNeedIt(t *testing.T) {
 		case reflect.DeepEqual(podTemplate("--set", set), unchanged):
 			t.Errorf("%s: a change does not replace the pods", key.Name)
 		}
+	}
+	if reflect.DeepEqual(podTemplate("--set", "config.server.tls=null"), unchanged) {
+		t.Error("server.tls: turning it off does not replace the pods")
 	}
 	if !reflect.DeepEqual(podTemplate(reloaded...), unchanged) {
 		t.Errorf("a change that needs no restart replaces the pods: one of %v", reloaded)
