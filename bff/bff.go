@@ -45,9 +45,9 @@ type Config struct {
 	PublicURL string
 	// Prefix is the path of the endpoints for the browser. Empty means /bff.
 	Prefix string
-	// TrustedProxies are the addresses of peers whose X-Forwarded-For and
-	// X-Forwarded-Host are used, and with a TracerProvider traceparent and
-	// tracestate. Empty means none.
+	// TrustedProxies are the addresses of peers whose X-Forwarded-For,
+	// X-Forwarded-Host and X-Request-Id are used, and with a TracerProvider
+	// traceparent and tracestate. Empty means none.
 	TrustedProxies []netip.Prefix
 
 	// Provider is the OpenID provider, and this app as its client. It is

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// storeCheck is the interval at which a store is checked, so that an outage
-	// is logged also while there are no requests. In an outage it is
-	// storeRetry.
-	storeCheck = 5 * time.Second
-	storeRetry = time.Second
+	// storeCheck is the interval at which a store is checked in an outage.
+	// Otherwise it is checked every idleChecks intervals, so that an outage is
+	// logged also while there are no requests.
+	storeCheck = time.Second
+	idleChecks = 5
 	// storeTimeout is the maximum duration of a check.
 	storeTimeout = 5 * time.Second
 )
@@ -43,31 +43,34 @@ func (o *storeOutage) failed(err error) {
 
 // watch checks a store, which calls failed, until ctx ends.
 func (o *storeOutage) watch(ctx context.Context, store session.Store) {
-	for {
-		pause := storeCheck
-		if o.check(ctx, store) {
-			pause = storeRetry
+	for n := 0; ; n++ {
+		if down := o.down(); down || n%idleChecks == 0 {
+			o.check(ctx, store, down)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(storeCheck):
 		}
 	}
 }
 
-// check makes a call, and reports whether there is an outage. In an outage the
-// call is a write, because reads may succeed while writes fail. The outage ends
-// with a write that succeeds if no other call has failed for a while.
-func (o *storeOutage) check(ctx context.Context, store session.Store) (down bool) {
+// down reports whether there is an outage.
+func (o *storeOutage) down() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.since.IsZero()
+}
+
+// check makes a call. In an outage the call is a write, because reads may
+// succeed while writes fail. The outage ends with a write that succeeds if no
+// other call has failed for a while.
+func (o *storeOutage) check(ctx context.Context, store session.Store, down bool) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	o.mu.Lock()
-	down = !o.since.IsZero()
-	o.mu.Unlock()
 	var err error
 	if down {
-		_, err = store.Acquire(ctx, "probe", "any replica", storeRetry)
+		_, err = store.Acquire(ctx, "probe", "any replica", storeCheck)
 	} else {
 		_, _, _, err = store.Get(ctx, "probe")
 	}
@@ -76,13 +79,8 @@ func (o *storeOutage) check(ctx context.Context, store session.Store) (down bool
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.since.IsZero() {
-		return false
-	}
-	if down && err == nil && time.Since(o.failedAt) > storeRetry {
+	if down && err == nil && !o.since.IsZero() && time.Since(o.failedAt) > storeCheck {
 		o.log.Warn("store recovered", "after", time.Since(o.since).Round(time.Millisecond).String())
 		o.since = time.Time{}
-		return false
 	}
-	return true
 }

@@ -71,7 +71,7 @@ func TestStoreOutageIsLoggedOnce(t *testing.T) {
 	// Reads do not end an outage of writes.
 	store.full.Store(true)
 	a.browser().SignIn("bob", "")
-	reads := time.Now().Add(2 * time.Second)
+	reads := time.Now().Add(4 * time.Second)
 	for time.Now().Before(reads) {
 		b.Fetch("GET", "/bff/session")
 		time.Sleep(20 * time.Millisecond)

@@ -93,7 +93,7 @@ var Keys = []Key{
 	{"server.admin_token", "",
 		"Bearer token for `/admin/`. Required if `server.admin_listen` is not on the loopback interface."},
 	{"server.trusted_proxies", "",
-		"Networks whose `X-Forwarded-*` and `Forwarded` headers are trusted."},
+		"Networks whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are trusted."},
 	{"server.shutdown_delay", "0s, in Kubernetes 5s",
 		"How long the public listener stays open after SIGTERM, while `/readyz` is 503. " +
 			"A load balancer needs that time to notice."},
