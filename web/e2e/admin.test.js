@@ -11,7 +11,7 @@ import { serve } from "./serve.js";
 const token = "a token of administrators";
 const screenshots = new URL("screenshots/", import.meta.url).pathname;
 
-describe("page for administrators", { timeout: 180_000 }, () => {
+describe("page for administrators", { timeout: 600_000 }, () => {
   /** @type {Awaited<ReturnType<typeof serve>>} */
   let deployment;
   /** @type {import("playwright-core").Browser} */
@@ -37,7 +37,7 @@ describe("page for administrators", { timeout: 180_000 }, () => {
    */
   async function administrate(options = {}) {
     const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
-    context.setDefaultTimeout(15_000);
+    context.setDefaultTimeout(30_000); // for busy machines
     const page = await context.newPage();
     const errors = [];
     page.on("pageerror", (error) => errors.push(String(error)));
