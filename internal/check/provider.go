@@ -30,6 +30,7 @@ type provider struct {
 // client and its authorization requests.
 func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 	client, mistakes := cfg.NewProvider(discard)
+	complete := len(mistakes) == 0 // otherwise it can be used for discovery only
 	defer client.Close()
 	p := &provider{cfg: cfg, client: client}
 	discovery, cancel := context.WithTimeout(ctx, stepLimit)
@@ -39,7 +40,7 @@ func checkProvider(ctx context.Context, cfg *config.Config) []Finding {
 	}
 	findings := p.checkMetadata(ctx)
 	switch {
-	case len(mistakes) > 0: // in the file, which were found
+	case !complete: // the mistakes were found in the file
 		return findings
 	case cfg.WithoutLogin():
 		return append(findings, p.checkClient(ctx)...)
