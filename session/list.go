@@ -90,8 +90,9 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 
 // EndAll ends, on every replica, the sessions of a user (subject), or of one
 // session at the provider (sid). If both are given, EndAll ends the sessions
-// that match both. Subject or sid may be empty, not both. Logins in progress
-// for these sessions fail with ErrEnded. EndAll returns the IDs of the sessions
+// that match both. Subject or sid may be empty, not both. A login of
+// that user or sid that began before the call fails with ErrEnded (see Start).
+// EndAll returns the IDs of the sessions
 // that it ended, if any. If the error wraps ErrStore, some of the sessions may
 // still exist. EndByID says what happens to the tokens of the sessions.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {

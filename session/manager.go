@@ -77,10 +77,10 @@ type Config struct {
 	// the epoch has changed since a refresh failed, the next refresh does not
 	// wait for the backoff.
 	Ready func(ctx context.Context, id string, wait time.Duration) (epoch uint64, err error)
-	// Revoke revokes the tokens that a refresh cannot save because the session
-	// has ended, and the tokens of a session that was ended for ReasonRevoked
-	// (see Manager.EndByID). Manager.End does not call Revoke. A nil Revoke
-	// means that such tokens are dropped.
+	// Revoke revokes new tokens that a refresh obtained but cannot store
+	// because the session has ended meanwhile, and the tokens of a session that
+	// was ended for ReasonRevoked (see Manager.EndByID). Manager.End does not
+	// call Revoke. A nil Revoke means that such tokens are dropped.
 	Revoke func(ctx context.Context, t Tokens) error
 
 	// Wait is how long a caller waits for a refresh. Zero means 5 seconds.

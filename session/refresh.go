@@ -148,25 +148,24 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// RefreshRejected refreshes the tokens of a session. Call RefreshRejected when
-// an API has rejected the session's access token for a target, although the
-// token should still be good. If another caller has refreshed the tokens since
-// rejected was read, RefreshRejected returns the session with those tokens.
-// RefreshRejected returns rejected if there is no refresh token, or if this
-// Manager refreshed the token because of a rejection in the last ten seconds:
-// an API that rejects every token must not cause a refresh with each call. The
-// errors are those of Fresh.
-func (m *Manager) RefreshRejected(ctx context.Context, rejected *Session, target string) (*Session, error) {
-	s, err := m.Find(ctx, rejected.ticket)
+// RefreshRejected refreshes the tokens of old, a session whose access token for
+// a target an API has rejected, although the token should still be good. If
+// another caller has refreshed the tokens since old was read, RefreshRejected
+// returns the session with those tokens. RefreshRejected returns old itself if
+// there is no refresh token, or if this Manager refreshed the token because of
+// a rejection in the last ten seconds: an API that rejects every token must not
+// cause a refresh with each call. The errors are those of Fresh.
+func (m *Manager) RefreshRejected(ctx context.Context, old *Session, target string) (*Session, error) {
+	s, err := m.Find(ctx, old.ticket)
 	if err != nil {
 		return nil, err
 	}
 	key := refreshKey{s.ID, target}
 	switch access := s.Tokens.For(target).Access; {
-	case access != "" && access != rejected.Tokens.For(target).Access:
+	case access != "" && access != old.Tokens.For(target).Access:
 		return s, nil
 	case s.Tokens.Refresh == "" || m.recentlyRenewed(key):
-		return rejected, nil
+		return old, nil
 	}
 	if s, err = m.awaitRefresh(ctx, s, target); err != nil {
 		return nil, err

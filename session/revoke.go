@@ -14,10 +14,11 @@ type Info struct {
 	CreatedAt time.Time // zero: unknown
 	// LastSeenAt is the last activity that was recorded (see Manager.Touch),
 	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
-	// inaccurate if Config.IdleTimeout has changed since the activity.
-	// LastSeenAt is too early if the provider has set an end before the end of
-	// the idle timeout. Zero means unknown: ExpiresAt is before the end of the
-	// idle timeout, or the result of the calculation is in the future.
+	// inaccurate if Config.IdleTimeout has changed since the activity. Zero
+	// means unknown. It is zero if IdleExpiresAt is ExpiresAt, or if the result
+	// of the calculation is in the future. If an end that the provider set is
+	// earlier than the idle timeout, LastSeenAt is too early: the store does
+	// not reveal that end.
 	LastSeenAt time.Time
 	// IdleExpiresAt is when the session ends if Manager.Touch is not called
 	// again.

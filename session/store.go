@@ -87,12 +87,11 @@ type Watcher interface {
 	// the write. An empty key means that any record or lease may have been
 	// written without an announcement.
 	//
-	// Watch calls onValid with a time, until, after which no cache may be used.
-	// Let m be a moment shortly before until. When Watch calls onValid, it has
-	// already called onChange for every write made before m. A cache may lack a
-	// write made after m, but only up to until. To keep caches in use, Watch
-	// calls onValid repeatedly, with later times. When announcements may be
-	// lost, Watch stops calling onValid.
+	// Watch calls onValid with a time in the near future, until, after which no
+	// cache may be used. It means that Watch was told of all earlier writes a
+	// moment ago. Writes since that moment may be missing in a cache. To keep
+	// caches in use, Watch calls onValid repeatedly, with later times. When
+	// announcements may be lost, Watch stops calling onValid.
 	//
 	// A store that calls onChange before the writing method returns needs no
 	// such limit, and may call onValid once, with a distant time.
