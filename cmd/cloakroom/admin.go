@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
@@ -31,7 +30,9 @@ func (b *broker) adminHandler() http.Handler {
 // know.
 func (b *broker) completePage(ctx context.Context, p *adminpage.Page) {
 	version, commit := buildInfo()
-	p.Version = strings.TrimSpace(version + " " + commit[:min(len(commit), 12)])
+	if p.Version = version; commit != "unknown" {
+		p.Version += ", " + commit[:min(len(commit), 12)]
+	}
 	p.Settings = settings("", b.config().LogValue())
 	list, err := b.replicas.List(ctx)
 	if err != nil {
