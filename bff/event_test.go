@@ -274,9 +274,11 @@ func TestHistoryIsBounded(t *testing.T) {
 	b := a.signedIn()
 	id := a.sessionID(b)
 	for i := range 200 {
-		bff.AddToHistory(a.server, bff.Event{
-			Kind: "session.refreshed", Session: id, Request: strconv.Itoa(i), Time: time.Now(),
-		})
+		for _, kind := range []bff.EventKind{"session.refreshed", bff.CSRFRefused} {
+			bff.AddToHistory(a.server, bff.Event{
+				Kind: kind, Session: id, Request: strconv.Itoa(i), Time: time.Now(),
+			})
+		}
 	}
 	b.Fetch("POST", "/bff/logout")
 	var events []bff.Event
@@ -284,8 +286,15 @@ func TestHistoryIsBounded(t *testing.T) {
 		_, events = why(t, a.server, "session="+id)
 		return slices.Contains(kinds(events), "session.ended")
 	})
-	if len(events) > 150 { // trimmed at every tenth event on average
-		t.Errorf("got %d events, want about 100", len(events))
+	count := make(map[bff.EventKind]int)
+	for _, e := range events {
+		count[e.Kind]++
+	}
+	if got := count["session.refreshed"]; got > 60 { // trimmed at every fifth event on average
+		t.Errorf("got %d refreshes, want about 7", got)
+	}
+	if got := count[bff.CSRFRefused]; got != 30 {
+		t.Errorf("got %d refused requests, want 30", got)
 	}
 	if kinds(events)[0] != "session.started" {
 		t.Errorf("the first event: got %s, want session.started", events[0].Kind)

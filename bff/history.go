@@ -30,11 +30,14 @@ type history struct {
 	life  time.Duration // of a member
 	queue chan Event    // what run writes
 	full  refusals      // events that were not kept
+
+	budgets *limiter[string] // :: session → events that a client can cause
 }
 
 const (
-	// maxHistory is about how many events of a session are kept.
-	maxHistory = 100
+	// maxHistory and maxRefreshes are about how many events of a session are
+	// kept, and how many of them are of refreshes. Each has 600 bytes.
+	maxHistory, maxRefreshes = 50, 5
 	// historyAfterEnd is how much longer than a session its history lives.
 	historyAfterEnd = 24 * time.Hour
 	// historyQueue is how many events may wait for the store.
@@ -45,11 +48,16 @@ const (
 	maxHistorySessions = 200
 )
 
+// historyLimit is how many events of one session are kept at most, except for
+// its start and end: a user must not fill the store.
+var historyLimit = RateLimit{Rate: 1.0 / 60, Burst: 30}
+
 func newHistory(cfg session.Config, ring *session.Keyring, log *slog.Logger) *history {
 	life := cmp.Or(cfg.MaxLifetime, session.DefaultMaxLifetime)
 	return &history{
 		store: cfg.Store, ring: ring, codec: ring.Codec("history", 0), log: log,
 		life: life + historyAfterEnd, queue: make(chan Event, historyQueue),
+		budgets: newLimiter[string](historyLimit),
 	}
 }
 
@@ -57,6 +65,15 @@ func newHistory(cfg session.Config, ring *session.Keyring, log *slog.Logger) *hi
 func (h *history) add(e Event) {
 	if e.Session == "" {
 		return
+	}
+	switch session.Kind(e.Kind) {
+	case session.SessionStarted, session.SessionEnded, session.SessionReturned:
+	case session.SessionRefreshed:
+		e.Request = "" // of all events of a session most are refreshes, and nobody looks for them by request
+	default:
+		if h.budgets.take(e.Session) > 0 {
+			return
+		}
 	}
 	select {
 	case h.queue <- e:
@@ -120,7 +137,7 @@ func (h *history) tryWrite(ctx context.Context, e Event) error {
 			}
 		}
 	}
-	if rand.IntN(maxHistory/10) == 0 {
+	if rand.IntN(maxRefreshes) == 0 {
 		return h.trim(ctx, key)
 	}
 	return nil
@@ -131,24 +148,25 @@ func (h *history) key(kind, name string) string {
 	return "history:" + h.ring.Names("history "+kind, name)[0]
 }
 
-// trim removes the oldest events of a session beyond maxHistory, first those of
-// refreshes, and its start last.
+// trim removes the oldest events of refreshes beyond maxRefreshes, and then the
+// oldest events beyond maxHistory, but not the start.
 func (h *history) trim(ctx context.Context, key string) error {
 	events, err := h.events(ctx, key)
-	if err != nil || len(events) <= maxHistory {
+	if err != nil {
 		return err
 	}
-	rank := func(e storedEvent) int {
-		switch e.Kind {
-		case EventKind(session.SessionRefreshed):
-			return 0
-		case EventKind(session.SessionStarted):
-			return 2
+	var refreshes, others []storedEvent
+	for _, e := range events {
+		switch session.Kind(e.Kind) {
+		case session.SessionRefreshed:
+			refreshes = append(refreshes, e)
+		case session.SessionStarted:
+		default:
+			others = append(others, e)
 		}
-		return 1
 	}
-	slices.SortStableFunc(events, func(a, b storedEvent) int { return rank(a) - rank(b) })
-	for _, e := range events[:len(events)-maxHistory] {
+	old := slices.Concat(refreshes[:max(0, len(refreshes)-maxRefreshes)], others[:max(0, len(others)-maxHistory)])
+	for _, e := range old {
 		if err := h.store.Remove(ctx, key, e.member); err != nil {
 			return err
 		}

@@ -69,8 +69,8 @@ attributes. They keep their names and meanings. Those that an event does not hav
 | ` + "`err`" + ` | why, for people; may change |
 
 Of each kind that anybody can cause, at most 20 a second are logged in the long run. Another line
-counts the rest. The last 100 events of each session are also in the store, until a day after its
-end. ` + "`cloakroom why`" + ` shows them.
+counts the rest. The last events of each session, 5 refreshes among them, are also in the store,
+until a day after its end. ` + "`cloakroom why`" + ` shows them.
 `
 
 func page(t *testing.T) string {
