@@ -116,7 +116,8 @@ func (c *Client) Inherit(from *Client) {
 // The provider may be down at start and at any time after. Until the first
 // discovery succeeds, it is retried at least every second.
 func (c *Client) Run(ctx context.Context) {
-	const firstWait, longestWait, logAgain = 500 * time.Millisecond, 10 * time.Second, time.Minute
+	const firstWait, longestWait = 500 * time.Millisecond, 10 * time.Second
+	const logAgain = time.Minute // another cause is not logged earlier
 	wait := firstWait
 	var logged string // the cause that was logged last, at loggedAt
 	var loggedAt time.Time
@@ -133,17 +134,17 @@ func (c *Client) Run(ctx context.Context) {
 			return
 		default:
 			known := c.current.Load() != nil
-			if text := err.Error(); text != logged || time.Since(loggedAt) > logAgain {
+			switch text := err.Error(); {
+			case text == logged, logged != "" && time.Since(loggedAt) < logAgain:
+			case known && c.Breaker() != BreakerClosed: // the outage has been logged
+			case known:
 				logged, loggedAt = text, time.Now()
-				if known {
-					c.log.WarnContext(ctx,
-						"provider metadata not refreshed; the metadata before stay in use",
-						"issuer", c.cfg.Issuer, "err", err)
-				} else {
-					c.log.ErrorContext(ctx,
-						"provider discovery failed; sign-in is unavailable, existing sessions are not "+
-							"affected", "issuer", c.cfg.Issuer, "err", err)
-				}
+				c.log.WarnContext(ctx, "provider metadata not refreshed; the metadata before stay in use",
+					"issuer", c.cfg.Issuer, "err", err)
+			default:
+				logged, loggedAt = text, time.Now()
+				c.log.ErrorContext(ctx, "provider discovery failed; sign-in is unavailable, "+
+					"existing sessions are not affected", "issuer", c.cfg.Issuer, "err", err)
 			}
 			next = wait
 			if wait = min(2*wait, longestWait); !known {
