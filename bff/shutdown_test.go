@@ -87,7 +87,7 @@ func TestShutdownWaitsForRefreshesFromBeforeAReload(t *testing.T) {
 			frontend, pending, releaseRequest := slowApp(t)
 			var cfg bff.Config
 			a := newApp(t, func(_ *app, c *bff.Config) {
-				c.Provider.Wait, c.ShutdownGrace = 200*time.Millisecond, 100*time.Millisecond
+				c.Provider.Wait, c.ShutdownGrace = 2*time.Second, 100*time.Millisecond
 				c.Frontend = frontend
 				cfg = *c
 			})
