@@ -444,7 +444,7 @@ func TestCallsInAnOutageCountAsActivity(t *testing.T) {
 	const idle = 5 * time.Second
 	a := newApp(t, func(_ *app, cfg *bff.Config) {
 		cfg.Sessions.IdleTimeout = idle
-		cfg.Provider.Wait = 100 * time.Millisecond
+		cfg.Provider.Wait = 500 * time.Millisecond // for the sign-ins on a busy machine
 	})
 	// Both at once: the idle timeout of the first must not pass in the setup.
 	a.provider.Misbehave(t, brokertest.ShortLived)
