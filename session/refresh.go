@@ -148,13 +148,14 @@ func (m *Manager) ready(ctx context.Context, s *Session, wait time.Duration) (ep
 	return m.cfg.Ready(ctx, s.ID, wait)
 }
 
-// RefreshRejected refreshes the tokens of old, a session whose access token for
-// a target an API has rejected, although the token should still be good. If
-// another caller has refreshed the tokens since old was read, RefreshRejected
-// returns the session with those tokens. RefreshRejected returns old itself if
-// there is no refresh token, or if this Manager refreshed the token because of
-// a rejection in the last ten seconds: an API that rejects every token must not
-// cause a refresh with each call. The errors are those of Fresh.
+// RefreshRejected is for an access token that should still be good, but that an
+// API has rejected. RefreshRejected refreshes the tokens of the session old.
+// The target says which access token was rejected. If another caller has
+// refreshed the tokens since old was read, RefreshRejected returns the session
+// with those tokens. RefreshRejected returns old itself if there is no refresh
+// token, or if this Manager refreshed the token because of a rejection in the
+// last ten seconds: an API that rejects every token must not cause a refresh
+// with each call. The errors are those of Fresh.
 func (m *Manager) RefreshRejected(ctx context.Context, old *Session, target string) (*Session, error) {
 	s, err := m.Find(ctx, old.ticket)
 	if err != nil {

@@ -16,9 +16,10 @@ type Info struct {
 	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
 	// inaccurate if Config.IdleTimeout has changed since the activity. Zero
 	// means unknown. It is zero if IdleExpiresAt is ExpiresAt, or if the result
-	// of the calculation is in the future. If an end that the provider set is
-	// earlier than the idle timeout, LastSeenAt is too early: the store does
-	// not reveal that end.
+	// of the calculation is in the future. The provider may have set an end
+	// that comes before the session would end for idleness. IdleExpiresAt is
+	// then that end, and LastSeenAt is too early. The store does not show that
+	// this is the case.
 	LastSeenAt time.Time
 	// IdleExpiresAt is when the session ends if Manager.Touch is not called
 	// again.

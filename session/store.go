@@ -87,9 +87,9 @@ type Watcher interface {
 	// the write. An empty key means that any record or lease may have been
 	// written without an announcement.
 	//
-	// Watch calls onValid with a time in the near future, until, after which no
-	// cache may be used. It means that Watch was told of all earlier writes a
-	// moment ago. Writes since that moment may be missing in a cache. To keep
+	// Watch calls onValid with a time in the near future. No cache may be used
+	// after that time. Such a call means: a moment ago, Watch knew of every
+	// write up to then. Later writes may be missing in a cache. To keep
 	// caches in use, Watch calls onValid repeatedly, with later times. When
 	// announcements may be lost, Watch stops calling onValid.
 	//
