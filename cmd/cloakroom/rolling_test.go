@@ -102,6 +102,15 @@ func (l *balancer) remove(b *backend) {
 	b.client.CloseIdle()
 }
 
+// closeIdle closes the idle connections to all replicas.
+func (l *balancer) closeIdle() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range l.backends {
+		b.client.CloseIdle()
+	}
+}
+
 // next returns the next replica that is ready, or nil.
 func (l *balancer) next() *backend {
 	l.mu.Lock()
