@@ -16,10 +16,10 @@ type Info struct {
 	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
 	// inaccurate if Config.IdleTimeout has changed since the activity. Zero
 	// means unknown. It is zero if IdleExpiresAt is ExpiresAt, or if the result
-	// of the calculation is in the future. The provider may have set an end
-	// that comes before the session would end for idleness. IdleExpiresAt is
-	// then that end, and LastSeenAt is too early. The store does not show that
-	// this is the case.
+	// of the calculation is in the future. If the provider has set an
+	// earlier end, IdleExpiresAt may be that end. LastSeenAt is then too early,
+	// and not zero, because ExpiresAt does not include the provider's end. The
+	// store does not show when this is the case.
 	LastSeenAt time.Time
 	// IdleExpiresAt is when the session ends if Manager.Touch is not called
 	// again.

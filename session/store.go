@@ -88,10 +88,10 @@ type Watcher interface {
 	// written without an announcement.
 	//
 	// Watch calls onValid with a time in the near future. No cache may be used
-	// after that time. Such a call means: a moment ago, Watch knew of every
-	// write up to then. Later writes may be missing in a cache. To keep
-	// caches in use, Watch calls onValid repeatedly, with later times. When
-	// announcements may be lost, Watch stops calling onValid.
+	// after that time. Such a call means that Watch knew of every write until
+	// shortly before the call. A cache may lack later writes. To keep caches in
+	// use, Watch calls onValid repeatedly, with later times. When announcements
+	// may be lost, Watch stops calling onValid.
 	//
 	// A store that calls onChange before the writing method returns needs no
 	// such limit, and may call onValid once, with a distant time.
