@@ -233,6 +233,9 @@ func (b *breaker) succeeded(begun time.Time) {
 	if b.state == BreakerClosed {
 		return
 	}
+	if b.state == BreakerHalfOpen && begun.Before(b.since) {
+		return // it proves nothing: the next request, which is sent within a second, does
+	}
 	b.log.Warn("provider recovered", "after", now.Sub(b.since).Round(time.Millisecond).String(),
 		"waiting_sessions", len(b.waiting))
 	b.state, b.suspicious, b.cause = BreakerClosed, false, nil
