@@ -129,19 +129,34 @@ func (m *Manager) replay(ctx context.Context) {
 	}
 }
 
+// outdated reports whether a record is from before the write.
+func (w loggedWrite) outdated(record []byte) bool {
+	return w.deleted || slices.ContainsFunc(w.previous, func(old []byte) bool { return bytes.Equal(old, record) })
+}
+
 // reconcile returns the record that the store should have, if the store has
 // sealed and w is this replica's last write to the session. If the store has
 // lost w, reconcile repeats w.
 func (m *Manager) reconcile(ctx context.Context, id string, w loggedWrite, sealed []byte) ([]byte, error) {
+	if !w.outdated(sealed) {
+		return sealed, nil
+	}
+	// The store may have been read before the write.
+	sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(id))
+	switch {
+	case err != nil:
+		return nil, storeError("read", err)
+	case !found:
+		return nil, ErrNone
+	case !w.outdated(sealed):
+		return sealed, nil
+	}
 	if w.deleted {
 		m.log.WarnContext(ctx, "session reappeared in the store (failover?); deleted again", "session", id)
 		if err := m.delete(ctx, id); err != nil {
 			return nil, storeError("delete", err)
 		}
 		return nil, ErrNone
-	}
-	if !slices.ContainsFunc(w.previous, func(old []byte) bool { return bytes.Equal(old, sealed) }) {
-		return sealed, nil
 	}
 	m.log.WarnContext(ctx, "refreshed tokens disappeared from the store (failover?); written again", "session", id)
 	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.record)
