@@ -15,11 +15,11 @@ type Info struct {
 	// LastSeenAt is the last activity that was recorded (see Manager.Touch),
 	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
 	// inaccurate if Config.IdleTimeout has changed since the activity. Zero
-	// means unknown. It is zero if IdleExpiresAt is ExpiresAt, or if the result
-	// of the calculation is in the future. If the provider has set an
-	// earlier end, IdleExpiresAt may be that end. LastSeenAt is then too early,
-	// and not zero, because ExpiresAt does not include the provider's end. The
-	// store does not show when this is the case.
+	// means unknown. LastSeenAt is zero if IdleExpiresAt equals ExpiresAt, or
+	// if the result of the calculation is in the future. If the provider has
+	// set an earlier end, IdleExpiresAt may be that end. The calculation then
+	// gives a time that is too early. LastSeenAt has that time, because the
+	// store does not show that the end is the provider's.
 	LastSeenAt time.Time
 	// IdleExpiresAt is when the session ends if Manager.Touch is not called
 	// again.
