@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
@@ -18,9 +19,10 @@ import (
 type auditLog struct {
 	stdout io.Writer
 	log    *slog.Logger
-	buffer *logWriter // which writes to the auditLog
+	buffer *logWriter  // which writes to the auditLog
+	used   atomic.Bool // to is not nil
 
-	mu     sync.Mutex // guards all below
+	mu     sync.Mutex // guards all below; not held during a write, which may hang
 	to     io.Writer  // nil: nowhere
 	failed bool       // the last write
 }
@@ -62,14 +64,12 @@ func (a *auditLog) use(to io.Writer) {
 	defer a.mu.Unlock()
 	closeFile(a.to)
 	a.to, a.failed = to, false
+	a.used.Store(to != nil)
 }
 
 // observe is bff.Config.Observe.
 func (a *auditLog) observe(_ context.Context, e bff.Event) {
-	a.mu.Lock()
-	unused := a.to == nil
-	a.mu.Unlock()
-	if unused {
+	if !a.used.Load() {
 		return
 	}
 	line, err := json.Marshal(e)
@@ -83,11 +83,17 @@ func (a *auditLog) observe(_ context.Context, e bff.Event) {
 // Write writes lines to the destination. A fault is logged once until it ends.
 func (a *auditLog) Write(lines []byte) (int, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.to == nil {
+	to := a.to
+	a.mu.Unlock()
+	if to == nil {
 		return len(lines), nil
 	}
-	_, err := a.to.Write(lines)
+	_, err := to.Write(lines)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.to != to {
+		return len(lines), nil // it was replaced meanwhile
+	}
 	if failed := err != nil; failed != a.failed {
 		a.failed = failed
 		if failed {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -116,6 +117,27 @@ func TestFullAuditLogIsReportedOnce(t *testing.T) {
 	})
 	if got := strings.Count(r.stderr.String(), line); got != 1 {
 		t.Errorf("got %d errors, want 1", got)
+	}
+}
+
+// TestUnreadAuditLogBlocksNobody writes to a pipe that nobody reads.
+func TestUnreadAuditLogBlocksNobody(t *testing.T) {
+	t.Parallel()
+	_, unread := io.Pipe()
+	a := newAuditLog(unread, slog.New(slog.DiscardHandler))
+	a.use(unread)
+	done := make(chan struct{})
+	go func() { // ends with the last call below
+		defer close(done)
+		for range 10_000 {
+			a.observe(t.Context(), bff.Event{Kind: bff.CSRFRefused})
+		}
+		a.close()
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("events wait for the reader of the audit log")
 	}
 }
 
