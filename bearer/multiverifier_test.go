@@ -192,7 +192,7 @@ func TestClaimsTextAndList(t *testing.T) {
 		{[]string{"roles", "0"}, "", ""},
 		{[]string{"nothing", "here"}, "", ""},
 		{nil, "", ""},
-		{[]string{"realm_access", "roles"}, "", ""}, // it is there in two cases: nobody can tell which is meant
+		{[]string{"realm_access", "roles"}, "", ""}, // it is there in two cases: it is unknown which is meant
 	} {
 		if text, list := c.Text(test.path...), strings.Join(c.List(test.path...),
 			" "); text != test.text || list != test.list {

@@ -75,7 +75,7 @@ func TestRequireFresh(t *testing.T) {
 			}
 		}
 		if got := now(h, nil); got != 401 {
-			t.Errorf("nobody knows when: got %d, want 401", got)
+			t.Errorf("unknown time: got %d, want 401", got)
 		}
 		at := time.Now().Unix()
 		time.Sleep(time.Second)

@@ -25,7 +25,7 @@ const (
 	LoginReturned EventKind = "login.returned"
 	// LoginRefused: a login was not started, or did not succeed. Event.Reason
 	// is the code of the problem, or login_required and its like, if a silent
-	// login found nobody signed in.
+	// login found no session at the provider.
 	LoginRefused EventKind = "login.refused"
 	// LogoutRefused: a logout token of the provider was not accepted.
 	// Event.Reason is the code of the problem.

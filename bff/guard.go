@@ -17,7 +17,8 @@ func public(*app, *http.Request) error { return nil }
 
 // navigation accepts a top-level navigation of the browser. A script would
 // follow the redirect to the provider and fail there with an error that
-// explains nothing. A prefetch would start logins that nobody requested.
+// explains nothing. A prefetch would start logins that the user did not
+// request.
 //
 // The mode navigate proves a navigation, whatever its destination: that is
 // empty if a service worker of the app passes the navigation on with

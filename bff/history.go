@@ -69,7 +69,7 @@ func (h *history) add(e Event) {
 	switch session.Kind(e.Kind) {
 	case session.SessionStarted, session.SessionEnded, session.SessionReturned:
 	case session.SessionRefreshed:
-		e.Request = "" // of all events of a session most are refreshes, and nobody looks for them by request
+		e.Request = "" // most events are refreshes, and their request is of no interest
 	default:
 		if h.budgets.take(e.Session) > 0 {
 			return

@@ -159,8 +159,8 @@ func signedByHMAC(key []byte) func(header, claims map[string]any) (string, error
 	}
 }
 
-// signedByNobody leaves the signature empty and names the algorithm none.
-func signedByNobody(header, claims map[string]any) (string, error) {
+// withoutSignature leaves the signature empty and names the algorithm none.
+func withoutSignature(header, claims map[string]any) (string, error) {
 	header["alg"] = "none"
 	input, err := devidp.SigningInput(header, claims)
 	return input + ".", err
@@ -185,7 +185,7 @@ func TestNoneAndHMACAreRejectedEvenIfListed(t *testing.T) {
 			})
 			a.waitReady()
 			for _, sign := range []func(h, c map[string]any) (string, error){
-				signedByNobody, signedByHMAC([]byte(a.provider.Client.Secret)),
+				withoutSignature, signedByHMAC([]byte(a.provider.Client.Secret)),
 			} {
 				a.recordCalls(devidp.Hooks{SignIDToken: sign})
 				wantPage(t, a.browser().SignIn("alice", ""), 502, "login_invalid")

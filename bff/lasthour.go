@@ -68,7 +68,7 @@ func (h *lastHour) countEvent(e Event) {
 	case EventKind(session.SessionStarted):
 		m.signIns.Add(1)
 	case LoginRefused:
-		if !nobodySignedIn(e.Reason) {
+		if !notSignedIn(e.Reason) {
 			m.refused.Add(1)
 		}
 	case EventKind(session.SessionRefreshed):
@@ -78,10 +78,10 @@ func (h *lastHour) countEvent(e Event) {
 	}
 }
 
-// nobodySignedIn reports whether a login was refused for a reason that silent
-// logins have while nobody is signed in at the provider (OpenID Connect Core
+// notSignedIn reports whether a login was refused because a silent login found
+// no session at the provider (OpenID Connect Core
 // 1.0, section 3.1.2.6).
-func nobodySignedIn(reason string) bool {
+func notSignedIn(reason string) bool {
 	switch reason {
 	case "login_required", "interaction_required", "consent_required", "account_selection_required":
 		return true

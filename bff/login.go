@@ -388,9 +388,9 @@ var relayHTML = template.Must(template.New("relay").Parse(relayHead +
 
 // relaySameSite has the browser send the authorization response again, from a
 // page of this origin. On the navigation from the provider a browser withholds
-// a Strict session cookie. Without it nobody could tell whose session the login
-// of another site is about to replace, or whether a session exists by now, and
-// a route would refuse the redirect that follows.
+// a Strict session cookie. Without it, it would be unknown whose session the
+// login of another site is about to replace, or whether a session exists by
+// now, and a route would refuse the redirect that follows.
 func (a *app) relaySameSite(w *response, resp authResponse) error {
 	if resp.relayed {
 		return problem.BadCallback.WithCause(errors.New("it was relayed, but not by a page of this origin"))
@@ -460,7 +460,7 @@ func (a *app) handleAuthError(w *response, resp authResponse, at *attempt) error
 		cause = fmt.Errorf("%w: %w", errAuthenticationExpired, cause)
 	}
 	if isSilentRefusal(resp.Error) && at.Prompt == "none" {
-		e := w.event(LoginRefused, "silent login found nobody signed in")
+		e := w.event(LoginRefused, "silent login found no session at the provider")
 		e.Reason, e.Cause, e.level = resp.Error, cause.Error(), slog.LevelDebug
 		a.emit(context.Background(), e)
 		a.finish(w, at, false)

@@ -94,7 +94,8 @@ func newMetrics() *metrics {
 		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cloakroom_logins_total",
 			Help: "Steps of logins: started (a browser was sent to the provider), returned (it came back), " +
-				"completed (a session began), refused, and not_signed_in (a silent login found nobody signed in).",
+				"completed (a session began), refused, and not_signed_in (a silent login found no session at " +
+				"the provider).",
 		}, []string{"result"}),
 		loginsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cloakroom_logins_refused_total",
@@ -154,11 +155,11 @@ func (m *metrics) collectors() []prometheus.Collector {
 
 // Values of the label result.
 const (
-	loginStarted   = "started"
-	loginReturned  = "returned"
-	loginCompleted = "completed"
-	loginRefused   = "refused"
-	loginNobody    = "not_signed_in"
+	loginStarted     = "started"
+	loginReturned    = "returned"
+	loginCompleted   = "completed"
+	loginRefused     = "refused"
+	loginNotSignedIn = "not_signed_in"
 
 	refreshSuccess = "success"
 	refreshRefused = "refused"
@@ -166,7 +167,7 @@ const (
 
 // initialize makes counters begin with 0, so that the first event is a rise.
 func (m *metrics) initialize() {
-	for _, result := range []string{loginStarted, loginReturned, loginCompleted, loginRefused, loginNobody} {
+	for _, result := range []string{loginStarted, loginReturned, loginCompleted, loginRefused, loginNotSignedIn} {
 		m.logins.WithLabelValues(result)
 	}
 	for _, result := range []string{refreshSuccess, "error", "outage", "user_required", refreshRefused} {
@@ -199,7 +200,7 @@ func (m *metrics) count(e Event) {
 		m.logins.WithLabelValues(loginReturned).Inc()
 	case LoginRefused:
 		if isSilentRefusal(e.Reason) {
-			m.logins.WithLabelValues(loginNobody).Inc()
+			m.logins.WithLabelValues(loginNotSignedIn).Inc()
 			return
 		}
 		m.logins.WithLabelValues(loginRefused).Inc()

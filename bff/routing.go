@@ -72,7 +72,7 @@ func (a *app) targets() []oidc.Target {
 }
 
 // withoutLogin reports whether no route uses a session, but some the broker's
-// own token: nobody must be able to sign in.
+// own token: there must be no logins.
 func (a *app) withoutLogin() bool {
 	return slices.ContainsFunc(a.routes, func(r *route) bool { return r.client }) &&
 		!slices.ContainsFunc(a.routes, func(r *route) bool { return r.user })

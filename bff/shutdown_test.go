@@ -120,8 +120,8 @@ func TestShutdownWaitsForRefreshesFromBeforeAReload(t *testing.T) {
 	}
 }
 
-// The shutdown cancels the attempt to discover the next provider. Then nobody
-// knows whether the next configuration works, so that it must not be applied.
+// The shutdown cancels the attempt to discover the next provider. Then it is
+// unknown whether the next configuration works, so that it must not be applied.
 func TestReloadIsRefusedIfTheShutdownBegins(t *testing.T) {
 	t.Parallel()
 	var cfg bff.Config

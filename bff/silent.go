@@ -12,8 +12,8 @@ import (
 
 // silentLogin starts a login with prompt=none in an iframe of the app. The
 // resulting page posts a message with the outcome to the app. A browser that
-// withholds the provider's cookies in frames of other sites reports that nobody
-// is signed in.
+// withholds the provider's cookies in frames of other sites reports that the
+// user is not signed in.
 func (a *app) silentLogin(w *response, r *http.Request) error {
 	w.page, w.login = silentPage, true
 	switch _, err := a.findSession(r); {

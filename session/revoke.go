@@ -95,7 +95,7 @@ func (m *Manager) info(l listedSession, now time.Time, ttl time.Duration) Info {
 // The tokens of a session that is ended for ReasonRevoked are revoked as soon
 // as a replica has the session's ticket: at once if the session is in the cache
 // of a replica, otherwise when a replica next receives the cookie. Until the
-// cookie is received, nobody can read the tokens.
+// cookie is received, the tokens cannot be read.
 func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found bool, err error) {
 	sealed, _, found, err := m.sealed(ctx, id)
 	if err != nil || !found {

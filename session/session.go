@@ -113,7 +113,7 @@ func (t *Tokens) Authorization() string {
 type Session struct {
 	// ID names the session in the store, and for its user, operators and logs.
 	// The ID is a hash of the secret id in the ticket. The ID opens nothing,
-	// and nobody can compute the secret id from the ID.
+	// and the secret id cannot be computed from the ID.
 	ID      string
 	Issuer  string          // iss of the ID token
 	Subject string          // sub of the ID token

@@ -313,7 +313,7 @@ end` + body)
 }
 
 // channel returns the channel on which writes of key are published, or "" if
-// nobody follows them.
+// they are not followed.
 func (s *Redis) channel(key string) string {
 	if strings.HasPrefix(key, "session:") || strings.HasPrefix(key, "refresh:") {
 		return s.prefix + "changes"

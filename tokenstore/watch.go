@@ -231,7 +231,7 @@ func (s *Redis) watchMaster(ctx context.Context, master *redis.Options, runID *a
 	return ctx.Err()
 }
 
-// publish publishes to nobody, and fails if a script cannot publish.
+// publish publishes to no subscriber, and fails if a script cannot publish.
 var publish = redis.NewScript(`return redis.call('PUBLISH', KEYS[1], '')`)
 
 // subscribe follows the published keys, because Redis has refused CLIENT

@@ -62,9 +62,9 @@ func (c *Client) PushesRequests() bool {
 
 // CheckRequest reports whether the provider accepts an authorization request of
 // this client, with its redirect URI and scopes. It pushes one, or sends one
-// with prompt=none, which a browser without cookies would send. Nobody signs
-// in. If the provider neither refuses the request nor redirects to the redirect
-// URI, the error is nil. Discover has to succeed before.
+// with prompt=none, which a browser without cookies would send. No login
+// results. If the provider neither refuses the request nor redirects to the
+// redirect URI, the error is nil. Discover has to succeed before.
 func (c *Client) CheckRequest(ctx context.Context) error {
 	key, err := c.newRequestKey()
 	if err != nil {

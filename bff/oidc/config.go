@@ -107,7 +107,7 @@ type Config struct {
 	ClaimMap map[string]string
 	// Targets are those for which sessions get access tokens besides their own.
 	Targets []Target
-	// WithoutLogin means that nobody signs in: only client credentials are
+	// WithoutLogin means that there are no logins: only client credentials are
 	// used, for which the metadata needs no authorization_endpoint and no
 	// jwks_uri.
 	WithoutLogin bool

@@ -100,8 +100,8 @@ func (t *providerToken) namesThisClient(cfg *Config) bool {
 // tokenKeys is the goidc.KeySet for one token.
 //
 // go-oidc decodes claims with encoding/json, which takes a claim in another
-// case for the one it looks for, and fails for the type of a claim that nobody
-// needs. So it does not see the token, but one with the same algorithm and the
+// case for the one it looks for, and fails for the type of a claim that is not
+// needed. So it does not see the token, but one with the same algorithm and the
 // claims that it decides on.
 type tokenKeys struct {
 	token *providerToken
@@ -210,7 +210,7 @@ func (c *Client) verifyIDToken(ctx context.Context, m *metadata, tokens session.
 	// than the standard's counts as missing: AD FS writes auth_time as a text.
 	id.AuthTime, _ = t.claims.Date("auth_time")
 	// OpenID Connect Enterprise Extensions. Some providers send a number of
-	// seconds, which as a date is long past: with it nobody could sign in.
+	// seconds, which as a date is long past: with it every login would fail.
 	if end, err := t.claims.Date("session_expiry"); err == nil && end.Year() >= 2001 {
 		id.SessionExpiry = end
 	} else if err == nil && end.Unix() > 0 {

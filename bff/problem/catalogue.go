@@ -136,7 +136,7 @@ var (
 	})
 	StoreUnavailable = define(&Problem{
 		Status: 503, Code: "store_unavailable", Title: "Sessions are temporarily unavailable",
-		Detail: "Nobody has been signed out. " + aFewSeconds, RetryAfter: 2 * time.Second,
+		Detail: "No session has ended. " + aFewSeconds, RetryAfter: 2 * time.Second,
 		When: "Redis does not respond. Cookies are kept, and sessions continue when it responds again.",
 	})
 	ProviderUnavailable = define(&Problem{

@@ -518,7 +518,7 @@ func (w *alertWorld) exceedConnections() {
 	time.Sleep(200 * time.Millisecond)
 }
 
-// floodUnreadLog starts a replica whose log nobody reads, and has it write
+// floodUnreadLog starts a replica whose log is not read, and has it write
 // more than it buffers.
 func (w *alertWorld) floodUnreadLog() {
 	if w.other == nil {

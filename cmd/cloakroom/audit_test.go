@@ -120,8 +120,8 @@ func TestFullAuditLogIsReportedOnce(t *testing.T) {
 	}
 }
 
-// TestUnreadAuditLogBlocksNobody writes to a pipe that nobody reads.
-func TestUnreadAuditLogBlocksNobody(t *testing.T) {
+// TestUnreadAuditLogBlocksNoRequest writes to a pipe that is not read.
+func TestUnreadAuditLogBlocksNoRequest(t *testing.T) {
 	t.Parallel()
 	_, unread := io.Pipe()
 	a := newAuditLog(unread, slog.New(slog.DiscardHandler))

@@ -231,7 +231,7 @@ func (b *broker) loadAndApply(ctx context.Context) error {
 	known := b.repeated.schedule(err, time.Now())
 	var problems config.Errors
 	switch {
-	case errors.Is(err, bff.ErrStopping): // nobody needs it any more
+	case errors.Is(err, bff.ErrStopping): // it is not needed any more
 	case known:
 	case errors.As(err, &problems):
 		b.log.Error("configuration not applied; the previous one stays in force",

@@ -21,7 +21,7 @@ func checkCommand(getenv func(string) string) *cobra.Command {
 asks the provider, the store, the upstreams, the other replicas and the public
 URL, and prints what it finds with a fix for each. It takes at most 15 seconds.
 
-It changes nothing: no session is written, and nobody is signed out. The provider
+It changes nothing: no session is written or ended. The provider
 logs an authorization request, or a token request with a made-up code. The store
 has keys for a moment, which are deleted.
 

@@ -12,7 +12,7 @@ import (
 )
 
 // A reload applies a changed user or password of Redis, in store.url or in
-// another file. Nobody is signed out.
+// another file. No session ends.
 func TestReloadAppliesRedisCredentials(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

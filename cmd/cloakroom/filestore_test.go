@@ -17,7 +17,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-func TestFileStoreSignsNobodyOutAtARestart(t *testing.T) {
+func TestFileStoreKeepsSessionsAtARestart(t *testing.T) {
 	t.Parallel()
 	public := freeAddr(t)
 	_, port, _ := net.SplitHostPort(public)

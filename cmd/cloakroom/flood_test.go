@@ -185,7 +185,7 @@ func attack(addr string, silent bool, stopped <-chan struct{}) {
 	}
 }
 
-func TestIdleConnectionsAndSlowHeadersDisturbNobody(t *testing.T) {
+func TestIdleConnectionsAndSlowHeadersDisturbNoUser(t *testing.T) {
 	testenv.Slow(t)
 	f := startFlooded(t, nil)
 	before, began := len(f.at.stderr.String()), time.Now()

@@ -2,7 +2,7 @@
 // depends on, before users do: it asks the provider, the store, the upstreams,
 // the other replicas and the public URL.
 //
-// It changes nothing. It writes no session and signs nobody out. Two traces
+// It changes nothing. It writes no session and ends none. Two traces
 // remain elsewhere: the provider logs a refused token request or an
 // authorization request, and the store has keys for a moment, which are
 // deleted.

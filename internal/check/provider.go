@@ -148,7 +148,7 @@ func (p *provider) checkMetadata(ctx context.Context) []Finding {
 	findings := checkClock(resp.Header, sent, time.Now())
 	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
 		findings = append(findings, expires("oidc.issuer", "the provider", resp.TLS.PeerCertificates[0],
-			"Have it renewed. After that time nobody can sign in.")...)
+			"Have it renewed. After that time sign-in fails.")...)
 	}
 	metadata, _, err := jwks.Discover(ctx, p.client.HTTPClient(), p.cfg.OIDC.Issuer)
 	if err != nil {

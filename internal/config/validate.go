@@ -67,7 +67,7 @@ func (c *Config) NewProvider(log *slog.Logger) (*oidc.Client, Errors) {
 }
 
 // WithoutLogin reports whether no route uses a session, but some the broker's
-// own token: then nobody signs in.
+// own token: then there are no logins.
 func (c *Config) WithoutLogin() bool {
 	usesClient := func(r Route) bool { return r.Token == "client" || r.Token == "user-or-client" }
 	return slices.ContainsFunc(c.Routes, usesClient) && !slices.ContainsFunc(c.Routes, Route.usesSession)

@@ -18,7 +18,7 @@ import (
 
 func param(name, value string) oauth2.AuthCodeOption { return oauth2.SetAuthURLParam(name, value) }
 
-// authURL is a request with PKCE, of which nobody needs the verifier.
+// authURL is a request with PKCE, whose verifier is not needed.
 func (o *op) authURL(options ...oauth2.AuthCodeOption) string {
 	return o.oauth.AuthCodeURL(
 		"st",

@@ -62,6 +62,9 @@ func checkGo(path string, src []byte) []finding {
 				continue
 			}
 			limit, kind = maxComment, "comment"
+			if vague.MatchString(line) {
+				report(number, vagueMessage)
+			}
 		}
 		if columns > limit && !raw[number] {
 			report(number, "%s of %d columns, at most %d", kind, columns, limit)
@@ -80,6 +83,12 @@ func checkGo(path string, src []byte) []finding {
 	slices.SortStableFunc(findings, func(a, b finding) int { return a.line - b.line })
 	return findings
 }
+
+// vague is a subject that hides who or what is meant. Names in code style are
+// excepted.
+var vague = regexp.MustCompile(`(?i)(^|[^\w"/=-])no` + `body([^\w"/]|$)`)
+
+const vagueMessage = `name who or what, or use the passive`
 
 // commentLines returns the numbers of the lines with comments.
 func commentLines(fset *token.FileSet, file *ast.File) map[int]bool {
@@ -151,6 +160,9 @@ func checkMarkdown(path string, src []byte) []finding {
 		if strings.HasPrefix(text, "```") || strings.HasPrefix(text, "~~~") {
 			fence = text[:3]
 			continue
+		}
+		if vague.MatchString(line) {
+			findings = append(findings, finding{path, number, vagueMessage})
 		}
 		if strings.HasPrefix(text, "|") || strings.HasPrefix(line, "\t") || !strings.Contains(text, " ") {
 			continue

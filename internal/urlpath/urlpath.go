@@ -159,7 +159,7 @@ func AnyReading(escaped string, match func(decoded string) bool) bool {
 			}
 		}
 		if len(all) > maxReadings || size > maxReadingBytes {
-			return true // nobody means to write such a path
+			return true // such a path is never meant
 		}
 	}
 	return false
