@@ -68,8 +68,13 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 // origins whose name leads here (DNS rebinding). The status is: probes need it.
 func (a *app) details(r *http.Request) (list string) {
 	known := r.Context().Value(http.LocalAddrContextKey) != nil // otherwise it did not arrive on a connection
-	if known && !(onLoopback(r) && loopback.IsHost(hostname(r.Host))) && a.refuseAdmin(r) != nil {
-		return "details are for administrators: send Authorization: Bearer with server.admin_token\n"
+	if known && !(onLoopback(r) && loopback.IsHost(hostname(r.Host))) {
+		if refusal := a.refuseAdmin(r); refusal != nil {
+			if !refusal.noToken {
+				a.emitAdminRefused(r, refusal)
+			}
+			return "details are for administrators: " + refusal.cause + "\n"
+		}
 	}
 	for _, c := range a.checks(r.Context()) {
 		mark := "+"
@@ -197,7 +202,8 @@ var crossOrigin http.CrossOriginProtection
 
 // refuseAdmin returns why a request is not one of an administrator, or nil.
 func (a *app) refuseAdmin(r *http.Request) *adminRefusal {
-	given, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	isBearer := strings.EqualFold(scheme, "Bearer") // RFC 9110, section 11.1
 	switch {
 	case a.adminToken != "" && isBearer:
 		return a.checkAdminToken(r, given)

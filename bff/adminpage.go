@@ -76,6 +76,9 @@ func (a *app) admitToPage(w http.ResponseWriter, r *http.Request) (allowed bool,
 		a.emitAdminRefused(r, refusal)
 		return false, adminpage.WriteProblem(w, refusal.status, refusal.cause)
 	case !a.hasPageCookie(r):
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			a.emitAdminRefused(r, refusal)
+		}
 		return false, adminpage.WriteSignIn(w, "")
 	case crossOrigin.Check(r) != nil:
 		refusal = &adminRefusal{status: http.StatusForbidden, cause: fromOtherOrigin}
@@ -88,7 +91,9 @@ func (a *app) admitToPage(w http.ResponseWriter, r *http.Request) (allowed bool,
 // signInToPage exchanges the token for a cookie.
 func (a *app) signInToPage(w http.ResponseWriter, r *http.Request) error {
 	if crossOrigin.Check(r) != nil {
-		return adminpage.WriteProblem(w, http.StatusForbidden, fromOtherOrigin)
+		refusal := &adminRefusal{status: http.StatusForbidden, cause: fromOtherOrigin}
+		a.emitAdminRefused(r, refusal)
+		return adminpage.WriteProblem(w, refusal.status, refusal.cause)
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxAdminBody)
 	if refusal := a.checkAdminToken(r, strings.TrimSpace(r.PostFormValue("token"))); refusal != nil {

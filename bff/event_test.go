@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -222,6 +223,33 @@ func TestRefusedAdministratorsAreReported(t *testing.T) {
 	events := log.of(bff.AdminRefused)
 	if len(events) != 1 {
 		t.Fatalf("got %d events, want 1", len(events))
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", a.server.Admin())
+	mux.Handle("/admin/", a.server.AdminPage(func(context.Context, *adminpage.Page) {}))
+	page := httptest.NewServer(mux)
+	defer page.Close()
+	for _, test := range []struct{ method, path, header, value string }{
+		{"POST", "/admin/page/revoke", "Cookie", "cloakroom-admin=forged"},
+		{"POST", "/admin/page/sign-in", "Sec-Fetch-Site", "cross-site"},
+		{"GET", "/admin/", "Authorization", "Bearer guessed"},
+		{"GET", "/readyz?verbose", "Authorization", "Bearer guessed"},
+	} {
+		before := len(log.of(bff.AdminRefused))
+		r, err := http.NewRequest(test.method, page.URL+test.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = "admin.example.com"
+		r.Header.Set(test.header, test.value)
+		resp, err := page.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := len(log.of(bff.AdminRefused)) - before; got != 1 {
+			t.Errorf("%s %s: got %d events, want 1", test.method, test.path, got)
+		}
 	}
 	if events[0].Client != "192.0.2.1" { // of httptest
 		t.Errorf("client: got %q, want 192.0.2.1", events[0].Client)
