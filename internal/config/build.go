@@ -58,7 +58,7 @@ func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 			problems = append(problems, problem)
 		}
 	}
-	if len(problems) > 0 {
+	if problems = withLogins(c).replaceIn(problems); len(problems) > 0 {
 		return nil, problems.withValues(c)
 	}
 	return server, nil

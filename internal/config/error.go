@@ -123,6 +123,9 @@ func (e Errors) orNil() error {
 // withValues sets the values to those in c, as they are configured.
 func (e Errors) withValues(c *Config) Errors {
 	for _, problem := range e {
+		if problem.Value != "" {
+			continue
+		}
 		if value := valueText(reflect.ValueOf(c).Elem(), problem.Key); value != "" {
 			problem.Value = value
 		}
