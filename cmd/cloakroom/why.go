@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/terminal"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -117,7 +118,7 @@ func printEvents(c *cobra.Command, events []bff.Event) error {
 			e.Request,
 		}
 		for i, text := range row {
-			if row[i] = oneLine(text); text == "" {
+			if row[i] = terminal.OneLine(text); text == "" {
 				row[i] = "-"
 			}
 		}
@@ -130,27 +131,17 @@ func printEvents(c *cobra.Command, events []bff.Event) error {
 		switch cause, ended := endCauses[session.Reason(e.Reason)]; {
 		case e.Kind == bff.EventKind(session.SessionEnded) && ended:
 			fmt.Fprintf(c.OutOrStdout(), "\nSession %s ended at %s: %s\n",
-				oneLine(e.Session), e.Time.UTC().Format(time.RFC3339), cause)
+				terminal.OneLine(e.Session), e.Time.UTC().Format(time.RFC3339), cause)
 		case e.Cause != "":
 			fmt.Fprintf(c.OutOrStdout(), "\n%s at %s:\n", e.Kind, e.Time.UTC().Format(time.RFC3339))
 		default:
 			continue
 		}
 		if e.Cause != "" {
-			fmt.Fprintln(c.OutOrStdout(), " ", oneLine(e.Cause))
+			fmt.Fprintln(c.OutOrStdout(), " ", terminal.OneLine(e.Cause))
 		}
 	}
 	return nil
-}
-
-// oneLine replaces what could disturb a terminal: clients choose some texts.
-func oneLine(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
-			return '\ufffd'
-		}
-		return r
-	}, text)
 }
 
 // endCauses say for each reason why the session ended, and what to look at.

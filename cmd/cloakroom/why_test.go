@@ -98,13 +98,6 @@ func TestWhyRefusesMistakes(t *testing.T) {
 	}
 }
 
-func TestTerminalControlsAreNotPrinted(t *testing.T) {
-	t.Parallel()
-	if got, want := oneLine("a\x1b[2J\r\n\u202eb\u0085"), "a\ufffd[2J\ufffd\ufffd\ufffdb\ufffd"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
 func TestEveryReasonHasAnExplanation(t *testing.T) {
 	t.Parallel()
 	for _, reason := range []string{

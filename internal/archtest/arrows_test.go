@@ -32,7 +32,7 @@ const (
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
 		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi",
-		"internal/tracing"},
+		"internal/terminal", "internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 
 	"internal/check": {"bff/oidc", "session", "tokenstore",
 		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson",
-		"internal/tracing"},
+		"internal/terminal", "internal/tracing"},
 
 	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/http1", "internal/loopback",
@@ -70,6 +70,7 @@ var arrows = map[string][]string{
 	"internal/replicas":    {"session"},
 	"internal/span":        {},
 	"internal/strictjson":  {},
+	"internal/terminal":    {},
 	"internal/tracing":     {},
 	"internal/urlpath":     {},
 

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/terminal"
 )
 
 // Severity is how bad a Finding is.
@@ -86,8 +87,8 @@ func WriteTable(w io.Writer, findings []Finding) error {
 			errors++
 		}
 		fmt.Fprintf(&b, "%-*s%s\n", indent, f.Severity, cmp.Or(f.Key, "(the whole file)"))
-		writeWrapped(&b, "", f.Problem)
-		writeWrapped(&b, "fix", f.Fix)
+		writeWrapped(&b, "", terminal.OneLine(f.Problem)) // a server can choose a part of it
+		writeWrapped(&b, "fix", terminal.OneLine(f.Fix))
 		b.WriteString("\n")
 	}
 	switch warnings := len(findings) - errors; {
