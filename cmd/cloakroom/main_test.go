@@ -171,13 +171,12 @@ frontend: {dir: %q}
 	}
 }
 
-// A cached session causes a few commands a second, independent of the number of
-// calls.
-func TestCachedSessionCausesFewRedisCommands(t *testing.T) {
-	t.Parallel()
-	redis := redistest.Start(t)
+// signedInWithRedis starts a broker with a store, and returns the admin address
+// and a browser in which a user is signed in.
+func signedInWithRedis(t *testing.T, redis *redistest.Server) (b *bfftest.Browser, admin string) {
+	t.Helper()
 	listen, app := freeOrigin(t)
-	admin := freeAddr(t)
+	admin = freeAddr(t)
 	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)
 	start(t, map[string]string{
 		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": admin, "SERVER_PUBLIC_URL": app,
@@ -186,8 +185,17 @@ func TestCachedSessionCausesFewRedisCommands(t *testing.T) {
 		"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
 	}, "serve")
 	ready(t, admin)
-	b := bfftest.NewBrowser(t, app)
+	b = bfftest.NewBrowser(t, app)
 	signIn(t, b, "")
+	return b, admin
+}
+
+// A cached session causes a few commands a second, independent of the number of
+// calls.
+func TestCachedSessionCausesFewRedisCommands(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t)
+	b, _ := signedInWithRedis(t, redis)
 	commands := func() (n int) {
 		stats := regexp.MustCompile(`cmdstat_[^:]+:calls=(\d+)`)
 		for _, m := range stats.FindAllStringSubmatch(redis.Do("INFO", "commandstats"), -1) {

@@ -141,18 +141,7 @@ func TestMetricsNeedTheTokenOffLoopback(t *testing.T) {
 func TestOutageOfRedisShowsInMetrics(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t)
-	listen, app := freeOrigin(t)
-	admin := freeAddr(t)
-	provider, echo := brokertest.NewProvider(t, app), brokertest.NewEcho(t)
-	start(t, map[string]string{
-		"SERVER_LISTEN": listen, "SERVER_ADMIN_LISTEN": admin, "SERVER_PUBLIC_URL": app,
-		"OIDC_ISSUER": provider.Issuer, "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": provider.Client.Secret,
-		"STORE_URL": redis.URL(), "SESSION_KEYS": goodKey,
-		"ROUTES": "[{path: /api/, upstream: " + echo.URL + ", token: user}]",
-	}, "serve")
-	ready(t, admin)
-	b := bfftest.NewBrowser(t, app)
-	signIn(t, b, "")
+	b, admin := signedInWithRedis(t, redis)
 	wantMetric(t, admin, "cloakroom_invalidation_up", 1)
 	wantMetric(t, admin, "cloakroom_replicas", 1)
 	errors := `cloakroom_store_errors_total{operation="get"}`
