@@ -170,6 +170,7 @@ func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 
 func TestSlowResponseIsAborted(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		left := make(chan struct{}, 10)
 		w.handle(func(rw http.ResponseWriter, r *http.Request) {
@@ -212,6 +213,7 @@ func TestSlowResponseIsAborted(t *testing.T) {
 
 func TestSlowReaderIsAborted(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		left := make(chan struct{}, 10)
 		w.handle(func(rw http.ResponseWriter, r *http.Request) {
@@ -377,6 +379,7 @@ func TestWithoutAMinimumRateBodiesMayStall(t *testing.T) {
 // Responses that fit into a buffer are sent after their handlers have returned.
 func TestStalledReaderOfPipelinedResponsesIsAborted(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	f := newProtocolServer(t, func(_ *protocolServer, cfg *bff.Config) {
 		cfg.BodyMinRate = testRate
 		cfg.Frontend = http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { rw.Write(make([]byte, 2000)) })

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/redistest"
 	"github.com/cloakroom-bff/cloakroom/internal/replicas"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // strayKey is a session key that only one replica has.
@@ -189,6 +190,7 @@ func TestReplicasLogTheirDifferences(t *testing.T) {
 // mends the one that differs.
 func TestReloadEndsTheDifference(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	redis := redistest.Start(t)
 	docs, err := os.ReadFile("../../docs/sessions.md")
 	if err != nil {

@@ -24,10 +24,10 @@ func Slow(t testing.TB) {
 }
 
 // Main runs the tests of a package, of which most wait for other processes:
-// sixteen at a time, unless -parallel says otherwise or all tests are to run.
+// 32 at a time, unless -parallel says otherwise or all tests are to run.
 func Main(m *testing.M) {
 	if !All() {
-		flag.Set("test.parallel", "16")
+		flag.Set("test.parallel", "32")
 	}
 	os.Exit(m.Run())
 }
