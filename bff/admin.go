@@ -106,10 +106,7 @@ func (a *app) checks(ctx context.Context) []adminpage.Check {
 	_, _, _, err := a.store.Get(ctx, "readyz")
 	check("store", err, "ok, "+time.Since(began).Round(10*time.Microsecond).String())
 	check("invalidation", failedIf(!a.sessions.CacheValid(), "changes are not announced; the cache is not used"), "ok")
-	for _, route := range a.routes {
-		if route.proxy == nil {
-			continue
-		}
+	for _, route := range a.proxied() {
 		for _, upstream := range route.proxy.Status() {
 			check("upstream "+route.Path+" "+upstream.Address,
 				failedIf(upstream.Failed, "the last requests failed"), "ok")

@@ -42,6 +42,7 @@ type app struct {
 	table        map[string][]endpoint // :: path → one endpoint per method
 	routes       []*route              // longest path first
 	frontend     http.Handler
+	files        *frontendServer // nil: there is none
 	sessions     *session.Manager
 	cookie       *session.Cookie
 	maxPerUser   int // Config.Sessions.MaxPerUser
@@ -167,6 +168,7 @@ func newApp(cfg Config) (*app, error) {
 		cfg.Sessions.Store = a.store
 	}
 	fail(a.addRoutes(cfg, publicURL))
+	fail(a.addFrontendServer(cfg.FrontendServer))
 	cfg.Provider.RedirectURI = a.origin + a.prefix + "/callback"
 	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
 	cfg.Provider.TracerProvider, cfg.Sessions.TracerProvider = cfg.TracerProvider, cfg.TracerProvider
@@ -285,10 +287,8 @@ const idleInterval = 10 * time.Millisecond
 func (a *app) close(ctx context.Context) error {
 	defer a.provider.Close()
 	defer a.background.Wait()
-	for _, route := range a.routes {
-		if route.proxy != nil {
-			defer route.proxy.Close()
-		}
+	for _, route := range a.proxied() {
+		defer route.proxy.Close()
 	}
 	if a.stopBackground != nil {
 		defer a.stopBackground()
@@ -419,6 +419,9 @@ func (a *app) serveOddPath(w *response, r *http.Request, raw string, cause error
 // serveFrontend serves what belongs to the app itself.
 func (a *app) serveFrontend(w *response, r *http.Request) error {
 	w.metrics = a.server.metrics.frontend
+	if a.files != nil && !a.files.isPage(r) {
+		return a.forwardToFrontend(w, r)
+	}
 	if a.frontend == nil {
 		return problem.NotFound
 	}

@@ -80,6 +80,9 @@ type Config struct {
 	// Frontend serves the app: every path that is neither under Prefix nor
 	// under a route. Nil means 404.
 	Frontend http.Handler
+	// FrontendServer has the app, or the files for the pages of Frontend. Nil
+	// means that Frontend serves all.
+	FrontendServer *FrontendServer
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 

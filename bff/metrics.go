@@ -310,6 +310,9 @@ func (a *app) attach(s *Server) {
 		}
 		route.metrics = s.metrics.forRoute(route.Path, servers)
 	}
+	if a.files != nil {
+		a.files.metrics = s.metrics.forRoute(routeFrontend, a.files.proxy.Servers())
+	}
 	a.endpointMetrics = make(map[string]*routeMetrics)
 	for path := range a.table {
 		a.endpointMetrics[path] = s.metrics.forRoute(path, nil)
@@ -429,7 +432,7 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 		gauge(breakerDesc, oneIf(a.provider.Breaker() == state), string(state))
 	}
 	gauge(invalidationDesc, oneIf(a.sessions.CacheValid()))
-	for _, route := range a.routes {
+	for _, route := range a.proxied() {
 		for server, up := range route.upstreamsUp() {
 			gauge(upstreamUpDesc, oneIf(up), route.Path, server)
 		}
@@ -468,16 +471,14 @@ func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
 	for host, expiry := range a.provider.CertificateExpiry() {
 		add("provider", cmp.Or(host, issuer), expiry)
 	}
-	for _, route := range a.routes {
+	for _, route := range a.proxied() {
 		if route.TLS != nil {
 			for i := range route.TLS.Certificates {
 				addOwn("client", &route.TLS.Certificates[i])
 			}
 		}
-		if route.proxy != nil {
-			for i, server := range route.proxy.Servers() {
-				add("upstream", server, route.proxy.CertificateExpiry(i))
-			}
+		for i, server := range route.proxy.Servers() {
+			add("upstream", server, route.proxy.CertificateExpiry(i))
 		}
 	}
 	return all
@@ -509,9 +510,6 @@ func (m *metrics) read() totals {
 // upstreamsUp returns for each server of the route whether one of its addresses
 // has not failed.
 func (route *route) upstreamsUp() map[string]bool {
-	if route.proxy == nil {
-		return nil
-	}
 	up := make(map[string]bool)
 	known := route.proxy.Status()
 	for i, server := range route.proxy.Servers() {

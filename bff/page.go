@@ -32,6 +32,19 @@ var pageCSP = func() string {
 		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }()
 
+// waitingScript reloads the page when a server responds that was down.
+const waitingScript = `async function look() {
+  try {
+    const response = await fetch(location.href, { method: "HEAD", cache: "no-store" });
+    if (response.status !== 503) return location.reload();
+  } catch {}
+  setTimeout(look, 1000);
+}
+setTimeout(look, 1000);`
+
+// waitingCSP is pageCSP for the page with waitingScript.
+var waitingCSP = pageCSP + "; connect-src 'self'; script-src " + hashSource(waitingScript)
+
 // hashSource returns the source expression that allows one inline script or
 // style (CSP Level 3, section 2.3.1).
 func hashSource(text string) string {
@@ -42,24 +55,28 @@ func hashSource(text string) string {
 // writePage responds with an HTML page. The page of a failed login has a link
 // to another try.
 func (a *app) writePage(w *response, p *problem.Problem) {
-	tryAgain := ""
-	if w.page == loginPage {
+	tryAgain, csp, script := "", pageCSP, ""
+	switch w.page {
+	case loginPage:
 		tryAgain = a.prefix + "/login"
 		if p.ReturnTo != "" && p.ReturnTo != "/" {
 			tryAgain += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
 		}
+	case waitingPage:
+		csp, script = waitingCSP, "<script>"+waitingScript+"</script>\n"
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", pageCSP)
+	h.Set("Content-Security-Policy", csp)
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.Status)
-	w.Write(renderPage(p, w.requestID, tryAgain))
+	w.Write(renderPage(p, w.requestID, tryAgain, script))
 }
 
-// renderPage returns the page for a problem. All values are escaped.
-func renderPage(p *problem.Problem, requestID, tryAgain string) []byte {
+// renderPage returns the page for a problem. All values are escaped, except for
+// script, an element.
+func renderPage(p *problem.Problem, requestID, tryAgain, script string) []byte {
 	page := make([]byte, 0, len(pageHTML)+512)
 	for i, value := range pageValues {
 		page = append(page, pageTexts[i]...)
@@ -70,6 +87,8 @@ func renderPage(p *problem.Problem, requestID, tryAgain string) []byte {
 			page = append(page, html.EscapeString(p.Code)...)
 		case "{{request}}":
 			page = append(page, html.EscapeString(requestID)...)
+		case "{{script}}":
+			page = append(page, script...)
 		case "{{detail}}":
 			if p.Detail != "" {
 				page = append(page, "<p>"+html.EscapeString(p.Detail)+"</p>"...)

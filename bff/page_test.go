@@ -11,7 +11,7 @@ func TestPageEscapesItsValues(t *testing.T) {
 	t.Parallel()
 	const hostile = `"><script>alert(1)</script>`
 	p := &problem.Problem{Title: hostile + "1", Detail: hostile + "2", Code: hostile + "3"}
-	page := string(renderPage(p, hostile+"4", "/bff/login?return_to="+hostile+"5"))
+	page := string(renderPage(p, hostile+"4", "/bff/login?return_to="+hostile+"5", ""))
 	if strings.Contains(page, "<script") {
 		t.Errorf("the page has a script:\n%s", page)
 	}
@@ -28,7 +28,7 @@ func TestPageEscapesItsValues(t *testing.T) {
 
 func TestPageOmitsWhatIsEmpty(t *testing.T) {
 	t.Parallel()
-	page := string(renderPage(&problem.Problem{Title: "Title"}, "id", ""))
+	page := string(renderPage(&problem.Problem{Title: "Title"}, "id", "", ""))
 	if strings.Contains(page, "Try again") {
 		t.Error("the page has a link to try again")
 	}

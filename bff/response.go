@@ -42,6 +42,8 @@ type response struct {
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was aborted because the client reads too slowly
 
+	fromFrontend bool // the server of the app's files responds, not an API
+
 	metrics  *routeMetrics // for which the request is counted
 	access   access        // of a request to a route
 	exchange proxy.Record  // with the route's upstream
@@ -63,10 +65,11 @@ type response struct {
 type page int
 
 const (
-	noPage     page = iota // as problem+json
-	plainPage              // as a page with a link to the app
-	loginPage              // as a page with links to the app and to the login
-	silentPage             // not at all: a page in an iframe tells the app that the user is not signed in
+	noPage      page = iota // as problem+json
+	plainPage               // as a page with a link to the app
+	loginPage               // as a page with links to the app and to the login
+	waitingPage             // as a page that reloads itself when the app's server is back
+	silentPage              // not at all: a page in an iframe tells the app that the user is not signed in
 )
 
 func (a *app) newResponse(w http.ResponseWriter, r *http.Request) *response {

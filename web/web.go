@@ -28,7 +28,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
-// Config configures a [Handler]. Exactly one of Dir and FS is required;
+// Config configures a [Handler]. Exactly one of Dir, FS and URL is required;
 // everything else is optional.
 type Config struct {
 	// Dir is the output directory of the app's build. It must contain an
@@ -38,6 +38,13 @@ type Config struct {
 	Dir string
 	// FS contains the app instead of Dir.
 	FS fs.FS
+	// URL is that of a server with the app: a development server, or a CDN. The
+	// Handler does not forward requests. See Handler.IsPage and
+	// Handler.SetHeader.
+	URL string
+	// Client is for requests to a CDN. Nil means one with the default
+	// transport.
+	Client *http.Client
 
 	// FormAction lists further origins that a form may lead to. Browsers apply
 	// form-action to redirects after a form post too, so a logout form needs
@@ -73,6 +80,7 @@ type Handler struct {
 	policy     policy
 	headers    map[string]string // of every response
 	sourceMaps bool
+	dev        bool // Config.URL is that of a development server
 	digests    digests
 	log        *slog.Logger
 }
@@ -93,10 +101,14 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Dir != "" {
 		h.files = directory(cfg.Dir)
 	}
+	var urlErr error
+	if cfg.URL != "" {
+		urlErr = h.setServer(cfg)
+	}
 	var policyErr error
 	h.policy, policyErr = newPolicy(cfg)
 	permissions, permissionsErr := permissionsPolicy(cfg.Permissions)
-	if err := errors.Join(checkFiles(cfg), policyErr, permissionsErr); err != nil {
+	if err := errors.Join(checkFiles(cfg), urlErr, policyErr, permissionsErr); err != nil {
 		return nil, err
 	}
 	h.headers = map[string]string{
@@ -107,17 +119,22 @@ func New(cfg Config) (*Handler, error) {
 		"Cross-Origin-Resource-Policy": "same-origin",
 		"Permissions-Policy":           permissions,
 	}
-	if cfg.HTTPS { // RFC 6797, section 7.2: not over plain http
+	if cfg.HTTPS && !h.dev { // RFC 6797, section 7.2: not over plain http
 		h.headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
 	}
 	return h, nil
 }
 
-// checkFiles verifies that exactly one of Dir and FS is set and has an
-// index.html.
+// checkFiles verifies that exactly one of Dir, FS and URL is set, and that a
+// directory or FS has an index.html.
 func checkFiles(cfg Config) error {
-	if (cfg.Dir == "") == (cfg.FS == nil) {
-		return configerr.New("Dir", cfg.Dir, errors.New("exactly one of Dir and FS is required"))
+	switch {
+	case cfg.URL != "" && (cfg.Dir != "" || cfg.FS != nil):
+		return configerr.New("URL", cfg.URL, errors.New("it excludes a directory: only one of them has the app"))
+	case cfg.URL != "":
+		return nil
+	case (cfg.Dir == "") == (cfg.FS == nil):
+		return configerr.New("Dir", cfg.Dir, errors.New("exactly one of Dir, FS and URL is required"))
 	}
 	if cfg.Dir != "" {
 		if err := checkDir(cfg.Dir); err != nil {

@@ -625,8 +625,8 @@ func TestNewErrors(t *testing.T) {
 		cfg  web.Config
 		want string
 	}{
-		{"neither Dir nor FS", web.Config{}, "Dir: exactly one of Dir and FS is required"},
-		{"Dir and FS", web.Config{Dir: outer, FS: app()}, "Dir: exactly one of Dir and FS is required"},
+		{"neither Dir nor FS", web.Config{}, "Dir: exactly one of Dir, FS and URL is required"},
+		{"Dir and FS", web.Config{Dir: outer, FS: app()}, "Dir: exactly one of Dir, FS and URL is required"},
 		{
 			"absent", web.Config{Dir: filepath.Join(noIndex, "dist")},
 			fmt.Sprintf("Dir: %q does not exist: build the app first, "+

@@ -134,6 +134,11 @@ var (
 		Status: 504, Code: "upstream_timeout", Title: "The API did not respond in time",
 		When: "The upstream exceeded one of the route's `timeouts`, or reads the body too slowly.",
 	})
+	FrontendUnavailable = define(&Problem{
+		Status: 503, Code: "frontend_unavailable", Title: "The app is temporarily unavailable",
+		Detail: aFewSeconds, RetryAfter: time.Second,
+		When: "The server of `frontend.url` does not respond, or its response is malformed.",
+	})
 	StoreUnavailable = define(&Problem{
 		Status: 503, Code: "store_unavailable", Title: "Sessions are temporarily unavailable",
 		Detail: "No session has ended. " + aFewSeconds, RetryAfter: 2 * time.Second,

@@ -52,6 +52,13 @@ func (p *Problem) WithCause(err error) *Problem {
 	return &q
 }
 
+// WithDetail returns a copy with another text about what to do.
+func (p *Problem) WithDetail(text string) *Problem {
+	q := *p
+	q.Detail = text
+	return &q
+}
+
 // WithReturnTo returns a copy with the path to which another login returns.
 func (p *Problem) WithReturnTo(path string) *Problem {
 	q := *p

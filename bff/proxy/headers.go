@@ -191,6 +191,7 @@ func (x *exchange) requestHeader(out http.Header) {
 		case action == drop, listed != nil && listed[name]:
 		case !ordinary[name] && (isSpoofable(name) || isIdentity(name)):
 		case x.p.reserved != nil && x.p.reserved[HeaderKey(name)]:
+		case action == filter && x.p.NoCookies:
 		case action == filter:
 			for _, line := range values {
 				if rest := x.p.group.dropOwnCookies(line); rest != "" {
@@ -238,6 +239,10 @@ func (x *exchange) setForwarded(out http.Header) {
 		set[1] = x.opts.RequestID
 		out["X-Request-Id"] = set[1:2:2]
 	}
+	if x.p.HideOrigin {
+		x.hideOrigin(out)
+		return
+	}
 	if out["X-Forwarded-Host"] = x.p.forwardedHost; x.p.forwardedHost == nil {
 		out["X-Forwarded-Host"] = []string{x.publicHost()}
 	}
@@ -246,6 +251,21 @@ func (x *exchange) setForwarded(out http.Header) {
 	}
 	if x.p.forwardedPrefix != nil {
 		out["X-Forwarded-Prefix"] = x.p.forwardedPrefix
+	}
+}
+
+// hideOrigin replaces the public origin in Origin and Referer by the
+// upstream's. Servers for development compare it with Host.
+func (x *exchange) hideOrigin(out http.Header) {
+	server := x.p.servers.servers[0]
+	public, own := x.publicScheme()+"://"+x.publicHost(), server.url.Scheme+"://"+server.host
+	for _, name := range []string{"Origin", "Referer"} {
+		for i, value := range out[name] {
+			if rest, ok := strings.CutPrefix(value, public); ok && (rest == "" || rest[0] == '/') {
+				out[name] = slices.Clone(out[name]) // the client's own
+				out[name][i] = own + rest
+			}
+		}
 	}
 }
 
@@ -306,6 +326,7 @@ func (x *exchange) copyHeader(h, from http.Header) {
 		switch action := responseHeaders[name]; {
 		case action == drop, listed != nil && listed[name]:
 		case name == "X-Request-Id" && len(h[name]) > 0: // the caller of Forward has set its own
+		case action == filter && x.p.NoCookies:
 		case action == filter:
 			for _, line := range values {
 				if x.p.group.cookieAllowed(line) {

@@ -49,6 +49,13 @@ type Upstream struct {
 	// AllowDocuments lets documents that can run script, such as HTML and SVG,
 	// act as pages of the broker's origin. Otherwise they are sandboxed.
 	AllowDocuments bool
+	// NoCookies removes all cookies from requests and responses. Otherwise only
+	// the broker's own are removed.
+	NoCookies bool
+	// HideOrigin has the upstream see requests for its own origin, as without
+	// the broker: Origin and Referer of the public URL become those of the
+	// upstream, and X-Forwarded-Host, -Proto and -Prefix are not sent.
+	HideOrigin bool
 	// Reserved are request headers that the upstream trusts (see
 	// Options.SetHeader). Those that a client sends are removed.
 	Reserved []string

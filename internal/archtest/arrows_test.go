@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 	"session":    {"internal/configerr", "internal/flight", "internal/span"},
 	"tokenstore": {"internal/configerr"},
 	"bearer":     {"internal/configerr", "internal/flight", "internal/jwks", "internal/strictjson"},
-	"web":        {"internal/configerr"},
+	"web":        {"internal/configerr", "internal/flight", "internal/loopback"},
 
 	"internal/configerr":   {},
 	"internal/descriptors": {},

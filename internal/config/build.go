@@ -30,7 +30,7 @@ import (
 // Parts are what a server has besides its configuration.
 type Parts struct {
 	Store   session.Store
-	App     fs.FS                            // nil: frontend.dir
+	App     fs.FS                            // nil: frontend.dir or frontend.url
 	TLS     *tls.Config                      // of the listeners; nil: plain HTTP
 	Traces  trace.TracerProvider             // nil: no spans
 	Observe func(context.Context, bff.Event) // nil: events are in the log only
@@ -48,6 +48,12 @@ func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 	problems = append(problems, fieldErrors(err, frontendKey)...)
 	if frontend != nil {
 		cfg.Frontend = frontend
+		if c.Frontend.URL != "" {
+			cfg.FrontendServer = &bff.FrontendServer{
+				URL: c.Frontend.URL, Dev: frontend.IsDevServer(),
+				IsPage: frontend.IsPage, SetHeader: frontend.SetHeader,
+			}
+		}
 	}
 	server, err := bff.New(cfg)
 	translated := slices.Clone(problems)
@@ -367,7 +373,7 @@ func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
 // frontend returns the handler of the app's files. It returns nil without an
 // app.
 func (c *Config) frontend(app fs.FS, log *slog.Logger) (*web.Handler, error) {
-	if c.Frontend.Dir == "" && app == nil {
+	if c.Frontend.Dir == "" && c.Frontend.URL == "" && app == nil {
 		return nil, nil
 	}
 	var provider []string
@@ -378,6 +384,7 @@ func (c *Config) frontend(app fs.FS, log *slog.Logger) (*web.Handler, error) {
 	}
 	return web.New(web.Config{
 		Dir:        c.Frontend.Dir,
+		URL:        c.Frontend.URL,
 		FS:         app,
 		FormAction: provider,                                   // the target of a logout form
 		Sources:    map[string][]string{"frame-src": provider}, // the target of a silent login

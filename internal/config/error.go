@@ -245,6 +245,7 @@ var fieldKeys = map[string]string{
 	"LogRequests":                "log.access",
 	"LogExclude":                 "log.exclude",
 	"LogUsers":                   "log.users",
+	"FrontendServer.URL":         "frontend.url",
 }
 
 // serverKey returns the key that configures a field of bff.Config, such as

@@ -200,7 +200,11 @@ var Keys = []Key{
 	{"routes[].require.claims", "", "Claims that the user must have, one of several values each, else 403."},
 	{"routes[].require.acr", "", "Accepted authentication contexts, else 401 (RFC 9470)."},
 	{"routes[].require.max_age", "", "Maximum age of the sign-in, else 401 (RFC 9470)."},
-	{"frontend.dir", "", "Directory of the built app. Without it only endpoints and routes are served."},
+	{"frontend.dir", "",
+		"Directory of the built app. Without it and `frontend.url` only endpoints and routes are served."},
+	{"frontend.url", "",
+		"A development server (`http`, on this machine or in a private network) or a CDN (`https`) that has the " +
+			"app, instead of `frontend.dir`."},
 	{"log.level", "info", "Least level of log lines: `error`, `warn`, `info` or `debug`."},
 	{"log.format", "json", "Format of log lines: `json` or `text`."},
 	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},

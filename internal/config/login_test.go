@@ -15,6 +15,7 @@ func TestPasswordsInURLsAreMistakesAndNotQuoted(t *testing.T) {
 			"server.public_url": "server: {public_url: '" + u + "'}\n",
 			"oidc.issuer":       "oidc: {issuer: '" + u + "'}\n",
 			"oidc.logout_url":   "oidc: {logout_url: '" + u + "'}\n",
+			"frontend.url":      "frontend: {url: '" + u + "'}\n",
 			"routes[0].upstream": "routes: [{path: /a/, token: none, upstream: '" + u + "'}, " +
 				"{path: /b/, token: none, upstream: 'http://b'}]\n",
 			"routes[1].upstream": "routes: [{path: /a/, token: none, upstream: 'http://a'}, " +

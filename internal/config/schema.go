@@ -214,6 +214,7 @@ const noRate ByteRate = -1
 
 type Frontend struct {
 	Dir string `yaml:"dir"`
+	URL string `yaml:"url"` // of a development server or a CDN, instead of dir
 }
 
 type Log struct {

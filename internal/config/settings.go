@@ -15,7 +15,7 @@ import (
 // are compared by the value itself.
 var ownSettings = []string{
 	// Replicas may differ in these, and in paths of files.
-	"server.listen", "server.admin_listen", "frontend.dir", "log.level",
+	"server.listen", "server.admin_listen", "frontend.dir", "frontend.url", "log.level",
 	// Replicas that find each other share the store. Only their way to it can
 	// differ.
 	"store",

@@ -87,7 +87,7 @@ func (c *Config) Endpoint(path string) string {
 	return strings.TrimSuffix(c.Server.PublicURL, "/") + c.Server.Prefix + path
 }
 
-// NewFrontend returns the handler of the app's files; nil without frontend.dir.
+// NewFrontend returns the handler of the app's files; nil without an app.
 // The error is an Errors.
 func (c *Config) NewFrontend(log *slog.Logger) (*web.Handler, error) {
 	handler, err := c.frontend(nil, log)

@@ -1,0 +1,97 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/internal/configerr"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
+)
+
+// checkURL returns the URL of the server that has the app's files, and whether
+// it is a development server: one on this machine, or with plain HTTP in a
+// private network. Every other is a CDN, which needs https.
+func checkURL(raw string) (u *url.URL, dev bool, err error) {
+	u, err = url.Parse(raw)
+	if err != nil || u.Hostname() == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, false, fmt.Errorf("%q is not a URL such as http://localhost:5173 or "+
+			"https://cdn.example.com/app", raw)
+	}
+	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return nil, false, errors.New("it has more than scheme, host and path")
+	}
+	host := strings.ToLower(u.Hostname())
+	switch {
+	case loopback.IsHost(host), u.Scheme == "http" && isPrivateHost(host):
+		return u, true, nil
+	case u.Scheme == "http":
+		return nil, false, fmt.Errorf("%q: anybody on the way could change the app; use https, or a development "+
+			"server on this machine or in a private network", raw)
+	}
+	return u, false, nil
+}
+
+// setServer prepares for the server of cfg.URL.
+func (h *Handler) setServer(cfg Config) error {
+	base, dev, err := checkURL(cfg.URL)
+	if err != nil {
+		return configerr.New("URL", cfg.URL, err)
+	}
+	h.dev, h.files = dev, newCDN(base, cfg.Client, h.log)
+	return nil
+}
+
+// isPrivateHost reports whether a host is in a private network: its address is
+// private, or its name has no meaning on the internet (RFC 6761, RFC 6762).
+func isPrivateHost(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().IsPrivate()
+	}
+	if !strings.Contains(host, ".") {
+		return true // such as the name of a container
+	}
+	for _, suffix := range []string{".internal", ".local", ".test", ".home.arpa"} {
+		if strings.HasSuffix(host, suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// IsDevServer reports whether Config.URL is that of a development server.
+func (h *Handler) IsDevServer() bool { return h.dev }
+
+// IsPage reports whether the Handler serves a request itself, with the page of
+// Config.URL: a navigation inside the app. The server has everything else.
+func (h *Handler) IsPage(r *http.Request) bool {
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	return name == "" || name == index || navigates(r) && !isAsset(name)
+}
+
+// SetHeader sets in the header of a response of the server of Config.URL what
+// the Handler's own responses have. The Content-Security-Policy of a CDN's
+// response allows no inline script: only the page that the Handler serves
+// itself has hashes.
+//
+// The policy of a development server's page is in its report-only form, because
+// such servers insert scripts. It allows inline script elements, whose hashes a
+// build would have.
+func (h *Handler) SetHeader(header http.Header) {
+	for name, value := range h.headers {
+		header.Set(name, value)
+	}
+	policy := h.policy.forPage(nil)
+	if !h.dev {
+		header.Set("Content-Security-Policy", policy)
+		return
+	}
+	if strings.HasPrefix(header.Get("Content-Type"), "text/html") {
+		policy = strings.Replace(policy, "script-src 'self'", "script-src 'self' 'unsafe-inline'", 1)
+		policy = strings.Replace(policy, "base-uri 'none'", "base-uri 'self'", 1)
+		header.Set("Content-Security-Policy-Report-Only", policy+"; script-src-attr 'none'")
+	}
+}
