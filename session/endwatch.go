@@ -19,7 +19,7 @@ const (
 	unannouncedInterval = time.Second
 )
 
-// endWatchers holds the callbacks to run when a session ends.
+// endWatchers holds the callbacks to run when a session changes or ends.
 type endWatchers struct {
 	changed chan struct{} // receives when a watched session has changed
 
@@ -39,10 +39,12 @@ type watchedSession struct {
 	watchers map[*endWatcher]struct{}
 }
 
-// endWatcher is one call of OnEnd. endWatchers.mu guards it.
+// endWatcher is one call of Follow. endWatchers.mu guards it.
 type endWatcher struct {
-	session        *Session
-	ended          func()
+	id             string   // Session.ID
+	session        *Session // that changed was last called with; nil without changed, once it is registered
+	changed        func(latest *Session)
+	ended          func(reason Reason)
 	since          time.Time
 	stopped        bool
 	registered     bool
@@ -54,7 +56,18 @@ type endWatcher struct {
 // After Run has returned, OnEnd calls ended at once. OnEnd is for streams and
 // other long work for a session. ended must not block.
 func (m *Manager) OnEnd(s *Session, ended func()) (stop func()) {
-	w := &endWatcher{session: s, ended: ended, since: time.Now()}
+	return m.Follow(s, nil, func(Reason) { ended() })
+}
+
+// Follow is OnEnd, and also says why the session ended. The reason is empty if
+// the session may still exist, because Run has returned.
+//
+// Until the end, Run calls changed with the session within a second after it
+// was read again: after a refresh or a Touch on any replica, for example. The
+// session may be the same as before in all fields. A nil changed is not called.
+// changed and ended must not block. They may be in progress when stop returns.
+func (m *Manager) Follow(s *Session, changed func(latest *Session), ended func(reason Reason)) (stop func()) {
+	w := &endWatcher{id: s.ID, session: s, changed: changed, ended: ended, since: time.Now()}
 	m.ends.add(w)
 	return func() { m.ends.stop(w) }
 }
@@ -63,7 +76,7 @@ func (e *endWatchers) add(w *endWatcher) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
-		go w.ended() // until it returns, which is soon
+		go w.ended("") // until it returns, which is soon
 		return
 	}
 	if w.previous = e.last; e.last != nil {
@@ -86,10 +99,10 @@ func (e *endWatchers) stop(w *endWatcher) {
 		e.unlink(w)
 		return
 	}
-	if session := e.watched[w.session.ID]; session != nil {
+	if session := e.watched[w.id]; session != nil {
 		delete(session.watchers, w)
 		if len(session.watchers) == 0 {
-			delete(e.watched, w.session.ID)
+			delete(e.watched, w.id)
 		}
 	}
 }
@@ -119,13 +132,16 @@ func (e *endWatchers) promote(now time.Time, all bool) {
 		if e.watched == nil {
 			e.watched = make(map[string]*watchedSession)
 		}
-		session := e.watched[w.session.ID]
+		session := e.watched[w.id]
 		if session == nil {
 			session = &watchedSession{session: w.session, watchers: make(map[*endWatcher]struct{})}
-			e.watched[w.session.ID] = session
+			e.watched[w.id] = session
 		}
 		session.changed = true // perhaps, since it was read
 		session.watchers[w] = struct{}{}
+		if w.changed == nil {
+			w.session = nil // it may be an old copy
+		}
 	}
 }
 
@@ -172,24 +188,41 @@ func (e *endWatchers) due(now time.Time, announced bool) []*Session {
 	return due
 }
 
-// markAlive records that a session was found.
+// markAlive records that a session was found, and tells the watchers that have
+// not seen this state of it.
 func (e *endWatchers) markAlive(s *Session, now time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if session := e.watched[s.ID]; session != nil {
-		session.session, session.readAt = s, now
+	for _, changed := range e.seen(s, now) {
+		changed(s)
 	}
 }
 
-// notify calls the watchers of a session that has ended.
-func (e *endWatchers) notify(id string) {
+// seen records that a session was found, and returns the functions to call.
+func (e *endWatchers) seen(s *Session, now time.Time) (changed []func(*Session)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	session := e.watched[s.ID]
+	if session == nil {
+		return nil
+	}
+	session.session, session.readAt = s, now
+	for w := range session.watchers {
+		if w.changed != nil && w.session != s {
+			w.session = s
+			changed = append(changed, w.changed)
+		}
+	}
+	return changed
+}
+
+// notify calls the watchers of a session that has ended for a reason.
+func (e *endWatchers) notify(id string, reason Reason) {
 	e.mu.Lock()
 	session := e.watched[id]
 	delete(e.watched, id)
 	e.mu.Unlock()
 	if session != nil {
 		for w := range session.watchers {
-			w.ended()
+			w.ended(reason)
 		}
 	}
 }
@@ -202,7 +235,7 @@ func (e *endWatchers) notifyAll() {
 	e.promote(time.Now(), true)
 	e.markChanged("")
 	for _, s := range e.due(time.Now(), true) {
-		e.notify(s.ID)
+		e.notify(s.ID, "")
 	}
 }
 
@@ -219,17 +252,26 @@ func (m *Manager) watchEnds(ctx context.Context) {
 		m.ends.promote(now, false)
 		due := m.ends.due(now, m.cache.valid(now))
 		for len(due) > 0 {
-			latest, err := m.Find(ctx, due[0].ticket)
+			latest, err := m.find(ctx, due[0].ticket)
 			if err != nil && !errors.Is(err, ErrNone) {
 				break // the store is unavailable
 			}
 			if err == nil {
 				m.ends.markAlive(latest, now)
 			} else {
-				m.ends.notify(due[0].ID)
+				m.ends.notify(due[0].ID, m.endReason(ctx, due[0].ID))
 			}
 			due = due[1:]
 		}
 		m.ends.requeue(due)
 	}
+}
+
+// endReason returns why a session ended.
+func (m *Manager) endReason(ctx context.Context, id string) Reason {
+	reason, err := m.buriedReason(ctx, id)
+	if err != nil || reason == "" { // the store has failed since, or has lost the tombstone
+		return m.expiryReason(id, time.Now())
+	}
+	return reason
 }

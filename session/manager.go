@@ -155,6 +155,7 @@ type Manager struct {
 	reported sessionSet // whose end this replica has reported, or another one as far as this one knows
 	revoked  sessionSet // whose tokens need no revocation any more
 	returned sessionSet // whose cookie came back to this replica
+	seen     lastSeen
 
 	mu        sync.Mutex               // guards all below
 	refreshes map[refreshKey]*refresh  // in flight, and failed ones until they are forgotten
@@ -220,6 +221,10 @@ type New struct {
 
 	// ExpiresAt is when the provider ends the session. Zero means unknown.
 	ExpiresAt time.Time
+	// Device is a short name of the browser and its system, for lists of the
+	// user's sessions (see Info). At most 64 bytes of Device are kept. Empty
+	// means unknown.
+	Device string
 	// Began is when the login began. Zero means now. If EndAll was called for
 	// the user or the sid since Began, Start fails with ErrEnded.
 	Began time.Time
@@ -286,6 +291,9 @@ func (m *Manager) Start(ctx context.Context, n New) (*Session, error) {
 	// finds the session in the index or is found by finishStart.
 	if err := m.addToIndexes(ctx, s); err != nil {
 		return nil, storeError("add to indexes", err)
+	}
+	if err := m.writeInfo(ctx, s, n.Device); err != nil {
+		return nil, err
 	}
 	created, err := m.cfg.Store.Create(ctx, recordKey(s.ID), s.sealed, ttl)
 	if err != nil {
@@ -367,14 +375,19 @@ func (m *Manager) Find(ctx context.Context, t Ticket) (*Session, error) {
 	if t.sessionID == "" {
 		return nil, ErrNone
 	}
-	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.Equal(t) {
-		return s, nil
-	}
-	s, err := m.load(ctx, t)
-	if errors.Is(err, ErrNone) && t.sessionID != "" {
+	s, err := m.find(ctx, t)
+	if errors.Is(err, ErrNone) {
 		m.noticeReturn(ctx, t.sessionID)
 	}
 	return s, err
+}
+
+// find is Find for a ticket that no request has brought.
+func (m *Manager) find(ctx context.Context, t Ticket) (*Session, error) {
+	if s := m.cache.get(t.sessionID, time.Now()); s != nil && s.ticket.Equal(t) {
+		return s, nil
+	}
+	return m.load(ctx, t)
 }
 
 // load reads the session that a ticket opens from the store.
@@ -431,7 +444,10 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if ttl <= 0 {
 		return ErrNone
 	}
-	if ttl-s.recordEnds.Sub(now) < m.cfg.idleTimeout()/60 {
+	if ttl-s.recordEnds.Sub(now) < m.touchInterval() {
+		if ttl < m.cfg.idleTimeout() && m.seen.due(s.ID, now, m.touchInterval()) {
+			m.touchInfo(ctx, s.ID) // the record itself cannot live longer
+		}
 		return nil
 	}
 	if !s.lazy.touching.CompareAndSwap(false, true) {
@@ -446,9 +462,13 @@ func (m *Manager) Touch(ctx context.Context, s *Session) error {
 	if !found {
 		return ErrNone
 	}
+	m.touchInfo(ctx, s.ID)
 	m.reseal(ctx, s)
 	return nil
 }
+
+// touchInterval is the minimum time between two writes of Touch.
+func (m *Manager) touchInterval() time.Duration { return m.cfg.idleTimeout() / 60 }
 
 // End ends a session. If the error wraps ErrStore, the session may still exist,
 // and the caller must keep the cookie. Ending a session that has already ended
@@ -471,6 +491,7 @@ func (m *Manager) delete(ctx context.Context, id string) error {
 	m.failover.deleted(id)
 	m.cache.drop(id)
 	m.ends.markChanged(id)
+	m.deleteInfo(ctx, id)
 	return nil
 }
 

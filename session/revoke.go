@@ -12,22 +12,19 @@ import (
 type Info struct {
 	ID        string    // Session.ID
 	CreatedAt time.Time // zero: unknown
-	// LastSeenAt is the last activity that was recorded (see Manager.Touch),
-	// calculated as IdleExpiresAt minus Config.IdleTimeout. So LastSeenAt is
-	// inaccurate if Config.IdleTimeout has changed since the activity. Zero
-	// means unknown. LastSeenAt is zero if IdleExpiresAt equals ExpiresAt, or
-	// if the result of the calculation is in the future. If the provider has
-	// set an earlier end, IdleExpiresAt may be that end. The calculation then
-	// gives a time that is too early. LastSeenAt has that time, because the
-	// store does not show that the end is the provider's.
+	// LastSeenAt is the last activity that was recorded (see Manager.Touch).
+	// Zero means unknown. LastSeenAt is inaccurate if Config.IdleTimeout has
+	// changed since the activity.
 	LastSeenAt time.Time
 	// IdleExpiresAt is when the session ends if Manager.Touch is not called
 	// again.
 	IdleExpiresAt time.Time
-	// ExpiresAt is CreatedAt plus Config.MaxLifetime. The session ends at
-	// another time if Config.MaxLifetime has changed since CreatedAt, or if the
-	// provider has set an earlier end. Zero means unknown.
+	// ExpiresAt is the absolute end as it was at the start of the session. Zero
+	// means unknown. Of a session that a release without such records started,
+	// ExpiresAt is CreatedAt plus Config.MaxLifetime, although the provider may
+	// have set an earlier end.
 	ExpiresAt time.Time
+	Device    string // New.Device; empty: unknown
 }
 
 // List returns sessions of a user (subject), or of one session at the provider
@@ -56,36 +53,62 @@ func (m *Manager) List(ctx context.Context, issuer, subject, sid string, offset,
 		if err != nil {
 			return nil, false, storeError("read", err)
 		}
-		if found {
-			infos = append(infos, m.info(l, time.Now(), ttl))
+		if !found {
+			continue
 		}
+		i := m.info(l, time.Now(), ttl)
+		if err := m.addInfo(ctx, &i); err != nil {
+			return nil, false, err
+		}
+		infos = append(infos, i)
 	}
 	return infos, more, nil
 }
 
-// Info returns what the store reveals of the session with an ID: IdleExpiresAt.
-// The other times are zero, because only the indexes have them (see List).
-// found is false if there is no such session. The error wraps ErrStore if the
-// store failed.
+// Info returns what the store reveals of the session with an ID. found is false
+// if there is no such session. The error wraps ErrStore if the store failed.
 func (m *Manager) Info(ctx context.Context, id string) (i Info, found bool, err error) {
 	_, ttl, found, err := m.sealed(ctx, id)
 	if err != nil || !found {
 		return Info{}, false, err
 	}
-	return Info{ID: id, IdleExpiresAt: time.Now().Add(ttl)}, true, nil
+	i = Info{ID: id, IdleExpiresAt: time.Now().Add(ttl)}
+	return i, true, m.addInfo(ctx, &i)
 }
 
-// info returns what is known of a session whose record has a time to live.
+// addInfo adds to i what the info of the session says.
+func (m *Manager) addInfo(ctx context.Context, i *Info) error {
+	rec, lastSeen, err := m.readInfo(ctx, i.ID)
+	if err != nil || rec.CreatedAt == 0 {
+		return err
+	}
+	i.CreatedAt = time.UnixMilli(rec.CreatedAt)
+	i.ExpiresAt = time.UnixMilli(rec.CreatedAt + rec.ExpiresAt)
+	i.Device = rec.Device
+	if !lastSeen.IsZero() {
+		// A replica of a release without such records touches the record only.
+		i.LastSeenAt = latest(latest(lastSeen, i.LastSeenAt), i.CreatedAt)
+	}
+	return nil
+}
+
+// info returns what is known of a session whose record has a time to live,
+// without its info. The last activity is calculated from the idle timeout, and
+// not known if IdleExpiresAt may be the absolute end.
 func (m *Manager) info(l listedSession, now time.Time, ttl time.Duration) Info {
 	i := Info{ID: l.id, CreatedAt: l.created, IdleExpiresAt: now.Add(ttl), ExpiresAt: m.latestEnd(l)}
 	seen := i.IdleExpiresAt.Add(-m.cfg.idleTimeout())
 	if i.IdleExpiresAt.Before(i.ExpiresAt.Add(-time.Second)) && !seen.After(now) {
-		i.LastSeenAt = seen
-		if seen.Before(i.CreatedAt) {
-			i.LastSeenAt = i.CreatedAt
-		}
+		i.LastSeenAt = latest(seen, i.CreatedAt)
 	}
 	return i
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // EndByID ends the session with an ID, for a caller without the session's
@@ -104,6 +127,50 @@ func (m *Manager) EndByID(ctx context.Context, id string, reason Reason) (found 
 	return true, m.endSealed(ctx, sealed, ending{
 		id: id, reason: reason, until: time.Now().Add(m.cfg.maxLifetime()),
 	})
+}
+
+// EndOther ends another session of the user of s, for ReasonRevoked: the user
+// has requested it in s. found is false if there is no session with the ID, if
+// it is a session of another user, or if it is s itself. EndByID says what
+// happens to the tokens of the session. If the error wraps ErrStore, the
+// session may still exist.
+func (m *Manager) EndOther(ctx context.Context, s *Session, id string) (found bool, err error) {
+	ended, err := m.endOthers(ctx, s, func(other string) bool { return other == id })
+	return len(ended) > 0, err
+}
+
+// EndOthers is EndOther for all other sessions of the user of s, and returns
+// their IDs. Logins in progress are not affected.
+func (m *Manager) EndOthers(ctx context.Context, s *Session) ([]string, error) {
+	return m.endOthers(ctx, s, func(string) bool { return true })
+}
+
+// endOthers ends those of the other sessions of the user of s that match.
+func (m *Manager) endOthers(ctx context.Context, s *Session, match func(id string) bool) (ended []string, err error) {
+	listed, err := m.listedFor(ctx, s.Issuer, s.Subject, "")
+	if err != nil {
+		return nil, storeError("list sessions", err)
+	}
+	for _, l := range listed {
+		if l.id == s.ID || !match(l.id) {
+			continue
+		}
+		record, _, found, err := m.sealed(ctx, l.id)
+		if err != nil {
+			return ended, err
+		}
+		if found {
+			e := ending{id: l.id, subject: s.Subject, reason: ReasonRevoked, until: m.latestEnd(l)}
+			if err := m.endSealed(ctx, record, e); err != nil {
+				return ended, err
+			}
+			ended = append(ended, l.id)
+		}
+		if found || l.settled() {
+			m.removeListed(ctx, l)
+		}
+	}
+	return ended, nil
 }
 
 // sealed returns the record of the session with an ID, and its time to live.

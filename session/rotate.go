@@ -20,7 +20,7 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 	var sealed []byte
 	if err == nil {
-		err = m.addToIndexes(ctx, s)
+		err = m.moveToPrimary(ctx, s)
 	}
 	if err == nil {
 		sealed, err = m.ring.seal(s)
@@ -37,17 +37,22 @@ func (m *Manager) reseal(ctx context.Context, s *Session) {
 	}
 }
 
+// moveToPrimary adds a session to the indexes of the primary key, which list
+// the session when the old key is removed, and re-encrypts its info.
+func (m *Manager) moveToPrimary(ctx context.Context, s *Session) error {
+	return errors.Join(m.addToIndexes(ctx, s), m.resealInfo(ctx, s.ID))
+}
+
 // sealRefreshed seals next, which a refresh made of s, with the primary key. If
-// another key sealed s, the session is first added to the indexes of the
-// primary key, which list the session when the old key is removed. If adding
-// fails, sealRefreshed seals next with the old key, and a later refresh or
-// Touch moves the record to the primary key.
+// another key sealed s, everything else of the session is first moved to the
+// primary key. If that fails, sealRefreshed seals next with the old key, and a
+// later refresh or Touch moves the record to the primary key.
 func (m *Manager) sealRefreshed(ctx context.Context, s, next *Session) ([]byte, error) {
 	k, ok := m.ring.keyOf(s.sealed)
 	if !ok || m.ring.sealedWithPrimary(s.sealed) {
 		return m.ring.seal(next)
 	}
-	if err := m.addToIndexes(ctx, next); err != nil {
+	if err := m.moveToPrimary(ctx, next); err != nil {
 		m.log.DebugContext(ctx, "session not sealed with the new key yet", "session", s.ID, "err", err)
 		return k.seal(next)
 	}

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,8 +46,10 @@ func (s *tappedStore) Get(ctx context.Context, key string) ([]byte, time.Duratio
 }
 
 func (s *tappedStore) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
-	s.touches.Add(1)
-	time.Sleep(s.touching)
+	if strings.HasPrefix(key, "session:") {
+		s.touches.Add(1)
+		time.Sleep(s.touching)
+	}
 	return s.Memory.Touch(ctx, key, ttl)
 }
 
@@ -512,6 +515,136 @@ func TestBackoffGrows(t *testing.T) {
 		time.Sleep(20 * time.Second) // 16 s and jitter
 		if _, err := findFresh(t.Context(), m, ticket, ""); err != nil {
 			t.Errorf("after the outage: %v", err)
+		}
+	})
+}
+
+func TestFollowTellsOfChanges(t *testing.T) {
+	for _, announced := range []bool{true, false} {
+		p := new(tokenEndpoint)
+		replicas(t, 2, session.Config{Refresh: p.refresh}, func(
+			t *testing.T, store *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+		) {
+			var latest atomic.Pointer[session.Session]
+			stop := all[0].Follow(s, latest.Store, func(reason session.Reason) { t.Errorf("got an end: %s", reason) })
+			if !announced {
+				store.cut()
+			}
+			time.Sleep(10 * time.Minute)
+			if err := all[1].Touch(t.Context(), wantAlive(t, all[1], ticket, "elsewhere")); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Now()
+			time.Sleep(1100 * time.Millisecond)
+			if got, want := latest.Load().IdleExpiresAt, at.Add(30*time.Minute); got.Sub(want).Abs() > time.Second {
+				t.Errorf("announced %v: idle end after activity elsewhere: got %v, want %v", announced, got, want)
+			}
+			if _, err := findRefresh(t.Context(), all[1], ticket); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(1100 * time.Millisecond)
+			wantEqual(t, "access token after a refresh elsewhere", latest.Load().Tokens.Access.Reveal(), "access-2")
+			stop()
+			findEnd(t.Context(), all[1], ticket)
+			time.Sleep(2 * time.Second)
+		})
+	}
+}
+
+// A watcher gets the state that another one has got before it was registered.
+func TestFollowStartsWithTheLatestState(t *testing.T) {
+	p := new(tokenEndpoint)
+	replicas(t, 1, session.Config{Refresh: p.refresh}, func(
+		t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, ticket session.Ticket,
+	) {
+		all[0].OnEnd(s, func() {})
+		time.Sleep(time.Second)
+		if _, err := findRefresh(t.Context(), all[0], ticket); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		var latest atomic.Pointer[session.Session]
+		all[0].Follow(s, latest.Store, func(session.Reason) {}) // s is from before the refresh
+		time.Sleep(time.Second)
+		if got := latest.Load(); got == nil || got.Tokens.Access.Reveal() != "access-2" {
+			t.Errorf("got %v, want the session with the new token", got)
+		}
+	})
+}
+
+func TestFollowTellsWhyTheSessionEnded(t *testing.T) {
+	for reason, end := range map[session.Reason]func(context.Context, *session.Manager, *session.Session) error{
+		session.ReasonLogout: func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			return m.End(ctx, s, session.ReasonLogout)
+		},
+		session.ReasonRevoked: func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.EndByID(ctx, s.ID, session.ReasonRevoked)
+			return err
+		},
+		session.ReasonBackchannel: func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.EndAll(ctx, s.Issuer, s.Subject, "", session.ReasonBackchannel)
+			return err
+		},
+		session.ReasonReplaced: func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			_, err := m.Start(ctx, session.New{
+				Subject: "bob", Tokens: tokens(), Replaces: []session.Ticket{s.Ticket()},
+			})
+			return err
+		},
+		session.ReasonIdle: func(context.Context, *session.Manager, *session.Session) error {
+			time.Sleep(30 * time.Minute)
+			return nil
+		},
+		session.ReasonLifetime: func(ctx context.Context, m *session.Manager, s *session.Session) error {
+			for range 2 {
+				time.Sleep(20 * time.Minute)
+				now, err := m.Find(ctx, s.Ticket())
+				if err == nil {
+					err = m.Touch(ctx, now)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			time.Sleep(5 * time.Minute)
+			return nil
+		},
+	} {
+		var events recorder
+		replicas(t, 2, session.Config{MaxLifetime: 45 * time.Minute, Observe: events.observe}, func(
+			t *testing.T, _ *tappedStore, all []*session.Manager, s *session.Session, _ session.Ticket,
+		) {
+			got := make(chan session.Reason, 1)
+			all[0].Follow(s, func(*session.Session) {}, func(reason session.Reason) { got <- reason })
+			time.Sleep(time.Second)
+			if err := end(t.Context(), all[1], s); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case r := <-got:
+				wantEqual(t, "reason", r, reason)
+			case <-time.After(1100 * time.Millisecond):
+				t.Errorf("%s: not told within a second", reason)
+			}
+			if returns := events.of(session.SessionReturned); len(returns) > 0 {
+				t.Errorf("%s: got %v, want no cookie that came back", reason, returns)
+			}
+		})
+	}
+}
+
+func TestFollowTellsNoReasonAtShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, session.Config{})
+		ctx, stop := context.WithCancel(t.Context())
+		s, _ := signIn(t, m, tokens())
+		got := make(chan session.Reason, 2)
+		m.Follow(s, nil, func(reason session.Reason) { got <- reason })
+		stop()
+		m.Run(ctx)
+		m.Follow(s, nil, func(reason session.Reason) { got <- reason })
+		for range 2 {
+			wantEqual(t, "reason", <-got, "")
 		}
 	})
 }
