@@ -358,6 +358,9 @@ func (x *exchange) copyResponse(ctx context.Context, body *requestBody) error {
 		x.conn.Load().Flush() // the body may take a while
 	}
 	if err := x.copyBody(ctx, x.w); err != nil {
+		if x.record.Stream && endsEvents(context.Cause(ctx)) {
+			return nil
+		}
 		x.recordAbort(ctx, err)
 		panic(http.ErrAbortHandler) // the client must not take what it has for complete
 	}
