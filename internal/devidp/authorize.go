@@ -1,22 +1,25 @@
 package devidp
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/subtle"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-var (
-	prompts   = []string{"none", "login", "consent", "select_account"}
-	acrValues = []string{"silver", "gold"} // in order of strength
-)
+var prompts = []string{"none", "login", "consent", "select_account"}
+
+// defaultACRValues is what an empty Config.ACRValues means.
+var defaultACRValues = []string{"silver", "gold"}
 
 const (
 	codeLife    = time.Minute
@@ -152,7 +155,7 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	// Connect Core 3.1.2.1).
 	if requested := strings.Fields(q.Get("acr_values")); len(requested) > 0 {
 		if i := slices.IndexFunc(requested, func(acr string) bool {
-			return slices.Contains(acrValues,
+			return slices.Contains(p.cfg.ACRValues,
 				acr)
 		}); i >= 0 {
 			r.acr = requested[i]
@@ -262,15 +265,15 @@ func (p *Provider) requested(q url.Values) (*authRequest, error) {
 	return pushed.request, nil
 }
 
-// satisfiedBy reports whether a session satisfies the request without
+// satisfies reports whether a session satisfies the request without
 // interaction. The caller holds mu.
-func (r *authRequest) satisfiedBy(s *session) bool {
+func (p *Provider) satisfies(s *session, r *authRequest) bool {
 	switch {
 	case s == nil:
 		return false
 	case r.maxAge == 0 || r.maxAge > 0 && time.Since(s.authTime) > r.maxAge:
 		return false
-	case slices.Index(acrValues, r.acr) > slices.Index(acrValues, s.acr):
+	case slices.Index(p.cfg.ACRValues, r.acr) > slices.Index(p.cfg.ACRValues, s.acr):
 		return false
 	case r.sub != "" && r.sub != s.user.Sub:
 		return false
@@ -279,9 +282,6 @@ func (r *authRequest) satisfiedBy(s *session) bool {
 	}
 	return true
 }
-
-// is reports whether a login_hint identifies the user.
-func (u User) is(hint string) bool { return hint == u.Sub || u.Email != "" && hint == u.Email }
 
 // authorize is the authorization endpoint. A request comes by GET or by POST
 // (OpenID Connect Core 3.1.2.1); with a csrf parameter it is the form of the
@@ -310,13 +310,16 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	p.stats.Authorizations++
 	s := p.sessionOf(r)
-	satisfied := request.satisfiedBy(s)
+	satisfied := p.satisfies(s, request)
+	prepared := p.takePrepared(request)
 	p.mu.Unlock()
 	mayAsk := !slices.Contains(request.prompt, "none")
 	mustAsk := mayAsk && len(request.prompt) > 0
 	switch {
 	case request.fault != nil:
 		p.refuse(w, r, request, request.fault)
+	case prepared != nil:
+		p.signInAndApprove(w, r, request, *prepared)
 	case satisfied && !mustAsk:
 		p.approve(w, r, request, s)
 	case !mayAsk:
@@ -338,6 +341,18 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 		return
 	}
 	picked := r.PostForm.Get("user")
+	if r.PostForm.Has("claims") && !r.PostForm.Has("user") {
+		user, err := UserFromClaims([]byte(r.PostForm.Get("claims")), p.cfg.ACRValues)
+		switch {
+		case request.fault != nil:
+			p.refuse(w, r, request, request.fault)
+		case err != nil:
+			p.showMessage(w, http.StatusBadRequest, "That did not work", "The claims: "+err.Error()+".")
+		default:
+			p.signInAndApprove(w, r, request, user)
+		}
+		return
+	}
 	i := slices.IndexFunc(p.cfg.Users, func(u User) bool { return u.Sub == picked })
 	switch {
 	case request.fault != nil:
@@ -347,10 +362,25 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	case i < 0:
 		p.showMessage(w, http.StatusBadRequest, "That did not work", "There is no such user.")
 	default:
-		s := p.signIn(r, p.cfg.Users[i], request.acr)
-		p.setCookie(w, p.cookieName, s.cookie)
-		p.approve(w, r, request, s)
+		p.setCookie(w, p.cookieName+"-last", base64.RawURLEncoding.EncodeToString([]byte(picked)))
+		p.signInAndApprove(w, r, request, p.cfg.Users[i])
 	}
+}
+
+// lastPicked returns the user whom this browser picked last, or "".
+func (p *Provider) lastPicked(r *http.Request) string {
+	sub, err := base64.RawURLEncoding.DecodeString(cookieValue(r, p.cookieName+"-last"))
+	if err != nil {
+		return ""
+	}
+	return string(sub)
+}
+
+// signInAndApprove signs a user in and redirects to the client with a code.
+func (p *Provider) signInAndApprove(w http.ResponseWriter, r *http.Request, request *authRequest, user User) {
+	s := p.signIn(r, user, request.acr)
+	p.setCookie(w, p.cookieName, s.cookie)
+	p.approve(w, r, request, s)
 }
 
 // signIn starts a session, or continues the one of the same user in this
@@ -360,15 +390,12 @@ func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
 	defer p.mu.Unlock()
 	p.prune()
 	s := p.sessionOf(r)
-	if s == nil || s.user != user {
+	if s == nil || !reflect.DeepEqual(s.user, user) {
 		s = &session{sid: rand.Text(), cookie: rand.Text(), user: user, clients: make(map[string]bool)}
 		p.sessions[s.cookie] = s
 	}
 	now := time.Now()
-	s.authTime, s.acr, s.expires = now, acr, now.Add(p.cfg.RefreshTokenTTL)
-	if acr == "" {
-		s.acr = acrValues[0]
-	}
+	s.authTime, s.acr, s.expires = now, cmp.Or(user.ACR, acr, p.cfg.ACRValues[0]), now.Add(p.cfg.RefreshTokenTTL)
 	return s
 }
 
@@ -378,7 +405,7 @@ func (p *Provider) approve(w http.ResponseWriter, r *http.Request, request *auth
 	p.mu.Lock()
 	p.prune()
 	c := &code{request: request, session: s, authTime: s.authTime, acr: s.acr, expires: time.Now().Add(codeLife)}
-	if request.acr != "" {
+	if request.acr != "" && s.user.ACR == "" {
 		c.acr = request.acr // satisfied, possibly by a stronger one
 	}
 	p.codes[value] = c

@@ -230,8 +230,8 @@ func TestThePageToPickAUser(t *testing.T) {
 			t.Errorf("the session's cookie: got %s", c)
 		}
 	}
-	if len(resp.Cookies()) != 1 || resp.StatusCode != http.StatusSeeOther {
-		t.Errorf("got %d with cookies %v, want 303 with one", resp.StatusCode, resp.Cookies())
+	if len(resp.Cookies()) != 2 || resp.StatusCode != http.StatusSeeOther { // the session, and the last choice
+		t.Errorf("got %d with cookies %v, want 303 with two", resp.StatusCode, resp.Cookies())
 	}
 }
 

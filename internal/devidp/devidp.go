@@ -13,7 +13,11 @@
 //  2. POST to the same URL the form fields csrf, the value of the page's hidden
 //     field, and user: the Sub of a user, or nothing to refuse.
 //
-// The response to that is the redirect to the client.
+// The response to that is the redirect to the client. Instead of user, the form
+// can have claims: the claims of any user, as a JSON object with sub.
+//
+// A program that runs the provider can also sign in a user by a login_hint, see
+// Provider.SignInOnce.
 //
 // Hooks make it misbehave for a test. Without them it follows the standards.
 // All state is in memory, and expired state is removed.
@@ -47,6 +51,10 @@ type Config struct {
 	Clients []Client
 	Users   []User   // none means DefaultUsers
 	Scopes  []string // what users grant, of what clients ask for; none means all of it
+	// ACRValues are the strengths of authentication, the weakest first. None
+	// means silver and gold. A user without an ACR signs in with the one that
+	// the client requests, otherwise with the weakest.
+	ACRValues []string
 
 	AccessTokenTTL time.Duration // zero means 5 minutes
 	IDTokenTTL     time.Duration // zero means 5 minutes
@@ -96,24 +104,6 @@ type Client struct {
 	NamesUsers bool
 }
 
-// User is a user whom a visitor can pick.
-type User struct {
-	Sub, Name, Email string
-}
-
-// Initial returns the letter that the picker shows as the user's picture.
-func (u User) Initial() string {
-	for _, r := range u.Name + u.Sub {
-		return strings.ToUpper(string(r))
-	}
-	return ""
-}
-
-// DefaultUsers are alice and bob.
-func DefaultUsers() []User {
-	return []User{{"alice", "Alice Liddell", "alice@example.com"}, {"bob", "Bob Builder", "bob@example.com"}}
-}
-
 // Provider is the provider as an http.Handler.
 type Provider struct {
 	cfg        Config
@@ -130,7 +120,8 @@ type Provider struct {
 	sessions      map[string]*session // :: its cookie →
 	refreshTokens map[string]*refreshToken
 	accessTokens  map[string]*accessToken
-	used          map[string]time.Time // :: kind and jti of a DPoP proof or client assertion → expiry
+	used          map[string]time.Time       // :: kind and jti of a DPoP proof or client assertion → expiry
+	prepared      map[string]*preparedSignIn // :: login_hint →
 	dpopNonce     string
 	dpopNonceMade time.Time
 	refreshGrace  time.Duration
@@ -161,6 +152,9 @@ func New(cfg Config) (*Provider, error) {
 	}
 	if len(cfg.Users) == 0 {
 		cfg.Users = DefaultUsers()
+	}
+	if len(cfg.ACRValues) == 0 {
+		cfg.ACRValues = defaultACRValues
 	}
 	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute,
 		&cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
@@ -200,7 +194,8 @@ func New(cfg Config) (*Provider, error) {
 
 		pushed: make(map[string]*pushedRequest), codes: make(map[string]*code), sessions: make(map[string]*session),
 		refreshTokens: make(map[string]*refreshToken), accessTokens: make(map[string]*accessToken),
-		used: make(map[string]time.Time), refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
+		prepared: make(map[string]*preparedSignIn),
+		used:     make(map[string]time.Time), refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
 	}
 	p.SetHooks(Hooks{})
 	if err := p.RotateKeys(); err != nil {
@@ -277,6 +272,9 @@ func (cfg *Config) check() (*url.URL, error) {
 			wrong("user %d: Sub %q is empty or belongs to another user", i, user.Sub)
 		}
 		users[user.Sub] = true
+		if err := user.check(orDefault(cfg.ACRValues)); err != nil {
+			wrong("user %d: %w", i, err)
+		}
 	}
 	for _, d := range []struct {
 		name  string
@@ -349,6 +347,7 @@ func (p *Provider) prune() {
 	maps.DeleteFunc(p.sessions, func(_ string, s *session) bool { return now.After(s.expires) })
 	maps.DeleteFunc(p.refreshTokens, func(_ string, t *refreshToken) bool { return now.After(t.grant.expires) })
 	maps.DeleteFunc(p.accessTokens, func(_ string, t *accessToken) bool { return now.After(t.expires) })
+	maps.DeleteFunc(p.prepared, func(_ string, s *preparedSignIn) bool { return now.After(s.expires) })
 	maps.DeleteFunc(p.used, func(_ string, until time.Time) bool { return now.After(until) })
 }
 
@@ -416,7 +415,7 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 			"email",
 			"email_verified",
 		},
-		"acr_values_supported":                           acrValues,
+		"acr_values_supported":                           p.cfg.ACRValues,
 		"prompt_values_supported":                        prompts,
 		"dpop_signing_alg_values_supported":              proofAlgorithms,
 		"authorization_response_iss_parameter_supported": true,

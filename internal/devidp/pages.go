@@ -1,6 +1,7 @@
 package devidp
 
 import (
+	"cmp"
 	"embed"
 	"html/template"
 	"net/http"
@@ -48,8 +49,10 @@ func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *a
 			break
 		}
 	}
+	last := p.lastPicked(r)
 	p.show(w, http.StatusOK, "picker.html", formTo(request.redirectURI)+"; frame-ancestors 'none'", map[string]any{
-		"Client": request.client.ID, "Scopes": strings.Fields(request.scope), "Users": p.cfg.Users, "Hinted": hinted,
+		"Client": request.client.ID, "Scopes": strings.Fields(request.scope), "ACR": request.acr,
+		"Users": p.cfg.Users, "Last": last, "First": cmp.Or(hinted, last),
 		"CSRF": p.formKey(w, r), "Action": p.path + "/authorize?" + q.Encode(),
 	})
 }

@@ -452,14 +452,3 @@ func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	io.WriteString(w, signed)
 }
-
-// describe adds the claims of a scope (OpenID Connect Core, section 5.4).
-func (u User) describe(claims map[string]any, scope string) {
-	scopes := strings.Fields(scope)
-	if u.Name != "" && slices.Contains(scopes, "profile") {
-		claims["name"] = u.Name
-	}
-	if u.Email != "" && slices.Contains(scopes, "email") {
-		claims["email"], claims["email_verified"] = u.Email, true
-	}
-}
