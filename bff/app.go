@@ -43,6 +43,7 @@ type app struct {
 	routes       []*route              // longest path first
 	frontend     http.Handler
 	files        *frontendServer // nil: there is none
+	devTools     http.Handler    // Config.DevTools
 	sessions     *session.Manager
 	cookie       *session.Cookie
 	maxPerUser   int // Config.Sessions.MaxPerUser
@@ -130,7 +131,7 @@ var endpoints = []endpoint{
 // newApp returns an app for cfg, whose Logger is set.
 func newApp(cfg Config) (*app, error) {
 	a := &app{
-		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend,
+		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, devTools: cfg.DevTools,
 		tracer: span.Tracer(cfg.TracerProvider),
 	}
 	a.log = withTraces(cfg.Logger, a.tracer)
@@ -157,6 +158,7 @@ func newApp(cfg Config) (*app, error) {
 	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
 		fail(configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix)))
 	}
+	fail(checkDevTools(cfg.DevTools, publicURL))
 	fail(cfg.Claims.check())
 	fail(cfg.Limits.check())
 	a.limits = cfg.Limits
@@ -443,6 +445,9 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // pages have their own
 	methods := a.table[r.URL.Path]
 	w.metrics = cmp.Or(a.endpointMetrics[r.URL.Path], a.unknownEndpoint)
+	if a.devTools != nil && urlpath.Under(r.URL.Path, a.prefix+devToolsPath) {
+		return a.serveDevTools(w, r)
+	}
 	if len(methods) == 0 {
 		return problem.NotFound
 	}

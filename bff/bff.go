@@ -86,6 +86,13 @@ type Config struct {
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 
+	// DevTools serves Prefix/dev and all below it, for developers of the app.
+	// It sees requests for the host of PublicURL, and of other methods than GET
+	// and HEAD only those of pages of this origin. It is for programs that run
+	// on a developer's machine: PublicURL must have a loopback host. Nil means
+	// 404.
+	DevTools http.Handler
+
 	// AdminToken is the bearer token of administrators (see
 	// Server.RequireAdmin). If it is empty, requests of administrators have to
 	// arrive on the loopback interface.

@@ -194,8 +194,9 @@ func New(cfg Config) (*Provider, error) {
 
 		pushed: make(map[string]*pushedRequest), codes: make(map[string]*code), sessions: make(map[string]*session),
 		refreshTokens: make(map[string]*refreshToken), accessTokens: make(map[string]*accessToken),
-		prepared: make(map[string]*preparedSignIn),
-		used:     make(map[string]time.Time), refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
+		prepared:     make(map[string]*preparedSignIn),
+		used:         make(map[string]time.Time),
+		refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
 	}
 	p.SetHooks(Hooks{})
 	if err := p.RotateKeys(); err != nil {
