@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
 // checkAuthority verifies that a request names one host, which is that of the
@@ -32,9 +34,25 @@ func (a *app) checkAuthority(w *response, r *http.Request) error {
 	}
 	anyHost := r.URL.Path == a.prefix+backchannelLogoutPath || r.URL.Path == a.prefix+clientKeysPath
 	if !anyHost && !a.hostAllowed(r) {
-		return problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
+		return a.wrongHost(w, r)
 	}
 	return nil
+}
+
+// wrongHost returns the problem for a request with another host. In development
+// the reason is often a server in front, such as Vite, that replaces the Host.
+func (a *app) wrongHost(w *response, r *http.Request) error {
+	p := problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
+	public, requested := url.URL{Host: a.host}, url.URL{Host: r.Host}
+	dev := loopback.IsHost(public.Hostname())
+	if dev && r.Method == http.MethodGet && navigation(a, r) == nil {
+		w.page = addressPage
+	}
+	if dev || loopback.IsHost(strings.ToLower(requested.Hostname())) {
+		p = p.WithDetail("If a development server such as Vite forwards requests to Cloakroom, set changeOrigin to " +
+			"false in its proxy settings. Otherwise, open the address of server.public_url.")
+	}
+	return p
 }
 
 // ignoreUpgrade removes the header Upgrade of a request in HTTP/1 that does not

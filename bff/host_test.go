@@ -79,3 +79,28 @@ func TestUpstreamHostIsCaseInsensitive(t *testing.T) {
 		t.Errorf("the resolved name is not the A-label: %.2000s", log)
 	}
 }
+
+func TestWrongHostInDevelopmentNamesChangeOrigin(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	page := a.browser().Navigate("/orders", "Host", "127.0.0.1:5173")
+	for _, want := range []string{"changeOrigin", `href="` + a.url + `/"`} {
+		if page.StatusCode != 421 || !strings.Contains(page.Text, want) {
+			t.Errorf("navigation: got %d, want 421 with %s:\n%s", page.StatusCode, want, page.Text)
+		}
+	}
+	fetched := a.browser().Fetch("GET", "/bff/session", "Host", "cloakroom:8080")
+	if fetched.Code() != "wrong_host" || !strings.Contains(fetched.Text, "changeOrigin") {
+		t.Errorf("fetch: got %d %s, want wrong_host with changeOrigin", fetched.StatusCode, fetched.Text)
+	}
+	public := newApp(t, func(_ *app, cfg *bff.Config) {
+		cfg.PublicURL, cfg.Provider.PushedRequests = "https://app.example.com", "never"
+	})
+	other := public.browser().Navigate("/", "Host", "evil.example")
+	if other.Code() != "wrong_host" || strings.Contains(other.Text, "changeOrigin") {
+		t.Errorf("in production: got %d %s, want wrong_host without changeOrigin", other.StatusCode, other.Text)
+	}
+	if strings.Contains(other.Text, "app.example.com") {
+		t.Errorf("in production: the response names the app: %s", other.Text)
+	}
+}

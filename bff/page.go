@@ -52,18 +52,27 @@ func hashSource(text string) string {
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
+// pageParts are what differs between pages besides the problem.
+type pageParts struct {
+	home     string // URL of the app
+	tryAgain string // URL of another try; empty: none
+	script   string // an element, unescaped; empty: none
+}
+
 // writePage responds with an HTML page. The page of a failed login has a link
 // to another try.
 func (a *app) writePage(w *response, p *problem.Problem) {
-	tryAgain, csp, script := "", pageCSP, ""
+	parts, csp := pageParts{home: "/"}, pageCSP
 	switch w.page {
 	case loginPage:
-		tryAgain = a.prefix + "/login"
+		parts.tryAgain = a.prefix + "/login"
 		if p.ReturnTo != "" && p.ReturnTo != "/" {
-			tryAgain += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
+			parts.tryAgain += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
 		}
+	case addressPage:
+		parts.home = a.origin + parts.home
 	case waitingPage:
-		csp, script = waitingCSP, "<script>"+waitingScript+"</script>\n"
+		csp, parts.script = waitingCSP, "<script>"+waitingScript+"</script>\n"
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
@@ -71,12 +80,11 @@ func (a *app) writePage(w *response, p *problem.Problem) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
 	w.WriteHeader(p.Status)
-	w.Write(renderPage(p, w.requestID, tryAgain, script))
+	w.Write(renderPage(p, w.requestID, parts))
 }
 
-// renderPage returns the page for a problem. All values are escaped, except for
-// script, an element.
-func renderPage(p *problem.Problem, requestID, tryAgain, script string) []byte {
+// renderPage returns the page for a problem. All values are escaped.
+func renderPage(p *problem.Problem, requestID string, parts pageParts) []byte {
 	page := make([]byte, 0, len(pageHTML)+512)
 	for i, value := range pageValues {
 		page = append(page, pageTexts[i]...)
@@ -87,15 +95,17 @@ func renderPage(p *problem.Problem, requestID, tryAgain, script string) []byte {
 			page = append(page, html.EscapeString(p.Code)...)
 		case "{{request}}":
 			page = append(page, html.EscapeString(requestID)...)
+		case "{{home}}":
+			page = append(page, html.EscapeString(parts.home)...)
 		case "{{script}}":
-			page = append(page, script...)
+			page = append(page, parts.script...)
 		case "{{detail}}":
 			if p.Detail != "" {
 				page = append(page, "<p>"+html.EscapeString(p.Detail)+"</p>"...)
 			}
 		case "{{again}}":
-			if tryAgain != "" {
-				page = append(page, `<a class="first" href="`+html.EscapeString(tryAgain)+"\">Try again</a>\n"...)
+			if parts.tryAgain != "" {
+				page = append(page, `<a class="first" href="`+html.EscapeString(parts.tryAgain)+"\">Try again</a>\n"...)
 			}
 		}
 	}

@@ -68,6 +68,7 @@ const (
 	noPage      page = iota // as problem+json
 	plainPage               // as a page with a link to the app
 	loginPage               // as a page with links to the app and to the login
+	addressPage             // as a page with a link to the app's own host
 	waitingPage             // as a page that reloads itself when the app's server is back
 	silentPage              // not at all: a page in an iframe tells the app that the user is not signed in
 )

@@ -8,6 +8,8 @@ import { basename, join } from "node:path";
 
 export const repository = new URL("../..", import.meta.url).pathname;
 
+process.setMaxListeners(50); // two for each program
+
 /** The folder for the output of programs and the screenshots of failed tests. */
 export const failures = join(repository, "web/failures");
 

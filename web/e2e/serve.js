@@ -10,11 +10,15 @@ export const tokenLife = 10; // seconds
 /**
  * Starts `cloakroom serve` as in production, with a configuration file, Redis, a provider and an API.
  *
- * @param {{ adminToken?: string }} [options]
+ * @param {object} [options]
+ * @param {string} [options.adminToken]
+ * @param {string} [options.publicURL] for a server in front of the broker; otherwise the broker's own address
+ * @param {string} [options.path] at the end of the public URL
+ * @param {object} [options.frontend] instead of the sample app
  */
-export async function serve({ adminToken } = {}) {
+export async function serve({ adminToken, publicURL, path = "", frontend = { dir: join(repository, "web/demo") } } = {}) {
   const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
-  const baseURL = `http://localhost:${port}`;
+  const baseURL = `${publicURL ?? `http://localhost:${port}`}${path}`;
   const running = [];
   try {
     running.push(
@@ -40,7 +44,7 @@ export async function serve({ adminToken } = {}) {
         { path: "/api/", upstream: backend.api, token: "user" },
         { path: "/public/", upstream: backend.api, token: "none" },
       ],
-      frontend: { dir: join(repository, "web/demo") },
+      frontend,
     };
     await writeFile(file, JSON.stringify(config)); // JSON is YAML
     running.push(await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/ }));
@@ -52,13 +56,13 @@ export async function serve({ adminToken } = {}) {
   async function stop() {
     for (const program of running.reverse()) await program.stop();
   }
-  return { baseURL, adminURL: `http://127.0.0.1:${adminPort}/admin/`, stop };
+  return { baseURL, address: `http://127.0.0.1:${port}`, adminURL: `http://127.0.0.1:${adminPort}/admin/`, stop };
 }
 
 /**
  * Starts the development provider and the sample API.
  *
- * @param {string} baseURL the origin of the broker
+ * @param {string} baseURL the public URL of the broker
  */
 async function startBackend(baseURL) {
   const program = await build("./internal/devidp/cmd/devidp");
