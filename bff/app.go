@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -42,8 +43,9 @@ type app struct {
 	table        map[string][]endpoint // :: path → one endpoint per method
 	routes       []*route              // longest path first
 	frontend     http.Handler
-	files        *frontendServer // nil: there is none
-	devTools     http.Handler    // Config.DevTools
+	page         *template.Template // nil: the built-in one
+	files        *frontendServer    // nil: there is none
+	devTools     http.Handler       // Config.DevTools
 	sessions     *session.Manager
 	cookie       *session.Cookie
 	maxPerUser   int // Config.Sessions.MaxPerUser
@@ -100,6 +102,10 @@ const (
 	clientKeysPath        = "/jwks.json"
 )
 
+// signedOutPath is that of a page to which a logout may return, under the
+// prefix.
+const signedOutPath = "/signed-out"
+
 // bodyTimeout is how long the body of a request to an endpoint may take.
 const bodyTimeout = 10 * time.Second
 
@@ -121,6 +127,7 @@ var endpoints = []endpoint{
 	{"POST", "/logout", fetchOrForm, (*app).logout},
 	{"GET", "/logout/continue", navigation, unlessHead((*app).logoutContinue)},
 	{"GET", "/logout/callback", navigation, (*app).logoutCallback},
+	{"GET", signedOutPath, navigation, (*app).signedOut},
 	{"POST", backchannelLogoutPath, public, (*app).backchannelLogout},
 	{"GET", "/frontchannel-logout", public, unlessHead((*app).frontchannelLogout)},
 	{"GET", clientKeysPath, public, (*app).clientKeys},
@@ -132,6 +139,7 @@ var endpoints = []endpoint{
 func newApp(cfg Config) (*app, error) {
 	a := &app{
 		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, devTools: cfg.DevTools,
+		page:   cfg.Page,
 		tracer: span.Tracer(cfg.TracerProvider),
 	}
 	a.log = withTraces(cfg.Logger, a.tracer)
@@ -159,6 +167,9 @@ func newApp(cfg Config) (*app, error) {
 		fail(configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix)))
 	}
 	fail(checkDevTools(cfg.DevTools, publicURL))
+	if err := checkPage(cfg.Page); err != nil {
+		fail(configerr.New("Page", nil, err))
+	}
 	fail(cfg.Claims.check())
 	fail(cfg.Limits.check())
 	a.limits = cfg.Limits

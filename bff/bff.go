@@ -23,6 +23,7 @@ package bff
 import (
 	"context"
 	"crypto/tls"
+	"html/template"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -83,6 +84,10 @@ type Config struct {
 	// FrontendServer has the app, or the files for the pages of Frontend. Nil
 	// means that Frontend serves all.
 	FrontendServer *FrontendServer
+	// Page is the template of the pages that the Server itself shows, such as
+	// errors. It gets a Page. Its output may load styles, images and fonts of
+	// this origin, and no script. Nil means a built-in page.
+	Page *template.Template
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 

@@ -12,7 +12,7 @@ import (
 // serveRoute serves a request to a route, with the token that the route is
 // configured for.
 func (a *app) serveRoute(w *response, r *http.Request, route *route) error {
-	w.route, w.metrics = route.Path, route.metrics
+	w.route, w.metrics, w.page = route.Path, route.metrics, noPage
 	if route.AcceptBearer != nil && hasBearerToken(r) {
 		return a.proxyWithCallerToken(w, r, route)
 	}

@@ -37,7 +37,7 @@ func (a *app) logout(w *response, r *http.Request) error {
 	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
 	asked := r.FormValue("return_to")
-	returnTo := a.returnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
+	returnTo := a.logoutReturnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
 	a.logReturnTo(w, asked, returnTo)
 	ended, err := a.endSession(w, r, session.ReasonLogout)
 	if err != nil {
@@ -106,10 +106,10 @@ func (a *app) logoutContinue(w *response, r *http.Request) error {
 	hint, returnTo, err := a.hints.take(w, r)
 	if err != nil { // a link from the browser's history, say: the session here has ended long ago
 		a.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
-		seeOther(w, a.returnTo(returnTo, true))
+		seeOther(w, a.logoutReturnTo(returnTo, true))
 		return nil
 	}
-	location, err := a.endSessionURL(hint, a.returnTo(returnTo, true))
+	location, err := a.endSessionURL(hint, a.logoutReturnTo(returnTo, true))
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (a *app) logoutContinue(w *response, r *http.Request) error {
 func (a *app) logoutCallback(w *response, r *http.Request) error {
 	returnTo := "/"
 	if asked, err := a.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
-		returnTo = a.returnTo(string(asked), true) // logout has looked at who started it
+		returnTo = a.logoutReturnTo(string(asked), true) // logout has looked at who started it
 	}
 	seeOther(w, returnTo)
 	return nil

@@ -1,16 +1,35 @@
 package bff
 
 import (
+	"bytes"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
+	"fmt"
 	"html"
+	"html/template"
+	"io"
+	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
 
+	"golang.org/x/text/language"
+
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 )
+
+// Page is what a page says to a person, for the template Config.Page.
+type Page struct {
+	Status    int    // HTTP status
+	Language  string // of the texts: "en" or "de", as the browser prefers
+	Title     string // what happened
+	Detail    string // what to do about it; may be empty
+	Code      string // of docs/errors.md; empty if the page is no error
+	RequestID string // in the log
+	SignIn    string // path of a sign-in, if that may help; otherwise empty
+	Home      string // path of the app
+}
 
 //go:embed page.html
 var pageHTML string
@@ -28,9 +47,14 @@ var (
 var pageCSP = func() string {
 	_, style, _ := strings.Cut(pageHTML, "<style>")
 	style, _, _ = strings.Cut(style, "</style>")
-	return "default-src 'none'; style-src " + hashSource(style) +
-		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return "default-src 'none'; style-src " + hashSource(style) + pageCSPEnd
 }()
+
+const pageCSPEnd = "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// ownPageCSP is for pages of Config.Page: files of the app, and no script.
+const ownPageCSP = "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
+	"font-src 'self' data:" + pageCSPEnd
 
 // waitingScript reloads the page when a server responds that was down.
 const waitingScript = `async function look() {
@@ -52,62 +76,177 @@ func hashSource(text string) string {
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
-// pageParts are what differs between pages besides the problem.
-type pageParts struct {
-	home     string // URL of the app
-	tryAgain string // URL of another try; empty: none
-	script   string // an element, unescaped; empty: none
+// checkPage verifies that a template can show every problem.
+func checkPage(t *template.Template) error {
+	if t == nil {
+		return nil
+	}
+	for _, p := range problem.Catalogue() {
+		sample := Page{p.Status, "en", p.Title, p.Detail, p.Code, "0123456789abcdef", "/bff/login", "/"}
+		if err := t.Execute(io.Discard, sample); err != nil {
+			return err
+		}
+	}
+	return t.Execute(io.Discard, Page{Status: http.StatusOK, Language: "de", Title: "Abgemeldet", Home: "/"})
 }
 
-// writePage responds with an HTML page. The page of a failed login has a link
-// to another try.
-func (a *app) writePage(w *response, p *problem.Problem) {
-	parts, csp := pageParts{home: "/"}, pageCSP
-	switch w.page {
-	case loginPage:
-		parts.tryAgain = a.prefix + "/login"
-		if p.ReturnTo != "" && p.ReturnTo != "/" {
-			parts.tryAgain += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
+// wantsPage reports whether a browser shows the response to a person.
+func (a *app) wantsPage(r *http.Request) bool {
+	html := strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/html")
+	return html && navigation(a, r) == nil
+}
+
+// pageLanguages are those of pages, the default first.
+var pageLanguages = language.NewMatcher([]language.Tag{language.English, language.German})
+
+// languageOf returns the language that a browser prefers: "en" or "de".
+func languageOf(r *http.Request) string {
+	accepted := r.Header.Get("Accept-Language") // RFC 9110, section 12.5.4
+	if len(accepted) > 200 {
+		return "en"
+	}
+	if _, i := language.MatchStrings(pageLanguages, accepted); i == 1 {
+		return "de"
+	}
+	return "en"
+}
+
+// translate returns a text in the language of the page, or as it is if it is
+// unknown.
+func (p *Page) translate(text string) string {
+	if p.Language == "de" {
+		if translated, known := german[text]; known {
+			return translated
 		}
+	}
+	return text
+}
+
+// writeProblemPage responds with an HTML page about a problem. The page of a
+// failed login has a link to another try.
+func (a *app) writeProblemPage(w *response, r *http.Request, p *problem.Problem) {
+	page := Page{
+		Status: p.Status, Language: languageOf(r), Title: p.Title, Detail: p.Detail, Code: p.Code,
+		RequestID: w.requestID, Home: "/",
+	}
+	switch w.page {
 	case addressPage:
-		parts.home = a.origin + parts.home
-	case waitingPage:
-		csp, parts.script = waitingCSP, "<script>"+waitingScript+"</script>\n"
+		page.Home = a.origin + page.Home
+	case loginPage:
+		page.SignIn = a.prefix + "/login"
+		if p.ReturnTo != "" && p.ReturnTo != "/" {
+			page.SignIn += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
+		}
+	}
+	a.writePage(w, page)
+}
+
+// writePage responds with an HTML page, whose texts it translates.
+func (a *app) writePage(w *response, page Page) {
+	page.Title = page.translate(page.Title)
+	csp, script := pageCSP, ""
+	if w.page == waitingPage {
+		csp, script = waitingCSP, "<script>"+waitingScript+"</script>\n"
+	}
+	var body []byte
+	if a.page != nil {
+		own := page
+		own.Detail = page.translate(page.Detail)
+		var b bytes.Buffer
+		if err := a.page.Execute(&b, own); err != nil {
+			a.log.Error("page not made with server.page_file; the built-in one is shown", "err", err,
+				"request", w.requestID)
+		} else {
+			body, csp = b.Bytes(), ownPageCSP
+			if w.page == waitingPage {
+				w.Header().Set("Refresh", "2") // instead of the script
+			}
+		}
+	}
+	if body == nil {
+		body = renderPage(page, script)
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", page.Language)
 	h.Set("Content-Security-Policy", csp)
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Frame-Options", "DENY")
-	w.WriteHeader(p.Status)
-	w.Write(renderPage(p, w.requestID, parts))
+	w.WriteHeader(page.Status)
+	w.Write(body)
 }
 
-// renderPage returns the page for a problem. All values are escaped.
-func renderPage(p *problem.Problem, requestID string, parts pageParts) []byte {
-	page := make([]byte, 0, len(pageHTML)+512)
+// renderPage returns the built-in page. All values are escaped, except for
+// script, an element.
+func renderPage(page Page, script string) []byte {
+	b := make([]byte, 0, len(pageHTML)+512)
 	for i, value := range pageValues {
-		page = append(page, pageTexts[i]...)
+		b = append(b, pageTexts[i]...)
 		switch value {
+		case "{{lang}}":
+			b = append(b, page.Language...)
 		case "{{title}}":
-			page = append(page, html.EscapeString(p.Title)...)
-		case "{{code}}":
-			page = append(page, html.EscapeString(p.Code)...)
-		case "{{request}}":
-			page = append(page, html.EscapeString(requestID)...)
-		case "{{home}}":
-			page = append(page, html.EscapeString(parts.home)...)
-		case "{{script}}":
-			page = append(page, parts.script...)
+			b = append(b, html.EscapeString(page.Title)...)
 		case "{{detail}}":
-			if p.Detail != "" {
-				page = append(page, "<p>"+html.EscapeString(p.Detail)+"</p>"...)
-			}
-		case "{{again}}":
-			if parts.tryAgain != "" {
-				page = append(page, `<a class="first" href="`+html.EscapeString(parts.tryAgain)+"\">Try again</a>\n"...)
-			}
+			b = append(b, page.detail()...)
+		case "{{whatnow}}":
+			b = append(b, page.translate("What now")...)
+		case "{{first}}":
+			b = append(b, page.signIn()...)
+		case "{{home}}":
+			b = append(b, html.EscapeString(page.Home)...)
+		case "{{back}}":
+			b = append(b, page.translate("Back to the app")...)
+		case "{{footer}}":
+			b = append(b, page.footer()...)
+		case "{{script}}":
+			b = append(b, script...)
 		}
 	}
-	return append(page, pageTexts[len(pageValues)]...)
+	return append(b, pageTexts[len(pageValues)]...)
+}
+
+// detail returns a paragraph that says what to do, or nothing.
+func (p *Page) detail() string {
+	if p.Detail == "" {
+		return ""
+	}
+	text, attribute := p.translate(p.Detail), ""
+	if p.Language != "en" && text == p.Detail {
+		attribute = ` lang="en"`
+	}
+	return "<p" + attribute + ">" + html.EscapeString(text) + "</p>"
+}
+
+// signIn returns a link to a sign-in, or nothing.
+func (p *Page) signIn() string {
+	if p.SignIn == "" {
+		return ""
+	}
+	text := "Try again"
+	if p.Code == "" {
+		text = "Sign in"
+	}
+	return `<a class="first" href="` + html.EscapeString(p.SignIn) + `">` + p.translate(text) + "</a>\n"
+}
+
+// footer returns what the operator needs to find an error in the log.
+func (p *Page) footer() string {
+	if p.Code == "" {
+		return ""
+	}
+	return fmt.Sprintf("<footer>%s: <code>%s</code>, %s <code>%s</code></footer>\n",
+		p.translate("If you ask for help, say"), html.EscapeString(p.Code),
+		p.translate("request"), html.EscapeString(p.RequestID))
+}
+
+// signedOut shows that the user is signed out. An app that signs users in as
+// soon as it loads sends them here after a logout.
+func (a *app) signedOut(w *response, r *http.Request) error {
+	a.writePage(w, Page{
+		Status: http.StatusOK, Language: languageOf(r), Title: "You are signed out",
+		Detail: "Close the browser if other people use this device.",
+		SignIn: a.prefix + "/login", Home: "/",
+	})
+	return nil
 }

@@ -1,6 +1,8 @@
 package bff
 
 import (
+	"html/template"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -10,10 +12,10 @@ import (
 func TestPageEscapesItsValues(t *testing.T) {
 	t.Parallel()
 	const hostile = `"><script>alert(1)</script>`
-	p := &problem.Problem{Title: hostile + "1", Detail: hostile + "2", Code: hostile + "3"}
-	page := string(renderPage(p, hostile+"4", pageParts{
-		home: "/" + hostile + "6", tryAgain: "/bff/login?return_to=" + hostile + "5",
-	}))
+	page := string(renderPage(Page{
+		Language: "en", Title: hostile + "1", Detail: hostile + "2", Code: hostile + "3", RequestID: hostile + "4",
+		SignIn: "/bff/login?return_to=" + hostile + "5", Home: hostile + "6",
+	}, ""))
 	if strings.Contains(page, "<script") {
 		t.Errorf("the page has a script:\n%s", page)
 	}
@@ -30,11 +32,78 @@ func TestPageEscapesItsValues(t *testing.T) {
 
 func TestPageOmitsWhatIsEmpty(t *testing.T) {
 	t.Parallel()
-	page := string(renderPage(&problem.Problem{Title: "Title"}, "id", pageParts{}))
-	if strings.Contains(page, "Try again") {
-		t.Error("the page has a link to try again")
+	page := string(renderPage(Page{Language: "en", Title: "Title"}, ""))
+	for _, unwanted := range []string{"Try again", "<p></p>", "<footer>"} {
+		if strings.Contains(page, unwanted) {
+			t.Errorf("the page has %s:\n%s", unwanted, page)
+		}
 	}
-	if strings.Contains(page, "<p></p>") {
-		t.Error("the page has an empty paragraph")
+}
+
+// pageWords are the texts of pages besides those of problems.
+var pageWords = []string{
+	"Back to the app", "If you ask for help, say", "Sign in", "Try again", "What now", "request",
+	"You are signed out", "Close the browser if other people use this device.",
+}
+
+func TestGermanPageHasNoEnglish(t *testing.T) {
+	t.Parallel()
+	for _, text := range pageWords {
+		if german[text] == "" {
+			t.Errorf("no German for %q", text)
+		}
+	}
+	for _, p := range problem.Catalogue() {
+		for _, text := range []string{p.Title, p.Detail} {
+			if text != "" && german[text] == "" {
+				t.Errorf("%s: no German for %q", p.Code, text)
+			}
+		}
+	}
+	page := string(renderPage(Page{Language: "de", Title: "Titel", Detail: "only in English", Code: "c"}, ""))
+	if !strings.Contains(page, `<p lang="en">only in English</p>`) {
+		t.Errorf("a text that is not German has no lang:\n%s", page)
+	}
+}
+
+func TestLanguageIsTheOneTheBrowserPrefers(t *testing.T) {
+	t.Parallel()
+	for accepted, want := range map[string]string{
+		"":                                   "en",
+		"de":                                 "de",
+		"de-AT,de;q=0.9,en;q=0.8":            "de",
+		"en-US,en;q=0.9,de;q=0.8":            "en",
+		"fr-FR,fr;q=0.9,de;q=0.5":            "de",
+		"fr":                                 "en",
+		"de;q=0":                             "en",
+		"\xff;;;,,q=":                        "en",
+		strings.Repeat("de,", 100_000):       "en",
+		"de;q=0.1, en;q=0.2":                 "en",
+		"x-klingon, de-DE-1996-u-co-phonebk": "de",
+	} {
+		r := &http.Request{Header: http.Header{"Accept-Language": {accepted}}}
+		if got := languageOf(r); got != want {
+			t.Errorf("%.40q: got %s, want %s", accepted, got, want)
+		}
+	}
+}
+
+func TestPageTemplateIsTriedWithEveryProblem(t *testing.T) {
+	t.Parallel()
+	for text, valid := range map[string]bool{
+		`<h1>{{.Title}}</h1>{{with .SignIn}}<a href="{{.}}">x</a>{{end}}`: true,
+		`{{.Unknown}}`:                          false,
+		`{{if eq .Status 503}}{{.Nope}}{{end}}`: false,
+		`{{index .Detail 1000}}`:                false,
+		`<script>{{.Title`:                      false,
+		`<a href='{{if .Code}}"{{end}}>`:        false,
+	} {
+		parsed, err := template.New("page").Parse(text)
+		if err == nil {
+			err = checkPage(parsed)
+		}
+		if (err == nil) != valid {
+			t.Errorf("%s: got %v, want valid: %v", text, err, valid)
+		}
 	}
 }

@@ -69,8 +69,11 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	} else if p.Status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", problem.CookieChallenge)
 	}
-	if w.page != noPage && !prefersJSON(r) {
-		a.writePage(w, p)
+	if w.page == pageOrJSON && a.wantsPage(r) {
+		w.page = plainPage
+	}
+	if w.page > noPage && !prefersJSON(r) {
+		a.writeProblemPage(w, r, p)
 		return
 	}
 	h.Set("Content-Type", "application/problem+json")

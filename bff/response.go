@@ -65,7 +65,8 @@ type response struct {
 type page int
 
 const (
-	noPage      page = iota // as problem+json
+	pageOrJSON  page = iota // as a page with a link to the app to a navigation, else as problem+json
+	noPage                  // as problem+json: the request is for an API
 	plainPage               // as a page with a link to the app
 	loginPage               // as a page with links to the app and to the login
 	addressPage             // as a page with a link to the app's own host

@@ -110,3 +110,12 @@ func checkReturnPath(path string) error {
 	}
 	return nil
 }
+
+// logoutReturnTo is returnTo for a logout, which may also lead to the page that
+// says so.
+func (a *app) logoutReturnTo(raw string, ownPage bool) string {
+	if raw == a.prefix+signedOutPath {
+		return raw
+	}
+	return a.returnTo(raw, ownPage)
+}

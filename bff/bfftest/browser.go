@@ -78,8 +78,11 @@ func (r *Response) Decode(t testing.TB, v any) {
 }
 
 // Code returns the code of a problem (RFC 9457), for example "not_signed_in",
-// and "" for any other response.
+// also if it is shown as a page, and "" for any other response.
 func (r *Response) Code() string {
+	if shown := pageCode.FindStringSubmatch(r.Text); shown != nil {
+		return shown[1]
+	}
 	if r.Header.Get("Content-Type") != "application/problem+json" {
 		return ""
 	}
@@ -87,6 +90,9 @@ func (r *Response) Code() string {
 	json.Unmarshal([]byte(r.Text), &p)
 	return p.Code
 }
+
+// pageCode finds the code in the footer of an error page.
+var pageCode = regexp.MustCompile(`<footer>[^<]*<code>([a-z_]+)</code>`)
 
 // Navigate sends the GET request of a navigation that the user starts, by
 // typing the URL. The target is a path of the app, or a URL. Headers are added

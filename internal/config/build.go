@@ -98,6 +98,7 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 			HeaderBytes: int(c.Server.Limits.HeaderBytes),
 			Logins:      bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
+		Page:          c.page(problems),
 		Client:        web.Client(),
 		AdminToken:    c.Server.AdminToken,
 		ShutdownDelay: time.Duration(c.Server.ShutdownDelay),

@@ -225,6 +225,7 @@ func frontendKey(field string) string { return "frontend." + snakeCase(field) }
 var fieldKeys = map[string]string{
 	"PublicURL":                  "server.public_url",
 	"Prefix":                     "server.prefix",
+	"Page":                       "server.page_file",
 	"Provider.ClientKeys":        "oidc.client_key",
 	"Provider.ClientCertificate": "oidc.client_cert_file",
 	"Provider.AssertionAudience": "oidc.client_assertion_audience",

@@ -94,6 +94,8 @@ var Keys = []Key{
 		"Bearer token for `/admin/`. Required if `server.admin_listen` is not on the loopback interface."},
 	{"server.trusted_proxies", "",
 		"Networks whose `X-Forwarded-*`, `Forwarded` and `X-Request-Id` headers are trusted."},
+	{"server.page_file", "",
+		"Go template (`html/template`) of the pages that the broker itself shows, such as errors."},
 	{"server.shutdown_delay", "0s, in Kubernetes 5s",
 		"How long the public listener stays open after SIGTERM, while `/readyz` is 503. " +
 			"A load balancer needs that time to notice."},

@@ -39,6 +39,7 @@ type Server struct {
 	AdminListen    string         `yaml:"admin_listen"`    // default 127.0.0.1:9090
 	AdminToken     session.Secret `yaml:"admin_token"`     // required if admin_listen is not on the loopback interface
 	TrustedProxies []string       `yaml:"trusted_proxies"` // CIDRs
+	PageFile       string         `yaml:"page_file"`       // template; default: a built-in page
 	ShutdownDelay  Delay          `yaml:"shutdown_delay"`  // default 0s, in Kubernetes 5s
 	ShutdownGrace  time.Duration  `yaml:"shutdown_grace"`  // default 30s
 	TLS            TLS            `yaml:"tls"`
