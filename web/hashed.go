@@ -9,23 +9,31 @@ import (
 // hasContentHash reports whether a file name contains a hash of the content, as
 // bundlers write it:
 //
-//	index-BkRj3xGh.js          Vite, Rollup: 8 characters of base64url
+//	index-BkRj3xGh.js          Vite, Rollup, Astro: 8 characters of base64url
 //	main-5VXQ4T7B.js           esbuild, Angular: 8 characters of base32
 //	main.4f3a2b1c.chunk.css    webpack, Parcel: 8 to 64 hexadecimal digits
 //	0f9e8d7c6b5a4321.css       Next.js
+//	2u1d16houkiyo.js           Next.js with Turbopack, in _next/static
 //
 // Browsers cache such a file for a year. So what could be a word or a date is
 // not taken for a hash. A hash that is not recognized costs a revalidation.
 func hasContentHash(name string) bool {
+	if esbuildName.MatchString(path.Base(name)) {
+		return true
+	}
+	inNext := strings.HasPrefix(name, "_next/static/")
 	parts := strings.Split(path.Base(name), ".")
 	for i, part := range parts[:len(parts)-1] {
+		if inNext && (turbopackHash.MatchString(part) || nextFontHash.MatchString(part)) {
+			return true
+		}
 		token := part[strings.LastIndexByte(part, '-')+1:]
 		if isHexHash(token) && (i > 0 || token != part || len(token) >= 16) {
 			return true
 		}
 		const n = 8
 		switch {
-		case len(part) == n && i > 0:
+		case len(part) == n && (i > 0 || hashOnlyDir.MatchString(name)):
 			token = part
 		case len(part) > n && part[len(part)-n-1] == '-': // - is a character of base64url
 			token = part[len(part)-n:]
@@ -40,6 +48,13 @@ func hasContentHash(name string) bool {
 }
 
 var (
+	// About a quarter of the hashes of esbuild could be a word: in these names
+	// they are none.
+	esbuildName   = regexp.MustCompile(`^(main|chunk|polyfills|styles|scripts)-[A-Z2-7]{8}\.(js|css)$`)
+	hashOnlyDir   = regexp.MustCompile(`^(_nuxt|_app/immutable)/`) // Nuxt and SvelteKit: a name can be only a hash
+	turbopackHash = regexp.MustCompile(`(^|-)[0-9][0-9a-z_~-]{12}$`)
+	nextFontHash  = regexp.MustCompile(`^[0-9a-f]{16}-s$`) // 79f9b672174387aa-s.p.woff2
+
 	hexDigits  = regexp.MustCompile(`^[0-9a-f]{8,64}$`)
 	base32Text = regexp.MustCompile(`^[A-Z2-7]{8}$`)
 	base64Text = regexp.MustCompile(`^[A-Za-z0-9_-]{8}$`)
