@@ -16,9 +16,10 @@ type digests struct {
 
 // digest holds values computed from a file's content.
 type digest struct {
-	version fileVersion
-	etag    string
-	policy  string // Content-Security-Policy of a page
+	version  fileVersion
+	etag     string
+	policy   string // Content-Security-Policy of a page
+	relative bool   // it is a page that works at some URLs only, see hasRelativeURL
 }
 
 // fileVersion identifies a content of a file without reading it. The

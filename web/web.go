@@ -1,14 +1,16 @@
-// Package web serves a single-page app: its files with suitable caching and
-// security headers, and its index.html for every path inside the app, so that
-// reloads and deep links work. It also contains the browser client and the app
-// of the demo.
+// Package web serves the build of an app: its files, compressed, with suitable
+// caching and security headers. Every path inside a single-page app gets its
+// index.html, so that reloads and deep links work. A build of many pages, such
+// as a static export, gets its own page for each path, and its 404.html. The
+// package also contains the browser client and the app of the demo.
 //
 // A Handler serves what is in the directory, so a new deploy is visible on the
-// next load. It caches no content, only digests of it.
+// next load. It caches digests of files, and compressed content by digest.
 package web
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
@@ -17,7 +19,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"mime"
 	"net/http"
 	"os"
 	"path"
@@ -45,6 +46,9 @@ type Config struct {
 	// Client is for requests to a CDN. Nil means one with the default
 	// transport.
 	Client *http.Client
+	// Fallback is the response to a navigation for which there is no file.
+	// Empty means FallbackAuto.
+	Fallback Fallback
 
 	// FormAction lists further origins that a form may lead to. Browsers apply
 	// form-action to redirects after a form post too, so a logout form needs
@@ -74,18 +78,39 @@ type Config struct {
 	Logger *slog.Logger // nil means slog.Default()
 }
 
+// Fallback is the response to a navigation for which there is no file.
+type Fallback string
+
+const (
+	FallbackAuto  Fallback = "auto"  // FallbackNone if the app has a 404.html, otherwise FallbackIndex
+	FallbackIndex Fallback = "index" // index.html, for an app that has a router
+	FallbackNone  Fallback = "none"  // 404 with the app's 404.html, or with a page of this package
+)
+
 // Handler serves an app. Make one with [New].
+//
+// It uses the path of a request's URL as the path inside the app, and responds
+// with relative URLs only. So the app can be under a path, such as /shop, if
+// [http.StripPrefix] removes that. The app's build must know the path, because
+// its pages contain it: base in Vite and Astro ("/shop/"), basePath in Next.js
+// ("/shop"), --base-href in Angular ("/shop/"), output.publicPath in webpack
+// ("/shop/"). A relative base, such as "./", breaks deep links.
 type Handler struct {
 	files      fs.FS
+	fallback   Fallback
 	policy     policy
 	headers    map[string]string // of every response
 	sourceMaps bool
 	dev        bool // Config.URL is that of a development server
 	digests    digests
+	compressed *compressor
 	log        *slog.Logger
 }
 
-const index = "index.html"
+const (
+	index    = "index.html"
+	notFound = "404.html"
+)
 
 // ConfigError is a mistake in one field of a Config. Its fields are Key, such
 // as Dir or Sources[img-src], Value and Err.
@@ -94,7 +119,10 @@ type ConfigError = configerr.Error
 // New returns a Handler for cfg. It looks for index.html and does no other I/O.
 // The error joins a *ConfigError for every mistake in cfg.
 func New(cfg Config) (*Handler, error) {
-	h := &Handler{files: cfg.FS, sourceMaps: cfg.SourceMaps, log: cfg.Logger}
+	h := &Handler{
+		files: cfg.FS, fallback: cmp.Or(cfg.Fallback, FallbackAuto), sourceMaps: cfg.SourceMaps,
+		compressed: newCompressor(), log: cfg.Logger,
+	}
 	if h.log == nil {
 		h.log = slog.Default()
 	}
@@ -108,7 +136,9 @@ func New(cfg Config) (*Handler, error) {
 	var policyErr error
 	h.policy, policyErr = newPolicy(cfg)
 	permissions, permissionsErr := permissionsPolicy(cfg.Permissions)
-	if err := errors.Join(checkFiles(cfg), urlErr, policyErr, permissionsErr); err != nil {
+	if err := errors.Join(
+		checkFiles(cfg), checkFallback(h.fallback), urlErr, policyErr, permissionsErr,
+	); err != nil {
 		return nil, err
 	}
 	h.headers = map[string]string{
@@ -148,6 +178,14 @@ func checkFiles(cfg Config) error {
 	return nil
 }
 
+func checkFallback(f Fallback) error {
+	switch f {
+	case FallbackAuto, FallbackIndex, FallbackNone:
+		return nil
+	}
+	return configerr.New("Fallback", string(f), fmt.Errorf("%q is none of auto, index, none", f))
+}
+
 // checkDir returns an error with a hint if a directory cannot be served.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
@@ -173,44 +211,8 @@ func checkDir(dir string) error {
 	return fmt.Errorf("%q has no index.html: build the app first, or name the directory that its build writes to", dir)
 }
 
-// directory is an fs.FS that opens its root for each file, because a deploy may
-// replace the directory or the link to it. os.Root keeps all paths inside,
-// symbolic links included.
-type directory string
-
-func (d directory) Open(name string) (fs.File, error) {
-	root, err := os.OpenRoot(string(d))
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close() // the opened file outlives it
-	return root.Open(name)
-}
-
-// open opens a regular file. Anything that cannot be served, such as a
-// directory or a link that leads out, does not exist. Permission denied remains
-// an error, so that the operator learns of it.
-func open(files fs.FS, name string) (fs.File, fs.FileInfo, error) {
-	f, err := files.Open(name)
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, nil, err
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%w (%q is not a regular file)", fs.ErrNotExist, name)
-	}
-	if err != nil {
-		f.Close()
-		return nil, nil, err
-	}
-	return f, info, nil
-}
-
-// ServeHTTP serves the file at the path, index.html for a navigation inside the
-// app, or 404.
+// ServeHTTP serves the file for the path. If there is none, a navigation gets
+// what Config.Fallback says, and any other request 404.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for name, value := range h.headers {
 		w.Header().Set(name, value)
@@ -220,49 +222,54 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusMethodNotAllowed)
 		return
 	}
-	name := strings.TrimPrefix(r.URL.Path, "/")
-	if name == "" {
-		name = index
-	}
-	if !h.public(strings.TrimSuffix(name, "/")) {
-		refuse(w, http.StatusNotFound)
-		return
-	}
-	err := fs.ErrNotExist
-	if isFileName(name) {
-		err = h.serveFile(w, r, name)
-	}
-	if errors.Is(err, fs.ErrNotExist) && name != index && navigates(r) && !isAsset(name) {
-		name = index
-		err = h.serveFile(w, r, index)
+	files, closeFiles := h.openFiles()
+	defer closeFiles()
+	err := h.serve(w, r, files)
+	if errors.Is(err, fs.ErrNotExist) && navigates(r) {
+		err = h.serveNotFound(w, r, files)
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, fs.ErrNotExist) && name == index: // a deploy is in progress
+	case errors.Is(err, errNoIndex): // a deploy is in progress
 		h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
 		w.Header().Set("Retry-After", "2")
-		refuse(w, http.StatusServiceUnavailable)
+		refusePage(w, r, http.StatusServiceUnavailable)
 	case errors.Is(err, fs.ErrNotExist):
-		refuse(w, http.StatusNotFound)
+		refusePage(w, r, http.StatusNotFound)
 	default:
-		h.log.ErrorContext(r.Context(), "file of the app not served", "file", name, "err", err)
-		refuse(w, http.StatusInternalServerError)
+		h.log.ErrorContext(r.Context(), "file of the app not served", "path", r.URL.Path, "err", err)
+		refusePage(w, r, http.StatusInternalServerError)
 	}
 }
 
-// public reports whether a path may be served at all. Dotfiles often contain
-// secrets of the build (.env, .git). /.well-known/ is public (RFC 8615).
-func (h *Handler) public(name string) bool {
-	for i, segment := range strings.Split(name, "/") {
-		if strings.HasPrefix(segment, ".") && !(i == 0 && segment == ".well-known") {
-			return false
+// errNoIndex means that index.html, which was there at the start, is missing.
+var errNoIndex = errors.New("no index.html")
+
+// serve serves the file for a path, or index.html to a navigation inside the
+// app. It returns an error before anything is written.
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, files fs.FS) error {
+	place := strings.TrimPrefix(r.URL.Path, "/")
+	if !h.public(strings.TrimSuffix(place, "/")) {
+		return fs.ErrNotExist
+	}
+	for _, name := range fileNames(r.URL) {
+		if err := h.serveFile(w, r, files, name); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
-	plain := strings.ToLower(name)
-	for _, e := range encodings {
-		plain = strings.TrimSuffix(plain, e.suffix)
+	if !navigates(r) || isAsset(place) || !h.fallsBackToIndex(files) {
+		return fs.ErrNotExist
 	}
-	return h.sourceMaps || path.Ext(plain) != ".map"
+	return h.serveFile(w, r, files, index)
+}
+
+// fallsBackToIndex reports whether a navigation without a file gets index.html.
+func (h *Handler) fallsBackToIndex(files fs.FS) bool {
+	if h.fallback == FallbackAuto {
+		_, err := fs.Stat(files, notFound)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	return h.fallback == FallbackIndex
 }
 
 // navigates reports whether the browser loads a page, as opposed to a file for
@@ -274,193 +281,153 @@ func navigates(r *http.Request) bool {
 	return strings.Contains(strings.Join(r.Header.Values("Accept"), ","), "text/html")
 }
 
-// isFileName reports whether a path can name a file. Other paths, such as those
-// with empty segments, can still be inside the app.
-func isFileName(name string) bool {
-	return fs.ValidPath(strings.TrimSuffix(name, "/")) && !strings.ContainsAny(name, "\\\x00")
-}
-
-// isAsset reports whether a path names a file and not a place in the app.
-// index.html instead of a missing script or image would be a confusing error.
-// /people/jane.doe is a place in the app.
-func isAsset(name string) bool {
-	_, known := contentTypes[strings.ToLower(path.Ext(strings.TrimSuffix(name, "/")))]
-	return known
-}
-
-// refuse sends an error that is not cached: the file may exist after the next
-// deploy.
-func refuse(w http.ResponseWriter, status int) {
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	http.Error(w, http.StatusText(status), status)
-}
-
-// serveFile serves a file, or returns an error before anything is written.
-func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, name string) error {
-	f, info, err := open(h.files, name)
+// serveFile serves a file, or redirects to the URL at which its relative URLs
+// work. It returns an error before anything is written.
+func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS, name string) error {
+	f, info, err := open(files, name)
+	if errors.Is(err, fs.ErrNotExist) && name == index {
+		return fmt.Errorf("%w: %v", errNoIndex, err)
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	header := make(http.Header)
-	header.Set("Content-Type", contentType(name))
-	body, policy, err := h.read(name, f, info, strings.HasPrefix(header.Get("Content-Type"), "text/html"))
+	identity, d, err := h.read(name, f, info)
 	if err != nil {
 		return err
 	}
-	header.Set("Content-Security-Policy", policy)
+	header := w.Header()
 	header.Set("Cache-Control", "no-cache")
+	header.Set("Content-Security-Policy", d.policy)
+	if location := canonicalURL(r.URL, name); location != "" && d.relative {
+		if r.URL.RawQuery != "" {
+			location += "?" + r.URL.RawQuery
+		}
+		header.Set("Location", location)
+		w.WriteHeader(http.StatusPermanentRedirect)
+		return nil
+	}
 	if hasContentHash(name) { // the name changes with the content (RFC 8246)
 		header.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
-	for _, e := range encodings {
-		sibling, siblingInfo, err := open(h.files, name+e.suffix)
-		if err != nil {
-			continue
-		}
-		defer sibling.Close()
-		if info.ModTime().Sub(siblingInfo.ModTime()) > sameBuild {
-			continue // left over from an earlier deploy
-		}
-		header.Set("Vary", "Accept-Encoding") // also if the response is not encoded (RFC 9110, section 12.5.5)
-		if header.Get("Content-Encoding") == "" && accepts(r, e.coding) {
-			if body, _, err = h.read(name+e.suffix, sibling, siblingInfo, false); err != nil {
-				return err
-			}
-			header.Set("Content-Encoding", e.coding)
-		}
+	c, closeContent := h.negotiate(w, r, files, name, info, identity)
+	defer closeContent()
+	if c.etag != "" {
+		header.Set("ETag", c.etag)
 	}
-	if body.etag != "" {
-		header.Set("ETag", body.etag)
-	}
-	if header.Get("Content-Encoding") != "" && r.Header.Get("If-Match") == "" &&
-		r.Header.Get("If-Unmodified-Since") == "" {
+	if c.coding != "" && r.Header.Get("If-Match") == "" && r.Header.Get("If-Unmodified-Since") == "" {
 		// ServeContent omits it for encoded content. With those two headers the
 		// response may be 412, which has no content.
-		header.Set("Content-Length", strconv.FormatInt(body.size, 10))
-	}
-	for field, values := range header {
-		w.Header()[field] = values
+		header.Set("Content-Length", strconv.FormatInt(c.size, 10))
 	}
 	if strings.Count(strings.Join(r.Header["Range"], ","), ",") >= maxRanges {
 		r = r.Clone(r.Context())
 		r.Header.Del("Range") // a server may ignore it (RFC 9110, section 14.2)
 	}
 	// Without a time there is no Last-Modified: reproducible builds give every
-	// file the same time.
-	http.ServeContent(w, r, "", time.Time{}, body)
+	// file the same time. The file itself is passed, for sendfile.
+	http.ServeContent(w, r, "", time.Time{}, c.ReadSeeker)
 	return nil
 }
 
-// encodings lists the compressed siblings of a file that a build may write,
-// best first.
-var encodings = []struct{ coding, suffix string }{{"br", ".br"}, {"gzip", ".gz"}}
-
-// sameBuild is how much older than its file a sibling may be. Copying a build
-// writes files in any order.
-const sameBuild = time.Minute
-
-// accepts reports whether the client accepts a content coding (RFC 9110,
-// section 12.5.3).
-func accepts(r *http.Request, coding string) bool {
-	accepted := false
-	for item := range strings.SplitSeq(strings.Join(r.Header.Values("Accept-Encoding"), ","), ",") {
-		name, parameter, _ := strings.Cut(item, ";")
-		weight, weighted := strings.CutPrefix(strings.ToLower(strings.TrimSpace(parameter)), "q=")
-		q, err := strconv.ParseFloat(weight, 64)
-		accepts := !weighted || err == nil && q > 0
-		switch name = strings.TrimSpace(name); {
-		case strings.EqualFold(name, coding):
-			return accepts
-		case name == "*":
-			accepted = accepts
-		}
+// serveNotFound serves the app's 404.html with status 404. It returns an error
+// before anything is written.
+func (h *Handler) serveNotFound(w http.ResponseWriter, r *http.Request, files fs.FS) error {
+	f, info, err := open(files, notFound)
+	if err != nil {
+		return err
 	}
-	return accepted
+	defer f.Close()
+	identity, d, err := h.read(notFound, f, info)
+	if err != nil {
+		return err
+	}
+	header := w.Header()
+	header.Set("Cache-Control", "no-store") // the file may exist after the next deploy
+	header.Set("Content-Security-Policy", d.policy)
+	c, closeContent := h.negotiate(w, r, files, notFound, info, identity)
+	defer closeContent()
+	header.Set("Content-Length", strconv.FormatInt(c.size, 10))
+	w.WriteHeader(http.StatusNotFound)
+	if r.Method != http.MethodHead {
+		io.CopyN(w, c, c.size) // an error means that the client is gone
+	}
+	return nil
 }
 
-// content is a file's bytes and validator.
+// content is what a response has: a file in one content coding.
 type content struct {
 	io.ReadSeeker
-	size int64
-	etag string // a quoted string, or empty
+	size   int64
+	etag   string // a quoted string, or empty
+	coding string // empty: none
 }
 
-// maxHashed is the size up to which a file's content is hashed for its
-// validator.
-const maxHashed = 1 << 20
+const (
+	// maxRead is the size up to which a file that is not in the cache of
+	// digests is read into memory, so that content and digest agree whatever
+	// happens to the file.
+	maxRead = 1 << 20
+	// maxDigested is the size up to which a file that can be compressed is, and
+	// up to which a page is read into memory.
+	maxDigested = 10 << 20
+	// maxRanges is the maximum number of ranges in one request. Each is a part
+	// of the response with its own header.
+	maxRanges = 16
+)
 
-// maxRanges is the maximum number of ranges in one request. Each is a part of
-// the response with its own header.
-const maxRanges = 16
-
-// read returns the content of f and its Content-Security-Policy. The validator
-// of a file above maxHashed is its size and time, unless it has no time. A page
-// is read whatever its size, because its policy names its scripts.
-func (h *Handler) read(name string, f fs.File, info fs.FileInfo, page bool) (content, string, error) {
+// read returns the content of f, without a content coding, and its digest. The
+// validator is a hash of the content if that can be compressed or is not above
+// maxRead, otherwise its size and time, unless it has no time. The policy of a
+// page above maxDigested allows no inline scripts.
+func (h *Handler) read(name string, f fs.File, info fs.FileInfo) (content, digest, error) {
+	size := info.Size()
+	c := content{size: size}
 	seeker, seeks := f.(io.ReadSeeker)
+	c.ReadSeeker = seeker
 	if known, ok := h.digests.get(name, info); ok && seeks {
-		return content{seeker, info.Size(), known.etag}, known.policy, nil
+		c.etag = known.etag
+		return c, known, nil
 	}
-	if seeks && !page && info.Size() > maxHashed {
-		c := content{ReadSeeker: seeker, size: info.Size()}
+	page := strings.HasPrefix(contentType(name), "text/html")
+	computed := digest{policy: h.policy.forPage(nil)}
+	switch {
+	case seeks && size > maxRead && !canCompress(name, info):
 		if !info.ModTime().IsZero() {
-			c.etag = fmt.Sprintf(`"%x-%x"`, info.Size(), info.ModTime().UnixNano())
+			c.etag = fmt.Sprintf(`"%x-%x"`, size, info.ModTime().UnixNano())
 		}
-		return c, h.policy.forPage(nil), nil
-	}
-	b, err := io.ReadAll(f)
-	if err != nil {
-		return content{}, "", err
-	}
-	computed := digest{etag: etagOf(b)}
-	if page {
-		computed.policy = h.policy.forPage(b)
-	} else {
-		computed.policy = h.policy.forPage(nil)
+		return c, computed, nil
+	case seeks && size > maxRead && !page:
+		hash := sha256.New()
+		if _, err := io.Copy(hash, io.LimitReader(f, size)); err != nil {
+			return content{}, digest{}, err
+		}
+		if _, err := seeker.Seek(0, io.SeekStart); err != nil {
+			return content{}, digest{}, err
+		}
+		computed.etag = etag(hash.Sum(nil))
+	default:
+		b, err := io.ReadAll(io.LimitReader(f, size)) // it may grow
+		if err != nil {
+			return content{}, digest{}, err
+		}
+		c.ReadSeeker, c.size = bytes.NewReader(b), int64(len(b))
+		computed.etag = etagOf(b)
+		if page {
+			computed.policy, computed.relative = h.policy.forPage(b), hasRelativeURL(b)
+		}
 	}
 	h.digests.put(name, info, computed)
-	return content{bytes.NewReader(b), int64(len(b)), computed.etag}, computed.policy, nil
+	c.etag = computed.etag
+	return c, computed, nil
 }
 
 func etagOf(b []byte) string {
 	sum := sha256.Sum256(b)
-	return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
+	return etag(sum[:])
 }
 
-// contentTypes lists the types of files that apps consist of. The types that
-// package mime knows depend on the machine.
-var contentTypes = map[string]string{
-	".html": "text/html; charset=utf-8", ".htm": "text/html; charset=utf-8",
-	".js": "text/javascript; charset=utf-8", ".mjs": "text/javascript; charset=utf-8",
-	".cjs": "text/javascript; charset=utf-8",
-	".css": "text/css; charset=utf-8", ".txt": "text/plain; charset=utf-8", ".csv": "text/csv; charset=utf-8",
-	".json": "application/json", ".map": "application/json", ".webmanifest": "application/manifest+json",
-	".xml": "application/xml", ".wasm": "application/wasm", ".pdf": "application/pdf",
-	".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif",
-	".webp": "image/webp", ".avif": "image/avif", ".ico": "image/x-icon", ".bmp": "image/bmp",
-	".woff": "font/woff", ".woff2": "font/woff2", ".ttf": "font/ttf", ".otf": "font/otf",
-	".eot": "application/vnd.ms-fontobject",
-	".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp4": "video/mp4",
-	".webm": "video/webm", ".vtt": "text/vtt; charset=utf-8",
-	".zip": "application/zip", ".gz": "application/gzip", ".br": "application/octet-stream",
-}
-
-func contentType(name string) string {
-	ext := strings.ToLower(path.Ext(name))
-	if t, known := contentTypes[ext]; known {
-		return t
-	}
-	if ext == "" && strings.HasPrefix(name, ".well-known/") {
-		return "application/json" // apple-app-site-association has no extension and must be JSON
-	}
-	if t := mime.TypeByExtension(ext); t != "" {
-		return t
-	}
-	return "application/octet-stream"
-}
+func etag(sum []byte) string { return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"` }
 
 //go:embed client/client.js
 var clientJS []byte

@@ -49,7 +49,7 @@ func app() fstest.MapFS {
 		"assets/LEGACY.JS.MAP":                        "{}",
 		"fonts/Inter-SemiBold.woff2":                  "font",
 		"assets/data.unknownext":                      "data",
-		"people/index.html":                           "<!doctype html>not served for the directory",
+		"people/index.html":                           "<!doctype html>people",
 		"assets/with space-BkRj3xGh.js":               "space",
 		"assets/sub/worker.4f3a2b1c9d8e7f60.chunk.js": "worker",
 	} {
@@ -143,8 +143,8 @@ func TestPaths(t *testing.T) {
 		{"/orders//.env", []string{navigate}, 404, "", "", ""},
 		{"//.env", []string{navigate}, 404, "", "", ""},
 		{"/orders/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
-		{"/people", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
-		{"/people/", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
+		{"/people", []string{navigate}, 200, "<!doctype html>people", "text/html; charset=utf-8", "no-cache"},
+		{"/people/", []string{navigate}, 200, "<!doctype html>people", "text/html; charset=utf-8", "no-cache"},
 		{"/people/jane.doe", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
 		{"/docs/v1.2", []string{navigate}, 200, "index", "text/html; charset=utf-8", "no-cache"},
 		{
@@ -156,7 +156,8 @@ func TestPaths(t *testing.T) {
 		{"/orders/17", []string{"Accept: application/json"}, 404, "", "", ""},
 		{"/orders/17", []string{"Sec-Fetch-Mode: cors", "Accept: text/html"}, 404, "", "", ""},
 		{"/orders/17", []string{"Sec-Fetch-Mode: no-cors", "Accept: text/html"}, 404, "", "", ""},
-		{"/people/", nil, 404, "", "", ""},
+		{"/people/", nil, 200, "<!doctype html>people", "text/html; charset=utf-8", "no-cache"},
+		{"/people%2Findex.html", []string{navigate}, 404, "", "", ""},
 
 		// A missing asset is 404, for a navigation too.
 		{"/assets/index-OLDhash1.js", nil, 404, "", "", ""},
@@ -199,7 +200,11 @@ func TestPaths(t *testing.T) {
 				}
 				if tt.status != 200 {
 					wantHeader(t, resp, "Cache-Control", "no-store")
-					wantHeader(t, resp, "Content-Type", "text/plain; charset=utf-8")
+					kind := "text/plain; charset=utf-8"
+					if slices.Contains(tt.headers, navigate) {
+						kind = "text/html; charset=utf-8"
+					}
+					wantHeader(t, resp, "Content-Type", kind)
 					return
 				}
 				want := tt.body
@@ -363,7 +368,9 @@ func TestCompressedSiblings(t *testing.T) {
 		{"gzip", "gzip"},
 		{"GZIP", "gzip"},
 		{"gzip, deflate, br, zstd", "br"},
-		{"br;q=0.1, gzip;q=1.0", "br"},
+		{"br;q=0.1, gzip;q=1.0", "gzip"},
+		{"br;q=0.9, identity", ""},
+		{"gzip;q=0.5, identity;q=0.2", "gzip"},
 		{"br;q=0, gzip", "gzip"},
 		{"br; q=0.000 , gzip;Q=0.5", "gzip"},
 		{"*", "br"},
@@ -818,6 +825,31 @@ func TestContentHashInName(t *testing.T) {
 		{"_next/static/css/0f9e8d7c6b5a4321.css", true},
 		{"static/media/logo.6ce24c58023cc2f8fd88fe9d219db6c6.svg", true},
 		{"workbox-3e911b1d.js", true},
+		{"chunk-QWERTYUI.js", true},                     // Angular, without a digit
+		{"media/inter-GHTR3KSN.woff2", true},            // Angular
+		{"_next/static/chunks/0cz1d0mv5g_q7.js", true},  // Next.js with Turbopack
+		{"_next/static/chunks/2xe4tx9rkol9-.css", true}, //
+		{"_next/static/chunks/turbopack-2u1d16houkiyo.js", true},
+		{"_next/static/media/ticket.3xut0m9cz1nru.svg", true},
+		{"_next/static/media/inter-s.p.3wryjvrj7ot6k.woff2", true},
+		{"_next/static/media/79f9b672174387aa-s.p.woff2", true}, // Next.js with webpack
+		{"_next/static/chunks/app/docs/[slug]/page-711076c373ed5cda.js", true},
+		{"_next/static/css/8df9770fd9120422.css", true},
+		{"_astro/extra.BzI9LrnK.js", true},                                      // Astro
+		{"_astro/index.astro_astro_type_script_index_0_lang._ku9HDrc.js", true}, //
+		{"_nuxt/DlAUqK2U.js", true},                                             // Nuxt
+		{"_app/immutable/chunks/BzI9LrnK.js", true},                             // SvelteKit
+		{"_nuxt/builds/latest.json", false},
+		{"_app/version.json", false},
+		{"_next/static/7HAGbCahJToLhxFrXGuTb/_buildManifest.js", false}, // the hash is in the directory
+		{"_next/static/chunks/main.js", false},
+		{"_astro/logo.png", false},
+		{"chunks/0cz1d0mv5g_q7.js", false}, // not of Next.js
+		{"main-VERSIONS.json", false},
+		{"registerSW.js", false},
+		{"ngsw-worker.js", false},
+		{"ngsw.json", false},
+		{"manifest.webmanifest", false},
 		{"index.html", false},
 		{"main.js", false},
 		{"sw.js", false},

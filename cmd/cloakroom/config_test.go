@@ -40,9 +40,10 @@ store: {url: "redis://:hunter2/0@redis"}
 session: {keys: [hunter2], cookie: {same_site: none}}
 routes:
   - {path: api, upstream: "orders:8080", token: maybe, csrf: never}
-frontend: {dir: /nowhere/dist}
+frontend: {dir: /nowhere/dist, fallback: spa}
 `, []string{
 			`frontend.dir: `,
+			`frontend.fallback: "spa" is none of auto, index, none`,
 			`oidc.client_auth: "none" is none of client_secret_basic, client_secret_post`,
 			`oidc.issuer: "http://id.example.com": plain http is for a provider on a loopback host alone`,
 			`routes[0].csrf: "never" is none of header, fetch-metadata, auto`,

@@ -387,6 +387,7 @@ func (c *Config) frontend(app fs.FS, log *slog.Logger) (*web.Handler, error) {
 		Dir:        c.Frontend.Dir,
 		URL:        c.Frontend.URL,
 		FS:         app,
+		Fallback:   web.Fallback(c.Frontend.Fallback),
 		FormAction: provider,                                   // the target of a logout form
 		Sources:    map[string][]string{"frame-src": provider}, // the target of a silent login
 		HTTPS:      strings.HasPrefix(c.Server.PublicURL, "https:"),

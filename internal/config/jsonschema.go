@@ -159,6 +159,7 @@ var enums = map[string][]any{
 	"oidc.response_mode":       {"query", "form_post"},
 	"oidc.sender_constraint":   {"dpop", "mtls"},
 	"session.cookie.same_site": {"strict", "lax"},
+	"frontend.fallback":        {"auto", "index", "none"},
 	"log.level":                {"error", "warn", "info", "debug"},
 	"log.format":               {"json", "text"},
 	"log.access":               {"all", "errors", "none"},

@@ -207,6 +207,8 @@ var Keys = []Key{
 	{"frontend.url", "",
 		"A development server (`http`, on this machine or in a private network) or a CDN (`https`) that has the " +
 			"app, instead of `frontend.dir`."},
+	{"frontend.fallback", "auto", "Response to a navigation without a file: `index` (index.html), `none` " +
+		"(404.html with status 404), or `auto` (`none` if there is a 404.html)."},
 	{"log.level", "info", "Least level of log lines: `error`, `warn`, `info` or `debug`."},
 	{"log.format", "json", "Format of log lines: `json` or `text`."},
 	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},

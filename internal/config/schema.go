@@ -214,8 +214,9 @@ type ByteRate int64
 const noRate ByteRate = -1
 
 type Frontend struct {
-	Dir string `yaml:"dir"`
-	URL string `yaml:"url"` // of a development server or a CDN, instead of dir
+	Dir      string `yaml:"dir"`
+	URL      string `yaml:"url"`      // of a development server or a CDN, instead of dir
+	Fallback string `yaml:"fallback"` // auto, the default, index or none
 }
 
 type Log struct {
