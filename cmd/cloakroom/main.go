@@ -3,6 +3,7 @@
 //
 //	cloakroom demo                  run a provider, an API and an app in one process
 //	cloakroom demo token            print an access token of a running demo
+//	cloakroom init                  write the configuration for a front-end project
 //	cloakroom serve --config FILE   run the broker
 //	cloakroom reload --config FILE  make a running broker apply its configuration
 //	cloakroom health --config FILE  print whether a running broker is ready
@@ -92,7 +93,8 @@ func run(
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(getenv), serveCommand(getenv), reloadCommand(getenv), healthCommand(getenv),
+	root.AddCommand(demoCommand(getenv), initCommand(), serveCommand(getenv),
+		reloadCommand(getenv), healthCommand(getenv),
 		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), whyCommand(getenv), keygenCommand(),
 		verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {

@@ -32,7 +32,7 @@ const (
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
 		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi",
-		"internal/terminal", "internal/tracing"},
+		"internal/scaffold", "internal/terminal", "internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
@@ -69,6 +69,7 @@ var arrows = map[string][]string{
 	"internal/loopback":    {},
 	"internal/pace":        {},
 	"internal/replicas":    {"session"},
+	"internal/scaffold":    {},
 	"internal/span":        {},
 	"internal/strictjson":  {},
 	"internal/terminal":    {},

@@ -1,0 +1,164 @@
+package scaffold
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Answers are what only the team knows.
+type Answers struct {
+	Issuer    string // of the identity provider
+	ClientID  string // there
+	PublicURL string // that browsers will see in production
+	APIs      []API
+	Key       string // for session.keys
+}
+
+// API is a route to an API.
+type API struct {
+	Path     string // such as /api/
+	Upstream string // such as http://localhost:3000
+}
+
+// ParseAPI parses text such as /api/=http://localhost:3000.
+func ParseAPI(text string) (API, error) {
+	prefix, upstream, found := strings.Cut(text, "=")
+	u, err := url.Parse(upstream)
+	switch {
+	case !found || !strings.HasPrefix(prefix, "/"):
+		return API{}, fmt.Errorf("%q is not an API such as /api/=http://localhost:3000", text)
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return API{}, fmt.Errorf("%q: %q is not a URL such as http://localhost:3000", text, upstream)
+	}
+	if !strings.HasSuffix(prefix, "/") {
+		prefix += "/"
+	}
+	return API{prefix, upstream}, nil
+}
+
+// File is a file to be written.
+type File struct {
+	Name string // relative to the project, with slashes
+	Text []byte
+	Mode fs.FileMode
+}
+
+//go:embed cloakroom.yaml.tmpl
+var configText string
+
+var configTemplate = template.Must(template.New("").Funcs(template.FuncMap{"yaml": asYAML}).Parse(configText))
+
+// asYAML returns a scalar as YAML writes it, with quotes if it needs them.
+func asYAML(text string) (string, error) {
+	b, err := yaml.Marshal(text)
+	return strings.TrimSpace(string(b)), err
+}
+
+// Files returns the files for a project: the configuration, the session key,
+// and the settings with which its development server forwards requests.
+func Files(project *Project, answers Answers) ([]File, error) {
+	var config bytes.Buffer
+	err := configTemplate.Execute(&config, struct {
+		Answers
+		OutDir string
+	}{answers, project.OutDir})
+	if err != nil {
+		return nil, err
+	}
+	files := []File{
+		{"cloakroom.yaml", config.Bytes(), 0o644},
+		{"secrets/session-keys", []byte(answers.Key + "\n"), 0o600},
+		{"secrets/.gitignore", []byte("*\n"), 0o644},
+	}
+	proxy, err := proxyFile(project, answers)
+	if proxy != nil {
+		files = append(files, *proxy)
+	}
+	return files, err
+}
+
+// broker is the address of a broker on the developer's machine, for the
+// settings of a development server.
+const broker = "http://localhost:8080"
+
+// proxySettings are those of one path, as Vite, the Angular CLI and webpack
+// have them. The Host must stay as the browser sent it.
+type proxySettings struct {
+	Context      []string `json:"context,omitempty"` // of webpack
+	Target       string   `json:"target"`
+	ChangeOrigin bool     `json:"changeOrigin"`
+	WebSocket    bool     `json:"ws"`
+}
+
+// proxyFile returns the settings of the project's development server, or nil if
+// it has none or cannot keep the Host.
+func proxyFile(project *Project, answers Answers) (*File, error) {
+	paths := []string{"/bff/"}
+	for _, api := range answers.APIs {
+		paths = append(paths, api.Path)
+	}
+	byPath := make(map[string]proxySettings)
+	for _, path := range paths {
+		byPath[path] = proxySettings{Target: broker, WebSocket: true}
+	}
+	switch project.Framework {
+	case Angular:
+		text, err := json.MarshalIndent(byPath, "", "  ")
+		return &File{"proxy.conf.json", append(text, '\n'), 0o644}, err
+	case Vite, SvelteKit, Astro, Nuxt:
+		text, err := json.MarshalIndent(byPath, "", "  ")
+		return &File{"cloakroom.proxy.mjs", module(text, "server.proxy of Vite"), 0o644}, err
+	case VueCLI, Webpack:
+		one := []proxySettings{{Context: paths, Target: broker, WebSocket: true}}
+		text, err := json.MarshalIndent(one, "", "  ")
+		return &File{"cloakroom.proxy.mjs", module(text, "devServer.proxy of webpack"), 0o644}, err
+	case Next, CreateReact, Plain: // Next.js and Create React App replace the Host
+		return nil, nil
+	}
+	return nil, nil
+}
+
+// module returns a JavaScript module with settings.
+func module(settings []byte, setting string) []byte {
+	return fmt.Appendf(nil, `// For %s, if the development server is in front of Cloakroom. The
+// server.public_url of Cloakroom is then the URL of the development server.
+// "cloakroom dev" does not need this file.
+export const proxy = %s;
+`, setting, settings)
+}
+
+// Write writes files into a directory. It never overwrites one: it returns the
+// names of those that it wrote, and of those that exist.
+func Write(dir string, files []File) (written, kept []string, err error) {
+	for _, file := range files {
+		name := filepath.Join(dir, filepath.FromSlash(file.Name))
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return written, kept, err
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, file.Mode)
+		if errors.Is(err, fs.ErrExist) {
+			kept = append(kept, file.Name)
+			continue
+		}
+		if err != nil {
+			return written, kept, err
+		}
+		_, err = f.Write(file.Text)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return written, kept, err
+		}
+		written = append(written, file.Name)
+	}
+	return written, kept, nil
+}

@@ -1,0 +1,192 @@
+// Package scaffold writes the first configuration for a front-end project. It
+// finds out how the project is built from its package.json.
+package scaffold
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Project is what is known of a front-end project.
+type Project struct {
+	Framework Framework
+	OutDir    string // of the production build, relative to the project
+	DevURL    string // of its development server; empty: it has none
+	DevScript string // command that starts it, such as "npm run dev"; empty: none was found
+	SourceDir string // "src", or "." if there is none
+}
+
+// Framework is a tool that builds and serves apps.
+type Framework string
+
+// The frameworks that are recognised.
+const (
+	Angular     Framework = "Angular"
+	Astro       Framework = "Astro"
+	CreateReact Framework = "Create React App"
+	Next        Framework = "Next.js"
+	Nuxt        Framework = "Nuxt"
+	SvelteKit   Framework = "SvelteKit"
+	Vite        Framework = "Vite"
+	VueCLI      Framework = "Vue CLI"
+	Webpack     Framework = "webpack"
+	Plain       Framework = "plain HTML"
+)
+
+// signs lists the npm packages by which a framework is recognised, and its
+// defaults. The first that fits counts: many frameworks use Vite too.
+var signs = []struct {
+	dependency string
+	framework  Framework
+	outDir     string
+	devURL     string
+}{
+	{"@angular/core", Angular, "dist", "http://localhost:4200"},
+	{"next", Next, "out", "http://localhost:3000"},
+	{"nuxt", Nuxt, ".output/public", "http://localhost:3000"},
+	{"astro", Astro, "dist", "http://localhost:4321"},
+	{"@sveltejs/kit", SvelteKit, "build", "http://localhost:5173"},
+	{"react-scripts", CreateReact, "build", "http://localhost:3000"},
+	{"@vue/cli-service", VueCLI, "dist", "http://localhost:8080"},
+	{"vite", Vite, "dist", "http://localhost:5173"},
+	{"webpack", Webpack, "dist", "http://localhost:8080"},
+}
+
+// maxManifest bounds package.json and angular.json, in bytes.
+const maxManifest = 1 << 20
+
+// Detect finds out about the project in a directory. The error says what to do
+// if it is none.
+func Detect(dir string) (*Project, error) {
+	project := &Project{SourceDir: "."}
+	if info, err := os.Stat(filepath.Join(dir, "src")); err == nil && info.IsDir() {
+		project.SourceDir = "src"
+	}
+	var manifest struct {
+		Scripts         map[string]string
+		Dependencies    map[string]string
+		DevDependencies map[string]string
+	}
+	err := readJSON(filepath.Join(dir, "package.json"), &manifest)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(dir, "index.html")); err != nil {
+			return nil, fmt.Errorf("%s has neither package.json nor index.html: run this in the folder of "+
+				"your app", dir)
+		}
+		project.Framework, project.OutDir = Plain, "."
+		return project, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	project.DevScript = devScript(dir, manifest.Scripts)
+	for _, sign := range signs {
+		_, used := manifest.Dependencies[sign.dependency]
+		_, usedToBuild := manifest.DevDependencies[sign.dependency]
+		if !used && !usedToBuild {
+			continue
+		}
+		project.Framework, project.OutDir, project.DevURL = sign.framework, sign.outDir, sign.devURL
+		if sign.framework == Angular {
+			project.OutDir, err = angularOutDir(dir)
+		}
+		return project, err
+	}
+	return nil, fmt.Errorf("%s names no framework that is known here; known are %s", filepath.Join(dir, "package.json"),
+		knownFrameworks())
+}
+
+func knownFrameworks() string {
+	var names []string
+	for _, sign := range signs {
+		names = append(names, string(sign.framework))
+	}
+	return strings.Join(names, ", ")
+}
+
+// devScript returns the command that starts the development server.
+func devScript(dir string, scripts map[string]string) string {
+	manager := "npm"
+	for lock, name := range map[string]string{
+		"pnpm-lock.yaml": "pnpm", "yarn.lock": "yarn", "bun.lock": "bun", "bun.lockb": "bun",
+	} {
+		if _, err := os.Stat(filepath.Join(dir, lock)); err == nil {
+			manager = name
+		}
+	}
+	for _, script := range []string{"dev", "start", "serve"} {
+		if scripts[script] != "" {
+			return manager + " run " + script
+		}
+	}
+	return ""
+}
+
+// angularOutDir returns where the Angular CLI writes the browser's files. The
+// application builder has a folder for them.
+func angularOutDir(dir string) (string, error) {
+	var workspace struct {
+		Projects map[string]struct {
+			Architect map[string]struct {
+				Builder string
+				Options struct {
+					OutputPath json.RawMessage
+				}
+			}
+		}
+	}
+	err := readJSON(filepath.Join(dir, "angular.json"), &workspace)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "dist", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, name := range slices.Sorted(maps.Keys(workspace.Projects)) {
+		build, exists := workspace.Projects[name].Architect["build"]
+		if !exists {
+			continue
+		}
+		out := struct{ Base, Browser string }{path.Join("dist", name), "browser"}
+		if given := build.Options.OutputPath; len(given) > 0 {
+			if json.Unmarshal(given, &out.Base) != nil && json.Unmarshal(given, &out) != nil {
+				return "", fmt.Errorf("%s: outputPath of %q is neither a string nor an object",
+					filepath.Join(dir, "angular.json"), name)
+			}
+		}
+		if strings.HasSuffix(build.Builder, ":browser") {
+			return path.Clean(out.Base), nil // the older builder has no such folder
+		}
+		return path.Join(out.Base, out.Browser), nil
+	}
+	return "dist", nil
+}
+
+// readJSON reads a small JSON file into v.
+func readJSON(name string, v any) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	switch {
+	case err != nil:
+		return err
+	case len(b) > maxManifest:
+		return fmt.Errorf("%s has more than 1 MiB", name)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s is not valid JSON: %w", name, err)
+	}
+	return nil
+}

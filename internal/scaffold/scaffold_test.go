@@ -1,0 +1,173 @@
+package scaffold_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/internal/scaffold"
+)
+
+// write writes files into a new directory, by name.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestDetectKnowsTheFrameworks(t *testing.T) {
+	t.Parallel()
+	const angular = `{"dependencies": {"@angular/core": "21"}, "scripts": {"start": "ng serve"}}`
+	for name, test := range map[string]struct {
+		files map[string]string
+		want  scaffold.Project
+	}{
+		"Vite": {
+			map[string]string{
+				"package.json": `{"scripts": {"dev": "vite"}, "devDependencies": {"vite": "7"}}`, "src/main.ts": "",
+			},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+				DevScript: "npm run dev", SourceDir: "src"},
+		},
+		"SvelteKit, which uses Vite, with pnpm": {
+			map[string]string{
+				"package.json":   `{"scripts": {"dev": "x"}, "devDependencies": {"vite": "7", "@sveltejs/kit": "2"}}`,
+				"pnpm-lock.yaml": "",
+			},
+			scaffold.Project{Framework: scaffold.SvelteKit, OutDir: "build", DevURL: "http://localhost:5173",
+				DevScript: "pnpm run dev", SourceDir: "."},
+		},
+		"Angular": {
+			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
+				{"builder": "@angular/build:application", "options": {}}}}}}`},
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/shop/browser", DevURL: "http://localhost:4200",
+				DevScript: "npm run start", SourceDir: "."},
+		},
+		"Angular with a directory": {
+			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
+				{"builder": "@angular/build:application", "options": {"outputPath": {"base": "out", "browser": ""}}}}}}}`},
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "out", DevURL: "http://localhost:4200",
+				DevScript: "npm run start", SourceDir: "."},
+		},
+		"Angular with the older builder": {
+			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
+				{"builder": "@angular-devkit/build-angular:browser", "options": {"outputPath": "dist/old"}}}}}}`},
+			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/old", DevURL: "http://localhost:4200",
+				DevScript: "npm run start", SourceDir: "."},
+		},
+		"no framework": {
+			map[string]string{"index.html": ""},
+			scaffold.Project{Framework: scaffold.Plain, OutDir: ".", SourceDir: "."},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := scaffold.Detect(write(t, test.files))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *got != test.want {
+				t.Errorf("got %+v, want %+v", *got, test.want)
+			}
+		})
+	}
+}
+
+func TestDetectSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"":                                     "is not valid JSON",
+		"{":                                    "is not valid JSON",
+		`{"dependencies": []}`:                 "is not valid JSON",
+		`{"dependencies": {"express": "5"}}`:   "names no framework",
+		strings.Repeat(" ", 1<<20) + "{}":      "more than 1 MiB",
+		`{"dependencies": {"Vite": "a name"}}`: "names no framework",
+	} {
+		_, err := scaffold.Detect(write(t, map[string]string{"package.json": text}))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: got %v, want %q", text, err, want)
+		}
+	}
+	if _, err := scaffold.Detect(t.TempDir()); err == nil || !strings.Contains(err.Error(), "folder of your app") {
+		t.Errorf("an empty folder: got %v", err)
+	}
+}
+
+func TestProxySettingsKeepTheHost(t *testing.T) {
+	t.Parallel()
+	answers := scaffold.Answers{APIs: []scaffold.API{{Path: "/api/", Upstream: "http://localhost:3000"}}}
+	for framework, want := range map[scaffold.Framework]string{
+		scaffold.Angular: "proxy.conf.json", scaffold.Vite: "cloakroom.proxy.mjs",
+		scaffold.Webpack: "cloakroom.proxy.mjs", scaffold.Next: "", scaffold.Plain: "",
+	} {
+		files, err := scaffold.Files(&scaffold.Project{Framework: framework}, answers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(files, func(f scaffold.File) bool { return strings.Contains(f.Name, "proxy") })
+		if i < 0 {
+			if want != "" {
+				t.Errorf("%s: got no settings, want %s", framework, want)
+			}
+			continue
+		}
+		if files[i].Name != want {
+			t.Errorf("%s: got %s, want %q", framework, files[i].Name, want)
+		}
+		for _, needed := range []string{`"changeOrigin": false`, `"/api/"`, `"/bff/"`} {
+			if !strings.Contains(string(files[i].Text), needed) {
+				t.Errorf("%s: the settings lack %s:\n%s", framework, needed, files[i].Text)
+			}
+		}
+	}
+}
+
+func TestWriteKeepsWhatExists(t *testing.T) {
+	t.Parallel()
+	dir := write(t, map[string]string{"b": "old"})
+	if err := os.Symlink("/nowhere", filepath.Join(dir, "c")); err != nil {
+		t.Fatal(err)
+	}
+	written, kept, err := scaffold.Write(dir, []scaffold.File{
+		{Name: "a/x", Text: []byte("new"), Mode: 0o600}, {Name: "b", Text: []byte("new"), Mode: 0o644},
+		{Name: "c", Text: []byte("new"), Mode: 0o644},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(written, []string{"a/x"}) {
+		t.Errorf("written: got %v, want a/x", written)
+	}
+	if !slices.Equal(kept, []string{"b", "c"}) {
+		t.Errorf("kept: got %v, want b and c", kept)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "b")); err != nil || string(text) != "old" {
+		t.Errorf("b: got %q, %v, want it unchanged", text, err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "a/x")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("a/x: got %v, %v, want mode 0600", info, err)
+	}
+}
+
+func TestParseAPI(t *testing.T) {
+	t.Parallel()
+	if got, err := scaffold.ParseAPI("/api=http://localhost:3000"); err != nil || got.Path != "/api/" {
+		t.Errorf("got %v, %v, want a path with its slash", got, err)
+	}
+	for _, text := range []string{"", "/api/", "api=http://x", "/api/=localhost:3000", "/api/=http://", "=http://x"} {
+		if got, err := scaffold.ParseAPI(text); err == nil {
+			t.Errorf("%q: got %v, want an error", text, got)
+		}
+	}
+}
