@@ -19,6 +19,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/devtools"
 	"github.com/cloakroom-bff/cloakroom/internal/replicas"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
@@ -26,8 +27,7 @@ import (
 
 // broker is a bff.Server with its store, certificate and configuration.
 type broker struct {
-	app    fs.FS
-	traces trace.TracerProvider // nil: there are no traces
+	extras
 	log    *slog.Logger
 	store  config.TokenStore
 	cert   *certificate // nil: without TLS
@@ -50,6 +50,14 @@ type broker struct {
 	inForceSince time.Time            // of cfg
 	reloadFailed bool                 // the last one
 	read         map[string]fileState // the files at the last read of the configuration
+}
+
+// extras are what a broker has besides its configuration. The zero value means
+// nothing.
+type extras struct {
+	app    fs.FS                // instead of frontend.dir and frontend.url
+	traces trace.TracerProvider // nil: there are no traces
+	tools  *devtools.Tools      // for developers; nil: there are none
 }
 
 // lastRead returns the states of the files at the last read of the
@@ -89,16 +97,16 @@ func describe(cfg *config.Config, app session.App) replicas.Description {
 	}
 }
 
-// newBroker returns the broker that cfg describes. Its frontend is app, or
-// frontend.dir if app is nil. Its only I/O is to read the files that cfg names.
-// The error is a config.Errors.
-func newBroker(
-	cfg *config.Config, app fs.FS, traces trace.TracerProvider, log *slog.Logger,
-) (*broker, error) {
-	b := &broker{cfg: cfg, app: app, traces: traces, log: log, audit: newAuditLog(os.Stdout, log)}
+// newBroker returns the broker that cfg describes. Its only I/O is to read the
+// files that cfg names. The error is a config.Errors.
+func newBroker(cfg *config.Config, more extras, log *slog.Logger) (*broker, error) {
+	b := &broker{cfg: cfg, extras: more, log: log, audit: newAuditLog(os.Stdout, log)}
 	store, storeErr := cfg.OpenStore(log)
 	if storeErr != nil {
 		store = new(tokenstore.Memory) // to find the other mistakes
+	}
+	if b.tools != nil {
+		store = b.tools.Store(store)
 	}
 	b.store = store
 	if len(cfg.Session.Keys) == 0 && cfg.Store.IsInMemory() {
@@ -119,6 +127,9 @@ func newBroker(
 		return nil, err
 	}
 	b.audit.use(audit)
+	if b.tools != nil {
+		b.tools.Use(b.server)
+	}
 	b.self = describe(cfg, b.server.App())
 	b.hash, b.inForceSince = b.self.Hash(), time.Now()
 	var shared session.Store
@@ -131,9 +142,13 @@ func newBroker(
 
 // parts returns what a server of this broker has besides its configuration.
 func (b *broker) parts(secure *tls.Config) config.Parts {
-	return config.Parts{
+	parts := config.Parts{
 		Store: b.store, App: b.app, TLS: secure, Traces: b.traces, Observe: b.audit.observe, Log: b.log,
 	}
+	if b.tools != nil {
+		parts.Observe, parts.DevTools = b.tools.Observe, b.tools
+	}
+	return parts
 }
 
 // newHTTPServer returns a server for listeners that are not public.

@@ -170,7 +170,7 @@ func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 			Session: config.Session{MaxPerUser: -1},
 		}
 		cfg.SetDefaults()
-		_, err := newBroker(cfg, nil, nil, slog.New(slog.DiscardHandler))
+		_, err := newBroker(cfg, extras{}, slog.New(slog.DiscardHandler))
 		if err == nil {
 			t.Errorf("%s: got no error", name)
 			continue

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/devtools"
 	"github.com/cloakroom-bff/cloakroom/internal/sampleapi"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
@@ -53,6 +54,8 @@ type demo struct {
 	listen         string
 	accessTokenTTL time.Duration
 	store          session.Secret
+
+	tools *devtools.Tools // set by run
 }
 
 func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
@@ -83,15 +86,22 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 	issuer := "http://" + idp.Addr().String()
 	secret := rand.Text()
 	signal.Ignore(syscall.SIGPIPE)
+	d.tools = devtools.New(devtools.Config{
+		Issuer: issuer, Audience: "api", Prefix: "/bff",
+		Routes: []devtools.Route{
+			{Path: "/api/", Upstream: "the sample API", Token: "user"},
+			{Path: "/public/", Upstream: "the sample API", Token: "none"},
+		},
+	})
 	log, stop := newLogger(stderr, func(w io.Writer) slog.Handler {
-		return slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn})
+		return d.tools.LogHandler(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	})
 	defer stop()
-
 	provider, err := d.newProvider(issuer, app, secret, log)
 	if err != nil {
 		return err
 	}
+	d.tools.UseProvider(provider)
 	samples, err := sampleapi.New(sampleapi.Config{Issuer: issuer, Audience: "api", Logger: log})
 	if err != nil {
 		return err
@@ -165,7 +175,7 @@ func (d *demo) newBroker(issuer, app, secret, api string, log *slog.Logger) (*br
 		},
 	}
 	cfg.SetDefaults()
-	b, err := newBroker(cfg, web.Demo(), nil, log)
+	b, err := newBroker(cfg, extras{app: web.Demo(), tools: d.tools}, log)
 	if problems, ok := errors.AsType[config.Errors](err); ok {
 		for _, problem := range problems {
 			if problem.Key == "store.url" {

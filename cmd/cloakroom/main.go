@@ -3,6 +3,8 @@
 //
 //	cloakroom demo                  run a provider, an API and an app in one process
 //	cloakroom demo token            print an access token of a running demo
+//	cloakroom dev -- COMMAND        run your app's development server behind a
+//	                                broker and a development provider
 //	cloakroom init                  write the configuration for a front-end project
 //	cloakroom serve --config FILE   run the broker
 //	cloakroom reload --config FILE  make a running broker apply its configuration
@@ -23,12 +25,12 @@
 //	cloakroom keygen                print a new key for session.keys
 //	cloakroom version               print version, commit, its time, and Go version
 //
-// serve and demo end on SIGINT and SIGTERM, after the requests in flight. A
-// second signal ends them at once. serve applies changes of its configuration.
-// Logs go to standard error.
+// serve, demo and dev end on SIGINT and SIGTERM, after the requests in flight.
+// A second signal ends them at once. serve applies changes of its
+// configuration. Logs go to standard error.
 //
 // The exit status is 0, 1 for a failure, or 2 for a problem with the command
-// line or the configuration.
+// line or the configuration. That of dev is the status of its COMMAND.
 package main
 
 import (
@@ -57,9 +59,12 @@ type usageError struct{ error }
 func exitCode(err error) int {
 	var problems config.Errors
 	var usage usageError
+	var exit *exitError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &exit):
+		return exit.status
 	case errors.As(err, &problems), errors.As(err, &usage):
 		return 2
 	default:
@@ -93,7 +98,7 @@ func run(
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(getenv), initCommand(), serveCommand(getenv),
+	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), serveCommand(getenv),
 		reloadCommand(getenv), healthCommand(getenv),
 		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), whyCommand(getenv), keygenCommand(),
 		verifyCommand(), versionCommand())

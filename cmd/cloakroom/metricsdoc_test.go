@@ -64,7 +64,7 @@ func metricsTable(t *testing.T) string {
 		Routes:  []config.Route{{Path: "/api/", Upstream: []string{"http://127.0.0.1:1"}, Token: "user"}},
 	}
 	cfg.SetDefaults()
-	b, err := newBroker(cfg, nil, nil, slog.New(slog.DiscardHandler))
+	b, err := newBroker(cfg, extras{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,6 +55,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CLOAKROOM_TEST_PROVIDER") != "" {
 		serveOutageProvider()
 	}
+	if os.Getenv("CLOAKROOM_TEST_DEV") != "" {
+		serveTestApp()
+	}
 	testenv.Main(m)
 }
 

@@ -48,7 +48,7 @@ signal ends it at once.`,
 			v, _ := buildInfo()
 			traces, stopTraces, tracesErr := tracing.Start(getenv, v, log)
 			defer stopTraces()
-			b, err := newBroker(cfg, nil, traces, log)
+			b, err := newBroker(cfg, extras{traces: traces}, log)
 			if err := config.Merge(unread, config.Join(err, tracesErr)); err != nil {
 				for _, stray := range config.StrayVariables(os.Environ()) {
 					err = fmt.Errorf("%w\n%s", err, stray)

@@ -31,8 +31,8 @@ const (
 //     without bff.
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
-		"internal/check", "internal/config", "internal/devidp", "internal/replicas", "internal/sampleapi",
-		"internal/scaffold", "internal/terminal", "internal/tracing"},
+		"internal/check", "internal/config", "internal/devidp", "internal/devserver", "internal/devtools",
+		"internal/replicas", "internal/sampleapi", "internal/scaffold", "internal/terminal", "internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
@@ -83,6 +83,8 @@ var arrows = map[string][]string{
 	"internal/benchtable":        {},
 	"internal/brokertest":        {"internal/devidp", "internal/testenv"},
 	"internal/devidp":            {},
+	"internal/devserver":         {},
+	"internal/devtools":          {"bff", "bff/adminpage", "session", "internal/devidp"},
 	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},
 	"internal/proxybench":        {"internal/benchtable", "internal/devidp"},
 	"internal/redistest":         {"internal/testenv"},

@@ -35,6 +35,8 @@ type Parts struct {
 	Traces  trace.TracerProvider             // nil: no spans
 	Observe func(context.Context, bff.Event) // nil: events are in the log only
 	Log     *slog.Logger
+
+	DevTools http.Handler // nil: there are none
 }
 
 // NewServer returns the server that c describes. Its only I/O is to read the
@@ -43,7 +45,7 @@ func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 	var problems Errors
 	cfg := c.serverConfig(parts.Log, &problems)
 	cfg.Sessions.Store, cfg.TLS = parts.Store, parts.TLS
-	cfg.TracerProvider, cfg.Observe = parts.Traces, parts.Observe
+	cfg.TracerProvider, cfg.Observe, cfg.DevTools = parts.Traces, parts.Observe, parts.DevTools
 	frontend, err := c.frontend(parts.App, parts.Log)
 	problems = append(problems, fieldErrors(err, frontendKey)...)
 	if frontend != nil {

@@ -1,0 +1,532 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/devserver"
+	"github.com/cloakroom-bff/cloakroom/internal/devtools"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+func devCommand() *cobra.Command {
+	var d dev
+	c := &cobra.Command{
+		Use:   "dev [flags] [-- COMMAND]",
+		Short: "Run your app's development server behind a broker and a development provider",
+		Long: `Run the broker, a development identity provider without passwords and your own
+development server behind one URL, which it prints. Nothing else is needed.
+
+COMMAND starts the development server, such as npm run dev. It stops with this
+process, and this process stops with it and has its exit status. The server is
+found by the http://localhost:PORT that COMMAND prints, or at the default port of
+Vite, Angular, Next or webpack. --app names it otherwise. Hot reload works.
+
+The users are those of --users, or of dev-users.yaml if that file exists,
+otherwise alice and bob:
+
+  users:
+    - sub: alice
+      name: Alice Liddell
+      email: alice@example.com
+      roles: [admin]
+      acr: gold                     # optional: the strength of each sign-in
+      claims: {department: sales}
+
+From --config FILE, the same file as for serve, it takes routes, frontend (but
+for dir and url), session (but for keys), server.prefix and, of oidc, scopes,
+resource, audience, authorization_parameters, userinfo and access_token_lifetime.
+
+/bff/dev of the app shows the session and its tokens, what was refused and why,
+and has buttons for what an app has to cope with: an expired token, the end of the
+session, outages of provider and store. Anyone who can reach this process can sign
+in, so it listens on the loopback interface only.`,
+		Example: `  cloakroom dev -- npm run dev
+  cloakroom dev --api /api=http://localhost:3000 -- npm run dev
+  cloakroom dev --app http://localhost:5173 --users users.yaml`,
+		Args: func(c *cobra.Command, args []string) error {
+			if n := c.ArgsLenAtDash(); len(args) > 0 && n != 0 {
+				return usageError{fmt.Errorf("write the command after --, as in: cloakroom dev -- %s",
+					strings.Join(args, " "))}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			d.command, d.portGiven = args, c.Flags().Changed("port")
+			return d.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	flags := c.Flags()
+	flags.StringVar(&d.app, "app", "", "`URL` of the development server; default: it is looked for")
+	flags.StringArrayVar(&d.apis, "api", nil, "`PATH=URL` of an API that gets the user's access token; repeatable")
+	flags.IntVar(&d.port, "port", devPort, "`PORT` to listen on; the provider listens on the next one")
+	flags.StringVar(&d.usersFile, "users", "", "YAML `FILE` with users; default: dev-users.yaml, if it exists")
+	flags.StringVar(&d.configFile, "config", "", "`FILE` with routes and more, the configuration of serve")
+	flags.DurationVar(&d.accessTokenTTL, "access-token-ttl", 5*time.Minute, "lifetime of access tokens")
+	return c
+}
+
+const (
+	devPort      = 8400
+	devPorts     = 10 // pairs of ports that are tried if none is given
+	devUsersFile = "dev-users.yaml"
+	// devPatience is how long a development server may take to be found before
+	// a message says so.
+	devPatience = 20 * time.Second
+	// devGrace is how long the command may take to end.
+	devGrace  = 5 * time.Second
+	devClient = "dev"
+)
+
+// dev runs a development server behind a broker and a development provider.
+type dev struct {
+	app            string
+	apis           []string
+	port           int
+	portGiven      bool
+	usersFile      string
+	configFile     string
+	accessTokenTTL time.Duration
+	command        []string
+
+	cfg   *config.Config
+	users *devidp.UserFile
+}
+
+// exitError is the exit status of a command that ended, with a message or
+// without.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+
+func (d *dev) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if err := d.read(); err != nil {
+		return err
+	}
+	public, idp, err := d.listen()
+	if err != nil {
+		return err
+	}
+	defer public.Close()
+	defer idp.Close()
+	signal.Ignore(syscall.SIGPIPE)
+
+	finder := &devserver.Finder{Exclude: append(d.apiPorts(), portOf(public), portOf(idp)), Started: len(d.command) > 0}
+	if !finder.Started {
+		return d.serve(ctx, public, idp, finder, stdout, stderr)
+	}
+	finder.ExcludeListening(ctx)
+	command, err := devserver.Start(d.command, d.environment(stdout), finder.Watch(stdout), finder.Watch(stderr))
+	if notStarted, ok := errors.AsType[*devserver.NotStartedError](err); ok {
+		return &exitError{notStarted.Status, err}
+	}
+	if err != nil {
+		return err
+	}
+	serving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // until the command ends, which Stop sees to
+		<-command.Exited()
+		cancel()
+	}()
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(serving, func() { // at the same time as the broker
+		command.Stop(context.WithoutCancel(ctx), devGrace)
+		close(stopped)
+	})
+	err = d.serve(serving, public, idp, finder, stdout, stderr)
+	if stop() { // the broker has failed
+		command.Stop(context.WithoutCancel(ctx), devGrace)
+	} else {
+		<-stopped
+	}
+	if err != nil && !errors.Is(err, context.Canceled) || ctx.Err() != nil {
+		return err
+	}
+	return commandEnded(d.command, command.Status())
+}
+
+// commandEnded returns the error for a command that has ended by itself.
+func commandEnded(command []string, status int) error {
+	if status == 0 {
+		return nil
+	}
+	return &exitError{status, fmt.Errorf("%s ended with status %d", strings.Join(command, " "), status)}
+}
+
+// environment returns the environment of the command. Without a terminal of its
+// own it would not use colors.
+func (d *dev) environment(stdout io.Writer) []string {
+	env := os.Environ()
+	f, ok := stdout.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("FORCE_COLOR") != "" {
+		return env
+	}
+	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		env = append(env, "FORCE_COLOR=1")
+	}
+	return env
+}
+
+// read reads and checks flags and files.
+func (d *dev) read() error {
+	if d.accessTokenTTL < time.Second {
+		return usageError{fmt.Errorf("--access-token-ttl: %v is shorter than a second", d.accessTokenTTL)}
+	}
+	if d.port < 1 || d.port > 65534 {
+		return usageError{fmt.Errorf("--port: %d is not a port from 1 to 65534", d.port)}
+	}
+	if d.app != "" {
+		if err := checkLocalURL(d.app); err != nil {
+			return usageError{fmt.Errorf("--app: %w", err)}
+		}
+	}
+	if err := d.readUsers(); err != nil {
+		return err
+	}
+	if err := d.readConfig(); err != nil {
+		return err
+	}
+	for _, api := range d.apis {
+		route, err := parseAPI(api)
+		if err != nil {
+			return usageError{fmt.Errorf("--api: %w", err)}
+		}
+		d.cfg.Routes = append(slices.DeleteFunc(d.cfg.Routes, func(r config.Route) bool {
+			return r.Path == route.Path
+		}), route)
+	}
+	return nil
+}
+
+// checkLocalURL returns an error unless raw is an http or https URL.
+func checkLocalURL(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		if !strings.Contains(raw, "://") {
+			return fmt.Errorf("%q has no scheme; write http://%s", raw, strings.TrimPrefix(raw, "//"))
+		}
+		return fmt.Errorf("%q is not a URL such as http://localhost:5173", raw)
+	}
+	return nil
+}
+
+// parseAPI parses a value of --api.
+func parseAPI(text string) (config.Route, error) {
+	at, upstream, found := strings.Cut(text, "=")
+	if !found || !strings.HasPrefix(at, "/") || strings.Trim(at, "/") == "" {
+		return config.Route{}, fmt.Errorf("%q is not a path and a URL such as /api=http://localhost:3000", text)
+	}
+	if err := checkLocalURL(upstream); err != nil {
+		return config.Route{}, fmt.Errorf("the URL of %s: %w", at, err)
+	}
+	return config.Route{Path: strings.TrimSuffix(at, "/") + "/", Upstream: []string{upstream}, Token: "user"}, nil
+}
+
+// readUsers reads the users.
+func (d *dev) readUsers() error {
+	file := cmp.Or(d.usersFile, devUsersFile)
+	read, err := devidp.ReadUserFile(file)
+	switch {
+	case d.usersFile == "" && errors.Is(err, fs.ErrNotExist):
+		d.users = &devidp.UserFile{Users: devidp.DefaultUsers()}
+		return nil
+	case err != nil:
+		return usageError{err}
+	}
+	d.users = read
+	return nil
+}
+
+// devKeys are the keys of the configuration that count. Those below a key that
+// ends with a dot count too.
+var devKeys = []string{
+	"routes", "frontend", "session", "server.prefix", "oidc.scopes", "oidc.resource", "oidc.audience",
+	"oidc.authorization_parameters", "oidc.userinfo", "oidc.access_token_lifetime",
+}
+
+// readConfig reads the configuration. Mistakes in keys that do not count are
+// ignored: the files of secrets, for example, are on another machine.
+func (d *dev) readConfig() error {
+	d.cfg = new(config.Config)
+	if d.configFile == "" {
+		return nil
+	}
+	read, err := config.Load(d.configFile, func(string) string { return "" })
+	var relevant config.Errors
+	if problems, ok := errors.AsType[config.Errors](err); ok {
+		for _, problem := range problems {
+			if _, unknown := errors.AsType[*config.UnknownKeyError](problem.Err); unknown || counts(problem.Key) {
+				relevant = append(relevant, problem)
+			}
+		}
+	}
+	if len(relevant) > 0 {
+		return relevant
+	}
+	if read == nil {
+		return err
+	}
+	d.cfg.Routes, d.cfg.Frontend, d.cfg.Session = read.Routes, read.Frontend, read.Session
+	d.cfg.Server.Prefix = read.Server.Prefix
+	d.cfg.OIDC = config.OIDC{
+		Scopes: read.OIDC.Scopes, Resource: read.OIDC.Resource, Audience: read.OIDC.Audience,
+		AuthorizationParameters: read.OIDC.AuthorizationParameters, UserInfo: read.OIDC.UserInfo,
+		AccessTokenLifetime: read.OIDC.AccessTokenLifetime,
+	}
+	d.cfg.Frontend.Dir, d.cfg.Session.Keys = "", nil
+	return nil
+}
+
+// counts reports whether a key of the configuration is used. The empty key is
+// the whole file.
+func counts(key string) bool {
+	if key == "" {
+		return true
+	}
+	for _, known := range devKeys {
+		if rest, ok := strings.CutPrefix(key, known); ok && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return !strings.HasPrefix(key, "session.keys") && key != "frontend.dir" && key != "frontend.url"
+		}
+	}
+	return false
+}
+
+// listen listens on a port for the app and on the next one for the provider,
+// whose issuer stays the same so. If no port was given, both can be others.
+func (d *dev) listen() (public, idp net.Listener, err error) {
+	for i := range devPorts {
+		port := d.port + 2*i
+		public, err = listenLocal(port)
+		if err == nil {
+			if idp, err = listenLocal(port + 1); err == nil {
+				return public, idp, nil
+			}
+			if d.portGiven {
+				idp, err = listenLocal(0)
+				return public, idp, err
+			}
+			public.Close()
+		}
+		if d.portGiven {
+			return nil, nil, fmt.Errorf("--port: %w; choose another port", err)
+		}
+	}
+	return nil, nil, fmt.Errorf("all ports from %d to %d are in use; choose one with --port",
+		d.port, d.port+2*devPorts-1)
+}
+
+// listenLocal listens on a port of 127.0.0.1, unless something listens on ::1:
+// a browser that opens localhost would reach that.
+func listenLocal(port int) (net.Listener, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:"+strconv.Itoa(port))
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("port %d is in use by another program", port)
+	}
+	if err != nil || port == 0 {
+		return l, err
+	}
+	if conn, err := net.DialTimeout("tcp6", "[::1]:"+strconv.Itoa(port), time.Second); err == nil {
+		conn.Close()
+		l.Close()
+		return nil, fmt.Errorf("port %d is in use by another program, on [::1]", port)
+	}
+	return l, nil
+}
+
+func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
+
+// apiPorts returns the ports of upstreams on this machine. A command can start
+// them too, and print their URLs.
+func (d *dev) apiPorts() (ports []int) {
+	for _, route := range d.cfg.Routes {
+		for _, upstream := range route.Upstream {
+			if u, err := url.Parse(upstream); err == nil {
+				if port, err := strconv.Atoi(u.Port()); err == nil {
+					ports = append(ports, port)
+				}
+			}
+		}
+	}
+	return ports
+}
+
+// find returns the URL of the development server.
+func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writer) (string, error) {
+	if d.app != "" {
+		return d.app, nil
+	}
+	return finder.Find(ctx, devPatience, func() {
+		why := "Nothing listens on the ports 5173, 4200, 3000 and 8080."
+		hint := "Start it, pass its URL with --app, or let cloakroom start it: cloakroom dev -- npm run dev"
+		if finder.Started {
+			why = "The command has printed no http://localhost:PORT that responds, and nothing new listens on " +
+				"the ports 5173, 4200, 3000 and 8080."
+			hint = "If it listens, pass its URL: cloakroom dev --app http://localhost:PORT -- " +
+				strings.Join(d.command, " ")
+		}
+		if secure := finder.HTTPS(); secure != "" {
+			hint = "It listens at " + secure + ": turn https off. Browsers treat http://localhost as secure."
+		}
+		fmt.Fprintf(stderr, "No development server found after %v. %s\n%s\nStill looking.\n", devPatience, why, hint)
+	})
+}
+
+// serve serves app, broker and provider until ctx ends.
+func (d *dev) serve(
+	ctx context.Context, public, idp net.Listener, finder *devserver.Finder, stdout, stderr io.Writer,
+) error {
+	app := fmt.Sprintf("http://localhost:%d", portOf(public))
+	issuer := "http://" + idp.Addr().String()
+	var err error
+	if d.cfg.Frontend.URL, err = d.find(ctx, finder, stderr); err != nil {
+		return nil // ctx has ended
+	}
+	secret := rand.Text()
+	d.complete(app, issuer, secret)
+	tools := devtools.New(devtools.Config{
+		Issuer: issuer, Audience: d.audience(), Prefix: d.cfg.Server.Prefix, Routes: toolRoutes(d.cfg.Routes),
+	})
+	log, stop := newLogger(stderr, func(w io.Writer) slog.Handler {
+		return tools.LogHandler(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	})
+	defer stop()
+	provider, err := d.newProvider(app, issuer, secret, log)
+	if err != nil {
+		return err
+	}
+	tools.UseProvider(provider)
+	b, err := newBroker(d.cfg, extras{tools: tools}, log)
+	if err != nil {
+		return d.namingFlags(err)
+	}
+	defer b.close()
+
+	// The provider ends after the broker, which revokes tokens at its end.
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serveUntil(behind, newHTTPServer(provider, log), idp) })
+	group.Go(func() error {
+		defer stopBehind()
+		return b.run(ctx, public, nil)
+	})
+	group.Go(func() error {
+		if b.server.WaitForProvider(ctx) != nil {
+			return nil // another goroutine returns the reason
+		}
+		return d.greet(stdout, app)
+	})
+	return group.Wait()
+}
+
+// greet prints the URL to open.
+func (d *dev) greet(stdout io.Writer, app string) error {
+	hint := ""
+	if len(d.cfg.Routes) == 0 {
+		hint = "No API yet: add one with --api /PATH=URL.\n"
+	}
+	_, err := fmt.Fprintf(stdout, "\nOpen %s and sign in as %s. No password is needed.\n"+
+		"%sThe inspector is at %s. Nothing is saved. Press Ctrl-C to stop.\n\n",
+		app, nameUsers(d.users.Users), hint, d.cfg.Server.Prefix+"/dev")
+	return err
+}
+
+// nameUsers names up to three users.
+func nameUsers(users []devidp.User) string {
+	var names []string
+	for _, u := range users[:min(3, len(users))] {
+		names = append(names, u.Sub)
+	}
+	if more := len(users) - len(names); more > 0 {
+		return strings.Join(names, ", ") + fmt.Sprintf(" or %d others", more)
+	}
+	if len(names) < 2 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+}
+
+func (d *dev) audience() string { return cmp.Or(d.cfg.OIDC.Audience, "api") }
+
+// complete sets the keys that are not configurable.
+func (d *dev) complete(app, issuer, secret string) {
+	c := d.cfg
+	c.Server = config.Server{
+		PublicURL: app, AdminListen: "127.0.0.1:0", Prefix: cmp.Or(c.Server.Prefix, "/bff"),
+		ShutdownGrace: time.Second, // whoever presses Ctrl-C does not want to wait
+	}
+	c.OIDC.Issuer, c.OIDC.ClientID, c.OIDC.ClientSecret = issuer, devClient, session.Secret(secret)
+	// A new key for each run: the provider's tokens are lost at the end too.
+	c.Session.Keys = []session.Secret{newKey()}
+	// The store is in this process, and switched off in the inspector: then no
+	// call must succeed with what a cache has.
+	c.Session.CacheMaxAge = time.Millisecond
+	c.SetDefaults()
+}
+
+// newProvider returns the development provider, with the app as a client.
+func (d *dev) newProvider(app, issuer, secret string, log *slog.Logger) (*devidp.Provider, error) {
+	prefix := app + d.cfg.Server.Prefix
+	return devidp.New(devidp.Config{
+		Issuer: issuer, Users: d.users.Users, ACRValues: d.users.ACRValues, Audience: d.audience(),
+		AccessTokenTTL: d.accessTokenTTL, Logger: log,
+		Clients: []devidp.Client{{
+			ID: devClient, Secret: secret,
+			RedirectURIs:           []string{prefix + "/callback"},
+			PostLogoutRedirectURIs: []string{prefix + "/logout/callback"},
+			BackchannelLogoutURI:   prefix + "/backchannel-logout",
+		}},
+	})
+}
+
+// toolRoutes returns the routes as the inspector shows them.
+func toolRoutes(routes []config.Route) (all []devtools.Route) {
+	for _, r := range routes {
+		all = append(all, devtools.Route{
+			Path: r.Path, Upstream: strings.Join(r.Upstream, ", "), Token: cmp.Or(r.Token, "user"),
+		})
+	}
+	return all
+}
+
+// namingFlags replaces keys by the flags that set them.
+func (d *dev) namingFlags(err error) error {
+	problems, ok := errors.AsType[config.Errors](err)
+	if !ok {
+		return err
+	}
+	for _, problem := range problems {
+		var i int
+		switch n, _ := fmt.Sscanf(problem.Key, "routes[%d]", &i); {
+		case problem.Key == "frontend.url":
+			problem.Key = "--app"
+		case n == 1 && i >= len(d.cfg.Routes)-len(d.apis):
+			problem.Key = "--api " + path.Clean(d.cfg.Routes[i].Path)
+		}
+	}
+	return err
+}

@@ -1,0 +1,251 @@
+package devtools
+
+import (
+	"bytes"
+	"embed"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"html/template"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
+	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+//go:embed page.html dev.css dev.js
+var files embed.FS
+
+var pages = template.Must(template.New("").Funcs(template.FuncMap{
+	"clock": func(t time.Time) string { return t.Local().Format(time.TimeOnly) },
+	"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"until": func(t time.Time) string { return duration(time.Until(t)) },
+}).ParseFS(files, "page.html"))
+
+// page is what the page shows. There is no token in it.
+type page struct {
+	Base   string // path of the page
+	Login  string // path that starts a login
+	Notice *notice
+
+	StoreDown, ProviderDown bool
+
+	Session *sessionView // nil: nobody is signed in in this browser, or Problem says why it is unknown
+	Problem string
+	Users   []devidp.User
+
+	Refreshes  []refreshView
+	Refused    []refusedView
+	Violations []violation
+	Requests   []request
+	Routes     []Route
+	Issuer     string
+	Audience   string
+}
+
+// notice is the result of an action.
+type notice struct {
+	Text string
+	Bad  bool
+}
+
+var notices = map[string]notice{
+	"expired": {Text: "The access token counts as expired. The next call of an API refreshes it."},
+	"ended":   {Text: "The session has ended. The app learns of it with its next call."},
+	"failed":  {Text: "That did not work: nobody is signed in in this browser, or the store is off.", Bad: true},
+}
+
+// sessionView is the session of the browser that shows the page.
+type sessionView struct {
+	ID, Subject                         string
+	CreatedAt, IdleExpiresAt, ExpiresAt time.Time
+	Claims                              string // as the app sees them, in JSON
+	Tokens                              []tokenView
+	CanRefresh                          bool
+}
+
+// tokenView is what a token says, without its signature.
+type tokenView struct {
+	Name           string
+	Header, Claims string // JSON; empty: the token is no JWT
+	Scope          string
+	Expires        time.Time // zero: unknown
+}
+
+// Expired reports whether the token has expired.
+func (t tokenView) Expired() bool { return !t.Expires.IsZero() && time.Now().After(t.Expires) }
+
+// refreshView is a refresh of tokens.
+type refreshView struct {
+	Time    time.Time
+	Session string
+	Failed  bool
+	Outcome string
+}
+
+// refusedView is a request that was refused because it may have come from
+// another site.
+type refusedView struct {
+	Time         time.Time
+	Method, Path string // empty: unknown
+	Cause        string
+}
+
+// shown is how many lines each list of the page has.
+const shown = 20
+
+func (t *Tools) showPage(w http.ResponseWriter, r *http.Request) {
+	var n *notice
+	if found, ok := notices[r.URL.Query().Get("notice")]; ok {
+		n = &found
+	}
+	t.writePage(w, r, http.StatusOK, n)
+}
+
+func (t *Tools) writePage(w http.ResponseWriter, r *http.Request, status int, n *notice) {
+	p := &page{
+		Base: t.cfg.Prefix + "/dev", Login: t.cfg.Prefix + "/login", Notice: n,
+		StoreDown: t.storeDown.Load(), ProviderDown: t.providerDown.Load(),
+		Users: t.provider.Users(), Routes: t.cfg.Routes, Issuer: t.cfg.Issuer, Audience: t.cfg.Audience,
+		Violations: t.reports.latest(),
+	}
+	switch current, err := t.server.Session(r); {
+	case err == nil:
+		p.Session = viewSession(current)
+	case !errors.Is(err, session.ErrNone):
+		p.Problem = "The session cannot be read: the store is off."
+	}
+	t.addHistory(p)
+	var body bytes.Buffer
+	if err := pages.ExecuteTemplate(&body, "page", p); err != nil {
+		http.Error(w, "the page cannot be rendered: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	t.setHeaders(w.Header())
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	body.WriteTo(w) // fails if the browser has left
+}
+
+// setHeaders allows the page's own files, and nothing inline. A sign-in leads
+// its form to the provider.
+func (t *Tools) setHeaders(h http.Header) {
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "+
+		"connect-src 'self'; form-action 'self' "+t.cfg.Issuer+"; base-uri 'none'; frame-ancestors 'none'")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+}
+
+// serveFile serves a file of the page. Those of the page for administrators
+// have the style that both share.
+func (t *Tools) serveFile(w http.ResponseWriter, r *http.Request) {
+	types := map[string]string{"dev.css": "text/css; charset=utf-8", "dev.js": "text/javascript; charset=utf-8"}
+	name := r.PathValue("file")
+	contentType, ok := types[name]
+	if !ok {
+		adminpage.ServeFile(w, r)
+		return
+	}
+	t.setHeaders(w.Header())
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Cache-Control", "no-cache")
+	http.ServeFileFS(w, r, files, name)
+}
+
+// addHistory adds what has happened.
+func (t *Tools) addHistory(p *page) {
+	byID := make(map[string]request)
+	for _, line := range t.requests.latest() {
+		byID[line.ID] = line
+		if slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Path == line.Route }) &&
+			len(p.Requests) < shown {
+			p.Requests = append(p.Requests, line)
+		}
+	}
+	for _, e := range t.events.latest() {
+		switch e.Kind {
+		case bff.EventKind(session.SessionRefreshed):
+			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Outcome: "new tokens"})
+		case bff.EventKind(session.RefreshFailed):
+			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Failed: true,
+				Outcome: e.Cause})
+		case bff.EventKind(session.SessionEnded):
+			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Failed: true,
+				Outcome: "the session ended: " + e.Reason})
+		case bff.CSRFRefused:
+			line := byID[e.Request]
+			p.Refused = append(p.Refused, refusedView{e.Time, line.Method, line.Path, e.Cause})
+		}
+	}
+	p.Refreshes, p.Refused = p.Refreshes[:min(shown, len(p.Refreshes))], p.Refused[:min(shown, len(p.Refused))]
+}
+
+// viewSession returns what the page shows of a session.
+func viewSession(s *session.Session) *sessionView {
+	v := &sessionView{
+		ID: s.ID, Subject: s.Subject, CreatedAt: s.CreatedAt, IdleExpiresAt: s.IdleExpiresAt,
+		ExpiresAt: s.ExpiresAt, Claims: indent(s.Claims), CanRefresh: s.Tokens.Refresh != "",
+	}
+	access := viewToken("Access token", s.Tokens.Access)
+	access.Scope, access.Expires = s.Tokens.Scope, s.Tokens.Expiry
+	v.Tokens = []tokenView{access}
+	for target, other := range s.Tokens.Others {
+		token := viewToken("Access token for "+target, other.Access)
+		token.Scope, token.Expires = other.Scope, other.Expiry
+		v.Tokens = append(v.Tokens, token)
+	}
+	slices.SortFunc(v.Tokens[1:], func(a, b tokenView) int { return strings.Compare(a.Name, b.Name) })
+	if s.Tokens.ID != "" {
+		v.Tokens = append(v.Tokens, viewToken("ID token", s.Tokens.ID))
+	}
+	return v
+}
+
+// viewToken decodes a JWT. The signature, without which the token is good for
+// nothing, is left out.
+func viewToken(name string, token session.Secret) tokenView {
+	v := tokenView{Name: name}
+	parts := strings.Split(token.Reveal(), ".")
+	if len(parts) != 3 {
+		return v
+	}
+	v.Header, v.Claims = indentPart(parts[0]), indentPart(parts[1])
+	return v
+}
+
+func indentPart(part string) string {
+	text, err := base64.RawURLEncoding.DecodeString(part)
+	if err != nil {
+		return ""
+	}
+	return indent(text)
+}
+
+// indent formats JSON; it returns "" for anything else.
+func indent(text []byte) string {
+	var b bytes.Buffer
+	if json.Indent(&b, text, "", "  ") != nil {
+		return ""
+	}
+	return b.String()
+}
+
+// duration returns a duration for people.
+func duration(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0 s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	}
+	return fmt.Sprintf("%d h", int(d.Hours()))
+}

@@ -1,0 +1,105 @@
+package devtools
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// TokenStore is a session.Store as the broker uses it.
+type TokenStore interface {
+	session.Store
+	io.Closer
+	CountSessions(ctx context.Context) (int, error)
+}
+
+// errStoreDown is the error of a store that is switched off.
+var errStoreDown = errors.New("the store is switched off in the inspector")
+
+// Store returns a store that fails while it is switched off.
+func (t *Tools) Store(store TokenStore) TokenStore { return &switchedStore{store, t} }
+
+type switchedStore struct {
+	TokenStore
+	tools *Tools
+}
+
+func (s *switchedStore) err() error {
+	if s.tools.storeDown.Load() {
+		return errStoreDown
+	}
+	return nil
+}
+
+func (s *switchedStore) Get(ctx context.Context, key string) ([]byte, time.Duration, bool, error) {
+	if err := s.err(); err != nil {
+		return nil, 0, false, err
+	}
+	return s.TokenStore.Get(ctx, key)
+}
+
+func (s *switchedStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	if err := s.err(); err != nil {
+		return false, err
+	}
+	return s.TokenStore.Create(ctx, key, value, ttl)
+}
+
+func (s *switchedStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
+	if err := s.err(); err != nil {
+		return false, err
+	}
+	return s.TokenStore.Replace(ctx, key, old, value)
+}
+
+func (s *switchedStore) Touch(ctx context.Context, key string, ttl time.Duration) (bool, error) {
+	if err := s.err(); err != nil {
+		return false, err
+	}
+	return s.TokenStore.Touch(ctx, key, ttl)
+}
+
+func (s *switchedStore) Delete(ctx context.Context, key string) error {
+	if err := s.err(); err != nil {
+		return err
+	}
+	return s.TokenStore.Delete(ctx, key)
+}
+
+func (s *switchedStore) Acquire(ctx context.Context, key, owner string, ttl time.Duration) (bool, error) {
+	if err := s.err(); err != nil {
+		return false, err
+	}
+	return s.TokenStore.Acquire(ctx, key, owner, ttl)
+}
+
+func (s *switchedStore) Release(ctx context.Context, key, owner string) error {
+	if err := s.err(); err != nil {
+		return err
+	}
+	return s.TokenStore.Release(ctx, key, owner)
+}
+
+func (s *switchedStore) Add(ctx context.Context, key, member string, ttl time.Duration) error {
+	if err := s.err(); err != nil {
+		return err
+	}
+	return s.TokenStore.Add(ctx, key, member, ttl)
+}
+
+func (s *switchedStore) Members(ctx context.Context, key string) ([]string, error) {
+	if err := s.err(); err != nil {
+		return nil, err
+	}
+	return s.TokenStore.Members(ctx, key)
+}
+
+func (s *switchedStore) Remove(ctx context.Context, key, member string) error {
+	if err := s.err(); err != nil {
+		return err
+	}
+	return s.TokenStore.Remove(ctx, key, member)
+}
