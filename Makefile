@@ -7,7 +7,7 @@ export FIREFOX ?= /usr/bin/firefox-esr
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
-.PHONY: help build test setup redis-setup go-test browser-test test-providers \
+.PHONY: help build test setup redis-setup go-test browser-test examples test-providers \
 	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
 	soak fuzz lint bench bench-setup bench-sessions bench-bearer
 
@@ -37,9 +37,21 @@ go-test: ## run all Go tests, the slow ones too, with the race detector
 	CLOAKROOM_TEST_ALL=1 $(GO) test -race -shuffle=on -timeout 25m ./...
 	$(GO) -C internal/bearerbench test ./...
 
-browser-test: build ## run the tests of the browser client and of the demo in browsers
+browser-test: build examples ## run the tests of the browser client and of the demo in browsers
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
+
+# Apps that browser tests load, built with their own tools.
+EXAMPLES = next-export astro
+examples: ## build the apps in web/examples
+	@set -e; export NEXT_TELEMETRY_DISABLED=1 ASTRO_TELEMETRY_DISABLED=1; \
+	for app in $(EXAMPLES); do \
+		cd $(CURDIR)/web/examples/$$app; \
+		cmp -s package-lock.json node_modules/installed || { \
+			npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; \
+		}; \
+		npm run build --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; \
+	done
 
 test-providers: setup providers-setup apis-setup build ## test with Keycloak, oidc-provider and the APIs of docs/apis
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent
