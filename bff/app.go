@@ -53,7 +53,8 @@ type app struct {
 	app          session.App // what sessions, attempts and logout states are bound to
 	provider     *oidc.Client
 	claims       Claims
-	keepStorage  bool // Config.KeepStorage
+	keepStorage  bool            // Config.KeepStorage
+	settings     json.RawMessage // Config.PublicSettings, an empty object if nil
 	attempts     attempts
 	logoutStates *session.Codec // seals the state that goes to the provider at logout
 	hints        *logoutHints
@@ -131,6 +132,7 @@ var endpoints = []endpoint{
 	{"POST", backchannelLogoutPath, public, (*app).backchannelLogout},
 	{"GET", "/frontchannel-logout", public, unlessHead((*app).frontchannelLogout)},
 	{"GET", clientKeysPath, public, (*app).clientKeys},
+	{"GET", "/config.json", public, (*app).showPublicSettings},
 	{"GET", "/session", csrfHeader, (*app).showSession},
 	{"POST", "/session/refresh", csrfHeader, (*app).refreshSession},
 }
@@ -141,6 +143,9 @@ func newApp(cfg Config) (*app, error) {
 		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, devTools: cfg.DevTools,
 		page:   cfg.Page,
 		tracer: span.Tracer(cfg.TracerProvider),
+	}
+	if a.settings = cfg.PublicSettings; len(a.settings) == 0 {
+		a.settings = json.RawMessage("{}")
 	}
 	a.log = withTraces(cfg.Logger, a.tracer)
 	if a.prefix == "" {
@@ -411,6 +416,13 @@ func (a *app) clientKeys(w *response, _ *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/jwk-set+json")
 	return json.NewEncoder(w).Encode(set)
+}
+
+// showPublicSettings serves the settings that the app reads, to everybody.
+func (a *app) showPublicSettings(w *response, _ *http.Request) error {
+	w.Header().Set("Content-Type", "application/json")
+	_, err := w.Write(a.settings)
+	return err
 }
 
 // serveOddPath serves a request whose path urlpath.Check refuses with cause. A

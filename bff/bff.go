@@ -23,6 +23,7 @@ package bff
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"html/template"
 	"log/slog"
 	"net/http"
@@ -88,6 +89,9 @@ type Config struct {
 	// errors. It gets a Page. Its output may load styles, images and fonts of
 	// this origin, and no script. Nil means a built-in page.
 	Page *template.Template
+	// PublicSettings is a JSON object for the app, at Prefix/config.json.
+	// Everybody can read it. Nil means an empty object.
+	PublicSettings json.RawMessage
 	// Client serves the browser client at Prefix/client.js. Nil means 404.
 	Client http.Handler
 

@@ -84,14 +84,11 @@ func (h *Handler) SetHeader(header http.Header) {
 	for name, value := range h.headers {
 		header.Set(name, value)
 	}
-	policy := h.policy.forPage(nil)
 	if !h.dev {
-		header.Set("Content-Security-Policy", policy)
+		header.Set(h.policyName, h.policy.forPage(nil))
 		return
 	}
 	if strings.HasPrefix(header.Get("Content-Type"), "text/html") {
-		policy = strings.Replace(policy, "script-src 'self'", "script-src 'self' 'unsafe-inline'", 1)
-		policy = strings.Replace(policy, "base-uri 'none'", "base-uri 'self'", 1)
-		header.Set("Content-Security-Policy-Report-Only", policy+"; script-src-attr 'none'")
+		header.Set(cspReportOnly, h.policy.forDevServer())
 	}
 }

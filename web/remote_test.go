@@ -48,7 +48,7 @@ func TestURLOfTheAppTellsDevServerAndCDNApart(t *testing.T) {
 
 func TestPolicyOfADevServersPageOnlyReports(t *testing.T) {
 	t.Parallel()
-	h, err := web.New(web.Config{URL: "http://localhost:5173", HTTPS: true})
+	h, err := web.New(web.Config{URL: "http://localhost:5173", HSTS: "max-age=31536000"})
 	if err != nil {
 		t.Fatal(err)
 	}

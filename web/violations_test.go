@@ -52,8 +52,8 @@ func TestViolations(t *testing.T) {
 	} {
 		page, want := test.page, test.want
 		h, err := New(Config{
-			FS:      fstest.MapFS{"index.html": {Data: []byte(page)}},
-			Sources: map[string][]string{"img-src": {"https://tiles.example.com", "https://*.cdn.example.com"}},
+			FS:  fstest.MapFS{"index.html": {Data: []byte(page)}},
+			CSP: map[string][]string{"img-src": {"https://tiles.example.com", "https://*.cdn.example.com"}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -64,13 +64,13 @@ func TestViolations(t *testing.T) {
 		}
 		switch {
 		case want == "" && len(got) > 0:
-			t.Errorf("%s: got %q, want nothing", page, got)
+			t.Errorf("%s: got %+v, want nothing", page, got)
 		case want != "" && len(got) != 1:
-			t.Errorf("%s: got %q, want one violation", page, got)
-		case want != "" && !strings.Contains(got[0].Problem, want):
-			t.Errorf("%s: got %q, want %q in it", page, got[0].Problem, want)
-		case want != "" && got[0].Advice == "":
-			t.Errorf("%s: got no advice", page)
+			t.Errorf("%s: got %+v, want one violation", page, got)
+		case want != "" && !strings.Contains(got[0].What+" ("+got[0].Directive+")", want):
+			t.Errorf("%s: got %+v, want %q in it", page, got[0], want)
+		case want != "" && got[0].Fix == "":
+			t.Errorf("%s: got no fix", page)
 		}
 	}
 }
@@ -82,6 +82,6 @@ func TestDemoHasNoViolations(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := h.Violations(); err != nil || len(got) > 0 {
-		t.Errorf("got %q, %v, want nothing", got, err)
+		t.Errorf("got %+v, %v, want nothing", got, err)
 	}
 }

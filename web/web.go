@@ -50,28 +50,30 @@ type Config struct {
 	// Empty means FallbackAuto.
 	Fallback Fallback
 
-	// FormAction lists further origins that a form may lead to. Browsers apply
-	// form-action to redirects after a form post too, so a logout form needs
-	// the provider's origin here.
-	FormAction []string
-	// Sources adds sources to directives of the Content-Security-Policy:
+	// CSP adds sources to directives of the Content-Security-Policy:
 	//
-	//	"connect-src": {"https://errors.example.com"}, "img-src": {"https://tiles.example.com", "blob:"}
+	//	"connect-src": {"https://errors.example.com"}, "img-src": {"https:"}
 	//
-	// The directives are script-src, style-src, img-src, font-src, connect-src,
-	// frame-src, media-src and worker-src.
-	Sources map[string][]string
-	// Permissions lists the browser features that the app uses, by their names
-	// in the Permissions-Policy header, such as "geolocation". Other features
-	// that need the user's consent are denied.
-	Permissions []string
-	// TrustedTypes makes browsers reject strings that would be run as script.
-	// The app must be written for it.
-	TrustedTypes bool
-
-	// HTTPS sends Strict-Transport-Security (RFC 6797), subdomains included.
-	// Set it if browsers reach the app by https only.
-	HTTPS bool
+	// Browsers apply form-action to redirects after a form post too, so a
+	// logout form needs the provider's origin there. A hash in style-src
+	// replaces 'unsafe-inline'.
+	CSP map[string][]string
+	// CSPReportOnly makes browsers report what the policy would block, and
+	// block nothing.
+	CSPReportOnly bool
+	// PermissionsPolicy maps a browser feature, such as "geolocation", to the
+	// origins that may use it: self, * and others. An empty list denies it.
+	// Without an entry, features that give access to a user's devices, location
+	// or money are denied.
+	PermissionsPolicy map[string][]string
+	// ReferrerPolicy is the Referrer-Policy. Empty means no-referrer.
+	ReferrerPolicy string
+	// OpenerPolicy is the Cross-Origin-Opener-Policy. Empty means same-origin.
+	OpenerPolicy string
+	// HSTS is the value of Strict-Transport-Security (RFC 6797), such as
+	// "max-age=31536000; includeSubDomains". Set it only if browsers reach the
+	// app by https only. Empty means no header.
+	HSTS string
 	// SourceMaps serves *.map files. They contain the app's source code.
 	SourceMaps bool
 
@@ -99,6 +101,7 @@ type Handler struct {
 	files      fs.FS
 	fallback   Fallback
 	policy     policy
+	policyName string            // of its header
 	headers    map[string]string // of every response
 	sourceMaps bool
 	dev        bool // Config.URL is that of a development server
@@ -113,7 +116,7 @@ const (
 )
 
 // ConfigError is a mistake in one field of a Config. Its fields are Key, such
-// as Dir or Sources[img-src], Value and Err.
+// as Dir or CSP[img-src], Value and Err.
 type ConfigError = configerr.Error
 
 // New returns a Handler for cfg. It looks for index.html and does no other I/O.
@@ -133,24 +136,20 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.URL != "" {
 		urlErr = h.setServer(cfg)
 	}
-	var policyErr error
-	h.policy, policyErr = newPolicy(cfg)
-	permissions, permissionsErr := permissionsPolicy(cfg.Permissions)
+	var policyErr, headersErr error
+	h.policy, policyErr = newPolicy(cfg.CSP)
+	h.policyName = csp
+	if cfg.CSPReportOnly {
+		h.policyName = cspReportOnly
+	}
+	if h.dev {
+		cfg.HSTS = "" // other servers on this host may have plain http
+	}
+	h.headers, headersErr = newHeaders(cfg)
 	if err := errors.Join(
-		checkFiles(cfg), checkFallback(h.fallback), urlErr, policyErr, permissionsErr,
+		checkFiles(cfg), checkFallback(h.fallback), urlErr, policyErr, headersErr,
 	); err != nil {
 		return nil, err
-	}
-	h.headers = map[string]string{
-		"X-Content-Type-Options":       "nosniff",
-		"X-Frame-Options":              "DENY", // for browsers that do not know frame-ancestors
-		"Referrer-Policy":              "no-referrer",
-		"Cross-Origin-Opener-Policy":   "same-origin",
-		"Cross-Origin-Resource-Policy": "same-origin",
-		"Permissions-Policy":           permissions,
-	}
-	if cfg.HTTPS && !h.dev { // RFC 6797, section 7.2: not over plain http
-		h.headers["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains"
 	}
 	return h, nil
 }
@@ -298,7 +297,7 @@ func (h *Handler) serveFile(w http.ResponseWriter, r *http.Request, files fs.FS,
 	}
 	header := w.Header()
 	header.Set("Cache-Control", "no-cache")
-	header.Set("Content-Security-Policy", d.policy)
+	header.Set(h.policyName, d.policy)
 	if location := canonicalURL(r.URL, name); location != "" && d.relative {
 		if r.URL.RawQuery != "" {
 			location += "?" + r.URL.RawQuery
@@ -344,7 +343,7 @@ func (h *Handler) serveNotFound(w http.ResponseWriter, r *http.Request, files fs
 	}
 	header := w.Header()
 	header.Set("Cache-Control", "no-store") // the file may exist after the next deploy
-	header.Set("Content-Security-Policy", d.policy)
+	header.Set(h.policyName, d.policy)
 	c, closeContent := h.negotiate(w, r, files, notFound, info, identity)
 	defer closeContent()
 	header.Set("Content-Length", strconv.FormatInt(c.size, 10))

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -287,7 +288,7 @@ func TestSecurityHeaders(t *testing.T) {
 }
 
 func TestStrictTransportSecurity(t *testing.T) {
-	h := newHandler(t, web.Config{FS: app(), HTTPS: true})
+	h := newHandler(t, web.Config{FS: app(), HSTS: "max-age=31536000; includeSubDomains"})
 	for _, target := range []string{"/", "/missing.js"} {
 		wantHeader(t, do(h, "GET", target), "Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 	}
@@ -618,7 +619,7 @@ func TestPermissionDenied(t *testing.T) {
 
 // withSource returns a configuration with another source for a directive.
 func withSource(directive, source string) web.Config {
-	return web.Config{FS: app(), Sources: map[string][]string{directive: {source}}}
+	return web.Config{FS: app(), CSP: map[string][]string{directive: {source}}}
 }
 
 func TestNewErrors(t *testing.T) {
@@ -654,35 +655,15 @@ func TestNewErrors(t *testing.T) {
 		},
 		{"no index in FS", web.Config{FS: fstest.MapFS{}}, "FS: open index.html: file does not exist"},
 		{
-			"form-action", web.Config{FS: app(), FormAction: []string{"https://id.example.com/x"}},
-			`FormAction: "https://id.example.com/x" is not an origin such as https://id.example.com`,
+			"referrer policy", web.Config{FS: app(), ReferrerPolicy: "never"},
+			`ReferrerPolicy: "never" is not one of: no-referrer, same-origin, strict-origin, ` +
+				"strict-origin-when-cross-origin, origin, origin-when-cross-origin, " +
+				"no-referrer-when-downgrade, unsafe-url",
 		},
 		{
-			"form-action that adds a directive", web.Config{FS: app(), FormAction: []string{"https://a; script-src *"}},
-			`FormAction: "https://a; script-src *" is not an origin such as https://id.example.com`,
-		},
-		{
-			"unsafe script", withSource("script-src", "'unsafe-inline'"),
-			`Sources[script-src]: "'unsafe-inline'" is not an origin such as https://cdn.example.com`,
-		},
-		{
-			"data script", withSource("script-src", "data:"),
-			`Sources[script-src]: "data:" is not an origin such as https://cdn.example.com`,
-		},
-		{
-			"wildcard", withSource("connect-src", "*"),
-			`Sources[connect-src]: "*" is not an origin such as https://cdn.example.com`,
-		},
-		{
-			"fixed directive", withSource("frame-ancestors", "https://a.example"),
-			`Sources: "frame-ancestors" is not a directive that accepts sources; these do: ` +
-				"connect-src, font-src, frame-src, img-src, media-src, script-src, style-src, worker-src",
-		},
-		{
-			"permission", web.Config{FS: app(), Permissions: []string{"telepathy"}},
-			`Permissions: "telepathy" is unknown; the known ones are: accelerometer, camera, display-capture, ` +
-				"geolocation, gyroscope, hid, idle-detection, local-fonts, magnetometer, microphone, midi, " +
-				"payment, screen-wake-lock, serial, usb, xr-spatial-tracking",
+			"opener policy", web.Config{FS: app(), OpenerPolicy: "any"},
+			`OpenerPolicy: "any" is not one of: same-origin, same-origin-allow-popups, ` +
+				"noopener-allow-popups, unsafe-none",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -692,7 +673,7 @@ func TestNewErrors(t *testing.T) {
 			}
 		})
 	}
-	_, err := web.New(web.Config{Dir: file, FormAction: []string{"x"}, Permissions: []string{"y"}})
+	_, err := web.New(web.Config{Dir: file, ReferrerPolicy: "x", CSP: map[string][]string{"img-src": {"y"}}})
 	if got := strings.Count(err.Error(), "\n") + 1; got != 3 {
 		t.Errorf("got %d lines, want 3, one for each mistake: %v", got, err)
 	}
@@ -757,9 +738,10 @@ func TestPolicy(t *testing.T) {
 		return do(newHandler(t, cfg), "GET", target).Header.Get("Content-Security-Policy")
 	}
 	strict := get(t, web.Config{FS: app()}, "/")
-	want := "default-src 'self'; connect-src 'self'; font-src 'self' data:; frame-src 'self'; " +
-		"img-src 'self' data:; media-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; " +
-		"worker-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+	want := "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; " +
+		"font-src 'self' data:; connect-src 'self'; frame-src 'self'; media-src 'self' blob:; " +
+		"worker-src 'self' blob:; manifest-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; " +
+		"frame-ancestors 'none'"
 	if strict != want {
 		t.Errorf("got %s\nwant %s", strict, want)
 	}
@@ -767,25 +749,173 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("a script: got %s\nwant %s", got, want)
 	}
 
-	wide := get(t, web.Config{
-		FS:         app(),
-		FormAction: []string{"https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
-		Sources: map[string][]string{
-			"connect-src": {"https://errors.example.com", "wss://live.example.com:8443"},
-			"img-src":     {"https://*.tiles.example.com", "blob:"},
-			"script-src":  {"'wasm-unsafe-eval'"},
-		},
-		TrustedTypes: true,
-	}, "/")
-	for name, want := range map[string][]string{
-		"form-action":               {"'self'", "https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
-		"connect-src":               {"'self'", "https://errors.example.com", "wss://live.example.com:8443"},
-		"img-src":                   {"'self'", "data:", "https://*.tiles.example.com", "blob:"},
-		"script-src":                {"'self'", "'wasm-unsafe-eval'"},
+	wide := get(t, web.Config{FS: app(), CSP: map[string][]string{
+		"connect-src":               {"https://errors.example.com", "wss://live.example.com:8443"},
+		"img-src":                   {"https://*.tiles.example.com", "blob:", "https:"},
+		"script-src":                {"'wasm-unsafe-eval'", "https://cdn.example.com/lib/", "'self'"},
+		"style-src":                 {hash("a{}")},
+		"form-action":               {"https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
+		"object-src":                {"'self'"},
+		"frame-ancestors":           {"'self'", "https://portal.example.com"},
+		"report-uri":                {"/csp", "https://errors.example.com/api/1/security/?sentry_key=abc"},
 		"require-trusted-types-for": {"'script'"},
+		"trusted-types":             {"angular", "dompurify"},
+		"upgrade-insecure-requests": {},
+	}}, "/")
+	for name, want := range map[string][]string{
+		"connect-src":               {"'self'", "https://errors.example.com", "wss://live.example.com:8443"},
+		"img-src":                   {"'self'", "data:", "blob:", "https://*.tiles.example.com", "https:"},
+		"script-src":                {"'self'", "'wasm-unsafe-eval'", "https://cdn.example.com/lib/"},
+		"style-src":                 {"'self'", hash("a{}")},
+		"form-action":               {"'self'", "https://id.example.com", "http://127.0.0.1:9000", "http://[::1]:9000"},
+		"object-src":                {"'self'"},
+		"frame-ancestors":           {"'self'", "https://portal.example.com"},
+		"report-uri":                {"/csp", "https://errors.example.com/api/1/security/?sentry_key=abc"},
+		"require-trusted-types-for": {"'script'"},
+		"trusted-types":             {"angular", "dompurify"},
+		"upgrade-insecure-requests": {},
 	} {
-		if got := directive(wide, name); !slices.Equal(got, want) {
+		if got := directive(wide, name); !slices.Equal(got, want) || got == nil {
 			t.Errorf("got %s %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestSourcesOfThePolicy(t *testing.T) {
+	const accepted = ""
+	for _, tt := range []struct{ directive, source, problem string }{
+		{"script-src", "https://js.example.com", accepted},
+		{"script-src", "https://*.example.com:*", accepted},
+		{"script-src", "https://cdn.example.com/lib/a.js", accepted},
+		{"script-src", "http://localhost:3000", accepted},
+		{"script-src", "'unsafe-eval'", accepted},
+		{"script-src", "blob:", accepted},
+		{"script-src", "'report-sample'", accepted},
+		{"script-src", hash("a()"), accepted},
+		{"style-src", "https:", accepted},
+		{"base-uri", "https://cdn.example.com", accepted},
+		{"manifest-src", "https://cdn.example.com", accepted},
+		{"form-action", "https:", accepted},
+
+		{"script-src", "'unsafe-inline'", "would run every script"},
+		{"script-src", "'strict-dynamic'", "would make browsers ignore 'self'"},
+		{"script-src", "'nonce-abc'", "would be the same in each response"},
+		{"script-src", "'unsafe-hashes'", "has no effect without the hashes"},
+		{"script-src", "*", "list the origins"},
+		{"script-src", "https:", "list the origins"},
+		{"script-src", "data:", "list the origins"},
+		{"script-src", "http://cdn.example.com", "use https"},
+		{"script-src", "https://*.com", "whole top-level domain"},
+		{"script-src", "wasm-unsafe-eval", `needs single quotes: in YAML, write "'wasm-unsafe-eval'"`},
+		{"script-src", "'sha256-short'", "is not an origin"},
+		{"script-src", "https://a.example; script-src *", "semicolon"},
+		{"script-src", "https://a.example,https://b.example", "a comma"},
+		{"script-src", "https://a.example\r\nX: y", "white space"},
+		{"script-src", "", "is not an origin"},
+		{"img-src", "*", "list the origins, or https: for all of them"},
+		{"img-src", "cdn.example.com", "has no scheme; write https://cdn.example.com"},
+		{"img-src", "self", `write "'self'"`},
+		{"img-src", "'none'", "leave the directive out"},
+		{"img-src", "wss://a.example", "connect-src"},
+		{"img-src", "https://user@a.example", "is not an origin"},
+		{"frame-ancestors", "https:", "list the origins"},
+		{"worker-src", "https:", "list the origins"},
+		{"connect-src", "*", "https: for all"},
+		{"report-uri", "https://user:secret@a.example/", "user name"},
+		{"report-uri", "http://a.example/", "https"},
+		{"report-uri", "//a.example/", "neither a path"},
+		{"report-uri", "/a;b", "semicolons"},
+		{"require-trusted-types-for", "script", "is not 'script'"},
+		{"trusted-types", "a b", "name of a policy"},
+		{"upgrade-insecure-requests", "https:", "no sources"},
+		{"default-src", "https://a.example", "such as img-src"},
+		{"script-src-elem", "https://a.example", "use script-src"},
+		{"report-to", "x", "use report-uri"},
+		{"sandbox", "allow-scripts", "origin"},
+		{"img", "https://a.example", "not a directive"},
+		{"img-src; script-src", "https://a.example", "not a directive"},
+		{"IMG-SRC", "https://a.example", "not a directive"},
+	} {
+		_, err := web.New(withSource(tt.directive, tt.source))
+		switch {
+		case tt.problem == accepted && err != nil:
+			t.Errorf("%s %s: got %v, want no error", tt.directive, tt.source, err)
+		case tt.problem != accepted && (err == nil || !strings.Contains(err.Error(), tt.problem)):
+			t.Errorf("%s %q: got %v, want %q in it", tt.directive, tt.source, err, tt.problem)
+		}
+		if e, ok := errors.AsType[*web.ConfigError](err); err != nil && (!ok || !strings.HasPrefix(e.Key, "CSP[")) {
+			t.Errorf("%s %q: got key %v, want CSP[…]", tt.directive, tt.source, err)
+		}
+	}
+}
+
+func TestPolicyThatOnlyReports(t *testing.T) {
+	h := newHandler(t, web.Config{FS: app(), CSPReportOnly: true})
+	resp := do(h, "GET", "/")
+	wantHeader(t, resp, "Content-Security-Policy", "")
+	if got := resp.Header.Get("Content-Security-Policy-Report-Only"); !strings.Contains(got, "script-src 'self'") {
+		t.Errorf("got report-only policy %q, want script-src in it", got)
+	}
+	wantHeader(t, resp, "X-Frame-Options", "DENY")
+}
+
+func TestHeadersThatAreConfigured(t *testing.T) {
+	h := newHandler(t, web.Config{
+		FS: app(), ReferrerPolicy: "strict-origin", OpenerPolicy: "same-origin-allow-popups",
+		CSP: map[string][]string{"frame-ancestors": {"'self'"}},
+		PermissionsPolicy: map[string][]string{
+			"camera": {"self", "https://meet.example.com"}, "geolocation": {"*"}, "fullscreen": {}, "usb": {"self"},
+		},
+	})
+	resp := do(h, "GET", "/")
+	wantHeader(t, resp, "Referrer-Policy", "strict-origin")
+	wantHeader(t, resp, "Cross-Origin-Opener-Policy", "same-origin-allow-popups")
+	wantHeader(t, resp, "X-Frame-Options", "SAMEORIGIN")
+	items := strings.Split(resp.Header.Get("Permissions-Policy"), ", ")
+	for _, want := range []string{
+		`camera=(self "https://meet.example.com")`, "geolocation=(*)", "fullscreen=()", "usb=(self)", "microphone=()",
+	} {
+		if !slices.Contains(items, want) {
+			t.Errorf("got %q, want %q among them", items, want)
+		}
+	}
+	framed := newHandler(t, web.Config{
+		FS: app(), CSP: map[string][]string{"frame-ancestors": {"https://portal.example.com"}},
+	})
+	wantHeader(t, do(framed, "GET", "/"), "X-Frame-Options", "")
+	for feature, who := range map[string]string{"camera": "'self'", "telepathy": "self", "usb": "https://a.example/x"} {
+		_, err := web.New(web.Config{FS: app(), PermissionsPolicy: map[string][]string{feature: {who}}})
+		if err == nil || !strings.Contains(err.Error(), "PermissionsPolicy["+feature+"]") {
+			t.Errorf("%s for %s: got %v, want a mistake", feature, who, err)
+		}
+	}
+}
+
+func TestRiskySettingsAreWarnedOf(t *testing.T) {
+	if got := (web.Config{CSP: map[string][]string{"img-src": {"https:"}}}).Warnings(); len(got) > 0 {
+		t.Errorf("images from anywhere: got %v, want no warning", got)
+	}
+	for name, cfg := range map[string]web.Config{
+		"CSP[script-src]":  withSource("script-src", "'unsafe-eval'"),
+		"CSP[connect-src]": withSource("connect-src", "https:"),
+		"CSP[style-src]":   withSource("style-src", "https:"),
+		"CSP[frame-src]":   withSource("frame-src", "https:"),
+		"CSP[form-action]": withSource("form-action", "https:"),
+		"CSPReportOnly":    {CSPReportOnly: true},
+		"ReferrerPolicy":   {ReferrerPolicy: "unsafe-url"},
+		"OpenerPolicy":     {OpenerPolicy: "unsafe-none"},
+	} {
+		got := cfg.Warnings()
+		if len(got) != 1 || got[0].Key != name || strings.HasSuffix(got[0].Err.Error(), " ") {
+			t.Errorf("%s: got %v, want one warning", name, got)
+		}
+	}
+	for source, want := range map[string]int{
+		"blob:": 1, "wss://a.example": 0, "https://unpkg.com": 1, "https://unpkg.com/": 1,
+		"https://unpkg.com/vue@3.5.1/dist/vue.esm.js": 0, "https://js.example.com": 0,
+	} {
+		if got := withSource("script-src", source).Warnings(); len(got) != want {
+			t.Errorf("%s: got %v, want %d warnings", source, got, want)
 		}
 	}
 }
@@ -796,14 +926,6 @@ func TestBaseElement(t *testing.T) {
 	policy := do(newHandler(t, web.Config{FS: files}), "GET", "/").Header.Get("Content-Security-Policy")
 	if got := directive(policy, "base-uri"); !slices.Equal(got, []string{"'self'"}) {
 		t.Errorf("got base-uri %q, want 'self'", got)
-	}
-}
-
-func TestPermissions(t *testing.T) {
-	h := newHandler(t, web.Config{FS: app(), Permissions: []string{"camera"}})
-	policy := do(h, "GET", "/").Header.Get("Permissions-Policy")
-	if strings.Contains(policy, "camera") || !strings.Contains(policy, "microphone=()") {
-		t.Errorf("got %q, want microphone denied and camera not", policy)
 	}
 }
 
@@ -901,7 +1023,7 @@ func TestClient(t *testing.T) {
 }
 
 func TestDemoHasNoInlineScripts(t *testing.T) {
-	h := newHandler(t, web.Config{FS: web.Demo(), TrustedTypes: true})
+	h := newHandler(t, web.Config{FS: web.Demo(), CSP: map[string][]string{"require-trusted-types-for": {"'script'"}}})
 	page := do(h, "GET", "/", navigate)
 	got := directive(page.Header.Get("Content-Security-Policy"), "script-src")
 	if !slices.Equal(got, []string{"'self'"}) {

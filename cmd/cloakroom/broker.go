@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/check"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devtools"
 	"github.com/cloakroom-bff/cloakroom/internal/replicas"
@@ -196,6 +198,10 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 			return nil
 		})
 	}
+	group.Go(func() error { // ends by itself: what it reads is bounded
+		b.logBlocked(b.config())
+		return nil
+	})
 	if b.source.load != nil {
 		group.Go(func() error {
 			b.watchFiles(serving)
@@ -239,6 +245,7 @@ func (b *broker) loadAndApply(ctx context.Context) error {
 	b.mu.Lock()
 	b.read = states
 	b.mu.Unlock()
+	inForce := b.config()
 	next, err := b.source.load()
 	if next != nil {
 		err = b.replace(ctx, next, err)
@@ -259,8 +266,21 @@ func (b *broker) loadAndApply(ctx context.Context) error {
 		for _, warning := range next.Warnings().Lines() {
 			b.log.Warn("configuration", "warning", warning)
 		}
+		if !reflect.DeepEqual(next.Frontend, inForce.Frontend) {
+			b.logBlocked(next)
+		}
 	}
 	return err
+}
+
+// logBlocked logs what the Content-Security-Policy blocks in the app.
+func (b *broker) logBlocked(cfg *config.Config) {
+	if b.app != nil {
+		return // of this program
+	}
+	for _, f := range check.Frontend(cfg) {
+		b.log.Warn("part of the app blocked by its policy", "problem", f.Problem, "fix", f.Fix)
+	}
 }
 
 // replace applies next unless it has mistakes. unread are the mistakes that

@@ -12,8 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -100,8 +100,11 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 			HeaderBytes: int(c.Server.Limits.HeaderBytes),
 			Logins:      bff.RateLimit{Rate: float64(logins.Rate), Burst: int(logins.Burst)},
 		},
-		Page:          c.page(problems),
-		Client:        web.Client(),
+		Page:   c.page(problems),
+		Client: web.Client(),
+
+		PublicSettings: c.publicSettings(problems),
+
 		AdminToken:    c.Server.AdminToken,
 		ShutdownDelay: time.Duration(c.Server.ShutdownDelay),
 		ShutdownGrace: c.Server.ShutdownGrace,
@@ -373,30 +376,6 @@ func (o *OIDC) clientCertificate(problems *Errors) *tls.Certificate {
 	return &cert
 }
 
-// frontend returns the handler of the app's files. It returns nil without an
-// app.
-func (c *Config) frontend(app fs.FS, log *slog.Logger) (*web.Handler, error) {
-	if c.Frontend.Dir == "" && c.Frontend.URL == "" && app == nil {
-		return nil, nil
-	}
-	var provider []string
-	for _, raw := range []string{c.OIDC.Issuer, c.OIDC.LogoutURL} {
-		if u, err := url.Parse(raw); err == nil && u.Host != "" {
-			provider = append(provider, u.Scheme+"://"+u.Host)
-		}
-	}
-	return web.New(web.Config{
-		Dir:        c.Frontend.Dir,
-		URL:        c.Frontend.URL,
-		FS:         app,
-		Fallback:   web.Fallback(c.Frontend.Fallback),
-		FormAction: provider,                                   // the target of a logout form
-		Sources:    map[string][]string{"frame-src": provider}, // the target of a silent login
-		HTTPS:      strings.HasPrefix(c.Server.PublicURL, "https:"),
-		Logger:     log,
-	})
-}
-
 // trustedProxies parses server.trusted_proxies. A single address is a network
 // of one.
 func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
@@ -427,6 +406,10 @@ func (c *Config) Warnings() Errors {
 		all.add("server.trusted_proxies", "%q covers much of the internet, where any client could "+
 			"send any client address; list only your proxies", c.Server.TrustedProxies)
 	}
+	for _, w := range c.webConfig().Warnings() {
+		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err})
+	}
+	warnOfSecrets("frontend.config", reflect.ValueOf(c.Frontend.Config), &all)
 	return all
 }
 

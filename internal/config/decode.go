@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -148,6 +149,19 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 	case v.Kind() == reflect.Pointer: // to a struct that may be left out
 		v.Set(reflect.New(v.Type().Elem()))
 		l.decode(n, v.Elem(), key)
+	case v.Type() == reflect.TypeFor[HSTS]() && n.Kind == yaml.ScalarNode:
+		if n.Value != "off" && n.Value != "false" {
+			fail("%q is neither off nor a mapping with max_age and include_subdomains", n.Value)
+			return
+		}
+		v.Set(reflect.ValueOf(HSTS{MaxAge: noHSTS}))
+	case v.Kind() == reflect.Interface:
+		value, err := plainValue(n)
+		if err != nil {
+			fail("%w", err)
+			return
+		}
+		v.Set(reflect.ValueOf(value))
 	case v.Kind() == reflect.Struct:
 		if n.Kind != yaml.MappingNode {
 			fail("%s is not a mapping of keys to values", describeNode(n, v))
@@ -296,6 +310,15 @@ func setText(v reflect.Value, text string) error {
 			return fmt.Errorf("%q is negative", text)
 		}
 		*p = Delay(d)
+	case *MaxAge:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 8760h or 0s", text)
+		}
+		if d < 0 {
+			return fmt.Errorf("%q is negative", text)
+		}
+		*p = cmp.Or(MaxAge(d), forgetHSTS)
 	case *int:
 		n, err := strconv.Atoi(text)
 		if err != nil {

@@ -57,6 +57,17 @@ var goodValues = map[reflect.Type]map[string]any{
 	reflect.TypeFor[ByteRate]():  {"1KiB/s": ByteRate(1024), "off": noRate},
 	reflect.TypeFor[EventRate](): {"4/s": EventRate(4), "30/m": EventRate(0.5)},
 	reflect.TypeFor[Delay]():     {"0s": Delay(0), "5s": Delay(5 * time.Second)},
+	reflect.TypeFor[map[string][]string](): {
+		"{img-src: [https://a.example, 'data:']}": map[string][]string{"img-src": {"https://a.example", "data:"}},
+		"script-src: \"'self'\"":                  map[string][]string{"script-src": {"'self'"}},
+	},
+	reflect.TypeFor[map[string]any](): {
+		`{"a": 1, "b": [true, null, 1.5], "c": {"d": "1"}}`: map[string]any{
+			"a": 1, "b": []any{true, nil, 1.5}, "c": map[string]any{"d": "1"}},
+		"date: 2026-01-02\nversion: '1.0'": map[string]any{"date": "2026-01-02", "version": "1.0"},
+	},
+	reflect.TypeFor[MaxAge]():    {"24h": MaxAge(24 * time.Hour), "0s": forgetHSTS},
+	reflect.TypeFor[*bool]():     {"false": new(bool), "0": new(bool)},
 	reflect.TypeFor[BurstSize](): {"40": BurstSize(40)},
 	reflect.TypeFor[[]Route]():   {"[{path: /api/}]": []Route{{Path: "/api/"}}},
 }

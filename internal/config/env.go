@@ -17,11 +17,14 @@ import (
 func (l *loader) readEnvironment(v reflect.Value, key string) {
 	for i := range v.NumField() {
 		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
+		name := variable(at)
 		if f.Kind() == reflect.Struct {
+			if text := l.getenv(name); text != "" && f.Type() == reflect.TypeFor[HSTS]() { // it can be off
+				l.decodeText(name, text, f, at)
+			}
 			l.readEnvironment(f, at)
 			continue
 		}
-		name := variable(at)
 		fail := func(source, value, format string, args ...any) {
 			l.problems = append(l.problems, &Error{Source: source, Key: at, Value: value,
 				Err: fmt.Errorf(format, args...)})
@@ -123,6 +126,9 @@ func collectVariables(t reflect.Type, prefix string, names *[]string) {
 		f := t.Field(i)
 		name := prefix + "_" + strings.ToUpper(tag(f))
 		if f.Type.Kind() == reflect.Struct {
+			if f.Type == reflect.TypeFor[HSTS]() {
+				*names = append(*names, name)
+			}
 			collectVariables(f.Type, name, names)
 			continue
 		}

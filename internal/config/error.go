@@ -141,6 +141,8 @@ func valueText(v reflect.Value, key string) string {
 			return ""
 		case isSecret(v):
 			return "[redacted]"
+		case v.Kind() == reflect.Pointer:
+			return fmt.Sprint(v.Elem().Interface())
 		default:
 			return fmt.Sprint(v.Interface())
 		}
@@ -218,7 +220,14 @@ func storeKey(field string) string { return "store." + snakeCase(field) }
 
 // frontendKey returns the key that configures a field of web.Config. The fields
 // without a key of their own are derived from valid keys.
-func frontendKey(field string) string { return "frontend." + snakeCase(field) }
+func frontendKey(field string) string {
+	name, entry, isMap := strings.Cut(strings.TrimSuffix(field, "]"), "[")
+	name = "frontend." + strings.Replace(snakeCase(name), "cspreport", "csp_report", 1)
+	if isMap {
+		return name + "." + entry
+	}
+	return name
+}
 
 // fieldKeys maps fields of bff.Config to the keys that configure them, where
 // serverKey cannot derive the key.

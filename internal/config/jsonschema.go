@@ -55,7 +55,9 @@ func keySchema(t reflect.Type, key string) node {
 	zero := reflect.Zero(t)
 	switch {
 	case t.Kind() == reflect.Pointer:
-		return sectionSchema(t.Elem(), key)
+		return keySchema(t.Elem(), key)
+	case t == reflect.TypeFor[HSTS]():
+		return node{"anyOf": []node{{"enum": []any{"off", false}}, sectionSchema(t, key)}}
 	case t.Kind() == reflect.Struct:
 		return sectionSchema(t, key)
 	case isStructSlice(zero):
@@ -98,7 +100,7 @@ func valueSchema(t reflect.Type) node {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
 		return text(durationPattern)
-	case reflect.TypeFor[Delay]():
+	case reflect.TypeFor[Delay](), reflect.TypeFor[MaxAge]():
 		return text(delayPattern, "integer")
 	case reflect.TypeFor[ByteSize]():
 		return text(sizePattern, "integer")
@@ -114,6 +116,8 @@ func valueSchema(t reflect.Type) node {
 		return list
 	case reflect.TypeFor[map[string]string]():
 		return node{"type": []string{"object", "null"}, "additionalProperties": node{"type": scalar}}
+	case reflect.TypeFor[map[string]any]():
+		return node{"type": []string{"object", "null"}}
 	case reflect.TypeFor[map[string][]string]():
 		return node{"type": []string{"object", "null"}, "additionalProperties": node{
 			"anyOf": []node{{"type": scalar}, {"type": "array", "items": node{"type": scalar}}}}}
@@ -160,6 +164,9 @@ var enums = map[string][]any{
 	"oidc.sender_constraint":   {"dpop", "mtls"},
 	"session.cookie.same_site": {"strict", "lax"},
 	"frontend.fallback":        {"auto", "index", "none"},
+	"frontend.referrer_policy": {"no-referrer", "same-origin", "strict-origin", "strict-origin-when-cross-origin",
+		"origin", "origin-when-cross-origin", "no-referrer-when-downgrade", "unsafe-url"},
+	"frontend.opener_policy":   {"same-origin", "same-origin-allow-popups", "noopener-allow-popups", "unsafe-none"},
 	"log.level":                {"error", "warn", "info", "debug"},
 	"log.format":               {"json", "text"},
 	"log.access":               {"all", "errors", "none"},

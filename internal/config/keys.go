@@ -71,6 +71,8 @@ var typeNames = map[reflect.Type]string{
 	reflect.TypeFor[ByteRate]():            "size per second",
 	reflect.TypeFor[EventRate]():           "rate",
 	reflect.TypeFor[BurstSize]():           "integer",
+	reflect.TypeFor[MaxAge]():              "duration",
+	reflect.TypeFor[map[string]any]():      "map",
 }
 
 func structField(t reflect.Type, name string) (reflect.StructField, bool) {
@@ -209,6 +211,25 @@ var Keys = []Key{
 			"app, instead of `frontend.dir`."},
 	{"frontend.fallback", "auto", "Response to a navigation without a file: `index` (index.html), `none` " +
 		"(404.html with status 404), or `auto` (`none` if there is a 404.html)."},
+	{"frontend.csp", "",
+		"Sources that the Content-Security-Policy allows besides its strict default: directive to sources. " +
+			"`cloakroom csp DIR` prints what a build needs."},
+	{"frontend.csp_report_only", "false",
+		"Browsers report what the Content-Security-Policy would block, and block nothing."},
+	{"frontend.permissions_policy", "",
+		"Browser features that the app uses: name to `self`, `*` and origins. An empty list denies one."},
+	{"frontend.referrer_policy", "no-referrer",
+		"Referrer-Policy: `no-referrer`, `same-origin`, `strict-origin`, `strict-origin-when-cross-origin`, " +
+			"`origin`, `origin-when-cross-origin`, `no-referrer-when-downgrade` or `unsafe-url`."},
+	{"frontend.opener_policy", "same-origin",
+		"Cross-Origin-Opener-Policy: `same-origin`, `same-origin-allow-popups`, `noopener-allow-popups` or " +
+			"`unsafe-none`."},
+	{"frontend.hsts.max_age", "8760h",
+		"How long browsers use https only, with https in `server.public_url`. `hsts: off` sends no header."},
+	{"frontend.hsts.include_subdomains", "true", "Apply that to all subdomains, too."},
+	{"frontend.source_maps", "false", "Serve `*.map` files. They contain the app's source code."},
+	{"frontend.config", "",
+		"Public settings for the app. `GET /bff/config.json` returns them to everybody. Values keep their types."},
 	{"log.level", "info", "Least level of log lines: `error`, `warn`, `info` or `debug`."},
 	{"log.format", "json", "Format of log lines: `json` or `text`."},
 	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},

@@ -29,6 +29,10 @@ func withLogins(c *Config) (problems Errors) {
 					look(strings.TrimPrefix(key+"."+name, "."), v.Field(i))
 				}
 			}
+		case v.Kind() == reflect.Map:
+			for entries := v.MapRange(); entries.Next(); {
+				look(key+"."+entries.Key().String(), entries.Value())
+			}
 		case v.Kind() == reflect.Slice:
 			for i := range v.Len() {
 				item := key

@@ -16,6 +16,8 @@ func logStruct(v reflect.Value) slog.Value {
 		f, name := v.Field(i), tag(v.Type().Field(i))
 		switch {
 		case f.IsZero():
+		case f.Kind() == reflect.Pointer && f.Elem().Kind() != reflect.Struct:
+			attrs = append(attrs, slog.Any(name, f.Elem().Interface()))
 		case f.Kind() == reflect.Pointer:
 			attrs = append(attrs, slog.Attr{Key: name, Value: logStruct(f.Elem())})
 		case f.Kind() == reflect.Struct:

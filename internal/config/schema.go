@@ -217,7 +217,45 @@ type Frontend struct {
 	Dir      string `yaml:"dir"`
 	URL      string `yaml:"url"`      // of a development server or a CDN, instead of dir
 	Fallback string `yaml:"fallback"` // auto, the default, index or none
+
+	CSP               map[string][]string `yaml:"csp"` // directive → sources besides the default ones
+	CSPReportOnly     bool                `yaml:"csp_report_only"`
+	PermissionsPolicy map[string][]string `yaml:"permissions_policy"` // feature → self, * and origins
+	ReferrerPolicy    string              `yaml:"referrer_policy"`    // default no-referrer
+	OpenerPolicy      string              `yaml:"opener_policy"`      // default same-origin
+	HSTS              HSTS                `yaml:"hsts"`
+	SourceMaps        bool                `yaml:"source_maps"` // default false
+	Config            map[string]any      `yaml:"config"`      // public settings of the app
 }
+
+// HSTS configures Strict-Transport-Security. It can be written as off.
+type HSTS struct {
+	MaxAge            MaxAge `yaml:"max_age"`            // default 8760h
+	IncludeSubdomains *bool  `yaml:"include_subdomains"` // default true
+}
+
+// MaxAge is the time for which browsers use https only. Zero means that it is
+// not configured.
+type MaxAge time.Duration
+
+const (
+	noHSTS     MaxAge = -1 // the header is not sent; written as hsts: off
+	forgetHSTS MaxAge = -2 // browsers forget it (RFC 6797, section 6.1.1); written as 0s
+)
+
+// String returns the time as in the file.
+func (a MaxAge) String() string {
+	switch a {
+	case noHSTS:
+		return "off"
+	case forgetHSTS:
+		return "0s"
+	}
+	return time.Duration(a).String()
+}
+
+// MarshalText returns the time as in the file, for the log.
+func (a MaxAge) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
 type Log struct {
 	Level   string   `yaml:"level"`   // error, warn, info, the default, or debug
