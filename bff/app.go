@@ -230,7 +230,9 @@ func newApp(cfg Config) (*app, error) {
 			cfg.Client.ServeHTTP(w, r)
 			return nil
 		}
-		a.table[a.prefix+"/client.js"] = []endpoint{{"GET", "/client.js", public, serve}}
+		for _, file := range []string{"/client.js", "/client.d.ts"} {
+			a.table[a.prefix+file] = []endpoint{{"GET", file, public, serve}}
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err

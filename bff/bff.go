@@ -92,7 +92,8 @@ type Config struct {
 	// PublicSettings is a JSON object for the app, at Prefix/config.json.
 	// Everybody can read it. Nil means an empty object.
 	PublicSettings json.RawMessage
-	// Client serves the browser client at Prefix/client.js. Nil means 404.
+	// Client serves the browser client at Prefix/client.js, and its types at
+	// Prefix/client.d.ts. Nil means 404.
 	Client http.Handler
 
 	// DevTools serves Prefix/dev and all below it, for developers of the app.

@@ -98,7 +98,8 @@ func TestHEADWorksLikeGETWithoutSideEffects(t *testing.T) {
 	for path, want := range map[string]int{
 		"/bff/login": 200, "/bff/login?prompt=evil": 200, "/bff/silent-login": 200, callback: 200,
 		"/bff/callback": 200, "/bff/logout/callback": 303, "/bff/logout/continue": 200, front: 200,
-		"/bff/jwks.json": 200, "/bff/client.js": 200, "/bff/config.json": 200, "/bff/session": 200, "/bff/nothing": 404,
+		"/bff/jwks.json": 200, "/bff/client.js": 200, "/bff/client.d.ts": 200, "/bff/config.json": 200,
+		"/bff/session": 200, "/bff/nothing": 404,
 	} {
 		header := []string{"X-CSRF", ""}
 		if path == "/bff/session" {

@@ -428,27 +428,6 @@ func etagOf(b []byte) string {
 
 func etag(sum []byte) string { return `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"` }
 
-//go:embed client/client.js
-var clientJS []byte
-
-// Client serves the browser client, an ES module, for any path. The response is
-// not cached, so that page and broker have the same version.
-func Client() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Cross-Origin-Resource-Policy", "same-origin")
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			h.Set("Allow", "GET, HEAD")
-			refuse(w, http.StatusMethodNotAllowed)
-			return
-		}
-		h.Set("Content-Type", contentTypes[".js"])
-		h.Set("Cache-Control", "no-store")
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(clientJS))
-	})
-}
-
 //go:embed demo
 var demo embed.FS
 

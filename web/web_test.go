@@ -1012,14 +1012,49 @@ func TestContentHashInName(t *testing.T) {
 
 func TestClient(t *testing.T) {
 	h := web.Client()
-	resp := do(h, "GET", "/bff/client.js")
-	if got := body(t, resp); resp.StatusCode != 200 || !strings.Contains(got, "export function createClient") {
-		t.Fatalf("got status %d and %.60q, want the module", resp.StatusCode, got)
+	for path, want := range map[string]struct{ contentType, content string }{
+		"/bff/client.js":   {"text/javascript; charset=utf-8", "export function createClient"},
+		"/bff/client.d.ts": {"text/plain; charset=utf-8", "export declare function createClient"},
+	} {
+		resp := do(h, "GET", path)
+		content := body(t, resp)
+		if resp.StatusCode != 200 || !strings.Contains(content, want.content) {
+			t.Fatalf("%s: got status %d and %.60q, want the module", path, resp.StatusCode, content)
+		}
+		wantHeader(t, resp, "Content-Type", want.contentType)
+		wantHeader(t, resp, "Cache-Control", "no-cache")
+		wantHeader(t, resp, "X-Content-Type-Options", "nosniff")
+		wantHeader(t, resp, "Cross-Origin-Resource-Policy", "same-origin")
+		wantHeader(t, resp, "Vary", "Accept-Encoding")
+		etag := resp.Header.Get("ETag")
+		if again := do(h, "GET", path, "If-None-Match: "+etag); etag == "" || again.StatusCode != 304 {
+			t.Errorf("%s: got status %d for If-None-Match %q, want 304", path, again.StatusCode, etag)
+		}
+		if head := do(h, "HEAD", path); head.StatusCode != 200 || head.Header.Get("ETag") != etag {
+			t.Errorf("HEAD %s: got status %d and ETag %q, want 200 and %q", path, head.StatusCode,
+				head.Header.Get("ETag"), etag)
+		}
+		compressed := do(h, "GET", path, "Accept-Encoding: gzip")
+		wantHeader(t, compressed, "Content-Encoding", "gzip")
+		if got := compressed.Header.Get("ETag"); got == etag {
+			t.Errorf("%s: got the ETag of the plain file for the compressed one", path)
+		}
+		zr, err := gzip.NewReader(compressed.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(zr); err != nil || string(got) != content {
+			t.Errorf("%s: got %d other bytes when compressed, and %v", path, len(got), err)
+		}
 	}
-	wantHeader(t, resp, "Content-Type", "text/javascript; charset=utf-8")
-	wantHeader(t, resp, "Cache-Control", "no-store")
-	wantHeader(t, resp, "X-Content-Type-Options", "nosniff")
-	wantHeader(t, resp, "Cross-Origin-Resource-Policy", "same-origin")
+}
+
+// The prefix of the file that the broker serves is that of its URL.
+func TestServedClientKnowsThatItIsServed(t *testing.T) {
+	content := body(t, do(web.Client(), "GET", "/bff/client.js"))
+	if n := strings.Count(content, "const served = true;"); n != 1 {
+		t.Errorf("got %d times const served = true, want 1", n)
+	}
 }
 
 func TestDemoHasNoInlineScripts(t *testing.T) {

@@ -231,8 +231,8 @@ func testDemoApp(t *testing.T, app string, tokenTTL time.Duration) {
 	if client.StatusCode != 200 {
 		t.Errorf("GET /bff/client.js: got %d, want 200", client.StatusCode)
 	}
-	if got := client.Header.Get("Cache-Control"); got != "no-store" {
-		t.Errorf("Cache-Control of /bff/client.js: got %q, want no-store", got)
+	if got := client.Header.Get("Cache-Control"); got != "no-cache" {
+		t.Errorf("Cache-Control of /bff/client.js: got %q, want no-cache", got)
 	}
 	signIn(t, b, "")
 	tokens := make(map[string]bool)

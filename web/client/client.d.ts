@@ -1,7 +1,4 @@
-// The types of client.js. An app that imports it from the broker configures
-// TypeScript:
-//
-//   "paths": { "/bff/client.js": ["./types/cloakroom-client.d.ts"] }
+// The types of client.js.
 
 /** The session state. `Claims` are the claims of your provider's ID tokens. */
 export type Session<Claims extends object = UserClaims> =
@@ -46,6 +43,8 @@ export interface Problem {
 /** An error response of the broker. */
 export declare class ProblemError extends Error {
   constructor(status: number, problem?: Problem);
+  /** Reads the body of an error response: `if (!response.ok) throw await ProblemError.from(response)`. */
+  static from(response: Response): Promise<ProblemError>;
   readonly name: "ProblemError";
   /** The HTTP status. */
   status: number;
@@ -58,8 +57,40 @@ export declare class ProblemError extends Error {
 }
 
 export interface ClientOptions {
-  /** Prefix of the endpoints. Default: where this file was loaded from, or `/bff` in a bundle. */
+  /**
+   * Prefix of the endpoints. Default: where the broker serves this file. In a
+   * bundle: `bff` below the page's `<base href>`, or `/bff`.
+   */
   prefix?: string;
+  /** Receive events of the session from the broker. Default: true. */
+  events?: boolean;
+  /** How long before its end a session is `expiring`, in seconds, at most half of the idle timeout. Default: 60. */
+  warn?: number;
+}
+
+/**
+ * - `loading`: nothing is known yet. Call {@link Client.session}.
+ * - `signed-out`: nobody is signed in, and nobody was on this page.
+ * - `expiring`: the session ends in `seconds`, because of inactivity (`idle`) or in any case (`lifetime`).
+ * - `ended`: the session ended on this page. The reason, such as `logout`, `idle` or `revoked`, is not always known.
+ * - `unreachable`: the broker cannot be reached. {@link Client.current} is the last known state.
+ */
+export type State =
+  | { status: "loading" | "signed-in" | "signed-out" | "unreachable" }
+  | { status: "expiring"; seconds: number; reason: "idle" | "lifetime" }
+  | { status: "ended"; reason: string | undefined };
+
+/** A session of the user on some device. Times are `null` if unknown. */
+export interface DeviceSession {
+  id: string;
+  created_at: string;
+  last_seen_at: string | null;
+  idle_expires_at: string | null;
+  expires_at: string | null;
+  /** Such as "Firefox on Linux"; empty if unknown. */
+  device: string;
+  /** It is the session of this browser. */
+  current: boolean;
 }
 
 export interface FetchOptions extends RequestInit {
@@ -82,6 +113,13 @@ export interface LoginOptions {
   uiLocales?: string;
 }
 
+export interface WindowLoginOptions extends LoginOptions {
+  /** Sign in in another window, so that this page keeps what it shows. */
+  window: true;
+  /** Ends the wait. */
+  signal?: AbortSignal;
+}
+
 export interface SilentLoginOptions {
   /** Time to wait for the provider, in milliseconds. Default: 10,000. */
   timeout?: number;
@@ -99,9 +137,18 @@ export interface LogoutOptions {
  */
 export type EventName = "signed-in" | "signed-out" | "change";
 export type Listener<Claims extends object = UserClaims> = (session: Session<Claims>) => void;
+export type StateListener = (state: State) => void;
 
 export interface Client<Claims extends object = UserClaims> {
-  /** Returns the session state. Neither extends the session nor refreshes a token. */
+  /** The last known session state; `undefined` before the first response. The same object until it changes. */
+  readonly current: Session<Claims> | undefined;
+  /** What to show the user. The same object until it changes. */
+  readonly state: State;
+  /**
+   * Requests the session state. Calls at the same time share one request. Neither
+   * extends the session nor refreshes a token. From the first call on, the client
+   * follows the session and emits events.
+   */
   session(): Promise<Session<Claims>>;
   /** Refreshes the tokens now and returns the session state. Rarely needed. */
   refresh(): Promise<Session<Claims>>;
@@ -112,7 +159,15 @@ export interface Client<Claims extends object = UserClaims> {
    */
   fetch(input: RequestInfo | URL, init?: FetchOptions): Promise<Response>;
   /** Navigates to the sign-in. */
-  login(options?: LoginOptions): void;
+  login(options?: LoginOptions & { window?: false }): void;
+  /**
+   * Opens the sign-in in another window. Call it in the handler of a click. It
+   * resolves with the session state after a sign-in, or when `signal` is aborted.
+   * A closed window is not noticed: offer a way to cancel. Rejects with a
+   * `NotAllowedError` if the browser blocks the window. Another user may have
+   * signed in: compare `user.sub`.
+   */
+  login(options: WindowLoginOptions): Promise<Session<Claims>>;
   /**
    * Returns the options for {@link Client.login} if the response, of the broker
    * or the API, requires a stronger or newer sign-in (RFC 9470). Otherwise
@@ -133,8 +188,18 @@ export interface Client<Claims extends object = UserClaims> {
   silentLogin(options?: SilentLoginOptions): Promise<boolean>;
   /** Signs out here and at the provider, by navigation. An error is shown as a page. */
   logout(options?: LogoutOptions): void;
+  /** Returns the user's sessions on all devices, newest first, at most 100. */
+  sessions(): Promise<DeviceSession[]>;
+  /** Ends a session of the user. */
+  endSession(id: string): Promise<void>;
+  /** Ends all sessions of the user but this one. */
+  endOtherSessions(): Promise<void>;
   /** Calls `listener` for each `event`. Returns a function that removes it. */
   on(event: EventName, listener: Listener<Claims>): () => void;
+  /** Calls `listener` when {@link Client.state} changed; each second while it is `expiring`. */
+  on(event: "state", listener: StateListener): () => void;
+  /** Removes all listeners, timers, the event stream and the channel to other tabs. */
+  close(): void;
 }
 
 /** Creates a client. One for each page is enough. */

@@ -1,18 +1,12 @@
 // The browser client of Cloakroom: session state, API calls, sign-in and
 // sign-out. The tokens stay on the server; this file has no access to them.
-//
-//   import { createClient } from "/bff/client.js";
-//   const client = createClient();
-//   const { authenticated, user } = await client.session();
-//   const orders = await client.fetch("/api/orders");
-//
-// The types are in client.d.ts.
+// client.d.ts has the types and describes every option.
 
-/**
- * @typedef {import("./client.d.ts").Session} Session
- * @typedef {import("./client.d.ts").EventName} EventName
- * @typedef {import("./client.d.ts").Listener} Listener
- */
+// The broker serves this file with true here: it is beside the endpoints then.
+const served = false;
+
+// Where a window that login opened ends: the app, which closes it there.
+const windowEnd = "#cloakroom-signed-in";
 
 /** An error response of the broker (RFC 9457). Branch on `code`. */
 export class ProblemError extends Error {
@@ -21,60 +15,190 @@ export class ProblemError extends Error {
    * @param {import("./client.d.ts").Problem} problem the body; empty if the response is not from the broker
    */
   constructor(status, problem = {}) {
-    super([problem.title ?? `The response has status ${status}`, problem.detail].filter(Boolean).join(": "));
+    super([problem.title ?? `Status ${status}`, problem.detail].filter(Boolean).join(": "));
     this.name = "ProblemError";
     this.status = status;
     this.code = problem.code;
     this.loginUrl = problem.login_url;
     this.requestId = problem.request_id;
   }
+
+  /** @param {Response} response */
+  static async from(response) {
+    return new ProblemError(response.status, await problemIn(response));
+  }
 }
 
-/**
- * Creates a client. One for each page is enough.
- *
- * @param {import("./client.d.ts").ClientOptions} [options]
- * @returns {import("./client.d.ts").Client}
- */
-export function createClient({ prefix = ownPrefix() } = {}) {
-  const tabs = new BroadcastChannel(`cloakroom ${prefix}`);
-  /** @type {Record<EventName, Set<Listener>>} */
-  const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set() };
+/** @type {typeof import("./client.d.ts").createClient<any>} */
+export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } = {}) {
+  /**
+   * @typedef {import("./client.d.ts").Session<any>} Session
+   * @typedef {import("./client.d.ts").State} State
+   * @typedef {import("./client.d.ts").EventName | "state"} Event
+   */
+  const page = typeof document === "object"; // false while a server renders
+  const name = `cloakroom ${prefix}`;
+  const tabs = page && globalThis.BroadcastChannel ? new BroadcastChannel(name) : undefined;
+  const tell = (/** @type {unknown} */ message) => tabs?.postMessage(message);
+  const closing = new AbortController();
+
+  /** @type {Record<Event, Set<(value: any) => void>>} */
+  const listeners = { "signed-in": new Set(), "signed-out": new Set(), change: new Set(), state: new Set() };
 
   /** @type {Session | undefined} the last session state that was received */
   let current;
-  let latest = 0; // number of the last request for the state: earlier responses are discarded
+  /** @type {State} */
+  let state = { status: "loading" };
+  /** @type {State} the state while nobody is signed in */
+  let out = { status: "signed-out" };
+  let stopped = false; // after close, and at logout, so that no listener of signed-out navigates elsewhere
 
-  /** @param {Session} session */
-  function update(session) {
+  /** @type {Promise<Session>} the result of a request that callers share */
+  let shared;
+  let sharedUntil = 0; // by performance.now; Infinity while the request is in flight
+  let latest = 0; // number of the last request for the state: earlier responses are discarded
+  let failures = 0;
+
+  let skew = 0; // the clock of the broker minus that of the browser, in milliseconds
+  let end = 0; // when the session ends, by the clock of the broker
+  let longest = 0; // the longest time to the end so far
+  let warned = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} of the next check or second */
+  let timer;
+  /** @type {AbortController | undefined} set while this tab has the event stream or waits for it */
+  let following;
+
+  /**
+   * @param {Session} session
+   * @param {string} [reason] why it ended
+   */
+  function update(session, reason) {
+    if (stopped) return;
+    failures = 0;
     const before = current;
-    current = session;
-    if (JSON.stringify(before) === JSON.stringify(session)) return;
+    const changed = !same(before, session);
+    if (changed) current = session;
+    if (session.authenticated) {
+      out = { status: "signed-out" };
+      follow();
+    } else if (before?.authenticated || reason) {
+      out = { status: "ended", reason };
+    }
+    schedule();
+    if (!changed) return;
     // The page that is loaded after a logout is the first to notice it.
-    if (!before || idOf(session) !== idOf(before)) tabs.postMessage(idOf(session));
-    if (session.authenticated && !before?.authenticated) emit("signed-in", session);
-    if (!session.authenticated && before?.authenticated) emit("signed-out", session);
+    if (!before || idOf(session) !== idOf(before)) tell(idOf(session));
+    if (session.authenticated !== !!before?.authenticated) emit(session.authenticated ? "signed-in" : "signed-out", session);
     emit("change", session);
   }
 
-  function setSignedOut() {
-    latest++; // responses in flight are older
+  /** @param {string} [reason] */
+  function setSignedOut(reason) {
+    discardRequests();
     // The page made a call, so it assumed that the user is signed in.
     if (!current) emit("signed-out", { authenticated: false });
-    update({ authenticated: false });
+    update({ authenticated: false }, reason);
+  }
+
+  function discardRequests() {
+    latest++; // responses in flight are older than what is known now
+    sharedUntil = 0;
+  }
+
+  /** @param {State} next */
+  function setState(next) {
+    if (same(state, next)) return;
+    state = next;
+    emit("state", state);
   }
 
   /**
-   * @param {EventName} event
-   * @param {Session} session
+   * @param {Event} event
+   * @param {Session | State} value
    */
-  function emit(event, session) {
+  function emit(event, value) {
     for (const listener of [...listeners[event]]) {
       try {
-        listener(session);
+        listener(value);
       } catch (err) {
         reportError(err); // must not affect other listeners or the caller
       }
+    }
+  }
+
+  // Derives the state from the session's end, and schedules the next check: when
+  // the warning is due, and after the end. While the session expires, it counts
+  // the seconds.
+  function schedule() {
+    clearTimeout(timer);
+    if (!current?.authenticated) return setState(out);
+    const life = Date.parse(current.session.expires_at);
+    const sooner = Math.min(Date.parse(current.session.idle_expires_at), life);
+    if (sooner !== end) [end, warned] = [sooner, false];
+    const left = end - Date.now() - skew;
+    longest = Math.max(longest, left);
+    const untilWarning = left - Math.min(warn * 1000, longest / 2);
+    warned ||= untilWarning <= 0;
+    if (left > 0 && warned) {
+      timer = setTimeout(schedule, 1000);
+      setState({ status: "expiring", seconds: Math.ceil(left / 1000), reason: end === life ? "lifetime" : "idle" });
+    } else {
+      timer = setTimeout(check, left > 0 ? Math.min(untilWarning + 500, 1e9) : 5000);
+      if (left > 0 || state.status !== "expiring") setState({ status: "signed-in" });
+    }
+  }
+
+  // One tab of the browser has the event stream and passes its events on. Without
+  // Web Locks every tab has its own. Without a stream there are only the checks.
+  function follow() {
+    if (following || !events || !globalThis.EventSource) return;
+    const { signal } = (following = new AbortController());
+    /** @param {(done: (value: any) => void) => void} start */
+    const wait = (start) =>
+      new Promise((done) => {
+        signal.onabort = done;
+        start(done);
+      });
+    const lead = async () => {
+      for (let failed = 0; !signal.aborted; ) {
+        if (!current?.authenticated) return unfollow();
+        const source = new EventSource(`${prefix}/session/events?warn=${warn}`);
+        source.onopen = () => (failed = 0);
+        for (const event of ["changed", "refreshed", "expiring", "ended"]) {
+          source.addEventListener(`session-${event}`, ({ data }) => {
+            const message = { event, data: JSON.parse(data) };
+            tell(message);
+            receive(message);
+          });
+        }
+        await wait((done) => (source.onerror = done));
+        source.close(); // the browser would not retry after an error response
+        if (!signal.aborted) await wait((done) => setTimeout(done, backoff(failed++)));
+        if (!signal.aborted) await check();
+      }
+    };
+    if (navigator.locks) navigator.locks.request(name, { signal }, lead).catch(() => {});
+    else lead();
+  }
+
+  function unfollow() {
+    following?.abort();
+    following = undefined;
+  }
+
+  /** @param {{ event: string, data: any }} message an event of the stream */
+  function receive({ event, data }) {
+    if (event === "ended") {
+      unfollow();
+      if (data.reason === "replaced") check();
+      else setSignedOut(data.reason);
+    } else if (event !== "expiring") {
+      discardRequests();
+      update(data);
+    } else if (current?.authenticated) {
+      skew = end - data.seconds_left * 1000 - Date.now();
+      warned = true;
+      schedule();
     }
   }
 
@@ -83,17 +207,15 @@ export function createClient({ prefix = ownPrefix() } = {}) {
    * redirects too.
    *
    * @param {RequestInfo | URL} input
-   * @param {RequestInit} [init]
+   * @param {import("./client.d.ts").FetchOptions} [init]
    * @returns {Promise<Response>}
    */
-  async function send(input, init) {
-    const target = input instanceof Request ? input : new URL(input, document.baseURI);
-    const { origin } = new URL(target instanceof Request ? target.url : target);
-    if (origin !== location.origin) {
-      throw new TypeError(`client.fetch is for ${location.origin} only, not for ${origin}: use the browser's fetch there`);
-    }
-    const request = new Request(target, { ...init, mode: "same-origin" });
+  async function send(input, { background, ...init } = {}) {
+    const request = new Request(input instanceof Request ? input : new URL(input, document.baseURI), { ...init, mode: "same-origin" });
+    const { origin } = new URL(request.url);
+    if (origin !== location.origin) throw new TypeError(`${origin} is another origin: use fetch`);
     request.headers.set("X-CSRF", "1");
+    if (background) request.headers.set("X-Background", "1"); // does not count as activity
     const response = await fetch(request);
     if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") setSignedOut();
     return response;
@@ -104,94 +226,158 @@ export function createClient({ prefix = ownPrefix() } = {}) {
    *
    * @param {string} path
    * @param {RequestInit} [init]
-   * @returns {Promise<any>}
+   * @returns {Promise<Response>}
    */
   async function callBroker(path, init) {
     const response = await send(prefix + path, { cache: "no-store", ...init });
-    if (!response.ok) throw new ProblemError(response.status, await problemIn(response));
-    return response.json();
+    if (!response.ok) throw await ProblemError.from(response);
+    return response;
   }
 
   /**
-   * @param {string} path
+   * Requests the state, or returns the result of a request that was just made.
+   *
+   * @param {boolean} [fresh] make a request in any case
+   * @param {string} [path]
    * @param {RequestInit} [init]
-   * @returns {Promise<any>}
+   * @returns {Promise<Session>}
    */
-  async function requestSession(path, init) {
+  function session(fresh, path = "/session", init) {
+    if (!fresh && performance.now() < sharedUntil) return shared;
     const number = ++latest;
-    const session = await callBroker(path, init);
-    if (number === latest) update(session);
-    return session;
+    sharedUntil = Infinity;
+    return (shared = callBroker(path, init ?? { signal: AbortSignal.timeout(10_000) }).then(
+      async (response) => {
+        const session = await response.json();
+        if (number !== latest) return current ?? session;
+        sharedUntil = performance.now() + 100;
+        skew = Date.parse(response.headers.get("Date") ?? "") - Date.now() || 0;
+        update(session);
+        return session;
+      },
+      (err) => {
+        if (number === latest) {
+          sharedUntil = 0;
+          if (!init && !stopped) {
+            setState({ status: "unreachable" });
+            clearTimeout(timer);
+            timer = setTimeout(check, backoff(failures++));
+          }
+        }
+        throw err;
+      },
+    ));
   }
 
-  const session = () => requestSession("/session");
+  const check = () => session(true).then(() => {}, () => {}); // the state reports the error
 
-  /** @param {import("./client.d.ts").LoginOptions} [options] */
-  function login({ returnTo = location.pathname + location.search + location.hash, prompt, loginHint, acrValues, maxAge, uiLocales } = {}) {
+  function resume() {
+    stopped = closing.signal.aborted;
+    if (!stopped) check();
+  }
+
+  /** @param {any} [options] @returns {any} */
+  function login(options = {}) {
+    const { window: inWindow, signal, returnTo = location.pathname + (inWindow ? windowEnd : location.search + location.hash) } = options;
     const query = new URLSearchParams({ return_to: returnTo });
-    const optional = { prompt, login_hint: loginHint, acr_values: acrValues, max_age: maxAge, ui_locales: uiLocales };
-    for (const [name, value] of Object.entries(optional)) {
-      if (value !== undefined) query.set(name, String(value));
+    for (const option of ["prompt", "loginHint", "acrValues", "maxAge", "uiLocales"]) {
+      const value = options[option];
+      if (value !== undefined) query.set(option.replace(/[A-Z]/, "_$&").toLowerCase(), value);
     }
-    location.assign(`${prefix}/login?${query}`);
+    const url = `${prefix}/login?${query}`;
+    if (!inWindow) return location.assign(url);
+    // The handle only tells whether the window was blocked. The provider's page
+    // is in another browsing context group (Cross-Origin-Opener-Policy), so the
+    // handle says closed from then on.
+    if (!open(url, "_blank", "popup,width=500,height=700")) {
+      return Promise.reject(new DOMException("sign-in window blocked", "NotAllowedError"));
+    }
+    const before = idOf(current);
+    return new Promise((done) => {
+      const finish = () => {
+        off();
+        done(session());
+      };
+      const off = on("change", (now) => now.authenticated && idOf(now) !== before && finish());
+      signal?.addEventListener("abort", finish);
+    });
   }
 
-  /**
-   * @param {Response} response
-   * @returns {import("./client.d.ts").LoginOptions | undefined}
-   */
+  /** @param {Response} response */
   function challenge(response) {
-    const header = response.status === 401 ? (response.headers.get("WWW-Authenticate") ?? "") : "";
-    const parameter = (/** @type {string} */ name) => new RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
-    if (parameter("error") !== "insufficient_user_authentication") return undefined;
+    const header = response.headers.get("WWW-Authenticate") ?? "";
+    const parameter = (/** @type {string} */ name) => RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
+    if (response.status !== 401 || parameter("error") !== "insufficient_user_authentication") return undefined;
     const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
     return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
   }
 
-  // Each tab sends the id of its session to the others. A tab that receives
-  // another id requests the state. So does a page that is restored from the
-  // back/forward cache, perhaps after a logout.
-  const refreshState = () => void session().catch(() => {}); // the next call reports the error
-  tabs.addEventListener("message", ({ data }) => {
-    if (data !== idOf(current)) refreshState();
-  });
-  addEventListener("pageshow", (event) => {
-    if (event.persisted) refreshState();
-  });
+  /**
+   * @param {Event} event
+   * @param {(value: any) => void} listener
+   */
+  function on(event, listener) {
+    if (!listeners[event]) throw new TypeError(`no event ${event}`);
+    listeners[event].add(listener);
+    return () => void listeners[event].delete(listener);
+  }
+
+  if (page) {
+    // Each tab sends the id of its session to the others. A tab that receives
+    // another id requests the state.
+    tabs?.addEventListener("message", ({ data }) => {
+      if (data?.event) receive(data);
+      else if (data !== idOf(current)) check();
+    });
+    const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ listener) =>
+      addEventListener(type, listener, closing);
+    for (const type of ["focus", "online", "visibilitychange"]) {
+      listen(type, () => {
+        if (document.hidden || state.status === "loading") return;
+        if (state.status === "unreachable" || performance.now() > sharedUntil + 5000) check();
+      });
+    }
+    // A page with a lock or a stream cannot be in the back/forward cache. One that
+    // is restored from there may have been signed out meanwhile.
+    listen("pagehide", unfollow);
+    listen("pageshow", ({ persisted }) => {
+      if (persisted) resume();
+    });
+    if (location.hash === windowEnd) check().then(() => globalThis.close());
+  }
 
   return {
-    session,
-    refresh: () => requestSession("/session/refresh", { method: "POST" }),
-
-    fetch(input, { background = false, ...init } = {}) {
-      const headers = new Headers(init.headers ?? (input instanceof Request ? input.headers : undefined));
-      if (background) headers.set("X-Background", "1"); // does not count as activity
-      return send(input, { ...init, headers });
+    get current() {
+      return current;
     },
+    get state() {
+      return state;
+    },
+    session: () => session(),
 
+    refresh: () => session(true, "/session/refresh", { method: "POST" }),
+
+    fetch: send,
     login,
 
-    silentLogin({ timeout = 10_000 } = {}) {
-      return new Promise((resolve) => {
-        const frame = document.createElement("iframe");
-        frame.hidden = true;
-        frame.src = `${prefix}/silent-login`;
-        /** @param {MessageEvent} event */
-        const onMessage = ({ origin, source, data }) => {
-          if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") finish(data.authenticated === true);
-        };
-        const timer = setTimeout(() => finish(false), timeout); // the provider may show an error page
-        /** @param {boolean} authenticated */
-        const finish = (authenticated) => {
-          clearTimeout(timer);
-          removeEventListener("message", onMessage);
-          frame.remove();
-          if (!authenticated) return resolve(false);
-          session().then(() => resolve(true), () => resolve(true)); // notifies listeners
-        };
-        addEventListener("message", onMessage);
-        document.body.append(frame);
+    async silentLogin({ timeout = 10_000 } = {}) {
+      const frame = append("iframe", { hidden: true, src: `${prefix}/silent-login` });
+      const finished = new AbortController();
+      const authenticated = await new Promise((done) => {
+        setTimeout(done, timeout); // the provider may show an error page
+        addEventListener(
+          "message",
+          ({ origin, source, data }) => {
+            if (origin === location.origin && source === frame.contentWindow && data?.type === "cloakroom:silent-login") done(data.authenticated);
+          },
+          finished,
+        );
       });
+      finished.abort();
+      frame.remove();
+      if (authenticated !== true) return false;
+      await check(); // notifies listeners
+      return true;
     },
 
     stepUp(response, options) {
@@ -203,40 +389,74 @@ export function createClient({ prefix = ownPrefix() } = {}) {
     challenge,
 
     logout({ returnTo = "/" } = {}) {
+      // No listener of signed-out may navigate elsewhere meanwhile, unless the
+      // navigation was cancelled. When the page goes, the session has ended.
+      stopped = true;
+      setTimeout(resume, 10_000);
+      addEventListener("pagehide", () => tell(null), { once: true });
       // A form, not fetch: the browser follows the redirect to the provider and
       // shows error pages.
-      const form = document.createElement("form");
-      form.method = "POST";
-      form.action = `${prefix}/logout`;
-      const field = document.createElement("input");
-      field.type = "hidden";
-      field.name = "return_to";
-      field.value = returnTo;
-      form.append(field);
-      document.body.append(form);
+      const form = append("form", { method: "POST", action: `${prefix}/logout` });
+      form.append(append("input", { type: "hidden", name: "return_to", value: returnTo }));
       form.submit();
     },
 
-    on(event, listener) {
-      const all = listeners[event];
-      if (!all) throw new TypeError(`there is no event ${event}, only ${Object.keys(listeners).join(", ")}`);
-      all.add(listener);
-      return () => void all.delete(listener);
+    sessions: async () => (await callBroker("/sessions")).json(),
+
+    async endSession(id) {
+      await callBroker(`/sessions/${encodeURIComponent(id)}`, { method: "DELETE" });
+      await check(); // it may be this one
+    },
+
+    async endOtherSessions() {
+      await callBroker("/sessions", { method: "DELETE" });
+    },
+
+    on,
+
+    close() {
+      stopped = true;
+      closing.abort();
+      unfollow();
+      clearTimeout(timer);
+      tabs?.close();
+      for (const all of Object.values(listeners)) all.clear();
     },
   };
 }
 
-/** @param {Session | undefined} session */
+/** @param {import("./client.d.ts").Session<any> | undefined} session */
 const idOf = (session) => session?.session?.id ?? null;
 
 /**
- * Returns the prefix that this file was loaded from, or the default in a bundle.
+ * Appends a new element to the page.
  *
- * @returns {string}
+ * @param {string} name
+ * @param {object} properties
+ * @returns {any}
  */
+function append(name, properties) {
+  const element = Object.assign(document.createElement(name), properties);
+  document.body.append(element);
+  return element;
+}
+
+/** @param {unknown} a @param {unknown} b */
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+/**
+ * Returns the time to the next attempt, in milliseconds: 1 to 3 seconds, then
+ * twice as long each time, up to about 5 minutes.
+ *
+ * @param {number} failures
+ */
+const backoff = (failures) => Math.min(2000 * 2 ** failures, 300_000) * (0.5 + Math.random());
+
+/** Returns the prefix beside which the broker served this file, or else that of the base element. */
 function ownPrefix() {
-  const { pathname } = new URL(import.meta.url);
-  return pathname.endsWith("/client.js") ? pathname.slice(0, -"/client.js".length) : "/bff";
+  if (served) return new URL(".", import.meta.url).pathname.slice(0, -1);
+  const base = typeof document === "object" && document.querySelector("base")?.href;
+  return base ? new URL("bff", base).pathname : "/bff";
 }
 
 /**

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { beforeEach, test } from "node:test";
+import { readFile } from "node:fs/promises";
+import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { createClient, ProblemError } from "./client.js";
 
@@ -9,7 +10,11 @@ const origin = "https://app.example.com";
 let page;
 
 beforeEach(() => {
-  page = { requests: [], responses: [], visited: [], tabs: [], pageshow: [], messages: new Set(), errors: [], forms: [], frames: [] };
+  page = { requests: [], responses: [], visited: [], tabs: [], listeners: [], errors: [], forms: [], frames: [], base: undefined, opened: [], blocked: false, streams: [], locks: [], lockTaken: false };
+  if (!globalThis.navigator) globalThis.navigator = {}; // Node 20 has none
+  navigator.locks = {};
+  mock.timers.enable({ apis: ["setTimeout", "Date"], now: Date.parse("2026-11-01T10:00:00Z") });
+  mock.method(performance, "now", () => Date.now());
   globalThis.location = {
     origin,
     href: `${origin}/orders?page=2#third`,
@@ -20,6 +25,8 @@ beforeEach(() => {
   };
   globalThis.document = {
     baseURI: globalThis.location.href,
+    hidden: false,
+    querySelector: () => page.base,
     createElement: () => ({
       children: [],
       append(child) {
@@ -36,13 +43,40 @@ beforeEach(() => {
     body: { append: (element) => element.src && page.frames.push(element) },
   };
   globalThis.reportError = (err) => page.errors.push(err);
-  globalThis.addEventListener = (type, listener) => (type === "pageshow" ? page.pageshow.push(listener) : page.messages.add(listener));
-  globalThis.removeEventListener = (_, listener) => page.messages.delete(listener);
+  globalThis.addEventListener = (type, listener, { signal } = {}) => {
+    page.listeners.push({ type, listener });
+    signal?.addEventListener("abort", () => (page.listeners = page.listeners.filter((l) => l.listener !== listener)));
+  };
   globalThis.fetch = async (request) => {
     page.requests.push(request);
     const next = page.responses.shift();
     assert.ok(next, `unexpected request: ${request.method} ${request.url}`);
     return next;
+  };
+  globalThis.open = (url) => {
+    page.opened.push(url);
+    return page.blocked ? null : {};
+  };
+  globalThis.EventSource = class {
+    constructor(url) {
+      Object.assign(this, { url, listeners: {} });
+      page.streams.push(this);
+    }
+    addEventListener(type, listener) {
+      this.listeners[type] = listener;
+    }
+    close() {
+      page.streams = page.streams.filter((stream) => stream !== this);
+    }
+    send(type, data) {
+      this.listeners[type]({ data: JSON.stringify(data) });
+    }
+  };
+  // A lock that is free unless the test says otherwise.
+  navigator.locks.request = (name, { signal }, run) => {
+    page.locks.push(name);
+    if (!page.lockTaken) return run();
+    return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
   };
   globalThis.BroadcastChannel = class {
     constructor(name) {
@@ -58,11 +92,25 @@ beforeEach(() => {
     receive(data) {
       for (const listener of this.listeners) listener({ data });
     }
+    close() {
+      this.closed = true;
+    }
   };
 });
 
-const json = (body, status = 200, type = "application/json") =>
-  new Response(JSON.stringify(body), { status, headers: { "Content-Type": type } });
+afterEach(() => {
+  mock.timers.reset();
+  mock.restoreAll();
+});
+
+/** Lets time pass. */
+async function advance(ms) {
+  mock.timers.tick(ms);
+  await settle();
+}
+
+const json = (body, status = 200, type = "application/json", headers) =>
+  new Response(JSON.stringify(body), { status, headers: { "Content-Type": type, ...headers } });
 const problem = (status, code, more) =>
   json({ type: "about:blank", title: "A title", status, code, request_id: "r1", ...more }, status, "application/problem+json");
 const alice = (id = "s1") => ({
@@ -80,18 +128,34 @@ function record(client) {
   return events;
 }
 
+/** Calls the page's listeners for an event. */
+function dispatch(type, event = {}) {
+  for (const l of [...page.listeners]) if (l.type === type) l.listener(event);
+}
+
+const count = (type) => page.listeners.filter((l) => l.type === type).length;
+
 /** Waits until all pending promises are settled. */
 const settle = () => new Promise((done) => setImmediate(done));
 
-test("the prefix is an option, else that of the module URL, else /bff", async () => {
+/** Loads the client as the browser does that got this text from this URL. */
+const load = async (text) => import(`data:text/javascript,${encodeURIComponent(text)}`);
+
+test("the prefix is an option, else below the base element, else /bff", async () => {
   page.responses = [json(nobody), json(nobody), json(nobody)];
   await createClient({ prefix: "/auth" }).session();
   await createClient().session();
-  // In Node the URL of the module is that of its file.
-  const { pathname } = new URL("./client.js", import.meta.url);
-  const bundled = await import(`data:text/javascript,${encodeURIComponent(await (await import("node:fs/promises")).readFile(new URL("./client.js", import.meta.url), "utf8"))}`);
-  await bundled.createClient().session();
-  assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/auth/session", pathname.replace("/client.js", "/session"), "/bff/session"]);
+  page.base = { href: `${origin}/shop/` };
+  await createClient().session();
+  assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/auth/session", "/bff/session", "/shop/bff/session"]);
+});
+
+test("the broker's file takes its prefix from its URL", async () => {
+  const text = await readFile(new URL("./client.js", import.meta.url), "utf8");
+  const broker = text.replace("const served = false;", "const served = true;").replace("import.meta.url", JSON.stringify(`${origin}/shop/auth/client.js`));
+  page.responses = [json(nobody)];
+  await (await load(broker)).createClient().session();
+  assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/shop/auth/session"]);
 });
 
 test("session sends the CSRF header", async () => {
@@ -130,7 +194,7 @@ test("an error of a proxy in between is a ProblemError without a code", async ()
     new Response("null", { status: 502, headers: { "Content-Type": "application/problem+json" } }),
   ]) {
     page.responses = [response];
-    await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "The response has status 502" });
+    await assert.rejects(createClient({ prefix: "/bff" }).session(), { name: "ProblemError", status: 502, code: undefined, message: "Status 502" });
   }
 });
 
@@ -230,6 +294,7 @@ test("signed-in, signed-out and change are emitted on a change only", async () =
   for (let i = 0; i < 5; i++) {
     await client.session();
     perCall.push(events.splice(0));
+    await advance(200);
   }
   assert.deepEqual(perCall, [["change"], ["signed-in", "change"], [], ["change"], ["signed-out", "change"]]);
 });
@@ -241,10 +306,10 @@ test("a response that arrives after a later one is discarded", async () => {
   const first = client.session();
   await settle();
   globalThis.fetch = async () => json(nobody);
-  await client.session();
+  await client.refresh();
   const events = record(client);
   resolveFirst(json(alice()));
-  await first;
+  assert.deepEqual(await first, nobody);
   assert.deepEqual(events, []);
 });
 
@@ -325,8 +390,8 @@ test("a page that is restored from the back/forward cache requests the state", a
   const client = createClient({ prefix: "/bff" });
   await client.session();
   const events = record(client);
-  page.pageshow[0]({ persisted: false });
-  page.pageshow[0]({ persisted: true });
+  dispatch("pageshow", { persisted: false });
+  dispatch("pageshow", { persisted: true });
   await settle();
   assert.equal(page.requests.length, 2);
   assert.deepEqual(events, ["signed-out", "change"]);
@@ -344,9 +409,7 @@ test("a message of another tab while the broker is down changes nothing", async 
 
 /** Delivers the message of the silent login's page, with some fields replaced. */
 const deliver = (event = {}) => {
-  for (const listener of [...page.messages]) {
-    listener({ origin, source: page.frames[0].contentWindow, data: { type: "cloakroom:silent-login", authenticated: true }, ...event });
-  }
+  dispatch("message", { origin, source: page.frames[0].contentWindow, data: { type: "cloakroom:silent-login", authenticated: true }, ...event });
 };
 
 test("silentLogin loads a frame and accepts messages of that frame only", async () => {
@@ -365,7 +428,7 @@ test("silentLogin loads a frame and accepts messages of that frame only", async 
   client.on("signed-in", ({ user }) => signedIn.push(user.sub));
   deliver();
   await silent;
-  assert.deepEqual([outcome, signedIn, page.frames, page.messages.size], [true, ["alice"], [], 0]);
+  assert.deepEqual([outcome, signedIn, page.frames, count("message")], [true, ["alice"], [], 0]);
 });
 
 test("silentLogin returns false without the message authenticated: true", async () => {
@@ -374,8 +437,10 @@ test("silentLogin returns false without the message authenticated: true", async 
     deliver({ data: { type: "cloakroom:silent-login", authenticated } });
     assert.equal(await silent, false);
   }
-  assert.equal(await createClient({ prefix: "/bff" }).silentLogin({ timeout: 5 }), false);
-  assert.deepEqual([page.requests, page.frames, page.messages.size], [[], [], 0]);
+  const silent = createClient({ prefix: "/bff" }).silentLogin({ timeout: 5 });
+  await advance(5);
+  assert.equal(await silent, false);
+  assert.deepEqual([page.requests, page.frames, count("message")], [[], [], 0]);
 });
 
 test("stepUp navigates to the login that a challenge requires", () => {
@@ -389,4 +454,303 @@ test("stepUp navigates to the login that a challenge requires", () => {
   const { pathname, searchParams } = new URL(page.visited[0], origin);
   assert.equal(pathname, "/bff/login");
   assert.deepEqual(Object.fromEntries(searchParams), { return_to: "/orders?page=2#third", acr_values: "gold silver", max_age: "60", ui_locales: "de" });
+});
+
+test("calls at the same time share a request, and so do calls right after it", async () => {
+  page.responses = [json(alice()), json(nobody)];
+  const client = createClient({ prefix: "/bff" });
+  assert.deepEqual([client.current, client.state], [undefined, { status: "loading" }]);
+  const results = await Promise.all([client.session(), client.session()]);
+  assert.deepEqual(results, [alice(), alice()]);
+  await client.session();
+  assert.equal(page.requests.length, 1);
+  assert.deepEqual([client.current, client.state], [alice(), { status: "signed-in" }]);
+  await advance(101);
+  assert.deepEqual(await client.session(), nobody);
+  assert.equal(page.requests.length, 2);
+});
+
+test("current stays the same object until it changes", async () => {
+  page.responses = [json(alice()), json(alice())];
+  const client = createClient({ prefix: "/bff" });
+  await client.session();
+  const before = client.current;
+  await advance(101);
+  await client.session();
+  assert.equal(client.current, before);
+});
+
+/** A client that is signed in, and the states that it has emitted. */
+async function signedIn(options, headers) {
+  page.responses.push(json(alice(), 200, "application/json", headers));
+  const client = createClient({ prefix: "/bff", ...options });
+  await client.session();
+  const states = [];
+  client.on("state", (state) => states.push(state));
+  return { client, states };
+}
+
+test("events of the stream change the state and reach the other tabs", async () => {
+  const { client, states } = await signedIn();
+  const [stream] = page.streams;
+  assert.equal(stream.url, "/bff/session/events?warn=60");
+  const renamed = alice();
+  renamed.user.name = "Alicia";
+  stream.send("session-changed", renamed);
+  assert.equal(client.current.user.name, "Alicia");
+  stream.send("session-expiring", { seconds_left: 60, reason: "idle" });
+  assert.deepEqual(client.state, { status: "expiring", seconds: 60, reason: "idle" });
+  await advance(1000);
+  assert.deepEqual(client.state, { status: "expiring", seconds: 59, reason: "idle" });
+  renamed.session.idle_expires_at = "2026-11-01T11:00:00Z"; // the user did something
+  stream.send("session-changed", renamed);
+  assert.deepEqual(client.state, { status: "signed-in" });
+  stream.send("session-ended", { reason: "backchannel" });
+  assert.deepEqual(client.state, { status: "ended", reason: "backchannel" });
+  assert.deepEqual(client.current, nobody);
+  await settle();
+  assert.deepEqual(page.streams, []);
+  assert.deepEqual(states.map((s) => s.status), ["expiring", "expiring", "signed-in", "ended"]);
+  assert.deepEqual(page.tabs[0].sent.filter((m) => m?.event).map((m) => m.event), ["changed", "expiring", "changed", "ended"]);
+});
+
+test("a tab without the lock opens no stream and heeds the other tab's events", async () => {
+  page.lockTaken = true;
+  const { client } = await signedIn();
+  assert.deepEqual([page.streams, page.locks], [[], ["cloakroom /bff"]]);
+  page.tabs[0].receive({ event: "ended", data: { reason: "idle" } });
+  assert.deepEqual(client.state, { status: "ended", reason: "idle" });
+});
+
+test("a response that was on its way when the session ended is discarded", async () => {
+  const { client } = await signedIn();
+  let respond;
+  globalThis.fetch = () => new Promise((resolve) => (respond = resolve));
+  await advance(101);
+  const old = client.session();
+  await settle();
+  page.streams[0].send("session-ended", { reason: "revoked" });
+  respond(json(alice()));
+  assert.deepEqual(await old, nobody);
+  assert.deepEqual(client.state, { status: "ended", reason: "revoked" });
+});
+
+test("a session that was replaced is requested again", async () => {
+  const { client } = await signedIn();
+  page.responses.push(json(alice("s2")));
+  page.streams[0].send("session-ended", { reason: "replaced" });
+  await settle();
+  assert.equal(client.current.session.id, "s2");
+  assert.equal(page.streams.length, 1);
+});
+
+test("a refused stream is retried after a growing delay, the state checked", async () => {
+  mock.method(Math, "random", () => 0.5);
+  const { client } = await signedIn();
+  for (const delay of [2000, 4000, 8000]) {
+    const [stream] = page.streams;
+    stream.onerror();
+    await settle();
+    assert.deepEqual(page.streams, []);
+    page.responses.push(json(alice()));
+    await advance(delay - 1);
+    assert.equal(page.streams.length, 0);
+    await advance(1);
+    assert.equal(page.streams.length, 1, `after ${delay} ms`);
+  }
+  assert.deepEqual(client.state, { status: "signed-in" });
+  page.streams[0].onopen();
+  page.streams[0].onerror();
+  page.responses.push(json(nobody)); // ended meanwhile
+  await advance(2000);
+  await advance(600_000);
+  assert.deepEqual([client.state, page.streams], [{ status: "ended", reason: undefined }, []]);
+});
+
+test("an unreachable broker changes the state only, and is asked again", async () => {
+  mock.method(Math, "random", () => 0.5);
+  const { client } = await signedIn({ events: false });
+  const reachable = globalThis.fetch;
+  globalThis.fetch = async () => {
+    throw new TypeError("Failed to fetch");
+  };
+  await advance(101);
+  await assert.rejects(client.session(), TypeError);
+  assert.deepEqual([client.state, client.current], [{ status: "unreachable" }, alice()]);
+  await advance(2000);
+  globalThis.fetch = reachable;
+  page.responses.push(problem(503, "store_unavailable"));
+  await advance(4000);
+  assert.deepEqual(client.state, { status: "unreachable" });
+  page.responses.push(json(alice()));
+  await advance(8000);
+  assert.deepEqual(client.state, { status: "signed-in" });
+  assert.equal(page.requests.length, 3);
+});
+
+test("a failed refresh does not mean that the broker is unreachable", async () => {
+  const { client } = await signedIn();
+  page.responses.push(problem(429, "too_many_requests"));
+  await assert.rejects(client.refresh(), { status: 429 });
+  assert.deepEqual(client.state, { status: "signed-in" });
+});
+
+test("without events the state is checked before the end and after it", async () => {
+  const { client } = await signedIn({ events: false });
+  page.responses.push(json(alice())); // no activity until then
+  await advance(29 * 60_000 + 500);
+  assert.equal(page.requests.length, 2);
+  assert.deepEqual(client.state, { status: "expiring", seconds: 60, reason: "idle" });
+  page.responses.push(json(nobody));
+  for (let second = 0; second < 66; second++) await advance(1000);
+  assert.deepEqual(client.state, { status: "ended", reason: undefined });
+  assert.equal(page.requests.length, 3);
+});
+
+test("activity before the warning moves it", async () => {
+  const { client, states } = await signedIn({ events: false });
+  const later = alice();
+  later.session.idle_expires_at = "2026-11-01T10:50:00Z";
+  page.responses.push(json(later));
+  await advance(29 * 60_000 + 500);
+  assert.deepEqual([client.state, states, page.requests.length], [{ status: "signed-in" }, [], 2]);
+});
+
+test("a clock that is an hour wrong moves no check", async () => {
+  for (const hours of [-1, 1]) {
+    const broker = new Date(Date.now() + hours * 3_600_000); // the browser's clock is as wrong in the other direction
+    const moved = alice();
+    for (const time of ["idle_expires_at", "expires_at"]) moved.session[time] = new Date(Date.parse(moved.session[time]) + hours * 3_600_000).toISOString();
+    page.requests = [];
+    page.responses = [json(moved, 200, "application/json", { Date: broker.toUTCString() })];
+    const client = createClient({ prefix: "/bff", events: false });
+    await client.session();
+    assert.deepEqual(client.state, { status: "signed-in" });
+    await advance(29 * 60_000);
+    assert.equal(page.requests.length, 1);
+    page.responses.push(json(moved, 200, "application/json", { Date: new Date(+broker + 29 * 60_000).toUTCString() }));
+    await advance(1500);
+    assert.equal(client.state.status, "expiring");
+    client.close();
+    mock.timers.setTime(Date.parse("2026-11-01T10:00:00Z"));
+  }
+});
+
+test("focus and online check a state that is older than 5 seconds", async () => {
+  const { client } = await signedIn();
+  dispatch("focus");
+  await advance(5101);
+  page.responses.push(json(alice()));
+  dispatch("online");
+  dispatch("focus");
+  await settle();
+  assert.equal(page.requests.length, 2);
+  document.hidden = true;
+  await advance(5101);
+  dispatch("visibilitychange");
+  assert.equal(page.requests.length, 2);
+  client.close();
+  document.hidden = false;
+  dispatch("focus");
+  assert.equal(page.requests.length, 2);
+});
+
+test("logout tells the other tabs when the page goes, and its own listeners nothing", async () => {
+  const { client, states } = await signedIn();
+  const events = record(client);
+  client.logout();
+  page.streams[0].send("session-ended", { reason: "logout" });
+  assert.deepEqual([events, states], [[], []]);
+  page.tabs[0].sent = [];
+  dispatch("pagehide");
+  assert.deepEqual(page.tabs[0].sent, [null]);
+});
+
+test("a logout that the user cancels leaves a client that works", async () => {
+  const { client } = await signedIn();
+  client.logout();
+  page.responses.push(json(nobody));
+  await advance(10_000);
+  assert.equal(client.state.status, "ended");
+});
+
+test("login in a window resolves when another session starts", async () => {
+  const { client } = await signedIn();
+  const login = client.login({ window: true, loginHint: "alice" });
+  assert.deepEqual(page.opened, ["/bff/login?return_to=%2Forders%23cloakroom-signed-in&login_hint=alice"]);
+  assert.deepEqual(page.visited, []);
+  page.responses.push(json(alice("s2")));
+  page.tabs[0].receive("s2");
+  assert.equal((await login).session.id, "s2");
+});
+
+test("login in a window rejects if it is blocked, and can be cancelled", async () => {
+  const { client } = await signedIn();
+  page.blocked = true;
+  await assert.rejects(client.login({ window: true }), { name: "NotAllowedError" });
+  page.blocked = false;
+  const cancel = new AbortController();
+  const login = client.login({ window: true, signal: cancel.signal });
+  cancel.abort();
+  assert.equal((await login).session.id, "s1");
+});
+
+test("the window of a login tells the other tabs and closes itself", async () => {
+  globalThis.location.hash = "#cloakroom-signed-in";
+  let closed = 0;
+  globalThis.close = () => closed++;
+  page.responses.push(json(alice("s2")));
+  createClient({ prefix: "/bff" });
+  await settle();
+  assert.deepEqual([page.tabs[0].sent, closed], [["s2"], 1]);
+});
+
+test("sessions lists and ends sessions", async () => {
+  const { client } = await signedIn();
+  const list = [{ id: "s1", device: "Firefox on Linux", current: true }, { id: "a/b", device: "", current: false }];
+  page.requests = [];
+  page.responses.push(json(list), new Response(null, { status: 204 }), json(alice()), new Response(null, { status: 204 }), problem(404, "not_found"));
+  assert.deepEqual(await client.sessions(), list);
+  await client.endSession("a/b");
+  await client.endOtherSessions();
+  assert.deepEqual(
+    page.requests.map((r) => `${r.method} ${new URL(r.url).pathname}`),
+    ["GET /bff/sessions", "DELETE /bff/sessions/a%2Fb", "GET /bff/session", "DELETE /bff/sessions"],
+  );
+  await assert.rejects(client.endSession("x"), { status: 404, code: "not_found" });
+});
+
+test("close removes listeners, stream, channel and timers", async () => {
+  const { client } = await signedIn();
+  const events = record(client);
+  client.close();
+  await advance(24 * 3_600_000);
+  await settle();
+  assert.deepEqual([page.listeners, page.streams, page.tabs[0].closed, page.requests.length, events], [[], [], true, 1, []]);
+});
+
+test("works without BroadcastChannel, Web Locks and EventSource", async () => {
+  for (const name of ["BroadcastChannel", "EventSource"]) globalThis[name] = undefined;
+  navigator.locks = undefined;
+  const { client } = await signedIn();
+  page.responses.push(json(nobody));
+  await advance(5101);
+  dispatch("focus");
+  await settle();
+  assert.equal(client.state.status, "ended");
+  client.close();
+});
+
+test("creating a client on a server touches nothing of a browser", async () => {
+  for (const name of ["document", "location", "addEventListener", "BroadcastChannel", "EventSource"]) delete globalThis[name];
+  const client = createClient();
+  assert.deepEqual([client.current, client.state], [undefined, { status: "loading" }]);
+  client.on("state", () => {});
+  client.close();
+});
+
+test("ProblemError.from reads any error response", async () => {
+  const err = await ProblemError.from(problem(403, "csrf"));
+  assert.deepEqual([err.status, err.code, err.message], [403, "csrf", "A title"]);
+  assert.equal((await ProblemError.from(new Response("no", { status: 500 }))).message, "Status 500");
 });

@@ -13,7 +13,7 @@ window.fetch = async (...request) => {
   return response;
 };
 
-const client = createClient();
+const client = createClient({ events: false });
 
 // Who is signed in
 

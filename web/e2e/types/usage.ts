@@ -27,6 +27,18 @@ client.login({ return_to: "/" });
 client.login({ maxAge: "1m" });
 const left: void = client.logout({ returnTo: "/bye" });
 
+const again: Promise<Session> = client.login({ window: true, signal: AbortSignal.timeout(1000), loginHint: "a" });
+// @ts-expect-error only the wait for a window can be aborted
+client.login({ signal: AbortSignal.timeout(1000) });
+const name: string | undefined = client.current?.user?.name;
+const { state } = client;
+if (state.status === "expiring") console.log(state.seconds.toFixed(), state.reason);
+if (state.status === "ended") console.log(state.reason?.length);
+client.on("state", ({ status }) => console.log(status));
+for (const { id, current, device } of await client.sessions()) if (!current && device) await client.endSession(id);
+await client.endOtherSessions();
+client.close();
+
 const off: () => void = client.on("signed-out", (now) => console.log(now.authenticated));
 off();
 // @ts-expect-error there is no such event
@@ -50,4 +62,4 @@ const mine = await typed.session();
 if (mine.authenticated) mine.user.roles.includes("admin");
 typed.on("signed-in", (now) => now.authenticated && now.user.roles);
 
-console.log(refreshed, response, left);
+console.log(refreshed, response, left, again, name);
