@@ -76,8 +76,11 @@ func (a *app) logRequest(w *response) {
 		level = w.problem.Level()
 	}
 	status := cmp.Or(w.exchange.Status, w.status)
-	filter := &a.server.current.Load().logged
-	if !filter.includes(w.path, status, w.problem != nil) || !a.log.Enabled(context.Background(), level) {
+	filter, path := &a.server.current.Load().logged, w.path
+	if inner, ok := a.pathBelowBase(path); ok {
+		path = inner
+	}
+	if !filter.includes(path, status, w.problem != nil) || !a.log.Enabled(context.Background(), level) {
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 16),

@@ -149,7 +149,7 @@ func (a *app) hasPageCookie(r *http.Request) bool {
 func (a *app) showAdminPage(w http.ResponseWriter, r *http.Request, add func(context.Context, *adminpage.Page)) error {
 	q := r.URL.Query()
 	p := &adminpage.Page{
-		Origin: a.origin, Now: time.Now(), SignedIn: a.adminToken != "" && r.Header.Get("Authorization") == "",
+		Origin: a.app.Origin, Now: time.Now(), SignedIn: a.adminToken != "" && r.Header.Get("Authorization") == "",
 		Search: a.searchForPage(r, q), Revoked: -1,
 		Minutes: a.server.hour.list(time.Now()), Checks: a.checks(r.Context()),
 	}

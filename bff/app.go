@@ -37,6 +37,7 @@ type app struct {
 
 	origin string // scheme://host of the public URL, as browsers write an Origin
 	host   string
+	base   string // path of the public URL, without a slash at its end; often empty
 	prefix string
 
 	proxies      []netip.Prefix
@@ -165,8 +166,9 @@ func newApp(cfg Config) (*app, error) {
 	if err != nil {
 		fail(configerr.New("PublicURL", cfg.PublicURL, err))
 	} else {
-		a.origin, a.host = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host
+		a.origin, a.host, a.base = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host, publicURL.Path
 		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
+		cfg.Cookie.BasePath = publicURL.Path
 	}
 	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
 		fail(configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix)))
@@ -187,7 +189,7 @@ func newApp(cfg Config) (*app, error) {
 	}
 	fail(a.addRoutes(cfg, publicURL))
 	fail(a.addFrontendServer(cfg.FrontendServer))
-	cfg.Provider.RedirectURI = a.origin + a.prefix + "/callback"
+	cfg.Provider.RedirectURI = a.endpointURL("/callback")
 	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
 	cfg.Provider.TracerProvider, cfg.Sessions.TracerProvider = cfg.TracerProvider, cfg.TracerProvider
 	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
@@ -196,7 +198,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.setClientTokens())
 	fail(a.checkResources(cfg.Provider.Resources))
 
-	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin}
+	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin + a.base}
 	fail(a.logged.set(&cfg))
 	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
@@ -217,7 +219,7 @@ func newApp(cfg Config) (*app, error) {
 		a.pageCookies = ring.Codec("admin page", adminSignIn)
 		a.logoutStates = ring.Codec("logout state", time.Hour)
 		a.history = newHistory(cfg.Sessions, ring, a.log)
-		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.origin, cfg.Provider)
+		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.app.Origin, cfg.Provider)
 		fail(err)
 	}
 
@@ -240,8 +242,8 @@ func newApp(cfg Config) (*app, error) {
 	return a, nil
 }
 
-// parsePublicURL parses the URL that browsers see, which has a scheme and a
-// host only.
+// parsePublicURL parses the URL that browsers see: a scheme, a host, and a path
+// or none. The path of the result has no slash at its end.
 func parsePublicURL(raw string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	switch {
@@ -249,8 +251,10 @@ func parsePublicURL(raw string) (*url.URL, error) {
 		return nil, errors.New("missing")
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
 		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
-		return nil, fmt.Errorf("%q has more than a scheme and a host", raw)
+	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
+		return nil, fmt.Errorf("%q has more than a scheme, a host and a path", raw)
+	case u.Path != "" && u.Path != "/" && !isBasePath(u.EscapedPath()):
+		return nil, fmt.Errorf("%q: the path is not one such as /shop", raw)
 	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
 		return nil, fmt.Errorf("%q: without https the session cookie is sent in plain text; "+
 			"http is for loopback hosts only", raw)
@@ -259,8 +263,16 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", raw, err)
 	}
-	u.Host = host
+	u.Host, u.Path, u.RawPath = host, strings.TrimSuffix(u.Path, "/"), ""
 	return u, nil
+}
+
+// isBasePath reports whether a path can be that of a public URL. It has only
+// characters that are the same in a URL, in the Path of a cookie and in a
+// header.
+func isBasePath(escaped string) bool {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/"
+	return strings.Trim(escaped, allowed) == "" && urlpath.Check(escaped) == nil
 }
 
 // start starts what runs beside requests, until close: discovery of the
@@ -392,6 +404,14 @@ func (a *app) serve(w *response, r *http.Request) error {
 	if err := urlpath.CheckTarget(r.RequestURI); err != nil {
 		return problem.AmbiguousPath.WithCause(err)
 	}
+	if a.base != "" {
+		return a.serveBelowBase(w, r)
+	}
+	return a.servePath(w, r)
+}
+
+// servePath serves a request whose path is below the base path.
+func (a *app) servePath(w *response, r *http.Request) error {
 	raw, path := urlpath.Raw(r), r.URL.Path
 	if err := urlpath.Check(raw); err != nil {
 		return a.serveOddPath(w, r, raw, err)

@@ -41,9 +41,11 @@ import (
 
 // Config is what a Server needs.
 type Config struct {
-	// PublicURL is the scheme and host that browsers see, nothing else.
-	// Redirect URIs, cookie flags and the accepted Host and Origin depend on it
-	// only. It is https, or http on a loopback host.
+	// PublicURL is the scheme, host and base path that browsers see. With a
+	// base path, such as /shop, everything of the app is below it, and other
+	// paths get 404. Routes, Prefix, LogExclude and Frontend have paths below
+	// it. Redirect URIs, cookie flags and the accepted Host and Origin depend
+	// on it only. It is https, or http on a loopback host.
 	PublicURL string
 	// Prefix is the path of the endpoints for the browser. Empty means /bff.
 	Prefix string

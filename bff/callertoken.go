@@ -47,10 +47,10 @@ func (a *app) proxyWithCallerToken(w *response, r *http.Request, route *route) (
 		return err
 	}
 	accepted := false
-	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	route.AcceptBearer(http.HandlerFunc(func(_ http.ResponseWriter, verified *http.Request) {
 		accepted = true
-		err = a.forward(w, r, route, proxy.Options{PassAuthorization: true})
-	})).ServeHTTP(w, r)
+		err = a.forward(w, r.WithContext(verified.Context()), route, proxy.Options{PassAuthorization: true})
+	})).ServeHTTP(w, a.withBase(r)) // a DPoP proof is for the URL that the caller sees
 	if !accepted {
 		refused := &problem.Problem{Status: w.status, Code: "own_token"}
 		w.problem = refused.WithCause(errors.New(w.Header().Get("WWW-Authenticate")))

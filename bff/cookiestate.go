@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -114,17 +115,14 @@ func (a *app) cookieRefused(r *http.Request, name string, state session.CookieSt
 
 // isOwnCookie reports whether a cookie is one of the broker's own, in any case
 // of letters. So are those of brokers on other ports of this host, which
-// browsers send to each of them, and those of releases that did not name the
-// port.
+// browsers send to each of them, those of brokers with another base path, and
+// those of releases that did not name the port.
 func isOwnCookie(name string) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(strings.ToLower(name), "__host-http-"), "cloakroom")
-	if !ok {
-		return false
-	}
-	if port, ok := strings.CutPrefix(rest, "-"); ok {
-		if afterPort := strings.TrimLeft(port, "0123456789"); len(afterPort) < len(port) {
-			rest = afterPort
-		}
-	}
-	return rest == "" || rest == "-logout" || strings.HasPrefix(rest, "-login-")
+	return ok && ownCookieEnd.MatchString(rest)
 }
+
+// ownCookieEnd matches what comes after "cloakroom" in the name of a cookie of
+// a broker: port, hash of the base path, and purpose (see
+// session.CookieConfig.Name).
+var ownCookieEnd = regexp.MustCompile(`^(-[0-9]+)?(\.[0-9a-f]{8})?(-logout|-login-.*)?$`)

@@ -32,7 +32,7 @@ func (a *app) checkAuthority(w *response, r *http.Request) error {
 		// RFC 9113, section 8.3.1
 		return problem.AmbiguousHost.WithCause(fmt.Errorf("authority %.80q, Host %.80q", r.Host, hosts))
 	}
-	anyHost := r.URL.Path == a.prefix+backchannelLogoutPath || r.URL.Path == a.prefix+clientKeysPath
+	anyHost := r.URL.Path == a.endpoint(backchannelLogoutPath) || r.URL.Path == a.endpoint(clientKeysPath)
 	if !anyHost && !a.hostAllowed(r) {
 		return a.wrongHost(w, r)
 	}

@@ -24,7 +24,8 @@ func (a *app) login(w *response, r *http.Request) error {
 	w.page, w.login = loginPage, true
 	q := r.URL.Query()
 	ownPage := startedByOwnPage(r)
-	at := &attempt{ReturnTo: a.returnTo(q.Get("return_to"), ownPage), OwnPage: ownPage, CrossSite: crossSite(r)}
+	returnTo := a.returnTo(a.askedPath(q.Get("return_to")), ownPage)
+	at := &attempt{ReturnTo: returnTo, OwnPage: ownPage, CrossSite: crossSite(r)}
 	a.logReturnTo(w, q.Get("return_to"), at.ReturnTo)
 	extra, err := oidc.LoginParameters(q)
 	if err != nil {
@@ -39,12 +40,13 @@ func (a *app) login(w *response, r *http.Request) error {
 // logReturnTo logs that the browser is going to be sent to another path than it
 // was asked for. A query may have secrets of the app.
 func (a *app) logReturnTo(w *response, asked, used string) {
-	if asked == "" || asked == used {
+	if asked == "" || asked == a.path(used) {
 		return
 	}
 	path, _, _ := strings.Cut(asked, "?")
 	path, _, _ = strings.Cut(path, "#")
-	a.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", used, "request", w.requestID)
+	a.log.Info("return_to replaced", "return_to", fmt.Sprintf("%.80q", path), "used", a.path(used),
+		"request", w.requestID)
 }
 
 // crossSite reports whether another origin sent the browser here, a sibling
@@ -219,7 +221,7 @@ func (a *app) handleLateResponse(w *response, r *http.Request, resp authResponse
 	switch {
 	case err == nil:
 		w.setSession(current)
-		seeOther(w, returnTo)
+		seeOther(w, a.path(returnTo))
 		return nil
 	case !errors.Is(err, session.ErrNone):
 		return problemOf(err).WithReturnTo(returnTo)
@@ -344,7 +346,7 @@ func (a *app) finish(w *response, at *attempt, authenticated bool) {
 		writeSilent(w, http.StatusOK, authenticated)
 		return
 	}
-	seeOther(w, a.returnTo(at.ReturnTo, at.OwnPage)) // the routes may have changed since
+	seeOther(w, a.path(a.returnTo(at.ReturnTo, at.OwnPage))) // the routes may have changed since
 }
 
 // seeOther redirects to a path of this origin without changing it.
@@ -407,7 +409,7 @@ func (a *app) relaySameSite(w *response, resp authResponse) error {
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("X-Frame-Options", "DENY")
-	return relayHTML.Execute(w, a.prefix+"/callback?"+q.Encode())
+	return relayHTML.Execute(w, a.endpoint("/callback?"+q.Encode()))
 }
 
 const relayScript = `document.forms[0].submit()`

@@ -37,7 +37,7 @@ func (a *app) logout(w *response, r *http.Request) error {
 	w.page = plainPage
 	r.Body = http.MaxBytesReader(w, r.Body, 8<<10)
 	asked := r.FormValue("return_to")
-	returnTo := a.logoutReturnTo(asked, startedByOwnPage(r) || startedByOwnScript(r))
+	returnTo := a.logoutReturnTo(a.askedPath(asked), startedByOwnPage(r) || startedByOwnScript(r))
 	a.logReturnTo(w, asked, returnTo)
 	ended, err := a.endSession(w, r, session.ReasonLogout)
 	if err != nil {
@@ -62,7 +62,7 @@ func (a *app) logout(w *response, r *http.Request) error {
 		if location, err = a.hints.put(w, hint, returnTo); err != nil {
 			return err
 		}
-		location = a.prefix + "/logout/continue?" + url.Values{"state": {location}}.Encode()
+		location = a.endpoint("/logout/continue?" + url.Values{"state": {location}}.Encode())
 	}
 	if !prefersJSON(r) {
 		http.Redirect(w, r, location, http.StatusSeeOther) // never 307, which would post again (RFC 9700 4.12)
@@ -94,8 +94,8 @@ func (a *app) endSessionURL(hint logoutHint, returnTo string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	location := a.provider.EndSessionURL(hint.idToken, hint.user, a.origin+a.prefix+"/logout/callback", state)
-	return cmp.Or(location, returnTo), nil
+	location := a.provider.EndSessionURL(hint.idToken, hint.user, a.endpointURL("/logout/callback"), state)
+	return cmp.Or(location, a.path(returnTo)), nil
 }
 
 // logoutContinue is where a script sends the browser after a logout. It
@@ -106,7 +106,7 @@ func (a *app) logoutContinue(w *response, r *http.Request) error {
 	hint, returnTo, err := a.hints.take(w, r)
 	if err != nil { // a link from the browser's history, say: the session here has ended long ago
 		a.log.InfoContext(r.Context(), "logout not continued at the provider", "err", err, "request", w.requestID)
-		seeOther(w, a.logoutReturnTo(returnTo, true))
+		seeOther(w, a.path(a.logoutReturnTo(returnTo, true)))
 		return nil
 	}
 	location, err := a.endSessionURL(hint, a.logoutReturnTo(returnTo, true))
@@ -124,7 +124,7 @@ func (a *app) logoutCallback(w *response, r *http.Request) error {
 	if asked, err := a.logoutStates.Open("logout", r.URL.Query().Get("state")); err == nil {
 		returnTo = a.logoutReturnTo(string(asked), true) // logout has looked at who started it
 	}
-	seeOther(w, returnTo)
+	seeOther(w, a.path(returnTo))
 	return nil
 }
 

@@ -127,15 +127,15 @@ func (p *Page) translate(text string) string {
 func (a *app) writeProblemPage(w *response, r *http.Request, p *problem.Problem) {
 	page := Page{
 		Status: p.Status, Language: languageOf(r), Title: p.Title, Detail: p.Detail, Code: p.Code,
-		RequestID: w.requestID, Home: "/",
+		RequestID: w.requestID, Home: a.path("/"),
 	}
 	switch w.page {
 	case addressPage:
 		page.Home = a.origin + page.Home
 	case loginPage:
-		page.SignIn = a.prefix + "/login"
+		page.SignIn = a.endpoint("/login")
 		if p.ReturnTo != "" && p.ReturnTo != "/" {
-			page.SignIn += "?" + url.Values{"return_to": {p.ReturnTo}}.Encode()
+			page.SignIn += "?" + url.Values{"return_to": {a.path(p.ReturnTo)}}.Encode()
 		}
 	}
 	a.writePage(w, page)
@@ -246,7 +246,7 @@ func (a *app) signedOut(w *response, r *http.Request) error {
 	a.writePage(w, Page{
 		Status: http.StatusOK, Language: languageOf(r), Title: "You are signed out",
 		Detail: "Close the browser if other people use this device.",
-		SignIn: a.prefix + "/login", Home: "/",
+		SignIn: a.endpoint("/login"), Home: a.path("/"),
 	})
 	return nil
 }

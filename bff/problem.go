@@ -85,7 +85,7 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 	}
 	body.Status = status
 	if p.SignIn {
-		body.LoginURL = a.prefix + "/login"
+		body.LoginURL = a.endpoint("/login")
 		if len(p.Login) > 0 {
 			body.LoginURL += "?" + p.Login.Encode()
 		}

@@ -53,7 +53,7 @@ const maxDecodings = 3
 // returnTo returns raw if the browser may be sent there after a login or a
 // logout, and "/" otherwise. Every return_to goes through it.
 //
-// raw has to be a path of this origin outside of the prefix. It may be a path
+// raw has to be a path of the app, so outside of the prefix. It may be a path
 // of the app that only has an ambiguous form, such as /orders//42, if no
 // reading of it lies under a route. It may lie under a route only if the route
 // allows documents and ownPage is true: a page of the app's origin started the

@@ -2,6 +2,8 @@ package session
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"hash/maphash"
 	"net/http"
@@ -20,6 +22,11 @@ type CookieConfig struct {
 	// scheme. With InsecureHTTP the port is part of the cookie's name, because
 	// cookies do not tell the ports of one host apart.
 	Port string
+	// BasePath is the path of the public URL, empty for none. With a path, a
+	// hash of it is part of the cookie's name: browsers send the cookies of all
+	// apps on a host to each of them, because the prefix of the name requires
+	// Path=/.
+	BasePath string
 	// SameSite is the attribute of this name. Zero means
 	// http.SameSiteStrictMode. The only other value to use is
 	// http.SameSiteLaxMode.
@@ -30,6 +37,10 @@ type CookieConfig struct {
 // InsecureHTTP, the prefix of the name makes browsers insist on Secure,
 // HttpOnly, Path=/ and no Domain.
 func (c CookieConfig) Name(suffix string) string {
+	if c.BasePath != "" {
+		sum := sha256.Sum256([]byte(c.BasePath))
+		suffix = "." + hex.EncodeToString(sum[:4]) + suffix
+	}
 	if c.InsecureHTTP {
 		return "cloakroom-" + cmp.Or(c.Port, "80") + suffix
 	}

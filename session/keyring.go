@@ -24,7 +24,7 @@ import (
 type App struct {
 	Issuer   string // of the provider
 	ClientID string
-	Origin   string // scheme://host[:port] of the public URL
+	Origin   string // scheme://host[:port] of the public URL, and its path if it has one
 }
 
 // Digest returns a hash of the application and of parts. The encoding is

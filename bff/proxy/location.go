@@ -36,7 +36,7 @@ func (x *exchange) location(value string) string {
 		plainHost(cmp.Or(u.Scheme, a.url.Scheme), u.Host) == plainHost(a.url.Scheme, a.host)
 	switch {
 	case u.Host == "" && u.Scheme == "" && strings.HasPrefix(u.Path, "/"):
-		if !x.p.StripPrefix && strings.Trim(a.url.Path, "/") == "" {
+		if !x.p.StripPrefix && strings.Trim(a.url.Path, "/") == "" && x.p.base == "" {
 			return value
 		}
 	case itself:
@@ -77,13 +77,13 @@ func (p *Proxy) prefixed(path string) bool {
 // base, and they stay as they are.
 func (x *exchange) publicPath(escaped string) (string, bool) {
 	path, ok := strings.CutPrefix(escaped, strings.TrimSuffix(x.address.url.EscapedPath(), "/"))
-	if !ok || path != "" && path[0] != '/' {
-		return escaped, false
+	switch {
+	case !ok || path != "" && path[0] != '/':
+		return x.p.base + escaped, false
+	case x.p.StripPrefix:
+		return strings.TrimSuffix(x.p.urlPath, "/") + path, true
 	}
-	if x.p.StripPrefix {
-		path = strings.TrimSuffix(x.p.urlPath, "/") + path
-	}
-	return path, true
+	return x.p.base + path, true
 }
 
 // Host returns the host and port of an upstream's URL in their shortest form,

@@ -72,8 +72,9 @@ type Timeouts struct {
 // fields must not be changed while requests are served. The zero value is ready
 // to use.
 type Group struct {
-	// PublicURL has the scheme and host that browsers see. Nil means those of
-	// each request.
+	// PublicURL has the scheme, host and base path that browsers see. Requests
+	// have no base path any more. Nil means scheme and host of each request,
+	// and no base path.
 	PublicURL *url.URL
 	// OwnCookie reports whether a cookie is the broker's own. Such cookies are
 	// removed from requests, and no upstream can set them. Nil means none.
@@ -168,7 +169,8 @@ type Proxy struct {
 	servers  *serverSet
 	reserved map[string]bool // :: HeaderKey → true
 
-	urlPath         string   // Path as it is in a URL
+	base            string   // base path of the public URL
+	urlPath         string   // Path as the browser sees it, in a URL
 	forwardedPrefix []string // of X-Forwarded-Prefix; nil: it is not sent
 	forwardedHost   []string // of X-Forwarded-Host; nil: the request's Host
 	forwardedProto  []string // of X-Forwarded-Proto; nil: the request's scheme
@@ -227,13 +229,17 @@ func New(u Upstream, group *Group) (*Proxy, error) {
 	}
 	p := &Proxy{
 		Upstream: u, group: group, tracer: span.Tracer(group.TracerProvider), servers: servers,
-		urlPath: (&url.URL{Path: u.Path}).EscapedPath(),
-	}
-	if prefix := strings.TrimSuffix(p.urlPath, "/"); u.StripPrefix && prefix != "" {
-		p.forwardedPrefix = []string{prefix}
 	}
 	if public := group.PublicURL; public != nil {
-		p.forwardedHost, p.forwardedProto = []string{public.Host}, []string{public.Scheme}
+		p.forwardedHost, p.forwardedProto, p.base = []string{public.Host}, []string{public.Scheme}, public.Path
+	}
+	p.urlPath = p.base + (&url.URL{Path: u.Path}).EscapedPath()
+	prefix := p.base
+	if u.StripPrefix {
+		prefix = strings.TrimSuffix(p.urlPath, "/")
+	}
+	if prefix != "" {
+		p.forwardedPrefix = []string{prefix}
 	}
 	if len(u.Reserved) > 0 {
 		p.reserved = headerKeys(u.Reserved...)

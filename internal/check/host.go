@@ -157,8 +157,8 @@ func publicResponse(cfg *config.Config, resp *http.Response, body []byte, runnin
 		return fail(problem, fix)
 	}
 	return fail(fmt.Sprintf("%s does not reach a Cloakroom: %d, %s.", from, resp.StatusCode,
-		contentType(resp)), "Let the proxy in front pass everything below "+cfg.Server.Prefix+
-		"/ to "+cfg.Server.Listen+" (server.listen), or correct server.public_url.")
+		contentType(resp)), "Let the proxy in front pass everything below "+cfg.Endpoint("/")+
+		" to "+cfg.Server.Listen+" (server.listen), or correct server.public_url.")
 }
 
 // redirected returns what a redirect means: browsers use another URL.
@@ -167,15 +167,16 @@ func redirected(cfg *config.Config, resp *http.Response) []Finding {
 	if err != nil {
 		to = new(url.URL)
 	}
-	origin := to.Scheme + "://" + to.Host
+	location := to.Scheme + "://" + to.Host + to.Path
 	problem := fmt.Sprintf("%s redirects to %s (%d). Endpoints must not be redirected.", cfg.Endpoint("/session"),
-		origin+to.Path, resp.StatusCode)
-	if own := strings.TrimSuffix(cfg.Server.PublicURL, "/"); origin != own && to.Path == cfg.Server.Prefix+"/session" {
-		return []Finding{failure(publicURLKey, problem, "If browsers use this URL, set server.public_url to "+origin+
+		location, resp.StatusCode)
+	if public, ok := strings.CutSuffix(location, cfg.Server.Prefix+"/session"); ok &&
+		location != cfg.Endpoint("/session") {
+		return []Finding{failure(publicURLKey, problem, "If browsers use this URL, set server.public_url to "+public+
 			", and register the redirect URI again.")}
 	}
 	return []Finding{failure(publicURLKey, problem, "Let the proxy in front pass everything below "+
-		cfg.Server.Prefix+"/ without a sign-in of its own, or correct server.public_url.")}
+		cfg.Endpoint("/")+" without a sign-in of its own, or correct server.public_url.")}
 }
 
 func contentType(resp *http.Response) string {

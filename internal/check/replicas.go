@@ -39,7 +39,7 @@ func checkReplicas(ctx context.Context, cfg *config.Config, o Options) []Finding
 func app(cfg *config.Config) session.App {
 	origin := strings.TrimSuffix(cfg.Server.PublicURL, "/")
 	if u, err := url.Parse(origin); err == nil {
-		origin = strings.ToLower(u.Scheme + "://" + u.Host)
+		origin = strings.ToLower(u.Scheme+"://"+u.Host) + u.Path
 	}
 	return session.App{Issuer: cfg.OIDC.Issuer, ClientID: cfg.OIDC.ClientID, Origin: origin}
 }

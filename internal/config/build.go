@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"reflect"
 	"slices"
@@ -259,7 +260,7 @@ func (c *Config) acceptBearer(
 	if own.Issuer == c.OIDC.Issuer {
 		own.CAFile = cmp.Or(own.CAFile, c.OIDC.CAFile)
 	}
-	verifier, err := own.Verifier(c.Server.PublicURL, log)
+	verifier, err := own.Verifier(c.origin(), log)
 	found := fromError(err)
 	for _, scope := range own.Scopes {
 		if scope == "" || strings.ContainsAny(scope, " \"\\") {
@@ -279,6 +280,16 @@ func (c *Config) acceptBearer(
 	return func(next http.Handler) http.Handler {
 		return verifier.Handler(bearer.Require(own.Scopes...)(next))
 	}
+}
+
+// origin returns scheme and host of server.public_url, or what it is if it is
+// no URL.
+func (c *Config) origin() string {
+	u, err := url.Parse(c.Server.PublicURL)
+	if err != nil || u.Host == "" {
+		return c.Server.PublicURL // reported elsewhere
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // Verifier returns a verifier of access tokens for an API at an origin, which

@@ -89,7 +89,8 @@ var Keys = []Key{
 	{"server.listen", "127.0.0.1:8080",
 		"Address for browsers, or for the proxy in front of the broker. In a container 0.0.0.0:8080."},
 	{"server.public_url", "",
-		"Required. Origin that the browser sees: `https`, or `http` on a loopback host."},
+		"Required. URL at which the browser sees the app: `https`, or `http` on a loopback host. It can have a path, " +
+			"such as `https://example.com/shop`."},
 	{"server.prefix", "/bff", "Path of the endpoints for the browser."},
 	{"server.admin_listen", "127.0.0.1:9090", "Address of `/healthz`, `/readyz` and `/admin/`."},
 	{"server.admin_token", "",
