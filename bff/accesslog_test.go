@@ -48,7 +48,9 @@ func TestRequestIDOfTrustedProxyIsTakenOver(t *testing.T) {
 		{trusting, []string{"X-Request-Id:"}, "", false},
 		{trusting, nil, "", false},
 		{strict, []string{"X-Request-Id: chosen"}, "", false},
-		{strict, []string{"X-Request-Id: chosen", parent}, trace, false},
+		{strict, []string{"X-Request-Id: chosen", parent}, "", false},
+		{strict, []string{parent}, "", false},
+		{trusting, []string{parent}, trace, false},
 	} {
 		path := fmt.Sprintf("/public/%d", i)
 		resp := sendTarget(t, test.a, path, test.lines...)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
+	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // pageClient is a browser on the admin listener. It follows no redirect.
@@ -342,10 +343,20 @@ func TestAdminPageShowsTheLastHour(t *testing.T) {
 	}
 }
 
-// An address that guesses is slowed down, on the page and the API alike.
+// An address that guesses is slowed down, on the page and the API alike. Only a
+// token that could be guessed is then refused too.
 func TestWrongAdminTokensAreLimited(t *testing.T) {
 	t.Parallel()
-	c := newApp(t, withAdminToken).openAdminPage()
+	for token, want := range map[string]int{adminToken: 200, "short": 429} {
+		a := newApp(t, func(_ *app, cfg *bff.Config) { cfg.AdminToken = session.Secret(token) })
+		testGuesses(t, a, token, want)
+	}
+}
+
+// testGuesses sends wrong tokens, and wants a status for the right one then.
+func testGuesses(t *testing.T, a *app, token string, want int) {
+	t.Helper()
+	c := a.openAdminPage()
 	guess := func(i int) int {
 		if i%2 == 0 {
 			resp, _ := c.send("POST", "/admin/page/sign-in", url.Values{"token": {"wrong"}})
@@ -374,9 +385,13 @@ func TestWrongAdminTokensAreLimited(t *testing.T) {
 	if refused == 0 {
 		t.Errorf("got none of %d guesses refused", compared)
 	}
+	resp, _ := c.send("GET", "/admin/sessions?sub=alice", nil, "Authorization", "Bearer "+token)
+	if resp.StatusCode != want {
+		t.Errorf("the right token %q then: got %d, want %d", token, resp.StatusCode, want)
+	}
 	c.want(401, "GET", "/admin/sessions?sub=alice", nil) // without a token it is no guess
 	waitFor(t, "the right token is accepted", func() bool {
-		resp, _ := c.send("GET", "/admin/sessions?sub=alice", nil, "Authorization", "Bearer "+adminToken)
+		resp, _ := c.send("GET", "/admin/sessions?sub=alice", nil, "Authorization", "Bearer "+token)
 		return resp.StatusCode == 200
 	})
 }

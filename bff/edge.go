@@ -99,23 +99,27 @@ func (a *app) trusts(ip netip.Addr) bool {
 }
 
 // requestID returns the ID of a request, and the trace-id of the trace that it
-// is part of (W3C Trace Context, section 3.2), or "". The ID is given by a
-// trusted proxy (X-Request-Id). Otherwise it is the trace-id, or random.
+// is part of (W3C Trace Context, section 3.2), or "". The ID is that of a
+// trusted proxy, in X-Request-Id or as the trace-id. Otherwise it is random: a
+// client must not choose by which ID its requests are found.
 func (a *app) requestID(r *http.Request) (id, trace string, given bool) {
 	if parent := r.Header["Traceparent"]; len(parent) == 1 {
 		if id, ok := traceID(parent[0]); ok {
 			trace = id
 		}
 	}
-	if ids := r.Header["X-Request-Id"]; len(ids) == 1 && isRequestID(ids[0]) && a.trustsPeer(r) {
-		return ids[0], trace, true
-	}
-	if trace != "" {
-		return trace, trace, false
+	ids := r.Header["X-Request-Id"]
+	if (len(ids) > 0 || trace != "") && a.trustsPeer(r) {
+		switch {
+		case len(ids) == 1 && isRequestID(ids[0]):
+			return ids[0], trace, true
+		case trace != "":
+			return trace, trace, false
+		}
 	}
 	var random [8]byte
 	rand.Read(random[:])
-	return hex.EncodeToString(random[:]), "", false
+	return hex.EncodeToString(random[:]), trace, false
 }
 
 // trustsPeer reports whether a request has come from a trusted proxy.

@@ -547,3 +547,27 @@ func TestReloadInAnOutageOfTheProvider(t *testing.T) {
 		t.Errorf("another provider that does not respond: got %v, want a mistake in Provider.Issuer", err)
 	}
 }
+
+func TestReadyzSaysThatAnUpstreamIsUnused(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(a *app, cfg *bff.Config) {
+		cfg.Routes = []bff.Route{
+			{Path: "/used/", Upstream: []string{a.echo.URL}, Token: bff.TokenNone},
+			{Path: "/named/", Upstream: []string{"http://orders.invalid:8080"}, Token: bff.TokenNone},
+		}
+	})
+	_, before := readyz(a.server, "?verbose")
+	for _, want := range []string{"[+] upstream /used/ ", "[+] upstream /named/ orders.invalid:8080: not used yet\n"} {
+		if !strings.Contains(before, want) {
+			t.Errorf("before a request: got\n%s\nwant %q", before, want)
+		}
+	}
+	used := "[+] upstream /used/ " + strings.TrimPrefix(a.echo.URL, "http://")
+	if !strings.Contains(before, used+": not used yet\n") {
+		t.Errorf("before a request: got\n%s\nwant that %q is not used yet", before, used)
+	}
+	a.browser().Fetch("GET", "/used/x")
+	if _, after := readyz(a.server, "?verbose"); !strings.Contains(after, used+": ok\n") {
+		t.Errorf("after a request: got\n%s\nwant %q", after, used+": ok")
+	}
+}

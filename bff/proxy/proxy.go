@@ -181,6 +181,7 @@ type ServerStatus struct {
 	Server  int    // index in Upstream.URLs
 	Address string // host:port, or the path of a socket
 	Failed  bool   // the last requests failed; others are preferred for a while
+	Unused  bool   // no connection was made yet
 }
 
 // Servers returns the names of the servers in Upstream.URLs: host:port as
@@ -194,14 +195,18 @@ func (p *Proxy) Servers() []string {
 }
 
 // Status returns what is known of the addresses of the upstream. A name that no
-// request was sent to yet has none.
+// request was sent to yet is its own address.
 func (p *Proxy) Status() []ServerStatus {
 	var all []ServerStatus
 	for i, s := range p.servers.servers {
-		if addresses := s.addresses.Load(); addresses != nil {
-			for _, a := range *addresses {
-				all = append(all, ServerStatus{i, a.at, a.retryAt.Load() != 0})
-			}
+		addresses := s.addresses.Load()
+		if addresses == nil {
+			all = append(all, ServerStatus{Server: i, Address: p.Servers()[i], Unused: true})
+			continue
+		}
+		for _, a := range *addresses {
+			failed := a.retryAt.Load() != 0
+			all = append(all, ServerStatus{i, a.at, failed, !failed && !a.used.Load()})
 		}
 	}
 	return all

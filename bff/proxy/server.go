@@ -111,6 +111,7 @@ func newServer(raw string, cfg Upstream, g *Group) (*server, error) {
 			if err != nil {
 				return nil, &dialError{err}
 			}
+			a.used.Store(true)
 			return c, nil
 		}
 		switch plain := (&http1.Client{Dial: a.dial, HeaderTimeout: header, MaxAge: maxConnAge}); where.scheme {

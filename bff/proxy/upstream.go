@@ -69,6 +69,7 @@ type address struct {
 	retryAt atomic.Int64 // Unix nanoseconds; 0: it has not failed
 	suspect atomic.Bool  // there are failures below
 	retired atomic.Bool  // its name does not lead to it any more
+	used    atomic.Bool  // a connection was made
 
 	mu          sync.Mutex // guards all below
 	failures    int        // how often in a row it was marked as failed

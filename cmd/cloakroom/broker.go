@@ -178,7 +178,7 @@ func (b *broker) run(ctx context.Context, public net.Listener, hangup <-chan os.
 
 	adminServer := newHTTPServer(b.adminHandler(), b.log)
 	group, serving := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(adminServer, admin) })
+	group.Go(func() error { return serve(adminServer, &adminListener{Listener: admin}) })
 	group.Go(func() error {
 		defer adminServer.Close()
 		return b.server.Run(serving, public)

@@ -417,6 +417,10 @@ func (c *Config) Warnings() Errors {
 		all.add("server.trusted_proxies", "%q covers much of the internet, where any client could "+
 			"send any client address; list only your proxies", c.Server.TrustedProxies)
 	}
+	if n := len(c.Server.AdminToken); n > 0 && n < 20 {
+		all.add("server.admin_token", "[redacted] has %d characters, so it can be guessed; use at least 20, "+
+			"such as the output of cloakroom keygen", n)
+	}
 	for _, w := range c.webConfig().Warnings() {
 		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err})
 	}

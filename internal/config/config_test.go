@@ -348,3 +348,14 @@ func TestTrustingHalfTheInternetIsWarnedAbout(t *testing.T) {
 		}
 	}
 }
+
+func TestShortAdminTokenIsWarnedAbout(t *testing.T) {
+	for token, warned := range map[string]bool{"": false, "nineteen characters": true, "twenty of characters": false} {
+		c := mustLoad(t, "", map[string]string{"CLOAKROOM_SERVER_ADMIN_TOKEN": token})
+		got := c.Warnings()
+		if (len(got) == 1) != warned || warned && !strings.HasPrefix(got[0].Error(),
+			"server.admin_token: [redacted] ") {
+			t.Errorf("%q: got %q, want a warning: %v", token, got, warned)
+		}
+	}
+}
