@@ -173,6 +173,7 @@ func (d *demo) newBroker(issuer, app, secret, api string, log *slog.Logger) (*br
 				AcceptBearer: &config.AcceptBearer{Audience: "api", Scopes: []string{"orders:read"}}},
 			{Path: "/public/", Upstream: []string{api}, Token: "none"},
 		},
+		Frontend: config.Frontend{CSP: map[string][]string{"report-uri": {"/bff" + devtools.ReportPath}}},
 	}
 	cfg.SetDefaults()
 	b, err := newBroker(cfg, extras{app: web.Demo(), tools: d.tools}, log)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -479,6 +480,12 @@ func (d *dev) complete(app, issuer, secret string) {
 		PublicURL: app, AdminListen: "127.0.0.1:0", Prefix: cmp.Or(c.Server.Prefix, "/bff"),
 		ShutdownGrace: time.Second, // whoever presses Ctrl-C does not want to wait
 	}
+	// Reports go to the inspector, not to where those of production go.
+	c.Frontend.CSP = maps.Clone(c.Frontend.CSP)
+	if c.Frontend.CSP == nil {
+		c.Frontend.CSP = make(map[string][]string)
+	}
+	c.Frontend.CSP["report-uri"] = []string{c.Server.Prefix + devtools.ReportPath}
 	c.OIDC.Issuer, c.OIDC.ClientID, c.OIDC.ClientSecret = issuer, devClient, session.Secret(secret)
 	// A new key for each run: the provider's tokens are lost at the end too.
 	c.Session.Keys = []session.Secret{newKey()}

@@ -314,7 +314,7 @@ session: {keys_file: /nonexistent, claims: {allow: [sub, department]}}
 routes:
   - {path: /api/, upstream: %[1]q, token: user, headers: {X-Department: department}}
   - {path: /orders/, upstream: 'http://127.0.0.1:1', token: none}
-frontend: {dir: /nonexistent}
+frontend: {dir: /nonexistent, csp: {img-src: ['https://cdn.example.com'], report-uri: ['https://errors.example.com']}}
 `, echo.URL))
 	users := writeFile(t, "users.yaml", "users: [{sub: carol, claims: {department: sales}}]\n")
 	p, b, _ := startDev(t, "--config", file, "--users", users, "--api", "/orders="+echo.URL)
@@ -333,6 +333,15 @@ frontend: {dir: /nonexistent}
 		t.Errorf("X-Department: got %q, want sales", got)
 	}
 	wantStatus(t, b, "/orders/x", 200) // --api replaces the route of the file
+	policy := b.Navigate("/").Header.Get("Content-Security-Policy-Report-Only")
+	for _, want := range []string{"https://cdn.example.com", "report-uri /auth/dev/csp"} {
+		if !strings.Contains(policy, want) {
+			t.Errorf("policy: got %s, want %s", policy, want)
+		}
+	}
+	if strings.Contains(policy, "errors.example.com") {
+		t.Errorf("policy: got %s, want no reports to production", policy)
+	}
 	wantPage(t, b, "/auth/dev", "&#34;aud&#34;: &#34;orders&#34;")
 	if !strings.Contains(p.stdout.String(), "sign in as carol.") {
 		t.Errorf("the output names no user:\n%s", p.stdout)

@@ -43,7 +43,7 @@ func (r *reports) add(v violation) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := slices.IndexFunc(r.all, func(o violation) bool {
-		return o.Directive == v.Directive && o.Blocked == v.Blocked && o.Source == v.Source
+		return o.Directive == v.Directive && o.Blocked == v.Blocked
 	})
 	if i >= 0 {
 		v.Count = r.all[i].Count

@@ -243,9 +243,9 @@ func duration(d time.Duration) string {
 	case d < 0:
 		return "0 s"
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()))
+		return fmt.Sprintf("%.0f s", d.Seconds())
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
+		return fmt.Sprintf("%.0f min", d.Minutes())
 	}
-	return fmt.Sprintf("%d h", int(d.Hours()))
+	return fmt.Sprintf("%.0f h", d.Hours())
 }

@@ -40,6 +40,10 @@ type Tools struct {
 	reports  reports
 }
 
+// ReportPath is the path for reports of violations of the
+// Content-Security-Policy, under Config.Prefix.
+const ReportPath = "/dev/csp"
+
 // kept is how many events, requests and reports are kept.
 const kept = 200
 
@@ -59,7 +63,7 @@ func New(cfg Config) *Tools {
 	t.mux.HandleFunc("POST "+base+"/provider", t.toggle(&t.providerDown))
 	t.mux.HandleFunc("POST "+base+"/store", t.toggle(&t.storeDown))
 	t.mux.HandleFunc("POST "+base+"/sign-in", t.signIn)
-	t.mux.HandleFunc("POST "+base+"/csp", t.report)
+	t.mux.HandleFunc("POST "+cfg.Prefix+ReportPath, t.report)
 	return t
 }
 
