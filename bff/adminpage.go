@@ -226,7 +226,7 @@ func (a *app) searchForPage(r *http.Request, q url.Values) adminpage.Search {
 	for _, l := range list {
 		s.Sessions = append(s.Sessions, adminpage.Session{
 			ID: l.ID, CreatedAt: l.CreatedAt, LastSeenAt: l.LastSeenAt, IdleExpiresAt: l.IdleExpiresAt,
-			ExpiresAt: l.ExpiresAt,
+			ExpiresAt: l.ExpiresAt, Device: l.Device,
 		})
 	}
 	s.Events = shown(events[max(0, len(events)-shownEvents):])

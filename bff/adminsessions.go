@@ -36,6 +36,7 @@ type adminSession struct {
 	LastSeenAt    time.Time `json:"last_seen_at,omitzero"`
 	IdleExpiresAt time.Time `json:"idle_expires_at"`
 	ExpiresAt     time.Time `json:"expires_at,omitzero"`
+	Device        string    `json:"device,omitempty"`
 }
 
 // addSessionsAPI adds the endpoints by which administrators list and revoke
@@ -132,7 +133,7 @@ func (a *app) findSessions(r *http.Request, sub, sid, id string, offset int) (
 	for i, info := range infos {
 		list[i] = adminSession{
 			info.ID, sub, sid, jsonTime(info.CreatedAt), jsonTime(info.LastSeenAt), jsonTime(info.IdleExpiresAt),
-			jsonTime(info.ExpiresAt),
+			jsonTime(info.ExpiresAt), info.Device,
 		}
 	}
 	return list, more, nil

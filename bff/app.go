@@ -49,7 +49,8 @@ type app struct {
 	devTools     http.Handler       // Config.DevTools
 	sessions     *session.Manager
 	cookie       *session.Cookie
-	maxPerUser   int // Config.Sessions.MaxPerUser
+	maxPerUser   int           // Config.Sessions.MaxPerUser
+	idleTimeout  time.Duration // of sessions
 	store        session.Store
 	app          session.App // what sessions, attempts and logout states are bound to
 	provider     *oidc.Client
@@ -83,6 +84,7 @@ type app struct {
 	revocations    sync.WaitGroup     // in flight
 
 	upstreams *proxy.Group // of the routes
+	streams   sessionStreams
 
 	// Set by attach:
 	endpointMetrics map[string]*routeMetrics // :: path → its metrics
@@ -136,6 +138,10 @@ var endpoints = []endpoint{
 	{"GET", "/config.json", public, (*app).showPublicSettings},
 	{"GET", "/session", csrfHeader, (*app).showSession},
 	{"POST", "/session/refresh", csrfHeader, (*app).refreshSession},
+	{"GET", "/session/events", headerOrMetadata, (*app).streamSessionEvents},
+	{"GET", "/sessions", csrfHeader, (*app).showSessions},
+	{"DELETE", "/sessions", csrfHeader, (*app).endOtherSessions},
+	{"DELETE", sessionPath, csrfHeader, (*app).endSessionByID},
 }
 
 // newApp returns an app for cfg, whose Logger is set.
@@ -203,6 +209,7 @@ func newApp(cfg Config) (*app, error) {
 	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
 	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
 	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
+	a.idleTimeout = cmp.Or(cfg.Sessions.IdleTimeout, session.DefaultIdleTimeout)
 	a.events, a.onEvent = newLimiter[EventKind](eventLimit), cfg.Observe
 	cfg.Sessions.Waited = recordWait
 	cfg.Sessions.Refresh = a.provider.Refresh
@@ -337,10 +344,11 @@ func (a *app) close(ctx context.Context) error {
 	}
 	a.stopProbing()
 	done := make(chan struct{})
-	a.upstreams.EndStreams()
+	a.endStreams()
 	go func() { // ends with the last revocation, which is bounded, and the last stream, which was ended
 		a.revocations.Wait()
 		a.upstreams.Wait()
+		a.streams.running.Wait()
 		close(done)
 	}()
 	select {
@@ -349,6 +357,12 @@ func (a *app) close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for revocations and streams: %w", ctx.Err())
 	}
+}
+
+// endStreams ends event streams and WebSockets, also those that begin later.
+func (a *app) endStreams() {
+	a.streams.end()
+	a.upstreams.EndStreams()
 }
 
 // handle serves a request that Server.enter has counted, turns its error into a
@@ -488,15 +502,16 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'") // pages have their own
-	methods := a.table[r.URL.Path]
-	w.metrics = cmp.Or(a.endpointMetrics[r.URL.Path], a.unknownEndpoint)
+	path := a.endpointPath(r.URL.Path)
+	methods := a.table[path]
+	w.metrics = cmp.Or(a.endpointMetrics[path], a.unknownEndpoint)
 	if a.devTools != nil && urlpath.Under(r.URL.Path, a.prefix+devToolsPath) {
 		return a.serveDevTools(w, r)
 	}
 	if len(methods) == 0 {
 		return problem.NotFound
 	}
-	w.route = r.URL.Path
+	w.route = path
 	for _, e := range methods {
 		if e.method != r.Method && !(e.method == http.MethodGet && r.Method == http.MethodHead) {
 			h.Add("Allow", e.method)

@@ -61,7 +61,7 @@ type Config struct {
 	// means all claims.
 	Claims Claims
 	// KeepStorage keeps the app's data in the browser when the user signs out.
-	// Otherwise the browser deletes it (Clear-Site-Data).
+	// Otherwise the browser deletes it, except for cookies (Clear-Site-Data).
 	KeepStorage bool
 	// Sessions configures the session.Manager. Store and Keys are required. New
 	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe,

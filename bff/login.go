@@ -306,7 +306,7 @@ func (a *app) startSession(ctx context.Context, w *response, r *http.Request, re
 	a.exchanges.giveBack(address)
 	started, err := a.sessions.Start(ctx, session.New{
 		Issuer: id.Issuer, Subject: id.Subject, SID: id.SID, Claims: id.User, Tokens: tokens,
-		ExpiresAt: id.SessionExpiry, Began: time.UnixMilli(at.Began),
+		ExpiresAt: id.SessionExpiry, Device: deviceName(r.UserAgent()), Began: time.UnixMilli(at.Began),
 		Replaces: a.replacedBy(r, at),
 		Replaced: func(old *session.Session, kept bool) {
 			if !kept {

@@ -39,20 +39,13 @@ func (a *app) logout(w *response, r *http.Request) error {
 	asked := r.FormValue("return_to")
 	returnTo := a.logoutReturnTo(a.askedPath(asked), startedByOwnPage(r) || startedByOwnScript(r))
 	a.logReturnTo(w, asked, returnTo)
-	ended, err := a.endSession(w, r, session.ReasonLogout)
+	ended, err := a.signOut(w, r)
 	if err != nil {
 		return err
 	}
 	var hint logoutHint
 	if ended != nil {
-		w.setSession(ended)
 		hint = newLogoutHint(ended)
-		a.revoke(r.Context(), ended)
-	}
-	if !a.keepStorage {
-		// Not "cookies": that is all of the registrable domain's, the
-		// provider's own among them if it is a neighbour.
-		w.Header().Set("Clear-Site-Data", `"storage"`)
 	}
 	location, err := a.endSessionURL(hint, returnTo)
 	if err != nil {

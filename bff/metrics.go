@@ -343,7 +343,7 @@ var (
 	inFlightDesc = prometheus.NewDesc("cloakroom_requests_in_flight",
 		"Requests in flight, event streams and WebSockets included.", nil, nil)
 	streamsDesc = prometheus.NewDesc("cloakroom_streams",
-		"Event streams and WebSockets that are open.", nil, nil)
+		"Event streams and WebSockets that are open, those of session events included.", nil, nil)
 	upstreamUpDesc = prometheus.NewDesc("cloakroom_upstream_up",
 		"1 unless the last requests to all addresses of the upstream failed.", []string{"route", "upstream"}, nil)
 	connectionsDesc = prometheus.NewDesc("cloakroom_connections",
@@ -502,7 +502,7 @@ func (m *metrics) read() totals {
 		t.Refreshing += stats.Refreshing
 		t.Waiting += stats.Waiting
 		t.requests += a.requests.Load()
-		t.streams += a.upstreams.Streams()
+		t.streams += a.upstreams.Streams() + a.streams.count()
 	}
 	return t
 }

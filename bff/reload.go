@@ -61,8 +61,9 @@ var ErrStopping = errors.New("bff: Reload during the shutdown")
 // more have ended, and closes it. In the shutdown, they may take grace. It
 // returns after the last refresh, because the process must not exit before.
 func (s *Server) retire(before *app, grace time.Duration) {
+	before.streams.end() // their clients reconnect
 	before.waitIdle(s.draining)
-	before.upstreams.EndStreams()
+	before.endStreams()
 	within := func(end func(context.Context) error) error {
 		ctx, cancel := context.WithTimeout(s.closing, grace)
 		defer cancel()

@@ -182,7 +182,7 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 		l.Close() // Serve reports an error
 	}
 	s.startDraining()
-	a.upstreams.EndStreams()
+	a.endStreams()
 	grace, cancel := context.WithTimeout(context.Background(), a.shutdownGrace)
 	defer cancel()
 	s.awaitConnections(grace)

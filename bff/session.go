@@ -66,30 +66,38 @@ func (a *app) refreshSession(w *response, r *http.Request) error {
 }
 
 func (a *app) writeSession(w *response, current *session.Session) error {
-	var body sessionBody
 	if current != nil {
 		w.setSession(current)
-		user, err := a.claims.visible(current.Claims)
-		if err != nil {
-			return err
-		}
-		body = sessionBody{
-			Authenticated: true,
-			User:          user,
-			Session: &sessionTimes{
-				ID:            current.ID,
-				CreatedAt:     jsonTime(current.CreatedAt),
-				IdleExpiresAt: jsonTime(current.IdleExpiresAt),
-				ExpiresAt:     jsonTime(current.ExpiresAt),
-			},
-		}
-		if expiry := current.Tokens.Expiry; !expiry.IsZero() {
-			at := jsonTime(expiry)
-			body.Session.AccessTokenExpiresAt = &at
-		}
+	}
+	body, err := a.sessionBodyOf(current)
+	if err != nil {
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(body)
+}
+
+// sessionBodyOf returns what the app may know of a session; nil means that
+// there is none.
+func (a *app) sessionBodyOf(current *session.Session) (body sessionBody, err error) {
+	if current == nil {
+		return sessionBody{}, nil
+	}
+	user, err := a.claims.visible(current.Claims)
+	if err != nil {
+		return sessionBody{}, err
+	}
+	return sessionBody{
+		Authenticated: true,
+		User:          user,
+		Session: &sessionTimes{
+			ID:                   current.ID,
+			CreatedAt:            jsonTime(current.CreatedAt),
+			IdleExpiresAt:        jsonTime(current.IdleExpiresAt),
+			ExpiresAt:            jsonTime(current.ExpiresAt),
+			AccessTokenExpiresAt: timeOrNull(current.Tokens.Expiry),
+		},
+	}, nil
 }
 
 func jsonTime(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }

@@ -30,7 +30,7 @@ type Config struct {
 	App App
 
 	// IdleTimeout is the time after the last Touch at which a session ends.
-	// Zero means 30 minutes.
+	// Zero means DefaultIdleTimeout.
 	IdleTimeout time.Duration
 	// MaxLifetime is the absolute lifetime of a session. Zero means
 	// DefaultMaxLifetime.
@@ -110,7 +110,10 @@ type Config struct {
 // Config.MaxLifetime is zero.
 const DefaultMaxLifetime = 12 * time.Hour
 
-func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, 30*time.Minute) }
+// DefaultIdleTimeout is the idle timeout if Config.IdleTimeout is zero.
+const DefaultIdleTimeout = 30 * time.Minute
+
+func (c *Config) idleTimeout() time.Duration { return orDefault(c.IdleTimeout, DefaultIdleTimeout) }
 
 func (c *Config) maxLifetime() time.Duration { return orDefault(c.MaxLifetime, DefaultMaxLifetime) }
 

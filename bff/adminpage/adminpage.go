@@ -50,6 +50,7 @@ type Session struct {
 	ID string
 	// Zero times are unknown.
 	CreatedAt, LastSeenAt, IdleExpiresAt, ExpiresAt time.Time
+	Device                                          string // empty: unknown
 }
 
 // Minute is what happened in one minute.

@@ -27,6 +27,10 @@ var (
 		Detail: "The target or a header has a space or a control character that is not allowed.",
 		When:   "The request cannot be written as a valid HTTP request to the upstream.",
 	})
+	BadParameter = define(&Problem{
+		Status: 400, Code: "bad_parameter", Title: "A parameter of the request is not valid",
+		When: "`warn` of `/bff/session/events`, or `offset` of `/bff/sessions`, is not a number in its range.",
+	})
 	BadBody = define(&Problem{
 		Status: 400, Code: "bad_body", Title: "The request body cannot be read",
 		When: "The body is malformed or ends too early.",
@@ -59,6 +63,11 @@ var (
 		When: "Too many logins or failed code exchanges from one client address (`server.limits.logins`), " +
 			"or too many calls of `POST /bff/session/refresh` in one session. `Retry-After` has the " +
 			"seconds to wait.",
+	})
+	TooManyStreams = define(&Problem{
+		Status: 429, Code: "too_many_streams", Title: "The session has too many event streams open",
+		Detail: "Close some, or share one between tabs.", RetryAfter: 30 * time.Second,
+		When: "A session has 100 streams of `GET /bff/session/events` open on one replica.",
 	})
 	Internal = define(&Problem{
 		Status: 500, Code: "internal", Title: "Internal error",

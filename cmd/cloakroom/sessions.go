@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,6 +58,7 @@ type listedSession struct {
 	LastSeenAt    time.Time `json:"last_seen_at"` // zero: unknown
 	IdleExpiresAt time.Time `json:"idle_expires_at"`
 	ExpiresAt     time.Time `json:"expires_at"` // zero: unknown
+	Device        string    `json:"device"`     // empty: unknown
 }
 
 func listSessionsCommand(getenv func(string) string) *cobra.Command {
@@ -82,14 +84,14 @@ the latest.`,
 				return nil
 			}
 			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			fmt.Fprintln(table, "ID\tCREATED\tLAST SEEN\tIDLE END\tEND")
+			fmt.Fprintln(table, "ID\tCREATED\tLAST SEEN\tIDLE END\tEND\tDEVICE")
 			for _, raw := range list {
 				var s listedSession
 				if err := json.Unmarshal(raw, &s); err != nil {
 					return fmt.Errorf("the response of the broker: %w", err)
 				}
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", s.ID,
-					cell(s.CreatedAt), cell(s.LastSeenAt), cell(s.IdleExpiresAt), cell(s.ExpiresAt))
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", s.ID, cell(s.CreatedAt), cell(s.LastSeenAt),
+					cell(s.IdleExpiresAt), cell(s.ExpiresAt), cmp.Or(s.Device, "unknown"))
 			}
 			return table.Flush()
 		},

@@ -167,7 +167,7 @@ var Keys = []Key{
 	{"session.cookie.same_site", "strict", "SameSite of the session cookie: `strict` or `lax`."},
 	{"session.claims.allow", "all", "Claims that the app may see."},
 	{"session.claims.map", "", "Claims under other names: name to the path of the claim."},
-	{"session.keep_storage", "false", "Keep the app's storage in the browser at logout."},
+	{"session.keep_storage", "false", "Keep the app's storage in the browser at logout. Cookies stay in any case."},
 	{"routes[].path", "", "Required. Path prefix of the route. The longest prefix wins."},
 	{"routes[].upstream", "", "Required. URLs of the upstream: `http`, `https`, `h2c` or `unix`."},
 	{"routes[].upstream_tls.ca_file", "CAs of the system", "CAs that sign the upstream's certificate, in PEM."},

@@ -90,7 +90,7 @@ func (r *Response) Finish() {
 }
 
 // SetWriteDeadline limits how long a write may wait for the client.
-func (r *Response) SetWriteDeadline(t time.Time) { r.conn.SetWriteDeadline(t) }
+func (r *Response) SetWriteDeadline(t time.Time) error { return r.conn.SetWriteDeadline(t) }
 
 // Close closes the connection.
 func (r *Response) Close() { r.conn.Close() }
