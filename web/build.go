@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"net/url"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -93,11 +94,23 @@ const (
 	maxMentions   = 100
 )
 
-// ReadBuild finds what a build needs of its Content-Security-Policy. It reads
-// the pages, style sheets and scripts, up to 128 MiB in all and 16 MiB of each.
-// What scripts load is a guess. Dotfiles are not read: they are not served. It
-// fails only if there is no index.html.
-func ReadBuild(files fs.FS) (*Build, error) {
+// ReadBuild finds what the build in a directory needs of its
+// Content-Security-Policy. It reads the pages, style sheets and scripts, up to
+// 128 MiB in all and 16 MiB of each. What scripts load is a guess. Dotfiles are
+// not read: they are not served. It fails only if there is no index.html.
+func ReadBuild(dir string) (*Build, error) {
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return readBuild(root.FS())
+}
+
+func readBuild(files fs.FS) (*Build, error) {
 	f, info, err := open(files, index)
 	if err != nil {
 		return nil, err
@@ -144,6 +157,7 @@ type scan struct {
 	read  int64          // bytes
 	count int            // files
 	needs map[string]int // :: directive, sources and kind → index in Needs
+	full  bool           // there are more needs than are listed
 }
 
 // skip notes that a file was not read.
@@ -210,9 +224,10 @@ func (s *scan) add(n Need) {
 		s.Needs[i].More++
 		return
 	}
-	if len(s.Needs) >= maxNeeds {
-		if len(s.Needs) == maxNeeds {
-			s.skip(n.File, "more than 500 needs; the others are not listed")
+	if len(s.Needs) == maxNeeds {
+		if !s.full {
+			s.full = true
+			s.skip(n.File, fmt.Sprintf("only the first %d needs of the build are listed", maxNeeds))
 		}
 		return
 	}
@@ -294,16 +309,14 @@ func printable(text string) string {
 // Violations returns what the Content-Security-Policy of h blocks in the build.
 // See ReadBuild for what it finds.
 func (h *Handler) Violations() ([]Need, error) {
-	build, err := ReadBuild(h.files)
+	files, closeFiles := h.openFiles()
+	defer closeFiles()
+	build, err := readBuild(files)
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(build.Needs, h.policy.allows), nil
 }
-
-// CheckDir returns why a directory cannot be served, with a hint; nil if it has
-// an index.html.
-func CheckDir(dir string) error { return checkDir(dir) }
 
 // Policy returns the additions to Config.CSP that a build needs, those that are
 // allowed by default excepted, and whether there is something that no addition
@@ -361,7 +374,8 @@ func matches(source string, u *url.URL) bool {
 	sameHost := name == host && !isWildcard || isWildcard && strings.HasSuffix(name, "."+host)
 	sameScheme := u.Scheme == "" || u.Scheme == scheme || scheme == "http" && u.Scheme == "https" ||
 		scheme == "ws" && u.Scheme == "wss"
-	samePort := port == ":*" || portOf(u.Scheme, u.Port()) == portOf(scheme, strings.TrimPrefix(port, ":"))
+	samePort := port == ":*" || portOf(u.Scheme, u.Port()) == portOf(scheme, strings.TrimPrefix(port, ":")) ||
+		port == "" && scheme != u.Scheme && u.Port() == ""
 	samePath := folder == "" || folder == "/" || u.Path == folder ||
 		strings.HasSuffix(folder, "/") && strings.HasPrefix(u.Path, folder)
 	return sameHost && sameScheme && samePort && samePath

@@ -105,7 +105,7 @@ func (s *scan) scriptText(file string, line int, text []byte) {
 		directive, source, what, fix string
 	}{
 		{webAssembly, "WebAssembly", "script-src", "'wasm-unsafe-eval'", "WebAssembly", "build without WebAssembly"},
-		{evaluation, "", "script-src", unsafeEval, "code from text (eval, new Function)",
+		{evaluation, "(", "script-src", unsafeEval, "code from text (eval, new Function)",
 			"build without it: use the library's build for a Content-Security-Policy"},
 		{blobWorker, "createObjectURL", "worker-src", "blob:", "workers from a blob", ""},
 		{styleElement, "createElement", "style-src", unsafeInline, "style elements that scripts make", ""},
@@ -137,6 +137,9 @@ type scriptURL struct {
 // scriptURLs finds the URLs in a script, and what it does with them.
 func (s *scan) scriptURLs(file string, line int, text []byte) {
 	called := make(map[string][]int) // :: variable → offsets of calls with it
+	if !bytes.Contains(text, []byte("://")) {
+		return
+	}
 	for _, m := range callOfVariable.FindAllSubmatchIndex(text, maxURLs) {
 		name := string(text[m[2]:m[3]])
 		called[name] = append(called[name], m[0])

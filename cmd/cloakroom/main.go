@@ -18,6 +18,8 @@
 //	                                ended
 //	cloakroom check --config FILE   find mistakes in the configuration, and faults
 //	                                of what the broker depends on
+//	cloakroom csp DIR               print what a build needs of the
+//	                                Content-Security-Policy
 //	cloakroom schema                print the JSON Schema of the configuration
 //	cloakroom verify --issuer URL --audience NAME
 //	                                check the access token on standard input as
@@ -100,7 +102,8 @@ func run(
 	})
 	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), serveCommand(getenv),
 		reloadCommand(getenv), healthCommand(getenv),
-		checkCommand(getenv), schemaCommand(), sessionsCommand(getenv), whyCommand(getenv), keygenCommand(),
+		checkCommand(getenv), schemaCommand(), cspCommand(), sessionsCommand(getenv), whyCommand(getenv),
+		keygenCommand(),
 		verifyCommand(), versionCommand())
 	for _, c := range root.Commands() {
 		if c.Args == nil {
