@@ -254,28 +254,34 @@ func (f watched) Open(name string) (fs.File, error) {
 func (f watched) Stat(name string) (fs.FileInfo, error) { return fs.Stat(f.FS, name) }
 
 func TestConcurrentRequestsShareOneCompression(t *testing.T) {
-	const clients = 20
-	var opened atomic.Int32
-	h := newHandler(t, web.Config{FS: watched{files("index.html", "home", "app.js", script), func(name string) fs.FS {
-		if name == "app.js" {
-			opened.Add(1)
-		}
-		return nil
-	}}})
-	var wg sync.WaitGroup
-	for range clients {
-		wg.Go(func() {
-			resp := do(h, "GET", "/app.js", "Accept-Encoding: br")
-			wantHeader(t, resp, "Content-Encoding", "br")
-			if got := decode(t, resp); got != script {
-				t.Errorf("got %d bytes, want the script", len(got))
+	synctest.Test(t, func(t *testing.T) {
+		const clients = 20
+		var opened atomic.Int32
+		compress := make(chan struct{})
+		all := files("index.html", "home", "app.js", script)
+		h := newHandler(t, web.Config{FS: watched{all, func(name string) fs.FS {
+			if name == "app.js" && opened.Add(1) == 2 { // to compress it
+				<-compress
 			}
-		})
-	}
-	wg.Wait()
-	if got := opened.Load(); got != clients+1 {
-		t.Errorf("the file was opened %d times, want once for each request and once to compress it", got)
-	}
+			return nil
+		}}})
+		var wg sync.WaitGroup
+		for range clients {
+			wg.Go(func() {
+				resp := do(h, "GET", "/app.js", "Accept-Encoding: br")
+				wantHeader(t, resp, "Content-Encoding", "br")
+				if got := decode(t, resp); got != script {
+					t.Errorf("got %d bytes, want the script", len(got))
+				}
+			})
+			synctest.Wait() // until the request waits
+		}
+		close(compress)
+		wg.Wait()
+		if got := opened.Load(); got != clients+1 {
+			t.Errorf("the file was opened %d times, want %d: for each request, and once to compress it", got, clients+1)
+		}
+	})
 }
 
 func TestFileChangesBeforeItIsCompressed(t *testing.T) {

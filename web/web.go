@@ -265,8 +265,8 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, files fs.FS) err
 // fallsBackToIndex reports whether a navigation without a file gets index.html.
 func (h *Handler) fallsBackToIndex(files fs.FS) bool {
 	if h.fallback == FallbackAuto {
-		_, err := fs.Stat(files, notFound)
-		return errors.Is(err, fs.ErrNotExist)
+		info, err := fs.Stat(files, notFound)
+		return err != nil || !info.Mode().IsRegular()
 	}
 	return h.fallback == FallbackIndex
 }
