@@ -25,7 +25,7 @@ func Example() {
 	check(err)
 	store, err := tokenstore.NewRedis(tokenstore.RedisConfig{URL: "redis://localhost:6379/0"})
 	check(err)
-	app, err := web.New(web.Config{Dir: "dist"})
+	app, err := web.New(web.Config{Dir: "dist", ErrorPage: bff.ErrorPage})
 	check(err)
 	broker, err := bff.New(bff.Config{
 		PublicURL: "http://localhost:8080",

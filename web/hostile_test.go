@@ -55,7 +55,8 @@ func TestPathsThatNameNoFile(t *testing.T) {
 		"/../secret.js", "/%2e%2e/secret.js", "/..%2fsecret.js", "/..%5csecret.js", "/assets/../../secret.js",
 		"/assets/..%2f..%2fsecret.js", "/back%5cslash.js", `/back\slash.js`, "/sw.js%00", "/%00", "/sw%2ejs%2f..",
 		"/assets%2findex-BkRj3xGh.js", "/./sw.js", "/sw.js/.", "//sw.js", "/assets//index-BkRj3xGh.js", "/sw.js//",
-		"/" + strings.Repeat("a/", 2000), "/" + strings.Repeat("a", 5000), "/" + strings.Repeat("../", 500) + "etc/passwd",
+		"/" + strings.Repeat("a/", 2000), "/" + strings.Repeat("a", 5000),
+		"/" + strings.Repeat("../", 500) + "etc/passwd",
 	} {
 		for _, header := range []string{navigate, "Accept: */*"} {
 			resp := do(h, "GET", target, header)
@@ -98,7 +99,9 @@ func TestLinksOutOfTheDirectory(t *testing.T) {
 		}
 	}
 	h := newHandler(t, web.Config{Dir: dir})
-	for _, target := range []string{"/page", "/page/", "/page.html", "/folder", "/folder/", "/404", "/nothing.js", "/sw.js"} {
+	for _, target := range []string{
+		"/page", "/page/", "/page.html", "/folder", "/folder/", "/404", "/nothing.js", "/sw.js",
+	} {
 		resp := do(h, "GET", target, navigate, "Accept-Encoding: br")
 		if got := decode(t, resp); strings.Contains(got, "secret") {
 			t.Errorf("%s: got a file outside", target)

@@ -50,6 +50,11 @@ type Config struct {
 	// Empty means FallbackAuto.
 	Fallback Fallback
 
+	// ErrorPage responds to a navigation with an error: status 404, 503 during
+	// a deploy, or 500. bff.ErrorPage does so. Nil means plain text, as all
+	// other requests get.
+	ErrorPage func(w http.ResponseWriter, r *http.Request, status int)
+
 	// CSP adds sources to directives of the Content-Security-Policy:
 	//
 	//	"connect-src": {"https://errors.example.com"}, "img-src": {"https:"}
@@ -86,7 +91,7 @@ type Fallback string
 const (
 	FallbackAuto  Fallback = "auto"  // FallbackNone if the app has a 404.html, otherwise FallbackIndex
 	FallbackIndex Fallback = "index" // index.html, for an app that has a router
-	FallbackNone  Fallback = "none"  // 404 with the app's 404.html, or with a page of this package
+	FallbackNone  Fallback = "none"  // 404 with the app's 404.html, or with Config.ErrorPage
 )
 
 // Handler serves an app. Make one with [New].
@@ -100,6 +105,7 @@ const (
 type Handler struct {
 	files      fs.FS
 	fallback   Fallback
+	errorPage  func(w http.ResponseWriter, r *http.Request, status int) // nil: plain text
 	policy     policy
 	policyName string            // of its header
 	headers    map[string]string // of every response
@@ -123,8 +129,8 @@ type ConfigError = configerr.Error
 // The error joins a *ConfigError for every mistake in cfg.
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{
-		files: cfg.FS, fallback: cmp.Or(cfg.Fallback, FallbackAuto), sourceMaps: cfg.SourceMaps,
-		compressed: newCompressor(), log: cfg.Logger,
+		files: cfg.FS, fallback: cmp.Or(cfg.Fallback, FallbackAuto), errorPage: cfg.ErrorPage,
+		sourceMaps: cfg.SourceMaps, compressed: newCompressor(), log: cfg.Logger,
 	}
 	if h.log == nil {
 		h.log = slog.Default()
@@ -232,12 +238,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, errNoIndex): // a deploy is in progress
 		h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
 		w.Header().Set("Retry-After", "2")
-		refusePage(w, r, http.StatusServiceUnavailable)
+		h.refuse(w, r, http.StatusServiceUnavailable)
 	case errors.Is(err, fs.ErrNotExist):
-		refusePage(w, r, http.StatusNotFound)
+		h.refuse(w, r, http.StatusNotFound)
 	default:
 		h.log.ErrorContext(r.Context(), "file of the app not served", "path", r.URL.Path, "err", err)
-		refusePage(w, r, http.StatusInternalServerError)
+		h.refuse(w, r, http.StatusInternalServerError)
 	}
 }
 
@@ -269,6 +275,24 @@ func (h *Handler) fallsBackToIndex(files fs.FS) bool {
 		return err != nil || !info.Mode().IsRegular()
 	}
 	return h.fallback == FallbackIndex
+}
+
+// refuse sends an error: to a navigation the page for it.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, status int) {
+	if h.errorPage != nil && navigates(r) {
+		h.errorPage(w, r, status)
+		return
+	}
+	refuse(w, status)
+}
+
+// refuse sends an error as plain text. It is not cached: the file may exist
+// after the next deploy.
+func refuse(w http.ResponseWriter, status int) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	http.Error(w, http.StatusText(status), status)
 }
 
 // navigates reports whether the browser loads a page, as opposed to a file for

@@ -18,6 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/web"
 )
 
@@ -52,6 +53,7 @@ func (c *Config) webConfig() web.Config {
 		Dir:               f.Dir,
 		URL:               f.URL,
 		Fallback:          web.Fallback(f.Fallback),
+		ErrorPage:         bff.ErrorPage,
 		CSP:               csp,
 		CSPReportOnly:     f.CSPReportOnly,
 		PermissionsPolicy: f.PermissionsPolicy,
