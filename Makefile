@@ -7,7 +7,7 @@ export FIREFOX ?= /usr/bin/firefox-esr
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
-.PHONY: help build test setup redis-setup go-test browser-test examples test-providers \
+.PHONY: help build test setup redis-setup go-test browser-test examples test-dev test-providers \
 	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
 	soak fuzz lint bench bench-setup bench-sessions bench-bearer
 
@@ -52,6 +52,13 @@ examples: ## build the apps in web/examples
 		}; \
 		npm run build --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; \
 	done
+
+# The Angular CLI is large: its installation alone takes a minute.
+test-dev: setup build ## test cloakroom dev with the Angular CLI; make test does with Vite and Next.js
+	@cd web/examples/angular && { cmp -s package-lock.json node_modules/installed || { \
+		npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; \
+	}; }
+	cd web/e2e && CLOAKROOM=$(CURDIR)/bin/cloakroom node --test dev-angular.js
 
 test-providers: setup providers-setup apis-setup build ## test with Keycloak, oidc-provider and the APIs of docs/apis
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent

@@ -18,11 +18,11 @@ export const failures = join(repository, "web/failures");
  *
  * @param {string} command
  * @param {string[]} args
- * @param {{ ready: RegExp, env?: Record<string, string> }} options
+ * @param {{ ready: RegExp, env?: Record<string, string>, cwd?: string }} options
  * @returns {Promise<{ match: RegExpMatchArray, output: () => string, stop: () => Promise<void> }>}
  */
-export async function start(command, args, { ready, env = {} }) {
-  const child = spawn(command, args, { cwd: repository, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+export async function start(command, args, { ready, env = {}, cwd = repository }) {
+  const child = spawn(command, args, { cwd, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
   const die = () => child.kill("SIGKILL");
   process.once("exit", die); // if the test run is aborted
   const exited = once(child, "exit").then(([code, signal]) => {

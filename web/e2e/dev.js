@@ -1,0 +1,137 @@
+// `cloakroom dev` with the development server of a real tool, in Chromium.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { dirname, join } from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import { closeBrowser, launch } from "./browser.js";
+import { cloakroom, freePort, start } from "./process.js";
+
+/** The script of the command: it restarts the tool, whose pid it writes, unless there is a file `down`. */
+const restarting = `while :; do
+  if [ ! -e down ]; then "$@" & echo $! >pid; wait $!; fi
+  sleep 0.1
+done`;
+
+/** Starts an API that keeps the Authorization of the last request. */
+async function startAPI() {
+  const seen = { authorization: "" };
+  const server = createServer((request, response) => {
+    seen.authorization = request.headers.authorization ?? "";
+    response.setHeader("Content-Type", "application/json").end('{"ok":true}');
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  return { seen, url: `http://127.0.0.1:${server.address().port}`, stop: () => server.close() };
+}
+
+/** Returns a port such that the next one is free too: dev listens on both. */
+async function freePair() {
+  for (;;) {
+    const port = await freePort();
+    if (await freeAfter(port)) return port;
+  }
+}
+
+const freeAfter = (port) =>
+  new Promise((resolve) => {
+    const server = createServer().once("error", () => resolve(false));
+    server.listen(port + 1, "127.0.0.1", () => server.close(() => resolve(true)));
+  });
+
+/**
+ * Tests `cloakroom dev` with a tool.
+ *
+ * @param {string} name
+ * @param {{
+ *   dir: () => Promise<string>,
+ *   files: Record<string, string>,
+ *   command: (port: number) => string[],
+ *   message: string,
+ *   signal?: NodeJS.Signals,
+ *   keepsPage?: boolean,
+ * }} tool `files` of the app are written to `dir`. The app shows the text "first" of the file `message`. `signal`
+ *   ends the server. If `keepsPage` is set, hot reload does not load the page again.
+ */
+export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true }) {
+  describe(`cloakroom dev with ${name}`, { timeout: 300_000 }, () => {
+    /** @type {import("playwright-core").Browser | undefined} */
+    let browser;
+    let api, dev, dir;
+
+    before(async () => {
+      dir = await makeDir();
+      for (const [file, text] of Object.entries(files)) {
+        await mkdir(dirname(join(dir, file)), { recursive: true });
+        await writeFile(join(dir, file), text);
+      }
+      api = await startAPI();
+      const args = ["dev", "--port", `${await freePair()}`, "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
+      dev = await start(await cloakroom(), [...args, ...command(await freePort())], {
+        ready: /Open (http:\/\/localhost:\d+)/,
+        cwd: dir,
+        env: { NEXT_TELEMETRY_DISABLED: "1", NG_CLI_ANALYTICS: "false" },
+      });
+      browser = await launch();
+    });
+    after(async () => {
+      await closeBrowser(browser, `dev ${name}`);
+      await dev?.stop();
+      api?.stop();
+      await rm(dir, { recursive: true, force: true });
+    });
+
+    test("sign-in, an API call, hot reload, and a server that dies", async () => {
+      const context = await browser.newContext({ baseURL: dev.match[1] });
+      context.setDefaultTimeout(90_000); // the first page is compiled
+      const page = await context.newPage();
+      const sub = () =>
+        page.evaluate(async () => (await (await fetch("/bff/session", { headers: { "X-CSRF": "1" } })).json()).user?.sub);
+      await page.goto("/");
+      await page.getByText("first").waitFor();
+
+      const { login_url } = await (
+        await page.request.post("/bff/dev/sign-in", { headers: { "X-CSRF": "1" }, data: { claims: { sub: "carol", roles: ["admin"] } } })
+      ).json();
+      await page.goto(login_url);
+      await page.getByText("first").waitFor();
+      assert.equal(await sub(), "carol");
+      const call = () => page.evaluate(async () => (await fetch("/api/orders", { headers: { "X-CSRF": "1" } })).status);
+      assert.equal(await call(), 200);
+      const [scheme, token] = api.seen.authorization.split(" ");
+      assert.equal(scheme, "Bearer");
+      const claims = JSON.parse(Buffer.from(token.split(".")[1], "base64url").toString());
+      assert.equal(claims.sub, "carol");
+      assert.deepEqual(claims.roles, ["admin"]);
+
+      const file = join(dir, message);
+      const text = await readFile(file, "utf8");
+      await page.evaluate(() => (globalThis.marker = 1));
+      await writeFile(file, text.replace("first", "second"));
+      await page.getByText("second").waitFor();
+      if (keepsPage) assert.equal(await page.evaluate(() => globalThis.marker), 1, "the page was loaded again");
+      assert.equal(await sub(), "carol");
+
+      await writeFile(join(dir, "down"), "");
+      process.kill(Number(await readFile(join(dir, "pid"), "utf8")), signal);
+      await until("a page says that the server is down", async () => {
+        const response = await page.goto("/", { waitUntil: "domcontentloaded" });
+        return response.status() >= 500 && (await page.getByText("does not respond").count()) > 0;
+      });
+      assert.equal(await call(), 200); // the session and the API are as before
+      await rm(join(dir, "down"));
+      await page.getByText("second").waitFor(); // the page loads itself again
+      assert.equal(await sub(), "carol");
+      await context.close();
+    });
+  });
+}
+
+/** Waits until a condition holds. @param {string} what @param {() => Promise<boolean>} holds */
+async function until(what, holds) {
+  for (const deadline = Date.now() + 60_000; !(await holds()); ) {
+    if (Date.now() > deadline) throw new Error(`not within a minute: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}

@@ -1,0 +1,46 @@
+import { mkdtemp } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { developing } from "./dev.js";
+import { repository } from "./process.js";
+
+developing("Vite", {
+  dir: () => mkdtemp(join(tmpdir(), "dev-vite-")),
+  files: {
+    "index.html": `<!doctype html><html lang="en"><head><meta charset="utf-8"><title>App</title></head>
+<body><p id="message"></p><script type="module" src="/main.js"></script></body></html>`,
+    "main.js": `
+import { message } from "./message.js";
+const show = (text) => (document.querySelector("#message").textContent = text);
+show(message);
+import.meta.hot.accept("./message.js", (module) => show(module.message));`,
+    "message.js": `export const message = "first";\n`,
+  },
+  command: (port) => [process.execPath, join(repository, "web/e2e/node_modules/vite/bin/vite.js"), "--port", `${port}`, "--strictPort"],
+  message: "message.js",
+});
+
+// Next.js is that of the example, which make examples installs.
+const example = join(repository, "web/examples/next-export");
+developing("Next.js", {
+  dir: () => mkdtemp(join(example, ".dev-")),
+  files: {
+    "package.json": `{ "private": true, "type": "module" }`,
+    "next.config.js": "export default {};",
+    "app/layout.jsx": `export default function Layout({ children }) {
+  return <html lang="en"><body>{children}</body></html>;
+}`,
+    "app/page.jsx": `import { Message } from "./message.jsx";
+export default function Page() {
+  return <Message />;
+}`,
+    "app/message.jsx": `"use client";
+export function Message() {
+  return <p>first</p>;
+}`,
+  },
+  command: (port) => [process.execPath, join(example, "node_modules/next/dist/bin/next"), "dev", "--port", `${port}`],
+  message: "app/message.jsx",
+  signal: "SIGTERM", // its server is a child, which SIGKILL would leave behind
+});
