@@ -41,7 +41,6 @@ func (s *Server) Admin() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.readyz)
 	s.addSessionsAPI(mux)
-	mux.Handle("GET /admin/why", s.RequireAdmin(http.HandlerFunc(s.why)))
 	return mux
 }
 
@@ -58,7 +57,8 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 		text = "shutting down\n"
 	}
 	if r.URL.Query().Has("verbose") {
-		text += s.current.Load().details(r)
+		a := s.current.Load()
+		text += a.details(a.identify(w, r))
 	}
 	io.WriteString(w, text)
 }
@@ -172,6 +172,7 @@ func (s *Server) RequireAdmin(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		a := s.current.Load()
+		r = a.identify(w, r)
 		refusal := a.refuseAdmin(r)
 		if refusal == nil {
 			h.ServeHTTP(w, r)
@@ -259,15 +260,38 @@ func (a *app) checkAdminToken(r *http.Request, given string) *adminRefusal {
 // emitAdminRefused reports a request that was refused.
 func (a *app) emitAdminRefused(r *http.Request, refusal *adminRefusal) {
 	a.emit(r.Context(), Event{
-		Kind: AdminRefused, Client: hostname(r.RemoteAddr), Cause: refusal.cause,
+		Kind: AdminRefused, Cause: refusal.cause,
 		level: slog.LevelWarn, message: "request of an administrator refused",
 	})
 }
 
-// emitAdmin reports what an administrator did.
-func (a *app) emitAdmin(r *http.Request, e Event) {
-	e.Client = hostname(r.RemoteAddr)
-	a.emit(r.Context(), e)
+// adminRequestKey is the key of an adminRequest in the context of a request to
+// the admin listener.
+type adminRequestKey struct{}
+
+// adminRequest is the ID of a request to the admin listener, and the address of
+// its client.
+type adminRequest struct{ id, client string }
+
+// identify gives a request to the admin listener an ID, which the response
+// names.
+func (a *app) identify(w http.ResponseWriter, r *http.Request) *http.Request {
+	id, _, _ := a.requestID(r)
+	w.Header()["X-Request-Id"] = []string{id}
+	return r.WithContext(context.WithValue(r.Context(), adminRequestKey{}, adminRequest{id, a.clientIP(r)}))
+}
+
+// maxTarget bounds Event.Target, in bytes.
+const maxTarget = 128
+
+// named adds to an event what an administrator named: by is sub, sid, id or
+// request.
+func (a *app) named(e Event, by, value string) Event {
+	e.By, e.Target = by, truncate(value, maxTarget)
+	if by == "sub" {
+		e.subject, e.Target = value, a.user(value)
+	}
+	return e
 }
 
 // sameSecret compares in constant time, also if the lengths differ.

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -38,7 +40,7 @@ func (s *Server) AdminPage(add func(ctx context.Context, p *adminpage.Page)) htt
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			a := s.enter()
 			defer a.leave()
-			if err := serve(a, w, r); err != nil {
+			if err := serve(a, w, a.identify(w, r)); err != nil {
 				a.log.ErrorContext(r.Context(), "page for administrators failed", "path", r.URL.Path, "err", err)
 			}
 		})
@@ -108,7 +110,7 @@ func (a *app) signInToPage(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	a.emitAdmin(r, Event{Kind: AdminSignedIn, message: "administrator signed in to the page"})
+	a.emit(r.Context(), Event{Kind: AdminSignedIn, message: "administrator signed in to the page"})
 	a.setPageCookie(w, r, value, int(adminSignIn/time.Second))
 	http.Redirect(w, r, "/admin/", http.StatusSeeOther)
 	return nil
@@ -196,31 +198,13 @@ func (a *app) searchForPage(r *http.Request, q url.Values) adminpage.Search {
 	if s.Text == "" {
 		return s
 	}
-	var list []adminSession
-	var events []Event
-	var err error
-	switch s.By {
-	case "sub":
-		if list, s.More, err = a.findSessions(r, s.Text, "", "", 0); err == nil {
-			events, err = a.eventsOf(r.Context(), "user", s.Text)
-		}
-	case "sid":
-		list, s.More, err = a.findSessions(r, "", s.Text, "", 0)
-	case "id":
-		if list, s.More, err = a.findSessions(r, "", "", s.Text, 0); err == nil {
-			events, err = a.eventsOf(r.Context(), "session", s.Text)
-		}
-	case "request":
-		if events, err = a.eventsOf(r.Context(), "request", s.Text); err == nil {
-			a.emitEventsRead(r, "request", s.Text)
-		}
-	}
+	list, found, err := a.search(r, &s)
 	var mistake badRequest
 	switch {
 	case errors.As(err, &mistake):
 		s.Problem = mistake.Error()
 	case err != nil:
-		a.log.WarnContext(r.Context(), "request of an administrator failed", "path", r.URL.Path, "err", err)
+		a.logAdminError(r, slog.LevelWarn, err)
 		s.Problem = "The store does not respond. Try again in a moment."
 	}
 	for _, l := range list {
@@ -229,8 +213,43 @@ func (a *app) searchForPage(r *http.Request, q url.Values) adminpage.Search {
 			ExpiresAt: l.ExpiresAt, Device: l.Device,
 		})
 	}
-	s.Events = shown(events[max(0, len(events)-shownEvents):])
+	s.Events = shown(found.events[max(0, len(found.events)-shownEvents):])
+	s.MoreEvents = found.more || len(found.events) > shownEvents
 	return s
+}
+
+// search returns the sessions and the events that the page shows for a search,
+// and reports it as one event.
+func (a *app) search(r *http.Request, s *adminpage.Search) (list []adminSession, found foundEvents, err error) {
+	ctx := r.Context()
+	var named sessionsNamed
+	var by string // of events
+	switch s.By {
+	case "sub":
+		named.sub, by = s.Text, "user"
+	case "sid":
+		named.sid = s.Text
+	case "id":
+		named.id, by = s.Text, "session"
+	case "request":
+		by = "request"
+	}
+	if by != "request" {
+		if list, s.More, err = a.findSessions(ctx, named, 0); err != nil {
+			return nil, foundEvents{}, err
+		}
+	}
+	if by == "" {
+		a.emitSessionsListed(r, named, len(list))
+		return list, foundEvents{}, nil
+	}
+	if found, err = a.eventsOf(ctx, by, s.Text, 0); err != nil {
+		found.by = by
+	}
+	if err == nil || len(list) > 0 { // the sessions are shown beside the error
+		a.emitEventsRead(r, found, s.Text)
+	}
+	return list, found, err
 }
 
 // revokeFromPage ends one session, or all that a search finds, and shows the
@@ -253,9 +272,13 @@ func (a *app) revokeFromPage(w http.ResponseWriter, r *http.Request) error {
 	case errors.As(err, &mistake):
 		return adminpage.WriteProblem(w, http.StatusBadRequest, mistake.Error())
 	case err != nil:
-		a.log.WarnContext(r.Context(), "request of an administrator failed", "path", r.URL.Path, "err", err)
-		return adminpage.WriteProblem(w, http.StatusServiceUnavailable,
-			"The store does not respond. Try again in a moment.")
+		a.logAdminError(r, slog.LevelWarn, err)
+		text := "The store does not respond. Try again in a moment."
+		if partly, ok := errors.AsType[partlyRevoked](err); ok {
+			text = fmt.Sprintf("The store does not respond. %d sessions were revoked, and there may be more. "+
+				"Try again in a moment.", partly.ended)
+		}
+		return adminpage.WriteProblem(w, http.StatusServiceUnavailable, text)
 	}
 	back := url.Values{"by": {r.PostForm.Get("by")}, "q": {r.PostForm.Get("q")}, "revoked": {strconv.Itoa(len(ended))}}
 	http.Redirect(w, r, "/admin/?"+back.Encode(), http.StatusSeeOther)

@@ -1,14 +1,13 @@
 package bff
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
@@ -40,7 +39,7 @@ type adminSession struct {
 }
 
 // addSessionsAPI adds the endpoints by which administrators list and revoke
-// sessions.
+// sessions, and read what happened to them.
 func (s *Server) addSessionsAPI(mux *http.ServeMux) {
 	handle := func(pattern string, serve func(*app, http.ResponseWriter, *http.Request) error) {
 		mux.Handle(pattern, s.RequireAdmin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -54,6 +53,7 @@ func (s *Server) addSessionsAPI(mux *http.ServeMux) {
 	handle("GET /admin/sessions", (*app).listSessions)
 	handle("DELETE /admin/sessions/{id}", (*app).revokeSession)
 	handle("POST /admin/revoke", (*app).revokeSessions)
+	handle("GET /admin/why", (*app).why)
 }
 
 // badRequest is a mistake in the request of an administrator.
@@ -66,77 +66,89 @@ func (a *app) adminError(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &mistake):
 		http.Error(w, mistake.Error(), http.StatusBadRequest)
 	case errors.Is(err, session.ErrStore):
-		a.log.WarnContext(r.Context(), "request of an administrator failed", "path", r.URL.Path, "err", err)
-		http.Error(w, "the store does not respond; the log has the error", http.StatusServiceUnavailable)
+		a.logAdminError(r, slog.LevelWarn, err)
+		http.Error(w, "the store does not respond; "+storeAdvice(err), http.StatusServiceUnavailable)
 	default:
-		a.log.ErrorContext(r.Context(), "request of an administrator failed", "path", r.URL.Path, "err", err)
+		a.logAdminError(r, slog.LevelError, err)
 		http.Error(w, "internal error; the log has it", http.StatusInternalServerError)
 	}
+}
+
+func (a *app) logAdminError(r *http.Request, level slog.Level, err error) {
+	id, _ := requestOf(r.Context())
+	a.log.LogAttrs(r.Context(), level, "request of an administrator failed",
+		slog.String("request", id), slog.String("path", r.URL.Path), slog.Any("err", err))
 }
 
 // listSessions lists the sessions of a user or of a session at the provider,
 // the newest first, or the one with an ID. If there are more than maxListed,
 // the header Link refers to the next ones (RFC 8288).
 func (a *app) listSessions(w http.ResponseWriter, r *http.Request) error {
-	q, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return badRequest{fmt.Errorf("the query cannot be parsed: %w", err)}
-	}
-	offset := 0
-	for name, values := range q {
-		switch {
-		case !slices.Contains([]string{"sub", "sid", "id", "offset"}, name):
-			return badRequest{fmt.Errorf("unknown parameter %.40q: sub, sid, id and offset are known", name)}
-		case len(values) > 1:
-			return badRequest{fmt.Errorf("%s is there %d times", name, len(values))}
-		case name == "offset":
-			if offset, err = strconv.Atoi(values[0]); err != nil || offset < 0 {
-				return badRequest{fmt.Errorf("offset: %.40q is not a number from 0", values[0])}
-			}
-		}
-	}
-	list, more, err := a.findSessions(r, q.Get("sub"), q.Get("sid"), q.Get("id"), offset)
+	q, offset, err := adminQuery(r, "sub", "sid", "id")
 	if err != nil {
 		return err
 	}
-	if more {
-		q.Set("offset", strconv.Itoa(offset+maxListed))
-		w.Header().Set("Link", "</admin/sessions?"+q.Encode()+`>; rel="next"`)
+	named := sessionsNamed{q.Get("sub"), q.Get("sid"), q.Get("id")}
+	list, more, err := a.findSessions(r.Context(), named, offset)
+	if err != nil {
+		return err
 	}
+	a.emitSessionsListed(r, named, len(list))
+	setNext(w, "/admin/sessions", q, offset+maxListed, more)
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(list)
 }
 
+// sessionsNamed are the sessions of a user (sub), of a session at the provider
+// (sid), of both, or the one with an ID.
+type sessionsNamed struct{ sub, sid, id string }
+
 // findSessions returns up to maxListed sessions after offset, and whether there
 // are more.
-func (a *app) findSessions(r *http.Request, sub, sid, id string, offset int) (
+func (a *app) findSessions(ctx context.Context, n sessionsNamed, offset int) (
 	list []adminSession, more bool, err error,
 ) {
-	ctx := r.Context()
 	var infos []session.Info
-	if id != "" && sub == "" && sid == "" {
+	if n.id != "" && n.sub == "" && n.sid == "" {
 		var info session.Info
 		var found bool
-		if info, found, err = a.sessions.Info(ctx, id); found {
+		if info, found, err = a.sessions.Info(ctx, n.id); found {
 			infos = append(infos, info)
 		}
-	} else if id != "" {
+	} else if n.id != "" {
 		err = badRequest{errors.New("send either id, or sub and sid")}
-	} else if err = checkSubject(sub, sid); err == nil {
-		infos, more, err = a.sessions.List(ctx, a.app.Issuer, sub, sid, offset, maxListed)
+	} else if err = checkSubject(n.sub, n.sid); err == nil {
+		infos, more, err = a.sessions.List(ctx, a.app.Issuer, n.sub, n.sid, offset, maxListed)
 	}
 	if err != nil {
 		return nil, false, err
 	}
-	a.emitAdmin(r, Event{Kind: AdminSessionsListed, subject: sub, message: "sessions listed"})
 	list = make([]adminSession, len(infos))
 	for i, info := range infos {
 		list[i] = adminSession{
-			info.ID, sub, sid, jsonTime(info.CreatedAt), jsonTime(info.LastSeenAt), jsonTime(info.IdleExpiresAt),
-			jsonTime(info.ExpiresAt), info.Device,
+			info.ID, n.sub, n.sid, jsonTime(info.CreatedAt), jsonTime(info.LastSeenAt),
+			jsonTime(info.IdleExpiresAt), jsonTime(info.ExpiresAt), info.Device,
 		}
 	}
 	return list, more, nil
+}
+
+// emitSessionsListed reports that an administrator looked for sessions, and
+// found some.
+func (a *app) emitSessionsListed(r *http.Request, n sessionsNamed, found int) {
+	e := Event{Kind: AdminSessionsListed, message: "sessions listed"}
+	switch {
+	case n.id != "":
+		if e = a.named(e, "id", n.id); found > 0 {
+			e.Session = n.id
+		}
+	case n.sid != "":
+		e = a.named(e, "sid", n.sid)
+		e.subject = n.sub
+	default:
+		e = a.named(e, "sub", n.sub)
+	}
+	a.emit(r.Context(), e)
 }
 
 // checkSubject checks what a request says of the sessions that it is about.
@@ -181,32 +193,32 @@ func (a *app) revokeSessions(w http.ResponseWriter, r *http.Request) error {
 }
 
 // revokeFor ends the session with an ID, or those of a user or a session at the
-// provider: by is id, sub or sid. It returns the IDs of those that it ended.
+// provider: by is id, sub or sid. It returns the IDs of those that it ended,
+// also beside an error.
 func (a *app) revokeFor(r *http.Request, by, value string) (ended []string, err error) {
 	ended = []string{} // [] in JSON
-	event := Event{Kind: AdminSessionRevoked, message: "session revoked"}
 	switch by {
 	case "id":
 		var found bool
-		if found, err = a.sessions.EndByID(r.Context(), value, session.ReasonRevoked); found {
+		if found, err = a.sessions.EndByID(r.Context(), value, session.ReasonRevoked); found && err == nil {
 			ended = []string{value}
 		}
 	case "sub":
-		event.subject = value
 		ended, err = a.endAll(r, value, "")
 	default:
 		ended, err = a.endAll(r, "", value)
 	}
-	if err != nil {
-		return nil, err
-	}
+	event := a.named(Event{Kind: AdminSessionRevoked, message: "session revoked"}, by, value)
 	for _, id := range ended {
 		event.Session = id
-		a.emitAdmin(r, event)
+		a.emit(r.Context(), event)
+	}
+	if err != nil {
+		return ended, err
 	}
 	if len(ended) == 0 {
 		event.message = "no session to revoke"
-		a.emitAdmin(r, event)
+		a.emit(r.Context(), event)
 	}
 	return ended, nil
 }
@@ -216,7 +228,27 @@ func (a *app) endAll(r *http.Request, sub, sid string) ([]string, error) {
 		return nil, err
 	}
 	ended, err := a.sessions.EndAll(r.Context(), a.app.Issuer, sub, sid, session.ReasonRevoked)
+	if err != nil && len(ended) > 0 {
+		err = partlyRevoked{err, len(ended)}
+	}
 	return append([]string{}, ended...), err
+}
+
+// partlyRevoked is the error of a revocation that has ended some of the
+// sessions.
+type partlyRevoked struct {
+	error
+	ended int
+}
+
+func (e partlyRevoked) Unwrap() error { return e.error }
+
+// storeAdvice says what to do after an error of the store.
+func storeAdvice(err error) string {
+	if partly, ok := errors.AsType[partlyRevoked](err); ok {
+		return fmt.Sprintf("%d sessions were revoked, and there may be more: repeat the request", partly.ended)
+	}
+	return "the log has the error"
 }
 
 // readRevocation reads the body of POST /admin/revoke, an object with one

@@ -64,7 +64,8 @@ type app struct {
 	users        loggedUsers
 	logged       requestFilter
 	events       *limiter[EventKind] // reported ones that anybody can cause
-	history      *history            // nil if Config has mistakes
+	unnamed      unnamedEvents
+	history      *history // nil if Config has mistakes
 	onEvent      func(context.Context, Event)
 	tracer       trace.Tracer // nil: there are no traces
 
@@ -296,7 +297,12 @@ func (a *app) start() {
 	}
 	a.background.Go(func() { a.provider.Run(ctx) }) // until close, as the next
 	a.background.Go(func() { a.sessions.Run(ctx) })
-	a.background.Go(func() { a.history.run(ctx) })
+	writing, stopWriting := context.WithCancel(context.Background())
+	a.background.Go(func() {
+		defer stopWriting() // the last of what reportUnnamed reports is written too
+		a.reportUnnamed(ctx)
+	})
+	a.background.Go(func() { a.history.run(writing) })
 	a.background.Go(func() { a.server.storeOutage.watch(ctx, a.store) })
 	probing, stopProbing := context.WithCancel(context.Background())
 	a.stopProbing = stopProbing

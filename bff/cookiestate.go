@@ -57,6 +57,16 @@ func (a *app) findSession(r *http.Request) (*session.Session, error) {
 	return current, err
 }
 
+// cookieSession returns the ID of the session that a request's cookie names, or
+// "". It calls no store, so the session may have ended.
+func (a *app) cookieSession(r *http.Request) string {
+	ticket, state := a.cookie.Read(r)
+	if state == session.CookieAbsent || state.Refused() {
+		return ""
+	}
+	return ticket.SessionID()
+}
+
 // renewCookie sends the session cookie again if it is outdated, so that the old
 // session key can be removed before the session ends. It reports whether it
 // did. current is the request's session. If that has ended meanwhile, the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -50,7 +51,8 @@ const (
 	// AdminSessionsListed: an administrator looked for sessions.
 	AdminSessionsListed EventKind = "admin.sessions_listed"
 	// AdminEventsRead: an administrator read the events of a session, a user or
-	// a request.
+	// a request. A search on the page for administrators is one such event,
+	// although the page shows the sessions too.
 	AdminEventsRead EventKind = "admin.events_read"
 	// AdminSessionRevoked: an administrator ended a session. It has no session
 	// if there was none to end.
@@ -77,6 +79,11 @@ type Event struct {
 	Reason string `json:"reason,omitempty"`
 	// Cause is why, for people. It is the text of an error.
 	Cause string `json:"err,omitempty"`
+	// By and Target are what an administrator named: By is sub, sid, id or
+	// request, and Target is its value. A sub is in the form of
+	// Config.LogUsers.
+	By     string `json:"by,omitempty"`
+	Target string `json:"target,omitempty"`
 
 	// Of its line in the log.
 	level   slog.Level
@@ -101,6 +108,8 @@ func (e Event) LogAttrs() []slog.Attr {
 	add("client", e.Client)
 	add("reason", e.Reason)
 	add("err", e.Cause)
+	add("by", e.By)
+	add("target", e.Target)
 	return append(attrs, e.attrs...)
 }
 
@@ -119,40 +128,130 @@ func (k EventKind) anybodyCauses() bool {
 	return false
 }
 
-// emit reports an event. It is the one place that turns events into log lines.
-// If a request caused the event, ctx is its context.
+// emit reports an event. If a request caused the event, ctx is its context.
+// emit neither waits nor calls the store: if only the store knows the user of
+// the session, the event is reported a moment later.
 func (a *app) emit(ctx context.Context, e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
-	e.App, e.User = a.host, a.user(e.subject)
-	if e.subject != "" {
-		e.userHash = a.users.hash(e.subject)
-	}
-	if w, ok := ctx.Value(responseKey{}).(*response); ok && e.Request == "" {
-		e.Request, e.Client = w.requestID, w.client
+	e.App = a.host
+	a.setUser(&e)
+	if e.Request == "" {
+		e.Request, e.Client = requestOf(ctx)
 	}
 	e.Cause = truncate(e.Cause, maxLogged)
 	a.server.metrics.count(e) // also those that are not reported
 	a.server.hour.countEvent(e)
-	if e.Kind.anybodyCauses() && a.events.take(e.Kind) > 0 {
-		a.server.unreported.add(func(count uint64) {
-			a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))
-		})
+	if e.Kind.anybodyCauses() {
+		if a.events.take(e.Kind) > 0 {
+			a.server.unreported.add(func(count uint64) {
+				a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))
+			})
+			return
+		}
+	} else if e.User == "" && e.Session != "" && a.users.form == UsersHashed && a.unnamed.add(ctx, e) {
 		return
 	}
-	if e.User == "" && e.Session != "" && a.users.form == UsersHashed {
-		e.userHash = a.history.userOf(ctx, e.Session)
+	a.report(ctx, e)
+}
+
+// setUser sets the user of an event, as far as it is known.
+func (a *app) setUser(e *Event) {
+	switch {
+	case e.subject != "":
+		e.User, e.userHash = a.user(e.subject), a.users.hash(e.subject)
+	case a.users.form == UsersHashed:
 		e.User = e.userHash
 	}
+}
+
+// requestOf returns the ID and the client of the request with a context, if
+// there is one.
+func requestOf(ctx context.Context) (id, client string) {
+	if w, ok := ctx.Value(responseKey{}).(*response); ok {
+		return w.requestID, w.client
+	}
+	r, _ := ctx.Value(adminRequestKey{}).(adminRequest)
+	return r.id, r.client
+}
+
+// report writes an event to the log, to Config.Observe and to the history. It
+// is the one place that does.
+func (a *app) report(ctx context.Context, e Event) {
+	ctx = context.WithoutCancel(ctx)
 	a.server.recent.add(e)
-	a.log.LogAttrs(context.WithoutCancel(ctx), e.level, e.message, e.LogAttrs()...)
-	if e.Kind != AdminEventsRead { // which would otherwise add to what it reads
+	a.log.LogAttrs(ctx, e.level, e.message, e.LogAttrs()...)
+	if e.Kind != AdminEventsRead && e.Kind != AdminSessionsListed { // which would otherwise add to what they read
 		a.history.add(e)
 	}
 	if a.onEvent != nil {
-		a.onEvent(context.WithoutCancel(ctx), e)
+		a.onEvent(ctx, e)
 	}
+}
+
+// unnamedEvents are events of sessions whose user only the store knows. They
+// are reported as soon as the store has named the user, or without a user.
+type unnamedEvents struct {
+	mu      sync.Mutex        // guards all below
+	waiting chan unnamedEvent // nil: run does not run
+}
+
+// unnamedEvent is an event with the span in which it happened.
+type unnamedEvent struct {
+	Event
+	span trace.SpanContext
+}
+
+const (
+	// maxUnnamed is how many events wait for their user at most.
+	maxUnnamed = 1000
+	// namingTimeout bounds how long the store may take to name a user.
+	namingTimeout = 2 * time.Second
+)
+
+// add reports whether run will report the event.
+func (u *unnamedEvents) add(ctx context.Context, e Event) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	select {
+	case u.waiting <- unnamedEvent{e, trace.SpanContextFromContext(ctx)}: // never, if it is nil
+		return true
+	default:
+		return false
+	}
+}
+
+// reportUnnamed reports events until ctx ends, and then those that wait.
+func (a *app) reportUnnamed(ctx context.Context) {
+	u, waiting := &a.unnamed, make(chan unnamedEvent, maxUnnamed)
+	u.mu.Lock()
+	u.waiting = waiting
+	u.mu.Unlock()
+	for ctx.Err() == nil {
+		select {
+		case e := <-waiting:
+			a.reportNamed(ctx, e)
+		case <-ctx.Done():
+		}
+	}
+	u.mu.Lock()
+	u.waiting = nil // emit reports what comes from now on
+	u.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), namingTimeout)
+	defer cancel()
+	for len(waiting) > 0 {
+		a.reportNamed(ctx, <-waiting)
+	}
+}
+
+// reportNamed looks up the user of an event, and reports it.
+func (a *app) reportNamed(ctx context.Context, e unnamedEvent) {
+	lookup, cancel := context.WithTimeout(context.WithoutCancel(ctx), namingTimeout)
+	defer cancel()
+	e.userHash = a.history.userOf(lookup, e.Session)
+	a.setUser(&e.Event)
+	a.report(trace.ContextWithSpanContext(ctx, e.span), e.Event)
 }
 
 // observe is session.Config.Observe.
@@ -196,11 +295,14 @@ func (a *app) observe(ctx context.Context, s session.Event) {
 }
 
 // refused reports an error response that matters to security.
-func (a *app) refused(w *response, p *problem.Problem) {
+func (a *app) refused(w *response, r *http.Request, p *problem.Problem) {
 	var e Event
 	switch {
 	case p.Code == problem.CSRF.Code:
 		e = w.event(CSRFRefused, "request refused: it may come from another site")
+		if e.Session == "" && a.events.check(e.Kind) == 0 { // a flood opens no cookies
+			e.Session = a.cookieSession(r)
+		}
 	case w.login:
 		e = w.event(LoginRefused, "login refused")
 	case w.oauthErrors:
@@ -215,7 +317,7 @@ func (a *app) refused(w *response, p *problem.Problem) {
 // event returns an event that a request caused. Its level is DEBUG.
 func (w *response) event(kind EventKind, message string) Event {
 	return Event{
-		Kind: kind, Session: w.session, Request: w.requestID, Client: w.client,
+		Kind: kind, Session: w.session, Request: w.requestID, Client: w.client, subject: w.subject,
 		level: slog.LevelDebug, message: message,
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
@@ -17,7 +19,7 @@ import (
 // "history:" is one of these:
 //
 //   - the events of a session, sealed under the session keys
-//   - the IDs of a user's sessions
+//   - the IDs of a user's sessions, each with the time of its start
 //   - the ID of the session that a request belongs to
 //
 // Events without a session are not kept: anonymous requests write nothing to
@@ -28,8 +30,11 @@ type history struct {
 	codec *session.Codec
 	log   *slog.Logger
 	life  time.Duration // of a member
-	queue chan Event    // what run writes
 	full  refusals      // events that were not kept
+
+	// What run writes: starts, ends and acts of administrators before the rest,
+	// which comes in floods.
+	important, routine chan Event
 
 	budgets *limiter[string] // :: session → events that a client can cause
 }
@@ -40,11 +45,12 @@ const (
 	maxHistory, maxRefreshes = 50, 5
 	// historyAfterEnd is how much longer than a session its history lives.
 	historyAfterEnd = 24 * time.Hour
-	// historyQueue is how many events may wait for the store.
+	// historyQueue is how many events of each of the two queues may wait for
+	// the store.
 	historyQueue = 1000
 	// historyTimeout bounds a call to the store.
 	historyTimeout = 5 * time.Second
-	// maxHistorySessions is of how many sessions Why returns the events.
+	// maxHistorySessions is of how many sessions one response has the events.
 	maxHistorySessions = 200
 )
 
@@ -56,8 +62,8 @@ func newHistory(cfg session.Config, ring *session.Keyring, log *slog.Logger) *hi
 	life := cmp.Or(cfg.MaxLifetime, session.DefaultMaxLifetime)
 	return &history{
 		store: cfg.Store, ring: ring, codec: ring.Codec("history", 0), log: log,
-		life: life + historyAfterEnd, queue: make(chan Event, historyQueue),
-		budgets: newLimiter[string](historyLimit),
+		life: life + historyAfterEnd, budgets: newLimiter[string](historyLimit),
+		important: make(chan Event, historyQueue), routine: make(chan Event, historyQueue),
 	}
 }
 
@@ -66,9 +72,12 @@ func (h *history) add(e Event) {
 	if e.Session == "" {
 		return
 	}
-	switch session.Kind(e.Kind) {
-	case session.SessionStarted, session.SessionEnded, session.SessionReturned:
-	case session.SessionRefreshed:
+	queue := h.routine
+	switch e.Kind {
+	case EventKind(session.SessionStarted), EventKind(session.SessionEnded), AdminSessionRevoked:
+		queue = h.important
+	case EventKind(session.SessionReturned):
+	case EventKind(session.SessionRefreshed):
 		e.Request = "" // most events are refreshes, and their request is of no interest
 	default:
 		if h.budgets.take(e.Session) > 0 {
@@ -76,7 +85,7 @@ func (h *history) add(e Event) {
 		}
 	}
 	select {
-	case h.queue <- e:
+	case queue <- e:
 	default:
 		h.full.add(func(count uint64) {
 			h.log.Warn("events not kept for cloakroom why: the store is slow", "count", count)
@@ -88,16 +97,32 @@ func (h *history) add(e Event) {
 // historyTimeout.
 func (h *history) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		select {
-		case e := <-h.queue:
+		if e, ok := h.next(ctx.Done()); ok {
 			h.write(context.WithoutCancel(ctx), e)
-		case <-ctx.Done():
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), historyTimeout)
 	defer cancel()
-	for len(h.queue) > 0 && ctx.Err() == nil {
-		h.write(ctx, <-h.queue)
+	for len(h.important)+len(h.routine) > 0 && ctx.Err() == nil {
+		e, _ := h.next(nil)
+		h.write(ctx, e)
+	}
+}
+
+// next returns the next event to write. It waits for one until done is closed.
+func (h *history) next(done <-chan struct{}) (e Event, ok bool) {
+	select {
+	case e := <-h.important:
+		return e, true
+	default:
+	}
+	select {
+	case e := <-h.important:
+		return e, true
+	case e := <-h.routine:
+		return e, true
+	case <-done:
+		return Event{}, false
 	}
 }
 
@@ -132,7 +157,7 @@ func (h *history) tryWrite(ctx context.Context, e Event) error {
 	}
 	if e.Kind == EventKind(session.SessionStarted) {
 		for _, name := range []string{e.subject, e.userHash} { // either finds it
-			if err := h.store.Add(ctx, h.key("user", name), e.Session, h.life); err != nil {
+			if err := h.store.Add(ctx, h.key("user", name), startedSession(e), h.life); err != nil {
 				return err
 			}
 		}
@@ -232,14 +257,34 @@ func (h *history) ofSessions(ctx context.Context, ids []string) ([]Event, error)
 	return all, nil
 }
 
+// startedSession returns the member of a user's set for the start of a session:
+// its time in milliseconds, as 11 hexadecimal digits that sort by time, and the
+// ID.
+func startedSession(e Event) string {
+	return fmt.Sprintf("%011x %s", e.Time.UnixMilli(), e.Session)
+}
+
 // of returns the events of the sessions that belong to a user or a request, the
-// oldest first.
-func (h *history) of(ctx context.Context, kind, name string) ([]Event, error) {
-	ids, err := h.members(ctx, kind, name)
+// oldest first. It skips the newest offset sessions and reads the next
+// maxHistorySessions. more reports whether there are older ones.
+func (h *history) of(ctx context.Context, kind, name string, offset int) (events []Event, more bool, err error) {
+	members, err := h.members(ctx, kind, name)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return h.ofSessions(ctx, ids[:min(len(ids), maxHistorySessions)])
+	slices.Reverse(members) // the newest first
+	members = members[min(offset, len(members)):]
+	more = len(members) > maxHistorySessions
+	var ids []string
+	for _, member := range members[:min(len(members), maxHistorySessions)] {
+		_, id, ok := strings.Cut(member, " ")
+		if !ok {
+			id = member // of a request
+		}
+		ids = append(ids, id)
+	}
+	events, err = h.ofSessions(ctx, ids)
+	return events, more, err
 }
 
 // userOf returns the user of a session as its history names it, or "".

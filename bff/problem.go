@@ -48,7 +48,7 @@ func (a *app) writeProblem(w *response, r *http.Request, err error) {
 		a.cookie.Clear(w)
 	}
 	w.problem = p
-	a.refused(w, p)
+	a.refused(w, r, p)
 	h := w.Header()
 	if w.page == silentPage {
 		status := http.StatusOK

@@ -6,71 +6,147 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // why responds with the events of a session, of a user's sessions, or of the
 // session that a request belongs to, the oldest first. The parameter is session
-// (an ID as in /bff/session), user (a sub, or its hash as in the log), or
-// request (an ID of an error response or a log line).
-func (s *Server) why(w http.ResponseWriter, r *http.Request) {
-	a := s.current.Load()
-	q := r.URL.Query()
-	if len(q) != 1 {
-		http.Error(w, "one of the parameters user, session and request is needed", http.StatusBadRequest)
-		return
+// (an ID as in /bff/session), user (a sub, or its hash as in the log), request
+// (an ID of an error response or a log line), or any of them (any).
+//
+// A response has the events of the newest 200 sessions at most. The header Link
+// then refers to the older ones (RFC 8288).
+func (a *app) why(w http.ResponseWriter, r *http.Request) error {
+	q, offset, err := adminQuery(r, "user", "session", "request", "any")
+	if err != nil {
+		return err
 	}
-	var events []Event
-	err := error(badRequest{errors.New("one of the parameters user, session and request needs a value")})
-	for _, by := range []string{"user", "session", "request"} {
-		if value := q.Get(by); value != "" {
-			if events, err = a.eventsOf(r.Context(), by, value); err == nil {
-				a.emitEventsRead(r, by, value)
+	var by, value string
+	for name, values := range q {
+		if name != "offset" {
+			by, value = name, values[0]
+		}
+	}
+	if value == "" || len(q) > 1 && !q.Has("offset") || len(q) > 2 {
+		return badRequest{errors.New("send one of the parameters user, session, request and any")}
+	}
+	found, err := a.eventsOf(r.Context(), by, value, offset)
+	if err != nil {
+		return err
+	}
+	a.emitEventsRead(r, found, value)
+	setNext(w, "/admin/why", q, offset+maxHistorySessions, found.more)
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(found.events)
+}
+
+// adminQuery returns the parameters of an administrator's request, each of
+// which is known and there once at most, and the number in the parameter
+// offset, which is always known. The error is a badRequest.
+func adminQuery(r *http.Request, known ...string) (q url.Values, offset int, err error) {
+	if q, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+		return nil, 0, badRequest{fmt.Errorf("the query cannot be parsed: %w", err)}
+	}
+	known = append(known, "offset")
+	for name, values := range q {
+		switch {
+		case !slices.Contains(known, name):
+			return nil, 0, badRequest{fmt.Errorf("unknown parameter %.40q: known are %s", name,
+				strings.Join(known, ", "))}
+		case len(values) > 1:
+			return nil, 0, badRequest{fmt.Errorf("%s is there %d times, send it once", name, len(values))}
+		case name == "offset":
+			if offset, err = strconv.Atoi(values[0]); err != nil || offset < 0 {
+				return nil, 0, badRequest{fmt.Errorf("offset: %.40q is not a number from 0", values[0])}
 			}
 		}
 	}
-	if err != nil {
-		a.adminError(w, r, err)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(events)
+	return q, offset, nil
 }
 
-// eventsOf returns the events of a user, a session or a request, the oldest
-// first. The error wraps session.ErrStore.
-func (a *app) eventsOf(ctx context.Context, by, value string) (events []Event, err error) {
-	if len(value) > maxSubject {
-		return nil, badRequest{fmt.Errorf("%s has at most %d bytes", by, maxSubject)}
+// setNext sets the header Link of a response that has not everything, if there
+// is more from offset on.
+func setNext(w http.ResponseWriter, path string, q url.Values, offset int, more bool) {
+	if more {
+		q.Set("offset", strconv.Itoa(offset))
+		w.Header().Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
 	}
-	switch by {
-	case "session":
-		events, err = a.history.ofSessions(ctx, []string{value})
-	case "user":
-		events, err = a.history.of(ctx, "user", value)
-	case "request":
-		if events, err = a.history.of(ctx, "request", value); err == nil {
-			events = withRecent(events, a.server.recent.list(), value)
+}
+
+// foundEvents are the events of a user, a session or a request, the oldest
+// first.
+type foundEvents struct {
+	by     string // which of them
+	events []Event
+	more   bool // there are older sessions, whose events are not here
+}
+
+// sessionID matches the ID of a session.
+var sessionID = regexp.MustCompile(`^[A-Za-z0-9_-]{22}$`)
+
+// eventsOf returns the events of a user, a session or a request, or of what any
+// of them is. The error is a badRequest or wraps session.ErrStore.
+func (a *app) eventsOf(ctx context.Context, by, value string, offset int) (foundEvents, error) {
+	if len(value) > maxSubject {
+		return foundEvents{}, badRequest{fmt.Errorf("%s has at most %d bytes", by, maxSubject)}
+	}
+	kinds := []string{by}
+	if by == "any" {
+		kinds = []string{"user", "request"}
+		if sessionID.MatchString(value) {
+			kinds = []string{"session", "user", "request"}
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: read events: %w", session.ErrStore, err)
+	for _, kind := range kinds {
+		found, err := a.eventsOfKind(ctx, kind, value, offset)
+		if err != nil {
+			return foundEvents{}, fmt.Errorf("%w: read events: %w", session.ErrStore, err)
+		}
+		if len(found.events) > 0 {
+			return found, nil
+		}
 	}
-	return events, nil
+	return foundEvents{by: kinds[0], events: []Event{}}, nil // [] in JSON
 }
 
-// emitEventsRead reports that an administrator read what eventsOf returns.
-func (a *app) emitEventsRead(r *http.Request, by, value string) {
-	e := Event{Kind: AdminEventsRead, message: "events read"}
+func (a *app) eventsOfKind(ctx context.Context, by, value string, offset int) (found foundEvents, err error) {
+	found.by = by
 	switch by {
 	case "session":
-		e.Session = value
-	case "user":
-		e.subject = value
+		found.events, err = a.history.ofSessions(ctx, []string{value})
+	default:
+		found.events, found.more, err = a.history.of(ctx, by, value, offset)
 	}
-	a.emitAdmin(r, e)
+	if by == "request" {
+		found.events = withRecent(found.events, a.server.recent.list(), value)
+	}
+	return found, err
+}
+
+// emitEventsRead reports that an administrator read events.
+func (a *app) emitEventsRead(r *http.Request, found foundEvents, value string) {
+	e := Event{Kind: AdminEventsRead, message: "events read"}
+	switch found.by {
+	case "session":
+		if e = a.named(e, "id", value); len(found.events) > 0 {
+			e.Session = value
+		}
+	case "request":
+		e = a.named(e, "request", value)
+	case "user":
+		if len(found.events) > 0 && found.events[0].User == value { // it is the hash of one
+			e.By, e.Target, e.userHash = "sub", value, value
+		} else {
+			e = a.named(e, "sub", value)
+		}
+	}
+	a.emit(r.Context(), e)
 }
 
 // withRecent adds to events those of a request that this replica remembers and

@@ -90,11 +90,11 @@ func (m *Manager) endOldest(ctx context.Context, s *Session) error {
 
 // EndAll ends, on every replica, the sessions of a user (subject), or of one
 // session at the provider (sid). If both are given, EndAll ends the sessions
-// that match both. Subject or sid may be empty, not both. A login of
-// that user or sid that began before the call fails with ErrEnded (see Start).
-// EndAll returns the IDs of the sessions
-// that it ended, if any. If the error wraps ErrStore, some of the sessions may
-// still exist. EndByID says what happens to the tokens of the sessions.
+// that match both. Subject or sid may be empty, not both. A login of that user
+// or sid that began before the call fails with ErrEnded (see Start). EndAll
+// returns the IDs of the sessions that it ended, also beside an error. If the
+// error wraps ErrStore, some of the others may still exist. EndByID says what
+// happens to the tokens of the sessions.
 func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reason Reason) ([]string, error) {
 	if subject == "" && sid == "" {
 		return nil, errors.New("end sessions: subject or sid is required")
@@ -114,16 +114,16 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 	for _, l := range listed {
 		sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
 		if err != nil {
-			return nil, storeError("read", err)
+			return ids, storeError("read", err)
 		}
 		if found {
 			e := ending{id: l.id, subject: subject, reason: reason, until: m.latestEnd(l)}
 			if err := m.endSealed(ctx, sealed, e); err != nil {
-				return nil, err
+				return ids, err
 			}
 			ids = append(ids, l.id)
 		} else if err := m.delete(ctx, l.id); err != nil { // Start may be about to write it
-			return nil, storeError("delete", err)
+			return ids, storeError("delete", err)
 		}
 		if found || l.settled() {
 			m.removeListed(ctx, l)

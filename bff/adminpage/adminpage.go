@@ -43,6 +43,8 @@ type Search struct {
 	Sessions []Session
 	More     bool    // there are more sessions than these
 	Events   []Event // of the user, the session or the request, the latest first
+	// MoreEvents reports whether there are older events.
+	MoreEvents bool
 }
 
 // Session is one session of a user.

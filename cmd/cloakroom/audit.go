@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
@@ -34,8 +36,8 @@ func newAuditLog(stdout io.Writer, log *slog.Logger) *auditLog {
 }
 
 // open returns the destination for a value of log.audit: nil for the empty one,
-// standard output for stdout, otherwise a file that is appended to. The error
-// is a *config.Error.
+// standard output for stdout, otherwise a regular file that is appended to. The
+// error is a *config.Error. open does not wait for the reader of a pipe.
 func (a *auditLog) open(audit string) (io.Writer, error) {
 	switch audit {
 	case "":
@@ -43,11 +45,50 @@ func (a *auditLog) open(audit string) (io.Writer, error) {
 	case "stdout":
 		return a.stdout, nil
 	}
-	file, err := os.OpenFile(audit, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	file, err := openRegular(audit)
 	if err != nil {
 		return nil, &config.Error{Key: "log.audit", Value: audit, Err: err}
 	}
 	return file, nil
+}
+
+// openRegular opens a file to append to it, and creates it if it is not there.
+// A file of another type is an error, and is not opened: that could hang or
+// have an effect.
+func openRegular(name string) (*os.File, error) {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return nil, notRegular(info)
+	}
+	// O_NONBLOCK: it may have become a pipe meanwhile.
+	file, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = notRegular(info)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// notRegular is the error of a file that events cannot be appended to.
+func notRegular(info os.FileInfo) error {
+	kind := "neither a file nor a folder"
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		kind = "a folder"
+	case mode&os.ModeNamedPipe != 0:
+		kind = "a pipe"
+	case mode&os.ModeDevice != 0:
+		kind = "a device"
+	case mode&os.ModeSocket != 0:
+		kind = "a socket"
+	}
+	return fmt.Errorf("it is %s: name a regular file, or stdout", kind)
 }
 
 // closeFile closes a destination of open if it is a file.

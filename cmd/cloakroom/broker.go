@@ -125,6 +125,7 @@ func newBroker(cfg *config.Config, more extras, log *slog.Logger) (*broker, erro
 	audit, auditErr := b.audit.open(cfg.Log.Audit)
 	if err := config.Join(storeErr, certErr, serverErr, auditErr); err != nil {
 		store.Close()
+		closeFile(audit)
 		b.audit.close()
 		return nil, err
 	}

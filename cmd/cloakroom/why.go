@@ -32,7 +32,7 @@ error response or a log line. Events are kept until a day after the end of a
 session.`,
 		Args: oneArgument,
 		RunE: func(c *cobra.Command, args []string) error {
-			events, err := a.why(c.Context(), args[0])
+			events, more, err := a.why(c.Context(), args[0])
 			switch {
 			case err != nil:
 				return err
@@ -40,6 +40,10 @@ session.`,
 				err = json.NewEncoder(c.OutOrStdout()).Encode(events)
 			default:
 				err = printEvents(c, events)
+			}
+			if err == nil && more {
+				fmt.Fprintln(c.ErrOrStderr(), "These are the events of the newest sessions only; "+
+					"there are older ones (see docs/operations.md).")
 			}
 			if err == nil && len(events) == 0 {
 				return fmt.Errorf("there are no events of a user, a session or a request %.80q", args[0])
@@ -79,30 +83,21 @@ func separateID(args []string) []string {
 	return append(slices.Delete(slices.Clone(args), i, i+1), "--", args[i])
 }
 
-// why returns the events of what value names: a session, a request or a user.
-func (a *adminClient) why(ctx context.Context, value string) ([]bff.Event, error) {
-	names := []string{"request", "user"}
-	if sessionID.MatchString(value) {
-		names = []string{"session", "request", "user"}
+// why returns the events of what value names: a session, a user or a request.
+// more reports whether there are events of older sessions.
+func (a *adminClient) why(ctx context.Context, value string) (events []bff.Event, more bool, err error) {
+	path := "/admin/why?" + url.Values{"any": {value}}.Encode()
+	resp, err := a.do(ctx, http.MethodGet, path, nil, time.Minute)
+	if err != nil {
+		return nil, false, err
 	}
-	events := []bff.Event{}
-	for _, name := range names {
-		path := "/admin/why?" + url.Values{name: {value}}.Encode()
-		resp, err := a.do(ctx, http.MethodGet, path, nil, 30*time.Second)
-		if err != nil {
-			return nil, err
-		}
-		if resp.status != http.StatusOK {
-			return nil, resp.failure()
-		}
-		if err := json.Unmarshal(resp.body, &events); err != nil {
-			return nil, fmt.Errorf("the response of the broker: %w", err)
-		}
-		if len(events) > 0 {
-			break
-		}
+	if resp.status != http.StatusOK {
+		return nil, false, resp.failure()
 	}
-	return events, nil
+	if err := json.Unmarshal(resp.body, &events); err != nil {
+		return nil, false, fmt.Errorf("the response of the broker: %w", err)
+	}
+	return events, resp.header.Get("Link") != "", nil
 }
 
 // printEvents prints a table of events, and then why sessions ended.

@@ -235,6 +235,6 @@ var Keys = []Key{
 	{"log.format", "json", "Format of log lines: `json` or `text`."},
 	{"log.access", "all", "Requests to log: `all`, `errors` (status 400 and above) or `none`."},
 	{"log.exclude", "", "Paths whose requests are not logged, each with all below it."},
-	{"log.audit", "", "File that events are appended to, or `stdout`. Empty means that they are in the log only."},
+	{"log.audit", "", "Regular file that events are appended to, or `stdout`. Empty: events are in the log only."},
 	{"log.users", "hash", "Form of user IDs in logs and events: `hash` (keyed), `plain` or `none`."},
 }

@@ -53,25 +53,10 @@ func TestEventsPageIsThatOfTheCode(t *testing.T) {
 //go:embed events_intro.md
 var intro string
 
-const eventsIntro = `An event is a fact that matters to the security of users. Its line in the log has these
-attributes. They keep their names and meanings. Those that an event does not have are left out.
-
-| attribute | value |
-|---|---|
-| ` + "`event`" + ` | the kind, of the table below |
-| ` + "`time`" + ` | when it happened |
-| ` + "`app`" + ` | the host of ` + "`server.public_url`" + ` |
-| ` + "`session`" + ` | the ID that ` + "`/bff/session`" + ` shows |
-| ` + "`user`" + ` | the user of the session, in the form of ` + "`log.users`" + ` |
-| ` + "`request`" + ` | the request that caused or noticed it |
-| ` + "`client`" + ` | the address of that request |
-| ` + "`reason`" + ` | why, as a word for scripts |
-| ` + "`err`" + ` | why, for people; may change |
-
-Of each kind that anybody can cause, at most 20 a second are logged in the long run. Another line
-counts the rest. The last events of each session, 5 refreshes among them, are also in the store,
-until a day after its end. ` + "`cloakroom why`" + ` shows them.
-`
+// eventsIntro is the beginning of the section Events.
+//
+//go:embed events_section.md
+var eventsIntro string
 
 func page(t *testing.T) string {
 	t.Helper()
