@@ -15,8 +15,9 @@ export const tokenLife = 10; // seconds
  * @param {string} [options.publicURL] for a server in front of the broker; otherwise the broker's own address
  * @param {string} [options.path] at the end of the public URL
  * @param {object} [options.frontend] instead of the sample app
+ * @param {object[]} [options.routes] besides those of the sample API
  */
-export async function serve({ adminToken, publicURL, path = "", frontend = { dir: join(repository, "web/demo") } } = {}) {
+export async function serve({ adminToken, publicURL, path = "", routes = [], frontend = { dir: join(repository, "web/demo") } } = {}) {
   const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
   const baseURL = `${publicURL ?? `http://localhost:${port}`}${path}`;
   const running = [];
@@ -43,6 +44,7 @@ export async function serve({ adminToken, publicURL, path = "", frontend = { dir
       routes: [
         { path: "/api/", upstream: backend.api, token: "user" },
         { path: "/public/", upstream: backend.api, token: "none" },
+        ...routes,
       ],
       frontend,
     };

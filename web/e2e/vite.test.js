@@ -1,6 +1,7 @@
 // A real Vite behind the broker (frontend.url), and in front of it (server.proxy).
 import assert from "node:assert/strict";
 import { mkdir, mkdtemp, readFile, writeFile } from "node:fs/promises";
+import http from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -51,6 +52,28 @@ export default { plugins: [look], clearScreen: false, server: { proxy: ${proxy} 
 /** Starts Vite. @param {string} dir @param {number} port */
 const startVite = (dir, port) =>
   start(process.execPath, [vite, dir, "--host", "127.0.0.1", "--port", `${port}`, "--strictPort"], { ready: /ready in/ });
+
+/** Starts an API whose one event stream does not end by itself. @returns {Promise<http.Server>} */
+function startEvents() {
+  const server = http.createServer((request, response) => {
+    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    response.write("data: hello\n\n");
+  });
+  return new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(server)));
+}
+
+/** Signs out in the page, while streams of session events and of an API are open. Both have to end. */
+async function eventsUntilLogout() {
+  const events = new EventSource("/bff/session/events");
+  const next = (type) => new Promise((resolve) => events.addEventListener(type, ({ data }) => resolve(JSON.parse(data)), { once: true }));
+  const state = await next("session-changed");
+  const ended = next("session-ended");
+  const stream = fetch("/events/x").then((response) => response.text());
+  await fetch("/bff/logout", { method: "POST", headers: { "X-CSRF": "1", Accept: "application/json" } });
+  const reason = await ended;
+  while (events.readyState !== EventSource.CLOSED) await new Promise((resolve) => events.addEventListener("error", resolve, { once: true }));
+  return { first: state.user.sub, ended: reason, again: events.readyState, stream: await stream };
+}
 
 /** Signs in at the development provider. @param {import("playwright-core").Page} page */
 async function signIn(page) {
@@ -128,8 +151,10 @@ describe("Vite", { timeout: 180_000 }, () => {
 
   test("in front of the broker: sign-in, and the error without changeOrigin: false", async () => {
     const vitePort = await freePort();
-    const broker = await serve({ publicURL: `http://localhost:${vitePort}` });
-    const proxy = (changeOrigin) => `{ "/bff": { target: "${broker.address}", changeOrigin: ${changeOrigin}, ws: true } }`;
+    const api = await startEvents();
+    const routes = [{ path: "/events/", upstream: `http://127.0.0.1:${api.address().port}`, token: "user" }];
+    const broker = await serve({ publicURL: `http://localhost:${vitePort}`, routes });
+    const proxy = (changeOrigin) => `{ "^/(bff|events)/": { target: "${broker.address}", changeOrigin: ${changeOrigin}, ws: true } }`;
     const dir = await createApp(proxy(false));
     let server;
     try {
@@ -142,6 +167,12 @@ describe("Vite", { timeout: 180_000 }, () => {
       await signIn(page);
       await page.locator("#user", { hasText: "alice" }).waitFor();
       assert.equal(page.url(), `${broker.baseURL}/deep/link`);
+      assert.deepEqual(await page.evaluate(eventsUntilLogout), {
+        first: "alice",
+        ended: { reason: "logout" },
+        again: 2, // EventSource.CLOSED: the new request got 401
+        stream: "data: hello\n\n",
+      });
       await server.stop();
 
       const config = join(dir, "vite.config.js");
@@ -156,6 +187,8 @@ describe("Vite", { timeout: 180_000 }, () => {
     } finally {
       await server?.stop();
       await broker.stop();
+      api.close();
+      api.closeAllConnections();
     }
   });
 });
