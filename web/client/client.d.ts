@@ -145,11 +145,12 @@ export interface Client<Claims extends object = UserClaims> {
   /** What to show the user. The same object until it changes. */
   readonly state: State;
   /**
-   * Requests the session state. Calls at the same time share one request. Neither
-   * extends the session nor refreshes a token. From the first call on, the client
-   * follows the session and emits events.
+   * Requests the session state. Calls at the same time share one request, and so
+   * do calls within 100 ms after it, unless `fresh` is true. Neither extends the
+   * session nor refreshes a token. From the first call on, the client follows the
+   * session and emits events.
    */
-  session(): Promise<Session<Claims>>;
+  session(fresh?: boolean): Promise<Session<Claims>>;
   /** Refreshes the tokens now and returns the session state. Rarely needed. */
   refresh(): Promise<Session<Claims>>;
   /**

@@ -51,7 +51,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   let state = { status: "loading" };
   /** @type {State} the state while nobody is signed in */
   let out = { status: "signed-out" };
-  let stopped = false; // after close, and at logout, so that no listener of signed-out navigates elsewhere
+  let stopped = !page; // also after close, and at logout, so that no listener of signed-out navigates elsewhere
 
   /** @type {Promise<Session>} the result of a request that callers share */
   let shared;
@@ -353,7 +353,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     get state() {
       return state;
     },
-    session: () => session(),
+    session: (fresh) => session(fresh),
 
     refresh: () => session(true, "/session/refresh", { method: "POST" }),
 

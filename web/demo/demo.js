@@ -13,7 +13,7 @@ window.fetch = async (...request) => {
   return response;
 };
 
-const client = createClient({ events: false });
+const client = createClient();
 
 // Who is signed in
 

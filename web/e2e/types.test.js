@@ -25,7 +25,7 @@ describe("the client's types", () => {
     try {
       await cp(join(here, "../client/client.d.ts"), join(copy, "client/client.d.ts"));
       const client = await readFile(join(here, "../client/client.js"), "utf8");
-      const wrong = client.replace("    session: () => session(),\n", "    session: () => 1,\n");
+      const wrong = client.replace("    session: (fresh) => session(fresh),\n", "    session: () => 1,\n");
       assert.notEqual(wrong, client);
       await writeFile(join(copy, "client/client.js"), wrong);
       await writeFile(

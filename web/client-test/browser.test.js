@@ -1,0 +1,173 @@
+// The package in Chromium, built by Vite with React and with Vue, behind the real broker.
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+
+import { signIn as signInAs } from "@cloakroom-bff/client/testing";
+import { closeBrowser, launch } from "../e2e/browser.js";
+import { cloakroom, freePort, start } from "../e2e/process.js";
+import { serve } from "../e2e/serve.js";
+
+const here = new URL(".", import.meta.url).pathname;
+const app = join(here, "app");
+const vite = join(here, "node_modules/vite/bin/vite.js");
+
+/** Chooses alice at the development provider. @param {import("playwright-core").Page} page */
+const chooseAlice = (page) => page.locator('button[name="user"][value="alice"]').click();
+
+/** Waits until a page shows a user and a state. @param {import("playwright-core").Page} page @param {RegExp} text */
+const shows = (page, text) => page.locator("#user", { hasText: text }).waitFor();
+
+describe("the package in Chromium", { timeout: 300_000 }, () => {
+  let browser;
+  let broker;
+  let dist;
+  before(async () => {
+    dist = mkdtempSync(join(tmpdir(), "cloakroom-app-"));
+    execFileSync(process.execPath, [vite, "build", "--emptyOutDir", "--logLevel", "warn"], { cwd: app, env: { ...process.env, OUT: dist }, stdio: "inherit" });
+    browser = await launch();
+    broker = await serve({ frontend: { dir: dist } });
+  });
+  after(async () => {
+    await closeBrowser(browser, "client");
+    await broker?.stop();
+    rmSync(dist, { recursive: true });
+  });
+
+  /** Runs steps in a browser profile of its own. */
+  async function visit(steps, baseURL = broker.baseURL) {
+    const context = await browser.newContext({ baseURL });
+    context.setDefaultTimeout(30_000);
+    await steps(context, async (path) => {
+      const page = await context.newPage();
+      await page.goto(path);
+      return page;
+    });
+    await context.close(); // not after a failure: closeBrowser saves its pages
+  }
+
+  test("React: a guard, and a window that keeps what the user typed", () =>
+    visit(async (context, open) => {
+      const page = await open("/");
+      await chooseAlice(page); // the guard has navigated
+      await shows(page, /Alice.* signed-in/);
+      await page.getByLabel("Letter").fill("a long letter");
+
+      const other = await open("/vue");
+      await shows(other, /Alice.* signed-in/);
+      await other.getByText("Sign out").click();
+      await page.getByRole("alert").waitFor();
+      await page.getByText("signed out: logout").waitFor();
+      assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
+
+      const [popup] = await Promise.all([context.waitForEvent("page"), page.getByText("Sign in again").click()]);
+      await chooseAlice(popup);
+      await shows(page, /Alice.* signed-in/);
+      if (!popup.isClosed()) await popup.waitForEvent("close");
+      assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
+      assert.equal(new URL(page.url()).pathname, "/");
+    }));
+
+  test("Vue: sign-in in a window, under Cross-Origin-Opener-Policy", () =>
+    visit(async (context, open) => {
+      const page = await context.newPage();
+      const response = await page.goto("/vue");
+      assert.equal(response.headers()["cross-origin-opener-policy"], "same-origin");
+      await shows(page, /nobody signed-out/);
+      await page.getByLabel("Note").fill("a note");
+      const [popup] = await Promise.all([context.waitForEvent("page"), page.getByText("Sign in").click()]);
+      await chooseAlice(popup);
+      await shows(page, /Alice.* signed-in/);
+      if (!popup.isClosed()) await popup.waitForEvent("close");
+      assert.equal(await page.getByLabel("Note").inputValue(), "a note");
+    }));
+
+  test("one stream for all tabs; the next tab takes it over", () =>
+    visit(async (context, open) => {
+      let streams = 0;
+      context.on("request", (request) => (streams += request.url().includes("/session/events") ? 1 : 0));
+      const first = await open("/");
+      await chooseAlice(first);
+      await shows(first, /Alice.* signed-in/);
+      const second = await open("/vue");
+      const third = await open("/vue");
+      await shows(third, /Alice.* signed-in/);
+      await until(() => streams === 1);
+      await first.close();
+      await until(() => streams === 2);
+      // Ended at the broker, by a request that no tab knows of.
+      const response = await context.request.post("/bff/logout", { headers: { "X-CSRF": "1", Accept: "application/json" } });
+      assert.equal(response.status(), 200);
+      for (const page of [second, third]) await shows(page, /nobody ended logout/);
+    }));
+
+  test("two tabs sign out at once", () =>
+    visit(async (context, open) => {
+      const first = await open("/");
+      await chooseAlice(first);
+      await shows(first, /Alice.* signed-in/);
+      const second = await open("/vue");
+      await shows(second, /Alice.* signed-in/);
+      await Promise.all([first, second].map((page) => page.getByText("Sign out").click()));
+      for (const page of [first, second]) await page.waitForURL((url) => url.origin !== new URL(broker.baseURL).origin || url.pathname === "/");
+      const third = await open("/vue");
+      await shows(third, /nobody signed-out/);
+    }));
+
+  test("a network that is down and up again changes the state only", () =>
+    visit(async (context, open) => {
+      const page = await open("/");
+      await chooseAlice(page);
+      await shows(page, /Alice.* signed-in/);
+      await context.setOffline(true);
+      await page.evaluate(() => window.client.session(true).catch(() => {}));
+      await shows(page, /Alice.* unreachable/);
+      await context.setOffline(false); // fires the event online
+      await shows(page, /Alice.* signed-in/);
+    }));
+
+  test("the user's devices", () =>
+    visit(async (context, open) => {
+      const page = await open("/");
+      await chooseAlice(page);
+      await shows(page, /Alice.* signed-in/);
+      await page.getByText("Devices").click();
+      await page.locator("#devices", { hasText: /Chrom.* \(this one\)/ }).waitFor();
+      await page.evaluate(() => window.client.endOtherSessions());
+      await page.evaluate(() => window.client.endSession(window.client.current.session.id));
+      await page.getByRole("alert").waitFor();
+    }));
+
+  test("signIn signs in behind cloakroom dev with a real Vite", async () => {
+    const [port, vitePort] = [await freePort(), await freePort()];
+    const command = [process.execPath, vite, app, "--host", "127.0.0.1", "--port", `${vitePort}`, "--strictPort"];
+    const dev = await start(await cloakroom(), ["dev", "--port", `${port}`, "--app", `http://127.0.0.1:${vitePort}`, "--", ...command], {
+      ready: /ready in/,
+    });
+    try {
+      await visit(async (context, open) => {
+        const page = await open("/?open");
+        await shows(page, /nobody signed-out/);
+        await signInAs(page, { sub: "carol", name: "Carol" }, { returnTo: "/?open" });
+        await shows(page, /Carol signed-in/);
+        await signInAs(page, "bob", { returnTo: "/?open" });
+        await shows(page, /Bob.* signed-in/);
+        await assert.rejects(signInAs(page, "nobody"), /sign in: status 400/);
+      }, `http://localhost:${port}`);
+    } finally {
+      await dev.stop();
+    }
+  });
+});
+
+/** Waits for a condition. @param {() => boolean} condition */
+async function until(condition) {
+  const deadline = Date.now() + 30_000;
+  while (!condition()) {
+    assert.ok(Date.now() < deadline, `not within 30 s: ${condition}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}

@@ -1,0 +1,74 @@
+import { act, createElement as h } from "react";
+import { createRoot } from "react-dom/client";
+import { renderToString } from "react-dom/server";
+import { expect, test } from "vitest";
+
+import { CloakroomProvider, RequireSession, useExpiry, useSession } from "@cloakroom-bff/client/react";
+import { mockClient } from "@cloakroom-bff/client/testing";
+
+globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+
+/** Renders an element below the provider. */
+async function render(client, element) {
+  const container = document.createElement("div");
+  await act(async () => createRoot(container).render(h(CloakroomProvider, { client }, element)));
+  return container;
+}
+
+function Name() {
+  const { authenticated, user, state } = useSession();
+  const expiry = useExpiry();
+  return h("p", null, authenticated ? user.name : "nobody", ` ${state.status}`, expiry && ` ${expiry.seconds}`);
+}
+
+test("useSession and useExpiry render again when the session changes", async () => {
+  const client = mockClient();
+  const page = await render(client, h(Name));
+  expect(page.textContent).toBe("nobody signed-out");
+  await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
+  expect(page.textContent).toBe("Alice signed-in");
+  await act(async () => client.expire(30));
+  expect(page.textContent).toBe("Alice expiring 30");
+  await act(async () => client.signOut("idle"));
+  expect(page.textContent).toBe("nobody ended");
+});
+
+test("RequireSession sends users to the sign-in and shows the fallback until then", async () => {
+  const client = mockClient();
+  const logins = [];
+  client.login = (options) => logins.push(options);
+  const page = await render(client, h(RequireSession, { fallback: "wait" }, h(Name)));
+  expect([page.textContent, logins]).toEqual(["wait", [undefined]]);
+  await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
+  expect(page.textContent).toBe("Alice signed-in");
+  await act(async () => client.signOut());
+  expect([page.textContent, logins.length]).toEqual(["wait", 2]);
+});
+
+test("RequireSession waits while the state is not known", async () => {
+  const client = mockClient({ state: { status: "loading" } });
+  client.login = () => expect.unreachable();
+  expect((await render(client, h(RequireSession, { fallback: "wait" }, h(Name)))).textContent).toBe("wait");
+});
+
+test("RequireSession with ended keeps what the user has typed", async () => {
+  const client = mockClient({ user: { sub: "alice", name: "Alice" } });
+  const dialog = h("button", { onClick: () => client.login({ window: true }) }, "Sign in again");
+  const page = await render(client, h(RequireSession, { ended: dialog }, h("input", { defaultValue: "" })));
+  page.querySelector("input").value = "a long letter";
+  await act(async () => client.signOut("idle"));
+  expect([page.textContent, page.querySelector("input").value]).toEqual(["Sign in again", "a long letter"]);
+  await act(async () => client.unreachable());
+  expect(page.querySelector("input").value).toBe("a long letter");
+  await act(async () => page.querySelector("button").dispatchEvent(new MouseEvent("click", { bubbles: true })) && client.login());
+  expect([page.textContent, page.querySelector("input").value]).toEqual(["", "a long letter"]);
+});
+
+test("a server renders the state that is not known yet", () => {
+  const client = mockClient({ user: { sub: "alice", name: "Alice" } });
+  expect(renderToString(h(CloakroomProvider, { client }, h(Name)))).toContain("nobody");
+});
+
+test("without a provider the hooks name what is missing", () => {
+  expect(() => renderToString(h(Name))).toThrow("there is no CloakroomProvider");
+});

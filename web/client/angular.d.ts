@@ -1,0 +1,29 @@
+// Angular providers, interceptor and guard for the client.
+import type { HttpHandlerFn, HttpEvent, HttpRequest } from "@angular/common/http";
+import type { EnvironmentProviders, InjectionToken, Signal } from "@angular/core";
+import type { Observable } from "rxjs";
+import type { Client, SessionTimes, State, UserClaims } from "./client.js";
+
+export interface CloakroomService<Claims extends object = UserClaims> {
+  client: Client<Claims>;
+  state: Signal<State>;
+  /** False also while the state is not known: see `state`. */
+  authenticated: Signal<boolean>;
+  user: Signal<Claims | undefined>;
+  session: Signal<SessionTimes | undefined>;
+}
+
+/** The service: `inject(Cloakroom)`. Its first use requests the session state. */
+export declare const Cloakroom: InjectionToken<CloakroomService<any>>;
+
+/** Provides the service. For `bootstrapApplication`. */
+export declare function provideCloakroom(client: Client<any>): EnvironmentProviders;
+
+/**
+ * Adds the CSRF header to requests to this origin, and notices the end of the
+ * session: `provideHttpClient(withInterceptors([cloakroomInterceptor]))`.
+ */
+export declare function cloakroomInterceptor(request: HttpRequest<unknown>, next: HttpHandlerFn): Observable<HttpEvent<unknown>>;
+
+/** A guard of routes, for `canActivate`. It navigates to the sign-in, which returns to the route. */
+export declare function requireSession(route: unknown, state: { url: string }): Promise<boolean>;

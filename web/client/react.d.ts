@@ -1,0 +1,38 @@
+// React hooks and components for the client.
+import type { ReactElement, ReactNode } from "react";
+import type { Client, Session, SessionTimes, State, UserClaims } from "./client.js";
+
+/** Provides the client to the components below it, and requests the session state. */
+export declare function CloakroomProvider(props: { client: Client<any>; children?: ReactNode }): ReactElement;
+
+/** Returns the client of the provider above. */
+export declare function useClient<Claims extends object = UserClaims>(): Client<Claims>;
+
+/** Returns the session, and renders again when it changes. */
+export declare function useSession<Claims extends object = UserClaims>(): {
+  client: Client<Claims>;
+  state: State;
+  /** False also while the state is not known: see `state.status`. */
+  authenticated: boolean;
+  user: Claims | undefined;
+  session: SessionTimes | undefined;
+};
+
+/** Returns the seconds left while the session is about to end, and renders each second. */
+export declare function useExpiry(): Extract<State, { status: "expiring" }> | undefined;
+
+/**
+ * Shows its children to users who are signed in. Others are sent to the sign-in.
+ *
+ * When the session ends, it navigates to the sign-in as well. With `ended`, it
+ * keeps the children and shows `ended` besides, such as a dialog with a button
+ * that calls `login({ window: true })`: what the user has typed is kept.
+ */
+export declare function RequireSession(props: {
+  children?: ReactNode;
+  /** Shown while the state is not known, and until the sign-in page loads. */
+  fallback?: ReactNode;
+  ended?: ReactNode;
+}): ReactElement;
+
+export type { Session };

@@ -1,0 +1,30 @@
+// Defaults for TanStack Query and a guard for TanStack Router.
+import type { Client, UserClaims } from "./client.js";
+
+/**
+ * No retry after a 4xx response, if the error has a `status`, as ProblemError has:
+ * `new QueryClient({ defaultOptions: queryDefaults })`.
+ */
+export declare const queryDefaults: { queries: { retry: (failures: number, err: any) => boolean } };
+
+/** The methods of a QueryClient that {@link followSession} uses. */
+export interface Queries {
+  cancelQueries(): Promise<void>;
+  invalidateQueries(filters?: { refetchType?: "none" }): Promise<void>;
+  resetQueries(): Promise<void>;
+}
+
+/**
+ * Fetches queries again after a sign-in. After a sign-out it cancels requests and
+ * marks all data as stale. When another user signs in, it drops the data.
+ * Returns a function that ends this.
+ */
+export declare function followSession(queryClient: Queries, client: Client<any>): () => void;
+
+/**
+ * Returns a `beforeLoad` for routes that require a session. It adds `user` to the
+ * route's context. Others are sent to the sign-in, which returns to the route.
+ */
+export declare function requireSession<Claims extends object = UserClaims>(
+  client: Client<Claims>,
+): (options: { location: { href: string; publicHref?: string } }) => Promise<{ user: Claims }>;

@@ -1,0 +1,34 @@
+// Defaults for TanStack Query and a guard for TanStack Router. See tanstack.d.ts.
+
+/** @type {typeof import("./tanstack.d.ts").queryDefaults} */
+export const queryDefaults = {
+  // What the client caused is the same the next time, 401 among it.
+  queries: { retry: (failures, err) => !(Number(err?.status) < 500) && failures < 3 },
+};
+
+/** @type {typeof import("./tanstack.d.ts").followSession} */
+export function followSession(queryClient, client) {
+  let user = client.current?.user?.sub;
+  let authenticated = client.current?.authenticated;
+  return client.on("change", (session) => {
+    const before = authenticated;
+    authenticated = session.authenticated;
+    if (!session.authenticated) {
+      queryClient.cancelQueries();
+      queryClient.invalidateQueries({ refetchType: "none" }); // a request now would get 401
+      return;
+    }
+    const { sub } = session.user;
+    if (user !== undefined && sub !== user) queryClient.resetQueries(); // nothing of the other user
+    else if (!before) queryClient.invalidateQueries();
+    user = sub;
+  });
+}
+
+/** @type {typeof import("./tanstack.d.ts").requireSession<any>} */
+export const requireSession = (client) => async ({ location }) => {
+  const session = await client.session().catch((err) => client.current ?? Promise.reject(err));
+  if (session.authenticated) return { user: session.user };
+  client.login({ returnTo: location.publicHref ?? location.href });
+  return new Promise(() => {}); // the page is left
+};

@@ -1,0 +1,89 @@
+// A Vite plugin for apps behind Cloakroom. See vite.d.ts.
+import { readdir, readFile, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { brotliCompress, gzip } from "node:zlib";
+
+const compressible = /\.(html|js|mjs|css|svg|json|txt|xml|wasm|webmanifest|map)$/;
+
+/** @type {typeof import("./vite.d.ts").navigateFallbackDenylist} */
+export const navigateFallbackDenylist = [/^(\/[^?]*)?\/bff\//];
+
+/** @type {typeof import("./vite.d.ts").cloakroom} */
+export function cloakroom({ broker = "http://localhost:8080", routes = ["/api/"], prefix = "/bff", compress = true } = {}) {
+  // The broker sees the Host of the browser: that of public_url.
+  const rule = { target: broker, changeOrigin: false, ws: true };
+  const proxy = Object.fromEntries([`${prefix}/`, ...routes].map((path) => [`^${escape(path)}`, rule]));
+  /** @type {import("vite").ResolvedConfig} */
+  let config;
+  return {
+    name: "cloakroom",
+    config: () => ({ server: { proxy }, preview: { proxy } }),
+    configResolved(resolved) {
+      config = resolved;
+    },
+    closeBundle: {
+      order: "post",
+      sequential: true,
+      async handler() {
+        if (config.command !== "build" || config.build.ssr) return;
+        const dir = resolve(config.root, config.build.outDir);
+        const names = await readdir(dir, { recursive: true });
+        const files = names.filter((name) => compressible.test(name)).map((name) => join(dir, name));
+        for (const line of await findings(files, `${prefix}/`)) config.logger.info(`cloakroom: ${line}`);
+        if (compress) for (const file of files) await compressFile(file);
+      },
+    },
+  };
+}
+
+const escape = (/** @type {string} */ text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+
+/**
+ * Writes a file's .br and .gz siblings if they are smaller.
+ *
+ * @param {string} file
+ */
+async function compressFile(file) {
+  const content = await readFile(file);
+  if (content.length < 1024) return;
+  for (const [suffix, run] of /** @type {const} */ ([[".br", promisify(brotliCompress)], [".gz", promisify(gzip)]])) {
+    const small = await run(content);
+    if (small.length < content.length) await writeFile(file + suffix, small);
+  }
+}
+
+/**
+ * Returns what the build needs beyond the broker's default policy, and what its
+ * service worker breaks.
+ *
+ * @param {string[]} files
+ * @param {string} prefix
+ */
+async function findings(files, prefix) {
+  /** @type {Record<string, Set<string>>} */
+  const csp = {};
+  const add = (/** @type {string} */ directive, /** @type {string} */ source) => (csp[directive] ??= new Set()).add(source);
+  const lines = [];
+  for (const file of files) {
+    if (!/\.(html|css|m?js)$/.test(file)) continue;
+    const text = await readFile(file, "utf8");
+    if (file.endsWith(".html")) {
+      for (const [, tag, url] of text.matchAll(/<(script|link|img)\b[^>]*?\s(?:src|href)=["']?(https?:\/\/[^"'\s>]+)/gi)) {
+        add({ script: "script-src", link: "style-src", img: "img-src" }[tag.toLowerCase()] ?? "default-src", new URL(url).origin);
+      }
+    } else if (file.endsWith(".css")) {
+      for (const [, url] of text.matchAll(/url\(["']?(https?:\/\/[^"')]+)/g)) {
+        add(/\.(woff2?|ttf|otf)\b/.test(url) ? "font-src" : "img-src", new URL(url).origin);
+      }
+    } else {
+      if (/\bWebAssembly\.(instantiate|compile|Module)/.test(text)) add("script-src", "'wasm-unsafe-eval'");
+      if (/\bNavigationRoute\b|createHandlerBoundToURL/.test(text) && !text.includes(prefix.replaceAll("/", "\\/"))) {
+        lines.push(`${file} handles navigations to ${prefix}, so nobody can sign in: add navigateFallbackDenylist of @cloakroom-bff/client/vite to its options`);
+      }
+    }
+  }
+  const directives = Object.entries(csp).map(([directive, sources]) => `${directive}: [${[...sources].map((source) => JSON.stringify(source)).join(", ")}]`);
+  if (directives.length > 0) lines.push(`this build needs frontend.csp: {${directives.join(", ")}}`);
+  return lines;
+}
