@@ -351,3 +351,33 @@ func TestLogHasTheWholePathAndExcludesPathsBelowTheBase(t *testing.T) {
 		t.Errorf("logged: got %s, want /shop/orders", got)
 	}
 }
+
+// A development server with a base of its own, as Vite has with base: "/shop/".
+func TestDevServerWithABaseBelowABasePath(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	_, b := newShop(t, func(_ *app, cfg *bff.Config) {
+		cfg.FrontendServer = &bff.FrontendServer{URL: files.URL + "/shop", Dev: true}
+	})
+	got := echoed(t, b.Fetch("GET", "/@vite/client?x=%2F"))
+	if got.URI != "/shop/@vite/client?x=%2F" || got.Header.Get("X-Forwarded-Prefix") != "" {
+		t.Errorf("the server got %s with %q, want /shop/@vite/client?x=%%2F without X-Forwarded-Prefix",
+			got.URI, got.Header)
+	}
+	files.Handler = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Set-Cookie", "theme=dark; Path=/")
+		http.Redirect(w, r, r.URL.Query().Get("to"), http.StatusFound)
+	}
+	for to, want := range map[string]string{
+		"/shop/x": "/shop/x", files.URL + "/shop/x": "/shop/x",
+		"https://elsewhere.example/": "https://elsewhere.example/",
+	} {
+		resp := b.Navigate("/?to=" + url.QueryEscape(to))
+		if location := resp.Header.Get("Location"); location != want {
+			t.Errorf("redirect to %s: got %s, want %s", to, location, want)
+		}
+		if cookie := resp.Header.Get("Set-Cookie"); !strings.HasSuffix(cookie, "Path=/shop/") {
+			t.Errorf("cookie: got %s, want it for /shop/", cookie)
+		}
+	}
+}

@@ -370,6 +370,9 @@ var operatorMistakes = []operatorMistake{
 		w.env["ROUTES"] = route("http://"+freeAddr(t), "")
 	},
 		key: "routes[0].upstream", problem: "connection refused", fix: "Start the upstream"},
+	{name: "development server down", make: func(t *testing.T, w *checkWorld) {
+		w.env["FRONTEND_URL"] = "http://" + freeAddr(t)
+	}, key: "frontend.url", problem: "connection refused", fix: "Start the upstream"},
 	{name: "upstream with TLS", make: func(t *testing.T, w *checkWorld) {
 		upstream, _ := startTLSUpstream(t, "127.0.0.1", time.Now().AddDate(1, 0, 0))
 		w.env["ROUTES"] = route(strings.Replace(upstream, "https:", "http:", 1), "")

@@ -15,7 +15,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
-// checkUpstreams connects to each upstream.
+// checkUpstreams connects to each upstream, and to the server of the app.
 func checkUpstreams(ctx context.Context, cfg *config.Config) []Finding {
 	type target struct {
 		url string
@@ -27,20 +27,23 @@ func checkUpstreams(ctx context.Context, cfg *config.Config) []Finding {
 		for _, raw := range r.Upstream {
 			if t := (target{raw, r.UpstreamTLS}); !seen[t] {
 				seen[t] = true
-				route := fmt.Sprintf("routes[%d].", i)
-				steps = append(steps, func() []Finding { return checkUpstream(ctx, route, raw, r.UpstreamTLS) })
+				key := fmt.Sprintf("routes[%d].upstream", i)
+				steps = append(steps, func() []Finding { return checkUpstream(ctx, key, raw, r.UpstreamTLS) })
 			}
 		}
 	}
+	steps = append(steps, func() []Finding {
+		return checkUpstream(ctx, frontendURLKey, cfg.Frontend.URL, config.UpstreamTLS{})
+	})
 	return sideBySide(steps)
 }
 
-// checkUpstream connects to one URL of a route, whose key is the prefix of
-// others.
-func checkUpstream(ctx context.Context, route, raw string, files config.UpstreamTLS) []Finding {
+const frontendURLKey = "frontend.url"
+
+// checkUpstream connects to one URL of a key. An empty URL is not set.
+func checkUpstream(ctx context.Context, key, raw string, files config.UpstreamTLS) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	key := route + "upstream"
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil // a mistake in the file, which was found
@@ -65,7 +68,7 @@ func checkUpstream(ctx context.Context, route, raw string, files config.Upstream
 		}
 		return nil
 	}
-	return checkUpstreamTLS(ctx, conn, u, route, files)
+	return checkUpstreamTLS(ctx, conn, u, key, files)
 }
 
 // speaksHTTP reports whether a server responds to a request without TLS. The
@@ -98,9 +101,8 @@ func upstreamFix(err error, key string) string {
 
 // checkUpstreamTLS makes a TLS handshake.
 func checkUpstreamTLS(
-	ctx context.Context, conn net.Conn, u *url.URL, route string, files config.UpstreamTLS,
+	ctx context.Context, conn net.Conn, u *url.URL, key string, files config.UpstreamTLS,
 ) []Finding {
-	key := route + "upstream"
 	secure, err := files.Config()
 	if err != nil {
 		return nil // a mistake in the file, which was found
@@ -121,15 +123,17 @@ func checkUpstreamTLS(
 		return fail(key, fmt.Sprintf("The upstream does not speak TLS at this port: write http://%s in %s, or "+
 			"correct the port.", u.Host+u.Path, key))
 	case causeUnknownCA:
-		return fail(route+"upstream_tls.ca_file",
-			unknownCAFix(route+"upstream_tls.ca_file", files.CAFile, "the upstream's"))
+		if key == frontendURLKey {
+			return fail(key, "Use a certificate that this machine trusts.")
+		}
+		return fail(key+"_tls.ca_file", unknownCAFix(key+"_tls.ca_file", files.CAFile, "the upstream's"))
 	case causeName:
 		return fail(key, "Write a name in the certificate as the host in "+key+": "+names(err)+".")
 	case causeExpired:
 		return fail(key, "Renew the certificate of the upstream. Check the clock of this machine too.")
 	case causeClientCertificate:
-		return fail(route+"upstream_tls.cert_file", "The upstream requires a client certificate, or another one: set "+
-			route+"upstream_tls.cert_file and key_file.")
+		return fail(key+"_tls.cert_file", "The upstream requires a client certificate, or another one: set "+
+			key+"_tls.cert_file and key_file.")
 	}
 	return fail(key, upstreamFix(errors.Unwrap(err), key))
 }
