@@ -99,8 +99,11 @@ var german = map[string]string{
 		"its proxy settings. Otherwise, open the address of server.public_url.": "Wenn ein " +
 		"Entwicklungsserver wie Vite Anfragen an Cloakroom weiterleitet, setzen Sie changeOrigin in seinen " +
 		"Proxy-Einstellungen auf false. Sonst öffnen Sie die Adresse von server.public_url.",
-	"Too many requests":              "Zu viele Anfragen",
-	"Wait a moment, then try again.": "Warten Sie einen Moment, und versuchen Sie es noch einmal.",
+	"A parameter of the request is not valid":     "Ein Parameter der Anfrage ist ungültig",
+	"The session has too many event streams open": "Die Sitzung hat zu viele Ereignisströme offen",
+	"Close some, or share one between tabs.":      "Schließen Sie einige, oder teilen Sie einen zwischen Tabs.",
+	"Too many requests":                           "Zu viele Anfragen",
+	"Wait a moment, then try again.":              "Warten Sie einen Moment, und versuchen Sie es noch einmal.",
 
 	// Of what is temporarily down
 	"The API did not respond in time":      "Die API hat nicht rechtzeitig geantwortet",
