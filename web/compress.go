@@ -24,7 +24,7 @@ const (
 	maxCompressed = 32 << 20
 	// compressWait is how long a request waits for compressed content. Then its
 	// response is not compressed, and that of the next request is.
-	compressWait = time.Second
+	compressWait = 3 * time.Second
 	// compressLimit bounds how long a compression waits for others.
 	compressLimit = time.Minute
 )
