@@ -29,10 +29,12 @@ const (
 	compressLimit = time.Minute
 )
 
-// The levels are a compromise: a bundle of 1 MB takes about 50 ms for br, 25 ms
-// for zstd and 10 ms for gzip, once. Each higher level of br or zstd takes at
-// least twice as long and saves less than 7 %. A build that writes siblings can
-// afford the highest ones.
+// The levels are those from which on each further byte costs much time. A
+// bundle of 1 MB takes about 50 ms of CPU for br, 13 ms for zstd and 10 ms for
+// gzip, once. The next level of br takes 30 % longer and saves 1 %, that of
+// zstd takes five times as long and saves 6 %, that of gzip twice as long and 2
+// %. The highest level of br saves 10 % and takes 2.5 s: a build that writes
+// siblings can afford it.
 const (
 	brotliLevel = 5
 	zstdLevel   = zstd.SpeedBetterCompression
