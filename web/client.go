@@ -3,7 +3,8 @@ package web
 import (
 	"bytes"
 	"compress/gzip"
-	_ "embed"
+	"embed"
+	"io/fs"
 	"net/http"
 	"strconv"
 	"strings"
@@ -15,6 +16,20 @@ var clientJS []byte
 
 //go:embed client/client.d.ts
 var clientTypes []byte
+
+//go:embed client/client.js client/react.js client/vue.js client/svelte.js client/angular.js client/tanstack.js
+//go:embed client/vite.js client/testing.js client/*.d.ts
+var clientFiles embed.FS
+
+// ClientFiles returns the files of the npm package of the browser client:
+// client.js, client.d.ts and those for a framework or tool, such as react.js.
+func ClientFiles() fs.FS {
+	files, err := fs.Sub(clientFiles, "client")
+	if err != nil {
+		panic(err) // the embedded directory has another name
+	}
+	return files
+}
 
 // clientFile is a file of the browser client as the broker serves it.
 type clientFile struct {

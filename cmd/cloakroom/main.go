@@ -6,6 +6,8 @@
 //	cloakroom dev -- COMMAND        run your app's development server behind a
 //	                                broker and a development provider
 //	cloakroom init                  write the configuration for a front-end project
+//	cloakroom client DIR            write the browser client into a directory of
+//	                                an app
 //	cloakroom serve --config FILE   run the broker
 //	cloakroom reload --config FILE  make a running broker apply its configuration
 //	cloakroom health --config FILE  print whether a running broker is ready
@@ -100,7 +102,7 @@ func run(
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
-	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), serveCommand(getenv),
+	root.AddCommand(demoCommand(getenv), devCommand(), initCommand(), clientCommand(), serveCommand(getenv),
 		reloadCommand(getenv), healthCommand(getenv),
 		checkCommand(getenv), schemaCommand(), cspCommand(), sessionsCommand(getenv), whyCommand(getenv),
 		keygenCommand(),
