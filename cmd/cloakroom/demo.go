@@ -128,7 +128,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is needed.\n"+
 			"Access tokens expire after %v and are refreshed automatically.\n"+
-			"Press Ctrl-C to stop. Nothing is saved.\n", app, d.accessTokenTTL)
+			"The inspector is at /bff/dev. Press Ctrl-C to stop. Nothing is saved.\n", app, d.accessTokenTTL)
 		return err
 	})
 	return group.Wait()

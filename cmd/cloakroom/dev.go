@@ -404,6 +404,10 @@ func (d *dev) serve(
 	app := fmt.Sprintf("http://localhost:%d", portOf(public))
 	issuer := "http://" + idp.Addr().String()
 	var err error
+	if u, parseErr := url.Parse(d.app); parseErr == nil && u.Port() == strconv.Itoa(portOf(public)) {
+		return usageError{fmt.Errorf("--app: %s has the port of this process; pass the URL of the development server",
+			d.app)}
+	}
 	if d.cfg.Frontend.URL, err = d.find(ctx, finder, stderr); err != nil {
 		return nil // ctx has ended
 	}
@@ -479,6 +483,8 @@ func (d *dev) complete(app, issuer, secret string) {
 	c.Server = config.Server{
 		PublicURL: app, AdminListen: "127.0.0.1:0", Prefix: cmp.Or(c.Server.Prefix, "/bff"),
 		ShutdownGrace: time.Second, // whoever presses Ctrl-C does not want to wait
+		// Browser tests sign in as often as they like.
+		Limits: config.Limits{Logins: config.RateLimit{Rate: 1e6, Burst: 1e6}},
 	}
 	// Reports go to the inspector, not to where those of production go.
 	c.Frontend.CSP = maps.Clone(c.Frontend.CSP)

@@ -285,6 +285,12 @@ func TestDevWithTakenPorts(t *testing.T) {
 		stderr.String(), want) {
 		t.Errorf("got %s, want %s", stderr.String(), want)
 	}
+	own := freePair(t)
+	stderr = lockedBuffer{}
+	args := []string{"dev", "--port", own, "--app", "http://localhost:" + own}
+	if got := exitCode(run(t.Context(), args, os.Getenv, nil, io.Discard, &stderr)); got != 2 {
+		t.Errorf("--app with the port of dev: got %d %s, want 2", got, stderr.String())
+	}
 	n, _ := strconv.Atoi(port)
 	d := dev{port: n}
 	public, idp, err := d.listen()
