@@ -279,6 +279,9 @@ func (s *scan) load(n Need, kind, raw string, base *url.URL) {
 	}
 	if n.Fix == "" {
 		n.Fix = "put the file into the app's own files"
+		if n.Directive == "connect-src" {
+			n.Fix = "call it through a route of this origin"
+		}
 		if len(n.Sources) == 0 && u.Scheme == "http" {
 			n.Fix = "use https, or put the file into the app's own files"
 		}

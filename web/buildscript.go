@@ -81,7 +81,7 @@ var (
 	evaluation = regexp.MustCompile(`(?:^|[^\w$.])(?:eval\)?\(|(?:new )?Function\()[^\n]{0,20}`)
 	// Tests for the global object, or for whether this is allowed, in a try.
 	harmlessEvaluation = regexp.MustCompile(`Function\(\s*(?:["'` + "`" + `](?:return this;?)?["'` + "`" + `])?\s*\)`)
-	blobWorker         = regexp.MustCompile(`\b(?:Shared)?Worker\([^)]{0,80}createObjectURL`)
+	blobWorker         = regexp.MustCompile(`\bnew (?:\w+\.)?(?:Shared)?Worker\(`)
 	styleElement       = regexp.MustCompile(`createElement\(["'` + "`" + `]style["'` + "`" + `]\)`)
 )
 
@@ -118,8 +118,14 @@ func (s *scan) scriptText(file string, line int, text []byte) {
 			if g.pattern == evaluation && harmlessEvaluation.Match(text[m[0]:m[1]]) {
 				continue
 			}
-			s.add(Need{Directive: g.directive, Sources: []string{g.source}, File: file, Line: at.at(m[0]), What: g.what,
-				Fix: g.fix, Guess: true})
+			n := Need{
+				Directive: g.directive, Sources: []string{g.source}, File: file, Line: at.at(m[0]), What: g.what,
+				Fix: g.fix, Guess: true,
+			}
+			if g.pattern == styleElement {
+				n.hash = hashOf("") // they are made empty and filled by CSSOM, as by emotion
+			}
+			s.add(n)
 			break // one for each file
 		}
 	}

@@ -1,35 +1,14 @@
 // Exports of many pages by Next.js and Astro, see web/examples, as a browser loads them.
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
-import { access, mkdtemp, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
 import { closeBrowser, launch } from "./browser.js";
-import { cloakroom, freePort, repository, start } from "./process.js";
+import { host } from "./host.js";
+import { repository } from "./process.js";
 
 const immutable = "public, max-age=31536000, immutable";
-
-/**
- * Starts `cloakroom serve` with the build of an example. There is no provider: nobody signs in.
- *
- * @param {string} dir
- */
-async function host(dir) {
-  await access(join(dir, "index.html")).catch(() => assert.fail(`${dir} has no build: run make examples`));
-  const [port, adminPort] = [await freePort(), await freePort()];
-  const baseURL = `http://localhost:${port}`;
-  const file = join(await mkdtemp(join(tmpdir(), "cloakroom-")), "cloakroom.yaml");
-  const config = {
-    server: { listen: `127.0.0.1:${port}`, public_url: baseURL, admin_listen: `127.0.0.1:${adminPort}` },
-    oidc: { issuer: `http://127.0.0.1:${await freePort()}`, client_id: "app", client_secret: randomBytes(16).toString("hex") },
-    frontend: { dir },
-  };
-  await writeFile(file, JSON.stringify(config)); // JSON is YAML
-  const { stop } = await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/ });
-  return { baseURL, stop };
-}
 
 /**
  * Runs tests with an example that is hosted, and fails if a page logs an error.
