@@ -199,6 +199,9 @@ func newApp(cfg Config) (*app, error) {
 	cfg.Provider.RedirectURI = a.endpointURL("/callback")
 	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
 	cfg.Provider.TracerProvider, cfg.Sessions.TracerProvider = cfg.TracerProvider, cfg.TracerProvider
+	cfg.Provider.Observe = func(endpoint string, status int, took time.Duration) {
+		a.server.metrics.countProviderRequest(endpoint, status, took)
+	}
 	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
 	a.provider, err = oidc.New(cfg.Provider)
 	fail(err)

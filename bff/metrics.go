@@ -34,7 +34,8 @@ type metrics struct {
 	csrfRefused   prometheus.Counter
 	logoutRefused *prometheus.CounterVec // of reason
 	adminRefused  prometheus.Counter
-	wait          prometheus.Histogram // of requests, for a refresh
+	wait          prometheus.Histogram     // of requests, for a refresh
+	provider      *prometheus.HistogramVec // of endpoint and class
 	store         storeMetrics
 
 	frontend, unrouted *routeMetrics
@@ -136,6 +137,13 @@ func newMetrics() *metrics {
 			Help:    "Time that requests waited for a token refresh. Most requests wait for none.",
 			Buckets: durationBuckets,
 		}),
+		provider: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cloakroom_provider_request_duration_seconds",
+			Help: "Time from sending a request to the provider to the header of its response, or to the failure. " +
+				"The endpoint is token, discovery, jwks, userinfo, revocation, pushed_authorization_request or " +
+				"provider (any other); the class is none without a response.",
+			Buckets: durationBuckets,
+		}, []string{"endpoint", "class"}),
 		store: newStoreMetrics(),
 		apps:  make(map[*app]struct{}),
 	}
@@ -149,7 +157,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.requests, m.duration, m.upstream, m.added, m.aborted,
 		m.logins, m.loginsRefused, m.started, m.ended, m.returned, m.refreshes,
-		m.csrfRefused, m.logoutRefused, m.adminRefused, m.wait, m.store.duration, m.store.errors,
+		m.csrfRefused, m.logoutRefused, m.adminRefused, m.wait, m.provider, m.store.duration, m.store.errors,
 	}
 }
 
@@ -189,6 +197,9 @@ func (m *metrics) initialize() {
 		m.loginsRefused.WithLabelValues(p.Code)
 	}
 	m.logoutRefused.WithLabelValues(problem.BadLogoutToken.Code)
+	for _, endpoint := range []string{"discovery", "jwks", "token"} {
+		m.provider.WithLabelValues(endpoint, classes[0])
+	}
 }
 
 // count counts an event.
@@ -230,6 +241,15 @@ func (m *metrics) count(e Event) {
 
 // classes are the values of the label class.
 var classes = [...]string{"2xx", "3xx", "4xx", "5xx"}
+
+// countProviderRequest is oidc.Config.Observe.
+func (m *metrics) countProviderRequest(endpoint string, status int, took time.Duration) {
+	class := "none"
+	if status != 0 {
+		class = classes[classOf(status)]
+	}
+	m.provider.WithLabelValues(endpoint, class).Observe(took.Seconds())
+}
 
 // classOf returns the index in classes of a status. A switch of protocols is a
 // success.

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -390,6 +391,75 @@ func TestProviderIsNotUpInAnOutage(t *testing.T) {
 		return scrape(t, a.server)["cloakroom_provider_up"] == 1
 	})
 	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 1)
+}
+
+// TestOutageOfTheProviderSaysWhoWaits lets four sessions wait for a provider.
+func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	var down atomic.Bool
+	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if down.Load() {
+			refuse(w, 503, "temporarily_unavailable")
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	first := a.signedIn()
+	var waiting []*bfftest.Browser
+	for range 4 {
+		waiting = append(waiting, a.signedIn())
+	}
+	down.Store(true)
+	waitFor(t, "a provider that is not up", func() bool {
+		first.Fetch("POST", "/bff/session/refresh")
+		return scrape(t, a.server)["cloakroom_provider_up"] == 0
+	})
+	var all sync.WaitGroup
+	for _, b := range waiting {
+		all.Go(func() { b.Fetch("POST", "/bff/session/refresh") })
+	}
+	waitFor(t, "sessions that wait", func() bool { return scrape(t, a.server)["cloakroom_refresh_waiters"] >= 3 })
+	down.Store(false)
+	all.Wait()
+	lines := a.logs.lines(t, "provider recovered")
+	if len(lines) != 1 {
+		t.Fatalf("got %d lines of the recovery, want 1", len(lines))
+	}
+	if got, _ := lines[0]["waiting_sessions"].(float64); got < 1 || got > 4 {
+		t.Errorf("waiting_sessions: got %v, want 1 to 4", got)
+	}
+	for _, line := range a.logs.lines(t, "provider unavailable; sessions are kept") {
+		if got, ok := line["waiting_sessions"]; ok {
+			t.Errorf("the outage begins with waiting_sessions %v, when nobody waits yet", got)
+		}
+	}
+}
+
+func TestRequestsToTheProviderAreMeasured(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	var down atomic.Bool
+	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
+		if down.Load() {
+			refuse(w, 503, "temporarily_unavailable")
+			return
+		}
+		provider.ServeHTTP(w, r)
+	})
+	count := func(endpoint, class string) string {
+		return fmt.Sprintf("cloakroom_provider_request_duration_seconds_count{class=%q,endpoint=%q}", class, endpoint)
+	}
+	b := a.signedIn()
+	a.wantRise(t, nil, count("discovery", "2xx"), 1)
+	a.wantRise(t, nil, count("token", "2xx"), 1)
+	a.wantRise(t, nil, count("jwks", "2xx"), 1)
+	down.Store(true)
+	b.Fetch("POST", "/bff/session/refresh")
+	a.wantRise(t, nil, count("token", "5xx"), 1)
+	down.Store(false)
+	b.Fetch("POST", "/bff/logout")
+	a.wantRise(t, nil, count("revocation", "2xx"), 2) // of both tokens
 }
 
 func TestCallsOfTheStoreAreMeasured(t *testing.T) {

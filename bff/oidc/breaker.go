@@ -302,8 +302,7 @@ func (b *breaker) silent(cause error) {
 // trip starts an outage. The caller holds mu.
 func (b *breaker) trip(state BreakerState, cause error) {
 	b.state, b.cause, b.since = state, cause, time.Now()
-	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(),
-		"waiting_sessions", len(b.waiting), "err", cause)
+	b.log.Error("provider unavailable; sessions are kept", "since", b.since.UTC(), "err", cause)
 }
 
 // suspect starts a probe of the provider. The caller holds mu.

@@ -150,8 +150,11 @@ func New(cfg Config) (*Client, error) {
 	}
 	if tracer := span.Tracer(cfg.TracerProvider); tracer != nil {
 		client.Transport = tracedTransport{client.Transport, p, tracer}
-		tokenClient.Transport = client.Transport
 	}
+	if cfg.Observe != nil {
+		client.Transport = observedTransport{client.Transport, p}
+	}
+	tokenClient.Transport = client.Transport
 	p.breaker = newBreaker(cfg.Logger, p.probe)
 	return p, errors.Join(errs...)
 }

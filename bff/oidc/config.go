@@ -116,6 +116,12 @@ type Config struct {
 	// TracerProvider makes an OpenTelemetry span for each request to the
 	// provider. Nil means no spans.
 	TracerProvider trace.TracerProvider
+	// Observe is called after each request to the provider, probes included.
+	// endpoint is token, discovery, jwks, userinfo, revocation,
+	// pushed_authorization_request or provider (any other). status is that of
+	// the response, or 0 if there was none. took is the time until the header
+	// of the response. Nil means that nothing is called.
+	Observe func(endpoint string, status int, took time.Duration)
 
 	// RootCAs verify the provider's certificate. Nil means those of the system.
 	RootCAs *x509.CertPool

@@ -80,6 +80,25 @@ func closeIdleConnections(t http.RoundTripper) {
 	}
 }
 
+// observedTransport calls Config.Observe for each request.
+type observedTransport struct {
+	base   http.RoundTripper
+	client *Client
+}
+
+func (t observedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	endpoint, sent, status := t.client.endpoint(r.URL.String()), time.Now(), 0
+	resp, err := t.base.RoundTrip(r)
+	if err == nil {
+		status = resp.StatusCode
+	}
+	t.client.cfg.Observe(endpoint, status, time.Since(sent))
+	return resp, err
+}
+
+// CloseIdleConnections is called by http.Client.CloseIdleConnections.
+func (t observedTransport) CloseIdleConnections() { closeIdleConnections(t.base) }
+
 type limitedBody struct {
 	io.ReadCloser
 	left int
