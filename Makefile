@@ -41,6 +41,7 @@ browser-test: build examples ## run the tests of the browser client and of the d
 	npm test --prefix web/client --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/e2e --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/client-test --silent
+	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/npm --silent
 
 # Apps that browser tests load, built with their own tools.
 EXAMPLES = next-export astro libraries
