@@ -120,7 +120,8 @@ PACKAGING_TOOLS = helm.sh/helm/v4/cmd/helm@v4.3.1 sigs.k8s.io/kubectl-validate@v
 	github.com/compose-spec/compose-go/v2/cmd@v2.16.2
 KUBERNETES = k8s.io/kubernetes@v1.37.1
 PROMETHEUS_OPERATOR = github.com/prometheus-operator/prometheus-operator@v0.85.0
-PACKAGING_VERSIONS = $(PACKAGING_TOOLS) $(KUBERNETES) $(PROMETHEUS_OPERATOR)
+GATEWAY_API = sigs.k8s.io/gateway-api@v1.6.3
+PACKAGING_VERSIONS = $(PACKAGING_TOOLS) $(KUBERNETES) $(PROMETHEUS_OPERATOR) $(GATEWAY_API)
 PACKAGING_TEST = CLOAKROOM_TEST_ALL=1 CLOAKROOM_PACKAGING=$(PACKAGING) $(GO) test -tags packaging ./internal/packaging
 # $(call source,MODULE) is the directory of a module's source.
 source = "$$(cd / && $(GO) mod download -json $(1) | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')"
@@ -146,6 +147,7 @@ packaging-setup:
 		done; \
 		cp $(call source,$(PROMETHEUS_OPERATOR))/example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml \
 			$(PACKAGING)/crds; \
+		cp $(call source,$(GATEWAY_API))/config/crd/standard/gateway.networking.k8s.io_httproutes.yaml $(PACKAGING)/crds; \
 		echo "$(PACKAGING_VERSIONS)" > $(PACKAGING)/installed; \
 	}
 

@@ -207,7 +207,9 @@ func TestValidationFindsMistakes(t *testing.T) {
 		{"readinessProbe:", "readynessProbe:"},
 		{"periodSeconds: 10", "periodSeconds: often"},
 		{"unhealthyPodEvictionPolicy:", "unhealthyPodsEvictionPolicy:"},
-		{"interval: 30s", "interval: 30"}, // of the ServiceMonitor
+		{"interval: 30s", "interval: 30"},  // of the ServiceMonitor
+		{"type: PathPrefix", "type: Path"}, // of the HTTPRoute
+		{"request: 0s", "request: 0"},
 	} {
 		broken := strings.Replace(text, mistake.right, mistake.wrong, 1)
 		if broken == text {
@@ -228,8 +230,8 @@ func TestChartRendersWhatIsEnabled(t *testing.T) {
 		want   []string
 	}{
 		{example, []string{"ConfigMap", "Deployment", "Ingress", "NetworkPolicy", "PodDisruptionBudget", "Service"}},
-		{chart + "/ci/all-values.yaml", []string{"ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Ingress",
-			"NetworkPolicy", "PodDisruptionBudget", "Service", "Service", "ServiceMonitor"}},
+		{chart + "/ci/all-values.yaml", []string{"ConfigMap", "Deployment", "HTTPRoute", "HorizontalPodAutoscaler",
+			"Ingress", "NetworkPolicy", "PodDisruptionBudget", "Service", "Service", "ServiceMonitor"}},
 		{chart + "/ci/file-values.yaml", []string{"ConfigMap", "Deployment", "Service"}},
 	} {
 		if got := render(t, "-f", test.values).kinds(); !slices.Equal(got, test.want) {
@@ -417,6 +419,17 @@ func TestSelectorsAndPortsFitTogether(t *testing.T) {
 			"name": "cloakroom", "port": map[string]any{"number": 443}},
 		"spec.tls.0": map[string]any{"hosts": []any{"app.example.com"}, "secretName": "app-example-com"},
 	})
+	wantValues(t, all.get(t, "HTTPRoute", "cloakroom"), map[string]any{
+		"metadata.annotations": map[string]any{"example.com/owner": "identity"},
+		"spec.parentRefs": []any{map[string]any{
+			"name": "public", "namespace": "gateways", "sectionName": "https"}},
+		"spec.hostnames": []any{"app.example.com"},
+		"spec.rules": []any{map[string]any{
+			"matches":     []any{map[string]any{"path": map[string]any{"type": "PathPrefix", "value": "/"}}},
+			"backendRefs": []any{map[string]any{"name": "cloakroom", "port": 443}},
+			"timeouts":    map[string]any{"request": "0s"},
+		}},
+	})
 	wantValues(t, all.get(t, "HorizontalPodAutoscaler", "cloakroom"), map[string]any{
 		"spec.scaleTargetRef.name": "cloakroom", "spec.minReplicas": 3, "spec.maxReplicas": 10,
 		"spec.metrics.0.resource.name":                      "cpu",
@@ -505,6 +518,8 @@ func TestChartNamesMistakesInValues(t *testing.T) {
 		{"service.type=Loadbalancer", "/service/type"},
 		{"secret=", "/secret"},
 		{"serviceMonitor.interval=often", "/serviceMonitor/interval"},
+		{"httpRoute.parentRefs[0].nmae=public", "nmae"},
+		{"httpRoute.enabled=true", "httpRoute.parentRefs is required"},
 		{"networkPolicy.ingres[0].podSelector.a=b", "ingres"},
 		{"config.server.public_url=", "config.server.public_url is required"},
 		{"config.oidc.issuer=", "config.oidc.issuer is required"},
@@ -595,7 +610,9 @@ func TestNotesNameTheNextSteps(t *testing.T) {
 		t.Errorf("got a warning, want none:\n%s", text)
 	}
 	for set, want := range map[string]string{
-		"config.server.trusted_proxies=null":             "config.server.trusted_proxies is empty",
+		"config.server.trusted_proxies=null": "config.server.trusted_proxies is empty",
+		"config.server.trusted_proxies=null,ingress.enabled=false,httpRoute.enabled=true," +
+			"httpRoute.parentRefs[0].name=public": "the gateway",
 		"config.server.public_url=http://localhost:8080": "config.server.public_url is http://localhost:8080",
 		"replicas=1,config.store.url=memory:":            "Each restart signs all users out",
 		"replicas=1,config.store.url=file:/data":         "Mount a persistent volume",

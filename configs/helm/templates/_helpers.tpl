@@ -61,6 +61,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- $key := ternary "autoscaling.maxReplicas" "replicas" .Values.autoscaling.enabled -}}
 {{- $mistakes = append $mistakes (printf "%s is %d, but config.store.url %q is for one replica; use Redis" $key $replicas ($url | default "memory:")) -}}
 {{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- $mistakes = append $mistakes "httpRoute.parentRefs is required if httpRoute.enabled, such as [{name: public, namespace: gateways}]" -}}
+{{- end -}}
 {{- if $mistakes -}}
 {{- fail (printf "\n- %s\n" (join "\n- " $mistakes)) -}}
 {{- end -}}
