@@ -19,7 +19,7 @@ export const failures = join(repository, "web/failures");
  * @param {string} command
  * @param {string[]} args
  * @param {{ ready: RegExp, env?: Record<string, string>, cwd?: string }} options
- * @returns {Promise<{ match: RegExpMatchArray, output: () => string, stop: () => Promise<void> }>}
+ * @returns {Promise<{ match: RegExpMatchArray, output: () => string, signal: (name: NodeJS.Signals) => void, stop: () => Promise<void> }>}
  */
 export async function start(command, args, { ready, env = {}, cwd = repository }) {
   const child = spawn(command, args, { cwd, env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] });
@@ -49,6 +49,7 @@ export async function start(command, args, { ready, env = {}, cwd = repository }
   return {
     match,
     output: () => output,
+    signal: (name) => void child.kill(name),
     async stop() {
       child.kill("SIGTERM");
       await exited;

@@ -16,17 +16,20 @@ export const tokenLife = 10; // seconds
  * @param {string} [options.path] at the end of the public URL
  * @param {object} [options.frontend] instead of the sample app
  * @param {object[]} [options.routes] besides those of the sample API
+ * @param {string} [options.api] URL of another API instead of the sample one
+ * @param {object} [options.session] more settings of sessions
  */
-export async function serve({ adminToken, publicURL, path = "", routes = [], frontend = { dir: join(repository, "web/demo") } } = {}) {
+export async function serve({ adminToken, publicURL, path = "", routes = [], api, session, frontend = { dir: join(repository, "web/demo") } } = {}) {
   const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
   const baseURL = `${publicURL ?? `http://localhost:${port}`}${path}`;
   const running = [];
+  /** @type {Awaited<ReturnType<typeof start>>} */
+  let redis;
   try {
-    running.push(
-      await start("redis-server", ["--bind", "127.0.0.1", "--port", `${redisPort}`, "--save", "", "--appendonly", "no", "--dir", tmpdir()], {
-        ready: /Ready to accept connections/,
-      }),
-    );
+    redis = await start("redis-server", ["--bind", "127.0.0.1", "--port", `${redisPort}`, "--save", "", "--appendonly", "no", "--dir", tmpdir()], {
+      ready: /Ready to accept connections/,
+    });
+    running.push(redis);
     const backend = await startBackend(baseURL);
     running.push(backend);
 
@@ -38,11 +41,12 @@ export async function serve({ adminToken, publicURL, path = "", routes = [], fro
         client_id: backend.clientID,
         client_secret: backend.clientSecret,
         scopes: ["openid", "profile", "email", "offline_access", "orders:read"],
+        authorization_parameters: { acr_values: "silver gold" },
       },
       store: { url: `redis://127.0.0.1:${redisPort}/0` },
-      session: { keys: [randomBytes(32).toString("base64")] },
+      session: { ...session, keys: [randomBytes(32).toString("base64")] },
       routes: [
-        { path: "/api/", upstream: backend.api, token: "user" },
+        { path: "/api/", upstream: api ?? backend.api, token: "user" },
         { path: "/public/", upstream: backend.api, token: "none" },
         ...routes,
       ],
@@ -58,7 +62,14 @@ export async function serve({ adminToken, publicURL, path = "", routes = [], fro
   async function stop() {
     for (const program of running.reverse()) await program.stop();
   }
-  return { baseURL, address: `http://127.0.0.1:${port}`, adminURL: `http://127.0.0.1:${adminPort}/admin/`, stop };
+  return {
+    baseURL,
+    address: `http://127.0.0.1:${port}`,
+    adminURL: `http://127.0.0.1:${adminPort}/admin/`,
+    /** Stops and continues the store. @param {boolean} frozen */
+    freezeStore: (frozen) => redis.signal(frozen ? "SIGSTOP" : "SIGCONT"),
+    stop,
+  };
 }
 
 /**
