@@ -44,13 +44,14 @@ browser-test: build examples ## run the tests of the browser client and of the d
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/npm --silent
 
 # Apps that browser tests load, built with their own tools.
-EXAMPLES = next-export astro libraries
+EXAMPLES = next-export astro libraries react-router
 examples: ## build the apps in web/examples
 	@set -e; export NEXT_TELEMETRY_DISABLED=1 ASTRO_TELEMETRY_DISABLED=1; \
 	for app in $(EXAMPLES); do \
 		cd $(CURDIR)/web/examples/$$app; \
-		cmp -s package-lock.json node_modules/installed || { \
-			npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; \
+		from="package-lock.json $$(ls ../../client/*.js)"; \
+		cat $$from | cmp -s - node_modules/installed || { \
+			npm ci --silent --no-audit --no-fund && cat $$from >node_modules/installed; \
 		}; \
 		npm run build --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; \
 	done

@@ -454,7 +454,8 @@ const backoff = (failures) => Math.min(2000 * 2 ** failures, 300_000) * (0.5 + M
 
 /** Returns the prefix beside which the broker served this file, or else that of the base element. */
 function ownPrefix() {
-  if (served) return new URL(".", import.meta.url).pathname.slice(0, -1);
+  // Not relative to the URL of this module: bundlers would copy a file for that.
+  if (served) return new URL(import.meta.url).pathname.replace(/\/[^/]*$/, "");
   const base = typeof document === "object" && document.querySelector("base")?.href;
   return base ? new URL("bff", base).pathname : "/bff";
 }
