@@ -342,7 +342,7 @@ func (s *sessionStream) update(latest *session.Session) (event string) {
 	case latest.Tokens.Access != before.Tokens.Access,
 		latest.Tokens.Issued.UnixMilli() != before.Tokens.Issued.UnixMilli():
 		event = sessionRefreshed
-	case !s.same(latest.IdleExpiresAt, s.told[0]), !s.same(latest.ExpiresAt, s.told[1]),
+	case !s.same(latest.IdleExpiresAt, s.told[0]), latest.ExpiresAt.Sub(s.told[1]).Abs() >= time.Second,
 		!bytes.Equal(latest.Claims, before.Claims):
 		event = sessionChanged
 	}
@@ -352,9 +352,9 @@ func (s *sessionStream) update(latest *session.Session) (event string) {
 	return event
 }
 
-// same reports whether two ends of the session are the same. The idle timeout
-// is read as a time to live, so that it is not exact. Activity moves it by a
-// sixtieth at least.
+// same reports whether two ends of the session are the same. IdleExpiresAt is
+// read as a time to live, so that it is not exact. Activity moves it by a
+// sixtieth of the idle timeout at least.
 func (s *sessionStream) same(a, b time.Time) bool {
 	return a.Sub(b).Abs() < max(time.Second, s.app.idleTimeout/120)
 }
@@ -362,7 +362,7 @@ func (s *sessionStream) same(a, b time.Time) bool {
 // nextEnd returns when the session ends unless something moves its end, and the
 // reason that it has then.
 func (s *sessionStream) nextEnd() (time.Time, session.Reason) {
-	if s.same(s.session.IdleExpiresAt, s.session.ExpiresAt) {
+	if s.session.ExpiresAt.Sub(s.session.IdleExpiresAt) < time.Second { // which is not exact
 		return s.session.ExpiresAt, session.ReasonLifetime
 	}
 	return s.session.IdleExpiresAt, session.ReasonIdle
