@@ -114,6 +114,9 @@ func TestNeedsOfABuild(t *testing.T) {
 		{"a.js", "css`@font-face{src:url(https://f.example/x.woff2)}`",
 			[]string{"a.js:1 font-src https://f.example ?"}},
 		{"a.js", "throw Error('https://react.dev/errors/1'); ns='http://www.w3.org/2000/svg'", nil},
+		{"a.js", "'x'!==new URL('https://a@b').username;new URL('https://x.example/#y').hash", nil},
+		{"a.js", "fetch('http://localhost');fetch('http://localhost:3000/')", []string{
+			"a.js:1 connect-src http://localhost:3000 ?"}},
 		{"a.js", "link='https://help.example.com/faq'", nil}, // a mention
 		{"index.html", "<script>\nfetch('https://api.example.com/')</script>",
 			[]string{"index.html:1 script-src " + hashOf("\nfetch('https://api.example.com/')") + " =",

@@ -70,8 +70,9 @@ var (
 	beforeHref     = regexp.MustCompile(`\.href\s*=\s*$|\bhref["']?\s*[:,]\s*$`)
 	beforeVariable = regexp.MustCompile(`([A-Za-z_$][\w$]*)\s*=\s*$`)
 	beforeImport   = regexp.MustCompile(`(?i)@import\s+(?:url\(\s*)?\\?["']?$`)
-	beforeCSSURL   = regexp.MustCompile(`(?i)url\(\s*\\?["']?$`)
+	beforeCSSURL   = regexp.MustCompile(`(?:^|[^\w.])url\(\s*\\?["']?$`)
 
+	sentryKey   = regexp.MustCompile(`^[0-9a-f]{8,}$`) // the user name in a DSN of Sentry
 	elementName = regexp.MustCompile(`["'` + "`" + `](script|img|iframe|video|audio|source|embed|object)` +
 		`["'` + "`" + `]|new (Image|Audio)\b`)
 	callOfVariable = regexp.MustCompile(`\b(?:fetch|sendBeacon|EventSource|WebSocket)\(\s*(?:` + "`" +
@@ -158,8 +159,7 @@ func (s *scan) scriptURLs(file string, line int, text []byte) {
 	}
 	for _, u := range findURLs(text, line) {
 		parsed, err := url.Parse(u.raw)
-		if err != nil || parsed.Host == "" || !originSource.MatchString(parsed.Scheme+"://"+parsed.Host) ||
-			slices.Contains(documentation, parsed.Hostname()) {
+		if err != nil || !originSource.MatchString(parsed.Scheme+"://"+parsed.Host) || isExample(parsed) {
 			continue
 		}
 		directive := u.directive(parsed)
@@ -172,6 +172,13 @@ func (s *scan) scriptURLs(file string, line int, text []byte) {
 		}
 		s.load(Need{Directive: directive, File: file, Line: u.line, Guess: true}, kinds[directive], u.raw, nil)
 	}
+}
+
+// isExample reports whether a host is in a script for other reasons than to be
+// called: in a documented error, or in a test of the browser.
+func isExample(u *url.URL) bool {
+	host := u.Hostname()
+	return slices.Contains(documentation, host) || !strings.ContainsAny(host, ".:") && u.Port() == ""
 }
 
 // mention notes an origin.
@@ -232,8 +239,9 @@ func isURLEnd(rest []byte) bool {
 func (u scriptURL) directive(parsed *url.URL) string {
 	byType := directiveByType[strings.ToLower(path.Ext(parsed.Path))]
 	switch near := u.before[max(0, len(u.before)-80):]; {
-	case parsed.Scheme == "ws", parsed.Scheme == "wss", parsed.User != nil, beforeConnect.Match(near):
-		return "connect-src" // with a user name, it is the DSN of Sentry
+	case parsed.Scheme == "ws", parsed.Scheme == "wss", sentryKey.MatchString(parsed.User.Username()),
+		beforeConnect.Match(near):
+		return "connect-src"
 	case beforeScript.Match(near):
 		return "script-src"
 	case beforeImport.Match(near):
