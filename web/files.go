@@ -42,6 +42,28 @@ func (h *Handler) openFiles() (fs.FS, func()) {
 	return root.FS(), func() { root.Close() }
 }
 
+// copiesIndex reports whether the app's 404.html decides its fallback, but is a
+// copy of its index.html: some hosts need that of a single-page app.
+func (cfg Config) copiesIndex() bool {
+	files := cfg.FS
+	if cfg.Dir != "" {
+		files = directory(cfg.Dir)
+	}
+	if files == nil || cfg.Fallback != "" && cfg.Fallback != FallbackAuto {
+		return false
+	}
+	info, err := fs.Stat(files, notFound)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > maxRead {
+		return false
+	}
+	lost, err := fs.ReadFile(files, notFound)
+	if err != nil {
+		return false // what cannot be read is an error when it is requested
+	}
+	page, err := fs.ReadFile(files, index)
+	return err == nil && bytes.Equal(lost, page)
+}
+
 // open opens a regular file. Anything that cannot be served, such as a
 // directory or a link that leads out, does not exist. Permission denied remains
 // an error, so that the operator learns of it.

@@ -115,12 +115,17 @@ func permissionsPolicy(allowed map[string][]string) (string, error) {
 	return strings.Join(items, ", "), errors.Join(errs...)
 }
 
-// Warnings returns settings that are valid but weaken the protection of users.
-// They do not make [New] fail.
+// Warnings returns settings that are valid but weaken the protection of users,
+// or break the app. They do not make [New] fail. It reads index.html and
+// 404.html.
 func (cfg Config) Warnings() []*ConfigError {
 	var all []*ConfigError
 	warn := func(key, value, format string, args ...any) {
 		all = append(all, configerr.New(key, value, fmt.Errorf(format, args...)))
+	}
+	if cfg.copiesIndex() {
+		warn("Fallback", string(FallbackAuto), "404.html is a copy of index.html, so a link into the app gets it "+
+			"with status 404; use index")
 	}
 	if cfg.CSPReportOnly {
 		warn("CSPReportOnly", "true", "browsers report what the Content-Security-Policy would block, but block "+

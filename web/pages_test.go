@@ -156,6 +156,32 @@ func TestFallback(t *testing.T) {
 	}
 }
 
+func TestCopyOfIndexAs404CausesAWarning(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		notFound string
+		fallback web.Fallback
+		want     bool
+	}{
+		{"copy", "home", "", true},
+		{"copy with auto", "home", web.FallbackAuto, true},
+		{"copy with index", "home", web.FallbackIndex, false},
+		{"copy with none", "home", web.FallbackNone, false},
+		{"another page", "lost", "", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := web.Config{FS: files("index.html", "home", "404.html", tt.notFound), Fallback: tt.fallback}
+			warnings := cfg.Warnings()
+			if got := len(warnings) == 1 && warnings[0].Key == "Fallback"; got != tt.want {
+				t.Errorf("got %v, want a warning: %v", warnings, tt.want)
+			}
+		})
+	}
+	if got := (web.Config{FS: export()}).Warnings(); len(got) != 0 {
+		t.Errorf("an export of many pages: got %v, want no warning", got)
+	}
+}
+
 // A page with relative URLs works only if the URL ends as its file's place
 // says.
 func TestRedirectForRelativeURLs(t *testing.T) {
