@@ -70,7 +70,7 @@ export interface ClientOptions {
 
 /**
  * - `loading`: nothing is known yet. Call {@link Client.session}.
- * - `signed-out`: nobody is signed in, and nobody was on this page.
+ * - `signed-out`: no user is signed in, and none was on this page.
  * - `expiring`: the session ends in `seconds`, because of inactivity (`idle`) or in any case (`lifetime`).
  * - `ended`: the session ended on this page. The reason, such as `logout`, `idle` or `revoked`, is not always known.
  * - `unreachable`: the broker cannot be reached. {@link Client.current} is the last known state.
