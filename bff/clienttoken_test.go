@@ -217,6 +217,67 @@ func TestClientTokenRequestsHonourRetryAfter(t *testing.T) {
 	}
 }
 
+// A token that was issued for other credentials is not used: an administrator
+// may have changed them because they have leaked.
+func TestReloadKeepsClientTokensOfTheSameClient(t *testing.T) {
+	t.Parallel()
+	cert := certificate(t, ecKey(t))
+	for name, test := range map[string]struct {
+		constraint oidc.SenderConstraint
+		change     func(*app, *bff.Config)
+		want       int // token requests
+	}{
+		"the same": {want: 1, change: func(*app, *bff.Config) {}},
+		"another route": {want: 1, change: func(_ *app, cfg *bff.Config) {
+			cfg.Routes = append([]bff.Route{{Path: "/new/", Upstream: cfg.Routes[0].Upstream, Token: "none"}},
+				cfg.Routes...)
+		}},
+		"the same with DPoP": {oidc.SenderConstraintDPoP, func(*app, *bff.Config) {}, 1},
+		"another method": {want: 2, change: func(_ *app, cfg *bff.Config) {
+			cfg.Provider.ClientAuth = oidc.ClientSecretPost
+		}},
+		"another secret": {want: 2, change: func(_ *app, cfg *bff.Config) { cfg.Provider.ClientSecret = "another" }},
+		"another certificate": {want: 2, change: func(a *app, cfg *bff.Config) {
+			cfg.Provider.ClientCertificate, cfg.Provider.RootCAs = cert, a.provider.Roots
+		}},
+		"another target": {want: 2, change: func(_ *app, cfg *bff.Config) {
+			cfg.Routes[0].Scopes = []string{"y"}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var cfg bff.Config
+			a := newApp(t, func(a *app, c *bff.Config) {
+				c.Provider.SenderConstraint = test.constraint
+				c.Routes = []bff.Route{{Path: "/machine/", Upstream: []string{a.echo.URL}, Token: "client",
+					Scopes: []string{"x"}}}
+				cfg = *c
+				cfg.Routes = slices.Clone(c.Routes)
+			})
+			c := a.recordCalls(devidp.Hooks{})
+			authorization := func() string {
+				t.Helper()
+				return echoed(t, a.browser().Fetch("GET", "/machine/x")).Header.Get("Authorization")
+			}
+			first := authorization()
+			test.change(a, &cfg)
+			if err := reload(t, a.server, cfg); err != nil {
+				t.Fatal(err)
+			}
+			if name == "another secret" { // which the provider does not accept
+				if got := a.browser().Fetch("GET", "/machine/x").StatusCode; got < 500 {
+					t.Errorf("got %d, want a refusal: the token of the secret before was used", got)
+				}
+			} else if got := authorization(); (got == first) != (test.want == 1) {
+				t.Errorf("got the same token: %t, want %t", got == first, test.want == 1)
+			}
+			if n := len(c.to("/token")); n != test.want {
+				t.Errorf("token requests: got %d, want %d", n, test.want)
+			}
+		})
+	}
+}
+
 func TestRejectedClientTokenIsReplaced(t *testing.T) {
 	t.Parallel()
 	echo, rejected := newRejectingUpstream(t, 1)

@@ -48,6 +48,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	}
 	before := s.current.Load()
 	a.keepLimiters(before)
+	a.keepClientTokens(before)
 	s.current.Store(a)
 	s.conns.setLimit(a.limits.Connections)
 	s.retired.Go(func() { s.retire(before, a.shutdownGrace) })

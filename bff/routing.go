@@ -112,6 +112,19 @@ func (a *app) setClientTokens() error {
 	return nil
 }
 
+// keepClientTokens takes over the broker's own tokens of another configuration:
+// a reload does not request them again.
+func (a *app) keepClientTokens(before *app) {
+	for _, route := range a.routes {
+		for _, old := range before.routes {
+			if route.clientToken != nil && old.clientToken != nil && route.targetKey == old.targetKey {
+				route.clientToken.Inherit(old.clientToken)
+				break
+			}
+		}
+	}
+}
+
 // checkEncodedSlashes verifies that no route lies below one that passes encoded
 // slashes.
 func (a *app) checkEncodedSlashes() error {

@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"bytes"
 	"cmp"
 	"crypto"
 	"crypto/ecdsa"
@@ -57,6 +58,23 @@ func checkClientAuth(cfg *Config, fail func(name string, value any, err error)) 
 		fail("ClientAuth", cfg.ClientAuth, fmt.Errorf("%q is none of client_secret_basic, client_secret_post, "+
 			"private_key_jwt, tls_client_auth, self_signed_tls_client_auth", cfg.ClientAuth))
 	}
+}
+
+// sameCredentials reports whether both configurations authenticate the same
+// client at the same provider in the same way.
+func (c *Config) sameCredentials(other *Config) bool {
+	return c.Issuer == other.Issuer && c.ClientID == other.ClientID && c.ClientAuth == other.ClientAuth &&
+		c.ClientSecret == other.ClientSecret && c.SenderConstraint == other.SenderConstraint &&
+		slices.EqualFunc(c.ClientKeys, other.ClientKeys, func(a, b crypto.Signer) bool {
+			return isKeyOf(a.Public(), b.Public())
+		}) && slices.EqualFunc(chainOf(c.ClientCertificate), chainOf(other.ClientCertificate), bytes.Equal)
+}
+
+func chainOf(cert *tls.Certificate) [][]byte {
+	if cert == nil {
+		return nil
+	}
+	return cert.Certificate
 }
 
 // signingKey is one of Config.ClientKeys.

@@ -48,6 +48,24 @@ func (c *Client) ClientCredentials(t Target) (*ClientCredentials, error) {
 	return credentials, nil
 }
 
+// Inherit takes over the token of another configuration, with the key that it
+// is bound to. It does nothing if there is none, or if the target, the provider
+// or the client's credentials differ. It is called before the first use of c.
+func (c *ClientCredentials) Inherit(from *ClientCredentials) {
+	if c.target.Key() != from.target.Key() || !c.client.cfg.sameCredentials(&from.client.cfg) {
+		return
+	}
+	from.mu.Lock()
+	defer from.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if from.token.Authorization == nil {
+		return
+	}
+	c.key, c.private = from.key, from.private
+	c.tokens, c.token, c.renewedAt = from.tokens, from.token, from.renewedAt
+}
+
 // AccessToken is an access token as it is sent to an upstream. The zero value
 // is none.
 type AccessToken struct {
