@@ -21,6 +21,10 @@ func Frontend(cfg *config.Config) []Finding {
 	if err != nil {
 		return nil
 	}
+	suffix := ""
+	if cfg.Frontend.CSPReportOnly {
+		suffix = ", once csp_report_only is removed"
+	}
 	var findings []Finding
 	for i, v := range violations {
 		if i == maxFrontendFindings {
@@ -30,7 +34,7 @@ func Frontend(cfg *config.Config) []Finding {
 			break
 		}
 		findings = append(findings, warning("frontend.dir",
-			sentence(filepath.Join(cfg.Frontend.Dir, v.Place())+": "+v.Problem()),
+			sentence(filepath.Join(cfg.Frontend.Dir, v.Place())+": "+v.Problem()+suffix),
 			sentence(capital(v.Advice("frontend.csp")))))
 	}
 	return findings
