@@ -92,8 +92,9 @@ const (
 	devPort      = 8400
 	devPorts     = 10 // pairs of ports that are tried if none is given
 	devUsersFile = "dev-users.yaml"
-	// devPatience is how long a development server may take to be found before
-	// a message says so.
+	// devPatience is how long a command may take to start its server before a
+	// message says that none was found. A server that runs already is found at
+	// once.
 	devPatience = 20 * time.Second
 	// devGrace is how long the command may take to end.
 	devGrace  = 5 * time.Second
@@ -381,7 +382,11 @@ func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writ
 	if d.app != "" {
 		return d.app, nil
 	}
-	return finder.Find(ctx, devPatience, func() {
+	patience := devPatience
+	if !finder.Started {
+		patience = time.Second
+	}
+	return finder.Find(ctx, patience, func() {
 		why := "Nothing listens on the ports 5173, 4200, 3000 and 8080."
 		hint := "Start it, pass its URL with --app, or let cloakroom start it: cloakroom dev -- npm run dev"
 		if finder.Started {
@@ -393,7 +398,7 @@ func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writ
 		if secure := finder.HTTPS(); secure != "" {
 			hint = "It listens at " + secure + ": turn https off. Browsers treat http://localhost as secure."
 		}
-		fmt.Fprintf(stderr, "No development server found after %v. %s\n%s\nStill looking.\n", devPatience, why, hint)
+		fmt.Fprintf(stderr, "No development server found after %v. %s\n%s\nStill looking.\n", patience, why, hint)
 	})
 }
 
@@ -450,13 +455,17 @@ func (d *dev) serve(
 
 // greet prints the URL to open.
 func (d *dev) greet(stdout io.Writer, app string) error {
+	server := "the development server"
+	if u, err := url.Parse(d.cfg.Frontend.URL); err == nil && u.Port() != "" {
+		server += " on port " + u.Port()
+	}
 	hint := ""
 	if len(d.cfg.Routes) == 0 {
-		hint = "No API yet: add one with --api /PATH=URL.\n"
+		hint = " Add APIs with --api /PATH=URL."
 	}
 	_, err := fmt.Fprintf(stdout, "\nOpen %s and sign in as %s. No password is needed.\n"+
-		"%sThe inspector is at %s. Nothing is saved. Press Ctrl-C to stop.\n\n",
-		app, nameUsers(d.users.Users), hint, d.cfg.Server.Prefix+"/dev")
+		"It shows %s.%s\nThe inspector is at %s. Nothing is saved. Press Ctrl-C to stop.\n\n",
+		app, nameUsers(d.users.Users), server, hint, d.cfg.Server.Prefix+"/dev")
 	return err
 }
 

@@ -6,6 +6,7 @@ import { createServer } from "node:http";
 import { dirname, join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
+import { signIn } from "../client/testing.js";
 import { closeBrowser, launch } from "./browser.js";
 import { cloakroom, freePort, start } from "./process.js";
 
@@ -91,10 +92,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       await page.goto("/");
       await page.getByText("first").waitFor();
 
-      const { login_url } = await (
-        await page.request.post("/bff/dev/sign-in", { headers: { "X-CSRF": "1" }, data: { claims: { sub: "carol", roles: ["admin"] } } })
-      ).json();
-      await page.goto(login_url);
+      await signIn(page, { sub: "carol", roles: ["admin"] });
       await page.getByText("first").waitFor();
       assert.equal(await sub(), "carol");
       const call = () => page.evaluate(async () => (await fetch("/api/orders", { headers: { "X-CSRF": "1" } })).status);

@@ -1,0 +1,73 @@
+package devtools
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+func TestViolationsComeWithASetting(t *testing.T) {
+	const cdn = "https://cdn.example.com"
+	for name, test := range map[string]struct{ directive, blocked, setting, advice string }{
+		"an image":         {"img-src", cdn, "img-src: [" + cdn + "]", "allow the origin"},
+		"a script element": {"script-src-elem", cdn, "script-src: [" + cdn + "]", "another origin"},
+		"a call":           {"connect-src", cdn, "connect-src: [" + cdn + "]", "a route"},
+		"a data URL":       {"font-src", "data", `font-src: ["data:"]`, "data:"},
+		"WebAssembly":      {"script-src", "wasm-eval", `script-src: ["'wasm-unsafe-eval'"]`, "WebAssembly"},
+		"eval":             {"script-src", "eval", "", "source-map"},
+		"an inline script": {"script-src-elem", "inline", "", "by their hash"},
+		"a handler":        {"script-src-attr", "inline", "", "addEventListener"},
+		"hot reload":       {"connect-src", "ws://localhost:5173", "", "hot reload"},
+		"a frame":          {"frame-ancestors", cdn, "", "for safety"},
+		"nonsense":         {"", "\x00%zz", "", "does not allow"},
+	} {
+		advice, setting := advise(test.directive, test.blocked)
+		if setting != test.setting {
+			t.Errorf("%s: setting: got %q, want %q", name, setting, test.setting)
+		}
+		if !strings.Contains(advice, test.advice) {
+			t.Errorf("%s: advice: got %q, want %q in it", name, advice, test.advice)
+		}
+	}
+}
+
+func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {
+	var out bytes.Buffer
+	tools := New(Config{Prefix: "/bff", Routes: []Route{{Path: "/api/"}}})
+	log := slog.New(tools.LogHandler(slog.NewTextHandler(&out, nil)))
+	for range 10 {
+		log.Warn("request", "path", "/", "err", "connection refused")
+		log.Info("request", "path", "/api/x", "route", "/api/", "status", 200)
+	}
+	log.Warn("request", "path", "/", "err", "another error")
+	log.Warn("something else")
+	if got := strings.Count(out.String(), "\n"); got != 3 {
+		t.Errorf("lines: got %d, want 3:\n%s", got, out.String())
+	}
+	if got := len(tools.requests.latest()); got != 21 {
+		t.Errorf("requests for the page: got %d, want 21", got)
+	}
+	s := seenErrors{at: make(map[string]time.Time)}
+	for i := range 3 * maxSeenErrors {
+		s.first(strings.Repeat("x", i), time.Now())
+	}
+	if got := len(s.at); got > maxSeenErrors {
+		t.Errorf("texts kept: got %d, want at most %d", got, maxSeenErrors)
+	}
+}
+
+func TestTokenIsShownWithoutItsSignature(t *testing.T) {
+	v := viewToken("Access token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl")
+	if want := "{\n  \"sub\": \"alice\"\n}"; v.Claims != want {
+		t.Errorf("claims: got %q, want %q", v.Claims, want)
+	}
+	for _, token := range []string{"", "opaque", "a.b", "a.b.c", "..", "a.b.c.d", "%%.%%.%%", "bnVsbA.W10.x"} {
+		if v := viewToken("x", session.Secret(token)); strings.Contains(v.Claims+v.Header, ".") {
+			t.Errorf("%q: got %+v, want no part of it", token, v)
+		}
+	}
+}
