@@ -27,6 +27,7 @@ type settings struct {
 	endpoint string
 	exporter []otlptracehttp.Option
 	batches  []sdktrace.BatchSpanProcessorOption
+	queue    int // how many spans wait for the export at most
 	sampler  sdktrace.Sampler
 	resource []attribute.KeyValue
 }
@@ -45,9 +46,8 @@ func read(getenv func(string) string) (*settings, []error) {
 	}
 	e.checkPropagators()
 	endpoint, exporter := e.exporter()
-	s := &settings{
-		endpoint: endpoint, exporter: exporter, batches: e.batches(), sampler: e.sampler(), resource: e.resource(),
-	}
+	s := &settings{endpoint: endpoint, exporter: exporter, sampler: e.sampler(), resource: e.resource()}
+	s.queue, s.batches = e.batches()
 	return s, e.errs
 }
 
@@ -251,10 +251,10 @@ func (e *env) ratio() float64 {
 	return ratio
 }
 
-// batches returns the options for the queue of spans.
-func (e *env) batches() []sdktrace.BatchSpanProcessorOption {
-	queue := e.number("OTEL_BSP_MAX_QUEUE_SIZE", sdktrace.DefaultMaxQueueSize)
-	return []sdktrace.BatchSpanProcessorOption{
+// batches returns the size of the queue of spans, and the options for it.
+func (e *env) batches() (queue int, opts []sdktrace.BatchSpanProcessorOption) {
+	queue = e.number("OTEL_BSP_MAX_QUEUE_SIZE", sdktrace.DefaultMaxQueueSize)
+	return queue, []sdktrace.BatchSpanProcessorOption{
 		sdktrace.WithMaxQueueSize(queue),
 		sdktrace.WithMaxExportBatchSize(
 			min(queue, e.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", sdktrace.DefaultMaxExportBatchSize))),

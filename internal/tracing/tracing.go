@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -29,7 +30,8 @@ const stopTimeout = 5 * time.Second
 // Spans are exported in the background, and dropped if the queue is full: a
 // request never waits for the collector. log gets a line after the first
 // export. When the collector fails, it gets one line when that begins and one
-// when it is over.
+// when it is over. Spans that are dropped although the collector works are
+// counted in a line, at most once a minute.
 func Start(
 	getenv func(string) string, version string, log *slog.Logger,
 ) (provider trace.TracerProvider, stop func(), err error) {
@@ -47,8 +49,11 @@ func Start(
 		resource.WithAttributes(semconv.ServiceName("cloakroom"), semconv.ServiceVersion(version)),
 		resource.WithAttributes(s.resource...))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Debug("traces: error of the SDK", "err", err) }))
+	queue := &boundedQueue{most: int64(s.queue)}
+	x := &exporter{SpanExporter: otlp, queue: queue, endpoint: s.endpoint, log: log}
+	queue.SpanProcessor = sdktrace.NewBatchSpanProcessor(x, s.batches...)
 	sdk := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&exporter{SpanExporter: otlp, endpoint: s.endpoint, log: log}, s.batches...),
+		sdktrace.WithSpanProcessor(queue),
 		sdktrace.WithSampler(s.sampler), sdktrace.WithResource(process),
 	)
 	return sdk, func() {
@@ -66,10 +71,32 @@ var retry = otlptracehttp.RetryConfig{
 	Enabled: true, InitialInterval: time.Second, MaxInterval: 5 * time.Second, MaxElapsedTime: 5 * time.Second,
 }
 
+// boundedQueue counts the spans that are dropped because the queue is full. The
+// batch processor drops them too, but does not tell.
+type boundedQueue struct {
+	sdktrace.SpanProcessor
+	most             int64 // the size of its queue
+	waiting, dropped atomic.Int64
+}
+
+// OnEnd implements sdktrace.SpanProcessor.
+func (q *boundedQueue) OnEnd(s sdktrace.ReadOnlySpan) {
+	if !s.SpanContext().IsSampled() {
+		return
+	}
+	if q.waiting.Add(1) > q.most {
+		q.waiting.Add(-1)
+		q.dropped.Add(1)
+		return
+	}
+	q.SpanProcessor.OnEnd(s)
+}
+
 // exporter logs when the collector begins to fail, and when it works again. The
 // batch processor exports one batch at a time.
 type exporter struct {
 	sdktrace.SpanExporter
+	queue    *boundedQueue
 	endpoint string
 	log      *slog.Logger
 
@@ -77,6 +104,9 @@ type exporter struct {
 	failing  bool      // which was logged at loggedAt
 	loggedAt time.Time // zero: never
 	lost     int       // spans that were not exported and not logged yet
+
+	dropped   int       // spans that were dropped while the collector works, and not logged yet
+	droppedAt time.Time // of the last line about them; zero: never
 }
 
 // minLogInterval is the minimum time between two failures that are logged: a
@@ -86,8 +116,14 @@ const minLogInterval = time.Minute
 // ExportSpans implements sdktrace.SpanExporter. It returns no error, which the
 // SDK would log for each batch.
 func (x *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	x.queue.waiting.Add(int64(-len(spans)))
 	err := x.SpanExporter.ExportSpans(ctx, spans)
 	now := time.Now()
+	if dropped := int(x.queue.dropped.Swap(0)); err != nil || x.failing {
+		x.lost += dropped
+	} else {
+		x.dropped += dropped
+	}
 	switch {
 	case err == nil && x.failing:
 		x.log.Info("traces exported again", "endpoint", x.endpoint,
@@ -103,6 +139,10 @@ func (x *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 			x.log.Warn("traces not exported; spans are dropped until the collector responds",
 				"endpoint", x.endpoint, "err", truncate(err.Error()))
 		}
+	}
+	if x.dropped > 0 && (x.droppedAt.IsZero() || now.Sub(x.droppedAt) >= minLogInterval) {
+		x.log.Warn("spans dropped: more end than the collector takes", "endpoint", x.endpoint, "count", x.dropped)
+		x.dropped, x.droppedAt = 0, now
 	}
 	return nil
 }

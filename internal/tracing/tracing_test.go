@@ -235,6 +235,59 @@ func TestCollectorThatFailsNowAndThenIsLoggedOnce(t *testing.T) {
 	}
 }
 
+// A collector that is slow, but works, gets what fits into the queue.
+func TestSpansDroppedByAFullQueueAreCounted(t *testing.T) {
+	t.Parallel()
+	const spans = 1000
+	release, received := make(chan struct{}), 0
+	c := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		<-release
+		var exported coltracepb.ExportTraceServiceRequest
+		if body, err := io.ReadAll(r.Body); err != nil || proto.Unmarshal(body, &exported) != nil {
+			t.Errorf("exported body: %v", err)
+			return
+		}
+		for _, scope := range exported.ResourceSpans[0].ScopeSpans {
+			received += len(scope.Spans) // one request after the other
+		}
+	}))
+	t.Cleanup(c.Close)
+	env := map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT": c.URL, "OTEL_BSP_MAX_QUEUE_SIZE": "20", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10",
+	}
+	var log bytes.Buffer
+	provider, stop, err := tracing.Start(
+		func(name string) string { return env[name] }, "", slog.New(slog.NewJSONHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range spans {
+		_, span := provider.Tracer("test").Start(context.Background(), "a span")
+		span.End()
+	}
+	close(release)
+	stop()
+	var dropped []int
+	for line := range strings.Lines(log.String()) {
+		var l struct {
+			Msg   string
+			Count int
+		}
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(l.Msg, "spans dropped") {
+			dropped = append(dropped, l.Count)
+		}
+	}
+	if len(dropped) != 1 {
+		t.Fatalf("got %d lines, want 1:\n%s", len(dropped), &log)
+	}
+	if received < 20 || received+dropped[0] != spans {
+		t.Errorf("got %d spans received and %d dropped, want %d together", received, dropped[0], spans)
+	}
+}
+
 func TestTracesAreOffUnlessAVariableAsksForThem(t *testing.T) {
 	t.Parallel()
 	const endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT"
