@@ -21,7 +21,7 @@ var contentTypes = map[string]string{
 	".eot": "application/vnd.ms-fontobject",
 	".mp3": "audio/mpeg", ".wav": "audio/wav", ".ogg": "audio/ogg", ".mp4": "video/mp4",
 	".webm": "video/webm", ".vtt": "text/vtt; charset=utf-8",
-	".zip": "application/zip", ".gz": "application/gzip", ".br": "application/octet-stream",
+	".zip": "application/zip", ".gz": "application/gzip", ".zst": "application/zstd", ".br": "application/octet-stream",
 }
 
 // contentType returns the media type of a file.
