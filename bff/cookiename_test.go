@@ -83,7 +83,8 @@ func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 	for _, name := range []string{
 		"cloakroom-8080", "cloakroom-80", "Cloakroom-65535", "cloakroom-8080-login-abc",
 		"cloakroom", "cloakroom-login-abc", "__Host-Http-cloakroom",
-		"__Host-Http-cloakroom-login-abc",
+		"__Host-Http-cloakroom-login-abc", "__Host-Http-cloakroom.0123abcd", "cloakroom-8080.0123abcd-logout",
+		"cloakroom.0123ABCD-login-abc",
 	} {
 		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", "a=1; "+name+"=secret; b=2"))
 		if cookie := got.Header.Get("Cookie"); cookie != "a=1; b=2" {
@@ -95,7 +96,7 @@ func TestCookiesOfBrokersOnOtherPortsAreKeptBack(t *testing.T) {
 	}
 	for _, name := range []string{
 		"cloakrooms", "cloakroom-8080x", "cloakroom-theme", "cloakroom8080", "my-cloakroom",
-		"cloakroom-8080-logins",
+		"cloakroom-8080-logins", "cloakroom.theme", "cloakroom.0123abcde", "cloakroom.0123abc",
 	} {
 		got := echoed(t, a.browser().Fetch("GET", "/public/x", "Cookie", name+"=1"))
 		if cookie := got.Header.Get("Cookie"); cookie != name+"=1" {

@@ -76,12 +76,23 @@ export async function build(path) {
 /** Returns the path of the broker's binary: $CLOAKROOM, or one that it builds. */
 export const cloakroom = async () => process.env.CLOAKROOM ?? build("./cmd/cloakroom");
 
-/** Returns a free TCP port of 127.0.0.1. @returns {Promise<number>} */
+/**
+ * Returns a free TCP port of 127.0.0.1. No connection takes it before it is used: those have ports above 32767.
+ *
+ * @returns {Promise<number>}
+ */
 export async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    const server = createServer().listen(port, "127.0.0.1");
+    try {
+      await once(server, "listening");
+    } catch (err) {
+      if (err.code !== "EADDRINUSE") throw err;
+      continue;
+    }
+    server.close();
+    await once(server, "close");
+    return port;
+  }
 }

@@ -59,6 +59,7 @@ function startEvents() {
     response.writeHead(200, { "Content-Type": "text/event-stream" });
     response.write("data: hello\n\n");
   });
+  server.unref(); // a test that fails early does not stop it
   return new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(server)));
 }
 
