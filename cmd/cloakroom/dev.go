@@ -56,8 +56,9 @@ otherwise alice and bob:
       claims: {department: sales}
 
 From --config FILE, the same file as for serve, it takes routes, frontend (but
-for dir and url), session (but for keys), server.prefix and, of oidc, scopes,
-resource, audience, authorization_parameters, userinfo and access_token_lifetime.
+for dir and url), session (but for keys), server.prefix, server.page_file and, of
+oidc, scopes, resource, audience, authorization_parameters, userinfo and
+access_token_lifetime.
 
 /bff/dev of the app shows the session and its tokens, what was refused and why,
 and has buttons for what an app has to cope with: an expired token, the end of the
@@ -267,8 +268,9 @@ func (d *dev) readUsers() error {
 // devKeys are the keys of the configuration that count. Those below a key that
 // ends with a dot count too.
 var devKeys = []string{
-	"routes", "frontend", "session", "server.prefix", "oidc.scopes", "oidc.resource", "oidc.audience",
-	"oidc.authorization_parameters", "oidc.userinfo", "oidc.access_token_lifetime",
+	"routes", "frontend", "session", "server.prefix", "server.page_file",
+	"oidc.scopes", "oidc.resource", "oidc.audience", "oidc.authorization_parameters", "oidc.userinfo",
+	"oidc.access_token_lifetime",
 }
 
 // readConfig reads the configuration. Mistakes in keys that do not count are
@@ -294,7 +296,7 @@ func (d *dev) readConfig() error {
 		return err
 	}
 	d.cfg.Routes, d.cfg.Frontend, d.cfg.Session = read.Routes, read.Frontend, read.Session
-	d.cfg.Server.Prefix = read.Server.Prefix
+	d.cfg.Server.Prefix, d.cfg.Server.PageFile = read.Server.Prefix, read.Server.PageFile
 	d.cfg.OIDC = config.OIDC{
 		Scopes: read.OIDC.Scopes, Resource: read.OIDC.Resource, Audience: read.OIDC.Audience,
 		AuthorizationParameters: read.OIDC.AuthorizationParameters, UserInfo: read.OIDC.UserInfo,
@@ -491,6 +493,7 @@ func (d *dev) complete(app, issuer, secret string) {
 	c := d.cfg
 	c.Server = config.Server{
 		PublicURL: app, AdminListen: "127.0.0.1:0", Prefix: cmp.Or(c.Server.Prefix, "/bff"),
+		PageFile:      c.Server.PageFile,
 		ShutdownGrace: time.Second, // whoever presses Ctrl-C does not want to wait
 		// Browser tests sign in as often as they like.
 		Limits: config.Limits{Logins: config.RateLimit{Rate: 1e6, Burst: 1e6}},

@@ -225,6 +225,7 @@ func TestDevNamesMistakes(t *testing.T) {
 	users := writeFile(t, "users.yaml", "users:\n  - sub: alice\n    rols: [admin]\n")
 	unknown := writeFile(t, "unknown.yaml", "routes: []\nfrontendd: {}\n")
 	invalid := writeFile(t, "invalid.yaml", "routes: [{path: /api/, upstream: 'http://localhost:1', token: usr}]\n")
+	page := writeFile(t, "page.yaml", "server: {page_file: /nonexistent}\n")
 	missing := writeFile(t, "missing.yaml", "oidc: {client_secret_file: /no}\nroutes: [{path: /a/, tokn: x}]\n")
 	for name, test := range map[string]struct {
 		args []string
@@ -244,6 +245,7 @@ func TestDevNamesMistakes(t *testing.T) {
 		"unknown key":         {[]string{"--config", unknown}, unknown + ":2: frontendd: unknown key"},
 		"key of a route":      {[]string{"--config", missing}, missing + ":2: routes[0].tokn: unknown key"},
 		"value of a route":    {[]string{"--app", "http://localhost:1", "--config", invalid}, "routes[0].token"},
+		"no page":             {[]string{"--app", "http://localhost:1", "--config", page}, "server.page_file"},
 		"no configuration":    {[]string{"--config", "/nonexistent"}, "/nonexistent"},
 		"lifetime":            {[]string{"--access-token-ttl", "1ms"}, "--access-token-ttl: 1ms"},
 	} {
