@@ -92,17 +92,16 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     emit("change", session);
   }
 
-  /** @param {string} [reason] */
-  function setSignedOut(reason) {
-    discardRequests();
-    // The page made a call, so it assumed that the user is signed in.
-    if (!current) emit("signed-out", { authenticated: false });
-    update({ authenticated: false }, reason);
-  }
-
-  function discardRequests() {
-    latest++; // responses in flight are older than what is known now
+  /**
+   * Updates the state to what is newer than responses in flight.
+   *
+   * @param {Session} session
+   * @param {string} [reason]
+   */
+  function learn(session, reason) {
+    latest++;
     sharedUntil = 0;
+    update(session, reason);
   }
 
   /** @param {State} next */
@@ -191,10 +190,9 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (event === "ended") {
       unfollow();
       if (data.reason === "replaced") check();
-      else setSignedOut(data.reason);
+      else learn({ authenticated: false }, data.reason);
     } else if (event !== "expiring") {
-      discardRequests();
-      update(data);
+      learn(data);
     } else if (current?.authenticated) {
       skew = end - data.seconds_left * 1000 - Date.now();
       warned = true;
@@ -212,12 +210,15 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    */
   async function send(input, { background, ...init } = {}) {
     const request = new Request(input instanceof Request ? input : new URL(input, document.baseURI), { ...init, mode: "same-origin" });
-    const { origin } = new URL(request.url);
-    if (origin !== location.origin) throw new TypeError(`${origin} is another origin: use fetch`);
+    if (!request.url.startsWith(`${location.origin}/`)) throw new TypeError(`${request.url} has another origin: use fetch`);
     request.headers.set("X-CSRF", "1");
     if (background) request.headers.set("X-Background", "1"); // does not count as activity
     const response = await fetch(request);
-    if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") setSignedOut();
+    if (response.status === 401 && (await problemIn(response.clone())).code === "not_signed_in") {
+      // The page made a call, so it assumed that the user is signed in.
+      if (!current) emit("signed-out", { authenticated: false });
+      learn({ authenticated: false });
+    }
     return response;
   }
 
@@ -229,7 +230,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @returns {Promise<Response>}
    */
   async function callBroker(path, init) {
-    const response = await send(prefix + path, { cache: "no-store", ...init });
+    const response = await send(prefix + path, init);
     if (!response.ok) throw await ProblemError.from(response);
     return response;
   }
@@ -309,7 +310,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     const parameter = (/** @type {string} */ name) => RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
     if (response.status !== 401 || parameter("error") !== "insufficient_user_authentication") return undefined;
     const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
-    return { ...(acrValues !== undefined && { acrValues }), ...(maxAge !== undefined && { maxAge: Number(maxAge) }) };
+    return { ...(acrValues && { acrValues }), ...(maxAge && { maxAge: Number(maxAge) }) };
   }
 
   /**

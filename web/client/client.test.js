@@ -679,6 +679,13 @@ test("login in a window resolves when another session starts", async () => {
   const login = client.login({ window: true, loginHint: "alice" });
   assert.deepEqual(page.opened, ["/bff/login?return_to=%2Forders%23cloakroom-signed-in&login_hint=alice"]);
   assert.deepEqual(page.visited, []);
+  let resolved = false;
+  login.then(() => (resolved = true));
+  const renamed = alice();
+  renamed.user.name = "Alicia";
+  page.streams[0].send("session-changed", renamed); // the same session
+  await settle();
+  assert.equal(resolved, false);
   page.responses.push(json(alice("s2")));
   page.tabs[0].receive("s2");
   assert.equal((await login).session.id, "s2");

@@ -1,6 +1,6 @@
 // React hooks and components for the client.
 import type { ReactElement, ReactNode } from "react";
-import type { Client, Session, SessionTimes, State, UserClaims } from "./client.js";
+import type { Client, SessionTimes, State, UserClaims } from "./client.js";
 
 /** Provides the client to the components below it, and requests the session state. */
 export declare function CloakroomProvider(props: { client: Client<any>; children?: ReactNode }): ReactElement;
@@ -24,9 +24,10 @@ export declare function useExpiry(): Extract<State, { status: "expiring" }> | un
 /**
  * Shows its children to users who are signed in. Others are sent to the sign-in.
  *
- * When the session ends, it navigates to the sign-in as well. With `ended`, it
- * keeps the children and shows `ended` besides, such as a dialog with a button
- * that calls `login({ window: true })`: what the user has typed is kept.
+ * When the session ends, it navigates to the sign-in as well, with `prompt=login`
+ * after a logout in another tab. With `ended`, it keeps the children and shows
+ * `ended` besides, such as a dialog with a button that calls
+ * `login({ window: true })`: what the user has typed is kept.
  */
 export declare function RequireSession(props: {
   children?: ReactNode;
@@ -34,5 +35,3 @@ export declare function RequireSession(props: {
   fallback?: ReactNode;
   ended?: ReactNode;
 }): ReactElement;
-
-export type { Session };

@@ -46,9 +46,11 @@ export function RequireSession({ children, fallback = null, ended }) {
   if (authenticated) shown.current = true;
   const keep = shown.current && ended !== undefined; // what the user has typed
   const leave = !authenticated && !keep && (state.status === "signed-out" || state.status === "ended");
+  // After a logout in another tab the provider may still know the user.
+  const prompt = state.status === "ended" && state.reason === "logout" ? "login" : undefined;
   useEffect(() => {
-    if (leave) client.login();
-  }, [leave, client]);
+    if (leave) client.login(prompt && { prompt });
+  }, [leave, prompt, client]);
   if (!authenticated && !keep) return createElement(Fragment, null, fallback);
   return createElement(Fragment, null, children, authenticated ? null : ended);
 }

@@ -43,6 +43,9 @@ test("RequireSession sends users to the sign-in and shows the fallback until the
   expect(page.textContent).toBe("Alice signed-in");
   await act(async () => client.signOut());
   expect([page.textContent, logins.length]).toEqual(["wait", 2]);
+  await act(async () => client.signIn({ sub: "alice", name: "Alice" }));
+  await act(async () => client.signOut("logout")); // the provider may still know the user
+  expect(logins.slice(1)).toEqual([undefined, { prompt: "login" }]);
 });
 
 test("RequireSession waits while the state is not known", async () => {
