@@ -54,6 +54,7 @@ func TestFrontendHeadersAreConfigured(t *testing.T) {
 		{"", "OPENER_POLICY=unsafe-none", "Cross-Origin-Opener-Policy", "unsafe-none"},
 		{"", "", hsts, "max-age=31536000; includeSubDomains"},
 		{"  hsts: off", "", hsts, ""},
+		{"  hsts: false", "", hsts, ""}, // as Helm writes it
 		{"  hsts: {max_age: 24h, include_subdomains: false}", "", hsts, "max-age=86400"},
 		{"  hsts: {max_age: 0s}", "", hsts, "max-age=0; includeSubDomains"},
 		{"  hsts: {include_subdomains: false}", "", hsts, "max-age=31536000"},
