@@ -45,7 +45,7 @@ func (a *app) wrongHost(w *response, r *http.Request) error {
 	p := problem.WrongHost.WithCause(fmt.Errorf("the Host is %.80q", r.Host))
 	public, requested := url.URL{Host: a.host}, url.URL{Host: r.Host}
 	dev := loopback.IsHost(public.Hostname())
-	if dev && r.Method == http.MethodGet && navigation(a, r) == nil {
+	if dev && r.Method == http.MethodGet && a.wantsPage(r) {
 		w.page = addressPage
 	}
 	if dev || loopback.IsHost(strings.ToLower(requested.Hostname())) {

@@ -115,7 +115,7 @@ func (a *app) forwardToFrontend(w *response, r *http.Request) error {
 // not respond, and how to show it.
 func (a *app) frontendDown(w *response, r *http.Request, cause error) error {
 	down := problem.FrontendUnavailable.WithCause(cause)
-	if a.files.dev && r.Method == http.MethodGet && navigation(a, r) == nil {
+	if a.files.dev && r.Method == http.MethodGet && a.wantsPage(r) {
 		w.page = waitingPage
 		down = down.WithDetail(fmt.Sprintf(
 			"The development server %s does not respond. Start it. This page tries again every second.", a.files.url))

@@ -188,6 +188,9 @@ func TestDevServerThatIsDownIsAPageUntilItIsBack(t *testing.T) {
 	if got := fetched.Code(); fetched.StatusCode != 503 || got != "frontend_unavailable" {
 		t.Errorf("fetch: got %d %s, want 503 frontend_unavailable", fetched.StatusCode, got)
 	}
+	if resp := b.Do("GET", "/src/main.ts", "", "Accept", "*/*"); resp.Code() != "frontend_unavailable" {
+		t.Errorf("GET of a script: got %d %s, want a problem", resp.StatusCode, resp.Header.Get("Content-Type"))
+	}
 	if resp := b.Do("HEAD", "/orders/1", ""); resp.StatusCode != 503 {
 		t.Errorf("HEAD of the page's script: got %d, want 503", resp.StatusCode)
 	}
