@@ -44,7 +44,7 @@ browser-test: build examples ## run the tests of the browser client and of the d
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/npm --silent
 
 # Apps that browser tests load, built with their own tools.
-EXAMPLES = next-export astro libraries react-router
+EXAMPLES = next-export astro libraries react-router vue
 examples: ## build the apps in web/examples
 	@set -e; export NEXT_TELEMETRY_DISABLED=1 ASTRO_TELEMETRY_DISABLED=1; \
 	for app in $(EXAMPLES); do \

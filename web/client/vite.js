@@ -28,7 +28,8 @@ export function cloakroom({ broker = "http://localhost:8080", routes = ["/api/"]
       async handler() {
         if (config.command !== "build" || config.build.ssr) return;
         const dir = resolve(config.root, config.build.outDir);
-        const names = await readdir(dir, { recursive: true });
+        // A build that failed may have no output. Vite reports why.
+        const names = await readdir(dir, { recursive: true }).catch((err) => (err.code === "ENOENT" ? [] : Promise.reject(err)));
         const files = names.filter((name) => compressible.test(name)).map((name) => join(dir, name));
         for (const line of await findings(files, `${prefix}/`)) config.logger.info(`cloakroom: ${line}`);
         if (compress) for (const file of files) await compressFile(file);

@@ -13,7 +13,7 @@ import { serve } from "./serve.js";
 /** @typedef {import("playwright-core").Page} Page */
 
 /** The examples, by their output in web/examples. */
-const examples = { "plain HTML": "plain", "React Router": "react-router/dist" };
+const examples = { "plain HTML": "plain", "React Router": "react-router/dist", Vue: "vue/dist" };
 
 for (const [name, dir] of Object.entries(examples)) {
   describe(name, { timeout: 600_000 }, () => {
