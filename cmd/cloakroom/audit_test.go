@@ -138,6 +138,9 @@ func TestAuditLogIsARegularFile(t *testing.T) {
 		if !strings.Contains(stderr, "log.audit: ") || !strings.Contains(stderr, want) {
 			t.Errorf("%s: reload: got %q, want log.audit: and %q", name, stderr, want)
 		}
+		if out, _, err := r.command("check", "--offline"); err == nil || !strings.Contains(out, "log.audit") {
+			t.Errorf("%s: check: got %v and %q, want it to name log.audit", name, err, out)
+		}
 	}
 	r.write("cloakroom.yaml", r.base+"log: {audit: "+pipe+"}\n")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -56,6 +56,7 @@ func Run(ctx context.Context, o Options) []Finding {
 	}
 	steps := []func() []Finding{
 		func() []Finding { return checkCertificates(cfg) },
+		func() []Finding { return checkAudit(cfg) },
 		func() []Finding { return checkDescriptors(cfg) },
 		func() []Finding { return Frontend(cfg) },
 		func() []Finding { return checkTraces(o.Getenv) },
