@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,6 +75,42 @@ func TestWhyTellsTheLifeOfASession(t *testing.T) {
 	}
 	if request := regexp.MustCompile(`"request_id":"([^"]+)"`).FindStringSubmatch(refused.text); request != nil {
 		f.why(t, file, request[1], "session.returned")
+	}
+}
+
+// One command is one request, and so one event for auditors.
+func TestWhyAsksOnceAndSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int32
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if got := r.URL.Query().Get("any"); got != "alice" {
+			t.Errorf("any: got %q, want alice", got)
+		}
+		w.Header().Set("Link", `</admin/why?any=alice&offset=200>; rel="next"`)
+		io.WriteString(w, `[{"event":"session.started","session":"s"}]`)
+	}))
+	defer admin.Close()
+	getenv := func(name string) string {
+		if name == "CLOAKROOM_SERVER_ADMIN_LISTEN" {
+			return strings.TrimPrefix(admin.URL, "http://")
+		}
+		return ""
+	}
+	var out, errs bytes.Buffer
+	if err := run(t.Context(), []string{"why", "--json", "alice"}, getenv, strings.NewReader(""), &out,
+		&errs); err != nil {
+		t.Fatal(err)
+	}
+	if got := asked.Load(); got != 1 {
+		t.Errorf("got %d requests, want 1", got)
+	}
+	if want := "the newest sessions only"; !strings.Contains(errs.String(), want) {
+		t.Errorf("standard error: got %q, want %q", &errs, want)
+	}
+	var events []bff.Event
+	if err := json.Unmarshal(out.Bytes(), &events); err != nil || len(events) != 1 {
+		t.Errorf("standard output: got %q, want a JSON array with one event", &out)
 	}
 }
 
