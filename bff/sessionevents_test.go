@@ -262,6 +262,33 @@ func TestSessionEventsWarnOfTheAbsoluteEnd(t *testing.T) {
 	events.wantEnd("lifetime")
 }
 
+// requestEvents requests /bff/session/events with a query and headers, and does
+// not read a stream.
+func (a *app) requestEvents(b *bfftest.Browser, query string, header ...string) *bfftest.Response {
+	t := a.t
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "GET", a.url+"/bff/session/events"+query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	for _, c := range b.Cookies() {
+		req.AddCookie(c)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var text []byte
+	if resp.StatusCode != 200 {
+		text, _ = io.ReadAll(resp.Body)
+	}
+	return &bfftest.Response{Response: resp, Text: string(text)}
+}
+
 func TestSessionEventsNeedProofOfOrigin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
@@ -275,13 +302,13 @@ func TestSessionEventsNeedProofOfOrigin(t *testing.T) {
 		"X-CSRF of another value":   {"X-CSRF", "0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantProblem(t, b.Do("GET", "/bff/session/events", "", header...), 403, "csrf")
+			wantProblem(t, a.requestEvents(b, "", header...), 403, "csrf")
 		})
 	}
 	wantProblem(t, a.browser().Fetch("GET", "/bff/session/events"), 401, "not_signed_in")
 	wantProblem(t, b.Fetch("POST", "/bff/session/events"), 405, "method_not_allowed")
 	for _, query := range []string{"warn=0", "warn=3601", "warn=x", "warn=", "warn=-1", "warn=1&warn=2", "warn=%zz"} {
-		wantProblem(t, b.Fetch("GET", "/bff/session/events?"+query), 400, "bad_parameter")
+		wantProblem(t, a.requestEvents(b, "?"+query, "X-CSRF", "1"), 400, "bad_parameter")
 	}
 	resp := b.Do("HEAD", "/bff/session/events", "", "X-CSRF", "1")
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
@@ -300,7 +327,7 @@ func TestSessionEventStreamsAreLimited(t *testing.T) {
 	for range 100 {
 		all = append(all, openEvents(t, b, ""))
 	}
-	refused := b.Do("GET", "/bff/session/events", "", "X-CSRF", "1")
+	refused := a.requestEvents(b, "", "X-CSRF", "1")
 	wantProblem(t, refused, 429, "too_many_streams")
 	if refused.Header.Get("Retry-After") == "" {
 		t.Error("the refusal has no Retry-After")
