@@ -165,7 +165,8 @@ func New(cfg Config) (*Handler, error) {
 func checkFiles(cfg Config) error {
 	switch {
 	case cfg.URL != "" && (cfg.Dir != "" || cfg.FS != nil):
-		return configerr.New("URL", cfg.URL, errors.New("it excludes a directory: only one of them has the app"))
+		return configerr.New("URL", cfg.URL,
+			fmt.Errorf("%q cannot be combined with a directory (dir): remove one of them", cfg.URL))
 	case cfg.URL != "":
 		return nil
 	case (cfg.Dir == "") == (cfg.FS == nil):
