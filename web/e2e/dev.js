@@ -1,7 +1,7 @@
 // `cloakroom dev` with the development server of a real tool, in Chromium.
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { access, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { dirname, join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -62,6 +62,8 @@ export function developing(name, { dir: makeDir, files, command, message, signal
     let api, dev, dir;
 
     before(async () => {
+      const [, program] = command(0);
+      await access(program).catch(() => assert.fail(`${program} is missing: run make setup examples, or make test-dev`));
       dir = await makeDir();
       for (const [file, text] of Object.entries(files)) {
         await mkdir(dirname(join(dir, file)), { recursive: true });
@@ -80,7 +82,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       await closeBrowser(browser, `dev ${name}`);
       await dev?.stop();
       api?.stop();
-      await rm(dir, { recursive: true, force: true });
+      if (dir) await rm(dir, { recursive: true, force: true });
     });
 
     test("sign-in, an API call, hot reload, and a server that dies", async () => {
