@@ -1,7 +1,7 @@
 // The package in Chromium, built by Vite with React and with Vue, behind the real broker.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
@@ -141,10 +141,12 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
       await page.getByRole("alert").waitFor();
     }));
 
-  test("signIn signs in behind cloakroom dev with a real Vite", async () => {
+  test("cloakroom dev with Vite: signIn, a session that expires", async () => {
     const [port, vitePort] = [await freePort(), await freePort()];
+    const config = join(dist, "dev.yaml");
+    writeFileSync(config, "session: {idle_timeout: 20s}\n");
     const command = [process.execPath, vite, app, "--host", "127.0.0.1", "--port", `${vitePort}`, "--strictPort"];
-    const dev = await start(await cloakroom(), ["dev", "--port", `${port}`, "--app", `http://127.0.0.1:${vitePort}`, "--", ...command], {
+    const dev = await start(await cloakroom(), ["dev", "--config", config, "--port", `${port}`, "--app", `http://127.0.0.1:${vitePort}`, "--", ...command], {
       ready: /ready in/,
     });
     try {
@@ -152,10 +154,16 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
         const page = await open("/?open");
         await shows(page, /nobody signed-out/);
         await signInAs(page, { sub: "carol", name: "Carol" }, { returnTo: "/?open" });
-        await shows(page, /Carol signed-in/);
+        await shows(page, /Carol (signed-in|expiring)/);
         await signInAs(page, "bob", { returnTo: "/?open" });
-        await shows(page, /Bob.* signed-in/);
+        await shows(page, /Bob.* (signed-in|expiring)/);
         await assert.rejects(signInAs(page, "nobody"), /sign in: status 400/);
+
+        await signInAs(page, "bob", { returnTo: "/" });
+        await page.getByLabel("Letter").fill("a long letter");
+        await shows(page, /Bob.* expiring idle/);
+        await page.getByText("signed out: idle").waitFor();
+        assert.equal(await page.getByLabel("Letter").inputValue(), "a long letter");
       }, `http://localhost:${port}`);
     } finally {
       await dev.stop();

@@ -94,7 +94,7 @@ export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/ap
     assert.ok(ok, output);
   });
 
-  test("vite build bundles it, compresses files, prints what they need", () => {
+  test("vite build bundles, compresses, and prints what is needed", () => {
     const { ok, output } = run(bin("vite"), ["build"], dir);
     assert.ok(ok, output);
     assert.match(output, /this build needs frontend\.csp: \{.*script-src: \["'wasm-unsafe-eval'"\]/);
@@ -106,7 +106,7 @@ export default { plugins: [cloakroom({ broker: process.env.BROKER, routes: ["/ap
     assert.deepEqual(gunzipSync(readFileSync(join(dir, "dist/data.json.gz"))), plain);
   });
 
-  test("vite dev serves it and passes the broker's paths on, Host unchanged", async () => {
+  test("vite dev serves it and forwards the broker's paths", async () => {
     const seen = [];
     const broker = createServer((request, response) => {
       seen.push(`${request.headers.host} ${request.url}`);

@@ -141,7 +141,7 @@ const settle = () => new Promise((done) => setImmediate(done));
 /** Loads the client as the browser does that got this text from this URL. */
 const load = async (text) => import(`data:text/javascript,${encodeURIComponent(text)}`);
 
-test("the prefix is an option, else below the base element, else /bff", async () => {
+test("the prefix is an option, or below the base element, or /bff", async () => {
   page.responses = [json(nobody), json(nobody), json(nobody)];
   await createClient({ prefix: "/auth" }).session();
   await createClient().session();
@@ -456,7 +456,7 @@ test("stepUp navigates to the login that a challenge requires", () => {
   assert.deepEqual(Object.fromEntries(searchParams), { return_to: "/orders?page=2#third", acr_values: "gold silver", max_age: "60", ui_locales: "de" });
 });
 
-test("calls at the same time share a request, and so do calls right after it", async () => {
+test("calls at the same time, or right after, share a request", async () => {
   page.responses = [json(alice()), json(nobody)];
   const client = createClient({ prefix: "/bff" });
   assert.deepEqual([client.current, client.state], [undefined, { status: "loading" }]);
@@ -490,7 +490,7 @@ async function signedIn(options, headers) {
   return { client, states };
 }
 
-test("events of the stream change the state and reach the other tabs", async () => {
+test("events of the stream change the state and reach other tabs", async () => {
   const { client, states } = await signedIn();
   const [stream] = page.streams;
   assert.equal(stream.url, "/bff/session/events?warn=60");
@@ -514,7 +514,7 @@ test("events of the stream change the state and reach the other tabs", async () 
   assert.deepEqual(page.tabs[0].sent.filter((m) => m?.event).map((m) => m.event), ["changed", "expiring", "changed", "ended"]);
 });
 
-test("a tab without the lock opens no stream and heeds the other tab's events", async () => {
+test("a tab without the lock uses the events of another tab", async () => {
   page.lockTaken = true;
   const { client } = await signedIn();
   assert.deepEqual([page.streams, page.locks], [[], ["cloakroom /bff"]]);
@@ -522,7 +522,7 @@ test("a tab without the lock opens no stream and heeds the other tab's events", 
   assert.deepEqual(client.state, { status: "ended", reason: "idle" });
 });
 
-test("a response that was on its way when the session ended is discarded", async () => {
+test("a response that was in flight at the end is discarded", async () => {
   const { client } = await signedIn();
   let respond;
   globalThis.fetch = () => new Promise((resolve) => (respond = resolve));
@@ -544,7 +544,7 @@ test("a session that was replaced is requested again", async () => {
   assert.equal(page.streams.length, 1);
 });
 
-test("a refused stream is retried after a growing delay, the state checked", async () => {
+test("a refused stream is retried after growing delays", async () => {
   mock.method(Math, "random", () => 0.5);
   const { client } = await signedIn();
   for (const delay of [2000, 4000, 8000]) {
@@ -567,7 +567,7 @@ test("a refused stream is retried after a growing delay, the state checked", asy
   assert.deepEqual([client.state, page.streams], [{ status: "ended", reason: undefined }, []]);
 });
 
-test("an unreachable broker changes the state only, and is asked again", async () => {
+test("an unreachable broker changes the state only", async () => {
   mock.method(Math, "random", () => 0.5);
   const { client } = await signedIn({ events: false });
   const reachable = globalThis.fetch;
@@ -588,14 +588,14 @@ test("an unreachable broker changes the state only, and is asked again", async (
   assert.equal(page.requests.length, 3);
 });
 
-test("a failed refresh does not mean that the broker is unreachable", async () => {
+test("a failed refresh does not make the broker unreachable", async () => {
   const { client } = await signedIn();
   page.responses.push(problem(429, "too_many_requests"));
   await assert.rejects(client.refresh(), { status: 429 });
   assert.deepEqual(client.state, { status: "signed-in" });
 });
 
-test("without events the state is checked before the end and after it", async () => {
+test("without events the state is checked before and after the end", async () => {
   const { client } = await signedIn({ events: false });
   page.responses.push(json(alice())); // no activity until then
   await advance(29 * 60_000 + 500);
@@ -655,7 +655,7 @@ test("focus and online check a state that is older than 5 seconds", async () => 
   assert.equal(page.requests.length, 2);
 });
 
-test("logout tells the other tabs when the page goes, and its own listeners nothing", async () => {
+test("logout tells the other tabs, and not its own listeners", async () => {
   const { client, states } = await signedIn();
   const events = record(client);
   client.logout();
@@ -691,7 +691,7 @@ test("login in a window resolves when another session starts", async () => {
   assert.equal((await login).session.id, "s2");
 });
 
-test("login in a window rejects if it is blocked, and can be cancelled", async () => {
+test("login in a window rejects if blocked, and can be cancelled", async () => {
   const { client } = await signedIn();
   page.blocked = true;
   await assert.rejects(client.login({ window: true }), { name: "NotAllowedError" });

@@ -63,7 +63,7 @@ test("the signals render again when the session changes", async () => {
   expect(await text()).toBe("nobody ended");
 });
 
-test("the guard sends users to the sign-in, which returns to the route", async () => {
+test("the guard leads to the sign-in, which returns to the route", async () => {
   const client = mockClient();
   const logins = [];
   client.login = (options) => logins.push(options);

@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 
 import { createClient, ProblemError } from "@cloakroom-bff/client";
 
-test("the README's import works, and asks the broker of this origin", async () => {
+test("the README's import works with the broker of this origin", async () => {
   const requests = [];
   globalThis.fetch = async (request) => {
     requests.push(new URL(request.url).pathname);

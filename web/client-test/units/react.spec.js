@@ -21,7 +21,7 @@ function Name() {
   return h("p", null, authenticated ? user.name : "nobody", ` ${state.status}`, expiry && ` ${expiry.seconds}`);
 }
 
-test("useSession and useExpiry render again when the session changes", async () => {
+test("useSession and useExpiry render when the session changes", async () => {
   const client = mockClient();
   const page = await render(client, h(Name));
   expect(page.textContent).toBe("nobody signed-out");
@@ -33,7 +33,7 @@ test("useSession and useExpiry render again when the session changes", async () 
   expect(page.textContent).toBe("nobody ended");
 });
 
-test("RequireSession sends users to the sign-in and shows the fallback until then", async () => {
+test("RequireSession leads to the sign-in and shows the fallback", async () => {
   const client = mockClient();
   const logins = [];
   client.login = (options) => logins.push(options);

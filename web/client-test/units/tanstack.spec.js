@@ -43,7 +43,7 @@ test("a 401 is not retried, a 503 is", async () => {
   await until(() => failing.calls.length > 1);
 });
 
-test("queries are fetched again after a sign-in, and not after a sign-out", async () => {
+test("queries are fetched after a sign-in, not after a sign-out", async () => {
   const client = mockClient({ user: { sub: "alice" } });
   const { calls, page, off } = await orders(client, () => new Response(`orders of ${client.current.user?.sub}`));
   await until(() => page.textContent === "orders of alice");
@@ -59,7 +59,7 @@ test("queries are fetched again after a sign-in, and not after a sign-out", asyn
   expect(calls).toEqual(["alice", "alice", "bob"]);
 });
 
-test("the guard of a route sends users to the sign-in and passes the user on", async () => {
+test("the guard leads to the sign-in and passes the user on", async () => {
   const client = mockClient();
   const logins = [];
   client.login = (options) => logins.push(options);
