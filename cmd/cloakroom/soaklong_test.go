@@ -318,7 +318,8 @@ func (l *rolling) sample(ctx context.Context, replicas ...*replica) (samples fun
 				s.at = append(s.at, time.Now())
 				s.goroutines = append(s.goroutines, metrics["go_goroutines"])
 				s.memory = append(s.memory, metrics["process_resident_memory_bytes"]/(1<<20))
-				// With GOGC=100 the next collection is at twice the heap in use.
+				// With GOGC=100 the next collection is at twice the heap in
+				// use.
 				s.heap = append(s.heap, metrics["go_memstats_next_gc_bytes"]/(2<<20))
 			}
 		})
@@ -342,9 +343,9 @@ func (l *rolling) scrape(r *replica) brokertest.Metrics {
 
 // wantFlat asserts that the heap in use in the last quarter of the samples is
 // not much larger than before the reloads: caches fill for about three minutes,
-// with some MiB. A configuration that was still in use after a reload would need
-// more. The goroutines must be as few again now that the load has ended: during
-// the load, idle connections and streams move between the replicas.
+// with some MiB. A configuration that was still in use after a reload would
+// need more. The goroutines must be as few again now that the load has ended:
+// during the load, idle connections and streams move between the replicas.
 func (s *series) wantFlat(t *testing.T, reloads time.Time) {
 	t.Helper()
 	n, _ := slices.BinarySearchFunc(s.at, reloads, time.Time.Compare)
