@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { mkdtemp } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -68,7 +68,9 @@ async function run(command, args) {
 
 /** Builds a Go program of this repository. @param {string} path @returns {Promise<string>} the binary's path */
 export async function build(path) {
-  const binary = join(await mkdtemp(join(tmpdir(), "cloakroom-")), basename(path));
+  const directory = await mkdtemp(join(tmpdir(), "cloakroom-"));
+  process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
+  const binary = join(directory, basename(path));
   await run("go", ["build", "-o", binary, path]);
   return binary;
 }
