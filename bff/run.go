@@ -44,9 +44,14 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		// The limit of s.checks is half of it, so that they count all refusals
 		// but those of HTTP/2 that are more than twice too large.
 		MaxHeaderBytes: 2 * s.checks.headerBytes,
-		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-		ErrorLog:       slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		ConnState:      s.trackConnection,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams,
+			// net/http has a buffer for the largest frame that a client has
+			// begun. The smallest maximum of RFC 9113 (section 4.2).
+			MaxReadFrameSize: 16 << 10,
+		},
+		ErrorLog:  slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ConnState: s.trackConnection,
 		// OPTIONS * is refused by the handler.
 		DisableGeneralOptionsHandler: true,
 	}
