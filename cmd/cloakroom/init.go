@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cloakroom-bff/cloakroom/internal/scaffold"
+	"github.com/cloakroom-bff/cloakroom/web"
 )
 
 func initCommand() *cobra.Command {
@@ -20,8 +21,9 @@ func initCommand() *cobra.Command {
 		Use:   "init",
 		Short: "Write the configuration for a front-end project",
 		Long: `Write the configuration for a front-end project: cloakroom.yaml, a session key,
-and settings for its development server. The framework is that of package.json.
-Questions that no option answers are asked. Files that exist are kept.`,
+settings for its development server, and the browser client with the hooks of its
+framework. The framework is that of package.json. Questions that no option
+answers are asked. Files that exist are kept.`,
 		Example: `  cloakroom init
   cloakroom init --issuer https://id.example.com --client-id spa --api /api/=http://localhost:3000`,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -42,7 +44,7 @@ Questions that no option answers are asked. Files that exist are kept.`,
 				}
 				answers.APIs = append(answers.APIs, api)
 			}
-			files, err := scaffold.Files(project, answers)
+			files, err := scaffold.Files(project, answers, web.ClientFiles())
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"text/template"
@@ -66,8 +67,9 @@ func asYAML(text string) (string, error) {
 }
 
 // Files returns the files for a project: the configuration, the session key,
-// and the settings with which its development server forwards requests.
-func Files(project *Project, answers Answers) ([]File, error) {
+// the settings with which its development server forwards requests, and the
+// browser client, whose files are in client.
+func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	var config bytes.Buffer
 	err := configTemplate.Execute(&config, struct {
 		Answers
@@ -85,7 +87,23 @@ func Files(project *Project, answers Answers) ([]File, error) {
 	if proxy != nil {
 		files = append(files, *proxy)
 	}
-	return files, err
+	if err != nil || project.Framework == Plain { // a page loads /bff/client.js
+		return files, err
+	}
+	parts := []string{"client"}
+	if project.Library != "" {
+		parts = append(parts, project.Library)
+	}
+	for _, part := range parts {
+		for _, suffix := range []string{".js", ".d.ts"} {
+			text, err := fs.ReadFile(client, part+suffix)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, File{path.Join(project.SourceDir, "cloakroom", part+suffix), text, 0o644})
+		}
+	}
+	return files, nil
 }
 
 // broker is the address of a broker on the developer's machine, for the
@@ -109,8 +127,8 @@ func proxyFile(project *Project, answers Answers) (*File, error) {
 		paths = append(paths, api.Path)
 	}
 	byPath := make(map[string]proxySettings)
-	for _, path := range paths {
-		byPath[path] = proxySettings{Target: broker, WebSocket: true}
+	for _, prefix := range paths {
+		byPath[prefix] = proxySettings{Target: broker, WebSocket: true}
 	}
 	switch project.Framework {
 	case Angular:

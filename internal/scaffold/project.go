@@ -23,6 +23,7 @@ type Project struct {
 	DevURL    string // of its development server; empty: it has none
 	DevScript string // command that starts it, such as "npm run dev"; empty: none was found
 	SourceDir string // "src", or "." if there is none
+	Library   string // part of the browser client for its components, such as "react"; empty: none
 }
 
 // Framework is a tool that builds and serves apps.
@@ -61,6 +62,12 @@ var signs = []struct {
 	{"webpack", Webpack, "dist", "http://localhost:8080"},
 }
 
+// libraries has the parts of the browser client, by the npm package that they
+// are for.
+var libraries = map[string]string{
+	"@angular/core": "angular", "react": "react", "svelte": "svelte", "vue": "vue", "nuxt": "vue",
+}
+
 // maxManifest bounds package.json and angular.json, in bytes.
 const maxManifest = 1 << 20
 
@@ -89,6 +96,11 @@ func Detect(dir string) (*Project, error) {
 		return nil, err
 	}
 	project.DevScript = devScript(dir, manifest.Scripts)
+	for dependency, part := range libraries {
+		if manifest.Dependencies[dependency] != "" || manifest.DevDependencies[dependency] != "" {
+			project.Library = part
+		}
+	}
 	for _, sign := range signs {
 		_, used := manifest.Dependencies[sign.dependency]
 		_, usedToBuild := manifest.DevDependencies[sign.dependency]

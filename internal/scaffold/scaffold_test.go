@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/internal/scaffold"
+	"github.com/cloakroom-bff/cloakroom/web"
 )
 
 // write writes files into a new directory, by name.
@@ -52,19 +53,19 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular/build:application", "options": {}}}}}}`},
 			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/shop/browser", DevURL: "http://localhost:4200",
-				DevScript: "npm run start", SourceDir: "."},
+				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"Angular with a directory": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular/build:application", "options": {"outputPath": {"base": "out", "browser": ""}}}}}}}`},
 			scaffold.Project{Framework: scaffold.Angular, OutDir: "out", DevURL: "http://localhost:4200",
-				DevScript: "npm run start", SourceDir: "."},
+				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"Angular with the older builder": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
 				{"builder": "@angular-devkit/build-angular:browser", "options": {"outputPath": "dist/old"}}}}}}`},
 			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/old", DevURL: "http://localhost:4200",
-				DevScript: "npm run start", SourceDir: "."},
+				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
 		"no framework": {
 			map[string]string{"index.html": ""},
@@ -111,7 +112,8 @@ func TestProxySettingsKeepTheHost(t *testing.T) {
 		scaffold.Angular: "proxy.conf.json", scaffold.Vite: "cloakroom.proxy.mjs",
 		scaffold.Webpack: "cloakroom.proxy.mjs", scaffold.Next: "", scaffold.Plain: "",
 	} {
-		files, err := scaffold.Files(&scaffold.Project{Framework: framework}, answers)
+		files, err := scaffold.Files(&scaffold.Project{Framework: framework, SourceDir: "src"}, answers,
+			web.ClientFiles())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,6 +131,39 @@ func TestProxySettingsKeepTheHost(t *testing.T) {
 			if !strings.Contains(string(files[i].Text), needed) {
 				t.Errorf("%s: the settings lack %s:\n%s", framework, needed, files[i].Text)
 			}
+		}
+	}
+}
+
+func TestClientHasTheHooksOfTheLibrary(t *testing.T) {
+	t.Parallel()
+	for manifest, want := range map[string]string{
+		`{"devDependencies": {"vite": "8"}, "dependencies": {"react": "19"}}`: "react",
+		`{"devDependencies": {"vite": "8", "vue": "3"}}`:                      "vue",
+		`{"dependencies": {"@angular/core": "21"}}`:                           "angular",
+		`{"devDependencies": {"@sveltejs/kit": "2", "svelte": "5"}}`:          "svelte",
+		`{"devDependencies": {"vite": "8"}}`:                                  "",
+	} {
+		project, err := scaffold.Detect(write(t, map[string]string{"package.json": manifest, "src/main.js": ""}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := scaffold.Files(project, scaffold.Answers{}, web.ClientFiles())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range files {
+			if name, ok := strings.CutPrefix(f.Name, "src/cloakroom/"); ok {
+				got = append(got, name)
+			}
+		}
+		all := []string{"client.js", "client.d.ts"}
+		if want != "" {
+			all = append(all, want+".js", want+".d.ts")
+		}
+		if !slices.Equal(got, all) {
+			t.Errorf("%s: got %v, want %v", manifest, got, all)
 		}
 	}
 }
