@@ -138,6 +138,40 @@ func TestMetricsNeedTheTokenOffLoopback(t *testing.T) {
 	}
 }
 
+// Probes have no token. The files of the page are the same everywhere.
+func TestFewRespondWithoutTheTokenOffLoopback(t *testing.T) {
+	t.Parallel()
+	listen, app := freeOrigin(t)
+	admin := freeAddr(t)
+	start(t, map[string]string{
+		"SERVER_LISTEN": listen, "SERVER_PUBLIC_URL": app,
+		"SERVER_ADMIN_LISTEN": strings.Replace(admin, "127.0.0.1", "0.0.0.0", 1), "SERVER_ADMIN_TOKEN": "admin-token",
+		"OIDC_ISSUER": "https://127.0.0.1:1", "OIDC_CLIENT_ID": "spa", "OIDC_CLIENT_SECRET": "s",
+	}, "serve")
+	ready(t, admin)
+	for request, want := range map[string]int{
+		"GET /healthz": 200, "GET /readyz": 200,
+		"GET /admin/page/style.css": 200, "GET /admin/page/script.js": 200, "GET /admin/page/page.html": 404,
+		"GET /admin/": 401, "POST /admin/page/revoke": 401, "POST /admin/page/sign-out": 401, "GET /metrics": 401,
+		"GET /admin/sessions?sub=a": 401, "DELETE /admin/sessions/a": 401, "POST /admin/revoke": 401,
+		"GET /admin/why?any=a": 401, "GET /admin/replicas": 401, "POST /admin/reload": 401,
+	} {
+		method, path, _ := strings.Cut(request, " ")
+		req, err := http.NewRequest(method, "http://"+admin+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%s: got %d, want %d", request, resp.StatusCode, want)
+		}
+	}
+}
+
 func TestOutageOfRedisShowsInMetrics(t *testing.T) {
 	t.Parallel()
 	redis := redistest.Start(t)
