@@ -118,7 +118,8 @@ func importLines(dir string, names []string) string {
 		from = "./" + filepath.Base(abs)
 	}
 	exports := map[string]string{
-		"client": "createClient", "react": "CloakroomProvider, useSession", "vue": "cloakroom, useSession",
+		"client": "createClient", "react": "CloakroomProvider, RequireSession, useSession",
+		"vue":    "cloakroom, useSession",
 		"svelte": "sessionStore", "angular": "provideCloakroom, cloakroomInterceptor",
 		"tanstack": "queryDefaults, followSession", "vite": "cloakroom", "testing": "mockClient, signIn",
 	}

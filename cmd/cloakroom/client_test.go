@@ -20,7 +20,7 @@ func TestClientWritesWhatIsAskedFor(t *testing.T) {
 	for _, want := range []string{
 		"wrote " + filepath.Join(dir, "client.js"),
 		`import { createClient } from "./bff/client.js";`,
-		`import { CloakroomProvider, useSession } from "./bff/react.js";`,
+		`import { CloakroomProvider, RequireSession, useSession } from "./bff/react.js";`,
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("got output %q, want it to contain %q", out, want)

@@ -258,6 +258,8 @@ func (d *dev) readUsers() error {
 	case d.usersFile == "" && errors.Is(err, fs.ErrNotExist):
 		d.users = &devidp.UserFile{Users: devidp.DefaultUsers()}
 		return nil
+	case d.usersFile != "" && errors.Is(err, fs.ErrNotExist):
+		return usageError{fmt.Errorf("--users: %w", err)}
 	case err != nil:
 		return usageError{err}
 	}
@@ -466,8 +468,9 @@ func (d *dev) greet(stdout io.Writer, app string) error {
 		hint = " Add APIs with --api /PATH=URL."
 	}
 	_, err := fmt.Fprintf(stdout, "\nOpen %s and sign in as %s. No password is needed.\n"+
-		"It shows %s.%s\nThe inspector is at %s. Nothing is saved. Press Ctrl-C to stop.\n\n",
-		app, nameUsers(d.users.Users), server, hint, d.cfg.Server.Prefix+"/dev")
+		"It shows %s.%s\nAn app without a sign-in of its own: open %s/login first.\n"+
+		"The inspector is at %[5]s/dev. Nothing is saved. Press Ctrl-C to stop.\n\n",
+		app, nameUsers(d.users.Users), server, hint, d.cfg.Server.Prefix)
 	return err
 }
 

@@ -241,7 +241,7 @@ func TestDevNamesMistakes(t *testing.T) {
 		"no command after --": {[]string{"npm", "run"}, "write the command after --, as in: cloakroom dev -- npm run"},
 		"port":                {[]string{"--port", "70000"}, "--port: 70000 is not a port"},
 		"users":               {[]string{"--users", users}, users + `:3: unknown key "rols"`},
-		"no users":            {[]string{"--users", "/nonexistent"}, "open /nonexistent: no such file"},
+		"no users":            {[]string{"--users", "/nonexistent"}, "--users: open /nonexistent: no such file"},
 		"unknown key":         {[]string{"--config", unknown}, unknown + ":2: frontendd: unknown key"},
 		"key of a route":      {[]string{"--config", missing}, missing + ":2: routes[0].tokn: unknown key"},
 		"value of a route":    {[]string{"--app", "http://localhost:1", "--config", invalid}, "routes[0].token"},

@@ -81,7 +81,7 @@ func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s (such as %s): ", text, example)
 			if !in.Scan() {
-				return usageError{fmt.Errorf("no answer; --%s %s would give one", option, example)}
+				return usageError{fmt.Errorf("no answer; give it as an option, such as --%s %s", option, example)}
 			}
 			*answer = strings.TrimSpace(in.Text())
 			if err := check(*answer); *answer != "" && err != nil {
@@ -135,8 +135,8 @@ func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	public := strings.TrimSuffix(answers.PublicURL, "/")
 	steps := []string{"", "Next:"}
 	if project.DevScript != "" {
-		steps = append(steps, "  cloakroom dev -- "+project.DevScript,
-			"      works on the app, with users of a development provider")
+		steps = append(steps, "  cloakroom dev --config cloakroom.yaml -- "+project.DevScript,
+			"      runs the app with its APIs, and users of a development provider")
 	}
 	steps = append(steps,
 		"  Register a confidential client at "+answers.Issuer+", with",

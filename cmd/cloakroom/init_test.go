@@ -30,7 +30,7 @@ func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
 	if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr); err != nil {
 		t.Fatalf("got %v\n%s", err, &stderr)
 	}
-	for _, want := range []string{"wrote cloakroom.yaml", "cloakroom dev -- npm run dev",
+	for _, want := range []string{"wrote cloakroom.yaml", "cloakroom dev --config cloakroom.yaml -- npm run dev",
 		"redirect URI https://app.example.com/bff/callback"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the output lacks %q:\n%s", want, &out)

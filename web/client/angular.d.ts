@@ -17,7 +17,7 @@ export interface CloakroomService<Claims extends object = UserClaims> {
 export declare const Cloakroom: InjectionToken<CloakroomService<any>>;
 
 /** Provides the service. For `bootstrapApplication`. */
-export declare function provideCloakroom(client: Client<any>): EnvironmentProviders;
+export declare function provideCloakroom<Claims extends object>(client: Client<Claims>): EnvironmentProviders;
 
 /**
  * Adds the CSRF header to requests to this origin, and notices the end of the

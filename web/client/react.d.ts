@@ -3,7 +3,7 @@ import type { ReactElement, ReactNode } from "react";
 import type { Client, SessionTimes, State, UserClaims } from "./client.js";
 
 /** Provides the client to the components below it, and requests the session state. */
-export declare function CloakroomProvider(props: { client: Client<any>; children?: ReactNode }): ReactElement;
+export declare function CloakroomProvider<Claims extends object = UserClaims>(props: { client: Client<Claims>; children?: ReactNode }): ReactElement;
 
 /** Returns the client of the provider above. */
 export declare function useClient<Claims extends object = UserClaims>(): Client<Claims>;

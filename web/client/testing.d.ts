@@ -30,14 +30,15 @@ export interface TestPage {
   url(): string;
   goto(url: string): Promise<unknown>;
   request: {
-    post(url: string, options: { headers: Record<string, string>; data: object }): Promise<{ status(): number; url(): string; json(): Promise<any> }>;
+    post(url: string, options: { headers: Record<string, string>; data: object }): Promise<{ status(): number; url(): string; json(): Promise<unknown> }>;
   };
 }
 
 /**
  * Signs the user in at the development provider of `cloakroom dev` or `cloakroom
  * demo`, without its page, and opens `returnTo`. `claims` are those of the ID
- * token, with `sub`; a string is a user of dev-users.yaml.
+ * token, with `sub`; a string is a user of dev-users.yaml. A page that has
+ * loaded nothing yet needs `baseURL` in the configuration of Playwright.
  */
 export declare function signIn(
   page: TestPage,

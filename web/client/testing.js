@@ -98,7 +98,7 @@ export async function signIn(page, claims, { returnTo = "/", prefix = "/bff" } =
   const data = { ...(typeof claims === "string" ? { user: claims } : { claims }), return_to: returnTo };
   const response = await page.request.post(absolute(`${prefix}/dev/sign-in`), { headers: { "X-CSRF": "1" }, data });
   if (response.status() === 404) throw new Error(`${response.url()} does not exist: only cloakroom dev and cloakroom demo have it`);
-  const body = await response.json();
+  const body = /** @type {{ login_url: string, title?: string, detail?: string }} */ (await response.json());
   if (response.status() !== 200) throw new Error(`sign in: status ${response.status()}: ${body.detail ?? body.title}`);
   await page.goto(absolute(body.login_url));
 }

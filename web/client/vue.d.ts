@@ -3,7 +3,7 @@ import type { App, Ref } from "vue";
 import type { Client, SessionTimes, State, UserClaims } from "./client.js";
 
 /** The plugin: `app.use(cloakroom(client))`. It requests the session state. */
-export declare function cloakroom(client: Client<any>): { install(app: App): void };
+export declare function cloakroom<Claims extends object>(client: Client<Claims>): { install(app: App): void };
 
 /** Returns the session as refs. Call it in `setup`. */
 export declare function useSession<Claims extends object = UserClaims>(): {
