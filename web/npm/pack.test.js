@@ -21,7 +21,7 @@ describe("the npm packages", { timeout: 300_000 }, () => {
   const [dist, out, app] = ["dist", "out", "app"].map((name) => join(folder, name));
   const pack = (version, from = dist) => run(process.execPath, [join(here, "pack.js"), version, from, out]);
   const tarball = (name) => join(out, `cloakroom-bff-${name}-1.2.3.tgz`);
-  const install = (names, ...options) => run("npm", ["install", "--offline", "--no-audit", "--no-fund", ...options, ...names.map(tarball)], { cwd: app });
+  const install = (names, ...options) => run("npm", ["install", "--offline", "--no-audit", "--no-fund", "--loglevel=error", ...options, ...names.map(tarball)], { cwd: app });
 
   before(() => {
     // The program of this platform, and files in the place of the others.
