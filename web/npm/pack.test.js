@@ -31,6 +31,7 @@ describe("the npm packages", { timeout: 300_000 }, () => {
     }
     const arch = { x64: "amd64_v1", arm64: "arm64_v8.0" }[process.arch];
     const program = join(dist, `cloakroom_${process.platform}_${arch}`, "cloakroom");
+    rmSync(program); // go build overwrites programs only
     if (process.env.CLOAKROOM) copyFileSync(process.env.CLOAKROOM, program);
     else assert.equal(run("go", ["build", "-o", program, "./cmd/cloakroom"], { cwd: join(here, "../..") }).status, 0);
     chmodSync(program, 0o644); // archives may lose the mode
