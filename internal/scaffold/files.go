@@ -87,7 +87,7 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	if proxy != nil {
 		files = append(files, *proxy)
 	}
-	if err != nil || project.Framework == Plain { // a page loads /bff/client.js
+	if err != nil || project.HasClient || project.Framework == Plain { // a page loads /bff/client.js
 		return files, err
 	}
 	parts := []string{"client"}

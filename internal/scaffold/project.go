@@ -23,6 +23,7 @@ type Project struct {
 	DevURL    string // of its development server; empty: it has none
 	DevScript string // command that starts it, such as "npm run dev"; empty: none was found
 	SourceDir string // "src", or "." if there is none
+	HasClient bool   // the npm package of the browser client is installed
 	Library   string // part of the browser client for its components, such as "react"; empty: none
 }
 
@@ -96,6 +97,7 @@ func Detect(dir string) (*Project, error) {
 		return nil, err
 	}
 	project.DevScript = devScript(dir, manifest.Scripts)
+	project.HasClient = manifest.Dependencies["@cloakroom-bff/client"] != ""
 	for dependency, part := range libraries {
 		if manifest.Dependencies[dependency] != "" || manifest.DevDependencies[dependency] != "" {
 			project.Library = part
