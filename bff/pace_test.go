@@ -106,6 +106,7 @@ func (s *trickle) Read(p []byte) (int, error) {
 
 func TestSlowUploadIsAborted(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		ended := make(chan error, 10)
 		w.handle(func(_ http.ResponseWriter, r *http.Request) {
@@ -146,6 +147,7 @@ func TestSlowUploadIsAborted(t *testing.T) {
 
 func TestUpstreamThatStopsReadingAnUploadTimesOut(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	paced(t, longWindow/2, func(t *testing.T, w *protocolPair) {
 		w.handle(func(_ http.ResponseWriter, r *http.Request) {
 			io.ReadFull(r.Body, make([]byte, 1000))

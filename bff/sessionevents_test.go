@@ -237,6 +237,7 @@ func (s *eventStream) wantEndWithin(reason string) {
 
 func TestActivityCancelsAndRepeatsTheWarning(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	a := newApp(t, func(_ *app, c *bff.Config) { c.Sessions.IdleTimeout = 8 * time.Second })
 	b := a.signedIn()
 	events := openEvents(t, b, "?warn=3")

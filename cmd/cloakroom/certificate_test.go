@@ -186,6 +186,7 @@ func TestCertificateErrorsAreReportedWithAllOthers(t *testing.T) {
 // TLS is turned on or off by a restart only.
 func TestReloadServesTheCertificateOfOtherFiles(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	year := time.Now().AddDate(1, 0, 0)
 	dir := t.TempDir()
 	pair := func(serial int64) (certFile, keyFile string) {

@@ -19,6 +19,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/internal/brokertest"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // reloadable is a broker in this process whose configuration files a test
@@ -160,6 +161,7 @@ func TestReloadResponseNamesTheKeys(t *testing.T) {
 // A mounted ConfigMap is a folder behind a link, which is replaced.
 func TestChangedFilesAreApplied(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	r := startReloadable(t)
 	r.write("cloakroom.yaml", r.base+r.route("/a/"))
 	r.waitFor(r.stderr, `"in_force":\{.*"path":"/a/"`)
@@ -191,6 +193,7 @@ func TestChangedFilesAreApplied(t *testing.T) {
 // that the provider is down.
 func TestReloadIsRepeatedUntilTheProviderResponds(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	r := startReloadable(t)
 	var down atomic.Bool
 	down.Store(true)

@@ -271,6 +271,7 @@ func TestReplicasOfUnsharedStore(t *testing.T) {
 // the comparison too.
 func TestReplicasInAnOutageOfRedis(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	a := f.replicas[0]

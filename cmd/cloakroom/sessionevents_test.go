@@ -76,6 +76,7 @@ func wantEvent(t *testing.T, events <-chan string, want string) {
 
 func TestSessionEventsCrossReplicas(t *testing.T) {
 	t.Parallel()
+	testenv.Slow(t)
 	redis := redistest.Start(t)
 	f := startFleet(t, nil, redis.URL(), redis.URL())
 	here, there := f.replicas[0], f.replicas[1]
