@@ -402,13 +402,12 @@ func TestSafeRequestIsRetriedOnce(t *testing.T) {
 
 func TestFailedUpstreamAddressIsSkipped(t *testing.T) {
 	t.Parallel()
-	dead := httptest.NewServer(nil)
-	dead.Close()
+	dead := "http://127.0.0.1:" + testenv.FreePort(t) // no other test gets it
 	one, two := brokertest.NewEcho(t), brokertest.NewEcho(t)
 	_, b := newRoutedApp(t, bff.Route{
 		Path:     "/many/",
 		Token:    "user",
-		Upstream: []string{dead.URL, one.URL, dead.URL, two.URL},
+		Upstream: []string{dead, one.URL, dead, two.URL},
 	})
 	for range 20 {
 		echoed(t, b.Fetch("GET", "/many/x"))
