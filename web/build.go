@@ -107,7 +107,7 @@ func ReadBuild(dir string) (*Build, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return readBuild(root.FS())
+	return readBuild(rootFiles{root})
 }
 
 func readBuild(files fs.FS) (*Build, error) {

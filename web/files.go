@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"golang.org/x/net/html"
 )
@@ -24,7 +25,22 @@ func (d directory) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	defer root.Close() // the opened file outlives it
-	return root.Open(name)
+	return rootFiles{root}.Open(name)
+}
+
+// rootFiles is the fs.FS of a root. To open a named pipe does not wait for its
+// writer, so that open can refuse it.
+type rootFiles struct{ root *os.Root }
+
+func (r rootFiles) Open(name string) (fs.File, error) {
+	if !fs.ValidPath(name) {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	f, err := r.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // openFiles returns the files for one request, and a function that closes them.
@@ -39,7 +55,7 @@ func (h *Handler) openFiles() (fs.FS, func()) {
 	if err != nil {
 		return dir, func() {} // returns the error for each file
 	}
-	return root.FS(), func() { root.Close() }
+	return rootFiles{root}, func() { root.Close() }
 }
 
 // copiesIndex reports whether the app's 404.html decides its fallback, but is a
