@@ -80,6 +80,9 @@ func writeClient(dir string, names []string, force bool) (written []string, err 
 		if err != nil {
 			return nil, err
 		}
+		if info, err := os.Lstat(filepath.Join(dir, name)); err == nil && !info.Mode().IsRegular() {
+			return nil, fmt.Errorf("%s is not a regular file; nothing was written", filepath.Join(dir, name))
+		}
 		existing, err := os.ReadFile(filepath.Join(dir, name))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -108,4 +110,25 @@ func runCommand(t *testing.T, args ...string) (string, error) {
 	var out, errOut strings.Builder
 	err := run(t.Context(), args, func(string) string { return "" }, strings.NewReader(""), &out, &errOut)
 	return out.String(), err
+}
+
+func TestClientWritesThroughNoLink(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.Symlink(outside, filepath.Join(dir, "client.d.ts")); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"client", dir}, {"client", "--force", dir}} {
+		var stderr bytes.Buffer
+		err := run(t.Context(), args, func(string) string { return "" }, strings.NewReader(""), io.Discard, &stderr)
+		if err == nil || !strings.Contains(stderr.String(), "client.d.ts is not a regular file") {
+			t.Errorf("%q: got %v, want that the link is no regular file", args, err)
+		}
+	}
+	for _, name := range []string{outside, filepath.Join(dir, "client.js")} {
+		if _, err := os.Stat(name); err == nil {
+			t.Errorf("%s was written", name)
+		}
+	}
 }

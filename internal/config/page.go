@@ -16,6 +16,10 @@ func (c *Config) page(problems *Errors) *template.Template {
 	if name == "" {
 		return nil
 	}
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		problems.add("server.page_file", "%q is not a regular file", name)
+		return nil
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		problems.add("server.page_file", "%w", err)
