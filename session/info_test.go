@@ -175,7 +175,10 @@ func TestSessionWithoutInfoIsListed(t *testing.T) {
 		s := signInOn(t, m, "alice", "Firefox")
 		for name, change := range map[string]func(){
 			"no info": func() { store.Delete(t.Context(), "info:"+s.ID) },
-			"junk":    func() { store.Create(t.Context(), "info:"+s.ID, []byte("junk"), time.Hour) },
+			"junk": func() {
+				store.Delete(t.Context(), "info:"+s.ID)
+				store.Create(t.Context(), "info:"+s.ID, []byte("junk"), time.Hour)
+			},
 			"a later release": func() {
 				store.Delete(t.Context(), "info:"+s.ID)
 				store.Create(t.Context(), "info:"+s.ID, append([]byte{2}, make([]byte, 60)...), time.Hour)
