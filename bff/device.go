@@ -2,7 +2,7 @@ package bff
 
 import "strings"
 
-// maxUserAgent bounds how much of a User-Agent is looked at, in bytes. Those of
+// maxUserAgent is how much of a User-Agent is parsed, in bytes. Those of
 // browsers have about 120.
 const maxUserAgent = 512
 

@@ -431,7 +431,7 @@ func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
 	}
 	for _, line := range a.logs.lines(t, "provider unavailable; sessions are kept") {
 		if got, ok := line["waiting_sessions"]; ok {
-			t.Errorf("the outage begins with waiting_sessions %v, when nobody waits yet", got)
+			t.Errorf("waiting_sessions at the start of the outage: got %v, want none", got)
 		}
 	}
 }

@@ -80,7 +80,7 @@ in, so it listens on the loopback interface only.`,
 		},
 	}
 	flags := c.Flags()
-	flags.StringVar(&d.app, "app", "", "`URL` of the development server; default: it is looked for")
+	flags.StringVar(&d.app, "app", "", "`URL` of the development server; by default, it is detected")
 	flags.StringArrayVar(&d.apis, "api", nil, "`PATH=URL` of an API that gets the user's access token; repeatable")
 	flags.IntVar(&d.port, "port", devPort, "`PORT` to listen on; the provider listens on the next one")
 	flags.StringVar(&d.usersFile, "users", "", "YAML `FILE` with users; default: dev-users.yaml, if it exists")
@@ -497,7 +497,7 @@ func (d *dev) complete(app, issuer, secret string) {
 	c.Server = config.Server{
 		PublicURL: app, AdminListen: "127.0.0.1:0", Prefix: cmp.Or(c.Server.Prefix, "/bff"),
 		PageFile:      c.Server.PageFile,
-		ShutdownGrace: time.Second, // whoever presses Ctrl-C does not want to wait
+		ShutdownGrace: time.Second, // Ctrl-C must end the process soon
 		// Browser tests sign in as often as they like.
 		Limits: config.Limits{Logins: config.RateLimit{Rate: 1e6, Burst: 1e6}},
 	}

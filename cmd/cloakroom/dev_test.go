@@ -491,7 +491,7 @@ func TestInspectorCausesWhatAppsCopeWith(t *testing.T) {
 	wantStatus(t, b, "/api/x", 401)
 	wantPage(t, b, "/bff/dev", "the session ended: revoked")
 	press("end", nil)
-	wantPage(t, b, "/bff/dev?notice=failed", "nobody is signed in in this browser")
+	wantPage(t, b, "/bff/dev?notice=failed", "this browser has no session")
 	if got := p.stderr.String(); strings.Contains(got, "panic") {
 		t.Errorf("standard error: got %s", got)
 	}

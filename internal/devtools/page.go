@@ -36,7 +36,7 @@ type page struct {
 
 	StoreDown, ProviderDown bool
 
-	Session *sessionView // nil: nobody is signed in in this browser, or Problem says why it is unknown
+	Session *sessionView // nil: this browser has none, or Problem says why it is unknown
 	Problem string
 	Users   []devidp.User
 
@@ -58,7 +58,7 @@ type notice struct {
 var notices = map[string]notice{
 	"expired": {Text: "The access token counts as expired. The next call of an API refreshes it."},
 	"ended":   {Text: "The session has ended. The app learns of it with its next call."},
-	"failed":  {Text: "That did not work: nobody is signed in in this browser, or the store is off.", Bad: true},
+	"failed":  {Text: "That did not work: this browser has no session, or the store is off.", Bad: true},
 }
 
 // sessionView is the session of the browser that shows the page.

@@ -57,7 +57,8 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 		},
 		"Angular with a directory": {
 			map[string]string{"package.json": angular, "angular.json": `{"projects": {"shop": {"architect": {"build":
-				{"builder": "@angular/build:application", "options": {"outputPath": {"base": "out", "browser": ""}}}}}}}`},
+				{"builder": "@angular/build:application",
+				"options": {"outputPath": {"base": "out", "browser": ""}}}}}}}`},
 			scaffold.Project{Framework: scaffold.Angular, OutDir: "out", DevURL: "http://localhost:4200",
 				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
