@@ -138,8 +138,8 @@ func (cfg Config) Warnings() []*ConfigError {
 				warn("CSP["+name+"]", source, "%q %s", source, risks[name+" "+source])
 			}
 			if name == "script-src" && isPublishing(source) {
-				warn("CSP["+name+"]", source, "%q: any user of it can publish scripts there; name the file, or put it into "+
-					"the app's own files", source)
+				warn("CSP["+name+"]", source, "%q: any user of it can publish scripts there; name the "+
+					"file, or put it into the app's own files", source)
 			}
 		}
 	}
@@ -165,8 +165,8 @@ var risks = map[string]string{
 	"form-action https:":       "lets a form send data to any site",
 }
 
-// publishing lists hosts that serve what any user has published, with a path for
-// each package.
+// publishing lists hosts that serve what any user has published, with a path
+// for each package.
 var publishing = []string{
 	"cdn.jsdelivr.net", "unpkg.com", "esm.sh", "cdn.skypack.dev", "esm.run", "raw.githack.com", "cdn.statically.io",
 	"ajax.googleapis.com", "cdnjs.cloudflare.com", "storage.googleapis.com", "s3.amazonaws.com",

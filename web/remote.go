@@ -29,8 +29,8 @@ func checkURL(raw string) (u *url.URL, dev bool, err error) {
 	case loopback.IsHost(host), u.Scheme == "http" && isPrivateHost(host):
 		return u, true, nil
 	case u.Scheme == "http":
-		return nil, false, fmt.Errorf("%q: an attacker on the network could change the app; use https, or a development "+
-			"server on this machine or in a private network", raw)
+		return nil, false, fmt.Errorf("%q: an attacker on the network could change the app; use https, or "+
+			"a development server on this machine or in a private network", raw)
 	}
 	return u, false, nil
 }

@@ -463,6 +463,22 @@ func (l *rolling) webSocketOnce(ctx context.Context, u *userSession) {
 	sleep(ctx, 100*time.Millisecond)
 }
 
+// logHistory logs the events of a session, with the replicas that logged them.
+func (l *rolling) logHistory(t *testing.T, id string) {
+	t.Helper()
+	var lines []string
+	for r, b := range l.backends {
+		for line := range strings.Lines(r.stderr.String()) {
+			if strings.Contains(line, id) && !strings.Contains(line, `"msg":"request"`) {
+				lines = append(lines, fmt.Sprintf("%s at %s, killed at %v", line, r.addr,
+					time.Unix(0, b.killedAt.Load()).UTC()))
+			}
+		}
+	}
+	slices.Sort(lines) // by time
+	t.Logf("session %s:\n%s", id, strings.Join(lines[max(0, len(lines)-12):], "\n"))
+}
+
 // report fails the test for each failure, and logs what was done.
 func (l *rolling) report(t *testing.T) {
 	t.Helper()
@@ -477,6 +493,7 @@ func (l *rolling) report(t *testing.T) {
 	for _, u := range l.users {
 		if !l.authenticated(l.replicas[0], u) {
 			ended = append(ended, u.id)
+			l.logHistory(t, u.id)
 		}
 	}
 	if len(ended) > 0 {
