@@ -393,11 +393,10 @@ func TestProviderIsNotUpInAnOutage(t *testing.T) {
 	a.wantRise(t, nil, `cloakroom_provider_breaker_state{state="closed"}`, 1)
 }
 
-// TestOutageOfTheProviderSaysWhoWaits lets four sessions wait for a provider.
-func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
-	t.Parallel()
-	a := newApp(t, nil)
-	var down atomic.Bool
+// refuseRefreshes makes the provider refuse refreshes with 503 while down is
+// true.
+func (a *app) refuseRefreshes() (down *atomic.Bool) {
+	down = new(atomic.Bool)
 	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
 		if down.Load() {
 			refuse(w, 503, "temporarily_unavailable")
@@ -405,6 +404,14 @@ func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
 		}
 		provider.ServeHTTP(w, r)
 	})
+	return down
+}
+
+// TestOutageOfTheProviderSaysWhoWaits lets four sessions wait for a provider.
+func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, nil)
+	down := a.refuseRefreshes()
 	first := a.signedIn()
 	var waiting []*bfftest.Browser
 	for range 4 {
@@ -439,14 +446,7 @@ func TestOutageOfTheProviderSaysWhoWaits(t *testing.T) {
 func TestRequestsToTheProviderAreMeasured(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, nil)
-	var down atomic.Bool
-	a.onRefresh(func(_ int, w http.ResponseWriter, r *http.Request, provider http.Handler) {
-		if down.Load() {
-			refuse(w, 503, "temporarily_unavailable")
-			return
-		}
-		provider.ServeHTTP(w, r)
-	})
+	down := a.refuseRefreshes()
 	count := func(endpoint, class string) string {
 		return fmt.Sprintf("cloakroom_provider_request_duration_seconds_count{class=%q,endpoint=%q}", class, endpoint)
 	}
