@@ -93,13 +93,17 @@ func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
 	return latest, err
 }
 
+// saveRetryInterval is short: until tokens are saved, the end of the process
+// loses them, and with them the session.
+const saveRetryInterval = 200 * time.Millisecond
+
 // retrySave saves tokens that only this process has, as soon as the store is
 // back. The old refresh token may have been rotated. So the refresh is kept
 // until the new tokens are saved, and no caller sends the old refresh token
 // again.
 func (m *Manager) retrySave(ctx context.Context, next *Session) {
 	for time.Now().Before(next.ExpiresAt) {
-		time.Sleep(minRetryAfter)
+		time.Sleep(saveRetryInterval)
 		_, err := m.save(ctx, next)
 		if errors.Is(err, ErrStore) {
 			continue

@@ -352,8 +352,9 @@ func TestUnsavedTokensAreNotLost(t *testing.T) {
 			}
 			time.Sleep(time.Second / 2)
 		}
+		time.Sleep(50 * time.Millisecond)
 		store.fail(nil, nil)
-		time.Sleep(2 * time.Second)
+		time.Sleep(300 * time.Millisecond) // soon: until then the end of the process loses them
 		fresh(t, m, ticket, "access-2")
 		if n := p.calls.Load(); n != 1 {
 			t.Errorf("got %d refreshes, want 1", n)
