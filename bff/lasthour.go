@@ -68,7 +68,7 @@ func (h *lastHour) countEvent(e Event) {
 	case EventKind(session.SessionStarted):
 		m.signIns.Add(1)
 	case LoginRefused:
-		if !notSignedIn(e.Reason) {
+		if !isSilentRefusal(e.Reason) {
 			m.refused.Add(1)
 		}
 	case EventKind(session.SessionRefreshed):
@@ -76,17 +76,6 @@ func (h *lastHour) countEvent(e Event) {
 	case EventKind(session.RefreshFailed):
 		m.failed.Add(1)
 	}
-}
-
-// notSignedIn reports whether a login was refused because a silent login found
-// no session at the provider (OpenID Connect Core
-// 1.0, section 3.1.2.6).
-func notSignedIn(reason string) bool {
-	switch reason {
-	case "login_required", "interaction_required", "consent_required", "account_selection_required":
-		return true
-	}
-	return false
 }
 
 // countRequest counts a request that has ended, by the index of its class. The
