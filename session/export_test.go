@@ -34,7 +34,7 @@ func (m *Manager) RecordJSON(ctx context.Context, s *Session) ([]byte, error) {
 		return nil, err
 	}
 	k, _ := m.ring.keyOf(s.sealed)
-	packed, err := k.aead(s.ticket).Open(nil, nil, s.sealed[5:], k.associated(s.ID))
+	packed, err := k.aead(s.ticket).Open(nil, nil, s.sealed[5:], k.associated(recordVersion, s.ID))
 	for range 3 {
 		if err == nil {
 			_, packed, err = cutSized(packed)

@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/aes"
 	"crypto/cipher"
 	"encoding/json"
 	"errors"
@@ -122,7 +121,7 @@ func (k serverKey) sealInfo(id string, rec infoRecord) ([]byte, error) {
 		return nil, fmt.Errorf("seal info: %w", err)
 	}
 	header := append([]byte{infoVersion}, k.id[:]...)
-	return k.infoAEAD().Seal(header, nil, plain, k.infoAssociated(id)), nil
+	return k.infoAEAD().Seal(header, nil, plain, k.associated(infoVersion, id)), nil
 }
 
 // openInfo is the reverse of serverKey.sealInfo.
@@ -134,7 +133,7 @@ func (r *Keyring) openInfo(id string, sealed []byte) (rec infoRecord, err error)
 	if !ok {
 		return infoRecord{}, fmt.Errorf("open info: %w", errKeyRemoved)
 	}
-	plain, err := k.infoAEAD().Open(nil, nil, sealed[recordHeader:], k.infoAssociated(id))
+	plain, err := k.infoAEAD().Open(nil, nil, sealed[recordHeader:], k.associated(infoVersion, id))
 	if err == nil {
 		err = json.Unmarshal(plain, &rec)
 	}
@@ -144,24 +143,9 @@ func (r *Keyring) openInfo(id string, sealed []byte) (rec infoRecord, err error)
 	return rec, nil
 }
 
-// infoAssociated returns the associated data of the info of the session with an
-// ID.
-func (k serverKey) infoAssociated(id string) []byte {
-	data := append([]byte{infoVersion}, k.id[:]...)
-	data = append(data, k.digest[:]...)
-	return append(data, id...)
-}
-
+// infoAEAD returns the cipher of infos, whose key depends on k alone.
 func (k serverKey) infoAEAD() cipher.AEAD {
-	block, err := aes.NewCipher(derive(k.secret, nil, "session info", 32))
-	if err != nil {
-		panic(err) // the key has 32 bytes
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		panic(err) // AES has blocks of 16 bytes
-	}
-	return aead
+	return newAEAD(derive(k.secret, nil, "session info", 32))
 }
 
 // lastSeen limits how often this replica records the activity of a session

@@ -160,13 +160,14 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 		return nil, fmt.Errorf("seal session: %w", err)
 	}
 	header := append([]byte{recordVersion}, k.id[:]...)
-	return k.aead(s.ticket).Seal(header, nil, append(signatures, pack(plain)...), k.associated(s.ID)), nil
+	packed := append(signatures, pack(plain)...)
+	return k.aead(s.ticket).Seal(header, nil, packed, k.associated(recordVersion, s.ID)), nil
 }
 
-// associated returns the associated data of a record, for the session with an
-// ID.
-func (k serverKey) associated(id string) []byte {
-	data := append([]byte{recordVersion}, k.id[:]...)
+// associated returns the associated data of a value that k seals for the
+// session with an ID. The version is that of the value: a record or an info.
+func (k serverKey) associated(version byte, id string) []byte {
+	data := append([]byte{version}, k.id[:]...)
 	data = append(data, k.digest[:]...)
 	return append(data, id...)
 }
@@ -181,7 +182,7 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 		return nil, fmt.Errorf("open session: %w", errKeyRemoved)
 	}
 	id := t.sessionID
-	packed, err := k.aead(t).Open(nil, nil, sealed[recordHeader:], k.associated(id))
+	packed, err := k.aead(t).Open(nil, nil, sealed[recordHeader:], k.associated(recordVersion, id))
 	if err != nil {
 		return nil, fmt.Errorf("open session: %w", err)
 	}
@@ -238,7 +239,13 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 // aead returns the cipher of one session. The key of the cipher depends on the
 // data key in the ticket and on k.
 func (k serverKey) aead(t Ticket) cipher.AEAD {
-	block, err := aes.NewCipher(derive(t.dataKey[:], k.secret, "session record", 32))
+	return newAEAD(derive(t.dataKey[:], k.secret, "session record", 32))
+}
+
+// newAEAD returns the cipher with a key of 32 bytes. It chooses its nonces
+// itself.
+func newAEAD(key []byte) cipher.AEAD {
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		panic(err) // the key has 32 bytes
 	}
