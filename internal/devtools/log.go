@@ -3,6 +3,7 @@ package devtools
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -78,13 +79,14 @@ func readRequest(record slog.Record) request {
 // keep keeps calls of APIs, and requests that were refused. The inspector's own
 // are of no interest.
 func (t *Tools) keep(line request) {
-	isAPI := false
-	for _, route := range t.cfg.Routes {
-		isAPI = isAPI || line.Route == route.Path
-	}
-	if isAPI || line.Err != "" && !strings.HasPrefix(line.Route, t.cfg.Prefix+"/dev") {
+	if t.isAPI(line) || line.Err != "" && !strings.HasPrefix(line.Route, t.cfg.Prefix+pagePath) {
 		t.requests.add(line)
 	}
+}
+
+// isAPI reports whether a request is a call of an API.
+func (t *Tools) isAPI(line request) bool {
+	return slices.ContainsFunc(t.cfg.Routes, func(r Route) bool { return r.Path == line.Route })
 }
 
 // seenErrors are texts of errors that were logged lately.

@@ -110,7 +110,7 @@ func (t *Tools) showPage(w http.ResponseWriter, r *http.Request) {
 
 func (t *Tools) writePage(w http.ResponseWriter, r *http.Request, status int, n *notice) {
 	p := &page{
-		Base: t.cfg.Prefix + "/dev", Login: t.cfg.Prefix + "/login", Notice: n,
+		Base: t.cfg.Prefix + pagePath, Login: t.cfg.Prefix + "/login", Notice: n,
 		StoreDown: t.storeDown.Load(), ProviderDown: t.providerDown.Load(),
 		Users: t.provider.Users(), Routes: t.cfg.Routes, Issuer: t.cfg.Issuer, Audience: t.cfg.Audience,
 		Violations: t.reports.latest(),
@@ -164,8 +164,7 @@ func (t *Tools) addHistory(p *page) {
 	byID := make(map[string]request)
 	for _, line := range t.requests.latest() {
 		byID[line.ID] = line
-		if slices.ContainsFunc(p.Routes, func(r Route) bool { return r.Path == line.Route }) &&
-			len(p.Requests) < shown {
+		if t.isAPI(line) && len(p.Requests) < shown {
 			p.Requests = append(p.Requests, line)
 		}
 	}

@@ -40,18 +40,21 @@ type Tools struct {
 	reports  reports
 }
 
+// pagePath is the path of the page, under Config.Prefix. All else is below it.
+const pagePath = "/dev"
+
 // ReportPath is the path for reports of violations of the
 // Content-Security-Policy, under Config.Prefix.
-const ReportPath = "/dev/csp"
+const ReportPath = pagePath + "/csp"
 
-// kept is how many events, requests and reports are kept.
+// kept is how many events and requests are kept.
 const kept = 200
 
 // New returns tools.
 func New(cfg Config) *Tools {
 	t := &Tools{cfg: cfg, mux: http.NewServeMux()}
 	t.events.max, t.requests.max = kept, kept
-	base := cfg.Prefix + "/dev"
+	base := cfg.Prefix + pagePath
 	t.mux.HandleFunc("GET "+base, t.showPage)
 	t.mux.HandleFunc("GET "+base+"/{file}", t.serveFile)
 	t.mux.HandleFunc("POST "+base+"/expire", t.action(func(r *http.Request) (string, error) {
@@ -91,8 +94,8 @@ const maxBody = 64 << 10 // bytes
 // intercept makes the provider fail while it is switched off.
 func (t *Tools) intercept(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if t.providerDown.Load() {
-		http.Error(w, "The development provider is switched off. The inspector at "+t.cfg.Prefix+
-			"/dev switches it on again.", http.StatusServiceUnavailable)
+		http.Error(w, "The development provider is switched off. The inspector at "+t.cfg.Prefix+pagePath+
+			" switches it on again.", http.StatusServiceUnavailable)
 		return
 	}
 	next.ServeHTTP(w, r)
@@ -119,7 +122,7 @@ func (t *Tools) action(act func(r *http.Request) (notice string, err error)) htt
 }
 
 func (t *Tools) backToPage(w http.ResponseWriter, r *http.Request, notice string) {
-	to := t.cfg.Prefix + "/dev"
+	to := t.cfg.Prefix + pagePath
 	if notice != "" {
 		to += "?notice=" + notice
 	}
