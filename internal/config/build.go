@@ -67,7 +67,7 @@ func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 			problems = append(problems, problem)
 		}
 	}
-	if problems = withLogins(c).replaceIn(problems); len(problems) > 0 {
+	if problems = urlsWithUserinfo(c).replaceIn(problems); len(problems) > 0 {
 		return nil, problems.withValues(c)
 	}
 	return server, nil

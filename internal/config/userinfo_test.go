@@ -50,7 +50,7 @@ func TestPasswordsInURLsAreMistakesAndNotQuoted(t *testing.T) {
 		}
 	}
 	cfg := mustLoad(t, base+"routes: [{path: /a@b/, token: none, upstream: 'http://api/x@y'}]\n", nil)
-	if found := withLogins(cfg); len(found) > 0 {
+	if found := urlsWithUserinfo(cfg); len(found) > 0 {
 		t.Errorf("an @ in a path: got %v, want no mistake", found)
 	}
 }

@@ -8,16 +8,17 @@ import (
 	"strings"
 )
 
-// withLogins returns a mistake for each URL with a user name or a password.
-// Only secrets can have them, such as store.url. Other values are printed: in
-// the log, in errors, and on the page for administrators.
-func withLogins(c *Config) (problems Errors) {
+// urlsWithUserinfo returns a mistake for each URL with a user name or a
+// password (RFC 3986, section 3.2.1). Only secrets can have them, such as
+// store.url. Other values are printed: in the log, in errors, and on the page
+// for administrators.
+func urlsWithUserinfo(c *Config) (problems Errors) {
 	var look func(key string, v reflect.Value)
 	look = func(key string, v reflect.Value) {
 		switch {
 		case isSecret(v):
 		case v.Kind() == reflect.String:
-			if hasLogin(v.String()) {
+			if hasUserinfo(v.String()) {
 				problems = append(problems, &Error{Key: key, Value: "[redacted]",
 					Err: errors.New("[redacted] has a user name or a password; this URL cannot have them")})
 			}
@@ -47,9 +48,9 @@ func withLogins(c *Config) (problems Errors) {
 	return problems
 }
 
-// hasLogin reports whether text is a URL with a user name, whatever else is
+// hasUserinfo reports whether text is a URL with a user name, whatever else is
 // wrong with it.
-func hasLogin(text string) bool {
+func hasUserinfo(text string) bool {
 	_, rest, isURL := strings.Cut(text, "://")
 	end := strings.IndexAny(rest, "/?#")
 	if end < 0 {
