@@ -185,11 +185,7 @@ func commandEnded(command []string, status int) error {
 // own it would not use colors.
 func (d *dev) environment(stdout io.Writer) []string {
 	env := os.Environ()
-	f, ok := stdout.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("FORCE_COLOR") != "" {
-		return env
-	}
-	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+	if isTerminal(stdout) && os.Getenv("NO_COLOR") == "" && os.Getenv("FORCE_COLOR") == "" {
 		env = append(env, "FORCE_COLOR=1")
 	}
 	return env
@@ -204,7 +200,7 @@ func (d *dev) read() error {
 		return usageError{fmt.Errorf("--port: %d is not a port from 1 to 65534", d.port)}
 	}
 	if d.app != "" {
-		if err := checkLocalURL(d.app); err != nil {
+		if err := checkServerURL(d.app); err != nil {
 			return usageError{fmt.Errorf("--app: %w", err)}
 		}
 	}
@@ -226,8 +222,8 @@ func (d *dev) read() error {
 	return nil
 }
 
-// checkLocalURL returns an error unless raw is an http or https URL.
-func checkLocalURL(raw string) error {
+// checkServerURL returns an error unless raw is an http or https URL.
+func checkServerURL(raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		if !strings.Contains(raw, "://") {
@@ -244,7 +240,7 @@ func parseAPI(text string) (config.Route, error) {
 	if !found || !strings.HasPrefix(at, "/") || strings.Trim(at, "/") == "" {
 		return config.Route{}, fmt.Errorf("%q is not a path and a URL such as /api=http://localhost:3000", text)
 	}
-	if err := checkLocalURL(upstream); err != nil {
+	if err := checkServerURL(upstream); err != nil {
 		return config.Route{}, fmt.Errorf("the URL of %s: %w", at, err)
 	}
 	return config.Route{Path: strings.TrimSuffix(at, "/") + "/", Upstream: []string{upstream}, Token: "user"}, nil
