@@ -155,8 +155,7 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	// Connect Core 3.1.2.1).
 	if requested := strings.Fields(q.Get("acr_values")); len(requested) > 0 {
 		if i := slices.IndexFunc(requested, func(acr string) bool {
-			return slices.Contains(p.cfg.ACRValues,
-				acr)
+			return slices.Contains(p.cfg.ACRValues, acr)
 		}); i >= 0 {
 			r.acr = requested[i]
 		}

@@ -153,9 +153,7 @@ func New(cfg Config) (*Provider, error) {
 	if len(cfg.Users) == 0 {
 		cfg.Users = DefaultUsers()
 	}
-	if len(cfg.ACRValues) == 0 {
-		cfg.ACRValues = defaultACRValues
-	}
+	cfg.ACRValues = acrValuesOrDefault(cfg.ACRValues)
 	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute,
 		&cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
 		if *d == 0 {
@@ -273,7 +271,7 @@ func (cfg *Config) check() (*url.URL, error) {
 			wrong("user %d: Sub %q is empty or belongs to another user", i, user.Sub)
 		}
 		users[user.Sub] = true
-		if err := user.check(orDefault(cfg.ACRValues)); err != nil {
+		if err := user.check(acrValuesOrDefault(cfg.ACRValues)); err != nil {
 			wrong("user %d: %w", i, err)
 		}
 	}

@@ -123,15 +123,15 @@ func (r *userReader) readUser(n *yaml.Node) {
 	case slices.ContainsFunc(r.read.Users, func(other User) bool { return other.Sub == u.Sub }):
 		r.fail(n, "%q is the sub of another user too", u.Sub)
 	default:
-		if err := u.check(orDefault(r.read.ACRValues)); err != nil {
+		if err := u.check(acrValuesOrDefault(r.read.ACRValues)); err != nil {
 			r.fail(n, "%s: %w", u.Sub, err)
 		}
 		r.read.Users = append(r.read.Users, u)
 	}
 }
 
-// orDefault returns acr_values as they will be.
-func orDefault(acrValues []string) []string {
+// acrValuesOrDefault returns acrValues, or the default if there are none.
+func acrValuesOrDefault(acrValues []string) []string {
 	if len(acrValues) == 0 {
 		return defaultACRValues
 	}
