@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"fmt"
 	"net/url"
 	"regexp"
 	"strings"
@@ -10,7 +11,7 @@ import (
 )
 
 // loads maps the elements that load something to the attributes with its URL,
-// the directive that applies, and what it is called in messages.
+// and the directive that applies to each.
 var loads = map[string][]struct{ attribute, directive string }{
 	"script": {{"src", "script-src"}},
 	"img":    {{"src", "img-src"}, {"srcset", "img-src"}},
@@ -51,7 +52,7 @@ var handlerName = regexp.MustCompile(`^on[a-z]{3,}$`)
 // runningAttributes are those whose javascript: URL browsers run.
 var runningAttributes = regexp.MustCompile(`^(href|src|action|formaction|data|xlink:href)$`)
 
-// maxTokens is the maximum number of tags that are read of a page.
+// maxTokens is how many tags, texts and comments of a page are read.
 const maxTokens = 200_000
 
 // page finds the needs of an HTML page. It reads what browsers read of
@@ -74,7 +75,7 @@ func (s *scan) page(file string, text []byte) {
 		}
 		p.line += lines
 	}
-	s.skip(file, "only the first 200000 tags were read")
+	s.skip(file, fmt.Sprintf("only the first %d tags were read", maxTokens))
 }
 
 // pageScan is the state of reading a page.

@@ -78,7 +78,7 @@ func (h *Handler) negotiate(
 	c, closeContent := identity, func() {}
 	if chosen.sibling != "" {
 		c, closeContent, ok = h.readSibling(files, chosen.sibling)
-	} else {
+	} else { // h.files, because a compression can outlive the request and its files
 		c, ok = h.compressed.compress(r.Context(), h.files, name, variant{identity.etag, chosen.coding})
 	}
 	if !ok {

@@ -97,17 +97,17 @@ func permissionsPolicy(allowed map[string][]string) (string, error) {
 			continue
 		}
 		var list []string
-		for _, who := range allowed[feature] {
-			m := originSource.FindStringSubmatch(who)
+		for _, origin := range allowed[feature] {
+			m := originSource.FindStringSubmatch(origin)
 			switch {
-			case who == "self", who == "*":
-				list = append(list, who)
+			case origin == "self", origin == "*":
+				list = append(list, origin)
 			case m != nil && !strings.HasPrefix(m[1], "ws") && m[5] == "":
-				list = append(list, `"`+who+`"`)
+				list = append(list, `"`+origin+`"`)
 			default:
-				errs = append(errs, configerr.New(key, who,
+				errs = append(errs, configerr.New(key, origin,
 					fmt.Errorf(`%q is not self, * or an origin such as https://maps.example.com; `+
-						`[] denies the feature`, who)))
+						`[] denies the feature`, origin)))
 			}
 		}
 		items = append(items, feature+"=("+strings.Join(list, " ")+")")
