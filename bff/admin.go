@@ -64,7 +64,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 }
 
 // details returns the list of /readyz?verbose. It names upstreams, so that it
-// is not for everybody who can reach the listener, nor for pages of other
+// is not for every client that reaches the listener, nor for pages of other
 // origins whose name leads here (DNS rebinding). The status is: probes need it.
 func (a *app) details(r *http.Request) (list string) {
 	known := r.Context().Value(http.LocalAddrContextKey) != nil // otherwise it did not arrive on a connection

@@ -63,7 +63,7 @@ type app struct {
 	log          *slog.Logger
 	users        loggedUsers
 	logged       requestFilter
-	events       *limiter[EventKind] // reported ones that anybody can cause
+	events       *limiter[EventKind] // reported ones that any client can cause
 	unnamed      unnamedEvents
 	history      *history // nil if Config has mistakes
 	onEvent      func(context.Context, Event)

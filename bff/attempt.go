@@ -179,8 +179,7 @@ type sentState struct {
 	restarted bool
 }
 
-// newState returns a state that can later be told from one that somebody made
-// up.
+// newState returns a state that can later be told from one that was made up.
 func (as *attempts) newState(at *attempt) (string, error) {
 	b := make([]byte, 17, 17+len(at.ReturnTo))
 	rand.Read(b[:16])

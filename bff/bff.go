@@ -120,8 +120,8 @@ type Config struct {
 	ShutdownGrace time.Duration
 
 	// Observe is called with each event. It must not block. Of the kinds that
-	// anybody can cause, it gets at most 20 a second in the long run. Nil means
-	// that events are in the log only.
+	// any client can cause, it gets at most 20 a second in the long run. Nil
+	// means that events are in the log only.
 	Observe func(ctx context.Context, e Event)
 
 	// TracerProvider makes the OpenTelemetry spans of requests, of refreshes,

@@ -105,8 +105,8 @@ func (a *app) endSession(w http.ResponseWriter, r *http.Request, reason session.
 
 // cookieRefused counts and logs a cookie that is not used, once a request
 // however often it is read. A foreign one is a warning: two applications share
-// session keys and a host name. Whoever guesses at cookies does not fill the
-// log.
+// session keys and a host name. A client that guesses at cookies does not fill
+// the log.
 func (a *app) cookieRefused(r *http.Request, name string, state session.CookieState) {
 	ctx := r.Context()
 	w, _ := ctx.Value(responseKey{}).(*response)

@@ -113,13 +113,13 @@ func (e Event) LogAttrs() []slog.Attr {
 	return append(attrs, e.attrs...)
 }
 
-// eventLimit is how many events of one kind are reported if anybody can cause
-// them: an attacker must fill neither the log nor the audit log.
+// eventLimit is how many events of one kind are reported if any client can
+// cause them: an attacker must fill neither the log nor the audit log.
 var eventLimit = RateLimit{Rate: 20, Burst: 200}
 
-// anybodyCauses reports whether clients without a session can cause events of
+// unauthenticated reports whether clients without a session can cause events of
 // this kind, as many as they like.
-func (k EventKind) anybodyCauses() bool {
+func (k EventKind) unauthenticated() bool {
 	switch k {
 	case LoginStarted, LoginReturned, LoginRefused, LogoutRefused, CSRFRefused,
 		CookieForeign, CookieUnopenable, CookieDuplicate, AdminRefused:
@@ -143,7 +143,7 @@ func (a *app) emit(ctx context.Context, e Event) {
 	e.Cause = truncate(e.Cause, maxLogged)
 	a.server.metrics.count(e) // also those that are not reported
 	a.server.hour.countEvent(e)
-	if e.Kind.anybodyCauses() {
+	if e.Kind.unauthenticated() {
 		if a.events.take(e.Kind) > 0 {
 			a.server.unreported.add(func(count uint64) {
 				a.log.Warn("events not reported: too many", "count", count, "event", string(e.Kind))

@@ -270,8 +270,8 @@ func (a *app) renamedKeys(kid string) devidp.Hooks {
 	}}
 }
 
-// Anybody can send logout tokens with made-up key ids. They must neither delay
-// the keys for a genuine token nor cause unlimited fetches.
+// Any client can send logout tokens with made-up key ids. They must neither
+// delay the keys for a genuine token nor cause unlimited fetches.
 func TestJunkLogoutTokensDoNotBlockAGenuineOne(t *testing.T) {
 	testenv.Slow(t)
 	t.Parallel()

@@ -209,7 +209,7 @@ func (a *app) underRoute(returnTo string) bool {
 // Otherwise the login starts again, once. cause is the error of a response that
 // neither helps.
 //
-// Anybody can send a browser here with a state of their own. So its return_to
+// Any site can send a browser here with a state of its own. So its return_to
 // counts as that of another site's login, and so does the new attempt.
 func (a *app) handleLateResponse(w *response, r *http.Request, resp authResponse, cause error) error {
 	known, ok := a.attempts.openState(resp.State)
@@ -362,8 +362,8 @@ type authResponse struct {
 	relayed bool // from a page of this origin
 }
 
-// maxAuthResponse is the maximum length of an authorization response. Anybody
-// can send one, and to parse a long one costs more than to refuse it.
+// maxAuthResponse is the maximum length of an authorization response. Any
+// client can send one, and to parse a long one costs more than to refuse it.
 const maxAuthResponse = 16 << 10
 
 // parseAuthResponse reads the parameters of a callback. A semicolon, which

@@ -19,7 +19,7 @@ import (
 )
 
 // maxLogoutBody bounds the body of a back-channel logout. A logout token has a
-// few hundred bytes; anybody can send junk, which must cost little.
+// few hundred bytes; any client can send junk, which must cost little.
 const maxLogoutBody = 10 << 10
 
 const (

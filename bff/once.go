@@ -24,7 +24,7 @@ import (
 // (RFC 6749 4.1.2). So the first request claims the attempt in the store before
 // it redeems the code. The others wait, and end as it does.
 //
-// A claim is the one thing in the store that somebody without a session can
+// A claim is the one thing in the store that a client without a session can
 // cause. It is deleted as soon as the provider refuses the code, and the budget
 // of failed exchanges bounds how many there are meanwhile.
 

@@ -17,8 +17,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/tokenstore"
 )
 
-// BenchmarkRefusals compares the cost of refusals that anybody can cause with
-// that of a 404. Each must stay within a small multiple of it.
+// BenchmarkRefusals compares the cost of refusals that any client can cause
+// with that of a 404. Each must stay within a small multiple of it.
 //
 //	go test ./bff -run '^$' -bench Refusals
 func BenchmarkRefusals(b *testing.B) {

@@ -19,7 +19,7 @@ import (
 // in its context.
 //
 // A trusted proxy may say which span the request is part of, and whether it is
-// recorded. Anybody else may not: a browser could have every request recorded,
+// recorded. Other clients may not: a browser could have every request recorded,
 // or join the trace of another user. Its span is only linked. A program with an
 // http.Server of its own may have started a span too, which is then the parent.
 func (a *app) startSpan(w *response, r *http.Request) *http.Request {

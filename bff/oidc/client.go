@@ -54,10 +54,10 @@ type Client struct {
 	log          *slog.Logger
 
 	// Limits of the fetches of the key set that an unknown key id causes. ID
-	// tokens come from the provider, but anybody can send logout tokens. Logout
-	// tokens have a limit of their own, so that they never use up the fetches
-	// of logins. At one forged token a second, a genuine one with a new key
-	// still gets a fetch.
+	// tokens come from the provider, but any client can send logout tokens.
+	// Logout tokens have a limit of their own, so that they never use up the
+	// fetches of logins. At one forged token a second, a genuine one with a new
+	// key still gets a fetch.
 	idTokenFetches, logoutFetches *rate.Limiter
 
 	noRefreshToken sync.Once              // logs the missing refresh token

@@ -27,8 +27,9 @@ type LogoutToken struct {
 
 // VerifyLogoutToken verifies a logout token (OpenID Connect Back-Channel
 // Logout, section 2.6). It does NOT detect a token that was sent before: the
-// caller does that with ID. Anybody can send one, so the signature is verified
-// last. Only a token that is valid otherwise can cause a fetch of the key set.
+// caller does that with ID. Any client can send one, so the signature is
+// verified last. Only a token that is valid otherwise can cause a fetch of the
+// key set.
 func (c *Client) VerifyLogoutToken(ctx context.Context, raw string) (*LogoutToken, error) {
 	m, err := c.discovered(ctx)
 	if err != nil {

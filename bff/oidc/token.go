@@ -185,8 +185,8 @@ func parseTokenResponse(body []byte, tokenType string, issued time.Time) (*token
 }
 
 // aboutProvider reports whether the response to a token request, which is an
-// error, can be a sign of an outage. Anybody can send a code. That the provider
-// refuses another grant than a refresh says nothing about refreshes.
+// error, can be a sign of an outage. Any browser can send a code. That the
+// provider refuses another grant than a refresh says nothing about refreshes.
 func aboutProvider(grantType string, err error) bool {
 	var refusal *Error
 	switch grantType {

@@ -21,7 +21,7 @@ func (c *Client) addUserInfo(ctx context.Context, m *metadata, tokens session.To
 	if err != nil {
 		return fmt.Errorf("userinfo: %w", err)
 	}
-	if sub, err := told.Text("sub"); err != nil || sub != id.Subject { // Core 5.3.2: then it is somebody else's
+	if sub, err := told.Text("sub"); err != nil || sub != id.Subject { // Core 5.3.2: then it is another user's
 		return errors.New("userinfo: its sub is not that of the ID token")
 	}
 	own, err := strictjson.Parse(id.User)

@@ -157,8 +157,7 @@ func (d *demo) newBroker(issuer, app, secret, api string, log *slog.Logger) (*br
 	cfg := &config.Config{
 		Server: config.Server{
 			PublicURL: app, AdminListen: "127.0.0.1:0",
-			// Whoever presses Ctrl-C does not want to wait for idle
-			// connections.
+			// Ctrl-C must end the process soon, also with idle connections.
 			ShutdownGrace: time.Second,
 		},
 		OIDC: config.OIDC{

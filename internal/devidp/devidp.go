@@ -100,7 +100,7 @@ type Client struct {
 	PushesRequests         bool     // so are those that are not pushed (RFC 9126 section 6)
 	SignedUserInfo         bool     // userinfo is a JWT (OpenID Connect Core section 5.3.2)
 	// NamesUsers allows grant_type=password (RFC 6749 section 4.3) for any
-	// user, with any password. Anybody can sign in here as anybody anyway.
+	// user, with any password. Any visitor can sign in here as any user anyway.
 	NamesUsers bool
 }
 

@@ -12,7 +12,7 @@
 //     good keys remain usable for up to another hour.
 //   - A token with an unknown key waits for a fetch that began after the token
 //     arrived. All waiting tokens share it. The caller limits the rate of such
-//     fetches, because anybody can send tokens with unknown keys.
+//     fetches, because any client can send tokens with unknown keys.
 //   - After a failed fetch the next one starts 5 seconds later at the earliest.
 package jwks
 

@@ -427,7 +427,7 @@ func (b *bench) lookUp(ctx context.Context) error {
 	return nil
 }
 
-// storm lets everybody ask at once for a session whose access token has
+// storm lets all callers ask at once for a session whose access token has
 // expired, on several replicas.
 func (b *bench) storm(ctx context.Context) error {
 	var asked atomic.Int64
