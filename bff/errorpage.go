@@ -29,7 +29,7 @@ func ErrorPage(w http.ResponseWriter, r *http.Request, status int) {
 	res.paced.writeProblem(res, r, p)
 }
 
-// responseOf returns the Server's writer within w; nil if there is none.
+// responseOf returns the Server's writer that w wraps; nil if there is none.
 func responseOf(w http.ResponseWriter) *response {
 	for {
 		switch inner := w.(type) {

@@ -194,7 +194,7 @@ func (a *app) report(ctx context.Context, e Event) {
 // are reported as soon as the store has named the user, or without a user.
 type unnamedEvents struct {
 	mu      sync.Mutex        // guards all below
-	waiting chan unnamedEvent // nil: run does not run
+	waiting chan unnamedEvent // nil: reportUnnamed does not run
 }
 
 // unnamedEvent is an event with the span in which it happened.
@@ -210,7 +210,7 @@ const (
 	namingTimeout = 2 * time.Second
 )
 
-// add reports whether run will report the event.
+// add reports whether reportUnnamed will report the event.
 func (u *unnamedEvents) add(ctx context.Context, e Event) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()

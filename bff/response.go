@@ -37,7 +37,7 @@ type response struct {
 	span trace.Span // nil: there are no traces
 
 	// Of a response that no upstream sends:
-	paced   *app // whose limit applies; nil: no limit
+	paced   *app // whose limit of slow reading applies, and whose pages ErrorPage shows; nil: neither
 	pace    pace.Monitor
 	writing atomic.Bool // to the client
 	slow    atomic.Bool // it was aborted because the client reads too slowly

@@ -274,8 +274,8 @@ type Options struct {
 	Client string
 	// RequestID is the value of X-Request-Id. Empty means that there is none.
 	RequestID string
-	// Record is filled with what the exchange did. Nil means that nothing needs
-	// to know.
+	// Record is filled with what the exchange did. Nil means that it is not
+	// needed.
 	Record *Record
 }
 
