@@ -489,7 +489,7 @@ func (a *app) serveOddPath(w *response, r *http.Request, raw string, cause error
 // serveFrontend serves what belongs to the app itself.
 func (a *app) serveFrontend(w *response, r *http.Request) error {
 	w.metrics = a.server.metrics.frontend
-	if a.files != nil && !a.files.isPage(r) {
+	if a.files != nil && !a.files.servesPage(r) {
 		return a.forwardToFrontend(w, r)
 	}
 	if a.frontend == nil {

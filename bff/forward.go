@@ -53,8 +53,8 @@ func (a *app) forward(w *response, r *http.Request, route *route, opts proxy.Opt
 func (a *app) beforeResponse(rw http.ResponseWriter, r *http.Request) {
 	w := rw.(*response)
 	w.metrics.added.Observe((time.Since(w.began) - w.exchange.UpstreamTime - w.waited).Seconds())
-	if w.fromFrontend && a.files.setHeader != nil {
-		a.files.setHeader(w.Header())
+	if w.fromFrontend && a.files.SetHeader != nil {
+		a.files.SetHeader(w.Header())
 	}
 	if w.access.session != nil {
 		a.renewCookie(r.Context(), w, r, w.access.session)

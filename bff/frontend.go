@@ -37,10 +37,7 @@ type FrontendServer struct {
 // frontendServer is a FrontendServer with the route to it.
 type frontendServer struct {
 	*route
-	url       string
-	dev       bool
-	page      func(r *http.Request) bool // nil: none
-	setHeader func(h http.Header)        // nil: nothing to set
+	FrontendServer
 }
 
 // devHeaderTimeout is how long a development server may compile before it
@@ -63,8 +60,8 @@ func (a *app) addFrontendServer(server *FrontendServer) error {
 		return configerr.New("FrontendServer.URL", server.URL, err)
 	}
 	a.files = &frontendServer{
-		route: &route{Route: Route{Path: routeFrontend}, proxy: forwarder},
-		url:   server.URL, dev: server.Dev, page: server.IsPage, setHeader: server.SetHeader,
+		route:          &route{Route: Route{Path: routeFrontend}, proxy: forwarder},
+		FrontendServer: *server,
 	}
 	return nil
 }
@@ -79,8 +76,10 @@ func (a *app) proxied() []*route {
 	return all
 }
 
-// isPage reports whether Config.Frontend serves a request.
-func (f *frontendServer) isPage(r *http.Request) bool { return !f.dev && f.page != nil && f.page(r) }
+// servesPage reports whether Config.Frontend serves a request.
+func (f *frontendServer) servesPage(r *http.Request) bool {
+	return !f.Dev && f.IsPage != nil && f.IsPage(r)
+}
 
 // forwardToFrontend sends a request to the server of the app's files. No
 // session is needed, and no credential is attached, so a GET of another site
@@ -93,10 +92,10 @@ func (a *app) forwardToFrontend(w *response, r *http.Request) error {
 	}
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch upgrade := len(r.Header["Upgrade"]) > 0; {
-	case !a.files.dev && !read:
+	case !a.files.Dev && !read:
 		w.Header().Set("Allow", "GET, HEAD")
 		return problem.MethodNotAllowed
-	case !a.files.dev:
+	case !a.files.Dev:
 		delete(r.Header, "Upgrade")
 	case !read || upgrade:
 		if err := sameOrigin(a, r); err != nil {
@@ -115,10 +114,10 @@ func (a *app) forwardToFrontend(w *response, r *http.Request) error {
 // not respond, and how to show it.
 func (a *app) frontendDown(w *response, r *http.Request, cause error) error {
 	down := problem.FrontendUnavailable.WithCause(cause)
-	if a.files.dev && r.Method == http.MethodGet && a.wantsPage(r) {
+	if a.files.Dev && r.Method == http.MethodGet && a.wantsPage(r) {
 		w.page = waitingPage
 		down = down.WithDetail(fmt.Sprintf(
-			"The development server %s does not respond. Start it. This page tries again every second.", a.files.url))
+			"The development server %s does not respond. Start it. This page tries again every second.", a.files.URL))
 	}
 	return down
 }
