@@ -11,6 +11,25 @@ import (
 	"time"
 )
 
+// Info is what the store reveals of a session without the session's ticket.
+type Info struct {
+	ID        string    // Session.ID
+	CreatedAt time.Time // zero: unknown
+	// LastSeenAt is the last activity that was recorded (see Manager.Touch).
+	// Zero means unknown. LastSeenAt is inaccurate if Config.IdleTimeout has
+	// changed since the activity.
+	LastSeenAt time.Time
+	// IdleExpiresAt is when the session ends if Manager.Touch is not called
+	// again.
+	IdleExpiresAt time.Time
+	// ExpiresAt is the absolute end as it was at the start of the session. Zero
+	// means unknown. Of a session that a release without such records started,
+	// ExpiresAt is CreatedAt plus Config.MaxLifetime, although the provider may
+	// have set an earlier end.
+	ExpiresAt time.Time
+	Device    string // New.Device; empty: unknown
+}
+
 // The info of a session is a second record under "info:". A replica reads it
 // without the session's ticket, for lists of a user's sessions. It is sealed
 // under a session key alone, bound to the App and to Session.ID. It begins like
@@ -146,6 +165,52 @@ func (r *Keyring) openInfo(id string, sealed []byte) (rec infoRecord, err error)
 // infoAEAD returns the cipher of infos, whose key depends on k alone.
 func (k serverKey) infoAEAD() cipher.AEAD {
 	return newAEAD(derive(k.secret, nil, "session info", 32))
+}
+
+// Info returns what the store reveals of the session with an ID. found is false
+// if there is no such session. The error wraps ErrStore if the store failed.
+func (m *Manager) Info(ctx context.Context, id string) (i Info, found bool, err error) {
+	_, ttl, found, err := m.sealed(ctx, id)
+	if err != nil || !found {
+		return Info{}, false, err
+	}
+	i = Info{ID: id, IdleExpiresAt: time.Now().Add(ttl)}
+	return i, true, m.addInfo(ctx, &i)
+}
+
+// addInfo adds to i what the info of the session says.
+func (m *Manager) addInfo(ctx context.Context, i *Info) error {
+	rec, lastSeen, err := m.readInfo(ctx, i.ID)
+	if err != nil || rec.CreatedAt == 0 {
+		return err
+	}
+	i.CreatedAt = time.UnixMilli(rec.CreatedAt)
+	i.ExpiresAt = time.UnixMilli(rec.CreatedAt + rec.ExpiresAt)
+	i.Device = rec.Device
+	if !lastSeen.IsZero() {
+		// A replica of a release without such records touches the record only.
+		i.LastSeenAt = latest(latest(lastSeen, i.LastSeenAt), i.CreatedAt)
+	}
+	return nil
+}
+
+// info returns what is known of a session whose record has a time to live,
+// without its info. The last activity is calculated from the idle timeout, and
+// not known if IdleExpiresAt may be the absolute end.
+func (m *Manager) info(l listedSession, now time.Time, ttl time.Duration) Info {
+	i := Info{ID: l.id, CreatedAt: l.created, IdleExpiresAt: now.Add(ttl), ExpiresAt: m.latestEnd(l)}
+	seen := i.IdleExpiresAt.Add(-m.cfg.idleTimeout())
+	if i.IdleExpiresAt.Before(i.ExpiresAt.Add(-time.Second)) && !seen.After(now) {
+		i.LastSeenAt = latest(seen, i.CreatedAt)
+	}
+	return i
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // lastSeen limits how often this replica records the activity of a session

@@ -58,6 +58,44 @@ func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]lis
 	return all, nil
 }
 
+// List returns sessions of a user (subject), or of one session at the provider
+// (sid), the newest first. If both are given, List returns the sessions that
+// match both. Subject or sid may be empty, not both.
+//
+// List skips offset sessions and examines the next limit sessions. List leaves
+// out sessions that have ended, so infos may have fewer than limit. more
+// reports whether there are sessions after those that were examined. The error
+// wraps ErrStore if the store failed.
+func (m *Manager) List(ctx context.Context, issuer, subject, sid string, offset, limit int) (
+	infos []Info, more bool, err error,
+) {
+	if subject == "" && sid == "" {
+		return nil, false, errors.New("list sessions: subject or sid is required")
+	}
+	listed, err := m.listedFor(ctx, issuer, subject, sid)
+	if err != nil {
+		return nil, false, storeError("list sessions", err)
+	}
+	slices.Reverse(listed)
+	listed = listed[min(max(0, offset), len(listed)):]
+	more = len(listed) > limit
+	for _, l := range listed[:min(limit, len(listed))] {
+		_, ttl, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
+		if err != nil {
+			return nil, false, storeError("read", err)
+		}
+		if !found {
+			continue
+		}
+		i := m.info(l, time.Now(), ttl)
+		if err := m.addInfo(ctx, &i); err != nil {
+			return nil, false, err
+		}
+		infos = append(infos, i)
+	}
+	return infos, more, nil
+}
+
 // endOldest ends the oldest sessions of the user of s until there are
 // MaxPerUser. If several logins happen at the same time, each login that lists
 // the sessions after the last login began comes to the same result.
