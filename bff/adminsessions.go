@@ -8,6 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/strictjson"
@@ -97,6 +101,39 @@ func (a *app) listSessions(w http.ResponseWriter, r *http.Request) error {
 	setNext(w, "/admin/sessions", q, offset+maxListed, more)
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(list)
+}
+
+// adminQuery returns the parameters of an administrator's request, each of
+// which is known and there once at most, and the number in the parameter
+// offset, which is always known. The error is a badRequest.
+func adminQuery(r *http.Request, known ...string) (q url.Values, offset int, err error) {
+	if q, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+		return nil, 0, badRequest{fmt.Errorf("the query cannot be parsed: %w", err)}
+	}
+	known = append(known, "offset")
+	for name, values := range q {
+		switch {
+		case !slices.Contains(known, name):
+			return nil, 0, badRequest{fmt.Errorf("unknown parameter %.40q: known are %s", name,
+				strings.Join(known, ", "))}
+		case len(values) > 1:
+			return nil, 0, badRequest{fmt.Errorf("%s is there %d times, send it once", name, len(values))}
+		case name == "offset":
+			if offset, err = strconv.Atoi(values[0]); err != nil || offset < 0 {
+				return nil, 0, badRequest{fmt.Errorf("offset: %.40q is not a number from 0", values[0])}
+			}
+		}
+	}
+	return q, offset, nil
+}
+
+// setNext sets the header Link of a response that has not everything, if there
+// is more from offset on.
+func setNext(w http.ResponseWriter, path string, q url.Values, offset int, more bool) {
+	if more {
+		q.Set("offset", strconv.Itoa(offset))
+		w.Header().Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
+	}
 }
 
 // sessionsNamed are the sessions of a user (sub), of a session at the provider

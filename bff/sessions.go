@@ -67,10 +67,7 @@ func (a *app) showSessions(w *response, r *http.Request) error {
 		}
 	}
 	a.renewCookie(r.Context(), w, r, current)
-	if more {
-		next := a.endpoint("/sessions") + "?offset=" + strconv.Itoa(offset+maxOwnSessions)
-		w.Header().Set("Link", "<"+next+`>; rel="next"`)
-	}
+	setNext(w, a.endpoint("/sessions"), url.Values{}, offset+maxOwnSessions, more)
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(list)
 }

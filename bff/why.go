@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -44,39 +41,6 @@ func (a *app) why(w http.ResponseWriter, r *http.Request) error {
 	setNext(w, "/admin/why", q, offset+maxHistorySessions, found.more)
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(found.events)
-}
-
-// adminQuery returns the parameters of an administrator's request, each of
-// which is known and there once at most, and the number in the parameter
-// offset, which is always known. The error is a badRequest.
-func adminQuery(r *http.Request, known ...string) (q url.Values, offset int, err error) {
-	if q, err = url.ParseQuery(r.URL.RawQuery); err != nil {
-		return nil, 0, badRequest{fmt.Errorf("the query cannot be parsed: %w", err)}
-	}
-	known = append(known, "offset")
-	for name, values := range q {
-		switch {
-		case !slices.Contains(known, name):
-			return nil, 0, badRequest{fmt.Errorf("unknown parameter %.40q: known are %s", name,
-				strings.Join(known, ", "))}
-		case len(values) > 1:
-			return nil, 0, badRequest{fmt.Errorf("%s is there %d times, send it once", name, len(values))}
-		case name == "offset":
-			if offset, err = strconv.Atoi(values[0]); err != nil || offset < 0 {
-				return nil, 0, badRequest{fmt.Errorf("offset: %.40q is not a number from 0", values[0])}
-			}
-		}
-	}
-	return q, offset, nil
-}
-
-// setNext sets the header Link of a response that has not everything, if there
-// is more from offset on.
-func setNext(w http.ResponseWriter, path string, q url.Values, offset int, more bool) {
-	if more {
-		q.Set("offset", strconv.Itoa(offset))
-		w.Header().Set("Link", "<"+path+"?"+q.Encode()+`>; rel="next"`)
-	}
 }
 
 // foundEvents are the events of a user, a session or a request, the oldest
