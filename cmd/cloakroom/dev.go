@@ -387,11 +387,16 @@ func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writ
 		patience = time.Second
 	}
 	return finder.Find(ctx, patience, func() {
-		why := "Nothing listens on the ports 5173, 4200, 3000 and 8080."
+		ports := make([]string, len(devserver.WellKnownPorts))
+		for i, port := range devserver.WellKnownPorts {
+			ports[i] = strconv.Itoa(port)
+		}
+		known := "the ports " + enumerate(ports, "and")
+		why := "Nothing listens on " + known + "."
 		hint := "Start it, pass its URL with --app, or let cloakroom start it: cloakroom dev -- npm run dev"
 		if finder.Started {
 			why = "The command has printed no http://localhost:PORT that responds, and nothing new listens on " +
-				"the ports 5173, 4200, 3000 and 8080."
+				known + "."
 			hint = "If it listens, pass its URL: cloakroom dev --app http://localhost:PORT -- " +
 				strings.Join(d.command, " ")
 		}
@@ -479,10 +484,16 @@ func nameUsers(users []devidp.User) string {
 	if more := len(users) - len(names); more > 0 {
 		return strings.Join(names, ", ") + fmt.Sprintf(" or %d others", more)
 	}
-	if len(names) < 2 {
-		return strings.Join(names, "")
+	return enumerate(names, "or")
+}
+
+// enumerate joins words by commas, and the last one by a conjunction.
+func enumerate(words []string, conjunction string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
 	}
-	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " " + conjunction + " " + words[last]
 }
 
 func (d *dev) audience() string { return cmp.Or(d.cfg.OIDC.Audience, "api") }
