@@ -93,9 +93,7 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 			{Path: "/public/", Upstream: "the sample API", Token: "none"},
 		},
 	})
-	log, stop := newLogger(stderr, func(w io.Writer) slog.Handler {
-		return d.tools.LogHandler(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	})
+	log, stop := newDevLogger(stderr, d.tools)
 	defer stop()
 	provider, err := d.newProvider(issuer, app, secret, log)
 	if err != nil {
@@ -112,24 +110,44 @@ func (d *demo) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer b.close()
+	behind := map[net.Listener]http.Handler{idp: provider, api: samples}
+	return serveDev(ctx, b, public, behind, log, func() error {
+		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is needed.\n"+
+			"Access tokens expire after %v and are refreshed automatically.\n"+
+			"The inspector is at /bff/dev. Press Ctrl-C to stop. Nothing is saved.\n", app, d.accessTokenTTL)
+		return err
+	})
+}
 
-	// Provider and API end after the broker, which revokes tokens at its end.
-	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+// newDevLogger returns the logger of a program for developers: warnings go to
+// stderr as text, and requests to tools. stop writes what is buffered.
+func newDevLogger(stderr io.Writer, tools *devtools.Tools) (log *slog.Logger, stop func()) {
+	return newLogger(stderr, func(w io.Writer) slog.Handler {
+		return tools.LogHandler(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	})
+}
+
+// serveDev runs a broker, and serves what is behind it, until ctx ends. What is
+// behind it ends after the broker, which revokes tokens at its end. greet is
+// called when the broker has found its provider.
+func serveDev(
+	ctx context.Context, b *broker, public net.Listener, behind map[net.Listener]http.Handler,
+	log *slog.Logger, greet func() error,
+) error {
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serveUntil(behind, newHTTPServer(provider, log), idp) })
-	group.Go(func() error { return serveUntil(behind, newHTTPServer(samples, log), api) })
+	for listener, handler := range behind {
+		group.Go(func() error { return serveUntil(serving, newHTTPServer(handler, log), listener) })
+	}
 	group.Go(func() error {
-		defer stopBehind()
+		defer stopServing()
 		return b.run(ctx, public, nil)
 	})
 	group.Go(func() error {
 		if b.server.WaitForProvider(ctx) != nil {
 			return nil // another goroutine returns the reason
 		}
-		_, err := fmt.Fprintf(stdout, "Open %s and sign in as alice or bob. No password is needed.\n"+
-			"Access tokens expire after %v and are refreshed automatically.\n"+
-			"The inspector is at /bff/dev. Press Ctrl-C to stop. Nothing is saved.\n", app, d.accessTokenTTL)
-		return err
+		return greet()
 	})
 	return group.Wait()
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
@@ -22,7 +23,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
@@ -426,9 +426,7 @@ func (d *dev) serve(
 	tools := devtools.New(devtools.Config{
 		Issuer: issuer, Audience: d.audience(), Prefix: d.cfg.Server.Prefix, Routes: toolRoutes(d.cfg.Routes),
 	})
-	log, stop := newLogger(stderr, func(w io.Writer) slog.Handler {
-		return tools.LogHandler(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	})
+	log, stop := newDevLogger(stderr, tools)
 	defer stop()
 	provider, err := d.newProvider(app, issuer, secret, log)
 	if err != nil {
@@ -440,22 +438,8 @@ func (d *dev) serve(
 		return d.namingFlags(err)
 	}
 	defer b.close()
-
-	// The provider ends after the broker, which revokes tokens at its end.
-	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serveUntil(behind, newHTTPServer(provider, log), idp) })
-	group.Go(func() error {
-		defer stopBehind()
-		return b.run(ctx, public, nil)
-	})
-	group.Go(func() error {
-		if b.server.WaitForProvider(ctx) != nil {
-			return nil // another goroutine returns the reason
-		}
-		return d.greet(stdout, app)
-	})
-	return group.Wait()
+	behind := map[net.Listener]http.Handler{idp: provider}
+	return serveDev(ctx, b, public, behind, log, func() error { return d.greet(stdout, app) })
 }
 
 // greet prints the URL to open.
