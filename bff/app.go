@@ -278,6 +278,17 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
+// PublicOrigin returns the origin of a public URL and the path of the app there,
+// as cookies and records are bound to them (session.App.Origin). The error is
+// that of New.
+func PublicOrigin(publicURL string) (string, error) {
+	u, err := parsePublicURL(publicURL)
+	if err != nil {
+		return "", configerr.New("PublicURL", publicURL, err)
+	}
+	return u.Scheme + "://" + u.Host + u.Path, nil
+}
+
 // isBasePath reports whether a path can be that of a public URL. It has only
 // characters that are the same in a URL, in the Path of a cookie and in a
 // header.

@@ -3,13 +3,10 @@ package check
 import (
 	"context"
 	"fmt"
-	"net/url"
 	"slices"
-	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/replicas"
-	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 // checkReplicas compares this configuration with the replicas that run. They
@@ -21,7 +18,7 @@ func checkReplicas(ctx context.Context, cfg *config.Config, o Options) []Finding
 	}
 	defer store.Close()
 	describe := func() replicas.Description {
-		return replicas.Description{Version: o.Version, Commit: o.Commit, App: app(cfg), Keys: cfg.SessionKeys(),
+		return replicas.Description{Version: o.Version, Commit: o.Commit, App: cfg.App(), Keys: cfg.SessionKeys(),
 			Settings: cfg.Settings()}
 	}
 	list, err := replicas.New(store, describe, discard).List(ctx)
@@ -33,15 +30,6 @@ func checkReplicas(ctx context.Context, cfg *config.Config, o Options) []Finding
 		findings = append(findings, replicaFindings(list[0], other)...)
 	}
 	return findings
-}
-
-// app returns what identifies the app.
-func app(cfg *config.Config) session.App {
-	origin := strings.TrimSuffix(cfg.Server.PublicURL, "/")
-	if u, err := url.Parse(origin); err == nil {
-		origin = strings.ToLower(u.Scheme+"://"+u.Host) + u.Path
-	}
-	return session.App{Issuer: cfg.OIDC.Issuer, ClientID: cfg.OIDC.ClientID, Origin: origin}
 }
 
 // replicaFindings returns the differences between this configuration and a

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -31,6 +32,16 @@ func (c *Config) Settings() map[string]session.Secret {
 	settings := make(map[string]session.Secret)
 	addSettings(settings, reflect.ValueOf(*c), "")
 	return settings
+}
+
+// App returns the app of the configuration, as its server has it. A public URL
+// with a mistake is taken as it is.
+func (c *Config) App() session.App {
+	origin, err := bff.PublicOrigin(c.Server.PublicURL)
+	if err != nil {
+		origin = c.Server.PublicURL
+	}
+	return session.App{Issuer: c.OIDC.Issuer, ClientID: c.OIDC.ClientID, Origin: origin}
 }
 
 // addSettings adds the fields of a section.
