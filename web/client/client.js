@@ -458,7 +458,8 @@ function ownPrefix() {
   // Not relative to the URL of this module: bundlers would copy a file for that.
   if (served) return new URL(import.meta.url).pathname.replace(/\/[^/]*$/, "");
   const base = typeof document === "object" && document.querySelector("base")?.href;
-  return base ? new URL("bff", base).pathname : "/bff";
+  // Two slashes at the start would name a host: the path of the page may have them.
+  return base ? new URL("bff", base).pathname.replace(/^\/+/, "/") : "/bff";
 }
 
 /**

@@ -150,6 +150,13 @@ test("the prefix is an option, or below the base element, or /bff", async () => 
   assert.deepEqual(page.requests.map((r) => new URL(r.url).pathname), ["/auth/session", "/bff/session", "/shop/bff/session"]);
 });
 
+test("the prefix below a base element never begins with a host", async () => {
+  // The page at //evil.example/ has this base if its element says "./".
+  page.base = { href: `${origin}//evil.example/` };
+  createClient().login();
+  assert.deepEqual(page.visited, ["/evil.example/bff/login?return_to=%2Forders%3Fpage%3D2%23third"]);
+});
+
 test("the broker's file takes its prefix from its URL", async () => {
   const text = await readFile(new URL("./client.js", import.meta.url), "utf8");
   const broker = text.replace("const served = false;", "const served = true;").replace("import.meta.url", JSON.stringify(`${origin}/shop/auth/client.js`));
