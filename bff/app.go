@@ -278,9 +278,9 @@ func parsePublicURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// PublicOrigin returns the origin of a public URL and the path of the app there,
-// as cookies and records are bound to them (session.App.Origin). The error is
-// that of New.
+// PublicOrigin returns the origin of a public URL and the path of the app
+// there, as cookies and records are bound to them (session.App.Origin). The
+// error is that of New.
 func PublicOrigin(publicURL string) (string, error) {
 	u, err := parsePublicURL(publicURL)
 	if err != nil {

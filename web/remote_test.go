@@ -1,6 +1,7 @@
 package web_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"io"
@@ -276,4 +277,25 @@ func TestCDNHasWhatIsNoPageOfTheApp(t *testing.T) {
 			t.Errorf("%s, %s: got %v, want %v", test.path, test.mode, got, test.want)
 		}
 	}
+}
+
+func TestOutageOfACDNIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cdn := new(cdnServer)
+		cdn.set(down)
+		var logs bytes.Buffer
+		h, err := web.New(web.Config{URL: "https://cdn.example.com/app", Client: &http.Client{Transport: cdn},
+			Logger: slog.New(slog.NewTextHandler(&logs, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			navigation(h, "/")
+			time.Sleep(10 * time.Second)
+		}
+		if got := strings.Count(logs.String(), "\n"); got != 1 || !strings.Contains(logs.String(), "not read from") {
+			t.Errorf("five navigations in an outage: got %d log lines, want one:\n%s", got, &logs)
+		}
+	})
 }

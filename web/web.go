@@ -237,7 +237,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err == nil:
 	case errors.Is(err, errNoIndex): // a deploy is in progress
-		h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
+		if _, remote := h.files.(*cdn); !remote { // which logs its outage itself, once
+			h.log.ErrorContext(r.Context(), "the app has no index.html", "err", err)
+		}
 		w.Header().Set("Retry-After", "2")
 		h.refuse(w, r, http.StatusServiceUnavailable)
 	case errors.Is(err, fs.ErrNotExist):

@@ -25,7 +25,7 @@ async function update() {
   if (response.status === 401 || response.status === 403) return location.assign("/admin/");
   if (!response.ok) return;
   const next = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("#live");
-  // Nobody loses a selection or the focus.
+  // So that no selection and no focus is lost.
   if (!next || live.contains(document.activeElement) || getSelection()?.type === "Range") return;
   const scrolled = live.querySelector(".scroll")?.scrollTop;
   live.replaceWith(next);

@@ -418,7 +418,7 @@ func TestDevSignsInWithoutThePicker(t *testing.T) {
 		t.Errorf("form: got %d, want 303 to a login", form.StatusCode)
 	}
 	if got := b.Submit("/bff/dev/sign-in", url.Values{"claims": {"{"}}); got.StatusCode != 400 ||
-		!strings.Contains(got.Text, "Nobody was signed in") {
+		!strings.Contains(got.Text, "The sign-in was refused") {
 		t.Errorf("form with a mistake: got %d %s, want 400 and the page", got.StatusCode, got.Text)
 	}
 }
@@ -431,7 +431,7 @@ func TestInspectorShowsNoToken(t *testing.T) {
 		_, token, _ = strings.Cut(r.Header.Get("Authorization"), " ")
 	}
 	_, b, _ := startDev(t, "--api", "/api="+echo.URL)
-	wantPage(t, b, "/bff/dev", "Nobody is signed in.")
+	wantPage(t, b, "/bff/dev", "This browser has no session.")
 	signIn(t, b, "")
 	wantStatus(t, b, "/api/x", 200)
 	page := b.Navigate("/bff/dev").Text

@@ -8,7 +8,7 @@ async function update() {
   const response = await fetch(location.pathname, { headers: { Accept: "text/html" } });
   if (!response.ok) return;
   const next = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("#live");
-  // Nobody loses a selection or the focus.
+  // So that no selection and no focus is lost.
   if (!next || live.contains(document.activeElement) || getSelection()?.type === "Range") return;
   const now = live.querySelectorAll("details");
   for (const [i, details] of next.querySelectorAll("details").entries()) {

@@ -31,10 +31,11 @@ func (t *Tools) signIn(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(http.StatusBadRequest)
 		json.NewEncoder(w).Encode(map[string]any{
-			"title": "Nobody is signed in", "status": http.StatusBadRequest, "detail": err.Error(),
+			"title": "The sign-in was refused", "status": http.StatusBadRequest, "detail": err.Error(),
 		})
 	case err != nil:
-		t.writePage(w, r, http.StatusBadRequest, &notice{Text: "Nobody was signed in: " + err.Error() + ".", Bad: true})
+		refused := notice{Text: "The sign-in was refused: " + err.Error() + ".", Bad: true}
+		t.writePage(w, r, http.StatusBadRequest, &refused)
 	case isJSON:
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(map[string]string{"login_url": path})

@@ -89,7 +89,7 @@ describe("inspector", { timeout: 300_000 }, () => {
     await inspector.getByRole("button", { name: "Switch the provider off" }).waitFor();
 
     await inspector.getByRole("button", { name: "End the session" }).click();
-    await inspector.getByText("Nobody is signed in.").waitFor();
+    await inspector.getByText("This browser has no session.").waitFor();
     assert.equal(await call(page), 401);
 
     await inspector.getByRole("button", { name: "bob" }).click();
