@@ -418,6 +418,7 @@ func TestSessionEventStreamsEndAtReloadAndShutdown(t *testing.T) {
 func TestSessionEventsInEveryProtocol(t *testing.T) {
 	t.Parallel()
 	f := newProtocolServer(t, nil)
+	var streams []*eventStream
 	for _, w := range f.pairs[:2] {
 		req := w.request(t, "GET", "x", nil)
 		req.URL.Path = "/bff/session/events"
@@ -425,17 +426,19 @@ func TestSessionEventsInEveryProtocol(t *testing.T) {
 		if resp.StatusCode != 200 || resp.ProtoMajor != w.browser {
 			t.Fatalf("%s: got %d in %s", w.name, resp.StatusCode, resp.Proto)
 		}
-		s := readEvents(t, resp)
-		s.next("session-changed")
-		t.Cleanup(func() { s.wantEnd("logout") })
+		streams = append(streams, readEvents(t, resp))
 	}
 	body := strings.NewReader("x") // a GET with a body
 	req := f.pairs[0].request(t, "GET", "x", body)
 	req.URL.Path = "/bff/session/events"
-	s := readEvents(t, f.pairs[0].do(t, req))
-	s.next("session-changed")
+	streams = append(streams, readEvents(t, f.pairs[0].do(t, req)))
+	for _, s := range streams {
+		s.next("session-changed")
+	}
 	f.browser.Fetch("POST", "/bff/logout")
-	s.wantEnd("logout")
+	for _, s := range streams {
+		s.wantEnd("logout")
+	}
 }
 
 func TestSessionEventStreamSendsHeartbeats(t *testing.T) {
