@@ -131,18 +131,18 @@ func TestCookieCacheIsBounded(t *testing.T) {
 	})
 }
 
-func TestEndWatcherStopsOnce(t *testing.T) {
-	var e endWatchers
-	first, second := &endWatcher{session: &Session{ID: "a"}}, &endWatcher{session: &Session{ID: "a"}}
-	e.add(first)
-	e.add(second)
-	e.stop(first)
-	e.stop(first)
-	if e.first != second || e.last != second {
-		t.Error("list after one stop: got another one than the second watcher")
+func TestFollowerIsRemovedOnce(t *testing.T) {
+	var fs followers
+	first, second := &follower{session: &Session{ID: "a"}}, &follower{session: &Session{ID: "a"}}
+	fs.add(first)
+	fs.add(second)
+	fs.remove(first)
+	fs.remove(first)
+	if fs.first != second || fs.last != second {
+		t.Error("list after one removal: got another one than the second follower")
 	}
-	e.stop(second)
-	if e.first != nil || e.last != nil {
-		t.Error("list after both stops: got a watcher")
+	fs.remove(second)
+	if fs.first != nil || fs.last != nil {
+		t.Error("list after both removals: got a follower")
 	}
 }

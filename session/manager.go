@@ -148,10 +148,10 @@ type Manager struct {
 	ring   *Keyring
 	cache  *cache
 
-	notifier notifier
-	ends     endWatchers
-	failover failoverLog
-	working  sync.WaitGroup // refreshes in progress, for Drain
+	notifier  notifier
+	followers followers
+	failover  failoverLog
+	working   sync.WaitGroup // refreshes in progress, for Drain
 
 	refreshing, waiting atomic.Int64 // of Stats
 
@@ -205,8 +205,9 @@ func NewManager(cfg Config) (*Manager, error) {
 	}
 	return &Manager{
 		cfg: cfg, id: rand.Text(), log: cfg.Logger, tracer: span.Tracer(cfg.TracerProvider), ring: ring,
-		cache: newCache(cfg.cacheMaxAge()),
-		ends:  endWatchers{changed: make(chan struct{}, 1)}, failover: failoverLog{missed: make(chan struct{}, 1)},
+		cache:     newCache(cfg.cacheMaxAge()),
+		followers: followers{changed: make(chan struct{}, 1)},
+		failover:  failoverLog{missed: make(chan struct{}, 1)},
 		refreshes: make(map[refreshKey]*refresh), renewed: make(map[refreshKey]time.Time),
 	}, nil
 }
@@ -493,7 +494,7 @@ func (m *Manager) delete(ctx context.Context, id string) error {
 	}
 	m.failover.deleted(id)
 	m.cache.drop(id)
-	m.ends.markChanged(id)
+	m.followers.markChanged(id)
 	m.deleteInfo(ctx, id)
 	return nil
 }

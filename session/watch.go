@@ -14,11 +14,11 @@ import (
 func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { m.cfg.Store.Watch(ctx, m.onChange, m.onValid) }) // until ctx is done, as the others
-	all.Go(func() { m.watchEnds(ctx) })
+	all.Go(func() { m.runFollowers(ctx) })
 	all.Go(func() { m.replayLoop(ctx) })
 	all.Wait()
 	m.cache.clear()
-	m.ends.notifyAll()
+	m.followers.close()
 }
 
 // onChange handles the announcement of a record or a lease that was written;
@@ -30,7 +30,7 @@ func (m *Manager) onChange(key string) {
 		m.mu.Lock()
 		m.missedAt = time.Now()
 		m.mu.Unlock()
-		m.ends.markChanged("")
+		m.followers.markChanged("")
 		signal(m.failover.missed)
 		return
 	}
@@ -41,7 +41,7 @@ func (m *Manager) onChange(key string) {
 	}
 	if kind == "session" {
 		m.cache.drop(id)
-		m.ends.markChanged(id)
+		m.followers.markChanged(id)
 	}
 	m.notifier.wake(id)
 }
