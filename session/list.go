@@ -150,24 +150,38 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 	}
 	var ids []string
 	for _, l := range listed {
-		sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
+		found, err := m.endListed(ctx, l, subject, reason)
 		if err != nil {
-			return ids, storeError("read", err)
+			return ids, err
 		}
 		if found {
-			e := ending{id: l.id, subject: subject, reason: reason, until: m.latestEnd(l)}
-			if err := m.endSealed(ctx, sealed, e); err != nil {
-				return ids, err
-			}
 			ids = append(ids, l.id)
 		} else if err := m.delete(ctx, l.id); err != nil { // Start may be about to write it
 			return ids, storeError("delete", err)
 		}
-		if found || l.settled() {
-			m.removeListed(ctx, l)
-		}
 	}
 	return ids, nil
+}
+
+// endListed ends a session that is in the indexes of a user (subject, which may
+// be empty). found is false if the session has no record.
+func (m *Manager) endListed(ctx context.Context, l listedSession, subject string, reason Reason) (
+	found bool, err error,
+) {
+	sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(l.id))
+	if err != nil {
+		return false, storeError("read", err)
+	}
+	if found {
+		e := ending{id: l.id, subject: subject, reason: reason, until: m.latestEnd(l)}
+		if err := m.endSealed(ctx, sealed, e); err != nil {
+			return false, err
+		}
+	}
+	if found || l.settled() {
+		m.removeListed(ctx, l)
+	}
+	return found, nil
 }
 
 // listedFor returns the listed sessions of a user, of one session at the

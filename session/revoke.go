@@ -50,19 +50,12 @@ func (m *Manager) endOthers(ctx context.Context, s *Session, match func(id strin
 		if l.id == s.ID || !match(l.id) {
 			continue
 		}
-		record, _, found, err := m.sealed(ctx, l.id)
+		found, err := m.endListed(ctx, l, s.Subject, ReasonRevoked)
 		if err != nil {
 			return ended, err
 		}
 		if found {
-			e := ending{id: l.id, subject: s.Subject, reason: ReasonRevoked, until: m.latestEnd(l)}
-			if err := m.endSealed(ctx, record, e); err != nil {
-				return ended, err
-			}
 			ended = append(ended, l.id)
-		}
-		if found || l.settled() {
-			m.removeListed(ctx, l)
 		}
 	}
 	return ended, nil
