@@ -2,7 +2,6 @@ package config
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -63,8 +62,8 @@ func (l *loader) load() *Config {
 	if l.source != "" {
 		l.unreadable = !l.readFile(c)
 	}
-	l.readEnvironment(reflect.ValueOf(c).Elem(), "")
-	l.readSecrets(reflect.ValueOf(c).Elem(), "")
+	eachVariable(reflect.ValueOf(c).Elem(), "", l.readVariable)
+	eachVariable(reflect.ValueOf(c).Elem(), "", l.readSecretFile)
 	if c.Server.ShutdownDelay == unset {
 		c.Server.ShutdownDelay = 0
 		if l.getenv("KUBERNETES_SERVICE_HOST") != "" {
@@ -149,12 +148,6 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 	case v.Kind() == reflect.Pointer: // to a struct that may be left out
 		v.Set(reflect.New(v.Type().Elem()))
 		l.decode(n, v.Elem(), key)
-	case v.Type() == reflect.TypeFor[HSTS]() && n.Kind == yaml.ScalarNode:
-		if n.Value != "off" && n.Value != "false" {
-			fail("%q is neither off nor a mapping with max_age and include_subdomains", n.Value)
-			return
-		}
-		v.Set(reflect.ValueOf(HSTS{MaxAge: noHSTS}))
 	case v.Kind() == reflect.Interface:
 		value, err := plainValue(n)
 		if err != nil {
@@ -162,6 +155,10 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 			return
 		}
 		v.Set(reflect.ValueOf(value))
+	case n.Kind == yaml.ScalarNode && hasText(v):
+		if err := setText(v, n.Value); err != nil {
+			fail("%v", err)
+		}
 	case v.Kind() == reflect.Struct:
 		if n.Kind != yaml.MappingNode {
 			fail("%s is not a mapping of keys to values", describeNode(n, v))
@@ -183,10 +180,6 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 		v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 		for i, item := range n.Content {
 			l.decode(item, v.Index(i), fmt.Sprintf("%s[%d]", key, i))
-		}
-	case n.Kind == yaml.ScalarNode && (!isComposite(v) || v.Kind() == reflect.Slice && !isStructSlice(v)):
-		if err := setText(v, n.Value); err != nil {
-			fail("%v", err)
 		}
 	default:
 		fail("%s is not %s", describeNode(n, v), kindName(v))
@@ -284,194 +277,6 @@ func (l *loader) pairs(n *yaml.Node, key string) []pair {
 	return all
 }
 
-// setText parses text into a value that is not composite, or a list. The items
-// of a list are separated by commas, spaces or line breaks.
-func setText(v reflect.Value, text string) error {
-	switch p := v.Addr().Interface().(type) {
-	case *string:
-		*p = text
-	case *session.Secret:
-		*p = session.Secret(cleanSecret(text))
-	case *time.Duration:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 90s, 30m or 12h", text)
-		}
-		if d <= 0 {
-			return fmt.Errorf("%q is not greater than zero", text)
-		}
-		*p = d
-	case *Delay:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 0s or 5s", text)
-		}
-		if d < 0 {
-			return fmt.Errorf("%q is negative", text)
-		}
-		*p = Delay(d)
-	case *MaxAge:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 8760h or 0s", text)
-		}
-		if d < 0 {
-			return fmt.Errorf("%q is negative", text)
-		}
-		*p = cmp.Or(MaxAge(d), forgetHSTS)
-	case *int:
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a whole number", text)
-		}
-		*p = n
-	case *bool:
-		b, err := strconv.ParseBool(text)
-		if err != nil {
-			return fmt.Errorf("%q is neither true nor false", text)
-		}
-		*p = b
-	case *ByteSize:
-		n, err := parseSize(text)
-		if err != nil {
-			return err
-		}
-		*p = n
-	case *EventRate:
-		rate, err := parseRate(text)
-		if err != nil {
-			return err
-		}
-		*p = rate
-	case *BurstSize:
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return fmt.Errorf("%q is not a whole number of 1 or more", text)
-		}
-		*p = BurstSize(n)
-	case *ByteRate:
-		n, err := parseByteRate(text)
-		if err != nil {
-			return err
-		}
-		*p = n
-	case *[]string:
-		*p = splitList(text)
-	case *[]session.Secret:
-		*p = nil
-		for _, item := range splitList(text) {
-			*p = append(*p, session.Secret(item))
-		}
-	default:
-		return errors.New("must be written as YAML")
-	}
-	return nil
-}
-
-// cleanSecret returns a secret without what files and shells add to it: white
-// space around it, and a byte order mark. So it is the same from wherever it is
-// read.
-func cleanSecret(text string) string {
-	return strings.TrimSpace(strings.TrimPrefix(text, "\ufeff"))
-}
-
-// parseSize reads a number of bytes such as 4096, 64KiB, 10MB or 1GiB.
-func parseSize(text string) (ByteSize, error) {
-	digits := strings.TrimRight(text, "kKMGiB ")
-	unit, ok := map[string]ByteSize{
-		"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
-	}[strings.TrimSpace(text[len(digits):])]
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || !ok || n <= 0 || n > math.MaxInt64/int64(unit) {
-		return 0, fmt.Errorf("%q is not a size such as 64KiB, 10MB or 1GiB", text)
-	}
-	return ByteSize(n) * unit, nil
-}
-
-// parseRate parses a rate such as 4/s, 30/m or 100/h.
-func parseRate(text string) (EventRate, error) {
-	number, unit, _ := strings.Cut(text, "/")
-	seconds, ok := map[string]float64{"s": 1, "m": 60, "h": 3600}[strings.TrimSpace(unit)]
-	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
-	if err != nil || !ok || !(n > 0 && n <= 1e9) {
-		return 0, fmt.Errorf("%q is not a rate such as 4/s, 30/m or 100/h", text)
-	}
-	return EventRate(n / seconds), nil
-}
-
-// parseByteRate parses a number of bytes per second such as 240B/s or 1KiB/s.
-// off and 0 are noRate.
-func parseByteRate(text string) (ByteRate, error) {
-	size, ok := strings.CutSuffix(text, "/s")
-	if size = strings.TrimSpace(size); text == "off" || size == "0" || ok && size == "0B" {
-		return noRate, nil
-	}
-	n, err := parseSize(size)
-	if err != nil || !ok || n > 1<<40 {
-		return 0, fmt.Errorf("%q is not a rate such as 240B/s or 1KiB/s, or off", text)
-	}
-	return ByteRate(n), nil
-}
-
-func (r ByteRate) String() string {
-	if r == noRate {
-		return "off"
-	}
-	return strconv.FormatInt(int64(r), 10) + "B/s"
-}
-
-func splitList(text string) []string {
-	return strings.FieldsFunc(text, func(c rune) bool { return strings.ContainsRune(", \n\r\t", c) })
-}
-
-func join(key, name string) string {
-	if key == "" {
-		return name
-	}
-	return key + "." + name
-}
-
-func tag(f reflect.StructField) string { return f.Tag.Get("yaml") }
-
-func fieldNamed(v reflect.Value, name string) (reflect.Value, bool) {
-	for i := range v.NumField() {
-		if tag(v.Type().Field(i)) == name {
-			return v.Field(i), true
-		}
-	}
-	return reflect.Value{}, false
-}
-
-func fieldNames(v reflect.Value) []string {
-	var names []string
-	for i := range v.NumField() {
-		name := tag(v.Type().Field(i))
-		names = append(names, name)
-		if isSecret(v.Field(i)) {
-			names = append(names, name+"_file")
-		}
-	}
-	return names
-}
-
-func isSecret(v reflect.Value) bool {
-	switch v.Interface().(type) {
-	case session.Secret, []session.Secret:
-		return true
-	}
-	return false
-}
-
-func isStructSlice(v reflect.Value) bool {
-	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct
-}
-
-// isComposite reports whether a value consists of others.
-func isComposite(v reflect.Value) bool {
-	return v.Kind() == reflect.Slice || v.Kind() == reflect.Map || v.Kind() == reflect.Pointer ||
-		v.Kind() == reflect.Struct
-}
-
 func kindName(v reflect.Value) string {
 	switch {
 	case isStructSlice(v):
@@ -497,36 +302,4 @@ func describeNode(n *yaml.Node, v reflect.Value) string {
 	default:
 		return strconv.Quote(n.Value)
 	}
-}
-
-// suggest returns the one of names that a mistyped name most likely means, or
-// "".
-func suggest(name string, names []string) string {
-	best, distance := "", 3 // more than two changes make another word
-	for _, n := range names {
-		if d := editDistance(name, n); d < distance {
-			best, distance = n, d
-		}
-	}
-	return best
-}
-
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

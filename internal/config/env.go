@@ -13,50 +13,41 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// readEnvironment overrides every key whose environment variable is set.
-func (l *loader) readEnvironment(v reflect.Value, key string) {
-	for i := range v.NumField() {
-		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
-		name := variable(at)
-		if f.Kind() == reflect.Struct {
-			if text := l.getenv(name); text != "" && f.Type() == reflect.TypeFor[HSTS]() { // it can be off
-				l.decodeText(name, text, f, at)
+// readVariable overrides the value of a key with that of its environment
+// variable, if it is set.
+func (l *loader) readVariable(key string, v reflect.Value) {
+	name := variable(key)
+	fail := func(source, value, format string, args ...any) {
+		l.problems = append(l.problems, &Error{Source: source, Key: key, Value: value,
+			Err: fmt.Errorf(format, args...)})
+	}
+	if isSecret(v) {
+		if path := l.getenv(name + "_FILE"); path != "" {
+			if l.getenv(name) != "" {
+				fail(name+"_FILE", path, "set either %s or %s_FILE, not both", name, name)
 			}
-			l.readEnvironment(f, at)
-			continue
+			l.files[key] = path
+			v.SetZero()
 		}
-		fail := func(source, value, format string, args ...any) {
-			l.problems = append(l.problems, &Error{Source: source, Key: at, Value: value,
-				Err: fmt.Errorf(format, args...)})
-		}
-		if isSecret(f) {
-			if path := l.getenv(name + "_FILE"); path != "" {
-				if l.getenv(name) != "" {
-					fail(name+"_FILE", path, "set either %s or %s_FILE, not both", name, name)
-				}
-				l.files[at] = path
-				f.SetZero()
-			}
-		}
-		text := l.getenv(name)
-		if text == "" {
-			continue
-		}
-		delete(l.files, at)
-		if isSecret(f) && cleanSecret(text) == "" {
-			fail(name, "", "contains white space only")
-			continue
-		}
-		// Lists and mappings are YAML, usually in flow style. A list can also
-		// be separated by commas.
-		list := f.Kind() == reflect.Slice && !isStructSlice(f)
-		if isComposite(f) && !list || list && strings.HasPrefix(strings.TrimSpace(text), "[") {
-			l.decodeText(name, text, f, at)
-			continue
-		}
-		if err := setText(f, text); err != nil {
-			fail(name, text, "%w", err)
-		}
+	}
+	text := l.getenv(name)
+	if text == "" {
+		return
+	}
+	delete(l.files, key)
+	if isSecret(v) && cleanSecret(text) == "" {
+		fail(name, "", "contains white space only")
+		return
+	}
+	// Lists and mappings are YAML, usually in flow style. A list can also be
+	// separated by commas.
+	list := v.Kind() == reflect.Slice && !isStructSlice(v)
+	if isComposite(v) && !list || list && strings.HasPrefix(strings.TrimSpace(text), "[") {
+		l.decodeText(name, text, v, key)
+		return
+	}
+	if err := setText(v, text); err != nil {
+		fail(name, text, "%w", err)
 	}
 }
 
@@ -105,7 +96,12 @@ func (v StrayVariable) Key() string {
 // StrayVariables returns those of an environment.
 func StrayVariables(environ []string) []StrayVariable {
 	var names []string
-	collectVariables(reflect.TypeFor[Config](), "CLOAKROOM", &names)
+	eachVariable(reflect.ValueOf(Config{}), "", func(key string, v reflect.Value) {
+		names = append(names, variable(key))
+		if isSecret(v) {
+			names = append(names, variable(key)+"_FILE")
+		}
+	})
 	var strays []StrayVariable
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
@@ -119,58 +115,28 @@ func StrayVariables(environ []string) []StrayVariable {
 	return strays
 }
 
-// collectVariables appends the names of the environment variables that set the
-// fields of a struct.
-func collectVariables(t reflect.Type, prefix string, names *[]string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
-		name := prefix + "_" + strings.ToUpper(tag(f))
-		if f.Type.Kind() == reflect.Struct {
-			if f.Type == reflect.TypeFor[HSTS]() {
-				*names = append(*names, name)
-			}
-			collectVariables(f.Type, name, names)
-			continue
-		}
-		*names = append(*names, name)
-		if isSecret(reflect.Zero(f.Type)) {
-			*names = append(*names, name+"_FILE")
-		}
+// readSecretFile reads the file with the value of a key, if it has one.
+func (l *loader) readSecretFile(key string, v reflect.Value) {
+	path, ok := l.files[key]
+	if !ok {
+		return
 	}
-}
-
-// readSecrets reads the secrets that are in files.
-func (l *loader) readSecrets(v reflect.Value, key string) {
-	for i := range v.NumField() {
-		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
-		if f.Kind() == reflect.Struct {
-			l.readSecrets(f, at)
-			continue
-		}
-		path, ok := l.files[at]
-		if !ok {
-			continue
-		}
-		fail := func(key, format string, args ...any) {
-			l.problems = append(l.problems, &Error{Key: key, Value: path, Err: fmt.Errorf(format, args...)})
-		}
-		if !f.IsZero() {
-			fail(at, "set either %s or %s_file, not both", at, at)
-			continue
-		}
-		text, err := os.ReadFile(path)
-		if err != nil {
-			fail(at+"_file", "%w", err)
-			continue
-		}
-		if !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0 {
-			fail(at+"_file", "%s is not UTF-8 text", path)
-			continue
-		}
-		if cleanSecret(string(text)) == "" {
-			fail(at+"_file", "%s is empty", path)
-			continue
-		}
-		setText(f, string(text)) // does not fail for secrets
+	fail := func(key, format string, args ...any) {
+		l.problems = append(l.problems, &Error{Key: key, Value: path, Err: fmt.Errorf(format, args...)})
+	}
+	if !v.IsZero() {
+		fail(key, "set either %s or %s_file, not both", key, key)
+		return
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case err != nil:
+		fail(key+"_file", "%w", err)
+	case !utf8.Valid(text) || bytes.IndexByte(text, 0) >= 0:
+		fail(key+"_file", "%s is not UTF-8 text", path)
+	case cleanSecret(string(text)) == "":
+		fail(key+"_file", "%s is empty", path)
+	default:
+		setText(v, string(text)) // does not fail for secrets
 	}
 }

@@ -38,8 +38,8 @@ func NamedFiles(file string, getenv func(string) string) map[string]string {
 // addFiles adds the values of all keys of v that end in _file. key is that of
 // v.
 func addFiles(files map[string]string, v reflect.Value, key string) {
-	for i := range v.NumField() {
-		f, at := v.Field(i), join(key, tag(v.Type().Field(i)))
+	for name, f := range fieldsOf(v) {
+		at := join(key, name)
 		if f.Kind() == reflect.Pointer && !f.IsNil() {
 			f = f.Elem()
 		}
@@ -66,12 +66,11 @@ func HasSecrets(file string) bool {
 }
 
 func anySecret(v reflect.Value) bool {
-	for i := range v.NumField() {
-		f := v.Field(i)
+	for name, f := range fieldsOf(v) {
 		switch {
 		case isSecret(f) && f.Type() == reflect.TypeFor[session.Secret](): // a store URL may have no password
 			text := f.String()
-			if text != "" && (tag(v.Type().Field(i)) != "url" || hasPassword(text)) {
+			if text != "" && (name != "url" || hasPassword(text)) {
 				return true
 			}
 		case isSecret(f) && f.Len() > 0, f.Kind() == reflect.Struct && anySecret(f):

@@ -34,11 +34,10 @@ func Schema() []byte {
 // sectionSchema returns the schema of a struct. key is its key.
 func sectionSchema(t reflect.Type, key string) node {
 	properties := make(node)
-	for i := range t.NumField() {
-		name := tag(t.Field(i))
+	for name, f := range fieldsOf(reflect.Zero(t)) {
 		at := join(key, name)
-		properties[name] = keySchema(t.Field(i).Type, at)
-		if isSecret(reflect.Zero(t.Field(i).Type)) {
+		properties[name] = keySchema(f.Type(), at)
+		if isSecret(f) {
 			properties[name+"_file"] = node{"type": []string{"string", "null"},
 				"description": "File with the value of " + at + "."}
 		}
@@ -56,8 +55,8 @@ func keySchema(t reflect.Type, key string) node {
 	switch {
 	case t.Kind() == reflect.Pointer:
 		return keySchema(t.Elem(), key)
-	case t == reflect.TypeFor[HSTS]():
-		return node{"anyOf": []node{{"enum": []any{"off", false}}, sectionSchema(t, key)}}
+	case t.Kind() == reflect.Struct && hasText(zero):
+		return node{"anyOf": []node{valueSchema(t), sectionSchema(t, key)}}
 	case t.Kind() == reflect.Struct:
 		return sectionSchema(t, key)
 	case isStructSlice(zero):
@@ -90,7 +89,8 @@ const (
 	ratePattern     = `^[0-9]+(\.[0-9]+)? */ *(s|m|h)$`
 )
 
-// valueSchema returns the schema of a value that is no section.
+// valueSchema returns the schema of a value that is no section, or of the text
+// of a section.
 func valueSchema(t reflect.Type) node {
 	scalar := []string{"string", "number", "boolean"}
 	list := node{"type": []string{"array", "string", "null"}, "items": node{"type": scalar}}
@@ -110,6 +110,8 @@ func valueSchema(t reflect.Type) node {
 		return text(ratePattern)
 	case reflect.TypeFor[BurstSize]():
 		return node{"type": []string{"integer", "null"}, "minimum": 1}
+	case reflect.TypeFor[HSTS]():
+		return node{"enum": []any{"off", false}}
 	case reflect.TypeFor[[]session.Secret]():
 		return node{"type": []string{"array", "string", "null"}, "items": node{"type": "string"}}
 	case reflect.TypeFor[[]string]():

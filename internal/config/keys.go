@@ -43,8 +43,8 @@ func (k Key) AppliedOnReload() bool {
 func (k Key) Type() string {
 	t := reflect.TypeFor[Config]()
 	for name := range strings.SplitSeq(k.Name, ".") {
-		f, _ := structField(t, strings.TrimSuffix(name, "[]"))
-		t = f.Type
+		f, _ := fieldNamed(reflect.Zero(t), strings.TrimSuffix(name, "[]"))
+		t = f.Type()
 		if strings.HasSuffix(name, "[]") || t.Kind() == reflect.Pointer {
 			t = t.Elem()
 		}
@@ -73,15 +73,6 @@ var typeNames = map[reflect.Type]string{
 	reflect.TypeFor[BurstSize]():           "integer",
 	reflect.TypeFor[MaxAge]():              "duration",
 	reflect.TypeFor[map[string]any]():      "map",
-}
-
-func structField(t reflect.Type, name string) (reflect.StructField, bool) {
-	for i := range t.NumField() {
-		if tag(t.Field(i)) == name {
-			return t.Field(i), true
-		}
-	}
-	return reflect.StructField{}, false
 }
 
 // Keys are all keys, in the order of the schema.

@@ -12,8 +12,7 @@ func (c *Config) LogValue() slog.Value { return logStruct(reflect.ValueOf(*c)) }
 
 func logStruct(v reflect.Value) slog.Value {
 	var attrs []slog.Attr
-	for i := range v.NumField() {
-		f, name := v.Field(i), tag(v.Type().Field(i))
+	for name, f := range fieldsOf(v) {
 		switch {
 		case f.IsZero():
 		case f.Kind() == reflect.Pointer && f.Elem().Kind() != reflect.Struct:

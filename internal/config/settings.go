@@ -62,13 +62,13 @@ func addSettings(settings map[string]session.Secret, section reflect.Value, key 
 // paths of files. The value of a secret is in its own field, also if it was
 // read from a file.
 func setFields(v reflect.Value) map[string]reflect.Value {
-	fields := make(map[string]reflect.Value)
-	for i := range v.NumField() {
-		if name := tag(v.Type().Field(i)); !v.Field(i).IsZero() && !strings.HasSuffix(name, "_file") {
-			fields[name] = v.Field(i)
+	set := make(map[string]reflect.Value)
+	for name, f := range fieldsOf(v) {
+		if !f.IsZero() && !strings.HasSuffix(name, "_file") {
+			set[name] = f
 		}
 	}
-	return fields
+	return set
 }
 
 // settingText returns a text that is the same for equal values only. It
@@ -90,9 +90,9 @@ func settingText(v reflect.Value) string {
 		}
 		slices.Sort(parts)
 	case reflect.Struct:
-		fields := setFields(v)
-		for _, name := range slices.Sorted(maps.Keys(fields)) {
-			parts = append(parts, name+":"+settingText(fields[name]))
+		set := setFields(v)
+		for _, name := range slices.Sorted(maps.Keys(set)) {
+			parts = append(parts, name+":"+settingText(set[name]))
 		}
 	default:
 		return fmt.Sprint(v.Interface())

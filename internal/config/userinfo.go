@@ -25,9 +25,9 @@ func urlsWithUserinfo(c *Config) (problems Errors) {
 		case v.Kind() == reflect.Pointer && !v.IsNil():
 			look(key, v.Elem())
 		case v.Kind() == reflect.Struct:
-			for i := range v.NumField() {
-				if name := tag(v.Type().Field(i)); name != "" {
-					look(strings.TrimPrefix(key+"."+name, "."), v.Field(i))
+			for name, f := range fieldsOf(v) {
+				if name != "" {
+					look(join(key, name), f)
 				}
 			}
 		case v.Kind() == reflect.Map:
