@@ -151,9 +151,14 @@ func advise(directive, blocked string) (advice, setting string) {
 		return "The policy does not allow it.", ""
 	}
 	if host := u.Hostname(); host == "localhost" || host == "127.0.0.1" {
-		return "It is another server on this machine. If it is the development server's connection for hot " +
-			"reload, ignore this. If it is an API, call it by a path of this origin: --api /api=" + u.Scheme + "://" +
-			u.Host, ""
+		if u.Scheme == "ws" || u.Scheme == "wss" {
+			return "It is a WebSocket to another server on this machine. If it is the development server's " +
+				"connection for hot reload, ignore this. With webpack, devServer.client.webSocketURL: " +
+				"\"auto://0.0.0.0:0/ws\" leads it through this origin. If it is an API, call it by a path of this " +
+				"origin: --api /api=http" + strings.TrimPrefix(u.Scheme, "ws") + "://" + u.Host, ""
+		}
+		return "It is another server on this machine. Call it by a path of this origin: --api /api=" + u.Scheme +
+			"://" + u.Host, ""
 	}
 	if directive == "frame-ancestors" || directive == "form-action" || directive == "base-uri" {
 		return "Cloakroom sets this directive for safety.", ""

@@ -22,6 +22,8 @@ func TestViolationsComeWithASetting(t *testing.T) {
 		"an inline script": {"script-src-elem", "inline", "", "by their hash"},
 		"a handler":        {"script-src-attr", "inline", "", "addEventListener"},
 		"hot reload":       {"connect-src", "ws://localhost:5173", "", "hot reload"},
+		"an API":           {"connect-src", "ws://localhost:3000", "", "--api /api=http://localhost:3000"},
+		"an API by fetch":  {"connect-src", "http://localhost:3000", "", "--api /api=http://localhost:3000"},
 		"a frame":          {"frame-ancestors", cdn, "", "for safety"},
 		"nonsense":         {"", "\x00%zz", "", "does not allow"},
 	} {

@@ -52,23 +52,30 @@ const freeAfter = (port) =>
  *   message: string,
  *   signal?: NodeJS.Signals,
  *   keepsPage?: boolean,
+ *   throughDev?: Record<string, string>,
  * }} tool `files` of the app are written to `dir`. The app shows the text "first" of the file `message`. `signal`
- *   ends the server. If `keepsPage` is set, hot reload does not load the page again.
+ *   ends the server. If `keepsPage` is set, hot reload does not load the page again. A tool whose
+ *   WebSocket does not go through dev by itself has files for that in `throughDev`.
  */
-export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true }) {
+export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true, throughDev }) {
   describe(`cloakroom dev with ${name}`, { timeout: 300_000 }, () => {
     /** @type {import("playwright-core").Browser | undefined} */
     let browser;
     let api, dev, dir;
 
+    /** Writes files of the app. @param {Record<string, string>} [all] */
+    const writeAll = async (all = {}) => {
+      for (const [file, text] of Object.entries(all)) {
+        await mkdir(dirname(join(dir, file)), { recursive: true });
+        await writeFile(join(dir, file), text);
+      }
+    };
+
     before(async () => {
       const [, program] = command(0);
       await access(program).catch(() => assert.fail(`${program} is missing: run make setup examples, or make test-dev`));
       dir = await makeDir();
-      for (const [file, text] of Object.entries(files)) {
-        await mkdir(dirname(join(dir, file)), { recursive: true });
-        await writeFile(join(dir, file), text);
-      }
+      await writeAll(files);
       api = await startAPI();
       const args = ["dev", "--port", `${await freePair()}`, "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
       dev = await start(await cloakroom(), [...args, ...command(await freePort())], {
@@ -89,8 +96,19 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       const context = await browser.newContext({ baseURL: dev.match[1] });
       context.setDefaultTimeout(90_000); // the first page is compiled
       const page = await context.newPage();
+      const sockets = [];
+      page.on("websocket", (socket) => sockets.push(new URL(socket.url()).origin.replace("ws", "http")));
       const sub = () =>
         page.evaluate(async () => (await (await fetch("/bff/session", { headers: { "X-CSRF": "1" } })).json()).user?.sub);
+      /** Changes the app's text, which hot reload has to show. @param {string} from @param {string} to */
+      const edit = async (from, to) => {
+        const file = join(dir, message);
+        const text = await readFile(file, "utf8");
+        await page.evaluate(() => (globalThis.marker = 1));
+        await writeFile(file, text.replace(from, to));
+        await page.getByText(to).waitFor();
+        if (keepsPage) assert.equal(await page.evaluate(() => globalThis.marker), 1, "the page was loaded again");
+      };
       await page.goto("/");
       await page.getByText("first").waitFor();
 
@@ -105,13 +123,9 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       assert.equal(claims.sub, "carol");
       assert.deepEqual(claims.roles, ["admin"]);
 
-      const file = join(dir, message);
-      const text = await readFile(file, "utf8");
-      await page.evaluate(() => (globalThis.marker = 1));
-      await writeFile(file, text.replace("first", "second"));
-      await page.getByText("second").waitFor();
-      if (keepsPage) assert.equal(await page.evaluate(() => globalThis.marker), 1, "the page was loaded again");
+      await edit("first", "second");
       assert.equal(await sub(), "carol");
+      assert.equal(sockets.every((origin) => origin === dev.match[1]), !throughDev, `WebSockets of hot reload: ${sockets}`);
 
       await writeFile(join(dir, "down"), "");
       process.kill(Number(await readFile(join(dir, "pid"), "utf8")), signal);
@@ -120,9 +134,16 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         return response.status() >= 500 && (await page.getByText("does not respond").count()) > 0;
       });
       assert.equal(await call(), 200); // the session and the API are as before
+      await writeAll(throughDev);
+      sockets.length = 0;
       await rm(join(dir, "down"));
       await page.getByText("second").waitFor(); // the page loads itself again
       assert.equal(await sub(), "carol");
+      if (throughDev) {
+        await until("a WebSocket is open", async () => sockets.length > 0);
+        await edit("second", "third");
+        assert.ok(sockets.every((origin) => origin === dev.match[1]), `WebSockets of hot reload: ${sockets}`);
+      }
       await context.close();
     });
   });

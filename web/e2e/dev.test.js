@@ -44,3 +44,29 @@ export function Message() {
   message: "app/message.jsx",
   signal: "SIGTERM", // its server is a child, which SIGKILL would leave behind
 });
+
+// So is webpack. Its development server checks Host and Origin, and allowedHosts names another host.
+const webpack = join(repository, "web/examples/webpack");
+const config = (client) => `module.exports = {
+  mode: "development",
+  entry: "./main.js",
+  devServer: { static: "public", allowedHosts: ["app.example.com"], client: ${client} },
+};`;
+developing("webpack", {
+  dir: () => mkdtemp(join(webpack, ".dev-")),
+  files: {
+    "package.json": `{ "private": true }`,
+    "webpack.config.js": config("{}"),
+    "public/index.html": `<!doctype html><html lang="en"><head><meta charset="utf-8"><title>App</title></head>
+<body><p id="message"></p><script defer src="/main.js"></script></body></html>`,
+    "main.js": `
+import { message } from "./message.js";
+const show = () => (document.querySelector("#message").textContent = message);
+show();
+module.hot.accept("./message.js", show);`,
+    "message.js": `export const message = "first";\n`,
+  },
+  command: (port) => [process.execPath, join(webpack, "node_modules/webpack/bin/webpack.js"), "serve", "--port", `${port}`],
+  message: "message.js",
+  throughDev: { "webpack.config.js": config(`{ webSocketURL: "auto://0.0.0.0:0/ws" }`) },
+});
