@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
@@ -23,8 +25,10 @@ type FrontendServer struct {
 	// Dev means a development server, which serves everything that belongs to
 	// the app, Config.Frontend included: also WebSockets, and methods other
 	// than GET and HEAD, for requests of this origin. While it is down, pages
-	// reload themselves until it is back. Otherwise it is a CDN, which gets and
-	// sets no cookies at all.
+	// reload themselves until it is back. Otherwise it is a CDN, which learns
+	// nothing about the client: it gets the path, the headers that select a
+	// file and its form, and the query unless the request is for a page. It
+	// sets no cookies.
 	Dev bool
 	// IsPage reports whether Config.Frontend serves a request instead of the
 	// CDN. Nil means none.
@@ -50,7 +54,7 @@ func (a *app) addFrontendServer(server *FrontendServer) error {
 		return nil
 	}
 	upstream := proxy.Upstream{
-		URLs: []string{server.URL}, Path: "/", AllowDocuments: true, HideOrigin: true, NoCookies: !server.Dev,
+		URLs: []string{server.URL}, Path: "/", AllowDocuments: true, HideOrigin: true, PublicFiles: !server.Dev,
 	}
 	if server.Dev {
 		upstream.Timeouts = proxy.Timeouts{Connect: 2 * time.Second, ResponseHeader: devHeaderTimeout}
@@ -90,24 +94,66 @@ func (a *app) forwardToFrontend(w *response, r *http.Request) error {
 	if err := urlpath.CheckExceptSlashes(urlpath.Raw(r)); err != nil {
 		return problem.AmbiguousPath.WithCause(err) // it could lead out of the path of the URL
 	}
+	opts := proxy.Options{Client: w.client, RequestID: w.requestID, Record: &w.exchange}
+	forwarded := r
 	read := r.Method == http.MethodGet || r.Method == http.MethodHead
 	switch upgrade := len(r.Header["Upgrade"]) > 0; {
 	case !a.files.Dev && !read:
 		w.Header().Set("Allow", "GET, HEAD")
 		return problem.MethodNotAllowed
 	case !a.files.Dev:
-		delete(r.Header, "Upgrade")
+		limitBodyTime(w, r) // nobody reads it
+		forwarded, opts.Client, opts.RequestID = fileRequest(r), "", ""
 	case !read || upgrade:
 		if err := sameOrigin(a, r); err != nil {
 			return err
 		}
 	}
-	err := a.forward(w, r, a.files.route, proxy.Options{})
+	err := a.files.proxy.Forward(w, forwarded, opts)
 	var p *problem.Problem
 	if !errors.As(err, &p) || p.Status < 500 || errors.Is(err, context.Canceled) {
 		return err
 	}
 	return a.frontendDown(w, r, err)
+}
+
+// fileHeaders are the request headers that select a file and its form (RFC
+// 9110, sections 12.5, 13.1 and 14.2).
+var fileHeaders = []string{
+	"Accept", "Accept-Encoding", "Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since",
+	"If-Unmodified-Since",
+}
+
+// fileUserAgent is the User-Agent for a CDN. Some refuse requests without one.
+var fileUserAgent = []string{"cloakroom"}
+
+// fileRequest returns the request for a file of a CDN. It tells nothing about
+// the client, except for what selects the file and its form.
+func fileRequest(r *http.Request) *http.Request {
+	out := *r // not Clone, which copies the whole header
+	u := *r.URL
+	if !takesQuery(r) {
+		u.RawQuery, u.ForceQuery = "", false
+	}
+	out.URL, out.Body, out.ContentLength = &u, http.NoBody, 0
+	out.Header = http.Header{"User-Agent": fileUserAgent}
+	for _, name := range fileHeaders {
+		if values := r.Header[name]; len(values) > 0 {
+			out.Header[name] = values
+		}
+	}
+	return &out
+}
+
+// takesQuery reports whether a CDN gets the query of a request. That of a file
+// is often a version. That of a page belongs to the app, and may have the code
+// of a login or personal data.
+func takesQuery(r *http.Request) bool {
+	switch strings.ToLower(path.Ext(r.URL.Path)) {
+	case "", ".html", ".htm", ".xhtml":
+		return false
+	}
+	return r.Header.Get("Sec-Fetch-Mode") != "navigate"
 }
 
 // frontendDown returns the problem for a server of the app's files that does

@@ -276,6 +276,111 @@ func TestCDNSetsNoCookies(t *testing.T) {
 	}
 }
 
+// What a CDN learns of a request is what selects a file and its form.
+func TestCDNLearnsNothingAboutTheClient(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	a := frontendApp(t, files.URL, isCDN)
+	b := a.signedIn()
+	got := echoed(t, b.Do("GET", "/assets/app.js?v=2", "a body", "Accept", "*/*", "Accept-Encoding", "br",
+		"If-None-Match", `"x"`, "Range", "bytes=0-4", "Connection", "close, X-Own",
+		"Cookie", "theme=dark", "Authorization", "Bearer secret", "Proxy-Authorization", "Basic x",
+		"Origin", a.url, "Referer", a.url+"/reset?token=secret", "User-Agent", "Mozilla/5.0 (Linux; of alice)",
+		"Accept-Language", "de", "X-Forwarded-For", "203.0.113.7", "X-Real-Ip", "203.0.113.7",
+		"Forwarded", "for=203.0.113.7", "Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+		"X-Request-Id", "of-the-client", "Sec-Ch-Ua", `"Chromium"`, "Dnt", "1", "X-Own", "secret", "X-Csrf", "1",
+		"Upgrade", "websocket", "Content-Type", "text/plain", "Expect", "100-continue"))
+	want := map[string]string{
+		"Accept": "*/*", "Accept-Encoding": "br", "If-None-Match": `"x"`, "Range": "bytes=0-4",
+		"User-Agent": "cloakroom", "Via": "1.1 cloakroom",
+	}
+	for name, values := range got.Header {
+		if value := strings.Join(values, ", "); value != want[name] {
+			t.Errorf("%s at the CDN: got %q, want %q", name, value, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 {
+		t.Errorf("headers that did not arrive: %v", want)
+	}
+	if got.URI != "/assets/app.js?v=2" || got.Body != "" {
+		t.Errorf("got %s with the body %q, want the file and its version without one", got.URI, got.Body)
+	}
+}
+
+func TestCDNGetsNoQueryOfAPage(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	b := frontendApp(t, files.URL, isCDN).browser()
+	const query = "?code=secret&state=secret"
+	for _, path := range []string{"/orders/1", "/silent-renew.html", "/page.HTM", "/", "/assets/"} {
+		if got := echoed(t, b.Fetch("GET", path+query)); got.URI != path {
+			t.Errorf("fetch of %s: got %s at the CDN, want no query", path, got.URI)
+		}
+	}
+	for _, path := range []string{"/silent-renew.html", "/terms.pdf", "/people/jane.doe"} {
+		if got := echoed(t, b.Navigate(path+query)); got.URI != path {
+			t.Errorf("navigation to %s: got %s at the CDN, want no query", path, got.URI)
+		}
+	}
+	for _, target := range []string{"/icons.svg?v=4.7", "/ngsw.json?ngsw-cache-bust=0.5", "/app.js?"} {
+		if got := echoed(t, b.Fetch("GET", target)); got.URI != target {
+			t.Errorf("a file: got %s at the CDN, want %s", got.URI, target)
+		}
+	}
+}
+
+// A page of a CDN that fails has no form that users know, and may be that of
+// somebody else.
+func TestErrorOfACDNIsOurs(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	files.Handler = func(w http.ResponseWriter, r *http.Request) {
+		status := http.StatusBadGateway
+		if strings.HasPrefix(r.URL.Path, "/old-") {
+			status = http.StatusNotFound
+		}
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(status)
+		io.WriteString(w, "<h1>by the CDN</h1>")
+	}
+	b := frontendApp(t, files.URL, isCDN).browser()
+	page := b.Navigate("/terms.html")
+	wantStatus(t, "navigation", page, 503)
+	if strings.Contains(page.Text, "by the CDN") || !strings.Contains(page.Text, "temporarily unavailable") {
+		t.Errorf("navigation: got %s, want a page of the broker", page.Text)
+	}
+	if got := b.Fetch("GET", "/app.js"); got.StatusCode != 503 || got.Code() != "frontend_unavailable" {
+		t.Errorf("fetch: got %d %s, want 503 frontend_unavailable", got.StatusCode, got.Code())
+	}
+	if got := b.Fetch("GET", "/old-BkRj3xGh.js"); got.StatusCode != 404 || !strings.Contains(got.Text, "by the CDN") {
+		t.Errorf("a file of the last build: got %d %q, want the CDN's 404", got.StatusCode, got.Text)
+	}
+}
+
+func TestFileOfACDNWithoutCachingIsRevalidated(t *testing.T) {
+	t.Parallel()
+	files := brokertest.NewEcho(t)
+	files.Handler = func(w http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"Cache-Control", "Expires"} {
+			if value := r.Header.Get("Accept"); strings.HasPrefix(value, name) {
+				w.Header().Set(name, strings.TrimPrefix(value, name+": "))
+			}
+		}
+		w.Header().Set("ETag", `"1"`)
+	}
+	b := frontendApp(t, files.URL, isCDN).browser()
+	for sent, want := range map[string]string{
+		"*/*": "no-cache", "Cache-Control: max-age=60": "max-age=60", "Cache-Control: no-store": "no-store",
+		"Expires: Thu, 01 Jan 1970 00:00:00 GMT": "",
+	} {
+		resp := b.Do("GET", "/app.js", "", "Accept", sent)
+		if got := resp.Header.Get("Cache-Control"); got != want || resp.Header.Get("ETag") != `"1"` {
+			t.Errorf("%s: got Cache-Control %q, want %q and the ETag", sent, got, want)
+		}
+	}
+}
+
 func TestPathsCannotLeaveThePathOfTheFrontendServer(t *testing.T) {
 	t.Parallel()
 	files := brokertest.NewEcho(t)

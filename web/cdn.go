@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/andybalholm/brotli"
+
 	"github.com/cloakroom-bff/cloakroom/internal/flight"
 )
 
@@ -30,7 +32,7 @@ type cdn struct {
 	mu     sync.Mutex // guards all below
 	page   *cdnPage   // nil: none was read yet
 	nextAt time.Time  // when the page is read again
-	failed bool       // the last time
+	err    error      // of the last read
 }
 
 // cdnPage is an index.html as it was read.
@@ -77,18 +79,22 @@ func (c *cdn) Open(name string) (fs.File, error) {
 // CDN fails.
 func (c *cdn) current() (*cdnPage, error) {
 	c.mu.Lock()
-	page, failed, now := c.page, c.failed, time.Now()
+	page, lastErr, now := c.page, c.err, time.Now()
 	due := now.After(c.nextAt)
 	c.mu.Unlock()
 	if page != nil && now.Sub(page.at) > cdnStale {
 		page = nil
 	}
-	if page != nil && !due {
+	switch {
+	case due:
+	case page != nil:
 		return page, nil
+	case lastErr != nil:
+		return nil, lastErr
 	}
 	wait := cdnTimeout
 	switch {
-	case page != nil && failed:
+	case page != nil && lastErr != nil:
 		wait = 0
 	case page != nil:
 		wait = cdnWait
@@ -111,17 +117,17 @@ func (c *cdn) read(ctx context.Context) (*cdnPage, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		if !c.failed {
+		if c.err == nil {
 			c.log.WarnContext(ctx, "page of the app not read from frontend.url; the last one is served for an hour",
 				"url", c.url, "err", err)
 		}
-		c.failed, c.nextAt = true, time.Now().Add(cdnRetry)
+		c.err, c.nextAt = err, time.Now().Add(cdnRetry)
 		return nil, err
 	}
-	if c.failed {
+	if c.err != nil {
 		c.log.InfoContext(ctx, "page of the app read from frontend.url again", "url", c.url)
 	}
-	c.page, c.failed, c.nextAt = page, false, time.Now().Add(cdnFresh)
+	c.page, c.err, c.nextAt = page, nil, time.Now().Add(cdnFresh)
 	return page, nil
 }
 
@@ -132,6 +138,7 @@ func (c *cdn) get(ctx context.Context, before *cdnPage) (*cdnPage, error) {
 		return nil, err
 	}
 	req.Header.Set("Accept", "text/html")
+	req.Header.Set("User-Agent", "cloakroom")
 	if before != nil && before.etag != "" {
 		req.Header.Set("If-None-Match", before.etag)
 	}
@@ -145,10 +152,18 @@ func (c *cdn) get(ctx context.Context, before *cdnPage) (*cdnPage, error) {
 		return &cdnPage{before.content, before.etag, time.Now()}, nil
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("the status is %s", resp.Status)
-	case !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html"):
+	case !strings.HasPrefix(strings.ToLower(resp.Header.Get("Content-Type")), "text/html"):
 		return nil, fmt.Errorf("its type is %.80q, not text/html", resp.Header.Get("Content-Type"))
 	}
-	content, err := io.ReadAll(io.LimitReader(resp.Body, maxCDNPage+1))
+	body := io.Reader(resp.Body)
+	switch coding := strings.ToLower(resp.Header.Get("Content-Encoding")); coding {
+	case "", "identity": // http.Transport has decoded gzip
+	case "br": // of a bucket in which only this form is stored
+		body = brotli.NewReader(body)
+	default:
+		return nil, fmt.Errorf("its Content-Encoding is %.80q, which was not accepted", coding)
+	}
+	content, err := io.ReadAll(io.LimitReader(body, maxCDNPage+1))
 	if err != nil {
 		return nil, err
 	}

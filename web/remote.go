@@ -65,11 +65,13 @@ func isPrivateHost(host string) bool {
 // IsDevServer reports whether Config.URL is that of a development server.
 func (h *Handler) IsDevServer() bool { return h.dev }
 
-// IsPage reports whether the Handler serves a request itself, with the page of
-// Config.URL: a navigation inside the app. The server has everything else.
+// IsPage reports whether the Handler serves a request itself: a navigation
+// inside the app, with the page of Config.URL, or a path that is never served,
+// such as that of a dotfile. The server has everything else.
 func (h *Handler) IsPage(r *http.Request) bool {
 	name := strings.TrimPrefix(r.URL.Path, "/")
-	return name == "" || name == index || navigates(r) && !isAsset(name)
+	return name == "" || name == index || navigates(r) && !isAsset(name) ||
+		!h.public(strings.TrimSuffix(name, "/"))
 }
 
 // SetHeader sets in the header of a response of the server of Config.URL what
@@ -81,6 +83,11 @@ func (h *Handler) IsPage(r *http.Request) bool {
 // such servers insert scripts. It allows inline script elements, whose hashes a
 // build would have.
 func (h *Handler) SetHeader(header http.Header) {
+	if !h.dev { // headers that the Handler may not have, because of its configuration
+		for _, name := range []string{csp, cspReportOnly, "X-Frame-Options"} {
+			header.Del(name)
+		}
+	}
 	for name, value := range h.headers {
 		header.Set(name, value)
 	}

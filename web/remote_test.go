@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/andybalholm/brotli"
+
 	"github.com/cloakroom-bff/cloakroom/web"
 )
 
@@ -270,11 +272,123 @@ func TestCDNHasWhatIsNoPageOfTheApp(t *testing.T) {
 		{"/", "navigate", true}, {"/orders/1", "navigate", true}, {"/index.html", "no-cors", true},
 		{"/people/jane.doe", "navigate", true}, {"/assets/app.js", "navigate", false},
 		{"/assets/app.js", "no-cors", false}, {"/orders/1", "cors", false},
+		// What is never served:
+		{"/.env", "cors", true}, {"/.git/config", "no-cors", true}, {"/assets/app.js.map", "cors", true},
+		{"/app.js.map.br", "cors", true}, {"/.well-known/x.json", "cors", false}, {"/a.MAP/", "navigate", true},
 	} {
 		r := httptest.NewRequest("GET", test.path, nil)
 		r.Header.Set("Sec-Fetch-Mode", test.mode)
 		if got := h.IsPage(r); got != test.want {
 			t.Errorf("%s, %s: got %v, want %v", test.path, test.mode, got, test.want)
+		}
+	}
+	for _, path := range []string{"/.env", "/assets/app.js.map"} {
+		if got := do(h, "GET", path).StatusCode; got != 404 {
+			t.Errorf("%s: got %d, want 404", path, got)
+		}
+	}
+}
+
+// The form of an object in a bucket does not depend on the request.
+func TestPageOfACDNCanBeStoredInACoding(t *testing.T) {
+	t.Parallel()
+	var br bytes.Buffer
+	w := brotli.NewWriter(&br)
+	io.WriteString(w, "<p>page</p>")
+	w.Close()
+	var bomb bytes.Buffer
+	w = brotli.NewWriter(&bomb)
+	w.Write(make([]byte, 64<<20))
+	w.Close()
+	for name, test := range map[string]struct {
+		coding, sent string
+		want         int
+	}{
+		"br": {"br", br.String(), 200}, "in capitals": {"BR", br.String(), 200},
+		"identity": {"identity", "<p>page</p>", 200},
+		"zstd":     {"zstd", "x", 503}, "two codings": {"br, br", br.String(), 503},
+		"not br": {"br", "<p>page</p>", 503},
+		"cut":    {"br", br.String()[:br.Len()-2], 503}, "bomb": {"br", bomb.String(), 503},
+	} {
+		cdn := new(cdnServer)
+		cdn.set(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "Text/HTML")
+			w.Header().Set("Content-Encoding", test.coding)
+			io.WriteString(w, test.sent)
+		})
+		got := navigation(newCDNApp(t, cdn), "/")
+		if got.Code != test.want || test.want == 200 && got.Body.String() != "<p>page</p>" {
+			t.Errorf("%s: got %d %.20q, want %d", name, got.Code, got.Body, test.want)
+		}
+	}
+}
+
+func TestCDNThatFailsIsNotAskedForEveryPage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		cdn := new(cdnServer)
+		cdn.set(down)
+		h := newCDNApp(t, cdn)
+		for range 100 {
+			if got := navigation(h, "/").Code; got != 503 {
+				t.Errorf("got %d, want 503", got)
+			}
+		}
+		if got := cdn.reads.Load(); got != 1 {
+			t.Errorf("100 navigations in an outage: got %d requests, want 1", got)
+		}
+		time.Sleep(3 * time.Second)
+		cdn.set(pageOf("one"))
+		if got := navigation(h, "/").Body.String(); got != "one" {
+			t.Errorf("after the outage: got %q, want the page", got)
+		}
+	})
+}
+
+func TestHeadersOfACDNAreReplaced(t *testing.T) {
+	t.Parallel()
+	theirs := func() http.Header {
+		return http.Header{
+			"Content-Type": {"text/html"}, "Content-Security-Policy": {"default-src *", "img-src *"},
+			"Content-Security-Policy-Report-Only": {"default-src *; report-uri https://elsewhere.example.com/"},
+			"X-Frame-Options":                     {"ALLOWALL"}, "Permissions-Policy": {"camera=*"},
+			"Cross-Origin-Resource-Policy": {"cross-origin"}, "Referrer-Policy": {"unsafe-url"},
+		}
+	}
+	for _, test := range []struct {
+		cfg     web.Config
+		absent  []string
+		present string
+	}{
+		{web.Config{}, []string{"Content-Security-Policy-Report-Only"}, "Content-Security-Policy"},
+		{web.Config{CSPReportOnly: true}, []string{"Content-Security-Policy"}, "Content-Security-Policy-Report-Only"},
+		{web.Config{CSP: map[string][]string{"frame-ancestors": {"https://portal.example.com"}}},
+			[]string{"Content-Security-Policy-Report-Only", "X-Frame-Options"}, "Content-Security-Policy"},
+	} {
+		test.cfg.URL = "https://cdn.example.com"
+		h, err := web.New(test.cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := theirs()
+		h.SetHeader(got)
+		for _, name := range test.absent {
+			if values := got[name]; len(values) > 0 {
+				t.Errorf("%s: got %q, want none", name, values)
+			}
+		}
+		if values := got[test.present]; len(values) != 1 || !strings.Contains(values[0], "script-src 'self'") {
+			t.Errorf("%s: got %q, want that of the configuration only", test.present, values)
+		}
+		for name, want := range map[string]string{
+			"Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer",
+		} {
+			if got.Get(name) != want {
+				t.Errorf("%s: got %q, want %q", name, got.Get(name), want)
+			}
+		}
+		if strings.Contains(got.Get("Permissions-Policy"), "camera=*") {
+			t.Errorf("Permissions-Policy: got %q, want that of the configuration", got.Get("Permissions-Policy"))
 		}
 	}
 }

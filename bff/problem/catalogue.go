@@ -146,8 +146,8 @@ var (
 	FrontendUnavailable = define(&Problem{
 		Status: 503, Code: "frontend_unavailable", Title: "The app is temporarily unavailable",
 		Detail: aFewSeconds, RetryAfter: time.Second,
-		When: "The server of `frontend.url` does not respond, or its response is malformed. Or `frontend.dir` has " +
-			"no index.html, as during a deploy.",
+		When: "The server of `frontend.url` does not respond, or its response is malformed; or a CDN has the " +
+			"status 5xx. Or `frontend.dir` has no index.html, as during a deploy.",
 	})
 	StoreUnavailable = define(&Problem{
 		Status: 503, Code: "store_unavailable", Title: "Sessions are temporarily unavailable",

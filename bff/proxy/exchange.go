@@ -128,6 +128,9 @@ func (x *exchange) run(ctx context.Context) error {
 	if cause := context.Cause(ctx); cause != nil { // an upstream may respond to a request that was aborted
 		return x.problem(ctx, body, cause)
 	}
+	if x.p.PublicFiles && resp.StatusCode >= 500 {
+		return problem.UpstreamFailed.WithCause(fmt.Errorf("the status is %d", resp.StatusCode))
+	}
 	contentType := resp.Header.Get("Content-Type")
 	switching := resp.StatusCode == http.StatusSwitchingProtocols
 	events := strings.HasPrefix(contentType, "text/event-stream")
@@ -157,7 +160,7 @@ func (x *exchange) run(ctx context.Context) error {
 func (x *exchange) request(ctx context.Context, body *requestBody) (*http.Response, *address, error) {
 	x.header = x.p.servers.newHeader()
 	x.requestHeader(x.header)
-	if x.span != nil {
+	if x.span != nil && !x.p.PublicFiles {
 		span.Inject(ctx, x.header)
 	}
 	out := (&http.Request{

@@ -191,7 +191,7 @@ func (x *exchange) requestHeader(out http.Header) {
 		case action == drop, listed != nil && listed[name]:
 		case !ordinary[name] && (isSpoofable(name) || isIdentity(name)):
 		case x.p.reserved != nil && x.p.reserved[HeaderKey(name)]:
-		case action == filter && x.p.NoCookies:
+		case action == filter && x.p.PublicFiles:
 		case action == filter:
 			for _, line := range values {
 				if rest := x.p.group.dropOwnCookies(line); rest != "" {
@@ -326,7 +326,7 @@ func (x *exchange) copyHeader(h, from http.Header) {
 		switch action := responseHeaders[name]; {
 		case action == drop, listed != nil && listed[name]:
 		case name == "X-Request-Id" && len(h[name]) > 0: // the caller of Forward has set its own
-		case action == filter && x.p.NoCookies:
+		case action == filter && x.p.PublicFiles:
 		case action == filter:
 			for _, line := range values {
 				if x.p.group.cookieAllowed(line) {
@@ -349,12 +349,18 @@ func (x *exchange) copyHeader(h, from http.Header) {
 		h["Content-Type"] = nil // net/http would guess one
 	}
 	cacheable := len(h["Cache-Control"]) > 0 || len(h["Expires"]) > 0
-	if !cacheable || len(h["Set-Cookie"]) > 0 { // a cookie is for one user, whatever the rest says
+	switch {
+	case x.p.PublicFiles && !cacheable:
+		h["Cache-Control"] = noCacheValue
+	case !cacheable, len(h["Set-Cookie"]) > 0: // a cookie is for one user, whatever the rest says
 		setNoStore(h)
 	}
 }
 
-var noStoreValue = []string{"private, no-store"}
+var (
+	noStoreValue = []string{"private, no-store"}
+	noCacheValue = []string{"no-cache"}
+)
 
 // setNoStore keeps every cache from storing a response.
 func setNoStore(h http.Header) {

@@ -49,9 +49,11 @@ type Upstream struct {
 	// AllowDocuments lets documents that can run script, such as HTML and SVG,
 	// act as pages of the broker's origin. Otherwise they are sandboxed.
 	AllowDocuments bool
-	// NoCookies removes all cookies from requests and responses. Otherwise only
-	// the broker's own are removed.
-	NoCookies bool
+	// PublicFiles means a server of files that are the same for everybody, such
+	// as a CDN. It gets no cookies and no trace context, and sets no cookies.
+	// Its files are revalidated at each use unless it says otherwise. A
+	// response of status 5xx is an error of Forward.
+	PublicFiles bool
 	// HideOrigin has the upstream see requests for its own origin, as without
 	// the broker: Origin and Referer of the public URL become those of the
 	// upstream, and X-Forwarded-Host, -Proto and -Prefix are not sent.

@@ -210,9 +210,9 @@ type replica struct {
 }
 
 // startReplica starts a process with settings, which are environment variables
-// without their prefix, and those of OpenTelemetry. When the test ends, the
-// process must exit with status 0 and must have logged neither a panic nor a
-// secret.
+// without their prefix, and those of OpenTelemetry and crypto/x509. When the
+// test ends, the process must exit with status 0 and must have logged neither a
+// panic nor a secret.
 func startReplica(
 	t *testing.T, provider *brokertest.Provider, settings map[string]string, args ...string,
 ) *replica {
@@ -223,7 +223,7 @@ func startReplica(
 		if name == "PROGRAM" {
 			continue
 		}
-		if name != "GOMEMLIMIT" && !strings.HasPrefix(name, "OTEL_") {
+		if name != "GOMEMLIMIT" && name != "SSL_CERT_FILE" && !strings.HasPrefix(name, "OTEL_") {
 			name = "CLOAKROOM_" + name
 		}
 		r.env = append(r.env, name+"="+value)
