@@ -192,6 +192,9 @@ func (s *Server) shutdown(server *http.Server, listeners []net.Listener) error {
 	defer cancel()
 	s.awaitConnections(grace)
 	err := server.Shutdown(grace)
+	if errors.Is(err, net.ErrClosed) { // a listener, which is closed above; all connections are idle
+		err = nil
+	}
 	if err == nil {
 		err = a.waitIdle(grace)
 	}

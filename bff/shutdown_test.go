@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -281,6 +282,39 @@ func TestIdleHTTP2ClientsGetGOAWAYInTheShutdown(t *testing.T) {
 	}
 	if err := <-result; err != nil {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+// A listener that the shutdown has closed itself is no request that was
+// aborted. A client that never sends its part of the TLS handshake keeps the
+// listener in use until the end of the shutdown.
+func TestShutdownWithoutRequestsWarnsOfNone(t *testing.T) {
+	t.Parallel()
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	var cfg bff.Config
+	a := newApp(t, func(_ *app, c *bff.Config) {
+		c.TLS = &tls.Config{Certificates: certified.TLS.Certificates}
+		cfg = *c
+	})
+	l := listen(t)
+	_, stop, result := serve(t, cfg, l)
+	silent, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err) // its end means that the connection before it was accepted
+	}
+	c.Close()
+	stop()
+	if err := <-result; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	if logs := a.logs.String(); strings.Contains(logs, "requests still open") {
+		t.Errorf("got a warning of open requests, want none:\n%s", logs)
 	}
 }
 
