@@ -26,12 +26,8 @@ func (m *Manager) ExpireTokens(ctx context.Context, s *Session) error {
 	if next.sealed, err = m.sealRefreshed(ctx, latest, &next); err != nil {
 		return err
 	}
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(s.ID), latest.sealed, next.sealed)
-	if err != nil {
+	if _, err = m.cfg.Store.Replace(ctx, recordKey(s.ID), latest.sealed, next.sealed); err != nil {
 		return storeError("expire tokens", err)
-	}
-	if replaced {
-		m.failover.replaced(s.ID, latest.sealed, next.sealed)
 	}
 	m.cache.drop(s.ID)
 	return nil

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bytes"
 	"context"
 	"maps"
 	"slices"
@@ -11,39 +10,37 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// failoverLog records this replica's deletions and token rotations of the last
-// minute, so that they can be replayed if a failover loses them: the new master
-// may lack the last writes, and show what was before them.
+// failoverLog records this replica's deletions and refreshes of the last
+// minute, so that they can be repeated if a failover loses them: the new master
+// may lack the last writes, and show what was before them. The log does not age
+// while the store is away.
 type failoverLog struct {
 	missed chan struct{} // receives when the store may have failed over
 
-	mu     sync.Mutex             // guards writes
+	mu     sync.Mutex             // guards all below
 	writes map[string]loggedWrite // :: Session.ID → the last write
+	lostAt time.Time              // when the store may have failed over; zero: all was replayed since
 }
 
-// loggedWrite is a deletion, or a record with its previous versions.
+// loggedWrite is a deletion, or a record with refreshed tokens.
 type loggedWrite struct {
-	deleted  bool
-	previous [][]byte // the oldest first
-	record   []byte
-	at       time.Time
+	deleted   bool
+	ticket    Ticket // opens the records of the session
+	refreshes int    // Session.refreshes of record
+	replaces  []byte // what record was made of
+	record    []byte
+	at        time.Time
 }
 
 const (
 	failoverLogAge  = time.Minute // more than a replica of Redis lags behind its master
 	failoverLogSize = 10_000
-	maxPrevious     = 8
 	replayParallel  = 16 // writes at the same time: the replay has to end within leaseGrace
 )
 
-// replaced records that a record was replaced.
-func (l *failoverLog) replaced(id string, old, record []byte) {
-	w := loggedWrite{record: record}
-	if before, ok := l.get(id); ok {
-		w.previous = before.previous[max(0, len(before.previous)-maxPrevious+1):]
-	}
-	w.previous = append(slices.Clip(w.previous), old)
-	l.add(id, w)
+// refreshed records that the store has s, with refreshed tokens.
+func (l *failoverLog) refreshed(s *Session) {
+	l.add(s.ID, loggedWrite{ticket: s.ticket, refreshes: s.refreshes, replaces: s.replaces, record: s.sealed})
 }
 
 // deleted records that a session ended.
@@ -61,7 +58,7 @@ func (l *failoverLog) add(id string, w loggedWrite) {
 		return
 	}
 	for id, w := range l.writes {
-		if time.Since(w.at) > failoverLogAge || len(l.writes) > failoverLogSize {
+		if l.tooOld(w) || len(l.writes) > failoverLogSize {
 			delete(l.writes, id)
 		}
 	}
@@ -71,11 +68,40 @@ func (l *failoverLog) get(id string) (loggedWrite, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w, ok := l.writes[id]
-	if ok && time.Since(w.at) > failoverLogAge {
+	if ok && l.tooOld(w) {
 		delete(l.writes, id)
 		ok = false
 	}
 	return w, ok
+}
+
+// tooOld reports whether the store had w for failoverLogAge before it may have
+// failed over. The caller holds mu.
+func (l *failoverLog) tooOld(w loggedWrite) bool {
+	until := l.lostAt
+	if until.IsZero() {
+		until = time.Now()
+	}
+	return until.Sub(w.at) > failoverLogAge
+}
+
+// miss causes a replay: the store may have failed over.
+func (l *failoverLog) miss() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lostAt.IsZero() {
+		l.lostAt = time.Now()
+	}
+	signal(l.missed)
+}
+
+// replayed is called after a replay that repeated all writes.
+func (l *failoverLog) replayed() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.missed) == 0 {
+		l.lostAt = time.Time{}
+	}
 }
 
 // ids returns the sessions of all writes, the latest first: the latest writes
@@ -89,82 +115,96 @@ func (l *failoverLog) ids() []string {
 }
 
 // replayLoop replays the last writes whenever the store may have failed over,
-// until ctx is done.
+// until ctx is done. A replay that fails is retried: until it succeeds, another
+// replica may use a refresh token that was rotated, which ends the session.
 func (m *Manager) replayLoop(ctx context.Context) {
+	var retry <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.failover.missed:
-			m.replay(ctx)
+		case <-retry:
 		}
+		retry = nil
+		if err := m.replay(ctx); err != nil {
+			m.log.DebugContext(ctx, "last writes not replayed yet", "err", err)
+			retry = time.After(saveRetryInterval)
+			continue
+		}
+		m.failover.replayed()
 	}
 }
 
-// replay repeats the last writes. replay cannot undo later writes of other
-// replicas: a session stays ended, and a record is replaced only where the
-// store shows a previous version.
-func (m *Manager) replay(ctx context.Context) {
+// replay repeats the last writes, until one fails.
+func (m *Manager) replay(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(replayParallel)
 	for _, id := range m.failover.ids() {
 		w, ok := m.failover.get(id)
 		if !ok || ctx.Err() != nil {
-			break // the rest is older, or the store is away again and its return causes another replay
+			break // the rest is older, or a write has failed
 		}
-		group.Go(func() error {
-			if w.deleted {
-				return m.cfg.Store.Delete(ctx, recordKey(id))
-			}
-			for _, old := range slices.Backward(w.previous) {
-				if _, err := m.cfg.Store.Replace(ctx, recordKey(id), old, w.record); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		group.Go(func() error { return m.repeat(ctx, id, w) })
 	}
-	if err := group.Wait(); err != nil {
-		m.log.DebugContext(ctx, "last writes not replayed; they are when a session is read", "err", err)
-	}
+	return group.Wait()
 }
 
-// outdated reports whether a record is from before the write.
-func (w loggedWrite) outdated(record []byte) bool {
-	return w.deleted || slices.ContainsFunc(w.previous, func(old []byte) bool { return bytes.Equal(old, record) })
-}
-
-// reconcile returns the record that the store should have, if the store has
-// sealed and w is this replica's last write to the session. If the store has
-// lost w, reconcile repeats w.
-func (m *Manager) reconcile(ctx context.Context, id string, w loggedWrite, sealed []byte) ([]byte, error) {
-	if !w.outdated(sealed) {
-		return sealed, nil
-	}
-	// The store may have been read before the write.
-	sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(id))
-	switch {
-	case err != nil:
-		return nil, storeError("read", err)
-	case !found:
-		return nil, ErrNone
-	case !w.outdated(sealed):
-		return sealed, nil
-	}
+// repeat repeats a write. repeat cannot undo later writes of other replicas: a
+// session stays ended, and only the record of an earlier refresh is replaced.
+func (m *Manager) repeat(ctx context.Context, id string, w loggedWrite) error {
+	key := recordKey(id)
 	if w.deleted {
-		m.log.WarnContext(ctx, "session reappeared in the store (failover?); deleted again", "session", id)
-		if err := m.delete(ctx, id); err != nil {
-			return nil, storeError("delete", err)
+		return m.cfg.Store.Delete(ctx, key)
+	}
+	for old := w.replaces; ; {
+		replaced, err := m.cfg.Store.Replace(ctx, key, old, w.record)
+		if err != nil || replaced {
+			return err
 		}
-		return nil, ErrNone
+		sealed, _, found, err := m.cfg.Store.Get(ctx, key)
+		if err != nil || !found {
+			return err
+		}
+		s, err := m.ring.open(w.ticket, sealed)
+		if err != nil || !w.missingIn(s) {
+			return nil // of no use to this replica, or later than w
+		}
+		old = sealed
 	}
-	m.log.WarnContext(ctx, "refreshed tokens disappeared from the store (failover?); written again", "session", id)
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(id), sealed, w.record)
-	if err != nil {
-		return nil, storeError("write again", err)
+}
+
+// missingIn reports whether s is from before the write.
+func (w loggedWrite) missingIn(s *Session) bool { return w.deleted || s.refreshes < w.refreshes }
+
+// reconcile returns the session that the store should have, if a read of the
+// store lacks w, this replica's last write to the session. If the store has
+// lost w, reconcile repeats w.
+func (m *Manager) reconcile(ctx context.Context, t Ticket, w loggedWrite) (*Session, error) {
+	id := t.sessionID
+	for repeated := false; ; repeated = true {
+		// At first, the store may have been read before the write.
+		sealed, _, found, err := m.cfg.Store.Get(ctx, recordKey(id))
+		if err != nil {
+			return nil, storeError("read", err)
+		}
+		if !found {
+			return nil, ErrNone
+		}
+		s, err := m.open(ctx, t, sealed)
+		if err != nil || repeated || !w.missingIn(s) {
+			return s, err
+		}
+		if w.deleted {
+			m.log.WarnContext(ctx, "session reappeared in the store (failover?); deleted again", "session", id)
+			if err := m.delete(ctx, id); err != nil {
+				return nil, storeError("delete", err)
+			}
+			return nil, ErrNone
+		}
+		m.log.WarnContext(ctx, "refreshed tokens disappeared from the store (failover?); written again", "session", id)
+		if err := m.repeat(ctx, id, w); err != nil {
+			return nil, storeError("write again", err)
+		}
 	}
-	if !replaced {
-		return nil, ErrNone // the session has ended since
-	}
-	return w.record, nil
 }

@@ -410,20 +410,14 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 		m.revokeKept(ctx, t)
 		return nil, ErrNone
 	}
-	if w, ok := m.failover.get(id); ok {
-		if sealed, err = m.reconcile(ctx, id, w, sealed); err != nil {
+	s, err := m.open(ctx, t, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if w, ok := m.failover.get(id); ok && w.missingIn(s) {
+		if s, err = m.reconcile(ctx, t, w); err != nil {
 			return nil, err
 		}
-	}
-	s, err := m.ring.open(t, sealed)
-	if err != nil {
-		// The record was sealed with a key that has been removed, or modified,
-		// or the cookie was made up. In no case is there a session.
-		m.log.WarnContext(ctx, "session record does not open", "session", id, "err", err)
-		if errors.Is(err, errKeyRemoved) {
-			m.noticeEnd(ctx, ending{id: id, reason: ReasonKeyRemoved})
-		}
-		return nil, ErrNone
 	}
 	now := time.Now()
 	if !now.Before(s.ExpiresAt) {
@@ -436,6 +430,21 @@ func (m *Manager) load(ctx context.Context, t Ticket) (*Session, error) {
 	m.cache.noteLimit(id, s.limit)
 	m.cache.put(s, generation, valid, now)
 	return s, nil
+}
+
+// open opens a record with the session's ticket. The error is ErrNone.
+func (m *Manager) open(ctx context.Context, t Ticket, sealed []byte) (*Session, error) {
+	s, err := m.ring.open(t, sealed)
+	if err == nil {
+		return s, nil
+	}
+	// The record was sealed with a key that has been removed, or modified, or
+	// the cookie was made up. In no case is there a session.
+	m.log.WarnContext(ctx, "session record does not open", "session", t.sessionID, "err", err)
+	if errors.Is(err, errKeyRemoved) {
+		m.noticeEnd(ctx, ending{id: t.sessionID, reason: ReasonKeyRemoved})
+	}
+	return nil, ErrNone
 }
 
 // Touch records activity of the user and moves the idle timeout. Touch writes

@@ -66,31 +66,37 @@ func (s *Session) mergeEnd(r RefreshResult) {
 	s.setEnd()
 }
 
-// save replaces the record that next was made of, if the store still has that
-// record. So a session that was ended stays ended, and save revokes the tokens
-// that were obtained for the session.
+// save replaces the record that next was made of. If the store has another
+// record, save replaces that one too, unless it is of a later refresh: the
+// record was sealed with another key meanwhile, or the store has failed over
+// and shows an earlier one. A session that was ended has no record, and stays
+// ended: save revokes the tokens that were obtained for it.
 func (m *Manager) save(ctx context.Context, next *Session) (*Session, error) {
-	replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), next.replaces, next.sealed)
-	if err != nil {
-		return nil, storeError("save refreshed tokens", err)
-	}
-	if replaced {
-		m.failover.replaced(next.ID, next.replaces, next.sealed)
-		m.cache.drop(next.ID)
-		m.emit(ctx, Event{
-			Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject, TokenExpiry: next.Tokens.Expiry,
-		})
-		return next, nil
-	}
-	// There is the record of another refresh, or of ours if the response to its
-	// write was lost, or none.
-	latest, err := m.load(ctx, next.ticket)
-	if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
-		if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
-			m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
+	for old := next.replaces; ; {
+		replaced, err := m.cfg.Store.Replace(ctx, recordKey(next.ID), old, next.sealed)
+		if err != nil {
+			return nil, storeError("save refreshed tokens", err)
 		}
+		if replaced {
+			m.failover.refreshed(next)
+			m.cache.drop(next.ID)
+			m.emit(ctx, Event{
+				Kind: SessionRefreshed, Session: next.ID, Subject: next.Subject, TokenExpiry: next.Tokens.Expiry,
+			})
+			return next, nil
+		}
+		latest, err := m.load(ctx, next.ticket)
+		if err == nil && latest.refreshes < next.refreshes {
+			old = latest.sealed
+			continue
+		}
+		if errors.Is(err, ErrNone) && m.cfg.Revoke != nil {
+			if err := m.cfg.Revoke(ctx, next.Tokens); err != nil {
+				m.log.WarnContext(ctx, "tokens of an ended session not revoked", "session", next.ID, "err", err)
+			}
+		}
+		return latest, err
 	}
-	return latest, err
 }
 
 // saveRetryInterval is short: until tokens are saved, the end of the process

@@ -69,6 +69,8 @@ type record struct {
 
 	Others map[string]otherRecord `json:"o,omitempty"`
 
+	Refreshes int `json:"f,omitempty"`
+
 	more map[string]json.RawMessage // members that this release does not know
 }
 
@@ -153,7 +155,7 @@ func (k serverKey) seal(s *Session) ([]byte, error) {
 		Access: split(s.Tokens.Access), Refresh: split(s.Tokens.Refresh), ID: split(s.Tokens.ID),
 		Scope: s.Tokens.Scope, Issued: after(s.Tokens.Issued), Expiry: expiry(s.Tokens.Expiry),
 		Key: s.Tokens.Key.Reveal(), Others: others,
-		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), Superseded: superseded, more: s.more,
+		RefreshExpiry: expiry(s.Tokens.RefreshExpiry), Superseded: superseded, Refreshes: s.refreshes, more: s.more,
 	}
 	plain, err := rec.marshal()
 	if err != nil {
@@ -229,7 +231,7 @@ func (r *Keyring) open(t Ticket, sealed []byte) (*Session, error) {
 			Issued: after(rec.Issued), Expiry: expiry(rec.Expiry), RefreshExpiry: expiry(rec.RefreshExpiry),
 			Superseded: superseded, Key: Secret(rec.Key), Others: others,
 		},
-		limit: after(rec.ExpiresAt), more: rec.more,
+		limit: after(rec.ExpiresAt), refreshes: rec.Refreshes, more: rec.more,
 		ticket: t, sealed: sealed,
 	}
 	s.setEnd()

@@ -373,6 +373,7 @@ func (m *Manager) refreshTokens(ctx context.Context, s *Session, target string) 
 	next := *latest
 	next.lazy = new(lazy)
 	next.replaces = latest.sealed
+	next.refreshes++
 	var unrefreshed error
 	switch {
 	case err == nil:

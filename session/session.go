@@ -132,6 +132,7 @@ type Session struct {
 
 	limit      time.Time                  // ExpiresAt as it would be without RefreshExpiry
 	recordEnds time.Time                  // when the record expires in the store unless there is another Touch
+	refreshes  int                        // refreshes since Start: of two records the one with more is newer
 	more       map[string]json.RawMessage // record.more
 
 	ticket   Ticket

@@ -31,7 +31,7 @@ func (m *Manager) onChange(key string) {
 		m.missedAt = time.Now()
 		m.mu.Unlock()
 		m.followers.markChanged("")
-		signal(m.failover.missed)
+		m.failover.miss()
 		return
 	}
 	kind, id, _ := strings.Cut(key, ":")

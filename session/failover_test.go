@@ -1,0 +1,275 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cloakroom-bff/cloakroom/session"
+)
+
+// failover is two replicas that share a store which can lose its latest writes.
+// alice is signed in, and the session key has been rotated since.
+type failover struct {
+	t      *testing.T
+	store  *tappedStore
+	p      *tokenEndpoint
+	a, b   *session.Manager
+	away   *brokenStore // the store as b sees it
+	id     string
+	ticket session.Ticket
+	kept   []byte        // the record when keep was called
+	ttl    time.Duration // of kept
+}
+
+// withFailover runs a test in a bubble of fake time.
+func withFailover(t *testing.T, test func(x *failover)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		x := &failover{t: t, store: newTappedStore(), p: &tokenEndpoint{takes: time.Second}}
+		s, ticket := signIn(t, newManager(t, session.Config{Store: x.store}), tokens())
+		x.id, x.ticket = s.ID, ticket
+		x.away = &brokenStore{Store: x.store}
+		cfg := session.Config{
+			Store: x.store, Keys: [][]byte{keyB, keyA}, Refresh: x.p.refresh, Revoke: x.p.revoke,
+		}
+		x.a = newManager(t, cfg)
+		cfg.Store = x.away
+		x.b = newManager(t, cfg)
+		watch(t, x.a)
+		watch(t, x.b)
+		synctest.Wait()
+		time.Sleep(time.Minute) // so that a Touch writes
+		x.keep()
+		test(x)
+		for _, m := range []*session.Manager{x.a, x.b} {
+			if err := m.Drain(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// keep remembers what lose restores.
+func (x *failover) keep() {
+	var err error
+	if x.kept, x.ttl, _, err = x.store.Memory.Get(x.t.Context(), "session:"+x.id); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// lose restores the record of the last keep, and loses the lease. The replicas
+// are not told yet.
+func (x *failover) lose() {
+	x.store.cut()
+	x.store.Memory.Delete(x.t.Context(), "session:"+x.id)
+	x.store.Memory.Delete(x.t.Context(), "refresh:"+x.id)
+	x.store.Memory.Create(x.t.Context(), "session:"+x.id, x.kept, x.ttl)
+}
+
+// announce tells both replicas of the failover, and waits until they have
+// replayed their writes.
+func (x *failover) announce() {
+	x.store.restore()
+	time.Sleep(leaseGrace)
+}
+
+const leaseGrace = 3 * time.Second
+
+func (x *failover) refresh(m *session.Manager) {
+	x.t.Helper()
+	if _, err := findRefresh(x.t.Context(), m, x.ticket); err != nil {
+		x.t.Fatalf("Refresh: %v", err)
+	}
+	synctest.Wait()
+}
+
+func (x *failover) touch(m *session.Manager) {
+	x.t.Helper()
+	if err := m.Touch(x.t.Context(), wantAlive(x.t, m, x.ticket, "Touch")); err != nil {
+		x.t.Fatalf("Touch: %v", err)
+	}
+}
+
+func (x *failover) end(m *session.Manager) {
+	x.t.Helper()
+	if err := findEnd(x.t.Context(), m, x.ticket); err != nil {
+		x.t.Fatalf("End: %v", err)
+	}
+}
+
+// wantTokens asserts that both replicas have an access token, can refresh it,
+// and never sent a refresh token twice.
+func (x *failover) wantTokens(access string) {
+	x.t.Helper()
+	for _, m := range []*session.Manager{x.a, x.b} {
+		fresh(x.t, m, x.ticket, access)
+	}
+	for _, m := range []*session.Manager{x.a, x.b} {
+		x.refresh(m)
+	}
+	if n := x.p.reused.Load(); n > 0 {
+		x.t.Errorf("got %d refreshes with a spent token, want none", n)
+	}
+}
+
+func (x *failover) wantEnded() {
+	x.t.Helper()
+	for _, m := range []*session.Manager{x.a, x.b} {
+		wantNone(x.t, m, x.ticket, "after the failover")
+	}
+}
+
+// The store fails over while replica b waits for new tokens. Whatever the new
+// master lacks of the writes of replica a, these tokens are the newest ones.
+// But a session that a has ended stays ended.
+func TestNewestTokensWinAfterFailover(t *testing.T) {
+	nothing := func(*failover) {}
+	lose := (*failover).lose
+	tests := []struct {
+		name           string
+		before, during func(x *failover) // writes of a before b reads the session, and while b waits
+		want           string            // the access token; empty: the session has ended
+	}{
+		{"nothing lost", nothing, nothing, "access-2"},
+		{"refresh lost", func(x *failover) { x.refresh(x.a) }, lose, "access-3"},
+		{"refresh lost and repeated", func(x *failover) { x.refresh(x.a) }, func(x *failover) {
+			x.lose()
+			x.announce()
+		}, "access-3"},
+		{"two refreshes lost", func(x *failover) { x.refresh(x.a); x.refresh(x.a) }, lose, "access-4"},
+		{"one of two refreshes lost", func(x *failover) {
+			x.refresh(x.a)
+			x.keep()
+			x.refresh(x.a)
+		}, lose, "access-4"},
+		{"touch and reseal lost", func(x *failover) { x.touch(x.a) }, lose, "access-2"},
+		{"refresh kept, touch and reseal lost", func(x *failover) {
+			x.refresh(x.a)
+			x.keep()
+			time.Sleep(time.Minute)
+			x.touch(x.a)
+		}, lose, "access-3"},
+		{"lease lost, then reseal", nothing, func(x *failover) { x.lose(); x.touch(x.a) }, "access-2"},
+		{"reseal, refresh and reseal lost", func(x *failover) {
+			x.touch(x.a)
+			x.refresh(x.a)
+			time.Sleep(time.Minute)
+			x.touch(x.a)
+		}, lose, "access-3"},
+		{"end kept", nothing, func(x *failover) { x.end(x.a) }, ""},
+		{"end lost", nothing, func(x *failover) { x.end(x.a); x.lose() }, ""},
+		{"end lost and repeated", nothing, func(x *failover) { x.end(x.a); x.lose(); x.announce() }, ""},
+		{"refresh and end lost", func(x *failover) { x.refresh(x.a) },
+			func(x *failover) { x.end(x.a); x.lose() }, ""},
+		{"touch, reseal and end lost", func(x *failover) { x.touch(x.a) },
+			func(x *failover) { x.end(x.a); x.lose() }, ""},
+		{"refresh lost, end kept", func(x *failover) { x.refresh(x.a) },
+			func(x *failover) { x.lose(); x.announce(); x.end(x.a) }, ""},
+	}
+	for _, test := range tests {
+		for _, away := range []bool{false, true} {
+			name := test.name
+			if away {
+				name += ", saved late"
+			}
+			t.Run(name, func(t *testing.T) {
+				withFailover(t, func(x *failover) {
+					test.before(x)
+					x.p.takes = 10 * time.Second
+					s := wantAlive(t, x.b, x.ticket, "before the refresh")
+					go x.b.Refresh(context.Background(), s)
+					synctest.Wait() // until the provider has its request
+					time.Sleep(time.Second)
+					test.during(x)
+					if away {
+						x.away.fail(nil, errors.New("READONLY"))
+						time.Sleep(20 * time.Second)
+						x.away.fail(nil, nil)
+					}
+					x.b.Drain(x.t.Context())
+					x.p.takes = 0
+					x.announce()
+					if test.want != "" {
+						x.wantTokens(test.want)
+					} else {
+						x.wantEnded()
+					}
+				})
+			})
+		}
+	}
+}
+
+// Both replicas have refreshed the session, and the new master lacks both
+// refreshes. The replicas repeat them in any order.
+func TestLastOfLostRefreshesWins(t *testing.T) {
+	for name, before := range map[string]func(x *failover){
+		"read by neither":  func(*failover) {},
+		"read by the last": func(x *failover) { wantAlive(x.t, x.b, x.ticket, "after the failover") },
+		"read by the first": func(x *failover) {
+			wantAlive(x.t, x.a, x.ticket, "after the failover")
+		},
+		"touched by the first": func(x *failover) { x.touch(x.a) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			withFailover(t, func(x *failover) {
+				x.refresh(x.a)
+				x.refresh(x.b)
+				x.lose()
+				time.Sleep(time.Second) // until caches are not used
+				before(x)
+				x.announce()
+				x.wantTokens("access-3")
+			})
+		})
+	}
+}
+
+// A replica that failed to replay its writes retries, before others refresh.
+// However long the store is away, the last writes before are not forgotten.
+func TestReplayIsRetried(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		outage time.Duration
+		want   string
+	}{
+		{"short", 500 * time.Millisecond, "access-2"},
+		{"long", 10 * time.Minute, "access-3"}, // access-2 has expired
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			withFailover(t, func(x *failover) {
+				x.refresh(x.b)
+				x.lose()
+				x.away.fail(errors.New("connection refused"), nil)
+				x.store.restore()
+				time.Sleep(test.outage)
+				x.away.fail(nil, nil)
+				time.Sleep(leaseGrace)
+				x.wantTokens(test.want)
+			})
+		})
+	}
+}
+
+// b's write was carried out although its response was lost, and a has refreshed
+// the session since, because the lease was lost.
+func TestLateSaveDoesNotReplaceLaterTokens(t *testing.T) {
+	withFailover(t, func(x *failover) {
+		x.touch(x.a) // reseals, which is more than one write
+		lossy := &lossyStore{Store: x.store}
+		x.away.Store = lossy
+		lossy.loseNext.Store(true)
+		x.p.takes = 0
+		s := wantAlive(t, x.b, x.ticket, "before the refresh")
+		if _, err := x.b.Refresh(x.t.Context(), s); !errors.Is(err, session.ErrStore) {
+			x.t.Fatalf("Refresh: got %v, want ErrStore", err)
+		}
+		x.store.Memory.Delete(t.Context(), "refresh:"+x.id)
+		x.refresh(x.a)
+		time.Sleep(time.Second)
+		x.wantTokens("access-3")
+	})
+}
