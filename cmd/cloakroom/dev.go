@@ -24,6 +24,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/devserver"
@@ -56,9 +57,9 @@ otherwise alice and bob:
       claims: {department: sales}
 
 From --config FILE, the same file as for serve, it takes routes, frontend (but
-for dir and url), session (but for keys), server.prefix, server.page_file and, of
-oidc, scopes, resource, audience, authorization_parameters, userinfo and
-access_token_lifetime.
+for dir and url), session (but for keys), the path of server.public_url,
+server.prefix, server.page_file and, of oidc, scopes, resource, audience,
+authorization_parameters, userinfo and access_token_lifetime.
 
 /bff/dev of the app shows the session and its tokens, what was refused and why,
 and has buttons for what an app has to cope with: an expired token, the end of the
@@ -81,6 +82,8 @@ in, so it listens on the loopback interface only.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&d.app, "app", "", "`URL` of the development server; by default, it is detected")
+	flags.StringVar(&d.base, "base", "",
+		"`PATH` below which the app is, such as /shop, as the development server's own base")
 	flags.StringArrayVar(&d.apis, "api", nil, "`PATH=URL` of an API that gets the user's access token; repeatable")
 	flags.IntVar(&d.port, "port", devPort, "`PORT` to listen on; the provider listens on the next one")
 	flags.StringVar(&d.usersFile, "users", "", "YAML `FILE` with users; default: dev-users.yaml, if it exists")
@@ -105,6 +108,7 @@ const (
 // dev runs a development server behind a broker and a development provider.
 type dev struct {
 	app            string
+	base           string // such as /shop; empty: none
 	apis           []string
 	port           int
 	portGiven      bool
@@ -210,6 +214,10 @@ func (d *dev) read() error {
 	if err := d.readConfig(); err != nil {
 		return err
 	}
+	if !isBase(d.base) {
+		return usageError{fmt.Errorf("--base: %q is not a path such as /shop", d.base)}
+	}
+	d.base = strings.TrimSuffix(d.base, "/")
 	for _, api := range d.apis {
 		route, err := parseAPI(api)
 		if err != nil {
@@ -232,6 +240,12 @@ func checkServerURL(raw string) error {
 		return fmt.Errorf("%q is not a URL such as http://localhost:5173", raw)
 	}
 	return nil
+}
+
+// isBase reports whether an app can be below a path. The empty path is none.
+func isBase(path string) bool {
+	_, err := bff.PublicOrigin("http://localhost" + path)
+	return err == nil && (path == "" || path[0] == '/')
 }
 
 // parseAPI parses a value of --api.
@@ -295,6 +309,9 @@ func (d *dev) readConfig() error {
 	}
 	d.cfg.Routes, d.cfg.Frontend, d.cfg.Session = read.Routes, read.Frontend, read.Session
 	d.cfg.Server.Prefix, d.cfg.Server.PageFile = read.Server.Prefix, read.Server.PageFile
+	if u, err := url.Parse(read.Server.PublicURL); err == nil && d.base == "" && isBase(u.EscapedPath()) {
+		d.base = u.EscapedPath()
+	}
 	d.cfg.OIDC = config.OIDC{
 		Scopes: read.OIDC.Scopes, Resource: read.OIDC.Resource, Audience: read.OIDC.Audience,
 		AuthorizationParameters: read.OIDC.AuthorizationParameters, UserInfo: read.OIDC.UserInfo,
@@ -411,20 +428,25 @@ func (d *dev) find(ctx context.Context, finder *devserver.Finder, stderr io.Writ
 func (d *dev) serve(
 	ctx context.Context, public, idp net.Listener, finder *devserver.Finder, stdout, stderr io.Writer,
 ) error {
-	app := fmt.Sprintf("http://localhost:%d", portOf(public))
+	app := fmt.Sprintf("http://localhost:%d%s", portOf(public), d.base)
 	issuer := "http://" + idp.Addr().String()
-	var err error
 	if u, parseErr := url.Parse(d.app); parseErr == nil && u.Port() == strconv.Itoa(portOf(public)) {
 		return usageError{fmt.Errorf("--app: %s has the port of this process; pass the URL of the development server",
 			d.app)}
 	}
-	if d.cfg.Frontend.URL, err = d.find(ctx, finder, stderr); err != nil {
+	server, err := d.find(ctx, finder, stderr)
+	if err != nil {
 		return nil // ctx has ended
 	}
+	if u, err := url.Parse(server); err == nil && u.Path == "" {
+		server += d.base
+	}
+	d.cfg.Frontend.URL = server
 	secret := rand.Text()
 	d.complete(app, issuer, secret)
 	tools := devtools.New(devtools.Config{
-		Issuer: issuer, Audience: d.audience(), Prefix: d.cfg.Server.Prefix, Routes: toolRoutes(d.cfg.Routes),
+		Issuer: issuer, Audience: d.audience(), Base: d.base, Prefix: d.cfg.Server.Prefix,
+		Routes: toolRoutes(d.cfg.Routes),
 	})
 	log, stop := newDevLogger(stderr, tools)
 	defer stop()
@@ -455,7 +477,7 @@ func (d *dev) greet(stdout io.Writer, app string) error {
 	_, err := fmt.Fprintf(stdout, "\nOpen %s and sign in as %s. No password is needed.\n"+
 		"It shows %s.%s\nAn app without a sign-in of its own: open %s/login first.\n"+
 		"The inspector is at %[5]s/dev. Nothing is saved. Press Ctrl-C to stop.\n\n",
-		app, nameUsers(d.users.Users), server, hint, d.cfg.Server.Prefix)
+		app, nameUsers(d.users.Users), server, hint, d.base+d.cfg.Server.Prefix)
 	return err
 }
 
@@ -497,7 +519,7 @@ func (d *dev) complete(app, issuer, secret string) {
 	if c.Frontend.CSP == nil {
 		c.Frontend.CSP = make(map[string][]string)
 	}
-	c.Frontend.CSP["report-uri"] = []string{c.Server.Prefix + devtools.ReportPath}
+	c.Frontend.CSP["report-uri"] = []string{d.base + c.Server.Prefix + devtools.ReportPath}
 	c.OIDC.Issuer, c.OIDC.ClientID, c.OIDC.ClientSecret = issuer, devClient, session.Secret(secret)
 	// A new key for each run: the provider's tokens are lost at the end too.
 	c.Session.Keys = []session.Secret{newKey()}

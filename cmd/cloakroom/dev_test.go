@@ -86,7 +86,7 @@ func startDev(t *testing.T, args ...string) (*program, *bfftest.Browser, string)
 	port := testenv.FreePort(t)
 	args = append([]string{"dev", "--port", freePair(t)}, args...)
 	p := start(t, nil, append(append(args, "--"), testApp(t, port, "")...)...)
-	return p, bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+) and sign in`)), port
+	return p, bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)\S* and sign in`)), port
 }
 
 func TestDevServesTheApp(t *testing.T) {
@@ -247,6 +247,9 @@ func TestDevNamesMistakes(t *testing.T) {
 		"value of a route":    {[]string{"--app", "http://localhost:1", "--config", invalid}, "routes[0].token"},
 		"no page":             {[]string{"--app", "http://localhost:1", "--config", page}, "server.page_file"},
 		"no configuration":    {[]string{"--config", "/nonexistent"}, "/nonexistent"},
+		"base without slash":  {[]string{"--base", "shop"}, `--base: "shop" is not a path such as /shop`},
+		"base with dots":      {[]string{"--base", "/a/../b"}, `--base: "/a/../b" is not a path`},
+		"base as a URL":       {[]string{"--base", "http://localhost/shop"}, `is not a path such as /shop`},
 		"lifetime":            {[]string{"--access-token-ttl", "1ms"}, "--access-token-ttl: 1ms"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -354,6 +357,73 @@ frontend: {dir: /nonexistent, csp: {img-src: ['https://cdn.example.com'], report
 	if !strings.Contains(p.stdout.String(), "sign in as carol.") {
 		t.Errorf("the output names no user:\n%s", p.stdout)
 	}
+}
+
+// With a path, everything is below it, and so is the development server's app.
+func TestDevServesAnAppBelowAPath(t *testing.T) {
+	t.Parallel()
+	echo := brokertest.NewEcho(t)
+	production := writeFile(t, "cloakroom.yaml", "server: {public_url: 'https://app.example.com/shop'}\n")
+	for name, args := range map[string][]string{
+		"--base": {"--base", "/shop/"}, "the path of server.public_url": {"--config", production},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p, b, _ := startDev(t, append(args, "--api", "/api="+echo.URL)...)
+			p.waitFor(p.stdout, `Open (http://localhost:\d+/shop) and sign in`)
+			p.waitFor(p.stdout, `The inspector is at (/shop/bff/dev)\.`)
+			if got := b.Navigate("/shop").Location(t).Path; got != "/shop/" {
+				t.Errorf("/shop: got a redirect to %s, want /shop/", got)
+			}
+			page := b.Navigate("/shop/deep/link")
+			if want := "<title>my app</title>/shop/deep/link"; !strings.Contains(page.Text, want) {
+				t.Errorf("the app: got %s, want %s", page.Text, want)
+			}
+			if got := page.Header.Get("Content-Security-Policy-Report-Only"); !strings.Contains(got,
+				"report-uri /shop/bff/dev/csp") {
+				t.Errorf("policy: got %s, want reports to /shop/bff/dev/csp", got)
+			}
+			wantStatus(t, b, "/shop/api/x", 401)
+			for _, outside := range []string{"/", "/bff/dev", "/api/x", "/shopping"} {
+				wantStatus(t, b, outside, 404)
+			}
+			login := b.Submit("/shop/bff/dev/sign-in", url.Values{"user": {"bob"}, "return_to": {"/shop/orders"}})
+			callback := b.Navigate(b.Navigate(login.Location(t).String()).Location(t).String()).Location(t).String()
+			if got := b.Navigate(callback).Location(t).Path; got != "/shop/orders" {
+				t.Errorf("the sign-in ends at %s, want /shop/orders", got)
+			}
+			wantStatus(t, b, "/shop/api/x", 200)
+			inspector := b.Navigate("/shop/bff/dev").Text
+			for _, want := range []string{
+				"Signed in as <strong>bob</strong>",
+				`href="/shop/"`, `href="/shop/bff/dev/dev.css"`, `action="/shop/bff/dev/end"`,
+				"<code>/shop/api/</code>", "GET /shop/api/x",
+			} {
+				if !strings.Contains(inspector, want) {
+					t.Errorf("the inspector lacks %s", want)
+				}
+			}
+			wantStatus(t, b, "/shop/bff/dev/dev.css", 200)
+			if got := b.Submit("/shop/bff/dev/end", nil).Location(t).String(); !strings.HasSuffix(got,
+				"/shop/bff/dev?notice=ended") {
+				t.Errorf("end of the session: got a redirect to %s, want /shop/bff/dev?notice=ended", got)
+			}
+			wantStatus(t, b, "/shop/api/x", 401)
+		})
+	}
+}
+
+// --app with a path names what is served at the path of the app.
+func TestDevServerWithoutABaseBelowAPath(t *testing.T) {
+	t.Parallel()
+	port := testenv.FreePort(t)
+	p := start(t, nil, append([]string{
+		"dev", "--port", freePair(t), "--base", "/shop", "--app", "http://localhost:" + port + "/", "--",
+	}, testApp(t, port, "")...)...)
+	b := bfftest.NewBrowser(t, p.waitFor(p.stdout, `Open (http://localhost:\d+)`))
+	eventually(t, 20*time.Second, "the app is served", func() bool {
+		return strings.Contains(b.Navigate("/shop/deep/link").Text, "<title>my app</title>/deep/link")
+	})
 }
 
 // signInAs signs a user in by POST /bff/dev/sign-in, and returns the response

@@ -31,6 +31,7 @@ var pages = template.Must(template.New("").Funcs(template.FuncMap{
 // page is what the page shows. There is no token in it.
 type page struct {
 	Base   string // path of the page
+	Root   string // path before those of the app and its routes; empty: none
 	Login  string // path that starts a login
 	Notice *notice
 
@@ -110,7 +111,7 @@ func (t *Tools) showPage(w http.ResponseWriter, r *http.Request) {
 
 func (t *Tools) writePage(w http.ResponseWriter, r *http.Request, status int, n *notice) {
 	p := &page{
-		Base: t.cfg.Prefix + pagePath, Login: t.cfg.Prefix + "/login", Notice: n,
+		Base: t.page(), Root: t.cfg.Base, Login: t.cfg.Base + t.cfg.Prefix + "/login", Notice: n,
 		StoreDown: t.storeDown.Load(), ProviderDown: t.providerDown.Load(),
 		Users: t.provider.Users(), Routes: t.cfg.Routes, Issuer: t.cfg.Issuer, Audience: t.cfg.Audience,
 		Violations: t.reports.latest(),

@@ -71,7 +71,7 @@ func (t *Tools) loginPath(r *http.Request, isJSON bool) (string, error) {
 	if want.ReturnTo != "" {
 		q.Set("return_to", want.ReturnTo)
 	}
-	return t.cfg.Prefix + "/login?" + q.Encode(), nil
+	return t.cfg.Base + t.cfg.Prefix + "/login?" + q.Encode(), nil
 }
 
 // readSignIn reads the body of a request.

@@ -18,6 +18,7 @@ import (
 type Config struct {
 	Issuer   string  // of the development provider
 	Audience string  // of access tokens
+	Base     string  // path that browsers put before all paths, such as /shop; empty: none
 	Prefix   string  // of the broker's endpoints, such as /bff
 	Routes   []Route // of APIs
 }
@@ -46,6 +47,9 @@ const pagePath = "/dev"
 // ReportPath is the path for reports of violations of the
 // Content-Security-Policy, under Config.Prefix.
 const ReportPath = pagePath + "/csp"
+
+// page is the path at which browsers find the page.
+func (t *Tools) page() string { return t.cfg.Base + t.cfg.Prefix + pagePath }
 
 // kept is how many events and requests are kept.
 const kept = 200
@@ -94,7 +98,7 @@ const maxBody = 64 << 10 // bytes
 // intercept makes the provider fail while it is switched off.
 func (t *Tools) intercept(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	if t.providerDown.Load() {
-		http.Error(w, "The development provider is switched off. The inspector at "+t.cfg.Prefix+pagePath+
+		http.Error(w, "The development provider is switched off. The inspector at "+t.page()+
 			" switches it on again.", http.StatusServiceUnavailable)
 		return
 	}
@@ -122,7 +126,7 @@ func (t *Tools) action(act func(r *http.Request) (notice string, err error)) htt
 }
 
 func (t *Tools) backToPage(w http.ResponseWriter, r *http.Request, notice string) {
-	to := t.cfg.Prefix + pagePath
+	to := t.page()
 	if notice != "" {
 		to += "?notice=" + notice
 	}

@@ -53,11 +53,12 @@ const freeAfter = (port) =>
  *   signal?: NodeJS.Signals,
  *   keepsPage?: boolean,
  *   throughDev?: Record<string, string>,
+ *   base?: string,
  * }} tool `files` of the app are written to `dir`. The app shows the text "first" of the file `message`. `signal`
  *   ends the server. If `keepsPage` is set, hot reload does not load the page again. A tool whose
- *   WebSocket does not go through dev by itself has files for that in `throughDev`.
+ *   WebSocket does not go through dev by itself has files for that in `throughDev`. The app is below the path `base`.
  */
-export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true, throughDev }) {
+export function developing(name, { dir: makeDir, files, command, message, signal = "SIGKILL", keepsPage = true, throughDev, base = "" }) {
   describe(`cloakroom dev with ${name}`, { timeout: 300_000 }, () => {
     /** @type {import("playwright-core").Browser | undefined} */
     let browser;
@@ -77,7 +78,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       dir = await makeDir();
       await writeAll(files);
       api = await startAPI();
-      const args = ["dev", "--port", `${await freePair()}`, "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
+      const args = ["dev", "--port", `${await freePair()}`, ...(base ? ["--base", base] : []), "--api", `/api=${api.url}`, "--", "sh", "-c", restarting, "sh"];
       dev = await start(await cloakroom(), [...args, ...command(await freePort())], {
         ready: /Open (http:\/\/localhost:\d+)/,
         cwd: dir,
@@ -99,7 +100,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       const sockets = [];
       page.on("websocket", (socket) => sockets.push(new URL(socket.url()).origin.replace("ws", "http")));
       const sub = () =>
-        page.evaluate(async () => (await (await fetch("/bff/session", { headers: { "X-CSRF": "1" } })).json()).user?.sub);
+        page.evaluate(async (base) => (await (await fetch(`${base}/bff/session`, { headers: { "X-CSRF": "1" } })).json()).user?.sub, base);
       /** Changes the app's text, which hot reload has to show. @param {string} from @param {string} to */
       const edit = async (from, to) => {
         const file = join(dir, message);
@@ -109,13 +110,18 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         await page.getByText(to).waitFor();
         if (keepsPage) assert.equal(await page.evaluate(() => globalThis.marker), 1, "the page was loaded again");
       };
-      await page.goto("/");
+      const outside = []; // of the app's path
+      page.on("request", (request) => {
+        const { origin, pathname } = new URL(request.url());
+        if (origin === dev.match[1] && !`${pathname}/`.startsWith(`${base}/`)) outside.push(pathname);
+      });
+      await page.goto(`${base}/`);
       await page.getByText("first").waitFor();
 
-      await signIn(page, { sub: "carol", roles: ["admin"] });
+      await signIn(page, { sub: "carol", roles: ["admin"] }, { prefix: `${base}/bff` });
       await page.getByText("first").waitFor();
       assert.equal(await sub(), "carol");
-      const call = () => page.evaluate(async () => (await fetch("/api/orders", { headers: { "X-CSRF": "1" } })).status);
+      const call = () => page.evaluate(async (base) => (await fetch(`${base}/api/orders`, { headers: { "X-CSRF": "1" } })).status, base);
       assert.equal(await call(), 200);
       const [scheme, token] = api.seen.authorization.split(" ");
       assert.equal(scheme, "Bearer");
@@ -130,7 +136,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
       await writeFile(join(dir, "down"), "");
       process.kill(Number(await readFile(join(dir, "pid"), "utf8")), signal);
       await until("a page says that the server is down", async () => {
-        const response = await page.goto("/", { waitUntil: "domcontentloaded" });
+        const response = await page.goto(`${base}/`, { waitUntil: "domcontentloaded" });
         return response.status() >= 500 && (await page.getByText("does not respond").count()) > 0;
       });
       assert.equal(await call(), 200); // the session and the API are as before
@@ -144,9 +150,25 @@ export function developing(name, { dir: makeDir, files, command, message, signal
         await edit("second", "third");
         assert.ok(sockets.every((origin) => origin === dev.match[1]), `WebSockets of hot reload: ${sockets}`);
       }
+      if (base) await pickAndInspect(page, base);
+      assert.deepEqual(outside, [], `requests outside of ${base}`);
       await context.close();
     });
   });
+}
+
+/** Signs in with the picker, and ends the session in the inspector. @param {import("playwright-core").Page} page @param {string} base */
+async function pickAndInspect(page, base) {
+  await page.goto(`${base}/bff/dev`);
+  await page.getByText("Signed in as carol").waitFor();
+  await page.getByRole("button", { name: "End the session" }).click();
+  await page.getByRole("link", { name: "Sign in", exact: true }).waitFor();
+  await page.goto(`${base}/bff/login?prompt=login`); // the provider still has a session of carol
+  await page.locator('button[name="user"][value="bob"]').click();
+  await page.getByText("second").waitFor();
+  assert.equal(new URL(page.url()).pathname, `${base}/`);
+  await page.goto(`${base}/bff/dev`);
+  await page.getByText("Signed in as bob").waitFor();
 }
 
 /** Waits until a condition holds. @param {string} what @param {() => Promise<boolean>} holds */

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { developing } from "./dev.js";
 import { repository } from "./process.js";
 
-developing("Vite", {
+const vite = {
   dir: () => mkdtemp(join(tmpdir(), "dev-vite-")),
   files: {
     "index.html": `<!doctype html><html lang="en"><head><meta charset="utf-8"><title>App</title></head>
@@ -19,11 +19,17 @@ import.meta.hot.accept("./message.js", (module) => show(module.message));`,
   },
   command: (port) => [process.execPath, join(repository, "web/e2e/node_modules/vite/bin/vite.js"), "--port", `${port}`, "--strictPort"],
   message: "message.js",
+};
+developing("Vite", vite);
+developing("Vite below a path", {
+  ...vite,
+  files: { ...vite.files, "vite.config.js": `export default { base: "/shop/" };` },
+  base: "/shop",
 });
 
 // Next.js is that of the example, which make examples installs.
 const example = join(repository, "web/examples/next-export");
-developing("Next.js", {
+const next = {
   dir: () => mkdtemp(join(example, ".dev-")),
   files: {
     "package.json": `{ "private": true, "type": "module" }`,
@@ -43,6 +49,12 @@ export function Message() {
   command: (port) => [process.execPath, join(example, "node_modules/next/dist/bin/next"), "dev", "--port", `${port}`],
   message: "app/message.jsx",
   signal: "SIGTERM", // its server is a child, which SIGKILL would leave behind
+};
+developing("Next.js", next);
+developing("Next.js below a path", {
+  ...next,
+  files: { ...next.files, "next.config.js": `export default { basePath: "/shop", skipTrailingSlashRedirect: true };` },
+  base: "/shop",
 });
 
 // So is webpack. Its development server checks Host and Origin, and allowedHosts names another host.
