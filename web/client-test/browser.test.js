@@ -129,6 +129,43 @@ describe("the package in Chromium", { timeout: 300_000 }, () => {
       await shows(page, /Alice.* signed-in/);
     }));
 
+  test("other scripts of the origin and foreign responses break nothing", () =>
+    visit(async (context, open) => {
+      const page = await context.newPage();
+      const errors = [];
+      page.on("pageerror", (err) => errors.push(String(err)));
+      await page.goto("/");
+      await chooseAlice(page);
+      await shows(page, /Alice.* signed-in/);
+      const other = await open("/vue");
+      await shows(other, /Alice.* signed-in/);
+      let requests = 0;
+      page.on("request", (request) => (requests += request.url().endsWith("/bff/session") ? 1 : 0));
+      await other.evaluate(() => {
+        const tab = new BroadcastChannel("cloakroom /bff");
+        const cyclic = {};
+        cyclic.self = cyclic;
+        for (const event of ["changed", "expiring", "ended", "unknown", cyclic]) {
+          for (const data of [undefined, null, 7n, "x".repeat(1 << 20), {}, cyclic, new Map(), { authenticated: true }, { seconds_left: "?" }]) tab.postMessage({ event, data });
+        }
+        for (let i = 0; i < 1000; i++) tab.postMessage(`session ${i}`);
+      });
+      await until(() => requests > 0);
+      await page.evaluate(() => window.client.session(true)); // the messages have been handled before
+      await shows(page, /Alice.* signed-in/);
+      assert.ok(requests < 200, `got ${requests} requests for 1045 messages, want few`);
+
+      // What a captive portal, another server or a cache sends.
+      for (const response of [{ body: "<!doctype html>", contentType: "text/html" }, { json: { ok: true } }, { status: 302, headers: { Location: "/vue" } }, { status: 302, headers: { Location: "http://portal.invalid/" } }]) {
+        await page.route("**/bff/session", (route) => route.fulfill(response));
+        await page.evaluate(() => window.client.session(true).catch(() => {}));
+        await shows(page, /Alice.* unreachable/);
+        await page.unroute("**/bff/session");
+        await shows(page, /Alice.* signed-in/); // by itself
+      }
+      assert.deepEqual(errors, []);
+    }));
+
   test("the user's devices", () =>
     visit(async (context, open) => {
       const page = await open("/");

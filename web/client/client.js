@@ -36,9 +36,13 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @typedef {import("./client.d.ts").State} State
    * @typedef {import("./client.d.ts").EventName | "state"} Event
    */
-  const page = typeof document === "object"; // false while a server renders
+  const page = globalThis.document; // undefined while a server renders
   const name = `cloakroom ${prefix}`;
-  const tabs = page && globalThis.BroadcastChannel ? new BroadcastChannel(name) : undefined;
+  /** @type {BroadcastChannel | undefined} */
+  let tabs;
+  try {
+    if (page) tabs = new BroadcastChannel(name);
+  } catch {} // a browser without it, or that forbids the site to store anything
   const tell = (/** @type {unknown} */ message) => tabs?.postMessage(message);
   const closing = new AbortController();
 
@@ -58,6 +62,9 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   let sharedUntil = 0; // by performance.now; Infinity while the request is in flight
   let latest = 0; // number of the last request for the state: earlier responses are discarded
   let failures = 0;
+  /** @type {Promise<void> | undefined} the check in flight */
+  let checking;
+  let again = false; // another check follows it
 
   let skew = 0; // the clock of the broker minus that of the browser, in milliseconds
   let end = 0; // when the session ends, by the clock of the broker
@@ -150,7 +157,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
   // One tab of the browser has the event stream and passes its events on. Without
   // Web Locks every tab has its own. Without a stream there are only the checks.
   function follow() {
-    if (following || !events || !globalThis.EventSource) return;
+    if (following || !events) return;
     const { signal } = (following = new AbortController());
     /** @param {(done: (value: any) => void) => void} start */
     const wait = (start) =>
@@ -176,8 +183,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
         if (!signal.aborted) await check();
       }
     };
-    if (navigator.locks) navigator.locks.request(name, { signal }, lead).catch(() => {});
-    else lead();
+    // A browser without EventSource has only the checks, too.
+    (navigator.locks ? navigator.locks.request(name, { signal }, lead) : lead()).catch(() => {});
   }
 
   function unfollow() {
@@ -185,18 +192,26 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     following = undefined;
   }
 
-  /** @param {{ event: string, data: any }} message an event of the stream */
+  /**
+   * Applies an event of the stream. Another tab may have sent it, with another
+   * version of this file: what is not understood causes a request.
+   *
+   * @param {{ event?: string, data?: any }} message
+   */
   function receive({ event, data }) {
-    if (event === "ended") {
+    const reason = event === "ended" && data?.reason;
+    if (reason && reason !== "replaced") {
       unfollow();
-      if (data.reason === "replaced") check();
-      else learn({ authenticated: false }, data.reason);
-    } else if (event !== "expiring") {
-      learn(data);
-    } else if (current?.authenticated) {
+      learn({ authenticated: false }, `${reason}`);
+    } else if (data?.seconds_left > 0) {
+      if (!current?.authenticated) return;
       skew = end - data.seconds_left * 1000 - Date.now();
       warned = true;
       schedule();
+    } else if (isSession(data)) {
+      learn(data);
+    } else {
+      check();
     }
   }
 
@@ -210,7 +225,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    */
   async function send(input, { background, ...init } = {}) {
     const request = new Request(input instanceof Request ? input : new URL(input, document.baseURI), { ...init, mode: "same-origin" });
-    if (!request.url.startsWith(`${location.origin}/`)) throw new TypeError(`${request.url} has another origin: use fetch`);
+    if (!request.url.startsWith(`${location.origin}/`)) throw new TypeError(`another origin: ${request.url}`);
     request.headers.set("X-CSRF", "1");
     if (background) request.headers.set("X-Background", "1"); // does not count as activity
     const response = await fetch(request);
@@ -247,30 +262,40 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     if (!fresh && performance.now() < sharedUntil) return shared;
     const number = ++latest;
     sharedUntil = Infinity;
-    return (shared = callBroker(path, init ?? { signal: AbortSignal.timeout(10_000) }).then(
-      async (response) => {
-        const session = await response.json();
-        if (number !== latest) return current ?? session;
-        sharedUntil = performance.now() + 100;
-        skew = Date.parse(response.headers.get("Date") ?? "") - Date.now() || 0;
-        update(session);
-        return session;
-      },
-      (err) => {
-        if (number === latest) {
-          sharedUntil = 0;
-          if (!init && !stopped) {
-            setState({ status: "unreachable" });
-            clearTimeout(timer);
-            timer = setTimeout(check, backoff(failures++));
-          }
+    return (shared = callBroker(path, { signal: AbortSignal.timeout(10_000), ...init }).then(async (response) => {
+      const session = await response.json();
+      if (!isSession(session)) throw new ProblemError(response.status);
+      if (number !== latest) return current ?? session;
+      sharedUntil = performance.now() + 100;
+      skew = Date.parse(response.headers.get("Date") ?? "") - Date.now() || 0;
+      update(session);
+      return session;
+    }).catch((err) => {
+      if (number === latest) {
+        sharedUntil = 0;
+        if (!init && !stopped) {
+          setState({ status: "unreachable" });
+          clearTimeout(timer);
+          timer = setTimeout(check, backoff(failures++));
         }
-        throw err;
-      },
-    ));
+      }
+      throw err;
+    }));
   }
 
-  const check = () => session(true).then(() => {}, () => {}); // the state reports the error
+  /**
+   * Requests the state. Calls during a request cause one more, after it. Never
+   * rejects: the state reports the error.
+   *
+   * @returns {Promise<void>}
+   */
+  function check() {
+    again = true;
+    return (checking ??= (async () => {
+      for (; again; await session(true).catch(() => {})) again = false;
+      checking = undefined;
+    })());
+  }
 
   function resume() {
     stopped = closing.signal.aborted;
@@ -309,7 +334,8 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     const header = response.headers.get("WWW-Authenticate") ?? "";
     const parameter = (/** @type {string} */ name) => RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
     if (response.status !== 401 || parameter("error") !== "insufficient_user_authentication") return undefined;
-    const [acrValues, maxAge] = [parameter("acr_values"), parameter("max_age")];
+    const acrValues = parameter("acr_values");
+    const maxAge = parameter("max_age");
     return { ...(acrValues && { acrValues }), ...(maxAge && { maxAge: Number(maxAge) }) };
   }
 
@@ -318,24 +344,21 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
    * @param {(value: any) => void} listener
    */
   function on(event, listener) {
-    if (!listeners[event]) throw new TypeError(`no event ${event}`);
     listeners[event].add(listener);
     return () => void listeners[event].delete(listener);
   }
 
   if (page) {
-    // Each tab sends the id of its session to the others. A tab that receives
-    // another id requests the state.
+    // Each tab sends the id of its session to the others, and events. A tab that
+    // receives another id requests the state.
     tabs?.addEventListener("message", ({ data }) => {
-      if (data?.event) receive(data);
-      else if (data !== idOf(current)) check();
+      if (data !== idOf(current)) receive(data ?? {});
     });
     const listen = (/** @type {string} */ type, /** @type {(event: any) => void} */ listener) =>
       addEventListener(type, listener, closing);
     for (const type of ["focus", "online", "visibilitychange"]) {
       listen(type, () => {
-        if (document.hidden || state.status === "loading") return;
-        if (state.status === "unreachable" || performance.now() > sharedUntil + 5000) check();
+        if (!document.hidden && state.status !== "loading" && performance.now() > sharedUntil + 5000) check();
       });
     }
     // A page with a lock or a stream cannot be in the back/forward cache. One that
@@ -384,7 +407,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     stepUp(response, options) {
       const required = challenge(response);
       if (required) login({ ...options, ...required });
-      return required !== undefined;
+      return !!required;
     },
 
     challenge,
@@ -394,7 +417,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
       // navigation was cancelled. When the page goes, the session has ended.
       stopped = true;
       setTimeout(resume, 10_000);
-      addEventListener("pagehide", () => tell(null), { once: true });
+      addEventListener("pagehide", () => tell(null), closing);
       // A form, not fetch: the browser follows the redirect to the provider and
       // shows error pages.
       const form = append("form", { method: "POST", action: `${prefix}/logout` });
@@ -425,6 +448,14 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     },
   };
 }
+
+/**
+ * Reports whether a value has the form of a session state.
+ *
+ * @param {any} value
+ */
+const isSession = (value) =>
+  value?.authenticated === !!(value?.user && Date.parse(value.session?.idle_expires_at) + Date.parse(value.session?.expires_at));
 
 /** @param {import("./client.d.ts").Session<any> | undefined} session */
 const idOf = (session) => session?.session?.id ?? null;
@@ -457,7 +488,7 @@ const backoff = (failures) => Math.min(2000 * 2 ** failures, 300_000) * (0.5 + M
 function ownPrefix() {
   // Not relative to the URL of this module: bundlers would copy a file for that.
   if (served) return new URL(import.meta.url).pathname.replace(/\/[^/]*$/, "");
-  const base = typeof document === "object" && document.querySelector("base")?.href;
+  const base = globalThis.document?.querySelector("base")?.href;
   // Two slashes at the start would name a host: the path of the page may have them.
   return base ? new URL("bff", base).pathname.replace(/^\/+/, "/") : "/bff";
 }
@@ -466,11 +497,5 @@ function ownPrefix() {
  * @param {Response} response
  * @returns {Promise<import("./client.d.ts").Problem>} empty unless the response is problem+json
  */
-async function problemIn(response) {
-  if (!response.headers.get("Content-Type")?.startsWith("application/problem+json")) return {};
-  try {
-    return (await response.json()) ?? {};
-  } catch {
-    return {};
-  }
-}
+const problemIn = async (response) =>
+  (response.headers.get("Content-Type")?.includes("problem+json") && (await response.json().catch(() => {}))) || {};

@@ -84,6 +84,7 @@ beforeEach(() => {
       page.tabs.push(this);
     }
     postMessage(data) {
+      if (this.closed) throw new DOMException("the channel is closed", "InvalidStateError");
       this.sent.push(data);
     }
     addEventListener(_, listener) {
@@ -430,7 +431,7 @@ test("silentLogin loads a frame and accepts messages of that frame only", async 
   deliver({ data: null });
   await new Promise(setImmediate);
   assert.equal(outcome, undefined);
-  page.responses.push(json({ authenticated: true, user: { sub: "alice" }, session: { id: "s1" } }));
+  page.responses.push(json(alice()));
   const signedIn = [];
   client.on("signed-in", ({ user }) => signedIn.push(user.sub));
   deliver();
@@ -767,4 +768,150 @@ test("ProblemError.from reads any error response", async () => {
   const err = await ProblemError.from(problem(403, "csrf"));
   assert.deepEqual([err.status, err.code, err.message], [403, "csrf", "A title"]);
   assert.equal((await ProblemError.from(new Response("no", { status: 500 }))).message, "Status 500");
+});
+
+/** What another script of the origin, or another version of this one, may send. */
+function oddMessages() {
+  const cyclic = {};
+  cyclic.self = cyclic;
+  const datas = [undefined, null, 0, 7n, "x", [], {}, cyclic, { authenticated: true }, { authenticated: "yes" }, { authenticated: true, user: cyclic }];
+  datas.push({ ...alice(), session: null }, { ...alice(), session: {} }, { ...alice(), session: { id: 1, expires_at: "soon", idle_expires_at: {} } });
+  datas.push({ ...alice(), user: null }, { ...nobody, ...alice(), authenticated: false }, { seconds_left: "soon" }, { seconds_left: -1 }, { seconds_left: NaN }, { reason: "" });
+  const events = ["changed", "refreshed", "expiring", "ended", "unknown", "__proto__", 7, {}, cyclic];
+  const messages = events.flatMap((event) => datas.map((data) => ({ event, data })));
+  return [...messages, undefined, 0, 7n, "", "x".repeat(1 << 20), [], ["ended"], {}, cyclic, new Map([["event", "ended"]]), new Date(), new Error("x"), alice()];
+}
+
+test("messages that no tab of this version sends change nothing", async () => {
+  const { client, states } = await signedIn();
+  const events = record(client);
+  for (const message of oddMessages()) {
+    page.requests = [];
+    page.responses = [json(alice())];
+    page.tabs[0].receive(message);
+    await settle();
+    assert.equal(page.requests.length, 1, `requests after ${typeof message} ${String(message?.event)} ${typeof message?.data}`);
+    assert.deepEqual([client.current, client.state], [alice(), { status: "signed-in" }]);
+  }
+  assert.deepEqual([events, states, page.errors], [[], [], []]);
+});
+
+test("the reason of another tab is a text", async () => {
+  for (const reason of [{}, ["a"], 7, "x".repeat(1 << 20)]) {
+    const { client } = await signedIn();
+    page.tabs.at(-1).receive({ event: "ended", data: { reason } });
+    assert.deepEqual(client.state, { status: "ended", reason: `${reason}` });
+    client.close();
+  }
+});
+
+test("messages and calls at a time cause few requests", async () => {
+  const { client } = await signedIn();
+  globalThis.fetch = async (request) => {
+    page.requests.push(request);
+    return json(alice());
+  };
+  page.requests = [];
+  for (let i = 0; i < 1000; i++) page.tabs[0].receive(`session ${i}`);
+  await settle();
+  assert.equal(page.requests.length, 2); // the second one begins after the last message
+  await advance(101);
+  await Promise.all(Array.from({ length: 1000 }, () => client.session()));
+  assert.equal(page.requests.length, 3);
+});
+
+test("a response that is no session state makes the broker unreachable", async () => {
+  mock.method(Math, "random", () => 0.5);
+  const html = new Response("<!doctype html>", { headers: { "Content-Type": "text/html" } });
+  const cut = new Response(new ReadableStream({ start: (body) => body.error(new TypeError("network error")) }));
+  const bodies = [null, {}, [], "signed in", 1, { authenticated: "yes" }, { authenticated: true }, { ...alice(), user: undefined }, { ...alice(), session: {} }];
+  for (const response of [html, cut, new Response(""), new Response(null, { status: 204 }), ...bodies.map((body) => json(body))]) {
+    const { client } = await signedIn();
+    await advance(101);
+    page.responses.push(response);
+    await assert.rejects(client.session());
+    assert.deepEqual([client.state, client.current], [{ status: "unreachable" }, alice()]);
+    page.responses.push(json(alice())); // it is requested again
+    await advance(2000);
+    assert.deepEqual([client.state, page.responses], [{ status: "signed-in" }, []]);
+    client.close();
+  }
+});
+
+test("a first response that is no session state is requested again", async () => {
+  mock.method(Math, "random", () => 0.5);
+  page.responses = [new Response("<!doctype html>"), new Response("<!doctype html>"), json(alice())];
+  const client = createClient({ prefix: "/bff" });
+  await assert.rejects(client.session());
+  assert.deepEqual([client.state, client.current], [{ status: "unreachable" }, undefined]);
+  await assert.rejects(client.session(), SyntaxError, "the result of the first request is not kept");
+  await advance(4000);
+  assert.deepEqual(client.state, { status: "signed-in" });
+});
+
+test("a refresh that gets no session state changes nothing", async () => {
+  const { client } = await signedIn();
+  page.responses.push(new Response("<!doctype html>"));
+  await assert.rejects(client.refresh(), SyntaxError);
+  assert.deepEqual([client.state, client.current], [{ status: "signed-in" }, alice()]);
+  page.responses.push(json(alice()));
+  assert.deepEqual(await client.session(), alice());
+});
+
+test("a browser that forbids storage, locks or streams has the checks only", async () => {
+  const forbidden = () => {
+    throw new DOMException("The operation is insecure.", "SecurityError");
+  };
+  globalThis.BroadcastChannel = class {
+    constructor() {
+      forbidden();
+    }
+  };
+  for (const request of [async () => forbidden(), undefined]) {
+    navigator.locks = request && { request };
+    globalThis.EventSource = request ? globalThis.EventSource : undefined;
+    const { client } = await signedIn();
+    page.responses.push(json(nobody));
+    await advance(101);
+    await client.session();
+    assert.deepEqual(client.state, { status: "ended", reason: undefined });
+    client.logout();
+    client.close();
+    dispatch("pagehide");
+  }
+  navigator.locks = {};
+  assert.deepEqual(page.errors, []);
+});
+
+test("a closed client is silent when its page goes", async () => {
+  const { client } = await signedIn();
+  client.logout();
+  client.close();
+  dispatch("pagehide");
+  await advance(600_000);
+  assert.equal(page.requests.length, 1);
+});
+
+test("a stream that ends in any way is opened again, one at a time", async () => {
+  mock.method(Math, "random", () => 0.5);
+  const { client } = await signedIn();
+  const ends = [
+    (stream) => stream.onerror(), // before it is open
+    (stream) => (stream.onopen(), stream.onerror()),
+    (stream) => (stream.onerror(), stream.onerror()),
+    (stream) => (stream.send("session-ended", { reason: "replaced" }), stream.onerror()),
+    (stream) => (stream.send("session-changed", {}), stream.onerror()),
+    (stream) => (stream.send("session-expiring", null), stream.onerror()),
+    (stream) => (stream.send("session-ended", {}), stream.onerror()),
+  ];
+  globalThis.fetch = async () => json(alice());
+  for (const end of ends) {
+    end(page.streams[0]);
+    await settle();
+    await advance(300_000);
+    assert.equal(page.streams.length, 1);
+    assert.equal(client.current.authenticated, true);
+    page.streams[0].onopen();
+  }
+  assert.deepEqual(page.errors, []);
 });
