@@ -49,6 +49,7 @@ func (s *Server) Reload(ctx context.Context, next *Server) error {
 	before := s.current.Load()
 	a.keepLimiters(before)
 	a.keepClientTokens(before)
+	before.sessions.Keyring().ReplacedBy(a.sessions.Keyring())
 	s.current.Store(a)
 	s.conns.setLimit(a.limits.Connections)
 	s.retired.Go(func() { s.retire(before, a.shutdownGrace) })

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 )
 
 // A client must not send another request on a connection that is about to be
@@ -176,6 +177,54 @@ func TestStreamFromBeforeAReloadOutlivesTheShutdownDelay(t *testing.T) {
 	bufio.NewReader(resp.Body).ReadByte()
 	if lasted := time.Since(begun); lasted < 900*time.Millisecond {
 		t.Errorf("the stream was aborted %v after the begin of the shutdown, want a second", lasted)
+	}
+}
+
+// A stream from before a key rotation continues, although its session is moved
+// to a key that the configuration of the stream does not have.
+func TestStreamOutlivesARotationOfSessionKeys(t *testing.T) {
+	testenv.Slow(t)
+	t.Parallel()
+	upstream := newUpstream(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	var cfg bff.Config
+	a := newApp(t, func(a *app, c *bff.Config) {
+		c.Sessions.IdleTimeout = time.Minute // a call extends the session every second
+		c.Routes = append(c.Routes, bff.Route{Path: "/events/", Upstream: []string{upstream}, Token: "user"})
+		cfg = *c
+	})
+	b := a.signedIn()
+	resp := b.Open("/events/x")
+	defer resp.Body.Close()
+	old, added := cfg.Sessions.Keys[0], bytes.Repeat([]byte("n"), 32)
+	for _, keys := range [][][]byte{{old, added}, {added, old}} {
+		cfg.Sessions.Keys = keys
+		if err := reload(t, a.server, cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(1100 * time.Millisecond)
+	if resp := b.Fetch("GET", "/api/x"); resp.StatusCode != 200 {
+		t.Fatalf("call that moves the session to the new key: got %d, want 200", resp.StatusCode)
+	}
+	ended := make(chan struct{})
+	go func() {
+		bufio.NewReader(resp.Body).ReadByte()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		t.Errorf("the stream ended with the key rotation:\n%s", a.logs)
+	case <-time.After(1500 * time.Millisecond): // an end takes a second at most
+	}
+	b.Fetch("POST", "/bff/logout", "Accept", "application/json")
+	select {
+	case <-ended:
+	case <-time.After(testTimeout):
+		t.Error("the stream did not end with its session")
 	}
 }
 

@@ -41,7 +41,7 @@ func (m *Manager) addToIndexes(ctx context.Context, s *Session) error {
 	if life <= 0 {
 		return nil
 	}
-	primary := m.ring.keys[0]
+	primary := m.ring.current()[0]
 	if s.SID != "" {
 		if err := m.cfg.Store.Add(ctx, primary.sidKey(s.Issuer, s.SID), memberOf(s), life); err != nil {
 			return err
@@ -52,7 +52,7 @@ func (m *Manager) addToIndexes(ctx context.Context, s *Session) error {
 
 // removeFromIndexes removes an ended session from the indexes of all keys.
 func (m *Manager) removeFromIndexes(ctx context.Context, s *Session) {
-	for _, k := range m.ring.keys {
+	for _, k := range m.ring.current() {
 		m.removeMember(ctx, k.userKey(s.Issuer, s.Subject), s.ID, memberOf(s))
 		if s.SID != "" {
 			m.removeMember(ctx, k.sidKey(s.Issuer, s.SID), s.ID, memberOf(s))
@@ -92,7 +92,7 @@ func (m *Manager) finishStart(ctx context.Context, s *Session, began time.Time) 
 // endedAtProvider reports whether EndAll was called for the session's user or
 // sid since its login began.
 func (m *Manager) endedAtProvider(ctx context.Context, s *Session, began time.Time) (bool, error) {
-	for _, k := range m.ring.keys {
+	for _, k := range m.ring.current() {
 		keys := []string{k.endedKey(s.Issuer, s.Subject, "")}
 		if s.SID != "" {
 			keys = append(keys, k.endedKey(s.Issuer, "", s.SID), k.endedKey(s.Issuer, s.Subject, s.SID))

@@ -66,7 +66,7 @@ func (m *Manager) writeInfo(ctx context.Context, s *Session, device string) erro
 	if len(device) > maxDevice {
 		device = strings.ToValidUTF8(device[:maxDevice], "")
 	}
-	sealed, err := m.ring.keys[0].sealInfo(s.ID, infoRecord{
+	sealed, err := m.ring.current()[0].sealInfo(s.ID, infoRecord{
 		CreatedAt: s.CreatedAt.UnixMilli(), ExpiresAt: s.limit.Sub(s.CreatedAt).Milliseconds(), Device: device,
 	})
 	if err != nil {
@@ -125,7 +125,7 @@ func (m *Manager) resealInfo(ctx context.Context, id string) error {
 	if err != nil {
 		return nil // no key opens it any more
 	}
-	next, err := m.ring.keys[0].sealInfo(id, rec)
+	next, err := m.ring.current()[0].sealInfo(id, rec)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/securecookie"
@@ -47,6 +48,7 @@ var ErrForeign = errors.New("sealed for another issuer, client_id or public_url"
 // be rotated without a logout.
 type Keyring struct {
 	keys []serverKey
+	next atomic.Pointer[Keyring] // see ReplacedBy; nil: none
 }
 
 type serverKey struct {
@@ -63,7 +65,7 @@ func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 		return nil, configerr.New("Keys", nil,
 			errors.New("missing; at least one key of 32 bytes is needed (cloakroom keygen prints one)"))
 	}
-	ring := &Keyring{make([]serverKey, len(keys))}
+	ring := &Keyring{keys: make([]serverKey, len(keys))}
 	var errs []error
 	for i, k := range keys {
 		if err := checkKey(keys, i); err != nil {
@@ -77,6 +79,32 @@ func NewKeyring(keys [][]byte, app App) (*Keyring, error) {
 		return nil, err
 	}
 	return ring, nil
+}
+
+// ReplacedBy makes a Manager that still ends its work use the keys of next: the
+// Manager of next may seal the records of the same sessions with a key that r
+// does not have. The keys of r still open records. Codecs do not change. If
+// next is for another App, ReplacedBy does nothing.
+func (r *Keyring) ReplacedBy(next *Keyring) {
+	if next != r && next.keys[0].app == r.keys[0].app {
+		r.next.Store(next)
+	}
+}
+
+// current returns the keys of r and of those that have replaced it, the primary
+// key first.
+func (r *Keyring) current() []serverKey {
+	next := r.next.Load()
+	if next == nil {
+		return r.keys
+	}
+	keys := slices.Clone(next.current())
+	for _, k := range r.keys {
+		if _, ok := findKey(keys, k.id); !ok {
+			keys = append(keys, k)
+		}
+	}
+	return keys
 }
 
 // checkKey returns an error for a key that cannot be a secret. Keys that look
@@ -100,16 +128,20 @@ func (r *Keyring) keyOf(sealed []byte) (k serverKey, ok bool) {
 	if len(sealed) < recordHeader {
 		return serverKey{}, false
 	}
-	i := slices.IndexFunc(r.keys, func(k serverKey) bool { return k.id == [4]byte(sealed[1:recordHeader]) })
+	return findKey(r.current(), [4]byte(sealed[1:recordHeader]))
+}
+
+func findKey(keys []serverKey, id [4]byte) (k serverKey, ok bool) {
+	i := slices.IndexFunc(keys, func(k serverKey) bool { return k.id == id })
 	if i < 0 {
 		return serverKey{}, false
 	}
-	return r.keys[i], true
+	return keys[i], true
 }
 
 // sealedWithPrimary reports whether the primary key sealed a record.
 func (r *Keyring) sealedWithPrimary(sealed []byte) bool {
-	return bytes.HasPrefix(sealed[1:], r.keys[0].id[:])
+	return bytes.HasPrefix(sealed[1:], r.current()[0].id[:])
 }
 
 // Names derives a name from purpose and parts, once with each session key, the

@@ -34,7 +34,7 @@ func (m *Manager) latestEnd(l listedSession) time.Time { return l.created.Add(m.
 func (m *Manager) listed(ctx context.Context, key func(serverKey) string) ([]listedSession, error) {
 	var all []listedSession
 	at := make(map[string]int) // :: member → its index in all
-	for _, k := range m.ring.keys {
+	for _, k := range m.ring.current() {
 		members, err := m.cfg.Store.Members(ctx, key(k))
 		if err != nil {
 			return nil, err
@@ -139,7 +139,7 @@ func (m *Manager) EndAll(ctx context.Context, issuer, subject, sid string, reaso
 	}
 	// The end is written before the sessions are listed: see Start.
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
-	for _, k := range m.ring.keys {
+	for _, k := range m.ring.current() {
 		if err := m.cfg.Store.Add(ctx, k.endedKey(issuer, subject, sid), now, endedMemory); err != nil {
 			return nil, storeError("remember a logout", err)
 		}

@@ -119,7 +119,7 @@ type otherRecord struct {
 
 // seal returns the record of a session, encrypted under the primary key (see
 // recordVersion).
-func (r *Keyring) seal(s *Session) ([]byte, error) { return r.keys[0].seal(s) }
+func (r *Keyring) seal(s *Session) ([]byte, error) { return r.current()[0].seal(s) }
 
 // seal returns the record of a session, encrypted under k (see recordVersion).
 // The nonce is random, so that no two records are equal: conditional writes

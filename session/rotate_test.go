@@ -106,3 +106,56 @@ func TestRefreshRejectedReturnsTokenForTarget(t *testing.T) {
 		}
 	})
 }
+
+// A replaced Manager still follows sessions, for streams and other long
+// requests, while its successor moves their records to a new key.
+func TestReplacedManagerUsesNewKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := new(tokenstore.Memory)
+		events := new(recorder)
+		p := new(tokenEndpoint)
+		var all []*session.Manager
+		for _, keys := range [][][]byte{{keyA}, {keyA, keyB}, {keyB, keyA}} {
+			m := newManager(t, session.Config{Store: store, Keys: keys, Refresh: p.refresh, Observe: events.observe})
+			watch(t, m)
+			if len(all) > 0 {
+				all[len(all)-1].Keyring().ReplacedBy(m.Keyring())
+			}
+			all = append(all, m)
+		}
+		first, last := all[0], all[2]
+		s, ticket := signIn(t, first, tokens())
+		reasons := make(chan session.Reason, 10)
+		defer first.Follow(s, nil, func(reason session.Reason) { reasons <- reason })()
+		time.Sleep(time.Minute)
+		if err := last.Touch(t.Context(), wantAlive(t, last, ticket, "before Touch")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		wantAlive(t, first, ticket, "after Touch")
+		// It uses the new key from now on, too.
+		if _, err := findRefresh(t.Context(), first, ticket); err != nil {
+			t.Fatal(err)
+		}
+		after := newManager(t, session.Config{Store: store, Keys: [][]byte{keyB}})
+		wantAlive(t, after, ticket, "after the removal of the old key")
+		if ended := events.of(session.SessionEnded); len(ended) > 0 {
+			t.Errorf("got %v, want no end", ended)
+		}
+		if err := findEnd(t.Context(), last, ticket); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		wantEqual(t, "reason", <-reasons, session.ReasonLogout)
+	})
+}
+
+// Keys are not used for the sessions of another App.
+func TestReplacedManagerKeepsKeysForAnotherApp(t *testing.T) {
+	store := new(tokenstore.Memory)
+	m := newManager(t, session.Config{Store: store})
+	other := newManager(t, session.Config{Store: store, App: here, Keys: [][]byte{keyB}})
+	m.Keyring().ReplacedBy(other.Keyring())
+	_, ticket := signIn(t, m, tokens())
+	wantAlive(t, newManager(t, session.Config{Store: store}), ticket, "sealed with the old key")
+}
