@@ -25,5 +25,8 @@ export declare function provideCloakroom<Claims extends object>(client: Client<C
  */
 export declare function cloakroomInterceptor(request: HttpRequest<unknown>, next: HttpHandlerFn): Observable<HttpEvent<unknown>>;
 
-/** A guard of routes, for `canActivate`. It navigates to the sign-in, which returns to the route. */
+/**
+ * A guard of routes, for `canActivate`. It navigates to the sign-in, which returns
+ * to the route. While the broker cannot be reached and nothing is known, it waits.
+ */
 export declare function requireSession(route: unknown, state: { url: string }): Promise<boolean>;

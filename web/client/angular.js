@@ -44,7 +44,21 @@ export const cloakroomInterceptor = (request, next) => {
 export const requireSession = async (_route, { url }) => {
   const { client } = inject(Cloakroom);
   const returnTo = inject(Location).prepareExternalUrl(url);
-  const session = await client.session().catch((err) => client.current ?? Promise.reject(err));
+  const session = await client.session().catch(() => client.current ?? firstSession(client));
   if (!session.authenticated) client.login({ returnTo });
   return session.authenticated;
 };
+
+/**
+ * Waits until the broker, which cannot be reached, has sent a session state.
+ *
+ * @param {import("./client.d.ts").Client<any>} client
+ * @returns {Promise<import("./client.d.ts").Session<any>>}
+ */
+const firstSession = (client) =>
+  new Promise((done) => {
+    const off = client.on("change", (session) => {
+      off();
+      done(session);
+    });
+  });

@@ -24,6 +24,7 @@ export declare function followSession(queryClient: Queries, client: Client<any>)
 /**
  * Returns a `beforeLoad` for routes that require a session. It adds `user` to the
  * route's context. Others are sent to the sign-in, which returns to the route.
+ * While the broker cannot be reached and nothing is known, it waits.
  */
 export declare function requireSession<Claims extends object = UserClaims>(
   client: Client<Claims>,

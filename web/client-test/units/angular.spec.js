@@ -78,6 +78,17 @@ test("the guard leads to the sign-in, which returns to the route", async () => {
   expect(await router.navigateByUrl("/orders/8")).toBe(true);
 });
 
+test("the guard waits while the broker cannot be reached", async () => {
+  const client = mockClient({ state: { status: "loading" } });
+  client.session = () => Promise.reject(new TypeError("Failed to fetch"));
+  await start(client);
+  const navigation = app.injector.get(Router).navigateByUrl("/orders/7");
+  await new Promise((done) => setTimeout(done));
+  client.signIn({ sub: "alice", name: "Alice" });
+  expect(await navigation).toBe(true);
+  expect(await text()).toBe("Alice signed-inpage");
+});
+
 test("the interceptor adds the CSRF header for this origin only", async () => {
   respond = () => new Response("{}", { headers: { "Content-Type": "application/json" } });
   await start(mockClient());

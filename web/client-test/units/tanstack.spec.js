@@ -83,3 +83,12 @@ test("the guard leads to the sign-in and passes the user on", async () => {
   const signedIn = await open("/shop/orders/7");
   await until(() => signedIn.textContent === "orders of alice");
 });
+
+test("the guard waits while the broker cannot be reached", async () => {
+  const client = mockClient({ state: { status: "loading" } });
+  client.session = () => Promise.reject(new TypeError("Failed to fetch"));
+  const guard = requireSession(client)({ location: { href: "/orders/7" } });
+  await new Promise((done) => setTimeout(done));
+  client.signIn({ sub: "alice" });
+  expect(await guard).toEqual({ user: { sub: "alice" } });
+});
