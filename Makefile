@@ -43,18 +43,21 @@ browser-test: build examples ## run the tests of the browser client and of the d
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/client-test --silent
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/npm --silent
 
-# Apps that browser tests load, built with their own tools. webpack is a tool only.
-EXAMPLES = next-export astro libraries react-router vue webpack
+# Apps that browser tests load, built with their own tools, one on each processor.
+# webpack is a tool only.
+EXAMPLES = $(addprefix web/examples/,next-export astro libraries react-router tanstack-router vue webpack)
+.PHONY: $(EXAMPLES)
 examples: ## build the apps in web/examples
-	@set -e; export NEXT_TELEMETRY_DISABLED=1 ASTRO_TELEMETRY_DISABLED=1; \
-	for app in $(EXAMPLES); do \
-		cd $(CURDIR)/web/examples/$$app; \
-		from="package-lock.json $$(ls ../../client/*.js)"; \
+	@$(MAKE) --no-print-directory --jobs=$$(nproc) $(EXAMPLES)
+
+$(EXAMPLES): export NEXT_TELEMETRY_DISABLED = 1
+$(EXAMPLES): export ASTRO_TELEMETRY_DISABLED = 1
+$(EXAMPLES):
+	@cd $@ && from="package-lock.json $$(ls ../../client/*.js)" && { \
 		cat $$from | cmp -s - node_modules/installed || { \
 			npm ci --silent --no-audit --no-fund && cat $$from >node_modules/installed; \
 		}; \
-		npm run build --if-present --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; \
-	done
+	} && { npm run build --if-present --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; }
 
 # The Angular CLI is large: its installation alone takes a minute.
 test-dev: setup build ## test cloakroom dev with the Angular CLI; make test does with other tools

@@ -1,13 +1,14 @@
-// The API of the examples in web/examples.
+// The API of the examples in web/examples. As a program it listens on port 3000.
 import { once } from "node:events";
 import { createServer } from "node:http";
+import { fileURLToPath } from "node:url";
 
 import { WebSocketServer } from "ws";
 
-const picture = '<svg xmlns="http://www.w3.org/2000/svg" width="48" height="48"><circle cx="24" cy="24" r="20"/></svg>';
+const picture = '<svg xmlns="http://www.w3.org/2000/svg" width="48" height="48"><circle fill="#2a9d8f" cx="24" cy="24" r="20"/></svg>';
 
-/** Starts the API. Every call must have an access token. */
-export async function startAPI() {
+/** Starts the API. Every call must have an access token. @param {number} [port] */
+export async function startAPI(port = 0) {
   const server = createServer((request, response) => {
     const json = (body, status = 200) => {
       response.writeHead(status, { "Content-Type": "application/json" });
@@ -41,14 +42,15 @@ export async function startAPI() {
   });
   const sockets = new WebSocketServer({ server, path: "/api/chat" });
   sockets.on("connection", (socket) => socket.on("message", (data) => socket.send(`You said: ${data}`)));
-  server.listen(0, "127.0.0.1");
+  server.listen(port, "127.0.0.1");
   await once(server, "listening");
-  const { port } = server.address();
   return {
-    url: `http://127.0.0.1:${port}`,
+    url: `http://127.0.0.1:${server.address().port}`,
     async stop() {
       server.close();
       server.closeAllConnections();
     },
   };
 }
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) console.log((await startAPI(3000)).url);

@@ -342,7 +342,7 @@ function watch(context, baseURL) {
  * @param {Page} page
  * @param {string} name
  */
-async function shoot(page, name) {
+export async function shoot(page, name) {
   const file = name.replaceAll(/[^a-z]+/gi, "-");
   for (const [device, width] of [["desktop", 1280], ["phone", 390]]) {
     await page.setViewportSize({ width, height: 900 });

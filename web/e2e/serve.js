@@ -16,10 +16,10 @@ export const tokenLife = 10; // seconds
  * @param {string} [options.path] at the end of the public URL
  * @param {object} [options.frontend] instead of the sample app
  * @param {object[]} [options.routes] besides those of the sample API
- * @param {string} [options.api] URL of another API instead of the sample one
+ * @param {string} [options.configuration] a file's text, with other routes; what depends on the test is set by environment
  * @param {object} [options.session] more settings of sessions
  */
-export async function serve({ adminToken, publicURL, path = "", routes = [], api, session, frontend = { dir: join(repository, "web/demo") } } = {}) {
+export async function serve({ adminToken, publicURL, path = "", routes = [], configuration, session, frontend = { dir: join(repository, "web/demo") } } = {}) {
   const [port, adminPort, redisPort] = [await freePort(), await freePort(), await freePort()];
   const baseURL = `${publicURL ?? `http://localhost:${port}`}${path}`;
   const running = [];
@@ -34,26 +34,26 @@ export async function serve({ adminToken, publicURL, path = "", routes = [], api
     running.push(backend);
 
     const file = join(await mkdtemp(join(tmpdir(), "cloakroom-")), "cloakroom.yaml");
-    const config = {
-      server: { listen: `127.0.0.1:${port}`, public_url: baseURL, admin_listen: `127.0.0.1:${adminPort}`, admin_token: adminToken },
+    const settings = {
       oidc: {
-        issuer: backend.issuer,
-        client_id: backend.clientID,
-        client_secret: backend.clientSecret,
         scopes: ["openid", "profile", "email", "offline_access", "orders:read"],
         authorization_parameters: { acr_values: "silver gold" },
       },
-      store: { url: `redis://127.0.0.1:${redisPort}/0` },
-      session: { ...session, keys: [randomBytes(32).toString("base64")] },
       routes: [
-        { path: "/api/", upstream: api ?? backend.api, token: "user" },
+        { path: "/api/", upstream: backend.api, token: "user" },
         { path: "/public/", upstream: backend.api, token: "none" },
         ...routes,
       ],
-      frontend,
     };
-    await writeFile(file, JSON.stringify(config)); // JSON is YAML
-    running.push(await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/ }));
+    await writeFile(file, configuration ?? JSON.stringify(settings)); // JSON is YAML
+    const env = variables({
+      server: { listen: `127.0.0.1:${port}`, public_url: baseURL, admin_listen: `127.0.0.1:${adminPort}`, admin_token: adminToken },
+      oidc: { issuer: backend.issuer, client_id: backend.clientID, client_secret: backend.clientSecret },
+      store: { url: `redis://127.0.0.1:${redisPort}/0` },
+      session: { ...session, keys: [randomBytes(32).toString("base64")] },
+      frontend,
+    });
+    running.push(await start(await cloakroom(), ["serve", "--config", file], { ready: /"msg":"listening"/, env }));
     await ready(`http://127.0.0.1:${adminPort}/readyz`);
   } catch (err) {
     await stop();
@@ -72,15 +72,25 @@ export async function serve({ adminToken, publicURL, path = "", routes = [], api
   };
 }
 
+/** Returns the environment variables for keys of the configuration. @param {Record<string, Record<string, unknown>>} sections */
+function variables(sections) {
+  const keys = Object.entries(sections).flatMap(([section, keys]) => Object.entries(keys).map(([key, value]) => [`${section}_${key}`, value]));
+  const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+  return Object.fromEntries(keys.filter(([, value]) => value !== undefined).map(([key, value]) => [`CLOAKROOM_${key.toUpperCase()}`, text(value)]));
+}
+
+/** @type {Promise<string> | undefined} the program of the development provider */
+let devidp;
+
 /**
  * Starts the development provider and the sample API.
  *
  * @param {string} baseURL the public URL of the broker
  */
 async function startBackend(baseURL) {
-  const program = await build("./internal/devidp/cmd/devidp");
+  devidp ??= build("./internal/devidp/cmd/devidp");
   const { match, stop } = await start(
-    program,
+    await devidp,
     ["--redirect-uri", `${baseURL}/bff/callback`, "--post-logout-redirect-uri", `${baseURL}/bff/logout/callback`, "--access-token-ttl", `${tokenLife}s`],
     { ready: /^(\{.*"issuer".*\})$/m },
   );

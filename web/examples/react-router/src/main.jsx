@@ -5,6 +5,7 @@ import { CloakroomProvider } from "@cloakroom-bff/client/react";
 import { App, Trouble } from "./app.jsx";
 import { bff, call } from "./bff.js";
 import { Order, Orders } from "./orders.jsx";
+import "../../plain/app.css";
 
 /** Returns a loader that leads users who are not signed in to the sign-in, and back to the URL. @param {() => Promise<any>} load */
 const signedIn = (load) => async ({ request }) => {

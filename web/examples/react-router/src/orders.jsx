@@ -30,9 +30,9 @@ export function Order() {
   return (
     <>
       <Orders />
-      <p>
+      <section>
         Order {id}: {order?.item ?? "unknown"}
-      </p>
+      </section>
     </>
   );
 }

@@ -5,6 +5,7 @@ import { cloakroom } from "@cloakroom-bff/client/vue";
 import App from "./App.vue";
 import { bff } from "./bff.js";
 import Orders from "./Orders.vue";
+import "../../plain/app.css";
 
 const router = createRouter({
   history: createWebHistory(),
