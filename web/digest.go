@@ -2,6 +2,7 @@ package web
 
 import (
 	"io/fs"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -10,8 +11,21 @@ import (
 // for one byte, or one with a 304 response, does not cost a hash of the file.
 // An entry is valid as long as the file is unchanged.
 type digests struct {
-	mu  sync.Mutex // guards the fields below
+	slots chan struct{} // one element for each digest that takes much memory or time to compute
+
+	mu  sync.Mutex // guards all below
 	all map[string]digest
+}
+
+func newDigests() *digests {
+	return &digests{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))} // API calls need CPUs too
+}
+
+// wait returns when the digest of a large file may be computed. done is called
+// afterwards.
+func (d *digests) wait() (done func()) {
+	d.slots <- struct{}{}
+	return func() { <-d.slots }
 }
 
 // digest holds values computed from a file's content.

@@ -45,7 +45,8 @@ func offers(files fs.FS, name string, info fs.FileInfo) []offer {
 	for _, e := range encodings {
 		sibling, err := fs.Stat(files, name+e.suffix)
 		switch {
-		case err == nil && sibling.Mode().IsRegular() && info.ModTime().Sub(sibling.ModTime()) <= sameBuild:
+		case err == nil && sibling.Mode().IsRegular() && sibling.Size() > 0 && // no coding of anything is empty
+			info.ModTime().Sub(sibling.ModTime()) <= sameBuild:
 			all = append(all, offer{e.coding, name + e.suffix})
 		case canCompress(name, info): // without a sibling, or with one left over from an earlier deploy
 			all = append(all, offer{coding: e.coding})

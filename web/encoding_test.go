@@ -242,6 +242,20 @@ func TestSiblingOfOneCoding(t *testing.T) {
 	}
 }
 
+// A build that ran out of disk space leaves empty files.
+func TestEmptySiblingIsIgnored(t *testing.T) {
+	h := newHandler(t, web.Config{FS: files(
+		"index.html", "home", "app.js", script, "app.js.br", "", "app.js.zst", "", "app.js.gz", "", "b.png",
+		"x", "b.png.br", "")})
+	for path, want := range map[string]string{"/app.js": script, "/b.png": "x"} {
+		for _, coding := range []string{"br", "zstd", "gzip"} {
+			if got := decode(t, do(h, "GET", path, "Accept-Encoding: "+coding)); got != want {
+				t.Errorf("%s in %s: got %d bytes, want the file", path, coding, len(got))
+			}
+		}
+	}
+}
+
 // watched is an app whose files can be observed and replaced when they are
 // opened.
 type watched struct {

@@ -72,6 +72,9 @@ func (cfg Config) copiesIndex() bool {
 	if err != nil || !info.Mode().IsRegular() || info.Size() > maxRead {
 		return false
 	}
+	if home, err := fs.Stat(files, index); err != nil || home.Size() != info.Size() {
+		return false
+	}
 	lost, err := fs.ReadFile(files, notFound)
 	if err != nil {
 		return false // what cannot be read is an error when it is requested

@@ -1,6 +1,7 @@
 package web_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,10 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+	"unicode/utf16"
 
+	"github.com/cloakroom-bff/cloakroom/internal/testenv"
 	"github.com/cloakroom-bff/cloakroom/web"
 )
 
@@ -21,6 +26,8 @@ func TestFilesWithOddNames(t *testing.T) {
 	dir := writeApp(t)
 	h := newHandler(t, web.Config{Dir: dir})
 	for _, name := range []string{
+		"-rf.js", "con.js", "CON.js", "aux", "nul.html", "u\u0308\u200d.js", "\ufeffbom.js", "\u202egpj.js", "a&b=c.js",
+		strings.Repeat("n", 252) + ".js", "tab\t.js", "cr\r.js", "\x7f.js", "-", "*", "%", ";", "a%", "%2e%2e.js",
 		`quote".js`, "apostrophe'.js", "line\nfeed.js", "semi;colon.js", "question?.js", "hash#.js", "per%cent.js",
 		"encoded%2fslash.js", "encoded%00.js", "plus+.js", "space .js", "<script>.js", "ünïcödé.js", "日本.js",
 		"u\u0308.js", "not\xffutf8.js", "$d$slug.js", "[slug].js", "a:b.js", "..dots.js", "trailing..js", "~tilde.js",
@@ -126,6 +133,67 @@ func TestIndexPagesOfAnyForm(t *testing.T) {
 				t.Errorf("%q: got status %d for its ETag, want 304", page, resp.StatusCode)
 			}
 		}
+	}
+}
+
+// A byte order mark decides the encoding of a page, whatever its Content-Type.
+func TestInlineScriptsOfPagesWithAByteOrderMark(t *testing.T) {
+	const script = "start('ünïcödé')"
+	page := "\ufeff<!doctype html><base href=/><script>" + script + "</script>"
+	units := utf16.Encode([]rune(page))
+	var little, big []byte
+	for _, unit := range units {
+		little, big = binary.LittleEndian.AppendUint16(little, unit), binary.BigEndian.AppendUint16(big, unit)
+	}
+	for name, content := range map[string]string{
+		"UTF-8": page, "UTF-16LE": string(little), "UTF-16BE": string(big),
+	} {
+		h := newHandler(t, web.Config{FS: files("index.html", content)})
+		resp := do(h, "GET", "/orders", navigate)
+		csp := resp.Header.Get("Content-Security-Policy")
+		if !slices.Contains(directive(csp, "script-src"), hash(script)) {
+			t.Errorf("%s: got the policy %s, want the hash of its script", name, csp)
+		}
+		if got := directive(csp, "base-uri"); len(got) != 1 || got[0] != "'self'" {
+			t.Errorf("%s: got base-uri %q, want 'self'", name, got)
+		}
+		if got := body(t, resp); got != content {
+			t.Errorf("%s: got another page", name)
+		}
+	}
+	odd := newHandler(t, web.Config{FS: files("index.html", "\xff\xfe<script>"+script+"</script>\x00")})
+	if resp := do(odd, "GET", "/", navigate); resp.StatusCode != 200 {
+		t.Errorf("not UTF-16: got status %d, want 200", resp.StatusCode)
+	}
+}
+
+// Without a limit, 100 clients had 6 GiB of one page parsed at the same time.
+func TestManyFirstRequestsForAGiantPageNeedLittleMemory(t *testing.T) {
+	testenv.Slow(t)
+	dir := writeApp(t)
+	text := "<!doctype html><script>start()</script>" + strings.Repeat("<p>text\n", 1<<20)
+	write(t, filepath.Join(dir, "index.html"), []byte(text))
+	h := newHandler(t, web.Config{Dir: dir})
+	time.Sleep(2500 * time.Millisecond) // until its digest is cached
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var clients sync.WaitGroup
+	for range 100 {
+		clients.Go(func() {
+			w := &discard{header: make(http.Header)}
+			r := httptest.NewRequest("GET", "/orders", nil)
+			r.Header.Set("Sec-Fetch-Mode", "navigate")
+			h.ServeHTTP(w, r)
+			csp := w.header.Get("Content-Security-Policy")
+			if w.bytes != int64(len(text)) || !strings.Contains(csp, hash("start()")) {
+				t.Errorf("got %d bytes and the policy %s, want the page and its hash", w.bytes, csp)
+			}
+		})
+	}
+	clients.Wait()
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) >> 20; got > 300 {
+		t.Errorf("100 clients: %d MiB were allocated for a page of 8 MiB, want at most 300", got)
 	}
 }
 

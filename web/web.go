@@ -26,6 +26,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/text/encoding/unicode"
+
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
@@ -111,7 +113,7 @@ type Handler struct {
 	headers    map[string]string // of every response
 	sourceMaps bool
 	dev        bool // Config.URL is that of a development server
-	digests    digests
+	digests    *digests
 	compressed *compressor
 	log        *slog.Logger
 }
@@ -130,7 +132,7 @@ type ConfigError = configerr.Error
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{
 		files: cfg.FS, fallback: cmp.Or(cfg.Fallback, FallbackAuto), errorPage: cfg.ErrorPage,
-		sourceMaps: cfg.SourceMaps, compressed: newCompressor(), log: cfg.Logger,
+		sourceMaps: cfg.SourceMaps, digests: newDigests(), compressed: newCompressor(), log: cfg.Logger,
 	}
 	if h.log == nil {
 		h.log = slog.Default()
@@ -395,8 +397,12 @@ const (
 	// happens to the file.
 	maxRead = 1 << 20
 	// maxDigested is the size up to which a file that can be compressed is, and
-	// up to which a page is read into memory.
+	// up to which the inline scripts of a page are found.
 	maxDigested = 10 << 20
+	// maxDigestedAtOnce is the size up to which digests of pages are computed
+	// without waiting for others: to parse a page takes several times its size
+	// of memory.
+	maxDigestedAtOnce = 64 << 10
 	// maxRanges is the maximum number of ranges in one request. Each is a part
 	// of the response with its own header.
 	maxRanges = 16
@@ -408,44 +414,75 @@ const (
 // page above maxDigested allows no inline scripts.
 func (h *Handler) read(name string, f fs.File, info fs.FileInfo) (content, digest, error) {
 	size := info.Size()
-	c := content{size: size}
 	seeker, seeks := f.(io.ReadSeeker)
-	c.ReadSeeker = seeker
+	whole := content{ReadSeeker: seeker, size: size}
 	if known, ok := h.digests.get(name, info); ok && seeks {
-		c.etag = known.etag
-		return c, known, nil
+		whole.etag = known.etag
+		return whole, known, nil
 	}
-	page := strings.HasPrefix(contentType(name), "text/html")
-	computed := digest{policy: h.policy.forPage(nil)}
-	switch {
-	case seeks && size > maxRead && !canCompress(name, info):
+	if seeks && size > maxRead && !canCompress(name, info) {
 		if !info.ModTime().IsZero() {
-			c.etag = fmt.Sprintf(`"%x-%x"`, size, info.ModTime().UnixNano())
+			whole.etag = fmt.Sprintf(`"%x-%x"`, size, info.ModTime().UnixNano())
 		}
-		return c, computed, nil
-	case seeks && size > maxRead && !page:
+		return whole, digest{policy: h.policy.forPage(nil)}, nil
+	}
+	if size > maxRead || size > maxDigestedAtOnce && isPage(name) {
+		defer h.digests.wait()()
+		if known, ok := h.digests.get(name, info); ok && seeks { // of the one before
+			whole.etag = known.etag
+			return whole, known, nil
+		}
+	}
+	c, computed, err := h.compute(name, f, size)
+	if err != nil {
+		return content{}, digest{}, err
+	}
+	h.digests.put(name, info, computed)
+	return c, computed, nil
+}
+
+func isPage(name string) bool { return strings.HasPrefix(contentType(name), "text/html") }
+
+// compute returns the content of f and its digest, which is not cached.
+func (h *Handler) compute(name string, f fs.File, size int64) (content, digest, error) {
+	seeker, seeks := f.(io.ReadSeeker)
+	d := digest{policy: h.policy.forPage(nil)}
+	if seeks && size > maxRead && !isPage(name) {
 		hash := sha256.New()
 		if _, err := io.Copy(hash, io.LimitReader(f, size)); err != nil {
 			return content{}, digest{}, err
 		}
-		if _, err := seeker.Seek(0, io.SeekStart); err != nil {
-			return content{}, digest{}, err
-		}
-		computed.etag = etag(hash.Sum(nil))
-	default:
-		b, err := io.ReadAll(io.LimitReader(f, size)) // it may grow
-		if err != nil {
-			return content{}, digest{}, err
-		}
-		c.ReadSeeker, c.size = bytes.NewReader(b), int64(len(b))
-		computed.etag = etagOf(b)
-		if page {
-			computed.policy, computed.relative = h.policy.forPage(b), hasRelativeURL(b)
-		}
+		d.etag = etag(hash.Sum(nil))
+		_, err := seeker.Seek(0, io.SeekStart)
+		return content{seeker, size, d.etag, ""}, d, err
 	}
-	h.digests.put(name, info, computed)
-	c.etag = computed.etag
-	return c, computed, nil
+	b, err := io.ReadAll(io.LimitReader(f, size)) // it may grow
+	if err != nil {
+		return content{}, digest{}, err
+	}
+	d.etag = etagOf(b)
+	if isPage(name) {
+		text := utf8Text(b)
+		d.policy, d.relative = h.policy.forPage(text), hasRelativeURL(text)
+	}
+	if seeks && size > maxRead { // as many clients may read it, slowly
+		_, err := seeker.Seek(0, io.SeekStart)
+		return content{seeker, size, d.etag, ""}, d, err
+	}
+	return content{bytes.NewReader(b), int64(len(b)), d.etag, ""}, d, nil
+}
+
+// utf8Text returns the text of a page. A page in UTF-16 has a byte order mark,
+// which browsers heed whatever the Content-Type says (HTML, section 13.2.3.2).
+func utf8Text(page []byte) []byte {
+	if !bytes.HasPrefix(page, []byte("\xff\xfe")) && !bytes.HasPrefix(page, []byte("\xfe\xff")) {
+		return page
+	}
+	text, err := unicode.UTF16(unicode.BigEndian, unicode.UseBOM).NewDecoder().Bytes(page)
+	if err != nil {
+		return page // no script in it is found, so none is allowed
+	}
+	return text
 }
 
 func etagOf(b []byte) string {
