@@ -14,9 +14,8 @@ import (
 	"regexp"
 	"strings"
 
-	"golang.org/x/text/language"
-
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 )
 
 // Page is what a page says to a person, for the template Config.Page.
@@ -96,21 +95,6 @@ func (a *app) wantsPage(r *http.Request) bool {
 	return html && navigation(a, r) == nil
 }
 
-// pageLanguages are those of pages, the default first.
-var pageLanguages = language.NewMatcher([]language.Tag{language.English, language.German})
-
-// languageOf returns the language that a browser prefers: "en" or "de".
-func languageOf(r *http.Request) string {
-	accepted := r.Header.Get("Accept-Language") // RFC 9110, section 12.5.4
-	if len(accepted) > 200 {
-		return "en"
-	}
-	if _, i := language.MatchStrings(pageLanguages, accepted); i == 1 {
-		return "de"
-	}
-	return "en"
-}
-
 // translate returns a text in the language of the page, or as it is if it is
 // unknown.
 func (p *Page) translate(text string) string {
@@ -126,7 +110,7 @@ func (p *Page) translate(text string) string {
 // failed login has a link to another try.
 func (a *app) writeProblemPage(w *response, r *http.Request, p *problem.Problem) {
 	page := Page{
-		Status: p.Status, Language: languageOf(r), Title: p.Title, Detail: p.Detail, Code: p.Code,
+		Status: p.Status, Language: string(pagetext.Preferred(r)), Title: p.Title, Detail: p.Detail, Code: p.Code,
 		RequestID: w.requestID, Home: a.path("/"),
 	}
 	switch w.page {
@@ -244,7 +228,7 @@ func (p *Page) footer() string {
 // soon as it loads sends them here after a logout.
 func (a *app) signedOut(w *response, r *http.Request) error {
 	a.writePage(w, Page{
-		Status: http.StatusOK, Language: languageOf(r), Title: "You are signed out",
+		Status: http.StatusOK, Language: string(pagetext.Preferred(r)), Title: "You are signed out",
 		Detail: "Close the browser if other people use this device.",
 		SignIn: a.endpoint("/login"), Home: a.path("/"),
 	})

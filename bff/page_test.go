@@ -2,7 +2,6 @@ package bff
 
 import (
 	"html/template"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -63,28 +62,6 @@ func TestGermanPageHasNoEnglish(t *testing.T) {
 	page := string(renderPage(Page{Language: "de", Title: "Titel", Detail: "only in English", Code: "c"}, ""))
 	if !strings.Contains(page, `<p lang="en">only in English</p>`) {
 		t.Errorf("a text that is not German has no lang:\n%s", page)
-	}
-}
-
-func TestLanguageIsTheOneTheBrowserPrefers(t *testing.T) {
-	t.Parallel()
-	for accepted, want := range map[string]string{
-		"":                                   "en",
-		"de":                                 "de",
-		"de-AT,de;q=0.9,en;q=0.8":            "de",
-		"en-US,en;q=0.9,de;q=0.8":            "en",
-		"fr-FR,fr;q=0.9,de;q=0.5":            "de",
-		"fr":                                 "en",
-		"de;q=0":                             "en",
-		"\xff;;;,,q=":                        "en",
-		strings.Repeat("de,", 100_000):       "en",
-		"de;q=0.1, en;q=0.2":                 "en",
-		"x-klingon, de-DE-1996-u-co-phonebk": "de",
-	} {
-		r := &http.Request{Header: http.Header{"Accept-Language": {accepted}}}
-		if got := languageOf(r); got != want {
-			t.Errorf("%.40q: got %s, want %s", accepted, got, want)
-		}
 	}
 }
 

@@ -290,7 +290,7 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 		if err := r.ParseForm(); err != nil {
-			p.showMessage(w, http.StatusBadRequest, "That did not work", "The form cannot be read.")
+			p.showMessage(w, r, http.StatusBadRequest, "That did not work", "The form cannot be read.")
 			return
 		}
 		if !r.PostForm.Has("csrf") {
@@ -299,7 +299,8 @@ func (p *Provider) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	request, err := p.requested(q)
 	if err != nil {
-		p.showMessage(w, http.StatusBadRequest, "That did not work", "The app's request is invalid: "+err.Error()+".")
+		p.showMessage(w, r, http.StatusBadRequest, "That did not work",
+			"The app's request is invalid: %s.", err)
 		return
 	}
 	if r.Method == http.MethodPost && r.PostForm.Has("csrf") {
@@ -333,6 +334,7 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	if !p.isOwnForm(r) {
 		p.showMessage(
 			w,
+			r,
 			http.StatusForbidden,
 			"That did not work",
 			"The page is out of date. Go back and load it again.",
@@ -346,7 +348,7 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 		case request.fault != nil:
 			p.refuse(w, r, request, request.fault)
 		case err != nil:
-			p.showMessage(w, http.StatusBadRequest, "That did not work", "The claims: "+err.Error()+".")
+			p.showMessage(w, r, http.StatusBadRequest, "That did not work", "The claims: %s.", err)
 		default:
 			p.signInAndApprove(w, r, request, user)
 		}
@@ -359,7 +361,7 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	case picked == "":
 		p.refuse(w, r, request, &oauthError{"access_denied", "the user refused"})
 	case i < 0:
-		p.showMessage(w, http.StatusBadRequest, "That did not work", "There is no such user.")
+		p.showMessage(w, r, http.StatusBadRequest, "That did not work", "There is no such user.")
 	default:
 		p.setCookie(w, p.cookieName+"-last", base64.RawURLEncoding.EncodeToString([]byte(picked)))
 		p.signInAndApprove(w, r, request, p.cfg.Users[i])
@@ -427,6 +429,7 @@ func (p *Provider) respond(w http.ResponseWriter, r *http.Request, request *auth
 		if pushed == nil {
 			p.showMessage(
 				w,
+				r,
 				http.StatusBadRequest,
 				"That did not work",
 				"You have already answered this on another page.",
@@ -442,7 +445,7 @@ func (p *Provider) respond(w http.ResponseWriter, r *http.Request, request *auth
 		edit(response)
 	}
 	if request.mode == "form_post" {
-		p.showFormPost(w, request.redirectURI, response)
+		p.showFormPost(w, r, request.redirectURI, response)
 		return
 	}
 	// 303, so that the browser does not repeat its POST at the client (RFC 9700

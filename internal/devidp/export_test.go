@@ -6,3 +6,6 @@ func (p *Provider) Remembered() int {
 	defer p.mu.Unlock()
 	return len(p.pushed) + len(p.codes) + len(p.sessions) + len(p.refreshTokens) + len(p.accessTokens) + len(p.used)
 }
+
+// German has the German texts of the pages.
+var German = german

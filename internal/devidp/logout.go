@@ -20,7 +20,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	if r.Method == http.MethodPost {
 		if err := r.ParseForm(); err != nil {
-			p.showMessage(w, http.StatusBadRequest, "That did not work", "The form cannot be read.")
+			p.showMessage(w, r, http.StatusBadRequest, "That did not work", "The form cannot be read.")
 			return
 		}
 		q = r.PostForm
@@ -35,6 +35,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 		if err != nil || !claims.Audience.Contains(clientID) {
 			p.showMessage(
 				w,
+				r,
 				http.StatusBadRequest,
 				"You are not signed out",
 				"The id_token_hint is not an ID token of this provider for this client.",
@@ -47,6 +48,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	if back != "" && (client == nil || !slices.Contains(client.PostLogoutRedirectURIs, back)) {
 		p.showMessage(
 			w,
+			r,
 			http.StatusBadRequest,
 			"You are not signed out",
 			"The post_logout_redirect_uri is not registered for this client.",
@@ -62,7 +64,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	confirmed := r.Method == http.MethodPost && p.isOwnForm(r)
 	switch {
 	case confirmed && q.Get("sign_out") == "no":
-		p.showMessage(w, http.StatusOK, "You are still signed in", "You can close this page.")
+		p.showMessage(w, r, http.StatusOK, "You are still signed in", "You can close this page.")
 		return
 	case s != nil && s.sid != hinted && !confirmed:
 		p.showSignOut(w, r, s.user, back, state, clientID)
@@ -86,7 +88,7 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 		},
 	)
 	if back == "" {
-		p.showMessage(w, http.StatusOK, "You are signed out", "You can close this page.")
+		p.showMessage(w, r, http.StatusOK, "You are signed out", "You can close this page.")
 		return
 	}
 	parameters := url.Values{}

@@ -3,16 +3,17 @@ package devidp
 import (
 	"cmp"
 	"embed"
-	"html/template"
 	"net/http"
 	"net/url"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 )
 
 //go:embed pages
 var files embed.FS
 
-var pages = template.Must(template.ParseFS(files, "pages/*.html"))
+var pages = pagetext.Parse(files, "pages/*.html", german, nil)
 
 // serveFile serves a file that the pages load. Their policy allows no other
 // origin and nothing inline.
@@ -24,17 +25,20 @@ func serveFile(name string) http.HandlerFunc {
 	}
 }
 
-// show writes a page. sources is added to its Content-Security-Policy.
-func (p *Provider) show(w http.ResponseWriter, status int, page, sources string, data map[string]any) {
+// show writes a page in the language of the browser. sources is added to its
+// Content-Security-Policy.
+func (p *Provider) show(w http.ResponseWriter, r *http.Request, status int, page, sources string, data map[string]any) {
 	data["Path"] = p.path
+	l := pagetext.Preferred(r)
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Language", string(l))
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "strict-origin") // with no-referrer its forms would have the Origin null
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "+sources)
 	w.WriteHeader(status)
-	if err := pages.ExecuteTemplate(w, page, data); err != nil {
+	if err := pages[l].ExecuteTemplate(w, page, data); err != nil {
 		p.cfg.Logger.Warn("write page", "page", page, "err", err)
 	}
 }
@@ -50,7 +54,7 @@ func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *a
 		}
 	}
 	last := p.lastPicked(r)
-	p.show(w, http.StatusOK, "picker.html", formTo(request.redirectURI)+"; frame-ancestors 'none'", map[string]any{
+	p.show(w, r, http.StatusOK, "picker.html", formTo(request.redirectURI)+"; frame-ancestors 'none'", map[string]any{
 		"Client": request.client.ID, "Scopes": strings.Fields(request.scope), "ACR": request.acr,
 		"Users": p.cfg.Users, "Last": last, "First": cmp.Or(hinted, last),
 		"CSRF": p.formKey(w, r), "Action": p.path + "/authorize?" + q.Encode(),
@@ -70,9 +74,10 @@ func formTo(uri string) string {
 // showFormPost sends an authorization response as a form that submits itself
 // (OAuth 2.0 Form Post Response Mode, section 2). It may be shown in a frame,
 // as for a login with prompt=none.
-func (p *Provider) showFormPost(w http.ResponseWriter, uri string, response url.Values) {
+func (p *Provider) showFormPost(w http.ResponseWriter, r *http.Request, uri string, response url.Values) {
 	p.show(
 		w,
+		r,
 		http.StatusOK,
 		"form-post.html",
 		formTo(uri)+"; script-src 'self'",
@@ -81,17 +86,21 @@ func (p *Provider) showFormPost(w http.ResponseWriter, uri string, response url.
 }
 
 func (p *Provider) showSignOut(w http.ResponseWriter, r *http.Request, user User, back, state, clientID string) {
-	p.show(w, http.StatusOK, "sign-out.html", formTo(back)+"; frame-ancestors 'none'", map[string]any{
+	p.show(w, r, http.StatusOK, "sign-out.html", formTo(back)+"; frame-ancestors 'none'", map[string]any{
 		"User": user, "CSRF": p.formKey(w, r), "Back": back, "State": state, "Client": clientID,
 	})
 }
 
-func (p *Provider) showMessage(w http.ResponseWriter, status int, title, text string) {
+// showMessage shows a page with a text, which is a key of german.
+func (p *Provider) showMessage(
+	w http.ResponseWriter, r *http.Request, status int, title, text string, args ...any,
+) {
 	p.show(
 		w,
+		r,
 		status,
 		"message.html",
 		"form-action 'none'; frame-ancestors 'none'",
-		map[string]any{"Title": title, "Text": text},
+		map[string]any{"Title": title, "Text": pagetext.Text{Key: text, Args: args}},
 	)
 }

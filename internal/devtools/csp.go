@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 )
 
 // violation is a kind of violation of the Content-Security-Policy, and how
@@ -19,7 +21,7 @@ type violation struct {
 	Blocked   string // a URL, or inline, eval and their like
 	Page      string
 	Source    string // the file and line that caused it; empty: unknown
-	Advice    string
+	Advice    pagetext.Text
 	Setting   string // what to add to the configuration; empty: nothing helps
 	enforced  bool
 }
@@ -126,47 +128,57 @@ func pathOf(raw string) string {
 }
 
 // advise explains a violation. setting is what to add to the configuration.
-func advise(directive, blocked string) (advice, setting string) {
+func advise(directive, blocked string) (advice pagetext.Text, setting string) {
 	base := strings.TrimSuffix(strings.TrimSuffix(directive, "-elem"), "-attr")
+	text := pagetext.Plain
 	switch {
 	case blocked == "inline" && base == "script-src" && strings.HasSuffix(directive, "-attr"):
-		return "An attribute such as onclick or onload has a script. Set the handler with addEventListener, " +
-			"or let the framework set it.", ""
+		return text("An attribute such as onclick or onload has a script. Set the handler with addEventListener, " +
+			"or let the framework set it."), ""
 	case blocked == "inline" && base == "script-src":
-		return "The page has an inline script. Development servers insert some. In a build, inline scripts " +
-			"in index.html are allowed by their hash.", ""
-	case blocked == "eval" || blocked == "wasm-eval":
-		if blocked == "wasm-eval" {
-			return "The page compiles WebAssembly.", "script-src: [\"'wasm-unsafe-eval'\"]"
-		}
-		return "A script calls eval or new Function. Development builds often do (webpack: set devtool to " +
-			"source-map). A production build must not.", ""
+		return text("The page has an inline script. Development servers insert some. In a build, inline scripts " +
+			"in index.html are allowed by their hash."), ""
+	case blocked == "wasm-eval":
+		return text("The page compiles WebAssembly."), "script-src: [\"'wasm-unsafe-eval'\"]"
+	case blocked == "eval":
+		return text("A script calls eval or new Function. Development builds often do (webpack: set devtool to " +
+			"source-map). A production build must not."), ""
 	case blocked == "inline":
-		return "The page has an inline style that the policy does not allow.", ""
+		return text("The page has an inline style that the policy does not allow."), ""
 	case blocked == "data" || blocked == "blob":
-		return "The page loads a " + blocked + ": URL.", base + ": [\"" + blocked + ":\"]"
+		return pagetext.Text{Key: "The page loads a %s: URL.", Args: []any{blocked}}, base + ": [\"" + blocked + ":\"]"
 	}
 	u, err := url.Parse(blocked)
-	if err != nil || u.Host == "" {
-		return "The policy does not allow it.", ""
+	switch {
+	case err != nil || u.Host == "":
+		return text("The policy does not allow it."), ""
+	case u.Hostname() == "localhost" || u.Hostname() == "127.0.0.1":
+		return adviseLocal(u), ""
+	case directive == "frame-ancestors" || directive == "form-action" || directive == "base-uri":
+		return text("Cloakroom sets this directive for safety."), ""
 	}
-	if host := u.Hostname(); host == "localhost" || host == "127.0.0.1" {
-		if u.Scheme == "ws" || u.Scheme == "wss" {
-			return "It is a WebSocket to another server on this machine. If it is the development server's " +
-				"connection for hot reload, ignore this. With webpack, devServer.client.webSocketURL: " +
-				"\"auto://0.0.0.0:0/ws\" leads it through this origin. If it is an API, call it by a path of this " +
-				"origin: --api /api=http" + strings.TrimPrefix(u.Scheme, "ws") + "://" + u.Host, ""
-		}
-		return "It is another server on this machine. Call it by a path of this origin: --api /api=" + u.Scheme +
-			"://" + u.Host, ""
-	}
-	if directive == "frame-ancestors" || directive == "form-action" || directive == "base-uri" {
-		return "Cloakroom sets this directive for safety.", ""
-	}
-	advice = "The page loads something of another origin. Copy the file into the app, or allow the origin."
+	advice = text("The page loads something of another origin. Copy the file into the app, or allow the origin.")
 	if base == "connect-src" {
-		advice = "The page calls another origin. If it is your API, make it a route: then it gets the token, " +
-			"and needs no CORS. Otherwise allow the origin."
+		advice = text("The page calls another origin. If it is your API, make it a route: then it gets the token, " +
+			"and needs no CORS. Otherwise allow the origin.")
 	}
 	return advice, base + ": [" + u.Scheme + "://" + u.Host + "]"
+}
+
+// adviseLocal explains a violation by a URL of another server on this machine.
+func adviseLocal(u *url.URL) pagetext.Text {
+	if scheme, isSocket := map[string]string{"ws": "http", "wss": "https"}[u.Scheme]; isSocket {
+		return pagetext.Text{
+			Key: "It is a WebSocket to another server on this machine. If it is the development server's " +
+				"connection for hot reload, ignore this. With webpack, <code>devServer.client.webSocketURL: " +
+				"\"auto://0.0.0.0:0/ws\"</code> leads it through this origin. If it is an API, call it by a path " +
+				"of this origin: <code>--api /api=%s://%s</code>",
+			Args: []any{scheme, u.Host},
+		}
+	}
+	return pagetext.Text{
+		Key: "It is another server on this machine. Call it by a path of this origin: " +
+			"<code>--api /api=%s://%s</code>",
+		Args: []any{u.Scheme, u.Host},
+	}
 }

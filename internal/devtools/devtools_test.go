@@ -2,11 +2,14 @@ package devtools
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/cloakroom-bff/cloakroom/bff"
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -31,9 +34,40 @@ func TestViolationsComeWithASetting(t *testing.T) {
 		if setting != test.setting {
 			t.Errorf("%s: setting: got %q, want %q", name, setting, test.setting)
 		}
-		if !strings.Contains(advice, test.advice) {
-			t.Errorf("%s: advice: got %q, want %q in it", name, advice, test.advice)
+		if got := fmt.Sprintf(advice.Key, advice.Args...); !strings.Contains(got, test.advice) {
+			t.Errorf("%s: advice: got %q, want %q in it", name, got, test.advice)
 		}
+		checkGerman(t, advice)
+	}
+}
+
+// checkGerman checks that a text has German with the same arguments.
+func checkGerman(t *testing.T, text pagetext.Text) {
+	t.Helper()
+	if got := german[text.Key]; got == "" || strings.Count(got, "%s") != len(text.Args) {
+		t.Errorf("%q: got the German text %q, want one with %d arguments", text.Key, got, len(text.Args))
+	}
+}
+
+func TestNoticesAndTokensHaveGerman(t *testing.T) {
+	for _, n := range notices {
+		checkGerman(t, n.Text)
+	}
+	s := &session.Session{}
+	s.Tokens.ID = "x"
+	s.Tokens.Others = map[string]session.Tokens{"https://api.example": {}}
+	for _, token := range viewSession(s).Tokens {
+		checkGerman(t, token.Name)
+	}
+	for _, e := range []bff.Event{
+		{Kind: bff.EventKind(session.SessionRefreshed)},
+		{Kind: bff.EventKind(session.SessionEnded), Reason: "logout"},
+	} {
+		tools := New(Config{})
+		tools.Observe(t.Context(), e)
+		var p page
+		tools.addHistory(&p)
+		checkGerman(t, p.Refreshes[0].Outcome)
 	}
 }
 
@@ -63,12 +97,12 @@ func TestRepeatedFailuresAreLoggedOnce(t *testing.T) {
 }
 
 func TestTokenIsShownWithoutItsSignature(t *testing.T) {
-	v := viewToken("Access token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl")
+	v := viewToken(pagetext.Plain("Access token"), "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl")
 	if want := "{\n  \"sub\": \"alice\"\n}"; v.Claims != want {
 		t.Errorf("claims: got %q, want %q", v.Claims, want)
 	}
 	for _, token := range []string{"", "opaque", "a.b", "a.b.c", "..", "a.b.c.d", "%%.%%.%%", "bnVsbA.W10.x"} {
-		if v := viewToken("x", session.Secret(token)); strings.Contains(v.Claims+v.Header, ".") {
+		if v := viewToken(pagetext.Plain("x"), session.Secret(token)); strings.Contains(v.Claims+v.Header, ".") {
 			t.Errorf("%q: got %+v, want no part of it", token, v)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -16,17 +17,18 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/adminpage"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
 //go:embed page.html dev.css dev.js
 var files embed.FS
 
-var pages = template.Must(template.New("").Funcs(template.FuncMap{
+var pages = pagetext.Parse(files, "page.html", german, template.FuncMap{
 	"clock": func(t time.Time) string { return t.Local().Format(time.TimeOnly) },
 	"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"until": func(t time.Time) string { return duration(time.Until(t)) },
-}).ParseFS(files, "page.html"))
+})
 
 // page is what the page shows. There is no token in it.
 type page struct {
@@ -38,7 +40,7 @@ type page struct {
 	StoreDown, ProviderDown bool
 
 	Session *sessionView // nil: this browser has none, or Problem says why it is unknown
-	Problem string
+	Problem string       // key of german
 	Users   []devidp.User
 
 	Refreshes  []refreshView
@@ -52,14 +54,16 @@ type page struct {
 
 // notice is the result of an action.
 type notice struct {
-	Text string
+	Text pagetext.Text
 	Bad  bool
 }
 
 var notices = map[string]notice{
-	"expired": {Text: "The access token counts as expired. The next call of an API refreshes it."},
-	"ended":   {Text: "The session has ended. The app learns of it with its next call."},
-	"failed":  {Text: "That did not work: this browser has no session, or the store is off.", Bad: true},
+	"expired": {Text: pagetext.Plain("The access token counts as expired. The next call of an API refreshes it.")},
+	"ended":   {Text: pagetext.Plain("The session has ended. The app learns of it with its next call.")},
+	"failed": {
+		Text: pagetext.Plain("That did not work: this browser has no session, or the store is off."), Bad: true,
+	},
 }
 
 // sessionView is the session of the browser that shows the page.
@@ -73,7 +77,7 @@ type sessionView struct {
 
 // tokenView is what a token says, without its signature.
 type tokenView struct {
-	Name           string
+	Name           pagetext.Text
 	Header, Claims string // JSON; empty: the token is no JWT
 	Scope          string
 	Expires        time.Time // zero: unknown
@@ -87,7 +91,7 @@ type refreshView struct {
 	Time    time.Time
 	Session string
 	Failed  bool
-	Outcome string
+	Outcome pagetext.Text
 }
 
 // refusedView is a request that was refused because it may have come from
@@ -123,13 +127,15 @@ func (t *Tools) writePage(w http.ResponseWriter, r *http.Request, status int, n 
 		p.Problem = "The session cannot be read: the store is off."
 	}
 	t.addHistory(p)
+	l := pagetext.Preferred(r)
 	var body bytes.Buffer
-	if err := pages.ExecuteTemplate(&body, "page", p); err != nil {
+	if err := pages[l].ExecuteTemplate(&body, "page", p); err != nil {
 		http.Error(w, "the page cannot be rendered: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	t.setHeaders(w.Header())
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Language", string(l))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	body.WriteTo(w) // fails if the browser has left
@@ -172,13 +178,14 @@ func (t *Tools) addHistory(p *page) {
 	for _, e := range t.events.latest() {
 		switch e.Kind {
 		case bff.EventKind(session.SessionRefreshed):
-			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Outcome: "new tokens"})
+			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session,
+				Outcome: pagetext.Plain("new tokens")})
 		case bff.EventKind(session.RefreshFailed):
 			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Failed: true,
-				Outcome: e.Cause})
+				Outcome: pagetext.Plain(e.Cause)})
 		case bff.EventKind(session.SessionEnded):
 			p.Refreshes = append(p.Refreshes, refreshView{Time: e.Time, Session: e.Session, Failed: true,
-				Outcome: "the session ended: " + e.Reason})
+				Outcome: pagetext.Text{Key: "the session ended: %s", Args: []any{e.Reason}}})
 		case bff.CSRFRefused:
 			line := byID[e.Request]
 			p.Refused = append(p.Refused, refusedView{e.Time, line.Method, line.Path, e.Cause})
@@ -193,24 +200,24 @@ func viewSession(s *session.Session) *sessionView {
 		ID: s.ID, Subject: s.Subject, CreatedAt: s.CreatedAt, IdleExpiresAt: s.IdleExpiresAt,
 		ExpiresAt: s.ExpiresAt, Claims: indent(s.Claims), CanRefresh: s.Tokens.Refresh != "",
 	}
-	access := viewToken("Access token", s.Tokens.Access)
+	access := viewToken(pagetext.Plain("Access token"), s.Tokens.Access)
 	access.Scope, access.Expires = s.Tokens.Scope, s.Tokens.Expiry
 	v.Tokens = []tokenView{access}
-	for target, other := range s.Tokens.Others {
-		token := viewToken("Access token for "+target, other.Access)
+	for _, target := range slices.Sorted(maps.Keys(s.Tokens.Others)) {
+		other := s.Tokens.Others[target]
+		token := viewToken(pagetext.Text{Key: "Access token for %s", Args: []any{target}}, other.Access)
 		token.Scope, token.Expires = other.Scope, other.Expiry
 		v.Tokens = append(v.Tokens, token)
 	}
-	slices.SortFunc(v.Tokens[1:], func(a, b tokenView) int { return strings.Compare(a.Name, b.Name) })
 	if s.Tokens.ID != "" {
-		v.Tokens = append(v.Tokens, viewToken("ID token", s.Tokens.ID))
+		v.Tokens = append(v.Tokens, viewToken(pagetext.Plain("ID token"), s.Tokens.ID))
 	}
 	return v
 }
 
 // viewToken decodes a JWT. The signature, without which the token is good for
 // nothing, is left out.
-func viewToken(name string, token session.Secret) tokenView {
+func viewToken(name pagetext.Text, token session.Secret) tokenView {
 	v := tokenView{Name: name}
 	parts := strings.Split(token.Reveal(), ".")
 	if len(parts) != 3 {

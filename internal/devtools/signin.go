@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
+	"github.com/cloakroom-bff/cloakroom/internal/pagetext"
 )
 
 // signInRequest is the body of POST /bff/dev/sign-in. It has either User or
@@ -34,7 +35,7 @@ func (t *Tools) signIn(w http.ResponseWriter, r *http.Request) {
 			"title": "The sign-in was refused", "status": http.StatusBadRequest, "detail": err.Error(),
 		})
 	case err != nil:
-		refused := notice{Text: "The sign-in was refused: " + err.Error() + ".", Bad: true}
+		refused := notice{Text: pagetext.Text{Key: "The sign-in was refused: %s.", Args: []any{err}}, Bad: true}
 		t.writePage(w, r, http.StatusBadRequest, &refused)
 	case isJSON:
 		w.Header().Set("Content-Type", "application/json")

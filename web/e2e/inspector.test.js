@@ -116,40 +116,55 @@ describe("inspector", { timeout: 300_000 }, () => {
     await context.close();
   });
 
-  for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
-    for (const width of [1280, 360]) {
-      test(`accessible and within the screen: ${colorScheme}, ${width} px`, async () => {
-        const { context, page } = await open({ colorScheme, viewport: { width, height: 800 } });
-        const foreign = [];
-        page.on("request", (request) => {
-          const { hostname } = new URL(request.url());
-          if (!["localhost", "127.0.0.1"].includes(hostname)) foreign.push(request.url());
-        });
-        const check = async (name) => {
-          await page.screenshot({ path: `${screenshots}${name}-${colorScheme}-${width}.png`, fullPage: true });
-          assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${name} is too wide`);
-          // The CSP of the page does not allow axe as a script element.
-          const { violations } = await page.evaluate(`${axe}; axe.run()`);
-          assert.deepEqual(violations.map((v) => [v.id, v.nodes.map((n) => n.html)]), [], name);
-        };
-        await page.goto("/bff/dev");
-        await check("inspector-empty");
-        await page.goto("/bff/login");
-        await page.getByText("Sign in with other claims").click();
-        await check("picker");
-        await page.locator('button[name="user"][value="alice"]').click();
-        await page.getByRole("heading", { name: "App" }).waitFor();
-        await call(page);
-        await page.evaluate(() => fetch("/api/orders", { method: "POST" }));
-        await page.goto("/bff/dev");
-        await page.getByRole("button", { name: "Expire the access token" }).click();
-        await page.getByText("counts as expired").waitFor();
-        for (const summary of await page.locator("summary").all()) await summary.click();
-        await page.locator("summary").first().click();
-        await check("inspector");
-        assert.deepEqual(foreign, [], "requests to other hosts");
-        await context.close();
+  const headings = {
+    en: { picker: "Sign in", message: "That did not work", inspector: "Inspector" },
+    de: { picker: "Anmelden", message: "Das hat nicht geklappt", inspector: "Inspektor" },
+  };
+  for (const [locale, language] of /** @type {const} */ ([["en-GB", "en"], ["de-AT", "de"]])) {
+    test(`accessible and within the screen, light and dark, wide and narrow: ${language}`, async () => {
+      const { context, page } = await open({ locale });
+      const foreign = [];
+      page.on("request", (request) => {
+        const { hostname } = new URL(request.url());
+        if (!["localhost", "127.0.0.1"].includes(hostname)) foreign.push(request.url());
       });
-    }
+      const check = async (name) => {
+        assert.equal(await page.locator("html").getAttribute("lang"), language, name);
+        assert.equal(await page.locator("h1").textContent(), headings[language][name.split("-")[0]]);
+        await page.evaluate(axe); // the CSP of the page does not allow it as a script element
+        for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
+          await page.emulateMedia({ colorScheme });
+          for (const width of [1280, 360]) {
+            await page.setViewportSize({ width, height: 800 });
+            const shot = `${name}-${language}-${colorScheme}-${width}`;
+            await page.screenshot({ path: `${screenshots}${shot}.png`, fullPage: true });
+            assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${shot} is too wide`);
+            const { violations } = await page.evaluate("axe.run()");
+            assert.deepEqual(violations.map((v) => [v.id, v.nodes.map((n) => n.html)]), [], shot);
+          }
+        }
+      };
+      await page.goto("/bff/dev");
+      await check("inspector-empty");
+      await page.goto("/bff/login");
+      const picker = page.url();
+      await page.locator("summary").click();
+      await check("picker");
+      await page.goto(new URL("/authorize?client_id=unknown", picker).href);
+      await check("message");
+      await page.goto(picker);
+      await page.locator('button[name="user"][value="alice"]').click();
+      await page.getByRole("heading", { name: "App" }).waitFor();
+      await call(page);
+      await page.evaluate(() => fetch("/api/orders", { method: "POST" }));
+      await page.goto("/bff/dev");
+      await page.locator('form[action$="/expire"] button').click();
+      await page.locator('[role="status"]').waitFor();
+      for (const summary of await page.locator("summary").all()) await summary.click();
+      await page.locator("summary").first().click();
+      await check("inspector");
+      assert.deepEqual(foreign, [], "requests to other hosts");
+      await context.close();
+    });
   }
 });
