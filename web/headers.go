@@ -48,16 +48,22 @@ func newHeaders(cfg Config) (map[string]string, error) {
 		return nil
 	}
 	return headers, errors.Join(permissionsErr,
-		choose("ReferrerPolicy", "Referrer-Policy", cfg.ReferrerPolicy, referrerPolicies),
-		choose("OpenerPolicy", "Cross-Origin-Opener-Policy", cfg.OpenerPolicy, openerPolicies))
+		choose("ReferrerPolicy", "Referrer-Policy", cfg.ReferrerPolicy, ReferrerPolicies()),
+		choose("OpenerPolicy", "Cross-Origin-Opener-Policy", cfg.OpenerPolicy, OpenerPolicies()))
 }
 
-// Values of the headers, the strictest first.
-var (
-	referrerPolicies = []string{"no-referrer", "same-origin", "strict-origin", "strict-origin-when-cross-origin",
+// ReferrerPolicies returns the values of Config.ReferrerPolicy, the strictest
+// first.
+func ReferrerPolicies() []string {
+	return []string{"no-referrer", "same-origin", "strict-origin", "strict-origin-when-cross-origin",
 		"origin", "origin-when-cross-origin", "no-referrer-when-downgrade", "unsafe-url"}
-	openerPolicies = []string{"same-origin", "same-origin-allow-popups", "noopener-allow-popups", "unsafe-none"}
-)
+}
+
+// OpenerPolicies returns the values of Config.OpenerPolicy, the strictest
+// first.
+func OpenerPolicies() []string {
+	return []string{"same-origin", "same-origin-allow-popups", "noopener-allow-popups", "unsafe-none"}
+}
 
 // sensitiveFeatures lists the features that pages can use by default and that
 // give access to a user's devices, location or money.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/web"
 )
 
 // node is a JSON Schema, or a part of one.
@@ -156,6 +157,15 @@ func (k Key) defaultValue(t reflect.Type) any {
 	return k.Default
 }
 
+// anyOf returns texts as values of JSON.
+func anyOf(texts []string) []any {
+	values := make([]any, len(texts))
+	for i, text := range texts {
+		values[i] = text
+	}
+	return values
+}
+
 // enums are the keys that accept only some values.
 var enums = map[string][]any{
 	"oidc.client_auth": {"client_secret_basic", "client_secret_post", "private_key_jwt", "tls_client_auth",
@@ -166,9 +176,8 @@ var enums = map[string][]any{
 	"oidc.sender_constraint":   {"dpop", "mtls"},
 	"session.cookie.same_site": {"strict", "lax"},
 	"frontend.fallback":        {"auto", "index", "none"},
-	"frontend.referrer_policy": {"no-referrer", "same-origin", "strict-origin", "strict-origin-when-cross-origin",
-		"origin", "origin-when-cross-origin", "no-referrer-when-downgrade", "unsafe-url"},
-	"frontend.opener_policy":   {"same-origin", "same-origin-allow-popups", "noopener-allow-popups", "unsafe-none"},
+	"frontend.referrer_policy": anyOf(web.ReferrerPolicies()),
+	"frontend.opener_policy":   anyOf(web.OpenerPolicies()),
 	"log.level":                {"error", "warn", "info", "debug"},
 	"log.format":               {"json", "text"},
 	"log.access":               {"all", "errors", "none"},

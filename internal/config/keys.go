@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/session"
+	"github.com/cloakroom-bff/cloakroom/web"
 )
 
 // Key describes one key of the configuration.
@@ -73,6 +74,12 @@ var typeNames = map[reflect.Type]string{
 	reflect.TypeFor[BurstSize]():           "integer",
 	reflect.TypeFor[MaxAge]():              "duration",
 	reflect.TypeFor[map[string]any]():      "map",
+}
+
+// alternatives returns values in a sentence, such as "`a`, `b` or `c`".
+func alternatives(values []string) string {
+	last := len(values) - 1
+	return "`" + strings.Join(values[:last], "`, `") + "` or `" + values[last] + "`"
 }
 
 // Keys are all keys, in the order of the schema.
@@ -211,11 +218,9 @@ var Keys = []Key{
 	{"frontend.permissions_policy", "",
 		"Browser features that the app uses: name to `self`, `*` and origins. An empty list denies one."},
 	{"frontend.referrer_policy", "no-referrer",
-		"Referrer-Policy: `no-referrer`, `same-origin`, `strict-origin`, `strict-origin-when-cross-origin`, " +
-			"`origin`, `origin-when-cross-origin`, `no-referrer-when-downgrade` or `unsafe-url`."},
+		"Referrer-Policy: " + alternatives(web.ReferrerPolicies()) + "."},
 	{"frontend.opener_policy", "same-origin",
-		"Cross-Origin-Opener-Policy: `same-origin`, `same-origin-allow-popups`, `noopener-allow-popups` or " +
-			"`unsafe-none`."},
+		"Cross-Origin-Opener-Policy: " + alternatives(web.OpenerPolicies()) + "."},
 	{"frontend.hsts.max_age", "8760h",
 		"How long browsers use https only, with https in `server.public_url`. `hsts: off` sends no header."},
 	{"frontend.hsts.include_subdomains", "true", "Apply that to all subdomains, too."},
