@@ -9,6 +9,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/internal/terminal"
 )
 
 // Need is something in a build that a Content-Security-Policy must allow.
@@ -34,9 +36,9 @@ type Need struct {
 // Place returns the file and line, such as "index.html:12".
 func (n Need) Place() string {
 	if n.Line == 0 {
-		return printable(n.File)
+		return terminal.OneLine(n.File)
 	}
-	return fmt.Sprintf("%s:%d", printable(n.File), n.Line)
+	return fmt.Sprintf("%s:%d", terminal.OneLine(n.File), n.Line)
 }
 
 // Problem returns what happens without the sources.
@@ -163,7 +165,7 @@ type scan struct {
 // skip notes that a file was not read.
 func (s *scan) skip(name, why string) {
 	if len(s.Notes) < maxMentions {
-		s.Notes = append(s.Notes, printable(name)+": "+printable(why))
+		s.Notes = append(s.Notes, terminal.OneLine(name)+": "+terminal.OneLine(why))
 	}
 }
 
@@ -256,7 +258,7 @@ func (s *scan) load(n Need, kind, raw string, base *url.URL) {
 	case base != nil && n.Directive != "base-uri":
 		u = base.ResolveReference(u)
 	}
-	n.What = kind + " " + printable(shorten(raw))
+	n.What = kind + " " + terminal.OneLine(shorten(raw))
 	n.url = u
 	d, _ := findDirective(n.Directive)
 	switch {
@@ -296,17 +298,6 @@ func shorten(text string) string {
 		return text
 	}
 	return strings.ToValidUTF8(text[:most], "") + "…"
-}
-
-// printable returns text of a build without control characters, as terminals
-// interpret them.
-func printable(text string) string {
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029' || c == '\u202e' || c == '\u2066' {
-			return '�'
-		}
-		return c
-	}, strings.ToValidUTF8(text, "�"))
 }
 
 // Violations returns what the Content-Security-Policy of h blocks in the build.

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/html"
+
+	"github.com/cloakroom-bff/cloakroom/internal/terminal"
 )
 
 // loads maps the elements that load something to the attributes with its URL,
@@ -136,7 +138,7 @@ func (p *pageScan) attribute(element string, a html.Attribute) {
 	case value == "":
 	case handlerName.MatchString(a.Key):
 		n := p.need("script-src", "'unsafe-hashes'", hashOf(lineEnds.Replace(a.Val)))
-		n.What = "the inline event handler " + a.Key + " of <" + printable(shorten(element)) + ">"
+		n.What = "the inline event handler " + a.Key + " of <" + terminal.OneLine(shorten(element)) + ">"
 		n.Fix = "register the handler in a script: element.addEventListener(…)"
 		if element == "link" && strings.HasPrefix(strings.ReplaceAll(value, " ", ""), "this.media=") {
 			n.Fix = "in angular.json, set optimization.styles.inlineCritical to false; elsewhere, " +
@@ -145,7 +147,7 @@ func (p *pageScan) attribute(element string, a html.Attribute) {
 		p.add(n)
 	case runningAttributes.MatchString(a.Key) && strings.HasPrefix(strings.ToLower(value), "javascript:"):
 		n := p.need("script-src")
-		n.What = "the javascript: URL in " + a.Key + " of <" + printable(shorten(element)) + ">"
+		n.What = "the javascript: URL in " + a.Key + " of <" + terminal.OneLine(shorten(element)) + ">"
 		n.Fix = "use a button with a handler in a script"
 		p.add(n)
 	case a.Key == "style":

@@ -31,12 +31,13 @@ const (
 //     without bff.
 var arrows = map[string][]string{
 	"cmd/cloakroom": {"bearer", "bff", "bff/adminpage", "session", "tokenstore", "web",
-		"internal/check", "internal/config", "internal/devidp", "internal/devserver", "internal/devtools",
-		"internal/replicas", "internal/sampleapi", "internal/scaffold", "internal/terminal", "internal/tracing"},
+		"internal/check", "internal/config", "internal/devidp", "internal/devserver",
+		"internal/devtools", "internal/loopback", "internal/replicas", "internal/sampleapi",
+		"internal/scaffold", "internal/terminal", "internal/tracing"},
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
-		"internal/configerr"},
+		"internal/configerr", "internal/loopback"},
 
 	"internal/check": {"bff/oidc", "session", "tokenstore",
 		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson",
@@ -56,8 +57,9 @@ var arrows = map[string][]string{
 
 	"session":    {"internal/configerr", "internal/flight", "internal/span"},
 	"tokenstore": {"internal/configerr"},
-	"bearer":     {"internal/configerr", "internal/flight", "internal/jwks", "internal/strictjson"},
-	"web":        {"internal/configerr", "internal/flight", "internal/loopback"},
+	"bearer": {"internal/configerr", "internal/flight", "internal/jwks", "internal/loopback",
+		"internal/strictjson"},
+	"web": {"internal/configerr", "internal/flight", "internal/loopback", "internal/terminal"},
 
 	"internal/configerr":   {},
 	"internal/descriptors": {},
@@ -83,7 +85,7 @@ var arrows = map[string][]string{
 	"docs/apis/go":               {"bearer"},
 	"internal/benchtable":        {},
 	"internal/brokertest":        {"internal/devidp", "internal/testenv"},
-	"internal/devidp":            {"internal/pagetext"},
+	"internal/devidp":            {"internal/loopback", "internal/pagetext"},
 	"internal/devserver":         {},
 	"internal/devtools":          {"bff", "bff/adminpage", "session", "internal/devidp", "internal/pagetext"},
 	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},
