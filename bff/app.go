@@ -506,7 +506,7 @@ func (a *app) serveFrontend(w *response, r *http.Request) error {
 	if a.frontend == nil {
 		return problem.NotFound
 	}
-	w.paced = a
+	w.handledBy = a
 	a.frontend.ServeHTTP(w, r)
 	w.pace.Stop()
 	limitBodyTime(w, r) // what is left of it
@@ -525,7 +525,7 @@ func (a *app) serveEndpoint(w *response, r *http.Request) error {
 	path := a.endpointPath(r.URL.Path)
 	methods := a.table[path]
 	w.metrics = cmp.Or(a.endpointMetrics[path], a.unknownEndpoint)
-	if a.devTools != nil && urlpath.Under(r.URL.Path, a.prefix+devToolsPath) {
+	if a.devTools != nil && urlpath.Under(r.URL.Path, a.prefix+DevToolsPath) {
 		return a.serveDevTools(w, r)
 	}
 	if len(methods) == 0 {

@@ -10,8 +10,8 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// devToolsPath is the path of Config.DevTools, under the prefix.
-const devToolsPath = "/dev"
+// DevToolsPath is the path of Config.DevTools, under Config.Prefix.
+const DevToolsPath = "/dev"
 
 // checkDevTools refuses Config.DevTools where others than the developer could
 // reach it.
@@ -24,7 +24,7 @@ func checkDevTools(tools http.Handler, publicURL *url.URL) error {
 
 // serveDevTools serves a request with Config.DevTools.
 func (a *app) serveDevTools(w *response, r *http.Request) error {
-	w.route = a.prefix + devToolsPath
+	w.route = a.prefix + DevToolsPath
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		if err := fetchOrForm(a, r); err != nil {
 			return err

@@ -13,7 +13,7 @@ import (
 // 500. Package web has a field for this function: Config.ErrorPage.
 func ErrorPage(w http.ResponseWriter, r *http.Request, status int) {
 	res := responseOf(w)
-	if res == nil || res.paced == nil {
+	if res == nil || res.handledBy == nil {
 		http.Error(w, http.StatusText(status), status)
 		return
 	}
@@ -26,7 +26,7 @@ func ErrorPage(w http.ResponseWriter, r *http.Request, status int) {
 		p = problem.FrontendUnavailable
 		res.page = waitingPage
 	}
-	res.paced.writeProblem(res, r, p)
+	res.handledBy.writeProblem(res, r, p)
 }
 
 // responseOf returns the Server's writer that w wraps; nil if there is none.

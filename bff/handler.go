@@ -61,7 +61,7 @@ func (a *app) serveHandler(w *response, r *http.Request, route *route) {
 	if route.MaxBody > 0 {
 		r.Body = http.MaxBytesReader(w, r.Body, route.MaxBody)
 	}
-	w.paced = a
+	w.handledBy = a
 	route.Handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), accessKey{}, &w.access)))
 	w.pace.Stop()
 	limitBodyTime(w, r)

@@ -37,10 +37,10 @@ type response struct {
 	span trace.Span // nil: there are no traces
 
 	// Of a response that no upstream sends:
-	paced   *app // whose limit of slow reading applies, and whose pages ErrorPage shows; nil: neither
-	pace    pace.Monitor
-	writing atomic.Bool // to the client
-	slow    atomic.Bool // it was aborted because the client reads too slowly
+	handledBy *app // whose Frontend or Handler responds: its pace and its error pages apply; nil: neither
+	pace      pace.Monitor
+	writing   atomic.Bool // to the client
+	slow      atomic.Bool // it was aborted because the client reads too slowly
 
 	fromFrontend bool // the server of the app's files responds, not an API
 
@@ -108,8 +108,8 @@ func (w *response) Write(b []byte) (int, error) {
 		w.closeInShutdown()
 		w.status = http.StatusOK
 	}
-	if w.paced != nil && w.bytes == 0 && !pace.IsStream(w.Header().Get("Content-Type")) {
-		w.pace.Start(w.paced.pace, w.writing.Load, w.endSlow)
+	if w.handledBy != nil && w.bytes == 0 && !pace.IsStream(w.Header().Get("Content-Type")) {
+		w.pace.Start(w.handledBy.pace, w.writing.Load, w.endSlow)
 	}
 	w.writing.Store(true)
 	n, err := w.ResponseWriter.Write(b)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/bff"
 )
 
 // LogHandler returns a handler that keeps the lines about requests for the
@@ -79,7 +81,7 @@ func readRequest(record slog.Record) request {
 // keep keeps calls of APIs, and requests that were refused. The inspector's own
 // are of no interest.
 func (t *Tools) keep(line request) {
-	if t.isAPI(line) || line.Err != "" && !strings.HasPrefix(line.Route, t.cfg.Prefix+pagePath) {
+	if t.isAPI(line) || line.Err != "" && !strings.HasPrefix(line.Route, t.cfg.Prefix+bff.DevToolsPath) {
 		t.requests.add(line)
 	}
 }

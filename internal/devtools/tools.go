@@ -41,15 +41,12 @@ type Tools struct {
 	reports  reports
 }
 
-// pagePath is the path of the page, under Config.Prefix. All else is below it.
-const pagePath = "/dev"
-
 // ReportPath is the path for reports of violations of the
 // Content-Security-Policy, under Config.Prefix.
-const ReportPath = pagePath + "/csp"
+const ReportPath = bff.DevToolsPath + "/csp"
 
 // page is the path at which browsers find the page.
-func (t *Tools) page() string { return t.cfg.Base + t.cfg.Prefix + pagePath }
+func (t *Tools) page() string { return t.cfg.Base + t.cfg.Prefix + bff.DevToolsPath }
 
 // kept is how many events and requests are kept.
 const kept = 200
@@ -58,7 +55,7 @@ const kept = 200
 func New(cfg Config) *Tools {
 	t := &Tools{cfg: cfg, mux: http.NewServeMux()}
 	t.events.max, t.requests.max = kept, kept
-	base := cfg.Prefix + pagePath
+	base := cfg.Prefix + bff.DevToolsPath
 	t.mux.HandleFunc("GET "+base, t.showPage)
 	t.mux.HandleFunc("GET "+base+"/{file}", t.serveFile)
 	t.mux.HandleFunc("POST "+base+"/expire", t.action(func(r *http.Request) (string, error) {
