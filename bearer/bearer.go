@@ -84,7 +84,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -95,6 +94,7 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/jwks"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
 // Config configures a [Verifier]. Issuer and Audience are required.
@@ -374,19 +374,12 @@ func checkURL(raw string, plain bool) (*url.URL, error) {
 	switch {
 	case err != nil || u.Host == "" || u.User != nil:
 		return nil, fmt.Errorf("%q is not a URL such as https://id.example.com", raw)
-	case u.Scheme == "https", u.Scheme == "http" && plain && isLoopback(u.Hostname()):
+	case u.Scheme == "https", u.Scheme == "http" && plain && loopback.IsHost(u.Hostname()):
 		return u, nil
 	case u.Scheme == "http" && plain:
 		return nil, fmt.Errorf("%q: http is allowed for loopback hosts only; use https", raw)
 	}
 	return nil, fmt.Errorf("%q: the scheme must be https", raw)
-}
-
-// isLoopback reports whether host is a loopback name (RFC 6761 section 6.3) or
-// address. It does not resolve names.
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
 }
 
 // ErrUnavailable reports that the issuer's keys, or its introspection endpoint,

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os/signal"
 	"syscall"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/devidp"
 	"github.com/cloakroom-bff/cloakroom/internal/devtools"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/sampleapi"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
@@ -211,7 +211,7 @@ func listenLoopback(name, addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, usageError{fmt.Errorf("%s: %q is not an address such as 127.0.0.1:8080", name, addr)}
 	}
-	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+	if !loopback.IsHost(host) {
 		return nil, usageError{fmt.Errorf(
 			"%s: %q is not on the loopback interface; the demo lets anyone sign in", name, addr)}
 	}

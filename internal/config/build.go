@@ -24,6 +24,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bearer"
 	"github.com/cloakroom-bff/cloakroom/bff"
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
 )
@@ -475,16 +476,11 @@ func (c *Config) checkListeners(problems *Errors) {
 	}
 	checkAddress("server.listen", s.Listen)
 	checkAddress("server.admin_listen", s.AdminListen)
-	if host, _, err := net.SplitHostPort(s.AdminListen); err == nil && s.AdminToken == "" && !isLoopback(host) {
+	if host, _, err := net.SplitHostPort(s.AdminListen); err == nil && s.AdminToken == "" && !loopback.IsHost(host) {
 		problems.add("server.admin_token",
 			"missing; required because server.admin_listen %q is not on the loopback interface", s.AdminListen)
 	}
 	if (s.TLS.CertFile == "") != (s.TLS.KeyFile == "") {
 		problems.add("server.tls", "set both cert_file and key_file, or neither")
 	}
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && ip.IsLoopback()
 }

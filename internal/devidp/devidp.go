@@ -32,7 +32,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"path"
@@ -42,6 +41,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
 
 // Config is the configuration of a provider. Issuer and Clients are required;
@@ -234,7 +235,7 @@ func (cfg *Config) check() (*url.URL, error) {
 
 	u, err := url.Parse(cfg.Issuer)
 	switch {
-	case err != nil || u.Scheme != "http" && u.Scheme != "https" || !isLoopback(u.Hostname()):
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || !loopback.IsHost(u.Hostname()):
 		wrong("issuer %q is not an http or https URL with a loopback host: this provider signs in anyone", cfg.Issuer)
 	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(cfg.Issuer, "#"):
 		wrong("issuer %q must have scheme, host and path only (OpenID Connect Discovery, section 3)", cfg.Issuer)
@@ -287,15 +288,10 @@ func (cfg *Config) check() (*url.URL, error) {
 	return u, errors.Join(errs...)
 }
 
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
 // ServeHTTP serves requests whose Host is a loopback host. Otherwise a page of
 // another site could sign in by DNS rebinding.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if host := (&url.URL{Host: r.Host}).Hostname(); !isLoopback(host) && !strings.HasSuffix(host, ".localhost") {
+	if host := (&url.URL{Host: r.Host}).Hostname(); !loopback.IsHost(host) {
 		http.Error(w, "this provider serves loopback hosts only", http.StatusMisdirectedRequest)
 		return
 	}

@@ -2,7 +2,7 @@
 package loopback
 
 import (
-	"net"
+	"net/netip"
 	"strings"
 )
 
@@ -10,6 +10,6 @@ import (
 // at which plain http is safe. Browsers and RFC 6761, section 6.3, treat
 // localhost and the names below it so.
 func IsHost(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || strings.HasSuffix(host, ".localhost") || ip != nil && ip.IsLoopback()
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost") || err == nil && ip.IsLoopback()
 }
