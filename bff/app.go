@@ -10,9 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,10 +20,7 @@ import (
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/bff/proxy"
-	"github.com/cloakroom-bff/cloakroom/internal/configerr"
-	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 	"github.com/cloakroom-bff/cloakroom/internal/pace"
-	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/internal/urlpath"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -143,158 +138,6 @@ var endpoints = []endpoint{
 	{"GET", "/sessions", csrfHeader, (*app).showSessions},
 	{"DELETE", "/sessions", csrfHeader, (*app).endOtherSessions},
 	{"DELETE", sessionPath, csrfHeader, (*app).endSessionByID},
-}
-
-// newApp returns an app for cfg, whose Logger is set.
-func newApp(cfg Config) (*app, error) {
-	a := &app{
-		prefix: cfg.Prefix, proxies: cfg.TrustedProxies, frontend: cfg.Frontend, devTools: cfg.DevTools,
-		page:   cfg.Page,
-		tracer: span.Tracer(cfg.TracerProvider),
-	}
-	if a.settings = cfg.PublicSettings; len(a.settings) == 0 {
-		a.settings = json.RawMessage("{}")
-	}
-	a.log = withTraces(cfg.Logger, a.tracer)
-	if a.prefix == "" {
-		a.prefix = "/bff"
-	}
-	a.adminToken, a.shutdownDelay = cfg.AdminToken, cfg.ShutdownDelay
-	a.shutdownGrace = cmp.Or(cfg.ShutdownGrace, 30*time.Second)
-	a.pace = pace.Limit{Rate: cmp.Or(cfg.BodyMinRate, pace.DefaultRate), Window: pace.DefaultWindow}
-	var errs []error
-	fail := func(err error) {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-
-	publicURL, err := parsePublicURL(cfg.PublicURL)
-	if err != nil {
-		fail(configerr.New("PublicURL", cfg.PublicURL, err))
-	} else {
-		a.origin, a.host, a.base = publicURL.Scheme+"://"+publicURL.Host, publicURL.Host, publicURL.Path
-		cfg.Cookie.InsecureHTTP, cfg.Cookie.Port = publicURL.Scheme == "http", publicURL.Port()
-		cfg.Cookie.BasePath = publicURL.Path
-	}
-	if urlpath.Check(a.prefix) != nil || a.prefix == "/" || strings.HasSuffix(a.prefix, "/") {
-		fail(configerr.New("Prefix", a.prefix, fmt.Errorf("%q is not a path such as /bff", a.prefix)))
-	}
-	fail(checkDevTools(cfg.DevTools, publicURL))
-	if err := checkPage(cfg.Page); err != nil {
-		fail(configerr.New("Page", nil, err))
-	}
-	fail(cfg.Claims.check())
-	fail(cfg.Limits.check())
-	a.limits = cfg.Limits
-	a.logins, a.exchanges = newLimiter[[16]byte](cfg.Limits.Logins), newLimiter[[16]byte](cfg.Limits.Logins)
-	a.refreshes = newLimiter[[16]byte](refreshLimit)
-	a.claims, a.keepStorage = cfg.Claims, cfg.KeepStorage
-	if cfg.Sessions.Store != nil {
-		a.store = &measuredStore{cfg.Sessions.Store, a}
-		cfg.Sessions.Store = a.store
-	}
-	fail(a.addRoutes(cfg, publicURL))
-	fail(a.addFrontendServer(cfg.FrontendServer))
-	cfg.Provider.RedirectURI = a.endpointURL("/callback")
-	cfg.Provider.ClaimMap, cfg.Provider.Logger = cfg.Claims.Map, a.log
-	cfg.Provider.TracerProvider, cfg.Sessions.TracerProvider = cfg.TracerProvider, cfg.TracerProvider
-	cfg.Provider.Observe = func(endpoint string, status int, took time.Duration) {
-		a.server.metrics.countProviderRequest(endpoint, status, took)
-	}
-	cfg.Provider.Targets, cfg.Provider.WithoutLogin = a.targets(), a.withoutLogin()
-	a.provider, err = oidc.New(cfg.Provider)
-	fail(err)
-	fail(a.setClientTokens())
-	fail(a.checkResources(cfg.Provider.Resources))
-
-	a.app = session.App{Issuer: cfg.Provider.Issuer, ClientID: cfg.Provider.ClientID, Origin: a.origin + a.base}
-	fail(a.logged.set(&cfg))
-	fail(a.users.set(cfg.LogUsers, cfg.Sessions.Keys, cfg.Provider.Issuer))
-	cfg.Sessions.App, cfg.Sessions.Logger = a.app, a.log
-	cfg.Sessions.Observe, a.maxPerUser = a.observe, cfg.Sessions.MaxPerUser
-	a.idleTimeout = cmp.Or(cfg.Sessions.IdleTimeout, session.DefaultIdleTimeout)
-	a.events, a.onEvent = newLimiter[EventKind](eventLimit), cfg.Observe
-	cfg.Sessions.Waited = recordWait
-	cfg.Sessions.Refresh = a.provider.Refresh
-	cfg.Sessions.Revoke = a.provider.Revoke
-	cfg.Sessions.Ready = a.provider.Admit
-	cfg.Sessions.Wait, cfg.Sessions.AccessTokenLifetime = cfg.Provider.Wait, cfg.Provider.AccessTokenLifetime
-	a.sessions, err = session.NewManager(cfg.Sessions)
-	fail(err)
-	if err == nil {
-		ring := a.sessions.Keyring()
-		a.cookie = session.NewCookie(ring, cfg.Cookie)
-		a.attempts = newAttempts(cfg.Cookie, ring)
-		a.attempts.refused = a.cookieRefused
-		a.pageCookies = ring.Codec("admin page", adminSignIn)
-		a.logoutStates = ring.Codec("logout state", time.Hour)
-		a.history = newHistory(cfg.Sessions, ring, a.log)
-		a.hints, err = newLogoutHints(cfg.Cookie, cfg.Sessions.Keys, a.app.Origin, cfg.Provider)
-		fail(err)
-	}
-
-	a.table = make(map[string][]endpoint)
-	for _, e := range endpoints {
-		a.table[a.prefix+e.path] = append(a.table[a.prefix+e.path], e)
-	}
-	if cfg.Client != nil {
-		serve := func(_ *app, w *response, r *http.Request) error {
-			cfg.Client.ServeHTTP(w, r)
-			return nil
-		}
-		for _, file := range []string{"/client.js", "/client.d.ts"} {
-			a.table[a.prefix+file] = []endpoint{{"GET", file, public, serve}}
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return a, nil
-}
-
-// parsePublicURL parses the URL that browsers see: a scheme, a host, and a path
-// or none. The path of the result has no slash at its end.
-func parsePublicURL(raw string) (*url.URL, error) {
-	u, err := url.Parse(raw)
-	switch {
-	case raw == "":
-		return nil, errors.New("missing")
-	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		return nil, fmt.Errorf("%q is not a URL such as https://app.example.com", raw)
-	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(raw, "#"):
-		return nil, fmt.Errorf("%q has more than a scheme, a host and a path", raw)
-	case u.Path != "" && u.Path != "/" && !isBasePath(u.EscapedPath()):
-		return nil, fmt.Errorf("%q: the path is not one such as /shop", raw)
-	case u.Scheme == "http" && !loopback.IsHost(u.Hostname()):
-		return nil, fmt.Errorf("%q: without https the session cookie is sent in plain text; "+
-			"http is for loopback hosts only", raw)
-	}
-	host, err := browserHost(u)
-	if err != nil {
-		return nil, fmt.Errorf("%q: %w", raw, err)
-	}
-	u.Host, u.Path, u.RawPath = host, strings.TrimSuffix(u.Path, "/"), ""
-	return u, nil
-}
-
-// PublicOrigin returns the origin of a public URL and the path of the app
-// there, as cookies and records are bound to them (session.App.Origin). The
-// error is that of New.
-func PublicOrigin(publicURL string) (string, error) {
-	u, err := parsePublicURL(publicURL)
-	if err != nil {
-		return "", configerr.New("PublicURL", publicURL, err)
-	}
-	return u.Scheme + "://" + u.Host + u.Path, nil
-}
-
-// isBasePath reports whether a path can be that of a public URL. It has only
-// characters that are the same in a URL, in the Path of a cookie and in a
-// header.
-func isBasePath(escaped string) bool {
-	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~/"
-	return strings.Trim(escaped, allowed) == "" && urlpath.Check(escaped) == nil
 }
 
 // start starts what runs beside requests, until close: discovery of the

@@ -42,32 +42,34 @@ type Limits struct {
 	Logins RateLimit
 }
 
-// check reports mistakes in the limits and fills in the defaults.
+// setDefaults replaces zero values by their defaults. Connections has its own.
+func (l *Limits) setDefaults() {
+	l.HeaderBytes = cmp.Or(l.HeaderBytes, 64<<10)
+	l.Logins.Rate = cmp.Or(l.Logins.Rate, 4)
+	l.Logins.Burst = cmp.Or(l.Logins.Burst, 40)
+}
+
+// check reports mistakes in limits that have their defaults.
 func (l *Limits) check() error {
 	var errs []error
 	if l.Connections < 0 {
 		errs = append(errs, configerr.New("Limits.Connections", l.Connections,
 			fmt.Errorf("%d is not a number of connections", l.Connections)))
 	}
-	if l.HeaderBytes != 0 && (l.HeaderBytes < 4<<10 || l.HeaderBytes > 1<<20) {
+	if l.HeaderBytes < 4<<10 || l.HeaderBytes > 1<<20 {
 		errs = append(errs, configerr.New("Limits.HeaderBytes", l.HeaderBytes,
 			fmt.Errorf("%d is not between 4096 and 1048576", l.HeaderBytes)))
 	}
-	l.HeaderBytes = cmp.Or(l.HeaderBytes, 64<<10)
 	if rate := l.Logins.Rate; math.IsNaN(rate) || math.IsInf(rate, 0) || rate < 0 {
 		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
 			fmt.Errorf("%v is not a rate such as 4 a second", rate)))
-	} else if rate > 0 && rate < 1.0/3600 {
+	} else if rate < 1.0/3600 {
 		errs = append(errs, configerr.New("Limits.Logins.Rate", rate,
 			fmt.Errorf("%v is less than once an hour", rate)))
-	} else if rate == 0 {
-		l.Logins.Rate = 4
 	}
-	if l.Logins.Burst < 0 || l.Logins.Burst > 1e6 {
+	if l.Logins.Burst < 1 || l.Logins.Burst > 1e6 {
 		errs = append(errs, configerr.New("Limits.Logins.Burst", l.Logins.Burst,
 			fmt.Errorf("%d is not between 1 and 1000000", l.Logins.Burst)))
-	} else if l.Logins.Burst == 0 {
-		l.Logins.Burst = 40
 	}
 	return errors.Join(errs...)
 }
