@@ -1,17 +1,13 @@
 package bff
 
 import (
-	"cmp"
-	"crypto/tls"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/cloakroom-bff/cloakroom/bff/oidc"
 	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
@@ -62,88 +58,66 @@ var (
 	addedBuckets    = []float64{.0005, .001, .0025, .005, .01, .05, .25, 1, 5}
 )
 
+func newCounter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func newCounters(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func newHistograms(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+}
+
 func newMetrics() *metrics {
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_requests_total",
-			Help: "Requests that ended. A client that left before the response counts as 4xx, " +
-				"a switch to a WebSocket as 2xx.",
-		}, []string{"route", "class"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cloakroom_request_duration_seconds",
-			Help: "Time from the header of a request to the end of its response, " +
-				"without event streams and WebSockets.",
-			Buckets: durationBuckets,
-		}, []string{"route", "class"}),
-		upstream: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cloakroom_upstream_duration_seconds",
-			Help: "Time from sending a request to the upstream to the header of its response, or to the " +
-				"failure, retries included.",
-			Buckets: durationBuckets,
-		}, []string{"route", "upstream"}),
-		added: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cloakroom_added_duration_seconds",
-			Help: "Time that Cloakroom added before the header of an upstream's response, the session store " +
-				"included: without the upstream, and without waiting for a token refresh.",
-			Buckets: addedBuckets,
-		}, []string{"route"}),
-		aborted: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_responses_aborted_total",
-			Help: "Responses that ended too early, because of the upstream or a body that was too slow. " +
-				"In cloakroom_requests_total they have the class of their status.",
-		}, []string{"route"}),
-		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_logins_total",
-			Help: "Steps of logins: started (a browser was sent to the provider), returned (it came back), " +
-				"completed (a session began), refused, and not_signed_in (a silent login found no session at " +
-				"the provider).",
-		}, []string{"result"}),
-		loginsRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_logins_refused_total",
-			Help: "Logins that were not started or did not succeed, by the code of the error.",
-		}, []string{"reason"}),
-		started: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cloakroom_sessions_started_total",
-			Help: "Sessions that began on this replica.",
-		}),
-		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_sessions_ended_total",
-			Help: "Ends of sessions, each counted on one replica. One that expired (idle, lifetime) is counted " +
-				"when its cookie comes back, so many of these are never counted.",
-		}, []string{"reason"}),
-		returned: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_ended_sessions_returned_total",
-			Help: "Ended sessions whose cookie came back to this replica, by the reason of the end.",
-		}, []string{"reason"}),
-		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_refreshes_total",
-			Help: "Token refreshes: success, error (tried again), outage (the provider fails for all sessions), " +
-				"user_required (the user has to sign in again), and refused (the session has ended).",
-		}, []string{"result"}),
-		csrfRefused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cloakroom_csrf_refused_total",
-			Help: "Requests that did not prove that they come from a page of this origin.",
-		}),
-		logoutRefused: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_logouts_refused_total",
-			Help: "Logout requests of the provider that were not accepted, by the code of the error.",
-		}, []string{"reason"}),
-		adminRefused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cloakroom_admin_refused_total",
-			Help: "Requests to the admin listener without a valid token, or from elsewhere.",
-		}),
+		requests: newCounters("cloakroom_requests_total",
+			"Requests that ended. A client that left before the response counts as 4xx, "+
+				"a switch to a WebSocket as 2xx.", "route", "class"),
+		duration: newHistograms("cloakroom_request_duration_seconds",
+			"Time from the header of a request to the end of its response, "+
+				"without event streams and WebSockets.", durationBuckets, "route", "class"),
+		upstream: newHistograms("cloakroom_upstream_duration_seconds",
+			"Time from sending a request to the upstream to the header of its response, or to the "+
+				"failure, retries included.", durationBuckets, "route", "upstream"),
+		added: newHistograms("cloakroom_added_duration_seconds",
+			"Time that Cloakroom added before the header of an upstream's response, the session store "+
+				"included: without the upstream, and without waiting for a token refresh.", addedBuckets, "route"),
+		aborted: newCounters("cloakroom_responses_aborted_total",
+			"Responses that ended too early, because of the upstream or a body that was too slow. "+
+				"In cloakroom_requests_total they have the class of their status.", "route"),
+		logins: newCounters("cloakroom_logins_total",
+			"Steps of logins: started (a browser was sent to the provider), returned (it came back), "+
+				"completed (a session began), refused, and not_signed_in (a silent login found no session at "+
+				"the provider).", "result"),
+		loginsRefused: newCounters("cloakroom_logins_refused_total",
+			"Logins that were not started or did not succeed, by the code of the error.", "reason"),
+		started: newCounter("cloakroom_sessions_started_total",
+			"Sessions that began on this replica."),
+		ended: newCounters("cloakroom_sessions_ended_total",
+			"Ends of sessions, each counted on one replica. One that expired (idle, lifetime) is counted "+
+				"when its cookie comes back, so many of these are never counted.", "reason"),
+		returned: newCounters("cloakroom_ended_sessions_returned_total",
+			"Ended sessions whose cookie came back to this replica, by the reason of the end.", "reason"),
+		refreshes: newCounters("cloakroom_refreshes_total",
+			"Token refreshes: success, error (tried again), outage (the provider fails for all sessions), "+
+				"user_required (the user has to sign in again), and refused (the session has ended).", "result"),
+		csrfRefused: newCounter("cloakroom_csrf_refused_total",
+			"Requests that did not prove that they come from a page of this origin."),
+		logoutRefused: newCounters("cloakroom_logouts_refused_total",
+			"Logout requests of the provider that were not accepted, by the code of the error.", "reason"),
+		adminRefused: newCounter("cloakroom_admin_refused_total",
+			"Requests to the admin listener without a valid token, or from elsewhere."),
 		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "cloakroom_refresh_wait_duration_seconds",
 			Help:    "Time that requests waited for a token refresh. Most requests wait for none.",
 			Buckets: durationBuckets,
 		}),
-		provider: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cloakroom_provider_request_duration_seconds",
-			Help: "Time from sending a request to the provider to the header of its response, or to the failure. " +
-				"The endpoint is token, discovery, jwks, userinfo, revocation, pushed_authorization_request or " +
-				"provider (any other); the class is none without a response.",
-			Buckets: durationBuckets,
-		}, []string{"endpoint", "class"}),
+		provider: newHistograms("cloakroom_provider_request_duration_seconds",
+			"Time from sending a request to the provider to the header of its response, or to the failure. "+
+				"The endpoint is token, discovery, jwks, userinfo, revocation, pushed_authorization_request or "+
+				"provider (any other); the class is none without a response.", durationBuckets, "endpoint", "class"),
 		store: newStoreMetrics(),
 		apps:  make(map[*app]struct{}),
 	}
@@ -356,200 +330,4 @@ func (m *metrics) remove(a *app) {
 	stats := a.sessions.Stats()
 	m.hits += stats.CacheHits
 	m.misses += stats.CacheMisses
-}
-
-// Metrics whose values are read at a scrape.
-var (
-	inFlightDesc = prometheus.NewDesc("cloakroom_requests_in_flight",
-		"Requests in flight, event streams and WebSockets included.", nil, nil)
-	streamsDesc = prometheus.NewDesc("cloakroom_streams",
-		"Event streams and WebSockets that are open, those of session events included.", nil, nil)
-	upstreamUpDesc = prometheus.NewDesc("cloakroom_upstream_up",
-		"1 unless the last requests to all addresses of the upstream failed.", []string{"route", "upstream"}, nil)
-	connectionsDesc = prometheus.NewDesc("cloakroom_connections",
-		"Open connections of the public listener.", nil, nil)
-	connectionsLimitDesc = prometheus.NewDesc("cloakroom_connections_limit",
-		"How many connections may be open (server.limits.connections).", nil, nil)
-	refusalsDesc = prometheus.NewDesc("cloakroom_refusals_total",
-		"Connections and requests that were refused because of a limit, by the limit.", []string{"limit"}, nil)
-	providerUpDesc = prometheus.NewDesc("cloakroom_provider_up",
-		"1 if the provider was discovered, and responds to token requests.", nil, nil)
-	breakerDesc = prometheus.NewDesc("cloakroom_provider_breaker_state",
-		"1 for the state in which the circuit breaker of token requests is.", []string{"state"}, nil)
-	invalidationDesc = prometheus.NewDesc("cloakroom_invalidation_up",
-		"1 if the store announces changes by other replicas. Otherwise no cached session is used.", nil, nil)
-	cacheDesc = prometheus.NewDesc("cloakroom_session_cache_requests_total",
-		"Sessions that were looked up in the cache, by the result.", []string{"result"}, nil)
-	refreshingDesc = prometheus.NewDesc("cloakroom_refreshes_in_flight",
-		"Token refreshes in flight on this replica, those that wait for another replica included.", nil, nil)
-	waitersDesc = prometheus.NewDesc("cloakroom_refresh_waiters",
-		"Requests that wait for a token refresh.", nil, nil)
-	cookiesDesc = prometheus.NewDesc("cloakroom_cookies_refused_total",
-		"Requests with a cookie of a session or a login that was not used, by the reason.", []string{"kind"}, nil)
-
-	unreportedDesc = prometheus.NewDesc("cloakroom_events_unreported_total",
-		"Security events that were counted, but neither logged nor audited, because there were too many.", nil, nil)
-	certificateDesc = prometheus.NewDesc("cloakroom_certificate_expiry_seconds",
-		"Time until a certificate expires, negative afterwards: that of the public listener (server), our own as "+
-			"a client (client), those that the provider and the upstreams showed last (provider, upstream).",
-		[]string{"certificate", "name"}, nil)
-)
-
-// Describe sends the descriptions of all metrics. With Collect, it makes a
-// Server a prometheus.Collector. Register it once.
-func (s *Server) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range s.metrics.collectors() {
-		c.Describe(ch)
-	}
-	for _, d := range []*prometheus.Desc{
-		inFlightDesc, streamsDesc, upstreamUpDesc, connectionsDesc, connectionsLimitDesc, refusalsDesc,
-		providerUpDesc, breakerDesc, invalidationDesc, cacheDesc, refreshingDesc, waitersDesc, cookiesDesc,
-		unreportedDesc, certificateDesc,
-	} {
-		ch <- d
-	}
-}
-
-// Collect sends all metrics. It calls neither the store nor the provider.
-func (s *Server) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range s.metrics.collectors() {
-		c.Collect(ch)
-	}
-	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
-	}
-	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
-	}
-
-	total := s.metrics.read()
-	gauge(inFlightDesc, float64(total.requests))
-	gauge(streamsDesc, float64(total.streams))
-	gauge(refreshingDesc, float64(total.Refreshing))
-	gauge(waitersDesc, float64(total.Waiting))
-	counter(cacheDesc, total.CacheHits, "hit")
-	counter(cacheDesc, total.CacheMisses, "miss")
-
-	open, limit := s.conns.count()
-	gauge(connectionsDesc, float64(open))
-	gauge(connectionsLimitDesc, float64(limit))
-	for _, limit := range []Refusal{
-		RefusalConnections, RefusalDescriptors, RefusalWaiting, RefusalHeader, RefusalRequests, RefusalMemory,
-	} {
-		counter(refusalsDesc, s.Refused(limit), string(limit))
-	}
-	for _, state := range []session.CookieState{
-		session.CookieForeign, session.CookieUnopenable, session.CookieDuplicate,
-	} {
-		counter(cookiesDesc, s.CookiesRefused(state), string(state))
-	}
-
-	counter(unreportedDesc, s.unreported.total.Load())
-
-	a := s.current.Load()
-	gauge(providerUpDesc, oneIf(a.provider.Status() == nil))
-	for _, state := range []oidc.BreakerState{oidc.BreakerClosed, oidc.BreakerHalfOpen, oidc.BreakerOpen} {
-		gauge(breakerDesc, oneIf(a.provider.Breaker() == state), string(state))
-	}
-	gauge(invalidationDesc, oneIf(a.sessions.CacheValid()))
-	for _, route := range a.proxied() {
-		for server, up := range route.upstreamsUp() {
-			gauge(upstreamUpDesc, oneIf(up), route.Path, server)
-		}
-	}
-	for cert, expiry := range s.certificates(a) {
-		gauge(certificateDesc, time.Until(expiry).Seconds(), cert.kind, cert.name)
-	}
-}
-
-// certificateLabels are the labels of a certificate.
-type certificateLabels struct{ kind, name string }
-
-// certificates returns when the certificates that are known expire.
-func (s *Server) certificates(a *app) map[certificateLabels]time.Time {
-	all := make(map[certificateLabels]time.Time)
-	add := func(kind, name string, expiry time.Time) {
-		labels := certificateLabels{kind, name}
-		if before, ok := all[labels]; !expiry.IsZero() && (!ok || expiry.Before(before)) {
-			all[labels] = expiry
-		}
-	}
-	addOwn := func(kind string, cert *tls.Certificate) {
-		if cert != nil && cert.Leaf != nil {
-			name := cert.Leaf.Subject.CommonName
-			if len(cert.Leaf.DNSNames) > 0 {
-				name = cert.Leaf.DNSNames[0]
-			}
-			add(kind, name, cert.Leaf.NotAfter)
-		}
-	}
-	if s.tls != nil {
-		addOwn("server", served(s.tls))
-	}
-	addOwn("client", a.provider.Config().ClientCertificate)
-	_, issuer, _ := strings.Cut(a.provider.IssuerOrigin(), "://")
-	for host, expiry := range a.provider.CertificateExpiry() {
-		add("provider", cmp.Or(host, issuer), expiry)
-	}
-	for _, route := range a.proxied() {
-		if route.TLS != nil {
-			for i := range route.TLS.Certificates {
-				addOwn("client", &route.TLS.Certificates[i])
-			}
-		}
-		for i, server := range route.proxy.Servers() {
-			add("upstream", server, route.proxy.CertificateExpiry(i))
-		}
-	}
-	return all
-}
-
-// totals are the sums over all configurations that have requests.
-type totals struct {
-	session.Stats
-	requests int64
-	streams  int
-}
-
-func (m *metrics) read() totals {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	t := totals{Stats: session.Stats{CacheHits: m.hits, CacheMisses: m.misses}}
-	for a := range m.apps {
-		stats := a.sessions.Stats()
-		t.CacheHits += stats.CacheHits
-		t.CacheMisses += stats.CacheMisses
-		t.Refreshing += stats.Refreshing
-		t.Waiting += stats.Waiting
-		t.requests += a.requests.Load()
-		t.streams += a.upstreams.Streams() + a.streams.count()
-	}
-	return t
-}
-
-// upstreamsUp returns for each server of the route whether one of its addresses
-// has not failed.
-func (route *route) upstreamsUp() map[string]bool {
-	up := make(map[string]bool)
-	known := route.proxy.Status()
-	for i, server := range route.proxy.Servers() {
-		ofServer, failed := 0, 0
-		for _, status := range known {
-			if status.Server == i {
-				ofServer++
-				if status.Failed {
-					failed++
-				}
-			}
-		}
-		up[server] = up[server] || failed < max(ofServer, 1)
-	}
-	return up
-}
-
-func oneIf(condition bool) float64 {
-	if condition {
-		return 1
-	}
-	return 0
 }

@@ -29,15 +29,10 @@ var storeBuckets = []float64{.0005, .001, .0025, .005, .025, .1, .5, 2.5}
 
 func newStoreMetrics() storeMetrics {
 	m := storeMetrics{
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "cloakroom_store_duration_seconds",
-			Help:    "Time of calls to the session store, retries included.",
-			Buckets: storeBuckets,
-		}, []string{"operation"}),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cloakroom_store_errors_total",
-			Help: "Calls to the session store that failed. A record that does not exist is no error.",
-		}, []string{"operation"}),
+		duration: newHistograms("cloakroom_store_duration_seconds",
+			"Time of calls to the session store, retries included.", storeBuckets, "operation"),
+		errors: newCounters("cloakroom_store_errors_total",
+			"Calls to the session store that failed. A record that does not exist is no error.", "operation"),
 		calls: make(map[string]storeCall),
 	}
 	for _, operation := range []string{
