@@ -124,82 +124,92 @@ var claimsRead = []string{
 // not a date, and an acr that is a number or a boolean. A check that needs such
 // a claim, such as RequireFresh, then fails.
 func readToken(payload []byte, anyType bool) (*Token, error) {
-	t := &Token{Claims: payload}
-	var client []byte // a claim used instead of client_id
-	var scopes, scp []string
-	err := strictjson.Members(payload, nil, func(name, value []byte) (err error) {
-		if strictjson.IsNull(value) && slices.Contains(optionalClaims, string(name)) {
-			return nil
-		}
-		switch string(name) {
-		case "iss":
-			t.Issuer, err = strictjson.Text(value)
-		case "sub":
-			t.Subject, err = strictjson.Text(value)
-		case "client_id":
-			t.ClientID, err = strictjson.Text(value)
-		case "azp", "cid", "appid":
-			if anyType && (client == nil || string(name) == "azp") {
-				client = value
-			}
-		case "aud":
-			t.Audience, err = strictjson.Texts(value)
-		case "scope": // IdentityServer sends an array
-			scopes, err = strictjson.Texts(value)
-		case "scp":
-			if anyType {
-				scp, err = strictjson.Texts(value)
-			}
-		case "exp":
-			t.Expiry, err = strictjson.Date(value)
-		case "nbf":
-			t.notBefore, err = strictjson.Date(value)
-		case "iat":
-			t.IssuedAt, err = strictjson.Date(value)
-		case "jti":
-			t.ID, err = strictjson.Text(value)
-		case "acr":
-			if value[0] == '"' || value[0] == '[' || value[0] == '{' {
-				t.ACR, err = strictjson.Text(value)
-			}
-		case "auth_time": // AD FS sends a string
-			t.AuthTime, _ = strictjson.Date(value)
-		case "cnf":
-			t.cnf, err = readConfirmation(value)
-		case "nonce", "at_hash", "c_hash", "events":
-			t.foreign = string(name)
-		case "token_use", "typ": // the kind of token with some issuers
-			switch kind, _ := strictjson.Text(value); kind {
-			case "id", "ID", "refresh", "refresh_token", "Refresh", "Offline", "Logout":
-				t.foreign = string(name)
-			}
-		default:
-			for _, known := range claimsRead {
-				if strings.EqualFold(known, string(name)) {
-					return fmt.Errorf("%.40q must be written %s", name, known)
-				}
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		return nil
-	})
-	if err == nil && t.ClientID == "" && client != nil {
-		if t.ClientID, err = strictjson.Text(client); err != nil {
+	r := tokenReader{token: &Token{Claims: payload}, anyType: anyType}
+	err := strictjson.Members(payload, nil, r.readClaim)
+	if err == nil && r.token.ClientID == "" && r.client != nil {
+		if r.token.ClientID, err = strictjson.Text(r.client); err != nil {
 			err = fmt.Errorf("client: %w", err)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	if strings.Join(scopes, "") == "" {
-		scopes = scp
+	if strings.Join(r.scopes, "") == "" {
+		r.scopes = r.scp
 	}
-	for _, s := range scopes {
-		t.Scopes = append(t.Scopes, splitScope(s)...)
+	for _, s := range r.scopes {
+		r.token.Scopes = append(r.token.Scopes, splitScope(s)...)
 	}
-	return t, nil
+	return r.token, nil
+}
+
+// tokenReader is a token while its claims are read.
+type tokenReader struct {
+	token       *Token
+	anyType     bool
+	client      []byte // a claim used instead of client_id
+	scopes, scp []string
+}
+
+// readClaim reads one claim.
+func (r *tokenReader) readClaim(name, value []byte) (err error) {
+	t := r.token
+	if strictjson.IsNull(value) && slices.Contains(optionalClaims, string(name)) {
+		return nil
+	}
+	switch string(name) {
+	case "iss":
+		t.Issuer, err = strictjson.Text(value)
+	case "sub":
+		t.Subject, err = strictjson.Text(value)
+	case "client_id":
+		t.ClientID, err = strictjson.Text(value)
+	case "azp", "cid", "appid":
+		if r.anyType && (r.client == nil || string(name) == "azp") {
+			r.client = value
+		}
+	case "aud":
+		t.Audience, err = strictjson.Texts(value)
+	case "scope": // IdentityServer sends an array
+		r.scopes, err = strictjson.Texts(value)
+	case "scp":
+		if r.anyType {
+			r.scp, err = strictjson.Texts(value)
+		}
+	case "exp":
+		t.Expiry, err = strictjson.Date(value)
+	case "nbf":
+		t.notBefore, err = strictjson.Date(value)
+	case "iat":
+		t.IssuedAt, err = strictjson.Date(value)
+	case "jti":
+		t.ID, err = strictjson.Text(value)
+	case "acr":
+		if value[0] == '"' || value[0] == '[' || value[0] == '{' {
+			t.ACR, err = strictjson.Text(value)
+		}
+	case "auth_time": // AD FS sends a string
+		t.AuthTime, _ = strictjson.Date(value)
+	case "cnf":
+		t.cnf, err = readConfirmation(value)
+	case "nonce", "at_hash", "c_hash", "events":
+		t.foreign = string(name)
+	case "token_use", "typ": // the kind of token with some issuers
+		switch kind, _ := strictjson.Text(value); kind {
+		case "id", "ID", "refresh", "refresh_token", "Refresh", "Offline", "Logout":
+			t.foreign = string(name)
+		}
+	default:
+		for _, known := range claimsRead {
+			if strings.EqualFold(known, string(name)) {
+				return fmt.Errorf("%.40q must be written %s", name, known)
+			}
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
 }
 
 // optionalClaims lists the claims that count as missing if they are null.
