@@ -290,7 +290,7 @@ func (c *Client) push(ctx context.Context, m *metadata, q url.Values, r Request)
 	if err != nil {
 		return nil, err
 	}
-	body, err := c.post(ctx, c.client, m, m.Pushed, q, key, http.StatusCreated)
+	body, err := c.post(ctx, m, formRequest{c.client, m.Pushed, q, key}, http.StatusCreated)
 	if err != nil {
 		return nil, parError(err)
 	}

@@ -35,7 +35,7 @@ func (c *Client) CheckClient(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.post(ctx, c.client, m, m.Token, form, private, http.StatusOK)
+	_, err = c.post(ctx, m, formRequest{c.client, m.Token, form, private}, http.StatusOK)
 	switch {
 	case err == nil:
 		return errors.New("the provider accepted a made-up code")

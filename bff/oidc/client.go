@@ -34,7 +34,6 @@ import (
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
-	"github.com/cloakroom-bff/cloakroom/internal/span"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -117,44 +116,24 @@ func New(cfg Config) (*Client, error) {
 	if !slices.Contains(cfg.Scopes, "openid") {
 		cfg.Scopes = append([]string{"openid"}, cfg.Scopes...)
 	}
-	certificates := new(peerCertificates)
-	client := new(http.Client)
-	if cfg.HTTPClient != nil {
-		*client = *cfg.HTTPClient
-		if cfg.RootCAs != nil || cfg.ClientCertificate != nil {
-			fail("HTTPClient", nil, errors.New("it has a transport of its own, which RootCAs and "+
-				"ClientCertificate would have no part in"))
-		}
-	} else {
-		transport := newProviderTransport(&cfg)
-		transport.TLSClientConfig.VerifyConnection = certificates.record
-		client.Transport = transport
+	if cfg.HTTPClient != nil && (cfg.RootCAs != nil || cfg.ClientCertificate != nil) {
+		fail("HTTPClient", nil, errors.New("it has a transport of its own, which RootCAs and "+
+			"ClientCertificate would have no part in"))
 	}
-	client.Timeout = cmp.Or(client.Timeout, providerTimeout)
-	client.CheckRedirect = func(*http.Request, []*http.Request) error {
-		// A redirected token request would send the secret and the refresh
-		// token to another server.
-		return http.ErrUseLastResponse
-	}
-	client.Transport = limitResponses{client.Transport}
-	tokenClient := *client
-	tokenClient.Timeout = 0
 	p := &Client{
-		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger, certificates: certificates,
-		client: client, tokenClient: &tokenClient, ready: make(chan struct{}), attempted: make(chan struct{}),
+		cfg: cfg, keys: keys, targets: make(map[string]Target), log: cfg.Logger,
+		certificates: new(peerCertificates),
+		ready:        make(chan struct{}), attempted: make(chan struct{}),
 		idTokenFetches: rate.NewLimiter(rate.Every(10*time.Second), 3),
 		logoutFetches:  rate.NewLimiter(rate.Every(700*time.Millisecond), 3),
 	}
 	for _, t := range cfg.Targets {
 		p.targets[t.Key()] = t
 	}
-	if tracer := span.Tracer(cfg.TracerProvider); tracer != nil {
-		client.Transport = tracedTransport{client.Transport, p, tracer}
-	}
-	if cfg.Observe != nil {
-		client.Transport = observedTransport{client.Transport, p}
-	}
-	tokenClient.Transport = client.Transport
+	p.client = p.newHTTPClient()
+	tokenClient := *p.client
+	tokenClient.Timeout = 0
+	p.tokenClient = &tokenClient
 	p.breaker = newBreaker(cfg.Logger, p.probe)
 	return p, errors.Join(errs...)
 }

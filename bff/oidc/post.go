@@ -18,24 +18,28 @@ import (
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
-// post sends a form to one of the provider's endpoints, authenticated as this
-// client, with a DPoP proof unless key is nil. It returns the body of a
+// formRequest is a form for one of the provider's endpoints.
+type formRequest struct {
+	client   *http.Client
+	endpoint string // URL
+	form     url.Values
+	key      *ecdsa.PrivateKey // of the DPoP proof; nil: there is none
+}
+
+// post sends a form, authenticated as this client. It returns the body of a
 // response with the wanted status. Its error wraps session.ErrRefused or
 // session.ErrUserRequired, or is a *session.RefreshError, or as do returns it.
-func (c *Client) post(
-	ctx context.Context, client *http.Client, m *metadata, endpoint string,
-	form url.Values, key *ecdsa.PrivateKey, want int,
-) ([]byte, error) {
+func (c *Client) post(ctx context.Context, m *metadata, r formRequest, want int) ([]byte, error) {
 	for first := true; ; first = false {
-		resp, body, err := c.postOnce(ctx, client, m, endpoint, form, key)
+		resp, body, err := c.postOnce(ctx, m, r)
 		if err != nil {
 			return nil, err
 		}
 		if resp.StatusCode == want {
 			return body, nil
 		}
-		refusal := c.parseError(resp.StatusCode, body, form)
-		if first && key != nil && refusal.Code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
+		refusal := c.parseError(resp.StatusCode, body, r.form)
+		if first && r.key != nil && refusal.Code == "use_dpop_nonce" && dpop.NonceOf(resp.Header) != "" { // RFC 9449 8
 			continue
 		}
 		if refusal.Code == "invalid_grant" && resp.StatusCode/100 == 4 && !refusal.serverFault() {
@@ -48,33 +52,30 @@ func (c *Client) post(
 	}
 }
 
-// postOnce sends form once. Each request has a new client assertion and a new
+// postOnce sends a form once. Each request has a new client assertion and a new
 // DPoP proof, because a provider accepts neither twice.
-func (c *Client) postOnce(
-	ctx context.Context, client *http.Client, m *metadata, endpoint string,
-	form url.Values, key *ecdsa.PrivateKey,
-) (*http.Response, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, nil)
+func (c *Client) postOnce(ctx context.Context, m *metadata, r formRequest) (*http.Response, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.endpoint, nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.authenticate(m, req, form); err != nil {
+	if err := c.authenticate(m, req, r.form); err != nil {
 		return nil, nil, err
 	}
-	text := form.Encode()
+	text := r.form.Encode()
 	req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil }
 	req.Body, _ = req.GetBody() // a request of which nothing was written is sent on another connection
 	req.ContentLength = int64(len(text))
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
-	if key != nil {
-		signed, err := dpop.Proof(key, http.MethodPost, req.URL, "", c.nonces.get(req.URL))
+	if r.key != nil {
+		signed, err := dpop.Proof(r.key, http.MethodPost, req.URL, "", c.nonces.get(req.URL))
 		if err != nil {
 			return nil, nil, err
 		}
 		req.Header.Set("DPoP", signed)
 	}
-	return c.do(client, req)
+	return c.do(r.client, req)
 }
 
 // do makes a request of the provider, and reads the whole response. Its error

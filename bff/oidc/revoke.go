@@ -34,7 +34,7 @@ func (c *Client) Revoke(ctx context.Context, t session.Tokens) error {
 		}
 		revoking.Go(func() {
 			form := url.Values{"token": {t.value}, "token_type_hint": {t.hint}}
-			_, err := c.post(ctx, c.client, m, m.Revocation, form, nil, http.StatusOK)
+			_, err := c.post(ctx, m, formRequest{c.client, m.Revocation, form, nil}, http.StatusOK)
 			var refusal *Error
 			if errors.As(err, &refusal) && refusal.Code == "unsupported_token_type" && t.hint == "access_token" {
 				return // RFC 7009 2.2.1: it ends by itself, soon

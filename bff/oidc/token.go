@@ -123,7 +123,7 @@ func (c *Client) requestTokens(
 			c.breaker.report(sent, err)
 		}
 	}()
-	body, err := c.post(ctx, c.tokenClient, m, m.Token, form, private, http.StatusOK)
+	body, err := c.post(ctx, m, formRequest{c.tokenClient, m.Token, form, private}, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}

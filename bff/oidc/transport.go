@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -8,7 +9,35 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/cloakroom-bff/cloakroom/internal/span"
 )
+
+// newHTTPClient returns the client for requests to the provider.
+func (c *Client) newHTTPClient() *http.Client {
+	client := new(http.Client)
+	if c.cfg.HTTPClient != nil {
+		*client = *c.cfg.HTTPClient
+	} else {
+		transport := newProviderTransport(&c.cfg)
+		transport.TLSClientConfig.VerifyConnection = c.certificates.record
+		client.Transport = transport
+	}
+	client.Timeout = cmp.Or(client.Timeout, providerTimeout)
+	client.CheckRedirect = func(*http.Request, []*http.Request) error {
+		// A redirected token request would send the secret and the refresh
+		// token to another server.
+		return http.ErrUseLastResponse
+	}
+	client.Transport = limitResponses{client.Transport}
+	if tracer := span.Tracer(c.cfg.TracerProvider); tracer != nil {
+		client.Transport = tracedTransport{client.Transport, c, tracer}
+	}
+	if c.cfg.Observe != nil {
+		client.Transport = observedTransport{client.Transport, c}
+	}
+	return client
+}
 
 // newProviderTransport returns the transport for requests to the provider. It
 // uses HTTP/1.1, where a connection carries one request at a time. So a
