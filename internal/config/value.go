@@ -26,87 +26,115 @@ func setText(v reflect.Value, text string) error {
 	switch p := v.Addr().Interface().(type) {
 	case *string:
 		*p = text
+		return nil
 	case *session.Secret:
 		*p = session.Secret(cleanSecret(text))
-	case *time.Duration:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 90s, 30m or 12h", text)
-		}
-		if d <= 0 {
-			return fmt.Errorf("%q is not greater than zero", text)
-		}
-		*p = d
-	case *Delay:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 0s or 5s", text)
-		}
-		if d < 0 {
-			return fmt.Errorf("%q is negative", text)
-		}
-		*p = Delay(d)
-	case *MaxAge:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a duration such as 8760h or 0s", text)
-		}
-		if d < 0 {
-			return fmt.Errorf("%q is negative", text)
-		}
-		*p = cmp.Or(MaxAge(d), forgetHSTS)
-	case *HSTS:
-		if text != "off" && text != "false" { // Helm writes the latter
-			return fmt.Errorf("%q is neither off nor a mapping with max_age and include_subdomains", text)
-		}
-		*p = HSTS{MaxAge: noHSTS}
-	case *int:
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			return fmt.Errorf("%q is not a whole number", text)
-		}
-		*p = n
-	case *bool:
-		b, err := strconv.ParseBool(text)
-		if err != nil {
-			return fmt.Errorf("%q is neither true nor false", text)
-		}
-		*p = b
-	case *ByteSize:
-		n, err := parseSize(text)
-		if err != nil {
-			return err
-		}
-		*p = n
-	case *EventRate:
-		rate, err := parseRate(text)
-		if err != nil {
-			return err
-		}
-		*p = rate
-	case *BurstSize:
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return fmt.Errorf("%q is not a whole number of 1 or more", text)
-		}
-		*p = BurstSize(n)
-	case *ByteRate:
-		n, err := parseByteRate(text)
-		if err != nil {
-			return err
-		}
-		*p = n
+		return nil
 	case *[]string:
 		*p = splitList(text)
+		return nil
 	case *[]session.Secret:
 		*p = nil
 		for _, item := range splitList(text) {
 			*p = append(*p, session.Secret(item))
 		}
-	default:
-		return errors.New("must be written as YAML")
+		return nil
+	case *time.Duration:
+		return parseInto(p, text, parseDuration)
+	case *Delay:
+		return parseInto(p, text, parseDelay)
+	case *MaxAge:
+		return parseInto(p, text, parseMaxAge)
+	case *HSTS:
+		return parseInto(p, text, parseHSTS)
+	case *int:
+		return parseInto(p, text, parseInt)
+	case *bool:
+		return parseInto(p, text, parseBool)
+	case *ByteSize:
+		return parseInto(p, text, parseSize)
+	case *ByteRate:
+		return parseInto(p, text, parseByteRate)
+	case *EventRate:
+		return parseInto(p, text, parseRate)
+	case *BurstSize:
+		return parseInto(p, text, parseBurst)
 	}
-	return nil
+	return errors.New("must be written as YAML")
+}
+
+// parseInto sets *p to what parse returns for text, unless it fails.
+func parseInto[T any](p *T, text string, parse func(text string) (T, error)) error {
+	value, err := parse(text)
+	if err == nil {
+		*p = value
+	}
+	return err
+}
+
+func parseDuration(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%q is not a duration such as 90s, 30m or 12h", text)
+	case d <= 0:
+		return 0, fmt.Errorf("%q is not greater than zero", text)
+	}
+	return d, nil
+}
+
+func parseDelay(text string) (Delay, error) {
+	d, err := parseNotNegative(text, "0s or 5s")
+	return Delay(d), err
+}
+
+func parseMaxAge(text string) (MaxAge, error) {
+	d, err := parseNotNegative(text, "8760h or 0s")
+	return cmp.Or(MaxAge(d), forgetHSTS), err
+}
+
+// parseNotNegative parses a duration that can be zero. examples are for the
+// error.
+func parseNotNegative(text, examples string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%q is not a duration such as %s", text, examples)
+	case d < 0:
+		return 0, fmt.Errorf("%q is negative", text)
+	}
+	return d, nil
+}
+
+func parseHSTS(text string) (HSTS, error) {
+	if text != "off" && text != "false" { // Helm writes the latter
+		return HSTS{}, fmt.Errorf("%q is neither off nor a mapping with max_age and include_subdomains", text)
+	}
+	return HSTS{MaxAge: noHSTS}, nil
+}
+
+func parseInt(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a whole number", text)
+	}
+	return n, nil
+}
+
+func parseBool(text string) (bool, error) {
+	b, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, fmt.Errorf("%q is neither true nor false", text)
+	}
+	return b, nil
+}
+
+func parseBurst(text string) (BurstSize, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("%q is not a whole number of 1 or more", text)
+	}
+	return BurstSize(n), nil
 }
 
 // cleanSecret returns a secret without what files and shells add to it: white
