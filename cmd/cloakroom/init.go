@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -74,6 +73,7 @@ answers are asked. Files that exist are kept.`,
 func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 	in := bufio.NewScanner(io.LimitReader(c.InOrStdin(), 64<<10))
 	interactive := isTerminal(c.InOrStdin())
+	isURL := func(text string) error { return scaffold.CheckURL(text, "https://id.example.com") }
 	question := func(option, text, example string, answer *string, check func(string) error) error {
 		for *answer == "" {
 			if !interactive {
@@ -95,7 +95,7 @@ func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 		return nil
 	}
 	if err := question("issuer", "URL of your identity provider", "https://id.example.com/realms/main",
-		&answers.Issuer, checkURL); err != nil {
+		&answers.Issuer, isURL); err != nil {
 		return err
 	}
 	anything := func(string) error { return nil }
@@ -103,7 +103,7 @@ func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 		return err
 	}
 	if err := question("public-url", "URL of the app in production", "https://app.example.com",
-		&answers.PublicURL, checkURL); err != nil {
+		&answers.PublicURL, isURL); err != nil {
 		return err
 	}
 	for interactive && !c.Flags().Changed("api") {
@@ -117,15 +117,6 @@ func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 			continue
 		}
 		*apis = append(*apis, text)
-	}
-	return nil
-}
-
-// checkURL verifies that text is an absolute http or https URL.
-func checkURL(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return fmt.Errorf("%q is not a URL such as https://id.example.com", text)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"path"
@@ -32,20 +33,30 @@ type API struct {
 	Upstream string // such as http://localhost:3000
 }
 
-// ParseAPI parses text such as /api/=http://localhost:3000.
+// ParseAPI parses text such as /api=http://localhost:3000.
 func ParseAPI(text string) (API, error) {
 	prefix, upstream, found := strings.Cut(text, "=")
-	u, err := url.Parse(upstream)
-	switch {
-	case !found || !strings.HasPrefix(prefix, "/"):
-		return API{}, fmt.Errorf("%q is not an API such as /api/=http://localhost:3000", text)
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		return API{}, fmt.Errorf("%q: %q is not a URL such as http://localhost:3000", text, upstream)
+	if !found || !strings.HasPrefix(prefix, "/") || strings.Trim(prefix, "/") == "" {
+		return API{}, fmt.Errorf("%q is not an API such as /api=http://localhost:3000", text)
 	}
-	if !strings.HasSuffix(prefix, "/") {
-		prefix += "/"
+	if err := CheckURL(upstream, "http://localhost:3000"); err != nil {
+		return API{}, fmt.Errorf("the URL of %s: %w", prefix, err)
 	}
-	return API{prefix, upstream}, nil
+	return API{strings.TrimSuffix(prefix, "/") + "/", upstream}, nil
+}
+
+// CheckURL returns an error unless raw is an http or https URL. The error has
+// an example.
+func CheckURL(raw, example string) error {
+	u, err := url.Parse(raw)
+	if err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
+		return nil
+	}
+	if _, _, notHostPort := net.SplitHostPort(raw); notHostPort == nil && !strings.Contains(raw, "://") {
+		scheme, _, _ := strings.Cut(example, "://")
+		return fmt.Errorf("%q has no scheme; write %s://%s", raw, scheme, strings.TrimPrefix(raw, "//"))
+	}
+	return fmt.Errorf("%q is not a URL such as %s", raw, example)
 }
 
 // File is a file to be written.
