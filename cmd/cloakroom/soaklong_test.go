@@ -156,8 +156,9 @@ func TestSoakUpgrade(t *testing.T) {
 // users are signed in: two rolling restarts, ten reloads, rotations of the
 // certificate and of the session keys, a failover of Redis, and the kill of a
 // replica. No request and no handshake is lost but those at the killed replica,
-// no user is signed out, and goroutines and memory do not grow. CLOAKROOM_SOAK
-// is how long the load goes on alone before the reloads, and at the end.
+// no user is signed out, all tokens that the provider issues from the failover
+// on are saved, and goroutines and memory do not grow. CLOAKROOM_SOAK is how
+// long the load goes on alone before the reloads, and at the end.
 func TestSoakOperations(t *testing.T) {
 	steady := cmp.Or(soakDuration(t), 10*time.Second)
 	redis := redistest.StartSentinel(t)
@@ -217,6 +218,7 @@ func TestSoakOperations(t *testing.T) {
 		t.Logf("%d handshakes", stop())
 	})
 	wantAvailable()
+	refreshes := l.recordRefreshes()
 	step("failover of Redis", func() {
 		master := redis.Master()
 		master.Kill()
@@ -224,9 +226,12 @@ func TestSoakOperations(t *testing.T) {
 	})
 	step("kill of a replica", func() {
 		r := l.replicas[1]
+		release := refreshes.hold()
+		refreshes.waitSaved(t)
 		l.backends[r].killedAt.Store(time.Now().UnixNano())
 		r.kill()
 		sleep(ctx, killGrace)
+		t.Logf("%d refreshes were on their way", release())
 		l.balancer.remove(l.backends[r])
 		l.replicas[1] = l.startOne(t)
 	})
@@ -234,6 +239,7 @@ func TestSoakOperations(t *testing.T) {
 	stop()
 	wait()
 	l.balancer.closeIdle()
+	refreshes.waitSaved(t)
 	for _, s := range samples() {
 		s.wantFlat(t, reloadsBegin)
 	}
