@@ -239,6 +239,18 @@ type limitedConn struct {
 	removed bool          // guarded by set.mu
 }
 
+// Read waits while the process has no memory for what was read. It closes the
+// connection if that takes long.
+func (c *limitedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.set.memory.awaitRead() {
+		c.set.memory.refuse(c.set.log, clientOf(c))
+		c.Close()
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
 func (c *limitedConn) Close() error {
 	err := c.Conn.Close()
 	c.set.mu.Lock()
