@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -41,7 +40,7 @@ found by the http://localhost:PORT that COMMAND prints, or at the default port o
 Vite, Angular, Next or webpack. --app names it otherwise. Hot reload works.
 
 The users are those of --users, or of dev-users.yaml if that file exists,
-otherwise alice and bob:
+otherwise alice and bob. A change of the file takes effect at once:
 
   users:
     - sub: alice
@@ -88,9 +87,8 @@ in, so it listens on the loopback interface only.`,
 }
 
 const (
-	devPort      = 8400
-	devPorts     = 10 // pairs of ports that are tried if none is given
-	devUsersFile = "dev-users.yaml"
+	devPort  = 8400
+	devPorts = 10 // pairs of ports that are tried if none is given
 	// devPatience is how long a command may take to start its server before a
 	// message says that none was found. A server that runs already is found at
 	// once.
@@ -112,8 +110,9 @@ type dev struct {
 	accessTokenTTL time.Duration
 	command        []string
 
-	cfg   *config.Config
-	users *devidp.UserFile
+	cfg        *config.Config
+	users      *devidp.UserFile
+	usersState fileState // of the file when users were read
 }
 
 // exitError is the exit status of a command that ended, with a message or
@@ -188,23 +187,6 @@ func (d *dev) environment(stdout io.Writer) []string {
 		env = append(env, "FORCE_COLOR=1")
 	}
 	return env
-}
-
-// readUsers reads the users.
-func (d *dev) readUsers() error {
-	file := cmp.Or(d.usersFile, devUsersFile)
-	read, err := devidp.ReadUserFile(file)
-	switch {
-	case d.usersFile == "" && errors.Is(err, fs.ErrNotExist):
-		d.users = &devidp.UserFile{Users: devidp.DefaultUsers()}
-		return nil
-	case d.usersFile != "" && errors.Is(err, fs.ErrNotExist):
-		return usageError{fmt.Errorf("--users: %w", err)}
-	case err != nil:
-		return usageError{err}
-	}
-	d.users = read
-	return nil
 }
 
 // listen listens on a port for the app and on the next one for the provider,
@@ -312,6 +294,9 @@ func (d *dev) serve(
 		return err
 	}
 	tools.UseProvider(provider)
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	go d.watchUsers(watching, provider, stdout, stderr) // until serve returns
 	b, err := newBroker(d.cfg, extras{tools: tools}, log)
 	if err != nil {
 		return d.namingFlags(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -424,6 +425,86 @@ func TestDevServerWithoutABaseBelowAPath(t *testing.T) {
 	eventually(t, 20*time.Second, "the app is served", func() bool {
 		return strings.Contains(b.Navigate("/shop/deep/link").Text, "<title>my app</title>/deep/link")
 	})
+}
+
+// A changed file with users takes effect, for sessions that exist too. A
+// mistake in it changes nothing.
+func TestDevReadsChangedUsers(t *testing.T) {
+	testenv.Slow(t)
+	t.Parallel()
+	var token string
+	echo := brokertest.NewEcho(t)
+	echo.Handler = func(_ http.ResponseWriter, r *http.Request) {
+		_, token, _ = strings.Cut(r.Header.Get("Authorization"), " ")
+	}
+	users := writeFile(t, "users.yaml", "users: [{sub: alice, roles: [reader]}]\n")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(users, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, b, _ := startDev(t, "--users", users, "--api", "/api="+echo.URL)
+	signInAs(b, t, `{"user": "alice"}`)
+
+	write("acr_values: [bronze, gold]\nusers: [{sub: alice, roles: [admin], acr: bronze}, {sub: bob}]\n")
+	p.waitFor(p.stdout, `users\.yaml has changed\. You can (sign in as alice or bob)\.`)
+	wantPage(t, b, b.Navigate("/bff/login?prompt=login").Location(t).String(), `value="bob"`)
+	roles := func() any {
+		t.Helper()
+		wantStatus(t, b, "/api/x", 200)
+		return jwtClaims(t, token)["roles"]
+	}
+	if got := fmt.Sprint(roles()); got != "[reader]" {
+		t.Errorf("roles in a token of before: got %s, want [reader]", got)
+	}
+	b.Submit("/bff/dev/expire", nil)
+	if got := fmt.Sprint(roles()); got != "[admin]" {
+		t.Errorf("roles after a refresh: got %s, want [admin]", got)
+	}
+	// The ACR of alice is another one, so the provider's session is not enough.
+	wantPage(t, b, b.Navigate("/bff/login").Location(t).String(), `value="alice"`)
+
+	write("users:\n  - sub: carol\n    rols: [x]\n")
+	p.waitFor(p.stderr, `(users\.yaml:3: unknown key "rols"; the keys of a user are .*)`)
+	p.waitFor(p.stderr, `(The users are as before\. Correct .*users\.yaml, it is read again)`)
+	if got := signInAs(b, t, `{"user": "bob"}`); got.StatusCode != 303 {
+		t.Errorf("bob after a mistake: got %d %s, want 303", got.StatusCode, got.Text)
+	}
+	if got := signInAs(b, t, `{"user": "carol"}`); got.StatusCode != 400 {
+		t.Errorf("carol after a mistake: got %d, want 400", got.StatusCode)
+	}
+
+	write("users: [{sub: carol}]\n")
+	p.waitFor(p.stdout, `You can (sign in as carol)\.`)
+	if got := signInAs(b, t, `{"user": "bob"}`); got.StatusCode != 400 {
+		t.Errorf("bob, who is removed: got %d, want 400", got.StatusCode)
+	}
+	wantStatus(t, b, "/api/x", 200) // his session goes on
+	if err := os.Remove(users); err != nil {
+		t.Fatal(err)
+	}
+	p.waitFor(p.stderr, `users\.yaml: (no such file)`)
+	if got := signInAs(b, t, `{"user": "carol"}`); got.StatusCode != 303 {
+		t.Errorf("carol after the file was removed: got %d, want 303", got.StatusCode)
+	}
+}
+
+// jwtClaims returns the claims of a JWT, which it does not verify.
+func jwtClaims(t *testing.T, token string) (claims map[string]any) {
+	t.Helper()
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		t.Fatalf("got %d parts of a token, want 3", len(parts))
+	}
+	text, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err == nil {
+		err = json.Unmarshal(text, &claims)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return claims
 }
 
 // signInAs signs a user in by POST /bff/dev/sign-in, and returns the response

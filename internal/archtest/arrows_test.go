@@ -37,7 +37,7 @@ var arrows = map[string][]string{
 	"cmd/sample-api": {"internal/sampleapi"},
 
 	"internal/config": {"bearer", "bff", "bff/oidc", "bff/proxy", "session", "tokenstore", "web",
-		"internal/configerr", "internal/loopback"},
+		"internal/configerr", "internal/loopback", "internal/smallfile"},
 
 	"internal/check": {"bff/oidc", "session", "tokenstore",
 		"internal/config", "internal/descriptors", "internal/jwks", "internal/replicas", "internal/strictjson",
@@ -72,7 +72,8 @@ var arrows = map[string][]string{
 	"internal/pace":        {},
 	"internal/pagetext":    {},
 	"internal/replicas":    {"session"},
-	"internal/scaffold":    {},
+	"internal/scaffold":    {"internal/smallfile"},
+	"internal/smallfile":   {},
 	"internal/span":        {},
 	"internal/strictjson":  {},
 	"internal/terminal":    {},
@@ -85,7 +86,7 @@ var arrows = map[string][]string{
 	"docs/apis/go":               {"bearer"},
 	"internal/benchtable":        {},
 	"internal/brokertest":        {"internal/devidp", "internal/testenv"},
-	"internal/devidp":            {"internal/loopback", "internal/pagetext"},
+	"internal/devidp":            {"internal/loopback", "internal/pagetext", "internal/smallfile"},
 	"internal/devserver":         {},
 	"internal/devtools":          {"bff", "bff/adminpage", "session", "internal/devidp", "internal/pagetext"},
 	"internal/devidp/cmd/devidp": {"internal/devidp", "internal/sampleapi"},

@@ -24,7 +24,7 @@ func TestPageFileIsAFileWithATemplate(t *testing.T) {
 		dir:                                     "is not a regular file",
 		write("open", "<h1>{{.Title"):           "is not a template",
 		write("unknown function", "{{secret}}"): "is not a template",
-		write("large", strings.Repeat(" ", maxPageFile+1)): "more than 1 MiB",
+		write("large", strings.Repeat(" ", 1<<20+1)): "more than 1 MiB",
 	} {
 		c := new(Config)
 		c.Server.PageFile = name

@@ -155,7 +155,7 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 	// Connect Core 3.1.2.1).
 	if requested := strings.Fields(q.Get("acr_values")); len(requested) > 0 {
 		if i := slices.IndexFunc(requested, func(acr string) bool {
-			return slices.Contains(p.cfg.ACRValues, acr)
+			return slices.Contains(p.ACRValues(), acr)
 		}); i >= 0 {
 			r.acr = requested[i]
 		}
@@ -272,11 +272,16 @@ func (p *Provider) satisfies(s *session, r *authRequest) bool {
 		return false
 	case r.maxAge == 0 || r.maxAge > 0 && time.Since(s.authTime) > r.maxAge:
 		return false
-	case slices.Index(p.cfg.ACRValues, r.acr) > slices.Index(p.cfg.ACRValues, s.acr):
+	}
+	user, acrValues := p.latest(s.user), p.ACRValues()
+	switch {
+	case user == nil || user.ACR != "" && user.ACR != s.acr:
+		return false // the users were changed
+	case slices.Index(acrValues, r.acr) > slices.Index(acrValues, s.acr):
 		return false
 	case r.sub != "" && r.sub != s.user.Sub:
 		return false
-	case r.loginHint != "" && !s.user.is(r.loginHint):
+	case r.loginHint != "" && !user.is(r.loginHint):
 		return false
 	}
 	return true
@@ -343,7 +348,7 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 	}
 	picked := r.PostForm.Get("user")
 	if r.PostForm.Has("claims") && !r.PostForm.Has("user") {
-		user, err := UserFromClaims([]byte(r.PostForm.Get("claims")), p.cfg.ACRValues)
+		user, err := UserFromClaims([]byte(r.PostForm.Get("claims")), p.ACRValues())
 		switch {
 		case request.fault != nil:
 			p.refuse(w, r, request, request.fault)
@@ -354,17 +359,17 @@ func (p *Provider) pick(w http.ResponseWriter, r *http.Request, request *authReq
 		}
 		return
 	}
-	i := slices.IndexFunc(p.cfg.Users, func(u User) bool { return u.Sub == picked })
+	user, err := p.User(picked)
 	switch {
 	case request.fault != nil:
 		p.refuse(w, r, request, request.fault)
 	case picked == "":
 		p.refuse(w, r, request, &oauthError{"access_denied", "the user refused"})
-	case i < 0:
+	case err != nil:
 		p.showMessage(w, r, http.StatusBadRequest, "That did not work", "There is no such user.")
 	default:
 		p.setCookie(w, p.cookieName+"-last", base64.RawURLEncoding.EncodeToString([]byte(picked)))
-		p.signInAndApprove(w, r, request, p.cfg.Users[i])
+		p.signInAndApprove(w, r, request, user)
 	}
 }
 
@@ -391,12 +396,12 @@ func (p *Provider) signIn(r *http.Request, user User, acr string) *session {
 	defer p.mu.Unlock()
 	p.prune()
 	s := p.sessionOf(r)
-	if s == nil || !reflect.DeepEqual(s.user, user) {
+	if s == nil || !reflect.DeepEqual(p.latest(s.user), &user) {
 		s = &session{sid: rand.Text(), cookie: rand.Text(), user: user, clients: make(map[string]bool)}
 		p.sessions[s.cookie] = s
 	}
 	now := time.Now()
-	s.authTime, s.acr, s.expires = now, cmp.Or(user.ACR, acr, p.cfg.ACRValues[0]), now.Add(p.cfg.RefreshTokenTTL)
+	s.authTime, s.acr, s.expires = now, cmp.Or(user.ACR, acr, p.ACRValues()[0]), now.Add(p.cfg.RefreshTokenTTL)
 	return s
 }
 

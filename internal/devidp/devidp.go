@@ -113,6 +113,7 @@ type Provider struct {
 	cookieName string
 	mux        *http.ServeMux
 	hooks      atomic.Pointer[Hooks]
+	directory  atomic.Pointer[directory]
 
 	mu            sync.Mutex                // guards all below
 	keys          []key                     // the newest signs, all are published
@@ -151,10 +152,6 @@ func New(cfg Config) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(cfg.Users) == 0 {
-		cfg.Users = DefaultUsers()
-	}
-	cfg.ACRValues = acrValuesOrDefault(cfg.ACRValues)
 	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute,
 		&cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
 		if *d == 0 {
@@ -198,6 +195,9 @@ func New(cfg Config) (*Provider, error) {
 		refreshGrace: cfg.RefreshGrace, stats: Stats{Tokens: make(map[string]int)},
 	}
 	p.SetHooks(Hooks{})
+	if err := p.SetUsers(cfg.Users, cfg.ACRValues); err != nil {
+		return nil, err
+	}
 	if err := p.RotateKeys(); err != nil {
 		return nil, err
 	}
@@ -266,15 +266,8 @@ func (cfg *Config) check() (*url.URL, error) {
 			}
 		}
 	}
-	users := make(map[string]bool)
-	for i, user := range cfg.Users {
-		if user.Sub == "" || users[user.Sub] {
-			wrong("user %d: Sub %q is empty or belongs to another user", i, user.Sub)
-		}
-		users[user.Sub] = true
-		if err := user.check(acrValuesOrDefault(cfg.ACRValues)); err != nil {
-			wrong("user %d: %w", i, err)
-		}
+	if err := checkUsers(cfg.Users, cfg.ACRValues); err != nil {
+		errs = append(errs, err)
 	}
 	for _, d := range []struct {
 		name  string
@@ -410,7 +403,7 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 			"email",
 			"email_verified",
 		},
-		"acr_values_supported":                           p.cfg.ACRValues,
+		"acr_values_supported":                           p.ACRValues(),
 		"prompt_values_supported":                        prompts,
 		"dpop_signing_alg_values_supported":              proofAlgorithms,
 		"authorization_response_iss_parameter_supported": true,

@@ -136,7 +136,7 @@ func (p *Provider) newIDToken(t tokenRequest, accessToken string) (string, error
 		"iat": now.Unix(), "exp": now.Add(p.cfg.IDTokenTTL).Unix(), "auth_time": g.authTime.Unix(), "acr": g.acr,
 		"at_hash": encode(sum[:len(sum)/2]), // OpenID Connect Core 3.1.3.6
 	}
-	g.user.describe(claims, t.scope)
+	p.describe(g.user, claims, t.scope)
 	if g.nonce != "" && t.first { // one from a refresh should have none (OpenID Connect Core 12.2)
 		claims["nonce"] = g.nonce
 	}
@@ -165,7 +165,7 @@ func (p *Provider) newAccessToken(t tokenRequest, bound binding) (string, error)
 	}
 	if g.sid != "" {
 		claims["sid"], claims["auth_time"], claims["acr"] = g.sid, g.authTime.Unix(), g.acr
-		g.user.describe(claims, t.scope)
+		p.describe(g.user, claims, t.scope)
 	}
 	switch {
 	case bound.jkt != "":

@@ -47,7 +47,8 @@ func (p *Provider) show(w http.ResponseWriter, r *http.Request, status int, page
 // authorization request, whether it was pushed or not.
 func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *authRequest, q url.Values) {
 	var hinted string
-	for _, u := range p.cfg.Users {
+	users := p.Users()
+	for _, u := range users {
 		if u.is(request.loginHint) || u.Sub == request.sub {
 			hinted = u.Sub
 			break
@@ -56,7 +57,7 @@ func (p *Provider) showPicker(w http.ResponseWriter, r *http.Request, request *a
 	last := p.lastPicked(r)
 	p.show(w, r, http.StatusOK, "picker.html", formTo(request.redirectURI)+"; frame-ancestors 'none'", map[string]any{
 		"Client": request.client.ID, "Scopes": strings.Fields(request.scope), "ACR": request.acr,
-		"Users": p.cfg.Users, "Last": last, "First": cmp.Or(hinted, last),
+		"Users": users, "Last": last, "First": cmp.Or(hinted, last),
 		"CSRF": p.formKey(w, r), "Action": p.path + "/authorize?" + q.Encode(),
 	})
 }

@@ -152,13 +152,12 @@ func (p *Provider) named(client *Client, form url.Values) (tokenRequest, *oauthE
 	if !client.NamesUsers {
 		return tokenRequest{}, errGrantType
 	}
-	for _, user := range p.cfg.Users {
-		if user.Sub == form.Get("username") {
-			g := &grant{client: client, user: user, scope: among(form.Get("scope"), client.Scopes)}
-			return tokenRequest{grant: g, scope: g.scope}, nil
-		}
+	user, err := p.User(form.Get("username"))
+	if err != nil {
+		return tokenRequest{}, &oauthError{"invalid_grant", "there is no such user"}
 	}
-	return tokenRequest{}, &oauthError{"invalid_grant", "there is no such user"}
+	g := &grant{client: client, user: user, scope: among(form.Get("scope"), client.Scopes)}
+	return tokenRequest{grant: g, scope: g.scope}, nil
 }
 
 // redeem exchanges a code for tokens (RFC 6749, section 4.1.3; RFC 7636,
@@ -432,7 +431,7 @@ func (p *Provider) userinfo(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	claims := map[string]any{"sub": t.grant.user.Sub}
-	t.grant.user.describe(claims, t.scope)
+	p.describe(t.grant.user, claims, t.scope)
 	if t.grant.client.SignedUserInfo {
 		claims["iss"], claims["aud"] = p.cfg.Issuer, t.grant.client.ID
 	}

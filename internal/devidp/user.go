@@ -23,6 +23,8 @@ type User struct {
 	// tokens, access tokens and userinfo. Names that the provider sets, such as
 	// exp, are refused.
 	Claims map[string]any
+
+	listed bool // it is one of the provider's users, not one by claims
 }
 
 // DefaultUsers are alice and bob.
@@ -131,7 +133,7 @@ func (p *Provider) SignInOnce(user User) (loginHint string, err error) {
 	if user.Sub == "" {
 		return "", errors.New("sub is missing")
 	}
-	if err := user.check(p.cfg.ACRValues); err != nil {
+	if err := user.check(p.ACRValues()); err != nil {
 		return "", err
 	}
 	loginHint = "once:" + rand.Text()
@@ -153,10 +155,75 @@ func (p *Provider) takePrepared(r *authRequest) *User {
 	return &s.user
 }
 
-// User returns the user with a sub, one of Config.Users.
+// directory has the users whom a visitor can pick. It is not changed, but
+// replaced.
+type directory struct {
+	users     []User
+	acrValues []string // the weakest first
+}
+
+// SetUsers replaces Config.Users and Config.ACRValues. Tokens that are issued
+// from then on have the claims of the new user with the same Sub, also for
+// sessions that exist. The session of a user who is missing, or who signs in
+// with another ACR, does not sign in any more; its tokens are refreshed as
+// before. After an error, which joins every mistake, nothing has changed.
+func (p *Provider) SetUsers(users []User, acrValues []string) error {
+	if err := checkUsers(users, acrValues); err != nil {
+		return err
+	}
+	if len(users) == 0 {
+		users = DefaultUsers()
+	}
+	next := &directory{slices.Clone(users), acrValuesOrDefault(acrValues)}
+	for i := range next.users {
+		next.users[i].listed = true
+	}
+	p.directory.Store(next)
+	return nil
+}
+
+// checkUsers returns every mistake in users.
+func checkUsers(users []User, acrValues []string) error {
+	var errs []error
+	seen := make(map[string]bool)
+	for i, user := range users {
+		if user.Sub == "" || seen[user.Sub] {
+			errs = append(errs, fmt.Errorf("user %d: Sub %q is empty or belongs to another user", i, user.Sub))
+		}
+		seen[user.Sub] = true
+		if err := user.check(acrValuesOrDefault(acrValues)); err != nil {
+			errs = append(errs, fmt.Errorf("user %d: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// latest returns what is known of a user by now. It is nil for a user whom
+// SetUsers has removed.
+func (p *Provider) latest(u User) *User {
+	if !u.listed {
+		return &u
+	}
+	for _, other := range p.directory.Load().users {
+		if other.Sub == u.Sub {
+			return &other
+		}
+	}
+	return nil
+}
+
+// describe adds the claims of a user as they are by now.
+func (p *Provider) describe(u User, claims map[string]any, scope string) {
+	if latest := p.latest(u); latest != nil {
+		u = *latest
+	}
+	u.describe(claims, scope)
+}
+
+// User returns the user with a sub whom a visitor can pick.
 func (p *Provider) User(sub string) (User, error) {
 	var known []string
-	for _, u := range p.cfg.Users {
+	for _, u := range p.directory.Load().users {
 		if u.Sub == sub {
 			return u, nil
 		}
@@ -167,7 +234,7 @@ func (p *Provider) User(sub string) (User, error) {
 }
 
 // Users returns the users whom a visitor can pick.
-func (p *Provider) Users() []User { return slices.Clone(p.cfg.Users) }
+func (p *Provider) Users() []User { return slices.Clone(p.directory.Load().users) }
 
 // ACRValues returns the strengths of authentication, the weakest first.
-func (p *Provider) ACRValues() []string { return slices.Clone(p.cfg.ACRValues) }
+func (p *Provider) ACRValues() []string { return slices.Clone(p.directory.Load().acrValues) }

@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"github.com/cloakroom-bff/cloakroom/internal/smallfile"
 )
 
 // UserFile is what a file with users says.
@@ -18,10 +18,7 @@ type UserFile struct {
 	ACRValues []string // see Config.ACRValues
 }
 
-const (
-	maxUserFile = 1 << 20 // bytes
-	maxUsers    = 1000
-)
+const maxUsers = 1000
 
 // ReadUserFile reads a YAML file with users:
 //
@@ -36,17 +33,9 @@ const (
 //
 // The error joins every mistake, each with file and line.
 func ReadUserFile(file string) (*UserFile, error) {
-	f, err := os.Open(file)
+	text, err := smallfile.Read(file)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(text) > maxUserFile:
-		return nil, fmt.Errorf("%s: the file is larger than 1 MiB", file)
 	}
 	var doc yaml.Node
 	if err := yaml.Unmarshal(text, &doc); err != nil {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/cloakroom-bff/cloakroom/internal/smallfile"
 )
 
 // Project is what is known of a front-end project.
@@ -68,9 +69,6 @@ var signs = []struct {
 var libraries = map[string]string{
 	"@angular/core": "angular", "react": "react", "svelte": "svelte", "vue": "vue", "nuxt": "vue",
 }
-
-// maxManifest bounds package.json and angular.json, in bytes.
-const maxManifest = 1 << 20
 
 // Detect finds out about the project in a directory. The error says what to do
 // if it is none.
@@ -187,17 +185,9 @@ func angularOutDir(dir string) (string, error) {
 
 // readJSON reads a small JSON file into v.
 func readJSON(name string, v any) error {
-	f, err := os.Open(name)
+	b, err := smallfile.Read(name)
 	if err != nil {
 		return err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
-	switch {
-	case err != nil:
-		return err
-	case len(b) > maxManifest:
-		return fmt.Errorf("%s has more than 1 MiB", name)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("%s is not valid JSON: %w", name, err)
