@@ -118,36 +118,62 @@ func (l *failoverLog) ids() []string {
 // until ctx is done. A replay that fails is retried: until it succeeds, another
 // replica may use a refresh token that was rotated, which ends the session.
 func (m *Manager) replayLoop(ctx context.Context) {
+	var ids []string // of the sessions whose writes are still to be replayed
 	var retry <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.failover.missed:
+			ids = m.failover.ids()
 		case <-retry:
 		}
-		retry = nil
-		if err := m.replay(ctx); err != nil {
-			m.log.DebugContext(ctx, "last writes not replayed yet", "err", err)
+		var err error
+		if ids, err = m.replay(ctx, ids); err != nil {
+			m.log.DebugContext(ctx, "last writes not replayed yet", "sessions", len(ids), "err", err)
 			retry = time.After(saveRetryInterval)
 			continue
 		}
+		retry = nil
 		m.failover.replayed()
 	}
 }
 
-// replay repeats the last writes, until one fails.
-func (m *Manager) replay(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(replayParallel)
-	for _, id := range m.failover.ids() {
-		w, ok := m.failover.get(id)
-		if !ok || ctx.Err() != nil {
-			break // the rest is older, or a write has failed
-		}
-		group.Go(func() error { return m.repeat(ctx, id, w) })
+// replay repeats the last writes to sessions. Once one has failed, replay
+// begins no more, since all are likely to fail. left are the sessions whose
+// writes were not repeated. Those that have failed come last, so that they do
+// not delay the others again.
+func (m *Manager) replay(ctx context.Context, ids []string) (left []string, err error) {
+	var mu sync.Mutex // guards failed
+	var failed []string
+	anyFailed := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(failed) > 0
 	}
-	return group.Wait()
+	var group errgroup.Group
+	group.SetLimit(replayParallel)
+	for i, id := range ids {
+		if anyFailed() {
+			left = slices.Clone(ids[i:])
+			break
+		}
+		w, ok := m.failover.get(id)
+		if !ok {
+			continue // it is too old to be lost
+		}
+		group.Go(func() error {
+			err := m.repeat(ctx, id, w)
+			if err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				failed = append(failed, id)
+			}
+			return err
+		})
+	}
+	err = group.Wait()
+	return append(left, failed...), err
 }
 
 // repeat repeats a write. repeat cannot undo later writes of other replicas: a

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -272,4 +273,75 @@ func TestLateSaveDoesNotReplaceLaterTokens(t *testing.T) {
 		time.Sleep(time.Second)
 		x.wantTokens("access-3")
 	})
+}
+
+// Writes that cannot be repeated do not keep others from being repeated.
+func TestFailedReplayDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, p := newTappedStore(), new(tokenEndpoint)
+		refusing := &refusingStore{Store: store}
+		m := newManager(t, session.Config{Store: refusing, Refresh: p.refresh})
+		watch(t, m)
+		synctest.Wait()
+		before := make(map[string][]byte)
+		var tickets []session.Ticket
+		for range 100 {
+			s, ticket := signIn(t, m, tokens())
+			tickets = append(tickets, ticket)
+			before["session:"+s.ID], _, _, _ = store.Memory.Get(t.Context(), "session:"+s.ID)
+		}
+		for _, ticket := range tickets {
+			if _, err := findRefresh(t.Context(), m, ticket); err != nil {
+				t.Fatal(err)
+			}
+		}
+		store.cut()
+		for key, record := range before {
+			store.Memory.Delete(t.Context(), key)
+			store.Memory.Create(t.Context(), key, record, time.Hour)
+		}
+		refused := tickets[80:] // the latest ones, which are the first to be repeated
+		refusing.refuse(refused...)
+		store.restore()
+		time.Sleep(leaseGrace)
+		other := newManager(t, session.Config{Store: store})
+		for _, ticket := range tickets[:80] {
+			if s := wantAlive(t, other, ticket, "after the failover"); s.Tokens.Refresh == "refresh-1" {
+				t.Fatal("got the tokens from before the refresh")
+			}
+		}
+		refusing.refuse()
+		time.Sleep(leaseGrace)
+		for _, ticket := range refused {
+			if s := wantAlive(t, other, ticket, "after the fault"); s.Tokens.Refresh == "refresh-1" {
+				t.Fatal("refused at first: got the tokens from before the refresh")
+			}
+		}
+	})
+}
+
+// refusingStore does not replace the records of some sessions.
+type refusingStore struct {
+	session.Store
+	mu      sync.Mutex // guards refused
+	refused map[string]bool
+}
+
+func (s *refusingStore) refuse(tickets ...session.Ticket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = make(map[string]bool)
+	for _, ticket := range tickets {
+		s.refused["session:"+ticket.SessionID()] = true
+	}
+}
+
+func (s *refusingStore) Replace(ctx context.Context, key string, old, value []byte) (bool, error) {
+	s.mu.Lock()
+	refused := s.refused[key]
+	s.mu.Unlock()
+	if refused {
+		return false, errors.New("OOM command not allowed")
+	}
+	return s.Store.Replace(ctx, key, old, value)
 }
