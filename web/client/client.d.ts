@@ -98,6 +98,12 @@ export interface FetchOptions extends RequestInit {
   background?: boolean;
 }
 
+/** Status and headers of a response: a `Response`, or an `HttpErrorResponse` of Angular. */
+export interface ResponseHead {
+  readonly status: number;
+  readonly headers: { get(name: string): string | null };
+}
+
 export interface LoginOptions {
   /** Path of the app to return to. A route needs `documents: allow`. Default: this page. */
   returnTo?: string;
@@ -174,13 +180,13 @@ export interface Client<Claims extends object = UserClaims> {
    * or the API, requires a stronger or newer sign-in (RFC 9470). Otherwise
    * `undefined`.
    */
-  challenge(response: Response): LoginOptions | undefined;
+  challenge(response: ResponseHead): LoginOptions | undefined;
   /**
    * Navigates to the sign-in that the response requires (see
    * {@link Client.challenge}) and returns to this page. Returns `false` and does
    * nothing for other responses. A user who cancels stays signed in as before.
    */
-  stepUp(response: Response, options?: Pick<LoginOptions, "returnTo" | "loginHint" | "uiLocales">): boolean;
+  stepUp(response: ResponseHead, options?: Pick<LoginOptions, "returnTo" | "loginHint" | "uiLocales">): boolean;
   /**
    * Signs the user in without interaction if the provider has a session. `false`
    * may also mean that the browser blocks the provider's cookies in frames, as

@@ -329,7 +329,7 @@ export function createClient({ prefix = ownPrefix(), events = true, warn = 60 } 
     });
   }
 
-  /** @param {Response} response */
+  /** @param {import("./client.d.ts").ResponseHead} response */
   function challenge(response) {
     const header = response.headers.get("WWW-Authenticate") ?? "";
     const parameter = (/** @type {string} */ name) => RegExp(`\\b${name}="?([^",]*)`, "i").exec(header)?.[1];
