@@ -7,7 +7,7 @@ export FIREFOX ?= /usr/bin/firefox-esr
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cloakroom
 
 .DEFAULT_GOAL = help
-.PHONY: help build test setup redis-setup go-test browser-test examples test-dev test-providers \
+.PHONY: help build test setup redis-setup go-test browser-test examples test-providers \
 	providers-setup apis-setup test-packaging packaging-setup manifests package release-setup \
 	soak fuzz lint bench bench-setup bench-sessions bench-bearer
 
@@ -45,7 +45,7 @@ browser-test: build examples ## run the tests of the browser client and of the d
 
 # Apps that browser tests load, built with their own tools, one on each processor.
 # webpack is a tool only.
-EXAMPLES = $(addprefix web/examples/,next-export astro libraries react-router tanstack-router vue webpack)
+EXAMPLES = $(addprefix web/examples/,angular next-export astro libraries react-router tanstack-router vue webpack)
 .PHONY: $(EXAMPLES)
 examples: ## build the apps in web/examples
 	@$(MAKE) --no-print-directory --jobs=$$(nproc) $(EXAMPLES)
@@ -53,18 +53,11 @@ examples: ## build the apps in web/examples
 $(EXAMPLES): export NEXT_TELEMETRY_DISABLED = 1
 $(EXAMPLES): export ASTRO_TELEMETRY_DISABLED = 1
 $(EXAMPLES):
-	@cd $@ && from="package-lock.json $$(ls ../../client/*.js)" && { \
-		cat $$from | cmp -s - node_modules/installed || { \
-			npm ci --silent --no-audit --no-fund && cat $$from >node_modules/installed; \
-		}; \
-	} && { npm run build --if-present --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; }
-
-# The Angular CLI is large: its installation alone takes a minute.
-test-dev: setup build ## test cloakroom dev with the Angular CLI; make test does with other tools
-	@cd web/examples/angular && { cmp -s package-lock.json node_modules/installed || { \
+	@cd $@ && { cmp -s package-lock.json node_modules/installed || { \
 		npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; \
 	}; }
-	cd web/e2e && CLOAKROOM=$(CURDIR)/bin/cloakroom node --test dev-angular.js
+	@to=$@/node_modules/@cloakroom-bff/client; [ ! -d $$to ] || cp web/client/*.js web/client/*.ts web/client/package.json $$to
+	@cd $@ && { npm run build --if-present --silent >node_modules/build.log 2>&1 || { cat node_modules/build.log; exit 1; }; }
 
 test-providers: setup providers-setup apis-setup build ## test with Keycloak, oidc-provider and the APIs of docs/apis
 	CLOAKROOM=$(CURDIR)/bin/cloakroom npm test --prefix web/interop --silent

@@ -1,4 +1,4 @@
-// The Angular CLI is large. Its test is not among those of npm test: make test-dev runs it.
+// Beside dev.test.js, so that both can run at once. Angular is that of the example, which make examples installs.
 import { mkdtemp } from "node:fs/promises";
 import { join } from "node:path";
 

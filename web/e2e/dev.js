@@ -74,7 +74,7 @@ export function developing(name, { dir: makeDir, files, command, message, signal
 
     before(async () => {
       const [, program] = command(0);
-      await access(program).catch(() => assert.fail(`${program} is missing: run make setup examples, or make test-dev`));
+      await access(program).catch(() => assert.fail(`${program} is missing: run make setup examples`));
       dir = await makeDir();
       await writeAll(files);
       api = await startAPI();

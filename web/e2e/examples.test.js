@@ -23,6 +23,7 @@ const examples = {
   "React Router": { dir: "react-router/dist" },
   "TanStack Router": { dir: "tanstack-router/dist" },
   Vue: { dir: "vue/dist" },
+  Angular: { dir: "angular/dist" },
 };
 
 /** @type {import("playwright-core").Browser} */
