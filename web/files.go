@@ -130,8 +130,12 @@ func fileNames(u *url.URL) []string {
 // wellKnown is the public directory whose name begins with a dot (RFC 8615).
 const wellKnown = ".well-known"
 
+// privateKeys are extensions of files that have private keys. No app loads
+// them.
+var privateKeys = map[string]bool{".key": true, ".pem": true, ".p12": true, ".pfx": true, ".jks": true}
+
 // public reports whether a path may be served at all. Dotfiles often contain
-// secrets of the build (.env, .git).
+// secrets of the build (.env, .git). A private key is there by mistake.
 func (h *Handler) public(name string) bool {
 	for i, segment := range strings.Split(name, "/") {
 		if strings.HasPrefix(segment, ".") && !(i == 0 && segment == wellKnown) {
@@ -142,7 +146,8 @@ func (h *Handler) public(name string) bool {
 	for _, e := range encodings {
 		plain = strings.TrimSuffix(plain, e.suffix)
 	}
-	return h.sourceMaps || path.Ext(plain) != ".map"
+	ext := path.Ext(plain)
+	return !privateKeys[ext] && (h.sourceMaps || ext != ".map")
 }
 
 // isAsset reports whether a path names a file and not a place in the app.

@@ -48,6 +48,10 @@ func app() fstest.MapFS {
 		"docs/.well-known/security.txt":               "no",
 		"assets/index-BkRj3xGh.js.map.gz":             "{}",
 		"assets/LEGACY.JS.MAP":                        "{}",
+		"server.key":                                  "PRIVATE KEY",
+		"assets/Client.PEM":                           "PRIVATE KEY",
+		"key.p12.gz":                                  "PRIVATE KEY",
+		"keynote.html":                                "<!doctype html>keynote",
 		"fonts/Inter-SemiBold.woff2":                  "font",
 		"assets/data.unknownext":                      "data",
 		"people/index.html":                           "<!doctype html>people",
@@ -181,6 +185,11 @@ func TestPaths(t *testing.T) {
 		{"/assets/index-BkRj3xGh.js.map", nil, 404, "", "", ""},
 		{"/assets/index-BkRj3xGh.js.map.gz", nil, 404, "", "", ""},
 		{"/assets/LEGACY.JS.MAP", nil, 404, "", "", ""},
+		{"/server.key", nil, 404, "", "", ""},
+		{"/server.key", []string{navigate}, 404, "", "", ""},
+		{"/assets/Client.PEM", nil, 404, "", "", ""},
+		{"/key.p12.gz", nil, 404, "", "", ""},
+		{"/keynote", nil, 200, "<!doctype html>keynote", "text/html; charset=utf-8", "no-cache"},
 
 		// Path traversal.
 		{"/../web.go", []string{navigate}, 404, "", "", ""},

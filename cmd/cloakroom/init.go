@@ -2,121 +2,219 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 	"github.com/cloakroom-bff/cloakroom/internal/scaffold"
+	"github.com/cloakroom-bff/cloakroom/session"
 	"github.com/cloakroom-bff/cloakroom/web"
 )
 
+// initializer is the state of the command init.
+type initializer struct {
+	dir     string
+	apis    []string // values of --api
+	answers scaffold.Answers
+	in      *bufio.Scanner // nil: nobody can be asked
+	out     io.Writer
+}
+
 func initCommand() *cobra.Command {
-	var dir string
-	var apis []string
-	var answers scaffold.Answers
+	var i initializer
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Write the configuration for a front-end project",
 		Long: `Write the configuration for a front-end project: cloakroom.yaml, a session key,
 settings for its development server, and the browser client with the hooks of its
 framework. The framework is that of package.json. Questions that no option
-answers are asked. Files that exist are kept.`,
+answers are asked. Files that exist are kept, and the settings of a cloakroom.yaml
+that exists are used.`,
 		Example: `  cloakroom init
-  cloakroom init --issuer https://id.example.com --client-id spa --api /api/=http://localhost:3000`,
+  cloakroom init --issuer https://id.example.com --client-id spa --api /api=http://localhost:3000`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			project, err := scaffold.Detect(dir)
-			if err != nil {
-				return usageError{err}
+			i.out = c.OutOrStdout()
+			if isTerminal(c.InOrStdin()) {
+				i.in = bufio.NewScanner(io.LimitReader(c.InOrStdin(), 64<<10))
 			}
-			out := c.OutOrStdout()
-			fmt.Fprintf(out, "Found %s; its build is in %s.\n", project.Framework, project.OutDir)
-			if err := ask(c, &answers, &apis); err != nil {
-				return err
-			}
-			answers.Key = newKey().Reveal()
-			for _, text := range apis {
-				api, err := scaffold.ParseAPI(text)
-				if err != nil {
-					return usageError{fmt.Errorf("--api: %w", err)}
-				}
-				answers.APIs = append(answers.APIs, api)
-			}
-			files, err := scaffold.Files(project, answers, web.ClientFiles())
-			if err != nil {
-				return err
-			}
-			written, kept, err := scaffold.Write(dir, files)
-			for _, name := range written {
-				fmt.Fprintf(out, "  wrote %s\n", name)
-			}
-			for _, name := range kept {
-				fmt.Fprintf(out, "  kept %s, which exists\n", name)
-			}
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprint(out, nextSteps(project, answers))
-			return err
+			return i.run(c.Flags().Changed("api"))
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", ".", "`DIR` of the project, with its package.json or index.html")
-	c.Flags().StringVar(&answers.Issuer, "issuer", "", "`URL` of the identity provider")
-	c.Flags().StringVar(&answers.ClientID, "client-id", "", "client `ID` there")
-	c.Flags().StringVar(&answers.PublicURL, "public-url", "", "`URL` of the app in production")
-	c.Flags().StringArrayVar(&apis, "api", nil, "`PATH=URL` of an API, such as /api/=http://localhost:3000; repeatable")
+	c.Flags().StringVar(&i.dir, "dir", ".", "`DIR` of the project, with its package.json or index.html")
+	c.Flags().StringVar(&i.answers.Issuer, "issuer", "", "`URL` of the identity provider")
+	c.Flags().StringVar(&i.answers.ClientID, "client-id", "", "client `ID` there")
+	c.Flags().StringVar(&i.answers.PublicURL, "public-url", "", "`URL` of the app in production")
+	c.Flags().StringArrayVar(&i.apis, "api", nil,
+		"`PATH=URL` of an API, such as /api=http://localhost:3000; repeatable")
 	return c
 }
 
+// run writes the files. With hasAPIs, it does not ask for APIs.
+func (i *initializer) run(hasAPIs bool) error {
+	project, err := scaffold.Detect(i.dir)
+	if err != nil {
+		return usageError{err}
+	}
+	fmt.Fprintf(i.out, "Found %s. Its files for the browser belong in %s.\n", project.Framework, folder(project.OutDir))
+	known, err := i.readExisting()
+	if err == nil && !known {
+		err = i.ask(hasAPIs)
+	}
+	if err != nil {
+		return err
+	}
+	i.answers.Key = newKey().Reveal()
+	files, err := scaffold.Files(project, i.answers, web.ClientFiles())
+	if err != nil {
+		return err
+	}
+	written, kept, err := scaffold.Write(i.dir, files)
+	for _, name := range written {
+		fmt.Fprintf(i.out, "  wrote %s\n", name)
+	}
+	for _, name := range kept {
+		fmt.Fprintf(i.out, "  kept %s, which exists\n", name)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(i.out, nextSteps(project, i.answers))
+	return err
+}
+
+// folder returns the name of a directory as messages show it.
+func folder(dir string) string { return strings.TrimSuffix(dir, "/") + "/" }
+
+// readExisting reports whether there is a cloakroom.yaml already, and takes the
+// answers from it: it will be kept. It is an error if it is not YAML.
+func (i *initializer) readExisting() (bool, error) {
+	file := filepath.Join(i.dir, "cloakroom.yaml")
+	if _, err := os.Lstat(file); err != nil {
+		return false, nil // Write reports other errors
+	}
+	cfg, err := config.Load(file, func(string) string { return "" })
+	if cfg == nil {
+		return false, usageError{fmt.Errorf("%w\ncloakroom.yaml exists and is kept: correct it, or remove it", err)}
+	}
+	i.answers = scaffold.Answers{
+		Issuer: cfg.OIDC.Issuer, ClientID: cfg.OIDC.ClientID, PublicURL: cfg.Server.PublicURL,
+	}
+	for _, r := range cfg.Routes {
+		i.answers.APIs = append(i.answers.APIs, scaffold.API{Path: r.Path})
+	}
+	return true, nil
+}
+
+// question is a question that an option can answer.
+type question struct {
+	option, text, example string
+	key                   string // of the configuration
+	answer                *string
+}
+
+// check returns what is wrong with the answer.
+func (q *question) check(i *initializer) error {
+	if strings.Contains(q.example, "://") {
+		if err := scaffold.CheckURL(*q.answer, q.example); err != nil {
+			return err
+		}
+	}
+	return i.check(q.key)
+}
+
 // ask asks for what no option says, on a terminal. Otherwise it is a mistake.
-func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
-	in := bufio.NewScanner(io.LimitReader(c.InOrStdin(), 64<<10))
-	interactive := isTerminal(c.InOrStdin())
-	isURL := func(text string) error { return scaffold.CheckURL(text, "https://id.example.com") }
-	question := func(option, text, example string, answer *string, check func(string) error) error {
-		for *answer == "" {
-			if !interactive {
-				return usageError{fmt.Errorf("--%s is required, such as --%[1]s %s", option, example)}
+func (i *initializer) ask(hasAPIs bool) error {
+	for _, q := range []question{
+		{"issuer", "URL of your identity provider", "https://id.example.com/realms/main", "oidc.issuer",
+			&i.answers.Issuer},
+		{"client-id", "Client ID there", "spa", "oidc.client_id", &i.answers.ClientID},
+		{"public-url", "URL of the app in production", "https://app.example.com", "server.public_url",
+			&i.answers.PublicURL},
+	} {
+		for *q.answer == "" {
+			if i.in == nil {
+				return usageError{fmt.Errorf("--%s is required, such as --%[1]s %s", q.option, q.example)}
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s (such as %s): ", text, example)
-			if !in.Scan() {
-				return usageError{fmt.Errorf("no answer; give it as an option, such as --%s %s", option, example)}
+			text, ok := i.prompt(fmt.Sprintf("%s (such as %s): ", q.text, q.example))
+			if !ok {
+				return usageError{fmt.Errorf("no answer; give it as an option, such as --%s %s", q.option, q.example)}
 			}
-			*answer = strings.TrimSpace(in.Text())
-			if err := check(*answer); *answer != "" && err != nil {
-				fmt.Fprintln(c.OutOrStdout(), err)
-				*answer = ""
+			*q.answer = text
+			if err := q.check(i); text != "" && err != nil {
+				fmt.Fprintln(i.out, err)
+				*q.answer = ""
 			}
 		}
-		if err := check(*answer); err != nil {
-			return usageError{fmt.Errorf("--%s: %w", option, err)}
+		if err := q.check(i); err != nil {
+			return usageError{fmt.Errorf("--%s: %w", q.option, err)}
 		}
-		return nil
 	}
-	if err := question("issuer", "URL of your identity provider", "https://id.example.com/realms/main",
-		&answers.Issuer, isURL); err != nil {
-		return err
+	for _, text := range i.apis {
+		if err := i.addAPI(text); err != nil {
+			return usageError{fmt.Errorf("--api: %w", err)}
+		}
 	}
-	anything := func(string) error { return nil }
-	if err := question("client-id", "Client ID there", "spa", &answers.ClientID, anything); err != nil {
-		return err
-	}
-	if err := question("public-url", "URL of the app in production", "https://app.example.com",
-		&answers.PublicURL, isURL); err != nil {
-		return err
-	}
-	for interactive && !c.Flags().Changed("api") {
-		fmt.Fprint(c.OutOrStdout(), "An API, such as /api/=http://localhost:3000 (empty: no more): ")
-		if !in.Scan() || strings.TrimSpace(in.Text()) == "" {
+	for i.in != nil && !hasAPIs {
+		text, ok := i.prompt("An API, such as /api=http://localhost:3000 (empty: no more): ")
+		if !ok || text == "" {
 			return nil
 		}
-		text := strings.TrimSpace(in.Text())
-		if _, err := scaffold.ParseAPI(text); err != nil {
-			fmt.Fprintln(c.OutOrStdout(), err)
-			continue
+		if err := i.addAPI(text); err != nil {
+			fmt.Fprintln(i.out, err)
 		}
-		*apis = append(*apis, text)
+	}
+	return nil
+}
+
+// prompt asks a question. ok is false at the end of the input.
+func (i *initializer) prompt(question string) (answer string, ok bool) {
+	fmt.Fprint(i.out, question)
+	if !i.in.Scan() {
+		fmt.Fprintln(i.out)
+		return "", false
+	}
+	return strings.TrimSpace(i.in.Text()), true
+}
+
+// addAPI adds the API that a text such as /api=http://localhost:3000 names.
+func (i *initializer) addAPI(text string) error {
+	api, err := scaffold.ParseAPI(text)
+	if err != nil {
+		return err
+	}
+	before := i.answers.APIs
+	i.answers.APIs = append(slices.Clip(before), api)
+	if err = i.check(fmt.Sprintf("routes[%d]", len(before))); err != nil {
+		i.answers.APIs = before
+	}
+	return err
+}
+
+// check returns what serve and check would say about a key, or about one below
+// it, with the answers so far.
+func (i *initializer) check(key string) error {
+	cfg := &config.Config{
+		Server:  config.Server{PublicURL: i.answers.PublicURL},
+		OIDC:    config.OIDC{Issuer: i.answers.Issuer, ClientID: i.answers.ClientID, ClientSecret: "not known yet"},
+		Session: config.Session{Keys: []session.Secret{newKey()}},
+	}
+	for _, api := range i.answers.APIs {
+		cfg.Routes = append(cfg.Routes, config.Route{Path: api.Path, Upstream: []string{api.Upstream}, Token: "user"})
+	}
+	cfg.SetDefaults()
+	problems, _ := errors.AsType[config.Errors](cfg.Validate(slog.New(slog.DiscardHandler)))
+	for _, problem := range problems {
+		if problem.Key == key || strings.HasPrefix(problem.Key, key+".") {
+			return problem.Err
+		}
 	}
 	return nil
 }
@@ -125,6 +223,10 @@ func ask(c *cobra.Command, answers *scaffold.Answers, apis *[]string) error {
 func nextSteps(project *scaffold.Project, answers scaffold.Answers) string {
 	public := strings.TrimSuffix(answers.PublicURL, "/")
 	steps := []string{"", "Next:"}
+	if project.MustMove {
+		steps = append(steps, "  Move index.html and all other files of the app to "+folder(project.OutDir),
+			"      (frontend.dir). Everybody can read what is there: never cloakroom.yaml or secrets/.")
+	}
 	if project.DevScript != "" {
 		steps = append(steps, "  cloakroom dev --config cloakroom.yaml -- "+project.DevScript,
 			"      runs the app with its APIs, and users of a development provider")

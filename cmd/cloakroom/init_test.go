@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cloakroom-bff/cloakroom/internal/config"
 )
 
 func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
@@ -63,13 +66,21 @@ func TestInitWritesAConfigurationThatIsValid(t *testing.T) {
 
 func TestInitNamesTheOptionThatIsMissingOrWrong(t *testing.T) {
 	t.Parallel()
+	const good = "--issuer https://i --client-id x --public-url https://a"
 	dir := t.TempDir()
 	overwrite(t, filepath.Join(dir, "index.html"), "<!doctype html>")
 	for args, want := range map[string]string{
 		"": "--issuer is required",
-		"--issuer id.example.com --client-id x --public-url https://a":       `--issuer: "id.example.com" is not a URL`,
-		"--issuer https://id.example.com":                                    "--client-id is required",
-		"--issuer https://i --client-id x --public-url https://a --api /api": `--api: "/api" is not an API`,
+		"--issuer id.example.com --client-id x --public-url https://a": `--issuer: "id.example.com" is not a URL`,
+		"--issuer https://id.example.com":                              "--client-id is required",
+		good + " --api /api":                                           `--api: "/api" is not an API`,
+		// What check would refuse:
+		good + " --issuer http://i":                    `--issuer: "http://i": plain http`,
+		good + " --public-url http://a":                `--public-url: "http://a": without https`,
+		good + " --public-url https://a?b":             "--public-url: ",
+		good + " --api /bff=http://b":                  `--api: "/bff/" is under`,
+		good + " --api /b=http://u:p@b":                "--api: ",
+		good + " --api /b=http://b --api /b/=http://c": `--api: "/b/" is the path of another route`,
 	} {
 		var stderr bytes.Buffer
 		err := run(t.Context(), append([]string{"init", "--dir", dir}, strings.Fields(args)...),
@@ -80,5 +91,129 @@ func TestInitNamesTheOptionThatIsMissingOrWrong(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "cloakroom.yaml")); err == nil {
 		t.Error("a file was written in spite of a mistake")
+	}
+}
+
+func TestInitAsksAgainAfterAMistake(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "index.html"), "<!doctype html>")
+	var out bytes.Buffer
+	i := initializer{dir: dir, out: &out, in: bufio.NewScanner(strings.NewReader(strings.Join([]string{
+		"id.example.com", "https://id.example.com", "", "spa", "http://app.example.com", "https://app.example.com",
+		"/bff=http://localhost:1", "/api=http://localhost:3000", "/api=http://localhost:4000", "",
+	}, "\n") + "\n"))}
+	if err := i.run(false); err != nil {
+		t.Fatalf("got %v\n%s", err, &out)
+	}
+	for question, want := range map[string]int{
+		"URL of your identity provider": 2, "Client ID there": 2, "URL of the app": 2, "An API": 4,
+	} {
+		if got := strings.Count(out.String(), question); got != want {
+			t.Errorf("%q: asked %d times, want %d:\n%s", question, got, want, &out)
+		}
+	}
+	cfg, err := config.Load(filepath.Join(dir, "cloakroom.yaml"), func(string) string { return "" })
+	if cfg == nil {
+		t.Fatal(err)
+	}
+	if got, want := cfg.Server.PublicURL, "https://app.example.com"; got != want {
+		t.Errorf("server.public_url: got %q, want %q", got, want)
+	}
+	if len(cfg.Routes) != 1 || cfg.Routes[0].Path != "/api/" || cfg.Routes[0].Upstream[0] != "http://localhost:3000" {
+		t.Errorf("routes: got %+v, want /api/ alone", cfg.Routes)
+	}
+}
+
+func TestInitWithoutATerminalAsksNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "index.html"), "<!doctype html>")
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	var out, stderr bytes.Buffer
+	err = run(t.Context(), []string{"init", "--dir", dir, "--issuer", "https://id.example.com", "--client-id", "spa",
+		"--public-url", "https://app.example.com"}, func(string) string { return "" }, null, &out, &stderr)
+	if err != nil {
+		t.Fatalf("got %v\n%s", err, &stderr)
+	}
+	if strings.Contains(out.String(), "An API") {
+		t.Errorf("got a question:\n%s", &out)
+	}
+}
+
+func TestInitUsesTheConfigurationThatExists(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "package.json"), `{"devDependencies": {"vite": "8"}}`)
+	overwrite(t, filepath.Join(dir, "cloakroom.yaml"), `server: {public_url: 'https://app.example.com'}
+oidc: {issuer: 'https://id.example.com', client_id: spa}
+routes: [{path: /orders/, upstream: 'http://localhost:3000', token: user}]
+`)
+	var out, stderr bytes.Buffer
+	noEnv := func(string) string { return "" }
+	args := []string{"init", "--dir", dir}
+	if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr); err != nil {
+		t.Fatalf("got %v\n%s", err, &stderr)
+	}
+	for _, want := range []string{"kept cloakroom.yaml", "client at https://id.example.com",
+		"redirect URI https://app.example.com/bff/callback"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the output lacks %q:\n%s", want, &out)
+		}
+	}
+	proxy, err := os.ReadFile(filepath.Join(dir, "cloakroom.proxy.mjs"))
+	if err != nil || !strings.Contains(string(proxy), `"/orders/"`) {
+		t.Errorf("cloakroom.proxy.mjs: got %s, %v, want the route /orders/", proxy, err)
+	}
+	overwrite(t, filepath.Join(dir, "cloakroom.yaml"), "server: [")
+	err = run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr)
+	if exitCode(err) != 2 || !strings.Contains(stderr.String(), "correct it, or remove it") {
+		t.Errorf("not YAML: got status %d, %s; want 2 and what to do", exitCode(err), &stderr)
+	}
+}
+
+// What init has written for a folder of plain pages publishes no secret, even
+// if the team sets frontend.dir to the folder itself.
+func TestPlainPagesAreServedWithoutTheSecrets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "index.html"), "<!doctype html>")
+	var out, stderr bytes.Buffer
+	noEnv := func(string) string { return "" }
+	args := []string{"init", "--dir", dir, "--issuer", "https://id.example.com", "--client-id", "spa",
+		"--public-url", "https://app.example.com"}
+	if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &stderr); err != nil {
+		t.Fatalf("got %v\n%s", err, &stderr)
+	}
+	if want := "Move index.html and all other files of the app to public/"; !strings.Contains(out.String(), want) {
+		t.Errorf("the output lacks %q:\n%s", want, &out)
+	}
+	file := filepath.Join(dir, "cloakroom.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "dir: public\n") {
+		t.Errorf("frontend.dir: got\n%s\nwant public", text)
+	}
+	overwrite(t, file, strings.NewReplacer("secrets/", dir+"/secrets/", "dir: public", "dir: "+dir).
+		Replace(string(text)))
+	overwrite(t, filepath.Join(dir, "secrets/client-secret"), "a secret")
+	for _, command := range [][]string{{"serve"}, {"check", "--offline"}} {
+		out.Reset()
+		stderr.Reset()
+		err := run(t.Context(), append(command, "--config", file), noEnv, strings.NewReader(""), &out, &stderr)
+		if err == nil {
+			t.Fatalf("%s: got no error, want one about frontend.dir", command[0])
+		}
+		for _, want := range []string{"frontend.dir", file, "secrets/session-keys", "secrets/client-secret"} {
+			if !strings.Contains(out.String()+stderr.String(), want) {
+				t.Errorf("%s: got %s%s, want %q in it", command[0], &out, &stderr, want)
+			}
+		}
 	}
 }

@@ -130,14 +130,19 @@ func verdict(c bearer.Check) (sign, words string) {
 	return "✗", c.Err.Error()
 }
 
-// isTerminal reports whether a reader or writer is a terminal.
+// isTerminal reports whether a reader or writer is a terminal. The null device
+// is none, although it is a character device too.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }
 
 // printToken writes the header and the claims of a token without verifying it.

@@ -149,6 +149,9 @@ func fixOf(e *config.Error) string {
 		}
 		return "Remove it. docs/configuration.md lists all keys."
 	}
+	if e.Fix != "" {
+		return sentence(capital(e.Fix))
+	}
 	if e.Key == "" {
 		return "Correct the file. configs/cloakroom.yaml is an example with all keys."
 	}

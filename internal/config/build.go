@@ -50,6 +50,7 @@ func (c *Config) NewServer(parts Parts) (*bff.Server, error) {
 	cfg.TracerProvider, cfg.Observe, cfg.DevTools = parts.Traces, parts.Observe, parts.DevTools
 	frontend, err := c.frontend(parts.App, parts.Log)
 	problems = append(problems, fieldErrors(err, frontendKey)...)
+	c.checkExposed(&problems)
 	if frontend != nil {
 		cfg.Frontend = frontend
 		if c.Frontend.URL != "" {

@@ -301,6 +301,9 @@ func allKeys(t reflect.Type) []string {
 	var keys []string
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		switch {
 		case f.Type.Kind() == reflect.Struct:
 			keys = append(keys, allKeys(f.Type)...)

@@ -74,6 +74,7 @@ func (l *loader) load() *Config {
 		c.Server.Listen = "0.0.0.0:8080"
 	}
 	c.SetDefaults()
+	c.files = l.allFiles(c)
 	return c
 }
 

@@ -26,6 +26,9 @@ func fields(t reflect.Type, key string, path []int) []field {
 	var all []field
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		at, here := join(key, tag(f)), append(append([]int(nil), path...), i)
 		if f.Type.Kind() == reflect.Struct {
 			all = append(all, fields(f.Type, at, here)...)

@@ -24,19 +24,24 @@ type Error struct {
 	Key    string // such as oidc.issuer or routes[0].path; empty: the whole source
 	Value  string // as configured, [redacted] if secret; empty: none
 	Err    error  // the problem; its text quotes the value where that helps
+	Fix    string // what to do, such as "remove it"; empty: Err says so, or it is obvious
 }
 
-// Error returns a line with the place and the problem.
+// Error returns a line with the place, the problem and the fix.
 func (e *Error) Error() string {
+	text := e.Err.Error()
+	if e.Fix != "" {
+		text += "; " + e.Fix
+	}
 	switch {
 	case e.Source == "" && e.Key == "":
-		return e.Err.Error()
+		return text
 	case e.Source == "":
-		return e.Key + ": " + e.Err.Error()
+		return e.Key + ": " + text
 	case e.Key == "", strings.TrimSuffix(e.Source, "_FILE") == variable(e.Key):
-		return e.Source + ": " + e.Err.Error()
+		return e.Source + ": " + text
 	default:
-		return e.Source + ": " + e.Key + ": " + e.Err.Error()
+		return e.Source + ": " + e.Key + ": " + text
 	}
 }
 
@@ -110,6 +115,10 @@ func IsTransient(err error) bool {
 
 func (e *Errors) add(key, format string, args ...any) {
 	*e = append(*e, &Error{Key: key, Err: fmt.Errorf(format, args...)})
+}
+
+func (e *Errors) addWithFix(key, fix, format string, args ...any) {
+	*e = append(*e, &Error{Key: key, Err: fmt.Errorf(format, args...), Fix: fix})
 }
 
 // orNil returns e as an error: nil if it is empty.

@@ -11,7 +11,8 @@ import (
 func fieldsOf(section reflect.Value) iter.Seq2[string, reflect.Value] {
 	return func(yield func(string, reflect.Value) bool) {
 		for i := range section.NumField() {
-			if !yield(tag(section.Type().Field(i)), section.Field(i)) {
+			field := section.Type().Field(i)
+			if field.IsExported() && !yield(tag(field), section.Field(i)) {
 				return
 			}
 		}

@@ -13,11 +13,7 @@ import (
 // Files returns the files on which a configuration depends: the file itself,
 // and those that it names for secrets, keys, certificates and CAs.
 func Files(file string, getenv func(string) string) []string {
-	files := slices.Collect(maps.Values(NamedFiles(file, getenv)))
-	if file != "" {
-		files = append(files, file)
-	}
-	slices.Sort(files)
+	files := slices.Sorted(maps.Values(newLoader(file, getenv).load().files))
 	return slices.Compact(files)
 }
 
@@ -25,9 +21,17 @@ func Files(file string, getenv func(string) string) []string {
 // certificates and CAs, by the keys that name them, such as
 // oidc.client_secret_file or routes[0].upstream_tls.ca_file.
 func NamedFiles(file string, getenv func(string) string) map[string]string {
-	l := newLoader(file, getenv)
-	c := l.load()
+	files := newLoader(file, getenv).load().files
+	delete(files, "")
+	return files
+}
+
+// allFiles returns the value of Config.files.
+func (l *loader) allFiles(c *Config) map[string]string {
 	files := make(map[string]string)
+	if l.source != "" {
+		files[""] = l.source
+	}
 	for key, secret := range l.files {
 		files[key+"_file"] = secret
 	}

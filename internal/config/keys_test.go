@@ -18,6 +18,9 @@ func keyNames(t reflect.Type, prefix string) []string {
 	var names []string
 	for i := range t.NumField() {
 		f := t.Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		name, typ := join(prefix, tag(f)), f.Type
 		if isStructSlice(reflect.Zero(typ)) {
 			name, typ = name+"[]", typ.Elem()

@@ -26,6 +26,10 @@ type Config struct {
 	Frontend Frontend `yaml:"frontend"`
 	Log      Log      `yaml:"log"`
 	Tracing  Tracing  `yaml:"tracing"`
+
+	// files are those that Load has read and those that c names, by the keys
+	// that name them. The key of the file of c itself is empty.
+	files map[string]string
 }
 
 // Tracing has no keys: the environment variables of OpenTelemetry configure

@@ -2,6 +2,7 @@ package scaffold
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -84,8 +85,8 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	var config bytes.Buffer
 	err := configTemplate.Execute(&config, struct {
 		Answers
-		OutDir string
-	}{answers, project.OutDir})
+		OutDir, Listen string
+	}{answers, project.OutDir, listenAddress(answers.PublicURL)})
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +98,9 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 	proxy, err := proxyFile(project, answers)
 	if proxy != nil {
 		files = append(files, *proxy)
+		if types := proxyTypes(project.Framework); project.UsesTypeScript && types != "" {
+			files = append(files, File{"cloakroom.proxy.d.mts", []byte(types), 0o644})
+		}
 	}
 	if err != nil || project.HasClient || project.Framework == Plain { // a page loads /bff/client.js
 		return files, err
@@ -115,6 +119,16 @@ func Files(project *Project, answers Answers, client fs.FS) ([]File, error) {
 		}
 	}
 	return files, nil
+}
+
+// listenAddress returns a value of server.listen. There is no proxy in front of
+// a public URL with http, which is on this machine.
+func listenAddress(publicURL string) string {
+	u, err := url.Parse(publicURL)
+	if err != nil || u.Scheme != "http" {
+		return "127.0.0.1:8080"
+	}
+	return "127.0.0.1:" + cmp.Or(u.Port(), "80")
 }
 
 // broker is the address of a broker on the developer's machine, for the
@@ -156,6 +170,19 @@ func proxyFile(project *Project, answers Answers) (*File, error) {
 		return nil, nil
 	}
 	return nil, nil
+}
+
+// proxyTypes returns the types of cloakroom.proxy.mjs, or "" for a framework
+// that has another file. Without them, TypeScript refuses to import it.
+func proxyTypes(framework Framework) string {
+	switch framework {
+	case Vite, SvelteKit, Astro, Nuxt:
+		return "export declare const proxy: Record<string, { target: string; changeOrigin: boolean; ws: boolean }>;\n"
+	case VueCLI, Webpack:
+		return "export declare const proxy: " +
+			"{ context: string[]; target: string; changeOrigin: boolean; ws: boolean }[];\n"
+	}
+	return ""
 }
 
 // module returns a JavaScript module with settings.

@@ -26,6 +26,11 @@ type Project struct {
 	SourceDir string // "src", or "." if there is none
 	HasClient bool   // the npm package of the browser client is installed
 	Library   string // part of the browser client for its components, such as "react"; empty: none
+
+	UsesTypeScript bool
+	// MustMove is true if the pages are where the configuration and its secrets
+	// will be. They must be moved to OutDir.
+	MustMove bool
 }
 
 // Framework is a tool that builds and serves apps.
@@ -84,16 +89,14 @@ func Detect(dir string) (*Project, error) {
 	}
 	err := readJSON(filepath.Join(dir, "package.json"), &manifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(filepath.Join(dir, "index.html")); err != nil {
-			return nil, fmt.Errorf("%s has neither package.json nor index.html: run this in the folder of "+
-				"your app", dir)
-		}
-		project.Framework, project.OutDir = Plain, "."
-		return project, nil
+		return project, project.findPages(dir)
 	}
 	if err != nil {
 		return nil, err
 	}
+	_, usesTypeScript := manifest.DevDependencies["typescript"]
+	_, shipsTypeScript := manifest.Dependencies["typescript"]
+	project.UsesTypeScript = usesTypeScript || shipsTypeScript
 	project.DevScript = devScript(dir, manifest.Scripts)
 	project.HasClient = manifest.Dependencies["@cloakroom-bff/client"] != ""
 	for dependency, part := range libraries {
@@ -109,12 +112,38 @@ func Detect(dir string) (*Project, error) {
 		}
 		project.Framework, project.OutDir, project.DevURL = sign.framework, sign.outDir, sign.devURL
 		if sign.framework == Angular {
-			project.OutDir, err = angularOutDir(dir)
+			if project.OutDir, err = angularOutDir(dir); err == nil && contains(dir, project.OutDir) {
+				err = fmt.Errorf("%s: the outputPath %s contains the project, so its secrets would be published; "+
+					"use a folder of its own, such as dist", filepath.Join(dir, "angular.json"), project.OutDir)
+			}
 		}
 		return project, err
 	}
 	return nil, fmt.Errorf("%s names no framework that is known here; known are %s", filepath.Join(dir, "package.json"),
 		knownFrameworks())
+}
+
+// pageDirs are usual names of a folder with pages, best first. It is public in
+// a project that has none.
+var pageDirs = []string{"public", "www", "dist", "build", "out", "site", "_site", "htdocs", "html", "static", "src"}
+
+// findPages finds the pages of a project without package.json.
+func (p *Project) findPages(dir string) error {
+	p.Framework, p.OutDir = Plain, pageDirs[0]
+	hasIndex := func(dir string) bool {
+		info, err := os.Stat(filepath.Join(dir, "index.html"))
+		return err == nil && info.Mode().IsRegular()
+	}
+	for _, name := range pageDirs {
+		if hasIndex(filepath.Join(dir, name)) {
+			p.OutDir = name
+			return nil
+		}
+	}
+	if p.MustMove = hasIndex(dir); !p.MustMove {
+		return fmt.Errorf("%s has neither package.json nor index.html: run this in the folder of your app", dir)
+	}
+	return nil
 }
 
 func knownFrameworks() string {
@@ -181,6 +210,20 @@ func angularOutDir(dir string) (string, error) {
 		return path.Join(out.Base, out.Browser), nil
 	}
 	return "dist", nil
+}
+
+// contains reports whether the output directory of a project contains the
+// project itself.
+func contains(project, outDir string) bool {
+	project, err := filepath.Abs(project)
+	if err != nil {
+		return true
+	}
+	if !filepath.IsAbs(outDir) {
+		outDir = filepath.Join(project, outDir)
+	}
+	below, err := filepath.Rel(outDir, project)
+	return err == nil && filepath.IsLocal(below)
 }
 
 // readJSON reads a small JSON file into v.

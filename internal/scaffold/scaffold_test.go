@@ -68,9 +68,22 @@ func TestDetectKnowsTheFrameworks(t *testing.T) {
 			scaffold.Project{Framework: scaffold.Angular, OutDir: "dist/old", DevURL: "http://localhost:4200",
 				DevScript: "npm run start", SourceDir: ".", Library: "angular"},
 		},
-		"no framework": {
-			map[string]string{"index.html": ""},
-			scaffold.Project{Framework: scaffold.Plain, OutDir: ".", SourceDir: "."},
+		"Vite with TypeScript": {
+			map[string]string{"package.json": `{"devDependencies": {"vite": "8", "typescript": "6"}}`},
+			scaffold.Project{Framework: scaffold.Vite, OutDir: "dist", DevURL: "http://localhost:5173",
+				SourceDir: ".", UsesTypeScript: true},
+		},
+		"pages beside the configuration": {
+			map[string]string{"index.html": "", "public/logo.svg": ""},
+			scaffold.Project{Framework: scaffold.Plain, OutDir: "public", SourceDir: ".", MustMove: true},
+		},
+		"pages in a folder": {
+			map[string]string{"www/index.html": "", "dist/other.html": ""},
+			scaffold.Project{Framework: scaffold.Plain, OutDir: "www", SourceDir: "."},
+		},
+		"sources and built pages": {
+			map[string]string{"index.html": "", "src/index.html": "", "dist/index.html": ""},
+			scaffold.Project{Framework: scaffold.Plain, OutDir: "dist", SourceDir: "src"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -103,6 +116,62 @@ func TestDetectSaysWhatIsWrong(t *testing.T) {
 	}
 	if _, err := scaffold.Detect(t.TempDir()); err == nil || !strings.Contains(err.Error(), "folder of your app") {
 		t.Errorf("an empty folder: got %v", err)
+	}
+}
+
+func TestBrokerListensAtALocalPublicURL(t *testing.T) {
+	t.Parallel()
+	for publicURL, want := range map[string]string{
+		"https://app.example.com": "listen: 127.0.0.1:8080\n", "http://localhost:9080/shop": "listen: 127.0.0.1:9080\n",
+		"http://localhost": "listen: 127.0.0.1:80\n", "https://localhost:8443": "listen: 127.0.0.1:8080\n",
+	} {
+		files, err := scaffold.Files(&scaffold.Project{Framework: scaffold.Plain, OutDir: "public"},
+			scaffold.Answers{PublicURL: publicURL}, web.ClientFiles())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(files[0].Text); !strings.Contains(got, want) {
+			t.Errorf("%s: got\n%s\nwant %q", publicURL, got, want)
+		}
+	}
+}
+
+func TestAngularOutputAroundTheProjectIsRefused(t *testing.T) {
+	t.Parallel()
+	for base, refused := range map[string]bool{".": true, "..": true, "./": true, "/": true,
+		"../out": false, "dist": false} {
+		_, err := scaffold.Detect(write(t, map[string]string{
+			"package.json": `{"dependencies": {"@angular/core": "21"}}`,
+			"angular.json": `{"projects": {"shop": {"architect": {"build": {"builder": "@angular/build:application",
+				"options": {"outputPath": {"base": "` + base + `", "browser": ""}}}}}}}`,
+		}))
+		if got := err != nil; got != refused {
+			t.Errorf("outputPath %q: got %v, want refused: %v", base, err, refused)
+		}
+	}
+}
+
+func TestProxySettingsHaveTypesForTypeScript(t *testing.T) {
+	t.Parallel()
+	for framework, want := range map[scaffold.Framework]string{
+		scaffold.Vite: "Record<string, {", scaffold.Webpack: "{ context: string[];", scaffold.Angular: "",
+		scaffold.Next: "", scaffold.Plain: "",
+	} {
+		for _, usesTypeScript := range []bool{true, false} {
+			files, err := scaffold.Files(&scaffold.Project{Framework: framework, UsesTypeScript: usesTypeScript},
+				scaffold.Answers{}, web.ClientFiles())
+			if err != nil {
+				t.Fatal(err)
+			}
+			isTypes := func(f scaffold.File) bool { return f.Name == "cloakroom.proxy.d.mts" }
+			i := slices.IndexFunc(files, isTypes)
+			switch wanted := usesTypeScript && want != ""; {
+			case !wanted && i >= 0:
+				t.Errorf("%s, TypeScript %v: got types, want none", framework, usesTypeScript)
+			case wanted && (i < 0 || !strings.Contains(string(files[i].Text), want)):
+				t.Errorf("%s: got file %d, want types with %q", framework, i, want)
+			}
+		}
 	}
 }
 
@@ -204,7 +273,8 @@ func TestParseAPI(t *testing.T) {
 	if got, err := scaffold.ParseAPI("/api=http://localhost:3000"); err != nil || got.Path != "/api/" {
 		t.Errorf("got %v, %v, want a path with its slash", got, err)
 	}
-	for _, text := range []string{"", "/api/", "api=http://x", "/api/=localhost:3000", "/api/=http://", "=http://x"} {
+	for _, text := range []string{"", "/api/", "api=http://x", "/api/=localhost:3000", "/api/=http://", "=http://x",
+		"/=http://x", "//=http://x"} {
 		if got, err := scaffold.ParseAPI(text); err == nil {
 			t.Errorf("%q: got %v, want an error", text, got)
 		}

@@ -1,0 +1,3 @@
+import { createClient } from "@cloakroom-bff/client";
+
+export const bff = createClient();
