@@ -53,6 +53,10 @@ func (a *app) addFrontendServer(server *FrontendServer) error {
 	if server == nil {
 		return nil
 	}
+	if !server.Dev && proxy.Host(server.URL) == proxy.Host(a.origin) {
+		return configerr.New("FrontendServer.URL", server.URL, fmt.Errorf("%q is this broker itself, whose requests "+
+			"would come back to it; name the server that has the files", server.URL))
+	}
 	upstream := proxy.Upstream{
 		URLs: []string{server.URL}, Path: "/", AllowDocuments: true, HideOrigin: true, PublicFiles: !server.Dev,
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"html"
 	"html/template"
-	"io"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -75,18 +74,27 @@ func hashSource(text string) string {
 	return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
 }
 
-// checkPage verifies that a template can show every problem.
+// checkPage verifies that a template can show every problem, and the page
+// without one.
 func checkPage(t *template.Template) error {
 	if t == nil {
 		return nil
 	}
+	samples := []Page{{Status: http.StatusOK, Language: "de", Title: "Abgemeldet", Home: "/"}}
 	for _, p := range problem.Catalogue() {
-		sample := Page{p.Status, "en", p.Title, p.Detail, p.Code, "0123456789abcdef", "/bff/login", "/"}
-		if err := t.Execute(io.Discard, sample); err != nil {
+		samples = append(samples,
+			Page{p.Status, "en", p.Title, p.Detail, p.Code, "0123456789abcdef", "/bff/login", "/"})
+	}
+	for _, sample := range samples {
+		var page bytes.Buffer
+		if err := t.Execute(&page, sample); err != nil {
 			return err
 		}
+		if len(bytes.TrimSpace(page.Bytes())) == 0 {
+			return fmt.Errorf("the page for %q is empty", sample.Title)
+		}
 	}
-	return t.Execute(io.Discard, Page{Status: http.StatusOK, Language: "de", Title: "Abgemeldet", Home: "/"})
+	return nil
 }
 
 // wantsPage reports whether a browser shows the response to a person.

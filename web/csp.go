@@ -9,7 +9,10 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"golang.org/x/net/publicsuffix"
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
@@ -189,16 +192,39 @@ func checkOrigin(d directive, source string) error {
 		return nil
 	}
 	if m := originSource.FindStringSubmatch(source); m != nil {
-		return checkHost(d, source, m[1], m[2], m[3])
+		return errors.Join(checkWildcard(source, m[2], m[3]), checkPort(source, m[4]),
+			checkScheme(d, source, m[1], m[3]))
 	}
 	return fmt.Errorf("%q %s", source, whyRefused(d, source))
 }
 
-// checkHost checks the parts of a source that has a host.
-func checkHost(d directive, source, scheme, wildcard, host string) error {
-	switch {
-	case wildcard != "" && !strings.Contains(host, ".") && host != "localhost":
+// checkWildcard rejects a wildcard for the names of all owners below a domain
+// such as com or co.uk.
+func checkWildcard(source, wildcard, host string) error {
+	if wildcard == "" || host == "localhost" {
+		return nil
+	}
+	suffix, icann := publicsuffix.PublicSuffix(strings.ToLower(host))
+	if strings.EqualFold(suffix, host) && (icann || !strings.Contains(host, ".")) {
 		return fmt.Errorf("%q covers a whole top-level domain; list the origins", source)
+	}
+	return nil
+}
+
+// checkPort checks the port of a source, with its colon.
+func checkPort(source, port string) error {
+	if port == "" || port == ":*" {
+		return nil
+	}
+	if n, err := strconv.ParseUint(port[1:], 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: %q is not a port", source, port[1:])
+	}
+	return nil
+}
+
+// checkScheme checks the scheme of a source that has a host.
+func checkScheme(d directive, source, scheme, host string) error {
+	switch {
 	case strings.HasPrefix(scheme, "ws") && d.name != "connect-src":
 		return fmt.Errorf("%q is for WebSockets, which connect-src allows", source)
 	case d.name == "script-src" && scheme == "http" && !loopback.IsHost(strings.Trim(host, "[]")):

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/net/publicsuffix"
+
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
 
@@ -108,8 +110,11 @@ func permissionsPolicy(allowed map[string][]string) (string, error) {
 			switch {
 			case origin == "self", origin == "*":
 				list = append(list, origin)
-			case m != nil && !strings.HasPrefix(m[1], "ws") && m[5] == "":
+			case m != nil && !strings.HasPrefix(m[1], "ws") && m[4] != ":*" && m[5] == "":
 				list = append(list, `"`+origin+`"`)
+				if err := errors.Join(checkWildcard(origin, m[2], m[3]), checkPort(origin, m[4])); err != nil {
+					errs = append(errs, configerr.New(key, origin, err))
+				}
 			default:
 				errs = append(errs, configerr.New(key, origin,
 					fmt.Errorf(`%q is not self, * or an origin such as https://maps.example.com; `+
@@ -178,8 +183,14 @@ var publishing = []string{
 	"ajax.googleapis.com", "cdnjs.cloudflare.com", "storage.googleapis.com", "s3.amazonaws.com",
 }
 
-// isPublishing reports whether a source allows a whole host of publishing.
+// isPublishing reports whether a source allows a whole host of publishing, or
+// the hosts of all users of a service, such as https://*.github.io.
 func isPublishing(source string) bool {
 	m := originSource.FindStringSubmatch(source)
-	return m != nil && strings.Trim(m[5], "/") == "" && slices.Contains(publishing, strings.ToLower(m[3]))
+	if m == nil || strings.Trim(m[5], "/") != "" {
+		return false
+	}
+	host := strings.ToLower(m[3])
+	suffix, _ := publicsuffix.PublicSuffix(host)
+	return slices.Contains(publishing, host) || m[2] != "" && suffix == host && strings.Contains(host, ".")
 }

@@ -6,6 +6,9 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
@@ -24,6 +27,9 @@ func checkURL(raw string) (u *url.URL, dev bool, err error) {
 	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return nil, false, errors.New("it has more than scheme, host and path")
 	}
+	if err := checkBase(u); err != nil {
+		return nil, false, err
+	}
 	host := strings.ToLower(u.Hostname())
 	switch {
 	case loopback.IsHost(host), u.Scheme == "http" && isPrivateHost(host):
@@ -33,6 +39,26 @@ func checkURL(raw string) (u *url.URL, dev bool, err error) {
 			"a development server on this machine or in a private network", raw)
 	}
 	return u, false, nil
+}
+
+// encodedSeparator matches what some servers take for the end of a segment, or
+// for a dot segment.
+var encodedSeparator = regexp.MustCompile(`(?i)%(2e|2f|5c)`)
+
+// checkBase checks the path and the port of a URL that paths are appended to.
+func checkBase(u *url.URL) error {
+	base := strings.TrimSuffix(u.Path, "/")
+	switch port := u.Port(); {
+	case base != "" && path.Clean(base) != base, encodedSeparator.MatchString(u.EscapedPath()):
+		return fmt.Errorf("%q: the path has an empty segment, a dot segment, or an encoded slash or dot", u)
+	case strings.HasSuffix(base, ".html"):
+		return fmt.Errorf("%q names a page; name the directory of the app, without %q", u, path.Base(base))
+	case port != "":
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("%q: %q is not a port", u, port)
+		}
+	}
+	return nil
 }
 
 // setServer prepares for the server of cfg.URL.

@@ -811,6 +811,14 @@ func TestSourcesOfThePolicy(t *testing.T) {
 		{"script-src", "data:", "list the origins"},
 		{"script-src", "http://cdn.example.com", "use https"},
 		{"script-src", "https://*.com", "whole top-level domain"},
+		{"script-src", "https://*.co.uk", "whole top-level domain"},
+		{"img-src", "https://*.CO.UK", "whole top-level domain"},
+		{"img-src", "https://*.github.io", accepted},
+		{"script-src", "https://*.localhost:3000", accepted},
+		{"script-src", "https://a.example:99999", "is not a port"},
+		{"connect-src", "wss://a.example:0", "is not a port"},
+		{"script-src", "'NONCE-abc'", "is not an origin"},
+		{"script-src", "'Unsafe-Inline'", "is not an origin"},
 		{"script-src", "wasm-unsafe-eval", `needs single quotes: in YAML, write "'wasm-unsafe-eval'"`},
 		{"script-src", "'sha256-short'", "is not an origin"},
 		{"script-src", "https://a.example; script-src *", "semicolon"},
@@ -918,6 +926,7 @@ func TestRiskySettingsAreWarnedOf(t *testing.T) {
 	for source, want := range map[string]int{
 		"blob:": 1, "wss://a.example": 0, "https://unpkg.com": 1, "https://unpkg.com/": 1,
 		"https://unpkg.com/vue@3.5.1/dist/vue.esm.js": 0, "https://js.example.com": 0,
+		"https://*.github.io": 1, "https://*.example.com": 0, "https://*.localhost": 0,
 	} {
 		if got := withSource("script-src", source).Warnings(); len(got) != want {
 			t.Errorf("%s: got %v, want %d warnings", source, got, want)

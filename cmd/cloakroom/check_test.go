@@ -118,6 +118,8 @@ func describeFindings(findings []check.Finding) string {
 func TestCheckFindsNothingIfAllIsWell(t *testing.T) {
 	t.Parallel()
 	w := newCheckWorld(t, nil)
+	w.env["SERVER_PAGE_FILE"] = writeFile(t, "page.html", "<h1>{{.Title}}</h1>")
+	chmod(t, w.env["SERVER_PAGE_FILE"]) // it is public
 	for _, running := range []bool{false, true} {
 		if running {
 			startBroker(t, w)

@@ -87,7 +87,7 @@ func readLeaf(file string) (*x509.Certificate, error) {
 func checkModes(o Options) []Finding {
 	var findings []Finding
 	for key, file := range config.NamedFiles(o.File, o.Getenv) {
-		if strings.HasSuffix(key, "ca_file") || strings.HasSuffix(key, "cert_file") {
+		if strings.HasSuffix(key, "ca_file") || strings.HasSuffix(key, "cert_file") || key == "server.page_file" {
 			continue // public
 		}
 		if readable(file) {

@@ -426,6 +426,7 @@ func (c *Config) Warnings() Errors {
 	for _, w := range c.webConfig().Warnings() {
 		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err})
 	}
+	c.warnOfPage(&all)
 	warnOfSecrets("frontend.config", reflect.ValueOf(c.Frontend.Config), &all)
 	return all
 }

@@ -169,6 +169,10 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, key string) {
 	case v.Kind() == reflect.Map && n.Kind == yaml.MappingNode:
 		v.Set(reflect.MakeMap(v.Type()))
 		for _, p := range l.pairs(n, key) {
+			if p.name.Kind != yaml.ScalarNode {
+				l.fail(p.name, key, "", "a name is not a single value")
+				continue
+			}
 			name, item := p.name.Value, reflect.New(v.Type().Elem()).Elem()
 			if item.Kind() == reflect.Slice && p.value.Kind == yaml.ScalarNode {
 				item.Set(reflect.ValueOf([]string{p.value.Value})) // spaces and all

@@ -219,7 +219,11 @@ func plainScalar(n *yaml.Node) (any, error) {
 	case "!!null":
 		return nil, nil
 	case "!!bool":
-		return strconv.ParseBool(strings.ToLower(n.Value))
+		b, err := strconv.ParseBool(strings.ToLower(n.Value))
+		if err != nil {
+			return nil, fmt.Errorf("%q is neither true nor false", n.Value)
+		}
+		return b, nil
 	case "!!int", "!!float":
 		var number any
 		if err := n.Decode(&number); err != nil {

@@ -90,6 +90,9 @@ func parseDelay(text string) (Delay, error) {
 
 func parseMaxAge(text string) (MaxAge, error) {
 	d, err := parseNotNegative(text, "8760h or 0s")
+	if err == nil && d > 0 && d < time.Second { // it would be sent as 0
+		return 0, fmt.Errorf("%q is less than a second; 0s makes browsers forget the header", text)
+	}
 	return cmp.Or(MaxAge(d), forgetHSTS), err
 }
 
