@@ -51,6 +51,7 @@ type app struct {
 	provider     *oidc.Client
 	claims       Claims
 	keepStorage  bool            // Config.KeepStorage
+	afterEnd     PromptAfterEnd  // Config.PromptAfterEnd, or its default
 	settings     json.RawMessage // Config.PublicSettings, an empty object if nil
 	attempts     attempts
 	logoutStates *session.Codec // seals the state that goes to the provider at logout

@@ -63,6 +63,11 @@ type Config struct {
 	// KeepStorage keeps the app's data in the browser when the user signs out.
 	// Otherwise the browser deletes it, except for cookies (Clear-Site-Data).
 	KeepStorage bool
+	// PromptAfterEnd is what a login asks the provider for in a browser whose
+	// last session may have been another person's: it ended because of
+	// inactivity, was revoked, or had to make room for one on another device.
+	// Empty means PromptLogin.
+	PromptAfterEnd PromptAfterEnd
 	// Sessions configures the session.Manager. Store and Keys are required. New
 	// sets App, Refresh, Ready, Wait, AccessTokenLifetime, Revoke, Observe,
 	// Waited, TracerProvider and Logger.

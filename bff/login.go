@@ -56,18 +56,20 @@ func crossSite(r *http.Request) bool {
 	return site != "" && site != "same-origin" && site != "none"
 }
 
-// recordCurrentSession records in an attempt who is signed in now.
-func (a *app) recordCurrentSession(r *http.Request, at *attempt) error {
+// recordCurrentSession records in an attempt who is signed in now. It returns
+// the prompt that the login needs because of the session that has ended (see
+// promptAfterEnd).
+func (a *app) recordCurrentSession(r *http.Request, at *attempt) (prompt string, err error) {
 	current, err := a.findSession(r)
-	switch {
-	case err == nil:
+	if err == nil {
 		at.Replaces, at.Subject = current.Ticket(), current.Subject
-	case errors.Is(err, session.ErrNone):
-		at.Replaces, at.Subject = session.Ticket{}, ""
-	default:
-		return err
+		return "", nil
 	}
-	return nil
+	if !errors.Is(err, session.ErrNone) {
+		return "", err
+	}
+	at.Replaces, at.Subject = session.Ticket{}, ""
+	return a.promptAfterEnd(r)
 }
 
 // startLogin starts an attempt: every login, silent login and restart goes
@@ -78,10 +80,18 @@ func (a *app) startLogin(w *response, r *http.Request, at *attempt, extra url.Va
 		return err
 	}
 	extra = a.provider.Demand(extra)
-	at.Prompt, at.MaxAge, at.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
-	if err := a.recordCurrentSession(r, at); err != nil {
+	prompt, err := a.recordCurrentSession(r, at)
+	if err != nil {
 		return err
 	}
+	if prompt != "" && at.Silent {
+		a.finish(w, at, false)
+		return nil
+	}
+	if prompt != "" {
+		extra.Set("prompt", addPrompt(extra.Get("prompt"), prompt))
+	}
+	at.Prompt, at.MaxAge, at.ACRValues = extra.Get("prompt"), extra.Get("max_age"), extra.Get("acr_values")
 	if err := a.attempts.prepare(at, a.provider.Config().SenderConstraint == oidc.SenderConstraintDPoP); err != nil {
 		return err
 	}
@@ -150,8 +160,14 @@ func (a *app) handleAuthResponse(w *response, r *http.Request, parameters string
 		return a.relaySameSite(w, resp)
 	}
 	if at != nil && at.CrossSite {
-		if err := a.recordCurrentSession(r, at); err != nil {
+		prompt, err := a.recordCurrentSession(r, at)
+		if err != nil {
 			return err
+		}
+		// The login began without the session cookie. This request has it.
+		if resp.Code != "" && addPrompt(at.Prompt, prompt) != at.Prompt {
+			a.attempts.drop(w, r, resp.State)
+			return a.restart(w, r, at, nil)
 		}
 	}
 	switch {
@@ -537,6 +553,13 @@ func (at *attempt) accept(id *oidc.Identity) error {
 		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+oidc.ClockSkew {
 			return errAuthTooOld
 		}
+	}
+	// A provider that reports no time may have done what prompt=login says, and
+	// a user can remove the parameter from the URL at the provider.
+	began := time.UnixMilli(at.Began).Add(-oidc.ClockSkew)
+	if slices.Contains(strings.Fields(at.Prompt), "login") && !id.AuthTime.IsZero() && id.AuthTime.Before(began) {
+		return problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is before the login, " +
+			"and prompt=login was sent"))
 	}
 	if at.CrossSite && at.Subject != "" && at.Subject != id.Subject {
 		return problem.OtherAccount

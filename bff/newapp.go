@@ -26,6 +26,7 @@ func newApp(cfg Config) (*app, error) {
 		prefix: cmp.Or(cfg.Prefix, "/bff"), proxies: cfg.TrustedProxies,
 		frontend: cfg.Frontend, devTools: cfg.DevTools, page: cfg.Page, settings: cfg.PublicSettings,
 		claims: cfg.Claims, keepStorage: cfg.KeepStorage, onEvent: cfg.Observe,
+		afterEnd:      cmp.Or(cfg.PromptAfterEnd, PromptLogin),
 		maxPerUser:    cfg.Sessions.MaxPerUser,
 		idleTimeout:   cmp.Or(cfg.Sessions.IdleTimeout, session.DefaultIdleTimeout),
 		events:        newLimiter[EventKind](eventLimit),
@@ -80,7 +81,7 @@ func (a *app) check(cfg Config, publicURL *url.URL) error {
 		pageErr = configerr.New("Page", nil, err)
 	}
 	return errors.Join(prefixErr, checkDevTools(cfg.DevTools, publicURL), pageErr, cfg.Claims.check(),
-		cfg.Limits.check())
+		cfg.Limits.check(), cmp.Or(cfg.PromptAfterEnd, PromptLogin).check())
 }
 
 // addProvider sets the provider, and the source of the broker's own tokens. It

@@ -180,6 +180,21 @@ func (m *Manager) buriedReason(ctx context.Context, id string) (Reason, error) {
 	return Reason(reason), err
 }
 
+// EndReason returns why the session of a ticket ended. It is for a ticket for
+// which Find returned ErrNone. The reason is empty if it is not known: for the
+// zero Ticket, and after the cookie of the session has expired. The error wraps
+// ErrStore.
+func (m *Manager) EndReason(ctx context.Context, t Ticket) (Reason, error) {
+	if t.sessionID == "" {
+		return "", nil
+	}
+	reason, err := m.buriedReason(ctx, t.sessionID)
+	if err != nil {
+		return "", storeError("read why a session ended", err)
+	}
+	return reason, nil
+}
+
 // expiryReason returns why a session expired whose record is gone.
 func (m *Manager) expiryReason(id string, now time.Time) Reason {
 	if limit, ok := m.cache.limit(id); ok && !now.Before(limit) {

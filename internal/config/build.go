@@ -87,6 +87,7 @@ func (c *Config) serverConfig(log *slog.Logger, problems *Errors) bff.Config {
 		Provider:       c.provider(problems),
 		Claims:         bff.Claims(c.Session.Claims),
 		KeepStorage:    c.Session.KeepStorage,
+		PromptAfterEnd: bff.PromptAfterEnd(c.OIDC.PromptAfterEnd),
 		BodyMinRate:    int64(c.Server.Limits.BodyMinRate),
 		Sessions: session.Config{
 			Keys:         c.sessionKeys(problems),

@@ -249,6 +249,7 @@ var fieldKeys = map[string]string{
 	"Provider.AssertionAudience": "oidc.client_assertion_audience",
 	"Provider.Resources":         "oidc.resource",
 	"Provider.Parameters":        "oidc.authorization_parameters",
+	"PromptAfterEnd":             "oidc.prompt_after_end",
 	"Provider.IDTokenAlg":        "oidc.id_token_alg",
 	"Wait":                       "oidc.wait",
 	"AccessTokenLifetime":        "oidc.access_token_lifetime",

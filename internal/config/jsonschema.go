@@ -172,6 +172,7 @@ var enums = map[string][]any{
 		"self_signed_tls_client_auth"},
 	"oidc.profile":             {"fapi2"},
 	"oidc.pushed_requests":     {"auto", "always", "never"},
+	"oidc.prompt_after_end":    {"login", "select_account", "provider"},
 	"oidc.response_mode":       {"query", "form_post"},
 	"oidc.sender_constraint":   {"dpop", "mtls"},
 	"session.cookie.same_site": {"strict", "lax"},

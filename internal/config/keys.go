@@ -131,6 +131,9 @@ var Keys = []Key{
 	{"oidc.resource", "", "Resources that access tokens are for (RFC 8707)."},
 	{"oidc.audience", "", "Value of the parameter `audience`, for providers that have it."},
 	{"oidc.authorization_parameters", "", "Further parameters of each authorization request."},
+	{"oidc.prompt_after_end", "login",
+		"What a sign-in asks the provider for after an idle timeout or a revocation: `login` (the password), " +
+			"`select_account`, or `provider` (it decides)."},
 	{"oidc.pushed_requests", "auto", "Pushed authorization requests (RFC 9126): `auto`, `always` or `never`."},
 	{"oidc.sign_requests", "false", "Sign authorization requests (RFC 9101)."},
 	{"oidc.response_mode", "query", "Response mode: `query` or `form_post`."},

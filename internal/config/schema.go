@@ -109,6 +109,7 @@ type OIDC struct {
 	Resource                []string          `yaml:"resource"`
 	Audience                string            `yaml:"audience"`
 	AuthorizationParameters map[string]string `yaml:"authorization_parameters"`
+	PromptAfterEnd          string            `yaml:"prompt_after_end"`      // default login
 	PushedRequests          string            `yaml:"pushed_requests"`       // default auto
 	SignRequests            bool              `yaml:"sign_requests"`         // default false
 	ResponseMode            string            `yaml:"response_mode"`         // default query
