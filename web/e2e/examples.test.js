@@ -24,6 +24,7 @@ const examples = {
   "TanStack Router": { dir: "tanstack-router/dist" },
   Vue: { dir: "vue/dist" },
   Angular: { dir: "angular/dist" },
+  "Next.js export": { dir: "next-export/out", start: "/orders", order: (id) => `/orders?id=${id}` },
 };
 
 /** @type {import("playwright-core").Browser} */

@@ -1,4 +1,4 @@
-import "./style.css";
+import "../../plain/app.css";
 
 export const metadata = { title: "Next.js export" };
 

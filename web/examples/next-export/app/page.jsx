@@ -1,10 +1,13 @@
 import Link from "next/link";
 
+/** A page for everybody. Nothing on it needs a session. */
 export default function Home() {
   return (
     <main>
       <h1>Home</h1>
-      <Link href="/about">About</Link>
+      <p>
+        <Link href="/orders">Your orders</Link> · <Link href="/about">About</Link>
+      </p>
     </main>
   );
 }

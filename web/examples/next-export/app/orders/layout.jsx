@@ -1,0 +1,72 @@
+"use client";
+import { useState } from "react";
+import { CloakroomProvider, RequireSession, useSession } from "@cloakroom-bff/client/react";
+
+import { bff, call } from "./bff.js";
+import { Devices } from "./devices.jsx";
+import { Live } from "./live.jsx";
+import { Upload } from "./upload.jsx";
+
+/** The pages for users who are signed in. Others are sent to the sign-in, and back to the URL. */
+export default function Layout({ children }) {
+  return (
+    <CloakroomProvider client={bff}>
+      <Header />
+      <Notice />
+      {/* ended is set, so the page stays when the session ends, and keeps what the user has typed. Notice says what happened. */}
+      <RequireSession fallback={<p>Loading…</p>} ended={null}>
+        {children}
+        <Live />
+        <Upload />
+        <Administration />
+        <Devices />
+      </RequireSession>
+    </CloakroomProvider>
+  );
+}
+
+function Header() {
+  const { user } = useSession();
+  return (
+    <header>
+      <h1>Orders</h1>
+      <p>{user?.name ?? user?.sub}</p>
+      {user && <button onClick={() => bff.logout({ returnTo: "/bff/signed-out" })}>Sign out</button>}
+    </header>
+  );
+}
+
+/** What the state of the session means for the user. */
+function Notice() {
+  const { state } = useSession();
+  switch (state.status) {
+    case "expiring":
+      return (
+        <p role="status">
+          You will be signed out in {state.seconds} s. <button onClick={() => bff.fetch("/api/orders")}>Stay signed in</button>
+        </p>
+      );
+    case "ended":
+      return (
+        <p role="status">
+          You were signed out. <button onClick={() => bff.login({ window: true })}>Sign in again</button>
+        </p>
+      );
+    case "unreachable":
+      return <p role="status">The app cannot be reached. It tries again.</p>;
+    default:
+      return null;
+  }
+}
+
+function Administration() {
+  const [closed, setClosed] = useState("");
+  const closeYear = () => call("/api/admin/close-year", { method: "POST" }).then(({ text }) => setClosed(text), (err) => setClosed(err.message));
+  return (
+    <section>
+      <h2>Administration</h2>
+      <button onClick={closeYear}>Close the year</button>
+      <p>{closed}</p>
+    </section>
+  );
+}
