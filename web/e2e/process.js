@@ -66,8 +66,17 @@ async function run(command, args) {
   if (code !== 0) throw new Error(`${command} ${args.join(" ")} ended with ${code}:\n${output}`);
 }
 
-/** Builds a Go program of this repository. @param {string} path @returns {Promise<string>} the binary's path */
-export async function build(path) {
+/** @type {Map<string, Promise<string>>} */
+const built = new Map();
+
+/** Builds a Go program of this repository, once. @param {string} path @returns {Promise<string>} the binary's path */
+export function build(path) {
+  if (!built.has(path)) built.set(path, buildNow(path));
+  return built.get(path);
+}
+
+/** @param {string} path */
+async function buildNow(path) {
   const directory = await mkdtemp(join(tmpdir(), "cloakroom-"));
   process.once("exit", () => rmSync(directory, { recursive: true, force: true }));
   const binary = join(directory, basename(path));
