@@ -131,35 +131,41 @@ func permissionsPolicy(allowed map[string][]string) (string, error) {
 // 404.html.
 func (cfg Config) Warnings() []*ConfigError {
 	var all []*ConfigError
-	warn := func(key, value, format string, args ...any) {
-		all = append(all, configerr.New(key, value, fmt.Errorf(format, args...)))
+	warn := func(key, value, fix, format string, args ...any) {
+		problem := configerr.New(key, value, fmt.Errorf(format, args...))
+		problem.Fix = fix
+		all = append(all, problem)
 	}
 	if cfg.copiesIndex() {
-		warn("Fallback", string(FallbackAuto), "404.html is a copy of index.html, so a link into the app gets it "+
-			"with status 404; use index")
+		warn("Fallback", string(FallbackAuto), "use index",
+			"404.html is a copy of index.html, so a link into the app gets it with status 404")
 	}
 	if cfg.CSPReportOnly {
-		warn("CSPReportOnly", "true", "browsers report what the Content-Security-Policy would block, but block "+
-			"nothing: a script of an attacker runs")
+		warn("CSPReportOnly", "true", "remove it when the browsers' reports have no violation of the app",
+			"browsers report what the Content-Security-Policy would block, but block nothing: "+
+				"a script of an attacker runs")
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.CSP)) {
 		d, _ := findDirective(name)
 		for _, source := range cfg.CSP[name] {
 			if slices.Contains(d.risky, source) {
-				warn("CSP["+name+"]", source, "%q %s", source, risks[name+" "+source])
+				warn("CSP["+name+"]", source, "remove it, unless the app does not work without", "%q %s", source,
+					risks[name+" "+source])
 			}
 			if name == "script-src" && isPublishing(source) {
-				warn("CSP["+name+"]", source, "%q: any user of it can publish scripts there; name the "+
-					"file, or put it into the app's own files", source)
+				warn("CSP["+name+"]", source, "name the file, or put it into the app's own files",
+					"%q: any user of it can publish scripts there", source)
 			}
 		}
 	}
 	if p := cfg.ReferrerPolicy; p == "unsafe-url" || p == "no-referrer-when-downgrade" {
-		warn("ReferrerPolicy", p, "%q sends the paths and queries of the app to other sites", p)
+		warn("ReferrerPolicy", p, "use strict-origin-when-cross-origin, or remove it",
+			"%q sends the paths and queries of the app to other sites", p)
 	}
 	if cfg.OpenerPolicy == "unsafe-none" {
-		warn("OpenerPolicy", cfg.OpenerPolicy, "%q lets a window that opened the app, or that it opened, "+
-			"navigate the app", cfg.OpenerPolicy)
+		warn("OpenerPolicy", cfg.OpenerPolicy,
+			"use same-origin-allow-popups for windows that the app opens, or remove it",
+			"%q lets a window that opened the app, or that it opened, navigate the app", cfg.OpenerPolicy)
 	}
 	return all
 }

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -97,7 +98,7 @@ var discard = slog.New(slog.DiscardHandler)
 func checkFile(o Options) (*config.Config, []Finding) {
 	var findings []Finding
 	for _, stray := range config.StrayVariables(o.Environ) {
-		findings = append(findings, warning(stray.Key(),
+		findings = append(findings, warning(stray.Key,
 			fmt.Sprintf("The environment variable %s has no effect: no key has this name.", stray.Name),
 			fmt.Sprintf("Rename it to %s, or remove it.", stray.Near)))
 	}
@@ -151,6 +152,14 @@ func fixOf(e *config.Error) string {
 	}
 	if e.Fix != "" {
 		return sentence(capital(e.Fix))
+	}
+	if file, ok := errors.AsType[*fs.PathError](e); ok && e.Key != "" {
+		switch {
+		case errors.Is(file, fs.ErrNotExist):
+			return fmt.Sprintf("Create %s, or correct %s.", file.Path, e.Key)
+		case errors.Is(file, fs.ErrPermission):
+			return fmt.Sprintf("Let the user that runs the broker read %s, or correct %s.", file.Path, e.Key)
+		}
 	}
 	if e.Key == "" {
 		return "Correct the file. configs/cloakroom.yaml is an example with all keys."

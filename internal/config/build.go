@@ -417,15 +417,15 @@ func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 func (c *Config) Warnings() Errors {
 	var all Errors
 	if trustsTheWorld(c.trustedProxies(new(Errors))) {
-		all.add("server.trusted_proxies", "%q covers much of the internet, where any client could "+
-			"send any client address; list only your proxies", c.Server.TrustedProxies)
+		all.addWithFix("server.trusted_proxies", "list only your proxies", "%q covers much of the internet, where "+
+			"any client could send any client address", c.Server.TrustedProxies)
 	}
 	if n := len(c.Server.AdminToken); n > 0 && n < 20 {
-		all.add("server.admin_token", "[redacted] has %d characters, so it can be guessed; use at least 20, "+
-			"such as the output of cloakroom keygen", n)
+		all.addWithFix("server.admin_token", "use at least 20, such as the output of cloakroom keygen",
+			"[redacted] has %d characters, so it can be guessed", n)
 	}
 	for _, w := range c.webConfig().Warnings() {
-		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err})
+		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err, Fix: w.Fix})
 	}
 	c.warnOfPage(&all)
 	warnOfSecrets("frontend.config", reflect.ValueOf(c.Frontend.Config), &all)

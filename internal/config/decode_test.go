@@ -267,17 +267,23 @@ func TestSecretsAreTheSameFromAllSources(t *testing.T) {
 func TestMisspeltVariablesGiveWarnings(t *testing.T) {
 	got := StrayVariables([]string{
 		"CLOAKROOM_OIDC_CLIENT_SECRT=hidden", "CLOAKROOM_OIDC_CLIENTID=x", "CLOAKROOM_SESSION_KEYS_FLE=x",
+		"CLOAKROOM_FRONTEND_HSTSS=off", "CLOAKROOM_ROUTS=[]",
 		"CLOAKROOM_SESSION_KEYS=x", "CLOAKROOM_OIDC_CLIENT_SECRET_FILE=x",
 		"CLOAKROOM_SERVICE_HOST=10.0.0.1", "CLOAKROOM_PORT_80_TCP=tcp://10.0.0.1:80",
 		"PATH=x", "CLOAKROOM_", "CLOAKROOM",
 	})
-	want := []string{"CLOAKROOM_OIDC_CLIENT_SECRET?", "CLOAKROOM_OIDC_CLIENT_ID?", "CLOAKROOM_SESSION_KEYS_FILE?"}
+	want := []string{"CLOAKROOM_OIDC_CLIENT_SECRET?", "CLOAKROOM_OIDC_CLIENT_ID?", "CLOAKROOM_SESSION_KEYS_FILE?",
+		"CLOAKROOM_FRONTEND_HSTS?", "CLOAKROOM_ROUTES?"}
+	keys := []string{"oidc.client_secret", "oidc.client_id", "session.keys_file", "frontend.hsts", "routes"}
 	if len(got) != len(want) {
 		t.Fatalf("got %q, want %d warnings", got, len(want))
 	}
 	for i, w := range want {
 		if !strings.HasSuffix(got[i].String(), w) || strings.Contains(got[i].String(), "hidden") {
 			t.Errorf("got %q, want it to suggest %s", got[i], w)
+		}
+		if got[i].Key != keys[i] {
+			t.Errorf("%s: got key %q, want %q", got[i].Name, got[i].Key, keys[i])
 		}
 	}
 }

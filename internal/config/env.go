@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -74,42 +75,31 @@ func (l *loader) decodeText(name, text string, v reflect.Value, key string) {
 type StrayVariable struct {
 	Name string
 	Near string // the name that is close to it
+	Key  string // that Near sets
 }
 
 func (v StrayVariable) String() string {
 	return fmt.Sprintf("environment variable %s has no effect; did you mean %s?", v.Name, v.Near)
 }
 
-// Key returns the key that the variable was meant to set.
-func (v StrayVariable) Key() string {
-	for _, k := range Keys {
-		switch variable(k.Name) {
-		case v.Near:
-			return k.Name
-		case strings.TrimSuffix(v.Near, "_FILE"):
-			return k.Name + "_file"
-		}
-	}
-	return strings.ToLower(strings.TrimPrefix(v.Near, "CLOAKROOM_")) // a list, such as routes
-}
-
 // StrayVariables returns those of an environment.
 func StrayVariables(environ []string) []StrayVariable {
-	var names []string
+	keys := make(map[string]string) // :: variable → key
 	eachVariable(reflect.ValueOf(Config{}), "", func(key string, v reflect.Value) {
-		names = append(names, variable(key))
+		keys[variable(key)] = key
 		if isSecret(v) {
-			names = append(names, variable(key)+"_FILE")
+			keys[variable(key)+"_FILE"] = key + "_file"
 		}
 	})
+	names := slices.Sorted(maps.Keys(keys))
 	var strays []StrayVariable
 	for _, entry := range environ {
 		name, _, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, "CLOAKROOM_") || slices.Contains(names, name) {
+		if _, known := keys[name]; known || !strings.HasPrefix(name, "CLOAKROOM_") {
 			continue
 		}
 		if near := suggest(name, names); near != "" {
-			strays = append(strays, StrayVariable{name, near})
+			strays = append(strays, StrayVariable{name, near, keys[near]})
 		}
 	}
 	return strays

@@ -201,7 +201,7 @@ func fieldErrors(err error, key func(field string) string) Errors {
 	for _, e := range flatten(err) {
 		problem := &Error{Err: e}
 		if field, ok := errors.AsType[*configerr.Error](e); ok {
-			problem = &Error{Key: key(field.Key), Value: field.Value, Err: field.Err}
+			problem = &Error{Key: key(field.Key), Value: field.Value, Err: field.Err, Fix: field.Fix}
 		}
 		all = append(all, problem)
 	}

@@ -102,8 +102,8 @@ func (c *Config) publicSettings(problems *Errors) json.RawMessage {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Frontend.Config)) {
 		if secret := c.secretIn(c.Frontend.Config[name]); secret != "" {
-			problems.add("frontend.config."+name, "[redacted] contains the value of %s, and everybody can read it",
-				secret)
+			problems.addWithFix("frontend.config."+name, "remove it",
+				"[redacted] contains the value of %s, and everybody can read it", secret)
 		}
 	}
 	return text
@@ -144,8 +144,8 @@ func warnOfSecrets(key string, value reflect.Value, all *Errors) {
 			func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) }) {
 			at := join(key, name.String())
 			if secretName.MatchString(name.String()) {
-				all.add(at, "the name looks like that of a secret, and everybody can read frontend.config; "+
-					"remove it, or rename it if it is public")
+				all.addWithFix(at, "remove it, or rename it if it is public",
+					"the name looks like that of a secret, and everybody can read frontend.config")
 				continue
 			}
 			warnOfSecrets(at, value.MapIndex(name), all)
@@ -156,7 +156,7 @@ func warnOfSecrets(key string, value reflect.Value, all *Errors) {
 		}
 	case reflect.String:
 		if secretValue.MatchString(value.String()) {
-			all.add(key, "[redacted] looks like a secret, and everybody can read frontend.config; remove it")
+			all.addWithFix(key, "remove it", "[redacted] looks like a secret, and everybody can read frontend.config")
 		}
 	}
 }

@@ -15,6 +15,8 @@ type Error struct {
 	// Err is the problem. Its text quotes the value where that helps, but never
 	// a secret.
 	Err error
+	// Fix is what to do, such as "use index". It is empty if Err says so.
+	Fix string
 }
 
 // New returns an Error. Value is the text of value. A nil value means none.
@@ -26,6 +28,11 @@ func New(key string, value any, err error) *Error {
 	return e
 }
 
-func (e *Error) Error() string { return e.Key + ": " + e.Err.Error() }
+func (e *Error) Error() string {
+	if e.Fix == "" {
+		return e.Key + ": " + e.Err.Error()
+	}
+	return e.Key + ": " + e.Err.Error() + "; " + e.Fix
+}
 
 func (e *Error) Unwrap() error { return e.Err }
