@@ -490,7 +490,8 @@ func (l *rolling) logHistory(t *testing.T, id string) {
 	t.Logf("session %s:\n%s", id, strings.Join(lines[max(0, len(lines)-12):], "\n"))
 }
 
-// report fails the test for each failure, and logs what was done.
+// report fails the test for each failure and each session that ended or was
+// reported as ended, and logs what was done.
 func (l *rolling) report(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -509,6 +510,13 @@ func (l *rolling) report(t *testing.T) {
 	}
 	if len(ended) > 0 {
 		t.Errorf("%d of %d users were signed out: %.500q", len(ended), len(l.users), ended)
+	}
+	for r := range l.backends {
+		for line := range strings.Lines(r.stderr.String()) {
+			if strings.Contains(line, `"event":"session.ended"`) {
+				t.Errorf("replica %s reported the end of a session: %s", r.addr, line)
+			}
+		}
 	}
 }
 
