@@ -12,12 +12,14 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/oauth2"
 
 	"github.com/cloakroom-bff/cloakroom/bff/oidc"
+	"github.com/cloakroom-bff/cloakroom/bff/problem"
 	"github.com/cloakroom-bff/cloakroom/session"
 )
 
@@ -326,3 +328,39 @@ func (as *attempts) set(w http.ResponseWriter, name, value string, maxAge int) {
 		Secure: !as.cookie.InsecureHTTP, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
 }
+
+// accept fails unless the user signed in as the attempt asked (OpenID Connect
+// Core, section 3.1.3.7). An attempt of another site does not change who is
+// signed in.
+func (at *attempt) accept(id *oidc.Identity) error {
+	if at.ACRValues != "" && !slices.Contains(strings.Fields(at.ACRValues), id.ACR) { // (12)
+		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, want one of %q", id.ACR, at.ACRValues))
+	}
+	if at.MaxAge != "" { // (13)
+		if id.AuthTime.IsZero() {
+			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, " +
+				"and max_age was sent"))
+		}
+		if time.Until(id.AuthTime) > oidc.ClockSkew {
+			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))
+		}
+		seconds, _ := strconv.Atoi(at.MaxAge)
+		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+oidc.ClockSkew {
+			return errAuthTooOld
+		}
+	}
+	// A provider that reports no time may have done what prompt=login says, and
+	// a user can remove the parameter from the URL at the provider.
+	began := time.UnixMilli(at.Began).Add(-oidc.ClockSkew)
+	if slices.Contains(strings.Fields(at.Prompt), "login") && !id.AuthTime.IsZero() && id.AuthTime.Before(began) {
+		return problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is before the login, " +
+			"and prompt=login was sent"))
+	}
+	if at.CrossSite && at.Subject != "" && at.Subject != id.Subject {
+		return problem.OtherAccount
+	}
+	return nil
+}
+
+// errAuthTooOld means that the user signed in longer ago than max_age allows.
+var errAuthTooOld = problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is longer ago than max_age"))

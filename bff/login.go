@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"html/template"
 	"log/slog"
 	"mime"
 	"net/http"
 	"net/url"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -396,73 +393,6 @@ func parseAuthResponse(parameters string) (authResponse, error) {
 	return authResponse{resp, q.Has(relayedParam)}, err
 }
 
-// relayedParam is the parameter of a response that was relayed.
-const relayedParam = "cloakroom_again"
-
-const relayHead = `<!doctype html><html lang="en"><meta charset="utf-8"><title>Signing in</title>`
-
-var relayHTML = template.Must(template.New("relay").Parse(relayHead +
-	`<meta http-equiv="refresh" content="0;url={{.}}"><a href="{{.}}">Continue</a></html>`))
-
-// relaySameSite has the browser send the authorization response again, from a
-// page of this origin. On the navigation from the provider a browser withholds
-// a Strict session cookie. Without it, it would be unknown whose session the
-// login of another site is about to replace, or whether a session exists by
-// now, and a route would refuse the redirect that follows.
-func (a *app) relaySameSite(w *response, resp authResponse) error {
-	if resp.relayed {
-		return problem.BadCallback.WithCause(errors.New("it was relayed, but not by a page of this origin"))
-	}
-	q := url.Values{relayedParam: {"1"}, "state": {resp.State}}
-	for name, value := range map[string]string{"code": resp.Code, "error": resp.Error,
-		"error_description": resp.Description} {
-		if value != "" {
-			q.Set(name, value)
-		}
-	}
-	if resp.HasIssuer {
-		q.Set("iss", resp.Issuer)
-	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("X-Frame-Options", "DENY")
-	return relayHTML.Execute(w, a.endpoint("/callback?"+q.Encode()))
-}
-
-const relayScript = `document.forms[0].submit()`
-
-var (
-	// It has no form-action, which Chromium applies to redirects as well: a
-	// login that starts again redirects to the provider.
-	relayFormCSP = "default-src 'none'; script-src " + hashSource(relayScript) +
-		"; base-uri 'none'; frame-ancestors 'self'"
-	relayFormHTML = template.Must(template.New("relay form").Parse(relayHead +
-		`<form method="post">` +
-		`{{range $name, $value := .}}<input type="hidden" name="{{$name}}" value="{{$value}}">{{end}}` +
-		`<noscript><button>Continue</button></noscript></form>` +
-		`<script>` + relayScript + `</script></html>`))
-)
-
-// writeRelayForm writes a page that posts the authorization response again,
-// without the other fields of the form.
-func writeRelayForm(w *response, form url.Values) {
-	fields := map[string]string{relayedParam: "1"}
-	for _, name := range []string{"state", "code", "error", "iss"} {
-		if len(form[name]) == 1 {
-			fields[name] = form.Get(name)
-		} else if len(form[name]) > 1 {
-			fields["state"] = "" // it is refused, as it would be from the query
-			break
-		}
-	}
-	if text := oidc.CleanDescription(form.Get("error_description")); text != "" {
-		fields["error_description"] = text
-	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", relayFormCSP)
-	relayFormHTML.Execute(w, fields)
-}
-
 // errAuthenticationExpired is a response of Keycloak: the user took longer to
 // sign in than it remembers the request. A new request mends that.
 var errAuthenticationExpired = errors.New("the sign-in expired at the provider")
@@ -533,39 +463,3 @@ func tokenErrorProblem(err error) error {
 	}
 	return problem.LoginInvalid.WithCause(err)
 }
-
-// accept fails unless the user signed in as the attempt asked (OpenID Connect
-// Core, section 3.1.3.7). An attempt of another site does not change who is
-// signed in.
-func (at *attempt) accept(id *oidc.Identity) error {
-	if at.ACRValues != "" && !slices.Contains(strings.Fields(at.ACRValues), id.ACR) { // (12)
-		return problem.LoginTooWeak.WithCause(fmt.Errorf("ID token: acr is %q, want one of %q", id.ACR, at.ACRValues))
-	}
-	if at.MaxAge != "" { // (13)
-		if id.AuthTime.IsZero() {
-			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is missing or no date, " +
-				"and max_age was sent"))
-		}
-		if time.Until(id.AuthTime) > oidc.ClockSkew {
-			return problem.LoginInvalid.WithCause(errors.New("ID token: auth_time is ahead of our clock"))
-		}
-		seconds, _ := strconv.Atoi(at.MaxAge)
-		if age := time.Since(id.AuthTime); age > time.Duration(seconds)*time.Second+oidc.ClockSkew {
-			return errAuthTooOld
-		}
-	}
-	// A provider that reports no time may have done what prompt=login says, and
-	// a user can remove the parameter from the URL at the provider.
-	began := time.UnixMilli(at.Began).Add(-oidc.ClockSkew)
-	if slices.Contains(strings.Fields(at.Prompt), "login") && !id.AuthTime.IsZero() && id.AuthTime.Before(began) {
-		return problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is before the login, " +
-			"and prompt=login was sent"))
-	}
-	if at.CrossSite && at.Subject != "" && at.Subject != id.Subject {
-		return problem.OtherAccount
-	}
-	return nil
-}
-
-// errAuthTooOld means that the user signed in longer ago than max_age allows.
-var errAuthTooOld = problem.LoginTooWeak.WithCause(errors.New("ID token: auth_time is longer ago than max_age"))
