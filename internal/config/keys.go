@@ -53,10 +53,6 @@ func (k Key) Type() string {
 	return typeNames[t]
 }
 
-// IsSecret reports whether the value is a secret, so that the key has a twin
-// that names a file.
-func (k Key) IsSecret() bool { return strings.HasPrefix(k.Type(), "secret") }
-
 var typeNames = map[reflect.Type]string{
 	reflect.TypeFor[string]():              "string",
 	reflect.TypeFor[bool]():                "boolean",
