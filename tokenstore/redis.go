@@ -1,24 +1,18 @@
 package tokenstore
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/cloakroom-bff/cloakroom/internal/configerr"
 )
@@ -119,11 +113,6 @@ var (
 		"or rediss+cluster:// for TLS")
 )
 
-func urlError(example, other string) error {
-	return fmt.Errorf("not a URL such as %s, %s (special characters in the password must be percent-encoded)",
-		example, other)
-}
-
 func (s *Redis) connect(cfg RedisConfig) error {
 	scheme, rest, _ := strings.Cut(cfg.URL, ":")
 	rest = strings.TrimPrefix(rest, "//")
@@ -186,96 +175,6 @@ func (s *Redis) connect(cfg RedisConfig) error {
 		return fmt.Errorf("scheme %q is not one of redis, redis+sentinel, redis+cluster", topology)
 	}
 	return nil
-}
-
-// tune sets the options of a single server. parseSentinelURL and
-// parseClusterURL set the same for theirs.
-func tune(o *redis.Options) {
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
-	o.ContextTimeoutEnabled = true
-	o.DialerRetries = 1
-	o.MaxRetries = -1 // Redis.do retries
-	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
-	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-}
-
-// parseSentinelURL parses what follows the scheme:
-// user:password@host,host/master/db?sentinel_username=&sentinel_password=
-func parseSentinelURL(scheme, rest string) (*redis.FailoverOptions, error) {
-	first, query, err := firstAddr(scheme, rest)
-	if err != nil {
-		return nil, err
-	}
-	if name, db, _ := strings.Cut(strings.Trim(first.Path, "/"), "/"); name != "" && !query.Has("master_name") {
-		query.Set("master_name", name)
-		first.Path = "/" + db
-	}
-	user, password := query.Get("sentinel_username"), query.Get("sentinel_password")
-	query.Del("sentinel_username")
-	query.Del("sentinel_password")
-	first.RawQuery = query.Encode()
-	o, err := redis.ParseFailoverURL(first.String())
-	if err != nil {
-		return nil, err
-	}
-	if o.MasterName == "" {
-		return nil, errors.New("master name missing")
-	}
-	// The library assigns the URL's user to the Sentinels. Here it is the user
-	// of the Redis servers.
-	o.Username, o.Password = o.SentinelUsername, o.SentinelPassword
-	o.SentinelUsername, o.SentinelPassword = user, password
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
-	o.ContextTimeoutEnabled = true
-	o.DialerRetries = 1
-	o.MaxRetries = -1
-	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
-	return o, nil
-}
-
-// parseClusterURL parses what follows the scheme: user:password@host,host
-func parseClusterURL(scheme, rest string) (*redis.ClusterOptions, error) {
-	first, query, err := firstAddr(scheme, rest)
-	if err != nil {
-		return nil, err
-	}
-	if db := strings.Trim(first.Path, "/"); db != "" && db != "0" {
-		return nil, errors.New("a cluster has database 0 only")
-	}
-	first.Path = ""
-	first.RawQuery = query.Encode()
-	o, err := redis.ParseClusterURL(first.String())
-	if err != nil {
-		return nil, err
-	}
-	o.DialTimeout, o.ReadTimeout, o.WriteTimeout, o.PoolTimeout = dialTimeout, ioTimeout, ioTimeout, ioTimeout
-	o.ContextTimeoutEnabled = true
-	o.DialerRetries = 1
-	o.MaxRetries = -1
-	o.ConnMaxIdleTime = cmp.Or(o.ConnMaxIdleTime, maxIdle)
-	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-	return o, nil
-}
-
-// firstAddr returns the URL of the first of several hosts, and a query that
-// lists the others as the library expects.
-func firstAddr(scheme, rest string) (*url.URL, url.Values, error) {
-	end := strings.IndexAny(rest, "/?")
-	if end < 0 {
-		end = len(rest)
-	}
-	authority, tail := rest[:end], rest[end:]
-	at := strings.LastIndex(authority, "@") + 1
-	hosts := strings.Split(authority[at:], ",")
-	u, err := url.Parse(scheme + "://" + authority[:at] + hosts[0] + tail)
-	if err != nil {
-		return nil, nil, err
-	}
-	query := u.Query()
-	for _, host := range hosts[1:] {
-		query.Add("addr", host)
-	}
-	return u, query, nil
 }
 
 // Get is part of session.Store.
@@ -452,60 +351,3 @@ func (s *Redis) Close() error { return s.client.Close() }
 
 // milli returns ttl in milliseconds, at least 1.
 func milli(ttl time.Duration) int64 { return max(ttl.Milliseconds(), 1) }
-
-// hintedError is an error with what the operator can do about it.
-type hintedError struct {
-	hint string
-	error
-}
-
-func (e *hintedError) Error() string { return e.hint + ": " + e.error.Error() }
-
-func (e *hintedError) Unwrap() error { return e.error }
-
-// withHint adds a hint for the operator to an error of Redis.
-func withHint(err error) error {
-	if err == nil {
-		return nil
-	}
-	var hint string
-	moved, isMoved := redis.IsMovedError(err)
-	switch {
-	case redis.IsOOMError(err):
-		hint = "Redis is full: raise its maxmemory or free memory; sign-ins and token refreshes fail until then"
-	case redis.IsLoadingError(err):
-		hint = "Redis is loading its data from disk; it responds when that is done"
-	case redis.IsReadOnlyError(err):
-		hint = "this Redis is a replica: wait if a failover is in progress; otherwise " +
-			"set store.url to the master, or to the Sentinels with redis+sentinel:"
-	case redis.IsMasterDownError(err), redis.IsNoReplicasError(err):
-		hint = "Redis has lost its master or its replicas: check INFO replication"
-	case redis.IsClusterDownError(err):
-		hint = "slots of the Redis Cluster have no master: check CLUSTER INFO"
-	case isMoved:
-		hint = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) +
-			"): store.url must begin with redis+cluster: or rediss+cluster:"
-	case redis.IsMaxClientsError(err):
-		hint = "Redis accepts no more connections: raise its maxclients, or close connections of other clients"
-	case redis.IsAuthError(err):
-		hint = "Redis rejects the user or password: check store.url (or store.password_file)"
-	case redis.IsPermissionError(err):
-		hint = "the Redis user lacks a permission: grant the commands and keys of the documentation"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		hint = "nothing listens at this address: start Redis, or correct store.url"
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-		hint = "Redis closed the connection: it restarted, has no free connections (maxclients) or " +
-			"expects TLS (rediss:)"
-	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-		hint = "Redis did not respond in time"
-	default:
-		return err
-	}
-	return &hintedError{hint, err}
-}
-
-type clientLog struct{ log *slog.Logger }
-
-func (l clientLog) Printf(ctx context.Context, format string, v ...any) {
-	l.log.DebugContext(ctx, fmt.Sprintf(format, v...))
-}

@@ -1,11 +1,9 @@
 package config
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -14,7 +12,6 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -147,66 +144,6 @@ func (c *Config) sameSite(problems *Errors) http.SameSite {
 		problems.add("session.cookie.same_site", "%q is not strict or lax", c.Session.Cookie.SameSite)
 	}
 	return http.SameSiteStrictMode
-}
-
-// SessionKeys returns the keys in session.keys, without those that are not
-// valid.
-func (c *Config) SessionKeys() [][]byte { return c.sessionKeys(new(Errors)) }
-
-// sessionKeys decodes session.keys.
-func (c *Config) sessionKeys(problems *Errors) [][]byte {
-	var keys [][]byte
-	for i, k := range c.Session.Keys {
-		fail := func(problem string) {
-			problems.add(fmt.Sprintf("session.keys[%d]", i), "[redacted] %s", problem)
-		}
-		key, err := decodeBase64(k.Reveal())
-		if err != nil || len(key) != 32 {
-			fail("is not the base64 of 32 bytes; cloakroom keygen prints a valid key")
-			continue
-		}
-		if slices.ContainsFunc(keys, func(other []byte) bool { return bytes.Equal(other, key) }) {
-			fail("occurs twice; list each key once")
-			continue
-		}
-		if why := notRandom(key); why != "" {
-			fail("is not random: " + why + "; cloakroom keygen prints a random key")
-			continue
-		}
-		keys = append(keys, key)
-	}
-	if len(keys) == 0 && len(c.Session.Keys) > 0 {
-		return [][]byte{bytes.Repeat([]byte("k"), 32)} // otherwise they are reported as missing too
-	}
-	return keys
-}
-
-// notRandom returns why a key is certainly not random, or "". The probability
-// that 32 random bytes have fewer than 8 different values is 10^-36.
-func notRandom(key []byte) string {
-	different := make(map[byte]bool)
-	steps := make(map[byte]bool)
-	for i, b := range key {
-		different[b] = true
-		if i > 0 {
-			steps[b-key[i-1]] = true
-		}
-	}
-	switch {
-	case len(different) == 1:
-		return fmt.Sprintf("all bytes are 0x%02x", key[0])
-	case len(steps) == 1:
-		return "its bytes are a sequence with equal steps"
-	case len(different) < 8:
-		return fmt.Sprintf("it has only %d different bytes", len(different))
-	}
-	return ""
-}
-
-// decodeBase64 decodes both alphabets, with padding or without (RFC 4648).
-func decodeBase64(text string) ([]byte, error) {
-	text = strings.TrimRight(strings.NewReplacer("-", "+", "_", "/").Replace(text), "=")
-	return base64.RawStdEncoding.DecodeString(text)
 }
 
 // routes translates routes, and reads the files that they name.
@@ -411,62 +348,6 @@ func (c *Config) trustedProxies(problems *Errors) []netip.Prefix {
 		}
 	}
 	return proxies
-}
-
-// Warnings returns the settings that are valid but dangerous.
-func (c *Config) Warnings() Errors {
-	var all Errors
-	if trustsTheWorld(c.trustedProxies(new(Errors))) {
-		all.addWithFix("server.trusted_proxies", "list only your proxies", "%q covers much of the internet, where "+
-			"any client could send any client address", c.Server.TrustedProxies)
-	}
-	if n := len(c.Server.AdminToken); n > 0 && n < 20 {
-		all.addWithFix("server.admin_token", "use at least 20, such as the output of cloakroom keygen",
-			"[redacted] has %d characters, so it can be guessed", n)
-	}
-	for _, w := range c.webConfig().Warnings() {
-		all = append(all, &Error{Key: frontendKey(w.Key), Value: w.Value, Err: w.Err, Fix: w.Fix})
-	}
-	c.warnOfPage(&all)
-	warnOfSecrets("frontend.config", reflect.ValueOf(c.Frontend.Config), &all)
-	return all
-}
-
-// notGlobal lists networks that are not routed on the internet (RFC 6890).
-var notGlobal = []netip.Prefix{
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("::1/128"),
-	netip.MustParsePrefix("fc00::/7"),
-	netip.MustParsePrefix("fe80::/10"),
-}
-
-// trustsTheWorld reports whether networks cover more of the internet than one
-// operator can own: a 64th of all IPv4 addresses, or an IPv6 network larger
-// than a /20.
-func trustsTheWorld(proxies []netip.Prefix) bool {
-	var addresses uint64
-	for _, p := range proxies {
-		if p.Addr().Is4In6() {
-			if p.Bits() < 96 {
-				return true
-			}
-			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-		}
-		inside := func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) }
-		switch {
-		case slices.ContainsFunc(notGlobal, inside):
-		case p.Addr().Is4():
-			addresses += 1 << (32 - p.Bits())
-		case p.Bits() < 20:
-			return true
-		}
-	}
-	return addresses >= 1<<26
 }
 
 // checkListeners checks the listen addresses and the keys that they require.

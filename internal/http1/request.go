@@ -1,0 +1,97 @@
+package http1
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+)
+
+func hasBody(req *http.Request) bool {
+	return req.Body != nil && req.Body != http.NoBody
+}
+
+// CheckRequest returns the error that wraps ErrInvalidRequest if RoundTrip
+// would return one. It is for requests that another client sends.
+func CheckRequest(req *http.Request) error {
+	if err := checkTarget(req, req.URL.EscapedPath()); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+	}
+	for name, values := range req.Header {
+		for _, v := range values {
+			if err := checkField(name, v); err != nil {
+				return fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkTarget checks the method, the target and the host of a request.
+func checkTarget(req *http.Request, path string) error {
+	if !isToken(req.Method) || !isFieldValue(req.Host) {
+		return errors.New("invalid method or host")
+	}
+	for _, part := range [...]string{path, req.URL.RawQuery} {
+		for i := range len(part) {
+			if c := part[i]; c <= ' ' || c == 0x7f {
+				return errors.New("the target contains a space or a control character")
+			}
+		}
+	}
+	return nil
+}
+
+func checkField(name, value string) error {
+	if !isToken(name) {
+		return fmt.Errorf("invalid header name %.40q", name)
+	}
+	if !isFieldValue(value) {
+		return fmt.Errorf("the header %s contains a control character", name)
+	}
+	return nil
+}
+
+// appendHead appends the head of a request. It fails for a value that a reader
+// could take for several header fields, even though callers should check that.
+func appendHead(b []byte, req *http.Request) ([]byte, error) {
+	path := cmp.Or(req.URL.Opaque, req.URL.EscapedPath()) // Opaque is a path that net/url would change
+	if err := checkTarget(req, path); err != nil {
+		return nil, err
+	}
+	b = append(b, req.Method...)
+	b = append(b, ' ')
+	b = append(b, path...)
+	if req.URL.RawQuery != "" || req.URL.ForceQuery {
+		b = append(b, '?')
+		b = append(b, req.URL.RawQuery...)
+	}
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, req.Host...)
+	b = append(b, "\r\n"...)
+	for name, values := range req.Header {
+		for _, v := range values {
+			if err := checkField(name, v); err != nil {
+				return nil, err
+			}
+			b = append(b, name...)
+			b = append(b, ": "...)
+			b = append(b, v...)
+			b = append(b, "\r\n"...)
+		}
+	}
+	switch {
+	case !hasBody(req):
+		if req.Method == http.MethodPost || req.Method == http.MethodPut || req.Method == http.MethodPatch {
+			b = append(b, "Content-Length: 0\r\n"...)
+		}
+	case req.ContentLength >= 0:
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, req.ContentLength, 10)
+		b = append(b, "\r\n"...)
+	default:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	}
+	return append(b, "\r\n"...), nil
+}

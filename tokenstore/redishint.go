@@ -1,0 +1,70 @@
+package tokenstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"syscall"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// hintedError is an error with what the operator can do about it.
+type hintedError struct {
+	hint string
+	error
+}
+
+func (e *hintedError) Error() string { return e.hint + ": " + e.error.Error() }
+
+func (e *hintedError) Unwrap() error { return e.error }
+
+// withHint adds a hint for the operator to an error of Redis.
+func withHint(err error) error {
+	if err == nil {
+		return nil
+	}
+	var hint string
+	moved, isMoved := redis.IsMovedError(err)
+	switch {
+	case redis.IsOOMError(err):
+		hint = "Redis is full: raise its maxmemory or free memory; sign-ins and token refreshes fail until then"
+	case redis.IsLoadingError(err):
+		hint = "Redis is loading its data from disk; it responds when that is done"
+	case redis.IsReadOnlyError(err):
+		hint = "this Redis is a replica: wait if a failover is in progress; otherwise " +
+			"set store.url to the master, or to the Sentinels with redis+sentinel:"
+	case redis.IsMasterDownError(err), redis.IsNoReplicasError(err):
+		hint = "Redis has lost its master or its replicas: check INFO replication"
+	case redis.IsClusterDownError(err):
+		hint = "slots of the Redis Cluster have no master: check CLUSTER INFO"
+	case isMoved:
+		hint = "this Redis belongs to a Cluster (the key is at " + strconv.Quote(moved) +
+			"): store.url must begin with redis+cluster: or rediss+cluster:"
+	case redis.IsMaxClientsError(err):
+		hint = "Redis accepts no more connections: raise its maxclients, or close connections of other clients"
+	case redis.IsAuthError(err):
+		hint = "Redis rejects the user or password: check store.url (or store.password_file)"
+	case redis.IsPermissionError(err):
+		hint = "the Redis user lacks a permission: grant the commands and keys of the documentation"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		hint = "nothing listens at this address: start Redis, or correct store.url"
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		hint = "Redis closed the connection: it restarted, has no free connections (maxclients) or " +
+			"expects TLS (rediss:)"
+	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		hint = "Redis did not respond in time"
+	default:
+		return err
+	}
+	return &hintedError{hint, err}
+}
+
+type clientLog struct{ log *slog.Logger }
+
+func (l clientLog) Printf(ctx context.Context, format string, v ...any) {
+	l.log.DebugContext(ctx, fmt.Sprintf(format, v...))
+}
