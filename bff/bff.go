@@ -199,7 +199,7 @@ func New(cfg Config) (*Server, error) {
 		log: cfg.Logger, tls: cfg.TLS, metrics: newMetrics(), started: make(chan struct{}),
 		wrongTokens: newLimiter[[16]byte](wrongTokenLimit),
 	}
-	s.conns.log, s.conns.memory = cfg.Logger, &s.memory
+	s.conns.log, s.conns.memory, s.conns.userTimeout = cfg.Logger, &s.memory, userTimeout
 	s.storeOutage.log = cfg.Logger
 	s.checks = checks{
 		log: cfg.Logger, headerBytes: a.limits.HeaderBytes, largeHeaders: new(refusals), memory: &s.memory,

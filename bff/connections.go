@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/descriptors"
+	"github.com/cloakroom-bff/cloakroom/internal/usertimeout"
 )
 
 // connections are the open connections of a Server's listeners. Their number is
@@ -27,11 +28,17 @@ type connections struct {
 	streams                   atomic.Int64 // requests in flight in HTTP/2
 	manyStreams               refusals
 
-	mu      sync.Mutex // guards all below
-	limit   int
-	open    int
-	waiting list.List // of *limitedConn: those that have not sent a request, oldest first
+	mu          sync.Mutex // guards all below
+	limit       int
+	open        int
+	waiting     list.List     // of *limitedConn: those that have not sent a request, oldest first
+	userTimeout time.Duration // of new connections
 }
+
+// userTimeout is how long a client may acknowledge neither data nor a
+// keep-alive probe before its connection is closed. Without it, the streams of
+// a client that has vanished stay open for a quarter of an hour.
+const userTimeout = time.Minute
 
 // minWait is how long a connection may wait for its first request before it is
 // closed for another one. Otherwise many new clients would displace each other.
@@ -100,7 +107,7 @@ func (s *connections) admit(c net.Conn) net.Conn {
 	}
 	scarce := s.memory.isScarce()
 	s.mu.Lock()
-	limit := s.limit
+	limit, timeout := s.limit, s.userTimeout
 	var old *limitedConn
 	if s.open >= limit || scarce {
 		old = s.removeOldest()
@@ -126,7 +133,23 @@ func (s *connections) admit(c net.Conn) net.Conn {
 		})
 		return nil
 	}
+	s.setUserTimeout(c, timeout)
 	return lc
+}
+
+// setUserTimeout has a connection fail whose client has vanished.
+func (s *connections) setUserTimeout(c net.Conn, timeout time.Duration) {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err == nil {
+		err = usertimeout.Set(raw, timeout)
+	}
+	if err != nil { // mostly because it has ended
+		s.log.Debug("connection without TCP_USER_TIMEOUT", "client", clientOf(c), "err", err)
+	}
 }
 
 // reportExhausted counts a connection for which there is no file descriptor.

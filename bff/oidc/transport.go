@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/cloakroom-bff/cloakroom/internal/span"
+	"github.com/cloakroom-bff/cloakroom/internal/usertimeout"
 )
 
 // newHTTPClient returns the client for requests to the provider.
@@ -48,7 +50,9 @@ func newProviderTransport(cfg *Config) *http.Transport {
 		Timeout: 5 * time.Second,
 		// A dead connection fails within 30 seconds, whether it is idle or not.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
-		Control:         setUserTimeout,
+		Control: func(_, _ string, c syscall.RawConn) error {
+			return usertimeout.Set(c, 30*time.Second)
+		},
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -45,10 +45,11 @@ var arrows = map[string][]string{
 
 	"bff": {"bff/adminpage", "bff/oidc", "bff/problem", "bff/proxy", "session",
 		"internal/configerr", "internal/descriptors", "internal/hijack", "internal/http1", "internal/loopback",
-		"internal/pace", "internal/pagetext", "internal/span", "internal/strictjson", "internal/urlpath"},
+		"internal/pace", "internal/pagetext", "internal/span", "internal/strictjson", "internal/urlpath",
+		"internal/usertimeout"},
 	"bff/oidc": {"session",
 		"internal/configerr", "internal/dpop", "internal/flight",
-		"internal/jwks", "internal/loopback", "internal/span", "internal/strictjson"},
+		"internal/jwks", "internal/loopback", "internal/span", "internal/strictjson", "internal/usertimeout"},
 	"bff/proxy": {"bff/problem",
 		"internal/descriptors", "internal/dpop", "internal/hijack", "internal/http1", "internal/pace",
 		"internal/span", "internal/urlpath"},
@@ -79,6 +80,7 @@ var arrows = map[string][]string{
 	"internal/terminal":    {},
 	"internal/tracing":     {},
 	"internal/urlpath":     {},
+	"internal/usertimeout": {},
 
 	// The rest is for development.
 	"bff/bfftest":                {"bff", "session", "tokenstore", "internal/brokertest"},
