@@ -119,6 +119,7 @@ func readBuild(files fs.FS) (*Build, error) {
 	}
 	f.Close()
 	s := &scan{files: files, needs: make(map[string]int)}
+	s.Needs, s.Mentions, s.Notes = []Need{}, []Mention{}, []string{} // lists in JSON, too
 	// A file that cannot be read does not end the walk.
 	_ = fs.WalkDir(files, ".", func(name string, entry fs.DirEntry, err error) error {
 		switch {

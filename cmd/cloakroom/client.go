@@ -80,16 +80,13 @@ func writeClient(dir string, names []string, force bool) (written []string, err 
 		if err != nil {
 			return nil, err
 		}
-		if info, err := os.Lstat(filepath.Join(dir, name)); err == nil && !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("%s is not a regular file; nothing was written", filepath.Join(dir, name))
-		}
-		existing, err := os.ReadFile(filepath.Join(dir, name))
+		same, err := hasContent(filepath.Join(dir, name), content)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			contents[name] = content
 		case err != nil:
 			return nil, err
-		case !bytes.Equal(existing, content):
+		case !same:
 			contents[name] = content
 			different = append(different, filepath.Join(dir, name))
 		}
@@ -106,12 +103,42 @@ func writeClient(dir string, names []string, force bool) (written []string, err 
 		if !ok {
 			continue
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+		if err := writeWhole(filepath.Join(dir, name), content); err != nil {
 			return written, err
 		}
 		written = append(written, name)
 	}
 	return written, nil
+}
+
+// writeWhole writes a file. If the disk is full, it leaves no part of it, which
+// would be a file that differs the next time.
+func writeWhole(name string, content []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(name))
+	}
+	return nil
+}
+
+// hasContent reports whether a regular file has a content. It is an error if it
+// is no such file.
+func hasContent(name string, content []byte) (bool, error) {
+	info, err := os.Lstat(name)
+	switch {
+	case err != nil:
+		return false, err
+	case !info.Mode().IsRegular():
+		return false, fmt.Errorf("%s is not a regular file; nothing was written", name)
+	case info.Size() != int64(len(content)):
+		return false, nil
+	}
+	existing, err := os.ReadFile(name)
+	return bytes.Equal(existing, content), err
 }
 
 // importLines returns the imports of the files for a module beside dir.

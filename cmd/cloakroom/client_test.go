@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -130,5 +132,65 @@ func TestClientWritesThroughNoLink(t *testing.T) {
 		if _, err := os.Stat(name); err == nil {
 			t.Errorf("%s was written", name)
 		}
+	}
+}
+
+// runWithoutSpace runs a command that can write no file of more than 1 KiB, as
+// on a disk that is nearly full.
+func runWithoutSpace(t *testing.T, args ...string) (stderr string, err error) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := `ulimit -f 1; exec -a ` + brokerName + ` "$0" "$@"`
+	cmd := exec.Command("bash", append([]string{"-c", script, self}, args...)...)
+	var b bytes.Buffer
+	cmd.Stderr = &b
+	err = cmd.Run()
+	return b.String(), err
+}
+
+func TestFullDiskLeavesNoPartOfAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "package.json"), `{"devDependencies": {"vite": "8"}}`)
+	client := filepath.Join(dir, "client")
+	initArgs := []string{"init", "--dir", dir, "--issuer", "https://id.example.com", "--client-id", "spa",
+		"--public-url", "https://app.example.com"}
+	for file, args := range map[string][]string{
+		filepath.Join(client, "client.js"):        {"client", client},
+		filepath.Join(dir, "cloakroom/client.js"): initArgs,
+	} {
+		stderr, err := runWithoutSpace(t, args...)
+		if err == nil || !strings.Contains(stderr, file) {
+			t.Errorf("%s: got %v and %q, want an error that names %s", args[0], err, stderr, file)
+		}
+		if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: got %v for a part of %s, want that there is none", args[0], err, file)
+		}
+		var out, errOut bytes.Buffer
+		if err := run(t.Context(), args, noEnv, strings.NewReader(""), &out, &errOut); err != nil {
+			t.Errorf("%s with space: got %v %s, want no error", args[0], err, &errOut)
+		}
+		want, err := fs.ReadFile(web.ClientFiles(), "client.js")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s with space: got %v and %d bytes, want the client", args[0], err, len(got))
+		}
+	}
+}
+
+func TestClientDoesNotReadAGiantFile(t *testing.T) {
+	dir := t.TempDir()
+	giant := filepath.Join(dir, "client.js")
+	overwrite(t, giant, "")
+	if err := os.Truncate(giant, 8<<30); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runCommand(t, "client", dir); err == nil || !strings.Contains(err.Error(), "differ") {
+		t.Errorf("got error %v, want that the file differs", err)
 	}
 }

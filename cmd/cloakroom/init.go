@@ -100,6 +100,9 @@ func (i *initializer) readExisting() (bool, error) {
 	if _, err := os.Lstat(file); err != nil {
 		return false, nil // Write reports other errors
 	}
+	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() { // to read a pipe would wait for ever
+		return false, usageError{fmt.Errorf("%s is not a regular file: remove it", file)}
+	}
 	cfg, err := config.Load(file, func(string) string { return "" })
 	if cfg == nil {
 		return false, usageError{fmt.Errorf("%w\ncloakroom.yaml exists and is kept: correct it, or remove it", err)}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cloakroom-bff/cloakroom/internal/config"
@@ -215,5 +216,20 @@ func TestPlainPagesAreServedWithoutTheSecrets(t *testing.T) {
 				t.Errorf("%s: got %s%s, want %q in it", command[0], &out, &stderr, want)
 			}
 		}
+	}
+}
+
+// To open a pipe would wait for its writer.
+func TestInitReadsNoPipe(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	overwrite(t, filepath.Join(dir, "package.json"), `{"devDependencies": {"vite": "8"}}`)
+	if err := syscall.Mkfifo(filepath.Join(dir, "cloakroom.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, stderr bytes.Buffer
+	err := run(t.Context(), []string{"init", "--dir", dir}, noEnv, strings.NewReader(""), &out, &stderr)
+	if got := exitCode(err); got != 2 || !strings.Contains(stderr.String()+err.Error(), "is not a regular file") {
+		t.Errorf("got status %d, %v and %s, want 2 and that it is not a regular file", got, err, &stderr)
 	}
 }

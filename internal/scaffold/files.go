@@ -211,8 +211,8 @@ func Write(dir string, files []File) (written, kept []string, err error) {
 			return written, kept, err
 		}
 		_, err = f.Write(file.Text)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return written, kept, err
+		if err := errors.Join(err, f.Close()); err != nil { // such as a full disk
+			return written, kept, errors.Join(err, os.Remove(name)) // a part of it would be kept the next time
 		}
 		written = append(written, file.Name)
 	}
