@@ -53,12 +53,6 @@ type authRequest struct {
 	uri   string      // the request_uri of a pushed request
 }
 
-// pushedRequest is a pushed authorization request (RFC 9126).
-type pushedRequest struct {
-	request *authRequest
-	expires time.Time
-}
-
 // session is a user's session at the provider. It ends at expires, or with
 // EndSession.
 type session struct {
@@ -105,69 +99,67 @@ func (p *Provider) readRequest(q url.Values) (*authRequest, error) {
 		return nil, fmt.Errorf("the redirect_uri %q is not registered for the client %s", uri, client.ID)
 	}
 	r := &authRequest{
-		client: client, redirectURI: q.Get("redirect_uri"), mode: q.Get("response_mode"), state: q.Get(
-			"state"), nonce: q.Get("nonce"),
+		client: client, redirectURI: q.Get("redirect_uri"), mode: q.Get("response_mode"),
+		state: q.Get("state"), nonce: q.Get("nonce"), challenge: q.Get("code_challenge"), jkt: q.Get("dpop_jkt"),
 		scope: among(among(q.Get("scope"), client.Scopes), p.cfg.Scopes), resource: q["resource"],
-		challenge: q.Get(
-			"code_challenge",
-		), jkt: q.Get("dpop_jkt"), prompt: strings.Fields(q.Get("prompt")), maxAge: -1,
-		loginHint: q.Get("login_hint"),
+		prompt: strings.Fields(q.Get("prompt")), maxAge: -1, loginHint: q.Get("login_hint"),
 	}
-	fault := func(code, description string) (*authRequest, error) {
-		r.fault = &oauthError{code, description}
-		return r, nil
-	}
+	r.fault = p.complete(r, q)
+	return r, nil
+}
+
+// complete checks the parameters of an authorization request whose redirect URI
+// is valid, and sets the rest of r. The client is told of the fault.
+func (p *Provider) complete(r *authRequest, q url.Values) *oauthError {
 	switch r.mode {
 	case "", "query", "form_post":
 	default:
 		r.mode = "query"
-		return fault("invalid_request", "response_mode must be query or form_post")
+		return &oauthError{"invalid_request", "response_mode must be query or form_post"}
 	}
 	if name := repeated(q); name != "" { // RFC 6749 3.1
-		return fault("invalid_request", "a parameter occurs twice: "+name)
+		return &oauthError{"invalid_request", "a parameter occurs twice: " + name}
 	}
 	if q.Get("response_type") != "code" {
-		return fault("unsupported_response_type", "response_type must be code")
+		return &oauthError{"unsupported_response_type", "response_type must be code"}
 	}
 	if !slices.Contains(strings.Fields(q.Get("scope")), "openid") {
-		return fault("invalid_scope", "scope must contain openid")
+		return &oauthError{"invalid_scope", "scope must contain openid"}
 	}
 	if (q.Get("code_challenge_method") != "S256" || len(r.challenge) != 43) &&
 		!p.hooks.Load().SkipPKCE { // RFC 7636 4.2
-		return fault("invalid_request", "PKCE is required: code_challenge with the method S256")
+		return &oauthError{"invalid_request", "PKCE is required: code_challenge with the method S256"}
 	}
 	for _, prompt := range r.prompt {
 		if !slices.Contains(prompts, prompt) || prompt == "none" && len(r.prompt) > 1 {
-			return fault("invalid_request", "prompt has an unknown value, or none with others")
+			return &oauthError{"invalid_request", "prompt has an unknown value, or none with others"}
 		}
 	}
 	if s := q.Get("max_age"); s != "" {
 		seconds, err := strconv.ParseUint(s, 10, 31)
 		if err != nil {
-			return fault("invalid_request", "max_age must be a number of seconds")
+			return &oauthError{"invalid_request", "max_age must be a number of seconds"}
 		}
 		r.maxAge = time.Duration(seconds) * time.Second
 	}
 	if !areResources(r.resource) {
-		return fault("invalid_target", "resource must be an absolute URI without a fragment")
+		return &oauthError{"invalid_target", "resource must be an absolute URI without a fragment"}
 	}
 	// acr_values is in the client's order of preference, and voluntary (OpenID
 	// Connect Core 3.1.2.1).
-	if requested := strings.Fields(q.Get("acr_values")); len(requested) > 0 {
-		if i := slices.IndexFunc(requested, func(acr string) bool {
-			return slices.Contains(p.ACRValues(), acr)
-		}); i >= 0 {
-			r.acr = requested[i]
-		}
+	requested := strings.Fields(q.Get("acr_values"))
+	isOffered := func(acr string) bool { return slices.Contains(p.ACRValues(), acr) }
+	if i := slices.IndexFunc(requested, isOffered); i >= 0 {
+		r.acr = requested[i]
 	}
 	if hint := q.Get("id_token_hint"); hint != "" {
 		claims, err := p.readOwnIDToken(hint)
 		if err != nil {
-			return fault("invalid_request", "the id_token_hint is not an ID token of this provider")
+			return &oauthError{"invalid_request", "the id_token_hint is not an ID token of this provider"}
 		}
 		r.sub = claims.Subject
 	}
-	return r, nil
+	return nil
 }
 
 // among returns the allowed part of a scope. An empty list allows all.
@@ -190,78 +182,6 @@ func areResources(resources []string) bool {
 		}
 	}
 	return true
-}
-
-// push is the endpoint for pushed authorization requests (RFC 9126 2).
-func (p *Provider) push(w http.ResponseWriter, r *http.Request) {
-	request, fault := p.readPushed(w, r)
-	if fault != nil {
-		fault.write(w)
-		return
-	}
-	request.uri = "urn:ietf:params:oauth:request_uri:" + rand.Text()
-	p.mu.Lock()
-	p.prune()
-	p.stats.PushedRequests++
-	p.pushed[request.uri] = &pushedRequest{request, time.Now().Add(pushedLife)}
-	p.mu.Unlock()
-	writeJSON(
-		w,
-		http.StatusCreated,
-		map[string]any{"request_uri": request.uri, "expires_in": int(pushedLife / time.Second)},
-	)
-}
-
-func (p *Provider) readPushed(w http.ResponseWriter, r *http.Request) (*authRequest, *oauthError) {
-	if fault := readForm(w, r); fault != nil {
-		return nil, fault
-	}
-	client, fault := p.authenticate(r)
-	if fault != nil {
-		return nil, fault
-	}
-	if r.PostForm.Has("request_uri") {
-		return nil, &oauthError{"invalid_request", "a request_uri cannot be pushed"}
-	}
-	r.PostForm.Set("client_id", client.ID)
-	request, err := p.readRequest(r.PostForm)
-	if err != nil {
-		return nil, &oauthError{"invalid_request", err.Error()}
-	}
-	if request.fault != nil {
-		return nil, request.fault
-	}
-	jkt, fault := p.checkProof(w, r, "")
-	if fault != nil {
-		return nil, fault
-	}
-	if jkt != "" && request.jkt != "" && jkt != request.jkt { // RFC 9449 10.1
-		return nil, &oauthError{"invalid_dpop_proof", "dpop_jkt does not match the key of the proof"}
-	}
-	if jkt != "" {
-		request.jkt = jkt
-	}
-	return request, nil
-}
-
-// requested returns the authorization request in q, or the pushed request that
-// q names. An error is shown to the user.
-func (p *Provider) requested(q url.Values) (*authRequest, error) {
-	uri := q.Get("request_uri")
-	if uri == "" {
-		if client := p.client(q.Get("client_id")); client != nil && client.PushesRequests {
-			return nil, errors.New("the client must push its requests, and this one was not pushed")
-		}
-		return p.readRequest(q)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pushed := p.pushed[uri]
-	if pushed == nil || time.Now().After(pushed.expires) || pushed.request.client.ID != q.Get("client_id") {
-		return nil, errors.New("it was used already, has expired, or never existed")
-	}
-	pushed.expires = time.Now().Add(patience) // the page may be loaded again (RFC 9126 4), and the user may think
-	return pushed.request, nil
 }
 
 // satisfies reports whether a session satisfies the request without

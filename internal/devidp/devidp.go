@@ -24,86 +24,17 @@
 package devidp
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
-	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-
 	"github.com/cloakroom-bff/cloakroom/internal/loopback"
 )
-
-// Config is the configuration of a provider. Issuer and Clients are required;
-// the zero values of the other fields are usable.
-type Config struct {
-	Issuer  string // on a loopback host, with a path or without
-	Clients []Client
-	Users   []User   // none means DefaultUsers
-	Scopes  []string // what users grant, of what clients ask for; none means all of it
-	// ACRValues are the strengths of authentication, the weakest first. None
-	// means silver and gold. A user without an ACR signs in with the one that
-	// the client requests, otherwise with the weakest.
-	ACRValues []string
-
-	AccessTokenTTL time.Duration // zero means 5 minutes
-	IDTokenTTL     time.Duration // zero means 5 minutes
-
-	// RefreshTokenTTL is the lifetime of refresh tokens, which rotation does
-	// not extend, and of a user's session after the last sign-in. Zero means 12
-	// hours.
-	RefreshTokenTTL time.Duration
-	// RefreshGrace is how long a replaced refresh token still returns its
-	// successor. Zero means that a second use revokes the family.
-	RefreshGrace time.Duration
-
-	Audience         string // aud of access tokens when the request names no resource; empty means "api"
-	RequireDPoPNonce bool   // proofs for the token endpoint need a nonce (RFC 9449 section 8)
-
-	SigningAlgorithm string // RS256, the default, or PS256
-	// NewKey returns a new signing key, never the same one twice. Nil means a
-	// function that generates one of 2048 bits.
-	NewKey func() (*rsa.PrivateKey, error)
-
-	CookiePath string // path of all cookies; empty means that of the issuer
-	// HTTPClient sends back-channel logouts. Nil means a client with a timeout
-	// of 5 seconds that follows no redirects.
-	HTTPClient *http.Client
-	Logger     *slog.Logger // nil means slog.Default()
-}
-
-// Client is a relying party. It needs at least one of Secret, Keys and
-// Certificate, and may authenticate with any that it has.
-type Client struct {
-	ID     string
-	Secret string            // for client_secret_basic and client_secret_post
-	Keys   []jose.JSONWebKey // public keys, for private_key_jwt and signed requests
-	// Certificate is for self_signed_tls_client_auth at the endpoints below
-	// /mtls. The client's tokens are bound to it (RFC 8705 section 3).
-	Certificate            *x509.Certificate
-	RedirectURIs           []string
-	PostLogoutRedirectURIs []string
-	BackchannelLogoutURI   string   // empty: no logout token is sent
-	Scopes                 []string // that it may request; none means all
-	DPoPBound              bool     // access tokens require a DPoP proof (RFC 9449 section 5.2)
-	SignsRequests          bool     // unsigned authorization requests are refused (RFC 9101 section 10.5)
-	PushesRequests         bool     // so are those that are not pushed (RFC 9126 section 6)
-	SignedUserInfo         bool     // userinfo is a JWT (OpenID Connect Core section 5.3.2)
-	// NamesUsers allows grant_type=password (RFC 6749 section 4.3) for any
-	// user, with any password. Any visitor can sign in here as any user anyway.
-	NamesUsers bool
-}
 
 // Provider is the provider as an http.Handler.
 type Provider struct {
@@ -152,33 +83,7 @@ func New(cfg Config) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	for d, otherwise := range map[*time.Duration]time.Duration{&cfg.AccessTokenTTL: 5 * time.Minute,
-		&cfg.IDTokenTTL: 5 * time.Minute, &cfg.RefreshTokenTTL: 12 * time.Hour} {
-		if *d == 0 {
-			*d = otherwise
-		}
-	}
-	if cfg.Audience == "" {
-		cfg.Audience = "api"
-	}
-	if cfg.NewKey == nil {
-		cfg.NewKey = func() (*rsa.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, 2048) }
-	}
-	if cfg.SigningAlgorithm == "" {
-		cfg.SigningAlgorithm = "RS256"
-	}
-	if cfg.CookiePath == "" {
-		cfg.CookiePath = strings.TrimSuffix(u.Path, "/") + "/"
-	}
-	if cfg.HTTPClient == nil {
-		cfg.HTTPClient = &http.Client{
-			Timeout:       5 * time.Second,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
+	cfg.setDefaults(u)
 	p := &Provider{
 		cfg:  cfg,
 		base: strings.TrimSuffix(cfg.Issuer, "/"),
@@ -201,6 +106,11 @@ func New(cfg Config) (*Provider, error) {
 	if err := p.RotateKeys(); err != nil {
 		return nil, err
 	}
+	p.addEndpoints()
+	return p, nil
+}
+
+func (p *Provider) addEndpoints() {
 	for _, route := range []struct {
 		method, path string
 		handler      http.HandlerFunc
@@ -225,60 +135,6 @@ func New(cfg Config) (*Provider, error) {
 	} {
 		p.mux.HandleFunc(route.method+" "+p.path+route.path, route.handler)
 	}
-	return p, nil
-}
-
-// check returns the issuer, and every mistake.
-func (cfg *Config) check() (*url.URL, error) {
-	var errs []error
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-
-	u, err := url.Parse(cfg.Issuer)
-	switch {
-	case err != nil || u.Scheme != "http" && u.Scheme != "https" || !loopback.IsHost(u.Hostname()):
-		wrong("issuer %q is not an http or https URL with a loopback host: this provider signs in anyone", cfg.Issuer)
-	case u.User != nil || u.RawQuery != "" || u.ForceQuery || strings.Contains(cfg.Issuer, "#"):
-		wrong("issuer %q must have scheme, host and path only (OpenID Connect Discovery, section 3)", cfg.Issuer)
-	case u.Path != "" && (u.EscapedPath() != u.Path || strings.ContainsAny(u.Path, "{}") ||
-		path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/"):
-		wrong("issuer %q: its path must be clean and without percent-encoding", cfg.Issuer)
-	}
-	clients := make(map[string]bool)
-	for i, c := range cfg.Clients {
-		if c.ID == "" || clients[c.ID] {
-			wrong("client %d: ID %q is empty or belongs to another client", i, c.ID)
-		}
-		clients[c.ID] = true
-		if c.Secret == "" && len(c.Keys) == 0 && c.Certificate == nil {
-			wrong("client %d: Secret, Keys or Certificate is required: all clients are confidential", i)
-		}
-		for j, k := range c.Keys {
-			if !k.IsPublic() || !k.Valid() {
-				wrong("client %d: key %d is not a public key", i, j)
-			}
-		}
-		for _, raw := range append(append([]string{c.BackchannelLogoutURI}, c.RedirectURIs...),
-			c.PostLogoutRedirectURIs...) {
-			if u, err := url.Parse(raw); raw != "" &&
-				(err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
-					strings.Contains(raw, "#")) {
-				wrong("client %d: %q is not an http or https URL without a fragment", i, raw)
-			}
-		}
-	}
-	if err := checkUsers(cfg.Users, cfg.ACRValues); err != nil {
-		errs = append(errs, err)
-	}
-	for _, d := range []struct {
-		name  string
-		value time.Duration
-	}{{"AccessTokenTTL", cfg.AccessTokenTTL}, {"IDTokenTTL", cfg.IDTokenTTL}, {"RefreshTokenTTL",
-		cfg.RefreshTokenTTL}, {"RefreshGrace", cfg.RefreshGrace}} {
-		if d.value < 0 {
-			wrong("%s: %v is negative", d.name, d.value)
-		}
-	}
-	return u, errors.Join(errs...)
 }
 
 // ServeHTTP serves requests whose Host is a loopback host. Otherwise a page of
@@ -358,10 +214,7 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 	p.stats.DiscoveryFetches++
 	p.mu.Unlock()
 	authMethods := []string{
-		"client_secret_basic",
-		"client_secret_post",
-		"private_key_jwt",
-		"self_signed_tls_client_auth",
+		"client_secret_basic", "client_secret_post", "private_key_jwt", "self_signed_tls_client_auth",
 	}
 	metadata := map[string]any{
 		"issuer":                                                p.cfg.Issuer,
@@ -383,24 +236,10 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 		"revocation_endpoint_auth_signing_alg_values_supported": assertionAlgorithms,
 		"code_challenge_methods_supported":                      []string{"S256"},
 		"scopes_supported": []string{
-			"openid",
-			"profile",
-			"email",
-			"offline_access",
+			"openid", "profile", "email", "offline_access",
 		},
 		"claims_supported": []string{
-			"iss",
-			"aud",
-			"exp",
-			"iat",
-			"sub",
-			"sid",
-			"auth_time",
-			"acr",
-			"nonce",
-			"at_hash",
-			"name",
-			"email",
+			"iss", "aud", "exp", "iat", "sub", "sid", "auth_time", "acr", "nonce", "at_hash", "name", "email",
 			"email_verified",
 		},
 		"acr_values_supported":                           p.ACRValues(),
@@ -416,8 +255,8 @@ func (p *Provider) discovery(w http.ResponseWriter, _ *http.Request) {
 		"tls_client_certificate_bound_access_tokens":     true,
 		"mtls_endpoint_aliases": map[string]string{
 			"token_endpoint": p.base + "/mtls/token", "revocation_endpoint": p.base + "/mtls/revoke",
-			"pushed_authorization_request_endpoint": p.base + "/mtls/par", "userinfo_endpoint": p.base +
-				"/mtls/userinfo",
+			"pushed_authorization_request_endpoint": p.base + "/mtls/par",
+			"userinfo_endpoint":                     p.base + "/mtls/userinfo",
 		},
 		"request_uri_parameter_supported": false, // except for pushed requests
 	}

@@ -26,33 +26,16 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 		q = r.PostForm
 	}
 	clientID, back, state := q.Get("client_id"), q.Get("post_logout_redirect_uri"), q.Get("state")
-	var hinted string // sid of the id_token_hint
-	if hint := q.Get("id_token_hint"); hint != "" {
-		claims, err := p.readOwnIDToken(hint)
-		if err == nil && clientID == "" && len(claims.Audience) > 0 {
-			clientID = claims.Audience[0]
-		}
-		if err != nil || !claims.Audience.Contains(clientID) {
-			p.showMessage(
-				w,
-				r,
-				http.StatusBadRequest,
-				"You are not signed out",
-				"The id_token_hint is not an ID token of this provider for this client.",
-			)
-			return
-		}
-		hinted = claims.SessionID
+	clientID, hinted, err := p.readLogoutHint(q.Get("id_token_hint"), clientID)
+	if err != nil {
+		p.showMessage(w, r, http.StatusBadRequest, "You are not signed out",
+			"The id_token_hint is not an ID token of this provider for this client.")
+		return
 	}
 	client := p.client(clientID)
 	if back != "" && (client == nil || !slices.Contains(client.PostLogoutRedirectURIs, back)) {
-		p.showMessage(
-			w,
-			r,
-			http.StatusBadRequest,
-			"You are not signed out",
-			"The post_logout_redirect_uri is not registered for this client.",
-		)
+		p.showMessage(w, r, http.StatusBadRequest, "You are not signed out",
+			"The post_logout_redirect_uri is not registered for this client.")
 		return
 	}
 	p.mu.Lock()
@@ -77,16 +60,9 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 	if err := p.EndSession(context.WithoutCancel(r.Context()), hinted); err != nil {
 		p.cfg.Logger.Warn("end session", "err", err)
 	}
-	http.SetCookie(
-		w,
-		&http.Cookie{
-			Name:     p.cookieName,
-			Path:     p.cfg.CookiePath,
-			MaxAge:   -1,
-			HttpOnly: true,
-			SameSite: http.SameSiteLaxMode,
-		},
-	)
+	http.SetCookie(w, &http.Cookie{
+		Name: p.cookieName, Path: p.cfg.CookiePath, MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	})
 	if back == "" {
 		p.showMessage(w, r, http.StatusOK, "You are signed out", "You can close this page.")
 		return
@@ -96,6 +72,25 @@ func (p *Provider) endSession(w http.ResponseWriter, r *http.Request) {
 		parameters.Set("state", state)
 	}
 	redirect(w, r, back, parameters)
+}
+
+// readLogoutHint returns the client and the session (sid) that an id_token_hint
+// names. An empty clientID means the client that the ID token is for.
+func (p *Provider) readLogoutHint(hint, clientID string) (client, sid string, err error) {
+	if hint == "" {
+		return clientID, "", nil
+	}
+	claims, err := p.readOwnIDToken(hint)
+	if err != nil {
+		return "", "", err
+	}
+	if clientID == "" && len(claims.Audience) > 0 {
+		clientID = claims.Audience[0]
+	}
+	if !claims.Audience.Contains(clientID) {
+		return "", "", errors.New("the ID token is for another client")
+	}
+	return clientID, claims.SessionID, nil
 }
 
 // EndSession ends a session, revokes its grants, and sends a logout token to

@@ -78,10 +78,9 @@ func (p *Provider) token(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, status, body)
 }
 
-func (p *Provider) tokenResponse(
-	w http.ResponseWriter,
-	r *http.Request,
-) (grantType string, body map[string]any, fault *oauthError) {
+func (p *Provider) tokenResponse(w http.ResponseWriter, r *http.Request) (
+	grantType string, body map[string]any, fault *oauthError,
+) {
 	if fault := readForm(w, r); fault != nil {
 		return "", nil, fault
 	}
