@@ -177,7 +177,9 @@ function journeys(name, { dir, start, order }) {
     const opened = page.context().waitForEvent("page");
     await page.getByRole("button", { name: "Sign in again" }).click();
     const popup = await opened;
+    const loadedAgain = page.waitForResponse((response) => response.url().endsWith("/api/orders") && response.ok());
     await popup.locator('button[name="user"][value="alice"]').click();
+    await loadedAgain;
     await page.getByText("You were signed out.").waitFor({ state: "hidden" });
     assert.equal(await page.getByLabel("Message").inputValue(), "not sent yet");
     await page.getByRole("button", { name: "Send" }).click(); // the WebSocket is that of the new session
