@@ -78,8 +78,11 @@ func callbackNavigation(a *app, r *http.Request) error {
 // 10017, section 6.1.3.3.2), and no preflight succeeds. Sec-Fetch-Site and
 // Origin are checked too.
 func csrfHeader(a *app, r *http.Request) error {
-	if v := r.Header.Values("X-Csrf"); len(v) != 1 || v[0] != "1" {
-		return problem.CSRF.WithCause(fmt.Errorf("X-CSRF is %.20q", v))
+	switch v := r.Header.Values("X-Csrf"); {
+	case len(v) == 0:
+		return problem.CSRF.WithCause(errors.New("the header X-CSRF is missing"))
+	case len(v) != 1 || v[0] != "1":
+		return problem.CSRF.WithCause(fmt.Errorf("the header X-CSRF is %.20q, want 1", v))
 	}
 	if site := r.Header.Values("Sec-Fetch-Site"); len(site) > 0 && (len(site) != 1 || site[0] != "same-origin") {
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
@@ -95,7 +98,7 @@ func sameOrigin(a *app, r *http.Request) error {
 	site, origin := r.Header.Values("Sec-Fetch-Site"), r.Header.Values("Origin")
 	switch {
 	case len(site) == 0 && len(origin) == 0:
-		return problem.CSRF.WithCause(errors.New("neither Sec-Fetch-Site nor Origin is there"))
+		return problem.CSRF.WithCause(errors.New("the headers Sec-Fetch-Site and Origin are missing"))
 	case len(site) > 0 && (len(site) != 1 || site[0] != "same-origin"):
 		return problem.CSRF.WithCause(fmt.Errorf("Sec-Fetch-Site is %.40q", site))
 	}

@@ -58,7 +58,7 @@ func TestEveryRefusalIsLoggedOnceWithItsCause(t *testing.T) {
 				{
 					"GET /api/x HTTP/1.1\r\nHost: " + host + "\r\nX-CSRF: " +
 						strings.Repeat("\u00e9", 4000) + "\r\n" + end,
-					403, "csrf: X-CSRF is",
+					403, "csrf: the header X-CSRF is [",
 				},
 				{
 					"GET /api/x HTTP/1.1\r\n" + good + "Origin: " + strings.Repeat("o", 9000) + "\r\n" + end,

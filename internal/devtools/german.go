@@ -9,8 +9,8 @@ var german = map[string]string{
 	// Results of actions
 	"The access token counts as expired. The next call of an API refreshes it.": "Das Access-Token gilt als " +
 		"abgelaufen. Der nächste Aufruf einer API erneuert es.",
-	"The session has ended. The app learns of it with its next call.": "Die Sitzung ist beendet. Die App erfährt es " +
-		"bei ihrem nächsten Aufruf.",
+	"The session has ended. Open tabs of the app learn of it at once.": "Die Sitzung ist beendet. Offene Tabs der " +
+		"App erfahren es sofort.",
 	"That did not work: this browser has no session, or the store is off.": "Das hat nicht geklappt: Dieser " +
 		"Browser hat keine Sitzung, oder der Speicher ist aus.",
 	"The sign-in was refused: %s.": "Die Anmeldung wurde abgelehnt: %s.",

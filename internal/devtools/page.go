@@ -60,7 +60,7 @@ type notice struct {
 
 var notices = map[string]notice{
 	"expired": {Text: pagetext.Plain("The access token counts as expired. The next call of an API refreshes it.")},
-	"ended":   {Text: pagetext.Plain("The session has ended. The app learns of it with its next call.")},
+	"ended":   {Text: pagetext.Plain("The session has ended. Open tabs of the app learn of it at once.")},
 	"failed": {
 		Text: pagetext.Plain("That did not work: this browser has no session, or the store is off."), Bad: true,
 	},
